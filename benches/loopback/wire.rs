@@ -1,0 +1,272 @@
+//! What goes over the wire: the script of messages and replies, one end of a connection, and an epoll set.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::net::sockopt::set_tcp_nodelay;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, recv, send,
+    socket_with,
+};
+
+use crate::server::Address;
+use crate::{Doing as _, Failure, Result};
+
+/// How long nothing at all may happen before the server counts as stuck.
+const SILENCE: Duration = Duration::from_secs(10);
+
+const PREFIX: &[u8] = b"server got:";
+const DELIMITER: u8 = b'\t';
+
+/// Messages of one size, each different, and the replies to them, both as they stand on the wire one after
+/// the other.
+pub(crate) struct Script {
+    messages: Vec<u8>,
+    replies: Vec<u8>,
+    message_size: usize,
+}
+
+impl Script {
+    /// A script of `count` messages of `size` bytes, the delimiter not counted.
+    pub(crate) fn new(size: usize, count: usize) -> Self {
+        let mut messages = Vec::with_capacity(count * (size + 1));
+        let mut replies = Vec::with_capacity(count * (PREFIX.len() + size + 1));
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..count {
+            let start = messages.len();
+            while messages.len() < start + size {
+                // xorshift64: bytes of all values, the same ones in every run.
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                let word = state.to_le_bytes().map(|byte| if byte == DELIMITER { b'T' } else { byte });
+                messages.extend_from_slice(&word[..word.len().min(start + size - messages.len())]);
+            }
+            messages.push(DELIMITER);
+            replies.extend_from_slice(PREFIX);
+            replies.extend_from_slice(&messages[start..]);
+        }
+        Self { messages, replies, message_size: size + 1 }
+    }
+
+    /// The number of messages.
+    pub(crate) fn count(&self) -> usize {
+        self.messages.len() / self.message_size
+    }
+
+    /// The bytes of a reply, its delimiter counted.
+    pub(crate) fn reply_size(&self) -> usize {
+        PREFIX.len() + self.message_size
+    }
+
+    /// The number of places where a batch of `depth` messages can begin.
+    pub(crate) fn places(&self, depth: usize) -> usize {
+        self.count() - depth + 1
+    }
+
+    /// `depth` messages from the `first` one on.
+    pub(crate) fn messages(&self, first: usize, depth: usize) -> &[u8] {
+        &self.messages[first * self.message_size..][..depth * self.message_size]
+    }
+
+    /// The replies to [`Self::messages`].
+    pub(crate) fn replies(&self, first: usize, depth: usize) -> &[u8] {
+        &self.replies[first * self.reply_size()..][..depth * self.reply_size()]
+    }
+}
+
+/// Opens a connection. TCP connections come from changing addresses of the loopback network, chosen by
+/// `number`, because the ports of one address are soon used up by connections that were closed within the
+/// last minute.
+pub(crate) fn dial(address: &Address, number: usize) -> Result<OwnedFd> {
+    let family = match address {
+        Address::Tcp(_) => AddressFamily::INET,
+        Address::Unix(_) => AddressFamily::UNIX,
+    };
+    let opened = (|| {
+        let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        match address {
+            Address::Tcp(address) => {
+                let last = u8::try_from(1 + number % 250).unwrap_or(1);
+                bind(&socket, &SocketAddrV4::new(Ipv4Addr::new(127, 0, 1, last), 0))?;
+                set_tcp_nodelay(&socket, true)?;
+                connect(&socket, address)?;
+            }
+            Address::Unix(path) => connect(&socket, &SocketAddrUnix::new(path)?)?,
+        }
+        Ok::<_, Errno>(socket)
+    })();
+    opened.doing(format_args!("connecting to {address:?} (connection {number})"))
+}
+
+/// Sends without waiting; 0: the socket takes nothing now.
+pub(crate) fn try_send(socket: &OwnedFd, bytes: &[u8]) -> Result<usize> {
+    match send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        Err(Errno::AGAIN) => Ok(0),
+        sent => sent.doing("sending"),
+    }
+}
+
+/// Receives without waiting; `None`: there is nothing now. The end of the stream is a failure: no server may
+/// hang up here.
+pub(crate) fn try_receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>> {
+    match recv(socket, buffer, RecvFlags::DONTWAIT) {
+        Err(Errno::AGAIN) => Ok(None),
+        Ok((_, 0)) => Err(Failure::new("receiving: the server has closed the connection")),
+        received => received.map(|(_, size)| Some(size)).doing("receiving"),
+    }
+}
+
+/// Compares what came with what should have come.
+pub(crate) fn check(received: &[u8], owed: &[u8]) -> Result<()> {
+    if owed.get(..received.len()) == Some(received) {
+        return Ok(());
+    }
+    let place = received.iter().zip(owed).take_while(|(got, expected)| got == expected).count();
+    let around = |bytes: &[u8]| {
+        bytes[place.saturating_sub(8).min(bytes.len())..(place + 24).min(bytes.len())]
+            .escape_ascii()
+            .to_string()
+    };
+    let (received, owed) = (around(received), around(owed));
+    Err(Failure::new(format_args!(
+        "wrong reply: got …{received}… where …{owed}… was owed (difference at byte {place})"
+    )))
+}
+
+/// What a socket is watched for.
+#[derive(Clone, Copy)]
+pub(crate) enum Interest {
+    /// Changes from nothing to read to something to read.
+    ReadEdge,
+    /// The same, and changes from full to writable.
+    ReadWriteEdge,
+    /// As long as there is something to read.
+    Read,
+    /// As long as there is something to read or room to write.
+    ReadWrite,
+}
+
+impl Interest {
+    fn flags(self) -> epoll::EventFlags {
+        use epoll::EventFlags as Flags;
+        match self {
+            Self::ReadEdge => Flags::IN | Flags::ET,
+            Self::ReadWriteEdge => Flags::IN | Flags::OUT | Flags::ET,
+            Self::Read => Flags::IN,
+            Self::ReadWrite => Flags::IN | Flags::OUT,
+        }
+    }
+}
+
+/// An epoll set and the events that it reported last.
+pub(crate) struct Poll {
+    set: OwnedFd,
+    events: Vec<epoll::Event>,
+}
+
+/// What happened to one socket.
+#[derive(Clone, Copy)]
+pub(crate) struct Ready {
+    /// The number it was added with.
+    pub(crate) key: usize,
+    /// There is something to read, or the connection is broken.
+    pub(crate) readable: bool,
+    /// There is room to write.
+    pub(crate) writable: bool,
+}
+
+impl Poll {
+    /// An empty set.
+    pub(crate) fn new() -> Result<Self> {
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC).doing("making an epoll set")?;
+        Ok(Self { set, events: Vec::with_capacity(512) })
+    }
+
+    /// Adds a socket.
+    pub(crate) fn add(&self, socket: &OwnedFd, key: usize, interest: Interest) -> Result<()> {
+        let key = epoll::EventData::new_u64(key as u64);
+        epoll::add(&self.set, socket, key, interest.flags()).doing("adding to an epoll set")
+    }
+
+    /// Changes what a socket is watched for.
+    pub(crate) fn change(&self, socket: &OwnedFd, key: usize, interest: Interest) -> Result<()> {
+        let key = epoll::EventData::new_u64(key as u64);
+        epoll::modify(&self.set, socket, key, interest.flags()).doing("changing an epoll set")
+    }
+
+    /// Waits for events and returns how many there are; a long silence is a failure.
+    pub(crate) fn wait(&mut self) -> Result<usize> {
+        let timeout = Timespec::try_from(SILENCE).doing("converting a time")?;
+        self.events.clear();
+        match epoll::wait(&self.set, rustix::buffer::spare_capacity(&mut self.events), Some(&timeout)) {
+            Ok(0) => {
+                Err(Failure::new(format_args!("no reply for {} s, though some are owed", SILENCE.as_secs())))
+            }
+            Ok(count) => Ok(count),
+            Err(Errno::INTR) => Ok(0),
+            Err(error) => Err(error).doing("waiting for events"),
+        }
+    }
+
+    /// An event of the last wait.
+    pub(crate) fn event(&self, index: usize) -> Ready {
+        use epoll::EventFlags as Flags;
+        let epoll::Event { flags, data } = self.events[index];
+        Ready {
+            // It was a usize when the socket was added.
+            key: usize::try_from(data.u64()).unwrap_or(usize::MAX),
+            readable: flags.intersects(Flags::IN | Flags::HUP | Flags::ERR),
+            writable: flags.contains(Flags::OUT),
+        }
+    }
+}
+
+/// A load of equal connections, as the results call it: `SIZE-DEPTH-CONNECTIONS`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Case {
+    /// The size of every message in bytes, the delimiter not counted.
+    pub(crate) size: usize,
+    /// How many messages a connection sends before it waits for all their replies.
+    pub(crate) depth: usize,
+    /// The number of connections.
+    pub(crate) connections: usize,
+}
+
+impl Case {
+    /// A case.
+    pub(crate) const fn new(size: usize, depth: usize, connections: usize) -> Self {
+        Self { size, depth, connections }
+    }
+
+    /// A script that lets a connection begin at different messages each time.
+    pub(crate) fn script(self) -> Script {
+        Script::new(self.size, self.depth + if self.size > 4096 { 3 } else { 15 })
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}-{}", self.size, self.depth, self.connections)
+    }
+}
+
+impl std::str::FromStr for Case {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let numbers: Vec<usize> = text.split('-').filter_map(|number| number.parse().ok()).collect();
+        match numbers[..] {
+            [size, depth, connections] if depth > 0 && connections > 0 => {
+                Ok(Self { size, depth, connections })
+            }
+            _ => Err(Failure::new(format_args!(
+                "{text:?} is no case; one is SIZE-DEPTH-CONNECTIONS, such as 16-1-64"
+            ))),
+        }
+    }
+}

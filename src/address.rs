@@ -1,0 +1,210 @@
+//! Where to listen or to connect: `tcp:HOST:PORT`, `unix:/PATH`, and what people write instead.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// The longest path or abstract name of a Unix socket, in bytes (`sun_path` of unix(7) less one NUL).
+const MAX_PATH: usize = 107;
+
+/// An address as it was written. Names are looked up when it is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// `tcp:HOST:PORT`, `tcp4:HOST:PORT`, `tcp6:HOST:PORT`.
+    Tcp {
+        /// Which of the host's addresses are meant.
+        family: Family,
+        /// A name, or an address; an IPv6 address without its brackets.
+        host: String,
+        /// 0 picks a free one where that makes sense.
+        port: u16,
+    },
+    /// `unix:/PATH`.
+    Unix(PathBuf),
+    /// `unix:@NAME`: a name in the abstract namespace of unix(7), without the `@`.
+    Abstract(String),
+}
+
+/// Which addresses of a host are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4 and IPv6.
+    Any,
+    /// IPv4 only.
+    V4,
+    /// IPv6 only.
+    V6,
+}
+
+/// What is wrong with an address, in a sentence that says what to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressError {
+    text: String,
+    problem: String,
+}
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\" is no address: {}", self.text.escape_debug(), self.problem)
+    }
+}
+
+impl std::error::Error for AddressError {}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        parse(text).map_err(|problem| AddressError { text: text.to_owned(), problem })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { family, host, port } => {
+                let scheme = match family {
+                    Family::Any => "tcp",
+                    Family::V4 => "tcp4",
+                    Family::V6 => "tcp6",
+                };
+                if host.contains(':') {
+                    write!(f, "{scheme}:[{host}]:{port}")
+                } else {
+                    write!(f, "{scheme}:{host}:{port}")
+                }
+            }
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Abstract(name) => write!(f, "unix:@{name}"),
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<Address, String> {
+    if text.starts_with('/') || text.starts_with('@') {
+        return unix(text);
+    }
+    if text.starts_with('[') {
+        return tcp(Family::Any, text);
+    }
+    let (scheme, rest) = text.split_once(':').unwrap_or((text, ""));
+    match scheme {
+        "tcp" => tcp(Family::Any, rest),
+        "tcp4" => tcp(Family::V4, rest),
+        "tcp6" => tcp(Family::V6, rest),
+        "unix" => unix(rest),
+        "seqpacket" | "udp" | "unixgram" => {
+            Err(format!("{scheme}: sockets are not built yet; write tcp:HOST:PORT or unix:/PATH"))
+        }
+        _ => tcp(Family::Any, text),
+    }
+}
+
+fn tcp(family: Family, text: &str) -> Result<Address, String> {
+    let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+        let (host, rest) = rest.split_once(']').ok_or("the bracket is not closed; write [IPv6]:PORT")?;
+        if host.parse::<std::net::Ipv6Addr>().is_err() && !host.contains('%') {
+            return Err(format!("[{host}] is no IPv6 address; brackets are for those only"));
+        }
+        let port = rest.strip_prefix(':').ok_or("the port is missing; write [IPv6]:PORT")?;
+        (host, port)
+    } else {
+        let Some((host, port)) = text.rsplit_once(':') else {
+            return Err(if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+                format!("a port needs a host; write 127.0.0.1:{text} or [::1]:{text}")
+            } else {
+                "write tcp:HOST:PORT, unix:/PATH or unix:@NAME".to_owned()
+            });
+        };
+        if host.contains(':') {
+            return Err("an IPv6 address stands in brackets; write [IPv6]:PORT".to_owned());
+        }
+        (host, port)
+    };
+    if host.is_empty() {
+        return Err(format!("a port needs a host; write 127.0.0.1:{port}, or 0.0.0.0:{port} for every interface"));
+    }
+    if host.bytes().any(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control() || byte == b'/') {
+        return Err("a host name has no blanks and no slashes; write tcp:HOST:PORT or unix:/PATH".to_owned());
+    }
+    let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let number = port.parse().ok().filter(|_| digits);
+    let port = number.ok_or_else(|| format!("\"{port}\" is no port; write a number from 0 to 65535"))?;
+    Ok(Address::Tcp { family, host: host.to_owned(), port })
+}
+
+fn unix(text: &str) -> Result<Address, String> {
+    let name = text.strip_prefix('@').unwrap_or(text);
+    if name.is_empty() {
+        return Err("the path is missing; write unix:/PATH or unix:@NAME".to_owned());
+    }
+    if name.len() > MAX_PATH {
+        return Err(format!("a Unix socket's path has at most {MAX_PATH} bytes, this one has {}", name.len()));
+    }
+    if name.contains('\0') {
+        return Err("a path has no NUL byte".to_owned());
+    }
+    if text.starts_with('@') {
+        Ok(Address::Abstract(name.to_owned()))
+    } else if Path::new(text).is_absolute() {
+        Ok(Address::Unix(text.into()))
+    } else {
+        Err(format!("the path must be absolute; write unix:/PATH, not unix:{text}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_written() {
+        for (text, written) in [
+            ("tcp:127.0.0.1:8085", "tcp:127.0.0.1:8085"),
+            ("127.0.0.1:8085", "tcp:127.0.0.1:8085"),
+            ("localhost:0", "tcp:localhost:0"),
+            ("tcp4:localhost:1", "tcp4:localhost:1"),
+            ("tcp6:[::1]:65535", "tcp6:[::1]:65535"),
+            ("[::1]:7", "tcp:[::1]:7"),
+            ("[fe80::1%eth0]:7", "tcp:[fe80::1%eth0]:7"),
+            ("unix:/run/echoed.sock", "unix:/run/echoed.sock"),
+            ("/run/echoed.sock", "unix:/run/echoed.sock"),
+            ("@echoed", "unix:@echoed"),
+            ("unix:@echoed", "unix:@echoed"),
+        ] {
+            let address: Address = text.parse().unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(address.to_string(), written, "{text}");
+            assert_eq!(written.parse(), Ok(address), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_says_what_to_write() {
+        for (text, hint) in [
+            ("", "write tcp:HOST:PORT"),
+            ("8085", "write 127.0.0.1:8085"),
+            (":8085", "write 127.0.0.1:8085"),
+            ("tcp::8085", "write 127.0.0.1:8085"),
+            ("tcp:8085", "write 127.0.0.1:8085"),
+            ("localhost", "write tcp:HOST:PORT"),
+            ("::1:8085", "write [IPv6]:PORT"),
+            ("[::1]", "write [IPv6]:PORT"),
+            ("[::1:8085", "write [IPv6]:PORT"),
+            ("[localhost]:1", "no IPv6 address"),
+            ("127.0.0.1:65536", "from 0 to 65535"),
+            ("127.0.0.1:+1", "from 0 to 65535"),
+            ("127.0.0.1:http", "from 0 to 65535"),
+            ("unix:", "the path is missing"),
+            ("@", "the path is missing"),
+            ("unix:run/echoed.sock", "must be absolute"),
+            ("udp:127.0.0.1:7", "not built yet"),
+            ("tcp:a b:7", "no blanks"),
+        ] {
+            let error = text.parse::<Address>().expect_err(text).to_string();
+            assert!(error.contains(hint), "{text}: {error}");
+        }
+        let long = format!("/{}", "x".repeat(107));
+        assert!(long.parse::<Address>().unwrap_err().to_string().contains("at most 107 bytes"));
+        assert!(long[..107].parse::<Address>().is_ok());
+    }
+}

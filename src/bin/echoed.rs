@@ -1,0 +1,319 @@
+//! The daemon. Joins what the modules of the library know nothing of each other: sockets from systemd go to the server,
+//! its events to the log, signals end it. Reads from top to bottom.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::{ExitCode, abort};
+use std::sync::Arc;
+use std::{env, panic};
+
+use clap::Parser;
+use echoed::address::{Address, Family};
+use echoed::cli::echoed::Echoed;
+use echoed::config::{self, Level, Settings};
+use echoed::server::event::Events;
+use echoed::server::socket::{self, SocketFile};
+use echoed::server::{Counts, Server};
+use echoed::systemd::inherited::{self, Inherited};
+use echoed::systemd::{journal, notify};
+use tokio::runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time;
+
+/// The name of listeners that were given none.
+const DEFAULT_NAME: &str = "echo";
+
+fn main() -> ExitCode {
+    let arguments = Echoed::parse();
+    abort_on_panic();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
+    let settings = settings(arguments)?;
+    // Before there is a second thread: it changes the environment.
+    let inherited = inherited::take()?;
+    let (log, writer) = journal::start(io::stderr()).map_err(|error| Failure::system("cannot start the log", error))?;
+    let log = LeveledLog { log, level: settings.log_level };
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::system("cannot start the runtime", error))?;
+    let result = runtime.block_on(serve(arguments, &settings, inherited, &log));
+    drop(log);
+    writer.close();
+    result
+}
+
+/// Serves until a signal, or the end of all there was to serve.
+async fn serve(
+    arguments: &Echoed,
+    settings: &Settings,
+    inherited: Inherited,
+    log: &LeveledLog,
+) -> Result<ExitCode, Failure> {
+    let mut signals = Signals::catch().map_err(|error| Failure::system("cannot catch signals", error))?;
+    let server = Server::start(settings, log.events());
+    let server = server.map_err(|error| Failure::system("cannot start the workers", error))?;
+    let mut files = Vec::new();
+    let mut one_connection = false;
+    match inherited {
+        Inherited::Listeners(listeners) => {
+            if !arguments.listen.is_empty() || settings.listeners.values().any(|listener| !listener.listen.is_empty()) {
+                log.write(Level::Info, "systemd holds the sockets, so --listen and the listen keys are ignored");
+            }
+            let named = listeners.into_iter().map(|listener| (listener.name, listener.socket)).collect();
+            listen(&server, settings, named, log)?;
+        }
+        Inherited::Nothing => {
+            let (named, made) = bind(arguments, settings)?;
+            files = made;
+            listen(&server, settings, named, log)?;
+        }
+        Inherited::Connection(connection) => {
+            let name = arguments.listener.as_deref().unwrap_or(&connection.name);
+            note_missing_sections(settings, [name], log);
+            let served = server.adopt(connection.socket, name, settings.listener(name));
+            served.map_err(|error| Failure::system("cannot serve the connection from systemd", error))?;
+            one_connection = true;
+        }
+    }
+    log.told(notify::ready());
+
+    let end = tokio::select! {
+        signal = signals.next() => End::Signal(signal),
+        () = server.broken() => End::Broken,
+        () = server.idle(), if one_connection => End::Served,
+    };
+    if let End::Served = end {
+        return Ok(ExitCode::SUCCESS);
+    }
+    log.told(notify::stopping());
+    log.write(Level::Info, &format!("stopping: {end}"));
+    stop(server, settings, &mut signals, log).await;
+    drop(files);
+    Ok(match end {
+        End::Broken => ExitCode::from(EX_OSERR),
+        End::Signal(_) | End::Served => ExitCode::SUCCESS,
+    })
+}
+
+/// Drains: replies that are owed may take as long as `service.drain` says, or until a second signal. The rest is cut.
+async fn stop(server: Server, settings: &Settings, signals: &mut Signals, log: &LeveledLog) {
+    let open = server.connections();
+    let done = async {
+        server.drain().await;
+        server.idle().await;
+    };
+    tokio::select! {
+        _ = time::timeout(settings.service.drain, done) => {}
+        signal = signals.next() => log.write(Level::Info, &format!("not waiting any longer: {signal}")),
+    }
+    let cut = server.connections();
+    let Counts { connections, totals, .. } = server.counts();
+    // Ends the workers, and with them the connections that are left.
+    drop(server);
+    let (finished, messages) = (open.saturating_sub(cut), totals.messages);
+    log.write(
+        Level::Info,
+        &format!("stopped: {finished} connections finished, {cut} cut; {messages} messages on {connections} connections in all"),
+    );
+}
+
+// --- Settings and sockets ----------------------------------------------------------------------------------------------
+
+fn settings(arguments: &Echoed) -> Result<Settings, Failure> {
+    let mut settings = match &arguments.config {
+        Some(path) => Settings::from_file(path)?,
+        None => Settings::default(),
+    };
+    if let Some(level) = arguments.log_level {
+        settings.log_level = level;
+    }
+    Ok(settings)
+}
+
+/// Listening sockets, each with the name of its listener.
+type Named = Vec<(String, OwnedFd)>;
+
+/// Listens by hand: where the command line says, else where the settings say, else on the usual port.
+fn bind(arguments: &Echoed, settings: &Settings) -> Result<(Named, Vec<SocketFile>), Failure> {
+    let mut wanted: Vec<(&str, Address)> =
+        arguments.listen.iter().map(|listen| (&*listen.name, listen.address.clone())).collect();
+    if wanted.is_empty() {
+        for (name, listener) in &settings.listeners {
+            wanted.extend(listener.listen.iter().map(|address| (&**name, address.clone())));
+        }
+    }
+    if wanted.is_empty() {
+        let usual = Address::Tcp { family: Family::Any, host: "127.0.0.1".to_owned(), port: 8085 };
+        wanted.push((DEFAULT_NAME, usual));
+    }
+    let (mut named, mut files) = (Vec::new(), Vec::new());
+    for (name, address) in wanted {
+        let bound = socket::listen(&address);
+        for bound in bound.map_err(|error| Failure::system(&format!("cannot listen on {address}"), error))? {
+            named.push((name.to_owned(), bound.socket));
+            files.extend(bound.file);
+        }
+    }
+    Ok((named, files))
+}
+
+fn listen(server: &Server, settings: &Settings, named: Named, log: &LeveledLog) -> Result<(), Failure> {
+    note_missing_sections(settings, named.iter().map(|(name, _)| &**name), log);
+    for (name, socket) in named {
+        let address = socket::bound_to(&socket);
+        let served = server.listen(socket, &name, settings.listener(&name));
+        served.map_err(|error| Failure::system(&format!("cannot serve {address} ({name})"), error))?;
+        log.write(Level::Info, &format!("listening on {address} ({name})"));
+    }
+    Ok(())
+}
+
+/// Says which names have no section of their own; `echo` needs none.
+fn note_missing_sections<'a>(settings: &Settings, names: impl IntoIterator<Item = &'a str>, log: &LeveledLog) {
+    let missing = |name: &&str| *name != DEFAULT_NAME && !settings.listeners.contains_key(*name);
+    for name in names.into_iter().filter(missing).collect::<BTreeSet<_>>() {
+        log.write(Level::Info, &format!("there is no section [listener.{name}], so {name} uses [defaults]"));
+    }
+}
+
+// --- Signals, log, end -------------------------------------------------------------------------------------------------
+
+/// The signals that end us.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Why the daemon ends.
+enum End {
+    Signal(&'static str),
+    /// The last listener broke.
+    Broken,
+    /// The one connection that it was started for has ended.
+    Served,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(name) => f.write_str(name),
+            Self::Broken => f.write_str("no listener is left"),
+            Self::Served => f.write_str("the connection ended"),
+        }
+    }
+}
+
+/// The log, up to a level.
+#[derive(Clone)]
+struct LeveledLog {
+    log: journal::Log,
+    level: Level,
+}
+
+impl LeveledLog {
+    fn write(&self, level: Level, text: &str) {
+        if level <= self.level {
+            self.log.write(format!("{level}: {text}"));
+        }
+    }
+
+    /// What becomes of the server's events. This runs on its workers, so it only formats what is really logged.
+    fn events(&self) -> Events {
+        let log = self.clone();
+        Arc::new(move |event| {
+            if event.level() <= log.level {
+                log.write(event.level(), &event.to_string());
+            }
+        })
+    }
+
+    /// Says when systemd could not be told something.
+    fn told(&self, result: io::Result<()>) {
+        if let Err(error) = result {
+            let socket = env::var("NOTIFY_SOCKET").unwrap_or_default();
+            self.write(Level::Warn, &format!("cannot notify the service manager on {socket}: {error}, ignoring"));
+        }
+    }
+}
+
+/// A panic is a bug of ours. The process ends with SIGABRT, and systemd starts it anew.
+fn abort_on_panic() {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        abort();
+    }));
+}
+
+/// Bad configuration (EX_CONFIG of sysexits.h).
+const EX_CONFIG: u8 = 78;
+
+/// A system call failed (EX_OSERR of sysexits.h).
+const EX_OSERR: u8 = 71;
+
+/// Why the daemon does not start.
+#[derive(Debug)]
+enum Failure {
+    Configuration(config::Error),
+    Inherited(inherited::Error),
+    System { what: String, error: io::Error },
+}
+
+impl Failure {
+    fn system(what: &str, error: io::Error) -> Self {
+        Self::System { what: what.to_owned(), error }
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Configuration(_) => EX_CONFIG,
+            Self::Inherited(_) | Self::System { .. } => EX_OSERR,
+        })
+    }
+}
+
+impl From<config::Error> for Failure {
+    fn from(error: config::Error) -> Self {
+        Self::Configuration(error)
+    }
+}
+
+impl From<inherited::Error> for Failure {
+    fn from(error: inherited::Error) -> Self {
+        Self::Inherited(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // Begins with the place.
+            Self::Configuration(error) => error.fmt(f),
+            Self::Inherited(error) => write!(f, "echoed: {error}"),
+            Self::System { what, error } => write!(f, "echoed: {what}: {error}"),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The command line of the daemon.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::address::Address;
+use crate::config::{Level, is_listener_name};
+
+/// Serves the delimited echo protocol on sockets from systemd, or on its own.
+#[derive(Debug, Parser)]
+#[command(
+    name = "echoed",
+    version,
+    after_help = "Without a socket from systemd, without --listen and without a configuration, it serves on\n\
+                  tcp:127.0.0.1:8085. Try it: printf 'aaaa\\t' | nc -N 127.0.0.1 8085\n\n\
+                  Exit codes: 0 done, 2 bad command line, 71 a system call failed at start, 78 bad configuration."
+)]
+pub struct Echoed {
+    /// Read the settings from this TOML file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Listen here: tcp:HOST:PORT, unix:/PATH or unix:@NAME. May be given several times. NAME picks the section
+    /// [listener.NAME], by default echo. Ignored where systemd holds the sockets
+    #[arg(long, value_name = "[NAME=]ADDRESS", value_parser = listen)]
+    pub listen: Vec<Listen>,
+
+    /// The section for a connection that systemd has accepted (Accept=yes)
+    #[arg(long, value_name = "NAME")]
+    pub listener: Option<String>,
+
+    /// How much to log: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<Level>,
+}
+
+/// What `--listen` takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// The listener's name, which picks its section.
+    pub name: String,
+    /// Where to listen.
+    pub address: Address,
+}
+
+/// `[NAME=]ADDRESS`. A path may contain `=`, so only what can be a name counts as one.
+fn listen(text: &str) -> Result<Listen, String> {
+    let (name, address) = match text.split_once('=') {
+        Some((name, address)) if is_listener_name(name) => (name, address),
+        Some((name, _)) if !name.contains(['/', ':']) => {
+            return Err(format!("\"{name}\" is no name for a listener; letters, digits and _ . @ - make one"));
+        }
+        _ => ("echo", text),
+    };
+    let address = address.parse().map_err(|error| format!("{error}"))?;
+    Ok(Listen { name: name.to_owned(), address })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_stand_before_the_address() {
+        for (text, name, address) in [
+            ("127.0.0.1:1", "echo", "tcp:127.0.0.1:1"),
+            ("lines=tcp:localhost:1", "lines", "tcp:localhost:1"),
+            ("a.b-c_d@1=/run/x", "a.b-c_d@1", "unix:/run/x"),
+            ("/run/a=b", "echo", "unix:/run/a=b"),
+            ("unix:/run/a=b", "echo", "unix:/run/a=b"),
+            ("x=unix:@a=b", "x", "unix:@a=b"),
+        ] {
+            let listen = listen(text).unwrap();
+            assert_eq!((&*listen.name, &*listen.address.to_string()), (name, address), "{text}");
+        }
+        assert!(listen("a b=127.0.0.1:1").unwrap_err().contains("no name"));
+        assert!(listen("=127.0.0.1:1").unwrap_err().contains("no name"));
+        assert!(listen("x=1").unwrap_err().contains("write 127.0.0.1:1"));
+    }
+}

@@ -1,0 +1,6 @@
+//! The two command lines.
+
+#[cfg(feature = "client")]
+pub mod echoctl;
+#[cfg(feature = "daemon")]
+pub mod echoed;

@@ -1,0 +1,252 @@
+//! The bytes that end a message, and the search for them.
+//!
+//! A search goes on where it stopped: what is known about the end of the last chunk is one number, how many
+//! bytes of the delimiter it may have begun. So no byte is searched again when the next chunk arrives, however
+//! small the chunks are.
+
+use std::fmt;
+
+use memchr::memmem::Finder;
+
+/// The longest delimiter, in bytes.
+pub const MAX_LEN: usize = 16;
+
+/// What ends a message: 1 to 16 bytes of any value; one TAB (0x09) by default.
+#[derive(Clone)]
+pub struct Delimiter {
+    bytes: [u8; MAX_LEN],
+    len: u8,
+    /// `borders[i]`: length of the longest proper prefix that also ends `bytes[..=i]` (Knuth, Morris, Pratt).
+    borders: [u8; MAX_LEN],
+    /// Prepared for delimiters of several bytes; one byte needs no preparation.
+    finder: Option<Box<Finder<'static>>>,
+}
+
+/// Why some bytes or some text cannot be a delimiter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DelimiterError {
+    /// No byte at all.
+    Empty,
+    /// More than [`MAX_LEN`] bytes; the number found.
+    TooLong(usize),
+    /// A backslash that begins no known escape; what stood there.
+    UnknownEscape(String),
+}
+
+impl fmt::Display for DelimiterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => write!(f, "a delimiter needs at least one byte"),
+            Self::TooLong(len) => write!(f, "a delimiter has at most {MAX_LEN} bytes, this one has {len}"),
+            Self::UnknownEscape(text) => {
+                write!(f, "unknown escape {text} (known: \\t \\n \\r \\0 \\b \\e \\f \\\" \\\\ \\xNN \\uNNNN \\UNNNNNNNN)")
+            }
+        }
+    }
+}
+
+impl std::error::Error for DelimiterError {}
+
+impl Delimiter {
+    /// A delimiter of exactly these bytes.
+    ///
+    /// # Errors
+    /// None, or more than [`MAX_LEN`].
+    pub fn new(bytes: &[u8]) -> Result<Self, DelimiterError> {
+        if bytes.is_empty() {
+            return Err(DelimiterError::Empty);
+        }
+        let too_long = || DelimiterError::TooLong(bytes.len());
+        let len = u8::try_from(bytes.len()).map_err(|_| too_long())?;
+        let mut padded = [0; MAX_LEN];
+        padded.get_mut(..bytes.len()).ok_or_else(too_long)?.copy_from_slice(bytes);
+        let finder = (bytes.len() > 1).then(|| Box::new(Finder::new(bytes).into_owned()));
+        Ok(Self { bytes: padded, len, borders: borders(bytes), finder })
+    }
+
+    /// A delimiter written as on a command line: the escapes of a TOML string, `\0`, and `\xNN` for any byte.
+    ///
+    /// # Errors
+    /// An unknown escape, or a length that [`Delimiter::new`] refuses.
+    pub fn from_escaped(text: &str) -> Result<Self, DelimiterError> {
+        Self::new(&unescape(text)?)
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+
+    /// How many bytes it has: 1 to 16.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        usize::from(self.len)
+    }
+
+    /// Whether it occurs in `bytes`.
+    #[must_use]
+    pub fn is_in(&self, bytes: &[u8]) -> bool {
+        self.search(&mut 0, bytes).is_some()
+    }
+
+    /// Where in `chunk` the delimiter's first occurrence ends (the index after its last byte).
+    ///
+    /// `begun` is how many of its bytes the input before `chunk` ended with (0 at the start of a message); when
+    /// nothing is found, it becomes the same for the end of `chunk`.
+    pub(super) fn search(&self, begun: &mut u8, chunk: &[u8]) -> Option<usize> {
+        let Some(finder) = &self.finder else {
+            return memchr::memchr(self.bytes[0], chunk).map(|at| at + 1);
+        };
+        let mut at = 0;
+        while *begun > 0 {
+            let byte = *chunk.get(at)?;
+            *begun = self.advance(*begun, byte);
+            at += 1;
+            if *begun == self.len {
+                *begun = 0;
+                return Some(at);
+            }
+        }
+        let rest = &chunk[at..];
+        if let Some(found) = finder.find(rest) {
+            return Some(at + found + self.len());
+        }
+        let tail = rest.len().saturating_sub(self.len() - 1);
+        *begun = rest[tail..].iter().fold(0, |begun, byte| self.advance(begun, *byte));
+        None
+    }
+
+    /// How many of its bytes have begun after `byte`, when `begun` (fewer than all) had before it.
+    fn advance(&self, mut begun: u8, byte: u8) -> u8 {
+        while begun > 0 && self.bytes[usize::from(begun)] != byte {
+            begun = self.borders[usize::from(begun) - 1];
+        }
+        if self.bytes[usize::from(begun)] == byte { begun + 1 } else { 0 }
+    }
+}
+
+impl Default for Delimiter {
+    fn default() -> Self {
+        let mut bytes = [0; MAX_LEN];
+        bytes[0] = b'\t';
+        Self { bytes, len: 1, borders: [0; MAX_LEN], finder: None }
+    }
+}
+
+impl PartialEq for Delimiter {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Delimiter {}
+
+/// As it would be written in a TOML string.
+impl fmt::Debug for Delimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.as_bytes().escape_ascii())
+    }
+}
+
+/// The border table of a pattern of at most [`MAX_LEN`] bytes.
+fn borders(pattern: &[u8]) -> [u8; MAX_LEN] {
+    let mut borders = [0; MAX_LEN];
+    let mut border = 0_u8;
+    for at in 1..pattern.len() {
+        while border > 0 && pattern[usize::from(border)] != pattern[at] {
+            border = borders[usize::from(border) - 1];
+        }
+        if pattern[usize::from(border)] == pattern[at] {
+            border += 1;
+        }
+        borders[at] = border;
+    }
+    borders
+}
+
+/// The bytes that an escaped text stands for.
+fn unescape(text: &str) -> Result<Vec<u8>, DelimiterError> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        bytes.extend_from_slice(&rest.as_bytes()[..at]);
+        let escape = &rest[at..];
+        let unknown = || DelimiterError::UnknownEscape(escape.chars().take(4).collect());
+        let letter = escape.chars().nth(1).ok_or_else(unknown)?;
+        let digits = match letter {
+            'x' => 2,
+            'u' => 4,
+            'U' => 8,
+            _ => 0,
+        };
+        let end = 1 + letter.len_utf8() + digits;
+        if digits == 0 {
+            bytes.push(match letter {
+                't' => b'\t',
+                'n' => b'\n',
+                'r' => b'\r',
+                '0' => 0,
+                'b' => 8,
+                'e' => 0x1b,
+                'f' => 0x0c,
+                '"' => b'"',
+                '\\' => b'\\',
+                _ => return Err(unknown()),
+            });
+        } else {
+            let hex = escape.get(2..end).filter(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit()));
+            let code = hex.and_then(|hex| u32::from_str_radix(hex, 16).ok()).ok_or_else(unknown)?;
+            if digits == 2 {
+                bytes.push(u8::try_from(code).map_err(|_| unknown())?);
+            } else {
+                let character = char::from_u32(code).ok_or_else(unknown)?;
+                bytes.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+            }
+        }
+        rest = &escape[end..];
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_stand_for_their_bytes() {
+        for (text, bytes) in [
+            (r"\t", &b"\t"[..]),
+            (r"\r\n", b"\r\n"),
+            (r"\0", b"\0"),
+            (r"\xff\x00", b"\xff\0"),
+            (r"\u00e9", "é".as_bytes()),
+            (r"\U0001F600", "😀".as_bytes()),
+            (r"a\\b", b"a\\b"),
+            ("é", "é".as_bytes()),
+            ("\t", b"\t"),
+        ] {
+            assert_eq!(Delimiter::from_escaped(text).unwrap().as_bytes(), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_delimiter_is_refused() {
+        for text in [r"\", r"\q", r"\x", r"\x4", r"\xg0", r"\x+1", r"\u12", r"\ud800", r"\U00110000", r"\é"] {
+            let error = Delimiter::from_escaped(text).unwrap_err();
+            assert!(matches!(error, DelimiterError::UnknownEscape(_)), "{text}: {error}");
+        }
+        assert_eq!(Delimiter::new(b""), Err(DelimiterError::Empty));
+        assert_eq!(Delimiter::new(&[b'x'; 17]), Err(DelimiterError::TooLong(17)));
+        assert_eq!(Delimiter::new(&[b'x'; 300]), Err(DelimiterError::TooLong(300)));
+        assert!(Delimiter::new(&[b'x'; 16]).is_ok());
+    }
+
+    #[test]
+    fn the_default_is_one_tab() {
+        assert_eq!(Delimiter::default(), Delimiter::new(b"\t").unwrap());
+    }
+}

@@ -1,0 +1,66 @@
+//! Chunks in, messages out.
+//!
+//! ```text
+//! chunks    "aa"      "aa\tb"             "\t"
+//! frames    Unfinished Complete(3) Unfinished Complete(1)
+//! messages             "aaaa"                 "b"
+//! ```
+//!
+//! The framer keeps two numbers and no byte: what is unfinished, the session keeps.
+
+use super::delimiter::Delimiter;
+
+/// Cuts a stream of bytes into messages.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Framer {
+    /// Bytes of the message in progress that were taken so far, a begun delimiter among them.
+    taken: usize,
+    /// How many bytes at their end may begin the delimiter.
+    begun: u8,
+}
+
+/// What the bytes of a chunk came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame {
+    /// The message in progress ends with this many bytes of the chunk, its delimiter included.
+    Complete(usize),
+    /// The whole chunk belongs to the message in progress.
+    Unfinished,
+    /// The message in progress is certain to pass the limit. The stream cannot be followed any further.
+    TooLong,
+}
+
+impl Framer {
+    /// Looks for the end of the message in progress in `chunk`, the bytes that follow those of the last call.
+    ///
+    /// A message of `max` bytes is allowed; at one more, as soon as that is certain, it is [`Frame::TooLong`].
+    /// Bytes that may begin the delimiter are not certain yet.
+    #[inline]
+    pub fn next(&mut self, delimiter: &Delimiter, max: usize, chunk: &[u8]) -> Frame {
+        let room = max + delimiter.len() - self.taken;
+        let window = &chunk[..room.min(chunk.len())];
+        if let Some(end) = delimiter.search(&mut self.begun, window) {
+            self.taken = 0;
+            return Frame::Complete(end);
+        }
+        self.taken += window.len();
+        if self.certain() > max { Frame::TooLong } else { Frame::Unfinished }
+    }
+
+    /// Whether a message has begun and not ended.
+    #[must_use]
+    pub fn in_progress(&self) -> bool {
+        self.taken > 0
+    }
+
+    /// Bytes of the message in progress so far, should no delimiter follow: at most `max` + 15.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// Bytes that belong to the message in progress, whatever comes next.
+    fn certain(&self) -> usize {
+        self.taken - usize::from(self.begun)
+    }
+}

@@ -1,0 +1,44 @@
+//! The delimited echo protocol: bytes and time in, bytes and verdicts out.
+//!
+//! # On the wire
+//!
+//! A *message* is any bytes but the *delimiter*, followed by the delimiter: 1 to 16 bytes, by default one TAB. All
+//! other byte values are data. The *reply* is the prefix, the message, the delimiter. An empty message is a message.
+//!
+//! ```text
+//! C: 61 61 61 61 09                                     aaaa<TAB>
+//! S: 73 65 72 76 65 72 20 67 6f 74 3a 61 61 61 61 09    server got:aaaa<TAB>
+//! ```
+//!
+//! Replies come in the order of the messages. A client may send any number of messages without waiting, and may end
+//! its stream after the last: it still gets every reply it is owed, and then the end of the stream. However its bytes
+//! are cut into packets, the replies are the same bytes.
+//!
+//! What a client can act on is said in one last reply before the connection ends:
+//!
+//! ```text
+//! C: 61 61                                              aa   … and nothing more for 2 s
+//! S: 73 65 72 76 65 72 20 65 72 72 6f 72 3a …           server error:message not finished within 2s<TAB>
+//! ```
+//!
+//! # Here
+//!
+//! No I/O, no clock, no log, and of the libraries memchr alone. One message goes through [`session`], which asks
+//! [`framer`] where it ends and has [`reply`] put the answer together, by the [`rules`] of its listener, up to its
+//! [`verdict`].
+
+pub mod delimiter;
+pub mod framer;
+pub mod reply;
+pub mod rules;
+pub mod session;
+pub mod verdict;
+
+#[cfg(test)]
+mod tests;
+
+pub use delimiter::Delimiter;
+pub use reply::Scratch;
+pub use rules::Rules;
+pub use session::{Session, Want};
+pub use verdict::Verdict;

@@ -1,0 +1,145 @@
+//! Replies into output: prefix + message + delimiter.
+//!
+//! One [`Scratch`] serves all connections of a thread in turn, so that none of them needs buffers of its own while
+//! nothing is unfinished. Input is read behind some room in front ([`Scratch::input_room`]), so that the prefix of a
+//! lone message is written before it and the reply is sent from where the message lies, without a copy.
+
+use std::fmt;
+
+/// The longest prefix, in bytes.
+pub const MAX_PREFIX: usize = 4096;
+
+/// The most that is taken in one read, in bytes: a message of the default `max_message` fits whole.
+pub const READ_SIZE: usize = 128 * 1024;
+
+/// When this many bytes of replies are ready, they are sent before more input is looked at.
+pub(super) const ENOUGH: usize = 64 * 1024;
+
+/// Short things are copied as one block of this fixed size: a few vector moves, no call and no loop.
+const BLOCK: usize = 64;
+
+/// What stands before the message in a reply: 0 to [`MAX_PREFIX`] bytes.
+#[derive(Clone)]
+pub struct Prefix {
+    len: usize,
+    /// Padded to at least one block.
+    padded: Box<[u8]>,
+}
+
+impl Prefix {
+    /// A prefix of these bytes; those beyond [`MAX_PREFIX`] are cut off, which the settings refuse beforehand.
+    #[must_use]
+    pub fn new(text: &[u8]) -> Self {
+        let len = text.len().min(MAX_PREFIX);
+        let mut padded = vec![0; len.max(BLOCK)].into_boxed_slice();
+        padded[..len].copy_from_slice(&text[..len]);
+        Self { len, padded }
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.padded[..self.len]
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl PartialEq for Prefix {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Prefix {}
+
+impl fmt::Debug for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.as_bytes().escape_ascii())
+    }
+}
+
+/// The buffers of one thread: where input is read to, and where replies are put together. Nothing stays in them from
+/// one call of a session to the next.
+pub struct Scratch {
+    pub(super) input: Box<[u8]>,
+    pub(super) output: Output,
+}
+
+impl Scratch {
+    /// Where input starts: before it is room for a prefix.
+    pub(super) const START: usize = MAX_PREFIX;
+
+    /// Buffers of about 330 KiB, zeroed once; their pages become resident as they are first used.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            input: vec![0; Self::START + READ_SIZE + BLOCK].into_boxed_slice(),
+            output: Output { bytes: vec![0; ENOUGH + MAX_PREFIX + READ_SIZE + 2 * BLOCK].into_boxed_slice(), len: 0 },
+        }
+    }
+
+    /// Where the next input goes: [`READ_SIZE`] bytes.
+    pub fn input_room(&mut self) -> &mut [u8] {
+        &mut self.input[Self::START..Self::START + READ_SIZE]
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scratch").finish_non_exhaustive()
+    }
+}
+
+/// Replies put together. Holds [`ENOUGH`] bytes and one more reply to a message that came in one read.
+pub(super) struct Output {
+    bytes: Box<[u8]>,
+    len: usize,
+}
+
+impl Output {
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds the reply to the message at `from..to` of `input`, its delimiter included.
+    #[inline]
+    pub(super) fn push_reply(&mut self, prefix: &Prefix, input: &[u8], from: usize, to: usize) {
+        if prefix.len <= BLOCK {
+            self.bytes[self.len..self.len + BLOCK].copy_from_slice(&prefix.padded[..BLOCK]);
+            self.len += prefix.len;
+        } else {
+            self.push(prefix.as_bytes());
+        }
+        let len = to - from;
+        match input.get(from..from + BLOCK) {
+            Some(block) if len <= BLOCK => {
+                self.bytes[self.len..self.len + BLOCK].copy_from_slice(block);
+                self.len += len;
+            }
+            _ => self.push(&input[from..to]),
+        }
+    }
+
+    /// Adds bytes as they are.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+    }
+}

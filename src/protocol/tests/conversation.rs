@@ -1,0 +1,311 @@
+//! Two ends and a fake clock: a session, served as a server would serve it, and its peer.
+//!
+//! What must hold at every moment is checked at every moment ([`Conversation::check`]); a failure prints all that
+//! happened so far.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::protocol::reply::{ENOUGH, READ_SIZE};
+use crate::protocol::session::Totals;
+use crate::protocol::{Rules, Scratch, Session, Verdict, Want};
+
+/// More than any error text has.
+const LAST_WORDS: usize = 128;
+
+/// A conversation. The peer has room for everything unless a story says otherwise.
+pub(super) struct Conversation {
+    session: Session,
+    scratch: Scratch,
+    start: Instant,
+    now: Instant,
+    /// What the peer has sent and the session has not read: the kernel's receive buffer.
+    unread: Vec<u8>,
+    peer_ended: bool,
+    end_told: bool,
+    /// How many bytes the peer's side takes: the kernel's send buffer.
+    room: usize,
+    heard: Vec<u8>,
+    heard_total: usize,
+    /// All bytes that the session took before it had a verdict.
+    read: Vec<u8>,
+    last_read: usize,
+    /// Whether the peer has seen the end of our stream.
+    our_end: bool,
+    verdict: Option<Verdict>,
+    log: Vec<String>,
+}
+
+pub(super) fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+pub(super) fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+impl Conversation {
+    pub(super) fn new(rules: Rules) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "an instant to count from; the clock is moved by hand")]
+        let start = Instant::now();
+        let log = vec![format!("{rules:?}")];
+        Self {
+            session: Session::new(Arc::new(rules), start),
+            scratch: Scratch::new(),
+            start,
+            now: start,
+            unread: Vec::new(),
+            peer_ended: false,
+            end_told: false,
+            room: usize::MAX,
+            heard: Vec::new(),
+            heard_total: 0,
+            read: Vec::new(),
+            last_read: 0,
+            our_end: false,
+            verdict: None,
+            log,
+        }
+    }
+
+    // --- What the peer does ---
+
+    pub(super) fn peer_sends(&mut self, bytes: impl AsRef<[u8]>) {
+        let bytes = bytes.as_ref();
+        self.note(format_args!("peer sends {} bytes: {}", bytes.len(), shown(bytes)));
+        self.unread.extend_from_slice(bytes);
+        self.serve();
+    }
+
+    pub(super) fn peer_ends(&mut self) {
+        self.note(format_args!("peer ends its stream"));
+        self.peer_ended = true;
+        self.serve();
+    }
+
+    pub(super) fn peer_stops_reading(&mut self) {
+        self.note(format_args!("peer stops reading"));
+        self.room = 0;
+    }
+
+    /// It reads so many bytes more, as soon as there are any.
+    pub(super) fn peer_takes(&mut self, count: usize) {
+        self.note(format_args!("peer takes {count}"));
+        self.room = self.room.saturating_add(count);
+        self.serve();
+    }
+
+    pub(super) fn peer_takes_all(&mut self) {
+        self.peer_takes(usize::MAX);
+    }
+
+    // --- What we do ---
+
+    pub(super) fn breaks(&mut self) {
+        self.note(format_args!("the connection breaks"));
+        self.session.reset();
+        self.serve();
+    }
+
+    pub(super) fn is_drained(&mut self) {
+        self.note(format_args!("we drain"));
+        self.session.drain(self.now);
+        self.serve();
+    }
+
+    pub(super) fn is_refused(&mut self, verdict: Verdict) {
+        self.note(format_args!("we refuse: {verdict}"));
+        self.session.refuse(verdict, self.now);
+        self.serve();
+    }
+
+    pub(super) fn is_out_of_memory(&mut self) {
+        self.note(format_args!("we have no memory"));
+        self.session.out_of_memory(self.now);
+        self.serve();
+    }
+
+    // --- What time does ---
+
+    /// Time passes, with a tick just before each deadline, which must do nothing, and one at it, which must do something.
+    pub(super) fn passes(&mut self, time: Duration) {
+        let until = self.now + time;
+        while let Some(deadline) = self.session.deadline().filter(|deadline| *deadline <= until) {
+            let before = deadline - Duration::from_nanos(1);
+            if before >= self.now {
+                let state = self.state();
+                self.session.tick(before);
+                assert_eq!(self.state(), state, "a tick before the deadline did something\n{self}");
+            }
+            self.now = self.now.max(deadline);
+            self.note(format_args!("a deadline passes"));
+            self.session.tick(self.now);
+            assert_ne!(self.session.deadline(), Some(deadline), "a tick at the deadline did nothing\n{self}");
+            self.serve();
+        }
+        self.now = until;
+        self.session.tick(self.now);
+        self.serve();
+    }
+
+    // --- What can be seen ---
+
+    /// What the peer has received since it was last asked, exactly.
+    #[track_caller]
+    pub(super) fn peer_hears(&mut self, expected: impl AsRef<[u8]>) {
+        let (heard, expected) = (std::mem::take(&mut self.heard), expected.as_ref());
+        if heard != expected {
+            let same = heard.iter().zip(expected).take_while(|(heard, expected)| heard == expected).count();
+            panic!(
+                "the peer hears {} bytes: {}\n  instead of {} bytes: {}\n  different from byte {same} on\n{self}",
+                heard.len(),
+                shown(&heard),
+                expected.len(),
+                shown(expected),
+            );
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn goes_on(&self) {
+        assert_eq!(self.session.verdict(), None, "it should go on\n{self}");
+        assert!(!self.our_end, "it should go on, but our stream has ended\n{self}");
+    }
+
+    /// It is over by now: nothing is wanted, nothing kept, no time waited for.
+    #[track_caller]
+    pub(super) fn is_over(&self, verdict: Verdict) {
+        assert_eq!(self.session.verdict(), Some(verdict), "{self}");
+        assert_eq!(self.session.wants(), Want::Close, "{self}");
+        assert_eq!(self.session.deadline(), None, "{self}");
+    }
+
+    /// Our stream has ended, and the peer's end of it is waited for.
+    #[track_caller]
+    pub(super) fn lingers(&self, verdict: Verdict) {
+        assert_eq!(self.session.verdict(), Some(verdict), "{self}");
+        assert!(self.our_end, "our stream should have ended\n{self}");
+        assert_eq!(self.session.wants(), Want::Read, "{self}");
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    pub(super) fn heard(&self) -> &[u8] {
+        &self.heard
+    }
+
+    pub(super) fn read(&self) -> &[u8] {
+        &self.read
+    }
+
+    pub(super) fn our_end(&self) -> bool {
+        self.our_end
+    }
+
+    // --- What a server does ---
+
+    fn serve(&mut self) {
+        loop {
+            match self.session.wants() {
+                Want::Read if !self.unread.is_empty() => {
+                    let count = self.unread.len().min(READ_SIZE);
+                    self.scratch.input_room()[..count].copy_from_slice(&self.unread[..count]);
+                    if self.session.verdict().is_none() {
+                        self.read.extend_from_slice(&self.unread[..count]);
+                    }
+                    self.unread.drain(..count);
+                    self.last_read = count;
+                    let peer = peer(&mut self.heard, &mut self.heard_total, &mut self.room);
+                    self.session.receive(self.now, &mut self.scratch, count, peer);
+                }
+                Want::Read if self.peer_ended && !self.end_told => {
+                    self.end_told = true;
+                    self.session.end_of_input(self.now);
+                }
+                Want::Write if self.room > 0 => {
+                    let peer = peer(&mut self.heard, &mut self.heard_total, &mut self.room);
+                    self.session.resume(self.now, &mut self.scratch, peer);
+                }
+                Want::Shutdown => {
+                    self.our_end = true;
+                    self.session.sent_end(self.now);
+                }
+                Want::Read | Want::Write | Want::Close => break,
+            }
+            self.check();
+        }
+        self.check();
+    }
+
+    /// Holds at every moment.
+    fn check(&mut self) {
+        let (session, rules) = (&self.session, self.session.rules());
+        let most = rules.max_message
+            + ENOUGH
+            + 2 * rules.prefix.as_bytes().len()
+            + rules.delimiter.len()
+            + LAST_WORDS
+            + self.last_read;
+        assert!(session.memory() <= most, "keeps {} bytes, at most {most} allowed\n{self}", session.memory());
+        if session.wants() == Want::Close {
+            assert_eq!(session.memory(), 0, "over, but keeps something\n{self}");
+            assert!(session.verdict().is_some(), "over without a verdict\n{self}");
+        }
+        let out = usize::try_from(session.totals().bytes_out).unwrap();
+        assert_eq!(out, self.heard_total, "bytes that the peer took\n{self}");
+        if self.verdict.is_some() {
+            assert_eq!(session.verdict(), self.verdict, "a verdict, once said, changed\n{self}");
+        }
+        self.verdict = session.verdict();
+    }
+
+    /// All that can be seen of the session.
+    fn state(&self) -> (Want, Option<Instant>, Option<Verdict>, Totals, usize) {
+        let session = &self.session;
+        (session.wants(), session.deadline(), session.verdict(), session.totals(), session.memory())
+    }
+
+    fn note(&mut self, what: fmt::Arguments<'_>) {
+        self.log.push(format!("{:?}: {what}", self.now - self.start));
+    }
+}
+
+/// The story so far.
+impl fmt::Display for Conversation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.log {
+            writeln!(f, "  {line}")?;
+        }
+        writeln!(
+            f,
+            "  {:?}: wants {:?}, {:?}",
+            self.now - self.start,
+            self.session.wants(),
+            self.session.totals()
+        )
+    }
+}
+
+/// The peer's side of a connection: takes what there is room for.
+fn peer(heard: &mut Vec<u8>, total: &mut usize, room: &mut usize) -> impl FnMut(&[u8]) -> usize {
+    let mut full = false;
+    move |bytes| {
+        assert!(!bytes.is_empty(), "nothing was given to be sent");
+        assert!(!full, "asked again, after fewer bytes were taken than were given");
+        let taken = bytes.len().min(*room);
+        full = taken < bytes.len();
+        heard.extend_from_slice(&bytes[..taken]);
+        *total += taken;
+        *room -= taken;
+        taken
+    }
+}
+
+/// Bytes for a person to read, cut when there are many.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    let more = if bytes.len() > 120 { " …" } else { "" };
+    format!("\"{}\"{more}", bytes[..bytes.len().min(120)].escape_ascii())
+}

@@ -1,0 +1,7 @@
+//! Tests of the core: tables, an oracle, and stories on a fake clock.
+
+mod conversation;
+mod endings;
+mod oracle;
+mod story;
+mod tables;

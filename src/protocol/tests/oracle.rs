@@ -1,0 +1,369 @@
+//! Random conversations against a naive split, and random calls in any order.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::conversation::{Conversation, millis, secs, shown};
+use crate::protocol::reply::{MAX_PREFIX, Prefix, READ_SIZE};
+use crate::protocol::rules::{Deadlines, Span, Unterminated};
+use crate::protocol::{Delimiter, Rules, Scratch, Session, Verdict, Want};
+
+// --- The oracle ------------------------------------------------------------------------------------------------------
+
+/// What a stream comes to.
+struct Split<'a> {
+    messages: Vec<&'a [u8]>,
+    /// What follows the last message.
+    rest: &'a [u8],
+    /// Whether `rest` begins with a message that is certain to be too long.
+    too_long: bool,
+}
+
+/// The first occurrence wins, looked for at every place, again for every message.
+fn split<'a>(delimiter: &[u8], max_message: usize, mut rest: &'a [u8]) -> Split<'a> {
+    let mut messages = Vec::new();
+    while let Some(length) = (0..rest.len()).find(|at| rest[*at..].starts_with(delimiter)) {
+        if length > max_message {
+            return Split { messages, rest, too_long: true };
+        }
+        messages.push(&rest[..length]);
+        rest = &rest[length + delimiter.len()..];
+    }
+    let begun = (0..delimiter.len()).rev().find(|begun| rest.ends_with(&delimiter[..*begun])).unwrap();
+    Split { messages, rest, too_long: rest.len() - begun > max_message }
+}
+
+fn replies(rules: &Rules, messages: &[&[u8]]) -> Vec<u8> {
+    let (prefix, delimiter) = (rules.prefix.as_bytes(), rules.delimiter.as_bytes());
+    messages.iter().flat_map(|message| [prefix, *message, delimiter].concat()).collect()
+}
+
+fn last_words(rules: &Rules, verdict: Verdict) -> Vec<u8> {
+    let text = match verdict {
+        Verdict::TooLong => format!("message exceeds {} bytes", rules.max_message),
+        Verdict::ReadDeadline => "message not finished within 2s".to_owned(),
+        Verdict::IdleDeadline => "no message within 5min".to_owned(),
+        Verdict::Lifetime => "connection older than 7s".to_owned(),
+        Verdict::Busy => "out of buffer memory".to_owned(),
+        _ => return Vec::new(),
+    };
+    [b"server error:", text.as_bytes(), rules.delimiter.as_bytes()].concat()
+}
+
+fn is_line_ends(rest: &[u8]) -> bool {
+    String::from_utf8_lossy(rest).replace("\r\n", "").replace('\n', "").is_empty()
+}
+
+/// All that the peer hears, and the verdict, when it ends its stream after `wire`.
+fn whole_answer(rules: &Rules, wire: &[u8]) -> (Vec<u8>, usize, Verdict) {
+    let Split { mut messages, rest, too_long } = split(rules.delimiter.as_bytes(), rules.max_message, wire);
+    let mut verdict = Verdict::PeerClosed;
+    if too_long || rest.len() > rules.max_message {
+        verdict = Verdict::TooLong;
+    } else if rules.unterminated == Unterminated::Accept {
+        messages.extend((!rest.is_empty()).then_some(rest));
+    } else if !is_line_ends(rest) {
+        verdict = Verdict::Unterminated { bytes: rest.len() };
+    }
+    let answer = [replies(rules, &messages), last_words(rules, verdict)].concat();
+    (answer, messages.len(), verdict)
+}
+
+// --- Random streams --------------------------------------------------------------------------------------------------
+
+/// The delimiters are made of few different bytes, none of which is in an error text.
+const ALPHABETS: [&[u8]; 5] = [b"\t", b"\t\0", b"\0\xff\n", b"\r\n", b"\xfe\xff"];
+
+fn delimiter_of(alphabet: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![vec(select(alphabet), 1..=3), vec(select(alphabet), 1..=16)]
+}
+
+/// A stream of delimiters, begun ones, and other bytes of the same alphabet.
+fn wire_of(alphabet: &'static [u8], delimiter: Vec<u8>, pieces: usize) -> impl Strategy<Value = Vec<u8>> {
+    let length = delimiter.len();
+    let piece = prop_oneof![
+        3 => Just(delimiter.clone()),
+        2 => (0..length).prop_map(move |begun| delimiter[..begun].to_vec()),
+        2 => vec(select(alphabet), 0..20),
+        1 => vec(select(&b"abc"[..]), 0..100),
+    ];
+    vec(piece, 0..pieces).prop_map(|pieces| pieces.concat())
+}
+
+/// A prefix of bytes that may begin the delimiter, but never contains it.
+fn prefix_of(alphabet: &'static [u8], delimiter: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+    let length = prop_oneof![Just(0), 1..20_usize, 60..70_usize, 65..=MAX_PREFIX];
+    (length, vec(select(alphabet), 64)).prop_map(move |(length, pattern)| {
+        let mut prefix: Vec<u8> = pattern.iter().copied().cycle().take(length).collect();
+        while let Some(at) = (0..prefix.len()).find(|at| prefix[*at..].starts_with(&delimiter)) {
+            prefix[at + delimiter.len() - 1] = b'>';
+        }
+        prefix
+    })
+}
+
+fn max_message() -> impl Strategy<Value = usize> {
+    prop_oneof![2 => 0..8_usize, 2 => 8..40_usize, 3 => Just(64 * 1024)]
+}
+
+fn rules_and_wire(pieces: usize) -> impl Strategy<Value = (Rules, Vec<u8>)> {
+    let delimiter = select(&ALPHABETS[..]).prop_flat_map(|alphabet| (Just(alphabet), delimiter_of(alphabet)));
+    let parts = delimiter.prop_flat_map(move |(alphabet, delimiter)| {
+        let wire = wire_of(alphabet, delimiter.clone(), pieces);
+        let prefix = prefix_of(alphabet, delimiter.clone());
+        (Just(delimiter), prefix, wire, max_message(), any::<bool>())
+    });
+    parts.prop_map(|(delimiter, prefix, wire, max_message, accept)| {
+        let unterminated = if accept { Unterminated::Accept } else { Unterminated::Discard };
+        let (delimiter, prefix) = (Delimiter::new(&delimiter).unwrap(), Prefix::new(&prefix));
+        (Rules { delimiter, prefix, max_message, unterminated, ..Rules::default() }, wire)
+    })
+}
+
+/// How much a peer takes at a time. At the end of the cycle something, so that it gets on.
+fn takes() -> impl Strategy<Value = Vec<usize>> {
+    let count = prop_oneof![2 => Just(0), 3 => 1..20_usize, 2 => 1..5_000_usize, 1 => 1..200_000_usize];
+    vec(count, 0..10).prop_map(|mut takes| {
+        takes.push(5_000);
+        takes
+    })
+}
+
+fn config() -> ProptestConfig {
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn a_peer_hears_what_a_naive_split_would_answer(
+        (rules, wire) in rules_and_wire(100),
+        chunks in vec(prop_oneof![1..4_usize, 1..40_usize, 1..1_000_usize], 1..10),
+        takes in takes(),
+        reads_at_once in any::<bool>(),
+    ) {
+        let (answer, messages, verdict) = whole_answer(&rules, &wire);
+        let Split { rest, too_long, .. } = split(rules.delimiter.as_bytes(), rules.max_message, &wire);
+        let mut talk = Conversation::new(rules);
+        if !reads_at_once {
+            talk.peer_stops_reading();
+        }
+        let mut takes = takes.iter().copied().cycle();
+        let (mut left, mut chunks) = (&wire[..], chunks.iter().copied().cycle());
+        while !left.is_empty() {
+            let chunk;
+            (chunk, left) = left.split_at(chunks.next().unwrap().min(left.len()));
+            talk.peer_sends(chunk);
+            talk.peer_takes(takes.next().unwrap());
+        }
+        while talk.session().wants() == Want::Write {
+            talk.peer_takes(takes.next().unwrap());
+        }
+        let nothing_left = rest.is_empty() || too_long;
+        prop_assert_eq!(talk.session().memory() == 0, nothing_left, "keeps {}\n{}", talk.session().memory(), talk);
+        prop_assert_eq!(talk.session().verdict().is_some(), too_long, "{}", talk);
+        talk.peer_ends();
+        while talk.session().wants() != Want::Close {
+            talk.peer_takes(takes.next().unwrap());
+        }
+        talk.peer_hears(&answer);
+        talk.is_over(verdict);
+        prop_assert_eq!(talk.session().totals().messages, messages as u64, "{}", talk);
+        prop_assert_eq!(talk.session().totals().bytes_out, answer.len() as u64, "{}", talk);
+        if !too_long {
+            prop_assert_eq!(talk.session().totals().bytes_in, wire.len() as u64, "{}", talk);
+        }
+    }
+}
+
+// --- Random conversations --------------------------------------------------------------------------------------------
+
+/// What can happen on a connection.
+#[derive(Debug, Clone)]
+enum Event {
+    Sends(Vec<u8>),
+    Ends,
+    StopsReading,
+    Takes(usize),
+    Passes(Duration),
+    Drain,
+    OutOfMemory,
+    Breaks,
+}
+
+/// A whole message, several, an end, a beginning.
+const SENT: &[&[u8]] = &[b"aa\t", b"\t", b"\n", b"a", b"b\taaab\t", b"aaaaaa", b"\ta"];
+
+const DELIMITERS: &[&[u8]] = &[b"\t", b"\t\t", b"aab"];
+
+fn event() -> impl Strategy<Value = Event> {
+    let bytes = prop_oneof![
+        3 => select(SENT).prop_map(<[u8]>::to_vec),
+        1 => (1..400_usize).prop_map(|count| b"a\t".repeat(count)),
+    ];
+    let time =
+        prop_oneof![0..1_000_u64, 900..1_100_u64, 1_900..2_100_u64, 9_000..11_000_u64, 300_000..301_000_u64];
+    prop_oneof![
+        10 => bytes.prop_map(Event::Sends),
+        6 => prop_oneof![Just(0), 1..20_usize, 1..200_000_usize].prop_map(Event::Takes),
+        4 => time.prop_map(|time| Event::Passes(millis(time))),
+        2 => Just(Event::StopsReading),
+        1 => Just(Event::Ends),
+        1 => Just(Event::Drain),
+        1 => Just(Event::OutOfMemory),
+        1 => Just(Event::Breaks),
+    ]
+}
+
+fn some_rules() -> impl Strategy<Value = Rules> {
+    let prefix = prop_oneof![Just(0), Just(11), Just(MAX_PREFIX)];
+    let delimiter = select(DELIMITERS);
+    let lifetime = prop_oneof![Just(None), Just(Some(Span::new(secs(7), "7s")))];
+    (prefix, delimiter, lifetime, prop_oneof![Just(5), Just(64 * 1024)], any::<bool>()).prop_map(
+        |(prefix, delimiter, lifetime, max_message, accept)| Rules {
+            delimiter: Delimiter::new(delimiter).unwrap(),
+            prefix: Prefix::new(&vec![b'>'; prefix]),
+            max_message,
+            unterminated: if accept { Unterminated::Accept } else { Unterminated::Discard },
+            deadlines: Deadlines { lifetime, ..Deadlines::default() },
+            ..Rules::default()
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn whatever_happens_a_peer_hears_the_beginning_of_the_right_answer_and_then_the_end(
+        rules in some_rules(),
+        events in vec(event(), 0..30),
+    ) {
+        let mut talk = Conversation::new(rules);
+        for event in events {
+            match event {
+                Event::Sends(bytes) => talk.peer_sends(bytes),
+                Event::Ends => talk.peer_ends(),
+                Event::StopsReading => talk.peer_stops_reading(),
+                Event::Takes(count) => talk.peer_takes(count),
+                Event::Passes(time) => talk.passes(time),
+                Event::Drain => talk.is_drained(),
+                Event::OutOfMemory => talk.is_out_of_memory(),
+                Event::Breaks => talk.breaks(),
+            }
+        }
+        talk.peer_takes_all();
+        talk.passes(secs(400));
+        prop_assert_eq!(talk.session().wants(), Want::Close, "{}", talk);
+
+        let rules = talk.session().rules();
+        let verdict = talk.session().verdict().unwrap();
+        let (whole, _, closed) = whole_answer(rules, talk.read());
+        let messages = split(rules.delimiter.as_bytes(), rules.max_message, talk.read()).messages;
+        let cut_off = [replies(rules, &messages), last_words(rules, verdict)].concat();
+        let heard = talk.heard();
+        if matches!(verdict, Verdict::PeerClosed | Verdict::Unterminated { .. }) {
+            prop_assert_eq!(verdict, closed, "{}", talk);
+            prop_assert!(heard == whole, "heard {} instead of {}\n{talk}", shown(heard), shown(&whole));
+        } else if talk.our_end() {
+            prop_assert!(heard == cut_off, "heard {} instead of {}\n{talk}", shown(heard), shown(&cut_off));
+        } else {
+            // Broken off.
+            let right = whole.starts_with(heard) || cut_off.starts_with(heard);
+            prop_assert!(right, "heard {} instead of some of {}\n{talk}", shown(heard), shown(&cut_off));
+        }
+    }
+}
+
+// --- Random calls ----------------------------------------------------------------------------------------------------
+
+/// Everything that can be called, whether it is wanted or not.
+#[derive(Debug, Clone)]
+enum Call {
+    Receive(Vec<u8>),
+    EndOfInput,
+    Resume(usize),
+    Tick(Duration),
+    Drain,
+    Refuse,
+    OutOfMemory,
+    Reset,
+    SentEnd,
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let bytes = prop_oneof![
+        3 => vec(select(&b"ab\t\n"[..]), 0..40),
+        1 => (1..READ_SIZE).prop_map(|count| vec![b'\t'; count]),
+        1 => (1..READ_SIZE).prop_map(|count| vec![b'a'; count]),
+    ];
+    prop_oneof![
+        8 => bytes.prop_map(Call::Receive),
+        6 => prop_oneof![Just(0), 0..100_usize, 0..500_000_usize].prop_map(Call::Resume),
+        4 => (0..400_000_u64).prop_map(|time| Call::Tick(millis(time))),
+        1 => Just(Call::EndOfInput),
+        1 => Just(Call::Drain),
+        1 => Just(Call::Refuse),
+        1 => Just(Call::OutOfMemory),
+        1 => Just(Call::Reset),
+        1 => Just(Call::SentEnd),
+    ]
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn calls_in_any_order_do_no_harm_and_it_always_comes_to_an_end(
+        rules in some_rules(),
+        calls in vec((call(), 0..10_000_usize), 0..30),
+    ) {
+        #[expect(clippy::disallowed_methods, reason = "an instant to count from; the clock is moved by hand")]
+        let mut now = Instant::now();
+        let (mut session, mut scratch) = (Session::new(Arc::new(rules), now), Scratch::new());
+        let mut verdict = None;
+        for (call, room) in calls {
+            match call {
+                Call::Receive(bytes) => {
+                    scratch.input_room()[..bytes.len()].copy_from_slice(&bytes);
+                    session.receive(now, &mut scratch, bytes.len(), |bytes| bytes.len().min(room));
+                }
+                Call::Resume(room) => session.resume(now, &mut scratch, |bytes| bytes.len().min(room)),
+                Call::Tick(time) => {
+                    now += time;
+                    session.tick(now);
+                }
+                Call::EndOfInput => session.end_of_input(now),
+                Call::Drain => session.drain(now),
+                Call::Refuse => session.refuse(Verdict::TooMany { limit: 1 }, now),
+                Call::OutOfMemory => session.out_of_memory(now),
+                Call::Reset => session.reset(),
+                Call::SentEnd => session.sent_end(now),
+            }
+            if verdict.is_some() {
+                prop_assert_eq!(session.verdict(), verdict, "a verdict, once said, changed");
+            }
+            verdict = session.verdict();
+        }
+        // The peer does nothing more but take what it is sent.
+        for _ in 0..10 {
+            match session.wants() {
+                Want::Read => {
+                    now = now.max(session.deadline().expect("a deadline to wait for"));
+                    session.tick(now);
+                }
+                Want::Write => session.resume(now, &mut scratch, <[u8]>::len),
+                Want::Shutdown => session.sent_end(now),
+                Want::Close => break,
+            }
+        }
+        prop_assert_eq!(session.wants(), Want::Close, "{:?}", session.verdict());
+        prop_assert!(session.verdict().is_some());
+        prop_assert_eq!(session.memory(), 0);
+    }
+}

@@ -1,0 +1,282 @@
+//! One table of wires and what they come to, whole, byte by byte, and cut at every place.
+
+use super::conversation::{Conversation, shown};
+use crate::protocol::reply::{MAX_PREFIX, Prefix};
+use crate::protocol::rules::Unterminated;
+use crate::protocol::verdict::{KINDS, NAMES};
+use crate::protocol::{Delimiter, Rules, Verdict, Want};
+
+/// What comes after the last whole message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    Nothing,
+    /// Only line ends.
+    LineEnds,
+    /// So many bytes that are not a message.
+    Unterminated(usize),
+    /// A message that is too long, which is certain with this byte of the wire (counted from 1). Those after it are
+    /// not looked at.
+    TooLong(usize),
+    /// A message that is too long since the bytes that began the delimiter at its end did not go on.
+    TooLongAtTheEnd,
+}
+
+use Rest::{LineEnds, Nothing, TooLong, TooLongAtTheEnd, Unterminated as Left};
+
+/// Delimiter, `max_message`, bytes on the wire, messages in them, what is left.
+type Case = (&'static [u8], usize, &'static [u8], &'static [&'static [u8]], Rest);
+
+const B63: &[u8; 63] = &[b'x'; 63];
+const MANY: usize = 64 * 1024;
+
+const CASES: &[Case] = &[
+    // One byte, any byte.
+    (b"\t", MANY, b"", &[], Nothing),
+    (b"\t", MANY, b"aaaa\t", &[b"aaaa"], Nothing),
+    (b"\t", MANY, b"a\tbb\tccc\t", &[b"a", b"bb", b"ccc"], Nothing),
+    (b"\t", MANY, b"\t", &[b""], Nothing),
+    (b"\t", MANY, b"\t\t\ta\t\t", &[b"", b"", b"", b"a", b""], Nothing),
+    (b"\t", MANY, b"aa", &[], Left(2)),
+    (b"\t", MANY, b"a\tbbb", &[b"a"], Left(3)),
+    (b"\t", MANY, b"\0\t\xff\t\0\xff\0\t\0", &[b"\0", b"\xff", b"\0\xff\0"], Left(1)),
+    (b"\t", MANY, b"aaaa\t\n", &[b"aaaa"], LineEnds),
+    (b"\t", MANY, b"aaaa\t\r\n\n\r\n", &[b"aaaa"], LineEnds),
+    (b"\t", MANY, b"aaaa\t\r", &[b"aaaa"], Left(1)),
+    (b"\t", MANY, b"aaaa\t\r\r\n", &[b"aaaa"], Left(3)),
+    (b"\t", MANY, b"aaaa\t\nb\n", &[b"aaaa"], Left(3)),
+    (b"\t", MANY, b"aaaa\t\nbbbb\t\n", &[b"aaaa", b"\nbbbb"], LineEnds),
+    (b"\t", MANY, b"\r\n\t\n\t", &[b"\r\n", b"\n"], Nothing),
+    (b"\0", MANY, b"a\0\xff\0\0", &[b"a", b"\xff", b""], Nothing),
+    (b"\xff", MANY, b"a\xff\0\xff\t\xff", &[b"a", b"\0", b"\t"], Nothing),
+    (b"\n", MANY, b"a\r\n\nb", &[b"a\r", b""], Left(1)),
+    // Two bytes.
+    (b"\r\n", MANY, b"a\r\nbb\r\n", &[b"a", b"bb"], Nothing),
+    (b"\r\n", MANY, b"\r\n\r\n", &[b"", b""], Nothing),
+    (b"\r\n", MANY, b"\r\r\n\n\r\n", &[b"\r", b"\n"], Nothing),
+    (b"\r\n", MANY, b"a\rb\nc\r\n\r", &[b"a\rb\nc"], Left(1)),
+    (b"\r\n", MANY, b"a\r\n\r\r\r", &[b"a"], Left(3)),
+    (b"\r\n", MANY, b"a\r\n\n", &[b"a"], LineEnds),
+    (b"\0\0", MANY, b"\0a\0\0\0", &[b"\0a"], Left(1)),
+    (b"\xff\0", MANY, b"\xff\xff\0\0\xff\0", &[b"\xff", b"\0"], Nothing),
+    // Delimiters that begin again within themselves: the first occurrence wins.
+    (b"aa", MANY, b"aaa", &[b""], Left(1)),
+    (b"aa", MANY, b"aaaabaa", &[b"", b"", b"b"], Nothing),
+    (b"aba", MANY, b"ababa", &[b""], Left(2)),
+    (b"aba", MANY, b"abbabababa", &[b"abb", b"b"], Nothing),
+    (b"aab", MANY, b"aaab", &[b"a"], Nothing),
+    (b"aab", MANY, b"aaaaabaab", &[b"aaa", b""], Nothing),
+    (b"aab", MANY, b"abaabaaba", &[b"ab", b""], Left(1)),
+    (b"aabaa", MANY, b"aabaabaaa", &[b""], Left(4)),
+    (b"aabaac", MANY, b"aabaabaac", &[b"aab"], Nothing),
+    (b"aabaac", MANY, b"aabaaaabaac", &[b"aabaa"], Nothing),
+    // Sixteen bytes.
+    (b"0123456789abcdef", MANY, b"x0123456789abcdef", &[b"x"], Nothing),
+    (b"0123456789abcdef", MANY, b"0123456789abcde0123456789abcdef", &[b"0123456789abcde"], Nothing),
+    (b"aaaaaaaaaaaaaaab", MANY, b"aaaaaaaaaaaaaaabaaaaaaaaaaaaaaab", &[b"", b""], Nothing),
+    (b"aaaaaaaaaaaaaaab", MANY, b"aaaaaaaaaaaaaaaaaaab", &[b"aaaa"], Nothing),
+    (b"aaaaaaaaaaaaaaab", MANY, b"aaaaaaaaaaaaaabaaaaaaaaaaaaaaab", &[b"aaaaaaaaaaaaaab"], Nothing),
+    (b"aaaaaaaaaaaaaaab", MANY, b"aaaaaaaaaaaaaaaaaaaa", &[], Left(20)),
+    (b"abababababababac", MANY, b"abababababababababac", &[b"abab"], Nothing),
+    (b"abababababababac", MANY, b"abababababababaabababababababac", &[b"abababababababa"], Nothing),
+    (b"abababababababac", MANY, b"abababababababacabababababababab", &[b""], Left(16)),
+    // Replies around the size of the block in which short things are copied.
+    (b"\t", MANY, B63, &[], Left(63)),
+    (
+        b"\t",
+        MANY,
+        b"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\t\
+          xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\t\
+          xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\t\
+          xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\t",
+        &[B63, &[b'x'; 64], &[b'x'; 65], &[b'x'; 62]],
+        Nothing,
+    ),
+    // Exactly the longest message, one byte more, and when that is certain.
+    (b"\t", 4, b"aaaa\taaaa\t", &[b"aaaa", b"aaaa"], Nothing),
+    (b"\t", 4, b"aaaa", &[], Left(4)),
+    (b"\t", 4, b"aaaaa\t", &[], TooLong(5)),
+    (b"\t", 4, b"a\taaaaa", &[b"a"], TooLong(7)),
+    (b"\t", 4, b"a\taaaaaaaa\tb\tc\t", &[b"a"], TooLong(7)),
+    (b"\t", 0, b"\t\t", &[b"", b""], Nothing),
+    (b"\t", 0, b"a\t\t", &[], TooLong(1)),
+    (b"\t", 2, b"\t\n\n\n\t", &[b""], TooLong(4)),
+    (b"\r\n", 4, b"aaaa\r\naaa\r\r\n", &[b"aaaa", b"aaa\r"], Nothing),
+    (b"\r\n", 4, b"aaa\r", &[], Left(4)),
+    (b"\r\n", 4, b"aaaa\r", &[], TooLongAtTheEnd),
+    (b"\r\n", 4, b"aaaa\rb\r\n", &[], TooLong(6)),
+    (b"\r\n", 4, b"aaaa\r\r\n", &[], TooLong(6)),
+    (b"\r\n", 4, b"aaaaa\r\n", &[], TooLong(5)),
+    (b"\r\n", 0, b"\r\n\r", &[b""], TooLongAtTheEnd),
+    (b"aab", 2, b"bbaabaaaab", &[b"bb", b"aa"], Nothing),
+    (b"aab", 2, b"bbaaab", &[], TooLong(5)),
+    (b"aab", 2, b"aab\0\xffaa", &[b""], TooLongAtTheEnd),
+    (b"aaaaaaaaaaaaaaab", 1, b"xaaaaaaaaaaaaaaab", &[b"x"], Nothing),
+    (b"aaaaaaaaaaaaaaab", 1, b"aaaaaaaaaaaaaaaab", &[b"a"], Nothing),
+    (b"aaaaaaaaaaaaaaab", 1, b"xaaaaaaaaaaaaaaaaaab", &[], TooLong(17)),
+    (b"abababababababac", 1, b"xabababababababac", &[b"x"], Nothing),
+    (b"abababababababac", 1, b"xababababababababac", &[], TooLong(17)),
+    (b"abababababababac", 3, b"xababababababababac", &[b"xab"], Nothing),
+];
+
+#[test]
+fn however_a_stream_is_cut_its_replies_are_the_same_bytes() {
+    for case in CASES {
+        let wire = case.2;
+        expect(case, b"server got:", &[]);
+        expect(case, b"server got:", &(0..wire.len()).collect::<Vec<_>>());
+        for first in 1..wire.len() {
+            expect(case, b"server got:", &[first]);
+            // At every pair of places, while there are not too many.
+            for second in (first + 1..wire.len()).take_while(|_| wire.len() <= 32) {
+                expect(case, b"server got:", &[first, second]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prefix_has_any_length() {
+    for case in CASES {
+        for length in [0, 1, 63, 64, 65, MAX_PREFIX] {
+            let prefix = vec![b'>'; length];
+            expect(case, &prefix, &[]);
+            expect(case, &prefix, &(0..case.2.len()).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn an_accepted_rest_is_answered_like_a_message() {
+    for case in CASES {
+        let (delimiter, max_message, wire, messages, rest) = case;
+        let mut talk = Conversation::new(Rules {
+            unterminated: Unterminated::Accept,
+            ..rules(delimiter, *max_message, b"server got:")
+        });
+        talk.peer_sends(wire);
+        talk.peer_ends();
+        let mut expected = replies(b"server got:", messages, delimiter);
+        if matches!(rest, LineEnds | Left(_)) {
+            let whole: usize = messages.iter().map(|message| message.len() + delimiter.len()).sum();
+            expected.extend(replies(b"server got:", &[&wire[whole..]], delimiter));
+        }
+        expected.extend(last_words(case));
+        talk.peer_hears(expected);
+        let verdict = if last_words(case).is_empty() { Verdict::PeerClosed } else { Verdict::TooLong };
+        talk.is_over(verdict);
+    }
+}
+
+#[test]
+fn a_message_that_is_too_long_is_cut_off_with_the_byte_that_makes_it_certain() {
+    for case in CASES {
+        let (delimiter, max_message, wire, ..) = case;
+        let mut talk = Conversation::new(rules(delimiter, *max_message, b""));
+        let certain = (1..=wire.len()).find(|at| {
+            talk.peer_sends(&wire[at - 1..*at]);
+            talk.session().verdict().is_some()
+        });
+        let expected = if let TooLong(at) = case.4 { Some(at) } else { None };
+        assert_eq!(certain, expected, "{}\n{talk}", described(case));
+    }
+}
+
+#[test]
+fn each_verdict_has_its_one_name_and_its_text() {
+    let rules = Rules { max_message: 7, ..Rules::default() };
+    let table = [
+        (Verdict::TooLong, "too-long", Some("message exceeds 7 bytes")),
+        (Verdict::ReadDeadline, "read-deadline", Some("message not finished within 2s")),
+        (Verdict::IdleDeadline, "idle-deadline", Some("no message within 5min")),
+        (Verdict::Lifetime, "lifetime", None),
+        (Verdict::TooMany { limit: 3 }, "too-many", Some("too many connections from this source (limit 3)")),
+        (Verdict::Busy, "busy", Some("out of buffer memory")),
+        (Verdict::WriteDeadline, "write-deadline", None),
+        (Verdict::PeerClosed, "peer-closed", None),
+        (Verdict::PeerReset, "peer-reset", None),
+        (Verdict::Unterminated { bytes: 3 }, "unterminated", None),
+        (Verdict::Shutdown, "shutdown", None),
+    ];
+    for (verdict, name, text) in table {
+        assert_eq!(verdict.name(), name);
+        assert_eq!(NAMES[verdict.index()], name);
+        assert_eq!(verdict.text(&rules).as_deref(), text, "{verdict}");
+    }
+    let mut names = NAMES.to_vec();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), KINDS, "two verdicts have the same name: {NAMES:?}");
+}
+
+#[test]
+fn a_delimiter_is_written_as_it_is_read() {
+    for byte in 0..=u8::MAX {
+        let delimiter = Delimiter::new(&[byte, b'+']).unwrap();
+        let written = format!("{delimiter:?}");
+        let text = written.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap();
+        assert_eq!(Delimiter::from_escaped(text), Ok(delimiter), "byte {byte}, written {written}");
+    }
+}
+
+/// Runs a case, cut before each of the bytes `cuts`, with this prefix, and compares.
+fn expect(case: &Case, prefix: &[u8], cuts: &[usize]) {
+    let (delimiter, max_message, wire, messages, rest) = *case;
+    let mut talk = Conversation::new(rules(delimiter, max_message, prefix));
+    let mut at = 0;
+    for next in cuts.iter().copied().chain([wire.len()]).filter(|next| *next > 0) {
+        talk.peer_sends(&wire[at..next]);
+        at = next;
+    }
+    let context = || format!("{}\n  cut at {cuts:?}\n{talk}", described(case));
+    let unfinished = matches!(rest, LineEnds | Left(_) | TooLongAtTheEnd);
+    assert_eq!(
+        talk.session().memory() > 0,
+        unfinished,
+        "keeps {} bytes of {}",
+        talk.session().memory(),
+        context()
+    );
+    let over = matches!(rest, TooLong(_));
+    assert_eq!(talk.session().wants(), Want::Read, "{}", context());
+    assert_eq!(talk.session().verdict().is_some(), over, "{}", context());
+
+    talk.peer_ends();
+    let mut expected = replies(prefix, messages, delimiter);
+    expected.extend(last_words(case));
+    talk.peer_hears(expected);
+    talk.is_over(match rest {
+        Nothing | LineEnds => Verdict::PeerClosed,
+        Left(bytes) => Verdict::Unterminated { bytes },
+        TooLong(_) | TooLongAtTheEnd => Verdict::TooLong,
+    });
+    let totals = talk.session().totals();
+    assert_eq!(totals.messages, messages.len() as u64, "messages of {}\n{talk}", described(case));
+    if !over {
+        assert_eq!(totals.bytes_in, wire.len() as u64, "bytes of {}\n{talk}", described(case));
+    }
+}
+
+fn rules(delimiter: &[u8], max_message: usize, prefix: &[u8]) -> Rules {
+    let delimiter = Delimiter::new(delimiter).unwrap();
+    Rules { delimiter, max_message, prefix: Prefix::new(prefix), ..Rules::default() }
+}
+
+fn replies(prefix: &[u8], messages: &[&[u8]], delimiter: &[u8]) -> Vec<u8> {
+    messages.iter().flat_map(|message| [prefix, *message, delimiter].concat()).collect()
+}
+
+fn last_words((delimiter, max_message, _, _, rest): &Case) -> Vec<u8> {
+    match rest {
+        TooLong(_) | TooLongAtTheEnd => {
+            let words = format!("server error:message exceeds {max_message} bytes");
+            [words.as_bytes(), delimiter].concat()
+        }
+        Nothing | LineEnds | Left(_) => Vec::new(),
+    }
+}
+
+fn described((delimiter, max_message, wire, messages, rest): &Case) -> String {
+    let messages: Vec<_> = messages.iter().map(|message| shown(message)).collect();
+    let (delimiter, wire) = (shown(delimiter), shown(wire));
+    format!("delimiter {delimiter}, at most {max_message}, wire {wire}, messages {messages:?}, {rest:?}")
+}

@@ -1,0 +1,112 @@
+//! Why a connection ended. What a peer did is never an error of ours: it is expected, named and counted.
+
+use std::fmt;
+
+use super::rules::{Rules, Span};
+
+/// Why a connection ended. Each has one name ([`Verdict::name`]) on the wire, in the log, in the metrics and in tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The message in progress passed `max_message`.
+    TooLong,
+    /// The message in progress was not finished within `deadlines.read`.
+    ReadDeadline,
+    /// No message within `deadlines.idle`.
+    IdleDeadline,
+    /// The connection reached `deadlines.lifetime`.
+    Lifetime,
+    /// The peer's source has as many connections as `limits.connections_per_source` allows.
+    TooMany {
+        /// That limit.
+        limit: u32,
+    },
+    /// What the connection would have to keep does not fit into `limits.buffer_memory`.
+    Busy,
+    /// The peer took no byte of what it was owed for `deadlines.write`.
+    WriteDeadline,
+    /// The peer ended its stream after a whole message, and got every reply.
+    PeerClosed,
+    /// The peer broke the connection off.
+    PeerReset,
+    /// The peer ended its stream in the middle of a message.
+    Unterminated {
+        /// How many bytes of it had come.
+        bytes: usize,
+    },
+    /// We end: the daemon stops.
+    Shutdown,
+}
+
+/// How many kinds of verdicts there are.
+pub const KINDS: usize = 11;
+
+impl Verdict {
+    /// Its one name, in lower case with hyphens.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        NAMES[self.index()]
+    }
+
+    /// Its number among the kinds: less than [`KINDS`]; the index into [`NAMES`] and into counters.
+    #[must_use]
+    pub fn index(self) -> usize {
+        match self {
+            Self::TooLong => 0,
+            Self::ReadDeadline => 1,
+            Self::IdleDeadline => 2,
+            Self::Lifetime => 3,
+            Self::TooMany { .. } => 4,
+            Self::Busy => 5,
+            Self::WriteDeadline => 6,
+            Self::PeerClosed => 7,
+            Self::PeerReset => 8,
+            Self::Unterminated { .. } => 9,
+            Self::Shutdown => 10,
+        }
+    }
+
+    /// What the peer can be told about it, in words; `None` where it could do nothing about it or could not hear it.
+    #[must_use]
+    pub fn text(self, rules: &Rules) -> Option<String> {
+        let deadlines = &rules.deadlines;
+        match self {
+            Self::TooLong => Some(format!("message exceeds {} bytes", rules.max_message)),
+            Self::ReadDeadline => said(deadlines.read.as_ref(), |d| format!("message not finished within {d}")),
+            Self::IdleDeadline => said(deadlines.idle.as_ref(), |d| format!("no message within {d}")),
+            Self::Lifetime => said(deadlines.lifetime.as_ref(), |d| format!("connection older than {d}")),
+            Self::TooMany { limit } => Some(format!("too many connections from this source (limit {limit})")),
+            Self::Busy => Some("out of buffer memory".to_owned()),
+            Self::WriteDeadline
+            | Self::PeerClosed
+            | Self::PeerReset
+            | Self::Unterminated { .. }
+            | Self::Shutdown => None,
+        }
+    }
+}
+
+/// The names of all verdicts, in the order of [`Verdict::index`].
+pub const NAMES: [&str; KINDS] = [
+    "too-long",
+    "read-deadline",
+    "idle-deadline",
+    "lifetime",
+    "too-many",
+    "busy",
+    "write-deadline",
+    "peer-closed",
+    "peer-reset",
+    "unterminated",
+    "shutdown",
+];
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A deadline can only have passed where there is one.
+fn said(deadline: Option<&Span>, text: impl Fn(&Span) -> String) -> Option<String> {
+    deadline.map(text)
+}

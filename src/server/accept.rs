@@ -1,0 +1,172 @@
+//! Accepting: one task for each listener, all on the first worker, for all workers. (A listener that every worker
+//! polls wakes all of them for each connection.) A place is taken before a connection is accepted, so that the ones
+//! that do not fit wait in the kernel's backlog.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::task;
+use tokio::time;
+
+use super::admission::{Admission, Place};
+use super::connection::{Caller, Connection, clock};
+use super::event::{Event, Events};
+use super::socket::{Peer, prepare_connection};
+use super::worker::Worker;
+use crate::config;
+use crate::protocol::Session;
+
+/// How many connections are accepted before the first worker's connections have a turn.
+const BATCH: usize = 32;
+
+/// When descriptors or memory have run out, and no connection of ours ends, how long until the next try.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the acceptors of all listeners share.
+pub(crate) struct Reception {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) workers: Vec<Arc<Worker>>,
+    pub(crate) events: Events,
+    pub(crate) connections: AtomicU64,
+}
+
+/// What connections of one listener are received with.
+#[derive(Debug, Clone)]
+pub(crate) struct Desk {
+    pub(crate) name: Arc<str>,
+    pub(crate) settings: Arc<config::Listener>,
+}
+
+/// What an error of accept(2) asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Cause {
+    /// The connection died while it was waiting; the next may be well.
+    Connection,
+    /// Something has run out that will be there again.
+    Shortage,
+    /// The listener itself.
+    Listener,
+}
+
+impl Cause {
+    fn of(error: &io::Error) -> Self {
+        match Errno::from_io_error(error).unwrap_or(Errno::INVAL) {
+            Errno::CONNABORTED
+            | Errno::INTR
+            | Errno::PERM
+            // Linux passes pending errors of the new connection on (accept(2), "Error handling").
+            | Errno::NETDOWN
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::HOSTDOWN
+            | Errno::NONET
+            | Errno::HOSTUNREACH
+            | Errno::OPNOTSUPP
+            | Errno::NETUNREACH => Self::Connection,
+            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Self::Shortage,
+            _ => Self::Listener,
+        }
+    }
+}
+
+/// Accepts until the listener breaks, which is said in the error; otherwise it goes on until it is dropped.
+pub(crate) async fn accept(listener: &UnixStream, desk: &Desk, reception: &Reception) -> io::Error {
+    let mut short = false;
+    loop {
+        reception.admission.wait_for_place(|limit| (reception.events)(Event::Full { limit })).await;
+        // Listens from before the try on, so that no descriptor becomes free unnoticed.
+        let mut ended = pin!(reception.admission.ended().notified());
+        ended.as_mut().enable();
+        if let Err(error) = listener.readable().await {
+            return error;
+        }
+        let mut accepted = 0;
+        let error = loop {
+            if accepted == BATCH {
+                break None;
+            }
+            let Some(place) = reception.admission.place() else { break None };
+            match listener.try_io(Interest::READABLE, || accept_one(listener)) {
+                Ok((socket, from)) => {
+                    accepted += 1;
+                    reception.receive(socket, from, desk, place);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
+                Err(error) => match Cause::of(&error) {
+                    Cause::Connection => {}
+                    Cause::Shortage => break Some(error),
+                    Cause::Listener => return error,
+                },
+            }
+        };
+        if short && accepted > 0 {
+            short = false;
+            (reception.events)(Event::Recovered { listener: Arc::clone(&desk.name) });
+        }
+        match error {
+            Some(error) => {
+                if !short {
+                    short = true;
+                    (reception.events)(Event::Short { listener: Arc::clone(&desk.name), error });
+                }
+                // An elapsed second is as good a reason to try again as an ended connection.
+                let _ = time::timeout(RETRY, ended).await;
+            }
+            None => task::yield_now().await,
+        }
+    }
+}
+
+fn accept_one(listener: impl AsFd) -> io::Result<(OwnedFd, Option<SocketAddrAny>)> {
+    Ok(acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?)
+}
+
+impl Reception {
+    /// Has a connection served by the worker with the fewest; or refused, where its source has enough.
+    pub(crate) fn receive(&self, socket: OwnedFd, from: Option<SocketAddrAny>, desk: &Desk, mut place: Place) {
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed)) else { return };
+        let listener = || Arc::clone(&desk.name);
+        let prepared = prepare_connection(&socket, &desk.settings).and_then(|()| worker.register(socket));
+        let stream = match prepared {
+            Ok(stream) => stream,
+            Err(error) => return (self.events)(Event::Dropped { listener: listener(), peer: Peer::Unknown, error }),
+        };
+        let peer = Peer::of(&stream, from);
+        (self.events)(Event::Opened { connection, listener: listener(), peer });
+        let mut session = Session::new(Arc::clone(&desk.settings.rules), clock());
+        if let Some(Err(verdict)) = peer.source().map(|source| place.claim(source)) {
+            let Some(refused) = place.refuse() else { return };
+            place = refused;
+            session.refuse(verdict, clock());
+        }
+        let caller = Caller { connection, listener: listener(), peer };
+        worker.spawn(Connection::new(stream, session, caller, Arc::clone(worker), place));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_accept_are_sorted_by_cause() {
+        let cause = |errno: Errno| Cause::of(&errno.into());
+        assert_eq!(cause(Errno::CONNABORTED), Cause::Connection);
+        assert_eq!(cause(Errno::PERM), Cause::Connection);
+        for shortage in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert_eq!(cause(shortage), Cause::Shortage);
+        }
+        for broken in [Errno::BADF, Errno::INVAL, Errno::NOTSOCK] {
+            assert_eq!(cause(broken), Cause::Listener);
+        }
+    }
+}

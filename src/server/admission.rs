@@ -1,0 +1,316 @@
+//! Who gets in, and how much all of them may keep. Everything that is counted here is given back by a drop.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::config::Limits;
+use crate::protocol::Verdict;
+
+/// How many refused connections may wait at once for their refusal to arrive. They take no place of a connection that
+/// is served; beyond that number they are closed without a word.
+const REFUSED: usize = 64;
+
+/// The counts of all connections of a server, against its limits.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    limits: Limits,
+    /// Connections being served.
+    open: AtomicUsize,
+    /// Refused connections that are not closed yet.
+    refused: AtomicUsize,
+    sources: Mutex<HashMap<Source, u32>>,
+    /// Bytes that connections keep.
+    buffers: AtomicUsize,
+    /// Told whenever a connection, served or refused, has ended and its descriptor is closed.
+    ended: Notify,
+    /// Whether it was said that the limit on connections is reached. Forgotten when an eighth of them has ended, so
+    /// that coming and going at the limit does not say it every time.
+    full: AtomicBool,
+}
+
+/// Where connections come from, as far as it is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Source {
+    V4(Ipv4Addr),
+    /// The first 64 bits of the address: what one host can change as it likes is the rest.
+    V6([u16; 4]),
+    Uid(u32),
+}
+
+impl Source {
+    /// The source of an address; `None` for loopback addresses, which are not limited.
+    pub(crate) fn of_ip(ip: IpAddr) -> Option<Self> {
+        match ip.to_canonical() {
+            ip if ip.is_loopback() => None,
+            IpAddr::V4(ip) => Some(Self::V4(ip)),
+            IpAddr::V6(ip) => {
+                let [a, b, c, d, ..] = ip.segments();
+                Some(Self::V6([a, b, c, d]))
+            }
+        }
+    }
+
+    /// The source of a UID; `None` for 65534, which stands for users of other user namespaces.
+    pub(crate) fn of_uid(uid: u32) -> Option<Self> {
+        (uid != 65534).then_some(Self::Uid(uid))
+    }
+}
+
+impl Admission {
+    pub(crate) fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            open: AtomicUsize::new(0),
+            refused: AtomicUsize::new(0),
+            sources: Mutex::new(HashMap::new()),
+            buffers: AtomicUsize::new(0),
+            ended: Notify::new(),
+            full: AtomicBool::new(false),
+        })
+    }
+
+    /// A place for one more connection, to be had before it is accepted; `None` when there are as many as the limit
+    /// allows.
+    pub(crate) fn place(self: &Arc<Self>) -> Option<Place> {
+        let below = |open| (open < self.limits.connections).then_some(open + 1);
+        let taken = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below);
+        taken.ok().map(|_| Place { admission: Arc::clone(self), kind: Kind::Open(None) })
+    }
+
+    /// Waits until there is a place; `on_full` is told the limit when it has to wait, but not again and
+    /// again while connections come and go.
+    pub(crate) async fn wait_for_place(&self, on_full: impl Fn(usize)) {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.open() < self.limits.connections {
+                return;
+            }
+            if !self.full.swap(true, Ordering::Relaxed) {
+                on_full(self.limits.connections);
+            }
+            ended.await;
+        }
+    }
+
+    /// Told whenever a connection has ended.
+    pub(crate) fn ended(&self) -> &Notify {
+        &self.ended
+    }
+
+    /// Connections being served.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Waits until there is no connection at all.
+    pub(crate) async fn wait_for_none(&self) {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.open() == 0 && self.refused.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    fn sources(&self) -> MutexGuard<'_, HashMap<Source, u32>> {
+        // A count is changed in one step, so it is right even if a thread panicked.
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of one connection among all. Given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    admission: Arc<Admission>,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Open(Option<Source>),
+    Refused,
+    GivenBack,
+}
+
+impl Place {
+    /// Counts the connection for its source.
+    ///
+    /// # Errors
+    /// The source has as many connections as it may have; the place stays without a source.
+    pub(crate) fn claim(&mut self, source: Source) -> Result<(), Verdict> {
+        let limit = self.admission.limits.connections_per_source;
+        if limit == 0 {
+            return Ok(());
+        }
+        match self.admission.sources().entry(source) {
+            Entry::Occupied(mut count) if *count.get() < limit => *count.get_mut() += 1,
+            Entry::Occupied(_) => return Err(Verdict::TooMany { limit }),
+            Entry::Vacant(count) => {
+                count.insert(1);
+            }
+        }
+        self.kind = Kind::Open(Some(source));
+        Ok(())
+    }
+
+    /// Exchanges the place for one among the refused; `None` when there are enough of those.
+    pub(crate) fn refuse(mut self) -> Option<Self> {
+        let below = |refused| (refused < REFUSED).then_some(refused + 1);
+        self.admission.refused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).ok()?;
+        self.give_back();
+        self.kind = Kind::Refused;
+        Some(self)
+    }
+
+    fn give_back(&mut self) {
+        match std::mem::replace(&mut self.kind, Kind::GivenBack) {
+            Kind::Open(source) => {
+                if let Some(source) = source {
+                    if let Entry::Occupied(mut count) = self.admission.sources().entry(source) {
+                        *count.get_mut() -= 1;
+                        if *count.get() == 0 {
+                            count.remove();
+                        }
+                    }
+                }
+                let limit = self.admission.limits.connections;
+                if self.admission.open.fetch_sub(1, Ordering::Relaxed) <= limit - limit / 8 {
+                    self.admission.full.store(false, Ordering::Relaxed);
+                }
+            }
+            Kind::Refused => {
+                self.admission.refused.fetch_sub(1, Ordering::Relaxed);
+            }
+            Kind::GivenBack => return,
+        }
+        self.admission.ended.notify_waiters();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+/// What one connection keeps, charged to the budget of all. Given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    admission: Arc<Admission>,
+    bytes: usize,
+}
+
+impl Charge {
+    pub(crate) fn new(admission: &Arc<Admission>) -> Self {
+        Self { admission: Arc::clone(admission), bytes: 0 }
+    }
+
+    /// The connection now keeps this many bytes. Returns whether that fits into the budget; it is charged in any case.
+    #[inline]
+    pub(crate) fn set(&mut self, bytes: usize) -> bool {
+        if bytes == self.bytes {
+            return true;
+        }
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        if bytes < before {
+            self.admission.buffers.fetch_sub(before - bytes, Ordering::Relaxed);
+            return true;
+        }
+        let more = bytes - before;
+        self.admission.buffers.fetch_add(more, Ordering::Relaxed) + more <= self.admission.limits.buffer_memory
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission(connections: usize, connections_per_source: u32) -> Arc<Admission> {
+        Admission::new(Limits { connections, connections_per_source, buffer_memory: 1000 })
+    }
+
+    fn v4(last: u8) -> Source {
+        Source::of_ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last))).unwrap()
+    }
+
+    #[test]
+    fn exactly_as_many_places_as_the_limit_says() {
+        let admission = admission(2, 0);
+        let first = admission.place().unwrap();
+        let _second = admission.place().unwrap();
+        assert!(admission.place().is_none());
+        drop(first);
+        assert!(admission.place().is_some());
+        assert_eq!(admission.open(), 1);
+    }
+
+    #[test]
+    fn a_source_has_its_own_limit() {
+        let admission = admission(100, 2);
+        let claimed = |source| {
+            let mut place = admission.place().unwrap();
+            place.claim(source).map(|()| place)
+        };
+        let first = claimed(v4(1)).unwrap();
+        let _second = claimed(v4(1)).unwrap();
+        assert_eq!(claimed(v4(1)).unwrap_err(), Verdict::TooMany { limit: 2 });
+        let other = claimed(v4(2)).unwrap();
+        drop(first);
+        let _third = claimed(v4(1)).unwrap();
+        drop(other);
+        assert_eq!(admission.sources().len(), 1, "nothing is remembered of sources without connections");
+    }
+
+    #[test]
+    fn the_refused_take_no_place_and_are_few() {
+        let admission = admission(1, 1);
+        let refused: Vec<_> = (0..REFUSED).map(|_| admission.place().unwrap().refuse().unwrap()).collect();
+        assert!(admission.place().unwrap().refuse().is_none());
+        let _served = admission.place().unwrap();
+        drop(refused);
+        assert_eq!(admission.refused.load(Ordering::Relaxed), 0);
+        assert_eq!(admission.open(), 1);
+    }
+
+    #[test]
+    fn the_buffer_budget_is_kept_and_given_back() {
+        let admission = admission(1, 1);
+        let mut one = Charge::new(&admission);
+        let mut other = Charge::new(&admission);
+        assert!(one.set(1000));
+        assert!(!other.set(1));
+        assert!(one.set(999));
+        assert!(other.set(0) && other.set(1));
+        drop(one);
+        drop(other);
+        assert_eq!(admission.buffers.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn sources_are_addresses_prefixes_and_users() {
+        let ip = |text: &str| Source::of_ip(text.parse().unwrap());
+        assert_eq!(ip("127.0.0.1"), None);
+        assert_eq!(ip("127.8.0.1"), None);
+        assert_eq!(ip("::1"), None);
+        assert_eq!(ip("::ffff:127.0.0.1"), None);
+        assert_eq!(ip("::ffff:192.0.2.1"), ip("192.0.2.1"));
+        assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:1"));
+        assert_ne!(ip("2001:db8::1"), ip("2001:db8:0:1::1"));
+        assert_eq!(Source::of_uid(0), Some(Source::Uid(0)));
+        assert_eq!(Source::of_uid(65534), None);
+    }
+}

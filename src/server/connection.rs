@@ -1,0 +1,249 @@
+//! One connection: the way of a message from the socket through its session back to the socket.
+//!
+//! THE HOT PATH. A connection is one hand-written future over the buffers of its thread. In one turn it reads once or
+//! a few times, answers at once from where the input lies, and goes back to sleep; it owns no buffer unless something
+//! is unfinished. Per message nothing happens here but the session's work: no lock, no log, no shared counter, no
+//! timer. There is one timer per connection; it is set again when it fires, or when a deadline comes nearer than it.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use pin_project_lite::pin_project;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::time::{self, Sleep};
+
+use super::admission::{Charge, Place};
+use super::event::Event;
+use super::socket::Peer;
+use super::worker::Worker;
+use crate::protocol::{Scratch, Session, Verdict, Want};
+
+/// How many times one turn may read, or go on with what is held; then the others have theirs.
+const STEPS: u32 = 2;
+
+/// The farthest a timer is set, which is less than what timers can do. It is set again when it fires.
+const LONGEST_NAP: Duration = Duration::from_secs(86_400);
+
+thread_local! {
+    /// The buffers of this thread, made when its first connection is served.
+    static SCRATCH: RefCell<Option<Box<Scratch>>> = const { RefCell::new(None) };
+}
+
+pin_project! {
+    /// A connection that is served until it ends.
+    pub(crate) struct Connection {
+        // Dropped from top to bottom: the descriptor is closed before its place is given back.
+        stream: UnixStream,
+        session: Session,
+        #[pin]
+        alarm: Option<Sleep>,
+        charge: Charge,
+        caller: Caller,
+        seat: Option<usize>,
+        worker: Arc<Worker>,
+        place: Place,
+    }
+
+    impl PinnedDrop for Connection {
+        fn drop(this: Pin<&mut Self>) {
+            this.leave();
+        }
+    }
+}
+
+/// Who a connection is with.
+pub(crate) struct Caller {
+    /// Counted from 1 over all listeners.
+    pub(crate) connection: u64,
+    pub(crate) listener: Arc<str>,
+    pub(crate) peer: Peer,
+}
+
+/// How a turn ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// Until the socket has news, or the alarm goes off.
+    Wait,
+    /// Until the others have had their turn.
+    Yield,
+    /// For good.
+    End,
+}
+
+impl Connection {
+    /// A connection on `stream`, which is registered with the reactor of `worker`; to be spawned there.
+    pub(crate) fn new(stream: UnixStream, session: Session, caller: Caller, worker: Arc<Worker>, place: Place) -> Self {
+        worker.open.fetch_add(1, Ordering::Relaxed);
+        let charge = Charge::new(&worker.admission);
+        Self { stream, session, alarm: None, charge, caller, seat: None, worker, place }
+    }
+
+    /// Does what the session wants, as far as the socket goes along.
+    #[inline]
+    fn steps(self: Pin<&mut Self>, cx: &mut Context<'_>, now: Instant, scratch: &mut Scratch) -> Pause {
+        let this = self.project();
+        let session = this.session;
+        let mut wire = Wire { stream: this.stream, cx, blocked: false, broken: false };
+        let mut steps = 0;
+        loop {
+            match session.wants() {
+                Want::Close => return Pause::End,
+                Want::Read | Want::Write if steps == STEPS => return Pause::Yield,
+                Want::Read => match wire.read(scratch.input_room()) {
+                    Some(0) => session.end_of_input(now),
+                    Some(count) => session.receive(now, scratch, count, |bytes| wire.send(bytes)),
+                    None => {}
+                },
+                Want::Write => session.resume(now, scratch, |bytes| wire.send(bytes)),
+                Want::Shutdown => {
+                    wire.end();
+                    session.sent_end(now);
+                }
+            }
+            steps += 1;
+            if wire.broken {
+                session.reset();
+            }
+            if !this.charge.set(session.memory()) {
+                session.out_of_memory(now);
+                this.charge.set(session.memory());
+            }
+            if wire.blocked {
+                return Pause::Wait;
+            }
+        }
+    }
+
+    /// Sees to it that the task is woken no later than its session's next deadline. Returns `false` if that has passed.
+    #[inline]
+    fn set_alarm(self: Pin<&mut Self>, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut this = self.project();
+        let Some(deadline) = this.session.deadline() else { return true };
+        if deadline <= now {
+            return false;
+        }
+        let set_for = this.alarm.as_ref().as_pin_ref().map(|alarm| alarm.deadline().into_std());
+        if set_for.is_some_and(|at| now < at && at <= deadline) {
+            return true;
+        }
+        let at = time::Instant::from_std(deadline.min(now + LONGEST_NAP));
+        match this.alarm.as_mut().as_pin_mut() {
+            Some(alarm) => alarm.reset(at),
+            None => this.alarm.set(Some(time::sleep_until(at))),
+        }
+        // Leaves our waker with the timer.
+        this.alarm.as_pin_mut().is_none_or(|alarm| alarm.poll(cx).is_pending())
+    }
+
+    /// The connection is over: says why, and gives back what does not give itself back.
+    fn leave(self: Pin<&mut Self>) {
+        let this = self.project();
+        let worker = this.worker;
+        if let Some(seat) = this.seat.take() {
+            worker.sign_off(seat);
+        }
+        worker.open.fetch_sub(1, Ordering::Relaxed);
+        // Without a verdict, it is we who stop before it was done.
+        let verdict = this.session.verdict().unwrap_or(Verdict::Shutdown);
+        worker.counters.count_end(verdict);
+        (worker.events.0)(Event::Closed {
+            connection: this.caller.connection,
+            listener: Arc::clone(&this.caller.listener),
+            peer: this.caller.peer,
+            verdict,
+            totals: this.session.totals(),
+            age: clock().saturating_duration_since(this.session.opened()),
+        });
+    }
+}
+
+impl Future for Connection {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut now = clock();
+        let before = self.session.totals();
+        let this = self.as_mut().project();
+        if this.seat.is_none() {
+            *this.seat = Some(this.worker.sign_up(cx.waker().clone()));
+        }
+        if this.worker.is_draining() {
+            this.session.drain(now);
+        }
+        let pause = loop {
+            if self.session.deadline().is_some_and(|deadline| deadline <= now) {
+                self.as_mut().project().session.tick(now);
+            }
+            let pause = SCRATCH.with_borrow_mut(|scratch| {
+                let scratch = scratch.get_or_insert_with(Box::default);
+                self.as_mut().steps(cx, now, scratch)
+            });
+            if pause == Pause::End || self.as_mut().set_alarm(cx, now) {
+                break pause;
+            }
+            now = clock();
+        };
+        self.worker.counters.count_totals(before, self.session.totals());
+        match pause {
+            Pause::Wait => Poll::Pending,
+            Pause::Yield => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Pause::End => Poll::Ready(()),
+        }
+    }
+}
+
+/// The socket, during one turn.
+struct Wire<'a, 'c> {
+    stream: &'a mut UnixStream,
+    cx: &'a mut Context<'c>,
+    /// The socket had no room or no input; the task is woken when it has.
+    blocked: bool,
+    /// The connection broke.
+    broken: bool,
+}
+
+impl Wire<'_, '_> {
+    /// How many of `bytes` the socket took.
+    #[inline]
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        match Pin::new(&mut *self.stream).poll_write(self.cx, bytes) {
+            Poll::Ready(Ok(sent)) => return sent,
+            Poll::Ready(Err(_)) => self.broken = true,
+            Poll::Pending => self.blocked = true,
+        }
+        0
+    }
+
+    /// How many bytes came; 0 at the end of the stream, `None` when nothing did.
+    #[inline]
+    fn read(&mut self, room: &mut [u8]) -> Option<usize> {
+        let mut room = ReadBuf::new(room);
+        // After a short read tokio knows that nothing is left, and makes no second system call to find out.
+        match Pin::new(&mut *self.stream).poll_read(self.cx, &mut room) {
+            Poll::Ready(Ok(())) => return Some(room.filled().len()),
+            Poll::Ready(Err(_)) => self.broken = true,
+            Poll::Pending => self.blocked = true,
+        }
+        None
+    }
+
+    /// Ends our stream.
+    fn end(&mut self) {
+        // A peer that is gone does not mind; the next read says so.
+        let _ = Pin::new(&mut *self.stream).poll_shutdown(self.cx);
+    }
+}
+
+/// The server's one clock, which tests can stop.
+pub(crate) fn clock() -> Instant {
+    time::Instant::now().into_std()
+}

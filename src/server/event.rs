@@ -1,0 +1,138 @@
+//! What the outside may want to know. The server does not log: main decides what an event becomes.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::socket::Peer;
+use crate::config::Level;
+use crate::protocol::Verdict;
+use crate::protocol::session::Totals;
+
+/// Where events go. It is called on the threads that serve, so it must not wait for anything.
+pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// Something that happened.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A connection was accepted.
+    Opened {
+        /// Counted from 1 over all listeners.
+        connection: u64,
+        /// The listener's name.
+        listener: Arc<str>,
+        /// Who connected.
+        peer: Peer,
+    },
+    /// A connection ended.
+    Closed {
+        /// The number it got when it was accepted.
+        connection: u64,
+        /// The listener's name.
+        listener: Arc<str>,
+        /// Who it was with.
+        peer: Peer,
+        /// Why it ended.
+        verdict: Verdict,
+        /// What went through it.
+        totals: Totals,
+        /// How long it existed.
+        age: Duration,
+    },
+    /// As many connections are open as `limits.connections` allows; more wait in the backlog.
+    Full {
+        /// That limit.
+        limit: usize,
+    },
+    /// Accepting fails for a reason that passes, like having no descriptors left; it is tried again when a connection
+    /// ends, and every second.
+    Short {
+        /// The listener's name.
+        listener: Arc<str>,
+        /// What accept(2) said.
+        error: io::Error,
+    },
+    /// Accepting works again.
+    Recovered {
+        /// The listener's name.
+        listener: Arc<str>,
+    },
+    /// A listener is broken, and not served any more.
+    Broken {
+        /// The listener's name.
+        listener: Arc<str>,
+        /// What accept(2) or the reactor said.
+        error: io::Error,
+    },
+    /// A new connection could not be set up, and was closed.
+    Dropped {
+        /// The listener's name.
+        listener: Arc<str>,
+        /// Who connected.
+        peer: Peer,
+        /// What failed.
+        error: io::Error,
+    },
+}
+
+impl Event {
+    /// How urgent it is. What a peer did is never more than `Info`; `Info` where it broke a rule.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        match self {
+            Self::Broken { .. } => Level::Error,
+            Self::Full { .. } | Self::Short { .. } | Self::Dropped { .. } => Level::Warn,
+            Self::Recovered { .. } => Level::Info,
+            Self::Opened { .. } => Level::Debug,
+            Self::Closed { verdict, .. } => match verdict {
+                Verdict::TooLong
+                | Verdict::ReadDeadline
+                | Verdict::WriteDeadline
+                | Verdict::TooMany { .. }
+                | Verdict::Busy => Level::Info,
+                Verdict::IdleDeadline
+                | Verdict::Lifetime
+                | Verdict::PeerClosed
+                | Verdict::PeerReset
+                | Verdict::Unterminated { .. }
+                | Verdict::Shutdown => Level::Debug,
+            },
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Opened { connection, listener, peer } => {
+                write!(f, "connection {connection} on {listener} from {peer}")
+            }
+            Self::Closed { connection, listener, peer, verdict, totals, age } => {
+                write!(f, "connection {connection} on {listener} from {peer} ended: {verdict}")?;
+                match verdict {
+                    Verdict::Unterminated { bytes } => write!(f, " ({bytes} bytes)")?,
+                    Verdict::TooMany { limit } => write!(f, " (limits.connections_per_source={limit})")?,
+                    _ => {}
+                }
+                let Totals { messages, bytes_in, bytes_out } = totals;
+                let age = age.as_secs_f64();
+                write!(f, "; {messages} messages, {bytes_in} bytes in, {bytes_out} bytes out, {age:.1}s")
+            }
+            Self::Full { limit } => {
+                write!(f, "{limit} connections (limits.connections={limit}), further ones wait until one ends")
+            }
+            Self::Short { listener, error } => {
+                write!(f, "cannot accept on {listener}: {error}; trying again when a connection ends")
+            }
+            Self::Recovered { listener } => write!(f, "accepting on {listener} again"),
+            Self::Broken { listener, error } => {
+                write!(f, "cannot accept on {listener}: {error}; this listener is not served any more")
+            }
+            Self::Dropped { listener, peer, error } => {
+                write!(f, "cannot serve {peer} on {listener}: {error}; closed that connection")
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What is said about sockets, and to them: peers, options, listening by hand.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net as unix;
+use std::path::{Path, PathBuf};
+
+use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
+use tokio::net::UnixStream;
+
+use super::admission::Source;
+use crate::address::{Address, Family};
+use crate::config::Listener;
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// An address and a port.
+    Ip(SocketAddr),
+    /// A process on this machine.
+    Process {
+        /// Its user; 65534 where that is one of another user namespace.
+        uid: u32,
+        /// Its number; `None` in another PID namespace.
+        pid: Option<i32>,
+    },
+    /// Nobody that could be named.
+    Unknown,
+}
+
+impl Peer {
+    /// The peer of a stream, as accept(2) named it, or as the stream itself knows it.
+    pub(crate) fn of(stream: &UnixStream, accepted_from: Option<SocketAddrAny>) -> Self {
+        let address = accepted_from.or_else(|| rustix::net::getpeername(stream).ok().flatten());
+        if let Some(ip) = address.and_then(|address| SocketAddr::try_from(address).ok()) {
+            return Self::Ip(SocketAddr::new(ip.ip().to_canonical(), ip.port()));
+        }
+        stream.peer_cred().map_or(Self::Unknown, |cred| Self::Process { uid: cred.uid(), pid: cred.pid() })
+    }
+
+    /// For what source its connections count, if for any.
+    pub(crate) fn source(&self) -> Option<Source> {
+        match self {
+            Self::Ip(address) => Source::of_ip(address.ip()),
+            Self::Process { uid, .. } => Source::of_uid(*uid),
+            Self::Unknown => None,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Process { uid: 65534, .. } | Self::Unknown => f.write_str("unknown"),
+            Self::Process { uid, pid: Some(pid) } => write!(f, "uid {uid} pid {pid}"),
+            Self::Process { uid, pid: None } => write!(f, "uid {uid}"),
+        }
+    }
+}
+
+/// Sets what the settings say on a listening socket, from which its connections inherit it.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub(crate) fn prepare_listener(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    set_buffers(&socket, settings)?;
+    set_nodelay(&socket, settings)
+}
+
+/// Sets on a connected socket what it has not inherited from its listener. What was queued before the listener was
+/// prepared inherited nothing, and the client that activated us always was: so it is set once more.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub(crate) fn prepare_connection(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
+    set_buffers(&socket, settings)?;
+    set_nodelay(&socket, settings)
+}
+
+fn set_buffers(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
+    if let Some(size) = settings.receive_buffer {
+        sockopt::set_socket_recv_buffer_size(&socket, size)?;
+    }
+    if let Some(size) = settings.send_buffer {
+        sockopt::set_socket_send_buffer_size(&socket, size)?;
+    }
+    Ok(())
+}
+
+fn set_nodelay(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
+    match sockopt::set_tcp_nodelay(&socket, settings.nodelay) {
+        // Not a TCP socket.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOPROTOOPT) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+/// What a listening socket is bound to, as an address that people can use: `tcp:127.0.0.1:8085`, `unix:/run/x.sock`.
+#[must_use]
+pub fn bound_to(socket: impl AsFd) -> String {
+    match rustix::net::getsockname(socket) {
+        Ok(address) => {
+            if let Ok(ip) = SocketAddr::try_from(address.clone()) {
+                return format!("tcp:{ip}");
+            }
+            let Ok(address) = rustix::net::SocketAddrUnix::try_from(address) else {
+                return "an unknown address".to_owned();
+            };
+            if let Some(name) = address.abstract_name() {
+                return format!("unix:@{}", name.escape_ascii());
+            }
+            let path = address.path_bytes().unwrap_or_default();
+            format!("unix:{}", String::from_utf8_lossy(path).escape_debug())
+        }
+        Err(error) => format!("an unknown address ({error})"),
+    }
+}
+
+/// A socket that we bound ourselves. Its file, where it has one, goes when this is dropped.
+#[derive(Debug)]
+pub struct Bound {
+    /// The listening socket.
+    pub socket: OwnedFd,
+    /// The file to be removed.
+    pub file: Option<SocketFile>,
+}
+
+/// The file of a Unix socket that we bound, removed when this is dropped.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Nobody is left who could be told.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Listens on an address: on each of those that its host name stands for.
+///
+/// A Unix path with a socket on it that nobody listens on is replaced.
+///
+/// # Errors
+/// The name is not known, the address is taken or not ours, something that is no dead socket lies at the path. The
+/// error says what to do.
+pub fn listen(address: &Address) -> io::Result<Vec<Bound>> {
+    match address {
+        Address::Tcp { family, host, port } => {
+            let wanted = |ip: &SocketAddr| match family {
+                Family::Any => true,
+                Family::V4 => ip.is_ipv4(),
+                Family::V6 => ip.is_ipv6(),
+            };
+            let mut found: Vec<_> = (&**host, *port).to_socket_addrs()?.filter(wanted).collect();
+            found.dedup();
+            if found.is_empty() {
+                return Err(io::Error::new(ErrorKind::NotFound, "the name has no address of this kind"));
+            }
+            let bind = |ip: SocketAddr| {
+                let socket = listen_tcp(ip, *family == Family::V6).map_err(explain)?;
+                Ok(Bound { socket, file: None })
+            };
+            found.into_iter().map(bind).collect()
+        }
+        Address::Abstract(name) => {
+            let listener = unix::UnixListener::bind_addr(&unix::SocketAddr::from_abstract_name(name)?);
+            Ok(vec![Bound { socket: listener.map_err(explain)?.into(), file: None }])
+        }
+        Address::Unix(path) => {
+            remove_dead_socket(path)?;
+            let listener = unix::UnixListener::bind(path).map_err(explain)?;
+            Ok(vec![Bound { socket: listener.into(), file: Some(SocketFile(path.clone())) }])
+        }
+    }
+}
+
+fn listen_tcp(ip: SocketAddr, only_v6: bool) -> io::Result<OwnedFd> {
+    let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if only_v6 {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &ip)?;
+    // The kernel cuts it to net.core.somaxconn.
+    rustix::net::listen(&socket, i32::MAX)?;
+    Ok(socket)
+}
+
+fn remove_dead_socket(path: &Path) -> io::Result<()> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !found.file_type().is_socket() {
+        return Err(io::Error::new(ErrorKind::AlreadyExists, "something that is no socket is in the way; remove it"));
+    }
+    match unix::UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
+        _ => Err(explain(ErrorKind::AddrInUse.into())),
+    }
+}
+
+/// What to do about an address that cannot be had.
+fn explain(error: io::Error) -> io::Error {
+    let advice = match error.kind() {
+        ErrorKind::AddrInUse => "another process listens there; stop it or choose another address",
+        ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
+        ErrorKind::PermissionDenied => "permission denied; ports below 1024 and most directories are root's",
+        ErrorKind::NotFound => "the directory does not exist",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), advice)
+}

@@ -1,0 +1,198 @@
+//! A worker: one thread, one runtime, one set of scratch buffers, one set of counters. A connection lives and ends on
+//! its worker; nothing on its way from socket to socket is shared with another thread.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net as unix;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::thread::{self, JoinHandle};
+
+use slab::Slab;
+use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+
+use super::admission::Admission;
+use super::event::Events;
+use crate::protocol::Verdict;
+use crate::protocol::session::Totals;
+use crate::protocol::verdict;
+
+/// After how many turns of connections the reactor is asked for news. Small, so that a calm connection does not wait
+/// behind many turns of flooding ones; each asking costs one system call.
+const TURNS_BETWEEN_EVENTS: u32 = 16;
+
+/// What one worker and its connections share.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) events: EventsOut,
+    pub(crate) counters: Counters,
+    /// Connections that live here.
+    pub(crate) open: AtomicUsize,
+    /// Whether connections are to finish what they owe, and end.
+    draining: AtomicBool,
+    /// How to wake each connection, for when it is to drain.
+    roster: Mutex<Slab<Waker>>,
+    handle: Handle,
+}
+
+/// [`Events`] that can be shown by `Debug`.
+#[derive(Clone)]
+pub(crate) struct EventsOut(pub(crate) Events);
+
+impl std::fmt::Debug for EventsOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Events")
+    }
+}
+
+/// What a worker has done since it started. Only its own thread writes them, so a number is read and written back
+/// without a lock on the bus.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    connections: AtomicU64,
+    messages: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    ended: [AtomicU64; verdict::KINDS],
+}
+
+/// What a server has done since it started: the counters of all its workers, added up.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections accepted, the refused ones among them.
+    pub connections: u64,
+    /// Messages, and bytes in both directions.
+    pub totals: Totals,
+    /// How many connections ended for each reason, in the order of [`verdict::NAMES`].
+    pub ended: [u64; verdict::KINDS],
+}
+
+impl Counters {
+    #[inline]
+    pub(crate) fn count_totals(&self, before: Totals, after: Totals) {
+        if before.bytes_in != after.bytes_in {
+            add(&self.bytes_in, after.bytes_in - before.bytes_in);
+            add(&self.messages, after.messages - before.messages);
+        }
+        if before.bytes_out != after.bytes_out {
+            add(&self.bytes_out, after.bytes_out - before.bytes_out);
+        }
+    }
+
+    pub(crate) fn count_end(&self, verdict: Verdict) {
+        add(&self.ended[verdict.index()], 1);
+    }
+
+    pub(crate) fn add_to(&self, counts: &mut Counts) {
+        counts.connections += self.connections.load(Ordering::Relaxed);
+        counts.totals.messages += self.messages.load(Ordering::Relaxed);
+        counts.totals.bytes_in += self.bytes_in.load(Ordering::Relaxed);
+        counts.totals.bytes_out += self.bytes_out.load(Ordering::Relaxed);
+        for (sum, ended) in counts.ended.iter_mut().zip(&self.ended) {
+            *sum += ended.load(Ordering::Relaxed);
+        }
+    }
+}
+
+fn add(counter: &AtomicU64, more: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+}
+
+impl Worker {
+    /// Takes a non-blocking stream socket, connected or listening, into this worker's reactor, from whatever thread.
+    ///
+    /// The reactor and the calls that are used (read, write, shutdown, readiness) do not care what kind of stream it is:
+    /// tokio's `UnixStream` can be made of any of them, so that all go the same way and there is one type of them.
+    ///
+    /// # Errors
+    /// The socket cannot be registered with epoll.
+    pub(crate) fn register(&self, socket: OwnedFd) -> io::Result<UnixStream> {
+        let _reactor = self.handle.enter();
+        UnixStream::from_std(unix::UnixStream::from(socket))
+    }
+
+    /// Runs a task on this worker, from whatever thread.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.handle.spawn(task);
+    }
+
+    /// A connection begins: counts it, and puts it on the list of those to be woken when they are to drain.
+    pub(crate) fn sign_up(&self, waker: Waker) -> usize {
+        add(&self.counters.connections, 1);
+        self.roster().insert(waker)
+    }
+
+    pub(crate) fn sign_off(&self, seat: usize) {
+        self.roster().try_remove(seat);
+    }
+
+    #[inline]
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Has every connection finish what it owes, and end.
+    pub(crate) fn drain(&self) {
+        // First the word, then the waking: a connection that signs up later reads the word in the same turn.
+        self.draining.store(true, Ordering::SeqCst);
+        for (_, waker) in &*self.roster() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn roster(&self) -> MutexGuard<'_, Slab<Waker>> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread of a worker. It ends, and with it all that still runs on it, when this is dropped.
+#[derive(Debug)]
+pub(crate) struct WorkerThread {
+    pub(crate) worker: Arc<Worker>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl WorkerThread {
+    /// Starts a worker.
+    ///
+    /// # Errors
+    /// The thread or its reactor cannot be made.
+    pub(crate) fn start(number: usize, admission: &Arc<Admission>, events: &EventsOut) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .event_interval(TURNS_BETWEEN_EVENTS)
+            .build()?;
+        let worker = Arc::new(Worker {
+            admission: Arc::clone(admission),
+            events: events.clone(),
+            counters: Counters::default(),
+            open: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            roster: Mutex::new(Slab::new()),
+            handle: runtime.handle().clone(),
+        });
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            // An error means that the sender is gone, which says the same.
+            let _ = runtime.block_on(stopped);
+        })?;
+        Ok(Self { worker, stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for WorkerThread {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Times and sizes as people write them: `2s`, `1h 30min`, `64KiB`. The notation of times is that of systemd.time(7).
+//! A bare number is refused, with the unit that was probably meant.
+
+use std::fmt;
+use std::time::Duration;
+
+/// What is wrong with a time or a size, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitError(String);
+
+impl fmt::Display for UnitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UnitError {}
+
+/// The longest time, 10,000 days: beyond it somebody means "off", and sums of times stay far from overflow.
+pub const MAX_TIME: Duration = Duration::from_secs(10_000 * 86_400);
+
+/// The units of time, in nanoseconds. The first of each length is the one that is printed.
+const TIMES: [(&str, u64); 22] = [
+    ("w", 604_800_000_000_000),
+    ("week", 604_800_000_000_000),
+    ("weeks", 604_800_000_000_000),
+    ("d", 86_400_000_000_000),
+    ("day", 86_400_000_000_000),
+    ("days", 86_400_000_000_000),
+    ("h", 3_600_000_000_000),
+    ("hr", 3_600_000_000_000),
+    ("hour", 3_600_000_000_000),
+    ("hours", 3_600_000_000_000),
+    ("min", 60_000_000_000),
+    ("m", 60_000_000_000),
+    ("minute", 60_000_000_000),
+    ("minutes", 60_000_000_000),
+    ("s", 1_000_000_000),
+    ("sec", 1_000_000_000),
+    ("second", 1_000_000_000),
+    ("seconds", 1_000_000_000),
+    ("ms", 1_000_000),
+    ("msec", 1_000_000),
+    ("us", 1000),
+    ("usec", 1000),
+];
+
+/// The units of size, in bytes. The largest that fits is printed.
+const SIZES: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+/// Reads a time: one or more numbers, each with its unit, added up (`1h 30min`); fractions are allowed (`1.5s`).
+///
+/// # Errors
+/// Not a time, a number without a unit, a unit that is not known, or more than [`MAX_TIME`].
+pub fn parse_time(text: &str) -> Result<Duration, UnitError> {
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Err(UnitError("a time is missing; write for example 2s, 500ms or 1h 30min".to_owned()));
+    }
+    let mut total = 0_u64;
+    while !rest.is_empty() {
+        let (number, unit, after) = number_and_unit(rest);
+        if number.is_empty() {
+            return Err(UnitError(format!("\"{}\" is no time; write for example 2s, 500ms or 1h 30min", escaped(text))));
+        }
+        if unit.is_empty() {
+            return Err(UnitError(format!("{number} has no unit; write {number}s if seconds are meant")));
+        }
+        let Some((_, nanos)) = TIMES.iter().find(|(name, _)| *name == unit) else {
+            let known = "known are us, ms, s, min, h, d, w";
+            return Err(UnitError(format!("\"{}\" is no unit of time; {known}", escaped(unit))));
+        };
+        let part = scaled(number, *nanos).ok_or_else(|| too_long(text))?;
+        total = total.checked_add(part).ok_or_else(|| too_long(text))?;
+        rest = after.trim_start();
+    }
+    let time = Duration::from_nanos(total);
+    if time > MAX_TIME { Err(too_long(text)) } else { Ok(time) }
+}
+
+/// Writes a time in the notation that [`parse_time`] reads: `1h 30min`. Parts below a microsecond are left out.
+#[must_use]
+pub fn format_time(time: Duration) -> String {
+    let mut rest = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let mut parts = Vec::new();
+    let mut last = 0;
+    for (name, nanos) in TIMES {
+        if nanos != last && rest >= nanos {
+            parts.push(format!("{}{name}", rest / nanos));
+            rest %= nanos;
+        }
+        last = nanos;
+    }
+    if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
+}
+
+/// Reads a size: a number with `B`, `KiB`, `MiB` or `GiB`.
+///
+/// # Errors
+/// Not a size, a number without a unit, or a unit that is not known; powers of ten are among those.
+pub fn parse_size(text: &str) -> Result<u64, UnitError> {
+    let (number, unit, after) = number_and_unit(text.trim());
+    if number.is_empty() {
+        return Err(UnitError(format!("\"{}\" is no size; write for example 512B, 64KiB or 1MiB", escaped(text))));
+    }
+    if unit.is_empty() {
+        return Err(UnitError(format!("{number} has no unit; write {number}B if bytes are meant")));
+    }
+    let Some((_, bytes)) = SIZES.iter().find(|(name, _)| *name == unit).filter(|_| after.is_empty()) else {
+        let wrong = escaped(&text.trim()[number.len()..]);
+        return Err(UnitError(format!("\"{}\" is no unit of size; known are B, KiB, MiB, GiB", wrong.trim())));
+    };
+    scaled(number, *bytes).ok_or_else(|| UnitError(format!("{text} is more than can be counted")))
+}
+
+/// Writes a size with the largest unit that divides it: `64KiB`.
+#[must_use]
+pub fn format_size(bytes: u64) -> String {
+    let unit = SIZES.iter().find(|(_, size)| bytes >= *size && bytes % size == 0);
+    unit.map_or_else(|| format!("{bytes}B"), |(name, size)| format!("{}{name}", bytes / size))
+}
+
+/// The number that `text` begins with, the unit that follows it, and what comes after.
+fn number_and_unit(text: &str) -> (&str, &str, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, rest) = text.split_at(end);
+    let rest = rest.trim_start();
+    let end = rest.find(|c: char| c.is_whitespace() || c.is_ascii_digit()).unwrap_or(rest.len());
+    let (unit, rest) = rest.split_at(end);
+    (number, unit, rest)
+}
+
+/// A decimal number times `unit`, exactly where the unit allows it, otherwise rounded down.
+fn scaled(number: &str, unit: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()? };
+    let mut total = whole.checked_mul(unit)?;
+    let mut digit_worth = unit;
+    for digit in fraction.chars() {
+        digit_worth /= 10;
+        total = total.checked_add(u64::from(digit.to_digit(10)?) * digit_worth)?;
+    }
+    Some(total)
+}
+
+fn too_long(text: &str) -> UnitError {
+    UnitError(format!("{} is too long, at most 10000d are possible; write \"off\" where there is to be no limit", escaped(text)))
+}
+
+fn escaped(text: &str) -> String {
+    text.escape_debug().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_and_written() {
+        for (text, millis, written) in [
+            ("2s", 2000, "2s"),
+            ("500ms", 500, "500ms"),
+            ("5min", 300_000, "5min"),
+            ("5m", 300_000, "5min"),
+            ("1h 30min", 5_400_000, "1h 30min"),
+            ("1h30min", 5_400_000, "1h 30min"),
+            ("90 min", 5_400_000, "1h 30min"),
+            ("1.5s", 1500, "1s 500ms"),
+            (".5s", 500, "500ms"),
+            ("0s", 0, "0s"),
+            (" 2 weeks 1day ", 1_296_000_000, "2w 1d"),
+        ] {
+            let time = parse_time(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(time, Duration::from_millis(millis), "{text}");
+            assert_eq!(format_time(time), written, "{text}");
+            assert_eq!(parse_time(written), Ok(time), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_time_says_what_to_write() {
+        for (text, hint) in [
+            ("", "a time is missing"),
+            ("5", "write 5s"),
+            ("1h 30", "write 30s"),
+            ("5 parsecs", "no unit of time"),
+            ("soon", "is no time"),
+            ("-1s", "is no time"),
+            ("10001d", "at most 10000d"),
+            ("99999999999999999999s", "at most 10000d"),
+            ("1.2.3s", "at most"),
+        ] {
+            let error = parse_time(text).expect_err(text).to_string();
+            assert!(error.contains(hint), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_and_written() {
+        for (text, bytes, written) in [
+            ("0B", 0, "0B"),
+            ("512B", 512, "512B"),
+            ("64KiB", 65_536, "64KiB"),
+            ("64 KiB", 65_536, "64KiB"),
+            ("1.5MiB", 1_572_864, "1536KiB"),
+            ("2GiB", 2 << 30, "2GiB"),
+            ("65537B", 65_537, "65537B"),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+            assert_eq!(format_size(bytes), written, "{text}");
+            assert_eq!(parse_size(written), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_says_what_to_write() {
+        for (text, hint) in [
+            ("64", "write 64B"),
+            ("64KB", "known are B, KiB"),
+            ("64kib", "known are B, KiB"),
+            ("64KiB 1B", "known are B, KiB"),
+            ("big", "is no size"),
+            ("", "is no size"),
+            ("99999999999999999999GiB", "more than"),
+        ] {
+            let error = parse_size(text).expect_err(text).to_string();
+            assert!(error.contains(hint), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The daemon as a child of the test, ended when it is dropped.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{CEILING, Peer, now};
+
+/// A running daemon (or a program that runs it).
+pub struct Daemon {
+    child: Child,
+    command: String,
+    log: Arc<Log>,
+    status: Option<ExitStatus>,
+    /// Its configuration and sockets; goes with it.
+    directory: TempDir,
+}
+
+#[derive(Default)]
+struct Log {
+    /// The lines so far, and whether there will be no more.
+    lines: Mutex<(Vec<String>, bool)>,
+    more: Condvar,
+}
+
+impl Daemon {
+    /// Starts it with these arguments and waits until it serves.
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::start_with("", arguments)
+    }
+
+    /// Starts it with this configuration and these arguments, and waits until it serves. `DIR` in either is a directory
+    /// of its own.
+    pub fn start_with(configuration: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
+        let daemon = Self::spawn_with(&mut command, configuration, arguments);
+        daemon.wait_for_log("listening on");
+        daemon
+    }
+
+    /// Starts a command that runs the daemon, with this configuration and these arguments; does not wait.
+    pub fn spawn_with(command: &mut Command, configuration: &str, arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let path = directory.path().to_str().expect("its name is text").to_owned();
+        for argument in arguments {
+            command.arg(argument.replace("DIR", &path));
+        }
+        if !configuration.is_empty() {
+            let file = directory.path().join("echoed.toml");
+            fs::write(&file, configuration.replace("DIR", &path)).expect("the configuration can be written");
+            command.arg("--config").arg(file);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::inherit()).stderr(Stdio::piped());
+        let shown = format!("{command:?}");
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{shown}: {error}"));
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let log = Arc::new(Log::default());
+        let writer = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines() {
+                let Ok(line) = line else { break };
+                writer.lines.lock().unwrap().0.push(line);
+                writer.more.notify_all();
+            }
+            writer.lines.lock().unwrap().1 = true;
+            writer.more.notify_all();
+        });
+        Self { child, command: shown, log, status: None, directory }
+    }
+
+    /// Waits until its log has a line with `text`, and returns that line.
+    pub fn wait_for_log(&self, text: &str) -> String {
+        self.wait_for_log_times(text, 1).pop().expect("there is one")
+    }
+
+    /// Waits until its log has `times` lines with `text`, and returns those.
+    pub fn wait_for_log_times(&self, text: &str, times: usize) -> Vec<String> {
+        let until = now() + CEILING;
+        let mut lines = self.log.lines.lock().unwrap();
+        loop {
+            let found: Vec<_> = lines.0.iter().filter(|line| line.contains(text)).cloned().collect();
+            if found.len() >= times {
+                return found;
+            }
+            let left = until.saturating_duration_since(now());
+            let ended = lines.1;
+            assert!(!ended && !left.is_zero(), "no \"{text}\" in the log of {}: {:#?}", self.command, lines.0);
+            lines = self.log.more.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    /// All lines of its log so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lines.lock().unwrap().0.clone()
+    }
+
+    /// Where it listens, in the order in which it said so: `tcp:127.0.0.1:40123`.
+    pub fn addresses(&self) -> Vec<String> {
+        let listening = |line: &String| {
+            let (_, rest) = line.split_once("listening on ")?;
+            rest.split_whitespace().next().map(str::to_owned)
+        };
+        self.log().iter().filter_map(listening).collect()
+    }
+
+    /// A connection to its first address.
+    pub fn connect(&self) -> Peer {
+        Peer::connect(&self.addresses()[0])
+    }
+
+    /// The directory that `DIR` stands for.
+    pub fn directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("it can be signalled");
+    }
+
+    /// Waits for its end, and for the end of its log.
+    pub fn wait(&mut self) -> ExitStatus {
+        let until = now() + CEILING;
+        let mut lines = self.log.lines.lock().unwrap();
+        while !lines.1 {
+            let left = until.saturating_duration_since(now());
+            assert!(!left.is_zero(), "{} does not end; its log: {:#?}", self.command, lines.0);
+            lines = self.log.more.wait_timeout(lines, left).unwrap().0;
+        }
+        drop(lines);
+        let status = self.child.wait().expect("it can be waited for");
+        self.status = Some(status);
+        status
+    }
+
+    /// Stops it with SIGTERM, and checks that this is how it ends.
+    pub fn stop(mut self) -> Vec<String> {
+        self.signal(Signal::TERM);
+        let status = self.wait();
+        assert!(status.success(), "{}: {status}; its log: {:#?}", self.command, self.log());
+        self.log()
+    }
+
+    /// A number of /proc/PID/status, in its unit (kB for memory).
+    pub fn status_number(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let number = line.and_then(|line| line.split_whitespace().next()).expect("the field exists");
+        number.parse().expect("it is a number")
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs").count()
+    }
+
+    /// How much CPU time it has used, in nanoseconds.
+    pub fn cpu_nanos(&self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
+        let nanos = |task: std::io::Result<fs::DirEntry>| {
+            let text = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        tasks.filter_map(nanos).sum()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.status.is_none() {
+            // It may have ended by itself.
+            let _ = self.child.kill();
+            self.status = self.child.wait().ok();
+        }
+        if thread::panicking() {
+            eprintln!("--- {}", self.command);
+            for line in self.log() {
+                eprintln!("  | {line}");
+            }
+            if let Some(status) = self.status {
+                let signal = status.signal().map(|signal| format!(" (signal {signal})")).unwrap_or_default();
+                eprintln!("--- {status}{signal}");
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What the test programs share: the daemon as a child ([`Daemon`]), and somebody who talks to it ([`Peer`]).
+//!
+//! Nothing here waits for a fixed time: it waits for the event, under a generous ceiling. When a test fails, both print
+//! what they know: command, log and status; the bytes of both sides.
+
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+pub mod daemon;
+pub mod peer;
+
+use std::env;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use daemon::Daemon;
+pub use peer::Peer;
+
+/// How long anything may take that should happen at once. Only reached when something is broken.
+pub const CEILING: Duration = Duration::from_secs(30);
+
+/// The path of a program, if it is installed.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
+}
+
+/// The path of a program, or else says that the calling test is left out for the lack of it.
+pub fn program_or_leave_out(name: &str) -> Option<PathBuf> {
+    let found = program(name);
+    if found.is_none() {
+        leave_out(&format!("{name} is not installed"));
+    }
+    found
+}
+
+/// Says that the calling test is left out, and why: on stderr, and in the file that `make test` shows at its end. Where
+/// everything is demanded (`make test REQUIRE=all`), it fails instead.
+pub fn leave_out(reason: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    assert!(env::var_os("ECHOED_TEST_REQUIRE").is_none_or(|all| all != "all"), "{test} is demanded, but {reason}");
+    eprintln!("left out: {test}: {reason}");
+    if let Some(list) = env::var_os("ECHOED_TEST_LEFT_OUT") {
+        let mut list = OpenOptions::new().append(true).create(true).open(list).expect("the list can be opened");
+        writeln!(list, "{test}: {reason}").expect("the list can be written");
+    }
+}
+
+/// Now.
+#[expect(clippy::disallowed_methods, reason = "these tests watch real time")]
+pub fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
