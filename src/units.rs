@@ -130,17 +130,13 @@ fn number_and_unit(text: &str) -> (&str, &str, &str) {
     (number, unit, rest)
 }
 
-/// A decimal number times `unit`, exactly where the unit allows it, otherwise rounded down.
+/// A decimal number times `unit`, rounded down to a whole number.
 fn scaled(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()? };
-    let mut total = whole.checked_mul(unit)?;
-    let mut digit_worth = unit;
-    for digit in fraction.chars() {
-        digit_worth /= 10;
-        total = total.checked_add(u64::from(digit.to_digit(10)?) * digit_worth)?;
-    }
-    Some(total)
+    let digits = |text: &str| if text.is_empty() { Some(0) } else { text.parse::<u64>().ok() };
+    let scale = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let part = u128::from(digits(fraction)?) * u128::from(unit) / scale;
+    digits(whole)?.checked_mul(unit)?.checked_add(u64::try_from(part).ok()?)
 }
 
 fn too_long(text: &str) -> UnitError {

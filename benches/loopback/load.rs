@@ -10,6 +10,9 @@ use crate::{Failure, Result, now};
 /// What a single receive may bring.
 const BUFFER: usize = 256 * 1024;
 
+/// How long a load of few connections goes on before it pauses.
+const BOUT: Duration = Duration::from_millis(5);
+
 /// What was answered, and in which time.
 #[derive(Clone, Copy)]
 pub(crate) struct Answered {
@@ -62,33 +65,36 @@ impl Load {
 
     /// Every connection sends one batch; returns when all is answered.
     pub(crate) fn round(&mut self) -> Result<()> {
+        self.bout(Duration::ZERO)
+    }
+
+    /// Keeps all connections busy for a time; returns when all is answered.
+    ///
+    /// Two programs that feed each other fall into step, in one of several ways: now this one finds many events
+    /// at a time and the other few, now the reverse. It lasts for seconds, and one way costs a quarter more than
+    /// another. Therefore the load pauses again and again until all is answered, so that a sample is a mean over
+    /// many beginnings.
+    pub(crate) fn run(&mut self, time: Duration) -> Result<Answered> {
+        let (start, before) = (now(), self.answered);
+        while start.elapsed() < time {
+            self.bout(self.bout_length().min(time))?;
+        }
+        Ok(Answered { messages: self.answered - before, time: start.elapsed() })
+    }
+
+    /// How long it goes on before it pauses.
+    pub(crate) fn bout_length(&self) -> Duration {
+        BOUT * u32::try_from(self.peers.len() / 200).unwrap_or(u32::MAX).max(1)
+    }
+
+    fn bout(&mut self, time: Duration) -> Result<()> {
+        let start = now();
         for key in 0..self.peers.len() {
             self.begin(key)?;
         }
-        self.finish()
-    }
-
-    /// Keeps all connections busy for a time. What is owed at the end stays owed.
-    pub(crate) fn run(&mut self, time: Duration) -> Result<Answered> {
-        let (start, before) = (now(), self.answered);
-        for key in 0..self.peers.len() {
-            if self.peers[key].received.is_none() {
-                self.begin(key)?;
-            }
-        }
-        loop {
-            self.turn(true)?;
-            let elapsed = now() - start;
-            if elapsed >= time {
-                return Ok(Answered { messages: self.answered - before, time: elapsed });
-            }
-        }
-    }
-
-    /// Takes the replies that are still owed.
-    pub(crate) fn finish(&mut self) -> Result<()> {
         while self.waiting > 0 {
-            self.turn(false)?;
+            let go_on = start.elapsed() < time;
+            self.turn(go_on)?;
         }
         Ok(())
     }
@@ -159,7 +165,7 @@ impl Load {
 pub(crate) struct Visits<'a> {
     address: &'a Address,
     poll: Poll,
-    visitors: Vec<Visitor>,
+    visitors: Vec<Option<Visitor>>,
     script: Script,
     count: usize,
     buffer: Vec<u8>,
@@ -172,45 +178,55 @@ struct Visitor {
 }
 
 impl<'a> Visits<'a> {
-    /// Opens the first `at_once` connections, with messages of `size` bytes.
-    pub(crate) fn begin(address: &'a Address, size: usize, at_once: usize) -> Result<Self> {
-        let mut visits = Self {
+    /// Prepares `at_once` connections at a time, with messages of `size` bytes.
+    pub(crate) fn new(address: &'a Address, size: usize, at_once: usize) -> Result<Self> {
+        Ok(Self {
             address,
             poll: Poll::new()?,
-            visitors: Vec::with_capacity(at_once),
+            visitors: (0..at_once).map(|_| None).collect(),
             script: Case::new(size, 1, 1).script(),
             count: 0,
             buffer: vec![0; BUFFER],
-        };
-        for key in 0..at_once {
-            let visitor = visits.visit(key)?;
-            visits.visitors.push(visitor);
-        }
-        Ok(visits)
+        })
     }
 
-    /// Goes on for a time.
+    /// Goes on for a time; returns when all is answered and closed. It pauses now and then, as [`Load::run`].
     pub(crate) fn run(&mut self, time: Duration) -> Result<Answered> {
         let start = now();
         let mut messages = 0;
-        loop {
-            for index in 0..self.poll.wait()? {
-                let key = self.poll.event(index).key;
-                let visitor = &mut self.visitors[key];
-                let Some(size) = try_receive(&visitor.socket, &mut self.buffer)? else { continue };
-                let owed = &self.script.replies(visitor.message, 1)[visitor.received..];
-                check(&self.buffer[..size], owed)?;
-                visitor.received += size;
-                if size == owed.len() {
-                    messages += 1;
-                    self.visitors[key] = self.visit(key)?;
+        while start.elapsed() < time {
+            let bout = now();
+            for key in 0..self.visitors.len() {
+                self.visitors[key] = Some(self.visit(key)?);
+            }
+            let mut present = self.visitors.len();
+            while present > 0 {
+                for index in 0..self.poll.wait()? {
+                    let key = self.poll.event(index).key;
+                    if self.receive(key)? {
+                        messages += 1;
+                        // The old connection is closed before the new one is opened.
+                        self.visitors[key] = None;
+                        if bout.elapsed() < 5 * BOUT {
+                            self.visitors[key] = Some(self.visit(key)?);
+                        } else {
+                            present -= 1;
+                        }
+                    }
                 }
             }
-            let elapsed = now() - start;
-            if elapsed >= time {
-                return Ok(Answered { messages, time: elapsed });
-            }
         }
+        Ok(Answered { messages, time: start.elapsed() })
+    }
+
+    /// Returns whether the reply is now there whole.
+    fn receive(&mut self, key: usize) -> Result<bool> {
+        let Some(visitor) = &mut self.visitors[key] else { return Ok(false) };
+        let Some(size) = try_receive(&visitor.socket, &mut self.buffer)? else { return Ok(false) };
+        let owed = &self.script.replies(visitor.message, 1)[visitor.received..];
+        check(&self.buffer[..size], owed)?;
+        visitor.received += size;
+        Ok(size == owed.len())
     }
 
     fn visit(&mut self, key: usize) -> Result<Visitor> {

@@ -23,6 +23,9 @@ pub(crate) const CASES: [Case; 6] = [
     Case::new(65_536, 1, 8),
 ];
 
+/// How often the servers take turns within a sample.
+const SLICES: u32 = 10;
+
 /// How often and how long to measure, and what.
 pub(crate) struct Plan {
     /// Samples of every figure.
@@ -57,9 +60,37 @@ impl Both {
             Side::Subject => &mut self.subject,
         }
     }
+
+    fn connect(&mut self, side: Side, case: Case) -> Result<Load> {
+        Load::connect(self.of(side).address(), case)
+    }
 }
 
-/// The two figures of a sample.
+/// What one server has done and spent.
+#[derive(Clone, Copy, Default)]
+struct Sample {
+    cpu_nanoseconds: u64,
+    messages: u64,
+    time: Duration,
+}
+
+impl Sample {
+    /// Adds what the server does and spends while `load` runs. It is at rest before and after.
+    fn add(&mut self, server: &mut Server, load: impl FnOnce() -> Result<Answered>) -> Result<()> {
+        let before = server.settle()?;
+        let answered = load()?;
+        self.cpu_nanoseconds += server.settle()? - before;
+        self.messages += answered.messages;
+        self.time += answered.time;
+        Ok(())
+    }
+
+    fn cpu_per_message(&self) -> f64 {
+        self.cpu_nanoseconds as f64 / self.messages as f64
+    }
+}
+
+/// The two figures of a case.
 #[derive(Clone, Default)]
 struct Figures {
     /// CPU time of the server for each message, in nanoseconds.
@@ -69,10 +100,11 @@ struct Figures {
 }
 
 impl Figures {
-    fn push(&mut self, side: Side, cpu_nanoseconds: u64, answered: Answered) {
-        let messages = answered.messages as f64;
-        self.cpu.push(side, cpu_nanoseconds as f64 / messages);
-        self.rate.push(side, messages / answered.time.as_secs_f64());
+    fn push(&mut self, samples: [Sample; 2]) {
+        for (side, sample) in SIDES.into_iter().zip(samples) {
+            self.cpu.push(side, sample.cpu_per_message());
+            self.rate.push(side, sample.messages as f64 / sample.time.as_secs_f64());
+        }
     }
 
     fn headings(plan: &Plan, unit: &str) -> [String; 7] {
@@ -101,25 +133,36 @@ impl Plan {
         self.sample / 5
     }
 
-    /// One sample of one server. Leaves it at rest.
-    fn sample(&self, server: &mut Server, case: Case, length: Duration) -> Result<(u64, Answered)> {
-        let mut load = Load::connect(server.address(), case)?;
-        load.round()?;
-        load.run(self.warm_up())?;
-        let before = server.cpu_nanoseconds()?;
-        let answered = load.run(length)?;
-        let spent = server.cpu_nanoseconds()? - before;
-        load.finish()?;
-        drop(load);
-        server.settle()?;
-        Ok((spent, answered))
+    /// One sample of both servers, taken in slices in turn, so that a disturbance meets both of them. The servers
+    /// are new each time, because where a process happens to lie in memory makes a difference that lasts.
+    fn sample(
+        &self,
+        transport: Transport,
+        case: Case,
+        length: Duration,
+        round: usize,
+    ) -> Result<[Sample; 2]> {
+        let mut both = Both::start(&self.programs, transport)?;
+        let mut loads = [both.connect(Side::Reference, case)?, both.connect(Side::Subject, case)?];
+        for load in &mut loads {
+            load.round()?;
+            load.run(self.warm_up())?;
+        }
+        let most = length.as_micros() / loads[0].bout_length().as_micros();
+        let slices = u32::try_from(most).unwrap_or(u32::MAX).clamp(1, SLICES);
+        let mut samples = [Sample::default(); 2];
+        for slice in 0..slices {
+            for side in Side::in_round(round + slice as usize) {
+                let load = &mut loads[side.index()];
+                samples[side.index()].add(both.of(side), || load.run(length / slices))?;
+            }
+        }
+        Ok(samples)
     }
 }
 
 /// CPU time per message and messages per second, case by case.
 pub(crate) fn cpu(plan: &Plan) -> Result<Table> {
-    let mut tcp = Both::start(&plan.programs, Transport::Tcp)?;
-    let mut unix = Both::start(&plan.programs, Transport::Unix)?;
     let mut figures = vec![Figures::default(); plan.cases.len()];
     for round in 0..plan.rounds {
         for (&(transport, case), figures) in plan.cases.iter().zip(&mut figures) {
@@ -129,13 +172,7 @@ pub(crate) fn cpu(plan: &Plan) -> Result<Table> {
                 plan.rounds,
                 transport.name()
             ));
-            for side in Side::in_round(round) {
-                let both = if transport == Transport::Tcp { &mut tcp } else { &mut unix };
-                let sample = plan.sample(both.of(side), case, plan.sample);
-                let (spent, answered) =
-                    sample.doing(format_args!("{} at {case}", plan.programs.name(side)))?;
-                figures.push(side, spent, answered);
-            }
+            figures.push(plan.sample(transport, case, plan.sample, round).doing(format_args!("{case}"))?);
         }
     }
     let headings = Figures::headings(plan, "ns");
@@ -158,21 +195,24 @@ pub(crate) fn connect(plan: &Plan) -> Result<Table> {
         &headings.each_ref().map(String::as_str),
     );
     for transport in Transport::ALL {
-        let mut both = Both::start(&plan.programs, transport)?;
         let mut figures = Figures::default();
         progress(format_args!("connect: {}", transport.name()));
         for round in 0..plan.rounds {
-            for side in Side::in_round(round) {
-                let server = both.of(side);
-                let mut visits = Visits::begin(server.address(), 16, AT_ONCE)?;
-                visits.run(plan.warm_up())?;
-                let before = server.cpu_nanoseconds()?;
-                let answered = visits.run(plan.sample / 2)?;
-                let spent = server.cpu_nanoseconds()? - before;
-                drop(visits);
-                server.settle()?;
-                figures.push(side, spent, answered);
+            let mut both = Both::start(&plan.programs, transport)?;
+            let addresses = SIDES.map(|side| both.of(side).address().clone());
+            let mut visits =
+                [Visits::new(&addresses[0], 16, AT_ONCE)?, Visits::new(&addresses[1], 16, AT_ONCE)?];
+            for visits in &mut visits {
+                visits.run(plan.warm_up() / 2)?;
             }
+            let mut samples = [Sample::default(); 2];
+            for slice in 0..SLICES {
+                for side in Side::in_round(round + slice as usize) {
+                    let visits = &mut visits[side.index()];
+                    samples[side.index()].add(both.of(side), || visits.run(plan.sample / 2 / SLICES))?;
+                }
+            }
+            figures.push(samples);
         }
         table.row(figures.row(transport.name().to_owned()));
     }
@@ -182,15 +222,14 @@ pub(crate) fn connect(plan: &Plan) -> Result<Table> {
 /// CPU time per message as the number of connections grows.
 pub(crate) fn scaling(plan: &Plan) -> Result<Table> {
     let counts = [64, 1000.min(plan.many), plan.many];
-    let mut both = Both::start(&plan.programs, Transport::Tcp)?;
     let mut samples = vec![Pairs::default(); counts.len()];
     for round in 0..plan.rounds {
         progress(format_args!("scaling, round {} of {}", round + 1, plan.rounds));
         for (&connections, samples) in counts.iter().zip(&mut samples) {
-            for side in Side::in_round(round) {
-                let case = Case::new(16, 1, connections);
-                let (spent, answered) = plan.sample(both.of(side), case, plan.sample / 2)?;
-                samples.push(side, spent as f64 / answered.messages as f64);
+            let case = Case::new(16, 1, connections);
+            let both = plan.sample(Transport::Tcp, case, plan.sample / 2, round)?;
+            for (side, sample) in SIDES.into_iter().zip(both) {
+                samples.push(side, sample.cpu_per_message());
             }
         }
     }
@@ -273,7 +312,7 @@ pub(crate) fn start(plan: &Plan) -> Result<Option<Table>> {
     for round in 0..TIMES {
         for side in Side::in_round(round) {
             let Some(server) = plan.programs.activate(side)? else { return Ok(None) };
-            samples[usize::from(side == Side::Subject)].push(first_reply(&server)?.as_secs_f64() * 1e3);
+            samples[side.index()].push(first_reply(&server)?.as_secs_f64() * 1e3);
         }
     }
     let mut table = Table::new(
@@ -323,7 +362,7 @@ pub(crate) fn fairness(plan: &Plan) -> Result<Table> {
                 let server = both.of(side);
                 let mut flood = Flood::connect(server.address(), size, FLOODING)?;
                 flood.run(plan.warm_up())?;
-                times[usize::from(side == Side::Subject)].extend(flood.run(plan.sample / 4)?);
+                times[side.index()].extend(flood.run(plan.sample / 4)?);
                 drop(flood);
                 server.settle()?;
             }

@@ -252,18 +252,37 @@ impl Server {
         self.address.as_ref().expect("a server is handed out when its address is known")
     }
 
-    /// CPU time of all its threads so far, in nanoseconds.
-    pub(crate) fn cpu_nanoseconds(&self) -> Result<u64> {
-        let tasks = format!("/proc/{}/task", self.child.id());
+    /// Waits until it has nothing more to do, and returns the CPU time of all its threads so far, in nanoseconds.
+    ///
+    /// The kernel brings the CPU time of a thread up to date when the thread goes to sleep; until then the figure
+    /// may be tens of milliseconds old. So there is no other way to ask for it than after a rest.
+    pub(crate) fn settle(&mut self) -> Result<u64> {
+        let (mut last, mut unchanged) = (0, 0);
+        self.wait_for("it to come to rest", |server| {
+            let spent = server.cpu_nanoseconds_if_asleep();
+            unchanged =
+                if spent.is_some_and(|spent| spent.abs_diff(last) < 20_000) { unchanged + 1 } else { 0 };
+            last = spent.unwrap_or(last);
+            unchanged == 3
+        })?;
+        Ok(last)
+    }
+
+    /// `None` while a thread is running, or when it has ended in between.
+    fn cpu_nanoseconds_if_asleep(&self) -> Option<u64> {
         let mut sum = 0;
-        for task in fs::read_dir(&tasks).doing(format_args!("reading {tasks}"))? {
-            let path = task.doing(format_args!("reading {tasks}"))?.path().join("schedstat");
-            // A thread may end between the two steps.
-            let Ok(text) = fs::read_to_string(&path) else { continue };
-            let first = text.split_whitespace().next().unwrap_or_default();
-            sum += first.parse::<u64>().doing(format_args!("reading {}", path.display()))?;
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id())).ok()? {
+            let task = task.ok()?.path();
+            let stat = fs::read_to_string(task.join("stat")).ok()?;
+            // The name before the state is in parentheses, and may have some itself.
+            let (_, state) = stat.rsplit_once(") ")?;
+            if !state.starts_with('S') {
+                return None;
+            }
+            let schedstat = fs::read_to_string(task.join("schedstat")).ok()?;
+            sum += schedstat.split_whitespace().next()?.parse::<u64>().ok()?;
         }
-        Ok(sum)
+        Some(sum)
     }
 
     /// Its memory as the kernel sees it.
@@ -289,16 +308,6 @@ impl Server {
     pub(crate) fn open_files(&self) -> Result<usize> {
         let path = format!("/proc/{}/fd", self.child.id());
         Ok(fs::read_dir(&path).doing(format_args!("reading {path}"))?.count())
-    }
-
-    /// Waits until it has nothing more to do, such as closing the connections of the last measurement.
-    pub(crate) fn settle(&mut self) -> Result<()> {
-        let mut last = u64::MAX;
-        self.wait_for("it to come to rest", |server| {
-            let spent = server.cpu_nanoseconds().unwrap_or(u64::MAX);
-            sleep(Duration::from_millis(8));
-            std::mem::replace(&mut last, spent).abs_diff(spent) < 50_000
-        })
     }
 
     fn log(&self) -> String {

@@ -12,13 +12,18 @@ pub(crate) enum Side {
 }
 
 impl Side {
+    /// 0 and 1.
+    pub(crate) fn index(self) -> usize {
+        usize::from(self == Self::Subject)
+    }
+
     /// Both, the first one changing from round to round, so that neither always comes after the other.
     pub(crate) fn in_round(round: usize) -> [Self; 2] {
         if round % 2 == 0 { [Self::Reference, Self::Subject] } else { [Self::Subject, Self::Reference] }
     }
 }
 
-/// One figure of both servers, one sample a round; those of a round were taken one right after the other.
+/// One figure of both servers, one sample a round; those of a round were taken at the same time.
 #[derive(Clone, Default)]
 pub(crate) struct Pairs {
     reference: Vec<f64>,

@@ -11,13 +11,14 @@ use toml::de::{DeTable, DeValue};
 use super::diagnose::{Problem, nearest};
 use super::{Limits, Listener, Service, Settings, is_listener_name};
 use crate::address::Address;
+use crate::protocol::framer::MAX_MESSAGE;
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
 use crate::protocol::rules::{Deadlines, Rules, Span, Unterminated};
 use crate::protocol::Delimiter;
 use crate::units;
 
 /// Sizes of messages, in bytes.
-const MESSAGE_SIZES: RangeInclusive<u64> = 1..=1 << 30;
+const MESSAGE_SIZES: RangeInclusive<u64> = 1..=MAX_MESSAGE as u64;
 
 /// Sizes of socket buffers, in bytes; the kernel doubles them and keeps them below an int.
 const SOCKET_BUFFERS: RangeInclusive<u64> = 1024..=1 << 29;

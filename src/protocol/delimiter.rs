@@ -144,10 +144,17 @@ impl PartialEq for Delimiter {
 
 impl Eq for Delimiter {}
 
-/// As it would be written in a TOML string.
+/// As [`Delimiter::from_escaped`] reads it, in quotes.
 impl fmt::Debug for Delimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\"", self.as_bytes().escape_ascii())
+        f.write_str("\"")?;
+        for byte in self.as_bytes() {
+            match byte {
+                b'\'' => f.write_str("'")?,
+                byte => write!(f, "{}", byte.escape_ascii())?,
+            }
+        }
+        f.write_str("\"")
     }
 }
 

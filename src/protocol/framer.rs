@@ -10,11 +10,14 @@
 
 use super::delimiter::Delimiter;
 
+/// The largest limit on messages, in bytes: 1 GiB.
+pub const MAX_MESSAGE: usize = 1 << 30;
+
 /// Cuts a stream of bytes into messages.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Framer {
     /// Bytes of the message in progress that were taken so far, a begun delimiter among them.
-    taken: usize,
+    taken: u32,
     /// How many bytes at their end may begin the delimiter.
     begun: u8,
 }
@@ -33,17 +36,18 @@ pub enum Frame {
 impl Framer {
     /// Looks for the end of the message in progress in `chunk`, the bytes that follow those of the last call.
     ///
-    /// A message of `max` bytes is allowed; at one more, as soon as that is certain, it is [`Frame::TooLong`].
+    /// A message of `max` bytes (at most [`MAX_MESSAGE`]) is allowed; at one more, as soon as that is certain, it is [`Frame::TooLong`].
     /// Bytes that may begin the delimiter are not certain yet.
     #[inline]
     pub fn next(&mut self, delimiter: &Delimiter, max: usize, chunk: &[u8]) -> Frame {
-        let room = max + delimiter.len() - self.taken;
+        let room = max + delimiter.len() - self.taken();
         let window = &chunk[..room.min(chunk.len())];
         if let Some(end) = delimiter.search(&mut self.begun, window) {
             self.taken = 0;
             return Frame::Complete(end);
         }
-        self.taken += window.len();
+        // No overflow: it is less than `max` and a delimiter.
+        self.taken += u32::try_from(window.len()).unwrap_or(u32::MAX);
         if self.certain() > max { Frame::TooLong } else { Frame::Unfinished }
     }
 
@@ -56,11 +60,11 @@ impl Framer {
     /// Bytes of the message in progress so far, should no delimiter follow: at most `max` + 15.
     #[must_use]
     pub fn taken(&self) -> usize {
-        self.taken
+        self.taken as usize
     }
 
     /// Bytes that belong to the message in progress, whatever comes next.
     fn certain(&self) -> usize {
-        self.taken - usize::from(self.begun)
+        self.taken() - usize::from(self.begun)
     }
 }

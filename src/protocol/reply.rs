@@ -55,9 +55,11 @@ impl PartialEq for Prefix {
 
 impl Eq for Prefix {}
 
+/// Its first 64 bytes, in quotes.
 impl fmt::Debug for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\"", self.as_bytes().escape_ascii())
+        let (shown, more) = self.as_bytes().split_at(self.len.min(BLOCK));
+        write!(f, "\"{}\"{}", shown.escape_ascii(), if more.is_empty() { "" } else { "…" })
     }
 }
 

@@ -11,10 +11,10 @@
 //! ```text
 //! partial   the reply to the message in progress, as far as it is known:  "server got:aa"
 //! owed      replies that the peer has not taken yet
-//! held      input that was read, but not looked at, since enough was owed
+//! held      input that was read, but not looked at yet, since there were replies enough for one turn
 //! ```
 //!
-//! While anything is owed, nothing is read. So `owed` is at most 64 KiB and one reply, `held` what is left of one
+//! While anything is owed or held, nothing is read. So `owed` is at most 64 KiB and one reply, `held` what is left of one
 //! read, `partial` one reply.
 
 use std::mem;
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use super::framer::{Frame, Framer};
 use super::reply::{ENOUGH, Output, Scratch};
-use super::rules::{Rules, Span, Unterminated};
+use super::rules::{Deadlines, Rules, Span, Unterminated};
 use super::verdict::Verdict;
 
 /// A reply that is complete but was begun in an earlier call is copied together with those after it up to this size,
@@ -38,27 +38,37 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(1);
 
 /// How much is taken and dropped then, in bytes.
-const LINGER_BYTES: usize = 1024 * 1024;
+const LINGER_BYTES: u32 = 1024 * 1024;
 
 /// One conversation. See the module's head.
 #[derive(Debug)]
 pub struct Session {
     rules: Arc<Rules>,
     framer: Framer,
-    partial: Vec<u8>,
-    owed: Rest,
-    held: Rest,
     phase: Phase,
-    /// What the message in progress consists of so far.
-    content: Content,
     /// Whether the peer has ended its stream.
     input_ended: bool,
-    clock: Clock,
     opened: Instant,
     last_byte: Instant,
+    totals: Totals,
+    /// What is kept from one call to the next; nothing most of the time, and then no memory either.
+    unfinished: Option<Box<Unfinished>>,
+}
+
+/// What is kept from one call to the next. At least one of the three buffers is not empty between calls.
+#[derive(Debug)]
+struct Unfinished {
+    /// The reply to the message in progress, as far as it is known: the prefix and the bytes that came.
+    partial: Vec<u8>,
+    /// What those bytes are.
+    content: Content,
+    clock: Clock,
+    /// Replies that the peer has not taken.
+    owed: Rest,
     /// When the peer last took a byte, or when something became owed to it.
     last_taken: Instant,
-    totals: Totals,
+    /// Input that was not looked at.
+    held: Rest,
 }
 
 /// What a session wants to happen next.
@@ -88,14 +98,15 @@ pub struct Totals {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// No input is taken any more; what was read gets its replies, then we end the stream.
-    Draining,
+    /// We stop for this reason: no input is taken any more, what was read gets its replies. Unless we drain, they have
+    /// until then.
+    Stopping(Verdict, Instant),
     /// The peer has ended its stream; what was read gets its replies.
     Finishing(Verdict),
     /// The last words are on their way; they have until then.
     Ending(Verdict, Instant),
     /// Our stream has ended; input is dropped until then, this many more bytes of it.
-    Lingering(Verdict, Instant, usize),
+    Lingering(Verdict, Instant, u32),
     Done(Verdict),
 }
 
@@ -103,7 +114,9 @@ enum Phase {
 /// message begun, but what ends the line before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
-    /// Nothing, or whole line ends (LF or CR LF).
+    /// There is no message in progress.
+    Nothing,
+    /// Whole line ends (LF or CR LF).
     LineEnds,
     /// Line ends and a CR.
     LineEndsCr,
@@ -127,7 +140,7 @@ impl Session {
     pub fn wants(&self) -> Want {
         if matches!(self.phase, Phase::Done(_)) {
             Want::Close
-        } else if !self.owed.is_empty() || !self.held.is_empty() {
+        } else if self.is_behind() {
             Want::Write
         } else if matches!(self.phase, Phase::Ending(..)) {
             Want::Shutdown
@@ -139,22 +152,16 @@ impl Session {
     /// When [`Session::tick`] has something to do, should nothing else happen before.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        match self.phase {
-            Phase::Ending(_, until) | Phase::Lingering(_, until, _) => Some(until),
-            Phase::Done(_) => None,
-            Phase::Open | Phase::Draining | Phase::Finishing(_) => self.next_deadline().map(|(until, _)| until),
-        }
+        self.next_deadline().map(|(until, _)| until)
     }
 
     /// Why it ended, once that is certain.
     #[must_use]
     pub fn verdict(&self) -> Option<Verdict> {
         match self.phase {
-            Phase::Open | Phase::Draining => None,
-            Phase::Finishing(verdict)
-            | Phase::Ending(verdict, _)
-            | Phase::Lingering(verdict, ..)
-            | Phase::Done(verdict) => Some(verdict),
+            // Something else may still come between.
+            Phase::Open | Phase::Stopping(..) | Phase::Finishing(_) => None,
+            Phase::Ending(verdict, _) | Phase::Lingering(verdict, ..) | Phase::Done(verdict) => Some(verdict),
         }
     }
 
@@ -167,7 +174,9 @@ impl Session {
     /// How many bytes its buffers occupy: 0 while nothing is unfinished.
     #[must_use]
     pub fn memory(&self) -> usize {
-        self.partial.capacity() + self.owed.bytes.capacity() + self.held.bytes.capacity()
+        self.unfinished.as_ref().map_or(0, |unfinished| {
+            unfinished.partial.capacity() + unfinished.owed.bytes.capacity() + unfinished.held.bytes.capacity()
+        })
     }
 
     /// When it began.
@@ -182,24 +191,56 @@ impl Session {
         &self.rules
     }
 
+    /// Whether replies are owed, or input is held: then nothing is read.
+    #[inline]
+    fn is_behind(&self) -> bool {
+        self.unfinished.as_ref().is_some_and(|unfinished| !unfinished.owed.is_empty() || !unfinished.held.is_empty())
+    }
+
     /// The deadline that runs, and what it would come to.
     fn next_deadline(&self) -> Option<(Instant, Verdict)> {
-        let deadlines = &self.rules.deadlines;
-        let after = |since: Instant, span: &Option<Span>| span.as_ref().map(|span| since + span.length());
-        let waiting = if !self.owed.is_empty() {
-            after(self.last_taken, &deadlines.write).map(|until| (until, Verdict::WriteDeadline))
-        } else if let Clock::Running { until } = self.clock {
-            Some((until, Verdict::ReadDeadline))
-        } else if self.content == Content::LineEnds {
-            after(self.last_byte, &deadlines.idle).map(|until| (until, Verdict::IdleDeadline))
-        } else {
-            None
-        };
-        let lifetime = after(self.opened, &deadlines.lifetime).map(|until| (until, Verdict::Lifetime));
-        match (waiting, lifetime) {
-            (Some(waiting), Some(lifetime)) => Some(if lifetime.0 < waiting.0 { lifetime } else { waiting }),
-            (waiting, lifetime) => waiting.or(lifetime),
+        match self.phase {
+            Phase::Open | Phase::Finishing(_) => {
+                earlier(self.patience(), self.after(self.opened, |d| &d.lifetime, Verdict::Lifetime))
+            }
+            Phase::Stopping(Verdict::Shutdown, _) => self.patience(),
+            Phase::Stopping(verdict, until) | Phase::Ending(verdict, until) | Phase::Lingering(verdict, until, _) => {
+                Some((until, verdict))
+            }
+            Phase::Done(_) => None,
         }
+    }
+
+    /// How long we wait for the peer to do its part, and what it comes to if it does not.
+    fn patience(&self) -> Option<(Instant, Verdict)> {
+        let idle = || self.after(self.last_byte, |d| &d.idle, Verdict::IdleDeadline);
+        match self.unfinished.as_deref() {
+            None => idle(),
+            Some(unfinished) if !unfinished.owed.is_empty() => {
+                self.after(unfinished.last_taken, |d| &d.write, Verdict::WriteDeadline)
+            }
+            Some(Unfinished { clock: Clock::Running { until }, .. }) => Some((*until, Verdict::ReadDeadline)),
+            Some(Unfinished { content: Content::LineEnds, .. }) => idle(),
+            Some(_) => None,
+        }
+    }
+
+    fn after(
+        &self,
+        since: Instant,
+        deadline: impl Fn(&Deadlines) -> &Option<Span>,
+        verdict: Verdict,
+    ) -> Option<(Instant, Verdict)> {
+        let span = deadline(&self.rules.deadlines).as_ref()?;
+        // A time beyond all times never comes.
+        since.checked_add(span.length()).map(|until| (until, verdict))
+    }
+}
+
+fn earlier(one: Option<(Instant, Verdict)>, other: Option<(Instant, Verdict)>) -> Option<(Instant, Verdict)> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(if other.0 < one.0 { other } else { one }),
+        (one, other) => one.or(other),
     }
 }
 
@@ -212,17 +253,12 @@ impl Session {
         Self {
             rules,
             framer: Framer::default(),
-            partial: Vec::new(),
-            owed: Rest::default(),
-            held: Rest::default(),
             phase: Phase::Open,
-            content: Content::LineEnds,
             input_ended: false,
-            clock: Clock::Stopped,
             opened: now,
             last_byte: now,
-            last_taken: now,
             totals: Totals::default(),
+            unfinished: None,
         }
     }
 
@@ -239,19 +275,21 @@ impl Session {
         match &mut self.phase {
             Phase::Open => {}
             Phase::Lingering(verdict, _, room) => {
-                match room.checked_sub(count) {
-                    Some(left) => *room = left,
-                    None => self.phase = Phase::Done(*verdict),
+                *room = room.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+                if *room == 0 {
+                    self.phase = Phase::Done(*verdict);
                 }
                 return;
             }
-            Phase::Draining | Phase::Finishing(_) | Phase::Ending(..) | Phase::Done(_) => return,
+            Phase::Stopping(..) | Phase::Finishing(_) | Phase::Ending(..) | Phase::Done(_) => return,
         }
         self.totals.bytes_in += count as u64;
         self.last_byte = now;
         let end = Scratch::START + count;
         let at = self.answer(now, &mut scratch.input, Scratch::START..end, &mut scratch.output, send);
-        self.held = Rest::of(&scratch.input[at..end]);
+        if at < end {
+            self.unfinished(now).held = Rest::of(&scratch.input[at..end]);
+        }
         self.settle(now);
     }
 
@@ -264,47 +302,53 @@ impl Session {
                 self.phase = Phase::Done(verdict);
                 return;
             }
-            Phase::Draining | Phase::Finishing(_) | Phase::Ending(..) | Phase::Done(_) => return,
+            Phase::Stopping(..) | Phase::Finishing(_) | Phase::Ending(..) | Phase::Done(_) => return,
         }
         let bytes = self.framer.taken();
         if bytes > self.rules.max_message {
             // Bytes that might have begun the delimiter did not.
-            return self.end(Verdict::TooLong, now);
+            return self.end(Verdict::TooLong, now, self.last_words_until(now));
         }
         let mut verdict = Verdict::PeerClosed;
-        if bytes > 0 {
+        if let Some((content, mut reply)) = self.take_message() {
             match self.rules.unterminated {
-                Unterminated::Discard if self.content == Content::LineEnds => {}
-                Unterminated::Discard => verdict = Verdict::Unterminated { bytes },
+                Unterminated::Discard if content == Content::LineEnds => {}
+                Unterminated::Discard => {
+                    verdict = Verdict::Unterminated { bytes: u32::try_from(bytes).unwrap_or(u32::MAX) };
+                }
                 Unterminated::Accept => {
-                    let mut reply = mem::take(&mut self.partial);
+                    reply.reserve_exact(self.rules.delimiter.len());
                     reply.extend_from_slice(self.rules.delimiter.as_bytes());
                     self.totals.messages += 1;
                     self.owe(now, Rest { bytes: reply, at: 0 });
                 }
             }
         }
-        self.forget_message();
+        self.framer = Framer::default();
         self.phase = Phase::Finishing(verdict);
         self.settle(now);
     }
 
     /// There may be room for output again: sends what is owed, then goes on with the input that is held, until `send`
-    /// (see [`Session::receive`]) takes less than it is given, or 64 KiB more were sent.
+    /// (see [`Session::receive`]) takes less than it is given, or there were 64 KiB of further replies.
     pub fn resume(&mut self, now: Instant, scratch: &mut Scratch, mut send: impl FnMut(&[u8]) -> usize) {
-        if !self.owed.is_empty() {
-            let taken = send(self.owed.as_slice());
+        let Some(unfinished) = &mut self.unfinished else { return };
+        let mut taken = 0;
+        if !unfinished.owed.is_empty() {
+            taken = send(unfinished.owed.as_slice());
             if taken > 0 {
-                self.count_sent(now, taken);
-                self.owed.advance(taken);
+                unfinished.owed.advance(taken);
+                unfinished.last_taken = now;
             }
         }
-        if self.owed.is_empty() && !self.held.is_empty() {
-            let Rest { mut bytes, at } = mem::take(&mut self.held);
+        let held = if unfinished.owed.is_empty() { mem::take(&mut unfinished.held) } else { Rest::default() };
+        self.count_sent(now, taken);
+        if !held.is_empty() {
+            let Rest { mut bytes, at } = held;
             let end = bytes.len();
             let at = self.answer(now, &mut bytes, at..end, &mut scratch.output, send);
             if at < end {
-                self.held = Rest { bytes, at };
+                self.unfinished(now).held = Rest { bytes, at };
             }
         }
         self.settle(now);
@@ -312,58 +356,55 @@ impl Session {
 
     /// Our end of the stream was sent, as [`Want::Shutdown`] asked.
     pub fn sent_end(&mut self, now: Instant) {
-        if let Phase::Ending(verdict, _) = self.phase {
-            self.phase = if self.input_ended {
-                Phase::Done(verdict)
-            } else {
-                Phase::Lingering(verdict, now + LINGER, LINGER_BYTES)
-            };
+        match self.phase {
+            _ if self.wants() != Want::Shutdown => {}
+            Phase::Ending(verdict, _) if !self.input_ended => {
+                self.phase = Phase::Lingering(verdict, now + LINGER, LINGER_BYTES);
+            }
+            Phase::Ending(verdict, _) => self.finish(verdict),
+            _ => {}
         }
     }
 
     /// The connection broke: nothing can be sent or received any more.
     pub fn reset(&mut self) {
         self.finish(match self.phase {
-            Phase::Open | Phase::Draining | Phase::Finishing(_) => Verdict::PeerReset,
+            Phase::Open | Phase::Stopping(..) | Phase::Finishing(_) => Verdict::PeerReset,
             Phase::Ending(verdict, _) | Phase::Lingering(verdict, ..) | Phase::Done(verdict) => verdict,
         });
     }
 
     /// Time has passed: acts on the deadlines that are over.
     pub fn tick(&mut self, now: Instant) {
+        let Some((until, verdict)) = self.next_deadline() else { return };
+        if until > now {
+            return;
+        }
         match self.phase {
-            Phase::Ending(verdict, until) | Phase::Lingering(verdict, until, _) if until <= now => self.finish(verdict),
-            Phase::Ending(..) | Phase::Lingering(..) | Phase::Done(_) => {}
-            Phase::Open | Phase::Draining | Phase::Finishing(_) => match self.next_deadline() {
-                Some((until, Verdict::WriteDeadline)) if until <= now => self.finish(Verdict::WriteDeadline),
-                Some((until, verdict)) if until <= now => self.end(verdict, now),
-                _ => {}
-            },
+            Phase::Open | Phase::Finishing(_) if verdict != Verdict::WriteDeadline => self.stop(verdict, now),
+            _ => self.finish(verdict),
         }
     }
 
     /// We want to stop: nothing more is read, what was read is answered, then the stream ends.
     pub fn drain(&mut self, now: Instant) {
         if self.phase == Phase::Open {
-            self.phase = Phase::Draining;
-            self.settle(now);
+            self.stop(Verdict::Shutdown, now);
         }
     }
 
-    /// We cannot serve this peer (any further): `verdict` says why.
+    /// We cannot serve this peer any further: `verdict` says why. What was read before is answered.
     pub fn refuse(&mut self, verdict: Verdict, now: Instant) {
-        if matches!(self.phase, Phase::Open | Phase::Draining | Phase::Finishing(_)) {
-            self.end(verdict, now);
-        }
+        self.stop(verdict, now);
     }
 
     /// There is no memory for what it would have to keep: gives everything back. A peer that has not taken the replies
     /// it is owed loses them, and with them the words that would have told it why.
     pub fn out_of_memory(&mut self, now: Instant) {
-        if self.owed.is_empty() {
-            self.refuse(Verdict::Busy, now);
+        if self.is_behind() {
+            self.finish(self.verdict().unwrap_or(Verdict::Busy));
         } else {
-            self.finish(Verdict::Busy);
+            self.stop(Verdict::Busy, now);
         }
     }
 }
@@ -371,8 +412,8 @@ impl Session {
 // --- In between ------------------------------------------------------------------------------------------------------
 
 impl Session {
-    /// Answers the messages in `input[range]`, and returns up to where it came: everything, or as far as enough was
-    /// owed. Nothing is owed when it is called. `input` before the range may be overwritten.
+    /// Answers the messages in `input[range]`, and returns up to where it came: to the end, or until there were replies
+    /// enough for one call. Nothing is owed when it is called. `input` before the range may be overwritten.
     #[inline]
     fn answer(
         &mut self,
@@ -385,19 +426,19 @@ impl Session {
         let (mut at, end) = (range.start, range.end);
         output.clear();
         while at < end {
-            if output.len() >= ENOUGH && !self.send_now(now, output, &mut send) {
+            if output.len() >= ENOUGH {
+                // Enough for one call, even if all of it was taken: others want their turn.
+                self.send_now(now, output, &mut send);
                 return at;
             }
-            let rules = &*self.rules;
-            match self.framer.next(&rules.delimiter, rules.max_message, &input[at..end]) {
+            match self.framer.next(&self.rules.delimiter, self.rules.max_message, &input[at..end]) {
                 Frame::Complete(taken) => {
                     self.totals.messages += 1;
                     let from = at;
                     at += taken;
-                    if !self.partial.is_empty() {
-                        self.partial.extend_from_slice(&input[from..at]);
-                        let reply = mem::take(&mut self.partial);
-                        self.forget_message();
+                    if let Some((_, mut reply)) = self.take_message() {
+                        reply.reserve_exact(taken);
+                        reply.extend_from_slice(&input[from..at]);
                         // It is the first of this input, so output is empty.
                         if reply.len() <= SMALL {
                             output.push(&reply);
@@ -409,10 +450,10 @@ impl Session {
                                 return at;
                             }
                         }
-                    } else if at == end && output.len() == 0 && from >= rules.prefix.len() {
+                    } else if at == end && output.len() == 0 && from >= self.rules.prefix.len() {
                         // Answered where it lies. What is overwritten was answered before.
-                        let start = from - rules.prefix.len();
-                        input[start..from].copy_from_slice(rules.prefix.as_bytes());
+                        let start = from - self.rules.prefix.len();
+                        input[start..from].copy_from_slice(self.rules.prefix.as_bytes());
                         let reply = &input[start..end];
                         let taken = send(reply);
                         self.count_sent(now, taken);
@@ -421,7 +462,7 @@ impl Session {
                         }
                         return end;
                     } else {
-                        output.push_reply(&rules.prefix, input, from, at);
+                        output.push_reply(&self.rules.prefix, input, from, at);
                     }
                 }
                 Frame::Unfinished => {
@@ -430,7 +471,7 @@ impl Session {
                 }
                 Frame::TooLong => {
                     self.send_now(now, output, &mut send);
-                    self.end(Verdict::TooLong, now);
+                    self.end(Verdict::TooLong, now, self.last_words_until(now));
                     return end;
                 }
             }
@@ -439,106 +480,150 @@ impl Session {
         end
     }
 
-    /// Sends `output` and empties it; what is not taken becomes owed. Returns whether everything was taken.
+    /// Sends `output` and empties it; what is not taken becomes owed.
     #[inline]
-    fn send_now(&mut self, now: Instant, output: &mut Output, send: &mut impl FnMut(&[u8]) -> usize) -> bool {
-        if output.len() == 0 {
-            return true;
+    fn send_now(&mut self, now: Instant, output: &mut Output, send: &mut impl FnMut(&[u8]) -> usize) {
+        if output.len() > 0 {
+            let taken = send(output.as_bytes());
+            self.count_sent(now, taken);
+            let rest = &output.as_bytes()[taken..];
+            if !rest.is_empty() {
+                self.owe(now, Rest::of(rest));
+            }
+            output.clear();
         }
-        let taken = send(output.as_bytes());
-        self.count_sent(now, taken);
-        let rest = &output.as_bytes()[taken..];
-        let all = rest.is_empty();
-        if !all {
-            self.owe(now, Rest::of(rest));
-        }
-        output.clear();
-        all
     }
 
     /// Keeps the bytes of a message that goes on in the next input.
     fn keep_partial(&mut self, now: Instant, bytes: &[u8]) {
-        let most = self.rules.prefix.len() + self.rules.max_message + self.rules.delimiter.len();
-        if self.partial.is_empty() {
-            self.partial.reserve_exact(self.rules.prefix.len() + bytes.len());
-            self.partial.extend_from_slice(self.rules.prefix.as_bytes());
-        } else if self.partial.capacity() - self.partial.len() < bytes.len() {
+        let rules = Arc::clone(&self.rules);
+        let most = rules.prefix.len() + rules.max_message + rules.delimiter.len();
+        let unfinished = self.unfinished(now);
+        let partial = &mut unfinished.partial;
+        if unfinished.content == Content::Nothing {
+            unfinished.content = Content::LineEnds;
+            partial.reserve_exact(rules.prefix.len() + bytes.len());
+            partial.extend_from_slice(rules.prefix.as_bytes());
+        } else if partial.capacity() - partial.len() < bytes.len() {
             // Grows by doubling, but not past the longest message.
-            let wanted = (2 * self.partial.len()).max(self.partial.len() + bytes.len()).min(most);
-            self.partial.reserve_exact(wanted.saturating_sub(self.partial.len()).max(bytes.len()));
+            let wanted = (2 * partial.len()).min(most).max(partial.len() + bytes.len());
+            partial.reserve_exact(wanted - partial.len());
         }
-        self.partial.extend_from_slice(bytes);
-        self.content = self.content.and(bytes);
-        if self.clock == Clock::Stopped && self.content != Content::LineEnds {
-            if let Some(read) = &self.rules.deadlines.read {
-                self.clock = Clock::Running { until: now + read.length() };
+        partial.extend_from_slice(bytes);
+        unfinished.content = unfinished.content.and(bytes);
+        unfinished.clock = match (unfinished.clock, &rules.deadlines.read) {
+            // A person's line end is no message begun.
+            _ if unfinished.content == Content::LineEnds => Clock::Stopped,
+            (Clock::Stopped, Some(read)) => {
+                now.checked_add(read.length()).map_or(Clock::Stopped, |until| Clock::Running { until })
             }
-        }
+            (clock, _) => clock,
+        };
     }
 
-    fn forget_message(&mut self) {
-        self.partial = Vec::new();
-        self.framer = Framer::default();
-        self.content = Content::LineEnds;
-        self.clock = Clock::Stopped;
+    /// What is kept, made if nothing is.
+    fn unfinished(&mut self, now: Instant) -> &mut Unfinished {
+        self.unfinished.get_or_insert_with(|| {
+            Box::new(Unfinished {
+                partial: Vec::new(),
+                content: Content::Nothing,
+                clock: Clock::Stopped,
+                owed: Rest::default(),
+                last_taken: now,
+                held: Rest::default(),
+            })
+        })
+    }
+
+    /// The message in progress, if there is one: what it consists of, and its reply as far as it is known.
+    #[inline]
+    fn take_message(&mut self) -> Option<(Content, Vec<u8>)> {
+        let unfinished = self.unfinished.as_mut()?;
+        unfinished.clock = Clock::Stopped;
+        match mem::replace(&mut unfinished.content, Content::Nothing) {
+            Content::Nothing => None,
+            content => Some((content, mem::take(&mut unfinished.partial))),
+        }
     }
 
     /// Something is owed, where nothing was.
     fn owe(&mut self, now: Instant, rest: Rest) {
-        self.owed = rest;
-        self.last_taken = now;
+        let unfinished = self.unfinished(now);
+        unfinished.owed = rest;
+        unfinished.last_taken = now;
     }
 
+    #[inline]
     fn count_sent(&mut self, now: Instant, taken: usize) {
         if taken > 0 {
             self.totals.bytes_out += taken as u64;
             self.last_byte = now;
-            self.last_taken = now;
         }
     }
 
-    /// After every input: where nothing is owed any more, the next phase; and the read deadline runs only while we read.
+    /// After every input: what is finished gives its memory back, and may end the phase. The read deadline runs only
+    /// while we read.
     #[inline]
     fn settle(&mut self, now: Instant) {
-        let reading = self.owed.is_empty() && self.held.is_empty();
-        match self.clock {
-            Clock::Running { until } if !reading => {
-                self.clock = Clock::Paused { left: until.saturating_duration_since(now) };
-            }
-            Clock::Paused { left } if reading => self.clock = Clock::Running { until: now + left },
-            _ => {}
-        }
-        if reading {
-            match self.phase {
-                Phase::Draining => self.end(Verdict::Shutdown, now),
-                Phase::Finishing(verdict) => self.finish(verdict),
+        let reading = !self.is_behind();
+        if let Some(unfinished) = &mut self.unfinished {
+            match unfinished.clock {
+                Clock::Running { until } if !reading => {
+                    unfinished.clock = Clock::Paused { left: until.saturating_duration_since(now) };
+                }
+                Clock::Paused { left } if reading => {
+                    unfinished.clock = now.checked_add(left).map_or(Clock::Stopped, |until| Clock::Running { until });
+                }
                 _ => {}
             }
+            if reading && unfinished.content == Content::Nothing {
+                self.unfinished = None;
+            }
+        }
+        match self.phase {
+            Phase::Stopping(Verdict::Shutdown, _) if reading => {
+                self.end(Verdict::Shutdown, now, self.last_words_until(now));
+            }
+            Phase::Stopping(verdict, until) if reading => self.end(verdict, now, until),
+            Phase::Finishing(verdict) if reading => self.finish(verdict),
+            _ => {}
         }
     }
 
-    /// Ends the conversation from our side: drops input, adds the last words, and gives them a time.
-    fn end(&mut self, verdict: Verdict, now: Instant) {
-        self.forget_message();
-        self.held = Rest::default();
+    /// Takes no more input, and ends the conversation as soon as what was read is answered.
+    fn stop(&mut self, verdict: Verdict, now: Instant) {
+        if matches!(self.phase, Phase::Open | Phase::Finishing(_)) {
+            self.take_message();
+            self.phase = Phase::Stopping(verdict, self.last_words_until(now));
+            self.settle(now);
+        }
+    }
+
+    /// Ends the conversation from our side: drops input, and adds the last words. They have time `until` then.
+    fn end(&mut self, verdict: Verdict, now: Instant, until: Instant) {
+        self.framer = Framer::default();
+        let mut owed = self.unfinished.take().map(|unfinished| unfinished.owed).unwrap_or_default();
         if self.rules.error_replies {
-            if let Some(text) = verdict.text(&self.rules) {
-                let mut words = [b"server error:", text.as_bytes()].concat();
-                if !self.rules.delimiter.is_in(&words) {
-                    words.extend_from_slice(self.rules.delimiter.as_bytes());
-                    self.owed.push(&words);
-                }
+            if let Some(words) = verdict.last_words(&self.rules) {
+                owed.push(&words);
             }
         }
+        if !owed.is_empty() {
+            self.owe(now, owed);
+        }
+        self.phase = Phase::Ending(verdict, until);
+    }
+
+    /// Last words are bounded in time as a whole: a peer that takes a byte now and then gains nothing by it.
+    fn last_words_until(&self, now: Instant) -> Instant {
         let limit = self.rules.deadlines.write.as_ref().map_or(LAST_WORDS, Span::length);
-        self.phase = Phase::Ending(verdict, now + limit);
+        now.checked_add(limit).unwrap_or(now + LAST_WORDS)
     }
 
     /// Ends it for good; nothing is kept.
     fn finish(&mut self, verdict: Verdict) {
-        self.forget_message();
-        self.owed = Rest::default();
-        self.held = Rest::default();
+        self.framer = Framer::default();
+        self.unfinished = None;
         self.phase = Phase::Done(verdict);
     }
 }

@@ -30,8 +30,8 @@ pub enum Verdict {
     PeerReset,
     /// The peer ended its stream in the middle of a message.
     Unterminated {
-        /// How many bytes of it had come.
-        bytes: usize,
+        /// How many bytes of it had come; stands still at the most that fit.
+        bytes: u32,
     },
     /// We end: the daemon stops.
     Shutdown,
@@ -82,6 +82,14 @@ impl Verdict {
             | Self::Unterminated { .. }
             | Self::Shutdown => None,
         }
+    }
+
+    /// The last reply to a peer that is cut off: `server error:`, the text, the delimiter. `None` where there is nothing
+    /// to say, or where the delimiter would be found before its place.
+    pub(super) fn last_words(self, rules: &Rules) -> Option<Vec<u8>> {
+        let text = self.text(rules)?;
+        let words = [b"server error:", text.as_bytes(), rules.delimiter.as_bytes()].concat();
+        (rules.delimiter.search(&mut 0, &words) == Some(words.len())).then_some(words)
     }
 }
 

@@ -39,10 +39,10 @@ pub(crate) struct Reception {
 }
 
 /// What connections of one listener are received with.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Desk {
     pub(crate) name: Arc<str>,
-    pub(crate) settings: Arc<config::Listener>,
+    pub(crate) settings: config::Listener,
 }
 
 /// What an error of accept(2) asks for.
@@ -78,7 +78,7 @@ impl Cause {
 }
 
 /// Accepts until the listener breaks, which is said in the error; otherwise it goes on until it is dropped.
-pub(crate) async fn accept(listener: &UnixStream, desk: &Desk, reception: &Reception) -> io::Error {
+pub(crate) async fn accept(listener: &UnixStream, desk: &Arc<Desk>, reception: &Reception) -> io::Error {
     let mut short = false;
     loop {
         reception.admission.wait_for_place(|limit| (reception.events)(Event::Full { limit })).await;
@@ -131,7 +131,7 @@ fn accept_one(listener: impl AsFd) -> io::Result<(OwnedFd, Option<SocketAddrAny>
 
 impl Reception {
     /// Has a connection served by the worker with the fewest; or refused, where its source has enough.
-    pub(crate) fn receive(&self, socket: OwnedFd, from: Option<SocketAddrAny>, desk: &Desk, mut place: Place) {
+    pub(crate) fn receive(&self, socket: OwnedFd, from: Option<SocketAddrAny>, desk: &Arc<Desk>, mut place: Place) {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed)) else { return };
         let listener = || Arc::clone(&desk.name);
@@ -148,7 +148,7 @@ impl Reception {
             place = refused;
             session.refuse(verdict, clock());
         }
-        let caller = Caller { connection, listener: listener(), peer };
+        let caller = Caller { connection, desk: Arc::clone(desk), peer };
         worker.spawn(Connection::new(stream, session, caller, Arc::clone(worker), place));
     }
 }

@@ -79,7 +79,7 @@ impl Admission {
     pub(crate) fn place(self: &Arc<Self>) -> Option<Place> {
         let below = |open| (open < self.limits.connections).then_some(open + 1);
         let taken = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below);
-        taken.ok().map(|_| Place { admission: Arc::clone(self), kind: Kind::Open(None) })
+        taken.ok().map(|_| Place { admission: Arc::clone(self), kind: Kind::Open(None), kept: 0 })
     }
 
     /// Waits until there is a place; `on_full` is told the limit when it has to wait, but not again and
@@ -126,11 +126,13 @@ impl Admission {
     }
 }
 
-/// The place of one connection among all. Given back when it is dropped.
+/// The place of one connection among all, and its share of the buffer memory. Given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     admission: Arc<Admission>,
     kind: Kind,
+    /// Bytes that the connection keeps.
+    kept: usize,
 }
 
 #[derive(Debug)]
@@ -170,6 +172,20 @@ impl Place {
         Some(self)
     }
 
+    /// The connection now keeps this many bytes. Returns whether that fits into the budget of all; it counts in any case.
+    #[inline]
+    pub(crate) fn keeps(&mut self, bytes: usize) -> bool {
+        let before = std::mem::replace(&mut self.kept, bytes);
+        if bytes <= before {
+            if bytes < before {
+                self.admission.buffers.fetch_sub(before - bytes, Ordering::Relaxed);
+            }
+            return true;
+        }
+        let more = bytes - before;
+        self.admission.buffers.fetch_add(more, Ordering::Relaxed) + more <= self.admission.limits.buffer_memory
+    }
+
     fn give_back(&mut self) {
         match std::mem::replace(&mut self.kind, Kind::GivenBack) {
             Kind::Open(source) => {
@@ -197,41 +213,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.keeps(0);
         self.give_back();
-    }
-}
-
-/// What one connection keeps, charged to the budget of all. Given back when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Charge {
-    admission: Arc<Admission>,
-    bytes: usize,
-}
-
-impl Charge {
-    pub(crate) fn new(admission: &Arc<Admission>) -> Self {
-        Self { admission: Arc::clone(admission), bytes: 0 }
-    }
-
-    /// The connection now keeps this many bytes. Returns whether that fits into the budget; it is charged in any case.
-    #[inline]
-    pub(crate) fn set(&mut self, bytes: usize) -> bool {
-        if bytes == self.bytes {
-            return true;
-        }
-        let before = std::mem::replace(&mut self.bytes, bytes);
-        if bytes < before {
-            self.admission.buffers.fetch_sub(before - bytes, Ordering::Relaxed);
-            return true;
-        }
-        let more = bytes - before;
-        self.admission.buffers.fetch_add(more, Ordering::Relaxed) + more <= self.admission.limits.buffer_memory
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        self.set(0);
     }
 }
 
@@ -288,13 +271,13 @@ mod tests {
 
     #[test]
     fn the_buffer_budget_is_kept_and_given_back() {
-        let admission = admission(1, 1);
-        let mut one = Charge::new(&admission);
-        let mut other = Charge::new(&admission);
-        assert!(one.set(1000));
-        assert!(!other.set(1));
-        assert!(one.set(999));
-        assert!(other.set(0) && other.set(1));
+        let admission = admission(2, 1);
+        let mut one = admission.place().unwrap();
+        let mut other = admission.place().unwrap();
+        assert!(one.keeps(1000));
+        assert!(!other.keeps(1));
+        assert!(one.keeps(999));
+        assert!(other.keeps(0) && other.keeps(1));
         drop(one);
         drop(other);
         assert_eq!(admission.buffers.load(Ordering::Relaxed), 0);

@@ -52,7 +52,7 @@ impl Server {
     pub fn start(settings: &Settings, events: Events) -> io::Result<Self> {
         let admission = Admission::new(settings.limits.clone());
         let out = EventsOut(Arc::clone(&events));
-        let start = |number| WorkerThread::start(number, &admission, &out);
+        let start = |number| WorkerThread::start(number, &out);
         let threads = (0..settings.service.worker_threads()).map(start).collect::<io::Result<Vec<_>>>()?;
         let workers = threads.iter().map(|thread| Arc::clone(&thread.worker)).collect();
         let reception = Reception { admission, workers, events, connections: AtomicU64::new(0) };
@@ -85,7 +85,7 @@ impl Server {
             drop(listener);
             listeners.served.fetch_sub(1, Ordering::Relaxed);
             if let Some(error) = broken {
-                (reception.events)(Event::Broken { listener: desk.name, error });
+                (reception.events)(Event::Broken { listener: Arc::clone(&desk.name), error });
                 listeners.broke.notify_one();
             }
         });
@@ -147,6 +147,6 @@ impl Server {
     }
 }
 
-fn desk(name: &str, settings: &config::Listener) -> Desk {
-    Desk { name: name.into(), settings: Arc::new(settings.clone()) }
+fn desk(name: &str, settings: &config::Listener) -> Arc<Desk> {
+    Arc::new(Desk { name: name.into(), settings: settings.clone() })
 }

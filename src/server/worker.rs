@@ -15,7 +15,6 @@ use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-use super::admission::Admission;
 use super::event::Events;
 use crate::protocol::Verdict;
 use crate::protocol::session::Totals;
@@ -28,7 +27,6 @@ const TURNS_BETWEEN_EVENTS: u32 = 16;
 /// What one worker and its connections share.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    pub(crate) admission: Arc<Admission>,
     pub(crate) events: EventsOut,
     pub(crate) counters: Counters,
     /// Connections that live here.
@@ -163,14 +161,13 @@ impl WorkerThread {
     ///
     /// # Errors
     /// The thread or its reactor cannot be made.
-    pub(crate) fn start(number: usize, admission: &Arc<Admission>, events: &EventsOut) -> io::Result<Self> {
+    pub(crate) fn start(number: usize, events: &EventsOut) -> io::Result<Self> {
         let runtime = Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .event_interval(TURNS_BETWEEN_EVENTS)
             .build()?;
         let worker = Arc::new(Worker {
-            admission: Arc::clone(admission),
             events: events.clone(),
             counters: Counters::default(),
             open: AtomicUsize::new(0),

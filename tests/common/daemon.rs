@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -29,6 +29,13 @@ struct Log {
     more: Condvar,
 }
 
+impl Log {
+    /// Also after a test has failed while it looked at them.
+    fn lines(&self) -> MutexGuard<'_, (Vec<String>, bool)> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Daemon {
     /// Starts it with these arguments and waits until it serves.
     pub fn start(arguments: &[&str]) -> Self {
@@ -46,6 +53,11 @@ impl Daemon {
 
     /// Starts a command that runs the daemon, with this configuration and these arguments; does not wait.
     pub fn spawn_with(command: &mut Command, configuration: &str, arguments: &[&str]) -> Self {
+        Self::spawn_prepared(command.stdin(Stdio::null()).stdout(Stdio::inherit()), configuration, arguments)
+    }
+
+    /// The same with a command whose stdin and stdout are set already.
+    pub fn spawn_prepared(command: &mut Command, configuration: &str, arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let path = directory.path().to_str().expect("its name is text").to_owned();
         for argument in arguments {
@@ -56,7 +68,7 @@ impl Daemon {
             fs::write(&file, configuration.replace("DIR", &path)).expect("the configuration can be written");
             command.arg("--config").arg(file);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::inherit()).stderr(Stdio::piped());
+        command.stderr(Stdio::piped());
         let shown = format!("{command:?}");
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{shown}: {error}"));
         let stderr = child.stderr.take().expect("stderr is piped");
@@ -65,10 +77,10 @@ impl Daemon {
         thread::spawn(move || {
             for line in BufReader::new(stderr).lines() {
                 let Ok(line) = line else { break };
-                writer.lines.lock().unwrap().0.push(line);
+                writer.lines().0.push(line);
                 writer.more.notify_all();
             }
-            writer.lines.lock().unwrap().1 = true;
+            writer.lines().1 = true;
             writer.more.notify_all();
         });
         Self { child, command: shown, log, status: None, directory }
@@ -82,7 +94,7 @@ impl Daemon {
     /// Waits until its log has `times` lines with `text`, and returns those.
     pub fn wait_for_log_times(&self, text: &str, times: usize) -> Vec<String> {
         let until = now() + CEILING;
-        let mut lines = self.log.lines.lock().unwrap();
+        let mut lines = self.log.lines();
         loop {
             let found: Vec<_> = lines.0.iter().filter(|line| line.contains(text)).cloned().collect();
             if found.len() >= times {
@@ -97,7 +109,7 @@ impl Daemon {
 
     /// All lines of its log so far.
     pub fn log(&self) -> Vec<String> {
-        self.log.lines.lock().unwrap().0.clone()
+        self.log.lines().0.clone()
     }
 
     /// Where it listens, in the order in which it said so: `tcp:127.0.0.1:40123`.
@@ -133,7 +145,7 @@ impl Daemon {
     /// Waits for its end, and for the end of its log.
     pub fn wait(&mut self) -> ExitStatus {
         let until = now() + CEILING;
-        let mut lines = self.log.lines.lock().unwrap();
+        let mut lines = self.log.lines();
         while !lines.1 {
             let left = until.saturating_duration_since(now());
             assert!(!left.is_zero(), "{} does not end; its log: {:#?}", self.command, lines.0);

@@ -1,20 +1,26 @@
-//! What the test programs share: the daemon as a child ([`Daemon`]), and somebody who talks to it ([`Peer`]).
+//! What the test programs share: the daemon as a child ([`Daemon`]), somebody who talks to it ([`Peer`]), and what
+//! stands in for systemd ([`manager`]).
 //!
-//! Nothing here waits for a fixed time: it waits for the event, under a generous ceiling. When a test fails, both print
+//! Nothing here waits for a fixed time: it waits for the event, under a generous ceiling. When a test fails, they print
 //! what they know: command, log and status; the bytes of both sides.
 
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its own part")]
 
 pub mod daemon;
+pub mod manager;
 pub mod peer;
 
 use std::env;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 pub use daemon::Daemon;
+pub use manager::Manager;
 pub use peer::Peer;
 
 /// How long anything may take that should happen at once. Only reached when something is broken.
@@ -38,7 +44,7 @@ pub fn program_or_leave_out(name: &str) -> Option<PathBuf> {
 /// Says that the calling test is left out, and why: on stderr, and in the file that `make test` shows at its end. Where
 /// everything is demanded (`make test REQUIRE=all`), it fails instead.
 pub fn leave_out(reason: &str) {
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let test = thread::current().name().unwrap_or("a test").to_owned();
     assert!(env::var_os("ECHOED_TEST_REQUIRE").is_none_or(|all| all != "all"), "{test} is demanded, but {reason}");
     eprintln!("left out: {test}: {reason}");
     if let Some(list) = env::var_os("ECHOED_TEST_LEFT_OUT") {
@@ -51,4 +57,28 @@ pub fn leave_out(reason: &str) {
 #[expect(clippy::disallowed_methods, reason = "these tests watch real time")]
 pub fn now() -> std::time::Instant {
     std::time::Instant::now()
+}
+
+/// Waits until something is so that nobody tells us about.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = now() + CEILING;
+    while !is_so() {
+        assert!(now() < until, "not so after {CEILING:?}: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Sees to it that this process, and those that it starts, may open so many descriptors; or else says that the calling
+/// test is left out. Returns whether they may.
+pub fn may_open(descriptors: u64) -> bool {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_none_or(|current| current >= descriptors) {
+        return true;
+    }
+    if maximum.is_some_and(|maximum| maximum < descriptors) {
+        leave_out(&format!("only {maximum:?} descriptors may be opened, not {descriptors}"));
+        return false;
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(descriptors), maximum }).expect("the limit can be raised");
+    true
 }

@@ -1,14 +1,15 @@
 //! Somebody who talks to the daemon.
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{self as unix, UnixStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{CEILING, now};
+use super::{CEILING, now, wait_until};
 
 /// A connection to the daemon, which remembers what went over it.
 pub struct Peer {
@@ -22,6 +23,17 @@ pub struct Peer {
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+/// How many bytes of a connection wait in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// On their way to the daemon's side.
+    pub coming: usize,
+    /// Arrived there, but not read.
+    pub unread: usize,
+    /// Sent by the daemon, but not arrived at ours.
+    pub leaving: usize,
 }
 
 impl Peer {
@@ -44,6 +56,7 @@ impl Peer {
         };
         let peer = Self { stream, sent: Vec::new(), received: Vec::new(), expected: 0 };
         peer.set_timeout(CEILING);
+        rustix::net::sockopt::set_socket_timeout(peer.fd(), rustix::net::sockopt::Timeout::Send, Some(CEILING))?;
         Ok(peer)
     }
 
@@ -72,13 +85,13 @@ impl Peer {
         self.set_timeout(CEILING);
         while self.received.len() < until {
             match self.read_some() {
-                Ok(0) => self.fail(&format!("the stream ended, expected \"{}\"", bytes.escape_ascii())),
+                Ok(0) => self.fail(&format!("the stream ended, expected {}", shown(bytes))),
                 Ok(_) => {}
-                Err(error) => self.fail(&format!("{error}, expected \"{}\"", bytes.escape_ascii())),
+                Err(error) => self.fail(&format!("{error}, expected {}", shown(bytes))),
             }
         }
         if self.received[self.expected..until] != *bytes {
-            self.fail(&format!("expected \"{}\"", bytes.escape_ascii()));
+            self.fail(&format!("expected {}", shown(bytes)));
         }
         self.expected = until;
     }
@@ -87,6 +100,22 @@ impl Peer {
     pub fn exchange(&mut self, message: &str) {
         self.send(format!("{message}\t"));
         self.expect(format!("server got:{message}\t"));
+    }
+
+    /// The next reply, up to the TAB that ends it; or else what comes before the stream ends.
+    pub fn next_reply(&mut self) -> Vec<u8> {
+        let start = self.expected;
+        loop {
+            if let Some(tab) = self.received[self.expected..].iter().position(|byte| *byte == b'\t') {
+                self.expected += tab + 1;
+                return self.received[start..self.expected].to_vec();
+            }
+            match self.read_some() {
+                Ok(0) => return self.received[start..].to_vec(),
+                Ok(_) => {}
+                Err(error) => self.fail(&format!("{error}, expected a reply")),
+            }
+        }
     }
 
     /// Waits for the end of the stream, with nothing before it.
@@ -146,6 +175,47 @@ impl Peer {
         }
     }
 
+    /// A second handle of the socket, of one type whatever kind of stream it is: reading and writing are the same.
+    pub fn stream(&self) -> UnixStream {
+        self.fd().try_clone_to_owned().expect("the descriptor can be duplicated").into()
+    }
+
+    /// The socket alone, as [`Peer::stream`] gives it.
+    pub fn into_stream(self) -> UnixStream {
+        match self.stream {
+            Stream::Tcp(stream) => OwnedFd::from(stream).into(),
+            Stream::Unix(stream) => stream,
+        }
+    }
+
+    /// What waits in the kernel of this connection, which must be TCP over IPv4.
+    pub fn waiting(&self) -> Waiting {
+        let Stream::Tcp(stream) = &self.stream else { panic!("not a TCP connection") };
+        let ports = [stream.local_addr(), stream.peer_addr()].map(|address| address.expect("it is connected").port());
+        let [ours, theirs] = ports.map(|port| format!(":{port:04X}"));
+        let table = fs::read_to_string("/proc/net/tcp").expect("/proc is mounted");
+        // proc_net_tcp(5): number, local and remote address, state, tx_queue:rx_queue, in hexadecimal.
+        let queues = |local: &str, remote: &str| {
+            let line = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let line = line.into_iter().find(|line| line[1].ends_with(local) && line[2].ends_with(remote));
+            let line = line.unwrap_or_else(|| self.fail("the connection is gone"));
+            let (sending, received) = line[4].split_once(':').expect("two queues");
+            [sending, received].map(|count| usize::from_str_radix(count, 16).expect("a number"))
+        };
+        let ([coming, _], [leaving, unread]) = (queues(&ours, &theirs), queues(&theirs, &ours));
+        Waiting { coming, unread, leaving }
+    }
+
+    /// Waits until the daemon has read everything that was sent. (TCP over IPv4 only.)
+    pub fn wait_until_read(&self) {
+        let none_waits = || {
+            let Waiting { coming, unread, .. } = self.waiting();
+            coming + unread == 0
+        };
+        // Twice, since one look sees both ends at slightly different times.
+        wait_until("the daemon has read everything", || none_waits() && none_waits());
+    }
+
     /// Breaks the connection off: closing it sends a reset.
     pub fn reset(self) {
         rustix::net::sockopt::set_socket_linger(self.fd(), Some(Duration::ZERO)).expect("SO_LINGER can be set");
@@ -186,14 +256,18 @@ impl Peer {
     }
 
     fn fail(&self, problem: &str) -> ! {
-        let tail = |bytes: &[u8]| bytes[bytes.len().saturating_sub(300)..].escape_ascii().to_string();
         panic!(
-            "{problem}\n  sent {} bytes, the last: \"{}\"\n  received {} bytes, {} of them expected, the last: \"{}\"",
-            self.sent.len(),
-            tail(&self.sent),
-            self.received.len(),
+            "{problem}\n  sent {}\n  received {}, of which {} bytes were expected",
+            shown(&self.sent),
+            shown(&self.received),
             self.expected,
-            tail(&self.received)
         )
     }
+}
+
+/// Bytes as text: the last of them, if they are many.
+fn shown(bytes: &[u8]) -> String {
+    let tail = &bytes[bytes.len().saturating_sub(300)..];
+    let cut = if tail.len() < bytes.len() { "the last: " } else { "" };
+    format!("{} bytes, {cut}\"{}\"", bytes.len(), tail.escape_ascii())
 }

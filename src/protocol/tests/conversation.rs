@@ -28,6 +28,8 @@ pub(super) struct Conversation {
     room: usize,
     heard: Vec<u8>,
     heard_total: usize,
+    /// The most that was sent in one call of the session.
+    most_at_once: usize,
     /// All bytes that the session took before it had a verdict.
     read: Vec<u8>,
     last_read: usize,
@@ -61,6 +63,7 @@ impl Conversation {
             room: usize::MAX,
             heard: Vec::new(),
             heard_total: 0,
+            most_at_once: 0,
             read: Vec::new(),
             last_read: 0,
             our_end: false,
@@ -201,6 +204,10 @@ impl Conversation {
         &self.read
     }
 
+    pub(super) fn most_at_once(&self) -> usize {
+        self.most_at_once
+    }
+
     pub(super) fn our_end(&self) -> bool {
         self.our_end
     }
@@ -209,6 +216,7 @@ impl Conversation {
 
     fn serve(&mut self) {
         loop {
+            let heard_before = self.heard_total;
             match self.session.wants() {
                 Want::Read if !self.unread.is_empty() => {
                     let count = self.unread.len().min(READ_SIZE);
@@ -235,6 +243,7 @@ impl Conversation {
                 }
                 Want::Read | Want::Write | Want::Close => break,
             }
+            self.most_at_once = self.most_at_once.max(self.heard_total - heard_before);
             self.check();
         }
         self.check();

@@ -246,7 +246,7 @@ fn expect(case: &Case, prefix: &[u8], cuts: &[usize]) {
     talk.peer_hears(expected);
     talk.is_over(match rest {
         Nothing | LineEnds => Verdict::PeerClosed,
-        Left(bytes) => Verdict::Unterminated { bytes },
+        Left(bytes) => Verdict::Unterminated { bytes: u32::try_from(bytes).unwrap() },
         TooLong(_) | TooLongAtTheEnd => Verdict::TooLong,
     });
     let totals = talk.session().totals();

@@ -1,0 +1,66 @@
+# make run      build the daemon and run it on 127.0.0.1:8085
+# make test     run everything that this machine can run, and say what was left out and why;
+#               with REQUIRE=all, fail if anything is left out
+# make bench    measure against the reference in C
+# make install  put everything in its place; builds nothing, needs "make" before it
+
+CARGO ?= cargo
+CC ?= cc
+INSTALL ?= install
+
+PREFIX ?= /usr/local
+SBINDIR ?= $(PREFIX)/sbin
+BINDIR ?= $(PREFIX)/bin
+DOCDIR ?= $(PREFIX)/share/doc/echoed
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+DESTDIR ?=
+
+# Where cargo puts what it builds.
+TARGETDIR ?= $(or $(CARGO_TARGET_DIR),target)
+# Where the programs to install are.
+BUILDDIR ?= $(TARGETDIR)/release
+
+REQUIRE ?=
+
+.PHONY: all run test check bench install uninstall clean
+
+all:
+	$(CARGO) build --release --locked
+
+run:
+	$(CARGO) build --locked
+	@echo
+	@echo "Talk to it from another terminal:"
+	@echo "  printf 'aaaa\\t' | nc -N 127.0.0.1 8085"
+	@echo "  printf 'aaaa\\t' | socat -t2 - TCP:127.0.0.1:8085"
+	@echo "  $(TARGETDIR)/debug/echoctl send 127.0.0.1:8085 aaaa"
+	@echo "Ctrl-C ends it."
+	@echo
+	@exec $(TARGETDIR)/debug/echoed
+
+test:
+	CARGO="$(CARGO)" TARGETDIR="$(TARGETDIR)" REQUIRE="$(REQUIRE)" sh tests/run
+
+bench:
+	$(CARGO) bench --locked --bench loopback $(if $(ARGS),-- $(ARGS))
+
+install:
+	@for program in echoed echoctl; do test -x "$(BUILDDIR)/$$program" || { \
+	    echo "$(BUILDDIR)/$$program is not built: run make first (not as root)" >&2; exit 1; }; done
+	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(DOCDIR)"
+	$(INSTALL) -m 755 "$(BUILDDIR)/echoed" "$(DESTDIR)$(SBINDIR)/echoed"
+	$(INSTALL) -m 755 "$(BUILDDIR)/echoctl" "$(DESTDIR)$(BINDIR)/echoctl"
+	$(INSTALL) -m 644 systemd/echoed.socket "$(DESTDIR)$(UNITDIR)/echoed.socket"
+	sed 's|@SBINDIR@|$(SBINDIR)|g' systemd/echoed.service >"$(DESTDIR)$(UNITDIR)/echoed.service"
+	chmod 644 "$(DESTDIR)$(UNITDIR)/echoed.service"
+	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/protocol.md LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
+	@test -n "$(DESTDIR)" || echo "Now: systemctl daemon-reload && systemctl enable --now echoed.socket"
+
+uninstall:
+	rm -f "$(DESTDIR)$(SBINDIR)/echoed" "$(DESTDIR)$(BINDIR)/echoctl"
+	rm -f "$(DESTDIR)$(UNITDIR)/echoed.socket" "$(DESTDIR)$(UNITDIR)/echoed.service"
+	rm -rf "$(DESTDIR)$(DOCDIR)"
+
+clean:
+	$(CARGO) clean

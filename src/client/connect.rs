@@ -1,0 +1,204 @@
+//! Dials an address, under one deadline for everything that this takes.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::quote::reason;
+use crate::address::{Address, Family};
+use crate::units::format_time;
+
+/// A connected stream socket of any family. Once it is connected, TCP too is read, written and shut down by the same
+/// calls as a Unix socket, so that one type will do.
+pub type Stream = UnixStream;
+
+/// How long to wait before a Unix socket is tried again whose backlog is full.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Why there is no connection. Each is a sentence that says what to do.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The host's name could not be looked up.
+    Lookup {
+        /// What was to be dialled.
+        address: Address,
+        /// What the resolver says.
+        error: io::Error,
+    },
+    /// The host has no address of the family that was asked for.
+    NoAddress {
+        /// What was to be dialled.
+        address: Address,
+    },
+    /// There was no answer in time, from none of the host's addresses.
+    TimedOut {
+        /// What was to be dialled.
+        address: Address,
+        /// The time that there was.
+        limit: Duration,
+    },
+    /// None of the host's addresses took the connection.
+    Refused {
+        /// What was to be dialled.
+        address: Address,
+        /// What happened at each of them, in turn; at least one.
+        attempts: Vec<(SocketAddr, io::Error)>,
+    },
+    /// The Unix socket did not take the connection.
+    Unix {
+        /// What was to be dialled.
+        address: Address,
+        /// What connect(2) says.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lookup { address, error } => {
+                let reason = reason(error);
+                let reason = reason.strip_prefix("failed to lookup address information: ").unwrap_or(&reason);
+                write!(f, "cannot look up the host of {address}: {reason}; is its name right?")
+            }
+            Self::NoAddress { address } => {
+                write!(f, "cannot connect to {address}: the host has no address of that family; write tcp: for any")
+            }
+            Self::TimedOut { address, limit } => write!(
+                f,
+                "cannot connect to {address}: timed out after {} (--connect-timeout); \
+                 is the host up, and its service not overloaded?",
+                format_time(*limit)
+            ),
+            Self::Refused { address, attempts } => {
+                write!(f, "cannot connect to {address}: ")?;
+                let mut reasons: Vec<_> = attempts.iter().map(|(_, error)| reason(error)).collect();
+                reasons.dedup();
+                if reasons.len() == 1 {
+                    f.write_str(&reasons[0])?;
+                } else {
+                    for (at, (address, error)) in attempts.iter().enumerate() {
+                        let comma = if at > 0 { ", " } else { "" };
+                        write!(f, "{comma}{address}: {}", reason(error))?;
+                    }
+                }
+                f.write_str(attempts.iter().find_map(|(_, error)| tcp_hint(error)).unwrap_or_default())
+            }
+            Self::Unix { address, error } => {
+                write!(f, "cannot connect to {address}: {}{}", reason(error), unix_hint(error))
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConnectError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Lookup { error, .. } | Self::Unix { error, .. } => Some(error),
+            Self::Refused { attempts, .. } => attempts.last().map(|(_, error)| error as _),
+            Self::NoAddress { .. } | Self::TimedOut { .. } => None,
+        }
+    }
+}
+
+const NOT_STARTED: &str = "; is echoed.socket started (systemctl status echoed.socket)?";
+
+fn tcp_hint(error: &io::Error) -> Option<&'static str> {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => Some(NOT_STARTED),
+        ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => Some("; is the network up, and the address right?"),
+        ErrorKind::PermissionDenied => Some("; does a firewall or a sandbox forbid it?"),
+        _ => None,
+    }
+}
+
+fn unix_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::ConnectionRefused | ErrorKind::NotFound => NOT_STARTED,
+        ErrorKind::PermissionDenied => {
+            "; may this user write to it (SocketMode=, SocketUser=, SocketGroup= of echoed.socket)?"
+        }
+        _ => "",
+    }
+}
+
+/// Connects to `address` within `limit`, the lookup of its name included. A host's addresses are tried one after the
+/// other; one that does not answer may take an equal share of the time that is left, so that the others get their turn.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub async fn connect(address: &Address, limit: Duration) -> Result<Stream, ConnectError> {
+    let deadline = Instant::now() + limit;
+    let timed_out = |_| ConnectError::TimedOut { address: address.clone(), limit };
+    let dialled = match address {
+        Address::Tcp { family, host, port } => {
+            let found = timeout_at(deadline, lookup_host((host.as_str(), *port))).await.map_err(timed_out)?;
+            let found = found.map_err(|error| ConnectError::Lookup { address: address.clone(), error })?;
+            let found = found.filter(|found| match family {
+                Family::Any => true,
+                Family::V4 => found.is_ipv4(),
+                Family::V6 => found.is_ipv6(),
+            });
+            return connect_any(address, found.collect(), deadline, limit).await;
+        }
+        Address::Unix(path) => timeout_at(deadline, connect_unix(path)).await,
+        // A name in the abstract namespace begins with a NUL byte.
+        Address::Abstract(name) => timeout_at(deadline, connect_unix(Path::new(&format!("\0{name}")))).await,
+    };
+    dialled.map_err(timed_out)?.map_err(|error| ConnectError::Unix { address: address.clone(), error })
+}
+
+/// The first connection that comes about.
+async fn connect_any(
+    address: &Address,
+    found: Vec<SocketAddr>,
+    deadline: Instant,
+    limit: Duration,
+) -> Result<Stream, ConnectError> {
+    let mut attempts: Vec<(SocketAddr, io::Error)> = Vec::new();
+    for (left, candidate) in (1_u32..=u32::try_from(found.len()).unwrap_or(u32::MAX)).rev().zip(found) {
+        let now = Instant::now();
+        let share = deadline.saturating_duration_since(now) / left;
+        match timeout_at(now + share, connect_tcp(candidate)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => attempts.push((candidate, error)),
+            Err(_) => attempts.push((candidate, ErrorKind::TimedOut.into())),
+        }
+    }
+    let address = address.clone();
+    if attempts.is_empty() {
+        return Err(ConnectError::NoAddress { address });
+    }
+    if attempts.iter().all(|(_, error)| error.kind() == ErrorKind::TimedOut && error.raw_os_error().is_none()) {
+        return Err(ConnectError::TimedOut { address, limit });
+    }
+    Err(ConnectError::Refused { address, attempts })
+}
+
+async fn connect_tcp(address: SocketAddr) -> io::Result<Stream> {
+    let stream = TcpStream::connect(address).await?;
+    // Where nobody listens on a port that this very socket was given, TCP connects it to itself (RFC 9293, 3.5).
+    if stream.local_addr()? == stream.peer_addr()? {
+        return Err(ErrorKind::ConnectionRefused.into());
+    }
+    stream.set_nodelay(true)?;
+    UnixStream::from_std(net::UnixStream::from(OwnedFd::from(stream.into_std()?)))
+}
+
+async fn connect_unix(path: &Path) -> io::Result<Stream> {
+    loop {
+        match UnixStream::connect(path).await {
+            // A full backlog. Unlike TCP, a Unix socket does not queue us, and nothing tells when there is room.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(RETRY).await,
+            result => return result,
+        }
+    }
+}

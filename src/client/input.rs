@@ -1,0 +1,268 @@
+//! Where messages come from: the command line, or the lines of a stream.
+//!
+//! A thread reads the stream, since reading a terminal or a pipe blocks. It is at most two reads ahead, and may well be
+//! blocked in one when the program ends: nobody waits for it.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read};
+use std::thread;
+use std::vec;
+
+use tokio::sync::mpsc;
+
+use super::message::{MAX_MESSAGE, Message, MessageError};
+use super::quote::reason;
+use crate::protocol::Delimiter;
+
+/// How much is read at once, in bytes.
+const READ_SIZE: usize = 64 * 1024;
+
+/// Messages, one after the other.
+#[derive(Debug)]
+pub struct Messages(Source);
+
+#[derive(Debug)]
+enum Source {
+    Given(vec::IntoIter<Message>),
+    Lines(Box<Lines>),
+}
+
+/// What there is now.
+#[derive(Debug)]
+pub(super) enum Next {
+    Message(Message),
+    /// [`Messages::wait`] for more.
+    NotYet,
+    /// There are no more.
+    End,
+}
+
+/// Why there are no more messages although there should be.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum InputError {
+    /// A message of the command line cannot be sent.
+    Argument {
+        /// Counted from 1.
+        number: usize,
+        /// What is wrong with it.
+        error: MessageError,
+    },
+    /// A line cannot be sent.
+    Line {
+        /// Counted from 1.
+        number: u64,
+        /// What is wrong with it.
+        error: MessageError,
+    },
+    /// The stream cannot be read.
+    Read(io::Error),
+}
+
+impl fmt::Display for InputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument { number, error } => write!(f, "message {number} {error}"),
+            Self::Line { number, error } => write!(f, "line {number} {error}"),
+            Self::Read(error) => write!(f, "cannot read stdin: {}", reason(error)),
+        }
+    }
+}
+
+impl std::error::Error for InputError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Argument { error, .. } | Self::Line { error, .. } => Some(error),
+            Self::Read(error) => Some(error),
+        }
+    }
+}
+
+impl Messages {
+    /// These messages, all of them checked.
+    ///
+    /// # Errors
+    /// One of them cannot be sent.
+    pub fn given(
+        messages: impl IntoIterator<Item = Vec<u8>>,
+        delimiter: &Delimiter,
+    ) -> Result<Self, InputError> {
+        let check = |(at, bytes)| {
+            Message::new(bytes, delimiter).map_err(|error| InputError::Argument { number: at + 1, error })
+        };
+        let messages = messages.into_iter().enumerate().map(check).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self(Source::Given(messages.into_iter())))
+    }
+
+    /// The lines of `input`. Lines end with a line feed, which is not part of the message (a carriage return before it
+    /// is); the last one need not have it.
+    ///
+    /// # Errors
+    /// The thread that reads them cannot be started.
+    pub fn lines(input: impl Read + Send + 'static, delimiter: &Delimiter) -> io::Result<Self> {
+        let (sender, chunks) = mpsc::channel(1);
+        thread::Builder::new().name("input".to_owned()).spawn(move || read(input, &sender))?;
+        Ok(Self(Source::Lines(Box::new(Lines {
+            chunks,
+            delimiter: delimiter.clone(),
+            chunk: Vec::new(),
+            at: 0,
+            unfinished: Vec::new(),
+            number: 0,
+            end: None,
+        }))))
+    }
+
+    /// The next message, if it is there.
+    pub(super) fn next(&mut self) -> Result<Next, InputError> {
+        match &mut self.0 {
+            Source::Given(messages) => Ok(messages.next().map_or(Next::End, Next::Message)),
+            Source::Lines(lines) => lines.next(),
+        }
+    }
+
+    /// Waits until [`Messages::next`] has something new to say. Nothing is lost when this is dropped.
+    pub(super) async fn wait(&mut self) {
+        if let Source::Lines(lines) = &mut self.0 {
+            lines.wait().await;
+        }
+    }
+}
+
+/// Cuts chunks into lines.
+#[derive(Debug)]
+struct Lines {
+    chunks: mpsc::Receiver<io::Result<Vec<u8>>>,
+    delimiter: Delimiter,
+    chunk: Vec<u8>,
+    /// How much of the chunk was cut off already.
+    at: usize,
+    /// The beginning of a line whose end is not in the chunk.
+    unfinished: Vec<u8>,
+    /// The number of the last line.
+    number: u64,
+    /// How the stream ended, when it has.
+    end: Option<io::Result<()>>,
+}
+
+impl Lines {
+    fn next(&mut self) -> Result<Next, InputError> {
+        let rest = &self.chunk[self.at..];
+        let line_feed = memchr::memchr(b'\n', rest);
+        self.unfinished.extend_from_slice(&rest[..line_feed.unwrap_or(rest.len())]);
+        self.at += line_feed.map_or(rest.len(), |at| at + 1);
+        let begun = !self.unfinished.is_empty();
+        if line_feed.is_none() && self.unfinished.len() <= MAX_MESSAGE {
+            match self.end.take() {
+                None => return Ok(Next::NotYet),
+                Some(Err(error)) => return Err(InputError::Read(error)),
+                Some(Ok(())) if !begun => {
+                    self.end = Some(Ok(()));
+                    return Ok(Next::End);
+                }
+                Some(Ok(())) => self.end = Some(Ok(())),
+            }
+        }
+        self.number += 1;
+        let message = Message::new(std::mem::take(&mut self.unfinished), &self.delimiter);
+        message.map(Next::Message).map_err(|error| InputError::Line { number: self.number, error })
+    }
+
+    async fn wait(&mut self) {
+        match self.chunks.recv().await {
+            Some(Ok(chunk)) => {
+                self.chunk = chunk;
+                self.at = 0;
+            }
+            Some(Err(error)) => self.end = Some(Err(error)),
+            None => self.end = Some(Ok(())),
+        }
+    }
+}
+
+/// Reads until the end, or until nobody wants to know.
+fn read(mut input: impl Read, chunks: &mpsc::Sender<io::Result<Vec<u8>>>) {
+    loop {
+        let mut chunk = vec![0; READ_SIZE];
+        let result = match input.read(&mut chunk) {
+            Ok(0) => return,
+            Ok(count) => {
+                chunk.truncate(count);
+                Ok(chunk)
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => Err(error),
+        };
+        let failed = result.is_err();
+        if chunks.blocking_send(result).is_err() || failed {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    /// All lines of an input that gives at most `size` bytes per read, and how they end.
+    async fn lines(input: &'static [u8], size: usize) -> (Vec<Vec<u8>>, Option<InputError>) {
+        struct Slowly(Cursor<&'static [u8]>, usize);
+        impl Read for Slowly {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let size = self.1.min(buffer.len());
+                self.0.read(&mut buffer[..size])
+            }
+        }
+        let mut messages = Messages::lines(Slowly(Cursor::new(input), size), &Delimiter::default()).unwrap();
+        let mut lines = Vec::new();
+        loop {
+            match messages.next() {
+                Ok(Next::Message(message)) => lines.push(message.as_bytes().to_vec()),
+                Ok(Next::NotYet) => messages.wait().await,
+                Ok(Next::End) => return (lines, None),
+                Err(error) => return (lines, Some(error)),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_are_cut_the_same_however_they_come() {
+        for size in [1, 2, 3, 100] {
+            for (input, expected) in [
+                (&b""[..], &[][..]),
+                (b"\n", &[&b""[..]][..]),
+                (b"a", &[b"a"]),
+                (b"a\n", &[b"a"]),
+                (b"a\n\nbcd\r\ne", &[b"a", b"", b"bcd\r", b"e"]),
+                (b"a\n\n", &[b"a", b""]),
+            ] {
+                let (lines, error) = lines(input, size).await;
+                assert_eq!(lines, expected, "{input:?} in reads of {size}");
+                assert!(error.is_none(), "{error:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_line_with_the_delimiter_is_named_after_those_before_it() {
+        let (lines, error) = lines(b"a\nb\nc\td\ne\n", 3).await;
+        assert_eq!(lines, [b"a", b"b"]);
+        let error = error.expect("the third line is refused").to_string();
+        assert!(error.starts_with("line 3 contains the delimiter \"\\t\""), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_cannot_be_read_is_an_error() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(ErrorKind::IsADirectory.into())
+            }
+        }
+        let mut messages = Messages::lines(Broken, &Delimiter::default()).unwrap();
+        messages.wait().await;
+        assert_eq!(messages.next().expect_err("it is broken").to_string(), "cannot read stdin: is a directory");
+    }
+}

@@ -1,0 +1,97 @@
+//! What may be sent: bytes that the server will take for exactly one message.
+
+use std::fmt;
+
+use crate::protocol::Delimiter;
+use crate::protocol::framer::{Frame, Framer};
+
+/// The longest message, in bytes: the largest `max_message` that a daemon can be given.
+pub const MAX_MESSAGE: usize = 1 << 30;
+
+/// One message and its delimiter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    terminated: Vec<u8>,
+    len: usize,
+}
+
+/// Why some bytes cannot be sent as one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MessageError {
+    /// The server would find the delimiter before their end.
+    Delimiter(Delimiter),
+    /// More than [`MAX_MESSAGE`] bytes.
+    TooLong,
+}
+
+impl fmt::Display for MessageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Delimiter(delimiter) => {
+                write!(f, "contains the delimiter {delimiter:?}, which would end it early; is another --delimiter meant?")
+            }
+            Self::TooLong => write!(f, "exceeds {MAX_MESSAGE} bytes, the most that a message can have"),
+        }
+    }
+}
+
+impl std::error::Error for MessageError {}
+
+impl Message {
+    /// A message of these bytes.
+    ///
+    /// # Errors
+    /// They contain the delimiter, or end so that the delimiter after them is found too early (`a` before `aa`), or
+    /// are more than [`MAX_MESSAGE`].
+    pub fn new(bytes: Vec<u8>, delimiter: &Delimiter) -> Result<Self, MessageError> {
+        let len = bytes.len();
+        let mut terminated = bytes;
+        terminated.extend_from_slice(delimiter.as_bytes());
+        // Read as the server reads it.
+        match Framer::default().next(delimiter, MAX_MESSAGE, &terminated) {
+            Frame::Complete(end) if end == terminated.len() => Ok(Self { terminated, len }),
+            Frame::TooLong => Err(MessageError::TooLong),
+            Frame::Complete(_) | Frame::Unfinished => Err(MessageError::Delimiter(delimiter.clone())),
+        }
+    }
+
+    /// Its bytes, without the delimiter.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.terminated[..self.len]
+    }
+
+    /// Its bytes and the delimiter, as they are sent.
+    #[must_use]
+    pub fn terminated(&self) -> &[u8] {
+        &self.terminated
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(bytes: &[u8], delimiter: &str) -> Result<Message, MessageError> {
+        Message::new(bytes.to_vec(), &Delimiter::from_escaped(delimiter).unwrap())
+    }
+
+    #[test]
+    fn any_bytes_but_the_delimiter_are_a_message() {
+        for (bytes, delimiter) in [(&b""[..], r"\t"), (b"aaaa", r"\t"), (b"\xff\0\r\n", r"\t"), (b"a\r", r"\r\n"), (b"xa", "aba")] {
+            let message = message(bytes, delimiter).unwrap();
+            assert_eq!(message.as_bytes(), bytes);
+            assert_eq!(message.terminated().len(), bytes.len() + Delimiter::from_escaped(delimiter).unwrap().len());
+        }
+    }
+
+    #[test]
+    fn what_the_server_would_cut_differently_is_refused() {
+        for (bytes, delimiter) in
+            [(&b"a\tb"[..], r"\t"), (b"\t", r"\t"), (b"a\r\nb", r"\r\n"), (b"a", "aa"), (b"xab", "aba")]
+        {
+            assert!(matches!(message(bytes, delimiter), Err(MessageError::Delimiter(_))), "{bytes:?} {delimiter}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What others say, in our sentences: bytes are escaped, so that they stay on one line, and cut.
+
+use std::fmt::{self, Write};
+use std::io;
+
+/// At most this many bytes of a quotation are shown.
+pub(super) const MAX_QUOTED: usize = 200;
+
+/// Bytes in quotation marks; text as it is, the rest as escapes, at most [`MAX_QUOTED`] bytes of it.
+pub(super) struct Quoted<'a>(pub(super) &'a [u8]);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.get(..MAX_QUOTED) {
+            Some(beginning) if self.0.len() > MAX_QUOTED => {
+                write!(f, "\"{}…\" ({} bytes)", Escaped(beginning), self.0.len())
+            }
+            _ => write!(f, "\"{}\"", Escaped(self.0)),
+        }
+    }
+}
+
+/// All of the bytes, escaped, without quotation marks.
+pub(super) struct Escaped<'a>(pub(super) &'a [u8]);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            for character in chunk.valid().chars() {
+                match character {
+                    '\'' => f.write_char(character)?,
+                    _ => character.escape_debug().fmt(f)?,
+                }
+            }
+            for byte in chunk.invalid() {
+                write!(f, "\\x{byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an I/O error says, without its number.
+pub(super) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error ") {
+        Some((reason, _)) => reason.to_owned(),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_system_have_no_numbers() {
+        assert_eq!(reason(&io::Error::from_raw_os_error(111)), "Connection refused");
+        assert_eq!(reason(&io::ErrorKind::TimedOut.into()), "timed out");
+    }
+
+    #[test]
+    fn text_stays_text_and_everything_stays_on_one_line() {
+        for (bytes, quoted) in [
+            (&b"aaaa"[..], r#""aaaa""#),
+            (b"", r#""""#),
+            (b"it's\ta\r\n\"line\"", r#""it's\ta\r\n\"line\"""#),
+            ("é".as_bytes(), r#""é""#),
+            (b"\xff\0", r#""\xff\0""#),
+            (b"\x1b[2J", r#""\u{1b}[2J""#),
+        ] {
+            assert_eq!(Quoted(bytes).to_string(), quoted);
+        }
+        assert_eq!(Quoted(&[b'x'; 200]).to_string(), format!("\"{}\"", "x".repeat(200)));
+        assert_eq!(Quoted(&[b'x'; 201]).to_string(), format!("\"{}…\" (201 bytes)", "x".repeat(200)));
+    }
+}

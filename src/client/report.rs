@@ -1,0 +1,144 @@
+//! What is printed of the replies.
+
+use std::fmt::Write as _;
+use std::io::{self, BufWriter, Write};
+use std::time::Duration;
+
+/// A reply, whatever it is worth.
+#[derive(Debug, Clone, Copy)]
+pub struct Reply<'a> {
+    /// As it came, with its prefix, without the delimiter.
+    pub bytes: &'a [u8],
+    /// The message that it should answer; `None` when no reply was awaited.
+    pub message: Option<&'a [u8]>,
+    /// Whether it is the right one: prefix + message.
+    pub ok: bool,
+    /// Since the message was sent.
+    pub round_trip: Option<Duration>,
+}
+
+/// Somebody who wants to know of the replies.
+pub trait Report {
+    /// A reply has come.
+    ///
+    /// # Errors
+    /// It cannot be reported, which ends the exchange.
+    fn reply(&mut self, reply: Reply<'_>) -> io::Result<()>;
+
+    /// No more replies have come for the moment.
+    ///
+    /// # Errors
+    /// As with [`Report::reply`].
+    fn pause(&mut self) -> io::Result<()>;
+}
+
+/// How replies are printed, each on a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The bytes of the right ones, as they came. The wrong one that ends the exchange is left to its error.
+    Text,
+    /// An object for each: `{"reply":"server got:a","message":"a","ok":true,"rtt_us":57}`. What is not UTF-8 becomes
+    /// U+FFFD. `message` and `rtt_us` are `null` where no reply was awaited.
+    Json,
+}
+
+/// Prints replies. They are written together as far as they came together.
+#[derive(Debug)]
+pub struct Printer<W: Write> {
+    output: BufWriter<W>,
+    format: Format,
+}
+
+impl<W: Write> Printer<W> {
+    /// Prints to `output`.
+    pub fn new(output: W, format: Format) -> Self {
+        Self { output: BufWriter::with_capacity(64 * 1024, output), format }
+    }
+}
+
+impl<W: Write> Report for Printer<W> {
+    fn reply(&mut self, reply: Reply<'_>) -> io::Result<()> {
+        match self.format {
+            Format::Text if !reply.ok => Ok(()),
+            Format::Text => {
+                self.output.write_all(reply.bytes)?;
+                self.output.write_all(b"\n")
+            }
+            Format::Json => self.output.write_all(json(reply).as_bytes()),
+        }
+    }
+
+    fn pause(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+fn json(reply: Reply<'_>) -> String {
+    let mut line = String::with_capacity(64 + 2 * reply.bytes.len());
+    line.push_str("{\"reply\":");
+    push_json(&mut line, reply.bytes);
+    line.push_str(",\"message\":");
+    match reply.message {
+        Some(message) => push_json(&mut line, message),
+        None => line.push_str("null"),
+    }
+    let round_trip = reply.round_trip.map_or_else(|| "null".to_owned(), |time| time.as_micros().to_string());
+    // Writing to a string cannot fail.
+    let _ = writeln!(line, ",\"ok\":{},\"rtt_us\":{round_trip}}}", reply.ok);
+    line
+}
+
+/// Bytes as a JSON string (RFC 8259).
+fn push_json(line: &mut String, bytes: &[u8]) {
+    line.push('"');
+    for character in String::from_utf8_lossy(bytes).chars() {
+        match character {
+            '"' => line.push_str("\\\""),
+            '\\' => line.push_str("\\\\"),
+            '\n' => line.push_str("\\n"),
+            '\r' => line.push_str("\\r"),
+            '\t' => line.push_str("\\t"),
+            '\0'..='\x1f' => {
+                let _ = write!(line, "\\u{:04x}", u32::from(character));
+            }
+            _ => line.push(character),
+        }
+    }
+    line.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(format: Format, reply: Reply<'_>) -> String {
+        let mut output = Vec::new();
+        let mut printer = Printer::new(&mut output, format);
+        printer.reply(reply).unwrap();
+        printer.pause().unwrap();
+        drop(printer);
+        String::from_utf8(output).unwrap()
+    }
+
+    #[test]
+    fn json_is_one_line_whatever_came() {
+        for (bytes, string) in [
+            (&b"aaaa"[..], r#""aaaa""#),
+            (b"\"\\/\n\r\t\0\x1f\x7f", "\"\\\"\\\\/\\n\\r\\t\\u0000\\u001f\x7f\""),
+            ("é😀".as_bytes(), r#""é😀""#),
+            (b"a\xffb", "\"a\u{fffd}b\""),
+        ] {
+            let reply =
+                Reply { bytes, message: Some(bytes), ok: true, round_trip: Some(Duration::from_micros(1_234_567)) };
+            let expected = format!("{{\"reply\":{string},\"message\":{string},\"ok\":true,\"rtt_us\":1234567}}\n");
+            assert_eq!(printed(Format::Json, reply), expected);
+        }
+    }
+
+    #[test]
+    fn what_nobody_awaited_is_null_in_json_and_nothing_in_text() {
+        let reply = Reply { bytes: b"x", message: None, ok: false, round_trip: None };
+        assert_eq!(printed(Format::Json, reply), "{\"reply\":\"x\",\"message\":null,\"ok\":false,\"rtt_us\":null}\n");
+        assert_eq!(printed(Format::Text, reply), "");
+    }
+}

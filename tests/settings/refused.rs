@@ -1,0 +1,278 @@
+//! Configurations that are refused: each with the place that is shown, and what is said about it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use crate::common::{self, Daemon};
+
+/// Nobody can listen here, so that a configuration that is accepted by mistake ends with 71.
+const NOWHERE: &str = "DIR/no such directory/socket";
+
+/// A configuration, `LINE:COLUMN` of what is wrong in it, and part of what is said about that.
+type Row = (&'static str, &'static str, &'static str);
+
+/// Starts the daemon with a configuration that it has to refuse. What it says, without the name of the file.
+fn refusal(configuration: &str) -> Result<Vec<String>, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
+    let mut daemon = Daemon::spawn_with(&mut command, configuration, &["--listen", NOWHERE]);
+    let status = daemon.wait();
+    if status.code() != Some(78) {
+        return Err(format!(
+            "expected status 78, not {status}:\n{configuration}\n{}",
+            daemon.log().join("\n")
+        ));
+    }
+    let file = format!("{}:", daemon.directory().join("echoed.toml").display());
+    Ok(daemon.log().iter().map(|line| line.strip_prefix(&file).unwrap_or(line).to_owned()).collect())
+}
+
+/// Checks that `configuration` is refused with one block, which shows this place and says this.
+fn check_refusal((configuration, place, said): Row) -> Result<(), String> {
+    let log = refusal(configuration)?;
+    let wrong = |problem: &str| Err(format!("{problem}:\n{configuration}\n{}\n", log.join("\n")));
+    let [head, empty, line, caret] = &*log else { return wrong("expected one block of four lines") };
+    let Some(message) = head.strip_prefix(&format!("{place}: ")) else {
+        return wrong(&format!("expected the place {place}"));
+    };
+    if !message.contains(said) {
+        return wrong(&format!("expected \"{said}\""));
+    }
+    let (number, column) = place.split_once(':').expect("a place is LINE:COLUMN");
+    let (number, column): (usize, usize) = (number.parse().expect("digits"), column.parse().expect("digits"));
+    let shown = configuration.lines().nth(number - 1).unwrap_or_default();
+    let margin = " ".repeat(number.to_string().len());
+    let before = caret.find('^').map_or("", |at| &caret[..at]);
+    if *empty != format!("{margin} |") || *line != format!("{number} | {shown}") {
+        return wrong("expected the line");
+    }
+    // A tab before the caret stands where there is one in the line.
+    let indent: String = shown.chars().take(column - 1).map(|c| if c == '\t' { c } else { ' ' }).collect();
+    if before != format!("{margin} | {indent}") || !caret[before.len()..].bytes().all(|byte| byte == b'^') {
+        return wrong(&format!("expected the caret below column {column}"));
+    }
+    Ok(())
+}
+
+fn check_refusals(rows: &[Row]) {
+    let wrong: Vec<_> = rows.iter().filter_map(|row| check_refusal(*row).err()).collect();
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+}
+
+#[test]
+fn keys_that_do_not_exist_are_refused_with_the_nearest_that_does() {
+    check_refusals(&[
+        ("[servce]\n", "1:2", "there is no key servce; is service meant?"),
+        ("workers = 2\n", "1:1", "there is no key workers; known are log, service"),
+        ("[service]\nworker = 2\n", "2:1", "there is no key worker in [service]; is workers meant?"),
+        ("[service]\nWorkers = 2\n", "2:1", "is workers meant?"),
+        ("[log]\nlevel = \"info\"\ncolour = true\n", "3:1", "no key colour in [log]; known are level"),
+        ("[limits]\nmax_connections = 5\n", "2:1", "there is no key max_connections in [limits]"),
+        ("[defaults]\ndelimeter = \"x\"\n", "2:1", "is delimiter meant?"),
+        ("[defaults]\nmax-message = \"1KiB\"\n", "2:1", "is max_message meant?"),
+        ("[defaults]\n\t\"no\\ndelay\" = true\n", "2:2", r"there is no key no\ndelay"),
+        ("[defaults.deadline]\nread = \"1s\"\n", "1:11", "is deadlines meant?"),
+        ("defaults.deadlines.reed = \"1s\"\n", "1:20", "in [defaults.deadlines]; is read meant?"),
+        ("[listener.echo.deadlines]\nidel = \"1s\"\n", "2:1", "in [listener.echo.deadlines]; is idle meant?"),
+        ("[listener.echo]\nlisten_on = []\n", "2:1", "in [listener.echo]; is listen meant?"),
+        ("[defaults]\nlisten = [\"127.0.0.1:0\"]\n", "2:10", "stands in [listener.NAME], not in [defaults]"),
+    ]);
+}
+
+#[test]
+fn values_of_another_type_are_refused_and_never_made_to_fit() {
+    check_refusals(&[
+        ("log = \"info\"\n", "1:7", "[log] is a section, not a string"),
+        ("[log]\nlevel = 3\n", "2:9", "level is a level, not an integer"),
+        ("[service]\nworkers = \"2\"\n", "2:11", "workers is a number, not a string"),
+        ("[service]\nworkers = 2.0\n", "2:11", "not a float"),
+        ("[service]\nworkers = true\n", "2:11", "not a boolean"),
+        ("[limits]\nconnections = \"many\"\n", "2:15", "not a string"),
+        ("[limits]\nconnections_per_source = 1.5\n", "2:26", "not a float"),
+        ("[limits]\nbuffer_memory = false\n", "2:17", "not a boolean"),
+        ("[defaults]\nerror_replies = \"yes\"\n", "2:17", "error_replies is true or false, not a string"),
+        ("[defaults]\nerror_replies = 1\n", "2:17", "not an integer"),
+        ("[defaults]\nnodelay = \"on\"\n", "2:11", "nodelay is true or false"),
+        ("[defaults]\nunterminated = true\n", "2:16", "not a boolean"),
+        ("[defaults]\ndelimiter = 9\n", "2:13", "not an integer"),
+        ("[defaults]\ndelimiter = [\"\\t\"]\n", "2:13", "not an array"),
+        ("[defaults]\nprefix = {}\n", "2:10", "not a table"),
+        ("[defaults]\nmax_message = [\"1KiB\"]\n", "2:15", "not an array"),
+        ("[defaults]\ndeadlines = \"2s\"\n", "2:13", "[defaults.deadlines] is a section, not a string"),
+        ("[defaults.deadlines]\nread = false\n", "2:8", "not a boolean"),
+        ("[defaults.deadlines]\nread = 2026-01-01\n", "2:8", "not a datetime"),
+        ("listener = 3\n", "1:12", "[listener] is a section, not an integer"),
+        ("[listener]\nx = \"127.0.0.1:0\"\n", "2:5", "[listener.x] is a section, not a string"),
+        ("[[listener]]\nlisten = []\n", "1:1", "[listener] is a section, not an array"),
+        ("[listener.x]\nlisten = \"127.0.0.1:0\"\n", "2:10", "listen is a list of addresses, not a string"),
+    ]);
+}
+
+#[test]
+fn values_out_of_range_are_refused_with_the_range() {
+    check_refusals(&[
+        ("[log]\nlevel = \"loud\"\n", "2:9", "write one of error, warn, info, debug, trace"),
+        ("[log]\nlevel = \"INFO\"\n", "2:9", "write one of error"),
+        ("[service]\nworkers = -1\n", "2:11", "-1 is out of range; write 0 to 64"),
+        ("[service]\nworkers = 65\n", "2:11", "65 is out of range"),
+        ("[service]\nworkers = 0x41\n", "2:11", "0x41 is out of range"),
+        ("[service]\nworkers = 99999999999999999999\n", "2:11", "out of range"),
+        ("[service]\ndrain = \"10001d\"\n", "2:9", "at most 10000d"),
+        ("[service]\ndrain = \"off\"\n", "2:9", "no time"),
+        ("[limits]\nconnections = 0\n", "2:15", "0 is out of range; write 1 to 1000000"),
+        ("[limits]\nconnections_per_source = -1\n", "2:26", "out of range; write 0 to"),
+        ("[limits]\nbuffer_memory = \"1KiB\"\n", "2:17", "1KiB is out of range; write 4KiB to"),
+        ("[defaults]\ndelimiter = \"\"\n", "2:13", "at least one byte"),
+        ("[defaults]\ndelimiter = \"12345678901234567\"\n", "2:13", "at most 16 bytes, this one has 17"),
+        ("[defaults]\nprefix = \"got\\tit\"\n", "2:10", "contains the delimiter"),
+        ("[defaults]\ndelimiter = \":\"\n", "2:13", "the prefix \"server got:\" contains the delimiter"),
+        ("[listener.x]\nprefix = \"a\"\ndelimiter = \"a\"\n", "2:10", "contains the delimiter"),
+        ("[defaults]\nprefix = \"ab\"\n[listener.x]\ndelimiter = \"b\"\n", "4:13", "contains the delimiter"),
+        ("[defaults]\nmax_message = \"0B\"\n", "2:15", "out of range; write 1B to 1GiB"),
+        ("[defaults]\nmax_message = \"2GiB\"\n", "2:15", "2GiB is out of range"),
+        ("[defaults]\nmax_message = \"65MiB\"\n", "2:15", "never fits into limits.buffer_memory (64MiB)"),
+        ("[defaults]\nunterminated = \"keep\"\n", "2:16", "write discard or accept"),
+        ("[defaults]\nreceive_buffer = \"auto\"\n", "2:18", "no size"),
+        ("[defaults]\nsend_buffer = \"1B\"\n", "2:15", "out of range; write 1KiB to"),
+        ("[defaults.deadlines]\nread = \"0s\"\n", "2:8", "at least 1ms; write \"off\" for none"),
+        ("[defaults.deadlines]\nread = \"never\"\n", "2:8", "no time"),
+        ("[listener.x]\nlisten = [\"8085\"]\n", "2:11", "write 127.0.0.1:8085"),
+        ("[listener.x]\nlisten = [\"unix:echo.sock\"]\n", "2:11", "must be absolute"),
+        ("[listener.x]\nlisten = [\"udp:127.0.0.1:7\"]\n", "2:11", "not built yet"),
+    ]);
+}
+
+#[test]
+fn numbers_without_a_unit_are_refused_with_the_one_that_was_probably_meant() {
+    check_refusals(&[
+        ("[service]\ndrain = 5\n", "2:9", "5 has no unit; write \"5s\""),
+        ("[service]\ndrain = \"5\"\n", "2:9", "write 5s"),
+        ("[service]\ndrain = \"1h 30\"\n", "2:9", "write 30s"),
+        ("[service]\ndrain = \"5 parsecs\"\n", "2:9", "\"parsecs\" is no unit of time"),
+        ("[service]\ndrain = \".s\"\n", "2:9", "no time"),
+        ("[defaults.deadlines]\nidle = 2.5\n", "2:8", "2.5 has no unit; write \"2.5s\""),
+        ("[defaults.deadlines]\nwrite = 10\n", "2:9", "10 has no unit; write \"10s\""),
+        ("[defaults]\nmax_message = 65536\n", "2:15", "65536 has no unit; write \"65536B\""),
+        ("[defaults]\nmax_message = \"64KB\"\n", "2:15", "known are B, KiB, MiB, GiB"),
+        ("[defaults]\nsend_buffer = 65536\n", "2:15", "write \"65536B\""),
+        ("[limits]\nbuffer_memory = \"64\"\n", "2:17", "write 64B"),
+    ]);
+}
+
+#[test]
+fn keys_of_parts_that_are_not_built_are_refused_and_not_ignored() {
+    check_refusals(&[
+        ("[service]\nidle_exit = \"5min\"\n", "2:1", "idle_exit is not built yet in this version"),
+        ("[service]\ncarry_connections = false\n", "2:1", "carry_connections is not built yet"),
+        ("[limits]\ndatagrams_per_source = \"100/s\"\n", "2:1", "not built yet"),
+        ("[metrics]\nlisten = []\n", "2:1", "not built yet"),
+        ("[defaults]\nframing = \"raw\"\n", "2:1", "framing is not built yet"),
+        ("[defaults]\nreply = \"none\"\n", "2:1", "reply is not built yet"),
+        ("[defaults]\ntext = \"hello\"\n", "2:1", "text is not built yet"),
+        ("[defaults]\nreply_delay = \"1s\"\n", "2:1", "reply_delay is not built yet"),
+        ("[listener.x]\nlog_messages = \"full\"\n", "2:1", "log_messages is not built yet"),
+        ("[listener.x]\nproxy_protocol = \"required\"\n", "2:1", "proxy_protocol is not built yet"),
+    ]);
+}
+
+#[test]
+fn names_that_no_echo_listener_can_have_are_refused() {
+    check_refusals(&[
+        ("[listener.metrics]\n", "1:11", "metrics is not the name of an echo listener"),
+        ("[listener.parcel]\n", "1:11", "parcel is not the name of an echo listener"),
+        ("[listener.\"a b\"]\n", "1:11", "\"a b\" is no name: letters, digits and _ . @ - make one"),
+        ("[listener.\"\"]\n", "1:11", "\"\" is no name"),
+        ("[listener]\n\"\u{e9}\" = {}\n", "2:1", "\"\u{e9}\" is no name"),
+        ("[listener]\n\"a=b\" = {}\n", "2:1", "\"a=b\" is no name"),
+    ]);
+}
+
+#[test]
+fn what_is_no_toml_is_shown_where_it_stops_to_be() {
+    check_refusals(&[
+        ("[log]\nlevel = info\n", "2:9", ""),
+        ("[log]\nlevel =\n", "2:8", ""),
+        ("[log]\nlevel\n", "2:6", ""),
+        ("[log]\nlevel = \"info\n", "2:14", ""),
+        ("[log]\nlevel = \"in\\qfo\"\n", "2:13", ""),
+        ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "3:1", "duplicate key"),
+        ("[log]\n[service]\n[log]\n", "3:2", "duplicate key"),
+        ("[service]\nworkers = 08\n", "2:11", ""),
+        ("\u{e9} = 1\n", "1:1", ""),
+        ("log = { level = \"\u{e9}\u{e9}\", level = \"info\" }\n", "1:23", "duplicate key"),
+    ]);
+}
+
+#[test]
+fn names_that_are_too_long_are_refused_with_their_length() {
+    let log = refusal(&format!("[defaults]\nprefix = \"{}\"\n", "x".repeat(4097))).unwrap();
+    assert!(
+        log[0].starts_with("2:10: ") && log[0].contains("at most 4096 bytes, this one has 4097"),
+        "{log:#?}"
+    );
+    let log = refusal(&format!("[listener.x]\nlisten = [\"/{}\"]\n", "x".repeat(107))).unwrap();
+    assert!(log[0].contains("at most 107 bytes, this one has 108"), "{log:#?}");
+}
+
+#[test]
+fn everything_that_is_wrong_in_a_file_is_reported_at_once_in_its_order() {
+    let log = refusal(
+        "[limits]\nconnections = 0\nbuffer = \"1MiB\"\n[log]\nlevel = 3\n\n\n\n\n\
+         [listener.x]\nlisten = [\"8085\", \"ok:1\", \"/\", 7, \"::1\"]\ndelimiter = \"\"\n\
+         [listener.metrics.deadlines]\nread = 2\n",
+    );
+    let log = log.unwrap();
+    let starts_block =
+        |line: &&String| line.starts_with(|c: char| c.is_ascii_digit()) && !line.contains(" | ");
+    let places: Vec<_> = log.iter().filter(starts_block).filter_map(|line| line.split(' ').next()).collect();
+    let expected = ["2:15:", "3:1:", "5:9:", "11:11:", "11:32:", "11:35:", "12:13:", "13:11:", "14:8:"];
+    assert_eq!(places, expected, "{log:#?}");
+}
+
+#[test]
+fn an_address_that_is_no_text_is_not_blamed_on_the_list() {
+    let log = refusal("[listener.x]\nlisten = [8085]\n").unwrap();
+    assert!(log[0].starts_with("2:11: ") && log[0].contains("not an integer"), "{log:#?}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_refused_by_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("not-text"), b"[log]\nlevel = \"\xff\"\n").unwrap();
+    fs::create_dir(path("directory")).unwrap();
+    fs::write(path("secret"), "").unwrap();
+    fs::set_permissions(path("secret"), PermissionsExt::from_mode(0)).unwrap();
+    for (file, said) in [
+        ("missing", "No such file"),
+        ("directory", "directory"),
+        ("not-text/x", "Not a directory"),
+        ("not-text", "UTF-8"),
+        ("secret", "Permission denied"),
+    ] {
+        // Root may read everything, unless it gives that up.
+        let mut command = if rustix::process::geteuid().is_root() {
+            let Some(setpriv) = common::program_or_leave_out("setpriv") else { continue };
+            let mut command = Command::new(setpriv);
+            command.args(["--bounding-set", "-dac_override,-dac_read_search", env!("CARGO_BIN_EXE_echoed")]);
+            command
+        } else {
+            Command::new(env!("CARGO_BIN_EXE_echoed"))
+        };
+        let mut daemon =
+            Daemon::spawn_with(&mut command, "", &["--config", &path(file), "--listen", "127.0.0.1:0"]);
+        let status = daemon.wait();
+        let log = daemon.log();
+        assert_eq!(status.code(), Some(78), "{file}: {log:#?}");
+        assert!(log.len() == 1 && log[0].contains(&path(file)) && log[0].contains(said), "{file}: {log:#?}");
+    }
+}
+
+#[test]
+fn a_bad_file_is_not_made_good_by_the_command_line() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
+    let arguments = ["--listen", "127.0.0.1:0", "--log-level", "info"];
+    let mut daemon = Daemon::spawn_with(&mut command, "[log]\nlevel = \"loud\"\n", &arguments);
+    assert_eq!(daemon.wait().code(), Some(78));
+    assert!(!daemon.log().iter().any(|line| line.contains("listening on")));
+}
