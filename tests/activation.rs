@@ -1,1 +1,546 @@
+//! What systemd hands over is served, or refused for a reason; and systemd is told. First with systemd's own program
+//! for it, then with descriptors and variables of our making, which can be wrong.
+
 mod common;
+
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::process::Command;
+use std::time::Duration;
+
+use common::manager::hand_over;
+use common::{Daemon, Manager, Peer};
+use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::process::Signal;
+
+// --- Under systemd-socket-activate -------------------------------------------------------------------------------------
+
+const ECHOED: &str = env!("CARGO_BIN_EXE_echoed");
+
+/// Runs the daemon under systemd-socket-activate, if that is installed, and waits until it listens on all its `sockets`.
+fn activate(sockets: usize, arguments: &[&str], configuration: &str) -> Option<Daemon> {
+    let mut command = Command::new(common::program_or_leave_out("systemd-socket-activate")?);
+    let daemon = Daemon::spawn_with(&mut command, configuration, arguments);
+    daemon.wait_for_log_times("Listening on", sockets);
+    Some(daemon)
+}
+
+fn connect(daemon: &Daemon, socket: &str) -> Peer {
+    Peer::connect(&format!("unix:{}", daemon.directory().join(socket).display()))
+}
+
+#[test]
+fn the_first_client_starts_the_daemon_and_is_served_over_tcp() {
+    // systemd-socket-activate takes no port 0. This one stays ours, and is free for whoever may share it, as it does.
+    let held = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    sockopt::set_socket_reuseaddr(&held, true).unwrap();
+    rustix::net::bind(&held, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = TcpListener::from(held.try_clone().unwrap()).local_addr().unwrap().to_string();
+
+    let Some(daemon) = activate(1, &["-l", &address, "--fdname=echo", ECHOED], "") else { return };
+    let mut first = Peer::connect(&address);
+    first.exchange("first");
+    Peer::connect(&address).exchange("second");
+    first.exchange("third");
+    assert_eq!(daemon.addresses(), [format!("tcp:{address}")]);
+    let log = daemon.stop();
+    assert!(!log.iter().any(|line| line.contains("no section")), "{log:#?}");
+}
+
+#[test]
+fn each_socket_is_served_by_the_section_of_its_name() {
+    let configuration = "[listener.one]\nprefix = \"one:\"\n[listener.two]\ndelimiter = \"\\n\"\n";
+    let arguments = ["-l", "DIR/1", "-l", "DIR/2", "--fdname=one:two", ECHOED];
+    let Some(daemon) = activate(2, &arguments, configuration) else { return };
+    let (mut one, mut two) = (connect(&daemon, "1"), connect(&daemon, "2"));
+    one.send("a\nb\t");
+    two.send("a\tb\n");
+    one.expect("one:a\nb\t");
+    two.expect("server got:a\tb\n");
+    daemon.stop();
+}
+
+#[test]
+fn several_sockets_may_have_one_name() {
+    let arguments = ["-l", "DIR/1", "-l", "DIR/2", "-l", "DIR/3", "--fdname=one", ECHOED];
+    let Some(daemon) = activate(3, &arguments, "[listener.one]\nprefix = \"one:\"\n") else { return };
+    for socket in ["3", "1", "2"] {
+        let mut peer = connect(&daemon, socket);
+        peer.send("a\t");
+        peer.expect("one:a\t");
+    }
+    assert_eq!(daemon.addresses().len(), 3);
+    daemon.stop();
+}
+
+#[test]
+fn sockets_without_names_are_served_by_the_defaults() {
+    let arguments = ["-l", "DIR/1", "-l", "DIR/2", ECHOED];
+    let Some(daemon) = activate(2, &arguments, "[defaults]\nprefix = \"d:\"\n") else { return };
+    for socket in ["1", "2"] {
+        let mut peer = connect(&daemon, socket);
+        peer.send("a\t");
+        peer.expect("d:a\t");
+    }
+    let log = daemon.stop();
+    assert_eq!(
+        log.iter().filter(|line| line.contains("no section [listener.unknown]")).count(),
+        1,
+        "{log:#?}"
+    );
+}
+
+#[test]
+fn with_accept_each_client_has_a_process_of_its_own_that_ends_with_it() {
+    let configuration = "[listener.one]\nprefix = \"one:\"\n";
+    let arguments = ["-l", "DIR/1", "--accept", ECHOED, "--listener", "one"];
+    let Some(daemon) = activate(1, &arguments, configuration) else { return };
+    let mut peers = [connect(&daemon, "1"), connect(&daemon, "1")];
+    for (at, peer) in peers.iter_mut().enumerate() {
+        peer.send(format!("{at}\t\t"));
+        peer.expect(format!("one:{at}\tone:\t"));
+    }
+    for (at, peer) in peers.iter_mut().enumerate() {
+        peer.shutdown();
+        peer.expect_close();
+        daemon.wait_for_log_times("died with code 0", at + 1);
+    }
+}
+
+// --- With sockets of our own -------------------------------------------------------------------------------------------
+
+/// Starts the daemon, and keeps nothing of what is handed over to it.
+fn spawn(mut command: Command, configuration: &str, arguments: &[&str]) -> Daemon {
+    Daemon::spawn_prepared(&mut command, configuration, arguments)
+}
+
+fn tcp_listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").expect("there is a free port")
+}
+
+fn address_of(listener: &TcpListener) -> String {
+    listener.local_addr().expect("it is bound").to_string()
+}
+
+/// A connection: the client's end, and the other one as it may be handed over.
+fn tcp_connection() -> (Peer, TcpStream) {
+    let listener = tcp_listener();
+    let peer = Peer::connect(&address_of(&listener));
+    (peer, listener.accept().expect("it was connected to").0)
+}
+
+fn copy(socket: &TcpListener) -> OwnedFd {
+    socket.try_clone().expect("it can be duplicated").into()
+}
+
+/// Waits for a daemon that cannot start, and returns the one line that says why.
+fn refusal(mut daemon: Daemon) -> String {
+    let status = daemon.wait();
+    let log = daemon.log();
+    assert!(status.code() == Some(71) && log.len() == 1, "{status}: {log:#?}");
+    log.into_iter().next().expect("there is one")
+}
+
+#[test]
+fn clients_that_came_before_the_daemon_are_served() {
+    let (tcp, directory) = (tcp_listener(), tempfile::tempdir().unwrap());
+    let path = directory.path().join("socket");
+    let unix = UnixListener::bind(&path).unwrap();
+    let addresses = [address_of(&tcp), format!("unix:{}", path.display())];
+    let mut peers: Vec<_> = addresses.iter().cycle().take(6).map(|address| Peer::connect(address)).collect();
+    peers[0].send("whole\thalf");
+    peers[1].send("last\t");
+    peers[1].shutdown();
+    peers[2].send("last\t");
+    peers[2].shutdown();
+    peers[4].send("\t");
+
+    let daemon = spawn(hand_over("3<&0 4<&1", vec![tcp.into(), unix.into()], "echo:echo"), "", &[]);
+    peers[0].expect("server got:whole\t");
+    peers[0].send("\t");
+    peers[0].expect("server got:half\t");
+    for ended in [1, 2] {
+        peers[ended].expect("server got:last\t");
+        peers[ended].expect_close();
+    }
+    for peer in [3, 5] {
+        peers[peer].exchange("later");
+    }
+    peers[4].expect("server got:\t");
+    daemon.stop();
+}
+
+#[test]
+fn a_long_queue_of_clients_is_served_to_its_end() {
+    let listener = tcp_listener();
+    rustix::net::listen(&listener, 400).unwrap();
+    let mut peers: Vec<_> = (0..300).map(|_| Peer::connect(&address_of(&listener))).collect();
+    for (at, peer) in peers.iter_mut().enumerate() {
+        peer.send(format!("{at}\t"));
+    }
+    let daemon = spawn(hand_over("3<&0", vec![listener.into()], "echo"), "", &[]);
+    for (at, peer) in peers.iter_mut().enumerate() {
+        peer.expect(format!("server got:{at}\t"));
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_client_that_comes_between_two_daemons_is_served_by_the_second() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let (address, listener) = (format!("unix:{}", path.display()), UnixListener::bind(&path).unwrap());
+    let start = || spawn(hand_over("3<&0", vec![listener.try_clone().unwrap().into()], "echo"), "", &[]);
+    let daemon = start();
+    Peer::connect(&address).exchange("first");
+    daemon.stop();
+    // The socket is systemd's, not the daemon's: it is still there, and so is its file.
+    let mut peer = Peer::connect(&address);
+    peer.send("second\t");
+    let daemon = start();
+    peer.expect("server got:second\t");
+    daemon.stop();
+}
+
+#[test]
+fn ipv6_sockets_and_abstract_ones_are_served() {
+    let v6 = TcpListener::bind("[::1]:0").expect("IPv6 is there");
+    let name = format!("echoed-test-activation-{}", std::process::id());
+    let abstract_one = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let addresses = [format!("tcp:{}", address_of(&v6)), format!("unix:@{name}")];
+    let daemon = spawn(hand_over("3<&0 4<&1", vec![v6.into(), abstract_one.into()], "echo:echo"), "", &[]);
+    for address in &addresses {
+        Peer::connect(address).exchange("a");
+    }
+    daemon.wait_for_log_times("listening on", 2);
+    assert_eq!(daemon.addresses(), addresses);
+    daemon.stop();
+}
+
+#[test]
+fn settings_of_sockets_hold_for_those_that_systemd_made() {
+    let listener = tcp_listener();
+    sockopt::set_tcp_nodelay(&listener, true).unwrap();
+    let configuration = "[defaults]\nnodelay = false\nreceive_buffer = \"32KiB\"\nsend_buffer = \"16KiB\"\n";
+    let daemon = spawn(hand_over("3<&0", vec![copy(&listener)], "echo"), configuration, &[]);
+    daemon.wait_for_log("listening on");
+    assert!(!sockopt::tcp_nodelay(&listener).unwrap());
+    // The kernel doubles what is asked for (socket(7)).
+    assert_eq!(sockopt::socket_recv_buffer_size(&listener).unwrap(), 65536);
+    assert_eq!(sockopt::socket_send_buffer_size(&listener).unwrap(), 32768);
+    daemon.stop();
+
+    let (mut peer, connection) = tcp_connection();
+    let usual = sockopt::socket_send_buffer_size(&connection).unwrap();
+    assert!(!sockopt::tcp_nodelay(&connection).unwrap());
+    let handed = vec![connection.try_clone().unwrap().into()];
+    let daemon = spawn(hand_over("3<&0", handed, "connection"), "", &[]);
+    peer.exchange("a");
+    assert!(sockopt::tcp_nodelay(&connection).unwrap());
+    assert_eq!(sockopt::socket_send_buffer_size(&connection).unwrap(), usual);
+    drop(daemon);
+}
+
+#[test]
+fn a_connection_is_served_until_it_ends_and_then_the_process_ends_well() {
+    let configuration = "[defaults]\nprefix = \"d:\"\n[listener.one]\nprefix = \"one:\"\n";
+    for (arguments, prefix) in [(&["--listener", "one"][..], "one:"), (&[], "d:")] {
+        let (mut peer, connection) = tcp_connection();
+        let handed = hand_over("3<&0", vec![connection.into()], "connection");
+        let mut daemon = spawn(handed, configuration, arguments);
+        for _ in 0..2 {
+            peer.send("a\t");
+            peer.expect(format!("{prefix}a\t"));
+        }
+        peer.send("b\tc");
+        peer.shutdown();
+        peer.expect(format!("{prefix}b\t"));
+        peer.expect_close();
+        assert_eq!(daemon.wait().code(), Some(0));
+        assert!(!daemon.log().iter().any(|line| line.contains("listening on")), "{:#?}", daemon.log());
+    }
+}
+
+#[test]
+fn a_client_that_left_before_its_process_began_is_no_failure() {
+    // Ended: what it said is still answered, though nobody listens any more.
+    let (client, connection) = UnixStream::pair().unwrap();
+    rustix::io::write(&client, b"a\t").unwrap();
+    drop(client);
+    let mut daemon = spawn(hand_over("3<&0", vec![connection.into()], "connection"), "", &[]);
+    assert_eq!(daemon.wait().code(), Some(0), "ended");
+
+    // Broken off, as by somebody who looks for open ports.
+    let (peer, connection) = tcp_connection();
+    peer.reset();
+    common::wait_until("the reset has come", || connection.peer_addr().is_err());
+    let mut daemon = spawn(hand_over("3<&0", vec![connection.into()], "connection"), "", &[]);
+    assert_eq!(daemon.wait().code(), Some(0), "broken off");
+}
+
+#[test]
+fn a_connection_from_systemd_is_drained_when_the_process_is_stopped() {
+    let (mut peer, connection) = tcp_connection();
+    let mut daemon = spawn(hand_over("3<&0", vec![connection.into()], "connection"), "", &[]);
+    peer.exchange("a");
+    daemon.signal(Signal::TERM);
+    peer.expect_close();
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_by_its_number_and_name() {
+    let stream = |family| rustix::net::socket(family, SocketType::STREAM, None).unwrap();
+    let bound = stream(AddressFamily::INET);
+    rustix::net::bind(&bound, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let netlink = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap();
+    let seqpacket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    let ((_one, connection), (_other, another)) = (tcp_connection(), tcp_connection());
+    let two_connections: Vec<OwnedFd> = vec![connection.try_clone().unwrap().into(), another.into()];
+    let udp = |address: &str| vec![UdpSocket::bind(address).unwrap().into()];
+    for (redirections, sockets, names, said) in [
+        (
+            "3<&0",
+            udp("127.0.0.1:0"),
+            "echo",
+            "3 (echo) from systemd: it is a UDP socket; echoed serves stream",
+        ),
+        ("3<&0", udp("[::1]:0"), "six", "3 (six) from systemd: it is a UDP socket"),
+        (
+            "3<&0",
+            vec![UnixDatagram::unbound().unwrap().into()],
+            "d",
+            "3 (d) from systemd: it is a Unix datagram",
+        ),
+        ("3<&0", vec![seqpacket], "s", "3 (s) from systemd: it is a Unix seqpacket socket"),
+        ("3<&0", vec![netlink], "n", "3 (n) from systemd: it is a netlink socket"),
+        ("3<\"$0\"", vec![], "file", "3 (file) from systemd: it is no socket"),
+        ("3</dev/null", vec![], "null", "3 (null) from systemd: it is no socket"),
+        ("3<&2", vec![], "pipe", "3 (pipe) from systemd: it is no socket"),
+        ("3<&0 4<&2", vec![tcp_listener().into()], "echo:pipe", "4 (pipe) from systemd: it is no socket"),
+        (
+            "3<&0",
+            vec![stream(AddressFamily::UNIX)],
+            "u",
+            "3 (u) from systemd: it is a Unix stream socket that nei",
+        ),
+        (
+            "3<&0",
+            vec![stream(AddressFamily::INET6)],
+            "t",
+            "3 (t) from systemd: it is a TCP socket that neither",
+        ),
+        (
+            "3<&0",
+            vec![bound],
+            "b",
+            "3 (b) from systemd: it is a TCP socket that neither listens nor is connected",
+        ),
+        (
+            "3<&0",
+            vec![tcp_listener().into()],
+            "metrics",
+            "3 (metrics) from systemd: metrics are not built yet",
+        ),
+        (
+            "3<&0 4<&1",
+            vec![tcp_listener().into(), connection.into()],
+            "a:b",
+            "4 (b) from systemd is a connection",
+        ),
+        ("3<&0 4<&1", two_connections, "a:b", "from systemd is a connection, but one of 2"),
+    ] {
+        let daemon = spawn(hand_over(redirections, sockets, names), "", &[]);
+        let refusal = refusal(daemon);
+        assert!(refusal.starts_with("echoed: descriptor ") && refusal.contains(said), "{refusal}");
+    }
+}
+
+#[test]
+fn variables_that_make_no_sense_are_refused() {
+    for (variable, value) in [
+        ("LISTEN_FDS", ""),
+        ("LISTEN_FDS", "one"),
+        ("LISTEN_FDS", "-1"),
+        ("LISTEN_FDS", "1.5"),
+        ("LISTEN_FDS", "4294967295"),
+        ("LISTEN_FDS", "99999999999999999999"),
+        ("LISTEN_FDS", "2"),
+        ("LISTEN_FDS", "70000"),
+        ("LISTEN_FDNAMES", "echo:echo"),
+        ("LISTEN_PID", "me"),
+        ("LISTEN_PID", ""),
+    ] {
+        let mut command = hand_over("3<&0 4<&-", vec![tcp_listener().into()], "echo");
+        let refusal = refusal(spawn(
+            {
+                command.env(variable, value);
+                command
+            },
+            "",
+            &[],
+        ));
+        assert!(
+            refusal.starts_with("echoed: ") && refusal.contains(variable),
+            "{variable}={value}: {refusal}"
+        );
+    }
+    let missing = refusal(spawn(hand_over("3<&0 4<&-", vec![tcp_listener().into()], "a:b"), "", &[]));
+    assert!(missing.contains("LISTEN_FDS=2, but not all of the descriptors from 3 on are open"), "{missing}");
+}
+
+#[test]
+fn sockets_for_another_process_are_left_alone() {
+    let listener = tcp_listener();
+    for (variable, value) in [("LISTEN_PID", "1"), ("LISTEN_FDS", "0")] {
+        let mut command = hand_over("3<&0", vec![copy(&listener)], "echo");
+        command.env_remove("LISTEN_FDNAMES").env(variable, value);
+        let daemon = spawn(command, "", &["--listen", "127.0.0.1:0"]);
+        daemon.wait_for_log("listening on");
+        daemon.connect().exchange("a");
+        assert!(!daemon.addresses().contains(&format!("tcp:{}", address_of(&listener))));
+        let log = daemon.stop();
+        assert!(!log.iter().any(|line| line.contains("ignored")), "{log:#?}");
+    }
+}
+
+#[test]
+fn a_parcel_is_put_aside_whatever_it_is() {
+    let (echo, parcel) = (tcp_listener(), tcp_listener());
+    let (address, stored) = (address_of(&echo), address_of(&parcel));
+    let handed = hand_over("3<&1 4<&0 5</dev/null", vec![echo.into(), parcel.into()], "parcel:echo:parcel");
+    let daemon = spawn(handed, "", &[]);
+    Peer::connect(&address).exchange("a");
+    assert_eq!(daemon.addresses(), [format!("tcp:{address}")]);
+    assert!(Peer::try_connect(&stored).is_err(), "it is still open");
+    daemon.stop();
+
+    let (mut peer, connection) = tcp_connection();
+    let handed = hand_over("3<&0 4</dev/null", vec![connection.into()], "connection:parcel");
+    let mut daemon = spawn(handed, "", &[]);
+    peer.exchange("a");
+    peer.shutdown();
+    peer.expect_close();
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn addresses_of_the_file_and_of_the_command_line_are_ignored_and_that_is_said_once() {
+    let configuration =
+        "[listener.echo]\nlisten = [\"unix:DIR/file\"]\n[listener.x]\nlisten = [\"unix:DIR/file\"]\n";
+    for (configuration, arguments) in [
+        (configuration, &["--listen", "DIR/line"][..]),
+        (configuration, &[]),
+        ("", &["--listen", "DIR/line"]),
+    ] {
+        let handed = vec![tcp_listener().into(), tcp_listener().into()];
+        let daemon = spawn(hand_over("3<&0 4<&1", handed, "echo:echo"), configuration, arguments);
+        daemon.wait_for_log_times("listening on", 2);
+        daemon.connect().exchange("a");
+        assert!(!daemon.directory().join("file").exists() && !daemon.directory().join("line").exists());
+        let log = daemon.stop();
+        assert_eq!(log.iter().filter(|line| line.contains("ignored")).count(), 1, "{log:#?}");
+    }
+}
+
+#[test]
+fn a_name_without_a_section_says_so_once_and_the_usual_name_never() {
+    let handed = vec![tcp_listener().into(), tcp_listener().into()];
+    let daemon = spawn(hand_over("3<&0 4<&1 5<&0 6<&1", handed, "lines:echo:lines:other"), "", &[]);
+    daemon.wait_for_log_times("listening on", 4);
+    let log = daemon.stop();
+    let said = |name: &str| log.iter().filter(|line| line.contains(&format!("[listener.{name}]"))).count();
+    assert_eq!([said("lines"), said("other"), said("echo")], [1, 1, 0], "{log:#?}");
+}
+
+// --- What systemd is told ----------------------------------------------------------------------------------------------
+
+/// A daemon on a Unix socket of its directory, which tells `manager` how it is.
+fn watched(manager: &Manager, configuration: &str) -> Daemon {
+    let mut command = Command::new(ECHOED);
+    Daemon::spawn_with(manager.watch(&mut command), configuration, &["--listen", "DIR/socket"])
+}
+
+#[test]
+fn ready_means_that_clients_are_served() {
+    let manager = Manager::start();
+    let daemon = watched(&manager, "");
+    manager.expect("READY=1");
+    connect(&daemon, "socket").exchange("a");
+    daemon.stop();
+    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
+}
+
+#[test]
+fn clients_are_served_while_the_manager_has_no_time_to_hear_about_it() {
+    let manager = Manager::start();
+    manager.stop_listening();
+    let daemon = watched(&manager, "");
+    // It is served before there was a way to say so: nothing was said too early, nor does anybody wait for that.
+    daemon.wait_for_log("listening on");
+    connect(&daemon, "socket").exchange("a");
+    manager.expect("READY=1");
+    daemon.stop();
+    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
+}
+
+#[test]
+fn the_manager_hears_of_a_stop_before_the_last_replies_are_taken() {
+    let manager = Manager::start();
+    let mut daemon =
+        watched(&manager, "[service]\ndrain = \"1min\"\n[defaults.deadlines]\nwrite = \"off\"\n");
+    manager.expect("READY=1");
+    let mut peer = connect(&daemon, "socket");
+    peer.exchange("a");
+    // More replies than fit into the socket, so that it cannot end before they are read.
+    let mut sent = 0;
+    let mut last = common::now();
+    while last.elapsed() < Duration::from_millis(100) {
+        let taken = peer.send_what_fits(&[b'\t'; 4096]);
+        sent += taken;
+        last = if taken > 0 { common::now() } else { last };
+    }
+    daemon.signal(Signal::TERM);
+    manager.expect("STOPPING=1");
+    let replies = peer.read_to_end();
+    assert!(daemon.wait().success());
+    assert!(
+        !replies.is_empty() && replies.len() <= sent * "server got:\t".len(),
+        "{} of {sent}",
+        replies.len()
+    );
+    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
+}
+
+#[test]
+fn a_manager_with_an_abstract_name_is_told_the_same() {
+    let manager = Manager::start_abstract();
+    let daemon = watched(&manager, "");
+    daemon.wait_for_log("listening on");
+    connect(&daemon, "socket").exchange("a");
+    let log = daemon.stop();
+    assert!(!log.iter().any(|line| line.contains("cannot notify")), "{log:#?}");
+    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
+}
+
+#[test]
+fn a_manager_that_cannot_be_told_is_warned_about_and_clients_are_served() {
+    let mut command = Command::new(ECHOED);
+    command.env("NOTIFY_SOCKET", "/no such directory/notify");
+    let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "DIR/socket"]);
+    let warning = daemon.wait_for_log("cannot notify");
+    assert!(warning.starts_with("warn: ") && warning.contains("/no such directory/notify"), "{warning}");
+    connect(&daemon, "socket").exchange("a");
+    daemon.stop();
+}
+
+#[test]
+fn nobody_hears_that_a_daemon_is_ready_that_is_not() {
+    let manager = Manager::start();
+    let mut command = hand_over("3<&0", vec![UdpSocket::bind("127.0.0.1:0").unwrap().into()], "echo");
+    manager.watch(&mut command);
+    refusal(spawn(command, "", &[]));
+    assert_eq!(manager.states(), [""; 0]);
+}

@@ -6,11 +6,11 @@
 //! ```
 //!
 //! The yardstick is `benches/reference/epoll.c`, compiled on the spot. Both servers run with one worker on
-//! one CPU, the load runs on another, one thread that checks every byte of every reply. Samples of the two
-//! are taken in turn, so that what disturbs the machine disturbs both; a figure is the median over the
-//! rounds, and the range beside a ratio is that of the rounds. As the load costs about as much as the server,
-//! CPU time per message says more than messages per second. Whether a difference means anything can be seen
-//! with `--server reference`, which compares the reference with itself.
+//! one CPU, the load runs on another, one thread that checks every byte of every reply. They are started anew
+//! for every round and loaded in short turns, so that what disturbs the machine disturbs both; a figure is the
+//! median over the rounds, and the range beside a ratio is that of the rounds. As the load costs about as much
+//! as the server, CPU time per message says more than messages per second. Whether a difference means anything
+//! can be seen with `--server reference`, which compares the reference with itself.
 //!
 //! Two workers against a two-threaded reference are not measured: on a small machine they and the load would
 //! share CPUs.

@@ -30,7 +30,7 @@ const SLICES: u32 = 10;
 pub(crate) struct Plan {
     /// Samples of every figure.
     pub(crate) rounds: usize,
-    /// The length of a sample of the section `cpu`; the others take half of it.
+    /// The length of a sample of the section `cpu`; the others take less.
     pub(crate) sample: Duration,
     /// The cases of the section `cpu`, on these transports.
     pub(crate) cases: Vec<(Transport, Case)>,

@@ -6,8 +6,10 @@
 
 pub mod connect;
 pub mod exchange;
+pub mod failure;
 pub mod input;
 pub mod message;
 pub mod report;
 
+mod outbox;
 mod quote;

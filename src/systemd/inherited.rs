@@ -169,7 +169,7 @@ fn take_socket(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<(
         return Err("metrics are not built yet in this version of echoed; stop and disable that socket unit".to_owned());
     }
     for (at, (family, kind, what)) in KINDS.into_iter().enumerate() {
-        let (family, kind) = (i32::from(family.as_raw()), kind.as_raw().cast_signed());
+        let (family, kind) = (i32::from(family.as_raw()), i32::try_from(kind.as_raw()).unwrap_or_default());
         let Ok(Some(socket)) = descriptors.take_custom::<OwnedFd>(index, family, kind, what) else { continue };
         if at >= SERVED {
             let wanted = "echoed serves stream sockets; write ListenStream= in the socket unit";

@@ -1,0 +1,111 @@
+//! The client: its command line, its exit codes, and nothing else.
+
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::process::ExitCode;
+
+use clap::Parser;
+use echoed::cli::echoctl::{Command, Echoctl, Send};
+use echoed::client::connect::connect;
+use echoed::client::exchange::{Terms, exchange};
+use echoed::client::failure::Failure;
+use echoed::client::input::Messages;
+use echoed::client::report::{Format, Printer};
+use tokio::runtime;
+
+/// Answered wrongly, late or not at all.
+const UNANSWERED: u8 = 1;
+
+/// Could not connect, bad command line, or nothing that could be sent.
+const NOT_STARTED: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments = match Echoctl::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.exit_code() == 0 => {
+            // Help and version. Who does not listen does not want them.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return Error::command_line(&error).say(),
+    };
+    let Command::Send(arguments) = arguments.command;
+    match send(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.say(),
+    }
+}
+
+fn send(arguments: Send) -> Result<(), Error> {
+    let Send { address, messages, delimiter, prefix, connect_timeout, timeout, no_reply, json } = arguments;
+    if delimiter.is_in(prefix.as_bytes()) {
+        return Err(Error::not_started(format!(
+            "the prefix {prefix:?} contains the delimiter {delimiter:?}, so no reply can have it; give another --prefix"
+        )));
+    }
+    let format = if json { Format::Json } else { Format::Text };
+    let messages: Vec<_> = messages.into_iter().map(OsStringExt::into_vec).collect();
+    let given = if messages.is_empty() {
+        None
+    } else {
+        Some(Messages::given(messages, &delimiter).map_err(|error| Error::not_started(error.to_string()))?)
+    };
+    let terms = Terms { delimiter, prefix, timeout, replies: !no_reply };
+
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Error::not_started(format!("cannot start: {error}")))?;
+    let result = runtime.block_on(async {
+        let stream = connect(&address, connect_timeout).await.map_err(|error| Error::not_started(error.to_string()))?;
+        let messages = match given {
+            Some(messages) => messages,
+            None => Messages::lines(io::stdin(), &terms.delimiter)
+                .map_err(|error| Error::not_started(format!("cannot read stdin: {error}")))?,
+        };
+        let mut printer = Printer::new(io::stdout().lock(), format);
+        exchange(stream, messages, &terms, &mut printer).await.or_else(|failure| Error::from_exchange(&address, failure))
+    });
+    // A lookup that has timed out may go on for long.
+    runtime.shutdown_background();
+    result
+}
+
+/// One line for stderr, and the exit code.
+struct Error {
+    text: String,
+    code: u8,
+}
+
+impl Error {
+    fn not_started(text: String) -> Self {
+        Self { text, code: NOT_STARTED }
+    }
+
+    /// What clap says in a paragraph, before it goes on to usage and help.
+    fn command_line(error: &clap::Error) -> Self {
+        let text = error.to_string();
+        let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+        let words: Vec<_> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
+        let text = words.join(" ");
+        Self::not_started(format!("{} (see --help)", text.strip_prefix("error: ").unwrap_or(&text)))
+    }
+
+    /// What an exchange with `address` comes to that ended early.
+    fn from_exchange(address: &impl ToString, failure: Failure) -> Result<(), Self> {
+        match failure {
+            // Nobody wants to see any more, as with head(1): that is no failure.
+            Failure::Report(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            Failure::Report(_) => Err(Self { text: failure.to_string(), code: UNANSWERED }),
+            Failure::Input { sent, .. } => {
+                let code = if sent == 0 { NOT_STARTED } else { UNANSWERED };
+                Err(Self { text: failure.to_string(), code })
+            }
+            _ => Err(Self { text: format!("{}: {failure}", address.to_string()), code: UNANSWERED }),
+        }
+    }
+
+    fn say(self) -> ExitCode {
+        // There is nobody else to tell.
+        let _ = writeln!(io::stderr(), "echoctl: {}", self.text);
+        ExitCode::from(self.code)
+    }
+}

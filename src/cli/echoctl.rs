@@ -1,0 +1,158 @@
+//! The command line of the client.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::address::Address;
+use crate::protocol::Delimiter;
+use crate::protocol::reply::{MAX_PREFIX, Prefix};
+use crate::units::parse_time;
+
+/// Talks to servers of the delimited echo protocol, such as echoed.
+#[derive(Debug, Parser)]
+#[command(
+    name = "echoctl",
+    version,
+    after_help = "Exit codes: 0 all answered as expected; 1 answered wrongly, late or not at all; 2 could not connect,\n\
+                  bad command line, or nothing that could be sent."
+)]
+pub struct Echoctl {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Send messages and print the replies
+    Send(Send),
+}
+
+/// Sends messages, or without any the lines of stdin, over one connection, and prints each reply on a line of its own: as
+/// it came, with its prefix, without the delimiter.
+///
+/// Messages are sent without waiting for the replies to those before. A reply must be prefix + message exactly. The first
+/// one that is not, that is late or does not come ends the command, and so does an error that the server reports.
+///
+/// A line of stdin ends with a line feed, which is not sent; a carriage return before it is. The last line need not end
+/// with one. A message that contains the delimiter is refused: one on the command line before anything is sent, a line
+/// of stdin when it is its turn, after the lines before it were answered.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  \
+                  echoctl send 127.0.0.1:8085 aaaa bbbb\n  \
+                  seq 100000 | echoctl send unix:/run/echoed.sock | tail -1\n  \
+                  journalctl -f -o cat | echoctl send --no-reply --delimiter '\\n' tcp:logs.example:5140\n\n\
+                  Exit codes: 0 all answered as expected; 1 answered wrongly, late or not at all; 2 could not connect,\n\
+                  bad command line, or nothing was sent because the first line of stdin cannot be."
+)]
+pub struct Send {
+    /// Where to connect: tcp:HOST:PORT (tcp4:, tcp6: for one family only), unix:/PATH or unix:@NAME; without a scheme,
+    /// HOST:PORT, [IPv6]:PORT, /PATH and @NAME will do
+    pub address: Address,
+
+    /// What to send: any bytes but the delimiter; "" is a message, too. What begins with - goes after --. Without any,
+    /// each line of stdin is a message
+    #[arg(value_name = "MESSAGE")]
+    pub messages: Vec<OsString>,
+
+    /// What ends messages and replies: 1 to 16 bytes, with the escapes of TOML strings (\t \n \r \" \\ \b \f \e \uNNNN
+    /// \UNNNNNNNN), \0, and \xNN for any byte
+    #[arg(long, value_name = "BYTES", default_value = "\\t", value_parser = Delimiter::from_escaped)]
+    pub delimiter: Delimiter,
+
+    /// What replies begin with: 0 to 4096 bytes, with the same escapes
+    #[arg(long, value_name = "BYTES", default_value = "server got:", value_parser = prefix)]
+    pub prefix: Prefix,
+
+    /// How long connecting may take, the lookup of the name included: a time such as 500ms, 2s or 1min 30s
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
+    pub connect_timeout: Duration,
+
+    /// How long each reply may take, from when it is the next one and its message was sent: a time as above. So long may
+    /// the server, too, take nothing of what is sent
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
+    pub timeout: Duration,
+
+    /// Expect no replies: for sinks. What comes is dropped, except an error that the server reports. At the end the
+    /// server has the time of --timeout to end its stream, which tells that it has taken everything
+    #[arg(long)]
+    pub no_reply: bool,
+
+    /// Print a JSON object for each reply, the wrong one included:
+    /// {"reply":"server got:a","message":"a","ok":true,"rtt_us":57}, with the round trip in microseconds. Bytes that are
+    /// not UTF-8 become U+FFFD
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    match parse_time(text) {
+        Ok(Duration::ZERO) => Err("that is no time at all; write for example 5s".to_owned()),
+        Ok(time) => Ok(time),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A prefix with the escapes of a delimiter.
+fn prefix(text: &str) -> Result<Prefix, String> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        bytes.extend_from_slice(&rest.as_bytes()[..at]);
+        rest = &rest[at..];
+        // One escape by itself is a delimiter, whose notation this is.
+        let characters = match rest.as_bytes().get(1) {
+            Some(b'x') => 4,
+            Some(b'u') => 6,
+            Some(b'U') => 10,
+            _ => 2,
+        };
+        let end = rest.char_indices().nth(characters).map_or(rest.len(), |(at, _)| at);
+        let escape = Delimiter::from_escaped(&rest[..end]).map_err(|error| error.to_string())?;
+        bytes.extend_from_slice(escape.as_bytes());
+        rest = &rest[end..];
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    if bytes.len() > MAX_PREFIX {
+        return Err(format!("a prefix has at most {MAX_PREFIX} bytes, this one has {}", bytes.len()));
+    }
+    Ok(Prefix::new(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Echoctl::command().debug_assert();
+    }
+
+    #[test]
+    fn a_prefix_has_the_escapes_of_a_delimiter() {
+        for (text, bytes) in [
+            ("server got:", &b"server got:"[..]),
+            ("", b""),
+            (r"\x", b"!"),
+            (r"a\x00\xffb", b"a\0\xffb"),
+            (r"\t\\t\u00e9\U0001F600!", "\t\\té😀!".as_bytes()),
+            (r"\q", b"!"),
+            (r"\u00", b"!"),
+            (r"x\", b"!"),
+            (r"\xé0", b"!"),
+        ] {
+            match prefix(text) {
+                Ok(prefix) => assert_eq!(prefix.as_bytes(), bytes, "{text}"),
+                Err(error) => assert!(bytes == b"!" && error.contains("unknown escape"), "{text}: {error}"),
+            }
+        }
+        assert!(prefix(&"x".repeat(4096)).is_ok());
+        assert!(prefix(&"x".repeat(4097)).unwrap_err().contains("this one has 4097"));
+    }
+}

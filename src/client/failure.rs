@@ -1,0 +1,179 @@
+//! Why an exchange ends early, each as one sentence.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use super::input::InputError;
+use super::quote::{Escaped, MAX_QUOTED, Quoted, reason};
+use crate::protocol::Delimiter;
+use crate::units::format_time;
+
+/// How much of what two long replies have in common is shown before they differ, in bytes.
+const CONTEXT: usize = 20;
+
+/// Why an exchange ended early.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Failure {
+    /// A reply is not prefix + message.
+    Wrong {
+        /// Counted from 1.
+        number: u64,
+        /// What the reply should be.
+        expected: Vec<u8>,
+        /// What it is.
+        got: Vec<u8>,
+    },
+    /// Something came that no message had asked for.
+    Unexpected {
+        /// What it is.
+        got: Vec<u8>,
+    },
+    /// The server has said what is wrong.
+    ServerError {
+        /// Its words.
+        text: Vec<u8>,
+        /// Ours, when the server has not ended its words with it.
+        other_delimiter: Option<Delimiter>,
+    },
+    /// A reply has not come in time.
+    Late {
+        /// Counted from 1.
+        number: u64,
+        /// The message.
+        message: Vec<u8>,
+        /// The time that there was.
+        timeout: Duration,
+        /// What would have ended the reply.
+        delimiter: Delimiter,
+        /// What has come of it.
+        rest: Vec<u8>,
+    },
+    /// A reply is longer than any that could be right.
+    TooLong {
+        /// The limit, in bytes.
+        max: usize,
+    },
+    /// The server has stopped to take what we send.
+    Stuck {
+        /// The time that there was.
+        timeout: Duration,
+    },
+    /// Nothing is awaited but the end of the server's stream, and it has not come.
+    NotEnded {
+        /// The time that there was.
+        timeout: Duration,
+    },
+    /// The connection has ended too early.
+    Ended {
+        /// Why, unless the server ended it properly.
+        error: Option<io::Error>,
+        /// How many of the messages are unanswered; `None` if no replies are expected.
+        unanswered: Option<u64>,
+        /// The beginning of a reply that came before.
+        rest: Vec<u8>,
+    },
+    /// There are no more messages although there should be. Those before were sent and answered.
+    Input {
+        /// What is wrong with the next one.
+        error: InputError,
+        /// How many were sent.
+        sent: u64,
+    },
+    /// A reply could not be reported.
+    Report(io::Error),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wrong { number, expected, got } => wrong(f, *number, expected, got),
+            Self::Unexpected { got } => write!(f, "got {}, which no message had asked for", Quoted(got)),
+            Self::ServerError { text, other_delimiter } => {
+                write!(f, "the server says: {}", Escaped(text))?;
+                match other_delimiter {
+                    Some(delimiter) => {
+                        write!(f, " (and then not {delimiter:?}; does it use that delimiter, see --delimiter?)")
+                    }
+                    None => Ok(()),
+                }
+            }
+            Self::Late { number, message, timeout, delimiter, rest } => {
+                let timeout = format_time(*timeout);
+                write!(f, "no reply to message {number}, {}, within {timeout} (--timeout)", Quoted(message))?;
+                if rest.is_empty() {
+                    return Ok(());
+                }
+                write!(f, "; so far {} has come, without the delimiter {delimiter:?}", Quoted(rest))
+            }
+            Self::TooLong { max } => write!(f, "a reply exceeds {max} bytes, so it is none; is --delimiter right?"),
+            Self::Stuck { timeout } => {
+                write!(f, "the server has taken nothing of what we send for {} (--timeout)", format_time(*timeout))
+            }
+            Self::NotEnded { timeout } => write!(
+                f,
+                "the server has not ended its stream within {} after the last message (--timeout), \
+                 so it may not have taken everything",
+                format_time(*timeout)
+            ),
+            Self::Ended { error, unanswered, rest } => {
+                match error {
+                    Some(error) => write!(f, "the connection broke ({})", reason(error))?,
+                    None => f.write_str("the server ended the connection")?,
+                }
+                match unanswered {
+                    None => f.write_str(", so it may not have taken everything")?,
+                    Some(0) => f.write_str(" before the end of the messages")?,
+                    Some(1) => f.write_str(", 1 message is unanswered")?,
+                    Some(count) => write!(f, ", {count} messages are unanswered")?,
+                }
+                if rest.is_empty() { Ok(()) } else { write!(f, "; the last that came was {}", Quoted(rest)) }
+            }
+            Self::Input { error, .. } => error.fmt(f),
+            Self::Report(error) => write!(f, "cannot write to stdout: {}", reason(error)),
+        }
+    }
+}
+
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Ended { error, .. } => error.as_ref().map(|error| error as _),
+            Self::Input { error, .. } => Some(error),
+            Self::Report(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+fn wrong(f: &mut fmt::Formatter<'_>, number: u64, expected: &[u8], got: &[u8]) -> fmt::Result {
+    write!(f, "reply {number} is wrong: ")?;
+    // Of long ones, what counts is where they begin to differ.
+    let common = expected.iter().zip(got).take_while(|(a, b)| a == b).count();
+    let from = if common < MAX_QUOTED { 0 } else { common - CONTEXT };
+    if from > 0 {
+        write!(f, "from byte {} on ", from + 1)?;
+    }
+    write!(f, "expected {}, got {}", Quoted(&expected[from..]), Quoted(&got[from..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_long_replies_the_difference_is_shown() {
+        let (expected, got) = (vec![b'x'; 1000], [&[b'x'; 500][..], b"y"].concat());
+        let text = Failure::Wrong { number: 7, expected, got }.to_string();
+        assert!(text.starts_with("reply 7 is wrong: from byte 481 on expected \"xxx"), "{text}");
+        assert!(text.ends_with(&format!("got \"{}y\"", "x".repeat(20))), "{text}");
+    }
+
+    #[test]
+    fn short_replies_are_shown_whole() {
+        let (expected, got) = (b"server got:a".to_vec(), b"server got:a\n".to_vec());
+        let text = Failure::Wrong { number: 1, expected, got }.to_string();
+        assert_eq!(text, r#"reply 1 is wrong: expected "server got:a", got "server got:a\n""#);
+    }
+}

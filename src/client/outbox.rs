@@ -1,0 +1,132 @@
+//! What is to be sent, and what was sent and awaits its reply.
+
+use std::collections::VecDeque;
+
+use tokio::time::Instant;
+
+use super::message::Message;
+
+/// No more messages are taken while this many bytes wait to be written.
+const ENOUGH: usize = 64 * 1024;
+
+/// No more messages are taken while this many await their replies.
+const MAX_AWAITED: usize = 4096;
+
+/// No more messages are taken while those that await their replies have this many bytes.
+const MAX_AWAITED_BYTES: usize = 1024 * 1024;
+
+/// Messages on their way. Holds what its limits say and one message more.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    bytes: Vec<u8>,
+    /// How many of them are written.
+    written: usize,
+    /// Bytes of all messages so far, and how many of those are written.
+    total: u64,
+    total_written: u64,
+    messages: u64,
+    awaited: VecDeque<Awaited>,
+    awaited_bytes: usize,
+    /// How many of the awaited are sent.
+    sent: usize,
+    last_progress: Instant,
+}
+
+#[derive(Debug)]
+struct Awaited {
+    message: Message,
+    /// Where its last byte is among those of all messages.
+    end: u64,
+    /// When its last byte was written, if it is.
+    sent: Option<Instant>,
+}
+
+impl Outbox {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            bytes: Vec::new(),
+            written: 0,
+            total: 0,
+            total_written: 0,
+            messages: 0,
+            awaited: VecDeque::new(),
+            awaited_bytes: 0,
+            sent: 0,
+            last_progress: now,
+        }
+    }
+
+    /// How many messages there were so far.
+    pub(super) fn messages(&self) -> u64 {
+        self.messages
+    }
+
+    /// Whether another message may come.
+    pub(super) fn has_room(&self) -> bool {
+        self.unwritten().len() < ENOUGH && self.awaited.len() < MAX_AWAITED && self.awaited_bytes < MAX_AWAITED_BYTES
+    }
+
+    /// What is to be written.
+    pub(super) fn unwritten(&self) -> &[u8] {
+        &self.bytes[self.written..]
+    }
+
+    /// When something was written last; at first, when there was something to write.
+    pub(super) fn last_progress(&self) -> Instant {
+        self.last_progress
+    }
+
+    /// Whether any message awaits its reply.
+    pub(super) fn awaits(&self) -> bool {
+        !self.awaited.is_empty()
+    }
+
+    /// The message whose reply comes next, and when it was sent, if it is.
+    pub(super) fn next_awaited(&self) -> Option<(&Message, Option<Instant>)> {
+        self.awaited.front().map(|awaited| (&awaited.message, awaited.sent))
+    }
+
+    /// When the message was sent whose reply comes next.
+    pub(super) fn next_sent(&self) -> Option<Instant> {
+        self.awaited.front()?.sent
+    }
+
+    /// Another message, which may await a reply.
+    pub(super) fn push(&mut self, message: Message, replies: bool, now: Instant) {
+        if self.unwritten().is_empty() {
+            self.last_progress = now;
+        }
+        // At most `ENOUGH` bytes move, and only for the first message after a write.
+        self.bytes.drain(..self.written);
+        self.written = 0;
+        self.bytes.extend_from_slice(message.terminated());
+        self.total += message.terminated().len() as u64;
+        self.messages += 1;
+        if replies {
+            self.awaited_bytes += message.terminated().len();
+            self.awaited.push_back(Awaited { message, end: self.total, sent: None });
+        }
+    }
+
+    /// So many of the [`Outbox::unwritten`] bytes were written.
+    pub(super) fn wrote(&mut self, count: usize, now: Instant) {
+        self.written += count;
+        self.total_written += count as u64;
+        self.last_progress = now;
+        for awaited in self.awaited.range_mut(self.sent..) {
+            if awaited.end > self.total_written {
+                break;
+            }
+            awaited.sent = Some(now);
+            self.sent += 1;
+        }
+    }
+
+    /// The reply to the next message has come.
+    pub(super) fn answered(&mut self) {
+        if let Some(Awaited { message, sent, .. }) = self.awaited.pop_front() {
+            self.awaited_bytes -= message.terminated().len();
+            self.sent -= usize::from(sent.is_some());
+        }
+    }
+}
