@@ -1,17 +1,20 @@
-//! What systemd hands over is served, or refused for a reason; and systemd is told. First with systemd's own program
-//! for it, then with descriptors and variables of our making, which can be wrong.
+//! What systemd hands over is served, or refused for a reason ([`refused`]), and systemd is told ([`told`]). First with
+//! systemd's own program for it, then with descriptors of our making.
 
 mod common;
+#[path = "activation/refused.rs"]
+mod refused;
+#[path = "activation/told.rs"]
+mod told;
 
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::Command;
-use std::time::Duration;
 
 use common::manager::hand_over;
-use common::{Daemon, Manager, Peer};
+use common::{Daemon, Peer};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::Signal;
 
@@ -44,6 +47,7 @@ fn the_first_client_starts_the_daemon_and_is_served_over_tcp() {
     first.exchange("first");
     Peer::connect(&address).exchange("second");
     first.exchange("third");
+    daemon.wait_for_log("listening on");
     assert_eq!(daemon.addresses(), [format!("tcp:{address}")]);
     let log = daemon.stop();
     assert!(!log.iter().any(|line| line.contains("no section")), "{log:#?}");
@@ -71,7 +75,7 @@ fn several_sockets_may_have_one_name() {
         peer.send("a\t");
         peer.expect("one:a\t");
     }
-    assert_eq!(daemon.addresses().len(), 3);
+    daemon.wait_for_log_times("listening on", 3);
     daemon.stop();
 }
 
@@ -85,11 +89,8 @@ fn sockets_without_names_are_served_by_the_defaults() {
         peer.expect("d:a\t");
     }
     let log = daemon.stop();
-    assert_eq!(
-        log.iter().filter(|line| line.contains("no section [listener.unknown]")).count(),
-        1,
-        "{log:#?}"
-    );
+    let said = log.iter().filter(|line| line.contains("no section [listener.unknown]")).count();
+    assert_eq!(said, 1, "{log:#?}");
 }
 
 #[test]
@@ -133,14 +134,6 @@ fn tcp_connection() -> (Peer, TcpStream) {
 
 fn copy(socket: &TcpListener) -> OwnedFd {
     socket.try_clone().expect("it can be duplicated").into()
-}
-
-/// Waits for a daemon that cannot start, and returns the one line that says why.
-fn refusal(mut daemon: Daemon) -> String {
-    let status = daemon.wait();
-    let log = daemon.log();
-    assert!(status.code() == Some(71) && log.len() == 1, "{status}: {log:#?}");
-    log.into_iter().next().expect("there is one")
 }
 
 #[test]
@@ -291,128 +284,13 @@ fn a_connection_from_systemd_is_drained_when_the_process_is_stopped() {
 }
 
 #[test]
-fn what_cannot_be_served_is_refused_by_its_number_and_name() {
-    let stream = |family| rustix::net::socket(family, SocketType::STREAM, None).unwrap();
-    let bound = stream(AddressFamily::INET);
-    rustix::net::bind(&bound, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let netlink = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap();
-    let seqpacket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
-    let ((_one, connection), (_other, another)) = (tcp_connection(), tcp_connection());
-    let two_connections: Vec<OwnedFd> = vec![connection.try_clone().unwrap().into(), another.into()];
-    let udp = |address: &str| vec![UdpSocket::bind(address).unwrap().into()];
-    for (redirections, sockets, names, said) in [
-        (
-            "3<&0",
-            udp("127.0.0.1:0"),
-            "echo",
-            "3 (echo) from systemd: it is a UDP socket; echoed serves stream",
-        ),
-        ("3<&0", udp("[::1]:0"), "six", "3 (six) from systemd: it is a UDP socket"),
-        (
-            "3<&0",
-            vec![UnixDatagram::unbound().unwrap().into()],
-            "d",
-            "3 (d) from systemd: it is a Unix datagram",
-        ),
-        ("3<&0", vec![seqpacket], "s", "3 (s) from systemd: it is a Unix seqpacket socket"),
-        ("3<&0", vec![netlink], "n", "3 (n) from systemd: it is a netlink socket"),
-        ("3<\"$0\"", vec![], "file", "3 (file) from systemd: it is no socket"),
-        ("3</dev/null", vec![], "null", "3 (null) from systemd: it is no socket"),
-        ("3<&2", vec![], "pipe", "3 (pipe) from systemd: it is no socket"),
-        ("3<&0 4<&2", vec![tcp_listener().into()], "echo:pipe", "4 (pipe) from systemd: it is no socket"),
-        (
-            "3<&0",
-            vec![stream(AddressFamily::UNIX)],
-            "u",
-            "3 (u) from systemd: it is a Unix stream socket that nei",
-        ),
-        (
-            "3<&0",
-            vec![stream(AddressFamily::INET6)],
-            "t",
-            "3 (t) from systemd: it is a TCP socket that neither",
-        ),
-        (
-            "3<&0",
-            vec![bound],
-            "b",
-            "3 (b) from systemd: it is a TCP socket that neither listens nor is connected",
-        ),
-        (
-            "3<&0",
-            vec![tcp_listener().into()],
-            "metrics",
-            "3 (metrics) from systemd: metrics are not built yet",
-        ),
-        (
-            "3<&0 4<&1",
-            vec![tcp_listener().into(), connection.into()],
-            "a:b",
-            "4 (b) from systemd is a connection",
-        ),
-        ("3<&0 4<&1", two_connections, "a:b", "from systemd is a connection, but one of 2"),
-    ] {
-        let daemon = spawn(hand_over(redirections, sockets, names), "", &[]);
-        let refusal = refusal(daemon);
-        assert!(refusal.starts_with("echoed: descriptor ") && refusal.contains(said), "{refusal}");
-    }
-}
-
-#[test]
-fn variables_that_make_no_sense_are_refused() {
-    for (variable, value) in [
-        ("LISTEN_FDS", ""),
-        ("LISTEN_FDS", "one"),
-        ("LISTEN_FDS", "-1"),
-        ("LISTEN_FDS", "1.5"),
-        ("LISTEN_FDS", "4294967295"),
-        ("LISTEN_FDS", "99999999999999999999"),
-        ("LISTEN_FDS", "2"),
-        ("LISTEN_FDS", "70000"),
-        ("LISTEN_FDNAMES", "echo:echo"),
-        ("LISTEN_PID", "me"),
-        ("LISTEN_PID", ""),
-    ] {
-        let mut command = hand_over("3<&0 4<&-", vec![tcp_listener().into()], "echo");
-        let refusal = refusal(spawn(
-            {
-                command.env(variable, value);
-                command
-            },
-            "",
-            &[],
-        ));
-        assert!(
-            refusal.starts_with("echoed: ") && refusal.contains(variable),
-            "{variable}={value}: {refusal}"
-        );
-    }
-    let missing = refusal(spawn(hand_over("3<&0 4<&-", vec![tcp_listener().into()], "a:b"), "", &[]));
-    assert!(missing.contains("LISTEN_FDS=2, but not all of the descriptors from 3 on are open"), "{missing}");
-}
-
-#[test]
-fn sockets_for_another_process_are_left_alone() {
-    let listener = tcp_listener();
-    for (variable, value) in [("LISTEN_PID", "1"), ("LISTEN_FDS", "0")] {
-        let mut command = hand_over("3<&0", vec![copy(&listener)], "echo");
-        command.env_remove("LISTEN_FDNAMES").env(variable, value);
-        let daemon = spawn(command, "", &["--listen", "127.0.0.1:0"]);
-        daemon.wait_for_log("listening on");
-        daemon.connect().exchange("a");
-        assert!(!daemon.addresses().contains(&format!("tcp:{}", address_of(&listener))));
-        let log = daemon.stop();
-        assert!(!log.iter().any(|line| line.contains("ignored")), "{log:#?}");
-    }
-}
-
-#[test]
 fn a_parcel_is_put_aside_whatever_it_is() {
     let (echo, parcel) = (tcp_listener(), tcp_listener());
     let (address, stored) = (address_of(&echo), address_of(&parcel));
     let handed = hand_over("3<&1 4<&0 5</dev/null", vec![echo.into(), parcel.into()], "parcel:echo:parcel");
     let daemon = spawn(handed, "", &[]);
     Peer::connect(&address).exchange("a");
+    daemon.wait_for_log("listening on");
     assert_eq!(daemon.addresses(), [format!("tcp:{address}")]);
     assert!(Peer::try_connect(&stored).is_err(), "it is still open");
     daemon.stop();
@@ -453,94 +331,4 @@ fn a_name_without_a_section_says_so_once_and_the_usual_name_never() {
     let log = daemon.stop();
     let said = |name: &str| log.iter().filter(|line| line.contains(&format!("[listener.{name}]"))).count();
     assert_eq!([said("lines"), said("other"), said("echo")], [1, 1, 0], "{log:#?}");
-}
-
-// --- What systemd is told ----------------------------------------------------------------------------------------------
-
-/// A daemon on a Unix socket of its directory, which tells `manager` how it is.
-fn watched(manager: &Manager, configuration: &str) -> Daemon {
-    let mut command = Command::new(ECHOED);
-    Daemon::spawn_with(manager.watch(&mut command), configuration, &["--listen", "DIR/socket"])
-}
-
-#[test]
-fn ready_means_that_clients_are_served() {
-    let manager = Manager::start();
-    let daemon = watched(&manager, "");
-    manager.expect("READY=1");
-    connect(&daemon, "socket").exchange("a");
-    daemon.stop();
-    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
-}
-
-#[test]
-fn clients_are_served_while_the_manager_has_no_time_to_hear_about_it() {
-    let manager = Manager::start();
-    manager.stop_listening();
-    let daemon = watched(&manager, "");
-    // It is served before there was a way to say so: nothing was said too early, nor does anybody wait for that.
-    daemon.wait_for_log("listening on");
-    connect(&daemon, "socket").exchange("a");
-    manager.expect("READY=1");
-    daemon.stop();
-    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
-}
-
-#[test]
-fn the_manager_hears_of_a_stop_before_the_last_replies_are_taken() {
-    let manager = Manager::start();
-    let mut daemon =
-        watched(&manager, "[service]\ndrain = \"1min\"\n[defaults.deadlines]\nwrite = \"off\"\n");
-    manager.expect("READY=1");
-    let mut peer = connect(&daemon, "socket");
-    peer.exchange("a");
-    // More replies than fit into the socket, so that it cannot end before they are read.
-    let mut sent = 0;
-    let mut last = common::now();
-    while last.elapsed() < Duration::from_millis(100) {
-        let taken = peer.send_what_fits(&[b'\t'; 4096]);
-        sent += taken;
-        last = if taken > 0 { common::now() } else { last };
-    }
-    daemon.signal(Signal::TERM);
-    manager.expect("STOPPING=1");
-    let replies = peer.read_to_end();
-    assert!(daemon.wait().success());
-    assert!(
-        !replies.is_empty() && replies.len() <= sent * "server got:\t".len(),
-        "{} of {sent}",
-        replies.len()
-    );
-    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
-}
-
-#[test]
-fn a_manager_with_an_abstract_name_is_told_the_same() {
-    let manager = Manager::start_abstract();
-    let daemon = watched(&manager, "");
-    daemon.wait_for_log("listening on");
-    connect(&daemon, "socket").exchange("a");
-    let log = daemon.stop();
-    assert!(!log.iter().any(|line| line.contains("cannot notify")), "{log:#?}");
-    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
-}
-
-#[test]
-fn a_manager_that_cannot_be_told_is_warned_about_and_clients_are_served() {
-    let mut command = Command::new(ECHOED);
-    command.env("NOTIFY_SOCKET", "/no such directory/notify");
-    let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "DIR/socket"]);
-    let warning = daemon.wait_for_log("cannot notify");
-    assert!(warning.starts_with("warn: ") && warning.contains("/no such directory/notify"), "{warning}");
-    connect(&daemon, "socket").exchange("a");
-    daemon.stop();
-}
-
-#[test]
-fn nobody_hears_that_a_daemon_is_ready_that_is_not() {
-    let manager = Manager::start();
-    let mut command = hand_over("3<&0", vec![UdpSocket::bind("127.0.0.1:0").unwrap().into()], "echo");
-    manager.watch(&mut command);
-    refusal(spawn(command, "", &[]));
-    assert_eq!(manager.states(), [""; 0]);
 }

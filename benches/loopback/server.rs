@@ -23,7 +23,6 @@ const CEILING: Duration = Duration::from_secs(20);
 const CONFIG: &str = r#"
 [service]
 workers = 1
-idle_exit = "off"
 
 [limits]
 connections = 16000

@@ -13,3 +13,6 @@ pub mod report;
 
 mod outbox;
 mod quote;
+
+#[cfg(test)]
+mod tests;

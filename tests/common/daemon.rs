@@ -37,7 +37,7 @@ impl Log {
 }
 
 impl Daemon {
-    /// Starts it with these arguments and waits until it serves.
+    /// Starts it with these arguments and waits until it serves on each listener among them.
     pub fn start(arguments: &[&str]) -> Self {
         Self::start_with("", arguments)
     }
@@ -47,7 +47,8 @@ impl Daemon {
     pub fn start_with(configuration: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
         let daemon = Self::spawn_with(&mut command, configuration, arguments);
-        daemon.wait_for_log("listening on");
+        let listeners = arguments.iter().filter(|argument| **argument == "--listen").count();
+        daemon.wait_for_log_times("listening on", listeners.max(1));
         daemon
     }
 

@@ -4,7 +4,7 @@
 //! Nothing here waits for a fixed time: it waits for the event, under a generous ceiling. When a test fails, they print
 //! what they know: command, log and status; the bytes of both sides.
 
-#![allow(dead_code, unreachable_pub, reason = "each test program uses its own part")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test program uses its own part")]
 
 pub mod daemon;
 pub mod manager;

@@ -32,6 +32,8 @@ pub(super) struct Conversation {
     most_at_once: usize,
     /// All bytes that the session took before it had a verdict.
     read: Vec<u8>,
+    /// Whether it then took the end of the peer's stream too.
+    end_read: bool,
     last_read: usize,
     /// Whether the peer has seen the end of our stream.
     our_end: bool,
@@ -65,6 +67,7 @@ impl Conversation {
             heard_total: 0,
             most_at_once: 0,
             read: Vec::new(),
+            end_read: false,
             last_read: 0,
             our_end: false,
             verdict: None,
@@ -204,6 +207,10 @@ impl Conversation {
         &self.read
     }
 
+    pub(super) fn end_read(&self) -> bool {
+        self.end_read
+    }
+
     pub(super) fn most_at_once(&self) -> usize {
         self.most_at_once
     }
@@ -231,6 +238,7 @@ impl Conversation {
                 }
                 Want::Read if self.peer_ended && !self.end_told => {
                     self.end_told = true;
+                    self.end_read = self.session.verdict().is_none();
                     self.session.end_of_input(self.now);
                 }
                 Want::Write if self.room > 0 => {
@@ -252,12 +260,13 @@ impl Conversation {
     /// Holds at every moment.
     fn check(&mut self) {
         let (session, rules) = (&self.session, self.session.rules());
-        let most = rules.max_message
-            + ENOUGH
-            + 2 * rules.prefix.as_bytes().len()
-            + rules.delimiter.len()
-            + LAST_WORDS
-            + self.last_read;
+        let longest = rules.prefix.as_bytes().len() + rules.max_message + rules.delimiter.len();
+        let most = match session.wants() {
+            // The message in progress, and nothing else.
+            Want::Read => longest,
+            // What is owed, and what is left of one read: held, or with its prefix the message in progress.
+            _ => ENOUGH + longest + LAST_WORDS + self.last_read + rules.prefix.as_bytes().len(),
+        };
         assert!(session.memory() <= most, "keeps {} bytes, at most {most} allowed\n{self}", session.memory());
         if session.wants() == Want::Close {
             assert_eq!(session.memory(), 0, "over, but keeps something\n{self}");

@@ -58,19 +58,27 @@ fn is_line_ends(rest: &[u8]) -> bool {
     String::from_utf8_lossy(rest).replace("\r\n", "").replace('\n', "").is_empty()
 }
 
-/// All that the peer hears, and the verdict, when it ends its stream after `wire`.
-fn whole_answer(rules: &Rules, wire: &[u8]) -> (Vec<u8>, usize, Verdict) {
+/// The messages that are answered, of a stream that has ended or goes on; and its verdict, if it ends there.
+fn messages<'a>(rules: &Rules, wire: &'a [u8], ended: bool) -> (Vec<&'a [u8]>, Verdict) {
     let Split { mut messages, rest, too_long } = split(rules.delimiter.as_bytes(), rules.max_message, wire);
-    let mut verdict = Verdict::PeerClosed;
     if too_long || rest.len() > rules.max_message {
-        verdict = Verdict::TooLong;
-    } else if rules.unterminated == Unterminated::Accept {
-        messages.extend((!rest.is_empty()).then_some(rest));
-    } else if !is_line_ends(rest) {
-        verdict = Verdict::Unterminated { bytes: u32::try_from(rest.len()).unwrap() };
+        return (messages, Verdict::TooLong);
     }
-    let answer = [replies(rules, &messages), last_words(rules, verdict)].concat();
-    (answer, messages.len(), verdict)
+    match rules.unterminated {
+        Unterminated::Accept => {
+            messages.extend((ended && !rest.is_empty()).then_some(rest));
+            (messages, Verdict::PeerClosed)
+        }
+        Unterminated::Discard if is_line_ends(rest) => (messages, Verdict::PeerClosed),
+        Unterminated::Discard => {
+            (messages, Verdict::Unterminated { bytes: u32::try_from(rest.len()).unwrap() })
+        }
+    }
+}
+
+/// All that the peer hears.
+fn answer(rules: &Rules, messages: &[&[u8]], verdict: Verdict) -> Vec<u8> {
+    [replies(rules, messages), last_words(rules, verdict)].concat()
 }
 
 // --- Random streams --------------------------------------------------------------------------------------------------
@@ -147,7 +155,8 @@ proptest! {
         takes in takes(),
         reads_at_once in any::<bool>(),
     ) {
-        let (answer, messages, verdict) = whole_answer(&rules, &wire);
+        let (messages, verdict) = messages(&rules, &wire, true);
+        let answer = answer(&rules, &messages, verdict);
         let Split { rest, too_long, .. } = split(rules.delimiter.as_bytes(), rules.max_message, &wire);
         let mut talk = Conversation::new(rules);
         if !reads_at_once {
@@ -173,7 +182,7 @@ proptest! {
         }
         talk.peer_hears(&answer);
         talk.is_over(verdict);
-        prop_assert_eq!(talk.session().totals().messages, messages as u64, "{}", talk);
+        prop_assert_eq!(talk.session().totals().messages, messages.len() as u64, "{}", talk);
         prop_assert_eq!(talk.session().totals().bytes_out, answer.len() as u64, "{}", talk);
         if !too_long {
             prop_assert_eq!(talk.session().totals().bytes_in, wire.len() as u64, "{}", talk);
@@ -261,19 +270,18 @@ proptest! {
 
         let rules = talk.session().rules();
         let verdict = talk.session().verdict().unwrap();
-        let (whole, _, closed) = whole_answer(rules, talk.read());
-        let messages = split(rules.delimiter.as_bytes(), rules.max_message, talk.read()).messages;
-        let cut_off = [replies(rules, &messages), last_words(rules, verdict)].concat();
+        let (messages, closed) = messages(rules, talk.read(), talk.end_read());
+        let answer = answer(rules, &messages, verdict);
         let heard = talk.heard();
-        if matches!(verdict, Verdict::PeerClosed | Verdict::Unterminated { .. }) {
+        let peer_ended = matches!(verdict, Verdict::PeerClosed | Verdict::Unterminated { .. });
+        if peer_ended {
             prop_assert_eq!(verdict, closed, "{}", talk);
-            prop_assert!(heard == whole, "heard {} instead of {}\n{talk}", shown(heard), shown(&whole));
-        } else if talk.our_end() {
-            prop_assert!(heard == cut_off, "heard {} instead of {}\n{talk}", shown(heard), shown(&cut_off));
+        }
+        if peer_ended || talk.our_end() {
+            prop_assert!(heard == answer, "heard {} instead of {}\n{talk}", shown(heard), shown(&answer));
         } else {
             // Broken off.
-            let right = whole.starts_with(heard) || cut_off.starts_with(heard);
-            prop_assert!(right, "heard {} instead of some of {}\n{talk}", shown(heard), shown(&cut_off));
+            prop_assert!(answer.starts_with(heard), "heard {} instead of some of {}\n{talk}", shown(heard), shown(&answer));
         }
     }
 }

@@ -73,6 +73,16 @@ fn a_message_larger_than_a_read_is_answered_and_takes_no_more_memory_than_it_has
 }
 
 #[test]
+fn a_message_in_progress_takes_memory_for_what_has_come_of_it() {
+    let mut talk = conversation();
+    for sent in 1..=100 {
+        talk.peer_sends([b'a'; 100]);
+        let memory = talk.session().memory();
+        assert!(memory <= 2 * (11 + 100 * sent), "{memory} bytes\n{talk}");
+    }
+}
+
+#[test]
 fn a_rest_that_is_accepted_takes_no_more_memory_than_it_has_bytes() {
     let max_message = 2 * READ_SIZE + 11;
     let unterminated = Unterminated::Accept;
@@ -311,6 +321,23 @@ fn a_peer_that_floods_and_does_not_read_is_not_read_from() {
     talk.peer_hears("server got:\t".repeat(2 * flood));
     talk.goes_on();
     assert_eq!(talk.session().memory(), 0, "{talk}");
+}
+
+#[test]
+fn a_flood_that_stops_just_where_enough_is_owed_is_answered_whole() {
+    let enough = ENOUGH.div_ceil("server got:\t".len());
+    for count in enough - 2..enough + 4 {
+        for rest in ["", "\n", "aaaa"] {
+            let mut talk = conversation();
+            talk.peer_stops_reading();
+            talk.peer_sends("\t".repeat(count) + rest);
+            talk.peer_takes_all();
+            talk.peer_hears("server got:\t".repeat(count));
+            talk.peer_sends("\t");
+            talk.peer_hears(format!("server got:{rest}\t"));
+            talk.goes_on();
+        }
+    }
 }
 
 #[test]

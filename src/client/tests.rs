@@ -1,0 +1,225 @@
+//! Exchanges with a server that the test plays, over a pipe of a few bytes and under a clock that does not wait.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::time::{Instant, advance, sleep};
+
+use super::exchange::{Terms, exchange};
+use super::failure::Failure;
+use super::input::Messages;
+use super::report::{Reply, Report};
+use crate::protocol::Delimiter;
+use crate::protocol::reply::Prefix;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Keeps what was printed, and takes its time for it.
+#[derive(Default)]
+struct Printed {
+    replies: Vec<(String, bool)>,
+    pause: Duration,
+}
+
+impl Report for Printed {
+    fn reply(&mut self, reply: Reply<'_>) -> io::Result<()> {
+        self.replies.push((String::from_utf8_lossy(reply.bytes).into_owned(), reply.ok));
+        Ok(())
+    }
+
+    fn pause(&mut self) -> io::Result<()> {
+        if self.pause > Duration::ZERO {
+            // The clock goes on while nothing else does, as in a write that blocks.
+            let mut advance = Box::pin(advance(self.pause));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            let _ = advance.as_mut().poll(&mut context);
+        }
+        Ok(())
+    }
+}
+
+fn terms(replies: bool) -> Terms {
+    Terms { delimiter: Delimiter::default(), prefix: Prefix::new(b"server got:"), timeout: TIMEOUT, replies }
+}
+
+fn messages(messages: &[&str]) -> Messages {
+    Messages::given(messages.iter().map(|message| message.as_bytes().to_vec()), &Delimiter::default()).unwrap()
+}
+
+/// Sends messages to a server over a pipe that holds `room` bytes each way.
+async fn talk<F: Future>(
+    sent: &[&str],
+    replies: bool,
+    room: usize,
+    server: impl FnOnce(DuplexStream) -> F,
+) -> (Result<(), Failure>, Printed, F::Output) {
+    let (ours, theirs) = duplex(room);
+    let (terms, mut printed) = (terms(replies), Printed::default());
+    let (result, output) = tokio::join!(exchange(ours, messages(sent), &terms, &mut printed), server(theirs));
+    (result, printed, output)
+}
+
+/// Waits for exactly these bytes.
+async fn hear(stream: &mut DuplexStream, expected: &str) {
+    let mut heard = vec![0; expected.len()];
+    stream.read_exact(&mut heard).await.expect("they come");
+    assert_eq!(String::from_utf8_lossy(&heard), expected);
+}
+
+async fn say(stream: &mut DuplexStream, text: &str) {
+    stream.write_all(text.as_bytes()).await.expect("it is heard");
+}
+
+/// Answers each byte as it should be, one after the other.
+async fn echo(mut stream: DuplexStream) {
+    let mut begun = false;
+    while let Ok(byte) = stream.read_u8().await {
+        if !begun {
+            say(&mut stream, "server got:").await;
+        }
+        begun = byte != b'\t';
+        stream.write_u8(byte).await.expect("it is heard");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_is_answered_however_little_fits_on_the_way() {
+    for room in [1, 2, 7, 100_000] {
+        let (result, printed, ()) = talk(&["aaaa", "", "b", &"c".repeat(1000)], true, room, echo).await;
+        result.unwrap();
+        let replies: Vec<_> = printed.replies.iter().map(|(reply, ok)| (reply.len(), *ok)).collect();
+        assert_eq!(replies, [(15, true), (11, true), (12, true), (1011, true)], "room for {room}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_reply_has_the_whole_time_from_when_it_is_the_next() {
+    let start = Instant::now();
+    let (result, printed, ()) = talk(&["a", "b"], true, 100, async |mut server: DuplexStream| {
+        hear(&mut server, "a\tb\t").await;
+        sleep(TIMEOUT - Duration::from_millis(10)).await;
+        say(&mut server, "server got:a\t").await;
+        sleep(TIMEOUT - Duration::from_millis(10)).await;
+        say(&mut server, "server got:").await;
+        // Bytes of a reply do not extend its time.
+        let _ = server.read_u8().await;
+    })
+    .await;
+    let text = result.unwrap_err().to_string();
+    assert_eq!(
+        text,
+        "no reply to message 2, \"b\", within 5s (--timeout); so far \"server got:\" has come, without the delimiter \"\\t\""
+    );
+    assert_eq!(printed.replies, [("server got:a".to_owned(), true)]);
+    assert_eq!(start.elapsed().as_secs(), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn printing_takes_no_time_from_the_next_reply() {
+    let (ours, mut server) = duplex(100);
+    let (terms, mut printed) = (terms(true), Printed { pause: TIMEOUT * 2, ..Printed::default() });
+    let server = async {
+        hear(&mut server, "a\tb\t").await;
+        say(&mut server, "server got:a\t").await;
+        sleep(TIMEOUT * 3).await;
+        say(&mut server, "server got:b\t").await;
+        server
+    };
+    let (result, _) = tokio::join!(exchange(ours, messages(&["a", "b"]), &terms, &mut printed), server);
+    result.unwrap();
+    assert_eq!(printed.replies.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_takes_nothing_is_waited_for_no_longer() {
+    for replies in [true, false] {
+        let start = Instant::now();
+        let (result, _, ()) = talk(&["aaaa"], replies, 3, async |mut server: DuplexStream| {
+            sleep(TIMEOUT - Duration::from_millis(10)).await;
+            hear(&mut server, "a").await;
+            sleep(TIMEOUT * 3).await;
+        })
+        .await;
+        let text = result.unwrap_err().to_string();
+        assert_eq!(text, "the server has taken nothing of what we send for 5s (--timeout)");
+        // The time runs anew from the last byte that it took. The rest is the test's own.
+        assert_eq!(start.elapsed().as_secs(), 19);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_asked_for_is_an_error() {
+    for surplus in ["server got:a\t", "x"] {
+        let (result, ..) = talk(&["a"], true, 100, async |mut server: DuplexStream| {
+            hear(&mut server, "a\t").await;
+            say(&mut server, &format!("server got:a\t{surplus}")).await;
+        })
+        .await;
+        let text = result.unwrap_err().to_string();
+        assert_eq!(text, format!("got \"{}\", which no message had asked for", surplus.trim_end()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_before_its_message_was_sent_is_an_error() {
+    let (result, ..) = talk(&["aaaa"], true, 20, async |mut server: DuplexStream| {
+        say(&mut server, "server got:aaaa\t").await;
+        sleep(TIMEOUT).await;
+    })
+    .await;
+    // As quickly as that, the message was sent; with room for a part of it, it was not.
+    result.unwrap();
+    let (result, ..) = talk(&["aaaa", &"b".repeat(20)], true, 20, async |mut server: DuplexStream| {
+        say(&mut server, "server got:aaaa\t").await;
+        say(&mut server, &format!("server got:{}\t", "b".repeat(20))).await;
+        sleep(TIMEOUT).await;
+    })
+    .await;
+    let text = result.unwrap_err().to_string();
+    assert_eq!(text, format!("got \"server got:{}\", which no message had asked for", "b".repeat(20)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_replies_all_is_taken_when_the_server_has_ended_its_stream() {
+    let (result, printed, heard) = talk(&["a", "b"], false, 2, async |mut server: DuplexStream| {
+        let mut heard = String::new();
+        server.read_to_string(&mut heard).await.unwrap();
+        heard
+    })
+    .await;
+    result.unwrap();
+    assert_eq!((heard.as_str(), printed.replies.len()), ("a\tb\t", 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_replies_what_comes_is_dropped_unless_it_is_a_server_error() {
+    for (said, error) in [
+        ("anything\tat all", None),
+        ("server error:no\t", Some("the server says: no")),
+        ("server error:no", Some("the server says: no (and then not \"\\t\"; does it use that delimiter, see --delimiter?)")),
+    ] {
+        let (result, printed, ()) = talk(&["a"], false, 100, async |mut server: DuplexStream| {
+            hear(&mut server, "a\t").await;
+            say(&mut server, said).await;
+        })
+        .await;
+        assert_eq!(result.err().map(|error| error.to_string()).as_deref(), error);
+        assert_eq!(printed.replies, []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_replies_a_flood_does_not_extend_the_wait_for_the_end() {
+    let start = Instant::now();
+    let (result, ..) = talk(&["a"], false, 100, async |mut server: DuplexStream| {
+        hear(&mut server, "a\t").await;
+        while server.write_all(&[b'x'; 50]).await.is_ok() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let text = result.unwrap_err().to_string();
+    assert!(text.starts_with("the server has not ended its stream within 5s after the last message"), "{text}");
+    assert_eq!(start.elapsed().as_secs(), 5);
+}

@@ -1,0 +1,227 @@
+//! What is installed: the units as systemd reads them, every file in its place, the library by itself.
+
+mod common;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", output.status);
+    output
+}
+
+fn printed(command: &mut Command) -> String {
+    String::from_utf8(run(command).stdout).expect("it is text")
+}
+
+/// Programs as after a build for release. Where echoctl was not built for these tests, something stands in for it.
+fn built(directory: &Path) -> PathBuf {
+    let built = directory.join("built");
+    fs::create_dir(&built).unwrap();
+    let echoctl = option_env!("CARGO_BIN_EXE_echoctl").filter(|program| Path::new(program).exists());
+    for (name, program) in
+        [("echoed", env!("CARGO_BIN_EXE_echoed")), ("echoctl", echoctl.unwrap_or("/bin/true"))]
+    {
+        std::os::unix::fs::symlink(program, built.join(name)).unwrap();
+    }
+    built
+}
+
+/// `make TARGET` with these variables, if make is installed.
+fn make<V: AsRef<OsStr>>(target: &str, variables: &[(&str, V)]) -> Option<Output> {
+    let mut command = Command::new(common::program_or_leave_out("make")?);
+    // Not those of a "make test" that we may run under.
+    for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"] {
+        command.env_remove(variable);
+    }
+    command.args(["-s", "-C", ROOT, target]);
+    for (name, value) in variables {
+        let mut assignment = std::ffi::OsString::from(format!("{name}="));
+        assignment.push(value);
+        command.arg(assignment);
+    }
+    Some(run(&mut command))
+}
+
+/// Every file below a directory, by its path from there, and its mode.
+fn files(directory: &Path) -> Vec<(String, u32)> {
+    let mut found = Vec::new();
+    let mut left = vec![directory.to_path_buf()];
+    while let Some(next) = left.pop() {
+        for entry in fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = fs::symlink_metadata(&path).unwrap();
+            if metadata.is_dir() {
+                left.push(path);
+            } else {
+                let name = path.strip_prefix(directory).unwrap().to_str().expect("names are text").to_owned();
+                found.push((name, metadata.permissions().mode() & 0o7777));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (built, destination) = (built(directory.path()), directory.path().join("destination"));
+    let variables = [
+        ("DESTDIR", destination.as_os_str()),
+        ("BUILDDIR", built.as_os_str()),
+        ("PREFIX", OsStr::new("/usr")),
+    ];
+    if make("install", &variables).is_none() {
+        return;
+    }
+    let found = files(&destination);
+    for expected in [
+        ("usr/sbin/echoed", 0o755),
+        ("usr/bin/echoctl", 0o755),
+        ("usr/lib/systemd/system/echoed.socket", 0o644),
+        ("usr/lib/systemd/system/echoed.service", 0o644),
+        ("usr/share/doc/echoed/README.md", 0o644),
+        ("usr/share/doc/echoed/LICENSE-MIT", 0o644),
+    ] {
+        assert!(found.contains(&(expected.0.to_owned(), expected.1)), "{expected:?} is not in {found:#?}");
+    }
+    let service = fs::read_to_string(destination.join("usr/lib/systemd/system/echoed.service")).unwrap();
+    assert!(service.lines().any(|line| line == "ExecStart=/usr/sbin/echoed"), "{service}");
+    let socket = fs::read_to_string(destination.join("usr/lib/systemd/system/echoed.socket")).unwrap();
+    for text in [&service, &socket] {
+        assert!(!text.contains("@SBINDIR@") && !text.contains(destination.to_str().unwrap()), "{text}");
+    }
+    make("uninstall", &variables);
+    assert_eq!(files(&destination), []);
+}
+
+#[test]
+fn nothing_is_installed_and_nothing_built_before_a_build() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(make) = common::program_or_leave_out("make") else { return };
+    let (empty, destination) = (directory.path().join("empty"), directory.path().join("destination"));
+    let mut command = Command::new(make);
+    command.env_remove("MAKEFLAGS").args(["-s", "-C", ROOT, "install"]);
+    command.arg(format!("BUILDDIR={}", empty.display())).arg(format!("DESTDIR={}", destination.display()));
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("run make first"), "{said}");
+    assert!(!destination.exists() && !empty.exists());
+}
+
+#[test]
+fn systemd_has_nothing_to_say_about_the_units() {
+    let Some(analyze) = common::program_or_leave_out("systemd-analyze") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let built = built(directory.path());
+    let place = |name: &str| directory.path().join(name).into_os_string();
+    let variables = [
+        ("BUILDDIR", built.into_os_string()),
+        ("SBINDIR", place("sbin")),
+        ("BINDIR", place("bin")),
+        ("UNITDIR", place("units")),
+        ("DOCDIR", place("doc")),
+    ];
+    if make("install", &variables).is_none() {
+        return;
+    }
+    let units = ["echoed.socket", "echoed.service"].map(|unit| directory.path().join("units").join(unit));
+    let output = run(Command::new(&analyze).args(["verify", "--man=no"]).args(&units));
+    let said = [output.stdout, output.stderr].concat();
+    assert!(said.is_empty(), "{}", String::from_utf8_lossy(&said));
+
+    // It would have something to say: a check of the check.
+    let service = fs::read_to_string(&units[1]).unwrap();
+    fs::write(&units[1], service.replace("PrivateNetwork=", "PrivateNetwrok=")).unwrap();
+    let output = Command::new(&analyze).args(["verify", "--man=no"]).args(&units).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("PrivateNetwrok"), "{said}");
+}
+
+/// The assignments of a unit file, without comments: section, key, value.
+fn assignments(unit: &str) -> Vec<(String, String, String)> {
+    let text = fs::read_to_string(Path::new(ROOT).join("systemd").join(unit)).unwrap();
+    let mut section = String::new();
+    let mut found = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with(['#', ';'])) {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+        } else if let Some((key, value)) = line.split_once('=') {
+            found.push((section.clone(), key.to_owned(), value.to_owned()));
+        }
+    }
+    found
+}
+
+fn values(assignments: &[(String, String, String)], section: &str, key: &str) -> Vec<String> {
+    let wanted = |found: &&(String, String, String)| found.0 == section && found.1 == key;
+    assignments.iter().filter(wanted).map(|found| found.2.clone()).collect()
+}
+
+#[test]
+fn the_socket_unit_listens_where_the_documents_say_and_is_the_one_to_be_enabled() {
+    let socket = assignments("echoed.socket");
+    assert_eq!(values(&socket, "Socket", "ListenStream"), ["127.0.0.1:8085", "/run/echoed.sock"]);
+    assert_eq!(values(&socket, "Socket", "FileDescriptorName"), ["echo"]);
+    assert_eq!(values(&socket, "Socket", "NoDelay"), ["yes"]);
+    assert_eq!(values(&socket, "Socket", "RemoveOnStop"), ["yes"]);
+    assert_eq!(values(&socket, "Socket", "TriggerLimitIntervalSec"), ["0"]);
+    assert_eq!(values(&socket, "Install", "WantedBy"), ["sockets.target"]);
+
+    let service = assignments("echoed.service");
+    assert!(!service.iter().any(|found| found.0 == "Install"), "only the socket is enabled");
+    for key in ["Requires", "After"] {
+        assert_eq!(values(&service, "Unit", key), ["echoed.socket"]);
+    }
+    assert_eq!(values(&service, "Unit", "StartLimitIntervalSec"), ["0"]);
+    assert_eq!(values(&service, "Service", "Type"), ["notify"]);
+    assert_eq!(values(&service, "Service", "Restart"), ["on-failure"]);
+    // The brake where the start limit is off.
+    assert_eq!(values(&service, "Service", "RestartSec").len(), 1);
+    // A bad configuration is tried again, or the socket would be given up.
+    assert_eq!(values(&service, "Service", "RestartPreventExitStatus"), [""; 0]);
+    // Would delete the socket file whenever the service stops.
+    assert_eq!(values(&service, "Service", "RuntimeDirectory"), [""; 0]);
+}
+
+#[test]
+fn what_the_service_may_open_is_enough_for_the_usual_settings() {
+    let service = assignments("echoed.service");
+    let limit: usize = values(&service, "Service", "LimitNOFILE")[0].parse().unwrap();
+    assert!(limit >= 2 * echoed::config::Settings::default().limits.connections);
+    let stop = &values(&service, "Service", "TimeoutStopSec")[0];
+    let stop = echoed::units::parse_time(stop).unwrap();
+    assert!(stop > echoed::config::Settings::default().service.drain);
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(ROOT).args(arguments);
+    command
+}
+
+#[test]
+fn the_protocol_by_itself_depends_on_one_crate() {
+    let arguments =
+        ["tree", "--locked", "--offline", "--no-default-features", "-e", "normal", "--prefix", "none"];
+    let tree = printed(&mut cargo(&arguments));
+    let names: Vec<_> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(names, ["echoed", "memchr"], "{tree}");
+}
+
+#[test]
+fn the_protocol_by_itself_builds() {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("by-itself");
+    let arguments =
+        ["check", "--quiet", "--locked", "--offline", "--lib", "--no-default-features", "--target-dir"];
+    let output = run(cargo(&arguments).arg(target));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
