@@ -61,7 +61,10 @@ pub fn parse_time(text: &str) -> Result<Duration, UnitError> {
     while !rest.is_empty() {
         let (number, unit, after) = number_and_unit(rest);
         if number.is_empty() {
-            return Err(UnitError(format!("\"{}\" is no time; write for example 2s, 500ms or 1h 30min", escaped(text))));
+            return Err(UnitError(format!(
+                "\"{}\" is no time; write for example 2s, 500ms or 1h 30min",
+                escaped(text)
+            )));
         }
         if unit.is_empty() {
             return Err(UnitError(format!("{number} has no unit; write {number}s if seconds are meant")));
@@ -140,7 +143,10 @@ fn scaled(number: &str, unit: u64) -> Option<u64> {
 }
 
 fn too_long(text: &str) -> UnitError {
-    UnitError(format!("{} is too long, at most 10000d are possible; write \"off\" where there is to be no limit", escaped(text)))
+    UnitError(format!(
+        "{} is too long, at most 10000d are possible; write \"off\" where there is to be no limit",
+        escaped(text)
+    ))
 }
 
 fn escaped(text: &str) -> String {

@@ -306,13 +306,10 @@ fn a_parcel_is_put_aside_whatever_it_is() {
 
 #[test]
 fn addresses_of_the_file_and_of_the_command_line_are_ignored_and_that_is_said_once() {
-    let configuration =
-        "[listener.echo]\nlisten = [\"unix:DIR/file\"]\n[listener.x]\nlisten = [\"unix:DIR/file\"]\n";
-    for (configuration, arguments) in [
-        (configuration, &["--listen", "DIR/line"][..]),
-        (configuration, &[]),
-        ("", &["--listen", "DIR/line"]),
-    ] {
+    let configuration = "[listener.echo]\nlisten = [\"unix:DIR/file\"]\n[listener.x]\nlisten = [\"unix:DIR/file\"]\n";
+    for (configuration, arguments) in
+        [(configuration, &["--listen", "DIR/line"][..]), (configuration, &[]), ("", &["--listen", "DIR/line"])]
+    {
         let handed = vec![tcp_listener().into(), tcp_listener().into()];
         let daemon = spawn(hand_over("3<&0 4<&1", handed, "echo:echo"), configuration, arguments);
         daemon.wait_for_log_times("listening on", 2);

@@ -160,13 +160,11 @@ fn a_stop_waits_as_long_as_the_file_says_for_those_who_do_not_read() {
     let asked = common::now();
     daemon.signal(Signal::TERM);
     let status = daemon.wait();
-    assert!(asked.elapsed() >= Duration::from_millis(300), "{:?}", asked.elapsed());
+    let waited = asked.elapsed();
+    // The built-in time is 5 s.
+    assert!((Duration::from_millis(300)..Duration::from_secs(5)).contains(&waited), "{waited:?}");
     assert!(status.success());
-    assert!(
-        daemon.log().iter().any(|line| line.contains("0 connections finished, 1 cut")),
-        "{:#?}",
-        daemon.log()
-    );
+    assert!(daemon.log().iter().any(|line| line.contains("0 connections finished, 1 cut")), "{:#?}", daemon.log());
 }
 
 // --- The command line ------------------------------------------------------------------------------------------------
@@ -211,17 +209,9 @@ fn help_and_version_are_printed_and_that_is_all() {
     let help = run(&["--help"]);
     assert_eq!((help.status.code(), help.stderr.len()), (Some(0), 0));
     let help = String::from_utf8(help.stdout).unwrap();
-    for part in [
-        "--config",
-        "--listen",
-        "--listener",
-        "--log-level",
-        "tcp:127.0.0.1:8085",
-        "nc -N",
-        "71",
-        "78",
-        "unix:/PATH",
-    ] {
+    for part in
+        ["--config", "--listen", "--listener", "--log-level", "tcp:127.0.0.1:8085", "nc -N", "71", "78", "unix:/PATH"]
+    {
         assert!(help.contains(part), "{part} is not in:\n{help}");
     }
     let version = run(&["--version"]);

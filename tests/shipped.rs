@@ -26,9 +26,7 @@ fn built(directory: &Path) -> PathBuf {
     let built = directory.join("built");
     fs::create_dir(&built).unwrap();
     let echoctl = option_env!("CARGO_BIN_EXE_echoctl").filter(|program| Path::new(program).exists());
-    for (name, program) in
-        [("echoed", env!("CARGO_BIN_EXE_echoed")), ("echoctl", echoctl.unwrap_or("/bin/true"))]
-    {
+    for (name, program) in [("echoed", env!("CARGO_BIN_EXE_echoed")), ("echoctl", echoctl.unwrap_or("/bin/true"))] {
         std::os::unix::fs::symlink(program, built.join(name)).unwrap();
     }
     built
@@ -74,11 +72,8 @@ fn files(directory: &Path) -> Vec<(String, u32)> {
 fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
     let directory = tempfile::tempdir().unwrap();
     let (built, destination) = (built(directory.path()), directory.path().join("destination"));
-    let variables = [
-        ("DESTDIR", destination.as_os_str()),
-        ("BUILDDIR", built.as_os_str()),
-        ("PREFIX", OsStr::new("/usr")),
-    ];
+    let variables =
+        [("DESTDIR", destination.as_os_str()), ("BUILDDIR", built.as_os_str()), ("PREFIX", OsStr::new("/usr"))];
     if make("install", &variables).is_none() {
         return;
     }
@@ -210,8 +205,7 @@ fn cargo(arguments: &[&str]) -> Command {
 
 #[test]
 fn the_protocol_by_itself_depends_on_one_crate() {
-    let arguments =
-        ["tree", "--locked", "--offline", "--no-default-features", "-e", "normal", "--prefix", "none"];
+    let arguments = ["tree", "--locked", "--offline", "--no-default-features", "-e", "normal", "--prefix", "none"];
     let tree = printed(&mut cargo(&arguments));
     let names: Vec<_> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(names, ["echoed", "memchr"], "{tree}");
@@ -220,8 +214,7 @@ fn the_protocol_by_itself_depends_on_one_crate() {
 #[test]
 fn the_protocol_by_itself_builds() {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("by-itself");
-    let arguments =
-        ["check", "--quiet", "--locked", "--offline", "--lib", "--no-default-features", "--target-dir"];
+    let arguments = ["check", "--quiet", "--locked", "--offline", "--lib", "--no-default-features", "--target-dir"];
     let output = run(cargo(&arguments).arg(target));
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -270,12 +270,7 @@ impl Flood {
             poll.add(&socket, key, if key < flooding { Interest::ReadWrite } else { Interest::Read })?;
             peers.push(Stream { socket, sent: 0, received: 0 });
         }
-        Ok(Self {
-            poll,
-            peers,
-            script: Script::new(size, 2 * Self::TURN / (size + 1)),
-            buffer: vec![0; Self::TURN],
-        })
+        Ok(Self { poll, peers, script: Script::new(size, 2 * Self::TURN / (size + 1)), buffer: vec![0; Self::TURN] })
     }
 
     /// Goes on for a time, and returns the round trip times of the connection that measures, in seconds.
@@ -302,8 +297,7 @@ impl Flood {
                     let messages = self.script.messages(0, self.script.count());
                     let peer = &mut self.peers[ready.key];
                     let end = messages.len().min(peer.sent + Self::TURN);
-                    peer.sent =
-                        (peer.sent + try_send(&peer.socket, &messages[peer.sent..end])?) % messages.len();
+                    peer.sent = (peer.sent + try_send(&peer.socket, &messages[peer.sent..end])?) % messages.len();
                 }
             }
         }

@@ -151,16 +151,13 @@ impl Options {
                 "--case" => options.cases.extend(Self::case(&value()?)?),
                 "--rounds" => options.rounds = value()?.parse().doing("--rounds")?,
                 "--seconds" => {
-                    options.sample = Duration::try_from_secs_f64(value()?.parse().doing("--seconds")?)
-                        .doing("--seconds")?;
+                    options.sample =
+                        Duration::try_from_secs_f64(value()?.parse().doing("--seconds")?).doing("--seconds")?;
                 }
                 "--server" => {
                     let path = value()?;
-                    options.subject = if path == "reference" {
-                        Subject::Reference
-                    } else {
-                        Subject::Daemon(PathBuf::from(path))
-                    };
+                    options.subject =
+                        if path == "reference" { Subject::Reference } else { Subject::Daemon(PathBuf::from(path)) };
                 }
                 _ => return Err(Failure::new(format_args!("unknown option {word:?}"))),
             }
@@ -172,8 +169,7 @@ impl Options {
             options.only.push(Section::Cpu);
         }
         if options.cases.is_empty() {
-            options.cases =
-                Transport::ALL.iter().flat_map(|&transport| CASES.map(|case| (transport, case))).collect();
+            options.cases = Transport::ALL.iter().flat_map(|&transport| CASES.map(|case| (transport, case))).collect();
         }
         Ok(Some(options))
     }

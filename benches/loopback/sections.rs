@@ -135,13 +135,7 @@ impl Plan {
 
     /// One sample of both servers, taken in slices in turn, so that a disturbance meets both of them. The servers
     /// are new each time, because where a process happens to lie in memory makes a difference that lasts.
-    fn sample(
-        &self,
-        transport: Transport,
-        case: Case,
-        length: Duration,
-        round: usize,
-    ) -> Result<[Sample; 2]> {
+    fn sample(&self, transport: Transport, case: Case, length: Duration, round: usize) -> Result<[Sample; 2]> {
         let mut both = Both::start(&self.programs, transport)?;
         let mut loads = [both.connect(Side::Reference, case)?, both.connect(Side::Subject, case)?];
         for load in &mut loads {
@@ -166,12 +160,7 @@ pub(crate) fn cpu(plan: &Plan) -> Result<Table> {
     let mut figures = vec![Figures::default(); plan.cases.len()];
     for round in 0..plan.rounds {
         for (&(transport, case), figures) in plan.cases.iter().zip(&mut figures) {
-            progress(format_args!(
-                "cpu, round {} of {}: {} {case}",
-                round + 1,
-                plan.rounds,
-                transport.name()
-            ));
+            progress(format_args!("cpu, round {} of {}: {} {case}", round + 1, plan.rounds, transport.name()));
             figures.push(plan.sample(transport, case, plan.sample, round).doing(format_args!("{case}"))?);
         }
     }
@@ -200,8 +189,7 @@ pub(crate) fn connect(plan: &Plan) -> Result<Table> {
         for round in 0..plan.rounds {
             let mut both = Both::start(&plan.programs, transport)?;
             let addresses = SIDES.map(|side| both.of(side).address().clone());
-            let mut visits =
-                [Visits::new(&addresses[0], 16, AT_ONCE)?, Visits::new(&addresses[1], 16, AT_ONCE)?];
+            let mut visits = [Visits::new(&addresses[0], 16, AT_ONCE)?, Visits::new(&addresses[1], 16, AT_ONCE)?];
             for visits in &mut visits {
                 visits.run(plan.warm_up() / 2)?;
             }
@@ -255,13 +243,7 @@ pub(crate) fn scaling(plan: &Plan) -> Result<Table> {
 pub(crate) fn memory(plan: &Plan) -> Result<Table> {
     let mut table = Table::new(
         format!("## memory: the server's own (user) memory; {} idle TCP connections", plan.many),
-        &[
-            "server",
-            "resident at rest, KiB",
-            "B per connection",
-            "B after 16 B and 4 KiB messages",
-            "B after closing",
-        ],
+        &["server", "resident at rest, KiB", "B per connection", "B after 16 B and 4 KiB messages", "B after closing"],
     );
     for side in SIDES {
         let name = plan.programs.name(side);
@@ -369,9 +351,7 @@ pub(crate) fn fairness(plan: &Plan) -> Result<Table> {
         }
         for (side, times) in SIDES.into_iter().zip(&times) {
             let mut row = vec![format!("{} {size} B", transport.name()), plan.programs.name(side).to_owned()];
-            row.extend(
-                [500, 990, 1000].map(|per_mille| format!("{:.0}", percentile(times, per_mille) * 1e6)),
-            );
+            row.extend([500, 990, 1000].map(|per_mille| format!("{:.0}", percentile(times, per_mille) * 1e6)));
             table.row(row);
         }
     }

@@ -122,10 +122,7 @@ impl Programs {
     /// Compiles the reference and makes the directory.
     pub(crate) fn prepare(subject: Subject, cpus: Cpus) -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("echoed-bench-{}", std::process::id()));
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&directory)
-            .doing(format_args!("making {}", directory.display()))?;
+        fs::DirBuilder::new().mode(0o700).create(&directory).doing(format_args!("making {}", directory.display()))?;
         let reference = directory.join("epoll");
         let guard = Rc::new(Guard::of(&directory)?);
         let programs = Self { reference, subject, directory, guard, cpus };
@@ -159,9 +156,7 @@ impl Programs {
         match (side, &self.subject) {
             (Side::Reference, _) => "C epoll",
             (Side::Subject, Subject::Reference) => "C again",
-            (Side::Subject, Subject::Daemon(path)) => {
-                path.file_name().and_then(|name| name.to_str()).unwrap_or("?")
-            }
+            (Side::Subject, Subject::Daemon(path)) => path.file_name().and_then(|name| name.to_str()).unwrap_or("?"),
         }
     }
 
@@ -200,15 +195,13 @@ impl Programs {
         let mut words = ["systemd-socket-activate", "--fdname=echo", "-l"].map(PathBuf::from).to_vec();
         words.push(socket.clone());
         words.extend(self.command(side, None));
-        if !std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-            .any(|dir| dir.join(&words[0]).exists())
+        if !std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(&words[0]).exists())
         {
             return Ok(None);
         }
         let mut server = self.spawn(&words, "systemd-socket-activate".to_owned())?;
         server.address = Some(Address::Unix(socket));
-        server
-            .wait_for("systemd-socket-activate to listen", |server| server.log().contains("Listening on"))?;
+        server.wait_for("systemd-socket-activate to listen", |server| server.log().contains("Listening on"))?;
         server.settle()?;
         Ok(Some(server))
     }
@@ -259,8 +252,7 @@ impl Server {
         let (mut last, mut unchanged) = (0, 0);
         self.wait_for("it to come to rest", |server| {
             let spent = server.cpu_nanoseconds_if_asleep();
-            unchanged =
-                if spent.is_some_and(|spent| spent.abs_diff(last) < 20_000) { unchanged + 1 } else { 0 };
+            unchanged = if spent.is_some_and(|spent| spent.abs_diff(last) < 20_000) { unchanged + 1 } else { 0 };
             last = spent.unwrap_or(last);
             unchanged == 3
         })?;
@@ -291,9 +283,7 @@ impl Server {
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
             let kibibytes = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-            kibibytes
-                .map(|kib| kib * 1024)
-                .ok_or_else(|| Failure::new(format_args!("{path} has no field {name}")))
+            kibibytes.map(|kib| kib * 1024).ok_or_else(|| Failure::new(format_args!("{path} has no field {name}")))
         };
         Ok(Memory { resident: field("Rss:")?, anonymous: field("Anonymous:")? })
     }
@@ -325,10 +315,7 @@ impl Server {
                 }
             };
             let log = self.log();
-            return Err(Failure::new(format_args!(
-                "{}: waiting for {what}: {end}; its log:\n{log}",
-                self.what
-            )));
+            return Err(Failure::new(format_args!("{}: waiting for {what}: {end}; its log:\n{log}", self.what)));
         }
         Ok(())
     }

@@ -54,8 +54,7 @@ impl Pairs {
 
     /// The ratio of the medians, with the least and the greatest ratio within one round: `1.02 (0.99-1.05)`.
     pub(crate) fn ratio_and_range(&self) -> String {
-        let ratios =
-            || self.subject.iter().zip(&self.reference).map(|(subject, reference)| subject / reference);
+        let ratios = || self.subject.iter().zip(&self.reference).map(|(subject, reference)| subject / reference);
         let least = ratios().fold(f64::INFINITY, f64::min);
         let greatest = ratios().fold(f64::NEG_INFINITY, f64::max);
         format!("{:.2} ({least:.2}-{greatest:.2})", self.ratio())
@@ -123,11 +122,8 @@ impl Table {
         let mut text = format!("{}\n\n", self.title);
         for (number, row) in self.rows.iter().enumerate() {
             for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
-                let written = if column == 0 {
-                    write!(text, "| {cell:<width$} ")
-                } else {
-                    write!(text, "| {cell:>width$} ")
-                };
+                let written =
+                    if column == 0 { write!(text, "| {cell:<width$} ") } else { write!(text, "| {cell:>width$} ") };
                 written.expect("a String takes everything");
             }
             text.push_str("|\n");

@@ -128,9 +128,7 @@ pub(crate) fn check(received: &[u8], owed: &[u8]) -> Result<()> {
     }
     let place = received.iter().zip(owed).take_while(|(got, expected)| got == expected).count();
     let around = |bytes: &[u8]| {
-        bytes[place.saturating_sub(8).min(bytes.len())..(place + 24).min(bytes.len())]
-            .escape_ascii()
-            .to_string()
+        bytes[place.saturating_sub(8).min(bytes.len())..(place + 24).min(bytes.len())].escape_ascii().to_string()
     };
     let (received, owed) = (around(received), around(owed));
     Err(Failure::new(format_args!(
@@ -204,9 +202,7 @@ impl Poll {
         let timeout = Timespec::try_from(SILENCE).doing("converting a time")?;
         self.events.clear();
         match epoll::wait(&self.set, rustix::buffer::spare_capacity(&mut self.events), Some(&timeout)) {
-            Ok(0) => {
-                Err(Failure::new(format_args!("no reply for {} s, though some are owed", SILENCE.as_secs())))
-            }
+            Ok(0) => Err(Failure::new(format_args!("no reply for {} s, though some are owed", SILENCE.as_secs()))),
             Ok(count) => Ok(count),
             Err(Errno::INTR) => Ok(0),
             Err(error) => Err(error).doing("waiting for events"),
@@ -261,12 +257,8 @@ impl std::str::FromStr for Case {
     fn from_str(text: &str) -> Result<Self> {
         let numbers: Vec<usize> = text.split('-').filter_map(|number| number.parse().ok()).collect();
         match numbers[..] {
-            [size, depth, connections] if depth > 0 && connections > 0 => {
-                Ok(Self { size, depth, connections })
-            }
-            _ => Err(Failure::new(format_args!(
-                "{text:?} is no case; one is SIZE-DEPTH-CONNECTIONS, such as 16-1-64"
-            ))),
+            [size, depth, connections] if depth > 0 && connections > 0 => Ok(Self { size, depth, connections }),
+            _ => Err(Failure::new(format_args!("{text:?} is no case; one is SIZE-DEPTH-CONNECTIONS, such as 16-1-64"))),
         }
     }
 }

@@ -62,7 +62,9 @@ fn send(arguments: Send) -> Result<(), Error> {
                 .map_err(|error| Error::not_started(format!("cannot read stdin: {error}")))?,
         };
         let mut printer = Printer::new(io::stdout().lock(), format);
-        exchange(stream, messages, &terms, &mut printer).await.or_else(|failure| Error::from_exchange(&address, failure))
+        exchange(stream, messages, &terms, &mut printer)
+            .await
+            .or_else(|failure| Error::from_exchange(&address, failure))
     });
     // A lookup that has timed out may go on for long.
     runtime.shutdown_background();
@@ -82,10 +84,17 @@ impl Error {
 
     /// What clap says in a paragraph, before it goes on to usage and help.
     fn command_line(error: &clap::Error) -> Self {
-        let text = error.to_string();
-        let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-        let words: Vec<_> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
-        let text = words.join(" ");
+        let paragraph = error.to_string();
+        let mut text = String::new();
+        for line in paragraph.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:")) {
+            if line.is_empty() || line.starts_with("For more information") {
+                continue;
+            }
+            if !text.is_empty() {
+                text.push_str(if line.starts_with("tip:") { "; " } else { " " });
+            }
+            text.push_str(line);
+        }
         Self::not_started(format!("{} (see --help)", text.strip_prefix("error: ").unwrap_or(&text)))
     }
 

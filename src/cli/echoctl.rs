@@ -15,6 +15,8 @@ use crate::units::parse_time;
 #[command(
     name = "echoctl",
     version,
+    // An error of one line instead.
+    arg_required_else_help = false,
     after_help = "Exit codes: 0 all answered as expected; 1 answered wrongly, late or not at all; 2 could not connect,\n\
                   bad command line, or nothing that could be sent."
 )]
@@ -28,63 +30,83 @@ pub struct Echoctl {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Send messages and print the replies
-    Send(Send),
-}
-
-/// Sends messages, or without any the lines of stdin, over one connection, and prints each reply on a line of its own: as
-/// it came, with its prefix, without the delimiter.
-///
-/// Messages are sent without waiting for the replies to those before. A reply must be prefix + message exactly. The first
-/// one that is not, that is late or does not come ends the command, and so does an error that the server reports.
-///
-/// A line of stdin ends with a line feed, which is not sent; a carriage return before it is. The last line need not end
-/// with one. A message that contains the delimiter is refused: one on the command line before anything is sent, a line
-/// of stdin when it is its turn, after the lines before it were answered.
-#[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  \
+    ///
+    /// Sends messages, or without any the lines of stdin, over one connection. Prints each reply on a line of its own: as
+    /// it came, with its prefix, without the delimiter.
+    ///
+    /// Messages are sent without waiting for the replies to those before. A reply must be prefix + message exactly. The
+    /// first one that is not, or is late, or does not come, ends the command; so does an error that the server reports.
+    ///
+    /// A line of stdin ends with a line feed, which is not sent; a carriage return before it is. The last line need not
+    /// end with one. A message that contains the delimiter is refused: one on the command line before anything is sent,
+    /// a line of stdin when it is its turn, after the lines before it were answered.
+    #[command(
+        after_help = "Exit codes: 0 all answered as expected; 1 answered wrongly, late or not at all;\n\
+                            2 could not connect, bad command line, or the first line of stdin cannot be sent.",
+        after_long_help = "Examples:\n  \
                   echoctl send 127.0.0.1:8085 aaaa bbbb\n  \
                   seq 100000 | echoctl send unix:/run/echoed.sock | tail -1\n  \
                   journalctl -f -o cat | echoctl send --no-reply --delimiter '\\n' tcp:logs.example:5140\n\n\
-                  Exit codes: 0 all answered as expected; 1 answered wrongly, late or not at all; 2 could not connect,\n\
-                  bad command line, or nothing was sent because the first line of stdin cannot be."
-)]
+                  Exit codes:\n  \
+                  0  all answered as expected; also when nobody reads stdout any more\n  \
+                  1  answered wrongly, late or not at all\n  \
+                  2  could not connect, bad command line, or the first line of stdin cannot be sent"
+    )]
+    Send(Send),
+}
+
+/// The options of `echoctl send`.
+#[derive(Debug, clap::Args)]
 pub struct Send {
-    /// Where to connect: tcp:HOST:PORT (tcp4:, tcp6: for one family only), unix:/PATH or unix:@NAME; without a scheme,
-    /// HOST:PORT, [IPv6]:PORT, /PATH and @NAME will do
+    /// Where to connect: tcp:HOST:PORT, unix:/PATH or unix:@NAME
+    ///
+    /// tcp4: and tcp6: take addresses of one family only. Without a scheme, HOST:PORT, [IPv6]:PORT, /PATH and @NAME will
+    /// do. All addresses of a host are tried.
     pub address: Address,
 
-    /// What to send: any bytes but the delimiter; "" is a message, too. What begins with - goes after --. Without any,
-    /// each line of stdin is a message
+    /// What to send; without any, each line of stdin is a message
+    ///
+    /// Any bytes but the delimiter. "" is a message, too. What begins with - goes after --.
     #[arg(value_name = "MESSAGE")]
     pub messages: Vec<OsString>,
 
-    /// What ends messages and replies: 1 to 16 bytes, with the escapes of TOML strings (\t \n \r \" \\ \b \f \e \uNNNN
-    /// \UNNNNNNNN), \0, and \xNN for any byte
+    /// What ends messages and replies, 1 to 16 bytes
+    ///
+    /// Takes the escapes of TOML strings (\t \n \r \" \\ \b \f \e \uNNNN \UNNNNNNNN), \0, and \xNN for any byte.
     #[arg(long, value_name = "BYTES", default_value = "\\t", value_parser = Delimiter::from_escaped)]
     pub delimiter: Delimiter,
 
-    /// What replies begin with: 0 to 4096 bytes, with the same escapes
+    /// What replies begin with, 0 to 4096 bytes
+    ///
+    /// Takes the same escapes as --delimiter, which it must not contain.
     #[arg(long, value_name = "BYTES", default_value = "server got:", value_parser = prefix)]
     pub prefix: Prefix,
 
-    /// How long connecting may take, the lookup of the name included: a time such as 500ms, 2s or 1min 30s
+    /// How long connecting may take, the lookup of the name included
+    ///
+    /// A time is numbers with units, added up: 500ms, 2s, 1min 30s.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
     pub connect_timeout: Duration,
 
-    /// How long each reply may take, from when it is the next one and its message was sent: a time as above. So long may
-    /// the server, too, take nothing of what is sent
+    /// How long each reply may take
+    ///
+    /// Counted from when it is the next one awaited and its message was sent. Nor may the server, for longer than this,
+    /// take nothing of what is sent.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
     pub timeout: Duration,
 
-    /// Expect no replies: for sinks. What comes is dropped, except an error that the server reports. At the end the
-    /// server has the time of --timeout to end its stream, which tells that it has taken everything
+    /// Expect no replies: for sinks
+    ///
+    /// What comes is dropped, except an error that the server reports. At the end the server has the time of --timeout to
+    /// end its stream, which tells that it has taken everything.
     #[arg(long)]
     pub no_reply: bool,
 
-    /// Print a JSON object for each reply, the wrong one included:
-    /// {"reply":"server got:a","message":"a","ok":true,"rtt_us":57}, with the round trip in microseconds. Bytes that are
-    /// not UTF-8 become U+FFFD
+    /// Print a JSON object for each reply
+    ///
+    /// One per line, the wrong one included: {"reply":"server got:a","message":"a","ok":true,"rtt_us":57}, with the round
+    /// trip in microseconds. Bytes that are not UTF-8 become U+FFFD. A reply that no message had asked for has null for
+    /// message and rtt_us.
     #[arg(long)]
     pub json: bool,
 }

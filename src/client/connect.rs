@@ -114,7 +114,9 @@ const NOT_STARTED: &str = "; is echoed.socket started (systemctl status echoed.s
 fn tcp_hint(error: &io::Error) -> Option<&'static str> {
     match error.kind() {
         ErrorKind::ConnectionRefused => Some(NOT_STARTED),
-        ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => Some("; is the network up, and the address right?"),
+        ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
+            Some("; is the network up, and the address right?")
+        }
         ErrorKind::PermissionDenied => Some("; does a firewall or a sandbox forbid it?"),
         _ => None,
     }

@@ -8,8 +8,10 @@
 //! writing: so neither side can be stuck with full buffers while the other is, too. One deadline runs at any time, that
 //! of the next reply.
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::mem;
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -82,19 +84,26 @@ where
             read = reader.read(&mut chunk), if exchange.server_ended.is_none() => {
                 exchange.received(read, &chunk)?;
             }
-            written = writer.write(exchange.outbox.unwritten()), if exchange.can_write() => {
-                exchange.wrote(written);
+            (at, written) = write(&mut writer, exchange.outbox.unwritten()), if exchange.can_write() => {
+                exchange.wrote(written, at);
             }
             () = exchange.messages.wait(), if exchange.wants_messages() => {}
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 if exchange.server_ended.is_some() {
                     return Err(exchange.ended(None));
                 }
-                // What came while this process was stopped or printing is not late. Where replies are not expected,
-                // they do not gain the server time.
+                // What was possible all the time while this process was stopped is not late: a last look. Where no
+                // replies are expected, they do not gain the server time.
                 yield_now().await;
                 match timeout(Duration::ZERO, reader.read(&mut chunk)).await {
                     Ok(read) if terms.replies || matches!(read, Ok(0)) => exchange.received(read, &chunk)?,
+                    _ if exchange.can_write() => {
+                        let write = write(&mut writer, exchange.outbox.unwritten());
+                        match timeout(Duration::ZERO, write).await {
+                            Ok((at, written)) => exchange.wrote(written, at),
+                            Err(_) => return Err(exchange.late()),
+                        }
+                    }
                     _ => return Err(exchange.late()),
                 }
             }
@@ -103,6 +112,16 @@ where
     // We are done, whether the server can still be told so or not.
     let _ = writer.shutdown().await;
     exchange.finish()
+}
+
+/// Writes, and tells when. A write to a server on the same machine may last until the reply is there: so the round trip
+/// begins before it.
+async fn write(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> (Instant, io::Result<usize>) {
+    poll_fn(|context| {
+        let at = Instant::now();
+        Pin::new(&mut *writer).poll_write(context, bytes).map(|written| (at, written))
+    })
+    .await
 }
 
 /// Everything that is known between two steps.
@@ -209,10 +228,10 @@ impl<'a, R: Report> Exchange<'a, R> {
         Ok(())
     }
 
-    fn wrote(&mut self, written: io::Result<usize>) {
+    fn wrote(&mut self, written: io::Result<usize>, at: Instant) {
         match written {
             Ok(0) => self.write_error = Some(ErrorKind::WriteZero.into()),
-            Ok(count) => self.outbox.wrote(count, Instant::now()),
+            Ok(count) => self.outbox.wrote(count, at),
             // What the server said last may still be on its way, and says more: so reading goes on.
             Err(error) => self.write_error = Some(error),
         }

@@ -107,7 +107,9 @@ impl fmt::Display for Failure {
                 }
                 write!(f, "; so far {} has come, without the delimiter {delimiter:?}", Quoted(rest))
             }
-            Self::TooLong { max } => write!(f, "a reply exceeds {max} bytes, so it is none; is --delimiter right?"),
+            Self::TooLong { max } => {
+                write!(f, "a reply exceeds {max} bytes, so it is none; is --delimiter right?")
+            }
             Self::Stuck { timeout } => {
                 write!(f, "the server has taken nothing of what we send for {} (--timeout)", format_time(*timeout))
             }

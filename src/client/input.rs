@@ -83,10 +83,7 @@ impl Messages {
     ///
     /// # Errors
     /// One of them cannot be sent.
-    pub fn given(
-        messages: impl IntoIterator<Item = Vec<u8>>,
-        delimiter: &Delimiter,
-    ) -> Result<Self, InputError> {
+    pub fn given(messages: impl IntoIterator<Item = Vec<u8>>, delimiter: &Delimiter) -> Result<Self, InputError> {
         let check = |(at, bytes)| {
             Message::new(bytes, delimiter).map_err(|error| InputError::Argument { number: at + 1, error })
         };

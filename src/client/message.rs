@@ -29,7 +29,10 @@ impl fmt::Display for MessageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Delimiter(delimiter) => {
-                write!(f, "contains the delimiter {delimiter:?}, which would end it early; is another --delimiter meant?")
+                write!(
+                    f,
+                    "contains the delimiter {delimiter:?}, which would end it early; is another --delimiter meant?"
+                )
             }
             Self::TooLong => write!(f, "exceeds {MAX_MESSAGE} bytes, the most that a message can have"),
         }
@@ -79,7 +82,9 @@ mod tests {
 
     #[test]
     fn any_bytes_but_the_delimiter_are_a_message() {
-        for (bytes, delimiter) in [(&b""[..], r"\t"), (b"aaaa", r"\t"), (b"\xff\0\r\n", r"\t"), (b"a\r", r"\r\n"), (b"xa", "aba")] {
+        for (bytes, delimiter) in
+            [(&b""[..], r"\t"), (b"aaaa", r"\t"), (b"\xff\0\r\n", r"\t"), (b"a\r", r"\r\n"), (b"xa", "aba")]
+        {
             let message = message(bytes, delimiter).unwrap();
             assert_eq!(message.as_bytes(), bytes);
             assert_eq!(message.terminated().len(), bytes.len() + Delimiter::from_escaped(delimiter).unwrap().len());

@@ -37,7 +37,7 @@ struct Awaited {
     message: Message,
     /// Where its last byte is among those of all messages.
     end: u64,
-    /// When its last byte was written, if it is.
+    /// When its last byte was written, if it is: just before the call.
     sent: Option<Instant>,
 }
 
@@ -108,16 +108,16 @@ impl Outbox {
         }
     }
 
-    /// So many of the [`Outbox::unwritten`] bytes were written.
-    pub(super) fn wrote(&mut self, count: usize, now: Instant) {
+    /// So many of the [`Outbox::unwritten`] bytes were written at that time.
+    pub(super) fn wrote(&mut self, count: usize, at: Instant) {
         self.written += count;
         self.total_written += count as u64;
-        self.last_progress = now;
+        self.last_progress = at;
         for awaited in self.awaited.range_mut(self.sent..) {
             if awaited.end > self.total_written {
                 break;
             }
-            awaited.sent = Some(now);
+            awaited.sent = Some(at);
             self.sent += 1;
         }
     }

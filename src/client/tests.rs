@@ -47,17 +47,47 @@ fn messages(messages: &[&str]) -> Messages {
     Messages::given(messages.iter().map(|message| message.as_bytes().to_vec()), &Delimiter::default()).unwrap()
 }
 
+/// What an exchange came to.
+struct Outcome<T> {
+    result: Result<(), Failure>,
+    printed: Printed,
+    /// How long it took.
+    elapsed: Duration,
+    /// What the server has to say.
+    server: T,
+}
+
+impl<T> Outcome<T> {
+    fn error(&self) -> Option<String> {
+        self.result.as_ref().err().map(ToString::to_string)
+    }
+}
+
 /// Sends messages to a server over a pipe that holds `room` bytes each way.
 async fn talk<F: Future>(
     sent: &[&str],
     replies: bool,
     room: usize,
     server: impl FnOnce(DuplexStream) -> F,
-) -> (Result<(), Failure>, Printed, F::Output) {
+) -> Outcome<F::Output> {
+    talk_to(Printed::default(), sent, replies, room, server).await
+}
+
+async fn talk_to<F: Future>(
+    mut printed: Printed,
+    sent: &[&str],
+    replies: bool,
+    room: usize,
+    server: impl FnOnce(DuplexStream) -> F,
+) -> Outcome<F::Output> {
     let (ours, theirs) = duplex(room);
-    let (terms, mut printed) = (terms(replies), Printed::default());
-    let (result, output) = tokio::join!(exchange(ours, messages(sent), &terms, &mut printed), server(theirs));
-    (result, printed, output)
+    let (terms, start) = (terms(replies), Instant::now());
+    let exchange = async {
+        let result = exchange(ours, messages(sent), &terms, &mut printed).await;
+        (result, start.elapsed())
+    };
+    let ((result, elapsed), server) = tokio::join!(exchange, server(theirs));
+    Outcome { result, printed, elapsed, server }
 }
 
 /// Waits for exactly these bytes.
@@ -86,140 +116,132 @@ async fn echo(mut stream: DuplexStream) {
 #[tokio::test(start_paused = true)]
 async fn all_is_answered_however_little_fits_on_the_way() {
     for room in [1, 2, 7, 100_000] {
-        let (result, printed, ()) = talk(&["aaaa", "", "b", &"c".repeat(1000)], true, room, echo).await;
-        result.unwrap();
-        let replies: Vec<_> = printed.replies.iter().map(|(reply, ok)| (reply.len(), *ok)).collect();
+        let outcome = talk(&["aaaa", "", "b", &"c".repeat(1000)], true, room, echo).await;
+        assert_eq!(outcome.error(), None);
+        let replies: Vec<_> = outcome.printed.replies.iter().map(|(reply, ok)| (reply.len(), *ok)).collect();
         assert_eq!(replies, [(15, true), (11, true), (12, true), (1011, true)], "room for {room}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn each_reply_has_the_whole_time_from_when_it_is_the_next() {
-    let start = Instant::now();
-    let (result, printed, ()) = talk(&["a", "b"], true, 100, async |mut server: DuplexStream| {
+    let outcome = talk(&["a", "b"], true, 100, async |mut server: DuplexStream| {
         hear(&mut server, "a\tb\t").await;
-        sleep(TIMEOUT - Duration::from_millis(10)).await;
+        sleep(Duration::from_secs(4)).await;
         say(&mut server, "server got:a\t").await;
-        sleep(TIMEOUT - Duration::from_millis(10)).await;
-        say(&mut server, "server got:").await;
+        sleep(Duration::from_secs(4)).await;
         // Bytes of a reply do not extend its time.
+        say(&mut server, "server got:").await;
         let _ = server.read_u8().await;
     })
     .await;
-    let text = result.unwrap_err().to_string();
-    assert_eq!(
-        text,
-        "no reply to message 2, \"b\", within 5s (--timeout); so far \"server got:\" has come, without the delimiter \"\\t\""
-    );
-    assert_eq!(printed.replies, [("server got:a".to_owned(), true)]);
-    assert_eq!(start.elapsed().as_secs(), 9);
+    let late = "no reply to message 2, \"b\", within 5s (--timeout); \
+                so far \"server got:\" has come, without the delimiter \"\\t\"";
+    assert_eq!(outcome.error().as_deref(), Some(late));
+    assert_eq!(outcome.printed.replies, [("server got:a".to_owned(), true)]);
+    assert_eq!(outcome.elapsed.as_secs(), 9);
 }
 
 #[tokio::test(start_paused = true)]
 async fn printing_takes_no_time_from_the_next_reply() {
-    let (ours, mut server) = duplex(100);
-    let (terms, mut printed) = (terms(true), Printed { pause: TIMEOUT * 2, ..Printed::default() });
-    let server = async {
+    let slow = Printed { pause: Duration::from_secs(10), ..Printed::default() };
+    let outcome = talk_to(slow, &["a", "b"], true, 100, async |mut server: DuplexStream| {
         hear(&mut server, "a\tb\t").await;
         say(&mut server, "server got:a\t").await;
-        sleep(TIMEOUT * 3).await;
+        sleep(Duration::from_secs(13)).await;
         say(&mut server, "server got:b\t").await;
         server
-    };
-    let (result, _) = tokio::join!(exchange(ours, messages(&["a", "b"]), &terms, &mut printed), server);
-    result.unwrap();
-    assert_eq!(printed.replies.len(), 2);
+    })
+    .await;
+    assert_eq!(outcome.error(), None);
+    assert_eq!(outcome.printed.replies.len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_takes_nothing_is_waited_for_no_longer() {
+async fn a_server_that_takes_nothing_is_not_waited_for_any_longer() {
     for replies in [true, false] {
-        let start = Instant::now();
-        let (result, _, ()) = talk(&["aaaa"], replies, 3, async |mut server: DuplexStream| {
-            sleep(TIMEOUT - Duration::from_millis(10)).await;
+        let outcome = talk(&["aaaa"], replies, 3, async |mut server: DuplexStream| {
+            sleep(Duration::from_secs(4)).await;
             hear(&mut server, "a").await;
-            sleep(TIMEOUT * 3).await;
+            // The time runs anew from the last byte that it took.
+            sleep(Duration::from_secs(60)).await;
         })
         .await;
-        let text = result.unwrap_err().to_string();
-        assert_eq!(text, "the server has taken nothing of what we send for 5s (--timeout)");
-        // The time runs anew from the last byte that it took. The rest is the test's own.
-        assert_eq!(start.elapsed().as_secs(), 19);
+        let stuck = "the server has taken nothing of what we send for 5s (--timeout)";
+        assert_eq!(outcome.error().as_deref(), Some(stuck));
+        assert_eq!(outcome.elapsed.as_secs(), 9);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_nobody_asked_for_is_an_error() {
     for surplus in ["server got:a\t", "x"] {
-        let (result, ..) = talk(&["a"], true, 100, async |mut server: DuplexStream| {
+        let outcome = talk(&["a"], true, 100, async |mut server: DuplexStream| {
             hear(&mut server, "a\t").await;
             say(&mut server, &format!("server got:a\t{surplus}")).await;
         })
         .await;
-        let text = result.unwrap_err().to_string();
-        assert_eq!(text, format!("got \"{}\", which no message had asked for", surplus.trim_end()));
+        let unexpected = format!("got \"{}\", which no message had asked for", surplus.trim_end());
+        assert_eq!(outcome.error(), Some(unexpected));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_reply_before_its_message_was_sent_is_an_error() {
-    let (result, ..) = talk(&["aaaa"], true, 20, async |mut server: DuplexStream| {
+    // The second message does not fit on the way.
+    let long = "b".repeat(20);
+    let outcome = talk(&["aaaa", &long], true, 20, async |mut server: DuplexStream| {
         say(&mut server, "server got:aaaa\t").await;
+        say(&mut server, &format!("server got:{long}\t")).await;
         sleep(TIMEOUT).await;
     })
     .await;
-    // As quickly as that, the message was sent; with room for a part of it, it was not.
-    result.unwrap();
-    let (result, ..) = talk(&["aaaa", &"b".repeat(20)], true, 20, async |mut server: DuplexStream| {
-        say(&mut server, "server got:aaaa\t").await;
-        say(&mut server, &format!("server got:{}\t", "b".repeat(20))).await;
-        sleep(TIMEOUT).await;
-    })
-    .await;
-    let text = result.unwrap_err().to_string();
-    assert_eq!(text, format!("got \"server got:{}\", which no message had asked for", "b".repeat(20)));
+    assert_eq!(outcome.error(), Some(format!("got \"server got:{long}\", which no message had asked for")));
+    assert_eq!(outcome.printed.replies.iter().map(|(_, ok)| *ok).collect::<Vec<_>>(), [true, false]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_replies_all_is_taken_when_the_server_has_ended_its_stream() {
-    let (result, printed, heard) = talk(&["a", "b"], false, 2, async |mut server: DuplexStream| {
+    let outcome = talk(&["a", "b"], false, 2, async |mut server: DuplexStream| {
         let mut heard = String::new();
         server.read_to_string(&mut heard).await.unwrap();
+        sleep(Duration::from_secs(4)).await;
         heard
     })
     .await;
-    result.unwrap();
-    assert_eq!((heard.as_str(), printed.replies.len()), ("a\tb\t", 0));
+    assert_eq!(outcome.error(), None);
+    assert_eq!((outcome.server.as_str(), outcome.printed.replies.len()), ("a\tb\t", 0));
+    assert_eq!(outcome.elapsed.as_secs(), 4);
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_replies_what_comes_is_dropped_unless_it_is_a_server_error() {
+    let other = "the server says: no (and then not \"\\t\"; does it use that delimiter, see --delimiter?)";
     for (said, error) in [
         ("anything\tat all", None),
         ("server error:no\t", Some("the server says: no")),
-        ("server error:no", Some("the server says: no (and then not \"\\t\"; does it use that delimiter, see --delimiter?)")),
+        ("server error:no", Some(other)),
     ] {
-        let (result, printed, ()) = talk(&["a"], false, 100, async |mut server: DuplexStream| {
+        let outcome = talk(&["a"], false, 100, async |mut server: DuplexStream| {
             hear(&mut server, "a\t").await;
             say(&mut server, said).await;
         })
         .await;
-        assert_eq!(result.err().map(|error| error.to_string()).as_deref(), error);
-        assert_eq!(printed.replies, []);
+        assert_eq!(outcome.error().as_deref(), error);
+        assert_eq!(outcome.printed.replies, []);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_replies_a_flood_does_not_extend_the_wait_for_the_end() {
-    let start = Instant::now();
-    let (result, ..) = talk(&["a"], false, 100, async |mut server: DuplexStream| {
+    let outcome = talk(&["a"], false, 100, async |mut server: DuplexStream| {
         hear(&mut server, "a\t").await;
         while server.write_all(&[b'x'; 50]).await.is_ok() {
             sleep(Duration::from_millis(1)).await;
         }
     })
     .await;
-    let text = result.unwrap_err().to_string();
-    assert!(text.starts_with("the server has not ended its stream within 5s after the last message"), "{text}");
-    assert_eq!(start.elapsed().as_secs(), 5);
+    let error = outcome.error().expect("it is not waited for");
+    assert!(error.starts_with("the server has not ended its stream within 5s after the last message"), "{error}");
+    assert_eq!(outcome.elapsed.as_secs(), 5);
 }

@@ -11,10 +11,10 @@ use toml::de::{DeTable, DeValue};
 use super::diagnose::{Problem, nearest};
 use super::{Limits, Listener, Service, Settings, is_listener_name};
 use crate::address::Address;
+use crate::protocol::Delimiter;
 use crate::protocol::framer::MAX_MESSAGE;
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
 use crate::protocol::rules::{Deadlines, Rules, Span, Unterminated};
-use crate::protocol::Delimiter;
 use crate::units;
 
 /// Sizes of messages, in bytes.
@@ -39,7 +39,8 @@ pub fn settings(text: &str) -> Result<Settings, Vec<Problem>> {
         return Err(errors.iter().map(|error| syntax_problem(text, error)).collect());
     }
     let mut problems = Vec::new();
-    let mut root = Section { table: document.get_ref(), name: String::new(), asked: Vec::new(), problems: &mut problems };
+    let mut root =
+        Section { table: document.get_ref(), name: String::new(), asked: Vec::new(), problems: &mut problems };
     let mut settings = Settings::default();
 
     root.section("log", |log| {
@@ -113,7 +114,8 @@ fn read_listener(section: &mut Section<'_, '_>, base: Listener, buffer_memory: u
     let message = section.set(&mut rules.max_message, "max_message", "a size", |value| size_of(value, MESSAGE_SIZES));
     if let Some(span) = message {
         if rules.max_message > buffer_memory {
-            let (size, budget) = (units::format_size(rules.max_message as u64), units::format_size(buffer_memory as u64));
+            let (size, budget) =
+                (units::format_size(rules.max_message as u64), units::format_size(buffer_memory as u64));
             section.problem(span, format!("a message of {size} never fits into limits.buffer_memory ({budget})"));
         }
     }

@@ -40,7 +40,10 @@ impl fmt::Display for DelimiterError {
             Self::Empty => write!(f, "a delimiter needs at least one byte"),
             Self::TooLong(len) => write!(f, "a delimiter has at most {MAX_LEN} bytes, this one has {len}"),
             Self::UnknownEscape(text) => {
-                write!(f, "unknown escape {text} (known: \\t \\n \\r \\0 \\b \\e \\f \\\" \\\\ \\xNN \\uNNNN \\UNNNNNNNN)")
+                write!(
+                    f,
+                    "unknown escape {text} (known: \\t \\n \\r \\0 \\b \\e \\f \\\" \\\\ \\xNN \\uNNNN \\UNNNNNNNN)"
+                )
             }
         }
     }

@@ -265,13 +265,7 @@ impl Session {
     /// `count` bytes came, and lie in `scratch`. Their replies go to `send`, as far as it takes them: it is given bytes
     /// and says how many of them it took. When it takes fewer than it was given, it is not asked again in this call.
     #[inline]
-    pub fn receive(
-        &mut self,
-        now: Instant,
-        scratch: &mut Scratch,
-        count: usize,
-        send: impl FnMut(&[u8]) -> usize,
-    ) {
+    pub fn receive(&mut self, now: Instant, scratch: &mut Scratch, count: usize, send: impl FnMut(&[u8]) -> usize) {
         match &mut self.phase {
             Phase::Open => {}
             Phase::Lingering(verdict, _, room) => {

@@ -76,11 +76,9 @@ impl Verdict {
             Self::Lifetime => said(deadlines.lifetime.as_ref(), |d| format!("connection older than {d}")),
             Self::TooMany { limit } => Some(format!("too many connections from this source (limit {limit})")),
             Self::Busy => Some("out of buffer memory".to_owned()),
-            Self::WriteDeadline
-            | Self::PeerClosed
-            | Self::PeerReset
-            | Self::Unterminated { .. }
-            | Self::Shutdown => None,
+            Self::WriteDeadline | Self::PeerClosed | Self::PeerReset | Self::Unterminated { .. } | Self::Shutdown => {
+                None
+            }
         }
     }
 

@@ -184,10 +184,11 @@ impl Future for Connection {
         if this.worker.is_draining() {
             this.session.drain(now);
         }
+        // The alarm is never set for later than the session's deadline.
+        if self.alarm.as_ref().is_some_and(|alarm| alarm.deadline().into_std() <= now) {
+            self.as_mut().project().session.tick(now);
+        }
         let pause = loop {
-            if self.session.deadline().is_some_and(|deadline| deadline <= now) {
-                self.as_mut().project().session.tick(now);
-            }
             let pause = SCRATCH.with_borrow_mut(|scratch| {
                 let scratch = scratch.get_or_insert_with(Box::default);
                 self.as_mut().steps(cx, now, scratch)
@@ -196,6 +197,7 @@ impl Future for Connection {
                 break pause;
             }
             now = clock();
+            self.as_mut().project().session.tick(now);
         };
         self.worker.counters.count_totals(before, self.session.totals());
         match pause {

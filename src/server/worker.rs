@@ -162,11 +162,8 @@ impl WorkerThread {
     /// # Errors
     /// The thread or its reactor cannot be made.
     pub(crate) fn start(number: usize, events: &EventsOut) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .event_interval(TURNS_BETWEEN_EVENTS)
-            .build()?;
+        let runtime =
+            Builder::new_current_thread().enable_io().enable_time().event_interval(TURNS_BETWEEN_EVENTS).build()?;
         let worker = Arc::new(Worker {
             events: events.clone(),
             counters: Counters::default(),

@@ -59,8 +59,7 @@ fn a_socket_that_neither_listens_nor_is_connected_is_refused() {
         (stream(AddressFamily::UNIX), "it is a Unix stream socket"),
     ] {
         let refusal = refusal_of("3<&0", vec![socket], "x");
-        let expected =
-            format!("echoed: descriptor 3 (x) from systemd: {said} that neither listens nor is connected");
+        let expected = format!("echoed: descriptor 3 (x) from systemd: {said} that neither listens nor is connected");
         assert_eq!(refusal, expected);
     }
 }

@@ -41,8 +41,7 @@ fn clients_are_served_while_the_manager_has_no_time_to_hear_about_it() {
 #[test]
 fn the_manager_hears_of_a_stop_before_the_last_replies_are_taken() {
     let manager = Manager::start();
-    let mut daemon =
-        watched(&manager, "[service]\ndrain = \"1min\"\n[defaults.deadlines]\nwrite = \"off\"\n");
+    let mut daemon = watched(&manager, "[service]\ndrain = \"1min\"\n[defaults.deadlines]\nwrite = \"off\"\n");
     manager.expect("READY=1");
     let mut peer = connect(&daemon, "socket");
     peer.exchange("a");

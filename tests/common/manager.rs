@@ -27,9 +27,7 @@ pub fn hand_over(redirections: &str, sockets: Vec<OwnedFd>, names: &str) -> Comm
     let mut sockets = sockets.into_iter().map(Stdio::from);
     let mut command = Command::new("sh");
     command.arg("-c").arg(SCRIPT.replace("REDIRECTIONS", redirections)).arg(env!("CARGO_BIN_EXE_echoed"));
-    command
-        .stdin(sockets.next().unwrap_or_else(Stdio::null))
-        .stdout(sockets.next().unwrap_or_else(Stdio::null));
+    command.stdin(sockets.next().unwrap_or_else(Stdio::null)).stdout(sockets.next().unwrap_or_else(Stdio::null));
     command.env_remove("LISTEN_PID").env("LISTEN_FDS", names.split(':').count().to_string());
     command.env("LISTEN_FDNAMES", names).env_remove("NOTIFY_SOCKET");
     command

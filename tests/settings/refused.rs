@@ -18,10 +18,7 @@ fn refusal(configuration: &str) -> Result<Vec<String>, String> {
     let mut daemon = Daemon::spawn_with(&mut command, configuration, &["--listen", NOWHERE]);
     let status = daemon.wait();
     if status.code() != Some(78) {
-        return Err(format!(
-            "expected status 78, not {status}:\n{configuration}\n{}",
-            daemon.log().join("\n")
-        ));
+        return Err(format!("expected status 78, not {status}:\n{configuration}\n{}", daemon.log().join("\n")));
     }
     let file = format!("{}:", daemon.directory().join("echoed.toml").display());
     Ok(daemon.log().iter().map(|line| line.strip_prefix(&file).unwrap_or(line).to_owned()).collect())
@@ -206,10 +203,7 @@ fn what_is_no_toml_is_shown_where_it_stops_to_be() {
 #[test]
 fn names_that_are_too_long_are_refused_with_their_length() {
     let log = refusal(&format!("[defaults]\nprefix = \"{}\"\n", "x".repeat(4097))).unwrap();
-    assert!(
-        log[0].starts_with("2:10: ") && log[0].contains("at most 4096 bytes, this one has 4097"),
-        "{log:#?}"
-    );
+    assert!(log[0].starts_with("2:10: ") && log[0].contains("at most 4096 bytes, this one has 4097"), "{log:#?}");
     let log = refusal(&format!("[listener.x]\nlisten = [\"/{}\"]\n", "x".repeat(107))).unwrap();
     assert!(log[0].contains("at most 107 bytes, this one has 108"), "{log:#?}");
 }
@@ -222,8 +216,7 @@ fn everything_that_is_wrong_in_a_file_is_reported_at_once_in_its_order() {
          [listener.metrics.deadlines]\nread = 2\n",
     );
     let log = log.unwrap();
-    let starts_block =
-        |line: &&String| line.starts_with(|c: char| c.is_ascii_digit()) && !line.contains(" | ");
+    let starts_block = |line: &&String| line.starts_with(|c: char| c.is_ascii_digit()) && !line.contains(" | ");
     let places: Vec<_> = log.iter().filter(starts_block).filter_map(|line| line.split(' ').next()).collect();
     let expected = ["2:15:", "3:1:", "5:9:", "11:11:", "11:32:", "11:35:", "12:13:", "13:11:", "14:8:"];
     assert_eq!(places, expected, "{log:#?}");
@@ -259,8 +252,7 @@ fn a_file_that_cannot_be_read_is_refused_by_its_name() {
         } else {
             Command::new(env!("CARGO_BIN_EXE_echoed"))
         };
-        let mut daemon =
-            Daemon::spawn_with(&mut command, "", &["--config", &path(file), "--listen", "127.0.0.1:0"]);
+        let mut daemon = Daemon::spawn_with(&mut command, "", &["--config", &path(file), "--listen", "127.0.0.1:0"]);
         let status = daemon.wait();
         let log = daemon.log();
         assert_eq!(status.code(), Some(78), "{file}: {log:#?}");

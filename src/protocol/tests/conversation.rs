@@ -297,13 +297,7 @@ impl fmt::Display for Conversation {
         for line in &self.log {
             writeln!(f, "  {line}")?;
         }
-        writeln!(
-            f,
-            "  {:?}: wants {:?}, {:?}",
-            self.now - self.start,
-            self.session.wants(),
-            self.session.totals()
-        )
+        writeln!(f, "  {:?}: wants {:?}, {:?}", self.now - self.start, self.session.wants(), self.session.totals())
     }
 }
 

@@ -134,11 +134,8 @@ fn after_the_last_words_the_end_of_the_peers_stream_is_the_end() {
 
 #[test]
 fn a_peer_that_ended_its_stream_already_is_not_listened_to_any_more() {
-    let mut talk = Conversation::new(Rules {
-        delimiter: Delimiter::new(b"\r\n").unwrap(),
-        max_message: 4,
-        ..Rules::default()
-    });
+    let mut talk =
+        Conversation::new(Rules { delimiter: Delimiter::new(b"\r\n").unwrap(), max_message: 4, ..Rules::default() });
     talk.peer_stops_reading();
     talk.peer_sends("aaaa\r");
     talk.peer_ends();
@@ -191,9 +188,7 @@ fn last_words_that_contain_the_delimiter_are_not_sent() {
 #[test]
 fn last_words_that_would_be_cut_in_the_wrong_place_are_not_sent() {
     // "… 1 bytes" + "ese": the first delimiter in it begins with the last two letters of the text.
-    for (delimiter, whole) in
-        [("ese", false), ("eses", false), ("testes", false), ("essen", true), ("s\t", true)]
-    {
+    for (delimiter, whole) in [("ese", false), ("eses", false), ("testes", false), ("essen", true), ("s\t", true)] {
         let words = ["server error:message exceeds 1 bytes", delimiter].concat();
         let mut talk = Conversation::new(Rules {
             delimiter: Delimiter::new(delimiter.as_bytes()).unwrap(),

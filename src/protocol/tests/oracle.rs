@@ -70,9 +70,7 @@ fn messages<'a>(rules: &Rules, wire: &'a [u8], ended: bool) -> (Vec<&'a [u8]>, V
             (messages, Verdict::PeerClosed)
         }
         Unterminated::Discard if is_line_ends(rest) => (messages, Verdict::PeerClosed),
-        Unterminated::Discard => {
-            (messages, Verdict::Unterminated { bytes: u32::try_from(rest.len()).unwrap() })
-        }
+        Unterminated::Discard => (messages, Verdict::Unterminated { bytes: u32::try_from(rest.len()).unwrap() }),
     }
 }
 
@@ -213,8 +211,7 @@ const DELIMITERS: &[&[u8]] = &[b"\t", b"\t\t", b"aab"];
 
 fn event() -> impl Strategy<Value = Event> {
     let count = prop_oneof![3 => Just(1), 1 => 1..400_usize];
-    let time =
-        prop_oneof![0..1_000_u64, 900..1_100_u64, 1_900..2_100_u64, 9_000..11_000_u64, 300_000..301_000_u64];
+    let time = prop_oneof![0..1_000_u64, 900..1_100_u64, 1_900..2_100_u64, 9_000..11_000_u64, 300_000..301_000_u64];
     prop_oneof![
         10 => (select(SENT), count).prop_map(|(pattern, count)| Event::Sends(pattern, count)),
         6 => prop_oneof![Just(0), 1..20_usize, 1..200_000_usize].prop_map(Event::Takes),

@@ -356,16 +356,11 @@ fn a_peer_that_floods_with_long_messages_is_kept_within_bounds_too() {
 
 #[test]
 fn a_peer_that_floods_and_reads_as_fast_does_not_keep_us_from_the_others() {
-    let mut talk =
-        Conversation::new(Rules { max_message: 4, prefix: Prefix::new(b">>>>"), ..Rules::default() });
+    let mut talk = Conversation::new(Rules { max_message: 4, prefix: Prefix::new(b">>>>"), ..Rules::default() });
     talk.peer_sends("\t".repeat(READ_SIZE));
     talk.peer_hears(">>>>\t".repeat(READ_SIZE));
     // In one call what was owed before, and as much again.
-    assert!(
-        talk.most_at_once() <= 2 * (ENOUGH + 9),
-        "{} bytes were sent at once\n{talk}",
-        talk.most_at_once()
-    );
+    assert!(talk.most_at_once() <= 2 * (ENOUGH + 9), "{} bytes were sent at once\n{talk}", talk.most_at_once());
 }
 
 // --- The lifetime ----------------------------------------------------------------------------------------------------

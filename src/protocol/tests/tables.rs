@@ -229,13 +229,7 @@ fn expect(case: &Case, prefix: &[u8], cuts: &[usize]) {
     }
     let context = || format!("{}\n  cut at {cuts:?}\n{talk}", described(case));
     let unfinished = matches!(rest, LineEnds | Left(_) | TooLongAtTheEnd);
-    assert_eq!(
-        talk.session().memory() > 0,
-        unfinished,
-        "keeps {} bytes of {}",
-        talk.session().memory(),
-        context()
-    );
+    assert_eq!(talk.session().memory() > 0, unfinished, "keeps {} bytes of {}", talk.session().memory(), context());
     let over = matches!(rest, TooLong(_));
     assert_eq!(talk.session().wants(), Want::Read, "{}", context());
     assert_eq!(talk.session().verdict().is_some(), over, "{}", context());
