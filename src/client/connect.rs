@@ -204,3 +204,51 @@ async fn connect_unix(path: &Path) -> io::Result<Stream> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_leaves_time_for_the_next() {
+        let (silent, first) = listener();
+        // Its backlog holds one connection, and then no answer comes.
+        rustix::net::listen(&silent, 0).unwrap();
+        let _waiting = TcpStream::connect(first).await.unwrap();
+        let (_listener, second) = listener();
+        let address: Address = "tcp:localhost:1".parse().unwrap();
+
+        let limit = Duration::from_secs(1);
+        let start = Instant::now();
+        connect_any(&address, vec![first, second], start + limit, limit).await.unwrap();
+        assert!((500..1000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+
+        let limit = Duration::from_millis(100);
+        let error = connect_any(&address, vec![first, first], Instant::now() + limit, limit).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with("cannot connect to tcp:localhost:1: timed out after 100ms"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn of_several_addresses_it_is_said_what_happened_at_each() {
+        let (silent, first) = listener();
+        rustix::net::listen(&silent, 0).unwrap();
+        let _waiting = TcpStream::connect(first).await.unwrap();
+        let (_, second) = listener();
+        let address: Address = "tcp:localhost:1".parse().unwrap();
+        let limit = Duration::from_millis(200);
+        let error = connect_any(&address, vec![first, second], Instant::now() + limit, limit).await.unwrap_err();
+        let each = format!("cannot connect to tcp:localhost:1: {first}: timed out, {second}: Connection refused");
+        assert_eq!(error.to_string(), format!("{each}{NOT_STARTED}"));
+        let error = connect_any(&address, vec![second, second], Instant::now() + limit, limit).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot connect to tcp:localhost:1: Connection refused{NOT_STARTED}"));
+    }
+}

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::time::{Instant, advance, sleep};
+use tokio::time::{Instant, advance, sleep, timeout};
 
 use super::exchange::{Terms, exchange};
 use super::failure::Failure;
@@ -120,6 +120,22 @@ async fn all_is_answered_however_little_fits_on_the_way() {
         assert_eq!(outcome.error(), None);
         let replies: Vec<_> = outcome.printed.replies.iter().map(|(reply, ok)| (reply.len(), *ok)).collect();
         assert_eq!(replies, [(15, true), (11, true), (12, true), (1011, true)], "room for {room}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bounded_number_of_messages_is_on_the_way() {
+    for (message, most) in [("", 4096), (&*"x".repeat(99_999), 11)] {
+        let outcome = talk(&vec![message; 5000], true, 1 << 30, async |mut server: DuplexStream| {
+            hear(&mut server, &format!("{message}\t").repeat(most)).await;
+            let more = timeout(Duration::from_secs(4), server.read_u8()).await;
+            assert!(more.is_err(), "no more than {most} come at once");
+            say(&mut server, &format!("server got:{message}\t")).await;
+            hear(&mut server, &format!("{message}\t")).await;
+        })
+        .await;
+        let error = outcome.error().expect("the server went away");
+        assert!(error.ends_with("messages are unanswered"), "{error}");
     }
 }
 

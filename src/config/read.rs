@@ -280,7 +280,7 @@ impl<'a> Section<'a, '_> {
                 continue;
             }
             let place = if self.name.is_empty() { String::new() } else { format!(" in [{}]", self.name) };
-            let known: Vec<&str> = self.asked.iter().copied().collect();
+            let known = self.asked.clone();
             let hint = match nearest(name, &known) {
                 Some(nearest) => format!("; is {nearest} meant?"),
                 None => format!("; known are {}", known.join(", ")),
