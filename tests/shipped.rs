@@ -4,7 +4,7 @@ mod common;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -24,10 +24,10 @@ fn printed(command: &mut Command) -> String {
 /// Programs as after a build for release. Where echoctl was not built for these tests, something stands in for it.
 fn built(directory: &Path) -> PathBuf {
     let built = directory.join("built");
-    fs::create_dir(&built).unwrap();
+    fs::create_dir(&built).expect("the directory is new");
     let echoctl = option_env!("CARGO_BIN_EXE_echoctl").filter(|program| Path::new(program).exists());
     for (name, program) in [("echoed", env!("CARGO_BIN_EXE_echoed")), ("echoctl", echoctl.unwrap_or("/bin/true"))] {
-        std::os::unix::fs::symlink(program, built.join(name)).unwrap();
+        symlink(program, built.join(name)).expect("the directory is ours");
     }
     built
 }
@@ -53,13 +53,13 @@ fn files(directory: &Path) -> Vec<(String, u32)> {
     let mut found = Vec::new();
     let mut left = vec![directory.to_path_buf()];
     while let Some(next) = left.pop() {
-        for entry in fs::read_dir(&next).unwrap() {
-            let path = entry.unwrap().path();
-            let metadata = fs::symlink_metadata(&path).unwrap();
+        for entry in fs::read_dir(&next).expect("it is a directory") {
+            let path = entry.expect("it can be listed").path();
+            let metadata = fs::symlink_metadata(&path).expect("it is there");
             if metadata.is_dir() {
                 left.push(path);
             } else {
-                let name = path.strip_prefix(directory).unwrap().to_str().expect("names are text").to_owned();
+                let name = path.strip_prefix(directory).expect("it is below").display().to_string();
                 found.push((name, metadata.permissions().mode() & 0o7777));
             }
         }
@@ -143,7 +143,7 @@ fn systemd_has_nothing_to_say_about_the_units() {
 
 /// The assignments of a unit file, without comments: section, key, value.
 fn assignments(unit: &str) -> Vec<(String, String, String)> {
-    let text = fs::read_to_string(Path::new(ROOT).join("systemd").join(unit)).unwrap();
+    let text = fs::read_to_string(Path::new(ROOT).join("systemd").join(unit)).expect("it is shipped");
     let mut section = String::new();
     let mut found = Vec::new();
     for line in text.lines().filter(|line| !line.starts_with(['#', ';'])) {

@@ -32,6 +32,7 @@ pub mod framer;
 pub mod reply;
 pub mod rules;
 pub mod session;
+mod unfinished;
 pub mod verdict;
 
 #[cfg(test)]

@@ -17,13 +17,13 @@
 //! While anything is owed or held, nothing is read. So `owed` is at most 64 KiB and one reply, `held` what is left of one
 //! read, `partial` one reply.
 
-use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::framer::{Frame, Framer};
 use super::reply::{ENOUGH, Output, Scratch};
 use super::rules::{Deadlines, Rules, Span, Unterminated};
+use super::unfinished::{Content, Rest, Unfinished, Waits};
 use super::verdict::Verdict;
 
 /// A reply that is complete but was begun in an earlier call is copied together with those after it up to this size,
@@ -53,22 +53,6 @@ pub struct Session {
     totals: Totals,
     /// What is kept from one call to the next; nothing most of the time, and then no memory either.
     unfinished: Option<Box<Unfinished>>,
-}
-
-/// What is kept from one call to the next. At least one of the three buffers is not empty between calls.
-#[derive(Debug)]
-struct Unfinished {
-    /// The reply to the message in progress, as far as it is known: the prefix and the bytes that came.
-    partial: Vec<u8>,
-    /// What those bytes are.
-    content: Content,
-    clock: Clock,
-    /// Replies that the peer has not taken.
-    owed: Rest,
-    /// When the peer last took a byte, or when something became owed to it.
-    last_taken: Instant,
-    /// Input that was not looked at.
-    held: Rest,
 }
 
 /// What a session wants to happen next.
@@ -110,31 +94,11 @@ enum Phase {
     Done(Verdict),
 }
 
-/// What the message in progress consists of: a person at a terminal types TAB, Enter, and the line feed is then no
-/// message begun, but what ends the line before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Content {
-    /// There is no message in progress.
-    Nothing,
-    /// Whole line ends (LF or CR LF).
-    LineEnds,
-    /// Line ends and a CR.
-    LineEndsCr,
-    Other,
-}
-
-/// The read deadline. It stands still while it is we who do not read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Clock {
-    Stopped,
-    Running { until: Instant },
-    Paused { left: Duration },
-}
-
 // --- Outputs ---------------------------------------------------------------------------------------------------------
 
 impl Session {
-    /// What it wants next. Each is to be done before asking again; [`Session::tick`] may come at any time.
+    /// What it wants next. Each is to be done before asking again; [`Session::tick`] may come at any time. Input that it
+    /// does not want takes the place of what it keeps, which is then lost.
     #[must_use]
     #[inline]
     pub fn wants(&self) -> Want {
@@ -174,9 +138,7 @@ impl Session {
     /// How many bytes its buffers occupy: 0 while nothing is unfinished.
     #[must_use]
     pub fn memory(&self) -> usize {
-        self.unfinished.as_ref().map_or(0, |unfinished| {
-            unfinished.partial.capacity() + unfinished.owed.bytes.capacity() + unfinished.held.bytes.capacity()
-        })
+        self.unfinished.as_ref().map_or(0, |unfinished| unfinished.memory())
     }
 
     /// When it began.
@@ -194,7 +156,7 @@ impl Session {
     /// Whether replies are owed, or input is held: then nothing is read.
     #[inline]
     fn is_behind(&self) -> bool {
-        self.unfinished.as_ref().is_some_and(|unfinished| !unfinished.owed.is_empty() || !unfinished.held.is_empty())
+        self.unfinished.as_ref().is_some_and(|unfinished| unfinished.is_behind())
     }
 
     /// The deadline that runs, and what it would come to.
@@ -213,15 +175,10 @@ impl Session {
 
     /// How long we wait for the peer to do its part, and what it comes to if it does not.
     fn patience(&self) -> Option<(Instant, Verdict)> {
-        let idle = || self.after(self.last_byte, |d| &d.idle, Verdict::IdleDeadline);
-        match self.unfinished.as_deref() {
-            None => idle(),
-            Some(unfinished) if !unfinished.owed.is_empty() => {
-                self.after(unfinished.last_taken, |d| &d.write, Verdict::WriteDeadline)
-            }
-            Some(Unfinished { clock: Clock::Running { until }, .. }) => Some((*until, Verdict::ReadDeadline)),
-            Some(Unfinished { content: Content::LineEnds, .. }) => idle(),
-            Some(_) => None,
+        match self.unfinished.as_ref().map_or(Waits::ForMessage, |unfinished| unfinished.waits()) {
+            Waits::ForMessage => self.after(self.last_byte, |d| &d.idle, Verdict::IdleDeadline),
+            Waits::ForRestOfMessage(until) => until.map(|until| (until, Verdict::ReadDeadline)),
+            Waits::ForRoom(since) => self.after(since, |d| &d.write, Verdict::WriteDeadline),
         }
     }
 
@@ -301,7 +258,7 @@ impl Session {
         let bytes = self.framer.taken();
         if bytes > self.rules.max_message {
             // Bytes that might have begun the delimiter did not.
-            return self.end(Verdict::TooLong, now, self.last_words_until(now));
+            return self.end(Verdict::TooLong, now);
         }
         let mut verdict = Verdict::PeerClosed;
         if let Some((content, mut reply)) = self.take_message() {
@@ -314,7 +271,7 @@ impl Session {
                     reply.reserve_exact(self.rules.delimiter.len());
                     reply.extend_from_slice(self.rules.delimiter.as_bytes());
                     self.totals.messages += 1;
-                    self.owe(now, Rest { bytes: reply, at: 0 });
+                    self.owe(now, Rest::from(reply, 0));
                 }
             }
         }
@@ -327,22 +284,16 @@ impl Session {
     /// (see [`Session::receive`]) takes less than it is given, or there were 64 KiB of further replies.
     pub fn resume(&mut self, now: Instant, scratch: &mut Scratch, mut send: impl FnMut(&[u8]) -> usize) {
         let Some(unfinished) = &mut self.unfinished else { return };
-        let mut taken = 0;
         if !unfinished.owed.is_empty() {
-            taken = send(unfinished.owed.as_slice());
-            if taken > 0 {
-                unfinished.owed.advance(taken);
-                unfinished.last_taken = now;
-            }
+            let taken = send(unfinished.owed.as_slice());
+            unfinished.taken(now, taken);
+            self.count_sent(now, taken);
         }
-        let held = if unfinished.owed.is_empty() { mem::take(&mut unfinished.held) } else { Rest::default() };
-        self.count_sent(now, taken);
-        if !held.is_empty() {
-            let Rest { mut bytes, at } = held;
+        if let Some((mut bytes, at)) = self.unfinished.as_mut().and_then(|unfinished| unfinished.take_held()) {
             let end = bytes.len();
             let at = self.answer(now, &mut bytes, at..end, &mut scratch.output, send);
             if at < end {
-                self.unfinished(now).held = Rest { bytes, at };
+                self.unfinished(now).held = Rest::from(bytes, at);
             }
         }
         self.settle(now);
@@ -392,13 +343,13 @@ impl Session {
         self.stop(verdict, now);
     }
 
-    /// There is no memory for what it would have to keep: gives everything back. A peer that has not taken the replies
-    /// it is owed loses them, and with them the words that would have told it why.
+    /// There is no memory for what it would have to keep: gives everything back, input that was not looked at among it.
+    /// A peer that has not taken the replies it is owed loses them, and with them the words that would have told it why.
     pub fn out_of_memory(&mut self, now: Instant) {
-        if self.is_behind() {
+        if self.unfinished.as_ref().is_some_and(|unfinished| !unfinished.owed.is_empty()) {
             self.finish(self.verdict().unwrap_or(Verdict::Busy));
-        } else {
-            self.stop(Verdict::Busy, now);
+        } else if matches!(self.phase, Phase::Open | Phase::Stopping(..) | Phase::Finishing(_)) {
+            self.end(Verdict::Busy, now);
         }
     }
 }
@@ -440,7 +391,7 @@ impl Session {
                             let taken = send(&reply);
                             self.count_sent(now, taken);
                             if taken < reply.len() {
-                                self.owe(now, Rest { bytes: reply, at: taken });
+                                self.owe(now, Rest::from(reply, taken));
                                 return at;
                             }
                         }
@@ -460,12 +411,13 @@ impl Session {
                     }
                 }
                 Frame::Unfinished => {
-                    self.keep_partial(now, &input[at..end]);
+                    let rules = Arc::clone(&self.rules);
+                    self.unfinished(now).keep(now, &rules, &input[at..end]);
                     at = end;
                 }
                 Frame::TooLong => {
                     self.send_now(now, output, &mut send);
-                    self.end(Verdict::TooLong, now, self.last_words_until(now));
+                    self.end(Verdict::TooLong, now);
                     return end;
                 }
             }
@@ -488,63 +440,20 @@ impl Session {
         }
     }
 
-    /// Keeps the bytes of a message that goes on in the next input.
-    fn keep_partial(&mut self, now: Instant, bytes: &[u8]) {
-        let rules = Arc::clone(&self.rules);
-        let most = rules.prefix.len() + rules.max_message + rules.delimiter.len();
-        let unfinished = self.unfinished(now);
-        let partial = &mut unfinished.partial;
-        if unfinished.content == Content::Nothing {
-            unfinished.content = Content::LineEnds;
-            partial.reserve_exact(rules.prefix.len() + bytes.len());
-            partial.extend_from_slice(rules.prefix.as_bytes());
-        } else if partial.capacity() - partial.len() < bytes.len() {
-            // Grows by doubling, but not past the longest message.
-            let wanted = (2 * partial.len()).min(most).max(partial.len() + bytes.len());
-            partial.reserve_exact(wanted - partial.len());
-        }
-        partial.extend_from_slice(bytes);
-        unfinished.content = unfinished.content.and(bytes);
-        unfinished.clock = match (unfinished.clock, &rules.deadlines.read) {
-            // A person's line end is no message begun.
-            _ if unfinished.content == Content::LineEnds => Clock::Stopped,
-            (Clock::Stopped, Some(read)) => {
-                now.checked_add(read.length()).map_or(Clock::Stopped, |until| Clock::Running { until })
-            }
-            (clock, _) => clock,
-        };
-    }
-
     /// What is kept, made if nothing is.
     fn unfinished(&mut self, now: Instant) -> &mut Unfinished {
-        self.unfinished.get_or_insert_with(|| {
-            Box::new(Unfinished {
-                partial: Vec::new(),
-                content: Content::Nothing,
-                clock: Clock::Stopped,
-                owed: Rest::default(),
-                last_taken: now,
-                held: Rest::default(),
-            })
-        })
+        self.unfinished.get_or_insert_with(|| Box::new(Unfinished::new(now)))
     }
 
     /// The message in progress, if there is one: what it consists of, and its reply as far as it is known.
     #[inline]
     fn take_message(&mut self) -> Option<(Content, Vec<u8>)> {
-        let unfinished = self.unfinished.as_mut()?;
-        unfinished.clock = Clock::Stopped;
-        match mem::replace(&mut unfinished.content, Content::Nothing) {
-            Content::Nothing => None,
-            content => Some((content, mem::take(&mut unfinished.partial))),
-        }
+        self.unfinished.as_mut()?.take_message()
     }
 
     /// Something is owed, where nothing was.
     fn owe(&mut self, now: Instant, rest: Rest) {
-        let unfinished = self.unfinished(now);
-        unfinished.owed = rest;
-        unfinished.last_taken = now;
+        self.unfinished(now).owe(now, rest);
     }
 
     #[inline]
@@ -561,24 +470,13 @@ impl Session {
     fn settle(&mut self, now: Instant) {
         let reading = !self.is_behind();
         if let Some(unfinished) = &mut self.unfinished {
-            match unfinished.clock {
-                Clock::Running { until } if !reading => {
-                    unfinished.clock = Clock::Paused { left: until.saturating_duration_since(now) };
-                }
-                Clock::Paused { left } if reading => {
-                    unfinished.clock = now.checked_add(left).map_or(Clock::Stopped, |until| Clock::Running { until });
-                }
-                _ => {}
-            }
-            if reading && unfinished.content == Content::Nothing {
+            unfinished.run_clock(now, reading);
+            if unfinished.is_empty() {
                 self.unfinished = None;
             }
         }
         match self.phase {
-            Phase::Stopping(Verdict::Shutdown, _) if reading => {
-                self.end(Verdict::Shutdown, now, self.last_words_until(now));
-            }
-            Phase::Stopping(verdict, until) if reading => self.end(verdict, now, until),
+            Phase::Stopping(verdict, _) if reading => self.end(verdict, now),
             Phase::Finishing(verdict) if reading => self.finish(verdict),
             _ => {}
         }
@@ -593,8 +491,14 @@ impl Session {
         }
     }
 
-    /// Ends the conversation from our side: drops input, and adds the last words. They have time `until` then.
-    fn end(&mut self, verdict: Verdict, now: Instant, until: Instant) {
+    /// Ends the conversation from our side: drops input, and adds the last words. They get no more time than what was
+    /// given to the replies before them.
+    fn end(&mut self, verdict: Verdict, now: Instant) {
+        let until = match self.phase {
+            Phase::Stopping(Verdict::Shutdown, _) => self.last_words_until(now),
+            Phase::Stopping(_, until) => until,
+            _ => self.last_words_until(now),
+        };
         self.framer = Framer::default();
         let mut owed = self.unfinished.take().map(|unfinished| unfinished.owed).unwrap_or_default();
         if self.rules.error_replies {
@@ -619,53 +523,5 @@ impl Session {
         self.framer = Framer::default();
         self.unfinished = None;
         self.phase = Phase::Done(verdict);
-    }
-}
-
-impl Content {
-    /// What it is after `bytes` more. Looks no further than the first byte that is no line end.
-    fn and(self, bytes: &[u8]) -> Self {
-        let mut content = self;
-        for byte in bytes {
-            content = match (content, byte) {
-                (Self::LineEnds | Self::LineEndsCr, b'\n') => Self::LineEnds,
-                (Self::LineEnds, b'\r') => Self::LineEndsCr,
-                _ => return Self::Other,
-            };
-        }
-        content
-    }
-}
-
-/// Bytes of which the first ones are done with. When all are, its memory is given back.
-#[derive(Debug, Default)]
-struct Rest {
-    bytes: Vec<u8>,
-    at: usize,
-}
-
-impl Rest {
-    fn of(bytes: &[u8]) -> Self {
-        Self { bytes: bytes.to_vec(), at: 0 }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    fn as_slice(&self) -> &[u8] {
-        &self.bytes[self.at..]
-    }
-
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes.reserve_exact(bytes.len());
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.at += count;
-        if self.at >= self.bytes.len() {
-            *self = Self::default();
-        }
     }
 }

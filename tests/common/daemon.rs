@@ -104,7 +104,7 @@ impl Daemon {
             let left = until.saturating_duration_since(now());
             let ended = lines.1;
             assert!(!ended && !left.is_zero(), "no \"{text}\" in the log of {}: {:#?}", self.command, lines.0);
-            lines = self.log.more.wait_timeout(lines, left).unwrap().0;
+            lines = self.log.more.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -150,7 +150,7 @@ impl Daemon {
         while !lines.1 {
             let left = until.saturating_duration_since(now());
             assert!(!left.is_zero(), "{} does not end; its log: {:#?}", self.command, lines.0);
-            lines = self.log.more.wait_timeout(lines, left).unwrap().0;
+            lines = self.log.more.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(lines);
         let status = self.child.wait().expect("it can be waited for");

@@ -235,7 +235,7 @@ fn a_file_that_cannot_be_read_is_refused_by_its_name() {
     fs::write(path("not-text"), b"[log]\nlevel = \"\xff\"\n").unwrap();
     fs::create_dir(path("directory")).unwrap();
     fs::write(path("secret"), "").unwrap();
-    fs::set_permissions(path("secret"), PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(path("secret"), PermissionsExt::from_mode(0o000)).unwrap();
     for (file, said) in [
         ("missing", "No such file"),
         ("directory", "directory"),

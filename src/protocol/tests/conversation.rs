@@ -132,6 +132,13 @@ impl Conversation {
         self.serve();
     }
 
+    /// A mistake of the server's.
+    pub(super) fn end_is_sent_too_early(&mut self) {
+        self.note(format_args!("our stream is said to have ended"));
+        self.session.sent_end(self.now);
+        self.serve();
+    }
+
     // --- What time does ---
 
     /// Time passes, with a tick just before each deadline, which must do nothing, and one at it, which must do something.

@@ -147,6 +147,17 @@ fn a_peer_that_ended_its_stream_already_is_not_listened_to_any_more() {
 }
 
 #[test]
+fn our_stream_cannot_end_before_the_last_words() {
+    let mut talk = with_short_messages();
+    talk.peer_stops_reading();
+    talk.peer_sends("aaaaa");
+    talk.end_is_sent_too_early();
+    talk.peer_takes_all();
+    talk.peer_hears("server error:message exceeds 4 bytes\t");
+    talk.lingers(Verdict::TooLong);
+}
+
+#[test]
 fn the_last_words_are_bounded_in_time_however_slowly_they_are_taken() {
     for write in [Deadlines::default().write, None] {
         let deadlines = Deadlines { write, ..Deadlines::default() };

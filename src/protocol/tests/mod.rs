@@ -1,5 +1,6 @@
 //! Tests of the core: tables, an oracle, and stories on a fake clock.
 
+mod backpressure;
 mod conversation;
 mod endings;
 mod oracle;

@@ -1,0 +1,221 @@
+//! What a session keeps from one call to the next, while there is something: a message in progress, replies that were
+//! not taken, input that was not looked at. And since when, as the deadlines of these things are.
+
+use std::mem;
+use std::time::{Duration, Instant};
+
+use super::rules::Rules;
+
+/// What is kept. At least one of the three buffers is not empty between calls of the session.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    /// The reply to the message in progress, as far as it is known: the prefix and the bytes that came.
+    partial: Vec<u8>,
+    content: Content,
+    clock: Clock,
+    /// Replies that the peer has not taken.
+    pub(super) owed: Rest,
+    /// When the peer last took a byte, or when something became owed to it.
+    last_taken: Instant,
+    /// Input that was not looked at.
+    pub(super) held: Rest,
+}
+
+/// What the peer is to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// Begin a message.
+    ForMessage,
+    /// Finish the one that it has begun; until then, if there is a deadline.
+    ForRestOfMessage(Option<Instant>),
+    /// Take what it is owed; it has not taken anything since then.
+    ForRoom(Instant),
+}
+
+/// What the message in progress consists of: a person at a terminal types TAB, Enter, and the line feed is then no
+/// message begun, but what ends the line before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// There is no message in progress.
+    Nothing,
+    /// Whole line ends (LF or CR LF).
+    LineEnds,
+    /// Line ends and a CR.
+    LineEndsCr,
+    /// Anything else.
+    Other,
+}
+
+/// The read deadline. It stands still while it is we who do not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Clock {
+    Stopped,
+    Running { until: Instant },
+    Paused { left: Duration },
+}
+
+impl Unfinished {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            partial: Vec::new(),
+            content: Content::Nothing,
+            clock: Clock::Stopped,
+            owed: Rest::default(),
+            last_taken: now,
+            held: Rest::default(),
+        }
+    }
+
+    /// Whether nothing is kept.
+    pub(super) fn is_empty(&self) -> bool {
+        self.content == Content::Nothing && !self.is_behind()
+    }
+
+    /// Whether replies are owed, or input is held: then nothing is read.
+    #[inline]
+    pub(super) fn is_behind(&self) -> bool {
+        !self.owed.is_empty() || !self.held.is_empty()
+    }
+
+    /// Bytes that the buffers occupy.
+    pub(super) fn memory(&self) -> usize {
+        self.partial.capacity() + self.owed.bytes.capacity() + self.held.bytes.capacity()
+    }
+
+    /// What the peer is to do next.
+    pub(super) fn waits(&self) -> Waits {
+        if !self.owed.is_empty() {
+            return Waits::ForRoom(self.last_taken);
+        }
+        match (self.clock, self.content) {
+            (_, Content::Nothing | Content::LineEnds) => Waits::ForMessage,
+            (Clock::Running { until }, _) => Waits::ForRestOfMessage(Some(until)),
+            (Clock::Stopped | Clock::Paused { .. }, _) => Waits::ForRestOfMessage(None),
+        }
+    }
+
+    /// Keeps the bytes of a message that goes on in the next input.
+    pub(super) fn keep(&mut self, now: Instant, rules: &Rules, bytes: &[u8]) {
+        let partial = &mut self.partial;
+        if self.content == Content::Nothing {
+            self.content = Content::LineEnds;
+            partial.reserve_exact(rules.prefix.len() + bytes.len());
+            partial.extend_from_slice(rules.prefix.as_bytes());
+        } else if partial.capacity() - partial.len() < bytes.len() {
+            // Grows by doubling, but not past the longest message.
+            let most = rules.prefix.len() + rules.max_message + rules.delimiter.len();
+            let wanted = (2 * partial.len()).min(most).max(partial.len() + bytes.len());
+            partial.reserve_exact(wanted - partial.len());
+        }
+        partial.extend_from_slice(bytes);
+        self.content = self.content.and(bytes);
+        self.clock = match (self.clock, &rules.deadlines.read) {
+            // A person's line end is no message begun.
+            _ if self.content == Content::LineEnds => Clock::Stopped,
+            (Clock::Stopped, Some(read)) => Clock::until(now.checked_add(read.length())),
+            (clock, _) => clock,
+        };
+    }
+
+    /// The message in progress, if there is one: what it consists of, and its reply as far as it is known.
+    #[inline]
+    pub(super) fn take_message(&mut self) -> Option<(Content, Vec<u8>)> {
+        self.clock = Clock::Stopped;
+        match mem::replace(&mut self.content, Content::Nothing) {
+            Content::Nothing => None,
+            content => Some((content, mem::take(&mut self.partial))),
+        }
+    }
+
+    /// Something is owed, where nothing was.
+    pub(super) fn owe(&mut self, now: Instant, rest: Rest) {
+        self.owed = rest;
+        self.last_taken = now;
+    }
+
+    /// The peer took so many bytes of what it is owed.
+    pub(super) fn taken(&mut self, now: Instant, count: usize) {
+        if count > 0 {
+            self.owed.advance(count);
+            self.last_taken = now;
+        }
+    }
+
+    /// The input that is held, if nothing is owed any more, and where to go on in it.
+    pub(super) fn take_held(&mut self) -> Option<(Vec<u8>, usize)> {
+        if !self.owed.is_empty() || self.held.is_empty() {
+            return None;
+        }
+        let Rest { bytes, at } = mem::take(&mut self.held);
+        Some((bytes, at))
+    }
+
+    /// Has the read deadline run while we read, and stand still otherwise.
+    pub(super) fn run_clock(&mut self, now: Instant, reading: bool) {
+        self.clock = match self.clock {
+            Clock::Running { until } if !reading => Clock::Paused { left: until.saturating_duration_since(now) },
+            Clock::Paused { left } if reading => Clock::until(now.checked_add(left)),
+            clock => clock,
+        };
+    }
+}
+
+impl Clock {
+    /// A time beyond all times never comes.
+    fn until(time: Option<Instant>) -> Self {
+        time.map_or(Self::Stopped, |until| Self::Running { until })
+    }
+}
+
+impl Content {
+    /// What it is after `bytes` more. Looks no further than the first byte that is no line end.
+    fn and(self, bytes: &[u8]) -> Self {
+        let mut content = self;
+        for byte in bytes {
+            content = match (content, byte) {
+                (Self::LineEnds | Self::LineEndsCr, b'\n') => Self::LineEnds,
+                (Self::LineEnds, b'\r') => Self::LineEndsCr,
+                _ => return Self::Other,
+            };
+        }
+        content
+    }
+}
+
+/// Bytes of which the first ones are done with. When all are, its memory is given back.
+#[derive(Debug, Default)]
+pub(super) struct Rest {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Rest {
+    /// These bytes, of which the first ones are done with already.
+    pub(super) fn from(bytes: Vec<u8>, at: usize) -> Self {
+        Self { bytes, at }
+    }
+
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.to_vec(), at: 0 }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub(super) fn as_slice(&self) -> &[u8] {
+        &self.bytes[self.at..]
+    }
+
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.bytes.reserve_exact(bytes.len());
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(super) fn advance(&mut self, count: usize) {
+        self.at += count;
+        if self.at >= self.bytes.len() {
+            *self = Self::default();
+        }
+    }
+}
