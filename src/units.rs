@@ -126,6 +126,8 @@ pub fn format_size(bytes: u64) -> String {
 /// The number that `text` begins with, the unit that follows it, and what comes after.
 fn number_and_unit(text: &str) -> (&str, &str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    // A point alone is no number.
+    let end = if text[..end].contains(|c: char| c.is_ascii_digit()) { end } else { 0 };
     let (number, rest) = text.split_at(end);
     let rest = rest.trim_start();
     let end = rest.find(|c: char| c.is_whitespace() || c.is_ascii_digit()).unwrap_or(rest.len());

@@ -63,11 +63,12 @@ async fn serve(
     let server = server.map_err(|error| Failure::system("cannot start the workers", error))?;
     let mut files = Vec::new();
     let mut one_connection = false;
+    let told_where = !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());
+    if told_where && !matches!(inherited, Inherited::Nothing) {
+        log.write(Level::Info, "systemd holds the sockets, so --listen and the listen keys are ignored");
+    }
     match inherited {
         Inherited::Listeners(listeners) => {
-            if !arguments.listen.is_empty() || settings.listeners.values().any(|listener| !listener.listen.is_empty()) {
-                log.write(Level::Info, "systemd holds the sockets, so --listen and the listen keys are ignored");
-            }
             let named = listeners.into_iter().map(|listener| (listener.name, listener.socket)).collect();
             listen(&server, settings, named, log)?;
         }
@@ -129,6 +130,7 @@ async fn stop(server: Server, settings: &Settings, signals: &mut Signals, log: &
 // --- Settings and sockets ----------------------------------------------------------------------------------------------
 
 fn settings(arguments: &Echoed) -> Result<Settings, Failure> {
+    Settings::refuse_environment(env::vars_os().map(|(name, _)| name))?;
     let mut settings = match &arguments.config {
         Some(path) => Settings::from_file(path)?,
         None => Settings::default(),
@@ -311,7 +313,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             // Begins with the place.
-            Self::Configuration(error) => error.fmt(f),
+            Self::Configuration(error @ config::Error::Wrong(_)) => error.fmt(f),
+            Self::Configuration(error) => write!(f, "echoed: {error}"),
             Self::Inherited(error) => write!(f, "echoed: {error}"),
             Self::System { what, error } => write!(f, "echoed: {what}: {error}"),
         }

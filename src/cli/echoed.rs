@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::address::Address;
-use crate::config::{Level, is_listener_name};
+use crate::config::{Level, RESERVED_NAMES, is_listener_name};
 
 /// Serves the delimited echo protocol on sockets from systemd, or on its own.
 #[derive(Debug, Parser)]
@@ -27,7 +27,7 @@ pub struct Echoed {
     pub listen: Vec<Listen>,
 
     /// The section for a connection that systemd has accepted (Accept=yes)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = listener)]
     pub listener: Option<String>,
 
     /// How much to log: error, warn, info, debug or trace [default: info]
@@ -49,12 +49,23 @@ fn listen(text: &str) -> Result<Listen, String> {
     let (name, address) = match text.split_once('=') {
         Some((name, address)) if is_listener_name(name) => (name, address),
         Some((name, _)) if !name.contains(['/', ':']) => {
-            return Err(format!("\"{name}\" is no name for a listener; letters, digits and _ . @ - make one"));
+            return Err(no_name(name));
         }
         _ => ("echo", text),
     };
+    if RESERVED_NAMES.contains(&name) {
+        return Err(format!("{name} is not the name of an echo listener"));
+    }
     let address = address.parse().map_err(|error| format!("{error}"))?;
     Ok(Listen { name: name.to_owned(), address })
+}
+
+fn listener(name: &str) -> Result<String, String> {
+    if is_listener_name(name) { Ok(name.to_owned()) } else { Err(no_name(name)) }
+}
+
+fn no_name(name: &str) -> String {
+    format!("\"{}\" is no name for a listener; letters, digits and _ . @ - make one", name.escape_debug())
 }
 
 #[cfg(test)]

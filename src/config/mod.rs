@@ -8,6 +8,7 @@ pub mod diagnose;
 pub mod read;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -98,6 +99,20 @@ impl Settings {
         read::settings(&text).map_err(|problems| Error::Wrong(Report::new(path, &text, &problems)))
     }
 
+    /// Refuses settings in the environment (`ECHOED_SECTION__KEY`), which are not read yet and must not seem to be.
+    ///
+    /// # Errors
+    /// There is one among `names`.
+    pub fn refuse_environment(names: impl Iterator<Item = OsString>) -> Result<(), Error> {
+        for name in names {
+            let name = name.to_string_lossy();
+            if name.starts_with("ECHOED_") && name.contains("__") {
+                return Err(Error::Environment(name.into_owned()));
+            }
+        }
+        Ok(())
+    }
+
     /// The settings of the listener of this name: those of its section, else the defaults.
     #[must_use]
     pub fn listener(&self, name: &str) -> &Listener {
@@ -115,6 +130,9 @@ impl Service {
         std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(8))
     }
 }
+
+/// Names of sockets that are not echo listeners.
+pub const RESERVED_NAMES: [&str; 2] = ["metrics", "parcel"];
 
 /// Whether `name` can name a listener: letters, digits and `_ . @ -`, at least one.
 #[must_use]
@@ -173,6 +191,8 @@ pub enum Error {
     },
     /// Something in the file is wrong.
     Wrong(Report),
+    /// A setting in the environment, which is not read yet.
+    Environment(String),
 }
 
 impl fmt::Display for Error {
@@ -182,6 +202,11 @@ impl fmt::Display for Error {
                 write!(f, "cannot read the configuration {}: {source}", path.display())
             }
             Self::Wrong(report) => report.fmt(f),
+            Self::Environment(name) => write!(
+                f,
+                "{}: settings from the environment are not built yet in this version of echoed; unset it",
+                name.escape_debug()
+            ),
         }
     }
 }
@@ -190,7 +215,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Unreadable { source, .. } => Some(source),
-            Self::Wrong(_) => None,
+            Self::Wrong(_) | Self::Environment(_) => None,
         }
     }
 }

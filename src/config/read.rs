@@ -5,11 +5,10 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::time::Duration;
 
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnose::{Problem, nearest};
-use super::{Limits, Listener, Service, Settings, is_listener_name};
+use super::{Limits, Listener, RESERVED_NAMES, Service, Settings, is_listener_name};
 use crate::address::Address;
 use crate::protocol::Delimiter;
 use crate::protocol::framer::MAX_MESSAGE;
@@ -25,9 +24,6 @@ const SOCKET_BUFFERS: RangeInclusive<u64> = 1024..=1 << 29;
 
 /// Budgets of buffer memory, in bytes: one small message at least.
 const BUFFER_MEMORY: RangeInclusive<u64> = 4096..=1 << 40;
-
-/// Names of sockets that are not for echo listeners.
-const RESERVED_NAMES: [&str; 2] = ["metrics", "parcel"];
 
 /// Checks a document.
 ///
@@ -47,7 +43,8 @@ pub fn settings(text: &str) -> Result<Settings, Vec<Problem>> {
         log.set(&mut settings.log_level, "level", "a level", |value| text_of(value)?.parse());
     });
     root.section("service", |service| read_service(service, &mut settings.service));
-    root.section("limits", |limits| read_limits(limits, &mut settings.limits));
+    let mut buffer_memory_at = None;
+    root.section("limits", |limits| buffer_memory_at = read_limits(limits, &mut settings.limits));
     root.section("metrics", |metrics| metrics.not_built(&["listen"]));
     let buffer_memory = settings.limits.buffer_memory;
     root.section("defaults", |section| {
@@ -56,6 +53,12 @@ pub fn settings(text: &str) -> Result<Settings, Vec<Problem>> {
             section.problem(span, "where to listen stands in [listener.NAME], not in [defaults]".to_owned());
         }
     });
+    let max_message = settings.defaults.rules.max_message;
+    let is_built_in = max_message == Rules::default().max_message;
+    if let Some(span) = buffer_memory_at.filter(|_| is_built_in && max_message > buffer_memory) {
+        let message = never_fits(max_message, buffer_memory);
+        root.problem(span, format!("{message}; make it more, or set defaults.max_message"));
+    }
     root.section("listener", |all| {
         for (name, _) in all.table {
             let (span, name) = (name.span(), name.get_ref().as_ref());
@@ -67,7 +70,7 @@ pub fn settings(text: &str) -> Result<Settings, Vec<Problem>> {
             }
             all.section(name, |section| {
                 let mut listener = read_listener(section, settings.defaults.clone(), buffer_memory);
-                section.set(&mut listener.listen, "listen", "a list of addresses", addresses_of);
+                read_addresses(section, &mut listener.listen);
                 settings.listeners.insert(name.to_owned(), listener);
             });
         }
@@ -82,12 +85,13 @@ fn read_service(section: &mut Section<'_, '_>, service: &mut Service) {
     section.not_built(&["idle_exit", "carry_connections"]);
 }
 
-fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {
+/// Returns the place of the buffer memory, where it is set.
+fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) -> Option<Range<usize>> {
     section.set(&mut limits.connections, "connections", "a number", |value| integer_of(value, 1..=1_000_000));
     let per_source = &mut limits.connections_per_source;
     section.set(per_source, "connections_per_source", "a number", |value| integer_of(value, 0..=1_000_000));
-    section.set(&mut limits.buffer_memory, "buffer_memory", "a size", |value| size_of(value, BUFFER_MEMORY));
     section.not_built(&["datagrams_per_source"]);
+    section.set(&mut limits.buffer_memory, "buffer_memory", "a size", |value| size_of(value, BUFFER_MEMORY))
 }
 
 /// One listener's settings, where those that are not set are `base`'s.
@@ -114,9 +118,7 @@ fn read_listener(section: &mut Section<'_, '_>, base: Listener, buffer_memory: u
     let message = section.set(&mut rules.max_message, "max_message", "a size", |value| size_of(value, MESSAGE_SIZES));
     if let Some(span) = message {
         if rules.max_message > buffer_memory {
-            let (size, budget) =
-                (units::format_size(rules.max_message as u64), units::format_size(buffer_memory as u64));
-            section.problem(span, format!("a message of {size} never fits into limits.buffer_memory ({budget})"));
+            section.problem(span, never_fits(rules.max_message, buffer_memory));
         }
     }
     section.set(&mut rules.unterminated, "unterminated", "a choice", |value| match text_of(value)? {
@@ -133,6 +135,11 @@ fn read_listener(section: &mut Section<'_, '_>, base: Listener, buffer_memory: u
     section.set(&mut listener.send_buffer, "send_buffer", "a size", buffer_of);
     section.not_built(&["framing", "reply", "text", "reply_delay", "log_messages", "proxy_protocol"]);
     listener
+}
+
+fn never_fits(max_message: usize, buffer_memory: usize) -> String {
+    let (size, budget) = (units::format_size(max_message as u64), units::format_size(buffer_memory as u64));
+    format!("a message of {size} (max_message) never fits into limits.buffer_memory ({budget})")
 }
 
 fn read_deadlines(section: &mut Section<'_, '_>, deadlines: &mut Deadlines) {
@@ -189,10 +196,24 @@ fn buffer_of(value: &DeValue<'_>) -> Result<Option<usize>, Wrong> {
     if value.as_str() == Some("default") { Ok(None) } else { size_of(value, SOCKET_BUFFERS).map(Some) }
 }
 
-fn addresses_of(value: &DeValue<'_>) -> Result<Vec<Address>, Wrong> {
-    let values = value.as_array().ok_or_else(Wrong::new)?;
-    let parse = |value: &Spanned<DeValue<'_>>| text_of(value.get_ref())?.parse().map_err(|error| format!("{error}"));
-    values.iter().map(parse).collect()
+/// Reads a list of addresses; each that is wrong is a problem of its own.
+fn read_addresses(section: &mut Section<'_, '_>, addresses: &mut Vec<Address>) {
+    let Some((span, value)) = section.value("listen") else { return };
+    let Some(values) = value.as_array() else {
+        let message = format!("listen is a list of addresses, not {}", with_article(value.type_str()));
+        return section.problem(span, message);
+    };
+    for value in values.iter() {
+        let (span, value) = (value.span(), value.get_ref());
+        match value.as_str().map(str::parse) {
+            Some(Ok(address)) => addresses.push(address),
+            Some(Err(error)) => section.problem(span, format!("listen: {error}")),
+            None => {
+                let kind = with_article(value.type_str());
+                section.problem(span, format!("listen: an address is a string, not {kind}"));
+            }
+        }
+    }
 }
 
 /// The text of a value that has a unit; a bare number is answered with what was probably meant.

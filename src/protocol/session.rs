@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use super::framer::{Frame, Framer};
 use super::reply::{ENOUGH, Output, Scratch};
 use super::rules::{Deadlines, Rules, Span, Unterminated};
-use super::unfinished::{Content, Rest, Unfinished, Waits};
+use super::unfinished::{Awaited, Content, Rest, Unfinished};
 use super::verdict::Verdict;
 
 /// A reply that is complete but was begun in an earlier call is copied together with those after it up to this size,
@@ -175,10 +175,10 @@ impl Session {
 
     /// How long we wait for the peer to do its part, and what it comes to if it does not.
     fn patience(&self) -> Option<(Instant, Verdict)> {
-        match self.unfinished.as_ref().map_or(Waits::ForMessage, |unfinished| unfinished.waits()) {
-            Waits::ForMessage => self.after(self.last_byte, |d| &d.idle, Verdict::IdleDeadline),
-            Waits::ForRestOfMessage(until) => until.map(|until| (until, Verdict::ReadDeadline)),
-            Waits::ForRoom(since) => self.after(since, |d| &d.write, Verdict::WriteDeadline),
+        match self.unfinished.as_ref().map_or(Awaited::Beginning, |unfinished| unfinished.awaited()) {
+            Awaited::Beginning => self.after(self.last_byte, |d| &d.idle, Verdict::IdleDeadline),
+            Awaited::RestOfMessage(until) => until.map(|until| (until, Verdict::ReadDeadline)),
+            Awaited::Taking(since) => self.after(since, |d| &d.write, Verdict::WriteDeadline),
         }
     }
 
@@ -299,15 +299,18 @@ impl Session {
         self.settle(now);
     }
 
-    /// Our end of the stream was sent, as [`Want::Shutdown`] asked.
+    /// Our end of the stream was sent, as [`Want::Shutdown`] asked. If nothing has passed for a while in either direction,
+    /// there is nothing on its way that closing could destroy.
     pub fn sent_end(&mut self, now: Instant) {
-        match self.phase {
-            _ if self.wants() != Want::Shutdown => {}
-            Phase::Ending(verdict, _) if !self.input_ended => {
+        if self.wants() != Want::Shutdown {
+            return;
+        }
+        if let Phase::Ending(verdict, _) = self.phase {
+            if self.input_ended || now.saturating_duration_since(self.last_byte) >= LINGER {
+                self.finish(verdict);
+            } else {
                 self.phase = Phase::Lingering(verdict, now + LINGER, LINGER_BYTES);
             }
-            Phase::Ending(verdict, _) => self.finish(verdict),
-            _ => {}
         }
     }
 

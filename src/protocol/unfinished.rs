@@ -23,13 +23,13 @@ pub(super) struct Unfinished {
 
 /// What the peer is to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Waits {
-    /// Begin a message.
-    ForMessage,
-    /// Finish the one that it has begun; until then, if there is a deadline.
-    ForRestOfMessage(Option<Instant>),
-    /// Take what it is owed; it has not taken anything since then.
-    ForRoom(Instant),
+pub(super) enum Awaited {
+    /// To begin a message.
+    Beginning,
+    /// To finish the one that it has begun; until then, if there is a deadline.
+    RestOfMessage(Option<Instant>),
+    /// To take what it is owed; it has not taken anything since then.
+    Taking(Instant),
 }
 
 /// What the message in progress consists of: a person at a terminal types TAB, Enter, and the line feed is then no
@@ -83,14 +83,14 @@ impl Unfinished {
     }
 
     /// What the peer is to do next.
-    pub(super) fn waits(&self) -> Waits {
+    pub(super) fn awaited(&self) -> Awaited {
         if !self.owed.is_empty() {
-            return Waits::ForRoom(self.last_taken);
+            return Awaited::Taking(self.last_taken);
         }
         match (self.clock, self.content) {
-            (_, Content::Nothing | Content::LineEnds) => Waits::ForMessage,
-            (Clock::Running { until }, _) => Waits::ForRestOfMessage(Some(until)),
-            (Clock::Stopped | Clock::Paused { .. }, _) => Waits::ForRestOfMessage(None),
+            (_, Content::Nothing | Content::LineEnds) => Awaited::Beginning,
+            (Clock::Running { until }, _) => Awaited::RestOfMessage(Some(until)),
+            (Clock::Stopped | Clock::Paused { .. }, _) => Awaited::RestOfMessage(None),
         }
     }
 

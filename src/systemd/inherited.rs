@@ -176,7 +176,9 @@ fn take_socket(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<(
             return Err(format!("it is a {what} socket; {wanted}"));
         }
         let listening = sockopt::socket_acceptconn(&socket).map_err(|error| format!("cannot look at it: {error}"))?;
-        if !listening && rustix::net::getpeername(&socket).is_err() {
+        // A connection that was reset while it waited has no peer any more, but an error that says so.
+        let reset = || matches!(sockopt::socket_error(&socket), Ok(Err(_)));
+        if !listening && rustix::net::getpeername(&socket).is_err() && !reset() {
             return Err(format!("it is a {what} socket that neither listens nor is connected"));
         }
         return Ok((socket, listening));

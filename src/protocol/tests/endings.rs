@@ -182,7 +182,23 @@ fn without_error_replies_nothing_is_said() {
     talk.peer_sends("a\tb");
     talk.passes(secs(2));
     talk.peer_hears("server got:a\t");
-    talk.lingers(Verdict::ReadDeadline);
+    talk.is_over(Verdict::ReadDeadline);
+}
+
+#[test]
+fn where_nothing_has_passed_for_a_second_nothing_can_be_destroyed_and_nobody_lingers() {
+    for (quiet, lingers) in [(millis(999), true), (millis(1000), false)] {
+        let mut talk = conversation();
+        talk.peer_sends("a\t");
+        talk.peer_hears("server got:a\t");
+        talk.passes(quiet);
+        talk.is_drained();
+        if lingers {
+            talk.lingers(Verdict::Shutdown);
+        } else {
+            talk.is_over(Verdict::Shutdown);
+        }
+    }
 }
 
 #[test]

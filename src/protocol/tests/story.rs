@@ -336,7 +336,7 @@ fn a_deadline_beyond_the_end_of_time_is_as_good_as_none() {
     talk.peer_hears("server got:a\t");
     talk.goes_on();
     talk.is_drained();
-    talk.lingers(Verdict::Shutdown);
+    talk.is_over(Verdict::Shutdown);
 }
 
 #[test]
