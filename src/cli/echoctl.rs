@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::address::Address;
 use crate::protocol::Delimiter;
+use crate::protocol::delimiter::unescape;
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
 use crate::units::parse_time;
 
@@ -60,8 +61,8 @@ pub enum Command {
 pub struct Send {
     /// Where to connect: tcp:HOST:PORT, unix:/PATH or unix:@NAME
     ///
-    /// tcp4: and tcp6: take addresses of one family only. Without a scheme, HOST:PORT, [IPv6]:PORT, /PATH and @NAME will
-    /// do. All addresses of a host are tried.
+    /// tcp4: and tcp6: take addresses of one family only; an IPv6 address stands in brackets. Without a scheme, HOST:PORT,
+    /// /PATH and @NAME will do. All addresses of a host are tried.
     pub address: Address,
 
     /// What to send; without any, each line of stdin is a message
@@ -121,24 +122,7 @@ fn time(text: &str) -> Result<Duration, String> {
 
 /// A prefix with the escapes of a delimiter.
 fn prefix(text: &str) -> Result<Prefix, String> {
-    let mut bytes = Vec::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        bytes.extend_from_slice(&rest.as_bytes()[..at]);
-        rest = &rest[at..];
-        // One escape by itself is a delimiter, whose notation this is.
-        let characters = match rest.as_bytes().get(1) {
-            Some(b'x') => 4,
-            Some(b'u') => 6,
-            Some(b'U') => 10,
-            _ => 2,
-        };
-        let end = rest.char_indices().nth(characters).map_or(rest.len(), |(at, _)| at);
-        let escape = Delimiter::from_escaped(&rest[..end]).map_err(|error| error.to_string())?;
-        bytes.extend_from_slice(escape.as_bytes());
-        rest = &rest[end..];
-    }
-    bytes.extend_from_slice(rest.as_bytes());
+    let bytes = unescape(text).map_err(|error| error.to_string())?;
     if bytes.len() > MAX_PREFIX {
         return Err(format!("a prefix has at most {MAX_PREFIX} bytes, this one has {}", bytes.len()));
     }

@@ -27,9 +27,7 @@ use super::report::{Reply, Report};
 use crate::protocol::Delimiter;
 use crate::protocol::framer::{Frame, Framer};
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
-
-/// What the last words of a server begin with, instead of its prefix.
-const SERVER_ERROR: &[u8] = b"server error:";
+use crate::protocol::verdict::SERVER_ERROR;
 
 /// How much is read at once, in bytes.
 const READ_SIZE: usize = 64 * 1024;

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use crate::protocol::Delimiter;
-use crate::protocol::framer::{Frame, Framer};
+use crate::protocol::framer::{self, Frame, Framer};
 
 /// The longest message, in bytes: the largest `max_message` that a daemon can be given.
-pub const MAX_MESSAGE: usize = 1 << 30;
+pub const MAX_MESSAGE: usize = framer::MAX_MESSAGE;
 
 /// One message and its delimiter.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -130,3 +130,26 @@ impl Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Delimiter;
+
+    #[test]
+    fn it_does_not_grow_with_what_has_gone_through() {
+        let now = Instant::now();
+        let mut outbox = Outbox::new(now);
+        let message = Message::new(vec![b'x'; 999], &Delimiter::default()).unwrap();
+        for _ in 0..1000 {
+            outbox.push(message.clone(), true, now);
+            // Never all of it.
+            outbox.wrote(outbox.unwritten().len() - 1, now);
+            while outbox.next_sent().is_some() {
+                outbox.answered();
+            }
+        }
+        assert_eq!((outbox.messages(), outbox.unwritten(), outbox.awaited_bytes), (1000, &b"\t"[..], 1000));
+        assert!(outbox.bytes.capacity() < 10_000, "{}", outbox.bytes.capacity());
+    }
+}

@@ -1,6 +1,8 @@
 //! Exchanges with a server that the test plays, over a pipe of a few bytes and under a clock that does not wait.
 
 use std::io;
+use std::pin::pin;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -29,13 +31,16 @@ impl Report for Printed {
     }
 
     fn pause(&mut self) -> io::Result<()> {
-        if self.pause > Duration::ZERO {
-            // The clock goes on while nothing else does, as in a write that blocks.
-            let mut advance = Box::pin(advance(self.pause));
-            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-            let _ = advance.as_mut().poll(&mut context);
-        }
+        stand_still(self.pause);
         Ok(())
+    }
+}
+
+/// The clock goes on while nothing else does, as in a write that blocks or in a stopped process.
+fn stand_still(time: Duration) {
+    if time > Duration::ZERO {
+        let mut context = Context::from_waker(Waker::noop());
+        let _ = pin!(advance(time)).poll(&mut context);
     }
 }
 
@@ -174,6 +179,42 @@ async fn printing_takes_no_time_from_the_next_reply() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_came_while_we_stood_still_is_not_late() {
+    // Whether time or reply is looked at first, is left to chance.
+    for _ in 0..20 {
+        let outcome = talk(&["a"], true, 100, async |mut server: DuplexStream| {
+            hear(&mut server, "a\t").await;
+            say(&mut server, "server got:a\t").await;
+            stand_still(Duration::from_secs(10));
+            server
+        })
+        .await;
+        assert_eq!(outcome.error(), None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn last_words_are_heard_though_nothing_can_be_sent_any_more() {
+    // Whether the words or the broken pipe is noticed first, is left to chance.
+    for replies in [true, false].repeat(10) {
+        let outcome = talk(&["aaaa", "b"], replies, 40, async |mut server: DuplexStream| {
+            hear(&mut server, "a").await;
+            say(&mut server, "server error:out of buffer memory\t").await;
+        })
+        .await;
+        assert_eq!(outcome.error().as_deref(), Some("the server says: out of buffer memory"));
+    }
+    for replies in [true, false].repeat(10) {
+        let outcome = talk(&[&"a".repeat(100)], replies, 40, async |mut server: DuplexStream| {
+            hear(&mut server, "a").await;
+        })
+        .await;
+        let error = outcome.error().expect("it is not answered");
+        assert!(error.starts_with("the server ended the connection"), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_takes_nothing_is_not_waited_for_any_longer() {
     for replies in [true, false] {
         let outcome = talk(&["aaaa"], replies, 3, async |mut server: DuplexStream| {
@@ -250,10 +291,14 @@ async fn without_replies_what_comes_is_dropped_unless_it_is_a_server_error() {
 
 #[tokio::test(start_paused = true)]
 async fn without_replies_a_flood_does_not_extend_the_wait_for_the_end() {
-    let outcome = talk(&["a"], false, 100, async |mut server: DuplexStream| {
+    let outcome = talk(&["a"], false, 1_000_000, async |mut server: DuplexStream| {
         hear(&mut server, "a\t").await;
-        while server.write_all(&[b'x'; 50]).await.is_ok() {
-            sleep(Duration::from_millis(1)).await;
+        for _ in 0..10_000 {
+            if server.write_all(&[b'x'; 500_000]).await.is_err() {
+                break;
+            }
+            // There is always more to read, and time passes all the same.
+            stand_still(Duration::from_millis(1));
         }
     })
     .await;

@@ -68,7 +68,7 @@ impl Delimiter {
         Ok(Self { bytes: padded, len, borders: borders(bytes), finder })
     }
 
-    /// A delimiter written as on a command line: the escapes of a TOML string, `\0`, and `\xNN` for any byte.
+    /// A delimiter written as on a command line ([`unescape`]).
     ///
     /// # Errors
     /// An unknown escape, or a length that [`Delimiter::new`] refuses.
@@ -177,8 +177,12 @@ fn borders(pattern: &[u8]) -> [u8; MAX_LEN] {
     borders
 }
 
-/// The bytes that an escaped text stands for.
-fn unescape(text: &str) -> Result<Vec<u8>, DelimiterError> {
+/// The bytes that a text stands for, which is written as on a command line: with the escapes of a TOML string, `\0`, and
+/// `\xNN` for any byte.
+///
+/// # Errors
+/// An unknown escape.
+pub fn unescape(text: &str) -> Result<Vec<u8>, DelimiterError> {
     let mut bytes = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find('\\') {

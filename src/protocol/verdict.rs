@@ -37,6 +37,9 @@ pub enum Verdict {
     Shutdown,
 }
 
+/// What the last words of a server begin with, instead of a prefix.
+pub const SERVER_ERROR: &[u8] = b"server error:";
+
 /// How many kinds of verdicts there are.
 pub const KINDS: usize = 11;
 
@@ -86,7 +89,7 @@ impl Verdict {
     /// to say, or where the delimiter would be found before its place.
     pub(super) fn last_words(self, rules: &Rules) -> Option<Vec<u8>> {
         let text = self.text(rules)?;
-        let words = [b"server error:", text.as_bytes(), rules.delimiter.as_bytes()].concat();
+        let words = [SERVER_ERROR, text.as_bytes(), rules.delimiter.as_bytes()].concat();
         (rules.delimiter.search(&mut 0, &words) == Some(words.len())).then_some(words)
     }
 }
