@@ -225,6 +225,12 @@ impl Session {
     pub fn receive(&mut self, now: Instant, scratch: &mut Scratch, count: usize, send: impl FnMut(&[u8]) -> usize) {
         match &mut self.phase {
             Phase::Open => {}
+            // A peer that we leave did no wrong: what it is owed lies in the kernel, and would go if we closed before it
+            // has stopped to send. How long all that may take is limited by who stops us.
+            Phase::Lingering(Verdict::Shutdown, until, _) => {
+                *until = now + LINGER;
+                return;
+            }
             Phase::Lingering(verdict, _, room) => {
                 *room = room.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
                 if *room == 0 {

@@ -99,15 +99,20 @@ pub(crate) async fn accept(listener: &UnixStream, desk: &Arc<Desk>, reception: &
                     accepted += 1;
                     reception.receive(socket, from, desk, place);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
-                Err(error) => match Cause::of(&error) {
-                    Cause::Connection => {}
-                    Cause::Shortage => break Some(error),
-                    Cause::Listener => return error,
-                },
+                Err(error) => {
+                    place.put_back();
+                    if error.kind() == io::ErrorKind::WouldBlock {
+                        break None;
+                    }
+                    match Cause::of(&error) {
+                        Cause::Connection => {}
+                        Cause::Shortage => break Some(error),
+                        Cause::Listener => return error,
+                    }
+                }
             }
         };
-        if short && accepted > 0 {
+        if short && accepted > 0 && error.is_none() {
             short = false;
             (reception.events)(Event::Recovered { listener: Arc::clone(&desk.name) });
         }

@@ -186,6 +186,13 @@ impl Place {
         self.admission.buffers.fetch_add(more, Ordering::Relaxed) + more <= self.admission.limits.buffer_memory
     }
 
+    /// Gives it back unused. Nobody is told, since no connection has ended: least of all the acceptor that gives it back,
+    /// and would take it for a reason to try again.
+    pub(crate) fn put_back(mut self) {
+        self.kind = Kind::GivenBack;
+        self.admission.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
     fn give_back(&mut self) {
         match std::mem::replace(&mut self.kind, Kind::GivenBack) {
             Kind::Open(source) => {
@@ -198,7 +205,7 @@ impl Place {
                     }
                 }
                 let limit = self.admission.limits.connections;
-                if self.admission.open.fetch_sub(1, Ordering::Relaxed) <= limit - limit / 8 {
+                if self.admission.open.fetch_sub(1, Ordering::Relaxed) <= limit - (limit / 8).max(1) {
                     self.admission.full.store(false, Ordering::Relaxed);
                 }
             }

@@ -200,8 +200,10 @@ fn remove_dead_socket(path: &Path) -> io::Result<()> {
     if !found.file_type().is_socket() {
         return Err(io::Error::new(ErrorKind::AlreadyExists, "something that is no socket is in the way; remove it"));
     }
-    match unix::UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
+    // Does not wait: a listener whose backlog is full lives as well (EAGAIN, connect(2)).
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None)?;
+    match rustix::net::connect(&probe, &rustix::net::SocketAddrUnix::new(path)?) {
+        Err(rustix::io::Errno::CONNREFUSED) => fs::remove_file(path),
         _ => Err(explain(ErrorKind::AddrInUse.into())),
     }
 }

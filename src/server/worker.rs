@@ -75,6 +75,9 @@ impl Counters {
     pub(crate) fn count_totals(&self, before: Totals, after: Totals) {
         if before.bytes_in != after.bytes_in {
             add(&self.bytes_in, after.bytes_in - before.bytes_in);
+        }
+        // Not only with input: what was held is answered later.
+        if before.messages != after.messages {
             add(&self.messages, after.messages - before.messages);
         }
         if before.bytes_out != after.bytes_out {
