@@ -1,14 +1,28 @@
-//! What everybody sees who talks to it.
+//! What everybody sees who talks to it, and where it can be found.
 
 mod common;
 
-use common::Daemon;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Daemon, Peer, now};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+use rustix::process::Signal;
+
+/// The longest message by default.
+const LONGEST: usize = 65_536;
+
+/// For tests that send a message bit by bit.
+const PATIENT: &str = "[defaults.deadlines]\nread = '1min'\n";
 
 #[test]
 fn a_message_is_answered_over_tcp_and_over_a_unix_socket() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0", "--listen", "DIR/echo.sock", "--listen", "[::1]:0"]);
     for address in daemon.addresses() {
-        let mut peer = common::Peer::connect(&address);
+        let mut peer = Peer::connect(&address);
         peer.exchange("aaaa");
         peer.send("b\t\tcc\t");
         peer.expect("server got:b\tserver got:\tserver got:cc\t");
@@ -16,4 +30,269 @@ fn a_message_is_answered_over_tcp_and_over_a_unix_socket() {
         peer.expect_close();
     }
     daemon.stop();
+}
+
+#[test]
+fn every_byte_but_the_delimiter_comes_back() {
+    let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
+    let message: Vec<u8> = (0..=255).filter(|byte| *byte != b'\t').collect();
+    let mut peer = daemon.connect();
+    peer.send([&message[..], b"\t"].concat());
+    peer.expect([b"server got:", &message[..], b"\t"].concat());
+    daemon.stop();
+}
+
+#[test]
+fn a_message_of_exactly_the_limit_is_answered_and_one_byte_more_is_refused() {
+    let daemon = Daemon::start(&["--listen", "127.0.0.1:0", "--listen", "DIR/echo.sock"]);
+    for address in daemon.addresses() {
+        let mut peer = Peer::connect(&address);
+        let longest = "x".repeat(LONGEST);
+        peer.exchange(&longest);
+        // What came before is still answered, what comes after is not.
+        peer.send(format!("before\t{longest}x\tafter\t"));
+        peer.expect("server got:before\tserver error:message exceeds 65536 bytes\t");
+        peer.expect_close();
+    }
+    daemon.stop();
+}
+
+#[test]
+fn the_limit_is_the_same_when_the_last_bytes_come_one_by_one() {
+    let daemon = Daemon::start_with(PATIENT, &["--listen", "127.0.0.1:0"]);
+    for last in ["\t", "x"] {
+        let mut peer = daemon.connect();
+        peer.send("x".repeat(LONGEST - 5));
+        peer.wait_until_read();
+        for _ in 0..5 {
+            peer.send("x");
+            peer.wait_until_read();
+        }
+        // That many bytes may still become a message.
+        peer.expect_silence(Duration::from_millis(100));
+        peer.send(last);
+        if last == "\t" {
+            peer.expect(format!("server got:{}\t", "x".repeat(LONGEST)));
+            peer.exchange("next");
+        } else {
+            peer.expect("server error:message exceeds 65536 bytes\t");
+            peer.expect_close();
+        }
+    }
+    daemon.stop();
+}
+
+#[test]
+fn what_may_begin_the_delimiter_does_not_exceed_the_limit_yet() {
+    let config = format!("[defaults]\ndelimiter = \"\\r\\n\"\nmax_message = '4B'\n{PATIENT}");
+    let daemon = Daemon::start_with(&config, &["--listen", "127.0.0.1:0"]);
+    let mut peer = daemon.connect();
+    peer.send("1234\r");
+    peer.wait_until_read();
+    peer.expect_silence(Duration::from_millis(100));
+    peer.send("\n1234\r");
+    peer.expect("server got:1234\r\n");
+    peer.wait_until_read();
+    peer.send("5");
+    peer.expect("server error:message exceeds 4 bytes\r\n");
+    peer.expect_close();
+    daemon.stop();
+}
+
+#[test]
+fn each_listener_has_its_own_prefix_and_delimiter() {
+    let config = "
+        [defaults]
+        prefix = 'got '
+        [listener.lines]
+        delimiter = \"\\n\"
+        prefix = ''
+        [listener.marks]
+        delimiter = 'aab'
+    ";
+    let listen = ["--listen", "127.0.0.1:0", "--listen", "lines=127.0.0.1:0", "--listen", "marks=DIR/marks.sock"];
+    let daemon = Daemon::start_with(config, &listen);
+    let addresses = daemon.addresses();
+    for (address, sent, reply) in [
+        (&addresses[0], "a\n\tb\t", "got a\n\tgot b\t"),
+        (&addresses[1], "a\tb\n\nc\n", "a\tb\n\nc\n"),
+        // The first occurrence wins where two overlap.
+        (&addresses[2], "xaaabaabaaab", "got xaaabgot aabgot aaab"),
+    ] {
+        let mut peer = Peer::connect(address);
+        peer.send(sent);
+        peer.expect(reply);
+        peer.shutdown();
+        peer.expect_close();
+    }
+    daemon.stop();
+}
+
+#[test]
+fn bytes_after_the_last_delimiter_are_a_message_only_where_they_are_accepted() {
+    let config = "[listener.all]\nunterminated = 'accept'\n";
+    let daemon = Daemon::start_with(config, &["--listen", "127.0.0.1:0", "--listen", "all=127.0.0.1:0"]);
+    for (address, last) in daemon.addresses().iter().zip(["", "server got:b\t"]) {
+        let mut peer = Peer::connect(address);
+        peer.send("a\tb");
+        peer.shutdown();
+        peer.expect(format!("server got:a\t{last}"));
+        peer.expect_close();
+    }
+    daemon.stop();
+}
+
+#[test]
+fn without_error_replies_the_stream_just_ends() {
+    let daemon =
+        Daemon::start_with("[defaults]\nerror_replies = false\nmax_message = '4B'\n", &["--listen", "127.0.0.1:0"]);
+    let mut peer = daemon.connect();
+    peer.send("1234\t12345");
+    peer.expect("server got:1234\t");
+    peer.expect_close();
+    daemon.stop();
+}
+
+#[test]
+fn the_end_of_a_large_reply_is_not_held_back() {
+    let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
+    let mut peer = daemon.connect();
+    let message = "x".repeat(LONGEST);
+    let mut times: Vec<_> = (0..20)
+        .map(|_| {
+            let start = now();
+            peer.exchange(&message);
+            start.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    // Nagle's algorithm and a delayed acknowledgement would make it 40 ms.
+    assert!(times[10] < Duration::from_millis(20), "{times:?}");
+    daemon.stop();
+}
+
+// --- Where it listens --------------------------------------------------------------------------------------------------
+
+/// Starts it where it cannot listen; returns its one line on stderr.
+fn refusal(listen: &str) -> String {
+    let mut daemon = Daemon::spawn_with(&mut Command::new(env!("CARGO_BIN_EXE_echoed")), "", &["--listen", listen]);
+    let status = daemon.wait();
+    let log = daemon.log();
+    assert_eq!((status.code(), log.len()), (Some(71), 1), "{listen}: {log:#?}");
+    log.into_iter().next().unwrap_or_default()
+}
+
+#[test]
+fn the_log_says_on_which_free_port_it_listens() {
+    let daemon = Daemon::start(&["--listen", "127.0.0.1:0", "--listen", "other=[::1]:0"]);
+    let lines = daemon.wait_for_log_times("listening on", 2);
+    let address: std::net::SocketAddr = daemon.addresses()[0].strip_prefix("tcp:").unwrap().parse().unwrap();
+    assert_ne!(address.port(), 0);
+    assert_eq!(lines[0], format!("info: listening on tcp:{address} (echo)"));
+    assert!(lines[1].starts_with("info: listening on tcp:[::1]:") && lines[1].ends_with(" (other)"), "{lines:#?}");
+    daemon.stop();
+}
+
+#[test]
+fn a_port_that_is_taken_is_an_error_that_says_what_to_do() {
+    let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
+    let address = daemon.addresses().remove(0);
+    let advice = "another process listens there; stop it or choose another address";
+    assert_eq!(refusal(&address), format!("echoed: cannot listen on {address}: {advice}"));
+    daemon.connect().exchange("still there");
+    daemon.stop();
+}
+
+#[test]
+fn an_abstract_socket_is_served_and_cannot_be_taken() {
+    let name = format!("unix:@echoed-test-{}", std::process::id());
+    let daemon = Daemon::start(&["--listen", &name]);
+    Peer::connect(&name).exchange("a");
+    let line = refusal(&name);
+    assert!(line.starts_with(&format!("echoed: cannot listen on {name}: another process listens there")), "{line}");
+    daemon.stop();
+}
+
+#[test]
+fn the_file_of_a_unix_socket_goes_when_the_daemon_ends() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut daemon = Daemon::start(&["--listen", "DIR/echo.sock"]);
+        let path = daemon.directory().join("echo.sock");
+        assert!(path.exists());
+        daemon.signal(signal);
+        assert!(daemon.wait().success());
+        assert!(!path.exists(), "{} is still there", path.display());
+    }
+}
+
+#[test]
+fn the_socket_of_a_daemon_that_was_killed_is_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("echo.sock");
+    let path = path.to_str().unwrap();
+    let mut killed = Daemon::start(&["--listen", path]);
+    killed.signal(Signal::KILL);
+    killed.wait();
+    assert!(fs::exists(path).unwrap(), "nobody could remove it");
+    let daemon = Daemon::start(&["--listen", path]);
+    daemon.connect().exchange("a");
+    daemon.stop();
+}
+
+#[test]
+fn the_socket_of_somebody_who_lives_is_left_alone() {
+    let daemon = Daemon::start(&["--listen", "DIR/echo.sock"]);
+    let address = daemon.addresses().remove(0);
+    let advice = "another process listens there; stop it or choose another address";
+    assert_eq!(refusal(&address), format!("echoed: cannot listen on {address}: {advice}"));
+    daemon.connect().exchange("still there");
+    daemon.stop();
+}
+
+#[test]
+fn the_socket_of_somebody_who_is_too_busy_to_accept_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("busy.sock");
+    let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let _in_the_backlog = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let line = refusal(path.to_str().unwrap());
+    assert!(line.contains("another process listens there"), "{line}");
+    assert!(path.exists());
+}
+
+#[test]
+fn what_is_no_socket_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    fs::write(path("file"), "precious").unwrap();
+    fs::create_dir(path("directory")).unwrap();
+    symlink(path("nowhere"), path("link")).unwrap();
+    for name in ["file", "directory", "link"] {
+        let address = format!("unix:{}", path(name).display());
+        let advice = "something that is no socket is in the way; remove it";
+        assert_eq!(refusal(&address), format!("echoed: cannot listen on {address}: {advice}"));
+        assert!(fs::symlink_metadata(path(name)).is_ok(), "{name} is gone");
+    }
+    assert_eq!(fs::read_to_string(path("file")).unwrap(), "precious");
+}
+
+#[test]
+fn a_path_in_a_directory_that_does_not_exist_is_an_error_that_says_so() {
+    let line = refusal("DIR/nowhere/echo.sock");
+    assert!(line.ends_with("/nowhere/echo.sock: the directory does not exist"), "{line}");
+}
+
+#[test]
+fn a_socket_file_does_not_stay_behind_when_another_listener_cannot_be_had() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("echo.sock");
+    let taken = directory.path().join("taken.sock");
+    let _listener = UnixListener::bind(&taken).unwrap();
+    let (path, taken) = (path.to_str().unwrap(), taken.to_str().unwrap());
+    let mut daemon =
+        Daemon::spawn_with(&mut Command::new(env!("CARGO_BIN_EXE_echoed")), "", &["--listen", path, "--listen", taken]);
+    assert_eq!(daemon.wait().code(), Some(71));
+    assert!(!fs::exists(path).unwrap());
 }

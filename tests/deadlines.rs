@@ -1,0 +1,322 @@
+//! Deadlines in real time, what is said when they pass, and how the daemon stops. Times are measured by the client: never
+//! too early, and late by no more than what is demanded even of a slow machine.
+
+mod common;
+
+use std::io::Write;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Daemon, Peer, now};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+use rustix::process::Signal;
+
+const TCP: [&str; 2] = ["--listen", "127.0.0.1:0"];
+const TCP_AND_UNIX: [&str; 4] = ["--listen", "127.0.0.1:0", "--listen", "DIR/echo.sock"];
+
+const HALF_A_SECOND: Duration = Duration::from_millis(500);
+const TWO_SECONDS: Duration = Duration::from_secs(2);
+
+/// Checks that the stream ends with these words, not before `after` has passed since `start`, and soon then.
+fn check_end(peer: &mut Peer, start: Instant, after: Duration, words: &str) {
+    let took = peer.time_until_close(start);
+    peer.expect(words);
+    peer.expect_close();
+    assert!(took >= after && took < after + HALF_A_SECOND, "\"{words}\" came after {took:?}");
+}
+
+/// Sends these bytes once more after each interval, as long as `during` takes.
+fn while_sending(peer: &mut Peer, bytes: &[u8], interval: Duration, during: impl FnOnce(&mut Peer)) {
+    let mut stream = peer.stream();
+    let (over, is_over) = channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            while is_over.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) && stream.write_all(bytes).is_ok() {}
+        });
+        during(peer);
+        drop(over);
+    });
+}
+
+// --- Deadlines of those who do not send --------------------------------------------------------------------------------
+
+#[test]
+fn half_a_message_is_cut_off_after_two_seconds() {
+    let daemon = Daemon::start(&TCP_AND_UNIX);
+    for address in daemon.addresses() {
+        let mut peer = Peer::connect(&address);
+        peer.exchange("a");
+        let start = now();
+        peer.send("b\thalf a mess");
+        // What came before does not wait for it.
+        peer.expect("server got:b\t");
+        check_end(&mut peer, start, TWO_SECONDS, "server error:message not finished within 2s\t");
+    }
+    daemon.wait_for_log_times("read-deadline", 2);
+    daemon.stop();
+}
+
+#[test]
+fn a_message_that_trickles_in_is_cut_off_after_two_seconds_all_the_same() {
+    let daemon = Daemon::start(&TCP_AND_UNIX);
+    for address in daemon.addresses() {
+        let mut peer = Peer::connect(&address);
+        let start = now();
+        peer.send("b");
+        while_sending(&mut peer, b"b", HALF_A_SECOND, |peer| {
+            check_end(peer, start, TWO_SECONDS, "server error:message not finished within 2s\t");
+        });
+    }
+    daemon.stop();
+}
+
+#[test]
+fn who_is_silent_between_messages_or_only_ends_a_line_is_not_cut_off() {
+    let daemon = Daemon::start(&TCP);
+    let [mut fresh, mut calm, mut person] = [daemon.connect(), daemon.connect(), daemon.connect()];
+    calm.exchange("a");
+    // A person types aaaa, TAB, Enter.
+    person.send("aaaa\t\n");
+    person.expect("server got:aaaa\t");
+    fresh.expect_silence(Duration::from_millis(2500));
+    fresh.exchange("b");
+    calm.exchange("b");
+    person.send("bbbb\t\r\n");
+    person.expect("server got:\nbbbb\t");
+    person.shutdown();
+    person.expect_close();
+    daemon.stop();
+}
+
+#[test]
+fn who_sends_nothing_is_let_go_at_the_idle_deadline() {
+    let daemon = Daemon::start_with("[defaults.deadlines]\nidle = '300ms'\n", &TCP_AND_UNIX);
+    let (idle, words) = (Duration::from_millis(300), "server error:no message within 300ms\t");
+    for address in daemon.addresses() {
+        let start = now();
+        let mut fresh = Peer::connect(&address);
+        check_end(&mut fresh, start, idle, words);
+        let mut calm = Peer::connect(&address);
+        let start = now();
+        calm.exchange("a");
+        check_end(&mut calm, start, idle, words);
+    }
+    daemon.stop();
+}
+
+#[test]
+fn every_message_puts_the_idle_deadline_off() {
+    let daemon = Daemon::start_with("[defaults.deadlines]\nidle = '1s'\n", &TCP);
+    let mut peer = daemon.connect();
+    for _ in 0..4 {
+        peer.exchange("a");
+        peer.expect_silence(HALF_A_SECOND);
+    }
+    let start = now();
+    peer.exchange("b");
+    check_end(&mut peer, start, Duration::from_secs(1), "server error:no message within 1s\t");
+    daemon.stop();
+}
+
+#[test]
+fn nothing_extends_the_life_of_a_connection() {
+    let daemon = Daemon::start_with("[defaults.deadlines]\nlifetime = '1000ms'\n", &TCP);
+    let (lifetime, words) = (Duration::from_secs(1), "server error:connection older than 1000ms\t");
+    let start = now();
+    let mut silent = daemon.connect();
+    check_end(&mut silent, start, lifetime, words);
+
+    let start = now();
+    let mut busy = daemon.connect();
+    busy.send("half a mess");
+    while_sending(&mut busy, b".", Duration::from_millis(100), |busy| check_end(busy, start, lifetime, words));
+
+    let start = now();
+    let mut calm = daemon.connect();
+    while_sending(&mut calm, b"a\t", Duration::from_millis(100), |calm| {
+        let took = calm.time_until_close(start);
+        let replies = calm.read_to_end();
+        let replies = replies.strip_suffix(words.as_bytes()).expect("it ends with the reason");
+        assert_eq!(replies, b"server got:a\t".repeat(replies.len() / 13));
+        assert!(took >= lifetime && took < lifetime + HALF_A_SECOND, "{took:?}");
+    });
+    daemon.stop();
+}
+
+// --- Those who do not read ---------------------------------------------------------------------------------------------
+
+#[test]
+fn who_never_reads_is_cut_off_and_costs_little_until_then() {
+    let daemon = Daemon::start_with("[defaults.deadlines]\nwrite = '500ms'\n", &TCP_AND_UNIX);
+    let mut peers: Vec<_> = daemon.addresses().iter().cycle().take(8).map(|address| Peer::connect(address)).collect();
+    for peer in &mut peers {
+        peer.exchange("a");
+    }
+    let before = daemon.status_number("VmRSS");
+    thread::scope(|scope| {
+        for peer in &peers {
+            scope.spawn(|| {
+                // Each byte becomes twelve.
+                let (chunk, mut stream) = ([b'\t'; 65536], peer.stream());
+                let (start, mut last, mut sent) = (now(), now(), 0);
+                while let Ok(count) = stream.write(&chunk) {
+                    (sent, last) = (sent + count, now());
+                    assert!(sent < 64 << 20, "{sent} bytes were taken in {:?}", start.elapsed());
+                }
+                assert!(start.elapsed() >= HALF_A_SECOND, "{:?}", start.elapsed());
+                assert!(last.elapsed() < Duration::from_secs(5), "{:?}", last.elapsed());
+            });
+        }
+    });
+    daemon.wait_for_log_times("ended: write-deadline", 8);
+    // A connection keeps no more than what one read leaves, and 64 KiB of replies.
+    let grown = daemon.status_number("VmHWM").saturating_sub(before);
+    assert!(grown < 8 * 1024, "{grown} kB more than the {before} kB before");
+    daemon.connect().exchange("still there");
+    daemon.stop();
+}
+
+#[test]
+fn the_last_words_arrive_although_more_is_on_its_way() {
+    let daemon = Daemon::start(&TCP_AND_UNIX);
+    for address in daemon.addresses() {
+        // Up to 1 MiB is taken and dropped, and the stream ends properly. Beyond that the connection breaks, but not
+        // before the words have arrived.
+        for (sent, ends_properly) in [(900 * 1024, true), (16 << 20, false)] {
+            let mut peer = Peer::connect(&address);
+            let mut stream = peer.stream();
+            thread::scope(|scope| {
+                let writer = scope.spawn(move || stream.write_all(&vec![b'x'; sent]));
+                if ends_properly {
+                    peer.time_until_close(now());
+                }
+                let words = peer.read_to_end();
+                assert_eq!(words.escape_ascii().to_string(), "server error:message exceeds 65536 bytes\\t");
+                let written = writer.join().expect("it does not panic");
+                assert_eq!(written.is_ok(), ends_properly, "{written:?}");
+            });
+        }
+    }
+    daemon.stop();
+}
+
+// --- The end of the daemon ---------------------------------------------------------------------------------------------
+
+/// Sends numbered messages until nothing more is taken for a while, and reads none of the replies.
+fn fill(peer: &mut Peer) {
+    let messages: String = (0..1_000_000).map(|number| format!("{number}\t")).collect();
+    let mut rest = messages.as_bytes();
+    loop {
+        let sent = peer.send_what_fits(rest);
+        rest = &rest[sent..];
+        let a_while = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+        if rest.is_empty()
+            || poll(&mut [PollFd::new(&peer.fd(), PollFlags::OUT)], Some(&a_while)).expect("it is open") == 0
+        {
+            return;
+        }
+    }
+}
+
+/// Reads to the proper end, with a pause after each thousand replies, and checks that all are whole and in order. Returns
+/// how many.
+fn count_replies(peer: &mut Peer, pause: Duration) -> usize {
+    for number in 0.. {
+        let reply = peer.next_reply();
+        if reply.is_empty() {
+            return number;
+        }
+        assert_eq!(reply.escape_ascii().to_string(), format!("server got:{number}\\t"));
+        if number % 1000 == 999 {
+            thread::sleep(pause);
+        }
+    }
+    unreachable!("streams are not endless");
+}
+
+/// Stops a daemon that owes its clients much, who then read with such pauses.
+fn check_drain(signal: Signal, name: &str, pause: Duration) {
+    let config = "[service]\ndrain = '1min'\n[defaults.deadlines]\nwrite = '1min'\n";
+    let mut daemon = Daemon::start_with(config, &TCP_AND_UNIX);
+    let [mut tcp, mut unix] = [0, 1].map(|at| Peer::connect(&daemon.addresses()[at]));
+    // So that much stays on the daemon's side until it is read.
+    set_socket_recv_buffer_size(tcp.fd(), 32 * 1024).expect("it can be set");
+    let mut calm = daemon.connect();
+    calm.exchange("a");
+    fill(&mut tcp);
+    fill(&mut unix);
+    daemon.signal(signal);
+    daemon.wait_for_log(&format!("stopping: {name}"));
+    // Who is owed nothing is let go at once, and nobody else gets in.
+    calm.expect_close();
+    assert!(Peer::try_connect(&daemon.addresses()[0]).is_err());
+    drop(calm);
+    let (over_tcp, over_unix) = thread::scope(|scope| {
+        let reading = scope.spawn(|| count_replies(&mut tcp, pause));
+        let over_unix = count_replies(&mut unix, pause);
+        (reading.join().expect("it reads well"), over_unix)
+    });
+    assert!(over_tcp > 10_000 && over_unix > 1000, "{over_tcp} and {over_unix} is not much");
+    drop((tcp, unix));
+    let status = daemon.wait();
+    // All that was read was answered.
+    let messages = over_tcp + over_unix + 1;
+    let last = format!("info: stopped: 3 connections finished, 0 cut; {messages} messages on 3 connections in all");
+    assert_eq!((status.code(), daemon.log().pop()), (Some(0), Some(last)));
+}
+
+#[test]
+fn who_reads_gets_all_that_is_owed_before_the_daemon_ends() {
+    check_drain(Signal::TERM, "SIGTERM", Duration::ZERO);
+    check_drain(Signal::INT, "SIGINT", Duration::ZERO);
+}
+
+#[test]
+fn who_reads_slowly_gets_all_that_is_owed_before_the_daemon_ends() {
+    check_drain(Signal::TERM, "SIGTERM", Duration::from_millis(5));
+}
+
+#[test]
+fn who_does_not_read_is_cut_off_when_draining_has_taken_long_enough() {
+    let config = "[service]\ndrain = '500ms'\n[defaults.deadlines]\nwrite = '1min'\n";
+    let mut daemon = Daemon::start_with(config, &TCP);
+    let [mut calm, mut stubborn] = [daemon.connect(), daemon.connect()];
+    calm.exchange("a");
+    fill(&mut stubborn);
+    let start = now();
+    daemon.signal(Signal::TERM);
+    calm.expect_close();
+    drop(calm);
+    let status = daemon.wait();
+    let took = start.elapsed();
+    assert!(took >= HALF_A_SECOND && took < 3 * HALF_A_SECOND, "{took:?}");
+    let last = daemon.log().pop().unwrap();
+    assert!(last.starts_with("info: stopped: 1 connections finished, 1 cut; "), "{last}");
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_cuts_off_all_at_once() {
+    let config = "[service]\ndrain = '1h'\n[defaults.deadlines]\nwrite = 'off'\n";
+    for (first, second, name) in [
+        (Signal::TERM, Signal::TERM, "SIGTERM"),
+        (Signal::INT, Signal::TERM, "SIGTERM"),
+        (Signal::TERM, Signal::INT, "SIGINT"),
+    ] {
+        let mut daemon = Daemon::start_with(config, &TCP);
+        let mut stubborn = daemon.connect();
+        fill(&mut stubborn);
+        daemon.signal(first);
+        daemon.wait_for_log("stopping");
+        daemon.signal(second);
+        let start = now();
+        let status = daemon.wait();
+        assert!(start.elapsed() < TWO_SECONDS, "{:?}", start.elapsed());
+        let log = daemon.log();
+        assert_eq!(log[log.len() - 2], format!("info: not waiting any longer: {name}"));
+        assert!(log[log.len() - 1].starts_with("info: stopped: 0 connections finished, 1 cut; "), "{log:#?}");
+        assert_eq!(status.code(), Some(0));
+    }
+}

@@ -1,0 +1,325 @@
+//! What is shared is limited: connections, buffers, time on a worker. Exactly as many as the limit says, and nobody pays
+//! for what somebody else does.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use common::peer::Waiting;
+use common::{Daemon, Peer, now, wait_until};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+// --- Connections -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn as_many_connections_as_the_limit_says_are_served_and_one_more_waits_for_its_turn() {
+    let daemon = Daemon::start_with("[limits]\nconnections = 8\n", &["--listen", "127.0.0.1:0"]);
+    let mut served: Vec<_> = (0..8).map(|_| daemon.connect()).collect();
+    for peer in &mut served {
+        peer.exchange("served");
+    }
+    let line = daemon.wait_for_log("limits.connections");
+    assert_eq!(line, "warn: 8 connections (limits.connections=8), further ones wait until one ends");
+
+    // Each who goes makes room for one of those who wait, in their order.
+    let mut waiting: Vec<_> = (0..7).map(|_| daemon.connect()).collect();
+    for peer in &mut waiting {
+        peer.send("later\t");
+    }
+    while !waiting.is_empty() {
+        waiting[0].expect_silence(Duration::from_millis(100));
+        let mut next = waiting.remove(0);
+        drop(served.remove(0));
+        next.expect("server got:later\t");
+        served.push(next);
+    }
+    for peer in &mut served {
+        peer.exchange("still served");
+    }
+    drop(served);
+    let log = daemon.stop();
+    let said = log.iter().filter(|line| line.contains("limits.connections")).count();
+    assert_eq!(said, 1, "coming and going at the limit is no news: {log:#?}");
+}
+
+#[test]
+fn that_a_small_limit_is_reached_is_not_said_every_time_either() {
+    let daemon = Daemon::start_with("[limits]\nconnections = 2\n", &["--listen", "127.0.0.1:0"]);
+    let mut served: Vec<_> = (0..2).map(|_| daemon.connect()).collect();
+    for _ in 0..5 {
+        let mut next = daemon.connect();
+        next.send("later\t");
+        drop(served.remove(0));
+        next.expect("server got:later\t");
+        served.push(next);
+    }
+    drop(served);
+    let log = daemon.stop();
+    assert_eq!(log.iter().filter(|line| line.contains("limits.connections")).count(), 1, "{log:#?}");
+}
+
+/// Opens connections until one is served.
+fn served(address: &str) -> Peer {
+    let mut served = None;
+    wait_until("somebody is served again", || {
+        let mut peer = Peer::connect(address);
+        peer.send("a\t");
+        let is_served = peer.next_reply() == b"server got:a\t";
+        served = is_served.then_some(peer);
+        is_served
+    });
+    served.expect("that is what was waited for")
+}
+
+/// Checks that exactly 3 connections to this address are served at once.
+fn check_three_of_one_source(address: &str) {
+    let mut peers: Vec<_> = (0..3).map(|_| served(address)).collect();
+    for _ in 0..3 {
+        let mut refused = Peer::connect(address);
+        refused.expect("server error:too many connections from this source (limit 3)\t");
+        refused.expect_close();
+    }
+    for peer in &mut peers {
+        peer.exchange("still served");
+    }
+    drop(peers.remove(1));
+    peers.push(served(address));
+    let mut refused = Peer::connect(address);
+    refused.send("not answered\t");
+    refused.expect("server error:too many connections from this source (limit 3)\t");
+    refused.expect_close();
+    drop(peers);
+    // Nothing of them is left.
+    let again: Vec<_> = (0..3).map(|_| served(address)).collect();
+    drop(again);
+}
+
+#[test]
+fn a_user_on_a_unix_socket_has_as_many_connections_as_its_limit_says() {
+    let daemon = Daemon::start_with("[limits]\nconnections_per_source = 3\n", &["--listen", "DIR/echo.sock"]);
+    check_three_of_one_source(&daemon.addresses()[0]);
+    let line = daemon.wait_for_log("too-many");
+    assert!(line.contains("(limits.connections_per_source=3)"), "{line}");
+    daemon.stop();
+}
+
+#[test]
+fn an_address_has_as_many_connections_as_its_limit_says() {
+    // Nothing is sent: it only asks for the way there.
+    let way = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9))?;
+        socket.local_addr()
+    });
+    let Some(ours) = way.ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified()) else {
+        return common::leave_out("this machine has no address but loopback ones");
+    };
+    let daemon = Daemon::start_with("[limits]\nconnections_per_source = 3\n", &["--listen", &format!("{ours}:0")]);
+    check_three_of_one_source(&daemon.addresses()[0]);
+    daemon.stop();
+}
+
+#[test]
+fn loopback_addresses_are_exempt_from_the_limit_of_a_source() {
+    let config = "[limits]\nconnections_per_source = 1\n";
+    let daemon = Daemon::start_with(config, &["--listen", "127.0.0.1:0", "--listen", "[::1]:0"]);
+    for address in daemon.addresses() {
+        let mut peers: Vec<_> = (0..5).map(|_| Peer::connect(&address)).collect();
+        for peer in &mut peers {
+            peer.exchange("a");
+        }
+    }
+    daemon.stop();
+}
+
+#[test]
+fn those_who_are_refused_take_no_place_from_others() {
+    let config = "[limits]\nconnections = 4\nconnections_per_source = 1\n";
+    let daemon = Daemon::start_with(config, &["--listen", "DIR/echo.sock", "--listen", "127.0.0.1:0"]);
+    let addresses = daemon.addresses();
+    let mut first = Peer::connect(&addresses[0]);
+    first.exchange("a");
+    // The daemon waits up to a second for each of them to go. If they took places, they would have to queue up.
+    let start = now();
+    let mut refused: Vec<_> = (0..60).map(|_| Peer::connect(&addresses[0])).collect();
+    for peer in &mut refused {
+        peer.expect("server error:too many connections from this source (limit 1)\t");
+    }
+    let mut others: Vec<_> = (0..2).map(|_| Peer::connect(&addresses[1])).collect();
+    for peer in &mut others {
+        peer.exchange("b");
+    }
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    // More than can be told so at once are closed without a word.
+    let mut flood: Vec<_> = (0..200).map(|_| Peer::connect(&addresses[0])).collect();
+    for peer in &mut flood {
+        let words = peer.read_to_end();
+        let refusal = b"server error:too many connections from this source (limit 1)\t";
+        assert!(words.is_empty() || words == refusal, "{}", words.escape_ascii());
+    }
+    first.exchange("still served");
+    drop((first, others, refused, flood));
+    daemon.stop();
+}
+
+#[test]
+fn a_thousand_clients_that_come_and_go_at_once_leave_nothing_behind() {
+    if !common::may_open(4096) {
+        return;
+    }
+    let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
+    let mut calm = daemon.connect();
+    calm.exchange("before");
+    let descriptors = daemon.descriptors();
+    let peers: Vec<_> = (0..1000).map(|_| daemon.connect()).collect();
+    drop(peers);
+    calm.exchange("after");
+    wait_until("they are all gone", || daemon.descriptors() == descriptors);
+    drop(calm);
+    let log = daemon.stop();
+    assert!(log.last().is_some_and(|line| line.ends_with("; 2 messages on 1001 connections in all")), "{log:#?}");
+}
+
+#[test]
+fn a_reset_in_the_middle_of_a_message_costs_nobody_else_anything() {
+    let daemon = Daemon::start(&["--listen", "127.0.0.1:0", "--log-level", "debug"]);
+    let mut calm = daemon.connect();
+    calm.exchange("before");
+    let descriptors = daemon.descriptors();
+    for _ in 0..20 {
+        let mut rude = daemon.connect();
+        rude.send("answered\thalf a mess");
+        rude.wait_until_read();
+        rude.reset();
+        calm.exchange("meanwhile");
+    }
+    daemon.wait_for_log_times("ended: peer-reset; 1 messages", 20);
+    wait_until("they are all gone", || daemon.descriptors() == descriptors);
+    calm.exchange("after");
+    drop(calm);
+    let log = daemon.stop();
+    assert!(!log.iter().any(|line| line.starts_with("warn") || line.starts_with("error")), "{log:#?}");
+}
+
+// --- Buffers -----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn who_exceeds_the_buffer_memory_of_all_is_told_so_and_nobody_else_notices() {
+    let config = "
+        [service]
+        workers = 1    # so that what one peer does comes before what the next one does
+        [limits]
+        buffer_memory = '160KiB'
+        [defaults.deadlines]
+        read = '1min'
+    ";
+    let daemon = Daemon::start_with(config, &["--listen", "127.0.0.1:0"]);
+    // However its parts arrive, a message of 60 KiB occupies between 60 and not much more than 64 KiB.
+    let (long, half) = ("x".repeat(60 * 1024), "x".repeat(50 * 1024));
+    let mut calm = daemon.connect();
+    for _ in 0..10 {
+        let mut holders = [daemon.connect(), daemon.connect()];
+        for peer in &mut holders {
+            peer.send(&long);
+            peer.wait_until_read();
+        }
+        let mut third = daemon.connect();
+        third.send(&half);
+        third.expect("server error:out of buffer memory\t");
+        third.expect_close();
+        // What needs no memory goes on.
+        calm.exchange("calm");
+        calm.exchange(&long);
+        for peer in &mut holders {
+            peer.send("\t");
+            peer.expect(format!("server got:{long}\t"));
+        }
+        // There is room again.
+        let mut fourth = daemon.connect();
+        fourth.send(&half);
+        fourth.wait_until_read();
+        fourth.send("\t");
+        fourth.expect(format!("server got:{half}\t"));
+    }
+    daemon.wait_for_log_times("busy", 10);
+    drop(calm);
+    daemon.stop();
+}
+
+/// Sends empty messages until nothing more is taken for a while, without reading a single reply.
+fn fill(peer: &mut Peer) {
+    let chunk = [b'\t'; 4096];
+    loop {
+        while peer.send_what_fits(&chunk) > 0 {}
+        let a_while = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+        if poll(&mut [PollFd::new(&peer.fd(), PollFlags::OUT)], Some(&a_while)).expect("it is open") == 0 {
+            return;
+        }
+    }
+}
+
+#[test]
+fn socket_buffers_are_as_large_as_configured() {
+    let config = "
+        [listener.small]
+        receive_buffer = '4KiB'
+        send_buffer = '4KiB'
+        [defaults.deadlines]
+        write = '1min'
+    ";
+    let daemon = Daemon::start_with(config, &["--listen", "127.0.0.1:0", "--listen", "small=127.0.0.1:0"]);
+    let addresses = daemon.addresses();
+    let mut large = Peer::connect(&addresses[0]);
+    fill(&mut large);
+    wait_until("the default buffers hold much", || {
+        let Waiting { unread, leaving, .. } = large.waiting();
+        unread > 32 * 1024 && leaving > 128 * 1024
+    });
+    let mut small = Peer::connect(&addresses[1]);
+    fill(&mut small);
+    let waiting = small.waiting();
+    // The kernel doubles what is asked for (socket(7)), and takes a segment more, which on this way may have 64 KiB.
+    assert!(waiting.unread <= 8 * 1024 && waiting.leaving <= 80 * 1024, "{waiting:?}");
+    drop((large, small));
+    daemon.stop();
+}
+
+// --- Time --------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_flood_does_not_make_a_calm_client_wait() {
+    let daemon = Daemon::start_with("[service]\nworkers = 1\n", &["--listen", "127.0.0.1:0"]);
+    let mut calm = daemon.connect();
+    calm.exchange("before");
+    let flood = daemon.connect().into_stream();
+    let flooded = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let chunk: Vec<u8> = b"x\t".repeat(32 * 1024);
+        let mut sending = &flood;
+        let mut receiving = &flood;
+        let flooded = &flooded;
+        scope.spawn(move || while sending.write_all(&chunk).is_ok() {});
+        scope.spawn(move || {
+            let mut room = vec![0; 256 * 1024];
+            while let Ok(count @ 1..) = receiving.read(&mut room) {
+                flooded.fetch_add(count as u64, Ordering::Relaxed);
+            }
+        });
+        wait_until("the flood runs", || flooded.load(Ordering::Relaxed) > 1_000_000);
+        let before = flooded.load(Ordering::Relaxed);
+        let mut slowest = Duration::ZERO;
+        for ping in 0..200 {
+            let start = now();
+            calm.exchange(&format!("ping {ping}"));
+            slowest = slowest.max(start.elapsed());
+        }
+        wait_until("the flood goes on", || flooded.load(Ordering::Relaxed) > before + 1_000_000);
+        flood.shutdown(Shutdown::Both).unwrap();
+        assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    });
+    drop((calm, flood));
+    daemon.stop();
+}
