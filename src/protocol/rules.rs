@@ -20,6 +20,8 @@ pub struct Rules {
     pub unterminated: Unterminated,
     /// Whether a peer is told, as a last reply, why it is cut off.
     pub error_replies: bool,
+    /// Whether its messages are logged.
+    pub log_messages: LogMessages,
     /// How long a peer may take.
     pub deadlines: Deadlines,
 }
@@ -32,6 +34,7 @@ impl Default for Rules {
             max_message: 64 * 1024,
             unterminated: Unterminated::Discard,
             error_replies: true,
+            log_messages: LogMessages::Off,
             deadlines: Deadlines::default(),
         }
     }
@@ -44,6 +47,17 @@ pub enum Unterminated {
     Discard,
     /// They are the last message, and are answered like one.
     Accept,
+}
+
+/// Whether messages are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogMessages {
+    /// They are not.
+    Off,
+    /// One entry for each message, escaped and cut at 256 bytes. When the log is slow, entries are left out and counted.
+    Summary,
+    /// One entry for each message, whole. None is lost: when the log is slow, the peer waits.
+    Full,
 }
 
 /// How long a peer may take; `None` is as long as it likes.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::Duration;
 
 use super::socket::Peer;
@@ -75,6 +76,26 @@ pub enum Event {
         /// What failed.
         error: io::Error,
     },
+}
+
+/// One message that a peer sent, for `log_messages = "full"`.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    /// The number of its connection.
+    pub connection: u64,
+    /// The listener's name.
+    pub listener: &'a Arc<str>,
+    /// Who sent it.
+    pub peer: Peer,
+    /// All of it, without the delimiter. Anything may be in it.
+    pub bytes: &'a [u8],
+}
+
+/// Where whole messages go. Called on the threads that serve, so it must not wait for anything.
+pub trait Messages: Send + Sync {
+    /// Takes the message: it will not be lost. Or returns `false` when there is no room for it now; then `waker` is woken
+    /// when it makes sense to try again.
+    fn take(&self, message: Message<'_>, waker: &Waker) -> bool;
 }
 
 impl Event {

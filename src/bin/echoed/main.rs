@@ -1,26 +1,30 @@
 //! The daemon. Joins what the modules of the library know nothing of each other: sockets from systemd go to the server,
 //! its events to the log, signals end it. Reads from top to bottom.
 
+mod failure;
+mod log;
+mod signals;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{ExitCode, abort};
-use std::sync::Arc;
 use std::{env, panic};
 
 use clap::Parser;
 use echoed::address::{Address, Family};
 use echoed::cli::echoed::Echoed;
-use echoed::config::{self, Level, Settings};
-use echoed::server::event::Events;
+use echoed::config::Settings;
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
 use echoed::systemd::inherited::{self, Inherited};
 use echoed::systemd::{journal, notify};
-use tokio::runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time;
+use tokio::{runtime, time};
+
+use failure::{EX_OSERR, Failure};
+use log::{LeveledLog, Note};
+use signals::Signals;
 
 /// The name of listeners that were given none.
 const DEFAULT_NAME: &str = "echo";
@@ -42,7 +46,7 @@ fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
     // Before there is a second thread: it changes the environment.
     let inherited = inherited::take()?;
     let (log, writer) = journal::start(io::stderr()).map_err(|error| Failure::system("cannot start the log", error))?;
-    let log = LeveledLog { log, level: settings.log_level };
+    let log = LeveledLog::new(log, settings.log_level);
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::system("cannot start the runtime", error))?;
     let result = runtime.block_on(serve(arguments, &settings, inherited, &log));
@@ -65,7 +69,7 @@ async fn serve(
     let mut one_connection = false;
     let told_where = !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());
     if told_where && !matches!(inherited, Inherited::Nothing) {
-        log.write(Level::Info, "systemd holds the sockets, so --listen and the listen keys are ignored");
+        log.note(Note::ListenIgnored, "systemd holds the sockets, so --listen and the listen keys are ignored");
     }
     match inherited {
         Inherited::Listeners(listeners) => {
@@ -96,7 +100,7 @@ async fn serve(
         return Ok(ExitCode::SUCCESS);
     }
     log.told(notify::stopping());
-    log.write(Level::Info, &format!("stopping: {end}"));
+    log.note(Note::Stopping, &format!("stopping: {end}"));
     stop(server, settings, &mut signals, log).await;
     drop(files);
     Ok(match end {
@@ -114,15 +118,15 @@ async fn stop(server: Server, settings: &Settings, signals: &mut Signals, log: &
     };
     tokio::select! {
         _ = time::timeout(settings.service.drain, done) => {}
-        signal = signals.next() => log.write(Level::Info, &format!("not waiting any longer: {signal}")),
+        signal = signals.next() => log.note(Note::NotWaiting, &format!("not waiting any longer: {signal}")),
     }
     let cut = server.connections();
     let Counts { connections, totals, .. } = server.counts();
     // Ends the workers, and with them the connections that are left.
     drop(server);
     let (finished, messages) = (open.saturating_sub(cut), totals.messages);
-    log.write(
-        Level::Info,
+    log.note(
+        Note::Stopped,
         &format!("stopped: {finished} connections finished, {cut} cut; {messages} messages on {connections} connections in all"),
     );
 }
@@ -174,7 +178,7 @@ fn listen(server: &Server, settings: &Settings, named: Named, log: &LeveledLog) 
         let address = socket::bound_to(&socket);
         let served = server.listen(socket, &name, settings.listener(&name));
         served.map_err(|error| Failure::system(&format!("cannot serve {address} ({name})"), error))?;
-        log.write(Level::Info, &format!("listening on {address} ({name})"));
+        log.note(Note::Listening, &format!("listening on {address} ({name})"));
     }
     Ok(())
 }
@@ -183,29 +187,7 @@ fn listen(server: &Server, settings: &Settings, named: Named, log: &LeveledLog) 
 fn note_missing_sections<'a>(settings: &Settings, names: impl IntoIterator<Item = &'a str>, log: &LeveledLog) {
     let missing = |name: &&str| *name != DEFAULT_NAME && !settings.listeners.contains_key(*name);
     for name in names.into_iter().filter(missing).collect::<BTreeSet<_>>() {
-        log.write(Level::Info, &format!("there is no section [listener.{name}], so {name} uses [defaults]"));
-    }
-}
-
-// --- Signals, log, end -------------------------------------------------------------------------------------------------
-
-/// The signals that end us.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn catch() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// The name of the next one.
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
+        log.note(Note::NoSection, &format!("there is no section [listener.{name}], so {name} uses [defaults]"));
     }
 }
 
@@ -228,39 +210,6 @@ impl fmt::Display for End {
     }
 }
 
-/// The log, up to a level.
-#[derive(Clone)]
-struct LeveledLog {
-    log: journal::Log,
-    level: Level,
-}
-
-impl LeveledLog {
-    fn write(&self, level: Level, text: &str) {
-        if level <= self.level {
-            self.log.write(format!("{level}: {text}"));
-        }
-    }
-
-    /// What becomes of the server's events. This runs on its workers, so it only formats what is really logged.
-    fn events(&self) -> Events {
-        let log = self.clone();
-        Arc::new(move |event| {
-            if event.level() <= log.level {
-                log.write(event.level(), &event.to_string());
-            }
-        })
-    }
-
-    /// Says when systemd could not be told something.
-    fn told(&self, result: io::Result<()>) {
-        if let Err(error) = result {
-            let socket = env::var("NOTIFY_SOCKET").unwrap_or_default();
-            self.write(Level::Warn, &format!("cannot notify the service manager on {socket}: {error}, ignoring"));
-        }
-    }
-}
-
 /// A panic is a bug of ours. The process ends with SIGABRT, and systemd starts it anew.
 fn abort_on_panic() {
     let report = panic::take_hook();
@@ -268,55 +217,4 @@ fn abort_on_panic() {
         report(panic);
         abort();
     }));
-}
-
-/// Bad configuration (EX_CONFIG of sysexits.h).
-const EX_CONFIG: u8 = 78;
-
-/// A system call failed (EX_OSERR of sysexits.h).
-const EX_OSERR: u8 = 71;
-
-/// Why the daemon does not start.
-#[derive(Debug)]
-enum Failure {
-    Configuration(config::Error),
-    Inherited(inherited::Error),
-    System { what: String, error: io::Error },
-}
-
-impl Failure {
-    fn system(what: &str, error: io::Error) -> Self {
-        Self::System { what: what.to_owned(), error }
-    }
-
-    fn exit_code(&self) -> ExitCode {
-        ExitCode::from(match self {
-            Self::Configuration(_) => EX_CONFIG,
-            Self::Inherited(_) | Self::System { .. } => EX_OSERR,
-        })
-    }
-}
-
-impl From<config::Error> for Failure {
-    fn from(error: config::Error) -> Self {
-        Self::Configuration(error)
-    }
-}
-
-impl From<inherited::Error> for Failure {
-    fn from(error: inherited::Error) -> Self {
-        Self::Inherited(error)
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            // Begins with the place.
-            Self::Configuration(error @ config::Error::Wrong(_)) => error.fmt(f),
-            Self::Configuration(error) => write!(f, "echoed: {error}"),
-            Self::Inherited(error) => write!(f, "echoed: {error}"),
-            Self::System { what, error } => write!(f, "echoed: {what}: {error}"),
-        }
-    }
 }

@@ -1,0 +1,59 @@
+//! Why the daemon does not start, in words, and its exit code.
+
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+
+use echoed::config;
+use echoed::systemd::inherited;
+
+/// Bad configuration (EX_CONFIG of sysexits.h).
+const EX_CONFIG: u8 = 78;
+
+/// A system call failed (EX_OSERR of sysexits.h).
+pub(crate) const EX_OSERR: u8 = 71;
+
+/// Why the daemon does not start.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Configuration(config::Error),
+    Inherited(inherited::Error),
+    System { what: String, error: io::Error },
+}
+
+impl Failure {
+    pub(crate) fn system(what: &str, error: io::Error) -> Self {
+        Self::System { what: what.to_owned(), error }
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Configuration(_) => EX_CONFIG,
+            Self::Inherited(_) | Self::System { .. } => EX_OSERR,
+        })
+    }
+}
+
+impl From<config::Error> for Failure {
+    fn from(error: config::Error) -> Self {
+        Self::Configuration(error)
+    }
+}
+
+impl From<inherited::Error> for Failure {
+    fn from(error: inherited::Error) -> Self {
+        Self::Inherited(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // Begins with the place.
+            Self::Configuration(error @ config::Error::Wrong(_)) => error.fmt(f),
+            Self::Configuration(error) => write!(f, "echoed: {error}"),
+            Self::Inherited(error) => write!(f, "echoed: {error}"),
+            Self::System { what, error } => write!(f, "echoed: {what}: {error}"),
+        }
+    }
+}
