@@ -279,6 +279,22 @@ fn who_reads_slowly_gets_all_that_is_owed_before_the_daemon_ends() {
 }
 
 #[test]
+fn who_is_owed_nothing_and_stays_does_not_hold_up_the_end() {
+    let mut daemon = Daemon::start_with("[service]\ndrain = '1h'\n", &TCP);
+    let mut calm = daemon.connect();
+    calm.exchange("a");
+    let start = now();
+    daemon.signal(Signal::TERM);
+    calm.expect_close();
+    let status = daemon.wait();
+    // What may still come is taken for a second.
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    let last = "info: stopped: 1 connections finished, 0 cut; 1 messages on 1 connections in all".to_owned();
+    assert_eq!((status.code(), daemon.log().pop()), (Some(0), Some(last)));
+    drop(calm);
+}
+
+#[test]
 fn who_does_not_read_is_cut_off_when_draining_has_taken_long_enough() {
     let config = "[service]\ndrain = '500ms'\n[defaults.deadlines]\nwrite = '1min'\n";
     let mut daemon = Daemon::start_with(config, &TCP);

@@ -50,6 +50,7 @@ fn as_many_connections_as_the_limit_says_are_served_and_one_more_waits_for_its_t
 fn that_a_small_limit_is_reached_is_not_said_every_time_either() {
     let daemon = Daemon::start_with("[limits]\nconnections = 2\n", &["--listen", "127.0.0.1:0"]);
     let mut served: Vec<_> = (0..2).map(|_| daemon.connect()).collect();
+    daemon.wait_for_log("limits.connections");
     for _ in 0..5 {
         let mut next = daemon.connect();
         next.send("later\t");
@@ -246,6 +247,29 @@ fn who_exceeds_the_buffer_memory_of_all_is_told_so_and_nobody_else_notices() {
     }
     daemon.wait_for_log_times("busy", 10);
     drop(calm);
+    daemon.stop();
+}
+
+#[test]
+fn who_is_cut_off_gives_back_what_was_kept_for_it() {
+    let config = "
+        [service]
+        workers = 1
+        [limits]
+        buffer_memory = '250KiB'
+        [defaults.deadlines]
+        write = '200ms'
+    ";
+    let daemon = Daemon::start_with(config, &["--listen", "DIR/echo.sock"]);
+    for round in 1..=5 {
+        // More replies than the kernel takes, so that the daemon keeps some.
+        let mut hoarder = daemon.connect();
+        hoarder.send([b'\t'; 60_000]);
+        daemon.wait_for_log_times("ended: write-deadline", round);
+    }
+    let mut other = daemon.connect();
+    other.exchange(&"x".repeat(60_000));
+    drop(other);
     daemon.stop();
 }
 
