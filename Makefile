@@ -14,6 +14,8 @@ BINDIR ?= $(PREFIX)/bin
 DOCDIR ?= $(PREFIX)/share/doc/echoed
 SYSCONFDIR ?= /etc
 UNITDIR ?= $(PREFIX)/lib/systemd/system
+# The version of systemd that the units are for: it decides which drop-ins are installed.
+SYSTEMD_VERSION ?= $(or $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p'),252)
 DESTDIR ?=
 
 # Where cargo puts what it builds.
@@ -52,14 +54,27 @@ install:
 	$(INSTALL) -m 755 "$(BUILDDIR)/echoed" "$(DESTDIR)$(SBINDIR)/echoed"
 	$(INSTALL) -m 755 "$(BUILDDIR)/echoctl" "$(DESTDIR)$(BINDIR)/echoctl"
 	$(INSTALL) -m 644 systemd/echoed.socket "$(DESTDIR)$(UNITDIR)/echoed.socket"
-	sed 's|@SBINDIR@|$(SBINDIR)|g' systemd/echoed.service >"$(DESTDIR)$(UNITDIR)/echoed.service"
-	chmod 644 "$(DESTDIR)$(UNITDIR)/echoed.service"
+	@for unit in echoed.service echoed@.service; do \
+	    sed 's|@SBINDIR@|$(SBINDIR)|g' "systemd/$$unit" >"$(DESTDIR)$(UNITDIR)/$$unit" && \
+	    chmod 644 "$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; done
+	@for file in systemd/versions/*.conf; do \
+	    version=$${file##*/}; unit=$${version#*-}; version=$${version%%-*}; unit=$${unit%.conf}; \
+	    rm -f "$(DESTDIR)$(UNITDIR)/$$unit.d/$$version.conf"; \
+	    test "$$version" -gt "$(SYSTEMD_VERSION)" || { \
+	        $(INSTALL) -d "$(DESTDIR)$(UNITDIR)/$$unit.d" && \
+	        $(INSTALL) -m 644 "$$file" "$(DESTDIR)$(UNITDIR)/$$unit.d/$$version.conf"; } || exit 1; done
+	$(INSTALL) -d "$(DESTDIR)$(DOCDIR)/examples"
+	$(INSTALL) -m 644 systemd/examples/* "$(DESTDIR)$(DOCDIR)/examples"
 	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/protocol.md LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
 	@test -n "$(DESTDIR)" || echo "Now: systemctl daemon-reload && systemctl enable --now echoed.socket"
 
 uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/echoed" "$(DESTDIR)$(BINDIR)/echoctl"
-	rm -f "$(DESTDIR)$(UNITDIR)/echoed.socket" "$(DESTDIR)$(UNITDIR)/echoed.service"
+	rm -f "$(DESTDIR)$(UNITDIR)/echoed.socket" "$(DESTDIR)$(UNITDIR)/echoed.service" "$(DESTDIR)$(UNITDIR)/echoed@.service"
+	for file in systemd/versions/*.conf; do \
+	    version=$${file##*/}; unit=$${version#*-}; unit=$${unit%.conf}; \
+	    rm -f "$(DESTDIR)$(UNITDIR)/$$unit.d/$${version%%-*}.conf"; \
+	    rmdir "$(DESTDIR)$(UNITDIR)/$$unit.d" 2>/dev/null; done; true
 	rm -rf "$(DESTDIR)$(DOCDIR)"
 
 clean:

@@ -72,8 +72,12 @@ fn files(directory: &Path) -> Vec<(String, u32)> {
 fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
     let directory = tempfile::tempdir().unwrap();
     let (built, destination) = (built(directory.path()), directory.path().join("destination"));
-    let variables =
-        [("DESTDIR", destination.as_os_str()), ("BUILDDIR", built.as_os_str()), ("PREFIX", OsStr::new("/usr"))];
+    let variables = [
+        ("DESTDIR", destination.as_os_str()),
+        ("BUILDDIR", built.as_os_str()),
+        ("PREFIX", OsStr::new("/usr")),
+        ("SYSTEMD_VERSION", OsStr::new("254")),
+    ];
     if make("install", &variables).is_none() {
         return;
     }
@@ -83,11 +87,16 @@ fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
         ("usr/bin/echoctl", 0o755),
         ("usr/lib/systemd/system/echoed.socket", 0o644),
         ("usr/lib/systemd/system/echoed.service", 0o644),
+        ("usr/lib/systemd/system/echoed@.service", 0o644),
+        ("usr/lib/systemd/system/echoed.service.d/254.conf", 0o644),
+        ("usr/share/doc/echoed/examples/ipv6.conf", 0o644),
         ("usr/share/doc/echoed/README.md", 0o644),
         ("usr/share/doc/echoed/LICENSE-MIT", 0o644),
     ] {
         assert!(found.contains(&(expected.0.to_owned(), expected.1)), "{expected:?} is not in {found:#?}");
     }
+    // What is newer than the version asked for is not there.
+    assert!(!found.iter().any(|(name, _)| name.contains("echoed.socket.d/")), "{found:#?}");
     let service = fs::read_to_string(destination.join("usr/lib/systemd/system/echoed.service")).unwrap();
     assert!(service.lines().any(|line| line == "ExecStart=/usr/sbin/echoed"), "{service}");
     let socket = fs::read_to_string(destination.join("usr/lib/systemd/system/echoed.socket")).unwrap();
@@ -112,12 +121,10 @@ fn nothing_is_installed_and_nothing_built_before_a_build() {
     assert!(!destination.exists() && !empty.exists());
 }
 
-#[test]
-fn systemd_has_nothing_to_say_about_the_units() {
-    let Some(analyze) = common::program_or_leave_out("systemd-analyze") else { return };
-    let directory = tempfile::tempdir().unwrap();
-    let built = built(directory.path());
-    let place = |name: &str| directory.path().join(name).into_os_string();
+/// The units of an installation for the systemd of this machine, in a directory below `directory`.
+fn installed_units(directory: &Path) -> Option<PathBuf> {
+    let built = built(directory);
+    let place = |name: &str| directory.join(name).into_os_string();
     let variables = [
         ("BUILDDIR", built.into_os_string()),
         ("SBINDIR", place("sbin")),
@@ -125,20 +132,67 @@ fn systemd_has_nothing_to_say_about_the_units() {
         ("UNITDIR", place("units")),
         ("DOCDIR", place("doc")),
     ];
-    if make("install", &variables).is_none() {
-        return;
-    }
-    let units = ["echoed.socket", "echoed.service"].map(|unit| directory.path().join("units").join(unit));
-    let output = run(Command::new(&analyze).args(["verify", "--man=no"]).args(&units));
-    let said = [output.stdout, output.stderr].concat();
-    assert!(said.is_empty(), "{}", String::from_utf8_lossy(&said));
+    make("install", &variables).map(|_| directory.join("units"))
+}
+
+/// What systemd has to say about units.
+fn verify(directory: &Path, units: &[&str]) -> Option<String> {
+    let mut command = Command::new(common::program_or_leave_out("systemd-analyze")?);
+    // Only ours: what else is installed on the machine may be wrong as it likes.
+    command.args(["verify", "--man=no"]).args(units.iter().map(|unit| directory.join(unit)));
+    let output = command.output().expect("it can be run");
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("it is text");
+    assert!(output.status.success() || !said.is_empty(), "{}", output.status);
+    Some(said)
+}
+
+#[test]
+fn systemd_has_nothing_to_say_about_the_units() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(units) = installed_units(directory.path()) else { return };
+    let Some(said) = verify(&units, &["echoed.socket", "echoed.service", "echoed@x.service"]) else { return };
+    assert_eq!(said, "");
 
     // It would have something to say: a check of the check.
-    let service = fs::read_to_string(&units[1]).unwrap();
-    fs::write(&units[1], service.replace("PrivateNetwork=", "PrivateNetwrok=")).unwrap();
-    let output = Command::new(&analyze).args(["verify", "--man=no"]).args(&units).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("PrivateNetwrok"), "{said}");
+    for unit in ["echoed.service", "echoed@.service"] {
+        let text = fs::read_to_string(units.join(unit)).unwrap();
+        fs::write(units.join(unit), text.replace("PrivateNetwork=", "PrivateNetwrok=")).unwrap();
+        let said = verify(&units, &[&unit.replace('@', "@x")]).unwrap();
+        assert!(said.contains("PrivateNetwrok"), "{unit}: {said}");
+    }
+}
+
+#[test]
+fn systemd_has_nothing_to_say_about_the_examples_either() {
+    for entry in fs::read_dir(Path::new(ROOT).join("systemd/examples")).unwrap() {
+        let example = entry.unwrap().path();
+        let name = example.file_name().unwrap().to_str().unwrap().to_owned();
+        let directory = tempfile::tempdir().unwrap();
+        let Some(units) = installed_units(directory.path()) else { return };
+        // Where it says itself that it belongs.
+        let text = fs::read_to_string(&example).unwrap();
+        let place = text.lines().find_map(|line| line.strip_prefix("# To be used as /etc/systemd/system/"));
+        let place = place.and_then(|place| place.split(',').next()).unwrap_or_else(|| panic!("{name} says where"));
+        let place = units.join(place);
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::write(&place, &text).unwrap();
+        let socket = if name.ends_with(".socket") { &*name } else { "echoed.socket" };
+        let Some(said) = verify(&units, &[socket]) else { return };
+        assert_eq!(said, "", "{name}");
+
+        fs::write(&place, format!("{text}\n[Socket]\nListenStrem=1\n")).unwrap();
+        let said = verify(&units, &[socket]).unwrap();
+        assert!(said.contains("ListenStrem"), "{name} is not looked at: {said}");
+    }
+}
+
+#[test]
+fn every_process_is_shut_in_alike_however_it_is_started() {
+    let sandbox = |unit: &str| {
+        let text = fs::read_to_string(Path::new(ROOT).join("systemd").join(unit)).expect("it is shipped");
+        text.split_once("# It needs the sockets").expect("that is where it begins").1.to_owned()
+    };
+    assert_eq!(sandbox("echoed.service"), sandbox("echoed@.service"));
 }
 
 /// The assignments of a unit file, without comments: section, key, value.
@@ -179,6 +233,9 @@ fn the_socket_unit_listens_where_the_documents_say_and_is_the_one_to_be_enabled(
     assert_eq!(values(&service, "Unit", "StartLimitIntervalSec"), ["0"]);
     assert_eq!(values(&service, "Service", "Type"), ["notify"]);
     assert_eq!(values(&service, "Service", "Restart"), ["on-failure"]);
+    // Newer ones know a handshake for it.
+    assert_eq!(values(&service, "Service", "ExecReload"), ["kill -HUP $MAINPID"]);
+    assert_eq!(values(&service, "Service", "WatchdogSec"), ["30s"]);
     // The brake where the start limit is off.
     assert_eq!(values(&service, "Service", "RestartSec").len(), 1);
     // A bad configuration is tried again, or the socket would be given up.

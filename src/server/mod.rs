@@ -15,13 +15,15 @@ mod worker;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::net::UnixStream;
+use tokio::sync::{oneshot, watch};
 
 use crate::config::{self, Settings};
-use accept::{Desk, Reception};
+use accept::{CurrentDesk, Desk, Reception};
 use admission::Admission;
 use event::{Event, Events};
 use worker::{EventsOut, WorkerThread};
@@ -31,17 +33,33 @@ pub use worker::Counts;
 /// A running server. Dropping it ends everything at once.
 pub struct Server {
     reception: Arc<Reception>,
-    /// Listeners being served, and what is told when one of them breaks.
-    listeners: Arc<Listeners>,
-    /// Becomes `true` when no new connection is to be accepted.
-    closed: watch::Sender<bool>,
+    /// What each listener receives its connections with.
+    desks: Mutex<Vec<Arc<CurrentDesk>>>,
+    acceptors: Arc<watch::Sender<Acceptors>>,
+    door: watch::Sender<Door>,
     threads: Vec<WorkerThread>,
 }
 
+/// What the acceptors are to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    /// Accept.
+    Open,
+    /// Look whether anybody is waiting; then accept nobody until it is open again.
+    LastLook,
+    /// End.
+    Closed,
+}
+
+/// The acceptors, as far as others want to know.
 #[derive(Debug, Default)]
-struct Listeners {
-    served: AtomicUsize,
-    broke: Notify,
+struct Acceptors {
+    /// Listeners being served.
+    serving: usize,
+    /// Those of them that have had their last look.
+    looked: usize,
+    /// Whether one of them saw anybody.
+    somebody: bool,
 }
 
 impl Server {
@@ -50,7 +68,7 @@ impl Server {
     /// # Errors
     /// A thread or its reactor cannot be made.
     pub fn start(settings: &Settings, events: Events) -> io::Result<Self> {
-        let admission = Admission::new(settings.limits.clone());
+        let admission = Admission::new(&settings.limits);
         let out = EventsOut(Arc::clone(&events));
         let start = |number| WorkerThread::start(number, &out);
         let threads = (0..settings.service.worker_threads()).map(start).collect::<io::Result<Vec<_>>>()?;
@@ -58,8 +76,9 @@ impl Server {
         let reception = Reception { admission, workers, events, connections: AtomicU64::new(0) };
         Ok(Self {
             reception: Arc::new(reception),
-            listeners: Arc::default(),
-            closed: watch::Sender::new(false),
+            desks: Mutex::default(),
+            acceptors: Arc::default(),
+            door: watch::Sender::new(Door::Open),
             threads,
         })
     }
@@ -69,25 +88,21 @@ impl Server {
     /// # Errors
     /// The socket cannot be prepared or registered.
     pub fn listen(&self, socket: OwnedFd, name: &str, settings: &config::Listener) -> io::Result<()> {
-        socket::prepare_listener(&socket, settings)?;
-        let desk = desk(name, settings);
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        let desk = Arc::new(CurrentDesk::new(desk(name, settings)));
         let acceptor = self.threads.first().map(|thread| &thread.worker).ok_or(io::ErrorKind::NotFound)?;
         let listener = acceptor.register(socket)?;
-        let (reception, listeners) = (Arc::clone(&self.reception), Arc::clone(&self.listeners));
-        let mut closed = self.closed.subscribe();
-        listeners.served.fetch_add(1, Ordering::Relaxed);
+        self.desks().push(Arc::clone(&desk));
+        let (reception, acceptors) = (Arc::clone(&self.reception), Arc::clone(&self.acceptors));
+        let door = self.door.subscribe();
+        acceptors.send_modify(|acceptors| acceptors.serving += 1);
         acceptor.spawn(async move {
-            let broken = tokio::select! {
-                // An error means that the server is gone, which says the same.
-                _ = closed.wait_for(|closed| *closed) => None,
-                error = accept::accept(&listener, &desk, &reception) => Some(error),
-            };
+            let ended = attend(&listener, &desk, &reception, &acceptors, door).await;
             drop(listener);
-            listeners.served.fetch_sub(1, Ordering::Relaxed);
-            if let Some(error) = broken {
-                (reception.events)(Event::Broken { listener: Arc::clone(&desk.name), error });
-                listeners.broke.notify_one();
+            if let Err(error) = ended {
+                (reception.events)(Event::Broken { listener: Arc::clone(&desk.now().name), error });
             }
+            acceptors.send_modify(|acceptors| acceptors.serving -= 1);
         });
         Ok(())
     }
@@ -100,18 +115,26 @@ impl Server {
         let full = || io::Error::new(io::ErrorKind::QuotaExceeded, "there is no place for a connection");
         let place = self.reception.admission.place().ok_or_else(full)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
-        self.reception.receive(socket, None, &desk(name, settings), place);
+        self.reception.receive(socket, None, &Arc::new(desk(name, settings)), place);
         Ok(())
+    }
+
+    /// From now on, new connections obey these settings, and all connections these limits. The number of workers and
+    /// what is listened on stay.
+    pub fn reload(&self, settings: &Settings) {
+        self.reception.admission.set_limits(&settings.limits);
+        for desk in &*self.desks() {
+            desk.change(settings.listener(&desk.now().name));
+        }
     }
 
     /// Returns when the last listener broke. Never, as long as one is well or none was there.
     pub async fn broken(&self) {
-        loop {
-            self.listeners.broke.notified().await;
-            if self.listeners.served.load(Ordering::Relaxed) == 0 {
-                return;
-            }
+        if self.desks().is_empty() {
+            std::future::pending::<()>().await;
         }
+        // The sender is here, so there is no error.
+        let _ = self.acceptors.subscribe().wait_for(|acceptors| acceptors.serving == 0).await;
     }
 
     /// Returns when there is no connection, served or refused.
@@ -119,15 +142,75 @@ impl Server {
         self.reception.admission.wait_for_none().await;
     }
 
+    /// For how long there has been no connection, served or refused; `None` while there is one.
+    #[must_use]
+    pub fn idle_for(&self) -> Option<Duration> {
+        self.reception.admission.idle_for()
+    }
+
+    /// Stops accepting, unless somebody is waiting or still here. Returns whether it did: then who comes later waits in
+    /// the backlog, for the next process.
+    pub async fn last_look(&self) -> bool {
+        self.acceptors.send_modify(|acceptors| (acceptors.looked, acceptors.somebody) = (0, false));
+        self.door.send_replace(Door::LastLook);
+        let mut acceptors = self.acceptors.subscribe();
+        let all_looked = acceptors.wait_for(|acceptors| acceptors.looked >= acceptors.serving).await;
+        let nobody = all_looked.is_ok_and(|acceptors| !acceptors.somebody) && self.connections() == 0;
+        if !nobody {
+            self.door.send_replace(Door::Open);
+        }
+        nobody
+    }
+
     /// Stops accepting, then has every connection end as soon as it has got what it is owed. Returns when nothing is
     /// accepted any more; [`Server::idle`] tells when the connections have ended.
     pub async fn drain(&self) {
-        self.closed.send_replace(true);
+        self.door.send_replace(Door::Closed);
         // Every acceptor listens until it has dropped its socket.
-        self.closed.closed().await;
+        self.door.closed().await;
         for thread in &self.threads {
             thread.worker.drain();
         }
+    }
+
+    /// Returns when every worker has answered, which it does between the turns of its connections.
+    pub async fn answer(&self) {
+        for thread in &self.threads {
+            let (answer, answered) = oneshot::channel();
+            thread.worker.spawn(async move {
+                // Who asked may have stopped to wait.
+                let _ = answer.send(());
+            });
+            // An error means that the worker is gone, with everything else.
+            let _ = answered.await;
+        }
+    }
+
+    /// Has the first worker do nothing any more, for tests of what watches over it.
+    pub fn hang_worker(&self) {
+        if let Some(thread) = self.threads.first() {
+            thread.worker.spawn(async {
+                loop {
+                    std::thread::park();
+                }
+            });
+        }
+    }
+
+    /// Listeners being served.
+    #[must_use]
+    pub fn listeners(&self) -> usize {
+        self.acceptors.borrow().serving
+    }
+
+    /// How many connections are served at once at most.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.reception.admission.limit()
+    }
+
+    fn desks(&self) -> MutexGuard<'_, Vec<Arc<CurrentDesk>>> {
+        self.desks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connections being served.
@@ -147,6 +230,42 @@ impl Server {
     }
 }
 
-fn desk(name: &str, settings: &config::Listener) -> Arc<Desk> {
-    Arc::new(Desk { name: name.into(), settings: settings.clone() })
+fn desk(name: &str, settings: &config::Listener) -> Desk {
+    Desk { name: name.into(), settings: settings.clone() }
+}
+
+/// Attends to a listener as the door says, until it is closed.
+///
+/// # Errors
+/// The listener broke.
+async fn attend(
+    listener: &UnixStream,
+    desk: &CurrentDesk,
+    reception: &Reception,
+    acceptors: &watch::Sender<Acceptors>,
+    mut door: watch::Receiver<Door>,
+) -> io::Result<()> {
+    loop {
+        let now = *door.borrow_and_update();
+        match now {
+            Door::Open => {}
+            Door::LastLook => {
+                let somebody = accept::last_look(listener, desk, reception);
+                acceptors.send_modify(|acceptors| {
+                    acceptors.looked += 1;
+                    acceptors.somebody |= somebody;
+                });
+            }
+            Door::Closed => return Ok(()),
+        }
+        tokio::select! {
+            changed = door.changed() => {
+                if changed.is_err() {
+                    // The server is gone.
+                    return Ok(());
+                }
+            }
+            error = accept::accept(listener, desk, reception), if now == Door::Open => return Err(error),
+        }
+    }
 }

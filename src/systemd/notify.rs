@@ -3,37 +3,143 @@
 //! Each call opens a blocking socket of its own, so it must not be made on a thread that serves.
 
 use std::env;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::slice;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::pipe::{PipeFlags, pipe_with};
 use sd_notify::NotifyState;
 
-/// Everything is being served.
+/// How long the manager may take to read all it was told. The same as in systemd-notify(1).
+const BARRIER: Duration = Duration::from_secs(5);
+
+/// The longest status, in bytes; what is beyond is cut. More than anybody reads in `systemctl status`, and far below
+/// what fits into a datagram.
+const LONGEST_STATUS: usize = 1000;
+
+/// Whether anybody wants to be told.
+#[must_use]
+pub fn is_wanted() -> bool {
+    env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// Everything is being served; `status` says in one line what that is.
 ///
 /// # Errors
 /// There is somebody who wants to know, but cannot be told.
-pub fn ready() -> io::Result<()> {
-    tell(&NotifyState::Ready)
+pub fn ready(status: &str) -> io::Result<()> {
+    tell(&[NotifyState::Ready, NotifyState::Status(&one_line(status))])
+}
+
+/// Settings are being read anew. To be followed by [`ready`] in any case.
+///
+/// # Errors
+/// There is somebody who wants to know, but cannot be told.
+pub fn reloading() -> io::Result<()> {
+    tell(&[NotifyState::Reloading, NotifyState::monotonic_usec_now()?])
 }
 
 /// The end has begun; nothing new is accepted.
 ///
 /// # Errors
 /// There is somebody who wants to know, but cannot be told.
-pub fn stopping() -> io::Result<()> {
-    tell(&NotifyState::Stopping)
+pub fn stopping(status: &str) -> io::Result<()> {
+    tell(&[NotifyState::Stopping, NotifyState::Status(&one_line(status))])
 }
 
-fn tell(state: &NotifyState<'_>) -> io::Result<()> {
+/// How it is, in one line. A line feed would begin another assignment, so it is shown as an escape.
+///
+/// # Errors
+/// There is somebody who wants to know, but cannot be told.
+pub fn status(text: &str) -> io::Result<()> {
+    tell(&[NotifyState::Status(&one_line(text))])
+}
+
+/// We are well.
+///
+/// # Errors
+/// There is somebody who wants to know, but cannot be told.
+pub fn watchdog() -> io::Result<()> {
+    tell(&[NotifyState::Watchdog])
+}
+
+/// How often [`watchdog`] has to be said at least; `None` where nobody wants to hear it (sd_watchdog_enabled(3)).
+#[must_use]
+pub fn watchdog_interval() -> Option<Duration> {
+    sd_notify::watchdog_enabled().filter(|interval| !interval.is_zero())
+}
+
+/// What goes on may take so much longer, counted from now.
+///
+/// # Errors
+/// There is somebody who wants to know, but cannot be told.
+pub fn extend_timeout(by: Duration) -> io::Result<()> {
+    tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(by.as_micros()).unwrap_or(u32::MAX))])
+}
+
+/// Returns when the manager has read all that it was told before, or after 5 s. Without it, what a process says just
+/// before it ends may come too late to be matched with its unit.
+///
+/// # Errors
+/// There is somebody who wants to know, but cannot be told, or does not listen.
+pub fn barrier() -> io::Result<()> {
+    if !is_wanted() {
+        return Ok(());
+    }
+    // The manager closes its end of the pipe when it comes to it; that is the answer.
+    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+    tell_with(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
+    drop(theirs);
+    let mut answer = [PollFd::new(&ours, PollFlags::empty())];
+    let patience = Timespec::try_from(BARRIER).map_err(|_| io::ErrorKind::InvalidInput)?;
+    match poll(&mut answer, Some(&patience))? {
+        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not listen")),
+        _ => Ok(()),
+    }
+}
+
+fn tell(states: &[NotifyState<'_>]) -> io::Result<()> {
+    tell_with(states, &[])
+}
+
+/// Also hands over descriptors: one at most.
+fn tell_with(states: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     match env::var_os("NOTIFY_SOCKET").as_deref().map(|name| name.as_bytes().strip_prefix(b"@")) {
         // sd-notify takes the name of an abstract socket for a path.
-        Some(Some(name)) => {
-            let address = SocketAddr::from_abstract_name(name)?;
-            UnixDatagram::unbound()?.send_to_addr(format!("{state}\n").as_bytes(), &address).map(drop)
-        }
-        _ => sd_notify::notify(slice::from_ref(state)),
+        Some(Some(name)) => tell_abstract(&SocketAddr::from_abstract_name(name)?, states, fds),
+        _ if fds.is_empty() => sd_notify::notify(states),
+        _ => sd_notify::notify_with_fds(states, fds),
     }
+}
+
+fn tell_abstract(address: &SocketAddr, states: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(address)?;
+    let text: String = states.iter().map(|state| format!("{state}\n")).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    sendmsg(&socket, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// `text` without anything that ends a line or is not to be seen, and not too long.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for c in text.chars() {
+        if line.len() >= LONGEST_STATUS {
+            line.push('…');
+            break;
+        }
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
 }

@@ -34,6 +34,8 @@ pub(crate) enum Note {
     NotReloaded,
     /// A worker does not answer.
     Hung,
+    /// All workers answer again.
+    Answered,
 }
 
 impl Note {
@@ -47,7 +49,8 @@ impl Note {
             | Self::Stopping
             | Self::NotWaiting
             | Self::Stopped
-            | Self::Reloaded => Level::Info,
+            | Self::Reloaded
+            | Self::Answered => Level::Info,
         }
     }
 }

@@ -1,33 +1,39 @@
 //! The daemon. Joins what the modules of the library know nothing of each other: sockets from systemd go to the server,
 //! its events to the log, signals end it. Reads from top to bottom.
 
+mod attend;
 mod failure;
 mod log;
 mod signals;
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{ExitCode, abort};
+use std::time::Duration;
 use std::{env, panic};
 
 use clap::Parser;
 use echoed::address::{Address, Family};
 use echoed::cli::echoed::Echoed;
-use echoed::config::Settings;
+use echoed::config::{self, Settings};
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
 use echoed::systemd::inherited::{self, Inherited};
 use echoed::systemd::{journal, notify};
 use tokio::{runtime, time};
 
+use attend::{Attendant, End, Purpose};
 use failure::{EX_OSERR, Failure};
 use log::{LeveledLog, Note};
 use signals::Signals;
 
 /// The name of listeners that were given none.
 const DEFAULT_NAME: &str = "echo";
+
+/// How often the manager is told that we still drain.
+const STILL_THERE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let arguments = Echoed::parse();
@@ -42,7 +48,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
-    let settings = settings(arguments)?;
+    let settings = load(arguments)?;
     // Before there is a second thread: it changes the environment.
     let inherited = inherited::take()?;
     let (log, writer) = journal::start(io::stderr()).map_err(|error| Failure::system("cannot start the log", error))?;
@@ -62,63 +68,63 @@ async fn serve(
     inherited: Inherited,
     log: &LeveledLog,
 ) -> Result<ExitCode, Failure> {
+    // Before READY=1, after which a reload may be asked for.
     let mut signals = Signals::catch().map_err(|error| Failure::system("cannot catch signals", error))?;
     let server = Server::start(settings, log.events());
     let server = server.map_err(|error| Failure::system("cannot start the workers", error))?;
     let mut files = Vec::new();
-    let mut one_connection = false;
     let told_where = !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());
     if told_where && !matches!(inherited, Inherited::Nothing) {
         log.note(Note::ListenIgnored, "systemd holds the sockets, so --listen and the listen keys are ignored");
     }
-    match inherited {
+    let purpose = match inherited {
         Inherited::Listeners(listeners) => {
             let named = listeners.into_iter().map(|listener| (listener.name, listener.socket)).collect();
             listen(&server, settings, named, log)?;
+            Purpose::OnDemand
         }
         Inherited::Nothing => {
             let (named, made) = bind(arguments, settings)?;
             files = made;
             listen(&server, settings, named, log)?;
+            Purpose::Standing
         }
         Inherited::Connection(connection) => {
             let name = arguments.listener.as_deref().unwrap_or(&connection.name);
             note_missing_sections(settings, [name], log);
             let served = server.adopt(connection.socket, name, settings.listener(name));
             served.map_err(|error| Failure::system("cannot serve the connection from systemd", error))?;
-            one_connection = true;
+            Purpose::OneConnection
         }
-    }
-    log.told(notify::ready());
-
-    let end = tokio::select! {
-        signal = signals.next() => End::Signal(signal),
-        () = server.broken() => End::Broken,
-        () = server.idle(), if one_connection => End::Served,
     };
+    let attendant = Attendant::new(&server, settings, log, || load(arguments));
+    let end = attendant.attend(&mut signals, purpose).await;
+    let drain = attendant.drain();
     if let End::Served = end {
         return Ok(ExitCode::SUCCESS);
     }
-    log.told(notify::stopping());
+    log.told(notify::stopping(&format!("stopping: {end}")));
     log.note(Note::Stopping, &format!("stopping: {end}"));
-    stop(server, settings, &mut signals, log).await;
+    stop(server, drain, &mut signals, log).await;
     drop(files);
+    log.told(notify::barrier());
     Ok(match end {
         End::Broken => ExitCode::from(EX_OSERR),
-        End::Signal(_) | End::Served => ExitCode::SUCCESS,
+        End::Signal(_) | End::Served | End::Unused(_) => ExitCode::SUCCESS,
     })
 }
 
 /// Drains: replies that are owed may take as long as `service.drain` says, or until a second signal. The rest is cut.
-async fn stop(server: Server, settings: &Settings, signals: &mut Signals, log: &LeveledLog) {
+async fn stop(server: Server, drain: Duration, signals: &mut Signals, log: &LeveledLog) {
     let open = server.connections();
     let done = async {
         server.drain().await;
         server.idle().await;
     };
     tokio::select! {
-        _ = time::timeout(settings.service.drain, done) => {}
-        signal = signals.next() => log.note(Note::NotWaiting, &format!("not waiting any longer: {signal}")),
+        _ = time::timeout(drain, done) => {}
+        never = ask_for_time(log) => match never {},
+        signal = signals.stop() => log.note(Note::NotWaiting, &format!("not waiting any longer: {signal}")),
     }
     let cut = server.connections();
     let Counts { connections, totals, .. } = server.counts();
@@ -131,9 +137,18 @@ async fn stop(server: Server, settings: &Settings, signals: &mut Signals, log: &
     );
 }
 
+/// Has the manager wait for us as long as we say that we are still there.
+async fn ask_for_time(log: &LeveledLog) -> Infallible {
+    loop {
+        log.told(notify::extend_timeout(2 * STILL_THERE));
+        time::sleep(STILL_THERE).await;
+    }
+}
+
 // --- Settings and sockets ----------------------------------------------------------------------------------------------
 
-fn settings(arguments: &Echoed) -> Result<Settings, Failure> {
+/// The settings from wherever they come; again at every reload.
+fn load(arguments: &Echoed) -> Result<Settings, config::Error> {
     Settings::refuse_environment(env::vars_os().map(|(name, _)| name))?;
     let mut settings = match &arguments.config {
         Some(path) => Settings::from_file(path)?,
@@ -188,25 +203,6 @@ fn note_missing_sections<'a>(settings: &Settings, names: impl IntoIterator<Item 
     let missing = |name: &&str| *name != DEFAULT_NAME && !settings.listeners.contains_key(*name);
     for name in names.into_iter().filter(missing).collect::<BTreeSet<_>>() {
         log.note(Note::NoSection, &format!("there is no section [listener.{name}], so {name} uses [defaults]"));
-    }
-}
-
-/// Why the daemon ends.
-enum End {
-    Signal(&'static str),
-    /// The last listener broke.
-    Broken,
-    /// The one connection that it was started for has ended.
-    Served,
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Signal(name) => f.write_str(name),
-            Self::Broken => f.write_str("no listener is left"),
-            Self::Served => f.write_str("the connection ended"),
-        }
     }
 }
 

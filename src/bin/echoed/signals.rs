@@ -1,26 +1,64 @@
 //! The signals that the daemon reacts to.
 
+use std::env;
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that end us.
+/// Where this is set, SIGUSR1 makes a worker hang: for tests of the watchdog.
+const HANG: &str = "ECHOED_TEST_HANG_ON_SIGUSR1";
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// To end; the name of the signal.
+    Stop(&'static str),
+    /// To read the settings anew.
+    Reload,
+    /// To have a worker hang.
+    Hang,
+}
+
+/// Those signals, caught from when this is made.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
+    user: Option<Signal>,
 }
 
 impl Signals {
     pub(crate) fn catch() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+            user: env::var_os(HANG).map(|_| signal(SignalKind::user_defined1())).transpose()?,
+        })
     }
 
-    /// The name of the next one.
-    pub(crate) async fn next(&mut self) -> &'static str {
+    /// What the next one asks for.
+    pub(crate) async fn next(&mut self) -> Request {
+        let user = async {
+            match &mut self.user {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Request::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Request::Stop("SIGINT"),
+            _ = self.hang_up.recv() => Request::Reload,
+            _ = user => Request::Hang,
+        }
+    }
+
+    /// The name of the next one that asks to end.
+    pub(crate) async fn stop(&mut self) -> &'static str {
+        loop {
+            if let Request::Stop(name) = self.next().await {
+                return name;
+            }
         }
     }
 }
-

@@ -1,0 +1,223 @@
+//! What the daemon does while its workers serve: it hears signals, reads its settings anew, tells the manager how it is,
+//! and notices when nobody needs it.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::fmt;
+use std::future::pending;
+use std::time::Duration;
+
+use echoed::config::{self, Settings};
+use echoed::protocol::rules::Span;
+use echoed::server::Server;
+use echoed::systemd::notify;
+use tokio::sync::watch;
+use tokio::time;
+
+use crate::log::{LeveledLog, Note};
+use crate::signals::{Request, Signals};
+
+/// How often the manager is told how it is, at most.
+const STATUS: Duration = Duration::from_secs(5);
+
+/// Why the daemon ends.
+pub(crate) enum End {
+    Signal(&'static str),
+    /// The last listener broke.
+    Broken,
+    /// The one connection that it was started for has ended.
+    Served,
+    /// There was no connection for so long.
+    Unused(Span),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(name) => f.write_str(name),
+            Self::Broken => f.write_str("no listener is left"),
+            Self::Served => f.write_str("the connection ended"),
+            Self::Unused(time) => write!(f, "no connection for {time} (service.idle_exit)"),
+        }
+    }
+}
+
+/// When the daemon ends without being told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Never: it holds the sockets itself.
+    Standing,
+    /// When it is not used; the manager starts it again with the next client.
+    OnDemand,
+    /// With the one connection that it was started for.
+    OneConnection,
+}
+
+/// Who attends.
+pub(crate) struct Attendant<'a, Load> {
+    server: &'a Server,
+    log: &'a LeveledLog,
+    load: Load,
+    /// What the process was started with.
+    started: &'a Settings,
+    /// What holds now.
+    settings: watch::Sender<Settings>,
+    /// What was wrong with the settings when they were last read, in one line.
+    refused: RefCell<Option<String>>,
+}
+
+impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
+    /// Attends to `server`, which was started with these settings. `load` reads them anew.
+    pub(crate) fn new(server: &'a Server, settings: &'a Settings, log: &'a LeveledLog, load: Load) -> Self {
+        let refused = RefCell::default();
+        Self { server, log, load, started: settings, settings: watch::Sender::new(settings.clone()), refused }
+    }
+
+    /// Until there is a reason to end.
+    pub(crate) async fn attend(&self, signals: &mut Signals, purpose: Purpose) -> End {
+        self.log.told(notify::ready(&self.status()));
+        tokio::select! {
+            name = self.obey(signals) => End::Signal(name),
+            () = self.server.broken() => End::Broken,
+            () = self.server.idle(), if purpose == Purpose::OneConnection => End::Served,
+            time = self.until_unused(), if purpose == Purpose::OnDemand => End::Unused(time),
+            never = self.feed_watchdog() => match never {},
+            never = self.tell_status() => match never {},
+        }
+    }
+
+    /// How long owed replies may take now that it ends.
+    pub(crate) fn drain(&self) -> Duration {
+        self.settings.borrow().service.drain
+    }
+
+    /// Does what signals ask for, until one asks to end.
+    async fn obey(&self, signals: &mut Signals) -> &'static str {
+        loop {
+            match signals.next().await {
+                Request::Stop(name) => return name,
+                Request::Reload => self.reload(),
+                Request::Hang => self.server.hang_worker(),
+            }
+        }
+    }
+
+    /// Reads the settings anew. They hold as a whole, or not at all.
+    fn reload(&self) {
+        self.log.told(notify::reloading());
+        let refused = match (self.load)() {
+            Ok(new) => {
+                for key in self.started.needs_restart(&new) {
+                    let text = format!("{key} changed, which holds after a restart; it stays as it was");
+                    self.log.note(Note::NeedsRestart, &text);
+                }
+                self.log.set_level(new.log_level);
+                self.server.reload(&new);
+                self.settings.send_replace(new);
+                self.log.note(Note::Reloaded, "reloaded: the new settings hold for new connections");
+                None
+            }
+            Err(error) => {
+                let text = error.to_string();
+                self.log.note(Note::NotReloaded, &format!("not reloaded, the old settings stay:\n{text}"));
+                text.lines().next().map(str::to_owned)
+            }
+        };
+        self.refused.replace(refused);
+        self.log.told(notify::ready(&self.status()));
+    }
+
+    /// Returns when there was no connection for `service.idle_exit`, and nobody is accepted any more.
+    async fn until_unused(&self) -> Span {
+        let mut settings = self.settings.subscribe();
+        loop {
+            let idle_exit = settings.borrow_and_update().service.idle_exit.clone();
+            let left = idle_exit.as_ref().map(|limit| {
+                // While there is a connection, the time begins later than now.
+                limit.length().saturating_sub(self.server.idle_for().unwrap_or_default())
+            });
+            if let Some(limit) = idle_exit.filter(|_| left == Some(Duration::ZERO)) {
+                if self.server.last_look().await {
+                    return limit;
+                }
+            } else {
+                let over = async {
+                    match left {
+                        Some(left) => time::sleep(left).await,
+                        None => pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = over => {}
+                    // The sender is here, so there is no error.
+                    _ = settings.changed() => {}
+                }
+            }
+        }
+    }
+
+    /// Tells the manager that we are well, twice as often as it wants to hear it, and only when every worker has answered.
+    async fn feed_watchdog(&self) -> Infallible {
+        let Some(interval) = notify::watchdog_interval() else { return pending().await };
+        loop {
+            time::sleep(interval / 2).await;
+            let mut answer = std::pin::pin!(self.server.answer());
+            if time::timeout(interval / 4, &mut answer).await.is_err() {
+                self.log.note(Note::Hung, "a worker does not answer; the service manager is not told that we are well");
+                answer.await;
+                self.log.note(Note::Answered, "all workers answer again");
+            }
+            self.log.told(notify::watchdog());
+        }
+    }
+
+    /// Tells the manager how it is, when that has changed.
+    async fn tell_status(&self) -> Infallible {
+        if !notify::is_wanted() {
+            return pending().await;
+        }
+        let mut told = self.status();
+        loop {
+            time::sleep(STATUS).await;
+            let status = self.status();
+            if status != told {
+                self.log.told(notify::status(&status));
+                told = status;
+            }
+        }
+    }
+
+    /// How it is, in one line.
+    fn status(&self) -> String {
+        let (open, limit) = (self.server.connections(), self.server.limit());
+        let (listeners, messages) = (self.server.listeners(), grouped(self.server.counts().totals.messages));
+        let plural = if listeners == 1 { "" } else { "s" };
+        let refused = self.refused.borrow().as_ref().map(|what| format!("; not reloaded: {what}")).unwrap_or_default();
+        format!("{open}/{limit} connections, {listeners} listener{plural}, {messages} messages{refused}")
+    }
+}
+
+/// A number as people read it: 18,400.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_numbers_are_grouped() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (18_400, "18,400"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+}
