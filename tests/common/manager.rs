@@ -1,16 +1,20 @@
 //! What stands in for systemd: it hands over sockets ([`hand_over`]), and listens to what it is told ([`Manager`]).
 
-use std::cell::RefCell;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Command, Stdio, id};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Instant;
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tempfile::TempDir;
 
-use super::CEILING;
+use super::{CEILING, now};
 
 /// Takes its place and its number from the shell that runs this. The sockets lie in its stdin and stdout.
 const SCRIPT: &str = r#"exec REDIRECTIONS
@@ -33,14 +37,58 @@ pub fn hand_over(redirections: &str, sockets: Vec<OwnedFd>, names: &str) -> Comm
     command
 }
 
-/// Somebody at `NOTIFY_SOCKET`.
+/// Somebody at `NOTIFY_SOCKET`, who listens on a thread of its own until this is dropped.
 pub struct Manager {
-    socket: UnixDatagram,
     /// What `NOTIFY_SOCKET` is set to.
     address: String,
-    /// Each assignment that it was told.
-    told: RefCell<Vec<String>>,
+    socket: Arc<UnixDatagram>,
+    desk: Arc<Desk>,
     _directory: TempDir,
+}
+
+#[derive(Default)]
+struct Desk {
+    told: Mutex<Told>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Told {
+    /// What came in one datagram, and when: its assignments.
+    messages: Vec<(Instant, Vec<String>)>,
+    /// How many descriptors came along; they are closed at once, which is the answer to a barrier.
+    descriptors: usize,
+    away: Away,
+    gone: bool,
+}
+
+#[derive(Default, PartialEq)]
+enum Away {
+    #[default]
+    No,
+    /// With the next datagram.
+    Soon,
+    Yes,
+}
+
+impl Desk {
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `find` finds something in what was told.
+    fn wait_for<T>(&self, what: &str, mut find: impl FnMut(&Told) -> Option<T>) -> T {
+        let until = now() + CEILING;
+        let mut told = self.told();
+        loop {
+            if let Some(found) = find(&told) {
+                return found;
+            }
+            let left = until.saturating_duration_since(now());
+            assert!(!left.is_zero(), "was not told {what}, only {:#?}", told.messages);
+            told = self.changed.wait_timeout(told, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
 }
 
 impl Manager {
@@ -62,29 +110,60 @@ impl Manager {
     }
 
     fn with(socket: UnixDatagram, address: String, directory: TempDir) -> Self {
-        socket.set_read_timeout(Some(CEILING)).expect("the timeout can be set");
-        Self { socket, address, told: RefCell::default(), _directory: directory }
+        let (socket, desk) = (Arc::new(socket), Arc::new(Desk::default()));
+        let (at, on) = (Arc::clone(&socket), Arc::clone(&desk));
+        thread::spawn(move || listen(&at, &on));
+        Self { address, socket, desk, _directory: directory }
     }
 
     /// Has a command tell it.
     pub fn watch<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.env("NOTIFY_SOCKET", &self.address)
+        command.env("NOTIFY_SOCKET", &self.address).env_remove("WATCHDOG_USEC").env_remove("WATCHDOG_PID")
     }
 
     /// Waits until it is told this.
     pub fn expect(&self, assignment: &str) {
-        while !self.told.borrow().iter().any(|told| told == assignment) {
-            if let Err(error) = self.listen() {
-                panic!("{error}, was not told {assignment}, only {:?}", self.told.borrow());
-            }
-        }
+        self.expect_times(assignment, 1);
     }
 
-    /// Fills its queue, so that nobody can tell it anything until it listens again.
+    /// Waits until it was told this so many times in all, and returns when.
+    pub fn expect_times(&self, assignment: &str, times: usize) -> Vec<Instant> {
+        self.listen_again();
+        self.desk.wait_for(&format!("{assignment} {times} times"), |told| {
+            let is_it = |message: &&(Instant, Vec<String>)| message.1.iter().any(|told| told == assignment);
+            let found: Vec<_> = told.messages.iter().filter(is_it).map(|(at, _)| *at).collect();
+            (found.len() >= times).then_some(found)
+        })
+    }
+
+    /// Waits until it is told something that begins like this, and returns what follows; the newest if there are several.
+    pub fn expect_that(&self, beginning: &str, is_it: impl Fn(&str) -> bool) -> String {
+        self.listen_again();
+        self.desk.wait_for(&format!("the right {beginning}"), |told| {
+            let all = told.messages.iter().rev().flat_map(|(_, message)| message);
+            let rest = all.filter_map(|told| told.strip_prefix(beginning)).find(|rest| is_it(rest));
+            rest.map(str::to_owned)
+        })
+    }
+
+    /// What it was told so far, a list of assignments for each datagram, with when it came.
+    pub fn messages(&self) -> Vec<(Instant, Vec<String>)> {
+        self.desk.told().messages.clone()
+    }
+
+    /// How many descriptors it was given so far.
+    pub fn descriptors(&self) -> usize {
+        self.desk.told().descriptors
+    }
+
+    /// Does not listen until it is asked what it was told, and its queue is full: nobody can tell it anything.
     pub fn stop_listening(&self) {
         let filler = UnixDatagram::unbound().expect("a socket can be made");
         filler.set_nonblocking(true).expect("it can be");
         filler.connect_addr(&self.socket.local_addr().expect("it has one")).expect("it can be reached");
+        self.desk.told().away = Away::Soon;
+        filler.send(b"FILLED=1\n").expect("there is room");
+        self.desk.wait_for("to be away", |told| (told.away == Away::Yes).then_some(()));
         let full = loop {
             if let Err(error) = filler.send(b"FILLED=1\n") {
                 break error;
@@ -93,19 +172,62 @@ impl Manager {
         assert_eq!(full.kind(), ErrorKind::WouldBlock);
     }
 
-    /// Everything about the state that it was told, when there will be no more.
-    pub fn states(&self) -> Vec<String> {
-        self.socket.set_nonblocking(true).expect("it can be");
-        while self.listen().is_ok() {}
-        let state = |told: &&String| told.starts_with("READY=") || told.starts_with("STOPPING=");
-        self.told.borrow().iter().filter(state).cloned().collect()
+    fn listen_again(&self) {
+        self.desk.told().away = Away::No;
+        self.desk.changed.notify_all();
     }
 
-    fn listen(&self) -> std::io::Result<()> {
-        let mut room = [0; 4096];
-        let count = self.socket.recv(&mut room)?;
+    /// Everything about the state that it was told by somebody who has ended.
+    pub fn states(&self) -> Vec<String> {
+        self.listen_again();
+        // Behind everything that was told before.
+        let end = UnixDatagram::unbound().expect("a socket can be made");
+        end.connect_addr(&self.socket.local_addr().expect("it has one")).expect("it can be reached");
+        end.send(b"END=1\n").expect("there is room");
+        self.expect("END=1");
+        let names = ["READY=", "RELOADING=", "STOPPING="];
+        let state = |told: &&String| names.iter().any(|name| told.starts_with(name));
+        self.desk.told().messages.iter().flat_map(|(_, message)| message).filter(state).cloned().collect()
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.desk.told().gone = true;
+        self.listen_again();
+        // The thread ends with the next datagram, or with the process.
+        if let (Ok(socket), Ok(address)) = (UnixDatagram::unbound(), self.socket.local_addr()) {
+            let _ = socket.send_to_addr(b"", &address);
+        }
+    }
+}
+
+fn listen(socket: &UnixDatagram, desk: &Desk) {
+    let mut room = vec![0; 65_536];
+    loop {
+        {
+            let mut told = desk.told();
+            while told.away != Away::No {
+                told.away = Away::Yes;
+                desk.changed.notify_all();
+                told = desk.changed.wait(told).unwrap_or_else(PoisonError::into_inner);
+            }
+            if told.gone {
+                return;
+            }
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut into = [IoSliceMut::new(&mut room)];
+        let Ok(message) = recvmsg(socket, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC) else { return };
+        let count = message.bytes;
+        let fds =
+            ancillary.drain().map(|item| if let RecvAncillaryMessage::ScmRights(fds) = item { fds.count() } else { 0 });
+        let fds: usize = fds.sum();
         let text = String::from_utf8_lossy(&room[..count]);
-        self.told.borrow_mut().extend(text.lines().map(str::to_owned));
-        Ok(())
+        let mut told = desk.told();
+        told.descriptors += fds;
+        told.messages.push((now(), text.lines().map(str::to_owned).collect()));
+        desk.changed.notify_all();
     }
 }

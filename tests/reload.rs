@@ -1,0 +1,195 @@
+//! Reading the settings anew (SIGHUP): as a whole or not at all, for new connections, and nobody notices.
+
+mod common;
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use common::{Daemon, Peer, now};
+use rustix::process::Signal;
+
+/// Rewrites the configuration and has it read; waits until the log says what came of it the `times`th time.
+fn reload(daemon: &Daemon, configuration: &str, said: &str, times: usize) -> String {
+    fs::write(daemon.directory().join("echoed.toml"), configuration).expect("the directory is ours");
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_log_times(said, times).pop().expect("there is one")
+}
+
+/// What `info` says when new settings hold.
+const RELOADED: &str = "info: reloaded";
+
+#[test]
+fn new_connections_obey_the_new_settings_and_living_ones_keep_theirs() {
+    let first = "[defaults]\nprefix = 'one:'\n[defaults.deadlines]\nread = '1h'\n";
+    let daemon = Daemon::start_with(first, &["--listen", "127.0.0.1:0", "--listen", "lines=127.0.0.1:0"]);
+    let addresses = daemon.addresses();
+    let mut old = Peer::connect(&addresses[0]);
+    old.send("a\tbegun");
+    old.expect("one:a\t");
+    let second = "
+        [defaults]
+        prefix = 'two:'
+        [defaults.deadlines]
+        read = '50ms'
+        [listener.lines]
+        delimiter = \"\\n\"
+        prefix = 'three:'
+    ";
+    reload(&daemon, second, RELOADED, 1);
+    let mut new = Peer::connect(&addresses[0]);
+    new.send("a\tbegun");
+    new.expect("two:a\tserver error:message not finished within 50ms\t");
+    let mut lines = Peer::connect(&addresses[1]);
+    lines.send("a\n");
+    lines.expect("three:a\n");
+    // It went on in its own way all the time.
+    old.send(" and ended\t");
+    old.expect("one:begun and ended\t");
+    daemon.stop();
+}
+
+#[test]
+fn limits_hold_for_all_at_once() {
+    let daemon = Daemon::start_with("[limits]\nconnections = 1\n", &["--listen", "127.0.0.1:0"]);
+    let mut first = daemon.connect();
+    first.exchange("a");
+    let mut second = daemon.connect();
+    second.send("waits\t");
+    daemon.wait_for_log("limits.connections=1");
+    // The one that waited is served as soon as there is room, though nobody has left.
+    reload(&daemon, "[limits]\nconnections = 2\n", RELOADED, 1);
+    second.expect("server got:waits\t");
+    // Nobody is sent away when there is less room, but nobody else gets in.
+    reload(&daemon, "[limits]\nconnections = 1\n", RELOADED, 2);
+    let mut third = daemon.connect();
+    third.send("waits\t");
+    third.expect_silence(Duration::from_millis(100));
+    first.exchange("b");
+    drop(second);
+    third.expect_silence(Duration::from_millis(100));
+    drop(first);
+    third.expect("server got:waits\t");
+    daemon.stop();
+}
+
+#[test]
+fn how_much_memory_there_is_holds_for_living_connections_too() {
+    let daemon = Daemon::start_with("[limits]\nbuffer_memory = '1MiB'\n", &["--listen", "127.0.0.1:0"]);
+    let mut peer = daemon.connect();
+    peer.send([b'x'; 20_000]);
+    peer.wait_until_read();
+    reload(&daemon, "[limits]\nbuffer_memory = '10KiB'\n[defaults]\nmax_message = '10KiB'\n", RELOADED, 1);
+    peer.send([b'x'; 20_000]);
+    peer.expect("server error:out of buffer memory\t");
+    peer.expect_close();
+    daemon.stop();
+}
+
+#[test]
+fn the_level_of_the_log_holds_at_once_for_living_connections_too() {
+    let daemon = Daemon::start_with("[log]\nlevel = 'info'\n", &["--listen", "127.0.0.1:0"]);
+    let mut old = daemon.connect();
+    old.exchange("a");
+    reload(&daemon, "[log]\nlevel = 'debug'\n", RELOADED, 1);
+    drop(old);
+    assert!(daemon.wait_for_log("ended: peer-closed").starts_with("debug: connection 1 "));
+    daemon.stop();
+}
+
+#[test]
+fn wrong_settings_change_nothing_and_all_that_is_wrong_is_said() {
+    let right = "[limits]\nconnections = 1\n[defaults]\nprefix = 'one:'\n";
+    let daemon = Daemon::start_with(right, &["--listen", "127.0.0.1:0"]);
+    // The first line alone would be right.
+    let wrong = "[limits]\nconnections = 2\n[defaults]\nprefix = 'two:'\nmax_message = 3\nunterminted = 'x'\n";
+    let said = reload(&daemon, wrong, "not reloaded, the old settings stay", 1);
+    assert!(said.starts_with("error: "), "{said}");
+    let place = |line: usize| format!("{}:{line}:", daemon.directory().join("echoed.toml").display());
+    assert!(daemon.wait_for_log(&place(5)).contains("3 has no unit"));
+    assert!(daemon.wait_for_log(&place(6)).contains("is unterminated meant?"));
+    let mut first = daemon.connect();
+    first.send("a\t");
+    first.expect("one:a\t");
+    let mut second = daemon.connect();
+    second.send("a\t");
+    second.expect_silence(Duration::from_millis(100));
+    daemon.stop();
+}
+
+#[test]
+fn a_configuration_that_is_gone_changes_nothing() {
+    let daemon = Daemon::start_with("[defaults]\nprefix = 'one:'\n", &["--listen", "127.0.0.1:0"]);
+    fs::remove_file(daemon.directory().join("echoed.toml")).unwrap();
+    daemon.signal(Signal::HUP);
+    let said = daemon.wait_for_log("cannot read the configuration");
+    assert!(said.contains("echoed.toml") && said.contains("No such file"), "{said}");
+    let mut peer = daemon.connect();
+    peer.send("a\t");
+    peer.expect("one:a\t");
+    daemon.stop();
+}
+
+#[test]
+fn what_needs_a_restart_is_named_and_the_rest_holds() {
+    let first = "[service]\nworkers = 1\n[listener.echo]\nlisten = ['127.0.0.1:0']\n";
+    let daemon = Daemon::start_with(first, &[]);
+    let second = "[service]\nworkers = 2\n[listener.echo]\nlisten = ['127.0.0.1:0', '127.0.0.1:1']\nprefix = 'two:'\n";
+    for times in 1..=2 {
+        // The second time too: it still has not happened.
+        reload(&daemon, second, RELOADED, times);
+        for key in ["service.workers", "listener.echo.listen"] {
+            let said = daemon.wait_for_log_times(key, times);
+            assert!(said[times - 1].starts_with("warn: ") && said[times - 1].contains("restart"), "{said:?}");
+        }
+    }
+    let mut peer = daemon.connect();
+    peer.send("a\t");
+    peer.expect("two:a\t");
+    assert_eq!(daemon.addresses().len(), 1);
+    daemon.stop();
+}
+
+#[test]
+fn messages_flow_while_settings_are_read_again_and_again() {
+    let configurations = ["[limits]\nconnections = 100\n", "[limits]\nconnections = 200\n", "wrong"];
+    let daemon = Daemon::start_with(configurations[0], &["--listen", "127.0.0.1:0"]);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let exchange = || {
+            let (mut peer, mut slowest, mut count) = (daemon.connect(), Duration::ZERO, 0);
+            while !done.load(Ordering::Relaxed) || count < 100 {
+                let start = now();
+                peer.exchange("flows");
+                slowest = slowest.max(start.elapsed());
+                count += 1;
+            }
+            slowest
+        };
+        let connect = || {
+            while !done.load(Ordering::Relaxed) {
+                daemon.connect().exchange("new");
+            }
+        };
+        let exchanging: Vec<_> = (0..4).map(|_| scope.spawn(exchange)).collect();
+        scope.spawn(connect);
+        let (mut good, mut bad) = (0, 0);
+        for round in 0..60 {
+            let configuration = configurations[round % 3];
+            if configuration == "wrong" {
+                bad += 1;
+                reload(&daemon, configuration, "not reloaded", bad);
+            } else {
+                good += 1;
+                reload(&daemon, configuration, RELOADED, good);
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        for thread in exchanging {
+            let slowest = thread.join().expect("every reply was right");
+            assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+        }
+    });
+    daemon.stop();
+}
