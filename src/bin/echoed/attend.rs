@@ -88,7 +88,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
 
     /// How long owed replies may take now that it ends.
     pub(crate) fn drain(&self) -> Duration {
-        self.settings.borrow().service.drain
+        self.settings.borrow().service.drain.length()
     }
 
     /// Does what signals ask for, until one asks to end.
@@ -120,7 +120,9 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
             Err(error) => {
                 let text = error.to_string();
                 self.log.note(Note::NotReloaded, &format!("not reloaded, the old settings stay:\n{text}"));
-                text.lines().next().map(str::to_owned)
+                let others = error.headlines().count().saturating_sub(1);
+                let more = if others == 0 { String::new() } else { format!(" (and {others} more)") };
+                error.headlines().next().map(|first| format!("{first}{more}"))
             }
         };
         self.refused.replace(refused);

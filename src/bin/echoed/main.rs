@@ -8,16 +8,16 @@ mod signals;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::panic;
 use std::process::{ExitCode, abort};
 use std::time::Duration;
-use std::{env, panic};
 
 use clap::Parser;
 use echoed::address::{Address, Family};
 use echoed::cli::echoed::Echoed;
-use echoed::config::{self, Settings};
+use echoed::config::Settings;
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
 use echoed::systemd::inherited::{self, Inherited};
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
-    let settings = load(arguments)?;
+    let Some(settings) = settings(arguments)? else { return Ok(ExitCode::SUCCESS) };
     // Before there is a second thread: it changes the environment.
     let inherited = inherited::take()?;
     let (log, writer) = journal::start(io::stderr()).map_err(|error| Failure::system("cannot start the log", error))?;
@@ -97,7 +97,7 @@ async fn serve(
             Purpose::OneConnection
         }
     };
-    let attendant = Attendant::new(&server, settings, log, || load(arguments));
+    let attendant = Attendant::new(&server, settings, log, || arguments.sources().load().map(|loaded| loaded.settings));
     let end = attendant.attend(&mut signals, purpose).await;
     let drain = attendant.drain();
     if let End::Served = end {
@@ -147,17 +147,35 @@ async fn ask_for_time(log: &LeveledLog) -> Infallible {
 
 // --- Settings and sockets ----------------------------------------------------------------------------------------------
 
-/// The settings from wherever they come; again at every reload.
-fn load(arguments: &Echoed) -> Result<Settings, config::Error> {
-    Settings::refuse_environment(env::vars_os().map(|(name, _)| name))?;
-    let mut settings = match &arguments.config {
-        Some(path) => Settings::from_file(path)?,
-        None => Settings::default(),
-    };
-    if let Some(level) = arguments.log_level {
-        settings.log_level = level;
+/// The settings; none where they, or the defaults, were only to be checked or printed.
+fn settings(arguments: &Echoed) -> Result<Option<Settings>, Failure> {
+    if arguments.print_default_config {
+        print(&Settings::print_default())?;
+        return Ok(None);
     }
-    Ok(settings)
+    let loaded = arguments.sources().load()?;
+    if arguments.print_config {
+        print(&loaded.print())?;
+    } else if arguments.check_config {
+        let files: Vec<_> = loaded.files.iter().map(|file| format!("  {}\n", file.display())).collect();
+        let read = if files.is_empty() { "no file was read".to_owned() } else { "these files were read:".to_owned() };
+        print(&format!("The configuration is good; {read}\n{}", files.concat()))?;
+    } else {
+        return Ok(Some(loaded.settings));
+    }
+    Ok(None)
+}
+
+/// Writes to stdout. That nobody reads it any more is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::system("cannot write to stdout", error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Listening sockets, each with the name of its listener.
