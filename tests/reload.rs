@@ -123,7 +123,7 @@ fn a_configuration_that_is_gone_changes_nothing() {
     let daemon = Daemon::start_with("[defaults]\nprefix = 'one:'\n", &["--listen", "127.0.0.1:0"]);
     fs::remove_file(daemon.directory().join("echoed.toml")).unwrap();
     daemon.signal(Signal::HUP);
-    let said = daemon.wait_for_log("cannot read the configuration");
+    let said = daemon.wait_for_log("cannot be read");
     assert!(said.contains("echoed.toml") && said.contains("No such file"), "{said}");
     let mut peer = daemon.connect();
     peer.send("a\t");
