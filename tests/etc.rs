@@ -9,12 +9,12 @@ use echoed::config::Settings;
 const FILE: &str = include_str!("../etc/echoed.toml");
 
 /// Every key of the printed defaults: its section, its name, its value.
-pub fn printed_keys() -> Vec<(String, String, String)> {
+pub(crate) fn printed_keys() -> Vec<(String, String, String)> {
     keys(&Settings::print_default())
 }
 
 /// The keys of a document as it is printed or shipped.
-pub fn keys(text: &str) -> Vec<(String, String, String)> {
+pub(crate) fn keys(text: &str) -> Vec<(String, String, String)> {
     let mut section = String::new();
     let mut found = Vec::new();
     for line in text.lines() {

@@ -16,38 +16,38 @@ use echoed::config::{Level, Loaded, Settings, Sources};
 use tempfile::TempDir;
 
 /// A file system with nothing in it but configuration.
-pub struct Root {
+pub(crate) struct Root {
     directory: TempDir,
-    pub sources: Sources,
+    pub(crate) sources: Sources,
 }
 
 impl Root {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let sources = Sources { root: directory.path().to_owned(), ..Sources::default() };
         Self { directory, sources }
     }
 
     /// Where a file is, of which `etc/20-x` or `usr/lib/echoed.toml` are enough: a drop-in or the main file of a place.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         let (place, file) = name.rsplit_once('/').expect("PLACE/FILE");
         let directory = self.directory.path().join(place).join("echoed");
         if file == "echoed.toml" { directory.join(file) } else { directory.join("echoed.toml.d").join(file) }
     }
 
     /// The path as it is shown.
-    pub fn shown(&self, name: &str) -> String {
+    pub(crate) fn shown(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 
-    pub fn write(&self, name: &str, text: &str) -> &Self {
+    pub(crate) fn write(&self, name: &str, text: &str) -> &Self {
         let path = self.path(name);
         fs::create_dir_all(path.parent().expect("it is below")).expect("the directory is ours");
         fs::write(path, text).expect("the directory is ours");
         self
     }
 
-    pub fn link(&self, name: &str, target: &str) -> &Self {
+    pub(crate) fn link(&self, name: &str, target: &str) -> &Self {
         let path = self.path(name);
         fs::create_dir_all(path.parent().expect("it is below")).expect("the directory is ours");
         let _ = fs::remove_file(&path);
@@ -55,33 +55,33 @@ impl Root {
         self
     }
 
-    pub fn set(&mut self, name: &str, value: &str) -> &mut Self {
+    pub(crate) fn set(&mut self, name: &str, value: &str) -> &mut Self {
         self.sources.environment.push((name.into(), value.into()));
         self
     }
 
-    pub fn load(&self) -> Loaded {
+    pub(crate) fn load(&self) -> Loaded {
         self.sources.load().unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// The prefix that holds, which tells which layer has set it.
-    pub fn prefix(&self) -> String {
+    pub(crate) fn prefix(&self) -> String {
         prefix(&self.load().settings.defaults)
     }
 
     /// What is said about it, without the directory's name.
-    pub fn refusal(&self) -> String {
+    pub(crate) fn refusal(&self) -> String {
         let error = self.sources.load().expect_err("it is to be refused");
         error.to_string().replace(&format!("{}/", self.directory.path().display()), "/")
     }
 }
 
-pub fn prefix(listener: &echoed::config::Listener) -> String {
+pub(crate) fn prefix(listener: &echoed::config::Listener) -> String {
     String::from_utf8(listener.rules.prefix.as_bytes().to_vec()).expect("it is text")
 }
 
 /// A document that sets the prefix.
-pub fn sets(prefix: &str) -> String {
+pub(crate) fn sets(prefix: &str) -> String {
     format!("[defaults]\nprefix = \"{prefix}\"\n")
 }
 
@@ -158,6 +158,7 @@ fn an_empty_drop_in_or_a_link_to_dev_null_masks_its_name() {
     assert_eq!(root.prefix(), "again");
     root.link("etc/50-x.toml", "/dev/null");
     assert_eq!(root.prefix(), "main");
+    assert_eq!(root.load().files, [root.path("etc/echoed.toml")]);
     // What is hidden is not looked at.
     root.write("run/50-x.toml", "nonsense").write("usr/lib/50-x.toml", "nonsense");
     assert_eq!(root.prefix(), "main");

@@ -21,10 +21,10 @@ fn blocks(heading: &str) -> Vec<(&'static str, &'static str)> {
 
 /// What is said about a drop-in, or what is printed with it.
 fn outcome(drop_in: &str) -> Result<String, String> {
-    let root = tempfile::tempdir().unwrap();
+    let root = tempfile::tempdir().expect("a directory can be made");
     let path = root.path().join(DROP_IN);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, drop_in).unwrap();
+    fs::create_dir_all(path.parent().expect("it is below")).expect("the directory is ours");
+    fs::write(path, drop_in).expect("the directory is ours");
     let sources = Sources { root: root.path().to_owned(), ..Sources::default() };
     let shown = |text: String| text.replace(&format!("{}/", root.path().display()), "/");
     sources.load().map(|loaded| shown(loaded.print())).map_err(|error| shown(error.to_string()))
@@ -64,6 +64,14 @@ fn the_mistakes_of_the_page_are_answered_as_it_says() {
     let environment = vec![("ECHOED_SERVICE__WORKERS".into(), "two".into())];
     let sources = Sources { config: Some("/dev/null".into()), environment, ..Sources::default() };
     assert_eq!(sources.load().unwrap_err().to_string(), said.trim_end());
+}
+
+#[test]
+fn the_readme_shows_what_is_said_as_it_is_said() {
+    let first = blocks("When something is wrong")[1].1;
+    assert!(include_str!("../../README.md").contains(first), "{first}");
+    let (_, settings) = include_str!("../../README.md").split_once("```toml\n").unwrap();
+    outcome(settings.split("```").next().unwrap()).unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]
