@@ -1,7 +1,9 @@
 //! The configuration file and the command line: what is refused, where that is shown ([`refused`]), and that what is
-//! accepted holds.
+//! accepted holds and can be printed ([`random`]).
 
 mod common;
+#[path = "settings/random.rs"]
+mod random;
 #[path = "settings/refused.rs"]
 mod refused;
 

@@ -18,6 +18,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use super::diagnose::{Origin, block, shown};
+use super::keys::string;
 use super::tree::{Data, Node, Place, Table};
 
 /// Where configuration is, the strongest last.
@@ -104,8 +105,23 @@ fn nested(keys: Vec<(String, Place)>, value: Node) -> Node {
 }
 
 fn syntax_error(layer: usize, text: &str, error: &toml::de::Error) -> (Place, String) {
-    let message = error.message().lines().collect::<Vec<_>>().join(", ");
-    (Place::new(layer, error.span().unwrap_or(text.len()..text.len())), message)
+    let span = error.span().unwrap_or(text.len()..text.len());
+    let there = text.get(span.clone()).unwrap_or_default();
+    // What is meant by it, where that is certain.
+    let message = match (error.message(), &*there.to_lowercase()) {
+        (_, "true" | "yes" | "on") => format!("{there} is no value; write true, or \"{there}\""),
+        (_, "false" | "no" | "off") => format!("{there} is no value; write false, or \"{there}\""),
+        (message, "") if message.starts_with("string values must be quoted") => "a value is missing".to_owned(),
+        (message, word)
+            if message.starts_with("string values must be quoted")
+                || (message.starts_with("invalid ") && word.bytes().all(|byte| byte.is_ascii_lowercase())) =>
+        {
+            format!("{there} is no value; strings stand in quotes: {}", string(there))
+        }
+        ("duplicate key", _) => "duplicate key; it is there before, and only one can be".to_owned(),
+        (message, _) => message.lines().collect::<Vec<_>>().join(", "),
+    };
+    (Place::new(layer, span), message)
 }
 
 /// The variables that are ours, the more special of two after the other.

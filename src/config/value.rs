@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::diagnose::nearest;
 use super::tree::Data;
 use crate::protocol::Delimiter;
 use crate::protocol::framer::MAX_MESSAGE;
@@ -66,7 +67,8 @@ pub(super) fn word<T: Copy>(value: &Data, words: &[(&str, T)]) -> Result<T, Wron
     let found = words.iter().find(|(word, _)| *word == text);
     found.map(|(_, meaning)| *meaning).ok_or_else(|| {
         let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-        Wrong::Said(format!("\"{}\" is not one of {}", text.escape_debug(), known.join(", ")))
+        let hint = nearest(text, &known).map(|word| format!("; is {word} meant?")).unwrap_or_default();
+        Wrong::Said(format!("\"{}\" is not one of {}{hint}", text.escape_debug(), known.join(", ")))
     })
 }
 

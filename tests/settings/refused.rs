@@ -229,8 +229,12 @@ fn names_that_no_echo_listener_can_have_are_refused() {
 #[test]
 fn what_is_no_toml_is_shown_where_it_stops_to_be() {
     check_refusals(&[
-        ("[log]\nlevel = info\n", "2:9", ""),
-        ("[log]\nlevel =\n", "2:8", ""),
+        ("[log]\nlevel = info\n", "2:9", "info is no value; strings stand in quotes: \"info\""),
+        ("[defaults.deadlines]\nidle = 5min\n", "2:8", "5min is no value; strings stand in quotes: \"5min\""),
+        ("[defaults.deadlines]\nidle = off\n", "2:8", "off is no value; write false, or \"off\""),
+        ("[defaults]\nnodelay = True\n", "2:11", "True is no value; write true, or \"True\""),
+        ("[defaults]\nunterminated = \"acept\"\n", "2:16", "is accept meant?"),
+        ("[log]\nlevel =\n", "2:8", "a value is missing"),
         ("[log]\nlevel\n", "2:6", ""),
         ("[log]\nlevel = \"info\n", "2:14", ""),
         ("[log]\nlevel = \"in\\qfo\"\n", "2:13", ""),
