@@ -436,6 +436,7 @@ impl Session {
     /// Takes no more input, and ends the conversation as soon as what was read is answered.
     fn stop(&mut self, verdict: Verdict, now: Instant) {
         if matches!(self.phase, Phase::Open | Phase::Finishing(_)) {
+            self.framer = Framer::default();
             self.take_message();
             self.phase = Phase::Stopping(verdict, self.last_words_until(now));
             self.settle(now);
