@@ -198,6 +198,7 @@ impl Session {
     }
 
     /// How long we wait for the peer to do its part, and what it comes to if it does not.
+    #[inline]
     fn patience(&self) -> Option<(Instant, Verdict)> {
         match self.unfinished.as_ref().map_or(Awaited::Beginning, |unfinished| unfinished.awaited()) {
             Awaited::Beginning => self.after(self.last_byte, |d| &d.idle, Verdict::IdleDeadline),

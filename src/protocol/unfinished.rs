@@ -89,6 +89,7 @@ impl Unfinished {
     }
 
     /// What the peer is to do next.
+    #[inline]
     pub(super) fn awaited(&self) -> Awaited {
         if !self.owed.is_empty() {
             return Awaited::Taking(self.waits_since);

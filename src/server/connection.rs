@@ -129,6 +129,8 @@ impl Connection {
             if session.memory() != kept && !this.papers.place.keeps(session.memory()) {
                 session.out_of_memory(now);
                 this.papers.place.keeps(session.memory());
+                // What had no room, for output or in the log, is not what it wants now.
+                wire.blocked = false;
             }
             if wire.blocked {
                 return Pause::Wait;
