@@ -164,6 +164,8 @@ fn a_peer_waits_until_its_message_is_logged_and_others_do_not_wait_with_it() {
         peer.expect_silence(Duration::from_millis(20));
     }
     assert!(served.log.taken().is_empty());
+    let asked = served.log.lock().waiting.len();
+    assert!(asked < 50, "they do not wait to be woken, but have asked {asked} times");
     served.log.takes(4);
     for (number, peer) in peers.iter_mut().enumerate() {
         peer.expect(format!("server got:message {number}\t"));
