@@ -38,6 +38,7 @@ impl Prefix {
 
     /// Its bytes.
     #[must_use]
+    #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         &self.padded[..self.len]
     }

@@ -4,9 +4,10 @@ use std::env;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::Waker;
 
 use echoed::config::Level;
-use echoed::server::event::Events;
+use echoed::server::event::{Events, Message, Messages};
 use echoed::systemd::journal;
 
 /// What the daemon itself has to tell; what its server tells is an [`echoed::server::event::Event`].
@@ -96,11 +97,25 @@ impl LeveledLog {
         })
     }
 
+    /// Where whole messages go.
+    pub(crate) fn messages(&self) -> Arc<dyn Messages> {
+        Arc::new(Untaken)
+    }
+
     /// Says when systemd could not be told something.
     pub(crate) fn told(&self, result: io::Result<()>) {
         if let Err(error) = result {
             let socket = env::var("NOTIFY_SOCKET").unwrap_or_default();
             self.note(Note::NotNotified, &format!("cannot notify the service manager on {socket}: {error}, ignoring"));
         }
+    }
+}
+
+/// Stands in for a log of whole messages, which no configuration can ask for yet.
+struct Untaken;
+
+impl Messages for Untaken {
+    fn take(&self, _: Message<'_>, _: &Waker) -> bool {
+        true
     }
 }

@@ -70,7 +70,7 @@ async fn serve(
 ) -> Result<ExitCode, Failure> {
     // Before READY=1, after which a reload may be asked for.
     let mut signals = Signals::catch().map_err(|error| Failure::system("cannot catch signals", error))?;
-    let server = Server::start(settings, log.events());
+    let server = Server::start(settings, log.events(), log.messages());
     let server = server.map_err(|error| Failure::system("cannot start the workers", error))?;
     let mut files = Vec::new();
     let told_where = !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());
