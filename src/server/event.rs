@@ -98,7 +98,24 @@ pub trait Messages: Send + Sync {
     fn take(&self, message: Message<'_>, waker: &Waker) -> bool;
 }
 
+/// The names of all kinds of events.
+pub const NAMES: [&str; 7] = ["opened", "closed", "full", "short", "recovered", "broken", "dropped"];
+
 impl Event {
+    /// What kind of event it is: one of [`NAMES`].
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Opened { .. } => "opened",
+            Self::Closed { .. } => "closed",
+            Self::Full { .. } => "full",
+            Self::Short { .. } => "short",
+            Self::Recovered { .. } => "recovered",
+            Self::Broken { .. } => "broken",
+            Self::Dropped { .. } => "dropped",
+        }
+    }
+
     /// How urgent it is. What a peer did is never more than `Info`; `Info` where it broke a rule.
     #[must_use]
     pub fn level(&self) -> Level {
