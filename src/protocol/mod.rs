@@ -41,5 +41,5 @@ mod tests;
 pub use delimiter::Delimiter;
 pub use reply::Scratch;
 pub use rules::Rules;
-pub use session::{Session, Want};
+pub use session::{Outlet, Session, Want};
 pub use verdict::Verdict;

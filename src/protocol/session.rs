@@ -1,34 +1,37 @@
 //! One conversation.
 //!
 //! A [`Session`] is a value: input, the end of input, room for output and time go in; replies, the next deadline, what
-//! it wants next ([`Want`]) and at last its [`Verdict`] come out. It does no I/O. Replies leave through a closure that
-//! takes bytes and says how many of them the peer's side has room for, so that they can be sent from the thread's
-//! [`Scratch`] without passing through the session. Whatever is not taken, the session keeps: between any two calls
-//! everything unfinished is inside it, and it could be put away and go on elsewhere.
+//! it wants next ([`Want`]) and at last its [`Verdict`] come out. It does no I/O. Replies leave through an [`Outlet`]
+//! that takes bytes and says how many of them the peer's side has room for, so that they can be sent from the thread's
+//! [`Scratch`] without passing through the session; so do messages that are to be logged. Whatever is not taken, the
+//! session keeps: between any two calls everything unfinished is inside it, and it could be put away and go on elsewhere.
 //!
 //! What it may have to keep are three buffers, each empty (and not allocated) most of the time:
 //!
 //! ```text
 //! partial   the reply to the message in progress, as far as it is known:  "server got:aa"
+//!           or to a message that the log has not taken yet:               "server got:aaaa<TAB>"
 //! owed      replies that the peer has not taken yet
-//! held      input that was read, but not looked at yet, since there were replies enough for one turn
+//! held      input that was read, but not looked at yet, since there were replies enough for one turn, or since
+//!           the log took no more
 //! ```
 //!
-//! While anything is owed or held, nothing is read. So `owed` is at most 64 KiB and one reply, `held` what is left of one
-//! read, `partial` one reply.
+//! While anything is owed or held or waits for the log, nothing is read. So `owed` is at most 64 KiB and one reply, `held`
+//! what is left of one read, `partial` one reply.
+//!
+//! A message is logged before it is answered. No message that was read goes unlogged, whatever becomes of its peer, but
+//! for want of memory ([`Session::out_of_memory`]).
+
+mod answer;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::framer::{Frame, Framer};
-use super::reply::{ENOUGH, Output, Scratch};
-use super::rules::{Deadlines, Rules, Span, Unterminated};
+use super::framer::Framer;
+use super::reply::Scratch;
+use super::rules::{Deadlines, LogMessages, Rules, Span, Unterminated};
 use super::unfinished::{Awaited, Content, Rest, Unfinished};
 use super::verdict::Verdict;
-
-/// A reply that is complete but was begun in an earlier call is copied together with those after it up to this size,
-/// in bytes; a larger one is sent by itself.
-const SMALL: usize = 4096;
 
 /// How long the last words may take where `deadlines.write` is off.
 const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -62,10 +65,23 @@ pub enum Want {
     Read,
     /// Room for output: [`Session::resume`].
     Write,
+    /// Room in the log of messages: [`Session::resume`].
+    Log,
     /// The end of our stream to be sent: shut down the sending side, then [`Session::sent_end`].
     Shutdown,
     /// Nothing any more; close the connection.
     Close,
+}
+
+/// Where bytes leave a session to.
+pub trait Outlet {
+    /// Takes as many of `bytes` to the peer as there is room for, and says how many. When it takes fewer than it was
+    /// given, it is not asked again in the same call of the session.
+    fn send(&mut self, bytes: &[u8]) -> usize;
+
+    /// Logs a message, which is given without its delimiter, and returns `true`; also where messages are not logged. Or
+    /// there is no room: then it returns `false`, and the session stops there and wants [`Want::Log`].
+    fn log(&mut self, message: &[u8]) -> bool;
 }
 
 /// What went through a session.
@@ -91,6 +107,8 @@ enum Phase {
     Ending(Verdict, Instant),
     /// Our stream has ended; input is dropped until then, this many more bytes of it.
     Lingering(Verdict, Instant, u32),
+    /// The connection is broken or given up; messages that were read wait for the log.
+    Logging(Verdict),
     Done(Verdict),
 }
 
@@ -104,8 +122,9 @@ impl Session {
     pub fn wants(&self) -> Want {
         if matches!(self.phase, Phase::Done(_)) {
             Want::Close
-        } else if self.is_behind() {
-            Want::Write
+        } else if let Some(unfinished) = self.unfinished.as_ref().filter(|unfinished| unfinished.is_behind()) {
+            let log = unfinished.unlogged().is_some() || matches!(self.phase, Phase::Logging(_));
+            if log { Want::Log } else { Want::Write }
         } else if matches!(self.phase, Phase::Ending(..)) {
             Want::Shutdown
         } else {
@@ -125,7 +144,10 @@ impl Session {
         match self.phase {
             // Something else may still come between.
             Phase::Open | Phase::Stopping(..) | Phase::Finishing(_) => None,
-            Phase::Ending(verdict, _) | Phase::Lingering(verdict, ..) | Phase::Done(verdict) => Some(verdict),
+            Phase::Ending(verdict, _)
+            | Phase::Lingering(verdict, ..)
+            | Phase::Logging(verdict)
+            | Phase::Done(verdict) => Some(verdict),
         }
     }
 
@@ -153,7 +175,7 @@ impl Session {
         &self.rules
     }
 
-    /// Whether replies are owed, or input is held: then nothing is read.
+    /// Whether replies are owed, input is held, or a message waits for the log: then nothing is read.
     #[inline]
     fn is_behind(&self) -> bool {
         self.unfinished.as_ref().is_some_and(|unfinished| unfinished.is_behind())
@@ -166,10 +188,12 @@ impl Session {
                 earlier(self.patience(), self.after(self.opened, |d| &d.lifetime, Verdict::Lifetime))
             }
             Phase::Stopping(Verdict::Shutdown, _) => self.patience(),
+            // Its time stands still while it is we who wait.
+            Phase::Stopping(..) if self.wants() == Want::Log => None,
             Phase::Stopping(verdict, until) | Phase::Ending(verdict, until) | Phase::Lingering(verdict, until, _) => {
                 Some((until, verdict))
             }
-            Phase::Done(_) => None,
+            Phase::Logging(_) | Phase::Done(_) => None,
         }
     }
 
@@ -178,6 +202,7 @@ impl Session {
         match self.unfinished.as_ref().map_or(Awaited::Beginning, |unfinished| unfinished.awaited()) {
             Awaited::Beginning => self.after(self.last_byte, |d| &d.idle, Verdict::IdleDeadline),
             Awaited::RestOfMessage(until) => until.map(|until| (until, Verdict::ReadDeadline)),
+            Awaited::Log => None,
             Awaited::Taking(since) => self.after(since, |d| &d.write, Verdict::WriteDeadline),
         }
     }
@@ -219,10 +244,9 @@ impl Session {
         }
     }
 
-    /// `count` bytes came, and lie in `scratch`. Their replies go to `send`, as far as it takes them: it is given bytes
-    /// and says how many of them it took. When it takes fewer than it was given, it is not asked again in this call.
+    /// `count` bytes came, and lie in `scratch`. Messages and their replies go to `outlet`, as far as it takes them.
     #[inline]
-    pub fn receive(&mut self, now: Instant, scratch: &mut Scratch, count: usize, send: impl FnMut(&[u8]) -> usize) {
+    pub fn receive(&mut self, now: Instant, scratch: &mut Scratch, count: usize, outlet: &mut impl Outlet) {
         match &mut self.phase {
             Phase::Open => {}
             // A peer that we leave did no wrong: what it is owed lies in the kernel, and would go if we closed before it
@@ -238,12 +262,15 @@ impl Session {
                 }
                 return;
             }
-            Phase::Stopping(..) | Phase::Finishing(_) | Phase::Ending(..) | Phase::Done(_) => return,
+            Phase::Stopping(..) | Phase::Finishing(_) | Phase::Ending(..) | Phase::Logging(_) | Phase::Done(_) => {
+                return;
+            }
         }
         self.totals.bytes_in += count as u64;
         self.last_byte = now;
         let end = Scratch::START + count;
-        let at = self.answer(now, &mut scratch.input, Scratch::START..end, &mut scratch.output, send);
+        scratch.output.clear();
+        let at = self.answer(now, &mut scratch.input, Scratch::START..end, &mut scratch.output, outlet);
         if at < end {
             self.unfinished(now).held = Rest::of(&scratch.input[at..end]);
         }
@@ -259,7 +286,9 @@ impl Session {
                 self.phase = Phase::Done(verdict);
                 return;
             }
-            Phase::Stopping(..) | Phase::Finishing(_) | Phase::Ending(..) | Phase::Done(_) => return,
+            Phase::Stopping(..) | Phase::Finishing(_) | Phase::Ending(..) | Phase::Logging(_) | Phase::Done(_) => {
+                return;
+            }
         }
         let bytes = self.framer.taken();
         if bytes > self.rules.max_message {
@@ -276,8 +305,7 @@ impl Session {
                 Unterminated::Accept => {
                     reply.reserve_exact(self.rules.delimiter.len());
                     reply.extend_from_slice(self.rules.delimiter.as_bytes());
-                    self.totals.messages += 1;
-                    self.owe(now, Rest::from(reply, 0));
+                    self.unfinished(now).await_log(now, reply);
                 }
             }
         }
@@ -286,22 +314,20 @@ impl Session {
         self.settle(now);
     }
 
-    /// There may be room for output again: sends what is owed, then goes on with the input that is held, until `send`
-    /// (see [`Session::receive`]) takes less than it is given, or there were 64 KiB of further replies.
-    pub fn resume(&mut self, now: Instant, scratch: &mut Scratch, mut send: impl FnMut(&[u8]) -> usize) {
+    /// There may be room again, for output or in the log: sends what is owed, then goes on with the message that waits for
+    /// the log and with the input that is held, until `outlet` takes less than it is given, or there were 64 KiB of further
+    /// replies.
+    pub fn resume(&mut self, now: Instant, scratch: &mut Scratch, outlet: &mut impl Outlet) {
+        if let Phase::Logging(verdict) = self.phase {
+            return self.log_rest(verdict, outlet);
+        }
         let Some(unfinished) = &mut self.unfinished else { return };
         if !unfinished.owed.is_empty() {
-            let taken = send(unfinished.owed.as_slice());
+            let taken = outlet.send(unfinished.owed.as_slice());
             unfinished.taken(now, taken);
             self.count_sent(now, taken);
         }
-        if let Some((mut bytes, at)) = self.unfinished.as_mut().and_then(|unfinished| unfinished.take_held()) {
-            let end = bytes.len();
-            let at = self.answer(now, &mut bytes, at..end, &mut scratch.output, send);
-            if at < end {
-                self.unfinished(now).held = Rest::from(bytes, at);
-            }
-        }
+        self.go_on(now, &mut scratch.output, outlet);
         self.settle(now);
     }
 
@@ -322,10 +348,7 @@ impl Session {
 
     /// The connection broke: nothing can be sent or received any more.
     pub fn reset(&mut self) {
-        self.finish(match self.phase {
-            Phase::Open | Phase::Stopping(..) | Phase::Finishing(_) => Verdict::PeerReset,
-            Phase::Ending(verdict, _) | Phase::Lingering(verdict, ..) | Phase::Done(verdict) => verdict,
-        });
+        self.give_up(self.verdict().unwrap_or(Verdict::PeerReset));
     }
 
     /// Time has passed: acts on the deadlines that are over.
@@ -336,7 +359,7 @@ impl Session {
         }
         match self.phase {
             Phase::Open | Phase::Finishing(_) if verdict != Verdict::WriteDeadline => self.stop(verdict, now),
-            _ => self.finish(verdict),
+            _ => self.give_up(verdict),
         }
     }
 
@@ -352,10 +375,12 @@ impl Session {
         self.stop(verdict, now);
     }
 
-    /// There is no memory for what it would have to keep: gives everything back, input that was not looked at among it.
-    /// A peer that has not taken the replies it is owed loses them, and with them the words that would have told it why.
+    /// There is no memory for what it would have to keep: gives everything back, input that was not looked at and what
+    /// waits for the log among it. A peer that has not taken the replies it is owed loses them, and with them the words
+    /// that would have told it why.
     pub fn out_of_memory(&mut self, now: Instant) {
-        if self.unfinished.as_ref().is_some_and(|unfinished| !unfinished.owed.is_empty()) {
+        let owes = self.unfinished.as_ref().is_some_and(|unfinished| !unfinished.owed.is_empty());
+        if owes || matches!(self.phase, Phase::Logging(_)) {
             self.finish(self.verdict().unwrap_or(Verdict::Busy));
         } else if matches!(self.phase, Phase::Open | Phase::Stopping(..) | Phase::Finishing(_)) {
             self.end(Verdict::Busy, now);
@@ -366,89 +391,6 @@ impl Session {
 // --- In between ------------------------------------------------------------------------------------------------------
 
 impl Session {
-    /// Answers the messages in `input[range]`, and returns up to where it came: to the end, or until there were replies
-    /// enough for one call. Nothing is owed when it is called. `input` before the range may be overwritten.
-    #[inline]
-    fn answer(
-        &mut self,
-        now: Instant,
-        input: &mut [u8],
-        range: std::ops::Range<usize>,
-        output: &mut Output,
-        mut send: impl FnMut(&[u8]) -> usize,
-    ) -> usize {
-        let (mut at, end) = (range.start, range.end);
-        output.clear();
-        while at < end {
-            if output.len() >= ENOUGH {
-                // Enough for one call, even if all of it was taken: others want their turn.
-                self.send_now(now, output, &mut send);
-                return at;
-            }
-            match self.framer.next(&self.rules.delimiter, self.rules.max_message, &input[at..end]) {
-                Frame::Complete(taken) => {
-                    self.totals.messages += 1;
-                    let from = at;
-                    at += taken;
-                    if let Some((_, mut reply)) = self.take_message() {
-                        reply.reserve_exact(taken);
-                        reply.extend_from_slice(&input[from..at]);
-                        // It is the first of this input, so output is empty.
-                        if reply.len() <= SMALL {
-                            output.push(&reply);
-                        } else {
-                            let taken = send(&reply);
-                            self.count_sent(now, taken);
-                            if taken < reply.len() {
-                                self.owe(now, Rest::from(reply, taken));
-                                return at;
-                            }
-                        }
-                    } else if at == end && output.len() == 0 && from >= self.rules.prefix.len() {
-                        // Answered where it lies. What is overwritten was answered before.
-                        let start = from - self.rules.prefix.len();
-                        input[start..from].copy_from_slice(self.rules.prefix.as_bytes());
-                        let reply = &input[start..end];
-                        let taken = send(reply);
-                        self.count_sent(now, taken);
-                        if taken < reply.len() {
-                            self.owe(now, Rest::of(&reply[taken..]));
-                        }
-                        return end;
-                    } else {
-                        output.push_reply(&self.rules.prefix, input, from, at);
-                    }
-                }
-                Frame::Unfinished => {
-                    let rules = Arc::clone(&self.rules);
-                    self.unfinished(now).keep(now, &rules, &input[at..end]);
-                    at = end;
-                }
-                Frame::TooLong => {
-                    self.send_now(now, output, &mut send);
-                    self.end(Verdict::TooLong, now);
-                    return end;
-                }
-            }
-        }
-        self.send_now(now, output, &mut send);
-        end
-    }
-
-    /// Sends `output` and empties it; what is not taken becomes owed.
-    #[inline]
-    fn send_now(&mut self, now: Instant, output: &mut Output, send: &mut impl FnMut(&[u8]) -> usize) {
-        if output.len() > 0 {
-            let taken = send(output.as_bytes());
-            self.count_sent(now, taken);
-            let rest = &output.as_bytes()[taken..];
-            if !rest.is_empty() {
-                self.owe(now, Rest::of(rest));
-            }
-            output.clear();
-        }
-    }
-
     /// What is kept, made if nothing is.
     fn unfinished(&mut self, now: Instant) -> &mut Unfinished {
         self.unfinished.get_or_insert_with(|| Box::new(Unfinished::new(now)))
@@ -494,6 +436,7 @@ impl Session {
     /// Takes no more input, and ends the conversation as soon as what was read is answered.
     fn stop(&mut self, verdict: Verdict, now: Instant) {
         if matches!(self.phase, Phase::Open | Phase::Finishing(_)) {
+            self.framer = Framer::default();
             self.take_message();
             self.phase = Phase::Stopping(verdict, self.last_words_until(now));
             self.settle(now);
@@ -525,6 +468,19 @@ impl Session {
     fn last_words_until(&self, now: Instant) -> Instant {
         let limit = self.rules.deadlines.write.as_ref().map_or(LAST_WORDS, Span::length);
         now.checked_add(limit).unwrap_or(now + LAST_WORDS)
+    }
+
+    /// Leaves the peer for good, but not the messages of it that are to be logged whole.
+    fn give_up(&mut self, verdict: Verdict) {
+        if let (LogMessages::Full, Some(unfinished)) = (self.rules.log_messages, &mut self.unfinished) {
+            unfinished.drop_replies();
+            if unfinished.is_behind() {
+                self.framer = Framer::default();
+                self.phase = Phase::Logging(verdict);
+                return;
+            }
+        }
+        self.finish(verdict);
     }
 
     /// Ends it for good; nothing is kept.

@@ -1,5 +1,6 @@
-//! What a session keeps from one call to the next, while there is something: a message in progress, replies that were
-//! not taken, input that was not looked at. And since when, as the deadlines of these things are.
+//! What a session keeps from one call to the next, while there is something: a message in progress or one that waits for
+//! the log, replies that were not taken, input that was not looked at. And since when, as the deadlines of these things
+//! are.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -9,14 +10,15 @@ use super::rules::Rules;
 /// What is kept. At least one of the three buffers is not empty between calls of the session.
 #[derive(Debug)]
 pub(super) struct Unfinished {
-    /// The reply to the message in progress, as far as it is known: the prefix and the bytes that came.
+    /// The reply to the message in progress, as far as it is known: the prefix and the bytes that came. Or all of the
+    /// reply to a message that waits for the log.
     partial: Vec<u8>,
     content: Content,
     clock: Clock,
     /// Replies that the peer has not taken.
     pub(super) owed: Rest,
-    /// When the peer last took a byte, or when something became owed to it.
-    last_taken: Instant,
+    /// When the peer last took a byte, or when something became owed to it; or when a message began to wait for the log.
+    waits_since: Instant,
     /// Input that was not looked at.
     pub(super) held: Rest,
 }
@@ -30,6 +32,8 @@ pub(super) enum Awaited {
     RestOfMessage(Option<Instant>),
     /// To take what it is owed; it has not taken anything since then.
     Taking(Instant),
+    /// Nothing: it is the log that is to take a message.
+    Log,
 }
 
 /// What the message in progress consists of: a person at a terminal types TAB, Enter, and the line feed is then no
@@ -44,6 +48,8 @@ pub(super) enum Content {
     LineEndsCr,
     /// Anything else.
     Other,
+    /// All of it came, its delimiter too; it waits for the log.
+    Unlogged,
 }
 
 /// The read deadline. It stands still while it is we who do not read.
@@ -61,7 +67,7 @@ impl Unfinished {
             content: Content::Nothing,
             clock: Clock::Stopped,
             owed: Rest::default(),
-            last_taken: now,
+            waits_since: now,
             held: Rest::default(),
         }
     }
@@ -71,10 +77,10 @@ impl Unfinished {
         self.content == Content::Nothing && !self.is_behind()
     }
 
-    /// Whether replies are owed, or input is held: then nothing is read.
+    /// Whether replies are owed, input is held, or a message waits for the log: then nothing is read.
     #[inline]
     pub(super) fn is_behind(&self) -> bool {
-        !self.owed.is_empty() || !self.held.is_empty()
+        !self.owed.is_empty() || !self.held.is_empty() || self.content == Content::Unlogged
     }
 
     /// Bytes that the buffers occupy.
@@ -85,9 +91,10 @@ impl Unfinished {
     /// What the peer is to do next.
     pub(super) fn awaited(&self) -> Awaited {
         if !self.owed.is_empty() {
-            return Awaited::Taking(self.last_taken);
+            return Awaited::Taking(self.waits_since);
         }
         match (self.clock, self.content) {
+            (_, Content::Unlogged) => Awaited::Log,
             (_, Content::Nothing | Content::LineEnds) => Awaited::Beginning,
             (Clock::Running { until }, _) => Awaited::RestOfMessage(Some(until)),
             (Clock::Stopped | Clock::Paused { .. }, _) => Awaited::RestOfMessage(None),
@@ -97,7 +104,8 @@ impl Unfinished {
     /// Keeps the bytes of a message that goes on in the next input.
     pub(super) fn keep(&mut self, now: Instant, rules: &Rules, bytes: &[u8]) {
         let partial = &mut self.partial;
-        if self.content == Content::Nothing {
+        if matches!(self.content, Content::Nothing | Content::Unlogged) {
+            partial.clear();
             self.content = Content::LineEnds;
             partial.reserve_exact(rules.prefix.len() + bytes.len());
             partial.extend_from_slice(rules.prefix.as_bytes());
@@ -121,23 +129,51 @@ impl Unfinished {
     #[inline]
     pub(super) fn take_message(&mut self) -> Option<(Content, Vec<u8>)> {
         self.clock = Clock::Stopped;
-        match mem::replace(&mut self.content, Content::Nothing) {
-            Content::Nothing => None,
-            content => Some((content, mem::take(&mut self.partial))),
+        match self.content {
+            Content::Nothing | Content::Unlogged => None,
+            content => {
+                self.content = Content::Nothing;
+                Some((content, mem::take(&mut self.partial)))
+            }
         }
+    }
+
+    /// Keeps the whole reply to a message that the log has not taken, since then.
+    pub(super) fn await_log(&mut self, since: Instant, reply: Vec<u8>) {
+        self.partial = reply;
+        self.content = Content::Unlogged;
+        self.waits_since = since;
+    }
+
+    /// The whole reply to the message that waits for the log, if nothing is owed any more.
+    pub(super) fn unlogged(&self) -> Option<&[u8]> {
+        (self.content == Content::Unlogged && self.owed.is_empty()).then_some(&self.partial)
+    }
+
+    /// The same, which waits no longer, and since when it has.
+    pub(super) fn take_unlogged(&mut self) -> Option<(Instant, Vec<u8>)> {
+        self.unlogged()?;
+        self.content = Content::Nothing;
+        Some((self.waits_since, mem::take(&mut self.partial)))
+    }
+
+    /// Nobody will take replies any more, nor finish a message.
+    pub(super) fn drop_replies(&mut self) {
+        self.owed = Rest::default();
+        self.take_message();
     }
 
     /// Something is owed, where nothing was.
     pub(super) fn owe(&mut self, now: Instant, rest: Rest) {
         self.owed = rest;
-        self.last_taken = now;
+        self.waits_since = now;
     }
 
     /// The peer took so many bytes of what it is owed.
     pub(super) fn taken(&mut self, now: Instant, count: usize) {
         if count > 0 {
             self.owed.advance(count);
-            self.last_taken = now;
+            self.waits_since = now;
         }
     }
 

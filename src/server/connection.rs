@@ -20,10 +20,11 @@ use tokio::time::{self, Sleep};
 
 use super::accept::Desk;
 use super::admission::Place;
-use super::event::Event;
+use super::event::{Event, Message, summary};
 use super::socket::Peer;
 use super::worker::Worker;
-use crate::protocol::{Scratch, Session, Verdict, Want};
+use crate::protocol::rules::LogMessages;
+use crate::protocol::{Outlet, Scratch, Session, Verdict, Want};
 
 /// How many times one turn may read, or go on with what is held; then the others have theirs.
 const STEPS: u32 = 2;
@@ -95,18 +96,27 @@ impl Connection {
         let this = self.project();
         let session = this.session;
         let mut wire = Wire { stream: this.stream, cx, blocked: false, broken: false };
+        let log = session.rules().log_messages;
         let mut steps = 0;
         loop {
             let kept = session.memory();
             match session.wants() {
                 Want::Close => return Pause::End,
-                Want::Read | Want::Write if steps == STEPS => return Pause::Yield,
+                Want::Read | Want::Write | Want::Log if steps == STEPS => return Pause::Yield,
                 Want::Read => match wire.read(scratch.input_room()) {
                     Some(0) => session.end_of_input(now),
-                    Some(count) => session.receive(now, scratch, count, |bytes| wire.send(bytes)),
+                    Some(count) if log == LogMessages::Off => session.receive(now, scratch, count, &mut wire),
+                    Some(count) => {
+                        let logged = Logged { wire: &mut wire, worker: this.worker, caller: &this.papers.caller, log };
+                        logged.receive(session, now, scratch, count);
+                    }
                     None => {}
                 },
-                Want::Write => session.resume(now, scratch, |bytes| wire.send(bytes)),
+                Want::Write | Want::Log if log == LogMessages::Off => session.resume(now, scratch, &mut wire),
+                Want::Write | Want::Log => {
+                    let logged = Logged { wire: &mut wire, worker: this.worker, caller: &this.papers.caller, log };
+                    logged.resume(session, now, scratch);
+                }
                 Want::Shutdown => {
                     wire.end();
                     session.sent_end(now);
@@ -159,7 +169,7 @@ impl Connection {
         // Without a verdict, it is we who stop before it was done.
         let verdict = this.session.verdict().unwrap_or(Verdict::Shutdown);
         worker.counters.count_end(verdict);
-        (worker.events.0)(Event::Closed {
+        (worker.outside.events)(Event::Closed {
             connection: caller.connection,
             listener: Arc::clone(&caller.desk.name),
             peer: caller.peer,
@@ -215,24 +225,13 @@ impl Future for Connection {
 struct Wire<'a, 'c> {
     stream: &'a mut UnixStream,
     cx: &'a mut Context<'c>,
-    /// The socket had no room or no input; the task is woken when it has.
+    /// The socket had no room or no input, or the log no room; the task is woken when it has.
     blocked: bool,
     /// The connection broke.
     broken: bool,
 }
 
 impl Wire<'_, '_> {
-    /// How many of `bytes` the socket took.
-    #[inline]
-    fn send(&mut self, bytes: &[u8]) -> usize {
-        match Pin::new(&mut *self.stream).poll_write(self.cx, bytes) {
-            Poll::Ready(Ok(sent)) => return sent,
-            Poll::Ready(Err(_)) => self.broken = true,
-            Poll::Pending => self.blocked = true,
-        }
-        0
-    }
-
     /// How many bytes came; 0 at the end of the stream, `None` when nothing did.
     #[inline]
     fn read(&mut self, room: &mut [u8]) -> Option<usize> {
@@ -250,6 +249,70 @@ impl Wire<'_, '_> {
     fn end(&mut self) {
         // A peer that is gone does not mind; the next read says so.
         let _ = Pin::new(&mut *self.stream).poll_shutdown(self.cx);
+    }
+}
+
+/// No message is logged.
+impl Outlet for Wire<'_, '_> {
+    #[inline]
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        match Pin::new(&mut *self.stream).poll_write(self.cx, bytes) {
+            Poll::Ready(Ok(sent)) => return sent,
+            Poll::Ready(Err(_)) => self.broken = true,
+            Poll::Pending => self.blocked = true,
+        }
+        0
+    }
+
+    #[inline]
+    fn log(&mut self, _: &[u8]) -> bool {
+        true
+    }
+}
+
+/// The socket, and the log of what comes over it.
+struct Logged<'w, 'a, 'c> {
+    wire: &'w mut Wire<'a, 'c>,
+    worker: &'w Worker,
+    caller: &'w Caller,
+    log: LogMessages,
+}
+
+/// Apart from the hot path: connections whose messages are logged have one of their own.
+impl Logged<'_, '_, '_> {
+    #[inline(never)]
+    fn receive(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch, count: usize) {
+        session.receive(now, scratch, count, &mut self);
+    }
+
+    #[inline(never)]
+    fn resume(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch) {
+        session.resume(now, scratch, &mut self);
+    }
+}
+
+impl Outlet for Logged<'_, '_, '_> {
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        self.wire.send(bytes)
+    }
+
+    fn log(&mut self, message: &[u8]) -> bool {
+        let Caller { connection, ref desk, peer } = *self.caller;
+        let outside = &self.worker.outside;
+        match self.log {
+            LogMessages::Off => true,
+            LogMessages::Summary => {
+                let listener = Arc::clone(&desk.name);
+                (outside.events)(Event::Message { connection, listener, peer, text: summary(message) });
+                true
+            }
+            LogMessages::Full => {
+                let message = Message { connection, listener: &desk.name, peer, bytes: message };
+                let taken = outside.messages.take(message, self.wire.cx.waker());
+                self.wire.blocked |= !taken;
+                taken
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the outside may want to know. The server does not log: main decides what an event becomes.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::io;
 use std::sync::Arc;
 use std::task::Waker;
@@ -41,6 +41,17 @@ pub enum Event {
         totals: Totals,
         /// How long it existed.
         age: Duration,
+    },
+    /// A peer sent a message, for `log_messages = "summary"`.
+    Message {
+        /// The number of its connection.
+        connection: u64,
+        /// The listener's name.
+        listener: Arc<str>,
+        /// Who sent it.
+        peer: Peer,
+        /// The message without its delimiter, for people to read: see [`summary`].
+        text: String,
     },
     /// As many connections are open as `limits.connections` allows; more wait in the backlog.
     Full {
@@ -94,12 +105,49 @@ pub struct Message<'a> {
 /// Where whole messages go. Called on the threads that serve, so it must not wait for anything.
 pub trait Messages: Send + Sync {
     /// Takes the message: it will not be lost. Or returns `false` when there is no room for it now; then `waker` is woken
-    /// when it makes sense to try again.
+    /// when it makes sense to try again. Who is woken need not come back: its connection may have ended, or be owed
+    /// something first.
     fn take(&self, message: Message<'_>, waker: &Waker) -> bool;
 }
 
 /// The names of all kinds of events.
-pub const NAMES: [&str; 7] = ["opened", "closed", "full", "short", "recovered", "broken", "dropped"];
+pub const NAMES: [&str; 8] = ["opened", "closed", "message", "full", "short", "recovered", "broken", "dropped"];
+
+/// How many bytes of a message a summary shows.
+const SUMMARY: usize = 256;
+
+/// A message on one line, in quotation marks: text as it is, the rest as escapes, its first 256 bytes at most, and how
+/// many more there are.
+#[must_use]
+pub fn summary(message: &[u8]) -> String {
+    let end = if message.len() <= SUMMARY {
+        message.len()
+    } else {
+        // Not within a character, if it is one: there are at most three bytes after its first.
+        let begins = |at: &usize| message[*at] & 0b1100_0000 != 0b1000_0000;
+        (SUMMARY - 3..=SUMMARY).rev().find(begins).unwrap_or(SUMMARY)
+    };
+    let mut text = String::with_capacity(end + 2);
+    text.push('"');
+    for chunk in message[..end].utf8_chunks() {
+        for character in chunk.valid().chars() {
+            match character {
+                '\'' => text.push(character),
+                _ => text.extend(character.escape_debug()),
+            }
+        }
+        for byte in chunk.invalid() {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+    }
+    text.push('"');
+    let left_out = message.len() - end;
+    if left_out > 0 {
+        let _ = write!(text, "… ({left_out} bytes more)");
+    }
+    text
+}
 
 impl Event {
     /// What kind of event it is: one of [`NAMES`].
@@ -108,6 +156,7 @@ impl Event {
         match self {
             Self::Opened { .. } => "opened",
             Self::Closed { .. } => "closed",
+            Self::Message { .. } => "message",
             Self::Full { .. } => "full",
             Self::Short { .. } => "short",
             Self::Recovered { .. } => "recovered",
@@ -122,7 +171,7 @@ impl Event {
         match self {
             Self::Broken { .. } => Level::Error,
             Self::Full { .. } | Self::Short { .. } | Self::Dropped { .. } => Level::Warn,
-            Self::Recovered { .. } => Level::Info,
+            Self::Recovered { .. } | Self::Message { .. } => Level::Info,
             Self::Opened { .. } => Level::Debug,
             Self::Closed { verdict, .. } => match verdict {
                 Verdict::TooLong
@@ -158,6 +207,9 @@ impl fmt::Display for Event {
                 let age = age.as_secs_f64();
                 write!(f, "; {messages} messages, {bytes_in} bytes in, {bytes_out} bytes out, {age:.1}s")
             }
+            Self::Message { connection, listener, peer, text } => {
+                write!(f, "message on connection {connection} on {listener} from {peer}: {text}")
+            }
             Self::Full { limit } => {
                 write!(f, "{limit} connections (limits.connections={limit}), further ones wait until one ends")
             }
@@ -172,5 +224,44 @@ impl fmt::Display for Event {
                 write!(f, "cannot serve {peer} on {listener}: {error}; closed that connection")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_is_one_line_for_people() {
+        for (message, expected) in [
+            (&b"aaaa"[..], r#""aaaa""#),
+            (b"", r#""""#),
+            (b"it's\ta \"line\"\r\n", r#""it's\ta \"line\"\r\n""#),
+            (b"back\\slash", r#""back\\slash""#),
+            ("é😀".as_bytes(), "\"é😀\""),
+            (b"\0\x1b[2J\x7f\xff\xc3", r#""\0\u{1b}[2J\u{7f}\xff\xc3""#),
+            // What would turn the writing around, or break the line.
+            ("a\u{202e}b\u{2028}".as_bytes(), r#""a\u{202e}b\u{2028}""#),
+        ] {
+            assert_eq!(summary(message), expected);
+        }
+    }
+
+    #[test]
+    fn a_summary_shows_256_bytes_and_says_how_many_more_there_are() {
+        let x = |count| "x".repeat(count);
+        assert_eq!(summary(x(256).as_bytes()), format!("\"{}\"", x(256)));
+        assert_eq!(summary(x(257).as_bytes()), format!("\"{}\"… (1 bytes more)", x(256)));
+        assert_eq!(summary(&[0; 65_536]), format!("\"{}\"… (65280 bytes more)", "\\0".repeat(256)));
+        // A character is not cut, what is none may be.
+        for (character, shown) in [("é", 255), ("€", 254), ("😀", 253)] {
+            let message = x(shown) + character + "yy";
+            let left_out = character.len() + 2;
+            assert_eq!(summary(message.as_bytes()), format!("\"{}\"… ({left_out} bytes more)", x(shown)));
+            let message = x(256 - character.len()) + character + "y";
+            let all = x(256 - character.len()) + character;
+            assert_eq!(summary(message.as_bytes()), format!("\"{all}\"… (1 bytes more)"));
+        }
+        assert_eq!(summary(&[0x80; 300]), format!("\"{}\"… (44 bytes more)", "\\x80".repeat(256)));
     }
 }

@@ -23,8 +23,8 @@ use tokio::sync::{Notify, watch};
 use crate::config::{self, Settings};
 use accept::{Desk, Reception};
 use admission::Admission;
-use event::{Event, Events};
-use worker::{EventsOut, WorkerThread};
+use event::{Event, Events, Messages};
+use worker::{Outside, WorkerThread};
 
 pub use worker::Counts;
 
@@ -49,10 +49,10 @@ impl Server {
     ///
     /// # Errors
     /// A thread or its reactor cannot be made.
-    pub fn start(settings: &Settings, events: Events) -> io::Result<Self> {
+    pub fn start(settings: &Settings, events: Events, messages: Arc<dyn Messages>) -> io::Result<Self> {
         let admission = Admission::new(settings.limits.clone());
-        let out = EventsOut(Arc::clone(&events));
-        let start = |number| WorkerThread::start(number, &out);
+        let outside = Outside { events: Arc::clone(&events), messages };
+        let start = |number| WorkerThread::start(number, &outside);
         let threads = (0..settings.service.worker_threads()).map(start).collect::<io::Result<Vec<_>>>()?;
         let workers = threads.iter().map(|thread| Arc::clone(&thread.worker)).collect();
         let reception = Reception { admission, workers, events, connections: AtomicU64::new(0) };

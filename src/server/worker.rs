@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-use super::event::Events;
+use super::event::{Events, Messages};
 use crate::protocol::Verdict;
 use crate::protocol::session::Totals;
 use crate::protocol::verdict;
@@ -27,7 +27,7 @@ const TURNS_BETWEEN_EVENTS: u32 = 16;
 /// What one worker and its connections share.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    pub(crate) events: EventsOut,
+    pub(crate) outside: Outside,
     pub(crate) counters: Counters,
     /// Connections that live here.
     pub(crate) open: AtomicUsize,
@@ -38,13 +38,16 @@ pub(crate) struct Worker {
     handle: Handle,
 }
 
-/// [`Events`] that can be shown by `Debug`.
+/// Where connections tell what happens to them, and what they are sent. Can be shown by `Debug`.
 #[derive(Clone)]
-pub(crate) struct EventsOut(pub(crate) Events);
+pub(crate) struct Outside {
+    pub(crate) events: Events,
+    pub(crate) messages: Arc<dyn Messages>,
+}
 
-impl std::fmt::Debug for EventsOut {
+impl std::fmt::Debug for Outside {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Events")
+        f.write_str("Outside")
     }
 }
 
@@ -164,11 +167,11 @@ impl WorkerThread {
     ///
     /// # Errors
     /// The thread or its reactor cannot be made.
-    pub(crate) fn start(number: usize, events: &EventsOut) -> io::Result<Self> {
+    pub(crate) fn start(number: usize, outside: &Outside) -> io::Result<Self> {
         let runtime =
             Builder::new_current_thread().enable_io().enable_time().event_interval(TURNS_BETWEEN_EVENTS).build()?;
         let worker = Arc::new(Worker {
-            events: events.clone(),
+            outside: outside.clone(),
             counters: Counters::default(),
             open: AtomicUsize::new(0),
             draining: AtomicBool::new(false),

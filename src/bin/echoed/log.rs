@@ -54,23 +54,21 @@ impl LeveledLog {
 
     /// Says something of the daemon itself. The text may have several lines.
     pub(crate) fn note(&self, note: Note, text: &str) {
-        self.write(note.kind(), note.level(), || Entry { text: text.to_owned(), lines: true, ..Entry::default() });
+        let entry = || Entry { text: text.to_owned(), lines: true, ..Entry::default() };
+        self.write(note.kind(), note.level(), Flood::Limited, entry);
     }
 
     /// The same, about a listener.
     pub(crate) fn note_on(&self, note: Note, listener: &str, text: &str) {
-        self.write(note.kind(), note.level(), || Entry {
-            text: text.to_owned(),
-            lines: true,
-            listener: Some(listener.into()),
-            ..Entry::default()
-        });
+        let (text, listener) = (text.to_owned(), Some(listener.into()));
+        let entry = || Entry { text, lines: true, listener, ..Entry::default() };
+        self.write(note.kind(), note.level(), Flood::Limited, entry);
     }
 
-    fn write(&self, kind: Kind, level: Level, entry: impl FnOnce() -> Entry) {
+    fn write(&self, kind: Kind, level: Level, flood: Flood, entry: impl FnOnce() -> Entry) {
         if self.takes(level) {
             // Who sets the level to debug wants to see everything.
-            let flood = if self.takes(Level::Debug) { Flood::Wanted } else { Flood::Limited };
+            let flood = if self.takes(Level::Debug) { Flood::Wanted } else { flood };
             self.log.write(kind, priority(level), flood, entry);
         }
     }
@@ -78,11 +76,14 @@ impl LeveledLog {
     /// What becomes of the server's events. This runs on its workers, so it only formats what is really logged.
     pub(crate) fn events(&self) -> Events {
         let log = self.clone();
-        Arc::new(move |event| log.write(kinds::of_event(&event), event.level(), || entry(&event)))
+        Arc::new(move |event| {
+            // Who has messages logged wants to see each.
+            let flood = if let Event::Message { .. } = event { Flood::Wanted } else { Flood::Limited };
+            log.write(kinds::of_event(&event), event.level(), flood, || entry(&event));
+        })
     }
 
     /// What becomes of the messages of listeners that log them whole.
-    #[expect(dead_code, reason = "no listener does so far")]
     pub(crate) fn messages(&self) -> Arc<dyn Messages> {
         Arc::new(Whole(self.messages.clone()))
     }
@@ -132,7 +133,7 @@ fn priority(level: Level) -> Priority {
 fn entry(event: &Event) -> Entry {
     let text = event.to_string();
     match event {
-        Event::Opened { connection, listener, peer } => Entry {
+        Event::Opened { connection, listener, peer } | Event::Message { connection, listener, peer, .. } => Entry {
             text,
             listener: Some(Arc::clone(listener)),
             peer: Some(peer.to_string()),

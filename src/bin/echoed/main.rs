@@ -66,7 +66,7 @@ async fn serve(
     log: &LeveledLog,
 ) -> Result<ExitCode, Failure> {
     let mut signals = Signals::catch().map_err(|error| Failure::system("cannot catch signals", error))?;
-    let server = Server::start(settings, log.events());
+    let server = Server::start(settings, log.events(), log.messages());
     let server = server.map_err(|error| Failure::system("cannot start the workers", error))?;
     let mut files = Vec::new();
     let mut one_connection = false;

@@ -1,4 +1,4 @@
-//! Two ends and a fake clock: a session, served as a server would serve it, and its peer.
+//! Two ends, a log and a fake clock: a session, served as a server would serve it, and its peer.
 //!
 //! What must hold at every moment is checked at every moment ([`Conversation::check`]); a failure prints all that
 //! happened so far.
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use crate::protocol::reply::{ENOUGH, READ_SIZE};
 use crate::protocol::session::Totals;
-use crate::protocol::{Rules, Scratch, Session, Verdict, Want};
+use crate::protocol::{Outlet, Rules, Scratch, Session, Verdict, Want};
 
 /// More than any error text has.
 const LAST_WORDS: usize = 128;
 
-/// A conversation. The peer has room for everything unless a story says otherwise.
+/// A conversation. The peer and the log have room for everything unless a story says otherwise.
 pub(super) struct Conversation {
     session: Session,
     scratch: Scratch,
@@ -24,10 +24,7 @@ pub(super) struct Conversation {
     unread: Vec<u8>,
     peer_ended: bool,
     end_told: bool,
-    /// How many bytes the peer's side takes: the kernel's send buffer.
-    room: usize,
-    heard: Vec<u8>,
-    heard_total: usize,
+    outside: Outside,
     /// The most that was sent in one call of the session.
     most_at_once: usize,
     /// All bytes that the session took before it had a verdict.
@@ -39,6 +36,24 @@ pub(super) struct Conversation {
     our_end: bool,
     verdict: Option<Verdict>,
     log: Vec<String>,
+}
+
+/// Where bytes leave the session to: the peer's side of the connection, and the log.
+struct Outside {
+    /// How many bytes the peer's side takes: the kernel's send buffer.
+    room: usize,
+    heard: Vec<u8>,
+    heard_total: usize,
+    /// How many messages the log takes.
+    log_room: usize,
+    logged: Vec<Vec<u8>>,
+    /// How many bytes a reply has that are not of its message.
+    around: usize,
+    /// How many bytes may be sent by now: replies to messages that were logged, and last words.
+    allowed: usize,
+    /// Whether the peer took less than it was given, in this call of the session; or the log nothing.
+    full: bool,
+    refused: bool,
 }
 
 pub(super) fn secs(secs: u64) -> Duration {
@@ -54,6 +69,17 @@ impl Conversation {
         #[expect(clippy::disallowed_methods, reason = "an instant to count from; the clock is moved by hand")]
         let start = Instant::now();
         let log = vec![format!("{rules:?}")];
+        let outside = Outside {
+            room: usize::MAX,
+            heard: Vec::new(),
+            heard_total: 0,
+            log_room: usize::MAX,
+            logged: Vec::new(),
+            around: rules.prefix.as_bytes().len() + rules.delimiter.len(),
+            allowed: 0,
+            full: false,
+            refused: false,
+        };
         Self {
             session: Session::new(Arc::new(rules), start),
             scratch: Scratch::new(),
@@ -62,9 +88,7 @@ impl Conversation {
             unread: Vec::new(),
             peer_ended: false,
             end_told: false,
-            room: usize::MAX,
-            heard: Vec::new(),
-            heard_total: 0,
+            outside,
             most_at_once: 0,
             read: Vec::new(),
             end_read: false,
@@ -92,18 +116,36 @@ impl Conversation {
 
     pub(super) fn peer_stops_reading(&mut self) {
         self.note(format_args!("peer stops reading"));
-        self.room = 0;
+        self.outside.room = 0;
     }
 
     /// It reads so many bytes more, as soon as there are any.
     pub(super) fn peer_takes(&mut self, count: usize) {
         self.note(format_args!("peer takes {count}"));
-        self.room = self.room.saturating_add(count);
+        self.outside.room = self.outside.room.saturating_add(count);
         self.serve();
     }
 
     pub(super) fn peer_takes_all(&mut self) {
         self.peer_takes(usize::MAX);
+    }
+
+    // --- What the log does ---
+
+    pub(super) fn log_stops(&mut self) {
+        self.note(format_args!("the log stops"));
+        self.outside.log_room = 0;
+    }
+
+    /// It takes so many messages more, as soon as there are any.
+    pub(super) fn log_takes(&mut self, count: usize) {
+        self.note(format_args!("the log takes {count}"));
+        self.outside.log_room = self.outside.log_room.saturating_add(count);
+        self.serve();
+    }
+
+    pub(super) fn log_takes_all(&mut self) {
+        self.log_takes(usize::MAX);
     }
 
     // --- What we do ---
@@ -167,7 +209,7 @@ impl Conversation {
     /// What the peer has received since it was last asked, exactly.
     #[track_caller]
     pub(super) fn peer_hears(&mut self, expected: impl AsRef<[u8]>) {
-        let (heard, expected) = (std::mem::take(&mut self.heard), expected.as_ref());
+        let (heard, expected) = (std::mem::take(&mut self.outside.heard), expected.as_ref());
         if heard != expected {
             let same = heard.iter().zip(expected).take_while(|(heard, expected)| heard == expected).count();
             panic!(
@@ -207,7 +249,12 @@ impl Conversation {
     }
 
     pub(super) fn heard(&self) -> &[u8] {
-        &self.heard
+        &self.outside.heard
+    }
+
+    /// The messages that the log has taken, in its order.
+    pub(super) fn logged(&self) -> &[Vec<u8>] {
+        &self.outside.logged
     }
 
     pub(super) fn read(&self) -> &[u8] {
@@ -230,7 +277,8 @@ impl Conversation {
 
     fn serve(&mut self) {
         loop {
-            let heard_before = self.heard_total;
+            let heard_before = self.outside.heard_total;
+            self.outside.begins(self.session.verdict().is_some());
             match self.session.wants() {
                 Want::Read if !self.unread.is_empty() => {
                     let count = self.unread.len().min(READ_SIZE);
@@ -240,25 +288,26 @@ impl Conversation {
                     }
                     self.unread.drain(..count);
                     self.last_read = count;
-                    let peer = peer(&mut self.heard, &mut self.heard_total, &mut self.room);
-                    self.session.receive(self.now, &mut self.scratch, count, peer);
+                    self.session.receive(self.now, &mut self.scratch, count, &mut self.outside);
                 }
                 Want::Read if self.peer_ended && !self.end_told => {
                     self.end_told = true;
                     self.end_read = self.session.verdict().is_none();
                     self.session.end_of_input(self.now);
                 }
-                Want::Write if self.room > 0 => {
-                    let peer = peer(&mut self.heard, &mut self.heard_total, &mut self.room);
-                    self.session.resume(self.now, &mut self.scratch, peer);
+                Want::Write if self.outside.room > 0 => {
+                    self.session.resume(self.now, &mut self.scratch, &mut self.outside);
+                }
+                Want::Log if self.outside.log_room > 0 => {
+                    self.session.resume(self.now, &mut self.scratch, &mut self.outside);
                 }
                 Want::Shutdown => {
                     self.our_end = true;
                     self.session.sent_end(self.now);
                 }
-                Want::Read | Want::Write | Want::Close => break,
+                Want::Read | Want::Write | Want::Log | Want::Close => break,
             }
-            self.most_at_once = self.most_at_once.max(self.heard_total - heard_before);
+            self.most_at_once = self.most_at_once.max(self.outside.heard_total - heard_before);
             self.check();
         }
         self.check();
@@ -280,7 +329,7 @@ impl Conversation {
             assert!(session.verdict().is_some(), "over without a verdict\n{self}");
         }
         let out = usize::try_from(session.totals().bytes_out).unwrap();
-        assert_eq!(out, self.heard_total, "bytes that the peer took\n{self}");
+        assert_eq!(out, self.outside.heard_total, "bytes that the peer took\n{self}");
         if self.verdict.is_some() {
             assert_eq!(session.verdict(), self.verdict, "a verdict, once said, changed\n{self}");
         }
@@ -308,18 +357,39 @@ impl fmt::Display for Conversation {
     }
 }
 
-/// The peer's side of a connection: takes what there is room for.
-fn peer(heard: &mut Vec<u8>, total: &mut usize, room: &mut usize) -> impl FnMut(&[u8]) -> usize {
-    let mut full = false;
-    move |bytes| {
+impl Outside {
+    /// A call of the session begins.
+    fn begins(&mut self, last_words: bool) {
+        (self.full, self.refused) = (false, false);
+        if last_words {
+            self.allowed = usize::MAX;
+        }
+    }
+}
+
+impl Outlet for Outside {
+    fn send(&mut self, bytes: &[u8]) -> usize {
         assert!(!bytes.is_empty(), "nothing was given to be sent");
-        assert!(!full, "asked again, after fewer bytes were taken than were given");
-        let taken = bytes.len().min(*room);
-        full = taken < bytes.len();
-        heard.extend_from_slice(&bytes[..taken]);
-        *total += taken;
-        *room -= taken;
+        assert!(!self.full, "asked again, after fewer bytes were taken than were given");
+        assert!(self.heard_total + bytes.len() <= self.allowed, "a message is answered that was not logged");
+        let taken = bytes.len().min(self.room);
+        self.full = taken < bytes.len();
+        self.heard.extend_from_slice(&bytes[..taken]);
+        self.heard_total += taken;
+        self.room -= taken;
         taken
+    }
+
+    fn log(&mut self, message: &[u8]) -> bool {
+        assert!(!self.refused, "asked again, after a message was not logged");
+        self.refused = self.log_room == 0;
+        if self.refused {
+            return false;
+        }
+        self.log_room -= 1;
+        self.logged.push(message.to_vec());
+        self.allowed = self.allowed.saturating_add(self.around + message.len());
+        true
     }
 }
 

@@ -3,6 +3,7 @@
 mod backpressure;
 mod conversation;
 mod endings;
+mod logging;
 mod oracle;
 mod story;
 mod tables;

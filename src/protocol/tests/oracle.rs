@@ -9,8 +9,8 @@ use proptest::sample::select;
 
 use super::conversation::{Conversation, millis, secs, shown};
 use crate::protocol::reply::{MAX_PREFIX, Prefix, READ_SIZE};
-use crate::protocol::rules::{Deadlines, Span, Unterminated};
-use crate::protocol::{Delimiter, Rules, Scratch, Session, Verdict, Want};
+use crate::protocol::rules::{Deadlines, LogMessages, Span, Unterminated};
+use crate::protocol::{Delimiter, Outlet, Rules, Scratch, Session, Verdict, Want};
 
 // --- The oracle ------------------------------------------------------------------------------------------------------
 
@@ -139,6 +139,14 @@ fn takes() -> impl Strategy<Value = Vec<usize>> {
     })
 }
 
+/// How many messages the log takes at a time: all, or a few now and then.
+fn log_takes() -> impl Strategy<Value = Vec<usize>> {
+    prop_oneof![Just(vec![usize::MAX]), vec(0..3_usize, 0..10), vec(0..300_usize, 0..10)].prop_map(|mut takes| {
+        takes.push(2);
+        takes
+    })
+}
+
 fn config() -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
 }
@@ -152,6 +160,7 @@ proptest! {
         chunks in vec(prop_oneof![1..4_usize, 1..40_usize, 1..1_000_usize], 1..10),
         takes in takes(),
         reads_at_once in any::<bool>(),
+        log_takes in log_takes(),
     ) {
         let (messages, verdict) = messages(&rules, &wire, true);
         let answer = answer(&rules, &messages, verdict);
@@ -160,26 +169,32 @@ proptest! {
         if !reads_at_once {
             talk.peer_stops_reading();
         }
-        let mut takes = takes.iter().copied().cycle();
+        talk.log_stops();
+        let (mut takes, mut log_takes) = (takes.iter().copied().cycle(), log_takes.iter().copied().cycle());
+        let mut goes_on = |talk: &mut Conversation| {
+            talk.log_takes(log_takes.next().unwrap());
+            talk.peer_takes(takes.next().unwrap());
+        };
         let (mut left, mut chunks) = (&wire[..], chunks.iter().copied().cycle());
         while !left.is_empty() {
             let chunk;
             (chunk, left) = left.split_at(chunks.next().unwrap().min(left.len()));
             talk.peer_sends(chunk);
-            talk.peer_takes(takes.next().unwrap());
+            goes_on(&mut talk);
         }
-        while talk.session().wants() == Want::Write {
-            talk.peer_takes(takes.next().unwrap());
+        while matches!(talk.session().wants(), Want::Write | Want::Log) {
+            goes_on(&mut talk);
         }
         let nothing_left = rest.is_empty() || too_long;
         prop_assert_eq!(talk.session().memory() == 0, nothing_left, "keeps {}\n{}", talk.session().memory(), talk);
         prop_assert_eq!(talk.session().verdict().is_some(), too_long, "{}", talk);
         talk.peer_ends();
         while talk.session().wants() != Want::Close {
-            talk.peer_takes(takes.next().unwrap());
+            goes_on(&mut talk);
         }
         talk.peer_hears(&answer);
         talk.is_over(verdict);
+        prop_assert_eq!(talk.logged(), &messages[..], "{}", talk);
         prop_assert_eq!(talk.session().totals().messages, messages.len() as u64, "{}", talk);
         prop_assert_eq!(talk.session().totals().bytes_out, answer.len() as u64, "{}", talk);
         if !too_long {
@@ -198,6 +213,8 @@ enum Event {
     Ends,
     StopsReading,
     Takes(usize),
+    LogStops,
+    LogTakes(usize),
     Passes(Duration),
     Drain,
     OutOfMemory,
@@ -217,6 +234,8 @@ fn event() -> impl Strategy<Value = Event> {
         6 => prop_oneof![Just(0), 1..20_usize, 1..200_000_usize].prop_map(Event::Takes),
         4 => time.prop_map(|time| Event::Passes(millis(time))),
         2 => Just(Event::StopsReading),
+        2 => Just(Event::LogStops),
+        4 => prop_oneof![1..3_usize, 1..3_000_usize].prop_map(Event::LogTakes),
         1 => Just(Event::Ends),
         1 => Just(Event::Drain),
         1 => Just(Event::OutOfMemory),
@@ -228,8 +247,10 @@ fn some_rules() -> impl Strategy<Value = Rules> {
     let prefix = prop_oneof![Just(0), Just(11), Just(MAX_PREFIX)];
     let delimiter = select(DELIMITERS);
     let lifetime = prop_oneof![Just(None), Just(Some(Span::new(secs(7), "7s")))];
-    (prefix, delimiter, lifetime, prop_oneof![Just(5), Just(64 * 1024)], any::<bool>()).prop_map(
-        |(prefix, delimiter, lifetime, max_message, accept)| Rules {
+    let log = select(&[LogMessages::Off, LogMessages::Full][..]);
+    (prefix, delimiter, lifetime, prop_oneof![Just(5), Just(64 * 1024)], any::<bool>(), log).prop_map(
+        |(prefix, delimiter, lifetime, max_message, accept, log_messages)| Rules {
+            log_messages,
             delimiter: Delimiter::new(delimiter).unwrap(),
             prefix: Prefix::new(&vec![b'>'; prefix]),
             max_message,
@@ -249,25 +270,37 @@ proptest! {
         events in vec(event(), 0..30),
     ) {
         let mut talk = Conversation::new(rules);
+        let no_memory = events.iter().any(|event| matches!(event, Event::OutOfMemory));
         for event in events {
             match event {
                 Event::Sends(pattern, count) => talk.peer_sends(pattern.repeat(count)),
                 Event::Ends => talk.peer_ends(),
                 Event::StopsReading => talk.peer_stops_reading(),
                 Event::Takes(count) => talk.peer_takes(count),
+                Event::LogStops => talk.log_stops(),
+                Event::LogTakes(count) => talk.log_takes(count),
                 Event::Passes(time) => talk.passes(time),
                 Event::Drain => talk.is_drained(),
                 Event::OutOfMemory => talk.is_out_of_memory(),
                 Event::Breaks => talk.breaks(),
             }
         }
+        talk.log_takes_all();
         talk.peer_takes_all();
         talk.passes(secs(400));
         prop_assert_eq!(talk.session().wants(), Want::Close, "{}", talk);
 
         let rules = talk.session().rules();
         let verdict = talk.session().verdict().unwrap();
-        let (messages, closed) = messages(rules, talk.read(), talk.end_read());
+        let (mut messages, closed) = messages(rules, talk.read(), talk.end_read());
+        let logged = talk.logged().len();
+        prop_assert!(logged <= messages.len() && talk.logged() == &messages[..logged], "{}", talk);
+        if verdict == Verdict::Busy {
+            // Whatever had not been looked at is lost.
+            messages.truncate(logged);
+        } else if rules.log_messages == LogMessages::Full && !no_memory {
+            prop_assert_eq!(logged, messages.len(), "{}", talk);
+        }
         let answer = answer(rules, &messages, verdict);
         let heard = talk.heard();
         let peer_ended = matches!(verdict, Verdict::PeerClosed | Verdict::Unterminated { .. });
@@ -291,7 +324,7 @@ enum Call {
     /// A pattern, so many times.
     Receive(&'static str, usize),
     EndOfInput,
-    Resume(usize),
+    Resume,
     Tick(Duration),
     Drain,
     Refuse,
@@ -304,7 +337,7 @@ fn call() -> impl Strategy<Value = Call> {
     let count = prop_oneof![3 => 1..20_usize, 1 => 1..=READ_SIZE / 7];
     prop_oneof![
         8 => (select(SENT), count).prop_map(|(pattern, count)| Call::Receive(pattern, count)),
-        6 => prop_oneof![Just(0), 0..100_usize, 0..500_000_usize].prop_map(Call::Resume),
+        6 => Just(Call::Resume),
         4 => (0..400_000_u64).prop_map(|time| Call::Tick(millis(time))),
         1 => Just(Call::EndOfInput),
         1 => Just(Call::Drain),
@@ -315,26 +348,46 @@ fn call() -> impl Strategy<Value = Call> {
     ]
 }
 
+/// So many bytes to a peer and so many messages to the log, in one call.
+struct Room(usize, usize);
+
+impl Outlet for Room {
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        bytes.len().min(self.0)
+    }
+
+    fn log(&mut self, _: &[u8]) -> bool {
+        self.1 = self.1.saturating_sub(1);
+        self.1 > 0
+    }
+}
+
+fn room() -> impl Strategy<Value = (usize, usize)> {
+    let bytes = prop_oneof![Just(0), 0..100_usize, 0..500_000_usize];
+    (bytes, prop_oneof![Just(0), 0..10_usize, Just(usize::MAX)])
+}
+
 proptest! {
     #![proptest_config(config())]
 
     #[test]
     fn calls_in_any_order_do_no_harm_and_it_always_comes_to_an_end(
         rules in some_rules(),
-        calls in vec((call(), 0..10_000_usize), 0..30),
+        calls in vec((call(), room()), 0..30),
     ) {
         #[expect(clippy::disallowed_methods, reason = "an instant to count from; the clock is moved by hand")]
         let mut now = Instant::now();
         let (mut session, mut scratch) = (Session::new(Arc::new(rules), now), Scratch::new());
         let mut verdict = None;
-        for (call, room) in calls {
+        for (call, (bytes, messages)) in calls {
+            let mut room = Room(bytes, messages);
             match call {
                 Call::Receive(pattern, count) => {
                     let bytes = pattern.repeat(count).into_bytes();
                     scratch.input_room()[..bytes.len()].copy_from_slice(&bytes);
-                    session.receive(now, &mut scratch, bytes.len(), |bytes| bytes.len().min(room));
+                    session.receive(now, &mut scratch, bytes.len(), &mut room);
                 }
-                Call::Resume(room) => session.resume(now, &mut scratch, |bytes| bytes.len().min(room)),
+                Call::Resume => session.resume(now, &mut scratch, &mut room),
                 Call::Tick(time) => {
                     now += time;
                     session.tick(now);
@@ -351,14 +404,14 @@ proptest! {
             }
             verdict = session.verdict();
         }
-        // The peer does nothing more but take what it is sent.
+        // The peer does nothing more but take what it is sent, and the log takes everything.
         for _ in 0..20_000 {
             match session.wants() {
                 Want::Read => {
                     now = now.max(session.deadline().expect("a deadline to wait for"));
                     session.tick(now);
                 }
-                Want::Write => session.resume(now, &mut scratch, <[u8]>::len),
+                Want::Write | Want::Log => session.resume(now, &mut scratch, &mut Room(usize::MAX, usize::MAX)),
                 Want::Shutdown => session.sent_end(now),
                 Want::Close => break,
             }

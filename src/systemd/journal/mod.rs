@@ -31,7 +31,6 @@ use queue::{Queue, Task};
 use sink::Sink;
 
 pub use sink::is_stderr;
-pub use text::readable;
 
 /// How many entries may wait to be written.
 const QUEUE: usize = 1024;

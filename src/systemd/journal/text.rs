@@ -23,16 +23,16 @@ pub(super) fn harmless(text: &str, lines: bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Any bytes as text in one line, so that no two are the same: text stays readable, a backslash is doubled, and all else
-/// becomes `\n`, `\x1b`, `\u{202e}`.
+/// Any bytes as text in quotation marks, in one line, so that no two are the same: text stays readable, all else becomes
+/// `\n`, `\x1b`, `\u{202e}`.
 #[must_use]
-pub fn readable(bytes: &[u8]) -> String {
+pub(super) fn readable(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len() + 16);
+    out.push('"');
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             match c {
-                '\\' => out.push_str("\\\\"),
-                c if acts(c) => escape(&mut out, c),
+                c if acts(c) || matches!(c, '\\' | '"') => escape(&mut out, c),
                 c => out.push(c),
             }
         }
@@ -41,6 +41,7 @@ pub fn readable(bytes: &[u8]) -> String {
             let _ = write!(out, "\\x{byte:02x}");
         }
     }
+    out.push('"');
     out
 }
 
@@ -65,11 +66,11 @@ mod tests {
 
     #[test]
     fn bytes_become_one_line_and_no_two_the_same() {
-        assert_eq!(readable(b"na\xc3\xafve\t\\n\n\xff\xc3\x00"), "na\u{ef}ve\\t\\\\n\\n\\xff\\xc3\\x00");
-        assert_eq!(readable("\u{2028}x".as_bytes()), "\\u{2028}x");
+        assert_eq!(readable(b"na\xc3\xafve\t\\n\n\xff\xc3\x00"), "\"na\u{ef}ve\\t\\\\n\\n\\xff\\xc3\\x00\"");
+        assert_eq!(readable("\u{2028}x".as_bytes()), "\"\\u{2028}x\"");
         let mut seen = std::collections::HashSet::new();
         for first in 0..=255_u8 {
-            for second in [b'x', b'\\', b'n', b'\n', 0, 0xff, 0xc3, 0xaf] {
+            for second in [b'x', b'\\', b'"', b'n', b'\n', 0, 0xff, 0xc3, 0xaf] {
                 let line = readable(&[first, second]);
                 assert!(!line.chars().any(char::is_control), "{line:?}");
                 assert!(seen.insert(line), "{first} {second}");

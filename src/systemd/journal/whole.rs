@@ -2,7 +2,7 @@
 //!
 //! A message is taken when there is room for it in a bounded queue, and refused otherwise; who is refused is woken when
 //! half of the queue is free. One thread writes, and tries the same message again until it is written: journald may be
-//! busy, hang, or be started anew. Without the journal a message is a line, whole and escaped ([`readable`]).
+//! busy, hang, or be started anew. Without the journal a message is a line, whole and escaped.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use super::native::{self, Journal};
 use super::sink::{Style, line};
-use super::{Entry, Flood, IDENTIFIER, Kind, Log, Priority, Target, now, readable};
+use super::text::{harmless, readable};
+use super::{Entry, Flood, IDENTIFIER, Kind, Log, Priority, Target, now};
 
 /// A message of a peer.
 pub const MESSAGE: Kind = Kind { name: "whole-message", message_id: "d460f42094ba4f3184a826c2496d3caf" };
@@ -298,10 +299,9 @@ impl Out {
                 entry
             }
             Self::Lines(_) => {
-                let (listener, peer, text) =
-                    (readable(listener.as_bytes()), readable(peer.as_bytes()), readable(bytes));
+                let text = readable(bytes);
                 let text = format!("message on connection {connection} on {listener} from {peer}: {text}");
-                line(Style::Words, Priority::Info, &text).into_bytes()
+                line(Style::Words, Priority::Info, &harmless(&text, false)).into_bytes()
             }
         }
     }

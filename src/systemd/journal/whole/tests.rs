@@ -279,6 +279,6 @@ fn without_the_journal_a_message_is_a_line_written_whole_though_stderr_takes_lit
     assert_eq!(writer.close(None), 0);
     log_writer.close();
     let written = String::from_utf8(written.lock().unwrap().clone()).unwrap();
-    let start = "info: message on connection 7 on echo from some\\nbody: ";
-    assert_eq!(written, format!("{start}two\\nerror: lines\\x1b[2J\n{start}{}\n", "y".repeat(1000)));
+    let start = "info: message on connection 7 on echo from some\\nbody: \"";
+    assert_eq!(written, format!("{start}two\\nerror: lines\\x1b[2J\"\n{start}{}\"\n", "y".repeat(1000)));
 }
