@@ -48,7 +48,8 @@ const TIMES: [(&str, u64); 22] = [
 /// The units of size, in bytes. The largest that fits is printed.
 const SIZES: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
-/// Reads a time: one or more numbers, each with its unit, added up (`1h 30min`); fractions are allowed (`1.5s`).
+/// Reads a time: one or more numbers, each with its unit, added up (`1h 30min`); fractions are allowed (`1.5s`). What is
+/// below a microsecond is left out.
 ///
 /// # Errors
 /// Not a time, a number without a unit, a unit that is not known, or more than [`MAX_TIME`].
@@ -77,7 +78,7 @@ pub fn parse_time(text: &str) -> Result<Duration, UnitError> {
         total = total.checked_add(part).ok_or_else(|| too_long(text))?;
         rest = after.trim_start();
     }
-    let time = Duration::from_nanos(total);
+    let time = Duration::from_micros(total / 1000);
     if time > MAX_TIME { Err(too_long(text)) } else { Ok(time) }
 }
 
@@ -113,7 +114,7 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
         let wrong = escaped(&text.trim()[number.len()..]);
         return Err(UnitError(format!("\"{}\" is no unit of size; known are B, KiB, MiB, GiB", wrong.trim())));
     };
-    scaled(number, *bytes).ok_or_else(|| UnitError(format!("{text} is more than can be counted")))
+    scaled(number, *bytes).ok_or_else(|| UnitError(format!("{} is more than can be counted", escaped(text))))
 }
 
 /// Writes a size with the largest unit that divides it: `64KiB`.
@@ -126,8 +127,9 @@ pub fn format_size(bytes: u64) -> String {
 /// The number that `text` begins with, the unit that follows it, and what comes after.
 fn number_and_unit(text: &str) -> (&str, &str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    // A point alone is no number.
-    let end = if text[..end].contains(|c: char| c.is_ascii_digit()) { end } else { 0 };
+    // A point alone is no number, nor are digits with two.
+    let is_number = text[..end].contains(|c: char| c.is_ascii_digit()) && text[..end].matches('.').count() < 2;
+    let end = if is_number { end } else { 0 };
     let (number, rest) = text.split_at(end);
     let rest = rest.trim_start();
     let end = rest.find(|c: char| c.is_whitespace() || c.is_ascii_digit()).unwrap_or(rest.len());
@@ -138,6 +140,8 @@ fn number_and_unit(text: &str) -> (&str, &str, &str) {
 /// A decimal number times `unit`, rounded down to a whole number.
 fn scaled(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    // More digits would not change a thing.
+    let fraction = fraction.get(..18).unwrap_or(fraction);
     let digits = |text: &str| if text.is_empty() { Some(0) } else { text.parse::<u64>().ok() };
     let scale = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
     let part = u128::from(digits(fraction)?) * u128::from(unit) / scale;
@@ -157,6 +161,8 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -192,7 +198,7 @@ mod tests {
             ("-1s", "is no time"),
             ("10001d", "at most 10000d"),
             ("99999999999999999999s", "at most 10000d"),
-            ("1.2.3s", "at most"),
+            ("1.2.3s", "is no time"),
         ] {
             let error = parse_time(text).expect_err(text).to_string();
             assert!(error.contains(hint), "{text}: {error}");
@@ -224,11 +230,56 @@ mod tests {
             ("64kib", "known are B, KiB"),
             ("64KiB 1B", "known are B, KiB"),
             ("big", "is no size"),
+            ("1.2.3KiB", "is no size"),
             ("", "is no size"),
             ("99999999999999999999GiB", "more than"),
         ] {
             let error = parse_size(text).expect_err(text).to_string();
             assert!(error.contains(hint), "{text}: {error}");
+        }
+    }
+
+    /// Something like a time or a size, most often a good one.
+    fn notation(units: &'static [&'static str]) -> impl Strategy<Value = String> {
+        let number = prop_oneof!["[0-9]{1,6}", "[0-9]{0,3}\\.[0-9]{0,20}", "[0-9]{18,21}"];
+        let part = (number, "[ \t]{0,2}", prop::sample::select(units), "[ \n]?");
+        let part = part.prop_map(|(number, blank, unit, end)| format!("{number}{blank}{unit}{end}"));
+        prop::collection::vec(part, 1..4).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn a_time_that_was_written_is_read_as_the_same(micros in 0..=MAX_TIME.as_micros() as u64) {
+            let time = Duration::from_micros(micros);
+            prop_assert_eq!(parse_time(&format_time(time)), Ok(time));
+        }
+
+        #[test]
+        fn a_time_that_was_read_is_written_as_the_same(
+            text in notation(&["us", "ms", "s", "sec", "min", "m", "h", "days", "w", "month", ""]),
+        ) {
+            if let Ok(time) = parse_time(&text) {
+                prop_assert_eq!(parse_time(&format_time(time)), Ok(time));
+            }
+        }
+
+        #[test]
+        fn a_size_that_was_written_is_read_as_the_same(bytes in any::<u64>(), shift in 0..64) {
+            for bytes in [bytes >> shift, bytes << shift] {
+                prop_assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));
+            }
+        }
+
+        #[test]
+        fn a_size_that_was_read_is_written_as_the_same(text in notation(&["B", "KiB", "MiB", "GiB", "KB", ""])) {
+            if let Ok(bytes) = parse_size(&text) {
+                prop_assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));
+            }
+        }
+
+        #[test]
+        fn nothing_that_is_no_notation_does_harm(text in ".*") {
+            let _ = (parse_time(&text), parse_size(&text));
         }
     }
 }

@@ -194,7 +194,7 @@ fn what_the_service_may_open_is_enough_for_the_usual_settings() {
     assert!(limit >= 2 * echoed::config::Settings::default().limits.connections);
     let stop = &values(&service, "Service", "TimeoutStopSec")[0];
     let stop = echoed::units::parse_time(stop).unwrap();
-    assert!(stop > echoed::config::Settings::default().service.drain);
+    assert!(stop > echoed::config::Settings::default().service.drain.length());
 }
 
 fn cargo(arguments: &[&str]) -> Command {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::address::Address;
-use crate::config::{Level, RESERVED_NAMES, is_listener_name};
+use crate::config::{Level, RESERVED_NAMES, Sources, is_listener_name};
 
 /// Serves the delimited echo protocol on sockets from systemd, or on its own.
 #[derive(Debug, Parser)]
@@ -14,10 +14,11 @@ use crate::config::{Level, RESERVED_NAMES, is_listener_name};
     version,
     after_help = "Without a socket from systemd, without --listen and without a configuration, it serves on\n\
                   tcp:127.0.0.1:8085. Try it: printf 'aaaa\\t' | nc -N 127.0.0.1 8085\n\n\
+                  A variable ECHOED_SECTION__KEY sets one key: ECHOED_DEFAULTS__DEADLINES__READ=10s.\n\n\
                   Exit codes: 0 done, 2 bad command line, 71 a system call failed at start, 78 bad configuration."
 )]
 pub struct Echoed {
-    /// Read the settings from this TOML file
+    /// Read the settings from this TOML file, in place of all files in /usr/lib/echoed, /run/echoed and /etc/echoed
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
@@ -33,6 +34,31 @@ pub struct Echoed {
     /// How much to log: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<Level>,
+
+    /// Check the settings, say which files were read, and exit
+    #[arg(long, group = "instead")]
+    pub check_config: bool,
+
+    /// Print the settings that hold as TOML, each with where it comes from, and exit
+    #[arg(long, group = "instead")]
+    pub print_config: bool,
+
+    /// Print every setting with its default and what it is, as TOML, and exit
+    #[arg(long, group = "instead")]
+    pub print_default_config: bool,
+}
+
+impl Echoed {
+    /// Where the settings come from, with the environment of this process.
+    #[must_use]
+    pub fn sources(&self) -> Sources {
+        Sources {
+            config: self.config.clone(),
+            log_level: self.log_level,
+            listen: self.listen.iter().map(|listen| (listen.name.clone(), listen.address.clone())).collect(),
+            ..Sources::of_this_process()
+        }
+    }
 }
 
 /// What `--listen` takes.

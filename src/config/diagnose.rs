@@ -1,74 +1,150 @@
-//! Problems in a document, each shown with its place:
+//! Problems, each shown with its place:
 //!
 //! ```text
-//! echoed.toml:3:9: "2" is no time; write for example 2s, 500ms or 1h 30min
+//! echoed.toml:3:8: read: 2 has no unit; write "2s" if that is meant
 //!   |
-//! 3 | read = "2"
-//!   |        ^^^
+//! 3 | read = 2
+//!   |        ^
 //! ```
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
 
-/// One thing that is wrong.
+use super::tree::Place;
+
+/// Where a layer comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// Which bytes of the document it is about.
-    pub span: Range<usize>,
+pub(super) enum Origin {
+    /// The path of a file, as it is shown.
+    File(String),
+    /// A variable of the environment, or an option of the command line.
+    Word(String),
+}
+
+/// One thing that is wrong with a value or a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub(super) place: Place,
     /// What is wrong and what to write instead, in one line.
-    pub message: String,
+    pub(super) message: String,
+    /// Other keys that are part of it, and where they are set; nowhere is their default.
+    pub(super) related: Vec<(&'static str, Option<Place>)>,
 }
 
-/// The problems of one document, ready to be shown: a block each, in the order of the document.
+/// How many problems are shown. Something that is no configuration at all has thousands.
+const SHOWN: usize = 200;
+
+/// How long a line is shown, in characters before and behind the place in question.
+const CONTEXT: usize = 100;
+
+/// Why there are no settings: every problem, in the order of the layers.
+///
+/// It is shown as a block for each.
 #[derive(Debug)]
-pub struct Report {
+pub struct Error {
     blocks: Vec<String>,
+    more: usize,
 }
 
-impl Report {
-    /// Shows `problems` of `text`, which came from `file`.
-    #[must_use]
-    pub fn new(file: &Path, text: &str, problems: &[Problem]) -> Self {
-        let mut sorted: Vec<_> = problems.iter().collect();
-        sorted.sort_by_key(|problem| problem.span.start);
-        Self { blocks: sorted.into_iter().map(|problem| block(file, text, problem)).collect() }
+impl Error {
+    pub(super) fn new(mut blocks: Vec<String>) -> Self {
+        let more = blocks.len().saturating_sub(SHOWN);
+        blocks.truncate(SHOWN);
+        Self { blocks, more }
+    }
+
+    /// What is wrong, in one line for each problem.
+    pub fn headlines(&self) -> impl Iterator<Item = &str> {
+        self.blocks.iter().filter_map(|block| block.lines().next())
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.blocks.join("\n"))
+        f.write_str(&self.blocks.join("\n"))?;
+        if self.more > 0 {
+            write!(f, "\nand {} problems more", self.more)?;
+        }
+        Ok(())
     }
 }
 
-fn block(file: &Path, text: &str, problem: &Problem) -> String {
-    let mut start = problem.span.start.min(text.len());
-    while !text.is_char_boundary(start) {
-        start -= 1;
+impl std::error::Error for Error {}
+
+/// Where something is in a text.
+struct Position {
+    line: usize,
+    column: usize,
+    /// The bytes of its line.
+    bytes: Range<usize>,
+}
+
+impl Position {
+    fn of(text: &str, at: usize) -> Self {
+        let at = floor(text, at);
+        let start = text[..at].rfind('\n').map_or(0, |at| at + 1);
+        let end = text[at..].find('\n').map_or(text.len(), |end| at + end);
+        let column = text[start..at].chars().count() + 1;
+        Self { line: text[..start].matches('\n').count() + 1, column, bytes: start..end }
     }
-    let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
-    let line_end = text[start..].find('\n').map_or(text.len(), |at| start + at);
-    let line = text[line_start..line_end].trim_end_matches('\r');
-    let number = text[..line_start].matches('\n').count() + 1;
-    let before = &text[line_start..start];
-    let column = before.chars().count() + 1;
+}
+
+fn floor(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+/// `FILE:LINE`, or the name of a variable or an option.
+pub(super) fn origin(origin: &Origin, text: &str, place: Place) -> String {
+    match origin {
+        Origin::File(path) => format!("{path}:{}", Position::of(text, place.start).line),
+        Origin::Word(name) => name.clone(),
+    }
+}
+
+/// A problem at this place of `text`.
+pub(super) fn block(origin: &Origin, text: &str, place: Place, message: &str) -> String {
+    let start = floor(text, place.start);
+    let position = Position::of(text, start);
+    let (head, number) = match origin {
+        Origin::File(path) => (format!("{path}:{}:{}", position.line, position.column), position.line.to_string()),
+        // Of a variable there is only one line as a rule, and its number tells nothing.
+        Origin::Word(name) => (name.clone(), String::new()),
+    };
+    let line = text[position.bytes.clone()].trim_end_matches('\r');
+    let before = &text[position.bytes.start..start];
+    let end = place.end.clamp(start, position.bytes.end);
+    let marked = text.get(start..end).unwrap_or("").trim_end_matches('\r').chars().count();
+
+    let (skipped, ellipsis) = match before.chars().count().checked_sub(CONTEXT) {
+        Some(skipped @ 1..) => (skipped, "…"),
+        _ => (0, ""),
+    };
+    let visible: String = line.chars().skip(skipped).take(2 * CONTEXT).map(printable).collect();
+    let rest = if line.chars().count() > skipped + 2 * CONTEXT { "…" } else { "" };
     // A tab in front stays a tab, so that the caret stands below what it means.
-    let indent: String = before.chars().map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-    let end = problem.span.end.clamp(start, line_end);
-    let marked = text.get(start..end).unwrap_or("").chars().count().max(1);
-    let margin = " ".repeat(number.to_string().len());
-    format!(
-        "{}:{number}:{column}: {}\n{margin} |\n{number} | {line}\n{margin} | {indent}{}",
-        file.display(),
-        problem.message,
-        "^".repeat(marked)
-    )
+    let indent: String = before.chars().skip(skipped).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+    let indent = format!("{}{indent}", if skipped > 0 { " " } else { "" });
+    let carets = "^".repeat(marked.clamp(1, CONTEXT));
+    let (margin, number) = match number.as_str() {
+        "" => (" ".to_owned(), " ".to_owned()),
+        number => (" ".repeat(number.len()), number.to_owned()),
+    };
+    format!("{head}: {message}\n{margin} |\n{number} | {ellipsis}{visible}{rest}\n{margin} | {indent}{carets}")
+}
+
+/// Not what would change how a terminal shows the line.
+fn printable(character: char) -> char {
+    if character.is_control() && character != '\t' { char::REPLACEMENT_CHARACTER } else { character }
+}
+
+/// A name as it is shown: what would break the line is escaped.
+pub(super) fn shown(name: &str) -> Cow<'_, str> {
+    if name.chars().any(char::is_control) { name.escape_debug().to_string().into() } else { name.into() }
 }
 
 /// The one of `known` that `word` was probably meant to be.
-#[must_use]
-pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let distance = |name: &str| strsim::damerau_levenshtein(word, name);
     let best = known.iter().copied().min_by_key(|name| distance(name))?;
     (distance(best) <= (word.len().max(best.len()) / 3).max(1)).then_some(best)
@@ -78,20 +154,59 @@ pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
 mod tests {
     use super::*;
 
+    fn file() -> Origin {
+        Origin::File("f.toml".to_owned())
+    }
+
+    fn place(start: usize, end: usize) -> Place {
+        Place { layer: 0, start, end }
+    }
+
     #[test]
     fn a_problem_is_shown_below_its_line() {
         let text = "[log]\n\tlevel = \"é\" # x\r\nmore";
         let at = text.find("\"é\"").unwrap();
-        let problem = Problem { span: at..at + 4, message: "wrong".to_owned() };
-        let shown = Report::new(Path::new("f.toml"), text, &[problem]).to_string();
+        let shown = block(&file(), text, place(at, at + 4), "wrong");
         assert_eq!(shown, "f.toml:2:10: wrong\n  |\n2 | \tlevel = \"é\" # x\n  | \t        ^^^");
     }
 
     #[test]
     fn places_outside_of_the_text_are_shown_at_its_end() {
-        let problem = Problem { span: 90..99, message: "ended".to_owned() };
-        let shown = Report::new(Path::new("f"), "a = [", &[problem]).to_string();
-        assert_eq!(shown, "f:1:6: ended\n  |\n1 | a = [\n  |      ^");
+        let shown = block(&file(), "a = [", place(90, 99), "ended");
+        assert_eq!(shown, "f.toml:1:6: ended\n  |\n1 | a = [\n  |      ^");
+        let shown = block(&file(), "é", place(1, 1), "inside");
+        assert_eq!(shown, "f.toml:1:1: inside\n  |\n1 | é\n  | ^");
+    }
+
+    #[test]
+    fn a_variable_is_shown_without_the_number_of_a_line() {
+        let shown = block(&Origin::Word("A__B".to_owned()), "A__B=é 3", place(8, 9), "wrong");
+        assert_eq!(shown, "A__B: wrong\n  |\n  | A__B=é 3\n  |        ^");
+    }
+
+    #[test]
+    fn of_a_long_line_the_part_in_question_is_shown() {
+        let text = format!("{}HERE{}", "a".repeat(300), "b".repeat(300));
+        let shown = block(&file(), &text, place(300, 304), "wrong");
+        let (a, b) = ("a".repeat(100), "b".repeat(96));
+        assert_eq!(shown, format!("f.toml:1:301: wrong\n  |\n1 | …{a}HERE{b}…\n  |  {}^^^^", " ".repeat(100)));
+        let shown = block(&file(), &text, place(0, 604), "all");
+        assert_eq!(shown.lines().next_back(), Some(&*format!("  | {}", "^".repeat(100))));
+    }
+
+    #[test]
+    fn control_characters_are_not_shown_as_they_are() {
+        let shown = block(&file(), "\u{1b}[31m\u{7f}", place(0, 1), "wrong");
+        assert!(!shown.contains(['\u{1b}', '\u{7f}']), "{shown:?}");
+        assert_eq!(super::shown("a\nb"), "a\\nb");
+    }
+
+    #[test]
+    fn of_very_many_problems_some_are_shown_and_the_others_counted() {
+        let error = Error::new((0..203).map(|number| format!("{number}\n  | x")).collect());
+        assert_eq!(error.headlines().count(), 200);
+        assert!(error.to_string().ends_with("\n199\n  | x\nand 3 problems more"));
+        assert_eq!(Error::new(vec!["a".to_owned()]).to_string(), "a");
     }
 
     #[test]

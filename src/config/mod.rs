@@ -1,24 +1,35 @@
 //! What the daemon is told to do: [`Settings`], checked and complete. Nothing in here is optional that has a default,
 //! and no value can be nonsense once it is here.
 //!
-//! They come from a TOML document, which [`read`](mod@read) checks as a whole: every problem in it is reported, each
-//! with its place ([`diagnose`]).
+//! They come from [`Sources`]: files, variables of the environment, options. Each of these is a layer (`layers`), which is
+//! a `tree` of values that know their places. It is checked by itself (`read`), so that a problem is shown where it is
+//! (`diagnose`); then all are merged (`merge`), and what is wrong only with all of them together is looked for
+//! (`conflicts`). Every problem is reported, not only the first. `print` is the way back, from settings to a document.
 
-pub mod diagnose;
-pub mod read;
+mod conflicts;
+mod diagnose;
+mod keys;
+mod layers;
+mod level;
+mod merge;
+mod print;
+mod read;
+mod section;
+mod sources;
+mod tree;
+mod value;
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fmt;
-use std::fs;
-use std::path::Path;
-use std::str::FromStr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address::Address;
 use crate::protocol::Rules;
-use diagnose::Report;
+use crate::protocol::rules::Span;
+
+pub use diagnose::Error;
+pub use level::Level;
+pub use sources::{Loaded, Sources};
 
 /// All settings of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +51,11 @@ pub struct Settings {
 pub struct Service {
     /// Threads that serve connections; 0: one per CPU this process may use, 8 at most.
     pub workers: usize,
+    /// How long the daemon stays without a connection, where systemd holds its sockets and starts it again; `None`: as long
+    /// as it is not stopped.
+    pub idle_exit: Option<Span>,
     /// How long owed replies may take when the daemon stops.
-    pub drain: Duration,
+    pub drain: Span,
 }
 
 /// What all connections together may use.
@@ -75,7 +89,11 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             log_level: Level::Info,
-            service: Service { workers: 0, drain: Duration::from_secs(5) },
+            service: Service {
+                workers: 0,
+                idle_exit: Some(Span::new(Duration::from_secs(300), "5min")),
+                drain: Span::new(Duration::from_secs(5), "5s"),
+            },
             limits: Limits { connections: 4096, connections_per_source: 256, buffer_memory: 64 * 1024 * 1024 },
             defaults: Listener {
                 listen: Vec::new(),
@@ -90,27 +108,43 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The settings in a file.
+    /// The settings of one document, which problems call by this name.
     ///
     /// # Errors
-    /// The file cannot be read, or something in it is wrong: then all of it is reported.
-    pub fn from_file(path: &Path) -> Result<Self, Error> {
-        let text = fs::read_to_string(path).map_err(|source| Error::Unreadable { path: path.into(), source })?;
-        read::settings(&text).map_err(|problems| Error::Wrong(Report::new(path, &text, &problems)))
+    /// It is no TOML or something in it is wrong: then all of that is reported.
+    pub fn from_toml(name: &str, text: &str) -> Result<Self, Error> {
+        Loaded::of(vec![layers::Layer::of_document(0, name, text)], Vec::new()).map(|loaded| loaded.settings)
     }
 
-    /// Refuses settings in the environment (`ECHOED_SECTION__KEY`), which are not read yet and must not seem to be.
-    ///
-    /// # Errors
-    /// There is one among `names`.
-    pub fn refuse_environment(names: impl Iterator<Item = OsString>) -> Result<(), Error> {
+    /// A document from which they can be loaded again, with every key.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        print::document(self, |_, _| String::new())
+    }
+
+    /// The defaults as a document, each key with what it is.
+    #[must_use]
+    pub fn print_default() -> String {
+        print::defaults()
+    }
+
+    /// The keys in which `new` differs and which hold only after a restart: `service.workers`, `listener.NAME.listen`.
+    #[must_use]
+    pub fn needs_restart(&self, new: &Self) -> Vec<String> {
+        let mut keys = Vec::new();
+        if self.service.workers != new.service.workers {
+            keys.push("service.workers".to_owned());
+        }
+        let addresses = |settings: &Self, name: &str| {
+            settings.listeners.get(name).map(|listener| listener.listen.clone()).unwrap_or_default()
+        };
+        let names: BTreeSet<_> = self.listeners.keys().chain(new.listeners.keys()).collect();
         for name in names {
-            let name = name.to_string_lossy();
-            if name.starts_with("ECHOED_") && name.contains("__") {
-                return Err(Error::Environment(name.into_owned()));
+            if addresses(self, name) != addresses(new, name) {
+                keys.push(format!("listener.{}.listen", keys::quoted(name)));
             }
         }
-        Ok(())
+        keys
     }
 
     /// The settings of the listener of this name: those of its section, else the defaults.
@@ -138,84 +172,4 @@ pub const RESERVED_NAMES: [&str; 2] = ["metrics", "parcel"];
 #[must_use]
 pub fn is_listener_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.@-".contains(&byte))
-}
-
-/// How much is logged: what is as urgent as the level, or more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Level {
-    /// Something failed that somebody has to see to.
-    Error,
-    /// Something is not as it should be; the message says what is done instead.
-    Warn,
-    /// What happens to the daemon, and peers that broke a rule.
-    Info,
-    /// Every connection.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-impl FromStr for Level {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let levels = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
-        let found = levels.into_iter().find(|level| level.to_string() == text);
-        found.ok_or_else(|| "write one of error, warn, info, debug, trace".to_owned())
-    }
-}
-
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        })
-    }
-}
-
-/// Why there are no settings.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Error {
-    /// The file cannot be read.
-    Unreadable {
-        /// Which file.
-        path: Box<Path>,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Something in the file is wrong.
-    Wrong(Report),
-    /// A setting in the environment, which is not read yet.
-    Environment(String),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable { path, source } => {
-                write!(f, "cannot read the configuration {}: {source}", path.display())
-            }
-            Self::Wrong(report) => report.fmt(f),
-            Self::Environment(name) => write!(
-                f,
-                "{}: settings from the environment are not built yet in this version of echoed; unset it",
-                name.escape_debug()
-            ),
-        }
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Unreadable { source, .. } => Some(source),
-            Self::Wrong(_) | Self::Environment(_) => None,
-        }
-    }
 }

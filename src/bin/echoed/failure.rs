@@ -50,8 +50,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             // Begins with the place.
-            Self::Configuration(error @ config::Error::Wrong(_)) => error.fmt(f),
-            Self::Configuration(error) => write!(f, "echoed: {error}"),
+            Self::Configuration(error) => error.fmt(f),
             Self::Inherited(error) => write!(f, "echoed: {error}"),
             Self::System { what, error } => write!(f, "echoed: {what}: {error}"),
         }

@@ -7,10 +7,11 @@ mod signals;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::panic;
 use std::process::{ExitCode, abort};
 use std::time::Duration;
-use std::{env, panic};
 
 use clap::Parser;
 use echoed::address::{Address, Family};
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
-    let settings = settings(arguments)?;
+    let Some(settings) = settings(arguments)? else { return Ok(ExitCode::SUCCESS) };
     // Before there is a second thread: it changes the environment.
     let inherited = inherited::take()?;
     let started = LeveledLog::start(settings.log_level);
@@ -120,7 +121,7 @@ async fn stop(server: Server, settings: &Settings, signals: &mut Signals, log: &
         server.idle().await;
     };
     tokio::select! {
-        _ = time::timeout(settings.service.drain, done) => {}
+        _ = time::timeout(settings.service.drain.length(), done) => {}
         signal = signals.next() => log.note(Note::NotWaiting, &format!("not waiting any longer: {signal}")),
     }
     let cut = server.connections();
@@ -136,16 +137,35 @@ async fn stop(server: Server, settings: &Settings, signals: &mut Signals, log: &
 
 // --- Settings and sockets ----------------------------------------------------------------------------------------------
 
-fn settings(arguments: &Echoed) -> Result<Settings, Failure> {
-    Settings::refuse_environment(env::vars_os().map(|(name, _)| name))?;
-    let mut settings = match &arguments.config {
-        Some(path) => Settings::from_file(path)?,
-        None => Settings::default(),
-    };
-    if let Some(level) = arguments.log_level {
-        settings.log_level = level;
+/// The settings; none where they, or the defaults, were only to be checked or printed.
+fn settings(arguments: &Echoed) -> Result<Option<Settings>, Failure> {
+    if arguments.print_default_config {
+        print(&Settings::print_default())?;
+        return Ok(None);
     }
-    Ok(settings)
+    let loaded = arguments.sources().load()?;
+    if arguments.print_config {
+        print(&loaded.print())?;
+    } else if arguments.check_config {
+        let files: Vec<_> = loaded.files.iter().map(|file| format!("  {}\n", file.display())).collect();
+        let read = if files.is_empty() { "no file was read".to_owned() } else { "these files were read:".to_owned() };
+        print(&format!("The configuration is good; {read}\n{}", files.concat()))?;
+    } else {
+        return Ok(Some(loaded.settings));
+    }
+    Ok(None)
+}
+
+/// Writes to stdout. That nobody reads it any more is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::system("cannot write to stdout", error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Listening sockets, each with the name of its listener.

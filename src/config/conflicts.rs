@@ -1,0 +1,63 @@
+//! What is wrong only with all layers together: values that are good by themselves, and not beside each other.
+
+use super::Settings;
+use super::diagnose::Problem;
+use super::tree::{Data, Node};
+use crate::protocol::Rules;
+use crate::units::format_size;
+
+/// Every conflict in `tree`, which became `settings`. A value that was refused before is in none.
+pub(super) fn find(settings: &Settings, tree: &Node) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    look_at(tree, &["defaults"], &settings.defaults.rules, settings.limits.buffer_memory, &mut problems);
+    for (name, listener) in &settings.listeners {
+        let rules = &listener.rules;
+        look_at(tree, &["listener", name], rules, settings.limits.buffer_memory, &mut problems);
+    }
+    problems
+}
+
+fn look_at(tree: &Node, section: &[&str], rules: &Rules, buffer_memory: usize, problems: &mut Vec<Problem>) {
+    let is_defaults = section.len() == 1;
+    let own = |key| tree.find(&[section, &[key]].concat());
+    let setting = |key| own(key).or_else(|| tree.find(&["defaults", key]));
+    let budget = tree.find(&["limits", "buffer_memory"]);
+
+    // What only the defaults are to blame for is reported there.
+    if is_defaults || own("prefix").is_some() || own("delimiter").is_some() {
+        let message = || {
+            let (prefix, delimiter) = (&rules.prefix, &rules.delimiter);
+            format!("the prefix {prefix:?} contains the delimiter {delimiter:?}; change one of them")
+        };
+        if rules.delimiter.is_in(rules.prefix.as_bytes()) {
+            // Of two in one section or file, the prefix is shown.
+            let sides =
+                [("prefix", setting("prefix"), own("prefix")), ("delimiter", setting("delimiter"), own("delimiter"))];
+            problems.extend(problem(sides, message()));
+        }
+    }
+    if (is_defaults || own("max_message").is_some()) && rules.max_message > buffer_memory {
+        let (size, budget_size) = (format_size(rules.max_message as u64), format_size(buffer_memory as u64));
+        let message = format!(
+            "a message of {size} (max_message) never fits into limits.buffer_memory ({budget_size}); change one of them"
+        );
+        let sides =
+            [("max_message", setting("max_message"), own("max_message")), ("limits.buffer_memory", budget, budget)];
+        problems.extend(problem(sides, message));
+    }
+}
+
+/// One side of a conflict: its key, what it is set to, and the same if that is in the section in question.
+type Side<'a> = (&'static str, Option<&'a Node>, Option<&'a Node>);
+
+/// The problem is shown where the last layer has set one of the two, and says where the other is set.
+fn problem(sides: [Side<'_>; 2], message: String) -> Option<Problem> {
+    if sides.iter().any(|(_, node, _)| node.is_some_and(|node| node.data == Data::Refused)) {
+        return None;
+    }
+    let place = |side: &Side<'_>| side.1.map(|node| node.place);
+    let rank = |side: &Side<'_>| (side.2.is_some(), place(side).map(|place| place.layer));
+    let [first, second] = sides;
+    let (shown, other) = if rank(&second) > rank(&first) { (second, first) } else { (first, second) };
+    Some(Problem { place: place(&shown)?, message, related: vec![(other.0, place(&other))] })
+}

@@ -1,0 +1,128 @@
+//! [`Settings`] as a document that can be loaded again, with every key.
+
+use super::keys::{about, quoted, string};
+use super::{Listener, Settings};
+use crate::protocol::rules::{LogMessages, Span, Unterminated};
+use crate::units::format_size;
+
+/// Where comments begin, where there is room.
+const COMMENTS: usize = 31;
+
+/// A section: its path, and its keys with their values.
+struct Section {
+    path: Vec<String>,
+    keys: Vec<(&'static str, String)>,
+}
+
+/// All settings. `comment` is given the path of a section and a key in it.
+pub(super) fn document(settings: &Settings, comment: impl Fn(&[&str], &str) -> String) -> String {
+    let mut text = String::new();
+    for Section { path, keys } in sections(settings) {
+        let path: Vec<_> = path.iter().map(String::as_str).collect();
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        let header: Vec<_> = path.iter().map(|key| quoted(key)).collect();
+        text.push_str(&format!("[{}]\n", header.join(".")));
+        for (key, value) in keys {
+            let (line, comment) = (format!("{key} = {value}"), comment(&path, key));
+            if comment.is_empty() {
+                text.push_str(&format!("{line}\n"));
+            } else {
+                text.push_str(&format!("{line:COMMENTS$} # {comment}\n"));
+            }
+        }
+    }
+    text
+}
+
+/// The defaults, each with what it is.
+pub(super) fn defaults() -> String {
+    let text = document(&Settings::default(), |section, key| about(&section.join("."), key).to_owned());
+    format!(
+        "{text}\n\
+         # [listener.NAME] is the section of the sockets of this name. It takes every key of [defaults], and\n\
+         # [listener.NAME.deadlines] those of [defaults.deadlines]; what it does not set is as in the defaults. Only there:\n\
+         # listen = [\"tcp:127.0.0.1:8085\", \"unix:/run/echoed.sock\"] says where to listen without systemd.\n"
+    )
+}
+
+fn sections(settings: &Settings) -> Vec<Section> {
+    let section = |path: &[&str], keys| Section { path: path.iter().map(|key| (*key).to_owned()).collect(), keys };
+    let (service, limits) = (&settings.service, &settings.limits);
+    let mut sections = vec![
+        section(&["log"], vec![("level", string(settings.log_level.as_str()))]),
+        section(
+            &["service"],
+            vec![
+                ("workers", service.workers.to_string()),
+                ("idle_exit", time(service.idle_exit.as_ref())),
+                ("drain", time(Some(&service.drain))),
+            ],
+        ),
+        section(
+            &["limits"],
+            vec![
+                ("connections", limits.connections.to_string()),
+                ("connections_per_source", limits.connections_per_source.to_string()),
+                ("buffer_memory", size(limits.buffer_memory)),
+            ],
+        ),
+        section(&["defaults"], listener(&settings.defaults)),
+        section(&["defaults", "deadlines"], deadlines(&settings.defaults)),
+    ];
+    for (name, one) in &settings.listeners {
+        let mut keys = listener(one);
+        let addresses: Vec<_> = one.listen.iter().map(|address| string(&address.to_string())).collect();
+        keys.insert(0, ("listen", format!("[{}]", addresses.join(", "))));
+        sections.push(section(&["listener", name], keys));
+        sections.push(section(&["listener", name, "deadlines"], deadlines(one)));
+    }
+    sections
+}
+
+fn listener(listener: &Listener) -> Vec<(&'static str, String)> {
+    let rules = &listener.rules;
+    vec![
+        ("delimiter", string(&String::from_utf8_lossy(rules.delimiter.as_bytes()))),
+        ("prefix", string(&String::from_utf8_lossy(rules.prefix.as_bytes()))),
+        (
+            "unterminated",
+            string(match rules.unterminated {
+                Unterminated::Discard => "discard",
+                Unterminated::Accept => "accept",
+            }),
+        ),
+        ("error_replies", rules.error_replies.to_string()),
+        (
+            "log_messages",
+            string(match rules.log_messages {
+                LogMessages::Off => "off",
+                LogMessages::Summary => "summary",
+                LogMessages::Full => "full",
+            }),
+        ),
+        ("max_message", size(rules.max_message)),
+        ("nodelay", listener.nodelay.to_string()),
+        ("receive_buffer", listener.receive_buffer.map_or(string("default"), size)),
+        ("send_buffer", listener.send_buffer.map_or(string("default"), size)),
+    ]
+}
+
+fn deadlines(listener: &Listener) -> Vec<(&'static str, String)> {
+    let deadlines = &listener.rules.deadlines;
+    vec![
+        ("idle", time(deadlines.idle.as_ref())),
+        ("read", time(deadlines.read.as_ref())),
+        ("write", time(deadlines.write.as_ref())),
+        ("lifetime", time(deadlines.lifetime.as_ref())),
+    ]
+}
+
+fn time(span: Option<&Span>) -> String {
+    string(&span.map_or("off".to_owned(), ToString::to_string))
+}
+
+fn size(bytes: usize) -> String {
+    string(&format_size(bytes as u64))
+}

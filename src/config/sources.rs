@@ -1,0 +1,144 @@
+//! From where the settings come to what they are: [`Sources::load`].
+
+use std::collections::BTreeSet;
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::diagnose::{self, Error};
+use super::layers::{self, Layer};
+use super::tree::{Node, Place};
+use super::{Level, Settings, conflicts, merge, print, read};
+use crate::address::Address;
+
+/// Where settings come from. They can be [loaded](Self::load) again and again.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// Below this are `usr/lib/echoed`, `run/echoed` and `etc/echoed`: `/`, except in tests.
+    pub root: PathBuf,
+    /// A file that takes the place of all files below `root`.
+    pub config: Option<PathBuf>,
+    /// The environment, of which `ECHOED_SECTION__KEY` are settings.
+    pub environment: Vec<(OsString, OsString)>,
+    /// `--log-level`.
+    pub log_level: Option<Level>,
+    /// `--listen`: names of listeners and where they listen, in the place of all `listen` keys. They change no settings,
+    /// but what is [printed](Loaded::print).
+    pub listen: Vec<(String, Address)>,
+}
+
+/// The usual files, and nothing else.
+impl Default for Sources {
+    fn default() -> Self {
+        Self { root: "/".into(), config: None, environment: Vec::new(), log_level: None, listen: Vec::new() }
+    }
+}
+
+impl Sources {
+    /// The usual files and the environment of this process.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        Self { environment: env::vars_os().collect(), ..Self::default() }
+    }
+
+    /// Reads and checks everything, as it is now.
+    ///
+    /// # Errors
+    /// Something cannot be read or is wrong: then all of that is reported, wherever it is.
+    pub fn load(&self) -> Result<Loaded, Error> {
+        let mut layers = Vec::new();
+        match &self.config {
+            Some(path) => layers::add_file(path, &mut layers),
+            None => layers::add_files(&self.root, &mut layers),
+        }
+        layers::add_variables(&self.environment, &mut layers);
+        if let Some(level) = self.log_level {
+            layers.push(Layer::of_option(layers.len(), "--log-level", &["log", "level"], level.as_str()));
+        }
+        Loaded::of(layers, self.listen.clone())
+    }
+}
+
+/// Settings, and where each of them comes from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What they are.
+    pub settings: Settings,
+    /// The files that were read, the strongest last.
+    pub files: Vec<PathBuf>,
+    layers: Vec<Layer>,
+    tree: Node,
+    listen: Vec<(String, Address)>,
+}
+
+impl Loaded {
+    pub(super) fn of(layers: Vec<Layer>, listen: Vec<(String, Address)>) -> Result<Self, Error> {
+        // Blocks with the place that they are ordered by.
+        let (mut blocks, mut problems) = (Vec::new(), Vec::new());
+        for (index, layer) in layers.iter().enumerate() {
+            match &layer.tree {
+                Ok(tree) => problems.extend(read::settings(tree).1),
+                Err(unreadable) => blocks.extend(unreadable.iter().map(|block| ((index, 0), block.clone()))),
+            }
+        }
+        let refused: BTreeSet<_> = problems.iter().map(|problem| problem.place).collect();
+        let merged = merge::merge(layers.iter().filter_map(|layer| layer.tree.as_ref().ok()), &refused);
+        let tree = merged.map_err(|error| Error::new(vec![format!("the layers cannot be merged: {error}")]))?;
+        let (settings, again) = read::settings(&tree);
+        problems.extend(again);
+        // Where a layer is missing, there may be conflicts that there are not.
+        if blocks.is_empty() {
+            problems.extend(conflicts::find(&settings, &tree));
+        }
+
+        let place_of = |place: Place| {
+            let layer = layers.get(place.layer);
+            layer.map(|layer| diagnose::origin(&layer.origin, &layer.text, place))
+        };
+        for problem in problems {
+            let mut message = problem.message;
+            for (key, place) in problem.related {
+                let place = place.and_then(place_of).unwrap_or_else(|| "its default".to_owned());
+                message.push_str(&format!(" ({key}: {place})"));
+            }
+            let Some(layer) = layers.get(problem.place.layer) else { continue };
+            let block = diagnose::block(&layer.origin, &layer.text, problem.place, &message);
+            blocks.push(((problem.place.layer, problem.place.start), block));
+        }
+        if !blocks.is_empty() {
+            blocks.sort_by_key(|(place, _)| *place);
+            return Err(Error::new(blocks.into_iter().map(|(_, block)| block).collect()));
+        }
+        Ok(Self { settings, files: layers::files(&layers), layers, tree, listen })
+    }
+
+    /// The settings as a document that can be loaded, with every key, and where it comes from as a comment: `FILE:LINE`, a
+    /// variable, an option, or `default`.
+    #[must_use]
+    pub fn print(&self) -> String {
+        let mut settings = self.settings.clone();
+        if !self.listen.is_empty() {
+            settings.listeners.values_mut().for_each(|listener| listener.listen.clear());
+        }
+        for (name, address) in &self.listen {
+            let listener = settings.listeners.entry(name.clone()).or_insert_with(|| settings.defaults.clone());
+            listener.listen.push(address.clone());
+        }
+        print::document(&settings, |section, key| self.origin(section, key))
+    }
+
+    fn origin(&self, section: &[&str], key: &str) -> String {
+        if key == "listen" && !self.listen.is_empty() {
+            return "--listen".to_owned();
+        }
+        let own = self.tree.find(&[section, &[key]].concat());
+        // What a listener does not set itself, it has from the defaults.
+        let inherited = || match section {
+            ["listener", _, rest @ ..] => self.tree.find(&[&["defaults"], rest, &[key]].concat()),
+            _ => None,
+        };
+        let place = own.or_else(inherited).map(|node| node.place);
+        let layer = place.and_then(|place| Some((self.layers.get(place.layer)?, place)));
+        layer.map_or("default".to_owned(), |(layer, place)| diagnose::origin(&layer.origin, &layer.text, place))
+    }
+}

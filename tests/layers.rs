@@ -1,0 +1,388 @@
+//! Where settings come from: files, drop-ins, masks, variables, options; which of them beats which, what is said when
+//! they are wrong, and that what is printed tells where each setting comes from.
+
+mod common;
+#[path = "layers/programs.rs"]
+mod programs;
+#[path = "layers/refused.rs"]
+mod refused;
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use echoed::config::{Level, Loaded, Settings, Sources};
+use tempfile::TempDir;
+
+/// A file system with nothing in it but configuration.
+pub struct Root {
+    directory: TempDir,
+    pub sources: Sources,
+}
+
+impl Root {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let sources = Sources { root: directory.path().to_owned(), ..Sources::default() };
+        Self { directory, sources }
+    }
+
+    /// Where a file is, of which `etc/20-x` or `usr/lib/echoed.toml` are enough: a drop-in or the main file of a place.
+    pub fn path(&self, name: &str) -> PathBuf {
+        let (place, file) = name.rsplit_once('/').expect("PLACE/FILE");
+        let directory = self.directory.path().join(place).join("echoed");
+        if file == "echoed.toml" { directory.join(file) } else { directory.join("echoed.toml.d").join(file) }
+    }
+
+    /// The path as it is shown.
+    pub fn shown(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> &Self {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("it is below")).expect("the directory is ours");
+        fs::write(path, text).expect("the directory is ours");
+        self
+    }
+
+    pub fn link(&self, name: &str, target: &str) -> &Self {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("it is below")).expect("the directory is ours");
+        let _ = fs::remove_file(&path);
+        symlink(target, path).expect("the directory is ours");
+        self
+    }
+
+    pub fn set(&mut self, name: &str, value: &str) -> &mut Self {
+        self.sources.environment.push((name.into(), value.into()));
+        self
+    }
+
+    pub fn load(&self) -> Loaded {
+        self.sources.load().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The prefix that holds, which tells which layer has set it.
+    pub fn prefix(&self) -> String {
+        prefix(&self.load().settings.defaults)
+    }
+
+    /// What is said about it, without the directory's name.
+    pub fn refusal(&self) -> String {
+        let error = self.sources.load().expect_err("it is to be refused");
+        error.to_string().replace(&format!("{}/", self.directory.path().display()), "/")
+    }
+}
+
+pub fn prefix(listener: &echoed::config::Listener) -> String {
+    String::from_utf8(listener.rules.prefix.as_bytes().to_vec()).expect("it is text")
+}
+
+/// A document that sets the prefix.
+pub fn sets(prefix: &str) -> String {
+    format!("[defaults]\nprefix = \"{prefix}\"\n")
+}
+
+#[test]
+fn without_any_layer_the_defaults_hold() {
+    let loaded = Root::new().load();
+    assert_eq!(loaded.settings, Settings::default());
+    assert_eq!(loaded.files, [""; 0].map(PathBuf::from));
+}
+
+#[test]
+fn every_layer_beats_the_ones_below_it() {
+    let mut root = Root::new();
+    assert_eq!(root.prefix(), "server got:");
+    for (name, text) in [
+        ("usr/lib/echoed.toml", "a"),
+        ("run/echoed.toml", "b"),
+        ("etc/echoed.toml", "c"),
+        // Of drop-ins the name decides, and not the place.
+        ("etc/10-x.toml", "d"),
+        ("run/20-x.toml", "e"),
+        ("usr/lib/30-x.toml", "f"),
+        // But a later place hides a name of the ones before.
+        ("run/30-x.toml", "g"),
+        ("etc/30-x.toml", "h"),
+        // Names are compared byte by byte.
+        ("etc/9-x.toml", "i"),
+        ("usr/lib/a.toml", "j"),
+    ] {
+        root.write(name, &sets(text));
+        assert_eq!(root.prefix(), text, "{name}");
+        assert!(root.load().print().contains(&format!("# {}:2\n", root.shown(name))), "{}", root.load().print());
+    }
+    root.set("ECHOED_DEFAULTS__PREFIX", "k");
+    assert_eq!(root.prefix(), "k");
+    root.set("ECHOED_LOG__LEVEL", "warn");
+    assert_eq!(root.load().settings.log_level, Level::Warn);
+    root.sources.log_level = Some(Level::Debug);
+    assert_eq!(root.load().settings.log_level, Level::Debug);
+    assert!(root.load().print().contains("level = \"debug\"                 # --log-level\n"));
+}
+
+#[test]
+fn a_layer_changes_only_what_it_sets() {
+    let mut root = Root::new();
+    root.write(
+        "usr/lib/echoed.toml",
+        "[limits]\nconnections = 7\n[listener.a]\nprefix = \"a\"\nlisten = [\"@a\", \"@b\"]\n",
+    )
+    .write("etc/echoed.toml", "[limits]\nconnections_per_source = 8\n[listener.a]\ndelimiter = \"\\n\"\n")
+    .write("etc/x.toml", "[listener.a]\nlisten = [\"@c\"]\n[listener.b]\n[defaults]\nmax_message = \"9B\"\n");
+    root.set("ECHOED_LISTENER__A__DEADLINES__READ", "3s");
+    let settings = root.load().settings;
+    assert_eq!((settings.limits.connections, settings.limits.connections_per_source), (7, 8));
+    assert_eq!(settings.limits.buffer_memory, Settings::default().limits.buffer_memory);
+    let (a, b) = (settings.listener("a"), settings.listener("b"));
+    assert_eq!((&*prefix(a), a.rules.delimiter.as_bytes(), a.rules.max_message), ("a", &b"\n"[..], 9));
+    assert_eq!((&*prefix(b), b.rules.delimiter.as_bytes(), b.rules.max_message), ("server got:", &b"\t"[..], 9));
+    assert_eq!(a.rules.deadlines.read.as_ref().map(ToString::to_string).as_deref(), Some("3s"));
+    // A list is one value.
+    assert_eq!(a.listen.iter().map(ToString::to_string).collect::<Vec<_>>(), ["unix:@c"]);
+}
+
+#[test]
+fn an_empty_drop_in_or_a_link_to_dev_null_masks_its_name() {
+    let root = Root::new();
+    root.write("etc/echoed.toml", &sets("main")).write("usr/lib/50-x.toml", &sets("drop-in"));
+    assert_eq!(root.prefix(), "drop-in");
+    root.write("etc/50-y.toml", "");
+    assert_eq!(root.prefix(), "drop-in");
+    root.write("run/50-x.toml", "");
+    assert_eq!(root.prefix(), "main");
+    root.write("etc/50-x.toml", &sets("again"));
+    assert_eq!(root.prefix(), "again");
+    root.link("etc/50-x.toml", "/dev/null");
+    assert_eq!(root.prefix(), "main");
+    // What is hidden is not looked at.
+    root.write("run/50-x.toml", "nonsense").write("usr/lib/50-x.toml", "nonsense");
+    assert_eq!(root.prefix(), "main");
+}
+
+#[test]
+fn an_empty_main_file_or_a_link_to_dev_null_masks_those_below_it() {
+    let root = Root::new();
+    root.write("usr/lib/echoed.toml", &sets("vendor")).write("run/echoed.toml", "[limits]\nconnections = 7\n");
+    root.write("usr/lib/50-x.toml", "[log]\nlevel = \"debug\"\n");
+    // Comments are no mask.
+    root.write("etc/echoed.toml", "# nothing yet\n");
+    assert_eq!((root.prefix(), root.load().settings.limits.connections), ("vendor".to_owned(), 7));
+    root.write("run/echoed.toml", "");
+    assert_eq!((root.prefix(), root.load().settings.limits.connections), ("server got:".to_owned(), 4096));
+    root.write("run/echoed.toml", "[limits]\nconnections = 7\n").link("etc/echoed.toml", "/dev/null");
+    assert_eq!((root.prefix(), root.load().settings.limits.connections), ("server got:".to_owned(), 4096));
+    // They do not mask drop-ins.
+    assert_eq!(root.load().settings.log_level, Level::Debug);
+}
+
+#[test]
+fn a_drop_in_may_be_a_link_and_what_is_no_drop_in_is_not_read() {
+    let root = Root::new();
+    root.write("run/target", &sets("linked"));
+    root.link("etc/x.toml", &root.shown("run/target"));
+    for name in ["etc/y.toml~", "etc/y.toml.dpkg-new", "etc/.y.toml", "etc/y.conf", "etc/toml", "etc/README"] {
+        root.write(name, "nonsense");
+    }
+    assert_eq!(root.prefix(), "linked");
+}
+
+#[test]
+fn one_file_takes_the_place_of_all_others_but_not_of_variables() {
+    let mut root = Root::new();
+    root.write("usr/lib/echoed.toml", "nonsense").write("etc/x.toml", "nonsense").write("run/mine", &sets("mine"));
+    root.sources.config = Some(root.path("run/mine"));
+    assert_eq!(root.prefix(), "mine");
+    assert_eq!(root.load().files, [root.path("run/mine")]);
+    root.set("ECHOED_DEFAULTS__PREFIX", "variable");
+    assert_eq!(root.prefix(), "variable");
+    // Nothing is masked by it, empty or not.
+    root.sources.config = Some("/dev/null".into());
+    root.sources.environment.clear();
+    assert_eq!(root.load().settings, Settings::default());
+}
+
+#[test]
+fn variables_take_what_toml_takes_and_else_a_string() {
+    for (name, value, printed) in [
+        ("ECHOED_LOG__LEVEL", "debug", "level = \"debug\""),
+        ("ECHOED_LOG__LEVEL", "\"debug\"", "level = \"debug\""),
+        ("ECHOED_SERVICE__WORKERS", "3", "workers = 3"),
+        ("ECHOED_SERVICE__WORKERS", "0x1_0", "workers = 16"),
+        ("ECHOED_SERVICE__IDLE_EXIT", "off", "idle_exit = \"off\""),
+        ("ECHOED_LIMITS__BUFFER_MEMORY", "1MiB", "buffer_memory = \"1MiB\""),
+        ("ECHOED_DEFAULTS__NODELAY", "false", "nodelay = false"),
+        ("ECHOED_DEFAULTS__PREFIX", "", "prefix = \"\""),
+        ("ECHOED_DEFAULTS__PREFIX", "\"3\"", "prefix = \"3\""),
+        ("ECHOED_DEFAULTS__PREFIX", "it's \"so\"", "prefix = \"it's \\\"so\\\"\""),
+        ("ECHOED_DEFAULTS__PREFIX", "a = b", "prefix = \"a = b\""),
+        ("ECHOED_DEFAULTS__DELIMITER", "\\n", "delimiter = \"\\\\n\""),
+        ("ECHOED_DEFAULTS__DELIMITER", "\"\\n\"", "delimiter = \"\\n\""),
+        ("ECHOED_DEFAULTS__DELIMITER", "\n", "delimiter = \"\\n\""),
+        ("ECHOED_DEFAULTS__DEADLINES__READ", "1h 30min", "read = \"1h 30min\""),
+        ("ECHOED_LISTENER__A_B__PREFIX", "x", "[listener.a_b]"),
+        ("ECHOED_LISTENER__0__LISTEN", "[\"@a\", '@b']", "listen = [\"unix:@a\", \"unix:@b\"]"),
+        ("ECHOED_DEFAULTS__DEADLINES", "{ idle = \"7s\", read = \"8s\" }", "idle = \"7s\""),
+    ] {
+        let mut root = Root::new();
+        root.set(name, value);
+        let printed_all = root.load().print();
+        let line =
+            printed_all.lines().find(|line| line.starts_with(printed)).unwrap_or_else(|| panic!("{printed_all}"));
+        assert!(printed.starts_with('[') || line.ends_with(&format!("# {name}")), "{line}");
+    }
+}
+
+#[test]
+fn of_two_variables_the_more_special_one_wins() {
+    let mut root = Root::new();
+    root.set("ECHOED_DEFAULTS__DEADLINES__IDLE", "9s");
+    root.set("ECHOED_DEFAULTS__DEADLINES", "{ idle = \"7s\", read = \"8s\" }");
+    let deadlines = root.load().settings.defaults.rules.deadlines.clone();
+    let shown = |span: &Option<echoed::protocol::rules::Span>| span.as_ref().map(ToString::to_string);
+    assert_eq!((shown(&deadlines.idle), shown(&deadlines.read)), (Some("9s".to_owned()), Some("8s".to_owned())));
+}
+
+#[test]
+fn other_variables_are_not_ours() {
+    let mut root = Root::new();
+    for name in ["ECHOED", "ECHOED_", "ECHOED_LOG", "ECHOED_LOG_LEVEL", "ECHOEDX_LOG__LEVEL", "echoed_log__level", "__"]
+    {
+        root.set(name, "nonsense");
+    }
+    root.sources.environment.push((OsString::from("X__Y"), OsString::from("z")));
+    assert_eq!(root.load().settings, Settings::default());
+}
+
+#[test]
+fn where_to_listen_by_option_is_printed_and_changes_no_settings() {
+    let mut root = Root::new();
+    root.write("etc/echoed.toml", "[listener.a]\nlisten = [\"@a\"]\n[listener.b]\nlisten = [\"@b\"]\n");
+    let before = root.load();
+    root.sources.listen = [("b", "@c"), ("d", "@e"), ("b", "@f")]
+        .map(|(name, address)| (name.to_owned(), address.parse().unwrap()))
+        .into();
+    let loaded = root.load();
+    assert_eq!(loaded.settings, before.settings);
+    let listen: Vec<_> = loaded.print().lines().filter(|line| line.starts_with("listen")).map(str::to_owned).collect();
+    for (line, value) in listen.iter().zip(["[]", "[\"unix:@c\", \"unix:@f\"]", "[\"unix:@e\"]"]) {
+        assert!(line.starts_with(&format!("listen = {value} ")) && line.ends_with("# --listen"), "{line}");
+    }
+    assert_eq!(listen.len(), 3);
+    let again = Settings::from_toml("printed", &loaded.print()).unwrap();
+    assert_eq!(again.listeners.keys().collect::<Vec<_>>(), ["a", "b", "d"]);
+    assert_eq!(again.listeners["b"].listen.len(), 2);
+}
+
+/// A document in which every key has another value than its default.
+const OTHER: &str = r#"
+log.level = "warn"
+service = { workers = 2, idle_exit = "off", drain = "1h 1us" }
+[limits]
+connections = 10
+connections_per_source = 0
+buffer_memory = "3MiB"
+[defaults]
+delimiter = "\r\n\"\u0000\\é"
+prefix = "\u007f\u001b ☃'''"
+unterminated = "accept"
+error_replies = false
+log_messages = "full"
+max_message = "1025B"
+nodelay = false
+receive_buffer = "1.5KiB"
+send_buffer = "1MiB"
+deadlines = { idle = "2 weeks", read = "1.5s", write = "off", lifetime = "90min" }
+[listener."a.b@c"]
+listen = ["tcp4:localhost:1", "/run/a b"]
+delimiter = "x"
+prefix = ""
+[listener."a.b@c".deadlines]
+read = "1 day"
+"#;
+
+#[test]
+fn what_is_printed_names_the_place_of_every_key_that_is_not_a_default_and_can_be_loaded_again() {
+    let mut root = Root::new();
+    root.write("usr/lib/echoed.toml", OTHER);
+    root.write("etc/10-x.toml", "[defaults]\nprefix = \"x\"\n\n[listener.y]\nnodelay = true\n");
+    root.set("ECHOED_LIMITS__CONNECTIONS", "11");
+    root.sources.log_level = Some(Level::Trace);
+    let loaded = root.load();
+    let printed = loaded.print();
+    assert_eq!(Settings::from_toml("printed", &printed).unwrap_or_else(|error| panic!("{error}")), loaded.settings);
+
+    let (base, drop_in) = (root.shown("usr/lib/echoed.toml"), root.shown("etc/10-x.toml"));
+    let mut section = "";
+    for line in printed.lines().filter(|line| !line.is_empty()) {
+        if line.starts_with('[') {
+            section = line;
+            continue;
+        }
+        let (key, origin) = (line.split(' ').next().unwrap(), line.rsplit_once(" # ").unwrap().1);
+        // Where the file says it: the line that has the key after its section; of inline tables there is only one.
+        let line_of = |text: &str, section: &str| {
+            let within = |line: &str| line.split([' ', '.']).any(|word| word == key);
+            let start = text.lines().position(|line| line == section).unwrap_or(0);
+            text.lines().enumerate().skip(start).find(|(_, line)| within(line)).map(|(number, _)| number + 1)
+        };
+        let expected = match (section, key) {
+            ("[log]", _) => "--log-level".to_owned(),
+            (_, "connections") => "ECHOED_LIMITS__CONNECTIONS".to_owned(),
+            ("[defaults]" | "[listener.y]", "prefix") => format!("{drop_in}:2"),
+            ("[listener.y]", "nodelay") => format!("{drop_in}:5"),
+            ("[listener.y]", "listen") => "default".to_owned(),
+            ("[listener.\"a.b@c\"]", "listen" | "delimiter" | "prefix") => {
+                format!("{base}:{}", line_of(OTHER, section).unwrap())
+            }
+            ("[listener.\"a.b@c\".deadlines]", "read") => format!("{base}:{}", line_of(OTHER, section).unwrap()),
+            ("[listener.y]" | "[listener.\"a.b@c\"]", _) => format!("{base}:{}", line_of(OTHER, "[defaults]").unwrap()),
+            _ if section.ends_with("deadlines]") => format!("{base}:{}", line_of(OTHER, "[defaults]").unwrap()),
+            _ => format!("{base}:{}", line_of(OTHER, section).unwrap()),
+        };
+        assert_eq!(origin, expected, "{section} {line}");
+    }
+}
+
+#[test]
+fn a_file_with_an_odd_name_does_not_break_what_is_printed() {
+    let mut root = Root::new();
+    root.write("run/a\n[log]\nb", &sets("x"));
+    root.sources.config = Some(root.path("run/a\n[log]\nb"));
+    let loaded = root.load();
+    assert_eq!(Settings::from_toml("printed", &loaded.print()).unwrap(), loaded.settings);
+}
+
+#[test]
+fn everything_is_read_anew_with_each_load() {
+    let root = Root::new();
+    root.write("etc/echoed.toml", &sets("old"));
+    assert_eq!(root.prefix(), "old");
+    root.write("etc/echoed.toml", &sets("new"));
+    assert_eq!(root.prefix(), "new");
+    fs::remove_dir_all(root.path("etc/echoed.toml").parent().unwrap()).unwrap();
+    assert_eq!(root.prefix(), "server got:");
+}
+
+#[test]
+fn usually_files_are_below_the_root_directory() {
+    assert_eq!(Sources::default().root, Path::new("/"));
+    assert_eq!(Sources::of_this_process().root, Path::new("/"));
+    assert!(Sources::of_this_process().environment.iter().any(|(name, _)| name == "PATH"));
+}
+
+#[test]
+fn keys_that_need_a_restart_are_named() {
+    let settings = |text: &str| Settings::from_toml("x", text).unwrap();
+    let old = settings("[service]\nworkers = 1\n[listener.a]\nlisten = [\"@a\"]\n[listener.b]\nlisten = [\"@b\"]\n");
+    assert_eq!(old.needs_restart(&old), [""; 0]);
+    let changed = "[service]\nworkers = 2\ndrain = \"1s\"\n[limits]\nconnections = 1\n[listener.a]\nprefix = \"\"\n\
+                   listen = [\"@a\"]\n[listener.\"x.y\"]\nlisten = [\"@x\"]\n[listener.z]\n";
+    let new = settings(changed);
+    assert_eq!(old.needs_restart(&new), ["service.workers", "listener.b.listen", "listener.\"x.y\".listen"]);
+    let moved = settings("[service]\nworkers = 1\n[listener.a]\nlisten = [\"@b\"]\n[listener.b]\nlisten = [\"@b\"]\n");
+    assert_eq!(old.needs_restart(&moved), ["listener.a.listen"]);
+}
