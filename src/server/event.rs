@@ -110,6 +110,9 @@ pub trait Messages: Send + Sync {
     fn take(&self, message: Message<'_>, waker: &Waker) -> bool;
 }
 
+/// The names of all kinds of events.
+pub const NAMES: [&str; 8] = ["opened", "closed", "message", "full", "short", "recovered", "broken", "dropped"];
+
 /// How many bytes of a message a summary shows.
 const SUMMARY: usize = 256;
 
@@ -147,6 +150,21 @@ pub fn summary(message: &[u8]) -> String {
 }
 
 impl Event {
+    /// What kind of event it is: one of [`NAMES`].
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Opened { .. } => "opened",
+            Self::Closed { .. } => "closed",
+            Self::Message { .. } => "message",
+            Self::Full { .. } => "full",
+            Self::Short { .. } => "short",
+            Self::Recovered { .. } => "recovered",
+            Self::Broken { .. } => "broken",
+            Self::Dropped { .. } => "dropped",
+        }
+    }
+
     /// How urgent it is. What a peer did is never more than `Info`; `Info` where it broke a rule.
     #[must_use]
     pub fn level(&self) -> Level {

@@ -1,71 +1,46 @@
-//! What the daemon and its server have to tell, and what becomes of it: lines of the log, up to a level.
+//! What the daemon and its server have to tell, and what becomes of it: entries of the log, up to a level.
+
+mod kinds;
 
 use std::env;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::Waker;
+use std::time::Duration;
 
 use echoed::config::Level;
-use echoed::server::event::{Events, Message, Messages};
-use echoed::systemd::journal;
+use echoed::server::event::{Event, Events, Message, Messages};
+use echoed::systemd::journal::{self, Entry, Flood, Kind, Priority, Target, whole};
 
-/// What the daemon itself has to tell; what its server tells is an [`echoed::server::event::Event`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Note {
-    /// A listener is being served.
-    Listening,
-    /// Addresses to listen on are ignored, since systemd holds the sockets.
-    ListenIgnored,
-    /// A listener has no section of its own.
-    NoSection,
-    /// The service manager could not be told something.
-    NotNotified,
-    /// The end begins.
-    Stopping,
-    /// The last replies are not waited for any longer.
-    NotWaiting,
-    /// The end: what was finished and what was cut.
-    Stopped,
-    /// New settings hold.
-    Reloaded,
-    /// Some of the new settings hold only after a restart.
-    NeedsRestart,
-    /// New settings are wrong; the old ones stay.
-    NotReloaded,
-    /// A worker does not answer.
-    Hung,
-    /// All workers answer again.
-    Answered,
-}
+pub(crate) use kinds::Note;
 
-impl Note {
-    pub(crate) fn level(self) -> Level {
-        match self {
-            Self::NotReloaded | Self::Hung => Level::Error,
-            Self::NotNotified | Self::NeedsRestart => Level::Warn,
-            Self::Listening
-            | Self::ListenIgnored
-            | Self::NoSection
-            | Self::Stopping
-            | Self::NotWaiting
-            | Self::Stopped
-            | Self::Reloaded
-            | Self::Answered => Level::Info,
-        }
-    }
-}
-
-/// The log, up to a level.
+/// The log, up to a level; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct LeveledLog {
     log: journal::Log,
+    messages: whole::Messages,
     level: Arc<AtomicU8>,
 }
 
+/// The threads that write. To be closed last.
+pub(crate) struct Writer {
+    log: journal::Writer,
+    messages: whole::Writer,
+    last_words: LeveledLog,
+}
+
 impl LeveledLog {
-    pub(crate) fn new(log: journal::Log, level: Level) -> Self {
-        Self { log, level: Arc::new(AtomicU8::new(level as u8)) }
+    /// Begins to write: to the journal if stderr leads there, else to stderr.
+    ///
+    /// # Errors
+    /// A thread cannot be made.
+    pub(crate) fn start(level: Level) -> io::Result<(Self, Writer)> {
+        let (log, log_writer) = journal::start(Target::of_stderr())?;
+        let (messages, messages_writer) = whole::start(Target::of_stderr(), log.clone())?;
+        let log = Self { log, messages, level: Arc::new(AtomicU8::new(level as u8)) };
+        let last_words = log.clone();
+        Ok((log, Writer { log: log_writer, messages: messages_writer, last_words }))
     }
 
     /// From now on, this level holds.
@@ -77,13 +52,24 @@ impl LeveledLog {
         level as u8 <= self.level.load(Ordering::Relaxed)
     }
 
+    /// Says something of the daemon itself. The text may have several lines.
     pub(crate) fn note(&self, note: Note, text: &str) {
-        self.write(note.level(), text);
+        let entry = || Entry { text: text.to_owned(), lines: true, ..Entry::default() };
+        self.write(note.kind(), note.level(), Flood::Limited, entry);
     }
 
-    fn write(&self, level: Level, text: &str) {
+    /// The same, about a listener.
+    pub(crate) fn note_on(&self, note: Note, listener: &str, text: &str) {
+        let (text, listener) = (text.to_owned(), Some(listener.into()));
+        let entry = || Entry { text, lines: true, listener, ..Entry::default() };
+        self.write(note.kind(), note.level(), Flood::Limited, entry);
+    }
+
+    fn write(&self, kind: Kind, level: Level, flood: Flood, entry: impl FnOnce() -> Entry) {
         if self.takes(level) {
-            self.log.write(format!("{level}: {text}"));
+            // Who sets the level to debug wants to see everything.
+            let flood = if self.takes(Level::Debug) { Flood::Wanted } else { flood };
+            self.log.write(kind, priority(level), flood, entry);
         }
     }
 
@@ -91,15 +77,15 @@ impl LeveledLog {
     pub(crate) fn events(&self) -> Events {
         let log = self.clone();
         Arc::new(move |event| {
-            if log.takes(event.level()) {
-                log.write(event.level(), &event.to_string());
-            }
+            // Who has messages logged wants to see each.
+            let flood = if let Event::Message { .. } = event { Flood::Wanted } else { Flood::Limited };
+            log.write(kinds::of_event(&event), event.level(), flood, || entry(&event));
         })
     }
 
-    /// Where whole messages go.
+    /// What becomes of the messages of listeners that log them whole.
     pub(crate) fn messages(&self) -> Arc<dyn Messages> {
-        Arc::new(Untaken)
+        Arc::new(Whole(self.messages.clone()))
     }
 
     /// Says when systemd could not be told something.
@@ -111,11 +97,66 @@ impl LeveledLog {
     }
 }
 
-/// Stands in for a log of whole messages, which no configuration can ask for yet.
-struct Untaken;
+impl Writer {
+    /// Waits until everything is written: whole messages for as long as is said, or else for ever; the rest of the log
+    /// for a second. Returns how many messages are lost. Everybody who logs must have ended.
+    pub(crate) fn close(self, messages_within: Option<Duration>) -> usize {
+        let lost = self.messages.close(messages_within);
+        if lost > 0 {
+            let text = format!("{lost} messages of peers are lost, they could not be written before the end");
+            self.last_words.note(Note::MessagesLost, &text);
+        }
+        self.log.close();
+        lost
+    }
+}
 
-impl Messages for Untaken {
-    fn take(&self, _: Message<'_>, _: &Waker) -> bool {
-        true
+/// Whole messages, as the server gives them.
+struct Whole(whole::Messages);
+
+impl Messages for Whole {
+    fn take(&self, message: Message<'_>, waker: &Waker) -> bool {
+        let Message { connection, listener, peer, bytes } = message;
+        self.0.take(whole::Message { connection, listener, peer: &peer, bytes }, waker)
+    }
+}
+
+fn priority(level: Level) -> Priority {
+    match level {
+        Level::Error => Priority::Error,
+        Level::Warn => Priority::Warning,
+        Level::Info => Priority::Info,
+        Level::Debug | Level::Trace => Priority::Debug,
+    }
+}
+
+fn entry(event: &Event) -> Entry {
+    let text = event.to_string();
+    match event {
+        Event::Opened { connection, listener, peer } | Event::Message { connection, listener, peer, .. } => Entry {
+            text,
+            listener: Some(Arc::clone(listener)),
+            peer: Some(peer.to_string()),
+            connection: Some(*connection),
+            ..Entry::default()
+        },
+        Event::Closed { connection, listener, peer, verdict, totals, .. } => Entry {
+            text,
+            lines: false,
+            listener: Some(Arc::clone(listener)),
+            peer: Some(peer.to_string()),
+            connection: Some(*connection),
+            verdict: Some(verdict.name()),
+            bytes_in: Some(totals.bytes_in),
+            bytes_out: Some(totals.bytes_out),
+            messages: Some(totals.messages),
+        },
+        Event::Short { listener, .. } | Event::Recovered { listener } | Event::Broken { listener, .. } => {
+            Entry { text, listener: Some(Arc::clone(listener)), ..Entry::default() }
+        }
+        Event::Dropped { listener, peer, .. } => {
+            Entry { text, listener: Some(Arc::clone(listener)), peer: Some(peer.to_string()), ..Entry::default() }
+        }
+        _ => Entry { text, ..Entry::default() },
     }
 }

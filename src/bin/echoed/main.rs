@@ -21,13 +21,16 @@ use echoed::config::Settings;
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
 use echoed::systemd::inherited::{self, Inherited};
-use echoed::systemd::{journal, notify};
+use echoed::systemd::notify;
 use tokio::{runtime, time};
 
 use attend::{Attendant, End, Purpose};
 use failure::{EX_OSERR, Failure};
 use log::{LeveledLog, Note};
 use signals::Signals;
+
+/// How long whole messages may take to be written at the end. With `service.drain` less than systemd waits.
+const CLOSING: Duration = Duration::from_secs(10);
 
 /// The name of listeners that were given none.
 const DEFAULT_NAME: &str = "echo";
@@ -51,13 +54,13 @@ fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
     let Some(settings) = settings(arguments)? else { return Ok(ExitCode::SUCCESS) };
     // Before there is a second thread: it changes the environment.
     let inherited = inherited::take()?;
-    let (log, writer) = journal::start(io::stderr()).map_err(|error| Failure::system("cannot start the log", error))?;
-    let log = LeveledLog::new(log, settings.log_level);
+    let started = LeveledLog::start(settings.log_level);
+    let (log, writer) = started.map_err(|error| Failure::system("cannot start the log", error))?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::system("cannot start the runtime", error))?;
     let result = runtime.block_on(serve(arguments, &settings, inherited, &log));
     drop(log);
-    writer.close();
+    writer.close(Some(CLOSING));
     result
 }
 
@@ -211,7 +214,7 @@ fn listen(server: &Server, settings: &Settings, named: Named, log: &LeveledLog) 
         let address = socket::bound_to(&socket);
         let served = server.listen(socket, &name, settings.listener(&name));
         served.map_err(|error| Failure::system(&format!("cannot serve {address} ({name})"), error))?;
-        log.note(Note::Listening, &format!("listening on {address} ({name})"));
+        log.note_on(Note::Listening, &name, &format!("listening on {address} ({name})"));
     }
     Ok(())
 }
@@ -220,7 +223,11 @@ fn listen(server: &Server, settings: &Settings, named: Named, log: &LeveledLog) 
 fn note_missing_sections<'a>(settings: &Settings, names: impl IntoIterator<Item = &'a str>, log: &LeveledLog) {
     let missing = |name: &&str| *name != DEFAULT_NAME && !settings.listeners.contains_key(*name);
     for name in names.into_iter().filter(missing).collect::<BTreeSet<_>>() {
-        log.note(Note::NoSection, &format!("there is no section [listener.{name}], so {name} uses [defaults]"));
+        log.note_on(
+            Note::NoSection,
+            name,
+            &format!("there is no section [listener.{name}], so {name} uses [defaults]"),
+        );
     }
 }
 

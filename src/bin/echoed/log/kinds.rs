@@ -1,0 +1,140 @@
+//! Every kind of entry has a MESSAGE_ID, a random number for ever, which systemd/catalog/echoed.catalog explains. A new
+//! one: `systemd-id128 new`, or /proc/sys/kernel/random/uuid without its hyphens.
+
+use echoed::config::Level;
+use echoed::server::event::Event;
+use echoed::systemd::journal::Kind;
+
+macro_rules! notes {
+    ($($(#[$doc:meta])* $note:ident = $level:ident, $name:literal, $id:literal;)*) => {
+        /// What the daemon itself has to tell; what its server tells is an [`Event`].
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Note {
+            $($(#[$doc])* $note,)*
+        }
+
+        impl Note {
+            #[cfg(test)]
+            const ALL: &[Self] = &[$(Self::$note,)*];
+
+            pub(crate) fn level(self) -> Level {
+                match self {
+                    $(Self::$note => Level::$level,)*
+                }
+            }
+
+            pub(crate) fn kind(self) -> Kind {
+                match self {
+                    $(Self::$note => Kind { name: $name, message_id: $id },)*
+                }
+            }
+        }
+    };
+}
+
+notes! {
+    /// A listener is being served.
+    Listening = Info, "listening", "13d58fdc96214753bccfd6c8208d569c";
+    /// Addresses to listen on are ignored, since systemd holds the sockets.
+    ListenIgnored = Info, "listen-ignored", "5fec47d1fa8d4594b462f352d376ec42";
+    /// A listener has no section of its own.
+    NoSection = Info, "no-section", "45c815dc38eb4772aa17ba0811358e92";
+    /// The service manager could not be told something.
+    NotNotified = Warn, "not-notified", "5a2e8712a7c746e0b51d8a61e5f2f5cb";
+    /// The end begins.
+    Stopping = Info, "stopping", "90d6700c13224a668eabf66281562449";
+    /// The last replies are not waited for any longer.
+    NotWaiting = Info, "not-waiting", "229acac2ace140d58c6d944dde9622c5";
+    /// The end: what was finished and what was cut.
+    Stopped = Info, "stopped", "a5b78d5defc24e4788ea54eeed27f183";
+    /// New settings hold.
+    Reloaded = Info, "reloaded", "c6e76186a409406fa1becd0924dcd062";
+    /// Some of the new settings hold only after a restart.
+    NeedsRestart = Warn, "needs-restart", "10d3232c44304b0b8a4600f3c5d85ea6";
+    /// New settings are wrong; the old ones stay.
+    NotReloaded = Error, "not-reloaded", "d6fdeeed241c4bb2a0a6970afa179744";
+    /// Whole messages could not be written before the end.
+    MessagesLost = Error, "messages-lost", "85aa8511363c4110aec26f61f8b7f565";
+    /// A worker does not answer.
+    Hung = Error, "hung", "c23afd953c994d5faca7c84a4df579f4";
+    /// All workers answer again.
+    Answered = Info, "answered", "d5f9dadb30ed4a7b8af0170053bc4be2";
+}
+
+/// Events, by [`Event::name`]; the end of a connection by the name of its verdict.
+const EVENTS: [Kind; 20] = [
+    Kind { name: "opened", message_id: "5e6bb97ac5ed4e8b88b6ad89fce92c4f" },
+    Kind { name: "message", message_id: "51a1cd7c305043978fb018e4cab91a97" },
+    Kind { name: "full", message_id: "57727963c3e2428fa10d2b030090ee72" },
+    Kind { name: "short", message_id: "4c9cd511bba14675b7ed0b3eb93226a9" },
+    Kind { name: "recovered", message_id: "f624e127eca1451d9dfe5e52ef97bc97" },
+    Kind { name: "broken", message_id: "da4ecab6446d4e33b70af5cba385c61b" },
+    Kind { name: "dropped", message_id: "b4b07c3686db42608e24c362965647d7" },
+    Kind { name: "too-long", message_id: "2c65cc4a3de146e491acc2c7fa4a4129" },
+    Kind { name: "read-deadline", message_id: "83f62f9c5578440d9af2ad15797375c0" },
+    Kind { name: "idle-deadline", message_id: "ab85662348b24a1393ed0791c7a41d06" },
+    Kind { name: "lifetime", message_id: "b8909dae482d41e581def363522fe7c4" },
+    Kind { name: "too-many", message_id: "e9fbfdeb352b48e092ea20b62b117db3" },
+    Kind { name: "busy", message_id: "f5790008f7584c4cbb750e747d276005" },
+    Kind { name: "write-deadline", message_id: "4dd793a4778c4c9aa5c398377814db9a" },
+    Kind { name: "peer-closed", message_id: "d1ac960d4f644c8a808b48f90e84cb07" },
+    Kind { name: "peer-reset", message_id: "08c05d7bceb348ff9418bf4929ea58f2" },
+    Kind { name: "unterminated", message_id: "2b20a312ec4c4c839d365fdc35a57ab9" },
+    Kind { name: "shutdown", message_id: "8c32f471a7c64970824484a512e1f481" },
+    Kind { name: "bad-proxy-header", message_id: "860ddc49b93849c1b7fa544f1bd7a4a9" },
+    Kind { name: "carried", message_id: "71808cf8825d442689b4af39e6c51997" },
+];
+
+/// What is not listed, which a test rules out.
+const OTHER: Kind = Kind { name: "other", message_id: "27540d2c17cb4936b0d23619aca0961f" };
+
+/// The kind of an event.
+pub(super) fn of_event(event: &Event) -> Kind {
+    let name = match event {
+        Event::Closed { verdict, .. } => verdict.name(),
+        event => event.name(),
+    };
+    EVENTS.into_iter().find(|kind| kind.name == name).unwrap_or(OTHER)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use echoed::protocol::verdict;
+    use echoed::server::event;
+    use echoed::systemd::journal::{self, whole};
+
+    use super::*;
+
+    const CATALOG: &str = include_str!("../../../../systemd/catalog/echoed.catalog");
+
+    /// Every kind that can be logged.
+    fn kinds() -> Vec<Kind> {
+        let journal = [journal::LEFT_OUT, journal::LOST, whole::MESSAGE, whole::STUCK, whole::UNSTUCK, OTHER];
+        let notes = Note::ALL.iter().map(|note| note.kind());
+        journal.into_iter().chain(notes).chain(EVENTS).collect()
+    }
+
+    #[test]
+    fn every_event_and_every_verdict_has_a_kind_of_its_own() {
+        let listed: Vec<_> = EVENTS.iter().map(|kind| kind.name).collect();
+        for name in event::NAMES.iter().filter(|name| **name != "closed").chain(&verdict::NAMES) {
+            assert!(listed.contains(name), "{name} has no MESSAGE_ID; add one here and explain it in the catalog");
+        }
+        let names: BTreeSet<_> = kinds().iter().map(|kind| kind.name).collect();
+        assert_eq!(names.len(), kinds().len());
+    }
+
+    #[test]
+    fn the_catalog_explains_every_message_id_and_no_other() {
+        let explained: Vec<_> = CATALOG.lines().filter_map(|line| line.strip_prefix("-- ")).collect();
+        let sent: BTreeSet<_> = kinds().iter().map(|kind| kind.message_id).collect();
+        assert_eq!(explained.iter().copied().collect::<BTreeSet<_>>(), sent);
+        assert_eq!(explained.len(), kinds().len(), "one of them is there twice");
+        for id in sent {
+            let digits = id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+            assert!(id.len() == 32 && digits, "{id}");
+        }
+    }
+}

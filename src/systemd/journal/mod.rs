@@ -1,0 +1,208 @@
+//! The log: native entries in the journal, with fields and a MESSAGE_ID, where stderr is the journal; else readable
+//! lines on stderr.
+//!
+//! Writing may block for as long as the reader likes, so no thread that serves connections does it: one thread does
+//! nothing else, behind a bounded queue. What does not fit is counted, and the number is written as soon as there is
+//! room again.
+//!
+//! **Floods.** Of each [`Kind`] at most [`BURST`] entries are queued in [`INTERVAL`], whatever their priority; the rest
+//! is counted before it is formatted, and when the interval is over one entry says how many of which kind were left
+//! out. Some 30 kinds in full flood stay below what journald takes of one service by default (10,000 entries in 30 s).
+//! The limit does not hold for what somebody asked to see ([`Flood::Wanted`]).
+//!
+//! **Hostile text.** The names of fields are fixed here, values are sent with their lengths, and control characters are
+//! escaped; so nothing that comes from a peer can make a field, an entry or a line.
+//!
+//! **Whole messages** ([`whole`]) are the exception to all of this: they are never left out, and who sends them waits.
+
+mod native;
+mod queue;
+mod sink;
+mod text;
+pub mod whole;
+
+use std::env;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use queue::{Queue, Task};
+use sink::Sink;
+
+pub use sink::is_stderr;
+
+/// How many entries may wait to be written.
+const QUEUE: usize = 1024;
+
+/// How many entries of one kind are written in one [`INTERVAL`].
+pub const BURST: u64 = 100;
+
+/// The time that [`BURST`] is counted in. It begins with the first entry after a calm.
+pub const INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long the last entries may take to be written when the log is closed.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// Who we are in the journal.
+const IDENTIFIER: &str = "echoed";
+
+/// A kind of entries. Floods are limited for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// What it is called where entries of it were left out.
+    pub name: &'static str,
+    /// MESSAGE_ID: 32 lower case hexadecimal digits; what the catalog explains.
+    pub message_id: &'static str,
+}
+
+/// Entries of some kind were left out.
+pub const LEFT_OUT: Kind = Kind { name: "left-out", message_id: "3b46abbb33834701a85bd7e385371fed" };
+
+/// Entries did not fit into the queue.
+pub const LOST: Kind = Kind { name: "lost", message_id: "c60cb380c451445a9c1783033806b8fa" };
+
+/// How urgent an entry is, in the numbers of syslog(3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Priority {
+    /// Something failed that somebody has to see to.
+    Error = 3,
+    /// Something is not as it should be.
+    Warning = 4,
+    /// The normal course of things.
+    Info = 6,
+    /// For who looks closely.
+    Debug = 7,
+}
+
+impl Priority {
+    /// Its name at the beginning of a line.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
+}
+
+/// Whether the limit on floods holds for an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flood {
+    /// It does: the entry counts.
+    Limited,
+    /// Somebody asked for each of them. Only the queue is a limit.
+    Wanted,
+}
+
+/// What an entry says.
+#[derive(Debug, Clone, Default)]
+pub struct Entry {
+    /// MESSAGE, the text for people.
+    pub text: String,
+    /// Whether `text` may have several lines. If not, line feeds in it are escaped.
+    pub lines: bool,
+    /// LISTENER.
+    pub listener: Option<Arc<str>>,
+    /// PEER.
+    pub peer: Option<String>,
+    /// CONNECTION.
+    pub connection: Option<u64>,
+    /// VERDICT.
+    pub verdict: Option<&'static str>,
+    /// BYTES_IN.
+    pub bytes_in: Option<u64>,
+    /// BYTES_OUT.
+    pub bytes_out: Option<u64>,
+    /// MESSAGES.
+    pub messages: Option<u64>,
+}
+
+/// The way into the log; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Log {
+    queue: Arc<Queue>,
+}
+
+/// The writing thread. To be closed last.
+#[derive(Debug)]
+pub struct Writer {
+    queue: Arc<Queue>,
+    thread: JoinHandle<()>,
+}
+
+/// Where entries go.
+pub enum Target {
+    /// Into the journal. What is here takes lines instead if the journal cannot be reached.
+    Journal(Box<dyn Write + Send>),
+    /// A line each to this.
+    Lines(Box<dyn Write + Send>),
+}
+
+impl Target {
+    /// stderr: the journal, if stderr leads there.
+    #[must_use]
+    pub fn of_stderr() -> Self {
+        let stderr = Box::new(io::stderr());
+        if is_stderr(env::var("JOURNAL_STREAM").ok().as_deref()) { Self::Journal(stderr) } else { Self::Lines(stderr) }
+    }
+}
+
+/// Starts to write.
+///
+/// # Errors
+/// The thread cannot be made.
+pub fn start(target: Target) -> io::Result<(Log, Writer)> {
+    start_with(target, INTERVAL)
+}
+
+fn start_with(target: Target, interval: Duration) -> io::Result<(Log, Writer)> {
+    let queue = Arc::new(Queue::new(interval));
+    let tasks = Arc::clone(&queue);
+    let thread = thread::Builder::new().name("log".to_owned()).spawn(move || {
+        // Even this may block.
+        let mut sink = Sink::open(target);
+        loop {
+            match tasks.next() {
+                Task::Write(item) => sink.write(item.kind, item.priority, &item.entry),
+                Task::Report(kind, priority, text) => sink.write(kind, priority, &Entry { text, ..Entry::default() }),
+                Task::End => break,
+            }
+        }
+        sink.flush();
+        tasks.set_done();
+    })?;
+    Ok((Log { queue: Arc::clone(&queue) }, Writer { queue, thread }))
+}
+
+impl Log {
+    /// Has an entry written, as soon as those before it are. Never waits. `entry` is only called if the entry is not
+    /// left out.
+    pub fn write(&self, kind: Kind, priority: Priority, flood: Flood, entry: impl FnOnce() -> Entry) {
+        if self.queue.admits(kind, priority, flood) {
+            self.queue.push(kind, priority, entry());
+        }
+    }
+}
+
+impl Writer {
+    /// Waits until everything is written, but not for ever. What is written from now on is dropped.
+    pub fn close(self) {
+        // If not: whoever reads our log does not. The thread ends with the process.
+        if self.queue.close(CLOSING) {
+            // A panic was reported where it happened.
+            let _ = self.thread.join();
+        }
+    }
+}
+
+/// Now, for the threads of the log.
+#[expect(clippy::disallowed_methods, reason = "the log has threads of its own, without a runtime and its clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests;

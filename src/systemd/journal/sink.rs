@@ -1,0 +1,150 @@
+//! Where entries end: the journal, through tracing-journald, or lines.
+
+use std::io::{self, Write};
+
+use rustix::fs::fstat;
+use tracing::{Dispatch, Level, dispatcher, event};
+use tracing_journald::{Layer, Priority as Syslog, PriorityMappings};
+use tracing_subscriber::layer::SubscriberExt;
+
+use super::text::harmless;
+use super::{Entry, IDENTIFIER, Kind, Priority, Target};
+
+/// Whether stderr is the stream that systemd connected to the journal (systemd.exec(5), `$JOURNAL_STREAM`): it may have
+/// been redirected since, so the numbers must be its own.
+#[must_use]
+pub fn is_stderr(journal_stream: Option<&str>) -> bool {
+    let Some((device, inode)) = journal_stream.and_then(|stream| stream.split_once(':')) else { return false };
+    fstat(io::stderr()).is_ok_and(|stat| device == stat.st_dev.to_string() && inode == stat.st_ino.to_string())
+}
+
+/// How a line says its priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Style {
+    /// `info: `
+    Words,
+    /// `<6>`, as systemd reads it from the stderr of a service (sd-daemon(3)).
+    Numbers,
+}
+
+/// Where entries end.
+pub(super) enum Sink {
+    Journal(Dispatch),
+    Lines(Box<dyn Write + Send>, Style),
+}
+
+impl Sink {
+    /// May block: the journal is asked whether it is there.
+    pub(super) fn open(target: Target) -> Self {
+        match target {
+            Target::Lines(out) => Self::Lines(out, Style::Words),
+            Target::Journal(out) => match tracing_journald::layer() {
+                Ok(layer) => Self::Journal(Dispatch::new(tracing_subscriber::registry().with(prepared(layer)))),
+                Err(error) => {
+                    let mut sink = Self::Lines(out, Style::Numbers);
+                    let text =
+                        format!("cannot reach the journal at {}: {error}; its fields are missing", super::native::PATH);
+                    sink.line(Priority::Warning, &text);
+                    sink
+                }
+            },
+        }
+    }
+
+    /// Writes an entry. May block. A log that cannot be written to is no reason to stop serving, and there is nowhere to
+    /// say so.
+    pub(super) fn write(&mut self, kind: Kind, priority: Priority, entry: &Entry) {
+        let text = harmless(&entry.text, entry.lines);
+        match self {
+            Self::Journal(dispatch) => dispatcher::with_default(dispatch, || send(kind, priority, entry, &text)),
+            Self::Lines(..) => self.line(priority, &text),
+        }
+    }
+
+    pub(super) fn flush(&mut self) {
+        if let Self::Lines(out, _) = self {
+            let _ = out.flush();
+        }
+    }
+
+    fn line(&mut self, priority: Priority, text: &str) {
+        if let Self::Lines(out, style) = self {
+            let _ = out.write_all(line(*style, priority, text).as_bytes());
+        }
+    }
+}
+
+/// A line with its line feed. Where the text has several, the further ones are indented: none of them can be mistaken
+/// for an entry of its own.
+pub(super) fn line(style: Style, priority: Priority, text: &str) -> String {
+    match style {
+        Style::Words => format!("{}: {}\n", priority.name(), text.replace('\n', "\n  ")),
+        Style::Numbers => {
+            let start = format!("<{}>", priority as u8);
+            format!("{start}{}\n", text.replace('\n', &format!("\n{start}  ")))
+        }
+    }
+}
+
+fn prepared(layer: Layer) -> Layer {
+    let priorities = PriorityMappings {
+        error: Syslog::Error,
+        warn: Syslog::Warning,
+        info: Syslog::Informational,
+        debug: Syslog::Debug,
+        trace: Syslog::Debug,
+    };
+    // Without a prefix, so that MESSAGE_ID is what it says. All names of fields are in `send`.
+    layer.with_field_prefix(None).with_priority_mappings(priorities).with_syslog_identifier(IDENTIFIER.to_owned())
+}
+
+fn send(kind: Kind, priority: Priority, entry: &Entry, text: &str) {
+    let listener = entry.listener.as_deref().map(|name| harmless(name, false));
+    let peer = entry.peer.as_deref().map(|peer| harmless(peer, false));
+    // The level must be known when this is compiled.
+    macro_rules! send_at {
+        ($level:expr) => {
+            event!(
+                target: "echoed",
+                $level,
+                MESSAGE_ID = kind.message_id,
+                LISTENER = listener.as_deref(),
+                PEER = peer.as_deref(),
+                CONNECTION = entry.connection,
+                VERDICT = entry.verdict,
+                BYTES_IN = entry.bytes_in,
+                BYTES_OUT = entry.bytes_out,
+                MESSAGES = entry.messages,
+                message = text,
+            )
+        };
+    }
+    match priority {
+        Priority::Error => send_at!(Level::ERROR),
+        Priority::Warning => send_at!(Level::WARN),
+        Priority::Info => send_at!(Level::INFO),
+        Priority::Debug => send_at!(Level::DEBUG),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_stream_that_stderr_really_is_makes_it_the_journal() {
+        let stat = fstat(io::stderr()).unwrap();
+        let (device, inode) = (stat.st_dev, stat.st_ino);
+        assert!(is_stderr(Some(&format!("{device}:{inode}"))));
+        for other in [None, Some(""), Some(":"), Some("8:1"), Some(&*format!("{device}:{}", inode + 1))] {
+            assert!(!is_stderr(other), "{other:?}");
+        }
+        assert!(!is_stderr(Some(&format!("{}:{inode}", device + 1))));
+    }
+
+    #[test]
+    fn further_lines_cannot_be_mistaken_for_entries() {
+        assert_eq!(line(Style::Words, Priority::Error, "one\nwarn: two"), "error: one\n  warn: two\n");
+        assert_eq!(line(Style::Numbers, Priority::Info, "one\n<3>two"), "<6>one\n<6>  <3>two\n");
+    }
+}

@@ -1,0 +1,162 @@
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use super::*;
+
+const KIND: Kind = Kind { name: "some", message_id: "0" };
+const OTHER: Kind = Kind { name: "other", message_id: "1" };
+
+/// Says that it writes, and then waits until it may.
+struct Slow {
+    begins: Sender<()>,
+    may: Receiver<()>,
+    written: Written,
+}
+
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Written {
+    fn lines(&self) -> Vec<String> {
+        let bytes = self.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until there are so many lines.
+    fn wait_for(&self, count: usize) -> Vec<String> {
+        let until = now() + Duration::from_secs(30);
+        loop {
+            let lines = self.lines();
+            if lines.len() >= count {
+                return lines;
+            }
+            assert!(now() < until, "{lines:#?}");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Write for Slow {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.begins.send(());
+        let _ = self.may.recv();
+        self.written.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn say(log: &Log, kind: Kind, flood: Flood, text: &str) {
+    log.write(kind, Priority::Info, flood, || Entry { text: text.to_owned(), ..Entry::default() });
+}
+
+#[test]
+fn a_slow_reader_makes_nobody_wait_and_what_is_lost_is_counted() {
+    let (begins, begun) = channel();
+    let (go, may) = channel();
+    let written = Written::default();
+    let (log, writer) = start(Target::Lines(Box::new(Slow { begins, may, written: written.clone() }))).unwrap();
+    say(&log, KIND, Flood::Wanted, "first");
+    begun.recv().unwrap();
+    for number in 0..QUEUE + 7 {
+        say(&log, KIND, Flood::Wanted, &format!("line {number}"));
+    }
+    drop(go);
+    writer.close();
+    let lines = written.lines();
+    let lost = "warn: 7 entries were left out here, the log was too slow";
+    assert_eq!(lines[..3], ["info: first", lost, "info: line 0"]);
+    assert_eq!(lines.len(), QUEUE + 2);
+}
+
+#[test]
+fn a_log_that_nobody_reads_is_given_up_at_the_end() {
+    let (begins, begun) = channel();
+    let (_go, may) = channel();
+    let (log, writer) = start(Target::Lines(Box::new(Slow { begins, may, written: Written::default() }))).unwrap();
+    say(&log, KIND, Flood::Limited, "first");
+    begun.recv().unwrap();
+    writer.close();
+}
+
+#[test]
+fn a_flood_of_one_kind_is_limited_and_the_number_left_out_is_said_at_the_end() {
+    let written = Written::default();
+    let (log, writer) = start(Target::Lines(Box::new(written.clone()))).unwrap();
+    for number in 0..BURST + 23 {
+        // So that the queue is not the limit.
+        written.wait_for(usize::try_from(number.min(BURST)).unwrap());
+        say(&log, KIND, Flood::Limited, &number.to_string());
+    }
+    say(&log, OTHER, Flood::Limited, "rare");
+    say(&log, KIND, Flood::Wanted, "wanted");
+    writer.close();
+    let lines = written.lines();
+    let some =
+        format!("info: 23 more entries of the kind some were left out: only {BURST} of a kind are logged in 10s");
+    let expected: Vec<_> = (0..BURST)
+        .map(|number| format!("info: {number}"))
+        .chain(["info: rare".to_owned(), "info: wanted".to_owned(), some])
+        .collect();
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn what_is_left_out_is_neither_formatted_nor_queued() {
+    let (begins, begun) = channel();
+    let (go, may) = channel();
+    let written = Written::default();
+    let (log, writer) = start(Target::Lines(Box::new(Slow { begins, may, written: written.clone() }))).unwrap();
+    let mut formatted = 0;
+    for _ in 0..10 * QUEUE {
+        log.write(KIND, Priority::Error, Flood::Limited, || {
+            formatted += 1;
+            Entry::default()
+        });
+    }
+    begun.recv().unwrap();
+    assert_eq!(formatted, BURST);
+    // Another kind has its place, though nothing could be written.
+    say(&log, OTHER, Flood::Limited, "rare");
+    drop(go);
+    writer.close();
+    let lines = written.lines();
+    assert!(lines.contains(&"info: rare".to_owned()), "{lines:#?}");
+    assert!(lines.last().unwrap().starts_with("error: 10140 more entries of the kind some"), "{lines:#?}");
+}
+
+#[test]
+fn the_number_left_out_is_said_when_the_interval_is_over_though_nothing_else_is_logged() {
+    let (begins, begun) = channel();
+    let (go, may) = channel();
+    let written = Written::default();
+    let slow = Slow { begins, may, written: written.clone() };
+    let (log, writer) = start_with(Target::Lines(Box::new(slow)), Duration::from_millis(50)).unwrap();
+    say(&log, KIND, Flood::Limited, "first");
+    begun.recv().unwrap();
+    // While the first is being written, no interval ends.
+    for _ in 0..BURST + 4 {
+        say(&log, KIND, Flood::Limited, "x");
+    }
+    drop(go);
+    let all = usize::try_from(BURST).unwrap() + 1;
+    let lines = written.wait_for(all);
+    assert!(lines.iter().any(|line| line.starts_with("info: 5 more entries of the kind some")), "{lines:#?}");
+    // In the next interval there is room again.
+    say(&log, KIND, Flood::Limited, "later");
+    assert_eq!(written.wait_for(all + 1).last().unwrap(), "info: later");
+    writer.close();
+}

@@ -1,0 +1,78 @@
+//! The catalog: journalctl takes it, and it can only quote what entries have.
+
+mod common;
+
+use std::fs;
+use std::process::Command;
+
+use common::program_or_leave_out;
+
+const CATALOG: &str = include_str!("../systemd/catalog/echoed.catalog");
+
+/// The fields that an explanation may quote.
+const FIELDS: [&str; 7] = ["LISTENER", "PEER", "CONNECTION", "VERDICT", "BYTES_IN", "BYTES_OUT", "MESSAGES"];
+
+/// Each explanation: its MESSAGE_ID, its headers, its text.
+fn explanations() -> Vec<(&'static str, Vec<&'static str>, &'static str)> {
+    let (_, all) = CATALOG.split_once("\n-- ").expect("there is one");
+    let parts = all.split("\n-- ").map(|part| {
+        let (head, text) = part.split_once("\n\n").expect("an empty line ends the headers");
+        let mut head = head.lines();
+        (head.next().expect("an ID"), head.collect(), text)
+    });
+    parts.collect()
+}
+
+#[test]
+fn every_explanation_says_what_it_is_about_and_what_to_do() {
+    let explanations = explanations();
+    assert!(explanations.len() > 30);
+    for (id, head, text) in explanations {
+        let names: Vec<_> = head.iter().filter_map(|line| line.split_once(": ")).map(|(name, _)| name).collect();
+        assert_eq!(names, ["Subject", "Defined-By", "Support"], "{id}");
+        assert!(text.split_whitespace().count() >= 15, "{id}: {text}");
+        for line in text.lines() {
+            assert!(line.len() <= 80, "{id}: too wide for a terminal: {line}");
+        }
+    }
+}
+
+#[test]
+fn explanations_quote_only_fields_that_there_are() {
+    let mut quoted = 0;
+    for (id, head, text) in explanations() {
+        for line in head.into_iter().chain(text.lines()) {
+            let inside = line.split('@').skip(1).step_by(2);
+            for name in inside {
+                assert!(FIELDS.contains(&name), "{id}: @{name}@");
+                quoted += 1;
+            }
+        }
+    }
+    assert!(quoted > 20, "{quoted}");
+}
+
+#[test]
+fn journalctl_takes_the_catalog() {
+    let Some(journalctl) = program_or_leave_out("journalctl") else { return };
+    let root = tempfile::tempdir().unwrap();
+    for directory in ["usr/lib/systemd/catalog", "var/lib/systemd/catalog"] {
+        fs::create_dir_all(root.path().join(directory)).unwrap();
+    }
+    fs::write(root.path().join("usr/lib/systemd/catalog/echoed.catalog"), CATALOG).unwrap();
+    let run = |what: &str| {
+        let mut root_option = std::ffi::OsString::from("--root=");
+        root_option.push(root.path());
+        let output = Command::new(&journalctl).arg(root_option).arg(what).output().unwrap();
+        let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        assert!(output.status.success() && stderr.is_empty(), "{what}: {stderr}");
+        stdout
+    };
+    run("--update-catalog");
+    let listed = run("--list-catalog");
+    for (id, head, _) in explanations() {
+        let subject = head[0].strip_prefix("Subject: ").unwrap();
+        assert!(listed.contains(&format!("{id} echoed: {subject}\n")), "{id}: {listed}");
+    }
+    assert_eq!(listed.lines().count(), explanations().len());
+}

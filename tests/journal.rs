@@ -1,0 +1,254 @@
+//! What reaches the journal, and how: entries with fields, limits on floods, whole messages.
+
+mod common;
+#[path = "journal/stand_in.rs"]
+mod stand_in;
+#[path = "journal/whole.rs"]
+mod whole;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+
+use common::{Daemon, Peer};
+use rustix::process::Signal;
+use stand_in::{Entry, Journal};
+
+/// All fields that there may be.
+const FIELDS: [&str; 14] = [
+    "BYTES_IN",
+    "BYTES_OUT",
+    "CODE_FILE",
+    "CODE_LINE",
+    "CONNECTION",
+    "LISTENER",
+    "MESSAGE",
+    "MESSAGES",
+    "MESSAGE_ID",
+    "PEER",
+    "PRIORITY",
+    "SYSLOG_IDENTIFIER",
+    "TARGET",
+    "VERDICT",
+];
+
+/// The subject of an entry in the catalog, as it is written there.
+fn subject(entry: &Entry) -> String {
+    let catalog = include_str!("../systemd/catalog/echoed.catalog");
+    let id = format!("-- {}\nSubject: ", entry.text("MESSAGE_ID"));
+    let (_, found) = catalog.split_once(&id).unwrap_or_else(|| panic!("no explanation of {entry:?}"));
+    found.lines().next().expect("a subject").to_owned()
+}
+
+fn has_subject(text: &str) -> impl Fn(&Entry) -> bool {
+    move |entry| subject(entry).contains(text)
+}
+
+/// What can be said beforehand of an entry: all its fields but those that say where in the source it was made.
+fn known(entry: &Entry) -> BTreeMap<&str, String> {
+    for name in entry.fields.keys() {
+        assert!(FIELDS.contains(&&**name), "{name} is none of ours");
+    }
+    let unknown = ["CODE_FILE", "CODE_LINE", "TARGET", "MESSAGE_ID", "MESSAGE"];
+    let names = entry.fields.keys().map(|name| &**name).filter(|name| !unknown.contains(name));
+    names.map(|name| (name, entry.text(name))).collect()
+}
+
+fn spawn(journal: &Journal, configuration: &str, arguments: &[&str]) -> Daemon {
+    Daemon::spawn_with(&mut journal.command(), configuration, arguments)
+}
+
+/// Ends a daemon, and returns all that it had to say.
+fn end(mut daemon: Daemon, journal: Journal) -> Vec<Entry> {
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait().success());
+    assert_eq!(daemon.log(), [""; 0], "something was written to stderr");
+    journal.end()
+}
+
+#[test]
+fn a_connection_is_two_entries_with_all_their_fields() {
+    let Some(journal) = Journal::start() else { return };
+    let daemon = spawn(&journal, "", &["--listen", "some.name=127.0.0.1:0", "--log-level", "debug"]);
+    let mut peer = Peer::connect(&journal.addresses(1)[0]);
+    let local = rustix::net::getsockname(peer.fd()).unwrap();
+    let address = std::net::SocketAddr::try_from(local).unwrap().to_string();
+    peer.exchange("aaaa");
+    peer.exchange("b");
+    drop(peer);
+    let closed = journal.expect("the end", has_subject("@PEER@ ended its connection"));
+    let entries = end(daemon, journal);
+    let opened = entries.iter().find(|entry| has_subject("Connection @CONNECTION@ from @PEER@")(entry)).unwrap();
+    let first = [("CONNECTION", "1"), ("LISTENER", "some.name"), ("PEER", &address), ("PRIORITY", "7")];
+    let first = first.into_iter().chain([("SYSLOG_IDENTIFIER", "echoed")]);
+    let first: BTreeMap<_, _> = first.map(|(name, value)| (name, value.to_owned())).collect();
+    assert_eq!(known(opened), first);
+    assert_eq!(opened.text("MESSAGE"), format!("connection 1 on some.name from {address}"));
+    let more = [("VERDICT", "peer-closed"), ("BYTES_IN", "7"), ("BYTES_OUT", "29"), ("MESSAGES", "2")];
+    let mut second = first;
+    second.extend(more.map(|(name, value)| (name, value.to_owned())));
+    assert_eq!(known(&closed), second);
+}
+
+#[test]
+fn each_level_has_its_priority_and_each_kind_its_explanation() {
+    let Some(journal) = Journal::start() else { return };
+    let configuration = "[limits]\nconnections = 1\n[defaults]\nmax_message = '1KiB'\n";
+    let mut command = journal.command();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ours = listener.try_clone().unwrap();
+    command.env("LISTEN_FDNAMES", "echo").stdin(OwnedFd::from(listener));
+    let mut daemon = Daemon::spawn_prepared(&mut command, configuration, &["--log-level", "debug"]);
+    let mut peer = Peer::connect(&journal.addresses(1)[0]);
+    peer.send("x".repeat(2000));
+    peer.expect("server error:message exceeds 1024 bytes\t");
+    peer.expect_close();
+    // Breaks the listener.
+    rustix::net::shutdown(&ours, rustix::net::Shutdown::Both).unwrap();
+    assert_eq!(daemon.wait().code(), Some(71));
+    let entries = journal.end();
+    for (subject, priority) in [
+        ("Serving on a listener", "6"),
+        ("Connection @CONNECTION@ from @PEER@", "7"),
+        ("As many connections as are allowed", "4"),
+        ("@PEER@ sent a message that is too long", "6"),
+        ("Listener @LISTENER@ is broken", "3"),
+        ("The daemon begins to stop", "6"),
+        ("The daemon has stopped", "6"),
+    ] {
+        let entry = entries.iter().find(|entry| has_subject(subject)(entry));
+        let entry = entry.unwrap_or_else(|| panic!("no entry \"{subject}\": {entries:#?}"));
+        assert_eq!(entry.text("PRIORITY"), priority, "{subject}");
+        assert_eq!(entry.text("SYSLOG_IDENTIFIER"), "echoed");
+        known(entry);
+    }
+}
+
+#[test]
+fn a_flood_of_one_kind_is_limited_and_hides_no_other() {
+    let Some(journal) = Journal::start() else { return };
+    let configuration = "[defaults]\nmax_message = '1KiB'\nerror_replies = false\n";
+    let daemon = spawn(&journal, configuration, &["--listen", "127.0.0.1:0"]);
+    let address = &journal.addresses(1)[0];
+    for _ in 0..250 {
+        let mut peer = Peer::connect(address);
+        peer.send("x".repeat(1025));
+        peer.read_to_end();
+    }
+    let entries = end(daemon, journal);
+    let count = |subject: &str| entries.iter().filter(|entry| has_subject(subject)(entry)).count();
+    let left_out: Vec<_> = entries.iter().filter(|entry| has_subject("of one kind were left out")(entry)).collect();
+    // On a machine so slow that this took several intervals, more of them were logged. The sum tells.
+    let numbers = left_out.iter().map(|entry| entry.text("MESSAGE"));
+    let numbers = numbers.filter(|text| text.contains(" more entries of the kind too-long were left out"));
+    let sum: usize = numbers.map(|text| text.split(' ').next().unwrap().parse::<usize>().unwrap()).sum();
+    let logged = count("sent a message that is too long");
+    assert_eq!(logged + sum, 250);
+    assert!(logged >= 100 && sum > 0, "{logged} logged, {sum} left out");
+    assert!(left_out.iter().all(|entry| entry.text("PRIORITY") == "6"));
+    assert_eq!(count("The daemon has stopped"), 1);
+}
+
+#[test]
+fn who_sets_the_level_to_debug_sees_every_entry() {
+    let Some(journal) = Journal::start() else { return };
+    let daemon = spawn(&journal, "", &["--listen", "DIR/socket", "--log-level", "debug"]);
+    let address = &journal.addresses(1)[0];
+    for number in 1..=250 {
+        drop(Peer::connect(address));
+        // One after the other, so that the queue is not the limit.
+        journal.expect_times("the end", number, |entry| entry.text("VERDICT") == "peer-closed");
+    }
+    assert!(!end(daemon, journal).iter().any(has_subject("left out")));
+}
+
+#[test]
+fn the_name_of_a_listener_makes_no_field_and_no_entry() {
+    let Some(journal) = Journal::start() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let name = "evil\nPRIORITY=0\nMESSAGE=\u{1b}[2J";
+    let mut command = journal.command();
+    command.env("LISTEN_FDNAMES", name).stdin(OwnedFd::from(listener));
+    let daemon = Daemon::spawn_prepared(&mut command, "", &["--log-level", "debug"]);
+    journal.addresses(1);
+    drop(Peer::connect(&format!("unix:{}", path.display())));
+    journal.expect("the end", |entry| entry.text("VERDICT") == "peer-closed");
+    let mut about = 0;
+    for entry in end(daemon, journal) {
+        let priority = known(&entry)["PRIORITY"].clone();
+        assert!(["6", "7"].contains(&&*priority), "{entry:?}");
+        assert!(!entry.text("MESSAGE").contains('\u{1b}') && !entry.text("LISTENER").contains(['\n', '\u{1b}']));
+        about += usize::from(entry.text("LISTENER") == "evil\\nPRIORITY=0\\nMESSAGE=\\x1b[2J");
+    }
+    // No section, listening, opened, closed.
+    assert_eq!(about, 4);
+}
+
+#[test]
+fn the_name_of_a_listener_makes_no_line_on_stderr() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let names = "evil\nwarn gotcha\u{1b}[2J";
+    let mut command = common::manager::hand_over("3<&0", vec![OwnedFd::from(listener)], names);
+    let daemon = Daemon::spawn_prepared(&mut command, "", &["--log-level", "debug"]);
+    daemon.wait_for_log("listening on");
+    drop(Peer::connect(&format!("unix:{}", path.display())));
+    daemon.wait_for_log("peer-closed");
+    for line in daemon.stop() {
+        assert!(line.starts_with("info: ") || line.starts_with("debug: ") || line.starts_with("  "), "{line:?}");
+        assert!(!line.contains('\u{1b}'), "{line:?}");
+    }
+}
+
+#[test]
+fn stderr_that_is_not_the_journal_gets_lines_whatever_the_environment_says() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
+    command.env("JOURNAL_STREAM", "1:1");
+    let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "127.0.0.1:0"]);
+    let line = daemon.wait_for_log("listening on");
+    assert!(line.starts_with("info: listening on tcp:127.0.0.1:"), "{line}");
+    daemon.stop();
+}
+
+#[test]
+fn a_journal_that_cannot_be_reached_gets_lines_with_their_priorities() {
+    let Some(journal) = Journal::start() else { return };
+    let daemon = Daemon::spawn_with(&mut journal.command_without_journal(), "", &["--listen", "127.0.0.1:0"]);
+    daemon.wait_for_log("<6>listening on");
+    let log = daemon.stop();
+    assert!(log[0].starts_with("<4>cannot reach the journal at /run/systemd/journal/socket: "), "{log:#?}");
+    assert!(log.iter().all(|line| line.starts_with('<')), "{log:#?}");
+}
+
+#[test]
+fn a_full_queue_makes_no_client_wait_and_the_number_of_lost_entries_is_said() {
+    let Some(journal) = Journal::start() else { return };
+    let daemon = spawn(&journal, "", &["--listen", "DIR/socket", "--log-level", "debug"]);
+    let address = &journal.addresses(1)[0];
+    journal.pause();
+    // Two entries each, far more than wait in the queue.
+    for _ in 0..1500 {
+        let mut peer = Peer::connect(address);
+        peer.exchange("a");
+    }
+    journal.resume();
+    let lost = journal.expect("lost", has_subject("Entries of the log were lost"));
+    assert_eq!(lost.text("PRIORITY"), "4");
+    let entries = end(daemon, journal);
+    let number = |entry: &Entry| entry.text("MESSAGE").split(' ').next().unwrap().parse::<usize>().unwrap();
+    let lost: usize = entries.iter().filter(|entry| has_subject("were lost")(entry)).map(number).sum();
+    let logged = entries.iter().filter(|entry| !entry.text("CONNECTION").is_empty()).count();
+    assert_eq!(lost + logged, 3000);
+    assert!(lost > 1500, "{lost}");
+}
+
+/// Writes to a peer's connection from another thread than the one that reads from it.
+fn write_on(peer: &Peer, bytes: &[u8]) {
+    peer.stream().write_all(bytes).expect("it can be sent");
+}
