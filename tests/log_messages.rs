@@ -59,7 +59,7 @@ impl Messages for SlowLog {
 
 impl SlowLog {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        self.state.lock().expect("nobody panicked")
     }
 
     fn takes(&self, count: usize) {
@@ -73,7 +73,8 @@ impl SlowLog {
 
     /// Waits until it is so.
     fn wait(&self, what: &str, is_so: impl Fn(&State) -> bool) {
-        let (state, waited) = self.changed.wait_timeout_while(self.lock(), CEILING, |state| !is_so(state)).unwrap();
+        let (state, waited) =
+            self.changed.wait_timeout_while(self.lock(), CEILING, |state| !is_so(state)).expect("nobody panicked");
         assert!(!waited.timed_out(), "not so after {CEILING:?}: {what}; taken: {}", state.taken.len());
     }
 
@@ -110,8 +111,11 @@ impl Served {
         change(&mut settings);
         let (log, events) = (Arc::<SlowLog>::default(), Arc::<Mutex<Vec<Event>>>::default());
         let told = Arc::clone(&events);
-        let server =
-            Server::start(&settings, Arc::new(move |event| told.lock().unwrap().push(event)), Arc::clone(&log) as _);
+        let server = Server::start(
+            &settings,
+            Arc::new(move |event| told.lock().expect("nobody panicked").push(event)),
+            Arc::clone(&log) as _,
+        );
         let server = server.expect("the workers start");
         let address = listen(&server, "main", rules);
         Self { server, address, log, events }
@@ -122,7 +126,7 @@ impl Served {
     }
 
     fn verdicts(&self) -> Vec<Verdict> {
-        let events = self.events.lock().unwrap();
+        let events = self.events.lock().expect("nobody panicked");
         events
             .iter()
             .filter_map(|event| if let Event::Closed { verdict, .. } = event { Some(*verdict) } else { None })
