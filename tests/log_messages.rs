@@ -59,7 +59,7 @@ impl Messages for SlowLog {
 
 impl SlowLog {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nobody panicked")
+        self.state.lock().expect("no thread panicked")
     }
 
     fn takes(&self, count: usize) {
@@ -74,7 +74,7 @@ impl SlowLog {
     /// Waits until it is so.
     fn wait(&self, what: &str, is_so: impl Fn(&State) -> bool) {
         let (state, waited) =
-            self.changed.wait_timeout_while(self.lock(), CEILING, |state| !is_so(state)).expect("nobody panicked");
+            self.changed.wait_timeout_while(self.lock(), CEILING, |state| !is_so(state)).expect("no thread panicked");
         assert!(!waited.timed_out(), "not so after {CEILING:?}: {what}; taken: {}", state.taken.len());
     }
 
@@ -113,7 +113,7 @@ impl Served {
         let told = Arc::clone(&events);
         let server = Server::start(
             &settings,
-            Arc::new(move |event| told.lock().expect("nobody panicked").push(event)),
+            Arc::new(move |event| told.lock().expect("no thread panicked").push(event)),
             Arc::clone(&log) as _,
         );
         let server = server.expect("the workers start");
@@ -126,7 +126,7 @@ impl Served {
     }
 
     fn verdicts(&self) -> Vec<Verdict> {
-        let events = self.events.lock().expect("nobody panicked");
+        let events = self.events.lock().expect("no thread panicked");
         events
             .iter()
             .filter_map(|event| if let Event::Closed { verdict, .. } = event { Some(*verdict) } else { None })
@@ -255,7 +255,7 @@ fn many_peers_and_a_log_with_little_room_lose_nothing_and_keep_the_order() {
 #[test]
 fn no_deadline_of_the_peer_runs_while_the_log_has_no_room() {
     let short = || Some(Span::new(Duration::from_millis(50), "50ms"));
-    let deadlines = Deadlines { idle: short(), read: short(), write: short(), lifetime: None };
+    let deadlines = Deadlines { idle: None, read: short(), write: short(), lifetime: None };
     let served = Served::start(Rules { deadlines, ..whole() });
     let mut peer = served.connect();
     peer.send("a\tb\thalf");
@@ -363,7 +363,7 @@ fn a_summary_of_each_message_is_told_on_one_line() {
     peer.shutdown();
     peer.expect_close();
     served.wait_until_empty();
-    let events = served.events.lock().unwrap();
+    let events = served.events.lock().expect("no thread panicked");
     let told: Vec<_> = events.iter().filter(|event| matches!(event, Event::Message { .. })).collect();
     let told_text: Vec<_> = told.iter().map(|event| event.to_string()).collect();
     assert_eq!(told_text.len(), 3, "{told_text:?}");

@@ -19,6 +19,8 @@ fn watched(manager: &Manager, configuration: &str, environment: &[(&str, &str)])
     manager.watch(&mut command).envs(environment.iter().copied());
     let daemon = Daemon::spawn_with(&mut command, configuration, &["--listen", "127.0.0.1:0"]);
     manager.expect("READY=1");
+    // It is said from a thread of its own, at leisure.
+    daemon.wait_for_log("listening on");
     daemon
 }
 
@@ -170,7 +172,7 @@ fn while_it_drains_it_asks_for_the_time_that_it_needs() {
     let mut command = Command::new(ECHOED);
     let configuration = "[service]\ndrain = \"1h\"\n[defaults.deadlines]\nwrite = \"off\"\n";
     let mut daemon = Daemon::spawn_with(manager.watch(&mut command), configuration, &["--listen", "DIR/socket"]);
-    manager.expect("READY=1");
+    daemon.wait_for_log("listening on");
     let mut peer = daemon.connect();
     // More replies than fit into the socket, so that it cannot end before they are read.
     peer.send([b'\t'; 60_000]);

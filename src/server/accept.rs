@@ -19,7 +19,7 @@ use tokio::time;
 use super::admission::{Admission, Place};
 use super::connection::{Caller, Connection, clock};
 use super::event::{Event, Events};
-use super::socket::{self, Peer};
+use super::socket::{Peer, prepare_connection};
 use super::worker::Worker;
 use crate::config;
 use crate::protocol::Session;
@@ -177,7 +177,7 @@ impl Reception {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed)) else { return };
         let listener = || Arc::clone(&desk.name);
-        let prepared = socket::prepare(&socket, &desk.settings).and_then(|()| worker.register(socket));
+        let prepared = prepare_connection(&socket, &desk.settings).and_then(|()| worker.register(socket));
         let stream = match prepared {
             Ok(stream) => stream,
             Err(error) => return (self.events)(Event::Dropped { listener: listener(), peer: Peer::Unknown, error }),

@@ -88,7 +88,7 @@ impl Server {
     /// # Errors
     /// The socket cannot be prepared or registered.
     pub fn listen(&self, socket: OwnedFd, name: &str, settings: &config::Listener) -> io::Result<()> {
-        rustix::io::ioctl_fionbio(&socket, true)?;
+        socket::prepare_listener(&socket, settings)?;
         let desk = Arc::new(CurrentDesk::new(desk(name, settings)));
         let acceptor = self.threads.first().map(|thread| &thread.worker).ok_or(io::ErrorKind::NotFound)?;
         let listener = acceptor.register(socket)?;

@@ -65,12 +65,22 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Sets on an accepted socket what the settings say. On each, and not on its listener, from which it would inherit: that
-/// one is the service manager's, keeps what was set when we are gone, and cannot be asked for the kernel's default again.
+/// Sets what the settings say on a listening socket, from which its connections inherit it.
 ///
 /// # Errors
 /// What setsockopt(2) says.
-pub(crate) fn prepare(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
+pub(crate) fn prepare_listener(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    set_buffers(&socket, settings)?;
+    set_nodelay(&socket, settings)
+}
+
+/// Sets on a connected socket what it has not inherited from its listener. What was queued before the listener was
+/// prepared inherited nothing, and the client that activated us always was: so it is set once more.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub(crate) fn prepare_connection(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
     set_buffers(&socket, settings)?;
     set_nodelay(&socket, settings)
 }

@@ -195,9 +195,9 @@ impl Drop for Manager {
     fn drop(&mut self) {
         self.desk.told().gone = true;
         self.listen_again();
-        // The thread ends with the next datagram, or with the process.
+        // The thread ends with the next datagram; there is one if there is no room for ours.
         if let (Ok(socket), Ok(address)) = (UnixDatagram::unbound(), self.socket.local_addr()) {
-            let _ = socket.send_to_addr(b"", &address);
+            let _ = socket.set_nonblocking(true).and_then(|()| socket.send_to_addr(b"", &address));
         }
     }
 }
