@@ -240,7 +240,7 @@ fn read(path: &Path) -> Result<String, Box<Layer>> {
 fn not_read(path: &Path, error: &io::Error) -> Layer {
     let hint = match error.kind() {
         ErrorKind::NotFound => "; --config takes a file that is there",
-        ErrorKind::PermissionDenied => "; the user that runs echoed has to be allowed to",
+        ErrorKind::PermissionDenied => "; let the user that echoed runs as read it",
         ErrorKind::IsADirectory => "; a file is expected here",
         _ => "",
     };

@@ -122,7 +122,7 @@ fn what_a_later_layer_mends_is_no_conflict() {
 fn what_is_wrong_by_itself_is_no_conflict_with_what_it_hides() {
     let root = Root::new();
     root.write("usr/lib/echoed.toml", "[limits]\nbuffer_memory = \"1MiB\"\n[defaults]\nmax_message = \"1KiB\"\n")
-        .write("etc/echoed.toml", "[limits]\nbuffer_memory = \"100 MB\"\n[defaults]\nmax_message = \"64MiB\"\n");
+        .write("etc/echoed.toml", "[limits]\nbuffer_memory = \"100 MB\"\n[defaults]\nmax_message = \"65MiB\"\n");
     let said = headlines(&root);
     assert!(said.len() == 1 && said[0].contains("known are B, KiB, MiB, GiB"), "{said:#?}");
 }
