@@ -165,8 +165,9 @@ fn messages_that_wait_are_written_before_the_daemon_ends() {
         peer.exchange(&number.to_string());
     }
     daemon.signal(rustix::process::Signal::TERM);
-    // It has ended all connections, and waits for the journal.
+    // It has ended all connections, and waits for the journal; longer than for entries that may be lost.
     peer.expect_close();
+    thread::sleep(Duration::from_millis(1500));
     journal.resume();
     assert!(daemon.wait().success());
     let entries = journal.end();
