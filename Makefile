@@ -14,6 +14,7 @@ BINDIR ?= $(PREFIX)/bin
 DOCDIR ?= $(PREFIX)/share/doc/echoed
 SYSCONFDIR ?= /etc
 UNITDIR ?= $(PREFIX)/lib/systemd/system
+CATALOGDIR ?= $(PREFIX)/lib/systemd/catalog
 # The version of systemd that the units are for: it decides which drop-ins are installed.
 SYSTEMD_VERSION ?= $(or $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p'),252)
 DESTDIR ?=
@@ -50,7 +51,8 @@ bench:
 install:
 	@for program in echoed echoctl; do test -x "$(BUILDDIR)/$$program" || { \
 	    echo "$(BUILDDIR)/$$program is not built: run make first (not as root)" >&2; exit 1; }; done
-	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(DOCDIR)"
+	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(UNITDIR)" \
+	    "$(DESTDIR)$(CATALOGDIR)" "$(DESTDIR)$(SYSCONFDIR)/echoed" "$(DESTDIR)$(DOCDIR)"
 	$(INSTALL) -m 755 "$(BUILDDIR)/echoed" "$(DESTDIR)$(SBINDIR)/echoed"
 	$(INSTALL) -m 755 "$(BUILDDIR)/echoctl" "$(DESTDIR)$(BINDIR)/echoctl"
 	$(INSTALL) -m 644 systemd/echoed.socket "$(DESTDIR)$(UNITDIR)/echoed.socket"
@@ -65,8 +67,13 @@ install:
 	        $(INSTALL) -m 644 "$$file" "$(DESTDIR)$(UNITDIR)/$$unit.d/$$version.conf"; } || exit 1; done
 	$(INSTALL) -d "$(DESTDIR)$(DOCDIR)/examples"
 	$(INSTALL) -m 644 systemd/examples/* "$(DESTDIR)$(DOCDIR)/examples"
-	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/protocol.md LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
-	@test -n "$(DESTDIR)" || echo "Now: systemctl daemon-reload && systemctl enable --now echoed.socket"
+	$(INSTALL) -m 644 systemd/catalog/echoed.catalog "$(DESTDIR)$(CATALOGDIR)/echoed.catalog"
+	@test -e "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml" || \
+	    $(INSTALL) -m 644 etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"
+	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/configuration.md docs/protocol.md \
+	    LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
+	@test -n "$(DESTDIR)" || \
+	    echo "Now: systemctl daemon-reload && journalctl --update-catalog && systemctl enable --now echoed.socket"
 
 uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/echoed" "$(DESTDIR)$(BINDIR)/echoctl"
@@ -75,7 +82,12 @@ uninstall:
 	    version=$${file##*/}; unit=$${version#*-}; unit=$${unit%.conf}; \
 	    rm -f "$(DESTDIR)$(UNITDIR)/$$unit.d/$${version%%-*}.conf"; \
 	    rmdir "$(DESTDIR)$(UNITDIR)/$$unit.d" 2>/dev/null; done; true
+	rm -f "$(DESTDIR)$(CATALOGDIR)/echoed.catalog"
 	rm -rf "$(DESTDIR)$(DOCDIR)"
+	@# Settings that somebody changed stay.
+	@if cmp -s etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"; then \
+	    rm -f "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"; fi
+	@rmdir "$(DESTDIR)$(SYSCONFDIR)/echoed" 2>/dev/null; true
 
 clean:
 	$(CARGO) clean

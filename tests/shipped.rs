@@ -89,6 +89,9 @@ fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
         ("usr/lib/systemd/system/echoed.service", 0o644),
         ("usr/lib/systemd/system/echoed@.service", 0o644),
         ("usr/lib/systemd/system/echoed.service.d/254.conf", 0o644),
+        ("usr/lib/systemd/catalog/echoed.catalog", 0o644),
+        ("etc/echoed/echoed.toml", 0o644),
+        ("usr/share/doc/echoed/configuration.md", 0o644),
         ("usr/share/doc/echoed/examples/ipv6.conf", 0o644),
         ("usr/share/doc/echoed/README.md", 0o644),
         ("usr/share/doc/echoed/LICENSE-MIT", 0o644),
@@ -103,6 +106,15 @@ fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
     for text in [&service, &socket] {
         assert!(!text.contains("@SBINDIR@") && !text.contains(destination.to_str().unwrap()), "{text}");
     }
+    // Settings that somebody changed stay, whatever is installed or removed.
+    let settings = destination.join("etc/echoed/echoed.toml");
+    let shipped = fs::read_to_string(&settings).unwrap();
+    fs::write(&settings, "# mine\n").unwrap();
+    make("install", &variables);
+    make("uninstall", &variables);
+    assert_eq!(files(&destination), [("etc/echoed/echoed.toml".to_owned(), 0o644)]);
+    assert_eq!(fs::read_to_string(&settings).unwrap(), "# mine\n");
+    fs::write(&settings, shipped).unwrap();
     make("uninstall", &variables);
     assert_eq!(files(&destination), []);
 }
@@ -130,6 +142,8 @@ fn installed_units(directory: &Path) -> Option<PathBuf> {
         ("SBINDIR", place("sbin")),
         ("BINDIR", place("bin")),
         ("UNITDIR", place("units")),
+        ("CATALOGDIR", place("catalog")),
+        ("SYSCONFDIR", place("etc")),
         ("DOCDIR", place("doc")),
     ];
     make("install", &variables).map(|_| directory.join("units"))

@@ -68,6 +68,9 @@ impl Daemon {
             let file = directory.path().join("echoed.toml");
             fs::write(&file, configuration.replace("DIR", &path)).expect("the configuration can be written");
             command.arg("--config").arg(file);
+        } else if !arguments.contains(&"--config") {
+            // Not what this machine has in /etc.
+            command.arg("--config").arg("/dev/null");
         }
         command.stderr(Stdio::piped());
         let shown = format!("{command:?}");
