@@ -54,6 +54,9 @@ impl LeveledLog {
 
     /// Says something of the daemon itself. The text may have several lines.
     pub(crate) fn note(&self, note: Note, text: &str) {
+        if note == Note::Stopped {
+            self.log.sum_up();
+        }
         let entry = || Entry { text: text.to_owned(), lines: true, ..Entry::default() };
         self.write(note.kind(), note.level(), Flood::Limited, entry);
     }

@@ -185,6 +185,11 @@ impl Log {
             self.queue.push(kind, priority, entry());
         }
     }
+
+    /// Has what was left out so far be said before the entries to come, so that a last entry can be the last.
+    pub fn sum_up(&self) {
+        self.queue.end_interval();
+    }
 }
 
 impl Writer {

@@ -95,6 +95,14 @@ impl Queue {
         self.more.notify_one();
     }
 
+    /// Has the interval end now: what was left out is reported before anything else.
+    pub(super) fn end_interval(&self) {
+        let mut state = self.state();
+        if !state.seen.is_empty() {
+            state.interval_ends = Some(now());
+        }
+    }
+
     /// Waits for something to do.
     pub(super) fn next(&self) -> Task {
         let mut state = self.state();

@@ -160,3 +160,22 @@ fn the_number_left_out_is_said_when_the_interval_is_over_though_nothing_else_is_
     assert_eq!(written.wait_for(all + 1).last().unwrap(), "info: later");
     writer.close();
 }
+
+#[test]
+fn what_was_left_out_can_be_said_before_the_last_entry() {
+    let (begins, begun) = channel();
+    let (go, may) = channel();
+    let written = Written::default();
+    let (log, writer) = start(Target::Lines(Box::new(Slow { begins, may, written: written.clone() }))).unwrap();
+    for _ in 0..BURST + 3 {
+        say(&log, KIND, Flood::Limited, "x");
+    }
+    begun.recv().unwrap();
+    log.sum_up();
+    say(&log, OTHER, Flood::Limited, "last");
+    drop(go);
+    writer.close();
+    let lines = written.lines();
+    assert_eq!(lines.last().unwrap(), "info: last");
+    assert!(lines.iter().any(|line| line.starts_with("info: 3 more entries of the kind some")), "{lines:#?}");
+}
