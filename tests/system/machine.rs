@@ -1,0 +1,206 @@
+//! A booted machine: what a test does on it, and what is told of it when the test fails.
+
+#![allow(dead_code, reason = "what a machine can do")]
+
+use std::fmt::Write;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio, id};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::common::{CEILING, Peer, now, wait_until};
+use crate::roots::Debian;
+
+/// A machine with echoed on it, and systemd up. It is gone with its last reference, without a trace.
+pub struct Machine {
+    /// `machine.sh`, which runs as long as its input does not end.
+    keeper: Child,
+    /// Its systemd, as this side sees it.
+    systemd: u32,
+    version: u32,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    /// What it wrote to stdout and stderr.
+    pub said: String,
+}
+
+impl Machine {
+    /// Boots it, and waits until it is up. Moves the calling thread, and those that it starts, into its network.
+    pub fn boot(debian: &Debian) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let installed = debian.installed();
+        let name = format!("echoed-test-{}-{}", id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let keeper = Command::new("sh")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/system/machine.sh"))
+            .arg(name)
+            .args([&installed.root, &installed.layer])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            // A Ctrl-C is for the tests; it cleans up after them.
+            .process_group(0)
+            .spawn()
+            .expect("sh can be started");
+        let mut machine = Self { keeper, systemd: 0, version: installed.systemd };
+        machine.systemd = machine.find_systemd();
+        wait_until("the machine is up", || {
+            let state = machine.run("systemctl is-system-running --wait").said;
+            matches!(state.trim(), "running" | "degraded")
+        });
+        let network = File::open(format!("/proc/{}/ns/net", machine.systemd)).expect("its network can be opened");
+        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+            .expect("its network can be entered");
+        machine
+    }
+
+    /// keeper → unshare → systemd-nspawn → systemd.
+    fn find_systemd(&mut self) -> u32 {
+        let mut found = self.keeper.id();
+        for name in ["unshare", "systemd-nspawn", "systemd"] {
+            let until = now() + CEILING;
+            found = loop {
+                if let Some(child) = children(found).into_iter().find(|child| comm(*child) == name) {
+                    break child;
+                }
+                let ended = self.keeper.try_wait().expect("it is our child");
+                assert!(ended.is_none() && now() < until, "the machine did not boot: there is no {name} ({ended:?})");
+                thread::sleep(Duration::from_millis(2));
+            };
+        }
+        found
+    }
+
+    /// The version of its systemd.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Runs a shell script on it, whatever comes of it.
+    pub fn run(&self, script: &str) -> Ended {
+        let mut child = self.command(script).stdin(Stdio::null()).spawn().expect("nsenter can be started");
+        let mut said = Vec::new();
+        child.stdout.take().expect("it is piped").read_to_end(&mut said).expect("a pipe can be read");
+        let status = child.wait().expect("it is our child");
+        Ended { code: status.code(), said: String::from_utf8_lossy(&said).into_owned() }
+    }
+
+    /// Runs a shell script on it that must succeed. Returns what it said.
+    pub fn sh(&self, script: &str) -> String {
+        let Ended { code, said } = self.run(script);
+        assert!(code == Some(0), "{script}\nended with {code:?}:\n{said}");
+        said
+    }
+
+    /// A shell script to be run on it; stderr goes where stdout goes, into a pipe.
+    pub fn command(&self, script: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--target", &self.systemd.to_string(), "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup"])
+            .args(["sh", "-c", &format!("exec 2>&1; {script}")])
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("LC_ALL", "C.UTF-8")
+            .env("SYSTEMD_PAGER", "")
+            .env("SYSTEMD_COLORS", "0")
+            .current_dir("/")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
+        command
+    }
+
+    /// Where a file of it is for this side.
+    pub fn path(&self, file: &str) -> PathBuf {
+        Path::new(&format!("/proc/{}/root", self.systemd)).join(file.trim_start_matches('/'))
+    }
+
+    /// Writes a file on it, and the directories above it.
+    pub fn write(&self, file: &str, text: &str) {
+        let path = self.path(file);
+        fs::create_dir_all(path.parent().expect("a file is in a directory")).expect("directories can be made");
+        fs::write(path, text).expect("files can be written");
+    }
+
+    /// Connects to an address of it: `tcp:127.0.0.1:8085`, `unix:/run/echoed.sock`.
+    pub fn connect(&self, address: &str) -> Peer {
+        Peer::connect(&self.address(address))
+    }
+
+    /// As [`Machine::connect`], where it may fail.
+    pub fn try_connect(&self, address: &str) -> std::io::Result<Peer> {
+        Peer::try_connect(&self.address(address))
+    }
+
+    /// An address of it as this side has to write it.
+    pub fn address(&self, address: &str) -> String {
+        match address.strip_prefix("unix:/") {
+            Some(path) => format!("unix:{}", self.path(path).display()),
+            None => address.to_owned(),
+        }
+    }
+
+    /// A property of a unit, as `systemctl show` says it.
+    pub fn property(&self, unit: &str, name: &str) -> String {
+        self.sh(&format!("systemctl show --value --property={name} '{unit}'")).trim_end().to_owned()
+    }
+
+    /// Waits until a property of a unit has this value.
+    pub fn wait_for_property(&self, unit: &str, name: &str, value: &str) {
+        wait_until(&format!("{name} of {unit} is {value}"), || self.property(unit, name) == value);
+    }
+
+    /// Waits until the journal has entries for these arguments of journalctl(1), and returns them.
+    pub fn wait_for_journal(&self, arguments: &str) -> String {
+        let mut found = String::new();
+        wait_until(&format!("the journal has {arguments}"), || {
+            found = self.run(&format!("journalctl --quiet --no-pager {arguments}")).said;
+            !found.is_empty()
+        });
+        found
+    }
+
+    /// The process of the service as this side sees it; none while it is not running.
+    pub fn daemon(&self) -> Option<u32> {
+        children(self.systemd).into_iter().find(|child| comm(*child) == "echoed")
+    }
+
+    /// What helps to find out why a test failed.
+    pub fn report(&self) -> String {
+        let mut report = String::new();
+        for script in [
+            "systemctl status --full --lines=0 'echoed*'",
+            "systemctl --failed --no-legend",
+            "journalctl --no-pager --output=short-precise --lines=300 --unit='echoed*' + _PID=1",
+            "ps -e -o pid,stat,args",
+        ] {
+            let _ = writeln!(report, "--- {script}\n{}", self.run(script).said);
+        }
+        report
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
+    }
+}
+
+fn children(process: u32) -> Vec<u32> {
+    let listed = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    listed.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
+fn comm(process: u32) -> String {
+    fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default().trim_end().to_owned()
+}

@@ -1,0 +1,82 @@
+//! What only a real systemd can show: each test has a machine of its own, booted for it in a container, on each
+//! of several Debians. `machine.sh` tells how, `Machine` what a test can do with it.
+//!
+//! It takes root, systemd-nspawn and, for the first time, debootstrap and a Debian mirror; the root file systems are kept in
+//! /var/cache/echoed-tests (or in `$ECHOED_TEST_ROOTS`). One test on one Debian:
+//! `cargo test --test system debian13::lifecycle::reload`.
+
+#![allow(unreachable_pub, reason = "as in tests/common, what is for other files is pub")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod machine;
+mod roots;
+#[macro_use]
+mod test;
+
+mod lifecycle;
+
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::thread;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use machine::Machine;
+use roots::{DEBIANS, Debian};
+use test::Test;
+
+/// The files of tests, by their names.
+const FILES: &[(&str, &[Test])] = &[("lifecycle", lifecycle::TESTS)];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if !arguments.list {
+        for debian in &DEBIANS {
+            if let Err(reason) = can_run().and_then(|()| debian.prepare()) {
+                common::leave_out(&format!("the tests on booted machines: {reason}"));
+                return ExitCode::SUCCESS;
+            }
+        }
+    }
+    let mut trials = Vec::new();
+    for debian in &DEBIANS {
+        for (file, tests) in FILES {
+            for test in *tests {
+                let able = arguments.list || debian.installed().systemd >= test.since;
+                if able {
+                    let name = format!("{}::{file}::{}", debian.name, test.name);
+                    trials.push(Trial::test(name, || run(debian, test)));
+                }
+            }
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Runs a test on a machine of its own, in a thread of its own: that one moves into the machine's network.
+fn run(debian: &'static Debian, test: &'static Test) -> Result<(), Failed> {
+    let there = move || {
+        let machine = Machine::boot(debian);
+        let result = panic::catch_unwind(AssertUnwindSafe(|| (test.run)(&machine)));
+        result.map_err(|_| machine.report())
+    };
+    match thread::spawn(there).join() {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(report)) => Err(report.into()),
+        Err(_) => Err("the machine did not boot".into()),
+    }
+}
+
+/// Whether machines can be booted here, or else why not.
+fn can_run() -> Result<(), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("they need root".to_owned());
+    }
+    for name in ["systemd-nspawn", "unshare", "setpriv", "nsenter", "make"] {
+        if common::program(name).is_none() {
+            return Err(format!("{name} is not installed"));
+        }
+    }
+    Ok(())
+}
