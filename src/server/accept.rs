@@ -177,12 +177,10 @@ impl Reception {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed)) else { return };
         let listener = || Arc::clone(&desk.name);
-        let prepared = prepare_connection(&socket, &desk.settings).and_then(|()| worker.register(socket));
-        let stream = match prepared {
-            Ok(stream) => stream,
-            Err(error) => return (self.events)(Event::Dropped { listener: listener(), peer: Peer::Unknown, error }),
-        };
-        let peer = Peer::of(&stream, from);
+        let peer = Peer::of(&socket, from);
+        if let Err(error) = prepare_connection(&socket, &desk.settings) {
+            return (self.events)(Event::Dropped { listener: listener(), peer, error });
+        }
         (self.events)(Event::Opened { connection, listener: listener(), peer });
         let mut session = Session::new(Arc::clone(&desk.settings.rules), clock());
         if let Some(Err(verdict)) = peer.source().map(|source| place.claim(source)) {
@@ -191,7 +189,7 @@ impl Reception {
             session.refuse(verdict, clock());
         }
         let caller = Caller { connection, desk: Arc::clone(desk), peer };
-        worker.spawn(Connection::new(stream, session, caller, Arc::clone(worker), place));
+        worker.serve(Box::new(Connection::new(socket, session, caller, worker, place)));
     }
 }
 

@@ -8,8 +8,10 @@
 
 mod accept;
 mod admission;
+mod alarms;
 mod connection;
 pub mod event;
+mod floor;
 pub mod socket;
 mod worker;
 

@@ -10,9 +10,10 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net as unix;
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
-use tokio::net::UnixStream;
 
 use super::admission::Source;
 use crate::address::{Address, Family};
@@ -36,12 +37,15 @@ pub enum Peer {
 
 impl Peer {
     /// The peer of a stream, as accept(2) named it, or as the stream itself knows it.
-    pub(crate) fn of(stream: &UnixStream, accepted_from: Option<SocketAddrAny>) -> Self {
-        let address = accepted_from.or_else(|| rustix::net::getpeername(stream).ok().flatten());
+    pub(crate) fn of(socket: impl AsFd, accepted_from: Option<SocketAddrAny>) -> Self {
+        let address = accepted_from.or_else(|| rustix::net::getpeername(&socket).ok().flatten());
         if let Some(ip) = address.and_then(|address| SocketAddr::try_from(address).ok()) {
             return Self::Ip(SocketAddr::new(ip.ip().to_canonical(), ip.port()));
         }
-        stream.peer_cred().map_or(Self::Unknown, |cred| Self::Process { uid: cred.uid(), pid: cred.pid() })
+        getsockopt(&socket, PeerCredentials).map_or(Self::Unknown, |cred| {
+            // 0 stands for a process of another PID namespace.
+            Self::Process { uid: cred.uid(), pid: Some(cred.pid()).filter(|pid| *pid != 0) }
+        })
     }
 
     /// For what source its connections count, if for any.

@@ -1,8 +1,10 @@
-//! A worker: one thread, one runtime, one set of scratch buffers, one set of counters. A connection lives and ends on
-//! its worker; nothing on its way from socket to socket is shared with another thread.
+//! A worker: one thread, one runtime, one floor with connections, one set of counters. A connection lives and ends on its
+//! worker; nothing on its way from socket to socket is shared with another thread.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::os::unix::net as unix;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -10,19 +12,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::thread::{self, JoinHandle};
 
-use slab::Slab;
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
+use super::connection::Connection;
 use super::event::{Events, Messages};
+use super::floor::Floor;
 use crate::protocol::Verdict;
 use crate::protocol::session::Totals;
 use crate::protocol::verdict;
 
-/// After how many turns of connections the reactor is asked for news. Small, so that a calm connection does not wait
-/// behind many turns of flooding ones; each asking costs one system call.
-const TURNS_BETWEEN_EVENTS: u32 = 16;
+/// After how many passes over the floor, or of other tasks, the reactor is asked for news: new connections and timers.
+const PASSES_BETWEEN_EVENTS: u32 = 2;
 
 /// What one worker and its connections share.
 #[derive(Debug)]
@@ -33,9 +35,29 @@ pub(crate) struct Worker {
     pub(crate) open: AtomicUsize,
     /// Whether connections are to finish what they owe, and end.
     draining: AtomicBool,
-    /// How to wake each connection, for when it is to drain.
-    roster: Mutex<Slab<Waker>>,
+    mail: Mutex<Mail>,
+    /// Whether there is any.
+    has_mail: AtomicBool,
     handle: Handle,
+}
+
+/// What other threads want of the floor.
+#[derive(Default)]
+pub(crate) struct Mail {
+    /// Connections to be served.
+    pub(crate) arrived: Vec<Box<Connection>>,
+    /// Connections that are to have a turn.
+    pub(crate) rung: Vec<usize>,
+    /// Whether all of them are to have one, since they are to drain.
+    pub(crate) drain: bool,
+    /// How to wake the floor.
+    floor: Option<Waker>,
+}
+
+impl fmt::Debug for Mail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Mail")
+    }
 }
 
 /// Where connections tell what happens to them, and what they are sent. Can be shown by `Debug`.
@@ -45,8 +67,8 @@ pub(crate) struct Outside {
     pub(crate) messages: Arc<dyn Messages>,
 }
 
-impl std::fmt::Debug for Outside {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Outside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Outside")
     }
 }
@@ -88,6 +110,10 @@ impl Counters {
         }
     }
 
+    pub(crate) fn count_connection(&self) {
+        add(&self.connections, 1);
+    }
+
     pub(crate) fn count_end(&self, verdict: Verdict) {
         add(&self.ended[verdict.index()], 1);
     }
@@ -108,10 +134,10 @@ fn add(counter: &AtomicU64, more: u64) {
 }
 
 impl Worker {
-    /// Takes a non-blocking stream socket, connected or listening, into this worker's reactor, from whatever thread.
+    /// Takes a listening stream socket, non-blocking, into this worker's reactor, from whatever thread.
     ///
-    /// The reactor and the calls that are used (read, write, shutdown, readiness) do not care what kind of stream it is:
-    /// tokio's `UnixStream` can be made of any of them, so that all go the same way and there is one type of them.
+    /// The reactor does not care what kind of stream it is: tokio's `UnixStream` can be made of any of them, and lets us
+    /// accept by ourselves.
     ///
     /// # Errors
     /// The socket cannot be registered with epoll.
@@ -125,14 +151,35 @@ impl Worker {
         self.handle.spawn(task);
     }
 
-    /// A connection begins: counts it, and puts it on the list of those to be woken when they are to drain.
-    pub(crate) fn sign_up(&self, waker: Waker) -> usize {
-        add(&self.counters.connections, 1);
-        self.roster().insert(waker)
+    /// Has the floor serve a connection.
+    pub(crate) fn serve(&self, connection: Box<Connection>) {
+        self.send(|mail| mail.arrived.push(connection));
     }
 
-    pub(crate) fn sign_off(&self, seat: usize) {
-        self.roster().try_remove(seat);
+    /// Gives a connection of the floor a turn.
+    pub(crate) fn ring(&self, key: usize) {
+        self.send(|mail| mail.rung.push(key));
+    }
+
+    fn send(&self, put: impl FnOnce(&mut Mail)) {
+        let mut mail = self.mail();
+        put(&mut mail);
+        self.has_mail.store(true, Ordering::Release);
+        if let Some(floor) = &mail.floor {
+            floor.wake_by_ref();
+        }
+    }
+
+    #[inline]
+    pub(crate) fn has_mail(&self) -> bool {
+        self.has_mail.load(Ordering::Acquire)
+    }
+
+    /// Takes out what there is. For the next mail, `floor` is woken.
+    pub(crate) fn take_mail(&self, floor: &Waker) -> Mail {
+        let mut mail = self.mail();
+        self.has_mail.store(false, Ordering::Relaxed);
+        mem::replace(&mut *mail, Mail { floor: Some(floor.clone()), ..Mail::default() })
     }
 
     #[inline]
@@ -142,15 +189,12 @@ impl Worker {
 
     /// Has every connection finish what it owes, and end.
     pub(crate) fn drain(&self) {
-        // First the word, then the waking: a connection that signs up later reads the word in the same turn.
         self.draining.store(true, Ordering::SeqCst);
-        for (_, waker) in &*self.roster() {
-            waker.wake_by_ref();
-        }
+        self.send(|mail| mail.drain = true);
     }
 
-    fn roster(&self) -> MutexGuard<'_, Slab<Waker>> {
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    fn mail(&self) -> MutexGuard<'_, Mail> {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -169,15 +213,21 @@ impl WorkerThread {
     /// The thread or its reactor cannot be made.
     pub(crate) fn start(number: usize, outside: &Outside) -> io::Result<Self> {
         let runtime =
-            Builder::new_current_thread().enable_io().enable_time().event_interval(TURNS_BETWEEN_EVENTS).build()?;
+            Builder::new_current_thread().enable_io().enable_time().event_interval(PASSES_BETWEEN_EVENTS).build()?;
         let worker = Arc::new(Worker {
             outside: outside.clone(),
             counters: Counters::default(),
             open: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
-            roster: Mutex::new(Slab::new()),
+            mail: Mutex::default(),
+            // So that the floor begins by saying how to wake it.
+            has_mail: AtomicBool::new(true),
             handle: runtime.handle().clone(),
         });
+        let entered = runtime.enter();
+        let floor = Floor::new(Arc::clone(&worker))?;
+        drop(entered);
+        runtime.spawn(floor);
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             // An error means that the sender is gone, which says the same.

@@ -1,0 +1,208 @@
+//! All connections of one worker, and an epoll set of their own that says which of them have news.
+//!
+//! It is one task of the worker's runtime. Connections could be tasks of that runtime as well; but a task, its timer and
+//! its registration cost more than all else that we do for a small message, and many times the memory.
+//!
+//! ```text
+//! runtime: epoll_wait ─► floor: epoll_wait ─► for each connection with news: turn (recv, session, send)
+//! ```
+//!
+//! The set is edge-triggered: a level-triggered socket is looked at once more, in vain, after every message. So whoever
+//! is told of news goes on until the socket has no more of them, or is put on the list of those who go on in the next
+//! pass. Room for output is asked for only by those who wait for it: a Unix socket reports it after each read of its peer.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::mem::{self, MaybeUninit};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData};
+use slab::Slab;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::time::{self, Sleep};
+
+use super::alarms::Alarms;
+use super::connection::{Connection, News, Pause, clock};
+use super::worker::Worker;
+use crate::protocol::Scratch;
+
+/// How many connections with news have a turn before others are asked for.
+const BATCH: usize = 64;
+
+/// The farthest the timer is set, which is less than what timers can do. It is set again when it goes off.
+const LONGEST_NAP: Duration = Duration::from_secs(86_400);
+
+const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+/// The connections of a worker. As a future it never ends.
+pub(crate) struct Floor {
+    worker: Arc<Worker>,
+    /// The set, as something that the reactor can wait for ([`Worker::register`]).
+    epoll: UnixStream,
+    connections: Slab<Box<Connection>>,
+    alarms: Alarms,
+    /// Goes off with the first alarm, or before.
+    timer: Pin<Box<Sleep>>,
+    /// Connections that go on without news.
+    again: Vec<usize>,
+    /// The buffers of this thread, made when its first connection is served.
+    scratch: Option<Box<Scratch>>,
+}
+
+impl Floor {
+    /// An empty floor. To be made in the runtime of its worker.
+    ///
+    /// # Errors
+    /// There is no epoll set to be had.
+    pub(crate) fn new(worker: Arc<Worker>) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&epoll, true)?;
+        Ok(Self {
+            epoll: worker.register(epoll)?,
+            worker,
+            connections: Slab::new(),
+            alarms: Alarms::default(),
+            timer: Box::pin(time::sleep(Duration::ZERO)),
+            again: Vec::new(),
+            scratch: None,
+        })
+    }
+
+    /// What other threads want of us.
+    fn read_mail(&mut self, cx: &Context<'_>, now: Instant) {
+        let mail = self.worker.take_mail(cx.waker());
+        for connection in mail.arrived {
+            self.enter(connection, now);
+        }
+        for key in mail.rung {
+            self.turn(key, News::More, now);
+        }
+        if mail.drain {
+            let all: Vec<_> = self.connections.iter().map(|(key, _)| key).collect();
+            for key in all {
+                self.turn(key, News::None, now);
+            }
+        }
+    }
+
+    fn enter(&mut self, connection: Box<Connection>, now: Instant) {
+        self.worker.counters.count_connection();
+        let entry = self.connections.vacant_entry();
+        let key = entry.key();
+        let interest = connection.interest();
+        match epoll::add(&self.epoll, connection.socket(), EventData::new_u64(key as u64), interest) {
+            Ok(()) => {
+                entry.insert(connection);
+                self.turn(key, News::None, now);
+            }
+            Err(error) => connection.turn_away(&self.worker, error.into()),
+        }
+    }
+
+    /// Hears of those that have news. Returns whether there may be more of them already.
+    fn hear_news(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        // An error says that the runtime ends.
+        if !matches!(self.epoll.poll_read_ready(cx), Poll::Ready(Ok(()))) {
+            return false;
+        }
+        let mut events = [const { MaybeUninit::<Event>::uninit() }; BATCH];
+        let mut heard: &[Event] = &[];
+        let all = self.epoll.try_io(Interest::READABLE, || {
+            heard = epoll::wait(&self.epoll, &mut events[..], Some(&AT_ONCE))?.0;
+            // Of whatever comes from now on, the reactor hears anew.
+            if heard.len() < BATCH { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        for &Event { flags, data } in heard {
+            #[expect(clippy::cast_possible_truncation, reason = "it was a usize")]
+            let key = data.u64() as usize;
+            self.turn(key, News::of(flags), now);
+        }
+        // Leaves our waker with the reactor, if nothing came meanwhile.
+        all.is_ok() || self.epoll.poll_read_ready(cx).is_ready()
+    }
+
+    fn ring_alarms(&mut self, cx: &mut Context<'_>, now: Instant) {
+        while let Some(key) = self.alarms.due(now) {
+            self.connections[key].alarm = None;
+            self.turn(key, News::None, now);
+        }
+        let Some(next) = self.alarms.next() else { return };
+        let set_for = self.timer.deadline().into_std();
+        if next < set_for || set_for <= now {
+            self.timer.as_mut().reset(time::Instant::from_std(next.min(now + LONGEST_NAP)));
+            if self.timer.as_mut().poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+        }
+    }
+
+    /// Gives a connection its turn, and sees to it that it has another when there is a reason for one.
+    #[inline]
+    fn turn(&mut self, key: usize, news: News, now: Instant) {
+        // It may have ended since there was a reason.
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let scratch = self.scratch.get_or_insert_with(Box::default);
+        let pause = connection.turn(key, news, now, scratch, &self.worker);
+        if pause == Pause::End {
+            let connection = self.connections.remove(key);
+            self.alarms.remove(key, connection.alarm);
+            connection.leave(&self.worker);
+            return;
+        }
+        // An alarm that goes off too early is cheaper than one that is set with each message.
+        if let Some(deadline) = connection.deadline() {
+            if connection.alarm.is_none_or(|at| deadline < at) {
+                self.alarms.set(key, connection.alarm.replace(deadline), deadline);
+            }
+        }
+        if pause == Pause::Yield {
+            if !mem::replace(&mut connection.queued, true) {
+                self.again.push(key);
+            }
+        } else if let Some(interest) = connection.change_of_interest() {
+            // What holds already is reported, too. There is no error that could befall a socket that is in the set.
+            let _ = epoll::modify(&self.epoll, connection.socket(), EventData::new_u64(key as u64), interest);
+        }
+    }
+}
+
+impl Future for Floor {
+    type Output = ();
+
+    /// One pass: a turn for everybody who has a reason for one.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let now = clock();
+        if this.worker.has_mail() {
+            this.read_mail(cx, now);
+        }
+        // Those who are calm come first.
+        let again = mem::take(&mut this.again);
+        let more = this.hear_news(cx, now);
+        for key in again {
+            if let Some(connection) = this.connections.get_mut(key) {
+                connection.queued = false;
+            }
+            this.turn(key, News::More, now);
+        }
+        this.ring_alarms(cx, now);
+        if more || !this.again.is_empty() {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Floor {
+    fn drop(&mut self) {
+        let waiting = self.worker.take_mail(std::task::Waker::noop()).arrived;
+        for connection in self.connections.drain().chain(waiting) {
+            connection.leave(&self.worker);
+        }
+    }
+}
