@@ -195,7 +195,7 @@ impl Connection {
                 }
                 Want::Shutdown => {
                     // A peer that is gone does not mind; the next read says so.
-                    let _ = rustix::net::shutdown(&*wire.socket, Shutdown::Write);
+                    let _ = rustix::net::shutdown(wire.socket, Shutdown::Write);
                     session.sent_end(now);
                 }
             }
@@ -346,4 +346,16 @@ impl Wake for Bell {
 /// The server's one clock, which tests can stop.
 pub(crate) fn clock() -> Instant {
     time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With 8 bytes of the allocator's it fills a block of 256; with one byte more, every idle connection would cost 16
+    /// more.
+    #[test]
+    fn a_connection_is_small() {
+        assert!(size_of::<Connection>() <= 248, "{} bytes", size_of::<Connection>());
+    }
 }

@@ -45,6 +45,7 @@ pub(crate) struct Worker {
 #[derive(Default)]
 pub(crate) struct Mail {
     /// Connections to be served.
+    #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) arrived: Vec<Box<Connection>>,
     /// Connections that are to have a turn.
     pub(crate) rung: Vec<usize>,
