@@ -248,7 +248,7 @@ fn the_socket_unit_listens_where_the_documents_say_and_is_the_one_to_be_enabled(
     assert_eq!(values(&service, "Service", "Type"), ["notify"]);
     assert_eq!(values(&service, "Service", "Restart"), ["on-failure"]);
     // Newer ones know a handshake for it.
-    assert_eq!(values(&service, "Service", "ExecReload"), ["kill -HUP $MAINPID"]);
+    assert_eq!(values(&service, "Service", "ExecReload"), ["+kill -HUP $MAINPID"]);
     assert_eq!(values(&service, "Service", "WatchdogSec"), ["30s"]);
     // The brake where the start limit is off.
     assert_eq!(values(&service, "Service", "RestartSec").len(), 1);

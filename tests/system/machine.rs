@@ -174,13 +174,25 @@ impl Machine {
         children(self.systemd).into_iter().find(|child| comm(*child) == "echoed")
     }
 
+    /// Its systemd as this side sees it.
+    pub fn systemd(&self) -> u32 {
+        self.systemd
+    }
+
+    /// A process as the machine itself sees it.
+    pub fn inside(&self, process: u32) -> u32 {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).expect("the kernel knows namespaces");
+        numbers.split_whitespace().next_back().and_then(|number| number.parse().ok()).expect("a number")
+    }
+
     /// What helps to find out why a test failed.
     pub fn report(&self) -> String {
         let mut report = String::new();
         for script in [
             "systemctl status --full --lines=0 'echoed*'",
             "systemctl --failed --no-legend",
-            "journalctl --no-pager --output=short-precise --lines=300 --unit='echoed*' + _PID=1",
+            "journalctl --no-pager --output=short-precise --lines=300 --unit='echoed*'",
             "ps -e -o pid,stat,args",
         ] {
             let _ = writeln!(report, "--- {script}\n{}", self.run(script).said);

@@ -14,7 +14,9 @@ mod roots;
 #[macro_use]
 mod test;
 
+mod inside;
 mod lifecycle;
+mod sandbox;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -27,7 +29,8 @@ use roots::{DEBIANS, Debian};
 use test::Test;
 
 /// The files of tests, by their names.
-const FILES: &[(&str, &[Test])] = &[("lifecycle", lifecycle::TESTS)];
+const FILES: &[(&str, &[Test])] =
+    &[("inside", inside::TESTS), ("lifecycle", lifecycle::TESTS), ("sandbox", sandbox::TESTS)];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
