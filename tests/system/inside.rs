@@ -94,7 +94,7 @@ fn systemd_is_told_everything(machine: &Machine) {
     machine.sh("systemctl reload echoed.service");
     machine.sh("systemctl stop echoed.service");
     assert_eq!(machine.property("echoed.service", "Result"), "success");
-    let complaints = machine.sh("journalctl --sync; journalctl --quiet --unit=echoed.service --priority=warning");
+    let complaints = machine.sh("journalctl --sync; journalctl --quiet --identifier=echoed --priority=warning");
     assert_eq!(complaints, "");
 }
 
