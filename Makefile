@@ -27,9 +27,10 @@ TARGETDIR ?= $(or $(CARGO_TARGET_DIR),target)
 # Where the programs to install are.
 BUILDDIR ?= $(TARGETDIR)/release
 
-REQUIRE ?=
-
+# What systemd mounts something on in the root directory of the service, or else would make there.
 PLACES = dev etc/echoed lib lib64 proc root run sbin sys tmp usr/lib usr/lib64 var/tmp
+
+REQUIRE ?=
 
 .PHONY: all run test check bench install uninstall clean
 
@@ -72,7 +73,9 @@ install:
 	        $(INSTALL) -m 644 "$$file" "$(DESTDIR)$(UNITDIR)/$$unit.d/$$version.conf"; } || exit 1; done
 	@for place in $(PLACES); do $(INSTALL) -d "$(DESTDIR)$(ROOTDIR)/$$place" || exit 1; done
 	$(INSTALL) -d "$(DESTDIR)$(ROOTDIR)$(SBINDIR)"
-	$(INSTALL) -m 644 /dev/null "$(DESTDIR)$(ROOTDIR)$(SBINDIR)/echoed"
+	@# Not replaced: a mount on it would go with it.
+	@test -e "$(DESTDIR)$(ROOTDIR)$(SBINDIR)/echoed" || \
+	    $(INSTALL) -m 644 /dev/null "$(DESTDIR)$(ROOTDIR)$(SBINDIR)/echoed"
 	$(INSTALL) -d "$(DESTDIR)$(TMPFILESDIR)"
 	$(INSTALL) -m 644 systemd/tmpfiles/echoed.conf "$(DESTDIR)$(TMPFILESDIR)/echoed.conf"
 	$(INSTALL) -d "$(DESTDIR)$(DOCDIR)/examples"
@@ -83,7 +86,8 @@ install:
 	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/configuration.md docs/protocol.md \
 	    LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
 	@test -n "$(DESTDIR)" || \
-	    echo "Now: systemctl daemon-reload && journalctl --update-catalog && systemctl enable --now echoed.socket"
+	    echo "Now: systemctl daemon-reload && systemd-tmpfiles --create echoed.conf && journalctl --update-catalog &&" \
+	        "systemctl enable --now echoed.socket"
 
 uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/echoed" "$(DESTDIR)$(BINDIR)/echoctl"
