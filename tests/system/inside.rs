@@ -18,6 +18,7 @@ tests![
     settings_that_appear_in_any_place_hold_after_a_reload,
     a_file_that_an_editor_replaced_holds_after_a_reload,
     settings_in_a_directory_that_was_missing_hold_after_a_reload,
+    settings_that_it_cannot_see_are_told_and_not_passed_over,
 ];
 
 fn clients_of_every_kind_are_served(machine: &Machine) {
@@ -114,6 +115,12 @@ fn reload_and_expect(machine: &Machine, prefix: &str) {
     });
 }
 
+fn expect_prefix(machine: &Machine, prefix: &str) {
+    let mut peer = machine.connect("unix:/run/echoed.sock");
+    peer.send("aaaa\t");
+    peer.expect(format!("{prefix}aaaa\t"));
+}
+
 fn settings_that_appear_in_any_place_hold_after_a_reload(machine: &Machine) {
     machine.sh("systemctl start echoed.socket");
     machine.connect("unix:/run/echoed.sock").exchange("aaaa");
@@ -141,4 +148,26 @@ fn settings_in_a_directory_that_was_missing_hold_after_a_reload(machine: &Machin
     machine.connect("unix:/run/echoed.sock").exchange("aaaa");
     machine.write("/etc/echoed/echoed.toml.d/50-local.toml", &prefix("mine:"));
     reload_and_expect(machine, "mine:");
+}
+
+fn settings_that_it_cannot_see_are_told_and_not_passed_over(machine: &Machine) {
+    machine.write("/etc/echoed/echoed.toml", &prefix("mine:"));
+    machine.sh("systemctl start echoed.socket");
+    let expect = |said: &str| {
+        // What comes of a reload is in the status; below 254, systemctl does not wait for it.
+        machine.sh("systemctl reload echoed.service");
+        wait_until(said, || machine.property("echoed.service", "StatusText").contains(said));
+        expect_prefix(machine, "mine:");
+    };
+    expect_prefix(machine, "mine:");
+    machine.write("/srv/elsewhere.toml", "");
+    machine.sh("mkdir /etc/echoed/echoed.toml.d; ln -s /srv/elsewhere.toml /etc/echoed/echoed.toml.d/50-local.toml");
+    expect(
+        "/etc/echoed/echoed.toml.d/50-local.toml: is a link to /srv/elsewhere.toml, which is not there (the service sees",
+    );
+    machine.sh("rm -r /etc/echoed/echoed.toml.d /run/echoed");
+    machine.write("/run/echoed/echoed.toml.d/50-local.toml", &prefix("new:"));
+    expect("/run/echoed: was removed or replaced while echoed runs");
+    machine.sh("systemctl restart echoed.service");
+    expect_prefix(machine, "new:");
 }
