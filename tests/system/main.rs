@@ -14,6 +14,7 @@ mod roots;
 #[macro_use]
 mod test;
 
+mod journal;
 mod lifecycle;
 
 use std::panic::{self, AssertUnwindSafe};
@@ -27,7 +28,11 @@ use roots::{DEBIANS, Debian};
 use test::Test;
 
 /// The files of tests, by their names.
-const FILES: &[(&str, &[Test])] = &[("lifecycle", lifecycle::TESTS)];
+const FILES: &[(&str, &[Test])] = &[
+    ("journal", journal::TESTS),
+    ("journal::catalog", journal::catalog::TESTS),
+    ("lifecycle", lifecycle::TESTS),
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
