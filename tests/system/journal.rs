@@ -2,6 +2,9 @@
 
 pub mod catalog;
 pub mod entries;
+pub mod floods;
+pub mod hostile;
+pub mod journald;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

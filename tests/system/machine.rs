@@ -171,7 +171,12 @@ impl Machine {
 
     /// The process of the service as this side sees it; none while it is not running.
     pub fn daemon(&self) -> Option<u32> {
-        children(self.systemd).into_iter().find(|child| comm(*child) == "echoed")
+        self.process("echoed")
+    }
+
+    /// A process that its systemd started, by its name (which the kernel cuts after 15 bytes), as this side sees it.
+    pub fn process(&self, name: &str) -> Option<u32> {
+        children(self.systemd).into_iter().find(|child| comm(*child) == name)
     }
 
     /// What helps to find out why a test failed.
@@ -180,7 +185,7 @@ impl Machine {
         for script in [
             "systemctl status --full --lines=0 'echoed*'",
             "systemctl --failed --no-legend",
-            "journalctl --no-pager --output=short-precise --lines=300 --unit='echoed*' + _PID=1",
+            "journalctl --no-pager --output=short-precise --lines=300 --unit='echoed*'",
             "ps -e -o pid,stat,args",
         ] {
             let _ = writeln!(report, "--- {script}\n{}", self.run(script).said);

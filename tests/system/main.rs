@@ -31,6 +31,9 @@ use test::Test;
 const FILES: &[(&str, &[Test])] = &[
     ("journal", journal::TESTS),
     ("journal::catalog", journal::catalog::TESTS),
+    ("journal::floods", journal::floods::TESTS),
+    ("journal::hostile", journal::hostile::TESTS),
+    ("journal::journald", journal::journald::TESTS),
     ("lifecycle", lifecycle::TESTS),
 ];
 
