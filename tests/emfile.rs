@@ -73,9 +73,9 @@ fn who_waits_is_served_as_soon_as_a_descriptor_is_free() {
         served.push(next);
     }
     drop(served);
-    // Nobody waits any more, and there are enough.
-    daemon.connect().exchange("after");
+    // Nobody waits any more, and there are enough: that is known without a next client.
     daemon.wait_for_log("info: accepting on echo again");
+    daemon.connect().exchange("after");
     let log = daemon.stop();
     for text in ["cannot accept on echo", "accepting on echo again"] {
         let said = log.iter().filter(|line| line.contains(text)).count();
