@@ -17,6 +17,7 @@ tests![
     a_connection_that_broke_a_rule_is_an_entry_with_all_its_fields,
     at_the_level_debug_a_connection_that_ended_well_is_two_entries,
     fields_find_exactly_what_they_say,
+    a_drop_in_and_a_reload_change_the_level_for_everybody_at_once,
 ];
 
 const TCP: &str = "tcp:127.0.0.1:8085";
@@ -55,7 +56,8 @@ fn a_connection_that_broke_a_rule_is_an_entry_with_all_its_fields(machine: &Mach
     let mut ours = entry.ours();
     let message = ours.remove("MESSAGE").expect("there is a text");
     let address = address(&peer);
-    let text = format!("connection 1 on echo from {address} ended: read-deadline; 1 messages, 9 bytes in, 62 bytes out, ");
+    let text =
+        format!("connection 1 on echo from {address} ended: read-deadline; 1 messages, 9 bytes in, 62 bytes out, ");
     assert!(message.starts_with(&text), "{message}");
     let expected = [
         ("LISTENER", "echo"),
@@ -125,11 +127,38 @@ fn fields_find_exactly_what_they_say(machine: &Machine) {
         (&format!("PEER={}", peers[5]), &[5]),
         ("LISTENER=lines VERDICT=too-long", &[]),
     ] {
-        let found: Vec<_> = entries::entries(machine, &format!("-u echoed {matches}"))
-            .iter()
-            .map(|entry| entry.text("PEER"))
-            .collect();
+        let found: Vec<_> =
+            entries::entries(machine, &format!("-u echoed {matches}")).iter().map(|entry| entry.text("PEER")).collect();
         let expected: Vec<_> = expected.iter().map(|at: &usize| peers[*at].clone()).collect();
         assert_eq!(found, expected, "{matches}");
     }
+}
+
+/// What `systemctl service-log-level` is for.
+fn a_drop_in_and_a_reload_change_the_level_for_everybody_at_once(machine: &Machine) {
+    let drop_in = "/run/echoed/echoed.toml.d/90-level.toml";
+    // The service sees this directory if it is there when it starts.
+    machine.write(drop_in, "# Nothing yet");
+    listen(machine, "");
+    let mut early = machine.connect(TCP);
+    early.exchange("a");
+    let reload = |times| {
+        machine.sh("systemctl reload echoed");
+        // systemd 252 does not wait for it.
+        wait_for_entries(machine, "-u echoed MESSAGE_ID=c6e76186a409406fa1becd0924dcd062", times);
+    };
+
+    machine.write(drop_in, "[log]\nlevel = 'debug'");
+    reload(1);
+    machine.connect(TCP).exchange("a");
+    wait_for_entries(machine, "-u echoed CONNECTION=2", 2);
+    drop(early);
+    wait_for_entries(machine, "-u echoed CONNECTION=1 VERDICT=peer-closed", 1);
+
+    machine.sh(&format!("rm {drop_in}"));
+    reload(2);
+    machine.connect(TCP).exchange("a");
+    machine.sh("systemctl stop echoed");
+    wait_for_entries(machine, "-u echoed MESSAGE_ID=a5b78d5defc24e4788ea54eeed27f183", 1);
+    assert_eq!(entries::entries(machine, "-u echoed CONNECTION=3"), []);
 }

@@ -12,7 +12,7 @@ use crate::machine::Machine;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Entry(BTreeMap<String, Vec<Vec<u8>>>);
 
-/// The fields that a peer would like to forge, and some that only journald can set.
+/// The fields that the daemon sends.
 const OURS: [&str; 11] = [
     "MESSAGE",
     "MESSAGE_ID",
@@ -27,8 +27,8 @@ const OURS: [&str; 11] = [
     "MESSAGES",
 ];
 
-/// Where in our source an entry was made, and what journald adds about a datagram.
-const OTHERS: [&str; 4] = ["CODE_FILE", "CODE_LINE", "TARGET", "SYSLOG_PID"];
+/// Where in its source it did so.
+const SOURCE: [&str; 3] = ["CODE_FILE", "CODE_LINE", "TARGET"];
 
 impl Entry {
     /// The only value of a field; `None` if it is not there.
@@ -43,15 +43,10 @@ impl Entry {
         String::from_utf8_lossy(self.bytes(name).unwrap_or_default()).into_owned()
     }
 
-    /// The same as a number.
-    pub fn number(&self, name: &str) -> u64 {
-        self.text(name).parse().unwrap_or_else(|_| panic!("{name} is not a number: {self:?}"))
-    }
-
     /// The fields that the daemon sent, after a check that it sent no others and none twice.
     pub fn ours(&self) -> BTreeMap<&str, String> {
         for name in self.0.keys() {
-            let known = name.starts_with('_') || OURS.contains(&&**name) || OTHERS.contains(&&**name);
+            let known = name.starts_with('_') || OURS.contains(&&**name) || SOURCE.contains(&&**name);
             assert!(known, "{name} is none of ours: {self:?}");
         }
         OURS.into_iter().filter(|name| self.0.contains_key(*name)).map(|name| (name, self.text(name))).collect()

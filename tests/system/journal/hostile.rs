@@ -32,8 +32,7 @@ const MESSAGES: [&[u8]; 12] = [
 ];
 
 /// All that an entry of a message has.
-const FIELDS: [&str; 7] =
-    ["MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER", "LISTENER", "PEER", "CONNECTION"];
+const FIELDS: [&str; 7] = ["MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER", "LISTENER", "PEER", "CONNECTION"];
 
 /// Sends all messages, and returns their entries. They have the right fields, with the right values.
 fn sent(machine: &Machine, log_messages: &str, id: &str) -> Vec<Entry> {
