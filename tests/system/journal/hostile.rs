@@ -20,7 +20,7 @@ const MESSAGES: [&[u8]; 12] = [
     b"a\nMESSAGE_ID=a5b78d5defc24e4788ea54eeed27f183\n",
     b"a\nPRIORITY=0",
     // As a field with any bytes begins in the native protocol.
-    b"a\nPRIORITY\n\x01\0\0\0\0\0\0\00\n",
+    b"a\nPRIORITY\n\x01\0\0\0\0\0\0\x000\n",
     b"a\n\n__CURSOR=x\nMESSAGE=another entry\n\n",
     b"<0>a\r\n<0>b",
     b"nul\0byte",
