@@ -171,7 +171,12 @@ impl Machine {
 
     /// The process of the service as this side sees it; none while it is not running.
     pub fn daemon(&self) -> Option<u32> {
-        children(self.systemd).into_iter().find(|child| comm(*child) == "echoed")
+        self.process("echoed")
+    }
+
+    /// A process that its systemd started, by its name (which the kernel cuts after 15 bytes), as this side sees it.
+    pub fn process(&self, name: &str) -> Option<u32> {
+        children(self.systemd).into_iter().find(|child| comm(*child) == name)
     }
 
     /// Its systemd as this side sees it.

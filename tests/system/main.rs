@@ -15,6 +15,7 @@ mod roots;
 mod test;
 
 mod inside;
+mod journal;
 mod lifecycle;
 mod sandbox;
 
@@ -29,8 +30,16 @@ use roots::{DEBIANS, Debian};
 use test::Test;
 
 /// The files of tests, by their names.
-const FILES: &[(&str, &[Test])] =
-    &[("inside", inside::TESTS), ("lifecycle", lifecycle::TESTS), ("sandbox", sandbox::TESTS)];
+const FILES: &[(&str, &[Test])] = &[
+    ("inside", inside::TESTS),
+    ("journal", journal::TESTS),
+    ("journal::catalog", journal::catalog::TESTS),
+    ("journal::floods", journal::floods::TESTS),
+    ("journal::hostile", journal::hostile::TESTS),
+    ("journal::journald", journal::journald::TESTS),
+    ("lifecycle", lifecycle::TESTS),
+    ("sandbox", sandbox::TESTS),
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
