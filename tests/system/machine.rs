@@ -180,7 +180,7 @@ impl Machine {
         for script in [
             "systemctl status --full --lines=0 'echoed*'",
             "systemctl --failed --no-legend",
-            "journalctl --no-pager --output=short-precise --lines=300 --unit='echoed*' + _PID=1",
+            "journalctl --no-pager --output=short-precise --lines=300 _COMM=echoed + _PID=1",
             "ps -e -o pid,stat,args",
         ] {
             let _ = writeln!(report, "--- {script}\n{}", self.run(script).said);

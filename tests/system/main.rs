@@ -10,11 +10,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod machine;
+mod page;
 mod roots;
 #[macro_use]
 mod test;
 
 mod lifecycle;
+mod operations;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -27,7 +29,7 @@ use roots::{DEBIANS, Debian};
 use test::Test;
 
 /// The files of tests, by their names.
-const FILES: &[(&str, &[Test])] = &[("lifecycle", lifecycle::TESTS)];
+const FILES: &[(&str, &[Test])] = &[("lifecycle", lifecycle::TESTS), ("operations", operations::TESTS)];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
