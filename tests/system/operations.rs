@@ -1,9 +1,9 @@
 //! What the pages for administrators tell to do is done, command by command, and does what they say.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::time::Duration;
 
-use crate::common::{CEILING, now, wait_until};
+use crate::common::{CEILING, now};
 use crate::machine::{Ended, Machine};
 use crate::page::{Block, Kind, Section, is_shown, sections};
 use crate::roots::make;
@@ -18,21 +18,31 @@ const OPERATIONS: &str = include_str!("../../docs/operations.md");
 const SETTINGS: &str = include_str!("../../docs/configuration.md");
 const README: &str = include_str!("../../README.md");
 
-/// What is not run here, and why: a section, or what a block or a command begins with.
-const NOT_OPERATIONS: &[(&str, &str)] = &[
-    ("make ", "it was built already"),
-    ("journalctl -u echoed.service -f", "it does not end"),
+/// What is not done here.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Omission {
+    /// All below this heading.
+    Section(&'static str),
+    /// A command, or a block that is only shown, that begins so.
+    Text(&'static str),
+}
+use Omission::{Section as Below, Text};
+
+/// What is not done, and why. It has to be there.
+type Omissions = &'static [(Omission, &'static str)];
+
+const NOT_OPERATIONS: Omissions =
+    &[(Text("make "), "it was built already"), (Text("journalctl -u echoed.service -f"), "it does not end")];
+const NOT_SETTINGS: Omissions = &[
+    (Text("[defaults.deadlines]"), "tests/etc/page.rs does it"),
+    (Text("[listener.local.deadlines]"), "tests/etc/page.rs does it"),
+    (Below("When something is wrong"), "tests/etc/page.rs does it"),
 ];
-const NOT_SETTINGS: &[(&str, &str)] = &[
-    ("[defaults.deadlines]", "tests/etc/page.rs does it"),
-    ("[listener.local.deadlines]", "tests/etc/page.rs does it"),
-    ("When something is wrong", "tests/etc/page.rs does it"),
-];
-const NOT_README: &[(&str, &str)] = &[
-    ("", "an example of the protocol"),
-    ("Try it", "for a machine on which it is built; tests/programs.rs has these programs talk to it"),
-    ("make", "it was built already"),
-    ("/etc/echoed/echoed.toml.d/50-local.toml:2:8:", "tests/etc/page.rs does it"),
+const NOT_README: Omissions = &[
+    (Text("C: aaaa<TAB>"), "shows the protocol"),
+    (Below("Try it"), "for a machine on which it is built; tests/programs.rs has these programs talk to it"),
+    (Text("make"), "it was built already"),
+    (Text("/etc/echoed/echoed.toml.d/50-local.toml:2:8:"), "tests/etc/page.rs does it"),
 ];
 
 fn every_command_of_the_page_on_operations_does_what_it_says(machine: &Machine) {
@@ -68,20 +78,20 @@ const LOOKING: [&str; 5] = ["journalctl ", "systemctl status ", "systemctl show 
 struct Tour<'a> {
     machine: &'a Machine,
     page: &'static str,
-    not_run: &'static [(&'static str, &'static str)],
-    /// Those of them that are on the page.
-    left_out: BTreeSet<&'static str>,
+    omissions: Omissions,
+    /// Those of them that the page has.
+    left_out: BTreeSet<&'static Omission>,
 }
 
 impl<'a> Tour<'a> {
     /// Comes to a machine without echoed.
-    fn new(machine: &'a Machine, page: &'static str, not_run: &'static [(&'static str, &'static str)]) -> Self {
+    fn new(machine: &'a Machine, page: &'static str, omissions: Omissions) -> Self {
         make("uninstall PREFIX=/usr", &machine.path("/"), machine.version());
         machine.write("/usr/local/bin/sudo", "#!/bin/sh\nexec \"$@\"\n");
         machine.sh("chmod 755 /usr/local/bin/sudo; systemctl daemon-reload");
         // What the pages call the machine's address in its network.
         machine.sh("ip address add 192.0.2.1/24 dev lo");
-        Self { machine, page, not_run, left_out: BTreeSet::new() }
+        Self { machine, page, omissions, left_out: BTreeSet::new() }
     }
 
     fn begin_anew(&self) {
@@ -91,7 +101,7 @@ impl<'a> Tour<'a> {
     /// Does it all, from top to bottom.
     fn follow(&mut self, page: &str) {
         for Section { heading, blocks } in sections(page) {
-            if blocks.is_empty() || self.is_left_out(&heading, |entry| entry == heading) {
+            if blocks.is_empty() || self.leaves_out(|one| matches!(one, Below(whole) if *whole == heading)) {
                 continue;
             }
             if self.machine.path("/usr/local/sbin/echoed").exists() {
@@ -101,8 +111,8 @@ impl<'a> Tour<'a> {
                 self.deal_with(&block);
             }
         }
-        for (entry, _) in self.not_run {
-            assert!(self.left_out.contains(entry), "{}: \"{entry}\" is not there to be left out", self.page);
+        for (omission, _) in self.omissions {
+            assert!(self.left_out.contains(omission), "{} has no {omission:?} that could be left out", self.page);
         }
     }
 
@@ -111,13 +121,12 @@ impl<'a> Tour<'a> {
         match &block.kind {
             Kind::Commands { since, .. } if *since > self.machine.version() => {}
             Kind::Commands { shown, .. } => {
-                println!("{page}:{line}");
                 let Some(shown) = shown else {
                     self.do_all(block).unwrap_or_else(|failed| panic!("{failed}"));
                     return;
                 };
                 let looking = block.commands().all(|(_, command)| LOOKING.iter().any(|look| command.starts_with(look)));
-                let until = now() + if looking { CEILING / 3 } else { std::time::Duration::ZERO };
+                let until = now() + if looking { CEILING / 3 } else { Duration::ZERO };
                 loop {
                     let said = self.do_all(block);
                     if said.as_ref().is_ok_and(|said| is_shown(shown, said)) {
@@ -129,8 +138,7 @@ impl<'a> Tour<'a> {
             }
             Kind::File(path) => self.machine.write(path, &format!("{}\n", block.text)),
             Kind::Other => {
-                let first = block.text.lines().next().unwrap_or_default();
-                let left_out = self.is_left_out(first, |entry| !entry.is_empty() && first.starts_with(entry));
+                let left_out = self.leaves_out_text(&block.text);
                 assert!(left_out, "{page}:{line}: nobody does anything with this block:\n{}", block.text);
             }
         }
@@ -140,7 +148,7 @@ impl<'a> Tour<'a> {
     fn do_all(&mut self, block: &Block) -> Result<String, String> {
         let mut all = String::new();
         for (line, command) in block.commands() {
-            if self.is_left_out(command, |entry| !entry.is_empty() && command.starts_with(entry)) {
+            if self.leaves_out_text(command) {
                 continue;
             }
             let Ended { code, said } = self.run(command);
@@ -167,9 +175,13 @@ impl<'a> Tour<'a> {
         self.machine.run(&format!("{path} timeout 60 bash -o pipefail /run/command"))
     }
 
-    fn is_left_out(&mut self, _: &str, is_it: impl Fn(&str) -> bool) -> bool {
-        let entry = self.not_run.iter().find(|(entry, _)| is_it(entry));
-        self.left_out.extend(entry.map(|(entry, _)| *entry));
-        entry.is_some()
+    fn leaves_out_text(&mut self, text: &str) -> bool {
+        self.leaves_out(|one| matches!(one, Text(start) if text.starts_with(start)))
+    }
+
+    fn leaves_out(&mut self, is_it: impl Fn(&Omission) -> bool) -> bool {
+        let found = self.omissions.iter().map(|(omission, _)| omission).find(|omission| is_it(omission));
+        self.left_out.extend(found);
+        found.is_some()
     }
 }

@@ -104,7 +104,9 @@ pub fn is_shown(shown: &str, said: &str) -> bool {
         match shown {
             [] => said.is_empty(),
             ["…", rest @ ..] => (0..=said.len()).any(|skipped| lines_fit(rest, &said[skipped..])),
-            [line, rest @ ..] => said.first().is_some_and(|first| line_fits(line, first)) && lines_fit(rest, &said[1..]),
+            [line, rest @ ..] => {
+                said.first().is_some_and(|first| line_fits(line, first)) && lines_fit(rest, &said[1..])
+            }
         }
     }
     lines_fit(&lines(shown), &lines(said))
