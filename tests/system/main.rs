@@ -17,6 +17,7 @@ mod test;
 
 mod lifecycle;
 mod operations;
+mod tables;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -29,7 +30,8 @@ use roots::{DEBIANS, Debian};
 use test::Test;
 
 /// The files of tests, by their names.
-const FILES: &[(&str, &[Test])] = &[("lifecycle", lifecycle::TESTS), ("operations", operations::TESTS)];
+const FILES: &[(&str, &[Test])] =
+    &[("lifecycle", lifecycle::TESTS), ("operations", operations::TESTS), ("tables", tables::TESTS)];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

@@ -23,26 +23,29 @@ const README: &str = include_str!("../../README.md");
 enum Omission {
     /// All below this heading.
     Section(&'static str),
-    /// A command, or a block that is only shown, that begins so.
-    Text(&'static str),
+    /// A command, or a block that is only shown, by its first line.
+    Line(&'static str),
 }
-use Omission::{Section as Below, Text};
+use Omission::{Line, Section as Below};
 
 /// What is not done, and why. It has to be there.
 type Omissions = &'static [(Omission, &'static str)];
 
 const NOT_OPERATIONS: Omissions =
-    &[(Text("make "), "it was built already"), (Text("journalctl -u echoed.service -f"), "it does not end")];
+    &[(Line("make"), "it was built already"), (Line("journalctl -u echoed.service -f"), "it does not end")];
 const NOT_SETTINGS: Omissions = &[
-    (Text("[defaults.deadlines]"), "tests/etc/page.rs does it"),
-    (Text("[listener.local.deadlines]"), "tests/etc/page.rs does it"),
+    (Line("[defaults.deadlines]"), "tests/etc/page.rs does it"),
+    (Line("[listener.local.deadlines]"), "tests/etc/page.rs does it"),
     (Below("When something is wrong"), "tests/etc/page.rs does it"),
 ];
 const NOT_README: Omissions = &[
-    (Text("C: aaaa<TAB>"), "shows the protocol"),
+    (Line("C: aaaa<TAB>"), "shows the protocol"),
     (Below("Try it"), "for a machine on which it is built; tests/programs.rs has these programs talk to it"),
-    (Text("make"), "it was built already"),
-    (Text("/etc/echoed/echoed.toml.d/50-local.toml:2:8:"), "tests/etc/page.rs does it"),
+    (Line("make"), "it was built already"),
+    (
+        Line(r#"/etc/echoed/echoed.toml.d/50-local.toml:2:8: read: 10 has no unit; write "10s" if that is meant"#),
+        "tests/etc/page.rs does it",
+    ),
 ];
 
 fn every_command_of_the_page_on_operations_does_what_it_says(machine: &Machine) {
@@ -138,7 +141,7 @@ impl<'a> Tour<'a> {
             }
             Kind::File(path) => self.machine.write(path, &format!("{}\n", block.text)),
             Kind::Other => {
-                let left_out = self.leaves_out_text(&block.text);
+                let left_out = self.leaves_out_line(&block.text);
                 assert!(left_out, "{page}:{line}: nobody does anything with this block:\n{}", block.text);
             }
         }
@@ -148,7 +151,7 @@ impl<'a> Tour<'a> {
     fn do_all(&mut self, block: &Block) -> Result<String, String> {
         let mut all = String::new();
         for (line, command) in block.commands() {
-            if self.leaves_out_text(command) {
+            if self.leaves_out_line(command) {
                 continue;
             }
             let Ended { code, said } = self.run(command);
@@ -164,8 +167,7 @@ impl<'a> Tour<'a> {
     }
 
     fn run(&self, command: &str) -> Ended {
-        let plain = command.split(" #").next().unwrap_or_default();
-        if let Some(words) = plain.strip_prefix("sudo make ") {
+        if let Some(words) = without_comment(command).strip_prefix("sudo make ") {
             // From here: the sources are not there.
             make(words, &self.machine.path("/"), self.machine.version());
             return Ended { code: Some(0), said: String::new() };
@@ -175,8 +177,9 @@ impl<'a> Tour<'a> {
         self.machine.run(&format!("{path} timeout 60 bash -o pipefail /run/command"))
     }
 
-    fn leaves_out_text(&mut self, text: &str) -> bool {
-        self.leaves_out(|one| matches!(one, Text(start) if text.starts_with(start)))
+    fn leaves_out_line(&mut self, text: &str) -> bool {
+        let first = without_comment(text.lines().next().unwrap_or_default());
+        self.leaves_out(|one| matches!(one, Line(line) if *line == first))
     }
 
     fn leaves_out(&mut self, is_it: impl Fn(&Omission) -> bool) -> bool {
@@ -184,4 +187,8 @@ impl<'a> Tour<'a> {
         self.left_out.extend(found);
         found.is_some()
     }
+}
+
+fn without_comment(command: &str) -> &str {
+    command.split(" #").next().unwrap_or_default().trim_end()
 }
