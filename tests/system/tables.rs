@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::common::{CEILING, Peer, wait_until};
+use crate::common::{Peer, wait_until};
 use crate::machine::Machine;
 
 tests![
@@ -133,7 +133,6 @@ fn what_survives_what_is_as_the_table_says(machine: &Machine) {
         if *name == "reboot" {
             continue;
         }
-        println!("{name}");
         // One place, so that the second client has to wait.
         set(machine, "10", "[limits]\nconnections = 1\n");
         machine.sh("rm -f /etc/echoed/echoed.toml.d/20.toml");
@@ -151,6 +150,8 @@ fn what_survives_what_is_as_the_table_says(machine: &Machine) {
             drop((first, second));
             machine.wait_for_property("echoed.service", "ActiveState", "inactive");
             assert_eq!(live, "there are none");
+            assert!(PAGE.contains("`stopping: no connection for 5min (service.idle_exit)`"));
+            machine.wait_for_journal("_COMM=echoed --grep='stopping: no connection for 1ms .service.idle_exit.'");
             set(machine, "10", "");
             second = machine.connect(ADDRESS);
             second.send("second\t");
@@ -203,19 +204,24 @@ fn each_limit_is_met_as_its_row_says(machine: &Machine) {
         peer.expect_close();
         machine.wait_for_journal(&format!("--unit=echoed.service {}", quoted(row[3]).next().expect("a field")));
     };
+    let logged = |text: &str| {
+        machine.wait_for_journal(&format!("--unit=echoed.service --grep='{}'", text.replace(['(', ')'], ".")))
+    };
     machine.sh("systemctl daemon-reload; systemctl start echoed.socket");
 
-    told("length of a message", &mut {
-        let mut peer = connect();
-        peer.send([b'x'; 65537]);
-        peer
-    });
-    told("time for a message", &mut {
-        let mut peer = connect();
-        peer.send("x");
-        peer
-    });
-    // Of one source, in a process of their own: each of the others waits.
+    // What the unit says.
+    for what in ["memory in all", "descriptors"] {
+        let (key, value) = row(what)[1].split_once(" of the unit, ").expect("it says where, and how much");
+        let line = format!("\n{}{value}\n", key.trim_matches('`'));
+        assert!(machine.sh("systemctl cat echoed.service").contains(&line), "{line}");
+    }
+
+    let mut peer = connect();
+    peer.send([b'x'; 65537]);
+    told("length of a message", &mut peer);
+    let mut peer = connect();
+    peer.send("x");
+    told("time for a message", &mut peer);
     let mut crowd: Vec<_> = (0..256).map(|_| connect()).collect();
     crowd.iter_mut().for_each(|peer| peer.exchange("a"));
     told("connections of one source", &mut connect());
@@ -229,7 +235,7 @@ fn each_limit_is_met_as_its_row_says(machine: &Machine) {
     second.exchange("a");
     let mut third = connect();
     let text = quoted(row("connections")[3]).next().expect("it says what the journal says").replace("4096", "2");
-    machine.wait_for_journal(&format!("--unit=echoed.service --grep='{}'", text.replace(['(', ')'], ".")));
+    logged(&text);
     third.send("a\t");
     third.expect_silence(Duration::from_millis(100));
     drop(first);
@@ -244,5 +250,10 @@ fn each_limit_is_met_as_its_row_says(machine: &Machine) {
         peer.wait_until_read();
     }
     told("memory for messages", &mut peers[1]);
-    let _ = CEILING;
+
+    set(machine, "few", "[limits]\nconnections_per_source = 0\n");
+    machine.write("/etc/systemd/system/echoed.service.d/few.conf", "[Service]\nLimitNOFILE=32\n");
+    machine.sh("systemctl daemon-reload; systemctl restart echoed.service");
+    let _crowd: Vec<_> = (0..32).map(|_| connect()).collect();
+    logged(quoted(row("descriptors")[3]).next().expect("it says what the journal says"));
 }
