@@ -163,8 +163,9 @@ impl Machine {
     pub fn wait_for_journal(&self, arguments: &str) -> String {
         let mut found = String::new();
         wait_until(&format!("the journal has {arguments}"), || {
-            found = self.run(&format!("journalctl --quiet --no-pager {arguments}")).said;
-            !found.is_empty()
+            let Ended { code, said } = self.run(&format!("journalctl --quiet --no-pager {arguments}"));
+            found = said;
+            code == Some(0) && !found.is_empty()
         });
         found
     }

@@ -1,6 +1,7 @@
 //! What the pages for administrators tell to do is done, command by command, and does what they say.
 
 use std::collections::BTreeSet;
+use std::thread;
 use std::time::Duration;
 
 use crate::common::{CEILING, now};
@@ -77,7 +78,8 @@ const AS_INSTALLED: &str = "
 ";
 
 /// Commands that only look, and may be asked again until they show what happened just before.
-const LOOKING: [&str; 5] = ["journalctl ", "systemctl status ", "systemctl show ", "systemctl is-active ", "ss "];
+const LOOKING: [&str; 6] =
+    ["journalctl ", "systemctl status ", "systemctl show ", "systemctl is-active ", "systemctl list-units ", "ss "];
 
 /// Somebody who does on a machine what a page says.
 struct Tour<'a> {
@@ -138,6 +140,7 @@ impl<'a> Tour<'a> {
                         break;
                     }
                     let said = said.unwrap_or_else(|failed| failed);
+                    thread::sleep(Duration::from_millis(20));
                     assert!(now() < until, "{page}:{line} shows\n{shown}\n--- but this was said:\n{said}");
                 }
             }
