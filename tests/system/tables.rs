@@ -10,6 +10,9 @@ tests![
     a_second_signal_cuts_what_is_left,
     what_survives_what_is_as_the_table_says,
     each_limit_is_met_as_its_row_says,
+    with_a_process_for_each_connection_the_socket_unit_has_the_limits,
+    each_exit_code_means_what_its_row_says,
+    each_systemd_can_do_what_its_rows_say,
 ];
 
 const PAGE: &str = include_str!("../../docs/operations.md");
@@ -259,4 +262,63 @@ fn each_limit_is_met_as_its_row_says(machine: &Machine) {
     machine.sh("systemctl daemon-reload; systemctl restart echoed.service");
     let _crowd: Vec<_> = (0..32).map(|_| connect()).collect();
     logged(quoted(row("descriptors")[3]).next().expect("it says what the journal says"));
+}
+
+fn with_a_process_for_each_connection_the_socket_unit_has_the_limits(machine: &Machine) {
+    let word = "Too many incoming connections";
+    assert!(PAGE.contains(&format!("`{word}`")));
+    machine.sh("install -D -t /etc/systemd/system/echoed.socket.d /usr/share/doc/echoed/examples/accept.conf");
+    machine.sh("systemctl daemon-reload; systemctl start echoed.socket");
+    let limit: usize = machine.property("echoed.socket", "MaxConnectionsPerSource").parse().expect("it is a number");
+    let mut crowd: Vec<_> = (0..limit).map(|_| machine.connect(ADDRESS)).collect();
+    crowd.iter_mut().for_each(|peer| peer.exchange("a"));
+    assert_eq!(machine.connect(ADDRESS).read_to_end(), b"");
+    machine.wait_for_journal(&format!("--unit=echoed.socket --grep='{word}'"));
+}
+
+// --- Exit codes, versions ----------------------------------------------------------------------------------------------
+
+fn each_exit_code_means_what_its_row_says(machine: &Machine) {
+    machine.sh("systemctl start echoed.socket");
+    let table = rows("Exit codes");
+    let listed: Vec<_> = table.iter().map(|row| row[0]).collect();
+    assert_eq!(listed, ["0", "2", "71", "78", "`ABRT`"]);
+    for (code, command) in [
+        (0, "systemctl start echoed; systemctl stop echoed; exit $(systemctl show --value -p ExecMainStatus echoed)"),
+        (2, "echoed --no-such-option"),
+        (71, "echoed --listen tcp:127.0.0.1:8085"),
+        (78, "ECHOED_SERVICE__WORKERS=two echoed"),
+    ] {
+        let ended = machine.run(command);
+        assert_eq!(ended.code, Some(code), "{command}: {}", ended.said);
+    }
+}
+
+fn each_systemd_can_do_what_its_rows_say(machine: &Machine) {
+    machine.sh("systemctl start echoed.socket echoed.service");
+    let version = machine.version();
+    let table = rows("What depends on the version of systemd");
+    for row in table {
+        let [since, what, _] = row[..] else { panic!("{row:?}") };
+        let able =
+            since.split([',', ' ']).next().and_then(|since| since.parse().ok()).is_some_and(|since| version >= since);
+        let seen = match what {
+            _ if what.contains("systemctl reload") => machine.property("echoed.service", "Type") == "notify-reload",
+            _ if what.contains("started anew after 0.1 s") => {
+                machine.sh("systemctl show echoed.service").contains("\nRestartSteps=6\n")
+            }
+            _ if what.contains("activations") => {
+                machine.sh("systemctl show echoed.socket").contains("\nPollLimitBurst=50\n")
+            }
+            _ if what.contains("edit --stdin") => {
+                machine.sh("systemctl --help; systemctl edit --help").contains("--stdin")
+            }
+            _ if what.contains("Unix socket") => {
+                let said = machine.run("journalctl --quiet --unit=echoed.socket --grep='TCP_NODELAY failed'").said;
+                said.is_empty()
+            }
+            other => panic!("how is \"{other}\" to be seen?"),
+        };
+        assert_eq!(seen, able, "{since}: {what}");
+    }
 }
