@@ -94,6 +94,7 @@ fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
         ("usr/share/echoed/root/usr/sbin/echoed", 0o644),
         ("etc/echoed/echoed.toml", 0o644),
         ("usr/share/doc/echoed/configuration.md", 0o644),
+        ("usr/share/doc/echoed/operations.md", 0o644),
         ("usr/share/doc/echoed/examples/ipv6.conf", 0o644),
         ("usr/share/doc/echoed/README.md", 0o644),
         ("usr/share/doc/echoed/LICENSE-MIT", 0o644),
@@ -263,7 +264,9 @@ fn the_socket_unit_listens_where_the_documents_say_and_is_the_one_to_be_enabled(
     for key in ["Requires", "After"] {
         assert_eq!(values(&service, "Unit", key), ["echoed.socket"]);
     }
-    assert_eq!(values(&service, "Unit", "StartLimitIntervalSec"), ["0"]);
+    for unit in [&socket, &service] {
+        assert_eq!(values(unit, "Unit", "StartLimitIntervalSec"), ["0"]);
+    }
     assert_eq!(values(&service, "Service", "Type"), ["notify"]);
     assert_eq!(values(&service, "Service", "Restart"), ["on-failure"]);
     // Newer ones know a handshake for it.

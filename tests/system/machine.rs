@@ -163,8 +163,9 @@ impl Machine {
     pub fn wait_for_journal(&self, arguments: &str) -> String {
         let mut found = String::new();
         wait_until(&format!("the journal has {arguments}"), || {
-            found = self.run(&format!("journalctl --quiet --no-pager {arguments}")).said;
-            !found.is_empty()
+            let Ended { code, said } = self.run(&format!("journalctl --quiet --no-pager {arguments}"));
+            found = said;
+            code == Some(0) && !found.is_empty()
         });
         found
     }
@@ -197,7 +198,7 @@ impl Machine {
         for script in [
             "systemctl status --full --lines=0 'echoed*'",
             "systemctl --failed --no-legend",
-            "journalctl --no-pager --output=short-precise --lines=300 --unit='echoed*'",
+            "journalctl --no-pager --output=short-precise --lines=300 _COMM=echoed + _PID=1",
             "ps -e -o pid,stat,args",
         ] {
             let _ = writeln!(report, "--- {script}\n{}", self.run(script).said);

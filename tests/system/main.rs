@@ -10,6 +10,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod machine;
+mod page;
 mod roots;
 #[macro_use]
 mod test;
@@ -17,7 +18,9 @@ mod test;
 mod inside;
 mod journal;
 mod lifecycle;
+mod operations;
 mod sandbox;
+mod tables;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -38,7 +41,9 @@ const FILES: &[(&str, &[Test])] = &[
     ("journal::hostile", journal::hostile::TESTS),
     ("journal::journald", journal::journald::TESTS),
     ("lifecycle", lifecycle::TESTS),
+    ("operations", operations::TESTS),
     ("sandbox", sandbox::TESTS),
+    ("tables", tables::TESTS),
 ];
 
 fn main() -> ExitCode {

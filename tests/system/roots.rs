@@ -111,13 +111,20 @@ fn install(layer: &Path, systemd: u32) {
         fs::remove_dir_all(layer).expect("an old installation can be removed");
     }
     fs::create_dir_all(layer).expect("the tests' directory can be written to");
+    make("install PREFIX=/usr", layer, systemd);
+}
+
+/// `make` with these words, for another root than that of this machine and the systemd there.
+pub fn make(words: &str, destination: &Path, systemd: u32) {
     let programs = Path::new(env!("CARGO_BIN_EXE_echoed")).parent().expect("programs are in a directory");
     let made = Command::new("make")
-        .args(["--silent", "install", "PREFIX=/usr", &format!("SYSTEMD_VERSION={systemd}")])
-        .arg(format!("DESTDIR={}", layer.display()))
+        .arg("--silent")
+        .args(words.split_whitespace())
+        .arg(format!("SYSTEMD_VERSION={systemd}"))
+        .arg(format!("DESTDIR={}", destination.display()))
         .arg(format!("BUILDDIR={}", programs.display()))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("make can be started");
-    assert!(made.status.success(), "make install: {}", String::from_utf8_lossy(&made.stderr));
+    assert!(made.status.success(), "make {words}: {}", String::from_utf8_lossy(&made.stderr));
 }
