@@ -14,6 +14,7 @@ mod roots;
 #[macro_use]
 mod test;
 
+mod bed;
 mod lifecycle;
 
 use std::panic::{self, AssertUnwindSafe};
@@ -27,7 +28,7 @@ use roots::{DEBIANS, Debian};
 use test::Test;
 
 /// The files of tests, by their names.
-const FILES: &[(&str, &[Test])] = &[("lifecycle", lifecycle::TESTS)];
+const FILES: &[(&str, &[Test])] = &[("bed", bed::TESTS), ("lifecycle", lifecycle::TESTS)];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -57,8 +58,11 @@ fn main() -> ExitCode {
 /// Runs a test on a machine of its own, in a thread of its own: that one moves into the machine's network.
 fn run(debian: &'static Debian, test: &'static Test) -> Result<(), Failed> {
     let there = move || {
+        let start = common::now();
         let machine = Machine::boot(debian);
+        let booted = start.elapsed();
         let result = panic::catch_unwind(AssertUnwindSafe(|| (test.run)(&machine)));
+        eprintln!("TIME {} {} boot {booted:.1?} all {:.1?}", debian.name, test.name, start.elapsed());
         result.map_err(|_| machine.report())
     };
     match thread::spawn(there).join() {
