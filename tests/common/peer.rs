@@ -193,7 +193,7 @@ impl Peer {
         let Stream::Tcp(stream) = &self.stream else { panic!("not a TCP connection") };
         let ports = [stream.local_addr(), stream.peer_addr()].map(|address| address.expect("it is connected").port());
         let [ours, theirs] = ports.map(|port| format!(":{port:04X}"));
-        let table = fs::read_to_string("/proc/net/tcp").expect("/proc is mounted");
+        let table = fs::read_to_string("/proc/thread-self/net/tcp").expect("/proc is mounted");
         // proc_net_tcp(5): number, local and remote address, state, tx_queue:rx_queue, in hexadecimal.
         let queues = |local: &str, remote: &str| {
             let line = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());

@@ -18,6 +18,10 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::common::{CEILING, Peer, now, wait_until};
 use crate::roots::Debian;
 
+/// What echoed.socket listens on.
+pub const TCP: &str = "tcp:127.0.0.1:8085";
+pub const UNIX: &str = "unix:/run/echoed.sock";
+
 /// A machine with echoed on it, and systemd up. It is gone with its last reference, without a trace.
 pub struct Machine {
     debian: &'static Debian,
@@ -199,6 +203,14 @@ impl Machine {
     /// The process of the service as this side sees it; none while it is not running.
     pub fn daemon(&self) -> Option<u32> {
         children(self.systemd).into_iter().find(|child| comm(*child) == "echoed")
+    }
+
+    /// Kills the process of the service, and waits until it is gone.
+    pub fn kill_daemon(&self) {
+        let process = self.daemon();
+        assert!(process.is_some(), "the service is not running");
+        self.sh("systemctl kill --kill-whom=main --signal=KILL echoed.service");
+        wait_until("the process is gone", || self.daemon() != process);
     }
 
     /// What helps to find out why a test failed.

@@ -15,7 +15,10 @@ mod roots;
 mod test;
 
 mod bed;
+mod failure;
+mod idle_exit;
 mod lifecycle;
+mod restart;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -28,7 +31,13 @@ use roots::{DEBIANS, Debian};
 use test::Test;
 
 /// The files of tests, by their names.
-const FILES: &[(&str, &[Test])] = &[("bed", bed::TESTS), ("lifecycle", lifecycle::TESTS)];
+const FILES: &[(&str, &[Test])] = &[
+    ("bed", bed::TESTS),
+    ("lifecycle", lifecycle::TESTS),
+    ("restart", restart::TESTS),
+    ("failure", failure::TESTS),
+    ("idle_exit", idle_exit::TESTS),
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
