@@ -64,7 +64,8 @@ fn reload_returns_when_the_new_settings_hold(machine: &Machine) {
         writer = open.open(&settings).ok();
         writer.is_some()
     });
-    assert_eq!(machine.property("echoed.service", "ActiveState"), "reloading");
+    // systemd has sent the signal, has heard that the daemon reads them, and waits to hear the rest.
+    machine.wait_for_property("echoed.service", "SubState", "reload-notify");
     assert!(reload.try_wait().expect("it is our child").is_none(), "reload has returned before the settings were read");
 
     writer.take().expect("it is open").write_all(b"[defaults]\nprefix = 'new:'\n").expect("somebody reads");
