@@ -153,7 +153,7 @@ fn processes(name: &str) -> Vec<String> {
         let (line, groups) = (read("cmdline").ok()?, read("cgroup").ok()?);
         let number = process.file_name();
         let is_ours = line.contains(name) || groups.contains(name);
-        is_ours.then(|| format!("{} {}", number.display(), line.replace('\0', " ")))
+        is_ours.then(|| format!("{} {}", number.to_string_lossy(), line.replace('\0', " ")))
     });
     ours.collect()
 }

@@ -2,12 +2,11 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags, open};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 
 use crate::common::{Peer, now, wait_until};
@@ -60,17 +59,18 @@ fn reload_returns_when_the_new_settings_hold(machine: &Machine) {
     let mut reload =
         machine.command("systemctl reload echoed.service").stdin(Stdio::null()).spawn().expect("it starts");
     let mut has_returned = || reload.try_wait().expect("it is our child").is_some();
-    let mut open = File::options();
-    open.write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
     let mut writer = None;
     wait_until("the daemon reads its settings", || {
-        writer = open.open(&settings).ok();
+        // Only possible while somebody reads.
+        writer = open(&settings, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok();
         writer.is_some()
     });
     machine.wait_for_property("echoed.service", "SubState", "reload-notify");
     assert!(!has_returned(), "the settings are not read yet");
 
-    writer.take().expect("it is open").write_all(b"[defaults]\nprefix = 'new:'\n").expect("somebody reads");
+    let mut writer = File::from(writer.expect("it is open"));
+    writer.write_all(b"[defaults]\nprefix = 'new:'\n").expect("somebody reads");
+    drop(writer);
     assert!(reload.wait().expect("it is our child").success());
     assert_eq!(reply(machine, "aaaa"), "new:aaaa\t");
     assert_eq!(machine.property("echoed.service", "ActiveState"), "active");

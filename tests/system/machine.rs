@@ -45,7 +45,8 @@ impl Machine {
     pub fn boot(debian: &'static Debian) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let installed = debian.installed();
-        let name = format!("echoed-test-{}-{}", id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        // No name is a part of another.
+        let name = format!("echoed-test-{}-{:03}", id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let keeper = Command::new("sh")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/system/machine.sh"))
             .arg(&name)

@@ -67,11 +67,8 @@ fn main() -> ExitCode {
 /// Runs a test on a machine of its own, in a thread of its own: that one moves into the machine's network.
 fn run(debian: &'static Debian, test: &'static Test) -> Result<(), Failed> {
     let there = move || {
-        let start = common::now();
         let machine = Machine::boot(debian);
-        let booted = start.elapsed();
         let result = panic::catch_unwind(AssertUnwindSafe(|| (test.run)(&machine)));
-        eprintln!("TIME {} {} boot {booted:.1?} all {:.1?}", debian.name, test.name, start.elapsed());
         result.map_err(|_| machine.report())
     };
     match thread::spawn(there).join() {

@@ -42,7 +42,6 @@ fn no_client_is_refused_or_reset_by_restarts(machine: &Machine) {
         }
     });
     let (answered, unanswered) = (answered.into_inner(), unanswered.into_inner());
-    eprintln!("FIGURES {answered} {unanswered}");
     // Each at most once for each restart: who comes after that is the next process's.
     assert!(unanswered <= RESTARTS * CLIENTS, "{unanswered} clients got no reply, and {answered} did");
 }
