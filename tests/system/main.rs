@@ -15,10 +15,14 @@ mod roots;
 #[macro_use]
 mod test;
 
+mod bed;
+mod failure;
+mod idle_exit;
 mod inside;
 mod journal;
 mod lifecycle;
 mod operations;
+mod restart;
 mod sandbox;
 mod tables;
 
@@ -34,6 +38,9 @@ use test::Test;
 
 /// The files of tests, by their names.
 const FILES: &[(&str, &[Test])] = &[
+    ("bed", bed::TESTS),
+    ("failure", failure::TESTS),
+    ("idle_exit", idle_exit::TESTS),
     ("inside", inside::TESTS),
     ("journal", journal::TESTS),
     ("journal::catalog", journal::catalog::TESTS),
@@ -42,6 +49,7 @@ const FILES: &[(&str, &[Test])] = &[
     ("journal::journald", journal::journald::TESTS),
     ("lifecycle", lifecycle::TESTS),
     ("operations", operations::TESTS),
+    ("restart", restart::TESTS),
     ("sandbox", sandbox::TESTS),
     ("tables", tables::TESTS),
 ];
