@@ -313,6 +313,10 @@ fn each_systemd_can_do_what_its_rows_say(machine: &Machine) {
             _ if what.contains("edit --stdin") => {
                 machine.sh("systemctl --help; systemctl edit --help").contains("--stdin")
             }
+            _ if what.contains("users on") => {
+                matches!(&*machine.property("echoed.service", "PrivateUsersEx"), "identity" | "full")
+            }
+            _ if what.contains("users from") => machine.property("echoed.service", "PrivateUsersEx") == "full",
             _ if what.contains("Unix socket") => {
                 let said = machine.run("journalctl --quiet --unit=echoed.socket --grep='TCP_NODELAY failed'").said;
                 said.is_empty()
