@@ -15,6 +15,9 @@ DOCDIR ?= $(PREFIX)/share/doc/echoed
 SYSCONFDIR ?= /etc
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 CATALOGDIR ?= $(PREFIX)/lib/systemd/catalog
+TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
+# The root directory of the service: no files, only places where the units mount some.
+ROOTDIR ?= $(PREFIX)/share/echoed/root
 # The version of systemd that the units are for: it decides which drop-ins are installed.
 SYSTEMD_VERSION ?= $(or $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p'),252)
 DESTDIR ?=
@@ -23,6 +26,9 @@ DESTDIR ?=
 TARGETDIR ?= $(or $(CARGO_TARGET_DIR),target)
 # Where the programs to install are.
 BUILDDIR ?= $(TARGETDIR)/release
+
+# What systemd mounts something on in the root directory of the service, or else would make there.
+PLACES = dev etc/echoed lib lib64 proc root run sbin sys tmp usr/lib usr/lib64 var/tmp
 
 REQUIRE ?=
 
@@ -57,7 +63,7 @@ install:
 	$(INSTALL) -m 755 "$(BUILDDIR)/echoctl" "$(DESTDIR)$(BINDIR)/echoctl"
 	$(INSTALL) -m 644 systemd/echoed.socket "$(DESTDIR)$(UNITDIR)/echoed.socket"
 	@for unit in echoed.service echoed@.service; do \
-	    sed 's|@SBINDIR@|$(SBINDIR)|g' "systemd/$$unit" >"$(DESTDIR)$(UNITDIR)/$$unit" && \
+	    sed 's|@SBINDIR@|$(SBINDIR)|g; s|@ROOTDIR@|$(ROOTDIR)|g' "systemd/$$unit" >"$(DESTDIR)$(UNITDIR)/$$unit" && \
 	    chmod 644 "$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; done
 	@for file in systemd/versions/*.conf; do \
 	    version=$${file##*/}; unit=$${version#*-}; version=$${version%%-*}; unit=$${unit%.conf}; \
@@ -65,15 +71,23 @@ install:
 	    test "$$version" -gt "$(SYSTEMD_VERSION)" || { \
 	        $(INSTALL) -d "$(DESTDIR)$(UNITDIR)/$$unit.d" && \
 	        $(INSTALL) -m 644 "$$file" "$(DESTDIR)$(UNITDIR)/$$unit.d/$$version.conf"; } || exit 1; done
+	@for place in $(PLACES); do $(INSTALL) -d "$(DESTDIR)$(ROOTDIR)/$$place" || exit 1; done
+	$(INSTALL) -d "$(DESTDIR)$(ROOTDIR)$(SBINDIR)"
+	@# Not replaced: a mount on it would go with it.
+	@test -e "$(DESTDIR)$(ROOTDIR)$(SBINDIR)/echoed" || \
+	    $(INSTALL) -m 644 /dev/null "$(DESTDIR)$(ROOTDIR)$(SBINDIR)/echoed"
+	$(INSTALL) -d "$(DESTDIR)$(TMPFILESDIR)"
+	$(INSTALL) -m 644 systemd/tmpfiles/echoed.conf "$(DESTDIR)$(TMPFILESDIR)/echoed.conf"
 	$(INSTALL) -d "$(DESTDIR)$(DOCDIR)/examples"
 	$(INSTALL) -m 644 systemd/examples/* "$(DESTDIR)$(DOCDIR)/examples"
 	$(INSTALL) -m 644 systemd/catalog/echoed.catalog "$(DESTDIR)$(CATALOGDIR)/echoed.catalog"
 	@test -e "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml" || \
 	    $(INSTALL) -m 644 etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"
-	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/configuration.md docs/protocol.md \
-	    LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
+	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/configuration.md docs/operations.md \
+	    docs/protocol.md LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
 	@test -n "$(DESTDIR)" || \
-	    echo "Now: systemctl daemon-reload && journalctl --update-catalog && systemctl enable --now echoed.socket"
+	    echo "Now: systemctl daemon-reload && systemd-tmpfiles --create echoed.conf && journalctl --update-catalog &&" \
+	        "systemctl enable --now echoed.socket"
 
 uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/echoed" "$(DESTDIR)$(BINDIR)/echoctl"
@@ -82,7 +96,9 @@ uninstall:
 	    version=$${file##*/}; unit=$${version#*-}; unit=$${unit%.conf}; \
 	    rm -f "$(DESTDIR)$(UNITDIR)/$$unit.d/$${version%%-*}.conf"; \
 	    rmdir "$(DESTDIR)$(UNITDIR)/$$unit.d" 2>/dev/null; done; true
-	rm -f "$(DESTDIR)$(CATALOGDIR)/echoed.catalog"
+	rm -f "$(DESTDIR)$(CATALOGDIR)/echoed.catalog" "$(DESTDIR)$(TMPFILESDIR)/echoed.conf"
+	rm -rf "$(DESTDIR)$(ROOTDIR)"
+	@rmdir "$(DESTDIR)$(dir $(ROOTDIR))" 2>/dev/null; true
 	rm -rf "$(DESTDIR)$(DOCDIR)"
 	@# Settings that somebody changed stay.
 	@if cmp -s etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"; then \

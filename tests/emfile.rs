@@ -4,10 +4,11 @@ mod common;
 
 use std::fs;
 use std::io;
+use std::process::Command;
 use std::time::Duration;
 
-use common::{Daemon, Peer, now};
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use common::{Daemon, Manager, Peer, now};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 /// Leaves the daemon `more` descriptors beyond those that it has.
 fn leave_descriptors(daemon: &Daemon, more: usize) {
@@ -73,9 +74,9 @@ fn who_waits_is_served_as_soon_as_a_descriptor_is_free() {
         served.push(next);
     }
     drop(served);
-    // Nobody waits any more, and there are enough.
-    daemon.connect().exchange("after");
+    // Nobody waits any more, and there are enough: that is known without a next client.
     daemon.wait_for_log("info: accepting on echo again");
+    daemon.connect().exchange("after");
     let log = daemon.stop();
     for text in ["cannot accept on echo", "accepting on echo again"] {
         let said = log.iter().filter(|line| line.contains(text)).count();
@@ -93,5 +94,24 @@ fn who_waits_is_served_soon_after_the_limit_was_raised() {
     }
     daemon.wait_for_log("info: accepting on echo again");
     drop(served);
+    daemon.stop();
+}
+
+#[test]
+fn the_manager_hears_that_all_is_well_and_of_a_reload_all_the_while() {
+    let manager = Manager::start();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
+    manager.watch(&mut command).env("WATCHDOG_USEC", "200000");
+    let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "127.0.0.1:0"]);
+    manager.expect_times("WATCHDOG=1", 1);
+    let before = manager.expect_times("READY=1", 1).len();
+    leave_descriptors(&daemon, 0);
+    let _waiting = daemon.connect();
+    daemon.wait_for_log("cannot accept");
+    let pings = manager.messages().iter().filter(|(_, message)| message[0] == "WATCHDOG=1").count();
+    manager.expect_times("WATCHDOG=1", pings + 3);
+    daemon.signal(Signal::HUP);
+    manager.expect_times("READY=1", before + 1);
+    manager.expect("RELOADING=1");
     daemon.stop();
 }

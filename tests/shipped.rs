@@ -90,8 +90,11 @@ fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
         ("usr/lib/systemd/system/echoed@.service", 0o644),
         ("usr/lib/systemd/system/echoed.service.d/254.conf", 0o644),
         ("usr/lib/systemd/catalog/echoed.catalog", 0o644),
+        ("usr/lib/tmpfiles.d/echoed.conf", 0o644),
+        ("usr/share/echoed/root/usr/sbin/echoed", 0o644),
         ("etc/echoed/echoed.toml", 0o644),
         ("usr/share/doc/echoed/configuration.md", 0o644),
+        ("usr/share/doc/echoed/operations.md", 0o644),
         ("usr/share/doc/echoed/examples/ipv6.conf", 0o644),
         ("usr/share/doc/echoed/README.md", 0o644),
         ("usr/share/doc/echoed/LICENSE-MIT", 0o644),
@@ -103,9 +106,18 @@ fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
     let service = fs::read_to_string(destination.join("usr/lib/systemd/system/echoed.service")).unwrap();
     assert!(service.lines().any(|line| line == "ExecStart=/usr/sbin/echoed"), "{service}");
     let socket = fs::read_to_string(destination.join("usr/lib/systemd/system/echoed.socket")).unwrap();
+    assert!(service.lines().any(|line| line == "RootDirectory=/usr/share/echoed/root"), "{service}");
     for text in [&service, &socket] {
-        assert!(!text.contains("@SBINDIR@") && !text.contains(destination.to_str().unwrap()), "{text}");
+        let left = ["@SBINDIR@", "@ROOTDIR@", destination.to_str().unwrap()];
+        assert!(!left.iter().any(|left| text.contains(left)), "{text}");
     }
+    // Places for all that the service sees, and nothing in them.
+    let root = destination.join("usr/share/echoed/root");
+    for place in ["dev", "etc/echoed", "lib", "lib64", "proc", "run", "sys", "usr/lib", "usr/lib64"] {
+        assert!(root.join(place).is_dir(), "{place}");
+    }
+    assert_eq!(files(&root), [("usr/sbin/echoed".to_owned(), 0o644)]);
+    assert_eq!(fs::read(root.join("usr/sbin/echoed")).unwrap(), b"");
     // Settings that somebody changed stay, whatever is installed or removed.
     let settings = destination.join("etc/echoed/echoed.toml");
     let shipped = fs::read_to_string(&settings).unwrap();
@@ -117,6 +129,7 @@ fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
     fs::write(&settings, shipped).unwrap();
     make("uninstall", &variables);
     assert_eq!(files(&destination), []);
+    assert!(!destination.join("usr/share/echoed").exists());
 }
 
 #[test]
@@ -143,6 +156,8 @@ fn installed_units(directory: &Path) -> Option<PathBuf> {
         ("BINDIR", place("bin")),
         ("UNITDIR", place("units")),
         ("CATALOGDIR", place("catalog")),
+        ("TMPFILESDIR", place("tmpfiles")),
+        ("ROOTDIR", place("root")),
         ("SYSCONFDIR", place("etc")),
         ("DOCDIR", place("doc")),
     ];
@@ -207,6 +222,11 @@ fn every_process_is_shut_in_alike_however_it_is_started() {
         text.split_once("# It needs the sockets").expect("that is where it begins").1.to_owned()
     };
     assert_eq!(sandbox("echoed.service"), sandbox("echoed@.service"));
+    for version in ["257", "258"] {
+        let drop_in =
+            |unit: &str| fs::read_to_string(Path::new(ROOT).join(format!("systemd/versions/{version}-{unit}.conf")));
+        assert_eq!(drop_in("echoed.service").unwrap(), drop_in("echoed@.service").unwrap(), "{version}");
+    }
 }
 
 /// The assignments of a unit file, without comments: section, key, value.
@@ -244,11 +264,13 @@ fn the_socket_unit_listens_where_the_documents_say_and_is_the_one_to_be_enabled(
     for key in ["Requires", "After"] {
         assert_eq!(values(&service, "Unit", key), ["echoed.socket"]);
     }
-    assert_eq!(values(&service, "Unit", "StartLimitIntervalSec"), ["0"]);
+    for unit in [&socket, &service] {
+        assert_eq!(values(unit, "Unit", "StartLimitIntervalSec"), ["0"]);
+    }
     assert_eq!(values(&service, "Service", "Type"), ["notify"]);
     assert_eq!(values(&service, "Service", "Restart"), ["on-failure"]);
     // Newer ones know a handshake for it.
-    assert_eq!(values(&service, "Service", "ExecReload"), ["kill -HUP $MAINPID"]);
+    assert_eq!(values(&service, "Service", "ExecReload"), ["+kill -HUP $MAINPID"]);
     assert_eq!(values(&service, "Service", "WatchdogSec"), ["30s"]);
     // The brake where the start limit is off.
     assert_eq!(values(&service, "Service", "RestartSec").len(), 1);
@@ -259,10 +281,18 @@ fn the_socket_unit_listens_where_the_documents_say_and_is_the_one_to_be_enabled(
 }
 
 #[test]
-fn what_the_service_may_open_is_enough_for_the_usual_settings() {
+fn what_the_service_may_use_is_enough_for_the_usual_settings() {
     let service = assignments("echoed.service");
+    let limits = echoed::config::Settings::default().limits;
     let limit: usize = values(&service, "Service", "LimitNOFILE")[0].parse().unwrap();
-    assert!(limit >= 2 * echoed::config::Settings::default().limits.connections);
+    assert!(limit >= 2 * limits.connections);
+    // All connections with full buffers in the kernel, as large as those are at first: tcp_rmem, and what tcp_wmem becomes.
+    let in_kernel = (128 + 85) * 1024;
+    let memory = values(&service, "Service", "MemoryMax")[0].strip_suffix('G').unwrap().parse::<usize>().unwrap() << 30;
+    assert!(memory >= limits.connections * (in_kernel + 10 * 1024) + limits.buffer_memory);
+    // As many workers as can be asked for, the main thread, and those that log.
+    let tasks: usize = values(&service, "Service", "TasksMax")[0].parse().unwrap();
+    assert!(tasks > 64 + 1 + 2);
     let stop = &values(&service, "Service", "TimeoutStopSec")[0];
     let stop = echoed::units::parse_time(stop).unwrap();
     assert!(stop > echoed::config::Settings::default().service.drain.length());

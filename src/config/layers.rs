@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::diagnose::{Origin, block, shown};
@@ -26,6 +26,9 @@ const PLACES: [&str; 3] = ["usr/lib/echoed", "run/echoed", "etc/echoed"];
 
 /// The largest file, in bytes: a hundred times what anybody writes, and nothing that would hurt.
 const MAX_FILE: u64 = 1 << 20;
+
+/// Why a link may lead nowhere that leads somewhere for everybody else.
+const BOUNDS: &str = " (the service sees /etc/echoed, /run/echoed and /usr/lib only)";
 
 /// What variables begin with.
 const VARIABLES: &str = "ECHOED_";
@@ -145,7 +148,13 @@ pub(super) fn add_file(path: &Path, layers: &mut Vec<Layer>) {
 pub(super) fn add_files(root: &Path, layers: &mut Vec<Layer>) {
     let mut main_files = Vec::new();
     for place in PLACES {
-        let path = root.join(place).join("echoed.toml");
+        let directory = root.join(place);
+        // In a mount namespace we keep the one that was there when we started.
+        if fs::metadata(&directory).is_ok_and(|found| found.nlink() == 0) {
+            let why = "was removed or replaced while echoed runs, which cannot see the new one; restart the service";
+            main_files.push(Err(Box::new(Layer::unreadable(&directory.to_string_lossy(), why))));
+        }
+        let path = directory.join("echoed.toml");
         match look_at(&path) {
             Ok(Found::Nothing) => {}
             Ok(Found::Mask) => main_files.clear(),
@@ -207,7 +216,7 @@ fn look_at(path: &Path) -> Result<Found, Box<Layer>> {
         Err(error) if error.kind() == ErrorKind::NotFound => match fs::read_link(path) {
             Ok(target) if target == Path::new("/dev/null") => Ok(Found::Mask),
             Ok(target) => {
-                let why = format!("is a link to {}, which is not there; mend or remove it", target.display());
+                let why = format!("is a link to {}, which is not there{BOUNDS}; mend or remove it", target.display());
                 Err(Box::new(Layer::unreadable(&path.to_string_lossy(), &why)))
             }
             Err(_) => Ok(Found::Nothing),

@@ -109,7 +109,7 @@ pub(crate) async fn accept(listener: &UnixStream, desk: &CurrentDesk, reception:
             return error;
         }
         let desk = desk.now();
-        let mut accepted = 0;
+        let (mut accepted, mut works) = (0, false);
         let error = loop {
             if accepted == BATCH {
                 break None;
@@ -118,11 +118,14 @@ pub(crate) async fn accept(listener: &UnixStream, desk: &CurrentDesk, reception:
             match listener.try_io(Interest::READABLE, || accept_one(listener)) {
                 Ok((socket, from)) => {
                     accepted += 1;
+                    works = true;
                     reception.receive(socket, from, &desk, place);
                 }
                 Err(error) => {
                     place.put_back();
                     if error.kind() == io::ErrorKind::WouldBlock {
+                        // Linux makes room for a connection before it looks whether there is one.
+                        works = true;
                         break None;
                     }
                     match Cause::of(&error) {
@@ -133,7 +136,7 @@ pub(crate) async fn accept(listener: &UnixStream, desk: &CurrentDesk, reception:
                 }
             }
         };
-        if short && accepted > 0 && error.is_none() {
+        if short && works && error.is_none() {
             short = false;
             (reception.events)(Event::Recovered { listener: Arc::clone(&desk.name) });
         }

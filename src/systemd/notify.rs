@@ -1,20 +1,26 @@
 //! What systemd is told (sd_notify(3)). Silent where nobody listens: `NOTIFY_SOCKET` is not set then.
 //!
-//! Each call opens a blocking socket of its own, so it must not be made on a thread that serves.
+//! Each call may block, so it must not be made on a thread that serves.
 
 use std::env;
+use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
 use sd_notify::NotifyState;
+
+/// The way to the manager, kept from the first call on. When descriptors have run out there would be none for a new one;
+/// a manager that does not hear that we are well ends us, and one that does not hear the end of a reload does, too.
+static MANAGER: Mutex<Option<UnixDatagram>> = Mutex::new(None);
 
 /// How long the manager may take to read all it was told. The same as in systemd-notify(1).
 const BARRIER: Duration = Duration::from_secs(5);
@@ -110,24 +116,34 @@ fn tell(states: &[NotifyState<'_>]) -> io::Result<()> {
 
 /// Also hands over descriptors: one at most.
 fn tell_with(states: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    match env::var_os("NOTIFY_SOCKET").as_deref().map(|name| name.as_bytes().strip_prefix(b"@")) {
-        // sd-notify takes the name of an abstract socket for a path.
-        Some(Some(name)) => tell_abstract(&SocketAddr::from_abstract_name(name)?, states, fds),
-        _ if fds.is_empty() => sd_notify::notify(states),
-        _ => sd_notify::notify_with_fds(states, fds),
+    let Some(name) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let text: String = states.iter().map(|state| format!("{state}\n")).collect();
+    let mut manager = MANAGER.lock().unwrap_or_else(PoisonError::into_inner);
+    if manager.as_ref().is_some_and(|known| send(known, &text, fds).is_ok()) {
+        return Ok(());
     }
+    let socket = connect(&name)?;
+    send(&socket, &text, fds)?;
+    *manager = Some(socket);
+    Ok(())
 }
 
-fn tell_abstract(address: &SocketAddr, states: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+fn connect(name: &OsStr) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
-    socket.connect_addr(address)?;
-    let text: String = states.iter().map(|state| format!("{state}\n")).collect();
+    match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
+        None => socket.connect(name)?,
+    }
+    Ok(socket)
+}
+
+fn send(socket: &UnixDatagram, text: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    sendmsg(&socket, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)?;
+    sendmsg(socket, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 

@@ -155,6 +155,16 @@ impl Peer {
         }
     }
 
+    /// Receives for this long at most; what comes is kept for `expect`. Returns how many bytes that were.
+    pub fn receive_for(&mut self, time: Duration) -> usize {
+        self.set_timeout(time);
+        match self.read_some() {
+            Ok(count) => count,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => 0,
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
     /// How long it takes until the stream ends; what comes before is kept for `expect`.
     pub fn time_until_close(&mut self, since: Instant) -> Duration {
         self.set_timeout(CEILING);
@@ -193,7 +203,8 @@ impl Peer {
         let Stream::Tcp(stream) = &self.stream else { panic!("not a TCP connection") };
         let ports = [stream.local_addr(), stream.peer_addr()].map(|address| address.expect("it is connected").port());
         let [ours, theirs] = ports.map(|port| format!(":{port:04X}"));
-        let table = fs::read_to_string("/proc/net/tcp").expect("/proc is mounted");
+        // Of this thread, which may be in another network than the process.
+        let table = fs::read_to_string("/proc/thread-self/net/tcp").expect("/proc is mounted");
         // proc_net_tcp(5): number, local and remote address, state, tx_queue:rx_queue, in hexadecimal.
         let queues = |local: &str, remote: &str| {
             let line = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());

@@ -1,15 +1,139 @@
-//! From the first connection to the last: start, reload, restart, stop, failures, and the end of an unused process.
+//! Start, reload and stop, as an administrator has them.
 
-use crate::machine::Machine;
+use std::fs::File;
+use std::io::Write;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
 
-tests![the_first_connection_starts_the_service];
+use rustix::fs::{Mode, OFlags, open};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+
+use crate::common::{Peer, now, wait_until};
+use crate::machine::{Machine, TCP, UNIX};
+
+tests![
+    the_first_connection_starts_the_service,
+    a_reload_changes_what_new_connections_get,
+    reload_returns_when_the_new_settings_hold since 253,
+    a_mistake_changes_nothing_and_is_told_with_its_place,
+    stop_delivers_what_a_slow_client_is_owed,
+];
 
 fn the_first_connection_starts_the_service(machine: &Machine) {
-    machine.sh("systemctl start echoed.socket");
-    assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
-    for address in ["tcp:127.0.0.1:8085", "unix:/run/echoed.sock"] {
+    for address in [TCP, UNIX] {
+        machine.sh("systemctl start echoed.socket");
+        assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
         machine.connect(address).exchange("aaaa");
+        assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
+        machine.sh("systemctl stop echoed.service echoed.socket");
     }
+}
+
+fn a_reload_changes_what_new_connections_get(machine: &Machine) {
+    machine.sh("systemctl start echoed.socket");
+    let mut old = machine.connect(TCP);
+    old.exchange("aaaa");
+    let process = machine.daemon();
+    machine.configure("[defaults]\nprefix = 'new:'\n");
+    machine.sh("systemctl reload echoed.service");
+    // Before 253, systemd does not know when the new settings hold.
+    wait_until("the new settings hold", || reply(machine, "aaaa") == "new:aaaa\t");
+    old.exchange("bbbb");
     assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
-    assert!(machine.daemon().is_some());
+    assert_eq!(machine.daemon(), process);
+}
+
+fn reload_returns_when_the_new_settings_hold(machine: &Machine) {
+    let settings = machine.path("/etc/echoed/given.toml");
+    machine.sh("touch /etc/echoed/given.toml");
+    machine
+        .edit("echoed.service", "[Service]\nExecStart=\nExecStart=/usr/sbin/echoed --config /etc/echoed/given.toml\n");
+    machine.sh("systemctl start echoed.socket");
+    assert_eq!(reply(machine, "aaaa"), "server got:aaaa\t");
+
+    // With others, systemd might believe that it is over before it has begun; too seldom to be seen here.
+    assert_eq!(machine.property("echoed.service", "Type"), "notify-reload");
+    // Who reads a pipe waits until somebody has written.
+    machine.sh("cd /etc/echoed; mkfifo --mode=644 pipe; mv pipe given.toml");
+    let mut reload =
+        machine.command("systemctl reload echoed.service").stdin(Stdio::null()).spawn().expect("it starts");
+    let mut has_returned = || reload.try_wait().expect("it is our child").is_some();
+    let mut writer = None;
+    wait_until("the daemon reads its settings", || {
+        // Only possible while somebody reads.
+        writer = open(&settings, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok();
+        writer.is_some()
+    });
+    machine.wait_for_property("echoed.service", "SubState", "reload-notify");
+    assert!(!has_returned(), "the settings are not read yet");
+
+    let mut writer = File::from(writer.expect("it is open"));
+    writer.write_all(b"[defaults]\nprefix = 'new:'\n").expect("somebody reads");
+    drop(writer);
+    assert!(reload.wait().expect("it is our child").success());
+    assert_eq!(reply(machine, "aaaa"), "new:aaaa\t");
+    assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
+}
+
+fn a_mistake_changes_nothing_and_is_told_with_its_place(machine: &Machine) {
+    const FIRST: &str = "/etc/echoed/echoed.toml.d/50-test.toml:2:8: read: 10 has no unit";
+    const SECOND: &str = "/etc/echoed/echoed.toml.d/50-test.toml:3:8: idle: 5 has no unit";
+    let status_text = || machine.property("echoed.service", "StatusText");
+    machine.sh("systemctl start echoed.socket");
+    assert_eq!(reply(machine, "aaaa"), "server got:aaaa\t");
+
+    machine.configure("[defaults.deadlines]\nread = 10\nidle = 5\n[defaults]\nprefix = 'new:'\n");
+    machine.sh("systemctl reload echoed.service");
+    wait_until("the mistake is in the status", || status_text().contains("not reloaded"));
+    // All of it is in one line.
+    let status = machine.sh("systemctl status --full --lines=0 echoed.service");
+    let line = status.lines().find(|line| line.trim_start().starts_with("Status: ")).expect("there is a status");
+    assert!(line.contains(FIRST) && line.contains("(and 1 more)") && line.ends_with('"'), "{status}");
+    let told = machine.wait_for_journal("--unit=echoed.service MESSAGE_ID=d6fdeeed241c4bb2a0a6970afa179744");
+    assert!(told.contains(FIRST) && told.contains(SECOND), "{told}");
+    assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
+    assert_eq!(reply(machine, "aaaa"), "server got:aaaa\t");
+
+    machine.configure("[defaults]\nprefix = 'new:'\n");
+    machine.sh("systemctl reload echoed.service");
+    wait_until("the new settings hold", || reply(machine, "aaaa") == "new:aaaa\t");
+    wait_until("the mistake is not in the status", || !status_text().contains("not reloaded"));
+}
+
+fn stop_delivers_what_a_slow_client_is_owed(machine: &Machine) {
+    // Each is answered with twelve times as much, which fits into no buffer of the kernel: it is owed.
+    const MESSAGES: usize = 100_000;
+    // The client takes longer than systemd waits by itself.
+    machine.edit("echoed.service", "[Service]\nTimeoutStopSec=1s\n");
+    machine.configure("[service]\ndrain = '60s'\n[defaults]\nsend_buffer = '16KiB'\n");
+    machine.sh("systemctl start echoed.socket");
+    let mut peer = machine.connect(TCP);
+    set_socket_recv_buffer_size(peer.fd(), 16_384).expect("SO_RCVBUF can be set");
+    peer.send("\t".repeat(MESSAGES));
+    peer.wait_until_read();
+
+    let mut stop = machine.command("systemctl stop echoed.service").stdin(Stdio::null()).spawn().expect("it starts");
+    machine.wait_for_property("echoed.service", "ActiveState", "deactivating");
+    let start = now();
+    for part in 0..100 {
+        if part == 50 {
+            assert_eq!(machine.property("echoed.service", "ActiveState"), "deactivating");
+        }
+        peer.expect("server got:\t".repeat(MESSAGES / 100));
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(start.elapsed() > Duration::from_secs(2));
+    peer.expect_close();
+    drop(peer);
+    assert!(stop.wait().expect("it is our child").success());
+    assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
+    assert_eq!(machine.property("echoed.service", "Result"), "success");
+}
+
+/// What is answered to a message on a connection of its own.
+fn reply(machine: &Machine, message: &str) -> String {
+    let mut peer: Peer = machine.connect(TCP);
+    peer.send(format!("{message}\t"));
+    String::from_utf8_lossy(&peer.next_reply()).into_owned()
 }

@@ -18,13 +18,18 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::common::{CEILING, Peer, now, wait_until};
 use crate::roots::Debian;
 
+/// What echoed.socket listens on.
+pub const TCP: &str = "tcp:127.0.0.1:8085";
+pub const UNIX: &str = "unix:/run/echoed.sock";
+
 /// A machine with echoed on it, and systemd up. It is gone with its last reference, without a trace.
 pub struct Machine {
+    debian: &'static Debian,
+    name: String,
     /// `machine.sh`, which runs as long as its input does not end.
     keeper: Child,
     /// Its systemd, as this side sees it.
     systemd: u32,
-    version: u32,
 }
 
 /// How a command ended.
@@ -37,13 +42,14 @@ pub struct Ended {
 
 impl Machine {
     /// Boots it, and waits until it is up. Moves the calling thread, and those that it starts, into its network.
-    pub fn boot(debian: &Debian) -> Self {
+    pub fn boot(debian: &'static Debian) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let installed = debian.installed();
-        let name = format!("echoed-test-{}-{}", id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        // No name is a part of another.
+        let name = format!("echoed-test-{}-{:03}", id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let keeper = Command::new("sh")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/system/machine.sh"))
-            .arg(name)
+            .arg(&name)
             .args([&installed.root, &installed.layer])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -52,7 +58,7 @@ impl Machine {
             .process_group(0)
             .spawn()
             .expect("sh can be started");
-        let mut machine = Self { keeper, systemd: 0, version: installed.systemd };
+        let mut machine = Self { debian, name, keeper, systemd: 0 };
         machine.systemd = machine.find_systemd();
         wait_until("the machine is up", || {
             let state = machine.run("systemctl is-system-running --wait").said;
@@ -81,9 +87,24 @@ impl Machine {
         found
     }
 
+    /// What is booted.
+    pub fn debian(&self) -> &'static Debian {
+        self.debian
+    }
+
     /// The version of its systemd.
     pub fn version(&self) -> u32 {
-        self.version
+        self.debian.installed().systemd
+    }
+
+    /// What its control groups are called, and what its keeper is told.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Who sees to it that nothing is left of it.
+    pub fn keeper(&self) -> &Child {
+        &self.keeper
     }
 
     /// Runs a shell script on it, whatever comes of it.
@@ -131,6 +152,17 @@ impl Machine {
         fs::write(path, text).expect("files can be written");
     }
 
+    /// Adds to the settings of echoed. They are read with the next start or reload.
+    pub fn configure(&self, settings: &str) {
+        self.write("/etc/echoed/echoed.toml.d/50-test.toml", settings);
+    }
+
+    /// Adds to a unit, as `systemctl edit` does.
+    pub fn edit(&self, unit: &str, text: &str) {
+        self.write(&format!("/etc/systemd/system/{unit}.d/50-test.conf"), text);
+        self.sh("systemctl daemon-reload");
+    }
+
     /// Connects to an address of it: `tcp:127.0.0.1:8085`, `unix:/run/echoed.sock`.
     pub fn connect(&self, address: &str) -> Peer {
         Peer::connect(&self.address(address))
@@ -163,15 +195,41 @@ impl Machine {
     pub fn wait_for_journal(&self, arguments: &str) -> String {
         let mut found = String::new();
         wait_until(&format!("the journal has {arguments}"), || {
-            found = self.run(&format!("journalctl --quiet --no-pager {arguments}")).said;
-            !found.is_empty()
+            let Ended { code, said } = self.run(&format!("journalctl --quiet --no-pager {arguments}"));
+            found = said;
+            code == Some(0) && !found.is_empty()
         });
         found
     }
 
     /// The process of the service as this side sees it; none while it is not running.
     pub fn daemon(&self) -> Option<u32> {
-        children(self.systemd).into_iter().find(|child| comm(*child) == "echoed")
+        self.process("echoed")
+    }
+
+    /// A process that its systemd started, by its name (which the kernel cuts after 15 bytes), as this side sees it.
+    pub fn process(&self, name: &str) -> Option<u32> {
+        children(self.systemd).into_iter().find(|child| comm(*child) == name)
+    }
+
+    /// Its systemd as this side sees it.
+    pub fn systemd(&self) -> u32 {
+        self.systemd
+    }
+
+    /// A process as the machine itself sees it.
+    pub fn inside(&self, process: u32) -> u32 {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).expect("the kernel knows namespaces");
+        numbers.split_whitespace().next_back().and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    /// Kills the process of the service, and waits until it is gone.
+    pub fn kill_daemon(&self) {
+        let process = self.daemon();
+        assert!(process.is_some(), "the service is not running");
+        self.sh("systemctl kill --kill-whom=main --signal=KILL echoed.service");
+        wait_until("the process is gone", || self.daemon() != process);
     }
 
     /// What helps to find out why a test failed.
@@ -180,7 +238,7 @@ impl Machine {
         for script in [
             "systemctl status --full --lines=0 'echoed*'",
             "systemctl --failed --no-legend",
-            "journalctl --no-pager --output=short-precise --lines=300 --unit='echoed*' + _PID=1",
+            "journalctl --no-pager --output=short-precise --lines=300 _COMM=echoed + _PID=1",
             "ps -e -o pid,stat,args",
         ] {
             let _ = writeln!(report, "--- {script}\n{}", self.run(script).said);

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Boots a machine: systemd in a container. It runs until the standard input ends, for whatever reason (so also when the
-# tests are killed), and then nothing is left of it: no process, no mount, no control group.
+# tests are killed), and then nothing is left of it: no process, no mount, no control group. Killed itself, it leaves
+# nothing but empty control groups.
 #
 #   machine.sh NAME ROOT INSTALLED
 #
@@ -29,6 +30,8 @@ inside='
     for group; do echo 0 >"$group/cgroup.procs"; done
     mount --make-rprivate /
     mount -t tmpfs tmpfs /mnt
+    # systemd-nspawn leaves its locks here.
+    mount -t tmpfs tmpfs /run
     mkdir /mnt/upper /mnt/work /mnt/root
     mount -t overlay overlay -o "lowerdir=$installed:$root,upperdir=/mnt/upper,workdir=/mnt/work" /mnt/root
     export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1

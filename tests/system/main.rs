@@ -10,11 +10,21 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod machine;
+mod page;
 mod roots;
 #[macro_use]
 mod test;
 
+mod bed;
+mod failure;
+mod idle_exit;
+mod inside;
+mod journal;
 mod lifecycle;
+mod operations;
+mod restart;
+mod sandbox;
+mod tables;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -27,7 +37,22 @@ use roots::{DEBIANS, Debian};
 use test::Test;
 
 /// The files of tests, by their names.
-const FILES: &[(&str, &[Test])] = &[("lifecycle", lifecycle::TESTS)];
+const FILES: &[(&str, &[Test])] = &[
+    ("bed", bed::TESTS),
+    ("failure", failure::TESTS),
+    ("idle_exit", idle_exit::TESTS),
+    ("inside", inside::TESTS),
+    ("journal", journal::TESTS),
+    ("journal::catalog", journal::catalog::TESTS),
+    ("journal::floods", journal::floods::TESTS),
+    ("journal::hostile", journal::hostile::TESTS),
+    ("journal::journald", journal::journald::TESTS),
+    ("lifecycle", lifecycle::TESTS),
+    ("operations", operations::TESTS),
+    ("restart", restart::TESTS),
+    ("sandbox", sandbox::TESTS),
+    ("tables", tables::TESTS),
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

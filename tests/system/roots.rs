@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use crate::bed;
 use crate::common::program;
 
 /// What the tests use on the machines, besides what every Debian has.
@@ -55,7 +56,9 @@ impl Debian {
         let systemd = systemd_version(&root)?;
         println!("{}: systemd {systemd}", self.name);
         let layer = Path::new(env!("CARGO_TARGET_TMPDIR")).join("system").join(self.name);
-        install(&layer, systemd);
+        if !bed::is_inner() {
+            install(&layer, systemd);
+        }
         self.installed.get_or_init(|| Installed { root, layer, systemd });
         Ok(())
     }
@@ -111,13 +114,20 @@ fn install(layer: &Path, systemd: u32) {
         fs::remove_dir_all(layer).expect("an old installation can be removed");
     }
     fs::create_dir_all(layer).expect("the tests' directory can be written to");
+    make("install PREFIX=/usr", layer, systemd);
+}
+
+/// `make` with these words, for another root than that of this machine and the systemd there.
+pub fn make(words: &str, destination: &Path, systemd: u32) {
     let programs = Path::new(env!("CARGO_BIN_EXE_echoed")).parent().expect("programs are in a directory");
     let made = Command::new("make")
-        .args(["--silent", "install", "PREFIX=/usr", &format!("SYSTEMD_VERSION={systemd}")])
-        .arg(format!("DESTDIR={}", layer.display()))
+        .arg("--silent")
+        .args(words.split_whitespace())
+        .arg(format!("SYSTEMD_VERSION={systemd}"))
+        .arg(format!("DESTDIR={}", destination.display()))
         .arg(format!("BUILDDIR={}", programs.display()))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("make can be started");
-    assert!(made.status.success(), "make install: {}", String::from_utf8_lossy(&made.stderr));
+    assert!(made.status.success(), "make {words}: {}", String::from_utf8_lossy(&made.stderr));
 }

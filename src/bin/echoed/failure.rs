@@ -51,8 +51,8 @@ impl fmt::Display for Failure {
         match self {
             // Begins with the place.
             Self::Configuration(error) => error.fmt(f),
-            Self::Inherited(error) => write!(f, "echoed: {error}"),
-            Self::System { what, error } => write!(f, "echoed: {what}: {error}"),
+            Self::Inherited(error) => error.fmt(f),
+            Self::System { what, error } => write!(f, "{what}: {error}"),
         }
     }
 }

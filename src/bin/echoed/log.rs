@@ -13,6 +13,8 @@ use echoed::config::Level;
 use echoed::server::event::{Event, Events, Message, Messages};
 use echoed::systemd::journal::{self, Entry, Flood, Kind, Priority, Target, whole};
 
+use crate::failure::Failure;
+
 pub(crate) use kinds::Note;
 
 /// The log, up to a level; cheap to clone.
@@ -28,6 +30,25 @@ pub(crate) struct Writer {
     log: journal::Writer,
     messages: whole::Writer,
     last_words: LeveledLog,
+}
+
+/// Says why the daemon does not start: in one entry, if stderr leads to the journal.
+pub(crate) fn not_started(failure: &Failure) {
+    match Target::of_stderr() {
+        Target::Journal(_) => {
+            // Without a thread to write there is nowhere to say it.
+            if let Ok((log, writer)) = LeveledLog::start(Level::Error) {
+                log.note(Note::NotStarted, &format!("not started: {failure}"));
+                drop(log);
+                writer.close(None);
+            }
+        }
+        Target::Lines(_) => match failure {
+            // As compilers say it.
+            Failure::Configuration(_) => eprintln!("{failure}"),
+            Failure::Inherited(_) | Failure::System { .. } => eprintln!("echoed: {failure}"),
+        },
+    }
 }
 
 impl LeveledLog {

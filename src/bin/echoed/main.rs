@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("{failure}");
+            log::not_started(&failure);
             failure.exit_code()
         }
     }

@@ -94,10 +94,14 @@ fn connect(path: &Path) -> io::Result<UnixDatagram> {
 
 /// Memory that nobody can change any more, so that journald may read it where it is.
 fn sealed(bytes: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let memory = match memfd_create("echoed-message", flags | MemfdFlags::NOEXEC_SEAL) {
+    let new = |flags| memfd_create("echoed-message", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags);
+    // Not with NOEXEC_SEAL, if that can be had: journald drops memory that has one more seal than those below, without a
+    // word (systemd 252).
+    let memory = match new(MemfdFlags::EXEC) {
         // Linux before 6.3 does not know this flag.
-        Err(Errno::INVAL) => memfd_create("echoed-message", flags),
+        Err(Errno::INVAL) => new(MemfdFlags::empty()),
+        // vm.memfd_noexec=2
+        Err(Errno::ACCESS) => new(MemfdFlags::NOEXEC_SEAL),
         result => result,
     }?;
     let mut file = File::from(memory);

@@ -41,6 +41,8 @@ notes! {
     NoSection = Info, "no-section", "45c815dc38eb4772aa17ba0811358e92";
     /// The service manager could not be told something.
     NotNotified = Warn, "not-notified", "5a2e8712a7c746e0b51d8a61e5f2f5cb";
+    /// It does not start.
+    NotStarted = Error, "not-started", "7fbae43138054f56ad783d68f90a858c";
     /// The end begins.
     Stopping = Info, "stopping", "90d6700c13224a668eabf66281562449";
     /// The last replies are not waited for any longer.

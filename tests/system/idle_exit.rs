@@ -1,0 +1,66 @@
+//! A process that nobody uses ends (`service.idle_exit`), and is back with the next client.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::common::wait_until;
+use crate::machine::{Machine, TCP, UNIX};
+
+tests![
+    an_unused_process_ends_and_is_back_for_the_next_client,
+    a_thousand_clients_around_the_moment_of_the_end_are_all_served,
+    the_sockets_outlive_fifty_ends_in_a_row,
+];
+
+fn an_unused_process_ends_and_is_back_for_the_next_client(machine: &Machine) {
+    machine.configure("[service]\nidle_exit = '200ms'\n");
+    machine.sh("systemctl start echoed.socket");
+    for address in [TCP, UNIX] {
+        machine.connect(address).exchange("aaaa");
+        machine.wait_for_property("echoed.service", "ActiveState", "inactive");
+        assert_eq!(machine.property("echoed.service", "Result"), "success");
+        assert_eq!(machine.daemon(), None);
+    }
+}
+
+fn a_thousand_clients_around_the_moment_of_the_end_are_all_served(machine: &Machine) {
+    machine.configure("[service]\nidle_exit = '20ms'\n");
+    machine.sh("systemctl start echoed.socket");
+    // Each round, all are away for about as long as the process waits, a little longer each time: so they come in every
+    // moment of its end.
+    for round in 0..50 {
+        thread::scope(|scope| {
+            for client in 0..20 {
+                scope.spawn(move || {
+                    thread::sleep(Duration::from_micros(17_000 + 200 * round + 100 * client));
+                    machine.connect(if client % 2 == 0 { TCP } else { UNIX }).exchange(&format!("{round}-{client}"));
+                });
+            }
+        });
+    }
+    let ends = ends(machine);
+    assert!(ends >= 5, "the process ended only {ends} times");
+}
+
+fn the_sockets_outlive_fifty_ends_in_a_row(machine: &Machine) {
+    machine.configure("[service]\nidle_exit = '1ms'\n");
+    // Limits that count at all are reached with this, also where 50 ends take their time.
+    machine.edit("echoed.socket", "[Socket]\nTriggerLimitBurst=2\n");
+    machine.edit("echoed.service", "[Unit]\nStartLimitBurst=2\n");
+    machine.sh("systemctl start echoed.socket");
+    for round in 1..=50 {
+        machine.connect(if round % 2 == 0 { TCP } else { UNIX }).exchange("aaaa");
+        wait_until("the process has ended", || machine.daemon().is_none());
+    }
+    wait_until("all have ended", || ends(machine) == 50);
+    machine.connect(TCP).exchange("aaaa");
+    machine.connect(UNIX).exchange("aaaa");
+    assert_eq!(machine.property("echoed.socket", "ActiveState"), "active");
+}
+
+/// How many processes have ended well.
+fn ends(machine: &Machine) -> usize {
+    // "Deactivated successfully", which systemd says of a unit.
+    let ends = machine.wait_for_journal("--output=cat UNIT=echoed.service MESSAGE_ID=7ad2d189f7e94e70a38c781354912448");
+    ends.lines().count()
+}

@@ -1,0 +1,151 @@
+//! A journald that hangs or is started anew: no client notices, and what is missing is said.
+
+use std::io::Write;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::catalog::expect_explained;
+use super::entries::{entries, wait_for_entries};
+use super::floods::assert_in_order;
+use super::{TCP, listen};
+use crate::common::{Peer, now, wait_until};
+use crate::machine::Machine;
+
+tests![
+    a_journald_that_hangs_for_30_s_under_load_is_noticed_by_no_client,
+    whole_messages_wait_for_a_journald_that_hangs,
+    a_journald_that_is_started_anew_gets_what_comes_then,
+    no_whole_message_is_lost_when_journald_is_started_anew,
+];
+
+/// How long it hangs.
+const HANGING: Duration = Duration::from_secs(30);
+
+/// The longest that a client may wait: more than a busy machine needs, and less than it hangs.
+const LONGEST: Duration = Duration::from_secs(10);
+
+const MESSAGE: &str = "MESSAGE_ID=d460f42094ba4f3184a826c2496d3caf";
+
+/// journald, which does nothing until this is dropped.
+struct Hanging(Pid);
+
+impl Hanging {
+    fn start(machine: &Machine) -> Self {
+        let journald = machine.process("systemd-journal").expect("journald runs");
+        let journald = Pid::from_raw(journald.try_into().expect("it is small")).expect("it is not 0");
+        kill_process(journald, Signal::STOP).expect("we are root");
+        Self(journald)
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+fn a_journald_that_hangs_for_30_s_under_load_is_noticed_by_no_client(machine: &Machine) {
+    listen(machine, "[log]\nlevel = 'debug'");
+    let mut first = machine.connect(TCP);
+    first.exchange("a");
+    let daemon = machine.daemon();
+    let connected = AtomicU64::new(1);
+    let hanging = Hanging::start(machine);
+    let until = now() + HANGING;
+    let visit = |address| {
+        machine.connect(address).exchange("a");
+        connected.fetch_add(1, Ordering::Relaxed);
+    };
+    let longest = thread::scope(|scope| {
+        let threads = [
+            scope.spawn(|| longest(until, || visit(TCP))),
+            scope.spawn(|| longest(until, || visit("unix:/run/echoed.sock"))),
+            scope.spawn(|| longest(until, || first.exchange("a"))),
+        ];
+        threads.map(|thread| thread.join().expect("nobody was refused"))
+    });
+    drop((hanging, first));
+    println!("{connected:?} connections while journald hung; the longest that anybody waited: {longest:?}");
+    assert!(longest.iter().all(|longest| *longest < LONGEST), "{longest:?}");
+    // Each connection is two entries. They are logged, or said to be missing.
+    let (opened, ended) = ("5e6bb97ac5ed4e8b88b6ad89fce92c4f", "d1ac960d4f644c8a808b48f90e84cb07");
+    wait_until("it adds up", || {
+        let logged = entries(machine, &format!("-u echoed MESSAGE_ID={opened} MESSAGE_ID={ended}")).len() as u64;
+        let lost = entries(machine, "-u echoed MESSAGE_ID=c60cb380c451445a9c1783033806b8fa");
+        let lost = lost.iter().filter_map(|entry| entry.text("MESSAGE").split(' ').next()?.parse::<u64>().ok());
+        let lost = lost.sum::<u64>();
+        lost > 0 && logged + lost == 2 * connected.load(Ordering::Relaxed)
+    });
+    expect_explained(machine, "Entries of the log were lost");
+    // It is the same process, and it logs again.
+    assert_eq!(machine.daemon(), daemon);
+    visit(TCP);
+    let last = format!("-u echoed CONNECTION={}", connected.into_inner());
+    wait_for_entries(machine, &last, 2);
+}
+
+/// Does something again and again, with a rest of 2 ms, and returns the longest that it took.
+fn longest(until: Instant, mut what: impl FnMut()) -> Duration {
+    let mut longest = Duration::ZERO;
+    while now() < until {
+        let start = now();
+        what();
+        longest = longest.max(start.elapsed());
+        thread::sleep(Duration::from_millis(2));
+    }
+    longest
+}
+
+/// Numbers, each a message; the replies are checked by [`expect_numbers`].
+fn send_numbers(peer: &Peer, numbers: Range<usize>) {
+    let text: String = numbers.map(|number| format!("{number}\t")).collect();
+    peer.stream().write_all(text.as_bytes()).expect("the daemon reads");
+}
+
+fn expect_numbers(peer: &mut Peer, numbers: Range<usize>) {
+    numbers.for_each(|number| peer.expect(format!("server got:{number}\t")));
+}
+
+fn whole_messages_wait_for_a_journald_that_hangs(machine: &Machine) {
+    listen(machine, "[defaults]\nlog_messages = 'full'");
+    let mut peer = machine.connect(TCP);
+    peer.exchange("0");
+    let hanging = Hanging::start(machine);
+    // More than the queues of the daemon and of the socket hold.
+    send_numbers(&peer, 1..10_000);
+    // Until no reply comes any more; so long that the daemon has noticed.
+    let mut came = peer.receive_for(Duration::from_secs(3));
+    while came > 0 {
+        came = peer.receive_for(Duration::from_secs(3));
+    }
+    drop(hanging);
+    expect_numbers(&mut peer, 1..10_000);
+    assert_in_order(&wait_for_entries(machine, MESSAGE, 10_000));
+    expect_explained(machine, "Messages of clients cannot be written now");
+    expect_explained(machine, "Messages of clients are written again");
+}
+
+fn a_journald_that_is_started_anew_gets_what_comes_then(machine: &Machine) {
+    listen(machine, "[log]\nlevel = 'debug'");
+    for connection in 1..=3 {
+        machine.connect(TCP).exchange("a");
+        wait_for_entries(machine, &format!("-u echoed CONNECTION={connection}"), 2);
+        machine.sh("systemctl restart systemd-journald");
+    }
+}
+
+fn no_whole_message_is_lost_when_journald_is_started_anew(machine: &Machine) {
+    listen(machine, "[defaults]\nlog_messages = 'full'");
+    let mut peer = machine.connect(TCP);
+    for number in 0..3 {
+        let numbers = number * 1000..(number + 1) * 1000;
+        send_numbers(&peer, numbers.clone());
+        machine.sh("systemctl restart systemd-journald");
+        expect_numbers(&mut peer, numbers);
+    }
+    assert_in_order(&wait_for_entries(machine, MESSAGE, 3000));
+}

@@ -1,0 +1,328 @@
+//! The tables of docs/operations.md: each row is tried out.
+
+use std::time::Duration;
+
+use crate::common::{Peer, wait_until};
+use crate::machine::Machine;
+
+tests![
+    each_signal_does_what_its_row_says,
+    a_second_signal_cuts_what_is_left,
+    what_survives_what_is_as_the_table_says,
+    each_limit_is_met_as_its_row_says,
+    with_a_process_for_each_connection_the_socket_unit_has_the_limits,
+    each_exit_code_means_what_its_row_says,
+    each_systemd_can_do_what_its_rows_say,
+];
+
+const PAGE: &str = include_str!("../../docs/operations.md");
+
+/// The rows of the table below a heading, without its head: the cells of each.
+fn rows(heading: &str) -> Vec<Vec<&'static str>> {
+    let (_, section) = PAGE.split_once(&format!("\n## {heading}\n")).expect("the page has this heading");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"));
+    rows.skip(1).map(|row| row.split(" | ").collect()).collect()
+}
+
+/// What stands in backquotes.
+fn quoted(text: &'static str) -> impl Iterator<Item = &'static str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+const ADDRESS: &str = "tcp:127.0.0.1:8085";
+
+/// Settings, as a drop-in.
+fn set(machine: &Machine, name: &str, settings: &str) {
+    machine.write(&format!("/etc/echoed/echoed.toml.d/{name}.toml"), settings);
+}
+
+// --- Signals -----------------------------------------------------------------------------------------------------------
+
+fn each_signal_does_what_its_row_says(machine: &Machine) {
+    machine.sh("systemctl start echoed.socket");
+    let mut tried = 0;
+    for row in rows("Signals") {
+        let [signals, effect] = row[..] else { panic!("{row:?}") };
+        if signals.contains("once more") {
+            continue;
+        }
+        for signal in quoted(signals) {
+            let mut peer = machine.connect(ADDRESS);
+            peer.exchange("before");
+            let process = machine.property("echoed.service", "MainPID");
+            machine.sh(&format!("systemctl kill --signal={signal} echoed.service"));
+            let runs_on = match effect {
+                "reads the settings anew" => {
+                    machine.wait_for_journal(&format!("_PID={process} --grep=reloaded"));
+                    true
+                }
+                "nothing" => true,
+                _ if effect.starts_with("ends: ") => {
+                    peer.expect_close();
+                    machine.wait_for_property("echoed.service", "ActiveState", "inactive");
+                    assert_eq!(machine.property("echoed.service", "Result"), "success", "{signal}");
+                    false
+                }
+                _ if effect.ends_with("systemd starts it anew") => {
+                    peer.read_to_end();
+                    let restarted = || !["0", &process].contains(&&*machine.property("echoed.service", "MainPID"));
+                    wait_until(&format!("it is started anew after {signal}"), restarted);
+                    false
+                }
+                other => panic!("what is meant by \"{other}\"?"),
+            };
+            if runs_on {
+                peer.exchange("after");
+            }
+            machine.connect(ADDRESS).exchange("another");
+            assert_eq!(machine.property("echoed.service", "MainPID") == process, runs_on, "{signal}");
+            tried += 1;
+        }
+    }
+    assert_eq!(tried, 7);
+}
+
+fn a_second_signal_cuts_what_is_left(machine: &Machine) {
+    set(machine, "drain", "[service]\ndrain = \"1h\"\n");
+    machine.sh("systemctl start echoed.socket");
+    let mut peer = machine.connect(ADDRESS);
+    peer.exchange("a");
+    // It owes more than the kernel takes.
+    while peer.send_what_fits(&[b'\t'; 65536]) > 0 || !is_stuck(&peer) {}
+    for signal in ["TERM", "INT"] {
+        machine.sh(&format!("systemctl kill --signal={signal} echoed.service"));
+        machine.wait_for_journal(&format!("_COMM=echoed --grep='{signal}'"));
+    }
+    machine.wait_for_property("echoed.service", "ActiveState", "inactive");
+    machine.wait_for_journal("_COMM=echoed --grep='0 connections finished, 1 cut'");
+}
+
+/// Whether nothing moves any more.
+fn is_stuck(peer: &Peer) -> bool {
+    let before = peer.waiting();
+    std::thread::sleep(Duration::from_millis(100));
+    before.coming > 0 && peer.waiting() == before
+}
+
+// --- What survives what ------------------------------------------------------------------------------------------------
+
+/// What is done to the service, by the first cell of its row.
+const DEEDS: &[(&str, &str)] = &[
+    ("`daemon-reload`", "systemctl daemon-reload"),
+    ("reload of the service", "systemctl reload echoed.service"),
+    ("restart of the service, upgrade", "systemctl restart echoed.service"),
+    ("stop of the service", "systemctl stop echoed.service"),
+    ("idle exit", ""),
+    ("crash, `kill -9`", "systemctl kill --signal=KILL echoed.service"),
+    ("hang", "systemctl kill --signal=USR1 echoed.service"),
+    ("stop of the socket (which the service follows)", "systemctl stop echoed.socket; systemctl start echoed.socket"),
+    // Not tried: the machine is gone then.
+    ("reboot", ""),
+];
+
+fn what_survives_what_is_as_the_table_says(machine: &Machine) {
+    // A hang can be had for a test, and need not take 30 s.
+    machine.write(
+        "/run/systemd/system/echoed.service.d/test.conf",
+        "[Service]\nEnvironment=ECHOED_TEST_HANG_ON_SIGUSR1=1\nWatchdogSec=2s\n",
+    );
+    machine.sh("systemctl daemon-reload");
+    let table = rows("What survives what");
+    let listed: Vec<_> = table.iter().map(|row| row[0]).collect();
+    assert_eq!(listed, DEEDS.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    for (row, (name, deed)) in table.iter().zip(DEEDS) {
+        let [_, sockets, waiting, live, settings, counts] = row[..] else { panic!("{row:?}") };
+        if *name == "reboot" {
+            continue;
+        }
+        // One place, so that the second client has to wait.
+        set(machine, "10", "[limits]\nconnections = 1\n");
+        machine.sh("rm -f /etc/echoed/echoed.toml.d/20.toml");
+        machine.sh("systemctl stop echoed.socket && systemctl start echoed.socket");
+        let listening = listening(machine);
+        let mut first = machine.connect(ADDRESS);
+        first.exchange("first");
+        let process = machine.property("echoed.service", "MainPID");
+        let mut second = machine.connect(ADDRESS);
+        second.send("second\t");
+        set(machine, "20", "[defaults]\nprefix = \"new:\"\n");
+        if *name == "idle exit" {
+            set(machine, "10", "[service]\nidle_exit = \"1ms\"\n");
+            machine.sh("systemctl reload echoed.service");
+            drop((first, second));
+            machine.wait_for_property("echoed.service", "ActiveState", "inactive");
+            assert_eq!(live, "there are none");
+            assert!(PAGE.contains("`stopping: no connection for 5min (service.idle_exit)`"));
+            machine.wait_for_journal("_COMM=echoed --grep='stopping: no connection for 1ms .service.idle_exit.'");
+            set(machine, "10", "");
+            second = machine.connect(ADDRESS);
+            second.send("second\t");
+        } else {
+            machine.sh(deed);
+            if *name == "reload of the service" {
+                // An old systemd returns before that.
+                machine.wait_for_journal(&format!("_PID={process} --grep=reloaded"));
+            }
+            match live {
+                "stay" | "stay, with the settings they came to" => {
+                    first.exchange("still");
+                    drop(first);
+                }
+                "are cut" | "are cut then" => assert_eq!(first.read_to_end(), b""),
+                "get the replies they are owed, then end (`shutdown`)" => first.expect_close(),
+                other => panic!("what is meant by \"{other}\"?"),
+            }
+        }
+        if waiting == "are cut" {
+            assert_eq!(second.read_to_end(), b"");
+            second = machine.connect(ADDRESS);
+            second.send("second\t");
+        }
+        let reply = if settings == "stay" { "server got:second\t" } else { "new:second\t" };
+        second.expect(reply);
+        assert_eq!(self::listening(machine) == listening, sockets == "stay", "{name}: {sockets}");
+        let goes_on = machine.property("echoed.service", "MainPID") == process;
+        assert_eq!(goes_on, counts == "stay", "{name}: {counts}");
+    }
+}
+
+/// The listening sockets: the number of each.
+fn listening(machine: &Machine) -> String {
+    let listed = machine.sh("ss --listening --tcp --extended --no-header 'sport = :8085'");
+    listed.split_whitespace().find(|word| word.starts_with("ino:")).expect("it is listening").to_owned()
+}
+
+// --- Limits ------------------------------------------------------------------------------------------------------------
+
+fn each_limit_is_met_as_its_row_says(machine: &Machine) {
+    machine.sh("ip address add 192.0.2.1/24 dev lo");
+    machine.write(
+        "/etc/systemd/system/echoed.socket.d/address.conf",
+        "[Socket]\nListenStream=\nListenStream=192.0.2.1:8085\n",
+    );
+    let table = rows("Limits");
+    let row = |what: &str| table.iter().find(|row| row[0] == what).unwrap_or_else(|| panic!("{what} is not there"));
+    let connect = || machine.connect("tcp:192.0.2.1:8085");
+    let told = |what: &str, peer: &mut Peer| {
+        let row = row(what);
+        let text = quoted(row[2]).next().expect("it says what a client gets");
+        peer.expect(format!("{text}\t"));
+        peer.expect_close();
+        machine.wait_for_journal(&format!("--unit=echoed.service {}", quoted(row[3]).next().expect("a field")));
+    };
+    let logged = |text: &str| {
+        machine.wait_for_journal(&format!("--unit=echoed.service --grep='{}'", text.replace(['(', ')'], ".")))
+    };
+    machine.sh("systemctl daemon-reload; systemctl start echoed.socket");
+
+    // What the unit says.
+    for what in ["memory in all", "descriptors"] {
+        let (key, value) = row(what)[1].split_once(" of the unit, ").expect("it says where, and how much");
+        let line = format!("\n{}{value}\n", key.trim_matches('`'));
+        assert!(machine.sh("systemctl cat echoed.service").contains(&line), "{line}");
+    }
+
+    let mut peer = connect();
+    peer.send([b'x'; 65537]);
+    told("length of a message", &mut peer);
+    let mut peer = connect();
+    peer.send("x");
+    told("time for a message", &mut peer);
+    let mut crowd: Vec<_> = (0..256).map(|_| connect()).collect();
+    crowd.iter_mut().for_each(|peer| peer.exchange("a"));
+    told("connections of one source", &mut connect());
+    drop(crowd);
+
+    set(machine, "few", "[limits]\nconnections_per_source = 0\nconnections = 2\n");
+    machine.sh("systemctl restart echoed.service");
+    let mut first = connect();
+    let mut second = connect();
+    first.exchange("a");
+    second.exchange("a");
+    let mut third = connect();
+    let text = quoted(row("connections")[3]).next().expect("it says what the journal says").replace("4096", "2");
+    logged(&text);
+    third.send("a\t");
+    third.expect_silence(Duration::from_millis(100));
+    drop(first);
+    third.expect("server got:a\t");
+
+    set(machine, "few", "[limits]\nbuffer_memory = \"4KiB\"\n[defaults]\nmax_message = \"4KiB\"\n");
+    machine.sh("systemctl restart echoed.service");
+    // Two of them begin a message that only one has room for.
+    let mut peers = [connect(), connect()];
+    peers[0].send([b'x'; 4000]);
+    peers[0].wait_until_read();
+    peers[1].send([b'x'; 4000]);
+    told("memory for messages", &mut peers[1]);
+
+    set(machine, "few", "[limits]\nconnections_per_source = 0\n");
+    machine.write("/etc/systemd/system/echoed.service.d/few.conf", "[Service]\nLimitNOFILE=32\n");
+    machine.sh("systemctl daemon-reload; systemctl restart echoed.service");
+    let _crowd: Vec<_> = (0..32).map(|_| connect()).collect();
+    logged(quoted(row("descriptors")[3]).next().expect("it says what the journal says"));
+}
+
+fn with_a_process_for_each_connection_the_socket_unit_has_the_limits(machine: &Machine) {
+    let word = "Too many incoming connections";
+    assert!(PAGE.contains(&format!("`{word}`")));
+    machine.sh("install -D -t /etc/systemd/system/echoed.socket.d /usr/share/doc/echoed/examples/accept.conf");
+    machine.sh("systemctl daemon-reload; systemctl start echoed.socket");
+    let limit: usize = machine.property("echoed.socket", "MaxConnectionsPerSource").parse().expect("it is a number");
+    let mut crowd: Vec<_> = (0..limit).map(|_| machine.connect(ADDRESS)).collect();
+    crowd.iter_mut().for_each(|peer| peer.exchange("a"));
+    assert_eq!(machine.connect(ADDRESS).read_to_end(), b"");
+    machine.wait_for_journal(&format!("--unit=echoed.socket --grep='{word}'"));
+}
+
+// --- Exit codes, versions ----------------------------------------------------------------------------------------------
+
+fn each_exit_code_means_what_its_row_says(machine: &Machine) {
+    machine.sh("systemctl start echoed.socket");
+    let table = rows("Exit codes");
+    let listed: Vec<_> = table.iter().map(|row| row[0]).collect();
+    assert_eq!(listed, ["0", "2", "71", "78", "`ABRT`"]);
+    for (code, command) in [
+        (0, "systemctl start echoed; systemctl stop echoed; exit $(systemctl show --value -p ExecMainStatus echoed)"),
+        (2, "echoed --no-such-option"),
+        (71, "echoed --listen tcp:127.0.0.1:8085"),
+        (78, "ECHOED_SERVICE__WORKERS=two echoed"),
+    ] {
+        let ended = machine.run(command);
+        assert_eq!(ended.code, Some(code), "{command}: {}", ended.said);
+    }
+}
+
+fn each_systemd_can_do_what_its_rows_say(machine: &Machine) {
+    machine.sh("systemctl start echoed.socket echoed.service");
+    let version = machine.version();
+    let table = rows("What depends on the version of systemd");
+    for row in table {
+        let [since, what, _] = row[..] else { panic!("{row:?}") };
+        let able =
+            since.split([',', ' ']).next().and_then(|since| since.parse().ok()).is_some_and(|since| version >= since);
+        let seen = match what {
+            _ if what.contains("systemctl reload") => machine.property("echoed.service", "Type") == "notify-reload",
+            _ if what.contains("started anew after 0.1 s") => {
+                machine.sh("systemctl show echoed.service").contains("\nRestartSteps=6\n")
+            }
+            _ if what.contains("activations") => {
+                machine.sh("systemctl show echoed.socket").contains("\nPollLimitBurst=50\n")
+            }
+            _ if what.contains("edit --stdin") => {
+                machine.sh("systemctl --help; systemctl edit --help").contains("--stdin")
+            }
+            _ if what.contains("users on") => {
+                matches!(&*machine.property("echoed.service", "PrivateUsersEx"), "identity" | "full")
+            }
+            _ if what.contains("users from") => machine.property("echoed.service", "PrivateUsersEx") == "full",
+            _ if what.contains("Unix socket") => {
+                let said = machine.run("journalctl --quiet --unit=echoed.socket --grep='TCP_NODELAY failed'").said;
+                said.is_empty()
+            }
+            other => panic!("how is \"{other}\" to be seen?"),
+        };
+        assert_eq!(seen, able, "{since}: {what}");
+    }
+}
