@@ -10,7 +10,7 @@ use crate::client::connect::Stream;
 use crate::protocol::Delimiter;
 use crate::protocol::framer::{Frame, Framer};
 
-/// While this many bytes are unwritten, no more messages are taken.
+/// While this many bytes, or two messages, are unwritten, no more are taken.
 const ENOUGH: usize = 1024 * 1024;
 
 /// How much is read at once, in bytes.
@@ -64,7 +64,7 @@ impl Link {
     /// Where a message of `size` bytes goes; `None` while too much is there already.
     pub(super) fn room(&mut self, size: usize) -> Option<&mut Vec<u8>> {
         let waiting = self.unwritten.len() - self.written;
-        if waiting > 0 && waiting + size > ENOUGH { None } else { Some(&mut self.unwritten) }
+        if waiting + size > ENOUGH.max(2 * size) { None } else { Some(&mut self.unwritten) }
     }
 
     /// Waits until something can be done.
