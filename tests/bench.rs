@@ -91,7 +91,9 @@ fn the_report_is_plain_text_where_nobody_looks() {
     let output = echoctl(&["bench", "--count", "200", "--connections", "2", "--depth", "5", &address]);
     let text = &output.check(0).stdout;
     assert!(text.starts_with(&format!("{address}: 2 connections, 5 messages of 16 B at once, 1 thread\n")), "{text}");
-    for part in ["messages   200 answered in ", "errors     none\n", "\nlatency\n", "  p50 ", "  p99.99 ", "\nhistogram\n", "#"] {
+    for part in
+        ["messages   200 answered in ", "errors     none\n", "\nlatency\n", "  p50 ", "  p99.99 ", "\nhistogram\n", "#"]
+    {
         assert!(text.contains(part), "no \"{part}\" in {text}");
     }
     assert!(text.is_ascii() && text.lines().all(|line| line.len() <= 80), "{text}");
@@ -136,7 +138,8 @@ fn replies_may_come_in_pieces() {
 fn more_connections_than_the_shell_allows_are_made_if_the_system_does() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
     let limited = |limit: &str| {
-        let script = format!("ulimit {limit}; exec \"$0\" bench --json --count 400 --connections 200 {}", daemon.addresses()[0]);
+        let script =
+            format!("ulimit {limit}; exec \"$0\" bench --json --count 400 --connections 200 {}", daemon.addresses()[0]);
         let mut command = Command::new("sh");
         command.args(["-c", &script, env!("CARGO_BIN_EXE_echoctl")]);
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
@@ -234,7 +237,10 @@ fn what_nobody_asked_for_is_an_error() {
     let json = bench(1, &["--count", "6", "--rate", "50/s", &address]);
     let (times, messages, example) = cause(&json, "wrong-reply");
     assert_eq!((times, messages, json["answered"].number()), (1.0, 0.0, 6.0), "{json:?}");
-    assert!(example.starts_with("got \"server got:") && example.ends_with("which no message had asked for"), "{example}");
+    assert!(
+        example.starts_with("got \"server got:") && example.ends_with("which no message had asked for"),
+        "{example}"
+    );
 }
 
 #[test]
@@ -254,7 +260,8 @@ fn the_words_of_the_server_are_told() {
 #[test]
 fn replies_that_do_not_come_are_late_and_it_still_ends() {
     for partly in [false, true] {
-        let address = server(move |_, stream| each_message(stream, |_, _, stream| !partly || say(stream, b"server got:")));
+        let address =
+            server(move |_, stream| each_message(stream, |_, _, stream| !partly || say(stream, b"server got:")));
         let json = bench(1, &["--count", "4", "--connections", "2", "--timeout", "100ms", &address]);
         let (times, messages, example) = cause(&json, "late");
         assert_eq!((times, messages, json["answered"].number()), (4.0, 4.0, 0.0), "{json:?}");
@@ -274,7 +281,8 @@ fn connections_that_end_are_counted_and_made_anew() {
         let json = bench(1, &["--count", "20", "--connections", "2", &address]);
         let (times, messages, example) = cause(&json, if breaks { "reset" } else { "closed" });
         assert_eq!((times, messages, json["answered"].number()), (10.0, 10.0, 10.0), "{json:?}");
-        let why = if breaks { "the connection broke (Connection reset by peer)" } else { "the server ended the connection" };
+        let why =
+            if breaks { "the connection broke (Connection reset by peer)" } else { "the server ended the connection" };
         assert_eq!(example, why);
     }
 }

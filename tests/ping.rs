@@ -47,7 +47,11 @@ fn every_reply_is_a_line_and_the_summary_counts_them() {
             let time = line.strip_prefix(&start).and_then(|rest| rest.strip_suffix(" ms"));
             assert!(time.is_some_and(|time| time.parse::<f64>().is_ok_and(|time| time > 0.0)), "{line}");
         }
-        assert!(output.stdout.contains(&format!("\n\n--- {address} ping statistics ---\n3 sent, 3 received, 0% loss, time ")));
+        assert!(
+            output
+                .stdout
+                .contains(&format!("\n\n--- {address} ping statistics ---\n3 sent, 3 received, 0% loss, time "))
+        );
         let (_, trips) = output.stdout.split_once("\nrtt min/avg/max/mdev = ").expect("replies have times");
         let trips: Vec<f64> = trips.trim_end_matches(" ms\n").split('/').map(|time| time.parse().unwrap()).collect();
         assert!(trips.len() == 4 && trips[0] > 0.0 && trips[0] <= trips[1] && trips[1] <= trips[2], "{trips:?}");
@@ -162,7 +166,9 @@ fn a_wrong_reply_is_shown_beside_the_right_one() {
         ("\t", "got \"\""),
     ] {
         let address = server(|_, stream| {
-            each_message(stream, |number, reply, stream| say(stream, if number == 0 { wrong.as_bytes() } else { reply }));
+            each_message(stream, |number, reply, stream| {
+                say(stream, if number == 0 { wrong.as_bytes() } else { reply })
+            });
         });
         let output = echoctl(&["ping", "-c", "2", "-i", "100ms", &address]);
         let lines = lines(&output.check(1).stdout);
@@ -203,7 +209,8 @@ fn a_connection_that_ends_loses_what_was_on_its_way_and_the_next_takes_its_place
         });
         let output = echoctl(&["ping", "-c", "3", "-i", "100ms", &address]);
         let lines = lines(&output.check(1).stdout);
-        let why = if breaks { "the connection broke (Connection reset by peer)" } else { "the server ended the connection" };
+        let why =
+            if breaks { "the connection broke (Connection reset by peer)" } else { "the server ended the connection" };
         assert_eq!(lines[0], format!("lost: seq=1: {why}"));
         assert!(lines[1].contains("seq=2 bytes") && lines[2].contains("seq=3 bytes"), "{lines:#?}");
         assert!(summary(&output.stdout).starts_with("3 sent, 2 received, 33.3% loss"), "{output:#?}");

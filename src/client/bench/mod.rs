@@ -41,6 +41,7 @@ pub use script::{MAX_BATCH, TooLarge};
 pub use tally::{Cause, Loss, Tally};
 
 use dial::Target;
+use poll::Clock;
 use script::Script;
 use worker::{Findings, Worker};
 
@@ -196,9 +197,10 @@ impl Bench {
         let mut first = Some(first);
         let findings: Vec<io::Result<Findings>> = thread::scope(|scope| {
             let (load, script, target, control, barrier) = (&load, &script, &target, &*control, &barrier);
+            let clock = Clock::start();
             let start = |number| {
                 let first = first.take();
-                scope.spawn(move || match Worker::new(number, load, script, target, control, first) {
+                scope.spawn(move || match Worker::new(number, load, script, target, control, clock, first) {
                     Ok(worker) => worker.run(barrier),
                     Err(error) => {
                         // The others wait there for all.

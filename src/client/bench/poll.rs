@@ -2,13 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, write};
 use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
-    timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
 /// How many events are taken at once.
@@ -17,12 +17,21 @@ const EVENTS: usize = 512;
 /// The key of the timer and of the [`Waker`]; sockets have the numbers below.
 const TICK: u64 = u64::MAX;
 
-/// The time of this system, in nanoseconds since it was started.
-#[inline]
-pub(super) fn now() -> u64 {
-    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
-    // It never is negative.
-    tv_sec.cast_unsigned() * 1_000_000_000 + tv_nsec.cast_unsigned()
+/// Tells the time: nanoseconds since the load began, as all of its threads count them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clock(Instant);
+
+impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "what is measured are real times, and nothing here is simulated")]
+    pub(super) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    #[inline]
+    pub(super) fn now(self) -> u64 {
+        let passed = self.0.elapsed();
+        passed.as_secs() * 1_000_000_000 + u64::from(passed.subsec_nanos())
+    }
 }
 
 /// What a socket is waited for. All of them are told as changes ("edges"), so that what is left to read costs nothing
@@ -95,16 +104,16 @@ impl Poll {
         Ok(Self { set, timer, events: Vec::with_capacity(EVENTS) })
     }
 
-    /// Sets the timer. A time that has passed already fires at once.
+    /// Has a tick come after so many nanoseconds.
     ///
     /// A timer of its own, and not a time with each wait: those cost more, and are too coarse to send by.
-    pub(super) fn set_timer(&self, at: u64) {
+    pub(super) fn set_timer(&self, after: u64) {
         // A time of 0 would disarm it.
-        let at = i64::try_from(at).unwrap_or(i64::MAX).max(1);
-        let it_value = Timespec { tv_sec: at / 1_000_000_000, tv_nsec: at % 1_000_000_000 };
+        let after = i64::try_from(after).unwrap_or(i64::MAX).max(1);
+        let it_value = Timespec { tv_sec: after / 1_000_000_000, tv_nsec: after % 1_000_000_000 };
         let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
         // Nothing in this can be wrong (timerfd_create(2)).
-        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &once);
+        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
     }
 
     pub(super) fn add(&self, socket: &OwnedFd, key: usize, interest: Interest) -> io::Result<()> {

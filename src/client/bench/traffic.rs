@@ -9,7 +9,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::dial::Dialled;
 use super::peer::{Misfit, State};
-use super::poll::{Interest, now};
+use super::poll::Interest;
 use super::tally::Cause;
 use super::worker::{Phase, Worker};
 use crate::client::failure::Difference;
@@ -31,7 +31,7 @@ impl Worker<'_> {
     #[inline]
     pub(super) fn ready(&mut self, key: usize, writable: bool, ended: bool) {
         if let State::Connecting { .. } = self.peers[key].state {
-            self.decided(key, now());
+            self.decided(key, self.clock.now());
         } else {
             self.receive(key, ended);
         }
@@ -53,7 +53,7 @@ impl Worker<'_> {
                 Err(Errno::INTR) => continue,
                 Err(error) => return self.broken(key, error.into()),
             };
-            let at = now();
+            let at = self.clock.now();
             self.tally.bytes_received += size as u64;
             let peer = &mut self.peers[key];
             match peer.take(&self.buffer[..size], self.script, self.load.verify) {
@@ -183,7 +183,7 @@ impl Worker<'_> {
     #[cold]
     fn closed(&mut self, key: usize) {
         let cause = if self.peers[key].owed > 0 { Cause::Closed } else { Cause::EndedIdle };
-        self.lose(key, cause, now(), || "the server ended the connection".to_owned());
+        self.lose(key, cause, self.clock.now(), || "the server ended the connection".to_owned());
     }
 
     #[cold]
@@ -193,7 +193,7 @@ impl Worker<'_> {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Cause::Reset,
             _ => Cause::Broken,
         };
-        self.lose(key, cause, now(), || format!("the connection broke ({})", reason(&error)));
+        self.lose(key, cause, self.clock.now(), || format!("the connection broke ({})", reason(&error)));
     }
 
     /// What came is wrong, or the server's words. What was right before it counts; the rest of it is awaited.
@@ -235,7 +235,7 @@ impl Worker<'_> {
         loop {
             let State::Wrong { socket, reply } = &mut self.peers[key].state else { return };
             if reply.len() > MAX_WRONG || self.load.delimiter.is_in(reply) {
-                return self.conclude(key, now());
+                return self.conclude(key, self.clock.now());
             }
             match recv(socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
                 Ok((_, size)) if size > 0 => {
@@ -244,7 +244,7 @@ impl Worker<'_> {
                 }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}
-                _ => return self.conclude(key, now()),
+                _ => return self.conclude(key, self.clock.now()),
             }
         }
     }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::control::{Control, Ending};
 use super::dial::Target;
 use super::peer::{Peer, State};
-use super::poll::{Event, Poll, now};
+use super::poll::{Clock, Event, Poll};
 use super::schedule::Schedule;
 use super::script::Script;
 use super::tally::{Cause, Tally};
@@ -40,6 +40,7 @@ pub(super) struct Worker<'a> {
     pub(super) script: &'a Script,
     target: &'a Target,
     control: &'a Control,
+    pub(super) clock: Clock,
     /// Which thread this is.
     number: usize,
     pub(super) poll: Poll,
@@ -98,6 +99,7 @@ impl<'a> Worker<'a> {
         script: &'a Script,
         target: &'a Target,
         control: &'a Control,
+        clock: Clock,
         first: Option<OwnedFd>,
     ) -> io::Result<Self> {
         let mut peers: Vec<_> = (0..share(load.connections, load.threads, number)).map(|_| Peer::new()).collect();
@@ -110,6 +112,7 @@ impl<'a> Worker<'a> {
             script,
             target,
             control,
+            clock,
             number,
             poll,
             peers,
@@ -132,7 +135,7 @@ impl<'a> Worker<'a> {
             next_sweep: 0,
         };
         if let Some(socket) = first {
-            worker.connected(0, socket, true, now());
+            worker.connected(0, socket, true, clock.now());
         }
         Ok(worker)
     }
@@ -143,7 +146,7 @@ impl<'a> Worker<'a> {
         barrier.wait();
         connected?;
         if self.phase == Phase::Connecting {
-            self.begin(now());
+            self.begin(self.clock.now());
         }
         while self.phase != Phase::Done {
             self.turn()?;
@@ -167,10 +170,10 @@ impl<'a> Worker<'a> {
     fn connect_all(&mut self) -> io::Result<()> {
         for key in 0..self.peers.len() {
             if matches!(self.peers[key].state, State::Down { .. }) {
-                self.dial(key, now());
+                self.dial(key, self.clock.now());
             }
         }
-        self.tick(now());
+        self.tick(self.clock.now());
         while self.phase == Phase::Connecting && !self.peers.iter().all(|peer| peer.settled) {
             self.turn()?;
         }
@@ -191,10 +194,10 @@ impl<'a> Worker<'a> {
             self.schedule = Some(Schedule::new(start, part, self.peers.len()));
         } else {
             for key in 0..self.peers.len() {
-                self.pump(key, now());
+                self.pump(key, self.clock.now());
             }
         }
-        self.tick(now());
+        self.tick(self.clock.now());
     }
 
     /// Nothing more is sent. Replies may still come for some time.
@@ -228,7 +231,7 @@ impl<'a> Worker<'a> {
             }
         }
         if tick {
-            self.tick(now());
+            self.tick(self.clock.now());
         }
         Ok(())
     }
@@ -271,7 +274,7 @@ impl<'a> Worker<'a> {
             }
             self.phase = Phase::Done;
         }
-        self.set_timer();
+        self.set_timer(at);
     }
 
     fn end_warm_up(&mut self) {
@@ -283,7 +286,7 @@ impl<'a> Worker<'a> {
         self.began = self.warm_until;
     }
 
-    fn set_timer(&self) {
+    fn set_timer(&self, at: u64) {
         let mut next = self.next_sweep.min(self.finish_until);
         if self.phase == Phase::Sending {
             next = next.min(self.send_until);
@@ -294,7 +297,7 @@ impl<'a> Worker<'a> {
                 next = next.min(schedule.slot(self.released));
             }
         }
-        self.poll.set_timer(next);
+        self.poll.set_timer(next.saturating_sub(at));
     }
 
     // --- From time to time ---------------------------------------------------------------------------------------------
@@ -368,7 +371,7 @@ impl<'a> Worker<'a> {
     pub(super) fn hasten(&mut self, at: u64) {
         if self.next_sweep > at + SOON {
             self.next_sweep = at + SOON;
-            self.set_timer();
+            self.set_timer(at);
         }
     }
 
