@@ -280,7 +280,9 @@ fn connections_that_end_are_counted_and_made_anew() {
         });
         let json = bench(1, &["--count", "20", "--connections", "2", &address]);
         let (times, messages, example) = cause(&json, if breaks { "reset" } else { "closed" });
-        assert_eq!((times, messages, json["answered"].number()), (10.0, 10.0, 10.0), "{json:?}");
+        // Each connection has one answered and one lost; how many of them each of the two makes is left to chance.
+        assert_eq!((times, messages + json["answered"].number()), (messages, 20.0), "{json:?}");
+        assert!((9.0..=10.0).contains(&messages), "{json:?}");
         let why =
             if breaks { "the connection broke (Connection reset by peer)" } else { "the server ended the connection" };
         assert_eq!(example, why);

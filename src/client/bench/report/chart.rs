@@ -73,7 +73,7 @@ mod tests {
     fn the_longest_bar_fills_the_room_and_the_shortest_is_seen() {
         let lines = chart(&latencies(), Style { width: 60, unicode: false });
         let marks: Vec<_> = lines.iter().map(|line| line.matches('#').count()).collect();
-        assert_eq!(lines[0], format!("  20.5 us |{}   70.00 %    700", "#".repeat(marks[0])));
+        assert_eq!(lines[0], format!("  20.5 us |{}   70.00 %  700", "#".repeat(marks[0])));
         assert_eq!(lines[0].len(), 60);
         assert!(marks[1..].iter().all(|marks| *marks < lines[0].matches('#').count()), "{lines:#?}");
         assert_eq!(marks[15], 1, "{lines:#?}");
