@@ -1,15 +1,46 @@
 //! Latencies: recorded in a table of fixed size, and asked for percentiles and bars.
+//!
+//! ```text
+//! nanoseconds    0 1 2 … 2047   2048 2050 … 4094   4096 4100 … 8188   8192 …
+//! places         0 1 2 … 2047   2048 2049 … 3071   3072 3073 … 4095   4096 …
+//!                exact          pairs              fours              eights
+//! ```
+//!
+//! So each value is known to 1 in 1024: three digits. The layout is that of HdrHistogram; what is left out here of it
+//! would cost as much for each message as everything else together that is not a system call.
 
 use std::time::Duration;
-
-use hdrhistogram::Histogram;
 
 /// The longest that is told apart: a day. What takes longer counts as this.
 const LONGEST: u64 = 86_400_000_000_000;
 
+/// Places for each doubling: two to the power of this.
+const BITS: u32 = 10;
+
 /// How long things took, to three digits.
 #[derive(Debug, Clone)]
-pub struct Latencies(Histogram<u64>);
+pub struct Latencies {
+    counts: Box<[u64]>,
+    count: u64,
+    sum: u128,
+    min: u64,
+    max: u64,
+}
+
+/// Where a value (at most [`LONGEST`]) is counted.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "it is less than 2^16")]
+fn place(nanos: u64) -> usize {
+    let shift = (nanos | 1 << BITS).ilog2() - BITS;
+    ((u64::from(shift) << BITS) + (nanos >> shift)) as usize
+}
+
+/// The largest value that is counted at a place.
+fn largest(place: usize) -> u64 {
+    let place = place as u64;
+    let shift = (place >> BITS).saturating_sub(1);
+    ((place - (shift << BITS) + 1) << shift) - 1
+}
 
 /// One bar: those above the bar before, up to a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,73 +55,88 @@ impl Latencies {
     /// None yet.
     #[must_use]
     pub fn new() -> Self {
-        Self(Histogram::new_with_bounds(1, LONGEST, 3).expect("these bounds are in order"))
+        Self { counts: vec![0; place(LONGEST) + 1].into(), count: 0, sum: 0, min: u64::MAX, max: 0 }
     }
 
-    /// `count` things took `nanos` nanoseconds each.
+    /// `count` things (at least one) took `nanos` nanoseconds each.
     #[inline]
     pub(super) fn record(&mut self, nanos: u64, count: u64) {
-        self.0.saturating_record_n(nanos, count);
+        let nanos = nanos.min(LONGEST);
+        self.counts[place(nanos)] += count;
+        self.count += count;
+        self.sum += u128::from(nanos) * u128::from(count);
+        self.min = self.min.min(nanos);
+        self.max = self.max.max(nanos);
     }
 
     /// Those of another table come along.
     pub(super) fn merge(&mut self, other: &Self) {
-        self.0.add(&other.0).expect("both have the same bounds");
+        for (ours, theirs) in self.counts.iter_mut().zip(&other.counts) {
+            *ours += theirs;
+        }
+        self.count += other.count;
+        self.sum += other.sum;
+        self.min = self.min.min(other.min);
+        self.max = self.max.max(other.max);
     }
 
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.0.len()
+        self.count
     }
 
-    /// The shortest; 0 if there are none.
+    /// The shortest, exactly; 0 if there are none.
     #[must_use]
     pub fn min(&self) -> Duration {
-        Duration::from_nanos(self.0.min())
+        Duration::from_nanos(if self.count == 0 { 0 } else { self.min })
     }
 
-    /// The longest; 0 if there are none.
+    /// The longest, exactly; 0 if there are none.
     #[must_use]
     pub fn max(&self) -> Duration {
-        Duration::from_nanos(self.0.max())
+        Duration::from_nanos(self.max)
     }
 
-    /// The mean; 0 if there are none.
+    /// The mean, exactly; 0 if there are none.
     #[must_use]
     pub fn mean(&self) -> Duration {
-        Duration::from_secs_f64(self.0.mean() / 1e9)
+        let mean = self.sum.checked_div(u128::from(self.count)).unwrap_or(0);
+        Duration::from_nanos(u64::try_from(mean).unwrap_or(u64::MAX))
     }
 
     /// The time in which so many percent (0 to 100) of them were done.
     #[must_use]
     pub fn percentile(&self, percent: f64) -> Duration {
-        Duration::from_nanos(self.0.value_at_percentile(percent))
+        // Of a million, 99.99 % are not to be 999,901 for the sake of a fraction.
+        let rank = rounded((self.count as f64 * percent / 100.0 - 1e-6).ceil()).clamp(1, self.count.max(1));
+        let mut before = 0;
+        let found = self.counts.iter().position(|count| {
+            before += count;
+            before >= rank
+        });
+        Duration::from_nanos(found.map_or(0, |place| largest(place).min(self.max)))
     }
 
     /// All of them in at most `most` bars, from the shortest to the longest. Each bar reaches as many times further
     /// as the one before; those at the beginning and at the end are not empty.
     #[must_use]
     pub fn bars(&self, most: usize) -> Vec<Bar> {
-        if self.0.is_empty() || most == 0 {
+        if self.count == 0 || most == 0 {
             return Vec::new();
         }
-        let (min, max) = (self.0.min().max(1) as f64, self.0.max().max(1) as f64);
+        let (min, max) = (self.min.max(1) as f64, self.max.max(1) as f64);
         let factor = (max / min).powf(1.0 / most as f64);
         let mut bars: Vec<Bar> = Vec::with_capacity(most);
         let mut from = 0;
         for number in 1..=most {
-            let to = if number == most {
-                self.0.max()
-            } else {
-                rounded(min * factor.powi(i32::try_from(number).unwrap_or(i32::MAX)))
-            };
-            let to = self.0.highest_equivalent(to).min(self.0.max());
+            let edge = rounded(min * factor.powi(i32::try_from(number).unwrap_or(i32::MAX)));
+            let to = if number == most { place(self.max) } else { place(edge.clamp(self.min, self.max)) };
             // Where all are close together, several bars would be the same.
-            if bars.is_empty() || to > from {
-                let low = if bars.is_empty() { 0 } else { from + 1 };
-                bars.push(Bar { to: Duration::from_nanos(to), count: self.0.count_between(low, to) });
-                from = to;
+            if to >= from {
+                let count = self.counts[from..=to].iter().sum();
+                bars.push(Bar { to: Duration::from_nanos(largest(to).min(self.max)), count });
+                from = to + 1;
             }
         }
         bars
@@ -125,6 +171,25 @@ mod tests {
     fn close(found: Duration, nanos: u64) {
         let found = found.as_nanos() as f64;
         assert!((found / nanos as f64 - 1.0).abs() < 0.001, "{found} is not {nanos}");
+    }
+
+    #[test]
+    fn every_value_has_a_place_that_is_right_to_three_digits() {
+        let mut values: Vec<u64> = (0..10_000).collect();
+        values.extend(
+            (0..47).flat_map(|bit| [(1_u64 << bit) - 1, 1 << bit, (1 << bit) + 1]).filter(|value| *value <= LONGEST),
+        );
+        values.push(LONGEST);
+        values.sort_unstable();
+        for pair in values.windows(2) {
+            assert!(place(pair[0]) <= place(pair[1]), "{pair:?}");
+            assert!(place(pair[1]) <= place(pair[0]) + 1 || pair[1] > pair[0] + 1, "{pair:?}");
+        }
+        for value in values {
+            let largest = largest(place(value));
+            assert!(largest >= value && largest - value <= value / 1024, "{value} is counted as {largest}");
+            assert_eq!(place(largest), place(value));
+        }
     }
 
     #[test]

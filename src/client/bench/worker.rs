@@ -50,6 +50,7 @@ pub(super) struct Worker<'a> {
     warm_up: Tally,
     pub(super) phase: Phase,
     pub(super) schedule: Option<Schedule>,
+    pub(super) batch: Batch,
     /// How many slots have been looked at.
     released: u64,
     /// How many messages may still be sent.
@@ -81,6 +82,17 @@ pub(super) enum Phase {
     Finishing,
     /// That is all.
     Done,
+}
+
+/// What a batch of the whole depth is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Batch {
+    /// Bytes of its messages.
+    pub(super) messages: usize,
+    /// Bytes of its replies.
+    pub(super) replies: usize,
+    /// From its place in the script to that of the next one.
+    pub(super) step: usize,
 }
 
 /// What a thread has found out.
@@ -121,6 +133,11 @@ impl<'a> Worker<'a> {
             warm_up: Tally::default(),
             phase: Phase::Connecting,
             schedule: None,
+            batch: Batch {
+                messages: load.depth * script.message_size(),
+                replies: load.depth * script.reply_size(),
+                step: load.depth % script.places(),
+            },
             released: 0,
             left: load.count.map_or(u64::MAX, |count| share_of(count, load.threads, number)),
             waiting: 0,
