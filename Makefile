@@ -70,7 +70,7 @@ install:
 	$(INSTALL) -m 644 systemd/catalog/echoed.catalog "$(DESTDIR)$(CATALOGDIR)/echoed.catalog"
 	@test -e "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml" || \
 	    $(INSTALL) -m 644 etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"
-	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/configuration.md docs/protocol.md \
+	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/configuration.md docs/echoctl-json.md docs/protocol.md \
 	    LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
 	@test -n "$(DESTDIR)" || \
 	    echo "Now: systemctl daemon-reload && journalctl --update-catalog && systemctl enable --now echoed.socket"

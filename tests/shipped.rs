@@ -92,6 +92,7 @@ fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
         ("usr/lib/systemd/catalog/echoed.catalog", 0o644),
         ("etc/echoed/echoed.toml", 0o644),
         ("usr/share/doc/echoed/configuration.md", 0o644),
+        ("usr/share/doc/echoed/echoctl-json.md", 0o644),
         ("usr/share/doc/echoed/examples/ipv6.conf", 0o644),
         ("usr/share/doc/echoed/README.md", 0o644),
         ("usr/share/doc/echoed/LICENSE-MIT", 0o644),

@@ -32,7 +32,7 @@ impl Clock {
     pub(super) fn now(self) -> u64 {
         let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
         // Neither is ever negative.
-        tv_sec.cast_unsigned() * 1_000_000_000 + tv_nsec.cast_unsigned() - self.0
+        (tv_sec * 1_000_000_000 + tv_nsec) as u64 - self.0
     }
 }
 
