@@ -3,19 +3,17 @@
 #![cfg(all(feature = "daemon", feature = "client", feature = "cli"))]
 
 mod common;
+#[path = "bench/terminal.rs"]
+mod terminal;
 
-use std::io::Read;
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::echoctl::{
-    Output, Running, break_when_closed, command, each_message, echoctl, nobody, say, say_in_pieces, server,
-};
+use common::echoctl::{Running, break_when_closed, command, each_message, echoctl, nobody, say, say_in_pieces, server};
 use common::json::Json;
 use common::{CEILING, Daemon};
 
@@ -365,58 +363,6 @@ fn ctrl_c_ends_it_with_the_summary_so_far() {
         assert!(json["interrupted"].is_true());
         assert_eq!(json["answered"].number() >= 1.0, answers, "{json:?}");
         assert_eq!(cause(&json, "unanswered").1, if answers { 0.0 } else { 2.0 }, "{json:?}");
-    }
-}
-
-// --- The bar -----------------------------------------------------------------------------------------------------------
-
-/// Runs it with a terminal as its stderr, and returns what that has shown.
-fn on_a_terminal(variable: &str, value: &str, arguments: &[&str]) -> (Output, String) {
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("there are terminals");
-    grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("it is ours");
-    let name = ptsname(&terminal, Vec::new()).expect("it has a name").into_string().expect("it is text");
-    let shown = std::fs::OpenOptions::new().read(true).write(true).open(name).expect("it can be opened");
-    let mut command = command(arguments);
-    command.stderr(OwnedFd::from(shown)).env("TERM", "xterm").env_remove("NO_COLOR").env(variable, value);
-    let running = Running::start(&mut command);
-    // Its other handle of the terminal goes with it.
-    drop(command);
-    let reader = thread::spawn(move || {
-        let mut text = Vec::new();
-        let mut terminal = std::fs::File::from(terminal);
-        let mut chunk = [0; 4096];
-        // At the end it is an error.
-        while let Ok(count @ 1..) = terminal.read(&mut chunk) {
-            text.extend_from_slice(&chunk[..count]);
-        }
-        String::from_utf8(text).expect("it is text")
-    });
-    let output = running.wait();
-    (output, reader.join().expect("it is text"))
-}
-
-#[test]
-fn the_bar_is_on_a_terminal_only_and_changes_nothing() {
-    let address = right();
-    let arguments = ["bench", "--json", "--count", "50", "--rate", "50/s", "--connections", "2", &address];
-    let (output, bar) = on_a_terminal("UNUSED", "", &arguments);
-    let with = output.check(0).json();
-    let last = bar.rsplit("\r\x1b[K").find(|line| !line.is_empty()).unwrap_or_else(|| panic!("no bar: {bar:?}"));
-    assert!(last.contains(" %") && last.contains(" answered") && last.contains("\x1b[32m="), "{bar:?}");
-    assert!(bar.ends_with("\r\x1b[K"), "it is left behind: {bar:?}");
-
-    let (output, bar) = on_a_terminal("NO_COLOR", "1", &arguments);
-    output.check(0);
-    assert!(bar.contains(" answered") && !bar.contains("\x1b[3"), "{bar:?}");
-    let (output, bar) = on_a_terminal("TERM", "dumb", &arguments);
-    output.check(0);
-    assert_eq!(bar, "");
-
-    let without = bench(0, &arguments[2..]);
-    assert_eq!(with.keys(), without.keys());
-    for json in [with, without] {
-        check_count(&json, 50.0);
     }
 }
 
