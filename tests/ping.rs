@@ -26,7 +26,7 @@ fn summary(stdout: &str) -> &str {
     summary.lines().next().expect("there is one")
 }
 
-/// An arrival at a server that answers everything.
+/// A server that answers everything.
 fn right() -> String {
     server(|_, stream| each_message(stream, |_, reply, stream| say(stream, reply)))
 }
@@ -137,9 +137,9 @@ fn a_late_reply_is_a_loss_and_not_the_next_ones() {
             number == 0 || say(stream, &owed)
         });
     });
-    let output = echoctl(&["ping", "-c", "2", "-i", "600ms", "-W", "300ms", &address]);
+    let output = echoctl(&["ping", "-c", "2", "-i", "1500ms", "-W", "1s", &address]);
     let lines = lines(&output.check(1).stdout);
-    assert_eq!(lines[0], "lost: seq=1: no reply within 300ms (--timeout)");
+    assert_eq!(lines[0], "lost: seq=1: no reply within 1s (--timeout)");
     assert!(lines[1].starts_with(&format!("late reply from {address}: seq=1 time=")), "{lines:#?}");
     assert!(lines[2].starts_with(&format!("reply from {address}: seq=2 ")), "{lines:#?}");
     assert!(summary(&output.stdout).starts_with("2 sent, 1 received, 1 late, 50% loss, "), "{output:#?}");
@@ -207,7 +207,7 @@ fn a_connection_that_ends_loses_what_was_on_its_way_and_the_next_takes_its_place
             }
             each_message(stream, |_, reply, stream| connection > 0 && say(stream, reply));
         });
-        let output = echoctl(&["ping", "-c", "3", "-i", "100ms", &address]);
+        let output = echoctl(&["ping", "-c", "3", "-i", "400ms", &address]);
         let lines = lines(&output.check(1).stdout);
         let why =
             if breaks { "the connection broke (Connection reset by peer)" } else { "the server ended the connection" };
@@ -226,7 +226,7 @@ fn an_end_with_nothing_on_its_way_is_said_and_costs_nothing() {
             false
         });
     });
-    let output = echoctl(&["ping", "-c", "2", "-i", "200ms", &address]);
+    let output = echoctl(&["ping", "-c", "2", "-i", "500ms", &address]);
     let lines = lines(&output.check(0).stdout);
     assert!(lines[0].contains("seq=1 bytes") && lines[2].contains("seq=2 bytes"), "{lines:#?}");
     assert_eq!(lines[1], "the server says: no message within 1us");
