@@ -83,8 +83,8 @@ install:
 	$(INSTALL) -m 644 systemd/catalog/echoed.catalog "$(DESTDIR)$(CATALOGDIR)/echoed.catalog"
 	@test -e "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml" || \
 	    $(INSTALL) -m 644 etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"
-	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/configuration.md docs/operations.md \
-	    docs/protocol.md LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
+	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/configuration.md docs/echoctl-json.md \
+	    docs/operations.md docs/protocol.md LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
 	@test -n "$(DESTDIR)" || \
 	    echo "Now: systemctl daemon-reload && systemd-tmpfiles --create echoed.conf && journalctl --update-catalog &&" \
 	        "systemctl enable --now echoed.socket"

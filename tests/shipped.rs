@@ -95,6 +95,7 @@ fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
         ("etc/echoed/echoed.toml", 0o644),
         ("usr/share/doc/echoed/configuration.md", 0o644),
         ("usr/share/doc/echoed/operations.md", 0o644),
+        ("usr/share/doc/echoed/echoctl-json.md", 0o644),
         ("usr/share/doc/echoed/examples/ipv6.conf", 0o644),
         ("usr/share/doc/echoed/README.md", 0o644),
         ("usr/share/doc/echoed/LICENSE-MIT", 0o644),

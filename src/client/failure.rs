@@ -88,7 +88,9 @@ pub enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Wrong { number, expected, got } => wrong(f, *number, expected, got),
+            Self::Wrong { number, expected, got } => {
+                write!(f, "reply {number} is wrong: {}", Difference { expected, got })
+            }
             Self::Unexpected { got } => write!(f, "got {}, which no message had asked for", Quoted(got)),
             Self::ServerError { text, other_delimiter } => {
                 write!(f, "the server says: {}", Escaped(text))?;
@@ -149,15 +151,23 @@ impl std::error::Error for Failure {
     }
 }
 
-fn wrong(f: &mut fmt::Formatter<'_>, number: u64, expected: &[u8], got: &[u8]) -> fmt::Result {
-    write!(f, "reply {number} is wrong: ")?;
-    // Of long ones, what counts is where they begin to differ.
-    let common = expected.iter().zip(got).take_while(|(a, b)| a == b).count();
-    let from = if common < MAX_QUOTED { 0 } else { common - CONTEXT };
-    if from > 0 {
-        write!(f, "from byte {} on ", from + 1)?;
+/// Where a wrong reply differs from the right one.
+pub(super) struct Difference<'a> {
+    pub(super) expected: &'a [u8],
+    pub(super) got: &'a [u8],
+}
+
+impl fmt::Display for Difference<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { expected, got } = *self;
+        // Of long ones, what counts is where they begin to differ.
+        let common = expected.iter().zip(got).take_while(|(a, b)| a == b).count();
+        let from = if common < MAX_QUOTED { 0 } else { common - CONTEXT };
+        if from > 0 {
+            write!(f, "from byte {} on ", from + 1)?;
+        }
+        write!(f, "expected {}, got {}", Quoted(&expected[from..]), Quoted(&got[from..]))
     }
-    write!(f, "expected {}, got {}", Quoted(&expected[from..]), Quoted(&got[from..]))
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 use std::time::Duration;
 
+use super::json::push_json;
+
 /// A reply, whatever it is worth.
 #[derive(Debug, Clone, Copy)]
 pub struct Reply<'a> {
@@ -86,25 +88,6 @@ fn json(reply: Reply<'_>) -> String {
     // Writing to a string cannot fail.
     let _ = writeln!(line, ",\"ok\":{},\"rtt_us\":{round_trip}}}", reply.ok);
     line
-}
-
-/// Bytes as a JSON string (RFC 8259).
-fn push_json(line: &mut String, bytes: &[u8]) {
-    line.push('"');
-    for character in String::from_utf8_lossy(bytes).chars() {
-        match character {
-            '"' => line.push_str("\\\""),
-            '\\' => line.push_str("\\\\"),
-            '\n' => line.push_str("\\n"),
-            '\r' => line.push_str("\\r"),
-            '\t' => line.push_str("\\t"),
-            '\0'..='\x1f' => {
-                let _ = write!(line, "\\u{:04x}", u32::from(character));
-            }
-            _ => line.push(character),
-        }
-    }
-    line.push('"');
 }
 
 #[cfg(test)]

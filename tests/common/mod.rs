@@ -7,6 +7,9 @@
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test program uses its own part")]
 
 pub mod daemon;
+#[cfg(all(feature = "client", feature = "cli"))]
+pub mod echoctl;
+pub mod json;
 pub mod manager;
 pub mod peer;
 

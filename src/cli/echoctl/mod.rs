@@ -1,5 +1,8 @@
 //! The command line of the client.
 
+mod bench;
+mod ping;
+
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -10,6 +13,9 @@ use crate::protocol::Delimiter;
 use crate::protocol::delimiter::unescape;
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
 use crate::units::parse_time;
+
+pub use bench::Bench;
+pub use ping::Ping;
 
 /// Talks to servers of the delimited echo protocol, such as echoed.
 #[derive(Debug, Parser)]
@@ -54,23 +60,58 @@ pub enum Command {
                   2  could not connect, bad command line, or the first line of stdin cannot be sent"
     )]
     Send(Send),
+    /// Measure round trip times, one message after the other
+    ///
+    /// Sends a numbered message every --interval, whether the one before was answered or not, over one connection. Prints a
+    /// line for each reply and a summary at the end, which -c or Ctrl-C brings about.
+    ///
+    /// Every reply is compared with its message. One that comes later than --timeout is lost; should it still come, that is
+    /// told, and it is not taken for the next one. When the connection ends, what was on its way is lost, and the next
+    /// message is sent over a new one; the time that connecting takes is not part of the round trip.
+    ///
+    /// With Ctrl-C, replies on their way are waited for no longer than twice the longest round trip (0.1s at least); if none
+    /// has ever come, not at all. A second Ctrl-C does not wait.
+    #[command(
+        after_help = "Exit codes: 0 all answered as expected; 1 answered wrongly, late or not at all;\n\
+                      2 could not connect for the first message, or bad command line.",
+        after_long_help = "Examples:\n  \
+                  echoctl ping 127.0.0.1:8085\n  \
+                  echoctl ping -c 10 -i 200ms unix:/run/echoed.sock\n  \
+                  echoctl ping -q -c 5 -W 1s tcp:echo.example:8085 || echo 'it is in trouble'\n\n\
+                  Exit codes:\n  \
+                  0  all answered as expected\n  \
+                  1  answered wrongly, late or not at all\n  \
+                  2  could not connect for the first message, or bad command line"
+    )]
+    Ping(Ping),
+    /// Put load on a server, and tell its throughput and latencies
+    ///
+    /// Opens connections and keeps each of them busy: it sends --depth messages at once, and when all are answered the next.
+    /// With --rate, messages are sent when they are due, whatever was answered. Every byte of the replies is compared.
+    ///
+    /// It ends after --duration, after --count messages or with Ctrl-C, whichever is first, and prints throughput, errors by
+    /// cause, latencies and their histogram. Ctrl-C waits for replies on their way for a second, a second one does not.
+    ///
+    /// A connection that ends, or cannot be made, is counted by its cause and made anew, after a pause of 10 ms to 1 s if it
+    /// had brought no reply. Only when already the first one cannot be made, nothing is begun.
+    #[command(
+        after_help = "Exit codes: 0 all answered as expected; 1 answered wrongly, late or not at all, or not connected later on;\n\
+                      2 could not connect or bad command line.",
+        after_long_help = "Examples:\n  \
+                  echoctl bench 127.0.0.1:8085\n  \
+                  echoctl bench --connections 64 --depth 16 --duration 30s unix:/run/echoed.sock\n  \
+                  echoctl bench --rate 5000/s --connections 100 --size 1KiB --json 127.0.0.1:8085 >now.json\n\n\
+                  Exit codes:\n  \
+                  0  all answered as expected\n  \
+                  1  answered wrongly, late or not at all, or a connection could not be made later on\n  \
+                  2  could not connect, or bad command line"
+    )]
+    Bench(Bench),
 }
 
-/// The options of `echoctl send`.
+/// The options that all commands have.
 #[derive(Debug, clap::Args)]
-pub struct Send {
-    /// Where to connect: tcp:HOST:PORT, unix:/PATH or unix:@NAME
-    ///
-    /// tcp4: and tcp6: take addresses of one family only; an IPv6 address stands in brackets. Without a scheme, HOST:PORT,
-    /// /PATH and @NAME will do. All addresses of a host are tried.
-    pub address: Address,
-
-    /// What to send; without any, each line of stdin is a message
-    ///
-    /// Any bytes but the delimiter. "" is a message, too. What begins with - goes after --.
-    #[arg(value_name = "MESSAGE")]
-    pub messages: Vec<OsString>,
-
+pub struct Common {
     /// What ends messages and replies, 1 to 16 bytes
     ///
     /// Takes the escapes of TOML strings (\t \n \r \" \\ \b \f \e \uNNNN \UNNNNNNNN), \0, and \xNN for any byte.
@@ -88,6 +129,26 @@ pub struct Send {
     /// A time is numbers with units, added up: 500ms, 2s, 1min 30s.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
     pub connect_timeout: Duration,
+}
+
+/// The options of `echoctl send`.
+#[derive(Debug, clap::Args)]
+pub struct Send {
+    /// Where to connect: tcp:HOST:PORT, unix:/PATH or unix:@NAME
+    ///
+    /// tcp4: and tcp6: take addresses of one family only; an IPv6 address stands in brackets. Without a scheme, HOST:PORT,
+    /// /PATH and @NAME will do. All addresses of a host are tried.
+    pub address: Address,
+
+    /// What to send; without any, each line of stdin is a message
+    ///
+    /// Any bytes but the delimiter. "" is a message, too. What begins with - goes after --.
+    #[arg(value_name = "MESSAGE")]
+    pub messages: Vec<OsString>,
+
+    /// What all commands have.
+    #[command(flatten)]
+    pub common: Common,
 
     /// How long each reply may take
     ///

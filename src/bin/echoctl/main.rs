@@ -1,11 +1,14 @@
 //! The client: its command line, its exit codes, and nothing else.
 
+mod bench;
+mod ping;
+
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
 
 use clap::Parser;
-use echoed::cli::echoctl::{Command, Echoctl, Send};
+use echoed::cli::echoctl::{Command, Common, Echoctl, Send};
 use echoed::client::connect::connect;
 use echoed::client::exchange::{Terms, exchange};
 use echoed::client::failure::Failure;
@@ -29,20 +32,21 @@ fn main() -> ExitCode {
         }
         Err(error) => return Error::command_line(&error).say(),
     };
-    let Command::Send(arguments) = arguments.command;
-    match send(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+    let done = match arguments.command {
+        Command::Send(arguments) => send(arguments).map(|()| true),
+        Command::Ping(arguments) => ping::ping(arguments),
+        Command::Bench(arguments) => bench::bench(arguments),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(UNANSWERED),
         Err(error) => error.say(),
     }
 }
 
 fn send(arguments: Send) -> Result<(), Error> {
-    let Send { address, messages, delimiter, prefix, connect_timeout, timeout, no_reply, json } = arguments;
-    if delimiter.is_in(prefix.as_bytes()) {
-        return Err(Error::not_started(format!(
-            "the prefix {prefix:?} contains the delimiter {delimiter:?}, so no reply can have it; give another --prefix"
-        )));
-    }
+    let Send { address, messages, common, timeout, no_reply, json } = arguments;
+    let Common { delimiter, prefix, connect_timeout } = check(common)?;
     let format = if json { Format::Json } else { Format::Text };
     let messages: Vec<_> = messages.into_iter().map(OsStringExt::into_vec).collect();
     let given = if messages.is_empty() {
@@ -52,8 +56,7 @@ fn send(arguments: Send) -> Result<(), Error> {
     };
     let terms = Terms { delimiter, prefix, timeout, replies: !no_reply };
 
-    let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Error::not_started(format!("cannot start: {error}")))?;
+    let runtime = runtime()?;
     let result = runtime.block_on(async {
         let stream = connect(&address, connect_timeout).await.map_err(|error| Error::not_started(error.to_string()))?;
         let messages = match given {
@@ -69,6 +72,32 @@ fn send(arguments: Send) -> Result<(), Error> {
     // A lookup that has timed out may go on for long.
     runtime.shutdown_background();
     result
+}
+
+/// Options that do not go together.
+fn check(common: Common) -> Result<Common, Error> {
+    let Common { delimiter, prefix, .. } = &common;
+    if delimiter.is_in(prefix.as_bytes()) {
+        return Err(Error::not_started(format!(
+            "the prefix {prefix:?} contains the delimiter {delimiter:?}, so no reply can have it; give another --prefix"
+        )));
+    }
+    Ok(common)
+}
+
+fn runtime() -> Result<runtime::Runtime, Error> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Error::not_started(format!("cannot start: {error}")))
+}
+
+/// What printing comes to: nobody wants to see it any more, as with head(1), is no failure.
+fn printed(result: io::Result<()>) -> Result<(), Error> {
+    match result {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error { text: Failure::Report(error).to_string(), code: UNANSWERED })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// One line for stderr, and the exit code.

@@ -1,0 +1,49 @@
+//! `echoctl ping`: has Ctrl-C end it with a summary.
+
+use std::io;
+
+use echoed::cli::echoctl::{self as cli, Common};
+use echoed::client::ping::report::{Form, Printer};
+use echoed::client::ping::{PingError, Plan, ping as run};
+use tokio::select;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use super::{Error, check, printed, runtime};
+
+/// Returns whether all was answered.
+pub(super) fn ping(arguments: cli::Ping) -> Result<bool, Error> {
+    let Common { delimiter, prefix, connect_timeout } = check(arguments.common)?;
+    let plan = Plan {
+        address: arguments.address,
+        delimiter,
+        prefix,
+        connect_timeout,
+        timeout: arguments.timeout,
+        interval: arguments.interval,
+        count: arguments.count,
+        size: arguments.size,
+    };
+    let form = Form { quiet: arguments.quiet, timestamps: arguments.timestamps, json: arguments.json };
+    let mut printer = Printer::new(io::stdout(), &plan.address, form);
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        let mut interrupts = signal(SignalKind::interrupt()).map_err(|error| Error::not_started(error.to_string()))?;
+        let stop = Notify::new();
+        let mut pings = std::pin::pin!(run(&plan, &mut printer, &stop));
+        loop {
+            select! {
+                result = &mut pings => return Ok(result),
+                _ = interrupts.recv() => stop.notify_one(),
+            }
+        }
+    });
+    // A lookup that has timed out may go on for long.
+    runtime.shutdown_background();
+    match result? {
+        Ok(statistics) => Ok(statistics.is_ok()),
+        Err(error @ PingError::Connect(_)) => Err(Error::not_started(error.to_string())),
+        Err(PingError::Report(error)) => printed(Err(error)).map(|()| true),
+        Err(error) => Err(Error::not_started(error.to_string())),
+    }
+}

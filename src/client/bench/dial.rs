@@ -1,0 +1,94 @@
+//! Makes connections without waiting for them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{set_tcp_nodelay, socket_error};
+use rustix::net::{
+    AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, connect, getpeername, getsockname,
+    socket_with,
+};
+
+use crate::address::Address;
+
+/// Where connections go to: one address, looked up once.
+#[derive(Debug, Clone)]
+pub(super) enum Target {
+    Tcp(SocketAddr),
+    Unix(SocketAddrUnix),
+}
+
+/// What became of an attempt.
+pub(super) enum Dialled {
+    /// It is connected.
+    Connected(OwnedFd),
+    /// The socket will be writable when that is decided: see [`outcome`].
+    Begun(OwnedFd),
+    /// A Unix socket's backlog is full; nothing tells when there is room.
+    Full,
+    /// It failed.
+    Failed(io::Error),
+}
+
+impl Target {
+    /// Where a connection to `address` has led to.
+    pub(super) fn of(address: &Address, connected: &UnixStream) -> io::Result<Self> {
+        Ok(match address {
+            Address::Unix(path) => Self::Unix(SocketAddrUnix::new(path)?),
+            Address::Abstract(name) => Self::Unix(SocketAddrUnix::new_abstract_name(name.as_bytes())?),
+            Address::Tcp { .. } => {
+                let peer: Option<SocketAddrAny> = getpeername(connected)?;
+                Self::Tcp(peer.ok_or(Errno::NOTCONN)?.try_into()?)
+            }
+        })
+    }
+
+    /// Begins to connect.
+    pub(super) fn dial(&self) -> Dialled {
+        match self.begin() {
+            Ok((socket, Ok(()))) => match self.is_to_itself(&socket) {
+                Ok(false) => Dialled::Connected(socket),
+                Ok(true) => Dialled::Failed(Errno::CONNREFUSED.into()),
+                Err(error) => Dialled::Failed(error),
+            },
+            Ok((socket, Err(Errno::INPROGRESS))) => Dialled::Begun(socket),
+            Ok((_, Err(Errno::AGAIN))) => Dialled::Full,
+            Ok((_, Err(error))) | Err(error) => Dialled::Failed(error.into()),
+        }
+    }
+
+    fn begin(&self) -> rustix::io::Result<(OwnedFd, rustix::io::Result<()>)> {
+        let family = match self {
+            Self::Tcp(SocketAddr::V4(_)) => AddressFamily::INET,
+            Self::Tcp(SocketAddr::V6(_)) => AddressFamily::INET6,
+            Self::Unix(_) => AddressFamily::UNIX,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+        let connected = match self {
+            Self::Tcp(address) => {
+                set_tcp_nodelay(&socket, true)?;
+                connect(&socket, address)
+            }
+            Self::Unix(address) => connect(&socket, address),
+        };
+        Ok((socket, connected))
+    }
+
+    /// What a begun attempt has come to.
+    pub(super) fn outcome(&self, socket: &OwnedFd) -> io::Result<()> {
+        socket_error(socket)??;
+        if self.is_to_itself(socket)? { Err(Errno::CONNREFUSED.into()) } else { Ok(()) }
+    }
+
+    /// Where nobody listens on a port that this very socket was given, TCP connects it to itself (RFC 9293, 3.5).
+    fn is_to_itself(&self, socket: &OwnedFd) -> io::Result<bool> {
+        match self {
+            Self::Tcp(address) => Ok(SocketAddr::try_from(getsockname(socket)?)? == *address),
+            Self::Unix(_) => Ok(false),
+        }
+    }
+}

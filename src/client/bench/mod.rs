@@ -1,0 +1,243 @@
+//! A load: many connections that send messages and check the replies, at the least cost for each.
+//!
+//! ```text
+//! Load ──> Bench ──> Worker (one each thread) ──> Outcome ──> report
+//!                      peer      what one connection is owed        script     what is sent, what must come
+//!                      traffic   receive, compare, count, send      schedule   when, where there is a rate
+//!                      poll      the epoll set, the timer           dial       new connections
+//! ```
+//!
+//! No async runtime: for each wake-up of a connection there is one receive, one comparison, one look at the clock and
+//! one send. What is measured should be the server.
+
+mod control;
+mod dial;
+mod latencies;
+mod peer;
+mod poll;
+pub mod report;
+mod schedule;
+mod script;
+mod tally;
+mod traffic;
+mod worker;
+
+use std::fmt;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use super::connect::Stream;
+use crate::address::Address;
+use crate::protocol::Delimiter;
+use crate::protocol::reply::Prefix;
+
+pub use control::{Control, Progress};
+pub use latencies::{Bar, Latencies};
+pub use script::{MAX_BATCH, TooLarge};
+pub use tally::{Cause, Loss, Tally};
+
+use dial::Target;
+use poll::Clock;
+use script::Script;
+use worker::{Findings, Worker};
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct Load {
+    /// Connections at once, at least 1.
+    pub connections: usize,
+    /// Messages of a connection on their way at once, at least 1.
+    pub depth: usize,
+    /// The size of each message in bytes, its delimiter not counted.
+    pub size: usize,
+    /// Threads, from 1 to the number of connections.
+    pub threads: usize,
+    /// How long messages are sent, after the warm-up.
+    pub duration: Option<Duration>,
+    /// How many messages are sent, those of the warm-up among them. Without a duration, the load also ends when for
+    /// `connect_timeout` and `timeout` together there were nothing but failures.
+    pub count: Option<u64>,
+    /// What happens in this time is counted apart.
+    pub warm_up: Duration,
+    /// Messages a second, more than 0; latencies then count from when a message was due. `None`: each connection sends
+    /// its next `depth` messages when all before are answered.
+    pub rate: Option<f64>,
+    /// Whether each byte of the replies is compared. Otherwise they are only counted.
+    pub verify: bool,
+    /// Ends messages and replies.
+    pub delimiter: Delimiter,
+    /// What replies begin with.
+    pub prefix: Prefix,
+    /// How long a connection may take.
+    pub connect_timeout: Duration,
+    /// How long a reply may take, from when it is the next one awaited and its message was sent.
+    pub timeout: Duration,
+}
+
+/// Why a load cannot be begun.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// See [`TooLarge`].
+    TooLarge(TooLarge),
+    /// There are no connections, no depth, no rate or no threads, or more threads than connections.
+    Nonsense,
+    /// The system refuses something that it should not.
+    System(io::Error),
+}
+
+impl fmt::Display for BenchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge(error) => error.fmt(f),
+            Self::Nonsense => {
+                f.write_str("a load needs connections, a depth, a rate, and no more threads than connections")
+            }
+            Self::System(error) => write!(f, "cannot run a load: {}", super::quote::reason(error)),
+        }
+    }
+}
+
+impl std::error::Error for BenchError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::TooLarge(error) => Some(error),
+            Self::System(error) => Some(error),
+            Self::Nonsense => None,
+        }
+    }
+}
+
+impl From<io::Error> for BenchError {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
+}
+
+/// A load that is ready to begin.
+pub struct Bench {
+    load: Load,
+    script: Script,
+    target: Target,
+    first: OwnedFd,
+    control: Arc<Control>,
+}
+
+/// What a load has come to.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// What was counted after the warm-up.
+    pub measured: Tally,
+    /// What was counted in it.
+    pub warm_up: Tally,
+    /// The measured time: until nothing more was sent, or until the last reply, whichever was later.
+    pub time: Duration,
+    /// Messages that were due, or left of the count, when nothing more was sent.
+    pub unsent: u64,
+    /// Whether it was ended from outside.
+    pub interrupted: bool,
+}
+
+impl Outcome {
+    /// Whether messages were answered and nothing went wrong, in the warm-up neither.
+    #[must_use]
+    pub fn is_ok(&self) -> bool {
+        self.measured.answered + self.warm_up.answered > 0 && self.measured.errors() + self.warm_up.errors() == 0
+    }
+
+    /// Answered messages a second; 0 if there was no time.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        per_second(self.measured.answered, self.time)
+    }
+}
+
+/// So many in a time; 0 in none.
+fn per_second(count: u64, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
+}
+
+impl Bench {
+    /// Prepares a load on `address`. `first` is a connection to it, which becomes one of the load's; all others go to
+    /// where that one went, so that a name is looked up only once.
+    ///
+    /// # Errors
+    /// See [`BenchError`].
+    pub fn new(load: Load, address: &Address, first: Stream) -> Result<Self, BenchError> {
+        let sensible = NonZeroUsize::new(load.threads).is_some_and(|threads| threads.get() <= load.connections)
+            && load.depth > 0
+            && load.rate.is_none_or(|rate| rate.is_finite() && rate > 0.0);
+        if !sensible {
+            return Err(BenchError::Nonsense);
+        }
+        let script = Script::new(load.size, load.depth, &load.delimiter, &load.prefix).map_err(BenchError::TooLarge)?;
+        let first = first.into_std()?;
+        let target = Target::of(address, &first)?;
+        let control = Arc::new(Control::new(load.threads)?);
+        Ok(Self { load, script, target, first: first.into(), control })
+    }
+
+    /// Ends it early, and tells how far it is.
+    #[must_use]
+    pub fn control(&self) -> Arc<Control> {
+        Arc::clone(&self.control)
+    }
+
+    /// Runs it to its end. This blocks.
+    ///
+    /// # Errors
+    /// The system refuses to wait for sockets or to make a thread. What peers do is never an error, it is counted.
+    pub fn run(self) -> Result<Outcome, BenchError> {
+        let Self { load, script, target, first, control } = self;
+        let barrier = Barrier::new(load.threads);
+        let mut first = Some(first);
+        let findings: Vec<io::Result<Findings>> = thread::scope(|scope| {
+            let (load, script, target, control, barrier) = (&load, &script, &target, &*control, &barrier);
+            let clock = Clock::start();
+            let start = |number| {
+                let first = first.take();
+                scope.spawn(move || match Worker::new(number, load, script, target, control, clock, first) {
+                    Ok(worker) => worker.run(barrier),
+                    Err(error) => {
+                        // The others wait there for all.
+                        barrier.wait();
+                        Err(error)
+                    }
+                })
+            };
+            let threads: Vec<_> = (0..load.threads).map(start).collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined.map(|findings| findings.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        });
+        let mut outcome = Outcome {
+            measured: Tally::default(),
+            warm_up: Tally::default(),
+            time: Duration::ZERO,
+            unsent: 0,
+            interrupted: control.is_stopped(),
+        };
+        for findings in findings {
+            let Findings { measured, warm_up, time, unsent } = findings?;
+            outcome.measured.merge(measured);
+            outcome.warm_up.merge(warm_up);
+            outcome.time = outcome.time.max(time);
+            outcome.unsent += unsent;
+        }
+        Ok(outcome)
+    }
+}
+
+impl fmt::Debug for Bench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bench").field("load", &self.load).field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+/// In nanoseconds; beyond 584 years it is 584 years.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

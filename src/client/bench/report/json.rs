@@ -1,0 +1,92 @@
+//! The report for programs: one object on one line. What each key is, is in docs/echoctl-json.md.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::{BARS, PERCENTILES};
+use crate::address::Address;
+use crate::client::bench::{Latencies, Load, Outcome, Tally, per_second};
+use crate::client::json::push_json;
+
+/// The version of the schema. It grows when a key changes its meaning or goes; new keys may come without that.
+pub const VERSION: u32 = 1;
+
+/// What a load on `address` has come to, as one line.
+#[must_use]
+pub fn report(address: &Address, load: &Load, outcome: &Outcome) -> String {
+    let mut json = String::with_capacity(2048);
+    // Writing to a string cannot fail.
+    let _ = write_report(&mut json, address, load, outcome);
+    json
+}
+
+fn write_report(json: &mut String, address: &Address, load: &Load, outcome: &Outcome) -> std::fmt::Result {
+    let measured = &outcome.measured;
+    write!(json, "{{\"schema\":\"echoctl-bench\",\"version\":{VERSION},\"address\":")?;
+    push_json(json, address.to_string().as_bytes());
+    write_load(json, load)?;
+    write!(json, ",\"interrupted\":{},\"ok\":{}", outcome.interrupted, outcome.is_ok())?;
+    write!(json, ",\"seconds\":{:.6}", outcome.time.as_secs_f64())?;
+    write!(json, ",\"sent\":{},\"answered\":{},\"unsent\":{}", measured.sent, measured.answered, outcome.unsent)?;
+    write!(json, ",\"messages_per_second\":{:.3}", per_second(measured.answered, outcome.time))?;
+    write!(json, ",\"bytes_sent\":{},\"bytes_received\":{}", measured.bytes_sent, measured.bytes_received)?;
+    write_latencies(json, &measured.latencies)?;
+    write_errors(json, measured)?;
+    let warm_up = &outcome.warm_up;
+    write!(json, ",\"warm_up\":{{\"sent\":{},\"answered\":{}", warm_up.sent, warm_up.answered)?;
+    write_errors(json, warm_up)?;
+    json.write_str("}}\n")
+}
+
+fn write_load(json: &mut String, load: &Load) -> std::fmt::Result {
+    write!(json, ",\"load\":{{\"connections\":{},\"depth\":{}", load.connections, load.depth)?;
+    write!(json, ",\"size\":{},\"threads\":{}", load.size, load.threads)?;
+    write!(json, ",\"duration_seconds\":{}", or_null(load.duration.map(|time| time.as_secs_f64())))?;
+    write!(json, ",\"count\":{}", or_null(load.count))?;
+    write!(json, ",\"warm_up_seconds\":{}", load.warm_up.as_secs_f64())?;
+    write!(json, ",\"rate_per_second\":{}", or_null(load.rate))?;
+    write!(json, ",\"verify\":{},\"delimiter\":", load.verify)?;
+    push_json(json, load.delimiter.as_bytes());
+    json.push_str(",\"prefix\":");
+    push_json(json, load.prefix.as_bytes());
+    write!(json, ",\"connect_timeout_seconds\":{}", load.connect_timeout.as_secs_f64())?;
+    write!(json, ",\"timeout_seconds\":{}}}", load.timeout.as_secs_f64())
+}
+
+fn write_latencies(json: &mut String, latencies: &Latencies) -> std::fmt::Result {
+    if latencies.count() == 0 {
+        return json.write_str(",\"latency_us\":null,\"histogram\":[]");
+    }
+    write!(json, ",\"latency_us\":{{\"min\":{}", micros(latencies.min()))?;
+    for (name, percent) in PERCENTILES {
+        write!(json, ",\"{}\":{}", name.replace('.', "_"), micros(latencies.percentile(percent)))?;
+    }
+    write!(json, ",\"max\":{},\"mean\":{}}}", micros(latencies.max()), micros(latencies.mean()))?;
+    json.push_str(",\"histogram\":[");
+    for (at, bar) in latencies.bars(BARS).iter().enumerate() {
+        let comma = if at > 0 { "," } else { "" };
+        write!(json, "{comma}{{\"to_us\":{},\"count\":{}}}", micros(bar.to), bar.count)?;
+    }
+    json.write_char(']')
+}
+
+fn write_errors(json: &mut String, tally: &Tally) -> std::fmt::Result {
+    json.push_str(",\"causes\":[");
+    for (at, (cause, loss)) in tally.losses.iter().enumerate() {
+        let comma = if at > 0 { "," } else { "" };
+        write!(json, "{comma}{{\"cause\":\"{}\",\"error\":{}", cause.name(), cause.is_error())?;
+        write!(json, ",\"times\":{},\"messages\":{},\"example\":", loss.times, loss.messages)?;
+        push_json(json, loss.example.as_bytes());
+        json.push('}');
+    }
+    json.write_char(']')
+}
+
+fn or_null(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "null".to_owned(), |value| value.to_string())
+}
+
+/// With three decimals: nanoseconds.
+fn micros(time: Duration) -> String {
+    format!("{:.3}", time.as_nanos() as f64 / 1e3)
+}

@@ -1,0 +1,111 @@
+//! What is told of a load: [`text`] for people, [`json`] for programs, and a [`bar`] while it runs. All of them are
+//! functions of values to strings.
+
+pub mod bar;
+mod chart;
+pub mod json;
+pub mod text;
+
+use std::time::Duration;
+
+/// The percentiles that are told.
+const PERCENTILES: [(&str, f64); 5] = [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9), ("p99.99", 99.99)];
+
+/// At most so many bars make the histogram.
+const BARS: usize = 16;
+
+/// What the output can show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Style {
+    /// Columns.
+    pub width: usize,
+    /// Block characters and the letter µ, and not only ASCII.
+    pub unicode: bool,
+}
+
+impl Style {
+    /// For files, pipes and terminals of which nothing is known.
+    pub const PLAIN: Self = Self { width: 80, unicode: false };
+}
+
+/// A time with three digits: `12.3 us`.
+fn time(time: Duration, style: Style) -> String {
+    let nanos = time.as_nanos() as f64;
+    // What would be rounded to four digits has the next unit.
+    let units = [("ns", 1.0), (if style.unicode { "µs" } else { "us" }, 1e3), ("ms", 1e6), ("s", 1e9)];
+    let (unit, size) = units.into_iter().find(|(_, size)| nanos / size < 999.5).unwrap_or(("s", 1e9));
+    let number = nanos / size;
+    let decimals = match number {
+        _ if size == 1.0 => 0,
+        number if number < 9.995 => 2,
+        number if number < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{number:.decimals$} {unit}")
+}
+
+/// A number with commas: `1,234,567`.
+fn number(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3 + 1);
+    for (at, digit) in digits.char_indices() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A number of bytes with three digits or a few more: `45.2 MiB`.
+fn bytes(bytes: f64) -> String {
+    let units = [("B", 1.0), ("KiB", 1024.0), ("MiB", 1_048_576.0)];
+    let (unit, size) = units.into_iter().find(|(_, size)| bytes / size < 1023.5).unwrap_or(("GiB", 1_073_741_824.0));
+    let number = bytes / size;
+    let decimals = if size == 1.0 || number >= 99.95 { 0 } else { 1 };
+    format!("{number:.decimals$} {unit}")
+}
+
+/// A rate: `0.5`, `12.3`, `278,512`.
+fn rate(rate: f64) -> String {
+    if rate < 99.95 { format!("{rate:.1}") } else { number(whole(rate)) }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is positive; beyond u64, it saturates")]
+fn whole(number: f64) -> u64 {
+    number.round() as u64
+}
+
+/// Looks, of all that is shown, as it would on a terminal that shows everything.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_three_digits() {
+        for (nanos, text) in [
+            (0, "0 ns"),
+            (999, "999 ns"),
+            (1000, "1.00 us"),
+            (12_345, "12.3 us"),
+            (99_960, "100 us"),
+            (999_499, "999 us"),
+            (999_600, "1.00 ms"),
+            (1_500_000_000, "1.50 s"),
+            (2_000_000_000_000, "2000 s"),
+        ] {
+            assert_eq!(time(Duration::from_nanos(nanos), Style::PLAIN), text);
+        }
+        assert_eq!(time(Duration::from_micros(3), Style { width: 80, unicode: true }), "3.00 µs");
+    }
+
+    #[test]
+    fn numbers_can_be_read() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(
+            [0.0, 1023.0, 1024.0, 1e6, 1e8, 1e12].map(bytes),
+            ["0 B", "1023 B", "1.0 KiB", "977 KiB", "95.4 MiB", "931 GiB"]
+        );
+        assert_eq!([0.0, 99.94, 99.96, 1e6].map(rate), ["0.0", "99.9", "100", "1,000,000"]);
+    }
+}

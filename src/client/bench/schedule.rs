@@ -1,0 +1,105 @@
+//! When messages are due, where a rate is asked for.
+//!
+//! ```text
+//! slot          0   1   2   3   4   5   6   …     every 1/rate
+//! connection    0   1   2   0   1   2   0   …     in turn
+//! ```
+//!
+//! A message is due in its slot, whether those before it are answered or not, and its latency counts from there. So a
+//! server that stands still for a second is seen to do so by everybody who would have come in that second, and not only
+//! by those few who were already waiting ("coordinated omission").
+
+/// The slots of one thread's connections. Times are in nanoseconds.
+#[derive(Debug, Clone)]
+pub(super) struct Schedule {
+    /// When slot 0 is.
+    start: u64,
+    /// From one slot to the next.
+    interval: f64,
+    connections: u64,
+}
+
+impl Schedule {
+    /// `rate` slots a second (more than 0) for so many connections (at least one).
+    pub(super) fn new(start: u64, rate: f64, connections: usize) -> Self {
+        Self { start, interval: 1e9 / rate, connections: connections as u64 }
+    }
+
+    /// How many slots there were until now.
+    pub(super) fn due(&self, now: u64) -> u64 {
+        let Some(passed) = now.checked_sub(self.start) else { return 0 };
+        let mut slots = whole(passed as f64 / self.interval);
+        // Fractions may be rounded up.
+        while slots > 0 && self.slot(slots - 1) > now {
+            slots -= 1;
+        }
+        while self.slot(slots) <= now {
+            slots += 1;
+        }
+        slots
+    }
+
+    /// How many of the first `due` slots are those of one connection.
+    pub(super) fn share(&self, connection: usize, due: u64) -> u64 {
+        due / self.connections + u64::from(due % self.connections > connection as u64)
+    }
+
+    /// When a connection's message is due, the first one being number 0.
+    pub(super) fn time(&self, connection: usize, number: u64) -> u64 {
+        self.slot(number * self.connections + connection as u64)
+    }
+
+    /// The connection whose slot it is.
+    pub(super) fn connection(&self, slot: u64) -> usize {
+        usize::try_from(slot % self.connections).unwrap_or(usize::MAX)
+    }
+
+    /// When a slot is.
+    pub(super) fn slot(&self, slot: u64) -> u64 {
+        self.start.saturating_add(whole(slot as f64 * self.interval))
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is positive; beyond u64, it saturates")]
+fn whole(number: f64) -> u64 {
+    number as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_come_at_the_rate_and_in_turn() {
+        let schedule = Schedule::new(1_000_000_000, 1000.0, 3);
+        for (now, due) in [(0, 0), (999_999_999, 0), (1_000_000_000, 1), (1_000_999_999, 1), (1_001_000_000, 2)] {
+            assert_eq!(schedule.due(now), due, "at {now}");
+        }
+        // After an hour none is lost, and none is too many.
+        assert_eq!(schedule.due(3_601_000_000_000), 3_600_001);
+        assert_eq!([0, 1, 2].map(|connection| schedule.share(connection, 7)), [3, 2, 2]);
+        assert_eq!(schedule.time(2, 4), schedule.slot(14));
+        assert_eq!(schedule.time(2, 4), 1_014_000_000);
+        assert_eq!([0, 1, 2, 3].map(|slot| schedule.connection(slot)), [0, 1, 2, 0]);
+    }
+
+    #[test]
+    fn every_slot_is_due_at_its_time_and_not_before() {
+        for rate in [0.01, 0.3, 7.0, 999.9, 48_000.0, 3e6] {
+            let schedule = Schedule::new(12_345, rate, 64);
+            for slot in [0, 1, 2, 3, 10, 99, 12_345, 1_000_000] {
+                let time = schedule.slot(slot);
+                assert_eq!(schedule.due(time), slot + 1, "slot {slot} at {rate}/s");
+                assert_eq!(schedule.due(time - 1), slot, "before slot {slot} at {rate}/s");
+            }
+        }
+    }
+
+    #[test]
+    fn the_shares_of_all_connections_are_all_slots() {
+        let schedule = Schedule::new(0, 1.0, 7);
+        for due in 0..30 {
+            assert_eq!((0..7).map(|connection| schedule.share(connection, due)).sum::<u64>(), due);
+        }
+    }
+}

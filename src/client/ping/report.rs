@@ -1,0 +1,321 @@
+//! What is printed of pings.
+
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::statistics::Statistics;
+use crate::address::Address;
+use crate::client::json::push_json;
+
+/// The version of the schema. It grows when a key changes its meaning or goes; new keys may come without that.
+pub const VERSION: u32 = 1;
+
+/// Something that has happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A reply came in time.
+    Reply {
+        /// The number of its message, counted from 1.
+        seq: u64,
+        /// Its size, with its prefix, without the delimiter.
+        bytes: usize,
+        /// How long it took.
+        round_trip: Duration,
+    },
+    /// A message will not be answered, or not in time.
+    Lost {
+        /// Its number.
+        seq: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A reply came too late: its message is lost already.
+    Late {
+        /// The number of its message.
+        seq: u64,
+        /// How long it took; `None` if that was too long ago.
+        round_trip: Option<Duration>,
+    },
+    /// A reply came again.
+    Duplicate {
+        /// The number of its message.
+        seq: u64,
+    },
+    /// Something that no message is lost for.
+    Note {
+        /// What it is.
+        text: String,
+    },
+}
+
+/// How it is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// The summary only.
+    pub quiet: bool,
+    /// The time of day before each line.
+    pub timestamps: bool,
+    /// An object for each line.
+    pub json: bool,
+}
+
+/// Prints what happens, each line at once.
+#[derive(Debug)]
+pub struct Printer<W: Write> {
+    output: W,
+    form: Form,
+    address: String,
+    line: String,
+}
+
+impl<W: Write> Printer<W> {
+    /// Prints to `output`.
+    pub fn new(output: W, address: &Address, form: Form) -> Self {
+        Self { output, form, address: address.to_string(), line: String::new() }
+    }
+
+    /// Says what is going to be done.
+    ///
+    /// # Errors
+    /// It cannot be printed.
+    pub fn begin(&mut self, size: usize) -> io::Result<()> {
+        if self.form.json {
+            return Ok(());
+        }
+        self.line = format!("ping {}: messages of {size} B\n", self.address);
+        self.flush()
+    }
+
+    /// Something has happened.
+    ///
+    /// # Errors
+    /// It cannot be printed.
+    pub fn event(&mut self, event: &Event) -> io::Result<()> {
+        if self.form.quiet {
+            return Ok(());
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if self.form.json {
+            self.json(event, now)
+        } else {
+            self.text(event, now)
+        }
+        self.flush()
+    }
+
+    fn text(&mut self, event: &Event, now: Duration) {
+        if self.form.timestamps {
+            self.line = format!("[{}] ", seconds(now));
+        }
+        let text = match event {
+            Event::Reply { seq, bytes, round_trip } => {
+                format!("reply from {}: seq={seq} bytes={bytes} time={} ms", self.address, millis(*round_trip))
+            }
+            Event::Lost { seq, reason } => format!("lost: seq={seq}: {reason}"),
+            Event::Late { seq, round_trip } => {
+                let time = round_trip.map(|time| format!(" time={} ms", millis(time))).unwrap_or_default();
+                format!("late reply from {}: seq={seq}{time} (lost already)", self.address)
+            }
+            Event::Duplicate { seq } => format!("duplicate reply from {}: seq={seq}", self.address),
+            Event::Note { text } => text.clone(),
+        };
+        self.line.push_str(&text);
+        self.line.push('\n');
+    }
+
+    fn json(&mut self, event: &Event, now: Duration) {
+        let line = &mut self.line;
+        line.push('{');
+        if self.form.timestamps {
+            line.push_str(&format!("\"time\":{},", seconds(now)));
+        }
+        match event {
+            Event::Reply { seq, bytes, round_trip } => line.push_str(&format!(
+                "\"type\":\"reply\",\"seq\":{seq},\"bytes\":{bytes},\"rtt_us\":{}",
+                micros(*round_trip)
+            )),
+            Event::Lost { seq, reason } => {
+                line.push_str(&format!("\"type\":\"lost\",\"seq\":{seq},\"reason\":"));
+                push_json(line, reason.as_bytes());
+            }
+            Event::Late { seq, round_trip } => {
+                let time = round_trip.map_or_else(|| "null".to_owned(), micros);
+                line.push_str(&format!("\"type\":\"late\",\"seq\":{seq},\"rtt_us\":{time}"));
+            }
+            Event::Duplicate { seq } => line.push_str(&format!("\"type\":\"duplicate\",\"seq\":{seq}")),
+            Event::Note { text } => {
+                line.push_str("\"type\":\"note\",\"text\":");
+                push_json(line, text.as_bytes());
+            }
+        }
+        line.push_str("}\n");
+    }
+
+    /// What it came to, in `time`.
+    ///
+    /// # Errors
+    /// It cannot be printed.
+    pub fn summary(&mut self, statistics: &Statistics, time: Duration) -> io::Result<()> {
+        if self.form.json {
+            self.json_summary(statistics, time)
+        } else {
+            self.text_summary(statistics, time)
+        }
+        self.flush()
+    }
+
+    fn text_summary(&mut self, statistics: &Statistics, time: Duration) {
+        let Statistics { sent, received, late, duplicates, wrong, .. } = statistics;
+        self.line = format!("\n--- {} ping statistics ---\n{sent} sent, {received} received", self.address);
+        for (count, name) in [(late, "late"), (duplicates, "duplicate"), (wrong, "wrong")] {
+            if *count > 0 {
+                self.line.push_str(&format!(", {count} {name}"));
+            }
+        }
+        self.line.push_str(&format!(", {}% loss, time {} ms\n", percent(statistics.loss_percent()), time.as_millis()));
+        if let Some(trips) = statistics.round_trips() {
+            let [min, avg, max, mdev] = [trips.min, trips.avg, trips.max, trips.mdev].map(millis);
+            self.line.push_str(&format!("rtt min/avg/max/mdev = {min}/{avg}/{max}/{mdev} ms\n"));
+        }
+    }
+
+    fn json_summary(&mut self, statistics: &Statistics, time: Duration) {
+        let Statistics { sent, received, late, duplicates, wrong, .. } = statistics;
+        let line = &mut self.line;
+        line.push_str(&format!(
+            "{{\"type\":\"summary\",\"schema\":\"echoctl-ping\",\"version\":{VERSION},\"address\":"
+        ));
+        push_json(line, self.address.as_bytes());
+        line.push_str(&format!(",\"ok\":{},\"sent\":{sent},\"received\":{received}", statistics.is_ok()));
+        line.push_str(&format!(",\"lost\":{},\"loss_percent\":{:.3}", statistics.lost(), statistics.loss_percent()));
+        line.push_str(&format!(",\"late\":{late},\"duplicates\":{duplicates},\"wrong\":{wrong}"));
+        line.push_str(&format!(",\"seconds\":{:.6},\"rtt_us\":", time.as_secs_f64()));
+        match statistics.round_trips() {
+            Some(trips) => {
+                let [min, avg, max, mdev] = [trips.min, trips.avg, trips.max, trips.mdev].map(micros);
+                line.push_str(&format!("{{\"min\":{min},\"avg\":{avg},\"max\":{max},\"mdev\":{mdev}}}"));
+            }
+            None => line.push_str("null"),
+        }
+        line.push_str("}\n");
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let written = self.output.write_all(self.line.as_bytes());
+        self.line.clear();
+        written.and_then(|()| self.output.flush())
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{}.{:06}", time.as_secs(), time.subsec_micros())
+}
+
+/// Three decimals, as ping(8).
+fn millis(time: Duration) -> String {
+    format!("{:.3}", time.as_secs_f64() * 1e3)
+}
+
+fn micros(time: Duration) -> String {
+    format!("{:.3}", time.as_secs_f64() * 1e6)
+}
+
+/// At most one decimal. Neither none nor all is a matter of rounding.
+fn percent(percent: f64) -> String {
+    let rounded = if percent > 0.0 && percent < 100.0 { percent.clamp(0.1, 99.9) } else { percent };
+    let text = format!("{rounded:.1}");
+    text.strip_suffix(".0").map_or_else(|| text.clone(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(form: Form, print: impl FnOnce(&mut Printer<&mut Vec<u8>>) -> io::Result<()>) -> String {
+        let mut output = Vec::new();
+        let address = "127.0.0.1:1".parse().unwrap();
+        print(&mut Printer::new(&mut output, &address, form)).unwrap();
+        String::from_utf8(output).unwrap()
+    }
+
+    const TEXT: Form = Form { quiet: false, timestamps: false, json: false };
+    const JSON: Form = Form { json: true, ..TEXT };
+
+    #[test]
+    fn every_event_is_a_line_of_text_and_of_json() {
+        let took = Duration::from_nanos(123_456);
+        for (event, text, json) in [
+            (
+                Event::Reply { seq: 1, bytes: 27, round_trip: took },
+                "reply from tcp:127.0.0.1:1: seq=1 bytes=27 time=0.123 ms\n",
+                r#"{"type":"reply","seq":1,"bytes":27,"rtt_us":123.456}"#,
+            ),
+            (
+                Event::Lost { seq: 2, reason: "\"x\"".to_owned() },
+                "lost: seq=2: \"x\"\n",
+                r#"{"type":"lost","seq":2,"reason":"\"x\""}"#,
+            ),
+            (
+                Event::Late { seq: 2, round_trip: Some(took) },
+                "late reply from tcp:127.0.0.1:1: seq=2 time=0.123 ms (lost already)\n",
+                r#"{"type":"late","seq":2,"rtt_us":123.456}"#,
+            ),
+            (
+                Event::Late { seq: 2, round_trip: None },
+                "late reply from tcp:127.0.0.1:1: seq=2 (lost already)\n",
+                r#"{"type":"late","seq":2,"rtt_us":null}"#,
+            ),
+            (
+                Event::Duplicate { seq: 3 },
+                "duplicate reply from tcp:127.0.0.1:1: seq=3\n",
+                r#"{"type":"duplicate","seq":3}"#,
+            ),
+            (Event::Note { text: "so".to_owned() }, "so\n", r#"{"type":"note","text":"so"}"#),
+        ] {
+            assert_eq!(printed(TEXT, |printer| printer.event(&event)), text);
+            assert_eq!(printed(JSON, |printer| printer.event(&event)), format!("{json}\n"));
+            assert_eq!(printed(Form { quiet: true, ..TEXT }, |printer| printer.event(&event)), "");
+            let stamped = printed(Form { timestamps: true, ..TEXT }, |printer| printer.event(&event));
+            let (time, rest) = stamped.strip_prefix('[').unwrap().split_once("] ").unwrap();
+            assert!(time.parse::<f64>().unwrap() > 1.6e9 && rest == text, "{stamped}");
+            let stamped = printed(Form { timestamps: true, ..JSON }, |printer| printer.event(&event));
+            assert!(stamped.starts_with("{\"time\":1") && stamped.ends_with(&format!("{}\n", &json[1..])), "{stamped}");
+        }
+    }
+
+    #[test]
+    fn the_summary_is_that_of_ping() {
+        let time = Duration::from_millis(2003);
+        let mut statistics = Statistics::default();
+        statistics.sent = 3;
+        let none = "\n--- tcp:127.0.0.1:1 ping statistics ---\n3 sent, 0 received, 100% loss, time 2003 ms\n";
+        assert_eq!(printed(TEXT, |printer| printer.summary(&statistics, time)), none);
+        let json = printed(JSON, |printer| printer.summary(&statistics, time));
+        assert!(
+            json.contains(r#""ok":false,"sent":3,"received":0,"lost":3,"loss_percent":100.000,"late":0,"#),
+            "{json}"
+        );
+        assert!(json.ends_with("\"seconds\":2.003000,\"rtt_us\":null}\n"), "{json}");
+        statistics.receive(Duration::from_micros(100));
+        statistics.receive(Duration::from_micros(300));
+        statistics.late = 1;
+        let some = "3 sent, 2 received, 1 late, 33.3% loss, time 2003 ms\n\
+                    rtt min/avg/max/mdev = 0.100/0.200/0.300/0.100 ms\n";
+        let text = printed(TEXT, |printer| printer.summary(&statistics, time));
+        assert_eq!(text.split_once("---\n").unwrap().1, some);
+        let json = printed(JSON, |printer| printer.summary(&statistics, time));
+        assert!(
+            json.ends_with(",\"rtt_us\":{\"min\":100.000,\"avg\":200.000,\"max\":300.000,\"mdev\":100.000}}\n"),
+            "{json}"
+        );
+    }
+
+    #[test]
+    fn a_single_loss_is_never_rounded_away() {
+        for (loss, text) in
+            [(0.0, "0"), (0.001, "0.1"), (20.0, "20"), (33.333, "33.3"), (99.99, "99.9"), (100.0, "100")]
+        {
+            assert_eq!(percent(loss), text);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! echoctl as a child of the test, and servers that the test plays for it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::CEILING;
+use super::json::Json;
+
+/// Where nobody listens.
+pub fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+    format!("tcp:{}", listener.local_addr().expect("it is bound"))
+}
+
+/// A server for any number of connections, each on a thread of its own, with its number.
+pub fn server(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+    let address = format!("tcp:{}", listener.local_addr().expect("it is bound"));
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let (serve, stream) = (Arc::clone(&serve), stream.expect("somebody connects"));
+            stream.set_nodelay(true).expect("it can be set");
+            thread::spawn(move || serve(number, stream));
+        }
+    });
+    address
+}
+
+/// Takes messages one by one until the client is gone, and has something done for each: with its number, the right reply
+/// to it (with the delimiter, one TAB) and the stream. The connection is closed when that returns false.
+pub fn each_message(stream: TcpStream, mut answer: impl FnMut(usize, &[u8], &mut TcpStream) -> bool) {
+    let mut writer = stream.try_clone().expect("there are descriptors");
+    let mut reader = BufReader::new(stream);
+    let mut message = Vec::new();
+    for number in 0.. {
+        message.clear();
+        let is_whole = reader.read_until(b'\t', &mut message).is_ok_and(|count| count > 0);
+        if !is_whole || !answer(number, &[b"server got:", &message[..]].concat(), &mut writer) {
+            break;
+        }
+    }
+}
+
+/// Says something, to a client that may have seen enough.
+pub fn say(stream: &mut TcpStream, bytes: &[u8]) -> bool {
+    stream.write_all(bytes).is_ok()
+}
+
+/// Says it one byte at a time, each in a packet of its own.
+pub fn say_in_pieces(stream: &mut TcpStream, bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| say(stream, &[*byte]))
+}
+
+/// When it is closed, it breaks.
+pub fn break_when_closed(stream: &TcpStream) {
+    rustix::net::sockopt::set_socket_linger(stream, Some(std::time::Duration::ZERO)).expect("SO_LINGER can be set");
+}
+
+/// What echoctl did.
+#[derive(Debug)]
+pub struct Output {
+    pub command: String,
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Output {
+    /// Checks its exit code, and that there is nothing on stderr.
+    #[track_caller]
+    pub fn check(&self, code: i32) -> &Self {
+        assert!(self.code == Some(code) && self.stderr.is_empty(), "expected exit code {code}: {self:#?}");
+        self
+    }
+
+    /// Checks that it failed with one line on stderr, with this in it, and nothing on stdout.
+    #[track_caller]
+    pub fn check_failure(&self, code: i32, error: &str) {
+        let one_line = self.stderr.starts_with("echoctl: ") && self.stderr.matches('\n').count() == 1;
+        let right = self.code == Some(code) && self.stdout.is_empty() && one_line && self.stderr.contains(error);
+        assert!(right, "expected exit code {code} and \"{error}\": {self:#?}");
+    }
+
+    /// Its stdout as JSON: the last line.
+    #[track_caller]
+    pub fn json(&self) -> Json {
+        let last = self.stdout.lines().last().unwrap_or_else(|| panic!("nothing was printed: {self:#?}"));
+        Json::parse(last)
+    }
+}
+
+pub fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_echoctl"));
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+pub fn echoctl(arguments: &[&str]) -> Output {
+    Running::start(&mut command(arguments)).wait()
+}
+
+/// A running one, ended under the ceiling.
+pub struct Running {
+    command: String,
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+    errors: thread::JoinHandle<String>,
+    _watch: Sender<()>,
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let (sender, lines) = mpsc::channel();
+        if let Some(stdout) = child.stdout.take() {
+            thread::spawn(move || {
+                for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                    if sender.send(line).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        let stderr = child.stderr.take();
+        let errors = thread::spawn(move || {
+            let mut text = String::new();
+            stderr.map(|mut stderr| stderr.read_to_string(&mut text));
+            text
+        });
+        let (watch, done) = mpsc::channel();
+        let pid = Pid::from_child(&child);
+        thread::spawn(move || {
+            if done.recv_timeout(CEILING) == Err(RecvTimeoutError::Timeout) {
+                // It may have ended just now.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        });
+        Self { command: format!("{command:?}"), child, lines, seen: Vec::new(), errors, _watch: watch }
+    }
+
+    /// Waits for a line with this in it.
+    pub fn expect(&mut self, text: &str) -> String {
+        loop {
+            match self.lines.recv_timeout(CEILING) {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(error) => panic!("{}: {error}: no \"{text}\" in {:#?}", self.command, self.seen),
+            }
+        }
+    }
+
+    /// Ctrl-C.
+    pub fn interrupt(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::INT).expect("it runs");
+    }
+
+    pub fn wait(mut self) -> Output {
+        let status = self.child.wait().expect("it can be waited for");
+        assert!(status.signal().is_none(), "{}: {status}; {:#?}", self.command, self.seen);
+        let mut lines = self.seen;
+        lines.extend(self.lines.iter());
+        let stdout = lines.iter().map(|line| format!("{line}\n")).collect();
+        let stderr = self.errors.join().expect("it is text");
+        Output { command: self.command, code: status.code(), stdout, stderr }
+    }
+}
