@@ -2,6 +2,8 @@
 # make test     run everything that this machine can run, and say what was left out and why;
 #               with REQUIRE=all, fail if anything is left out
 # make bench    measure against the reference in C
+# make bench-core
+#               measure the protocol alone, without sockets: per byte and per message
 # make install  put everything in its place; builds nothing, needs "make" before it
 
 CARGO ?= cargo
@@ -32,7 +34,7 @@ PLACES = dev etc/echoed lib lib64 proc root run sbin sys tmp usr/lib usr/lib64 v
 
 REQUIRE ?=
 
-.PHONY: all run test check bench install uninstall clean
+.PHONY: all run test check bench bench-core install uninstall clean
 
 all:
 	$(CARGO) build --release --locked
@@ -53,6 +55,10 @@ test:
 
 bench:
 	$(CARGO) bench --locked --bench loopback $(if $(ARGS),-- $(ARGS))
+
+# Without the programs, which would be linked for it too.
+bench-core:
+	$(CARGO) bench --locked --no-default-features --bench framer --bench session $(if $(ARGS),-- $(ARGS))
 
 install:
 	@for program in echoed echoctl; do test -x "$(BUILDDIR)/$$program" || { \

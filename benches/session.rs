@@ -1,0 +1,149 @@
+//! What a message costs in the session, from the bytes that were read to the reply that is handed out.
+//!
+//! ```text
+//! cargo bench --bench session [-- --quick] [FILTER]
+//! ```
+//!
+//! ```text
+//! lone       one message in one read: answered where it lies
+//! pipeline   16 or 100 messages of 16 bytes in one read: their replies are put together
+//! halves     one message in two reads: what is kept between them, is allocated and copied
+//! ```
+//!
+//! No system call and no clock: the peer takes everything at once, and time stands still. What the kernel costs
+//! besides, the bench `loopback` tells.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+
+use echoed::protocol::{Outlet, Rules, Scratch, Session, Want};
+
+/// Lengths of messages, in bytes without the delimiter. The last is the longest that is allowed by default.
+const SIZES: [usize; 3] = [16, 1024, 65536];
+
+/// A peer that takes everything, and only counts it.
+#[derive(Default)]
+struct Peer {
+    taken: u64,
+}
+
+impl Outlet for Peer {
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        self.taken += black_box(bytes).len() as u64;
+        bytes.len()
+    }
+
+    fn log(&mut self, _: &[u8]) -> bool {
+        true
+    }
+}
+
+/// A connection that lasts as long as its measurement.
+struct Connection {
+    now: Instant,
+    session: Session,
+    peer: Peer,
+}
+
+impl Connection {
+    #[expect(clippy::disallowed_methods, reason = "any time will do, and there is no other way to get one")]
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { now, session: Session::new(Arc::new(Rules::default()), now), peer: Peer::default() }
+    }
+
+    /// What a turn of the server does with a read.
+    fn receive(&mut self, read: &mut Read) {
+        self.session.receive(self.now, &mut read.scratch, black_box(read.count), &mut self.peer);
+        assert_eq!(self.session.wants(), Want::Read);
+    }
+
+    /// Every message was answered, and every reply was as long as it must be.
+    fn check(&self, len: usize) {
+        let rules = self.session.rules();
+        let reply = rules.prefix.as_bytes().len() + len + rules.delimiter.len();
+        let messages = self.session.totals().messages;
+        assert_eq!(self.peer.taken, messages * reply as u64);
+    }
+}
+
+/// Bytes where a read puts them. The session leaves them as they are, so they are put there once and not measured.
+struct Read {
+    scratch: Scratch,
+    count: usize,
+}
+
+impl Read {
+    fn new(bytes: &[u8]) -> Self {
+        let mut scratch = Scratch::new();
+        scratch.input_room()[..bytes.len()].copy_from_slice(bytes);
+        Self { scratch, count: bytes.len() }
+    }
+}
+
+/// A message of `len` bytes with the default delimiter.
+fn message(len: usize) -> Vec<u8> {
+    let mut message = vec![b'a'; len];
+    message.push(b'\t');
+    message
+}
+
+fn lone(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("session/lone");
+    group.throughput(Throughput::Elements(1));
+    for len in SIZES {
+        let mut connection = Connection::new();
+        let mut read = Read::new(&message(len));
+        group.bench_function(BenchmarkId::from_parameter(len), |bencher| {
+            bencher.iter(|| connection.receive(&mut read));
+        });
+        connection.check(len);
+    }
+    group.finish();
+}
+
+fn pipeline(criterion: &mut Criterion) {
+    let len = SIZES[0];
+    let mut group = criterion.benchmark_group("session/pipeline");
+    for depth in [16, 100] {
+        let mut connection = Connection::new();
+        let mut read = Read::new(&message(len).repeat(depth));
+        group.throughput(Throughput::Elements(depth as u64));
+        group.bench_function(BenchmarkId::from_parameter(depth), |bencher| {
+            bencher.iter(|| connection.receive(&mut read));
+        });
+        connection.check(len);
+    }
+    group.finish();
+}
+
+fn halves(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("session/halves");
+    group.throughput(Throughput::Elements(1));
+    for len in SIZES {
+        let mut connection = Connection::new();
+        // Each half has a scratch of its own, so that neither is in the way of the other.
+        let message = message(len);
+        let (first, second) = message.split_at(len / 2);
+        let (mut first, mut second) = (Read::new(first), Read::new(second));
+        group.bench_function(BenchmarkId::from_parameter(len), |bencher| {
+            bencher.iter(|| {
+                connection.receive(&mut first);
+                connection.receive(&mut second);
+            });
+        });
+        connection.check(len);
+    }
+    group.finish();
+}
+
+fn main() {
+    let mut criterion = Criterion::default().without_plots().configure_from_args();
+    lone(&mut criterion);
+    pipeline(&mut criterion);
+    halves(&mut criterion);
+    criterion.final_summary();
+}
