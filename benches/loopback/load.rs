@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use crate::server::Address;
+use crate::address::Address;
 use crate::wire::{Case, Interest, Poll, Script, check, dial, try_receive, try_send};
 use crate::{Failure, Result, now};
 

@@ -18,41 +18,38 @@
 //! The tables on stdout are Markdown; progress is on stderr. A failure ends the program with status 1, and
 //! the servers end with it.
 
+mod activation;
+mod address;
+mod cpus;
+mod fairness;
+mod guard;
 mod load;
-mod sections;
+mod memory;
+mod messages;
+mod options;
+mod peers;
+mod plan;
+mod programs;
 mod server;
 mod stats;
+mod table;
+mod visits;
 mod wire;
 
 use std::fmt;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::sections::{CASES, Plan};
-use crate::server::{Cpus, Programs, Subject, Transport, pin};
-use crate::stats::Table;
-use crate::wire::Case;
+use crate::cpus::{Cpus, pin};
+use crate::options::{Options, Section, USAGE};
+use crate::plan::Plan;
+use crate::programs::Programs;
 
-const USAGE: &str = "\
-usage: loopback [--only cpu|connect|scaling|memory|start|fairness]...
-                [--case [tcp:|unix:]SIZE-DEPTH-CONNECTIONS]...
-                [--rounds N] [--seconds S] [--server PATH | --server reference]
-
-  --only      measure this section only; may be repeated (--case alone means --only cpu)
-  --case      measure this case only in the section cpu, such as 16-1-64; may be repeated
-  --rounds    samples of every figure (5)
-  --seconds   length of a sample in the section cpu (1.0); other sections take less
-  --server    measure this program, which takes the daemon's options, instead of the daemon;
-              `reference`: the reference itself, to see how much is noise";
-
-/// The daemon that was built together with this program.
-const DAEMON: &str = env!("CARGO_BIN_EXE_echoed");
-
-/// Very many connections, where the limit on open files allows so many.
-const MANY: usize = 9000;
+/// Very many connections, and what stands for them where the limit on open files does not allow so many.
+const MANY: usize = 10_000;
+const FEWER: usize = 9000;
 
 /// Open files that are no connections.
 const OTHER_FILES: usize = 200;
@@ -100,99 +97,6 @@ pub(crate) fn progress(what: fmt::Arguments<'_>) {
     eprintln!("{what}");
 }
 
-/// The parts of the results, in their order.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Section {
-    Cpu,
-    Connect,
-    Scaling,
-    Memory,
-    Start,
-    Fairness,
-}
-
-impl Section {
-    const ALL: [(&'static str, Self); 6] = [
-        ("cpu", Self::Cpu),
-        ("connect", Self::Connect),
-        ("scaling", Self::Scaling),
-        ("memory", Self::Memory),
-        ("start", Self::Start),
-        ("fairness", Self::Fairness),
-    ];
-}
-
-/// The command line.
-struct Options {
-    only: Vec<Section>,
-    cases: Vec<(Transport, Case)>,
-    rounds: usize,
-    sample: Duration,
-    subject: Subject,
-}
-
-impl Options {
-    /// `None`: help was asked for.
-    fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Self>> {
-        let mut options = Self {
-            only: Vec::new(),
-            cases: Vec::new(),
-            rounds: 5,
-            sample: Duration::from_secs(1),
-            subject: Subject::Daemon(DAEMON.into()),
-        };
-        while let Some(word) = words.next() {
-            let mut value = || words.next().ok_or_else(|| Failure::new(format_args!("{word} needs a value")));
-            match word.as_str() {
-                // Cargo says this to every bench.
-                "--bench" => {}
-                "--help" | "-h" => return Ok(None),
-                "--only" => options.only.push(Self::section(&value()?)?),
-                "--case" => options.cases.extend(Self::case(&value()?)?),
-                "--rounds" => options.rounds = value()?.parse().doing("--rounds")?,
-                "--seconds" => {
-                    options.sample =
-                        Duration::try_from_secs_f64(value()?.parse().doing("--seconds")?).doing("--seconds")?;
-                }
-                "--server" => {
-                    let path = value()?;
-                    options.subject =
-                        if path == "reference" { Subject::Reference } else { Subject::Daemon(PathBuf::from(path)) };
-                }
-                _ => return Err(Failure::new(format_args!("unknown option {word:?}"))),
-            }
-        }
-        if options.rounds == 0 || options.sample < Duration::from_millis(10) {
-            return Err(Failure::new("it takes one round at least, and a hundredth of a second"));
-        }
-        if options.only.is_empty() && !options.cases.is_empty() {
-            options.only.push(Section::Cpu);
-        }
-        if options.cases.is_empty() {
-            options.cases = Transport::ALL.iter().flat_map(|&transport| CASES.map(|case| (transport, case))).collect();
-        }
-        Ok(Some(options))
-    }
-
-    fn section(word: &str) -> Result<Section> {
-        let found = Section::ALL.iter().find(|(name, _)| *name == word);
-        found.map(|&(_, section)| section).ok_or_else(|| {
-            let names = Section::ALL.map(|(name, _)| name).join(", ");
-            Failure::new(format_args!("there is no section {word:?}, only {names}"))
-        })
-    }
-
-    fn case(word: &str) -> Result<Vec<(Transport, Case)>> {
-        let named = Transport::ALL.into_iter().find_map(|transport| {
-            let case = word.strip_prefix(transport.name())?.strip_prefix(':')?;
-            Some((vec![transport], case))
-        });
-        let (transports, case) = named.unwrap_or((Transport::ALL.to_vec(), word));
-        let case = case.parse()?;
-        Ok(transports.into_iter().map(|transport| (transport, case)).collect())
-    }
-}
-
 /// Raises the limit on open files as far as it goes, for the servers too, and returns it.
 fn raise_file_limit() -> Result<usize> {
     let mut limit = getrlimit(Resource::Nofile);
@@ -210,13 +114,10 @@ fn kernel_setting(name: &str) -> Result<String> {
 
 fn measure(options: Options) -> Result<()> {
     let room = raise_file_limit()?.saturating_sub(OTHER_FILES);
-    // Both servers are loaded in turn and stay connected; all the connections begin here.
-    let room = room / 2;
-    let many = MANY.min(room);
+    // The reference and another one are loaded in turn and stay connected; all the connections begin here.
+    let many = if 2 * MANY <= room { MANY } else { FEWER.min(room / 2) };
     if many < MANY {
-        progress(format_args!(
-            "at most {many} instead of {MANY} connections: the hard limit on open files allows no more"
-        ));
+        progress(format_args!("{many} instead of {MANY} connections: the hard limit on open files allows no more"));
     }
     let cpus = Cpus::available()?;
     if cpus.server == cpus.load {
@@ -225,9 +126,9 @@ fn measure(options: Options) -> Result<()> {
     pin(cpus.load)?;
     let Options { only, mut cases, rounds, sample, subject } = options;
     for (_, case) in &mut cases {
-        case.connections = case.connections.min(room);
+        case.connections = case.connections.min(room / 2);
     }
-    let plan = Plan { rounds, sample, cases, many, programs: Programs::prepare(subject, cpus)? };
+    let plan = Plan { rounds, sample, cases, many, room, programs: Programs::prepare(subject, cpus)? };
 
     println!("# Loopback: {rounds} rounds, samples of {} s", sample.as_secs_f64());
     let kernel = kernel_setting("kernel/osrelease")?;
@@ -238,18 +139,20 @@ fn measure(options: Options) -> Result<()> {
         if !only.is_empty() && !only.contains(&section) {
             continue;
         }
-        let table: Option<Table> = match section {
-            Section::Cpu => sections::cpu(&plan).map(Some),
-            Section::Connect => sections::connect(&plan).map(Some),
-            Section::Scaling => sections::scaling(&plan).map(Some),
-            Section::Memory => sections::memory(&plan).map(Some),
-            Section::Start => sections::start(&plan),
-            Section::Fairness => sections::fairness(&plan).map(Some),
+        let tables = match section {
+            Section::Cpu => messages::cpu(&plan),
+            Section::Connect => visits::connect(&plan),
+            Section::Scaling => messages::scaling(&plan),
+            Section::Memory => memory::memory(&plan),
+            Section::Start => activation::start(&plan),
+            Section::Fairness => fairness::fairness(&plan),
         }
         .doing(name)?;
-        match table {
-            Some(table) => print!("\n{}", table.render()),
-            None => progress(format_args!("{name}: skipped, there is no systemd-socket-activate")),
+        if tables.is_empty() {
+            progress(format_args!("{name}: skipped, what it needs is not installed"));
+        }
+        for table in tables {
+            print!("\n{}", table.render());
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ use rustix::net::{
     socket_with,
 };
 
-use crate::server::Address;
+use crate::address::Address;
 use crate::{Doing as _, Failure, Result};
 
 /// How long nothing at all may happen before the server counts as stuck.
