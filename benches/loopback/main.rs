@@ -1,25 +1,25 @@
-//! The daemon against a bare C epoll loop, side by side on the loopback.
+//! The daemon, a bare C epoll loop and other peers, side by side on the loopback.
 //!
 //! ```text
 //! cargo bench --bench loopback -- [--only SECTION]... [--case [tcp:|unix:]CASE]...
 //!                                 [--rounds N] [--seconds S] [--server PATH | --server reference]
+//!                                 [--peers NAME,... | --peers none]
 //! ```
 //!
-//! The yardstick is `benches/reference/epoll.c`, compiled on the spot. Both servers run with one worker on
-//! one CPU, the load runs on another, one thread that checks every byte of every reply. They are started anew
-//! for every round and loaded in short turns, so that what disturbs the machine disturbs both; a figure is the
-//! median over the rounds, and the range beside a ratio is that of the rounds. As the load costs about as much
-//! as the server, CPU time per message says more than messages per second. Whether a difference means anything
-//! can be seen with `--server reference`, which compares the reference with itself.
-//!
-//! Two workers against a two-threaded reference are not measured: on a small machine they and the load would
-//! share CPUs.
+//! The yardstick is `benches/reference/epoll.c`, compiled on the spot. Its and the daemon's peers are the same on
+//! io_uring, tokio with tokio-util's codec, and Go's standard library, as far as this machine has what they need.
+//! All of them run with one worker on one CPU, the load runs on another, one thread that checks every byte of every
+//! reply. They are started anew for every round and loaded in short turns, so that what disturbs the machine
+//! disturbs all; a figure is the median over the rounds, and the range beside a ratio is that of the rounds. As the
+//! load costs about as much as the server, CPU time per message says more than messages per second. Whether a
+//! difference means anything can be seen with `--server reference`, which compares the reference with itself.
 //!
 //! The tables on stdout are Markdown; progress is on stderr. A failure ends the program with status 1, and
 //! the servers end with it.
 
 mod activation;
 mod address;
+mod codec;
 mod cpus;
 mod fairness;
 mod guard;
@@ -124,17 +124,20 @@ fn measure(options: Options) -> Result<()> {
         progress(format_args!("servers and load share the only CPU: the figures will say little"));
     }
     pin(cpus.load)?;
-    let Options { only, mut cases, rounds, sample, subject } = options;
+    let Options { only, mut cases, rounds, sample, subject, others } = options;
     for (_, case) in &mut cases {
         case.connections = case.connections.min(room / 2);
     }
-    let plan = Plan { rounds, sample, cases, many, room, programs: Programs::prepare(subject, cpus)? };
+    let plan = Plan { rounds, sample, cases, many, room, programs: Programs::prepare(subject, &others, cpus)? };
 
     println!("# Loopback: {rounds} rounds, samples of {} s", sample.as_secs_f64());
     let kernel = kernel_setting("kernel/osrelease")?;
     let congestion = kernel_setting("net/ipv4/tcp_congestion_control")?;
     let Cpus { server, load } = cpus;
     println!("\nLinux {kernel}, TCP {congestion}, servers on CPU {server}, load on CPU {load}");
+    for why in &plan.programs.missing {
+        println!("\nNot measured: {why}");
+    }
     for (name, section) in Section::ALL {
         if !only.is_empty() && !only.contains(&section) {
             continue;
@@ -158,7 +161,21 @@ fn measure(options: Options) -> Result<()> {
     Ok(())
 }
 
+/// `--serve codec [ADDRESS]`: this program as one of the peers.
+fn serve() -> Option<Result<()>> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--serve", "codec"] => Some(codec::run(None)),
+        ["--serve", "codec", address] => Some(codec::run(Some(address))),
+        _ => None,
+    }
+}
+
 fn main() -> ExitCode {
+    if let Some(Err(failure)) = serve() {
+        eprintln!("loopback: {failure}");
+        return ExitCode::FAILURE;
+    }
     match Options::parse(std::env::args().skip(1)) {
         Ok(None) => {
             println!("{USAGE}");

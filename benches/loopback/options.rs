@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::address::Transport;
 use crate::messages::CASES;
+use crate::peers::{OTHERS, Other};
 use crate::programs::Subject;
 use crate::wire::Case;
 use crate::{Doing as _, Failure, Result};
@@ -14,13 +15,15 @@ pub(crate) const USAGE: &str = "\
 usage: loopback [--only cpu|connect|scaling|memory|start|fairness]...
                 [--case [tcp:|unix:]SIZE-DEPTH-CONNECTIONS]...
                 [--rounds N] [--seconds S] [--server PATH | --server reference]
+                [--peers NAME,... | --peers none]
 
   --only      measure this section only; may be repeated (--case alone means --only cpu)
   --case      measure this case only in the section cpu, such as 16-1-64; may be repeated
   --rounds    samples of every figure (5)
   --seconds   length of a sample in the section cpu (1.0); other sections take less
   --server    measure this program, which takes the daemon's options, instead of the daemon;
-              `reference`: the reference itself, to see how much is noise";
+              `reference`: the reference itself, to see how much is noise
+  --peers     measure these others too: uring, codec, go (all that this machine can)";
 
 /// The daemon that was built together with this program.
 const DAEMON: &str = env!("CARGO_BIN_EXE_echoed");
@@ -66,6 +69,8 @@ pub(crate) struct Options {
     pub(crate) sample: Duration,
     /// What is compared first of all.
     pub(crate) subject: Subject,
+    /// Who else is measured.
+    pub(crate) others: Vec<&'static (&'static str, Other)>,
 }
 
 impl Options {
@@ -77,6 +82,7 @@ impl Options {
             rounds: 5,
             sample: Duration::from_secs(1),
             subject: Subject::Daemon(DAEMON.into()),
+            others: OTHERS.iter().collect(),
         };
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| Failure::new(format_args!("{word} needs a value")));
@@ -96,6 +102,7 @@ impl Options {
                     options.subject =
                         if path == "reference" { Subject::Reference } else { Subject::Daemon(PathBuf::from(path)) };
                 }
+                "--peers" => options.others = Self::others(&value()?)?,
                 _ => return Err(Failure::new(format_args!("unknown option {word:?}"))),
             }
         }
@@ -109,6 +116,16 @@ impl Options {
             options.cases = Transport::ALL.iter().flat_map(|&transport| CASES.map(|case| (transport, case))).collect();
         }
         Ok(Some(options))
+    }
+
+    fn others(words: &str) -> Result<Vec<&'static (&'static str, Other)>> {
+        let words = words.split(',').filter(|&word| word != "none");
+        words
+            .map(|word| {
+                let found = OTHERS.iter().find(|(name, _)| *name == word);
+                found.ok_or_else(|| Failure::new(format_args!("there is no peer {word:?}, only uring, codec, go")))
+            })
+            .collect()
     }
 
     fn section(word: &str) -> Result<Section> {

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use crate::address::{Address, Transport};
 use crate::cpus::{Cpus, pin};
 use crate::guard::Guard;
-use crate::peers::{Peer, installed};
+use crate::peers::{Other, Peer, installed};
 use crate::server::Server;
 use crate::{Doing as _, Result};
 
@@ -35,6 +35,8 @@ pub(crate) enum Subject {
 pub(crate) struct Programs {
     /// The reference first.
     peers: Vec<Peer>,
+    /// Why others are missing, a sentence each.
+    pub(crate) missing: Vec<String>,
     directory: PathBuf,
     guard: Rc<Guard>,
     cpus: Cpus,
@@ -42,7 +44,7 @@ pub(crate) struct Programs {
 
 impl Programs {
     /// Makes the directory and builds all that is to be compared.
-    pub(crate) fn prepare(subject: Subject, cpus: Cpus) -> Result<Self> {
+    pub(crate) fn prepare(subject: Subject, others: &[&(&str, Other)], cpus: Cpus) -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("echoed-bench-{}", std::process::id()));
         fs::DirBuilder::new().mode(0o700).create(&directory).doing(format_args!("making {}", directory.display()))?;
         let guard = Rc::new(Guard::of(&directory)?);
@@ -51,8 +53,15 @@ impl Programs {
             Subject::Daemon(program) => Peer::daemon(program),
             Subject::Reference => reference.again(),
         };
-        let peers = vec![reference, subject];
-        Ok(Self { peers, directory, guard, cpus })
+        let mut peers = vec![reference, subject];
+        let mut missing = Vec::new();
+        for &&(name, other) in others {
+            match Peer::other(other, &directory) {
+                Ok(peer) => peers.push(peer),
+                Err(why) => missing.push(format!("{name}: {why}")),
+            }
+        }
+        Ok(Self { peers, missing, directory, guard, cpus })
     }
 
     /// How many peers there are; they go by their numbers, and 0 is the reference.
