@@ -8,7 +8,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -36,7 +35,7 @@ func serve(c net.Conn) {
 			out.Write(part)
 		} else {
 			// Longer than the buffer: it is put together before anything is answered.
-			long := bytes.Clone(part)
+			long := append([]byte(nil), part...)
 			for !whole {
 				part, err = in.ReadSlice('\t')
 				if err != nil && !errors.Is(err, bufio.ErrBufferFull) {

@@ -67,6 +67,7 @@ struct connection {
     int fd;
     int buffer;                /* what is being sent: a buffer of the ring, by its number; -1: none */
     struct output *output;     /* or one of these */
+    char *whole;               /* or a message that came in parts */
     char *partial;             /* the unfinished message, behind its prefix; NULL: none */
     uint32_t partial_size, partial_capacity;
     struct connection *next;   /* of those that wait for a buffer */
@@ -82,6 +83,10 @@ static struct {
 static struct io_uring_buf_ring *offered;
 static char *buffers;
 static uint16_t offered_tail;
+
+/* Few buffers are offered at a time, those last used first: they are still in the caches. The number follows need. */
+static uint16_t spare[BUFFERS];
+static unsigned spare_count, stocked, wanted = 16, most_used, used, waits;
 static struct output *outputs;
 static struct connection *starved;
 static int listener;
@@ -125,6 +130,21 @@ static void offer(unsigned number)
     __atomic_store_n(&offered->tail, ++offered_tail, __ATOMIC_RELEASE);
 }
 
+/* Offers as many buffers as are likely to be needed until the next time. */
+static void stock(void)
+{
+    if (used > most_used)
+        most_used = used;
+    used = 0;
+    if (++waits % 256 == 0) {
+        if (most_used < wanted / 4 && wanted > 16)
+            wanted /= 2;
+        most_used = 0;
+    }
+    for (; stocked < wanted && spare_count > 0; stocked++)
+        offer(spare[--spare_count]);
+}
+
 /* Hands over what was queued, and waits for so many completions. */
 static void enter(unsigned wait)
 {
@@ -164,12 +184,12 @@ static void queue_accept(void)
     sqe->accept_flags = SOCK_CLOEXEC;
 }
 
-static void queue_recv(struct connection *c)
+static void queue_recv(struct connection *c, bool poll_first)
 {
     struct io_uring_sqe *sqe = queue(IORING_OP_RECV, c->fd, (uintptr_t)c | RECV);
 
     sqe->flags = IOSQE_BUFFER_SELECT;
-    sqe->ioprio = IORING_RECVSEND_POLL_FIRST;
+    sqe->ioprio = poll_first ? IORING_RECVSEND_POLL_FIRST : 0;
 }
 
 /* Sends replies, and receives what comes next when they are gone. */
@@ -184,7 +204,7 @@ static void queue_send(struct connection *c, const char *bytes, size_t size)
     /* A short send would break the link. */
     sqe->msg_flags = MSG_NOSIGNAL | MSG_WAITALL;
     sqe->flags = IOSQE_IO_LINK;
-    queue_recv(c);
+    queue_recv(c, true);
 }
 
 static const char *set_up(void)
@@ -226,7 +246,7 @@ static const char *set_up(void)
     if (syscall(SYS_io_uring_register, ring.fd, IORING_REGISTER_PBUF_RING, &registration, 1) < 0)
         return "IORING_REGISTER_PBUF_RING";
     for (unsigned i = 0; i < BUFFERS; i++)
-        offer(i);
+        spare[spare_count++] = i;
     return NULL;
 }
 
@@ -252,7 +272,9 @@ static struct output *take_output(void)
 static void give_back(struct connection *c)
 {
     if (c->buffer >= 0)
-        offer((unsigned)c->buffer);
+        spare[spare_count++] = (uint16_t)c->buffer;
+    free(c->whole);
+    c->whole = NULL;
     if (c->output) {
         c->output->next = outputs;
         outputs = c->output;
@@ -273,6 +295,8 @@ static bool keep(struct connection *c, const char *bytes, size_t size, bool comp
 
         while (capacity < needed)
             capacity *= 2;
+        if (capacity > REPLY_SIZE)
+            capacity = REPLY_SIZE;
         c->partial_capacity = capacity;
         if (c->partial) {
             c->partial = checked(realloc(c->partial, capacity));
@@ -294,6 +318,15 @@ static bool answer(struct connection *c, unsigned number, size_t size)
     if (!c->partial && stop == end - 1 && size <= MAX_MESSAGE + 1) {
         c->buffer = (int)number;
         queue_send(c, memcpy(at - PREFIX_SIZE, PREFIX, PREFIX_SIZE), PREFIX_SIZE + size);
+        return true;
+    }
+    if (c->partial && stop == end - 1) {
+        if (!keep(c, at, size, true))
+            return false;
+        spare[spare_count++] = (uint16_t)number;
+        c->whole = c->partial;
+        c->partial = NULL;
+        queue_send(c, c->whole, c->partial_size);
         return true;
     }
     if (stop) {
@@ -325,11 +358,11 @@ static bool answer(struct connection *c, unsigned number, size_t size)
     }
     if (at < end && !keep(c, at, end - at, false))
         return false;
-    offer(number);
+    spare[spare_count++] = (uint16_t)number;
     if (c->output)
         queue_send(c, c->output->bytes, out - c->output->bytes);
     else
-        queue_recv(c);
+        queue_recv(c, false);
     return true;
 }
 
@@ -337,15 +370,22 @@ static void received(struct connection *c, int size, unsigned flags)
 {
     unsigned number = flags >> IORING_CQE_BUFFER_SHIFT;
 
+    if (flags & IORING_CQE_F_BUFFER) {
+        stocked--;
+        used++;
+    }
     if (size == -ENOBUFS) {
+        /* All that tried in this turn come again; there have to be enough for them then. */
+        if (wanted < BUFFERS && !starved)
+            wanted *= 2;
         c->next = starved;
         starved = c;
     } else if (size <= 0) {
         if (flags & IORING_CQE_F_BUFFER)
-            offer(number);
+            spare[spare_count++] = (uint16_t)number;
         hang_up(c);
     } else if (!answer(c, number, size)) {
-        offer(number);
+        spare[spare_count++] = (uint16_t)number;
         give_back(c);
         hang_up(c);
     }
@@ -358,7 +398,7 @@ static void accepted(int fd, unsigned flags)
 
         c->fd = fd;
         c->buffer = -1;
-        queue_recv(c);
+        queue_recv(c, true);
     }
     if (!(flags & IORING_CQE_F_MORE)) {
         if (fd == -EMFILE || fd == -ENFILE)
@@ -370,6 +410,7 @@ static void accepted(int fd, unsigned flags)
 static void run(void)
 {
     queue_accept();
+    stock();
     for (;;) {
         unsigned head, tail;
 
@@ -392,8 +433,9 @@ static void run(void)
             struct connection *c = starved;
 
             starved = c->next;
-            queue_recv(c);
+            queue_recv(c, false);
         }
+        stock();
     }
 }
 
