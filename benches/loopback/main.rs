@@ -20,8 +20,10 @@
 mod activation;
 mod address;
 mod codec;
+mod cores;
 mod cpus;
 mod fairness;
+mod frameless;
 mod guard;
 mod load;
 mod memory;
@@ -123,7 +125,7 @@ fn measure(options: Options) -> Result<()> {
     if cpus.server == cpus.load {
         progress(format_args!("servers and load share the only CPU: the figures will say little"));
     }
-    pin(cpus.load)?;
+    pin(&[cpus.load])?;
     let Options { only, mut cases, rounds, sample, subject, others } = options;
     for (_, case) in &mut cases {
         case.connections = case.connections.min(room / 2);
@@ -133,7 +135,7 @@ fn measure(options: Options) -> Result<()> {
     println!("# Loopback: {rounds} rounds, samples of {} s", sample.as_secs_f64());
     let kernel = kernel_setting("kernel/osrelease")?;
     let congestion = kernel_setting("net/ipv4/tcp_congestion_control")?;
-    let Cpus { server, load } = cpus;
+    let Cpus { server, load, .. } = plan.programs.cpus;
     println!("\nLinux {kernel}, TCP {congestion}, servers on CPU {server}, load on CPU {load}");
     for why in &plan.programs.missing {
         println!("\nNot measured: {why}");
@@ -149,6 +151,8 @@ fn measure(options: Options) -> Result<()> {
             Section::Memory => memory::memory(&plan),
             Section::Start => activation::start(&plan),
             Section::Fairness => fairness::fairness(&plan),
+            Section::Cores => cores::cores(&plan),
+            Section::Cat => frameless::cat(&plan),
         }
         .doing(name)?;
         if tables.is_empty() {

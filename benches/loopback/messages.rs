@@ -28,7 +28,7 @@ pub(crate) fn cpu(plan: &Plan) -> Result<Vec<Table>> {
             figures.push(&plan.sample(transport, case, plan.sample, round).doing(name)?);
         }
     }
-    Ok(Figures::tables("message", "size-depth-connections", &rows, &plan.programs).into())
+    Ok(Figures::tables("message", "size-depth-connections", &rows, &plan.programs, plan.programs.count()).into())
 }
 
 /// CPU time per message as the number of connections grows.

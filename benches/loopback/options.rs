@@ -12,7 +12,7 @@ use crate::{Doing as _, Failure, Result};
 
 /// What `--help` says.
 pub(crate) const USAGE: &str = "\
-usage: loopback [--only cpu|connect|scaling|memory|start|fairness]...
+usage: loopback [--only cpu|connect|scaling|memory|start|fairness|cores|cat]...
                 [--case [tcp:|unix:]SIZE-DEPTH-CONNECTIONS]...
                 [--rounds N] [--seconds S] [--server PATH | --server reference]
                 [--peers NAME,... | --peers none]
@@ -43,17 +43,23 @@ pub(crate) enum Section {
     Start,
     /// Beside connections that flood.
     Fairness,
+    /// Two workers.
+    Cores,
+    /// Beside those that start `cat` for every connection.
+    Cat,
 }
 
 impl Section {
     /// All, with their names.
-    pub(crate) const ALL: [(&'static str, Self); 6] = [
+    pub(crate) const ALL: [(&'static str, Self); 8] = [
         ("cpu", Self::Cpu),
         ("connect", Self::Connect),
         ("scaling", Self::Scaling),
         ("memory", Self::Memory),
         ("start", Self::Start),
         ("fairness", Self::Fairness),
+        ("cores", Self::Cores),
+        ("cat", Self::Cat),
     ];
 }
 

@@ -74,16 +74,22 @@ impl Figures {
         }
     }
 
-    /// Two tables of the same cases: the first peer's figures, and the ratios of the others to them.
-    pub(crate) fn tables(title: &str, first: &str, cases: &[(String, Self)], programs: &Programs) -> [Table; 2] {
+    /// Two tables of the same cases: the first peer's figures, and the ratios of the others of the first `peers`.
+    pub(crate) fn tables(
+        title: &str,
+        first: &str,
+        cases: &[(String, Self)],
+        programs: &Programs,
+        peers: usize,
+    ) -> [Table; 2] {
         let table = |title: String, unit: &str, figure: fn(&Self) -> &Samples| {
             let mut headings = vec![first.to_owned(), format!("{} {unit}", programs.name(0))];
-            headings.extend((1..programs.count()).map(|peer| programs.name(peer).to_owned()));
+            headings.extend((1..peers).map(|peer| programs.name(peer).to_owned()));
             let mut table = Table::new(title, headings);
             for (case, figures) in cases {
                 let samples = figure(figures);
                 let mut row = vec![case.clone(), short(samples.median(0))];
-                row.extend((1..programs.count()).map(|peer| samples.ratio_and_range(peer)));
+                row.extend((1..peers).map(|peer| samples.ratio_and_range(peer)));
                 table.row(row);
             }
             table

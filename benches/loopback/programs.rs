@@ -39,7 +39,8 @@ pub(crate) struct Programs {
     pub(crate) missing: Vec<String>,
     directory: PathBuf,
     guard: Rc<Guard>,
-    cpus: Cpus,
+    /// Which CPU does what.
+    pub(crate) cpus: Cpus,
 }
 
 impl Programs {
@@ -84,11 +85,17 @@ impl Programs {
 
     /// Starts a server of its own on a free port or path, and waits until it listens.
     pub(crate) fn start(&self, peer: usize, transport: Transport) -> Result<Server> {
+        self.start_on(peer, transport, &[self.cpus.server])
+    }
+
+    /// The same, with a worker for each of these CPUs.
+    pub(crate) fn start_on(&self, peer: usize, transport: Transport, cpus: &[usize]) -> Result<Server> {
         let listen = match transport {
             Transport::Tcp => "tcp:127.0.0.1:0".to_owned(),
             Transport::Unix => format!("unix:{}", self.fresh("socket").display()),
         };
-        let mut server = self.spawn(&self.command(peer, Some(&listen), 1)?, self.name(peer).to_owned())?;
+        let mut server =
+            self.spawn_on(&self.command(peer, Some(&listen), cpus.len())?, self.name(peer).to_owned(), cpus)?;
         server.wait_for_address()?;
         Ok(server)
     }
@@ -109,20 +116,25 @@ impl Programs {
         Ok(Some(server))
     }
 
-    fn spawn(&self, words: &[PathBuf], what: String) -> Result<Server> {
+    /// Starts any program on the CPU of the servers.
+    pub(crate) fn spawn(&self, words: &[PathBuf], what: String) -> Result<Server> {
+        self.spawn_on(words, what, &[self.cpus.server])
+    }
+
+    fn spawn_on(&self, words: &[PathBuf], what: String, cpus: &[usize]) -> Result<Server> {
         let log = self.fresh("log");
         let stderr = File::create(&log).doing(format_args!("making {}", log.display()))?;
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-        pin(self.cpus.server)?;
+        pin(cpus)?;
         let child = command.spawn();
-        pin(self.cpus.load)?;
+        pin(&[self.cpus.load])?;
         let child = child.doing(format_args!("starting {}", words[0].display()))?;
         Server::of(child, &self.guard, what, log)
     }
 
     /// A path in the directory that was not used yet.
-    fn fresh(&self, name: &str) -> PathBuf {
+    pub(crate) fn fresh(&self, name: &str) -> PathBuf {
         (0_u64..)
             .map(|number| self.directory.join(format!("{name}-{number}")))
             .find(|path| !path.exists())

@@ -16,6 +16,11 @@ impl Samples {
         self.0[peer].push(sample);
     }
 
+    /// How many there are of one peer.
+    pub(crate) fn count(&self, peer: usize) -> usize {
+        self.0[peer].len()
+    }
+
     /// The median of one peer.
     pub(crate) fn median(&self, peer: usize) -> f64 {
         median(&self.0[peer])

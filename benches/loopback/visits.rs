@@ -4,6 +4,7 @@ use crate::address::Transport;
 use crate::load::Visits;
 use crate::plan::{Figures, Plan, SLICES, Sample};
 use crate::table::Table;
+use crate::wire::Script;
 use crate::{Doing as _, Result, progress};
 
 /// How many connections there are at a time.
@@ -22,14 +23,16 @@ pub(crate) fn connect(plan: &Plan) -> Result<Vec<Table>> {
         rows.push((transport.name().to_owned(), figures));
     }
     let what = format!("connect, one message of 16 bytes, close, {AT_ONCE} at once");
-    Ok(Figures::tables(&what, "over", &rows, &plan.programs).into())
+    Ok(Figures::tables(&what, "over", &rows, &plan.programs, peers).into())
 }
 
 fn sample(plan: &Plan, transport: Transport, round: usize) -> Result<Vec<Sample>> {
     let peers = plan.programs.count();
     let mut servers = (0..peers).map(|peer| plan.programs.start(peer, transport)).collect::<Result<Vec<_>>>()?;
     let addresses: Vec<_> = servers.iter().map(|server| server.address().clone()).collect();
-    let mut visits = addresses.iter().map(|address| Visits::new(address, 16, AT_ONCE)).collect::<Result<Vec<_>>>()?;
+    let script = Script::new(16, 16);
+    let mut visits =
+        addresses.iter().map(|address| Visits::new(address, &script, AT_ONCE)).collect::<Result<Vec<_>>>()?;
     for visits in &mut visits {
         visits.run(plan.warm_up() / 2)?;
     }
