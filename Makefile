@@ -1,7 +1,8 @@
 # make run      build the daemon and run it on 127.0.0.1:8085
 # make test     run everything that this machine can run, and say what was left out and why;
 #               with REQUIRE=all, fail if anything is left out
-# make bench    measure against the reference in C
+# make bench    measure against a reference in C and other peers, and write docs/performance.md;
+#               with QUICK=1, in three minutes after building, and without writing it
 # make install  put everything in its place; builds nothing, needs "make" before it
 
 CARGO ?= cargo
@@ -32,6 +33,11 @@ PLACES = dev etc/echoed lib lib64 proc root run sbin sys tmp usr/lib usr/lib64 v
 
 REQUIRE ?=
 
+QUICK ?=
+ARGS ?=
+# Where the results are written, beside stdout: only those of a whole run, unless asked.
+REPORT ?= $(if $(QUICK)$(ARGS),,docs/performance.md)
+
 .PHONY: all run test check bench install uninstall clean
 
 all:
@@ -52,7 +58,7 @@ test:
 	CARGO="$(CARGO)" TARGETDIR="$(TARGETDIR)" REQUIRE="$(REQUIRE)" sh tests/run
 
 bench:
-	$(CARGO) bench --locked --bench loopback $(if $(ARGS),-- $(ARGS))
+	$(CARGO) bench --locked --bench loopback -- $(if $(QUICK),--quick) $(if $(REPORT),--report "$(REPORT)") $(ARGS)
 
 install:
 	@for program in echoed echoctl; do test -x "$(BUILDDIR)/$$program" || { \

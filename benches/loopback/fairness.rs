@@ -3,14 +3,17 @@
 use crate::address::Transport;
 use crate::load::Flood;
 use crate::plan::Plan;
+use crate::plot::Plot;
+use crate::report::Part;
 use crate::stats::percentile;
 use crate::table::Table;
 use crate::{Result, progress};
 
 /// How long a well-behaved connection waits beside others that send without pause.
-pub(crate) fn fairness(plan: &Plan) -> Result<Vec<Table>> {
+pub(crate) fn fairness(plan: &Plan) -> Result<Part> {
     const FLOODING: usize = 4;
     let peers = plan.programs.count();
+    let mut groups = Vec::new();
     let mut table = Table::new(
         format!("Fairness: round trip of a message of 16 bytes beside {FLOODING} connections that flood"),
         ["flood of", "server", "p50 µs", "p99 µs", "slowest µs"],
@@ -31,11 +34,19 @@ pub(crate) fn fairness(plan: &Plan) -> Result<Vec<Table>> {
                 server.settle()?;
             }
         }
+        let slow = times.iter().map(|times| percentile(times, 990) * 1e6).collect();
+        groups.push((format!("{} {size} B", transport.name()), slow));
         for (peer, times) in times.iter().enumerate() {
             let mut row = vec![format!("{} {size} B", transport.name()), plan.programs.name(peer).to_owned()];
             row.extend([500, 990, 1000].map(|per_mille| format!("{:.0}", percentile(times, per_mille) * 1e6)));
             table.row(row);
         }
     }
-    Ok(vec![table])
+    let plot = Plot {
+        name: "fairness",
+        title: format!("Round trip beside {FLOODING} flooding connections, 99th percentile, in µs"),
+        series: (0..peers).map(|peer| plan.programs.name(peer).to_owned()).collect(),
+        groups,
+    };
+    Ok(Part { tables: vec![table], plots: vec![plot] })
 }

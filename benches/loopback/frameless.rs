@@ -46,12 +46,12 @@ pub(crate) fn cat(plan: &Plan) -> Result<Vec<Table>> {
     }
     let mut table = Table::new(
         format!("TCP connections served in a second: connect, one message of 16 bytes, close, {AT_ONCE} at once"),
-        ["server", "/s", "ratio (range)"],
+        ["server", "/s", "ratio"],
     );
     let names = (0..count).map(|peer| (peer, plan.programs.name(peer).to_owned()));
     let others = programs.iter().map(|program| (count + place(program), format!("{program}, cat")));
     for (peer, name) in names.chain(others) {
-        table.row(vec![name, short(samples.median(peer)), samples.ratio_and_range(peer)]);
+        table.row(vec![name, short(samples.median(peer)), format!("{:.3}", samples.ratio(peer))]);
     }
     Ok(vec![table])
 }

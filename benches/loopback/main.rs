@@ -3,7 +3,7 @@
 //! ```text
 //! cargo bench --bench loopback -- [--only SECTION]... [--case [tcp:|unix:]CASE]...
 //!                                 [--rounds N] [--seconds S] [--server PATH | --server reference]
-//!                                 [--peers NAME,... | --peers none]
+//!                                 [--peers NAME,... | --peers none] [--quick] [--report FILE]
 //! ```
 //!
 //! The yardstick is `benches/reference/epoll.c`, compiled on the spot. Its and the daemon's peers are the same on
@@ -31,7 +31,9 @@ mod messages;
 mod options;
 mod peers;
 mod plan;
+mod plot;
 mod programs;
+mod report;
 mod server;
 mod stats;
 mod table;
@@ -48,6 +50,7 @@ use crate::cpus::{Cpus, pin};
 use crate::options::{Options, Section, USAGE};
 use crate::plan::Plan;
 use crate::programs::Programs;
+use crate::report::{Part, Report, machine};
 
 /// Very many connections, and what stands for them where the limit on open files does not allow so many.
 const MANY: usize = 10_000;
@@ -107,13 +110,6 @@ fn raise_file_limit() -> Result<usize> {
     Ok(limit.maximum.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX))
 }
 
-/// What the kernel says of itself, without the end of the line.
-fn kernel_setting(name: &str) -> Result<String> {
-    let path = format!("/proc/sys/{name}");
-    let text = std::fs::read_to_string(&path).doing(format_args!("reading {path}"))?;
-    Ok(text.trim().to_owned())
-}
-
 fn measure(options: Options) -> Result<()> {
     let room = raise_file_limit()?.saturating_sub(OTHER_FILES);
     // The reference and another one are loaded in turn and stay connected; all the connections begin here.
@@ -126,43 +122,47 @@ fn measure(options: Options) -> Result<()> {
         progress(format_args!("servers and load share the only CPU: the figures will say little"));
     }
     pin(&[cpus.load])?;
-    let Options { only, mut cases, rounds, sample, subject, others } = options;
+    let Options { only, mut cases, rounds, sample, subject, others, file } = options;
     for (_, case) in &mut cases {
         case.connections = case.connections.min(room / 2);
     }
     let plan = Plan { rounds, sample, cases, many, room, programs: Programs::prepare(subject, &others, cpus)? };
 
-    println!("# Loopback: {rounds} rounds, samples of {} s", sample.as_secs_f64());
-    let kernel = kernel_setting("kernel/osrelease")?;
-    let congestion = kernel_setting("net/ipv4/tcp_congestion_control")?;
+    let wanted = |section: Section| only.is_empty() || only.contains(&section);
+    let seconds: f64 =
+        Section::ALL.iter().filter(|&&(_, section)| wanted(section)).map(|&(_, s)| s.seconds(&plan)).sum();
+    progress(format_args!("this takes about {:.0} minutes", (seconds / 60.0).ceil()));
+
+    let mut report = Report::new(file);
     let Cpus { server, load, .. } = plan.programs.cpus;
-    println!("\nLinux {kernel}, TCP {congestion}, servers on CPU {server}, load on CPU {load}");
+    report.paragraph(&format!(
+        "{}; servers on CPU {server}, load on CPU {load}; {rounds} rounds, samples of {} s.\nThe figures are medians; \
+         a ratio is that to {}, with its range over the rounds.",
+        machine()?,
+        sample.as_secs_f64(),
+        plan.programs.name(0)
+    ));
     for why in &plan.programs.missing {
-        println!("\nNot measured: {why}");
+        report.paragraph(&format!("Not measured: {why}"));
     }
-    for (name, section) in Section::ALL {
-        if !only.is_empty() && !only.contains(&section) {
-            continue;
-        }
-        let tables = match section {
+    for (name, section) in Section::ALL.into_iter().filter(|&(_, section)| wanted(section)) {
+        let part = match section {
             Section::Cpu => messages::cpu(&plan),
-            Section::Connect => visits::connect(&plan),
-            Section::Scaling => messages::scaling(&plan),
+            Section::Connect => visits::connect(&plan).map(Part::from),
+            Section::Scaling => messages::scaling(&plan).map(Part::from),
             Section::Memory => memory::memory(&plan),
-            Section::Start => activation::start(&plan),
+            Section::Start => activation::start(&plan).map(Part::from),
             Section::Fairness => fairness::fairness(&plan),
-            Section::Cores => cores::cores(&plan),
-            Section::Cat => frameless::cat(&plan),
+            Section::Cores => cores::cores(&plan).map(Part::from),
+            Section::Cat => frameless::cat(&plan).map(Part::from),
         }
         .doing(name)?;
-        if tables.is_empty() {
-            progress(format_args!("{name}: skipped, what it needs is not installed"));
+        if part.tables.is_empty() {
+            report.paragraph(&format!("Not measured: {name}, which this machine cannot do"));
         }
-        for table in tables {
-            print!("\n{}", table.render());
-        }
+        report.part(&part)?;
     }
-    Ok(())
+    report.finish()
 }
 
 /// `--serve codec [ADDRESS]`: this program as one of the peers.

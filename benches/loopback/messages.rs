@@ -2,6 +2,8 @@
 
 use crate::address::Transport;
 use crate::plan::{Figures, Plan};
+use crate::plot::Plot;
+use crate::report::Part;
 use crate::stats::{Samples, short};
 use crate::table::Table;
 use crate::wire::Case;
@@ -19,7 +21,7 @@ pub(crate) const CASES: [Case; 6] = [
 ];
 
 /// CPU time per message and messages per second, case by case.
-pub(crate) fn cpu(plan: &Plan) -> Result<Vec<Table>> {
+pub(crate) fn cpu(plan: &Plan) -> Result<Part> {
     let named = plan.cases.iter().map(|(transport, case)| format!("{} {case}", transport.name()));
     let mut rows: Vec<_> = named.map(|name| (name, Figures::of(plan.programs.count()))).collect();
     for round in 0..plan.rounds {
@@ -28,7 +30,16 @@ pub(crate) fn cpu(plan: &Plan) -> Result<Vec<Table>> {
             figures.push(&plan.sample(transport, case, plan.sample, round).doing(name)?);
         }
     }
-    Ok(Figures::tables("message", "size-depth-connections", &rows, &plan.programs, plan.programs.count()).into())
+    let peers = plan.programs.count();
+    let ratios = |figures: &Figures| (1..peers).map(|peer| figures.cpu.ratio(peer)).collect();
+    let plot = Plot {
+        name: "cpu",
+        title: format!("CPU time per message, ratio to {}", plan.programs.name(0)),
+        series: (1..peers).map(|peer| plan.programs.name(peer).to_owned()).collect(),
+        groups: rows.iter().map(|(name, figures)| (name.clone(), ratios(figures))).collect(),
+    };
+    let tables = Figures::tables("message", "size-depth-connections", &rows, &plan.programs, peers);
+    Ok(Part { tables: tables.into(), plots: vec![plot] })
 }
 
 /// CPU time per message as the number of connections grows.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::address::Transport;
 use crate::messages::CASES;
 use crate::peers::{OTHERS, Other};
+use crate::plan::Plan;
 use crate::programs::Subject;
 use crate::wire::Case;
 use crate::{Doing as _, Failure, Result};
@@ -15,7 +16,7 @@ pub(crate) const USAGE: &str = "\
 usage: loopback [--only cpu|connect|scaling|memory|start|fairness|cores|cat]...
                 [--case [tcp:|unix:]SIZE-DEPTH-CONNECTIONS]...
                 [--rounds N] [--seconds S] [--server PATH | --server reference]
-                [--peers NAME,... | --peers none]
+                [--peers NAME,... | --peers none] [--quick] [--report FILE]
 
   --only      measure this section only; may be repeated (--case alone means --only cpu)
   --case      measure this case only in the section cpu, such as 16-1-64; may be repeated
@@ -23,7 +24,9 @@ usage: loopback [--only cpu|connect|scaling|memory|start|fairness|cores|cat]...
   --seconds   length of a sample in the section cpu (1.0); other sections take less
   --server    measure this program, which takes the daemon's options, instead of the daemon;
               `reference`: the reference itself, to see how much is noise
-  --peers     measure these others too: uring, codec, go (all that this machine can)";
+  --peers     measure these others too: uring, codec, go (all that this machine can)
+  --quick     two short rounds: three minutes at most
+  --report    also write the results to this file, between its marks, and plots beside it";
 
 /// The daemon that was built together with this program.
 const DAEMON: &str = env!("CARGO_BIN_EXE_echoed");
@@ -61,6 +64,22 @@ impl Section {
         ("cores", Self::Cores),
         ("cat", Self::Cat),
     ];
+
+    /// About how long it takes.
+    pub(crate) fn seconds(self, plan: &Plan) -> f64 {
+        let (peers, rounds) = (plan.programs.count() as f64, plan.rounds as f64);
+        let (sample, each) = (plan.sample.as_secs_f64(), peers * rounds);
+        match self {
+            Self::Cpu => each * plan.cases.len() as f64 * (1.2 * sample + 0.2),
+            Self::Connect => each * 2.0 * (0.6 * sample + 0.2),
+            Self::Scaling => each * 3.0 * (0.7 * sample + 0.5),
+            Self::Memory => peers * 3.0,
+            Self::Start => peers * 1.5,
+            Self::Fairness => each * 4.0 * (0.45 * sample + 0.1),
+            Self::Cores => rounds * 12.0 * (0.7 * sample + 0.2),
+            Self::Cat => rounds * (peers + 4.0) * (0.6 * sample + 0.1),
+        }
+    }
 }
 
 /// The command line.
@@ -77,6 +96,8 @@ pub(crate) struct Options {
     pub(crate) subject: Subject,
     /// Who else is measured.
     pub(crate) others: Vec<&'static (&'static str, Other)>,
+    /// Where the results are written, beside stdout.
+    pub(crate) file: Option<PathBuf>,
 }
 
 impl Options {
@@ -89,6 +110,7 @@ impl Options {
             sample: Duration::from_secs(1),
             subject: Subject::Daemon(DAEMON.into()),
             others: OTHERS.iter().collect(),
+            file: None,
         };
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| Failure::new(format_args!("{word} needs a value")));
@@ -108,6 +130,8 @@ impl Options {
                     options.subject =
                         if path == "reference" { Subject::Reference } else { Subject::Daemon(PathBuf::from(path)) };
                 }
+                "--quick" => (options.rounds, options.sample) = (2, Duration::from_millis(250)),
+                "--report" => options.file = Some(value()?.into()),
                 "--peers" => options.others = Self::others(&value()?)?,
                 _ => return Err(Failure::new(format_args!("unknown option {word:?}"))),
             }
