@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::{Doing as _, Failure, Result};
+use crate::{Doing as _, Failure, Result, progress};
 
 /// A kind of server that speaks the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,7 +102,7 @@ fn compile(name: &str, directory: &Path) -> Result<PathBuf> {
         .args([&program, &source])
         .output()
         .doing(format_args!("starting the C compiler {compiler:?} (CC=)"))?;
-    succeeded(&output, format_args!("compiling {}", source.display()))?;
+    succeeded(&output, format_args!("{name}.c does not compile here"))?;
     Ok(program)
 }
 
@@ -110,8 +110,11 @@ fn compile(name: &str, directory: &Path) -> Result<PathBuf> {
 fn uring(directory: &Path) -> Result<PathBuf> {
     let program = compile("uring", directory)?;
     let output = Command::new(&program).arg("-c").output().doing("starting uring")?;
-    succeeded(&output, "io_uring is not available")?;
-    Ok(program)
+    if output.status.success() {
+        return Ok(program);
+    }
+    let why = String::from_utf8_lossy(&output.stderr);
+    Err(Failure::new(format_args!("io_uring is not available here ({})", why.trim())))
 }
 
 fn go(directory: &Path) -> Result<PathBuf> {
@@ -125,7 +128,7 @@ fn go(directory: &Path) -> Result<PathBuf> {
         .env("GO111MODULE", "off")
         .output()
         .doing("starting go")?;
-    succeeded(&output, "building echo.go")?;
+    succeeded(&output, "echo.go does not compile here")?;
     Ok(program)
 }
 
@@ -133,12 +136,13 @@ fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/reference").join(name)
 }
 
+/// The details are for the one who sits here, not for the results.
 fn succeeded(output: &Output, what: impl fmt::Display) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let errors = String::from_utf8_lossy(&output.stderr);
-    Err(Failure::new(format_args!("{what}: {}", errors.trim())))
+    progress(format_args!("{}", String::from_utf8_lossy(&output.stderr).trim()));
+    Err(Failure::new(what))
 }
 
 /// Whether the search path has a program of this name.
