@@ -24,6 +24,11 @@ impl Cpus {
         Ok(Self { server, load: all.get(1).copied().unwrap_or(server), all })
     }
 
+    /// How many there are for this process.
+    pub(crate) fn count(&self) -> usize {
+        self.all.len()
+    }
+
     /// Two for a server and two for its loads; the same ones where there are fewer than four.
     pub(crate) fn two(&self) -> (Vec<usize>, Vec<usize>) {
         let first: Vec<usize> = self.all.iter().copied().take(2).collect();

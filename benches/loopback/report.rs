@@ -82,8 +82,8 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).doing(format_args!("writing {}", path.display()))
 }
 
-/// The machine, in a sentence.
-pub(crate) fn machine() -> Result<String> {
+/// The machine, of which so many CPUs may be used, in a sentence.
+pub(crate) fn machine(cpus: usize) -> Result<String> {
     let setting = |name: &str| {
         let path = format!("/proc/sys/{name}");
         fs::read_to_string(&path).doing(format_args!("reading {path}")).map(|text| text.trim().to_owned())
@@ -93,6 +93,5 @@ pub(crate) fn machine() -> Result<String> {
     let info = fs::read_to_string("/proc/cpuinfo").doing("reading /proc/cpuinfo")?;
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let model = model.map_or("unknown CPU", |(_, model)| model.trim());
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(format!("{model}, {cores} CPUs, Linux {kernel}, TCP {congestion}"))
+    Ok(format!("{model}, CPUs: {cpus}, Linux {kernel}, TCP {congestion}"))
 }
