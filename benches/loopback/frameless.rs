@@ -16,8 +16,9 @@ use crate::table::Table;
 use crate::wire::Script;
 use crate::{Doing as _, Failure, Result, progress};
 
-/// How many connections there are at a time.
-const AT_ONCE: usize = 16;
+/// How many connections there are at a time. Ncat lets ten wait; a connection that finds no place comes again after
+/// a second.
+const AT_ONCE: usize = 8;
 
 const PROGRAMS: [&str; 4] = ["socat", "ncat", "xinetd", "systemd-socket-activate"];
 
