@@ -23,12 +23,15 @@ pub(crate) struct Plot {
     pub(crate) series: Vec<String>,
     /// The groups, with their names; a value that is no number is left out.
     pub(crate) groups: Vec<(String, Vec<f64>)>,
+    /// A value that is marked by a line.
+    pub(crate) mark: Option<f64>,
 }
 
 impl Plot {
     /// The finished image.
     pub(crate) fn render(&self) -> String {
-        let values = || self.groups.iter().flat_map(|(_, values)| values).copied().filter(|value| *value > 0.0);
+        let values =
+            || self.groups.iter().flat_map(|(_, values)| values).copied().chain(self.mark).filter(|value| *value > 0.0);
         let least = values().fold(f64::INFINITY, f64::min) / 1.5;
         let greatest = values().fold(0.0, f64::max).max(least * 2.0);
         let length = |value: f64| (value / least).ln() / (greatest / least).ln() * (WIDTH - LEFT - 60) as f64;
@@ -66,6 +69,13 @@ impl Plot {
                 y += BAR;
             }
             y += GAP;
+        }
+        if let Some(mark) = self.mark {
+            let x = LEFT as f64 + length(mark);
+            line(format_args!(
+                r##"<line x1="{x:.1}" x2="{x:.1}" y1="{}" y2="{height}" stroke="#000000" stroke-dasharray="3 3"/>"##,
+                TOP - 6
+            ));
         }
         line(format_args!("</svg>"));
         svg
