@@ -47,6 +47,7 @@ pub(crate) fn fairness(plan: &Plan) -> Result<Part> {
         title: format!("Round trip beside {FLOODING} flooding connections, 99th percentile, in µs"),
         series: (0..peers).map(|peer| plan.programs.name(peer).to_owned()).collect(),
         groups,
+        first_colour: 0,
         mark: None,
     };
     Ok(Part { tables: vec![table], plots: vec![plot] })

@@ -53,6 +53,7 @@ pub(crate) fn memory(plan: &Plan) -> Result<Part> {
         title: "The server's memory for each idle connection, in bytes".to_owned(),
         series: vec!["idle".to_owned(), "after messages".to_owned()],
         groups,
+        first_colour: 4,
         mark: None,
     };
     Ok(Part { tables: vec![table], plots: vec![plot] })

@@ -37,6 +37,7 @@ pub(crate) fn cpu(plan: &Plan) -> Result<Part> {
         title: format!("CPU time per message, ratio to {}", plan.programs.name(0)),
         series: (1..peers).map(|peer| plan.programs.name(peer).to_owned()).collect(),
         groups: rows.iter().map(|(name, figures)| (name.clone(), ratios(figures))).collect(),
+        first_colour: 1,
         mark: Some(1.0),
     };
     let tables = Figures::tables("message", "size-depth-connections", &rows, &plan.programs, peers);

@@ -23,6 +23,8 @@ pub(crate) struct Plot {
     pub(crate) series: Vec<String>,
     /// The groups, with their names; a value that is no number is left out.
     pub(crate) groups: Vec<(String, Vec<f64>)>,
+    /// The number of the first series' colour, so that a peer has the same one everywhere.
+    pub(crate) first_colour: usize,
     /// A value that is marked by a line.
     pub(crate) mark: Option<f64>,
 }
@@ -36,6 +38,7 @@ impl Plot {
         let greatest = values().fold(0.0, f64::max).max(least * 2.0);
         let length = |value: f64| (value / least).ln() / (greatest / least).ln() * (WIDTH - LEFT - 60) as f64;
         let height = TOP + self.groups.iter().map(|(_, values)| values.len() * BAR + GAP).sum::<usize>() + GAP;
+        let colour_of = |number: usize| COLOURS[(self.first_colour + number) % COLOURS.len()];
         let mut svg = String::new();
         let mut line = |text: std::fmt::Arguments<'_>| writeln!(svg, "{text}").expect("a String takes everything");
         line(format_args!(
@@ -44,7 +47,7 @@ impl Plot {
         line(format_args!(r##"<rect width="100%" height="100%" fill="#ffffff"/>"##));
         line(format_args!(r#"<text x="10" y="20" font-size="14">{} (logarithmic)</text>"#, escaped(&self.title)));
         for (number, name) in self.series.iter().enumerate() {
-            let (x, colour) = (10 + 125 * number, COLOURS[number % COLOURS.len()]);
+            let (x, colour) = (10 + 125 * number, colour_of(number));
             line(format_args!(r#"<rect x="{x}" y="34" width="12" height="12" fill="{colour}"/>"#));
             line(format_args!(r#"<text x="{}" y="45" font-size="12">{}</text>"#, x + 17, escaped(name)));
         }
@@ -58,7 +61,7 @@ impl Plot {
             ));
             for (number, &value) in values.iter().enumerate() {
                 if value > 0.0 {
-                    let (length, colour) = (length(value), COLOURS[number % COLOURS.len()]);
+                    let (length, colour) = (length(value), colour_of(number));
                     line(format_args!(
                         r#"<rect x="{LEFT}" y="{y}" width="{length:.1}" height="{}" fill="{colour}"/>"#,
                         BAR - 1
