@@ -1,7 +1,8 @@
 # make run      build the daemon and run it on 127.0.0.1:8085
 # make test     run everything that this machine can run, and say what was left out and why;
 #               with REQUIRE=all, fail if anything is left out
-# make bench    measure against the reference in C
+# make bench    measure against a reference in C and other peers, and write docs/performance.md;
+#               with QUICK=1, in three minutes after building, and without writing it
 # make bench-core
 #               measure the protocol alone, without sockets: per byte and per message
 # make install  put everything in its place; builds nothing, needs "make" before it
@@ -34,6 +35,11 @@ PLACES = dev etc/echoed lib lib64 proc root run sbin sys tmp usr/lib usr/lib64 v
 
 REQUIRE ?=
 
+QUICK ?=
+ARGS ?=
+# Where the results are written, beside stdout: only those of a whole run, unless asked.
+REPORT ?= $(if $(QUICK)$(ARGS),,docs/performance.md)
+
 .PHONY: all run test check bench bench-core install uninstall clean
 
 all:
@@ -54,7 +60,7 @@ test:
 	CARGO="$(CARGO)" TARGETDIR="$(TARGETDIR)" REQUIRE="$(REQUIRE)" sh tests/run
 
 bench:
-	$(CARGO) bench --locked --bench loopback $(if $(ARGS),-- $(ARGS))
+	$(CARGO) bench --locked --bench loopback -- $(if $(QUICK),--quick) $(if $(REPORT),--report "$(REPORT)") $(ARGS)
 
 # Without the programs, which would be linked for it too.
 bench-core:

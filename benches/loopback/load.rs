@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use crate::server::Address;
+use crate::address::Address;
 use crate::wire::{Case, Interest, Poll, Script, check, dial, try_receive, try_send};
 use crate::{Failure, Result, now};
 
@@ -166,7 +166,7 @@ pub(crate) struct Visits<'a> {
     address: &'a Address,
     poll: Poll,
     visitors: Vec<Option<Visitor>>,
-    script: Script,
+    script: &'a Script,
     count: usize,
     buffer: Vec<u8>,
 }
@@ -178,13 +178,13 @@ struct Visitor {
 }
 
 impl<'a> Visits<'a> {
-    /// Prepares `at_once` connections at a time, with messages of `size` bytes.
-    pub(crate) fn new(address: &'a Address, size: usize, at_once: usize) -> Result<Self> {
+    /// Prepares `at_once` connections at a time.
+    pub(crate) fn new(address: &'a Address, script: &'a Script, at_once: usize) -> Result<Self> {
         Ok(Self {
             address,
             poll: Poll::new()?,
             visitors: (0..at_once).map(|_| None).collect(),
-            script: Case::new(size, 1, 1).script(),
+            script,
             count: 0,
             buffer: vec![0; BUFFER],
         })

@@ -13,7 +13,7 @@ use rustix::net::{
     socket_with,
 };
 
-use crate::server::Address;
+use crate::address::Address;
 use crate::{Doing as _, Failure, Result};
 
 /// How long nothing at all may happen before the server counts as stuck.
@@ -28,9 +28,16 @@ pub(crate) struct Script {
     messages: Vec<u8>,
     replies: Vec<u8>,
     message_size: usize,
+    reply_size: usize,
 }
 
 impl Script {
+    /// The same, for a server that sends back what it gets.
+    pub(crate) fn plain(size: usize, count: usize) -> Self {
+        let script = Self::new(size, count);
+        Self { replies: script.messages.clone(), reply_size: script.message_size, ..script }
+    }
+
     /// A script of `count` messages of `size` bytes, the delimiter not counted.
     pub(crate) fn new(size: usize, count: usize) -> Self {
         let mut messages = Vec::with_capacity(count * (size + 1));
@@ -50,7 +57,7 @@ impl Script {
             replies.extend_from_slice(PREFIX);
             replies.extend_from_slice(&messages[start..]);
         }
-        Self { messages, replies, message_size: size + 1 }
+        Self { messages, replies, message_size: size + 1, reply_size: PREFIX.len() + size + 1 }
     }
 
     /// The number of messages.
@@ -60,7 +67,7 @@ impl Script {
 
     /// The bytes of a reply, its delimiter counted.
     pub(crate) fn reply_size(&self) -> usize {
-        PREFIX.len() + self.message_size
+        self.reply_size
     }
 
     /// The number of places where a batch of `depth` messages can begin.

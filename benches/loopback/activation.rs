@@ -1,0 +1,57 @@
+//! How soon a server that is started by its first connection answers it.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use crate::address::Address;
+use crate::plan::Plan;
+use crate::server::Server;
+use crate::stats::{median, percentile};
+use crate::table::Table;
+use crate::wire::{Case, check};
+use crate::{Doing as _, Result, now, progress};
+
+/// From the connection that starts the server to its first reply. Nothing where there is no
+/// `systemd-socket-activate`.
+pub(crate) fn start(plan: &Plan) -> Result<Vec<Table>> {
+    const TIMES: usize = 15;
+    let peers = plan.programs.count();
+    let mut samples = vec![Vec::new(); peers];
+    progress(format_args!("start: {TIMES} times each"));
+    for round in 0..TIMES {
+        for peer in Plan::in_turn(0..peers, round) {
+            let Some(server) = plan.programs.activate(peer).doing(plan.programs.name(peer))? else {
+                return Ok(Vec::new());
+            };
+            samples[peer].push(first_reply(&server)?.as_secs_f64() * 1e3);
+        }
+    }
+    let mut table = Table::new(
+        "Start: from connecting to the first reply, when systemd-socket-activate starts the server for it",
+        ["server", "median ms", "fastest ms", "slowest ms"],
+    );
+    for (peer, samples) in samples.iter().enumerate() {
+        let mut row = vec![plan.programs.name(peer).to_owned()];
+        let figures = [median(samples), percentile(samples, 0), percentile(samples, 1000)];
+        row.extend(figures.map(|milliseconds| format!("{milliseconds:.2}")));
+        table.row(row);
+    }
+    Ok(vec![table])
+}
+
+fn first_reply(server: &Server) -> Result<Duration> {
+    let Address::Unix(path) = server.address() else { unreachable!("it is activated through a Unix socket") };
+    let script = Case::new(16, 1, 1).script();
+    let mut reply = vec![0; script.reply_size()];
+    let start = now();
+    let exchange = UnixStream::connect(path).and_then(|mut stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(script.messages(0, 1))?;
+        stream.read_exact(&mut reply)
+    });
+    let time = now() - start;
+    exchange.doing("asking the activated server")?;
+    check(&reply, script.replies(0, 1))?;
+    Ok(time)
+}

@@ -1,0 +1,47 @@
+//! Which CPU does what.
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::{Doing as _, Failure, Result};
+
+/// The CPUs of the server and of the load. They are the same one on a machine that has no other.
+#[derive(Clone, Debug)]
+pub(crate) struct Cpus {
+    /// Where the servers run.
+    pub(crate) server: usize,
+    /// Where this program runs.
+    pub(crate) load: usize,
+    /// All that this process may use.
+    all: Vec<usize>,
+}
+
+impl Cpus {
+    /// The first two that this process may use.
+    pub(crate) fn available() -> Result<Self> {
+        let allowed = sched_getaffinity(None).doing("asking for the CPUs of this process")?;
+        let all: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect();
+        let &server = all.first().ok_or_else(|| Failure::new("this process may use no CPU"))?;
+        Ok(Self { server, load: all.get(1).copied().unwrap_or(server), all })
+    }
+
+    /// How many there are for this process.
+    pub(crate) fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Two for a server and two for its loads; the same ones where there are fewer than four.
+    pub(crate) fn two(&self) -> (Vec<usize>, Vec<usize>) {
+        let first: Vec<usize> = self.all.iter().copied().take(2).collect();
+        let second = self.all.get(2..4).map_or_else(|| first.clone(), <[usize]>::to_vec);
+        (first, second)
+    }
+}
+
+/// Pins the calling thread, and with it the children that it starts from now on.
+pub(crate) fn pin(cpus: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu);
+    }
+    sched_setaffinity(None, &set).doing(format_args!("pinning to the CPUs {cpus:?}"))
+}

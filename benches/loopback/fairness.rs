@@ -1,0 +1,54 @@
+//! How long a well-behaved connection waits beside others that are not.
+
+use crate::address::Transport;
+use crate::load::Flood;
+use crate::plan::Plan;
+use crate::plot::Plot;
+use crate::report::Part;
+use crate::stats::percentile;
+use crate::table::Table;
+use crate::{Result, progress};
+
+/// How long a well-behaved connection waits beside others that send without pause.
+pub(crate) fn fairness(plan: &Plan) -> Result<Part> {
+    const FLOODING: usize = 4;
+    let peers = plan.programs.count();
+    let mut groups = Vec::new();
+    let mut table = Table::new(
+        format!("Fairness: round trip of a message of 16 bytes beside {FLOODING} connections that flood"),
+        ["flood of", "server", "p50 µs", "p99 µs", "slowest µs"],
+    );
+    for (transport, size) in
+        [(Transport::Tcp, 16), (Transport::Tcp, 1024), (Transport::Unix, 16), (Transport::Unix, 1024)]
+    {
+        let mut servers = (0..peers).map(|peer| plan.programs.start(peer, transport)).collect::<Result<Vec<_>>>()?;
+        let mut times = vec![Vec::new(); peers];
+        progress(format_args!("fairness: {} {size}", transport.name()));
+        for round in 0..plan.rounds {
+            for peer in Plan::in_turn(0..peers, round) {
+                let server = &mut servers[peer];
+                let mut flood = Flood::connect(server.address(), size, FLOODING)?;
+                flood.run(plan.warm_up())?;
+                times[peer].extend(flood.run(plan.sample / 4)?);
+                drop(flood);
+                server.settle()?;
+            }
+        }
+        let slow = times.iter().map(|times| percentile(times, 990) * 1e6).collect();
+        groups.push((format!("{} {size} B", transport.name()), slow));
+        for (peer, times) in times.iter().enumerate() {
+            let mut row = vec![format!("{} {size} B", transport.name()), plan.programs.name(peer).to_owned()];
+            row.extend([500, 990, 1000].map(|per_mille| format!("{:.0}", percentile(times, per_mille) * 1e6)));
+            table.row(row);
+        }
+    }
+    let plot = Plot {
+        name: "fairness",
+        title: format!("Round trip beside {FLOODING} flooding connections, 99th percentile, in µs"),
+        series: (0..peers).map(|peer| plan.programs.name(peer).to_owned()).collect(),
+        groups,
+        first_colour: 0,
+        mark: None,
+    };
+    Ok(Part { tables: vec![table], plots: vec![plot] })
+}

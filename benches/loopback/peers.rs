@@ -1,0 +1,151 @@
+//! Who is compared with whom, and how each of them is built and started.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::{Doing as _, Failure, Result, progress};
+
+/// A kind of server that speaks the protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// The yardstick.
+    Epoll,
+    /// A program that takes the daemon's command line.
+    Daemon,
+    /// Whatever takes an address, and can do no more with one thread.
+    Plain,
+}
+
+/// The other peers that there are, with their names on the command line.
+pub(crate) const OTHERS: [(&str, Other); 3] = [("uring", Other::Uring), ("codec", Other::Codec), ("go", Other::Go)];
+
+/// What else speaks the protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Other {
+    /// `benches/reference/uring.c`.
+    Uring,
+    /// tokio with tokio-util's codec: this program, started with `--serve codec`.
+    Codec,
+    /// `benches/reference/echo.go`.
+    Go,
+}
+
+/// A server to measure.
+pub(crate) struct Peer {
+    /// As it is called in the results.
+    pub(crate) name: String,
+    kind: Kind,
+    program: PathBuf,
+    arguments: &'static [&'static str],
+}
+
+impl Peer {
+    /// The reference, compiled into this directory.
+    pub(crate) fn reference(directory: &Path) -> Result<Self> {
+        Ok(Self {
+            name: "C epoll".to_owned(),
+            kind: Kind::Epoll,
+            program: compile("epoll", directory)?,
+            arguments: &[],
+        })
+    }
+
+    /// The reference once more: what then differs from 1.00 is noise.
+    pub(crate) fn again(&self) -> Self {
+        Self { name: "C again".to_owned(), kind: self.kind, program: self.program.clone(), arguments: &[] }
+    }
+
+    /// A program that takes the daemon's command line.
+    pub(crate) fn daemon(program: PathBuf) -> Self {
+        let name = program.file_name().map_or_else(|| "?".into(), |name| name.to_string_lossy().into_owned());
+        Self { name, kind: Kind::Daemon, program, arguments: &[] }
+    }
+
+    /// Another one. It fails where this machine lacks something for it.
+    pub(crate) fn other(other: Other, directory: &Path) -> Result<Self> {
+        let (name, program, arguments): (_, _, &[_]) = match other {
+            Other::Uring => ("C io_uring", uring(directory)?, &[]),
+            Other::Codec => {
+                let program = std::env::current_exe().doing("asking for the path of this program")?;
+                ("tokio codec", program, &["--serve", "codec"])
+            }
+            Other::Go => ("Go", go(directory)?, &[]),
+        };
+        Ok(Self { name: name.to_owned(), kind: Kind::Plain, program, arguments })
+    }
+
+    /// Its command line. Without `listen` it inherits the listener. `config` is for a daemon with so many workers.
+    pub(crate) fn command(&self, listen: Option<&str>, threads: usize, config: &Path) -> Vec<PathBuf> {
+        let mut words = vec![self.program.clone()];
+        words.extend(self.arguments.iter().map(PathBuf::from));
+        match self.kind {
+            Kind::Plain => {}
+            Kind::Epoll => words.extend(["-t".into(), threads.to_string().into()]),
+            Kind::Daemon => {
+                words.extend(["--config".into(), config.to_owned()]);
+                words.extend(listen.map(|_| "--listen".into()));
+            }
+        }
+        words.extend(listen.map(PathBuf::from));
+        words
+    }
+}
+
+/// Compiles `benches/reference/NAME.c`.
+fn compile(name: &str, directory: &Path) -> Result<PathBuf> {
+    let source = source(&format!("{name}.c"));
+    let program = directory.join(name);
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let output = Command::new(&compiler)
+        .args(["-O2", "-Wall", "-Wextra", "-std=gnu11", "-pthread", "-o"])
+        .args([&program, &source])
+        .output()
+        .doing(format_args!("starting the C compiler {compiler:?} (CC=)"))?;
+    succeeded(&output, format_args!("{name}.c does not compile here"))?;
+    Ok(program)
+}
+
+/// Compiles the server on io_uring, and asks it whether the kernel lets it work.
+fn uring(directory: &Path) -> Result<PathBuf> {
+    let program = compile("uring", directory)?;
+    let output = Command::new(&program).arg("-c").output().doing("starting uring")?;
+    if output.status.success() {
+        return Ok(program);
+    }
+    let why = String::from_utf8_lossy(&output.stderr);
+    Err(Failure::new(format_args!("io_uring is not available here ({})", why.trim())))
+}
+
+fn go(directory: &Path) -> Result<PathBuf> {
+    if !installed("go") {
+        return Err(Failure::new("go is not installed"));
+    }
+    let program = directory.join("echo-go");
+    let output = Command::new("go")
+        .args(["build", "-o"])
+        .args([&program, &source("echo.go")])
+        .env("GO111MODULE", "off")
+        .output()
+        .doing("starting go")?;
+    succeeded(&output, "echo.go does not compile here")?;
+    Ok(program)
+}
+
+fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/reference").join(name)
+}
+
+/// The details are for the one who sits here, not for the results.
+fn succeeded(output: &Output, what: impl fmt::Display) -> Result<()> {
+    if output.status.success() {
+        return Ok(());
+    }
+    progress(format_args!("{}", String::from_utf8_lossy(&output.stderr).trim()));
+    Err(Failure::new(what))
+}
+
+/// Whether the search path has a program of this name.
+pub(crate) fn installed(program: &str) -> bool {
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(program).exists())
+}

@@ -1,0 +1,165 @@
+//! How a figure is taken: all the servers in turn, in short slices, so that what disturbs one disturbs all.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use crate::address::Transport;
+use crate::load::{Answered, Load};
+use crate::programs::Programs;
+use crate::server::Server;
+use crate::stats::{Samples, short};
+use crate::table::Table;
+use crate::wire::Case;
+use crate::{Doing as _, Result};
+
+/// How often the servers take turns within a sample.
+pub(crate) const SLICES: u32 = 10;
+
+/// How often and how long to measure, and what.
+pub(crate) struct Plan {
+    /// Samples of every figure.
+    pub(crate) rounds: usize,
+    /// The length of a sample of the section `cpu`; the others take less.
+    pub(crate) sample: Duration,
+    /// The cases of the section `cpu`, on these transports.
+    pub(crate) cases: Vec<(Transport, Case)>,
+    /// The number of connections that are "very many".
+    pub(crate) many: usize,
+    /// How many connections may be open at the same time.
+    pub(crate) room: usize,
+    /// What to start.
+    pub(crate) programs: Programs,
+}
+
+/// What one server has done and spent.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Sample {
+    cpu_nanoseconds: u64,
+    messages: u64,
+    time: Duration,
+}
+
+impl Sample {
+    /// Adds what the server does and spends while `load` runs. It is at rest before and after.
+    pub(crate) fn add(&mut self, server: &mut Server, load: impl FnOnce() -> Result<Answered>) -> Result<()> {
+        let before = server.settle()?;
+        let answered = load()?;
+        self.cpu_nanoseconds += server.settle()? - before;
+        self.messages += answered.messages;
+        self.time += answered.time;
+        Ok(())
+    }
+}
+
+/// The two figures of a case.
+#[derive(Clone)]
+pub(crate) struct Figures {
+    /// CPU time of the server for each message, in nanoseconds.
+    pub(crate) cpu: Samples,
+    /// Messages answered in a second.
+    pub(crate) rate: Samples,
+}
+
+impl Figures {
+    /// Of so many peers.
+    pub(crate) fn of(peers: usize) -> Self {
+        Self { cpu: Samples::of(peers), rate: Samples::of(peers) }
+    }
+
+    /// Adds a round: a sample of every peer.
+    pub(crate) fn push(&mut self, samples: &[Sample]) {
+        for (peer, sample) in samples.iter().enumerate() {
+            self.cpu.push(peer, sample.cpu_nanoseconds as f64 / sample.messages as f64);
+            self.rate.push(peer, sample.messages as f64 / sample.time.as_secs_f64());
+        }
+    }
+
+    /// Two tables of the same cases: the first peer's figures, and the ratios of the others of the first `peers`.
+    pub(crate) fn tables(
+        title: &str,
+        first: &str,
+        cases: &[(String, Self)],
+        programs: &Programs,
+        peers: usize,
+    ) -> [Table; 2] {
+        let table = |title: String, unit: &str, figure: fn(&Self) -> &Samples| {
+            let mut headings = vec![first.to_owned(), format!("{} {unit}", programs.name(0))];
+            headings.extend((1..peers).map(|peer| programs.name(peer).to_owned()));
+            let mut table = Table::new(title, headings);
+            for (case, figures) in cases {
+                let samples = figure(figures);
+                let mut row = vec![case.clone(), short(samples.median(0))];
+                row.extend((1..peers).map(|peer| samples.ratio_and_range(peer)));
+                table.row(row);
+            }
+            table
+        };
+        [
+            table(format!("CPU time of the server per {title}; less is better"), "ns", |figures| &figures.cpu),
+            table(format!("Rate, per second: {title}; more is better"), "/s", |figures| &figures.rate),
+        ]
+    }
+}
+
+impl Plan {
+    /// How long a server is loaded before it is measured.
+    pub(crate) fn warm_up(&self) -> Duration {
+        self.sample / 5
+    }
+
+    /// All the peers, the first one changing, so that none always comes after the same other.
+    pub(crate) fn in_turn(peers: Range<usize>, turn: usize) -> impl Iterator<Item = usize> {
+        let (start, count) = (peers.start, peers.len());
+        (0..count).map(move |place| start + (place + turn) % count)
+    }
+
+    /// One sample of every peer, taken in slices in turn, so that a disturbance meets all of them. The servers
+    /// are new each time, because where a process happens to lie in memory makes a difference that lasts.
+    ///
+    /// Where the limit on open files does not let all the loads be open at once, those who fit take turns, the
+    /// first two at least, and the others come after them.
+    pub(crate) fn sample(
+        &self,
+        transport: Transport,
+        case: Case,
+        length: Duration,
+        round: usize,
+    ) -> Result<Vec<Sample>> {
+        let count = self.programs.count();
+        let mut samples = vec![Sample::default(); count];
+        let at_once = (self.room / case.connections).clamp(2, count);
+        for start in (0..count).step_by(at_once) {
+            self.sample_some(start..count.min(start + at_once), transport, case, length, round, &mut samples)?;
+        }
+        Ok(samples)
+    }
+
+    fn sample_some(
+        &self,
+        peers: Range<usize>,
+        transport: Transport,
+        case: Case,
+        length: Duration,
+        round: usize,
+        samples: &mut [Sample],
+    ) -> Result<()> {
+        let mut servers = Vec::new();
+        for peer in peers.clone() {
+            let name = self.programs.name(peer);
+            let server = self.programs.start(peer, transport)?;
+            let mut load = Load::connect(server.address(), case).doing(name)?;
+            load.round().doing(name)?;
+            load.run(self.warm_up()).doing(name)?;
+            servers.push((server, load));
+        }
+        let most = length.as_micros() / servers[0].1.bout_length().as_micros();
+        let slices = u32::try_from(most).unwrap_or(u32::MAX).clamp(1, SLICES);
+        for slice in 0..slices {
+            for peer in Self::in_turn(peers.clone(), round + slice as usize) {
+                let (server, load) = &mut servers[peer - peers.start];
+                samples[peer].add(server, || load.run(length / slices)).doing(self.programs.name(peer))?;
+            }
+        }
+        Ok(())
+    }
+}
