@@ -1,7 +1,5 @@
 //! A booted machine: what a test does on it, and what is told of it when the test fails.
 
-#![allow(dead_code, reason = "what a machine can do")]
-
 use std::fmt::Write;
 use std::fs::{self, File};
 use std::io::Read;
@@ -166,11 +164,6 @@ impl Machine {
     /// Connects to an address of it: `tcp:127.0.0.1:8085`, `unix:/run/echoed.sock`.
     pub fn connect(&self, address: &str) -> Peer {
         Peer::connect(&self.address(address))
-    }
-
-    /// As [`Machine::connect`], where it may fail.
-    pub fn try_connect(&self, address: &str) -> std::io::Result<Peer> {
-        Peer::try_connect(&self.address(address))
     }
 
     /// An address of it as this side has to write it.

@@ -1,7 +1,5 @@
 //! How the files of tests list what is in them.
 
-#![allow(dead_code, reason = "whether every systemd can do all there is")]
-
 use crate::machine::Machine;
 
 /// A test, for each Debian that can do it.
