@@ -12,7 +12,7 @@ use std::task::{Wake, Waker};
 use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::time;
 
@@ -252,9 +252,9 @@ impl Wire<'_> {
     /// How many bytes came; 0 at the end of the stream, `None` when nothing did.
     #[inline]
     fn read(&mut self, room: &mut [u8]) -> Option<usize> {
-        match rustix::net::recv(self.socket, room, RecvFlags::empty()) {
+        match retry_on_intr(|| rustix::net::recv(self.socket, &mut *room, RecvFlags::empty())) {
             Ok((count, _)) => Some(count),
-            Err(Errno::AGAIN | Errno::INTR) => None,
+            Err(Errno::AGAIN) => None,
             Err(_) => {
                 self.broken = true;
                 None
@@ -267,7 +267,7 @@ impl Wire<'_> {
 impl Outlet for Wire<'_> {
     #[inline]
     fn send(&mut self, bytes: &[u8]) -> usize {
-        match rustix::net::send(self.socket, bytes, SendFlags::NOSIGNAL) {
+        match retry_on_intr(|| rustix::net::send(self.socket, bytes, SendFlags::NOSIGNAL)) {
             Ok(sent) => return sent,
             Err(Errno::AGAIN) => self.blocked = true,
             Err(_) => self.broken = true,

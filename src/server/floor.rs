@@ -112,9 +112,9 @@ impl Floor {
         }
         let mut events = [const { MaybeUninit::<Event>::uninit() }; BATCH];
         let mut heard: &[Event] = &[];
-        let all = self.epoll.try_io(Interest::READABLE, || {
+        let more = self.epoll.try_io(Interest::READABLE, || {
             heard = epoll::wait(&self.epoll, &mut events[..], Some(&AT_ONCE))?.0;
-            // Of whatever comes from now on, the reactor hears anew.
+            // Then there are no more, and of whatever comes from now on the reactor hears anew.
             if heard.len() < BATCH { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
         for &Event { flags, data } in heard {
@@ -123,7 +123,7 @@ impl Floor {
             self.turn(key, News::of(flags), now);
         }
         // Leaves our waker with the reactor, if nothing came meanwhile.
-        all.is_ok() || self.epoll.poll_read_ready(cx).is_ready()
+        more.is_ok() || self.epoll.poll_read_ready(cx).is_ready()
     }
 
     fn ring_alarms(&mut self, cx: &mut Context<'_>, now: Instant) {

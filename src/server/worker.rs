@@ -135,16 +135,17 @@ fn add(counter: &AtomicU64, more: u64) {
 }
 
 impl Worker {
-    /// Takes a listening stream socket, non-blocking, into this worker's reactor, from whatever thread.
+    /// Takes a descriptor, non-blocking, into this worker's reactor, from whatever thread: a listening socket, or the epoll
+    /// set of a floor.
     ///
-    /// The reactor does not care what kind of stream it is: tokio's `UnixStream` can be made of any of them, and lets us
-    /// accept by ourselves.
+    /// The reactor does not care what it is. tokio's `UnixStream` can be made of any descriptor that epoll takes, and lets us
+    /// wait for it and make the calls by ourselves.
     ///
     /// # Errors
-    /// The socket cannot be registered with epoll.
-    pub(crate) fn register(&self, socket: OwnedFd) -> io::Result<UnixStream> {
+    /// It cannot be registered with epoll.
+    pub(crate) fn register(&self, descriptor: OwnedFd) -> io::Result<UnixStream> {
         let _reactor = self.handle.enter();
-        UnixStream::from_std(unix::UnixStream::from(socket))
+        UnixStream::from_std(unix::UnixStream::from(descriptor))
     }
 
     /// Runs a task on this worker, from whatever thread.
