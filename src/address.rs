@@ -1,4 +1,4 @@
-//! Where to listen or to connect: `tcp:HOST:PORT`, `unix:/PATH`, and what people write instead.
+//! Where to listen or to connect: `tcp:HOST:PORT`, `unix:/PATH`, their kin of packets, and what people write instead.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,36 @@ pub enum Address {
         /// 0 picks a free one where that makes sense.
         port: u16,
     },
-    /// `unix:/PATH`.
-    Unix(PathBuf),
-    /// `unix:@NAME`: a name in the abstract namespace of unix(7), without the `@`.
+    /// `udp:HOST:PORT`: datagrams.
+    Udp {
+        /// As with TCP.
+        host: String,
+        /// As with TCP.
+        port: u16,
+    },
+    /// `unix:/PATH`, `unix:@NAME`: a stream.
+    Unix(Name),
+    /// `seqpacket:/PATH`, `seqpacket:@NAME`: connections of packets.
+    Seqpacket(Name),
+    /// `unixgram:/PATH`, `unixgram:@NAME`: datagrams.
+    Unixgram(Name),
+}
+
+/// What a Unix socket is bound to (unix(7)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Name {
+    /// An absolute path.
+    Path(PathBuf),
+    /// A name in the abstract namespace, without the `@` that stands for its first NUL.
     Abstract(String),
+}
+
+impl Address {
+    /// Whether what goes there are packets, each of which is a message, and not a stream.
+    #[must_use]
+    pub fn is_packets(&self) -> bool {
+        matches!(self, Self::Udp { .. } | Self::Seqpacket(_) | Self::Unixgram(_))
+    }
 }
 
 /// Which addresses of a host are meant.
@@ -68,39 +94,52 @@ impl fmt::Display for Address {
                     Family::V4 => "tcp4",
                     Family::V6 => "tcp6",
                 };
-                if host.contains(':') {
-                    write!(f, "{scheme}:[{host}]:{port}")
-                } else {
-                    write!(f, "{scheme}:{host}:{port}")
-                }
+                write_host(f, scheme, host, *port)
             }
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Abstract(name) => write!(f, "unix:@{name}"),
+            Self::Udp { host, port } => write_host(f, "udp", host, *port),
+            Self::Unix(name) => write!(f, "unix:{name}"),
+            Self::Seqpacket(name) => write!(f, "seqpacket:{name}"),
+            Self::Unixgram(name) => write!(f, "unixgram:{name}"),
+        }
+    }
+}
+
+fn write_host(f: &mut fmt::Formatter<'_>, scheme: &str, host: &str, port: u16) -> fmt::Result {
+    if host.contains(':') { write!(f, "{scheme}:[{host}]:{port}") } else { write!(f, "{scheme}:{host}:{port}") }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Abstract(name) => write!(f, "@{name}"),
         }
     }
 }
 
 fn parse(text: &str) -> Result<Address, String> {
+    let tcp = |family, (host, port)| Address::Tcp { family, host, port };
     if text.starts_with('/') || text.starts_with('@') {
-        return unix(text);
+        return unix_name("unix", text).map(Address::Unix);
     }
     if text.starts_with('[') {
-        return tcp(Family::Any, text);
+        return host_and_port("", text).map(|found| tcp(Family::Any, found));
     }
     let (scheme, rest) = text.split_once(':').unwrap_or((text, ""));
     match scheme {
-        "tcp" => tcp(Family::Any, rest),
-        "tcp4" => tcp(Family::V4, rest),
-        "tcp6" => tcp(Family::V6, rest),
-        "unix" => unix(rest),
-        "seqpacket" | "udp" | "unixgram" => {
-            Err(format!("{scheme}: sockets are not built yet; write tcp:HOST:PORT or unix:/PATH"))
-        }
-        _ => tcp(Family::Any, text),
+        "tcp" => host_and_port("", rest).map(|found| tcp(Family::Any, found)),
+        "tcp4" => host_and_port("", rest).map(|found| tcp(Family::V4, found)),
+        "tcp6" => host_and_port("", rest).map(|found| tcp(Family::V6, found)),
+        "udp" => host_and_port("udp:", rest).map(|(host, port)| Address::Udp { host, port }),
+        "unix" => unix_name(scheme, rest).map(Address::Unix),
+        "seqpacket" => unix_name(scheme, rest).map(Address::Seqpacket),
+        "unixgram" => unix_name(scheme, rest).map(Address::Unixgram),
+        _ => host_and_port("", text).map(|found| tcp(Family::Any, found)),
     }
 }
 
-fn tcp(family: Family, text: &str) -> Result<Address, String> {
+/// `HOST:PORT`, `[IPv6]:PORT`. What should have been written begins with `scheme`.
+fn host_and_port(scheme: &str, text: &str) -> Result<(String, u16), String> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').ok_or("the bracket is not closed; write [IPv6]:PORT")?;
         if host.parse::<std::net::Ipv6Addr>().is_err() && !host.contains('%') {
@@ -111,32 +150,37 @@ fn tcp(family: Family, text: &str) -> Result<Address, String> {
     } else {
         let Some((host, port)) = text.rsplit_once(':') else {
             return Err(if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-                format!("a port needs a host; write 127.0.0.1:{text} or [::1]:{text}")
+                format!("a port needs a host; write {scheme}127.0.0.1:{text} or {scheme}[::1]:{text}")
+            } else if scheme == "udp:" {
+                "write udp:HOST:PORT".to_owned()
             } else {
                 "write tcp:HOST:PORT, unix:/PATH or unix:@NAME".to_owned()
             });
         };
         if host.contains(':') {
-            return Err("an IPv6 address stands in brackets; write [IPv6]:PORT".to_owned());
+            return Err(format!("an IPv6 address stands in brackets; write {scheme}[IPv6]:PORT"));
         }
         (host, port)
     };
     if host.is_empty() {
-        return Err(format!("a port needs a host; write 127.0.0.1:{port}, or 0.0.0.0:{port} for every interface"));
+        return Err(format!(
+            "a port needs a host; write {scheme}127.0.0.1:{port}, or {scheme}0.0.0.0:{port} for every interface"
+        ));
     }
     if host.bytes().any(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control() || byte == b'/') {
-        return Err("a host name has no blanks and no slashes; write tcp:HOST:PORT or unix:/PATH".to_owned());
+        return Err(format!("a host name has no blanks and no slashes; write {scheme}HOST:PORT, or unix:/PATH"));
     }
     let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
     let number = port.parse().ok().filter(|_| digits);
     let port = number.ok_or_else(|| format!("\"{port}\" is no port; write a number from 0 to 65535"))?;
-    Ok(Address::Tcp { family, host: host.to_owned(), port })
+    Ok((host.to_owned(), port))
 }
 
-fn unix(text: &str) -> Result<Address, String> {
+/// `/PATH`, `@NAME`: what comes after the scheme.
+fn unix_name(scheme: &str, text: &str) -> Result<Name, String> {
     let name = text.strip_prefix('@').unwrap_or(text);
     if name.is_empty() {
-        return Err("the path is missing; write unix:/PATH or unix:@NAME".to_owned());
+        return Err(format!("the path is missing; write {scheme}:/PATH or {scheme}:@NAME"));
     }
     if name.len() > MAX_PATH {
         return Err(format!("a Unix socket's path has at most {MAX_PATH} bytes, this one has {}", name.len()));
@@ -145,11 +189,11 @@ fn unix(text: &str) -> Result<Address, String> {
         return Err("a path has no NUL byte".to_owned());
     }
     if text.starts_with('@') {
-        Ok(Address::Abstract(name.to_owned()))
+        Ok(Name::Abstract(name.to_owned()))
     } else if Path::new(text).is_absolute() {
-        Ok(Address::Unix(text.into()))
+        Ok(Name::Path(text.into()))
     } else {
-        Err(format!("the path must be absolute; write unix:/PATH, not unix:{text}"))
+        Err(format!("the path must be absolute; write {scheme}:/PATH, not {scheme}:{text}"))
     }
 }
 
@@ -171,9 +215,20 @@ mod tests {
             ("/run/echoed.sock", "unix:/run/echoed.sock"),
             ("@echoed", "unix:@echoed"),
             ("unix:@echoed", "unix:@echoed"),
+            ("udp:127.0.0.1:7", "udp:127.0.0.1:7"),
+            ("udp:[::1]:7", "udp:[::1]:7"),
+            ("udp:localhost:0", "udp:localhost:0"),
+            ("seqpacket:/run/echoed.seq", "seqpacket:/run/echoed.seq"),
+            ("seqpacket:@echoed", "seqpacket:@echoed"),
+            ("unixgram:/run/echoed.gram", "unixgram:/run/echoed.gram"),
+            ("unixgram:@echoed", "unixgram:@echoed"),
         ] {
             let address: Address = text.parse().unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(address.to_string(), written, "{text}");
+            assert_eq!(
+                address.is_packets(),
+                ["udp", "seqpacket", "unixgram"].contains(&text.split(':').next().unwrap())
+            );
             assert_eq!(written.parse(), Ok(address), "{text}");
         }
     }
@@ -188,6 +243,7 @@ mod tests {
             ("tcp:8085", "write 127.0.0.1:8085"),
             ("localhost", "write tcp:HOST:PORT"),
             ("::1:8085", "write [IPv6]:PORT"),
+            ("udp:::1:8085", "write udp:[IPv6]:PORT"),
             ("[::1]", "write [IPv6]:PORT"),
             ("[::1:8085", "write [IPv6]:PORT"),
             ("[localhost]:1", "no IPv6 address"),
@@ -197,7 +253,15 @@ mod tests {
             ("unix:", "the path is missing"),
             ("@", "the path is missing"),
             ("unix:run/echoed.sock", "must be absolute"),
-            ("udp:127.0.0.1:7", "not built yet"),
+            ("udp:7", "write udp:127.0.0.1:7"),
+            ("udp::7", "write udp:127.0.0.1:7"),
+            ("udp:localhost", "write udp:HOST:PORT"),
+            ("udp:", "write udp:HOST:PORT"),
+            ("udp:/run/echoed.sock:7", "write udp:HOST:PORT"),
+            ("seqpacket:", "write seqpacket:/PATH or seqpacket:@NAME"),
+            ("seqpacket:localhost:7", "write seqpacket:/PATH, not seqpacket:localhost:7"),
+            ("unixgram:@", "write unixgram:/PATH or unixgram:@NAME"),
+            ("unixgram:run/x", "write unixgram:/PATH"),
             ("tcp:a b:7", "no blanks"),
         ] {
             let error = text.parse::<Address>().expect_err(text).to_string();

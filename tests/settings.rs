@@ -184,7 +184,7 @@ fn a_bad_command_line_is_refused_with_a_hint() {
         (&["--listen", "::1:8085"], "write [IPv6]:PORT"),
         (&["--listen", "unix:echo.sock"], "write unix:/PATH"),
         (&["--listen", "127.0.0.1:99999"], "from 0 to 65535"),
-        (&["--listen", "udp:127.0.0.1:7"], "not built yet"),
+        (&["--listen", "udp:7"], "write udp:127.0.0.1:7"),
         (&["--listen", "a b=127.0.0.1:0"], "\"a b\" is no name"),
         (&["--listen", "=127.0.0.1:0"], "is no name"),
         (&["--listen", "metrics=127.0.0.1:0"], "metrics"),

@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::quote::reason;
-use crate::address::{Address, Family};
+use crate::address::{Address, Family, Name};
 use crate::units::format_time;
 
 /// A connected stream socket of any family. Once it is connected, TCP too is read, written and shut down by the same
@@ -59,6 +59,11 @@ pub enum ConnectError {
         /// What connect(2) says.
         error: io::Error,
     },
+    /// What is there are packets.
+    Packets {
+        /// What was to be dialled.
+        address: Address,
+    },
 }
 
 impl fmt::Display for ConnectError {
@@ -95,6 +100,9 @@ impl fmt::Display for ConnectError {
             Self::Unix { address, error } => {
                 write!(f, "cannot connect to {address}: {}{}", reason(error), unix_hint(error))
             }
+            Self::Packets { address } => {
+                write!(f, "cannot connect to {address}: packets are not sent yet; write tcp:HOST:PORT or unix:/PATH")
+            }
         }
     }
 }
@@ -104,7 +112,7 @@ impl std::error::Error for ConnectError {
         match self {
             Self::Lookup { error, .. } | Self::Unix { error, .. } => Some(error),
             Self::Refused { attempts, .. } => attempts.last().map(|(_, error)| error as _),
-            Self::NoAddress { .. } | Self::TimedOut { .. } => None,
+            Self::NoAddress { .. } | Self::TimedOut { .. } | Self::Packets { .. } => None,
         }
     }
 }
@@ -151,9 +159,14 @@ pub async fn connect(address: &Address, limit: Duration) -> Result<Stream, Conne
             });
             return connect_any(address, found.collect(), deadline, limit).await;
         }
-        Address::Unix(path) => timeout_at(deadline, connect_unix(path)).await,
+        Address::Unix(Name::Path(path)) => timeout_at(deadline, connect_unix(path)).await,
         // A name in the abstract namespace begins with a NUL byte.
-        Address::Abstract(name) => timeout_at(deadline, connect_unix(Path::new(&format!("\0{name}")))).await,
+        Address::Unix(Name::Abstract(name)) => {
+            timeout_at(deadline, connect_unix(Path::new(&format!("\0{name}")))).await
+        }
+        Address::Udp { .. } | Address::Seqpacket(_) | Address::Unixgram(_) => {
+            return Err(ConnectError::Packets { address: address.clone() });
+        }
     };
     dialled.map_err(timed_out)?.map_err(|error| ConnectError::Unix { address: address.clone(), error })
 }

@@ -16,7 +16,7 @@ use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 
 use super::admission::Source;
-use crate::address::{Address, Family};
+use crate::address::{Address, Family, Name};
 use crate::config::Listener;
 
 /// Who is at the other end.
@@ -174,14 +174,17 @@ pub fn listen(address: &Address) -> io::Result<Vec<Bound>> {
             };
             found.into_iter().map(bind).collect()
         }
-        Address::Abstract(name) => {
+        Address::Unix(Name::Abstract(name)) => {
             let listener = unix::UnixListener::bind_addr(&unix::SocketAddr::from_abstract_name(name)?);
             Ok(vec![Bound { socket: listener.map_err(explain)?.into(), file: None }])
         }
-        Address::Unix(path) => {
+        Address::Unix(Name::Path(path)) => {
             remove_dead_socket(path)?;
             let listener = unix::UnixListener::bind(path).map_err(explain)?;
             Ok(vec![Bound { socket: listener.into(), file: Some(SocketFile(path.clone())) }])
+        }
+        Address::Udp { .. } | Address::Seqpacket(_) | Address::Unixgram(_) => {
+            Err(io::Error::new(ErrorKind::Unsupported, "sockets of packets are not built yet; write tcp: or unix:"))
         }
     }
 }

@@ -66,6 +66,8 @@ fn address() -> impl Strategy<Value = Address> {
         "(tcp|tcp4|tcp6):[a-z0-9.-]{1,20}:[0-9]{1,4}",
         "unix:/\\PC{1,20}",
         "unix:@[^\\x00]{1,20}",
+        "udp:[a-z0-9.-]{1,20}:[0-9]{1,4}",
+        "(seqpacket|unixgram):[/@][^\\x00]{1,20}",
         Just("tcp:[::1]:0".to_owned()),
     ];
     text.prop_filter_map("it is an address", |text| text.parse().ok())

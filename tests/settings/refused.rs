@@ -178,7 +178,7 @@ fn values_out_of_range_are_refused_with_the_range() {
         ("[defaults.deadlines]\nread = \"never\"\n", "2:8", "no time"),
         ("[listener.x]\nlisten = [\"8085\"]\n", "2:11", "write 127.0.0.1:8085"),
         ("[listener.x]\nlisten = [\"unix:echo.sock\"]\n", "2:11", "must be absolute"),
-        ("[listener.x]\nlisten = [\"udp:127.0.0.1:7\"]\n", "2:11", "not built yet"),
+        ("[listener.x]\nlisten = [\"udp:7\"]\n", "2:11", "write udp:127.0.0.1:7"),
     ]);
 }
 

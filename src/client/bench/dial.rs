@@ -12,7 +12,7 @@ use rustix::net::{
     socket_with,
 };
 
-use crate::address::Address;
+use crate::address::{Address, Name};
 
 /// Where connections go to: one address, looked up once.
 #[derive(Debug, Clone)]
@@ -37,9 +37,9 @@ impl Target {
     /// Where a connection to `address` has led to.
     pub(super) fn of(address: &Address, connected: &UnixStream) -> io::Result<Self> {
         Ok(match address {
-            Address::Unix(path) => Self::Unix(SocketAddrUnix::new(path)?),
-            Address::Abstract(name) => Self::Unix(SocketAddrUnix::new_abstract_name(name.as_bytes())?),
-            Address::Tcp { .. } => {
+            Address::Unix(Name::Path(path)) => Self::Unix(SocketAddrUnix::new(path)?),
+            Address::Unix(Name::Abstract(name)) => Self::Unix(SocketAddrUnix::new_abstract_name(name.as_bytes())?),
+            _ => {
                 let peer: Option<SocketAddrAny> = getpeername(connected)?;
                 Self::Tcp(peer.ok_or(Errno::NOTCONN)?.try_into()?)
             }
