@@ -5,6 +5,7 @@
 #               with QUICK=1, in three minutes after building, and without writing it
 # make bench-core
 #               measure the protocol alone, without sockets: per byte and per message
+# make pages    write the man pages and the completions anew, from the command lines and the documents
 # make install  put everything in its place; builds nothing, needs "make" before it
 
 CARGO ?= cargo
@@ -19,6 +20,10 @@ SYSCONFDIR ?= /etc
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 CATALOGDIR ?= $(PREFIX)/lib/systemd/catalog
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
+MANDIR ?= $(PREFIX)/share/man
+BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHCOMPDIR ?= $(PREFIX)/share/zsh/site-functions
+FISHCOMPDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 # The root directory of the service: no files, only places where the units mount some.
 ROOTDIR ?= $(PREFIX)/share/echoed/root
 # The version of systemd that the units are for: it decides which drop-ins are installed.
@@ -30,6 +35,9 @@ TARGETDIR ?= $(or $(CARGO_TARGET_DIR),target)
 # Where the programs to install are.
 BUILDDIR ?= $(TARGETDIR)/release
 
+# The man pages, each in its section.
+PAGES = echoctl.1 echoed.toml.5 echoed-protocol.7 echoed.8
+
 # What systemd mounts something on in the root directory of the service, or else would make there.
 PLACES = dev etc/echoed lib lib64 proc root run sbin sys tmp usr/lib usr/lib64 var/tmp
 
@@ -40,7 +48,7 @@ ARGS ?=
 # Where the results are written, beside stdout: only those of a whole run, unless asked.
 REPORT ?= $(if $(QUICK)$(ARGS),,docs/performance.md)
 
-.PHONY: all run test check bench bench-core install uninstall clean
+.PHONY: all run test bench bench-core pages install uninstall clean
 
 all:
 	$(CARGO) build --release --locked
@@ -65,6 +73,9 @@ bench:
 # Without the programs, which would be linked for it too.
 bench-core:
 	$(CARGO) bench --locked --no-default-features --bench framer --bench session $(if $(ARGS),-- $(ARGS))
+
+pages:
+	ECHOED_WRITE_PAGES=1 $(CARGO) test --locked --test pages nothing_that_is_generated_is_stale
 
 install:
 	@for program in echoed echoctl; do test -x "$(BUILDDIR)/$$program" || { \
@@ -97,6 +108,14 @@ install:
 	    $(INSTALL) -m 644 etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"
 	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/configuration.md docs/echoctl-json.md \
 	    docs/operations.md docs/protocol.md LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
+	@for page in $(PAGES); do \
+	    $(INSTALL) -d "$(DESTDIR)$(MANDIR)/man$${page##*.}" && \
+	    $(INSTALL) -m 644 "docs/man/$$page" "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page" || exit 1; done
+	$(INSTALL) -d "$(DESTDIR)$(BASHCOMPDIR)" "$(DESTDIR)$(ZSHCOMPDIR)" "$(DESTDIR)$(FISHCOMPDIR)"
+	@for program in echoed echoctl; do \
+	    $(INSTALL) -m 644 packaging/completions/$$program.bash "$(DESTDIR)$(BASHCOMPDIR)/$$program" && \
+	    $(INSTALL) -m 644 packaging/completions/_$$program "$(DESTDIR)$(ZSHCOMPDIR)/_$$program" && \
+	    $(INSTALL) -m 644 packaging/completions/$$program.fish "$(DESTDIR)$(FISHCOMPDIR)/$$program.fish" || exit 1; done
 	@test -n "$(DESTDIR)" || \
 	    echo "Now: systemctl daemon-reload && systemd-tmpfiles --create echoed.conf && journalctl --update-catalog &&" \
 	        "systemctl enable --now echoed.socket"
@@ -109,6 +128,9 @@ uninstall:
 	    rm -f "$(DESTDIR)$(UNITDIR)/$$unit.d/$${version%%-*}.conf"; \
 	    rmdir "$(DESTDIR)$(UNITDIR)/$$unit.d" 2>/dev/null; done; true
 	rm -f "$(DESTDIR)$(CATALOGDIR)/echoed.catalog" "$(DESTDIR)$(TMPFILESDIR)/echoed.conf"
+	@for page in $(PAGES); do rm -f "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page"; done
+	@for program in echoed echoctl; do rm -f "$(DESTDIR)$(BASHCOMPDIR)/$$program" \
+	    "$(DESTDIR)$(ZSHCOMPDIR)/_$$program" "$(DESTDIR)$(FISHCOMPDIR)/$$program.fish"; done
 	rm -rf "$(DESTDIR)$(ROOTDIR)"
 	@rmdir "$(DESTDIR)$(dir $(ROOTDIR))" 2>/dev/null; true
 	rm -rf "$(DESTDIR)$(DOCDIR)"

@@ -93,6 +93,13 @@ fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
         ("usr/lib/tmpfiles.d/echoed.conf", 0o644),
         ("usr/share/echoed/root/usr/sbin/echoed", 0o644),
         ("etc/echoed/echoed.toml", 0o644),
+        ("usr/share/man/man8/echoed.8", 0o644),
+        ("usr/share/man/man1/echoctl.1", 0o644),
+        ("usr/share/man/man5/echoed.toml.5", 0o644),
+        ("usr/share/man/man7/echoed-protocol.7", 0o644),
+        ("usr/share/bash-completion/completions/echoctl", 0o644),
+        ("usr/share/zsh/site-functions/_echoctl", 0o644),
+        ("usr/share/fish/vendor_completions.d/echoctl.fish", 0o644),
         ("usr/share/doc/echoed/configuration.md", 0o644),
         ("usr/share/doc/echoed/operations.md", 0o644),
         ("usr/share/doc/echoed/echoctl-json.md", 0o644),
@@ -161,6 +168,10 @@ fn installed_units(directory: &Path) -> Option<PathBuf> {
         ("ROOTDIR", place("root")),
         ("SYSCONFDIR", place("etc")),
         ("DOCDIR", place("doc")),
+        ("MANDIR", place("man")),
+        ("BASHCOMPDIR", place("bash")),
+        ("ZSHCOMPDIR", place("zsh")),
+        ("FISHCOMPDIR", place("fish")),
     ];
     make("install", &variables).map(|_| directory.join("units"))
 }

@@ -1,0 +1,69 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_echoctl_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_echoctl_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_echoctl_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_echoctl_using_subcommand
+    set -l cmd (__fish_echoctl_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c echoctl -n "__fish_echoctl_needs_command" -s h -l help -d 'Print help'
+complete -c echoctl -n "__fish_echoctl_needs_command" -s V -l version -d 'Print version'
+complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "send" -d 'Send messages and print the replies'
+complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "ping" -d 'Measure round trip times, one message after the other'
+complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "bench" -d 'Put load on a server, and tell its throughput and latencies'
+complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l delimiter -d 'What ends messages and replies, 1 to 16 bytes' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l prefix -d 'What replies begin with, 0 to 4096 bytes' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l connect-timeout -d 'How long connecting may take, the lookup of the name included' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l timeout -d 'How long each reply may take' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l no-reply -d 'Expect no replies: for sinks'
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l json -d 'Print a JSON object for each reply'
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s c -l count -d 'How many messages to send; without it, Ctrl-C is the end' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s i -l interval -d 'From one message to the next, at least 1ms' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s W -l timeout -d 'How long each reply may take' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s s -l size -d 'The size of each message, the delimiter not counted' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -l delimiter -d 'What ends messages and replies, 1 to 16 bytes' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -l prefix -d 'What replies begin with, 0 to 4096 bytes' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -l connect-timeout -d 'How long connecting may take, the lookup of the name included' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s q -l quiet -d 'Print the summary only'
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s D -l timestamps -d 'Print the time of day before each line, in seconds since 1970'
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -l json -d 'Print a JSON object for each line'
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s C -l connections -d 'Connections at once' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s d -l depth -d 'Messages of each connection that are on their way at once' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s s -l size -d 'The size of each message, the delimiter not counted: 0B, 16B, 1KiB' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s t -l duration -d 'How long to send messages, after the warm-up [default: 10s, unless --count is given]' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s c -l count -d 'How many messages to send, those of the warm-up among them' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s w -l warm-up -d 'Keep what happens in this time out of the numbers' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s r -l rate -d 'Send so many messages a second, and count latencies from when each was due: 500/s' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s T -l threads -d 'Threads to send from, at most one for each connection' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l delimiter -d 'What ends messages and replies, 1 to 16 bytes' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l prefix -d 'What replies begin with, 0 to 4096 bytes' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l connect-timeout -d 'How long connecting may take, the lookup of the name included' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l timeout -d 'How long each reply may take' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l no-verify -d 'Do not compare the replies, only count their bytes'
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l json -d 'Print one JSON object instead'
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "send" -d 'Send messages and print the replies'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "ping" -d 'Measure round trip times, one message after the other'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "bench" -d 'Put load on a server, and tell its throughput and latencies'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -1,0 +1,277 @@
+//! The man pages and the completions: they are what the command lines, the settings and the documents make of them, have
+//! all there is, and can be read and used.
+//!
+//! They are written ahead, since packages do not run what they have just built: `make pages` does it, which is this
+//! program with `ECHOED_WRITE_PAGES=1`. What a page is made of is in `docs/man/NAME.md`: Markdown, and comments for what is
+//! put in their place ([`sources`]).
+
+#![allow(unreachable_pub, reason = "as in tests/common, what is for other files is pub")]
+
+#[path = "pages/command.rs"]
+mod command;
+mod common;
+#[path = "pages/markdown.rs"]
+mod markdown;
+#[path = "pages/roff.rs"]
+mod roff;
+#[path = "pages/sources.rs"]
+mod sources;
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use clap::CommandFactory;
+use clap_complete::{Shell, generate};
+use echoed::cli::echoctl::Echoctl;
+use echoed::cli::echoed::Echoed;
+
+use common::{program, program_or_leave_out};
+use sources::PAGES;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Where completions are, and what they are called there.
+const COMPLETIONS: [(Shell, &str, &str); 6] = [
+    (Shell::Bash, "echoed", "echoed.bash"),
+    (Shell::Bash, "echoctl", "echoctl.bash"),
+    (Shell::Zsh, "echoed", "_echoed"),
+    (Shell::Zsh, "echoctl", "_echoctl"),
+    (Shell::Fish, "echoed", "echoed.fish"),
+    (Shell::Fish, "echoctl", "echoctl.fish"),
+];
+
+/// The command line of a program.
+fn command_line(program: &str) -> clap::Command {
+    match program {
+        "echoed" => Echoed::command(),
+        "echoctl" => Echoctl::command(),
+        _ => panic!("there is no program {program}"),
+    }
+}
+
+/// Everything that is generated: each path below the project, and what belongs there.
+fn generated() -> Vec<(String, String)> {
+    let mut files: Vec<_> = PAGES.iter().map(|page| (format!("docs/man/{}", page.name), sources::page(page))).collect();
+    for (shell, program, file) in COMPLETIONS {
+        let mut script = Vec::new();
+        generate(shell, &mut command_line(program), program, &mut script);
+        let script = String::from_utf8(script).expect("it is text");
+        files.push((format!("packaging/completions/{file}"), script));
+    }
+    files
+}
+
+fn shipped(path: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|error| panic!("{path}: {error}: make pages"))
+}
+
+#[test]
+fn nothing_that_is_generated_is_stale() {
+    for (path, text) in generated() {
+        if env::var_os("ECHOED_WRITE_PAGES").is_some() {
+            fs::write(Path::new(ROOT).join(&path), text).unwrap();
+        } else {
+            assert!(shipped(&path) == text, "{path} is not what it is made from: make pages, and commit what changed");
+        }
+    }
+}
+
+/// What a program says when it is asked.
+fn said(program: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().expect("it can be started");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{program:?} {arguments:?}: {} {stderr}", output.status);
+    String::from_utf8(output.stdout).expect("it is text")
+}
+
+/// The long options that a help text begins lines with.
+fn options(help: &str) -> BTreeSet<String> {
+    let tags = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+    let words = tags.flat_map(|line| line.split([' ', ',', '=', '[']).take(3));
+    words.filter(|word| word.starts_with("--") && word.len() > 2).map(str::to_owned).collect()
+}
+
+/// What a page says when it is read: its lines, not indented, and not broken anywhere.
+fn read(page: &str) -> Option<String> {
+    let mandoc = program_or_leave_out("mandoc")?;
+    let path = Path::new(ROOT).join("docs/man").join(page);
+    let text = said(&mandoc, &["-T", "utf8", "-O", "width=1000", path.to_str().expect("the path is text")]);
+    // Bold is struck over.
+    let mut plain = String::new();
+    for character in text.chars() {
+        if character == '\u{8}' {
+            plain.pop();
+        } else {
+            plain.push(character);
+        }
+    }
+    Some(plain.lines().map(|line| line.trim().to_owned() + "\n").collect())
+}
+
+/// A word by itself, not as a part of a longer one.
+fn has_word(text: &str, word: &str) -> bool {
+    let is_part = |character: char| character.is_alphanumeric() || character == '-' || character == '_';
+    text.match_indices(word)
+        .any(|(at, _)| !text[..at].ends_with(is_part) && !text[at + word.len()..].starts_with(is_part))
+}
+
+#[test]
+fn every_option_that_a_program_knows_is_in_its_page() {
+    let echoed = Path::new(env!("CARGO_BIN_EXE_echoed"));
+    let echoctl = Path::new(env!("CARGO_BIN_EXE_echoctl"));
+    let Some(page) = read("echoed.8") else { return };
+    let known = options(&said(echoed, &["--help"]));
+    assert!(known.contains("--check-config") && known.contains("--help") && known.len() >= 7, "{known:?}");
+    for option in known {
+        assert!(has_word(&page, &option), "{option} is not in\n{page}");
+    }
+    let page = read("echoctl.1").unwrap();
+    for subcommand in ["send", "ping", "bench"] {
+        let (_, part) = page.split_once(&format!("\nECHOCTL {}\n", subcommand.to_uppercase())).expect("it has one");
+        let part = part.split("\nECHOCTL ").next().unwrap();
+        let known = options(&said(echoctl, &[subcommand, "--help"]));
+        assert!(known.contains("--delimiter") && known.len() >= 7, "{known:?}");
+        for option in known {
+            assert!(has_word(part, &option), "{option} is not in\n{part}");
+        }
+    }
+}
+
+#[test]
+fn every_key_that_can_be_set_is_in_its_page_below_its_section() {
+    let Some(page) = read("echoed.toml.5") else { return };
+    let (_, page) = page.split_once("\nEVERY KEY\n").expect("it is where they are");
+    let defaults = echoed::config::Settings::print_default();
+    let (mut part, mut keys) = ("", 0);
+    for line in defaults.lines().filter(|line| !line.starts_with('#')) {
+        if let Some(section) = line.strip_prefix('[') {
+            let header = format!("\n[{}]", section.split(']').next().unwrap());
+            let (_, below) = page.split_once(&header).unwrap_or_else(|| panic!("{header} is not in\n{page}"));
+            part = below.split("\n\n[").next().unwrap();
+        } else if let Some((key, rest)) = line.split_once(" = ") {
+            let default = rest.split(" # ").next().unwrap().trim_end();
+            let tag = format!("\n{key} = {default}\n");
+            assert!(part.contains(&tag), "{tag} is not in\n{part}");
+            keys += 1;
+        }
+    }
+    assert!(keys >= 20, "{keys}");
+}
+
+#[test]
+fn man_and_mandoc_have_nothing_to_say_against_the_pages() {
+    for page in PAGES {
+        let path = Path::new(ROOT).join("docs/man").join(page.name);
+        let check = |mut command: Command| {
+            let output = command.env("LC_ALL", "C.UTF-8").env("MANROFFSEQ", "").env("MANWIDTH", "80").output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && said.is_empty(), "{command:?}: {} {said}", output.status);
+            output.stdout
+        };
+        // What man does with a page, and would not tell by itself.
+        if let Some(groff) = program_or_leave_out("groff") {
+            let mut command = Command::new(groff);
+            command.args(["-man", "-t", "-k", "-Tutf8", "-ww", "-z"]).arg(&path);
+            assert_eq!(check(command), b"");
+        }
+        if let Some(man) = program_or_leave_out("man") {
+            let mut command = Command::new(man);
+            command.args(["--warnings=w", "-E", "UTF-8", "-l"]).arg(&path);
+            let text = String::from_utf8(check(command)).unwrap();
+            assert!(text.contains("SEE ALSO"), "{}: {text}", page.name);
+        }
+        if let Some(mandoc) = program_or_leave_out("mandoc") {
+            let lint = Command::new(mandoc).args(["-T", "lint", "-W", "warning"]).arg(&path).output().unwrap();
+            let said = String::from_utf8_lossy(&lint.stdout);
+            assert!(lint.status.success() && said.is_empty(), "{said}");
+        }
+    }
+}
+
+#[test]
+fn what_a_page_refers_to_is_there() {
+    let pages: BTreeSet<_> = PAGES.iter().map(|page| page.name).collect();
+    let Some(page) = read("echoed.8") else { return };
+    let (_, see) = page.split_once("SEE ALSO\n").unwrap();
+    for name in &pages {
+        let (name, section) = name.rsplit_once('.').unwrap();
+        let reference = format!("{name}({section})");
+        assert!(name == "echoed" || see.contains(&reference), "{reference}: {see}");
+    }
+    // And what the units and the catalog name.
+    for file in ["echoed.service", "echoed@.service", "echoed.socket", "catalog/echoed.catalog"] {
+        let text = shipped(&format!("systemd/{file}"));
+        let named: Vec<_> = text.split("man:echo").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+        assert!(!named.is_empty(), "{file}");
+        for reference in named {
+            let (name, section) = reference.split_once('(').unwrap();
+            assert!(pages.contains(&*format!("echo{name}.{section}")), "{file}: man:echo{reference})");
+        }
+    }
+}
+
+/// What a shell offers after these words, the last of which is not finished; nothing without that shell.
+fn offered(shell: Shell, words: &[&str]) -> Option<BTreeSet<String>> {
+    let file = |name: &str| Path::new(ROOT).join("packaging/completions").join(name).display().to_string();
+    let (name, script) = match shell {
+        Shell::Bash => (
+            "bash",
+            format!(
+                "source '{}'; COMP_WORDS=({}); COMP_CWORD={}; _{} {} '{}' '{}'; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+                file(&format!("{}.bash", words[0])),
+                words.join(" "),
+                words.len() - 1,
+                words[0],
+                words[0],
+                words[words.len() - 1],
+                words[words.len() - 2],
+            ),
+        ),
+        Shell::Fish => {
+            ("fish", format!("source '{}'; complete -C '{}'", file(&format!("{}.fish", words[0])), words.join(" ")))
+        }
+        _ => panic!("{shell} cannot be asked"),
+    };
+    let text = said(&program_or_leave_out(name)?, &["-c", &script]);
+    Some(text.lines().filter_map(|line| line.split('\t').next()).map(str::to_owned).collect())
+}
+
+#[test]
+fn shells_offer_every_option_and_every_command() {
+    let echoed = options(&said(Path::new(env!("CARGO_BIN_EXE_echoed")), &["--help"]));
+    for shell in [Shell::Bash, Shell::Fish] {
+        let Some(found) = offered(shell, &["echoed", "--"]) else { continue };
+        assert!(found.is_superset(&echoed), "{shell}: {found:?} has not all of {echoed:?}");
+        let found = offered(shell, &["echoctl", "p"]).unwrap();
+        assert!(found.contains("ping") && !found.contains("--prefix"), "{shell}: {found:?}");
+        for subcommand in ["send", "ping", "bench"] {
+            let known = options(&said(Path::new(env!("CARGO_BIN_EXE_echoctl")), &[subcommand, "--help"]));
+            let found = offered(shell, &["echoctl", subcommand, "--"]).unwrap();
+            assert!(found.is_superset(&known), "{shell}, {subcommand}: {found:?} has not all of {known:?}");
+        }
+    }
+}
+
+#[test]
+fn each_shell_can_read_its_completions() {
+    for (shell, program_name, file) in COMPLETIONS {
+        let path = Path::new(ROOT).join("packaging/completions").join(file);
+        let option = if shell == Shell::Fish { "--no-execute" } else { "-n" };
+        let Some(shell) = program_or_leave_out(&shell.to_string()) else { continue };
+        assert_eq!(said(&shell, &[option, path.to_str().unwrap()]), "", "{program_name}");
+    }
+    // zsh cannot be asked without a terminal: its functions are there, and know what they are for.
+    if program("zsh").is_some() {
+        for name in ["echoed", "echoctl"] {
+            let path = Path::new(ROOT).join("packaging/completions");
+            let script = format!(
+                "fpath=('{}' $fpath); autoload -Uz compinit; compinit -u -D; print $_comps[{name}]",
+                path.display()
+            );
+            assert_eq!(said(Path::new("zsh"), &["-f", "-c", &script]).trim(), format!("_{name}"));
+        }
+    }
+}
