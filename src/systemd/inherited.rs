@@ -12,18 +12,26 @@ use listenfd::ListenFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
+use super::parcel;
+
 /// The first descriptor that is handed over (SD_LISTEN_FDS_START).
 const START: i32 = 3;
 
+/// A kind of sockets, and what it is called.
+type Kind = (AddressFamily, SocketType, &'static str);
+
+/// What a parcel is.
+const SEQPACKET: Kind = (AddressFamily::UNIX, SocketType::SEQPACKET, "Unix seqpacket");
+
 /// The kinds of sockets that may be asked for, the ones that are served first.
-const KINDS: [(AddressFamily, SocketType, &str); 8] = [
+const KINDS: [Kind; 8] = [
     // listenfd takes IPv6 sockets for IPv4 as well.
     (AddressFamily::INET, SocketType::STREAM, "TCP"),
     (AddressFamily::UNIX, SocketType::STREAM, "Unix stream"),
     (AddressFamily::VSOCK, SocketType::STREAM, "vsock stream"),
     (AddressFamily::INET, SocketType::DGRAM, "UDP"),
     (AddressFamily::UNIX, SocketType::DGRAM, "Unix datagram"),
-    (AddressFamily::UNIX, SocketType::SEQPACKET, "Unix seqpacket"),
+    SEQPACKET,
     (AddressFamily::NETLINK, SocketType::RAW, "netlink"),
     (AddressFamily::NETLINK, SocketType::DGRAM, "netlink"),
 ];
@@ -31,16 +39,24 @@ const KINDS: [(AddressFamily, SocketType, &str); 8] = [
 /// How many of [`KINDS`] are served.
 const SERVED: usize = 3;
 
-/// The name of stored connections; nothing to listen on.
-const PARCEL: &str = "parcel";
-
 /// The name of the socket for metrics.
 const METRICS: &str = "metrics";
 
 /// What was handed over.
 #[derive(Debug)]
-pub enum Inherited {
-    /// Nothing.
+pub struct Inherited {
+    /// What there is to serve.
+    pub sockets: Sockets,
+    /// Connections that an earlier process stored, in any order.
+    pub parcels: Vec<OwnedFd>,
+    /// What looked like a parcel and is none, each in one line. What was stored must not keep us from starting.
+    pub problems: Vec<String>,
+}
+
+/// What there is to serve.
+#[derive(Debug)]
+pub enum Sockets {
+    /// Nothing was handed over.
     Nothing,
     /// Listening sockets; at least one.
     Listeners(Vec<Listener>),
@@ -134,18 +150,24 @@ pub fn take() -> Result<Inherited, Error> {
         Err(error) => return Err(Error::Environment(error)),
     };
     if names.is_empty() {
-        return Ok(Inherited::Nothing);
+        return Ok(Inherited { sockets: Sockets::Nothing, parcels: Vec::new(), problems: Vec::new() });
     }
     let mut descriptors = ListenFd::from_env();
+    let mut parcels = Vec::new();
+    let mut problems = Vec::new();
     let mut listeners = Vec::new();
     let mut connections = Vec::new();
     for ((index, fd), name) in (0..).zip(START..).zip(names) {
-        let taken = take_socket(&mut descriptors, index, &name);
-        if name == PARCEL {
-            // Stored by a version that can carry connections. They end here, whatever they are: what was stored must
-            // not keep us from starting.
+        if name == parcel::NAME {
+            match take_parcel(&mut descriptors, index) {
+                Some(parcel) => parcels.push(parcel),
+                None => problems.push(format!(
+                    "descriptor {fd} ({name}) from systemd is no Unix seqpacket socket, so there are no connections in it"
+                )),
+            }
             continue;
         }
+        let taken = take_socket(&mut descriptors, index, &name);
         let (socket, listening) = taken.map_err(|problem| Error::Socket { fd, name: name.clone(), problem })?;
         let found = Listener { name, socket };
         if listening {
@@ -155,12 +177,24 @@ pub fn take() -> Result<Inherited, Error> {
         }
     }
     let count = listeners.len() + connections.len();
-    match connections.pop() {
-        None if listeners.is_empty() => Ok(Inherited::Nothing),
-        None => Ok(Inherited::Listeners(listeners)),
-        Some((_, connection)) if count == 1 => Ok(Inherited::Connection(connection)),
-        Some((fd, connection)) => Err(Error::NotAlone { fd, name: connection.name, count }),
+    let sockets = match connections.pop() {
+        None if listeners.is_empty() => Sockets::Nothing,
+        None => Sockets::Listeners(listeners),
+        Some((_, connection)) if count == 1 => Sockets::Connection(connection),
+        Some((fd, connection)) => return Err(Error::NotAlone { fd, name: connection.name, count }),
+    };
+    Ok(Inherited { sockets, parcels, problems })
+}
+
+/// The parcel at this place. What is none is closed, if it is a socket of a kind that is known.
+fn take_parcel(descriptors: &mut ListenFd, index: usize) -> Option<OwnedFd> {
+    let mut take = |kind| take_kind(descriptors, index, kind);
+    let taken = take(SEQPACKET);
+    if taken.is_none() {
+        // Dropped.
+        KINDS.into_iter().find_map(take);
     }
+    taken
 }
 
 /// The descriptor at this place, and whether it listens.
@@ -169,8 +203,7 @@ fn take_socket(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<(
         return Err("metrics are not built yet in this version of echoed; stop and disable that socket unit".to_owned());
     }
     for (at, (family, kind, what)) in KINDS.into_iter().enumerate() {
-        let (family, kind) = (i32::from(family.as_raw()), i32::try_from(kind.as_raw()).unwrap_or_default());
-        let Ok(Some(socket)) = descriptors.take_custom::<OwnedFd>(index, family, kind, what) else { continue };
+        let Some(socket) = take_kind(descriptors, index, (family, kind, what)) else { continue };
         if at >= SERVED {
             let wanted = "echoed serves stream sockets; write ListenStream= in the socket unit";
             return Err(format!("it is a {what} socket; {wanted}"));
@@ -184,4 +217,10 @@ fn take_socket(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<(
         return Ok((socket, listening));
     }
     Err("it is no socket of a kind that is known; check the Listen…= lines of the socket unit".to_owned())
+}
+
+/// The descriptor at this place, if it is of this kind.
+fn take_kind(descriptors: &mut ListenFd, index: usize, (family, kind, what): Kind) -> Option<OwnedFd> {
+    let (family, kind) = (i32::from(family.as_raw()), i32::try_from(kind.as_raw()).unwrap_or_default());
+    descriptors.take_custom(index, family, kind, what).ok().flatten()
 }

@@ -4,3 +4,4 @@
 pub mod inherited;
 pub mod journal;
 pub mod notify;
+pub mod parcel;

@@ -110,6 +110,23 @@ pub fn barrier() -> io::Result<()> {
     }
 }
 
+/// Keep this socket under this name, whatever becomes of its other end, and hand it over to the next process. Whether it is
+/// kept is not answered. (`FDPOLL=` is of systemd 246.)
+///
+/// # Errors
+/// There is somebody who wants to know, but cannot be told.
+pub fn store(name: &str, socket: BorrowedFd<'_>) -> io::Result<()> {
+    tell_with(&[NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")], &[socket])
+}
+
+/// Forget what is kept under this name.
+///
+/// # Errors
+/// There is somebody who wants to know, but cannot be told.
+pub fn forget(name: &str) -> io::Result<()> {
+    tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
+}
+
 fn tell(states: &[NotifyState<'_>]) -> io::Result<()> {
     tell_with(states, &[])
 }

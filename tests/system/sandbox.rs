@@ -40,15 +40,18 @@ fn systemd_has_nothing_to_say_about_the_units_and_the_examples(machine: &Machine
         let path = example.expect("it can be listed").path();
         let name = path.file_name().and_then(|name| name.to_str()).expect("it is text");
         let text = fs::read_to_string(&path).expect("it can be read");
-        let units = "/etc/systemd/system";
-        let (place, unit) = match name.strip_suffix(".conf") {
-            Some(_) => (format!("{units}/echoed.socket.d/{name}"), "echoed.socket"),
-            None => (format!("{units}/{name}"), name),
-        };
-        machine.write(&place, &text);
-        assert_eq!(verify(unit), "", "{name}");
+        // Where it says itself that it belongs.
+        let place = text.lines().find_map(|line| line.strip_prefix("# To be used as ")?.split(',').next());
+        let place = place.unwrap_or_else(|| panic!("{name} says where"));
+        let unit = place.split('/').find_map(|part| part.strip_suffix(".d")).unwrap_or(name);
+        machine.write(place, &text);
+        let since =
+            text.lines().find_map(|line| line.strip_prefix("# Since systemd ")?.strip_suffix('.')?.parse().ok());
+        if since.is_none_or(|since: u32| machine.version() >= since) {
+            assert_eq!(verify(unit), "", "{name}");
+        }
         // It is looked at.
-        machine.write(&place, &format!("{text}\n[Unit]\nDescritpion=x\n"));
+        machine.write(place, &format!("{text}\n[Unit]\nDescritpion=x\n"));
         let said = verify(unit);
         assert!(said.contains("Descritpion"), "{name}: {said}");
         machine.sh(&format!("rm {place}"));

@@ -20,7 +20,7 @@ use echoed::cli::echoed::Echoed;
 use echoed::config::Settings;
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
-use echoed::systemd::inherited::{self, Inherited};
+use echoed::systemd::inherited::{self, Inherited, Sockets};
 use echoed::systemd::notify;
 use tokio::{runtime, time};
 
@@ -53,12 +53,12 @@ fn main() -> ExitCode {
 fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
     let Some(settings) = settings(arguments)? else { return Ok(ExitCode::SUCCESS) };
     // Before there is a second thread: it changes the environment.
-    let inherited = inherited::take()?;
+    let Inherited { sockets, .. } = inherited::take()?;
     let started = LeveledLog::start(settings.log_level);
     let (log, writer) = started.map_err(|error| Failure::system("cannot start the log", error))?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::system("cannot start the runtime", error))?;
-    let result = runtime.block_on(serve(arguments, &settings, inherited, &log));
+    let result = runtime.block_on(serve(arguments, &settings, sockets, &log));
     drop(log);
     writer.close(Some(CLOSING));
     result
@@ -68,7 +68,7 @@ fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
 async fn serve(
     arguments: &Echoed,
     settings: &Settings,
-    inherited: Inherited,
+    sockets: Sockets,
     log: &LeveledLog,
 ) -> Result<ExitCode, Failure> {
     // Before READY=1, after which a reload may be asked for.
@@ -77,22 +77,22 @@ async fn serve(
     let server = server.map_err(|error| Failure::system("cannot start the workers", error))?;
     let mut files = Vec::new();
     let told_where = !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());
-    if told_where && !matches!(inherited, Inherited::Nothing) {
+    if told_where && !matches!(sockets, Sockets::Nothing) {
         log.note(Note::ListenIgnored, "systemd holds the sockets, so --listen and the listen keys are ignored");
     }
-    let purpose = match inherited {
-        Inherited::Listeners(listeners) => {
+    let purpose = match sockets {
+        Sockets::Listeners(listeners) => {
             let named = listeners.into_iter().map(|listener| (listener.name, listener.socket)).collect();
             listen(&server, settings, named, log)?;
             Purpose::OnDemand
         }
-        Inherited::Nothing => {
+        Sockets::Nothing => {
             let (named, made) = bind(arguments, settings)?;
             files = made;
             listen(&server, settings, named, log)?;
             Purpose::Standing
         }
-        Inherited::Connection(connection) => {
+        Sockets::Connection(connection) => {
             let name = arguments.listener.as_deref().unwrap_or(&connection.name);
             note_missing_sections(settings, [name], log);
             let served = server.adopt(connection.socket, name, settings.listener(name));

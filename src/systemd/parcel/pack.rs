@@ -1,0 +1,116 @@
+//! Connections into a parcel.
+
+use std::fs::File;
+use std::io::{self, BufWriter, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::cmsg_space;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
+    sockopt,
+};
+
+use super::Item;
+use super::list::{self, Line};
+
+/// How many descriptors go into a message at most (SCM_MAX_FD, unix(7)).
+pub(super) const MOST: usize = 253;
+
+/// What keeps others from changing a list: with these, not even we can.
+pub(super) const SEALS: SealFlags =
+    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// How much fits.
+#[derive(Debug)]
+pub(super) struct Measures {
+    /// How many connections go into a message.
+    pub(super) per_message: usize,
+    /// SO_SNDBUF of the socketpair; that of the machine if it is not said (some 70,000 connections).
+    pub(super) send_buffer: Option<usize>,
+}
+
+impl Default for Measures {
+    fn default() -> Self {
+        Self { per_message: MOST, send_buffer: None }
+    }
+}
+
+/// Packs the first of these connections, as many as fit, but one at least. Returns the parcel, and how many are in it.
+/// Nothing changes for the connections.
+///
+/// # Errors
+/// Not a single one can be packed.
+pub(super) fn pack(items: &[Item], time: Duration, measures: &Measures) -> io::Result<(OwnedFd, usize)> {
+    let mut count = items.len();
+    loop {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (sending, parcel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        if let Some(size) = measures.send_buffer {
+            sockopt::set_socket_send_buffer_size(&sending, size)?;
+        }
+        match fill(&sending, &items[..count], time, measures.per_message)? {
+            (_, None) => return Ok((parcel, count)),
+            (0, Some(Errno::TOOMANYREFS)) => {
+                let advice = "more would be in flight than LimitNOFILE= of the unit allows; it should be twice limits.connections";
+                return Err(io::Error::other(advice));
+            }
+            (0, Some(error)) => return Err(error.into()),
+            // The list says more than there is. Another one, for those that fit.
+            (fitting, Some(_)) => count = fitting,
+        }
+    }
+}
+
+/// Puts connections into a parcel. Returns how many are in it, and why not all of them.
+///
+/// # Errors
+/// There is no list of them.
+fn fill(sending: &OwnedFd, items: &[Item], time: Duration, per_message: usize) -> io::Result<(usize, Option<Errno>)> {
+    let list = write_list(items, time)?;
+    let mut sent = 0;
+    let mut put = || {
+        send(sending, &[list.as_fd()])?;
+        for some in items.chunks(per_message) {
+            let sockets: Vec<_> = some.iter().map(|item| item.socket.as_fd()).collect();
+            send(sending, &sockets)?;
+            sent += some.len();
+        }
+        Ok(())
+    };
+    let stopped = put().err();
+    Ok((sent, stopped))
+}
+
+/// Sends descriptors, [`MOST`] at most, and does not wait.
+pub(super) fn send(sending: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(Errno::INVAL);
+    }
+    // An empty message would look like the end.
+    sendmsg(sending, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map(drop)
+}
+
+/// The list of these connections, in memory that nobody can change any more.
+fn write_list(items: &[Item], time: Duration) -> io::Result<OwnedFd> {
+    let cookies: Vec<_> = items.iter().map(|item| sockopt::socket_cookie(&item.socket)).collect::<Result<_, _>>()?;
+    let new = |flags| memfd_create("echoed-parcel", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags);
+    let memory = match new(MemfdFlags::NOEXEC_SEAL) {
+        // Linux before 6.3 does not know this flag; after it, one without it is warned about, or refused
+        // (vm.memfd_noexec).
+        Err(Errno::INVAL) => new(MemfdFlags::empty()),
+        result => result,
+    }?;
+    let mut writer = BufWriter::with_capacity(64 * 1024, File::from(memory));
+    let lines = items.iter().zip(cookies).map(|(item, cookie)| Line { cookie, state: &*item.state });
+    list::write(&mut writer, time, lines)?;
+    writer.flush()?;
+    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    fcntl_add_seals(&file, SEALS)?;
+    Ok(file.into())
+}
