@@ -307,6 +307,17 @@ fn the_socket_unit_listens_where_the_documents_say_and_is_the_one_to_be_enabled(
 }
 
 #[test]
+fn connections_can_be_handed_over_and_single_ones_are_not() {
+    let [base, newer] = ["echoed.service", "versions/254-echoed.service.conf"].map(assignments);
+    let room = &values(&base, "Service", "FileDescriptorStoreMax")[0];
+    assert_eq!(values(&base, "Service", "Environment"), [format!("FDSTORE={room}")]);
+    // It tells by itself.
+    assert_eq!(values(&newer, "Service", "Environment"), [""]);
+    assert_eq!(values(&newer, "Service", "FileDescriptorStoreMax"), [""; 0]);
+    assert_eq!(values(&assignments("echoed@.service"), "Service", "FileDescriptorStoreMax"), [""; 0]);
+}
+
+#[test]
 fn what_the_service_may_use_is_enough_for_the_usual_settings() {
     let service = assignments("echoed.service");
     let limits = echoed::config::Settings::default().limits;
