@@ -25,13 +25,15 @@
 //!
 //! No I/O, no clock, no log, and of the libraries memchr alone. One message goes through [`session`], which asks
 //! [`framer`] where it ends and has [`reply`] put the answer together, by the [`rules`] of its listener, up to its
-//! [`verdict`].
+//! [`verdict`]. In between it can be put away, as a [`snapshot`].
 
 pub mod delimiter;
 pub mod framer;
+mod moment;
 pub mod reply;
 pub mod rules;
 pub mod session;
+pub mod snapshot;
 mod unfinished;
 pub mod verdict;
 
@@ -42,4 +44,5 @@ pub use delimiter::Delimiter;
 pub use reply::Scratch;
 pub use rules::Rules;
 pub use session::{Outlet, Session, Want};
+pub use snapshot::Snapshot;
 pub use verdict::Verdict;

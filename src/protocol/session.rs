@@ -13,7 +13,7 @@
 //!           or to a message that the log has not taken yet:               "server got:aaaa<TAB>"
 //! owed      replies that the peer has not taken yet
 //! held      input that was read, but not looked at yet, since there were replies enough for one turn, or since
-//!           the log took no more
+//!           the log took no more; after a thaw, also what is to be looked at again under other rules
 //! ```
 //!
 //! While anything is owed or held or waits for the log, nothing is read. So `owed` is at most 64 KiB and one reply, `held`
@@ -23,6 +23,7 @@
 //! for want of memory ([`Session::out_of_memory`]).
 
 mod answer;
+mod state;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +33,8 @@ use super::reply::Scratch;
 use super::rules::{Deadlines, LogMessages, Rules, Span, Unterminated};
 use super::unfinished::{Awaited, Content, Rest, Unfinished};
 use super::verdict::Verdict;
+
+pub(super) use state::State;
 
 /// How long the last words may take where `deadlines.write` is off.
 const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -96,17 +99,17 @@ pub struct Totals {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase<Time = Instant> {
     Open,
     /// We stop for this reason: no input is taken any more, what was read gets its replies. Unless we drain, they have
     /// until then.
-    Stopping(Verdict, Instant),
+    Stopping(Verdict, Time),
     /// The peer has ended its stream; what was read gets its replies.
     Finishing(Verdict),
     /// The last words are on their way; they have until then.
-    Ending(Verdict, Instant),
+    Ending(Verdict, Time),
     /// Our stream has ended; input is dropped until then, this many more bytes of it.
-    Lingering(Verdict, Instant, u32),
+    Lingering(Verdict, Time, u32),
     /// The connection is broken or given up; messages that were read wait for the log.
     Logging(Verdict),
     Done(Verdict),
@@ -151,6 +154,20 @@ impl Session {
         }
     }
 
+    /// Whether it was refused because its source has too many connections ([`Session::refuse`]).
+    #[must_use]
+    pub fn refused(&self) -> bool {
+        match self.phase {
+            Phase::Open => false,
+            Phase::Stopping(verdict, _)
+            | Phase::Finishing(verdict)
+            | Phase::Ending(verdict, _)
+            | Phase::Lingering(verdict, ..)
+            | Phase::Logging(verdict)
+            | Phase::Done(verdict) => matches!(verdict, Verdict::TooMany { .. }),
+        }
+    }
+
     /// What went through it.
     #[must_use]
     pub fn totals(&self) -> Totals {
@@ -172,6 +189,12 @@ impl Session {
     /// The rules it was accepted with.
     #[must_use]
     pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The same, to be shared.
+    #[cfg(test)]
+    pub(super) fn shared_rules(&self) -> &Arc<Rules> {
         &self.rules
     }
 
@@ -271,7 +294,7 @@ impl Session {
         self.last_byte = now;
         let end = Scratch::START + count;
         scratch.output.clear();
-        let at = self.answer(now, &mut scratch.input, Scratch::START..end, &mut scratch.output, outlet);
+        let at = self.answer::<false>(now, &mut scratch.input, Scratch::START..end, &mut scratch.output, outlet);
         if at < end {
             self.unfinished(now).held = Rest::of(&scratch.input[at..end]);
         }

@@ -2,10 +2,14 @@
 //! the log, replies that were not taken, input that was not looked at. And since when, as the deadlines of these things
 //! are.
 
+mod kept;
+
 use std::mem;
 use std::time::{Duration, Instant};
 
 use super::rules::Rules;
+
+pub(super) use kept::{Begun, Kept};
 
 /// What is kept. At least one of the three buffers is not empty between calls of the session.
 #[derive(Debug)]

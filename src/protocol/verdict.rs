@@ -35,13 +35,15 @@ pub enum Verdict {
     },
     /// We end: the daemon stops.
     Shutdown,
+    /// It has not ended: it goes on in the next process of the daemon.
+    Carried,
 }
 
 /// What the last words of a server begin with, instead of a prefix.
 pub const SERVER_ERROR: &[u8] = b"server error:";
 
 /// How many kinds of verdicts there are.
-pub const KINDS: usize = 11;
+pub const KINDS: usize = 12;
 
 impl Verdict {
     /// Its one name, in lower case with hyphens.
@@ -65,6 +67,7 @@ impl Verdict {
             Self::PeerReset => 8,
             Self::Unterminated { .. } => 9,
             Self::Shutdown => 10,
+            Self::Carried => 11,
         }
     }
 
@@ -79,9 +82,12 @@ impl Verdict {
             Self::Lifetime => said(deadlines.lifetime.as_ref(), |d| format!("connection older than {d}")),
             Self::TooMany { limit } => Some(format!("too many connections from this source (limit {limit})")),
             Self::Busy => Some("out of buffer memory".to_owned()),
-            Self::WriteDeadline | Self::PeerClosed | Self::PeerReset | Self::Unterminated { .. } | Self::Shutdown => {
-                None
-            }
+            Self::WriteDeadline
+            | Self::PeerClosed
+            | Self::PeerReset
+            | Self::Unterminated { .. }
+            | Self::Shutdown
+            | Self::Carried => None,
         }
     }
 
@@ -107,6 +113,7 @@ pub const NAMES: [&str; KINDS] = [
     "peer-reset",
     "unterminated",
     "shutdown",
+    "carried",
 ];
 
 impl fmt::Display for Verdict {

@@ -184,7 +184,8 @@ impl Event {
                 | Verdict::PeerClosed
                 | Verdict::PeerReset
                 | Verdict::Unterminated { .. }
-                | Verdict::Shutdown => Level::Debug,
+                | Verdict::Shutdown
+                | Verdict::Carried => Level::Debug,
             },
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::framer::Frame;
-use super::super::reply::{ENOUGH, Output};
+use super::super::reply::{ENOUGH, Output, READ_SIZE};
 use super::super::rules::Rules;
 use super::super::unfinished::Rest;
 use super::super::verdict::Verdict;
@@ -22,10 +22,10 @@ const SMALL: usize = 4096;
 impl Session {
     /// Answers the messages in `input[range]`, and returns up to where it came: to the end, or until there were replies
     /// enough for one call, or the log took no more. Nothing is owed when it is called. `input` before the range may be
-    /// overwritten.
+    /// overwritten. Only what was `HELD` may be longer than one read: other rules held when it came.
     // Into both of its callers: a call would cost a tenth of what a lone message costs.
     #[inline(always)]
-    pub(super) fn answer(
+    pub(super) fn answer<const HELD: bool>(
         &mut self,
         now: Instant,
         input: &mut [u8],
@@ -44,7 +44,13 @@ impl Session {
                 Frame::Complete(taken) => {
                     let from = at;
                     at += taken;
-                    if let Some((_, mut reply)) = self.take_message() {
+                    let long = HELD && taken > READ_SIZE;
+                    if long && output.len() > 0 {
+                        self.send_now(now, output, outlet);
+                        return from;
+                    }
+                    let begun = self.take_message().map(|(_, reply)| reply);
+                    if let Some(mut reply) = begun.or_else(|| long.then(|| self.rules.prefix.as_bytes().to_vec())) {
                         reply.reserve_exact(taken);
                         reply.extend_from_slice(&input[from..at]);
                         if !outlet.log(message_in(&self.rules, &reply, self.rules.prefix.len()..reply.len())) {
@@ -102,9 +108,11 @@ impl Session {
         }
         let Some(unfinished) = self.unfinished.as_mut().filter(|unfinished| unfinished.owed.is_empty()) else { return };
         if let Some((since, reply)) = unfinished.take_unlogged() {
-            // It was not the peer that took this time.
+            // It was not the peer that took this time. But some of it may have passed before we stopped.
+            let last_words_until = self.last_words_until(now);
             if let Phase::Stopping(_, until) = &mut self.phase {
-                *until = until.checked_add(now.saturating_duration_since(since)).unwrap_or(*until);
+                let later = until.checked_add(now.saturating_duration_since(since)).unwrap_or(*until);
+                *until = later.min(last_words_until);
             }
             if !self.add(now, reply, output, outlet) {
                 return;
@@ -112,7 +120,7 @@ impl Session {
         }
         if let Some((mut bytes, at)) = self.unfinished.as_mut().and_then(|unfinished| unfinished.take_held()) {
             let end = bytes.len();
-            let at = self.answer(now, &mut bytes, at..end, output, outlet);
+            let at = self.answer::<true>(now, &mut bytes, at..end, output, outlet);
             if at < end {
                 self.unfinished(now).held = Rest::from(bytes, at);
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::protocol::reply::{ENOUGH, READ_SIZE};
 use crate::protocol::session::Totals;
-use crate::protocol::{Outlet, Rules, Scratch, Session, Verdict, Want};
+use crate::protocol::{Outlet, Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 
 /// More than any error text has.
 const LAST_WORDS: usize = 128;
@@ -35,6 +35,8 @@ pub(super) struct Conversation {
     /// Whether the peer has seen the end of our stream.
     our_end: bool,
     verdict: Option<Verdict>,
+    /// Whether it is put away and thawed after each call.
+    restless: bool,
     log: Vec<String>,
 }
 
@@ -75,7 +77,7 @@ impl Conversation {
             heard_total: 0,
             log_room: usize::MAX,
             logged: Vec::new(),
-            around: rules.prefix.as_bytes().len() + rules.delimiter.len(),
+            around: around(&rules),
             allowed: 0,
             full: false,
             refused: false,
@@ -95,8 +97,27 @@ impl Conversation {
             last_read: 0,
             our_end: false,
             verdict: None,
+            restless: false,
             log,
         }
+    }
+
+    /// One that goes on from a snapshot.
+    pub(super) fn thawed(bytes: &[u8], rules: Rules) -> Self {
+        let mut talk = Self::new(rules);
+        let snapshot = Snapshot::read(bytes).unwrap_or_else(|error| panic!("{error}"));
+        talk.note(format_args!("{snapshot:?}"));
+        talk.session = snapshot.thaw(Arc::clone(talk.session.shared_rules()), talk.start);
+        talk.outside.heard_total = usize::try_from(talk.session.totals().bytes_out).unwrap();
+        talk.outside.allowed = usize::MAX;
+        talk.our_end = talk.session.wants() == Want::Read && talk.session.verdict().is_some();
+        talk.serve();
+        talk
+    }
+
+    /// The session as bytes.
+    pub(super) fn frozen(&self) -> Vec<u8> {
+        snapshot::freeze(&self.session, "echo", 7, self.now)
     }
 
     // --- What the peer does ---
@@ -174,6 +195,56 @@ impl Conversation {
         self.serve();
     }
 
+    /// It is put away and goes on in another process.
+    pub(super) fn restarts(&mut self) {
+        self.restarts_for(Duration::ZERO);
+    }
+
+    /// That takes so long, and nobody looks at the clock meanwhile.
+    pub(super) fn restarts_for(&mut self, time: Duration) {
+        self.note(format_args!("we restart within {time:?}"));
+        self.moves(time, Arc::clone(self.session.shared_rules()));
+        self.session.tick(self.now);
+        self.serve();
+    }
+
+    /// Other rules hold afterwards.
+    pub(super) fn restarts_with(&mut self, rules: Rules) {
+        self.note(format_args!("we restart with {rules:?}"));
+        self.outside.around = around(&rules);
+        // It may have to look again at the message in progress.
+        self.last_read += self.session.memory();
+        self.moves(Duration::ZERO, Arc::new(rules));
+        self.serve();
+    }
+
+    /// From now on it is put away and thawed after each call.
+    pub(super) fn is_restless(&mut self) {
+        self.note(format_args!("we restart all the time"));
+        self.restless = true;
+    }
+
+    /// The session is put away. Its bytes arrive in a process whose clock shows another time.
+    fn moves(&mut self, time: Duration, rules: Arc<Rules>) {
+        let bytes = self.frozen();
+        let before = self.state();
+        let away = self.now - self.start;
+        self.start += secs(1_000_000);
+        self.now = self.start + away;
+        let snapshot = Snapshot::read(&bytes).unwrap_or_else(|error| panic!("{error}\n{self}"));
+        assert_eq!((snapshot.listener(), snapshot.connection()), ("echo", 7));
+        let same = rules == *self.session.shared_rules();
+        self.session = snapshot.thaw(rules, self.now);
+        if same {
+            let (wants, deadline, verdict, totals, memory) = self.state();
+            assert_eq!((wants, verdict, totals), (before.0, before.2, before.3), "{self}");
+            assert_eq!(deadline, before.1.map(|deadline| deadline + secs(1_000_000)), "{self}");
+            assert!(memory <= before.4, "{memory} bytes, before {}\n{self}", before.4);
+            assert_eq!(self.frozen(), bytes, "{self}");
+        }
+        self.now += time;
+    }
+
     /// A mistake of the server's.
     pub(super) fn end_is_sent_too_early(&mut self) {
         self.note(format_args!("our stream is said to have ended"));
@@ -185,8 +256,9 @@ impl Conversation {
 
     /// Time passes, with a tick just before each deadline, which must do nothing, and one at it, which must do something.
     pub(super) fn passes(&mut self, time: Duration) {
-        let until = self.now + time;
-        while let Some(deadline) = self.session.deadline().filter(|deadline| *deadline <= until) {
+        // Counted from the beginning, since the clock may be another one after each call.
+        let until = self.now - self.start + time;
+        while let Some(deadline) = self.session.deadline().filter(|deadline| *deadline - self.start <= until) {
             let before = deadline - Duration::from_nanos(1);
             if before >= self.now {
                 let state = self.state();
@@ -199,7 +271,7 @@ impl Conversation {
             assert_ne!(self.session.deadline(), Some(deadline), "a tick at the deadline did nothing\n{self}");
             self.serve();
         }
-        self.now = until;
+        self.now = self.start + until;
         self.session.tick(self.now);
         self.serve();
     }
@@ -248,6 +320,11 @@ impl Conversation {
         &self.session
     }
 
+    /// When it has to be looked at, from the beginning of the conversation.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        self.session.deadline().map(|deadline| deadline - self.start)
+    }
+
     pub(super) fn heard(&self) -> &[u8] {
         &self.outside.heard
     }
@@ -277,6 +354,9 @@ impl Conversation {
 
     fn serve(&mut self) {
         loop {
+            if self.restless {
+                self.moves(Duration::ZERO, Arc::clone(self.session.shared_rules()));
+            }
             let heard_before = self.outside.heard_total;
             self.outside.begins(self.session.verdict().is_some());
             match self.session.wants() {
@@ -391,6 +471,11 @@ impl Outlet for Outside {
         self.allowed = self.allowed.saturating_add(self.around + message.len());
         true
     }
+}
+
+/// How many bytes a reply has that are not of its message.
+fn around(rules: &Rules) -> usize {
+    rules.prefix.as_bytes().len() + rules.delimiter.len()
 }
 
 /// Bytes for a person to read, cut when there are many.

@@ -5,5 +5,6 @@ mod conversation;
 mod endings;
 mod logging;
 mod oracle;
+mod snapshot;
 mod story;
 mod tables;

@@ -10,7 +10,7 @@ use proptest::sample::select;
 use super::conversation::{Conversation, millis, secs, shown};
 use crate::protocol::reply::{MAX_PREFIX, Prefix, READ_SIZE};
 use crate::protocol::rules::{Deadlines, LogMessages, Span, Unterminated};
-use crate::protocol::{Delimiter, Outlet, Rules, Scratch, Session, Verdict, Want};
+use crate::protocol::{Delimiter, Outlet, Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 
 // --- The oracle ------------------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ fn log_takes() -> impl Strategy<Value = Vec<usize>> {
     })
 }
 
-fn config() -> ProptestConfig {
+pub(super) fn config() -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
 }
 
@@ -161,6 +161,7 @@ proptest! {
         takes in takes(),
         reads_at_once in any::<bool>(),
         log_takes in log_takes(),
+        is_restless in any::<bool>(),
     ) {
         let (messages, verdict) = messages(&rules, &wire, true);
         let answer = answer(&rules, &messages, verdict);
@@ -168,6 +169,9 @@ proptest! {
         let mut talk = Conversation::new(rules);
         if !reads_at_once {
             talk.peer_stops_reading();
+        }
+        if is_restless {
+            talk.is_restless();
         }
         talk.log_stops();
         let (mut takes, mut log_takes) = (takes.iter().copied().cycle(), log_takes.iter().copied().cycle());
@@ -207,7 +211,7 @@ proptest! {
 
 /// What can happen on a connection.
 #[derive(Debug, Clone)]
-enum Event {
+pub(super) enum Event {
     /// A pattern, so many times.
     Sends(&'static str, usize),
     Ends,
@@ -219,6 +223,25 @@ enum Event {
     Drain,
     OutOfMemory,
     Breaks,
+    RestartsFor(Duration),
+}
+
+impl Event {
+    pub(super) fn happens(self, talk: &mut Conversation) {
+        match self {
+            Self::Sends(pattern, count) => talk.peer_sends(pattern.repeat(count)),
+            Self::Ends => talk.peer_ends(),
+            Self::StopsReading => talk.peer_stops_reading(),
+            Self::Takes(count) => talk.peer_takes(count),
+            Self::LogStops => talk.log_stops(),
+            Self::LogTakes(count) => talk.log_takes(count),
+            Self::Passes(time) => talk.passes(time),
+            Self::Drain => talk.is_drained(),
+            Self::OutOfMemory => talk.is_out_of_memory(),
+            Self::Breaks => talk.breaks(),
+            Self::RestartsFor(time) => talk.restarts_for(time),
+        }
+    }
 }
 
 /// What peers send: whole messages, several, the end of one, the beginning.
@@ -226,13 +249,14 @@ const SENT: &[&str] = &["aa\t", "\t", "\n", "a", "b\taaab\t", "aaaaaa", "\ta"];
 
 const DELIMITERS: &[&[u8]] = &[b"\t", b"\t\t", b"aab"];
 
-fn event() -> impl Strategy<Value = Event> {
+pub(super) fn event() -> impl Strategy<Value = Event> {
     let count = prop_oneof![3 => Just(1), 1 => 1..400_usize];
-    let time = prop_oneof![0..1_000_u64, 900..1_100_u64, 1_900..2_100_u64, 9_000..11_000_u64, 300_000..301_000_u64];
+    let time = || prop_oneof![0..1_000_u64, 900..1_100_u64, 1_900..2_100_u64, 9_000..11_000_u64, 300_000..301_000_u64];
     prop_oneof![
         10 => (select(SENT), count).prop_map(|(pattern, count)| Event::Sends(pattern, count)),
         6 => prop_oneof![Just(0), 1..20_usize, 1..200_000_usize].prop_map(Event::Takes),
-        4 => time.prop_map(|time| Event::Passes(millis(time))),
+        4 => time().prop_map(|time| Event::Passes(millis(time))),
+        3 => time().prop_map(|time| Event::RestartsFor(millis(time))),
         2 => Just(Event::StopsReading),
         2 => Just(Event::LogStops),
         4 => prop_oneof![1..3_usize, 1..3_000_usize].prop_map(Event::LogTakes),
@@ -243,7 +267,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-fn some_rules() -> impl Strategy<Value = Rules> {
+pub(super) fn some_rules() -> impl Strategy<Value = Rules> {
     let prefix = prop_oneof![Just(0), Just(11), Just(MAX_PREFIX)];
     let delimiter = select(DELIMITERS);
     let lifetime = prop_oneof![Just(None), Just(Some(Span::new(secs(7), "7s")))];
@@ -272,18 +296,7 @@ proptest! {
         let mut talk = Conversation::new(rules);
         let no_memory = events.iter().any(|event| matches!(event, Event::OutOfMemory));
         for event in events {
-            match event {
-                Event::Sends(pattern, count) => talk.peer_sends(pattern.repeat(count)),
-                Event::Ends => talk.peer_ends(),
-                Event::StopsReading => talk.peer_stops_reading(),
-                Event::Takes(count) => talk.peer_takes(count),
-                Event::LogStops => talk.log_stops(),
-                Event::LogTakes(count) => talk.log_takes(count),
-                Event::Passes(time) => talk.passes(time),
-                Event::Drain => talk.is_drained(),
-                Event::OutOfMemory => talk.is_out_of_memory(),
-                Event::Breaks => talk.breaks(),
-            }
+            event.happens(&mut talk);
         }
         talk.log_takes_all();
         talk.peer_takes_all();
@@ -331,6 +344,7 @@ enum Call {
     OutOfMemory,
     Reset,
     SentEnd,
+    Restart,
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -345,11 +359,12 @@ fn call() -> impl Strategy<Value = Call> {
         1 => Just(Call::OutOfMemory),
         1 => Just(Call::Reset),
         1 => Just(Call::SentEnd),
+        4 => Just(Call::Restart),
     ]
 }
 
 /// So many bytes to a peer and so many messages to the log, in one call.
-struct Room(usize, usize);
+pub(super) struct Room(pub(super) usize, pub(super) usize);
 
 impl Outlet for Room {
     fn send(&mut self, bytes: &[u8]) -> usize {
@@ -398,26 +413,35 @@ proptest! {
                 Call::OutOfMemory => session.out_of_memory(now),
                 Call::Reset => session.reset(),
                 Call::SentEnd => session.sent_end(now),
+                Call::Restart => {
+                    let bytes = snapshot::freeze(&session, "", 0, now);
+                    session = Snapshot::read(&bytes).unwrap().thaw(Arc::clone(session.shared_rules()), now);
+                    prop_assert_eq!(snapshot::freeze(&session, "", 0, now), bytes);
+                }
             }
             if verdict.is_some() {
                 prop_assert_eq!(session.verdict(), verdict, "a verdict, once said, changed");
             }
             verdict = session.verdict();
         }
-        // The peer does nothing more but take what it is sent, and the log takes everything.
-        for _ in 0..20_000 {
-            match session.wants() {
-                Want::Read => {
-                    now = now.max(session.deadline().expect("a deadline to wait for"));
-                    session.tick(now);
-                }
-                Want::Write | Want::Log => session.resume(now, &mut scratch, &mut Room(usize::MAX, usize::MAX)),
-                Want::Shutdown => session.sent_end(now),
-                Want::Close => break,
-            }
-        }
-        prop_assert_eq!(session.wants(), Want::Close, "{:?}", session.verdict());
-        prop_assert!(session.verdict().is_some());
-        prop_assert_eq!(session.memory(), 0);
+        comes_to_an_end(session, now, &mut scratch);
     }
+}
+
+/// The peer does nothing more but take what it is sent, and the log takes everything.
+pub(super) fn comes_to_an_end(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
+    for _ in 0..20_000 {
+        match session.wants() {
+            Want::Read => {
+                now = now.max(session.deadline().expect("a deadline to wait for"));
+                session.tick(now);
+            }
+            Want::Write | Want::Log => session.resume(now, scratch, &mut Room(usize::MAX, usize::MAX)),
+            Want::Shutdown => session.sent_end(now),
+            Want::Close => break,
+        }
+    }
+    assert_eq!(session.wants(), Want::Close, "{:?}", session.verdict());
+    assert!(session.verdict().is_some());
+    assert_eq!(session.memory(), 0);
 }

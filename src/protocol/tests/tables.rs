@@ -184,7 +184,7 @@ fn a_message_that_is_too_long_is_cut_off_with_the_byte_that_makes_it_certain() {
 #[test]
 fn each_verdict_has_its_one_name_and_its_text() {
     let rules = Rules { max_message: 7, ..Rules::default() };
-    let table = [
+    let table: [_; KINDS] = [
         (Verdict::TooLong, "too-long", Some("message exceeds 7 bytes")),
         (Verdict::ReadDeadline, "read-deadline", Some("message not finished within 2s")),
         (Verdict::IdleDeadline, "idle-deadline", Some("no message within 5min")),
@@ -196,6 +196,7 @@ fn each_verdict_has_its_one_name_and_its_text() {
         (Verdict::PeerReset, "peer-reset", None),
         (Verdict::Unterminated { bytes: 3 }, "unterminated", None),
         (Verdict::Shutdown, "shutdown", None),
+        (Verdict::Carried, "carried", None),
     ];
     for (verdict, name, text) in table {
         assert_eq!(verdict.name(), name);

@@ -1,0 +1,93 @@
+//! Numbers and bytes, one after the other.
+
+use super::super::moment::Moment;
+use super::Error;
+
+/// Bytes that are being written.
+#[derive(Debug, Default)]
+pub(super) struct Writer(Vec<u8>);
+
+impl Writer {
+    pub(super) fn u8(&mut self, number: u8) {
+        self.0.push(number);
+    }
+
+    pub(super) fn u16(&mut self, number: u16) {
+        self.0.extend_from_slice(&number.to_be_bytes());
+    }
+
+    pub(super) fn u32(&mut self, number: u32) {
+        self.0.extend_from_slice(&number.to_be_bytes());
+    }
+
+    pub(super) fn u64(&mut self, number: u64) {
+        self.0.extend_from_slice(&number.to_be_bytes());
+    }
+
+    pub(super) fn moment(&mut self, Moment(nanoseconds): Moment) {
+        self.0.extend_from_slice(&nanoseconds.to_be_bytes());
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.u64(bytes.len() as u64);
+        self.0.extend_from_slice(bytes);
+    }
+
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+/// Bytes that are being read, and what is left of them. Each read says what it is after, for the error.
+#[derive(Debug)]
+pub(super) struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    fn array<const LENGTH: usize>(&mut self, what: &'static str) -> Result<[u8; LENGTH], Error> {
+        let (array, rest) = self.0.split_first_chunk().ok_or(Error::Short(what))?;
+        self.0 = rest;
+        Ok(*array)
+    }
+
+    pub(super) fn u8(&mut self, what: &'static str) -> Result<u8, Error> {
+        self.array(what).map(u8::from_be_bytes)
+    }
+
+    pub(super) fn u16(&mut self, what: &'static str) -> Result<u16, Error> {
+        self.array(what).map(u16::from_be_bytes)
+    }
+
+    pub(super) fn u32(&mut self, what: &'static str) -> Result<u32, Error> {
+        self.array(what).map(u32::from_be_bytes)
+    }
+
+    pub(super) fn u64(&mut self, what: &'static str) -> Result<u64, Error> {
+        self.array(what).map(u64::from_be_bytes)
+    }
+
+    /// A number of things that were counted: what is added to it later does not overflow.
+    pub(super) fn count(&mut self, what: &'static str) -> Result<u64, Error> {
+        let count = self.u64(what)?;
+        if count > i64::MAX as u64 { Err(Error::Count { what, count }) } else { Ok(count) }
+    }
+
+    pub(super) fn moment(&mut self, what: &'static str) -> Result<Moment, Error> {
+        self.array(what).map(|bytes| Moment(i64::from_be_bytes(bytes)))
+    }
+
+    pub(super) fn bytes(&mut self, what: &'static str) -> Result<&'a [u8], Error> {
+        let length = usize::try_from(self.u64(what)?).map_err(|_| Error::Short(what))?;
+        let (bytes, rest) = self.0.split_at_checked(length).ok_or(Error::Short(what))?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+
+    /// That was all.
+    pub(super) fn end(self) -> Result<(), Error> {
+        if self.0.is_empty() { Ok(()) } else { Err(Error::Long(self.0.len())) }
+    }
+}
