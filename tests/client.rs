@@ -2,6 +2,11 @@
 
 #![cfg(all(feature = "client", feature = "cli"))]
 
+#[path = "client/packets.rs"]
+mod packets;
+#[path = "client/raw.rs"]
+mod raw;
+
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -34,7 +34,11 @@ complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l delimiter -d 'W
 complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l prefix -d 'What replies begin with, 0 to 4096 bytes' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l connect-timeout -d 'How long connecting may take, the lookup of the name included' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l timeout -d 'How long each reply may take' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l expect -d 'Take exactly these bytes as the reply to each message' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -s c -l count -d 'Send so many messages: the MESSAGEs in turn, again and again' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -s i -l interval -d 'Send a message every so often: the MESSAGEs in turn, until --count or Ctrl-C' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l no-reply -d 'Expect no replies: for sinks'
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l raw -d 'Send no delimiter, and print what comes back as it comes'
 complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l json -d 'Print a JSON object for each reply'
 complete -c echoctl -n "__fish_echoctl_using_subcommand send" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s c -l count -d 'How many messages to send; without it, Ctrl-C is the end' -r

@@ -8,6 +8,7 @@ use std::os::unix::net;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -20,7 +21,7 @@ use crate::units::format_time;
 pub type Stream = UnixStream;
 
 /// How long to wait before a Unix socket is tried again whose backlog is full.
-const RETRY: Duration = Duration::from_millis(10);
+pub(super) const RETRY: Duration = Duration::from_millis(10);
 
 /// Why there is no connection. Each is a sentence that says what to do.
 #[derive(Debug)]
@@ -52,15 +53,20 @@ pub enum ConnectError {
         /// What happened at each of them, in turn; at least one.
         attempts: Vec<(SocketAddr, io::Error)>,
     },
-    /// The Unix socket did not take the connection.
+    /// The Unix socket did not take the connection, or the first packet.
     Unix {
         /// What was to be dialled.
         address: Address,
         /// What connect(2) says.
         error: io::Error,
     },
-    /// What is there are packets.
+    /// A stream is needed, and these are packets.
     Packets {
+        /// What was to be dialled.
+        address: Address,
+    },
+    /// Packets are needed, and this is a stream.
+    Stream {
         /// What was to be dialled.
         address: Address,
     },
@@ -101,7 +107,10 @@ impl fmt::Display for ConnectError {
                 write!(f, "cannot connect to {address}: {}{}", reason(error), unix_hint(error))
             }
             Self::Packets { address } => {
-                write!(f, "cannot connect to {address}: packets are not sent yet; write tcp:HOST:PORT or unix:/PATH")
+                write!(f, "cannot connect to {address}: this takes a stream; write tcp:HOST:PORT or unix:/PATH")
+            }
+            Self::Stream { address } => {
+                write!(f, "cannot connect to {address}: this takes packets; write udp:HOST:PORT or seqpacket:/PATH")
             }
         }
     }
@@ -112,7 +121,7 @@ impl std::error::Error for ConnectError {
         match self {
             Self::Lookup { error, .. } | Self::Unix { error, .. } => Some(error),
             Self::Refused { attempts, .. } => attempts.last().map(|(_, error)| error as _),
-            Self::NoAddress { .. } | Self::TimedOut { .. } | Self::Packets { .. } => None,
+            Self::NoAddress { .. } | Self::TimedOut { .. } | Self::Packets { .. } | Self::Stream { .. } => None,
         }
     }
 }
@@ -131,6 +140,9 @@ fn tcp_hint(error: &io::Error) -> Option<&'static str> {
 }
 
 fn unix_hint(error: &io::Error) -> &'static str {
+    if Errno::from_io_error(error) == Some(Errno::PROTOTYPE) {
+        return "; it is of another kind: unix:, seqpacket: or unixgram:";
+    }
     match error.kind() {
         ErrorKind::ConnectionRefused | ErrorKind::NotFound => NOT_STARTED,
         ErrorKind::PermissionDenied => {
@@ -140,24 +152,18 @@ fn unix_hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Connects to `address` within `limit`, the lookup of its name included. A host's addresses are tried one after the
+/// Connects to the stream `address` within `limit`, the lookup of its name included. A host's addresses are tried one after the
 /// other; one that does not answer may take an equal share of the time that is left, so that the others get their turn.
 ///
 /// # Errors
-/// See [`ConnectError`].
+/// See [`ConnectError`]. [`ConnectError::Packets`] where `address` is no address of a stream.
 pub async fn connect(address: &Address, limit: Duration) -> Result<Stream, ConnectError> {
     let deadline = Instant::now() + limit;
     let timed_out = |_| ConnectError::TimedOut { address: address.clone(), limit };
     let dialled = match address {
         Address::Tcp { family, host, port } => {
-            let found = timeout_at(deadline, lookup_host((host.as_str(), *port))).await.map_err(timed_out)?;
-            let found = found.map_err(|error| ConnectError::Lookup { address: address.clone(), error })?;
-            let found = found.filter(|found| match family {
-                Family::Any => true,
-                Family::V4 => found.is_ipv4(),
-                Family::V6 => found.is_ipv6(),
-            });
-            return connect_any(address, found.collect(), deadline, limit).await;
+            let found = look_up(address, *family, host, *port, deadline, limit).await?;
+            return connect_any(address, found, deadline, limit).await;
         }
         Address::Unix(Name::Path(path)) => timeout_at(deadline, connect_unix(path)).await,
         // A name in the abstract namespace begins with a NUL byte.
@@ -169,6 +175,26 @@ pub async fn connect(address: &Address, limit: Duration) -> Result<Stream, Conne
         }
     };
     dialled.map_err(timed_out)?.map_err(|error| ConnectError::Unix { address: address.clone(), error })
+}
+
+/// The addresses of a host, in the order in which the resolver tells them.
+pub(super) async fn look_up(
+    address: &Address,
+    family: Family,
+    host: &str,
+    port: u16,
+    deadline: Instant,
+    limit: Duration,
+) -> Result<Vec<SocketAddr>, ConnectError> {
+    let found = timeout_at(deadline, lookup_host((host, port))).await;
+    let found = found.map_err(|_| ConnectError::TimedOut { address: address.clone(), limit })?;
+    let found = found.map_err(|error| ConnectError::Lookup { address: address.clone(), error })?;
+    let wanted = |found: &SocketAddr| match family {
+        Family::Any => true,
+        Family::V4 => found.is_ipv4(),
+        Family::V6 => found.is_ipv6(),
+    };
+    Ok(found.filter(wanted).collect())
 }
 
 /// The first connection that comes about.

@@ -24,9 +24,10 @@ use super::input::{InputError, Messages, Next};
 use super::message::MAX_MESSAGE;
 use super::outbox::Outbox;
 use super::report::{Reply, Report};
+use super::terms::Terms;
 use crate::protocol::Delimiter;
 use crate::protocol::framer::{Frame, Framer};
-use crate::protocol::reply::{MAX_PREFIX, Prefix};
+use crate::protocol::reply::MAX_PREFIX;
 use crate::protocol::verdict::SERVER_ERROR;
 
 /// How much is read at once, in bytes.
@@ -38,41 +39,32 @@ const MAX_REPLY: usize = MAX_PREFIX + MAX_MESSAGE;
 /// The longest reply that is looked at where none is expected, in bytes.
 const MAX_UNEXPECTED: usize = 64 * 1024;
 
-/// What both sides have agreed on.
-#[derive(Debug, Clone)]
-pub struct Terms {
-    /// Ends messages and replies.
-    pub delimiter: Delimiter,
-    /// What replies begin with.
-    pub prefix: Prefix,
-    /// How long a reply may take, from when it is the next one awaited and its message was sent. The server must not
-    /// stop taking messages for longer than this either.
-    pub timeout: Duration,
-    /// Whether messages are answered. Otherwise what comes is dropped, unless it is a server error, and at the end the
-    /// server has `timeout` to end its stream after we have ended ours: so it has taken everything.
-    pub replies: bool,
-}
-
-/// Sends all messages, and returns when all replies have come and were right.
+/// Sends all messages over a stream, each with the delimiter, and returns when all replies have come and were right.
 ///
 /// When the input fails, what was sent before is still answered.
 ///
 /// # Errors
 /// The first thing that goes wrong, see [`Failure`].
-pub async fn exchange<S, R>(stream: S, messages: Messages, terms: &Terms, report: &mut R) -> Result<(), Failure>
+pub async fn exchange<S, R>(
+    stream: S,
+    messages: Messages,
+    delimiter: &Delimiter,
+    terms: &Terms,
+    report: &mut R,
+) -> Result<(), Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     R: Report,
 {
     let (mut reader, mut writer) = tokio::io::split(stream);
-    let mut exchange = Exchange::new(messages, terms, report);
+    let mut exchange = Exchange::new(messages, delimiter, terms, report);
     let mut chunk = vec![0; READ_SIZE];
     loop {
         exchange.take_messages()?;
         if exchange.is_done() {
             break;
         }
-        if exchange.is_sent() && !terms.replies && exchange.shut_down.is_none() {
+        if exchange.is_sent() && !exchange.replies && exchange.shut_down.is_none() {
             // An error shows in what is read.
             let _ = writer.shutdown().await;
             exchange.shut_down = Some(Instant::now());
@@ -94,7 +86,7 @@ where
                 // replies are expected, they do not gain the server time.
                 yield_now().await;
                 match timeout(Duration::ZERO, reader.read(&mut chunk)).await {
-                    Ok(read) if terms.replies || matches!(read, Ok(0)) => exchange.received(read, &chunk)?,
+                    Ok(read) if exchange.replies || matches!(read, Ok(0)) => exchange.received(read, &chunk)?,
                     _ if exchange.can_write() => {
                         let write = write(&mut writer, exchange.outbox.unwritten());
                         match timeout(Duration::ZERO, write).await {
@@ -124,7 +116,11 @@ async fn write(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> (Instant
 
 /// Everything that is known between two steps.
 struct Exchange<'a, R> {
+    /// Ends messages and replies.
+    delimiter: &'a Delimiter,
     terms: &'a Terms,
+    /// Whether messages are answered.
+    replies: bool,
     report: &'a mut R,
     messages: Messages,
     /// How the messages ended, when they have.
@@ -148,10 +144,13 @@ struct Exchange<'a, R> {
 }
 
 impl<'a, R: Report> Exchange<'a, R> {
-    fn new(messages: Messages, terms: &'a Terms, report: &'a mut R) -> Self {
+    fn new(messages: Messages, delimiter: &'a Delimiter, terms: &'a Terms, report: &'a mut R) -> Self {
         let now = Instant::now();
+        let replies = terms.answer.is_expected();
         Self {
+            delimiter,
             terms,
+            replies,
             report,
             messages,
             messages_end: None,
@@ -183,7 +182,7 @@ impl<'a, R: Report> Exchange<'a, R> {
     }
 
     fn is_done(&self) -> bool {
-        let replies_done = if self.terms.replies { !self.outbox.awaits() } else { self.server_ended.is_some() };
+        let replies_done = if self.replies { !self.outbox.awaits() } else { self.server_ended.is_some() };
         self.is_sent() && replies_done
     }
 
@@ -210,10 +209,10 @@ impl<'a, R: Report> Exchange<'a, R> {
             match self.messages.next() {
                 Ok(Next::Message(message)) => {
                     let now = Instant::now();
-                    if self.terms.replies && !self.outbox.awaits() {
+                    if self.replies && !self.outbox.awaits() {
                         self.next_since = now;
                     }
-                    self.outbox.push(message, self.terms.replies, now);
+                    self.outbox.push(message, self.replies, now);
                     if self.server_ended.is_some() {
                         return Err(self.ended(None));
                     }
@@ -259,16 +258,16 @@ impl<'a, R: Report> Exchange<'a, R> {
     /// messages, that is another matter.
     fn may_end(&self) -> bool {
         let nothing_begun =
-            if self.terms.replies { self.partial.is_empty() } else { !self.partial.starts_with(SERVER_ERROR) };
+            if self.replies { self.partial.is_empty() } else { !self.partial.starts_with(SERVER_ERROR) };
         nothing_begun && !self.outbox.awaits() && self.outbox.unwritten().is_empty()
     }
 
     fn replies(&mut self, chunk: &[u8]) -> Result<(), Failure> {
         let now = Instant::now();
-        let max = if self.terms.replies { MAX_REPLY } else { MAX_UNEXPECTED };
+        let max = if self.replies { MAX_REPLY } else { MAX_UNEXPECTED };
         let mut rest = chunk;
         while self.following {
-            match self.framer.next(&self.terms.delimiter, max, rest) {
+            match self.framer.next(self.delimiter, max, rest) {
                 Frame::Complete(end) if self.partial.is_empty() => {
                     self.reply(&rest[..end], now)?;
                     rest = &rest[end..];
@@ -285,7 +284,7 @@ impl<'a, R: Report> Exchange<'a, R> {
                     self.partial.extend_from_slice(rest);
                     break;
                 }
-                Frame::TooLong if self.terms.replies => return Err(Failure::TooLong { max }),
+                Frame::TooLong if self.replies => return Err(Failure::TooLong { max }),
                 Frame::TooLong => {
                     self.following = false;
                     self.partial = Vec::new();
@@ -297,13 +296,14 @@ impl<'a, R: Report> Exchange<'a, R> {
 
     /// One reply, its delimiter included.
     fn reply(&mut self, terminated: &[u8], now: Instant) -> Result<(), Failure> {
-        let bytes = &terminated[..terminated.len() - self.terms.delimiter.len()];
+        let bytes = &terminated[..terminated.len() - self.delimiter.len()];
         let awaited = self.outbox.next_awaited();
         let message = awaited.map(|(message, _)| message.as_bytes());
         // What answers a message that is not even sent yet, answers none.
         let sent = awaited.and_then(|(_, sent)| sent);
-        let expected = sent.is_some() && bytes.strip_prefix(self.terms.prefix.as_bytes()) == message;
-        if self.terms.replies {
+        let is_right = |message| self.terms.answer.is_right(bytes, message);
+        let expected = sent.is_some() && message.is_some_and(is_right);
+        if self.replies {
             let round_trip = sent.map(|sent| now - sent);
             let reply = Reply { bytes, message, ok: expected, round_trip };
             self.report.reply(reply).map_err(Failure::Report)?;
@@ -316,13 +316,13 @@ impl<'a, R: Report> Exchange<'a, R> {
         if let Some(text) = bytes.strip_prefix(SERVER_ERROR) {
             return Err(Failure::ServerError { text: text.to_vec(), other_delimiter: None });
         }
-        if !self.terms.replies {
+        if !self.replies {
             return Ok(());
         }
         let got = bytes.to_vec();
         Err(match message.filter(|_| sent.is_some()) {
             Some(message) => {
-                let expected = [self.terms.prefix.as_bytes(), message].concat();
+                let expected = self.terms.answer.right(message).unwrap_or_default();
                 Failure::Wrong { number: self.answered + 1, expected, got }
             }
             None => Failure::Unexpected { got },
@@ -333,7 +333,7 @@ impl<'a, R: Report> Exchange<'a, R> {
 
     /// All was sent, and all answers have come.
     fn finish(self) -> Result<(), Failure> {
-        if self.terms.replies && !self.partial.is_empty() {
+        if self.replies && !self.partial.is_empty() {
             return Err(Failure::Unexpected { got: self.partial });
         }
         match self.messages_end {
@@ -346,10 +346,10 @@ impl<'a, R: Report> Exchange<'a, R> {
     fn ended(&mut self, error: Option<io::Error>) -> Failure {
         let rest = mem::take(&mut self.partial);
         if let Some(text) = rest.strip_prefix(SERVER_ERROR) {
-            let other_delimiter = Some(self.terms.delimiter.clone());
+            let other_delimiter = Some(self.delimiter.clone());
             return Failure::ServerError { text: text.to_vec(), other_delimiter };
         }
-        if self.terms.replies {
+        if self.replies {
             Failure::Ended { error, unanswered: Some(self.outbox.messages() - self.answered), rest }
         } else {
             Failure::Ended { error, unanswered: None, rest: Vec::new() }
@@ -367,10 +367,10 @@ impl<'a, R: Report> Exchange<'a, R> {
                 number: self.answered + 1,
                 message: message.as_bytes().to_vec(),
                 timeout,
-                delimiter: self.terms.delimiter.clone(),
+                delimiter: Some(Box::new(self.delimiter.clone())),
                 rest: mem::take(&mut self.partial),
             },
-            _ if self.shut_down.is_some() => Failure::NotEnded { timeout },
+            _ if self.shut_down.is_some() => Failure::NotEnded { timeout, replies: false },
             _ => Failure::Stuck { timeout },
         }
     }

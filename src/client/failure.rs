@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use super::connect::ConnectError;
 use super::input::InputError;
 use super::quote::{Escaped, MAX_QUOTED, Quoted, reason};
 use crate::protocol::Delimiter;
@@ -16,7 +17,9 @@ const CONTEXT: usize = 20;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Failure {
-    /// A reply is not prefix + message.
+    /// There was no connection: nobody listens where the first message went.
+    Connect(ConnectError),
+    /// A reply is not as it should be.
     Wrong {
         /// Counted from 1.
         number: u64,
@@ -45,8 +48,8 @@ pub enum Failure {
         message: Vec<u8>,
         /// The time that there was.
         timeout: Duration,
-        /// What would have ended the reply.
-        delimiter: Delimiter,
+        /// What would have ended the reply, if anything.
+        delimiter: Option<Box<Delimiter>>,
         /// What has come of it.
         rest: Vec<u8>,
     },
@@ -54,6 +57,13 @@ pub enum Failure {
     TooLong {
         /// The limit, in bytes.
         max: usize,
+    },
+    /// A message is larger than a packet can be.
+    TooLarge {
+        /// Counted from 1.
+        number: u64,
+        /// Its size in bytes.
+        size: usize,
     },
     /// The server has stopped to take what we send.
     Stuck {
@@ -64,6 +74,8 @@ pub enum Failure {
     NotEnded {
         /// The time that there was.
         timeout: Duration,
+        /// Whether there may be more replies; otherwise, whether everything was taken is what is not known.
+        replies: bool,
     },
     /// The connection has ended too early.
     Ended {
@@ -88,6 +100,7 @@ pub enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Connect(error) => error.fmt(f),
             Self::Wrong { number, expected, got } => {
                 write!(f, "reply {number} is wrong: {}", Difference { expected, got })
             }
@@ -107,7 +120,11 @@ impl fmt::Display for Failure {
                 if rest.is_empty() {
                     return Ok(());
                 }
-                write!(f, "; so far {} has come, without the delimiter {delimiter:?}", Quoted(rest))
+                write!(f, "; so far {} has come", Quoted(rest))?;
+                delimiter.as_ref().map_or(Ok(()), |delimiter| write!(f, ", without the delimiter {delimiter:?}"))
+            }
+            Self::TooLarge { number, size } => {
+                write!(f, "message {number} has {size} bytes, more than fit into one packet")
             }
             Self::TooLong { max } => {
                 write!(f, "a reply exceeds {max} bytes, so it is none; is --delimiter right?")
@@ -115,10 +132,16 @@ impl fmt::Display for Failure {
             Self::Stuck { timeout } => {
                 write!(f, "the server has taken nothing of what we send for {} (--timeout)", format_time(*timeout))
             }
-            Self::NotEnded { timeout } => write!(
+            Self::NotEnded { timeout, replies: false } => write!(
                 f,
                 "the server has not ended its stream within {} after the last message (--timeout), \
                  so it may not have taken everything",
+                format_time(*timeout)
+            ),
+            Self::NotEnded { timeout, replies: true } => write!(
+                f,
+                "the server has neither said anything nor ended its stream for {} (--timeout), \
+                 so nobody knows whether that was all",
                 format_time(*timeout)
             ),
             Self::Ended { error, unanswered, rest } => {
@@ -143,6 +166,7 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
+            Self::Connect(error) => Some(error),
             Self::Ended { error, .. } => error.as_ref().map(|error| error as _),
             Self::Input { error, .. } => Some(error),
             Self::Report(error) => Some(error),

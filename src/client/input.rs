@@ -1,4 +1,4 @@
-//! Where messages come from: the command line, or the lines of a stream.
+//! Where messages come from: the command line, once or again and again, or a stream, line by line or as it comes.
 //!
 //! A thread reads the stream, since reading a terminal or a pipe blocks. It is at most two reads ahead, and may well be
 //! blocked in one when the program ends: nobody waits for it.
@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::message::{MAX_MESSAGE, Message, MessageError};
 use super::quote::reason;
+use super::repeat::{Repeated, Repetition};
 use crate::protocol::Delimiter;
 
 /// How much is read at once, in bytes.
@@ -24,7 +25,9 @@ pub struct Messages(Source);
 #[derive(Debug)]
 enum Source {
     Given(vec::IntoIter<Message>),
+    Repeated(Box<Repeated>),
     Lines(Box<Lines>),
+    Chunks(Chunks),
 }
 
 /// What there is now.
@@ -44,7 +47,7 @@ pub enum InputError {
     /// A message of the command line cannot be sent.
     Argument {
         /// Counted from 1.
-        number: usize,
+        number: u64,
         /// What is wrong with it.
         error: MessageError,
     },
@@ -83,12 +86,27 @@ impl Messages {
     ///
     /// # Errors
     /// One of them cannot be sent.
-    pub fn given(messages: impl IntoIterator<Item = Vec<u8>>, delimiter: &Delimiter) -> Result<Self, InputError> {
-        let check = |(at, bytes)| {
-            Message::new(bytes, delimiter).map_err(|error| InputError::Argument { number: at + 1, error })
-        };
-        let messages = messages.into_iter().enumerate().map(check).collect::<Result<Vec<_>, _>>()?;
+    pub fn given(
+        messages: impl IntoIterator<Item = Vec<u8>>,
+        delimiter: Option<&Delimiter>,
+    ) -> Result<Self, InputError> {
+        let check =
+            |(number, bytes)| Message::new(bytes, delimiter).map_err(|error| InputError::Argument { number, error });
+        let messages = (1..).zip(messages).map(check).collect::<Result<Vec<_>, _>>()?;
         Ok(Self(Source::Given(messages.into_iter())))
+    }
+
+    /// These messages in turn, again and again, with their numbers. The first of each is checked.
+    ///
+    /// # Errors
+    /// One of them cannot be sent.
+    pub fn repeated(
+        messages: impl IntoIterator<Item = Vec<u8>>,
+        delimiter: Option<&Delimiter>,
+        repetition: Repetition,
+    ) -> Result<Self, InputError> {
+        let repeated = Repeated::new(messages.into_iter().collect(), delimiter, repetition)?;
+        Ok(Self(Source::Repeated(Box::new(repeated))))
     }
 
     /// The lines of `input`. Lines end with a line feed, which is not part of the message (a carriage return before it
@@ -96,12 +114,10 @@ impl Messages {
     ///
     /// # Errors
     /// The thread that reads them cannot be started.
-    pub fn lines(input: impl Read + Send + 'static, delimiter: &Delimiter) -> io::Result<Self> {
-        let (sender, chunks) = mpsc::channel(1);
-        thread::Builder::new().name("input".to_owned()).spawn(move || read(input, &sender))?;
+    pub fn lines(input: impl Read + Send + 'static, delimiter: Option<&Delimiter>) -> io::Result<Self> {
         Ok(Self(Source::Lines(Box::new(Lines {
-            chunks,
-            delimiter: delimiter.clone(),
+            chunks: start_reading(input)?,
+            delimiter: delimiter.cloned(),
             chunk: Vec::new(),
             at: 0,
             unfinished: Vec::new(),
@@ -110,18 +126,31 @@ impl Messages {
         }))))
     }
 
+    /// What is read of `input` at once, as it is.
+    ///
+    /// # Errors
+    /// The thread that reads cannot be started.
+    pub fn chunks(input: impl Read + Send + 'static) -> io::Result<Self> {
+        Ok(Self(Source::Chunks(Chunks { chunks: start_reading(input)?, next: None })))
+    }
+
     /// The next message, if it is there.
     pub(super) fn next(&mut self) -> Result<Next, InputError> {
         match &mut self.0 {
             Source::Given(messages) => Ok(messages.next().map_or(Next::End, Next::Message)),
+            Source::Repeated(repeated) => repeated.next(),
             Source::Lines(lines) => lines.next(),
+            Source::Chunks(chunks) => chunks.next(),
         }
     }
 
     /// Waits until [`Messages::next`] has something new to say. Nothing is lost when this is dropped.
     pub(super) async fn wait(&mut self) {
-        if let Source::Lines(lines) = &mut self.0 {
-            lines.wait().await;
+        match &mut self.0 {
+            Source::Given(_) => {}
+            Source::Repeated(repeated) => repeated.wait().await,
+            Source::Lines(lines) => lines.wait().await,
+            Source::Chunks(chunks) => chunks.next = Some(chunks.chunks.recv().await),
         }
     }
 }
@@ -130,7 +159,7 @@ impl Messages {
 #[derive(Debug)]
 struct Lines {
     chunks: mpsc::Receiver<io::Result<Vec<u8>>>,
-    delimiter: Delimiter,
+    delimiter: Option<Delimiter>,
     chunk: Vec<u8>,
     /// How much of the chunk was cut off already.
     at: usize,
@@ -161,7 +190,7 @@ impl Lines {
             }
         }
         self.number += 1;
-        let message = Message::new(std::mem::take(&mut self.unfinished), &self.delimiter);
+        let message = Message::new(std::mem::take(&mut self.unfinished), self.delimiter.as_ref());
         message.map(Next::Message).map_err(|error| InputError::Line { number: self.number, error })
     }
 
@@ -175,6 +204,33 @@ impl Lines {
             None => self.end = Some(Ok(())),
         }
     }
+}
+
+/// Takes chunks as they are.
+#[derive(Debug)]
+struct Chunks {
+    chunks: mpsc::Receiver<io::Result<Vec<u8>>>,
+    /// What has come; within, `None` is the end.
+    next: Option<Option<io::Result<Vec<u8>>>>,
+}
+
+impl Chunks {
+    fn next(&mut self) -> Result<Next, InputError> {
+        match self.next.take() {
+            None => Ok(Next::NotYet),
+            Some(None) => Ok(Next::End),
+            Some(Some(chunk)) => {
+                let message = Message::new(chunk.map_err(InputError::Read)?, None);
+                message.map(Next::Message).map_err(|error| InputError::Read(io::Error::other(error)))
+            }
+        }
+    }
+}
+
+fn start_reading(input: impl Read + Send + 'static) -> io::Result<mpsc::Receiver<io::Result<Vec<u8>>>> {
+    let (sender, chunks) = mpsc::channel(1);
+    thread::Builder::new().name("input".to_owned()).spawn(move || read(input, &sender))?;
+    Ok(chunks)
 }
 
 /// Reads until the end, or until nobody wants to know.
@@ -212,7 +268,7 @@ mod tests {
                 self.0.read(&mut buffer[..size])
             }
         }
-        let mut messages = Messages::lines(Slowly(Cursor::new(input), size), &Delimiter::default()).unwrap();
+        let mut messages = Messages::lines(Slowly(Cursor::new(input), size), Some(&Delimiter::default())).unwrap();
         let mut lines = Vec::new();
         loop {
             match messages.next() {
@@ -258,7 +314,7 @@ mod tests {
                 Err(ErrorKind::IsADirectory.into())
             }
         }
-        let mut messages = Messages::lines(Broken, &Delimiter::default()).unwrap();
+        let mut messages = Messages::lines(Broken, Some(&Delimiter::default())).unwrap();
         messages.wait().await;
         assert_eq!(messages.next().expect_err("it is broken").to_string(), "cannot read stdin: is a directory");
     }

@@ -8,7 +8,7 @@ use crate::protocol::framer::{self, Frame, Framer};
 /// The longest message, in bytes: the largest `max_message` that a daemon can be given.
 pub const MAX_MESSAGE: usize = framer::MAX_MESSAGE;
 
-/// One message and its delimiter.
+/// One message and its delimiter, if it has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     terminated: Vec<u8>,
@@ -42,13 +42,16 @@ impl fmt::Display for MessageError {
 impl std::error::Error for MessageError {}
 
 impl Message {
-    /// A message of these bytes.
+    /// A message of these bytes. Without a delimiter, they are what is sent.
     ///
     /// # Errors
     /// They contain the delimiter, or end so that the delimiter after them is found too early (`a` before `aa`), or
     /// are more than [`MAX_MESSAGE`].
-    pub fn new(bytes: Vec<u8>, delimiter: &Delimiter) -> Result<Self, MessageError> {
+    pub fn new(bytes: Vec<u8>, delimiter: Option<&Delimiter>) -> Result<Self, MessageError> {
         let len = bytes.len();
+        let Some(delimiter) = delimiter else {
+            return if len <= MAX_MESSAGE { Ok(Self { terminated: bytes, len }) } else { Err(MessageError::TooLong) };
+        };
         let mut terminated = bytes;
         terminated.extend_from_slice(delimiter.as_bytes());
         // Read as the server reads it.
@@ -65,7 +68,7 @@ impl Message {
         &self.terminated[..self.len]
     }
 
-    /// Its bytes and the delimiter, as they are sent.
+    /// Its bytes and the delimiter, if there is one: as they are sent.
     #[must_use]
     pub fn terminated(&self) -> &[u8] {
         &self.terminated
@@ -77,7 +80,7 @@ mod tests {
     use super::*;
 
     fn message(bytes: &[u8], delimiter: &str) -> Result<Message, MessageError> {
-        Message::new(bytes.to_vec(), &Delimiter::from_escaped(delimiter).unwrap())
+        Message::new(bytes.to_vec(), Some(&Delimiter::from_escaped(delimiter).unwrap()))
     }
 
     #[test]

@@ -1,17 +1,23 @@
 //! The client: echoctl as a library.
 //!
-//! [`connect`] dials an address, [`input`] says what to send, [`exchange`] sends it and checks each reply against its
-//! message, [`report`] prints. [`ping`] measures round trips, [`bench`] the most that a server does. What the other side does wrong, and what fails here, ends an exchange with an error that
-//! is one sentence; what its exit code is, only the program knows.
+//! [`connection`] is a stream or a socket of packets, [`input`] says what to send, [`terms`] what answers it. [`exchange`]
+//! sends it and checks each reply against its message, or [`turns`] where there is no delimiter; [`report`] prints.
+//! [`ping`] measures round trips, [`bench`] the most that a server does. What the other side does wrong, and what fails
+//! here, ends an exchange with an error that is one sentence; what its exit code is, only the program knows.
 
 pub mod bench;
 pub mod connect;
+pub mod connection;
 pub mod exchange;
 pub mod failure;
 pub mod input;
 pub mod message;
+pub mod packets;
 pub mod ping;
+pub mod repeat;
 pub mod report;
+pub mod terms;
+pub mod turns;
 
 mod json;
 mod outbox;

@@ -140,7 +140,7 @@ mod tests {
     fn it_does_not_grow_with_what_has_gone_through() {
         let now = Instant::now();
         let mut outbox = Outbox::new(now);
-        let message = Message::new(vec![b'x'; 999], &Delimiter::default()).unwrap();
+        let message = Message::new(vec![b'x'; 999], Some(&Delimiter::default())).unwrap();
         for _ in 0..1000 {
             outbox.push(message.clone(), true, now);
             // Never all of it.

@@ -13,7 +13,7 @@ pub struct Reply<'a> {
     pub bytes: &'a [u8],
     /// The message that it should answer; `None` when no reply was awaited.
     pub message: Option<&'a [u8]>,
-    /// Whether it is the right one: prefix + message.
+    /// Whether it is the right one.
     pub ok: bool,
     /// Since the message was sent.
     pub round_trip: Option<Duration>,
@@ -34,12 +34,14 @@ pub trait Report {
     fn pause(&mut self) -> io::Result<()>;
 }
 
-/// How replies are printed, each on a line.
+/// How replies are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// The bytes of the right ones, as they came. The wrong one that ends the exchange is left to its error.
+    /// The bytes of the right ones, as they came, each on a line. The wrong one that ends the exchange is left to its error.
     Text,
-    /// An object for each: `{"reply":"server got:a","message":"a","ok":true,"rtt_us":57}`. What is not UTF-8 becomes
+    /// The bytes of the right ones, as they came, and nothing between them.
+    Raw,
+    /// An object for each, on a line: `{"reply":"server got:a","message":"a","ok":true,"rtt_us":57}`. What is not UTF-8 becomes
     /// U+FFFD. `message` and `rtt_us` are `null` where no reply was awaited.
     Json,
 }
@@ -61,7 +63,8 @@ impl<W: Write> Printer<W> {
 impl<W: Write> Report for Printer<W> {
     fn reply(&mut self, reply: Reply<'_>) -> io::Result<()> {
         match self.format {
-            Format::Text if !reply.ok => Ok(()),
+            Format::Text | Format::Raw if !reply.ok => Ok(()),
+            Format::Raw => self.output.write_all(reply.bytes),
             Format::Text => {
                 self.output.write_all(reply.bytes)?;
                 self.output.write_all(b"\n")

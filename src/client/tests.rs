@@ -8,10 +8,11 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::{Instant, advance, sleep, timeout};
 
-use super::exchange::{Terms, exchange};
+use super::exchange::exchange;
 use super::failure::Failure;
 use super::input::Messages;
 use super::report::{Reply, Report};
+use super::terms::{Answer, Terms};
 use crate::protocol::Delimiter;
 use crate::protocol::reply::Prefix;
 
@@ -45,11 +46,12 @@ fn stand_still(time: Duration) {
 }
 
 fn terms(replies: bool) -> Terms {
-    Terms { delimiter: Delimiter::default(), prefix: Prefix::new(b"server got:"), timeout: TIMEOUT, replies }
+    let answer = if replies { Answer::Echo(Prefix::new(b"server got:")) } else { Answer::Nothing };
+    Terms { answer, timeout: TIMEOUT }
 }
 
 fn messages(messages: &[&str]) -> Messages {
-    Messages::given(messages.iter().map(|message| message.as_bytes().to_vec()), &Delimiter::default()).unwrap()
+    Messages::given(messages.iter().map(|message| message.as_bytes().to_vec()), Some(&Delimiter::default())).unwrap()
 }
 
 /// What an exchange came to.
@@ -88,7 +90,7 @@ async fn talk_to<F: Future>(
     let (ours, theirs) = duplex(room);
     let (terms, start) = (terms(replies), Instant::now());
     let exchange = async {
-        let result = exchange(ours, messages(sent), &terms, &mut printed).await;
+        let result = exchange(ours, messages(sent), &Delimiter::default(), &terms, &mut printed).await;
         (result, start.elapsed())
     };
     let ((result, elapsed), server) = tokio::join!(exchange, server(theirs));

@@ -47,7 +47,8 @@ pub(super) fn bench(arguments: cli::Bench) -> Result<bool, Error> {
 }
 
 fn load(arguments: cli::Bench) -> Result<(Address, Load, bool), Error> {
-    let Common { delimiter, prefix, connect_timeout } = check(arguments.common)?;
+    check(&arguments.common)?;
+    let Common { delimiter, prefix, connect_timeout } = arguments.common;
     if arguments.threads > arguments.connections {
         let (threads, connections) = (arguments.threads, arguments.connections);
         let text = format!("{threads} threads cannot share --connections {connections}; each needs one of its own");

@@ -2,18 +2,14 @@
 
 mod bench;
 mod ping;
+mod send;
 
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
 
 use clap::Parser;
-use echoed::cli::echoctl::{Command, Common, Echoctl, Send};
-use echoed::client::connect::connect;
-use echoed::client::exchange::{Terms, exchange};
+use echoed::cli::echoctl::{Command, Common, Echoctl};
 use echoed::client::failure::Failure;
-use echoed::client::input::Messages;
-use echoed::client::report::{Format, Printer};
 use tokio::runtime;
 
 /// Answered wrongly, late or not at all.
@@ -33,7 +29,7 @@ fn main() -> ExitCode {
         Err(error) => return Error::command_line(&error).say(),
     };
     let done = match arguments.command {
-        Command::Send(arguments) => send(arguments).map(|()| true),
+        Command::Send(arguments) => send::send(arguments).map(|()| true),
         Command::Ping(arguments) => ping::ping(arguments),
         Command::Bench(arguments) => bench::bench(arguments),
     };
@@ -44,45 +40,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn send(arguments: Send) -> Result<(), Error> {
-    let Send { address, messages, common, timeout, no_reply, json } = arguments;
-    let Common { delimiter, prefix, connect_timeout } = check(common)?;
-    let format = if json { Format::Json } else { Format::Text };
-    let messages: Vec<_> = messages.into_iter().map(OsStringExt::into_vec).collect();
-    let given = if messages.is_empty() {
-        None
-    } else {
-        Some(Messages::given(messages, &delimiter).map_err(|error| Error::not_started(error.to_string()))?)
-    };
-    let terms = Terms { delimiter, prefix, timeout, replies: !no_reply };
-
-    let runtime = runtime()?;
-    let result = runtime.block_on(async {
-        let stream = connect(&address, connect_timeout).await.map_err(|error| Error::not_started(error.to_string()))?;
-        let messages = match given {
-            Some(messages) => messages,
-            None => Messages::lines(io::stdin(), &terms.delimiter)
-                .map_err(|error| Error::not_started(format!("cannot read stdin: {error}")))?,
-        };
-        let mut printer = Printer::new(io::stdout().lock(), format);
-        exchange(stream, messages, &terms, &mut printer)
-            .await
-            .or_else(|failure| Error::from_exchange(&address, failure))
-    });
-    // A lookup that has timed out may go on for long.
-    runtime.shutdown_background();
-    result
-}
-
 /// Options that do not go together.
-fn check(common: Common) -> Result<Common, Error> {
-    let Common { delimiter, prefix, .. } = &common;
+fn check(common: &Common) -> Result<(), Error> {
+    let Common { delimiter, prefix, .. } = common;
     if delimiter.is_in(prefix.as_bytes()) {
         return Err(Error::not_started(format!(
             "the prefix {prefix:?} contains the delimiter {delimiter:?}, so no reply can have it; give another --prefix"
         )));
     }
-    Ok(common)
+    Ok(())
 }
 
 fn runtime() -> Result<runtime::Runtime, Error> {
@@ -132,6 +98,10 @@ impl Error {
         match failure {
             // Nobody wants to see any more, as with head(1): that is no failure.
             Failure::Report(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            Failure::Connect(error) => Err(Self::not_started(error.to_string())),
+            Failure::TooLarge { number: 1, .. } => {
+                Err(Self::not_started(format!("{}: {failure}", address.to_string())))
+            }
             Failure::Report(_) => Err(Self { text: failure.to_string(), code: UNANSWERED }),
             Failure::Input { sent, .. } => {
                 let code = if sent == 0 { NOT_STARTED } else { UNANSWERED };

@@ -13,7 +13,10 @@ use super::{Error, check, printed, runtime};
 
 /// Returns whether all was answered.
 pub(super) fn ping(arguments: cli::Ping) -> Result<bool, Error> {
-    let Common { delimiter, prefix, connect_timeout } = check(arguments.common)?;
+    if !arguments.address.is_packets() {
+        check(&arguments.common)?;
+    }
+    let Common { delimiter, prefix, connect_timeout } = arguments.common;
     let plan = Plan {
         address: arguments.address,
         delimiter,

@@ -41,8 +41,12 @@ pub enum Command {
     /// Sends messages, or without any the lines of stdin, over one connection. Prints each reply on a line of its own: as
     /// it came, with its prefix, without the delimiter.
     ///
-    /// Messages are sent without waiting for the replies to those before. A reply must be prefix + message exactly. The
-    /// first one that is not, or is late, or does not come, ends the command; so does an error that the server reports.
+    /// Messages are sent without waiting for the replies to those before. A reply must be prefix + message exactly, or
+    /// what --expect says. The first one that is not, or is late, or does not come, ends the command; so does an error that
+    /// the server reports.
+    ///
+    /// With udp:, seqpacket: and unixgram:, each message is one packet, each reply is one, and --delimiter means nothing. A
+    /// message is sent when the one before is answered; a packet that is lost is late.
     ///
     /// A line of stdin ends with a line feed, which is not sent; a carriage return before it is. The last line need not
     /// end with one. A message that contains the delimiter is refused: one on the command line before anything is sent,
@@ -53,7 +57,10 @@ pub enum Command {
         after_long_help = "Examples:\n  \
                   echoctl send 127.0.0.1:8085 aaaa bbbb\n  \
                   seq 100000 | echoctl send unix:/run/echoed.sock | tail -1\n  \
-                  journalctl -f -o cat | echoctl send --no-reply --delimiter '\\n' tcp:logs.example:5140\n\n\
+                  journalctl -f -o cat | echoctl send --no-reply --delimiter '\\n' tcp:logs.example:5140\n  \
+                  echoctl send --raw --interval 2s tcp:greeter.example:8080 '%d Hello, server!'\n  \
+                  echoctl send --raw --expect 'Hello, client!\\n' tcp:greeter.example:8080 hello\n  \
+                  echoctl send --count 3 seqpacket:/run/echoed.seqpacket 'number %d'\n\n\
                   Exit codes:\n  \
                   0  all answered as expected; also when nobody reads stdout any more\n  \
                   1  answered wrongly, late or not at all\n  \
@@ -134,10 +141,11 @@ pub struct Common {
 /// The options of `echoctl send`.
 #[derive(Debug, clap::Args)]
 pub struct Send {
-    /// Where to connect: tcp:HOST:PORT, unix:/PATH or unix:@NAME
+    /// Where to connect: tcp:HOST:PORT, unix:/PATH, udp:HOST:PORT, seqpacket:/PATH or unixgram:/PATH
     ///
-    /// tcp4: and tcp6: take addresses of one family only; an IPv6 address stands in brackets. Without a scheme, HOST:PORT,
-    /// /PATH and @NAME will do. All addresses of a host are tried.
+    /// tcp4: and tcp6: take addresses of one family only; an IPv6 address stands in brackets. @NAME in place of /PATH is a
+    /// name in the abstract namespace. Without a scheme, HOST:PORT is TCP, and /PATH and @NAME are Unix streams. All
+    /// addresses of a host are tried; those of UDP until somebody answers.
     pub address: Address,
 
     /// What to send; without any, each line of stdin is a message
@@ -164,13 +172,63 @@ pub struct Send {
     #[arg(long)]
     pub no_reply: bool,
 
+    /// Take exactly these bytes as the reply to each message
+    ///
+    /// In place of prefix + message. Takes the escapes of --delimiter, which is not part of it.
+    #[arg(long, value_name = "BYTES", value_parser = Expected::parse, conflicts_with_all = ["no_reply", "prefix"])]
+    pub expect: Option<Expected>,
+
+    /// Send no delimiter, and print what comes back as it comes
+    ///
+    /// What comes is not checked, unless there is --expect. Nobody knows where a reply ends: so the next message is sent
+    /// when something has come after the one before. After the last the stream is ended, and the server is to end its own;
+    /// meanwhile it may be silent for the time of --timeout. With --expect, as many bytes are a reply.
+    ///
+    /// Without MESSAGE, stdin is sent as it is, line feeds included. Of packets, each is a reply, and a line of stdin is a
+    /// message as ever.
+    #[arg(long, conflicts_with_all = ["delimiter", "prefix"])]
+    pub raw: bool,
+
+    /// Send so many messages: the MESSAGEs in turn, again and again
+    ///
+    /// In each, %d becomes its number, from 1 on.
+    #[arg(short, long, value_name = "NUMBER", requires = "messages", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Send a message every so often: the MESSAGEs in turn, until --count or Ctrl-C
+    ///
+    /// By the clock, however long a reply takes. Where messages take turns (packets, --raw), at most one waits for the reply
+    /// to the one before; others that are due meanwhile are left out. In each, %d becomes its number, from 1 on. With Ctrl-C no more are sent, and those sent
+    /// may still be answered; a second Ctrl-C does not wait.
+    #[arg(short, long, value_name = "TIME", requires = "messages", value_parser = interval)]
+    pub interval: Option<Duration>,
+
     /// Print a JSON object for each reply
     ///
     /// One per line, the wrong one included: {"reply":"server got:a","message":"a","ok":true,"rtt_us":57}, with the round
     /// trip in microseconds. Bytes that are not UTF-8 become U+FFFD. A reply that no message had asked for has null for
-    /// message and rtt_us.
+    /// message and rtt_us. With --raw, what came at once is a reply, to the message that was sent last.
     #[arg(long)]
     pub json: bool,
+}
+
+/// The bytes of `--expect`. (An option with a plain vector would be one that may be given again and again.)
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected(pub Vec<u8>);
+
+impl Expected {
+    fn parse(text: &str) -> Result<Self, String> {
+        unescape(text).map(Self).map_err(|error| error.to_string())
+    }
+}
+
+/// From one message to the next.
+fn interval(text: &str) -> Result<Duration, String> {
+    let time = time(text)?;
+    if time < Duration::from_millis(1) {
+        return Err("at least 1ms is needed; echoctl bench can do more".to_owned());
+    }
+    Ok(time)
 }
 
 fn time(text: &str) -> Result<Duration, String> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Common, time};
+use super::{Common, interval, time};
 use crate::address::Address;
 use crate::client::ping::{MAX_SIZE, MIN_SIZE};
 use crate::units::parse_size;
@@ -10,7 +10,7 @@ use crate::units::parse_size;
 /// The options of `echoctl ping`.
 #[derive(Debug, clap::Args)]
 pub struct Ping {
-    /// Where to connect: tcp:HOST:PORT, unix:/PATH or unix:@NAME
+    /// Where to connect: tcp:HOST:PORT, unix:/PATH, udp:HOST:PORT, seqpacket:/PATH or unixgram:/PATH
     ///
     /// As with echoctl send.
     pub address: Address,
@@ -51,14 +51,6 @@ pub struct Ping {
     /// Its keys are in echoctl-json.md.
     #[arg(long)]
     pub json: bool,
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    let time = time(text)?;
-    if time < Duration::from_millis(1) {
-        return Err("at least 1ms is needed; echoctl bench can do more".to_owned());
-    }
-    Ok(time)
 }
 
 fn size(text: &str) -> Result<usize, String> {

@@ -163,7 +163,7 @@ mod tests {
                 assert_eq!((messages.len(), replies.len()), (depth, depth));
                 for (message, reply) in messages.zip(replies) {
                     let text = &message[..size];
-                    let message_itself = Message::new(text.to_vec(), &delimiter_bytes).unwrap();
+                    let message_itself = Message::new(text.to_vec(), Some(&delimiter_bytes)).unwrap();
                     assert_eq!(message_itself.terminated(), message);
                     assert_eq!(reply, [b"server got:", message].concat());
                 }

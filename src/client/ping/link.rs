@@ -6,22 +6,19 @@ use std::mem;
 use tokio::io::Interest;
 use tokio::time::Instant;
 
-use crate::client::connect::Stream;
+use crate::client::connection::Connection;
 use crate::protocol::Delimiter;
 use crate::protocol::framer::{Frame, Framer};
 
 /// While this many bytes, or two messages, are unwritten, no more are taken.
 const ENOUGH: usize = 1024 * 1024;
 
-/// How much is read at once, in bytes.
-const READ_SIZE: usize = 64 * 1024;
-
 /// How much longer than the right ones a reply may be, to be shown, in bytes.
 const MORE: usize = 4096;
 
 /// A connection.
 pub(super) struct Link {
-    stream: Stream,
+    connection: Connection,
     unwritten: Vec<u8>,
     written: usize,
     framer: Framer,
@@ -47,14 +44,14 @@ pub(super) enum Received {
 }
 
 impl Link {
-    pub(super) fn new(stream: Stream) -> Self {
+    pub(super) fn new(connection: Connection) -> Self {
         Self {
-            stream,
+            chunk: connection.buffer(),
+            connection,
             unwritten: Vec::new(),
             written: 0,
             framer: Framer::default(),
             partial: Vec::new(),
-            chunk: vec![0; READ_SIZE],
             filled: 0,
             looked_at: 0,
             at: Instant::now(),
@@ -64,6 +61,9 @@ impl Link {
     /// Where a message of `size` bytes goes; `None` while too much is there already.
     pub(super) fn room(&mut self, size: usize) -> Option<&mut Vec<u8>> {
         let waiting = self.unwritten.len() - self.written;
+        if self.connection.is_packets() {
+            return (waiting == 0).then_some(&mut self.unwritten);
+        }
         if waiting + size > ENOUGH.max(2 * size) { None } else { Some(&mut self.unwritten) }
     }
 
@@ -71,14 +71,13 @@ impl Link {
     pub(super) async fn ready(&self) {
         let interest =
             if self.unwritten.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
-        // Errors come again when they are read.
-        let _ = self.stream.ready(interest).await;
+        self.connection.ready(interest).await;
     }
 
     /// Writes as much as there is room for.
     pub(super) fn write(&mut self) -> io::Result<()> {
         while self.written < self.unwritten.len() {
-            match self.stream.try_write(&self.unwritten[self.written..]) {
+            match self.connection.try_write(&self.unwritten[self.written..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -90,9 +89,12 @@ impl Link {
         Ok(())
     }
 
-    /// The next thing that has come. A right reply has `most` bytes without its delimiter.
+    /// The next thing that has come. A right reply has `most` bytes without its delimiter; a packet is a reply.
     pub(super) fn read(&mut self, delimiter: &Delimiter, most: usize) -> Received {
         loop {
+            if self.connection.is_packets() && self.filled > 0 {
+                return Received::Reply(self.chunk[..mem::take(&mut self.filled)].to_vec(), self.at);
+            }
             if self.looked_at < self.filled {
                 let rest = &self.chunk[self.looked_at..self.filled];
                 match self.framer.next(delimiter, most + MORE, rest) {
@@ -107,9 +109,10 @@ impl Link {
                 }
             }
             (self.filled, self.looked_at) = (0, 0);
-            match self.stream.try_read(&mut self.chunk) {
-                Ok(0) => return Received::End(None),
-                Ok(count) => (self.filled, self.at) = (count, Instant::now()),
+            match self.connection.try_read(&mut self.chunk) {
+                Ok(None) => return Received::End(None),
+                Ok(Some(0)) => return Received::Reply(Vec::new(), Instant::now()),
+                Ok(Some(count)) => (self.filled, self.at) = (count, Instant::now()),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Received::Nothing,
                 Err(error) => return Received::End(Some(error)),
             }

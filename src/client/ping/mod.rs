@@ -1,4 +1,5 @@
-//! Round trip times: numbered messages by the clock, over one connection, each compared with its reply.
+//! Round trip times: numbered messages by the clock, over one connection or socket of packets, each compared with its
+//! reply.
 //!
 //! ```text
 //! clock ──> message 7 ──> stream ──> reply ──> Framer ──> which number? on its way:  Reply
@@ -16,7 +17,7 @@ mod statistics;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -24,7 +25,8 @@ use tokio::select;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::connect::{ConnectError, Stream, connect};
+use super::connect::ConnectError;
+use super::connection::Connection;
 use super::failure::Difference;
 use super::quote::{Escaped, Quoted, reason};
 use crate::address::Address;
@@ -111,20 +113,20 @@ impl From<io::Error> for PingError {
 pub async fn ping<W: Write>(plan: &Plan, printer: &mut Printer<W>, stop: &Notify) -> Result<Statistics, PingError> {
     let mut pings = Pings::new(plan, printer);
     let connected = select! {
-        connected = connect(&plan.address, plan.connect_timeout) => Some(connected.map_err(PingError::Connect)?),
+        connected = Connection::to(&plan.address, plan.connect_timeout) => Some(connected.map_err(PingError::Connect)?),
         () = stop.notified() => None,
     };
     pings.printer.begin(pings.numbers.size())?;
     let start = Instant::now();
-    if let Some(stream) = connected {
-        pings.link = Some(Link::new(stream));
+    if let Some(connection) = connected {
+        pings.link = Some(Link::new(connection));
         pings.run(stop).await?;
     }
     pings.printer.summary(&pings.statistics, start.elapsed())?;
     Ok(pings.statistics)
 }
 
-type Connecting<'a> = Pin<Box<dyn Future<Output = Result<Stream, ConnectError>> + 'a>>;
+type Connecting<'a> = Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + 'a>>;
 
 /// A message that was sent.
 #[derive(Debug, Clone, Copy)]
@@ -207,7 +209,7 @@ impl<'a, W: Write> Pings<'a, W> {
             return self.lose(seq, "the attempt to connect is still going on".to_owned());
         }
         let plan = self.plan;
-        self.connecting = Some((Box::pin(connect(&plan.address, plan.connect_timeout)), seq));
+        self.connecting = Some((Box::pin(Connection::to(&plan.address, plan.connect_timeout)), seq));
         Ok(())
     }
 
@@ -217,7 +219,9 @@ impl<'a, W: Write> Pings<'a, W> {
             return self.lose(seq, "the server takes nothing of what is sent".to_owned());
         };
         self.numbers.write(seq, bytes);
-        bytes.extend_from_slice(self.plan.delimiter.as_bytes());
+        if !self.plan.address.is_packets() {
+            bytes.extend_from_slice(self.plan.delimiter.as_bytes());
+        }
         self.awaited.push_back(Sent { seq, at: Instant::now() });
         match link.write() {
             Ok(()) => Ok(()),
@@ -226,11 +230,11 @@ impl<'a, W: Write> Pings<'a, W> {
         }
     }
 
-    fn connected(&mut self, connected: Result<Stream, ConnectError>) -> io::Result<()> {
+    fn connected(&mut self, connected: Result<Connection, ConnectError>) -> io::Result<()> {
         let Some((_, seq)) = self.connecting.take() else { return Ok(()) };
         match connected {
-            Ok(stream) => {
-                self.link = Some(Link::new(stream));
+            Ok(connection) => {
+                self.link = Some(Link::new(connection));
                 self.send_number(seq)
             }
             Err(error) => self.lose(seq, error.to_string()),
@@ -276,7 +280,7 @@ impl<'a, W: Write> Pings<'a, W> {
         if let Some(place) = self.awaited.iter().position(|sent| sent.seq == seq) {
             let Some(sent) = self.awaited.remove(place) else { return Ok(()) };
             let round_trip = at.saturating_duration_since(sent.at);
-            self.answered = seq;
+            self.answered = self.answered.max(seq);
             if round_trip > self.plan.timeout {
                 // Nobody had looked at the clock meanwhile.
                 self.lose(seq, self.too_late())?;
@@ -286,14 +290,15 @@ impl<'a, W: Write> Pings<'a, W> {
             self.statistics.receive(round_trip);
             return self.printer.event(&Event::Reply { seq, bytes: reply.len(), round_trip });
         }
-        if seq <= self.answered {
+        // Packets may overtake each other.
+        let lost = self.lost.iter().position(|sent| sent.seq == seq).and_then(|place| self.lost.remove(place));
+        if lost.is_none() && seq <= self.answered {
             self.statistics.duplicates += 1;
             return self.printer.event(&Event::Duplicate { seq });
         }
-        self.answered = seq;
+        self.answered = self.answered.max(seq);
         self.statistics.late += 1;
-        let sent = self.lost.iter().find(|sent| sent.seq == seq);
-        let round_trip = sent.map(|sent| at.saturating_duration_since(sent.at));
+        let round_trip = lost.map(|sent| at.saturating_duration_since(sent.at));
         self.printer.event(&Event::Late { seq, round_trip })
     }
 
@@ -383,7 +388,7 @@ async fn ready(link: Option<&Link>) {
     }
 }
 
-async fn attempt(connecting: Option<&mut (Connecting<'_>, u64)>) -> Result<Stream, ConnectError> {
+async fn attempt(connecting: Option<&mut (Connecting<'_>, u64)>) -> Result<Connection, ConnectError> {
     match connecting {
         Some((connecting, _)) => connecting.as_mut().await,
         None => std::future::pending().await,
@@ -391,5 +396,9 @@ async fn attempt(connecting: Option<&mut (Connecting<'_>, u64)>) -> Result<Strea
 }
 
 fn broke(error: &io::Error) -> String {
+    if error.kind() == ErrorKind::ConnectionRefused {
+        // Of datagrams, this is told after they were sent.
+        return format!("nobody listens there ({})", reason(error));
+    }
     format!("the connection broke ({})", reason(error))
 }

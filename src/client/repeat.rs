@@ -1,0 +1,175 @@
+//! Messages again and again, each with its number.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use memchr::memmem;
+use tokio::select;
+use tokio::sync::Notify;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use super::input::{InputError, Next};
+use super::message::Message;
+use crate::protocol::Delimiter;
+
+/// What stands for the number in the text of a message.
+pub const NUMBER: &str = "%d";
+
+/// How often, and for how long.
+#[derive(Debug, Clone)]
+pub struct Repetition {
+    /// How many messages in all; `None`: until it is stopped.
+    pub count: Option<u64>,
+    /// From one message to the next, more than 0; `None`: one after the other.
+    pub interval: Option<Duration>,
+    /// Notified when no more are wanted. Only heard between two messages that an interval separates.
+    pub stop: Arc<Notify>,
+}
+
+/// Messages in turn, with [`NUMBER`] replaced by the number of the message, from 1 on.
+#[derive(Debug)]
+pub(super) struct Repeated {
+    texts: Vec<Vec<u8>>,
+    delimiter: Option<Delimiter>,
+    repetition: Repetition,
+    /// The number of the last message.
+    number: u64,
+    clock: Option<Interval>,
+    /// Whether the time of the next has come.
+    due: bool,
+    stopped: bool,
+}
+
+impl Repeated {
+    /// Checks the first of each.
+    pub(super) fn new(
+        texts: Vec<Vec<u8>>,
+        delimiter: Option<&Delimiter>,
+        repetition: Repetition,
+    ) -> Result<Self, InputError> {
+        let stopped = texts.is_empty();
+        let repeated =
+            Self { texts, delimiter: delimiter.cloned(), repetition, number: 0, clock: None, due: true, stopped };
+        (1..).zip(&repeated.texts).try_for_each(|(number, _)| repeated.message(number).map(|_| ()))?;
+        Ok(repeated)
+    }
+
+    fn message(&self, number: u64) -> Result<Message, InputError> {
+        let at = usize::try_from((number - 1) % self.texts.len() as u64).unwrap_or_default();
+        let text = with_number(&self.texts[at], number);
+        Message::new(text, self.delimiter.as_ref()).map_err(|error| InputError::Argument { number, error })
+    }
+
+    /// The next message, if its time has come.
+    pub(super) fn next(&mut self) -> Result<Next, InputError> {
+        if self.stopped || self.repetition.count.is_some_and(|count| self.number >= count) {
+            return Ok(Next::End);
+        }
+        if !self.due {
+            return Ok(Next::NotYet);
+        }
+        self.due = self.repetition.interval.is_none();
+        self.number += 1;
+        let message = self.message(self.number);
+        if let (None, Some(interval)) = (&self.clock, self.repetition.interval) {
+            let mut clock = interval_at(Instant::now() + interval, interval);
+            // By the clock: what was missed is left out, and those after it come when they would have come.
+            clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            self.clock = Some(clock);
+        }
+        message.map(Next::Message)
+    }
+
+    /// Waits until the next is due, or none is wanted any more.
+    pub(super) async fn wait(&mut self) {
+        let Some(clock) = &mut self.clock else { return };
+        select! {
+            _ = clock.tick() => self.due = true,
+            () = self.repetition.stop.notified() => self.stopped = true,
+        }
+    }
+}
+
+fn with_number(text: &[u8], number: u64) -> Vec<u8> {
+    let number = number.to_string();
+    let mut rest = text;
+    let mut message = Vec::with_capacity(text.len() + number.len());
+    while let Some(at) = memmem::find(rest, NUMBER.as_bytes()) {
+        message.extend_from_slice(&rest[..at]);
+        message.extend_from_slice(number.as_bytes());
+        rest = &rest[at + NUMBER.len()..];
+    }
+    message.extend_from_slice(rest);
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::message::MessageError;
+
+    fn repeated(texts: &[&str], count: Option<u64>, interval: Option<Duration>) -> (Repeated, Arc<Notify>) {
+        let stop = Arc::new(Notify::new());
+        let repetition = Repetition { count, interval, stop: Arc::clone(&stop) };
+        let texts = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
+        (Repeated::new(texts, Some(&Delimiter::default()), repetition).expect("they can be sent"), stop)
+    }
+
+    /// The next message, and when it came.
+    async fn next(repeated: &mut Repeated) -> Option<String> {
+        loop {
+            match repeated.next().expect("it can be sent") {
+                Next::Message(message) => return Some(String::from_utf8_lossy(message.as_bytes()).into_owned()),
+                Next::NotYet => repeated.wait().await,
+                Next::End => return None,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_take_turns_each_with_its_number() {
+        let (mut repeated, _stop) = repeated(&["%d Hello, server!", "100% %d%d", "x"], Some(4), None);
+        for expected in ["1 Hello, server!", "100% 22", "x", "4 Hello, server!"] {
+            assert_eq!(next(&mut repeated).await.as_deref(), Some(expected));
+        }
+        assert_eq!(next(&mut repeated).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn they_come_by_the_clock_and_what_was_missed_is_left_out() {
+        let start = Instant::now();
+        let (mut repeated, _stop) = repeated(&["%d"], None, Some(Duration::from_secs(2)));
+        let mut times = Vec::new();
+        for number in 1..=5 {
+            assert_eq!(next(&mut repeated).await, Some(number.to_string()));
+            times.push(start.elapsed().as_secs());
+            if number == 2 {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        }
+        // That of 4 s came at once, late, and then those after it at their time.
+        assert_eq!(times, [0, 2, 7, 8, 10]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_it_is_stopped_there_are_no_more() {
+        let (mut repeated, stop) = repeated(&["x"], None, Some(Duration::from_secs(2)));
+        assert!(next(&mut repeated).await.is_some());
+        stop.notify_one();
+        let start = Instant::now();
+        assert_eq!((next(&mut repeated).await, start.elapsed()), (None, Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn a_number_that_is_the_delimiter_cannot_be_sent() {
+        let delimiter = Delimiter::from_escaped("10").expect("it is one");
+        let repetition = Repetition { count: None, interval: None, stop: Arc::default() };
+        let mut repeated = Repeated::new(vec![b"x%dx".to_vec()], Some(&delimiter), repetition).expect("1 is fine");
+        for _ in 1..10 {
+            assert!(repeated.next().is_ok());
+        }
+        let error = repeated.next().expect_err("10 is not");
+        let wrong = MessageError::Delimiter(delimiter);
+        assert!(matches!(error, InputError::Argument { number: 10, error } if error == wrong));
+    }
+}
