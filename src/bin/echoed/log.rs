@@ -58,7 +58,7 @@ impl LeveledLog {
     /// A thread cannot be made.
     pub(crate) fn start(level: Level) -> io::Result<(Self, Writer)> {
         let (log, log_writer) = journal::start(Target::of_stderr())?;
-        let (messages, messages_writer) = whole::start(Target::of_stderr(), log.clone())?;
+        let (messages, messages_writer) = whole::open(Target::of_stderr(), log.clone());
         let log = Self { log, messages, level: Arc::new(AtomicU8::new(level as u8)) };
         let last_words = log.clone();
         Ok((log, Writer { log: log_writer, messages: messages_writer, last_words }))

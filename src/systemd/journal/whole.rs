@@ -1,12 +1,13 @@
 //! Whole messages of peers, each an entry: never left out, never cut. When the journal is slow, who sends them waits.
 //!
 //! A message is taken when there is room for it in a bounded queue, and refused otherwise; who is refused is woken when
-//! half of the queue is free. One thread writes, and tries the same message again until it is written: journald may be
-//! busy, hang, or be started anew. Without the journal a message is a line, whole and escaped.
+//! half of the queue is free. One thread writes, from the first message on, and tries the same one again until it is
+//! written: journald may be busy, hang, or be started anew. Without the journal a message is a line, whole and escaped.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
+use std::mem;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -62,15 +63,14 @@ pub struct Messages {
     shared: Arc<Shared>,
 }
 
-/// The thread that writes.
+/// The thread that writes, as soon as there is something to write.
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
-    thread: JoinHandle<()>,
 }
 
-#[derive(Debug, Default)]
 struct Shared {
+    log: Log,
     state: Mutex<State>,
     /// There is something to do for the thread that writes.
     more: Condvar,
@@ -78,7 +78,7 @@ struct Shared {
     done: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     waiting: VecDeque<Owned>,
     /// Messages taken and not written, those among them that are not in `waiting`.
@@ -94,6 +94,17 @@ struct State {
     closing: bool,
     /// What is not written by now is lost.
     given_up: bool,
+    /// Where they are written to, until there is a thread that does it.
+    out: Option<Out>,
+    thread: Option<JoinHandle<()>>,
+    /// Whether it was said that the thread cannot be made.
+    threadless: bool,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
 }
 
 /// A message that waits.
@@ -105,30 +116,20 @@ struct Owned {
     bytes: Box<[u8]>,
 }
 
-/// Starts the thread that writes; what goes wrong is said in `log`.
-///
-/// # Errors
-/// The thread cannot be made.
-pub fn start(target: Target, log: Log) -> io::Result<(Messages, Writer)> {
-    start_at(target, native::PATH.into(), log)
+/// Where messages go; what goes wrong is said in `log`.
+#[must_use]
+pub fn open(target: Target, log: Log) -> (Messages, Writer) {
+    open_at(target, native::PATH.into(), log)
 }
 
-fn start_at(target: Target, path: PathBuf, log: Log) -> io::Result<(Messages, Writer)> {
-    let shared = Arc::new(Shared::default());
-    let queue = Arc::clone(&shared);
-    let thread = thread::Builder::new().name("messages".to_owned()).spawn(move || {
-        let mut out = match target {
-            Target::Journal(_) => Out::Journal(Journal::at(path)),
-            Target::Lines(out) => Out::Lines(out),
-        };
-        while let Some(message) = queue.next() {
-            if !queue.write(&mut out, &message, &log) {
-                break;
-            }
-            queue.has_written(message.bytes.len());
-        }
-    })?;
-    Ok((Messages { shared: Arc::clone(&shared) }, Writer { shared, thread }))
+fn open_at(target: Target, path: PathBuf, log: Log) -> (Messages, Writer) {
+    let out = match target {
+        Target::Journal(_) => Out::Journal(Journal::at(path)),
+        Target::Lines(out) => Out::Lines(out),
+    };
+    let state = Mutex::new(State { out: Some(out), ..State::default() });
+    let shared = Arc::new(Shared { log, state, more: Condvar::default(), done: Condvar::default() });
+    (Messages { shared: Arc::clone(&shared) }, Writer { shared })
 }
 
 impl Messages {
@@ -136,18 +137,21 @@ impl Messages {
     /// when it makes sense to try again. Never waits.
     #[must_use]
     pub fn take(&self, message: Message<'_>, waker: &Waker) -> bool {
-        if !self.shared.reserve(message.bytes.len(), waker) {
-            return false;
+        let taken = self.shared.reserve(message.bytes.len(), waker);
+        let mut state = self.shared.state();
+        if taken {
+            state.waiting.push_back(Owned {
+                connection: message.connection,
+                listener: Arc::clone(message.listener),
+                peer: message.peer.to_string(),
+                bytes: message.bytes.into(),
+            });
+            self.shared.more.notify_one();
         }
-        let owned = Owned {
-            connection: message.connection,
-            listener: Arc::clone(message.listener),
-            peer: message.peer.to_string(),
-            bytes: message.bytes.into(),
-        };
-        self.shared.state().waiting.push_back(owned);
-        self.shared.more.notify_one();
-        true
+        if state.thread.is_none() {
+            self.shared.begin(&mut state);
+        }
+        taken
     }
 }
 
@@ -156,15 +160,40 @@ impl Writer {
     /// messages are lost.
     pub fn close(self, within: Option<Duration>) -> usize {
         let lost = self.shared.close(within);
-        if lost == 0 {
+        let thread = self.shared.state().thread.take();
+        if let Some(thread) = thread.filter(|_| lost == 0) {
             // A panic was reported where it happened.
-            let _ = self.thread.join();
+            let _ = thread.join();
         }
         lost
     }
 }
 
 impl Shared {
+    /// Makes the thread that writes. If that fails, whoever has a message tries it again.
+    fn begin(self: &Arc<Self>, state: &mut State) {
+        let shared = Arc::clone(self);
+        match thread::Builder::new().name("messages".to_owned()).spawn(move || shared.run()) {
+            Ok(thread) => state.thread = Some(thread),
+            Err(error) if !mem::replace(&mut state.threadless, true) => {
+                let text = format!("cannot start the thread that writes messages of peers: {error}; they wait");
+                say(&self.log, STUCK, Priority::Warning, text);
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Writes, until the end.
+    fn run(&self) {
+        let Some(mut out) = self.state().out.take() else { return };
+        while let Some(message) = self.next() {
+            if !self.write(&mut out, &message) {
+                break;
+            }
+            self.has_written(message.bytes.len());
+        }
+    }
+
     fn reserve(&self, bytes: usize, waker: &Waker) -> bool {
         let mut state = self.state();
         let fits = state.count < MOST && state.bytes.saturating_add(bytes) <= MOST_BYTES;
@@ -176,7 +205,7 @@ impl Shared {
         let now = now();
         let called = *state.called.get_or_insert(now);
         let gone_too = now.duration_since(called) >= ROLL_CALL;
-        let others = if gone_too { std::mem::take(&mut state.refused) } else { Vec::new() };
+        let others = if gone_too { mem::take(&mut state.refused) } else { Vec::new() };
         if gone_too {
             state.called = Some(now);
         }
@@ -203,13 +232,13 @@ impl Shared {
     }
 
     /// Writes a message, however long it takes. Returns `false` if this was given up.
-    fn write(&self, out: &mut Out, message: &Owned, log: &Log) -> bool {
+    fn write(&self, out: &mut Out, message: &Owned) -> bool {
         let entry = out.entry(message);
         let (mut at, mut pause, mut stuck) = (0, FIRST_PAUSE, false);
         while let Err(error) = out.write(&entry, &mut at) {
             if !stuck {
                 stuck = true;
-                say(log, STUCK, Priority::Warning, out.stuck(&error));
+                say(&self.log, STUCK, Priority::Warning, out.stuck(&error));
             }
             // Where there was a time limit, waiting has been done.
             let waited = matches!(out, Out::Journal(_)) && error.kind() == ErrorKind::WouldBlock;
@@ -219,7 +248,7 @@ impl Shared {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         if stuck {
-            say(log, UNSTUCK, Priority::Info, "messages of peers are written again".to_owned());
+            say(&self.log, UNSTUCK, Priority::Info, "messages of peers are written again".to_owned());
         }
         true
     }
@@ -238,7 +267,7 @@ impl Shared {
         state.written = state.written.wrapping_add(1);
         let mut woken = Vec::new();
         if state.count <= MOST / 2 && state.bytes <= MOST_BYTES / 2 && !state.refused.is_empty() {
-            woken = std::mem::take(&mut state.refused);
+            woken = mem::take(&mut state.refused);
             // The first to wake take what room there is. They should be others each time: a hash says who.
             let hash = state.written.wrapping_mul(0x9E37_79B9) >> 16;
             let first = hash % woken.len();

@@ -53,7 +53,7 @@ fn set_up() -> Setup {
     journal.set_read_timeout(Some(CEILING)).unwrap();
     let lines = Arc::new(Mutex::default());
     let (log, log_writer) = super::super::start(Target::Lines(Box::new(Lines(Arc::clone(&lines))))).unwrap();
-    let (messages, writer) = start_at(Target::Journal(Box::new(io::sink())), path, log).unwrap();
+    let (messages, writer) = open_at(Target::Journal(Box::new(io::sink())), path, log);
     Setup { journal, messages, writer, log_writer, lines, directory }
 }
 
@@ -267,7 +267,7 @@ fn without_the_journal_a_message_is_a_line_written_whole_though_stderr_takes_lit
 
     let (log, log_writer) = super::super::start(Target::Lines(Box::new(io::sink()))).unwrap();
     let written = Arc::new(Mutex::default());
-    let (messages, writer) = start(Target::Lines(Box::new(Tight(Arc::clone(&written), 0))), log).unwrap();
+    let (messages, writer) = open(Target::Lines(Box::new(Tight(Arc::clone(&written), 0))), log);
     let listener = "echo".into();
     for bytes in ["two\nerror: lines\x1b[2J".as_bytes(), &[b'y'; 1000]] {
         let message = Message { connection: 7, listener: &listener, peer: &"some\nbody", bytes };
