@@ -101,7 +101,7 @@ impl Delimiter {
     /// nothing is found, it becomes the same for the end of `chunk`.
     pub(super) fn search(&self, begun: &mut u8, chunk: &[u8]) -> Option<usize> {
         let Some(finder) = &self.finder else {
-            return memchr::memchr(self.bytes[0], chunk).map(|at| at + 1);
+            return find(self.bytes[0], chunk).map(|at| at + 1);
         };
         let mut at = 0;
         while *begun > 0 {
@@ -159,6 +159,27 @@ impl fmt::Debug for Delimiter {
         }
         f.write_str("\"")
     }
+}
+
+/// Where `byte` is first in `chunk`. Looks at a few words by itself first: for a short message, the call of a search that
+/// is made for long ones costs more than the search.
+#[inline]
+fn find(byte: u8, chunk: &[u8]) -> Option<usize> {
+    const NEAR: usize = 32;
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = ONES << 7;
+    let Some(near) = chunk.first_chunk::<NEAR>() else { return memchr::memchr(byte, chunk) };
+    let pattern = ONES * u64::from(byte);
+    for at in (0..NEAR).step_by(8) {
+        let word = near[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
+        let differs = word ^ pattern;
+        // The high bit of every byte that is 0, and perhaps of some after the first of them.
+        let equal = differs.wrapping_sub(ONES) & !differs & HIGH;
+        if equal != 0 {
+            return Some(at + equal.trailing_zeros() as usize / 8);
+        }
+    }
+    memchr::memchr(byte, &chunk[NEAR..]).map(|at| NEAR + at)
 }
 
 /// The border table of a pattern of at most [`MAX_LEN`] bytes.

@@ -21,30 +21,31 @@ const BLOCK: usize = 64;
 /// What stands before the message in a reply: 0 to [`MAX_PREFIX`] bytes.
 #[derive(Clone)]
 pub struct Prefix {
-    len: usize,
-    /// Padded to at least one block.
-    padded: Box<[u8]>,
+    bytes: Box<[u8]>,
+    /// Its beginning, padded.
+    block: [u8; BLOCK],
 }
 
 impl Prefix {
     /// A prefix of these bytes; those beyond [`MAX_PREFIX`] are cut off, which the settings refuse beforehand.
     #[must_use]
     pub fn new(text: &[u8]) -> Self {
-        let len = text.len().min(MAX_PREFIX);
-        let mut padded = vec![0; len.max(BLOCK)].into_boxed_slice();
-        padded[..len].copy_from_slice(&text[..len]);
-        Self { len, padded }
+        let bytes = &text[..text.len().min(MAX_PREFIX)];
+        let mut block = [0; BLOCK];
+        let beginning = &bytes[..bytes.len().min(BLOCK)];
+        block[..beginning.len()].copy_from_slice(beginning);
+        Self { bytes: bytes.into(), block }
     }
 
     /// Its bytes.
     #[must_use]
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.padded[..self.len]
+        &self.bytes
     }
 
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.bytes.len()
     }
 }
 
@@ -59,7 +60,7 @@ impl Eq for Prefix {}
 /// Its first 64 bytes, in quotes.
 impl fmt::Debug for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (shown, more) = self.as_bytes().split_at(self.len.min(BLOCK));
+        let (shown, more) = self.bytes.split_at(self.len().min(BLOCK));
         write!(f, "\"{}\"{}", shown.escape_ascii(), if more.is_empty() { "" } else { "…" })
     }
 }
@@ -124,19 +125,18 @@ impl Output {
     /// Adds the reply to the message at `from..to` of `input`, its delimiter included.
     #[inline]
     pub(super) fn push_reply(&mut self, prefix: &Prefix, input: &[u8], from: usize, to: usize) {
-        if prefix.len <= BLOCK {
-            self.bytes[self.len..self.len + BLOCK].copy_from_slice(&prefix.padded[..BLOCK]);
-            self.len += prefix.len;
-        } else {
-            self.push(prefix.as_bytes());
-        }
-        let len = to - from;
-        match input.get(from..from + BLOCK) {
-            Some(block) if len <= BLOCK => {
-                self.bytes[self.len..self.len + BLOCK].copy_from_slice(block);
-                self.len += len;
+        let (head, len) = (prefix.len(), to - from);
+        let room = self.bytes.get_mut(self.len..).and_then(|room| room.first_chunk_mut::<{ 2 * BLOCK }>());
+        match (input.get(from..).and_then(|message| message.first_chunk::<BLOCK>()), room) {
+            (Some(message), Some(room)) if head <= BLOCK && len <= BLOCK => {
+                room[..BLOCK].copy_from_slice(&prefix.block);
+                room[head..head + BLOCK].copy_from_slice(message);
+                self.len += head + len;
             }
-            _ => self.push(&input[from..to]),
+            _ => {
+                self.push(prefix.as_bytes());
+                self.push(&input[from..to]);
+            }
         }
     }
 
