@@ -28,7 +28,7 @@ usage: loopback [--only cpu|connect|scaling|memory|start|fairness|cores|cat]...
   --quick     two short rounds: three minutes at most
   --report    also write the results to this file, between its marks, and plots beside it";
 
-/// The daemon that was built together with this program.
+/// The daemon that was built together with this program, with the features of its libraries that tests need.
 const DAEMON: &str = env!("CARGO_BIN_EXE_echoed");
 
 /// The parts of the results, in their order.
