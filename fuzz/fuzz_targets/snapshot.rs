@@ -1,0 +1,108 @@
+//! Any bytes as a snapshot: they are refused with words, or they are a session, to which anything may happen, and which is
+//! at any time put away and read as the same.
+//!
+//! The first 16 bytes say which rules hold and what happens; the rest is the snapshot.
+
+#![no_main]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use echoed::protocol::rules::{LogMessages, Unterminated};
+use echoed::protocol::{Delimiter, Outlet, Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
+use libfuzzer_sys::fuzz_target;
+
+/// So many bytes to a peer and so many messages to the log.
+struct Room(usize, usize);
+
+impl Outlet for Room {
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(self.0);
+        self.0 -= taken;
+        taken
+    }
+
+    fn log(&mut self, _: &[u8]) -> bool {
+        let taken = self.1 > 0;
+        self.1 = self.1.saturating_sub(1);
+        taken
+    }
+}
+
+/// What peers send.
+const INPUT: [&[u8]; 8] = [b"\t", b"aaaa\t", b"a", b"\r\n", b"-\t-", b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", b"--", b"\t\t\t\t\t"];
+
+fuzz_target!(|data: &[u8]| {
+    let Some((script, bytes)) = data.split_first_chunk::<16>() else { return };
+    let snapshot = match Snapshot::read(bytes) {
+        Ok(snapshot) => snapshot,
+        Err(error) => return assert!(error.to_string().contains("snapshot")),
+    };
+    let rules = Arc::new(Rules {
+        delimiter: Delimiter::new([&b"\t"[..], b"--", b"\t-\t", b"a"][usize::from(script[0] & 3)]).unwrap_or_default(),
+        max_message: if script[0] & 4 == 0 { 16 } else { 65_536 },
+        unterminated: if script[0] & 8 == 0 { Unterminated::Discard } else { Unterminated::Accept },
+        error_replies: script[0] & 16 == 0,
+        log_messages: if script[0] & 32 == 0 { LogMessages::Off } else { LogMessages::Full },
+        ..Rules::default()
+    });
+    let mut now = Instant::now();
+    let mut scratch = Scratch::new();
+    let mut session = snapshot.thaw(Arc::clone(&rules), now);
+    for step in &script[1..] {
+        let size = usize::from(step >> 4);
+        let mut room = Room(size * size * size, size & 3);
+        match step & 15 {
+            0..=3 => session.resume(now, &mut scratch, &mut room),
+            4..=6 => {
+                let input = INPUT[size & 7];
+                scratch.input_room()[..input.len()].copy_from_slice(input);
+                session.receive(now, &mut scratch, input.len(), &mut room);
+            }
+            7 => session.end_of_input(now),
+            8 => session.sent_end(now),
+            9 | 10 => {
+                now += Duration::from_millis(1 << size);
+                session.tick(now);
+            }
+            11 => session.drain(now),
+            12 => session.refuse(Verdict::TooMany { limit: 3 }, now),
+            13 => session.out_of_memory(now),
+            14 => session.reset(),
+            _ => session = again(session, &rules, now),
+        }
+    }
+    let session = again(session, &rules, now);
+    comes_to_an_end(session, now, &mut scratch);
+});
+
+/// Put away and read, it is written as before.
+fn again(session: Session, rules: &Arc<Rules>, now: Instant) -> Session {
+    let bytes = snapshot::freeze(&session, "echo", 7, now);
+    match Snapshot::read(&bytes) {
+        Ok(snapshot) => {
+            let thawed = snapshot.thaw(Arc::clone(rules), now);
+            assert_eq!(snapshot::freeze(&thawed, "echo", 7, now), bytes, "{session:?}\n{thawed:?}");
+            assert_eq!((thawed.wants(), thawed.deadline()), (session.wants(), session.deadline()));
+            thawed
+        }
+        Err(error) => panic!("{error}\n{session:?}"),
+    }
+}
+
+/// The peer does nothing more but take what it is sent, and the log takes everything.
+fn comes_to_an_end(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
+    for _ in 0..20_000 {
+        match session.wants() {
+            Want::Read => {
+                let Some(deadline) = session.deadline() else { panic!("nothing will happen to {session:?}") };
+                now = now.max(deadline);
+                session.tick(now);
+            }
+            Want::Write | Want::Log => session.resume(now, scratch, &mut Room(usize::MAX, usize::MAX)),
+            Want::Shutdown => session.sent_end(now),
+            Want::Close => break,
+        }
+    }
+    assert_eq!((session.wants(), session.memory()), (Want::Close, 0), "{session:?}");
+}
