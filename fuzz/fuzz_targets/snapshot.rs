@@ -30,7 +30,8 @@ impl Outlet for Room {
 }
 
 /// What peers send.
-const INPUT: [&[u8]; 8] = [b"\t", b"aaaa\t", b"a", b"\r\n", b"-\t-", b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", b"--", b"\t\t\t\t\t"];
+const INPUT: [&[u8]; 8] =
+    [b"\t", b"aaaa\t", b"a", b"\r\n", b"-\t-", b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", b"--", b"\t\t\t\t\t"];
 
 fuzz_target!(|data: &[u8]| {
     let Some((script, bytes)) = data.split_first_chunk::<16>() else { return };
@@ -83,7 +84,11 @@ fn again(session: Session, rules: &Arc<Rules>, now: Instant) -> Session {
         Ok(snapshot) => {
             let thawed = snapshot.thaw(Arc::clone(rules), now);
             assert_eq!(snapshot::freeze(&thawed, "echo", 7, now), bytes, "{session:?}\n{thawed:?}");
-            assert_eq!((thawed.wants(), thawed.deadline()), (session.wants(), session.deadline()));
+            // Beyond 292 years, times are not told apart.
+            let deadline = |session: &Session| {
+                session.deadline().filter(|deadline| *deadline + Duration::from_secs(1 << 32) > now)
+            };
+            assert_eq!((thawed.wants(), deadline(&thawed)), (session.wants(), deadline(&session)));
             thawed
         }
         Err(error) => panic!("{error}\n{session:?}"),
@@ -94,7 +99,7 @@ fn again(session: Session, rules: &Arc<Rules>, now: Instant) -> Session {
 fn comes_to_an_end(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
     for _ in 0..20_000 {
         match session.wants() {
-            Want::Read => {
+            Want::Read | Want::Pause => {
                 let Some(deadline) = session.deadline() else { panic!("nothing will happen to {session:?}") };
                 now = now.max(deadline);
                 session.tick(now);

@@ -86,9 +86,9 @@ pub fn freeze(session: &Session, listener: &str, connection: u64, now: Instant) 
     to.u8(input_ended.into());
     to.moment(opened);
     to.moment(last_byte);
-    to.u64(totals.bytes_in);
-    to.u64(totals.bytes_out);
-    to.u64(totals.messages);
+    to.count(totals.bytes_in);
+    to.count(totals.bytes_out);
+    to.count(totals.messages);
     match &kept.message {
         Begun::Nothing => to.u8(0),
         Begun::InProgress(until, bytes) => {

@@ -3,6 +3,9 @@
 use super::super::moment::Moment;
 use super::Error;
 
+/// The most that can have been counted: what is added to it later does not overflow.
+const MOST: u64 = u64::MAX / 2;
+
 /// Bytes that are being written.
 #[derive(Debug, Default)]
 pub(super) struct Writer(Vec<u8>);
@@ -22,6 +25,11 @@ impl Writer {
 
     pub(super) fn u64(&mut self, number: u64) {
         self.0.extend_from_slice(&number.to_be_bytes());
+    }
+
+    /// A number of things that were counted.
+    pub(super) fn count(&mut self, count: u64) {
+        self.u64(count.min(MOST));
     }
 
     pub(super) fn moment(&mut self, Moment(nanoseconds): Moment) {
@@ -69,10 +77,10 @@ impl<'a> Reader<'a> {
         self.array(what).map(u64::from_be_bytes)
     }
 
-    /// A number of things that were counted: what is added to it later does not overflow.
+    /// A number of things that were counted.
     pub(super) fn count(&mut self, what: &'static str) -> Result<u64, Error> {
         let count = self.u64(what)?;
-        if count > i64::MAX as u64 { Err(Error::Count { what, count }) } else { Ok(count) }
+        if count > MOST { Err(Error::Count { what, count }) } else { Ok(count) }
     }
 
     pub(super) fn moment(&mut self, what: &'static str) -> Result<Moment, Error> {
