@@ -281,7 +281,7 @@ fn where_to_listen_by_option_is_printed_and_changes_no_settings() {
 /// A document in which every key has another value than its default.
 const OTHER: &str = r#"
 log.level = "warn"
-service = { workers = 2, idle_exit = "off", drain = "1h 1us" }
+service = { workers = 2, idle_exit = "off", drain = "1h 1us", carry_connections = false }
 [limits]
 connections = 10
 connections_per_source = 0

@@ -15,11 +15,12 @@ const fn key(section: &'static str, name: &'static str, about: &'static str) -> 
 }
 
 /// All of them but `listen`, which has no default and stands in `[listener.NAME]` only.
-pub(super) const KEYS: [Key; 20] = [
+pub(super) const KEYS: [Key; 21] = [
     key("log", "level", "error, warn, info, debug, trace"),
     key("service", "workers", "threads that serve connections; 0: one per CPU it may use, 8 at most"),
     key("service", "idle_exit", "a time, or \"off\"; exit after this long without a connection, where systemd listens"),
     key("service", "drain", "a time; when it stops: how long owed replies may take"),
+    key("service", "carry_connections", "true, false; hand live connections to the next process over a restart"),
     key("limits", "connections", "at once; when reached, the rest waits in the kernel's backlog"),
     key("limits", "connections_per_source", "one IPv4 address, one IPv6 /64, one UID on a Unix socket; 0: no limit"),
     key("limits", "buffer_memory", "a size; unfinished messages and unsent replies of all connections together"),

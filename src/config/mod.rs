@@ -56,6 +56,9 @@ pub struct Service {
     pub idle_exit: Option<Span>,
     /// How long owed replies may take when the daemon stops.
     pub drain: Span,
+    /// Whether live connections are handed to the next process over a restart, where the service manager keeps them
+    /// meanwhile.
+    pub carry_connections: bool,
 }
 
 /// What all connections together may use.
@@ -93,6 +96,7 @@ impl Default for Settings {
                 workers: 0,
                 idle_exit: Some(Span::new(Duration::from_secs(300), "5min")),
                 drain: Span::new(Duration::from_secs(5), "5s"),
+                carry_connections: true,
             },
             limits: Limits { connections: 4096, connections_per_source: 256, buffer_memory: 64 * 1024 * 1024 },
             defaults: Listener {

@@ -58,6 +58,7 @@ fn sections(settings: &Settings) -> Vec<Section> {
                 ("workers", service.workers.to_string()),
                 ("idle_exit", time(service.idle_exit.as_ref())),
                 ("drain", time(Some(&service.drain))),
+                ("carry_connections", service.carry_connections.to_string()),
             ],
         ),
         section(

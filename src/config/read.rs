@@ -55,7 +55,7 @@ fn read_service(section: &mut Section<'_, '_>, service: &mut Service) {
     section.set(&mut service.workers, "workers", NUMBER, |value| value::integer(value, 0..=64));
     section.set(&mut service.idle_exit, "idle_exit", TIME, value::time_or_off);
     section.set(&mut service.drain, "drain", TIME, value::time);
-    section.not_built = &["carry_connections"];
+    section.set(&mut service.carry_connections, "carry_connections", BOOLEAN, value::boolean);
 }
 
 fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {

@@ -109,6 +109,21 @@ impl Admission {
         taken.ok().map(|_| Place { admission: Arc::clone(self), kind: Kind::Open(None), kept: 0 })
     }
 
+    /// A place for a connection that was let in by a process before. It counts, but nobody is sent away for it now.
+    pub(crate) fn place_again(self: &Arc<Self>, source: Option<Source>) -> Place {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        if let Some(source) = source {
+            *self.sources().entry(source).or_default() += 1;
+        }
+        Place { admission: Arc::clone(self), kind: Kind::Open(source), kept: 0 }
+    }
+
+    /// The same for one that was refused there, and waits for its refusal to arrive.
+    pub(crate) fn refused_again(self: &Arc<Self>) -> Place {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        Place { admission: Arc::clone(self), kind: Kind::Refused, kept: 0 }
+    }
+
     /// Waits until there is a place; `on_full` is told the limit when it has to wait, but not again and
     /// again while connections come and go.
     pub(crate) async fn wait_for_place(&self, on_full: impl Fn(usize)) {
@@ -320,6 +335,24 @@ mod tests {
         served.push(claimed().expect("it is the second"));
         admission.set_limits(&Limits { connections: 9, connections_per_source: 2, buffer_memory: 10 });
         assert_eq!(claimed().unwrap_err(), Verdict::TooMany { limit: 2 }, "those from before the limit count");
+    }
+
+    #[test]
+    fn who_was_let_in_before_stays_and_counts() {
+        let admission = admission(2, 2);
+        let carried: Vec<_> = (0..3).map(|_| admission.place_again(Some(v4(1)))).collect();
+        let refused = admission.refused_again();
+        assert_eq!((admission.open(), admission.refused.load(Ordering::Relaxed)), (3, 1));
+        assert!(admission.place().is_none());
+        drop(refused);
+        let mut carried = carried.into_iter();
+        drop((carried.next(), carried.next()));
+        let mut place = admission.place().unwrap();
+        place.claim(v4(1)).expect("it is the second");
+        drop(carried);
+        assert!(admission.place().is_some_and(|mut place| place.claim(v4(1)).is_ok()));
+        drop(place);
+        assert!(admission.is_idle() && admission.sources().is_empty());
     }
 
     #[test]

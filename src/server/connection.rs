@@ -18,10 +18,12 @@ use tokio::time;
 
 use super::accept::Desk;
 use super::admission::Place;
+use super::carry::Frozen;
 use super::event::{Event, Message, summary};
 use super::socket::Peer;
 use super::worker::Worker;
 use crate::protocol::rules::LogMessages;
+use crate::protocol::snapshot;
 use crate::protocol::{Outlet, Scratch, Session, Verdict, Want};
 
 /// How many steps one turn may take: one that answers, and one that finds the end of the stream, or no more input. Then
@@ -215,11 +217,27 @@ impl Connection {
         }
     }
 
+    /// Whether it came to this desk.
+    pub(crate) fn is_of(&self, desk: &Arc<Desk>) -> bool {
+        Arc::ptr_eq(&self.caller.desk, desk)
+    }
+
     /// It is over: says why. The descriptor is closed, and what else it has is given back.
     pub(crate) fn leave(self: Box<Self>, worker: &Worker) {
-        worker.open.fetch_sub(1, Ordering::Relaxed);
         // Without a verdict, it is we who stop before it was done.
-        let verdict = self.session.verdict().unwrap_or(Verdict::Shutdown);
+        self.end(worker, self.session.verdict().unwrap_or(Verdict::Shutdown));
+    }
+
+    /// It is over here, and goes on elsewhere.
+    pub(crate) fn freeze(self: Box<Self>, worker: &Worker, now: Instant) -> Frozen {
+        let state = snapshot::freeze(&self.session, &self.caller.desk.name, self.caller.connection, now);
+        self.end(worker, Verdict::Carried);
+        let Self { socket, .. } = *self;
+        Frozen { socket, state }
+    }
+
+    fn end(&self, worker: &Worker, verdict: Verdict) {
+        worker.open.fetch_sub(1, Ordering::Relaxed);
         worker.counters.count_end(verdict);
         (worker.outside.events)(Event::Closed {
             connection: self.caller.connection,

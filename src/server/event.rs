@@ -78,6 +78,15 @@ pub enum Event {
         /// What accept(2) or the reactor said.
         error: io::Error,
     },
+    /// A connection goes on here that was accepted by a process before.
+    Resumed {
+        /// The number it got there.
+        connection: u64,
+        /// The listener's name.
+        listener: Arc<str>,
+        /// Who it is with.
+        peer: Peer,
+    },
     /// A new connection could not be set up, and was closed.
     Dropped {
         /// The listener's name.
@@ -111,7 +120,8 @@ pub trait Messages: Send + Sync {
 }
 
 /// The names of all kinds of events.
-pub const NAMES: [&str; 8] = ["opened", "closed", "message", "full", "short", "recovered", "broken", "dropped"];
+pub const NAMES: [&str; 9] =
+    ["opened", "closed", "message", "full", "short", "recovered", "broken", "resumed", "dropped"];
 
 /// How many bytes of a message a summary shows.
 const SUMMARY: usize = 256;
@@ -161,6 +171,7 @@ impl Event {
             Self::Short { .. } => "short",
             Self::Recovered { .. } => "recovered",
             Self::Broken { .. } => "broken",
+            Self::Resumed { .. } => "resumed",
             Self::Dropped { .. } => "dropped",
         }
     }
@@ -172,7 +183,7 @@ impl Event {
             Self::Broken { .. } => Level::Error,
             Self::Full { .. } | Self::Short { .. } | Self::Dropped { .. } => Level::Warn,
             Self::Recovered { .. } | Self::Message { .. } => Level::Info,
-            Self::Opened { .. } => Level::Debug,
+            Self::Opened { .. } | Self::Resumed { .. } => Level::Debug,
             Self::Closed { verdict, .. } => match verdict {
                 Verdict::TooLong
                 | Verdict::ReadDeadline
@@ -220,6 +231,9 @@ impl fmt::Display for Event {
             Self::Recovered { listener } => write!(f, "accepting on {listener} again"),
             Self::Broken { listener, error } => {
                 write!(f, "cannot accept on {listener}: {error}; this listener is not served any more")
+            }
+            Self::Resumed { connection, listener, peer } => {
+                write!(f, "connection {connection} on {listener} from {peer} goes on")
             }
             Self::Dropped { listener, peer, error } => {
                 write!(f, "cannot serve {peer} on {listener}: {error}; closed that connection")

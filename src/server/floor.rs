@@ -26,7 +26,9 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{self, Sleep};
 
+use super::accept::Desk;
 use super::alarms::Alarms;
+use super::carry::Frozen;
 use super::connection::{Connection, News, Pause, clock};
 use super::worker::Worker;
 use crate::protocol::Scratch;
@@ -77,7 +79,13 @@ impl Floor {
     fn read_mail(&mut self, cx: &Context<'_>, now: Instant) {
         let mail = self.worker.take_mail(cx.waker());
         for connection in mail.arrived {
-            self.enter(connection, now);
+            self.worker.counters.count_connection();
+            self.enter(connection, News::None, now);
+        }
+        for connection in mail.resumed {
+            self.worker.counters.count_resumed();
+            // A deadline may have passed on the way, but not for input that came before.
+            self.enter(connection, News::More, now);
         }
         for key in mail.rung {
             self.turn(key, News::More, now);
@@ -88,17 +96,51 @@ impl Floor {
                 self.turn(key, News::None, now);
             }
         }
+        if !mail.cut.is_empty() {
+            self.cut(&mail.cut);
+        }
+        // Somebody who does not wait for them any more would lose them.
+        if let Some(answer) = mail.freeze.filter(|answer| !answer.is_closed()) {
+            let _ = answer.send(self.freeze(now));
+        }
     }
 
-    fn enter(&mut self, connection: Box<Connection>, now: Instant) {
-        self.worker.counters.count_connection();
+    /// Takes all connections out of service, in the middle of whatever they do. Those that have nothing left to do after a
+    /// last turn end.
+    fn freeze(&mut self, now: Instant) -> Vec<Frozen> {
+        let all: Vec<_> = self.connections.iter().map(|(key, _)| key).collect();
+        for key in all {
+            // Tries once more to send what is owed.
+            self.turn(key, News::None, now);
+        }
+        (self.alarms, self.again) = (Alarms::default(), Vec::new());
+        let (epoll, worker) = (&self.epoll, &self.worker);
+        let freeze = |connection: Box<Connection>| {
+            // Its socket lives on, and would be heard of. There is no error that could befall one that is in the set.
+            let _ = epoll::delete(epoll, connection.socket());
+            connection.freeze(worker, now)
+        };
+        self.connections.drain().map(freeze).collect()
+    }
+
+    /// Has the connections of these desks end, whatever they are owed.
+    fn cut(&mut self, desks: &[Arc<Desk>]) {
+        let is_cut = |connection: &Connection| desks.iter().any(|desk| connection.is_of(desk));
+        let cut: Vec<_> = self.connections.iter().filter(|(_, one)| is_cut(one)).map(|(key, _)| key).collect();
+        for key in cut {
+            self.end(key);
+        }
+    }
+
+    /// `news` is why it has its first turn.
+    fn enter(&mut self, connection: Box<Connection>, news: News, now: Instant) {
         let entry = self.connections.vacant_entry();
         let key = entry.key();
         let interest = connection.interest();
         match epoll::add(&self.epoll, connection.socket(), EventData::new_u64(key as u64), interest) {
             Ok(()) => {
                 entry.insert(connection);
-                self.turn(key, News::None, now);
+                self.turn(key, news, now);
             }
             Err(error) => connection.turn_away(&self.worker, error.into()),
         }
@@ -149,10 +191,7 @@ impl Floor {
         let scratch = self.scratch.get_or_insert_with(Box::default);
         let pause = connection.turn(key, news, now, scratch, &self.worker);
         if pause == Pause::End {
-            let connection = self.connections.remove(key);
-            self.alarms.remove(key, connection.alarm);
-            connection.leave(&self.worker);
-            return;
+            return self.end(key);
         }
         // An alarm that goes off too early is cheaper than one that is set with each message.
         if let Some(deadline) = connection.deadline() {
@@ -168,6 +207,12 @@ impl Floor {
             // What holds already is reported, too. There is no error that could befall a socket that is in the set.
             let _ = epoll::modify(&self.epoll, connection.socket(), EventData::new_u64(key as u64), interest);
         }
+    }
+
+    fn end(&mut self, key: usize) {
+        let connection = self.connections.remove(key);
+        self.alarms.remove(key, connection.alarm);
+        connection.leave(&self.worker);
     }
 }
 
@@ -200,8 +245,8 @@ impl Future for Floor {
 
 impl Drop for Floor {
     fn drop(&mut self) {
-        let waiting = self.worker.take_mail(std::task::Waker::noop()).arrived;
-        for connection in self.connections.drain().chain(waiting) {
+        let mail = self.worker.take_mail(std::task::Waker::noop());
+        for connection in self.connections.drain().chain(mail.arrived).chain(mail.resumed) {
             connection.leave(&self.worker);
         }
     }

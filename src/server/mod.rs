@@ -9,6 +9,7 @@
 mod accept;
 mod admission;
 mod alarms;
+mod carry;
 mod connection;
 pub mod event;
 mod floor;
@@ -30,6 +31,7 @@ use admission::Admission;
 use event::{Event, Events, Messages};
 use worker::{Outside, WorkerThread};
 
+pub use carry::{Freeze, Frozen, Thawed, part_from};
 pub use worker::Counts;
 
 /// A running server. Dropping it ends everything at once.

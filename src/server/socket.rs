@@ -42,7 +42,9 @@ impl Peer {
         if let Some(ip) = address.and_then(|address| SocketAddr::try_from(address).ok()) {
             return Self::Ip(SocketAddr::new(ip.ip().to_canonical(), ip.port()));
         }
-        getsockopt(&socket, PeerCredentials).map_or(Self::Unknown, |cred| {
+        // A TCP socket without a peer any more has none of these either.
+        let credentials = getsockopt(&socket, PeerCredentials).ok().filter(|cred| cred.uid() != u32::MAX);
+        credentials.map_or(Self::Unknown, |cred| {
             // 0 stands for a process of another PID namespace.
             Self::Process { uid: cred.uid(), pid: Some(cred.pid()).filter(|pid| *pid != 0) }
         })

@@ -1,6 +1,7 @@
 //! A worker: one thread, one runtime, one floor with connections, one set of counters. A connection lives and ends on its
 //! worker; nothing on its way from socket to socket is shared with another thread.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -8,14 +9,18 @@ use std::mem;
 use std::os::fd::OwnedFd;
 use std::os::unix::net as unix;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
+use super::accept::Desk;
+use super::carry::Frozen;
 use super::connection::Connection;
 use super::event::{Events, Messages};
 use super::floor::Floor;
@@ -25,6 +30,10 @@ use crate::protocol::verdict;
 
 /// After how many passes over the floor, or of other tasks, the reactor is asked for news: new connections and timers.
 const PASSES_BETWEEN_EVENTS: u32 = 2;
+
+/// Who does not answer for so long at the end hangs. A turn takes far less than a millisecond, so this is time for a machine
+/// that is very busy.
+pub(crate) const HANGS: Duration = Duration::from_secs(2);
 
 /// What one worker and its connections share.
 #[derive(Debug)]
@@ -47,10 +56,17 @@ pub(crate) struct Mail {
     /// Connections to be served.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) arrived: Vec<Box<Connection>>,
+    /// Connections to be served that were served by another process before.
+    #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
+    pub(crate) resumed: Vec<Box<Connection>>,
     /// Connections that are to have a turn.
     pub(crate) rung: Vec<usize>,
     /// Whether all of them are to have one, since they are to drain.
     pub(crate) drain: bool,
+    /// Those who came to these desks are to end at once.
+    pub(crate) cut: Vec<Arc<Desk>>,
+    /// Where all of them are to go.
+    pub(crate) freeze: Option<oneshot::Sender<Vec<Frozen>>>,
     /// How to wake the floor.
     floor: Option<Waker>,
 }
@@ -79,6 +95,7 @@ impl fmt::Debug for Outside {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     connections: AtomicU64,
+    resumed: AtomicU64,
     messages: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
@@ -90,6 +107,8 @@ pub(crate) struct Counters {
 pub struct Counts {
     /// Connections accepted, the refused ones among them.
     pub connections: u64,
+    /// Connections that were accepted by a process before.
+    pub resumed: u64,
     /// Messages, and bytes in both directions.
     pub totals: Totals,
     /// How many connections ended for each reason, in the order of [`verdict::NAMES`].
@@ -115,12 +134,17 @@ impl Counters {
         add(&self.connections, 1);
     }
 
+    pub(crate) fn count_resumed(&self) {
+        add(&self.resumed, 1);
+    }
+
     pub(crate) fn count_end(&self, verdict: Verdict) {
         add(&self.ended[verdict.index()], 1);
     }
 
     pub(crate) fn add_to(&self, counts: &mut Counts) {
         counts.connections += self.connections.load(Ordering::Relaxed);
+        counts.resumed += self.resumed.load(Ordering::Relaxed);
         counts.totals.messages += self.messages.load(Ordering::Relaxed);
         counts.totals.bytes_in += self.bytes_in.load(Ordering::Relaxed);
         counts.totals.bytes_out += self.bytes_out.load(Ordering::Relaxed);
@@ -156,6 +180,24 @@ impl Worker {
     /// Has the floor serve a connection.
     pub(crate) fn serve(&self, connection: Box<Connection>) {
         self.send(|mail| mail.arrived.push(connection));
+    }
+
+    /// Has the floor serve connections that were served by another process before.
+    #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
+    pub(crate) fn resume(&self, connections: Vec<Box<Connection>>) {
+        self.send(|mail| mail.resumed.extend(connections));
+    }
+
+    /// Has the floor give away all its connections, those on their way to it among them.
+    pub(crate) fn freeze(&self) -> oneshot::Receiver<Vec<Frozen>> {
+        let (answer, frozen) = oneshot::channel();
+        self.send(|mail| mail.freeze = Some(answer));
+        frozen
+    }
+
+    /// Ends the connections that came to these desks.
+    pub(crate) fn cut(&self, desks: &[Arc<Desk>]) {
+        self.send(|mail| mail.cut.extend_from_slice(desks));
     }
 
     /// Gives a connection of the floor a turn.
@@ -200,11 +242,14 @@ impl Worker {
     }
 }
 
-/// The thread of a worker. It ends, and with it all that still runs on it, when this is dropped.
+/// The thread of a worker. It ends, and with it all that still runs on it, when this is dropped. Should it hang, it is left
+/// alone.
 #[derive(Debug)]
 pub(crate) struct WorkerThread {
     pub(crate) worker: Arc<Worker>,
     stop: Option<oneshot::Sender<()>>,
+    /// There is an error when it is done.
+    done: mpsc::Receiver<Infallible>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -231,17 +276,23 @@ impl WorkerThread {
         drop(entered);
         runtime.spawn(floor);
         let (stop, stopped) = oneshot::channel();
+        let (doing, done) = mpsc::channel();
         let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             // An error means that the sender is gone, which says the same.
             let _ = runtime.block_on(stopped);
+            drop(runtime);
+            drop(doing);
         })?;
-        Ok(Self { worker, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { worker, stop: Some(stop), done, thread: Some(thread) })
     }
 }
 
 impl Drop for WorkerThread {
     fn drop(&mut self) {
         drop(self.stop.take());
+        if self.done.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
+            return;
+        }
         if let Some(thread) = self.thread.take() {
             // A panic was reported where it happened.
             let _ = thread.join();

@@ -1,4 +1,5 @@
-//! What stands in for systemd: it hands over sockets ([`hand_over`]), and listens to what it is told ([`Manager`]).
+//! What stands in for systemd: it hands over sockets ([`hand_over`]), listens to what it is told, and keeps descriptors
+//! that it is given for later ([`Manager`]).
 
 use std::io::{ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -16,11 +17,12 @@ use tempfile::TempDir;
 
 use super::{CEILING, now};
 
-/// Takes its place and its number from the shell that runs this. The sockets lie in its stdin and stdout.
+/// Takes its place and its number from the shell that runs this, and if there is one, from the program that is to run it
+/// (`TEST_WRAPPER`). The sockets lie in its stdin and stdout.
 const SCRIPT: &str = r#"exec REDIRECTIONS
 exec </dev/null >&2
 export LISTEN_PID="${LISTEN_PID-$$}"
-exec "$0" "$@""#;
+exec $TEST_WRAPPER "$0" "$@""#;
 
 /// A command that becomes the daemon, with descriptors handed over as by systemd (sd_listen_fds(3)): as many as there
 /// are `names`, parted by colons. Where they come from is said in `redirections`, as a shell writes them: `3<&0 4<&1`;
@@ -33,7 +35,7 @@ pub fn hand_over(redirections: &str, sockets: Vec<OwnedFd>, names: &str) -> Comm
     command.arg("-c").arg(SCRIPT.replace("REDIRECTIONS", redirections)).arg(env!("CARGO_BIN_EXE_echoed"));
     command.stdin(sockets.next().unwrap_or_else(Stdio::null)).stdout(sockets.next().unwrap_or_else(Stdio::null));
     command.env_remove("LISTEN_PID").env("LISTEN_FDS", names.split(':').count().to_string());
-    command.env("LISTEN_FDNAMES", names).env_remove("NOTIFY_SOCKET");
+    command.env("LISTEN_FDNAMES", names).env_remove("NOTIFY_SOCKET").env_remove("FDSTORE").env_remove("TEST_WRAPPER");
     command
 }
 
@@ -56,8 +58,11 @@ struct Desk {
 struct Told {
     /// What came in one datagram, and when: its assignments.
     messages: Vec<(Instant, Vec<String>)>,
-    /// How many descriptors came along; they are closed at once, which is the answer to a barrier.
+    /// How many descriptors came along. They are closed at once, which is the answer to a barrier, but for those that are
+    /// to be stored.
     descriptors: usize,
+    /// What is stored, each with its name.
+    stored: Vec<(String, OwnedFd)>,
     away: Away,
     gone: bool,
 }
@@ -156,6 +161,25 @@ impl Manager {
         self.desk.told().descriptors
     }
 
+    /// Also has a command store descriptors, up to so many.
+    pub fn store_for<'a>(&self, command: &'a mut Command, most: usize) -> &'a mut Command {
+        self.watch(command).env("FDSTORE", most.to_string())
+    }
+
+    /// Stores a descriptor, as if it had come from an earlier process.
+    pub fn store(&self, name: &str, descriptor: OwnedFd) {
+        self.desk.told().stored.push((name.to_owned(), descriptor));
+    }
+
+    /// What is stored, each with its name. As with systemd it stays stored, until somebody asks to forget it.
+    pub fn stored(&self) -> Vec<(String, OwnedFd)> {
+        let told = self.desk.told();
+        let copy = |(name, descriptor): &(String, OwnedFd)| {
+            (name.clone(), descriptor.try_clone().expect("a descriptor can be duplicated"))
+        };
+        told.stored.iter().map(copy).collect()
+    }
+
     /// Does not listen until it is asked what it was told, and its queue is full: nobody can tell it anything.
     pub fn stop_listening(&self) {
         let filler = UnixDatagram::unbound().expect("a socket can be made");
@@ -221,13 +245,28 @@ fn listen(socket: &UnixDatagram, desk: &Desk) {
         let mut into = [IoSliceMut::new(&mut room)];
         let Ok(message) = recvmsg(socket, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC) else { return };
         let count = message.bytes;
-        let fds =
-            ancillary.drain().map(|item| if let RecvAncillaryMessage::ScmRights(fds) = item { fds.count() } else { 0 });
-        let fds: usize = fds.sum();
+        let mut fds = Vec::new();
+        for item in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(more) = item {
+                fds.extend(more);
+            }
+        }
         let text = String::from_utf8_lossy(&room[..count]);
+        let assignments: Vec<_> = text.lines().map(str::to_owned).collect();
         let mut told = desk.told();
-        told.descriptors += fds;
-        told.messages.push((now(), text.lines().map(str::to_owned).collect()));
+        told.descriptors += fds.len();
+        let says = |what: &str| assignments.iter().any(|assignment| assignment == what);
+        let name = assignments.iter().find_map(|assignment| assignment.strip_prefix("FDNAME="));
+        if says("FDSTORE=1") {
+            // Without FDPOLL=0, systemd drops what has hung up.
+            assert!(says("FDPOLL=0"), "{assignments:?}");
+            let name = name.expect("it has a name");
+            told.stored.extend(fds.drain(..).map(|descriptor| (name.to_owned(), descriptor)));
+        }
+        if says("FDSTOREREMOVE=1") {
+            told.stored.retain(|(stored, _)| Some(&**stored) != name);
+        }
+        told.messages.push((now(), assignments));
         desk.changed.notify_all();
     }
 }

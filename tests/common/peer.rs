@@ -54,10 +54,20 @@ impl Peer {
             stream.set_nodelay(true)?;
             Stream::Tcp(stream)
         };
+        Ok(Self::with(stream))
+    }
+
+    /// The daemon is at the other end of this already.
+    pub fn of(stream: UnixStream) -> Self {
+        Self::with(Stream::Unix(stream))
+    }
+
+    fn with(stream: Stream) -> Self {
         let peer = Self { stream, sent: Vec::new(), received: Vec::new(), expected: 0 };
         peer.set_timeout(CEILING);
-        rustix::net::sockopt::set_socket_timeout(peer.fd(), rustix::net::sockopt::Timeout::Send, Some(CEILING))?;
-        Ok(peer)
+        let sending = rustix::net::sockopt::Timeout::Send;
+        rustix::net::sockopt::set_socket_timeout(peer.fd(), sending, Some(CEILING)).expect("the timeout can be set");
+        peer
     }
 
     /// Sends all of `bytes`.

@@ -96,11 +96,9 @@ fn settings() -> impl Strategy<Value = Settings> {
         let limits = (1_usize..=1_000_000, 0_u32..=1_000_000).prop_map(move |(connections, connections_per_source)| {
             Limits { connections, connections_per_source, buffer_memory }
         });
-        let service = (0_usize..=64, deadline(), span(0)).prop_map(|(workers, idle_exit, drain)| Service {
-            workers,
-            idle_exit,
-            drain,
-        });
+        let service = (0_usize..=64, deadline(), span(0), any::<bool>()).prop_map(
+            |(workers, idle_exit, drain, carry_connections)| Service { workers, idle_exit, drain, carry_connections },
+        );
         let defaults = listener(buffer_memory).prop_map(|defaults| Listener { listen: Vec::new(), ..defaults });
         let listeners = prop::collection::btree_map(name, listener(buffer_memory), 0..4);
         (select(Level::ALL.to_vec()), service, limits, defaults, listeners).prop_map(

@@ -202,7 +202,6 @@ fn numbers_without_a_unit_are_refused_with_the_one_that_was_probably_meant() {
 #[test]
 fn keys_of_parts_that_are_not_built_are_refused_and_not_ignored() {
     check_refusals(&[
-        ("[service]\ncarry_connections = false\n", "2:1", "carry_connections is not built yet"),
         ("[limits]\ndatagrams_per_source = \"100/s\"\n", "2:1", "not built yet"),
         ("[metrics]\nlisten = []\n", "1:2", "metrics is not built yet"),
         ("[defaults]\nframing = \"raw\"\n", "2:1", "framing is not built yet"),

@@ -7,9 +7,9 @@ use std::fmt;
 use std::future::pending;
 use std::time::Duration;
 
-use echoed::config::{self, Settings};
+use echoed::config::{self, Service, Settings};
 use echoed::protocol::rules::Span;
-use echoed::server::Server;
+use echoed::server::{Counts, Server};
 use echoed::systemd::notify;
 use tokio::sync::watch;
 use tokio::time;
@@ -86,9 +86,9 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
         }
     }
 
-    /// How long owed replies may take now that it ends.
-    pub(crate) fn drain(&self) -> Duration {
-        self.settings.borrow().service.drain.length()
+    /// What holds for the process now.
+    pub(crate) fn service(&self) -> Service {
+        self.settings.borrow().service.clone()
     }
 
     /// Does what signals ask for, until one asks to end.
@@ -192,10 +192,12 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
     /// How it is, in one line.
     fn status(&self) -> String {
         let (open, limit) = (self.server.connections(), self.server.limit());
-        let (listeners, messages) = (self.server.listeners(), grouped(self.server.counts().totals.messages));
+        let Counts { totals, resumed, .. } = self.server.counts();
+        let (listeners, messages) = (self.server.listeners(), grouped(totals.messages));
         let plural = if listeners == 1 { "" } else { "s" };
+        let carried = if resumed == 0 { String::new() } else { format!(", {} carried here", grouped(resumed)) };
         let refused = self.refused.borrow().as_ref().map(|what| format!("; not reloaded: {what}")).unwrap_or_default();
-        format!("{open}/{limit} connections, {listeners} listener{plural}, {messages} messages{refused}")
+        format!("{open}/{limit} connections, {listeners} listener{plural}, {messages} messages{carried}{refused}")
     }
 }
 

@@ -157,7 +157,9 @@ fn priority(level: Level) -> Priority {
 fn entry(event: &Event) -> Entry {
     let text = event.to_string();
     match event {
-        Event::Opened { connection, listener, peer } | Event::Message { connection, listener, peer, .. } => Entry {
+        Event::Opened { connection, listener, peer }
+        | Event::Resumed { connection, listener, peer }
+        | Event::Message { connection, listener, peer, .. } => Entry {
             text,
             listener: Some(Arc::clone(listener)),
             peer: Some(peer.to_string()),

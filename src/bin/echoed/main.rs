@@ -2,6 +2,7 @@
 //! its events to the log, signals end it. Reads from top to bottom.
 
 mod attend;
+mod carry;
 mod failure;
 mod log;
 mod signals;
@@ -17,17 +18,17 @@ use std::time::Duration;
 use clap::Parser;
 use echoed::address::{Address, Family};
 use echoed::cli::echoed::Echoed;
-use echoed::config::Settings;
+use echoed::config::{Service, Settings};
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
-use echoed::systemd::inherited::{self, Inherited, Sockets};
-use echoed::systemd::notify;
+use echoed::systemd::inherited::{self, Inherited, Listener, Sockets};
+use echoed::systemd::{notify, parcel};
 use tokio::{runtime, time};
 
 use attend::{Attendant, End, Purpose};
 use failure::{EX_OSERR, Failure};
 use log::{LeveledLog, Note};
-use signals::Signals;
+use signals::{Signals, TERMINATE};
 
 /// How long whole messages may take to be written at the end. With `service.drain` less than systemd waits.
 const CLOSING: Duration = Duration::from_secs(10);
@@ -53,12 +54,12 @@ fn main() -> ExitCode {
 fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
     let Some(settings) = settings(arguments)? else { return Ok(ExitCode::SUCCESS) };
     // Before there is a second thread: it changes the environment.
-    let Inherited { sockets, .. } = inherited::take()?;
+    let inherited = inherited::take()?;
     let started = LeveledLog::start(settings.log_level);
     let (log, writer) = started.map_err(|error| Failure::system("cannot start the log", error))?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::system("cannot start the runtime", error))?;
-    let result = runtime.block_on(serve(arguments, &settings, sockets, &log));
+    let result = runtime.block_on(serve(arguments, &settings, inherited, &log));
     drop(log);
     writer.close(Some(CLOSING));
     result
@@ -68,49 +69,57 @@ fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
 async fn serve(
     arguments: &Echoed,
     settings: &Settings,
-    sockets: Sockets,
+    Inherited { sockets, parcels, problems }: Inherited,
     log: &LeveledLog,
 ) -> Result<ExitCode, Failure> {
     // Before READY=1, after which a reload may be asked for.
     let mut signals = Signals::catch().map_err(|error| Failure::system("cannot catch signals", error))?;
     let server = Server::start(settings, log.events(), log.messages());
     let server = server.map_err(|error| Failure::system("cannot start the workers", error))?;
-    let mut files = Vec::new();
     let told_where = !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());
     if told_where && !matches!(sockets, Sockets::Nothing) {
         log.note(Note::ListenIgnored, "systemd holds the sockets, so --listen and the listen keys are ignored");
     }
+    let (mut named, mut files, mut accepted) = (Named::new(), Vec::new(), None);
     let purpose = match sockets {
         Sockets::Listeners(listeners) => {
-            let named = listeners.into_iter().map(|listener| (listener.name, listener.socket)).collect();
-            listen(&server, settings, named, log)?;
+            named.extend(listeners.into_iter().map(|listener| (listener.name, listener.socket)));
             Purpose::OnDemand
         }
         Sockets::Nothing => {
-            let (named, made) = bind(arguments, settings)?;
-            files = made;
-            listen(&server, settings, named, log)?;
+            (named, files) = bind(arguments, settings)?;
             Purpose::Standing
         }
         Sockets::Connection(connection) => {
-            let name = arguments.listener.as_deref().unwrap_or(&connection.name);
-            note_missing_sections(settings, [name], log);
-            let served = server.adopt(connection.socket, name, settings.listener(name));
-            served.map_err(|error| Failure::system("cannot serve the connection from systemd", error))?;
+            accepted = Some(connection);
             Purpose::OneConnection
         }
     };
+    // Before anybody new gets in.
+    let names: Vec<_> = named.iter().map(|(name, _)| &**name).collect();
+    carry::take_over(&server, parcels, problems, settings, &names, log).await;
+    listen(&server, settings, named, log)?;
+    if let Some(connection) = accepted {
+        adopt(&server, settings, arguments, connection, log)?;
+    }
     let attendant = Attendant::new(&server, settings, log, || arguments.sources().load().map(|loaded| loaded.settings));
     let end = attendant.attend(&mut signals, purpose).await;
-    let drain = attendant.drain();
+    let Service { drain, carry_connections, .. } = attendant.service();
     if let End::Served = end {
         return Ok(ExitCode::SUCCESS);
     }
-    log.told(notify::stopping(&format!("stopping: {end}")));
-    log.note(Note::Stopping, &format!("stopping: {end}"));
-    stop(server, drain, &mut signals, log).await;
-    drop(files);
-    log.told(notify::barrier());
+    let wanted = carry_connections && purpose == Purpose::OnDemand && matches!(end, End::Signal(TERMINATE));
+    let carries = wanted && parcel::is_possible();
+    let rest = if carries { "; connections go on in the next process" } else { "" };
+    log.told(notify::stopping(&format!("stopping: {end}{rest}")));
+    log.note(Note::Stopping, &format!("stopping: {end}{rest}"));
+    if carries {
+        carry::hand_over(server, log).await;
+    } else {
+        stop(server, drain.length(), &mut signals, log).await;
+        drop(files);
+        log.told(notify::barrier());
+    }
     Ok(match end {
         End::Broken => ExitCode::from(EX_OSERR),
         End::Signal(_) | End::Served | End::Unused(_) => ExitCode::SUCCESS,
@@ -217,6 +226,20 @@ fn listen(server: &Server, settings: &Settings, named: Named, log: &LeveledLog) 
         log.note_on(Note::Listening, &name, &format!("listening on {address} ({name})"));
     }
     Ok(())
+}
+
+/// Serves a connection that systemd accepted.
+fn adopt(
+    server: &Server,
+    settings: &Settings,
+    arguments: &Echoed,
+    connection: Listener,
+    log: &LeveledLog,
+) -> Result<(), Failure> {
+    let name = arguments.listener.as_deref().unwrap_or(&connection.name);
+    note_missing_sections(settings, [name], log);
+    let served = server.adopt(connection.socket, name, settings.listener(name));
+    served.map_err(|error| Failure::system("cannot serve the connection from systemd", error))
 }
 
 /// Says which names have no section of their own; `echo` needs none.

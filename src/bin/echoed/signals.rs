@@ -8,6 +8,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Where this is set, SIGUSR1 makes a worker hang: for tests of the watchdog.
 const HANG: &str = "ECHOED_TEST_HANG_ON_SIGUSR1";
 
+/// The signal that asks to end in a way that lets connections go on in the next process.
+pub(crate) const TERMINATE: &str = "SIGTERM";
+
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
@@ -46,7 +49,7 @@ impl Signals {
             }
         };
         tokio::select! {
-            _ = self.terminate.recv() => Request::Stop("SIGTERM"),
+            _ = self.terminate.recv() => Request::Stop(TERMINATE),
             _ = self.interrupt.recv() => Request::Stop("SIGINT"),
             _ = self.hang_up.recv() => Request::Reload,
             _ = user => Request::Hang,

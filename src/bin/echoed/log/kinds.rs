@@ -49,6 +49,12 @@ notes! {
     NotWaiting = Info, "not-waiting", "229acac2ace140d58c6d944dde9622c5";
     /// The end: what was finished and what was cut.
     Stopped = Info, "stopped", "a5b78d5defc24e4788ea54eeed27f183";
+    /// Connections of the process before go on.
+    TakenOver = Info, "taken-over", "79f5e9ab315b4198b2e137701bb19060";
+    /// Connections of the process before cannot go on.
+    NotRestored = Warn, "not-restored", "c0095df6b42342e9abd10ad80724d593";
+    /// Connections could not be handed over to the next process.
+    NotStored = Warn, "not-stored", "f5f10bcdbceb40118c29818cce20aa80";
     /// New settings hold.
     Reloaded = Info, "reloaded", "c6e76186a409406fa1becd0924dcd062";
     /// Some of the new settings hold only after a restart.
@@ -64,13 +70,14 @@ notes! {
 }
 
 /// Events, by [`Event::name`]; the end of a connection by the name of its verdict.
-const EVENTS: [Kind; 20] = [
+const EVENTS: [Kind; 21] = [
     Kind { name: "opened", message_id: "5e6bb97ac5ed4e8b88b6ad89fce92c4f" },
     Kind { name: "message", message_id: "51a1cd7c305043978fb018e4cab91a97" },
     Kind { name: "full", message_id: "57727963c3e2428fa10d2b030090ee72" },
     Kind { name: "short", message_id: "4c9cd511bba14675b7ed0b3eb93226a9" },
     Kind { name: "recovered", message_id: "f624e127eca1451d9dfe5e52ef97bc97" },
     Kind { name: "broken", message_id: "da4ecab6446d4e33b70af5cba385c61b" },
+    Kind { name: "resumed", message_id: "5dc55e438e4b4738b8509ecfa945dc3b" },
     Kind { name: "dropped", message_id: "b4b07c3686db42608e24c362965647d7" },
     Kind { name: "too-long", message_id: "2c65cc4a3de146e491acc2c7fa4a4129" },
     Kind { name: "read-deadline", message_id: "83f62f9c5578440d9af2ad15797375c0" },

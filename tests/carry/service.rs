@@ -1,0 +1,130 @@
+//! A service as systemd runs it: its sockets and its store stay while its processes come and go.
+
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::common::manager::hand_over;
+use crate::common::{Daemon, Manager, Peer};
+
+/// What the unit says about the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    None,
+    /// `FileDescriptorStoreMax=8`.
+    Some,
+}
+
+/// A service with one of its processes.
+pub(crate) struct Service {
+    pub(crate) manager: Manager,
+    pub(crate) daemon: Daemon,
+    /// Each with the name of its listener.
+    sockets: Vec<(String, OwnedFd)>,
+    /// Of the sockets, in their order.
+    addresses: Vec<String>,
+    store: Store,
+    starts: usize,
+    _directory: TempDir,
+}
+
+impl Service {
+    /// One on a TCP socket named `echo`.
+    pub(crate) fn start(configuration: &str) -> Self {
+        Self::start_on(&["tcp:echo"], Store::Some, configuration)
+    }
+
+    /// One on `tcp:NAME` and `unix:NAME`; two at most.
+    pub(crate) fn start_on(sockets: &[&str], store: Store, configuration: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let (mut bound, mut addresses) = (Vec::new(), Vec::new());
+        for (number, wanted) in sockets.iter().enumerate() {
+            let (kind, name) = wanted.split_once(':').expect("it says what");
+            let socket: OwnedFd = if kind == "tcp" {
+                let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+                addresses.push(format!("tcp:{}", listener.local_addr().expect("it has one")));
+                listener.into()
+            } else {
+                let path = directory.path().join(number.to_string());
+                addresses.push(format!("unix:{}", path.display()));
+                UnixListener::bind(path).expect("the path is free").into()
+            };
+            bound.push((name.to_owned(), socket));
+        }
+        let manager = Manager::start();
+        let daemon = start(&manager, &bound, store, configuration, |_| {});
+        Self { manager, daemon, sockets: bound, addresses, store, starts: 1, _directory: directory }.ready()
+    }
+
+    /// Waits until the process is ready.
+    fn ready(self) -> Self {
+        self.manager.expect_times("READY=1", self.starts);
+        self
+    }
+
+    /// A connection to the first of its sockets.
+    pub(crate) fn connect(&self) -> Peer {
+        self.connect_to(0)
+    }
+
+    /// A connection to one of its sockets.
+    pub(crate) fn connect_to(&self, number: usize) -> Peer {
+        Peer::connect(&self.addresses[number])
+    }
+
+    /// The socket of this name is no more.
+    pub(crate) fn remove_socket(&mut self, name: &str) {
+        self.sockets.retain(|(socket, _)| socket != name);
+    }
+
+    /// As `systemctl restart` does it. Returns the log of the process that ended.
+    pub(crate) fn restart(&mut self, configuration: &str) -> Vec<String> {
+        let log = self.end(Signal::TERM);
+        self.begin(configuration);
+        log
+    }
+
+    /// Ends the process, and returns its log.
+    pub(crate) fn end(&mut self, signal: Signal) -> Vec<String> {
+        self.daemon.signal(signal);
+        let status = self.daemon.wait();
+        assert!(status.success(), "{status}; its log: {:#?}", self.daemon.log());
+        self.daemon.log()
+    }
+
+    /// Starts the next process, and waits until it is ready.
+    pub(crate) fn begin(&mut self, configuration: &str) {
+        self.begin_with(configuration, |_| {});
+    }
+
+    /// The same, with something more for its command.
+    pub(crate) fn begin_with(&mut self, configuration: &str, change: impl FnOnce(&mut Command)) {
+        self.daemon = start(&self.manager, &self.sockets, self.store, configuration, change);
+        self.starts += 1;
+        self.manager.expect_times("READY=1", self.starts);
+    }
+}
+
+fn start(
+    manager: &Manager,
+    sockets: &[(String, OwnedFd)],
+    store: Store,
+    configuration: &str,
+    change: impl FnOnce(&mut Command),
+) -> Daemon {
+    let sockets =
+        sockets.iter().map(|(name, socket)| (name.clone(), socket.try_clone().expect("it can be duplicated")));
+    let (names, handed_over): (Vec<_>, Vec<_>) = sockets.chain(manager.stored()).unzip();
+    let mut command = hand_over("3<&0 4<&1", handed_over, &names.join(":"));
+    if store == Store::Some {
+        manager.store_for(&mut command, 8);
+    } else {
+        manager.watch(&mut command);
+    }
+    change(&mut command);
+    Daemon::spawn_prepared(&mut command, configuration, &[])
+}

@@ -1,0 +1,155 @@
+//! Taking connections into service, with the server as a library: what was left of them may come from anybody.
+
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::task::Waker;
+use std::time::Duration;
+
+use echoed::address::Address;
+use echoed::config::Settings;
+use echoed::protocol::rules::LogMessages;
+use echoed::protocol::{Rules, Session, Verdict, snapshot};
+use echoed::server::event::{Message, Messages};
+use echoed::server::{Frozen, Server, Thawed, socket};
+use tokio::runtime::{Builder, Runtime};
+
+use super::Peer;
+use super::common::{now, wait_until};
+
+/// A log that takes nothing, or everything.
+struct Log {
+    takes: bool,
+    taken: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Log {
+    fn new(takes: bool) -> Arc<Self> {
+        Arc::new(Self { takes, taken: Mutex::default() })
+    }
+
+    fn taken(&self) -> Vec<Vec<u8>> {
+        self.taken.lock().expect("no thread panicked").clone()
+    }
+}
+
+impl Messages for Log {
+    fn take(&self, message: Message<'_>, _: &Waker) -> bool {
+        self.taken.lock().expect("no thread panicked").push(message.bytes.to_vec());
+        self.takes
+    }
+}
+
+fn server(settings: &Settings, log: Arc<Log>) -> Server {
+    Server::start(settings, Arc::new(|_| {}), log).expect("the workers start")
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// What is left of a session, with a stream that belongs to it, and the other end of that.
+fn frozen(session: &Session, number: u64) -> (Frozen, Peer) {
+    let (ours, theirs) = UnixStream::pair().expect("a pair can be made");
+    let state = snapshot::freeze(session, "main", number, now());
+    (Frozen { socket: ours.into(), state }, Peer::of(theirs))
+}
+
+fn session() -> Session {
+    Session::new(Arc::default(), now())
+}
+
+#[test]
+fn what_cannot_be_read_is_closed_politely_and_the_rest_goes_on() {
+    let settings = Settings::default();
+    let server = server(&settings, Log::new(true));
+    let (good, mut goes_on) = frozen(&session(), 1);
+    let (mut all, mut peers) = (vec![good], Vec::new());
+    let state = snapshot::freeze(&session(), "main", 2, now());
+    let newer = [&[0xff, 0xff], &state[2..]].concat();
+    for state in [Vec::new(), state[..state.len() - 1].to_vec(), newer, vec![b'x'; 1000]] {
+        let (frozen, mut peer) = frozen(&session(), 2);
+        // Unread, it would turn a close into a reset.
+        peer.send("unread");
+        all.push(Frozen { state, ..frozen });
+        peers.push(peer);
+    }
+    // As a number it could be counted on from no further.
+    let (highest, mut peer) = frozen(&session(), u64::MAX);
+    peer.send("unread");
+    all.push(highest);
+    peers.push(peer);
+    let Thawed { resumed, homeless, refused } = server.thaw(all, Duration::ZERO, &settings, &["main"]);
+    assert_eq!((resumed, homeless, refused.len()), (1, 0, 5), "{refused:#?}");
+    assert!(refused[2].contains("65535"), "{}", refused[2]);
+    peers.iter_mut().for_each(Peer::expect_close);
+    goes_on.exchange("a");
+    assert_eq!((server.connections(), server.counts().resumed), (1, 1));
+}
+
+#[test]
+fn a_descriptor_that_is_no_connection_ends_without_harm() {
+    let settings = Settings::default();
+    let server = server(&settings, Log::new(true));
+    let state = || snapshot::freeze(&session(), "main", 1, now());
+    let file = tempfile::tempfile().expect("a file can be made");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let all = vec![
+        Frozen { socket: file.into(), state: state() },
+        Frozen { socket: listener.into(), state: state() },
+        // Reading from it would wait for ever.
+        Frozen { socket: UnixStream::pair().expect("a pair can be made").0.into(), state: state() },
+    ];
+    server.thaw(all, Duration::ZERO, &settings, &["main"]);
+    wait_until("all have ended", || server.connections() == 0);
+}
+
+#[test]
+fn the_refused_take_no_place_and_are_told_why() {
+    let mut settings = Settings::default();
+    settings.limits.connections = 1;
+    let server = server(&settings, Log::new(true));
+    let mut session = session();
+    session.refuse(Verdict::TooMany { limit: 7 }, now());
+    let (refused, mut peer) = frozen(&session, 1);
+    let thawed = server.thaw(vec![refused], Duration::ZERO, &settings, &["main"]);
+    assert_eq!(thawed, Thawed { resumed: 1, ..Thawed::default() });
+    assert_eq!((server.connections(), server.idle_for()), (0, None), "it is there, and takes no place");
+    peer.expect("server error:too many connections from this source (limit 7)\t");
+    peer.expect_close();
+    drop(peer);
+    runtime().block_on(server.idle());
+}
+
+#[test]
+fn what_waits_for_the_log_is_carried_and_logged_once() {
+    let mut settings = Settings::default();
+    let rules = Rules { log_messages: LogMessages::Full, ..Rules::default() };
+    settings.defaults.rules = Arc::new(rules);
+    let full = Log::new(false);
+    let before = server(&settings, Arc::clone(&full));
+    let any: Address = "tcp:127.0.0.1:0".parse().expect("an address");
+    let bound = socket::listen(&any).expect("a port is free").remove(0);
+    let address = socket::bound_to(&bound.socket);
+    before.listen(bound.socket, "main", &settings.defaults).expect("it can be served");
+    let (mut peer, mut gone) = (Peer::connect(&address), Peer::connect(&address));
+    for peer in [&mut peer, &mut gone] {
+        peer.send("one\ttwo\tthr");
+    }
+    wait_until("both messages wait for the log", || full.taken().len() >= 2);
+    gone.reset();
+    wait_until("it is heard of", || full.taken().len() >= 3);
+    let frozen = runtime().block_on(before.freeze());
+    assert_eq!((frozen.connections.len(), frozen.missing), (2, 0));
+    drop(before);
+
+    let empty = Log::new(true);
+    let after = server(&settings, Arc::clone(&empty));
+    after.thaw(frozen.connections, Duration::ZERO, &settings, &["main"]);
+    peer.expect("server got:one\tserver got:two\t");
+    peer.send("ee\t");
+    peer.expect("server got:three\t");
+    wait_until("the other has ended", || after.connections() == 1);
+    let mut taken = empty.taken();
+    taken.sort();
+    assert_eq!(taken, [&b"one"[..], b"one", b"three", b"two", b"two"]);
+}

@@ -1,0 +1,160 @@
+//! Messages of random sizes in random cuts while one process follows the other: nothing is lost, nothing comes twice, and
+//! nothing out of order. A failure says its seed; with `ECHOED_TEST_SEED` set to that, the same is sent again.
+
+use std::env;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::service::{Service, Store};
+use super::{fates, now};
+
+/// How many clients there are.
+const CLIENTS: usize = 20;
+
+/// How often the process is replaced.
+const RESTARTS: usize = 6;
+
+/// No deadline nor limit may make a slow machine fail. Small buffers leave something unfinished more often.
+const CONFIGURATION: &str = "
+    [limits]
+    connections_per_source = 0
+    [defaults]
+    send_buffer = '8KiB'
+    [defaults.deadlines]
+    read = '5min'
+    write = '5min'
+";
+
+/// Numbers that look random (xorshift64*, Vigna 2016).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    /// One that is less than `limit`.
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() % limit as u64).expect("it is less than a usize")
+    }
+
+    /// A message with its number at its beginning.
+    fn message(&mut self, number: usize) -> Vec<u8> {
+        let most = 1 << self.below(15);
+        let size = self.below(most);
+        let mut message = format!("{number}:").into_bytes();
+        message.extend((0..size).map(|_| b'a' + u8::try_from(self.below(26)).expect("it is small")));
+        message.push(b'\t');
+        message
+    }
+}
+
+fn seed() -> u64 {
+    let since = UNIX_EPOCH.elapsed().expect("it is later than 1970");
+    let given = env::var("ECHOED_TEST_SEED").map(|seed| seed.parse().expect("ECHOED_TEST_SEED is a number"));
+    given.unwrap_or_else(|_| since.as_secs() ^ u64::from(since.subsec_nanos()) << 32).max(1)
+}
+
+/// Sends messages until it is over, and reads the replies at the same time, in its own pace. Returns how many there were.
+fn talk(stream: &UnixStream, seed: u64, client: u64, over: &AtomicBool) -> usize {
+    let own = seed.wrapping_mul(client).max(1);
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            let (mut messages, mut cuts, mut count) = (Random(own), Random(own ^ 0x5555), 0);
+            let mut out = stream;
+            while !over.load(Ordering::Relaxed) {
+                let mut wire = Vec::new();
+                for _ in 0..=cuts.below(20) {
+                    wire.extend(messages.message(count));
+                    count += 1;
+                }
+                let mut rest = &wire[..];
+                while !rest.is_empty() {
+                    let (piece, others) = rest.split_at(1 + cuts.below(rest.len()));
+                    out.write_all(piece)
+                        .unwrap_or_else(|error| panic!("cannot send: {error}; ECHOED_TEST_SEED={seed}"));
+                    rest = others;
+                }
+                if cuts.below(4) == 0 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+            stream.shutdown(std::net::Shutdown::Write).expect("it can be shut down");
+            count
+        });
+        let (mut messages, mut takes, mut number) = (Random(own), Random(own ^ 0xaaaa), 0);
+        let (mut received, mut room) = (Vec::new(), vec![0; 32 * 1024]);
+        loop {
+            let some = 1 + takes.below(room.len());
+            let count = (&mut &*stream).read(&mut room[..some]);
+            let count = count.unwrap_or_else(|error| panic!("cannot receive: {error}; ECHOED_TEST_SEED={seed}"));
+            if count == 0 {
+                break;
+            }
+            received.extend_from_slice(&room[..count]);
+            let mut at = 0;
+            while let Some(tab) = received[at..].iter().position(|byte| *byte == b'\t') {
+                let expected = [&b"server got:"[..], &messages.message(number)].concat();
+                let reply = &received[at..=at + tab];
+                assert!(reply == expected, "reply {number} is wrong; ECHOED_TEST_SEED={seed}");
+                (at, number) = (at + tab + 1, number + 1);
+            }
+            received.drain(..at);
+        }
+        assert!(received.is_empty(), "half a reply at the end; ECHOED_TEST_SEED={seed}");
+        let sent = sending.join().expect("it has sent");
+        assert_eq!(number, sent, "not every message was answered; ECHOED_TEST_SEED={seed}");
+        sent
+    })
+}
+
+fn restart_under_load(socket: &str) {
+    let seed = seed();
+    let mut service = Service::start_on(&[socket], Store::Some, CONFIGURATION);
+    let streams: Vec<_> = (0..CLIENTS).map(|_| service.connect().into_stream()).collect();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Also when something fails below.
+        struct Over<'a>(&'a AtomicBool);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _over = Over(&over);
+        let clients: Vec<_> = (1..)
+            .zip(&streams)
+            .map(|(number, stream)| {
+                let over = &over;
+                scope.spawn(move || talk(stream, seed, number, over))
+            })
+            .collect();
+        for _ in 0..RESTARTS {
+            // For a while it goes on undisturbed.
+            let until = now() + Duration::from_millis(200);
+            thread::sleep(until.saturating_duration_since(now()));
+            assert_eq!(fates(&service.restart(CONFIGURATION)), [CLIENTS, 0, 0], "ECHOED_TEST_SEED={seed}");
+        }
+        over.store(true, Ordering::Relaxed);
+        let counts: Vec<_> =
+            clients.into_iter().map(|client| client.join().expect("it has heard everything")).collect();
+        println!("{} messages over {RESTARTS} restarts", counts.iter().sum::<usize>());
+    });
+    service.daemon.stop();
+}
+
+#[test]
+fn random_messages_flow_over_restarts_over_tcp() {
+    restart_under_load("tcp:echo");
+}
+
+#[test]
+fn random_messages_flow_over_restarts_over_a_unix_socket() {
+    restart_under_load("unix:echo");
+}
