@@ -24,6 +24,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::notify;
@@ -96,28 +97,33 @@ fn pack_all(
     mut hand_over: impl FnMut(OwnedFd) -> io::Result<()>,
 ) -> Stored {
     let time = now();
-    let mut carried = 0;
+    let (mut parcels, mut carried, mut fitting) = (0, 0, usize::MAX);
     let mut problem = None;
-    for _ in 0..most {
-        if items.is_empty() {
-            break;
-        }
-        let packed = pack::pack(&items, time, measures);
-        match packed.and_then(|(parcel, count)| hand_over(parcel).map(|()| count)) {
-            Ok(count) => {
+    while parcels < most && !items.is_empty() && problem.is_none() {
+        let packed = pack::pack(&items[..fitting.min(items.len())], time, measures);
+        match packed.map(|(parcel, count)| (hand_over(parcel), count)) {
+            Ok((Ok(()), count)) => {
                 items.drain(..count);
+                parcels += 1;
                 carried += count;
             }
-            Err(error) => {
-                problem = Some(error.to_string());
-                break;
-            }
+            // On its way to the manager, the parcel is in flight as well.
+            Ok((Err(error), count)) if is_too_many(&error) => match count / 2 {
+                0 => problem = Some(pack::TOO_MANY.to_owned()),
+                half => fitting = half,
+            },
+            Ok((Err(error), _)) | Err(error) => problem = Some(error.to_string()),
         }
     }
     if problem.is_none() && !items.is_empty() {
-        problem = Some(format!("the fd store takes {most} descriptors and is full (FileDescriptorStoreMax=)"));
+        let full = || format!("the fd store takes {most} descriptors and is full (FileDescriptorStoreMax=)");
+        problem = Some(if fitting < usize::MAX { pack::TOO_MANY.to_owned() } else { full() });
     }
     Stored { carried, left: items, problem }
+}
+
+fn is_too_many(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error())
 }
 
 /// Has the manager forget what it stores. What was handed over to this process stays here; without this, the manager

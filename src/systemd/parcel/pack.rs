@@ -20,6 +20,10 @@ use super::list::{self, Line};
 /// How many descriptors go into a message at most (SCM_MAX_FD, unix(7)).
 pub(super) const MOST: usize = 253;
 
+/// What to do about too many descriptors in flight.
+pub(super) const TOO_MANY: &str =
+    "more would be in flight than LimitNOFILE= of the unit allows; it should be twice limits.connections";
+
 /// What keeps others from changing a list: with these, not even we can.
 pub(super) const SEALS: SealFlags =
     SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
@@ -54,10 +58,7 @@ pub(super) fn pack(items: &[Item], time: Duration, measures: &Measures) -> io::R
         }
         match fill(&sending, &items[..count], time, measures.per_message)? {
             (_, None) => return Ok((parcel, count)),
-            (0, Some(Errno::TOOMANYREFS)) => {
-                let advice = "more would be in flight than LimitNOFILE= of the unit allows; it should be twice limits.connections";
-                return Err(io::Error::other(advice));
-            }
+            (0, Some(Errno::TOOMANYREFS)) => return Err(io::Error::other(TOO_MANY)),
             (0, Some(error)) => return Err(error.into()),
             // The list says more than there is. Another one, for those that fit.
             (fitting, Some(_)) => count = fitting,
