@@ -6,6 +6,14 @@
 # make bench-core
 #               measure the protocol alone, without sockets: per byte and per message
 # make pages    write the man pages and the completions anew, from the command lines and the documents
+# make crates   write the lists of the crates anew: third-party.md, the bill of materials, debian/copyright
+# make dist     make a tarball of the sources, as of the last commit
+# make vendor   make a tarball of the crates that a build on Linux takes
+# make deb, make rpm, make arch
+#               build the package from both, in a clean Debian 13 without network; takes root and debootstrap
+# make test-packages
+#               build all three, and install, upgrade, remove and purge them on booted machines; QUICK=1 without
+#               their own tests and not optimized; REBUILD= takes those that are there, ONLY=debian13::deb is for some of the tests
 # make install  put everything in its place; builds nothing, needs "make" before it
 
 CARGO ?= cargo
@@ -38,17 +46,27 @@ BUILDDIR ?= $(TARGETDIR)/release
 # The man pages, each in its section.
 PAGES = echoctl.1 echoed.toml.5 echoed-protocol.7 echoed.8
 
+# Where tarballs and packages are made.
+DISTDIR ?= $(TARGETDIR)/dist
+VERSION = $(shell sed -n '0,/^version = "\(.*\)"/s//\1/p' Cargo.toml)
+
+VENDOR = $(DISTDIR)/echoed-$(VERSION)-vendor.tar.xz
+
 # What systemd mounts something on in the root directory of the service, or else would make there.
-PLACES = dev etc/echoed lib lib64 proc root run sbin sys tmp usr/lib usr/lib64 var/tmp
+PLACES = bin dev etc/echoed lib lib64 proc root run sbin sys tmp usr/lib usr/lib64 var/tmp
 
 REQUIRE ?=
+
+REBUILD ?= yes
+ONLY ?=
 
 QUICK ?=
 ARGS ?=
 # Where the results are written, beside stdout: only those of a whole run, unless asked.
 REPORT ?= $(if $(QUICK)$(ARGS),,docs/performance.md)
 
-.PHONY: all run test bench bench-core pages install uninstall clean
+.PHONY: all run test bench bench-core pages crates dist vendor deb rpm arch test-packages \
+    install uninstall clean
 
 all:
 	$(CARGO) build --release --locked
@@ -80,6 +98,27 @@ bench-core:
 pages:
 	ECHOED_WRITE_PAGES=1 $(CARGO) test --locked --test pages nothing_that_is_generated_is_stale
 
+crates:
+	CARGO="$(CARGO)" python3 packaging/crates.py write
+
+dist:
+	@git rev-parse --verify --quiet HEAD >/dev/null || { echo "a tarball is made from a commit: this is no git tree" >&2; exit 1; }
+	@test -z "$$(git status --porcelain)" || echo "what is not committed is not in the tarball" >&2
+	@mkdir -p "$(DISTDIR)"
+	git -c tar.umask=022 archive --format=tar --prefix="echoed-$(VERSION)/" HEAD -- . ':(exclude).ci' | \
+	    gzip -9n >"$(DISTDIR)/echoed-$(VERSION).tar.gz"
+
+vendor: $(VENDOR)
+
+$(VENDOR): Cargo.lock packaging/crates.py
+	CARGO="$(CARGO)" python3 packaging/crates.py vendor "$@"
+
+deb rpm arch: dist vendor
+	$(if $(QUICK),BUILD_CHECK=no BUILD_QUICK=yes) packaging/build $@ "$(DISTDIR)"
+
+test-packages: $(if $(REBUILD),deb rpm arch)
+	ECHOED_PACKAGES="$(abspath $(DISTDIR))" $(CARGO) test --locked --test packages -- $(ONLY)
+
 install:
 	@for program in echoed echoctl; do test -x "$(BUILDDIR)/$$program" || { \
 	    echo "$(BUILDDIR)/$$program is not built: run make first (not as root)" >&2; exit 1; }; done
@@ -110,7 +149,8 @@ install:
 	@test -e "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml" || \
 	    $(INSTALL) -m 644 etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"
 	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/configuration.md docs/echoctl-json.md \
-	    docs/operations.md docs/protocol.md LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
+	    docs/operations.md docs/protocol.md LICENSE-MIT LICENSE-APACHE \
+	    packaging/third-party.md packaging/echoed.cdx.json "$(DESTDIR)$(DOCDIR)"
 	@for page in $(PAGES); do \
 	    $(INSTALL) -d "$(DESTDIR)$(MANDIR)/man$${page##*.}" && \
 	    $(INSTALL) -m 644 "docs/man/$$page" "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page" || exit 1; done

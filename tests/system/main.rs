@@ -27,6 +27,7 @@ mod sandbox;
 mod tables;
 
 use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     if !arguments.list {
         for debian in &DEBIANS {
-            if let Err(reason) = can_run().and_then(|()| debian.prepare()) {
+            if let Err(reason) = can_run().and_then(|()| debian.prepare("system", put)) {
                 common::leave_out(&format!("the tests on booted machines: {reason}"));
                 return ExitCode::SUCCESS;
             }
@@ -90,6 +91,13 @@ fn run(debian: &'static Debian, test: &'static Test) -> Result<(), Failed> {
         Ok(Ok(())) => Ok(()),
         Ok(Err(report)) => Err(report.into()),
         Err(_) => Err("the machine did not boot".into()),
+    }
+}
+
+/// Puts echoed on a machine, unless there are machines on it already.
+fn put(layer: &Path, systemd: u32) {
+    if !bed::is_inner() {
+        roots::install(layer, systemd);
     }
 }
 

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::bed;
 use crate::common::program;
 
 /// What the tests use on the machines, besides what every Debian has.
@@ -18,14 +17,16 @@ pub struct Debian {
     pub name: &'static str,
     /// What debootstrap(8) calls it.
     suite: &'static str,
+    /// Packages that its tests use besides, if any.
+    tools: &'static str,
     installed: OnceLock<Installed>,
 }
 
 /// A Debian that can be booted.
 pub struct Installed {
-    /// The file system of the distribution.
+    /// The file system of the distribution: directories as overlayfs lists them, one over the other.
     pub root: PathBuf,
-    /// What `make install` puts on it.
+    /// What is put on it for the tests.
     pub layer: PathBuf,
     /// The version of its systemd.
     pub systemd: u32,
@@ -37,28 +38,35 @@ pub static DEBIANS: [Debian; 3] =
 
 impl Debian {
     const fn new(name: &'static str, suite: &'static str) -> Self {
-        Self { name, suite, installed: OnceLock::new() }
+        Self::with_tools(name, suite, "")
     }
 
-    /// It with echoed installed. [`Debian::prepare`] must have been called.
+    /// A Debian with these packages besides.
+    pub const fn with_tools(name: &'static str, suite: &'static str, tools: &'static str) -> Self {
+        Self { name, suite, tools, installed: OnceLock::new() }
+    }
+
+    /// It with what is put on it. [`Debian::prepare`] must have been called.
     pub fn installed(&self) -> &Installed {
         self.installed.get().expect("it was prepared")
     }
 
-    /// Makes the root file system, if there is none, and installs echoed.
+    /// Makes the root file system, if there is none, and has `install` put into a directory what the tests of `program` need
+    /// on it; it is told the version of systemd, too.
     ///
     /// # Errors
     /// It cannot be made on this machine.
-    pub fn prepare(&self) -> Result<(), String> {
+    pub fn prepare(&self, program: &str, install: impl FnOnce(&Path, u32)) -> Result<(), String> {
         let cache = env::var_os("ECHOED_TEST_ROOTS").map_or_else(|| "/var/cache/echoed-tests".into(), PathBuf::from);
-        let root = cache.join(self.suite);
+        let mut root = cache.join(self.suite);
         make_root(&cache, self.suite, &root)?;
         let systemd = systemd_version(&root)?;
         println!("{}: systemd {systemd}", self.name);
-        let layer = Path::new(env!("CARGO_TARGET_TMPDIR")).join("system").join(self.name);
-        if !bed::is_inner() {
-            install(&layer, systemd);
+        if !self.tools.is_empty() {
+            root = add_tools(&cache, self.suite, &root, self.tools)?;
         }
+        let layer = Path::new(env!("CARGO_TARGET_TMPDIR")).join(program).join(self.name);
+        install(&layer, systemd);
         self.installed.get_or_init(|| Installed { root, layer, systemd });
         Ok(())
     }
@@ -100,6 +108,49 @@ fn make_root(cache: &Path, suite: &str, root: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Adds packages to the root file system of a suite, in a directory over it.
+fn add_tools(cache: &Path, suite: &str, root: &Path, tools: &str) -> Result<PathBuf, String> {
+    let upper = cache.join(format!("{suite}-tools"));
+    let both = PathBuf::from(format!("{}:{}", upper.display(), root.display()));
+    let lock = File::create(cache.join(format!("{suite}-tools.lock"))).expect("the cache can be written to");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("a file can be locked");
+    let recipe = cache.join(format!("{suite}-tools.packages"));
+    if fs::read_to_string(&recipe).is_ok_and(|packages| packages == tools) && upper.is_dir() {
+        return Ok(both);
+    }
+    println!("adding to the root file system of {suite} (once on this machine): {tools}");
+    let _ = fs::remove_file(&recipe);
+    let script = r#"
+        rm -rf "$upper" "$upper.work"
+        mkdir "$upper" "$upper.work"
+        mount -t tmpfs tmpfs /mnt
+        mkdir /mnt/root
+        mount -t overlay overlay -o "lowerdir=$root,upperdir=$upper,workdir=$upper.work" /mnt/root
+        mount -t proc proc /mnt/root/proc
+        cp /etc/resolv.conf /mnt/root/etc/resolv.conf
+        export DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin
+        chroot /mnt/root sh -ec "apt-get -qq update; apt-get -qq install -y --no-install-recommends $tools; apt-get clean"
+        rm -f /mnt/root/etc/resolv.conf
+        umount /mnt/root/proc /mnt/root
+        rm -rf "$upper.work"
+    "#;
+    let made = Command::new("unshare")
+        .args(["--mount", "sh", "-euc", script])
+        .env("upper", &upper)
+        .env("root", root)
+        .env("tools", tools)
+        .stdin(Stdio::null())
+        .output()
+        .expect("unshare can be started");
+    if !made.status.success() {
+        let said = String::from_utf8_lossy(&made.stderr).into_owned();
+        let last: Vec<_> = said.lines().rev().take(3).collect();
+        return Err(format!("{tools} cannot be added: {}", last.join("; ")));
+    }
+    fs::write(&recipe, tools).expect("the cache can be written to");
+    Ok(both)
+}
+
 fn systemd_version(root: &Path) -> Result<u32, String> {
     let said = Command::new("chroot").arg(root).args(["systemctl", "--version"]).output();
     let said = said.map_err(|error| format!("chroot cannot be started: {error}"))?;
@@ -109,7 +160,7 @@ fn systemd_version(root: &Path) -> Result<u32, String> {
 }
 
 /// `make install`, as for a package, of the programs that the tests were built with.
-fn install(layer: &Path, systemd: u32) {
+pub fn install(layer: &Path, systemd: u32) {
     if layer.exists() {
         fs::remove_dir_all(layer).expect("an old installation can be removed");
     }

@@ -1,0 +1,294 @@
+#!/usr/bin/env python3
+"""The crates that echoed is made with: their sources for packagers, and who they are.
+
+    crates.py write          write the lists anew: third-party.md, echoed.cdx.json, debian/copyright
+    crates.py check          say which of them are stale
+    crates.py vendor FILE    the sources of all crates that a build on Linux takes, as FILE (.tar.xz)
+
+Two runs make the same bytes: nothing depends on the time, the machine or the order in which anything is found. `vendor`
+needs the network, the others only what a build has fetched.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+CARGO = os.environ.get("CARGO", "cargo")
+
+# Where packages are built. What none of them takes is of no use in a vendored directory.
+TARGETS = [
+    "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "i686-unknown-linux-gnu", "armv7-unknown-linux-gnueabihf",
+    "riscv64gc-unknown-linux-gnu", "powerpc64le-unknown-linux-gnu", "s390x-unknown-linux-gnu",
+    "loongarch64-unknown-linux-gnu", "x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl",
+]
+
+CONFIG = """\
+# For .cargo/config.toml beside vendor/: builds take the crates from there, and nothing from the network.
+[source.crates-io]
+replace-with = "vendored-sources"
+
+[source.vendored-sources]
+directory = "vendor"
+
+[net]
+offline = true
+"""
+
+
+def run(*words, **options):
+    return subprocess.run(words, cwd=ROOT, check=True, text=True, **options)
+
+
+class Crates:
+    """What Cargo.lock holds for Linux."""
+
+    def __init__(self, offline):
+        self.packages, self.edges, self.root = {}, {}, None
+        for target in TARGETS:
+            words = [CARGO, "metadata", "--locked", "--format-version=1", f"--filter-platform={target}"]
+            told = json.loads(run(*words, *(["--offline"] if offline else []), stdout=subprocess.PIPE).stdout)
+            self.root = told["resolve"]["root"]
+            taken = {node["id"] for node in told["resolve"]["nodes"]}
+            self.packages |= {package["id"]: package for package in told["packages"] if package["id"] in taken}
+            for node in told["resolve"]["nodes"]:
+                self.edges.setdefault(node["id"], {}).update(
+                    {dep["pkg"]: {kind["kind"] for kind in dep["dep_kinds"]} for dep in node["deps"]})
+        lock = tomllib.loads((ROOT / "Cargo.lock").read_text())
+        self.checksums = {(one["name"], one["version"]): one.get("checksum") for one in lock["package"]}
+
+    def all(self):
+        """Those that a build or a test takes, without our own."""
+        return self.sorted(identity for identity in self.packages if identity != self.root)
+
+    def linked(self):
+        """Those that are in the programs: without what only builds or tests them."""
+        found, left = set(), [self.root]
+        while left:
+            for identity, kinds in self.edges[left.pop()].items():
+                is_macro = any("proc-macro" in target["kind"] for target in self.packages[identity]["targets"])
+                if None in kinds and not is_macro and identity not in found:
+                    found.add(identity)
+                    left.append(identity)
+        return self.sorted(found)
+
+    def sorted(self, identities):
+        return sorted((self.packages[identity] for identity in identities), key=lambda one: (one["name"], one["version"]))
+
+    def checksum(self, package):
+        return self.checksums[package["name"], package["version"]]
+
+
+# --- Licences ----------------------------------------------------------------------------------------------------------
+
+
+def expression(package):
+    """Its licence in SPDX's notation. (The slash is an old way to write OR.)"""
+    return package["license"].replace("/", " OR ") if package["license"] else "no licence given"
+
+
+def licence_files(package):
+    directory = Path(package["manifest_path"]).parent
+    is_one = re.compile(r"(licen[cs]e|copying|unlicense|notice)", re.IGNORECASE)
+    return sorted(path for path in directory.iterdir() if path.is_file() and is_one.match(path.name))
+
+
+def chosen_texts(package):
+    """The texts that must go with the programs: of the licence that we choose where there is a choice, which is MIT."""
+    files = licence_files(package)
+    terms = expression(package)
+    if "MIT" in terms:
+        named = [path for path in files if "mit" in path.name.lower()]
+        others = [path for path in files if not re.search(r"apache|unlicense|copying|bsd|lgpl", path.name.lower())]
+        chosen = named or others
+    else:
+        chosen = files
+    if "Unicode-3.0" in terms:
+        chosen = chosen + [path for path in files if "unicode" in path.name.lower()]
+    texts = []
+    for path in chosen:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        texts.append("\n".join(line.rstrip() for line in text.strip().splitlines()))
+    return texts
+
+
+def third_party(crates):
+    """Who is in the programs, under which terms."""
+    linked = crates.linked()
+    lines = [
+        "# What else is in the programs", "",
+        "Generated by `make crates`. The programs are linked with these crates; where there is a choice of licences, the text",
+        "below is that of MIT. The C library is that of the system.", "", "| crate | version | licence | where from |",
+        "|---|---|---|---|",
+    ]
+    groups = {}
+    for package in linked:
+        source = package["repository"] or f"https://crates.io/crates/{package['name']}"
+        lines.append(f"| {package['name']} | {package['version']} | {expression(package)} | {source} |")
+        for text in chosen_texts(package) or [f"{expression(package)}: by {', '.join(package['authors']) or 'its authors'}"]:
+            groups.setdefault(text, []).append(package["name"])
+    for text, names in sorted(groups.items(), key=lambda group: group[1]):
+        lines += ["", f"## {', '.join(sorted(set(names)))}", "", *("    " + line if line else "" for line in text.splitlines())]
+    return "\n".join(lines) + "\n"
+
+
+def holders(package):
+    """Who says in its licence files that they hold the copyright, or else who wrote it."""
+    found = []
+    for path in licence_files(package):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            match = re.match(r"\s*Copyright\s+(?:\(c\)|©)?\s*(\d{4}.*|The .*)", line, re.IGNORECASE)
+            if match and "[" not in line and "{" not in line:
+                found.append(" ".join(match.group(1).split()).replace(". All rights reserved.", ""))
+    return sorted(set(found)) or package["authors"] or [f"the developers of {package['name']}"]
+
+
+# What Debian calls a licence, and its text where Debian has no file for it.
+DEBIAN_NAMES = {"MIT": "Expat", "BSD-2-Clause": "BSD-2-clause", "BSD-3-Clause": "BSD-3-clause", "LGPL-2.1-or-later": "LGPL-2.1+",
+                "Apache-2.0 WITH LLVM-exception": "Apache-2.0-with-LLVM-exception"}
+
+
+def debian_licence(package):
+    """Its licence as debian/copyright writes it. Of a choice, what is needed: Expat or Apache-2.0 are always among it."""
+    terms = expression(package)
+    for name, debian in DEBIAN_NAMES.items():
+        if name == "Apache-2.0 WITH LLVM-exception":
+            terms = terms.replace(f"{name} OR ", "")
+    for name, debian in DEBIAN_NAMES.items():
+        terms = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w.+-])", debian, terms)
+    conjunction = re.fullmatch(r"\((.*)\) AND (.*)", terms)
+    if conjunction:
+        # DEP 5 has no parentheses, but a comma.
+        return f"{conjunction[1].replace(' OR ', ' or ')}, and {conjunction[2]}"
+    return terms.replace(" OR ", " or ").replace(" AND ", " and ")
+
+
+def debian_copyright(crates):
+    """debian/copyright: its head, and a paragraph for each vendored crate."""
+    text = (HERE / "debian" / "copyright.in").read_text()
+    head, licences = text.split("@CRATES@\n")
+    stanzas = []
+    for package in crates.all():
+        holders_lines = "\n           ".join(holders(package))
+        stanzas.append(f"Files: vendor/{package['name']}-{package['version']}/*\nCopyright: {holders_lines}\n"
+                       f"License: {debian_licence(package)}\n")
+    return head + "\n".join(stanzas) + licences
+
+
+def bill_of_materials(crates):
+    """The programs as CycloneDX 1.5 lists them."""
+    def reference(package):
+        return f"pkg:cargo/{package['name']}@{package['version']}"
+
+    linked = crates.linked()
+    known = {package["id"] for package in linked} | {crates.root}
+    own = crates.packages[crates.root]
+    components = []
+    for package in linked:
+        component = {"type": "library", "bom-ref": reference(package), "name": package["name"],
+                     "version": package["version"], "scope": "required"}
+        if crates.checksum(package):
+            component["hashes"] = [{"alg": "SHA-256", "content": crates.checksum(package)}]
+        component["licenses"] = [{"expression": expression(package)}]
+        component["purl"] = reference(package)
+        if package["repository"]:
+            component["externalReferences"] = [{"type": "vcs", "url": package["repository"]}]
+        components.append(component)
+    dependencies = []
+    for package in [own, *linked]:
+        normal = [identity for identity, kinds in crates.edges[package["id"]].items() if None in kinds and identity in known]
+        dependencies.append({"ref": reference(package), "dependsOn": sorted(reference(crates.packages[one]) for one in normal)})
+    bill = {
+        "$schema": "http://cyclonedx.org/schema/bom-1.5.schema.json", "bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1,
+        "metadata": {"component": {"type": "application", "bom-ref": reference(own), "name": own["name"],
+                                   "version": own["version"], "licenses": [{"expression": expression(own)}],
+                                   "purl": reference(own)}},
+        "components": components,
+        "dependencies": dependencies,
+    }
+    return json.dumps(bill, indent=1, ensure_ascii=False) + "\n"
+
+
+def lists():
+    crates = Crates(offline=True)
+    return {
+        HERE / "third-party.md": third_party(crates),
+        HERE / "echoed.cdx.json": bill_of_materials(crates),
+        HERE / "debian" / "copyright": debian_copyright(crates),
+    }
+
+
+# --- Sources -----------------------------------------------------------------------------------------------------------
+
+
+def stub(directory, checksum):
+    """Puts next to nothing in the place of a crate that is only for other systems: Cargo wants to see that it is there,
+    with its features and dependencies."""
+    manifest = (directory / "Cargo.toml").read_text()
+    kept = []
+    for block in re.split(r"(?m)^(?=\[)", manifest):
+        name = block.split("\n", 1)[0].strip("[] ")
+        if name in ("lib", "bin", "example", "test", "bench"):
+            continue
+        if name == "package":
+            block = re.sub(r"(?m)^(build|links|readme|license-file) = .*\n", "", block)
+        kept.append(block)
+    kept.append("\n[lib]\npath = \"src/lib.rs\"\n")
+    shutil.rmtree(directory)
+    (directory / "src").mkdir(parents=True)
+    (directory / "src" / "lib.rs").write_text("")
+    (directory / "Cargo.toml").write_text("".join(kept))
+    (directory / ".cargo-checksum.json").write_text(json.dumps({"files": {}, "package": checksum}))
+
+
+def vendor(archive):
+    """Makes the archive: vendor/ with a directory for each crate, and config.toml, which makes Cargo use it."""
+    crates = Crates(offline=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary) / "vendor"
+        run(CARGO, "vendor", "--quiet", "--locked", "--versioned-dirs", directory, stdout=subprocess.DEVNULL)
+        taken = {f"{package['name']}-{package['version']}" for package in crates.all()}
+        for (name, version), checksum in crates.checksums.items():
+            if checksum and f"{name}-{version}" not in taken:
+                stub(directory / f"{name}-{version}", checksum)
+        (directory / "config.toml").write_text(CONFIG)
+        for path in directory.rglob("*"):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() else 0o644)
+        directory.chmod(0o755)
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        tar = ["tar", "--create", "--format=gnu", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner",
+               "--directory", temporary, "vendor"]
+        with open(archive, "wb") as file:
+            packed = subprocess.Popen(tar, stdout=subprocess.PIPE, env=os.environ | {"LC_ALL": "C"})
+            subprocess.run(["xz", "--threads=1", "-6"], stdin=packed.stdout, stdout=file, check=True)
+            if packed.wait() != 0:
+                sys.exit("tar failed")
+    print(f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  {archive}")
+
+
+def main():
+    match sys.argv[1:]:
+        case ["write"]:
+            for path, text in lists().items():
+                path.write_text(text)
+        case ["check"]:
+            stale = [path for path, text in lists().items() if not path.exists() or path.read_text() != text]
+            for path in stale:
+                print(f"{path.relative_to(ROOT)} is not what Cargo.lock makes of it: make crates, and commit what changed")
+            sys.exit(1 if stale else 0)
+        case ["vendor", archive]:
+            vendor(Path(archive))
+        case _:
+            sys.exit(__doc__)
+
+
+main()

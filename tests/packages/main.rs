@@ -1,0 +1,82 @@
+//! The packages, on booted machines that have never seen echoed: installed, upgraded, downgraded, removed and purged as an
+//! administrator does it. `make test-packages` builds them and runs this; `$ECHOED_PACKAGES` says where they are.
+//!
+//! The machines are those of tests/system, and take what those take. One test: `make test-packages ONLY=debian13::deb::purge`.
+
+#![allow(unreachable_pub, reason = "as in tests/common, what is for other files is pub")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../system/machine.rs"]
+#[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
+mod machine;
+#[path = "../system/roots.rs"]
+#[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
+mod roots;
+#[path = "../system/test.rs"]
+#[macro_use]
+#[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
+mod test;
+
+mod arch;
+mod deb;
+mod images;
+mod rpm;
+mod shipment;
+mod snapshot;
+
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::thread;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use machine::Machine;
+use roots::{DEBIANS, Debian};
+use test::Test;
+
+/// The package managers that are not Debian's, and what tries its packages out.
+static TOOLS: Debian = Debian::with_tools(
+    "debian13",
+    "trixie",
+    "rpm pacman-package-manager libarchive-tools zstd autopkgtest dpkg-dev systemd-container squashfs-tools",
+);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    // Made for Debian 13: older ones have another C library.
+    for debian in &DEBIANS[1..] {
+        add(&mut trials, debian, "deb", deb::TESTS);
+    }
+    add(&mut trials, &TOOLS, "deb", deb::TESTS_WITH_TOOLS);
+    add(&mut trials, &TOOLS, "rpm", rpm::TESTS);
+    add(&mut trials, &TOOLS, "arch", arch::TESTS);
+    add(&mut trials, &TOOLS, "images", images::TESTS);
+    if !arguments.list {
+        for debian in DEBIANS[1..].iter().chain([&TOOLS]) {
+            debian.prepare("packages", |layer, _| shipment::load(layer)).unwrap_or_else(|reason| panic!("{reason}"));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn add(trials: &mut Vec<Trial>, debian: &'static Debian, file: &str, tests: &'static [Test]) {
+    for test in tests {
+        trials.push(Trial::test(format!("{}::{file}::{}", debian.name, test.name), move || run(debian, test)));
+    }
+}
+
+/// Runs a test on a machine of its own, in a thread of its own: that one moves into the machine's network.
+fn run(debian: &'static Debian, test: &'static Test) -> Result<(), Failed> {
+    let there = move || {
+        let machine = Machine::boot(debian);
+        let result = panic::catch_unwind(AssertUnwindSafe(|| (test.run)(&machine)));
+        result.map_err(|_| machine.report())
+    };
+    match thread::spawn(there).join() {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(report)) => Err(report.into()),
+        Err(_) => Err("the machine did not boot".into()),
+    }
+}

@@ -1,0 +1,64 @@
+//! The packages, as they come to a machine: in /root/packages.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where they are on a machine, with all that is needed to try them out.
+pub const PLACE: &str = "/root/packages";
+
+/// Puts the packages where [`PLACE`] is on a machine, and an older version of the one for Debian: it has the same programs,
+/// and other settings in /etc.
+pub fn load(layer: &Path) {
+    if layer.exists() {
+        fs::remove_dir_all(layer).expect("an old shipment can be removed");
+    }
+    let place = layer.join(PLACE.trim_start_matches('/'));
+    fs::create_dir_all(&place).expect("the tests' directory can be written to");
+    let built = env::var_os("ECHOED_PACKAGES").map(PathBuf::from);
+    let built = built.expect("ECHOED_PACKAGES says where the packages are: run make test-packages");
+    // Those that are built: who tries out one alone needs no other.
+    let put = |kind: &str, to: &str| {
+        let found = the_one(&built.join(kind), |name| {
+            let is_other =
+                ["dbgsym", "debuginfo", "debugsource", "debug-", ".src."].iter().any(|other| name.contains(other));
+            name.starts_with("echoed") && [".deb", ".rpm", ".pkg.tar"].iter().any(|end| name.contains(end)) && !is_other
+        });
+        if let Some(from) = &found {
+            fs::copy(from, place.join(to)).expect("it can be copied");
+        }
+        found
+    };
+    let deb = put("deb", "echoed.deb");
+    put("rpm", "echoed.rpm");
+    put("arch", "echoed.pkg.tar.zst");
+    sh(&format!("cp -r '{}/packaging' '{}'", env!("CARGO_MANIFEST_DIR"), place.display()));
+    sh(&format!("cp -r '{}/systemd' '{}'", env!("CARGO_MANIFEST_DIR"), place.display()));
+    let Some(deb) = deb else { return };
+    let older = place.join("older");
+    sh(&format!(
+        "umask 022
+         dpkg-deb --raw-extract '{deb}' '{older}'
+         sed -i 's/^Version: .*/Version: 0.0.1-1/' '{older}/DEBIAN/control'
+         echo '# As it was then.' >>'{older}/etc/echoed/echoed.toml'
+         dpkg-deb --root-owner-group --build -Zgzip '{older}' '{older}.deb'
+         rm -r '{older}'",
+        deb = deb.display(),
+        older = older.display(),
+    ));
+}
+
+/// The only file of a directory that is called so, if there is the directory.
+fn the_one(directory: &Path, is_it: impl Fn(&str) -> bool) -> Option<PathBuf> {
+    let paths = fs::read_dir(directory).ok()?.map(|entry| entry.expect("it can be listed").path());
+    let mut found: Vec<_> =
+        paths.filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(&is_it)).collect();
+    assert_eq!(found.len(), 1, "{}: {found:?}", directory.display());
+    found.pop()
+}
+
+fn sh(script: &str) {
+    let output = Command::new("sh").args(["-ec", script]).output().expect("sh can be started");
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,178 @@
+//! What packages are made from: the source tarball, the lists of crates, one version everywhere.
+//!
+//! The packages themselves are built and tried out by `make test-packages` (tests/packages).
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::{leave_out, program_or_leave_out};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn shipped(path: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn run(command: &mut Command) -> Output {
+    command.current_dir(ROOT).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// What stands after `start`, in the first line that begins with it.
+fn after(text: &str, start: &str) -> String {
+    let line = text.lines().find_map(|line| line.strip_prefix(start));
+    line.unwrap_or_else(|| panic!("there is no {start:?}")).trim().to_owned()
+}
+
+/// Sees to it that all files in a directory are of one version.
+fn expect_version(directory: &Path, version: &str) {
+    let read = |path: &str| fs::read_to_string(directory.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    assert_eq!(after(&read("Cargo.toml"), "version = "), format!("\"{version}\""));
+    assert!(read("Cargo.lock").contains(&format!("name = \"echoed\"\nversion = \"{version}\"\n")), "Cargo.lock");
+    let changelog = read("packaging/debian/changelog");
+    assert!(changelog.starts_with(&format!("echoed ({version}-")), "{changelog}");
+    assert_eq!(after(&read("packaging/rpm/echoed.spec"), "Version:"), version);
+    assert_eq!(after(&read("packaging/arch/PKGBUILD"), "pkgver="), version);
+    let news = after(&read("NEWS.md"), "## ");
+    assert_eq!(news.split(' ').next(), Some(version), "{news}");
+}
+
+#[test]
+fn every_package_is_of_the_same_version() {
+    expect_version(Path::new(ROOT), env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn a_release_writes_its_version_and_its_day_wherever_they_stand() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("echoed");
+    fs::create_dir(&place).unwrap();
+    for file in ["Cargo.toml", "Cargo.lock", "NEWS.md", "packaging"] {
+        assert!(run(Command::new("cp").args(["-r", file]).arg(&place)).status.success(), "{file}");
+    }
+    let release = |arguments: &[&str]| {
+        let mut command = Command::new(place.join("packaging/release"));
+        let output = run(command.args(arguments).env("RELEASE_BY", "Somebody & Sons <some/body@example.org>"));
+        (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let (version, news) = (env!("CARGO_PKG_VERSION"), shipped("NEWS.md"));
+    for (arguments, complaint) in
+        [(&["1.2"][..], "is no version"), (&["99.0.0"], "NEWS.md begins with"), (&[version, "soon"], "is no day")]
+    {
+        let (succeeded, said) = release(arguments);
+        assert!(!succeeded && said.contains(complaint), "{arguments:?}: {said}");
+    }
+    assert_eq!(fs::read_to_string(place.join("NEWS.md")).unwrap(), news, "a refused release has changed something");
+
+    // This one, if it is not released yet, and the next.
+    let mut entries = shipped("packaging/debian/changelog").matches("\nechoed (").count() + 1;
+    for (version, day, written) in [
+        (version, "2030-01-02", "Wed, 02 Jan 2030 12:00:00 +0000"),
+        ("98.7.6", "2030-02-03", "Sun, 03 Feb 2030 12:00:00 +0000"),
+    ] {
+        let (_, rest) = news.split_once("\n## ").unwrap();
+        let (_, rest) = rest.split_once('\n').unwrap();
+        fs::write(place.join("NEWS.md"), format!("# News\n\n## {version} (not released)\n{rest}")).unwrap();
+        entries += usize::from(version == "98.7.6");
+        let (succeeded, said) = release(&[version, day]);
+        assert!(succeeded, "{said}");
+        expect_version(&place, version);
+        let read = |path: &str| fs::read_to_string(place.join(path)).unwrap();
+        assert_eq!(after(&read("NEWS.md"), "## "), format!("{version} ({day})"));
+        let changelog = read("packaging/debian/changelog");
+        assert_eq!(after(&changelog, " -- "), format!("Somebody & Sons <some/body@example.org>  {written}"));
+        assert!(changelog.lines().next().unwrap().contains(" unstable; "), "{changelog}");
+        assert_eq!(changelog.matches("\nechoed (").count() + 1, entries, "{changelog}");
+        let spec = read("packaging/rpm/echoed.spec");
+        assert!(spec.contains(&format!(" - {version}-1\n")), "{spec}");
+    }
+}
+
+/// The crates that the programs are linked with on this machine, as cargo says it: name and version of each.
+fn linked() -> Vec<(String, String)> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments = ["tree", "--locked", "--offline", "--edges=normal,no-proc-macro", "--prefix=none"];
+    let output = run(Command::new(cargo).args(arguments));
+    let tree = String::from_utf8(output.stdout).expect("it is text");
+    let mut found: Vec<_> = tree
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            Some((words.next()?.to_owned(), words.next()?.strip_prefix('v')?.to_owned()))
+        })
+        .filter(|(name, _)| name != "echoed")
+        .collect();
+    found.sort();
+    found.dedup();
+    assert!(found.len() > 20, "{} {}", String::from_utf8_lossy(&output.stderr), tree);
+    found
+}
+
+#[test]
+fn every_crate_in_the_programs_is_listed_with_its_licence_and_its_checksum() {
+    let (third_party, bill) = (shipped("packaging/third-party.md"), shipped("packaging/echoed.cdx.json"));
+    let lock = shipped("Cargo.lock");
+    for (name, version) in linked() {
+        let row = format!("| {name} | {version} | ");
+        let licence = third_party.lines().find_map(|line| line.strip_prefix(&row)).map(|rest| rest.len() > 5);
+        assert_eq!(licence, Some(true), "{name} {version} is not in packaging/third-party.md: make crates");
+        let its_terms = third_party
+            .lines()
+            .any(|line| line.strip_prefix("## ").is_some_and(|names| names.split(", ").any(|listed| listed == name)));
+        assert!(its_terms, "there is no text of the licence of {name}");
+        let purl = format!("\"purl\": \"pkg:cargo/{name}@{version}\"");
+        assert!(bill.contains(&purl), "{name} {version} is not in packaging/echoed.cdx.json: make crates");
+        let (_, entry) =
+            lock.split_once(&format!("name = \"{name}\"\nversion = \"{version}\"\n")).expect("it is locked");
+        let checksum = after(entry, "checksum = ").trim_matches('"').to_owned();
+        assert!(bill.contains(&checksum), "{name}: {checksum}");
+    }
+}
+
+#[test]
+fn the_lists_of_the_crates_are_not_stale() {
+    let Some(python) = program_or_leave_out("python3") else { return };
+    if !run(Command::new(&python).args(["-c", "import tomllib"])).status.success() {
+        return leave_out("python3 is older than 3.11");
+    }
+    let checked = run(Command::new(python).args(["packaging/crates.py", "check"]));
+    let said = [checked.stdout, checked.stderr].concat();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&said));
+}
+
+#[test]
+fn the_source_tarball_has_the_sources_and_is_the_same_each_time() {
+    let (Some(make), Some(git), Some(tar)) =
+        (program_or_leave_out("make"), program_or_leave_out("git"), program_or_leave_out("tar"))
+    else {
+        return;
+    };
+    if !run(Command::new(git).args(["rev-parse", "--verify", "--quiet", "HEAD"])).status.success() {
+        return leave_out("these sources are not in git");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let tarballs = ["a", "b"].map(|name| {
+        let place = directory.path().join(name);
+        let mut command = Command::new("sh");
+        let umask = if name == "a" { "022" } else { "077" };
+        command.args(["-c", &format!("umask {umask} && exec \"$@\""), "sh"]).arg(&make);
+        command.args(["-s", "dist"]).arg(format!("DISTDIR={}", place.display()));
+        command.env("TZ", if name == "a" { "UTC" } else { "Pacific/Kiritimati" });
+        // Not those of a "make test" that we may run under.
+        for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"] {
+            command.env_remove(variable);
+        }
+        let made = run(&mut command);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        place.join(concat!("echoed-", env!("CARGO_PKG_VERSION"), ".tar.gz"))
+    });
+    assert!(fs::read(&tarballs[0]).unwrap() == fs::read(&tarballs[1]).unwrap(), "two tarballs of one commit differ");
+    let listed = run(Command::new(tar).arg("-tf").arg(&tarballs[0]));
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    for file in ["Cargo.lock", "Makefile", "src/lib.rs", "systemd/echoed.socket", "tests/run"] {
+        assert!(listed.contains(&format!("{}/{file}\n", concat!("echoed-", env!("CARGO_PKG_VERSION")))), "{file}");
+    }
+    assert!(!listed.contains("/target/") && !listed.contains("/.ci/"), "{listed}");
+}
