@@ -1,10 +1,10 @@
-//! Times and sizes as people write them: `2s`, `1h 30min`, `64KiB`. The notation of times is that of systemd.time(7).
+//! Times, sizes and rates as people write them: `2s`, `1h 30min`, `64KiB`, `100/s`. The notation of times is that of systemd.time(7).
 //! A bare number is refused, with the unit that was probably meant.
 
 use std::fmt;
 use std::time::Duration;
 
-/// What is wrong with a time or a size, in words.
+/// What is wrong with a time, a size or a rate, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitError(String);
 
@@ -124,6 +124,29 @@ pub fn format_size(bytes: u64) -> String {
     unit.map_or_else(|| format!("{bytes}B"), |(name, size)| format!("{}{name}", bytes / size))
 }
 
+/// Reads a rate: a whole number `/s`.
+///
+/// # Errors
+/// Not a rate, a number without a unit, or a unit that is not known.
+pub fn parse_rate(text: &str) -> Result<u32, UnitError> {
+    let (number, unit) = text.split_once('/').map_or((text, None), |(number, unit)| (number, Some(unit.trim())));
+    let number = number.trim();
+    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(UnitError(format!("\"{}\" is no rate; write for example 100/s", escaped(text))));
+    }
+    match unit {
+        None => Err(UnitError(format!("{number} has no unit; write {number}/s if that is meant"))),
+        Some("s") => number.parse().map_err(|_| UnitError(format!("{} is more than can be counted", escaped(text)))),
+        Some(unit) => Err(UnitError(format!("\"/{}\" is no unit of a rate; only /s is known", escaped(unit)))),
+    }
+}
+
+/// Writes a rate in the notation that [`parse_rate`] reads: `100/s`.
+#[must_use]
+pub fn format_rate(per_second: u32) -> String {
+    format!("{per_second}/s")
+}
+
 /// The number that `text` begins with, the unit that follows it, and what comes after.
 fn number_and_unit(text: &str) -> (&str, &str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -239,6 +262,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn rates_are_read_and_written() {
+        for (text, rate, written) in [("100/s", 100, "100/s"), (" 5 / s ", 5, "5/s"), ("0/s", 0, "0/s")] {
+            assert_eq!(parse_rate(text), Ok(rate), "{text}");
+            assert_eq!(format_rate(rate), written, "{text}");
+        }
+        for (text, hint) in [
+            ("100", "write 100/s"),
+            ("100/min", "only /s is known"),
+            ("100/", "only /s is known"),
+            ("", "is no rate"),
+            ("/s", "is no rate"),
+            ("-1/s", "is no rate"),
+            ("1.5/s", "is no rate"),
+            ("many", "is no rate"),
+            ("4294967296/s", "more than"),
+        ] {
+            let error = parse_rate(text).expect_err(text).to_string();
+            assert!(error.contains(hint), "{text}: {error}");
+        }
+    }
+
     /// Something like a time or a size, most often a good one.
     fn notation(units: &'static [&'static str]) -> impl Strategy<Value = String> {
         let number = prop_oneof!["[0-9]{1,6}", "[0-9]{0,3}\\.[0-9]{0,20}", "[0-9]{18,21}"];
@@ -278,8 +323,13 @@ mod tests {
         }
 
         #[test]
+        fn a_rate_that_was_written_is_read_as_the_same(rate in any::<u32>()) {
+            prop_assert_eq!(parse_rate(&format_rate(rate)), Ok(rate));
+        }
+
+        #[test]
         fn nothing_that_is_no_notation_does_harm(text in ".*") {
-            let _ = (parse_time(&text), parse_size(&text));
+            let _ = (parse_time(&text), parse_size(&text), parse_rate(&text));
         }
     }
 }

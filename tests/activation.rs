@@ -1,7 +1,9 @@
-//! What systemd hands over is served, or refused for a reason ([`refused`]), and systemd is told ([`told`]). First with
-//! systemd's own program for it, then with descriptors of our making.
+//! What systemd hands over is served, of whatever family it is ([`families`]), or refused for a reason ([`refused`]), and
+//! systemd is told ([`told`]). First with systemd's own program for it, then with descriptors of our making.
 
 mod common;
+#[path = "activation/families.rs"]
+mod families;
 #[path = "activation/refused.rs"]
 mod refused;
 #[path = "activation/told.rs"]

@@ -4,6 +4,8 @@
 mod common;
 #[path = "carry/messages.rs"]
 mod messages;
+#[path = "carry/packets.rs"]
+mod packets;
 #[path = "carry/refused.rs"]
 mod refused;
 #[path = "carry/service.rs"]

@@ -286,6 +286,7 @@ service = { workers = 2, idle_exit = "off", drain = "1h 1us", carry_connections 
 connections = 10
 connections_per_source = 0
 buffer_memory = "3MiB"
+datagrams_per_source = "7/s"
 [defaults]
 delimiter = "\r\n\"\u0000\\é"
 prefix = "\u007f\u001b ☃'''"

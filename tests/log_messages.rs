@@ -48,7 +48,11 @@ impl Messages for SlowLog {
         if takes {
             state.room -= 1;
             let Message { connection, listener, bytes, .. } = message;
-            state.taken.push(Taken { connection, listener: listener.to_string(), bytes: bytes.to_vec() });
+            state.taken.push(Taken {
+                connection: connection.expect("it is a stream"),
+                listener: listener.to_string(),
+                bytes: bytes.to_vec(),
+            });
         } else {
             state.waiting.push(waker.clone());
         }

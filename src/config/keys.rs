@@ -15,7 +15,7 @@ const fn key(section: &'static str, name: &'static str, about: &'static str) -> 
 }
 
 /// All of them but `listen`, which has no default and stands in `[listener.NAME]` only.
-pub(super) const KEYS: [Key; 21] = [
+pub(super) const KEYS: [Key; 22] = [
     key("log", "level", "error, warn, info, debug, trace"),
     key("service", "workers", "threads that serve connections; 0: one per CPU it may use, 8 at most"),
     key("service", "idle_exit", "a time, or \"off\"; exit after this long without a connection, where systemd listens"),
@@ -24,6 +24,11 @@ pub(super) const KEYS: [Key; 21] = [
     key("limits", "connections", "at once; when reached, the rest waits in the kernel's backlog"),
     key("limits", "connections_per_source", "one IPv4 address, one IPv6 /64, one UID on a Unix socket; 0: no limit"),
     key("limits", "buffer_memory", "a size; unfinished messages and unsent replies of all connections together"),
+    key(
+        "limits",
+        "datagrams_per_source",
+        "a rate, or \"off\"; one IPv4 address, one IPv6 /64, one UID; more are dropped",
+    ),
     key("defaults", "delimiter", "1 to 16 bytes; what ends a message"),
     key("defaults", "prefix", "up to 4096 bytes; what a reply begins with"),
     key("defaults", "unterminated", "discard, accept; bytes after the last delimiter: dropped, or a last message"),

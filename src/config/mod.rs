@@ -71,6 +71,9 @@ pub struct Limits {
     pub connections_per_source: u32,
     /// Bytes of unfinished messages and unsent replies of all connections together.
     pub buffer_memory: usize,
+    /// Datagrams of one source that are answered in a second: one IPv4 address, one IPv6 /64, one UID on a Unix socket;
+    /// `None`: no limit.
+    pub datagrams_per_source: Option<u32>,
 }
 
 /// The settings of one listener.
@@ -98,7 +101,12 @@ impl Default for Settings {
                 drain: Span::new(Duration::from_secs(5), "5s"),
                 carry_connections: true,
             },
-            limits: Limits { connections: 4096, connections_per_source: 256, buffer_memory: 64 * 1024 * 1024 },
+            limits: Limits {
+                connections: 4096,
+                connections_per_source: 256,
+                buffer_memory: 64 * 1024 * 1024,
+                datagrams_per_source: Some(100),
+            },
             defaults: Listener {
                 listen: Vec::new(),
                 rules: Arc::default(),

@@ -3,7 +3,7 @@
 use super::keys::{about, quoted, string};
 use super::{Listener, Settings};
 use crate::protocol::rules::{LogMessages, Span, Unterminated};
-use crate::units::format_size;
+use crate::units::{format_rate, format_size};
 
 /// Where comments begin, where there is room.
 const COMMENTS: usize = 31;
@@ -67,6 +67,7 @@ fn sections(settings: &Settings) -> Vec<Section> {
                 ("connections", limits.connections.to_string()),
                 ("connections_per_source", limits.connections_per_source.to_string()),
                 ("buffer_memory", size(limits.buffer_memory)),
+                ("datagrams_per_source", rate(limits.datagrams_per_source)),
             ],
         ),
         section(&["defaults"], listener(&settings.defaults)),
@@ -122,6 +123,10 @@ fn deadlines(listener: &Listener) -> Vec<(&'static str, String)> {
 
 fn time(span: Option<&Span>) -> String {
     string(&span.map_or("off".to_owned(), ToString::to_string))
+}
+
+fn rate(per_second: Option<u32>) -> String {
+    string(&per_second.map_or("off".to_owned(), format_rate))
 }
 
 fn size(bytes: usize) -> String {

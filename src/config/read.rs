@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::diagnose::Problem;
 use super::section::Section;
 use super::tree::{Data, Node, Table};
-use super::value::{self, BOOLEAN, BUFFER_MEMORY, MESSAGE_SIZES, NUMBER, SIZE, STRING, TIME, WORD};
+use super::value::{self, BOOLEAN, BUFFER_MEMORY, MESSAGE_SIZES, NUMBER, RATE, SIZE, STRING, TIME, WORD};
 use super::{Level, Limits, Listener, RESERVED_NAMES, Service, Settings, is_listener_name};
 use crate::address::Address;
 use crate::protocol::rules::{Deadlines, LogMessages, Rules, Unterminated};
@@ -63,7 +63,7 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {
     let per_source = &mut limits.connections_per_source;
     section.set(per_source, "connections_per_source", NUMBER, |value| value::integer(value, 0..=1_000_000));
     section.set(&mut limits.buffer_memory, "buffer_memory", SIZE, |value| value::size(value, BUFFER_MEMORY));
-    section.not_built = &["datagrams_per_source"];
+    section.set(&mut limits.datagrams_per_source, "datagrams_per_source", RATE, value::rate_or_off);
 }
 
 /// One listener's settings, where those that are not set are `base`'s.

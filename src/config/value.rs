@@ -20,6 +20,9 @@ pub(super) const SOCKET_BUFFERS: RangeInclusive<u64> = 1024..=1 << 29;
 /// Budgets of buffer memory, in bytes: one small message at least.
 pub(super) const BUFFER_MEMORY: RangeInclusive<u64> = 4096..=1 << 40;
 
+/// Datagrams per second.
+pub(super) const RATES: RangeInclusive<u32> = 1..=1_000_000;
+
 /// The shortest time that a deadline can be.
 const SHORTEST: Duration = Duration::from_millis(1);
 
@@ -29,6 +32,7 @@ pub(super) const NUMBER: &str = "a number";
 pub(super) const BOOLEAN: &str = "true or false";
 pub(super) const TIME: &str = "a time";
 pub(super) const SIZE: &str = "a size";
+pub(super) const RATE: &str = "a rate";
 pub(super) const WORD: &str = "a word";
 
 /// Why a value cannot be what it should be.
@@ -118,6 +122,19 @@ pub(super) fn size_or_default(value: &Data) -> Result<Option<usize>, Wrong> {
         return Ok(None);
     }
     size(value, SOCKET_BUFFERS).map(Some)
+}
+
+/// A rate per second, or "off".
+pub(super) fn rate_or_off(value: &Data) -> Result<Option<u32>, Wrong> {
+    if matches!(value, Data::Text(text) if text == "off") {
+        return Ok(None);
+    }
+    let rate = units::parse_rate(with_unit(value, "/s")?).map_err(|error| Wrong::said(&error))?;
+    if RATES.contains(&rate) {
+        return Ok(Some(rate));
+    }
+    let [rate, from, to] = [rate, *RATES.start(), *RATES.end()].map(units::format_rate);
+    Err(Wrong::Said(format!("{rate} is out of range; write {from} to {to}, or \"off\" for no limit")))
 }
 
 pub(super) fn delimiter(value: &Data) -> Result<Delimiter, Wrong> {

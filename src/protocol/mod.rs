@@ -30,6 +30,7 @@
 pub mod delimiter;
 pub mod framer;
 mod moment;
+pub mod packet;
 pub mod reply;
 pub mod rules;
 pub mod session;

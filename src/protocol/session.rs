@@ -37,14 +37,14 @@ use super::verdict::Verdict;
 pub(super) use state::State;
 
 /// How long the last words may take where `deadlines.write` is off.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// After the end of our stream, how long input is still taken and dropped, so that closing sends no reset which would
 /// destroy what is on its way to the peer.
-const LINGER: Duration = Duration::from_secs(1);
+pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
 /// How much is taken and dropped then, in bytes.
-const LINGER_BYTES: u32 = 1024 * 1024;
+pub(crate) const LINGER_BYTES: u32 = 1024 * 1024;
 
 /// One conversation. See the module's head.
 #[derive(Debug)]

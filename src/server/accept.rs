@@ -19,7 +19,9 @@ use tokio::time;
 use super::admission::{Admission, Place};
 use super::connection::{Caller, Connection, clock};
 use super::event::{Event, Events};
-use super::socket::{Peer, prepare_connection};
+use super::packets::conversation::Conversation;
+use super::packets::rates::Rates;
+use super::socket::{Kind, Peer, prepare_connection};
 use super::worker::Worker;
 use crate::config;
 use crate::protocol::Session;
@@ -36,12 +38,15 @@ pub(crate) struct Reception {
     pub(crate) workers: Vec<Arc<Worker>>,
     pub(crate) events: Events,
     pub(crate) connections: AtomicU64,
+    pub(crate) rates: Rates,
 }
 
 /// What connections of one listener are received with.
 #[derive(Debug)]
 pub(crate) struct Desk {
     pub(crate) name: Arc<str>,
+    /// What its connections are.
+    pub(crate) kind: Kind,
     pub(crate) settings: config::Listener,
 }
 
@@ -61,7 +66,7 @@ impl CurrentDesk {
     /// Has the connections to come obey these settings.
     pub(crate) fn change(&self, settings: &config::Listener) {
         let mut desk = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *desk = Arc::new(Desk { name: Arc::clone(&desk.name), settings: settings.clone() });
+        *desk = Arc::new(Desk { name: Arc::clone(&desk.name), kind: desk.kind, settings: settings.clone() });
     }
 }
 
@@ -185,13 +190,22 @@ impl Reception {
             return (self.events)(Event::Dropped { listener: listener(), peer, error });
         }
         (self.events)(Event::Opened { connection, listener: listener(), peer });
-        let mut session = Session::new(Arc::clone(&desk.settings.rules), clock());
-        if let Some(Err(verdict)) = peer.source().map(|source| place.claim(source)) {
+        let refused = peer.source().and_then(|source| place.claim(source).err());
+        if refused.is_some() {
             let Some(refused) = place.refuse() else { return };
             place = refused;
-            session.refuse(verdict, clock());
         }
         let caller = Caller { connection, desk: Arc::clone(desk), peer };
+        if desk.kind == Kind::Seqpacket {
+            return match Conversation::new(socket, caller, Arc::clone(worker), place) {
+                Ok(conversation) => worker.spawn(conversation.hold(refused)),
+                Err(error) => (self.events)(Event::Dropped { listener: listener(), peer, error }),
+            };
+        }
+        let mut session = Session::new(Arc::clone(&desk.settings.rules), clock());
+        if let Some(verdict) = refused {
+            session.refuse(verdict, clock());
+        }
         worker.serve(Box::new(Connection::new(socket, session, caller, worker, place)));
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::connection::clock;
+use super::socket::Peer;
 use crate::config::Limits;
 use crate::protocol::Verdict;
 
@@ -42,7 +43,7 @@ pub(crate) struct Admission {
 }
 
 /// Where connections come from, as far as it is limited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Source {
     V4(Ipv4Addr),
     /// The first 64 bits of the address: what one host can change as it likes is the rest.
@@ -53,12 +54,15 @@ pub(crate) enum Source {
 impl Source {
     /// The source of an address; `None` for loopback addresses, which are not limited.
     pub(crate) fn of_ip(ip: IpAddr) -> Option<Self> {
+        (!ip.to_canonical().is_loopback()).then(|| Self::of_any_ip(ip))
+    }
+
+    fn of_any_ip(ip: IpAddr) -> Self {
         match ip.to_canonical() {
-            ip if ip.is_loopback() => None,
-            IpAddr::V4(ip) => Some(Self::V4(ip)),
+            IpAddr::V4(ip) => Self::V4(ip),
             IpAddr::V6(ip) => {
                 let [a, b, c, d, ..] = ip.segments();
-                Some(Self::V6([a, b, c, d]))
+                Self::V6([a, b, c, d])
             }
         }
     }
@@ -66,6 +70,16 @@ impl Source {
     /// The source of a UID; `None` for 65534, which stands for users of other user namespaces.
     pub(crate) fn of_uid(uid: u32) -> Option<Self> {
         (uid != 65534).then_some(Self::Uid(uid))
+    }
+
+    /// The source of a datagram. None of them is exempt: two services of one machine can be made to talk to each other, too.
+    /// Users that are not known are one source together.
+    pub(crate) fn of_datagram(peer: Peer) -> Self {
+        match peer {
+            Peer::Ip(address) => Self::of_any_ip(address.ip()),
+            Peer::Process { uid, .. } => Self::Uid(uid),
+            Peer::Unknown => Self::Uid(65534),
+        }
     }
 }
 
@@ -157,6 +171,12 @@ impl Admission {
         self.is_idle().then(|| clock().saturating_duration_since(last_end))
     }
 
+    /// Something came that is no connection: as if one had ended now.
+    pub(crate) fn touch(&self) {
+        let since = clock().saturating_duration_since(self.began).as_millis();
+        self.last_end.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
     fn is_idle(&self) -> bool {
         self.open() == 0 && self.refused.load(Ordering::SeqCst) == 0
     }
@@ -245,8 +265,7 @@ impl Place {
     }
 
     fn give_back(&mut self) {
-        let since = clock().saturating_duration_since(self.admission.began).as_millis();
-        self.admission.last_end.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::SeqCst);
+        self.admission.touch();
         match std::mem::replace(&mut self.kind, Kind::GivenBack) {
             Kind::Open(source) => {
                 if let Some(source) = source {
@@ -281,9 +300,14 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Settings;
 
     fn admission(connections: usize, connections_per_source: u32) -> Arc<Admission> {
-        Admission::new(&Limits { connections, connections_per_source, buffer_memory: 1000 })
+        Admission::new(&Limits { connections, connections_per_source, ..limits(1000) })
+    }
+
+    fn limits(buffer_memory: usize) -> Limits {
+        Limits { buffer_memory, ..Settings::default().limits }
     }
 
     fn v4(last: u8) -> Source {
@@ -326,14 +350,14 @@ mod tests {
             place.claim(v4(1)).map(|()| place)
         };
         let mut served = vec![claimed().unwrap(), claimed().unwrap(), claimed().unwrap()];
-        admission.set_limits(&Limits { connections: 2, connections_per_source: 2, buffer_memory: 10 });
+        admission.set_limits(&Limits { connections: 2, connections_per_source: 2, ..limits(10) });
         assert_eq!((admission.open(), admission.limit()), (3, 2));
         assert!(!served[0].keeps(11) && served[0].keeps(10));
         served.pop();
         assert!(admission.place().is_none(), "as many as the limit allows are there");
         served.pop();
         served.push(claimed().expect("it is the second"));
-        admission.set_limits(&Limits { connections: 9, connections_per_source: 2, buffer_memory: 10 });
+        admission.set_limits(&Limits { connections: 9, connections_per_source: 2, ..limits(10) });
         assert_eq!(claimed().unwrap_err(), Verdict::TooMany { limit: 2 }, "those from before the limit count");
     }
 

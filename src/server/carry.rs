@@ -22,7 +22,7 @@ use tokio::time;
 use super::accept::Desk;
 use super::connection::{Caller, Connection, clock};
 use super::event::Event;
-use super::socket::Peer;
+use super::socket::{Kind, Peer};
 use super::worker::HANGS;
 use super::{Door, Server, desk};
 use crate::config::Settings;
@@ -64,13 +64,14 @@ pub struct Thawed {
 }
 
 impl Server {
-    /// Stops accepting, and takes every connection out of service. Owed replies are tried to be sent once more, nobody is
+    /// Stops accepting, and takes every connection out of service; those of packets end here. Owed replies are tried to be sent once more, nobody is
     /// waited for. A worker that does not answer for some seconds is left out.
     pub async fn freeze(&self) -> Freeze {
         self.door.send_replace(Door::Closed);
         // Every acceptor listens until it has dropped its socket; one whose worker hangs does not.
         let _ = time::timeout(HANGS, self.door.closed()).await;
         let asked: Vec<_> = self.threads.iter().map(|thread| thread.worker.freeze()).collect();
+        self.threads.iter().for_each(|thread| thread.worker.leave());
         let until = time::Instant::now() + HANGS;
         let mut connections = Vec::new();
         for answer in asked {
@@ -78,6 +79,8 @@ impl Server {
                 connections.extend(frozen);
             }
         }
+        // Those of packets, which end.
+        let _ = time::timeout_at(until, self.idle()).await;
         Freeze { connections, missing: self.connections() }
     }
 
@@ -105,7 +108,7 @@ impl Server {
             };
             let name = snapshot.listener();
             let (desk, served) = desks.entry(name.to_owned()).or_insert_with(|| {
-                let desk: Arc<Desk> = Arc::new(desk(name, settings.listener(name)));
+                let desk: Arc<Desk> = Arc::new(desk(name, Kind::Stream, settings.listener(name)));
                 (desk, served.contains(&name))
             });
             let (connection, peer) = (snapshot.connection(), Peer::of(&socket, None));

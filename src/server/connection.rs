@@ -329,6 +329,7 @@ impl Outlet for Logged<'_, '_> {
 
     fn log(&mut self, message: &[u8]) -> bool {
         let Caller { connection, ref desk, peer } = *self.caller;
+        let connection = Some(connection);
         let outside = &self.worker.outside;
         match self.log {
             LogMessages::Off => true,

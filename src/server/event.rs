@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::socket::Peer;
 use crate::config::Level;
 use crate::protocol::Verdict;
+use crate::protocol::packet::DropCause;
 use crate::protocol::session::Totals;
 
 /// Where events go. It is called on the threads that serve, so it must not wait for anything.
@@ -44,8 +45,8 @@ pub enum Event {
     },
     /// A peer sent a message, for `log_messages = "summary"`.
     Message {
-        /// The number of its connection.
-        connection: u64,
+        /// The number of its connection; a datagram has none.
+        connection: Option<u64>,
         /// The listener's name.
         listener: Arc<str>,
         /// Who sent it.
@@ -75,7 +76,7 @@ pub enum Event {
     Broken {
         /// The listener's name.
         listener: Arc<str>,
-        /// What accept(2) or the reactor said.
+        /// What accept(2), recvmsg(2) or the reactor said.
         error: io::Error,
     },
     /// A connection goes on here that was accepted by a process before.
@@ -96,13 +97,24 @@ pub enum Event {
         /// What failed.
         error: io::Error,
     },
+    /// Datagrams were dropped: the first for this cause, or all since that was last said.
+    Unanswered {
+        /// The listener's name.
+        listener: Arc<str>,
+        /// Why they were.
+        cause: DropCause,
+        /// How many.
+        count: u64,
+        /// Who sent the last one.
+        from: Peer,
+    },
 }
 
 /// One message that a peer sent, for `log_messages = "full"`.
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'a> {
-    /// The number of its connection.
-    pub connection: u64,
+    /// The number of its connection; a datagram has none.
+    pub connection: Option<u64>,
     /// The listener's name.
     pub listener: &'a Arc<str>,
     /// Who sent it.
@@ -120,8 +132,8 @@ pub trait Messages: Send + Sync {
 }
 
 /// The names of all kinds of events.
-pub const NAMES: [&str; 9] =
-    ["opened", "closed", "message", "full", "short", "recovered", "broken", "resumed", "dropped"];
+pub const NAMES: [&str; 10] =
+    ["opened", "closed", "message", "full", "short", "recovered", "broken", "resumed", "dropped", "unanswered"];
 
 /// How many bytes of a message a summary shows.
 const SUMMARY: usize = 256;
@@ -173,6 +185,7 @@ impl Event {
             Self::Broken { .. } => "broken",
             Self::Resumed { .. } => "resumed",
             Self::Dropped { .. } => "dropped",
+            Self::Unanswered { .. } => "unanswered",
         }
     }
 
@@ -182,7 +195,7 @@ impl Event {
         match self {
             Self::Broken { .. } => Level::Error,
             Self::Full { .. } | Self::Short { .. } | Self::Dropped { .. } => Level::Warn,
-            Self::Recovered { .. } | Self::Message { .. } => Level::Info,
+            Self::Recovered { .. } | Self::Message { .. } | Self::Unanswered { .. } => Level::Info,
             Self::Opened { .. } | Self::Resumed { .. } => Level::Debug,
             Self::Closed { verdict, .. } => match verdict {
                 Verdict::TooLong
@@ -219,8 +232,11 @@ impl fmt::Display for Event {
                 let age = age.as_secs_f64();
                 write!(f, "; {messages} messages, {bytes_in} bytes in, {bytes_out} bytes out, {age:.1}s")
             }
-            Self::Message { connection, listener, peer, text } => {
+            Self::Message { connection: Some(connection), listener, peer, text } => {
                 write!(f, "message on connection {connection} on {listener} from {peer}: {text}")
+            }
+            Self::Message { connection: None, listener, peer, text } => {
+                write!(f, "message on {listener} from {peer}: {text}")
             }
             Self::Full { limit } => {
                 write!(f, "{limit} connections (limits.connections={limit}), further ones wait until one ends")
@@ -230,13 +246,17 @@ impl fmt::Display for Event {
             }
             Self::Recovered { listener } => write!(f, "accepting on {listener} again"),
             Self::Broken { listener, error } => {
-                write!(f, "cannot accept on {listener}: {error}; this listener is not served any more")
+                write!(f, "cannot serve {listener}: {error}; this listener is not served any more")
             }
             Self::Resumed { connection, listener, peer } => {
                 write!(f, "connection {connection} on {listener} from {peer} goes on")
             }
             Self::Dropped { listener, peer, error } => {
                 write!(f, "cannot serve {peer} on {listener}: {error}; closed that connection")
+            }
+            Self::Unanswered { listener, cause, count, from } => {
+                let (s, last) = if *count == 1 { ("", "") } else { ("s", "the last ") };
+                write!(f, "{count} datagram{s} dropped on {listener}: {cause}; {last}from {from}")
             }
         }
     }

@@ -4,6 +4,7 @@
 //! ```text
 //! accept (first worker) ── place ──► connection (on the worker with the fewest)
 //!                                      socket → scratch → session → socket
+//! datagram (first worker) ── rate ──► socket → room → socket
 //! ```
 
 mod accept;
@@ -11,8 +12,10 @@ mod admission;
 mod alarms;
 mod carry;
 mod connection;
+mod datagram;
 pub mod event;
 mod floor;
+mod packets;
 pub mod socket;
 mod worker;
 
@@ -28,8 +31,11 @@ use tokio::sync::{oneshot, watch};
 use crate::config::{self, Settings};
 use accept::{CurrentDesk, Desk, Reception};
 use admission::Admission;
+use datagram::Datagrams;
 use event::{Event, Events, Messages};
-use worker::{Outside, WorkerThread};
+use packets::rates::Rates;
+use socket::Kind;
+use worker::{Outside, Worker, WorkerThread};
 
 pub use carry::{Freeze, Frozen, Thawed, part_from};
 pub use worker::Counts;
@@ -66,6 +72,14 @@ struct Acceptors {
     somebody: bool,
 }
 
+impl Acceptors {
+    /// One of them has had its last look, and saw somebody or nobody.
+    fn has_looked(&mut self, somebody: bool) {
+        self.looked += 1;
+        self.somebody |= somebody;
+    }
+}
+
 impl Server {
     /// Starts the workers. They do nothing until there is something to serve.
     ///
@@ -77,7 +91,8 @@ impl Server {
         let start = |number| WorkerThread::start(number, &outside);
         let threads = (0..settings.service.worker_threads()).map(start).collect::<io::Result<Vec<_>>>()?;
         let workers = threads.iter().map(|thread| Arc::clone(&thread.worker)).collect();
-        let reception = Reception { admission, workers, events, connections: AtomicU64::new(0) };
+        let rates = Rates::new(settings.limits.datagrams_per_source);
+        let reception = Reception { admission, workers, events, connections: AtomicU64::new(0), rates };
         Ok(Self {
             reception: Arc::new(reception),
             desks: Mutex::default(),
@@ -87,22 +102,27 @@ impl Server {
         })
     }
 
-    /// Serves a listening stream socket, under a name, by these settings. When this returns, connections are accepted.
+    /// Serves a listening socket, or one of datagrams, under a name, by these settings. When this returns, connections are
+    /// accepted, or datagrams received.
     ///
     /// # Errors
     /// The socket cannot be prepared or registered.
     pub fn listen(&self, socket: OwnedFd, name: &str, settings: &config::Listener) -> io::Result<()> {
         socket::prepare_listener(&socket, settings)?;
-        let desk = Arc::new(CurrentDesk::new(desk(name, settings)));
+        let kind = Kind::of(&socket)?;
+        let desk = Arc::new(CurrentDesk::new(desk(name, kind, settings)));
         let acceptor = self.threads.first().map(|thread| &thread.worker).ok_or(io::ErrorKind::NotFound)?;
-        let listener = acceptor.register(socket)?;
+        let mut served = Served::new(socket, kind, acceptor)?;
         self.desks().push(Arc::clone(&desk));
         let (reception, acceptors) = (Arc::clone(&self.reception), Arc::clone(&self.acceptors));
         let door = self.door.subscribe();
         acceptors.send_modify(|acceptors| acceptors.serving += 1);
         acceptor.spawn(async move {
-            let ended = attend(&listener, &desk, &reception, &acceptors, door).await;
-            drop(listener);
+            let ended = match &mut served {
+                Served::Listener(listener) => attend(listener, &desk, &reception, &acceptors, door).await,
+                Served::Datagrams(datagrams) => datagrams.attend(&desk, &reception, &acceptors, door).await,
+            };
+            drop(served);
             if let Err(error) = ended {
                 (reception.events)(Event::Broken { listener: Arc::clone(&desk.now().name), error });
             }
@@ -119,7 +139,8 @@ impl Server {
         let full = || io::Error::new(io::ErrorKind::QuotaExceeded, "there is no place for a connection");
         let place = self.reception.admission.place().ok_or_else(full)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
-        self.reception.receive(socket, None, &Arc::new(desk(name, settings)), place);
+        let kind = Kind::of(&socket)?;
+        self.reception.receive(socket, None, &Arc::new(desk(name, kind, settings)), place);
         Ok(())
     }
 
@@ -127,6 +148,7 @@ impl Server {
     /// what is listened on stay.
     pub fn reload(&self, settings: &Settings) {
         self.reception.admission.set_limits(&settings.limits);
+        self.reception.rates.set_limit(settings.limits.datagrams_per_source);
         for desk in &*self.desks() {
             desk.change(settings.listener(&desk.now().name));
         }
@@ -234,8 +256,24 @@ impl Server {
     }
 }
 
-fn desk(name: &str, settings: &config::Listener) -> Desk {
-    Desk { name: name.into(), settings: settings.clone() }
+fn desk(name: &str, kind: Kind, settings: &config::Listener) -> Desk {
+    Desk { name: name.into(), kind, settings: settings.clone() }
+}
+
+/// A socket that is being served.
+enum Served {
+    /// Connections are accepted on it.
+    Listener(UnixStream),
+    Datagrams(Box<Datagrams>),
+}
+
+impl Served {
+    fn new(socket: OwnedFd, kind: Kind, worker: &Arc<Worker>) -> io::Result<Self> {
+        Ok(match kind {
+            Kind::Stream | Kind::Seqpacket => Self::Listener(worker.register(socket)?),
+            Kind::Datagram => Self::Datagrams(Box::new(Datagrams::open(socket, worker)?)),
+        })
+    }
 }
 
 /// Attends to a listener as the door says, until it is closed.
@@ -255,10 +293,7 @@ async fn attend(
             Door::Open => {}
             Door::LastLook => {
                 let somebody = accept::last_look(listener, desk, reception);
-                acceptors.send_modify(|acceptors| {
-                    acceptors.looked += 1;
-                    acceptors.somebody |= somebody;
-                });
+                acceptors.send_modify(|acceptors| acceptors.has_looked(somebody));
             }
             Door::Closed => return Ok(()),
         }

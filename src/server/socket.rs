@@ -3,21 +3,45 @@
 use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
+use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net as unix;
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{SockaddrStorage, getsockname, getsockopt};
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 
 use super::admission::Source;
 use crate::address::{Address, Family, Name};
 use crate::config::Listener;
+
+/// What a socket carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Connections, each a stream of bytes: SOCK_STREAM of any family.
+    Stream,
+    /// Connections of packets: SOCK_SEQPACKET.
+    Seqpacket,
+    /// Packets from anybody: SOCK_DGRAM.
+    Datagram,
+}
+
+impl Kind {
+    /// The kind of a socket.
+    ///
+    /// # Errors
+    /// What getsockopt(2) says; it is of another kind.
+    pub fn of(socket: impl AsFd) -> io::Result<Self> {
+        match sockopt::socket_type(socket)? {
+            SocketType::STREAM => Ok(Self::Stream),
+            SocketType::SEQPACKET => Ok(Self::Seqpacket),
+            SocketType::DGRAM => Ok(Self::Datagram),
+            _ => Err(io::Error::new(ErrorKind::Unsupported, "it carries neither streams, nor packets, nor datagrams")),
+        }
+    }
+}
 
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,10 +68,13 @@ impl Peer {
         }
         // A TCP socket without a peer any more has none of these either.
         let credentials = getsockopt(&socket, PeerCredentials).ok().filter(|cred| cred.uid() != u32::MAX);
-        credentials.map_or(Self::Unknown, |cred| {
-            // 0 stands for a process of another PID namespace.
-            Self::Process { uid: cred.uid(), pid: Some(cred.pid()).filter(|pid| *pid != 0) }
-        })
+        credentials.map_or(Self::Unknown, |cred| Self::process(cred.uid(), cred.pid()))
+    }
+
+    /// A process, of which the kernel says this.
+    pub(crate) fn process(uid: u32, pid: i32) -> Self {
+        // 0 stands for a process of another PID namespace.
+        Self::Process { uid, pid: Some(pid).filter(|pid| *pid != 0) }
     }
 
     /// For what source its connections count, if for any.
@@ -109,31 +136,40 @@ fn set_nodelay(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
     }
 }
 
-/// What a listening socket is bound to, as an address that people can use: `tcp:127.0.0.1:8085`, `unix:/run/x.sock`.
+/// What a socket is bound to, as an address that people can use: `tcp:127.0.0.1:8085`, `unix:/run/x.sock`.
 #[must_use]
 pub fn bound_to(socket: impl AsFd) -> String {
-    match rustix::net::getsockname(socket) {
+    let (ip_scheme, unix_scheme) = match Kind::of(&socket) {
+        Ok(Kind::Datagram) => ("udp", "unixgram"),
+        Ok(Kind::Seqpacket) => ("seqpacket", "seqpacket"),
+        _ => ("tcp", "unix"),
+    };
+    match rustix::net::getsockname(&socket) {
         Ok(address) => {
             if let Ok(ip) = SocketAddr::try_from(address.clone()) {
-                return format!("tcp:{ip}");
+                return format!("{ip_scheme}:{ip}");
             }
             let Ok(address) = rustix::net::SocketAddrUnix::try_from(address) else {
-                return "an unknown address".to_owned();
+                let address = getsockname::<SockaddrStorage>(socket.as_fd().as_raw_fd());
+                return address.map_or("an unknown address".to_owned(), |address| address.to_string());
             };
             if let Some(name) = address.abstract_name() {
-                return format!("unix:@{}", name.escape_ascii());
+                return format!("{unix_scheme}:@{}", name.escape_ascii());
             }
             let path = address.path_bytes().unwrap_or_default();
-            format!("unix:{}", String::from_utf8_lossy(path).escape_debug())
+            format!("{unix_scheme}:{}", String::from_utf8_lossy(path).escape_debug())
         }
         Err(error) => format!("an unknown address ({error})"),
     }
 }
 
+/// How many connections may wait; the kernel cuts it to net.core.somaxconn.
+const BACKLOG: i32 = i32::MAX;
+
 /// A socket that we bound ourselves. Its file, where it has one, goes when this is dropped.
 #[derive(Debug)]
 pub struct Bound {
-    /// The listening socket.
+    /// The socket, which listens if it is one for connections.
     pub socket: OwnedFd,
     /// The file to be removed.
     pub file: Option<SocketFile>,
@@ -158,6 +194,7 @@ impl Drop for SocketFile {
 /// The name is not known, the address is taken or not ours, something that is no dead socket lies at the path. The
 /// error says what to do.
 pub fn listen(address: &Address) -> io::Result<Vec<Bound>> {
+    let bound = |socket| Bound { socket, file: None };
     match address {
         Address::Tcp { family, host, port } => {
             let wanted = |ip: &SocketAddr| match family {
@@ -165,30 +202,44 @@ pub fn listen(address: &Address) -> io::Result<Vec<Bound>> {
                 Family::V4 => ip.is_ipv4(),
                 Family::V6 => ip.is_ipv6(),
             };
-            let mut found: Vec<_> = (&**host, *port).to_socket_addrs()?.filter(wanted).collect();
-            found.dedup();
-            if found.is_empty() {
-                return Err(io::Error::new(ErrorKind::NotFound, "the name has no address of this kind"));
-            }
-            let bind = |ip: SocketAddr| {
-                let socket = listen_tcp(ip, *family == Family::V6).map_err(explain)?;
-                Ok(Bound { socket, file: None })
-            };
-            found.into_iter().map(bind).collect()
+            let listen = |ip| listen_tcp(ip, *family == Family::V6).map(bound).map_err(explain);
+            addresses(host, *port, wanted)?.into_iter().map(listen).collect()
         }
-        Address::Unix(Name::Abstract(name)) => {
-            let listener = unix::UnixListener::bind_addr(&unix::SocketAddr::from_abstract_name(name)?);
-            Ok(vec![Bound { socket: listener.map_err(explain)?.into(), file: None }])
+        Address::Udp { host, port } => {
+            let bind = |ip| UdpSocket::bind(ip).map(|socket| bound(socket.into())).map_err(explain);
+            addresses(host, *port, |_| true)?.into_iter().map(bind).collect()
         }
-        Address::Unix(Name::Path(path)) => {
-            remove_dead_socket(path)?;
-            let listener = unix::UnixListener::bind(path).map_err(explain)?;
-            Ok(vec![Bound { socket: listener.into(), file: Some(SocketFile(path.clone())) }])
-        }
-        Address::Udp { .. } | Address::Seqpacket(_) | Address::Unixgram(_) => {
-            Err(io::Error::new(ErrorKind::Unsupported, "sockets of packets are not built yet; write tcp: or unix:"))
-        }
+        Address::Unix(name) => Ok(vec![listen_unix(name, SocketType::STREAM)?]),
+        Address::Seqpacket(name) => Ok(vec![listen_unix(name, SocketType::SEQPACKET)?]),
+        Address::Unixgram(name) => Ok(vec![listen_unix(name, SocketType::DGRAM)?]),
     }
+}
+
+/// Those addresses of a host that are wanted; at least one.
+fn addresses(host: &str, port: u16, wanted: impl Fn(&SocketAddr) -> bool) -> io::Result<Vec<SocketAddr>> {
+    let mut found: Vec<_> = (host, port).to_socket_addrs()?.filter(wanted).collect();
+    found.dedup();
+    if found.is_empty() {
+        return Err(io::Error::new(ErrorKind::NotFound, "the name has no address of this kind"));
+    }
+    Ok(found)
+}
+
+fn listen_unix(name: &Name, kind: SocketType) -> io::Result<Bound> {
+    let (address, path) = match name {
+        Name::Path(path) => {
+            remove_dead_socket(path)?;
+            (rustix::net::SocketAddrUnix::new(path)?, Some(path))
+        }
+        Name::Abstract(name) => (rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes())?, None),
+    };
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    rustix::net::bind(&socket, &address).map_err(|error| explain(error.into()))?;
+    let file = path.map(|path| SocketFile(path.clone()));
+    if kind != SocketType::DGRAM {
+        rustix::net::listen(&socket, BACKLOG)?;
+    }
+    Ok(Bound { socket, file })
 }
 
 fn listen_tcp(ip: SocketAddr, only_v6: bool) -> io::Result<OwnedFd> {
@@ -199,8 +250,7 @@ fn listen_tcp(ip: SocketAddr, only_v6: bool) -> io::Result<OwnedFd> {
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
     rustix::net::bind(&socket, &ip)?;
-    // The kernel cuts it to net.core.somaxconn.
-    rustix::net::listen(&socket, i32::MAX)?;
+    rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
 
@@ -209,7 +259,8 @@ fn remove_dead_socket(path: &Path) -> io::Result<()> {
     if !found.file_type().is_socket() {
         return Err(io::Error::new(ErrorKind::AlreadyExists, "something that is no socket is in the way; remove it"));
     }
-    // Does not wait: a listener whose backlog is full lives as well (EAGAIN, connect(2)).
+    // Does not wait: a listener whose backlog is full lives as well (EAGAIN, connect(2)), and so does a socket of another
+    // type (EPROTOTYPE).
     let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None)?;
     match rustix::net::connect(&probe, &rustix::net::SocketAddrUnix::new(path)?) {
         Err(rustix::io::Errno::CONNREFUSED) => fs::remove_file(path),

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::accept::Desk;
 use super::carry::Frozen;
@@ -25,6 +25,7 @@ use super::connection::Connection;
 use super::event::{Events, Messages};
 use super::floor::Floor;
 use crate::protocol::Verdict;
+use crate::protocol::packet::{DROP_CAUSES, DropCause};
 use crate::protocol::session::Totals;
 use crate::protocol::verdict;
 
@@ -44,10 +45,21 @@ pub(crate) struct Worker {
     pub(crate) open: AtomicUsize,
     /// Whether connections are to finish what they owe, and end.
     draining: AtomicBool,
+    /// The same, for those that are not on the floor.
+    departure: watch::Sender<Departure>,
     mail: Mutex<Mail>,
     /// Whether there is any.
     has_mail: AtomicBool,
     handle: Handle,
+}
+
+/// How connections are to end, where they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Departure {
+    None,
+    /// As soon as they have finished what they owe.
+    Drained,
+    AtOnce,
 }
 
 /// What other threads want of the floor.
@@ -100,6 +112,7 @@ pub(crate) struct Counters {
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     ended: [AtomicU64; verdict::KINDS],
+    dropped: [AtomicU64; DROP_CAUSES],
 }
 
 /// What a server has done since it started: the counters of all its workers, added up.
@@ -113,6 +126,8 @@ pub struct Counts {
     pub totals: Totals,
     /// How many connections ended for each reason, in the order of [`verdict::NAMES`].
     pub ended: [u64; verdict::KINDS],
+    /// How many datagrams were dropped for each cause, in the order of [`DROP_NAMES`](crate::protocol::packet::DROP_NAMES).
+    pub dropped: [u64; DROP_CAUSES],
 }
 
 impl Counters {
@@ -142,6 +157,10 @@ impl Counters {
         add(&self.ended[verdict.index()], 1);
     }
 
+    pub(crate) fn count_drop(&self, cause: DropCause) {
+        add(&self.dropped[cause.index()], 1);
+    }
+
     pub(crate) fn add_to(&self, counts: &mut Counts) {
         counts.connections += self.connections.load(Ordering::Relaxed);
         counts.resumed += self.resumed.load(Ordering::Relaxed);
@@ -150,6 +169,9 @@ impl Counters {
         counts.totals.bytes_out += self.bytes_out.load(Ordering::Relaxed);
         for (sum, ended) in counts.ended.iter_mut().zip(&self.ended) {
             *sum += ended.load(Ordering::Relaxed);
+        }
+        for (sum, dropped) in counts.dropped.iter_mut().zip(&self.dropped) {
+            *sum += dropped.load(Ordering::Relaxed);
         }
     }
 }
@@ -234,7 +256,19 @@ impl Worker {
     /// Has every connection finish what it owes, and end.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
+        self.departure.send_replace(Departure::Drained);
         self.send(|mail| mail.drain = true);
+    }
+
+    /// Has every connection that is not on the floor end, without waiting for anybody.
+    pub(crate) fn leave(&self) {
+        self.departure.send_replace(Departure::AtOnce);
+    }
+
+    /// Returns when connections are to end like this, or more quickly.
+    pub(crate) async fn departs(&self, how: Departure) {
+        // The sender is here, so there is no error.
+        let _ = self.departure.subscribe().wait_for(|departure| *departure >= how).await;
     }
 
     fn mail(&self) -> MutexGuard<'_, Mail> {
@@ -266,6 +300,7 @@ impl WorkerThread {
             counters: Counters::default(),
             open: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
+            departure: watch::Sender::new(Departure::None),
             mail: Mutex::default(),
             // So that the floor begins by saying how to wake it.
             has_mail: AtomicBool::new(true),

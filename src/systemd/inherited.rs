@@ -6,38 +6,23 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use listenfd::ListenFd;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, getpeername, getsockname, sockopt};
 
 use super::parcel;
 
 /// The first descriptor that is handed over (SD_LISTEN_FDS_START).
 const START: i32 = 3;
 
-/// A kind of sockets, and what it is called.
-type Kind = (AddressFamily, SocketType, &'static str);
+/// The types of sockets that may be handed over, the most usual first.
+const TYPES: [SocketType; 4] = [SocketType::STREAM, SocketType::DGRAM, SocketType::SEQPACKET, SocketType::RAW];
 
-/// What a parcel is.
-const SEQPACKET: Kind = (AddressFamily::UNIX, SocketType::SEQPACKET, "Unix seqpacket");
-
-/// The kinds of sockets that may be asked for, the ones that are served first.
-const KINDS: [Kind; 8] = [
-    // listenfd takes IPv6 sockets for IPv4 as well.
-    (AddressFamily::INET, SocketType::STREAM, "TCP"),
-    (AddressFamily::UNIX, SocketType::STREAM, "Unix stream"),
-    (AddressFamily::VSOCK, SocketType::STREAM, "vsock stream"),
-    (AddressFamily::INET, SocketType::DGRAM, "UDP"),
-    (AddressFamily::UNIX, SocketType::DGRAM, "Unix datagram"),
-    SEQPACKET,
-    (AddressFamily::NETLINK, SocketType::RAW, "netlink"),
-    (AddressFamily::NETLINK, SocketType::DGRAM, "netlink"),
-];
-
-/// How many of [`KINDS`] are served.
-const SERVED: usize = 3;
+/// The numbers of address families are smaller (AF_MAX of linux/socket.h), with room for new ones.
+const FAMILIES: i32 = 64;
 
 /// The name of the socket for metrics.
 const METRICS: &str = "metrics";
@@ -58,7 +43,7 @@ pub struct Inherited {
 pub enum Sockets {
     /// Nothing was handed over.
     Nothing,
-    /// Listening sockets; at least one.
+    /// Listening sockets, and those of datagrams; at least one.
     Listeners(Vec<Listener>),
     /// One connection that systemd accepted (`Accept=yes`).
     Connection(Listener),
@@ -186,41 +171,72 @@ pub fn take() -> Result<Inherited, Error> {
     Ok(Inherited { sockets, parcels, problems })
 }
 
-/// The parcel at this place. What is none is closed, if it is a socket of a kind that is known.
+/// The parcel at this place. A socket that is none is closed.
 fn take_parcel(descriptors: &mut ListenFd, index: usize) -> Option<OwnedFd> {
-    let mut take = |kind| take_kind(descriptors, index, kind);
-    let taken = take(SEQPACKET);
-    if taken.is_none() {
-        // Dropped.
-        KINDS.into_iter().find_map(take);
-    }
-    taken
+    let (socket, family, kind) = take_any(descriptors, index)?;
+    ((family, kind) == (AddressFamily::UNIX, SocketType::SEQPACKET)).then_some(socket)
 }
 
-/// The descriptor at this place, and whether it listens.
+/// The descriptor at this place, and whether it listens: a bound socket of datagrams does.
 fn take_socket(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<(OwnedFd, bool), String> {
     if name == METRICS {
         return Err("metrics are not built yet in this version of echoed; stop and disable that socket unit".to_owned());
     }
-    for (at, (family, kind, what)) in KINDS.into_iter().enumerate() {
-        let Some(socket) = take_kind(descriptors, index, (family, kind, what)) else { continue };
-        if at >= SERVED {
-            let wanted = "echoed serves stream sockets; write ListenStream= in the socket unit";
-            return Err(format!("it is a {what} socket; {wanted}"));
+    let Some((socket, family, kind)) = take_any(descriptors, index) else {
+        return Err("it is no socket of a kind that is known; check the Listen…= lines of the socket unit".to_owned());
+    };
+    let what = name_of(family, kind);
+    let unlooked = |error| format!("cannot look at it: {error}");
+    match (family, kind) {
+        (_, SocketType::STREAM) | (AddressFamily::UNIX, SocketType::SEQPACKET) => {
+            let listening = sockopt::socket_acceptconn(&socket).map_err(unlooked)?;
+            // A connection that was reset while it waited has no peer any more, but an error that says so.
+            let reset = || matches!(sockopt::socket_error(&socket), Ok(Err(_)));
+            if !listening && getpeername(&socket).is_err() && !reset() {
+                return Err(format!("it is {what} that neither listens nor is connected"));
+            }
+            Ok((socket, listening))
         }
-        let listening = sockopt::socket_acceptconn(&socket).map_err(|error| format!("cannot look at it: {error}"))?;
-        // A connection that was reset while it waited has no peer any more, but an error that says so.
-        let reset = || matches!(sockopt::socket_error(&socket), Ok(Err(_)));
-        if !listening && rustix::net::getpeername(&socket).is_err() && !reset() {
-            return Err(format!("it is a {what} socket that neither listens nor is connected"));
+        (AddressFamily::INET | AddressFamily::INET6 | AddressFamily::UNIX, SocketType::DGRAM) => {
+            let bound = getsockname(&socket).map_err(unlooked)?;
+            let is_bound = match SocketAddr::try_from(bound.clone()) {
+                Ok(ip) => ip.port() != 0,
+                Err(_) => SocketAddrUnix::try_from(bound).is_ok_and(|name| {
+                    let name = name.abstract_name().or_else(|| name.path_bytes());
+                    name.is_some_and(|name| !name.is_empty())
+                }),
+            };
+            if is_bound { Ok((socket, true)) } else { Err(format!("it is {what} that is not bound")) }
         }
-        return Ok((socket, listening));
+        _ => Err(format!(
+            "it is {what}; echoed serves ListenStream=, and on Unix and UDP sockets ListenSequentialPacket= and ListenDatagram="
+        )),
     }
-    Err("it is no socket of a kind that is known; check the Listen…= lines of the socket unit".to_owned())
 }
 
-/// The descriptor at this place, if it is of this kind.
-fn take_kind(descriptors: &mut ListenFd, index: usize, (family, kind, what): Kind) -> Option<OwnedFd> {
-    let (family, kind) = (i32::from(family.as_raw()), i32::try_from(kind.as_raw()).unwrap_or_default());
-    descriptors.take_custom(index, family, kind, what).ok().flatten()
+/// The socket at this place, if it is one, whatever its family and its type are.
+fn take_any(descriptors: &mut ListenFd, index: usize) -> Option<(OwnedFd, AddressFamily, SocketType)> {
+    let kinds = TYPES.into_iter().flat_map(|kind| (1..FAMILIES).map(move |family| (family, kind)));
+    for (family, kind) in kinds {
+        let number = i32::try_from(kind.as_raw()).ok()?;
+        if let Ok(Some(socket)) = descriptors.take_custom::<OwnedFd>(index, family, number, "socket") {
+            let family = sockopt::socket_domain(&socket).ok()?;
+            return Some((socket, family, kind));
+        }
+    }
+    None
+}
+
+/// What a socket is, for people.
+fn name_of(family: AddressFamily, kind: SocketType) -> String {
+    let known = match (family, kind) {
+        (AddressFamily::INET | AddressFamily::INET6, SocketType::STREAM) => "TCP",
+        (AddressFamily::INET | AddressFamily::INET6, SocketType::DGRAM) => "UDP",
+        (AddressFamily::UNIX, SocketType::STREAM) => "Unix stream",
+        (AddressFamily::UNIX, SocketType::DGRAM) => "Unix datagram",
+        (AddressFamily::UNIX, SocketType::SEQPACKET) => "Unix seqpacket",
+        (AddressFamily::NETLINK, _) => "netlink",
+        _ => return format!("a socket of type {} and family {}", kind.as_raw(), family.as_raw()),
+    };
+    format!("a {known} socket")
 }

@@ -1,6 +1,6 @@
 //! What is handed over but cannot be served: each with what is said about it.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 
@@ -23,20 +23,23 @@ fn refusal_of(redirections: &str, sockets: Vec<OwnedFd>, names: &str) -> String 
     refusal(spawn(hand_over(redirections, sockets, names), "", &[]))
 }
 
-fn udp(address: &str) -> OwnedFd {
-    UdpSocket::bind(address).expect("there is a free port").into()
+pub(crate) fn netlink() -> OwnedFd {
+    socket(AddressFamily::NETLINK, SocketType::RAW, None).expect("there are such sockets")
 }
 
 #[test]
-fn what_is_no_stream_socket_is_refused_with_what_it_is() {
-    let seqpacket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
-    let netlink = socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap();
+fn what_is_no_socket_to_be_served_is_refused_with_what_it_is() {
+    let of_packets = |family, kind| vec![socket(family, kind, None).unwrap()];
     for (redirection, sockets, said) in [
-        ("3<&0", vec![udp("127.0.0.1:0")], "a UDP socket; echoed serves stream sockets; write ListenStream="),
-        ("3<&0", vec![udp("[::1]:0")], "a UDP socket"),
-        ("3<&0", vec![UnixDatagram::unbound().unwrap().into()], "a Unix datagram socket"),
-        ("3<&0", vec![seqpacket], "a Unix seqpacket socket"),
-        ("3<&0", vec![netlink], "a netlink socket"),
+        ("3<&0", vec![netlink()], "a netlink socket; echoed serves ListenStream="),
+        ("3<&0", of_packets(AddressFamily::INET, SocketType::DGRAM), "a UDP socket that is not bound"),
+        ("3<&0", of_packets(AddressFamily::INET6, SocketType::DGRAM), "a UDP socket that is not bound"),
+        ("3<&0", vec![UnixDatagram::unbound().unwrap().into()], "a Unix datagram socket that is not bound"),
+        (
+            "3<&0",
+            of_packets(AddressFamily::UNIX, SocketType::SEQPACKET),
+            "a Unix seqpacket socket that neither listens nor is connected",
+        ),
         ("3<\"$0\"", vec![], "no socket"),
         ("3</dev/null", vec![], "no socket"),
         ("3<&2", vec![], "no socket"),
@@ -67,10 +70,10 @@ fn a_socket_that_neither_listens_nor_is_connected_is_refused() {
 #[test]
 fn one_that_cannot_be_served_among_others_that_can_is_named() {
     let listener = || OwnedFd::from(tcp_listener());
-    let refusal = refusal_of("3<&0 4<&1", vec![listener(), udp("127.0.0.1:0")], "good:bad");
-    assert!(refusal.contains("descriptor 4 (bad) from systemd: it is a UDP socket"), "{refusal}");
-    let refusal = refusal_of("3<&1 4<&0", vec![listener(), udp("127.0.0.1:0")], "bad:good");
-    assert!(refusal.contains("descriptor 3 (bad) from systemd: it is a UDP socket"), "{refusal}");
+    let refusal = refusal_of("3<&0 4<&1", vec![listener(), netlink()], "good:bad");
+    assert!(refusal.contains("descriptor 4 (bad) from systemd: it is a netlink socket"), "{refusal}");
+    let refusal = refusal_of("3<&1 4<&0", vec![listener(), netlink()], "bad:good");
+    assert!(refusal.contains("descriptor 3 (bad) from systemd: it is a netlink socket"), "{refusal}");
     let refusal = refusal_of("3<&0 4<&1", vec![listener(), listener()], "good:metrics");
     assert!(refusal.contains("descriptor 4 (metrics) from systemd: metrics are not built yet"), "{refusal}");
 }

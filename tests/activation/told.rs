@@ -1,12 +1,12 @@
 //! What systemd is told, and when (sd_notify(3)).
 
-use std::net::UdpSocket;
 use std::process::Command;
 
 use rustix::process::Signal;
 
 use crate::common::manager::hand_over;
 use crate::common::{Daemon, Manager};
+use crate::refused::netlink;
 use crate::{ECHOED, connect, spawn};
 
 /// A daemon on a Unix socket of its directory, which tells `manager` how it is.
@@ -82,7 +82,7 @@ fn a_manager_that_cannot_be_told_is_warned_about_and_clients_are_served() {
 #[test]
 fn nobody_hears_that_a_daemon_is_ready_that_is_not() {
     let manager = Manager::start();
-    let mut command = hand_over("3<&0", vec![UdpSocket::bind("127.0.0.1:0").unwrap().into()], "echo");
+    let mut command = hand_over("3<&0", vec![netlink()], "echo");
     manager.watch(&mut command);
     assert_eq!(spawn(command, "", &[]).wait().code(), Some(71));
     assert_eq!(manager.states(), [""; 0]);

@@ -2,9 +2,11 @@
 
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::Path;
 use std::process::Command;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -38,7 +40,7 @@ impl Service {
         Self::start_on(&["tcp:echo"], Store::Some, configuration)
     }
 
-    /// One on `tcp:NAME` and `unix:NAME`; two at most.
+    /// One on `tcp:NAME`, `unix:NAME`, `seqpacket:NAME` and `unixgram:NAME`; two at most.
     pub(crate) fn start_on(sockets: &[&str], store: Store, configuration: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let (mut bound, mut addresses) = (Vec::new(), Vec::new());
@@ -50,8 +52,12 @@ impl Service {
                 listener.into()
             } else {
                 let path = directory.path().join(number.to_string());
-                addresses.push(format!("unix:{}", path.display()));
-                UnixListener::bind(path).expect("the path is free").into()
+                addresses.push(format!("{kind}:{}", path.display()));
+                match kind {
+                    "seqpacket" => listen_for_packets(&path),
+                    "unixgram" => UnixDatagram::bind(path).expect("the path is free").into(),
+                    _ => UnixListener::bind(path).expect("the path is free").into(),
+                }
             };
             bound.push((name.to_owned(), socket));
         }
@@ -64,6 +70,11 @@ impl Service {
     fn ready(self) -> Self {
         self.manager.expect_times("READY=1", self.starts);
         self
+    }
+
+    /// The address of one of its sockets.
+    pub(crate) fn address(&self, number: usize) -> &str {
+        &self.addresses[number]
     }
 
     /// A connection to the first of its sockets.
@@ -107,6 +118,13 @@ impl Service {
         self.starts += 1;
         self.manager.expect_times("READY=1", self.starts);
     }
+}
+
+fn listen_for_packets(path: &Path) -> OwnedFd {
+    let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).expect("there are such sockets");
+    bind(&socket, &SocketAddrUnix::new(path).expect("it is short")).expect("the path is free");
+    listen(&socket, 10).expect("it can listen");
+    socket
 }
 
 fn start(

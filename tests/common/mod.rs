@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod echoctl;
 pub mod json;
 pub mod manager;
+pub mod packets;
 pub mod peer;
 
 use std::env;

@@ -196,13 +196,17 @@ fn numbers_without_a_unit_are_refused_with_the_one_that_was_probably_meant() {
         ("[defaults]\nmax_message = \"64KB\"\n", "2:15", "known are B, KiB, MiB, GiB"),
         ("[defaults]\nsend_buffer = 65536\n", "2:15", "write \"65536B\""),
         ("[limits]\nbuffer_memory = \"64\"\n", "2:17", "write 64B"),
+        ("[limits]\ndatagrams_per_source = 100\n", "2:24", "write \"100/s\""),
+        ("[limits]\ndatagrams_per_source = \"100\"\n", "2:24", "write 100/s"),
+        ("[limits]\ndatagrams_per_source = \"1/min\"\n", "2:24", "only /s is known"),
+        ("[limits]\ndatagrams_per_source = \"0/s\"\n", "2:24", "write 1/s to 1000000/s, or \"off\" for no limit"),
+        ("[limits]\ndatagrams_per_source = true\n", "2:24", "is a rate, not a boolean"),
     ]);
 }
 
 #[test]
 fn keys_of_parts_that_are_not_built_are_refused_and_not_ignored() {
     check_refusals(&[
-        ("[limits]\ndatagrams_per_source = \"100/s\"\n", "2:1", "not built yet"),
         ("[metrics]\nlisten = []\n", "1:2", "metrics is not built yet"),
         ("[defaults]\nframing = \"raw\"\n", "2:1", "framing is not built yet"),
         ("[defaults]\nreply = \"none\"\n", "2:1", "reply is not built yet"),

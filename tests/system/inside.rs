@@ -2,15 +2,20 @@
 //! an administrator puts them.
 
 use std::io::{Read, Write};
+use std::net::{SocketAddr, UdpSocket};
 use std::process::Stdio;
 
 use echoed::systemd::journal::whole::MESSAGE;
+use rustix::net::sockopt::set_socket_reuseport;
+use rustix::net::{AddressFamily, SocketType};
 
-use crate::common::wait_until;
+use crate::common::packets::{PacketPeer, Sender};
+use crate::common::{CEILING, wait_until};
 use crate::machine::Machine;
 
 tests![
     clients_of_every_kind_are_served,
+    packets_of_every_kind_are_answered,
     clients_on_the_unix_socket_are_known_by_their_users,
     a_user_on_the_unix_socket_has_as_many_connections_as_the_limit_says since 257,
     entries_reach_the_journal_with_their_fields_and_whole,
@@ -29,6 +34,50 @@ fn clients_of_every_kind_are_served(machine: &Machine) {
     for address in ["tcp:127.0.0.1:8085", "tcp:[::1]:8085", "unix:/run/echoed.sock"] {
         machine.connect(address).exchange("aaaa");
     }
+}
+
+fn packets_of_every_kind_are_answered(machine: &Machine) {
+    machine.edit(
+        "echoed.socket",
+        "[Socket]
+        ListenDatagram=0.0.0.0:8085
+        ListenDatagram=[::1]:8086
+        ListenDatagram=/run/datagrams.sock
+        ListenDatagram=@datagrams
+        ListenSequentialPacket=/run/packets.sock
+        ReusePort=yes",
+    );
+    machine.sh("systemctl start echoed.socket");
+    // What came first has started the service.
+    for address in ["udp:127.0.0.1:8085", "udp:[::1]:8086", "unixgram:/run/datagrams.sock"] {
+        Sender::to(&machine.address(address)).exchange("aaaa");
+    }
+    let packets = PacketPeer::connect(&machine.address("seqpacket:/run/packets.sock"));
+    packets.exchange("");
+    packets.exchange("aaaa");
+
+    // It has no network of its own, and yet knows of the one that its socket is in: the address that was asked, ...
+    let client = UdpSocket::bind("127.0.0.1:0").expect("there is a free port");
+    client.connect("127.0.0.5:8085").expect("that needs nobody");
+    client.set_read_timeout(Some(CEILING)).expect("it can be set");
+    client.send(b"aaaa").expect("somebody listens there");
+    let mut reply = [0; 100];
+    let count = client.recv(&mut reply).expect("a reply comes, from there");
+    assert_eq!(&reply[..count], b"server got:aaaa");
+    // ... and which ones are its own. (Forged, as it were: from a socket that shares its port.)
+    let own = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).expect("there are such sockets");
+    set_socket_reuseport(&own, true).expect("it can be set");
+    rustix::net::bind(&own, &SocketAddr::from(([127, 0, 0, 1], 8085))).expect("the port is shared");
+    UdpSocket::from(own).send_to(b"aaaa", "127.0.0.5:8085").expect("somebody listens there");
+    machine.wait_for_journal("--unit=echoed.service VERDICT=own-address");
+    // Root is known, whatever systemd it is.
+    machine.configure("[defaults]\nlog_messages = 'summary'");
+    machine.sh("systemctl reload echoed.service");
+    let unix = Sender::to(&machine.address("unixgram:/run/datagrams.sock"));
+    wait_until("the new settings hold", || {
+        unix.exchange("who");
+        machine.run("journalctl --quiet --unit=echoed.service --grep='message on echo from uid 0.*who'").code == Some(0)
+    });
 }
 
 /// A client on the Unix socket, as a shell command: this user sends a message and reads the reply.

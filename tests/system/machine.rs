@@ -168,8 +168,8 @@ impl Machine {
 
     /// An address of it as this side has to write it.
     pub fn address(&self, address: &str) -> String {
-        match address.strip_prefix("unix:/") {
-            Some(path) => format!("unix:{}", self.path(path).display()),
+        match address.split_once(":/") {
+            Some((scheme, path)) => format!("{scheme}:{}", self.path(path).display()),
             None => address.to_owned(),
         }
     }

@@ -157,13 +157,25 @@ fn priority(level: Level) -> Priority {
 fn entry(event: &Event) -> Entry {
     let text = event.to_string();
     match event {
-        Event::Opened { connection, listener, peer }
-        | Event::Resumed { connection, listener, peer }
-        | Event::Message { connection, listener, peer, .. } => Entry {
+        Event::Opened { connection, listener, peer } | Event::Resumed { connection, listener, peer } => Entry {
             text,
             listener: Some(Arc::clone(listener)),
             peer: Some(peer.to_string()),
             connection: Some(*connection),
+            ..Entry::default()
+        },
+        Event::Message { connection, listener, peer, .. } => Entry {
+            text,
+            listener: Some(Arc::clone(listener)),
+            peer: Some(peer.to_string()),
+            connection: *connection,
+            ..Entry::default()
+        },
+        Event::Unanswered { listener, cause, from, .. } => Entry {
+            text,
+            listener: Some(Arc::clone(listener)),
+            peer: Some(from.to_string()),
+            verdict: Some(cause.name()),
             ..Entry::default()
         },
         Event::Closed { connection, listener, peer, verdict, totals, .. } => Entry {

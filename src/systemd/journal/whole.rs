@@ -47,8 +47,8 @@ const ROLL_CALL: Duration = Duration::from_secs(10);
 /// A message, as it is given.
 #[derive(Clone, Copy)]
 pub struct Message<'a> {
-    /// CONNECTION.
-    pub connection: u64,
+    /// CONNECTION, where there is one.
+    pub connection: Option<u64>,
     /// LISTENER.
     pub listener: &'a Arc<str>,
     /// PEER.
@@ -110,7 +110,7 @@ impl fmt::Debug for Shared {
 /// A message that waits.
 #[derive(Debug)]
 struct Owned {
-    connection: u64,
+    connection: Option<u64>,
     listener: Arc<str>,
     peer: String,
     bytes: Box<[u8]>,
@@ -323,13 +323,16 @@ impl Out {
                 native::put(&mut entry, "MESSAGE_ID", MESSAGE.message_id.as_bytes());
                 native::put(&mut entry, "LISTENER", listener.as_bytes());
                 native::put(&mut entry, "PEER", peer.as_bytes());
-                native::put(&mut entry, "CONNECTION", connection.to_string().as_bytes());
+                if let Some(connection) = connection {
+                    native::put(&mut entry, "CONNECTION", connection.to_string().as_bytes());
+                }
                 native::put(&mut entry, "MESSAGE", bytes);
                 entry
             }
             Self::Lines(_) => {
                 let text = readable(bytes);
-                let text = format!("message on connection {connection} on {listener} from {peer}: {text}");
+                let on = connection.map(|connection| format!("connection {connection} on ")).unwrap_or_default();
+                let text = format!("message on {on}{listener} from {peer}: {text}");
                 line(Style::Words, Priority::Info, &harmless(&text, false)).into_bytes()
             }
         }

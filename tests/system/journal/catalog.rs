@@ -1,5 +1,7 @@
 //! `journalctl -x`: beneath each entry, what it means and what to do. Every kind that can be provoked is, for real.
 
+use std::net::UdpSocket;
+
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
@@ -16,6 +18,7 @@ tests![
     reloads_are_explained,
     what_clients_do_is_explained,
     limits_that_are_reached_are_explained,
+    datagrams_that_are_not_answered_are_explained,
     a_broken_listener_is_explained,
     a_worker_that_hangs_is_explained,
 ];
@@ -35,7 +38,7 @@ pub fn expect_explained(machine: &Machine, subject: &str) -> Entry {
     });
     let entry = found.pop().expect("there is one");
     let mut explanation = format!("Subject: {subject}\n{rest}");
-    for name in ["LISTENER", "PEER", "CONNECTION", "MESSAGES"] {
+    for name in ["LISTENER", "PEER", "CONNECTION", "MESSAGES", "VERDICT"] {
         explanation = explanation.replace(&format!("@{name}@"), &entry.text(name));
     }
     let lines: String = explanation.lines().map(|line| format!("░░ {line}\n")).collect();
@@ -188,6 +191,19 @@ fn limits_that_are_reached_are_explained(machine: &Machine) {
     expect_explained(machine, "Connections cannot be accepted on @LISTENER@ now");
     drop(peers);
     expect_explained(machine, "Connections are accepted on @LISTENER@ again");
+}
+
+fn datagrams_that_are_not_answered_are_explained(machine: &Machine) {
+    drop_in(machine, "echoed.socket", "[Socket]\nListenDatagram=127.0.0.1:8085");
+    listen(machine, "");
+    let service = UdpSocket::bind("127.0.0.1:1000").expect("nobody has that port");
+    service.send_to(b"a", "127.0.0.1:8085").expect("somebody listens there");
+    let entry = expect_explained(machine, "Datagrams on @LISTENER@ are not answered (@VERDICT@)");
+    let message = "1 datagram dropped on echo: service-port; from 127.0.0.1:1000";
+    let expected = [("MESSAGE", message), ("PEER", "127.0.0.1:1000"), ("VERDICT", "service-port"), ("PRIORITY", "6")];
+    for (name, value) in expected {
+        assert_eq!(entry.text(name), value);
+    }
 }
 
 fn a_broken_listener_is_explained(machine: &Machine) {

@@ -70,7 +70,7 @@ notes! {
 }
 
 /// Events, by [`Event::name`]; the end of a connection by the name of its verdict.
-const EVENTS: [Kind; 21] = [
+const EVENTS: [Kind; 22] = [
     Kind { name: "opened", message_id: "5e6bb97ac5ed4e8b88b6ad89fce92c4f" },
     Kind { name: "message", message_id: "51a1cd7c305043978fb018e4cab91a97" },
     Kind { name: "full", message_id: "57727963c3e2428fa10d2b030090ee72" },
@@ -79,6 +79,7 @@ const EVENTS: [Kind; 21] = [
     Kind { name: "broken", message_id: "da4ecab6446d4e33b70af5cba385c61b" },
     Kind { name: "resumed", message_id: "5dc55e438e4b4738b8509ecfa945dc3b" },
     Kind { name: "dropped", message_id: "b4b07c3686db42608e24c362965647d7" },
+    Kind { name: "unanswered", message_id: "0f5e8ccafc8749e3bd4edac96c87c37b" },
     Kind { name: "too-long", message_id: "2c65cc4a3de146e491acc2c7fa4a4129" },
     Kind { name: "read-deadline", message_id: "83f62f9c5578440d9af2ad15797375c0" },
     Kind { name: "idle-deadline", message_id: "ab85662348b24a1393ed0791c7a41d06" },

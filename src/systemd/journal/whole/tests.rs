@@ -60,7 +60,7 @@ fn set_up() -> Setup {
 impl Setup {
     fn give(&self, bytes: &[u8], waker: &Waker) -> bool {
         let listener = "echo".into();
-        self.messages.take(Message { connection: 7, listener: &listener, peer: &"somebody", bytes }, waker)
+        self.messages.take(Message { connection: Some(7), listener: &listener, peer: &"somebody", bytes }, waker)
     }
 
     fn text(&self) -> String {
@@ -270,7 +270,7 @@ fn without_the_journal_a_message_is_a_line_written_whole_though_stderr_takes_lit
     let (messages, writer) = open(Target::Lines(Box::new(Tight(Arc::clone(&written), 0))), log);
     let listener = "echo".into();
     for bytes in ["two\nerror: lines\x1b[2J".as_bytes(), &[b'y'; 1000]] {
-        let message = Message { connection: 7, listener: &listener, peer: &"some\nbody", bytes };
+        let message = Message { connection: Some(7), listener: &listener, peer: &"some\nbody", bytes };
         assert!(messages.take(message, Waker::noop()));
     }
     assert_eq!(writer.close(None), 0);

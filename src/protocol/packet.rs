@@ -1,0 +1,208 @@
+//! Packets: one of them is one message, and one is its reply. No delimiter is looked for or added.
+//!
+//! ```text
+//! C: 61 61 61 61                                     aaaa
+//! S: 73 65 72 76 65 72 20 67 6f 74 3a 61 61 61 61    server got:aaaa
+//! ```
+//!
+//! An empty packet is a message. One beyond `max_message` is never answered with a part of it.
+//!
+//! Whoever sends a datagram can write any source on it. So answering one can hit somebody else: with more than was sent
+//! ([`DropCause::Amplifies`]), or without end, if that somebody answers too ([`DropCause::OwnReply`] and others). What could
+//! come to that is not answered, but counted by its cause.
+
+use std::fmt;
+
+use super::rules::Rules;
+use super::verdict::{SERVER_ERROR, Verdict};
+
+/// A reply: one packet, of these two parts. What begins each of a listener's replies is the first.
+pub type Reply<'a> = [&'a [u8]; 2];
+
+/// Headers on the wire: 20 bytes of IPv4 and 8 of UDP.
+const HEADERS: usize = 28;
+
+/// A reply may be so many times as large as what it answers, headers counted.
+const AMPLIFICATION: usize = 3;
+
+/// Ports below it are those of services, not of clients: an answer would go to somebody who may answer, too.
+const FIRST_CLIENT_PORT: u16 = 1024;
+
+/// Why a datagram got no reply, though its listener replies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropCause {
+    /// It is longer than `max_message`.
+    TooLong,
+    /// Its reply would be longer than a packet can be.
+    ReplyTooLong,
+    /// It comes from a port below 1024.
+    ServicePort,
+    /// It comes from an address on which the listener itself listens.
+    OwnAddress,
+    /// It begins like a reply of the listener's, or with `server error:`.
+    OwnReply,
+    /// Its reply would be more than three times as large.
+    Amplifies,
+    /// Its source has used up `limits.datagrams_per_source`.
+    Rate,
+    /// It comes from a Unix socket without a name, to which nothing can be sent.
+    Nameless,
+    /// There was no room for its reply on the way to its source.
+    NoRoom,
+    /// Its reply could not be sent: no way leads there, or nobody is there.
+    Unreachable,
+}
+
+/// How many causes there are.
+pub const DROP_CAUSES: usize = 10;
+
+/// The names of all causes, in the order of [`DropCause::index`].
+pub const DROP_NAMES: [&str; DROP_CAUSES] = [
+    "too-long",
+    "reply-too-long",
+    "service-port",
+    "own-address",
+    "own-reply",
+    "amplifies",
+    "rate",
+    "nameless",
+    "no-room",
+    "unreachable",
+];
+
+impl DropCause {
+    /// Each of them once.
+    pub const ALL: [Self; DROP_CAUSES] = [
+        Self::TooLong,
+        Self::ReplyTooLong,
+        Self::ServicePort,
+        Self::OwnAddress,
+        Self::OwnReply,
+        Self::Amplifies,
+        Self::Rate,
+        Self::Nameless,
+        Self::NoRoom,
+        Self::Unreachable,
+    ];
+
+    /// Its one name, in lower case with hyphens: the same in the log, in the metrics and in tests.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        DROP_NAMES[self.index()]
+    }
+
+    /// Its number among the causes: less than [`DROP_CAUSES`].
+    #[must_use]
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for DropCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The reply to a packet, by these rules; `None` where nothing is answered.
+#[must_use]
+pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
+    Some([rules.prefix.as_bytes(), message])
+}
+
+/// The last reply to a peer that is cut off: `server error:` and the text; `None` where there is nothing to say.
+#[must_use]
+pub fn last_words(rules: &Rules, verdict: Verdict) -> Option<Vec<u8>> {
+    let text = verdict.text(rules).filter(|_| rules.error_replies)?;
+    Some([SERVER_ERROR, text.as_bytes()].concat())
+}
+
+/// Whether a port of UDP is not one of clients.
+#[must_use]
+pub fn is_service_port(port: u16) -> bool {
+    port < FIRST_CLIENT_PORT
+}
+
+/// Whether this reply to this datagram could do harm, for what is in them.
+#[must_use]
+pub fn harm(message: &[u8], reply: &Reply<'_>) -> Option<DropCause> {
+    let [own, _] = reply;
+    if (!own.is_empty() && message.starts_with(own)) || message.starts_with(SERVER_ERROR) {
+        return Some(DropCause::OwnReply);
+    }
+    let answer: usize = reply.iter().map(|part| part.len()).sum();
+    (answer + HEADERS > AMPLIFICATION * (message.len() + HEADERS)).then_some(DropCause::Amplifies)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::protocol::reply::Prefix;
+
+    fn rules(prefix: &[u8]) -> Rules {
+        Rules { prefix: Prefix::new(prefix), ..Rules::default() }
+    }
+
+    fn harm_of(prefix: &[u8], message: &[u8]) -> Option<DropCause> {
+        let rules = rules(prefix);
+        reply(&rules, message).and_then(|reply| harm(message, &reply))
+    }
+
+    #[test]
+    fn a_reply_is_the_prefix_and_the_message_and_nothing_else() {
+        for message in [&b""[..], b"a", b"a\tb\t", b"\0\xff"] {
+            let rules = Rules::default();
+            assert_eq!(reply(&rules, message).unwrap().concat(), [b"server got:", message].concat());
+        }
+    }
+
+    #[test]
+    fn last_words_have_no_delimiter_either_and_may_contain_it() {
+        let mut rules = rules(b"");
+        assert_eq!(last_words(&rules, Verdict::TooLong).unwrap(), b"server error:message exceeds 65536 bytes");
+        assert_eq!(last_words(&rules, Verdict::PeerClosed), None);
+        rules.delimiter = crate::protocol::Delimiter::new(b"s").unwrap();
+        assert!(last_words(&rules, Verdict::TooLong).is_some());
+        rules.error_replies = false;
+        assert_eq!(last_words(&rules, Verdict::TooLong), None);
+    }
+
+    #[test]
+    fn what_looks_like_a_reply_is_not_answered() {
+        for message in [&b"server got:"[..], b"server got:server got:a", b"server error:", b"server error:busy"] {
+            assert_eq!(harm_of(b"server got:", message), Some(DropCause::OwnReply));
+        }
+        for message in [&b"server got"[..], b"server error", b" server got:", b"Server got:a", b""] {
+            assert_eq!(harm_of(b"server got:", message), None);
+        }
+        // An empty prefix begins everything, and says nothing.
+        assert_eq!(harm_of(b"", b"a"), None);
+        assert_eq!(harm_of(b"", b""), None);
+        assert_eq!(harm_of(b"", b"server error:x"), Some(DropCause::OwnReply));
+    }
+
+    #[test]
+    fn a_reply_is_three_times_as_large_at_most_with_its_headers() {
+        // 28 bytes of headers: 84 for an empty message, so 56 of reply; three more for each byte, of which it is one itself.
+        for (message, prefix) in [(0, 56), (1, 58), (100, 256)] {
+            let message = vec![b'x'; message];
+            assert_eq!(harm_of(&vec![b'p'; prefix], &message), None, "{prefix}");
+            assert_eq!(harm_of(&vec![b'p'; prefix + 1], &message), Some(DropCause::Amplifies), "{prefix}");
+        }
+    }
+
+    #[test]
+    fn ports_below_1024_are_those_of_services() {
+        assert!(is_service_port(0) && is_service_port(7) && is_service_port(1023));
+        assert!(!is_service_port(1024) && !is_service_port(65535));
+    }
+
+    #[test]
+    fn every_cause_has_a_number_and_a_name_of_its_own() {
+        let names: BTreeSet<_> = DropCause::ALL.iter().map(|cause| cause.name()).collect();
+        assert_eq!(names.len(), DROP_CAUSES);
+        assert!(DropCause::ALL.iter().enumerate().all(|(at, cause)| cause.index() == at));
+    }
+}

@@ -1,0 +1,325 @@
+//! A datagram socket (UDP, Unix): what comes, from whom, and how a reply goes back.
+//!
+//! On a socket that is bound to every address (`0.0.0.0`, `::`), each datagram tells which of ours it was sent to
+//! (IP_PKTINFO, ip(7)), and the reply leaves from that one: a client that is connected takes it from nobody else.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrLike, SockaddrStorage, UnixAddr, UnixCredentials,
+    getsockname, recvmsg, sendmsg, setsockopt, sockopt,
+};
+use rustix::net::AddressFamily;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use crate::protocol::packet::Reply;
+use crate::server::socket::Peer;
+use crate::server::worker::Worker;
+
+/// The longest datagram of UDP.
+const LONGEST_UDP: usize = 65_535;
+
+/// Go as far as the route and then send nothing (MSG_PROBE of linux/socket.h, which no library names).
+const PROBE: MsgFlags = MsgFlags::from_bits_retain(0x10);
+
+/// What a Unix address is shorter than that has a name (`sun_family` of unix(7)).
+const FAMILY_SIZE: usize = size_of::<nix::libc::sa_family_t>();
+
+/// A datagram socket.
+pub(crate) struct Inbox {
+    socket: UnixStream,
+    bound: Bound,
+    /// Where the kernel writes what is beside a datagram.
+    control: Vec<u8>,
+}
+
+/// What it is bound to.
+enum Bound {
+    Ip(SocketAddr),
+    Unix(UnixAddr),
+}
+
+/// A datagram that came. Its bytes are in the room that was given.
+#[derive(Debug)]
+pub(crate) struct Datagram {
+    /// How long it is: more than there was room for, where it was cut.
+    pub(crate) len: usize,
+    pub(crate) peer: Peer,
+    pub(crate) sender: Sender,
+}
+
+/// Where a reply goes.
+#[derive(Debug)]
+pub(crate) enum Sender {
+    /// To that address, from ours that was asked, where that has to be said.
+    Ip(SocketAddr, Option<Asked>),
+    Unix(UnixAddr),
+    /// Nowhere: a Unix socket without a name.
+    Nobody,
+}
+
+/// The address of ours that a datagram was sent to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Asked {
+    V4(in_pktinfo),
+    V6(in6_pktinfo),
+}
+
+impl Inbox {
+    /// A bound datagram socket, non-blocking, whose news `worker` hears.
+    ///
+    /// # Errors
+    /// It cannot be prepared or registered.
+    pub(crate) fn open(socket: OwnedFd, worker: &Worker) -> io::Result<Self> {
+        let family = rustix::net::sockopt::socket_domain(&socket)?;
+        let (bound, control) = if family == AddressFamily::UNIX {
+            setsockopt(&socket, sockopt::PassCred, &true)?;
+            (Bound::Unix(getsockname(socket.as_raw_fd())?), nix::cmsg_space!(UnixCredentials))
+        } else {
+            let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
+            match bound.ip() {
+                IpAddr::V4(ip) if ip.is_unspecified() => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
+                IpAddr::V6(ip) if ip.is_unspecified() => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+                _ => {}
+            }
+            // With room for what else systemd may have had the kernel tell (Timestamping= and its kin).
+            (Bound::Ip(bound), nix::cmsg_space!([u8; 256]))
+        };
+        Ok(Self { socket: worker.register(socket)?, bound, control })
+    }
+
+    /// How much room a datagram needs of which `most` bytes are wanted.
+    pub(crate) fn room(&self, most: usize) -> usize {
+        match self.bound {
+            Bound::Ip(_) => most.min(LONGEST_UDP),
+            Bound::Unix(_) => most,
+        }
+    }
+
+    /// Waits until there may be a datagram.
+    ///
+    /// # Errors
+    /// The runtime ends.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
+    /// Whether a datagram waits. Asks the kernel and not the reactor, which may not have heard yet. An error is as good as
+    /// one: whoever reads next sees it.
+    pub(crate) fn has_some(&self) -> bool {
+        let look = || rustix::net::recv(&self.socket, &mut [0; 0], rustix::net::RecvFlags::PEEK);
+        !matches!(rustix::io::retry_on_intr(look), Err(rustix::io::Errno::AGAIN))
+    }
+
+    /// Receives one datagram; what there is no room for is cut.
+    ///
+    /// # Errors
+    /// What recvmsg(2) says; [`io::ErrorKind::WouldBlock`] where there is none.
+    pub(crate) fn receive(&mut self, room: &mut [u8]) -> io::Result<Datagram> {
+        let Self { socket, bound, control } = self;
+        socket.try_io(Interest::READABLE, || {
+            let mut parts = [IoSliceMut::new(room)];
+            let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
+            match bound {
+                Bound::Ip(_) => {
+                    let found = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(control), flags)?;
+                    let beside = found.cmsgs().ok().and_then(|mut all| all.find_map(|one| Asked::of(&one)));
+                    let from = found.address.as_ref().and_then(ip_address).ok_or(io::ErrorKind::InvalidData)?;
+                    let peer = Peer::Ip(SocketAddr::new(from.ip().to_canonical(), from.port()));
+                    Ok(Datagram { len: found.bytes, peer, sender: Sender::Ip(from, beside) })
+                }
+                Bound::Unix(_) => {
+                    let found = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(control), flags)?;
+                    // Descriptors that are sent along do not fit, so the kernel closes them; then it says that
+                    // something was cut, and who sent it is not known either.
+                    let peer = found.cmsgs().ok().and_then(|mut all| all.find_map(|one| process(&one)));
+                    let named = found.address.filter(|address| address.len() as usize > FAMILY_SIZE);
+                    let sender = named.map_or(Sender::Nobody, Sender::Unix);
+                    Ok(Datagram { len: found.bytes, peer: peer.unwrap_or(Peer::Unknown), sender })
+                }
+            }
+        })
+    }
+
+    /// Sends a reply.
+    ///
+    /// # Errors
+    /// What sendmsg(2) says.
+    pub(crate) fn send(&self, reply: &Reply<'_>, sender: &Sender) -> Result<(), Errno> {
+        let parts = reply.map(IoSlice::new);
+        match sender {
+            Sender::Ip(to, asked) => {
+                let to = SockaddrStorage::from(*to);
+                match self.send_from(*asked, &parts, MsgFlags::empty(), &to) {
+                    // It was sent to many, as broadcasts are: no address to send from.
+                    Err(Errno::EINVAL) if asked.is_some() => self.send_from(None, &parts, MsgFlags::empty(), &to),
+                    result => result,
+                }
+            }
+            Sender::Unix(to) => self.send_message(&parts, &[], MsgFlags::empty(), to),
+            Sender::Nobody => Err(Errno::EDESTADDRREQ),
+        }
+    }
+
+    /// Whether a datagram comes from an address on which this socket itself receives.
+    pub(crate) fn is_own(&self, sender: &Sender) -> bool {
+        match (&self.bound, sender) {
+            (Bound::Ip(bound), Sender::Ip(from, _)) if bound.port() == from.port() => {
+                if bound.ip().is_unspecified() {
+                    self.is_local(*from)
+                } else {
+                    bound.ip().to_canonical() == from.ip().to_canonical()
+                }
+            }
+            (Bound::Unix(bound), Sender::Unix(from)) => bound == from,
+            _ => false,
+        }
+    }
+
+    /// Whether an address is one of this machine's, as the network of this socket sees it. We may be in another one
+    /// (`PrivateNetwork=`), so it is the socket that has to be asked: nothing can be sent from an address of others.
+    fn is_local(&self, address: SocketAddr) -> bool {
+        let from = match (self.bound_v6(), address.ip()) {
+            (false, IpAddr::V4(ip)) => Asked::V4(in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: in_addr { s_addr: u32::from(ip).to_be() },
+                ipi_addr: in_addr { s_addr: 0 },
+            }),
+            (_, ip) => {
+                let ip = match ip {
+                    IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                    IpAddr::V6(ip) => ip,
+                };
+                let scope = if let SocketAddr::V6(address) = address { address.scope_id() } else { 0 };
+                Asked::V6(in6_pktinfo { ipi6_addr: in6_addr { s6_addr: ip.octets() }, ipi6_ifindex: scope })
+            }
+        };
+        self.send_from(Some(from), &[], PROBE, &SockaddrStorage::from(address)).is_ok()
+    }
+
+    fn bound_v6(&self) -> bool {
+        matches!(self.bound, Bound::Ip(SocketAddr::V6(_)))
+    }
+
+    fn send_from(
+        &self,
+        asked: Option<Asked>,
+        parts: &[IoSlice<'_>],
+        flags: MsgFlags,
+        to: &SockaddrStorage,
+    ) -> Result<(), Errno> {
+        match asked {
+            Some(Asked::V4(info)) => self.send_message(parts, &[ControlMessage::Ipv4PacketInfo(&info)], flags, to),
+            Some(Asked::V6(info)) => self.send_message(parts, &[ControlMessage::Ipv6PacketInfo(&info)], flags, to),
+            None => self.send_message(parts, &[], flags, to),
+        }
+    }
+
+    fn send_message(
+        &self,
+        parts: &[IoSlice<'_>],
+        beside: &[ControlMessage<'_>],
+        flags: MsgFlags,
+        to: &impl SockaddrLike,
+    ) -> Result<(), Errno> {
+        let flags = flags | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            match sendmsg(self.socket.as_fd().as_raw_fd(), parts, beside, flags, Some(to)) {
+                Err(Errno::EINTR) => {}
+                result => return result.map(drop),
+            }
+        }
+    }
+}
+
+impl Asked {
+    /// What is said beside a datagram, as it is to be said beside its reply.
+    fn of(beside: &ControlMessageOwned) -> Option<Self> {
+        match beside {
+            // The way back is the route's to choose, not that of the way here.
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                Some(Self::V4(in_pktinfo { ipi_ifindex: 0, ipi_addr: in_addr { s_addr: 0 }, ..*info }))
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                let ip = std::net::Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                // An address of one link is nothing without that link.
+                let ipi6_ifindex = if ip.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
+                (!ip.is_multicast()).then_some(Self::V6(in6_pktinfo { ipi6_ifindex, ..*info }))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn process(beside: &ControlMessageOwned) -> Option<Peer> {
+    let ControlMessageOwned::ScmCredentials(who) = beside else { return None };
+    Some(Peer::process(who.uid(), who.pid()))
+}
+
+fn ip_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|address| SocketAddr::V4((*address).into()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| SocketAddr::V6((*address).into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::sync::Arc;
+    use std::task::Waker;
+
+    use super::*;
+    use crate::server::event::{self, Messages};
+    use crate::server::worker::{Outside, WorkerThread};
+
+    struct NoMessages;
+
+    impl Messages for NoMessages {
+        fn take(&self, _: event::Message<'_>, _: &Waker) -> bool {
+            true
+        }
+    }
+
+    /// Only with another machine could a datagram come from one, so the socket is asked directly.
+    #[test]
+    fn addresses_of_this_machine_are_told_from_others() {
+        let outside = Outside { events: Arc::new(|_| {}), messages: Arc::new(NoMessages) };
+        let thread = WorkerThread::start(0, &outside).unwrap();
+        for (bound, own, others) in [
+            ("0.0.0.0:0", &["127.0.0.1:9", "127.1.2.3:9"][..], &["192.0.2.1:9", "8.8.8.8:9"][..]),
+            (
+                "[::]:0",
+                &["[::1]:9", "[::ffff:127.0.0.1]:9"],
+                &["[2001:db8::1]:9", "[::ffff:192.0.2.1]:9", "[fe80::1]:9"],
+            ),
+        ] {
+            let socket = UdpSocket::bind(bound).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let inbox = Inbox::open(socket.into(), &thread.worker).unwrap();
+            let is_local = |address: &&str| inbox.is_local(address.parse().unwrap());
+            assert_eq!(own.iter().filter(|one| !is_local(one)).collect::<Vec<_>>(), [&""; 0]);
+            assert_eq!(others.iter().filter(|one| is_local(one)).collect::<Vec<_>>(), [&""; 0]);
+        }
+    }
+
+    #[test]
+    fn to_ask_for_an_address_sends_nothing() {
+        let outside = Outside { events: Arc::new(|_| {}), messages: Arc::new(NoMessages) };
+        let thread = WorkerThread::start(0, &outside).unwrap();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let inbox = Inbox::open(socket.into(), &thread.worker).unwrap();
+        let address = other.local_addr().unwrap();
+        assert!(inbox.is_local(address));
+        // What came before it would be there first.
+        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"after", address).unwrap();
+        let mut room = [0; 10];
+        let (count, _) = other.recv_from(&mut room).unwrap();
+        assert_eq!(&room[..count], b"after");
+    }
+}

@@ -1,0 +1,189 @@
+//! Somebody who talks to the daemon in packets: over a connection of them ([`PacketPeer`]), or in datagrams ([`Sender`]).
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net as unix;
+use std::time::Duration;
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketType, connect, recv, send, shutdown, socket,
+};
+
+use super::{CEILING, now};
+
+/// The address of a Unix socket from how the daemon writes it.
+pub fn unix_address(address: &str) -> SocketAddrUnix {
+    let (_, name) = address.split_once(':').expect("it has a scheme");
+    let address = match name.strip_prefix('@') {
+        Some(name) => SocketAddrUnix::new_abstract_name(name.as_bytes()),
+        None => SocketAddrUnix::new(name),
+    };
+    address.expect("it is short")
+}
+
+/// A connection of packets.
+pub struct PacketPeer(OwnedFd);
+
+impl PacketPeer {
+    /// Connects to an address as the daemon writes it: `seqpacket:/PATH`, `seqpacket:@NAME`.
+    pub fn connect(address: &str) -> Self {
+        let peer = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).expect("there are such sockets");
+        connect(&peer, &unix_address(address)).unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
+        Self::of(peer)
+    }
+
+    pub fn of(socket: OwnedFd) -> Self {
+        set_socket_timeout(&socket, Timeout::Recv, Some(CEILING)).expect("a timeout can be set");
+        set_socket_timeout(&socket, Timeout::Send, Some(CEILING)).expect("a timeout can be set");
+        Self(socket)
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Sends one packet.
+    pub fn send(&self, packet: impl AsRef<[u8]>) {
+        let packet = packet.as_ref();
+        let sent = send(&self.0, packet, SendFlags::NOSIGNAL).expect("it can be sent");
+        assert_eq!(sent, packet.len());
+    }
+
+    /// Sends packets as long as there is room for more; returns how many.
+    pub fn send_what_fits(&self, packet: &[u8]) -> usize {
+        (0..).find(|_| send(&self.0, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_err()).expect("it ends")
+    }
+
+    /// The next packet; at the end of the stream an empty one.
+    pub fn receive(&self) -> Vec<u8> {
+        let mut room = vec![0; 300_000];
+        let (_, len) = recv(&self.0, &mut room[..], RecvFlags::TRUNC).expect("a packet comes");
+        assert!(len <= room.len(), "{len}");
+        room.truncate(len);
+        room
+    }
+
+    pub fn expect(&self, packet: impl AsRef<[u8]>) {
+        let (packet, received) = (packet.as_ref(), self.receive());
+        let shown = |bytes: &[u8]| format!("{} bytes: {}", bytes.len(), bytes[..bytes.len().min(100)].escape_ascii());
+        assert!(received == packet, "received {}, expected {}", shown(&received), shown(packet));
+    }
+
+    /// Sends a message and waits for its reply.
+    pub fn exchange(&self, message: &str) {
+        self.send(message);
+        self.expect(format!("server got:{message}"));
+    }
+
+    /// Waits for the end of the stream. (The daemon sends no empty packets but where the prefix is empty.)
+    pub fn expect_close(&self) {
+        self.expect("");
+    }
+
+    /// Ends our stream.
+    pub fn shutdown(&self) {
+        shutdown(&self.0, Shutdown::Write).expect("it can be shut down");
+    }
+}
+
+/// A socket of datagrams with one place that it sends to.
+pub struct Sender {
+    socket: Socket,
+    to: String,
+}
+
+enum Socket {
+    Udp(UdpSocket),
+    Unix(unix::UnixDatagram),
+}
+
+impl Sender {
+    /// From 127.0.0.1, [::1] or a name of its own to an address as the daemon writes it: `udp:127.0.0.1:40123`,
+    /// `unixgram:/PATH`, `unixgram:@NAME`.
+    pub fn to(address: &str) -> Self {
+        let Some(ip) = address.strip_prefix("udp:") else {
+            // An empty name is one that the kernel picks (autobind of unix(7)).
+            let socket = socket(AddressFamily::UNIX, SocketType::DGRAM, None).expect("there are such sockets");
+            rustix::net::bind(&socket, &SocketAddrUnix::new_unnamed()).expect("it gets a name");
+            return Self { socket: Socket::Unix(socket.into()), to: address.to_owned() }.ready();
+        };
+        let ip: SocketAddr = ip.parse().expect("an address");
+        Self::from(if ip.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }, address)
+    }
+
+    /// From an address of IP.
+    pub fn from(from: &str, address: &str) -> Self {
+        let socket = UdpSocket::bind(from).unwrap_or_else(|error| panic!("cannot bind {from}: {error}"));
+        Self { socket: Socket::Udp(socket), to: address.to_owned() }.ready()
+    }
+
+    /// From a Unix socket without a name.
+    pub fn nameless(address: &str) -> Self {
+        let socket = unix::UnixDatagram::unbound().expect("there are such sockets");
+        Self { socket: Socket::Unix(socket), to: address.to_owned() }.ready()
+    }
+
+    fn ready(self) -> Self {
+        set_socket_timeout(self.fd(), Timeout::Recv, Some(CEILING)).expect("a timeout can be set");
+        set_socket_timeout(self.fd(), Timeout::Send, Some(CEILING)).expect("a timeout can be set");
+        self
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Udp(socket) => socket.as_fd(),
+            Socket::Unix(socket) => socket.as_fd(),
+        }
+    }
+
+    pub fn send(&self, datagram: impl AsRef<[u8]>) {
+        let datagram = datagram.as_ref();
+        let sent = match &self.socket {
+            Socket::Udp(socket) => socket.send_to(datagram, self.to.strip_prefix("udp:").expect("it is UDP")),
+            Socket::Unix(socket) => match self.to.strip_prefix("unixgram:@") {
+                Some(name) => {
+                    socket.send_to_addr(datagram, &unix::SocketAddr::from_abstract_name(name).expect("it is short"))
+                }
+                None => socket.send_to(datagram, self.to.strip_prefix("unixgram:").expect("it is Unix")),
+            },
+        };
+        assert_eq!(sent.unwrap_or_else(|error| panic!("cannot send to {}: {error}", self.to)), datagram.len());
+    }
+
+    pub fn receive(&self) -> Vec<u8> {
+        let mut room = vec![0; 300_000];
+        let (_, len) = recv(self.fd(), &mut room[..], RecvFlags::TRUNC).expect("a datagram comes");
+        room.truncate(len);
+        room
+    }
+
+    pub fn expect(&self, datagram: impl AsRef<[u8]>) {
+        let (datagram, received) = (datagram.as_ref(), self.receive());
+        let shown = |bytes: &[u8]| format!("{} bytes: {}", bytes.len(), bytes[..bytes.len().min(100)].escape_ascii());
+        assert!(received == datagram, "received {}, expected {}", shown(&received), shown(datagram));
+    }
+
+    pub fn exchange(&self, message: &str) {
+        self.send(message);
+        self.expect(format!("server got:{message}"));
+    }
+
+    /// How many come until none does for this long.
+    pub fn count_for(&self, time: Duration) -> usize {
+        set_socket_timeout(self.fd(), Timeout::Recv, Some(time)).expect("a timeout can be set");
+        let (mut count, until) = (0, now() + CEILING);
+        loop {
+            match recv(self.fd(), &mut [0; 1][..], RecvFlags::empty()) {
+                Ok(_) => count += 1,
+                Err(error) if std::io::Error::from(error).kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+            assert!(now() < until, "they do not end");
+        }
+        set_socket_timeout(self.fd(), Timeout::Recv, Some(CEILING)).expect("a timeout can be set");
+        count
+    }
+}

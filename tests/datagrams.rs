@@ -1,0 +1,339 @@
+//! Datagrams (UDP, Unix): one is one message, and one is its reply. What keeps them from doing harm is in `safety`, what
+//! takes a server of our own in `inside`.
+
+mod common;
+#[path = "datagrams/inside.rs"]
+mod inside;
+#[path = "datagrams/safety.rs"]
+mod safety;
+
+use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::thread;
+use std::time::Duration;
+
+use common::manager::hand_over;
+use common::packets::Sender;
+use common::{Daemon, Peer, now, wait_until};
+use nix::sys::socket::{setsockopt, sockopt};
+use rustix::process::Signal;
+
+/// A daemon that listens on an address.
+pub(crate) fn start(configuration: &str, address: &str) -> Daemon {
+    Daemon::start_with(configuration, &["--listen", address])
+}
+
+/// A daemon that was handed this socket, which stays ours, too.
+pub(crate) fn start_on(configuration: &str, socket: &UdpSocket) -> Daemon {
+    let mut command = hand_over("3<&0", vec![socket.try_clone().expect("it can be duplicated").into()], "echo");
+    let daemon = Daemon::spawn_prepared(&mut command, configuration, &[]);
+    daemon.wait_for_log("listening on");
+    daemon
+}
+
+pub(crate) fn sender(daemon: &Daemon) -> Sender {
+    Sender::to(&daemon.addresses()[0])
+}
+
+const ADDRESSES: [&str; 3] = ["udp:127.0.0.1:0", "udp:[::1]:0", "unixgram:DIR/socket"];
+
+#[test]
+fn a_datagram_is_a_message_and_a_datagram_is_its_reply() {
+    for address in ADDRESSES {
+        let daemon = start("", address);
+        assert_eq!(daemon.addresses()[0].split(':').next(), address.split(':').next());
+        let peer = sender(&daemon);
+        for message in ["a", "", "a\tb\t", "\t", "line\r\n", "\0\u{ff}"] {
+            peer.exchange(message);
+        }
+        let log = daemon.stop();
+        assert!(log.iter().any(|line| line.contains("6 messages on 0 connections in all")), "{log:#?}");
+    }
+}
+
+#[test]
+fn exactly_the_longest_message_is_answered_and_one_byte_more_is_dropped() {
+    for address in ADDRESSES {
+        for longest in [1, 10, 10_000] {
+            let daemon = start(&format!("[defaults]\nmax_message = '{longest}B'\n"), address);
+            let peer = sender(&daemon);
+            let message = "x".repeat(longest);
+            peer.exchange(&message);
+            peer.send(message.clone() + "x");
+            // It is not answered with a part of it, nor at all, and what comes after it is.
+            peer.exchange(&message);
+            daemon.wait_for_log("1 datagram dropped on echo: too-long; from");
+            daemon.stop();
+        }
+    }
+}
+
+#[test]
+fn a_datagram_whose_reply_would_be_longer_than_a_datagram_can_be_is_dropped() {
+    let daemon = start("", "udp:127.0.0.1:0");
+    let peer = sender(&daemon);
+    // The largest that there is over IPv4, less the prefix.
+    let most = 65_507 - "server got:".len();
+    peer.exchange(&"x".repeat(most));
+    peer.send("x".repeat(most + 1));
+    peer.send("x".repeat(65_507));
+    peer.exchange("after");
+    daemon.wait_for_log("1 datagram dropped on echo: reply-too-long; from 127.0.0.1:");
+    let log = daemon.stop();
+    assert!(log.iter().any(|line| line.contains("1 datagram dropped on echo: reply-too-long")), "{log:#?}");
+}
+
+#[test]
+fn a_reply_leaves_from_the_address_that_was_asked() {
+    for (bound, asked) in [("0.0.0.0", ["127.0.0.1", "127.0.0.5"]), ("[::]", ["[::1]", "127.0.0.7"])] {
+        let daemon = start("", &format!("udp:{bound}:0"));
+        let (_, port) =
+            daemon.addresses()[0].rsplit_once(':').map(|(all, port)| (all.to_owned(), port.to_owned())).unwrap();
+        for asked in asked {
+            let from = if asked.starts_with('[') { "[::1]:0" } else { "127.0.0.1:0" };
+            let client = UdpSocket::bind(from).unwrap();
+            // From then on it takes nothing from any other address.
+            client.connect(format!("{asked}:{port}")).unwrap();
+            client.set_read_timeout(Some(common::CEILING)).unwrap();
+            client.send(b"a").unwrap();
+            let mut room = [0; 100];
+            let count = client.recv(&mut room).unwrap_or_else(|error| panic!("{asked}: {error}"));
+            assert_eq!(&room[..count], b"server got:a", "{asked}");
+        }
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_broadcast_is_answered_by_one_of_its_addresses() {
+    let daemon = start("", "udp:0.0.0.0:0");
+    let (_, port) =
+        daemon.addresses()[0].rsplit_once(':').map(|(all, port)| (all.to_owned(), port.to_owned())).unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_broadcast(true).unwrap();
+    client.set_read_timeout(Some(common::CEILING)).unwrap();
+    client.send_to(b"a", format!("127.255.255.255:{port}")).unwrap();
+    let mut room = [0; 100];
+    let (count, from) = client.recv_from(&mut room).unwrap();
+    assert_eq!(&room[..count], b"server got:a");
+    assert_eq!(from.to_string(), format!("127.0.0.1:{port}"));
+    daemon.stop();
+}
+
+#[test]
+fn an_abstract_name_is_listened_on() {
+    let address = format!("unixgram:@echoed-test-datagrams-{}", std::process::id());
+    let daemon = start("", &address);
+    assert_eq!(daemon.addresses(), [address]);
+    sender(&daemon).exchange("a");
+    daemon.stop();
+}
+
+#[test]
+fn the_file_of_a_socket_goes_with_the_daemon_and_a_live_one_is_not_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    drop(UnixDatagram::bind(&path).unwrap());
+    let address = format!("unixgram:{}", path.display());
+    let daemon = start("", &address);
+    sender(&daemon).exchange("a");
+    let command = &mut std::process::Command::new(env!("CARGO_BIN_EXE_echoed"));
+    let mut second = Daemon::spawn_with(command, "", &["--listen", &address]);
+    assert_eq!(second.wait().code(), Some(71));
+    second.wait_for_log("another process listens there");
+    sender(&daemon).exchange("b");
+    daemon.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn sockets_of_systemd_are_served_and_what_came_before_the_daemon_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let (udp, unix) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UnixDatagram::bind(&path).unwrap());
+    let addresses = [format!("udp:{}", udp.local_addr().unwrap()), format!("unixgram:{}", path.display())];
+    let peers = addresses.each_ref().map(|address| Sender::to(address));
+    peers.iter().for_each(|peer| peer.send("early"));
+    let mut command = hand_over("3<&0 4<&1", vec![udp.into(), unix.into()], "echo:other");
+    let daemon = Daemon::spawn_prepared(&mut command, "[listener.other]\nprefix = 'o:'\n", &[]);
+    peers[0].expect("server got:early");
+    peers[1].expect("o:early");
+    daemon.wait_for_log_times("listening on", 2);
+    assert_eq!(daemon.addresses(), addresses);
+    daemon.stop();
+}
+
+#[test]
+fn errors_that_come_back_by_icmp_do_not_break_the_listener() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // Has the kernel tell of them at the next call, whatever that is about.
+    setsockopt(&socket, sockopt::Ipv4RecvErr, &true).unwrap();
+    let daemon = start_on("", &socket);
+    for _ in 0..20 {
+        // Nobody is there any more when the reply comes, or nearly so.
+        let peer = sender(&daemon);
+        peer.send("a");
+        drop(peer);
+    }
+    sender(&daemon).exchange("b");
+    let log = daemon.stop();
+    assert!(!log.iter().any(|line| line.contains("not served any more")), "{log:#?}");
+}
+
+#[test]
+fn a_client_that_does_not_take_its_replies_does_not_hold_up_the_others() {
+    let daemon = start("[limits]\ndatagrams_per_source = 'off'\n", "unixgram:DIR/socket");
+    let (deaf, other) = (sender(&daemon), sender(&daemon));
+    for _ in 0..2000 {
+        deaf.send("a");
+    }
+    other.exchange("b");
+    assert!(daemon.wait_for_log("no-room").contains("1 datagram dropped on echo: no-room; from"));
+    daemon.stop();
+}
+
+#[test]
+fn a_flood_does_not_keep_connections_waiting() {
+    let configuration = "[service]\nworkers = 1\n[limits]\ndatagrams_per_source = 'off'\n";
+    let daemon = Daemon::start_with(configuration, &["--listen", "udp:127.0.0.1:0", "--listen", "127.0.0.1:0"]);
+    let addresses = daemon.addresses();
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let flood = Sender::to(&addresses[0]);
+                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                    flood.send("flood");
+                }
+            });
+        }
+        for _ in 0..20 {
+            let mut peer = Peer::connect(&addresses[1]);
+            for number in 0..20 {
+                peer.exchange(&format!("{number}"));
+            }
+        }
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    daemon.stop();
+}
+
+#[test]
+fn messages_are_logged_with_where_they_come_from() {
+    let daemon = start("[defaults]\nlog_messages = 'summary'\n", "unixgram:DIR/socket");
+    sender(&daemon).exchange("a\tb");
+    let who = format!("uid {} pid {}", rustix::process::getuid().as_raw(), std::process::id());
+    daemon.wait_for_log(&format!("message on echo from {who}: \"a\\tb\""));
+    daemon.stop();
+    for log in ["summary", "full"] {
+        let daemon = start(&format!("[defaults]\nlog_messages = '{log}'\n"), "udp:127.0.0.1:0");
+        sender(&daemon).exchange("a");
+        assert!(daemon.wait_for_log("message on echo from 127.0.0.1:").ends_with(": \"a\""));
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_reload_changes_what_holds_for_the_next_datagram() {
+    let daemon = start("[limits]\ndatagrams_per_source = '1/s'\n", "udp:127.0.0.1:0");
+    let peer = sender(&daemon);
+    peer.exchange("a");
+    let new = "[limits]\ndatagrams_per_source = 'off'\n[defaults]\nprefix = 'new:'\nmax_message = '70B'\n";
+    std::fs::write(daemon.directory().join("echoed.toml"), new).unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_log("reloaded");
+    for _ in 0..50 {
+        peer.send("x".repeat(70));
+        peer.expect(format!("new:{}", "x".repeat(70)));
+    }
+    peer.send("x".repeat(71));
+    daemon.wait_for_log("too-long");
+    daemon.stop();
+}
+
+#[test]
+fn buffers_of_the_socket_can_be_set() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let daemon = start_on("[defaults]\nreceive_buffer = '32KiB'\nsend_buffer = '16KiB'\n", &socket);
+    // The kernel doubles what is asked for (socket(7)).
+    assert_eq!(rustix::net::sockopt::socket_recv_buffer_size(&socket).unwrap(), 65_536);
+    assert_eq!(rustix::net::sockopt::socket_send_buffer_size(&socket).unwrap(), 32_768);
+    daemon.stop();
+}
+
+// --- The end of a process that nobody uses -----------------------------------------------------------------------------
+
+#[test]
+fn the_last_datagram_is_when_it_was_last_used() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut daemon = start_on("[service]\nidle_exit = '600ms'\n", &socket);
+    let peer = sender(&daemon);
+    let start = now();
+    for _ in 0..4 {
+        thread::sleep(Duration::from_millis(250));
+        peer.exchange("still here");
+    }
+    let last = now();
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(last.elapsed() > Duration::from_millis(550) && start.elapsed() > Duration::from_millis(1550));
+}
+
+#[test]
+fn what_comes_at_the_last_look_is_answered_and_the_process_stays() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let daemon = start_on("[service]\nidle_exit = '300ms'\nworkers = 1\n", &socket);
+    let peer = sender(&daemon);
+    // It sleeps over its time, and finds both when it wakes: the time over, and a datagram.
+    daemon.signal(Signal::STOP);
+    thread::sleep(Duration::from_millis(600));
+    peer.send("a");
+    daemon.signal(Signal::CONT);
+    peer.expect("server got:a");
+    peer.exchange("b");
+    let log = daemon.log();
+    assert!(!log.iter().any(|line| line.contains("stopping")), "{log:#?}");
+}
+
+#[test]
+fn a_thousand_datagrams_around_the_moment_of_the_end_are_all_answered() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let peer = Sender::to(&format!("udp:{}", socket.local_addr().unwrap()));
+    let configuration = "[service]\nidle_exit = '5ms'\nworkers = 1\n[limits]\ndatagrams_per_source = 'off'\n";
+    let (mut ends, mut daemon) = (0, None::<Daemon>);
+    for round in 0..1000_u64 {
+        peer.send(format!("{round}"));
+        // As systemd does: whoever is gone while a datagram waits is started again.
+        let mut answered = false;
+        wait_until("it is answered", || {
+            if daemon.as_mut().is_none_or(has_ended) {
+                ends += u32::from(daemon.is_some());
+                let handed: Vec<OwnedFd> = vec![socket.try_clone().unwrap().into()];
+                let mut command = hand_over("3<&0", handed, "echo");
+                daemon = Some(Daemon::spawn_prepared(&mut command, configuration, &[]));
+            }
+            let waits = rustix::event::poll(
+                &mut [rustix::event::PollFd::from_borrowed_fd(peer.fd(), rustix::event::PollFlags::IN)],
+                Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 2_000_000 }),
+            );
+            if waits.unwrap() > 0 {
+                peer.expect(format!("server got:{round}"));
+                answered = true;
+            }
+            answered
+        });
+        if round % 20 == 0 {
+            thread::sleep(Duration::from_micros(4000 + round * 3));
+        }
+    }
+    assert!(ends >= 3, "it ended only {ends} times");
+}
+
+/// Whether a daemon has ended, and well.
+fn has_ended(daemon: &mut Daemon) -> bool {
+    let over = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).is_ok_and(|stat| stat.contains(") Z "));
+    if over {
+        assert_eq!(daemon.wait().code(), Some(0));
+    }
+    over
+}

@@ -1,0 +1,414 @@
+//! Connections of packets (SOCK_SEQPACKET): one packet is one message, and one is its reply.
+
+mod common;
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use common::manager::hand_over;
+use common::packets::{PacketPeer, unix_address};
+use common::{Daemon, Peer, now, wait_until};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, bind, listen,
+    sendmsg, socket, socketpair,
+};
+use rustix::process::Signal;
+
+const LISTEN: [&str; 2] = ["--listen", "seqpacket:DIR/packets"];
+
+fn start(configuration: &str) -> Daemon {
+    Daemon::start_with(configuration, &LISTEN)
+}
+
+fn connect(daemon: &Daemon) -> PacketPeer {
+    PacketPeer::connect(&daemon.addresses()[0])
+}
+
+#[test]
+fn a_packet_is_a_message_and_a_packet_is_its_reply() {
+    let daemon = start("");
+    let peer = connect(&daemon);
+    for message in ["a", "a\tb\t", "\t", "server got:a", "line\r\n", "\0\u{ff}"] {
+        peer.exchange(message);
+    }
+    // Any number without waiting.
+    for number in 0..100 {
+        peer.send(format!("{number}"));
+    }
+    for number in 0..100 {
+        peer.expect(format!("server got:{number}"));
+    }
+    daemon.stop();
+}
+
+#[test]
+fn an_empty_packet_is_a_message_and_not_the_end() {
+    let daemon = start("");
+    let peer = connect(&daemon);
+    for _ in 0..3 {
+        peer.exchange("");
+    }
+    peer.exchange("still here");
+    // The end with an empty packet right before it, and many.
+    for _ in 0..20 {
+        peer.send("");
+    }
+    peer.shutdown();
+    for _ in 0..20 {
+        peer.expect("server got:");
+    }
+    peer.expect_close();
+    let log = daemon.stop();
+    assert!(log.iter().any(|line| line.contains("24 messages on 1 connections in all")), "{log:#?}");
+}
+
+#[test]
+fn a_client_that_ends_its_stream_gets_every_reply() {
+    let daemon = start("");
+    for _ in 0..20 {
+        let peer = connect(&daemon);
+        for number in 0..50 {
+            peer.send(format!("{number}"));
+        }
+        peer.shutdown();
+        for number in 0..50 {
+            peer.expect(format!("server got:{number}"));
+        }
+        peer.expect_close();
+    }
+    daemon.stop();
+}
+
+#[test]
+fn exactly_the_longest_message_is_answered_and_one_byte_more_is_told_and_ends_it() {
+    for (configuration, longest) in
+        [("", 65_536), ("[defaults]\nmax_message = '10B'\n", 10), ("[defaults]\nmax_message = '128KiB'\n", 131_072)]
+    {
+        let daemon = start(configuration);
+        let peer = connect(&daemon);
+        let message = "x".repeat(longest);
+        peer.exchange(&message);
+        peer.send("before");
+        peer.send(message + "x");
+        // They are dropped, and yet destroy nothing that comes back.
+        for _ in 0..5 {
+            peer.send("after");
+        }
+        peer.expect("server got:before");
+        peer.expect(format!("server error:message exceeds {longest} bytes"));
+        peer.expect_close();
+        assert!(daemon.wait_for_log("too-long").contains("ended: too-long; 2 messages"));
+        daemon.stop();
+    }
+}
+
+#[test]
+fn without_error_replies_there_are_no_last_words() {
+    let daemon = start("[defaults]\nerror_replies = false\nmax_message = '3B'\n");
+    let peer = connect(&daemon);
+    peer.send("four");
+    peer.expect_close();
+    daemon.stop();
+}
+
+#[test]
+fn an_empty_prefix_makes_a_pure_echo() {
+    let daemon = start("[defaults]\nprefix = ''\n");
+    let peer = connect(&daemon);
+    for message in ["a", "", "b"] {
+        peer.send(message);
+        peer.expect(message);
+    }
+    daemon.stop();
+}
+
+#[test]
+fn who_sends_nothing_is_told_so_and_closed() {
+    let daemon = start("[defaults.deadlines]\nidle = '300ms'\nread = '10ms'\n");
+    let peer = connect(&daemon);
+    let start = now();
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(150));
+        peer.exchange("a");
+    }
+    let last = now();
+    peer.expect("server error:no message within 300ms");
+    peer.expect_close();
+    assert!(last.elapsed() > Duration::from_millis(290) && start.elapsed() > Duration::from_millis(740));
+    daemon.stop();
+}
+
+#[test]
+fn a_connection_ends_with_its_lifetime_however_busy_it_is() {
+    let daemon = start("[defaults.deadlines]\nlifetime = '500ms'\n");
+    let (peer, start) = (connect(&daemon), now());
+    let end = loop {
+        peer.send("a");
+        match peer.receive() {
+            reply if reply == b"server got:a" => {}
+            end => break end,
+        }
+    };
+    assert_eq!(end, b"server error:connection older than 500ms");
+    peer.expect_close();
+    assert!(start.elapsed() > Duration::from_millis(490));
+    daemon.stop();
+}
+
+#[test]
+fn who_does_not_take_its_replies_is_not_read_from_and_then_cut() {
+    let daemon = start("[defaults.deadlines]\nwrite = '300ms'\n");
+    let peer = connect(&daemon);
+    let mut sent = 0;
+    let start = now();
+    while !daemon.log().iter().any(|line| line.contains("write-deadline")) {
+        sent += peer.send_what_fits(&[b'x'; 1000]);
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(start.elapsed() < common::CEILING, "it is not cut");
+    }
+    assert!(start.elapsed() > Duration::from_millis(290));
+    // What the kernel holds on both ways, and no more.
+    assert!((100..5000).contains(&sent), "{sent}");
+    connect(&daemon).exchange("another");
+    daemon.stop();
+}
+
+#[test]
+fn a_source_is_a_user_and_has_its_own_limit() {
+    let daemon = start("[limits]\nconnections_per_source = 2\n");
+    let [first, second, third] = [connect(&daemon), connect(&daemon), connect(&daemon)];
+    first.exchange("a");
+    second.exchange("b");
+    third.send("c");
+    third.expect("server error:too many connections from this source (limit 2)");
+    third.expect_close();
+    let line = daemon.wait_for_log("too-many");
+    let uid = rustix::process::getuid().as_raw();
+    assert!(line.contains(&format!("from uid {uid} pid {} ended: too-many", std::process::id())), "{line}");
+    drop(first);
+    wait_until("there is a place again", || {
+        let peer = connect(&daemon);
+        peer.send("d");
+        peer.receive() == b"server got:d"
+    });
+    daemon.stop();
+}
+
+#[test]
+fn those_beyond_the_limit_on_connections_wait() {
+    let daemon = start("[limits]\nconnections = 1\n");
+    let first = connect(&daemon);
+    first.exchange("a");
+    let second = connect(&daemon);
+    second.send("b");
+    daemon.wait_for_log("1 connections (limits.connections=1)");
+    first.exchange("c");
+    drop(first);
+    second.expect("server got:b");
+    daemon.stop();
+}
+
+#[test]
+fn a_message_that_the_memory_of_all_has_no_room_for_is_told_so() {
+    let configuration = "[limits]\nbuffer_memory = '64KiB'\n[defaults.deadlines]\nwrite = 'off'\n";
+    let daemon = start(configuration);
+    let hoarder = connect(&daemon);
+    // Its replies are not taken, so that one of its messages is kept.
+    wait_until("a message is kept", || {
+        hoarder.send_what_fits(&[b'x'; 40_000]);
+        let peer = connect(&daemon);
+        peer.send([b'y'; 30_000]);
+        match &peer.receive()[..] {
+            b"server error:out of buffer memory" => {
+                peer.expect_close();
+                true
+            }
+            reply => {
+                assert_eq!(reply.len(), 30_011);
+                false
+            }
+        }
+    });
+    connect(&daemon).exchange("small ones fit");
+    drop(hoarder);
+    wait_until("it was given back", || {
+        let peer = connect(&daemon);
+        peer.send([b'z'; 60_000]);
+        peer.receive().len() == 60_011
+    });
+    daemon.stop();
+}
+
+#[test]
+fn messages_are_logged_with_their_peer() {
+    let configuration = "[log]\nlevel = 'debug'\n[defaults]\nlog_messages = 'summary'\n";
+    let daemon = start(configuration);
+    let peer = connect(&daemon);
+    peer.exchange("a\tb");
+    peer.exchange("");
+    drop(peer);
+    let who = format!("from uid {} pid {}", rustix::process::getuid().as_raw(), std::process::id());
+    daemon.wait_for_log(&format!("connection 1 on echo {who}"));
+    daemon.wait_for_log(&format!("message on connection 1 on echo {who}: \"a\\tb\""));
+    daemon.wait_for_log(&format!("message on connection 1 on echo {who}: \"\""));
+    let end = daemon.wait_for_log("ended:");
+    assert!(end.contains(&format!("{who} ended: peer-closed; 2 messages, 3 bytes in, 25 bytes out")), "{end}");
+    daemon.stop();
+
+    let daemon = start("[defaults]\nlog_messages = 'full'\n");
+    let peer = connect(&daemon);
+    let long = "long ".repeat(1000);
+    peer.exchange(&long);
+    daemon.wait_for_log(&format!("message on connection 1 on echo {who}: \"{long}\""));
+    daemon.stop();
+}
+
+#[test]
+fn at_the_end_of_the_daemon_replies_that_are_owed_are_sent() {
+    let mut daemon = start("[service]\ndrain = '20s'\n[defaults.deadlines]\nwrite = '20s'\n");
+    let (idle, busy) = (connect(&daemon), connect(&daemon));
+    idle.exchange("a");
+    while busy.send_what_fits(&[b'x'; 1000]) > 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    daemon.signal(Signal::TERM);
+    idle.expect_close();
+    let mut replies = 0;
+    loop {
+        match busy.receive() {
+            end if end.is_empty() => break,
+            reply => assert_eq!(reply, ["server got:".as_bytes(), &[b'x'; 1000]].concat()),
+        }
+        replies += 1;
+    }
+    drop((idle, busy));
+    assert!(daemon.wait().success());
+    let said = format!("{} messages on 2 connections in all", replies + 1);
+    assert!(daemon.log().iter().any(|line| line.contains(&said)), "{said}: {:#?}", daemon.log());
+    assert!(daemon.log().iter().any(|line| line.contains("2 connections finished, 0 cut")), "{:#?}", daemon.log());
+}
+
+#[test]
+fn descriptors_that_are_sent_along_are_not_kept() {
+    let daemon = start("");
+    let peer = connect(&daemon);
+    peer.exchange("a");
+    let before = daemon.descriptors();
+    for message in ["with one", "", "again"] {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut beside = SendAncillaryBuffer::new(&mut space);
+        let stdin = std::io::stdin();
+        let sent = [stdin.as_fd()];
+        assert!(beside.push(SendAncillaryMessage::ScmRights(&sent)));
+        sendmsg(peer.fd(), &[IoSlice::new(message.as_bytes())], &mut beside, SendFlags::empty()).unwrap();
+        peer.expect(format!("server got:{message}"));
+    }
+    assert_eq!(daemon.descriptors(), before);
+    daemon.stop();
+}
+
+#[test]
+fn one_that_floods_does_not_keep_others_waiting() {
+    let arguments = ["--listen", "seqpacket:DIR/packets", "--listen", "127.0.0.1:0"];
+    let daemon = Daemon::start_with("[service]\nworkers = 1\n", &arguments);
+    let flood = connect(&daemon);
+    let (sender, receiver) = (flood.fd().try_clone_to_owned().unwrap(), flood.fd().try_clone_to_owned().unwrap());
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let is_over = || ended.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let (sender, receiver) = (PacketPeer::of(sender), PacketPeer::of(receiver));
+        let is_over = &is_over;
+        scope.spawn(move || {
+            while !is_over() {
+                sender.send("flood");
+            }
+            sender.shutdown();
+        });
+        scope.spawn(move || while !receiver.receive().is_empty() {});
+        let packets = connect(&daemon);
+        let mut stream = Peer::connect(&daemon.addresses()[1]);
+        for number in 0..200 {
+            packets.exchange(&format!("{number}"));
+            stream.exchange(&format!("{number}"));
+        }
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    daemon.stop();
+}
+
+// --- Where it listens ------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_dead_socket_is_replaced_a_live_one_is_not_and_its_file_goes_with_the_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("packets");
+    let address = format!("seqpacket:{}", path.display());
+    let dead = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    bind(&dead, &unix_address(&address)).unwrap();
+    drop(dead);
+    assert!(path.exists());
+    let daemon = Daemon::start(&["--listen", &address]);
+    assert_eq!(daemon.addresses(), std::slice::from_ref(&address));
+    PacketPeer::connect(&address).exchange("a");
+    // Whatever wants to be there.
+    for scheme in ["seqpacket", "unix", "unixgram"] {
+        let other = format!("{scheme}:{}", path.display());
+        let command = &mut std::process::Command::new(env!("CARGO_BIN_EXE_echoed"));
+        let mut second = Daemon::spawn_with(command, "", &["--listen", &other]);
+        assert_eq!(second.wait().code(), Some(71));
+        second.wait_for_log(&format!("cannot listen on {other}: another process listens there"));
+    }
+    PacketPeer::connect(&address).exchange("b");
+    daemon.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn an_abstract_name_is_listened_on() {
+    let address = format!("seqpacket:@echoed-test-packets-{}", std::process::id());
+    let daemon = Daemon::start(&["--listen", &address]);
+    assert_eq!(daemon.addresses(), std::slice::from_ref(&address));
+    PacketPeer::connect(&address).exchange("a");
+    daemon.stop();
+}
+
+#[test]
+fn a_socket_of_systemd_is_served_and_who_came_before_the_daemon_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let address = format!("seqpacket:{}", directory.path().join("packets").display());
+    let listener = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    bind(&listener, &unix_address(&address)).unwrap();
+    listen(&listener, 10).unwrap();
+    let (empty, ended) = (PacketPeer::connect(&address), PacketPeer::connect(&address));
+    empty.send("");
+    ended.send("last");
+    ended.send("");
+    ended.shutdown();
+    let mut command = hand_over("3<&0", vec![listener], "packets");
+    let daemon = Daemon::spawn_prepared(&mut command, "[listener.packets]\nprefix = 'p:'\n", &[]);
+    daemon.wait_for_log(&format!("listening on {address} (packets)"));
+    empty.expect("p:");
+    empty.send("a");
+    empty.expect("p:a");
+    ended.expect("p:last");
+    ended.expect("p:");
+    ended.expect_close();
+    daemon.stop();
+}
+
+#[test]
+fn a_connection_from_systemd_is_served_until_it_ends() {
+    let (client, connection): (OwnedFd, OwnedFd) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let peer = PacketPeer::of(client);
+    peer.send("");
+    let mut command = hand_over("3<&0", vec![connection], "connection");
+    let mut daemon = Daemon::spawn_prepared(&mut command, "", &[]);
+    peer.expect("server got:");
+    peer.exchange("a");
+    peer.shutdown();
+    peer.expect_close();
+    assert_eq!(daemon.wait().code(), Some(0));
+}
