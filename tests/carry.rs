@@ -179,7 +179,6 @@ fn connections_keep_their_numbers_and_new_ones_get_others() {
             peer.exchange("here");
             peers.push(peer);
         }
-        // Number 2 of each process has gone, the highest has not.
         let log = service.restart(DEBUG);
         for number in 1..=2 * (restart + 1) {
             let goes_on = format!("connection {number} on echo from ");

@@ -96,11 +96,21 @@ fn a_descriptor_that_is_no_connection_ends_without_harm() {
     let all = vec![
         Frozen { socket: file.into(), state: state() },
         Frozen { socket: listener.into(), state: state() },
-        // Reading from it would wait for ever.
         Frozen { socket: UnixStream::pair().expect("a pair can be made").0.into(), state: state() },
     ];
     server.thaw(all, Duration::ZERO, &settings, &["main"]);
     wait_until("all have ended", || server.connections() == 0);
+}
+
+#[test]
+fn a_socket_on_which_reading_would_wait_does_not_stop_a_worker() {
+    let mut settings = Settings::default();
+    settings.service.workers = 1;
+    let server = server(&settings, Log::new(true));
+    let ((one, mut first), (other, mut second)) = (frozen(&session(), 1), frozen(&session(), 2));
+    server.thaw(vec![one, other], Duration::ZERO, &settings, &["main"]);
+    second.exchange("a");
+    first.exchange("a");
 }
 
 #[test]
