@@ -126,26 +126,22 @@ fn a_busy_port_is_said_and_can_be_corrected(machine: &Machine) {
     assert_eq!(machine.sh(r"printf 'a\t' | socat -t10 - TCP:127.0.0.1:10007"), "server got:a\t");
 }
 
-/// 200 clients come again and again while the package is upgraded and downgraded: nobody is refused, no connection is reset,
-/// no reply is cut. (What tests/system/restart.rs promises, with dpkg in place of systemctl.)
+/// 200 clients come again and again while the package is upgraded and downgraded: nobody is refused, and everybody has the
+/// reply.
 fn nobody_is_refused_during_upgrades(machine: &Machine) {
     const CLIENTS: usize = 200;
     install(machine, "older");
-    let (answered, unanswered) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let answered = AtomicUsize::new(0);
     let enough = AtomicBool::new(false);
     let packages = ["echoed", "older", "echoed"];
     thread::scope(|scope| {
         for client in 0..CLIENTS {
-            let (answered, unanswered, enough) = (&answered, &unanswered, &enough);
+            let (answered, enough) = (&answered, &enough);
             scope.spawn(move || {
                 while !enough.load(Ordering::Relaxed) {
                     let mut peer = machine.connect(if client % 2 == 0 { TCP } else { UNIX });
-                    peer.send("aaaa\t");
-                    match &*peer.next_reply() {
-                        b"server got:aaaa\t" => answered.fetch_add(1, Ordering::Relaxed),
-                        b"" => unanswered.fetch_add(1, Ordering::Relaxed),
-                        _ => panic!("a reply was cut"),
-                    };
+                    peer.exchange("aaaa");
+                    answered.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
@@ -158,8 +154,6 @@ fn nobody_is_refused_during_upgrades(machine: &Machine) {
             assert_ne!(machine.daemon(), process);
         }
     });
-    let (answered, unanswered) = (answered.into_inner(), unanswered.into_inner());
-    assert!(unanswered <= packages.len() * CLIENTS, "{unanswered} clients got no reply, and {answered} did");
 }
 
 /// 200 clients are in the middle of a message while the package is upgraded and downgraded, and end it afterwards: each has
