@@ -289,12 +289,15 @@ fn a_connection_from_systemd_is_drained_when_the_process_is_stopped() {
 fn a_parcel_is_put_aside_whatever_it_is() {
     let (echo, parcel) = (tcp_listener(), tcp_listener());
     let (address, stored) = (address_of(&echo), address_of(&parcel));
-    let handed = hand_over("3<&1 4<&0 5</dev/null", vec![echo.into(), parcel.into()], "parcel:echo:parcel");
+    // What systemd calls what was stored without a name.
+    let names = "parcel:echo:parcel:stored:stored";
+    let handed = hand_over("3<&1 4<&0 5</dev/null 6<&1 7</dev/null", vec![echo.into(), parcel.into()], names);
     let daemon = spawn(handed, "", &[]);
     Peer::connect(&address).exchange("a");
     daemon.wait_for_log("listening on");
     assert_eq!(daemon.addresses(), [format!("tcp:{address}")]);
     assert!(Peer::try_connect(&stored).is_err(), "it is still open");
+    daemon.wait_for_log_times("is no Unix seqpacket socket", 4);
     daemon.stop();
 
     let (mut peer, connection) = tcp_connection();

@@ -143,7 +143,7 @@ pub fn take() -> Result<Inherited, Error> {
     let mut listeners = Vec::new();
     let mut connections = Vec::new();
     for ((index, fd), name) in (0..).zip(START..).zip(names) {
-        if name == parcel::NAME {
+        if parcel::is_stored(&name) {
             match take_parcel(&mut descriptors, index) {
                 Some(parcel) => parcels.push(parcel),
                 None => problems.push(format!(

@@ -31,7 +31,15 @@ use super::notify;
 use pack::Measures;
 
 /// What parcels are called in the store.
-pub(super) const NAME: &str = "parcel";
+const NAME: &str = "parcel";
+
+/// What systemd calls in the store what nobody gave a name.
+const NAMELESS: &str = "stored";
+
+/// Whether what has this name comes out of the store.
+pub(super) fn is_stored(name: &str) -> bool {
+    [NAME, NAMELESS].contains(&name)
+}
 
 /// A connection.
 #[derive(Debug)]
@@ -133,7 +141,8 @@ fn is_too_many(error: &io::Error) -> bool {
 /// # Errors
 /// There is a manager, but it cannot be told.
 pub fn forget() -> io::Result<()> {
-    notify::forget(NAME)
+    notify::forget(NAME)?;
+    notify::forget(NAMELESS)
 }
 
 /// Opens parcels. What is in them may come from anybody: it takes no more memory than it has already, nothing blocks, and
