@@ -3,14 +3,14 @@
 
 mod common;
 
-use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use common::{Daemon, Peer};
+use common::random::seed;
+use common::{Daemon, Peer, Random};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime;
@@ -42,35 +42,6 @@ const CONFIG: &str = "
     send_buffer = '8KiB'
 ";
 
-/// Numbers that look random (xorshift64*, Vigna 2016).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    /// One that is less than `limit`.
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).expect("it is less than a usize")
-    }
-
-    /// One that is less than `limit`, and more often small than large.
-    fn small_below(&mut self, limit: usize) -> usize {
-        let limit = limit >> self.below(limit.ilog2() as usize + 1);
-        self.below(limit)
-    }
-}
-
-fn seed() -> u64 {
-    let since = UNIX_EPOCH.elapsed().expect("it is later than 1970");
-    let given = env::var("ECHOED_TEST_SEED").map(|seed| seed.parse().expect("ECHOED_TEST_SEED is a number"));
-    given.unwrap_or_else(|_| since.as_secs() ^ u64::from(since.subsec_nanos()) << 32).max(1)
-}
-
 /// What one client says, and what it hears.
 struct Script {
     random: Random,
@@ -80,13 +51,13 @@ struct Script {
 
 impl Script {
     fn new(seed: u64, connection: usize) -> Self {
-        let mut random = Random(seed.wrapping_add(connection as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).max(1));
-        random.next();
+        let mut random = Random::of(seed, connection);
         let (mut sent, mut expected) = (Vec::new(), Vec::new());
         for _ in 0..MESSAGES {
-            let size = if random.below(100) == 0 { LONGEST } else { random.small_below(LONGEST + 1) };
-            let message: Vec<u8> = (0..size.div_ceil(8)).flat_map(|_| random.next().to_le_bytes()).take(size).collect();
-            let message: Vec<u8> = message.into_iter().map(|byte| if byte == b'\t' { b' ' } else { byte }).collect();
+            let mut message = random.message(LONGEST);
+            if random.below(100) == 0 {
+                message.resize(LONGEST, b'x');
+            }
             sent.extend([&message[..], b"\t"].concat());
             expected.extend([b"server got:", &message[..], b"\t"].concat());
         }
@@ -99,7 +70,7 @@ async fn converse(mut stream: UnixStream, mut script: Script, all: Arc<Barrier>)
     all.wait().await;
     let (mut reader, mut writer) = stream.split();
     let (sent, expected) = (script.sent, script.expected);
-    let mut cuts = Random(script.random.next());
+    let mut cuts = Random::of(script.random.next(), 0);
     let mut takes = script.random;
     // Half of them end their stream before they have their replies.
     let ends_early = takes.below(2) == 0;

@@ -1,18 +1,22 @@
 //! Messages of random sizes in random cuts while one process follows the other: nothing is lost, nothing comes twice, and
 //! nothing out of order. A failure says its seed; with `ECHOED_TEST_SEED` set to that, the same is sent again.
 
-use std::env;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
+use super::common::Random;
+use super::common::random::seed;
 use super::service::{Service, Store};
 use super::{fates, now};
 
 /// How many clients there are.
 const CLIENTS: usize = 20;
+
+/// The longest message, without its number.
+const LONGEST: usize = 16 * 1024;
 
 /// How often the process is replaced.
 const RESTARTS: usize = 6;
@@ -28,50 +32,21 @@ const CONFIGURATION: &str = "
     write = '5min'
 ";
 
-/// Numbers that look random (xorshift64*, Vigna 2016).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    /// One that is less than `limit`.
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).expect("it is less than a usize")
-    }
-
-    /// A message with its number at its beginning.
-    fn message(&mut self, number: usize) -> Vec<u8> {
-        let most = 1 << self.below(15);
-        let size = self.below(most);
-        let mut message = format!("{number}:").into_bytes();
-        message.extend((0..size).map(|_| b'a' + u8::try_from(self.below(26)).expect("it is small")));
-        message.push(b'\t');
-        message
-    }
-}
-
-fn seed() -> u64 {
-    let since = UNIX_EPOCH.elapsed().expect("it is later than 1970");
-    let given = env::var("ECHOED_TEST_SEED").map(|seed| seed.parse().expect("ECHOED_TEST_SEED is a number"));
-    given.unwrap_or_else(|_| since.as_secs() ^ u64::from(since.subsec_nanos()) << 32).max(1)
+/// A message with its number at its beginning.
+fn message(random: &mut Random, number: usize) -> Vec<u8> {
+    [format!("{number}:").as_bytes(), &random.message(LONGEST), b"\t"].concat()
 }
 
 /// Sends messages until it is over, and reads the replies at the same time, in its own pace. Returns how many there were.
-fn talk(stream: &UnixStream, seed: u64, client: u64, over: &AtomicBool) -> usize {
-    let own = seed.wrapping_mul(client).max(1);
+fn talk(stream: &UnixStream, seed: u64, client: usize, over: &AtomicBool) -> usize {
     thread::scope(|scope| {
         let sending = scope.spawn(|| {
-            let (mut messages, mut cuts, mut count) = (Random(own), Random(own ^ 0x5555), 0);
+            let (mut messages, mut cuts, mut count) = (Random::of(seed, client), Random::of(seed ^ 0x5555, client), 0);
             let mut out = stream;
             while !over.load(Ordering::Relaxed) {
                 let mut wire = Vec::new();
                 for _ in 0..=cuts.below(20) {
-                    wire.extend(messages.message(count));
+                    wire.extend(message(&mut messages, count));
                     count += 1;
                 }
                 let mut rest = &wire[..];
@@ -88,7 +63,7 @@ fn talk(stream: &UnixStream, seed: u64, client: u64, over: &AtomicBool) -> usize
             stream.shutdown(std::net::Shutdown::Write).expect("it can be shut down");
             count
         });
-        let (mut messages, mut takes, mut number) = (Random(own), Random(own ^ 0xaaaa), 0);
+        let (mut messages, mut takes, mut number) = (Random::of(seed, client), Random::of(seed ^ 0xaaaa, client), 0);
         let (mut received, mut room) = (Vec::new(), vec![0; 32 * 1024]);
         loop {
             let some = 1 + takes.below(room.len());
@@ -100,7 +75,7 @@ fn talk(stream: &UnixStream, seed: u64, client: u64, over: &AtomicBool) -> usize
             received.extend_from_slice(&room[..count]);
             let mut at = 0;
             while let Some(tab) = received[at..].iter().position(|byte| *byte == b'\t') {
-                let expected = [&b"server got:"[..], &messages.message(number)].concat();
+                let expected = [&b"server got:"[..], &message(&mut messages, number)].concat();
                 let reply = &received[at..=at + tab];
                 assert!(reply == expected, "reply {number} is wrong; ECHOED_TEST_SEED={seed}");
                 (at, number) = (at + tab + 1, number + 1);

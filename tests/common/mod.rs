@@ -13,6 +13,7 @@ pub mod json;
 pub mod manager;
 pub mod packets;
 pub mod peer;
+pub mod random;
 
 use std::env;
 use std::fs::OpenOptions;
@@ -26,6 +27,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 pub use daemon::Daemon;
 pub use manager::Manager;
 pub use peer::Peer;
+pub use random::Random;
 
 /// How long anything may take that should happen at once. Only reached when something is broken.
 pub const CEILING: Duration = Duration::from_secs(30);
