@@ -17,7 +17,7 @@ tests![
     a_reload_changes_what_new_connections_get,
     reload_returns_when_the_new_settings_hold since 253,
     a_mistake_changes_nothing_and_is_told_with_its_place,
-    stop_delivers_what_a_slow_client_is_owed,
+    without_carrying_a_stop_delivers_what_a_slow_client_is_owed,
 ];
 
 fn the_first_connection_starts_the_service(machine: &Machine) {
@@ -101,12 +101,12 @@ fn a_mistake_changes_nothing_and_is_told_with_its_place(machine: &Machine) {
     wait_until("the mistake is not in the status", || !status_text().contains("not reloaded"));
 }
 
-fn stop_delivers_what_a_slow_client_is_owed(machine: &Machine) {
+fn without_carrying_a_stop_delivers_what_a_slow_client_is_owed(machine: &Machine) {
     // Each is answered with twelve times as much, which fits into no buffer of the kernel: it is owed.
     const MESSAGES: usize = 100_000;
     // The client takes longer than systemd waits by itself.
     machine.edit("echoed.service", "[Service]\nTimeoutStopSec=1s\n");
-    machine.configure("[service]\ndrain = '60s'\n[defaults]\nsend_buffer = '16KiB'\n");
+    machine.configure("[service]\ndrain = '60s'\ncarry_connections = false\n[defaults]\nsend_buffer = '16KiB'\n");
     machine.sh("systemctl start echoed.socket");
     let mut peer = machine.connect(TCP);
     set_socket_recv_buffer_size(peer.fd(), 16_384).expect("SO_RCVBUF can be set");

@@ -16,6 +16,7 @@ mod roots;
 mod test;
 
 mod bed;
+mod carry;
 mod failure;
 mod idle_exit;
 mod inside;
@@ -40,6 +41,10 @@ use test::Test;
 /// The files of tests, by their names.
 const FILES: &[(&str, &[Test])] = &[
     ("bed", bed::TESTS),
+    ("carry", carry::TESTS),
+    ("carry::endings", carry::endings::TESTS),
+    ("carry::load", carry::load::TESTS),
+    ("carry::stores", carry::stores::TESTS),
     ("failure", failure::TESTS),
     ("idle_exit", idle_exit::TESTS),
     ("inside", inside::TESTS),
@@ -56,6 +61,9 @@ const FILES: &[(&str, &[Test])] = &[
 ];
 
 fn main() -> ExitCode {
+    if carry::forger::is_wanted() {
+        carry::forger::run();
+    }
     let arguments = Arguments::from_args();
     if !arguments.list {
         for debian in &DEBIANS {

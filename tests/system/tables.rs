@@ -90,7 +90,7 @@ fn a_second_signal_cuts_what_is_left(machine: &Machine) {
     peer.exchange("a");
     // It owes more than the kernel takes.
     while peer.send_what_fits(&[b'\t'; 65536]) > 0 || !is_stuck(&peer) {}
-    for signal in ["TERM", "INT"] {
+    for signal in ["INT", "TERM"] {
         machine.sh(&format!("systemctl kill --signal={signal} echoed.service"));
         machine.wait_for_journal(&format!("_COMM=echoed --grep='{signal}'"));
     }
@@ -169,8 +169,13 @@ fn what_survives_what_is_as_the_table_says(machine: &Machine) {
                     first.exchange("still");
                     drop(first);
                 }
+                "go on, with the settings of now" => {
+                    first.send("still\t");
+                    first.expect("new:still\t");
+                    drop(first);
+                }
                 "are cut" | "are cut then" => assert_eq!(first.read_to_end(), b""),
-                "get the replies they are owed, then end (`shutdown`)" => first.expect_close(),
+                "are closed" => first.expect_close(),
                 other => panic!("what is meant by \"{other}\"?"),
             }
         }
@@ -304,6 +309,9 @@ fn each_systemd_can_do_what_its_rows_say(machine: &Machine) {
             since.split([',', ' ']).next().and_then(|since| since.parse().ok()).is_some_and(|since| version >= since);
         let seen = match what {
             _ if what.contains("systemctl reload") => machine.property("echoed.service", "Type") == "notify-reload",
+            _ if what.contains("FileDescriptorStorePreserve=yes") => {
+                machine.sh("systemctl show echoed.service").contains("\nFileDescriptorStorePreserve=")
+            }
             _ if what.contains("started anew after 0.1 s") => {
                 machine.sh("systemctl show echoed.service").contains("\nRestartSteps=6\n")
             }

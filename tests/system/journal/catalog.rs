@@ -8,6 +8,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use super::entries::{Entry, entries, journalctl};
 use super::{SETTINGS, TCP, configure, listen};
+use crate::carry::forger::tamper;
 use crate::common::wait_until;
 use crate::machine::Machine;
 
@@ -16,6 +17,7 @@ tests![
     a_start_that_failed_is_explained,
     its_end_and_why_are_explained,
     reloads_are_explained,
+    connections_over_restarts_are_explained,
     what_clients_do_is_explained,
     limits_that_are_reached_are_explained,
     datagrams_that_are_not_answered_are_explained,
@@ -95,9 +97,9 @@ fn its_end_and_why_are_explained(machine: &Machine) {
     // Owed more than it takes.
     let mut deaf = machine.connect("unix:/run/echoed.sock");
     while deaf.send_what_fits(&[b'\t'; 4096]) > 0 {}
-    machine.sh("systemctl stop --no-block echoed.service");
+    machine.sh("systemctl kill --signal=INT echoed.service");
     let entry = expect_explained(machine, "The daemon begins to stop");
-    assert_eq!(entry.text("MESSAGE"), "stopping: SIGTERM");
+    assert_eq!(entry.text("MESSAGE"), "stopping: SIGINT");
     expect_explained(machine, "The connection of @PEER@ ended because the daemon stops");
     drained.expect_close();
     machine.sh("systemctl kill echoed.service");
@@ -125,6 +127,25 @@ fn reloads_are_explained(machine: &Machine) {
     let entry = expect_explained(machine, "The new settings are wrong and not used");
     assert_eq!(entry.ours()["PRIORITY"], "3");
     assert!(entry.text("MESSAGE").contains(&format!("{SETTINGS}:2:11: ")), "{entry:?}");
+}
+
+fn connections_over_restarts_are_explained(machine: &Machine) {
+    listen(machine, "[log]\nlevel = 'debug'");
+    let mut peer = machine.connect(TCP);
+    peer.exchange("a");
+    machine.sh("systemctl restart echoed");
+    expect_explained(machine, "The connection of @PEER@ goes on in the next process");
+    expect_explained(machine, "Connection @CONNECTION@ from @PEER@ goes on");
+    expect_explained(machine, "Connections of the process before go on");
+    tamper(machine, "empty");
+    let entry = expect_explained(machine, "Connections of the process before cannot go on");
+    assert_eq!(entry.ours()["PRIORITY"], "4");
+    let mut peers: Vec<_> = (0..20).map(|_| machine.connect(TCP)).collect();
+    peers.iter_mut().for_each(|peer| peer.exchange("a"));
+    let process = machine.inside(machine.daemon().expect("it runs"));
+    machine.sh(&format!("prlimit --pid={process} --nofile=10:16384; systemctl restart echoed"));
+    let entry = expect_explained(machine, "Connections could not be handed over to the next process");
+    assert_eq!(entry.ours()["PRIORITY"], "4");
 }
 
 fn what_clients_do_is_explained(machine: &Machine) {

@@ -1,0 +1,297 @@
+//! Live connections go on over a restart of the service, in its sandbox, however many they are.
+
+pub mod endings;
+pub mod forger;
+pub mod load;
+pub mod stores;
+
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+
+use crate::common::{CEILING, Peer, may_open, now, wait_until};
+use crate::machine::{Machine, TCP, UNIX};
+
+tests![
+    a_message_half_sent_before_a_restart_and_half_after_it_is_answered,
+    nine_thousand_connections_go_on,
+    what_a_client_does_not_take_waits_for_it_over_a_restart,
+    a_read_deadline_that_passes_during_a_restart_is_told_after_it,
+    a_read_deadline_that_passes_after_a_restart_passes_when_it_should,
+];
+
+/// No deadline nor limit makes a slow machine fail; clients on the Unix socket are all of one user.
+const PATIENT: &str = "
+[limits]
+connections = 9500
+connections_per_source = 0
+[defaults.deadlines]
+read = '5min'
+write = '5min'
+";
+
+/// Starts the socket. The service can have as many connections as [`PATIENT`] says.
+fn start(machine: &Machine, settings: &str) {
+    machine.configure(settings);
+    machine.edit("echoed.service", "[Service]\nLimitNOFILE=20000\nMemoryMax=infinity\n");
+    machine.sh("systemctl start echoed.socket");
+}
+
+/// Restarts the service. It is another process then.
+fn restart(machine: &Machine) {
+    let before = machine.daemon();
+    machine.sh("systemctl restart echoed.service");
+    assert!(machine.daemon().is_some() && machine.daemon() != before, "it was started anew");
+}
+
+/// That nothing is left in the store, and that the service had nothing to warn of.
+fn expect_in_order(machine: &Machine) {
+    expect_empty_store(machine);
+    let said = machine.sh("journalctl --sync; journalctl --quiet --identifier=echoed --priority=warning");
+    assert_eq!(said, "");
+    assert_eq!(machine.property("echoed.service", "NRestarts"), "0");
+}
+
+fn expect_empty_store(machine: &Machine) {
+    assert_eq!(machine.property("echoed.service", "NFileDescriptorStore"), "0");
+    if machine.version() >= 254 {
+        let listed = machine.sh("systemd-analyze fdstore echoed.service");
+        assert!(!listed.contains("parcel"), "{listed}");
+    }
+}
+
+/// Clients, half of them on TCP and half on the Unix socket.
+struct Crowd(Vec<Peer>);
+
+impl Crowd {
+    fn connect(machine: &Machine, count: usize) -> Self {
+        let addresses = [TCP, UNIX].map(|address| machine.address(address));
+        Self(addresses.iter().cycle().take(count).map(|address| Peer::connect(address)).collect())
+    }
+
+    /// Each sends half a message, and waits until that was read.
+    fn begin(&mut self) {
+        for (number, peer) in self.0.iter_mut().enumerate() {
+            // Read together with the half of the second.
+            peer.send(format!("first of {number}\tsecond "));
+        }
+        for (number, peer) in self.0.iter_mut().enumerate() {
+            peer.expect(format!("server got:first of {number}\t"));
+        }
+    }
+
+    /// Each sends the other half, and gets its reply.
+    fn finish(&mut self) {
+        for (number, peer) in self.0.iter_mut().enumerate() {
+            peer.send(format!("of {number}\t"));
+        }
+        for (number, peer) in self.0.iter_mut().enumerate() {
+            peer.expect(format!("server got:second of {number}\t"));
+        }
+    }
+}
+
+/// A client that sends one message after the other, and watches how long it has to wait for a reply.
+struct BusyClient {
+    answered: Arc<AtomicUsize>,
+    /// Gives the longest wait.
+    client: JoinHandle<Duration>,
+}
+
+/// How many messages a busy client sends before it is enough.
+const ENOUGH: usize = usize::MAX / 2;
+
+impl BusyClient {
+    fn start(machine: &Machine) -> Self {
+        let answered = Arc::new(AtomicUsize::new(0));
+        let (mut stream, count) = (machine.connect(TCP).into_stream(), Arc::clone(&answered));
+        let client = thread::spawn(move || {
+            let mut longest = Duration::ZERO;
+            let mut reply = [0; b"server got:ping\t".len()];
+            while count.fetch_add(1, Ordering::Relaxed) < ENOUGH {
+                let sent = now();
+                stream.write_all(b"ping\t").expect("the connection goes on");
+                stream.read_exact(&mut reply).expect("the connection goes on");
+                assert_eq!(reply.escape_ascii().to_string(), "server got:ping\\t");
+                longest = longest.max(sent.elapsed());
+            }
+            longest
+        });
+        let busy = Self { answered, client };
+        busy.wait_for_more();
+        busy
+    }
+
+    fn wait_for_more(&self) {
+        let before = self.answered.load(Ordering::Relaxed);
+        let goes_on = || self.client.is_finished() || self.answered.load(Ordering::Relaxed) > before + 100;
+        wait_until("the busy client is busy", goes_on);
+    }
+
+    fn longest_wait(self) -> Duration {
+        self.wait_for_more();
+        self.answered.fetch_add(ENOUGH, Ordering::Relaxed);
+        self.client.join().expect("it got all its replies")
+    }
+}
+
+/// Three restarts with a number of connections and a client that is busy all the while. The longest that this one had to
+/// wait is printed, for each.
+fn restart_with(machine: &Machine, count: usize) {
+    let mut crowd = Crowd::connect(machine, count);
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        crowd.begin();
+        let busy = BusyClient::start(machine);
+        restart(machine);
+        waits.push(busy.longest_wait());
+        crowd.finish();
+    }
+    let shown: Vec<_> = waits.iter().map(|wait| wait.as_millis().to_string()).collect();
+    println!("systemd {}: restart with {count} connections: a client waits {} ms", machine.version(), shown.join(", "));
+    assert!(waits.iter().all(|wait| *wait < CEILING / 3), "{waits:?}");
+    // Who is gone is noticed.
+    drop(crowd);
+    let nobody = || machine.property("echoed.service", "StatusText").starts_with("0/");
+    wait_until("all are gone", nobody);
+}
+
+fn a_message_half_sent_before_a_restart_and_half_after_it_is_answered(machine: &Machine) {
+    start(machine, PATIENT);
+    for count in [1, 100, 1000] {
+        restart_with(machine, count);
+    }
+    machine.wait_for_journal("--identifier=echoed --grep='1001 connections of the process before go on'");
+    expect_in_order(machine);
+}
+
+/// Of all machines one at a time: they count together for what one user may have in flight, and for what one process, which
+/// has all the clients, may have open.
+static THOUSANDS: Mutex<()> = Mutex::new(());
+
+fn nine_thousand_connections_go_on(machine: &Machine) {
+    let _alone = THOUSANDS.lock().unwrap_or_else(PoisonError::into_inner);
+    if !may_open(12_000) {
+        return;
+    }
+    start(machine, PATIENT);
+    restart_with(machine, 9000);
+    machine.wait_for_journal("--identifier=echoed --grep='9001 connections of the process before go on'");
+    expect_in_order(machine);
+}
+
+// --- Replies and deadlines ---------------------------------------------------------------------------------------------
+
+/// A client that sends messages and reads no reply, until nothing moves any more: then much of what it is owed is with
+/// the daemon.
+struct Stuck {
+    peer: Peer,
+    /// How many bytes of messages have been sent.
+    sent: usize,
+}
+
+impl Stuck {
+    const MESSAGE: &str = "what is sent again and again";
+
+    fn connect(machine: &Machine, address: &str) -> Self {
+        let mut peer = machine.connect(address);
+        set_socket_recv_buffer_size(peer.fd(), 8192).expect("SO_RCVBUF can be set");
+        let message = format!("{}\t", Self::MESSAGE);
+        let (mut sent, mut last) = (0, now());
+        while last.elapsed() < Duration::from_millis(300) {
+            // Always whole messages, but for the last of them.
+            let rest = &message.as_bytes()[sent % message.len()..];
+            match peer.send_what_fits(rest) {
+                0 => thread::sleep(Duration::from_millis(5)),
+                more => (sent, last) = (sent + more, now()),
+            }
+        }
+        Self { peer, sent }
+    }
+
+    /// How much of the replies is with the daemon at least, since it is neither in the kernel nor here.
+    fn owed(&self) -> usize {
+        let waiting = self.peer.waiting();
+        let here =
+            usize::try_from(rustix::io::ioctl_fionread(self.peer.fd()).expect("it is a socket")).expect("it is small");
+        let read = (self.sent - waiting.coming - waiting.unread) / (Self::MESSAGE.len() + 1);
+        (read * (Self::MESSAGE.len() + b"server got:\t".len())).saturating_sub(waiting.leaving + here)
+    }
+
+    /// Reads all replies, and ends a message that was begun.
+    fn take_all(mut self) {
+        let length = Self::MESSAGE.len() + 1;
+        let rest = (length - self.sent % length) % length;
+        let reply = format!("server got:{}\t", Self::MESSAGE);
+        for _ in 0..self.sent / length {
+            self.peer.expect(&reply);
+        }
+        if rest > 0 {
+            let message = format!("{}\t", Self::MESSAGE);
+            self.peer.send(&message[length - rest..]);
+            self.peer.expect(&reply);
+        }
+        self.peer.exchange("and one more");
+    }
+}
+
+fn what_a_client_does_not_take_waits_for_it_over_a_restart(machine: &Machine) {
+    start(machine, &format!("{PATIENT}\n[listener.echo]\nsend_buffer = '8KiB'\n"));
+    let clients = [TCP, UNIX].map(|address| Stuck::connect(machine, address));
+    let owed = clients[0].owed();
+    assert!(owed >= 60 * 1024, "only {owed} bytes were not sent");
+    restart(machine);
+    clients.into_iter().for_each(Stuck::take_all);
+    expect_in_order(machine);
+}
+
+/// Has a restart take some seconds, and more.
+fn slow_down_restarts(machine: &Machine, seconds: u32) {
+    let slow = format!("[Service]\nExecStartPre=+/bin/sleep {seconds}\n");
+    machine.write("/etc/systemd/system/echoed.service.d/60-slow.conf", &slow);
+    machine.sh("systemctl daemon-reload");
+}
+
+fn a_read_deadline_that_passes_during_a_restart_is_told_after_it(machine: &Machine) {
+    start(machine, "[defaults.deadlines]\nread = '2s'\n");
+    let mut peers = [TCP, UNIX].map(|address| machine.connect(address));
+    peers.iter_mut().for_each(|peer| peer.exchange("aaaa"));
+    slow_down_restarts(machine, 3);
+    let begun = now();
+    for peer in &mut peers {
+        peer.send("first\thalf of the sec");
+        peer.expect("server got:first\t");
+    }
+    restart(machine);
+    for peer in &mut peers {
+        peer.expect("server error:message not finished within 2s\t");
+        peer.expect_close();
+    }
+    let took = begun.elapsed();
+    // Not 2 s after the restart.
+    assert!(took >= Duration::from_secs(3) && took < Duration::from_secs(5), "{took:?}");
+    machine.wait_for_journal("--identifier=echoed VERDICT=read-deadline");
+    expect_empty_store(machine);
+}
+
+fn a_read_deadline_that_passes_after_a_restart_passes_when_it_should(machine: &Machine) {
+    start(machine, "[defaults.deadlines]\nread = '5s'\n");
+    let mut peer = machine.connect(TCP);
+    peer.exchange("aaaa");
+    slow_down_restarts(machine, 3);
+    let begun = now();
+    peer.send("half of a mess");
+    peer.wait_until_read();
+    let read = now();
+    restart(machine);
+    peer.expect("server error:message not finished within 5s\t");
+    let (since_sent, since_read) = (begun.elapsed(), read.elapsed());
+    // Neither is it counted from the restart, nor does the time for it not count.
+    let right = since_sent >= Duration::from_secs(5) && since_read < Duration::from_secs(8);
+    assert!(right, "{since_sent:?}, {since_read:?}");
+    peer.expect_close();
+}

@@ -1,0 +1,78 @@
+//! Stores that somebody tampered with: the service starts, serves, goes on with what is in order, closes what is not, and
+//! says so.
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+
+use super::forger::tamper;
+use super::{Crowd, PATIENT, expect_empty_store, start};
+use crate::common::Peer;
+use crate::machine::{Machine, TCP};
+
+tests![whatever_is_in_the_store_the_service_starts_and_goes_on_with_what_is_in_order];
+
+/// How many connections are in the store.
+const CONNECTIONS: usize = 4;
+
+/// What is done to the store, how many of the connections go on, and what the journal says.
+const FORGERIES: &[(&str, usize, &[&str])] = &[
+    ("none", 4, &[]),
+    ("truncated", 3, &["its list is cut off; 3 of 4 connections are known", "1 descriptors in it are not on its list"]),
+    ("damaged", 2, &["a connection: "]),
+    ("later-list", 0, &["its list has version 99"]),
+    ("later-snapshot", 3, &["a connection: .*99"]),
+    (
+        "forged",
+        2,
+        &[
+            "1 descriptors in it are no connections",
+            "2 descriptors in it are not on its list",
+            "1 connections on its list are not in it",
+        ],
+    ),
+    ("holes", 0, &["its list has holes"]),
+    ("empty", 0, &["it is empty"]),
+    (
+        "foreign",
+        0,
+        &["its list is not one of echoed", ".parcel. from systemd is no Unix seqpacket", ".stored. from systemd is no"],
+    ),
+];
+
+fn whatever_is_in_the_store_the_service_starts_and_goes_on_with_what_is_in_order(machine: &Machine) {
+    start(machine, PATIENT);
+    for (forgery, survivors, said) in FORGERIES {
+        machine.sh("journalctl --rotate --vacuum-time=1s");
+        let mut crowd = Crowd::connect(machine, CONNECTIONS);
+        crowd.begin();
+        tamper(machine, forgery);
+        assert_eq!(machine.property("echoed.service", "ActiveState"), "active", "{forgery}");
+        machine.connect(TCP).exchange("new");
+        let numbered: Vec<_> = crowd.0.into_iter().enumerate().collect();
+        let (open, closed): (Vec<_>, Vec<_>) = numbered.into_iter().partition(|(_, peer)| is_open(peer));
+        assert_eq!((open.len(), open.len() + closed.len()), (*survivors, CONNECTIONS), "{forgery}");
+        for (number, mut peer) in open {
+            peer.send(format!("of {number}\t"));
+            peer.expect(format!("server got:second of {number}\t"));
+            peer.exchange("another");
+        }
+        for (_, mut peer) in closed {
+            peer.expect_close();
+        }
+        for text in *said {
+            machine.wait_for_journal(&format!("--identifier=echoed --priority=warning --grep='{text}'"));
+        }
+        expect_empty_store(machine);
+    }
+    assert_eq!(machine.property("echoed.service", "NRestarts"), "0");
+    assert_eq!(machine.sh("journalctl --quiet --identifier=echoed --priority=warning --grep=panicked || true"), "");
+}
+
+/// Whether the other side has not ended the stream; nothing else may have come.
+fn is_open(peer: &Peer) -> bool {
+    match recv(peer.fd(), &mut [0; 16], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Err(Errno::AGAIN) => true,
+        Ok((0, _)) => false,
+        other => panic!("{other:?}"),
+    }
+}
