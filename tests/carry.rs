@@ -6,6 +6,8 @@ mod common;
 mod messages;
 #[path = "carry/packets.rs"]
 mod packets;
+#[path = "carry/proxied.rs"]
+mod proxied;
 #[path = "carry/refused.rs"]
 mod refused;
 #[path = "carry/service.rs"]

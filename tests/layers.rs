@@ -294,6 +294,7 @@ unterminated = "accept"
 error_replies = false
 log_messages = "full"
 max_message = "1025B"
+proxy_protocol = "required"
 nodelay = false
 receive_buffer = "1.5KiB"
 send_buffer = "1MiB"

@@ -5,6 +5,7 @@
 
 #![no_main]
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,7 @@ fuzz_target!(|data: &[u8]| {
     });
     let mut now = Instant::now();
     let mut scratch = Scratch::new();
+    let client = snapshot.client();
     let mut session = snapshot.thaw(Arc::clone(&rules), now);
     for step in &script[1..] {
         let size = usize::from(step >> 4);
@@ -70,20 +72,20 @@ fuzz_target!(|data: &[u8]| {
             12 => session.refuse(Verdict::TooMany { limit: 3 }, now),
             13 => session.out_of_memory(now),
             14 => session.reset(),
-            _ => session = again(session, &rules, now),
+            _ => session = again(session, client, &rules, now),
         }
     }
-    let session = again(session, &rules, now);
+    let session = again(session, client, &rules, now);
     comes_to_an_end(session, now, &mut scratch);
 });
 
 /// Put away and read, it is written as before.
-fn again(session: Session, rules: &Arc<Rules>, now: Instant) -> Session {
-    let bytes = snapshot::freeze(&session, "echo", 7, now);
+fn again(session: Session, client: Option<SocketAddr>, rules: &Arc<Rules>, now: Instant) -> Session {
+    let bytes = snapshot::freeze(&session, "echo", 7, client, now);
     match Snapshot::read(&bytes) {
         Ok(snapshot) => {
             let thawed = snapshot.thaw(Arc::clone(rules), now);
-            assert_eq!(snapshot::freeze(&thawed, "echo", 7, now), bytes, "{session:?}\n{thawed:?}");
+            assert_eq!(snapshot::freeze(&thawed, "echo", 7, client, now), bytes, "{session:?}\n{thawed:?}");
             // Beyond 292 years, times are not told apart.
             let deadline = |session: &Session| {
                 session.deadline().filter(|deadline| *deadline + Duration::from_secs(1 << 32) > now)

@@ -15,7 +15,7 @@ const fn key(section: &'static str, name: &'static str, about: &'static str) -> 
 }
 
 /// All of them but `listen`, which has no default and stands in `[listener.NAME]` only.
-pub(super) const KEYS: [Key; 22] = [
+pub(super) const KEYS: [Key; 23] = [
     key("log", "level", "error, warn, info, debug, trace"),
     key("service", "workers", "threads that serve connections; 0: one per CPU it may use, 8 at most"),
     key("service", "idle_exit", "a time, or \"off\"; exit after this long without a connection, where systemd listens"),
@@ -35,6 +35,7 @@ pub(super) const KEYS: [Key; 22] = [
     key("defaults", "error_replies", "true, false; whether a client is told why it is cut off"),
     key("defaults", "log_messages", "off; summary: an entry per message, cut at 256 bytes; full: whole, never lost"),
     key("defaults", "max_message", "a size; the longest message, without its delimiter"),
+    key("defaults", "proxy_protocol", "off, required; a PROXY v1 or v2 header starts every connection"),
     key("defaults", "nodelay", "true, false; TCP_NODELAY"),
     key("defaults", "receive_buffer", "a size, or \"default\"; SO_RCVBUF"),
     key("defaults", "send_buffer", "a size, or \"default\"; SO_SNDBUF"),

@@ -83,6 +83,8 @@ pub struct Listener {
     pub listen: Vec<Address>,
     /// The rules of its conversations.
     pub rules: Arc<Rules>,
+    /// Whether a PROXY header, version 1 or 2, starts every connection.
+    pub proxy_protocol: bool,
     /// TCP_NODELAY: replies are not held back for more of them.
     pub nodelay: bool,
     /// SO_RCVBUF in bytes; `None`: the kernel's default, which adapts.
@@ -110,6 +112,7 @@ impl Default for Settings {
             defaults: Listener {
                 listen: Vec::new(),
                 rules: Arc::default(),
+                proxy_protocol: false,
                 nodelay: true,
                 receive_buffer: None,
                 send_buffer: None,

@@ -105,6 +105,7 @@ fn listener(listener: &Listener) -> Vec<(&'static str, String)> {
             }),
         ),
         ("max_message", size(rules.max_message)),
+        ("proxy_protocol", string(if listener.proxy_protocol { "required" } else { "off" })),
         ("nodelay", listener.nodelay.to_string()),
         ("receive_buffer", listener.receive_buffer.map_or(string("default"), size)),
         ("send_buffer", listener.send_buffer.map_or(string("default"), size)),

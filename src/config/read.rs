@@ -81,10 +81,12 @@ fn read_listener(section: &mut Section<'_, '_>, base: Listener) -> Listener {
     section.section("deadlines", |section| read_deadlines(section, &mut rules.deadlines));
     listener.rules = Arc::new(rules);
 
+    let words = [("off", false), ("required", true)];
+    section.set(&mut listener.proxy_protocol, "proxy_protocol", WORD, |value| value::word(value, &words));
     section.set(&mut listener.nodelay, "nodelay", BOOLEAN, value::boolean);
     section.set(&mut listener.receive_buffer, "receive_buffer", SIZE, value::size_or_default);
     section.set(&mut listener.send_buffer, "send_buffer", SIZE, value::size_or_default);
-    section.not_built = &["framing", "reply", "text", "reply_delay", "proxy_protocol"];
+    section.not_built = &["framing", "reply", "text", "reply_delay"];
     listener
 }
 

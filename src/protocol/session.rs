@@ -387,6 +387,11 @@ impl Session {
         }
     }
 
+    /// Something that is no part of the conversation was heard of the peer: the idle deadline runs from here on.
+    pub fn heard(&mut self, now: Instant) {
+        self.last_byte = now;
+    }
+
     /// We want to stop: nothing more is read, what was read is answered, then the stream ends.
     pub fn drain(&mut self, now: Instant) {
         if self.phase == Phase::Open {

@@ -26,6 +26,13 @@
 //! 00 00 00 00 00 00 00 00                       held, input that was not looked at: bytes
 //! ```
 //!
+//! Where a PROXY header has told a client, this follows, and the version is 2:
+//!
+//! ```text
+//! 04 c0 00 02 01                                4 or 6, and its address                                  192.0.2.1
+//! 9c bb                                         its port: u16                                            40123
+//! ```
+//!
 //! | phase | | followed by |
 //! |---|---|---|
 //! | 0 | open | |
@@ -48,8 +55,10 @@
 //! | 2 | read-deadline | 6 | busy | 10 | unterminated, `u32` |
 //! | 3 | idle-deadline | 7 | write-deadline | 11 | shutdown |
 //! | 4 | lifetime | 8 | peer-closed | 12 | carried |
+//! | | | | | 13 | bad-proxy-header |
 //!
-//! Codes and versions are never used again for something else. Version 1 is the first.
+//! Codes and versions are never used again for something else. Version 1 is the first, and still written where there is no more
+//! to say than what it can: so an older daemon can go on with it.
 //!
 //! # Safe against any bytes
 //!
@@ -59,6 +68,7 @@
 mod bytes;
 mod error;
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -70,16 +80,16 @@ use super::verdict::Verdict;
 use bytes::{Reader, Writer};
 pub use error::Error;
 
-/// The version that is written. Those from 1 on are read.
-pub const VERSION: u16 = 1;
+/// The latest version. Those from 1 on are read.
+pub const VERSION: u16 = 2;
 
-/// A session as bytes: everything of it between two calls, at `now`, with the name of its listener and the number of its
-/// connection. One that is over ([`super::Want::Close`]) is so afterwards, too; there is no reason to put it away.
+/// A session as bytes: everything of it between two calls, at `now`, with the name of its listener, the number of its
+/// connection, and the client that a PROXY header told. One that is over ([`super::Want::Close`]) is so afterwards, too; there is no reason to put it away.
 #[must_use]
-pub fn freeze(session: &Session, listener: &str, connection: u64, now: Instant) -> Vec<u8> {
+pub fn freeze(session: &Session, listener: &str, connection: u64, client: Option<SocketAddr>, now: Instant) -> Vec<u8> {
     let State { phase, input_ended, opened, last_byte, totals, kept } = session.freeze(now);
     let mut to = Writer::default();
-    to.u16(VERSION);
+    to.u16(if client.is_some() { 2 } else { 1 });
     to.u64(connection);
     to.bytes(listener.as_bytes());
     write_phase(&mut to, phase);
@@ -104,6 +114,9 @@ pub fn freeze(session: &Session, listener: &str, connection: u64, now: Instant) 
     to.moment(kept.waits_since);
     to.bytes(&kept.owed);
     to.bytes(&kept.held);
+    if let Some(client) = client {
+        write_client(&mut to, client);
+    }
     to.into_bytes()
 }
 
@@ -112,6 +125,7 @@ pub fn freeze(session: &Session, listener: &str, connection: u64, now: Instant) 
 pub struct Snapshot {
     listener: String,
     connection: u64,
+    client: Option<SocketAddr>,
     state: State<'static>,
 }
 
@@ -152,6 +166,7 @@ impl Snapshot {
         let waits_since = from.moment("time of waiting")?;
         let owed = from.bytes("replies")?.to_vec().into();
         let held = from.bytes("input")?.to_vec().into();
+        let client = if version >= 2 { Some(read_client(&mut from)?) } else { None };
         from.end()?;
         let totals = Totals { bytes_in, bytes_out, messages };
         let kept = Kept { message, waits_since, owed, held };
@@ -159,7 +174,7 @@ impl Snapshot {
         if !is_possible(&state) {
             return Err(Error::Impossible);
         }
-        Ok(Self { listener, connection, state })
+        Ok(Self { listener, connection, client, state })
     }
 
     /// The name of its listener.
@@ -172,6 +187,12 @@ impl Snapshot {
     #[must_use]
     pub fn connection(&self) -> u64 {
         self.connection
+    }
+
+    /// The client that a PROXY header told.
+    #[must_use]
+    pub fn client(&self) -> Option<SocketAddr> {
+        self.client
     }
 
     /// The session, which goes on under the rules that now hold for its listener. `frozen_at` is when it was put away, on
@@ -197,6 +218,29 @@ fn is_possible(state: &State<'_>) -> bool {
             owed.is_empty() && (matches!(message, Begun::Unlogged(_)) || no_message && !held.is_empty())
         }
     }
+}
+
+fn write_client(to: &mut Writer, client: SocketAddr) {
+    match client.ip() {
+        IpAddr::V4(ip) => {
+            to.u8(4);
+            to.array(ip.octets());
+        }
+        IpAddr::V6(ip) => {
+            to.u8(6);
+            to.array(ip.octets());
+        }
+    }
+    to.u16(client.port());
+}
+
+fn read_client(from: &mut Reader<'_>) -> Result<SocketAddr, Error> {
+    let ip = match from.u8("kind of address")? {
+        4 => IpAddr::V4(from.array::<4>("client's address")?.into()),
+        6 => IpAddr::V6(from.array::<16>("client's address")?.into()),
+        code => return Err(Error::Code { what: "kind of address", code }),
+    };
+    Ok(SocketAddr::new(ip, from.u16("client's port")?))
 }
 
 fn write_phase(to: &mut Writer, phase: Phase<Moment>) {
@@ -267,6 +311,7 @@ fn write_verdict(to: &mut Writer, verdict: Verdict) {
         }
         Verdict::Shutdown => to.u8(11),
         Verdict::Carried => to.u8(12),
+        Verdict::BadProxyHeader => to.u8(13),
     }
 }
 
@@ -284,6 +329,7 @@ fn read_verdict(from: &mut Reader<'_>) -> Result<Verdict, Error> {
         10 => Verdict::Unterminated { bytes: from.u32("verdict's bytes")? },
         11 => Verdict::Shutdown,
         12 => Verdict::Carried,
+        13 => Verdict::BadProxyHeader,
         code => return Err(Error::Code { what: "verdict", code }),
     })
 }

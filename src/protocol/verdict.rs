@@ -37,13 +37,15 @@ pub enum Verdict {
     Shutdown,
     /// It has not ended: it goes on in the next process of the daemon.
     Carried,
+    /// It did not begin with a PROXY header, as its listener demands, or not in time.
+    BadProxyHeader,
 }
 
 /// What the last words of a server begin with, instead of a prefix.
 pub const SERVER_ERROR: &[u8] = b"server error:";
 
 /// How many kinds of verdicts there are.
-pub const KINDS: usize = 12;
+pub const KINDS: usize = 13;
 
 impl Verdict {
     /// Its one name, in lower case with hyphens.
@@ -68,6 +70,7 @@ impl Verdict {
             Self::Unterminated { .. } => 9,
             Self::Shutdown => 10,
             Self::Carried => 11,
+            Self::BadProxyHeader => 12,
         }
     }
 
@@ -87,7 +90,8 @@ impl Verdict {
             | Self::PeerReset
             | Self::Unterminated { .. }
             | Self::Shutdown
-            | Self::Carried => None,
+            | Self::Carried
+            | Self::BadProxyHeader => None,
         }
     }
 
@@ -114,6 +118,7 @@ pub const NAMES: [&str; KINDS] = [
     "unterminated",
     "shutdown",
     "carried",
+    "bad-proxy-header",
 ];
 
 impl fmt::Display for Verdict {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio::task;
 use tokio::time;
 
@@ -21,6 +22,7 @@ use super::connection::{Caller, Connection, clock};
 use super::event::{Event, Events};
 use super::packets::conversation::Conversation;
 use super::packets::rates::Rates;
+use super::proxy::Arrival;
 use super::socket::{Kind, Peer, prepare_connection};
 use super::worker::Worker;
 use crate::config;
@@ -39,6 +41,8 @@ pub(crate) struct Reception {
     pub(crate) events: Events,
     pub(crate) connections: AtomicU64,
     pub(crate) rates: Rates,
+    /// Heard by connections that wait for their PROXY header: whether they are to stop.
+    pub(crate) waiting: watch::Sender<bool>,
 }
 
 /// What connections of one listener are received with.
@@ -103,7 +107,7 @@ impl Cause {
 }
 
 /// Accepts until the listener breaks, which is said in the error; otherwise it goes on until it is dropped.
-pub(crate) async fn accept(listener: &UnixStream, desk: &CurrentDesk, reception: &Reception) -> io::Error {
+pub(crate) async fn accept(listener: &UnixStream, desk: &CurrentDesk, reception: &Arc<Reception>) -> io::Error {
     let mut short = false;
     loop {
         reception.admission.wait_for_place(|limit| (reception.events)(Event::Full { limit })).await;
@@ -161,7 +165,7 @@ pub(crate) async fn accept(listener: &UnixStream, desk: &CurrentDesk, reception:
 
 /// Looks whether anybody is waiting, and accepts the first one. Asks the kernel and not the reactor, which may not have
 /// heard yet. Returns whether the listener has to be served further: also when it could not be found out.
-pub(crate) fn last_look(listener: &UnixStream, desk: &CurrentDesk, reception: &Reception) -> bool {
+pub(crate) fn last_look(listener: &UnixStream, desk: &CurrentDesk, reception: &Arc<Reception>) -> bool {
     let Some(place) = reception.admission.place() else { return true };
     match accept_one(listener) {
         Ok((socket, from)) => {
@@ -180,10 +184,22 @@ fn accept_one(listener: impl AsFd) -> io::Result<(OwnedFd, Option<SocketAddrAny>
 }
 
 impl Reception {
-    /// Has a connection served by the worker with the fewest; or refused, where its source has enough.
-    pub(crate) fn receive(&self, socket: OwnedFd, from: Option<SocketAddrAny>, desk: &Arc<Desk>, mut place: Place) {
+    /// The worker with the fewest connections.
+    pub(crate) fn worker(&self) -> Option<&Arc<Worker>> {
+        self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed))
+    }
+
+    /// Has a connection served by the worker with the fewest, once its PROXY header is there where it needs one; or
+    /// refused, where its source has enough.
+    pub(crate) fn receive(
+        self: &Arc<Self>,
+        socket: OwnedFd,
+        from: Option<SocketAddrAny>,
+        desk: &Arc<Desk>,
+        mut place: Place,
+    ) {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
-        let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed)) else { return };
+        let Some(worker) = self.worker() else { return };
         let listener = || Arc::clone(&desk.name);
         let peer = Peer::of(&socket, from);
         if let Err(error) = prepare_connection(&socket, &desk.settings) {
@@ -205,8 +221,19 @@ impl Reception {
         let mut session = Session::new(Arc::clone(&desk.settings.rules), clock());
         if let Some(verdict) = refused {
             session.refuse(verdict, clock());
+        } else if desk.settings.proxy_protocol {
+            return Arrival { socket, session, caller, place }.wait(self);
         }
         worker.serve(Box::new(Connection::new(socket, session, caller, worker, place)));
+    }
+}
+
+impl Reception {
+    /// Has nobody wait for a PROXY header any more. When this returns, those who did are served by the workers, which are
+    /// told to close them.
+    pub(crate) async fn stop_waiting(&self) {
+        self.waiting.send_replace(true);
+        self.waiting.closed().await;
     }
 }
 

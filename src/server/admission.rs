@@ -76,7 +76,7 @@ impl Source {
     /// Users that are not known are one source together.
     pub(crate) fn of_datagram(peer: Peer) -> Self {
         match peer {
-            Peer::Ip(address) => Self::of_any_ip(address.ip()),
+            Peer::Ip(address) | Peer::Proxied(address) => Self::of_any_ip(address.ip()),
             Peer::Process { uid, .. } => Self::Uid(uid),
             Peer::Unknown => Self::Uid(65534),
         }
@@ -193,6 +193,16 @@ impl Admission {
         }
     }
 
+    /// A source has one connection less.
+    fn forget(&self, source: Source) {
+        if let Entry::Occupied(mut count) = self.sources().entry(source) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
     fn sources(&self) -> MutexGuard<'_, HashMap<Source, u32>> {
         // A count is changed in one step, so it is right even if a thread panicked.
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
@@ -233,6 +243,19 @@ impl Place {
         Ok(())
     }
 
+    /// Counts the connection for another source than before, or for none.
+    ///
+    /// # Errors
+    /// As with [`Place::claim`]; the place stays without a source.
+    pub(crate) fn change_source(&mut self, source: Option<Source>) -> Result<(), Verdict> {
+        if let Kind::Open(before) = &mut self.kind {
+            if let Some(before) = before.take() {
+                self.admission.forget(before);
+            }
+        }
+        source.map_or(Ok(()), |source| self.claim(source))
+    }
+
     /// Exchanges the place for one among the refused; `None` when there are enough of those.
     pub(crate) fn refuse(mut self) -> Option<Self> {
         let below = |refused| (refused < REFUSED).then_some(refused + 1);
@@ -269,12 +292,7 @@ impl Place {
         match std::mem::replace(&mut self.kind, Kind::GivenBack) {
             Kind::Open(source) => {
                 if let Some(source) = source {
-                    if let Entry::Occupied(mut count) = self.admission.sources().entry(source) {
-                        *count.get_mut() -= 1;
-                        if *count.get() == 0 {
-                            count.remove();
-                        }
-                    }
+                    self.admission.forget(source);
                 }
                 let limit = self.admission.limit();
                 if self.admission.open.fetch_sub(1, Ordering::Relaxed) <= limit.saturating_sub((limit / 8).max(1)) {
@@ -340,6 +358,23 @@ mod tests {
         let _third = claimed(v4(1)).unwrap();
         drop(other);
         assert_eq!(admission.sources().len(), 1, "nothing is remembered of sources without connections");
+    }
+
+    #[test]
+    fn a_connection_counts_for_the_source_that_it_turns_out_to_have() {
+        let admission = admission(100, 2);
+        let claimed = |source| {
+            let mut place = admission.place().unwrap();
+            place.claim(source).map(|()| place)
+        };
+        let mut first = claimed(v4(1)).unwrap();
+        let mut second = claimed(v4(1)).unwrap();
+        first.change_source(Some(v4(2))).unwrap();
+        second.change_source(None).unwrap();
+        let _others = [claimed(v4(1)).unwrap(), claimed(v4(1)).unwrap(), claimed(v4(2)).unwrap()];
+        assert_eq!(second.change_source(Some(v4(2))), Err(Verdict::TooMany { limit: 2 }));
+        drop((first, second));
+        assert!(claimed(v4(2)).is_ok() && claimed(v4(1)).is_err());
     }
 
     #[test]

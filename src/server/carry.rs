@@ -69,7 +69,11 @@ impl Server {
     pub async fn freeze(&self) -> Freeze {
         self.door.send_replace(Door::Closed);
         // Every acceptor listens until it has dropped its socket; one whose worker hangs does not.
-        let _ = time::timeout(HANGS, self.door.closed()).await;
+        let closed = async {
+            self.door.closed().await;
+            self.reception.stop_waiting().await;
+        };
+        let _ = time::timeout(HANGS, closed).await;
         let asked: Vec<_> = self.threads.iter().map(|thread| thread.worker.freeze()).collect();
         self.threads.iter().for_each(|thread| thread.worker.leave());
         let until = time::Instant::now() + HANGS;
@@ -111,7 +115,8 @@ impl Server {
                 let desk: Arc<Desk> = Arc::new(desk(name, Kind::Stream, settings.listener(name)));
                 (desk, served.contains(&name))
             });
-            let (connection, peer) = (snapshot.connection(), Peer::of(&socket, None));
+            let peer = snapshot.client().map_or_else(|| Peer::of(&socket, None), Peer::Proxied);
+            let connection = snapshot.connection();
             let mut session = snapshot.thaw(Arc::clone(&desk.settings.rules), frozen_at);
             if *served {
                 thawed.resumed += 1;

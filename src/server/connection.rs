@@ -230,7 +230,9 @@ impl Connection {
 
     /// It is over here, and goes on elsewhere.
     pub(crate) fn freeze(self: Box<Self>, worker: &Worker, now: Instant) -> Frozen {
-        let state = snapshot::freeze(&self.session, &self.caller.desk.name, self.caller.connection, now);
+        let Caller { connection, ref desk, peer } = self.caller;
+        let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
+        let state = snapshot::freeze(&self.session, &desk.name, connection, client, now);
         self.end(worker, Verdict::Carried);
         let Self { socket, .. } = *self;
         Frozen { socket, state }

@@ -202,7 +202,8 @@ impl Event {
                 | Verdict::ReadDeadline
                 | Verdict::WriteDeadline
                 | Verdict::TooMany { .. }
-                | Verdict::Busy => Level::Info,
+                | Verdict::Busy
+                | Verdict::BadProxyHeader => Level::Info,
                 Verdict::IdleDeadline
                 | Verdict::Lifetime
                 | Verdict::PeerClosed

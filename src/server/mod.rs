@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! accept (first worker) ── place ──► connection (on the worker with the fewest)
-//!                                      socket → scratch → session → socket
+//!                            │         socket → scratch → session → socket
+//!                            └─ PROXY header ─┘ where the listener demands one
 //! datagram (first worker) ── rate ──► socket → room → socket
 //! ```
 
@@ -16,6 +17,7 @@ mod datagram;
 pub mod event;
 mod floor;
 mod packets;
+pub mod proxy;
 pub mod socket;
 mod worker;
 
@@ -92,7 +94,8 @@ impl Server {
         let threads = (0..settings.service.worker_threads()).map(start).collect::<io::Result<Vec<_>>>()?;
         let workers = threads.iter().map(|thread| Arc::clone(&thread.worker)).collect();
         let rates = Rates::new(settings.limits.datagrams_per_source);
-        let reception = Reception { admission, workers, events, connections: AtomicU64::new(0), rates };
+        let (connections, waiting) = (AtomicU64::new(0), watch::Sender::new(false));
+        let reception = Reception { admission, workers, events, connections, rates, waiting };
         Ok(Self {
             reception: Arc::new(reception),
             desks: Mutex::default(),
@@ -194,6 +197,7 @@ impl Server {
         self.door.send_replace(Door::Closed);
         // Every acceptor listens until it has dropped its socket.
         self.door.closed().await;
+        self.reception.stop_waiting().await;
         for thread in &self.threads {
             thread.worker.drain();
         }
@@ -283,7 +287,7 @@ impl Served {
 async fn attend(
     listener: &UnixStream,
     desk: &CurrentDesk,
-    reception: &Reception,
+    reception: &Arc<Reception>,
     acceptors: &watch::Sender<Acceptors>,
     mut door: watch::Receiver<Door>,
 ) -> io::Result<()> {

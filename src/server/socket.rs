@@ -48,6 +48,8 @@ impl Kind {
 pub enum Peer {
     /// An address and a port.
     Ip(SocketAddr),
+    /// The same, of the client that a load balancer speaks for: as its PROXY header says.
+    Proxied(SocketAddr),
     /// A process on this machine.
     Process {
         /// Its user; 65534 where that is one of another user namespace.
@@ -80,7 +82,7 @@ impl Peer {
     /// For what source its connections count, if for any.
     pub(crate) fn source(&self) -> Option<Source> {
         match self {
-            Self::Ip(address) => Source::of_ip(address.ip()),
+            Self::Ip(address) | Self::Proxied(address) => Source::of_ip(address.ip()),
             Self::Process { uid, .. } => Source::of_uid(*uid),
             Self::Unknown => None,
         }
@@ -90,7 +92,7 @@ impl Peer {
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ip(address) => address.fmt(f),
+            Self::Ip(address) | Self::Proxied(address) => address.fmt(f),
             Self::Process { uid: 65534, .. } | Self::Unknown => f.write_str("unknown"),
             Self::Process { uid, pid: Some(pid) } => write!(f, "uid {uid} pid {pid}"),
             Self::Process { uid, pid: None } => write!(f, "uid {uid}"),

@@ -76,10 +76,11 @@ fn address() -> impl Strategy<Value = Address> {
 fn listener(buffer_memory: usize) -> impl Strategy<Value = Listener> {
     let size = || prop::option::of(1024_usize..=1 << 29);
     let addresses = prop::collection::vec(address(), 0..3);
-    (addresses, rules(buffer_memory), any::<bool>(), size(), size()).prop_map(
-        |(listen, rules, nodelay, receive_buffer, send_buffer)| Listener {
+    (addresses, rules(buffer_memory), any::<bool>(), any::<bool>(), size(), size()).prop_map(
+        |(listen, rules, proxy_protocol, nodelay, receive_buffer, send_buffer)| Listener {
             listen,
             rules: Arc::new(rules),
+            proxy_protocol,
             nodelay,
             receive_buffer,
             send_buffer,

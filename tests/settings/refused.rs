@@ -213,7 +213,6 @@ fn keys_of_parts_that_are_not_built_are_refused_and_not_ignored() {
         ("[defaults]\ntext = \"hello\"\n", "2:1", "text is not built yet"),
         ("[defaults]\nreply_delay = \"1s\"\n", "2:1", "reply_delay is not built yet"),
         ("[listener.x]\nframing = \"raw\"\n", "2:1", "framing is not built yet in this version of echoed; remove it"),
-        ("[listener.x]\nproxy_protocol = \"required\"\n", "2:1", "proxy_protocol is not built yet"),
     ]);
 }
 

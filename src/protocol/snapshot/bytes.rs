@@ -36,6 +36,10 @@ impl Writer {
         self.0.extend_from_slice(&nanoseconds.to_be_bytes());
     }
 
+    pub(super) fn array<const LENGTH: usize>(&mut self, bytes: [u8; LENGTH]) {
+        self.0.extend_from_slice(&bytes);
+    }
+
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
         self.u64(bytes.len() as u64);
         self.0.extend_from_slice(bytes);
@@ -55,7 +59,7 @@ impl<'a> Reader<'a> {
         Self(bytes)
     }
 
-    fn array<const LENGTH: usize>(&mut self, what: &'static str) -> Result<[u8; LENGTH], Error> {
+    pub(super) fn array<const LENGTH: usize>(&mut self, what: &'static str) -> Result<[u8; LENGTH], Error> {
         let (array, rest) = self.0.split_first_chunk().ok_or(Error::Short(what))?;
         self.0 = rest;
         Ok(*array)

@@ -4,6 +4,7 @@
 //! happened so far.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -117,7 +118,12 @@ impl Conversation {
 
     /// The session as bytes.
     pub(super) fn frozen(&self) -> Vec<u8> {
-        snapshot::freeze(&self.session, "echo", 7, self.now)
+        self.frozen_for(None)
+    }
+
+    /// The same behind a load balancer that has told this client.
+    pub(super) fn frozen_for(&self, client: Option<SocketAddr>) -> Vec<u8> {
+        snapshot::freeze(&self.session, "echo", 7, client, self.now)
     }
 
     // --- What the peer does ---

@@ -414,9 +414,9 @@ proptest! {
                 Call::Reset => session.reset(),
                 Call::SentEnd => session.sent_end(now),
                 Call::Restart => {
-                    let bytes = snapshot::freeze(&session, "", 0, now);
+                    let bytes = snapshot::freeze(&session, "", 0, None, now);
                     session = Snapshot::read(&bytes).unwrap().thaw(Arc::clone(session.shared_rules()), now);
-                    prop_assert_eq!(snapshot::freeze(&session, "", 0, now), bytes);
+                    prop_assert_eq!(snapshot::freeze(&session, "", 0, None, now), bytes);
                 }
             }
             if verdict.is_some() {

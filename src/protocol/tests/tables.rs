@@ -197,6 +197,7 @@ fn each_verdict_has_its_one_name_and_its_text() {
         (Verdict::Unterminated { bytes: 3 }, "unterminated", None),
         (Verdict::Shutdown, "shutdown", None),
         (Verdict::Carried, "carried", None),
+        (Verdict::BadProxyHeader, "bad-proxy-header", None),
     ];
     for (verdict, name, text) in table {
         assert_eq!(verdict.name(), name);

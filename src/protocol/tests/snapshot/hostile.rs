@@ -113,12 +113,14 @@ fn what_a_session_cannot_be_in_is_refused() {
     assert_eq!(with("in progress", phase, 7), Err(Error::Code { what: "phase", code: 7 }));
     assert_eq!(with("in progress", phase + 1, 2), Err(Error::Code { what: "end of input", code: 2 }));
     assert_eq!(with("stopping", phase + 1, 0), Err(Error::Code { what: "verdict", code: 0 }));
-    assert_eq!(with("stopping", phase + 1, 13), Err(Error::Code { what: "verdict", code: 13 }));
+    assert_eq!(with("stopping", phase + 1, 14), Err(Error::Code { what: "verdict", code: 14 }));
     assert_eq!(with("finishing", phase, 5), Err(Error::Impossible), "logging, but owing");
     assert_eq!(with("logging", phase, 6), Err(Error::Impossible), "done, but keeping");
     assert_eq!(with("in progress", 18, 0xff), Err(Error::NotText));
-    assert_eq!(with("in progress", 0, 0xff), Err(Error::Version(0xff00 | VERSION)));
+    assert_eq!(with("in progress", 0, 0xff), Err(Error::Version(0xff01)));
     assert_eq!(with("in progress", 1, 0), Err(Error::Version(0)));
+    // A client belongs to version 2.
+    assert_eq!(with("in progress", 1, 2), Err(Error::Short("kind of address")));
     // Totals beyond what can be counted on.
     let totals = phase + 2 + 16;
     assert!(matches!(with("in progress", totals, 0x80), Err(Error::Count { what: "number of bytes received", .. })));

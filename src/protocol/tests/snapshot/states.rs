@@ -1,9 +1,10 @@
 //! One session in each state that it can be put away in: what it is written as, and what comes of it.
 
 use crate::protocol::rules::{Deadlines, LogMessages, Span, Unterminated};
+use crate::protocol::snapshot::Error;
 use crate::protocol::tests::conversation::{Conversation, millis, secs};
 use crate::protocol::verdict::KINDS;
-use crate::protocol::{Rules, Verdict};
+use crate::protocol::{Rules, Snapshot, Verdict};
 
 /// A state: how it comes about, and what it must come to.
 pub(super) struct State {
@@ -262,6 +263,7 @@ fn every_verdict_is_written_as_it_always_was() {
         (Verdict::Unterminated { bytes: 0x01020304 }, &[10, 1, 2, 3, 4]),
         (Verdict::Shutdown, &[11]),
         (Verdict::Carried, &[12]),
+        (Verdict::BadProxyHeader, &[13]),
     ];
     for (verdict, code) in codes {
         let mut talk = Conversation::new(rules());
@@ -273,6 +275,29 @@ fn every_verdict_is_written_as_it_always_was() {
         talk.restarts();
         talk.lingers(verdict);
     }
+}
+
+#[test]
+fn a_client_is_written_behind_the_rest_and_read_again() {
+    let talk = (STATES[0].story)();
+    for (client, written) in
+        [("192.0.2.1:40123", "04c00002019cbb"), ("[2001:db8::1]:7", "0620010db80000000000000000000000010007")]
+    {
+        let client = client.parse().ok();
+        let bytes = talk.frozen_for(client);
+        let mut expected = [talk.frozen(), bytes_of(written)].concat();
+        expected[1] = 2;
+        assert_eq!(bytes, expected);
+        assert_eq!(Snapshot::read(&bytes).map(|snapshot| snapshot.client()), Ok(client));
+        for end in 0..bytes.len() {
+            assert!(Snapshot::read(&bytes[..end]).is_err(), "{end} bytes");
+        }
+        let mut wrong = bytes.clone();
+        wrong[expected.len() - written.len() / 2] = 5;
+        assert_eq!(Snapshot::read(&wrong).map(drop), Err(Error::Code { what: "kind of address", code: 5 }));
+        assert_eq!(Snapshot::read(&[&bytes[..], b"x"].concat()).map(drop), Err(Error::Long(1)));
+    }
+    assert_eq!(Snapshot::read(&talk.frozen()).map(|snapshot| snapshot.client()), Ok(None));
 }
 
 #[test]

@@ -1,0 +1,27 @@
+//! Any bytes as the beginning of a connection behind a load balancer: what they are is certain as soon as it can be, and what
+//! follows a header changes nothing.
+
+#![no_main]
+
+use echoed::server::proxy::{Header, MAX_HEADER};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let whole = Header::of(data);
+    let mut decided = None;
+    for end in 0..=data.len().min(MAX_HEADER + 1) {
+        let begun = Header::of(&data[..end]);
+        match (decided, begun) {
+            (None, Header::Incomplete) => assert!(end < MAX_HEADER, "{end} bytes may still become a header"),
+            (None, Header::Complete { len, client }) => {
+                assert_eq!(len, end, "it was complete before");
+                // Of the internet, and in one notation.
+                assert!(client.is_none_or(|client| client.ip() == client.ip().to_canonical()));
+                decided = Some(begun);
+            }
+            (None, Header::Wrong) => decided = Some(begun),
+            (Some(decided), begun) => assert_eq!(begun, decided, "{end} bytes"),
+        }
+    }
+    assert_eq!(decided.unwrap_or(Header::Incomplete), whole);
+});
