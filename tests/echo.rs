@@ -308,11 +308,3 @@ fn a_socket_file_does_not_stay_behind_when_another_listener_cannot_be_had() {
     assert_eq!(daemon.wait().code(), Some(71));
     assert!(!fs::exists(path).unwrap());
 }
-
-#[test]
-fn sockets_of_packets_are_refused_until_they_are_built() {
-    for address in ["udp:127.0.0.1:0", "seqpacket:/nowhere/echo.sock", "unixgram:@echoed"] {
-        let advice = "sockets of packets are not built yet; write tcp: or unix:";
-        assert_eq!(refusal(address), format!("echoed: cannot listen on {address}: {advice}"));
-    }
-}
