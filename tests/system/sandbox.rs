@@ -120,12 +120,12 @@ fn it_sees_no_files_but_its_own(machine: &Machine) {
             names.sort();
             names
         };
-        let places = ["dev", "etc", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"];
+        let places = ["bin", "dev", "etc", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"];
         assert_eq!(seen("/"), places);
         assert_eq!(seen("/etc"), ["echoed"]);
         assert_eq!(seen("/usr"), ["lib", "lib64", "sbin"]);
         assert_eq!(seen("/usr/sbin"), ["echoed"]);
-        for nothing in ["/root", "/sbin", "/tmp", "/var/tmp", "/dev/shm"] {
+        for nothing in ["/bin", "/root", "/sbin", "/tmp", "/var/tmp", "/dev/shm"] {
             assert_eq!(seen(nothing), [""; 0], "{nothing}");
         }
     });
