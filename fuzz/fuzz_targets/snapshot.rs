@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use echoed::protocol::rules::{LogMessages, Unterminated};
+use echoed::protocol::rules::{Framing, LogMessages, Reply, Span, Unterminated};
 use echoed::protocol::{Delimiter, Outlet, Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 use libfuzzer_sys::fuzz_target;
 
@@ -46,13 +46,17 @@ fuzz_target!(|data: &[u8]| {
         unterminated: if script[0] & 8 == 0 { Unterminated::Discard } else { Unterminated::Accept },
         error_replies: script[0] & 16 == 0,
         log_messages: if script[0] & 32 == 0 { LogMessages::Off } else { LogMessages::Full },
+        framing: if script[0] & 64 == 0 { Framing::Delimited } else { Framing::Raw },
+        reply: [Reply::Echo, Reply::Echo, Reply::Fixed, Reply::None][usize::from(script[1] & 3)],
+        text: b"hello"[..].into(),
+        reply_delay: Span::new(Duration::from_millis(if script[0] & 128 == 0 { 0 } else { 1500 }), "a while"),
         ..Rules::default()
     });
     let mut now = Instant::now();
     let mut scratch = Scratch::new();
     let client = snapshot.client();
     let mut session = snapshot.thaw(Arc::clone(&rules), now);
-    for step in &script[1..] {
+    for step in &script[2..] {
         let size = usize::from(step >> 4);
         let mut room = Room(size * size * size, size & 3);
         match step & 15 {
@@ -99,7 +103,7 @@ fn again(session: Session, client: Option<SocketAddr>, rules: &Arc<Rules>, now: 
 
 /// The peer does nothing more but take what it is sent, and the log takes everything.
 fn comes_to_an_end(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
-    for _ in 0..20_000 {
+    for _ in 0..1_000_000 {
         match session.wants() {
             Want::Read | Want::Pause => {
                 let Some(deadline) = session.deadline() else { panic!("nothing will happen to {session:?}") };

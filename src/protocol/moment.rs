@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// A time in nanoseconds after the freeze, or before it where negative. It reaches 292 years either way; what is farther
 /// off is as good as that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Moment(pub(super) i64);
 
 impl Moment {

@@ -13,7 +13,7 @@
 
 use std::fmt;
 
-use super::rules::Rules;
+use super::rules::{self, Rules};
 use super::verdict::{SERVER_ERROR, Verdict};
 
 /// A reply: one packet, of these two parts. What begins each of a listener's replies is the first.
@@ -107,7 +107,11 @@ impl fmt::Display for DropCause {
 /// The reply to a packet, by these rules; `None` where nothing is answered.
 #[must_use]
 pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
-    Some([rules.prefix.as_bytes(), message])
+    match rules.reply {
+        rules::Reply::Echo => Some([rules.prefix.as_bytes(), message]),
+        rules::Reply::Fixed => Some([&rules.text, &[]]),
+        rules::Reply::None => None,
+    }
 }
 
 /// The last reply to a peer that is cut off: `server error:` and the text; `None` where there is nothing to say.
@@ -156,6 +160,20 @@ mod tests {
             let rules = Rules::default();
             assert_eq!(reply(&rules, message).unwrap().concat(), [b"server got:", message].concat());
         }
+    }
+
+    #[test]
+    fn a_reply_is_the_text_where_it_is_fixed_and_nothing_where_there_is_none() {
+        let text = b"hello"[..].into();
+        let mut rules = Rules { reply: rules::Reply::Fixed, text, ..Rules::default() };
+        for message in [&b""[..], b"a\tb"] {
+            assert_eq!(reply(&rules, message).unwrap().concat(), b"hello");
+        }
+        // Two of them would greet each other without end.
+        let own = reply(&rules, b"hello").unwrap();
+        assert_eq!(harm(b"hello", &own), Some(DropCause::OwnReply));
+        rules.reply = rules::Reply::None;
+        assert_eq!(reply(&rules, b"a"), None);
     }
 
     #[test]

@@ -9,12 +9,21 @@ use super::reply::Prefix;
 /// The rules of the conversations on one listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
-    /// What ends a message.
+    /// What a message is.
+    pub framing: Framing,
+    /// What ends a message, in delimited framing.
     pub delimiter: Delimiter,
-    /// What stands before the message in a reply. Never contains the delimiter.
+    /// What a message is answered with.
+    pub reply: Reply,
+    /// What stands before the message in a reply. Never contains the delimiter, in delimited framing.
     pub prefix: Prefix,
+    /// What every message is answered with where the reply is [`Reply::Fixed`]: 0 to [`MAX_TEXT`] bytes. Never contains the
+    /// delimiter, in delimited framing.
+    pub text: Box<[u8]>,
+    /// How long it takes after a message was answered until the next one of that connection is taken.
+    pub reply_delay: Span,
     /// The longest message, in bytes without its delimiter. 64 KiB fit into one read and are more than any health
-    /// check or log line needs.
+    /// check or log line needs. In raw framing there are none of more than 512 bytes.
     pub max_message: usize,
     /// What becomes of bytes after the last delimiter when the peer ends its stream.
     pub unterminated: Unterminated,
@@ -29,8 +38,12 @@ pub struct Rules {
 impl Default for Rules {
     fn default() -> Self {
         Self {
+            framing: Framing::Delimited,
             delimiter: Delimiter::default(),
-            prefix: Prefix::new(b"server got:"),
+            reply: Reply::Echo,
+            prefix: Framing::Delimited.default_prefix(),
+            text: Box::default(),
+            reply_delay: Span::new(Duration::ZERO, "0s"),
             max_message: 64 * 1024,
             unterminated: Unterminated::Discard,
             error_replies: true,
@@ -38,6 +51,72 @@ impl Default for Rules {
             deadlines: Deadlines::default(),
         }
     }
+}
+
+/// The longest text of a fixed reply, in bytes.
+pub const MAX_TEXT: usize = 4096;
+
+/// The longest message in raw framing, in bytes.
+const MAX_RAW: usize = 512;
+
+impl Rules {
+    /// What ends a message and a reply: the delimiter, or nothing.
+    #[must_use]
+    pub fn ending(&self) -> &[u8] {
+        match self.framing {
+            Framing::Delimited => self.delimiter.as_bytes(),
+            Framing::Raw => &[],
+        }
+    }
+
+    /// Whether it is the delimited echo, without a pause: what all others must not make slower.
+    pub(super) fn is_plain(&self) -> bool {
+        self.framing == Framing::Delimited && self.reply == Reply::Echo && self.reply_delay.length().is_zero()
+    }
+
+    /// Whether replies are the same bytes as the messages, and nothing is between them.
+    pub(super) fn is_verbatim(&self) -> bool {
+        self.framing == Framing::Raw
+            && self.reply == Reply::Echo
+            && self.prefix.len() == 0
+            && self.reply_delay.length().is_zero()
+    }
+
+    /// The longest message in raw framing.
+    pub(super) fn max_raw(&self) -> usize {
+        self.max_message.clamp(1, MAX_RAW)
+    }
+}
+
+/// What a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// What stands before a delimiter.
+    Delimited,
+    /// What comes: up to 512 bytes, or `max_message` if that is less. There are no error replies.
+    Raw,
+}
+
+impl Framing {
+    /// The prefix where none is set: `server got:`, and nothing where replies are bytes as they come.
+    #[must_use]
+    pub fn default_prefix(self) -> Prefix {
+        match self {
+            Self::Delimited => Prefix::new(b"server got:"),
+            Self::Raw => Prefix::new(b""),
+        }
+    }
+}
+
+/// What a message is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// The prefix and the message.
+    Echo,
+    /// The text.
+    Fixed,
+    /// Nothing.
+    None,
 }
 
 /// What becomes of bytes after the last delimiter when the peer ends its stream.

@@ -23,6 +23,7 @@
 //! for want of memory ([`Session::out_of_memory`]).
 
 mod answer;
+mod combinations;
 mod state;
 
 use std::sync::Arc;
@@ -54,6 +55,8 @@ pub struct Session {
     phase: Phase,
     /// Whether the peer has ended its stream.
     input_ended: bool,
+    /// Whether its rules are [`Rules::is_plain`].
+    is_plain: bool,
     opened: Instant,
     last_byte: Instant,
     totals: Totals,
@@ -66,10 +69,12 @@ pub struct Session {
 pub enum Want {
     /// Input: [`Session::receive`], or [`Session::end_of_input`].
     Read,
-    /// Room for output: [`Session::resume`].
+    /// Room for output, or a turn to go on in: [`Session::resume`].
     Write,
     /// Room in the log of messages: [`Session::resume`].
     Log,
+    /// Nothing but time: [`Session::tick`].
+    Pause,
     /// The end of our stream to be sent: shut down the sending side, then [`Session::sent_end`].
     Shutdown,
     /// Nothing any more; close the connection.
@@ -94,7 +99,7 @@ pub struct Totals {
     pub bytes_in: u64,
     /// Bytes that the peer's side took.
     pub bytes_out: u64,
-    /// Messages answered.
+    /// Messages answered; those that get no reply count as well.
     pub messages: u64,
 }
 
@@ -126,8 +131,12 @@ impl Session {
         if matches!(self.phase, Phase::Done(_)) {
             Want::Close
         } else if let Some(unfinished) = self.unfinished.as_ref().filter(|unfinished| unfinished.is_behind()) {
-            let log = unfinished.unlogged().is_some() || matches!(self.phase, Phase::Logging(_));
-            if log { Want::Log } else { Want::Write }
+            match unfinished.awaited() {
+                _ if matches!(self.phase, Phase::Logging(_)) => Want::Log,
+                Awaited::Log => Want::Log,
+                Awaited::Pause(_) => Want::Pause,
+                _ => Want::Write,
+            }
         } else if matches!(self.phase, Phase::Ending(..)) {
             Want::Shutdown
         } else {
@@ -198,14 +207,14 @@ impl Session {
         &self.rules
     }
 
-    /// Whether replies are owed, input is held, or a message waits for the log: then nothing is read.
+    /// Whether replies are owed, input is held, a message waits for the log, or we pause: then nothing is read.
     #[inline]
     fn is_behind(&self) -> bool {
         self.unfinished.as_ref().is_some_and(|unfinished| unfinished.is_behind())
     }
 
-    /// The deadline that runs, and what it would come to.
-    fn next_deadline(&self) -> Option<(Instant, Verdict)> {
+    /// The deadline that runs, and what it would come to; `None`: to the end of a pause.
+    fn next_deadline(&self) -> Option<(Instant, Option<Verdict>)> {
         match self.phase {
             Phase::Open | Phase::Finishing(_) => {
                 earlier(self.patience(), self.after(self.opened, |d| &d.lifetime, Verdict::Lifetime))
@@ -214,7 +223,7 @@ impl Session {
             // Its time stands still while it is we who wait.
             Phase::Stopping(..) if self.wants() == Want::Log => None,
             Phase::Stopping(verdict, until) | Phase::Ending(verdict, until) | Phase::Lingering(verdict, until, _) => {
-                Some((until, verdict))
+                Some((until, Some(verdict)))
             }
             Phase::Logging(_) | Phase::Done(_) => None,
         }
@@ -222,11 +231,12 @@ impl Session {
 
     /// How long we wait for the peer to do its part, and what it comes to if it does not.
     #[inline]
-    fn patience(&self) -> Option<(Instant, Verdict)> {
+    fn patience(&self) -> Option<(Instant, Option<Verdict>)> {
         match self.unfinished.as_ref().map_or(Awaited::Beginning, |unfinished| unfinished.awaited()) {
             Awaited::Beginning => self.after(self.last_byte, |d| &d.idle, Verdict::IdleDeadline),
-            Awaited::RestOfMessage(until) => until.map(|until| (until, Verdict::ReadDeadline)),
-            Awaited::Log => None,
+            Awaited::RestOfMessage(until) => until.map(|until| (until, Some(Verdict::ReadDeadline))),
+            Awaited::Log | Awaited::Turn => None,
+            Awaited::Pause(until) => Some((until, None)),
             Awaited::Taking(since) => self.after(since, |d| &d.write, Verdict::WriteDeadline),
         }
     }
@@ -236,14 +246,14 @@ impl Session {
         since: Instant,
         deadline: impl Fn(&Deadlines) -> &Option<Span>,
         verdict: Verdict,
-    ) -> Option<(Instant, Verdict)> {
+    ) -> Option<(Instant, Option<Verdict>)> {
         let span = deadline(&self.rules.deadlines).as_ref()?;
         // A time beyond all times never comes.
-        since.checked_add(span.length()).map(|until| (until, verdict))
+        since.checked_add(span.length()).map(|until| (until, Some(verdict)))
     }
 }
 
-fn earlier(one: Option<(Instant, Verdict)>, other: Option<(Instant, Verdict)>) -> Option<(Instant, Verdict)> {
+fn earlier<T>(one: Option<(Instant, T)>, other: Option<(Instant, T)>) -> Option<(Instant, T)> {
     match (one, other) {
         (Some(one), Some(other)) => Some(if other.0 < one.0 { other } else { one }),
         (one, other) => one.or(other),
@@ -257,6 +267,7 @@ impl Session {
     #[must_use]
     pub fn new(rules: Arc<Rules>, now: Instant) -> Self {
         Self {
+            is_plain: rules.is_plain(),
             rules,
             framer: Framer::default(),
             phase: Phase::Open,
@@ -293,10 +304,15 @@ impl Session {
         self.totals.bytes_in += count as u64;
         self.last_byte = now;
         let end = Scratch::START + count;
-        scratch.output.clear();
-        let at = self.answer::<false>(now, &mut scratch.input, Scratch::START..end, &mut scratch.output, outlet);
+        let (Scratch { input, output }, range) = (scratch, Scratch::START..end);
+        output.clear();
+        let at = if self.is_plain {
+            self.answer::<false>(now, input, range, output, outlet)
+        } else {
+            self.answer_otherwise(now, input, range, output, outlet)
+        };
         if at < end {
-            self.unfinished(now).held = Rest::of(&scratch.input[at..end]);
+            self.unfinished(now).held = Rest::of(&input[at..end]);
         }
         self.settle(now);
     }
@@ -327,20 +343,21 @@ impl Session {
                     verdict = Verdict::Unterminated { bytes: u32::try_from(bytes).unwrap_or(u32::MAX) };
                 }
                 Unterminated::Accept => {
-                    reply.reserve_exact(self.rules.delimiter.len());
-                    reply.extend_from_slice(self.rules.delimiter.as_bytes());
+                    reply.reserve_exact(self.rules.ending().len());
+                    reply.extend_from_slice(self.rules.ending());
                     self.unfinished(now).await_log(now, reply);
                 }
             }
         }
         self.framer = Framer::default();
+        self.forget_pause();
         self.phase = Phase::Finishing(verdict);
         self.settle(now);
     }
 
     /// There may be room again, for output or in the log: sends what is owed, then goes on with the message that waits for
     /// the log and with the input that is held, until `outlet` takes less than it is given, or there were 64 KiB of further
-    /// replies.
+    /// replies, or a pause begins.
     pub fn resume(&mut self, now: Instant, scratch: &mut Scratch, outlet: &mut impl Outlet) {
         if let Phase::Logging(verdict) = self.phase {
             return self.log_rest(verdict, outlet);
@@ -381,6 +398,11 @@ impl Session {
         if until > now {
             return;
         }
+        let Some(verdict) = verdict else {
+            self.unfinished(now).pause_is_over();
+            // Another one may be over as well.
+            return self.tick(now);
+        };
         match self.phase {
             Phase::Open | Phase::Finishing(_) if verdict != Verdict::WriteDeadline => self.stop(verdict, now),
             _ => self.give_up(verdict),
@@ -431,6 +453,13 @@ impl Session {
         self.unfinished.as_mut()?.take_message()
     }
 
+    /// What we wait for now is something else.
+    fn forget_pause(&mut self) {
+        if let Some(unfinished) = &mut self.unfinished {
+            unfinished.forget_pause();
+        }
+    }
+
     /// Something is owed, where nothing was.
     fn owe(&mut self, now: Instant, rest: Rest) {
         self.unfinished(now).owe(now, rest);
@@ -467,6 +496,7 @@ impl Session {
         if matches!(self.phase, Phase::Open | Phase::Finishing(_)) {
             self.framer = Framer::default();
             self.take_message();
+            self.forget_pause();
             self.phase = Phase::Stopping(verdict, self.last_words_until(now));
             self.settle(now);
         }

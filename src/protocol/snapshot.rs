@@ -33,6 +33,13 @@
 //! 9c bb                                         its port: u16                                            40123
 //! ```
 //!
+//! Where there is a pause after a reply, this follows in the place of that, and the version is 3:
+//!
+//! ```text
+//! 00 00 00 00 59 68 2f 00                       when it ends: time                                       in 1.5 s
+//! 00                                            0, or a client as in version 2                           none
+//! ```
+//!
 //! | phase | | followed by |
 //! |---|---|---|
 //! | 0 | open | |
@@ -81,15 +88,21 @@ use bytes::{Reader, Writer};
 pub use error::Error;
 
 /// The latest version. Those from 1 on are read.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// A session as bytes: everything of it between two calls, at `now`, with the name of its listener, the number of its
-/// connection, and the client that a PROXY header told. One that is over ([`super::Want::Close`]) is so afterwards, too; there is no reason to put it away.
+/// connection, and the client that a PROXY header told. One that is over ([`super::Want::Close`]) is so afterwards, too;
+/// there is no reason to put it away.
 #[must_use]
 pub fn freeze(session: &Session, listener: &str, connection: u64, client: Option<SocketAddr>, now: Instant) -> Vec<u8> {
     let State { phase, input_ended, opened, last_byte, totals, kept } = session.freeze(now);
     let mut to = Writer::default();
-    to.u16(if client.is_some() { 2 } else { 1 });
+    let pauses = kept.pause != Moment::NEVER;
+    to.u16(match client {
+        _ if pauses => 3,
+        Some(_) => 2,
+        None => 1,
+    });
     to.u64(connection);
     to.bytes(listener.as_bytes());
     write_phase(&mut to, phase);
@@ -114,8 +127,13 @@ pub fn freeze(session: &Session, listener: &str, connection: u64, client: Option
     to.moment(kept.waits_since);
     to.bytes(&kept.owed);
     to.bytes(&kept.held);
-    if let Some(client) = client {
-        write_client(&mut to, client);
+    if pauses {
+        to.moment(kept.pause);
+    }
+    match client {
+        Some(client) => write_client(&mut to, client),
+        None if pauses => to.u8(0),
+        None => {}
     }
     to.into_bytes()
 }
@@ -166,10 +184,14 @@ impl Snapshot {
         let waits_since = from.moment("time of waiting")?;
         let owed = from.bytes("replies")?.to_vec().into();
         let held = from.bytes("input")?.to_vec().into();
-        let client = if version >= 2 { Some(read_client(&mut from)?) } else { None };
+        let pause = if version < 3 { Moment::NEVER } else { from.moment("pause")? };
+        let client = if version == 1 { None } else { read_client(&mut from)? };
+        if version == 2 && client.is_none() {
+            return Err(Error::Code { what: "kind of address", code: 0 });
+        }
         from.end()?;
         let totals = Totals { bytes_in, bytes_out, messages };
-        let kept = Kept { message, waits_since, owed, held };
+        let kept = Kept { message, waits_since, pause, owed, held };
         let state = State { phase, input_ended, opened, last_byte, totals, kept };
         if !is_possible(&state) {
             return Err(Error::Impossible);
@@ -205,7 +227,10 @@ impl Snapshot {
 
 /// Whether what is kept goes with the phase.
 fn is_possible(state: &State<'_>) -> bool {
-    let Kept { message, owed, held, .. } = &state.kept;
+    let Kept { message, pause, owed, held, .. } = &state.kept;
+    if *pause != Moment::NEVER && (state.phase != Phase::Open || !matches!(message, Begun::Nothing)) {
+        return false;
+    }
     if matches!(message, Begun::InProgress(_, bytes) if bytes.is_empty()) {
         return false;
     }
@@ -234,13 +259,15 @@ fn write_client(to: &mut Writer, client: SocketAddr) {
     to.u16(client.port());
 }
 
-fn read_client(from: &mut Reader<'_>) -> Result<SocketAddr, Error> {
+/// `None` for one that is not there.
+fn read_client(from: &mut Reader<'_>) -> Result<Option<SocketAddr>, Error> {
     let ip = match from.u8("kind of address")? {
+        0 => return Ok(None),
         4 => IpAddr::V4(from.array::<4>("client's address")?.into()),
         6 => IpAddr::V6(from.array::<16>("client's address")?.into()),
         code => return Err(Error::Code { what: "kind of address", code }),
     };
-    Ok(SocketAddr::new(ip, from.u16("client's port")?))
+    Ok(Some(SocketAddr::new(ip, from.u16("client's port")?)))
 }
 
 fn write_phase(to: &mut Writer, phase: Phase<Moment>) {

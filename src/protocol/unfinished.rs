@@ -11,7 +11,7 @@ use super::rules::Rules;
 
 pub(super) use kept::{Begun, Kept};
 
-/// What is kept. At least one of the three buffers is not empty between calls of the session.
+/// What is kept. At least one of the three buffers is not empty between calls of the session, or there is a pause.
 #[derive(Debug)]
 pub(super) struct Unfinished {
     /// The reply to the message in progress, as far as it is known: the prefix and the bytes that came. Or all of the
@@ -38,6 +38,10 @@ pub(super) enum Awaited {
     Taking(Instant),
     /// Nothing: it is the log that is to take a message.
     Log,
+    /// Nothing: it is we who pause, until then.
+    Pause(Instant),
+    /// Nothing: the pause is over, and it is our turn.
+    Turn,
 }
 
 /// What the message in progress consists of: a person at a terminal types TAB, Enter, and the line feed is then no
@@ -54,14 +58,17 @@ pub(super) enum Content {
     Other,
     /// All of it came, its delimiter too; it waits for the log.
     Unlogged,
+    /// There is none, and none is taken: there is a pause after a reply, or it is over and was not noticed yet.
+    Pause,
 }
 
-/// The read deadline. It stands still while it is we who do not read.
+/// The read deadline, which stands still while it is we who do not read; or the end of a pause, which does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Clock {
     Stopped,
     Running { until: Instant },
     Paused { left: Duration },
+    Pause { until: Instant },
 }
 
 impl Unfinished {
@@ -81,10 +88,10 @@ impl Unfinished {
         self.content == Content::Nothing && !self.is_behind()
     }
 
-    /// Whether replies are owed, input is held, or a message waits for the log: then nothing is read.
+    /// Whether replies are owed, input is held, a message waits for the log, or we pause: then nothing is read.
     #[inline]
     pub(super) fn is_behind(&self) -> bool {
-        !self.owed.is_empty() || !self.held.is_empty() || self.content == Content::Unlogged
+        !self.owed.is_empty() || !self.held.is_empty() || matches!(self.content, Content::Unlogged | Content::Pause)
     }
 
     /// Bytes that the buffers occupy.
@@ -100,18 +107,46 @@ impl Unfinished {
         }
         match (self.clock, self.content) {
             (_, Content::Unlogged) => Awaited::Log,
+            (Clock::Pause { until }, _) => Awaited::Pause(until),
+            (_, Content::Pause) => Awaited::Turn,
             (_, Content::Nothing | Content::LineEnds) => Awaited::Beginning,
             (Clock::Running { until }, _) => Awaited::RestOfMessage(Some(until)),
             (Clock::Stopped | Clock::Paused { .. }, _) => Awaited::RestOfMessage(None),
         }
     }
 
+    /// Takes no message until then. There is none in progress.
+    pub(super) fn pause(&mut self, until: Instant) {
+        self.content = Content::Pause;
+        self.clock = Clock::Pause { until };
+    }
+
+    /// Whether we pause, and the pause has not come to its end.
+    pub(super) fn is_paused(&self, now: Instant) -> bool {
+        matches!(self.clock, Clock::Pause { until } if until > now)
+    }
+
+    /// The pause has come to its end, if there is one.
+    pub(super) fn pause_is_over(&mut self) {
+        if let Clock::Pause { .. } = self.clock {
+            self.clock = Clock::Stopped;
+        }
+    }
+
+    /// There is no pause any more.
+    pub(super) fn forget_pause(&mut self) {
+        if self.content == Content::Pause {
+            self.content = Content::Nothing;
+            self.clock = Clock::Stopped;
+        }
+    }
+
     /// Keeps the bytes of a message that goes on in the next input.
     pub(super) fn keep(&mut self, now: Instant, rules: &Rules, bytes: &[u8]) {
         let partial = &mut self.partial;
-        if matches!(self.content, Content::Nothing | Content::Unlogged) {
+        if matches!(self.content, Content::Nothing | Content::Unlogged | Content::Pause) {
             partial.clear();
-            self.content = Content::LineEnds;
+            (self.content, self.clock) = (Content::LineEnds, Clock::Stopped);
             partial.reserve_exact(rules.prefix.len() + bytes.len());
             partial.extend_from_slice(rules.prefix.as_bytes());
         } else if partial.capacity() - partial.len() < bytes.len() {
@@ -133,9 +168,12 @@ impl Unfinished {
     /// The message in progress, if there is one: what it consists of, and its reply as far as it is known.
     #[inline]
     pub(super) fn take_message(&mut self) -> Option<(Content, Vec<u8>)> {
+        if self.content == Content::Pause {
+            return None;
+        }
         self.clock = Clock::Stopped;
         match self.content {
-            Content::Nothing | Content::Unlogged => None,
+            Content::Nothing | Content::Unlogged | Content::Pause => None,
             content => {
                 self.content = Content::Nothing;
                 Some((content, mem::take(&mut self.partial)))
@@ -145,6 +183,7 @@ impl Unfinished {
 
     /// Keeps the whole reply to a message that the log has not taken, since then.
     pub(super) fn await_log(&mut self, since: Instant, reply: Vec<u8>) {
+        self.clock = Clock::Stopped;
         self.partial = reply;
         self.content = Content::Unlogged;
         self.waits_since = since;
@@ -165,6 +204,7 @@ impl Unfinished {
     /// Nobody will take replies any more, nor finish a message.
     pub(super) fn drop_replies(&mut self) {
         self.owed = Rest::default();
+        self.forget_pause();
         self.take_message();
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::rules::{Rules, Span};
+use super::rules::{Framing, Rules, Span};
 
 /// Why a connection ended. Each has one name ([`Verdict::name`]) on the wire, in the log, in the metrics and in tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,8 +96,11 @@ impl Verdict {
     }
 
     /// The last reply to a peer that is cut off: `server error:`, the text, the delimiter. `None` where there is nothing
-    /// to say, or where the delimiter would be found before its place.
+    /// to say, where the delimiter would be found before its place, or where there is none.
     pub(super) fn last_words(self, rules: &Rules) -> Option<Vec<u8>> {
+        if rules.framing == Framing::Raw {
+            return None;
+        }
         let text = self.text(rules)?;
         let words = [SERVER_ERROR, text.as_bytes(), rules.delimiter.as_bytes()].concat();
         (rules.delimiter.search(&mut 0, &words) == Some(words.len())).then_some(words)

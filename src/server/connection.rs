@@ -161,6 +161,7 @@ impl Connection {
             let kept = session.memory();
             match session.wants() {
                 Want::Close => return Pause::End,
+                Want::Pause => return Pause::Wait,
                 Want::Read if drained => return Pause::Wait,
                 Want::Read if steps == STEPS => return Pause::Yield,
                 // One turn answers 64 KiB and one reply at most.

@@ -1,4 +1,4 @@
-//! From the bytes of messages to replies on their way, each after its message was logged.
+//! The delimited echo: from the bytes of messages to replies on their way, each after its message was logged.
 //!
 //! A message that the log does not take stops the session there: its whole reply is kept in the place of the message in
 //! progress, what follows it in the input is held, and [`Session::resume`] asks the log again. No byte of it is searched
@@ -10,10 +10,9 @@ use std::time::Instant;
 
 use super::super::framer::Frame;
 use super::super::reply::{ENOUGH, Output, READ_SIZE};
-use super::super::rules::Rules;
 use super::super::unfinished::Rest;
 use super::super::verdict::Verdict;
-use super::{Outlet, Phase, Session};
+use super::{Outlet, Session};
 
 /// A reply that is complete but was begun in an earlier call is copied together with those after it up to this size,
 /// in bytes; a larger one is sent by itself.
@@ -53,7 +52,11 @@ impl Session {
                     if let Some(mut reply) = begun.or_else(|| long.then(|| self.rules.prefix.as_bytes().to_vec())) {
                         reply.reserve_exact(taken);
                         reply.extend_from_slice(&input[from..at]);
-                        if !outlet.log(message_in(&self.rules, &reply, self.rules.prefix.len()..reply.len())) {
+                        if !outlet.log(message_in(
+                            &reply,
+                            self.rules.prefix.len()..reply.len(),
+                            self.rules.delimiter.len(),
+                        )) {
                             self.unfinished(now).await_log(now, reply);
                             return at;
                         }
@@ -63,7 +66,7 @@ impl Session {
                         }
                         continue;
                     }
-                    if !outlet.log(message_in(&self.rules, input, from..at)) {
+                    if !outlet.log(message_in(input, from..at, self.rules.delimiter.len())) {
                         self.send_now(now, output, outlet);
                         let reply = [self.rules.prefix.as_bytes(), &input[from..at]].concat();
                         self.unfinished(now).await_log(now, reply);
@@ -103,17 +106,15 @@ impl Session {
     /// Goes on with what waited for the log, and then with the input that is held, unless something is owed.
     pub(super) fn go_on(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         output.clear();
+        if !self.is_plain {
+            return self.go_on_otherwise(now, output, outlet);
+        }
         if !self.log_again(outlet) {
             return;
         }
         let Some(unfinished) = self.unfinished.as_mut().filter(|unfinished| unfinished.owed.is_empty()) else { return };
         if let Some((since, reply)) = unfinished.take_unlogged() {
-            // It was not the peer that took this time. But some of it may have passed before we stopped.
-            let last_words_until = self.last_words_until(now);
-            if let Phase::Stopping(_, until) = &mut self.phase {
-                let later = until.checked_add(now.saturating_duration_since(since)).unwrap_or(*until);
-                *until = later.min(last_words_until);
-            }
+            self.waited_for_log(since, now);
             if !self.add(now, reply, output, outlet) {
                 return;
             }
@@ -127,31 +128,6 @@ impl Session {
         } else {
             self.send_now(now, output, outlet);
         }
-    }
-
-    /// The peer is lost, and nobody waits for the replies any more; the messages that were read are logged all the same.
-    pub(super) fn log_rest(&mut self, verdict: Verdict, outlet: &mut impl Outlet) {
-        if !self.log_again(outlet) {
-            return;
-        }
-        if let Some(unfinished) = &mut self.unfinished {
-            unfinished.take_unlogged();
-            let Rules { delimiter, max_message, .. } = &*self.rules;
-            let held = &mut unfinished.held;
-            while let Frame::Complete(taken) = self.framer.next(delimiter, *max_message, held.as_slice()) {
-                if !outlet.log(message_in(&self.rules, held.as_slice(), 0..taken)) {
-                    return;
-                }
-                held.advance(taken);
-            }
-        }
-        self.finish(verdict);
-    }
-
-    /// Asks the log once more to take the message that waits for it. Returns `false` if it does not.
-    fn log_again(&self, outlet: &mut impl Outlet) -> bool {
-        let reply = self.unfinished.as_ref().and_then(|unfinished| unfinished.unlogged());
-        reply.is_none_or(|reply| outlet.log(message_in(&self.rules, reply, self.rules.prefix.len()..reply.len())))
     }
 
     /// Adds the whole reply to a message that was logged to `output`, which is empty; a large one is sent by itself.
@@ -173,7 +149,7 @@ impl Session {
 
     /// Sends `output` and empties it; what is not taken becomes owed.
     #[inline]
-    fn send_now(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
+    pub(super) fn send_now(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         if output.len() > 0 {
             let taken = outlet.send(output.as_bytes());
             self.count_sent(now, taken);
@@ -186,9 +162,9 @@ impl Session {
     }
 }
 
-/// The message at `range` of `bytes`, which ends with its delimiter.
+/// The message at `range` of `bytes`, without the `ending` bytes that it ends with.
 #[inline]
-fn message_in<'a>(rules: &Rules, bytes: &'a [u8], range: Range<usize>) -> &'a [u8] {
+pub(super) fn message_in(bytes: &[u8], range: Range<usize>, ending: usize) -> &[u8] {
     // Indexing could panic, so it would be done even where nothing is logged.
-    bytes.get(range.start..range.end - rules.delimiter.len()).unwrap_or_default()
+    bytes.get(range.start..range.end - ending).unwrap_or_default()
 }

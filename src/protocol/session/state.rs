@@ -29,6 +29,7 @@ impl State<'_> {
         let mut framer = Framer::default();
         let unfinished = self.kept.thaw(&rules, frozen_at, &mut framer);
         let mut session = Session {
+            is_plain: rules.is_plain(),
             rules,
             framer,
             phase: self.phase.map(|until| until.on(frozen_at)),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::protocol::reply::{ENOUGH, READ_SIZE};
+use crate::protocol::rules::Reply;
 use crate::protocol::session::Totals;
 use crate::protocol::{Outlet, Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 
@@ -28,8 +29,9 @@ pub(super) struct Conversation {
     outside: Outside,
     /// The most that was sent in one call of the session.
     most_at_once: usize,
-    /// All bytes that the session took before it had a verdict.
+    /// All bytes that the session took before it had a verdict, and how many of them at a time.
     read: Vec<u8>,
+    reads: Vec<usize>,
     /// Whether it then took the end of the peer's stream too.
     end_read: bool,
     last_read: usize,
@@ -50,8 +52,8 @@ struct Outside {
     /// How many messages the log takes.
     log_room: usize,
     logged: Vec<Vec<u8>>,
-    /// How many bytes a reply has that are not of its message.
-    around: usize,
+    /// What replies are made by.
+    rules: Rules,
     /// How many bytes may be sent by now: replies to messages that were logged, and last words.
     allowed: usize,
     /// Whether the peer took less than it was given, in this call of the session; or the log nothing.
@@ -78,7 +80,7 @@ impl Conversation {
             heard_total: 0,
             log_room: usize::MAX,
             logged: Vec::new(),
-            around: around(&rules),
+            rules: rules.clone(),
             allowed: 0,
             full: false,
             refused: false,
@@ -94,6 +96,7 @@ impl Conversation {
             outside,
             most_at_once: 0,
             read: Vec::new(),
+            reads: Vec::new(),
             end_read: false,
             last_read: 0,
             our_end: false,
@@ -217,7 +220,7 @@ impl Conversation {
     /// Other rules hold afterwards.
     pub(super) fn restarts_with(&mut self, rules: Rules) {
         self.note(format_args!("we restart with {rules:?}"));
-        self.outside.around = around(&rules);
+        self.outside.rules = rules.clone();
         // It may have to look again at the message in progress.
         self.last_read += self.session.memory();
         self.moves(Duration::ZERO, Arc::new(rules));
@@ -344,6 +347,10 @@ impl Conversation {
         &self.read
     }
 
+    pub(super) fn reads(&self) -> &[usize] {
+        &self.reads
+    }
+
     pub(super) fn end_read(&self) -> bool {
         self.end_read
     }
@@ -371,6 +378,7 @@ impl Conversation {
                     self.scratch.input_room()[..count].copy_from_slice(&self.unread[..count]);
                     if self.session.verdict().is_none() {
                         self.read.extend_from_slice(&self.unread[..count]);
+                        self.reads.push(count);
                     }
                     self.unread.drain(..count);
                     self.last_read = count;
@@ -391,7 +399,7 @@ impl Conversation {
                     self.our_end = true;
                     self.session.sent_end(self.now);
                 }
-                Want::Read | Want::Write | Want::Log | Want::Close => break,
+                Want::Read | Want::Write | Want::Log | Want::Pause | Want::Close => break,
             }
             self.most_at_once = self.most_at_once.max(self.outside.heard_total - heard_before);
             self.check();
@@ -407,7 +415,10 @@ impl Conversation {
             // The message in progress, and nothing else.
             Want::Read => longest,
             // What is owed, and what is left of one read: held, or with its prefix the message in progress.
-            _ => ENOUGH + longest + LAST_WORDS + self.last_read + rules.prefix.as_bytes().len(),
+            _ => {
+                let prefix_or_text = rules.prefix.as_bytes().len().max(rules.text.len());
+                ENOUGH + longest + LAST_WORDS + self.last_read + prefix_or_text
+            }
         };
         assert!(session.memory() <= most, "keeps {} bytes, at most {most} allowed\n{self}", session.memory());
         if session.wants() == Want::Close {
@@ -474,14 +485,18 @@ impl Outlet for Outside {
         }
         self.log_room -= 1;
         self.logged.push(message.to_vec());
-        self.allowed = self.allowed.saturating_add(self.around + message.len());
+        self.allowed = self.allowed.saturating_add(reply_to(&self.rules, message).len());
         true
     }
 }
 
-/// How many bytes a reply has that are not of its message.
-fn around(rules: &Rules) -> usize {
-    rules.prefix.as_bytes().len() + rules.delimiter.len()
+/// What a message is answered with.
+pub(super) fn reply_to(rules: &Rules, message: &[u8]) -> Vec<u8> {
+    match rules.reply {
+        Reply::Echo => [rules.prefix.as_bytes(), message, rules.ending()].concat(),
+        Reply::Fixed => [&rules.text, rules.ending()].concat(),
+        Reply::None => Vec::new(),
+    }
 }
 
 /// Bytes for a person to read, cut when there are many.

@@ -1,6 +1,7 @@
 //! Tests of the core: tables, an oracle, and stories on a fake clock.
 
 mod backpressure;
+mod combinations;
 mod conversation;
 mod endings;
 mod logging;

@@ -7,9 +7,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::conversation::{Conversation, millis, secs, shown};
+use super::conversation::{Conversation, millis, reply_to, secs, shown};
 use crate::protocol::reply::{MAX_PREFIX, Prefix, READ_SIZE};
-use crate::protocol::rules::{Deadlines, LogMessages, Span, Unterminated};
+use crate::protocol::rules::{Deadlines, Framing, LogMessages, Reply, Span, Unterminated};
 use crate::protocol::{Delimiter, Outlet, Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 
 // --- The oracle ------------------------------------------------------------------------------------------------------
@@ -38,8 +38,7 @@ fn split<'a>(delimiter: &[u8], max_message: usize, mut rest: &'a [u8]) -> Split<
 }
 
 fn replies(rules: &Rules, messages: &[&[u8]]) -> Vec<u8> {
-    let (prefix, delimiter) = (rules.prefix.as_bytes(), rules.delimiter.as_bytes());
-    messages.iter().flat_map(|message| [prefix, *message, delimiter].concat()).collect()
+    messages.iter().flat_map(|message| reply_to(rules, message)).collect()
 }
 
 fn last_words(rules: &Rules, verdict: Verdict) -> Vec<u8> {
@@ -51,6 +50,9 @@ fn last_words(rules: &Rules, verdict: Verdict) -> Vec<u8> {
         Verdict::Busy => "out of buffer memory".to_owned(),
         _ => return Vec::new(),
     };
+    if rules.framing == Framing::Raw {
+        return Vec::new();
+    }
     [b"server error:", text.as_bytes(), rules.delimiter.as_bytes()].concat()
 }
 
@@ -58,8 +60,18 @@ fn is_line_ends(rest: &[u8]) -> bool {
     String::from_utf8_lossy(rest).replace("\r\n", "").replace('\n', "").is_empty()
 }
 
-/// The messages that are answered, of a stream that has ended or goes on; and its verdict, if it ends there.
-fn messages<'a>(rules: &Rules, wire: &'a [u8], ended: bool) -> (Vec<&'a [u8]>, Verdict) {
+/// The messages that are answered, of a stream that has ended or goes on and was read in such pieces; and its verdict, if it
+/// ends there.
+fn messages<'a>(rules: &Rules, wire: &'a [u8], reads: &[usize], ended: bool) -> (Vec<&'a [u8]>, Verdict) {
+    if rules.framing == Framing::Raw {
+        let mut rest = wire;
+        let pieces = reads.iter().flat_map(|count| {
+            let read;
+            (read, rest) = rest.split_at(*count);
+            read.chunks(rules.max_message.min(512))
+        });
+        return (pieces.collect(), Verdict::PeerClosed);
+    }
     let Split { mut messages, rest, too_long } = split(rules.delimiter.as_bytes(), rules.max_message, wire);
     if too_long || rest.len() > rules.max_message {
         return (messages, Verdict::TooLong);
@@ -116,17 +128,29 @@ fn max_message() -> impl Strategy<Value = usize> {
     prop_oneof![2 => 0..8_usize, 2 => 8..40_usize, 3 => Just(64 * 1024)]
 }
 
+/// The delimited echo as often as any other combination of a framing, a reply and a pause.
+fn combination() -> impl Strategy<Value = (Framing, Reply, Span)> {
+    let framing = select(&[Framing::Delimited, Framing::Raw][..]);
+    let reply = select(&[Reply::Echo, Reply::Fixed, Reply::None][..]);
+    let delay = prop_oneof![3 => Just(0), 1 => 1..3_000_u64].prop_map(|delay| Span::new(millis(delay), "a while"));
+    let plain = Rules::default();
+    prop_oneof![Just((plain.framing, plain.reply, plain.reply_delay)), (framing, reply, delay)]
+}
+
 fn rules_and_wire(pieces: usize) -> impl Strategy<Value = (Rules, Vec<u8>)> {
     let delimiter = select(&ALPHABETS[..]).prop_flat_map(|alphabet| (Just(alphabet), delimiter_of(alphabet)));
     let parts = delimiter.prop_flat_map(move |(alphabet, delimiter)| {
         let wire = wire_of(alphabet, delimiter.clone(), pieces);
         let prefix = prefix_of(alphabet, delimiter.clone());
-        (Just(delimiter), prefix, wire, max_message(), any::<bool>())
+        (Just(delimiter), prefix, wire, max_message(), any::<bool>(), combination())
     });
-    parts.prop_map(|(delimiter, prefix, wire, max_message, accept)| {
+    parts.prop_map(|(delimiter, prefix, wire, max_message, accept, (framing, reply, reply_delay))| {
         let unterminated = if accept { Unterminated::Accept } else { Unterminated::Discard };
-        let (delimiter, prefix) = (Delimiter::new(&delimiter).unwrap(), Prefix::new(&prefix));
-        (Rules { delimiter, prefix, max_message, unterminated, ..Rules::default() }, wire)
+        let delimiter = Delimiter::new(&delimiter).unwrap();
+        let (text, max_message) = (prefix.clone().into(), max_message.max(usize::from(framing == Framing::Raw)));
+        let rules =
+            Rules { framing, delimiter, reply, text, reply_delay, max_message, unterminated, ..Rules::default() };
+        (Rules { prefix: Prefix::new(&prefix), ..rules }, wire)
     })
 }
 
@@ -163,10 +187,11 @@ proptest! {
         log_takes in log_takes(),
         is_restless in any::<bool>(),
     ) {
-        let (messages, verdict) = messages(&rules, &wire, true);
-        let answer = answer(&rules, &messages, verdict);
-        let Split { rest, too_long, .. } = split(rules.delimiter.as_bytes(), rules.max_message, &wire);
-        let mut talk = Conversation::new(rules);
+        let (mut rest, mut too_long) = (&wire[..0], false);
+        if rules.framing == Framing::Delimited {
+            Split { rest, too_long, .. } = split(rules.delimiter.as_bytes(), rules.max_message, &wire);
+        }
+        let mut talk = Conversation::new(rules.clone());
         if !reads_at_once {
             talk.peer_stops_reading();
         }
@@ -178,6 +203,9 @@ proptest! {
         let mut goes_on = |talk: &mut Conversation| {
             talk.log_takes(log_takes.next().unwrap());
             talk.peer_takes(takes.next().unwrap());
+            if talk.session().wants() == Want::Pause {
+                talk.passes(talk.session().rules().reply_delay.length());
+            }
         };
         let (mut left, mut chunks) = (&wire[..], chunks.iter().copied().cycle());
         while !left.is_empty() {
@@ -186,7 +214,7 @@ proptest! {
             talk.peer_sends(chunk);
             goes_on(&mut talk);
         }
-        while matches!(talk.session().wants(), Want::Write | Want::Log) {
+        while matches!(talk.session().wants(), Want::Write | Want::Log | Want::Pause) {
             goes_on(&mut talk);
         }
         let nothing_left = rest.is_empty() || too_long;
@@ -196,6 +224,8 @@ proptest! {
         while talk.session().wants() != Want::Close {
             goes_on(&mut talk);
         }
+        let (messages, verdict) = messages(&rules, &wire, talk.reads(), true);
+        let answer = answer(&rules, &messages, verdict);
         talk.peer_hears(&answer);
         talk.is_over(verdict);
         prop_assert_eq!(talk.logged(), &messages[..], "{}", talk);
@@ -272,8 +302,13 @@ pub(super) fn some_rules() -> impl Strategy<Value = Rules> {
     let delimiter = select(DELIMITERS);
     let lifetime = prop_oneof![Just(None), Just(Some(Span::new(secs(7), "7s")))];
     let log = select(&[LogMessages::Off, LogMessages::Full][..]);
-    (prefix, delimiter, lifetime, prop_oneof![Just(5), Just(64 * 1024)], any::<bool>(), log).prop_map(
-        |(prefix, delimiter, lifetime, max_message, accept, log_messages)| Rules {
+    let max_message = prop_oneof![Just(5), Just(64 * 1024)];
+    (prefix, delimiter, lifetime, max_message, any::<bool>(), log, combination()).prop_map(
+        |(prefix, delimiter, lifetime, max_message, accept, log_messages, (framing, reply, reply_delay))| Rules {
+            framing,
+            reply,
+            text: vec![b'>'; prefix].into(),
+            reply_delay,
             log_messages,
             delimiter: Delimiter::new(delimiter).unwrap(),
             prefix: Prefix::new(&vec![b'>'; prefix]),
@@ -301,11 +336,15 @@ proptest! {
         talk.log_takes_all();
         talk.peer_takes_all();
         talk.passes(secs(400));
+        while talk.session().wants() == Want::Pause {
+            talk.passes(secs(400));
+        }
+        talk.passes(secs(400));
         prop_assert_eq!(talk.session().wants(), Want::Close, "{}", talk);
 
         let rules = talk.session().rules();
         let verdict = talk.session().verdict().unwrap();
-        let (mut messages, closed) = messages(rules, talk.read(), talk.end_read());
+        let (mut messages, closed) = messages(rules, talk.read(), talk.reads(), talk.end_read());
         let logged = talk.logged().len();
         prop_assert!(logged <= messages.len() && talk.logged() == &messages[..logged], "{}", talk);
         if verdict == Verdict::Busy {
@@ -430,9 +469,10 @@ proptest! {
 
 /// The peer does nothing more but take what it is sent, and the log takes everything.
 pub(super) fn comes_to_an_end(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
-    for _ in 0..20_000 {
+    // With pauses, three steps for each message.
+    for _ in 0..1_000_000 {
         match session.wants() {
-            Want::Read => {
+            Want::Read | Want::Pause => {
                 now = now.max(session.deadline().expect("a deadline to wait for"));
                 session.tick(now);
             }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::super::framer::{Frame, Framer};
 use super::super::moment::Moment;
-use super::super::rules::Rules;
+use super::super::rules::{Framing, Rules};
 use super::{Clock, Content, Rest, Unfinished};
 
 /// What is kept, in values that hold on any clock and under any rules.
@@ -14,6 +14,8 @@ pub(in super::super) struct Kept<'a> {
     pub(in super::super) message: Begun<'a>,
     /// [`Unfinished::waits_since`]
     pub(in super::super) waits_since: Moment,
+    /// When the pause ends.
+    pub(in super::super) pause: Moment,
     pub(in super::super) owed: Cow<'a, [u8]>,
     pub(in super::super) held: Cow<'a, [u8]>,
 }
@@ -32,6 +34,7 @@ impl Kept<'_> {
     pub(in super::super) const NOTHING: Self = Kept {
         message: Begun::Nothing,
         waits_since: Moment::FREEZE,
+        pause: Moment::NEVER,
         owed: Cow::Borrowed(&[]),
         held: Cow::Borrowed(&[]),
     };
@@ -43,9 +46,19 @@ impl Kept<'_> {
         let mut unfinished = Unfinished::new(waits_since);
         let mut held = self.held;
         match self.message {
-            Begun::Nothing => {}
+            Begun::Nothing => {
+                let delay = Moment::after(rules.reply_delay.length());
+                if self.pause != Moment::NEVER && delay > Moment::FREEZE {
+                    unfinished.pause(self.pause.min(delay).on(frozen_at));
+                    if self.pause <= Moment::FREEZE {
+                        unfinished.pause_is_over();
+                    }
+                }
+            }
             Begun::InProgress(until, bytes) => {
-                if framer.next(&rules.delimiter, rules.max_message, &bytes) == Frame::Unfinished {
+                if rules.framing == Framing::Delimited
+                    && framer.next(&rules.delimiter, rules.max_message, &bytes) == Frame::Unfinished
+                {
                     unfinished.keep(frozen_at, rules, &bytes);
                     unfinished.clock = unfinished.clock.but_not_after(until.on(frozen_at));
                 } else {
@@ -54,7 +67,7 @@ impl Kept<'_> {
                 }
             }
             Begun::Unlogged(message) => {
-                let reply = [rules.prefix.as_bytes(), &message, rules.delimiter.as_bytes()].concat();
+                let reply = [rules.prefix.as_bytes(), &message, rules.ending()].concat();
                 unfinished.await_log(waits_since, reply);
             }
         }
@@ -69,14 +82,14 @@ impl Unfinished {
     pub(in super::super) fn freeze(&self, rules: &Rules, now: Instant) -> Kept<'_> {
         let message = self.partial.get(rules.prefix.len()..).unwrap_or_default();
         let message = match self.content {
-            Content::Nothing => Begun::Nothing,
+            Content::Nothing | Content::Pause => Begun::Nothing,
             Content::Unlogged => {
-                let length = message.len() - rules.delimiter.len();
+                let length = message.len() - rules.ending().len();
                 Begun::Unlogged(message[..length].into())
             }
             Content::LineEnds | Content::LineEndsCr | Content::Other => {
                 let until = match self.clock {
-                    Clock::Stopped => Moment::NEVER,
+                    Clock::Stopped | Clock::Pause { .. } => Moment::NEVER,
                     Clock::Running { until } => Moment::of(until, now),
                     Clock::Paused { left } => Moment::after(left),
                 };
@@ -86,6 +99,11 @@ impl Unfinished {
         Kept {
             message,
             waits_since: Moment::of(self.waits_since, now),
+            pause: match (self.content, self.clock) {
+                (Content::Pause, Clock::Pause { until }) => Moment::after(until.saturating_duration_since(now)),
+                (Content::Pause, _) => Moment::FREEZE,
+                _ => Moment::NEVER,
+            },
             owed: self.owed.as_slice().into(),
             held: self.held.as_slice().into(),
         }

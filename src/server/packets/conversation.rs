@@ -108,11 +108,31 @@ impl Conversation {
         let desk = Arc::clone(&self.caller.desk);
         let sent = match packet::reply(&desk.settings.rules, &message) {
             Some(reply) => self.send_before_deadline(&reply).await,
-            None => Ok(()),
+            None => {
+                // The log may have taken its time.
+                self.last_packet = clock();
+                Ok(())
+            }
         };
         self.place.keeps(0);
         self.worker.counters.count_totals(before, self.totals);
-        sent
+        sent?;
+        let delay = desk.settings.rules.reply_delay.length();
+        if delay.is_zero() { Ok(()) } else { self.pause(delay).await }
+    }
+
+    /// Takes no message for so long.
+    async fn pause(&mut self, delay: Duration) -> Result<(), Verdict> {
+        let lifetime = after(self.opened, self.deadlines().lifetime.as_ref(), Verdict::Lifetime);
+        tokio::select! {
+            biased;
+            () = self.worker.departs(Departure::Drained) => return Err(Verdict::Shutdown),
+            verdict = passed(lifetime) => return Err(verdict),
+            () = time::sleep(delay) => {}
+        }
+        // It was not the peer that was idle.
+        self.last_packet = clock();
+        Ok(())
     }
 
     /// Waits for the next packet.

@@ -1,6 +1,6 @@
 //! One session in each state that it can be put away in: what it is written as, and what comes of it.
 
-use crate::protocol::rules::{Deadlines, LogMessages, Span, Unterminated};
+use crate::protocol::rules::{Deadlines, Framing, LogMessages, Reply, Span, Unterminated};
 use crate::protocol::snapshot::Error;
 use crate::protocol::tests::conversation::{Conversation, millis, secs};
 use crate::protocol::verdict::KINDS;
@@ -11,11 +11,15 @@ pub(super) struct State {
     pub(super) name: &'static str,
     pub(super) story: fn() -> Conversation,
     after: fn(&mut Conversation),
-    /// What version 1 writes, in hexadecimal.
-    version_1: &'static str,
+    /// What is written, in hexadecimal: version 1, where it can say it.
+    written: &'static str,
 }
 
 impl State {
+    fn rules(&self) -> Rules {
+        if self.name == "pausing" { greeting() } else { rules() }
+    }
+
     pub(super) fn frozen(&self) -> Vec<u8> {
         (self.story)().frozen()
     }
@@ -28,6 +32,19 @@ fn rules() -> Rules {
     let deadlines = Deadlines { lifetime, ..Deadlines::default() };
     let unterminated = Unterminated::Accept;
     Rules { log_messages: LogMessages::Full, max_message: 8, unterminated, deadlines, ..Rules::default() }
+}
+
+/// Every 4 bytes are answered with the same text, and then nothing for 2 s.
+fn greeting() -> Rules {
+    let reply_delay = Span::new(secs(2), "2s");
+    Rules {
+        framing: Framing::Raw,
+        reply: Reply::Fixed,
+        text: b"hello\n"[..].into(),
+        reply_delay,
+        max_message: 4,
+        ..Rules::default()
+    }
 }
 
 /// One that has existed for half a second, and was answered before that.
@@ -54,7 +71,7 @@ pub(super) const STATES: &[State] = &[
             talk.peer_hears("server got:bbbb\t");
             talk.goes_on();
         },
-        version_1: "0001000000000000000700000000000000046563686f0000ffffffffc4653600ffffffffe2329b000000000000000007\
+        written: "0001000000000000000700000000000000046563686f0000ffffffffc4653600ffffffffe2329b000000000000000007\
              00000000000000100000000000000001010000000059682f0000000000000000026262ffffffffe2329b000000000000\
              0000000000000000000000",
     },
@@ -73,7 +90,7 @@ pub(super) const STATES: &[State] = &[
             talk.peer_hears("server error:no message within 5min\t");
             talk.lingers(Verdict::IdleDeadline);
         },
-        version_1: "0001000000000000000700000000000000046563686f0000ffffffd15144cb00ffffffd16f1230000000000000000007\
+        written: "0001000000000000000700000000000000046563686f0000ffffffd15144cb00ffffffd16f1230000000000000000007\
              00000000000000100000000000000001017fffffffffffffff00000000000000020d0affffffd16f1230000000000000\
              0000000000000000000000",
     },
@@ -94,7 +111,7 @@ pub(super) const STATES: &[State] = &[
             talk.peer_hears("server error:message not finished within 2s\t");
             talk.lingers(Verdict::ReadDeadline);
         },
-        version_1: "0001000000000000000700000000000000046563686f0000fffffffdc9c18100fffffffde78ee6000000000000000008\
+        written: "0001000000000000000700000000000000046563686f0000fffffffdc9c18100fffffffde78ee6000000000000000008\
              00000000000000130000000000000002010000000077359400000000000000000163fffffffde78ee600000000000000\
              000a76657220676f743a62090000000000000000",
     },
@@ -114,7 +131,7 @@ pub(super) const STATES: &[State] = &[
             talk.peer_hears("server got:dd\t");
             talk.goes_on();
         },
-        version_1: "0001000000000000000700000000000000046563686f0000fffffffb3a1ad300fffffffb57e83800000000000000000b\
+        written: "0001000000000000000700000000000000046563686f0000fffffffb3a1ad300fffffffb57e83800000000000000000b\
              0000000000000010000000000000000102000000000000000162fffffffb57e838000000000000000000000000000000\
              000463630964",
     },
@@ -132,7 +149,7 @@ pub(super) const STATES: &[State] = &[
             talk.peer_hears("server got:b\tserver error:too many connections from this source (limit 3)\t");
             talk.lingers(Verdict::TooMany { limit: 3 });
         },
-        version_1: "0001000000000000000700000000000000046563686f0105000000030000000165a0bc0000fffffffef3c77300ffffff\
+        written: "0001000000000000000700000000000000046563686f0105000000030000000165a0bc0000fffffffef3c77300ffffff\
              ff1194d80000000000000000080000000000000010000000000000000200ffffffff1194d800000000000000000d7365\
              7276657220676f743a62090000000000000000",
     },
@@ -149,7 +166,7 @@ pub(super) const STATES: &[State] = &[
             talk.peer_hears("server got:ccc\t");
             talk.is_over(Verdict::PeerClosed);
         },
-        version_1: "0001000000000000000700000000000000046563686f020801ffffffffe2329b00000000000000000000000000000000\
+        written: "0001000000000000000700000000000000046563686f020801ffffffffe2329b00000000000000000000000000000000\
              0800000000000000100000000000000002000000000000000000000000000000000f73657276657220676f743a636363\
              090000000000000000",
     },
@@ -166,7 +183,7 @@ pub(super) const STATES: &[State] = &[
             talk.peer_hears("server error:message exceeds 8 bytes\t");
             talk.lingers(Verdict::TooLong);
         },
-        version_1: "0001000000000000000700000000000000046563686f0301000000003b9aca0000fffffffdc9c18100fffffffde78ee6\
+        written: "0001000000000000000700000000000000046563686f0301000000003b9aca0000fffffffdc9c18100fffffffde78ee6\
              00000000000000000e0000000000000010000000000000000100fffffffde78ee6000000000000000025736572766572\
              206572726f723a6d65737361676520657863656564732038206279746573090000000000000000",
     },
@@ -187,7 +204,7 @@ pub(super) const STATES: &[State] = &[
             talk.passes(millis(1));
             talk.is_over(Verdict::TooLong);
         },
-        version_1: "0001000000000000000700000000000000046563686f04010000000029b92700000fffff00ffffffffd050f800ffffff\
+        written: "0001000000000000000700000000000000046563686f04010000000029b92700000fffff00ffffffffd050f800ffffff\
              ffee1e5d00000000000000000e0000000000000035000000000000000100000000000000000000000000000000000000\
              000000000000",
     },
@@ -205,9 +222,33 @@ pub(super) const STATES: &[State] = &[
             assert!(talk.logged().ends_with(&[b"b".to_vec(), b"cc".to_vec()]), "{talk}");
             talk.is_over(Verdict::PeerReset);
         },
-        version_1: "0001000000000000000700000000000000046563686f050900ffffffffe2329b00000000000000000000000000000000\
+        written: "0001000000000000000700000000000000046563686f050900ffffffffe2329b00000000000000000000000000000000\
              0a0000000000000010000000000000000102000000000000000162000000000000000000000000000000000000000000\
              000003636309",
+    },
+    State {
+        name: "pausing",
+        story: || {
+            let mut talk = Conversation::new(greeting());
+            talk.peer_sends("aaaabbbbc");
+            talk.peer_hears("hello\n");
+            talk.passes(millis(500));
+            talk
+        },
+        after: |talk| {
+            talk.passes(millis(1_499));
+            talk.peer_hears("");
+            talk.passes(millis(1));
+            talk.peer_hears("hello\n");
+            talk.peer_ends();
+            talk.passes(secs(2));
+            talk.peer_hears("hello\n");
+            talk.passes(secs(2));
+            talk.is_over(Verdict::PeerClosed);
+        },
+        written: "0003000000000000000700000000000000046563686f0000ffffffffe2329b00ffffffffe2329b00000000000000\
+             00090000000000000006000000000000000100ffffffffe2329b0000000000000000000000000000000005626262\
+             62630000000059682f0000",
     },
     State {
         name: "done",
@@ -217,7 +258,7 @@ pub(super) const STATES: &[State] = &[
             talk
         },
         after: |talk| talk.is_over(Verdict::PeerClosed),
-        version_1: "0001000000000000000700000000000000046563686f060801ffffffffe2329b00000000000000000000000000000000\
+        written: "0001000000000000000700000000000000046563686f060801ffffffffe2329b00000000000000000000000000000000\
              050000000000000010000000000000000100000000000000000000000000000000000000000000000000",
     },
 ];
@@ -231,14 +272,14 @@ fn bytes_of(hexadecimal: &str) -> Vec<u8> {
 fn every_state_is_written_as_it_always_was() {
     for state in STATES {
         let written: String = state.frozen().iter().map(|byte| format!("{byte:02x}")).collect();
-        assert!(bytes_of(state.version_1) == state.frozen(), "{}:\n{written}", state.name);
+        assert!(bytes_of(state.written) == state.frozen(), "{}:\n{written}", state.name);
     }
 }
 
 #[test]
-fn every_state_goes_on_from_what_version_1_wrote() {
+fn every_state_goes_on_from_what_was_once_written() {
     for state in STATES {
-        let mut talk = Conversation::thawed(&bytes_of(state.version_1), rules());
+        let mut talk = Conversation::thawed(&bytes_of(state.written), state.rules());
         (state.after)(&mut talk);
         // And does so without a restart.
         let mut talk = (state.story)();
@@ -298,6 +339,18 @@ fn a_client_is_written_behind_the_rest_and_read_again() {
         assert_eq!(Snapshot::read(&[&bytes[..], b"x"].concat()).map(drop), Err(Error::Long(1)));
     }
     assert_eq!(Snapshot::read(&talk.frozen()).map(|snapshot| snapshot.client()), Ok(None));
+}
+
+#[test]
+fn a_client_is_written_behind_a_pause_too() {
+    let talk = STATES.iter().find(|state| state.name == "pausing").map(|state| (state.story)()).unwrap();
+    let client = "192.0.2.1:40123".parse().ok();
+    let bytes = talk.frozen_for(client);
+    let without = talk.frozen();
+    assert_eq!(bytes, [&without[..without.len() - 1], &bytes_of("04c00002019cbb")].concat());
+    let snapshot = Snapshot::read(&bytes).unwrap();
+    assert_eq!(snapshot.client(), client);
+    assert_eq!(Snapshot::read(&without).map(|snapshot| snapshot.client()), Ok(None));
 }
 
 #[test]
