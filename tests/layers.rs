@@ -288,7 +288,11 @@ connections_per_source = 0
 buffer_memory = "3MiB"
 datagrams_per_source = "7/s"
 [defaults]
+framing = "raw"
 delimiter = "\r\n\"\u0000\\é"
+reply = "fixed"
+text = "it's\r\n\"\u0000\\é"
+reply_delay = "1.5s"
 prefix = "\u007f\u001b ☃'''"
 unterminated = "accept"
 error_replies = false
@@ -306,6 +310,27 @@ prefix = ""
 [listener."a.b@c".deadlines]
 read = "1 day"
 "#;
+
+#[test]
+fn in_raw_framing_the_prefix_is_empty_unless_it_is_set_somewhere() {
+    let raw = "[listener.raw]\nframing = \"raw\"\n";
+    for (documents, of_raw, of_defaults) in [
+        (vec![raw], "", "server got:"),
+        (vec!["[defaults]\nprefix = \"a\"\n", raw], "a", "a"),
+        (vec![raw, "[listener.raw]\nprefix = \"b\"\n"], "b", "server got:"),
+        (vec![raw, "[defaults]\nprefix = \"server got:\"\n"], "server got:", "server got:"),
+        (vec!["[defaults]\nframing = \"raw\"\n", "[listener.raw]\n"], "", ""),
+        (vec!["[defaults]\nframing = \"raw\"\n", "[listener.raw]\nframing = \"delimited\"\n"], "server got:", ""),
+    ] {
+        let root = Root::new();
+        for (number, document) in documents.iter().enumerate() {
+            root.write(&format!("etc/{number}.toml"), document);
+        }
+        let settings = root.load().settings;
+        assert_eq!(prefix(settings.listener("raw")), of_raw, "{documents:?}");
+        assert_eq!(prefix(&settings.defaults), of_defaults, "{documents:?}");
+    }
+}
 
 #[test]
 fn what_is_printed_names_the_place_of_every_key_that_is_not_a_default_and_can_be_loaded_again() {

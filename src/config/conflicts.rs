@@ -4,6 +4,8 @@ use super::Settings;
 use super::diagnose::Problem;
 use super::tree::{Data, Node};
 use crate::protocol::Rules;
+use crate::protocol::reply::Prefix;
+use crate::protocol::rules::Framing;
 use crate::units::format_size;
 
 /// Every conflict in `tree`, which became `settings`. A value that was refused before is in none.
@@ -24,16 +26,14 @@ fn look_at(tree: &Node, section: &[&str], rules: &Rules, buffer_memory: usize, p
     let budget = tree.find(&["limits", "buffer_memory"]);
 
     // What only the defaults are to blame for is reported there.
-    if is_defaults || own("prefix").is_some() || own("delimiter").is_some() {
-        let message = || {
-            let (prefix, delimiter) = (&rules.prefix, &rules.delimiter);
-            format!("the prefix {prefix:?} contains the delimiter {delimiter:?}; change one of them")
-        };
-        if rules.delimiter.is_in(rules.prefix.as_bytes()) {
-            // Of two in one section or file, the prefix is shown.
-            let sides =
-                [("prefix", setting("prefix"), own("prefix")), ("delimiter", setting("delimiter"), own("delimiter"))];
-            problems.extend(problem(sides, message()));
+    for (key, bytes) in [("prefix", rules.prefix.as_bytes()), ("text", &rules.text)] {
+        let is_own = is_defaults || [key, "delimiter", "framing"].iter().any(|key| own(key).is_some());
+        if is_own && rules.framing == Framing::Delimited && rules.delimiter.is_in(bytes) {
+            let (shown, delimiter) = (Prefix::new(bytes), &rules.delimiter);
+            let message = format!("the {key} {shown:?} contains the delimiter {delimiter:?}; change one of them");
+            // Of two in one section or file, the delimiter is not shown.
+            let sides = [(key, setting(key), own(key)), ("delimiter", setting("delimiter"), own("delimiter"))];
+            problems.extend(problem(sides, message));
         }
     }
     if (is_defaults || own("max_message").is_some()) && rules.max_message > buffer_memory {

@@ -15,7 +15,7 @@ const fn key(section: &'static str, name: &'static str, about: &'static str) -> 
 }
 
 /// All of them but `listen`, which has no default and stands in `[listener.NAME]` only.
-pub(super) const KEYS: [Key; 23] = [
+pub(super) const KEYS: [Key; 27] = [
     key("log", "level", "error, warn, info, debug, trace"),
     key("service", "workers", "threads that serve connections; 0: one per CPU it may use, 8 at most"),
     key("service", "idle_exit", "a time, or \"off\"; exit after this long without a connection, where systemd listens"),
@@ -29,8 +29,12 @@ pub(super) const KEYS: [Key; 23] = [
         "datagrams_per_source",
         "a rate, or \"off\"; one IPv4 address, one IPv6 /64, one UID; more are dropped",
     ),
+    key("defaults", "framing", "delimited: a delimiter ends a message; raw: up to 512 bytes that came are a message"),
     key("defaults", "delimiter", "1 to 16 bytes; what ends a message"),
-    key("defaults", "prefix", "up to 4096 bytes; what a reply begins with"),
+    key("defaults", "reply", "echo: the prefix and the message; fixed: the text; none"),
+    key("defaults", "prefix", "up to 4096 bytes; what an echo begins with; nothing in raw framing, unless it is set"),
+    key("defaults", "text", "up to 4096 bytes; the reply, where it is fixed"),
+    key("defaults", "reply_delay", "a time; after a reply, until the next message of that connection is taken"),
     key("defaults", "unterminated", "discard, accept; bytes after the last delimiter: dropped, or a last message"),
     key("defaults", "error_replies", "true, false; whether a client is told why it is cut off"),
     key("defaults", "log_messages", "off; summary: an entry per message, cut at 256 bytes; full: whole, never lost"),

@@ -2,7 +2,7 @@
 
 use super::keys::{about, quoted, string};
 use super::{Listener, Settings};
-use crate::protocol::rules::{LogMessages, Span, Unterminated};
+use crate::protocol::rules::{Framing, LogMessages, Reply, Span, Unterminated};
 use crate::units::{format_rate, format_size};
 
 /// Where comments begin, where there is room.
@@ -85,9 +85,27 @@ fn sections(settings: &Settings) -> Vec<Section> {
 
 fn listener(listener: &Listener) -> Vec<(&'static str, String)> {
     let rules = &listener.rules;
+    let text = |bytes: &[u8]| string(&String::from_utf8_lossy(bytes));
     vec![
-        ("delimiter", string(&String::from_utf8_lossy(rules.delimiter.as_bytes()))),
-        ("prefix", string(&String::from_utf8_lossy(rules.prefix.as_bytes()))),
+        (
+            "framing",
+            string(match rules.framing {
+                Framing::Delimited => "delimited",
+                Framing::Raw => "raw",
+            }),
+        ),
+        ("delimiter", text(rules.delimiter.as_bytes())),
+        (
+            "reply",
+            string(match rules.reply {
+                Reply::Echo => "echo",
+                Reply::Fixed => "fixed",
+                Reply::None => "none",
+            }),
+        ),
+        ("prefix", text(rules.prefix.as_bytes())),
+        ("text", text(&rules.text)),
+        ("reply_delay", time(Some(&rules.reply_delay))),
         (
             "unterminated",
             string(match rules.unterminated {

@@ -10,7 +10,8 @@ use super::tree::{Data, Node, Table};
 use super::value::{self, BOOLEAN, BUFFER_MEMORY, MESSAGE_SIZES, NUMBER, RATE, SIZE, STRING, TIME, WORD};
 use super::{Level, Limits, Listener, RESERVED_NAMES, Service, Settings, is_listener_name};
 use crate::address::Address;
-use crate::protocol::rules::{Deadlines, LogMessages, Rules, Unterminated};
+use crate::protocol::reply::Prefix;
+use crate::protocol::rules::{Deadlines, Framing, LogMessages, Reply, Rules, Unterminated};
 
 /// The settings of a tree, with the defaults where it sets nothing; and everything that is wrong with it.
 pub(super) fn settings(tree: &Node) -> (Settings, Vec<Problem>) {
@@ -26,8 +27,9 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
     });
     root.section("service", |section| read_service(section, &mut settings.service));
     root.section("limits", |section| read_limits(section, &mut settings.limits));
+    let mut prefix = None;
     root.section("defaults", |section| {
-        settings.defaults = read_listener(section, settings.defaults.clone());
+        settings.defaults = read_listener(section, settings.defaults.clone(), &mut prefix);
         if let Some(node) = section.value("listen") {
             let message = "where to listen stands in [listener.NAME], not in [defaults]";
             section.problem(node.place, message.to_owned());
@@ -42,7 +44,7 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
                 all.problem(node.key, message);
             }
             all.section(name, |section| {
-                let mut listener = read_listener(section, settings.defaults.clone());
+                let mut listener = read_listener(section, settings.defaults.clone(), &mut prefix.clone());
                 read_addresses(section, &mut listener.listen);
                 settings.listeners.insert(name.clone(), listener);
             });
@@ -66,12 +68,20 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {
     section.set(&mut limits.datagrams_per_source, "datagrams_per_source", RATE, value::rate_or_off);
 }
 
-/// One listener's settings, where those that are not set are `base`'s.
-fn read_listener(section: &mut Section<'_, '_>, base: Listener) -> Listener {
+/// One listener's settings, where those that are not set are `base`'s. `prefix` is the one that is set there, if one is,
+/// and then here: otherwise it follows from the framing.
+fn read_listener(section: &mut Section<'_, '_>, base: Listener, prefix: &mut Option<Prefix>) -> Listener {
     let mut listener = base;
     let mut rules = Rules::clone(&listener.rules);
+    let words = [("delimited", Framing::Delimited), ("raw", Framing::Raw)];
+    section.set(&mut rules.framing, "framing", WORD, |value| value::word(value, &words));
     section.set(&mut rules.delimiter, "delimiter", STRING, value::delimiter);
-    section.set(&mut rules.prefix, "prefix", STRING, value::prefix);
+    let words = [("echo", Reply::Echo), ("fixed", Reply::Fixed), ("none", Reply::None)];
+    section.set(&mut rules.reply, "reply", WORD, |value| value::word(value, &words));
+    section.set(prefix, "prefix", STRING, |value| value::prefix(value).map(Some));
+    rules.prefix = prefix.clone().unwrap_or_else(|| rules.framing.default_prefix());
+    section.set(&mut rules.text, "text", STRING, value::reply_text);
+    section.set(&mut rules.reply_delay, "reply_delay", TIME, value::time);
     let words = [("discard", Unterminated::Discard), ("accept", Unterminated::Accept)];
     section.set(&mut rules.unterminated, "unterminated", WORD, |value| value::word(value, &words));
     section.set(&mut rules.error_replies, "error_replies", BOOLEAN, value::boolean);
@@ -86,7 +96,6 @@ fn read_listener(section: &mut Section<'_, '_>, base: Listener) -> Listener {
     section.set(&mut listener.nodelay, "nodelay", BOOLEAN, value::boolean);
     section.set(&mut listener.receive_buffer, "receive_buffer", SIZE, value::size_or_default);
     section.set(&mut listener.send_buffer, "send_buffer", SIZE, value::size_or_default);
-    section.not_built = &["framing", "reply", "text", "reply_delay"];
     listener
 }
 

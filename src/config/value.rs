@@ -8,7 +8,7 @@ use super::tree::Data;
 use crate::protocol::Delimiter;
 use crate::protocol::framer::MAX_MESSAGE;
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
-use crate::protocol::rules::Span;
+use crate::protocol::rules::{MAX_TEXT, Span};
 use crate::units;
 
 /// Sizes of messages, in bytes.
@@ -147,6 +147,15 @@ pub(super) fn prefix(value: &Data) -> Result<Prefix, Wrong> {
         return Err(Wrong::Said(format!("a prefix has at most {MAX_PREFIX} bytes, this one has {}", text.len())));
     }
     Ok(Prefix::new(text))
+}
+
+/// The text of a fixed reply.
+pub(super) fn reply_text(value: &Data) -> Result<Box<[u8]>, Wrong> {
+    let text = text(value)?.as_bytes();
+    if text.len() > MAX_TEXT {
+        return Err(Wrong::Said(format!("a text has at most {MAX_TEXT} bytes, this one has {}", text.len())));
+    }
+    Ok(text.into())
 }
 
 /// The text of a value that has a unit; a bare number is answered with what was probably meant.

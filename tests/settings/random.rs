@@ -6,7 +6,7 @@ use std::time::Duration;
 use echoed::address::Address;
 use echoed::config::{Level, Limits, Listener, Service, Settings, Sources};
 use echoed::protocol::reply::Prefix;
-use echoed::protocol::rules::{Deadlines, LogMessages, Rules, Span, Unterminated};
+use echoed::protocol::rules::{Deadlines, Framing, LogMessages, Reply, Rules, Span, Unterminated};
 use echoed::protocol::{Delimiter, delimiter};
 use echoed::units::{MAX_TIME, format_time};
 use proptest::prelude::*;
@@ -32,33 +32,45 @@ fn deadlines() -> impl Strategy<Value = Deadlines> {
     all.prop_map(|(idle, read, write, lifetime)| Deadlines { idle, read, write, lifetime })
 }
 
-/// A delimiter, and a prefix in which it is not.
-fn delimiter_and_prefix() -> impl Strategy<Value = (Delimiter, Prefix)> {
+/// A framing, a delimiter, and a prefix and a text in which it is not, where it counts.
+fn strings() -> impl Strategy<Value = (Framing, Delimiter, Prefix, Box<[u8]>)> {
+    let framing = select(vec![Framing::Delimited, Framing::Raw]);
     let delimiter = prop_oneof!["[\\x00-\\x7f]{1,16}", "[a-c]{1,3}", "\\PC{1,4}"];
-    let prefix = prop_oneof!["[\\x00-\\x7f]{0,90}", "[a-c]{0,9}", "\\PC{0,20}"];
-    (delimiter, prefix).prop_filter_map("they conflict", |(delimiter, prefix)| {
-        let fits = delimiter.len() <= delimiter::MAX_LEN && !prefix.contains(&delimiter);
+    let text = || prop_oneof!["[\\x00-\\x7f]{0,90}", "[a-c]{0,9}", "\\PC{0,20}"];
+    (framing, delimiter, text(), text()).prop_filter_map("they conflict", |(framing, delimiter, prefix, text)| {
+        let conflict = framing == Framing::Delimited && (prefix.contains(&delimiter) || text.contains(&delimiter));
+        let fits = delimiter.len() <= delimiter::MAX_LEN && !conflict;
         let found = Delimiter::new(delimiter.as_bytes()).ok().filter(|_| fits)?;
-        Some((found, Prefix::new(prefix.as_bytes())))
+        Some((framing, found, Prefix::new(prefix.as_bytes()), text.into_bytes().into()))
     })
 }
 
 fn rules(buffer_memory: usize) -> impl Strategy<Value = Rules> {
     let words = (
+        select(vec![Reply::Echo, Reply::Fixed, Reply::None]),
         select(vec![Unterminated::Discard, Unterminated::Accept]),
         select(vec![LogMessages::Off, LogMessages::Summary, LogMessages::Full]),
     );
     let largest = buffer_memory.min(1 << 30);
-    let all = (delimiter_and_prefix(), 1..=largest, words, any::<bool>(), deadlines());
-    all.prop_map(|((delimiter, prefix), max_message, (unterminated, log_messages), error_replies, deadlines)| Rules {
-        delimiter,
-        prefix,
-        max_message,
-        unterminated,
-        error_replies,
-        log_messages,
-        deadlines,
-    })
+    let all = (strings(), span(0), 1..=largest, words, any::<bool>(), deadlines());
+    all.prop_map(
+        |(strings, reply_delay, max_message, (reply, unterminated, log_messages), error_replies, deadlines)| {
+            let (framing, delimiter, prefix, text) = strings;
+            Rules {
+                framing,
+                delimiter,
+                reply,
+                prefix,
+                text,
+                reply_delay,
+                max_message,
+                unterminated,
+                error_replies,
+                log_messages,
+                deadlines,
+            }
+        },
+    )
 }
 
 fn address() -> impl Strategy<Value = Address> {

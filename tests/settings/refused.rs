@@ -168,6 +168,22 @@ fn values_out_of_range_are_refused_with_the_range() {
         ("[defaults]\ndelimiter = \":\"\n", "2:13", "the prefix \"server got:\" contains the delimiter"),
         ("[listener.x]\nprefix = \"a\"\ndelimiter = \"a\"\n", "2:10", "contains the delimiter"),
         ("[defaults]\nprefix = \"ab\"\n[listener.x]\ndelimiter = \"b\"\n", "4:13", "contains the delimiter"),
+        (
+            "[defaults]\ntext = \"a\\tb\"\n",
+            "2:8",
+            "the text \"a\\tb\" contains the delimiter \"\\t\"; change one of them",
+        ),
+        (
+            "[defaults]\ntext = \"a\"\n[listener.x]\ndelimiter = \"a\"\nprefix = \"\"\n",
+            "4:13",
+            "the text \"a\" contains",
+        ),
+        // In raw framing no delimiter is looked for, so it is the framing that makes it wrong.
+        (
+            "[defaults]\nframing = \"raw\"\ntext = \"a\\tb\"\n[listener.x]\nframing = \"delimited\"\n",
+            "3:8",
+            "the text \"a\\tb\" contains the delimiter",
+        ),
         ("[defaults]\nmax_message = \"0B\"\n", "2:15", "out of range; write 1B to 1GiB"),
         ("[defaults]\nmax_message = \"2GiB\"\n", "2:15", "2GiB is out of range"),
         ("[defaults]\nmax_message = \"65MiB\"\n", "2:15", "never fits into limits.buffer_memory (64MiB)"),
@@ -206,14 +222,7 @@ fn numbers_without_a_unit_are_refused_with_the_one_that_was_probably_meant() {
 
 #[test]
 fn keys_of_parts_that_are_not_built_are_refused_and_not_ignored() {
-    check_refusals(&[
-        ("[metrics]\nlisten = []\n", "1:2", "metrics is not built yet"),
-        ("[defaults]\nframing = \"raw\"\n", "2:1", "framing is not built yet"),
-        ("[defaults]\nreply = \"none\"\n", "2:1", "reply is not built yet"),
-        ("[defaults]\ntext = \"hello\"\n", "2:1", "text is not built yet"),
-        ("[defaults]\nreply_delay = \"1s\"\n", "2:1", "reply_delay is not built yet"),
-        ("[listener.x]\nframing = \"raw\"\n", "2:1", "framing is not built yet in this version of echoed; remove it"),
-    ]);
+    check_refusals(&[("[metrics]\nlisten = []\n", "1:2", "metrics is not built yet")]);
 }
 
 #[test]
@@ -236,6 +245,11 @@ fn what_is_no_toml_is_shown_where_it_stops_to_be() {
         ("[defaults.deadlines]\nidle = off\n", "2:8", "off is no value; write false, or \"off\""),
         ("[defaults]\nnodelay = True\n", "2:11", "True is no value; write true, or \"True\""),
         ("[defaults]\nunterminated = \"acept\"\n", "2:16", "is accept meant?"),
+        ("[defaults]\nframing = \"delimiter\"\n", "2:11", "is not one of delimited, raw; is delimited meant?"),
+        ("[defaults]\nreply = \"off\"\n", "2:9", "is not one of echo, fixed, none"),
+        ("[defaults]\ntext = 3\n", "2:8", "text is a string, not an integer; write \"3\""),
+        ("[defaults]\nreply_delay = 2\n", "2:15", "2 has no unit; write \"2s\""),
+        ("[defaults]\nreply_delay = \"off\"\n", "2:15", ""),
         ("[log]\nlevel =\n", "2:8", "a value is missing"),
         ("[log]\nlevel\n", "2:6", ""),
         ("[log]\nlevel = \"info\n", "2:14", ""),
@@ -259,6 +273,8 @@ fn what_is_no_toml_is_shown_where_it_stops_to_be() {
 fn names_that_are_too_long_are_refused_with_their_length() {
     let log = refusal(&format!("[defaults]\nprefix = \"{}\"\n", "x".repeat(4097))).unwrap();
     assert!(log[0].starts_with("2:10: ") && log[0].contains("at most 4096 bytes, this one has 4097"), "{log:#?}");
+    let log = refusal(&format!("[defaults]\ntext = \"{}\"\n", "x".repeat(4097))).unwrap();
+    assert!(log[0].starts_with("2:8: ") && log[0].contains("at most 4096 bytes, this one has 4097"), "{log:#?}");
     let log = refusal(&format!("[listener.x]\nlisten = [\"/{}\"]\n", "x".repeat(107))).unwrap();
     assert!(log[0].contains("at most 107 bytes, this one has 108"), "{log:#?}");
 }
