@@ -171,6 +171,28 @@ fn deadlines_go_on_while_no_process_is_there() {
 }
 
 #[test]
+fn a_pause_after_a_greeting_goes_on_while_no_process_is_there() {
+    const PAUSE: Duration = Duration::from_secs(3);
+    const CONFIGURATION: &str = "[defaults]\nframing = 'raw'\nreply = 'fixed'\ntext = 'Hello!'\nreply_delay = '3s'\n";
+    let mut service = Service::start(CONFIGURATION);
+    let mut peer = service.connect();
+    let start = now();
+    // One part of it is read and held, the other comes while nobody is there.
+    peer.send("a".repeat(513));
+    peer.expect("Hello!");
+    service.end(Signal::TERM);
+    peer.send("b");
+    service.begin(CONFIGURATION);
+    let begun = now();
+    peer.expect("Hello!");
+    assert!(start.elapsed() >= PAUSE, "{:?}", start.elapsed());
+    peer.expect("Hello!");
+    assert!(start.elapsed() >= 2 * PAUSE, "{:?}", start.elapsed());
+    assert!(begun.elapsed() >= PAUSE, "not without the second pause: {:?}", begun.elapsed());
+    service.daemon.stop();
+}
+
+#[test]
 fn connections_keep_their_numbers_and_new_ones_get_others() {
     const DEBUG: &str = "[log]\nlevel = 'debug'\n";
     let mut service = Service::start(DEBUG);

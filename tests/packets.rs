@@ -125,6 +125,39 @@ fn an_empty_prefix_makes_a_pure_echo() {
 }
 
 #[test]
+fn packets_get_a_fixed_reply_and_then_there_is_a_pause() {
+    let daemon =
+        start("[defaults]\nreply = 'fixed'\ntext = 'Hello!'\nreply_delay = '500ms'\ndeadlines.idle = '400ms'\n");
+    let (peer, start) = (connect(&daemon), now());
+    for packet in ["a", "", "ccc"] {
+        peer.send(packet);
+    }
+    for _ in 0..3 {
+        peer.expect("Hello!");
+    }
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+    // A pause and the time in which nothing came.
+    peer.expect("server error:no message within 400ms");
+    peer.expect_close();
+    assert!(start.elapsed() >= Duration::from_millis(1_900), "{:?}", start.elapsed());
+    daemon.stop();
+}
+
+#[test]
+fn packets_of_a_sink_are_not_answered() {
+    let daemon = start("[defaults]\nreply = 'none'\nlog_messages = 'full'\n");
+    let peer = connect(&daemon);
+    for packet in ["a", "bb"] {
+        peer.send(packet);
+    }
+    daemon.wait_for_log(": \"a\"");
+    daemon.wait_for_log(": \"bb\"");
+    peer.shutdown();
+    peer.expect_close();
+    daemon.stop();
+}
+
+#[test]
 fn who_sends_nothing_is_told_so_and_closed() {
     let daemon = start("[defaults.deadlines]\nidle = '300ms'\nread = '10ms'\n");
     let peer = connect(&daemon);
