@@ -53,6 +53,59 @@ fn a_datagram_is_a_message_and_a_datagram_is_its_reply() {
 }
 
 #[test]
+fn with_raw_framing_a_datagram_comes_back_as_it_is() {
+    for address in ADDRESSES {
+        let daemon = start("[defaults]\nframing = 'raw'\n", address);
+        let peer = sender(&daemon);
+        for datagram in [&b"a"[..], b"", b"a\tb\t", &[0xff; 1000]] {
+            peer.send(datagram);
+            peer.expect(datagram);
+        }
+        daemon.stop();
+    }
+}
+
+#[test]
+fn datagrams_get_a_fixed_reply_that_may_not_be_too_large_and_there_is_no_pause() {
+    // There is no connection that could wait.
+    let configuration = "[defaults]\nreply = 'fixed'\ntext = 'Hello, you who sent this!'\nreply_delay = '1h'\n";
+    for address in ADDRESSES {
+        let daemon = start(configuration, address);
+        let peer = sender(&daemon);
+        for datagram in ["a", "", "a\tb\t"] {
+            peer.send(datagram);
+            peer.expect("Hello, you who sent this!");
+        }
+        daemon.stop();
+    }
+    let daemon = start(&format!("[defaults]\nreply = 'fixed'\ntext = '{}'\n", "x".repeat(57)), ADDRESSES[0]);
+    let peer = sender(&daemon);
+    // 28 bytes of headers make 84; and one more.
+    peer.send("");
+    daemon.wait_for_log("amplifies");
+    peer.send("a");
+    peer.expect("x".repeat(57));
+    daemon.stop();
+}
+
+#[test]
+fn datagrams_of_a_sink_are_not_answered() {
+    for address in ADDRESSES {
+        let daemon = start("[defaults]\nreply = 'none'\nlog_messages = 'full'\n", address);
+        let peer = sender(&daemon);
+        for datagram in ["a", "bb"] {
+            peer.send(datagram);
+        }
+        daemon.wait_for_log(": \"a\"");
+        daemon.wait_for_log(": \"bb\"");
+        // Nothing was dropped, and nothing came back.
+        let log = daemon.stop();
+        assert!(log.iter().any(|line| line.contains("2 messages on 0 connections in all")), "{log:#?}");
+        assert_eq!(peer.count_for(Duration::from_millis(50)), 0);
+    }
+}
+
+#[test]
 fn exactly_the_longest_message_is_answered_and_one_byte_more_is_dropped() {
     for address in ADDRESSES {
         for longest in [1, 10, 10_000] {

@@ -114,6 +114,21 @@ fn without_error_replies_there_are_no_last_words() {
 }
 
 #[test]
+fn with_raw_framing_a_packet_comes_back_as_it_is_and_there_are_no_last_words() {
+    let daemon = start("[defaults]\nframing = 'raw'\nmax_message = '1000B'\n");
+    let peer = connect(&daemon);
+    // Raw framing takes up to 512 bytes of a stream; a packet is one message nevertheless.
+    for packet in [&b"a\tb\t"[..], b"", &[b'x'; 1000]] {
+        peer.send(packet);
+        peer.expect(packet);
+    }
+    peer.send([b'x'; 1001]);
+    peer.expect_close();
+    daemon.wait_for_log("ended: too-long; 3 messages");
+    daemon.stop();
+}
+
+#[test]
 fn an_empty_prefix_makes_a_pure_echo() {
     let daemon = start("[defaults]\nprefix = ''\n");
     let peer = connect(&daemon);

@@ -217,6 +217,9 @@ fn systemd_has_nothing_to_say_about_the_examples_either() {
     for entry in fs::read_dir(Path::new(ROOT).join("systemd/examples")).unwrap() {
         let example = entry.unwrap().path();
         let name = example.file_name().unwrap().to_str().unwrap().to_owned();
+        if name.ends_with(".toml") {
+            continue;
+        }
         let directory = tempfile::tempdir().unwrap();
         let Some(units) = installed_units(directory.path()) else { return };
         // Where it says itself that it belongs.
@@ -239,6 +242,46 @@ fn systemd_has_nothing_to_say_about_the_examples_either() {
         let said = verify(&units, &[unit]).unwrap();
         assert!(said.contains("Descritpion"), "{name} is not looked at: {said}");
     }
+}
+
+#[test]
+fn every_example_of_a_socket_has_its_section_and_the_readme_lists_both() {
+    let examples = Path::new(ROOT).join("systemd/examples");
+    let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
+    let mut shipped: Vec<_> = files(&examples).into_iter().map(|(name, _)| name).collect();
+    shipped.retain(|name| name.starts_with("echoed-"));
+    let mut expected = Vec::new();
+    for unit in shipped.iter().filter(|name| name.ends_with(".socket")) {
+        let section = unit.replace(".socket", ".toml");
+        let socket = assignments(&format!("examples/{unit}"));
+        let name = &values(&socket, "Socket", "FileDescriptorName")[0];
+        assert_eq!(*unit, format!("echoed-{name}.socket"));
+        assert_eq!(values(&socket, "Socket", "Service"), ["echoed.service"], "{unit}");
+        assert_eq!(values(&socket, "Unit", "PartOf"), ["echoed.socket"], "{unit}");
+        assert_eq!(values(&socket, "Install", "WantedBy"), ["echoed.socket"], "{unit}");
+        // Nobody but this machine can reach what somebody has just tried out.
+        for key in ["ListenStream", "ListenDatagram", "ListenSequentialPacket"] {
+            for address in values(&socket, "Socket", key) {
+                assert!(address.starts_with("127.0.0.1:") || address.starts_with("/run/"), "{unit}: {address}");
+            }
+        }
+
+        let said = printed(
+            Command::new(env!("CARGO_BIN_EXE_echoed"))
+                .arg("--config")
+                .arg(examples.join(&section))
+                .arg("--print-config"),
+        );
+        assert!(said.contains(&format!("[listener.{name}]")), "{section}: {said}");
+        let text = fs::read_to_string(examples.join(&section)).unwrap();
+        let place = format!("# To be used as /etc/echoed/echoed.toml.d/{section}.");
+        assert!(text.lines().any(|line| line == place), "{section} says where");
+        let listed = |line: &str| line.starts_with('|') && line.contains(unit) && line.contains(&section);
+        assert!(readme.lines().any(listed), "{unit} and {section} are in the table");
+        expected.extend([unit.clone(), section]);
+    }
+    assert!(!expected.is_empty());
+    assert_eq!(shipped, expected);
 }
 
 #[test]

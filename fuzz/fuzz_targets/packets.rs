@@ -1,13 +1,13 @@
-//! Any bytes as a datagram to a listener with any prefix: its reply is what it should be or it gets none, and no reply is
-//! answered again by one that replies alike.
+//! Any bytes as a datagram to a listener with any prefix or text: its reply is what it should be or it gets none, and no
+//! reply is answered again by one that replies alike.
 //!
-//! The first byte says how many of the next are the prefix; the rest is the datagram.
+//! The first byte says how many of the next are the prefix, and the text; the rest is the datagram.
 
 #![no_main]
 
 use echoed::protocol::packet::{DropCause, harm, reply};
 use echoed::protocol::reply::Prefix;
-use echoed::protocol::rules::Rules;
+use echoed::protocol::rules::{Reply, Rules};
 use libfuzzer_sys::fuzz_target;
 
 /// Headers of IPv4 and UDP.
@@ -15,23 +15,31 @@ const HEADERS: usize = 28;
 
 fuzz_target!(|data: &[u8]| {
     let Some((length, rest)) = data.split_first() else { return };
-    let (prefix, message) = rest.split_at(usize::from(*length).min(rest.len()));
-    let rules = Rules { prefix: Prefix::new(prefix), ..Rules::default() };
-    let Some(parts) = reply(&rules, message) else { panic!("the usual rules answer") };
-    let answer = parts.concat();
-    assert_eq!(answer, [prefix, message].concat());
+    let (own, message) = rest.split_at(usize::from(*length).min(rest.len()));
+    check(Reply::Echo, own, message, Some([own, message].concat()));
+    check(Reply::Fixed, own, message, Some(own.to_vec()));
+    check(Reply::None, own, message, None);
+});
+
+/// What is answered to a message where each reply begins with these bytes.
+fn check(kind: Reply, own: &[u8], message: &[u8], expected: Option<Vec<u8>>) {
+    let rules = Rules { reply: kind, prefix: Prefix::new(own), text: own.into(), ..Rules::default() };
+    let parts = reply(&rules, message);
+    let answer = parts.map(|parts| parts.concat());
+    assert_eq!(answer, expected);
+    let (Some(parts), Some(answer)) = (parts, answer) else { return };
     let is_large = answer.len() + HEADERS > 3 * (message.len() + HEADERS);
     match harm(message, &parts) {
         None => {
-            assert!(!is_large, "{data:?}");
+            assert!(!is_large, "{kind:?}: {own:?}, {message:?}");
             let again = reply(&rules, &answer).and_then(|parts| harm(&answer, &parts));
-            assert!(prefix.is_empty() || again == Some(DropCause::OwnReply), "{data:?}: {again:?}");
+            assert!(own.is_empty() || again == Some(DropCause::OwnReply), "{kind:?}: {own:?}, {message:?}: {again:?}");
         }
         Some(DropCause::OwnReply) => {
-            let own = !prefix.is_empty() && message.starts_with(prefix);
-            assert!(own || message.starts_with(b"server error:"), "{data:?}");
+            let is_own = !own.is_empty() && message.starts_with(own);
+            assert!(is_own || message.starts_with(b"server error:"), "{kind:?}: {own:?}, {message:?}");
         }
-        Some(DropCause::Amplifies) => assert!(is_large, "{data:?}"),
-        Some(other) => panic!("{data:?}: {other}"),
+        Some(DropCause::Amplifies) => assert!(is_large, "{kind:?}: {own:?}, {message:?}"),
+        Some(other) => panic!("{kind:?}: {own:?}, {message:?}: {other}"),
     }
-});
+}

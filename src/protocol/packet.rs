@@ -13,7 +13,7 @@
 
 use std::fmt;
 
-use super::rules::{self, Rules};
+use super::rules::{self, Framing, Rules};
 use super::verdict::{SERVER_ERROR, Verdict};
 
 /// A reply: one packet, of these two parts. What begins each of a listener's replies is the first.
@@ -114,10 +114,12 @@ pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
     }
 }
 
-/// The last reply to a peer that is cut off: `server error:` and the text; `None` where there is nothing to say.
+/// The last reply to a peer that is cut off: `server error:` and the text; `None` where there is nothing to say, and where
+/// nothing is to be said that the peer did not send ([`Framing::Raw`]).
 #[must_use]
 pub fn last_words(rules: &Rules, verdict: Verdict) -> Option<Vec<u8>> {
-    let text = verdict.text(rules).filter(|_| rules.error_replies)?;
+    let is_told = rules.error_replies && rules.framing != Framing::Raw;
+    let text = verdict.text(rules).filter(|_| is_told)?;
     Some([SERVER_ERROR, text.as_bytes()].concat())
 }
 
@@ -183,6 +185,9 @@ mod tests {
         assert_eq!(last_words(&rules, Verdict::PeerClosed), None);
         rules.delimiter = crate::protocol::Delimiter::new(b"s").unwrap();
         assert!(last_words(&rules, Verdict::TooLong).is_some());
+        rules.framing = Framing::Raw;
+        assert_eq!(last_words(&rules, Verdict::TooLong), None);
+        rules.framing = Framing::Delimited;
         rules.error_replies = false;
         assert_eq!(last_words(&rules, Verdict::TooLong), None);
     }

@@ -116,7 +116,7 @@ fn fields_find_exactly_what_they_say(machine: &Machine) {
         peer.expect("server error:message exceeds 4 bytes\t");
         address(&peer)
     };
-    let peers = [late(8085), late(8085), late(8086), long(), late(8085), late(8086), long()];
+    let peers = [late(8085), late(8085), late(3000), long(), late(8085), late(3000), long()];
     wait_for_entries(machine, "-u echoed VERDICT=read-deadline", 5);
     wait_for_entries(machine, "-u echoed VERDICT=too-long", 2);
     for (matches, expected) in [

@@ -17,6 +17,7 @@ mod test;
 
 mod bed;
 mod carry;
+mod examples;
 mod failure;
 mod idle_exit;
 mod inside;
@@ -45,6 +46,7 @@ const FILES: &[(&str, &[Test])] = &[
     ("carry::endings", carry::endings::TESTS),
     ("carry::load", carry::load::TESTS),
     ("carry::stores", carry::stores::TESTS),
+    ("examples", examples::TESTS),
     ("failure", failure::TESTS),
     ("idle_exit", idle_exit::TESTS),
     ("inside", inside::TESTS),

@@ -1,0 +1,164 @@
+//! The example units: each is installed with its section as it says itself, started, and talked to by a client that knows
+//! nothing of echoed.
+
+use std::time::Duration;
+
+use echoed::systemd::journal::whole::MESSAGE;
+
+use crate::common::now;
+use crate::common::packets::{PacketPeer, Sender};
+use crate::journal::entries::{Entry, wait_for_entries};
+use crate::journal::floods::assert_in_order;
+use crate::machine::{Machine, TCP};
+
+tests![
+    lines_are_entries_of_the_journal_whole_and_are_not_answered,
+    no_line_is_left_out_however_many_come_at_once,
+    a_greeter_greets_and_pauses_before_it_greets_again,
+    rfc_862_sends_back_what_comes_over_tcp_and_udp,
+    rfc_863_drops_what_comes_over_tcp_and_udp,
+    packets_come_back_over_a_connection_of_them,
+    all_of_them_are_served_side_by_side_by_one_process_that_knows_them,
+];
+
+const ALL: [&str; 5] = ["lines", "greeter", "rfc862", "discard", "seqpacket"];
+
+/// Uses examples as they say themselves.
+fn install(machine: &Machine, names: &[&str]) {
+    machine.sh("mkdir -p /etc/echoed/echoed.toml.d; systemctl start echoed.socket");
+    for name in names {
+        let (unit, section) = (format!("echoed-{name}.socket"), format!("echoed-{name}.toml"));
+        for (file, place) in [(&unit, "/etc/systemd/system"), (&section, "/etc/echoed/echoed.toml.d")] {
+            let example = format!("/usr/share/doc/echoed/examples/{file}");
+            // It says that it belongs there.
+            machine.sh(&format!("grep -q '^# To be used as {place}/{file}[,.]' {example} && cp {example} {place}"));
+        }
+    }
+    machine.sh("echoed --check-config");
+    machine.sh("systemctl stop echoed.socket; systemctl daemon-reload");
+    for name in names {
+        machine.sh(&format!("systemctl enable --quiet echoed-{name}.socket"));
+    }
+    machine.sh("systemctl start echoed.socket");
+    for name in names {
+        assert_eq!(machine.property(&format!("echoed-{name}.socket"), "ActiveState"), "active");
+    }
+    assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
+}
+
+/// The lines in the journal, once there are so many.
+fn lines(machine: &Machine, count: usize) -> Vec<Entry> {
+    let id = MESSAGE.message_id;
+    wait_for_entries(machine, &format!("--unit=echoed.service LISTENER=lines MESSAGE_ID={id}"), count)
+}
+
+fn lines_are_entries_of_the_journal_whole_and_are_not_answered(machine: &Machine) {
+    install(machine, &["lines"]);
+    let long = "long ".repeat(10_000);
+    for (before, address, peer) in [(0, "tcp:127.0.0.1:3000", "127.0.0.1:"), (5, "unix:/run/accu.sock", "")] {
+        let mut client = machine.connect(address);
+        client.send(format!("first\n\nwith a TAB\t\r\n{long}\nno end"));
+        client.shutdown();
+        // No reply before that.
+        client.expect_close();
+        let found = lines(machine, before + 5);
+        for (entry, line) in found[before..].iter().zip(["first", "", "with a TAB\t\r", &long, "no end"]) {
+            assert_eq!(entry.text("MESSAGE"), line);
+            let from = entry.text("PEER");
+            assert!(!from.is_empty() && from.starts_with(peer), "{from}");
+        }
+    }
+}
+
+fn no_line_is_left_out_however_many_come_at_once(machine: &Machine) {
+    const LINES: usize = 5_000;
+    // Of a service that does not say otherwise; by default it depends on how large the disk is.
+    machine.write("/etc/systemd/journald.conf.d/50-test.conf", "[Journal]\nRateLimitBurst=10");
+    machine.sh("systemctl restart systemd-journald");
+    install(machine, &["lines"]);
+    let mut client = machine.connect("unix:/run/accu.sock");
+    client.send((0..LINES).map(|number| format!("{number}\n")).collect::<String>());
+    client.shutdown();
+    client.expect_close();
+    assert_in_order(&lines(machine, LINES));
+}
+
+fn a_greeter_greets_and_pauses_before_it_greets_again(machine: &Machine) {
+    const GREETING: &str = "Hello, client!\n";
+    install(machine, &["greeter"]);
+    let mut client = machine.connect("tcp:127.0.0.1:8080");
+    let start = now();
+    for number in 0..3 {
+        client.send(format!("{number} Hello, server!"));
+        client.expect(GREETING);
+    }
+    assert!(start.elapsed() >= Duration::from_secs(4), "{:?}", start.elapsed());
+    client.shutdown();
+    client.expect_close();
+}
+
+fn rfc_862_sends_back_what_comes_over_tcp_and_udp(machine: &Machine) {
+    install(machine, &["rfc862"]);
+    let every: Vec<u8> = (0..=u8::MAX).cycle().take(1000).collect();
+    let datagrams = Sender::to("udp:127.0.0.1:7");
+    let mut stream = machine.connect("tcp:127.0.0.1:7");
+    for bytes in [&b"a"[..], b"no end, no TAB", b"\t\t\r\n", &every] {
+        datagrams.send(bytes);
+        datagrams.expect(bytes);
+        stream.send(bytes);
+        stream.expect(bytes);
+    }
+    stream.shutdown();
+    stream.expect_close();
+}
+
+fn rfc_863_drops_what_comes_over_tcp_and_udp(machine: &Machine) {
+    install(machine, &["discard"]);
+    let datagrams = Sender::to("udp:127.0.0.1:9");
+    for _ in 0..3 {
+        datagrams.send("dropped");
+    }
+    // It took them.
+    machine.wait_for_property("echoed.service", "ActiveState", "active");
+    machine.wait_for_property("echoed.service", "StatusText", "0/4096 connections, 4 listeners, 3 messages");
+    let mut stream = machine.connect("tcp:127.0.0.1:9");
+    stream.send("x".repeat(1_000_000));
+    stream.shutdown();
+    stream.expect_close();
+    assert_eq!(datagrams.count_for(Duration::from_millis(50)), 0);
+}
+
+fn packets_come_back_over_a_connection_of_them(machine: &Machine) {
+    install(machine, &["seqpacket"]);
+    let peer = PacketPeer::connect(&machine.address("seqpacket:/run/echoed-seqpacket.sock"));
+    for packet in ["aaaa", "", "a\tb\t", &"x".repeat(65_536)] {
+        peer.exchange(packet);
+    }
+    peer.send("x".repeat(65_537));
+    peer.expect("server error:message exceeds 65536 bytes");
+    peer.expect_close();
+}
+
+fn all_of_them_are_served_side_by_side_by_one_process_that_knows_them(machine: &Machine) {
+    install(machine, &ALL);
+    machine.connect(TCP).exchange("aaaa");
+    let process = machine.daemon();
+    let mut greeter = machine.connect("tcp:127.0.0.1:8080");
+    greeter.send("a");
+    greeter.expect("Hello, client!\n");
+    machine.connect("unix:/run/accu.sock").send("a line\n");
+    lines(machine, 1);
+    assert_eq!(machine.daemon(), process);
+    let told = machine.wait_for_journal("--unit=echoed.service --grep='listening on|no section'");
+    for name in ALL {
+        assert!(told.contains(&format!("({name})")), "{name}: {told}");
+    }
+    assert!(!told.contains("no section"), "{told}");
+
+    // They go with echoed.socket, and their files with them.
+    machine.sh("systemctl stop echoed.socket");
+    for name in ALL {
+        assert_eq!(machine.property(&format!("echoed-{name}.socket"), "ActiveState"), "inactive");
+    }
+    machine.sh("test ! -e /run/accu.sock -a ! -e /run/echoed-seqpacket.sock");
+}
