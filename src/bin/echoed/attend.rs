@@ -64,18 +64,20 @@ pub(crate) struct Attendant<'a, Load> {
     settings: watch::Sender<Settings>,
     /// What was wrong with the settings when they were last read, in one line.
     refused: RefCell<Option<String>>,
+    /// What the manager was last told of how it is.
+    told: RefCell<String>,
 }
 
 impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
     /// Attends to `server`, which was started with these settings. `load` reads them anew.
     pub(crate) fn new(server: &'a Server, settings: &'a Settings, log: &'a LeveledLog, load: Load) -> Self {
-        let refused = RefCell::default();
-        Self { server, log, load, started: settings, settings: watch::Sender::new(settings.clone()), refused }
+        let (refused, told) = (RefCell::default(), RefCell::default());
+        Self { server, log, load, started: settings, settings: watch::Sender::new(settings.clone()), refused, told }
     }
 
     /// Until there is a reason to end.
     pub(crate) async fn attend(&self, signals: &mut Signals, purpose: Purpose) -> End {
-        self.log.told(notify::ready(&self.status()));
+        self.tell_ready();
         tokio::select! {
             name = self.obey(signals) => End::Signal(name),
             () = self.server.broken() => End::Broken,
@@ -126,7 +128,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
             }
         };
         self.refused.replace(refused);
-        self.log.told(notify::ready(&self.status()));
+        self.tell_ready();
     }
 
     /// Returns when there was no connection for `service.idle_exit`, and nobody is accepted any more.
@@ -178,15 +180,21 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
         if !notify::is_wanted() {
             return pending().await;
         }
-        let mut told = self.status();
         loop {
             time::sleep(STATUS).await;
             let status = self.status();
-            if status != told {
+            if status != *self.told.borrow() {
                 self.log.told(notify::status(&status));
-                told = status;
+                self.told.replace(status);
             }
         }
+    }
+
+    /// Tells the manager that it is ready, and how it is. What clients do meanwhile is told later.
+    fn tell_ready(&self) {
+        let status = self.status();
+        self.log.told(notify::ready(&status));
+        self.told.replace(status);
     }
 
     /// How it is, in one line.
