@@ -75,9 +75,10 @@ impl Floor {
         })
     }
 
-    /// What other threads want of us.
-    fn read_mail(&mut self, cx: &Context<'_>, now: Instant) {
+    /// What other threads want of us. Returns how many connections are new.
+    fn read_mail(&mut self, cx: &Context<'_>, now: Instant) -> usize {
         let mail = self.worker.take_mail(cx.waker());
+        let newcomers = mail.arrived.len();
         for connection in mail.arrived {
             self.worker.counters.count_connection();
             self.enter(connection, News::None, now);
@@ -103,6 +104,7 @@ impl Floor {
         if let Some(answer) = mail.freeze.filter(|answer| !answer.is_closed()) {
             let _ = answer.send(self.freeze(now));
         }
+        newcomers
     }
 
     /// Takes all connections out of service, in the middle of whatever they do. Those that have nothing left to do after a
@@ -223,12 +225,16 @@ impl Future for Floor {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         let now = clock();
-        if this.worker.has_mail() {
-            this.read_mail(cx, now);
-        }
+        let newcomers = if this.worker.has_mail() { this.read_mail(cx, now) } else { 0 };
         // Those who are calm come first.
         let again = mem::take(&mut this.again);
-        let more = this.hear_news(cx, now);
+        let mut more = this.hear_news(cx, now);
+        // Who has left counts until we hear of it. So that they do not become ever more, no more come than may leave.
+        for _ in 0..newcomers / BATCH {
+            if more {
+                more = this.hear_news(cx, now);
+            }
+        }
         for key in again {
             if let Some(connection) = this.connections.get_mut(key) {
                 connection.queued = false;
