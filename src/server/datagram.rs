@@ -90,7 +90,7 @@ impl Datagrams {
                 ready = self.inbox.readable(), if now == Door::Open => {
                     // Not given up in between: a message may be waiting for the log.
                     let received = match ready {
-                        Ok(()) => self.receive_some(&desk.now(), reception).await,
+                        Ok(()) => self.receive_some(desk, reception).await,
                         Err(error) => Err(error),
                     };
                     if let Err(error) = received {
@@ -106,9 +106,8 @@ impl Datagrams {
     }
 
     /// Receives what there is, but not so much that others would have to wait.
-    async fn receive_some(&mut self, desk: &Desk, reception: &Reception) -> io::Result<()> {
-        let rules = &*desk.settings.rules;
-        let room = self.inbox.room(rules.max_message);
+    async fn receive_some(&mut self, desk: &CurrentDesk, reception: &Reception) -> io::Result<()> {
+        let room = self.inbox.room(desk.now().settings.rules.max_message);
         if self.room.len() != room {
             self.room = vec![0; room];
         }
@@ -121,6 +120,8 @@ impl Datagrams {
             };
             reception.admission.touch();
             let peer = datagram.peer;
+            // As it is after the datagram came: a reload holds for those that are sent after it.
+            let desk = &*desk.now();
             let answered = match self.accept(datagram, desk, reception) {
                 Ok(accepted) => self.answer(&accepted, desk).await,
                 Err(cause) => Err(cause),
