@@ -161,21 +161,33 @@ fn a_sink_keeps_every_line_and_the_last_without_its_end_too() {
 }
 
 #[test]
-fn a_peer_of_a_sink_waits_while_the_log_is_slow_and_is_not_idle_then() {
-    for pieces in [&["one\ntwo\n"][..], &["o", "ne\ntwo\n"], &["one\ntwo"]] {
+fn a_peer_of_a_sink_waits_while_the_log_is_slow() {
+    let mut talk = Conversation::new(line_sink());
+    talk.log_stops();
+    talk.peer_sends("one\n");
+    talk.peer_sends("two\n".repeat(100_000));
+    assert_eq!(talk.session().totals().bytes_in, 4, "{talk}");
+    assert_eq!(talk.session().deadline(), None, "{talk}");
+    talk.passes(secs(1_000));
+    talk.log_takes_all();
+    talk.peer_hears("");
+    assert_eq!(talk.logged().len(), 100_001, "{talk}");
+    talk.goes_on();
+}
+
+#[test]
+fn a_peer_of_a_sink_has_all_its_time_when_the_log_has_taken_its_lines() {
+    for pieces in [&["one\ntwo\n"][..], &["o", "ne\ntwo\n"]] {
         let mut talk = Conversation::new(line_sink());
         talk.log_stops();
         for piece in pieces {
             talk.peer_sends(piece);
         }
-        talk.peer_sends("three\n".repeat(100_000));
-        assert_eq!(talk.session().totals().bytes_in, pieces.concat().len() as u64, "{talk}");
-        assert_eq!(talk.session().deadline(), None, "{talk}");
+        talk.passes(secs(1_000));
+        talk.log_takes(1);
         talk.passes(secs(1_000));
         talk.log_takes_all();
-        talk.peer_hears("");
-        assert_eq!(talk.logged().len(), if pieces == ["one\ntwo"] { 100_001 } else { 100_002 }, "{talk}");
-        // It has all its time from now on.
+        assert_eq!(talk.logged(), [b"one", b"two"], "{talk}");
         talk.passes(millis(299_999));
         talk.goes_on();
         talk.passes(millis(1));
