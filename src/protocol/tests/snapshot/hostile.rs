@@ -121,6 +121,13 @@ fn what_a_session_cannot_be_in_is_refused() {
     assert_eq!(with("in progress", 1, 0), Err(Error::Version(0)));
     // A client belongs to version 2.
     assert_eq!(with("in progress", 1, 2), Err(Error::Short("kind of address")));
+    // Only one that is open pauses, and nothing else is in progress then.
+    let pausing = bytes("pausing");
+    let finishing = [&pausing[..phase], &[2, 8], &pausing[phase + 1..]].concat();
+    assert_eq!(Snapshot::read(&finishing).map(drop), Err(Error::Impossible));
+    let message = phase + 2 + 16 + 24;
+    let unlogged = [&pausing[..message], &[2, 0, 0, 0, 0, 0, 0, 0, 1, b'a'], &pausing[message + 1..]].concat();
+    assert_eq!(Snapshot::read(&unlogged).map(drop), Err(Error::Impossible));
     // Totals beyond what can be counted on.
     let totals = phase + 2 + 16;
     assert!(matches!(with("in progress", totals, 0x80), Err(Error::Count { what: "number of bytes received", .. })));
