@@ -149,7 +149,7 @@ install:
 	@test -e "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml" || \
 	    $(INSTALL) -m 644 etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"
 	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/configuration.md docs/echoctl-json.md \
-	    docs/operations.md docs/protocol.md LICENSE-MIT LICENSE-APACHE \
+	    docs/operations.md docs/performance.md docs/performance-*.svg docs/protocol.md LICENSE-MIT LICENSE-APACHE \
 	    packaging/third-party.md packaging/echoed.cdx.json "$(DESTDIR)$(DOCDIR)"
 	@for page in $(PAGES); do \
 	    $(INSTALL) -d "$(DESTDIR)$(MANDIR)/man$${page##*.}" && \
