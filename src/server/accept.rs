@@ -226,9 +226,7 @@ impl Reception {
         }
         worker.serve(Box::new(Connection::new(socket, session, caller, worker, place)));
     }
-}
 
-impl Reception {
     /// Has nobody wait for a PROXY header any more. When this returns, those who did are served by the workers, which are
     /// told to close them.
     pub(crate) async fn stop_waiting(&self) {

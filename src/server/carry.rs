@@ -64,8 +64,8 @@ pub struct Thawed {
 }
 
 impl Server {
-    /// Stops accepting, and takes every connection out of service; those of packets end here. Owed replies are tried to be sent once more, nobody is
-    /// waited for. A worker that does not answer for some seconds is left out.
+    /// Stops accepting, and takes every connection out of service; those of packets end here. It is tried once more to send
+    /// what is owed, and nobody is waited for. A worker that does not answer for some seconds is left out.
     pub async fn freeze(&self) -> Freeze {
         self.door.send_replace(Door::Closed);
         // Every acceptor listens until it has dropped its socket; one whose worker hangs does not.
