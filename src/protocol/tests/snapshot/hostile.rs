@@ -9,8 +9,9 @@ use proptest::prelude::*;
 use super::states::STATES;
 use crate::protocol::rules::{Deadlines, LogMessages};
 use crate::protocol::snapshot::{Error, VERSION};
+use crate::protocol::tests::calls::{Room, comes_to_an_end};
 use crate::protocol::tests::conversation::secs;
-use crate::protocol::tests::oracle::{Room, comes_to_an_end, config};
+use crate::protocol::tests::oracle::config;
 use crate::protocol::{Delimiter, Rules, Scratch, Session, Snapshot};
 
 /// Rules by which it comes to an end whatever was written.
