@@ -1,13 +1,11 @@
 //! The package for Debian.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
-
 use crate::common::wait_until;
 use crate::machine::{Machine, TCP, UNIX};
 use crate::shipment::PLACE;
 use crate::snapshot::Snapshot;
 use crate::test::Test;
+use crate::visitors;
 
 tests![
     a_fresh_installation_is_started_by_its_socket,
@@ -129,30 +127,10 @@ fn a_busy_port_is_said_and_can_be_corrected(machine: &Machine) {
 /// 200 clients come again and again while the package is upgraded and downgraded: nobody is refused, and everybody has the
 /// reply.
 fn nobody_is_refused_during_upgrades(machine: &Machine) {
-    const CLIENTS: usize = 200;
     install(machine, "older");
-    let answered = AtomicUsize::new(0);
-    let enough = AtomicBool::new(false);
     let packages = ["echoed", "older", "echoed"];
-    thread::scope(|scope| {
-        for client in 0..CLIENTS {
-            let (answered, enough) = (&answered, &enough);
-            scope.spawn(move || {
-                while !enough.load(Ordering::Relaxed) {
-                    let mut peer = machine.connect(if client % 2 == 0 { TCP } else { UNIX });
-                    peer.exchange("aaaa");
-                    answered.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        let _enough = OnDrop(|| enough.store(true, Ordering::Relaxed));
-        for package in packages {
-            let before = answered.load(Ordering::Relaxed);
-            let process = machine.daemon();
-            wait_until("all are being served", || answered.load(Ordering::Relaxed) >= before + 2 * CLIENTS);
-            install(machine, package);
-            assert_ne!(machine.daemon(), process);
-        }
+    visitors::come_during(machine, packages.len(), |number| {
+        install(machine, packages[number]);
     });
 }
 
@@ -226,12 +204,4 @@ fn autopkgtest_passes(machine: &Machine) {
         "cd /root && autopkgtest -B --ignore-restrictions=isolation-container {tree} {PLACE}/echoed.deb -- null"
     ));
     assert!(said.lines().any(|line| line.starts_with("smoke") && line.ends_with("PASS")), "{said}");
-}
-
-struct OnDrop<F: Fn()>(F);
-
-impl<F: Fn()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        self.0();
-    }
 }

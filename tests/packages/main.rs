@@ -17,6 +17,8 @@ mod roots;
 #[macro_use]
 #[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
 mod test;
+#[path = "../system/visitors.rs"]
+mod visitors;
 
 mod arch;
 mod deb;
@@ -25,13 +27,10 @@ mod rpm;
 mod shipment;
 mod snapshot;
 
-use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
-use std::thread;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 
-use machine::Machine;
 use roots::{DEBIANS, Debian};
 use test::Test;
 
@@ -63,20 +62,6 @@ fn main() -> ExitCode {
 
 fn add(trials: &mut Vec<Trial>, debian: &'static Debian, file: &str, tests: &'static [Test]) {
     for test in tests {
-        trials.push(Trial::test(format!("{}::{file}::{}", debian.name, test.name), move || run(debian, test)));
-    }
-}
-
-/// Runs a test on a machine of its own, in a thread of its own: that one moves into the machine's network.
-fn run(debian: &'static Debian, test: &'static Test) -> Result<(), Failed> {
-    let there = move || {
-        let machine = Machine::boot(debian);
-        let result = panic::catch_unwind(AssertUnwindSafe(|| (test.run)(&machine)));
-        result.map_err(|_| machine.report())
-    };
-    match thread::spawn(there).join() {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(report)) => Err(report.into()),
-        Err(_) => Err("the machine did not boot".into()),
+        trials.push(Trial::test(format!("{}::{file}::{}", debian.name, test.name), move || test.try_on(debian)));
     }
 }

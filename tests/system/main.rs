@@ -27,16 +27,14 @@ mod operations;
 mod restart;
 mod sandbox;
 mod tables;
+mod visitors;
 
-use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::process::ExitCode;
-use std::thread;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 
-use machine::Machine;
-use roots::{DEBIANS, Debian};
+use roots::DEBIANS;
 use test::Test;
 
 /// The files of tests, by their names.
@@ -82,26 +80,12 @@ fn main() -> ExitCode {
                 let able = arguments.list || debian.installed().systemd >= test.since;
                 if able {
                     let name = format!("{}::{file}::{}", debian.name, test.name);
-                    trials.push(Trial::test(name, || run(debian, test)));
+                    trials.push(Trial::test(name, || test.try_on(debian)));
                 }
             }
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-/// Runs a test on a machine of its own, in a thread of its own: that one moves into the machine's network.
-fn run(debian: &'static Debian, test: &'static Test) -> Result<(), Failed> {
-    let there = move || {
-        let machine = Machine::boot(debian);
-        let result = panic::catch_unwind(AssertUnwindSafe(|| (test.run)(&machine)));
-        result.map_err(|_| machine.report())
-    };
-    match thread::spawn(there).join() {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(report)) => Err(report.into()),
-        Err(_) => Err("the machine did not boot".into()),
-    }
 }
 
 /// Puts echoed on a machine, unless there are machines on it already.

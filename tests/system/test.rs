@@ -1,6 +1,12 @@
-//! How the files of tests list what is in them.
+//! How the files of tests list what is in them, and how each of it is run.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::thread;
+
+use libtest_mimic::Failed;
 
 use crate::machine::Machine;
+use crate::roots::Debian;
 
 /// A test, for each Debian that can do it.
 pub struct Test {
@@ -19,6 +25,20 @@ impl Test {
     /// It, for a systemd of at least this version.
     pub const fn since(self, version: u32) -> Self {
         Self { since: version, ..self }
+    }
+
+    /// Runs it on a machine of its own, in a thread of its own: that one moves into the machine's network.
+    pub fn try_on(&'static self, debian: &'static Debian) -> Result<(), Failed> {
+        let there = move || {
+            let machine = Machine::boot(debian);
+            let result = panic::catch_unwind(AssertUnwindSafe(|| (self.run)(&machine)));
+            result.map_err(|_| machine.report())
+        };
+        match thread::spawn(there).join() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(report)) => Err(report.into()),
+            Err(_) => Err("the machine did not boot".into()),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::{PATIENT, expect_in_order, restart, start};
 use crate::common::random::seed;
 use crate::common::{Random, wait_until};
 use crate::machine::{Machine, TCP, UNIX};
-use crate::restart::OnDrop;
+use crate::visitors::OnDrop;
 
 tests![two_hundred_clients_lose_nothing_in_ten_restarts];
 

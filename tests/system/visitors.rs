@@ -1,0 +1,45 @@
+//! Clients that come again and again, each for one message.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use crate::common::wait_until;
+use crate::machine::{Machine, TCP, UNIX};
+
+/// How many there are at once: half of them over TCP, half of them over the Unix socket.
+const CLIENTS: usize = 200;
+
+/// Has them come while `step` is done so many times, each of which makes another process of the daemon. All of them are
+/// answered.
+pub fn come_during(machine: &Machine, steps: usize, step: impl Fn(usize)) {
+    let (answered, enough) = (AtomicUsize::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (answered, enough) = (&answered, &enough);
+            scope.spawn(move || {
+                while !enough.load(Ordering::Relaxed) {
+                    let mut peer = machine.connect(if client % 2 == 0 { TCP } else { UNIX });
+                    peer.exchange("aaaa");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let _enough = OnDrop(|| enough.store(true, Ordering::Relaxed));
+        for number in 0..steps {
+            let before = answered.load(Ordering::Relaxed);
+            let process = machine.daemon();
+            wait_until("all are being served", || answered.load(Ordering::Relaxed) >= before + 2 * CLIENTS);
+            step(number);
+            assert_ne!(machine.daemon(), process);
+        }
+    });
+}
+
+/// Does something at the end of a scope, also when it ends with a panic.
+pub struct OnDrop<F: Fn()>(pub F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
