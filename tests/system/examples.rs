@@ -1,19 +1,23 @@
 //! The example units: each is installed with its section as it says itself, started, and talked to by a client that knows
 //! nothing of echoed.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use echoed::systemd::journal::whole::MESSAGE;
 
 use crate::common::now;
 use crate::common::packets::{PacketPeer, Sender};
-use crate::journal::entries::{Entry, wait_for_entries};
+use crate::journal::entries::{Entry, journalctl, wait_for_entries};
 use crate::journal::floods::assert_in_order;
+use crate::journal::journald::Hanging;
 use crate::machine::{Machine, TCP};
 
 tests![
     lines_are_entries_of_the_journal_whole_and_are_not_answered,
     no_line_is_left_out_however_many_come_at_once,
+    no_line_of_100000_is_lost_while_journald_hangs_for_10_s,
     a_greeter_greets_and_pauses_before_it_greets_again,
     rfc_862_sends_back_what_comes_over_tcp_and_udp,
     rfc_863_drops_what_comes_over_tcp_and_udp,
@@ -81,6 +85,52 @@ fn no_line_is_left_out_however_many_come_at_once(machine: &Machine) {
     client.shutdown();
     client.expect_close();
     assert_in_order(&lines(machine, LINES));
+}
+
+fn no_line_of_100000_is_lost_while_journald_hangs_for_10_s(machine: &Machine) {
+    const CLIENTS: [&str; 4] =
+        ["tcp:127.0.0.1:3000", "unix:/run/accu.sock", "tcp:127.0.0.1:3000", "unix:/run/accu.sock"];
+    const EACH: usize = 25_000;
+    let sent = |client: usize| (0..EACH).map(move |line| format!("client {client} line {line:0>200}"));
+    install(machine, &["lines"]);
+    let mut clients = CLIENTS.map(|address| machine.connect(address));
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.send(sent(number).take(1).map(|line| line + "\n").collect::<String>());
+    }
+    lines(machine, clients.len());
+    let daemon = machine.daemon();
+    let hanging = Hanging::start(machine);
+    let done = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for (number, client) in clients.iter_mut().enumerate() {
+            let (done, text) = (&done, sent(number).skip(1).map(|line| line + "\n").collect::<String>());
+            scope.spawn(move || {
+                // In pieces that end anywhere.
+                text.as_bytes().chunks(4093).for_each(|piece| client.send(piece));
+                done.fetch_add(1, Ordering::Relaxed);
+                client.shutdown();
+                // There is much to write yet.
+                client.receive_for(Duration::from_secs(120));
+                client.expect_close();
+            });
+        }
+        thread::sleep(Duration::from_secs(10));
+        assert_eq!(done.load(Ordering::Relaxed), 0, "who sends more than the queues have room for waits");
+        drop(hanging);
+    });
+    assert_eq!(machine.daemon(), daemon);
+    // The process ends when everything is written.
+    machine.sh("systemctl stop echoed.socket; journalctl --sync");
+    let id = MESSAGE.message_id;
+    let found = journalctl(machine, &format!("--output=cat --unit=echoed.service MESSAGE_ID={id}"));
+    let found = String::from_utf8(found).expect("only text was sent");
+    for number in 0..clients.len() {
+        let client = format!("client {number} ");
+        let logged: Vec<_> = found.lines().filter(|line| line.starts_with(&client)).collect();
+        let differs = sent(number).zip(&logged).position(|(sent, logged)| sent != **logged);
+        assert_eq!((logged.len(), differs), (EACH, None), "client {number}: how many lines, and the first wrong one");
+    }
+    assert_eq!(found.lines().count(), clients.len() * EACH);
 }
 
 fn a_greeter_greets_and_pauses_before_it_greets_again(machine: &Machine) {

@@ -31,10 +31,10 @@ const LONGEST: Duration = Duration::from_secs(10);
 const MESSAGE: &str = "MESSAGE_ID=d460f42094ba4f3184a826c2496d3caf";
 
 /// journald, which does nothing until this is dropped.
-struct Hanging(Pid);
+pub struct Hanging(Pid);
 
 impl Hanging {
-    fn start(machine: &Machine) -> Self {
+    pub fn start(machine: &Machine) -> Self {
         let journald = machine.process("systemd-journal").expect("journald runs");
         let journald = Pid::from_raw(journald.try_into().expect("it is small")).expect("it is not 0");
         kill_process(journald, Signal::STOP).expect("we are root");
