@@ -10,10 +10,21 @@ use std::thread;
 use std::time::Duration;
 
 use common::peer::Waiting;
-use common::{Daemon, Peer, now, wait_until};
+use common::{Daemon, Peer, may_open, now, wait_until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 // --- Connections -------------------------------------------------------------------------------------------------------
+
+/// Nobody waits for the kernel's table to grow when they come.
+#[test]
+fn there_is_room_for_the_descriptors_of_all_connections_from_the_beginning() {
+    if !may_open(6_000) {
+        return;
+    }
+    let daemon = Daemon::start_with("[limits]\nconnections = 5000\n", &["--listen", "127.0.0.1:0"]);
+    let room = daemon.status_number("FDSize");
+    assert!(room >= 5_000, "{room}");
+}
 
 #[test]
 fn as_many_connections_as_the_limit_says_are_served_and_one_more_waits_for_its_turn() {
@@ -168,7 +179,7 @@ fn those_who_are_refused_take_no_place_from_others() {
 
 #[test]
 fn a_thousand_clients_that_come_and_go_at_once_leave_nothing_behind() {
-    if !common::may_open(4096) {
+    if !may_open(4096) {
         return;
     }
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);

@@ -14,6 +14,7 @@ mod alarms;
 mod carry;
 mod connection;
 mod datagram;
+pub mod descriptors;
 pub mod event;
 mod floor;
 mod packets;

@@ -20,7 +20,7 @@ use echoed::address::{Address, Family};
 use echoed::cli::echoed::Echoed;
 use echoed::config::{Service, Settings};
 use echoed::server::socket::{self, SocketFile};
-use echoed::server::{Counts, Server};
+use echoed::server::{Counts, Server, descriptors};
 use echoed::systemd::inherited::{self, Inherited, Listener, Sockets};
 use echoed::systemd::{notify, parcel};
 use tokio::{runtime, time};
@@ -53,8 +53,9 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
     let Some(settings) = settings(arguments)? else { return Ok(ExitCode::SUCCESS) };
-    // Before there is a second thread: it changes the environment.
+    // Before there is a second thread: this changes the environment, and that would have to wait.
     let inherited = inherited::take()?;
+    descriptors::make_room_for(settings.limits.connections);
     let started = LeveledLog::start(settings.log_level);
     let (log, writer) = started.map_err(|error| Failure::system("cannot start the log", error))?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();

@@ -44,6 +44,26 @@ pub fn tamper(machine: &Machine, forgery: &str) {
     machine.sh(&format!("rm {DROP_IN}; systemctl daemon-reload; systemctl restart echoed.service"));
 }
 
+/// A connection in the middle of a message, as a process wrote it that knew version 1 and no other
+/// (src/protocol/snapshot.rs, line by line). Never to be changed, whatever is written today.
+const FIRST_SNAPSHOT: &[u8] = b"\
+    \x00\x01\
+    \x00\x00\x00\x00\x00\x00\x00\x07\
+    \x00\x00\x00\x00\x00\x00\x00\x04echo\
+    \x00\
+    \x00\
+    \xff\xff\xff\xff\xc4\x65\x36\x00\
+    \xff\xff\xff\xff\xe2\x32\x9b\x00\
+    \x00\x00\x00\x00\x00\x00\x00\x12\
+    \x00\x00\x00\x00\x00\x00\x00\x16\
+    \x00\x00\x00\x00\x00\x00\x00\x01\
+    \x01\
+    \x00\x00\x00\x45\xd9\x64\xb8\x00\
+    \x00\x00\x00\x00\x00\x00\x00\x07second \
+    \xff\xff\xff\xff\xe2\x32\x9b\x00\
+    \x00\x00\x00\x00\x00\x00\x00\x00\
+    \x00\x00\x00\x00\x00\x00\x00\x00";
+
 /// Whether this is the program on the machine.
 pub fn is_wanted() -> bool {
     env::var_os(FORGE).is_some()
@@ -80,6 +100,7 @@ fn forge(forgery: &str, items: Vec<Item>, listener: BorrowedFd<'_>) -> Vec<(&'st
             list.lines[last].state.fill(0xff);
         }
         "later-list" => list.version = 99,
+        "first-snapshot" => list.lines.iter_mut().for_each(|line| line.state = FIRST_SNAPSHOT.to_vec()),
         // Its first two bytes are its version.
         "later-snapshot" => list.lines[last].state[..2].copy_from_slice(&[0, 99]),
         "forged" => {

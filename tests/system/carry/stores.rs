@@ -17,6 +17,7 @@ const CONNECTIONS: usize = 4;
 /// What is done to the store, how many of the connections go on, and what the journal says.
 const FORGERIES: &[(&str, usize, &[&str])] = &[
     ("none", 4, &[]),
+    ("first-snapshot", 4, &[]),
     ("truncated", 3, &["its list is cut off; 3 of 4 connections are known", "1 descriptors in it are not on its list"]),
     ("damaged", 2, &["a connection: "]),
     ("later-list", 0, &["its list has version 99"]),
