@@ -1,67 +1,116 @@
 //! The package for Arch, by pacman on a Debian: there is no database of packages that knows the C library, so dependencies are
 //! not looked at, and nobody but these tests does what pacman's hooks for systemd do there.
 
-use crate::machine::{Machine, TCP, UNIX};
+use crate::lifecycle::{Installer, OLDER, OLDER_SETTINGS, PACKAGE};
+use crate::machine::{Machine, TCP};
 use crate::shipment::PLACE;
-use crate::snapshot::Snapshot;
 
 tests![
-    installed_it_is_started_by_its_socket_once_that_is_enabled,
-    an_upgrade_restarts_the_service_and_keeps_the_settings,
-    removed_it_leaves_nothing,
+    nothing_is_enabled_but_how_to_is_said,
+    an_upgrade_leaves_a_service_alone_that_does_not_run,
+    it_can_be_installed_where_no_systemd_runs,
 ];
 
-/// What systemd's hooks of pacman do there.
-const HOOKS: &str = "systemctl daemon-reload; journalctl --update-catalog; systemd-tmpfiles --create echoed.conf";
+/// What systemd's hooks of pacman do there, after a transaction that has put something into its directories, or taken it away.
+const HOOKS: &str = "systemctl daemon-reload; journalctl --update-catalog;
+    ! test -e /usr/lib/tmpfiles.d/echoed.conf || systemd-tmpfiles --create echoed.conf";
 
-fn pacman(machine: &Machine, words: &str) -> String {
-    machine.write("/etc/pacman.conf", "[options]\nArchitecture = auto\nSigLevel = Never\n");
-    let said = machine.sh(&format!("pacman --noconfirm --noprogressbar {words}"));
-    machine.sh(&format!("! test -e /usr/bin/echoed || {{ {HOOKS}; }}"));
-    said
+/// Makes the older package from the files of the other one.
+const MAKE_OLDER: &str = r#"
+    mkdir -p /tmp/older
+    cd /tmp/older
+    bsdtar -xpf "$place/echoed.pkg.tar.zst"
+    sed -i 's/^pkgver = .*/pkgver = 0.0.1-1/' .PKGINFO
+    echo "$settings" >>etc/echoed/echoed.toml
+    bsdtar -czf .MTREE --format=mtree --options='!all,use-set,type,uid,gid,mode,time,size,sha256,link' .PKGINFO .INSTALL etc usr
+    bsdtar --zstd -cf "$place/older.pkg.tar.zst" .MTREE .PKGINFO .INSTALL etc usr
+"#;
+
+pub struct Pacman;
+
+impl Pacman {
+    fn transaction(machine: &Machine, words: &str) -> String {
+        let said = machine.sh(&format!("pacman --noconfirm --noprogressbar {words}"));
+        machine.sh(HOOKS);
+        said
+    }
 }
 
-fn installed_it_is_started_by_its_socket_once_that_is_enabled(machine: &Machine) {
-    let said = pacman(machine, &format!("-Udd {PLACE}/echoed.pkg.tar.zst"));
-    assert!(said.contains("systemctl enable --now echoed.socket"), "{said}");
+impl Installer for Pacman {
+    const START: &'static str = "systemctl enable --now echoed.socket";
+    const SETTINGS_BESIDE: &'static str = "/etc/echoed/echoed.toml.pacnew";
+    const SETTINGS_LEFT: &'static str = "/etc/echoed/echoed.toml.pacsave";
+    const MAY_STAY: &'static [&'static str] = &["/var/lib/pacman", "/run/echoed"];
+
+    fn prepare(machine: &Machine) {
+        machine.write("/etc/pacman.conf", "[options]\nArchitecture = auto\nSigLevel = Never\n");
+        machine.sh("pacman -Qq || true");
+        machine.sh(&format!("set -eu; place={PLACE}; settings='{OLDER_SETTINGS}'; {MAKE_OLDER}"));
+    }
+
+    fn install(machine: &Machine, package: &str) -> String {
+        Self::transaction(machine, &format!("-Udd {PLACE}/{package}.pkg.tar.zst"))
+    }
+
+    fn version(machine: &Machine) -> String {
+        let said = machine.sh("pacman -Q echoed");
+        said.trim_end().strip_prefix("echoed ").expect("the name of the package").to_owned()
+    }
+
+    fn altered(machine: &Machine) -> String {
+        let said = machine.run("LC_ALL=C pacman -Qkk echoed").said;
+        if said.contains(" 0 altered files") { String::new() } else { said }
+    }
+
+    fn remove(machine: &Machine) {
+        Self::transaction(machine, "-Rdd echoed");
+    }
+
+    /// What it did not remove is up to the administrator.
+    fn purge(machine: &Machine) {
+        machine.sh("rm -rf /etc/echoed");
+    }
+}
+
+fn nothing_is_enabled_but_how_to_is_said(machine: &Machine) {
+    Pacman::prepare(machine);
+    let said = Pacman::install(machine, PACKAGE);
+    assert!(said.contains(Pacman::START), "{said}");
     assert_eq!(machine.property("echoed.socket", "UnitFileState"), "disabled");
-    machine.sh("systemctl enable --now echoed.socket");
+    for unit in ["echoed.socket", "echoed.service"] {
+        assert_eq!(machine.property(unit, "ActiveState"), "inactive");
+    }
+    // Once.
+    let said = Pacman::install(machine, OLDER);
+    assert!(!said.contains(Pacman::START), "{said}");
+}
+
+fn an_upgrade_leaves_a_service_alone_that_does_not_run(machine: &Machine) {
+    Pacman::prepare(machine);
+    Pacman::install(machine, OLDER);
+    machine.sh(Pacman::START);
+    Pacman::install(machine, PACKAGE);
+    assert_eq!(machine.property("echoed.socket", "ActiveState"), "active");
     assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
-    assert_eq!(machine.sh(r"printf 'aaaa\t' | socat -t10 - TCP:127.0.0.1:8085"), "server got:aaaa\t");
-    assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
-    machine.sh(&format!("sh {PLACE}/packaging/smoke"));
-    assert_eq!(machine.sh("systemd-analyze verify --man=no echoed.socket echoed.service echoed@x.service"), "");
-    let said = machine.sh("pacman -Qkk echoed");
-    assert!(said.contains(" 0 altered files"), "{said}");
-}
-
-fn an_upgrade_restarts_the_service_and_keeps_the_settings(machine: &Machine) {
-    pacman(machine, &format!("-Udd {PLACE}/echoed.pkg.tar.zst"));
-    machine.sh("systemctl enable --now echoed.socket");
-    machine.write("/etc/echoed/echoed.toml", "[defaults]\nprefix = \"mine:\"\n");
-    assert_eq!(machine.sh(r"printf 'a\t' | socat -t10 - TCP:127.0.0.1:8085"), "mine:a\t");
-    let (process, socket) = (machine.daemon(), machine.property("echoed.socket", "ActiveEnterTimestampMonotonic"));
-    pacman(machine, &format!("-Udd {PLACE}/echoed.pkg.tar.zst"));
-    assert_eq!(machine.sh(r"printf 'a\t' | socat -t10 - TCP:127.0.0.1:8085"), "mine:a\t");
-    assert_ne!(machine.daemon(), process, "the old program still runs");
-    assert_eq!(machine.property("echoed.socket", "UnitFileState"), "enabled");
-    // The sockets were there all the time.
-    assert_eq!(machine.property("echoed.socket", "ActiveEnterTimestampMonotonic"), socket);
-}
-
-fn removed_it_leaves_nothing(machine: &Machine) {
-    machine.sh("journalctl --update-catalog; systemctl daemon-reload; ldconfig");
-    pacman(machine, "-Qq || true");
-    let before = Snapshot::of(machine);
-    pacman(machine, &format!("-Udd {PLACE}/echoed.pkg.tar.zst"));
-    machine.sh("systemctl enable --now echoed.socket");
     machine.connect(TCP).exchange("aaaa");
-    machine.connect(UNIX).exchange("aaaa");
-    pacman(machine, "-Rdd --nosave echoed");
-    assert_eq!(machine.daemon(), None);
-    let left = Snapshot::of(machine).since(&before);
-    // Its own records, and what tmpfiles.d makes until the next boot.
-    let left: Vec<_> =
-        left.iter().filter(|line| !line.contains("/pacman/") && !line.starts_with("new: /run/echoed ")).collect();
-    assert!(left.is_empty(), "{left:#?}");
+}
+
+/// As who makes an image does it: all is there, but nothing runs.
+fn it_can_be_installed_where_no_systemd_runs(machine: &Machine) {
+    const WANTED: &str = "/etc/systemd/system/sockets.target.wants/echoed.socket";
+    Pacman::prepare(machine);
+    // Without what is mounted below: /run is empty.
+    machine.sh("mkdir /root/image; mount --bind / /root/image");
+    let pacman = |words: &str| {
+        let said = machine.sh(&format!("pacman --noconfirm --noprogressbar --root /root/image {words}"));
+        assert!(!said.contains("error"), "{said}");
+    };
+    pacman(&format!("-Udd {PLACE}/{OLDER}.pkg.tar.zst"));
+    machine.sh("chroot /root/image systemctl enable echoed.socket");
+    pacman(&format!("-Udd {PLACE}/{PACKAGE}.pkg.tar.zst"));
+    assert!(machine.path(WANTED).is_symlink());
+    assert!(machine.path("/usr/bin/echoed").is_file());
+    pacman("-Rdd echoed");
+    assert!(!machine.path(WANTED).is_symlink());
+    assert!(!machine.path("/usr/bin/echoed").exists());
 }

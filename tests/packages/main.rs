@@ -23,6 +23,7 @@ mod visitors;
 mod arch;
 mod deb;
 mod images;
+mod lifecycle;
 mod rpm;
 mod shipment;
 mod snapshot;
@@ -46,10 +47,13 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     // Made for Debian 13: older ones have another C library.
     for debian in &DEBIANS[1..] {
+        add(&mut trials, debian, "deb", lifecycle::tests::<deb::Dpkg>());
         add(&mut trials, debian, "deb", deb::TESTS);
     }
     add(&mut trials, &TOOLS, "deb", deb::TESTS_WITH_TOOLS);
+    add(&mut trials, &TOOLS, "rpm", lifecycle::tests::<rpm::Rpm>());
     add(&mut trials, &TOOLS, "rpm", rpm::TESTS);
+    add(&mut trials, &TOOLS, "arch", lifecycle::tests::<arch::Pacman>());
     add(&mut trials, &TOOLS, "arch", arch::TESTS);
     add(&mut trials, &TOOLS, "images", images::TESTS);
     if !arguments.list {

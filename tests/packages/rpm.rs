@@ -1,80 +1,159 @@
 //! The package for Fedora and its kin, by rpm on a Debian: there is no database of packages that knows the C library, so
-//! dependencies are not looked at, and nobody but these tests does what systemd's triggers do there ([`TRIGGERS`]).
+//! dependencies are not looked at, and nobody but these tests does what systemd's package does there ([`UPDATE_HELPER`],
+//! [`TRIGGERS`]).
 
-use crate::machine::{Machine, TCP, UNIX};
+use crate::lifecycle::{Installer, OLDER, OLDER_SETTINGS, PACKAGE};
+use crate::machine::{Machine, TCP};
 use crate::shipment::PLACE;
-use crate::snapshot::Snapshot;
 
 tests![
-    installed_and_enabled_it_is_started_by_its_socket,
     what_is_not_in_a_preset_is_not_enabled,
-    an_upgrade_restarts_the_service_and_keeps_the_settings,
-    erased_it_leaves_nothing,
+    nothing_is_started_by_the_installation,
+    an_upgrade_leaves_a_service_alone_that_does_not_run,
+    erased_it_leaves_nothing_of_its_own_in_run,
+    the_package_tells_what_it_is_made_of,
 ];
 
-/// What systemd does there after packages have put something into its directories.
-const TRIGGERS: &str = "systemctl daemon-reload; journalctl --update-catalog; systemd-tmpfiles --create echoed.conf";
+/// What the scriptlets of packages call there, as far as ours do: %post, %preun and %postun.
+const UPDATE_HELPER: &str = r#"#!/bin/sh
+set -eu
+command=$1
+shift
+case $command in
+install-system-units) systemctl --no-reload preset "$@" ;;
+remove-system-units) systemctl --no-reload --no-warn disable --now "$@" ;;
+mark-restart-system-units) for unit; do systemctl set-property "$unit" Markers=+needs-restart; done ;;
+*) exit 2 ;;
+esac
+"#;
 
-fn rpm(machine: &Machine, words: &str) -> String {
-    let said = machine.sh(&format!("rpm --nodeps {words}"));
-    machine.sh(&format!("systemctl daemon-reload; ! test -e /usr/sbin/echoed || {{ {TRIGGERS}; }}"));
-    said
+/// What systemd does there after packages have put something into its directories, or taken it away.
+const TRIGGERS: &str = "systemctl daemon-reload; systemctl reload-or-restart --marked; journalctl --update-catalog;
+    ! test -e /usr/lib/tmpfiles.d/echoed.conf || systemd-tmpfiles --create echoed.conf";
+
+/// Makes the older package from the files of the other one, with what is said of them by the same spec.
+const MAKE_OLDER: &str = r#"
+    mkdir -p /tmp/older/tree /tmp/older/licences
+    bsdtar -xpf "$place/echoed.rpm" -C /tmp/older/tree
+    echo "$settings" >>/tmp/older/tree/etc/echoed/echoed.toml
+    # rpm puts these there by itself.
+    mv /tmp/older/tree/usr/share/licenses/echoed*/* /tmp/older/licences
+    rm -rf /tmp/older/tree/usr/share/licenses /tmp/older/tree/usr/lib/.build-id
+    sed -e 's/^Version:.*/Version: 0.0.1/' -e '/^Source/d' -e 's|packaging/third-party|third-party|' \
+        -e '/^%prep/,/^cargo test/c %prep\ncp /tmp/older/licences/* .\n%install\ncp -a /tmp/older/tree/. %{buildroot}\nmkdir -p %{buildroot}/run/echoed' \
+        "$place/packaging/rpm/echoed.spec" >/tmp/older/echoed.spec
+    rpmbuild -bb --nodeps --load="$place/packaging/rpm/macros.systemd" --define "_topdir /tmp/older" \
+        --define "_tmppath /tmp" --define "debug_package %{nil}" --define "__os_install_post %{nil}" /tmp/older/echoed.spec
+    mv /tmp/older/RPMS/*/*.rpm "$place/older.rpm"
+"#;
+
+pub struct Rpm;
+
+impl Rpm {
+    /// Calls rpm, and then what the end of a transaction calls there.
+    fn transaction(machine: &Machine, words: &str) -> String {
+        machine.sh(&format!("rpm --nodeps {words} && {{ {TRIGGERS}; }}"))
+    }
 }
 
-fn installed_and_enabled_it_is_started_by_its_socket(machine: &Machine) {
-    rpm(machine, &format!("--install {PLACE}/echoed.rpm"));
-    machine.sh("systemctl enable --now echoed.socket");
-    assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
-    assert_eq!(machine.sh(r"printf 'aaaa\t' | socat -t10 - TCP:127.0.0.1:8085"), "server got:aaaa\t");
-    assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
-    machine.sh(&format!("sh {PLACE}/packaging/smoke"));
-    assert_eq!(machine.sh("systemd-analyze verify --man=no echoed.socket echoed.service echoed@x.service"), "");
-    let said = machine.run("rpm --verify --nodeps echoed").said;
-    assert_eq!(said, "");
-    assert_eq!(machine.sh("rpm --query --configfiles echoed"), "/etc/echoed/echoed.toml\n");
+impl Installer for Rpm {
+    const START: &'static str = "systemctl enable --now echoed.socket";
+    const SETTINGS_BESIDE: &'static str = "/etc/echoed/echoed.toml.rpmnew";
+    const SETTINGS_LEFT: &'static str = "/etc/echoed/echoed.toml.rpmsave";
+    const MAY_STAY: &'static [&'static str] = &["/var/lib/rpm", "/run/echoed"];
+
+    fn prepare(machine: &Machine) {
+        // Of the package "filesystem" there.
+        machine.sh("mkdir -p /usr/share/licenses /usr/share/zsh/site-functions /usr/share/fish/vendor_completions.d");
+        machine.write("/usr/lib/systemd/systemd-update-helper", UPDATE_HELPER);
+        machine.sh("chmod 755 /usr/lib/systemd/systemd-update-helper; rpm --query --all");
+        machine.sh(&format!("set -eu; place={PLACE}; settings='{OLDER_SETTINGS}'; {MAKE_OLDER}"));
+    }
+
+    fn install(machine: &Machine, package: &str) -> String {
+        Self::transaction(machine, &format!("--upgrade --oldpackage {PLACE}/{package}.rpm"))
+    }
+
+    fn version(machine: &Machine) -> String {
+        machine.sh("rpm --query --queryformat '%{VERSION}-%{RELEASE}' echoed")
+    }
+
+    fn altered(machine: &Machine) -> String {
+        machine.run("rpm --verify --nodeps echoed").said
+    }
+
+    fn remove(machine: &Machine) {
+        Self::transaction(machine, "--erase echoed");
+    }
+
+    /// What it did not remove is up to the administrator.
+    fn purge(machine: &Machine) {
+        machine.sh("rm -rf /etc/echoed");
+    }
 }
 
 fn what_is_not_in_a_preset_is_not_enabled(machine: &Machine) {
+    Rpm::prepare(machine);
     machine.write("/etc/systemd/system-preset/10-test.preset", "disable *\n");
-    rpm(machine, &format!("--install {PLACE}/echoed.rpm"));
+    Rpm::install(machine, PACKAGE);
     assert_eq!(machine.property("echoed.socket", "UnitFileState"), "disabled");
     assert_eq!(machine.property("echoed.service", "UnitFileState"), "static");
-    rpm(machine, "--erase echoed");
+    Rpm::remove(machine);
     machine.write("/etc/systemd/system-preset/10-test.preset", "enable echoed.socket\ndisable *\n");
-    rpm(machine, &format!("--install {PLACE}/echoed.rpm"));
+    Rpm::install(machine, PACKAGE);
     assert_eq!(machine.property("echoed.socket", "UnitFileState"), "enabled");
+    // Presets are for what is new.
+    machine.sh("systemctl disable echoed.socket");
+    Rpm::install(machine, OLDER);
+    Rpm::install(machine, PACKAGE);
+    assert_eq!(machine.property("echoed.socket", "UnitFileState"), "disabled");
 }
 
-fn an_upgrade_restarts_the_service_and_keeps_the_settings(machine: &Machine) {
-    rpm(machine, &format!("--install {PLACE}/echoed.rpm"));
-    machine.sh("systemctl enable --now echoed.socket");
-    machine.write("/etc/echoed/echoed.toml", "[defaults]\nprefix = \"mine:\"\n");
-    machine.write("/etc/echoed/echoed.toml.d/50-local.toml", "[limits]\nconnections = 10\n");
-    assert_eq!(machine.sh(r"printf 'a\t' | socat -t10 - TCP:127.0.0.1:8085"), "mine:a\t");
-    let (process, socket) = (machine.daemon(), machine.property("echoed.socket", "ActiveEnterTimestampMonotonic"));
-    rpm(machine, &format!("--upgrade --replacepkgs {PLACE}/echoed.rpm"));
-    assert_eq!(machine.sh(r"printf 'a\t' | socat -t10 - TCP:127.0.0.1:8085"), "mine:a\t");
-    assert_ne!(machine.daemon(), process, "the old program still runs");
-    assert_eq!(machine.property("echoed.socket", "UnitFileState"), "enabled");
-    // The sockets were there all the time.
-    assert_eq!(machine.property("echoed.socket", "ActiveEnterTimestampMonotonic"), socket);
+fn nothing_is_started_by_the_installation(machine: &Machine) {
+    Rpm::prepare(machine);
+    machine.write("/etc/systemd/system-preset/10-test.preset", "enable echoed.socket\n");
+    Rpm::install(machine, PACKAGE);
+    for unit in ["echoed.socket", "echoed.service"] {
+        assert_eq!(machine.property(unit, "ActiveState"), "inactive");
+    }
 }
 
-fn erased_it_leaves_nothing(machine: &Machine) {
-    machine.sh("journalctl --update-catalog; systemctl daemon-reload; ldconfig; rpm --query --all");
-    // Of the package "filesystem" there.
-    machine.sh("mkdir -p /usr/share/licenses /usr/share/zsh/site-functions /usr/share/fish/vendor_completions.d");
-    let before = Snapshot::of(machine);
-    rpm(machine, &format!("--install {PLACE}/echoed.rpm"));
-    machine.sh("systemctl enable --now echoed.socket");
-    machine.connect(UNIX).exchange("aaaa");
+fn an_upgrade_leaves_a_service_alone_that_does_not_run(machine: &Machine) {
+    Rpm::prepare(machine);
+    Rpm::install(machine, OLDER);
+    machine.sh(Rpm::START);
+    Rpm::install(machine, PACKAGE);
+    assert_eq!(machine.property("echoed.socket", "ActiveState"), "active");
+    assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
     machine.connect(TCP).exchange("aaaa");
-    rpm(machine, "--erase echoed");
-    assert_eq!(machine.daemon(), None);
-    assert_eq!(machine.property("echoed.socket", "LoadState"), "not-found");
-    // Its own records, and what tmpfiles.d makes until the next boot.
-    let left = Snapshot::of(machine).since(&before);
-    let left: Vec<_> =
-        left.iter().filter(|line| !line.contains("/rpm/") && !line.starts_with("new: /run/echoed ")).collect();
-    assert!(left.is_empty(), "{left:#?}");
+}
+
+fn erased_it_leaves_nothing_of_its_own_in_run(machine: &Machine) {
+    Rpm::prepare(machine);
+    Rpm::install(machine, PACKAGE);
+    assert!(machine.path("/run/echoed").is_dir());
+    Rpm::remove(machine);
+    assert!(!machine.path("/run/echoed").exists());
+    assert!(!machine.path("/etc/echoed").exists());
+}
+
+/// For those who look for a crate with a hole in it, or for a licence.
+fn the_package_tells_what_it_is_made_of(machine: &Machine) {
+    let query = |what: &str| machine.sh(&format!("rpm --query --package {what} {PLACE}/{PACKAGE}.rpm"));
+    assert_eq!(query("--configfiles"), "/etc/echoed/echoed.toml\n");
+    let provided = query("--provides");
+    let list = machine.sh(&format!("cat {PLACE}/packaging/third-party.md"));
+    let rows: Vec<_> = list.lines().filter_map(|line| line.strip_prefix("| ")).skip(1).collect();
+    assert!(rows.len() > 20, "{list}");
+    for row in rows {
+        let mut columns = row.split(" | ");
+        let (name, version) = (columns.next().expect("a name"), columns.next().expect("a version"));
+        let (version, _) = version.split_once('+').unwrap_or((version, ""));
+        let line = format!("bundled(crate({name})) = {version}");
+        assert!(provided.lines().any(|provided| provided == line), "{line}: {provided}");
+    }
+    let licences = query("--licensefiles");
+    for file in ["LICENSE-MIT", "LICENSE-APACHE", "third-party.md"] {
+        assert!(licences.contains(file), "{file}: {licences}");
+    }
 }
