@@ -79,7 +79,7 @@ fn a_fresh_installation_is_started_by_its_socket<I: Installer>(machine: &Machine
     assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
     let reply = machine.sh(r"printf 'aaaa\t' | socat -t10 - TCP:127.0.0.1:8085");
     assert_eq!(reply, "server got:aaaa\t");
-    assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
+    machine.wait_for_property("echoed.service", "ActiveState", "active");
     machine.sh(&format!("sh {PLACE}/packaging/smoke"));
     // Everything that systemd has to know.
     let listed = machine.sh("journalctl --list-catalog");

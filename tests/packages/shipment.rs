@@ -23,7 +23,9 @@ pub fn load(layer: &Path) {
         let found = the_one(&built.join(kind), |name| {
             let is_other =
                 ["dbgsym", "debuginfo", "debugsource", "debug-", ".src."].iter().any(|other| name.contains(other));
-            name.starts_with("echoed") && [".deb", ".rpm", ".pkg.tar"].iter().any(|end| name.contains(end)) && !is_other
+            name.starts_with("echoed")
+                && [".deb", ".rpm", ".pkg.tar.zst"].iter().any(|end| name.ends_with(end))
+                && !is_other
         });
         if let Some(from) = &found {
             fs::copy(from, place.join(to)).expect("it can be copied");
