@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -129,6 +130,25 @@ fn every_crate_in_the_programs_is_listed_with_its_licence_and_its_checksum() {
         let checksum = after(entry, "checksum = ").trim_matches('"').to_owned();
         assert!(bill.contains(&checksum), "{name}: {checksum}");
     }
+}
+
+/// The choices that an SPDX expression gives: it has to have the form `(A OR B) AND C`.
+fn choices(expression: &str) -> BTreeSet<BTreeSet<&str>> {
+    let all = expression.split(" AND ").map(|part| part.trim_matches(['(', ')']));
+    all.map(|part| part.split(" OR ").collect()).collect()
+}
+
+#[test]
+fn the_licences_of_the_packages_are_ours_and_those_of_the_crates() {
+    let (third_party, spec, build) =
+        (shipped("packaging/third-party.md"), shipped("packaging/rpm/echoed.spec"), shipped("packaging/arch/PKGBUILD"));
+    let rows = third_party.lines().filter(|line| line.starts_with("| ")).skip(1);
+    let mut theirs: BTreeSet<_> =
+        rows.flat_map(|row| choices(row.split(" | ").nth(2).expect("a column for licences"))).collect();
+    assert!(theirs.len() > 3, "{theirs:?}");
+    theirs.extend(choices(env!("CARGO_PKG_LICENSE")));
+    assert_eq!(choices(&after(&spec, "License:")), theirs);
+    assert_eq!(choices(after(&build, "license=('").trim_end_matches("')")), theirs);
 }
 
 #[test]
