@@ -2,11 +2,10 @@
 //! where it comes from, and how many came from there; then it is a message, logged and answered, or it is dropped and
 //! counted. Nothing is kept from one to the next.
 
-use std::future::{pending, poll_fn};
+use std::future::pending;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::task::Poll;
 
 use nix::errno::Errno;
 use tokio::sync::watch;
@@ -15,14 +14,14 @@ use tokio::{task, time};
 use super::accept::{CurrentDesk, Desk, Reception};
 use super::admission::Source;
 use super::connection::clock;
-use super::event::{Event, Message, summary};
+use super::event::{Event, Message};
+use super::packets;
 use super::packets::drops::{Drops, Report};
 use super::packets::inbox::{Datagram, Inbox, Sender};
 use super::socket::Peer;
 use super::worker::Worker;
 use super::{Acceptors, Door};
 use crate::protocol::packet::{self, DropCause};
-use crate::protocol::rules::LogMessages;
 use crate::protocol::session::Totals;
 
 /// How many datagrams are taken before the connections of the same worker have a turn.
@@ -160,7 +159,13 @@ impl Datagrams {
     async fn answer(&mut self, accepted: &Accepted, desk: &Desk) -> Result<(), DropCause> {
         let Accepted { len, peer, ref sender } = *accepted;
         let message = &self.room[..len];
-        self.log(message, peer, desk).await;
+        // Those that come meanwhile wait in the kernel.
+        packets::log(
+            Message { connection: None, listener: &desk.name, peer, bytes: message },
+            desk,
+            &self.worker.outside,
+        )
+        .await;
         let before = self.totals;
         self.totals.messages += 1;
         self.totals.bytes_in += len as u64;
@@ -175,24 +180,6 @@ impl Datagrams {
             Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => DropCause::NoRoom,
             _ => DropCause::Unreachable,
         })
-    }
-
-    /// Logs a message, where messages are logged; whole ones for as long as it takes. Those that come meanwhile wait in the
-    /// kernel.
-    async fn log(&self, message: &[u8], peer: Peer, desk: &Desk) {
-        let outside = &self.worker.outside;
-        match desk.settings.rules.log_messages {
-            LogMessages::Off => {}
-            LogMessages::Summary => {
-                let (listener, text) = (Arc::clone(&desk.name), summary(message));
-                (outside.events)(Event::Message { connection: None, listener, peer, text });
-            }
-            LogMessages::Full => {
-                let message = Message { connection: None, listener: &desk.name, peer, bytes: message };
-                poll_fn(|cx| if outside.messages.take(message, cx.waker()) { Poll::Ready(()) } else { Poll::Pending })
-                    .await;
-            }
-        }
     }
 
     fn tell(&self, desk: &Desk, reports: impl IntoIterator<Item = Report>) {

@@ -1,12 +1,11 @@
 //! One connection of packets (SOCK_SEQPACKET), as a task: it reads from top to bottom. Deadlines, limits, logging and the
 //! verdict are those of a stream; there is no read deadline, since a packet is there as a whole.
 
-use std::future::{pending, poll_fn};
+use std::future::pending;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -18,11 +17,12 @@ use tokio::{task, time};
 use super::wire;
 use crate::protocol::Verdict;
 use crate::protocol::packet::{self, Reply};
-use crate::protocol::rules::{Deadlines, LogMessages, Rules, Span};
+use crate::protocol::rules::{Deadlines, Rules, Span};
 use crate::protocol::session::{LAST_WORDS, LINGER, LINGER_BYTES, Totals};
 use crate::server::admission::Place;
 use crate::server::connection::{Caller, clock};
-use crate::server::event::{Event, Message, summary};
+use crate::server::event::{Event, Message};
+use crate::server::packets;
 use crate::server::worker::{Departure, Worker};
 
 /// How many packets are taken and dropped at most before a socket is closed: more than wait, unless there are ever new ones.
@@ -101,7 +101,9 @@ impl Conversation {
     /// One message and its reply; or why there are no more.
     async fn exchange(&mut self) -> Result<(), Verdict> {
         let message = self.next_message().await?;
-        self.log(&message).await;
+        let Caller { connection, ref desk, peer } = self.caller;
+        let logged = Message { connection: Some(connection), listener: &desk.name, peer, bytes: &message };
+        packets::log(logged, desk, &self.worker.outside).await;
         let before = self.totals;
         self.totals.messages += 1;
         self.totals.bytes_in += message.len() as u64;
@@ -160,24 +162,6 @@ impl Conversation {
                 }
                 Err(error) if is_for_later(&error) => {}
                 Err(_) => return Err(Verdict::PeerReset),
-            }
-        }
-    }
-
-    /// Logs a message, where messages are logged; whole ones for as long as it takes.
-    async fn log(&self, message: &[u8]) {
-        let Caller { connection, ref desk, peer } = self.caller;
-        let (connection, outside) = (Some(connection), &self.worker.outside);
-        match self.rules().log_messages {
-            LogMessages::Off => {}
-            LogMessages::Summary => {
-                let listener = Arc::clone(&desk.name);
-                (outside.events)(Event::Message { connection, listener, peer, text: summary(message) });
-            }
-            LogMessages::Full => {
-                let message = Message { connection, listener: &desk.name, peer, bytes: message };
-                poll_fn(|cx| if outside.messages.take(message, cx.waker()) { Poll::Ready(()) } else { Poll::Pending })
-                    .await;
             }
         }
     }
