@@ -20,10 +20,13 @@ mod test;
 #[path = "../system/visitors.rs"]
 mod visitors;
 
+mod apparmor;
 mod arch;
 mod deb;
+mod guest;
 mod images;
 mod lifecycle;
+mod piuparts;
 mod rpm;
 mod shipment;
 mod snapshot;
@@ -39,7 +42,8 @@ use test::Test;
 static TOOLS: Debian = Debian::with_tools(
     "debian13",
     "trixie",
-    "rpm pacman-package-manager libarchive-tools zstd autopkgtest dpkg-dev systemd-container squashfs-tools",
+    "rpm pacman-package-manager libarchive-tools zstd autopkgtest dpkg-dev systemd-container squashfs-tools piuparts apparmor \
+     linux-image-cloud-amd64",
 );
 
 fn main() -> ExitCode {
@@ -56,6 +60,14 @@ fn main() -> ExitCode {
     add(&mut trials, &TOOLS, "arch", lifecycle::tests::<arch::Pacman>());
     add(&mut trials, &TOOLS, "arch", arch::TESTS);
     add(&mut trials, &TOOLS, "images", images::TESTS);
+    trials.push(Trial::test("debian13::piuparts::piuparts_has_no_objection", || {
+        piuparts::piuparts_has_no_objection(&TOOLS, &DEBIANS[1]);
+        Ok(())
+    }));
+    trials.push(Trial::test("debian13::apparmor::the_profile_lets_the_service_do_its_work_and_nothing_else", || {
+        apparmor::the_profile_lets_the_service_do_its_work_and_nothing_else(&TOOLS);
+        Ok(())
+    }));
     if !arguments.list {
         for debian in DEBIANS[1..].iter().chain([&TOOLS]) {
             debian.prepare("packages", |layer, _| shipment::load(layer)).unwrap_or_else(|reason| panic!("{reason}"));

@@ -1,0 +1,114 @@
+//! The AppArmor profile of the package for Debian, enforced by Debian's kernel in a guest.
+
+use crate::guest::Guest;
+use crate::roots::Debian;
+use crate::shipment::PLACE;
+
+/// All that the service does: by its own sockets and by those of the examples, with connections carried over a restart, one
+/// process for each connection, and settings that are read anew.
+const WHAT_IT_DOES: &str = r#"
+wait_for() { for i in $(seq 600); do if sh -c "$1"; then return; fi; sleep 0.5; done; echo "not so: $1"; exit 1; }
+
+sh /root/packages/packaging/smoke
+examples=/usr/share/doc/echoed/examples
+install -m 644 $examples/echoed-*.socket /etc/systemd/system
+install -D -m 644 -t /etc/echoed/echoed.toml.d $examples/echoed-*.toml
+# The half of a message waits for longer than the slowest emulation takes.
+printf '[defaults.deadlines]\nread = "1h"\n' >/run/echoed/echoed.toml
+systemctl stop echoed.socket
+systemctl daemon-reload
+for unit in lines greeter rfc862 discard seqpacket; do systemctl enable echoed-$unit.socket; done
+systemctl start echoed.socket
+
+mkfifo /root/in
+socat - TCP:127.0.0.1:8085 </root/in >/root/out &
+exec 3>/root/in
+printf 'half and ' >&3
+wait_for 'systemctl show --property=StatusText echoed.service | grep -q =1/'
+systemctl restart echoed.service
+printf 'half\t' >&3
+wait_for 'grep -q . /root/out'
+exec 3>&-
+wait
+test "$(cat /root/out)" = "$(printf 'server got:half and half\t')"
+wait_for 'journalctl -t echoed -o cat | grep -q "stopped: 1 connections handed over"'
+
+echoctl send unix:/run/echoed.sock aaaa
+echoctl send --raw 127.0.0.1:7 aaaa
+echoctl send --expect aaaa udp:127.0.0.1:7 aaaa
+echoctl send seqpacket:/run/echoed-seqpacket.sock aaaa
+echoctl send --raw --expect 'Hello, client!\n' 127.0.0.1:8080 'Hello, server!'
+printf 'a line\n' | socat -t10 - TCP:127.0.0.1:3000
+systemctl reload echoed.service
+wait_for 'journalctl -t echoed -o cat | grep -q "a line"'
+wait_for 'journalctl -t echoed -o cat | grep -q "reloaded: "'
+
+systemctl stop echoed.socket
+install -D -m 644 -t /etc/systemd/system/echoed.socket.d $examples/accept.conf
+systemctl daemon-reload
+systemctl start echoed.socket
+printf 'aaaa\t' | socat -t10 - TCP:127.0.0.1:8085
+systemctl stop echoed.socket
+rm -r /etc/systemd/system/echoed.socket.d /etc/systemd/system/echoed-*.socket /etc/echoed/echoed.toml.d/echoed-*.toml
+systemctl daemon-reload
+systemctl start echoed.socket
+"#;
+
+/// Without its root directory, and with settings where none of its own are.
+const ELSEWHERE: &str = "[Service]
+RootDirectory=
+BindReadOnlyPaths=
+TemporaryFileSystem=
+ExecStart=
+ExecStart=/usr/sbin/echoed --config /srv/echoed.toml
+";
+
+/// What the kernel forbade the service.
+fn denied(guest: &mut Guest) -> String {
+    guest.run(r#"dmesg | grep 'apparmor="DENIED".* profile="echoed"'"#).said
+}
+
+pub fn the_profile_lets_the_service_do_its_work_and_nothing_else(debian: &Debian) {
+    let mut guest = Guest::boot(debian);
+    guest.sh("sysctl --quiet --write kernel.printk_ratelimit=0");
+    guest.sh(&format!("dpkg --install {PLACE}/echoed.deb"));
+    let profiles = guest.sh("cat /sys/kernel/security/apparmor/profiles");
+    assert!(profiles.lines().any(|line| line == "echoed (enforce)"), "{profiles}");
+    let whose = "cat /proc/$(systemctl show --value --property=MainPID echoed.service)/attr/current";
+
+    guest.sh(&format!("set -e\n{WHAT_IT_DOES}"));
+    assert_eq!(
+        guest.sh(&format!("set -e; echoctl send 127.0.0.1:8085 aaaa; {whose}")),
+        "server got:aaaa\nechoed (enforce)\n"
+    );
+    assert_eq!(denied(&mut guest), "");
+
+    // Somebody has taken the root directory away. The profile still holds.
+    guest.sh("set -e; mkdir -p /srv; printf '[defaults]\\nprefix = \"mine:\"\\n' >/srv/echoed.toml; systemctl stop echoed.service");
+    guest.sh(&format!(
+        "set -e
+        mkdir /etc/systemd/system/echoed.service.d
+        cat >/etc/systemd/system/echoed.service.d/elsewhere.conf <<'END'\n{ELSEWHERE}END
+        systemctl daemon-reload"
+    ));
+    assert_ne!(guest.run("systemctl restart echoed.service").code, Some(0));
+    let said = denied(&mut guest);
+    assert!(said.contains("name=\"/srv/echoed.toml\""), "{said}");
+    // Until the administrator allows it, as README.Debian says.
+    guest.sh("set -e
+        echo '/srv/echoed.toml r,' >>/etc/apparmor.d/local/echoed
+        apparmor_parser --replace /etc/apparmor.d/echoed
+        systemctl restart echoed.service");
+    assert_eq!(
+        guest.sh(&format!("set -e; echoctl send --expect mine:aaaa 127.0.0.1:8085 aaaa; {whose}")),
+        "mine:aaaa\nechoed (enforce)\n"
+    );
+
+    // Who starts it by hand has settings wherever they like.
+    guest.sh(
+        "set -e; mkdir -p /home/me; cp /srv/echoed.toml /home/me; echoed --config /home/me/echoed.toml --check-config",
+    );
+
+    guest.sh("set -e; rm -r /etc/systemd/system/echoed.service.d; dpkg --purge echoed");
+    assert_eq!(guest.sh("find /etc/apparmor.d -name '*echoed*'"), "");
+}

@@ -1,0 +1,105 @@
+//! A guest: a machine with a kernel of its own, for what is not in everybody's kernel. `guest.sh` tells how.
+//!
+//! It is emulated, and takes minutes for what a machine in a container does in seconds.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::machine::Ended;
+use crate::roots::Debian;
+
+/// How long anything may take there.
+const CEILING: Duration = Duration::from_secs(900);
+
+/// What its shell says when it is there, and after each script.
+const HERE: &str = "here it is";
+const ENDED: &str = "and so it ended: ";
+
+/// A guest that is up. It is gone when it is dropped.
+pub struct Guest {
+    /// `guest.sh`, and then the emulator.
+    emulator: Child,
+    lines: Receiver<String>,
+    /// Its disk, and what its console said.
+    directory: TempDir,
+}
+
+impl Guest {
+    /// Boots it, with what is put on this Debian's machines, and waits until it is up.
+    pub fn boot(debian: &Debian) -> Self {
+        let installed = debian.installed();
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory can be made");
+        let mut emulator = Command::new("sh")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packages/guest.sh"))
+            .args([&*installed.root, &*installed.layer, directory.path()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh can be started");
+        let said = BufReader::new(emulator.stdout.take().expect("it is piped"));
+        let (sender, lines) = channel();
+        thread::spawn(move || said.split(b'\n').map_while(Result::ok).try_for_each(|line| sender.send(text(&line))));
+        let guest = Self { emulator, lines, directory };
+        while guest.line() != HERE {}
+        guest
+    }
+
+    /// Runs a shell script on it, whatever comes of it.
+    pub fn run(&mut self, script: &str) -> Ended {
+        let mut input = self.emulator.stdin.as_ref().expect("it is piped");
+        // In a shell of its own, which the script may end.
+        let written = writeln!(input, "(\n{script}\n) </dev/null 2>&1; echo \"{ENDED}$?\"");
+        assert!(written.is_ok(), "the guest is gone: {}", self.report());
+        let mut said = String::new();
+        loop {
+            let line = self.line();
+            // What was said before it may not have ended its last line.
+            if let Some((rest, code)) = line.split_once(ENDED) {
+                said.push_str(rest);
+                return Ended { code: code.parse().ok(), said };
+            }
+            said.push_str(&line);
+            said.push('\n');
+        }
+    }
+
+    /// Runs a shell script on it that must succeed. Returns what it said.
+    pub fn sh(&mut self, script: &str) -> String {
+        let Ended { code, said } = self.run(script);
+        assert!(code == Some(0), "{script}\nended with {code:?}:\n{said}\n{}", self.report());
+        said
+    }
+
+    /// The next line of its shell.
+    fn line(&self) -> String {
+        self.lines
+            .recv_timeout(CEILING)
+            .unwrap_or_else(|error| panic!("the guest is silent ({error}): {}", self.report()))
+    }
+
+    /// The last things that its kernel and its systemd said.
+    fn report(&self) -> String {
+        let console = fs::read(self.directory.path().join("console.log")).unwrap_or_default();
+        let mut last: Vec<_> = console.rsplit(|byte| *byte == b'\n').take(50).map(text).collect();
+        last.reverse();
+        last.join("\n")
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.emulator.kill();
+        let _ = self.emulator.wait();
+    }
+}
+
+fn text(line: &[u8]) -> String {
+    String::from_utf8_lossy(line).trim_end_matches('\r').to_owned()
+}

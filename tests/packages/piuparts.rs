@@ -1,0 +1,21 @@
+//! piuparts, which knows what a package for Debian must not do.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::roots::Debian;
+
+/// On the packages that were put on `tools`, in a plain `base`.
+pub fn piuparts_has_no_objection(tools: &Debian, base: &Debian) {
+    let (tools, base) = (tools.installed(), base.installed());
+    let ended = Command::new("sh")
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packages/piuparts.sh"))
+        .args([&tools.root, &tools.layer, &base.root])
+        .output()
+        .expect("sh can be started");
+    let said = String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned();
+    assert!(ended.status.success(), "{said}");
+    for part in ["Installation and purging test", "Installation, upgrade and purging tests"] {
+        assert!(said.contains(&format!("PASS: {part}")), "{part}: {said}");
+    }
+}
