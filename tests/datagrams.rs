@@ -335,11 +335,12 @@ fn the_last_datagram_is_when_it_was_last_used() {
 #[test]
 fn what_comes_at_the_last_look_is_answered_and_the_process_stays() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let daemon = start_on("[service]\nidle_exit = '300ms'\nworkers = 1\n", &socket);
+    // It is stopped within this time, and the second datagram comes within it.
+    let daemon = start_on("[service]\nidle_exit = '2s'\nworkers = 1\n", &socket);
     let peer = sender(&daemon);
     // It sleeps over its time, and finds both when it wakes: the time over, and a datagram.
     daemon.signal(Signal::STOP);
-    thread::sleep(Duration::from_millis(600));
+    thread::sleep(Duration::from_millis(2_100));
     peer.send("a");
     daemon.signal(Signal::CONT);
     peer.expect("server got:a");

@@ -288,9 +288,9 @@ impl Place {
     }
 
     fn give_back(&mut self) {
-        self.admission.touch();
         match std::mem::replace(&mut self.kind, Kind::GivenBack) {
             Kind::Open(source) => {
+                self.admission.touch();
                 if let Some(source) = source {
                     self.admission.forget(source);
                 }
@@ -300,6 +300,7 @@ impl Place {
                 }
             }
             Kind::Refused => {
+                self.admission.touch();
                 self.admission.refused.fetch_sub(1, Ordering::Relaxed);
             }
             Kind::GivenBack => return,

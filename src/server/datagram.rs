@@ -64,7 +64,7 @@ impl Datagrams {
         desk: &CurrentDesk,
         reception: &Reception,
         acceptors: &watch::Sender<Acceptors>,
-        mut door: watch::Receiver<Door>,
+        door: &mut watch::Receiver<Door>,
     ) -> io::Result<()> {
         let ended = loop {
             let now = *door.borrow_and_update();

@@ -119,14 +119,16 @@ impl Server {
         let mut served = Served::new(socket, kind, acceptor)?;
         self.desks().push(Arc::clone(&desk));
         let (reception, acceptors) = (Arc::clone(&self.reception), Arc::clone(&self.acceptors));
-        let door = self.door.subscribe();
+        let mut door = self.door.subscribe();
         acceptors.send_modify(|acceptors| acceptors.serving += 1);
         acceptor.spawn(async move {
             let ended = match &mut served {
-                Served::Listener(listener) => attend(listener, &desk, &reception, &acceptors, door).await,
-                Served::Datagrams(datagrams) => datagrams.attend(&desk, &reception, &acceptors, door).await,
+                Served::Listener(listener) => attend(listener, &desk, &reception, &acceptors, &mut door).await,
+                Served::Datagrams(datagrams) => datagrams.attend(&desk, &reception, &acceptors, &mut door).await,
             };
             drop(served);
+            // Not before: whoever drains waits for this.
+            drop(door);
             if let Err(error) = ended {
                 (reception.events)(Event::Broken { listener: Arc::clone(&desk.now().name), error });
             }
@@ -178,14 +180,16 @@ impl Server {
         self.reception.admission.idle_for()
     }
 
-    /// Stops accepting, unless somebody is waiting or still here. Returns whether it did: then who comes later waits in
-    /// the backlog, for the next process.
-    pub async fn last_look(&self) -> bool {
+    /// Stops accepting, unless somebody is waiting, or was here in the last `unused`. Returns whether it did: then who comes
+    /// later waits in the backlog, for the next process.
+    pub async fn last_look(&self, unused: Duration) -> bool {
         self.acceptors.send_modify(|acceptors| (acceptors.looked, acceptors.somebody) = (0, false));
         self.door.send_replace(Door::LastLook);
         let mut acceptors = self.acceptors.subscribe();
         let all_looked = acceptors.wait_for(|acceptors| acceptors.looked >= acceptors.serving).await;
-        let nobody = all_looked.is_ok_and(|acceptors| !acceptors.somebody) && self.connections() == 0;
+        let nobody = all_looked.is_ok_and(|acceptors| !acceptors.somebody);
+        // Who came before the look may have been received without it, and may be gone again.
+        let nobody = nobody && self.idle_for().is_some_and(|idle| idle >= unused);
         if !nobody {
             self.door.send_replace(Door::Open);
         }
@@ -290,7 +294,7 @@ async fn attend(
     desk: &CurrentDesk,
     reception: &Arc<Reception>,
     acceptors: &watch::Sender<Acceptors>,
-    mut door: watch::Receiver<Door>,
+    door: &mut watch::Receiver<Door>,
 ) -> io::Result<()> {
     loop {
         let now = *door.borrow_and_update();

@@ -99,6 +99,15 @@ fn a_message_that_waits_for_the_log_is_logged_and_answered_when_the_server_ends(
 }
 
 #[test]
+fn who_was_answered_just_before_the_last_look_was_here() {
+    let (server, _, peer) = serve("");
+    peer.exchange("a");
+    assert!(!block_on(server.last_look(Duration::from_secs(3600))), "there was a datagram in the last hour");
+    peer.exchange("b");
+    assert!(block_on(server.last_look(Duration::ZERO)));
+}
+
+#[test]
 fn everything_is_counted() {
     let (server, _, peer) = serve("[limits]\ndatagrams_per_source = '10/s'\n[defaults]\nmax_message = '10B'\n");
     peer.exchange("12345");

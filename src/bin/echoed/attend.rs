@@ -141,7 +141,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
                 limit.length().saturating_sub(self.server.idle_for().unwrap_or_default())
             });
             if let Some(limit) = idle_exit.filter(|_| left == Some(Duration::ZERO)) {
-                if self.server.last_look().await {
+                if self.server.last_look(limit.length()).await {
                     return limit;
                 }
             } else {
