@@ -152,22 +152,9 @@ impl Arrival {
         worker.spawn(async move { self.attend(stopping, &reception).await });
     }
 
-    async fn attend(self, mut stopping: watch::Receiver<bool>, reception: &Reception) {
+    async fn attend(self, stopping: watch::Receiver<bool>, reception: &Reception) {
         let Self { socket, mut session, mut caller, mut place } = self;
-        let until = deadline(&session);
-        let waited = async {
-            let stream = UnixStream::from_std(unix::UnixStream::from(socket))?;
-            let outcome = tokio::select! {
-                // What came while this process was stopped is not late.
-                biased;
-                outcome = header(&stream) => outcome,
-                () = time::sleep_until(until.into()) => Outcome::Wrong,
-                // An error means that the server is gone.
-                _ = stopping.wait_for(|stopping| *stopping) => Outcome::Stopped,
-            };
-            Ok::<_, io::Error>((OwnedFd::from(stream.into_std()?), outcome))
-        };
-        let (socket, outcome) = match waited.await {
+        let (socket, outcome) = match header_in_time(socket, deadline(&session), stopping).await {
             Ok(waited) => waited,
             Err(error) => {
                 let listener = Arc::clone(&caller.desk.name);
@@ -201,6 +188,24 @@ impl Arrival {
 fn deadline(session: &Session) -> Instant {
     let limit = session.rules().deadlines.read.as_ref().map_or(PATIENCE, Span::length);
     session.opened().checked_add(limit).unwrap_or_else(|| session.opened() + PATIENCE)
+}
+
+/// Waits for the header for as long as that makes sense, and takes it out of the stream.
+async fn header_in_time(
+    socket: OwnedFd,
+    until: Instant,
+    mut stopping: watch::Receiver<bool>,
+) -> io::Result<(OwnedFd, Outcome)> {
+    let stream = UnixStream::from_std(unix::UnixStream::from(socket))?;
+    let outcome = tokio::select! {
+        // What came while this process was stopped is not late.
+        biased;
+        outcome = header(&stream) => outcome,
+        () = time::sleep_until(until.into()) => Outcome::Wrong,
+        // An error means that the server is gone.
+        _ = stopping.wait_for(|stopping| *stopping) => Outcome::Stopped,
+    };
+    Ok((stream.into_std()?.into(), outcome))
 }
 
 /// Waits for the header, and takes it out of the stream.
@@ -252,6 +257,7 @@ fn take(socket: impl AsFd, len: usize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::rules::{Deadlines, Rules};
 
     fn complete(len: usize, client: &str) -> Header {
         Header::Complete { len, client: client.parse().ok() }
@@ -293,6 +299,27 @@ mod tests {
             (binary(0x20, 0x11, &V4), "-"),
             (binary(0x20, 0x99, &[1, 2, 3]), "-"),
         ]
+    }
+
+    /// How long it takes until a connection without a header is given up.
+    async fn patience(read: Option<Span>) -> Duration {
+        let (_silent, socket) = unix::UnixStream::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let (begun, stopping) = (time::Instant::now(), watch::Sender::new(false));
+        let rules = Rules { deadlines: Deadlines { read, ..Deadlines::default() }, ..Rules::default() };
+        let session = Session::new(rules.into(), begun.into());
+        let waited = header_in_time(socket.into(), deadline(&session), stopping.subscribe()).await;
+        assert!(matches!(waited, Ok((_, Outcome::Wrong))));
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_header_has_the_time_of_a_message_or_else_10_s() {
+        for (read, expected) in [(Some(2), 2), (Some(60), 60), (None, 10)] {
+            let took = patience(read.map(|read| Span::new(Duration::from_secs(read), "so long"))).await;
+            // The timer is as fine as a millisecond.
+            assert_eq!(took.as_secs(), expected, "{took:?}");
+        }
     }
 
     #[test]
