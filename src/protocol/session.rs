@@ -24,6 +24,8 @@
 
 mod answer;
 mod combinations;
+mod deadlines;
+mod ending;
 mod state;
 
 use std::sync::Arc;
@@ -31,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use super::framer::Framer;
 use super::reply::Scratch;
-use super::rules::{Deadlines, LogMessages, Rules, Span, Unterminated};
+use super::rules::{Rules, Unterminated};
 use super::unfinished::{Awaited, Content, Rest, Unfinished};
 use super::verdict::Verdict;
 
@@ -144,12 +146,6 @@ impl Session {
         }
     }
 
-    /// When [`Session::tick`] has something to do, should nothing else happen before.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
-        self.next_deadline().map(|(until, _)| until)
-    }
-
     /// Why it ended, once that is certain.
     #[must_use]
     pub fn verdict(&self) -> Option<Verdict> {
@@ -211,52 +207,6 @@ impl Session {
     #[inline]
     fn is_behind(&self) -> bool {
         self.unfinished.as_ref().is_some_and(|unfinished| unfinished.is_behind())
-    }
-
-    /// The deadline that runs, and what it would come to; `None`: to the end of a pause.
-    fn next_deadline(&self) -> Option<(Instant, Option<Verdict>)> {
-        match self.phase {
-            Phase::Open | Phase::Finishing(_) => {
-                earlier(self.patience(), self.after(self.opened, |d| &d.lifetime, Verdict::Lifetime))
-            }
-            Phase::Stopping(Verdict::Shutdown, _) => self.patience(),
-            // Its time stands still while it is we who wait.
-            Phase::Stopping(..) if self.wants() == Want::Log => None,
-            Phase::Stopping(verdict, until) | Phase::Ending(verdict, until) | Phase::Lingering(verdict, until, _) => {
-                Some((until, Some(verdict)))
-            }
-            Phase::Logging(_) | Phase::Done(_) => None,
-        }
-    }
-
-    /// How long we wait for the peer to do its part, and what it comes to if it does not.
-    #[inline]
-    fn patience(&self) -> Option<(Instant, Option<Verdict>)> {
-        match self.unfinished.as_ref().map_or(Awaited::Beginning, |unfinished| unfinished.awaited()) {
-            Awaited::Beginning => self.after(self.last_byte, |d| &d.idle, Verdict::IdleDeadline),
-            Awaited::RestOfMessage(until) => until.map(|until| (until, Some(Verdict::ReadDeadline))),
-            Awaited::Log | Awaited::Turn => None,
-            Awaited::Pause(until) => Some((until, None)),
-            Awaited::Taking(since) => self.after(since, |d| &d.write, Verdict::WriteDeadline),
-        }
-    }
-
-    fn after(
-        &self,
-        since: Instant,
-        deadline: impl Fn(&Deadlines) -> &Option<Span>,
-        verdict: Verdict,
-    ) -> Option<(Instant, Option<Verdict>)> {
-        let span = deadline(&self.rules.deadlines).as_ref()?;
-        // A time beyond all times never comes.
-        since.checked_add(span.length()).map(|until| (until, Some(verdict)))
-    }
-}
-
-fn earlier<T>(one: Option<(Instant, T)>, other: Option<(Instant, T)>) -> Option<(Instant, T)> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(if other.0 < one.0 { other } else { one }),
-        (one, other) => one.or(other),
     }
 }
 
@@ -372,70 +322,9 @@ impl Session {
         self.settle(now);
     }
 
-    /// Our end of the stream was sent, as [`Want::Shutdown`] asked. If nothing has passed for a while in either direction,
-    /// there is nothing on its way that closing could destroy.
-    pub fn sent_end(&mut self, now: Instant) {
-        if self.wants() != Want::Shutdown {
-            return;
-        }
-        if let Phase::Ending(verdict, _) = self.phase {
-            if self.input_ended || now.saturating_duration_since(self.last_byte) >= LINGER {
-                self.finish(verdict);
-            } else {
-                self.phase = Phase::Lingering(verdict, now + LINGER, LINGER_BYTES);
-            }
-        }
-    }
-
-    /// The connection broke: nothing can be sent or received any more.
-    pub fn reset(&mut self) {
-        self.give_up(self.verdict().unwrap_or(Verdict::PeerReset));
-    }
-
-    /// Time has passed: acts on the deadlines that are over.
-    pub fn tick(&mut self, now: Instant) {
-        let Some((until, verdict)) = self.next_deadline() else { return };
-        if until > now {
-            return;
-        }
-        let Some(verdict) = verdict else {
-            self.unfinished(now).pause_is_over();
-            // Another one may be over as well.
-            return self.tick(now);
-        };
-        match self.phase {
-            Phase::Open | Phase::Finishing(_) if verdict != Verdict::WriteDeadline => self.stop(verdict, now),
-            _ => self.give_up(verdict),
-        }
-    }
-
     /// Something that is no part of the conversation was heard of the peer: the idle deadline runs from here on.
     pub fn heard(&mut self, now: Instant) {
         self.last_byte = now;
-    }
-
-    /// We want to stop: nothing more is read, what was read is answered, then the stream ends.
-    pub fn drain(&mut self, now: Instant) {
-        if self.phase == Phase::Open {
-            self.stop(Verdict::Shutdown, now);
-        }
-    }
-
-    /// We cannot serve this peer any further: `verdict` says why. What was read before is answered.
-    pub fn refuse(&mut self, verdict: Verdict, now: Instant) {
-        self.stop(verdict, now);
-    }
-
-    /// There is no memory for what it would have to keep: gives everything back, input that was not looked at and what
-    /// waits for the log among it. A peer that has not taken the replies it is owed loses them, and with them the words
-    /// that would have told it why.
-    pub fn out_of_memory(&mut self, now: Instant) {
-        let owes = self.unfinished.as_ref().is_some_and(|unfinished| !unfinished.owed.is_empty());
-        if owes || matches!(self.phase, Phase::Logging(_)) {
-            self.finish(self.verdict().unwrap_or(Verdict::Busy));
-        } else if matches!(self.phase, Phase::Open | Phase::Stopping(..) | Phase::Finishing(_)) {
-            self.end(Verdict::Busy, now);
-        }
     }
 }
 
@@ -477,8 +366,9 @@ impl Session {
     /// while we read.
     #[inline]
     fn settle(&mut self, now: Instant) {
-        let reading = !self.is_behind();
+        let mut reading = true;
         if let Some(unfinished) = &mut self.unfinished {
+            reading = !unfinished.is_behind();
             unfinished.run_clock(now, reading);
             if unfinished.is_empty() {
                 self.unfinished = None;
@@ -489,63 +379,5 @@ impl Session {
             Phase::Finishing(verdict) if reading => self.finish(verdict),
             _ => {}
         }
-    }
-
-    /// Takes no more input, and ends the conversation as soon as what was read is answered.
-    fn stop(&mut self, verdict: Verdict, now: Instant) {
-        if matches!(self.phase, Phase::Open | Phase::Finishing(_)) {
-            self.framer = Framer::default();
-            self.take_message();
-            self.forget_pause();
-            self.phase = Phase::Stopping(verdict, self.last_words_until(now));
-            self.settle(now);
-        }
-    }
-
-    /// Ends the conversation from our side: drops input, and adds the last words. They get no more time than what was
-    /// given to the replies before them.
-    fn end(&mut self, verdict: Verdict, now: Instant) {
-        let until = match self.phase {
-            Phase::Stopping(Verdict::Shutdown, _) => self.last_words_until(now),
-            Phase::Stopping(_, until) => until,
-            _ => self.last_words_until(now),
-        };
-        self.framer = Framer::default();
-        let mut owed = self.unfinished.take().map(|unfinished| unfinished.owed).unwrap_or_default();
-        if self.rules.error_replies {
-            if let Some(words) = verdict.last_words(&self.rules) {
-                owed.push(&words);
-            }
-        }
-        if !owed.is_empty() {
-            self.owe(now, owed);
-        }
-        self.phase = Phase::Ending(verdict, until);
-    }
-
-    /// Last words are bounded in time as a whole: a peer that takes a byte now and then gains nothing by it.
-    fn last_words_until(&self, now: Instant) -> Instant {
-        let limit = self.rules.deadlines.write.as_ref().map_or(LAST_WORDS, Span::length);
-        now.checked_add(limit).unwrap_or(now + LAST_WORDS)
-    }
-
-    /// Leaves the peer for good, but not the messages of it that are to be logged whole.
-    fn give_up(&mut self, verdict: Verdict) {
-        if let (LogMessages::Full, Some(unfinished)) = (self.rules.log_messages, &mut self.unfinished) {
-            unfinished.drop_replies();
-            if unfinished.is_behind() {
-                self.framer = Framer::default();
-                self.phase = Phase::Logging(verdict);
-                return;
-            }
-        }
-        self.finish(verdict);
-    }
-
-    /// Ends it for good; nothing is kept.
-    fn finish(&mut self, verdict: Verdict) {
-        self.framer = Framer::default();
-        self.unfinished = None;
-        self.phase = Phase::Done(verdict);
     }
 }

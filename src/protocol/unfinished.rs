@@ -11,6 +11,9 @@ use super::rules::Rules;
 
 pub(super) use kept::{Begun, Kept};
 
+/// How much room a message in progress has at least, in bytes: a short one does not have to be moved when its rest comes.
+const SHORT: usize = 64;
+
 /// What is kept. At least one of the three buffers is not empty between calls of the session, or there is a pause.
 #[derive(Debug)]
 pub(super) struct Unfinished {
@@ -147,13 +150,10 @@ impl Unfinished {
         if matches!(self.content, Content::Nothing | Content::Unlogged | Content::Pause) {
             partial.clear();
             (self.content, self.clock) = (Content::LineEnds, Clock::Stopped);
-            partial.reserve_exact(rules.prefix.len() + bytes.len());
+            make_room(partial, rules.prefix.len() + bytes.len(), rules);
             partial.extend_from_slice(rules.prefix.as_bytes());
-        } else if partial.capacity() - partial.len() < bytes.len() {
-            // Grows by doubling, but not past the longest message.
-            let most = rules.prefix.len() + rules.max_message + rules.delimiter.len();
-            let wanted = (2 * partial.len()).min(most).max(partial.len() + bytes.len());
-            partial.reserve_exact(wanted - partial.len());
+        } else {
+            make_room(partial, bytes.len(), rules);
         }
         partial.extend_from_slice(bytes);
         self.content = self.content.and(bytes);
@@ -168,14 +168,10 @@ impl Unfinished {
     /// The message in progress, if there is one: what it consists of, and its reply as far as it is known.
     #[inline]
     pub(super) fn take_message(&mut self) -> Option<(Content, Vec<u8>)> {
-        if self.content == Content::Pause {
-            return None;
-        }
-        self.clock = Clock::Stopped;
         match self.content {
             Content::Nothing | Content::Unlogged | Content::Pause => None,
             content => {
-                self.content = Content::Nothing;
+                (self.content, self.clock) = (Content::Nothing, Clock::Stopped);
                 Some((content, mem::take(&mut self.partial)))
             }
         }
@@ -238,6 +234,16 @@ impl Unfinished {
             Clock::Paused { left } if reading => Clock::until(now.checked_add(left)),
             clock => clock,
         };
+    }
+}
+
+/// Makes room for so many bytes more of a message: by doubling, but not past the longest one.
+#[inline]
+fn make_room(partial: &mut Vec<u8>, more: usize, rules: &Rules) {
+    if partial.capacity() - partial.len() < more {
+        let most = rules.prefix.len() + rules.max_message + rules.delimiter.len();
+        let wanted = (2 * partial.len()).max(SHORT).min(most).max(partial.len() + more);
+        partial.reserve_exact(wanted - partial.len());
     }
 }
 

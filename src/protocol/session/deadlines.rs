@@ -1,0 +1,85 @@
+//! Until when something has to happen, and what comes of it if it does not.
+
+use std::time::Instant;
+
+use super::super::rules::{Deadlines, Span};
+use super::super::unfinished::Awaited;
+use super::super::verdict::Verdict;
+use super::{LAST_WORDS, Phase, Session, Want};
+
+impl Session {
+    /// When [`Session::tick`] has something to do, should nothing else happen before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.next_deadline().map(|(until, _)| until)
+    }
+
+    /// Time has passed: acts on the deadlines that are over.
+    pub fn tick(&mut self, now: Instant) {
+        let Some((until, verdict)) = self.next_deadline() else { return };
+        if until > now {
+            return;
+        }
+        let Some(verdict) = verdict else {
+            self.unfinished(now).pause_is_over();
+            // Another one may be over as well.
+            return self.tick(now);
+        };
+        match self.phase {
+            Phase::Open | Phase::Finishing(_) if verdict != Verdict::WriteDeadline => self.stop(verdict, now),
+            _ => self.give_up(verdict),
+        }
+    }
+
+    /// Last words are bounded in time as a whole: a peer that takes a byte now and then gains nothing by it.
+    pub(super) fn last_words_until(&self, now: Instant) -> Instant {
+        let limit = self.rules.deadlines.write.as_ref().map_or(LAST_WORDS, Span::length);
+        now.checked_add(limit).unwrap_or(now + LAST_WORDS)
+    }
+
+    /// The deadline that runs, and what it would come to; `None`: to the end of a pause.
+    fn next_deadline(&self) -> Option<(Instant, Option<Verdict>)> {
+        match self.phase {
+            Phase::Open | Phase::Finishing(_) => {
+                earlier(self.patience(), self.after(self.opened, |d| &d.lifetime, Verdict::Lifetime))
+            }
+            Phase::Stopping(Verdict::Shutdown, _) => self.patience(),
+            // Its time stands still while it is we who wait.
+            Phase::Stopping(..) if self.wants() == Want::Log => None,
+            Phase::Stopping(verdict, until) | Phase::Ending(verdict, until) | Phase::Lingering(verdict, until, _) => {
+                Some((until, Some(verdict)))
+            }
+            Phase::Logging(_) | Phase::Done(_) => None,
+        }
+    }
+
+    /// How long we wait for the peer to do its part, and what it comes to if it does not.
+    #[inline]
+    fn patience(&self) -> Option<(Instant, Option<Verdict>)> {
+        match self.unfinished.as_ref().map_or(Awaited::Beginning, |unfinished| unfinished.awaited()) {
+            Awaited::Beginning => self.after(self.last_byte, |d| &d.idle, Verdict::IdleDeadline),
+            Awaited::RestOfMessage(until) => until.map(|until| (until, Some(Verdict::ReadDeadline))),
+            Awaited::Log | Awaited::Turn => None,
+            Awaited::Pause(until) => Some((until, None)),
+            Awaited::Taking(since) => self.after(since, |d| &d.write, Verdict::WriteDeadline),
+        }
+    }
+
+    fn after(
+        &self,
+        since: Instant,
+        deadline: impl Fn(&Deadlines) -> &Option<Span>,
+        verdict: Verdict,
+    ) -> Option<(Instant, Option<Verdict>)> {
+        let span = deadline(&self.rules.deadlines).as_ref()?;
+        // A time beyond all times never comes.
+        since.checked_add(span.length()).map(|until| (until, Some(verdict)))
+    }
+}
+
+fn earlier<T>(one: Option<(Instant, T)>, other: Option<(Instant, T)>) -> Option<(Instant, T)> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(if other.0 < one.0 { other } else { one }),
+        (one, other) => one.or(other),
+    }
+}
