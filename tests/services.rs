@@ -1,14 +1,15 @@
 //! Other framings and replies: the classic small services, as those see them who talk to them.
 
+#[path = "services/clients.rs"]
+mod clients;
 mod common;
-#[path = "services/python.rs"]
-mod python;
 
 use std::time::Duration;
 
 use common::{Daemon, Peer, now};
+use rustix::process::Signal;
 
-const TCP_AND_UNIX: [&str; 4] = ["--listen", "127.0.0.1:0", "--listen", "DIR/socket"];
+pub(crate) const TCP_AND_UNIX: &[&str] = &["127.0.0.1:0", "DIR/socket"];
 
 pub(crate) const RAW_ECHO: &str = "[defaults]\nframing = 'raw'\n";
 
@@ -34,6 +35,19 @@ pub(crate) const GREETER: &str = r#"
 
 pub(crate) const GREETING: &str = "Hello, client!\n";
 
+/// Listens on these addresses, and tells everything.
+pub(crate) fn serve(configuration: &str, addresses: &[&str]) -> Daemon {
+    let listen = addresses.iter().flat_map(|address| ["--listen", address]);
+    Daemon::start_with(configuration, &["--log-level", "debug"].into_iter().chain(listen).collect::<Vec<_>>())
+}
+
+/// The same over TCP and a Unix socket, and somebody has talked to it over each.
+fn talk(configuration: &str, conversation: impl Fn(Peer)) -> Daemon {
+    let daemon = serve(configuration, TCP_AND_UNIX);
+    daemon.addresses().iter().for_each(|address| conversation(Peer::connect(address)));
+    daemon
+}
+
 /// What the sink has logged, in its order.
 pub(crate) fn lines(log: &[String]) -> Vec<&str> {
     let message = |line: &'_ String| line.starts_with("info: message on ");
@@ -42,10 +56,8 @@ pub(crate) fn lines(log: &[String]) -> Vec<&str> {
 
 #[test]
 fn a_raw_echo_sends_back_what_comes() {
-    let daemon = Daemon::start_with(RAW_ECHO, &TCP_AND_UNIX);
     let every: Vec<u8> = (0..=u8::MAX).cycle().take(100_000).collect();
-    for address in daemon.addresses() {
-        let mut peer = Peer::connect(&address);
+    let daemon = talk(RAW_ECHO, |mut peer| {
         for bytes in [&b"a"[..], b"no end, no TAB", b"\t\t\0\xff\r\n", &every] {
             peer.send(bytes);
             peer.expect(bytes);
@@ -54,15 +66,16 @@ fn a_raw_echo_sends_back_what_comes() {
         peer.shutdown();
         peer.expect("and the last");
         peer.expect_close();
-    }
+    });
     daemon.stop();
 }
 
 #[test]
 fn a_raw_echo_has_a_prefix_if_one_is_set() {
-    let configuration =
-        "[defaults]\nprefix = '> '\n[listener.raw]\nframing = 'raw'\n[listener.other]\nprefix = 'other '\n";
-    let daemon = Daemon::start_with(configuration, &["--listen", "raw=127.0.0.1:0"]);
+    let daemon = serve(
+        "[defaults]\nprefix = '> '\n[listener.raw]\nframing = 'raw'\n[listener.other]\nprefix = 'other '\n",
+        &["raw=127.0.0.1:0"],
+    );
     let mut peer = daemon.connect();
     peer.send("a");
     peer.expect("> a");
@@ -71,52 +84,44 @@ fn a_raw_echo_has_a_prefix_if_one_is_set() {
 
 #[test]
 fn a_raw_echo_closes_without_a_word() {
-    let configuration = "[defaults]\nframing = 'raw'\ndeadlines.idle = '100ms'\n";
-    let daemon = Daemon::start_with(configuration, &["--log-level", "debug", "--listen", "127.0.0.1:0"]);
-    let mut peer = daemon.connect();
-    peer.send("half a message?");
-    peer.expect("half a message?");
-    peer.expect_close();
-    daemon.wait_for_log("ended: idle-deadline; 1 messages, 15 bytes in, 15 bytes out");
+    let daemon = talk("[defaults]\nframing = 'raw'\ndeadlines.idle = '100ms'\n", |mut peer| {
+        peer.send("half a message?");
+        peer.expect("half a message?");
+        peer.expect_close();
+    });
+    daemon.wait_for_log_times("ended: idle-deadline; 1 messages, 15 bytes in, 15 bytes out", 2);
     daemon.stop();
 }
 
 #[test]
 fn what_is_discarded_is_read_and_counted_and_never_answered() {
-    let daemon = Daemon::start_with(DISCARD, &[&["--log-level", "debug"][..], &TCP_AND_UNIX].concat());
-    for address in daemon.addresses() {
-        let mut peer = Peer::connect(&address);
+    let daemon = talk(DISCARD, |mut peer| {
         peer.send("x".repeat(1_000_000));
         peer.shutdown();
         peer.expect_close();
-    }
-    daemon.wait_for_log_times("ended: peer-closed;", 2);
-    let log = daemon.stop();
-    let ends: Vec<_> = log.iter().filter(|line| line.contains("ended: peer-closed;")).collect();
+    });
+    let ends = daemon.wait_for_log_times("ended: peer-closed;", 2);
     assert!(ends.iter().all(|line| line.contains(", 1000000 bytes in, 0 bytes out")), "{ends:#?}");
+    daemon.stop();
 }
 
 #[test]
 fn a_sink_logs_every_line_and_answers_none() {
-    let daemon = Daemon::start_with(LINE_SINK, &TCP_AND_UNIX);
-    let addresses = daemon.addresses();
-    for address in &addresses {
-        let mut peer = Peer::connect(address);
+    let daemon = talk(LINE_SINK, |mut peer| {
         for piece in ["one\ntw", "o\n\nthr", "ee\nwithout an end"] {
             peer.send(piece);
         }
         peer.shutdown();
         peer.expect_close();
-    }
+    });
     daemon.wait_for_log_times("without an end", 2);
     let log = daemon.stop();
-    let expected = ["one", "two", "", "three", "without an end"];
-    assert_eq!(lines(&log), [expected, expected].concat(), "{log:#?}");
+    assert_eq!(lines(&log), ["one", "two", "", "three", "without an end"].repeat(2), "{log:#?}");
 }
 
 #[test]
 fn a_greeter_greets_and_pauses_on_each_connection() {
-    let daemon = Daemon::start_with(GREETER, &TCP_AND_UNIX);
+    let daemon = serve(GREETER, TCP_AND_UNIX);
     for address in daemon.addresses() {
         let (mut peer, mut other) = (Peer::connect(&address), Peer::connect(&address));
         let start = now();
@@ -140,30 +145,27 @@ fn a_greeter_greets_and_pauses_on_each_connection() {
 
 #[test]
 fn who_ends_its_stream_in_a_pause_is_served_to_the_end() {
-    let daemon = Daemon::start_with(GREETER, &[&["--log-level", "debug"][..], &TCP_AND_UNIX].concat());
-    for address in daemon.addresses() {
-        let mut peer = Peer::connect(&address);
+    let daemon = talk(GREETER, |mut peer| {
         let start = now();
         peer.send("a".repeat(1_025));
         peer.shutdown();
         peer.expect(GREETING.repeat(3));
         peer.expect_close();
         assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
-    }
+    });
     daemon.wait_for_log_times("ended: peer-closed; 3 messages, 1025 bytes in, 45 bytes out", 2);
     daemon.stop();
 }
 
 #[test]
 fn a_daemon_that_stops_does_not_wait_for_pauses() {
-    let configuration = GREETER.replace("1s", "1h");
-    let mut daemon = Daemon::start_with(&configuration, &TCP_AND_UNIX);
+    let mut daemon = serve(&GREETER.replace("1s", "1h"), TCP_AND_UNIX);
     let mut peers: Vec<_> = daemon.addresses().iter().map(|address| Peer::connect(address)).collect();
     for peer in &mut peers {
         peer.send("a".repeat(513));
         peer.expect(GREETING);
     }
-    daemon.signal(rustix::process::Signal::INT);
+    daemon.signal(Signal::INT);
     for peer in &mut peers {
         // What was read is answered.
         peer.expect(GREETING);
@@ -174,22 +176,19 @@ fn a_daemon_that_stops_does_not_wait_for_pauses() {
 
 #[test]
 fn every_line_gets_the_same_reply() {
-    let configuration = "[defaults]\ndelimiter = \"\\n\"\nreply = 'fixed'\ntext = 'OK'\n";
-    let daemon = Daemon::start_with(configuration, &TCP_AND_UNIX);
-    for address in daemon.addresses() {
-        let mut peer = Peer::connect(&address);
+    let daemon = talk("[defaults]\ndelimiter = \"\\n\"\nreply = 'fixed'\ntext = 'OK'\n", |mut peer| {
         peer.send("HELO\n\nQU");
         peer.expect("OK\nOK\n");
         peer.send("IT\n");
         peer.expect("OK\n");
-    }
+    });
     daemon.stop();
 }
 
 #[test]
 fn a_client_that_takes_no_greetings_is_not_read_from_and_harms_nobody() {
     let configuration = "[defaults]\nframing = 'raw'\nreply = 'fixed'\ntext = 'a rather long answer to a byte'\n";
-    let daemon = Daemon::start_with(configuration, &["--listen", "127.0.0.1:0"]);
+    let daemon = serve(configuration, &["127.0.0.1:0"]);
     let mut flood = daemon.connect();
     flood.send_what_fits(&[b'x'; 1 << 20]);
     let mut peer = daemon.connect();
