@@ -107,7 +107,8 @@ fn no_line_of_100000_is_lost_while_journald_hangs_for_10_s(machine: &Machine) {
             scope.spawn(move || {
                 // In pieces that end anywhere.
                 text.as_bytes().chunks(4093).for_each(|piece| client.send(piece));
-                done.fetch_add(1, Ordering::Relaxed);
+                // TCP may have room for all of it, in the kernel.
+                done.fetch_add(usize::from(CLIENTS[number].starts_with("unix:")), Ordering::Relaxed);
                 client.shutdown();
                 // There is much to write yet.
                 client.receive_for(Duration::from_secs(120));
@@ -115,7 +116,7 @@ fn no_line_of_100000_is_lost_while_journald_hangs_for_10_s(machine: &Machine) {
             });
         }
         thread::sleep(Duration::from_secs(10));
-        assert_eq!(done.load(Ordering::Relaxed), 0, "who sends more than the queues have room for waits");
+        assert_eq!(done.load(Ordering::Relaxed), 0, "who sends more than there is room for waits");
         drop(hanging);
     });
     assert_eq!(machine.daemon(), daemon);
