@@ -362,10 +362,17 @@ impl Session {
         }
     }
 
-    /// After every input: what is finished gives its memory back, and may end the phase. The read deadline runs only
-    /// while we read.
+    /// After every input.
     #[inline]
     fn settle(&mut self, now: Instant) {
+        // Mostly there is nothing to do.
+        if self.unfinished.is_some() || self.phase != Phase::Open {
+            self.settle_unfinished(now);
+        }
+    }
+
+    /// What is finished gives its memory back, and may end the phase. The read deadline runs only while we read.
+    fn settle_unfinished(&mut self, now: Instant) {
         let mut reading = true;
         if let Some(unfinished) = &mut self.unfinished {
             reading = !unfinished.is_behind();
