@@ -25,6 +25,8 @@ socat - TCP:127.0.0.1:8085 </root/in >/root/out &
 exec 3>/root/in
 printf 'half and ' >&3
 wait_for 'systemctl show --property=StatusText echoed.service | grep -q =1/'
+# So that there is something to be read of how many processors it may use.
+systemctl set-property --runtime echoed.service CPUQuota=400%
 systemctl restart echoed.service
 printf 'half\t' >&3
 wait_for 'grep -q . /root/out'
