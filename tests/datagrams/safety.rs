@@ -236,8 +236,8 @@ fn drops_are_told_of_in_a_bounded_way_and_none_goes_untold() {
         peer.exchange("end");
     }
     let said = |log: &[String]| log.iter().filter(|line| line.contains("dropped")).count();
-    assert_eq!(said(&daemon.log()), 1, "{:#?}", daemon.log());
     daemon.wait_for_log("1 datagram dropped on echo: too-long; from 127.0.0.1:");
+    assert_eq!(said(&daemon.log()), 1, "{:#?}", daemon.log());
     daemon.signal(Signal::TERM);
     let log = daemon.stop();
     assert_eq!((said(&log), dropped(&log, "too-long")), (2, 500), "{log:#?}");
