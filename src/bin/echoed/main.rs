@@ -53,8 +53,9 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
     let Some(settings) = settings(arguments)? else { return Ok(ExitCode::SUCCESS) };
-    // Before there is a second thread: this changes the environment, and that would have to wait.
+    // Before there is a second thread: it changes the environment.
     let inherited = inherited::take()?;
+    // So is this: with more threads it would take 10 ms.
     descriptors::make_room_for(settings.limits.connections);
     let started = LeveledLog::start(settings.log_level);
     let (log, writer) = started.map_err(|error| Failure::system("cannot start the log", error))?;
