@@ -119,6 +119,31 @@ fn a_user_on_a_unix_socket_has_as_many_connections_as_its_limit_says() {
     daemon.stop();
 }
 
+/// Who has closed a connection may open the next one at once, whatever the daemon is doing.
+#[test]
+fn nobody_is_refused_for_connections_that_are_closed_already() {
+    let at_once = |header: &str| {
+        let listener = if header.is_empty() { "" } else { "[defaults]\nproxy_protocol = 'required'\n" };
+        let config = format!("[service]\nworkers = 2\n[limits]\nconnections_per_source = 4\n{listener}");
+        let daemon = Daemon::start_with(&config, &["--listen", "DIR/echo.sock"]);
+        let address = &daemon.addresses()[0];
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        let mut peer = Peer::connect(address);
+                        peer.send(header);
+                        peer.exchange("a");
+                    }
+                });
+            }
+        });
+        daemon.stop();
+    };
+    at_once("");
+    at_once("PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n");
+}
+
 #[test]
 fn an_address_has_as_many_connections_as_its_limit_says() {
     // Nothing is sent: it only asks for the way there.

@@ -26,7 +26,7 @@ use super::proxy::Arrival;
 use super::socket::{Kind, Peer, prepare_connection};
 use super::worker::Worker;
 use crate::config;
-use crate::protocol::Session;
+use crate::protocol::{Session, Verdict};
 
 /// How many connections are accepted before the first worker's connections have a turn.
 const BATCH: usize = 32;
@@ -41,7 +41,7 @@ pub(crate) struct Reception {
     pub(crate) events: Events,
     pub(crate) connections: AtomicU64,
     pub(crate) rates: Rates,
-    /// Heard by connections that wait for their PROXY header: whether they are to stop.
+    /// Heard by connections that wait to be served: whether they are to stop.
     pub(crate) waiting: watch::Sender<bool>,
 }
 
@@ -189,8 +189,7 @@ impl Reception {
         self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed))
     }
 
-    /// Has a connection served by the worker with the fewest, once its PROXY header is there where it needs one; or
-    /// refused, where its source has enough.
+    /// Has a connection served, or refused where its source has enough.
     pub(crate) fn receive(
         self: &Arc<Self>,
         socket: OwnedFd,
@@ -206,16 +205,43 @@ impl Reception {
             return (self.events)(Event::Dropped { listener: listener(), peer, error });
         }
         (self.events)(Event::Opened { connection, listener: listener(), peer });
-        let refused = peer.source().and_then(|source| place.claim(source).err());
+        let caller = Caller { connection, desk: Arc::clone(desk), peer };
+        if place.claim(peer.source()) {
+            return self.seat(socket, caller, place, None);
+        }
+        let (waiting, reception) = (self.waiting.subscribe(), Arc::clone(self));
+        worker.spawn(async move {
+            let refused = reception.last_claim(&mut place).await.err();
+            reception.seat(socket, caller, place, refused);
+            // Not before: whoever stops waits for this.
+            drop(waiting);
+        });
+    }
+
+    /// Counts a connection for the source it waits for. Who has left counts until a worker hears of it, so nobody is refused
+    /// before all workers have heard what there is.
+    ///
+    /// # Errors
+    /// As with [`Place::last_claim`].
+    pub(crate) async fn last_claim(&self, place: &mut Place) -> Result<(), Verdict> {
+        for worker in &self.workers {
+            worker.catch_up().await;
+        }
+        place.last_claim()
+    }
+
+    /// Has a connection served by the worker with the fewest, once its PROXY header is there where it needs one; or refused.
+    fn seat(self: &Arc<Self>, socket: OwnedFd, caller: Caller, mut place: Place, refused: Option<Verdict>) {
         if refused.is_some() {
             let Some(refused) = place.refuse() else { return };
             place = refused;
         }
-        let caller = Caller { connection, desk: Arc::clone(desk), peer };
+        let Some(worker) = self.worker() else { return };
+        let (peer, desk) = (caller.peer, Arc::clone(&caller.desk));
         if desk.kind == Kind::Seqpacket {
             return match Conversation::new(socket, caller, Arc::clone(worker), place) {
                 Ok(conversation) => worker.spawn(conversation.hold(refused)),
-                Err(error) => (self.events)(Event::Dropped { listener: listener(), peer, error }),
+                Err(error) => (self.events)(Event::Dropped { listener: Arc::clone(&desk.name), peer, error }),
             };
         }
         let mut session = Session::new(Arc::clone(&desk.settings.rules), clock());
@@ -227,8 +253,8 @@ impl Reception {
         worker.serve(Box::new(Connection::new(socket, session, caller, worker, place)));
     }
 
-    /// Has nobody wait for a PROXY header any more. When this returns, those who did are served by the workers, which are
-    /// told to close them.
+    /// Has nobody wait any more, for a PROXY header or for those who leave. When this returns, those who did are served by
+    /// the workers, which are told to close them.
     pub(crate) async fn stop_waiting(&self) {
         self.waiting.send_replace(true);
         self.waiting.closed().await;

@@ -29,7 +29,7 @@ pub(crate) struct Admission {
     open: AtomicUsize,
     /// Refused connections that are not closed yet.
     refused: AtomicUsize,
-    sources: Mutex<HashMap<Source, u32>>,
+    sources: Mutex<HashMap<Source, Held>>,
     /// Bytes that connections keep.
     buffers: AtomicUsize,
     /// Told whenever a connection, served or refused, has ended and its descriptor is closed.
@@ -40,6 +40,15 @@ pub(crate) struct Admission {
     /// Whether it was said that the limit on connections is reached. Forgotten when an eighth of them has ended, so
     /// that coming and going at the limit does not say it every time.
     full: AtomicBool,
+}
+
+/// The connections of one source.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Held {
+    /// Those that count.
+    counted: u32,
+    /// Those that wait to.
+    waiting: u32,
 }
 
 /// Where connections come from, as far as it is limited.
@@ -120,16 +129,17 @@ impl Admission {
     pub(crate) fn place(self: &Arc<Self>) -> Option<Place> {
         let below = |open| (open < self.limit()).then_some(open + 1);
         let taken = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below);
-        taken.ok().map(|_| Place { admission: Arc::clone(self), kind: Kind::Open(None), kept: 0 })
+        taken.ok().map(|_| Place { admission: Arc::clone(self), kind: Kind::Open(Claim::None), kept: 0 })
     }
 
     /// A place for a connection that was let in by a process before. It counts, but nobody is sent away for it now.
     pub(crate) fn place_again(self: &Arc<Self>, source: Option<Source>) -> Place {
         self.open.fetch_add(1, Ordering::Relaxed);
         if let Some(source) = source {
-            *self.sources().entry(source).or_default() += 1;
+            self.sources().entry(source).or_default().counted += 1;
         }
-        Place { admission: Arc::clone(self), kind: Kind::Open(source), kept: 0 }
+        let claim = source.map_or(Claim::None, Claim::Counted);
+        Place { admission: Arc::clone(self), kind: Kind::Open(claim), kept: 0 }
     }
 
     /// The same for one that was refused there, and waits for its refusal to arrive.
@@ -194,16 +204,20 @@ impl Admission {
     }
 
     /// A source has one connection less.
-    fn forget(&self, source: Source) {
-        if let Entry::Occupied(mut count) = self.sources().entry(source) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
+    fn forget(&self, claim: Claim) {
+        let (Claim::Counted(source) | Claim::Waiting(source)) = claim else { return };
+        if let Entry::Occupied(mut held) = self.sources().entry(source) {
+            match claim {
+                Claim::Counted(_) => held.get_mut().counted -= 1,
+                _ => held.get_mut().waiting -= 1,
+            }
+            if *held.get() == Held::default() {
+                held.remove();
             }
         }
     }
 
-    fn sources(&self) -> MutexGuard<'_, HashMap<Source, u32>> {
+    fn sources(&self) -> MutexGuard<'_, HashMap<Source, Held>> {
         // A count is changed in one step, so it is right even if a thread panicked.
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -220,40 +234,63 @@ pub(crate) struct Place {
 
 #[derive(Debug)]
 enum Kind {
-    Open(Option<Source>),
+    Open(Claim),
     Refused,
     GivenBack,
 }
 
+/// What an open connection is to its source.
+#[derive(Debug, Clone, Copy)]
+enum Claim {
+    None,
+    Waiting(Source),
+    Counted(Source),
+}
+
 impl Place {
-    /// Counts the connection for its source.
+    /// Counts the connection for this source, and for none that it had before. Returns whether that has room; otherwise it
+    /// waits for its [`Place::last_claim`], and so does whoever comes from there after it.
+    pub(crate) fn claim(&mut self, source: Option<Source>) -> bool {
+        self.disclaim();
+        let Some(source) = source else { return true };
+        let limit = self.admission.max_per_source.load(Ordering::Relaxed);
+        let mut sources = self.admission.sources();
+        let held = sources.entry(source).or_default();
+        let has_room = held.waiting == 0 && (limit == 0 || held.counted < limit);
+        self.kind = Kind::Open(if has_room {
+            held.counted += 1;
+            Claim::Counted(source)
+        } else {
+            held.waiting += 1;
+            Claim::Waiting(source)
+        });
+        has_room
+    }
+
+    /// Counts the connection for the source it waits for.
     ///
     /// # Errors
     /// The source has as many connections as it may have; the place stays without a source.
-    pub(crate) fn claim(&mut self, source: Source) -> Result<(), Verdict> {
+    pub(crate) fn last_claim(&mut self) -> Result<(), Verdict> {
+        let Kind::Open(Claim::Waiting(source)) = self.kind else { return Ok(()) };
         let limit = self.admission.max_per_source.load(Ordering::Relaxed);
-        match self.admission.sources().entry(source) {
-            Entry::Occupied(count) if limit > 0 && *count.get() >= limit => return Err(Verdict::TooMany { limit }),
-            Entry::Occupied(mut count) => *count.get_mut() += 1,
-            Entry::Vacant(count) => {
-                count.insert(1);
-            }
+        let mut sources = self.admission.sources();
+        let held = sources.entry(source).or_default();
+        if limit > 0 && held.counted >= limit {
+            drop(sources);
+            self.disclaim();
+            return Err(Verdict::TooMany { limit });
         }
-        self.kind = Kind::Open(Some(source));
+        (held.waiting, held.counted) = (held.waiting - 1, held.counted + 1);
+        self.kind = Kind::Open(Claim::Counted(source));
         Ok(())
     }
 
-    /// Counts the connection for another source than before, or for none.
-    ///
-    /// # Errors
-    /// As with [`Place::claim`]; the place stays without a source.
-    pub(crate) fn change_source(&mut self, source: Option<Source>) -> Result<(), Verdict> {
-        if let Kind::Open(before) = &mut self.kind {
-            if let Some(before) = before.take() {
-                self.admission.forget(before);
-            }
+    /// Is of no source any more.
+    fn disclaim(&mut self) {
+        if let Kind::Open(claim) = &mut self.kind {
+            self.admission.forget(std::mem::replace(claim, Claim::None));
         }
-        source.map_or(Ok(()), |source| self.claim(source))
     }
 
     /// Exchanges the place for one among the refused; `None` when there are enough of those.
@@ -289,11 +326,9 @@ impl Place {
 
     fn give_back(&mut self) {
         match std::mem::replace(&mut self.kind, Kind::GivenBack) {
-            Kind::Open(source) => {
+            Kind::Open(claim) => {
                 self.admission.touch();
-                if let Some(source) = source {
-                    self.admission.forget(source);
-                }
+                self.admission.forget(claim);
                 let limit = self.admission.limit();
                 if self.admission.open.fetch_sub(1, Ordering::Relaxed) <= limit.saturating_sub((limit / 8).max(1)) {
                     self.admission.full.store(false, Ordering::Relaxed);
@@ -329,6 +364,12 @@ mod tests {
         Limits { buffer_memory, ..Settings::default().limits }
     }
 
+    fn claimed(admission: &Arc<Admission>, source: Source) -> Result<Place, Verdict> {
+        let mut place = admission.place().unwrap();
+        place.claim(Some(source));
+        place.last_claim().map(|()| place)
+    }
+
     fn v4(last: u8) -> Source {
         Source::of_ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last))).unwrap()
     }
@@ -347,10 +388,7 @@ mod tests {
     #[test]
     fn a_source_has_its_own_limit() {
         let admission = admission(100, 2);
-        let claimed = |source| {
-            let mut place = admission.place().unwrap();
-            place.claim(source).map(|()| place)
-        };
+        let claimed = |source| claimed(&admission, source);
         let first = claimed(v4(1)).unwrap();
         let _second = claimed(v4(1)).unwrap();
         assert_eq!(claimed(v4(1)).unwrap_err(), Verdict::TooMany { limit: 2 });
@@ -364,27 +402,40 @@ mod tests {
     #[test]
     fn a_connection_counts_for_the_source_that_it_turns_out_to_have() {
         let admission = admission(100, 2);
-        let claimed = |source| {
-            let mut place = admission.place().unwrap();
-            place.claim(source).map(|()| place)
-        };
+        let claimed = |source| claimed(&admission, source);
         let mut first = claimed(v4(1)).unwrap();
         let mut second = claimed(v4(1)).unwrap();
-        first.change_source(Some(v4(2))).unwrap();
-        second.change_source(None).unwrap();
+        assert!(first.claim(Some(v4(2))));
+        assert!(second.claim(None));
         let _others = [claimed(v4(1)).unwrap(), claimed(v4(1)).unwrap(), claimed(v4(2)).unwrap()];
-        assert_eq!(second.change_source(Some(v4(2))), Err(Verdict::TooMany { limit: 2 }));
+        assert!(!second.claim(Some(v4(2))));
+        assert_eq!(second.last_claim(), Err(Verdict::TooMany { limit: 2 }));
         drop((first, second));
         assert!(claimed(v4(2)).is_ok() && claimed(v4(1)).is_err());
     }
 
     #[test]
+    fn nobody_overtakes_who_waits_for_room() {
+        let admission = admission(100, 2);
+        let places = || admission.place().unwrap();
+        let [mut first, mut second, mut third, mut fourth] = [places(), places(), places(), places()];
+        assert!(first.claim(Some(v4(1))) && second.claim(Some(v4(1))) && !third.claim(Some(v4(1))));
+        drop(first);
+        assert!(!fourth.claim(Some(v4(1))), "the third was here before");
+        assert!(places().claim(Some(v4(2))), "others do not have to wait");
+        assert_eq!(third.last_claim(), Ok(()));
+        assert_eq!(fourth.last_claim(), Err(Verdict::TooMany { limit: 2 }));
+        drop(second);
+        assert!(fourth.claim(Some(v4(1))), "nobody waits any more");
+        assert!(!places().claim(Some(v4(1))), "and it went while it waited");
+        drop((third, fourth));
+        assert!(admission.sources().is_empty());
+    }
+
+    #[test]
     fn new_limits_hold_for_all_that_comes_and_nobody_is_sent_away() {
         let admission = admission(3, 0);
-        let claimed = || {
-            let mut place = admission.place().unwrap();
-            place.claim(v4(1)).map(|()| place)
-        };
+        let claimed = || claimed(&admission, v4(1));
         let mut served = vec![claimed().unwrap(), claimed().unwrap(), claimed().unwrap()];
         admission.set_limits(&Limits { connections: 2, connections_per_source: 2, ..limits(10) });
         assert_eq!((admission.open(), admission.limit()), (3, 2));
@@ -407,10 +458,9 @@ mod tests {
         drop(refused);
         let mut carried = carried.into_iter();
         drop((carried.next(), carried.next()));
-        let mut place = admission.place().unwrap();
-        place.claim(v4(1)).expect("it is the second");
+        let place = claimed(&admission, v4(1)).expect("it is the second");
         drop(carried);
-        assert!(admission.place().is_some_and(|mut place| place.claim(v4(1)).is_ok()));
+        assert!(claimed(&admission, v4(1)).is_ok());
         drop(place);
         assert!(admission.is_idle() && admission.sources().is_empty());
     }

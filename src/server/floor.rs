@@ -11,6 +11,7 @@
 //! is told of news goes on until the socket has no more of them, or is put on the list of those who go on in the next
 //! pass. Room for output is asked for only by those who wait for it: a Unix socket reports it after each read of its peer.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::mem::{self, MaybeUninit};
@@ -24,6 +25,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData};
 use slab::Slab;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 use tokio::time::{self, Sleep};
 
 use super::accept::Desk;
@@ -75,8 +77,8 @@ impl Floor {
         })
     }
 
-    /// What other threads want of us. Returns how many connections are new.
-    fn read_mail(&mut self, cx: &Context<'_>, now: Instant) -> usize {
+    /// What other threads want of us. Returns how many times more than once news are to be asked for, and who waits for that.
+    fn read_mail(&mut self, cx: &Context<'_>, now: Instant) -> (usize, Vec<oneshot::Sender<Infallible>>) {
         let mail = self.worker.take_mail(cx.waker());
         let newcomers = mail.arrived.len();
         for connection in mail.arrived {
@@ -104,7 +106,9 @@ impl Floor {
         if let Some(answer) = mail.freeze.filter(|answer| !answer.is_closed()) {
             let _ = answer.send(self.freeze(now));
         }
-        newcomers
+        // Who has left counts until we hear of it. So that they do not become ever more, no more come than may leave.
+        let connections = if mail.behind.is_empty() { newcomers } else { self.connections.len() };
+        (connections / BATCH, mail.behind)
     }
 
     /// Takes all connections out of service, in the middle of whatever they do. Those that have nothing left to do after a
@@ -225,16 +229,16 @@ impl Future for Floor {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         let now = clock();
-        let newcomers = if this.worker.has_mail() { this.read_mail(cx, now) } else { 0 };
+        let (passes, behind) = if this.worker.has_mail() { this.read_mail(cx, now) } else { (0, Vec::new()) };
         // Those who are calm come first.
         let again = mem::take(&mut this.again);
         let mut more = this.hear_news(cx, now);
-        // Who has left counts until we hear of it. So that they do not become ever more, no more come than may leave.
-        for _ in 0..newcomers / BATCH {
+        for _ in 0..passes {
             if more {
                 more = this.hear_news(cx, now);
             }
         }
+        drop(behind);
         for key in again {
             if let Some(connection) = this.connections.get_mut(key) {
                 connection.queued = false;

@@ -152,9 +152,10 @@ impl Arrival {
         worker.spawn(async move { self.attend(stopping, &reception).await });
     }
 
-    async fn attend(self, stopping: watch::Receiver<bool>, reception: &Reception) {
+    /// `stopping` is kept to the end: whoever stops waits for that.
+    async fn attend(self, mut stopping: watch::Receiver<bool>, reception: &Reception) {
         let Self { socket, mut session, mut caller, mut place } = self;
-        let (socket, outcome) = match header_in_time(socket, deadline(&session), stopping).await {
+        let (socket, outcome) = match header_in_time(socket, deadline(&session), &mut stopping).await {
             Ok(waited) => waited,
             Err(error) => {
                 let listener = Arc::clone(&caller.desk.name);
@@ -167,7 +168,9 @@ impl Arrival {
                 session.heard(now);
                 if let Some(client) = client {
                     caller.peer = Peer::Proxied(client);
-                    if let Err(verdict) = place.change_source(caller.peer.source()) {
+                    let is_in = place.claim(caller.peer.source());
+                    let claimed = if is_in { Ok(()) } else { reception.last_claim(&mut place).await };
+                    if let Err(verdict) = claimed {
                         let Some(refused) = place.refuse() else { return };
                         place = refused;
                         session.refuse(verdict, now);
@@ -194,7 +197,7 @@ fn deadline(session: &Session) -> Instant {
 async fn header_in_time(
     socket: OwnedFd,
     until: Instant,
-    mut stopping: watch::Receiver<bool>,
+    stopping: &mut watch::Receiver<bool>,
 ) -> io::Result<(OwnedFd, Outcome)> {
     let stream = UnixStream::from_std(unix::UnixStream::from(socket))?;
     let outcome = tokio::select! {
@@ -308,7 +311,7 @@ mod tests {
         let (begun, stopping) = (time::Instant::now(), watch::Sender::new(false));
         let rules = Rules { deadlines: Deadlines { read, ..Deadlines::default() }, ..Rules::default() };
         let session = Session::new(rules.into(), begun.into());
-        let waited = header_in_time(socket.into(), deadline(&session), stopping.subscribe()).await;
+        let waited = header_in_time(socket.into(), deadline(&session), &mut stopping.subscribe()).await;
         assert!(matches!(waited, Ok((_, Outcome::Wrong))));
         begun.elapsed()
     }

@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{oneshot, watch};
+use tokio::task;
 
 use super::accept::Desk;
 use super::carry::Frozen;
@@ -79,6 +80,8 @@ pub(crate) struct Mail {
     pub(crate) cut: Vec<Arc<Desk>>,
     /// Where all of them are to go.
     pub(crate) freeze: Option<oneshot::Sender<Vec<Frozen>>>,
+    /// Dropped when all who have news have had a turn.
+    pub(crate) behind: Vec<oneshot::Sender<Infallible>>,
     /// How to wake the floor.
     floor: Option<Waker>,
 }
@@ -197,6 +200,20 @@ impl Worker {
     /// Runs a task on this worker, from whatever thread.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.handle.spawn(task);
+    }
+
+    /// Returns when everybody here who has news by now has had a turn: tasks, and connections of the floor. So those whose
+    /// peers have left are gone.
+    pub(crate) async fn catch_up(self: &Arc<Self>) {
+        let (answer, answered) = oneshot::channel();
+        let worker = Arc::clone(self);
+        self.spawn(async move {
+            // The runtime asks the reactor for news, and the tasks that have some go before us.
+            task::yield_now().await;
+            worker.send(|mail| mail.behind.push(answer));
+        });
+        // There is an error when it is done.
+        let _ = answered.await;
     }
 
     /// Has the floor serve a connection.
