@@ -134,6 +134,7 @@ fn nobody_is_refused_for_connections_that_are_closed_already() {
                         let mut peer = Peer::connect(address);
                         peer.send(header);
                         peer.exchange("a");
+                        peer.close();
                     }
                 });
             }
@@ -267,9 +268,9 @@ fn who_exceeds_the_buffer_memory_of_all_is_told_so_and_nobody_else_notices() {
         third.send(&half);
         third.expect("server error:out of buffer memory\t");
         third.expect_close();
-        // What needs no memory goes on.
+        // What needs no memory, or little, goes on.
         calm.exchange("calm");
-        calm.exchange(&long);
+        calm.exchange(&"x".repeat(10 * 1024));
         for peer in &mut holders {
             peer.send("\t");
             peer.expect(format!("server got:{long}\t"));

@@ -236,9 +236,11 @@ fn a_source_is_a_user_and_has_its_own_limit() {
     let uid = rustix::process::getuid().as_raw();
     assert!(line.contains(&format!("from uid {uid} pid {} ended: too-many", std::process::id())), "{line}");
     // Who has closed one may open the next at once, whatever the daemon is doing.
-    drop(first);
+    first.close();
     for _ in 0..500 {
-        connect(&daemon).exchange("d");
+        let next = connect(&daemon);
+        next.exchange("d");
+        next.close();
     }
     daemon.stop();
 }
@@ -259,7 +261,8 @@ fn those_beyond_the_limit_on_connections_wait() {
 
 #[test]
 fn a_message_that_the_memory_of_all_has_no_room_for_is_told_so() {
-    let configuration = "[limits]\nbuffer_memory = '64KiB'\n[defaults.deadlines]\nwrite = 'off'\n";
+    let configuration =
+        "[service]\nworkers = 1\n[limits]\nbuffer_memory = '64KiB'\n[defaults.deadlines]\nwrite = 'off'\n";
     let daemon = start(configuration);
     let hoarder = connect(&daemon);
     // Its replies are not taken, so that one of its messages is kept.

@@ -83,6 +83,11 @@ impl PacketPeer {
         self.expect("");
     }
 
+    /// Closes it for good, as [`Peer::close`](super::Peer::close) does.
+    pub fn close(self) {
+        let _ = shutdown(&self.0, Shutdown::Both);
+    }
+
     /// Ends our stream.
     pub fn shutdown(&self) {
         shutdown(&self.0, Shutdown::Write).expect("it can be shut down");

@@ -237,6 +237,13 @@ impl Peer {
         wait_until("the daemon has read everything", || none_waits() && none_waits());
     }
 
+    /// Closes it for good. By a drop alone it stays open as long as a process that another test is starting has a copy of the
+    /// descriptor, between fork(2) and execve(2).
+    pub fn close(self) {
+        // Whoever was told the end may have closed it already.
+        let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Both);
+    }
+
     /// Breaks the connection off: closing it sends a reset.
     pub fn reset(self) {
         rustix::net::sockopt::set_socket_linger(self.fd(), Some(Duration::ZERO)).expect("SO_LINGER can be set");
