@@ -249,6 +249,8 @@ fn a_connection_is_served_until_it_ends_and_then_the_process_ends_well() {
             peer.send("a\t");
             peer.expect(format!("{prefix}a\t"));
         }
+        // Nobody else comes here.
+        assert!(daemon.status_number("FDSize") < 1000);
         peer.send("b\tc");
         peer.shutdown();
         peer.expect(format!("{prefix}b\t"));

@@ -56,7 +56,9 @@ fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
     // Before there is a second thread: it changes the environment.
     let inherited = inherited::take()?;
     // So is this: with more threads it would take 10 ms.
-    descriptors::make_room_for(settings.limits.connections);
+    if !matches!(inherited.sockets, Sockets::Connection(_)) {
+        descriptors::make_room_for(settings.limits.connections);
+    }
     let started = LeveledLog::start(settings.log_level);
     let (log, writer) = started.map_err(|error| Failure::system("cannot start the log", error))?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
