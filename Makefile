@@ -75,8 +75,8 @@ run:
 	$(CARGO) build --locked
 	@echo
 	@echo "Talk to it from another terminal:"
-	@echo "  printf 'aaaa\\t' | nc -N 127.0.0.1 8085"
-	@echo "  printf 'aaaa\\t' | socat -t2 - TCP:127.0.0.1:8085"
+	@printf '  %s\n' "printf 'aaaa\t' | nc -N 127.0.0.1 8085"
+	@printf '  %s\n' "printf 'aaaa\t' | socat -t2 - TCP:127.0.0.1:8085"
 	@echo "  $(TARGETDIR)/debug/echoctl send 127.0.0.1:8085 aaaa"
 	@echo "Ctrl-C ends it."
 	@echo

@@ -68,6 +68,23 @@ fn files(directory: &Path) -> Vec<(String, u32)> {
     found
 }
 
+/// What is said can be pasted into a terminal: a real TAB there would ask for completions.
+#[test]
+fn who_tries_it_out_is_told_the_same_commands_as_in_the_readme() {
+    let target = tempfile::tempdir().unwrap();
+    fs::create_dir(target.path().join("debug")).unwrap();
+    symlink("/bin/true", target.path().join("debug/echoed")).unwrap();
+    let Some(output) = make("run", &[("CARGO", Path::new("true")), ("TARGETDIR", target.path())]) else { return };
+    let said = String::from_utf8(output.stdout).expect("it is text");
+    let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
+    let commands: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    assert_eq!(commands.len(), 3, "{said}");
+    for command in commands {
+        let command = command.replace(target.path().to_str().expect("it is text"), "target");
+        assert!(readme.contains(&command), "{command:?} is not in the README");
+    }
+}
+
 #[test]
 fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
     let directory = tempfile::tempdir().unwrap();
