@@ -106,7 +106,8 @@ impl Floor {
         if let Some(answer) = mail.freeze.filter(|answer| !answer.is_closed()) {
             let _ = answer.send(self.freeze(now));
         }
-        // Who has left counts until we hear of it. So that they do not become ever more, no more come than may leave.
+        // Who has left counts until we hear of it. So that they do not become ever more, no more come than may leave; and
+        // who waits for them waits for any of all.
         let connections = if mail.behind.is_empty() { newcomers } else { self.connections.len() };
         (connections / BATCH, mail.behind)
     }
