@@ -1,16 +1,16 @@
 //! Who gets in, and how much all of them may keep. Everything that is counted here is given back by a drop.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod sources;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+pub(crate) use self::sources::Source;
+use self::sources::{Claim, Sources};
 use super::connection::clock;
-use super::socket::Peer;
 use crate::config::Limits;
 use crate::protocol::Verdict;
 
@@ -23,13 +23,12 @@ const REFUSED: usize = 64;
 pub(crate) struct Admission {
     /// The limits, which a reload may change at any time; those who are served already stay.
     max_connections: AtomicUsize,
-    max_per_source: AtomicU32,
     max_buffers: AtomicUsize,
     /// Connections being served.
     open: AtomicUsize,
     /// Refused connections that are not closed yet.
     refused: AtomicUsize,
-    sources: Mutex<HashMap<Source, Held>>,
+    sources: Sources,
     /// Bytes that connections keep.
     buffers: AtomicUsize,
     /// Told whenever a connection, served or refused, has ended and its descriptor is closed.
@@ -42,65 +41,14 @@ pub(crate) struct Admission {
     full: AtomicBool,
 }
 
-/// The connections of one source.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Held {
-    /// Those that count.
-    counted: u32,
-    /// Those that wait to.
-    waiting: u32,
-}
-
-/// Where connections come from, as far as it is limited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Source {
-    V4(Ipv4Addr),
-    /// The first 64 bits of the address: what one host can change as it likes is the rest.
-    V6([u16; 4]),
-    Uid(u32),
-}
-
-impl Source {
-    /// The source of an address; `None` for loopback addresses, which are not limited.
-    pub(crate) fn of_ip(ip: IpAddr) -> Option<Self> {
-        (!ip.to_canonical().is_loopback()).then(|| Self::of_any_ip(ip))
-    }
-
-    fn of_any_ip(ip: IpAddr) -> Self {
-        match ip.to_canonical() {
-            IpAddr::V4(ip) => Self::V4(ip),
-            IpAddr::V6(ip) => {
-                let [a, b, c, d, ..] = ip.segments();
-                Self::V6([a, b, c, d])
-            }
-        }
-    }
-
-    /// The source of a UID; `None` for 65534, which stands for users of other user namespaces.
-    pub(crate) fn of_uid(uid: u32) -> Option<Self> {
-        (uid != 65534).then_some(Self::Uid(uid))
-    }
-
-    /// The source of a datagram. None of them is exempt: two services of one machine can be made to talk to each other, too.
-    /// Users that are not known are one source together.
-    pub(crate) fn of_datagram(peer: Peer) -> Self {
-        match peer {
-            Peer::Ip(address) | Peer::Proxied(address) => Self::of_any_ip(address.ip()),
-            Peer::Process { uid, .. } => Self::Uid(uid),
-            Peer::Unknown => Self::Uid(65534),
-        }
-    }
-}
-
 impl Admission {
     pub(crate) fn new(limits: &Limits) -> Arc<Self> {
         Arc::new(Self {
             max_connections: AtomicUsize::new(limits.connections),
-            max_per_source: AtomicU32::new(limits.connections_per_source),
             max_buffers: AtomicUsize::new(limits.buffer_memory),
             open: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
-            sources: Mutex::new(HashMap::new()),
+            sources: Sources::new(limits.connections_per_source),
             buffers: AtomicUsize::new(0),
             ended: Notify::new(),
             began: clock(),
@@ -112,7 +60,7 @@ impl Admission {
     /// From now on, these limits hold. Nobody who is served already is sent away.
     pub(crate) fn set_limits(&self, limits: &Limits) {
         self.max_connections.store(limits.connections, Ordering::Relaxed);
-        self.max_per_source.store(limits.connections_per_source, Ordering::Relaxed);
+        self.sources.set_limit(limits.connections_per_source);
         self.max_buffers.store(limits.buffer_memory, Ordering::Relaxed);
         self.full.store(false, Ordering::Relaxed);
         // Who waits for a place looks again.
@@ -129,16 +77,13 @@ impl Admission {
     pub(crate) fn place(self: &Arc<Self>) -> Option<Place> {
         let below = |open| (open < self.limit()).then_some(open + 1);
         let taken = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below);
-        taken.ok().map(|_| Place { admission: Arc::clone(self), kind: Kind::Open(Claim::None), kept: 0 })
+        taken.ok().map(|_| Place { admission: Arc::clone(self), kind: Kind::Open(None), kept: 0 })
     }
 
     /// A place for a connection that was let in by a process before. It counts, but nobody is sent away for it now.
     pub(crate) fn place_again(self: &Arc<Self>, source: Option<Source>) -> Place {
         self.open.fetch_add(1, Ordering::Relaxed);
-        if let Some(source) = source {
-            self.sources().entry(source).or_default().counted += 1;
-        }
-        let claim = source.map_or(Claim::None, Claim::Counted);
+        let claim = source.map(|source| self.sources.count(source));
         Place { admission: Arc::clone(self), kind: Kind::Open(claim), kept: 0 }
     }
 
@@ -202,25 +147,6 @@ impl Admission {
             ended.await;
         }
     }
-
-    /// A source has one connection less.
-    fn forget(&self, claim: Claim) {
-        let (Claim::Counted(source) | Claim::Waiting(source)) = claim else { return };
-        if let Entry::Occupied(mut held) = self.sources().entry(source) {
-            match claim {
-                Claim::Counted(_) => held.get_mut().counted -= 1,
-                _ => held.get_mut().waiting -= 1,
-            }
-            if *held.get() == Held::default() {
-                held.remove();
-            }
-        }
-    }
-
-    fn sources(&self) -> MutexGuard<'_, HashMap<Source, Held>> {
-        // A count is changed in one step, so it is right even if a thread panicked.
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The place of one connection among all, and its share of the buffer memory. Given back when it is dropped.
@@ -234,17 +160,10 @@ pub(crate) struct Place {
 
 #[derive(Debug)]
 enum Kind {
-    Open(Claim),
+    /// With what it is to its source, if it has one.
+    Open(Option<Claim>),
     Refused,
     GivenBack,
-}
-
-/// What an open connection is to its source.
-#[derive(Debug, Clone, Copy)]
-enum Claim {
-    None,
-    Waiting(Source),
-    Counted(Source),
 }
 
 impl Place {
@@ -252,19 +171,9 @@ impl Place {
     /// waits for its [`Place::last_claim`], and so does whoever comes from there after it.
     pub(crate) fn claim(&mut self, source: Option<Source>) -> bool {
         self.disclaim();
-        let Some(source) = source else { return true };
-        let limit = self.admission.max_per_source.load(Ordering::Relaxed);
-        let mut sources = self.admission.sources();
-        let held = sources.entry(source).or_default();
-        let has_room = held.waiting == 0 && (limit == 0 || held.counted < limit);
-        self.kind = Kind::Open(if has_room {
-            held.counted += 1;
-            Claim::Counted(source)
-        } else {
-            held.waiting += 1;
-            Claim::Waiting(source)
-        });
-        has_room
+        let claim = source.map(|source| self.admission.sources.claim(source));
+        self.kind = Kind::Open(claim);
+        !matches!(claim, Some(Claim::Waiting(_)))
     }
 
     /// Counts the connection for the source it waits for.
@@ -272,24 +181,18 @@ impl Place {
     /// # Errors
     /// The source has as many connections as it may have; the place stays without a source.
     pub(crate) fn last_claim(&mut self) -> Result<(), Verdict> {
-        let Kind::Open(Claim::Waiting(source)) = self.kind else { return Ok(()) };
-        let limit = self.admission.max_per_source.load(Ordering::Relaxed);
-        let mut sources = self.admission.sources();
-        let held = sources.entry(source).or_default();
-        if limit > 0 && held.counted >= limit {
-            drop(sources);
-            self.disclaim();
-            return Err(Verdict::TooMany { limit });
-        }
-        (held.waiting, held.counted) = (held.waiting - 1, held.counted + 1);
-        self.kind = Kind::Open(Claim::Counted(source));
+        let Kind::Open(Some(Claim::Waiting(source))) = self.kind else { return Ok(()) };
+        self.kind = Kind::Open(None);
+        self.kind = Kind::Open(Some(self.admission.sources.last_claim(source)?));
         Ok(())
     }
 
     /// Is of no source any more.
     fn disclaim(&mut self) {
         if let Kind::Open(claim) = &mut self.kind {
-            self.admission.forget(std::mem::replace(claim, Claim::None));
+            if let Some(claim) = claim.take() {
+                self.admission.sources.forget(claim);
+            }
         }
     }
 
@@ -328,7 +231,9 @@ impl Place {
         match std::mem::replace(&mut self.kind, Kind::GivenBack) {
             Kind::Open(claim) => {
                 self.admission.touch();
-                self.admission.forget(claim);
+                if let Some(claim) = claim {
+                    self.admission.sources.forget(claim);
+                }
                 let limit = self.admission.limit();
                 if self.admission.open.fetch_sub(1, Ordering::Relaxed) <= limit.saturating_sub((limit / 8).max(1)) {
                     self.admission.full.store(false, Ordering::Relaxed);
@@ -353,6 +258,8 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
     use crate::config::Settings;
 
@@ -396,7 +303,7 @@ mod tests {
         drop(first);
         let _third = claimed(v4(1)).unwrap();
         drop(other);
-        assert_eq!(admission.sources().len(), 1, "nothing is remembered of sources without connections");
+        assert_eq!(admission.sources.len(), 1, "nothing is remembered of sources without connections");
     }
 
     #[test]
@@ -429,7 +336,7 @@ mod tests {
         assert!(fourth.claim(Some(v4(1))), "nobody waits any more");
         assert!(!places().claim(Some(v4(1))), "and it went while it waited");
         drop((third, fourth));
-        assert!(admission.sources().is_empty());
+        assert!(admission.sources.len() == 0);
     }
 
     #[test]
@@ -462,7 +369,7 @@ mod tests {
         drop(carried);
         assert!(claimed(&admission, v4(1)).is_ok());
         drop(place);
-        assert!(admission.is_idle() && admission.sources().is_empty());
+        assert!(admission.is_idle() && admission.sources.len() == 0);
     }
 
     #[test]
@@ -488,19 +395,5 @@ mod tests {
         drop(one);
         drop(other);
         assert_eq!(admission.buffers.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn sources_are_addresses_prefixes_and_users() {
-        let ip = |text: &str| Source::of_ip(text.parse().unwrap());
-        assert_eq!(ip("127.0.0.1"), None);
-        assert_eq!(ip("127.8.0.1"), None);
-        assert_eq!(ip("::1"), None);
-        assert_eq!(ip("::ffff:127.0.0.1"), None);
-        assert_eq!(ip("::ffff:192.0.2.1"), ip("192.0.2.1"));
-        assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:1"));
-        assert_ne!(ip("2001:db8::1"), ip("2001:db8:0:1::1"));
-        assert_eq!(Source::of_uid(0), Some(Source::Uid(0)));
-        assert_eq!(Source::of_uid(65534), None);
     }
 }

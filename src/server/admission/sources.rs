@@ -1,0 +1,168 @@
+//! Where connections come from, and how many there are of each source.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::protocol::Verdict;
+use crate::server::socket::Peer;
+
+/// Where connections come from, as far as it is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Source {
+    V4(Ipv4Addr),
+    /// The first 64 bits of the address: what one host can change as it likes is the rest.
+    V6([u16; 4]),
+    Uid(u32),
+}
+
+impl Source {
+    /// The source of an address; `None` for loopback addresses, which are not limited.
+    pub(crate) fn of_ip(ip: IpAddr) -> Option<Self> {
+        (!ip.to_canonical().is_loopback()).then(|| Self::of_any_ip(ip))
+    }
+
+    fn of_any_ip(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => Self::V4(ip),
+            IpAddr::V6(ip) => {
+                let [a, b, c, d, ..] = ip.segments();
+                Self::V6([a, b, c, d])
+            }
+        }
+    }
+
+    /// The source of a UID; `None` for 65534, which stands for users of other user namespaces.
+    pub(crate) fn of_uid(uid: u32) -> Option<Self> {
+        (uid != 65534).then_some(Self::Uid(uid))
+    }
+
+    /// The source of a datagram. None of them is exempt: two services of one machine can be made to talk to each other, too.
+    /// Users that are not known are one source together.
+    pub(crate) fn of_datagram(peer: Peer) -> Self {
+        match peer {
+            Peer::Ip(address) | Peer::Proxied(address) => Self::of_any_ip(address.ip()),
+            Peer::Process { uid, .. } => Self::Uid(uid),
+            Peer::Unknown => Self::Uid(65534),
+        }
+    }
+}
+
+/// What a connection is to its source.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Claim {
+    Counted(Source),
+    /// As soon as it is known who has left, it has its last claim.
+    Waiting(Source),
+}
+
+/// The connections of one source.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Held {
+    counted: u32,
+    waiting: u32,
+}
+
+/// The connections of all sources, against the limit of each. Nothing is remembered of sources that have none.
+#[derive(Debug)]
+pub(super) struct Sources {
+    /// 0: there is none. A reload may change it at any time.
+    limit: AtomicU32,
+    held: Mutex<HashMap<Source, Held>>,
+}
+
+impl Sources {
+    pub(super) fn new(limit: u32) -> Self {
+        Self { limit: AtomicU32::new(limit), held: Mutex::default() }
+    }
+
+    pub(super) fn set_limit(&self, limit: u32) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// Counts a connection, whatever the limit.
+    pub(super) fn count(&self, source: Source) -> Claim {
+        self.held().entry(source).or_default().counted += 1;
+        Claim::Counted(source)
+    }
+
+    /// Counts a connection if there is room, and nobody waits; otherwise it does, too.
+    pub(super) fn claim(&self, source: Source) -> Claim {
+        let mut all = self.held();
+        let held = all.entry(source).or_default();
+        if held.waiting == 0 && self.over(held).is_none() {
+            held.counted += 1;
+            Claim::Counted(source)
+        } else {
+            held.waiting += 1;
+            Claim::Waiting(source)
+        }
+    }
+
+    /// Counts a connection that waits; after this it does not any more.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub(super) fn last_claim(&self, source: Source) -> Result<Claim, Verdict> {
+        let mut all = self.held();
+        let held = all.entry(source).or_default();
+        held.waiting -= 1;
+        // Then there are others, so that it need not be forgotten.
+        if let Some(limit) = self.over(held) {
+            return Err(Verdict::TooMany { limit });
+        }
+        held.counted += 1;
+        Ok(Claim::Counted(source))
+    }
+
+    /// A source has one connection less.
+    pub(super) fn forget(&self, claim: Claim) {
+        let (Claim::Counted(source) | Claim::Waiting(source)) = claim;
+        if let Entry::Occupied(mut held) = self.held().entry(source) {
+            match claim {
+                Claim::Counted(_) => held.get_mut().counted -= 1,
+                Claim::Waiting(_) => held.get_mut().waiting -= 1,
+            }
+            if *held.get() == Held::default() {
+                held.remove();
+            }
+        }
+    }
+
+    /// The limit, if one connection more would be too many.
+    fn over(&self, held: &Held) -> Option<u32> {
+        let limit = self.limit.load(Ordering::Relaxed);
+        (limit > 0 && held.counted >= limit).then_some(limit)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<Source, Held>> {
+        // A count is changed in one step, so it is right even if a thread panicked.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.held().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_addresses_prefixes_and_users() {
+        let ip = |text: &str| Source::of_ip(text.parse().unwrap());
+        assert_eq!(ip("127.0.0.1"), None);
+        assert_eq!(ip("127.8.0.1"), None);
+        assert_eq!(ip("::1"), None);
+        assert_eq!(ip("::ffff:127.0.0.1"), None);
+        assert_eq!(ip("::ffff:192.0.2.1"), ip("192.0.2.1"));
+        assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:1"));
+        assert_ne!(ip("2001:db8::1"), ip("2001:db8:0:1::1"));
+        assert_eq!(Source::of_uid(0), Some(Source::Uid(0)));
+        assert_eq!(Source::of_uid(65534), None);
+    }
+}
