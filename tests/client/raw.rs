@@ -115,15 +115,15 @@ fn a_server_is_waited_for_as_long_as_something_comes() {
     let server = Server::tcp(move |mut stream| {
         hear(&mut stream, "a");
         for _ in 0..3 {
-            std::thread::sleep(Duration::from_millis(600));
+            std::thread::sleep(Duration::from_millis(800));
             stream.write_all(b"x").expect("it is taken");
         }
         // Until the test is done.
         let _ = released.recv();
         Vec::new()
     });
-    let output = echoctl(&["send", "--raw", "--timeout", "1s", &server.address, "a"]);
-    output.check(1, "xxx", "the server has neither said anything nor ended its stream for 1s (--timeout)");
+    let output = echoctl(&["send", "--raw", "--timeout", "2s", &server.address, "a"]);
+    output.check(1, "xxx", "the server has neither said anything nor ended its stream for 2s (--timeout)");
     drop(release);
 
     let server = Server::tcp(wait_for_end);

@@ -227,6 +227,12 @@ impl Peer {
         Waiting { coming, unread, leaving }
     }
 
+    /// How many bytes have arrived, but were not read.
+    pub fn arrived(&self) -> usize {
+        let count = rustix::io::ioctl_fionread(self.fd()).expect("it is a socket");
+        usize::try_from(count).expect("it is small")
+    }
+
     /// Waits until the daemon has read everything that was sent. (TCP over IPv4 only.)
     pub fn wait_until_read(&self) {
         let none_waits = || {

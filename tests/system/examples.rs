@@ -11,7 +11,6 @@ use crate::common::now;
 use crate::common::packets::{PacketPeer, Sender};
 use crate::journal::entries::{Entry, journalctl, wait_for_entries};
 use crate::journal::floods::assert_in_order;
-use crate::journal::journald::Hanging;
 use crate::machine::{Machine, TCP};
 
 tests![
@@ -99,7 +98,7 @@ fn no_line_of_100000_is_lost_while_journald_hangs_for_10_s(machine: &Machine) {
     }
     lines(machine, clients.len());
     let daemon = machine.daemon();
-    let hanging = Hanging::start(machine);
+    let hanging = machine.hang("systemd-journal");
     let done = AtomicUsize::new(0);
     thread::scope(|scope| {
         for (number, client) in clients.iter_mut().enumerate() {

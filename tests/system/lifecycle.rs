@@ -109,8 +109,12 @@ fn without_carrying_a_stop_delivers_what_a_slow_client_is_owed(machine: &Machine
     machine.configure("[service]\ndrain = '60s'\ncarry_connections = false\n[defaults]\nsend_buffer = '16KiB'\n");
     machine.sh("systemctl start echoed.socket");
     let mut peer = machine.connect(TCP);
+    peer.exchange("aaaa");
     set_socket_recv_buffer_size(peer.fd(), 16_384).expect("SO_RCVBUF can be set");
+    // Read at once: while it is owed anything nothing more is.
+    let hanging = machine.hang("echoed");
     peer.send("\t".repeat(MESSAGES));
+    drop(hanging);
     peer.wait_until_read();
 
     let mut stop = machine.command("systemctl stop echoed.service").stdin(Stdio::null()).spawn().expect("it starts");

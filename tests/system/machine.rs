@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::common::{CEILING, Peer, now, wait_until};
@@ -205,6 +206,15 @@ impl Machine {
         children(self.systemd).into_iter().find(|child| comm(*child) == name)
     }
 
+    /// Has a process that its systemd started do nothing until the result is dropped.
+    pub fn hang(&self, name: &str) -> Hanging {
+        let process = self.process(name).unwrap_or_else(|| panic!("{name} is not running"));
+        let hanging = Hanging(Pid::from_raw(process.try_into().expect("it is small")).expect("it is not 0"));
+        kill_process(hanging.0, Signal::STOP).expect("we are root");
+        wait_until("each of its threads has stopped", || threads(process).iter().all(|state| state.starts_with('T')));
+        hanging
+    }
+
     /// Its systemd as this side sees it.
     pub fn systemd(&self) -> u32 {
         self.systemd
@@ -245,6 +255,23 @@ impl Drop for Machine {
         drop(self.keeper.stdin.take());
         let _ = self.keeper.wait();
     }
+}
+
+/// A process that does nothing until this is dropped.
+pub struct Hanging(Pid);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+/// The states of a process's threads, as proc_pid_status(5) has them.
+fn threads(process: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("it runs");
+    let statuses = tasks.map(|task| fs::read_to_string(task.expect("it runs").path().join("status")).expect("it runs"));
+    let state = |status: String| status.lines().find_map(|line| line.strip_prefix("State:\t").map(str::to_owned));
+    statuses.map(|status| state(status).expect("each has one")).collect()
 }
 
 fn children(process: u32) -> Vec<u32> {

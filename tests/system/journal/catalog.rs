@@ -97,6 +97,7 @@ fn its_end_and_why_are_explained(machine: &Machine) {
     // Owed more than it takes.
     let mut deaf = machine.connect("unix:/run/echoed.sock");
     while deaf.send_what_fits(&[b'\t'; 4096]) > 0 {}
+    wait_until("it is answered", || deaf.arrived() > 0);
     machine.sh("systemctl kill --signal=INT echoed.service");
     let entry = expect_explained(machine, "The daemon begins to stop");
     assert_eq!(entry.text("MESSAGE"), "stopping: SIGINT");

@@ -6,8 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use super::catalog::expect_explained;
 use super::entries::{entries, wait_for_entries};
 use super::floods::assert_in_order;
@@ -30,31 +28,13 @@ const LONGEST: Duration = Duration::from_secs(10);
 
 const MESSAGE: &str = "MESSAGE_ID=d460f42094ba4f3184a826c2496d3caf";
 
-/// journald, which does nothing until this is dropped.
-pub struct Hanging(Pid);
-
-impl Hanging {
-    pub fn start(machine: &Machine) -> Self {
-        let journald = machine.process("systemd-journal").expect("journald runs");
-        let journald = Pid::from_raw(journald.try_into().expect("it is small")).expect("it is not 0");
-        kill_process(journald, Signal::STOP).expect("we are root");
-        Self(journald)
-    }
-}
-
-impl Drop for Hanging {
-    fn drop(&mut self) {
-        let _ = kill_process(self.0, Signal::CONT);
-    }
-}
-
 fn a_journald_that_hangs_for_30_s_under_load_is_noticed_by_no_client(machine: &Machine) {
     listen(machine, "[log]\nlevel = 'debug'");
     let mut first = machine.connect(TCP);
     first.exchange("a");
     let daemon = machine.daemon();
     let connected = AtomicU64::new(1);
-    let hanging = Hanging::start(machine);
+    let hanging = machine.hang("systemd-journal");
     let until = now() + HANGING;
     let visit = |address| {
         machine.connect(address).exchange("a");
@@ -114,7 +94,7 @@ fn whole_messages_wait_for_a_journald_that_hangs(machine: &Machine) {
     listen(machine, "[defaults]\nlog_messages = 'full'");
     let mut peer = machine.connect(TCP);
     peer.exchange("0");
-    let hanging = Hanging::start(machine);
+    let hanging = machine.hang("systemd-journal");
     // More than the queues of the daemon and of the socket hold.
     send_numbers(&peer, 1..10_000);
     // Until no reply comes any more; so long that the daemon has noticed.
