@@ -28,6 +28,8 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "daemon")]
 pub mod config;
+#[cfg(any(feature = "daemon", feature = "client"))]
+pub mod descriptors;
 pub mod protocol;
 #[cfg(feature = "daemon")]
 pub mod server;

@@ -117,3 +117,58 @@ fn the_manager_hears_that_all_is_well_and_of_a_reload_all_the_while() {
     manager.expect("RELOADING=1");
     daemon.stop();
 }
+
+/// A daemon from a shell that limits descriptors as `ulimit` says.
+fn start_limited(ulimit: &str, configuration: &str) -> Daemon {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{ulimit}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_echoed")]);
+    let daemon = Daemon::spawn_with(&mut command, configuration, &["--listen", "127.0.0.1:0"]);
+    daemon.wait_for_log("listening on");
+    daemon
+}
+
+/// Its soft limit on descriptors.
+fn soft_limit(daemon: &Daemon) -> u64 {
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).expect("it runs");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("there is such a limit");
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+#[test]
+fn the_soft_limit_is_raised_to_what_the_connections_need() {
+    let daemon = start_limited("ulimit -Sn 100", "[limits]\nconnections = 200\n");
+    assert_eq!(soft_limit(&daemon), 264);
+    // So does a reload.
+    fs::write(daemon.directory().join("echoed.toml"), "[limits]\nconnections = 300\n").unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_log("info: reloaded");
+    assert_eq!(soft_limit(&daemon), 364);
+    let mut peers: Vec<_> = (0..300).map(|_| daemon.connect()).collect();
+    peers.iter_mut().for_each(|peer| peer.exchange("all fit"));
+    drop(peers);
+    let log = daemon.stop();
+    assert!(!log.iter().any(|line| line.contains("descriptors") || line.contains("cannot accept")), "{log:#?}");
+
+    // One that is higher stays.
+    let daemon = start_limited("ulimit -Sn 500", "[limits]\nconnections = 200\n");
+    assert_eq!(soft_limit(&daemon), 500);
+    daemon.stop();
+}
+
+#[test]
+fn a_hard_limit_that_is_too_low_is_told() {
+    let daemon = start_limited("ulimit -n 100", "[limits]\nconnections = 200\n");
+    let warning = "warn: 100 descriptors are too few for limits.connections=200, clients beyond them will wait; \
+                   raise LimitNOFILE= of the service (ulimit -Hn of a shell)";
+    assert_eq!(daemon.wait_for_log("too few"), warning);
+    daemon.connect().exchange("served all the same");
+    fs::write(daemon.directory().join("echoed.toml"), "[limits]\nconnections = 36\n").unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_log("info: reloaded");
+    fs::write(daemon.directory().join("echoed.toml"), "[limits]\nconnections = 37\n").unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_log_times("info: reloaded", 2);
+    daemon.wait_for_log_times("100 descriptors are too few", 2);
+    let log = daemon.stop();
+    assert_eq!(log.iter().filter(|line| line.starts_with("warn: ")).count(), 2, "{log:#?}");
+}

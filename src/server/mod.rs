@@ -14,7 +14,6 @@ mod alarms;
 mod carry;
 mod connection;
 mod datagram;
-pub mod descriptors;
 pub mod event;
 mod floor;
 mod packets;

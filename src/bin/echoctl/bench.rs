@@ -10,7 +10,7 @@ use echoed::cli::echoctl::{self as cli, Common};
 use echoed::client::bench::report::{Style, bar, json, text};
 use echoed::client::bench::{Bench, Control, Load, Outcome, Progress};
 use echoed::client::connect::connect;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use echoed::descriptors;
 use rustix::termios::tcgetwinsize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -76,21 +76,14 @@ fn load(arguments: cli::Bench) -> Result<(Address, Load, bool), Error> {
     Ok((arguments.address, load, arguments.json))
 }
 
-/// Many shells allow 1,024, though the system would let us have more.
 fn allow_descriptors(connections: usize, threads: usize) -> Result<(), Error> {
     let needed = connections as u64 + 3 * threads as u64 + OTHERS;
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current.is_none_or(|current| current >= needed) {
+    let allowed = descriptors::allow(needed);
+    if allowed >= needed {
         return Ok(());
     }
-    if maximum.is_none_or(|maximum| maximum >= needed)
-        && setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum }).is_ok()
-    {
-        return Ok(());
-    }
-    let limit = maximum.unwrap_or_default();
     Err(Error::not_started(format!(
-        "--connections {connections} needs {needed} descriptors, and this process may open {limit} (ulimit -Hn)"
+        "--connections {connections} needs {needed} descriptors, and this process may open {allowed} (ulimit -Hn)"
     )))
 }
 

@@ -8,6 +8,7 @@ use std::future::pending;
 use std::time::Duration;
 
 use echoed::config::{self, Service, Settings};
+use echoed::descriptors;
 use echoed::protocol::rules::Span;
 use echoed::server::{Counts, Server};
 use echoed::systemd::notify;
@@ -115,6 +116,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
                 }
                 self.log.set_level(new.log_level);
                 self.server.reload(&new);
+                note_room(descriptors::make_room_for(new.limits.connections), &new, self.log);
                 self.settings.send_replace(new);
                 self.log.note(Note::Reloaded, "reloaded: the new settings hold for new connections");
                 None
@@ -206,6 +208,18 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
         let carried = if resumed == 0 { String::new() } else { format!(", {} carried here", grouped(resumed)) };
         let refused = self.refused.borrow().as_ref().map(|what| format!("; not reloaded: {what}")).unwrap_or_default();
         format!("{open}/{limit} connections, {listeners} listener{plural}, {messages} messages{carried}{refused}")
+    }
+}
+
+/// Says where there cannot be as many descriptors as connections are allowed.
+pub(crate) fn note_room(room: Result<(), u64>, settings: &Settings, log: &LeveledLog) {
+    if let Err(descriptors) = room {
+        let connections = settings.limits.connections;
+        let text = format!(
+            "{descriptors} descriptors are too few for limits.connections={connections}, clients beyond them will wait; \
+             raise LimitNOFILE= of the service (ulimit -Hn of a shell)"
+        );
+        log.note(Note::FewDescriptors, &text);
     }
 }
 

@@ -19,8 +19,9 @@ use clap::Parser;
 use echoed::address::{Address, Family};
 use echoed::cli::echoed::Echoed;
 use echoed::config::{Service, Settings};
+use echoed::descriptors;
 use echoed::server::socket::{self, SocketFile};
-use echoed::server::{Counts, Server, descriptors};
+use echoed::server::{Counts, Server};
 use echoed::systemd::inherited::{self, Inherited, Listener, Sockets};
 use echoed::systemd::{notify, parcel};
 use tokio::{runtime, time};
@@ -56,11 +57,13 @@ fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
     // Before there is a second thread: it changes the environment.
     let inherited = inherited::take()?;
     // So is this: with more threads it would take 10 ms.
-    if !matches!(inherited.sockets, Sockets::Connection(_)) {
-        descriptors::make_room_for(settings.limits.connections);
-    }
+    let room = match inherited.sockets {
+        Sockets::Connection(_) => Ok(()),
+        Sockets::Listeners(_) | Sockets::Nothing => descriptors::make_room_for(settings.limits.connections),
+    };
     let started = LeveledLog::start(settings.log_level);
     let (log, writer) = started.map_err(|error| Failure::system("cannot start the log", error))?;
+    attend::note_room(room, &settings, &log);
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::system("cannot start the runtime", error))?;
     let result = runtime.block_on(serve(arguments, &settings, inherited, &log));

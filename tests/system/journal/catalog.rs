@@ -67,13 +67,14 @@ fn its_start_is_explained(machine: &Machine) {
     machine.sh("cp /usr/share/doc/echoed/examples/echoed-lines.socket /etc/systemd/system/");
     // The address of the manager leads nowhere.
     let nobody = "[Service]\nType=simple\nNotifyAccess=none\nWatchdogSec=0\nEnvironment=NOTIFY_SOCKET=/nowhere";
-    drop_in(machine, "echoed.service", nobody);
+    drop_in(machine, "echoed.service", &format!("{nobody}\nLimitNOFILE=1000"));
     configure(machine, "[listener.echo]\nlisten = ['tcp:127.0.0.1:1']");
     machine.sh("systemctl start echoed.socket echoed-lines.socket echoed.service");
     for subject in [
         "Serving on a listener: @LISTENER@",
         "Addresses in the settings are ignored",
         "Listener @LISTENER@ has no section of its own",
+        "There cannot be as many connections as are allowed",
         "systemd could not be told something",
     ] {
         expect_explained(machine, subject);

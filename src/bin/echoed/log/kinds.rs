@@ -39,6 +39,8 @@ notes! {
     ListenIgnored = Info, "listen-ignored", "5fec47d1fa8d4594b462f352d376ec42";
     /// A listener has no section of its own.
     NoSection = Info, "no-section", "45c815dc38eb4772aa17ba0811358e92";
+    /// There can be fewer descriptors than connections are allowed.
+    FewDescriptors = Warn, "few-descriptors", "cfcac218e4c24991b87c03b2a3647731";
     /// The service manager could not be told something.
     NotNotified = Warn, "not-notified", "5a2e8712a7c746e0b51d8a61e5f2f5cb";
     /// It does not start.
