@@ -249,7 +249,9 @@ fn a_connection_is_served_until_it_ends_and_then_the_process_ends_well() {
             peer.send("a\t");
             peer.expect(format!("{prefix}a\t"));
         }
-        // Nobody else comes here.
+        // Nobody else comes here, after a reload neither.
+        daemon.signal(Signal::HUP);
+        daemon.wait_for_log("info: reloaded");
         assert!(daemon.status_number("FDSize") < 1000);
         peer.send("b\tc");
         peer.shutdown();

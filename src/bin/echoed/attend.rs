@@ -11,6 +11,7 @@ use echoed::config::{self, Service, Settings};
 use echoed::descriptors;
 use echoed::protocol::rules::Span;
 use echoed::server::{Counts, Server};
+use echoed::systemd::inherited::Sockets;
 use echoed::systemd::notify;
 use tokio::sync::watch;
 use tokio::time;
@@ -54,9 +55,28 @@ pub(crate) enum Purpose {
     OneConnection,
 }
 
+impl Purpose {
+    pub(crate) fn of(sockets: &Sockets) -> Self {
+        match sockets {
+            Sockets::Nothing => Self::Standing,
+            Sockets::Listeners(_) => Self::OnDemand,
+            Sockets::Connection(_) => Self::OneConnection,
+        }
+    }
+
+    /// Makes room for the descriptors of all connections that there may be. The result is for [`note_room`].
+    pub(crate) fn make_room(self, settings: &Settings) -> Result<(), u64> {
+        match self {
+            Self::Standing | Self::OnDemand => descriptors::make_room_for(settings.limits.connections),
+            Self::OneConnection => Ok(()),
+        }
+    }
+}
+
 /// Who attends.
 pub(crate) struct Attendant<'a, Load> {
     server: &'a Server,
+    purpose: Purpose,
     log: &'a LeveledLog,
     load: Load,
     /// What the process was started with.
@@ -71,19 +91,26 @@ pub(crate) struct Attendant<'a, Load> {
 
 impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
     /// Attends to `server`, which was started with these settings. `load` reads them anew.
-    pub(crate) fn new(server: &'a Server, settings: &'a Settings, log: &'a LeveledLog, load: Load) -> Self {
+    pub(crate) fn new(
+        server: &'a Server,
+        purpose: Purpose,
+        settings: &'a Settings,
+        log: &'a LeveledLog,
+        load: Load,
+    ) -> Self {
         let (refused, told) = (RefCell::default(), RefCell::default());
-        Self { server, log, load, started: settings, settings: watch::Sender::new(settings.clone()), refused, told }
+        let started = settings;
+        Self { server, purpose, log, load, started, settings: watch::Sender::new(settings.clone()), refused, told }
     }
 
     /// Until there is a reason to end.
-    pub(crate) async fn attend(&self, signals: &mut Signals, purpose: Purpose) -> End {
+    pub(crate) async fn attend(&self, signals: &mut Signals) -> End {
         self.tell_ready();
         tokio::select! {
             name = self.obey(signals) => End::Signal(name),
             () = self.server.broken() => End::Broken,
-            () = self.server.idle(), if purpose == Purpose::OneConnection => End::Served,
-            time = self.until_unused(), if purpose == Purpose::OnDemand => End::Unused(time),
+            () = self.server.idle(), if self.purpose == Purpose::OneConnection => End::Served,
+            time = self.until_unused(), if self.purpose == Purpose::OnDemand => End::Unused(time),
             never = self.feed_watchdog() => match never {},
             never = self.tell_status() => match never {},
         }
@@ -116,7 +143,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
                 }
                 self.log.set_level(new.log_level);
                 self.server.reload(&new);
-                note_room(descriptors::make_room_for(new.limits.connections), &new, self.log);
+                note_room(self.purpose.make_room(&new), &new, self.log);
                 self.settings.send_replace(new);
                 self.log.note(Note::Reloaded, "reloaded: the new settings hold for new connections");
                 None

@@ -19,7 +19,6 @@ use clap::Parser;
 use echoed::address::{Address, Family};
 use echoed::cli::echoed::Echoed;
 use echoed::config::{Service, Settings};
-use echoed::descriptors;
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
 use echoed::systemd::inherited::{self, Inherited, Listener, Sockets};
@@ -57,16 +56,14 @@ fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
     // Before there is a second thread: it changes the environment.
     let inherited = inherited::take()?;
     // So is this: with more threads it would take 10 ms.
-    let room = match inherited.sockets {
-        Sockets::Connection(_) => Ok(()),
-        Sockets::Listeners(_) | Sockets::Nothing => descriptors::make_room_for(settings.limits.connections),
-    };
+    let purpose = Purpose::of(&inherited.sockets);
+    let room = purpose.make_room(&settings);
     let started = LeveledLog::start(settings.log_level);
     let (log, writer) = started.map_err(|error| Failure::system("cannot start the log", error))?;
     attend::note_room(room, &settings, &log);
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::system("cannot start the runtime", error))?;
-    let result = runtime.block_on(serve(arguments, &settings, inherited, &log));
+    let result = runtime.block_on(serve(arguments, &settings, purpose, inherited, &log));
     drop(log);
     writer.close(Some(CLOSING));
     result
@@ -76,6 +73,7 @@ fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
 async fn serve(
     arguments: &Echoed,
     settings: &Settings,
+    purpose: Purpose,
     Inherited { sockets, parcels, problems }: Inherited,
     log: &LeveledLog,
 ) -> Result<ExitCode, Failure> {
@@ -84,24 +82,17 @@ async fn serve(
     let server = Server::start(settings, log.events(), log.messages());
     let server = server.map_err(|error| Failure::system("cannot start the workers", error))?;
     let told_where = !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());
-    if told_where && !matches!(sockets, Sockets::Nothing) {
+    if told_where && purpose != Purpose::Standing {
         log.note(Note::ListenIgnored, "systemd holds the sockets, so --listen and the listen keys are ignored");
     }
     let (mut named, mut files, mut accepted) = (Named::new(), Vec::new(), None);
-    let purpose = match sockets {
+    match sockets {
         Sockets::Listeners(listeners) => {
             named.extend(listeners.into_iter().map(|listener| (listener.name, listener.socket)));
-            Purpose::OnDemand
         }
-        Sockets::Nothing => {
-            (named, files) = bind(arguments, settings)?;
-            Purpose::Standing
-        }
-        Sockets::Connection(connection) => {
-            accepted = Some(connection);
-            Purpose::OneConnection
-        }
-    };
+        Sockets::Nothing => (named, files) = bind(arguments, settings)?,
+        Sockets::Connection(connection) => accepted = Some(connection),
+    }
     // Before anybody new gets in.
     let names: Vec<_> = named.iter().map(|(name, _)| &**name).collect();
     carry::take_over(&server, parcels, problems, settings, &names, log).await;
@@ -109,8 +100,9 @@ async fn serve(
     if let Some(connection) = accepted {
         adopt(&server, settings, arguments, connection, log)?;
     }
-    let attendant = Attendant::new(&server, settings, log, || arguments.sources().load().map(|loaded| loaded.settings));
-    let end = attendant.attend(&mut signals, purpose).await;
+    let attendant =
+        Attendant::new(&server, purpose, settings, log, || arguments.sources().load().map(|loaded| loaded.settings));
+    let end = attendant.attend(&mut signals).await;
     let Service { drain, carry_connections, .. } = attendant.service();
     if let End::Served = end {
         return Ok(ExitCode::SUCCESS);
