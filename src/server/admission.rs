@@ -182,9 +182,9 @@ impl Place {
     /// The source has as many connections as it may have; the place stays without a source.
     pub(crate) fn last_claim(&mut self) -> Result<(), Verdict> {
         let Kind::Open(Some(Claim::Waiting(source))) = self.kind else { return Ok(()) };
-        self.kind = Kind::Open(None);
-        self.kind = Kind::Open(Some(self.admission.sources.last_claim(source)?));
-        Ok(())
+        let claim = self.admission.sources.last_claim(source);
+        self.kind = Kind::Open(claim.ok());
+        claim.map(drop)
     }
 
     /// Is of no source any more.
