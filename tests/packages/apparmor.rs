@@ -9,7 +9,7 @@ use crate::shipment::PLACE;
 const WHAT_IT_DOES: &str = r#"
 wait_for() { for i in $(seq 600); do if sh -c "$1"; then return; fi; sleep 0.5; done; echo "not so: $1"; exit 1; }
 
-sh /root/packages/packaging/smoke
+sh $place/packaging/smoke
 examples=/usr/share/doc/echoed/examples
 install -m 644 $examples/echoed-*.socket /etc/systemd/system
 install -D -m 644 -t /etc/echoed/echoed.toml.d $examples/echoed-*.toml
@@ -20,19 +20,19 @@ systemctl daemon-reload
 for unit in lines greeter rfc862 discard seqpacket; do systemctl enable echoed-$unit.socket; done
 systemctl start echoed.socket
 
-mkfifo /root/in
-socat - TCP:127.0.0.1:8085 </root/in >/root/out &
-exec 3>/root/in
+mkfifo /run/in
+socat - TCP:127.0.0.1:8085 </run/in >/run/out &
+exec 3>/run/in
 printf 'half and ' >&3
 wait_for 'systemctl show --property=StatusText echoed.service | grep -q =1/'
 # So that there is something to be read of how many processors it may use.
 systemctl set-property --runtime echoed.service CPUQuota=400%
 systemctl restart echoed.service
 printf 'half\t' >&3
-wait_for 'grep -q . /root/out'
+wait_for 'grep -q . /run/out'
 exec 3>&-
 wait
-test "$(cat /root/out)" = "$(printf 'server got:half and half\t')"
+test "$(cat /run/out)" = "$(printf 'server got:half and half\t')"
 wait_for 'journalctl -t echoed -o cat | grep -q "stopped: 1 connections handed over"'
 
 echoctl send unix:/run/echoed.sock aaaa
@@ -78,7 +78,7 @@ pub fn the_profile_lets_the_service_do_its_work_and_nothing_else(debian: &Debian
     assert!(profiles.lines().any(|line| line == "echoed (enforce)"), "{profiles}");
     let whose = "cat /proc/$(systemctl show --value --property=MainPID echoed.service)/attr/current";
 
-    guest.sh(&format!("set -e\n{WHAT_IT_DOES}"));
+    guest.sh(&format!("set -e; place={PLACE}\n{WHAT_IT_DOES}"));
     assert_eq!(
         guest.sh(&format!("set -e; echoctl send 127.0.0.1:8085 aaaa; {whose}")),
         "server got:aaaa\nechoed (enforce)\n"
