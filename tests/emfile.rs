@@ -65,16 +65,14 @@ fn who_is_connected_is_served_and_the_processor_has_a_rest() {
 #[test]
 fn who_waits_is_served_as_soon_as_a_descriptor_is_free() {
     let (daemon, mut served, waiting) = exhausted();
-    let mut waits = Vec::new();
+    let start = now();
     for mut next in waiting {
         drop(served.remove(0));
-        let start = now();
         next.expect("server got:waiting\t");
-        waits.push(start.elapsed());
         served.push(next);
     }
-    // Not only at the next try, a second after the last; the first may just have met one.
-    assert!(waits[1..].iter().any(|wait| *wait < Duration::from_millis(500)), "{waits:?}");
+    // If they were served only at the next try, a second after the last, these six would take more than five.
+    assert!(start.elapsed() < Duration::from_millis(2_500), "{:?}", start.elapsed());
     drop(served);
     // Nobody waits any more, and there are enough: that is known without a next client.
     daemon.wait_for_log("info: accepting on echo again");

@@ -234,7 +234,8 @@ fn what_a_client_does_not_take_waits_for_it_over_a_restart(machine: &Machine) {
     drop(hanging);
     wait_until("each has been answered", || clients.iter().all(|client| client.0.arrived() > 0));
     let owed = clients[0].owed();
-    assert!(owed >= 32 * 1024, "only {owed} bytes were not sent");
+    // Of 120,000 bytes; the sockets take no more than 64 KiB.
+    assert!(owed >= 48 * 1024, "only {owed} bytes were not sent");
     restart(machine);
     clients.into_iter().for_each(Stuck::take_all);
     expect_in_order(machine);
