@@ -16,7 +16,7 @@ use echoed::address::Address;
 use echoed::config::{Level, Listener, Settings};
 use echoed::protocol::rules::{Deadlines, LogMessages, Span, Unterminated};
 use echoed::protocol::{Rules, Verdict};
-use echoed::server::event::{Event, Message, Messages};
+use echoed::server::event::{Event, Message, MessageLog};
 use echoed::server::{Server, socket};
 
 /// A log that takes as many messages as the test lets it.
@@ -41,15 +41,15 @@ struct Taken {
     bytes: Vec<u8>,
 }
 
-impl Messages for SlowLog {
-    fn take(&self, message: Message<'_>, waker: &Waker) -> bool {
+impl MessageLog for SlowLog {
+    fn try_append(&self, message: Message<'_>, waker: &Waker) -> bool {
         let mut state = self.lock();
         let takes = state.room > 0;
         if takes {
             state.room -= 1;
-            let Message { connection, listener, bytes, .. } = message;
+            let Message { connection_id, listener, bytes, .. } = message;
             state.taken.push(Taken {
-                connection: connection.expect("it is a stream"),
+                connection: connection_id.expect("it is a stream"),
                 listener: listener.to_string(),
                 bytes: bytes.to_vec(),
             });
@@ -138,7 +138,7 @@ impl Served {
     }
 
     fn wait_until_empty(&self) {
-        wait_until("all connections have ended", || self.server.connections() == 0);
+        wait_until("all connections have ended", || self.server.connection_count() == 0);
     }
 }
 
@@ -300,7 +300,7 @@ fn what_was_read_before_we_drain_is_logged_and_answered() {
     served.log.takes(1);
     peer.expect("server got:a\t");
     served.log.wait_for_refused(1);
-    assert_eq!(served.server.connections(), 1);
+    assert_eq!(served.server.connection_count(), 1);
     served.log.takes(2);
     peer.expect("server got:b\tserver got:c\t");
     peer.expect_close();

@@ -17,13 +17,13 @@ use tokio::sync::watch;
 use tokio::task;
 use tokio::time;
 
-use super::admission::{Admission, Place};
-use super::connection::{Caller, Connection, clock};
-use super::event::{Event, Events};
-use super::packets::conversation::Conversation;
-use super::packets::rates::Rates;
-use super::proxy::Arrival;
-use super::socket::{Kind, Peer, prepare_connection};
+use super::admission::{Admission, Permit};
+use super::connection::{Connection, ConnectionInfo, clock};
+use super::event::{Event, EventHandler};
+use super::packets::conversation::SeqpacketConnection;
+use super::packets::rates::RateLimiter;
+use super::proxy::PendingHeader;
+use super::socket::{Peer, SocketKind, prepare_connection};
 use super::worker::Worker;
 use crate::config;
 use crate::protocol::{Session, Verdict};
@@ -32,60 +32,60 @@ use crate::protocol::{Session, Verdict};
 const BATCH: usize = 32;
 
 /// When descriptors or memory have run out, and no connection of ours ends, how long until the next try.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the acceptors of all listeners share.
-pub(crate) struct Reception {
+pub(crate) struct Dispatcher {
     pub(crate) admission: Arc<Admission>,
     pub(crate) workers: Vec<Arc<Worker>>,
-    pub(crate) events: Events,
-    pub(crate) connections: AtomicU64,
-    pub(crate) rates: Rates,
+    pub(crate) handle_event: EventHandler,
+    pub(crate) last_id: AtomicU64,
+    pub(crate) rate_limiter: RateLimiter,
     /// Heard by connections that wait to be served: whether they are to stop.
-    pub(crate) waiting: watch::Sender<bool>,
+    pub(crate) pending_cancelled: watch::Sender<bool>,
 }
 
 /// What connections of one listener are received with.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct Listener {
     pub(crate) name: Arc<str>,
     /// What its connections are.
-    pub(crate) kind: Kind,
+    pub(crate) kind: SocketKind,
     pub(crate) settings: config::Listener,
 }
 
 /// What new connections of one listener are received with: it changes with a reload.
 #[derive(Debug)]
-pub(crate) struct CurrentDesk(Mutex<Arc<Desk>>);
+pub(crate) struct ListenerHandle(Mutex<Arc<Listener>>);
 
-impl CurrentDesk {
-    pub(crate) fn new(desk: Desk) -> Self {
+impl ListenerHandle {
+    pub(crate) fn new(desk: Listener) -> Self {
         Self(Mutex::new(Arc::new(desk)))
     }
 
-    pub(crate) fn now(&self) -> Arc<Desk> {
+    pub(crate) fn load(&self) -> Arc<Listener> {
         Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Has the connections to come obey these settings.
-    pub(crate) fn change(&self, settings: &config::Listener) {
+    pub(crate) fn store(&self, settings: &config::Listener) {
         let mut desk = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *desk = Arc::new(Desk { name: Arc::clone(&desk.name), kind: desk.kind, settings: settings.clone() });
+        *desk = Arc::new(Listener { name: Arc::clone(&desk.name), kind: desk.kind, settings: settings.clone() });
     }
 }
 
 /// What an error of accept(2) asks for.
 #[derive(Debug, PartialEq, Eq)]
-enum Cause {
+enum AcceptErrorKind {
     /// The connection died while it was waiting; the next may be well.
     Connection,
     /// Something has run out that will be there again.
-    Shortage,
+    ResourcesExhausted,
     /// The listener itself.
     Listener,
 }
 
-impl Cause {
+impl AcceptErrorKind {
     fn of(error: &io::Error) -> Self {
         match Errno::from_io_error(error).unwrap_or(Errno::INVAL) {
             Errno::CONNABORTED
@@ -100,63 +100,63 @@ impl Cause {
             | Errno::HOSTUNREACH
             | Errno::OPNOTSUPP
             | Errno::NETUNREACH => Self::Connection,
-            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Self::Shortage,
+            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Self::ResourcesExhausted,
             _ => Self::Listener,
         }
     }
 }
 
 /// Accepts until the listener breaks, which is said in the error; otherwise it goes on until it is dropped.
-pub(crate) async fn accept(listener: &UnixStream, desk: &CurrentDesk, reception: &Arc<Reception>) -> io::Error {
-    let mut short = false;
+pub(crate) async fn accept(socket: &UnixStream, listener: &ListenerHandle, dispatcher: &Arc<Dispatcher>) -> io::Error {
+    let mut paused = false;
     loop {
-        reception.admission.wait_for_place(|limit| (reception.events)(Event::Full { limit })).await;
+        dispatcher.admission.wait_for_permit(|limit| (dispatcher.handle_event)(Event::LimitReached { limit })).await;
         // Listens from before the try on, so that no descriptor becomes free unnoticed.
-        let mut ended = pin!(reception.admission.ended().notified());
+        let mut ended = pin!(dispatcher.admission.connection_ended().notified());
         ended.as_mut().enable();
-        if let Err(error) = listener.readable().await {
+        if let Err(error) = socket.readable().await {
             return error;
         }
-        let desk = desk.now();
-        let (mut accepted, mut works) = (0, false);
+        let listener = listener.load();
+        let (mut accepted, mut accepting) = (0, false);
         let error = loop {
             if accepted == BATCH {
                 break None;
             }
-            let Some(place) = reception.admission.place() else { break None };
-            match listener.try_io(Interest::READABLE, || accept_one(listener)) {
+            let Some(permit) = dispatcher.admission.try_acquire() else { break None };
+            match socket.try_io(Interest::READABLE, || accept_one(socket)) {
                 Ok((socket, from)) => {
                     accepted += 1;
-                    works = true;
-                    reception.receive(socket, from, &desk, place);
+                    accepting = true;
+                    dispatcher.dispatch(socket, from, &listener, permit);
                 }
                 Err(error) => {
-                    place.put_back();
+                    permit.release_unused();
                     if error.kind() == io::ErrorKind::WouldBlock {
                         // Linux makes room for a connection before it looks whether there is one.
-                        works = true;
+                        accepting = true;
                         break None;
                     }
-                    match Cause::of(&error) {
-                        Cause::Connection => {}
-                        Cause::Shortage => break Some(error),
-                        Cause::Listener => return error,
+                    match AcceptErrorKind::of(&error) {
+                        AcceptErrorKind::Connection => {}
+                        AcceptErrorKind::ResourcesExhausted => break Some(error),
+                        AcceptErrorKind::Listener => return error,
                     }
                 }
             }
         };
-        if short && works && error.is_none() {
-            short = false;
-            (reception.events)(Event::Recovered { listener: Arc::clone(&desk.name) });
+        if paused && accepting && error.is_none() {
+            paused = false;
+            (dispatcher.handle_event)(Event::AcceptResumed { listener: Arc::clone(&listener.name) });
         }
         match error {
             Some(error) => {
-                if !short {
-                    short = true;
-                    (reception.events)(Event::Short { listener: Arc::clone(&desk.name), error });
+                if !paused {
+                    paused = true;
+                    (dispatcher.handle_event)(Event::AcceptPaused { listener: Arc::clone(&listener.name), error });
                 }
                 // An elapsed second is as good a reason to try again as an ended connection.
-                let _ = time::timeout(RETRY, ended).await;
+                let _ = time::timeout(RETRY_INTERVAL, ended).await;
             }
             None => task::yield_now().await,
         }
@@ -165,54 +165,54 @@ pub(crate) async fn accept(listener: &UnixStream, desk: &CurrentDesk, reception:
 
 /// Looks whether anybody is waiting, and accepts the first one. Asks the kernel and not the reactor, which may not have
 /// heard yet. Returns whether the listener has to be served further: also when it could not be found out.
-pub(crate) fn last_look(listener: &UnixStream, desk: &CurrentDesk, reception: &Arc<Reception>) -> bool {
-    let Some(place) = reception.admission.place() else { return true };
-    match accept_one(listener) {
+pub(crate) fn probe_backlog(socket: &UnixStream, listener: &ListenerHandle, dispatcher: &Arc<Dispatcher>) -> bool {
+    let Some(permit) = dispatcher.admission.try_acquire() else { return true };
+    match accept_one(socket) {
         Ok((socket, from)) => {
-            reception.receive(socket, from, &desk.now(), place);
+            dispatcher.dispatch(socket, from, &listener.load(), permit);
             true
         }
         Err(error) => {
-            place.put_back();
+            permit.release_unused();
             error.kind() != io::ErrorKind::WouldBlock
         }
     }
 }
 
-fn accept_one(listener: impl AsFd) -> io::Result<(OwnedFd, Option<SocketAddrAny>)> {
-    Ok(acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?)
+fn accept_one(socket: impl AsFd) -> io::Result<(OwnedFd, Option<SocketAddrAny>)> {
+    Ok(acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?)
 }
 
-impl Reception {
+impl Dispatcher {
     /// The worker with the fewest connections.
-    pub(crate) fn worker(&self) -> Option<&Arc<Worker>> {
+    pub(crate) fn least_loaded_worker(&self) -> Option<&Arc<Worker>> {
         self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed))
     }
 
     /// Has a connection served, or refused where its source has enough.
-    pub(crate) fn receive(
+    pub(crate) fn dispatch(
         self: &Arc<Self>,
         socket: OwnedFd,
         from: Option<SocketAddrAny>,
-        desk: &Arc<Desk>,
-        mut place: Place,
+        listener: &Arc<Listener>,
+        mut permit: Permit,
     ) {
-        let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
-        let Some(worker) = self.worker() else { return };
-        let listener = || Arc::clone(&desk.name);
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let Some(worker) = self.least_loaded_worker() else { return };
+        let name = || Arc::clone(&listener.name);
         let peer = Peer::of(&socket, from);
-        if let Err(error) = prepare_connection(&socket, &desk.settings) {
-            return (self.events)(Event::Dropped { listener: listener(), peer, error });
+        if let Err(error) = prepare_connection(&socket, &listener.settings) {
+            return (self.handle_event)(Event::SetupFailed { listener: name(), peer, error });
         }
-        (self.events)(Event::Opened { connection, listener: listener(), peer });
-        let caller = Caller { connection, desk: Arc::clone(desk), peer };
-        if place.claim(peer.source()) {
-            return self.seat(socket, caller, place, None);
+        (self.handle_event)(Event::Opened { id, listener: name(), peer });
+        let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };
+        if permit.claim(peer.source()) {
+            return self.assign(socket, info, permit, None);
         }
-        let (waiting, reception) = (self.waiting.subscribe(), Arc::clone(self));
+        let (waiting, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
         worker.spawn(async move {
-            let refused = reception.last_claim(&mut place).await.err();
-            reception.seat(socket, caller, place, refused);
+            let refused = dispatcher.claim_or_refuse(&mut permit).await.err();
+            dispatcher.assign(socket, info, permit, refused);
             // Not before: whoever stops waits for this.
             drop(waiting);
         });
@@ -223,41 +223,43 @@ impl Reception {
     ///
     /// # Errors
     /// As with [`Place::last_claim`].
-    pub(crate) async fn last_claim(&self, place: &mut Place) -> Result<(), Verdict> {
+    pub(crate) async fn claim_or_refuse(&self, permit: &mut Permit) -> Result<(), Verdict> {
         for worker in &self.workers {
-            worker.catch_up().await;
+            worker.barrier().await;
         }
-        place.last_claim()
+        permit.claim_or_refuse()
     }
 
     /// Has a connection served by the worker with the fewest, once its PROXY header is there where it needs one; or refused.
-    fn seat(self: &Arc<Self>, socket: OwnedFd, caller: Caller, mut place: Place, refused: Option<Verdict>) {
+    fn assign(self: &Arc<Self>, socket: OwnedFd, info: ConnectionInfo, mut permit: Permit, refused: Option<Verdict>) {
         if refused.is_some() {
-            let Some(refused) = place.refuse() else { return };
-            place = refused;
+            let Some(refused) = permit.refuse() else { return };
+            permit = refused;
         }
-        let Some(worker) = self.worker() else { return };
-        let (peer, desk) = (caller.peer, Arc::clone(&caller.desk));
-        if desk.kind == Kind::Seqpacket {
-            return match Conversation::new(socket, caller, Arc::clone(worker), place) {
-                Ok(conversation) => worker.spawn(conversation.hold(refused)),
-                Err(error) => (self.events)(Event::Dropped { listener: Arc::clone(&desk.name), peer, error }),
+        let Some(worker) = self.least_loaded_worker() else { return };
+        let (peer, listener) = (info.peer, Arc::clone(&info.listener));
+        if listener.kind == SocketKind::Seqpacket {
+            return match SeqpacketConnection::new(socket, info, Arc::clone(worker), permit) {
+                Ok(connection) => worker.spawn(connection.run(refused)),
+                Err(error) => {
+                    (self.handle_event)(Event::SetupFailed { listener: Arc::clone(&listener.name), peer, error })
+                }
             };
         }
-        let mut session = Session::new(Arc::clone(&desk.settings.rules), clock());
+        let mut session = Session::new(Arc::clone(&listener.settings.rules), clock());
         if let Some(verdict) = refused {
             session.refuse(verdict, clock());
-        } else if desk.settings.proxy_protocol {
-            return Arrival { socket, session, caller, place }.wait(self);
+        } else if listener.settings.proxy_protocol {
+            return PendingHeader { socket, session, info, permit }.spawn(self);
         }
-        worker.serve(Box::new(Connection::new(socket, session, caller, worker, place)));
+        worker.serve(Box::new(Connection::new(socket, session, info, worker, permit)));
     }
 
     /// Has nobody wait any more, for a PROXY header or for those who leave. When this returns, those who did are served by
     /// the workers, which are told to close them.
-    pub(crate) async fn stop_waiting(&self) {
-        self.waiting.send_replace(true);
-        self.waiting.closed().await;
+    pub(crate) async fn cancel_pending(&self) {
+        self.pending_cancelled.send_replace(true);
+        self.pending_cancelled.closed().await;
     }
 }
 
@@ -267,14 +269,14 @@ mod tests {
 
     #[test]
     fn errors_of_accept_are_sorted_by_cause() {
-        let cause = |errno: Errno| Cause::of(&errno.into());
-        assert_eq!(cause(Errno::CONNABORTED), Cause::Connection);
-        assert_eq!(cause(Errno::PERM), Cause::Connection);
+        let cause = |errno: Errno| AcceptErrorKind::of(&errno.into());
+        assert_eq!(cause(Errno::CONNABORTED), AcceptErrorKind::Connection);
+        assert_eq!(cause(Errno::PERM), AcceptErrorKind::Connection);
         for shortage in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
-            assert_eq!(cause(shortage), Cause::Shortage);
+            assert_eq!(cause(shortage), AcceptErrorKind::ResourcesExhausted);
         }
         for broken in [Errno::BADF, Errno::INVAL, Errno::NOTSOCK] {
-            assert_eq!(cause(broken), Cause::Listener);
+            assert_eq!(cause(broken), AcceptErrorKind::Listener);
         }
     }
 }

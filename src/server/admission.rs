@@ -9,51 +9,51 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 pub(crate) use self::sources::Source;
-use self::sources::{Claim, Sources};
+use self::sources::{SourceLimits, SourceSlot};
 use super::connection::clock;
 use crate::config::Limits;
 use crate::protocol::Verdict;
 
 /// How many refused connections may wait at once for their refusal to arrive. They take no place of a connection that
 /// is served; beyond that number they are closed without a word.
-const REFUSED: usize = 64;
+const MAX_REFUSED: usize = 64;
 
 /// The counts of all connections of a server, against its limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
     /// The limits, which a reload may change at any time; those who are served already stay.
     max_connections: AtomicUsize,
-    max_buffers: AtomicUsize,
+    max_buffer_memory: AtomicUsize,
     /// Connections being served.
     open: AtomicUsize,
     /// Refused connections that are not closed yet.
     refused: AtomicUsize,
-    sources: Sources,
+    sources: SourceLimits,
     /// Bytes that connections keep.
-    buffers: AtomicUsize,
+    buffer_memory: AtomicUsize,
     /// Told whenever a connection, served or refused, has ended and its descriptor is closed.
-    ended: Notify,
-    began: Instant,
+    connection_ended: Notify,
+    started: Instant,
     /// When the last one ended, in milliseconds since it began.
-    last_end: AtomicU64,
+    last_use: AtomicU64,
     /// Whether it was said that the limit on connections is reached. Forgotten when an eighth of them has ended, so
     /// that coming and going at the limit does not say it every time.
-    full: AtomicBool,
+    limit_reported: AtomicBool,
 }
 
 impl Admission {
     pub(crate) fn new(limits: &Limits) -> Arc<Self> {
         Arc::new(Self {
             max_connections: AtomicUsize::new(limits.connections),
-            max_buffers: AtomicUsize::new(limits.buffer_memory),
+            max_buffer_memory: AtomicUsize::new(limits.buffer_memory),
             open: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
-            sources: Sources::new(limits.connections_per_source),
-            buffers: AtomicUsize::new(0),
-            ended: Notify::new(),
-            began: clock(),
-            last_end: AtomicU64::new(0),
-            full: AtomicBool::new(false),
+            sources: SourceLimits::new(limits.connections_per_source),
+            buffer_memory: AtomicUsize::new(0),
+            connection_ended: Notify::new(),
+            started: clock(),
+            last_use: AtomicU64::new(0),
+            limit_reported: AtomicBool::new(false),
         })
     }
 
@@ -61,10 +61,10 @@ impl Admission {
     pub(crate) fn set_limits(&self, limits: &Limits) {
         self.max_connections.store(limits.connections, Ordering::Relaxed);
         self.sources.set_limit(limits.connections_per_source);
-        self.max_buffers.store(limits.buffer_memory, Ordering::Relaxed);
-        self.full.store(false, Ordering::Relaxed);
+        self.max_buffer_memory.store(limits.buffer_memory, Ordering::Relaxed);
+        self.limit_reported.store(false, Ordering::Relaxed);
         // Who waits for a place looks again.
-        self.ended.notify_waiters();
+        self.connection_ended.notify_waiters();
     }
 
     /// How many connections are served at once at most.
@@ -74,45 +74,45 @@ impl Admission {
 
     /// A place for one more connection, to be had before it is accepted; `None` when there are as many as the limit
     /// allows.
-    pub(crate) fn place(self: &Arc<Self>) -> Option<Place> {
+    pub(crate) fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
         let below = |open| (open < self.limit()).then_some(open + 1);
         let taken = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below);
-        taken.ok().map(|_| Place { admission: Arc::clone(self), kind: Kind::Open(None), kept: 0 })
+        taken.ok().map(|_| Permit { admission: Arc::clone(self), state: PermitState::Serving(None), memory: 0 })
     }
 
     /// A place for a connection that was let in by a process before. It counts, but nobody is sent away for it now.
-    pub(crate) fn place_again(self: &Arc<Self>, source: Option<Source>) -> Place {
+    pub(crate) fn acquire_unchecked(self: &Arc<Self>, source: Option<Source>) -> Permit {
         self.open.fetch_add(1, Ordering::Relaxed);
-        let claim = source.map(|source| self.sources.count(source));
-        Place { admission: Arc::clone(self), kind: Kind::Open(claim), kept: 0 }
+        let slot = source.map(|source| self.sources.claim_unchecked(source));
+        Permit { admission: Arc::clone(self), state: PermitState::Serving(slot), memory: 0 }
     }
 
     /// The same for one that was refused there, and waits for its refusal to arrive.
-    pub(crate) fn refused_again(self: &Arc<Self>) -> Place {
+    pub(crate) fn acquire_refused_unchecked(self: &Arc<Self>) -> Permit {
         self.refused.fetch_add(1, Ordering::Relaxed);
-        Place { admission: Arc::clone(self), kind: Kind::Refused, kept: 0 }
+        Permit { admission: Arc::clone(self), state: PermitState::Refused, memory: 0 }
     }
 
     /// Waits until there is a place; `on_full` is told the limit when it has to wait, but not again and
     /// again while connections come and go.
-    pub(crate) async fn wait_for_place(&self, on_full: impl Fn(usize)) {
+    pub(crate) async fn wait_for_permit(&self, on_limit: impl Fn(usize)) {
         loop {
-            let mut ended = std::pin::pin!(self.ended.notified());
+            let mut ended = std::pin::pin!(self.connection_ended.notified());
             ended.as_mut().enable();
             let limit = self.limit();
             if self.open() < limit {
                 return;
             }
-            if !self.full.swap(true, Ordering::Relaxed) {
-                on_full(limit);
+            if !self.limit_reported.swap(true, Ordering::Relaxed) {
+                on_limit(limit);
             }
             ended.await;
         }
     }
 
     /// Told whenever a connection has ended.
-    pub(crate) fn ended(&self) -> &Notify {
-        &self.ended
+    pub(crate) fn connection_ended(&self) -> &Notify {
+        &self.connection_ended
     }
 
     /// Connections being served.
@@ -122,14 +122,14 @@ impl Admission {
 
     /// For how long there has been no connection at all; `None` while there is one.
     pub(crate) fn idle_for(&self) -> Option<Duration> {
-        let last_end = self.began + Duration::from_millis(self.last_end.load(Ordering::SeqCst));
+        let last_end = self.started + Duration::from_millis(self.last_use.load(Ordering::SeqCst));
         self.is_idle().then(|| clock().saturating_duration_since(last_end))
     }
 
     /// Something came that is no connection: as if one had ended now.
-    pub(crate) fn touch(&self) {
-        let since = clock().saturating_duration_since(self.began).as_millis();
-        self.last_end.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::SeqCst);
+    pub(crate) fn note_use(&self) {
+        let since = clock().saturating_duration_since(self.started).as_millis();
+        self.last_use.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
     fn is_idle(&self) -> bool {
@@ -137,9 +137,9 @@ impl Admission {
     }
 
     /// Waits until there is no connection at all.
-    pub(crate) async fn wait_for_none(&self) {
+    pub(crate) async fn wait_until_idle(&self) {
         loop {
-            let mut ended = std::pin::pin!(self.ended.notified());
+            let mut ended = std::pin::pin!(self.connection_ended.notified());
             ended.as_mut().enable();
             if self.is_idle() {
                 return;
@@ -151,108 +151,108 @@ impl Admission {
 
 /// The place of one connection among all, and its share of the buffer memory. Given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Permit {
     admission: Arc<Admission>,
-    kind: Kind,
+    state: PermitState,
     /// Bytes that the connection keeps.
-    kept: usize,
+    memory: usize,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum PermitState {
     /// With what it is to its source, if it has one.
-    Open(Option<Claim>),
+    Serving(Option<SourceSlot>),
     Refused,
-    GivenBack,
+    Released,
 }
 
-impl Place {
+impl Permit {
     /// Counts the connection for this source, and for none that it had before. Returns whether that has room; otherwise it
     /// waits for its [`Place::last_claim`], and so does whoever comes from there after it.
     pub(crate) fn claim(&mut self, source: Option<Source>) -> bool {
-        self.disclaim();
-        let claim = source.map(|source| self.admission.sources.claim(source));
-        self.kind = Kind::Open(claim);
-        !matches!(claim, Some(Claim::Waiting(_)))
+        self.release_source();
+        let slot = source.map(|source| self.admission.sources.claim(source));
+        self.state = PermitState::Serving(slot);
+        !matches!(slot, Some(SourceSlot::Pending(_)))
     }
 
     /// Counts the connection for the source it waits for.
     ///
     /// # Errors
     /// The source has as many connections as it may have; the place stays without a source.
-    pub(crate) fn last_claim(&mut self) -> Result<(), Verdict> {
-        let Kind::Open(Some(Claim::Waiting(source))) = self.kind else { return Ok(()) };
-        let claim = self.admission.sources.last_claim(source);
-        self.kind = Kind::Open(claim.ok());
-        claim.map(drop)
+    pub(crate) fn claim_or_refuse(&mut self) -> Result<(), Verdict> {
+        let PermitState::Serving(Some(SourceSlot::Pending(source))) = self.state else { return Ok(()) };
+        let slot = self.admission.sources.claim_or_refuse(source);
+        self.state = PermitState::Serving(slot.ok());
+        slot.map(drop)
     }
 
     /// Is of no source any more.
-    fn disclaim(&mut self) {
-        if let Kind::Open(claim) = &mut self.kind {
-            if let Some(claim) = claim.take() {
-                self.admission.sources.forget(claim);
+    fn release_source(&mut self) {
+        if let PermitState::Serving(slot) = &mut self.state {
+            if let Some(slot) = slot.take() {
+                self.admission.sources.release(slot);
             }
         }
     }
 
     /// Exchanges the place for one among the refused; `None` when there are enough of those.
     pub(crate) fn refuse(mut self) -> Option<Self> {
-        let below = |refused| (refused < REFUSED).then_some(refused + 1);
+        let below = |refused| (refused < MAX_REFUSED).then_some(refused + 1);
         self.admission.refused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).ok()?;
-        self.give_back();
-        self.kind = Kind::Refused;
+        self.release();
+        self.state = PermitState::Refused;
         Some(self)
     }
 
     /// The connection now keeps this many bytes. Returns whether that fits into the budget of all; it counts in any case.
     #[inline]
-    pub(crate) fn keeps(&mut self, bytes: usize) -> bool {
-        let before = std::mem::replace(&mut self.kept, bytes);
+    pub(crate) fn set_memory(&mut self, bytes: usize) -> bool {
+        let before = std::mem::replace(&mut self.memory, bytes);
         if bytes <= before {
             if bytes < before {
-                self.admission.buffers.fetch_sub(before - bytes, Ordering::Relaxed);
+                self.admission.buffer_memory.fetch_sub(before - bytes, Ordering::Relaxed);
             }
             return true;
         }
         let more = bytes - before;
-        let budget = self.admission.max_buffers.load(Ordering::Relaxed);
-        self.admission.buffers.fetch_add(more, Ordering::Relaxed) + more <= budget
+        let budget = self.admission.max_buffer_memory.load(Ordering::Relaxed);
+        self.admission.buffer_memory.fetch_add(more, Ordering::Relaxed) + more <= budget
     }
 
     /// Gives it back unused. Nobody is told, since no connection has ended: least of all the acceptor that gives it back,
     /// and would take it for a reason to try again.
-    pub(crate) fn put_back(mut self) {
-        self.kind = Kind::GivenBack;
+    pub(crate) fn release_unused(mut self) {
+        self.state = PermitState::Released;
         self.admission.open.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn give_back(&mut self) {
-        match std::mem::replace(&mut self.kind, Kind::GivenBack) {
-            Kind::Open(claim) => {
-                self.admission.touch();
-                if let Some(claim) = claim {
-                    self.admission.sources.forget(claim);
+    fn release(&mut self) {
+        match std::mem::replace(&mut self.state, PermitState::Released) {
+            PermitState::Serving(slot) => {
+                self.admission.note_use();
+                if let Some(slot) = slot {
+                    self.admission.sources.release(slot);
                 }
                 let limit = self.admission.limit();
                 if self.admission.open.fetch_sub(1, Ordering::Relaxed) <= limit.saturating_sub((limit / 8).max(1)) {
-                    self.admission.full.store(false, Ordering::Relaxed);
+                    self.admission.limit_reported.store(false, Ordering::Relaxed);
                 }
             }
-            Kind::Refused => {
-                self.admission.touch();
+            PermitState::Refused => {
+                self.admission.note_use();
                 self.admission.refused.fetch_sub(1, Ordering::Relaxed);
             }
-            Kind::GivenBack => return,
+            PermitState::Released => return,
         }
-        self.admission.ended.notify_waiters();
+        self.admission.connection_ended.notify_waiters();
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.keeps(0);
-        self.give_back();
+        self.set_memory(0);
+        self.release();
     }
 }
 
@@ -271,10 +271,10 @@ mod tests {
         Limits { buffer_memory, ..Settings::default().limits }
     }
 
-    fn claimed(admission: &Arc<Admission>, source: Source) -> Result<Place, Verdict> {
-        let mut place = admission.place().unwrap();
-        place.claim(Some(source));
-        place.last_claim().map(|()| place)
+    fn claimed(admission: &Arc<Admission>, source: Source) -> Result<Permit, Verdict> {
+        let mut permit = admission.try_acquire().unwrap();
+        permit.claim(Some(source));
+        permit.claim_or_refuse().map(|()| permit)
     }
 
     fn v4(last: u8) -> Source {
@@ -284,11 +284,11 @@ mod tests {
     #[test]
     fn exactly_as_many_places_as_the_limit_says() {
         let admission = admission(2, 0);
-        let first = admission.place().unwrap();
-        let _second = admission.place().unwrap();
-        assert!(admission.place().is_none());
+        let first = admission.try_acquire().unwrap();
+        let _second = admission.try_acquire().unwrap();
+        assert!(admission.try_acquire().is_none());
         drop(first);
-        assert!(admission.place().is_some());
+        assert!(admission.try_acquire().is_some());
         assert_eq!(admission.open(), 1);
     }
 
@@ -316,7 +316,7 @@ mod tests {
         assert!(second.claim(None));
         let _others = [claimed(v4(1)).unwrap(), claimed(v4(1)).unwrap(), claimed(v4(2)).unwrap()];
         assert!(!second.claim(Some(v4(2))));
-        assert_eq!(second.last_claim(), Err(Verdict::TooMany { limit: 2 }));
+        assert_eq!(second.claim_or_refuse(), Err(Verdict::TooMany { limit: 2 }));
         drop((first, second));
         assert!(claimed(v4(2)).is_ok() && claimed(v4(1)).is_err());
     }
@@ -324,14 +324,14 @@ mod tests {
     #[test]
     fn nobody_overtakes_who_waits_for_room() {
         let admission = admission(100, 2);
-        let places = || admission.place().unwrap();
+        let places = || admission.try_acquire().unwrap();
         let [mut first, mut second, mut third, mut fourth] = [places(), places(), places(), places()];
         assert!(first.claim(Some(v4(1))) && second.claim(Some(v4(1))) && !third.claim(Some(v4(1))));
         drop(first);
         assert!(!fourth.claim(Some(v4(1))), "the third was here before");
         assert!(places().claim(Some(v4(2))), "others do not have to wait");
-        assert_eq!(third.last_claim(), Ok(()));
-        assert_eq!(fourth.last_claim(), Err(Verdict::TooMany { limit: 2 }));
+        assert_eq!(third.claim_or_refuse(), Ok(()));
+        assert_eq!(fourth.claim_or_refuse(), Err(Verdict::TooMany { limit: 2 }));
         drop(second);
         assert!(fourth.claim(Some(v4(1))), "nobody waits any more");
         assert!(!places().claim(Some(v4(1))), "and it went while it waited");
@@ -346,9 +346,9 @@ mod tests {
         let mut served = vec![claimed().unwrap(), claimed().unwrap(), claimed().unwrap()];
         admission.set_limits(&Limits { connections: 2, connections_per_source: 2, ..limits(10) });
         assert_eq!((admission.open(), admission.limit()), (3, 2));
-        assert!(!served[0].keeps(11) && served[0].keeps(10));
+        assert!(!served[0].set_memory(11) && served[0].set_memory(10));
         served.pop();
-        assert!(admission.place().is_none(), "as many as the limit allows are there");
+        assert!(admission.try_acquire().is_none(), "as many as the limit allows are there");
         served.pop();
         served.push(claimed().expect("it is the second"));
         admission.set_limits(&Limits { connections: 9, connections_per_source: 2, ..limits(10) });
@@ -358,26 +358,26 @@ mod tests {
     #[test]
     fn who_was_let_in_before_stays_and_counts() {
         let admission = admission(2, 2);
-        let carried: Vec<_> = (0..3).map(|_| admission.place_again(Some(v4(1)))).collect();
-        let refused = admission.refused_again();
+        let carried: Vec<_> = (0..3).map(|_| admission.acquire_unchecked(Some(v4(1)))).collect();
+        let refused = admission.acquire_refused_unchecked();
         assert_eq!((admission.open(), admission.refused.load(Ordering::Relaxed)), (3, 1));
-        assert!(admission.place().is_none());
+        assert!(admission.try_acquire().is_none());
         drop(refused);
         let mut carried = carried.into_iter();
         drop((carried.next(), carried.next()));
-        let place = claimed(&admission, v4(1)).expect("it is the second");
+        let permit = claimed(&admission, v4(1)).expect("it is the second");
         drop(carried);
         assert!(claimed(&admission, v4(1)).is_ok());
-        drop(place);
+        drop(permit);
         assert!(admission.is_idle() && admission.sources.len() == 0);
     }
 
     #[test]
     fn the_refused_take_no_place_and_are_few() {
         let admission = admission(1, 1);
-        let refused: Vec<_> = (0..REFUSED).map(|_| admission.place().unwrap().refuse().unwrap()).collect();
-        assert!(admission.place().unwrap().refuse().is_none());
-        let _served = admission.place().unwrap();
+        let refused: Vec<_> = (0..MAX_REFUSED).map(|_| admission.try_acquire().unwrap().refuse().unwrap()).collect();
+        assert!(admission.try_acquire().unwrap().refuse().is_none());
+        let _served = admission.try_acquire().unwrap();
         drop(refused);
         assert_eq!(admission.refused.load(Ordering::Relaxed), 0);
         assert_eq!(admission.open(), 1);
@@ -386,14 +386,14 @@ mod tests {
     #[test]
     fn the_buffer_budget_is_kept_and_given_back() {
         let admission = admission(2, 1);
-        let mut one = admission.place().unwrap();
-        let mut other = admission.place().unwrap();
-        assert!(one.keeps(1000));
-        assert!(!other.keeps(1));
-        assert!(one.keeps(999));
-        assert!(other.keeps(0) && other.keeps(1));
+        let mut one = admission.try_acquire().unwrap();
+        let mut other = admission.try_acquire().unwrap();
+        assert!(one.set_memory(1000));
+        assert!(!other.set_memory(1));
+        assert!(one.set_memory(999));
+        assert!(other.set_memory(0) && other.set_memory(1));
         drop(one);
         drop(other);
-        assert_eq!(admission.buffers.load(Ordering::Relaxed), 0);
+        assert_eq!(admission.buffer_memory.load(Ordering::Relaxed), 0);
     }
 }

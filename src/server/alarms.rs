@@ -6,29 +6,29 @@ use std::time::Instant;
 
 /// Alarms, each with the key of its connection.
 #[derive(Debug, Default)]
-pub(crate) struct Alarms(BTreeSet<(Instant, usize)>);
+pub(crate) struct TimerQueue(BTreeSet<(Instant, usize)>);
 
-impl Alarms {
+impl TimerQueue {
     /// Sets the alarm of a connection anew; it was set for `before`.
-    pub(crate) fn set(&mut self, key: usize, before: Option<Instant>, at: Instant) {
-        self.remove(key, before);
+    pub(crate) fn set(&mut self, key: usize, previous: Option<Instant>, at: Instant) {
+        self.cancel(key, previous);
         self.0.insert((at, key));
     }
 
     /// Forgets the alarm of a connection, which was set for `before`.
-    pub(crate) fn remove(&mut self, key: usize, before: Option<Instant>) {
-        if let Some(before) = before {
-            self.0.remove(&(before, key));
+    pub(crate) fn cancel(&mut self, key: usize, previous: Option<Instant>) {
+        if let Some(previous) = previous {
+            self.0.remove(&(previous, key));
         }
     }
 
     /// When the next one goes off.
-    pub(crate) fn next(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.0.first().map(|(at, _)| *at)
     }
 
     /// Takes out one that goes off now or should have before.
-    pub(crate) fn due(&mut self, now: Instant) -> Option<usize> {
+    pub(crate) fn pop_expired(&mut self, now: Instant) -> Option<usize> {
         self.0.first().is_some_and(|(at, _)| *at <= now).then(|| self.0.pop_first()).flatten().map(|(_, key)| key)
     }
 }

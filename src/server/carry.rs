@@ -19,73 +19,73 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown};
 use tokio::time;
 
-use super::accept::Desk;
-use super::connection::{Caller, Connection, clock};
+use super::accept::Listener;
+use super::connection::{Connection, ConnectionInfo, clock};
 use super::event::Event;
-use super::socket::{Kind, Peer};
-use super::worker::HANGS;
-use super::{Door, Server, desk};
+use super::socket::{Peer, SocketKind};
+use super::worker::HANG_TIMEOUT;
+use super::{AcceptMode, Server, new_listener};
 use crate::config::Settings;
 use crate::protocol::snapshot::Snapshot;
 
 /// The highest number that is believed to be that of a connection. Counting from there on takes longer than anything lasts.
-const LAST_NUMBER: u64 = 1 << 62;
+const MAX_ID: u64 = 1 << 62;
 
 /// How many bytes are taken and dropped at most before a socket is closed.
-const UNREAD: usize = 1024 * 1024;
+const MAX_DISCARDED_BYTES: usize = 1024 * 1024;
 
 /// A connection that was taken out of service, to go on in another process.
 #[derive(Debug)]
-pub struct Frozen {
+pub struct DetachedConnection {
     /// Its socket, with everything in the kernel that belongs to it.
     pub socket: OwnedFd,
     /// What we know of it: [`crate::protocol::snapshot`].
-    pub state: Vec<u8>,
+    pub snapshot: Vec<u8>,
 }
 
 /// What was taken out of service.
 #[derive(Debug)]
-pub struct Freeze {
+pub struct Detached {
     /// The connections.
-    pub connections: Vec<Frozen>,
+    pub connections: Vec<DetachedConnection>,
     /// How many could not be had, since their worker did not answer.
-    pub missing: usize,
+    pub unresponsive: usize,
 }
 
 /// What became of connections that another process had taken out of service.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Thawed {
+pub struct Restored {
     /// They go on.
     pub resumed: usize,
     /// Nobody serves their listener any more; they get what they are owed, and end.
-    pub homeless: usize,
+    pub orphaned: usize,
     /// What was known of them is of no use, each for this reason; they were closed.
-    pub refused: Vec<String>,
+    pub rejected: Vec<String>,
 }
 
 impl Server {
     /// Stops accepting, and takes every connection out of service; those of packets end here. It is tried once more to send
     /// what is owed, and nobody is waited for. A worker that does not answer for some seconds is left out.
-    pub async fn freeze(&self) -> Freeze {
-        self.door.send_replace(Door::Closed);
+    pub async fn detach(&self) -> Detached {
+        self.accept_mode.send_replace(AcceptMode::Stop);
         // Every acceptor listens until it has dropped its socket; one whose worker hangs does not.
         let closed = async {
-            self.door.closed().await;
-            self.reception.stop_waiting().await;
+            self.accept_mode.closed().await;
+            self.dispatcher.cancel_pending().await;
         };
-        let _ = time::timeout(HANGS, closed).await;
-        let asked: Vec<_> = self.threads.iter().map(|thread| thread.worker.freeze()).collect();
-        self.threads.iter().for_each(|thread| thread.worker.leave());
-        let until = time::Instant::now() + HANGS;
+        let _ = time::timeout(HANG_TIMEOUT, closed).await;
+        let requested: Vec<_> = self.threads.iter().map(|thread| thread.worker.detach()).collect();
+        self.threads.iter().for_each(|thread| thread.worker.shut_down_now());
+        let until = time::Instant::now() + HANG_TIMEOUT;
         let mut connections = Vec::new();
-        for answer in asked {
-            if let Ok(Ok(frozen)) = time::timeout_at(until, answer).await {
-                connections.extend(frozen);
+        for answer in requested {
+            if let Ok(Ok(detached)) = time::timeout_at(until, answer).await {
+                connections.extend(detached);
             }
         }
         // Those of packets, which end.
-        let _ = time::timeout_at(until, self.idle()).await;
-        Freeze { connections, missing: self.connections() }
+        let _ = time::timeout_at(until, self.wait_until_idle()).await;
+        Detached { connections, unresponsive: self.connection_count() }
     }
 
     /// Takes connections into service that another process took out of it, `age` ago. To be called before the first
@@ -94,80 +94,89 @@ impl Server {
     /// there will be.
     ///
     /// It never fails: a connection of which nothing can be made is closed.
-    pub fn thaw(&self, frozen: Vec<Frozen>, age: Duration, settings: &Settings, served: &[&str]) -> Thawed {
+    pub fn restore(
+        &self,
+        detached: Vec<DetachedConnection>,
+        age: Duration,
+        settings: &Settings,
+        serving: &[&str],
+    ) -> Restored {
         let now = clock();
-        let frozen_at = now.checked_sub(age).unwrap_or(now);
-        let mut thawed = Thawed::default();
-        let mut desks = HashMap::new();
-        let mut arrivals: Vec<_> = self.threads.iter().map(|_| Vec::new()).collect();
-        let events = &self.reception.events;
-        for Frozen { socket, state } in frozen {
-            let snapshot = match read(&state, &socket) {
+        let detached_at = now.checked_sub(age).unwrap_or(now);
+        let mut restored = Restored::default();
+        let mut listeners = HashMap::new();
+        let mut restored_connections: Vec<_> = self.threads.iter().map(|_| Vec::new()).collect();
+        let events = &self.dispatcher.handle_event;
+        for DetachedConnection { socket, snapshot } in detached {
+            let snapshot = match read_snapshot(&snapshot, &socket) {
                 Ok(snapshot) => snapshot,
                 Err(problem) => {
-                    thawed.refused.push(problem);
-                    part_from(socket);
+                    restored.rejected.push(problem);
+                    close_gracefully(socket);
                     continue;
                 }
             };
             let name = snapshot.listener();
-            let (desk, served) = desks.entry(name.to_owned()).or_insert_with(|| {
-                let desk: Arc<Desk> = Arc::new(desk(name, Kind::Stream, settings.listener(name)));
-                (desk, served.contains(&name))
+            let (listener, serving) = listeners.entry(name.to_owned()).or_insert_with(|| {
+                let listener: Arc<Listener> = Arc::new(new_listener(name, SocketKind::Stream, settings.listener(name)));
+                (listener, serving.contains(&name))
             });
             let peer = snapshot.client().map_or_else(|| Peer::of(&socket, None), Peer::Proxied);
-            let connection = snapshot.connection();
-            let mut session = snapshot.thaw(Arc::clone(&desk.settings.rules), frozen_at);
-            if *served {
-                thawed.resumed += 1;
+            let id = snapshot.connection();
+            let mut session = snapshot.thaw(Arc::clone(&listener.settings.rules), detached_at);
+            if *serving {
+                restored.resumed += 1;
             } else {
-                thawed.homeless += 1;
+                restored.orphaned += 1;
                 session.drain(now);
             }
-            let admission = &self.reception.admission;
-            let mut place =
-                if session.refused() { admission.refused_again() } else { admission.place_again(peer.source()) };
-            if !place.keeps(session.memory()) {
+            let admission = &self.dispatcher.admission;
+            let mut permit = if session.refused() {
+                admission.acquire_refused_unchecked()
+            } else {
+                admission.acquire_unchecked(peer.source())
+            };
+            if !permit.set_memory(session.memory()) {
                 session.out_of_memory(now);
-                place.keeps(session.memory());
+                permit.set_memory(session.memory());
             }
-            self.reception.connections.fetch_max(connection, Ordering::Relaxed);
-            events(Event::Resumed { connection, listener: Arc::clone(&desk.name), peer });
-            let fewest = self.threads.iter().zip(&mut arrivals);
+            self.dispatcher.last_id.fetch_max(id, Ordering::Relaxed);
+            events(Event::Resumed { id, listener: Arc::clone(&listener.name), peer });
+            let fewest = self.threads.iter().zip(&mut restored_connections);
             let fewest = fewest.min_by_key(|(thread, _)| thread.worker.open.load(Ordering::Relaxed));
-            let Some((thread, arrivals)) = fewest else { continue };
-            let caller = Caller { connection, desk: Arc::clone(desk), peer };
-            arrivals.push(Box::new(Connection::new(socket, session, caller, &thread.worker, place)));
+            let Some((thread, restored_connections)) = fewest else { continue };
+            let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };
+            restored_connections.push(Box::new(Connection::new(socket, session, info, &thread.worker, permit)));
         }
-        for (thread, arrivals) in self.threads.iter().zip(arrivals) {
-            thread.worker.resume(arrivals);
+        for (thread, restored_connections) in self.threads.iter().zip(restored_connections) {
+            thread.worker.restore(restored_connections);
         }
-        let homeless = desks.into_values().filter(|(_, served)| !served).map(|(desk, _)| desk).collect();
-        self.cut_after(settings.service.drain.length(), homeless);
-        thawed
+        let orphaned = listeners.into_values().filter(|(_, serving)| !serving).map(|(listener, _)| listener).collect();
+        self.close_listeners_after(settings.service.drain.length(), orphaned);
+        restored
     }
 
     /// Ends the connections of these desks when so much time has passed.
-    fn cut_after(&self, time: Duration, desks: Vec<Arc<Desk>>) {
-        if desks.is_empty() {
+    fn close_listeners_after(&self, time: Duration, listeners: Vec<Arc<Listener>>) {
+        if listeners.is_empty() {
             return;
         }
         for thread in &self.threads {
-            let (worker, desks) = (Arc::clone(&thread.worker), desks.clone());
+            let (worker, listeners) = (Arc::clone(&thread.worker), listeners.clone());
             thread.worker.spawn(async move {
                 time::sleep(time).await;
-                worker.cut(&desks);
+                worker.close_listeners(&listeners);
             });
         }
     }
 }
 
 /// What is in `state`, if it can be believed.
-fn read(state: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
+fn read_snapshot(state: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
     let snapshot = Snapshot::read(state).map_err(|error| error.to_string())?;
-    let number = snapshot.connection();
-    if number > LAST_NUMBER {
-        return Err(format!("{number} is not the number of a connection"));
+    let id = snapshot.connection();
+    if id > MAX_ID {
+        return Err(format!("{id} is not the number of a connection"));
     }
     // It was, if it was ours.
     rustix::io::ioctl_fionbio(socket, true).map_err(|error| format!("its socket is of no use: {error}"))?;
@@ -176,14 +185,14 @@ fn read(state: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
 
 /// Closes a connection as politely as can be done at once: with the end of the stream, and not with a reset for input that
 /// nobody read.
-pub fn part_from(socket: OwnedFd) {
+pub fn close_gracefully(socket: OwnedFd) {
     // A peer that is gone does not mind.
     let _ = rustix::net::shutdown(&socket, Shutdown::Write);
-    let (mut room, mut left) = ([0; 16 * 1024], UNREAD);
-    while left > 0 {
-        match rustix::net::recv(&socket, &mut room, RecvFlags::DONTWAIT) {
+    let (mut buffer, mut remaining) = ([0; 16 * 1024], MAX_DISCARDED_BYTES);
+    while remaining > 0 {
+        match rustix::net::recv(&socket, &mut buffer, RecvFlags::DONTWAIT) {
             Ok((0, _)) => break,
-            Ok((count, _)) => left = left.saturating_sub(count),
+            Ok((count, _)) => remaining = remaining.saturating_sub(count),
             Err(Errno::INTR) => {}
             Err(_) => break,
         }

@@ -16,9 +16,9 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::time;
 
-use super::accept::Desk;
-use super::admission::Place;
-use super::carry::Frozen;
+use super::accept::Listener;
+use super::admission::Permit;
+use super::carry::DetachedConnection;
 use super::event::{Event, Message, summary};
 use super::socket::Peer;
 use super::worker::Worker;
@@ -28,69 +28,75 @@ use crate::protocol::{Outlet, Scratch, Session, Verdict, Want};
 
 /// How many steps one turn may take: one that answers, and one that finds the end of the stream, or no more input. Then
 /// the others have theirs.
-const STEPS: u32 = 2;
+const MAX_STEPS: u32 = 2;
 
 /// A connection that is served until it ends.
 pub(crate) struct Connection {
     // Dropped from top to bottom: the descriptor is closed before its place is given back.
     socket: OwnedFd,
     /// Whether it asked for news of room for output, and not of input.
-    awaits_room: bool,
+    wants_write: bool,
     /// Whether it is on the list of those who go on without news.
     pub(crate) queued: bool,
     /// What its alarm is set for: no later than its session's deadline.
-    pub(crate) alarm: Option<Instant>,
+    pub(crate) timer: Option<Instant>,
     session: Session,
-    place: Place,
-    caller: Caller,
+    permit: Permit,
+    info: ConnectionInfo,
     /// Rings when the log has room; there is one once it had none.
-    bell: Option<Waker>,
+    waker: Option<Waker>,
 }
 
 /// Who a connection is with.
-pub(crate) struct Caller {
+pub(crate) struct ConnectionInfo {
     /// Counted from 1 over all listeners.
-    pub(crate) connection: u64,
-    pub(crate) desk: Arc<Desk>,
+    pub(crate) id: u64,
+    pub(crate) listener: Arc<Listener>,
     pub(crate) peer: Peer,
 }
 
 /// Why a connection has its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum News {
+pub(crate) enum Readiness {
     /// A deadline, or an order for all. Its socket has no news, or else will say so by itself.
     None,
     /// Input that one read finds, or room for output.
-    Some,
+    Ready,
     /// Something may be behind that: the end of the stream, or what its last turn had no time for.
-    More,
+    ReadUntilBlocked,
 }
 
-impl News {
+impl Readiness {
     /// What epoll_wait(2) says.
-    pub(crate) fn of(flags: EventFlags) -> Self {
+    pub(crate) fn from_epoll(flags: EventFlags) -> Self {
         // PRI: one recv(2) does not go beyond urgent data.
-        let more = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI;
-        if flags.intersects(more) { Self::More } else { Self::Some }
+        let until_blocked = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI;
+        if flags.intersects(until_blocked) { Self::ReadUntilBlocked } else { Self::Ready }
     }
 }
 
 /// How a turn ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pause {
+pub(crate) enum Progress {
     /// Until there are news, or the alarm goes off.
-    Wait,
+    Pending,
     /// Until the others have had their turn.
     Yield,
     /// For good.
-    End,
+    Closed,
 }
 
 impl Connection {
     /// A connection on `socket`, to be sent to `worker`.
-    pub(crate) fn new(socket: OwnedFd, session: Session, caller: Caller, worker: &Worker, place: Place) -> Self {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        session: Session,
+        info: ConnectionInfo,
+        worker: &Worker,
+        permit: Permit,
+    ) -> Self {
         worker.open.fetch_add(1, Ordering::Relaxed);
-        Self { socket, awaits_room: false, queued: false, alarm: None, session, place, caller, bell: None }
+        Self { socket, wants_write: false, queued: false, timer: None, session, permit, info, waker: None }
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
@@ -105,147 +111,154 @@ impl Connection {
 
     /// What it wants to hear of.
     pub(crate) fn interest(&self) -> EventFlags {
-        let news =
-            if self.awaits_room { EventFlags::OUT } else { EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI };
-        news | EventFlags::ET
+        let readiness =
+            if self.wants_write { EventFlags::OUT } else { EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI };
+        readiness | EventFlags::ET
     }
 
     /// What it wants to hear of from now on, if that is something else than before.
     #[inline]
-    pub(crate) fn change_of_interest(&mut self) -> Option<EventFlags> {
-        let awaits_room = self.session.wants() == Want::Write;
-        (awaits_room != self.awaits_room).then(|| {
-            self.awaits_room = awaits_room;
+    pub(crate) fn changed_interest(&mut self) -> Option<EventFlags> {
+        let wants_write = self.session.wants() == Want::Write;
+        (wants_write != self.wants_write).then(|| {
+            self.wants_write = wants_write;
             self.interest()
         })
     }
 
     /// Its turn. `key` is what the worker knows it by.
     #[inline]
-    pub(crate) fn turn(
+    pub(crate) fn drive(
         &mut self,
         key: usize,
-        news: News,
+        readiness: Readiness,
         now: Instant,
         scratch: &mut Scratch,
         worker: &Arc<Worker>,
-    ) -> Pause {
+    ) -> Progress {
         let before = self.session.totals();
         if worker.is_draining() {
             self.session.drain(now);
         }
-        if news == News::None || self.alarm.is_some_and(|at| at <= now) {
+        if readiness == Readiness::None || self.timer.is_some_and(|at| at <= now) {
             self.session.tick(now);
         }
-        let pause = loop {
-            let pause = self.steps(key, news, now, scratch, worker);
-            if pause == Pause::End || self.session.deadline().is_none_or(|deadline| now < deadline) {
-                break pause;
+        let progress = loop {
+            let progress = self.step(key, readiness, now, scratch, worker);
+            if progress == Progress::Closed || self.session.deadline().is_none_or(|deadline| now < deadline) {
+                break progress;
             }
             self.session.tick(now);
         };
         worker.counters.count_totals(before, self.session.totals());
-        pause
+        progress
     }
 
     /// Does what the session wants, as far as the socket goes along.
     #[inline]
-    fn steps(&mut self, key: usize, news: News, now: Instant, scratch: &mut Scratch, worker: &Arc<Worker>) -> Pause {
-        let Self { socket, session, place, caller, bell, .. } = self;
-        let mut wire = Wire { socket, blocked: false, broken: false };
+    fn step(
+        &mut self,
+        key: usize,
+        readiness: Readiness,
+        now: Instant,
+        scratch: &mut Scratch,
+        worker: &Arc<Worker>,
+    ) -> Progress {
+        let Self { socket, session, permit, info, waker, .. } = self;
+        let mut outlet = SocketOutlet { socket, blocked: false, broken: false };
         let log = session.rules().log_messages;
         // Whether another read would find nothing, or news will tell of what it would find.
-        let mut drained = news == News::None;
+        let mut input_drained = readiness == Readiness::None;
         let mut steps = 0;
         loop {
-            let kept = session.memory();
+            let memory_before = session.memory();
             match session.wants() {
-                Want::Close => return Pause::End,
-                Want::Pause => return Pause::Wait,
-                Want::Read if drained => return Pause::Wait,
-                Want::Read if steps == STEPS => return Pause::Yield,
+                Want::Close => return Progress::Closed,
+                Want::Pause => return Progress::Pending,
+                Want::Read if input_drained => return Progress::Pending,
+                Want::Read if steps == MAX_STEPS => return Progress::Yield,
                 // One turn answers 64 KiB and one reply at most.
-                Want::Write | Want::Log if steps > 0 => return Pause::Yield,
+                Want::Write | Want::Log if steps > 0 => return Progress::Yield,
                 Want::Read => {
-                    let room = scratch.input_room();
-                    let size = room.len();
-                    match wire.read(room) {
+                    let buffer = scratch.input_room();
+                    let size = buffer.len();
+                    match outlet.read(buffer) {
                         Some(0) => session.end_of_input(now),
                         Some(count) => {
-                            drained = count < size && news != News::More;
+                            input_drained = count < size && readiness != Readiness::ReadUntilBlocked;
                             if count == size {
-                                steps = STEPS - 1;
+                                steps = MAX_STEPS - 1;
                             }
                             if log == LogMessages::Off {
-                                session.receive(now, scratch, count, &mut wire);
+                                session.receive(now, scratch, count, &mut outlet);
                             } else {
-                                let logged = Logged { wire: &mut wire, worker, caller, bell, key, log };
-                                logged.receive(session, now, scratch, count);
+                                let outlet = LoggingOutlet { socket: &mut outlet, worker, info, waker, key, log };
+                                outlet.receive(session, now, scratch, count);
                             }
                         }
-                        None => drained = true,
+                        None => input_drained = true,
                     }
                 }
                 Want::Write | Want::Log => {
                     // Whoever is behind does not hear of input.
-                    drained = false;
+                    input_drained = false;
                     if log == LogMessages::Off {
-                        session.resume(now, scratch, &mut wire);
+                        session.resume(now, scratch, &mut outlet);
                     } else {
-                        let logged = Logged { wire: &mut wire, worker, caller, bell, key, log };
-                        logged.resume(session, now, scratch);
+                        let outlet = LoggingOutlet { socket: &mut outlet, worker, info, waker, key, log };
+                        outlet.resume(session, now, scratch);
                     }
                 }
                 Want::Shutdown => {
                     // A peer that is gone does not mind; the next read says so.
-                    let _ = rustix::net::shutdown(wire.socket, Shutdown::Write);
+                    let _ = rustix::net::shutdown(outlet.socket, Shutdown::Write);
                     session.sent_end(now);
                 }
             }
             steps += 1;
-            if wire.broken {
+            if outlet.broken {
                 session.reset();
             }
-            if session.memory() != kept && !place.keeps(session.memory()) {
+            if session.memory() != memory_before && !permit.set_memory(session.memory()) {
                 session.out_of_memory(now);
-                place.keeps(session.memory());
+                permit.set_memory(session.memory());
                 // What had no room, for output or in the log, is not what it wants now.
-                wire.blocked = false;
+                outlet.blocked = false;
             }
-            if wire.blocked {
-                return Pause::Wait;
+            if outlet.blocked {
+                return Progress::Pending;
             }
         }
     }
 
     /// Whether it came to this desk.
-    pub(crate) fn is_of(&self, desk: &Arc<Desk>) -> bool {
-        Arc::ptr_eq(&self.caller.desk, desk)
+    pub(crate) fn belongs_to(&self, listener: &Arc<Listener>) -> bool {
+        Arc::ptr_eq(&self.info.listener, listener)
     }
 
     /// It is over: says why. The descriptor is closed, and what else it has is given back.
-    pub(crate) fn leave(self: Box<Self>, worker: &Worker) {
+    pub(crate) fn close(self: Box<Self>, worker: &Worker) {
         // Without a verdict, it is we who stop before it was done.
-        self.end(worker, self.session.verdict().unwrap_or(Verdict::Shutdown));
+        self.report_closed(worker, self.session.verdict().unwrap_or(Verdict::Shutdown));
     }
 
     /// It is over here, and goes on elsewhere.
-    pub(crate) fn freeze(self: Box<Self>, worker: &Worker, now: Instant) -> Frozen {
-        let Caller { connection, ref desk, peer } = self.caller;
+    pub(crate) fn detach(self: Box<Self>, worker: &Worker, now: Instant) -> DetachedConnection {
+        let ConnectionInfo { id, ref listener, peer } = self.info;
         let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
-        let state = snapshot::freeze(&self.session, &desk.name, connection, client, now);
-        self.end(worker, Verdict::Carried);
+        let snapshot = snapshot::freeze(&self.session, &listener.name, id, client, now);
+        self.report_closed(worker, Verdict::Carried);
         let Self { socket, .. } = *self;
-        Frozen { socket, state }
+        DetachedConnection { socket, snapshot }
     }
 
-    fn end(&self, worker: &Worker, verdict: Verdict) {
+    fn report_closed(&self, worker: &Worker, verdict: Verdict) {
         worker.open.fetch_sub(1, Ordering::Relaxed);
-        worker.counters.count_end(verdict);
-        (worker.outside.events)(Event::Closed {
-            connection: self.caller.connection,
-            listener: Arc::clone(&self.caller.desk.name),
-            peer: self.caller.peer,
+        worker.counters.count_ended(verdict);
+        (worker.sink.handle_event)(Event::Closed {
+            id: self.info.id,
+            listener: Arc::clone(&self.info.listener.name),
+            peer: self.info.peer,
             verdict,
             totals: self.session.totals(),
             age: clock().saturating_duration_since(self.session.opened()),
@@ -253,15 +266,15 @@ impl Connection {
     }
 
     /// It cannot be served.
-    pub(crate) fn turn_away(self: Box<Self>, worker: &Worker, error: io::Error) {
+    pub(crate) fn reject(self: Box<Self>, worker: &Worker, error: io::Error) {
         worker.open.fetch_sub(1, Ordering::Relaxed);
-        let listener = Arc::clone(&self.caller.desk.name);
-        (worker.outside.events)(Event::Dropped { listener, peer: self.caller.peer, error });
+        let listener = Arc::clone(&self.info.listener.name);
+        (worker.sink.handle_event)(Event::SetupFailed { listener, peer: self.info.peer, error });
     }
 }
 
 /// The socket, during one turn.
-struct Wire<'a> {
+struct SocketOutlet<'a> {
     socket: &'a OwnedFd,
     /// The socket had no room for output, or the log no room; there will be news when it has.
     blocked: bool,
@@ -269,11 +282,11 @@ struct Wire<'a> {
     broken: bool,
 }
 
-impl Wire<'_> {
+impl SocketOutlet<'_> {
     /// How many bytes came; 0 at the end of the stream, `None` when nothing did.
     #[inline]
-    fn read(&mut self, room: &mut [u8]) -> Option<usize> {
-        match retry_on_intr(|| rustix::net::recv(self.socket, &mut *room, RecvFlags::empty())) {
+    fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        match retry_on_intr(|| rustix::net::recv(self.socket, &mut *buffer, RecvFlags::empty())) {
             Ok((count, _)) => Some(count),
             Err(Errno::AGAIN) => None,
             Err(_) => {
@@ -285,7 +298,7 @@ impl Wire<'_> {
 }
 
 /// No message is logged.
-impl Outlet for Wire<'_> {
+impl Outlet for SocketOutlet<'_> {
     #[inline]
     fn send(&mut self, bytes: &[u8]) -> usize {
         match retry_on_intr(|| rustix::net::send(self.socket, bytes, SendFlags::NOSIGNAL)) {
@@ -303,17 +316,17 @@ impl Outlet for Wire<'_> {
 }
 
 /// The socket, and the log of what comes over it.
-struct Logged<'a, 'w> {
-    wire: &'a mut Wire<'w>,
+struct LoggingOutlet<'a, 'w> {
+    socket: &'a mut SocketOutlet<'w>,
     worker: &'a Arc<Worker>,
-    caller: &'a Caller,
-    bell: &'a mut Option<Waker>,
+    info: &'a ConnectionInfo,
+    waker: &'a mut Option<Waker>,
     key: usize,
     log: LogMessages,
 }
 
 /// Apart from the hot path: connections whose messages are logged have one of their own.
-impl Logged<'_, '_> {
+impl LoggingOutlet<'_, '_> {
     #[inline(never)]
     fn receive(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch, count: usize) {
         session.receive(now, scratch, count, &mut self);
@@ -325,43 +338,44 @@ impl Logged<'_, '_> {
     }
 }
 
-impl Outlet for Logged<'_, '_> {
+impl Outlet for LoggingOutlet<'_, '_> {
     fn send(&mut self, bytes: &[u8]) -> usize {
-        self.wire.send(bytes)
+        self.socket.send(bytes)
     }
 
     fn log(&mut self, message: &[u8]) -> bool {
-        let Caller { connection, ref desk, peer } = *self.caller;
-        let connection = Some(connection);
-        let outside = &self.worker.outside;
+        let ConnectionInfo { id, ref listener, peer } = *self.info;
+        let connection_id = Some(id);
+        let outside = &self.worker.sink;
         match self.log {
             LogMessages::Off => true,
             LogMessages::Summary => {
-                let listener = Arc::clone(&desk.name);
-                (outside.events)(Event::Message { connection, listener, peer, text: summary(message) });
+                let listener = Arc::clone(&listener.name);
+                (outside.handle_event)(Event::Message { connection_id, listener, peer, text: summary(message) });
                 true
             }
             LogMessages::Full => {
-                let ring = || Waker::from(Arc::new(Bell { worker: Arc::clone(self.worker), key: self.key }));
-                let bell = self.bell.get_or_insert_with(ring);
-                let message = Message { connection, listener: &desk.name, peer, bytes: message };
-                let taken = outside.messages.take(message, bell);
-                self.wire.blocked |= !taken;
-                taken
+                let make_waker =
+                    || Waker::from(Arc::new(ConnectionWaker { worker: Arc::clone(self.worker), key: self.key }));
+                let waker = self.waker.get_or_insert_with(make_waker);
+                let message = Message { connection_id, listener: &listener.name, peer, bytes: message };
+                let appended = outside.message_log.try_append(message, waker);
+                self.socket.blocked |= !appended;
+                appended
             }
         }
     }
 }
 
 /// Gives a connection a turn, from whatever thread. Should it have ended, somebody else may have one for nothing.
-struct Bell {
+struct ConnectionWaker {
     worker: Arc<Worker>,
     key: usize,
 }
 
-impl Wake for Bell {
+impl Wake for ConnectionWaker {
     fn wake(self: Arc<Self>) {
-        self.worker.ring(self.key);
+        self.worker.wake(self.key);
     }
 }
 

@@ -11,16 +11,16 @@ use nix::errno::Errno;
 use tokio::sync::watch;
 use tokio::{task, time};
 
-use super::accept::{CurrentDesk, Desk, Reception};
+use super::accept::{Dispatcher, Listener, ListenerHandle};
 use super::admission::Source;
 use super::connection::clock;
 use super::event::{Event, Message};
 use super::packets;
-use super::packets::drops::{Drops, Report};
-use super::packets::inbox::{Datagram, Inbox, Sender};
+use super::packets::drops::{DropLog, DropReport};
+use super::packets::inbox::{Datagram, DatagramSocket, ReplyTo};
 use super::socket::Peer;
 use super::worker::Worker;
-use super::{Acceptors, Door};
+use super::{AcceptMode, AcceptorStatus};
 use crate::protocol::packet::{self, DropCause};
 use crate::protocol::session::Totals;
 
@@ -28,68 +28,68 @@ use crate::protocol::session::Totals;
 const BATCH: usize = 32;
 
 /// A datagram socket that is being served.
-pub(crate) struct Datagrams {
-    inbox: Inbox,
+pub(crate) struct DatagramServer {
+    socket: DatagramSocket,
     worker: Arc<Worker>,
     /// Where a datagram is received: as large as the longest message.
-    room: Vec<u8>,
-    drops: Drops,
+    buffer: Vec<u8>,
+    drop_log: DropLog,
     totals: Totals,
 }
 
 /// What a datagram is, once it is known to be a message.
-struct Accepted {
+struct AdmittedDatagram {
     len: usize,
     peer: Peer,
-    sender: Sender,
+    reply_to: ReplyTo,
 }
 
-impl Datagrams {
+impl DatagramServer {
     /// To be served by `worker`.
     ///
     /// # Errors
     /// The socket cannot be prepared or registered.
     pub(crate) fn open(socket: OwnedFd, worker: &Arc<Worker>) -> io::Result<Self> {
-        let inbox = Inbox::open(socket, worker)?;
+        let socket = DatagramSocket::open(socket, worker)?;
         let worker = Arc::clone(worker);
-        Ok(Self { inbox, worker, room: Vec::new(), drops: Drops::new(), totals: Totals::default() })
+        Ok(Self { socket, worker, buffer: Vec::new(), drop_log: DropLog::new(), totals: Totals::default() })
     }
 
     /// Serves it as the door says, until that is closed.
     ///
     /// # Errors
     /// The socket broke.
-    pub(super) async fn attend(
+    pub(super) async fn run(
         &mut self,
-        desk: &CurrentDesk,
-        reception: &Reception,
-        acceptors: &watch::Sender<Acceptors>,
-        door: &mut watch::Receiver<Door>,
+        listener: &ListenerHandle,
+        dispatcher: &Dispatcher,
+        status: &watch::Sender<AcceptorStatus>,
+        mode: &mut watch::Receiver<AcceptMode>,
     ) -> io::Result<()> {
         let ended = loop {
-            let now = *door.borrow_and_update();
+            let now = *mode.borrow_and_update();
             match now {
-                Door::Open => {}
-                Door::LastLook => acceptors.send_modify(|acceptors| acceptors.has_looked(self.inbox.has_some())),
-                Door::Closed => break Ok(()),
+                AcceptMode::Accept => {}
+                AcceptMode::Probe => status.send_modify(|status| status.record_probe(self.socket.has_datagram())),
+                AcceptMode::Stop => break Ok(()),
             }
-            let due = self.drops.next();
+            let due = self.drop_log.next_deadline();
             tokio::select! {
                 biased;
-                changed = door.changed() => {
+                changed = mode.changed() => {
                     if changed.is_err() {
                         // The server is gone.
                         break Ok(());
                     }
                 }
-                () = passed(due) => {
-                    let reports = self.drops.due(clock());
-                    self.tell(&desk.now(), reports);
+                () = sleep_until(due) => {
+                    let reports = self.drop_log.take_due(clock());
+                    self.report(&listener.load(), reports);
                 }
-                ready = self.inbox.readable(), if now == Door::Open => {
+                ready = self.socket.readable(), if now == AcceptMode::Accept => {
                     // Not given up in between: a message may be waiting for the log.
                     let received = match ready {
-                        Ok(()) => self.receive_some(desk, reception).await,
+                        Ok(()) => self.receive_batch(listener, dispatcher).await,
                         Err(error) => Err(error),
                     };
                     if let Err(error) = received {
@@ -99,78 +99,85 @@ impl Datagrams {
                 }
             }
         };
-        let rest = self.drops.rest();
-        self.tell(&desk.now(), rest);
+        let remaining = self.drop_log.take_all();
+        self.report(&listener.load(), remaining);
         ended
     }
 
     /// Receives what there is, but not so much that others would have to wait.
-    async fn receive_some(&mut self, desk: &CurrentDesk, reception: &Reception) -> io::Result<()> {
-        let room = self.inbox.room(desk.now().settings.rules.max_message);
-        if self.room.len() != room {
-            self.room = vec![0; room];
+    async fn receive_batch(&mut self, listener: &ListenerHandle, dispatcher: &Dispatcher) -> io::Result<()> {
+        let size = self.socket.buffer_size(listener.load().settings.rules.max_message);
+        if self.buffer.len() != size {
+            self.buffer = vec![0; size];
         }
         for _ in 0..BATCH {
-            let datagram = match self.inbox.receive(&mut self.room) {
+            let datagram = match self.socket.receive(&mut self.buffer) {
                 Ok(datagram) => datagram,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if is_of_one(&error) => continue,
+                Err(error) if concerns_one_datagram(&error) => continue,
                 Err(error) => return Err(error),
             };
-            reception.admission.touch();
+            dispatcher.admission.note_use();
             let peer = datagram.peer;
             // As it is after the datagram came: a reload holds for those that are sent after it.
-            let desk = &*desk.now();
-            let answered = match self.accept(datagram, desk, reception) {
-                Ok(accepted) => self.answer(&accepted, desk).await,
+            let listener = &*listener.load();
+            let answered = match self.admit(datagram, listener, dispatcher) {
+                Ok(admitted) => self.log_and_reply(&admitted, listener).await,
                 Err(cause) => Err(cause),
             };
             if let Err(cause) = answered {
-                self.worker.counters.count_drop(cause);
-                let report = self.drops.count(cause, peer, clock());
-                self.tell(desk, report);
+                self.worker.counters.count_dropped(cause);
+                let report = self.drop_log.record(cause, peer, clock());
+                self.report(listener, report);
             }
         }
         Ok(())
     }
 
     /// Whether a datagram is a message, to be answered; or else why not.
-    fn accept(&self, datagram: Datagram, desk: &Desk, reception: &Reception) -> Result<Accepted, DropCause> {
-        let Datagram { len, peer, sender } = datagram;
-        let message = self.room.get(..len).ok_or(DropCause::TooLong)?;
-        if let Some(reply) = packet::reply(&desk.settings.rules, message) {
-            match &sender {
-                Sender::Nobody => return Err(DropCause::Nameless),
-                Sender::Ip(from, _) if packet::is_service_port(from.port()) => return Err(DropCause::ServicePort),
-                sender if self.inbox.is_own(sender) => return Err(DropCause::OwnAddress),
-                Sender::Ip(..) | Sender::Unix(_) => {}
+    fn admit(
+        &self,
+        datagram: Datagram,
+        listener: &Listener,
+        dispatcher: &Dispatcher,
+    ) -> Result<AdmittedDatagram, DropCause> {
+        let Datagram { len, peer, reply_to } = datagram;
+        let message = self.buffer.get(..len).ok_or(DropCause::TooLong)?;
+        if let Some(reply) = packet::reply(&listener.settings.rules, message) {
+            match &reply_to {
+                ReplyTo::Unnamed => return Err(DropCause::Nameless),
+                ReplyTo::Ip(from, _) if packet::is_service_port(from.port()) => return Err(DropCause::ServicePort),
+                reply_to if self.socket.is_own_address(reply_to) => return Err(DropCause::OwnAddress),
+                ReplyTo::Ip(..) | ReplyTo::Unix(_) => {}
             }
             if let Some(cause) = packet::harm(message, &reply) {
                 return Err(cause);
             }
         }
-        if !reception.rates.admit(Source::of_datagram(peer), clock()) {
+        if !dispatcher.rate_limiter.admit(Source::of_datagram(peer), clock()) {
             return Err(DropCause::Rate);
         }
-        Ok(Accepted { len, peer, sender })
+        Ok(AdmittedDatagram { len, peer, reply_to })
     }
 
     /// Logs a message and answers it.
-    async fn answer(&mut self, accepted: &Accepted, desk: &Desk) -> Result<(), DropCause> {
-        let Accepted { len, peer, ref sender } = *accepted;
-        let message = &self.room[..len];
+    async fn log_and_reply(&mut self, admitted: &AdmittedDatagram, listener: &Listener) -> Result<(), DropCause> {
+        let AdmittedDatagram { len, peer, ref reply_to } = *admitted;
+        let message = &self.buffer[..len];
         // Those that come meanwhile wait in the kernel.
         packets::log(
-            Message { connection: None, listener: &desk.name, peer, bytes: message },
-            desk,
-            &self.worker.outside,
+            Message { connection_id: None, listener: &listener.name, peer, bytes: message },
+            listener,
+            &self.worker.sink,
         )
         .await;
         let before = self.totals;
         self.totals.messages += 1;
         self.totals.bytes_in += len as u64;
-        let sent = match packet::reply(&desk.settings.rules, message) {
-            Some(reply) => self.inbox.send(&reply, sender).map(|()| reply.iter().map(|part| part.len() as u64).sum()),
+        let sent = match packet::reply(&listener.settings.rules, message) {
+            Some(reply) => {
+                self.socket.send(&reply, reply_to).map(|()| reply.iter().map(|part| part.len() as u64).sum())
+            }
             None => Ok(0),
         };
         self.totals.bytes_out += sent.unwrap_or(0);
@@ -182,15 +189,15 @@ impl Datagrams {
         })
     }
 
-    fn tell(&self, desk: &Desk, reports: impl IntoIterator<Item = Report>) {
-        for Report { cause, count, from } in reports {
-            let listener = Arc::clone(&desk.name);
-            (self.worker.outside.events)(Event::Unanswered { listener, cause, count, from });
+    fn report(&self, listener: &Listener, reports: impl IntoIterator<Item = DropReport>) {
+        for DropReport { cause, count, last_peer } in reports {
+            let listener = Arc::clone(&listener.name);
+            (self.worker.sink.handle_event)(Event::DatagramsDropped { listener, cause, count, last_peer });
         }
     }
 }
 
-async fn passed(due: Option<std::time::Instant>) {
+async fn sleep_until(due: Option<std::time::Instant>) {
     match due {
         Some(due) => time::sleep_until(due.into()).await,
         None => pending().await,
@@ -199,7 +206,7 @@ async fn passed(due: Option<std::time::Instant>) {
 
 /// Whether an error of recvmsg(2) is about one datagram: about the way back of one that was sent before (ICMP, as far as it is
 /// reported: IP_RECVERR of ip(7)), or about something that passes by itself. The socket is well then.
-fn is_of_one(error: &io::Error) -> bool {
+fn concerns_one_datagram(error: &io::Error) -> bool {
     let Some(error) = rustix::io::Errno::from_io_error(error) else { return true };
     matches!(
         Errno::from_raw(error.raw_os_error()),
@@ -228,8 +235,8 @@ mod tests {
 
     #[test]
     fn errors_about_one_datagram_do_not_break_the_socket() {
-        let of_one = |error: Errno| is_of_one(&error.into());
-        assert!(of_one(Errno::ECONNREFUSED) && of_one(Errno::EHOSTUNREACH) && of_one(Errno::ENOBUFS));
-        assert!(!of_one(Errno::EBADF) && !of_one(Errno::ENOTSOCK) && !of_one(Errno::EINVAL));
+        let concerns_one = |error: Errno| concerns_one_datagram(&error.into());
+        assert!(concerns_one(Errno::ECONNREFUSED) && concerns_one(Errno::EHOSTUNREACH) && concerns_one(Errno::ENOBUFS));
+        assert!(!concerns_one(Errno::EBADF) && !concerns_one(Errno::ENOTSOCK) && !concerns_one(Errno::EINVAL));
     }
 }

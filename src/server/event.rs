@@ -13,7 +13,7 @@ use crate::protocol::packet::DropCause;
 use crate::protocol::session::Totals;
 
 /// Where events go. It is called on the threads that serve, so it must not wait for anything.
-pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
+pub type EventHandler = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// Something that happened.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub enum Event {
     /// A connection was accepted.
     Opened {
         /// Counted from 1 over all listeners.
-        connection: u64,
+        id: u64,
         /// The listener's name.
         listener: Arc<str>,
         /// Who connected.
@@ -31,7 +31,7 @@ pub enum Event {
     /// A connection ended.
     Closed {
         /// The number it got when it was accepted.
-        connection: u64,
+        id: u64,
         /// The listener's name.
         listener: Arc<str>,
         /// Who it was with.
@@ -46,7 +46,7 @@ pub enum Event {
     /// A peer sent a message, for `log_messages = "summary"`.
     Message {
         /// The number of its connection; a datagram has none.
-        connection: Option<u64>,
+        connection_id: Option<u64>,
         /// The listener's name.
         listener: Arc<str>,
         /// Who sent it.
@@ -55,25 +55,25 @@ pub enum Event {
         text: String,
     },
     /// As many connections are open as `limits.connections` allows; more wait in the backlog.
-    Full {
+    LimitReached {
         /// That limit.
         limit: usize,
     },
     /// Accepting fails for a reason that passes, like having no descriptors left; it is tried again when a connection
     /// ends, and every second.
-    Short {
+    AcceptPaused {
         /// The listener's name.
         listener: Arc<str>,
         /// What accept(2) said.
         error: io::Error,
     },
     /// Accepting works again.
-    Recovered {
+    AcceptResumed {
         /// The listener's name.
         listener: Arc<str>,
     },
     /// A listener is broken, and not served any more.
-    Broken {
+    ListenerFailed {
         /// The listener's name.
         listener: Arc<str>,
         /// What accept(2), recvmsg(2) or the reactor said.
@@ -82,14 +82,14 @@ pub enum Event {
     /// A connection goes on here that was accepted by a process before.
     Resumed {
         /// The number it got there.
-        connection: u64,
+        id: u64,
         /// The listener's name.
         listener: Arc<str>,
         /// Who it is with.
         peer: Peer,
     },
     /// A new connection could not be set up, and was closed.
-    Dropped {
+    SetupFailed {
         /// The listener's name.
         listener: Arc<str>,
         /// Who connected.
@@ -98,7 +98,7 @@ pub enum Event {
         error: io::Error,
     },
     /// Datagrams were dropped: the first for this cause, or all since that was last said.
-    Unanswered {
+    DatagramsDropped {
         /// The listener's name.
         listener: Arc<str>,
         /// Why they were.
@@ -106,7 +106,7 @@ pub enum Event {
         /// How many.
         count: u64,
         /// Who sent the last one.
-        from: Peer,
+        last_peer: Peer,
     },
 }
 
@@ -114,7 +114,7 @@ pub enum Event {
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'a> {
     /// The number of its connection; a datagram has none.
-    pub connection: Option<u64>,
+    pub connection_id: Option<u64>,
     /// The listener's name.
     pub listener: &'a Arc<str>,
     /// Who sent it.
@@ -124,11 +124,11 @@ pub struct Message<'a> {
 }
 
 /// Where whole messages go. Called on the threads that serve, so it must not wait for anything.
-pub trait Messages: Send + Sync {
+pub trait MessageLog: Send + Sync {
     /// Takes the message: it will not be lost. Or returns `false` when there is no room for it now; then `waker` is woken
     /// when it makes sense to try again. Who is woken need not come back: its connection may have ended, or be owed
     /// something first.
-    fn take(&self, message: Message<'_>, waker: &Waker) -> bool;
+    fn try_append(&self, message: Message<'_>, waker: &Waker) -> bool;
 }
 
 /// The names of all kinds of events.
@@ -136,18 +136,18 @@ pub const NAMES: [&str; 10] =
     ["opened", "closed", "message", "full", "short", "recovered", "broken", "resumed", "dropped", "unanswered"];
 
 /// How many bytes of a message a summary shows.
-const SUMMARY: usize = 256;
+const MAX_SUMMARY_BYTES: usize = 256;
 
 /// A message on one line, in quotation marks: text as it is, the rest as escapes, its first 256 bytes at most, and how
 /// many more there are.
 #[must_use]
 pub fn summary(message: &[u8]) -> String {
-    let end = if message.len() <= SUMMARY {
+    let end = if message.len() <= MAX_SUMMARY_BYTES {
         message.len()
     } else {
         // Not within a character, if it is one: there are at most three bytes after its first.
         let begins = |at: &usize| message[*at] & 0b1100_0000 != 0b1000_0000;
-        (SUMMARY - 3..=SUMMARY).rev().find(begins).unwrap_or(SUMMARY)
+        (MAX_SUMMARY_BYTES - 3..=MAX_SUMMARY_BYTES).rev().find(begins).unwrap_or(MAX_SUMMARY_BYTES)
     };
     let mut text = String::with_capacity(end + 2);
     text.push('"');
@@ -179,13 +179,13 @@ impl Event {
             Self::Opened { .. } => "opened",
             Self::Closed { .. } => "closed",
             Self::Message { .. } => "message",
-            Self::Full { .. } => "full",
-            Self::Short { .. } => "short",
-            Self::Recovered { .. } => "recovered",
-            Self::Broken { .. } => "broken",
+            Self::LimitReached { .. } => "full",
+            Self::AcceptPaused { .. } => "short",
+            Self::AcceptResumed { .. } => "recovered",
+            Self::ListenerFailed { .. } => "broken",
             Self::Resumed { .. } => "resumed",
-            Self::Dropped { .. } => "dropped",
-            Self::Unanswered { .. } => "unanswered",
+            Self::SetupFailed { .. } => "dropped",
+            Self::DatagramsDropped { .. } => "unanswered",
         }
     }
 
@@ -193,9 +193,9 @@ impl Event {
     #[must_use]
     pub fn level(&self) -> Level {
         match self {
-            Self::Broken { .. } => Level::Error,
-            Self::Full { .. } | Self::Short { .. } | Self::Dropped { .. } => Level::Warn,
-            Self::Recovered { .. } | Self::Message { .. } | Self::Unanswered { .. } => Level::Info,
+            Self::ListenerFailed { .. } => Level::Error,
+            Self::LimitReached { .. } | Self::AcceptPaused { .. } | Self::SetupFailed { .. } => Level::Warn,
+            Self::AcceptResumed { .. } | Self::Message { .. } | Self::DatagramsDropped { .. } => Level::Info,
             Self::Opened { .. } | Self::Resumed { .. } => Level::Debug,
             Self::Closed { verdict, .. } => match verdict {
                 Verdict::TooLong
@@ -219,11 +219,11 @@ impl Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Opened { connection, listener, peer } => {
-                write!(f, "connection {connection} on {listener} from {peer}")
+            Self::Opened { id, listener, peer } => {
+                write!(f, "connection {id} on {listener} from {peer}")
             }
-            Self::Closed { connection, listener, peer, verdict, totals, age } => {
-                write!(f, "connection {connection} on {listener} from {peer} ended: {verdict}")?;
+            Self::Closed { id, listener, peer, verdict, totals, age } => {
+                write!(f, "connection {id} on {listener} from {peer} ended: {verdict}")?;
                 match verdict {
                     Verdict::Unterminated { bytes } => write!(f, " ({bytes} bytes)")?,
                     Verdict::TooMany { limit } => write!(f, " (limits.connections_per_source={limit})")?,
@@ -233,31 +233,31 @@ impl fmt::Display for Event {
                 let age = age.as_secs_f64();
                 write!(f, "; {messages} messages, {bytes_in} bytes in, {bytes_out} bytes out, {age:.1}s")
             }
-            Self::Message { connection: Some(connection), listener, peer, text } => {
+            Self::Message { connection_id: Some(connection), listener, peer, text } => {
                 write!(f, "message on connection {connection} on {listener} from {peer}: {text}")
             }
-            Self::Message { connection: None, listener, peer, text } => {
+            Self::Message { connection_id: None, listener, peer, text } => {
                 write!(f, "message on {listener} from {peer}: {text}")
             }
-            Self::Full { limit } => {
+            Self::LimitReached { limit } => {
                 write!(f, "{limit} connections (limits.connections={limit}), further ones wait until one ends")
             }
-            Self::Short { listener, error } => {
+            Self::AcceptPaused { listener, error } => {
                 write!(f, "cannot accept on {listener}: {error}; trying again when a connection ends")
             }
-            Self::Recovered { listener } => write!(f, "accepting on {listener} again"),
-            Self::Broken { listener, error } => {
+            Self::AcceptResumed { listener } => write!(f, "accepting on {listener} again"),
+            Self::ListenerFailed { listener, error } => {
                 write!(f, "cannot serve {listener}: {error}; this listener is not served any more")
             }
-            Self::Resumed { connection, listener, peer } => {
-                write!(f, "connection {connection} on {listener} from {peer} goes on")
+            Self::Resumed { id, listener, peer } => {
+                write!(f, "connection {id} on {listener} from {peer} goes on")
             }
-            Self::Dropped { listener, peer, error } => {
+            Self::SetupFailed { listener, peer, error } => {
                 write!(f, "cannot serve {peer} on {listener}: {error}; closed that connection")
             }
-            Self::Unanswered { listener, cause, count, from } => {
+            Self::DatagramsDropped { listener, cause, count, last_peer } => {
                 let (s, last) = if *count == 1 { ("", "") } else { ("s", "the last ") };
-                write!(f, "{count} datagram{s} dropped on {listener}: {cause}; {last}from {from}")
+                write!(f, "{count} datagram{s} dropped on {listener}: {cause}; {last}from {last_peer}")
             }
         }
     }

@@ -28,10 +28,10 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::{self, Sleep};
 
-use super::accept::Desk;
-use super::alarms::Alarms;
-use super::carry::Frozen;
-use super::connection::{Connection, News, Pause, clock};
+use super::accept::Listener;
+use super::alarms::TimerQueue;
+use super::carry::DetachedConnection;
+use super::connection::{Connection, Progress, Readiness, clock};
 use super::worker::Worker;
 use crate::protocol::Scratch;
 
@@ -39,26 +39,26 @@ use crate::protocol::Scratch;
 const BATCH: usize = 64;
 
 /// The farthest the timer is set, which is less than what timers can do. It is set again when it goes off.
-const LONGEST_NAP: Duration = Duration::from_secs(86_400);
+const MAX_SLEEP: Duration = Duration::from_secs(86_400);
 
-const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// The connections of a worker. As a future it never ends.
-pub(crate) struct Floor {
+pub(crate) struct EventLoop {
     worker: Arc<Worker>,
     /// The set, as something that the reactor can wait for ([`Worker::register`]).
     epoll: UnixStream,
     connections: Slab<Box<Connection>>,
-    alarms: Alarms,
+    timers: TimerQueue,
     /// Goes off with the first alarm, or before.
-    timer: Pin<Box<Sleep>>,
+    sleep: Pin<Box<Sleep>>,
     /// Connections that go on without news.
-    again: Vec<usize>,
+    run_queue: Vec<usize>,
     /// The buffers of this thread, made when its first connection is served.
     scratch: Option<Box<Scratch>>,
 }
 
-impl Floor {
+impl EventLoop {
     /// An empty floor. To be made in the runtime of its worker.
     ///
     /// # Errors
@@ -70,121 +70,121 @@ impl Floor {
             epoll: worker.register(epoll)?,
             worker,
             connections: Slab::new(),
-            alarms: Alarms::default(),
-            timer: Box::pin(time::sleep(Duration::ZERO)),
-            again: Vec::new(),
+            timers: TimerQueue::default(),
+            sleep: Box::pin(time::sleep(Duration::ZERO)),
+            run_queue: Vec::new(),
             scratch: None,
         })
     }
 
     /// What other threads want of us. Returns how many times more than once news are to be asked for, and who waits for that.
-    fn read_mail(&mut self, cx: &Context<'_>, now: Instant) -> (usize, Vec<oneshot::Sender<Infallible>>) {
-        let mail = self.worker.take_mail(cx.waker());
-        let newcomers = mail.arrived.len();
-        for connection in mail.arrived {
-            self.worker.counters.count_connection();
-            self.enter(connection, News::None, now);
+    fn run_commands(&mut self, cx: &Context<'_>, now: Instant) -> (usize, Vec<oneshot::Sender<Infallible>>) {
+        let commands = self.worker.take_commands(cx.waker());
+        let accepted = commands.accepted.len();
+        for connection in commands.accepted {
+            self.worker.counters.count_accepted();
+            self.insert(connection, Readiness::None, now);
         }
-        for connection in mail.resumed {
+        for connection in commands.restored {
             self.worker.counters.count_resumed();
             // A deadline may have passed on the way, but not for input that came before.
-            self.enter(connection, News::More, now);
+            self.insert(connection, Readiness::ReadUntilBlocked, now);
         }
-        for key in mail.rung {
-            self.turn(key, News::More, now);
+        for key in commands.woken {
+            self.drive(key, Readiness::ReadUntilBlocked, now);
         }
-        if mail.drain {
+        if commands.drain {
             let all: Vec<_> = self.connections.iter().map(|(key, _)| key).collect();
             for key in all {
-                self.turn(key, News::None, now);
+                self.drive(key, Readiness::None, now);
             }
         }
-        if !mail.cut.is_empty() {
-            self.cut(&mail.cut);
+        if !commands.close_listeners.is_empty() {
+            self.close_listeners(&commands.close_listeners);
         }
         // Somebody who does not wait for them any more would lose them.
-        if let Some(answer) = mail.freeze.filter(|answer| !answer.is_closed()) {
-            let _ = answer.send(self.freeze(now));
+        if let Some(answer) = commands.detach.filter(|answer| !answer.is_closed()) {
+            let _ = answer.send(self.detach(now));
         }
         // Who has left counts until we hear of it. So that they do not become ever more, no more come than may leave; and
         // who waits for them waits for any of all.
-        let connections = if mail.behind.is_empty() { newcomers } else { self.connections.len() };
-        (connections / BATCH, mail.behind)
+        let connections = if commands.barriers.is_empty() { accepted } else { self.connections.len() };
+        (connections / BATCH, commands.barriers)
     }
 
     /// Takes all connections out of service, in the middle of whatever they do. Those that have nothing left to do after a
     /// last turn end.
-    fn freeze(&mut self, now: Instant) -> Vec<Frozen> {
+    fn detach(&mut self, now: Instant) -> Vec<DetachedConnection> {
         let all: Vec<_> = self.connections.iter().map(|(key, _)| key).collect();
         for key in all {
             // Tries once more to send what is owed.
-            self.turn(key, News::None, now);
+            self.drive(key, Readiness::None, now);
         }
-        (self.alarms, self.again) = (Alarms::default(), Vec::new());
+        (self.timers, self.run_queue) = (TimerQueue::default(), Vec::new());
         let (epoll, worker) = (&self.epoll, &self.worker);
         let freeze = |connection: Box<Connection>| {
             // Its socket lives on, and would be heard of. There is no error that could befall one that is in the set.
             let _ = epoll::delete(epoll, connection.socket());
-            connection.freeze(worker, now)
+            connection.detach(worker, now)
         };
         self.connections.drain().map(freeze).collect()
     }
 
     /// Has the connections of these desks end, whatever they are owed.
-    fn cut(&mut self, desks: &[Arc<Desk>]) {
-        let is_cut = |connection: &Connection| desks.iter().any(|desk| connection.is_of(desk));
-        let cut: Vec<_> = self.connections.iter().filter(|(_, one)| is_cut(one)).map(|(key, _)| key).collect();
-        for key in cut {
-            self.end(key);
+    fn close_listeners(&mut self, desks: &[Arc<Listener>]) {
+        let is_cut = |connection: &Connection| desks.iter().any(|desk| connection.belongs_to(desk));
+        let closed: Vec<_> = self.connections.iter().filter(|(_, one)| is_cut(one)).map(|(key, _)| key).collect();
+        for key in closed {
+            self.remove(key);
         }
     }
 
     /// `news` is why it has its first turn.
-    fn enter(&mut self, connection: Box<Connection>, news: News, now: Instant) {
+    fn insert(&mut self, connection: Box<Connection>, readiness: Readiness, now: Instant) {
         let entry = self.connections.vacant_entry();
         let key = entry.key();
         let interest = connection.interest();
         match epoll::add(&self.epoll, connection.socket(), EventData::new_u64(key as u64), interest) {
             Ok(()) => {
                 entry.insert(connection);
-                self.turn(key, news, now);
+                self.drive(key, readiness, now);
             }
-            Err(error) => connection.turn_away(&self.worker, error.into()),
+            Err(error) => connection.reject(&self.worker, error.into()),
         }
     }
 
     /// Hears of those that have news. Returns whether there may be more of them already.
-    fn hear_news(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    fn poll_events(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         // An error says that the runtime ends.
         if !matches!(self.epoll.poll_read_ready(cx), Poll::Ready(Ok(()))) {
             return false;
         }
         let mut events = [const { MaybeUninit::<Event>::uninit() }; BATCH];
-        let mut heard: &[Event] = &[];
+        let mut ready: &[Event] = &[];
         let more = self.epoll.try_io(Interest::READABLE, || {
-            heard = epoll::wait(&self.epoll, &mut events[..], Some(&AT_ONCE))?.0;
+            ready = epoll::wait(&self.epoll, &mut events[..], Some(&NO_WAIT))?.0;
             // Then there are no more, and of whatever comes from now on the reactor hears anew.
-            if heard.len() < BATCH { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            if ready.len() < BATCH { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
-        for &Event { flags, data } in heard {
+        for &Event { flags, data } in ready {
             #[expect(clippy::cast_possible_truncation, reason = "it was a usize")]
             let key = data.u64() as usize;
-            self.turn(key, News::of(flags), now);
+            self.drive(key, Readiness::from_epoll(flags), now);
         }
         // Leaves our waker with the reactor, if nothing came meanwhile.
         more.is_ok() || self.epoll.poll_read_ready(cx).is_ready()
     }
 
-    fn ring_alarms(&mut self, cx: &mut Context<'_>, now: Instant) {
-        while let Some(key) = self.alarms.due(now) {
-            self.connections[key].alarm = None;
-            self.turn(key, News::None, now);
+    fn fire_timers(&mut self, cx: &mut Context<'_>, now: Instant) {
+        while let Some(key) = self.timers.pop_expired(now) {
+            self.connections[key].timer = None;
+            self.drive(key, Readiness::None, now);
         }
-        let Some(next) = self.alarms.next() else { return };
-        let set_for = self.timer.deadline().into_std();
+        let Some(next) = self.timers.next_deadline() else { return };
+        let set_for = self.sleep.deadline().into_std();
         if next < set_for || set_for <= now {
-            self.timer.as_mut().reset(time::Instant::from_std(next.min(now + LONGEST_NAP)));
-            if self.timer.as_mut().poll(cx).is_ready() {
+            self.sleep.as_mut().reset(time::Instant::from_std(next.min(now + MAX_SLEEP)));
+            if self.sleep.as_mut().poll(cx).is_ready() {
                 cx.waker().wake_by_ref();
             }
         }
@@ -192,73 +192,74 @@ impl Floor {
 
     /// Gives a connection its turn, and sees to it that it has another when there is a reason for one.
     #[inline]
-    fn turn(&mut self, key: usize, news: News, now: Instant) {
+    fn drive(&mut self, key: usize, readiness: Readiness, now: Instant) {
         // It may have ended since there was a reason.
         let Some(connection) = self.connections.get_mut(key) else { return };
         let scratch = self.scratch.get_or_insert_with(Box::default);
-        let pause = connection.turn(key, news, now, scratch, &self.worker);
-        if pause == Pause::End {
-            return self.end(key);
+        let progress = connection.drive(key, readiness, now, scratch, &self.worker);
+        if progress == Progress::Closed {
+            return self.remove(key);
         }
         // An alarm that goes off too early is cheaper than one that is set with each message.
         if let Some(deadline) = connection.deadline() {
-            if connection.alarm.is_none_or(|at| deadline < at) {
-                self.alarms.set(key, connection.alarm.replace(deadline), deadline);
+            if connection.timer.is_none_or(|at| deadline < at) {
+                self.timers.set(key, connection.timer.replace(deadline), deadline);
             }
         }
-        if pause == Pause::Yield {
+        if progress == Progress::Yield {
             if !mem::replace(&mut connection.queued, true) {
-                self.again.push(key);
+                self.run_queue.push(key);
             }
-        } else if let Some(interest) = connection.change_of_interest() {
+        } else if let Some(interest) = connection.changed_interest() {
             // What holds already is reported, too. There is no error that could befall a socket that is in the set.
             let _ = epoll::modify(&self.epoll, connection.socket(), EventData::new_u64(key as u64), interest);
         }
     }
 
-    fn end(&mut self, key: usize) {
+    fn remove(&mut self, key: usize) {
         let connection = self.connections.remove(key);
-        self.alarms.remove(key, connection.alarm);
-        connection.leave(&self.worker);
+        self.timers.cancel(key, connection.timer);
+        connection.close(&self.worker);
     }
 }
 
-impl Future for Floor {
+impl Future for EventLoop {
     type Output = ();
 
     /// One pass: a turn for everybody who has a reason for one.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         let now = clock();
-        let (passes, behind) = if this.worker.has_mail() { this.read_mail(cx, now) } else { (0, Vec::new()) };
+        let (extra_polls, barriers) =
+            if this.worker.has_commands() { this.run_commands(cx, now) } else { (0, Vec::new()) };
         // Those who are calm come first.
-        let again = mem::take(&mut this.again);
-        let mut more = this.hear_news(cx, now);
-        for _ in 0..passes {
+        let run_queue = mem::take(&mut this.run_queue);
+        let mut more = this.poll_events(cx, now);
+        for _ in 0..extra_polls {
             if more {
-                more = this.hear_news(cx, now);
+                more = this.poll_events(cx, now);
             }
         }
-        drop(behind);
-        for key in again {
+        drop(barriers);
+        for key in run_queue {
             if let Some(connection) = this.connections.get_mut(key) {
                 connection.queued = false;
             }
-            this.turn(key, News::More, now);
+            this.drive(key, Readiness::ReadUntilBlocked, now);
         }
-        this.ring_alarms(cx, now);
-        if more || !this.again.is_empty() {
+        this.fire_timers(cx, now);
+        if more || !this.run_queue.is_empty() {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
     }
 }
 
-impl Drop for Floor {
+impl Drop for EventLoop {
     fn drop(&mut self) {
-        let mail = self.worker.take_mail(std::task::Waker::noop());
-        for connection in self.connections.drain().chain(mail.arrived).chain(mail.resumed) {
-            connection.leave(&self.worker);
+        let commands = self.worker.take_commands(std::task::Waker::noop());
+        for connection in self.connections.drain().chain(commands.accepted).chain(commands.restored) {
+            connection.close(&self.worker);
         }
     }
 }

@@ -31,54 +31,54 @@ use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
 
 use crate::config::{self, Settings};
-use accept::{CurrentDesk, Desk, Reception};
+use accept::{Dispatcher, Listener, ListenerHandle};
 use admission::Admission;
-use datagram::Datagrams;
-use event::{Event, Events, Messages};
-use packets::rates::Rates;
-use socket::Kind;
-use worker::{Outside, Worker, WorkerThread};
+use datagram::DatagramServer;
+use event::{Event, EventHandler, MessageLog};
+use packets::rates::RateLimiter;
+use socket::SocketKind;
+use worker::{EventSink, Worker, WorkerThread};
 
-pub use carry::{Freeze, Frozen, Thawed, part_from};
+pub use carry::{Detached, DetachedConnection, Restored, close_gracefully};
 pub use worker::Counts;
 
 /// A running server. Dropping it ends everything at once.
 pub struct Server {
-    reception: Arc<Reception>,
+    dispatcher: Arc<Dispatcher>,
     /// What each listener receives its connections with.
-    desks: Mutex<Vec<Arc<CurrentDesk>>>,
-    acceptors: Arc<watch::Sender<Acceptors>>,
-    door: watch::Sender<Door>,
+    listeners: Mutex<Vec<Arc<ListenerHandle>>>,
+    acceptor_status: Arc<watch::Sender<AcceptorStatus>>,
+    accept_mode: watch::Sender<AcceptMode>,
     threads: Vec<WorkerThread>,
 }
 
 /// What the acceptors are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Door {
+enum AcceptMode {
     /// Accept.
-    Open,
+    Accept,
     /// Look whether anybody is waiting; then accept nobody until it is open again.
-    LastLook,
+    Probe,
     /// End.
-    Closed,
+    Stop,
 }
 
 /// The acceptors, as far as others want to know.
 #[derive(Debug, Default)]
-struct Acceptors {
+struct AcceptorStatus {
     /// Listeners being served.
     serving: usize,
     /// Those of them that have had their last look.
-    looked: usize,
+    probed: usize,
     /// Whether one of them saw anybody.
-    somebody: bool,
+    found_client: bool,
 }
 
-impl Acceptors {
+impl AcceptorStatus {
     /// One of them has had its last look, and saw somebody or nobody.
-    fn has_looked(&mut self, somebody: bool) {
-        self.looked += 1;
-        self.somebody |= somebody;
+    fn record_probe(&mut self, found_client: bool) {
+        self.probed += 1;
+        self.found_client |= found_client;
     }
 }
 
@@ -87,20 +87,24 @@ impl Server {
     ///
     /// # Errors
     /// A thread or its reactor cannot be made.
-    pub fn start(settings: &Settings, events: Events, messages: Arc<dyn Messages>) -> io::Result<Self> {
+    pub fn start(
+        settings: &Settings,
+        handle_event: EventHandler,
+        message_log: Arc<dyn MessageLog>,
+    ) -> io::Result<Self> {
         let admission = Admission::new(&settings.limits);
-        let outside = Outside { events: Arc::clone(&events), messages };
-        let start = |number| WorkerThread::start(number, &outside);
+        let sink = EventSink { handle_event: Arc::clone(&handle_event), message_log };
+        let start = |number| WorkerThread::start(number, &sink);
         let threads = (0..settings.service.worker_threads()).map(start).collect::<io::Result<Vec<_>>>()?;
         let workers = threads.iter().map(|thread| Arc::clone(&thread.worker)).collect();
-        let rates = Rates::new(settings.limits.datagrams_per_source);
-        let (connections, waiting) = (AtomicU64::new(0), watch::Sender::new(false));
-        let reception = Reception { admission, workers, events, connections, rates, waiting };
+        let rate_limiter = RateLimiter::new(settings.limits.datagrams_per_source);
+        let (last_id, pending_cancelled) = (AtomicU64::new(0), watch::Sender::new(false));
+        let dispatcher = Dispatcher { admission, workers, handle_event, last_id, rate_limiter, pending_cancelled };
         Ok(Self {
-            reception: Arc::new(reception),
-            desks: Mutex::default(),
-            acceptors: Arc::default(),
-            door: watch::Sender::new(Door::Open),
+            dispatcher: Arc::new(dispatcher),
+            listeners: Mutex::default(),
+            acceptor_status: Arc::default(),
+            accept_mode: watch::Sender::new(AcceptMode::Accept),
             threads,
         })
     }
@@ -112,26 +116,28 @@ impl Server {
     /// The socket cannot be prepared or registered.
     pub fn listen(&self, socket: OwnedFd, name: &str, settings: &config::Listener) -> io::Result<()> {
         socket::prepare_listener(&socket, settings)?;
-        let kind = Kind::of(&socket)?;
-        let desk = Arc::new(CurrentDesk::new(desk(name, kind, settings)));
+        let kind = SocketKind::of(&socket)?;
+        let listener = Arc::new(ListenerHandle::new(new_listener(name, kind, settings)));
         let acceptor = self.threads.first().map(|thread| &thread.worker).ok_or(io::ErrorKind::NotFound)?;
-        let mut served = Served::new(socket, kind, acceptor)?;
-        self.desks().push(Arc::clone(&desk));
-        let (reception, acceptors) = (Arc::clone(&self.reception), Arc::clone(&self.acceptors));
-        let mut door = self.door.subscribe();
-        acceptors.send_modify(|acceptors| acceptors.serving += 1);
+        let mut served = ServedSocket::new(socket, kind, acceptor)?;
+        self.listeners().push(Arc::clone(&listener));
+        let (dispatcher, status) = (Arc::clone(&self.dispatcher), Arc::clone(&self.acceptor_status));
+        let mut mode = self.accept_mode.subscribe();
+        status.send_modify(|status| status.serving += 1);
         acceptor.spawn(async move {
             let ended = match &mut served {
-                Served::Listener(listener) => attend(listener, &desk, &reception, &acceptors, &mut door).await,
-                Served::Datagrams(datagrams) => datagrams.attend(&desk, &reception, &acceptors, &mut door).await,
+                ServedSocket::Connections(socket) => {
+                    run_acceptor(socket, &listener, &dispatcher, &status, &mut mode).await
+                }
+                ServedSocket::Datagrams(server) => server.run(&listener, &dispatcher, &status, &mut mode).await,
             };
             drop(served);
             // Not before: whoever drains waits for this.
-            drop(door);
+            drop(mode);
             if let Err(error) = ended {
-                (reception.events)(Event::Broken { listener: Arc::clone(&desk.now().name), error });
+                (dispatcher.handle_event)(Event::ListenerFailed { listener: Arc::clone(&listener.load().name), error });
             }
-            acceptors.send_modify(|acceptors| acceptors.serving -= 1);
+            status.send_modify(|status| status.serving -= 1);
         });
         Ok(())
     }
@@ -142,81 +148,81 @@ impl Server {
     /// There is no place for it.
     pub fn adopt(&self, socket: OwnedFd, name: &str, settings: &config::Listener) -> io::Result<()> {
         let full = || io::Error::new(io::ErrorKind::QuotaExceeded, "there is no place for a connection");
-        let place = self.reception.admission.place().ok_or_else(full)?;
+        let permit = self.dispatcher.admission.try_acquire().ok_or_else(full)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
-        let kind = Kind::of(&socket)?;
-        self.reception.receive(socket, None, &Arc::new(desk(name, kind, settings)), place);
+        let kind = SocketKind::of(&socket)?;
+        self.dispatcher.dispatch(socket, None, &Arc::new(new_listener(name, kind, settings)), permit);
         Ok(())
     }
 
     /// From now on, new connections obey these settings, and all connections these limits. The number of workers and
     /// what is listened on stay.
     pub fn reload(&self, settings: &Settings) {
-        self.reception.admission.set_limits(&settings.limits);
-        self.reception.rates.set_limit(settings.limits.datagrams_per_source);
-        for desk in &*self.desks() {
-            desk.change(settings.listener(&desk.now().name));
+        self.dispatcher.admission.set_limits(&settings.limits);
+        self.dispatcher.rate_limiter.set_limit(settings.limits.datagrams_per_source);
+        for listener in &*self.listeners() {
+            listener.store(settings.listener(&listener.load().name));
         }
     }
 
     /// Returns when the last listener broke. Never, as long as one is well or none was there.
-    pub async fn broken(&self) {
-        if self.desks().is_empty() {
+    pub async fn all_listeners_failed(&self) {
+        if self.listeners().is_empty() {
             std::future::pending::<()>().await;
         }
         // The sender is here, so there is no error.
-        let _ = self.acceptors.subscribe().wait_for(|acceptors| acceptors.serving == 0).await;
+        let _ = self.acceptor_status.subscribe().wait_for(|status| status.serving == 0).await;
     }
 
     /// Returns when there is no connection, served or refused.
-    pub async fn idle(&self) {
-        self.reception.admission.wait_for_none().await;
+    pub async fn wait_until_idle(&self) {
+        self.dispatcher.admission.wait_until_idle().await;
     }
 
     /// For how long there has been no connection, served or refused; `None` while there is one.
     #[must_use]
     pub fn idle_for(&self) -> Option<Duration> {
-        self.reception.admission.idle_for()
+        self.dispatcher.admission.idle_for()
     }
 
     /// Stops accepting, unless somebody is waiting, or was here in the last `unused`. Returns whether it did: then who comes
     /// later waits in the backlog, for the next process.
-    pub async fn last_look(&self, unused: Duration) -> bool {
-        self.acceptors.send_modify(|acceptors| (acceptors.looked, acceptors.somebody) = (0, false));
-        self.door.send_replace(Door::LastLook);
-        let mut acceptors = self.acceptors.subscribe();
-        let all_looked = acceptors.wait_for(|acceptors| acceptors.looked >= acceptors.serving).await;
-        let nobody = all_looked.is_ok_and(|acceptors| !acceptors.somebody);
+    pub async fn stop_if_idle(&self, unused: Duration) -> bool {
+        self.acceptor_status.send_modify(|status| (status.probed, status.found_client) = (0, false));
+        self.accept_mode.send_replace(AcceptMode::Probe);
+        let mut status = self.acceptor_status.subscribe();
+        let all_looked = status.wait_for(|status| status.probed >= status.serving).await;
+        let idle = all_looked.is_ok_and(|status| !status.found_client);
         // Who came before the look may have been received without it, and may be gone again.
-        let nobody = nobody && self.idle_for().is_some_and(|idle| idle >= unused);
-        if !nobody {
-            self.door.send_replace(Door::Open);
+        let idle = idle && self.idle_for().is_some_and(|idle| idle >= unused);
+        if !idle {
+            self.accept_mode.send_replace(AcceptMode::Accept);
         }
-        nobody
+        idle
     }
 
     /// Stops accepting, then has every connection end as soon as it has got what it is owed. Returns when nothing is
     /// accepted any more; [`Server::idle`] tells when the connections have ended.
     pub async fn drain(&self) {
-        self.door.send_replace(Door::Closed);
+        self.accept_mode.send_replace(AcceptMode::Stop);
         // Every acceptor listens until it has dropped its socket.
-        self.door.closed().await;
-        self.reception.stop_waiting().await;
+        self.accept_mode.closed().await;
+        self.dispatcher.cancel_pending().await;
         for thread in &self.threads {
             thread.worker.drain();
         }
     }
 
     /// Returns when every worker has answered, which it does between the turns of its connections.
-    pub async fn answer(&self) {
+    pub async fn ping_workers(&self) {
         for thread in &self.threads {
-            let (answer, answered) = oneshot::channel();
+            let (pong, ponged) = oneshot::channel();
             thread.worker.spawn(async move {
                 // Who asked may have stopped to wait.
-                let _ = answer.send(());
+                let _ = pong.send(());
             });
             // An error means that the worker is gone, with everything else.
-            let _ = answered.await;
+            let _ = ponged.await;
         }
     }
 
@@ -233,24 +239,24 @@ impl Server {
 
     /// Listeners being served.
     #[must_use]
-    pub fn listeners(&self) -> usize {
-        self.acceptors.borrow().serving
+    pub fn listener_count(&self) -> usize {
+        self.acceptor_status.borrow().serving
     }
 
     /// How many connections are served at once at most.
     #[must_use]
-    pub fn limit(&self) -> usize {
-        self.reception.admission.limit()
+    pub fn connection_limit(&self) -> usize {
+        self.dispatcher.admission.limit()
     }
 
-    fn desks(&self) -> MutexGuard<'_, Vec<Arc<CurrentDesk>>> {
-        self.desks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn listeners(&self) -> MutexGuard<'_, Vec<Arc<ListenerHandle>>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connections being served.
     #[must_use]
-    pub fn connections(&self) -> usize {
-        self.reception.admission.open()
+    pub fn connection_count(&self) -> usize {
+        self.dispatcher.admission.open()
     }
 
     /// What it has done so far.
@@ -264,22 +270,22 @@ impl Server {
     }
 }
 
-fn desk(name: &str, kind: Kind, settings: &config::Listener) -> Desk {
-    Desk { name: name.into(), kind, settings: settings.clone() }
+fn new_listener(name: &str, kind: SocketKind, settings: &config::Listener) -> Listener {
+    Listener { name: name.into(), kind, settings: settings.clone() }
 }
 
 /// A socket that is being served.
-enum Served {
+enum ServedSocket {
     /// Connections are accepted on it.
-    Listener(UnixStream),
-    Datagrams(Box<Datagrams>),
+    Connections(UnixStream),
+    Datagrams(Box<DatagramServer>),
 }
 
-impl Served {
-    fn new(socket: OwnedFd, kind: Kind, worker: &Arc<Worker>) -> io::Result<Self> {
+impl ServedSocket {
+    fn new(socket: OwnedFd, kind: SocketKind, worker: &Arc<Worker>) -> io::Result<Self> {
         Ok(match kind {
-            Kind::Stream | Kind::Seqpacket => Self::Listener(worker.register(socket)?),
-            Kind::Datagram => Self::Datagrams(Box::new(Datagrams::open(socket, worker)?)),
+            SocketKind::Stream | SocketKind::Seqpacket => Self::Connections(worker.register(socket)?),
+            SocketKind::Datagram => Self::Datagrams(Box::new(DatagramServer::open(socket, worker)?)),
         })
     }
 }
@@ -288,31 +294,31 @@ impl Served {
 ///
 /// # Errors
 /// The listener broke.
-async fn attend(
-    listener: &UnixStream,
-    desk: &CurrentDesk,
-    reception: &Arc<Reception>,
-    acceptors: &watch::Sender<Acceptors>,
-    door: &mut watch::Receiver<Door>,
+async fn run_acceptor(
+    socket: &UnixStream,
+    listener: &ListenerHandle,
+    dispatcher: &Arc<Dispatcher>,
+    status: &watch::Sender<AcceptorStatus>,
+    mode: &mut watch::Receiver<AcceptMode>,
 ) -> io::Result<()> {
     loop {
-        let now = *door.borrow_and_update();
+        let now = *mode.borrow_and_update();
         match now {
-            Door::Open => {}
-            Door::LastLook => {
-                let somebody = accept::last_look(listener, desk, reception);
-                acceptors.send_modify(|acceptors| acceptors.has_looked(somebody));
+            AcceptMode::Accept => {}
+            AcceptMode::Probe => {
+                let found_client = accept::probe_backlog(socket, listener, dispatcher);
+                status.send_modify(|status| status.record_probe(found_client));
             }
-            Door::Closed => return Ok(()),
+            AcceptMode::Stop => return Ok(()),
         }
         tokio::select! {
-            changed = door.changed() => {
+            changed = mode.changed() => {
                 if changed.is_err() {
                     // The server is gone.
                     return Ok(());
                 }
             }
-            error = accept::accept(listener, desk, reception), if now == Door::Open => return Err(error),
+            error = accept::accept(socket, listener, dispatcher), if now == AcceptMode::Accept => return Err(error),
         }
     }
 }

@@ -21,7 +21,7 @@ use std::os::unix::net as unix;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proxy_header::{ParseConfig, ProxyHeader};
+use proxy_header::ParseConfig;
 use rustix::io::retry_on_intr;
 use rustix::net::sockopt::socket_error;
 use rustix::net::{RecvFlags, recv};
@@ -30,9 +30,9 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time;
 
-use super::accept::Reception;
-use super::admission::Place;
-use super::connection::{Caller, Connection, clock};
+use super::accept::Dispatcher;
+use super::admission::Permit;
+use super::connection::{Connection, ConnectionInfo, clock};
 use super::event::Event;
 use super::socket::Peer;
 use crate::protocol::rules::Span;
@@ -42,20 +42,20 @@ use crate::protocol::{Session, Verdict};
 pub const MAX_HEADER: usize = 4096;
 
 /// The longest header of version 1, in bytes, its line feed among them.
-const MAX_LINE: usize = 107;
+const MAX_V1_LEN: usize = 107;
 
 /// How long a header may take where `deadlines.read` is off. The standard asks for 3 s at least, for one lost packet.
-const PATIENCE: Duration = Duration::from_secs(10);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-const LINE: &[u8] = b"PROXY ";
-const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+const V1_PREFIX: &[u8] = b"PROXY ";
+const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// The bytes of version 2 before those that it counts.
-const FIXED: usize = 16;
+const V2_FIXED_LEN: usize = 16;
 
 /// What some bytes are that a connection begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Header {
+pub enum ProxyHeader {
     /// The beginning of a header.
     Incomplete,
     /// A header.
@@ -67,192 +67,202 @@ pub enum Header {
         client: Option<SocketAddr>,
     },
     /// No header, whatever follows.
-    Wrong,
+    Invalid,
 }
 
-impl Header {
+impl ProxyHeader {
     /// What the first bytes of a connection are.
     #[must_use]
-    pub fn of(bytes: &[u8]) -> Self {
-        if bytes.starts_with(LINE) {
-            Self::of_line(bytes)
-        } else if bytes.starts_with(SIGNATURE) {
-            Self::of_binary(bytes)
-        } else if LINE.starts_with(bytes) || SIGNATURE.starts_with(bytes) {
+    pub fn parse(bytes: &[u8]) -> Self {
+        if bytes.starts_with(V1_PREFIX) {
+            Self::parse_v1(bytes)
+        } else if bytes.starts_with(V2_SIGNATURE) {
+            Self::parse_v2(bytes)
+        } else if V1_PREFIX.starts_with(bytes) || V2_SIGNATURE.starts_with(bytes) {
             Self::Incomplete
         } else {
-            Self::Wrong
+            Self::Invalid
         }
     }
 
-    fn of_line(bytes: &[u8]) -> Self {
-        let within = &bytes[..bytes.len().min(MAX_LINE)];
+    fn parse_v1(bytes: &[u8]) -> Self {
+        let within = &bytes[..bytes.len().min(MAX_V1_LEN)];
         match memchr::memchr(b'\n', within) {
-            Some(at) => Self::parse(&bytes[..=at]),
-            None if bytes.len() < MAX_LINE => Self::Incomplete,
-            None => Self::Wrong,
+            Some(at) => Self::parse_complete(&bytes[..=at]),
+            None if bytes.len() < MAX_V1_LEN => Self::Incomplete,
+            None => Self::Invalid,
         }
     }
 
-    fn of_binary(bytes: &[u8]) -> Self {
-        let Some(&[command, _, high, low]) = bytes.get(SIGNATURE.len()..FIXED) else { return Self::Incomplete };
-        let len = FIXED + usize::from(u16::from_be_bytes([high, low]));
+    fn parse_v2(bytes: &[u8]) -> Self {
+        let Some(&[command, _, high, low]) = bytes.get(V2_SIGNATURE.len()..V2_FIXED_LEN) else {
+            return Self::Incomplete;
+        };
+        let len = V2_FIXED_LEN + usize::from(u16::from_be_bytes([high, low]));
         if !matches!(command, 0x20 | 0x21) || len > MAX_HEADER {
-            return Self::Wrong;
+            return Self::Invalid;
         }
         match bytes.get(..len) {
             None => Self::Incomplete,
             // Of the load balancer's own accord, such as a health check: whatever else it says does not count.
             Some(_) if command == 0x20 => Self::Complete { len, client: None },
-            Some(header) => Self::parse(header),
+            Some(header) => Self::parse_complete(header),
         }
     }
 
     /// What a whole header says.
-    fn parse(header: &[u8]) -> Self {
+    fn parse_complete(header: &[u8]) -> Self {
         let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
-        match ProxyHeader::parse(header, config) {
+        match proxy_header::ProxyHeader::parse(header, config) {
             Ok((parsed, len)) if len == header.len() => {
                 let client = parsed.proxied_address().map(|address| address.source);
                 let client = client.map(|client| SocketAddr::new(client.ip().to_canonical(), client.port()));
                 Self::Complete { len, client }
             }
-            _ => Self::Wrong,
+            _ => Self::Invalid,
         }
     }
 }
 
 /// What came of waiting for a header.
-enum Outcome {
+enum HeaderOutcome {
     Header(Option<SocketAddr>),
     /// There will be none that is right, or not in time.
-    Wrong,
+    Invalid,
     /// The connection ended before its first byte: whoever serves it sees that, too.
-    Nothing,
+    ClosedEarly,
     /// The connection broke.
     Broken,
     /// We stop.
-    Stopped,
+    Cancelled,
 }
 
 /// A connection that was accepted and waits for its header.
-pub(crate) struct Arrival {
+pub(crate) struct PendingHeader {
     pub(crate) socket: OwnedFd,
     pub(crate) session: Session,
-    pub(crate) caller: Caller,
-    pub(crate) place: Place,
+    pub(crate) info: ConnectionInfo,
+    pub(crate) permit: Permit,
 }
 
-impl Arrival {
+impl PendingHeader {
     /// Has it wait for its header on one of the workers, and then be served, or refused.
-    pub(crate) fn wait(self, reception: &Arc<Reception>) {
-        let turn = usize::try_from(self.caller.connection).unwrap_or_default();
-        let Some(worker) = reception.workers.get(turn % reception.workers.len().max(1)) else { return };
-        let (stopping, reception) = (reception.waiting.subscribe(), Arc::clone(reception));
-        worker.spawn(async move { self.attend(stopping, &reception).await });
+    pub(crate) fn spawn(self, dispatcher: &Arc<Dispatcher>) {
+        let number = usize::try_from(self.info.id).unwrap_or_default();
+        let Some(worker) = dispatcher.workers.get(number % dispatcher.workers.len().max(1)) else { return };
+        let (cancelled, dispatcher) = (dispatcher.pending_cancelled.subscribe(), Arc::clone(dispatcher));
+        worker.spawn(async move { self.wait(cancelled, &dispatcher).await });
     }
 
     /// `stopping` is kept to the end: whoever stops waits for that.
-    async fn attend(self, mut stopping: watch::Receiver<bool>, reception: &Reception) {
-        let Self { socket, mut session, mut caller, mut place } = self;
-        let (socket, outcome) = match header_in_time(socket, deadline(&session), &mut stopping).await {
+    async fn wait(self, mut cancelled: watch::Receiver<bool>, dispatcher: &Dispatcher) {
+        let Self { socket, mut session, mut info, mut permit } = self;
+        let (socket, outcome) = match read_header_before(socket, deadline(&session), &mut cancelled).await {
             Ok(waited) => waited,
             Err(error) => {
-                let listener = Arc::clone(&caller.desk.name);
-                return (reception.events)(Event::Dropped { listener, peer: caller.peer, error });
+                let listener = Arc::clone(&info.listener.name);
+                return (dispatcher.handle_event)(Event::SetupFailed { listener, peer: info.peer, error });
             }
         };
         let now = clock();
         match outcome {
-            Outcome::Header(client) => {
+            HeaderOutcome::Header(client) => {
                 session.heard(now);
                 if let Some(client) = client {
-                    caller.peer = Peer::Proxied(client);
-                    let is_in = place.claim(caller.peer.source());
-                    let claimed = if is_in { Ok(()) } else { reception.last_claim(&mut place).await };
+                    info.peer = Peer::Proxied(client);
+                    let held = permit.claim(info.peer.source());
+                    let claimed = if held { Ok(()) } else { dispatcher.claim_or_refuse(&mut permit).await };
                     if let Err(verdict) = claimed {
-                        let Some(refused) = place.refuse() else { return };
-                        place = refused;
+                        let Some(refused) = permit.refuse() else { return };
+                        permit = refused;
                         session.refuse(verdict, now);
                     }
                 }
             }
-            Outcome::Wrong => session.refuse(Verdict::BadProxyHeader, now),
-            Outcome::Nothing => {}
-            Outcome::Broken => session.reset(),
-            Outcome::Stopped => session.drain(now),
+            HeaderOutcome::Invalid => session.refuse(Verdict::BadProxyHeader, now),
+            HeaderOutcome::ClosedEarly => {}
+            HeaderOutcome::Broken => session.reset(),
+            HeaderOutcome::Cancelled => session.drain(now),
         }
-        let Some(worker) = reception.worker() else { return };
-        worker.serve(Box::new(Connection::new(socket, session, caller, worker, place)));
+        let Some(worker) = dispatcher.least_loaded_worker() else { return };
+        worker.serve(Box::new(Connection::new(socket, session, info, worker, permit)));
     }
 }
 
 /// Until when the header of a connection that has just begun has to be there.
 fn deadline(session: &Session) -> Instant {
-    let limit = session.rules().deadlines.read.as_ref().map_or(PATIENCE, Span::length);
-    session.opened().checked_add(limit).unwrap_or_else(|| session.opened() + PATIENCE)
+    let limit = session.rules().deadlines.read.as_ref().map_or(DEFAULT_TIMEOUT, Span::length);
+    session.opened().checked_add(limit).unwrap_or_else(|| session.opened() + DEFAULT_TIMEOUT)
 }
 
 /// Waits for the header for as long as that makes sense, and takes it out of the stream.
-async fn header_in_time(
+async fn read_header_before(
     socket: OwnedFd,
     until: Instant,
-    stopping: &mut watch::Receiver<bool>,
-) -> io::Result<(OwnedFd, Outcome)> {
+    cancelled: &mut watch::Receiver<bool>,
+) -> io::Result<(OwnedFd, HeaderOutcome)> {
     let stream = UnixStream::from_std(unix::UnixStream::from(socket))?;
     let outcome = tokio::select! {
         // What came while this process was stopped is not late.
         biased;
-        outcome = header(&stream) => outcome,
-        () = time::sleep_until(until.into()) => Outcome::Wrong,
+        outcome = read_header(&stream) => outcome,
+        () = time::sleep_until(until.into()) => HeaderOutcome::Invalid,
         // An error means that the server is gone.
-        _ = stopping.wait_for(|stopping| *stopping) => Outcome::Stopped,
+        _ = cancelled.wait_for(|cancelled| *cancelled) => HeaderOutcome::Cancelled,
     };
     Ok((stream.into_std()?.into(), outcome))
 }
 
 /// Waits for the header, and takes it out of the stream.
-async fn header(stream: &UnixStream) -> Outcome {
+async fn read_header(stream: &UnixStream) -> HeaderOutcome {
     loop {
-        let Ok(ready) = stream.ready(Interest::READABLE).await else { return Outcome::Broken };
+        let Ok(ready) = stream.ready(Interest::READABLE).await else { return HeaderOutcome::Broken };
         // Where it is not complete, the reactor is told that it was seen, and says when there is more.
-        let looked = stream.try_io(Interest::READABLE, || match look(stream)? {
-            Some(Header::Incomplete) => Err(ErrorKind::WouldBlock.into()),
+        let peeked = stream.try_io(Interest::READABLE, || match peek_header(stream)? {
+            Some(ProxyHeader::Incomplete) => Err(ErrorKind::WouldBlock.into()),
             found => Ok(found),
         });
-        match looked {
-            Ok(Some(Header::Complete { len, client })) => {
-                return if take(stream, len).is_ok() { Outcome::Header(client) } else { Outcome::Broken };
+        match peeked {
+            Ok(Some(ProxyHeader::Complete { len, client })) => {
+                return if consume(stream, len).is_ok() {
+                    HeaderOutcome::Header(client)
+                } else {
+                    HeaderOutcome::Broken
+                };
             }
-            Ok(Some(_)) => return Outcome::Wrong,
-            Ok(None) => return Outcome::Nothing,
+            Ok(Some(_)) => return HeaderOutcome::Invalid,
+            Ok(None) => return HeaderOutcome::ClosedEarly,
             // All that will ever come was there before it was looked at.
             Err(error) if error.kind() == ErrorKind::WouldBlock && ready.is_read_closed() => {
-                return if let Ok(Ok(())) = socket_error(stream) { Outcome::Wrong } else { Outcome::Broken };
+                return if let Ok(Ok(())) = socket_error(stream) {
+                    HeaderOutcome::Invalid
+                } else {
+                    HeaderOutcome::Broken
+                };
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => return Outcome::Broken,
+            Err(_) => return HeaderOutcome::Broken,
         }
     }
 }
 
 /// What has come so far, if anything will.
-fn look(socket: impl AsFd) -> io::Result<Option<Header>> {
+fn peek_header(socket: impl AsFd) -> io::Result<Option<ProxyHeader>> {
     let mut bytes = [0; MAX_HEADER];
     let (count, _) = retry_on_intr(|| recv(&socket, &mut bytes[..], RecvFlags::PEEK))?;
-    Ok((count > 0).then(|| Header::of(&bytes[..count])))
+    Ok((count > 0).then(|| ProxyHeader::parse(&bytes[..count])))
 }
 
 /// Takes so many bytes, which are there, out of the stream.
-fn take(socket: impl AsFd, len: usize) -> io::Result<()> {
+fn consume(socket: impl AsFd, len: usize) -> io::Result<()> {
     let mut bytes = [0; MAX_HEADER];
-    let mut taken = 0;
-    while taken < len {
-        let (count, _) = retry_on_intr(|| recv(&socket, &mut bytes[taken..len], RecvFlags::empty()))?;
+    let mut consumed = 0;
+    while consumed < len {
+        let (count, _) = retry_on_intr(|| recv(&socket, &mut bytes[consumed..len], RecvFlags::empty()))?;
         if count == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        taken += count;
+        consumed += count;
     }
     Ok(())
 }
@@ -262,14 +272,14 @@ mod tests {
     use super::*;
     use crate::protocol::rules::{Deadlines, Rules};
 
-    fn complete(len: usize, client: &str) -> Header {
-        Header::Complete { len, client: client.parse().ok() }
+    fn complete(len: usize, client: &str) -> ProxyHeader {
+        ProxyHeader::Complete { len, client: client.parse().ok() }
     }
 
     /// A header of version 2.
-    fn binary(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+    fn v2_header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
         let len = u16::try_from(rest.len()).unwrap().to_be_bytes();
-        [SIGNATURE, &[command, family], &len, rest].concat()
+        [V2_SIGNATURE, &[command, family], &len, rest].concat()
     }
 
     const V4: [u8; 12] = [192, 0, 2, 1, 198, 51, 100, 7, 0x9c, 0xbb, 0x1f, 0x95];
@@ -281,7 +291,7 @@ mod tests {
     }
 
     /// Headers, and the clients that they tell; `-` where there is none.
-    fn right() -> Vec<(Vec<u8>, &'static str)> {
+    fn valid_headers() -> Vec<(Vec<u8>, &'static str)> {
         let unix = [0; 216];
         let with_more = [&V4[..], &[3, 0, 4, 1, 2, 3, 4]].concat();
         let long = [&V4[..], &[0xe0, 0x0f, 0xe1], &[b'x'; 4065]].concat();
@@ -291,35 +301,35 @@ mod tests {
             (b"PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n".to_vec(), "192.0.2.1:1"),
             (b"PROXY UNKNOWN\r\n".to_vec(), "-"),
             ([b"PROXY UNKNOWN ", &[b'f'; 91][..], b"\r\n"].concat(), "-"),
-            (binary(0x21, 0x11, &V4), "192.0.2.1:40123"),
-            (binary(0x21, 0x12, &V4), "192.0.2.1:40123"),
-            (binary(0x21, 0x21, &v6()), "[2001:db8::1]:40123"),
-            (binary(0x21, 0x11, &with_more), "192.0.2.1:40123"),
-            (binary(0x21, 0x11, &long), "192.0.2.1:40123"),
-            (binary(0x21, 0x00, &[]), "-"),
-            (binary(0x21, 0x31, &unix), "-"),
-            (binary(0x20, 0x00, &[]), "-"),
-            (binary(0x20, 0x11, &V4), "-"),
-            (binary(0x20, 0x99, &[1, 2, 3]), "-"),
+            (v2_header(0x21, 0x11, &V4), "192.0.2.1:40123"),
+            (v2_header(0x21, 0x12, &V4), "192.0.2.1:40123"),
+            (v2_header(0x21, 0x21, &v6()), "[2001:db8::1]:40123"),
+            (v2_header(0x21, 0x11, &with_more), "192.0.2.1:40123"),
+            (v2_header(0x21, 0x11, &long), "192.0.2.1:40123"),
+            (v2_header(0x21, 0x00, &[]), "-"),
+            (v2_header(0x21, 0x31, &unix), "-"),
+            (v2_header(0x20, 0x00, &[]), "-"),
+            (v2_header(0x20, 0x11, &V4), "-"),
+            (v2_header(0x20, 0x99, &[1, 2, 3]), "-"),
         ]
     }
 
     /// How long it takes until a connection without a header is given up.
-    async fn patience(read: Option<Span>) -> Duration {
+    async fn header_timeout(read: Option<Span>) -> Duration {
         let (_silent, socket) = unix::UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
-        let (begun, stopping) = (time::Instant::now(), watch::Sender::new(false));
+        let (begun, cancelled) = (time::Instant::now(), watch::Sender::new(false));
         let rules = Rules { deadlines: Deadlines { read, ..Deadlines::default() }, ..Rules::default() };
         let session = Session::new(rules.into(), begun.into());
-        let waited = header_in_time(socket.into(), deadline(&session), &mut stopping.subscribe()).await;
-        assert!(matches!(waited, Ok((_, Outcome::Wrong))));
+        let waited = read_header_before(socket.into(), deadline(&session), &mut cancelled.subscribe()).await;
+        assert!(matches!(waited, Ok((_, HeaderOutcome::Invalid))));
         begun.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_header_has_the_time_of_a_message_or_else_10_s() {
         for (read, expected) in [(Some(2), 2), (Some(60), 60), (None, 10)] {
-            let took = patience(read.map(|read| Span::new(Duration::from_secs(read), "so long"))).await;
+            let took = header_timeout(read.map(|read| Span::new(Duration::from_secs(read), "so long"))).await;
             // The timer is as fine as a millisecond.
             assert_eq!(took.as_secs(), expected, "{took:?}");
         }
@@ -327,29 +337,34 @@ mod tests {
 
     #[test]
     fn headers_are_read_and_not_a_byte_behind_them() {
-        for (header, client) in right() {
+        for (header, client) in valid_headers() {
             let expected = complete(header.len(), client);
-            assert_eq!(Header::of(&header), expected, "{}", header.escape_ascii());
+            assert_eq!(ProxyHeader::parse(&header), expected, "{}", header.escape_ascii());
             for more in [&b"aaaa\t"[..], b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n", &[0; 5000]] {
                 let bytes = [&header, more].concat();
-                assert_eq!(Header::of(&bytes), expected, "{}", header.escape_ascii());
+                assert_eq!(ProxyHeader::parse(&bytes), expected, "{}", header.escape_ascii());
             }
         }
     }
 
     #[test]
     fn until_a_header_is_complete_it_may_still_be_one() {
-        for (header, _) in right() {
+        for (header, _) in valid_headers() {
             for end in 0..header.len() {
-                assert_eq!(Header::of(&header[..end]), Header::Incomplete, "{}", header[..end].escape_ascii());
+                assert_eq!(
+                    ProxyHeader::parse(&header[..end]),
+                    ProxyHeader::Incomplete,
+                    "{}",
+                    header[..end].escape_ascii()
+                );
             }
         }
     }
 
     #[test]
     fn what_is_no_header_is_seen_as_soon_as_it_is_certain() {
-        let too_long = [&V4[..], &[b'x'; MAX_HEADER - FIXED - 11]].concat();
-        for wrong in [
+        let too_long = [&V4[..], &[b'x'; MAX_HEADER - V2_FIXED_LEN - 11]].concat();
+        for invalid in [
             &b"aaaa\t"[..],
             b"\t",
             b"PROXx",
@@ -364,18 +379,18 @@ mod tests {
             b"PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\r\n",
             b"PROXY UDP4 192.0.2.1 198.51.100.7 40123 8085\r\n",
             b"\r\n\r\nx",
-            &[LINE, &[b'x'; MAX_LINE - LINE.len()]].concat(),
+            &[V1_PREFIX, &[b'x'; MAX_V1_LEN - V1_PREFIX.len()]].concat(),
             &[b"PROXY UNKNOWN ", &[b'f'; 92][..], b"\r\n"].concat(),
-            &binary(0x11, 0x11, &V4),
-            &binary(0x22, 0x11, &V4),
-            &binary(0x21, 0x11, &V4[..11]),
-            &binary(0x21, 0x21, &V4),
-            &binary(0x21, 0x31, &[0; 215]),
-            &binary(0x21, 0x99, &[]),
-            &binary(0x21, 0x11, &too_long)[..FIXED],
-            &binary(0x20, 0x00, &too_long)[..FIXED],
+            &v2_header(0x11, 0x11, &V4),
+            &v2_header(0x22, 0x11, &V4),
+            &v2_header(0x21, 0x11, &V4[..11]),
+            &v2_header(0x21, 0x21, &V4),
+            &v2_header(0x21, 0x31, &[0; 215]),
+            &v2_header(0x21, 0x99, &[]),
+            &v2_header(0x21, 0x11, &too_long)[..V2_FIXED_LEN],
+            &v2_header(0x20, 0x00, &too_long)[..V2_FIXED_LEN],
         ] {
-            assert_eq!(Header::of(wrong), Header::Wrong, "{}", wrong.escape_ascii());
+            assert_eq!(ProxyHeader::parse(invalid), ProxyHeader::Invalid, "{}", invalid.escape_ascii());
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::config::Listener;
 
 /// What a socket carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum SocketKind {
     /// Connections, each a stream of bytes: SOCK_STREAM of any family.
     Stream,
     /// Connections of packets: SOCK_SEQPACKET.
@@ -28,7 +28,7 @@ pub enum Kind {
     Datagram,
 }
 
-impl Kind {
+impl SocketKind {
     /// The kind of a socket.
     ///
     /// # Errors
@@ -141,9 +141,9 @@ fn set_nodelay(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
 /// What a socket is bound to, as an address that people can use: `tcp:127.0.0.1:8085`, `unix:/run/x.sock`.
 #[must_use]
 pub fn bound_to(socket: impl AsFd) -> String {
-    let (ip_scheme, unix_scheme) = match Kind::of(&socket) {
-        Ok(Kind::Datagram) => ("udp", "unixgram"),
-        Ok(Kind::Seqpacket) => ("seqpacket", "seqpacket"),
+    let (ip_scheme, unix_scheme) = match SocketKind::of(&socket) {
+        Ok(SocketKind::Datagram) => ("udp", "unixgram"),
+        Ok(SocketKind::Seqpacket) => ("seqpacket", "seqpacket"),
         _ => ("tcp", "unix"),
     };
     match rustix::net::getsockname(&socket) {
@@ -166,11 +166,11 @@ pub fn bound_to(socket: impl AsFd) -> String {
 }
 
 /// How many connections may wait; the kernel cuts it to net.core.somaxconn.
-const BACKLOG: i32 = i32::MAX;
+const MAX_BACKLOG: i32 = i32::MAX;
 
 /// A socket that we bound ourselves. Its file, where it has one, goes when this is dropped.
 #[derive(Debug)]
-pub struct Bound {
+pub struct BoundSocket {
     /// The socket, which listens if it is one for connections.
     pub socket: OwnedFd,
     /// The file to be removed.
@@ -195,8 +195,8 @@ impl Drop for SocketFile {
 /// # Errors
 /// The name is not known, the address is taken or not ours, something that is no dead socket lies at the path. The
 /// error says what to do.
-pub fn listen(address: &Address) -> io::Result<Vec<Bound>> {
-    let bound = |socket| Bound { socket, file: None };
+pub fn listen(address: &Address) -> io::Result<Vec<BoundSocket>> {
+    let bound = |socket| BoundSocket { socket, file: None };
     match address {
         Address::Tcp { family, host, port } => {
             let wanted = |ip: &SocketAddr| match family {
@@ -205,11 +205,11 @@ pub fn listen(address: &Address) -> io::Result<Vec<Bound>> {
                 Family::V6 => ip.is_ipv6(),
             };
             let listen = |ip| listen_tcp(ip, *family == Family::V6).map(bound).map_err(explain);
-            addresses(host, *port, wanted)?.into_iter().map(listen).collect()
+            resolve(host, *port, wanted)?.into_iter().map(listen).collect()
         }
         Address::Udp { host, port } => {
             let bind = |ip| UdpSocket::bind(ip).map(|socket| bound(socket.into())).map_err(explain);
-            addresses(host, *port, |_| true)?.into_iter().map(bind).collect()
+            resolve(host, *port, |_| true)?.into_iter().map(bind).collect()
         }
         Address::Unix(name) => Ok(vec![listen_unix(name, SocketType::STREAM)?]),
         Address::Seqpacket(name) => Ok(vec![listen_unix(name, SocketType::SEQPACKET)?]),
@@ -218,7 +218,7 @@ pub fn listen(address: &Address) -> io::Result<Vec<Bound>> {
 }
 
 /// Those addresses of a host that are wanted; at least one.
-fn addresses(host: &str, port: u16, wanted: impl Fn(&SocketAddr) -> bool) -> io::Result<Vec<SocketAddr>> {
+fn resolve(host: &str, port: u16, wanted: impl Fn(&SocketAddr) -> bool) -> io::Result<Vec<SocketAddr>> {
     let mut found: Vec<_> = (host, port).to_socket_addrs()?.filter(wanted).collect();
     found.dedup();
     if found.is_empty() {
@@ -227,10 +227,10 @@ fn addresses(host: &str, port: u16, wanted: impl Fn(&SocketAddr) -> bool) -> io:
     Ok(found)
 }
 
-fn listen_unix(name: &Name, kind: SocketType) -> io::Result<Bound> {
+fn listen_unix(name: &Name, kind: SocketType) -> io::Result<BoundSocket> {
     let (address, path) = match name {
         Name::Path(path) => {
-            remove_dead_socket(path)?;
+            remove_stale_socket(path)?;
             (rustix::net::SocketAddrUnix::new(path)?, Some(path))
         }
         Name::Abstract(name) => (rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes())?, None),
@@ -239,9 +239,9 @@ fn listen_unix(name: &Name, kind: SocketType) -> io::Result<Bound> {
     rustix::net::bind(&socket, &address).map_err(|error| explain(error.into()))?;
     let file = path.map(|path| SocketFile(path.clone()));
     if kind != SocketType::DGRAM {
-        rustix::net::listen(&socket, BACKLOG)?;
+        rustix::net::listen(&socket, MAX_BACKLOG)?;
     }
-    Ok(Bound { socket, file })
+    Ok(BoundSocket { socket, file })
 }
 
 fn listen_tcp(ip: SocketAddr, only_v6: bool) -> io::Result<OwnedFd> {
@@ -252,11 +252,11 @@ fn listen_tcp(ip: SocketAddr, only_v6: bool) -> io::Result<OwnedFd> {
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
     rustix::net::bind(&socket, &ip)?;
-    rustix::net::listen(&socket, BACKLOG)?;
+    rustix::net::listen(&socket, MAX_BACKLOG)?;
     Ok(socket)
 }
 
-fn remove_dead_socket(path: &Path) -> io::Result<()> {
+fn remove_stale_socket(path: &Path) -> io::Result<()> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     if !found.file_type().is_socket() {
         return Err(io::Error::new(ErrorKind::AlreadyExists, "something that is no socket is in the way; remove it"));

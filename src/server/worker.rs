@@ -20,73 +20,73 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::{oneshot, watch};
 use tokio::task;
 
-use super::accept::Desk;
-use super::carry::Frozen;
+use super::accept::Listener;
+use super::carry::DetachedConnection;
 use super::connection::Connection;
-use super::event::{Events, Messages};
-use super::floor::Floor;
+use super::event::{EventHandler, MessageLog};
+use super::floor::EventLoop;
 use crate::protocol::Verdict;
 use crate::protocol::packet::{DROP_CAUSES, DropCause};
 use crate::protocol::session::Totals;
 use crate::protocol::verdict;
 
 /// After how many passes over the floor, or of other tasks, the reactor is asked for news: new connections and timers.
-const PASSES_BETWEEN_EVENTS: u32 = 2;
+const EVENT_INTERVAL: u32 = 2;
 
 /// Who does not answer for so long at the end hangs. A turn takes far less than a millisecond, so this is time for a machine
 /// that is very busy.
-pub(crate) const HANGS: Duration = Duration::from_secs(2);
+pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What one worker and its connections share.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    pub(crate) outside: Outside,
+    pub(crate) sink: EventSink,
     pub(crate) counters: Counters,
     /// Connections that live here.
     pub(crate) open: AtomicUsize,
     /// Whether connections are to finish what they owe, and end.
     draining: AtomicBool,
     /// The same, for those that are not on the floor.
-    departure: watch::Sender<Departure>,
-    mail: Mutex<Mail>,
+    shutdown: watch::Sender<Shutdown>,
+    mailbox: Mutex<Commands>,
     /// Whether there is any.
-    has_mail: AtomicBool,
+    has_commands: AtomicBool,
     handle: Handle,
 }
 
 /// How connections are to end, where they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Departure {
+pub(crate) enum Shutdown {
     None,
     /// As soon as they have finished what they owe.
-    Drained,
-    AtOnce,
+    Graceful,
+    Immediate,
 }
 
 /// What other threads want of the floor.
 #[derive(Default)]
-pub(crate) struct Mail {
+pub(crate) struct Commands {
     /// Connections to be served.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
-    pub(crate) arrived: Vec<Box<Connection>>,
+    pub(crate) accepted: Vec<Box<Connection>>,
     /// Connections to be served that were served by another process before.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
-    pub(crate) resumed: Vec<Box<Connection>>,
+    pub(crate) restored: Vec<Box<Connection>>,
     /// Connections that are to have a turn.
-    pub(crate) rung: Vec<usize>,
+    pub(crate) woken: Vec<usize>,
     /// Whether all of them are to have one, since they are to drain.
     pub(crate) drain: bool,
     /// Those who came to these desks are to end at once.
-    pub(crate) cut: Vec<Arc<Desk>>,
+    pub(crate) close_listeners: Vec<Arc<Listener>>,
     /// Where all of them are to go.
-    pub(crate) freeze: Option<oneshot::Sender<Vec<Frozen>>>,
+    pub(crate) detach: Option<oneshot::Sender<Vec<DetachedConnection>>>,
     /// Dropped when all who have news have had a turn.
-    pub(crate) behind: Vec<oneshot::Sender<Infallible>>,
+    pub(crate) barriers: Vec<oneshot::Sender<Infallible>>,
     /// How to wake the floor.
-    floor: Option<Waker>,
+    waker: Option<Waker>,
 }
 
-impl fmt::Debug for Mail {
+impl fmt::Debug for Commands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Mail")
     }
@@ -94,12 +94,12 @@ impl fmt::Debug for Mail {
 
 /// Where connections tell what happens to them, and what they are sent. Can be shown by `Debug`.
 #[derive(Clone)]
-pub(crate) struct Outside {
-    pub(crate) events: Events,
-    pub(crate) messages: Arc<dyn Messages>,
+pub(crate) struct EventSink {
+    pub(crate) handle_event: EventHandler,
+    pub(crate) message_log: Arc<dyn MessageLog>,
 }
 
-impl fmt::Debug for Outside {
+impl fmt::Debug for EventSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Outside")
     }
@@ -109,7 +109,7 @@ impl fmt::Debug for Outside {
 /// without a lock on the bus.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    connections: AtomicU64,
+    accepted: AtomicU64,
     resumed: AtomicU64,
     messages: AtomicU64,
     bytes_in: AtomicU64,
@@ -122,7 +122,7 @@ pub(crate) struct Counters {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Counts {
     /// Connections accepted, the refused ones among them.
-    pub connections: u64,
+    pub accepted: u64,
     /// Connections that were accepted by a process before.
     pub resumed: u64,
     /// Messages, and bytes in both directions.
@@ -148,24 +148,24 @@ impl Counters {
         }
     }
 
-    pub(crate) fn count_connection(&self) {
-        add(&self.connections, 1);
+    pub(crate) fn count_accepted(&self) {
+        add(&self.accepted, 1);
     }
 
     pub(crate) fn count_resumed(&self) {
         add(&self.resumed, 1);
     }
 
-    pub(crate) fn count_end(&self, verdict: Verdict) {
+    pub(crate) fn count_ended(&self, verdict: Verdict) {
         add(&self.ended[verdict.index()], 1);
     }
 
-    pub(crate) fn count_drop(&self, cause: DropCause) {
+    pub(crate) fn count_dropped(&self, cause: DropCause) {
         add(&self.dropped[cause.index()], 1);
     }
 
     pub(crate) fn add_to(&self, counts: &mut Counts) {
-        counts.connections += self.connections.load(Ordering::Relaxed);
+        counts.accepted += self.accepted.load(Ordering::Relaxed);
         counts.resumed += self.resumed.load(Ordering::Relaxed);
         counts.totals.messages += self.messages.load(Ordering::Relaxed);
         counts.totals.bytes_in += self.bytes_in.load(Ordering::Relaxed);
@@ -204,13 +204,13 @@ impl Worker {
 
     /// Returns when everybody here who has news by now has had a turn: tasks, and connections of the floor. So those whose
     /// peers have left are gone.
-    pub(crate) async fn catch_up(self: &Arc<Self>) {
+    pub(crate) async fn barrier(self: &Arc<Self>) {
         let (answer, answered) = oneshot::channel();
         let worker = Arc::clone(self);
         self.spawn(async move {
             // The runtime asks the reactor for news, and the tasks that have some go before us.
             task::yield_now().await;
-            worker.send(|mail| mail.behind.push(answer));
+            worker.post(|commands| commands.barriers.push(answer));
         });
         // There is an error when it is done.
         let _ = answered.await;
@@ -218,51 +218,51 @@ impl Worker {
 
     /// Has the floor serve a connection.
     pub(crate) fn serve(&self, connection: Box<Connection>) {
-        self.send(|mail| mail.arrived.push(connection));
+        self.post(|commands| commands.accepted.push(connection));
     }
 
     /// Has the floor serve connections that were served by another process before.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
-    pub(crate) fn resume(&self, connections: Vec<Box<Connection>>) {
-        self.send(|mail| mail.resumed.extend(connections));
+    pub(crate) fn restore(&self, connections: Vec<Box<Connection>>) {
+        self.post(|commands| commands.restored.extend(connections));
     }
 
     /// Has the floor give away all its connections, those on their way to it among them.
-    pub(crate) fn freeze(&self) -> oneshot::Receiver<Vec<Frozen>> {
-        let (answer, frozen) = oneshot::channel();
-        self.send(|mail| mail.freeze = Some(answer));
-        frozen
+    pub(crate) fn detach(&self) -> oneshot::Receiver<Vec<DetachedConnection>> {
+        let (answer, detached) = oneshot::channel();
+        self.post(|commands| commands.detach = Some(answer));
+        detached
     }
 
     /// Ends the connections that came to these desks.
-    pub(crate) fn cut(&self, desks: &[Arc<Desk>]) {
-        self.send(|mail| mail.cut.extend_from_slice(desks));
+    pub(crate) fn close_listeners(&self, listeners: &[Arc<Listener>]) {
+        self.post(|commands| commands.close_listeners.extend_from_slice(listeners));
     }
 
     /// Gives a connection of the floor a turn.
-    pub(crate) fn ring(&self, key: usize) {
-        self.send(|mail| mail.rung.push(key));
+    pub(crate) fn wake(&self, key: usize) {
+        self.post(|commands| commands.woken.push(key));
     }
 
-    fn send(&self, put: impl FnOnce(&mut Mail)) {
-        let mut mail = self.mail();
-        put(&mut mail);
-        self.has_mail.store(true, Ordering::Release);
-        if let Some(floor) = &mail.floor {
-            floor.wake_by_ref();
+    fn post(&self, put: impl FnOnce(&mut Commands)) {
+        let mut commands = self.lock_mailbox();
+        put(&mut commands);
+        self.has_commands.store(true, Ordering::Release);
+        if let Some(event_loop) = &commands.waker {
+            event_loop.wake_by_ref();
         }
     }
 
     #[inline]
-    pub(crate) fn has_mail(&self) -> bool {
-        self.has_mail.load(Ordering::Acquire)
+    pub(crate) fn has_commands(&self) -> bool {
+        self.has_commands.load(Ordering::Acquire)
     }
 
     /// Takes out what there is. For the next mail, `floor` is woken.
-    pub(crate) fn take_mail(&self, floor: &Waker) -> Mail {
-        let mut mail = self.mail();
-        self.has_mail.store(false, Ordering::Relaxed);
-        mem::replace(&mut *mail, Mail { floor: Some(floor.clone()), ..Mail::default() })
+    pub(crate) fn take_commands(&self, event_loop: &Waker) -> Commands {
+        let mut commands = self.lock_mailbox();
+        self.has_commands.store(false, Ordering::Relaxed);
+        mem::replace(&mut *commands, Commands { waker: Some(event_loop.clone()), ..Commands::default() })
     }
 
     #[inline]
@@ -273,23 +273,23 @@ impl Worker {
     /// Has every connection finish what it owes, and end.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
-        self.departure.send_replace(Departure::Drained);
-        self.send(|mail| mail.drain = true);
+        self.shutdown.send_replace(Shutdown::Graceful);
+        self.post(|commands| commands.drain = true);
     }
 
     /// Has every connection that is not on the floor end, without waiting for anybody.
-    pub(crate) fn leave(&self) {
-        self.departure.send_replace(Departure::AtOnce);
+    pub(crate) fn shut_down_now(&self) {
+        self.shutdown.send_replace(Shutdown::Immediate);
     }
 
     /// Returns when connections are to end like this, or more quickly.
-    pub(crate) async fn departs(&self, how: Departure) {
+    pub(crate) async fn shutdown_requested(&self, how: Shutdown) {
         // The sender is here, so there is no error.
-        let _ = self.departure.subscribe().wait_for(|departure| *departure >= how).await;
+        let _ = self.shutdown.subscribe().wait_for(|shutdown| *shutdown >= how).await;
     }
 
-    fn mail(&self) -> MutexGuard<'_, Mail> {
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_mailbox(&self) -> MutexGuard<'_, Commands> {
+        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -309,31 +309,30 @@ impl WorkerThread {
     ///
     /// # Errors
     /// The thread or its reactor cannot be made.
-    pub(crate) fn start(number: usize, outside: &Outside) -> io::Result<Self> {
-        let runtime =
-            Builder::new_current_thread().enable_io().enable_time().event_interval(PASSES_BETWEEN_EVENTS).build()?;
+    pub(crate) fn start(number: usize, sink: &EventSink) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_io().enable_time().event_interval(EVENT_INTERVAL).build()?;
         let worker = Arc::new(Worker {
-            outside: outside.clone(),
+            sink: sink.clone(),
             counters: Counters::default(),
             open: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
-            departure: watch::Sender::new(Departure::None),
-            mail: Mutex::default(),
+            shutdown: watch::Sender::new(Shutdown::None),
+            mailbox: Mutex::default(),
             // So that the floor begins by saying how to wake it.
-            has_mail: AtomicBool::new(true),
+            has_commands: AtomicBool::new(true),
             handle: runtime.handle().clone(),
         });
         let entered = runtime.enter();
-        let floor = Floor::new(Arc::clone(&worker))?;
+        let event_loop = EventLoop::new(Arc::clone(&worker))?;
         drop(entered);
-        runtime.spawn(floor);
+        runtime.spawn(event_loop);
         let (stop, stopped) = oneshot::channel();
-        let (doing, done) = mpsc::channel();
+        let (running, done) = mpsc::channel();
         let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             // An error means that the sender is gone, which says the same.
             let _ = runtime.block_on(stopped);
             drop(runtime);
-            drop(doing);
+            drop(running);
         })?;
         Ok(Self { worker, stop: Some(stop), done, thread: Some(thread) })
     }
@@ -342,7 +341,7 @@ impl WorkerThread {
 impl Drop for WorkerThread {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if self.done.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
+        if self.done.recv_timeout(HANG_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             return;
         }
         if let Some(thread) = self.thread.take() {

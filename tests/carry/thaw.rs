@@ -9,8 +9,8 @@ use echoed::address::Address;
 use echoed::config::Settings;
 use echoed::protocol::rules::LogMessages;
 use echoed::protocol::{Rules, Session, Verdict, snapshot};
-use echoed::server::event::{Message, Messages};
-use echoed::server::{Frozen, Server, Thawed, socket};
+use echoed::server::event::{Message, MessageLog};
+use echoed::server::{DetachedConnection, Restored, Server, socket};
 use tokio::runtime::{Builder, Runtime};
 
 use super::Peer;
@@ -32,8 +32,8 @@ impl Log {
     }
 }
 
-impl Messages for Log {
-    fn take(&self, message: Message<'_>, _: &Waker) -> bool {
+impl MessageLog for Log {
+    fn try_append(&self, message: Message<'_>, _: &Waker) -> bool {
         self.taken.lock().expect("no thread panicked").push(message.bytes.to_vec());
         self.takes
     }
@@ -48,10 +48,10 @@ fn runtime() -> Runtime {
 }
 
 /// What is left of a session, with a stream that belongs to it, and the other end of that.
-fn frozen(session: &Session, number: u64) -> (Frozen, Peer) {
+fn frozen(session: &Session, number: u64) -> (DetachedConnection, Peer) {
     let (ours, theirs) = UnixStream::pair().expect("a pair can be made");
-    let state = snapshot::freeze(session, "main", number, None, now());
-    (Frozen { socket: ours.into(), state }, Peer::of(theirs))
+    let snapshot = snapshot::freeze(session, "main", number, None, now());
+    (DetachedConnection { socket: ours.into(), snapshot }, Peer::of(theirs))
 }
 
 fn session() -> Session {
@@ -66,11 +66,11 @@ fn what_cannot_be_read_is_closed_politely_and_the_rest_goes_on() {
     let (mut all, mut peers) = (vec![good], Vec::new());
     let state = snapshot::freeze(&session(), "main", 2, None, now());
     let newer = [&[0xff, 0xff], &state[2..]].concat();
-    for state in [Vec::new(), state[..state.len() - 1].to_vec(), newer, vec![b'x'; 1000]] {
+    for snapshot in [Vec::new(), state[..state.len() - 1].to_vec(), newer, vec![b'x'; 1000]] {
         let (frozen, mut peer) = frozen(&session(), 2);
         // Unread, it would turn a close into a reset.
         peer.send("unread");
-        all.push(Frozen { state, ..frozen });
+        all.push(DetachedConnection { snapshot, ..frozen });
         peers.push(peer);
     }
     // As a number it could be counted on from no further.
@@ -78,12 +78,12 @@ fn what_cannot_be_read_is_closed_politely_and_the_rest_goes_on() {
     peer.send("unread");
     all.push(highest);
     peers.push(peer);
-    let Thawed { resumed, homeless, refused } = server.thaw(all, Duration::ZERO, &settings, &["main"]);
-    assert_eq!((resumed, homeless, refused.len()), (1, 0, 5), "{refused:#?}");
-    assert!(refused[2].contains("65535"), "{}", refused[2]);
+    let Restored { resumed, orphaned, rejected } = server.restore(all, Duration::ZERO, &settings, &["main"]);
+    assert_eq!((resumed, orphaned, rejected.len()), (1, 0, 5), "{rejected:#?}");
+    assert!(rejected[2].contains("65535"), "{}", rejected[2]);
     peers.iter_mut().for_each(Peer::expect_close);
     goes_on.exchange("a");
-    assert_eq!((server.connections(), server.counts().resumed), (1, 1));
+    assert_eq!((server.connection_count(), server.counts().resumed), (1, 1));
 }
 
 #[test]
@@ -94,12 +94,12 @@ fn a_descriptor_that_is_no_connection_ends_without_harm() {
     let file = tempfile::tempfile().expect("a file can be made");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let all = vec![
-        Frozen { socket: file.into(), state: state() },
-        Frozen { socket: listener.into(), state: state() },
-        Frozen { socket: UnixStream::pair().expect("a pair can be made").0.into(), state: state() },
+        DetachedConnection { socket: file.into(), snapshot: state() },
+        DetachedConnection { socket: listener.into(), snapshot: state() },
+        DetachedConnection { socket: UnixStream::pair().expect("a pair can be made").0.into(), snapshot: state() },
     ];
-    server.thaw(all, Duration::ZERO, &settings, &["main"]);
-    wait_until("all have ended", || server.connections() == 0);
+    server.restore(all, Duration::ZERO, &settings, &["main"]);
+    wait_until("all have ended", || server.connection_count() == 0);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_socket_on_which_reading_would_wait_does_not_stop_a_worker() {
     settings.service.workers = 1;
     let server = server(&settings, Log::new(true));
     let ((one, mut first), (other, mut second)) = (frozen(&session(), 1), frozen(&session(), 2));
-    server.thaw(vec![one, other], Duration::ZERO, &settings, &["main"]);
+    server.restore(vec![one, other], Duration::ZERO, &settings, &["main"]);
     second.exchange("a");
     first.exchange("a");
 }
@@ -121,13 +121,13 @@ fn the_refused_take_no_place_and_are_told_why() {
     let mut session = session();
     session.refuse(Verdict::TooMany { limit: 7 }, now());
     let (refused, mut peer) = frozen(&session, 1);
-    let thawed = server.thaw(vec![refused], Duration::ZERO, &settings, &["main"]);
-    assert_eq!(thawed, Thawed { resumed: 1, ..Thawed::default() });
-    assert_eq!((server.connections(), server.idle_for()), (0, None), "it is there, and takes no place");
+    let thawed = server.restore(vec![refused], Duration::ZERO, &settings, &["main"]);
+    assert_eq!(thawed, Restored { resumed: 1, ..Restored::default() });
+    assert_eq!((server.connection_count(), server.idle_for()), (0, None), "it is there, and takes no place");
     peer.expect("server error:too many connections from this source (limit 7)\t");
     peer.expect_close();
     drop(peer);
-    runtime().block_on(server.idle());
+    runtime().block_on(server.wait_until_idle());
 }
 
 #[test]
@@ -148,17 +148,17 @@ fn what_waits_for_the_log_is_carried_and_logged_once() {
     wait_until("both messages wait for the log", || full.taken().len() >= 2);
     gone.reset();
     wait_until("it is heard of", || full.taken().len() >= 3);
-    let frozen = runtime().block_on(before.freeze());
-    assert_eq!((frozen.connections.len(), frozen.missing), (2, 0));
+    let frozen = runtime().block_on(before.detach());
+    assert_eq!((frozen.connections.len(), frozen.unresponsive), (2, 0));
     drop(before);
 
     let empty = Log::new(true);
     let after = server(&settings, Arc::clone(&empty));
-    after.thaw(frozen.connections, Duration::ZERO, &settings, &["main"]);
+    after.restore(frozen.connections, Duration::ZERO, &settings, &["main"]);
     peer.expect("server got:one\tserver got:two\t");
     peer.send("ee\t");
     peer.expect("server got:three\t");
-    wait_until("the other has ended", || after.connections() == 1);
+    wait_until("the other has ended", || after.connection_count() == 1);
     let mut taken = empty.taken();
     taken.sort();
     assert_eq!(taken, [&b"one"[..], b"one", b"three", b"two", b"two"]);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use echoed::config::Settings;
 use echoed::protocol::packet::{DROP_CAUSES, DropCause};
 use echoed::server::Server;
-use echoed::server::event::{Message, Messages};
+use echoed::server::event::{Message, MessageLog};
 
 use crate::common::packets::Sender;
 use crate::common::wait_until;
@@ -32,9 +32,9 @@ impl Log {
     }
 }
 
-impl Messages for Log {
-    fn take(&self, message: Message<'_>, waker: &Waker) -> bool {
-        assert_eq!(message.connection, None);
+impl MessageLog for Log {
+    fn try_append(&self, message: Message<'_>, waker: &Waker) -> bool {
+        assert_eq!(message.connection_id, None);
         self.asked.fetch_add(1, Ordering::SeqCst);
         if self.open.load(Ordering::SeqCst) {
             self.taken.lock().expect("nobody panicked").push(message.bytes.to_vec());
@@ -49,7 +49,7 @@ fn serve(configuration: &str) -> (Server, Arc<Log>, Sender) {
     let settings = Settings::from_toml("test", configuration).expect("they are good");
     let log = Arc::new(Log::default());
     let server =
-        Server::start(&settings, Arc::new(|_| {}), Arc::clone(&log) as Arc<dyn Messages>).expect("it can be started");
+        Server::start(&settings, Arc::new(|_| {}), Arc::clone(&log) as Arc<dyn MessageLog>).expect("it can be started");
     let socket = UdpSocket::bind("127.0.0.1:0").expect("there is a free port");
     let address = format!("udp:{}", socket.local_addr().expect("it is bound"));
     server.listen(socket.into(), "echo", settings.listener("echo")).expect("it can be served");
@@ -102,9 +102,9 @@ fn a_message_that_waits_for_the_log_is_logged_and_answered_when_the_server_ends(
 fn who_was_answered_just_before_the_last_look_was_here() {
     let (server, _, peer) = serve("");
     peer.exchange("a");
-    assert!(!block_on(server.last_look(Duration::from_secs(3600))), "there was a datagram in the last hour");
+    assert!(!block_on(server.stop_if_idle(Duration::from_secs(3600))), "there was a datagram in the last hour");
     peer.exchange("b");
-    assert!(block_on(server.last_look(Duration::ZERO)));
+    assert!(block_on(server.stop_if_idle(Duration::ZERO)));
 }
 
 #[test]

@@ -108,8 +108,8 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
         self.tell_ready();
         tokio::select! {
             name = self.obey(signals) => End::Signal(name),
-            () = self.server.broken() => End::Broken,
-            () = self.server.idle(), if self.purpose == Purpose::OneConnection => End::Served,
+            () = self.server.all_listeners_failed() => End::Broken,
+            () = self.server.wait_until_idle(), if self.purpose == Purpose::OneConnection => End::Served,
             time = self.until_unused(), if self.purpose == Purpose::OnDemand => End::Unused(time),
             never = self.feed_watchdog() => match never {},
             never = self.tell_status() => match never {},
@@ -170,7 +170,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
                 limit.length().saturating_sub(self.server.idle_for().unwrap_or_default())
             });
             if let Some(limit) = idle_exit.filter(|_| left == Some(Duration::ZERO)) {
-                if self.server.last_look(limit.length()).await {
+                if self.server.stop_if_idle(limit.length()).await {
                     return limit;
                 }
             } else {
@@ -194,7 +194,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
         let Some(interval) = notify::watchdog_interval() else { return pending().await };
         loop {
             time::sleep(interval / 2).await;
-            let mut answer = std::pin::pin!(self.server.answer());
+            let mut answer = std::pin::pin!(self.server.ping_workers());
             if time::timeout(interval / 4, &mut answer).await.is_err() {
                 self.log.note(Note::Hung, "a worker does not answer; the service manager is not told that we are well");
                 answer.await;
@@ -228,9 +228,9 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
 
     /// How it is, in one line.
     fn status(&self) -> String {
-        let (open, limit) = (self.server.connections(), self.server.limit());
+        let (open, limit) = (self.server.connection_count(), self.server.connection_limit());
         let Counts { totals, resumed, .. } = self.server.counts();
-        let (listeners, messages) = (self.server.listeners(), grouped(totals.messages));
+        let (listeners, messages) = (self.server.listener_count(), grouped(totals.messages));
         let plural = if listeners == 1 { "" } else { "s" };
         let carried = if resumed == 0 { String::new() } else { format!(", {} carried here", grouped(resumed)) };
         let refused = self.refused.borrow().as_ref().map(|what| format!("; not reloaded: {what}")).unwrap_or_default();

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use echoed::config::Settings;
-use echoed::server::{Counts, Freeze, Frozen, Server, Thawed, part_from};
+use echoed::server::{Counts, Detached, DetachedConnection, Restored, Server, close_gracefully};
 use echoed::systemd::notify;
 use echoed::systemd::parcel::{self, Item, Opened, Stored};
 use tokio::time::Instant;
@@ -14,27 +14,27 @@ use crate::log::{LeveledLog, Note};
 /// Ends, and hands over all connections to the next process.
 pub(crate) async fn hand_over(server: Server, log: &LeveledLog) {
     let (began, before) = (Instant::now(), ended(&server));
-    let Freeze { connections, missing } = server.freeze().await;
+    let Detached { connections, unresponsive } = server.detach().await;
     let frozen = connections.len();
     let finished = ended(&server).saturating_sub(before + frozen as u64);
-    if missing > 0 {
-        log.note(Note::NotStored, &format!("{missing} connections are cut: their worker does not answer"));
+    if unresponsive > 0 {
+        log.note(Note::NotStored, &format!("{unresponsive} connections are cut: their worker does not answer"));
     }
     let (carried, left) = store(connections, log);
     let took = milliseconds(began.elapsed());
     // Nobody waits for the end of these.
-    let cut = missing + frozen - carried;
+    let cut = unresponsive + frozen - carried;
     for item in left {
-        part_from(item.socket);
+        close_gracefully(item.socket);
     }
-    let Counts { connections, totals, .. } = server.counts();
+    let Counts { accepted, totals, .. } = server.counts();
     drop(server);
     let messages = totals.messages;
     log.note(
         Note::Stopped,
         &format!(
             "stopped: {carried} connections handed over in {took} ms, {finished} finished, {cut} cut; \
-             {messages} messages on {connections} connections in all"
+             {messages} messages on {accepted} connections in all"
         ),
     );
 }
@@ -45,13 +45,16 @@ fn ended(server: &Server) -> u64 {
 }
 
 /// Has the manager keep connections. Returns how many it has, and the others; when it has them for certain.
-fn store(connections: Vec<Frozen>, log: &LeveledLog) -> (usize, Vec<Item>) {
+fn store(connections: Vec<DetachedConnection>, log: &LeveledLog) -> (usize, Vec<Item>) {
     let count = connections.len();
     if count == 0 {
         log.told(notify::barrier());
         return (0, Vec::new());
     }
-    let items = connections.into_iter().map(|Frozen { socket, state }| Item { socket, state }).collect();
+    let items = connections
+        .into_iter()
+        .map(|DetachedConnection { socket, snapshot }| Item { socket, state: snapshot })
+        .collect();
     match parcel::store(items) {
         Ok(Stored { carried, left, problem }) => {
             if let Some(problem) = problem {
@@ -85,13 +88,14 @@ pub(crate) async fn take_over(
     let began = Instant::now();
     let Opened { items, age, problems: in_parcels } = parcel::open(parcels);
     problems.extend(in_parcels);
-    let frozen: Vec<_> = items.into_iter().map(|Item { socket, state }| Frozen { socket, state }).collect();
+    let frozen: Vec<_> =
+        items.into_iter().map(|Item { socket, state: snapshot }| DetachedConnection { socket, snapshot }).collect();
     let count = frozen.len();
-    let Thawed { resumed, homeless, refused } = server.thaw(frozen, age, settings, served);
+    let Restored { resumed, orphaned, rejected } = server.restore(frozen, age, settings, served);
     // Then all of them have had their first turn.
-    server.answer().await;
-    let closed = refused.len();
-    let refused = refused.into_iter().map(|problem| format!("closed a connection: {problem}"));
+    server.ping_workers().await;
+    let closed = rejected.len();
+    let refused = rejected.into_iter().map(|problem| format!("closed a connection: {problem}"));
     for problem in problems.into_iter().chain(refused) {
         let text = format!("cannot go on with all that the process before has stored: {problem}");
         log.note(Note::NotRestored, &text);
@@ -102,7 +106,7 @@ pub(crate) async fn take_over(
             Note::TakenOver,
             &format!(
                 "{resumed} connections of the process before go on, {took} ms after it stored them; {closed} refused, \
-                 {homeless} of listeners that are no more"
+                 {orphaned} of listeners that are no more"
             ),
         );
     }

@@ -10,7 +10,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use echoed::config::Level;
-use echoed::server::event::{Event, Events, Message, Messages};
+use echoed::server::event::{Event, EventHandler, Message, MessageLog};
 use echoed::systemd::journal::{self, Entry, Flood, Kind, Priority, Target, whole};
 
 use crate::failure::Failure;
@@ -98,7 +98,7 @@ impl LeveledLog {
     }
 
     /// What becomes of the server's events. This runs on its workers, so it only formats what is really logged.
-    pub(crate) fn events(&self) -> Events {
+    pub(crate) fn events(&self) -> EventHandler {
         let log = self.clone();
         Arc::new(move |event| {
             // Who has messages logged wants to see each.
@@ -108,7 +108,7 @@ impl LeveledLog {
     }
 
     /// What becomes of the messages of listeners that log them whole.
-    pub(crate) fn messages(&self) -> Arc<dyn Messages> {
+    pub(crate) fn messages(&self) -> Arc<dyn MessageLog> {
         Arc::new(Whole(self.messages.clone()))
     }
 
@@ -138,10 +138,10 @@ impl Writer {
 /// Whole messages, as the server gives them.
 struct Whole(whole::Messages);
 
-impl Messages for Whole {
-    fn take(&self, message: Message<'_>, waker: &Waker) -> bool {
-        let Message { connection, listener, peer, bytes } = message;
-        self.0.take(whole::Message { connection, listener, peer: &peer, bytes }, waker)
+impl MessageLog for Whole {
+    fn try_append(&self, message: Message<'_>, waker: &Waker) -> bool {
+        let Message { connection_id, listener, peer, bytes } = message;
+        self.0.take(whole::Message { connection: connection_id, listener, peer: &peer, bytes }, waker)
     }
 }
 
@@ -157,42 +157,44 @@ fn priority(level: Level) -> Priority {
 fn entry(event: &Event) -> Entry {
     let text = event.to_string();
     match event {
-        Event::Opened { connection, listener, peer } | Event::Resumed { connection, listener, peer } => Entry {
+        Event::Opened { id, listener, peer } | Event::Resumed { id, listener, peer } => Entry {
             text,
             listener: Some(Arc::clone(listener)),
             peer: Some(peer.to_string()),
-            connection: Some(*connection),
+            connection: Some(*id),
             ..Entry::default()
         },
-        Event::Message { connection, listener, peer, .. } => Entry {
+        Event::Message { connection_id, listener, peer, .. } => Entry {
             text,
             listener: Some(Arc::clone(listener)),
             peer: Some(peer.to_string()),
-            connection: *connection,
+            connection: *connection_id,
             ..Entry::default()
         },
-        Event::Unanswered { listener, cause, from, .. } => Entry {
+        Event::DatagramsDropped { listener, cause, last_peer, .. } => Entry {
             text,
             listener: Some(Arc::clone(listener)),
-            peer: Some(from.to_string()),
+            peer: Some(last_peer.to_string()),
             verdict: Some(cause.name()),
             ..Entry::default()
         },
-        Event::Closed { connection, listener, peer, verdict, totals, .. } => Entry {
+        Event::Closed { id, listener, peer, verdict, totals, .. } => Entry {
             text,
             lines: false,
             listener: Some(Arc::clone(listener)),
             peer: Some(peer.to_string()),
-            connection: Some(*connection),
+            connection: Some(*id),
             verdict: Some(verdict.name()),
             bytes_in: Some(totals.bytes_in),
             bytes_out: Some(totals.bytes_out),
             messages: Some(totals.messages),
         },
-        Event::Short { listener, .. } | Event::Recovered { listener } | Event::Broken { listener, .. } => {
+        Event::AcceptPaused { listener, .. }
+        | Event::AcceptResumed { listener }
+        | Event::ListenerFailed { listener, .. } => {
             Entry { text, listener: Some(Arc::clone(listener)), ..Entry::default() }
         }
-        Event::Dropped { listener, peer, .. } => {
+        Event::SetupFailed { listener, peer, .. } => {
             Entry { text, listener: Some(Arc::clone(listener)), peer: Some(peer.to_string()), ..Entry::default() }
         }
         _ => Entry { text, ..Entry::default() },

@@ -127,24 +127,26 @@ async fn serve(
 
 /// Drains: replies that are owed may take as long as `service.drain` says, or until a second signal. The rest is cut.
 async fn stop(server: Server, drain: Duration, signals: &mut Signals, log: &LeveledLog) {
-    let open = server.connections();
+    let open = server.connection_count();
     let done = async {
         server.drain().await;
-        server.idle().await;
+        server.wait_until_idle().await;
     };
     tokio::select! {
         _ = time::timeout(drain, done) => {}
         never = ask_for_time(log) => match never {},
         signal = signals.stop() => log.note(Note::NotWaiting, &format!("not waiting any longer: {signal}")),
     }
-    let cut = server.connections();
-    let Counts { connections, totals, .. } = server.counts();
+    let cut = server.connection_count();
+    let Counts { accepted, totals, .. } = server.counts();
     // Ends the workers, and with them the connections that are left.
     drop(server);
     let (finished, messages) = (open.saturating_sub(cut), totals.messages);
     log.note(
         Note::Stopped,
-        &format!("stopped: {finished} connections finished, {cut} cut; {messages} messages on {connections} connections in all"),
+        &format!(
+            "stopped: {finished} connections finished, {cut} cut; {messages} messages on {accepted} connections in all"
+        ),
     );
 }
 

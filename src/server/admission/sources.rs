@@ -52,30 +52,30 @@ impl Source {
 
 /// What a connection is to its source.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Claim {
-    Counted(Source),
+pub(super) enum SourceSlot {
+    Held(Source),
     /// As soon as it is known who has left, it has its last claim.
-    Waiting(Source),
+    Pending(Source),
 }
 
 /// The connections of one source.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Held {
-    counted: u32,
-    waiting: u32,
+struct SourceUsage {
+    held: u32,
+    pending: u32,
 }
 
 /// The connections of all sources, against the limit of each. Nothing is remembered of sources that have none.
 #[derive(Debug)]
-pub(super) struct Sources {
+pub(super) struct SourceLimits {
     /// 0: there is none. A reload may change it at any time.
     limit: AtomicU32,
-    held: Mutex<HashMap<Source, Held>>,
+    usage: Mutex<HashMap<Source, SourceUsage>>,
 }
 
-impl Sources {
+impl SourceLimits {
     pub(super) fn new(limit: u32) -> Self {
-        Self { limit: AtomicU32::new(limit), held: Mutex::default() }
+        Self { limit: AtomicU32::new(limit), usage: Mutex::default() }
     }
 
     pub(super) fn set_limit(&self, limit: u32) {
@@ -83,21 +83,21 @@ impl Sources {
     }
 
     /// Counts a connection, whatever the limit.
-    pub(super) fn count(&self, source: Source) -> Claim {
-        self.held().entry(source).or_default().counted += 1;
-        Claim::Counted(source)
+    pub(super) fn claim_unchecked(&self, source: Source) -> SourceSlot {
+        self.usage().entry(source).or_default().held += 1;
+        SourceSlot::Held(source)
     }
 
     /// Counts a connection if there is room, and nobody waits; otherwise it does, too.
-    pub(super) fn claim(&self, source: Source) -> Claim {
-        let mut all = self.held();
-        let held = all.entry(source).or_default();
-        if held.waiting == 0 && self.over(held).is_none() {
-            held.counted += 1;
-            Claim::Counted(source)
+    pub(super) fn claim(&self, source: Source) -> SourceSlot {
+        let mut all = self.usage();
+        let usage = all.entry(source).or_default();
+        if usage.pending == 0 && self.reached_limit(usage).is_none() {
+            usage.held += 1;
+            SourceSlot::Held(source)
         } else {
-            held.waiting += 1;
-            Claim::Waiting(source)
+            usage.pending += 1;
+            SourceSlot::Pending(source)
         }
     }
 
@@ -105,46 +105,46 @@ impl Sources {
     ///
     /// # Errors
     /// There is no room.
-    pub(super) fn last_claim(&self, source: Source) -> Result<Claim, Verdict> {
-        let mut all = self.held();
-        let held = all.entry(source).or_default();
-        held.waiting -= 1;
+    pub(super) fn claim_or_refuse(&self, source: Source) -> Result<SourceSlot, Verdict> {
+        let mut all = self.usage();
+        let usage = all.entry(source).or_default();
+        usage.pending -= 1;
         // Then there are others, so that it need not be forgotten.
-        if let Some(limit) = self.over(held) {
+        if let Some(limit) = self.reached_limit(usage) {
             return Err(Verdict::TooMany { limit });
         }
-        held.counted += 1;
-        Ok(Claim::Counted(source))
+        usage.held += 1;
+        Ok(SourceSlot::Held(source))
     }
 
     /// A source has one connection less.
-    pub(super) fn forget(&self, claim: Claim) {
-        let (Claim::Counted(source) | Claim::Waiting(source)) = claim;
-        if let Entry::Occupied(mut held) = self.held().entry(source) {
-            match claim {
-                Claim::Counted(_) => held.get_mut().counted -= 1,
-                Claim::Waiting(_) => held.get_mut().waiting -= 1,
+    pub(super) fn release(&self, slot: SourceSlot) {
+        let (SourceSlot::Held(source) | SourceSlot::Pending(source)) = slot;
+        if let Entry::Occupied(mut usage) = self.usage().entry(source) {
+            match slot {
+                SourceSlot::Held(_) => usage.get_mut().held -= 1,
+                SourceSlot::Pending(_) => usage.get_mut().pending -= 1,
             }
-            if *held.get() == Held::default() {
-                held.remove();
+            if *usage.get() == SourceUsage::default() {
+                usage.remove();
             }
         }
     }
 
     /// The limit, if one connection more would be too many.
-    fn over(&self, held: &Held) -> Option<u32> {
+    fn reached_limit(&self, usage: &SourceUsage) -> Option<u32> {
         let limit = self.limit.load(Ordering::Relaxed);
-        (limit > 0 && held.counted >= limit).then_some(limit)
+        (limit > 0 && usage.held >= limit).then_some(limit)
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<Source, Held>> {
+    fn usage(&self) -> MutexGuard<'_, HashMap<Source, SourceUsage>> {
         // A count is changed in one step, so it is right even if a thread panicked.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.held().len()
+        self.usage().len()
     }
 }
 

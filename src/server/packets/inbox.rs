@@ -22,7 +22,7 @@ use crate::server::socket::Peer;
 use crate::server::worker::Worker;
 
 /// The longest datagram of UDP.
-const LONGEST_UDP: usize = 65_535;
+const MAX_UDP_SIZE: usize = 65_535;
 
 /// Go as far as the route and then send nothing (MSG_PROBE of linux/socket.h, which no library names).
 const PROBE: MsgFlags = MsgFlags::from_bits_retain(0x10);
@@ -31,15 +31,15 @@ const PROBE: MsgFlags = MsgFlags::from_bits_retain(0x10);
 const FAMILY_SIZE: usize = size_of::<nix::libc::sa_family_t>();
 
 /// A datagram socket.
-pub(crate) struct Inbox {
+pub(crate) struct DatagramSocket {
     socket: UnixStream,
-    bound: Bound,
+    bound: BoundAddress,
     /// Where the kernel writes what is beside a datagram.
-    control: Vec<u8>,
+    ancillary: Vec<u8>,
 }
 
 /// What it is bound to.
-enum Bound {
+enum BoundAddress {
     Ip(SocketAddr),
     Unix(UnixAddr),
 }
@@ -50,36 +50,36 @@ pub(crate) struct Datagram {
     /// How long it is: more than there was room for, where it was cut.
     pub(crate) len: usize,
     pub(crate) peer: Peer,
-    pub(crate) sender: Sender,
+    pub(crate) reply_to: ReplyTo,
 }
 
 /// Where a reply goes.
 #[derive(Debug)]
-pub(crate) enum Sender {
+pub(crate) enum ReplyTo {
     /// To that address, from ours that was asked, where that has to be said.
-    Ip(SocketAddr, Option<Asked>),
+    Ip(SocketAddr, Option<LocalAddress>),
     Unix(UnixAddr),
     /// Nowhere: a Unix socket without a name.
-    Nobody,
+    Unnamed,
 }
 
 /// The address of ours that a datagram was sent to.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Asked {
+pub(crate) enum LocalAddress {
     V4(in_pktinfo),
     V6(in6_pktinfo),
 }
 
-impl Inbox {
+impl DatagramSocket {
     /// A bound datagram socket, non-blocking, whose news `worker` hears.
     ///
     /// # Errors
     /// It cannot be prepared or registered.
     pub(crate) fn open(socket: OwnedFd, worker: &Worker) -> io::Result<Self> {
         let family = rustix::net::sockopt::socket_domain(&socket)?;
-        let (bound, control) = if family == AddressFamily::UNIX {
+        let (bound, ancillary) = if family == AddressFamily::UNIX {
             setsockopt(&socket, sockopt::PassCred, &true)?;
-            (Bound::Unix(getsockname(socket.as_raw_fd())?), nix::cmsg_space!(UnixCredentials))
+            (BoundAddress::Unix(getsockname(socket.as_raw_fd())?), nix::cmsg_space!(UnixCredentials))
         } else {
             let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
             match bound.ip() {
@@ -88,16 +88,16 @@ impl Inbox {
                 _ => {}
             }
             // With room for what else systemd may have had the kernel tell (Timestamping= and its kin).
-            (Bound::Ip(bound), nix::cmsg_space!([u8; 256]))
+            (BoundAddress::Ip(bound), nix::cmsg_space!([u8; 256]))
         };
-        Ok(Self { socket: worker.register(socket)?, bound, control })
+        Ok(Self { socket: worker.register(socket)?, bound, ancillary })
     }
 
     /// How much room a datagram needs of which `most` bytes are wanted.
-    pub(crate) fn room(&self, most: usize) -> usize {
+    pub(crate) fn buffer_size(&self, max_message: usize) -> usize {
         match self.bound {
-            Bound::Ip(_) => most.min(LONGEST_UDP),
-            Bound::Unix(_) => most,
+            BoundAddress::Ip(_) => max_message.min(MAX_UDP_SIZE),
+            BoundAddress::Unix(_) => max_message,
         }
     }
 
@@ -111,36 +111,40 @@ impl Inbox {
 
     /// Whether a datagram waits. Asks the kernel and not the reactor, which may not have heard yet. An error is as good as
     /// one: whoever reads next sees it.
-    pub(crate) fn has_some(&self) -> bool {
-        let look = || rustix::net::recv(&self.socket, &mut [0; 0], rustix::net::RecvFlags::PEEK);
-        !matches!(rustix::io::retry_on_intr(look), Err(rustix::io::Errno::AGAIN))
+    pub(crate) fn has_datagram(&self) -> bool {
+        let peek = || rustix::net::recv(&self.socket, &mut [0; 0], rustix::net::RecvFlags::PEEK);
+        !matches!(rustix::io::retry_on_intr(peek), Err(rustix::io::Errno::AGAIN))
     }
 
     /// Receives one datagram; what there is no room for is cut.
     ///
     /// # Errors
     /// What recvmsg(2) says; [`io::ErrorKind::WouldBlock`] where there is none.
-    pub(crate) fn receive(&mut self, room: &mut [u8]) -> io::Result<Datagram> {
-        let Self { socket, bound, control } = self;
+    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Datagram> {
+        let Self { socket, bound, ancillary } = self;
         socket.try_io(Interest::READABLE, || {
-            let mut parts = [IoSliceMut::new(room)];
+            let mut parts = [IoSliceMut::new(buffer)];
             let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
             match bound {
-                Bound::Ip(_) => {
-                    let found = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(control), flags)?;
-                    let beside = found.cmsgs().ok().and_then(|mut all| all.find_map(|one| Asked::of(&one)));
+                BoundAddress::Ip(_) => {
+                    let found = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(ancillary), flags)?;
+                    let ancillary = found
+                        .cmsgs()
+                        .ok()
+                        .and_then(|mut all| all.find_map(|message| LocalAddress::from_ancillary(&message)));
                     let from = found.address.as_ref().and_then(ip_address).ok_or(io::ErrorKind::InvalidData)?;
                     let peer = Peer::Ip(SocketAddr::new(from.ip().to_canonical(), from.port()));
-                    Ok(Datagram { len: found.bytes, peer, sender: Sender::Ip(from, beside) })
+                    Ok(Datagram { len: found.bytes, peer, reply_to: ReplyTo::Ip(from, ancillary) })
                 }
-                Bound::Unix(_) => {
-                    let found = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(control), flags)?;
+                BoundAddress::Unix(_) => {
+                    let found = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(ancillary), flags)?;
                     // Descriptors that are sent along do not fit, so the kernel closes them; then it says that
                     // something was cut, and who sent it is not known either.
-                    let peer = found.cmsgs().ok().and_then(|mut all| all.find_map(|one| process(&one)));
+                    let peer =
+                        found.cmsgs().ok().and_then(|mut all| all.find_map(|message| peer_from_credentials(&message)));
                     let named = found.address.filter(|address| address.len() as usize > FAMILY_SIZE);
-                    let sender = named.map_or(Sender::Nobody, Sender::Unix);
-                    Ok(Datagram { len: found.bytes, peer: peer.unwrap_or(Peer::Unknown), sender })
+                    let reply_to = named.map_or(ReplyTo::Unnamed, ReplyTo::Unix);
+                    Ok(Datagram { len: found.bytes, peer: peer.unwrap_or(Peer::Unknown), reply_to })
                 }
             }
         })
@@ -150,33 +154,33 @@ impl Inbox {
     ///
     /// # Errors
     /// What sendmsg(2) says.
-    pub(crate) fn send(&self, reply: &Reply<'_>, sender: &Sender) -> Result<(), Errno> {
+    pub(crate) fn send(&self, reply: &Reply<'_>, reply_to: &ReplyTo) -> Result<(), Errno> {
         let parts = reply.map(IoSlice::new);
-        match sender {
-            Sender::Ip(to, asked) => {
+        match reply_to {
+            ReplyTo::Ip(to, local) => {
                 let to = SockaddrStorage::from(*to);
-                match self.send_from(*asked, &parts, MsgFlags::empty(), &to) {
+                match self.send_from(*local, &parts, MsgFlags::empty(), &to) {
                     // It was sent to many, as broadcasts are: no address to send from.
-                    Err(Errno::EINVAL) if asked.is_some() => self.send_from(None, &parts, MsgFlags::empty(), &to),
+                    Err(Errno::EINVAL) if local.is_some() => self.send_from(None, &parts, MsgFlags::empty(), &to),
                     result => result,
                 }
             }
-            Sender::Unix(to) => self.send_message(&parts, &[], MsgFlags::empty(), to),
-            Sender::Nobody => Err(Errno::EDESTADDRREQ),
+            ReplyTo::Unix(to) => self.send_message(&parts, &[], MsgFlags::empty(), to),
+            ReplyTo::Unnamed => Err(Errno::EDESTADDRREQ),
         }
     }
 
     /// Whether a datagram comes from an address on which this socket itself receives.
-    pub(crate) fn is_own(&self, sender: &Sender) -> bool {
-        match (&self.bound, sender) {
-            (Bound::Ip(bound), Sender::Ip(from, _)) if bound.port() == from.port() => {
+    pub(crate) fn is_own_address(&self, reply_to: &ReplyTo) -> bool {
+        match (&self.bound, reply_to) {
+            (BoundAddress::Ip(bound), ReplyTo::Ip(from, _)) if bound.port() == from.port() => {
                 if bound.ip().is_unspecified() {
                     self.is_local(*from)
                 } else {
                     bound.ip().to_canonical() == from.ip().to_canonical()
                 }
             }
-            (Bound::Unix(bound), Sender::Unix(from)) => bound == from,
+            (BoundAddress::Unix(bound), ReplyTo::Unix(from)) => bound == from,
             _ => false,
         }
     }
@@ -184,8 +188,8 @@ impl Inbox {
     /// Whether an address is one of this machine's, as the network of this socket sees it. We may be in another one
     /// (`PrivateNetwork=`), so it is the socket that has to be asked: nothing can be sent from an address of others.
     fn is_local(&self, address: SocketAddr) -> bool {
-        let from = match (self.bound_v6(), address.ip()) {
-            (false, IpAddr::V4(ip)) => Asked::V4(in_pktinfo {
+        let from = match (self.is_ipv6(), address.ip()) {
+            (false, IpAddr::V4(ip)) => LocalAddress::V4(in_pktinfo {
                 ipi_ifindex: 0,
                 ipi_spec_dst: in_addr { s_addr: u32::from(ip).to_be() },
                 ipi_addr: in_addr { s_addr: 0 },
@@ -196,26 +200,30 @@ impl Inbox {
                     IpAddr::V6(ip) => ip,
                 };
                 let scope = if let SocketAddr::V6(address) = address { address.scope_id() } else { 0 };
-                Asked::V6(in6_pktinfo { ipi6_addr: in6_addr { s6_addr: ip.octets() }, ipi6_ifindex: scope })
+                LocalAddress::V6(in6_pktinfo { ipi6_addr: in6_addr { s6_addr: ip.octets() }, ipi6_ifindex: scope })
             }
         };
         self.send_from(Some(from), &[], PROBE, &SockaddrStorage::from(address)).is_ok()
     }
 
-    fn bound_v6(&self) -> bool {
-        matches!(self.bound, Bound::Ip(SocketAddr::V6(_)))
+    fn is_ipv6(&self) -> bool {
+        matches!(self.bound, BoundAddress::Ip(SocketAddr::V6(_)))
     }
 
     fn send_from(
         &self,
-        asked: Option<Asked>,
+        local: Option<LocalAddress>,
         parts: &[IoSlice<'_>],
         flags: MsgFlags,
         to: &SockaddrStorage,
     ) -> Result<(), Errno> {
-        match asked {
-            Some(Asked::V4(info)) => self.send_message(parts, &[ControlMessage::Ipv4PacketInfo(&info)], flags, to),
-            Some(Asked::V6(info)) => self.send_message(parts, &[ControlMessage::Ipv6PacketInfo(&info)], flags, to),
+        match local {
+            Some(LocalAddress::V4(info)) => {
+                self.send_message(parts, &[ControlMessage::Ipv4PacketInfo(&info)], flags, to)
+            }
+            Some(LocalAddress::V6(info)) => {
+                self.send_message(parts, &[ControlMessage::Ipv6PacketInfo(&info)], flags, to)
+            }
             None => self.send_message(parts, &[], flags, to),
         }
     }
@@ -223,13 +231,13 @@ impl Inbox {
     fn send_message(
         &self,
         parts: &[IoSlice<'_>],
-        beside: &[ControlMessage<'_>],
+        ancillary: &[ControlMessage<'_>],
         flags: MsgFlags,
         to: &impl SockaddrLike,
     ) -> Result<(), Errno> {
         let flags = flags | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         loop {
-            match sendmsg(self.socket.as_fd().as_raw_fd(), parts, beside, flags, Some(to)) {
+            match sendmsg(self.socket.as_fd().as_raw_fd(), parts, ancillary, flags, Some(to)) {
                 Err(Errno::EINTR) => {}
                 result => return result.map(drop),
             }
@@ -237,10 +245,10 @@ impl Inbox {
     }
 }
 
-impl Asked {
+impl LocalAddress {
     /// What is said beside a datagram, as it is to be said beside its reply.
-    fn of(beside: &ControlMessageOwned) -> Option<Self> {
-        match beside {
+    fn from_ancillary(ancillary: &ControlMessageOwned) -> Option<Self> {
+        match ancillary {
             // The way back is the route's to choose, not that of the way here.
             ControlMessageOwned::Ipv4PacketInfo(info) => {
                 Some(Self::V4(in_pktinfo { ipi_ifindex: 0, ipi_addr: in_addr { s_addr: 0 }, ..*info }))
@@ -256,9 +264,9 @@ impl Asked {
     }
 }
 
-fn process(beside: &ControlMessageOwned) -> Option<Peer> {
-    let ControlMessageOwned::ScmCredentials(who) = beside else { return None };
-    Some(Peer::process(who.uid(), who.pid()))
+fn peer_from_credentials(ancillary: &ControlMessageOwned) -> Option<Peer> {
+    let ControlMessageOwned::ScmCredentials(credentials) = ancillary else { return None };
+    Some(Peer::process(credentials.uid(), credentials.pid()))
 }
 
 fn ip_address(address: &SockaddrStorage) -> Option<SocketAddr> {
@@ -273,13 +281,13 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
-    use crate::server::event::{self, Messages};
-    use crate::server::worker::{Outside, WorkerThread};
+    use crate::server::event::{self, MessageLog};
+    use crate::server::worker::{EventSink, WorkerThread};
 
     struct NoMessages;
 
-    impl Messages for NoMessages {
-        fn take(&self, _: event::Message<'_>, _: &Waker) -> bool {
+    impl MessageLog for NoMessages {
+        fn try_append(&self, _: event::Message<'_>, _: &Waker) -> bool {
             true
         }
     }
@@ -287,9 +295,9 @@ mod tests {
     /// Only with another machine could a datagram come from one, so the socket is asked directly.
     #[test]
     fn addresses_of_this_machine_are_told_from_others() {
-        let outside = Outside { events: Arc::new(|_| {}), messages: Arc::new(NoMessages) };
-        let thread = WorkerThread::start(0, &outside).unwrap();
-        for (bound, own, others) in [
+        let sink = EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoMessages) };
+        let thread = WorkerThread::start(0, &sink).unwrap();
+        for (bound, own, remote) in [
             ("0.0.0.0:0", &["127.0.0.1:9", "127.1.2.3:9"][..], &["192.0.2.1:9", "8.8.8.8:9"][..]),
             (
                 "[::]:0",
@@ -299,27 +307,27 @@ mod tests {
         ] {
             let socket = UdpSocket::bind(bound).unwrap();
             socket.set_nonblocking(true).unwrap();
-            let inbox = Inbox::open(socket.into(), &thread.worker).unwrap();
-            let is_local = |address: &&str| inbox.is_local(address.parse().unwrap());
-            assert_eq!(own.iter().filter(|one| !is_local(one)).collect::<Vec<_>>(), [&""; 0]);
-            assert_eq!(others.iter().filter(|one| is_local(one)).collect::<Vec<_>>(), [&""; 0]);
+            let socket = DatagramSocket::open(socket.into(), &thread.worker).unwrap();
+            let is_local = |address: &&str| socket.is_local(address.parse().unwrap());
+            assert_eq!(own.iter().filter(|message| !is_local(message)).collect::<Vec<_>>(), [&""; 0]);
+            assert_eq!(remote.iter().filter(|message| is_local(message)).collect::<Vec<_>>(), [&""; 0]);
         }
     }
 
     #[test]
     fn to_ask_for_an_address_sends_nothing() {
-        let outside = Outside { events: Arc::new(|_| {}), messages: Arc::new(NoMessages) };
-        let thread = WorkerThread::start(0, &outside).unwrap();
+        let sink = EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoMessages) };
+        let thread = WorkerThread::start(0, &sink).unwrap();
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let inbox = Inbox::open(socket.into(), &thread.worker).unwrap();
+        let socket = DatagramSocket::open(socket.into(), &thread.worker).unwrap();
         let address = other.local_addr().unwrap();
-        assert!(inbox.is_local(address));
+        assert!(socket.is_local(address));
         // What came before it would be there first.
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"after", address).unwrap();
-        let mut room = [0; 10];
-        let (count, _) = other.recv_from(&mut room).unwrap();
-        assert_eq!(&room[..count], b"after");
+        let mut buffer = [0; 10];
+        let (count, _) = other.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..count], b"after");
     }
 }

@@ -19,23 +19,25 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
-use super::accept::Desk;
+use super::accept::Listener;
 use super::event::{Event, Message, summary};
-use super::worker::Outside;
+use super::worker::EventSink;
 use crate::protocol::rules::LogMessages;
 
 /// Logs a message that came to a desk, where messages are logged; whole ones for as long as it takes.
-pub(crate) async fn log(message: Message<'_>, desk: &Desk, outside: &Outside) {
-    match desk.settings.rules.log_messages {
+pub(crate) async fn log(message: Message<'_>, listener: &Listener, sink: &EventSink) {
+    match listener.settings.rules.log_messages {
         LogMessages::Off => {}
         LogMessages::Summary => {
-            let Message { connection, peer, bytes, .. } = message;
-            let (listener, text) = (Arc::clone(&desk.name), summary(bytes));
-            (outside.events)(Event::Message { connection, listener, peer, text });
+            let Message { connection_id, peer, bytes, .. } = message;
+            let (listener, text) = (Arc::clone(&listener.name), summary(bytes));
+            (sink.handle_event)(Event::Message { connection_id, listener, peer, text });
         }
         LogMessages::Full => {
-            poll_fn(|cx| if outside.messages.take(message, cx.waker()) { Poll::Ready(()) } else { Poll::Pending })
-                .await;
+            poll_fn(
+                |cx| if sink.message_log.try_append(message, cx.waker()) { Poll::Ready(()) } else { Poll::Pending },
+            )
+            .await;
         }
     }
 }

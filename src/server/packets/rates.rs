@@ -15,35 +15,35 @@ use std::time::{Duration, Instant};
 use crate::server::admission::Source;
 
 /// For how many sources there is a place: with all of them taken, about 2 MiB.
-const PLACES: usize = 16_384;
+const MAX_SOURCES: usize = 16_384;
 
 /// What a bucket holds.
 const BURST: Duration = Duration::from_secs(1);
 
 /// What sources have used of their rate.
 #[derive(Debug)]
-pub(crate) struct Rates(Mutex<Table>);
+pub(crate) struct RateLimiter(Mutex<BucketTable>);
 
 #[derive(Debug)]
-struct Table {
-    places: usize,
+struct BucketTable {
+    max_sources: usize,
     /// What one datagram takes; `None`: there is no limit.
     interval: Option<Duration>,
     /// When the bucket of each source will be full.
     full_at: HashMap<Source, Instant>,
     /// The same, the next one first.
-    next: BTreeSet<(Instant, Source)>,
+    by_full_at: BTreeSet<(Instant, Source)>,
 }
 
-impl Rates {
+impl RateLimiter {
     /// So many per second, if there is a limit.
     pub(crate) fn new(limit: Option<u32>) -> Self {
-        Self::with_places(limit, PLACES)
+        Self::with_max_sources(limit, MAX_SOURCES)
     }
 
-    fn with_places(limit: Option<u32>, places: usize) -> Self {
+    fn with_max_sources(limit: Option<u32>, max_sources: usize) -> Self {
         let interval = limit.map(interval);
-        Self(Mutex::new(Table { places, interval, full_at: HashMap::new(), next: BTreeSet::new() }))
+        Self(Mutex::new(BucketTable { max_sources, interval, full_at: HashMap::new(), by_full_at: BTreeSet::new() }))
     }
 
     /// From now on, this limit holds.
@@ -56,7 +56,7 @@ impl Rates {
         self.with(|table| table.admit(source, now))
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut Table) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut BucketTable) -> T) -> T {
         // At worst one source is in one half of the table only, where it is forgotten in time.
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -66,34 +66,34 @@ fn interval(per_second: u32) -> Duration {
     BURST / per_second.max(1)
 }
 
-impl Table {
+impl BucketTable {
     fn admit(&mut self, source: Source, now: Instant) -> bool {
         let Some(interval) = self.interval else { return true };
         // More than one at a time, so that it shrinks when fewer come.
         for _ in 0..2 {
-            if self.next.first().is_some_and(|(at, _)| *at <= now) {
-                self.forget_next();
+            if self.by_full_at.first().is_some_and(|(at, _)| *at <= now) {
+                self.evict_next();
             }
         }
-        let before = self.full_at.get(&source).copied();
-        let full_at = before.filter(|at| *at > now).unwrap_or(now) + interval;
+        let previous = self.full_at.get(&source).copied();
+        let full_at = previous.filter(|at| *at > now).unwrap_or(now) + interval;
         if full_at > now + BURST {
             return false;
         }
-        match before {
+        match previous {
             Some(at) => {
-                self.next.remove(&(at, source));
+                self.by_full_at.remove(&(at, source));
             }
-            None if self.full_at.len() >= self.places => self.forget_next(),
+            None if self.full_at.len() >= self.max_sources => self.evict_next(),
             None => {}
         }
         self.full_at.insert(source, full_at);
-        self.next.insert((full_at, source));
+        self.by_full_at.insert((full_at, source));
         true
     }
 
-    fn forget_next(&mut self) {
-        if let Some((_, source)) = self.next.pop_first() {
+    fn evict_next(&mut self) {
+        if let Some((_, source)) = self.by_full_at.pop_first() {
             self.full_at.remove(&source);
         }
     }
@@ -111,77 +111,77 @@ mod tests {
     }
 
     /// How many of `count` datagrams that come at once are admitted.
-    fn admitted(rates: &Rates, source: Source, now: Instant, count: usize) -> usize {
-        (0..count).filter(|_| rates.admit(source, now)).count()
+    fn admitted(limiter: &RateLimiter, source: Source, now: Instant, count: usize) -> usize {
+        (0..count).filter(|_| limiter.admit(source, now)).count()
     }
 
-    fn known(rates: &Rates) -> usize {
-        rates.with(|table| {
-            assert_eq!(table.full_at.len(), table.next.len());
-            table.next.len()
+    fn known(limiter: &RateLimiter) -> usize {
+        limiter.with(|table| {
+            assert_eq!(table.full_at.len(), table.by_full_at.len());
+            table.by_full_at.len()
         })
     }
 
     #[test]
     fn a_source_has_a_burst_of_one_second_and_then_its_rate() {
         for limit in [1, 3, 100, 1_000_000] {
-            let (rates, start) = (Rates::new(Some(limit)), clock());
+            let (limiter, start) = (RateLimiter::new(Some(limit)), clock());
             let most = usize::try_from(limit).unwrap();
-            let burst = admitted(&rates, source(1), start, most + 10);
+            let burst = admitted(&limiter, source(1), start, most + 10);
             assert_eq!(burst, most, "{limit}");
-            assert_eq!(admitted(&rates, source(1), start + interval(limit), 2), 1, "{limit}");
-            assert_eq!(admitted(&rates, source(1), start + Duration::from_secs(60), most + 10), burst, "{limit}");
+            assert_eq!(admitted(&limiter, source(1), start + interval(limit), 2), 1, "{limit}");
+            assert_eq!(admitted(&limiter, source(1), start + Duration::from_secs(60), most + 10), burst, "{limit}");
         }
     }
 
     #[test]
     fn what_one_source_has_used_up_is_nothing_to_the_others() {
-        let (rates, start) = (Rates::new(Some(5)), clock());
-        assert_eq!(admitted(&rates, source(1), start, 1000), 5);
-        assert_eq!(admitted(&rates, source(2), start, 5), 5);
-        assert_eq!(admitted(&rates, Source::Uid(1), start, 5), 5);
+        let (limiter, start) = (RateLimiter::new(Some(5)), clock());
+        assert_eq!(admitted(&limiter, source(1), start, 1000), 5);
+        assert_eq!(admitted(&limiter, source(2), start, 5), 5);
+        assert_eq!(admitted(&limiter, Source::Uid(1), start, 5), 5);
     }
 
     #[test]
     fn without_a_limit_all_are_admitted_and_nobody_is_remembered() {
-        let (rates, start) = (Rates::new(None), clock());
-        assert_eq!(admitted(&rates, source(1), start, 10_000), 10_000);
-        assert_eq!(known(&rates), 0);
+        let (limiter, start) = (RateLimiter::new(None), clock());
+        assert_eq!(admitted(&limiter, source(1), start, 10_000), 10_000);
+        assert_eq!(known(&limiter), 0);
     }
 
     #[test]
     fn a_new_limit_holds_at_once() {
-        let (rates, start) = (Rates::new(Some(10)), clock());
-        assert_eq!(admitted(&rates, source(1), start, 100), 10);
-        rates.set_limit(None);
-        assert_eq!(admitted(&rates, source(1), start, 100), 100);
-        rates.set_limit(Some(2));
-        assert_eq!(admitted(&rates, source(2), start, 100), 2);
+        let (limiter, start) = (RateLimiter::new(Some(10)), clock());
+        assert_eq!(admitted(&limiter, source(1), start, 100), 10);
+        limiter.set_limit(None);
+        assert_eq!(admitted(&limiter, source(1), start, 100), 100);
+        limiter.set_limit(Some(2));
+        assert_eq!(admitted(&limiter, source(2), start, 100), 2);
     }
 
     #[test]
     fn sources_that_are_quiet_are_forgotten() {
-        let (rates, start) = (Rates::new(Some(100)), clock());
+        let (limiter, start) = (RateLimiter::new(Some(100)), clock());
         for number in 0..1000 {
-            assert!(rates.admit(source(number), start));
+            assert!(limiter.admit(source(number), start));
         }
-        assert_eq!(known(&rates), 1000);
+        assert_eq!(known(&limiter), 1000);
         for _ in 0..1000 {
-            rates.admit(source(5000), start + Duration::from_secs(1));
+            limiter.admit(source(5000), start + Duration::from_secs(1));
         }
-        assert_eq!(known(&rates), 1);
+        assert_eq!(known(&limiter), 1);
     }
 
     #[test]
     fn a_flood_of_forged_sources_neither_frees_the_one_that_sends_most_nor_locks_others_out() {
-        let (rates, start) = (Rates::with_places(Some(10), 100), clock());
-        assert_eq!(admitted(&rates, source(1), start, 100), 10);
-        assert_eq!(admitted(&rates, source(2), start, 9), 9);
+        let (limiter, start) = (RateLimiter::with_max_sources(Some(10), 100), clock());
+        assert_eq!(admitted(&limiter, source(1), start, 100), 10);
+        assert_eq!(admitted(&limiter, source(2), start, 9), 9);
         for number in 1000..11_000 {
-            assert!(rates.admit(source(number), start), "a newcomer is admitted, however many there are");
-            assert!(!rates.admit(source(1), start), "it has used up its rate, and is not forgotten");
+            assert!(limiter.admit(source(number), start), "a newcomer is admitted, however many there are");
+            assert!(!limiter.admit(source(1), start), "it has used up its rate, and is not forgotten");
         }
-        assert_eq!(admitted(&rates, source(2), start, 9), 1, "nor is what others have used");
-        assert_eq!(known(&rates), 100);
+        assert_eq!(admitted(&limiter, source(2), start, 9), 1, "nor is what others have used");
+        assert_eq!(known(&limiter), 100);
     }
 }

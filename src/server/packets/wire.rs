@@ -24,12 +24,12 @@ pub(crate) fn prepare(socket: impl AsFd) -> io::Result<()> {
 /// What recvmsg(2) says.
 pub(crate) fn next_len(socket: impl AsFd) -> io::Result<Option<usize>> {
     // With room for credentials only: no descriptor that is sent along becomes ours.
-    let mut beside = nix::cmsg_space!(UnixCredentials);
+    let mut ancillary = nix::cmsg_space!(UnixCredentials);
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
-    let found = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut [], Some(&mut beside), flags)?;
+    let received = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut [], Some(&mut ancillary), flags)?;
     // An error says that there was more beside it than room.
-    let is_packet = found.bytes > 0 || found.cmsgs().map_or(true, |mut all| all.next().is_some());
-    Ok(is_packet.then_some(found.bytes))
+    let is_packet = received.bytes > 0 || received.cmsgs().map_or(true, |mut all| all.next().is_some());
+    Ok(is_packet.then_some(received.bytes))
 }
 
 /// Takes the next packet, as far as `len`, which is what [`next_len`] said. Nobody else reads this socket.
@@ -48,7 +48,7 @@ pub(crate) fn receive(socket: impl AsFd, len: usize) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// What recvmsg(2) says.
-pub(crate) fn drop_next(socket: impl AsFd) -> io::Result<Option<usize>> {
+pub(crate) fn discard_next(socket: impl AsFd) -> io::Result<Option<usize>> {
     let len = next_len(&socket)?;
     if len.is_some() {
         receive(&socket, 0)?;
