@@ -6,18 +6,18 @@ use std::os::fd::RawFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors of a daemon that are no connections: of listeners, workers, the log and the like.
-const OTHERS: u64 = 64;
+const RESERVED_FDS: u64 = 64;
 
 /// Has this process be allowed to have so many descriptors, if it is up to us: what counts is the soft limit, which many
 /// shells set to 1,024, and which can be raised up to the hard limit (getrlimit(2), `RLIMIT_NOFILE`). Returns how many it
 /// can have then, which is fewer if the hard limit is, or if it must not raise anything.
-pub fn allow(needed: u64) -> u64 {
+pub fn raise_nofile(needed: u64) -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let (allowed, most) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
+    let (allowed, hard_limit) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
     if allowed >= needed {
         return allowed;
     }
-    let raised = needed.min(most);
+    let raised = needed.min(hard_limit);
     match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }) {
         Ok(()) => raised,
         Err(_) => allowed,
@@ -34,13 +34,13 @@ pub fn allow(needed: u64) -> u64 {
 /// # Errors
 ///
 /// With how many descriptors there can be, if that is too few for all. There is room for them then.
-pub fn make_room_for(connections: usize) -> Result<(), u64> {
-    let needed = OTHERS.saturating_add(connections as u64);
-    let allowed = allow(needed);
-    let mut last = RawFd::try_from(needed.min(allowed)).unwrap_or(RawFd::MAX) - 1;
+pub fn preallocate_fd_table(connections: usize) -> Result<(), u64> {
+    let needed = RESERVED_FDS.saturating_add(connections as u64);
+    let allowed = raise_nofile(needed);
+    let mut highest_fd = RawFd::try_from(needed.min(allowed)).unwrap_or(RawFd::MAX) - 1;
     // It is closed at once. There is an error where so much memory cannot be had.
-    while last > 0 && rustix::io::fcntl_dupfd_cloexec(io::stdin(), last).is_err() {
-        last /= 2;
+    while highest_fd > 0 && rustix::io::fcntl_dupfd_cloexec(io::stdin(), highest_fd).is_err() {
+        highest_fd /= 2;
     }
     if allowed < needed { Err(allowed) } else { Ok(()) }
 }

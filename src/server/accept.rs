@@ -59,8 +59,8 @@ pub(crate) struct Listener {
 pub(crate) struct ListenerHandle(Mutex<Arc<Listener>>);
 
 impl ListenerHandle {
-    pub(crate) fn new(desk: Listener) -> Self {
-        Self(Mutex::new(Arc::new(desk)))
+    pub(crate) fn new(listener: Listener) -> Self {
+        Self(Mutex::new(Arc::new(listener)))
     }
 
     pub(crate) fn load(&self) -> Arc<Listener> {
@@ -69,8 +69,9 @@ impl ListenerHandle {
 
     /// Has the connections to come obey these settings.
     pub(crate) fn store(&self, settings: &config::Listener) {
-        let mut desk = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *desk = Arc::new(Listener { name: Arc::clone(&desk.name), kind: desk.kind, settings: settings.clone() });
+        let mut listener = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *listener =
+            Arc::new(Listener { name: Arc::clone(&listener.name), kind: listener.kind, settings: settings.clone() });
     }
 }
 
@@ -209,12 +210,12 @@ impl Dispatcher {
         if permit.claim(peer.source()) {
             return self.assign(socket, info, permit, None);
         }
-        let (waiting, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
+        let (pending, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
         worker.spawn(async move {
             let refused = dispatcher.claim_or_refuse(&mut permit).await.err();
             dispatcher.assign(socket, info, permit, refused);
             // Not before: whoever stops waits for this.
-            drop(waiting);
+            drop(pending);
         });
     }
 
@@ -269,14 +270,14 @@ mod tests {
 
     #[test]
     fn errors_of_accept_are_sorted_by_cause() {
-        let cause = |errno: Errno| AcceptErrorKind::of(&errno.into());
-        assert_eq!(cause(Errno::CONNABORTED), AcceptErrorKind::Connection);
-        assert_eq!(cause(Errno::PERM), AcceptErrorKind::Connection);
+        let kind = |errno: Errno| AcceptErrorKind::of(&errno.into());
+        assert_eq!(kind(Errno::CONNABORTED), AcceptErrorKind::Connection);
+        assert_eq!(kind(Errno::PERM), AcceptErrorKind::Connection);
         for shortage in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
-            assert_eq!(cause(shortage), AcceptErrorKind::ResourcesExhausted);
+            assert_eq!(kind(shortage), AcceptErrorKind::ResourcesExhausted);
         }
         for broken in [Errno::BADF, Errno::INVAL, Errno::NOTSOCK] {
-            assert_eq!(cause(broken), AcceptErrorKind::Listener);
+            assert_eq!(kind(broken), AcceptErrorKind::Listener);
         }
     }
 }

@@ -132,8 +132,18 @@ pub trait MessageLog: Send + Sync {
 }
 
 /// The names of all kinds of events.
-pub const NAMES: [&str; 10] =
-    ["opened", "closed", "message", "full", "short", "recovered", "broken", "resumed", "dropped", "unanswered"];
+pub const NAMES: [&str; 10] = [
+    "opened",
+    "closed",
+    "message",
+    "limit-reached",
+    "accept-paused",
+    "accept-resumed",
+    "listener-failed",
+    "resumed",
+    "setup-failed",
+    "datagrams-dropped",
+];
 
 /// How many bytes of a message a summary shows.
 const MAX_SUMMARY_BYTES: usize = 256;
@@ -179,13 +189,13 @@ impl Event {
             Self::Opened { .. } => "opened",
             Self::Closed { .. } => "closed",
             Self::Message { .. } => "message",
-            Self::LimitReached { .. } => "full",
-            Self::AcceptPaused { .. } => "short",
-            Self::AcceptResumed { .. } => "recovered",
-            Self::ListenerFailed { .. } => "broken",
+            Self::LimitReached { .. } => "limit-reached",
+            Self::AcceptPaused { .. } => "accept-paused",
+            Self::AcceptResumed { .. } => "accept-resumed",
+            Self::ListenerFailed { .. } => "listener-failed",
             Self::Resumed { .. } => "resumed",
-            Self::SetupFailed { .. } => "dropped",
-            Self::DatagramsDropped { .. } => "unanswered",
+            Self::SetupFailed { .. } => "setup-failed",
+            Self::DatagramsDropped { .. } => "datagrams-dropped",
         }
     }
 

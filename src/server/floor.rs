@@ -131,9 +131,9 @@ impl EventLoop {
     }
 
     /// Has the connections of these desks end, whatever they are owed.
-    fn close_listeners(&mut self, desks: &[Arc<Listener>]) {
-        let is_cut = |connection: &Connection| desks.iter().any(|desk| connection.belongs_to(desk));
-        let closed: Vec<_> = self.connections.iter().filter(|(_, one)| is_cut(one)).map(|(key, _)| key).collect();
+    fn close_listeners(&mut self, listeners: &[Arc<Listener>]) {
+        let is_closed = |connection: &Connection| listeners.iter().any(|listener| connection.belongs_to(listener));
+        let closed: Vec<_> = self.connections.iter().filter(|(_, one)| is_closed(one)).map(|(key, _)| key).collect();
         for key in closed {
             self.remove(key);
         }

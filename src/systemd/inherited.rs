@@ -16,24 +16,24 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, getpeername, getsoc
 use super::parcel;
 
 /// The first descriptor that is handed over (SD_LISTEN_FDS_START).
-const START: i32 = 3;
+const LISTEN_FDS_START: i32 = 3;
 
 /// The types of sockets that may be handed over, the most usual first.
-const TYPES: [SocketType; 4] = [SocketType::STREAM, SocketType::DGRAM, SocketType::SEQPACKET, SocketType::RAW];
+const SOCKET_TYPES: [SocketType; 4] = [SocketType::STREAM, SocketType::DGRAM, SocketType::SEQPACKET, SocketType::RAW];
 
 /// The numbers of address families are smaller (AF_MAX of linux/socket.h), with room for new ones.
-const FAMILIES: i32 = 64;
+const MAX_FAMILY: i32 = 64;
 
 /// The name of the socket for metrics.
 const METRICS: &str = "metrics";
 
 /// What was handed over.
 #[derive(Debug)]
-pub struct Inherited {
+pub struct ActivationFds {
     /// What there is to serve.
     pub sockets: Sockets,
     /// Connections that an earlier process stored, in any order.
-    pub parcels: Vec<OwnedFd>,
+    pub bundles: Vec<OwnedFd>,
     /// What looked like a parcel and is none, each in one line. What was stored must not keep us from starting.
     pub problems: Vec<String>,
 }
@@ -44,14 +44,14 @@ pub enum Sockets {
     /// Nothing was handed over.
     Nothing,
     /// Listening sockets, and those of datagrams; at least one.
-    Listeners(Vec<Listener>),
+    Listeners(Vec<NamedSocket>),
     /// One connection that systemd accepted (`Accept=yes`).
-    Connection(Listener),
+    Connection(NamedSocket),
 }
 
 /// A socket and its `FileDescriptorName=`.
 #[derive(Debug)]
-pub struct Listener {
+pub struct NamedSocket {
     /// Its name: under systemd that of the socket unit, when none is set; `unknown` where there are no names at all.
     pub name: String,
     /// The socket.
@@ -65,7 +65,7 @@ pub enum Error {
     /// The variables do not make sense, or do not fit the descriptors.
     Environment(io::Error),
     /// Of so many descriptors one does not exist.
-    Missing {
+    MissingFd {
         /// `LISTEN_FDS`.
         count: String,
     },
@@ -79,7 +79,7 @@ pub enum Error {
         problem: String,
     },
     /// `Accept=yes`, but not exactly one socket.
-    NotAlone {
+    MixedConnection {
         /// The connected one's number.
         fd: i32,
         /// Its name.
@@ -96,16 +96,16 @@ impl fmt::Display for Error {
                 f,
                 "cannot take over the sockets from systemd: {error}; LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES do not fit together"
             ),
-            Self::Missing { count } => write!(
+            Self::MissingFd { count: fd_count } => write!(
                 f,
-                "cannot take over the sockets from systemd: LISTEN_FDS={count}, but not all of the descriptors from 3 on are open"
+                "cannot take over the sockets from systemd: LISTEN_FDS={fd_count}, but not all of the descriptors from 3 on are open"
             ),
             Self::Socket { fd, name, problem } => {
                 write!(f, "descriptor {fd} ({}) from systemd: {problem}", name.escape_debug())
             }
-            Self::NotAlone { fd, name, count } => write!(
+            Self::MixedConnection { fd, name, count: fd_count } => write!(
                 f,
-                "descriptor {fd} ({}) from systemd is a connection, but one of {count}; with Accept=yes there is one, else only listening sockets",
+                "descriptor {fd} ({}) from systemd is a connection, but one of {fd_count}; with Accept=yes there is one, else only listening sockets",
                 name.escape_debug()
             ),
         }
@@ -125,56 +125,56 @@ impl std::error::Error for Error {
 ///
 /// # Errors
 /// Something was handed over that cannot be served.
-pub fn take() -> Result<Inherited, Error> {
-    let count = std::env::var("LISTEN_FDS").unwrap_or_default();
+pub fn take() -> Result<ActivationFds, Error> {
+    let fd_count = std::env::var("LISTEN_FDS").unwrap_or_default();
     let names: Vec<String> = match sd_notify::listen_fds_with_names() {
         Ok(named) => named.map(|(_, name)| name).collect(),
         Err(error) if error.raw_os_error() == Some(Errno::BADF.raw_os_error()) => {
-            return Err(Error::Missing { count });
+            return Err(Error::MissingFd { count: fd_count });
         }
         Err(error) => return Err(Error::Environment(error)),
     };
     if names.is_empty() {
-        return Ok(Inherited { sockets: Sockets::Nothing, parcels: Vec::new(), problems: Vec::new() });
+        return Ok(ActivationFds { sockets: Sockets::Nothing, bundles: Vec::new(), problems: Vec::new() });
     }
     let mut descriptors = ListenFd::from_env();
-    let mut parcels = Vec::new();
+    let mut bundles = Vec::new();
     let mut problems = Vec::new();
     let mut listeners = Vec::new();
     let mut connections = Vec::new();
-    for ((index, fd), name) in (0..).zip(START..).zip(names) {
-        if parcel::is_stored(&name) {
-            match take_parcel(&mut descriptors, index) {
-                Some(parcel) => parcels.push(parcel),
+    for ((index, fd), name) in (0..).zip(LISTEN_FDS_START..).zip(names) {
+        if parcel::is_stored_name(&name) {
+            match take_bundle(&mut descriptors, index) {
+                Some(bundle) => bundles.push(bundle),
                 None => problems.push(format!(
                     "descriptor {fd} ({name}) from systemd is no Unix seqpacket socket, so there are no connections in it"
                 )),
             }
             continue;
         }
-        let taken = take_socket(&mut descriptors, index, &name);
-        let (socket, listening) = taken.map_err(|problem| Error::Socket { fd, name: name.clone(), problem })?;
-        let found = Listener { name, socket };
-        if listening {
-            listeners.push(found);
+        let result = take_socket(&mut descriptors, index, &name);
+        let (socket, is_listening) = result.map_err(|problem| Error::Socket { fd, name: name.clone(), problem })?;
+        let named = NamedSocket { name, socket };
+        if is_listening {
+            listeners.push(named);
         } else {
-            connections.push((fd, found));
+            connections.push((fd, named));
         }
     }
-    let count = listeners.len() + connections.len();
+    let fd_count = listeners.len() + connections.len();
     let sockets = match connections.pop() {
         None if listeners.is_empty() => Sockets::Nothing,
         None => Sockets::Listeners(listeners),
-        Some((_, connection)) if count == 1 => Sockets::Connection(connection),
-        Some((fd, connection)) => return Err(Error::NotAlone { fd, name: connection.name, count }),
+        Some((_, connection)) if fd_count == 1 => Sockets::Connection(connection),
+        Some((fd, connection)) => return Err(Error::MixedConnection { fd, name: connection.name, count: fd_count }),
     };
-    Ok(Inherited { sockets, parcels, problems })
+    Ok(ActivationFds { sockets, bundles, problems })
 }
 
 /// The parcel at this place. A socket that is none is closed.
-fn take_parcel(descriptors: &mut ListenFd, index: usize) -> Option<OwnedFd> {
-    let (socket, family, kind) = take_any(descriptors, index)?;
-    ((family, kind) == (AddressFamily::UNIX, SocketType::SEQPACKET)).then_some(socket)
+fn take_bundle(descriptors: &mut ListenFd, index: usize) -> Option<OwnedFd> {
+    let (socket, family, socket_type) = take_fd(descriptors, index)?;
+    ((family, socket_type) == (AddressFamily::UNIX, SocketType::SEQPACKET)).then_some(socket)
 }
 
 /// The descriptor at this place, and whether it listens: a bound socket of datagrams does.
@@ -182,23 +182,23 @@ fn take_socket(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<(
     if name == METRICS {
         return Err("metrics are not built yet in this version of echoed; stop and disable that socket unit".to_owned());
     }
-    let Some((socket, family, kind)) = take_any(descriptors, index) else {
+    let Some((socket, family, socket_type)) = take_fd(descriptors, index) else {
         return Err("it is no socket of a kind that is known; check the Listen…= lines of the socket unit".to_owned());
     };
-    let what = name_of(family, kind);
-    let unlooked = |error| format!("cannot look at it: {error}");
-    match (family, kind) {
+    let what = describe_type(family, socket_type);
+    let inspect_error = |error| format!("cannot look at it: {error}");
+    match (family, socket_type) {
         (_, SocketType::STREAM) | (AddressFamily::UNIX, SocketType::SEQPACKET) => {
-            let listening = sockopt::socket_acceptconn(&socket).map_err(unlooked)?;
+            let is_listening = sockopt::socket_acceptconn(&socket).map_err(inspect_error)?;
             // A connection that was reset while it waited has no peer any more, but an error that says so.
-            let reset = || matches!(sockopt::socket_error(&socket), Ok(Err(_)));
-            if !listening && getpeername(&socket).is_err() && !reset() {
+            let has_error = || matches!(sockopt::socket_error(&socket), Ok(Err(_)));
+            if !is_listening && getpeername(&socket).is_err() && !has_error() {
                 return Err(format!("it is {what} that neither listens nor is connected"));
             }
-            Ok((socket, listening))
+            Ok((socket, is_listening))
         }
         (AddressFamily::INET | AddressFamily::INET6 | AddressFamily::UNIX, SocketType::DGRAM) => {
-            let bound = getsockname(&socket).map_err(unlooked)?;
+            let bound = getsockname(&socket).map_err(inspect_error)?;
             let is_bound = match SocketAddr::try_from(bound.clone()) {
                 Ok(ip) => ip.port() != 0,
                 Err(_) => SocketAddrUnix::try_from(bound).is_ok_and(|name| {
@@ -215,28 +215,29 @@ fn take_socket(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<(
 }
 
 /// The socket at this place, if it is one, whatever its family and its type are.
-fn take_any(descriptors: &mut ListenFd, index: usize) -> Option<(OwnedFd, AddressFamily, SocketType)> {
-    let kinds = TYPES.into_iter().flat_map(|kind| (1..FAMILIES).map(move |family| (family, kind)));
-    for (family, kind) in kinds {
-        let number = i32::try_from(kind.as_raw()).ok()?;
+fn take_fd(descriptors: &mut ListenFd, index: usize) -> Option<(OwnedFd, AddressFamily, SocketType)> {
+    let types =
+        SOCKET_TYPES.into_iter().flat_map(|socket_type| (1..MAX_FAMILY).map(move |family| (family, socket_type)));
+    for (family, socket_type) in types {
+        let number = i32::try_from(socket_type.as_raw()).ok()?;
         if let Ok(Some(socket)) = descriptors.take_custom::<OwnedFd>(index, family, number, "socket") {
             let family = sockopt::socket_domain(&socket).ok()?;
-            return Some((socket, family, kind));
+            return Some((socket, family, socket_type));
         }
     }
     None
 }
 
 /// What a socket is, for people.
-fn name_of(family: AddressFamily, kind: SocketType) -> String {
-    let known = match (family, kind) {
+fn describe_type(family: AddressFamily, socket_type: SocketType) -> String {
+    let known = match (family, socket_type) {
         (AddressFamily::INET | AddressFamily::INET6, SocketType::STREAM) => "TCP",
         (AddressFamily::INET | AddressFamily::INET6, SocketType::DGRAM) => "UDP",
         (AddressFamily::UNIX, SocketType::STREAM) => "Unix stream",
         (AddressFamily::UNIX, SocketType::DGRAM) => "Unix datagram",
         (AddressFamily::UNIX, SocketType::SEQPACKET) => "Unix seqpacket",
         (AddressFamily::NETLINK, _) => "netlink",
-        _ => return format!("a socket of type {} and family {}", kind.as_raw(), family.as_raw()),
+        _ => return format!("a socket of type {} and family {}", socket_type.as_raw(), family.as_raw()),
     };
     format!("a {known} socket")
 }

@@ -23,15 +23,15 @@ use sd_notify::NotifyState;
 static MANAGER: Mutex<Option<UnixDatagram>> = Mutex::new(None);
 
 /// How long the manager may take to read all it was told. The same as in systemd-notify(1).
-const BARRIER: Duration = Duration::from_secs(5);
+const BARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest status, in bytes; what is beyond is cut. More than anybody reads in `systemctl status`, and far below
 /// what fits into a datagram.
-const LONGEST_STATUS: usize = 1000;
+const MAX_STATUS_BYTES: usize = 1000;
 
 /// Whether anybody wants to be told.
 #[must_use]
-pub fn is_wanted() -> bool {
+pub fn is_enabled() -> bool {
     env::var_os("NOTIFY_SOCKET").is_some()
 }
 
@@ -40,7 +40,7 @@ pub fn is_wanted() -> bool {
 /// # Errors
 /// There is somebody who wants to know, but cannot be told.
 pub fn ready(status: &str) -> io::Result<()> {
-    tell(&[NotifyState::Ready, NotifyState::Status(&one_line(status))])
+    notify_states(&[NotifyState::Ready, NotifyState::Status(&one_line(status))])
 }
 
 /// Settings are being read anew. To be followed by [`ready`] in any case.
@@ -48,7 +48,7 @@ pub fn ready(status: &str) -> io::Result<()> {
 /// # Errors
 /// There is somebody who wants to know, but cannot be told.
 pub fn reloading() -> io::Result<()> {
-    tell(&[NotifyState::Reloading, NotifyState::monotonic_usec_now()?])
+    notify_states(&[NotifyState::Reloading, NotifyState::monotonic_usec_now()?])
 }
 
 /// The end has begun; nothing new is accepted.
@@ -56,7 +56,7 @@ pub fn reloading() -> io::Result<()> {
 /// # Errors
 /// There is somebody who wants to know, but cannot be told.
 pub fn stopping(status: &str) -> io::Result<()> {
-    tell(&[NotifyState::Stopping, NotifyState::Status(&one_line(status))])
+    notify_states(&[NotifyState::Stopping, NotifyState::Status(&one_line(status))])
 }
 
 /// How it is, in one line. A line feed would begin another assignment, so it is shown as an escape.
@@ -64,7 +64,7 @@ pub fn stopping(status: &str) -> io::Result<()> {
 /// # Errors
 /// There is somebody who wants to know, but cannot be told.
 pub fn status(text: &str) -> io::Result<()> {
-    tell(&[NotifyState::Status(&one_line(text))])
+    notify_states(&[NotifyState::Status(&one_line(text))])
 }
 
 /// We are well.
@@ -72,7 +72,7 @@ pub fn status(text: &str) -> io::Result<()> {
 /// # Errors
 /// There is somebody who wants to know, but cannot be told.
 pub fn watchdog() -> io::Result<()> {
-    tell(&[NotifyState::Watchdog])
+    notify_states(&[NotifyState::Watchdog])
 }
 
 /// How often [`watchdog`] has to be said at least; `None` where nobody wants to hear it (sd_watchdog_enabled(3)).
@@ -86,7 +86,7 @@ pub fn watchdog_interval() -> Option<Duration> {
 /// # Errors
 /// There is somebody who wants to know, but cannot be told.
 pub fn extend_timeout(by: Duration) -> io::Result<()> {
-    tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(by.as_micros()).unwrap_or(u32::MAX))])
+    notify_states(&[NotifyState::ExtendTimeoutUsec(u32::try_from(by.as_micros()).unwrap_or(u32::MAX))])
 }
 
 /// Returns when the manager has read all that it was told before, or after 5 s. Without it, what a process says just
@@ -95,16 +95,16 @@ pub fn extend_timeout(by: Duration) -> io::Result<()> {
 /// # Errors
 /// There is somebody who wants to know, but cannot be told, or does not listen.
 pub fn barrier() -> io::Result<()> {
-    if !is_wanted() {
+    if !is_enabled() {
         return Ok(());
     }
     // The manager closes its end of the pipe when it comes to it; that is the answer.
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
-    tell_with(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
+    notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
     drop(theirs);
     let mut answer = [PollFd::new(&ours, PollFlags::empty())];
-    let patience = Timespec::try_from(BARRIER).map_err(|_| io::ErrorKind::InvalidInput)?;
-    match poll(&mut answer, Some(&patience))? {
+    let timeout = Timespec::try_from(BARRIER_TIMEOUT).map_err(|_| io::ErrorKind::InvalidInput)?;
+    match poll(&mut answer, Some(&timeout))? {
         0 => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not listen")),
         _ => Ok(()),
     }
@@ -116,27 +116,27 @@ pub fn barrier() -> io::Result<()> {
 /// # Errors
 /// There is somebody who wants to know, but cannot be told.
 pub fn store(name: &str, socket: BorrowedFd<'_>) -> io::Result<()> {
-    tell_with(&[NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")], &[socket])
+    notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")], &[socket])
 }
 
 /// Forget what is kept under this name.
 ///
 /// # Errors
 /// There is somebody who wants to know, but cannot be told.
-pub fn forget(name: &str) -> io::Result<()> {
-    tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
+pub fn remove_stored(name: &str) -> io::Result<()> {
+    notify_states(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
 }
 
-fn tell(states: &[NotifyState<'_>]) -> io::Result<()> {
-    tell_with(states, &[])
+fn notify_states(states: &[NotifyState<'_>]) -> io::Result<()> {
+    notify_with_fds(states, &[])
 }
 
 /// Also hands over descriptors: one at most.
-fn tell_with(states: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+fn notify_with_fds(states: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let Some(name) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     let text: String = states.iter().map(|state| format!("{state}\n")).collect();
     let mut manager = MANAGER.lock().unwrap_or_else(PoisonError::into_inner);
-    if manager.as_ref().is_some_and(|known| send(known, &text, fds).is_ok()) {
+    if manager.as_ref().is_some_and(|cached| send(cached, &text, fds).is_ok()) {
         return Ok(());
     }
     let socket = connect(&name)?;
@@ -168,7 +168,7 @@ fn send(socket: &UnixDatagram, text: &str, fds: &[BorrowedFd<'_>]) -> io::Result
 fn one_line(text: &str) -> String {
     let mut line = String::new();
     for c in text.chars() {
-        if line.len() >= LONGEST_STATUS {
+        if line.len() >= MAX_STATUS_BYTES {
             line.push('…');
             break;
         }

@@ -28,44 +28,45 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::notify;
-use pack::Measures;
+use pack::BundleLimits;
+use unpack::UnpackedBundle;
 
 /// What parcels are called in the store.
-const NAME: &str = "parcel";
+const FDNAME: &str = "parcel";
 
 /// What systemd calls in the store what nobody gave a name.
-const NAMELESS: &str = "stored";
+const UNNAMED_FDNAME: &str = "stored";
 
 /// Whether what has this name comes out of the store.
-pub(super) fn is_stored(name: &str) -> bool {
-    [NAME, NAMELESS].contains(&name)
+pub(super) fn is_stored_name(name: &str) -> bool {
+    [FDNAME, UNNAMED_FDNAME].contains(&name)
 }
 
 /// A connection.
 #[derive(Debug)]
-pub struct Item {
+pub struct StoredConnection {
     /// The connection itself: a connected stream socket.
     pub socket: OwnedFd,
     /// What it is to go on from.
-    pub state: Vec<u8>,
+    pub snapshot: Vec<u8>,
 }
 
 /// What became of connections that were to be stored.
 #[derive(Debug, Default)]
-pub struct Stored {
+pub struct StoreResult {
     /// How many the manager has now.
-    pub carried: usize,
+    pub stored: usize,
     /// The others, as they were.
-    pub left: Vec<Item>,
+    pub remaining: Vec<StoredConnection>,
     /// Why there are others, and what to do about it.
     pub problem: Option<String>,
 }
 
 /// What was in parcels.
 #[derive(Debug, Default)]
-pub struct Opened {
+pub struct Unpacked {
     /// The connections, in the order in which they were stored.
-    pub items: Vec<Item>,
+    pub connections: Vec<StoredConnection>,
     /// How long ago they were stored, with the time that the machine slept. Zero for what comes from the future.
     pub age: Duration,
     /// What was not as it should be, each in one line. What it was about is closed.
@@ -74,13 +75,13 @@ pub struct Opened {
 
 /// Whether there is a store: systemd says how much it takes (`$FDSTORE`; before 254, the unit does).
 #[must_use]
-pub fn is_possible() -> bool {
-    notify::is_wanted() && room() > 0
+pub fn is_available() -> bool {
+    notify::is_enabled() && capacity() > 0
 }
 
 /// How many descriptors the store takes.
-fn room() -> usize {
-    env::var("FDSTORE").ok().and_then(|most| most.parse().ok()).unwrap_or(0)
+fn capacity() -> usize {
+    env::var("FDSTORE").ok().and_then(|capacity| capacity.parse().ok()).unwrap_or(0)
 }
 
 /// Hands connections over to the manager, to be kept for the next process. Returns when it has them, or after 5 s. Those
@@ -88,49 +89,50 @@ fn room() -> usize {
 ///
 /// # Errors
 /// The manager does not answer. Whether it has the connections is not known; they are not ours any more.
-pub fn store(items: Vec<Item>) -> io::Result<Stored> {
-    let room = if notify::is_wanted() { room() } else { 0 };
-    let stored = pack_all(items, room, &Measures::default(), |parcel| notify::store(NAME, parcel.as_fd()));
-    if stored.carried > 0 {
+pub fn store(connections: Vec<StoredConnection>) -> io::Result<StoreResult> {
+    let capacity = if notify::is_enabled() { capacity() } else { 0 };
+    let stored =
+        store_bundles(connections, capacity, &BundleLimits::default(), |bundle| notify::store(FDNAME, bundle.as_fd()));
+    if stored.stored > 0 {
         notify::barrier()?;
     }
     Ok(stored)
 }
 
 /// Packs connections into parcels, `most` of them at most, and hands over each.
-fn pack_all(
-    mut items: Vec<Item>,
-    most: usize,
-    measures: &Measures,
-    mut hand_over: impl FnMut(OwnedFd) -> io::Result<()>,
-) -> Stored {
+fn store_bundles(
+    mut connections: Vec<StoredConnection>,
+    capacity: usize,
+    limits: &BundleLimits,
+    mut send: impl FnMut(OwnedFd) -> io::Result<()>,
+) -> StoreResult {
     let time = now();
-    let (mut parcels, mut carried, mut fitting) = (0, 0, usize::MAX);
+    let (mut bundles, mut stored, mut max_per_bundle) = (0, 0, usize::MAX);
     let mut problem = None;
-    while parcels < most && !items.is_empty() && problem.is_none() {
-        let packed = pack::pack(&items[..fitting.min(items.len())], time, measures);
-        match packed.map(|(parcel, count)| (hand_over(parcel), count)) {
+    while bundles < capacity && !connections.is_empty() && problem.is_none() {
+        let packed = pack::pack(&connections[..max_per_bundle.min(connections.len())], time, limits);
+        match packed.map(|(bundle, count)| (send(bundle), count)) {
             Ok((Ok(()), count)) => {
-                items.drain(..count);
-                parcels += 1;
-                carried += count;
+                connections.drain(..count);
+                bundles += 1;
+                stored += count;
             }
             // On its way to the manager, the parcel is in flight as well.
-            Ok((Err(error), count)) if is_too_many(&error) => match count / 2 {
-                0 => problem = Some(pack::TOO_MANY.to_owned()),
-                half => fitting = half,
+            Ok((Err(error), count)) if is_too_many_in_flight(&error) => match count / 2 {
+                0 => problem = Some(pack::TOO_MANY_IN_FLIGHT.to_owned()),
+                half => max_per_bundle = half,
             },
             Ok((Err(error), _)) | Err(error) => problem = Some(error.to_string()),
         }
     }
-    if problem.is_none() && !items.is_empty() {
-        let full = || format!("the fd store takes {most} descriptors and is full (FileDescriptorStoreMax=)");
-        problem = Some(if fitting < usize::MAX { pack::TOO_MANY.to_owned() } else { full() });
+    if problem.is_none() && !connections.is_empty() {
+        let full = || format!("the fd store takes {capacity} descriptors and is full (FileDescriptorStoreMax=)");
+        problem = Some(if max_per_bundle < usize::MAX { pack::TOO_MANY_IN_FLIGHT.to_owned() } else { full() });
     }
-    Stored { carried, left: items, problem }
+    StoreResult { stored, remaining: connections, problem }
 }
 
-fn is_too_many(error: &io::Error) -> bool {
+fn is_too_many_in_flight(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error())
 }
 
@@ -140,25 +142,25 @@ fn is_too_many(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// There is a manager, but it cannot be told.
-pub fn forget() -> io::Result<()> {
-    notify::forget(NAME)?;
-    notify::forget(NAMELESS)
+pub fn remove() -> io::Result<()> {
+    notify::remove_stored(FDNAME)?;
+    notify::remove_stored(UNNAMED_FDNAME)
 }
 
 /// Opens parcels. What is in them may come from anybody: it takes no more memory than it has already, nothing blocks, and
 /// what does not fit together is closed.
 #[must_use]
-pub fn open(parcels: Vec<OwnedFd>) -> Opened {
+pub fn unpack(bundles: Vec<OwnedFd>) -> Unpacked {
     let now = now();
-    let mut opened = Opened::default();
-    let count = parcels.len();
-    for (number, parcel) in (1..).zip(parcels) {
-        let unpacked = unpack::unpack(&parcel);
-        opened.age = opened.age.max(unpacked.time.map_or(Duration::ZERO, |then| now.saturating_sub(then)));
-        opened.items.extend(unpacked.items);
-        opened.problems.extend(unpacked.problems.into_iter().map(|one| format!("parcel {number} of {count}: {one}")));
+    let mut unpacked = Unpacked::default();
+    let count = bundles.len();
+    for (number, bundle) in (1..).zip(bundles) {
+        let UnpackedBundle { connections, stored_at, problems } = unpack::unpack_bundle(&bundle);
+        unpacked.age = unpacked.age.max(stored_at.map_or(Duration::ZERO, |then| now.saturating_sub(then)));
+        unpacked.connections.extend(connections);
+        unpacked.problems.extend(problems.into_iter().map(|problem| format!("parcel {number} of {count}: {problem}")));
     }
-    opened
+    unpacked
 }
 
 /// The time since the machine was booted, also while it slept. It is the same for all processes.

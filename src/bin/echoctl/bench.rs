@@ -78,7 +78,7 @@ fn load(arguments: cli::Bench) -> Result<(Address, Load, bool), Error> {
 
 fn allow_descriptors(connections: usize, threads: usize) -> Result<(), Error> {
     let needed = connections as u64 + 3 * threads as u64 + OTHERS;
-    let allowed = descriptors::allow(needed);
+    let allowed = descriptors::raise_nofile(needed);
     if allowed >= needed {
         return Ok(());
     }

@@ -17,102 +17,111 @@ use tokio::sync::watch;
 use tokio::time;
 
 use crate::log::{LeveledLog, Note};
-use crate::signals::{Request, Signals};
+use crate::signals::{SignalRequest, Signals};
 
 /// How often the manager is told how it is, at most.
-const STATUS: Duration = Duration::from_secs(5);
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why the daemon ends.
-pub(crate) enum End {
+pub(crate) enum ExitReason {
     Signal(&'static str),
     /// The last listener broke.
-    Broken,
+    ListenersFailed,
     /// The one connection that it was started for has ended.
-    Served,
+    ConnectionEnded,
     /// There was no connection for so long.
-    Unused(Span),
+    Idle(Span),
 }
 
-impl fmt::Display for End {
+impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signal(name) => f.write_str(name),
-            Self::Broken => f.write_str("no listener is left"),
-            Self::Served => f.write_str("the connection ended"),
-            Self::Unused(time) => write!(f, "no connection for {time} (service.idle_exit)"),
+            Self::ListenersFailed => f.write_str("no listener is left"),
+            Self::ConnectionEnded => f.write_str("the connection ended"),
+            Self::Idle(time) => write!(f, "no connection for {time} (service.idle_exit)"),
         }
     }
 }
 
 /// When the daemon ends without being told to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
+pub(crate) enum RunMode {
     /// Never: it holds the sockets itself.
-    Standing,
+    Standalone,
     /// When it is not used; the manager starts it again with the next client.
-    OnDemand,
+    Activated,
     /// With the one connection that it was started for.
-    OneConnection,
+    SingleConnection,
 }
 
-impl Purpose {
+impl RunMode {
     pub(crate) fn of(sockets: &Sockets) -> Self {
         match sockets {
-            Sockets::Nothing => Self::Standing,
-            Sockets::Listeners(_) => Self::OnDemand,
-            Sockets::Connection(_) => Self::OneConnection,
+            Sockets::Nothing => Self::Standalone,
+            Sockets::Listeners(_) => Self::Activated,
+            Sockets::Connection(_) => Self::SingleConnection,
         }
     }
 
     /// Makes room for the descriptors of all connections that there may be. The result is for [`note_room`].
-    pub(crate) fn make_room(self, settings: &Settings) -> Result<(), u64> {
+    pub(crate) fn preallocate_fd_table(self, settings: &Settings) -> Result<(), u64> {
         match self {
-            Self::Standing | Self::OnDemand => descriptors::make_room_for(settings.limits.connections),
-            Self::OneConnection => Ok(()),
+            Self::Standalone | Self::Activated => descriptors::preallocate_fd_table(settings.limits.connections),
+            Self::SingleConnection => Ok(()),
         }
     }
 }
 
 /// Who attends.
-pub(crate) struct Attendant<'a, Load> {
+pub(crate) struct Supervisor<'a, Load> {
     server: &'a Server,
-    purpose: Purpose,
+    mode: RunMode,
     log: &'a LeveledLog,
-    load: Load,
+    load_settings: Load,
     /// What the process was started with.
-    started: &'a Settings,
+    initial_settings: &'a Settings,
     /// What holds now.
     settings: watch::Sender<Settings>,
     /// What was wrong with the settings when they were last read, in one line.
-    refused: RefCell<Option<String>>,
+    reload_error: RefCell<Option<String>>,
     /// What the manager was last told of how it is.
-    told: RefCell<String>,
+    last_status: RefCell<String>,
 }
 
-impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
+impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
     /// Attends to `server`, which was started with these settings. `load` reads them anew.
     pub(crate) fn new(
         server: &'a Server,
-        purpose: Purpose,
+        mode: RunMode,
         settings: &'a Settings,
         log: &'a LeveledLog,
-        load: Load,
+        load_settings: Load,
     ) -> Self {
-        let (refused, told) = (RefCell::default(), RefCell::default());
-        let started = settings;
-        Self { server, purpose, log, load, started, settings: watch::Sender::new(settings.clone()), refused, told }
+        let (reload_error, last_status) = (RefCell::default(), RefCell::default());
+        let initial_settings = settings;
+        Self {
+            server,
+            mode,
+            log,
+            load_settings,
+            initial_settings,
+            settings: watch::Sender::new(settings.clone()),
+            reload_error,
+            last_status,
+        }
     }
 
     /// Until there is a reason to end.
-    pub(crate) async fn attend(&self, signals: &mut Signals) -> End {
-        self.tell_ready();
+    pub(crate) async fn run(&self, signals: &mut Signals) -> ExitReason {
+        self.notify_ready();
         tokio::select! {
-            name = self.obey(signals) => End::Signal(name),
-            () = self.server.all_listeners_failed() => End::Broken,
-            () = self.server.wait_until_idle(), if self.purpose == Purpose::OneConnection => End::Served,
-            time = self.until_unused(), if self.purpose == Purpose::OnDemand => End::Unused(time),
-            never = self.feed_watchdog() => match never {},
-            never = self.tell_status() => match never {},
+            name = self.handle_signals(signals) => ExitReason::Signal(name),
+            () = self.server.all_listeners_failed() => ExitReason::ListenersFailed,
+            () = self.server.wait_until_idle(), if self.mode == RunMode::SingleConnection => ExitReason::ConnectionEnded,
+            time = self.wait_until_idle(), if self.mode == RunMode::Activated => ExitReason::Idle(time),
+            never = self.ping_watchdog() => match never {},
+            never = self.update_status() => match never {},
         }
     }
 
@@ -122,66 +131,66 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
     }
 
     /// Does what signals ask for, until one asks to end.
-    async fn obey(&self, signals: &mut Signals) -> &'static str {
+    async fn handle_signals(&self, signals: &mut Signals) -> &'static str {
         loop {
             match signals.next().await {
-                Request::Stop(name) => return name,
-                Request::Reload => self.reload(),
-                Request::Hang => self.server.hang_worker(),
+                SignalRequest::Stop(name) => return name,
+                SignalRequest::Reload => self.reload(),
+                SignalRequest::HangWorker => self.server.hang_worker(),
             }
         }
     }
 
     /// Reads the settings anew. They hold as a whole, or not at all.
     fn reload(&self) {
-        self.log.told(notify::reloading());
-        let refused = match (self.load)() {
+        self.log.check_notified(notify::reloading());
+        let reload_error = match (self.load_settings)() {
             Ok(new) => {
-                for key in self.started.needs_restart(&new) {
+                for key in self.initial_settings.needs_restart(&new) {
                     let text = format!("{key} changed, which holds after a restart; it stays as it was");
                     self.log.note(Note::NeedsRestart, &text);
                 }
                 self.log.set_level(new.log_level);
                 self.server.reload(&new);
-                note_room(self.purpose.make_room(&new), &new, self.log);
+                warn_low_nofile(self.mode.preallocate_fd_table(&new), &new, self.log);
                 self.settings.send_replace(new);
                 self.log.note(Note::Reloaded, "reloaded: the new settings hold for new connections");
                 None
             }
             Err(error) => {
                 let text = error.to_string();
-                self.log.note(Note::NotReloaded, &format!("not reloaded, the old settings stay:\n{text}"));
+                self.log.note(Note::ReloadFailed, &format!("not reloaded, the old settings stay:\n{text}"));
                 let others = error.headlines().count().saturating_sub(1);
                 let more = if others == 0 { String::new() } else { format!(" (and {others} more)") };
                 error.headlines().next().map(|first| format!("{first}{more}"))
             }
         };
-        self.refused.replace(refused);
-        self.tell_ready();
+        self.reload_error.replace(reload_error);
+        self.notify_ready();
     }
 
     /// Returns when there was no connection for `service.idle_exit`, and nobody is accepted any more.
-    async fn until_unused(&self) -> Span {
+    async fn wait_until_idle(&self) -> Span {
         let mut settings = self.settings.subscribe();
         loop {
             let idle_exit = settings.borrow_and_update().service.idle_exit.clone();
-            let left = idle_exit.as_ref().map(|limit| {
+            let remaining = idle_exit.as_ref().map(|limit| {
                 // While there is a connection, the time begins later than now.
                 limit.length().saturating_sub(self.server.idle_for().unwrap_or_default())
             });
-            if let Some(limit) = idle_exit.filter(|_| left == Some(Duration::ZERO)) {
+            if let Some(limit) = idle_exit.filter(|_| remaining == Some(Duration::ZERO)) {
                 if self.server.stop_if_idle(limit.length()).await {
                     return limit;
                 }
             } else {
-                let over = async {
-                    match left {
-                        Some(left) => time::sleep(left).await,
+                let idle_timeout = async {
+                    match remaining {
+                        Some(remaining) => time::sleep(remaining).await,
                         None => pending().await,
                     }
                 };
                 tokio::select! {
-                    () = over => {}
+                    () = idle_timeout => {}
                     // The sender is here, so there is no error.
                     _ = settings.changed() => {}
                 }
@@ -190,40 +199,43 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
     }
 
     /// Tells the manager that we are well, twice as often as it wants to hear it, and only when every worker has answered.
-    async fn feed_watchdog(&self) -> Infallible {
+    async fn ping_watchdog(&self) -> Infallible {
         let Some(interval) = notify::watchdog_interval() else { return pending().await };
         loop {
             time::sleep(interval / 2).await;
-            let mut answer = std::pin::pin!(self.server.ping_workers());
-            if time::timeout(interval / 4, &mut answer).await.is_err() {
-                self.log.note(Note::Hung, "a worker does not answer; the service manager is not told that we are well");
-                answer.await;
-                self.log.note(Note::Answered, "all workers answer again");
+            let mut pong = std::pin::pin!(self.server.ping_workers());
+            if time::timeout(interval / 4, &mut pong).await.is_err() {
+                self.log.note(
+                    Note::WorkerHung,
+                    "a worker does not answer; the service manager is not told that we are well",
+                );
+                pong.await;
+                self.log.note(Note::WorkersResponding, "all workers answer again");
             }
-            self.log.told(notify::watchdog());
+            self.log.check_notified(notify::watchdog());
         }
     }
 
     /// Tells the manager how it is, when that has changed.
-    async fn tell_status(&self) -> Infallible {
-        if !notify::is_wanted() {
+    async fn update_status(&self) -> Infallible {
+        if !notify::is_enabled() {
             return pending().await;
         }
         loop {
-            time::sleep(STATUS).await;
+            time::sleep(STATUS_INTERVAL).await;
             let status = self.status();
-            if status != *self.told.borrow() {
-                self.log.told(notify::status(&status));
-                self.told.replace(status);
+            if status != *self.last_status.borrow() {
+                self.log.check_notified(notify::status(&status));
+                self.last_status.replace(status);
             }
         }
     }
 
     /// Tells the manager that it is ready, and how it is. What clients do meanwhile is told later.
-    fn tell_ready(&self) {
+    fn notify_ready(&self) {
         let status = self.status();
-        self.log.told(notify::ready(&status));
-        self.told.replace(status);
+        self.log.check_notified(notify::ready(&status));
+        self.last_status.replace(status);
     }
 
     /// How it is, in one line.
@@ -232,21 +244,24 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Attendant<'a, Load> {
         let Counts { totals, resumed, .. } = self.server.counts();
         let (listeners, messages) = (self.server.listener_count(), grouped(totals.messages));
         let plural = if listeners == 1 { "" } else { "s" };
-        let carried = if resumed == 0 { String::new() } else { format!(", {} carried here", grouped(resumed)) };
-        let refused = self.refused.borrow().as_ref().map(|what| format!("; not reloaded: {what}")).unwrap_or_default();
-        format!("{open}/{limit} connections, {listeners} listener{plural}, {messages} messages{carried}{refused}")
+        let resumed_text = if resumed == 0 { String::new() } else { format!(", {} carried here", grouped(resumed)) };
+        let reload_error =
+            self.reload_error.borrow().as_ref().map(|what| format!("; not reloaded: {what}")).unwrap_or_default();
+        format!(
+            "{open}/{limit} connections, {listeners} listener{plural}, {messages} messages{resumed_text}{reload_error}"
+        )
     }
 }
 
 /// Says where there cannot be as many descriptors as connections are allowed.
-pub(crate) fn note_room(room: Result<(), u64>, settings: &Settings, log: &LeveledLog) {
-    if let Err(descriptors) = room {
+pub(crate) fn warn_low_nofile(preallocated: Result<(), u64>, settings: &Settings, log: &LeveledLog) {
+    if let Err(max_fds) = preallocated {
         let connections = settings.limits.connections;
         let text = format!(
-            "{descriptors} descriptors are too few for limits.connections={connections}, clients beyond them will wait; \
+            "{max_fds} descriptors are too few for limits.connections={connections}, clients beyond them will wait; \
              raise LimitNOFILE= of the service (ulimit -Hn of a shell)"
         );
-        log.note(Note::FewDescriptors, &text);
+        log.note(Note::LowNofile, &text);
     }
 }
 

@@ -15,13 +15,13 @@ pub(crate) const EX_OSERR: u8 = 71;
 
 /// Why the daemon does not start.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub(crate) enum StartError {
     Configuration(config::Error),
-    Inherited(inherited::Error),
+    Activation(inherited::Error),
     System { what: String, error: io::Error },
 }
 
-impl Failure {
+impl StartError {
     pub(crate) fn system(what: &str, error: io::Error) -> Self {
         Self::System { what: what.to_owned(), error }
     }
@@ -29,29 +29,29 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Configuration(_) => EX_CONFIG,
-            Self::Inherited(_) | Self::System { .. } => EX_OSERR,
+            Self::Activation(_) | Self::System { .. } => EX_OSERR,
         })
     }
 }
 
-impl From<config::Error> for Failure {
+impl From<config::Error> for StartError {
     fn from(error: config::Error) -> Self {
         Self::Configuration(error)
     }
 }
 
-impl From<inherited::Error> for Failure {
+impl From<inherited::Error> for StartError {
     fn from(error: inherited::Error) -> Self {
-        Self::Inherited(error)
+        Self::Activation(error)
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             // Begins with the place.
             Self::Configuration(error) => error.fmt(f),
-            Self::Inherited(error) => error.fmt(f),
+            Self::Activation(error) => error.fmt(f),
             Self::System { what, error } => write!(f, "{what}: {error}"),
         }
     }

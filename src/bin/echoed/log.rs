@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use echoed::config::Level;
 use echoed::server::event::{Event, EventHandler, Message, MessageLog};
-use echoed::systemd::journal::{self, Entry, Flood, Kind, Priority, Target, whole};
+use echoed::systemd::journal::{self, EntryKind, LogEntry, LogTarget, Priority, RateLimit, whole};
 
-use crate::failure::Failure;
+use crate::failure::StartError;
 
 pub(crate) use kinds::Note;
 
@@ -21,32 +21,32 @@ pub(crate) use kinds::Note;
 #[derive(Clone)]
 pub(crate) struct LeveledLog {
     log: journal::Log,
-    messages: whole::Messages,
+    lossless_log: whole::LosslessLog,
     level: Arc<AtomicU8>,
 }
 
 /// The threads that write. To be closed last.
-pub(crate) struct Writer {
-    log: journal::Writer,
-    messages: whole::Writer,
-    last_words: LeveledLog,
+pub(crate) struct LogWriters {
+    log: journal::LogWriter,
+    messages: whole::LosslessWriter,
+    final_log: LeveledLog,
 }
 
 /// Says why the daemon does not start: in one entry, if stderr leads to the journal.
-pub(crate) fn not_started(failure: &Failure) {
-    match Target::of_stderr() {
-        Target::Journal(_) => {
+pub(crate) fn report_start_failure(failure: &StartError) {
+    match LogTarget::of_stderr() {
+        LogTarget::Journal(_) => {
             // Without a thread to write there is nowhere to say it.
             if let Ok((log, writer)) = LeveledLog::start(Level::Error) {
-                log.note(Note::NotStarted, &format!("not started: {failure}"));
+                log.note(Note::StartFailed, &format!("not started: {failure}"));
                 drop(log);
                 writer.close(None);
             }
         }
-        Target::Lines(_) => match failure {
+        LogTarget::Lines(_) => match failure {
             // As compilers say it.
-            Failure::Configuration(_) => eprintln!("{failure}"),
-            Failure::Inherited(_) | Failure::System { .. } => eprintln!("echoed: {failure}"),
+            StartError::Configuration(_) => eprintln!("{failure}"),
+            StartError::Activation(_) | StartError::System { .. } => eprintln!("echoed: {failure}"),
         },
     }
 }
@@ -56,12 +56,12 @@ impl LeveledLog {
     ///
     /// # Errors
     /// A thread cannot be made.
-    pub(crate) fn start(level: Level) -> io::Result<(Self, Writer)> {
-        let (log, log_writer) = journal::start(Target::of_stderr())?;
-        let (messages, messages_writer) = whole::open(Target::of_stderr(), log.clone());
-        let log = Self { log, messages, level: Arc::new(AtomicU8::new(level as u8)) };
-        let last_words = log.clone();
-        Ok((log, Writer { log: log_writer, messages: messages_writer, last_words }))
+    pub(crate) fn start(level: Level) -> io::Result<(Self, LogWriters)> {
+        let (log, log_writer) = journal::start(LogTarget::of_stderr())?;
+        let (lossless_log, lossless_writer) = whole::open(LogTarget::of_stderr(), log.clone());
+        let log = Self { log, lossless_log, level: Arc::new(AtomicU8::new(level as u8)) };
+        let final_log = log.clone();
+        Ok((log, LogWriters { log: log_writer, messages: lossless_writer, final_log }))
     }
 
     /// From now on, this level holds.
@@ -69,66 +69,66 @@ impl LeveledLog {
         self.level.store(level as u8, Ordering::Relaxed);
     }
 
-    fn takes(&self, level: Level) -> bool {
+    fn is_enabled(&self, level: Level) -> bool {
         level as u8 <= self.level.load(Ordering::Relaxed)
     }
 
     /// Says something of the daemon itself. The text may have several lines.
     pub(crate) fn note(&self, note: Note, text: &str) {
         if note == Note::Stopped {
-            self.log.sum_up();
+            self.log.flush_suppressed();
         }
-        let entry = || Entry { text: text.to_owned(), lines: true, ..Entry::default() };
-        self.write(note.kind(), note.level(), Flood::Limited, entry);
+        let entry = || LogEntry { text: text.to_owned(), multiline: true, ..LogEntry::default() };
+        self.write(note.kind(), note.level(), RateLimit::Enforced, entry);
     }
 
     /// The same, about a listener.
     pub(crate) fn note_on(&self, note: Note, listener: &str, text: &str) {
         let (text, listener) = (text.to_owned(), Some(listener.into()));
-        let entry = || Entry { text, lines: true, listener, ..Entry::default() };
-        self.write(note.kind(), note.level(), Flood::Limited, entry);
+        let entry = || LogEntry { text, multiline: true, listener, ..LogEntry::default() };
+        self.write(note.kind(), note.level(), RateLimit::Enforced, entry);
     }
 
-    fn write(&self, kind: Kind, level: Level, flood: Flood, entry: impl FnOnce() -> Entry) {
-        if self.takes(level) {
+    fn write(&self, kind: EntryKind, level: Level, rate_limit: RateLimit, entry: impl FnOnce() -> LogEntry) {
+        if self.is_enabled(level) {
             // Who sets the level to debug wants to see everything.
-            let flood = if self.takes(Level::Debug) { Flood::Wanted } else { flood };
-            self.log.write(kind, priority(level), flood, entry);
+            let rate_limit = if self.is_enabled(Level::Debug) { RateLimit::Exempt } else { rate_limit };
+            self.log.write(kind, priority(level), rate_limit, entry);
         }
     }
 
     /// What becomes of the server's events. This runs on its workers, so it only formats what is really logged.
-    pub(crate) fn events(&self) -> EventHandler {
+    pub(crate) fn event_handler(&self) -> EventHandler {
         let log = self.clone();
         Arc::new(move |event| {
             // Who has messages logged wants to see each.
-            let flood = if let Event::Message { .. } = event { Flood::Wanted } else { Flood::Limited };
-            log.write(kinds::of_event(&event), event.level(), flood, || entry(&event));
+            let rate_limit = if let Event::Message { .. } = event { RateLimit::Exempt } else { RateLimit::Enforced };
+            log.write(kinds::of_event(&event), event.level(), rate_limit, || entry(&event));
         })
     }
 
     /// What becomes of the messages of listeners that log them whole.
     pub(crate) fn messages(&self) -> Arc<dyn MessageLog> {
-        Arc::new(Whole(self.messages.clone()))
+        Arc::new(LosslessMessages(self.lossless_log.clone()))
     }
 
     /// Says when systemd could not be told something.
-    pub(crate) fn told(&self, result: io::Result<()>) {
+    pub(crate) fn check_notified(&self, result: io::Result<()>) {
         if let Err(error) = result {
             let socket = env::var("NOTIFY_SOCKET").unwrap_or_default();
-            self.note(Note::NotNotified, &format!("cannot notify the service manager on {socket}: {error}, ignoring"));
+            self.note(Note::NotifyFailed, &format!("cannot notify the service manager on {socket}: {error}, ignoring"));
         }
     }
 }
 
-impl Writer {
+impl LogWriters {
     /// Waits until everything is written: whole messages for as long as is said, or else for ever; the rest of the log
     /// for a second. Returns how many messages are lost. Everybody who logs must have ended.
-    pub(crate) fn close(self, messages_within: Option<Duration>) -> usize {
-        let lost = self.messages.close(messages_within);
+    pub(crate) fn close(self, timeout: Option<Duration>) -> usize {
+        let lost = self.messages.close(timeout);
         if lost > 0 {
             let text = format!("{lost} messages of peers are lost, they could not be written before the end");
-            self.last_words.note(Note::MessagesLost, &text);
+            self.final_log.note(Note::MessagesLost, &text);
         }
         self.log.close();
         lost
@@ -136,12 +136,12 @@ impl Writer {
 }
 
 /// Whole messages, as the server gives them.
-struct Whole(whole::Messages);
+struct LosslessMessages(whole::LosslessLog);
 
-impl MessageLog for Whole {
+impl MessageLog for LosslessMessages {
     fn try_append(&self, message: Message<'_>, waker: &Waker) -> bool {
         let Message { connection_id, listener, peer, bytes } = message;
-        self.0.take(whole::Message { connection: connection_id, listener, peer: &peer, bytes }, waker)
+        self.0.try_append(whole::PeerMessage { connection_id, listener, peer: &peer, bytes }, waker)
     }
 }
 
@@ -154,33 +154,33 @@ fn priority(level: Level) -> Priority {
     }
 }
 
-fn entry(event: &Event) -> Entry {
+fn entry(event: &Event) -> LogEntry {
     let text = event.to_string();
     match event {
-        Event::Opened { id, listener, peer } | Event::Resumed { id, listener, peer } => Entry {
+        Event::Opened { id, listener, peer } | Event::Resumed { id, listener, peer } => LogEntry {
             text,
             listener: Some(Arc::clone(listener)),
             peer: Some(peer.to_string()),
             connection: Some(*id),
-            ..Entry::default()
+            ..LogEntry::default()
         },
-        Event::Message { connection_id, listener, peer, .. } => Entry {
+        Event::Message { connection_id, listener, peer, .. } => LogEntry {
             text,
             listener: Some(Arc::clone(listener)),
             peer: Some(peer.to_string()),
             connection: *connection_id,
-            ..Entry::default()
+            ..LogEntry::default()
         },
-        Event::DatagramsDropped { listener, cause, last_peer, .. } => Entry {
+        Event::DatagramsDropped { listener, cause, last_peer, .. } => LogEntry {
             text,
             listener: Some(Arc::clone(listener)),
             peer: Some(last_peer.to_string()),
             verdict: Some(cause.name()),
-            ..Entry::default()
+            ..LogEntry::default()
         },
-        Event::Closed { id, listener, peer, verdict, totals, .. } => Entry {
+        Event::Closed { id, listener, peer, verdict, totals, .. } => LogEntry {
             text,
-            lines: false,
+            multiline: false,
             listener: Some(Arc::clone(listener)),
             peer: Some(peer.to_string()),
             connection: Some(*id),
@@ -192,11 +192,11 @@ fn entry(event: &Event) -> Entry {
         Event::AcceptPaused { listener, .. }
         | Event::AcceptResumed { listener }
         | Event::ListenerFailed { listener, .. } => {
-            Entry { text, listener: Some(Arc::clone(listener)), ..Entry::default() }
+            LogEntry { text, listener: Some(Arc::clone(listener)), ..LogEntry::default() }
         }
         Event::SetupFailed { listener, peer, .. } => {
-            Entry { text, listener: Some(Arc::clone(listener)), peer: Some(peer.to_string()), ..Entry::default() }
+            LogEntry { text, listener: Some(Arc::clone(listener)), peer: Some(peer.to_string()), ..LogEntry::default() }
         }
-        _ => Entry { text, ..Entry::default() },
+        _ => LogEntry { text, ..LogEntry::default() },
     }
 }

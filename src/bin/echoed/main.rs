@@ -21,12 +21,12 @@ use echoed::cli::echoed::Echoed;
 use echoed::config::{Service, Settings};
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
-use echoed::systemd::inherited::{self, Inherited, Listener, Sockets};
+use echoed::systemd::inherited::{self, ActivationFds, NamedSocket, Sockets};
 use echoed::systemd::{notify, parcel};
 use tokio::{runtime, time};
 
-use attend::{Attendant, End, Purpose};
-use failure::{EX_OSERR, Failure};
+use attend::{ExitReason, RunMode, Supervisor};
+use failure::{EX_OSERR, StartError};
 use log::{LeveledLog, Note};
 use signals::{Signals, TERMINATE};
 
@@ -37,7 +37,7 @@ const CLOSING: Duration = Duration::from_secs(10);
 const DEFAULT_NAME: &str = "echo";
 
 /// How often the manager is told that we still drain.
-const STILL_THERE: Duration = Duration::from_secs(10);
+const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let arguments = Echoed::parse();
@@ -45,25 +45,25 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => code,
         Err(failure) => {
-            log::not_started(&failure);
+            log::report_start_failure(&failure);
             failure.exit_code()
         }
     }
 }
 
-fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
-    let Some(settings) = settings(arguments)? else { return Ok(ExitCode::SUCCESS) };
+fn run(arguments: &Echoed) -> Result<ExitCode, StartError> {
+    let Some(settings) = load_settings(arguments)? else { return Ok(ExitCode::SUCCESS) };
     // Before there is a second thread: it changes the environment.
     let inherited = inherited::take()?;
     // So is this: with more threads it would take 10 ms.
-    let purpose = Purpose::of(&inherited.sockets);
-    let room = purpose.make_room(&settings);
+    let mode = RunMode::of(&inherited.sockets);
+    let room = mode.preallocate_fd_table(&settings);
     let started = LeveledLog::start(settings.log_level);
-    let (log, writer) = started.map_err(|error| Failure::system("cannot start the log", error))?;
-    attend::note_room(room, &settings, &log);
+    let (log, writer) = started.map_err(|error| StartError::system("cannot start the log", error))?;
+    attend::warn_low_nofile(room, &settings, &log);
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::system("cannot start the runtime", error))?;
-    let result = runtime.block_on(serve(arguments, &settings, purpose, inherited, &log));
+    let runtime = runtime.map_err(|error| StartError::system("cannot start the runtime", error))?;
+    let result = runtime.block_on(serve(arguments, &settings, mode, inherited, &log));
     drop(log);
     writer.close(Some(CLOSING));
     result
@@ -73,16 +73,16 @@ fn run(arguments: &Echoed) -> Result<ExitCode, Failure> {
 async fn serve(
     arguments: &Echoed,
     settings: &Settings,
-    purpose: Purpose,
-    Inherited { sockets, parcels, problems }: Inherited,
+    mode: RunMode,
+    ActivationFds { sockets, bundles, problems }: ActivationFds,
     log: &LeveledLog,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, StartError> {
     // Before READY=1, after which a reload may be asked for.
-    let mut signals = Signals::catch().map_err(|error| Failure::system("cannot catch signals", error))?;
-    let server = Server::start(settings, log.events(), log.messages());
-    let server = server.map_err(|error| Failure::system("cannot start the workers", error))?;
+    let mut signals = Signals::catch().map_err(|error| StartError::system("cannot catch signals", error))?;
+    let server = Server::start(settings, log.event_handler(), log.messages());
+    let server = server.map_err(|error| StartError::system("cannot start the workers", error))?;
     let told_where = !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());
-    if told_where && purpose != Purpose::Standing {
+    if told_where && mode != RunMode::Standalone {
         log.note(Note::ListenIgnored, "systemd holds the sockets, so --listen and the listen keys are ignored");
     }
     let (mut named, mut files, mut accepted) = (Named::new(), Vec::new(), None);
@@ -90,52 +90,52 @@ async fn serve(
         Sockets::Listeners(listeners) => {
             named.extend(listeners.into_iter().map(|listener| (listener.name, listener.socket)));
         }
-        Sockets::Nothing => (named, files) = bind(arguments, settings)?,
+        Sockets::Nothing => (named, files) = bind_listeners(arguments, settings)?,
         Sockets::Connection(connection) => accepted = Some(connection),
     }
     // Before anybody new gets in.
     let names: Vec<_> = named.iter().map(|(name, _)| &**name).collect();
-    carry::take_over(&server, parcels, problems, settings, &names, log).await;
-    listen(&server, settings, named, log)?;
+    carry::restore_connections(&server, bundles, problems, settings, &names, log).await;
+    serve_listeners(&server, settings, named, log)?;
     if let Some(connection) = accepted {
-        adopt(&server, settings, arguments, connection, log)?;
+        serve_connection(&server, settings, arguments, connection, log)?;
     }
-    let attendant =
-        Attendant::new(&server, purpose, settings, log, || arguments.sources().load().map(|loaded| loaded.settings));
-    let end = attendant.attend(&mut signals).await;
-    let Service { drain, carry_connections, .. } = attendant.service();
-    if let End::Served = end {
+    let supervisor =
+        Supervisor::new(&server, mode, settings, log, || arguments.sources().load().map(|loaded| loaded.settings));
+    let reason = supervisor.run(&mut signals).await;
+    let Service { drain: drain_timeout, carry_connections, .. } = supervisor.service();
+    if let ExitReason::ConnectionEnded = reason {
         return Ok(ExitCode::SUCCESS);
     }
-    let wanted = carry_connections && purpose == Purpose::OnDemand && matches!(end, End::Signal(TERMINATE));
-    let carries = wanted && parcel::is_possible();
-    let rest = if carries { "; connections go on in the next process" } else { "" };
-    log.told(notify::stopping(&format!("stopping: {end}{rest}")));
-    log.note(Note::Stopping, &format!("stopping: {end}{rest}"));
-    if carries {
-        carry::hand_over(server, log).await;
+    let wanted = carry_connections && mode == RunMode::Activated && matches!(reason, ExitReason::Signal(TERMINATE));
+    let hands_over = wanted && parcel::is_available();
+    let suffix = if hands_over { "; connections go on in the next process" } else { "" };
+    log.check_notified(notify::stopping(&format!("stopping: {reason}{suffix}")));
+    log.note(Note::Stopping, &format!("stopping: {reason}{suffix}"));
+    if hands_over {
+        carry::store_connections(server, log).await;
     } else {
-        stop(server, drain.length(), &mut signals, log).await;
+        drain(server, drain_timeout.length(), &mut signals, log).await;
         drop(files);
-        log.told(notify::barrier());
+        log.check_notified(notify::barrier());
     }
-    Ok(match end {
-        End::Broken => ExitCode::from(EX_OSERR),
-        End::Signal(_) | End::Served | End::Unused(_) => ExitCode::SUCCESS,
+    Ok(match reason {
+        ExitReason::ListenersFailed => ExitCode::from(EX_OSERR),
+        ExitReason::Signal(_) | ExitReason::ConnectionEnded | ExitReason::Idle(_) => ExitCode::SUCCESS,
     })
 }
 
 /// Drains: replies that are owed may take as long as `service.drain` says, or until a second signal. The rest is cut.
-async fn stop(server: Server, drain: Duration, signals: &mut Signals, log: &LeveledLog) {
+async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &LeveledLog) {
     let open = server.connection_count();
     let done = async {
         server.drain().await;
         server.wait_until_idle().await;
     };
     tokio::select! {
-        _ = time::timeout(drain, done) => {}
-        never = ask_for_time(log) => match never {},
-        signal = signals.stop() => log.note(Note::NotWaiting, &format!("not waiting any longer: {signal}")),
+        _ = time::timeout(timeout, done) => {}
+        never = extend_stop_timeout(log) => match never {},
+        signal = signals.stop() => log.note(Note::DrainAborted, &format!("not waiting any longer: {signal}")),
     }
     let cut = server.connection_count();
     let Counts { accepted, totals, .. } = server.counts();
@@ -151,17 +151,17 @@ async fn stop(server: Server, drain: Duration, signals: &mut Signals, log: &Leve
 }
 
 /// Has the manager wait for us as long as we say that we are still there.
-async fn ask_for_time(log: &LeveledLog) -> Infallible {
+async fn extend_stop_timeout(log: &LeveledLog) -> Infallible {
     loop {
-        log.told(notify::extend_timeout(2 * STILL_THERE));
-        time::sleep(STILL_THERE).await;
+        log.check_notified(notify::extend_timeout(2 * EXTEND_INTERVAL));
+        time::sleep(EXTEND_INTERVAL).await;
     }
 }
 
 // --- Settings and sockets ----------------------------------------------------------------------------------------------
 
 /// The settings; none where they, or the defaults, were only to be checked or printed.
-fn settings(arguments: &Echoed) -> Result<Option<Settings>, Failure> {
+fn load_settings(arguments: &Echoed) -> Result<Option<Settings>, StartError> {
     if arguments.print_default_config {
         print(&Settings::print_default())?;
         return Ok(None);
@@ -180,12 +180,12 @@ fn settings(arguments: &Echoed) -> Result<Option<Settings>, Failure> {
 }
 
 /// Writes to stdout. That nobody reads it any more is no failure.
-fn print(text: &str) -> Result<(), Failure> {
+fn print(text: &str) -> Result<(), StartError> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::system("cannot write to stdout", error))
+            Err(StartError::system("cannot write to stdout", error))
         }
         _ => Ok(()),
     }
@@ -195,22 +195,22 @@ fn print(text: &str) -> Result<(), Failure> {
 type Named = Vec<(String, OwnedFd)>;
 
 /// Listens by hand: where the command line says, else where the settings say, else on the usual port.
-fn bind(arguments: &Echoed, settings: &Settings) -> Result<(Named, Vec<SocketFile>), Failure> {
-    let mut wanted: Vec<(&str, Address)> =
+fn bind_listeners(arguments: &Echoed, settings: &Settings) -> Result<(Named, Vec<SocketFile>), StartError> {
+    let mut addresses: Vec<(&str, Address)> =
         arguments.listen.iter().map(|listen| (&*listen.name, listen.address.clone())).collect();
-    if wanted.is_empty() {
+    if addresses.is_empty() {
         for (name, listener) in &settings.listeners {
-            wanted.extend(listener.listen.iter().map(|address| (&**name, address.clone())));
+            addresses.extend(listener.listen.iter().map(|address| (&**name, address.clone())));
         }
     }
-    if wanted.is_empty() {
-        let usual = Address::Tcp { family: Family::Any, host: "127.0.0.1".to_owned(), port: 8085 };
-        wanted.push((DEFAULT_NAME, usual));
+    if addresses.is_empty() {
+        let default = Address::Tcp { family: Family::Any, host: "127.0.0.1".to_owned(), port: 8085 };
+        addresses.push((DEFAULT_NAME, default));
     }
     let (mut named, mut files) = (Vec::new(), Vec::new());
-    for (name, address) in wanted {
+    for (name, address) in addresses {
         let bound = socket::listen(&address);
-        for bound in bound.map_err(|error| Failure::system(&format!("cannot listen on {address}"), error))? {
+        for bound in bound.map_err(|error| StartError::system(&format!("cannot listen on {address}"), error))? {
             named.push((name.to_owned(), bound.socket));
             files.extend(bound.file);
         }
@@ -218,29 +218,29 @@ fn bind(arguments: &Echoed, settings: &Settings) -> Result<(Named, Vec<SocketFil
     Ok((named, files))
 }
 
-fn listen(server: &Server, settings: &Settings, named: Named, log: &LeveledLog) -> Result<(), Failure> {
+fn serve_listeners(server: &Server, settings: &Settings, named: Named, log: &LeveledLog) -> Result<(), StartError> {
     note_missing_sections(settings, named.iter().map(|(name, _)| &**name), log);
     for (name, socket) in named {
         let address = socket::bound_to(&socket);
         let served = server.listen(socket, &name, settings.listener(&name));
-        served.map_err(|error| Failure::system(&format!("cannot serve {address} ({name})"), error))?;
+        served.map_err(|error| StartError::system(&format!("cannot serve {address} ({name})"), error))?;
         log.note_on(Note::Listening, &name, &format!("listening on {address} ({name})"));
     }
     Ok(())
 }
 
 /// Serves a connection that systemd accepted.
-fn adopt(
+fn serve_connection(
     server: &Server,
     settings: &Settings,
     arguments: &Echoed,
-    connection: Listener,
+    connection: NamedSocket,
     log: &LeveledLog,
-) -> Result<(), Failure> {
+) -> Result<(), StartError> {
     let name = arguments.listener.as_deref().unwrap_or(&connection.name);
     note_missing_sections(settings, [name], log);
     let served = server.adopt(connection.socket, name, settings.listener(name));
-    served.map_err(|error| Failure::system("cannot serve the connection from systemd", error))
+    served.map_err(|error| StartError::system("cannot serve the connection from systemd", error))
 }
 
 /// Says which names have no section of their own; `echo` needs none.

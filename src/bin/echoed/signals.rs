@@ -6,27 +6,27 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Where this is set, SIGUSR1 makes a worker hang: for tests of the watchdog.
-const HANG: &str = "ECHOED_TEST_HANG_ON_SIGUSR1";
+const HANG_VARIABLE: &str = "ECHOED_TEST_HANG_ON_SIGUSR1";
 
 /// The signal that asks to end in a way that lets connections go on in the next process.
 pub(crate) const TERMINATE: &str = "SIGTERM";
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Request {
+pub(crate) enum SignalRequest {
     /// To end; the name of the signal.
     Stop(&'static str),
     /// To read the settings anew.
     Reload,
     /// To have a worker hang.
-    Hang,
+    HangWorker,
 }
 
 /// Those signals, caught from when this is made.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    hang_up: Signal,
+    hangup: Signal,
     user: Option<Signal>,
 }
 
@@ -35,13 +35,13 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-            user: env::var_os(HANG).map(|_| signal(SignalKind::user_defined1())).transpose()?,
+            hangup: signal(SignalKind::hangup())?,
+            user: env::var_os(HANG_VARIABLE).map(|_| signal(SignalKind::user_defined1())).transpose()?,
         })
     }
 
     /// What the next one asks for.
-    pub(crate) async fn next(&mut self) -> Request {
+    pub(crate) async fn next(&mut self) -> SignalRequest {
         let user = async {
             match &mut self.user {
                 Some(signal) => signal.recv().await,
@@ -49,17 +49,17 @@ impl Signals {
             }
         };
         tokio::select! {
-            _ = self.terminate.recv() => Request::Stop(TERMINATE),
-            _ = self.interrupt.recv() => Request::Stop("SIGINT"),
-            _ = self.hang_up.recv() => Request::Reload,
-            _ = user => Request::Hang,
+            _ = self.terminate.recv() => SignalRequest::Stop(TERMINATE),
+            _ = self.interrupt.recv() => SignalRequest::Stop("SIGINT"),
+            _ = self.hangup.recv() => SignalRequest::Reload,
+            _ = user => SignalRequest::HangWorker,
         }
     }
 
     /// The name of the next one that asks to end.
     pub(crate) async fn stop(&mut self) -> &'static str {
         loop {
-            if let Request::Stop(name) = self.next().await {
+            if let SignalRequest::Stop(name) = self.next().await {
                 return name;
             }
         }

@@ -27,13 +27,13 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use queue::{Queue, Task};
+use queue::{LogQueue, WriterTask};
 use sink::Sink;
 
 pub use sink::is_stderr;
 
 /// How many entries may wait to be written.
-const QUEUE: usize = 1024;
+const MAX_QUEUED: usize = 1024;
 
 /// How many entries of one kind are written in one [`INTERVAL`].
 pub const BURST: u64 = 100;
@@ -42,14 +42,14 @@ pub const BURST: u64 = 100;
 pub const INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long the last entries may take to be written when the log is closed.
-const CLOSING: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Who we are in the journal.
 const IDENTIFIER: &str = "echoed";
 
 /// A kind of entries. Floods are limited for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kind {
+pub struct EntryKind {
     /// What it is called where entries of it were left out.
     pub name: &'static str,
     /// MESSAGE_ID: 32 lower case hexadecimal digits; what the catalog explains.
@@ -57,10 +57,10 @@ pub struct Kind {
 }
 
 /// Entries of some kind were left out.
-pub const LEFT_OUT: Kind = Kind { name: "left-out", message_id: "3b46abbb33834701a85bd7e385371fed" };
+pub const SUPPRESSED: EntryKind = EntryKind { name: "suppressed", message_id: "3b46abbb33834701a85bd7e385371fed" };
 
 /// Entries did not fit into the queue.
-pub const LOST: Kind = Kind { name: "lost", message_id: "c60cb380c451445a9c1783033806b8fa" };
+pub const LOST: EntryKind = EntryKind { name: "lost", message_id: "c60cb380c451445a9c1783033806b8fa" };
 
 /// How urgent an entry is, in the numbers of syslog(3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,20 +90,20 @@ impl Priority {
 
 /// Whether the limit on floods holds for an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flood {
+pub enum RateLimit {
     /// It does: the entry counts.
-    Limited,
+    Enforced,
     /// Somebody asked for each of them. Only the queue is a limit.
-    Wanted,
+    Exempt,
 }
 
 /// What an entry says.
 #[derive(Debug, Clone, Default)]
-pub struct Entry {
+pub struct LogEntry {
     /// MESSAGE, the text for people.
     pub text: String,
     /// Whether `text` may have several lines. If not, line feeds in it are escaped.
-    pub lines: bool,
+    pub multiline: bool,
     /// LISTENER.
     pub listener: Option<Arc<str>>,
     /// PEER.
@@ -123,25 +123,25 @@ pub struct Entry {
 /// The way into the log; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Log {
-    queue: Arc<Queue>,
+    queue: Arc<LogQueue>,
 }
 
 /// The writing thread. To be closed last.
 #[derive(Debug)]
-pub struct Writer {
-    queue: Arc<Queue>,
+pub struct LogWriter {
+    queue: Arc<LogQueue>,
     thread: JoinHandle<()>,
 }
 
 /// Where entries go.
-pub enum Target {
+pub enum LogTarget {
     /// Into the journal. What is here takes lines instead if the journal cannot be reached.
     Journal(Box<dyn Write + Send>),
     /// A line each to this.
     Lines(Box<dyn Write + Send>),
 }
 
-impl Target {
+impl LogTarget {
     /// stderr: the journal, if stderr leads there.
     #[must_use]
     pub fn of_stderr() -> Self {
@@ -154,49 +154,51 @@ impl Target {
 ///
 /// # Errors
 /// The thread cannot be made.
-pub fn start(target: Target) -> io::Result<(Log, Writer)> {
+pub fn start(target: LogTarget) -> io::Result<(Log, LogWriter)> {
     start_with(target, INTERVAL)
 }
 
-fn start_with(target: Target, interval: Duration) -> io::Result<(Log, Writer)> {
-    let queue = Arc::new(Queue::new(interval));
-    let tasks = Arc::clone(&queue);
+fn start_with(target: LogTarget, interval: Duration) -> io::Result<(Log, LogWriter)> {
+    let queue = Arc::new(LogQueue::new(interval));
+    let shared_queue = Arc::clone(&queue);
     let thread = thread::Builder::new().name("log".to_owned()).spawn(move || {
         // Even this may block.
         let mut sink = Sink::open(target);
         loop {
-            match tasks.next() {
-                Task::Write(item) => sink.write(item.kind, item.priority, &item.entry),
-                Task::Report(kind, priority, text) => sink.write(kind, priority, &Entry { text, ..Entry::default() }),
-                Task::End => break,
+            match shared_queue.next() {
+                WriterTask::Write(queued) => sink.write(queued.kind, queued.priority, &queued.entry),
+                WriterTask::Report(kind, priority, text) => {
+                    sink.write(kind, priority, &LogEntry { text, ..LogEntry::default() })
+                }
+                WriterTask::End => break,
             }
         }
         sink.flush();
-        tasks.set_done();
+        shared_queue.set_done();
     })?;
-    Ok((Log { queue: Arc::clone(&queue) }, Writer { queue, thread }))
+    Ok((Log { queue: Arc::clone(&queue) }, LogWriter { queue, thread }))
 }
 
 impl Log {
     /// Has an entry written, as soon as those before it are. Never waits. `entry` is only called if the entry is not
     /// left out.
-    pub fn write(&self, kind: Kind, priority: Priority, flood: Flood, entry: impl FnOnce() -> Entry) {
-        if self.queue.admits(kind, priority, flood) {
+    pub fn write(&self, kind: EntryKind, priority: Priority, rate_limit: RateLimit, entry: impl FnOnce() -> LogEntry) {
+        if self.queue.admit(kind, priority, rate_limit) {
             self.queue.push(kind, priority, entry());
         }
     }
 
     /// Has what was left out so far be said before the entries to come, so that a last entry can be the last.
-    pub fn sum_up(&self) {
+    pub fn flush_suppressed(&self) {
         self.queue.end_interval();
     }
 }
 
-impl Writer {
+impl LogWriter {
     /// Waits until everything is written, but not for ever. What is written from now on is dropped.
     pub fn close(self) {
         // If not: whoever reads our log does not. The thread ends with the process.
-        if self.queue.close(CLOSING) {
+        if self.queue.close(CLOSE_TIMEOUT) {
             // A panic was reported where it happened.
             let _ = self.thread.join();
         }

@@ -24,13 +24,13 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 /// Where journald listens.
-pub(super) const PATH: &str = "/run/systemd/journal/socket";
+pub(super) const JOURNAL_PATH: &str = "/run/systemd/journal/socket";
 
 /// How long journald may take before it is an error that it takes nothing.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Adds a field to an entry. `name` must be one of ours.
-pub(super) fn put(entry: &mut Vec<u8>, name: &str, value: &[u8]) {
+pub(super) fn put_field(entry: &mut Vec<u8>, name: &str, value: &[u8]) {
     entry.extend_from_slice(name.as_bytes());
     entry.push(b'\n');
     entry.extend_from_slice(&(value.len() as u64).to_le_bytes());
@@ -40,12 +40,12 @@ pub(super) fn put(entry: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 /// A connection to journald, made when it is needed.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(super) struct JournalSocket {
     path: PathBuf,
     socket: Option<UnixDatagram>,
 }
 
-impl Journal {
+impl JournalSocket {
     pub(super) fn at(path: PathBuf) -> Self {
         Self { path, socket: None }
     }
@@ -60,10 +60,10 @@ impl Journal {
     /// # Errors
     /// It was not sent. Everything is in order for the next try.
     pub(super) fn send(&mut self, entry: &[u8]) -> io::Result<()> {
-        let known = self.socket.is_some();
+        let cached = self.socket.is_some();
         match self.try_send(entry) {
             // A journald that was started anew may have a new socket.
-            Err(error) if known && error.kind() != ErrorKind::WouldBlock => self.try_send(entry),
+            Err(error) if cached && error.kind() != ErrorKind::WouldBlock => self.try_send(entry),
             result => result,
         }
     }
@@ -74,7 +74,7 @@ impl Journal {
             None => connect(&self.path)?,
         };
         let result = match rustix::net::send(&socket, entry, SendFlags::NOSIGNAL) {
-            Err(Errno::MSGSIZE) => sealed(entry).and_then(|memory| send_descriptor(&socket, &memory)),
+            Err(Errno::MSGSIZE) => create_sealed_memfd(entry).and_then(|memory| send_fd(&socket, &memory)),
             result => result.map(drop),
         };
         // After any other error, the next try begins with a new socket.
@@ -88,12 +88,12 @@ impl Journal {
 fn connect(path: &Path) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.connect(path)?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
     Ok(socket)
 }
 
 /// Memory that nobody can change any more, so that journald may read it where it is.
-fn sealed(bytes: &[u8]) -> Result<OwnedFd, Errno> {
+fn create_sealed_memfd(bytes: &[u8]) -> Result<OwnedFd, Errno> {
     let new = |flags| memfd_create("echoed-message", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags);
     // Not with NOEXEC_SEAL, if that can be had: journald drops memory that has one more seal than those below, without a
     // word (systemd 252).
@@ -110,7 +110,7 @@ fn sealed(bytes: &[u8]) -> Result<OwnedFd, Errno> {
     Ok(file.into())
 }
 
-fn send_descriptor(socket: &UnixDatagram, descriptor: &OwnedFd) -> Result<(), Errno> {
+fn send_fd(socket: &UnixDatagram, descriptor: &OwnedFd) -> Result<(), Errno> {
     let descriptors = [descriptor.as_fd()];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{BURST, Entry, Flood, Kind, LEFT_OUT, LOST, Priority, QUEUE, now};
+use super::{BURST, EntryKind, LOST, LogEntry, MAX_QUEUED, Priority, RateLimit, SUPPRESSED, now};
 
 /// The queue between those who have something to say and the thread that writes.
 #[derive(Debug)]
-pub(super) struct Queue {
-    state: Mutex<State>,
+pub(super) struct LogQueue {
+    state: Mutex<QueueState>,
     /// There is something to do for the thread that writes.
     more: Condvar,
     /// It has ended.
@@ -18,79 +18,79 @@ pub(super) struct Queue {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    waiting: VecDeque<Item>,
+struct QueueState {
+    queued: VecDeque<QueuedEntry>,
     /// How many did not fit.
     lost: u64,
     /// What came in this interval. As long as there are kinds.
-    seen: Vec<Seen>,
+    counts: Vec<KindCount>,
     /// When the interval ends; `None` while nothing has come.
     interval_ends: Option<Instant>,
     /// Who was left out in the interval that has just ended.
-    left_out: Vec<Seen>,
+    suppressed: Vec<KindCount>,
     closing: bool,
     done: bool,
 }
 
 /// How many entries of a kind there were.
 #[derive(Debug)]
-struct Seen {
-    kind: Kind,
+struct KindCount {
+    kind: EntryKind,
     priority: Priority,
     count: u64,
 }
 
 /// An entry that waits.
 #[derive(Debug)]
-pub(super) struct Item {
-    pub(super) kind: Kind,
+pub(super) struct QueuedEntry {
+    pub(super) kind: EntryKind,
     pub(super) priority: Priority,
-    pub(super) entry: Entry,
+    pub(super) entry: LogEntry,
 }
 
 /// What is to be written next.
-pub(super) enum Task {
-    Write(Box<Item>),
+pub(super) enum WriterTask {
+    Write(Box<QueuedEntry>),
     /// Of the log itself.
-    Report(Kind, Priority, String),
+    Report(EntryKind, Priority, String),
     /// Nothing any more.
     End,
 }
 
-impl Queue {
+impl LogQueue {
     pub(super) fn new(interval: Duration) -> Self {
         Self { state: Mutex::default(), more: Condvar::new(), done: Condvar::new(), interval }
     }
 
     /// Counts an entry. Returns whether it is to be written.
-    pub(super) fn admits(&self, kind: Kind, priority: Priority, flood: Flood) -> bool {
-        if flood == Flood::Wanted {
+    pub(super) fn admit(&self, kind: EntryKind, priority: Priority, rate_limit: RateLimit) -> bool {
+        if rate_limit == RateLimit::Exempt {
             return true;
         }
         let mut state = self.state();
-        match state.seen.iter_mut().find(|seen| seen.kind.message_id == kind.message_id) {
-            Some(seen) => {
-                seen.count += 1;
-                seen.count <= BURST
+        match state.counts.iter_mut().find(|count| count.kind.message_id == kind.message_id) {
+            Some(count) => {
+                count.count += 1;
+                count.count <= BURST
             }
             None => {
-                state.seen.push(Seen { kind, priority, count: 1 });
+                state.counts.push(KindCount { kind, priority, count: 1 });
                 true
             }
         }
     }
 
     /// Has an entry written, if there is room.
-    pub(super) fn push(&self, kind: Kind, priority: Priority, entry: Entry) {
+    pub(super) fn push(&self, kind: EntryKind, priority: Priority, entry: LogEntry) {
         let mut state = self.state();
         if state.closing {
             return;
         }
-        if state.waiting.len() >= QUEUE {
+        if state.queued.len() >= MAX_QUEUED {
             state.lost += 1;
             return;
         }
-        state.waiting.push_back(Item { kind, priority, entry });
+        state.queued.push_back(QueuedEntry { kind, priority, entry });
         drop(state);
         self.more.notify_one();
     }
@@ -98,49 +98,50 @@ impl Queue {
     /// Has the interval end now: what was left out is reported before anything else.
     pub(super) fn end_interval(&self) {
         let mut state = self.state();
-        if !state.seen.is_empty() {
+        if !state.counts.is_empty() {
             state.interval_ends = Some(now());
         }
     }
 
     /// Waits for something to do.
-    pub(super) fn next(&self) -> Task {
+    pub(super) fn next(&self) -> WriterTask {
         let mut state = self.state();
         loop {
             if state.lost > 0 {
                 let lost = std::mem::take(&mut state.lost);
                 let text = format!("{lost} entries were left out here, the log was too slow");
-                return Task::Report(LOST, Priority::Warning, text);
+                return WriterTask::Report(LOST, Priority::Warning, text);
             }
-            if let Some(Seen { kind, priority, count }) = state.left_out.pop() {
-                let (left_out, time) = (count - BURST, self.interval.as_secs());
+            if let Some(KindCount { kind, priority, count }) = state.suppressed.pop() {
+                let (suppressed, time) = (count - BURST, self.interval.as_secs());
                 let text = format!(
-                    "{left_out} more entries of the kind {} were left out: only {BURST} of a kind are logged in {time}s",
+                    "{suppressed} more entries of the kind {} were left out: only {BURST} of a kind are logged in {time}s",
                     kind.name
                 );
-                return Task::Report(LEFT_OUT, priority, text);
+                return WriterTask::Report(SUPPRESSED, priority, text);
             }
-            if state.interval_ends.is_none() && !state.seen.is_empty() {
+            if state.interval_ends.is_none() && !state.counts.is_empty() {
                 state.interval_ends = Some(now() + self.interval);
             }
-            let ends = state.interval_ends;
-            let ended = ends.is_some_and(|ends| ends <= now()) || state.closing && state.waiting.is_empty();
-            if ended && !state.seen.is_empty() {
+            let interval_ends = state.interval_ends;
+            let ended = interval_ends.is_some_and(|interval_ends| interval_ends <= now())
+                || state.closing && state.queued.is_empty();
+            if ended && !state.counts.is_empty() {
                 state.interval_ends = None;
-                let mut seen = std::mem::take(&mut state.seen);
-                seen.retain(|seen| seen.count > BURST);
-                state.left_out = seen;
+                let mut count = std::mem::take(&mut state.counts);
+                count.retain(|count| count.count > BURST);
+                state.suppressed = count;
                 continue;
             }
-            if let Some(item) = state.waiting.pop_front() {
-                return Task::Write(Box::new(item));
+            if let Some(queued) = state.queued.pop_front() {
+                return WriterTask::Write(Box::new(queued));
             }
             if state.closing {
-                return Task::End;
+                return WriterTask::End;
             }
-            state = match ends {
-                Some(ends) => {
-                    let left = ends.saturating_duration_since(now());
+            state = match interval_ends {
+                Some(interval_ends) => {
+                    let left = interval_ends.saturating_duration_since(now());
                     self.more.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
                 }
                 None => self.more.wait(state).unwrap_or_else(PoisonError::into_inner),
@@ -159,9 +160,9 @@ impl Queue {
         let mut state = self.state();
         state.closing = true;
         self.more.notify_one();
-        let ends = now() + within;
+        let interval_ends = now() + within;
         while !state.done {
-            let left = ends.saturating_duration_since(now());
+            let left = interval_ends.saturating_duration_since(now());
             if left.is_zero() {
                 break;
             }
@@ -170,7 +171,7 @@ impl Queue {
         state.done
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

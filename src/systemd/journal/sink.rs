@@ -7,8 +7,8 @@ use tracing::{Dispatch, Level, dispatcher, event};
 use tracing_journald::{Layer, Priority as Syslog, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::text::harmless;
-use super::{Entry, IDENTIFIER, Kind, Priority, Target};
+use super::text::escape_control;
+use super::{EntryKind, IDENTIFIER, LogEntry, LogTarget, Priority};
 
 /// Whether stderr is the stream that systemd connected to the journal (systemd.exec(5), `$JOURNAL_STREAM`): it may have
 /// been redirected since, so the numbers must be its own.
@@ -20,9 +20,9 @@ pub fn is_stderr(journal_stream: Option<&str>) -> bool {
 
 /// How a line says its priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Style {
+pub(super) enum PriorityStyle {
     /// `info: `
-    Words,
+    Names,
     /// `<6>`, as systemd reads it from the stderr of a service (sd-daemon(3)).
     Numbers,
 }
@@ -30,20 +30,22 @@ pub(super) enum Style {
 /// Where entries end.
 pub(super) enum Sink {
     Journal(Dispatch),
-    Lines(Box<dyn Write + Send>, Style),
+    Lines(Box<dyn Write + Send>, PriorityStyle),
 }
 
 impl Sink {
     /// May block: the journal is asked whether it is there.
-    pub(super) fn open(target: Target) -> Self {
+    pub(super) fn open(target: LogTarget) -> Self {
         match target {
-            Target::Lines(out) => Self::Lines(out, Style::Words),
-            Target::Journal(out) => match tracing_journald::layer() {
-                Ok(layer) => Self::Journal(Dispatch::new(tracing_subscriber::registry().with(prepared(layer)))),
+            LogTarget::Lines(out) => Self::Lines(out, PriorityStyle::Names),
+            LogTarget::Journal(out) => match tracing_journald::layer() {
+                Ok(layer) => Self::Journal(Dispatch::new(tracing_subscriber::registry().with(configure(layer)))),
                 Err(error) => {
-                    let mut sink = Self::Lines(out, Style::Numbers);
-                    let text =
-                        format!("cannot reach the journal at {}: {error}; its fields are missing", super::native::PATH);
+                    let mut sink = Self::Lines(out, PriorityStyle::Numbers);
+                    let text = format!(
+                        "cannot reach the journal at {}: {error}; its fields are missing",
+                        super::native::JOURNAL_PATH
+                    );
                     sink.line(Priority::Warning, &text);
                     sink
                 }
@@ -53,8 +55,8 @@ impl Sink {
 
     /// Writes an entry. May block. A log that cannot be written to is no reason to stop serving, and there is nowhere to
     /// say so.
-    pub(super) fn write(&mut self, kind: Kind, priority: Priority, entry: &Entry) {
-        let text = harmless(&entry.text, entry.lines);
+    pub(super) fn write(&mut self, kind: EntryKind, priority: Priority, entry: &LogEntry) {
+        let text = escape_control(&entry.text, entry.multiline);
         match self {
             Self::Journal(dispatch) => dispatcher::with_default(dispatch, || send(kind, priority, entry, &text)),
             Self::Lines(..) => self.line(priority, &text),
@@ -69,24 +71,24 @@ impl Sink {
 
     fn line(&mut self, priority: Priority, text: &str) {
         if let Self::Lines(out, style) = self {
-            let _ = out.write_all(line(*style, priority, text).as_bytes());
+            let _ = out.write_all(format_line(*style, priority, text).as_bytes());
         }
     }
 }
 
 /// A line with its line feed. Where the text has several, the further ones are indented: none of them can be mistaken
 /// for an entry of its own.
-pub(super) fn line(style: Style, priority: Priority, text: &str) -> String {
+pub(super) fn format_line(style: PriorityStyle, priority: Priority, text: &str) -> String {
     match style {
-        Style::Words => format!("{}: {}\n", priority.name(), text.replace('\n', "\n  ")),
-        Style::Numbers => {
-            let start = format!("<{}>", priority as u8);
-            format!("{start}{}\n", text.replace('\n', &format!("\n{start}  ")))
+        PriorityStyle::Names => format!("{}: {}\n", priority.name(), text.replace('\n', "\n  ")),
+        PriorityStyle::Numbers => {
+            let prefix = format!("<{}>", priority as u8);
+            format!("{prefix}{}\n", text.replace('\n', &format!("\n{prefix}  ")))
         }
     }
 }
 
-fn prepared(layer: Layer) -> Layer {
+fn configure(layer: Layer) -> Layer {
     let priorities = PriorityMappings {
         error: Syslog::Error,
         warn: Syslog::Warning,
@@ -98,9 +100,9 @@ fn prepared(layer: Layer) -> Layer {
     layer.with_field_prefix(None).with_priority_mappings(priorities).with_syslog_identifier(IDENTIFIER.to_owned())
 }
 
-fn send(kind: Kind, priority: Priority, entry: &Entry, text: &str) {
-    let listener = entry.listener.as_deref().map(|name| harmless(name, false));
-    let peer = entry.peer.as_deref().map(|peer| harmless(peer, false));
+fn send(kind: EntryKind, priority: Priority, entry: &LogEntry, text: &str) {
+    let listener = entry.listener.as_deref().map(|name| escape_control(name, false));
+    let peer = entry.peer.as_deref().map(|peer| escape_control(peer, false));
     // The level must be known when this is compiled.
     macro_rules! send_at {
         ($level:expr) => {
@@ -144,7 +146,7 @@ mod tests {
 
     #[test]
     fn further_lines_cannot_be_mistaken_for_entries() {
-        assert_eq!(line(Style::Words, Priority::Error, "one\nwarn: two"), "error: one\n  warn: two\n");
-        assert_eq!(line(Style::Numbers, Priority::Info, "one\n<3>two"), "<6>one\n<6>  <3>two\n");
+        assert_eq!(format_line(PriorityStyle::Names, Priority::Error, "one\nwarn: two"), "error: one\n  warn: two\n");
+        assert_eq!(format_line(PriorityStyle::Numbers, Priority::Info, "one\n<3>two"), "<6>one\n<6>  <3>two\n");
     }
 }

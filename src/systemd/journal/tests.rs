@@ -3,8 +3,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
 
-const KIND: Kind = Kind { name: "some", message_id: "0" };
-const OTHER: Kind = Kind { name: "other", message_id: "1" };
+const KIND: EntryKind = EntryKind { name: "some", message_id: "0" };
+const OTHER: EntryKind = EntryKind { name: "other", message_id: "1" };
 
 /// Says that it writes, and then waits until it may.
 struct Slow {
@@ -59,8 +59,8 @@ impl Write for Slow {
     }
 }
 
-fn say(log: &Log, kind: Kind, flood: Flood, text: &str) {
-    log.write(kind, Priority::Info, flood, || Entry { text: text.to_owned(), ..Entry::default() });
+fn say(log: &Log, kind: EntryKind, flood: RateLimit, text: &str) {
+    log.write(kind, Priority::Info, flood, || LogEntry { text: text.to_owned(), ..LogEntry::default() });
 }
 
 #[test]
@@ -68,26 +68,26 @@ fn a_slow_reader_makes_nobody_wait_and_what_is_lost_is_counted() {
     let (begins, begun) = channel();
     let (go, may) = channel();
     let written = Written::default();
-    let (log, writer) = start(Target::Lines(Box::new(Slow { begins, may, written: written.clone() }))).unwrap();
-    say(&log, KIND, Flood::Wanted, "first");
+    let (log, writer) = start(LogTarget::Lines(Box::new(Slow { begins, may, written: written.clone() }))).unwrap();
+    say(&log, KIND, RateLimit::Exempt, "first");
     begun.recv().unwrap();
-    for number in 0..QUEUE + 7 {
-        say(&log, KIND, Flood::Wanted, &format!("line {number}"));
+    for number in 0..MAX_QUEUED + 7 {
+        say(&log, KIND, RateLimit::Exempt, &format!("line {number}"));
     }
     drop(go);
     writer.close();
     let lines = written.lines();
     let lost = "warn: 7 entries were left out here, the log was too slow";
     assert_eq!(lines[..3], ["info: first", lost, "info: line 0"]);
-    assert_eq!(lines.len(), QUEUE + 2);
+    assert_eq!(lines.len(), MAX_QUEUED + 2);
 }
 
 #[test]
 fn a_log_that_nobody_reads_is_given_up_at_the_end() {
     let (begins, begun) = channel();
     let (_go, may) = channel();
-    let (log, writer) = start(Target::Lines(Box::new(Slow { begins, may, written: Written::default() }))).unwrap();
-    say(&log, KIND, Flood::Limited, "first");
+    let (log, writer) = start(LogTarget::Lines(Box::new(Slow { begins, may, written: Written::default() }))).unwrap();
+    say(&log, KIND, RateLimit::Enforced, "first");
     begun.recv().unwrap();
     writer.close();
 }
@@ -95,14 +95,14 @@ fn a_log_that_nobody_reads_is_given_up_at_the_end() {
 #[test]
 fn a_flood_of_one_kind_is_limited_and_the_number_left_out_is_said_at_the_end() {
     let written = Written::default();
-    let (log, writer) = start(Target::Lines(Box::new(written.clone()))).unwrap();
+    let (log, writer) = start(LogTarget::Lines(Box::new(written.clone()))).unwrap();
     for number in 0..BURST + 23 {
         // So that the queue is not the limit.
         written.wait_for(usize::try_from(number.min(BURST)).unwrap());
-        say(&log, KIND, Flood::Limited, &number.to_string());
+        say(&log, KIND, RateLimit::Enforced, &number.to_string());
     }
-    say(&log, OTHER, Flood::Limited, "rare");
-    say(&log, KIND, Flood::Wanted, "wanted");
+    say(&log, OTHER, RateLimit::Enforced, "rare");
+    say(&log, KIND, RateLimit::Exempt, "wanted");
     writer.close();
     let lines = written.lines();
     let some =
@@ -119,18 +119,18 @@ fn what_is_left_out_is_neither_formatted_nor_queued() {
     let (begins, begun) = channel();
     let (go, may) = channel();
     let written = Written::default();
-    let (log, writer) = start(Target::Lines(Box::new(Slow { begins, may, written: written.clone() }))).unwrap();
+    let (log, writer) = start(LogTarget::Lines(Box::new(Slow { begins, may, written: written.clone() }))).unwrap();
     let mut formatted = 0;
-    for _ in 0..10 * QUEUE {
-        log.write(KIND, Priority::Error, Flood::Limited, || {
+    for _ in 0..10 * MAX_QUEUED {
+        log.write(KIND, Priority::Error, RateLimit::Enforced, || {
             formatted += 1;
-            Entry::default()
+            LogEntry::default()
         });
     }
     begun.recv().unwrap();
     assert_eq!(formatted, BURST);
     // Another kind has its place, though nothing could be written.
-    say(&log, OTHER, Flood::Limited, "rare");
+    say(&log, OTHER, RateLimit::Enforced, "rare");
     drop(go);
     writer.close();
     let lines = written.lines();
@@ -144,19 +144,19 @@ fn the_number_left_out_is_said_when_the_interval_is_over_though_nothing_else_is_
     let (go, may) = channel();
     let written = Written::default();
     let slow = Slow { begins, may, written: written.clone() };
-    let (log, writer) = start_with(Target::Lines(Box::new(slow)), Duration::from_millis(50)).unwrap();
-    say(&log, KIND, Flood::Limited, "first");
+    let (log, writer) = start_with(LogTarget::Lines(Box::new(slow)), Duration::from_millis(50)).unwrap();
+    say(&log, KIND, RateLimit::Enforced, "first");
     begun.recv().unwrap();
     // While the first is being written, no interval ends.
     for _ in 0..BURST + 4 {
-        say(&log, KIND, Flood::Limited, "x");
+        say(&log, KIND, RateLimit::Enforced, "x");
     }
     drop(go);
     let all = usize::try_from(BURST).unwrap() + 1;
     let lines = written.wait_for(all);
     assert!(lines.iter().any(|line| line.starts_with("info: 5 more entries of the kind some")), "{lines:#?}");
     // In the next interval there is room again.
-    say(&log, KIND, Flood::Limited, "later");
+    say(&log, KIND, RateLimit::Enforced, "later");
     assert_eq!(written.wait_for(all + 1).last().unwrap(), "info: later");
     writer.close();
 }
@@ -166,13 +166,13 @@ fn what_was_left_out_can_be_said_before_the_last_entry() {
     let (begins, begun) = channel();
     let (go, may) = channel();
     let written = Written::default();
-    let (log, writer) = start(Target::Lines(Box::new(Slow { begins, may, written: written.clone() }))).unwrap();
+    let (log, writer) = start(LogTarget::Lines(Box::new(Slow { begins, may, written: written.clone() }))).unwrap();
     for _ in 0..BURST + 3 {
-        say(&log, KIND, Flood::Limited, "x");
+        say(&log, KIND, RateLimit::Enforced, "x");
     }
     begun.recv().unwrap();
-    log.sum_up();
-    say(&log, OTHER, Flood::Limited, "last");
+    log.flush_suppressed();
+    say(&log, OTHER, RateLimit::Enforced, "last");
     drop(go);
     writer.close();
     let lines = written.lines();

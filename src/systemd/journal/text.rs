@@ -5,20 +5,20 @@ use std::fmt::Write;
 
 /// Whether a character does something instead of being seen: controls, and what changes the direction or the length of
 /// a line.
-fn acts(c: char) -> bool {
+fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// `text` with what acts escaped; where it may have `lines`, line feeds and tabs stay.
-pub(super) fn harmless(text: &str, lines: bool) -> Cow<'_, str> {
-    let stays = |c: char| !acts(c) || lines && matches!(c, '\n' | '\t');
-    if text.chars().all(stays) {
+pub(super) fn escape_control(text: &str, multiline: bool) -> Cow<'_, str> {
+    let is_kept = |c: char| !is_unsafe(c) || multiline && matches!(c, '\n' | '\t');
+    if text.chars().all(is_kept) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if stays(c) { out.push(c) } else { escape(&mut out, c) }
+        if is_kept(c) { out.push(c) } else { escape(&mut out, c) }
     }
     Cow::Owned(out)
 }
@@ -26,13 +26,13 @@ pub(super) fn harmless(text: &str, lines: bool) -> Cow<'_, str> {
 /// Any bytes as text in quotation marks, in one line, so that no two are the same: text stays readable, all else becomes
 /// `\n`, `\x1b`, `\u{202e}`.
 #[must_use]
-pub(super) fn readable(bytes: &[u8]) -> String {
+pub(super) fn escape_bytes(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len() + 16);
     out.push('"');
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             match c {
-                c if acts(c) || matches!(c, '\\' | '"') => escape(&mut out, c),
+                c if is_unsafe(c) || matches!(c, '\\' | '"') => escape(&mut out, c),
                 c => out.push(c),
             }
         }
@@ -59,19 +59,19 @@ mod tests {
 
     #[test]
     fn what_acts_is_escaped_and_text_is_not() {
-        assert!(matches!(harmless("naïve \\ \"quoted\" 日本", false), Cow::Borrowed(_)));
-        assert_eq!(harmless("a\nPRIORITY=0\r\x1b[2J\u{202e}b", false), "a\\nPRIORITY=0\\r\\x1b[2J\\u{202e}b");
-        assert_eq!(harmless("one\n\ttwo\x07", true), "one\n\ttwo\\x07");
+        assert!(matches!(escape_control("naïve \\ \"quoted\" 日本", false), Cow::Borrowed(_)));
+        assert_eq!(escape_control("a\nPRIORITY=0\r\x1b[2J\u{202e}b", false), "a\\nPRIORITY=0\\r\\x1b[2J\\u{202e}b");
+        assert_eq!(escape_control("one\n\ttwo\x07", true), "one\n\ttwo\\x07");
     }
 
     #[test]
     fn bytes_become_one_line_and_no_two_the_same() {
-        assert_eq!(readable(b"na\xc3\xafve\t\\n\n\xff\xc3\x00"), "\"na\u{ef}ve\\t\\\\n\\n\\xff\\xc3\\x00\"");
-        assert_eq!(readable("\u{2028}x".as_bytes()), "\"\\u{2028}x\"");
+        assert_eq!(escape_bytes(b"na\xc3\xafve\t\\n\n\xff\xc3\x00"), "\"na\u{ef}ve\\t\\\\n\\n\\xff\\xc3\\x00\"");
+        assert_eq!(escape_bytes("\u{2028}x".as_bytes()), "\"\\u{2028}x\"");
         let mut seen = std::collections::HashSet::new();
         for first in 0..=255_u8 {
             for second in [b'x', b'\\', b'"', b'n', b'\n', 0, 0xff, 0xc3, 0xaf] {
-                let line = readable(&[first, second]);
+                let line = escape_bytes(&[first, second]);
                 assert!(!line.chars().any(char::is_control), "{line:?}");
                 assert!(seen.insert(line), "{first} {second}");
             }

@@ -14,41 +14,43 @@ use std::task::Waker;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::native::{self, Journal};
-use super::sink::{Style, line};
-use super::text::{harmless, readable};
-use super::{Entry, Flood, IDENTIFIER, Kind, Log, Priority, Target, now};
+use super::native::{self, JournalSocket};
+use super::sink::{PriorityStyle, format_line};
+use super::text::{escape_bytes, escape_control};
+use super::{EntryKind, IDENTIFIER, Log, LogEntry, LogTarget, Priority, RateLimit, now};
 
 /// A message of a peer.
-pub const MESSAGE: Kind = Kind { name: "whole-message", message_id: "d460f42094ba4f3184a826c2496d3caf" };
+pub const MESSAGE: EntryKind = EntryKind { name: "peer-message", message_id: "d460f42094ba4f3184a826c2496d3caf" };
 
 /// Messages cannot be written now.
-pub const STUCK: Kind = Kind { name: "messages-stuck", message_id: "467276d27c804c67a5ba95e112125318" };
+pub const WRITE_FAILED: EntryKind =
+    EntryKind { name: "messages-write-failed", message_id: "467276d27c804c67a5ba95e112125318" };
 
 /// Messages are written again.
-pub const UNSTUCK: Kind = Kind { name: "messages-unstuck", message_id: "752a73d870f34899b5084ebe5eb8a2a2" };
+pub const WRITE_RESUMED: EntryKind =
+    EntryKind { name: "messages-write-resumed", message_id: "752a73d870f34899b5084ebe5eb8a2a2" };
 
 /// How many messages may wait to be written.
-pub const MOST: usize = 1024;
+pub const MAX_MESSAGES: usize = 1024;
 
 /// How many bytes of them; one message may be longer, when it is alone.
-pub const MOST_BYTES: usize = 4 * 1024 * 1024;
+pub const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// The first pause after a failure; each further one is twice as long, up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(10);
 
 /// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// How often those who wait are woken even without room. Who is gone does not come back, so that they do not pile up
 /// while nothing can be written.
-const ROLL_CALL: Duration = Duration::from_secs(10);
+const WAKE_ALL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A message, as it is given.
 #[derive(Clone, Copy)]
-pub struct Message<'a> {
+pub struct PeerMessage<'a> {
     /// CONNECTION, where there is one.
-    pub connection: Option<u64>,
+    pub connection_id: Option<u64>,
     /// LISTENER.
     pub listener: &'a Arc<str>,
     /// PEER.
@@ -59,19 +61,19 @@ pub struct Message<'a> {
 
 /// The way in; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Messages {
-    shared: Arc<Shared>,
+pub struct LosslessLog {
+    shared: Arc<LosslessQueue>,
 }
 
 /// The thread that writes, as soon as there is something to write.
 #[derive(Debug)]
-pub struct Writer {
-    shared: Arc<Shared>,
+pub struct LosslessWriter {
+    shared: Arc<LosslessQueue>,
 }
 
-struct Shared {
+struct LosslessQueue {
     log: Log,
-    state: Mutex<State>,
+    state: Mutex<LosslessState>,
     /// There is something to do for the thread that writes.
     more: Condvar,
     /// There is nothing left to write.
@@ -79,29 +81,29 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct State {
-    waiting: VecDeque<Owned>,
+struct LosslessState {
+    queued: VecDeque<QueuedMessage>,
     /// Messages taken and not written, those among them that are not in `waiting`.
-    count: usize,
+    unwritten: usize,
     /// Their bytes.
-    bytes: usize,
+    unwritten_bytes: usize,
     /// Who was refused.
-    refused: Vec<Waker>,
+    wakers: Vec<Waker>,
     /// When they were woken last for the roll call.
-    called: Option<Instant>,
+    last_wake_all: Option<Instant>,
     /// Written so far; says whom to wake first.
     written: usize,
     closing: bool,
     /// What is not written by now is lost.
-    given_up: bool,
+    abandoned: bool,
     /// Where they are written to, until there is a thread that does it.
-    out: Option<Out>,
+    output: Option<MessageOutput>,
     thread: Option<JoinHandle<()>>,
     /// Whether it was said that the thread cannot be made.
-    threadless: bool,
+    spawn_failed: bool,
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for LosslessQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").finish_non_exhaustive()
     }
@@ -109,8 +111,8 @@ impl fmt::Debug for Shared {
 
 /// A message that waits.
 #[derive(Debug)]
-struct Owned {
-    connection: Option<u64>,
+struct QueuedMessage {
+    connection_id: Option<u64>,
     listener: Arc<str>,
     peer: String,
     bytes: Box<[u8]>,
@@ -118,30 +120,30 @@ struct Owned {
 
 /// Where messages go; what goes wrong is said in `log`.
 #[must_use]
-pub fn open(target: Target, log: Log) -> (Messages, Writer) {
-    open_at(target, native::PATH.into(), log)
+pub fn open(target: LogTarget, log: Log) -> (LosslessLog, LosslessWriter) {
+    open_at(target, native::JOURNAL_PATH.into(), log)
 }
 
-fn open_at(target: Target, path: PathBuf, log: Log) -> (Messages, Writer) {
-    let out = match target {
-        Target::Journal(_) => Out::Journal(Journal::at(path)),
-        Target::Lines(out) => Out::Lines(out),
+fn open_at(target: LogTarget, path: PathBuf, log: Log) -> (LosslessLog, LosslessWriter) {
+    let output = match target {
+        LogTarget::Journal(_) => MessageOutput::Journal(JournalSocket::at(path)),
+        LogTarget::Lines(output) => MessageOutput::Lines(output),
     };
-    let state = Mutex::new(State { out: Some(out), ..State::default() });
-    let shared = Arc::new(Shared { log, state, more: Condvar::default(), done: Condvar::default() });
-    (Messages { shared: Arc::clone(&shared) }, Writer { shared })
+    let state = Mutex::new(LosslessState { output: Some(output), ..LosslessState::default() });
+    let shared = Arc::new(LosslessQueue { log, state, more: Condvar::default(), done: Condvar::default() });
+    (LosslessLog { shared: Arc::clone(&shared) }, LosslessWriter { shared })
 }
 
-impl Messages {
+impl LosslessLog {
     /// Takes a message: it will be written. Or returns `false` when there is no room for it now; then `waker` is woken
     /// when it makes sense to try again. Never waits.
     #[must_use]
-    pub fn take(&self, message: Message<'_>, waker: &Waker) -> bool {
-        let taken = self.shared.reserve(message.bytes.len(), waker);
+    pub fn try_append(&self, message: PeerMessage<'_>, waker: &Waker) -> bool {
+        let appended = self.shared.reserve(message.bytes.len(), waker);
         let mut state = self.shared.state();
-        if taken {
-            state.waiting.push_back(Owned {
-                connection: message.connection,
+        if appended {
+            state.queued.push_back(QueuedMessage {
+                connection_id: message.connection_id,
                 listener: Arc::clone(message.listener),
                 peer: message.peer.to_string(),
                 bytes: message.bytes.into(),
@@ -149,17 +151,17 @@ impl Messages {
             self.shared.more.notify_one();
         }
         if state.thread.is_none() {
-            self.shared.begin(&mut state);
+            self.shared.spawn_writer(&mut state);
         }
-        taken
+        appended
     }
 }
 
-impl Writer {
+impl LosslessWriter {
     /// Takes nothing more, and waits until everything is written; `within` so long, or else for ever. Returns how many
     /// messages are lost.
-    pub fn close(self, within: Option<Duration>) -> usize {
-        let lost = self.shared.close(within);
+    pub fn close(self, timeout: Option<Duration>) -> usize {
+        let lost = self.shared.close(timeout);
         let thread = self.shared.state().thread.take();
         if let Some(thread) = thread.filter(|_| lost == 0) {
             // A panic was reported where it happened.
@@ -169,15 +171,15 @@ impl Writer {
     }
 }
 
-impl Shared {
+impl LosslessQueue {
     /// Makes the thread that writes. If that fails, whoever has a message tries it again.
-    fn begin(self: &Arc<Self>, state: &mut State) {
+    fn spawn_writer(self: &Arc<Self>, state: &mut LosslessState) {
         let shared = Arc::clone(self);
         match thread::Builder::new().name("messages".to_owned()).spawn(move || shared.run()) {
             Ok(thread) => state.thread = Some(thread),
-            Err(error) if !mem::replace(&mut state.threadless, true) => {
+            Err(error) if !mem::replace(&mut state.spawn_failed, true) => {
                 let text = format!("cannot start the thread that writes messages of peers: {error}; they wait");
-                say(&self.log, STUCK, Priority::Warning, text);
+                log_note(&self.log, WRITE_FAILED, Priority::Warning, text);
             }
             Err(_) => {}
         }
@@ -185,46 +187,46 @@ impl Shared {
 
     /// Writes, until the end.
     fn run(&self) {
-        let Some(mut out) = self.state().out.take() else { return };
+        let Some(mut output) = self.state().output.take() else { return };
         while let Some(message) = self.next() {
-            if !self.write(&mut out, &message) {
+            if !self.write(&mut output, &message) {
                 break;
             }
-            self.has_written(message.bytes.len());
+            self.finish_message(message.bytes.len());
         }
     }
 
     fn reserve(&self, bytes: usize, waker: &Waker) -> bool {
         let mut state = self.state();
-        let fits = state.count < MOST && state.bytes.saturating_add(bytes) <= MOST_BYTES;
-        if !state.closing && (fits || state.count == 0) {
-            state.count += 1;
-            state.bytes += bytes;
+        let fits = state.unwritten < MAX_MESSAGES && state.unwritten_bytes.saturating_add(bytes) <= MAX_BYTES;
+        if !state.closing && (fits || state.unwritten == 0) {
+            state.unwritten += 1;
+            state.unwritten_bytes += bytes;
             return true;
         }
         let now = now();
-        let called = *state.called.get_or_insert(now);
-        let gone_too = now.duration_since(called) >= ROLL_CALL;
-        let others = if gone_too { mem::take(&mut state.refused) } else { Vec::new() };
-        if gone_too {
-            state.called = Some(now);
+        let last_wake_all = *state.last_wake_all.get_or_insert(now);
+        let wake_all = now.duration_since(last_wake_all) >= WAKE_ALL_INTERVAL;
+        let wakers = if wake_all { mem::take(&mut state.wakers) } else { Vec::new() };
+        if wake_all {
+            state.last_wake_all = Some(now);
         }
-        if !state.refused.iter().any(|other| other.will_wake(waker)) {
-            state.refused.push(waker.clone());
+        if !state.wakers.iter().any(|other| other.will_wake(waker)) {
+            state.wakers.push(waker.clone());
         }
         drop(state);
-        others.into_iter().for_each(Waker::wake);
+        wakers.into_iter().for_each(Waker::wake);
         false
     }
 
     /// The next message; `None` at the end.
-    fn next(&self) -> Option<Owned> {
+    fn next(&self) -> Option<QueuedMessage> {
         let mut state = self.state();
         loop {
-            if let Some(message) = state.waiting.pop_front() {
+            if let Some(message) = state.queued.pop_front() {
                 return Some(message);
             }
-            if state.closing && state.count == 0 || state.given_up {
+            if state.closing && state.unwritten == 0 || state.abandoned {
                 return None;
             }
             state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -232,108 +234,108 @@ impl Shared {
     }
 
     /// Writes a message, however long it takes. Returns `false` if this was given up.
-    fn write(&self, out: &mut Out, message: &Owned) -> bool {
-        let entry = out.entry(message);
-        let (mut at, mut pause, mut stuck) = (0, FIRST_PAUSE, false);
-        while let Err(error) = out.write(&entry, &mut at) {
-            if !stuck {
-                stuck = true;
-                say(&self.log, STUCK, Priority::Warning, out.stuck(&error));
+    fn write(&self, output: &mut MessageOutput, message: &QueuedMessage) -> bool {
+        let entry = output.encode(message);
+        let (mut at, mut delay, mut failing) = (0, FIRST_RETRY_DELAY, false);
+        while let Err(error) = output.write(&entry, &mut at) {
+            if !failing {
+                failing = true;
+                log_note(&self.log, WRITE_FAILED, Priority::Warning, output.describe_error(&error));
             }
             // Where there was a time limit, waiting has been done.
-            let waited = matches!(out, Out::Journal(_)) && error.kind() == ErrorKind::WouldBlock;
-            if self.pause(if waited { Duration::ZERO } else { pause }) {
+            let waited = matches!(output, MessageOutput::Journal(_)) && error.kind() == ErrorKind::WouldBlock;
+            if self.wait_or_abandon(if waited { Duration::ZERO } else { delay }) {
                 return false;
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            delay = (delay * 2).min(MAX_RETRY_DELAY);
         }
-        if stuck {
-            say(&self.log, UNSTUCK, Priority::Info, "messages of peers are written again".to_owned());
+        if failing {
+            log_note(&self.log, WRITE_RESUMED, Priority::Info, "messages of peers are written again".to_owned());
         }
         true
     }
 
     /// Waits. Returns whether writing was given up.
-    fn pause(&self, time: Duration) -> bool {
+    fn wait_or_abandon(&self, time: Duration) -> bool {
         let state = self.state();
-        let wait = self.more.wait_timeout_while(state, time, |state| !state.given_up);
-        wait.unwrap_or_else(PoisonError::into_inner).0.given_up
+        let wait = self.more.wait_timeout_while(state, time, |state| !state.abandoned);
+        wait.unwrap_or_else(PoisonError::into_inner).0.abandoned
     }
 
-    fn has_written(&self, bytes: usize) {
+    fn finish_message(&self, bytes: usize) {
         let mut state = self.state();
-        state.count -= 1;
-        state.bytes -= bytes;
+        state.unwritten -= 1;
+        state.unwritten_bytes -= bytes;
         state.written = state.written.wrapping_add(1);
-        let mut woken = Vec::new();
-        if state.count <= MOST / 2 && state.bytes <= MOST_BYTES / 2 && !state.refused.is_empty() {
-            woken = mem::take(&mut state.refused);
+        let mut wakers = Vec::new();
+        if state.unwritten <= MAX_MESSAGES / 2 && state.unwritten_bytes <= MAX_BYTES / 2 && !state.wakers.is_empty() {
+            wakers = mem::take(&mut state.wakers);
             // The first to wake take what room there is. They should be others each time: a hash says who.
             let hash = state.written.wrapping_mul(0x9E37_79B9) >> 16;
-            let first = hash % woken.len();
-            woken.rotate_left(first);
-            state.called = None;
+            let first = hash % wakers.len();
+            wakers.rotate_left(first);
+            state.last_wake_all = None;
         }
-        if state.count == 0 {
+        if state.unwritten == 0 {
             self.done.notify_all();
         }
         drop(state);
-        woken.into_iter().for_each(Waker::wake);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
-    fn close(&self, within: Option<Duration>) -> usize {
-        let ends = within.map(|within| now() + within);
+    fn close(&self, timeout: Option<Duration>) -> usize {
+        let deadline = timeout.map(|timeout| now() + timeout);
         let mut state = self.state();
         state.closing = true;
-        while state.count > 0 {
-            state = match ends.map(|ends| ends.saturating_duration_since(now())) {
+        while state.unwritten > 0 {
+            state = match deadline.map(|deadline| deadline.saturating_duration_since(now())) {
                 None => self.done.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(Duration::ZERO) => break,
-                Some(left) => self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                Some(remaining) => self.done.wait_timeout(state, remaining).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
-        state.given_up = true;
+        state.abandoned = true;
         self.more.notify_one();
-        state.count
+        state.unwritten
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LosslessState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn say(log: &Log, kind: Kind, priority: Priority, text: String) {
-    log.write(kind, priority, Flood::Limited, || Entry { text, ..Entry::default() });
+fn log_note(log: &Log, kind: EntryKind, priority: Priority, text: String) {
+    log.write(kind, priority, RateLimit::Enforced, || LogEntry { text, ..LogEntry::default() });
 }
 
-enum Out {
-    Journal(Journal),
+enum MessageOutput {
+    Journal(JournalSocket),
     Lines(Box<dyn Write + Send>),
 }
 
-impl Out {
+impl MessageOutput {
     /// The bytes to write.
-    fn entry(&self, message: &Owned) -> Vec<u8> {
-        let Owned { connection, listener, peer, bytes } = message;
+    fn encode(&self, message: &QueuedMessage) -> Vec<u8> {
+        let QueuedMessage { connection_id, listener, peer, bytes } = message;
         match self {
             Self::Journal(_) => {
                 let mut entry = Vec::with_capacity(bytes.len() + 320);
-                native::put(&mut entry, "PRIORITY", (Priority::Info as u8).to_string().as_bytes());
-                native::put(&mut entry, "SYSLOG_IDENTIFIER", IDENTIFIER.as_bytes());
-                native::put(&mut entry, "MESSAGE_ID", MESSAGE.message_id.as_bytes());
-                native::put(&mut entry, "LISTENER", listener.as_bytes());
-                native::put(&mut entry, "PEER", peer.as_bytes());
-                if let Some(connection) = connection {
-                    native::put(&mut entry, "CONNECTION", connection.to_string().as_bytes());
+                native::put_field(&mut entry, "PRIORITY", (Priority::Info as u8).to_string().as_bytes());
+                native::put_field(&mut entry, "SYSLOG_IDENTIFIER", IDENTIFIER.as_bytes());
+                native::put_field(&mut entry, "MESSAGE_ID", MESSAGE.message_id.as_bytes());
+                native::put_field(&mut entry, "LISTENER", listener.as_bytes());
+                native::put_field(&mut entry, "PEER", peer.as_bytes());
+                if let Some(connection) = connection_id {
+                    native::put_field(&mut entry, "CONNECTION", connection.to_string().as_bytes());
                 }
-                native::put(&mut entry, "MESSAGE", bytes);
+                native::put_field(&mut entry, "MESSAGE", bytes);
                 entry
             }
             Self::Lines(_) => {
-                let text = readable(bytes);
-                let on = connection.map(|connection| format!("connection {connection} on ")).unwrap_or_default();
+                let text = escape_bytes(bytes);
+                let on = connection_id.map(|connection| format!("connection {connection} on ")).unwrap_or_default();
                 let text = format!("message on {on}{listener} from {peer}: {text}");
-                line(Style::Words, Priority::Info, &harmless(&text, false)).into_bytes()
+                format_line(PriorityStyle::Names, Priority::Info, &escape_control(&text, false)).into_bytes()
             }
         }
     }
@@ -342,9 +344,9 @@ impl Out {
     fn write(&mut self, entry: &[u8], at: &mut usize) -> io::Result<()> {
         match self {
             Self::Journal(journal) => journal.send(entry),
-            Self::Lines(out) => {
+            Self::Lines(output) => {
                 while *at < entry.len() {
-                    match out.write(&entry[*at..]) {
+                    match output.write(&entry[*at..]) {
                         Ok(0) => return Err(ErrorKind::WriteZero.into()),
                         Ok(count) => *at += count,
                         Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -356,7 +358,7 @@ impl Out {
         }
     }
 
-    fn stuck(&self, error: &io::Error) -> String {
+    fn describe_error(&self, error: &io::Error) -> String {
         let problem = match self {
             Self::Journal(journal) => match error.kind() {
                 ErrorKind::WouldBlock => format!("the journal at {} takes nothing", journal.path().display()),

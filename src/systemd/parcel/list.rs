@@ -22,66 +22,66 @@ const MAGIC: [u8; 16] = *b"echoed parcel\n\x1a\0";
 const VERSION: u32 = 1;
 
 /// The bytes before the first line.
-const HEAD: u64 = 32;
+const HEADER_LEN: u64 = 32;
 
 /// The bytes of a line before its state.
-const LINE: u64 = 16;
+const ENTRY_HEADER_LEN: u64 = 16;
 
 /// One connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Line<S> {
+pub(super) struct Entry<S> {
     /// Its SO_COOKIE.
     pub(super) cookie: u64,
     /// What it is to go on from.
-    pub(super) state: S,
+    pub(super) snapshot: S,
 }
 
 /// A list as it was read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct List {
+pub(super) struct Manifest {
     /// When it was packed: since the machine was booted.
-    pub(super) time: Duration,
+    pub(super) stored_at: Duration,
     /// How many connections there should be.
     pub(super) count: u32,
     /// Those that are whole.
-    pub(super) lines: Vec<Line<Vec<u8>>>,
+    pub(super) entries: Vec<Entry<Vec<u8>>>,
     /// What is wrong with the others.
-    pub(super) problem: Option<Problem>,
+    pub(super) problem: Option<ManifestError>,
 }
 
 /// What is wrong with a list.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Problem {
+pub(super) enum ManifestError {
     /// Something else.
-    Foreign,
+    BadMagic,
     /// Written by a later version.
-    Version(u32),
+    UnknownVersion(u32),
     /// Shorter than it says.
-    Cut,
+    Truncated,
     /// Longer than it says, by so many bytes.
-    Longer(u64),
+    TrailingBytes(u64),
     /// It cannot be read.
     Unreadable(io::ErrorKind),
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Foreign => f.write_str("is not one of echoed"),
-            Self::Version(version) => {
+            Self::BadMagic => f.write_str("is not one of echoed"),
+            Self::UnknownVersion(version) => {
                 write!(f, "has version {version}, and this version of echoed knows {VERSION} at most")
             }
-            Self::Cut => f.write_str("is cut off"),
-            Self::Longer(bytes) => write!(f, "has {bytes} bytes after its end"),
+            Self::Truncated => f.write_str("is cut off"),
+            Self::TrailingBytes(bytes) => write!(f, "has {bytes} bytes after its end"),
             Self::Unreadable(kind) => write!(f, "cannot be read: {kind}"),
         }
     }
 }
 
-impl From<io::Error> for Problem {
+impl From<io::Error> for ManifestError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::UnexpectedEof => Self::Cut,
+            io::ErrorKind::UnexpectedEof => Self::Truncated,
             kind => Self::Unreadable(kind),
         }
     }
@@ -94,17 +94,17 @@ impl From<io::Error> for Problem {
 pub(super) fn write<'a>(
     to: &mut impl Write,
     time: Duration,
-    lines: impl ExactSizeIterator<Item = Line<&'a [u8]>>,
+    entries: impl ExactSizeIterator<Item = Entry<&'a [u8]>>,
 ) -> io::Result<()> {
     let too_many = |_| io::Error::from(io::ErrorKind::InvalidInput);
     to.write_all(&MAGIC)?;
     to.write_all(&VERSION.to_le_bytes())?;
-    to.write_all(&u32::try_from(lines.len()).map_err(too_many)?.to_le_bytes())?;
+    to.write_all(&u32::try_from(entries.len()).map_err(too_many)?.to_le_bytes())?;
     to.write_all(&u64::try_from(time.as_nanos()).map_err(too_many)?.to_le_bytes())?;
-    for Line { cookie, state } in lines {
+    for Entry { cookie, snapshot } in entries {
         to.write_all(&cookie.to_le_bytes())?;
-        to.write_all(&(state.len() as u64).to_le_bytes())?;
-        to.write_all(state)?;
+        to.write_all(&(snapshot.len() as u64).to_le_bytes())?;
+        to.write_all(snapshot)?;
     }
     Ok(())
 }
@@ -113,46 +113,46 @@ pub(super) fn write<'a>(
 ///
 /// # Errors
 /// There are no good lines.
-pub(super) fn read(from: &mut impl Read, length: u64) -> Result<List, Problem> {
-    let Some(mut left) = length.checked_sub(HEAD) else { return Err(Problem::Foreign) };
-    if number::<16>(from)? != MAGIC {
-        return Err(Problem::Foreign);
+pub(super) fn read(from: &mut impl Read, length: u64) -> Result<Manifest, ManifestError> {
+    let Some(mut remaining) = length.checked_sub(HEADER_LEN) else { return Err(ManifestError::BadMagic) };
+    if read_bytes::<16>(from)? != MAGIC {
+        return Err(ManifestError::BadMagic);
     }
-    let version = u32::from_le_bytes(number(from)?);
+    let version = u32::from_le_bytes(read_bytes(from)?);
     if version != VERSION {
-        return Err(Problem::Version(version));
+        return Err(ManifestError::UnknownVersion(version));
     }
-    let count = u32::from_le_bytes(number(from)?);
-    let time = Duration::from_nanos(u64::from_le_bytes(number(from)?));
-    let mut lines = Vec::new();
+    let count = u32::from_le_bytes(read_bytes(from)?);
+    let stored_at = Duration::from_nanos(u64::from_le_bytes(read_bytes(from)?));
+    let mut entries = Vec::new();
     let mut problem = None;
     for _ in 0..count {
-        match line(from, &mut left) {
-            Ok(line) => lines.push(line),
-            Err(wrong) => {
-                problem = Some(wrong);
+        match read_entry(from, &mut remaining) {
+            Ok(entry) => entries.push(entry),
+            Err(error) => {
+                problem = Some(error);
                 break;
             }
         }
     }
-    if problem.is_none() && left > 0 {
-        problem = Some(Problem::Longer(left));
+    if problem.is_none() && remaining > 0 {
+        problem = Some(ManifestError::TrailingBytes(remaining));
     }
-    Ok(List { time, count, lines, problem })
+    Ok(Manifest { stored_at, count, entries, problem })
 }
 
 /// A line of a list of which so many bytes are left.
-fn line(from: &mut impl Read, left: &mut u64) -> Result<Line<Vec<u8>>, Problem> {
-    *left = left.checked_sub(LINE).ok_or(Problem::Cut)?;
-    let cookie = u64::from_le_bytes(number(from)?);
-    let length = u64::from_le_bytes(number(from)?);
-    *left = left.checked_sub(length).ok_or(Problem::Cut)?;
-    let mut state = vec![0; usize::try_from(length).map_err(|_| Problem::Cut)?];
-    from.read_exact(&mut state)?;
-    Ok(Line { cookie, state })
+fn read_entry(from: &mut impl Read, remaining: &mut u64) -> Result<Entry<Vec<u8>>, ManifestError> {
+    *remaining = remaining.checked_sub(ENTRY_HEADER_LEN).ok_or(ManifestError::Truncated)?;
+    let cookie = u64::from_le_bytes(read_bytes(from)?);
+    let length = u64::from_le_bytes(read_bytes(from)?);
+    *remaining = remaining.checked_sub(length).ok_or(ManifestError::Truncated)?;
+    let mut snapshot = vec![0; usize::try_from(length).map_err(|_| ManifestError::Truncated)?];
+    from.read_exact(&mut snapshot)?;
+    Ok(Entry { cookie, snapshot })
 }
 
-fn number<const BYTES: usize>(from: &mut impl Read) -> io::Result<[u8; BYTES]> {
+fn read_bytes<const BYTES: usize>(from: &mut impl Read) -> io::Result<[u8; BYTES]> {
     let mut bytes = [0; BYTES];
     from.read_exact(&mut bytes)?;
     Ok(bytes)

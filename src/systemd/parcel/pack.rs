@@ -14,14 +14,14 @@ use rustix::net::{
     sockopt,
 };
 
-use super::Item;
-use super::list::{self, Line};
+use super::StoredConnection;
+use super::list::{self, Entry};
 
 /// How many descriptors go into a message at most (SCM_MAX_FD, unix(7)).
-pub(super) const MOST: usize = 253;
+pub(super) const MAX_FDS_PER_MESSAGE: usize = 253;
 
 /// What to do about too many descriptors in flight.
-pub(super) const TOO_MANY: &str =
+pub(super) const TOO_MANY_IN_FLIGHT: &str =
     "more would be in flight than LimitNOFILE= of the unit allows; it should be twice limits.connections";
 
 /// What keeps others from changing a list: with these, not even we can.
@@ -30,16 +30,16 @@ pub(super) const SEALS: SealFlags =
 
 /// How much fits.
 #[derive(Debug)]
-pub(super) struct Measures {
+pub(super) struct BundleLimits {
     /// How many connections go into a message.
-    pub(super) per_message: usize,
+    pub(super) fds_per_message: usize,
     /// SO_SNDBUF of the socketpair; that of the machine if it is not said (some 70,000 connections).
     pub(super) send_buffer: Option<usize>,
 }
 
-impl Default for Measures {
+impl Default for BundleLimits {
     fn default() -> Self {
-        Self { per_message: MOST, send_buffer: None }
+        Self { fds_per_message: MAX_FDS_PER_MESSAGE, send_buffer: None }
     }
 }
 
@@ -48,17 +48,21 @@ impl Default for Measures {
 ///
 /// # Errors
 /// Not a single one can be packed.
-pub(super) fn pack(items: &[Item], time: Duration, measures: &Measures) -> io::Result<(OwnedFd, usize)> {
-    let mut count = items.len();
+pub(super) fn pack(
+    connections: &[StoredConnection],
+    time: Duration,
+    limits: &BundleLimits,
+) -> io::Result<(OwnedFd, usize)> {
+    let mut count = connections.len();
     loop {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (sending, parcel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        if let Some(size) = measures.send_buffer {
-            sockopt::set_socket_send_buffer_size(&sending, size)?;
+        let (sender, bundle) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        if let Some(size) = limits.send_buffer {
+            sockopt::set_socket_send_buffer_size(&sender, size)?;
         }
-        match fill(&sending, &items[..count], time, measures.per_message)? {
-            (_, None) => return Ok((parcel, count)),
-            (0, Some(Errno::TOOMANYREFS)) => return Err(io::Error::other(TOO_MANY)),
+        match send_all(&sender, &connections[..count], time, limits.fds_per_message)? {
+            (_, None) => return Ok((bundle, count)),
+            (0, Some(Errno::TOOMANYREFS)) => return Err(io::Error::other(TOO_MANY_IN_FLIGHT)),
             (0, Some(error)) => return Err(error.into()),
             // The list says more than there is. Another one, for those that fit.
             (fitting, Some(_)) => count = fitting,
@@ -70,36 +74,42 @@ pub(super) fn pack(items: &[Item], time: Duration, measures: &Measures) -> io::R
 ///
 /// # Errors
 /// There is no list of them.
-fn fill(sending: &OwnedFd, items: &[Item], time: Duration, per_message: usize) -> io::Result<(usize, Option<Errno>)> {
-    let list = write_list(items, time)?;
+fn send_all(
+    sender: &OwnedFd,
+    connections: &[StoredConnection],
+    time: Duration,
+    fds_per_message: usize,
+) -> io::Result<(usize, Option<Errno>)> {
+    let manifest = create_manifest(connections, time)?;
     let mut sent = 0;
-    let mut put = || {
-        send(sending, &[list.as_fd()])?;
-        for some in items.chunks(per_message) {
-            let sockets: Vec<_> = some.iter().map(|item| item.socket.as_fd()).collect();
-            send(sending, &sockets)?;
-            sent += some.len();
+    let mut send = || {
+        send_fds(sender, &[manifest.as_fd()])?;
+        for chunk in connections.chunks(fds_per_message) {
+            let sockets: Vec<_> = chunk.iter().map(|connection| connection.socket.as_fd()).collect();
+            send_fds(sender, &sockets)?;
+            sent += chunk.len();
         }
         Ok(())
     };
-    let stopped = put().err();
-    Ok((sent, stopped))
+    let error = send().err();
+    Ok((sent, error))
 }
 
 /// Sends descriptors, [`MOST`] at most, and does not wait.
-pub(super) fn send(sending: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
+pub(super) fn send_fds(sender: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS_PER_MESSAGE))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(Errno::INVAL);
     }
     // An empty message would look like the end.
-    sendmsg(sending, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map(drop)
+    sendmsg(sender, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map(drop)
 }
 
 /// The list of these connections, in memory that nobody can change any more.
-fn write_list(items: &[Item], time: Duration) -> io::Result<OwnedFd> {
-    let cookies: Vec<_> = items.iter().map(|item| sockopt::socket_cookie(&item.socket)).collect::<Result<_, _>>()?;
+fn create_manifest(connections: &[StoredConnection], time: Duration) -> io::Result<OwnedFd> {
+    let cookies: Vec<_> =
+        connections.iter().map(|connection| sockopt::socket_cookie(&connection.socket)).collect::<Result<_, _>>()?;
     let new = |flags| memfd_create("echoed-parcel", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags);
     let memory = match new(MemfdFlags::NOEXEC_SEAL) {
         // Linux before 6.3 does not know this flag; after it, one without it is warned about, or refused
@@ -108,8 +118,9 @@ fn write_list(items: &[Item], time: Duration) -> io::Result<OwnedFd> {
         result => result,
     }?;
     let mut writer = BufWriter::with_capacity(64 * 1024, File::from(memory));
-    let lines = items.iter().zip(cookies).map(|(item, cookie)| Line { cookie, state: &*item.state });
-    list::write(&mut writer, time, lines)?;
+    let entries =
+        connections.iter().zip(cookies).map(|(connection, cookie)| Entry { cookie, snapshot: &*connection.snapshot });
+    list::write(&mut writer, time, entries)?;
     writer.flush()?;
     let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
     fcntl_add_seals(&file, SEALS)?;

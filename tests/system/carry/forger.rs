@@ -10,9 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
-use echoed::systemd::inherited::{self, Inherited, Sockets};
+use echoed::systemd::inherited::{self, ActivationFds, Sockets};
 use echoed::systemd::notify;
-use echoed::systemd::parcel::{self, Item};
+use echoed::systemd::parcel::{self, StoredConnection};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
@@ -71,10 +71,10 @@ pub fn is_wanted() -> bool {
 
 /// Tampers, and waits for its end.
 pub fn run() -> ! {
-    let Inherited { sockets, parcels, .. } = inherited::take().expect("the sockets are in order");
+    let ActivationFds { sockets, bundles, .. } = inherited::take().expect("the sockets are in order");
     let Sockets::Listeners(listeners) = sockets else { panic!("there are listening sockets") };
-    let items = parcel::open(parcels).items;
-    parcel::forget().expect("systemd listens");
+    let items = parcel::unpack(bundles).connections;
+    parcel::remove().expect("systemd listens");
     let forgery = env::var(FORGE).expect("it is text");
     for (name, descriptor) in forge(&forgery, items, listeners[0].socket.as_fd()) {
         notify::store(name, descriptor.as_fd()).expect("systemd listens");
@@ -87,7 +87,7 @@ pub fn run() -> ! {
 }
 
 /// What is put into the store: names and descriptors.
-fn forge(forgery: &str, items: Vec<Item>, listener: BorrowedFd<'_>) -> Vec<(&'static str, OwnedFd)> {
+fn forge(forgery: &str, items: Vec<StoredConnection>, listener: BorrowedFd<'_>) -> Vec<(&'static str, OwnedFd)> {
     let mut list = List::of(&items);
     let mut sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
     let last = list.lines.len().saturating_sub(1);
@@ -146,9 +146,9 @@ struct Line {
 }
 
 impl List {
-    fn of(items: &[Item]) -> Self {
-        let cookie = |item: &Item| sockopt::socket_cookie(&item.socket).expect("it is a socket");
-        let lines = items.iter().map(|item| Line { cookie: cookie(item), state: item.state.clone() });
+    fn of(items: &[StoredConnection]) -> Self {
+        let cookie = |item: &StoredConnection| sockopt::socket_cookie(&item.socket).expect("it is a socket");
+        let lines = items.iter().map(|item| Line { cookie: cookie(item), state: item.snapshot.clone() });
         Self { version: 1, lines: lines.collect(), cut: 0, holes: false }
     }
 

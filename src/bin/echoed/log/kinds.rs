@@ -3,7 +3,7 @@
 
 use echoed::config::Level;
 use echoed::server::event::Event;
-use echoed::systemd::journal::Kind;
+use echoed::systemd::journal::EntryKind;
 
 macro_rules! notes {
     ($($(#[$doc:meta])* $note:ident = $level:ident, $name:literal, $id:literal;)*) => {
@@ -23,9 +23,9 @@ macro_rules! notes {
                 }
             }
 
-            pub(crate) fn kind(self) -> Kind {
+            pub(crate) fn kind(self) -> EntryKind {
                 match self {
-                    $(Self::$note => Kind { name: $name, message_id: $id },)*
+                    $(Self::$note => EntryKind { name: $name, message_id: $id },)*
                 }
             }
         }
@@ -40,68 +40,68 @@ notes! {
     /// A listener has no section of its own.
     NoSection = Info, "no-section", "45c815dc38eb4772aa17ba0811358e92";
     /// There can be fewer descriptors than connections are allowed.
-    FewDescriptors = Warn, "few-descriptors", "cfcac218e4c24991b87c03b2a3647731";
+    LowNofile = Warn, "low-nofile", "cfcac218e4c24991b87c03b2a3647731";
     /// The service manager could not be told something.
-    NotNotified = Warn, "not-notified", "5a2e8712a7c746e0b51d8a61e5f2f5cb";
+    NotifyFailed = Warn, "notify-failed", "5a2e8712a7c746e0b51d8a61e5f2f5cb";
     /// It does not start.
-    NotStarted = Error, "not-started", "7fbae43138054f56ad783d68f90a858c";
+    StartFailed = Error, "start-failed", "7fbae43138054f56ad783d68f90a858c";
     /// The end begins.
     Stopping = Info, "stopping", "90d6700c13224a668eabf66281562449";
     /// The last replies are not waited for any longer.
-    NotWaiting = Info, "not-waiting", "229acac2ace140d58c6d944dde9622c5";
+    DrainAborted = Info, "drain-aborted", "229acac2ace140d58c6d944dde9622c5";
     /// The end: what was finished and what was cut.
     Stopped = Info, "stopped", "a5b78d5defc24e4788ea54eeed27f183";
     /// Connections of the process before go on.
-    TakenOver = Info, "taken-over", "79f5e9ab315b4198b2e137701bb19060";
+    ConnectionsRestored = Info, "connections-restored", "79f5e9ab315b4198b2e137701bb19060";
     /// Connections of the process before cannot go on.
-    NotRestored = Warn, "not-restored", "c0095df6b42342e9abd10ad80724d593";
+    RestoreFailed = Warn, "restore-failed", "c0095df6b42342e9abd10ad80724d593";
     /// Connections could not be handed over to the next process.
-    NotStored = Warn, "not-stored", "f5f10bcdbceb40118c29818cce20aa80";
+    StoreFailed = Warn, "store-failed", "f5f10bcdbceb40118c29818cce20aa80";
     /// New settings hold.
     Reloaded = Info, "reloaded", "c6e76186a409406fa1becd0924dcd062";
     /// Some of the new settings hold only after a restart.
     NeedsRestart = Warn, "needs-restart", "10d3232c44304b0b8a4600f3c5d85ea6";
     /// New settings are wrong; the old ones stay.
-    NotReloaded = Error, "not-reloaded", "d6fdeeed241c4bb2a0a6970afa179744";
+    ReloadFailed = Error, "reload-failed", "d6fdeeed241c4bb2a0a6970afa179744";
     /// Whole messages could not be written before the end.
     MessagesLost = Error, "messages-lost", "85aa8511363c4110aec26f61f8b7f565";
     /// A worker does not answer.
-    Hung = Error, "hung", "c23afd953c994d5faca7c84a4df579f4";
+    WorkerHung = Error, "worker-hung", "c23afd953c994d5faca7c84a4df579f4";
     /// All workers answer again.
-    Answered = Info, "answered", "d5f9dadb30ed4a7b8af0170053bc4be2";
+    WorkersResponding = Info, "workers-responding", "d5f9dadb30ed4a7b8af0170053bc4be2";
 }
 
 /// Events, by [`Event::name`]; the end of a connection by the name of its verdict.
-const EVENTS: [Kind; 22] = [
-    Kind { name: "opened", message_id: "5e6bb97ac5ed4e8b88b6ad89fce92c4f" },
-    Kind { name: "message", message_id: "51a1cd7c305043978fb018e4cab91a97" },
-    Kind { name: "full", message_id: "57727963c3e2428fa10d2b030090ee72" },
-    Kind { name: "short", message_id: "4c9cd511bba14675b7ed0b3eb93226a9" },
-    Kind { name: "recovered", message_id: "f624e127eca1451d9dfe5e52ef97bc97" },
-    Kind { name: "broken", message_id: "da4ecab6446d4e33b70af5cba385c61b" },
-    Kind { name: "resumed", message_id: "5dc55e438e4b4738b8509ecfa945dc3b" },
-    Kind { name: "dropped", message_id: "b4b07c3686db42608e24c362965647d7" },
-    Kind { name: "unanswered", message_id: "0f5e8ccafc8749e3bd4edac96c87c37b" },
-    Kind { name: "too-long", message_id: "2c65cc4a3de146e491acc2c7fa4a4129" },
-    Kind { name: "read-deadline", message_id: "83f62f9c5578440d9af2ad15797375c0" },
-    Kind { name: "idle-deadline", message_id: "ab85662348b24a1393ed0791c7a41d06" },
-    Kind { name: "lifetime", message_id: "b8909dae482d41e581def363522fe7c4" },
-    Kind { name: "too-many", message_id: "e9fbfdeb352b48e092ea20b62b117db3" },
-    Kind { name: "busy", message_id: "f5790008f7584c4cbb750e747d276005" },
-    Kind { name: "write-deadline", message_id: "4dd793a4778c4c9aa5c398377814db9a" },
-    Kind { name: "peer-closed", message_id: "d1ac960d4f644c8a808b48f90e84cb07" },
-    Kind { name: "peer-reset", message_id: "08c05d7bceb348ff9418bf4929ea58f2" },
-    Kind { name: "unterminated", message_id: "2b20a312ec4c4c839d365fdc35a57ab9" },
-    Kind { name: "shutdown", message_id: "8c32f471a7c64970824484a512e1f481" },
-    Kind { name: "bad-proxy-header", message_id: "860ddc49b93849c1b7fa544f1bd7a4a9" },
-    Kind { name: "carried", message_id: "71808cf8825d442689b4af39e6c51997" },
+const EVENTS: [EntryKind; 22] = [
+    EntryKind { name: "opened", message_id: "5e6bb97ac5ed4e8b88b6ad89fce92c4f" },
+    EntryKind { name: "message", message_id: "51a1cd7c305043978fb018e4cab91a97" },
+    EntryKind { name: "limit-reached", message_id: "57727963c3e2428fa10d2b030090ee72" },
+    EntryKind { name: "accept-paused", message_id: "4c9cd511bba14675b7ed0b3eb93226a9" },
+    EntryKind { name: "accept-resumed", message_id: "f624e127eca1451d9dfe5e52ef97bc97" },
+    EntryKind { name: "listener-failed", message_id: "da4ecab6446d4e33b70af5cba385c61b" },
+    EntryKind { name: "resumed", message_id: "5dc55e438e4b4738b8509ecfa945dc3b" },
+    EntryKind { name: "setup-failed", message_id: "b4b07c3686db42608e24c362965647d7" },
+    EntryKind { name: "datagrams-dropped", message_id: "0f5e8ccafc8749e3bd4edac96c87c37b" },
+    EntryKind { name: "too-long", message_id: "2c65cc4a3de146e491acc2c7fa4a4129" },
+    EntryKind { name: "read-deadline", message_id: "83f62f9c5578440d9af2ad15797375c0" },
+    EntryKind { name: "idle-deadline", message_id: "ab85662348b24a1393ed0791c7a41d06" },
+    EntryKind { name: "lifetime", message_id: "b8909dae482d41e581def363522fe7c4" },
+    EntryKind { name: "too-many", message_id: "e9fbfdeb352b48e092ea20b62b117db3" },
+    EntryKind { name: "busy", message_id: "f5790008f7584c4cbb750e747d276005" },
+    EntryKind { name: "write-deadline", message_id: "4dd793a4778c4c9aa5c398377814db9a" },
+    EntryKind { name: "peer-closed", message_id: "d1ac960d4f644c8a808b48f90e84cb07" },
+    EntryKind { name: "peer-reset", message_id: "08c05d7bceb348ff9418bf4929ea58f2" },
+    EntryKind { name: "unterminated", message_id: "2b20a312ec4c4c839d365fdc35a57ab9" },
+    EntryKind { name: "shutdown", message_id: "8c32f471a7c64970824484a512e1f481" },
+    EntryKind { name: "bad-proxy-header", message_id: "860ddc49b93849c1b7fa544f1bd7a4a9" },
+    EntryKind { name: "carried", message_id: "71808cf8825d442689b4af39e6c51997" },
 ];
 
 /// What is not listed, which a test rules out.
-const OTHER: Kind = Kind { name: "other", message_id: "27540d2c17cb4936b0d23619aca0961f" };
+const OTHER: EntryKind = EntryKind { name: "other", message_id: "27540d2c17cb4936b0d23619aca0961f" };
 
 /// The kind of an event.
-pub(super) fn of_event(event: &Event) -> Kind {
+pub(super) fn of_event(event: &Event) -> EntryKind {
     let name = match event {
         Event::Closed { verdict, .. } => verdict.name(),
         event => event.name(),
@@ -122,8 +122,9 @@ mod tests {
     const CATALOG: &str = include_str!("../../../../systemd/catalog/echoed.catalog");
 
     /// Every kind that can be logged.
-    fn kinds() -> Vec<Kind> {
-        let journal = [journal::LEFT_OUT, journal::LOST, whole::MESSAGE, whole::STUCK, whole::UNSTUCK, OTHER];
+    fn kinds() -> Vec<EntryKind> {
+        let journal =
+            [journal::SUPPRESSED, journal::LOST, whole::MESSAGE, whole::WRITE_FAILED, whole::WRITE_RESUMED, OTHER];
         let notes = Note::ALL.iter().map(|note| note.kind());
         journal.into_iter().chain(notes).chain(EVENTS).collect()
     }

@@ -26,9 +26,9 @@ impl Wake for Counter {
 /// A journal that takes entries when it is told to, the messages' way to it, and the lines of the other log.
 struct Setup {
     journal: UnixDatagram,
-    messages: Messages,
-    writer: Writer,
-    log_writer: super::super::Writer,
+    messages: LosslessLog,
+    writer: LosslessWriter,
+    log_writer: super::super::LogWriter,
     lines: Arc<Mutex<Vec<u8>>>,
     directory: TempDir,
 }
@@ -52,15 +52,16 @@ fn set_up() -> Setup {
     let journal = UnixDatagram::bind(&path).unwrap();
     journal.set_read_timeout(Some(CEILING)).unwrap();
     let lines = Arc::new(Mutex::default());
-    let (log, log_writer) = super::super::start(Target::Lines(Box::new(Lines(Arc::clone(&lines))))).unwrap();
-    let (messages, writer) = open_at(Target::Journal(Box::new(io::sink())), path, log);
+    let (log, log_writer) = super::super::start(LogTarget::Lines(Box::new(Lines(Arc::clone(&lines))))).unwrap();
+    let (messages, writer) = open_at(LogTarget::Journal(Box::new(io::sink())), path, log);
     Setup { journal, messages, writer, log_writer, lines, directory }
 }
 
 impl Setup {
     fn give(&self, bytes: &[u8], waker: &Waker) -> bool {
         let listener = "echo".into();
-        self.messages.take(Message { connection: Some(7), listener: &listener, peer: &"somebody", bytes }, waker)
+        self.messages
+            .try_append(PeerMessage { connection_id: Some(7), listener: &listener, peer: &"somebody", bytes }, waker)
     }
 
     fn text(&self) -> String {
@@ -135,7 +136,7 @@ fn who_finds_no_room_is_woken_once_half_of_it_is_free_and_nothing_is_lost() {
     let (woken, wakes) = channel();
     let counter = Arc::new(Counter { count: AtomicUsize::new(0), woken });
     let waker = Waker::from(Arc::clone(&counter));
-    let total = 10 * MOST;
+    let total = 10 * MAX_MESSAGES;
     // So that nothing is written until we read.
     fill(&setup.journal);
     thread::scope(|scope| {
@@ -150,13 +151,13 @@ fn who_finds_no_room_is_woken_once_half_of_it_is_free_and_nothing_is_lost() {
         });
         // It waits, and what waits is bounded.
         let until = now() + CEILING;
-        while setup.messages.shared.state().refused.is_empty() {
+        while setup.messages.shared.state().wakers.is_empty() {
             assert!(now() < until);
             thread::sleep(Duration::from_millis(2));
         }
-        assert_eq!(setup.messages.shared.state().count, MOST);
+        assert_eq!(setup.messages.shared.state().unwritten, MAX_MESSAGES);
         assert!(!setup.give(b"no", waker) && !setup.give(b"no", waker));
-        assert_eq!(setup.messages.shared.state().refused.len(), 1);
+        assert_eq!(setup.messages.shared.state().wakers.len(), 1);
         assert_eq!(counter.count.load(Ordering::SeqCst), 0);
         for number in 0..total {
             assert_eq!(next(&setup.journal), number.to_string().as_bytes());
@@ -164,7 +165,7 @@ fn who_finds_no_room_is_woken_once_half_of_it_is_free_and_nothing_is_lost() {
     });
     // Not for each message: each time half of the queue was free.
     let wakes = counter.count.load(Ordering::SeqCst);
-    assert!((1..=4 * total / MOST).contains(&wakes), "{wakes}");
+    assert!((1..=4 * total / MAX_MESSAGES).contains(&wakes), "{wakes}");
     assert_eq!(setup.writer.close(None), 0);
 }
 
@@ -172,7 +173,7 @@ fn who_finds_no_room_is_woken_once_half_of_it_is_free_and_nothing_is_lost() {
 fn the_bytes_that_wait_are_bounded_but_a_message_alone_may_be_longer() {
     let setup = set_up();
     // The journal is busy with this one.
-    let large = vec![b'x'; MOST_BYTES + 1];
+    let large = vec![b'x'; MAX_BYTES + 1];
     fill(&setup.journal);
     assert!(setup.give(&large, Waker::noop()));
     assert!(!setup.give(b"", Waker::noop()));
@@ -233,11 +234,11 @@ fn who_is_gone_does_not_pile_up_while_nothing_can_be_written() {
     for counter in &gone {
         assert!(!setup.give(b"x", &Waker::from(Arc::clone(counter))));
     }
-    assert_eq!(setup.messages.shared.state().refused.len(), 101);
+    assert_eq!(setup.messages.shared.state().wakers.len(), 101);
     // As if it were long ago.
-    setup.messages.shared.state().called = now().checked_sub(ROLL_CALL);
+    setup.messages.shared.state().last_wake_all = now().checked_sub(WAKE_ALL_INTERVAL);
     assert!(!setup.give(b"x", Waker::noop()));
-    assert_eq!(setup.messages.shared.state().refused.len(), 1);
+    assert_eq!(setup.messages.shared.state().wakers.len(), 1);
     for counter in &gone {
         assert_eq!((counter.count.load(Ordering::SeqCst), Arc::strong_count(counter)), (1, 1));
     }
@@ -265,13 +266,13 @@ fn without_the_journal_a_message_is_a_line_written_whole_though_stderr_takes_lit
         }
     }
 
-    let (log, log_writer) = super::super::start(Target::Lines(Box::new(io::sink()))).unwrap();
+    let (log, log_writer) = super::super::start(LogTarget::Lines(Box::new(io::sink()))).unwrap();
     let written = Arc::new(Mutex::default());
-    let (messages, writer) = open(Target::Lines(Box::new(Tight(Arc::clone(&written), 0))), log);
+    let (messages, writer) = open(LogTarget::Lines(Box::new(Tight(Arc::clone(&written), 0))), log);
     let listener = "echo".into();
     for bytes in ["two\nerror: lines\x1b[2J".as_bytes(), &[b'y'; 1000]] {
-        let message = Message { connection: Some(7), listener: &listener, peer: &"some\nbody", bytes };
-        assert!(messages.take(message, Waker::noop()));
+        let message = PeerMessage { connection_id: Some(7), listener: &listener, peer: &"some\nbody", bytes };
+        assert!(messages.try_append(message, Waker::noop()));
     }
     assert_eq!(writer.close(None), 0);
     log_writer.close();

@@ -13,18 +13,18 @@ use rustix::net::{
     sockopt,
 };
 
-use super::super::list::{self, Line};
+use super::super::list::{self, Entry};
 use super::super::*;
 use super::{closed, connections, expect_connected, packed_whole};
 
 /// Opens a single parcel that is not in order, and returns what is said about it.
-fn problems(parcel: OwnedFd) -> (Vec<Item>, Vec<String>) {
-    let opened = open(vec![parcel]);
+fn problems(parcel: OwnedFd) -> (Vec<StoredConnection>, Vec<String>) {
+    let opened = unpack(vec![parcel]);
     let problems = opened
         .problems
         .into_iter()
         .map(|problem| problem.strip_prefix("parcel 1 of 1: ").unwrap_or_else(|| panic!("{problem}")).to_owned());
-    (opened.items, problems.collect())
+    (opened.connections, problems.collect())
 }
 
 /// A parcel with these messages in it; and its other end.
@@ -52,8 +52,11 @@ fn memory(bytes: &[u8], seals: SealFlags) -> OwnedFd {
 }
 
 /// The list of these connections.
-fn list_of<'a>(items: impl IntoIterator<Item = &'a Item>) -> Vec<u8> {
-    let line = |item: &'a Item| Line { cookie: sockopt::socket_cookie(&item.socket).unwrap(), state: &*item.state };
+fn list_of<'a>(items: impl IntoIterator<Item = &'a StoredConnection>) -> Vec<u8> {
+    let line = |item: &'a StoredConnection| Entry {
+        cookie: sockopt::socket_cookie(&item.socket).unwrap(),
+        snapshot: &*item.snapshot,
+    };
     let lines: Vec<_> = items.into_iter().map(line).collect();
     let mut bytes = Vec::new();
     list::write(&mut bytes, now(), lines.into_iter()).unwrap();
@@ -61,7 +64,7 @@ fn list_of<'a>(items: impl IntoIterator<Item = &'a Item>) -> Vec<u8> {
 }
 
 /// What is said of connections whose list was written by somebody else, and how many of them are restored.
-fn with_list(bytes: &[u8], items: &[Item]) -> (usize, Vec<String>) {
+fn with_list(bytes: &[u8], items: &[StoredConnection]) -> (usize, Vec<String>) {
     let list = memory(bytes, SEALED);
     let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
     let (items, problems) = problems(parcel_of(&[&[list.as_fd()], &sockets]).0);
@@ -73,7 +76,7 @@ fn a_parcel_that_was_opened_before_is_empty() {
     let (items, mut peers) = connections(2);
     let parcels = packed_whole(items);
     let again = parcels[0].try_clone().unwrap();
-    expect_connected(open(parcels).items, &mut peers, 0);
+    expect_connected(unpack(parcels).connections, &mut peers, 0);
     let (items, said) = problems(again);
     assert!(items.is_empty());
     assert_eq!(said, ["it is empty; all that is in it is closed"]);
@@ -157,7 +160,7 @@ fn only_connections_are_carried() {
         rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap(),
         std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(),
     ];
-    let items = sockets.map(|socket| Item { socket, state: Vec::new() });
+    let items = sockets.map(|socket| StoredConnection { socket, snapshot: Vec::new() });
     let (restored, said) = with_list(&list_of(&items), &items);
     assert_eq!((restored, said), (1, vec!["6 descriptors in it are no connections, closed".to_owned()]));
     // What is no socket has no cookie.
@@ -266,8 +269,8 @@ fn lengths_that_no_memory_has_are_not_believed() {
     let (items, _peers) = connections(2);
     for length in [1, u64::from(u32::MAX), u64::MAX / 2, u64::MAX] {
         let mut bytes = list_of(&items);
-        let last = bytes.len() - 8 - items[1].state.len();
-        bytes[last..last + 8].copy_from_slice(&(items[1].state.len() as u64).saturating_add(length).to_le_bytes());
+        let last = bytes.len() - 8 - items[1].snapshot.len();
+        bytes[last..last + 8].copy_from_slice(&(items[1].snapshot.len() as u64).saturating_add(length).to_le_bytes());
         let (restored, said) = with_list(&bytes, &items);
         assert_eq!(restored, 1, "{length}");
         assert_eq!(said[0], "its list is cut off; 1 of 2 connections are known from it");

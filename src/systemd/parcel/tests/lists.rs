@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::super::list::{self, Line, List, Problem};
+use super::super::list::{self, Entry, Manifest, ManifestError};
 
 #[test]
 fn a_list_is_written_as_its_head_says() {
     let mut bytes = Vec::new();
-    let lines = [Line { cookie: 42, state: &b"abc"[..] }, Line { cookie: 43, state: &[] }];
+    let lines = [Entry { cookie: 42, snapshot: &b"abc"[..] }, Entry { cookie: 43, snapshot: &[] }];
     list::write(&mut bytes, Duration::from_nanos(123_456_789), lines.into_iter()).unwrap();
     let expected = [
         b"echoed parcel\n\x1a\0",
@@ -20,19 +20,19 @@ fn a_list_is_written_as_its_head_says() {
     assert_eq!(bytes, expected.concat());
 }
 
-fn lines() -> impl Strategy<Value = Vec<Line<Vec<u8>>>> {
+fn lines() -> impl Strategy<Value = Vec<Entry<Vec<u8>>>> {
     let line = (any::<u64>(), proptest::collection::vec(any::<u8>(), 0..50));
-    proptest::collection::vec(line.prop_map(|(cookie, state)| Line { cookie, state }), 0..20)
+    proptest::collection::vec(line.prop_map(|(cookie, snapshot)| Entry { cookie, snapshot }), 0..20)
 }
 
-fn written(lines: &[Line<Vec<u8>>], time: u64) -> Vec<u8> {
+fn written(lines: &[Entry<Vec<u8>>], time: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let lines = lines.iter().map(|Line { cookie, state }| Line { cookie: *cookie, state: &**state });
+    let lines = lines.iter().map(|Entry { cookie, snapshot }| Entry { cookie: *cookie, snapshot: &**snapshot });
     list::write(&mut bytes, Duration::from_nanos(time), lines).unwrap();
     bytes
 }
 
-fn read(bytes: &[u8]) -> Result<List, Problem> {
+fn read(bytes: &[u8]) -> Result<Manifest, ManifestError> {
     list::read(&mut &*bytes, bytes.len() as u64)
 }
 
@@ -41,7 +41,7 @@ proptest! {
     fn what_was_written_is_read(lines in lines(), time: u64) {
         let bytes = written(&lines, time);
         let (time, count) = (Duration::from_nanos(time), u32::try_from(lines.len()).unwrap());
-        prop_assert_eq!(read(&bytes), Ok(List { time, count, lines, problem: None }));
+        prop_assert_eq!(read(&bytes), Ok(Manifest { stored_at: time, count, entries: lines, problem: None }));
     }
 
     /// And nothing else happens.
@@ -49,8 +49,8 @@ proptest! {
     fn any_bytes_are_read_or_told(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(read(&bytes).is_err());
         let after_the_head = [&written(&[], 0)[..20], &bytes].concat();
-        if let Ok(List { lines, .. }) = read(&after_the_head) {
-            let size: usize = lines.iter().map(|line| 16 + line.state.len()).sum();
+        if let Ok(Manifest { entries: lines, .. }) = read(&after_the_head) {
+            let size: usize = lines.iter().map(|line| 16 + line.snapshot.len()).sum();
             prop_assert!(size <= bytes.len());
         }
     }
@@ -61,7 +61,7 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] = byte;
         if let Ok(list) = read(&bytes) {
-            let size: usize = list.lines.iter().map(|line| 16 + line.state.len()).sum();
+            let size: usize = list.entries.iter().map(|line| 16 + line.snapshot.len()).sum();
             prop_assert!(size + 32 <= bytes.len());
         }
     }
@@ -72,8 +72,8 @@ proptest! {
         let bytes = written(&lines, 1);
         let end = cut.index(bytes.len());
         match list::read(&mut &bytes[..end], bytes.len() as u64) {
-            Err(problem) => prop_assert_eq!(problem, Problem::Cut),
-            Ok(list) => prop_assert_eq!(list.problem, Some(Problem::Cut)),
+            Err(problem) => prop_assert_eq!(problem, ManifestError::Truncated),
+            Ok(list) => prop_assert_eq!(list.problem, Some(ManifestError::Truncated)),
         }
     }
 }
