@@ -44,7 +44,7 @@ fn text(len: usize) -> Vec<u8> {
 /// Searches `chunk` to its end, and finds nothing.
 fn search_in_vain(delimiter: &Delimiter, chunk: &[u8]) {
     let frame = Framer::default().next(delimiter, MAX, black_box(chunk));
-    assert_eq!(frame, Frame::Unfinished);
+    assert_eq!(frame, Frame::Incomplete);
 }
 
 fn silence(criterion: &mut Criterion) {
@@ -109,7 +109,7 @@ fn pieces(criterion: &mut Criterion) {
                     let mut framer = Framer::default();
                     let mut ends = 0;
                     for piece in black_box(message.as_slice()).chunks(SHORT) {
-                        ends += usize::from(framer.next(&delimiter, MAX, piece) != Frame::Unfinished);
+                        ends += usize::from(framer.next(&delimiter, MAX, piece) != Frame::Incomplete);
                     }
                     assert!(ends == 1 && !framer.in_progress());
                 });

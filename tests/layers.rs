@@ -76,7 +76,7 @@ impl Root {
     }
 }
 
-pub(crate) fn prefix(listener: &echoed::config::Listener) -> String {
+pub(crate) fn prefix(listener: &echoed::config::ListenerSettings) -> String {
     String::from_utf8(listener.rules.prefix.as_bytes().to_vec()).expect("it is text")
 }
 
@@ -137,7 +137,7 @@ fn a_layer_changes_only_what_it_sets() {
     let settings = root.load().settings;
     assert_eq!((settings.limits.connections, settings.limits.connections_per_source), (7, 8));
     assert_eq!(settings.limits.buffer_memory, Settings::default().limits.buffer_memory);
-    let (a, b) = (settings.listener("a"), settings.listener("b"));
+    let (a, b) = (settings.listener_settings("a"), settings.listener_settings("b"));
     assert_eq!((&*prefix(a), a.rules.delimiter.as_bytes(), a.rules.max_message), ("a", &b"\n"[..], 9));
     assert_eq!((&*prefix(b), b.rules.delimiter.as_bytes(), b.rules.max_message), ("server got:", &b"\t"[..], 9));
     assert_eq!(a.rules.deadlines.read.as_ref().map(ToString::to_string).as_deref(), Some("3s"));
@@ -243,7 +243,7 @@ fn of_two_variables_the_more_special_one_wins() {
     root.set("ECHOED_DEFAULTS__DEADLINES__IDLE", "9s");
     root.set("ECHOED_DEFAULTS__DEADLINES", "{ idle = \"7s\", read = \"8s\" }");
     let deadlines = root.load().settings.defaults.rules.deadlines.clone();
-    let shown = |span: &Option<echoed::protocol::rules::Span>| span.as_ref().map(ToString::to_string);
+    let shown = |span: &Option<echoed::protocol::rules::TimeSpan>| span.as_ref().map(ToString::to_string);
     assert_eq!((shown(&deadlines.idle), shown(&deadlines.read)), (Some("9s".to_owned()), Some("8s".to_owned())));
 }
 
@@ -327,7 +327,7 @@ fn in_raw_framing_the_prefix_is_empty_unless_it_is_set_somewhere() {
             root.write(&format!("etc/{number}.toml"), document);
         }
         let settings = root.load().settings;
-        assert_eq!(prefix(settings.listener("raw")), of_raw, "{documents:?}");
+        assert_eq!(prefix(settings.listener_settings("raw")), of_raw, "{documents:?}");
         assert_eq!(prefix(&settings.defaults), of_defaults, "{documents:?}");
     }
 }
@@ -406,11 +406,11 @@ fn usually_files_are_below_the_root_directory() {
 fn keys_that_need_a_restart_are_named() {
     let settings = |text: &str| Settings::from_toml("x", text).unwrap();
     let old = settings("[service]\nworkers = 1\n[listener.a]\nlisten = [\"@a\"]\n[listener.b]\nlisten = [\"@b\"]\n");
-    assert_eq!(old.needs_restart(&old), [""; 0]);
+    assert_eq!(old.keys_needing_restart(&old), [""; 0]);
     let changed = "[service]\nworkers = 2\ndrain = \"1s\"\n[limits]\nconnections = 1\n[listener.a]\nprefix = \"\"\n\
                    listen = [\"@a\"]\n[listener.\"x.y\"]\nlisten = [\"@x\"]\n[listener.z]\n";
     let new = settings(changed);
-    assert_eq!(old.needs_restart(&new), ["service.workers", "listener.b.listen", "listener.\"x.y\".listen"]);
+    assert_eq!(old.keys_needing_restart(&new), ["service.workers", "listener.b.listen", "listener.\"x.y\".listen"]);
     let moved = settings("[service]\nworkers = 1\n[listener.a]\nlisten = [\"@b\"]\n[listener.b]\nlisten = [\"@b\"]\n");
-    assert_eq!(old.needs_restart(&moved), ["listener.a.listen"]);
+    assert_eq!(old.keys_needing_restart(&moved), ["listener.a.listen"]);
 }

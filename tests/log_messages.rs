@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use common::{CEILING, Peer, wait_until};
 use echoed::address::Address;
-use echoed::config::{Level, Listener, Settings};
-use echoed::protocol::rules::{Deadlines, LogMessages, Span, Unterminated};
+use echoed::config::{Level, ListenerSettings, Settings};
+use echoed::protocol::rules::{Deadlines, LogMessages, TimeSpan, Unterminated};
 use echoed::protocol::{Rules, Verdict};
 use echoed::server::event::{Event, Message, MessageLog};
 use echoed::server::{Server, socket};
@@ -147,7 +147,7 @@ fn listen(server: &Server, name: &str, rules: Rules) -> String {
     let any: Address = "tcp:127.0.0.1:0".parse().expect("an address");
     let bound = socket::listen(&any).expect("a port is free").remove(0);
     let address = socket::bound_to(&bound.socket);
-    let listener = Listener { rules: Arc::new(rules), ..Settings::default().defaults };
+    let listener = ListenerSettings { rules: Arc::new(rules), ..Settings::default().defaults };
     server.listen(bound.socket, name, &listener).expect("it can be served");
     address
 }
@@ -258,7 +258,7 @@ fn many_peers_and_a_log_with_little_room_lose_nothing_and_keep_the_order() {
 
 #[test]
 fn no_deadline_of_the_peer_runs_while_the_log_has_no_room() {
-    let short = || Some(Span::new(Duration::from_millis(50), "50ms"));
+    let short = || Some(TimeSpan::new(Duration::from_millis(50), "50ms"));
     let deadlines = Deadlines { idle: None, read: short(), write: short(), lifetime: None };
     let served = Served::start(Rules { deadlines, ..whole() });
     let mut peer = served.connect();

@@ -396,7 +396,7 @@ fn what_the_service_may_use_is_enough_for_the_usual_settings() {
     assert!(tasks > 64 + 1 + 2);
     let stop = &values(&service, "Service", "TimeoutStopSec")[0];
     let stop = echoed::units::parse_time(stop).unwrap();
-    assert!(stop > echoed::config::Settings::default().service.drain.length());
+    assert!(stop > echoed::config::Settings::default().service.drain_timeout.duration());
 }
 
 fn cargo(arguments: &[&str]) -> Command {

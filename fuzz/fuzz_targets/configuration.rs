@@ -33,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
 
 fn check(settings: &Settings, printed: &str) {
     match Settings::from_toml("printed", printed) {
-        Ok(again) => assert_eq!(again, *settings, "{printed}"),
+        Ok(reloaded) => assert_eq!(reloaded, *settings, "{printed}"),
         Err(error) => panic!("{error}\n{printed}"),
     }
 }

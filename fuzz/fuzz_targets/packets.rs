@@ -15,15 +15,15 @@ const HEADERS: usize = 28;
 
 fuzz_target!(|data: &[u8]| {
     let Some((length, rest)) = data.split_first() else { return };
-    let (own, message) = rest.split_at(usize::from(*length).min(rest.len()));
-    check(Reply::Echo, own, message, Some([own, message].concat()));
-    check(Reply::Fixed, own, message, Some(own.to_vec()));
-    check(Reply::None, own, message, None);
+    let (prefix, message) = rest.split_at(usize::from(*length).min(rest.len()));
+    check(Reply::Echo, prefix, message, Some([prefix, message].concat()));
+    check(Reply::Fixed, prefix, message, Some(prefix.to_vec()));
+    check(Reply::None, prefix, message, None);
 });
 
 /// What is answered to a message where each reply begins with these bytes.
-fn check(kind: Reply, own: &[u8], message: &[u8], expected: Option<Vec<u8>>) {
-    let rules = Rules { reply: kind, prefix: Prefix::new(own), text: own.into(), ..Rules::default() };
+fn check(kind: Reply, prefix: &[u8], message: &[u8], expected: Option<Vec<u8>>) {
+    let rules = Rules { reply: kind, prefix: Prefix::new(prefix), text: prefix.into(), ..Rules::default() };
     let parts = reply(&rules, message);
     let answer = parts.map(|parts| parts.concat());
     assert_eq!(answer, expected);
@@ -31,15 +31,15 @@ fn check(kind: Reply, own: &[u8], message: &[u8], expected: Option<Vec<u8>>) {
     let is_large = answer.len() + HEADERS > 3 * (message.len() + HEADERS);
     match harm(message, &parts) {
         None => {
-            assert!(!is_large, "{kind:?}: {own:?}, {message:?}");
+            assert!(!is_large, "{kind:?}: {prefix:?}, {message:?}");
             let again = reply(&rules, &answer).and_then(|parts| harm(&answer, &parts));
-            assert!(own.is_empty() || again == Some(DropCause::OwnReply), "{kind:?}: {own:?}, {message:?}: {again:?}");
+            assert!(prefix.is_empty() || again == Some(DropCause::OwnReply), "{kind:?}: {prefix:?}, {message:?}: {again:?}");
         }
         Some(DropCause::OwnReply) => {
-            let is_own = !own.is_empty() && message.starts_with(own);
-            assert!(is_own || message.starts_with(b"server error:"), "{kind:?}: {own:?}, {message:?}");
+            let is_own = !prefix.is_empty() && message.starts_with(prefix);
+            assert!(is_own || message.starts_with(b"server error:"), "{kind:?}: {prefix:?}, {message:?}");
         }
-        Some(DropCause::Amplifies) => assert!(is_large, "{kind:?}: {own:?}, {message:?}"),
-        Some(other) => panic!("{kind:?}: {own:?}, {message:?}: {other}"),
+        Some(DropCause::Amplifies) => assert!(is_large, "{kind:?}: {prefix:?}, {message:?}"),
+        Some(other) => panic!("{kind:?}: {prefix:?}, {message:?}: {other}"),
     }
 }

@@ -14,9 +14,9 @@ use echoed::protocol::{Delimiter, Outlet, Rules, Scratch, Session, Snapshot, Ver
 use libfuzzer_sys::fuzz_target;
 
 /// So many bytes to a peer and so many messages to the log.
-struct Room(usize, usize);
+struct LimitedOutlet(usize, usize);
 
-impl Outlet for Room {
+impl Outlet for LimitedOutlet {
     fn send(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(self.0);
         self.0 -= taken;
@@ -58,7 +58,7 @@ fuzz_target!(|data: &[u8]| {
     let mut session = snapshot.thaw(Arc::clone(&rules), now);
     for step in &script[2..] {
         let size = usize::from(step >> 4);
-        let mut room = Room(size * size * size, size & 3);
+        let mut room = LimitedOutlet(size * size * size, size & 3);
         match step & 15 {
             0..=3 => session.resume(now, &mut scratch, &mut room),
             4..=6 => {
@@ -76,33 +76,33 @@ fuzz_target!(|data: &[u8]| {
             12 => session.refuse(Verdict::TooMany { limit: 3 }, now),
             13 => session.out_of_memory(now),
             14 => session.reset(),
-            _ => session = again(session, client, &rules, now),
+            _ => session = round_trip(session, client, &rules, now),
         }
     }
-    let session = again(session, client, &rules, now);
-    comes_to_an_end(session, now, &mut scratch);
+    let session = round_trip(session, client, &rules, now);
+    run_to_close(session, now, &mut scratch);
 });
 
 /// Put away and read, it is written as before.
-fn again(session: Session, client: Option<SocketAddr>, rules: &Arc<Rules>, now: Instant) -> Session {
+fn round_trip(session: Session, client: Option<SocketAddr>, rules: &Arc<Rules>, now: Instant) -> Session {
     let bytes = snapshot::freeze(&session, "echo", 7, client, now);
     match Snapshot::read(&bytes) {
         Ok(snapshot) => {
-            let thawed = snapshot.thaw(Arc::clone(rules), now);
-            assert_eq!(snapshot::freeze(&thawed, "echo", 7, client, now), bytes, "{session:?}\n{thawed:?}");
+            let restored = snapshot.thaw(Arc::clone(rules), now);
+            assert_eq!(snapshot::freeze(&restored, "echo", 7, client, now), bytes, "{session:?}\n{restored:?}");
             // Beyond 292 years, times are not told apart.
             let deadline = |session: &Session| {
                 session.deadline().filter(|deadline| *deadline + Duration::from_secs(1 << 32) > now)
             };
-            assert_eq!((thawed.wants(), deadline(&thawed)), (session.wants(), deadline(&session)));
-            thawed
+            assert_eq!((restored.wants(), deadline(&restored)), (session.wants(), deadline(&session)));
+            restored
         }
         Err(error) => panic!("{error}\n{session:?}"),
     }
 }
 
 /// The peer does nothing more but take what it is sent, and the log takes everything.
-fn comes_to_an_end(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
+fn run_to_close(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
     for _ in 0..1_000_000 {
         match session.wants() {
             Want::Read | Want::Pause => {
@@ -110,7 +110,7 @@ fn comes_to_an_end(mut session: Session, mut now: Instant, scratch: &mut Scratch
                 now = now.max(deadline);
                 session.tick(now);
             }
-            Want::Write | Want::Log => session.resume(now, scratch, &mut Room(usize::MAX, usize::MAX)),
+            Want::Write | Want::Log => session.resume(now, scratch, &mut LimitedOutlet(usize::MAX, usize::MAX)),
             Want::Shutdown => session.sent_end(now),
             Want::Close => break,
         }

@@ -280,7 +280,7 @@ impl<'a, R: Report> Exchange<'a, R> {
                     self.partial = reply;
                     rest = &rest[end..];
                 }
-                Frame::Unfinished => {
+                Frame::Incomplete => {
                     self.partial.extend_from_slice(rest);
                     break;
                 }

@@ -58,7 +58,7 @@ impl Message {
         match Framer::default().next(delimiter, MAX_MESSAGE, &terminated) {
             Frame::Complete(end) if end == terminated.len() => Ok(Self { terminated, len }),
             Frame::TooLong => Err(MessageError::TooLong),
-            Frame::Complete(_) | Frame::Unfinished => Err(MessageError::Delimiter(delimiter.clone())),
+            Frame::Complete(_) | Frame::Incomplete => Err(MessageError::Delimiter(delimiter.clone())),
         }
     }
 

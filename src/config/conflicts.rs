@@ -2,7 +2,7 @@
 
 use super::Settings;
 use super::diagnose::Problem;
-use super::tree::{Data, Node};
+use super::tree::{Node, Value};
 use crate::protocol::Rules;
 use crate::protocol::reply::Prefix;
 use crate::protocol::rules::Framing;
@@ -11,29 +11,29 @@ use crate::units::format_size;
 /// Every conflict in `tree`, which became `settings`. A value that was refused before is in none.
 pub(super) fn find(settings: &Settings, tree: &Node) -> Vec<Problem> {
     let mut problems = Vec::new();
-    look_at(tree, &["defaults"], &settings.defaults.rules, settings.limits.buffer_memory, &mut problems);
+    check_section(tree, &["defaults"], &settings.defaults.rules, settings.limits.buffer_memory, &mut problems);
     for (name, listener) in &settings.listeners {
         let rules = &listener.rules;
-        look_at(tree, &["listener", name], rules, settings.limits.buffer_memory, &mut problems);
+        check_section(tree, &["listener", name], rules, settings.limits.buffer_memory, &mut problems);
     }
     problems
 }
 
-fn look_at(tree: &Node, section: &[&str], rules: &Rules, buffer_memory: usize, problems: &mut Vec<Problem>) {
+fn check_section(tree: &Node, section: &[&str], rules: &Rules, buffer_memory: usize, problems: &mut Vec<Problem>) {
     let is_defaults = section.len() == 1;
     let own = |key| tree.find(&[section, &[key]].concat());
     let setting = |key| own(key).or_else(|| tree.find(&["defaults", key]));
     let budget = tree.find(&["limits", "buffer_memory"]);
 
     // What only the defaults are to blame for is reported there.
-    for (key, bytes) in [("prefix", rules.prefix.as_bytes()), ("text", &rules.text)] {
+    for (key, bytes) in [("prefix", rules.prefix.as_bytes()), ("text", &rules.fixed_reply)] {
         let is_own = is_defaults || [key, "delimiter", "framing"].iter().any(|key| own(key).is_some());
         if is_own && rules.framing == Framing::Delimited && rules.delimiter.is_in(bytes) {
             let (shown, delimiter) = (Prefix::new(bytes), &rules.delimiter);
             let message = format!("the {key} {shown:?} contains the delimiter {delimiter:?}; change one of them");
             // Of two in one section or file, the delimiter is not shown.
             let sides = [(key, setting(key), own(key)), ("delimiter", setting("delimiter"), own("delimiter"))];
-            problems.extend(problem(sides, message));
+            problems.extend(conflict(sides, message));
         }
     }
     if (is_defaults || own("max_message").is_some()) && rules.max_message > buffer_memory {
@@ -43,7 +43,7 @@ fn look_at(tree: &Node, section: &[&str], rules: &Rules, buffer_memory: usize, p
         );
         let sides =
             [("max_message", setting("max_message"), own("max_message")), ("limits.buffer_memory", budget, budget)];
-        problems.extend(problem(sides, message));
+        problems.extend(conflict(sides, message));
     }
 }
 
@@ -51,13 +51,13 @@ fn look_at(tree: &Node, section: &[&str], rules: &Rules, buffer_memory: usize, p
 type Side<'a> = (&'static str, Option<&'a Node>, Option<&'a Node>);
 
 /// The problem is shown where the last layer has set one of the two, and says where the other is set.
-fn problem(sides: [Side<'_>; 2], message: String) -> Option<Problem> {
-    if sides.iter().any(|(_, node, _)| node.is_some_and(|node| node.data == Data::Refused)) {
+fn conflict(sides: [Side<'_>; 2], message: String) -> Option<Problem> {
+    if sides.iter().any(|(_, node, _)| node.is_some_and(|node| node.value == Value::Invalid)) {
         return None;
     }
-    let place = |side: &Side<'_>| side.1.map(|node| node.place);
-    let rank = |side: &Side<'_>| (side.2.is_some(), place(side).map(|place| place.layer));
+    let span = |side: &Side<'_>| side.1.map(|node| node.span);
+    let rank = |side: &Side<'_>| (side.2.is_some(), span(side).map(|span| span.layer));
     let [first, second] = sides;
     let (shown, other) = if rank(&second) > rank(&first) { (second, first) } else { (first, second) };
-    Some(Problem { place: place(&shown)?, message, related: vec![(other.0, place(&other))] })
+    Some(Problem { span: span(&shown)?, message, related: vec![(other.0, span(&other))] })
 }

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use super::tree::Place;
+use super::tree::Span;
 
 /// Where a layer comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,21 +19,21 @@ pub(super) enum Origin {
     /// The path of a file, as it is shown.
     File(String),
     /// A variable of the environment, or an option of the command line.
-    Word(String),
+    Inline(String),
 }
 
 /// One thing that is wrong with a value or a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
-    pub(super) place: Place,
+    pub(super) span: Span,
     /// What is wrong and what to write instead, in one line.
     pub(super) message: String,
     /// Other keys that are part of it, and where they are set; nowhere is their default.
-    pub(super) related: Vec<(&'static str, Option<Place>)>,
+    pub(super) related: Vec<(&'static str, Option<Span>)>,
 }
 
 /// How many problems are shown. Something that is no configuration at all has thousands.
-const SHOWN: usize = 200;
+const MAX_SHOWN: usize = 200;
 
 /// How long a line is shown, in characters before and behind the place in question.
 const CONTEXT: usize = 100;
@@ -44,14 +44,14 @@ const CONTEXT: usize = 100;
 #[derive(Debug)]
 pub struct Error {
     blocks: Vec<String>,
-    more: usize,
+    omitted: usize,
 }
 
 impl Error {
     pub(super) fn new(mut blocks: Vec<String>) -> Self {
-        let more = blocks.len().saturating_sub(SHOWN);
-        blocks.truncate(SHOWN);
-        Self { blocks, more }
+        let omitted = blocks.len().saturating_sub(MAX_SHOWN);
+        blocks.truncate(MAX_SHOWN);
+        Self { blocks, omitted }
     }
 
     /// What is wrong, in one line for each problem.
@@ -63,8 +63,8 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.blocks.join("\n"))?;
-        if self.more > 0 {
-            write!(f, "\nand {} problems more", self.more)?;
+        if self.omitted > 0 {
+            write!(f, "\nand {} problems more", self.omitted)?;
         }
         Ok(())
     }
@@ -81,8 +81,8 @@ struct Position {
 }
 
 impl Position {
-    fn of(text: &str, at: usize) -> Self {
-        let at = floor(text, at);
+    fn locate(text: &str, at: usize) -> Self {
+        let at = floor_char_boundary(text, at);
         let start = text[..at].rfind('\n').map_or(0, |at| at + 1);
         let end = text[at..].find('\n').map_or(text.len(), |end| at + end);
         let column = text[start..at].chars().count() + 1;
@@ -90,30 +90,30 @@ impl Position {
     }
 }
 
-fn floor(text: &str, at: usize) -> usize {
+fn floor_char_boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 /// `FILE:LINE`, or the name of a variable or an option.
-pub(super) fn origin(origin: &Origin, text: &str, place: Place) -> String {
+pub(super) fn format_origin(origin: &Origin, text: &str, span: Span) -> String {
     match origin {
-        Origin::File(path) => format!("{path}:{}", Position::of(text, place.start).line),
-        Origin::Word(name) => name.clone(),
+        Origin::File(path) => format!("{path}:{}", Position::locate(text, span.start).line),
+        Origin::Inline(name) => name.clone(),
     }
 }
 
 /// A problem at this place of `text`.
-pub(super) fn block(origin: &Origin, text: &str, place: Place, message: &str) -> String {
-    let start = floor(text, place.start);
-    let position = Position::of(text, start);
+pub(super) fn format_block(origin: &Origin, text: &str, span: Span, message: &str) -> String {
+    let start = floor_char_boundary(text, span.start);
+    let position = Position::locate(text, start);
     let (head, number) = match origin {
         Origin::File(path) => (format!("{path}:{}:{}", position.line, position.column), position.line.to_string()),
         // Of a variable there is only one line as a rule, and its number tells nothing.
-        Origin::Word(name) => (name.clone(), String::new()),
+        Origin::Inline(name) => (name.clone(), String::new()),
     };
     let line = text[position.bytes.clone()].trim_end_matches('\r');
     let before = &text[position.bytes.start..start];
-    let end = place.end.clamp(start, position.bytes.end);
+    let end = span.end.clamp(start, position.bytes.end);
     let marked = text.get(start..end).unwrap_or("").trim_end_matches('\r').chars().count();
 
     let (skipped, ellipsis) = match before.chars().count().checked_sub(CONTEXT) {
@@ -139,12 +139,12 @@ fn printable(character: char) -> char {
 }
 
 /// A name as it is shown: what would break the line is escaped.
-pub(super) fn shown(name: &str) -> Cow<'_, str> {
+pub(super) fn escape_controls(name: &str) -> Cow<'_, str> {
     if name.chars().any(char::is_control) { name.escape_debug().to_string().into() } else { name.into() }
 }
 
 /// The one of `known` that `word` was probably meant to be.
-pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let distance = |name: &str| strsim::damerau_levenshtein(word, name);
     let best = known.iter().copied().min_by_key(|name| distance(name))?;
     (distance(best) <= (word.len().max(best.len()) / 3).max(1)).then_some(best)
@@ -158,51 +158,51 @@ mod tests {
         Origin::File("f.toml".to_owned())
     }
 
-    fn place(start: usize, end: usize) -> Place {
-        Place { layer: 0, start, end }
+    fn span(start: usize, end: usize) -> Span {
+        Span { layer: 0, start, end }
     }
 
     #[test]
     fn a_problem_is_shown_below_its_line() {
         let text = "[log]\n\tlevel = \"é\" # x\r\nmore";
         let at = text.find("\"é\"").unwrap();
-        let shown = block(&file(), text, place(at, at + 4), "wrong");
+        let shown = format_block(&file(), text, span(at, at + 4), "wrong");
         assert_eq!(shown, "f.toml:2:10: wrong\n  |\n2 | \tlevel = \"é\" # x\n  | \t        ^^^");
     }
 
     #[test]
-    fn places_outside_of_the_text_are_shown_at_its_end() {
-        let shown = block(&file(), "a = [", place(90, 99), "ended");
+    fn spans_outside_the_text_are_shown_at_its_end() {
+        let shown = format_block(&file(), "a = [", span(90, 99), "ended");
         assert_eq!(shown, "f.toml:1:6: ended\n  |\n1 | a = [\n  |      ^");
-        let shown = block(&file(), "é", place(1, 1), "inside");
+        let shown = format_block(&file(), "é", span(1, 1), "inside");
         assert_eq!(shown, "f.toml:1:1: inside\n  |\n1 | é\n  | ^");
     }
 
     #[test]
-    fn a_variable_is_shown_without_the_number_of_a_line() {
-        let shown = block(&Origin::Word("A__B".to_owned()), "A__B=é 3", place(8, 9), "wrong");
+    fn a_variable_is_shown_without_a_line_number() {
+        let shown = format_block(&Origin::Inline("A__B".to_owned()), "A__B=é 3", span(8, 9), "wrong");
         assert_eq!(shown, "A__B: wrong\n  |\n  | A__B=é 3\n  |        ^");
     }
 
     #[test]
-    fn of_a_long_line_the_part_in_question_is_shown() {
+    fn only_the_relevant_part_of_a_long_line_is_shown() {
         let text = format!("{}HERE{}", "a".repeat(300), "b".repeat(300));
-        let shown = block(&file(), &text, place(300, 304), "wrong");
+        let shown = format_block(&file(), &text, span(300, 304), "wrong");
         let (a, b) = ("a".repeat(100), "b".repeat(96));
         assert_eq!(shown, format!("f.toml:1:301: wrong\n  |\n1 | …{a}HERE{b}…\n  |  {}^^^^", " ".repeat(100)));
-        let shown = block(&file(), &text, place(0, 604), "all");
+        let shown = format_block(&file(), &text, span(0, 604), "all");
         assert_eq!(shown.lines().next_back(), Some(&*format!("  | {}", "^".repeat(100))));
     }
 
     #[test]
-    fn control_characters_are_not_shown_as_they_are() {
-        let shown = block(&file(), "\u{1b}[31m\u{7f}", place(0, 1), "wrong");
+    fn control_characters_are_escaped_or_replaced() {
+        let shown = format_block(&file(), "\u{1b}[31m\u{7f}", span(0, 1), "wrong");
         assert!(!shown.contains(['\u{1b}', '\u{7f}']), "{shown:?}");
-        assert_eq!(super::shown("a\nb"), "a\\nb");
+        assert_eq!(super::escape_controls("a\nb"), "a\\nb");
     }
 
     #[test]
-    fn of_very_many_problems_some_are_shown_and_the_others_counted() {
+    fn only_the_first_200_problems_are_shown_and_the_others_are_counted() {
         let error = Error::new((0..203).map(|number| format!("{number}\n  | x")).collect());
         assert_eq!(error.headlines().count(), 200);
         assert!(error.to_string().ends_with("\n199\n  | x\nand 3 problems more"));
@@ -210,10 +210,10 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_key_is_found_and_none_that_is_far() {
+    fn a_similar_key_is_suggested_and_a_distant_one_is_not() {
         let known = ["delimiter", "prefix", "max_message"];
-        assert_eq!(nearest("delimeter", &known), Some("delimiter"));
-        assert_eq!(nearest("max-message", &known), Some("max_message"));
-        assert_eq!(nearest("colour", &known), None);
+        assert_eq!(closest("delimeter", &known), Some("delimiter"));
+        assert_eq!(closest("max-message", &known), Some("max_message"));
+        assert_eq!(closest("colour", &known), None);
     }
 }

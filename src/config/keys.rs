@@ -7,11 +7,11 @@ pub(super) struct Key {
     pub(super) section: &'static str,
     pub(super) name: &'static str,
     /// What it is, its unit, and the words that it takes.
-    pub(super) about: &'static str,
+    pub(super) description: &'static str,
 }
 
-const fn key(section: &'static str, name: &'static str, about: &'static str) -> Key {
-    Key { section, name, about }
+const fn key(section: &'static str, name: &'static str, description: &'static str) -> Key {
+    Key { section, name, description }
 }
 
 /// All of them but `listen`, which has no default and stands in `[listener.NAME]` only.
@@ -67,18 +67,18 @@ pub(super) fn sections_of(name: &str) -> Vec<&'static str> {
 }
 
 /// What a key is.
-pub(super) fn about(section: &str, name: &str) -> &'static str {
-    KEYS.iter().find(|key| key.section == section && key.name == name).map_or("", |key| key.about)
+pub(super) fn description(section: &str, name: &str) -> &'static str {
+    KEYS.iter().find(|key| key.section == section && key.name == name).map_or("", |key| key.description)
 }
 
 /// A key as it stands in a header or before a `=`: in quotes where it has to.
-pub(super) fn quoted(key: &str) -> String {
+pub(super) fn toml_key(key: &str) -> String {
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    if !key.is_empty() && key.bytes().all(is_bare) { key.to_owned() } else { string(key) }
+    if !key.is_empty() && key.bytes().all(is_bare) { key.to_owned() } else { toml_string(key) }
 }
 
 /// A string of TOML, on one line.
-pub(super) fn string(text: &str) -> String {
+pub(super) fn toml_string(text: &str) -> String {
     let mut written = String::from("\"");
     for character in text.chars() {
         match character {

@@ -17,21 +17,21 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::diagnose::{Origin, block, shown};
-use super::keys::string;
-use super::tree::{Data, Node, Place, Table};
+use super::diagnose::{Origin, escape_controls, format_block};
+use super::keys::toml_string;
+use super::tree::{Node, Span, Table, Value};
 
 /// Where configuration is, the strongest last.
-const PLACES: [&str; 3] = ["usr/lib/echoed", "run/echoed", "etc/echoed"];
+const DIRECTORIES: [&str; 3] = ["usr/lib/echoed", "run/echoed", "etc/echoed"];
 
 /// The largest file, in bytes: a hundred times what anybody writes, and nothing that would hurt.
-const MAX_FILE: u64 = 1 << 20;
+const MAX_FILE_SIZE: u64 = 1 << 20;
 
 /// Why a link may lead nowhere that leads somewhere for everybody else.
-const BOUNDS: &str = " (the service sees /etc/echoed, /run/echoed and /usr/lib only)";
+const SANDBOX_HINT: &str = " (the service sees /etc/echoed, /run/echoed and /usr/lib only)";
 
 /// What variables begin with.
-const VARIABLES: &str = "ECHOED_";
+const VARIABLE_PREFIX: &str = "ECHOED_";
 
 /// One source of settings.
 #[derive(Debug, Clone)]
@@ -45,71 +45,72 @@ pub(super) struct Layer {
 
 impl Layer {
     /// The layer number `index`: a document.
-    pub(super) fn of_document(index: usize, name: &str, text: &str) -> Self {
-        let origin = Origin::File(shown(name).into_owned());
+    pub(super) fn from_document(index: usize, name: &str, text: &str) -> Self {
+        let origin = Origin::File(escape_controls(name).into_owned());
         // Editors of other systems write one.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text).to_owned();
-        let tree = Node::of_document(index, &text).map_err(|errors| {
-            let mut found: Vec<_> = errors.iter().map(|error| syntax_error(index, &text, error)).collect();
-            found.sort_by_key(|(place, _)| *place);
+        let tree = Node::from_document(index, &text).map_err(|errors| {
+            let mut found: Vec<_> = errors.iter().map(|error| describe_syntax_error(index, &text, error)).collect();
+            found.sort_by_key(|(span, _)| *span);
             // What else is found in a line follows from the first as a rule.
-            found.dedup_by_key(|(place, _)| text.get(..place.start).unwrap_or(&text).matches('\n').count());
-            found.iter().map(|(place, message)| block(&origin, &text, *place, message)).collect()
+            found.dedup_by_key(|(span, _)| text.get(..span.start).unwrap_or(&text).matches('\n').count());
+            found.iter().map(|(span, message)| format_block(&origin, &text, *span, message)).collect()
         });
         Self { origin, text, tree }
     }
 
     /// The layer number `index`: a variable of the environment, if its name is one of ours.
-    fn of_variable(index: usize, name: &OsString, value: &OsString) -> Option<Self> {
+    fn from_variable(index: usize, name: &OsString, value: &OsString) -> Option<Self> {
         let text = name.to_string_lossy();
-        let path = text.strip_prefix(VARIABLES).filter(|path| path.contains("__"))?;
+        let path = text.strip_prefix(VARIABLE_PREFIX).filter(|path| path.contains("__"))?;
         let capitals = path.to_uppercase();
         let (Some(value), true) = (value.to_str(), path == capitals && name.to_str().is_some()) else {
-            let why = if path == capitals { "is not UTF-8".to_owned() } else { format!("write {VARIABLES}{capitals}") };
+            let why =
+                if path == capitals { "is not UTF-8".to_owned() } else { format!("write {VARIABLE_PREFIX}{capitals}") };
             return Some(Self::unreadable(&text, &why));
         };
-        let mut start = VARIABLES.len();
+        let mut start = VARIABLE_PREFIX.len();
         let mut keys = Vec::new();
         for key in path.split("__") {
-            keys.push((key.to_lowercase(), Place::new(index, start..start + key.len())));
+            keys.push((key.to_lowercase(), Span::new(index, start..start + key.len())));
             start += key.len() + "__".len();
         }
-        let node = Node::of_value(index, text.len() + 1, value);
-        let (origin, text) = (Origin::Word(shown(&text).into_owned()), format!("{text}={value}"));
+        let node = Node::from_value(index, text.len() + 1, value);
+        let (origin, text) = (Origin::Inline(escape_controls(&text).into_owned()), format!("{text}={value}"));
         Some(Self { origin, text, tree: Ok(nested(keys, node)) })
     }
 
     /// The layer number `index`: an option of the command line, which sets a key.
-    pub(super) fn of_option(index: usize, option: &str, path: &[&str], value: &str) -> Self {
-        let place = Place::new(index, 0..option.len());
-        let keys = path.iter().map(|key| ((*key).to_owned(), place)).collect();
+    pub(super) fn from_option(index: usize, option: &str, path: &[&str], value: &str) -> Self {
+        let span = Span::new(index, 0..option.len());
+        let keys = path.iter().map(|key| ((*key).to_owned(), span)).collect();
         let start = option.len() + 1;
-        let place = Place::new(index, start..start + value.len());
-        let node = Node { key: place, place, data: Data::Text(value.to_owned()) };
-        let (origin, text) = (Origin::Word(option.to_owned()), format!("{option} {value}"));
+        let range = Span::new(index, start..start + value.len());
+        let node = Node { key_span: range, span: range, value: Value::Text(value.to_owned()) };
+        let (origin, text) = (Origin::Inline(option.to_owned()), format!("{option} {value}"));
         Self { origin, text, tree: Ok(nested(keys, node)) }
     }
 
     fn unreadable(name: &str, why: &str) -> Self {
-        let name = shown(name).into_owned();
+        let name = escape_controls(name).into_owned();
         let problem = format!("{name}: {why}");
         Self { origin: Origin::File(name), text: String::new(), tree: Err(vec![problem]) }
     }
 }
 
 /// A tree in which nothing is set but what these keys lead to.
-fn nested(keys: Vec<(String, Place)>, value: Node) -> Node {
+fn nested(keys: Vec<(String, Span)>, value: Node) -> Node {
     let mut node = value;
-    for (key, place) in keys.into_iter().rev() {
-        node.key = place;
-        node = Node { key: place, place, data: Data::Table(Table::from([(key, node)])) };
+    for (key, range) in keys.into_iter().rev() {
+        node.key_span = range;
+        node = Node { key_span: range, span: range, value: Value::Table(Table::from([(key, node)])) };
     }
     node
 }
 
-fn syntax_error(layer: usize, text: &str, error: &toml::de::Error) -> (Place, String) {
-    let span = error.span().unwrap_or(text.len()..text.len());
-    let there = text.get(span.clone()).unwrap_or_default();
+fn describe_syntax_error(layer: usize, text: &str, error: &toml::de::Error) -> (Span, String) {
+    let range = error.span().unwrap_or(text.len()..text.len());
+    let there = text.get(range.clone()).unwrap_or_default();
     // What is meant by it, where that is certain.
     let message = match (error.message(), &*there.to_lowercase()) {
         (_, "true" | "yes" | "on") => format!("{there} is no value; write true, or \"{there}\""),
@@ -119,26 +120,26 @@ fn syntax_error(layer: usize, text: &str, error: &toml::de::Error) -> (Place, St
             if message.starts_with("string values must be quoted")
                 || (message.starts_with("invalid ") && word.bytes().all(|byte| byte.is_ascii_lowercase())) =>
         {
-            format!("{there} is no value; strings stand in quotes: {}", string(there))
+            format!("{there} is no value; strings stand in quotes: {}", toml_string(there))
         }
         ("duplicate key", _) => "duplicate key; it is there before, and only one can be".to_owned(),
         (message, _) => message.lines().collect::<Vec<_>>().join(", "),
     };
-    (Place::new(layer, span), message)
+    (Span::new(layer, range), message)
 }
 
 /// The variables that are ours, the more special of two after the other.
 pub(super) fn add_variables(environment: &[(OsString, OsString)], layers: &mut Vec<Layer>) {
     let sorted: BTreeMap<_, _> = environment.iter().map(|(name, value)| (name, value)).collect();
     for (name, value) in sorted {
-        layers.extend(Layer::of_variable(layers.len(), name, value));
+        layers.extend(Layer::from_variable(layers.len(), name, value));
     }
 }
 
 /// The one file that takes the place of all others. It may be a pipe, but it has to be there.
 pub(super) fn add_file(path: &Path, layers: &mut Vec<Layer>) {
     let layer = match read(path) {
-        Ok(text) => Layer::of_document(layers.len(), &path.to_string_lossy(), &text),
+        Ok(text) => Layer::from_document(layers.len(), &path.to_string_lossy(), &text),
         Err(layer) => *layer,
     };
     layers.push(layer);
@@ -147,33 +148,33 @@ pub(super) fn add_file(path: &Path, layers: &mut Vec<Layer>) {
 /// The files below `root` (`/`, except in tests). Those that are not there set nothing.
 pub(super) fn add_files(root: &Path, layers: &mut Vec<Layer>) {
     let mut main_files = Vec::new();
-    for place in PLACES {
-        let directory = root.join(place);
+    for parent in DIRECTORIES {
+        let directory = root.join(parent);
         // In a mount namespace we keep the one that was there when we started.
         if fs::metadata(&directory).is_ok_and(|found| found.nlink() == 0) {
             let why = "was removed or replaced while echoed runs, which cannot see the new one; restart the service";
             main_files.push(Err(Box::new(Layer::unreadable(&directory.to_string_lossy(), why))));
         }
         let path = directory.join("echoed.toml");
-        match look_at(&path) {
-            Ok(Found::Nothing) => {}
-            Ok(Found::Mask) => main_files.clear(),
-            Ok(Found::File) => main_files.push(Ok(path)),
+        match classify_file(&path) {
+            Ok(FileKind::Missing) => {}
+            Ok(FileKind::Mask) => main_files.clear(),
+            Ok(FileKind::Regular) => main_files.push(Ok(path)),
             Err(layer) => main_files.push(Err(layer)),
         }
     }
     let mut drop_ins = BTreeMap::new();
-    for place in PLACES {
-        let directory = root.join(place).join("echoed.toml.d");
-        match drop_ins_of(&directory) {
+    for parent in DIRECTORIES {
+        let directory = root.join(parent).join("echoed.toml.d");
+        match list_drop_ins(&directory) {
             Ok(names) => drop_ins.extend(names.into_iter().map(|name| (name.clone(), directory.join(name)))),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => main_files.push(Err(Box::new(not_read(&directory, &error)))),
+            Err(error) => main_files.push(Err(Box::new(unreadable_file(&directory, &error)))),
         }
     }
-    let drop_ins = drop_ins.into_values().filter_map(|path| match look_at(&path) {
-        Ok(Found::Nothing | Found::Mask) => None,
-        Ok(Found::File) => Some(Ok(path)),
+    let drop_ins = drop_ins.into_values().filter_map(|path| match classify_file(&path) {
+        Ok(FileKind::Missing | FileKind::Mask) => None,
+        Ok(FileKind::Regular) => Some(Ok(path)),
         Err(layer) => Some(Err(layer)),
     });
     for found in main_files.into_iter().chain(drop_ins) {
@@ -185,7 +186,7 @@ pub(super) fn add_files(root: &Path, layers: &mut Vec<Layer>) {
 }
 
 /// The names of the drop-ins in a directory. What editors leave behind has other endings or begins with a point.
-fn drop_ins_of(directory: &Path) -> io::Result<Vec<OsString>> {
+fn list_drop_ins(directory: &Path) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
@@ -198,30 +199,31 @@ fn drop_ins_of(directory: &Path) -> io::Result<Vec<OsString>> {
 }
 
 /// What is at a path.
-enum Found {
-    Nothing,
+enum FileKind {
+    Missing,
     /// An empty file or /dev/null.
     Mask,
-    File,
+    Regular,
 }
 
-fn look_at(path: &Path) -> Result<Found, Box<Layer>> {
+fn classify_file(path: &Path) -> Result<FileKind, Box<Layer>> {
     match fs::metadata(path) {
-        Ok(found) if found.file_type().is_char_device() || (found.is_file() && found.len() == 0) => Ok(Found::Mask),
-        Ok(found) if found.is_file() => Ok(Found::File),
+        Ok(found) if found.file_type().is_char_device() || (found.is_file() && found.len() == 0) => Ok(FileKind::Mask),
+        Ok(found) if found.is_file() => Ok(FileKind::Regular),
         Ok(found) => {
             let what = if found.is_dir() { "is a directory" } else { "is no file" };
             Err(Box::new(Layer::unreadable(&path.to_string_lossy(), &format!("{what}; a file is expected here"))))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => match fs::read_link(path) {
-            Ok(target) if target == Path::new("/dev/null") => Ok(Found::Mask),
+            Ok(target) if target == Path::new("/dev/null") => Ok(FileKind::Mask),
             Ok(target) => {
-                let why = format!("is a link to {}, which is not there{BOUNDS}; mend or remove it", target.display());
+                let why =
+                    format!("is a link to {}, which is not there{SANDBOX_HINT}; mend or remove it", target.display());
                 Err(Box::new(Layer::unreadable(&path.to_string_lossy(), &why)))
             }
-            Err(_) => Ok(Found::Nothing),
+            Err(_) => Ok(FileKind::Missing),
         },
-        Err(error) => Err(Box::new(not_read(path, &error))),
+        Err(error) => Err(Box::new(unreadable_file(path, &error))),
     }
 }
 
@@ -229,24 +231,25 @@ fn look_at(path: &Path) -> Result<Found, Box<Layer>> {
 fn read(path: &Path) -> Result<String, Box<Layer>> {
     let name = path.to_string_lossy();
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes));
     match read {
-        Err(error) => Err(Box::new(not_read(path, &error))),
-        Ok(count) if count as u64 > MAX_FILE => {
+        Err(error) => Err(Box::new(unreadable_file(path, &error))),
+        Ok(count) if count as u64 > MAX_FILE_SIZE => {
             let why = "has more than 1MiB, so it is probably not what was meant; configurations are smaller";
             Err(Box::new(Layer::unreadable(&name, why)))
         }
         Ok(_) => String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
-            let (origin, text) = (Origin::File(shown(&name).into_owned()), String::from_utf8_lossy(error.as_bytes()));
-            let place = Place::new(0, at..at + char::REPLACEMENT_CHARACTER.len_utf8());
-            let problem = block(&origin, &text, place, "this is not UTF-8; save the file as UTF-8");
+            let (origin, text) =
+                (Origin::File(escape_controls(&name).into_owned()), String::from_utf8_lossy(error.as_bytes()));
+            let span = Span::new(0, at..at + char::REPLACEMENT_CHARACTER.len_utf8());
+            let problem = format_block(&origin, &text, span, "this is not UTF-8; save the file as UTF-8");
             Box::new(Layer { origin, text: String::new(), tree: Err(vec![problem]) })
         }),
     }
 }
 
-fn not_read(path: &Path, error: &io::Error) -> Layer {
+fn unreadable_file(path: &Path, error: &io::Error) -> Layer {
     let hint = match error.kind() {
         ErrorKind::NotFound => "; --config takes a file that is there",
         ErrorKind::PermissionDenied => "; let the user that echoed runs as read it",

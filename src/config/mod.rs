@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::protocol::Rules;
-use crate::protocol::rules::Span;
+use crate::protocol::rules::TimeSpan;
 
 pub use diagnose::Error;
 pub use level::Level;
@@ -41,9 +41,9 @@ pub struct Settings {
     /// What all connections together may use.
     pub limits: Limits,
     /// What listeners without a section of their own obey.
-    pub defaults: Listener,
+    pub defaults: ListenerSettings,
     /// The sections `[listener.NAME]`, complete.
-    pub listeners: BTreeMap<String, Listener>,
+    pub listeners: BTreeMap<String, ListenerSettings>,
 }
 
 /// Settings of the process.
@@ -53,12 +53,12 @@ pub struct Service {
     pub workers: usize,
     /// How long the daemon stays without a connection, where systemd holds its sockets and starts it again; `None`: as long
     /// as it is not stopped.
-    pub idle_exit: Option<Span>,
+    pub idle_exit: Option<TimeSpan>,
     /// How long owed replies may take when the daemon stops.
-    pub drain: Span,
+    pub drain_timeout: TimeSpan,
     /// Whether live connections are handed to the next process over a restart, where the service manager keeps them
     /// meanwhile.
-    pub carry_connections: bool,
+    pub handover: bool,
 }
 
 /// What all connections together may use.
@@ -78,7 +78,7 @@ pub struct Limits {
 
 /// The settings of one listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listener {
+pub struct ListenerSettings {
     /// Where to listen when no socket is handed over.
     pub listen: Vec<Address>,
     /// The rules of its conversations.
@@ -99,9 +99,9 @@ impl Default for Settings {
             log_level: Level::Info,
             service: Service {
                 workers: 0,
-                idle_exit: Some(Span::new(Duration::from_secs(300), "5min")),
-                drain: Span::new(Duration::from_secs(5), "5s"),
-                carry_connections: true,
+                idle_exit: Some(TimeSpan::new(Duration::from_secs(300), "5min")),
+                drain_timeout: TimeSpan::new(Duration::from_secs(5), "5s"),
+                handover: true,
             },
             limits: Limits {
                 connections: 4096,
@@ -109,7 +109,7 @@ impl Default for Settings {
                 buffer_memory: 64 * 1024 * 1024,
                 datagrams_per_source: Some(100),
             },
-            defaults: Listener {
+            defaults: ListenerSettings {
                 listen: Vec::new(),
                 rules: Arc::default(),
                 proxy_protocol: false,
@@ -128,7 +128,7 @@ impl Settings {
     /// # Errors
     /// It is no TOML or something in it is wrong: then all of that is reported.
     pub fn from_toml(name: &str, text: &str) -> Result<Self, Error> {
-        Loaded::of(vec![layers::Layer::of_document(0, name, text)], Vec::new()).map(|loaded| loaded.settings)
+        Loaded::from_layers(vec![layers::Layer::from_document(0, name, text)], Vec::new()).map(|loaded| loaded.settings)
     }
 
     /// A document from which they can be loaded again, with every key.
@@ -145,7 +145,7 @@ impl Settings {
 
     /// The keys in which `new` differs and which hold only after a restart: `service.workers`, `listener.NAME.listen`.
     #[must_use]
-    pub fn needs_restart(&self, new: &Self) -> Vec<String> {
+    pub fn keys_needing_restart(&self, new: &Self) -> Vec<String> {
         let mut keys = Vec::new();
         if self.service.workers != new.service.workers {
             keys.push("service.workers".to_owned());
@@ -156,7 +156,7 @@ impl Settings {
         let names: BTreeSet<_> = self.listeners.keys().chain(new.listeners.keys()).collect();
         for name in names {
             if addresses(self, name) != addresses(new, name) {
-                keys.push(format!("listener.{}.listen", keys::quoted(name)));
+                keys.push(format!("listener.{}.listen", keys::toml_key(name)));
             }
         }
         keys
@@ -164,7 +164,7 @@ impl Settings {
 
     /// The settings of the listener of this name: those of its section, else the defaults.
     #[must_use]
-    pub fn listener(&self, name: &str) -> &Listener {
+    pub fn listener_settings(&self, name: &str) -> &ListenerSettings {
         self.listeners.get(name).unwrap_or(&self.defaults)
     }
 }

@@ -1,12 +1,12 @@
 //! [`Settings`] as a document that can be loaded again, with every key.
 
-use super::keys::{about, quoted, string};
-use super::{Listener, Settings};
-use crate::protocol::rules::{Framing, LogMessages, Reply, Span, Unterminated};
+use super::keys::{description, toml_key, toml_string};
+use super::{ListenerSettings, Settings};
+use crate::protocol::rules::{Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::units::{format_rate, format_size};
 
 /// Where comments begin, where there is room.
-const COMMENTS: usize = 31;
+const COMMENT_COLUMN: usize = 31;
 
 /// A section: its path, and its keys with their values.
 struct Section {
@@ -22,14 +22,14 @@ pub(super) fn document(settings: &Settings, comment: impl Fn(&[&str], &str) -> S
         if !text.is_empty() {
             text.push('\n');
         }
-        let header: Vec<_> = path.iter().map(|key| quoted(key)).collect();
+        let header: Vec<_> = path.iter().map(|key| toml_key(key)).collect();
         text.push_str(&format!("[{}]\n", header.join(".")));
         for (key, value) in keys {
             let (line, comment) = (format!("{key} = {value}"), comment(&path, key));
             if comment.is_empty() {
                 text.push_str(&format!("{line}\n"));
             } else {
-                text.push_str(&format!("{line:COMMENTS$} # {comment}\n"));
+                text.push_str(&format!("{line:COMMENT_COLUMN$} # {comment}\n"));
             }
         }
     }
@@ -38,7 +38,7 @@ pub(super) fn document(settings: &Settings, comment: impl Fn(&[&str], &str) -> S
 
 /// The defaults, each with what it is.
 pub(super) fn defaults() -> String {
-    let text = document(&Settings::default(), |section, key| about(&section.join("."), key).to_owned());
+    let text = document(&Settings::default(), |section, key| description(&section.join("."), key).to_owned());
     format!(
         "{text}\n\
          # [listener.NAME] is the section of the sockets of this name. It takes every key of [defaults], and\n\
@@ -51,14 +51,14 @@ fn sections(settings: &Settings) -> Vec<Section> {
     let section = |path: &[&str], keys| Section { path: path.iter().map(|key| (*key).to_owned()).collect(), keys };
     let (service, limits) = (&settings.service, &settings.limits);
     let mut sections = vec![
-        section(&["log"], vec![("level", string(settings.log_level.as_str()))]),
+        section(&["log"], vec![("level", toml_string(settings.log_level.as_str()))]),
         section(
             &["service"],
             vec![
                 ("workers", service.workers.to_string()),
                 ("idle_exit", time(service.idle_exit.as_ref())),
-                ("drain", time(Some(&service.drain))),
-                ("carry_connections", service.carry_connections.to_string()),
+                ("drain", time(Some(&service.drain_timeout))),
+                ("carry_connections", service.handover.to_string()),
             ],
         ),
         section(
@@ -75,7 +75,7 @@ fn sections(settings: &Settings) -> Vec<Section> {
     ];
     for (name, one) in &settings.listeners {
         let mut keys = listener(one);
-        let addresses: Vec<_> = one.listen.iter().map(|address| string(&address.to_string())).collect();
+        let addresses: Vec<_> = one.listen.iter().map(|address| toml_string(&address.to_string())).collect();
         keys.insert(0, ("listen", format!("[{}]", addresses.join(", "))));
         sections.push(section(&["listener", name], keys));
         sections.push(section(&["listener", name, "deadlines"], deadlines(one)));
@@ -83,13 +83,13 @@ fn sections(settings: &Settings) -> Vec<Section> {
     sections
 }
 
-fn listener(listener: &Listener) -> Vec<(&'static str, String)> {
+fn listener(listener: &ListenerSettings) -> Vec<(&'static str, String)> {
     let rules = &listener.rules;
-    let text = |bytes: &[u8]| string(&String::from_utf8_lossy(bytes));
+    let text = |bytes: &[u8]| toml_string(&String::from_utf8_lossy(bytes));
     vec![
         (
             "framing",
-            string(match rules.framing {
+            toml_string(match rules.framing {
                 Framing::Delimited => "delimited",
                 Framing::Raw => "raw",
             }),
@@ -97,18 +97,18 @@ fn listener(listener: &Listener) -> Vec<(&'static str, String)> {
         ("delimiter", text(rules.delimiter.as_bytes())),
         (
             "reply",
-            string(match rules.reply {
-                Reply::Echo => "echo",
-                Reply::Fixed => "fixed",
-                Reply::None => "none",
+            toml_string(match rules.reply {
+                ReplyMode::Echo => "echo",
+                ReplyMode::Fixed => "fixed",
+                ReplyMode::None => "none",
             }),
         ),
         ("prefix", text(rules.prefix.as_bytes())),
-        ("text", text(&rules.text)),
+        ("text", text(&rules.fixed_reply)),
         ("reply_delay", time(Some(&rules.reply_delay))),
         (
             "unterminated",
-            string(match rules.unterminated {
+            toml_string(match rules.unterminated {
                 Unterminated::Discard => "discard",
                 Unterminated::Accept => "accept",
             }),
@@ -116,21 +116,21 @@ fn listener(listener: &Listener) -> Vec<(&'static str, String)> {
         ("error_replies", rules.error_replies.to_string()),
         (
             "log_messages",
-            string(match rules.log_messages {
+            toml_string(match rules.log_messages {
                 LogMessages::Off => "off",
                 LogMessages::Summary => "summary",
                 LogMessages::Full => "full",
             }),
         ),
         ("max_message", size(rules.max_message)),
-        ("proxy_protocol", string(if listener.proxy_protocol { "required" } else { "off" })),
+        ("proxy_protocol", toml_string(if listener.proxy_protocol { "required" } else { "off" })),
         ("nodelay", listener.nodelay.to_string()),
-        ("receive_buffer", listener.receive_buffer.map_or(string("default"), size)),
-        ("send_buffer", listener.send_buffer.map_or(string("default"), size)),
+        ("receive_buffer", listener.receive_buffer.map_or(toml_string("default"), size)),
+        ("send_buffer", listener.send_buffer.map_or(toml_string("default"), size)),
     ]
 }
 
-fn deadlines(listener: &Listener) -> Vec<(&'static str, String)> {
+fn deadlines(listener: &ListenerSettings) -> Vec<(&'static str, String)> {
     let deadlines = &listener.rules.deadlines;
     vec![
         ("idle", time(deadlines.idle.as_ref())),
@@ -140,14 +140,14 @@ fn deadlines(listener: &Listener) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn time(span: Option<&Span>) -> String {
-    string(&span.map_or("off".to_owned(), ToString::to_string))
+fn time(time_span: Option<&TimeSpan>) -> String {
+    toml_string(&time_span.map_or("off".to_owned(), ToString::to_string))
 }
 
 fn rate(per_second: Option<u32>) -> String {
-    string(&per_second.map_or("off".to_owned(), format_rate))
+    toml_string(&per_second.map_or("off".to_owned(), format_rate))
 }
 
 fn size(bytes: usize) -> String {
-    string(&format_size(bytes as u64))
+    toml_string(&format_size(bytes as u64))
 }

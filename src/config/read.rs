@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use super::diagnose::Problem;
 use super::section::Section;
-use super::tree::{Data, Node, Table};
+use super::tree::{Node, Table, Value};
 use super::value::{self, BOOLEAN, BUFFER_MEMORY, MESSAGE_SIZES, NUMBER, RATE, SIZE, STRING, TIME, WORD};
-use super::{Level, Limits, Listener, RESERVED_NAMES, Service, Settings, is_listener_name};
+use super::{Level, Limits, ListenerSettings, RESERVED_NAMES, Service, Settings, is_listener_name};
 use crate::address::Address;
 use crate::protocol::reply::Prefix;
-use crate::protocol::rules::{Deadlines, Framing, LogMessages, Reply, Rules, Unterminated};
+use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, Rules, Unterminated};
 
 /// The settings of a tree, with the defaults where it sets nothing; and everything that is wrong with it.
-pub(super) fn settings(tree: &Node) -> (Settings, Vec<Problem>) {
+pub(super) fn read_settings(tree: &Node) -> (Settings, Vec<Problem>) {
     let (mut settings, mut problems, empty) = (Settings::default(), Vec::new(), Table::new());
     Section::read_all(tree.table().unwrap_or(&empty), &mut problems, |root| read(root, &mut settings));
     (settings, problems)
@@ -32,16 +32,16 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
         settings.defaults = read_listener(section, settings.defaults.clone(), &mut prefix);
         if let Some(node) = section.value("listen") {
             let message = "where to listen stands in [listener.NAME], not in [defaults]";
-            section.problem(node.place, message.to_owned());
+            section.report_problem(node.span, message.to_owned());
         }
     });
     root.section("listener", |all| {
         for (name, node) in all.table() {
             if RESERVED_NAMES.contains(&name.as_str()) {
-                all.problem(node.key, format!("{name} is not the name of an echo listener"));
+                all.report_problem(node.key_span, format!("{name} is not the name of an echo listener"));
             } else if !is_listener_name(name) {
                 let message = format!("\"{}\" is no name: letters, digits and _ . @ - make one", name.escape_debug());
-                all.problem(node.key, message);
+                all.report_problem(node.key_span, message);
             }
             all.section(name, |section| {
                 let mut listener = read_listener(section, settings.defaults.clone(), &mut prefix.clone());
@@ -50,14 +50,14 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
             });
         }
     });
-    root.not_built = &["metrics"];
+    root.unimplemented_keys = &["metrics"];
 }
 
 fn read_service(section: &mut Section<'_, '_>, service: &mut Service) {
     section.set(&mut service.workers, "workers", NUMBER, |value| value::integer(value, 0..=64));
     section.set(&mut service.idle_exit, "idle_exit", TIME, value::time_or_off);
-    section.set(&mut service.drain, "drain", TIME, value::time);
-    section.set(&mut service.carry_connections, "carry_connections", BOOLEAN, value::boolean);
+    section.set(&mut service.drain_timeout, "drain", TIME, value::time);
+    section.set(&mut service.handover, "carry_connections", BOOLEAN, value::boolean);
 }
 
 fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {
@@ -70,17 +70,21 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {
 
 /// One listener's settings, where those that are not set are `base`'s. `prefix` is the one that is set there, if one is,
 /// and then here: otherwise it follows from the framing.
-fn read_listener(section: &mut Section<'_, '_>, base: Listener, prefix: &mut Option<Prefix>) -> Listener {
+fn read_listener(
+    section: &mut Section<'_, '_>,
+    base: ListenerSettings,
+    prefix: &mut Option<Prefix>,
+) -> ListenerSettings {
     let mut listener = base;
     let mut rules = Rules::clone(&listener.rules);
     let words = [("delimited", Framing::Delimited), ("raw", Framing::Raw)];
     section.set(&mut rules.framing, "framing", WORD, |value| value::word(value, &words));
     section.set(&mut rules.delimiter, "delimiter", STRING, value::delimiter);
-    let words = [("echo", Reply::Echo), ("fixed", Reply::Fixed), ("none", Reply::None)];
+    let words = [("echo", ReplyMode::Echo), ("fixed", ReplyMode::Fixed), ("none", ReplyMode::None)];
     section.set(&mut rules.reply, "reply", WORD, |value| value::word(value, &words));
     section.set(prefix, "prefix", STRING, |value| value::prefix(value).map(Some));
     rules.prefix = prefix.clone().unwrap_or_else(|| rules.framing.default_prefix());
-    section.set(&mut rules.text, "text", STRING, value::reply_text);
+    section.set(&mut rules.fixed_reply, "text", STRING, value::fixed_reply);
     section.set(&mut rules.reply_delay, "reply_delay", TIME, value::time);
     let words = [("discard", Unterminated::Discard), ("accept", Unterminated::Accept)];
     section.set(&mut rules.unterminated, "unterminated", WORD, |value| value::word(value, &words));
@@ -109,20 +113,23 @@ fn read_deadlines(section: &mut Section<'_, '_>, deadlines: &mut Deadlines) {
 /// Reads a list of addresses; each that is wrong is a problem of its own.
 fn read_addresses(section: &mut Section<'_, '_>, addresses: &mut Vec<Address>) {
     let Some(node) = section.value("listen") else { return };
-    let Data::Array(nodes) = &node.data else {
-        let hint = match &node.data {
-            Data::Text(text) if text.parse::<Address>().is_ok() => format!("; write [{}]", super::keys::string(text)),
+    let Value::Array(nodes) = &node.value else {
+        let hint = match &node.value {
+            Value::Text(text) if text.parse::<Address>().is_ok() => {
+                format!("; write [{}]", super::keys::toml_string(text))
+            }
             _ => String::new(),
         };
-        return section.problem(node.place, format!("listen is a list of addresses, not {}{hint}", node.data.kind()));
+        return section
+            .report_problem(node.span, format!("listen is a list of addresses, not {}{hint}", node.value.kind()));
     };
     for node in nodes {
-        match &node.data {
-            Data::Text(text) => match text.parse() {
+        match &node.value {
+            Value::Text(text) => match text.parse() {
                 Ok(address) => addresses.push(address),
-                Err(error) => section.problem(node.place, format!("listen: {error}")),
+                Err(error) => section.report_problem(node.span, format!("listen: {error}")),
             },
-            other => section.problem(node.place, format!("listen: an address is a string, not {}", other.kind())),
+            other => section.report_problem(node.span, format!("listen: an address is a string, not {}", other.kind())),
         }
     }
 }

@@ -1,41 +1,41 @@
 //! One table of the configuration while it is read: what was not asked for when that is finished, is not known.
 
-use super::diagnose::{Problem, nearest};
+use super::diagnose::{Problem, closest};
 use super::keys;
-use super::tree::{Data, Node, Place, Table};
-use super::value::{self, Wrong};
+use super::tree::{Node, Span, Table, Value};
+use super::value::{self, ValueError};
 
 /// A table while it is read.
 pub(super) struct Section<'a, 'p> {
     table: &'a Table,
     /// As in a header: `defaults.deadlines`; empty for the whole.
     name: String,
-    known: Vec<&'a str>,
+    known_keys: Vec<&'a str>,
     /// Keys of parts that do not exist yet: refused with that reason, not ignored.
-    pub(super) not_built: &'static [&'static str],
+    pub(super) unimplemented_keys: &'static [&'static str],
     problems: &'p mut Vec<Problem>,
 }
 
 impl<'a, 'p> Section<'a, 'p> {
     /// Reads the whole of a tree.
     pub(super) fn read_all(table: &'a Table, problems: &'p mut Vec<Problem>, read: impl FnOnce(&mut Self)) {
-        let mut root = Self { table, name: String::new(), known: Vec::new(), not_built: &[], problems };
+        let mut root = Self { table, name: String::new(), known_keys: Vec::new(), unimplemented_keys: &[], problems };
         read(&mut root);
-        root.finish();
+        root.report_unknown_keys();
     }
 
     pub(super) fn table(&self) -> &'a Table {
         self.table
     }
 
-    pub(super) fn problem(&mut self, place: Place, message: String) {
-        self.problems.push(Problem { place, message, related: Vec::new() });
+    pub(super) fn report_problem(&mut self, span: Span, message: String) {
+        self.problems.push(Problem { span, message, related: Vec::new() });
     }
 
     /// What a key is set to, where it is set to something that was not refused before.
     pub(super) fn value(&mut self, key: &'a str) -> Option<&'a Node> {
-        self.known.push(key);
-        self.table.get(key).filter(|node| node.data != Data::Refused)
+        self.known_keys.push(key);
+        self.table.get(key).filter(|node| node.value != Value::Invalid)
     }
 
     /// Sets `target` where the key is set. A value that `parse` refuses is a problem; `kind` is what it should be.
@@ -44,16 +44,16 @@ impl<'a, 'p> Section<'a, 'p> {
         target: &mut T,
         key: &'a str,
         kind: &str,
-        parse: impl FnOnce(&'a Data) -> Result<T, Wrong>,
+        parse: impl FnOnce(&'a Value) -> Result<T, ValueError>,
     ) {
         let Some(node) = self.value(key) else { return };
-        match parse(&node.data) {
+        match parse(&node.value) {
             Ok(value) => *target = value,
-            Err(Wrong::Type) => {
-                let hint = value::instead(kind, &node.data).map(|hint| format!("; write {hint}")).unwrap_or_default();
-                self.problem(node.place, format!("{key} is {kind}, not {}{hint}", node.data.kind()));
+            Err(ValueError::WrongType) => {
+                let hint = value::suggest(kind, &node.value).map(|hint| format!("; write {hint}")).unwrap_or_default();
+                self.report_problem(node.span, format!("{key} is {kind}, not {}{hint}", node.value.kind()));
             }
-            Err(Wrong::Said(wrong)) => self.problem(node.place, format!("{key}: {wrong}")),
+            Err(ValueError::Invalid(reason)) => self.report_problem(node.span, format!("{key}: {reason}")),
         }
     }
 
@@ -61,28 +61,29 @@ impl<'a, 'p> Section<'a, 'p> {
     pub(super) fn section(&mut self, key: &'a str, read: impl FnOnce(&mut Section<'a, '_>)) {
         let Some(node) = self.value(key) else { return };
         let name =
-            if self.name.is_empty() { keys::quoted(key) } else { format!("{}.{}", self.name, keys::quoted(key)) };
-        let Data::Table(table) = &node.data else {
-            return self.problem(node.place, format!("[{name}] is a section, not {}", node.data.kind()));
+            if self.name.is_empty() { keys::toml_key(key) } else { format!("{}.{}", self.name, keys::toml_key(key)) };
+        let Value::Table(table) = &node.value else {
+            return self.report_problem(node.span, format!("[{name}] is a section, not {}", node.value.kind()));
         };
-        let mut section = Section { table, name, known: Vec::new(), not_built: &[], problems: &mut *self.problems };
+        let mut section =
+            Section { table, name, known_keys: Vec::new(), unimplemented_keys: &[], problems: &mut *self.problems };
         read(&mut section);
-        section.finish();
+        section.report_unknown_keys();
     }
 
     /// Reports every key that was not asked for, with what may be meant.
-    fn finish(self) {
+    fn report_unknown_keys(self) {
         for (name, node) in self.table {
-            if self.known.contains(&name.as_str()) {
+            if self.known_keys.contains(&name.as_str()) {
                 continue;
             }
-            let message = if self.not_built.contains(&name.as_str()) {
+            let message = if self.unimplemented_keys.contains(&name.as_str()) {
                 format!("{name} is not built yet in this version of echoed; remove it")
             } else {
-                let place = if self.name.is_empty() { String::new() } else { format!(" in [{}]", self.name) };
-                format!("there is no key {}{place}; {}", name.escape_debug(), self.hint(name))
+                let location = if self.name.is_empty() { String::new() } else { format!(" in [{}]", self.name) };
+                format!("there is no key {}{location}; {}", name.escape_debug(), self.hint(name))
             };
-            self.problems.push(Problem { place: node.key, message, related: Vec::new() });
+            self.problems.push(Problem { span: node.key_span, message, related: Vec::new() });
         }
     }
 
@@ -91,9 +92,9 @@ impl<'a, 'p> Section<'a, 'p> {
         if !elsewhere.is_empty() {
             return format!("it belongs in {}", elsewhere.join(" or "));
         }
-        match nearest(name, &self.known) {
+        match closest(name, &self.known_keys) {
             Some(nearest) => format!("is {nearest} meant?"),
-            None => format!("known are {}", self.known.join(", ")),
+            None => format!("known are {}", self.known_keys.join(", ")),
         }
     }
 }

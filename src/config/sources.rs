@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::diagnose::{self, Error};
 use super::layers::{self, Layer};
-use super::tree::{Node, Place};
+use super::tree::{Node, Span};
 use super::{Level, Settings, conflicts, merge, print, read};
 use crate::address::Address;
 
@@ -53,9 +53,9 @@ impl Sources {
         }
         layers::add_variables(&self.environment, &mut layers);
         if let Some(level) = self.log_level {
-            layers.push(Layer::of_option(layers.len(), "--log-level", &["log", "level"], level.as_str()));
+            layers.push(Layer::from_option(layers.len(), "--log-level", &["log", "level"], level.as_str()));
         }
-        Loaded::of(layers, self.listen.clone())
+        Loaded::from_layers(layers, self.listen.clone())
     }
 }
 
@@ -72,41 +72,41 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    pub(super) fn of(layers: Vec<Layer>, listen: Vec<(String, Address)>) -> Result<Self, Error> {
+    pub(super) fn from_layers(layers: Vec<Layer>, listen: Vec<(String, Address)>) -> Result<Self, Error> {
         // Blocks with the place that they are ordered by.
         let (mut blocks, mut problems) = (Vec::new(), Vec::new());
         for (index, layer) in layers.iter().enumerate() {
             match &layer.tree {
-                Ok(tree) => problems.extend(read::settings(tree).1),
+                Ok(tree) => problems.extend(read::read_settings(tree).1),
                 Err(unreadable) => blocks.extend(unreadable.iter().map(|block| ((index, 0), block.clone()))),
             }
         }
-        let refused: BTreeSet<_> = problems.iter().map(|problem| problem.place).collect();
-        let merged = merge::merge(layers.iter().filter_map(|layer| layer.tree.as_ref().ok()), &refused);
+        let invalid: BTreeSet<_> = problems.iter().map(|problem| problem.span).collect();
+        let merged = merge::merge(layers.iter().filter_map(|layer| layer.tree.as_ref().ok()), &invalid);
         let tree = merged.map_err(|error| Error::new(vec![format!("the layers cannot be merged: {error}")]))?;
-        let (settings, again) = read::settings(&tree);
+        let (settings, again) = read::read_settings(&tree);
         problems.extend(again);
         // Where a layer is missing, there may be conflicts that there are not.
         if blocks.is_empty() {
             problems.extend(conflicts::find(&settings, &tree));
         }
 
-        let place_of = |place: Place| {
-            let layer = layers.get(place.layer);
-            layer.map(|layer| diagnose::origin(&layer.origin, &layer.text, place))
+        let origin_of = |span: Span| {
+            let layer = layers.get(span.layer);
+            layer.map(|layer| diagnose::format_origin(&layer.origin, &layer.text, span))
         };
         for problem in problems {
             let mut message = problem.message;
-            for (key, place) in problem.related {
-                let place = place.and_then(place_of).unwrap_or_else(|| "its default".to_owned());
-                message.push_str(&format!(" ({key}: {place})"));
+            for (key, span) in problem.related {
+                let origin = span.and_then(origin_of).unwrap_or_else(|| "its default".to_owned());
+                message.push_str(&format!(" ({key}: {origin})"));
             }
-            let Some(layer) = layers.get(problem.place.layer) else { continue };
-            let block = diagnose::block(&layer.origin, &layer.text, problem.place, &message);
-            blocks.push(((problem.place.layer, problem.place.start), block));
+            let Some(layer) = layers.get(problem.span.layer) else { continue };
+            let block = diagnose::format_block(&layer.origin, &layer.text, problem.span, &message);
+            blocks.push(((problem.span.layer, problem.span.start), block));
         }
         if !blocks.is_empty() {
-            blocks.sort_by_key(|(place, _)| *place);
+            blocks.sort_by_key(|(span, _)| *span);
             return Err(Error::new(blocks.into_iter().map(|(_, block)| block).collect()));
         }
         Ok(Self { settings, files: layers::files(&layers), layers, tree, listen })
@@ -137,8 +137,8 @@ impl Loaded {
             ["listener", _, rest @ ..] => self.tree.find(&[&["defaults"], rest, &[key]].concat()),
             _ => None,
         };
-        let place = own.or_else(inherited).map(|node| node.place);
-        let layer = place.and_then(|place| Some((self.layers.get(place.layer)?, place)));
-        layer.map_or("default".to_owned(), |(layer, place)| diagnose::origin(&layer.origin, &layer.text, place))
+        let span = own.or_else(inherited).map(|node| node.span);
+        let layer = span.and_then(|span| Some((self.layers.get(span.layer)?, span)));
+        layer.map_or("default".to_owned(), |(layer, span)| diagnose::format_origin(&layer.origin, &layer.text, span))
     }
 }

@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue, Error as TomlError};
 
 /// Some bytes of a layer's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct Span {
     /// Which layer: the later ones beat the earlier ones.
     pub(super) layer: usize,
     /// The first byte.
@@ -17,9 +17,9 @@ pub(super) struct Place {
     pub(super) end: usize,
 }
 
-impl Place {
-    pub(super) fn new(layer: usize, span: Range<usize>) -> Self {
-        Self { layer, start: span.start, end: span.end }
+impl Span {
+    pub(super) fn new(layer: usize, range: Range<usize>) -> Self {
+        Self { layer, start: range.start, end: range.end }
     }
 
     /// Reads what [`Place::fmt`] wrote.
@@ -31,7 +31,7 @@ impl Place {
 }
 
 /// Three numbers, with which a value keeps its place through a merge.
-impl fmt::Display for Place {
+impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.layer, self.start, self.end)
     }
@@ -41,14 +41,14 @@ impl fmt::Display for Place {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
     /// The key; the value itself where it has none.
-    pub(super) key: Place,
-    pub(super) place: Place,
-    pub(super) data: Data,
+    pub(super) key_span: Span,
+    pub(super) span: Span,
+    pub(super) value: Value,
 }
 
 /// What is written somewhere.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Data {
+pub(super) enum Value {
     Text(String),
     /// Its number, where 64 bits hold it, and how it was written.
     Integer(Option<i64>, String),
@@ -59,7 +59,7 @@ pub(super) enum Data {
     Array(Vec<Node>),
     Table(Table),
     /// Something that was refused before; its problem is known.
-    Refused,
+    Invalid,
 }
 
 pub(super) type Table = BTreeMap<String, Node>;
@@ -69,21 +69,22 @@ impl Node {
     ///
     /// # Errors
     /// It is no TOML: everything that the parser found.
-    pub(super) fn of_document(layer: usize, text: &str) -> Result<Self, Vec<TomlError>> {
+    pub(super) fn from_document(layer: usize, text: &str) -> Result<Self, Vec<TomlError>> {
         let (document, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
             return Err(errors);
         }
-        let place = Place::new(layer, 0..0);
-        Ok(Self { key: place, place, data: Data::Table(table(layer, 0, document.get_ref())) })
+        let span = Span::new(layer, 0..0);
+        Ok(Self { key_span: span, span, value: Value::Table(to_table(layer, 0, document.get_ref())) })
     }
 
     /// The tree of a value that stands at `offset` of its layer's text: as in TOML, else it is a string.
-    pub(super) fn of_value(layer: usize, offset: usize, text: &str) -> Self {
-        let place = Place::new(layer, offset..offset + text.len());
+    pub(super) fn from_value(layer: usize, offset: usize, text: &str) -> Self {
+        let span = Span::new(layer, offset..offset + text.len());
         let parsed = DeValue::parse(text);
-        let data = parsed.map_or_else(|_| Data::Text(text.to_owned()), |value| data(layer, offset, value.get_ref()));
-        Self { key: place, place, data }
+        let value =
+            parsed.map_or_else(|_| Value::Text(text.to_owned()), |parsed| to_value(layer, offset, parsed.get_ref()));
+        Self { key_span: span, span, value }
     }
 
     /// What stands below these keys.
@@ -92,11 +93,11 @@ impl Node {
     }
 
     pub(super) fn table(&self) -> Option<&Table> {
-        if let Data::Table(table) = &self.data { Some(table) } else { None }
+        if let Value::Table(table) = &self.value { Some(table) } else { None }
     }
 }
 
-impl Data {
+impl Value {
     /// What it is, with its article: "an integer".
     pub(super) fn kind(&self) -> &'static str {
         match self {
@@ -107,37 +108,37 @@ impl Data {
             Self::Datetime => "a datetime",
             Self::Array(_) => "an array",
             Self::Table(_) => "a table",
-            Self::Refused => "refused",
+            Self::Invalid => "refused",
         }
     }
 }
 
-fn table(layer: usize, offset: usize, table: &DeTable<'_>) -> Table {
-    let moved = |span: Range<usize>| Place::new(layer, span.start + offset..span.end + offset);
-    let nodes = table.iter().map(|(key, value)| {
-        let data = data(layer, offset, value.get_ref());
-        (key.get_ref().to_string(), Node { key: moved(key.span()), place: moved(value.span()), data })
+fn to_table(layer: usize, offset: usize, table: &DeTable<'_>) -> Table {
+    let moved = |range: Range<usize>| Span::new(layer, range.start + offset..range.end + offset);
+    let nodes = table.iter().map(|(key, de_value)| {
+        let value = to_value(layer, offset, de_value.get_ref());
+        (key.get_ref().to_string(), Node { key_span: moved(key.span()), span: moved(de_value.span()), value })
     });
     nodes.collect()
 }
 
-fn data(layer: usize, offset: usize, value: &DeValue<'_>) -> Data {
-    match value {
-        DeValue::String(text) => Data::Text(text.to_string()),
+fn to_value(layer: usize, offset: usize, de_value: &DeValue<'_>) -> Value {
+    match de_value {
+        DeValue::String(text) => Value::Text(text.to_string()),
         DeValue::Integer(number) => {
-            Data::Integer(i64::from_str_radix(number.as_str(), number.radix()).ok(), number.to_string())
+            Value::Integer(i64::from_str_radix(number.as_str(), number.radix()).ok(), number.to_string())
         }
-        DeValue::Float(number) => Data::Float(number.to_string()),
-        DeValue::Boolean(is) => Data::Boolean(*is),
-        DeValue::Datetime(_) => Data::Datetime,
+        DeValue::Float(number) => Value::Float(number.to_string()),
+        DeValue::Boolean(is) => Value::Boolean(*is),
+        DeValue::Datetime(_) => Value::Datetime,
         DeValue::Array(values) => {
-            let nodes = values.iter().map(|value| {
-                let span = value.span();
-                let place = Place::new(layer, span.start + offset..span.end + offset);
-                Node { key: place, place, data: data(layer, offset, value.get_ref()) }
+            let nodes = values.iter().map(|de_value| {
+                let range = de_value.span();
+                let span = Span::new(layer, range.start + offset..range.end + offset);
+                Node { key_span: span, span, value: to_value(layer, offset, de_value.get_ref()) }
             });
-            Data::Array(nodes.collect())
+            Value::Array(nodes.collect())
         }
-        DeValue::Table(inner) => Data::Table(table(layer, offset, inner)),
+        DeValue::Table(inner) => Value::Table(to_table(layer, offset, inner)),
     }
 }

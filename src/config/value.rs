@@ -3,12 +3,12 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::diagnose::nearest;
-use super::tree::Data;
+use super::diagnose::closest;
+use super::tree::Value;
 use crate::protocol::Delimiter;
 use crate::protocol::framer::MAX_MESSAGE;
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
-use crate::protocol::rules::{MAX_TEXT, Span};
+use crate::protocol::rules::{MAX_FIXED_REPLY, TimeSpan};
 use crate::units;
 
 /// Sizes of messages, in bytes.
@@ -24,7 +24,7 @@ pub(super) const BUFFER_MEMORY: RangeInclusive<u64> = 4096..=1 << 40;
 pub(super) const RATES: RangeInclusive<u32> = 1..=1_000_000;
 
 /// The shortest time that a deadline can be.
-const SHORTEST: Duration = Duration::from_millis(1);
+const MIN_DEADLINE: Duration = Duration::from_millis(1);
 
 /// What keys are said to take.
 pub(super) const STRING: &str = "a string";
@@ -37,26 +37,26 @@ pub(super) const WORD: &str = "a word";
 
 /// Why a value cannot be what it should be.
 #[derive(Debug)]
-pub(super) enum Wrong {
+pub(super) enum ValueError {
     /// It is of another type.
-    Type,
+    WrongType,
     /// In words.
-    Said(String),
+    Invalid(String),
 }
 
-impl Wrong {
-    fn said(error: &impl ToString) -> Self {
-        Self::Said(error.to_string())
+impl ValueError {
+    fn invalid(error: &impl ToString) -> Self {
+        Self::Invalid(error.to_string())
     }
 }
 
 /// What to write where a value of another type should be what is called `kind`.
-pub(super) fn instead(kind: &str, value: &Data) -> Option<String> {
+pub(super) fn suggest(kind: &str, value: &Value) -> Option<String> {
     match (kind, value) {
-        (STRING, Data::Integer(_, written) | Data::Float(written)) => Some(format!("\"{written}\"")),
-        (STRING, Data::Boolean(is)) => Some(format!("\"{is}\"")),
-        (NUMBER, Data::Text(text)) => text.trim().parse::<u64>().ok().map(|number| number.to_string()),
-        (BOOLEAN, Data::Text(text)) => match &*text.to_lowercase() {
+        (STRING, Value::Integer(_, written) | Value::Float(written)) => Some(format!("\"{written}\"")),
+        (STRING, Value::Boolean(is)) => Some(format!("\"{is}\"")),
+        (NUMBER, Value::Text(text)) => text.trim().parse::<u64>().ok().map(|number| number.to_string()),
+        (BOOLEAN, Value::Text(text)) => match &*text.to_lowercase() {
             "true" | "yes" | "on" => Some("true".to_owned()),
             "false" | "no" | "off" => Some("false".to_owned()),
             _ => None,
@@ -66,103 +66,113 @@ pub(super) fn instead(kind: &str, value: &Data) -> Option<String> {
 }
 
 /// One of a few words.
-pub(super) fn word<T: Copy>(value: &Data, words: &[(&str, T)]) -> Result<T, Wrong> {
+pub(super) fn word<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T, ValueError> {
     let text = text(value)?;
     let found = words.iter().find(|(word, _)| *word == text);
     found.map(|(_, meaning)| *meaning).ok_or_else(|| {
         let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-        let hint = nearest(text, &known).map(|word| format!("; is {word} meant?")).unwrap_or_default();
-        Wrong::Said(format!("\"{}\" is not one of {}{hint}", text.escape_debug(), known.join(", ")))
+        let hint = closest(text, &known).map(|word| format!("; is {word} meant?")).unwrap_or_default();
+        ValueError::Invalid(format!("\"{}\" is not one of {}{hint}", text.escape_debug(), known.join(", ")))
     })
 }
 
-pub(super) fn text(value: &Data) -> Result<&str, Wrong> {
-    if let Data::Text(text) = value { Ok(text) } else { Err(Wrong::Type) }
+pub(super) fn text(value: &Value) -> Result<&str, ValueError> {
+    if let Value::Text(text) = value { Ok(text) } else { Err(ValueError::WrongType) }
 }
 
-pub(super) fn boolean(value: &Data) -> Result<bool, Wrong> {
-    if let Data::Boolean(is) = value { Ok(*is) } else { Err(Wrong::Type) }
+pub(super) fn boolean(value: &Value) -> Result<bool, ValueError> {
+    if let Value::Boolean(is) = value { Ok(*is) } else { Err(ValueError::WrongType) }
 }
 
-pub(super) fn integer<T: TryFrom<i64>>(value: &Data, range: RangeInclusive<i64>) -> Result<T, Wrong> {
-    let Data::Integer(number, written) = value else { return Err(Wrong::Type) };
+pub(super) fn integer<T: TryFrom<i64>>(value: &Value, range: RangeInclusive<i64>) -> Result<T, ValueError> {
+    let Value::Integer(number, written) = value else { return Err(ValueError::WrongType) };
     let number = number.filter(|number| range.contains(number)).and_then(|number| T::try_from(number).ok());
-    number.ok_or_else(|| Wrong::Said(format!("{written} is out of range; write {} to {}", range.start(), range.end())))
+    number.ok_or_else(|| {
+        ValueError::Invalid(format!("{written} is out of range; write {} to {}", range.start(), range.end()))
+    })
 }
 
-pub(super) fn time(value: &Data) -> Result<Span, Wrong> {
+pub(super) fn time(value: &Value) -> Result<TimeSpan, ValueError> {
     let text = with_unit(value, "s")?;
-    let time = units::parse_time(text).map_err(|error| Wrong::said(&error))?;
+    let time = units::parse_time(text).map_err(|error| ValueError::invalid(&error))?;
     // It is shown to peers, on one line.
-    Ok(Span::new(time, &text.split_whitespace().collect::<Vec<_>>().join(" ")))
+    Ok(TimeSpan::new(time, &text.split_whitespace().collect::<Vec<_>>().join(" ")))
 }
 
 /// A time, or "off".
-pub(super) fn time_or_off(value: &Data) -> Result<Option<Span>, Wrong> {
-    if matches!(value, Data::Text(text) if text == "off") {
+pub(super) fn time_or_off(value: &Value) -> Result<Option<TimeSpan>, ValueError> {
+    if matches!(value, Value::Text(text) if text == "off") {
         return Ok(None);
     }
-    let span = time(value)?;
-    if span.length() < SHORTEST {
-        return Err(Wrong::Said(format!("{span} is too short; write 1ms or more, or \"off\" for none")));
+    let time_span = time(value)?;
+    if time_span.duration() < MIN_DEADLINE {
+        return Err(ValueError::Invalid(format!("{time_span} is too short; write 1ms or more, or \"off\" for none")));
     }
-    Ok(Some(span))
+    Ok(Some(time_span))
 }
 
-pub(super) fn size(value: &Data, range: RangeInclusive<u64>) -> Result<usize, Wrong> {
-    let size = units::parse_size(with_unit(value, "B")?).map_err(|error| Wrong::said(&error))?;
+pub(super) fn size(value: &Value, range: RangeInclusive<u64>) -> Result<usize, ValueError> {
+    let size = units::parse_size(with_unit(value, "B")?).map_err(|error| ValueError::invalid(&error))?;
     let fits = usize::try_from(size).ok().filter(|_| range.contains(&size));
     let (from, to) = (units::format_size(*range.start()), units::format_size(*range.end()));
-    fits.ok_or_else(|| Wrong::Said(format!("{} is out of range; write {from} to {to}", units::format_size(size))))
+    fits.ok_or_else(|| {
+        ValueError::Invalid(format!("{} is out of range; write {from} to {to}", units::format_size(size)))
+    })
 }
 
 /// A size, or "default".
-pub(super) fn size_or_default(value: &Data) -> Result<Option<usize>, Wrong> {
-    if matches!(value, Data::Text(text) if text == "default") {
+pub(super) fn size_or_default(value: &Value) -> Result<Option<usize>, ValueError> {
+    if matches!(value, Value::Text(text) if text == "default") {
         return Ok(None);
     }
     size(value, SOCKET_BUFFERS).map(Some)
 }
 
 /// A rate per second, or "off".
-pub(super) fn rate_or_off(value: &Data) -> Result<Option<u32>, Wrong> {
-    if matches!(value, Data::Text(text) if text == "off") {
+pub(super) fn rate_or_off(value: &Value) -> Result<Option<u32>, ValueError> {
+    if matches!(value, Value::Text(text) if text == "off") {
         return Ok(None);
     }
-    let rate = units::parse_rate(with_unit(value, "/s")?).map_err(|error| Wrong::said(&error))?;
+    let rate = units::parse_rate(with_unit(value, "/s")?).map_err(|error| ValueError::invalid(&error))?;
     if RATES.contains(&rate) {
         return Ok(Some(rate));
     }
     let [rate, from, to] = [rate, *RATES.start(), *RATES.end()].map(units::format_rate);
-    Err(Wrong::Said(format!("{rate} is out of range; write {from} to {to}, or \"off\" for no limit")))
+    Err(ValueError::Invalid(format!("{rate} is out of range; write {from} to {to}, or \"off\" for no limit")))
 }
 
-pub(super) fn delimiter(value: &Data) -> Result<Delimiter, Wrong> {
-    Delimiter::new(text(value)?.as_bytes()).map_err(|error| Wrong::said(&error))
+pub(super) fn delimiter(value: &Value) -> Result<Delimiter, ValueError> {
+    Delimiter::new(text(value)?.as_bytes()).map_err(|error| ValueError::invalid(&error))
 }
 
-pub(super) fn prefix(value: &Data) -> Result<Prefix, Wrong> {
+pub(super) fn prefix(value: &Value) -> Result<Prefix, ValueError> {
     let text = text(value)?.as_bytes();
     if text.len() > MAX_PREFIX {
-        return Err(Wrong::Said(format!("a prefix has at most {MAX_PREFIX} bytes, this one has {}", text.len())));
+        return Err(ValueError::Invalid(format!(
+            "a prefix has at most {MAX_PREFIX} bytes, this one has {}",
+            text.len()
+        )));
     }
     Ok(Prefix::new(text))
 }
 
 /// The text of a fixed reply.
-pub(super) fn reply_text(value: &Data) -> Result<Box<[u8]>, Wrong> {
+pub(super) fn fixed_reply(value: &Value) -> Result<Box<[u8]>, ValueError> {
     let text = text(value)?.as_bytes();
-    if text.len() > MAX_TEXT {
-        return Err(Wrong::Said(format!("a text has at most {MAX_TEXT} bytes, this one has {}", text.len())));
+    if text.len() > MAX_FIXED_REPLY {
+        return Err(ValueError::Invalid(format!(
+            "a text has at most {MAX_FIXED_REPLY} bytes, this one has {}",
+            text.len()
+        )));
     }
     Ok(text.into())
 }
 
 /// The text of a value that has a unit; a bare number is answered with what was probably meant.
-fn with_unit<'a>(value: &'a Data, unit: &str) -> Result<&'a str, Wrong> {
+fn with_unit<'a>(value: &'a Value, unit: &str) -> Result<&'a str, ValueError> {
     match value {
-        Data::Integer(_, number) | Data::Float(number) => {
-            Err(Wrong::Said(format!("{number} has no unit; write \"{number}{unit}\" if that is meant")))
+        Value::Integer(_, number) | Value::Float(number) => {
+            Err(ValueError::Invalid(format!("{number} has no unit; write \"{number}{unit}\" if that is meant")))
         }
         value => text(value),
     }

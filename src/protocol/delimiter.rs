@@ -99,17 +99,17 @@ impl Delimiter {
     ///
     /// `begun` is how many of its bytes the input before `chunk` ended with (0 at the start of a message); when
     /// nothing is found, it becomes the same for the end of `chunk`.
-    pub(super) fn search(&self, begun: &mut u8, chunk: &[u8]) -> Option<usize> {
+    pub(super) fn search(&self, matched: &mut u8, chunk: &[u8]) -> Option<usize> {
         let Some(finder) = &self.finder else {
             return find(self.bytes[0], chunk).map(|at| at + 1);
         };
         let mut at = 0;
-        while *begun > 0 {
+        while *matched > 0 {
             let byte = *chunk.get(at)?;
-            *begun = self.advance(*begun, byte);
+            *matched = self.advance(*matched, byte);
             at += 1;
-            if *begun == self.len {
-                *begun = 0;
+            if *matched == self.len {
+                *matched = 0;
                 return Some(at);
             }
         }
@@ -118,16 +118,16 @@ impl Delimiter {
             return Some(at + found + self.len());
         }
         let tail = rest.len().saturating_sub(self.len() - 1);
-        *begun = rest[tail..].iter().fold(0, |begun, byte| self.advance(begun, *byte));
+        *matched = rest[tail..].iter().fold(0, |matched, byte| self.advance(matched, *byte));
         None
     }
 
     /// How many of its bytes have begun after `byte`, when `begun` (fewer than all) had before it.
-    fn advance(&self, mut begun: u8, byte: u8) -> u8 {
-        while begun > 0 && self.bytes[usize::from(begun)] != byte {
-            begun = self.borders[usize::from(begun) - 1];
+    fn advance(&self, mut matched: u8, byte: u8) -> u8 {
+        while matched > 0 && self.bytes[usize::from(matched)] != byte {
+            matched = self.borders[usize::from(matched) - 1];
         }
-        if self.bytes[usize::from(begun)] == byte { begun + 1 } else { 0 }
+        if self.bytes[usize::from(matched)] == byte { matched + 1 } else { 0 }
     }
 }
 
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_delimiter_is_refused() {
+    fn invalid_delimiters_are_rejected() {
         for text in [r"\", r"\q", r"\x", r"\x4", r"\xg0", r"\x+1", r"\u12", r"\ud800", r"\U00110000", r"\é"] {
             let error = Delimiter::from_escaped(text).unwrap_err();
             assert!(matches!(error, DelimiterError::UnknownEscape(_)), "{text}: {error}");

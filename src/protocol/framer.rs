@@ -17,9 +17,9 @@ pub const MAX_MESSAGE: usize = 1 << 30;
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Framer {
     /// Bytes of the message in progress that were taken so far, a begun delimiter among them.
-    taken: u32,
+    consumed: u32,
     /// How many bytes at their end may begin the delimiter.
-    begun: u8,
+    matched: u8,
 }
 
 /// What the bytes of a chunk came to.
@@ -28,7 +28,7 @@ pub enum Frame {
     /// The message in progress ends with this many bytes of the chunk, its delimiter included.
     Complete(usize),
     /// The whole chunk belongs to the message in progress.
-    Unfinished,
+    Incomplete,
     /// The message in progress is certain to pass the limit. The stream cannot be followed any further.
     TooLong,
 }
@@ -40,31 +40,31 @@ impl Framer {
     /// Bytes that may begin the delimiter are not certain yet.
     #[inline]
     pub fn next(&mut self, delimiter: &Delimiter, max: usize, chunk: &[u8]) -> Frame {
-        let room = max + delimiter.len() - self.taken();
+        let room = max + delimiter.len() - self.consumed();
         let window = &chunk[..room.min(chunk.len())];
-        if let Some(end) = delimiter.search(&mut self.begun, window) {
-            self.taken = 0;
+        if let Some(end) = delimiter.search(&mut self.matched, window) {
+            self.consumed = 0;
             return Frame::Complete(end);
         }
         // No overflow: it is less than `max` and a delimiter.
-        self.taken += u32::try_from(window.len()).unwrap_or(u32::MAX);
-        if self.certain() > max { Frame::TooLong } else { Frame::Unfinished }
+        self.consumed += u32::try_from(window.len()).unwrap_or(u32::MAX);
+        if self.certain_len() > max { Frame::TooLong } else { Frame::Incomplete }
     }
 
     /// Whether a message has begun and not ended.
     #[must_use]
     pub fn in_progress(&self) -> bool {
-        self.taken > 0
+        self.consumed > 0
     }
 
     /// Bytes of the message in progress so far, should no delimiter follow: at most `max` + 15.
     #[must_use]
-    pub fn taken(&self) -> usize {
-        self.taken as usize
+    pub fn consumed(&self) -> usize {
+        self.consumed as usize
     }
 
     /// Bytes that belong to the message in progress, whatever comes next.
-    fn certain(&self) -> usize {
-        self.taken() - usize::from(self.begun)
+    fn certain_len(&self) -> usize {
+        self.consumed() - usize::from(self.matched)
     }
 }

@@ -23,7 +23,7 @@ pub type Reply<'a> = [&'a [u8]; 2];
 const HEADERS: usize = 28;
 
 /// A reply may be so many times as large as what it answers, headers counted.
-const AMPLIFICATION: usize = 3;
+const MAX_AMPLIFICATION: usize = 3;
 
 /// Ports below it are those of services, not of clients: an answer would go to somebody who may answer, too.
 const FIRST_CLIENT_PORT: u16 = 1024;
@@ -108,16 +108,16 @@ impl fmt::Display for DropCause {
 #[must_use]
 pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
     match rules.reply {
-        rules::Reply::Echo => Some([rules.prefix.as_bytes(), message]),
-        rules::Reply::Fixed => Some([&rules.text, &[]]),
-        rules::Reply::None => None,
+        rules::ReplyMode::Echo => Some([rules.prefix.as_bytes(), message]),
+        rules::ReplyMode::Fixed => Some([&rules.fixed_reply, &[]]),
+        rules::ReplyMode::None => None,
     }
 }
 
 /// The last reply to a peer that is cut off: `server error:` and the text; `None` where there is nothing to say, and where
 /// nothing is to be said that the peer did not send ([`Framing::Raw`]).
 #[must_use]
-pub fn last_words(rules: &Rules, verdict: Verdict) -> Option<Vec<u8>> {
+pub fn final_reply(rules: &Rules, verdict: Verdict) -> Option<Vec<u8>> {
     let is_told = rules.error_replies && rules.framing != Framing::Raw;
     let text = verdict.text(rules).filter(|_| is_told)?;
     Some([SERVER_ERROR, text.as_bytes()].concat())
@@ -131,13 +131,13 @@ pub fn is_service_port(port: u16) -> bool {
 
 /// Whether this reply to this datagram could do harm, for what is in them.
 #[must_use]
-pub fn harm(message: &[u8], reply: &Reply<'_>) -> Option<DropCause> {
+pub fn unsafe_to_answer(message: &[u8], reply: &Reply<'_>) -> Option<DropCause> {
     let [own, _] = reply;
     if (!own.is_empty() && message.starts_with(own)) || message.starts_with(SERVER_ERROR) {
         return Some(DropCause::OwnReply);
     }
     let answer: usize = reply.iter().map(|part| part.len()).sum();
-    (answer + HEADERS > AMPLIFICATION * (message.len() + HEADERS)).then_some(DropCause::Amplifies)
+    (answer + HEADERS > MAX_AMPLIFICATION * (message.len() + HEADERS)).then_some(DropCause::Amplifies)
 }
 
 #[cfg(test)]
@@ -151,13 +151,13 @@ mod tests {
         Rules { prefix: Prefix::new(prefix), ..Rules::default() }
     }
 
-    fn harm_of(prefix: &[u8], message: &[u8]) -> Option<DropCause> {
+    fn drop_cause_of(prefix: &[u8], message: &[u8]) -> Option<DropCause> {
         let rules = rules(prefix);
-        reply(&rules, message).and_then(|reply| harm(message, &reply))
+        reply(&rules, message).and_then(|reply| unsafe_to_answer(message, &reply))
     }
 
     #[test]
-    fn a_reply_is_the_prefix_and_the_message_and_nothing_else() {
+    fn a_reply_is_the_prefix_and_the_message() {
         for message in [&b""[..], b"a", b"a\tb\t", b"\0\xff"] {
             let rules = Rules::default();
             assert_eq!(reply(&rules, message).unwrap().concat(), [b"server got:", message].concat());
@@ -165,65 +165,65 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_the_text_where_it_is_fixed_and_nothing_where_there_is_none() {
-        let text = b"hello"[..].into();
-        let mut rules = Rules { reply: rules::Reply::Fixed, text, ..Rules::default() };
+    fn a_fixed_reply_is_the_configured_text_and_reply_none_sends_nothing() {
+        let fixed_reply = b"hello"[..].into();
+        let mut rules = Rules { reply: rules::ReplyMode::Fixed, fixed_reply, ..Rules::default() };
         for message in [&b""[..], b"a\tb"] {
             assert_eq!(reply(&rules, message).unwrap().concat(), b"hello");
         }
         // Two of them would greet each other without end.
         let own = reply(&rules, b"hello").unwrap();
-        assert_eq!(harm(b"hello", &own), Some(DropCause::OwnReply));
-        rules.reply = rules::Reply::None;
+        assert_eq!(unsafe_to_answer(b"hello", &own), Some(DropCause::OwnReply));
+        rules.reply = rules::ReplyMode::None;
         assert_eq!(reply(&rules, b"a"), None);
     }
 
     #[test]
-    fn last_words_have_no_delimiter_either_and_may_contain_it() {
+    fn final_replies_have_no_delimiter_and_may_contain_it() {
         let mut rules = rules(b"");
-        assert_eq!(last_words(&rules, Verdict::TooLong).unwrap(), b"server error:message exceeds 65536 bytes");
-        assert_eq!(last_words(&rules, Verdict::PeerClosed), None);
+        assert_eq!(final_reply(&rules, Verdict::TooLong).unwrap(), b"server error:message exceeds 65536 bytes");
+        assert_eq!(final_reply(&rules, Verdict::PeerClosed), None);
         rules.delimiter = crate::protocol::Delimiter::new(b"s").unwrap();
-        assert!(last_words(&rules, Verdict::TooLong).is_some());
+        assert!(final_reply(&rules, Verdict::TooLong).is_some());
         rules.framing = Framing::Raw;
-        assert_eq!(last_words(&rules, Verdict::TooLong), None);
+        assert_eq!(final_reply(&rules, Verdict::TooLong), None);
         rules.framing = Framing::Delimited;
         rules.error_replies = false;
-        assert_eq!(last_words(&rules, Verdict::TooLong), None);
+        assert_eq!(final_reply(&rules, Verdict::TooLong), None);
     }
 
     #[test]
-    fn what_looks_like_a_reply_is_not_answered() {
+    fn messages_that_look_like_replies_are_not_answered() {
         for message in [&b"server got:"[..], b"server got:server got:a", b"server error:", b"server error:busy"] {
-            assert_eq!(harm_of(b"server got:", message), Some(DropCause::OwnReply));
+            assert_eq!(drop_cause_of(b"server got:", message), Some(DropCause::OwnReply));
         }
         for message in [&b"server got"[..], b"server error", b" server got:", b"Server got:a", b""] {
-            assert_eq!(harm_of(b"server got:", message), None);
+            assert_eq!(drop_cause_of(b"server got:", message), None);
         }
         // An empty prefix begins everything, and says nothing.
-        assert_eq!(harm_of(b"", b"a"), None);
-        assert_eq!(harm_of(b"", b""), None);
-        assert_eq!(harm_of(b"", b"server error:x"), Some(DropCause::OwnReply));
+        assert_eq!(drop_cause_of(b"", b"a"), None);
+        assert_eq!(drop_cause_of(b"", b""), None);
+        assert_eq!(drop_cause_of(b"", b"server error:x"), Some(DropCause::OwnReply));
     }
 
     #[test]
-    fn a_reply_is_three_times_as_large_at_most_with_its_headers() {
+    fn a_reply_with_headers_is_at_most_three_times_as_large_as_its_message() {
         // 28 bytes of headers: 84 for an empty message, so 56 of reply; three more for each byte, of which it is one itself.
         for (message, prefix) in [(0, 56), (1, 58), (100, 256)] {
             let message = vec![b'x'; message];
-            assert_eq!(harm_of(&vec![b'p'; prefix], &message), None, "{prefix}");
-            assert_eq!(harm_of(&vec![b'p'; prefix + 1], &message), Some(DropCause::Amplifies), "{prefix}");
+            assert_eq!(drop_cause_of(&vec![b'p'; prefix], &message), None, "{prefix}");
+            assert_eq!(drop_cause_of(&vec![b'p'; prefix + 1], &message), Some(DropCause::Amplifies), "{prefix}");
         }
     }
 
     #[test]
-    fn ports_below_1024_are_those_of_services() {
+    fn ports_below_1024_are_service_ports() {
         assert!(is_service_port(0) && is_service_port(7) && is_service_port(1023));
         assert!(!is_service_port(1024) && !is_service_port(65535));
     }
 
     #[test]
-    fn every_cause_has_a_number_and_a_name_of_its_own() {
+    fn every_drop_cause_has_its_own_number_and_name() {
         let names: BTreeSet<_> = DropCause::ALL.iter().map(|cause| cause.name()).collect();
         assert_eq!(names.len(), DROP_CAUSES);
         assert!(DropCause::ALL.iter().enumerate().all(|(at, cause)| cause.index() == at));

@@ -13,7 +13,7 @@ pub const MAX_PREFIX: usize = 4096;
 pub const READ_SIZE: usize = 128 * 1024;
 
 /// When this many bytes of replies are ready, they are sent before more input is looked at.
-pub(super) const ENOUGH: usize = 64 * 1024;
+pub(super) const FLUSH_THRESHOLD: usize = 64 * 1024;
 
 /// Short things are copied as one block of this fixed size: a few vector moves, no call and no loop.
 const BLOCK: usize = 64;
@@ -74,20 +74,23 @@ pub struct Scratch {
 
 impl Scratch {
     /// Where input starts: before it is room for a prefix.
-    pub(super) const START: usize = MAX_PREFIX;
+    pub(super) const INPUT_START: usize = MAX_PREFIX;
 
     /// Buffers of about 330 KiB, zeroed once; their pages become resident as they are first used.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            input: vec![0; Self::START + READ_SIZE + BLOCK].into_boxed_slice(),
-            output: Output { bytes: vec![0; ENOUGH + MAX_PREFIX + READ_SIZE + 2 * BLOCK].into_boxed_slice(), len: 0 },
+            input: vec![0; Self::INPUT_START + READ_SIZE + BLOCK].into_boxed_slice(),
+            output: Output {
+                bytes: vec![0; FLUSH_THRESHOLD + MAX_PREFIX + READ_SIZE + 2 * BLOCK].into_boxed_slice(),
+                len: 0,
+            },
         }
     }
 
     /// Where the next input goes: [`READ_SIZE`] bytes.
     pub fn input_room(&mut self) -> &mut [u8] {
-        &mut self.input[Self::START..Self::START + READ_SIZE]
+        &mut self.input[Self::INPUT_START..Self::INPUT_START + READ_SIZE]
     }
 }
 

@@ -14,14 +14,14 @@ pub struct Rules {
     /// What ends a message, in delimited framing.
     pub delimiter: Delimiter,
     /// What a message is answered with.
-    pub reply: Reply,
+    pub reply: ReplyMode,
     /// What stands before the message in a reply. Never contains the delimiter, in delimited framing.
     pub prefix: Prefix,
     /// What every message is answered with where the reply is [`Reply::Fixed`]: 0 to [`MAX_TEXT`] bytes. Never contains the
     /// delimiter, in delimited framing.
-    pub text: Box<[u8]>,
+    pub fixed_reply: Box<[u8]>,
     /// How long it takes after a message was answered until the next one of that connection is taken.
-    pub reply_delay: Span,
+    pub reply_delay: TimeSpan,
     /// The longest message, in bytes without its delimiter. 64 KiB fit into one read and are more than any health
     /// check or log line needs. In raw framing there are none of more than 512 bytes.
     pub max_message: usize,
@@ -40,10 +40,10 @@ impl Default for Rules {
         Self {
             framing: Framing::Delimited,
             delimiter: Delimiter::default(),
-            reply: Reply::Echo,
+            reply: ReplyMode::Echo,
             prefix: Framing::Delimited.default_prefix(),
-            text: Box::default(),
-            reply_delay: Span::new(Duration::ZERO, "0s"),
+            fixed_reply: Box::default(),
+            reply_delay: TimeSpan::new(Duration::ZERO, "0s"),
             max_message: 64 * 1024,
             unterminated: Unterminated::Discard,
             error_replies: true,
@@ -54,15 +54,15 @@ impl Default for Rules {
 }
 
 /// The longest text of a fixed reply, in bytes.
-pub const MAX_TEXT: usize = 4096;
+pub const MAX_FIXED_REPLY: usize = 4096;
 
 /// The longest message in raw framing, in bytes.
-const MAX_RAW: usize = 512;
+const MAX_RAW_MESSAGE: usize = 512;
 
 impl Rules {
     /// What ends a message and a reply: the delimiter, or nothing.
     #[must_use]
-    pub fn ending(&self) -> &[u8] {
+    pub fn terminator(&self) -> &[u8] {
         match self.framing {
             Framing::Delimited => self.delimiter.as_bytes(),
             Framing::Raw => &[],
@@ -70,21 +70,21 @@ impl Rules {
     }
 
     /// Whether it is the delimited echo, without a pause: what all others must not make slower.
-    pub(super) fn is_plain(&self) -> bool {
-        self.framing == Framing::Delimited && self.reply == Reply::Echo && self.reply_delay.length().is_zero()
+    pub(super) fn is_plain_echo(&self) -> bool {
+        self.framing == Framing::Delimited && self.reply == ReplyMode::Echo && self.reply_delay.duration().is_zero()
     }
 
     /// Whether replies are the same bytes as the messages, and nothing is between them.
     pub(super) fn is_verbatim(&self) -> bool {
         self.framing == Framing::Raw
-            && self.reply == Reply::Echo
+            && self.reply == ReplyMode::Echo
             && self.prefix.len() == 0
-            && self.reply_delay.length().is_zero()
+            && self.reply_delay.duration().is_zero()
     }
 
     /// The longest message in raw framing.
-    pub(super) fn max_raw(&self) -> usize {
-        self.max_message.clamp(1, MAX_RAW)
+    pub(super) fn max_raw_message(&self) -> usize {
+        self.max_message.clamp(1, MAX_RAW_MESSAGE)
     }
 }
 
@@ -110,7 +110,7 @@ impl Framing {
 
 /// What a message is answered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reply {
+pub enum ReplyMode {
     /// The prefix and the message.
     Echo,
     /// The text.
@@ -144,23 +144,23 @@ pub enum LogMessages {
 pub struct Deadlines {
     /// Without a message in progress and without a reply owed, since the last byte in either direction. 5 min: longer
     /// than the intervals of health checks, which so keep their connection.
-    pub idle: Option<Span>,
+    pub idle: Option<TimeSpan>,
     /// From the first byte of a message to its delimiter; further bytes do not extend it. 2 s: a message is sent at
     /// once or the sender hangs.
-    pub read: Option<Span>,
+    pub read: Option<TimeSpan>,
     /// Without the peer taking a single byte of what it is owed. 10 s: enough for a peer that swaps or a route that
     /// changes, too little to hoard replies.
-    pub write: Option<Span>,
+    pub write: Option<TimeSpan>,
     /// Of the whole connection. Off: there is no reason to cut a peer that behaves.
-    pub lifetime: Option<Span>,
+    pub lifetime: Option<TimeSpan>,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
         Self {
-            idle: Some(Span::new(Duration::from_secs(300), "5min")),
-            read: Some(Span::new(Duration::from_secs(2), "2s")),
-            write: Some(Span::new(Duration::from_secs(10), "10s")),
+            idle: Some(TimeSpan::new(Duration::from_secs(300), "5min")),
+            read: Some(TimeSpan::new(Duration::from_secs(2), "2s")),
+            write: Some(TimeSpan::new(Duration::from_secs(10), "10s")),
             lifetime: None,
         }
     }
@@ -168,35 +168,35 @@ impl Default for Deadlines {
 
 /// A length of time together with the notation in which it was configured, in which it is also told to peers.
 #[derive(Debug, Clone)]
-pub struct Span {
-    length: Duration,
+pub struct TimeSpan {
+    duration: Duration,
     notation: Box<str>,
 }
 
-impl Span {
+impl TimeSpan {
     /// `length`, written as `notation`.
     #[must_use]
-    pub fn new(length: Duration, notation: &str) -> Self {
-        Self { length, notation: notation.into() }
+    pub fn new(duration: Duration, notation: &str) -> Self {
+        Self { duration, notation: notation.into() }
     }
 
     /// How long it is.
     #[must_use]
-    pub fn length(&self) -> Duration {
-        self.length
+    pub fn duration(&self) -> Duration {
+        self.duration
     }
 }
 
 /// Two spans are equal when they are equally long, however they are written.
-impl PartialEq for Span {
+impl PartialEq for TimeSpan {
     fn eq(&self, other: &Self) -> bool {
-        self.length == other.length
+        self.duration == other.duration
     }
 }
 
-impl Eq for Span {}
+impl Eq for TimeSpan {}
 
-impl fmt::Display for Span {
+impl fmt::Display for TimeSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.notation)
     }

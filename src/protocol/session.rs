@@ -34,13 +34,13 @@ use std::time::{Duration, Instant};
 use super::framer::Framer;
 use super::reply::Scratch;
 use super::rules::{Rules, Unterminated};
-use super::unfinished::{Awaited, Content, Rest, Unfinished};
+use super::unfinished::{Awaited, Buffers, ByteQueue, MessageState};
 use super::verdict::Verdict;
 
-pub(super) use state::State;
+pub(super) use state::Checkpoint;
 
 /// How long the last words may take where `deadlines.write` is off.
-pub(crate) const LAST_WORDS: Duration = Duration::from_secs(10);
+pub(crate) const FINAL_REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After the end of our stream, how long input is still taken and dropped, so that closing sends no reset which would
 /// destroy what is on its way to the peer.
@@ -58,12 +58,12 @@ pub struct Session {
     /// Whether the peer has ended its stream.
     input_ended: bool,
     /// Whether its rules are [`Rules::is_plain`].
-    is_plain: bool,
+    uses_fast_path: bool,
     opened: Instant,
-    last_byte: Instant,
+    last_activity: Instant,
     totals: Totals,
     /// What is kept from one call to the next; nothing most of the time, and then no memory either.
-    unfinished: Option<Box<Unfinished>>,
+    buffers: Option<Box<Buffers>>,
 }
 
 /// What a session wants to happen next.
@@ -76,7 +76,7 @@ pub enum Want {
     /// Room in the log of messages: [`Session::resume`].
     Log,
     /// Nothing but time: [`Session::tick`].
-    Pause,
+    Delay,
     /// The end of our stream to be sent: shut down the sending side, then [`Session::sent_end`].
     Shutdown,
     /// Nothing any more; close the connection.
@@ -112,9 +112,9 @@ pub(super) enum Phase<Time = Instant> {
     /// until then.
     Stopping(Verdict, Time),
     /// The peer has ended its stream; what was read gets its replies.
-    Finishing(Verdict),
+    HalfClosed(Verdict),
     /// The last words are on their way; they have until then.
-    Ending(Verdict, Time),
+    Closing(Verdict, Time),
     /// Our stream has ended; input is dropped until then, this many more bytes of it.
     Lingering(Verdict, Time, u32),
     /// The connection is broken or given up; messages that were read wait for the log.
@@ -132,14 +132,14 @@ impl Session {
     pub fn wants(&self) -> Want {
         if matches!(self.phase, Phase::Done(_)) {
             Want::Close
-        } else if let Some(unfinished) = self.unfinished.as_ref().filter(|unfinished| unfinished.is_behind()) {
-            match unfinished.awaited() {
+        } else if let Some(buffers) = self.buffers.as_ref().filter(|buffers| buffers.is_reading_blocked()) {
+            match buffers.awaited() {
                 _ if matches!(self.phase, Phase::Logging(_)) => Want::Log,
                 Awaited::Log => Want::Log,
-                Awaited::Pause(_) => Want::Pause,
+                Awaited::Delay(_) => Want::Delay,
                 _ => Want::Write,
             }
-        } else if matches!(self.phase, Phase::Ending(..)) {
+        } else if matches!(self.phase, Phase::Closing(..)) {
             Want::Shutdown
         } else {
             Want::Read
@@ -151,8 +151,8 @@ impl Session {
     pub fn verdict(&self) -> Option<Verdict> {
         match self.phase {
             // Something else may still come between.
-            Phase::Open | Phase::Stopping(..) | Phase::Finishing(_) => None,
-            Phase::Ending(verdict, _)
+            Phase::Open | Phase::Stopping(..) | Phase::HalfClosed(_) => None,
+            Phase::Closing(verdict, _)
             | Phase::Lingering(verdict, ..)
             | Phase::Logging(verdict)
             | Phase::Done(verdict) => Some(verdict),
@@ -161,12 +161,12 @@ impl Session {
 
     /// Whether it was refused because its source has too many connections ([`Session::refuse`]).
     #[must_use]
-    pub fn refused(&self) -> bool {
+    pub fn is_refused(&self) -> bool {
         match self.phase {
             Phase::Open => false,
             Phase::Stopping(verdict, _)
-            | Phase::Finishing(verdict)
-            | Phase::Ending(verdict, _)
+            | Phase::HalfClosed(verdict)
+            | Phase::Closing(verdict, _)
             | Phase::Lingering(verdict, ..)
             | Phase::Logging(verdict)
             | Phase::Done(verdict) => matches!(verdict, Verdict::TooMany { .. }),
@@ -182,7 +182,7 @@ impl Session {
     /// How many bytes its buffers occupy: 0 while nothing is unfinished.
     #[must_use]
     pub fn memory(&self) -> usize {
-        self.unfinished.as_ref().map_or(0, |unfinished| unfinished.memory())
+        self.buffers.as_ref().map_or(0, |buffers| buffers.memory())
     }
 
     /// When it began.
@@ -205,8 +205,8 @@ impl Session {
 
     /// Whether replies are owed, input is held, a message waits for the log, or we pause: then nothing is read.
     #[inline]
-    fn is_behind(&self) -> bool {
-        self.unfinished.as_ref().is_some_and(|unfinished| unfinished.is_behind())
+    fn is_reading_blocked(&self) -> bool {
+        self.buffers.as_ref().is_some_and(|buffers| buffers.is_reading_blocked())
     }
 }
 
@@ -217,15 +217,15 @@ impl Session {
     #[must_use]
     pub fn new(rules: Arc<Rules>, now: Instant) -> Self {
         Self {
-            is_plain: rules.is_plain(),
+            uses_fast_path: rules.is_plain_echo(),
             rules,
             framer: Framer::default(),
             phase: Phase::Open,
             input_ended: false,
             opened: now,
-            last_byte: now,
+            last_activity: now,
             totals: Totals::default(),
-            unfinished: None,
+            buffers: None,
         }
     }
 
@@ -240,35 +240,35 @@ impl Session {
                 *until = now + LINGER;
                 return;
             }
-            Phase::Lingering(verdict, _, room) => {
-                *room = room.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
-                if *room == 0 {
+            Phase::Lingering(verdict, _, remaining) => {
+                *remaining = remaining.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+                if *remaining == 0 {
                     self.phase = Phase::Done(*verdict);
                 }
                 return;
             }
-            Phase::Stopping(..) | Phase::Finishing(_) | Phase::Ending(..) | Phase::Logging(_) | Phase::Done(_) => {
+            Phase::Stopping(..) | Phase::HalfClosed(_) | Phase::Closing(..) | Phase::Logging(_) | Phase::Done(_) => {
                 return;
             }
         }
         self.totals.bytes_in += count as u64;
-        self.last_byte = now;
-        let end = Scratch::START + count;
-        let (Scratch { input, output }, range) = (scratch, Scratch::START..end);
+        self.last_activity = now;
+        let end = Scratch::INPUT_START + count;
+        let (Scratch { input, output }, range) = (scratch, Scratch::INPUT_START..end);
         output.clear();
-        let at = if self.is_plain {
-            self.answer::<false>(now, input, range, output, outlet)
+        let at = if self.uses_fast_path {
+            self.answer_fast::<false>(now, input, range, output, outlet)
         } else {
-            self.answer_otherwise(now, input, range, output, outlet)
+            self.answer_general(now, input, range, output, outlet)
         };
         if at < end {
-            self.unfinished(now).held = Rest::of(&input[at..end]);
+            self.buffers_mut(now).inbound = ByteQueue::from_slice(&input[at..end]);
         }
-        self.settle(now);
+        self.update_phase(now);
     }
 
     /// The peer has ended its stream: no more input will come.
-    pub fn end_of_input(&mut self, now: Instant) {
+    pub fn handle_end_of_input(&mut self, now: Instant) {
         self.input_ended = true;
         match self.phase {
             Phase::Open => {}
@@ -276,55 +276,55 @@ impl Session {
                 self.phase = Phase::Done(verdict);
                 return;
             }
-            Phase::Stopping(..) | Phase::Finishing(_) | Phase::Ending(..) | Phase::Logging(_) | Phase::Done(_) => {
+            Phase::Stopping(..) | Phase::HalfClosed(_) | Phase::Closing(..) | Phase::Logging(_) | Phase::Done(_) => {
                 return;
             }
         }
-        let bytes = self.framer.taken();
+        let bytes = self.framer.consumed();
         if bytes > self.rules.max_message {
             // Bytes that might have begun the delimiter did not.
-            return self.end(Verdict::TooLong, now);
+            return self.close(Verdict::TooLong, now);
         }
         let mut verdict = Verdict::PeerClosed;
-        if let Some((content, mut reply)) = self.take_message() {
+        if let Some((state, mut reply)) = self.take_message() {
             match self.rules.unterminated {
-                Unterminated::Discard if content == Content::LineEnds => {}
+                Unterminated::Discard if state == MessageState::LineEnds => {}
                 Unterminated::Discard => {
                     verdict = Verdict::Unterminated { bytes: u32::try_from(bytes).unwrap_or(u32::MAX) };
                 }
                 Unterminated::Accept => {
-                    reply.reserve_exact(self.rules.ending().len());
-                    reply.extend_from_slice(self.rules.ending());
-                    self.unfinished(now).await_log(now, reply);
+                    reply.reserve_exact(self.rules.terminator().len());
+                    reply.extend_from_slice(self.rules.terminator());
+                    self.buffers_mut(now).await_log(now, reply);
                 }
             }
         }
         self.framer = Framer::default();
-        self.forget_pause();
-        self.phase = Phase::Finishing(verdict);
-        self.settle(now);
+        self.cancel_delay();
+        self.phase = Phase::HalfClosed(verdict);
+        self.update_phase(now);
     }
 
     /// There may be room again, for output or in the log: sends what is owed, then goes on with the message that waits for
     /// the log and with the input that is held, until `outlet` takes less than it is given, or there were 64 KiB of further
     /// replies, or a pause begins.
-    pub fn resume(&mut self, now: Instant, scratch: &mut Scratch, outlet: &mut impl Outlet) {
+    pub fn process_buffers(&mut self, now: Instant, scratch: &mut Scratch, outlet: &mut impl Outlet) {
         if let Phase::Logging(verdict) = self.phase {
-            return self.log_rest(verdict, outlet);
+            return self.log_remaining(verdict, outlet);
         }
-        let Some(unfinished) = &mut self.unfinished else { return };
-        if !unfinished.owed.is_empty() {
-            let taken = outlet.send(unfinished.owed.as_slice());
-            unfinished.taken(now, taken);
+        let Some(buffers) = &mut self.buffers else { return };
+        if !buffers.outbound.is_empty() {
+            let taken = outlet.send(buffers.outbound.as_slice());
+            buffers.advance_outbound(now, taken);
             self.count_sent(now, taken);
         }
-        self.go_on(now, &mut scratch.output, outlet);
-        self.settle(now);
+        self.answer_pending(now, &mut scratch.output, outlet);
+        self.update_phase(now);
     }
 
     /// Something that is no part of the conversation was heard of the peer: the idle deadline runs from here on.
-    pub fn heard(&mut self, now: Instant) {
-        self.last_byte = now;
+    pub fn note_activity(&mut self, now: Instant) {
+        self.last_activity = now;
     }
 }
 
@@ -332,58 +332,58 @@ impl Session {
 
 impl Session {
     /// What is kept, made if nothing is.
-    fn unfinished(&mut self, now: Instant) -> &mut Unfinished {
-        self.unfinished.get_or_insert_with(|| Box::new(Unfinished::new(now)))
+    fn buffers_mut(&mut self, now: Instant) -> &mut Buffers {
+        self.buffers.get_or_insert_with(|| Box::new(Buffers::new(now)))
     }
 
     /// The message in progress, if there is one: what it consists of, and its reply as far as it is known.
     #[inline]
-    fn take_message(&mut self) -> Option<(Content, Vec<u8>)> {
-        self.unfinished.as_mut()?.take_message()
+    fn take_message(&mut self) -> Option<(MessageState, Vec<u8>)> {
+        self.buffers.as_mut()?.take_message()
     }
 
     /// What we wait for now is something else.
-    fn forget_pause(&mut self) {
-        if let Some(unfinished) = &mut self.unfinished {
-            unfinished.forget_pause();
+    fn cancel_delay(&mut self) {
+        if let Some(buffers) = &mut self.buffers {
+            buffers.cancel_delay();
         }
     }
 
     /// Something is owed, where nothing was.
-    fn owe(&mut self, now: Instant, rest: Rest) {
-        self.unfinished(now).owe(now, rest);
+    fn set_outbound(&mut self, now: Instant, queue: ByteQueue) {
+        self.buffers_mut(now).set_outbound(now, queue);
     }
 
     #[inline]
     fn count_sent(&mut self, now: Instant, taken: usize) {
         if taken > 0 {
             self.totals.bytes_out += taken as u64;
-            self.last_byte = now;
+            self.last_activity = now;
         }
     }
 
     /// After every input.
     #[inline]
-    fn settle(&mut self, now: Instant) {
+    fn update_phase(&mut self, now: Instant) {
         // Mostly there is nothing to do.
-        if self.unfinished.is_some() || self.phase != Phase::Open {
-            self.settle_unfinished(now);
+        if self.buffers.is_some() || self.phase != Phase::Open {
+            self.update_buffers_and_phase(now);
         }
     }
 
     /// What is finished gives its memory back, and may end the phase. The read deadline runs only while we read.
-    fn settle_unfinished(&mut self, now: Instant) {
+    fn update_buffers_and_phase(&mut self, now: Instant) {
         let mut reading = true;
-        if let Some(unfinished) = &mut self.unfinished {
-            reading = !unfinished.is_behind();
-            unfinished.run_clock(now, reading);
-            if unfinished.is_empty() {
-                self.unfinished = None;
+        if let Some(buffers) = &mut self.buffers {
+            reading = !buffers.is_reading_blocked();
+            buffers.update_read_timer(now, reading);
+            if buffers.is_empty() {
+                self.buffers = None;
             }
         }
         match self.phase {
-            Phase::Stopping(verdict, _) if reading => self.end(verdict, now),
-            Phase::Finishing(verdict) if reading => self.finish(verdict),
+            Phase::Stopping(verdict, _) if reading => self.close(verdict, now),
+            Phase::HalfClosed(verdict) if reading => self.finish(verdict),
             _ => {}
         }
     }

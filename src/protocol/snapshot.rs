@@ -79,10 +79,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::moment::Moment;
+use super::moment::RelativeTime;
 use super::rules::Rules;
-use super::session::{Phase, Session, State, Totals};
-use super::unfinished::{Begun, Kept};
+use super::session::{Checkpoint, Phase, Session, Totals};
+use super::unfinished::{BuffersCheckpoint, MessageCheckpoint};
 use super::verdict::Verdict;
 use bytes::{Reader, Writer};
 pub use error::Error;
@@ -94,57 +94,63 @@ pub const VERSION: u16 = 3;
 /// connection, and the client that a PROXY header told. One that is over ([`super::Want::Close`]) is so afterwards, too;
 /// there is no reason to put it away.
 #[must_use]
-pub fn freeze(session: &Session, listener: &str, connection: u64, client: Option<SocketAddr>, now: Instant) -> Vec<u8> {
-    let State { phase, input_ended, opened, last_byte, totals, kept } = session.freeze(now);
-    let mut to = Writer::default();
-    let pauses = kept.pause != Moment::NEVER;
-    to.u16(match client {
-        _ if pauses => 3,
+pub fn encode(
+    session: &Session,
+    listener_name: &str,
+    connection_id: u64,
+    client: Option<SocketAddr>,
+    now: Instant,
+) -> Vec<u8> {
+    let Checkpoint { phase, input_ended, opened, last_activity, totals, buffers } = session.checkpoint(now);
+    let mut writer = Writer::default();
+    let has_delay = buffers.delay_until != RelativeTime::NEVER;
+    writer.u16(match client {
+        _ if has_delay => 3,
         Some(_) => 2,
         None => 1,
     });
-    to.u64(connection);
-    to.bytes(listener.as_bytes());
-    write_phase(&mut to, phase);
-    to.u8(input_ended.into());
-    to.moment(opened);
-    to.moment(last_byte);
-    to.count(totals.bytes_in);
-    to.count(totals.bytes_out);
-    to.count(totals.messages);
-    match &kept.message {
-        Begun::Nothing => to.u8(0),
-        Begun::InProgress(until, bytes) => {
-            to.u8(1);
-            to.moment(*until);
-            to.bytes(bytes);
+    writer.u64(connection_id);
+    writer.bytes(listener_name.as_bytes());
+    write_phase(&mut writer, phase);
+    writer.u8(input_ended.into());
+    writer.time(opened);
+    writer.time(last_activity);
+    writer.count(totals.bytes_in);
+    writer.count(totals.bytes_out);
+    writer.count(totals.messages);
+    match &buffers.message {
+        MessageCheckpoint::None => writer.u8(0),
+        MessageCheckpoint::InProgress(until, bytes) => {
+            writer.u8(1);
+            writer.time(*until);
+            writer.bytes(bytes);
         }
-        Begun::Unlogged(message) => {
-            to.u8(2);
-            to.bytes(message);
+        MessageCheckpoint::Unlogged(message) => {
+            writer.u8(2);
+            writer.bytes(message);
         }
     }
-    to.moment(kept.waits_since);
-    to.bytes(&kept.owed);
-    to.bytes(&kept.held);
-    if pauses {
-        to.moment(kept.pause);
+    writer.time(buffers.waiting_since);
+    writer.bytes(&buffers.outbound);
+    writer.bytes(&buffers.inbound);
+    if has_delay {
+        writer.time(buffers.delay_until);
     }
     match client {
-        Some(client) => write_client(&mut to, client),
-        None if pauses => to.u8(0),
+        Some(client) => write_client(&mut writer, client),
+        None if has_delay => writer.u8(0),
         None => {}
     }
-    to.into_bytes()
+    writer.into_bytes()
 }
 
 /// A session that was put away.
 #[derive(Debug)]
 pub struct Snapshot {
-    listener: String,
-    connection: u64,
+    listener_name: String,
+    connection_id: u64,
     client: Option<SocketAddr>,
-    state: State<'static>,
+    checkpoint: Checkpoint<'static>,
 }
 
 impl Snapshot {
@@ -152,63 +158,63 @@ impl Snapshot {
     ///
     /// # Errors
     /// A version that is not known, or bytes that no version has written.
-    pub fn read(bytes: &[u8]) -> Result<Self, Error> {
-        let mut from = Reader::new(bytes);
-        let version = from.u16("version")?;
+    pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        let mut reader = Reader::new(bytes);
+        let version = reader.u16("version")?;
         if !(1..=VERSION).contains(&version) {
-            return Err(Error::Version(version));
+            return Err(Error::UnknownVersion(version));
         }
-        let connection = from.u64("connection's number")?;
-        let listener = from.bytes("listener's name")?.to_vec();
-        let listener = String::from_utf8(listener).map_err(|_| Error::NotText)?;
-        let phase = read_phase(&mut from)?;
-        let input_ended = match from.u8("end of input")? {
+        let connection_id = reader.u64("connection's number")?;
+        let listener_name = reader.bytes("listener's name")?.to_vec();
+        let listener_name = String::from_utf8(listener_name).map_err(|_| Error::NotUtf8)?;
+        let phase = read_phase(&mut reader)?;
+        let input_ended = match reader.u8("end of input")? {
             0 => false,
             1 => true,
-            code => return Err(Error::Code { what: "end of input", code }),
+            code => return Err(Error::UnknownCode { field: "end of input", code }),
         };
-        let opened = from.moment("time of its beginning")?;
-        let last_byte = from.moment("time of its last byte")?;
-        let bytes_in = from.count("number of bytes received")?;
-        let bytes_out = from.count("number of bytes sent")?;
-        let messages = from.count("number of messages")?;
-        let message = match from.u8("message")? {
-            0 => Begun::Nothing,
+        let opened = reader.time("time of its beginning")?;
+        let last_activity = reader.time("time of its last byte")?;
+        let bytes_in = reader.count("number of bytes received")?;
+        let bytes_out = reader.count("number of bytes sent")?;
+        let messages = reader.count("number of messages")?;
+        let message = match reader.u8("message")? {
+            0 => MessageCheckpoint::None,
             1 => {
-                let until = from.moment("read deadline")?;
-                Begun::InProgress(until, from.bytes("message in progress")?.to_vec().into())
+                let until = reader.time("read deadline")?;
+                MessageCheckpoint::InProgress(until, reader.bytes("message in progress")?.to_vec().into())
             }
-            2 => Begun::Unlogged(from.bytes("message for the log")?.to_vec().into()),
-            code => return Err(Error::Code { what: "message", code }),
+            2 => MessageCheckpoint::Unlogged(reader.bytes("message for the log")?.to_vec().into()),
+            code => return Err(Error::UnknownCode { field: "message", code }),
         };
-        let waits_since = from.moment("time of waiting")?;
-        let owed = from.bytes("replies")?.to_vec().into();
-        let held = from.bytes("input")?.to_vec().into();
-        let pause = if version < 3 { Moment::NEVER } else { from.moment("pause")? };
-        let client = if version == 1 { None } else { read_client(&mut from)? };
+        let waiting_since = reader.time("time of waiting")?;
+        let outbound = reader.bytes("replies")?.to_vec().into();
+        let inbound = reader.bytes("input")?.to_vec().into();
+        let delay_until = if version < 3 { RelativeTime::NEVER } else { reader.time("pause")? };
+        let client = if version == 1 { None } else { read_client(&mut reader)? };
         if version == 2 && client.is_none() {
-            return Err(Error::Code { what: "kind of address", code: 0 });
+            return Err(Error::UnknownCode { field: "kind of address", code: 0 });
         }
-        from.end()?;
+        reader.expect_end()?;
         let totals = Totals { bytes_in, bytes_out, messages };
-        let kept = Kept { message, waits_since, pause, owed, held };
-        let state = State { phase, input_ended, opened, last_byte, totals, kept };
-        if !is_possible(&state) {
-            return Err(Error::Impossible);
+        let buffers = BuffersCheckpoint { message, waiting_since, delay_until, outbound, inbound };
+        let checkpoint = Checkpoint { phase, input_ended, opened, last_activity, totals, buffers };
+        if !is_consistent(&checkpoint) {
+            return Err(Error::Inconsistent);
         }
-        Ok(Self { listener, connection, client, state })
+        Ok(Self { listener_name, connection_id, client, checkpoint })
     }
 
     /// The name of its listener.
     #[must_use]
-    pub fn listener(&self) -> &str {
-        &self.listener
+    pub fn listener_name(&self) -> &str {
+        &self.listener_name
     }
 
     /// The number of its connection.
     #[must_use]
-    pub fn connection(&self) -> u64 {
-        self.connection
+    pub fn connection_id(&self) -> u64 {
+        self.connection_id
     }
 
     /// The client that a PROXY header told.
@@ -220,143 +226,146 @@ impl Snapshot {
     /// The session, which goes on under the rules that now hold for its listener. `frozen_at` is when it was put away, on
     /// the clock of this process. Deadlines that passed meanwhile are acted upon by the next [`Session::tick`].
     #[must_use]
-    pub fn thaw(self, rules: Arc<Rules>, frozen_at: Instant) -> Session {
-        self.state.thaw(rules, frozen_at)
+    pub fn restore(self, rules: Arc<Rules>, stored_at: Instant) -> Session {
+        self.checkpoint.restore(rules, stored_at)
     }
 }
 
 /// Whether what is kept goes with the phase.
-fn is_possible(state: &State<'_>) -> bool {
-    let Kept { message, pause, owed, held, .. } = &state.kept;
-    if *pause != Moment::NEVER && (state.phase != Phase::Open || !matches!(message, Begun::Nothing)) {
+fn is_consistent(checkpoint: &Checkpoint<'_>) -> bool {
+    let BuffersCheckpoint { message, delay_until, outbound, inbound, .. } = &checkpoint.buffers;
+    if *delay_until != RelativeTime::NEVER
+        && (checkpoint.phase != Phase::Open || !matches!(message, MessageCheckpoint::None))
+    {
         return false;
     }
-    if matches!(message, Begun::InProgress(_, bytes) if bytes.is_empty()) {
+    if matches!(message, MessageCheckpoint::InProgress(_, bytes) if bytes.is_empty()) {
         return false;
     }
-    let no_message = matches!(message, Begun::Nothing);
-    match state.phase {
-        Phase::Open | Phase::Stopping(..) | Phase::Finishing(_) => true,
-        Phase::Ending(..) => no_message && held.is_empty(),
-        Phase::Lingering(..) | Phase::Done(_) => no_message && owed.is_empty() && held.is_empty(),
+    let no_message = matches!(message, MessageCheckpoint::None);
+    match checkpoint.phase {
+        Phase::Open | Phase::Stopping(..) | Phase::HalfClosed(_) => true,
+        Phase::Closing(..) => no_message && inbound.is_empty(),
+        Phase::Lingering(..) | Phase::Done(_) => no_message && outbound.is_empty() && inbound.is_empty(),
         Phase::Logging(_) => {
-            owed.is_empty() && (matches!(message, Begun::Unlogged(_)) || no_message && !held.is_empty())
+            outbound.is_empty()
+                && (matches!(message, MessageCheckpoint::Unlogged(_)) || no_message && !inbound.is_empty())
         }
     }
 }
 
-fn write_client(to: &mut Writer, client: SocketAddr) {
+fn write_client(writer: &mut Writer, client: SocketAddr) {
     match client.ip() {
         IpAddr::V4(ip) => {
-            to.u8(4);
-            to.array(ip.octets());
+            writer.u8(4);
+            writer.array(ip.octets());
         }
         IpAddr::V6(ip) => {
-            to.u8(6);
-            to.array(ip.octets());
+            writer.u8(6);
+            writer.array(ip.octets());
         }
     }
-    to.u16(client.port());
+    writer.u16(client.port());
 }
 
 /// `None` for one that is not there.
-fn read_client(from: &mut Reader<'_>) -> Result<Option<SocketAddr>, Error> {
-    let ip = match from.u8("kind of address")? {
+fn read_client(reader: &mut Reader<'_>) -> Result<Option<SocketAddr>, Error> {
+    let ip = match reader.u8("kind of address")? {
         0 => return Ok(None),
-        4 => IpAddr::V4(from.array::<4>("client's address")?.into()),
-        6 => IpAddr::V6(from.array::<16>("client's address")?.into()),
-        code => return Err(Error::Code { what: "kind of address", code }),
+        4 => IpAddr::V4(reader.array::<4>("client's address")?.into()),
+        6 => IpAddr::V6(reader.array::<16>("client's address")?.into()),
+        code => return Err(Error::UnknownCode { field: "kind of address", code }),
     };
-    Ok(Some(SocketAddr::new(ip, from.u16("client's port")?)))
+    Ok(Some(SocketAddr::new(ip, reader.u16("client's port")?)))
 }
 
-fn write_phase(to: &mut Writer, phase: Phase<Moment>) {
+fn write_phase(writer: &mut Writer, phase: Phase<RelativeTime>) {
     match phase {
-        Phase::Open => to.u8(0),
+        Phase::Open => writer.u8(0),
         Phase::Stopping(verdict, until) => {
-            to.u8(1);
-            write_verdict(to, verdict);
-            to.moment(until);
+            writer.u8(1);
+            write_verdict(writer, verdict);
+            writer.time(until);
         }
-        Phase::Finishing(verdict) => {
-            to.u8(2);
-            write_verdict(to, verdict);
+        Phase::HalfClosed(verdict) => {
+            writer.u8(2);
+            write_verdict(writer, verdict);
         }
-        Phase::Ending(verdict, until) => {
-            to.u8(3);
-            write_verdict(to, verdict);
-            to.moment(until);
+        Phase::Closing(verdict, until) => {
+            writer.u8(3);
+            write_verdict(writer, verdict);
+            writer.time(until);
         }
-        Phase::Lingering(verdict, until, room) => {
-            to.u8(4);
-            write_verdict(to, verdict);
-            to.moment(until);
-            to.u32(room);
+        Phase::Lingering(verdict, until, remaining) => {
+            writer.u8(4);
+            write_verdict(writer, verdict);
+            writer.time(until);
+            writer.u32(remaining);
         }
         Phase::Logging(verdict) => {
-            to.u8(5);
-            write_verdict(to, verdict);
+            writer.u8(5);
+            write_verdict(writer, verdict);
         }
         Phase::Done(verdict) => {
-            to.u8(6);
-            write_verdict(to, verdict);
+            writer.u8(6);
+            write_verdict(writer, verdict);
         }
     }
 }
 
-fn read_phase(from: &mut Reader<'_>) -> Result<Phase<Moment>, Error> {
-    let until = |from: &mut Reader<'_>| from.moment("end of the phase");
-    Ok(match from.u8("phase")? {
+fn read_phase(reader: &mut Reader<'_>) -> Result<Phase<RelativeTime>, Error> {
+    let until = |reader: &mut Reader<'_>| reader.time("end of the phase");
+    Ok(match reader.u8("phase")? {
         0 => Phase::Open,
-        1 => Phase::Stopping(read_verdict(from)?, until(from)?),
-        2 => Phase::Finishing(read_verdict(from)?),
-        3 => Phase::Ending(read_verdict(from)?, until(from)?),
-        4 => Phase::Lingering(read_verdict(from)?, until(from)?, from.u32("number of bytes to drop")?),
-        5 => Phase::Logging(read_verdict(from)?),
-        6 => Phase::Done(read_verdict(from)?),
-        code => return Err(Error::Code { what: "phase", code }),
+        1 => Phase::Stopping(read_verdict(reader)?, until(reader)?),
+        2 => Phase::HalfClosed(read_verdict(reader)?),
+        3 => Phase::Closing(read_verdict(reader)?, until(reader)?),
+        4 => Phase::Lingering(read_verdict(reader)?, until(reader)?, reader.u32("number of bytes to drop")?),
+        5 => Phase::Logging(read_verdict(reader)?),
+        6 => Phase::Done(read_verdict(reader)?),
+        code => return Err(Error::UnknownCode { field: "phase", code }),
     })
 }
 
-fn write_verdict(to: &mut Writer, verdict: Verdict) {
+fn write_verdict(writer: &mut Writer, verdict: Verdict) {
     match verdict {
-        Verdict::TooLong => to.u8(1),
-        Verdict::ReadDeadline => to.u8(2),
-        Verdict::IdleDeadline => to.u8(3),
-        Verdict::Lifetime => to.u8(4),
+        Verdict::TooLong => writer.u8(1),
+        Verdict::ReadDeadline => writer.u8(2),
+        Verdict::IdleDeadline => writer.u8(3),
+        Verdict::Lifetime => writer.u8(4),
         Verdict::TooMany { limit } => {
-            to.u8(5);
-            to.u32(limit);
+            writer.u8(5);
+            writer.u32(limit);
         }
-        Verdict::Busy => to.u8(6),
-        Verdict::WriteDeadline => to.u8(7),
-        Verdict::PeerClosed => to.u8(8),
-        Verdict::PeerReset => to.u8(9),
+        Verdict::Busy => writer.u8(6),
+        Verdict::WriteDeadline => writer.u8(7),
+        Verdict::PeerClosed => writer.u8(8),
+        Verdict::PeerReset => writer.u8(9),
         Verdict::Unterminated { bytes } => {
-            to.u8(10);
-            to.u32(bytes);
+            writer.u8(10);
+            writer.u32(bytes);
         }
-        Verdict::Shutdown => to.u8(11),
-        Verdict::Carried => to.u8(12),
-        Verdict::BadProxyHeader => to.u8(13),
+        Verdict::Shutdown => writer.u8(11),
+        Verdict::HandedOver => writer.u8(12),
+        Verdict::BadProxyHeader => writer.u8(13),
     }
 }
 
-fn read_verdict(from: &mut Reader<'_>) -> Result<Verdict, Error> {
-    Ok(match from.u8("verdict")? {
+fn read_verdict(reader: &mut Reader<'_>) -> Result<Verdict, Error> {
+    Ok(match reader.u8("verdict")? {
         1 => Verdict::TooLong,
         2 => Verdict::ReadDeadline,
         3 => Verdict::IdleDeadline,
         4 => Verdict::Lifetime,
-        5 => Verdict::TooMany { limit: from.u32("verdict's limit")? },
+        5 => Verdict::TooMany { limit: reader.u32("verdict's limit")? },
         6 => Verdict::Busy,
         7 => Verdict::WriteDeadline,
         8 => Verdict::PeerClosed,
         9 => Verdict::PeerReset,
-        10 => Verdict::Unterminated { bytes: from.u32("verdict's bytes")? },
+        10 => Verdict::Unterminated { bytes: reader.u32("verdict's bytes")? },
         11 => Verdict::Shutdown,
-        12 => Verdict::Carried,
+        12 => Verdict::HandedOver,
         13 => Verdict::BadProxyHeader,
-        code => return Err(Error::Code { what: "verdict", code }),
+        code => return Err(Error::UnknownCode { field: "verdict", code }),
     })
 }

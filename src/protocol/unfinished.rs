@@ -9,50 +9,50 @@ use std::time::{Duration, Instant};
 
 use super::rules::Rules;
 
-pub(super) use kept::{Begun, Kept};
+pub(super) use kept::{BuffersCheckpoint, MessageCheckpoint};
 
 /// How much room a message in progress has at least, in bytes: a short one does not have to be moved when its rest comes.
-const SHORT: usize = 64;
+const MIN_CAPACITY: usize = 64;
 
 /// What is kept. At least one of the three buffers is not empty between calls of the session, or there is a pause.
 #[derive(Debug)]
-pub(super) struct Unfinished {
+pub(super) struct Buffers {
     /// The reply to the message in progress, as far as it is known: the prefix and the bytes that came. Or all of the
     /// reply to a message that waits for the log.
-    partial: Vec<u8>,
-    content: Content,
-    clock: Clock,
+    pending_reply: Vec<u8>,
+    message_state: MessageState,
+    read_timer: ReadTimer,
     /// Replies that the peer has not taken.
-    pub(super) owed: Rest,
+    pub(super) outbound: ByteQueue,
     /// When the peer last took a byte, or when something became owed to it; or when a message began to wait for the log.
-    waits_since: Instant,
+    waiting_since: Instant,
     /// Input that was not looked at.
-    pub(super) held: Rest,
+    pub(super) inbound: ByteQueue,
 }
 
 /// What the peer is to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
     /// To begin a message.
-    Beginning,
+    MessageStart,
     /// To finish the one that it has begun; until then, if there is a deadline.
-    RestOfMessage(Option<Instant>),
+    MessageEnd(Option<Instant>),
     /// To take what it is owed; it has not taken anything since then.
-    Taking(Instant),
+    PeerRead(Instant),
     /// Nothing: it is the log that is to take a message.
     Log,
     /// Nothing: it is we who pause, until then.
-    Pause(Instant),
+    Delay(Instant),
     /// Nothing: the pause is over, and it is our turn.
-    Turn,
+    DelayOver,
 }
 
 /// What the message in progress consists of: a person at a terminal types TAB, Enter, and the line feed is then no
 /// message begun, but what ends the line before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Content {
+pub(super) enum MessageState {
     /// There is no message in progress.
-    Nothing,
+    None,
     /// Whole line ends (LF or CR LF).
     LineEnds,
     /// Line ends and a CR.
@@ -62,227 +62,231 @@ pub(super) enum Content {
     /// All of it came, its delimiter too; it waits for the log.
     Unlogged,
     /// There is none, and none is taken: there is a pause after a reply, or it is over and was not noticed yet.
-    Pause,
+    Delayed,
 }
 
 /// The read deadline, which stands still while it is we who do not read; or the end of a pause, which does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Clock {
-    Stopped,
+enum ReadTimer {
+    Off,
     Running { until: Instant },
-    Paused { left: Duration },
+    Suspended { remaining: Duration },
     Pause { until: Instant },
 }
 
-impl Unfinished {
+impl Buffers {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            partial: Vec::new(),
-            content: Content::Nothing,
-            clock: Clock::Stopped,
-            owed: Rest::default(),
-            waits_since: now,
-            held: Rest::default(),
+            pending_reply: Vec::new(),
+            message_state: MessageState::None,
+            read_timer: ReadTimer::Off,
+            outbound: ByteQueue::default(),
+            waiting_since: now,
+            inbound: ByteQueue::default(),
         }
     }
 
     /// Whether nothing is kept.
     pub(super) fn is_empty(&self) -> bool {
-        self.content == Content::Nothing && !self.is_behind()
+        self.message_state == MessageState::None && !self.is_reading_blocked()
     }
 
     /// Whether replies are owed, input is held, a message waits for the log, or we pause: then nothing is read.
     #[inline]
-    pub(super) fn is_behind(&self) -> bool {
-        !self.owed.is_empty() || !self.held.is_empty() || matches!(self.content, Content::Unlogged | Content::Pause)
+    pub(super) fn is_reading_blocked(&self) -> bool {
+        !self.outbound.is_empty()
+            || !self.inbound.is_empty()
+            || matches!(self.message_state, MessageState::Unlogged | MessageState::Delayed)
     }
 
     /// Bytes that the buffers occupy.
     pub(super) fn memory(&self) -> usize {
-        self.partial.capacity() + self.owed.bytes.capacity() + self.held.bytes.capacity()
+        self.pending_reply.capacity() + self.outbound.bytes.capacity() + self.inbound.bytes.capacity()
     }
 
     /// What the peer is to do next.
     #[inline]
     pub(super) fn awaited(&self) -> Awaited {
-        if !self.owed.is_empty() {
-            return Awaited::Taking(self.waits_since);
+        if !self.outbound.is_empty() {
+            return Awaited::PeerRead(self.waiting_since);
         }
-        match (self.clock, self.content) {
-            (_, Content::Unlogged) => Awaited::Log,
-            (Clock::Pause { until }, _) => Awaited::Pause(until),
-            (_, Content::Pause) => Awaited::Turn,
-            (_, Content::Nothing | Content::LineEnds) => Awaited::Beginning,
-            (Clock::Running { until }, _) => Awaited::RestOfMessage(Some(until)),
-            (Clock::Stopped | Clock::Paused { .. }, _) => Awaited::RestOfMessage(None),
+        match (self.read_timer, self.message_state) {
+            (_, MessageState::Unlogged) => Awaited::Log,
+            (ReadTimer::Pause { until }, _) => Awaited::Delay(until),
+            (_, MessageState::Delayed) => Awaited::DelayOver,
+            (_, MessageState::None | MessageState::LineEnds) => Awaited::MessageStart,
+            (ReadTimer::Running { until }, _) => Awaited::MessageEnd(Some(until)),
+            (ReadTimer::Off | ReadTimer::Suspended { .. }, _) => Awaited::MessageEnd(None),
         }
     }
 
     /// Takes no message until then. There is none in progress.
-    pub(super) fn pause(&mut self, until: Instant) {
-        self.content = Content::Pause;
-        self.clock = Clock::Pause { until };
+    pub(super) fn start_delay(&mut self, until: Instant) {
+        self.message_state = MessageState::Delayed;
+        self.read_timer = ReadTimer::Pause { until };
     }
 
     /// Whether we pause, and the pause has not come to its end.
-    pub(super) fn is_paused(&self, now: Instant) -> bool {
-        matches!(self.clock, Clock::Pause { until } if until > now)
+    pub(super) fn is_delayed(&self, now: Instant) -> bool {
+        matches!(self.read_timer, ReadTimer::Pause { until } if until > now)
     }
 
     /// The pause has come to its end, if there is one.
-    pub(super) fn pause_is_over(&mut self) {
-        if let Clock::Pause { .. } = self.clock {
-            self.clock = Clock::Stopped;
+    pub(super) fn end_delay(&mut self) {
+        if let ReadTimer::Pause { .. } = self.read_timer {
+            self.read_timer = ReadTimer::Off;
         }
     }
 
     /// There is no pause any more.
-    pub(super) fn forget_pause(&mut self) {
-        if self.content == Content::Pause {
-            self.content = Content::Nothing;
-            self.clock = Clock::Stopped;
+    pub(super) fn cancel_delay(&mut self) {
+        if self.message_state == MessageState::Delayed {
+            self.message_state = MessageState::None;
+            self.read_timer = ReadTimer::Off;
         }
     }
 
     /// Keeps the bytes of a message that goes on in the next input.
-    pub(super) fn keep(&mut self, now: Instant, rules: &Rules, bytes: &[u8]) {
-        let partial = &mut self.partial;
-        if matches!(self.content, Content::Nothing | Content::Unlogged | Content::Pause) {
-            partial.clear();
-            (self.content, self.clock) = (Content::LineEnds, Clock::Stopped);
-            make_room(partial, rules.prefix.len() + bytes.len(), rules);
-            partial.extend_from_slice(rules.prefix.as_bytes());
+    pub(super) fn buffer_message(&mut self, now: Instant, rules: &Rules, bytes: &[u8]) {
+        let pending_reply = &mut self.pending_reply;
+        if matches!(self.message_state, MessageState::None | MessageState::Unlogged | MessageState::Delayed) {
+            pending_reply.clear();
+            (self.message_state, self.read_timer) = (MessageState::LineEnds, ReadTimer::Off);
+            reserve_message(pending_reply, rules.prefix.len() + bytes.len(), rules);
+            pending_reply.extend_from_slice(rules.prefix.as_bytes());
         } else {
-            make_room(partial, bytes.len(), rules);
+            reserve_message(pending_reply, bytes.len(), rules);
         }
-        partial.extend_from_slice(bytes);
-        self.content = self.content.and(bytes);
-        self.clock = match (self.clock, &rules.deadlines.read) {
+        pending_reply.extend_from_slice(bytes);
+        self.message_state = self.message_state.extended_by(bytes);
+        self.read_timer = match (self.read_timer, &rules.deadlines.read) {
             // A person's line end is no message begun.
-            _ if self.content == Content::LineEnds => Clock::Stopped,
-            (Clock::Stopped, Some(read)) => Clock::until(now.checked_add(read.length())),
-            (clock, _) => clock,
+            _ if self.message_state == MessageState::LineEnds => ReadTimer::Off,
+            (ReadTimer::Off, Some(read)) => ReadTimer::running_until(now.checked_add(read.duration())),
+            (timer, _) => timer,
         };
     }
 
     /// The message in progress, if there is one: what it consists of, and its reply as far as it is known.
     #[inline]
-    pub(super) fn take_message(&mut self) -> Option<(Content, Vec<u8>)> {
-        match self.content {
-            Content::Nothing | Content::Unlogged | Content::Pause => None,
-            content => {
-                (self.content, self.clock) = (Content::Nothing, Clock::Stopped);
-                Some((content, mem::take(&mut self.partial)))
+    pub(super) fn take_message(&mut self) -> Option<(MessageState, Vec<u8>)> {
+        match self.message_state {
+            MessageState::None | MessageState::Unlogged | MessageState::Delayed => None,
+            state => {
+                (self.message_state, self.read_timer) = (MessageState::None, ReadTimer::Off);
+                Some((state, mem::take(&mut self.pending_reply)))
             }
         }
     }
 
     /// Keeps the whole reply to a message that the log has not taken, since then.
     pub(super) fn await_log(&mut self, since: Instant, reply: Vec<u8>) {
-        self.clock = Clock::Stopped;
-        self.partial = reply;
-        self.content = Content::Unlogged;
-        self.waits_since = since;
+        self.read_timer = ReadTimer::Off;
+        self.pending_reply = reply;
+        self.message_state = MessageState::Unlogged;
+        self.waiting_since = since;
     }
 
     /// The whole reply to the message that waits for the log, if nothing is owed any more.
     pub(super) fn unlogged(&self) -> Option<&[u8]> {
-        (self.content == Content::Unlogged && self.owed.is_empty()).then_some(&self.partial)
+        (self.message_state == MessageState::Unlogged && self.outbound.is_empty()).then_some(&self.pending_reply)
     }
 
     /// The same, which waits no longer, and since when it has.
     pub(super) fn take_unlogged(&mut self) -> Option<(Instant, Vec<u8>)> {
         self.unlogged()?;
-        self.content = Content::Nothing;
-        Some((self.waits_since, mem::take(&mut self.partial)))
+        self.message_state = MessageState::None;
+        Some((self.waiting_since, mem::take(&mut self.pending_reply)))
     }
 
     /// Nobody will take replies any more, nor finish a message.
     pub(super) fn drop_replies(&mut self) {
-        self.owed = Rest::default();
-        self.forget_pause();
+        self.outbound = ByteQueue::default();
+        self.cancel_delay();
         self.take_message();
     }
 
     /// Something is owed, where nothing was.
-    pub(super) fn owe(&mut self, now: Instant, rest: Rest) {
-        self.owed = rest;
-        self.waits_since = now;
+    pub(super) fn set_outbound(&mut self, now: Instant, queue: ByteQueue) {
+        self.outbound = queue;
+        self.waiting_since = now;
     }
 
     /// The peer took so many bytes of what it is owed.
-    pub(super) fn taken(&mut self, now: Instant, count: usize) {
+    pub(super) fn advance_outbound(&mut self, now: Instant, count: usize) {
         if count > 0 {
-            self.owed.advance(count);
-            self.waits_since = now;
+            self.outbound.advance(count);
+            self.waiting_since = now;
         }
     }
 
     /// The input that is held, if nothing is owed any more, and where to go on in it.
-    pub(super) fn take_held(&mut self) -> Option<(Vec<u8>, usize)> {
-        if !self.owed.is_empty() || self.held.is_empty() {
+    pub(super) fn take_inbound(&mut self) -> Option<(Vec<u8>, usize)> {
+        if !self.outbound.is_empty() || self.inbound.is_empty() {
             return None;
         }
-        let Rest { bytes, at } = mem::take(&mut self.held);
+        let ByteQueue { bytes, at } = mem::take(&mut self.inbound);
         Some((bytes, at))
     }
 
     /// Has the read deadline run while we read, and stand still otherwise.
-    pub(super) fn run_clock(&mut self, now: Instant, reading: bool) {
-        self.clock = match self.clock {
-            Clock::Running { until } if !reading => Clock::Paused { left: until.saturating_duration_since(now) },
-            Clock::Paused { left } if reading => Clock::until(now.checked_add(left)),
-            clock => clock,
+    pub(super) fn update_read_timer(&mut self, now: Instant, is_reading: bool) {
+        self.read_timer = match self.read_timer {
+            ReadTimer::Running { until } if !is_reading => {
+                ReadTimer::Suspended { remaining: until.saturating_duration_since(now) }
+            }
+            ReadTimer::Suspended { remaining } if is_reading => ReadTimer::running_until(now.checked_add(remaining)),
+            timer => timer,
         };
     }
 }
 
 /// Makes room for so many bytes more of a message: by doubling, but not past the longest one.
 #[inline]
-fn make_room(partial: &mut Vec<u8>, more: usize, rules: &Rules) {
-    if partial.capacity() - partial.len() < more {
+fn reserve_message(pending_reply: &mut Vec<u8>, more: usize, rules: &Rules) {
+    if pending_reply.capacity() - pending_reply.len() < more {
         let most = rules.prefix.len() + rules.max_message + rules.delimiter.len();
-        let wanted = (2 * partial.len()).max(SHORT).min(most).max(partial.len() + more);
-        partial.reserve_exact(wanted - partial.len());
+        let wanted = (2 * pending_reply.len()).max(MIN_CAPACITY).min(most).max(pending_reply.len() + more);
+        pending_reply.reserve_exact(wanted - pending_reply.len());
     }
 }
 
-impl Clock {
+impl ReadTimer {
     /// A time beyond all times never comes.
-    fn until(time: Option<Instant>) -> Self {
-        time.map_or(Self::Stopped, |until| Self::Running { until })
+    fn running_until(time: Option<Instant>) -> Self {
+        time.map_or(Self::Off, |until| Self::Running { until })
     }
 }
 
-impl Content {
+impl MessageState {
     /// What it is after `bytes` more. Looks no further than the first byte that is no line end.
-    fn and(self, bytes: &[u8]) -> Self {
-        let mut content = self;
+    fn extended_by(self, bytes: &[u8]) -> Self {
+        let mut state = self;
         for byte in bytes {
-            content = match (content, byte) {
+            state = match (state, byte) {
                 (Self::LineEnds | Self::LineEndsCr, b'\n') => Self::LineEnds,
                 (Self::LineEnds, b'\r') => Self::LineEndsCr,
                 _ => return Self::Other,
             };
         }
-        content
+        state
     }
 }
 
 /// Bytes of which the first ones are done with. When all are, its memory is given back.
 #[derive(Debug, Default)]
-pub(super) struct Rest {
+pub(super) struct ByteQueue {
     bytes: Vec<u8>,
     at: usize,
 }
 
-impl Rest {
+impl ByteQueue {
     /// These bytes, of which the first ones are done with already.
-    pub(super) fn from(bytes: Vec<u8>, at: usize) -> Self {
+    pub(super) fn from_vec(bytes: Vec<u8>, at: usize) -> Self {
         Self { bytes, at }
     }
 
-    pub(super) fn of(bytes: &[u8]) -> Self {
+    pub(super) fn from_slice(bytes: &[u8]) -> Self {
         Self { bytes: bytes.to_vec(), at: 0 }
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::rules::{Framing, Rules, Span};
+use super::rules::{Framing, Rules, TimeSpan};
 
 /// Why a connection ended. Each has one name ([`Verdict::name`]) on the wire, in the log, in the metrics and in tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub enum Verdict {
     /// We end: the daemon stops.
     Shutdown,
     /// It has not ended: it goes on in the next process of the daemon.
-    Carried,
+    HandedOver,
     /// It did not begin with a PROXY header, as its listener demands, or not in time.
     BadProxyHeader,
 }
@@ -69,7 +69,7 @@ impl Verdict {
             Self::PeerReset => 8,
             Self::Unterminated { .. } => 9,
             Self::Shutdown => 10,
-            Self::Carried => 11,
+            Self::HandedOver => 11,
             Self::BadProxyHeader => 12,
         }
     }
@@ -80,9 +80,11 @@ impl Verdict {
         let deadlines = &rules.deadlines;
         match self {
             Self::TooLong => Some(format!("message exceeds {} bytes", rules.max_message)),
-            Self::ReadDeadline => said(deadlines.read.as_ref(), |d| format!("message not finished within {d}")),
-            Self::IdleDeadline => said(deadlines.idle.as_ref(), |d| format!("no message within {d}")),
-            Self::Lifetime => said(deadlines.lifetime.as_ref(), |d| format!("connection older than {d}")),
+            Self::ReadDeadline => {
+                deadline_text(deadlines.read.as_ref(), |d| format!("message not finished within {d}"))
+            }
+            Self::IdleDeadline => deadline_text(deadlines.idle.as_ref(), |d| format!("no message within {d}")),
+            Self::Lifetime => deadline_text(deadlines.lifetime.as_ref(), |d| format!("connection older than {d}")),
             Self::TooMany { limit } => Some(format!("too many connections from this source (limit {limit})")),
             Self::Busy => Some("out of buffer memory".to_owned()),
             Self::WriteDeadline
@@ -90,20 +92,20 @@ impl Verdict {
             | Self::PeerReset
             | Self::Unterminated { .. }
             | Self::Shutdown
-            | Self::Carried
+            | Self::HandedOver
             | Self::BadProxyHeader => None,
         }
     }
 
     /// The last reply to a peer that is cut off: `server error:`, the text, the delimiter. `None` where there is nothing
     /// to say, where the delimiter would be found before its place, or where there is none.
-    pub(super) fn last_words(self, rules: &Rules) -> Option<Vec<u8>> {
+    pub(super) fn final_reply(self, rules: &Rules) -> Option<Vec<u8>> {
         if rules.framing == Framing::Raw {
             return None;
         }
         let text = self.text(rules)?;
-        let words = [SERVER_ERROR, text.as_bytes(), rules.delimiter.as_bytes()].concat();
-        (rules.delimiter.search(&mut 0, &words) == Some(words.len())).then_some(words)
+        let reply = [SERVER_ERROR, text.as_bytes(), rules.delimiter.as_bytes()].concat();
+        (rules.delimiter.search(&mut 0, &reply) == Some(reply.len())).then_some(reply)
     }
 }
 
@@ -131,6 +133,6 @@ impl fmt::Display for Verdict {
 }
 
 /// A deadline can only have passed where there is one.
-fn said(deadline: Option<&Span>, text: impl Fn(&Span) -> String) -> Option<String> {
+fn deadline_text(deadline: Option<&TimeSpan>, text: impl Fn(&TimeSpan) -> String) -> Option<String> {
     deadline.map(text)
 }

@@ -51,7 +51,7 @@ pub(crate) struct Listener {
     pub(crate) name: Arc<str>,
     /// What its connections are.
     pub(crate) kind: SocketKind,
-    pub(crate) settings: config::Listener,
+    pub(crate) settings: config::ListenerSettings,
 }
 
 /// What new connections of one listener are received with: it changes with a reload.
@@ -68,7 +68,7 @@ impl ListenerHandle {
     }
 
     /// Has the connections to come obey these settings.
-    pub(crate) fn store(&self, settings: &config::Listener) {
+    pub(crate) fn store(&self, settings: &config::ListenerSettings) {
         let mut listener = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *listener =
             Arc::new(Listener { name: Arc::clone(&listener.name), kind: listener.kind, settings: settings.clone() });

@@ -116,14 +116,15 @@ impl Server {
                     continue;
                 }
             };
-            let name = snapshot.listener();
+            let name = snapshot.listener_name();
             let (listener, serving) = listeners.entry(name.to_owned()).or_insert_with(|| {
-                let listener: Arc<Listener> = Arc::new(new_listener(name, SocketKind::Stream, settings.listener(name)));
+                let listener: Arc<Listener> =
+                    Arc::new(new_listener(name, SocketKind::Stream, settings.listener_settings(name)));
                 (listener, serving.contains(&name))
             });
             let peer = snapshot.client().map_or_else(|| Peer::of(&socket, None), Peer::Proxied);
-            let id = snapshot.connection();
-            let mut session = snapshot.thaw(Arc::clone(&listener.settings.rules), detached_at);
+            let id = snapshot.connection_id();
+            let mut session = snapshot.restore(Arc::clone(&listener.settings.rules), detached_at);
             if *serving {
                 restored.resumed += 1;
             } else {
@@ -131,13 +132,13 @@ impl Server {
                 session.drain(now);
             }
             let admission = &self.dispatcher.admission;
-            let mut permit = if session.refused() {
+            let mut permit = if session.is_refused() {
                 admission.acquire_refused_unchecked()
             } else {
                 admission.acquire_unchecked(peer.source())
             };
             if !permit.set_memory(session.memory()) {
-                session.out_of_memory(now);
+                session.handle_out_of_memory(now);
                 permit.set_memory(session.memory());
             }
             self.dispatcher.last_id.fetch_max(id, Ordering::Relaxed);
@@ -152,7 +153,7 @@ impl Server {
             thread.worker.restore(restored_connections);
         }
         let orphaned = listeners.into_values().filter(|(_, serving)| !serving).map(|(listener, _)| listener).collect();
-        self.close_listeners_after(settings.service.drain.length(), orphaned);
+        self.close_listeners_after(settings.service.drain_timeout.duration(), orphaned);
         restored
     }
 
@@ -173,8 +174,8 @@ impl Server {
 
 /// What is in `state`, if it can be believed.
 fn read_snapshot(state: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
-    let snapshot = Snapshot::read(state).map_err(|error| error.to_string())?;
-    let id = snapshot.connection();
+    let snapshot = Snapshot::decode(state).map_err(|error| error.to_string())?;
+    let id = snapshot.connection_id();
     if id > MAX_ID {
         return Err(format!("{id} is not the number of a connection"));
     }

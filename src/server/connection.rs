@@ -141,14 +141,14 @@ impl Connection {
             self.session.drain(now);
         }
         if readiness == Readiness::None || self.timer.is_some_and(|at| at <= now) {
-            self.session.tick(now);
+            self.session.handle_timeout(now);
         }
         let progress = loop {
             let progress = self.step(key, readiness, now, scratch, worker);
             if progress == Progress::Closed || self.session.deadline().is_none_or(|deadline| now < deadline) {
                 break progress;
             }
-            self.session.tick(now);
+            self.session.handle_timeout(now);
         };
         worker.counters.count_totals(before, self.session.totals());
         progress
@@ -174,7 +174,7 @@ impl Connection {
             let memory_before = session.memory();
             match session.wants() {
                 Want::Close => return Progress::Closed,
-                Want::Pause => return Progress::Pending,
+                Want::Delay => return Progress::Pending,
                 Want::Read if input_drained => return Progress::Pending,
                 Want::Read if steps == MAX_STEPS => return Progress::Yield,
                 // One turn answers 64 KiB and one reply at most.
@@ -183,7 +183,7 @@ impl Connection {
                     let buffer = scratch.input_room();
                     let size = buffer.len();
                     match outlet.read(buffer) {
-                        Some(0) => session.end_of_input(now),
+                        Some(0) => session.handle_end_of_input(now),
                         Some(count) => {
                             input_drained = count < size && readiness != Readiness::ReadUntilBlocked;
                             if count == size {
@@ -203,7 +203,7 @@ impl Connection {
                     // Whoever is behind does not hear of input.
                     input_drained = false;
                     if log == LogMessages::Off {
-                        session.resume(now, scratch, &mut outlet);
+                        session.process_buffers(now, scratch, &mut outlet);
                     } else {
                         let outlet = LoggingOutlet { socket: &mut outlet, worker, info, waker, key, log };
                         outlet.resume(session, now, scratch);
@@ -212,15 +212,15 @@ impl Connection {
                 Want::Shutdown => {
                     // A peer that is gone does not mind; the next read says so.
                     let _ = rustix::net::shutdown(outlet.socket, Shutdown::Write);
-                    session.sent_end(now);
+                    session.handle_shutdown_sent(now);
                 }
             }
             steps += 1;
             if outlet.broken {
-                session.reset();
+                session.handle_reset();
             }
             if session.memory() != memory_before && !permit.set_memory(session.memory()) {
-                session.out_of_memory(now);
+                session.handle_out_of_memory(now);
                 permit.set_memory(session.memory());
                 // What had no room, for output or in the log, is not what it wants now.
                 outlet.blocked = false;
@@ -246,8 +246,8 @@ impl Connection {
     pub(crate) fn detach(self: Box<Self>, worker: &Worker, now: Instant) -> DetachedConnection {
         let ConnectionInfo { id, ref listener, peer } = self.info;
         let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
-        let snapshot = snapshot::freeze(&self.session, &listener.name, id, client, now);
-        self.report_closed(worker, Verdict::Carried);
+        let snapshot = snapshot::encode(&self.session, &listener.name, id, client, now);
+        self.report_closed(worker, Verdict::HandedOver);
         let Self { socket, .. } = *self;
         DetachedConnection { socket, snapshot }
     }
@@ -334,7 +334,7 @@ impl LoggingOutlet<'_, '_> {
 
     #[inline(never)]
     fn resume(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch) {
-        session.resume(now, scratch, &mut self);
+        session.process_buffers(now, scratch, &mut self);
     }
 }
 

@@ -150,7 +150,7 @@ impl DatagramServer {
                 reply_to if self.socket.is_own_address(reply_to) => return Err(DropCause::OwnAddress),
                 ReplyTo::Ip(..) | ReplyTo::Unix(_) => {}
             }
-            if let Some(cause) = packet::harm(message, &reply) {
+            if let Some(cause) = packet::unsafe_to_answer(message, &reply) {
                 return Err(cause);
             }
         }

@@ -220,7 +220,7 @@ impl Event {
                 | Verdict::PeerReset
                 | Verdict::Unterminated { .. }
                 | Verdict::Shutdown
-                | Verdict::Carried => Level::Debug,
+                | Verdict::HandedOver => Level::Debug,
             },
         }
     }

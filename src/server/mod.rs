@@ -114,7 +114,7 @@ impl Server {
     ///
     /// # Errors
     /// The socket cannot be prepared or registered.
-    pub fn listen(&self, socket: OwnedFd, name: &str, settings: &config::Listener) -> io::Result<()> {
+    pub fn listen(&self, socket: OwnedFd, name: &str, settings: &config::ListenerSettings) -> io::Result<()> {
         socket::prepare_listener(&socket, settings)?;
         let kind = SocketKind::of(&socket)?;
         let listener = Arc::new(ListenerHandle::new(new_listener(name, kind, settings)));
@@ -146,7 +146,7 @@ impl Server {
     ///
     /// # Errors
     /// There is no place for it.
-    pub fn adopt(&self, socket: OwnedFd, name: &str, settings: &config::Listener) -> io::Result<()> {
+    pub fn adopt(&self, socket: OwnedFd, name: &str, settings: &config::ListenerSettings) -> io::Result<()> {
         let full = || io::Error::new(io::ErrorKind::QuotaExceeded, "there is no place for a connection");
         let permit = self.dispatcher.admission.try_acquire().ok_or_else(full)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
@@ -161,7 +161,7 @@ impl Server {
         self.dispatcher.admission.set_limits(&settings.limits);
         self.dispatcher.rate_limiter.set_limit(settings.limits.datagrams_per_source);
         for listener in &*self.listeners() {
-            listener.store(settings.listener(&listener.load().name));
+            listener.store(settings.listener_settings(&listener.load().name));
         }
     }
 
@@ -270,7 +270,7 @@ impl Server {
     }
 }
 
-fn new_listener(name: &str, kind: SocketKind, settings: &config::Listener) -> Listener {
+fn new_listener(name: &str, kind: SocketKind, settings: &config::ListenerSettings) -> Listener {
     Listener { name: name.into(), kind, settings: settings.clone() }
 }
 

@@ -35,7 +35,7 @@ use super::admission::Permit;
 use super::connection::{Connection, ConnectionInfo, clock};
 use super::event::Event;
 use super::socket::Peer;
-use crate::protocol::rules::Span;
+use crate::protocol::rules::TimeSpan;
 use crate::protocol::{Session, Verdict};
 
 /// The longest header, in bytes.
@@ -167,7 +167,7 @@ impl PendingHeader {
         let now = clock();
         match outcome {
             HeaderOutcome::Header(client) => {
-                session.heard(now);
+                session.note_activity(now);
                 if let Some(client) = client {
                     info.peer = Peer::Proxied(client);
                     let held = permit.claim(info.peer.source());
@@ -181,7 +181,7 @@ impl PendingHeader {
             }
             HeaderOutcome::Invalid => session.refuse(Verdict::BadProxyHeader, now),
             HeaderOutcome::ClosedEarly => {}
-            HeaderOutcome::Broken => session.reset(),
+            HeaderOutcome::Broken => session.handle_reset(),
             HeaderOutcome::Cancelled => session.drain(now),
         }
         let Some(worker) = dispatcher.least_loaded_worker() else { return };
@@ -191,7 +191,7 @@ impl PendingHeader {
 
 /// Until when the header of a connection that has just begun has to be there.
 fn deadline(session: &Session) -> Instant {
-    let limit = session.rules().deadlines.read.as_ref().map_or(DEFAULT_TIMEOUT, Span::length);
+    let limit = session.rules().deadlines.read.as_ref().map_or(DEFAULT_TIMEOUT, TimeSpan::duration);
     session.opened().checked_add(limit).unwrap_or_else(|| session.opened() + DEFAULT_TIMEOUT)
 }
 
@@ -315,7 +315,7 @@ mod tests {
     }
 
     /// How long it takes until a connection without a header is given up.
-    async fn header_timeout(read: Option<Span>) -> Duration {
+    async fn header_timeout(read: Option<TimeSpan>) -> Duration {
         let (_silent, socket) = unix::UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
         let (begun, cancelled) = (time::Instant::now(), watch::Sender::new(false));
@@ -329,7 +329,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_header_has_the_time_of_a_message_or_else_10_s() {
         for (read, expected) in [(Some(2), 2), (Some(60), 60), (None, 10)] {
-            let took = header_timeout(read.map(|read| Span::new(Duration::from_secs(read), "so long"))).await;
+            let took = header_timeout(read.map(|read| TimeSpan::new(Duration::from_secs(read), "so long"))).await;
             // The timer is as fine as a millisecond.
             assert_eq!(took.as_secs(), expected, "{took:?}");
         }

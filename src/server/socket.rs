@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 
 use super::admission::Source;
 use crate::address::{Address, Family, Name};
-use crate::config::Listener;
+use crate::config::ListenerSettings;
 
 /// What a socket carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl fmt::Display for Peer {
 ///
 /// # Errors
 /// What setsockopt(2) says.
-pub(crate) fn prepare_listener(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
+pub(crate) fn prepare_listener(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
     rustix::io::ioctl_fionbio(&socket, true)?;
     set_buffers(&socket, settings)?;
     set_nodelay(&socket, settings)
@@ -115,12 +115,12 @@ pub(crate) fn prepare_listener(socket: impl AsFd, settings: &Listener) -> io::Re
 ///
 /// # Errors
 /// What setsockopt(2) says.
-pub(crate) fn prepare_connection(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
+pub(crate) fn prepare_connection(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
     set_buffers(&socket, settings)?;
     set_nodelay(&socket, settings)
 }
 
-fn set_buffers(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
+fn set_buffers(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
     if let Some(size) = settings.receive_buffer {
         sockopt::set_socket_recv_buffer_size(&socket, size)?;
     }
@@ -130,7 +130,7 @@ fn set_buffers(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
     Ok(())
 }
 
-fn set_nodelay(socket: impl AsFd, settings: &Listener) -> io::Result<()> {
+fn set_nodelay(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
     match sockopt::set_tcp_nodelay(&socket, settings.nodelay) {
         // Not a TCP socket.
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOPROTOOPT) => Ok(()),

@@ -50,7 +50,7 @@ fn runtime() -> Runtime {
 /// What is left of a session, with a stream that belongs to it, and the other end of that.
 fn frozen(session: &Session, number: u64) -> (DetachedConnection, Peer) {
     let (ours, theirs) = UnixStream::pair().expect("a pair can be made");
-    let snapshot = snapshot::freeze(session, "main", number, None, now());
+    let snapshot = snapshot::encode(session, "main", number, None, now());
     (DetachedConnection { socket: ours.into(), snapshot }, Peer::of(theirs))
 }
 
@@ -64,7 +64,7 @@ fn what_cannot_be_read_is_closed_politely_and_the_rest_goes_on() {
     let server = server(&settings, Log::new(true));
     let (good, mut goes_on) = frozen(&session(), 1);
     let (mut all, mut peers) = (vec![good], Vec::new());
-    let state = snapshot::freeze(&session(), "main", 2, None, now());
+    let state = snapshot::encode(&session(), "main", 2, None, now());
     let newer = [&[0xff, 0xff], &state[2..]].concat();
     for snapshot in [Vec::new(), state[..state.len() - 1].to_vec(), newer, vec![b'x'; 1000]] {
         let (frozen, mut peer) = frozen(&session(), 2);
@@ -90,7 +90,7 @@ fn what_cannot_be_read_is_closed_politely_and_the_rest_goes_on() {
 fn a_descriptor_that_is_no_connection_ends_without_harm() {
     let settings = Settings::default();
     let server = server(&settings, Log::new(true));
-    let state = || snapshot::freeze(&session(), "main", 1, None, now());
+    let state = || snapshot::encode(&session(), "main", 1, None, now());
     let file = tempfile::tempfile().expect("a file can be made");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let all = vec![

@@ -52,7 +52,7 @@ fn serve(configuration: &str) -> (Server, Arc<Log>, Sender) {
         Server::start(&settings, Arc::new(|_| {}), Arc::clone(&log) as Arc<dyn MessageLog>).expect("it can be started");
     let socket = UdpSocket::bind("127.0.0.1:0").expect("there is a free port");
     let address = format!("udp:{}", socket.local_addr().expect("it is bound"));
-    server.listen(socket.into(), "echo", settings.listener("echo")).expect("it can be served");
+    server.listen(socket.into(), "echo", settings.listener_settings("echo")).expect("it can be served");
     (server, log, Sender::to(&address))
 }
 

@@ -82,7 +82,7 @@ fn the_worked_example_of_the_page_does_what_it_says() {
     let printed = outcome(drop_in).unwrap_or_else(|error| panic!("{error}"));
     assert!(printed.contains(shown), "{printed}");
     let settings = Settings::from_toml("x", drop_in).unwrap();
-    let read = |name: &str| settings.listener(name).rules.deadlines.read.as_ref().map(ToString::to_string);
+    let read = |name: &str| settings.listener_settings(name).rules.deadlines.read.as_ref().map(ToString::to_string);
     assert_eq!((read("local").as_deref(), read("echo").as_deref()), (Some("30s"), Some("2s")));
 }
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use echoed::address::Address;
-use echoed::config::{Level, Limits, Listener, Service, Settings, Sources};
+use echoed::config::{Level, Limits, ListenerSettings, Service, Settings, Sources};
 use echoed::protocol::reply::Prefix;
-use echoed::protocol::rules::{Deadlines, Framing, LogMessages, Reply, Rules, Span, Unterminated};
+use echoed::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, Rules, TimeSpan, Unterminated};
 use echoed::protocol::{Delimiter, delimiter};
 use echoed::units::{MAX_TIME, format_time};
 use proptest::prelude::*;
@@ -14,16 +14,16 @@ use proptest::sample::select;
 
 // --- Settings --------------------------------------------------------------------------------------------------------
 
-fn span(least: u64) -> impl Strategy<Value = Span> {
+fn span(least: u64) -> impl Strategy<Value = TimeSpan> {
     let longest = u64::try_from(MAX_TIME.as_micros()).expect("it fits");
     let micros = prop_oneof![least..10_000_000, least..=longest];
     micros.prop_map(|micros| {
         let time = Duration::from_micros(micros);
-        Span::new(time, &format_time(time))
+        TimeSpan::new(time, &format_time(time))
     })
 }
 
-fn deadline() -> impl Strategy<Value = Option<Span>> {
+fn deadline() -> impl Strategy<Value = Option<TimeSpan>> {
     prop::option::of(span(1000))
 }
 
@@ -47,7 +47,7 @@ fn strings() -> impl Strategy<Value = (Framing, Delimiter, Prefix, Box<[u8]>)> {
 
 fn rules(buffer_memory: usize) -> impl Strategy<Value = Rules> {
     let words = (
-        select(vec![Reply::Echo, Reply::Fixed, Reply::None]),
+        select(vec![ReplyMode::Echo, ReplyMode::Fixed, ReplyMode::None]),
         select(vec![Unterminated::Discard, Unterminated::Accept]),
         select(vec![LogMessages::Off, LogMessages::Summary, LogMessages::Full]),
     );
@@ -55,13 +55,13 @@ fn rules(buffer_memory: usize) -> impl Strategy<Value = Rules> {
     let all = (strings(), span(0), 1..=largest, words, any::<bool>(), deadlines());
     all.prop_map(
         |(strings, reply_delay, max_message, (reply, unterminated, log_messages), error_replies, deadlines)| {
-            let (framing, delimiter, prefix, text) = strings;
+            let (framing, delimiter, prefix, fixed_reply) = strings;
             Rules {
                 framing,
                 delimiter,
                 reply,
                 prefix,
-                text,
+                fixed_reply,
                 reply_delay,
                 max_message,
                 unterminated,
@@ -85,11 +85,11 @@ fn address() -> impl Strategy<Value = Address> {
     text.prop_filter_map("it is an address", |text| text.parse().ok())
 }
 
-fn listener(buffer_memory: usize) -> impl Strategy<Value = Listener> {
+fn listener(buffer_memory: usize) -> impl Strategy<Value = ListenerSettings> {
     let size = || prop::option::of(1024_usize..=1 << 29);
     let addresses = prop::collection::vec(address(), 0..3);
     (addresses, rules(buffer_memory), any::<bool>(), any::<bool>(), size(), size()).prop_map(
-        |(listen, rules, proxy_protocol, nodelay, receive_buffer, send_buffer)| Listener {
+        |(listen, rules, proxy_protocol, nodelay, receive_buffer, send_buffer)| ListenerSettings {
             listen,
             rules: Arc::new(rules),
             proxy_protocol,
@@ -115,9 +115,9 @@ fn settings() -> impl Strategy<Value = Settings> {
             },
         );
         let service = (0_usize..=64, deadline(), span(0), any::<bool>()).prop_map(
-            |(workers, idle_exit, drain, carry_connections)| Service { workers, idle_exit, drain, carry_connections },
+            |(workers, idle_exit, drain_timeout, handover)| Service { workers, idle_exit, drain_timeout, handover },
         );
-        let defaults = listener(buffer_memory).prop_map(|defaults| Listener { listen: Vec::new(), ..defaults });
+        let defaults = listener(buffer_memory).prop_map(|defaults| ListenerSettings { listen: Vec::new(), ..defaults });
         let listeners = prop::collection::btree_map(name, listener(buffer_memory), 0..4);
         (select(Level::ALL.to_vec()), service, limits, defaults, listeners).prop_map(
             |(log_level, service, limits, defaults, listeners)| Settings {

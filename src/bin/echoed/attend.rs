@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use echoed::config::{self, Service, Settings};
 use echoed::descriptors;
-use echoed::protocol::rules::Span;
+use echoed::protocol::rules::TimeSpan;
 use echoed::server::{Counts, Server};
 use echoed::systemd::inherited::Sockets;
 use echoed::systemd::notify;
@@ -30,7 +30,7 @@ pub(crate) enum ExitReason {
     /// The one connection that it was started for has ended.
     ConnectionEnded,
     /// There was no connection for so long.
-    Idle(Span),
+    Idle(TimeSpan),
 }
 
 impl fmt::Display for ExitReason {
@@ -146,7 +146,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
         self.log.check_notified(notify::reloading());
         let reload_error = match (self.load_settings)() {
             Ok(new) => {
-                for key in self.initial_settings.needs_restart(&new) {
+                for key in self.initial_settings.keys_needing_restart(&new) {
                     let text = format!("{key} changed, which holds after a restart; it stays as it was");
                     self.log.note(Note::NeedsRestart, &text);
                 }
@@ -170,16 +170,16 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
     }
 
     /// Returns when there was no connection for `service.idle_exit`, and nobody is accepted any more.
-    async fn wait_until_idle(&self) -> Span {
+    async fn wait_until_idle(&self) -> TimeSpan {
         let mut settings = self.settings.subscribe();
         loop {
             let idle_exit = settings.borrow_and_update().service.idle_exit.clone();
             let remaining = idle_exit.as_ref().map(|limit| {
                 // While there is a connection, the time begins later than now.
-                limit.length().saturating_sub(self.server.idle_for().unwrap_or_default())
+                limit.duration().saturating_sub(self.server.idle_for().unwrap_or_default())
             });
             if let Some(limit) = idle_exit.filter(|_| remaining == Some(Duration::ZERO)) {
-                if self.server.stop_if_idle(limit.length()).await {
+                if self.server.stop_if_idle(limit.duration()).await {
                     return limit;
                 }
             } else {

@@ -103,11 +103,11 @@ async fn serve(
     let supervisor =
         Supervisor::new(&server, mode, settings, log, || arguments.sources().load().map(|loaded| loaded.settings));
     let reason = supervisor.run(&mut signals).await;
-    let Service { drain: drain_timeout, carry_connections, .. } = supervisor.service();
+    let Service { drain_timeout, handover, .. } = supervisor.service();
     if let ExitReason::ConnectionEnded = reason {
         return Ok(ExitCode::SUCCESS);
     }
-    let wanted = carry_connections && mode == RunMode::Activated && matches!(reason, ExitReason::Signal(TERMINATE));
+    let wanted = handover && mode == RunMode::Activated && matches!(reason, ExitReason::Signal(TERMINATE));
     let hands_over = wanted && parcel::is_available();
     let suffix = if hands_over { "; connections go on in the next process" } else { "" };
     log.check_notified(notify::stopping(&format!("stopping: {reason}{suffix}")));
@@ -115,7 +115,7 @@ async fn serve(
     if hands_over {
         carry::store_connections(server, log).await;
     } else {
-        drain(server, drain_timeout.length(), &mut signals, log).await;
+        drain(server, drain_timeout.duration(), &mut signals, log).await;
         drop(files);
         log.check_notified(notify::barrier());
     }
@@ -222,7 +222,7 @@ fn serve_listeners(server: &Server, settings: &Settings, named: Named, log: &Lev
     note_missing_sections(settings, named.iter().map(|(name, _)| &**name), log);
     for (name, socket) in named {
         let address = socket::bound_to(&socket);
-        let served = server.listen(socket, &name, settings.listener(&name));
+        let served = server.listen(socket, &name, settings.listener_settings(&name));
         served.map_err(|error| StartError::system(&format!("cannot serve {address} ({name})"), error))?;
         log.note_on(Note::Listening, &name, &format!("listening on {address} ({name})"));
     }
@@ -239,7 +239,7 @@ fn serve_connection(
 ) -> Result<(), StartError> {
     let name = arguments.listener.as_deref().unwrap_or(&connection.name);
     note_missing_sections(settings, [name], log);
-    let served = server.adopt(connection.socket, name, settings.listener(name));
+    let served = server.adopt(connection.socket, name, settings.listener_settings(name));
     served.map_err(|error| StartError::system("cannot serve the connection from systemd", error))
 }
 

@@ -104,7 +104,7 @@ impl Link {
                         self.partial.truncate(self.partial.len() - delimiter.len());
                         return Received::Reply(mem::take(&mut self.partial), self.at);
                     }
-                    Frame::Unfinished => self.partial.extend_from_slice(rest),
+                    Frame::Incomplete => self.partial.extend_from_slice(rest),
                     Frame::TooLong => return Received::TooLong,
                 }
             }

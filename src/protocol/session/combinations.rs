@@ -10,20 +10,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::framer::{Frame, Framer};
-use super::super::reply::{ENOUGH, Output, READ_SIZE};
-use super::super::rules::{Framing, Reply, Rules};
-use super::super::unfinished::Rest;
+use super::super::reply::{FLUSH_THRESHOLD, Output, READ_SIZE};
+use super::super::rules::{Framing, ReplyMode, Rules};
+use super::super::unfinished::ByteQueue;
 use super::super::verdict::Verdict;
 use super::answer::message_in;
 use super::{Outlet, Phase, Session};
 
 /// The longest pause: 100 years, so that no clock overflows.
-const LONGEST_PAUSE: Duration = Duration::from_secs(100 * 365 * 86_400);
+const MAX_DELAY: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 impl Session {
     /// Does what [`Session::answer`] does.
     #[inline(never)]
-    pub(super) fn answer_otherwise(
+    pub(super) fn answer_general(
         &mut self,
         now: Instant,
         input: &[u8],
@@ -33,89 +33,89 @@ impl Session {
     ) -> usize {
         let rules = Arc::clone(&self.rules);
         if rules.is_verbatim() && output.len() == 0 {
-            return self.pass_on(now, &rules, input, range, outlet);
+            return self.echo_verbatim(now, &rules, input, range, outlet);
         }
         let (mut at, end) = (range.start, range.end);
         while at < end {
-            if output.len() >= ENOUGH {
-                self.send_now(now, output, outlet);
+            if output.len() >= FLUSH_THRESHOLD {
+                self.flush_output(now, output, outlet);
                 return at;
             }
             let from = at;
-            match frame(&mut self.framer, &rules, &input[at..end]) {
+            match next_frame(&mut self.framer, &rules, &input[at..end]) {
                 Frame::Complete(taken) => at += taken,
-                Frame::Unfinished => {
-                    self.unfinished(now).keep(now, &rules, &input[at..end]);
+                Frame::Incomplete => {
+                    self.buffers_mut(now).buffer_message(now, &rules, &input[at..end]);
                     break;
                 }
                 Frame::TooLong => {
-                    self.send_now(now, output, outlet);
-                    self.end(Verdict::TooLong, now);
+                    self.flush_output(now, output, outlet);
+                    self.close(Verdict::TooLong, now);
                     return end;
                 }
             }
             // Begun in an earlier call, it is kept as it would be while it waits for the log.
             let (whole, skip) = match self.take_message() {
-                Some((_, mut begun)) => {
-                    begun.reserve_exact(at - from);
-                    begun.extend_from_slice(&input[from..at]);
-                    (Cow::Owned(begun), rules.prefix.len())
+                Some((_, mut partial_reply)) => {
+                    partial_reply.reserve_exact(at - from);
+                    partial_reply.extend_from_slice(&input[from..at]);
+                    (Cow::Owned(partial_reply), rules.prefix.len())
                 }
                 None => (Cow::Borrowed(&input[from..at]), 0),
             };
-            if !outlet.log(message_in(&whole, skip..whole.len(), rules.ending().len())) {
-                self.send_now(now, output, outlet);
+            if !outlet.log(message_in(&whole, skip..whole.len(), rules.terminator().len())) {
+                self.flush_output(now, output, outlet);
                 let whole = match whole {
                     Cow::Owned(whole) => whole,
                     Cow::Borrowed(message) => [rules.prefix.as_bytes(), message].concat(),
                 };
-                self.unfinished(now).await_log(now, whole);
+                self.buffers_mut(now).await_log(now, whole);
                 return at;
             }
-            if !self.reply(now, &rules, &whole[skip..], output, outlet) {
+            if !self.answer_message(now, &rules, &whole[skip..], output, outlet) {
                 return at;
             }
         }
-        self.send_now(now, output, outlet);
+        self.flush_output(now, output, outlet);
         end
     }
 
     /// Does what [`Session::go_on`] does.
     #[inline(never)]
-    pub(super) fn go_on_otherwise(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
-        let Some(unfinished) = self.unfinished.as_mut() else { return };
-        if !unfinished.owed.is_empty() || unfinished.is_paused(now) {
+    pub(super) fn answer_pending_general(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
+        let Some(buffers) = self.buffers.as_mut() else { return };
+        if !buffers.outbound.is_empty() || buffers.is_delayed(now) {
             return;
         }
-        unfinished.forget_pause();
-        if !self.log_again(outlet) {
+        buffers.cancel_delay();
+        if !self.retry_log(outlet) {
             return;
         }
         let rules = Arc::clone(&self.rules);
-        if let Some((since, whole)) = self.unfinished(now).take_unlogged() {
-            self.waited_for_log(since, now);
-            if !self.reply(now, &rules, &whole[rules.prefix.len()..], output, outlet) {
+        if let Some((since, whole)) = self.buffers_mut(now).take_unlogged() {
+            self.exclude_log_wait(since, now);
+            if !self.answer_message(now, &rules, &whole[rules.prefix.len()..], output, outlet) {
                 return;
             }
         }
-        if let Some((bytes, at)) = self.unfinished(now).take_held() {
+        if let Some((bytes, at)) = self.buffers_mut(now).take_inbound() {
             let end = bytes.len();
-            let at = self.answer_otherwise(now, &bytes, at..end, output, outlet);
+            let at = self.answer_general(now, &bytes, at..end, output, outlet);
             if at < end {
-                self.unfinished(now).held = Rest::from(bytes, at);
+                self.buffers_mut(now).inbound = ByteQueue::from_vec(bytes, at);
             }
         } else {
-            self.send_now(now, output, outlet);
+            self.flush_output(now, output, outlet);
         }
-        if !self.is_behind() {
+        if !self.is_reading_blocked() {
             // Until now it was we who did not read, though nothing may have been sent.
-            self.last_byte = now;
+            self.last_activity = now;
         }
     }
 
     /// Answers `message`, which ends as it ends on the wire. Returns `false` if the next one is not to be taken yet:
     /// something is owed, or a pause begins. Then `output` is empty.
-    fn reply(
+    fn answer_message(
         &mut self,
         now: Instant,
         rules: &Rules,
@@ -125,41 +125,41 @@ impl Session {
     ) -> bool {
         self.totals.messages += 1;
         match rules.reply {
-            Reply::Echo if message.len() <= READ_SIZE => {
+            ReplyMode::Echo if message.len() <= READ_SIZE => {
                 output.push(rules.prefix.as_bytes());
                 output.push(message);
             }
-            Reply::Echo => {
-                self.send_now(now, output, outlet);
+            ReplyMode::Echo => {
+                self.flush_output(now, output, outlet);
                 let reply = [rules.prefix.as_bytes(), message].concat();
-                if self.is_owing() {
-                    self.unfinished(now).owed.push(&reply);
+                if self.has_outbound() {
+                    self.buffers_mut(now).outbound.push(&reply);
                     return false;
                 }
                 let taken = outlet.send(&reply);
                 self.count_sent(now, taken);
                 if taken < reply.len() {
-                    self.owe(now, Rest::from(reply, taken));
+                    self.set_outbound(now, ByteQueue::from_vec(reply, taken));
                     return false;
                 }
             }
-            Reply::Fixed => {
-                output.push(&rules.text);
-                output.push(rules.ending());
+            ReplyMode::Fixed => {
+                output.push(&rules.fixed_reply);
+                output.push(rules.terminator());
             }
-            Reply::None => {}
+            ReplyMode::None => {}
         }
-        let delay = rules.reply_delay.length().min(LONGEST_PAUSE);
+        let delay = rules.reply_delay.duration().min(MAX_DELAY);
         if delay.is_zero() || self.phase != Phase::Open {
             return true;
         }
-        self.send_now(now, output, outlet);
-        self.unfinished(now).pause(now + delay);
+        self.flush_output(now, output, outlet);
+        self.buffers_mut(now).start_delay(now + delay);
         false
     }
 
     /// Answers messages with the same bytes: with as many of them at once as there are.
-    fn pass_on(
+    fn echo_verbatim(
         &mut self,
         now: Instant,
         rules: &Rules,
@@ -170,7 +170,7 @@ impl Session {
         let end = range.end.min(range.start + READ_SIZE);
         let mut at = range.start;
         let mut unlogged = None;
-        for message in input[range.start..end].chunks(rules.max_raw()) {
+        for message in input[range.start..end].chunks(rules.max_raw_message()) {
             if !outlet.log(message) {
                 unlogged = Some(message);
                 break;
@@ -183,18 +183,18 @@ impl Session {
             let taken = outlet.send(replies);
             self.count_sent(now, taken);
             if taken < replies.len() {
-                self.owe(now, Rest::of(&replies[taken..]));
+                self.set_outbound(now, ByteQueue::from_slice(&replies[taken..]));
             }
         }
         if let Some(message) = unlogged {
-            self.unfinished(now).await_log(now, message.to_vec());
+            self.buffers_mut(now).await_log(now, message.to_vec());
             at += message.len();
         }
         at
     }
 
-    fn is_owing(&self) -> bool {
-        self.unfinished.as_ref().is_some_and(|unfinished| !unfinished.owed.is_empty())
+    fn has_outbound(&self) -> bool {
+        self.buffers.as_ref().is_some_and(|buffers| !buffers.outbound.is_empty())
     }
 }
 
@@ -202,45 +202,45 @@ impl Session {
 
 impl Session {
     /// Asks the log once more to take the message that waits for it. Returns `false` if it does not.
-    pub(super) fn log_again(&self, outlet: &mut impl Outlet) -> bool {
-        let whole = self.unfinished.as_ref().and_then(|unfinished| unfinished.unlogged());
-        let (prefix, ending) = (self.rules.prefix.len(), self.rules.ending().len());
-        whole.is_none_or(|whole| outlet.log(message_in(whole, prefix..whole.len(), ending)))
+    pub(super) fn retry_log(&self, outlet: &mut impl Outlet) -> bool {
+        let whole = self.buffers.as_ref().and_then(|buffers| buffers.unlogged());
+        let (prefix, terminator_len) = (self.rules.prefix.len(), self.rules.terminator().len());
+        whole.is_none_or(|whole| outlet.log(message_in(whole, prefix..whole.len(), terminator_len)))
     }
 
     /// A message waited for the log since then. It was not the peer that took this time; but some of it may have passed
     /// before we stopped.
-    pub(super) fn waited_for_log(&mut self, since: Instant, now: Instant) {
-        let last_words_until = self.last_words_until(now);
+    pub(super) fn exclude_log_wait(&mut self, since: Instant, now: Instant) {
+        let final_reply_deadline = self.final_reply_deadline(now);
         if let Phase::Stopping(_, until) = &mut self.phase {
             let later = until.checked_add(now.saturating_duration_since(since)).unwrap_or(*until);
-            *until = later.min(last_words_until);
+            *until = later.min(final_reply_deadline);
         }
     }
 
     /// The peer is lost, and nobody waits for the replies any more; the messages that were read are logged all the same.
-    pub(super) fn log_rest(&mut self, verdict: Verdict, outlet: &mut impl Outlet) {
-        if !self.log_again(outlet) {
+    pub(super) fn log_remaining(&mut self, verdict: Verdict, outlet: &mut impl Outlet) {
+        if !self.retry_log(outlet) {
             return;
         }
-        let Self { rules, framer, unfinished: Some(unfinished), .. } = self else { return self.finish(verdict) };
-        unfinished.take_unlogged();
-        let held = &mut unfinished.held;
-        while let Frame::Complete(taken) = frame(framer, rules, held.as_slice()) {
-            if !outlet.log(message_in(held.as_slice(), 0..taken, rules.ending().len())) {
+        let Self { rules, framer, buffers: Some(buffers), .. } = self else { return self.finish(verdict) };
+        buffers.take_unlogged();
+        let inbound = &mut buffers.inbound;
+        while let Frame::Complete(taken) = next_frame(framer, rules, inbound.as_slice()) {
+            if !outlet.log(message_in(inbound.as_slice(), 0..taken, rules.terminator().len())) {
                 return;
             }
-            held.advance(taken);
+            inbound.advance(taken);
         }
         self.finish(verdict);
     }
 }
 
 /// Where the message in progress ends.
-fn frame(framer: &mut Framer, rules: &Rules, chunk: &[u8]) -> Frame {
+fn next_frame(framer: &mut Framer, rules: &Rules, chunk: &[u8]) -> Frame {
     match rules.framing {
         Framing::Delimited => framer.next(&rules.delimiter, rules.max_message, chunk),
-        Framing::Raw if chunk.is_empty() => Frame::Unfinished,
-        Framing::Raw => Frame::Complete(chunk.len().min(rules.max_raw())),
+        Framing::Raw if chunk.is_empty() => Frame::Incomplete,
+        Framing::Raw => Frame::Complete(chunk.len().min(rules.max_raw_message())),
     }
 }

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use super::super::rules::{Deadlines, Span};
+use super::super::rules::{Deadlines, TimeSpan};
 use super::super::unfinished::Awaited;
 use super::super::verdict::Verdict;
-use super::{LAST_WORDS, Phase, Session, Want};
+use super::{FINAL_REPLY_TIMEOUT, Phase, Session, Want};
 
 impl Session {
     /// When [`Session::tick`] has something to do, should nothing else happen before.
@@ -15,26 +15,26 @@ impl Session {
     }
 
     /// Time has passed: acts on the deadlines that are over.
-    pub fn tick(&mut self, now: Instant) {
+    pub fn handle_timeout(&mut self, now: Instant) {
         let Some((until, verdict)) = self.next_deadline() else { return };
         if until > now {
             return;
         }
         let Some(verdict) = verdict else {
-            self.unfinished(now).pause_is_over();
+            self.buffers_mut(now).end_delay();
             // Another one may be over as well.
-            return self.tick(now);
+            return self.handle_timeout(now);
         };
         match self.phase {
-            Phase::Open | Phase::Finishing(_) if verdict != Verdict::WriteDeadline => self.stop(verdict, now),
-            _ => self.give_up(verdict),
+            Phase::Open | Phase::HalfClosed(_) if verdict != Verdict::WriteDeadline => self.stop(verdict, now),
+            _ => self.abort(verdict),
         }
     }
 
     /// Last words are bounded in time as a whole: a peer that takes a byte now and then gains nothing by it.
-    pub(super) fn last_words_until(&self, now: Instant) -> Instant {
-        let limit = self.rules.deadlines.write.as_ref().map_or(LAST_WORDS, Span::length);
-        now.checked_add(limit).unwrap_or(now + LAST_WORDS)
+    pub(super) fn final_reply_deadline(&self, now: Instant) -> Instant {
+        let limit = self.rules.deadlines.write.as_ref().map_or(FINAL_REPLY_TIMEOUT, TimeSpan::duration);
+        now.checked_add(limit).unwrap_or(now + FINAL_REPLY_TIMEOUT)
     }
 
     /// The deadline that runs, and what it would come to; `None`: to the end of a pause.
@@ -42,13 +42,13 @@ impl Session {
     #[inline(always)]
     fn next_deadline(&self) -> Option<(Instant, Option<Verdict>)> {
         match self.phase {
-            Phase::Open | Phase::Finishing(_) => {
-                earlier(self.patience(), self.after(self.opened, |d| &d.lifetime, Verdict::Lifetime))
+            Phase::Open | Phase::HalfClosed(_) => {
+                earlier(self.peer_deadline(), self.deadline_after(self.opened, |d| &d.lifetime, Verdict::Lifetime))
             }
-            Phase::Stopping(Verdict::Shutdown, _) => self.patience(),
+            Phase::Stopping(Verdict::Shutdown, _) => self.peer_deadline(),
             // Its time stands still while it is we who wait.
             Phase::Stopping(..) if self.wants() == Want::Log => None,
-            Phase::Stopping(verdict, until) | Phase::Ending(verdict, until) | Phase::Lingering(verdict, until, _) => {
+            Phase::Stopping(verdict, until) | Phase::Closing(verdict, until) | Phase::Lingering(verdict, until, _) => {
                 Some((until, Some(verdict)))
             }
             Phase::Logging(_) | Phase::Done(_) => None,
@@ -57,25 +57,25 @@ impl Session {
 
     /// How long we wait for the peer to do its part, and what it comes to if it does not.
     #[inline]
-    fn patience(&self) -> Option<(Instant, Option<Verdict>)> {
-        match self.unfinished.as_ref().map_or(Awaited::Beginning, |unfinished| unfinished.awaited()) {
-            Awaited::Beginning => self.after(self.last_byte, |d| &d.idle, Verdict::IdleDeadline),
-            Awaited::RestOfMessage(until) => until.map(|until| (until, Some(Verdict::ReadDeadline))),
-            Awaited::Log | Awaited::Turn => None,
-            Awaited::Pause(until) => Some((until, None)),
-            Awaited::Taking(since) => self.after(since, |d| &d.write, Verdict::WriteDeadline),
+    fn peer_deadline(&self) -> Option<(Instant, Option<Verdict>)> {
+        match self.buffers.as_ref().map_or(Awaited::MessageStart, |buffers| buffers.awaited()) {
+            Awaited::MessageStart => self.deadline_after(self.last_activity, |d| &d.idle, Verdict::IdleDeadline),
+            Awaited::MessageEnd(until) => until.map(|until| (until, Some(Verdict::ReadDeadline))),
+            Awaited::Log | Awaited::DelayOver => None,
+            Awaited::Delay(until) => Some((until, None)),
+            Awaited::PeerRead(since) => self.deadline_after(since, |d| &d.write, Verdict::WriteDeadline),
         }
     }
 
-    fn after(
+    fn deadline_after(
         &self,
         since: Instant,
-        deadline: impl Fn(&Deadlines) -> &Option<Span>,
+        deadline: impl Fn(&Deadlines) -> &Option<TimeSpan>,
         verdict: Verdict,
     ) -> Option<(Instant, Option<Verdict>)> {
-        let span = deadline(&self.rules.deadlines).as_ref()?;
+        let time_span = deadline(&self.rules.deadlines).as_ref()?;
         // A time beyond all times never comes.
-        since.checked_add(span.length()).map(|until| (until, Some(verdict)))
+        since.checked_add(time_span.duration()).map(|until| (until, Some(verdict)))
     }
 }
 

@@ -7,62 +7,65 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::framer::Framer;
-use super::super::moment::Moment;
+use super::super::moment::RelativeTime;
 use super::super::rules::Rules;
-use super::super::unfinished::Kept;
+use super::super::unfinished::BuffersCheckpoint;
 use super::{LINGER, LINGER_BYTES, Phase, Session, Totals};
 
 /// All of a session between two calls, in values that hold on any clock and under any rules.
 #[derive(Debug)]
-pub(in super::super) struct State<'a> {
-    pub(in super::super) phase: Phase<Moment>,
+pub(in super::super) struct Checkpoint<'a> {
+    pub(in super::super) phase: Phase<RelativeTime>,
     pub(in super::super) input_ended: bool,
-    pub(in super::super) opened: Moment,
-    pub(in super::super) last_byte: Moment,
+    pub(in super::super) opened: RelativeTime,
+    pub(in super::super) last_activity: RelativeTime,
     pub(in super::super) totals: Totals,
-    pub(in super::super) kept: Kept<'a>,
+    pub(in super::super) buffers: BuffersCheckpoint<'a>,
 }
 
-impl State<'_> {
+impl Checkpoint<'_> {
     /// The session that it is under `rules`.
-    pub(in super::super) fn thaw(self, rules: Arc<Rules>, frozen_at: Instant) -> Session {
+    pub(in super::super) fn restore(self, rules: Arc<Rules>, stored_at: Instant) -> Session {
         let mut framer = Framer::default();
-        let unfinished = self.kept.thaw(&rules, frozen_at, &mut framer);
+        let buffers = self.buffers.restore(&rules, stored_at, &mut framer);
         let mut session = Session {
-            is_plain: rules.is_plain(),
+            uses_fast_path: rules.is_plain_echo(),
             rules,
             framer,
-            phase: self.phase.map(|until| until.on(frozen_at)),
+            phase: self.phase.map(|until| until.to_instant(stored_at)),
             input_ended: self.input_ended,
-            opened: self.opened.before(frozen_at),
-            last_byte: self.last_byte.before(frozen_at),
+            opened: self.opened.to_past_instant(stored_at),
+            last_activity: self.last_activity.to_past_instant(stored_at),
             totals: self.totals,
-            unfinished: Some(Box::new(unfinished)),
+            buffers: Some(Box::new(buffers)),
         };
-        let last_words_until = session.last_words_until(frozen_at);
+        let final_reply_deadline = session.final_reply_deadline(stored_at);
         match &mut session.phase {
-            Phase::Stopping(_, until) | Phase::Ending(_, until) => *until = (*until).min(last_words_until),
-            Phase::Lingering(_, until, room) => {
-                *until = (*until).min(frozen_at + LINGER);
-                *room = (*room).min(LINGER_BYTES);
+            Phase::Stopping(_, until) | Phase::Closing(_, until) => *until = (*until).min(final_reply_deadline),
+            Phase::Lingering(_, until, remaining) => {
+                *until = (*until).min(stored_at + LINGER);
+                *remaining = (*remaining).min(LINGER_BYTES);
             }
-            Phase::Open | Phase::Finishing(_) | Phase::Logging(_) | Phase::Done(_) => {}
+            Phase::Open | Phase::HalfClosed(_) | Phase::Logging(_) | Phase::Done(_) => {}
         }
-        session.settle(frozen_at);
+        session.update_phase(stored_at);
         session
     }
 }
 
 impl Session {
     /// All of it, to be put away at `now`.
-    pub(in super::super) fn freeze(&self, now: Instant) -> State<'_> {
-        State {
-            phase: self.phase.map(|until| Moment::of(until, now)),
+    pub(in super::super) fn checkpoint(&self, now: Instant) -> Checkpoint<'_> {
+        Checkpoint {
+            phase: self.phase.map(|until| RelativeTime::from_instant(until, now)),
             input_ended: self.input_ended,
-            opened: Moment::of(self.opened, now),
-            last_byte: Moment::of(self.last_byte, now),
+            opened: RelativeTime::from_instant(self.opened, now),
+            last_activity: RelativeTime::from_instant(self.last_activity, now),
             totals: self.totals,
-            kept: self.unfinished.as_ref().map_or(Kept::NOTHING, |unfinished| unfinished.freeze(&self.rules, now)),
+            buffers: self
+                .buffers
+                .as_ref()
+                .map_or(BuffersCheckpoint::EMPTY, |buffers| buffers.checkpoint(&self.rules, now)),
         }
     }
 }
@@ -73,9 +76,9 @@ impl<T> Phase<T> {
         match self {
             Self::Open => Phase::Open,
             Self::Stopping(verdict, until) => Phase::Stopping(verdict, time(until)),
-            Self::Finishing(verdict) => Phase::Finishing(verdict),
-            Self::Ending(verdict, until) => Phase::Ending(verdict, time(until)),
-            Self::Lingering(verdict, until, room) => Phase::Lingering(verdict, time(until), room),
+            Self::HalfClosed(verdict) => Phase::HalfClosed(verdict),
+            Self::Closing(verdict, until) => Phase::Closing(verdict, time(until)),
+            Self::Lingering(verdict, until, remaining) => Phase::Lingering(verdict, time(until), remaining),
             Self::Logging(verdict) => Phase::Logging(verdict),
             Self::Done(verdict) => Phase::Done(verdict),
         }

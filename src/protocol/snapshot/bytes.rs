@@ -1,10 +1,10 @@
 //! Numbers and bytes, one after the other.
 
-use super::super::moment::Moment;
+use super::super::moment::RelativeTime;
 use super::Error;
 
 /// The most that can have been counted: what is added to it later does not overflow.
-const MOST: u64 = u64::MAX / 2;
+const MAX_COUNT: u64 = u64::MAX / 2;
 
 /// Bytes that are being written.
 #[derive(Debug, Default)]
@@ -29,10 +29,10 @@ impl Writer {
 
     /// A number of things that were counted.
     pub(super) fn count(&mut self, count: u64) {
-        self.u64(count.min(MOST));
+        self.u64(count.min(MAX_COUNT));
     }
 
-    pub(super) fn moment(&mut self, Moment(nanoseconds): Moment) {
+    pub(super) fn time(&mut self, RelativeTime(nanoseconds): RelativeTime) {
         self.0.extend_from_slice(&nanoseconds.to_be_bytes());
     }
 
@@ -59,47 +59,47 @@ impl<'a> Reader<'a> {
         Self(bytes)
     }
 
-    pub(super) fn array<const LENGTH: usize>(&mut self, what: &'static str) -> Result<[u8; LENGTH], Error> {
-        let (array, rest) = self.0.split_first_chunk().ok_or(Error::Short(what))?;
+    pub(super) fn array<const LENGTH: usize>(&mut self, field: &'static str) -> Result<[u8; LENGTH], Error> {
+        let (array, rest) = self.0.split_first_chunk().ok_or(Error::Truncated(field))?;
         self.0 = rest;
         Ok(*array)
     }
 
-    pub(super) fn u8(&mut self, what: &'static str) -> Result<u8, Error> {
-        self.array(what).map(u8::from_be_bytes)
+    pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, Error> {
+        self.array(field).map(u8::from_be_bytes)
     }
 
-    pub(super) fn u16(&mut self, what: &'static str) -> Result<u16, Error> {
-        self.array(what).map(u16::from_be_bytes)
+    pub(super) fn u16(&mut self, field: &'static str) -> Result<u16, Error> {
+        self.array(field).map(u16::from_be_bytes)
     }
 
-    pub(super) fn u32(&mut self, what: &'static str) -> Result<u32, Error> {
-        self.array(what).map(u32::from_be_bytes)
+    pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, Error> {
+        self.array(field).map(u32::from_be_bytes)
     }
 
-    pub(super) fn u64(&mut self, what: &'static str) -> Result<u64, Error> {
-        self.array(what).map(u64::from_be_bytes)
+    pub(super) fn u64(&mut self, field: &'static str) -> Result<u64, Error> {
+        self.array(field).map(u64::from_be_bytes)
     }
 
     /// A number of things that were counted.
-    pub(super) fn count(&mut self, what: &'static str) -> Result<u64, Error> {
-        let count = self.u64(what)?;
-        if count > MOST { Err(Error::Count { what, count }) } else { Ok(count) }
+    pub(super) fn count(&mut self, field: &'static str) -> Result<u64, Error> {
+        let count = self.u64(field)?;
+        if count > MAX_COUNT { Err(Error::CountTooLarge { field, count }) } else { Ok(count) }
     }
 
-    pub(super) fn moment(&mut self, what: &'static str) -> Result<Moment, Error> {
-        self.array(what).map(|bytes| Moment(i64::from_be_bytes(bytes)))
+    pub(super) fn time(&mut self, field: &'static str) -> Result<RelativeTime, Error> {
+        self.array(field).map(|bytes| RelativeTime(i64::from_be_bytes(bytes)))
     }
 
-    pub(super) fn bytes(&mut self, what: &'static str) -> Result<&'a [u8], Error> {
-        let length = usize::try_from(self.u64(what)?).map_err(|_| Error::Short(what))?;
-        let (bytes, rest) = self.0.split_at_checked(length).ok_or(Error::Short(what))?;
+    pub(super) fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], Error> {
+        let length = usize::try_from(self.u64(field)?).map_err(|_| Error::Truncated(field))?;
+        let (bytes, rest) = self.0.split_at_checked(length).ok_or(Error::Truncated(field))?;
         self.0 = rest;
         Ok(bytes)
     }
 
     /// That was all.
-    pub(super) fn end(self) -> Result<(), Error> {
-        if self.0.is_empty() { Ok(()) } else { Err(Error::Long(self.0.len())) }
+    pub(super) fn expect_end(self) -> Result<(), Error> {
+        if self.0.is_empty() { Ok(()) } else { Err(Error::TrailingBytes(self.0.len())) }
     }
 }

@@ -9,41 +9,43 @@ use super::VERSION;
 #[non_exhaustive]
 pub enum Error {
     /// Written by a version that is not known here.
-    Version(u16),
+    UnknownVersion(u16),
     /// It ends within this part of it.
-    Short(&'static str),
+    Truncated(&'static str),
     /// So many bytes follow its end.
-    Long(usize),
+    TrailingBytes(usize),
     /// A code that stands for nothing.
-    Code {
+    UnknownCode {
         /// The part of it.
-        what: &'static str,
+        field: &'static str,
         /// What stands there.
         code: u8,
     },
     /// More than could have been counted.
-    Count {
+    CountTooLarge {
         /// The part of it.
-        what: &'static str,
+        field: &'static str,
         /// What stands there.
         count: u64,
     },
     /// Its listener's name is not UTF-8.
-    NotText,
+    NotUtf8,
     /// Its parts contradict each other.
-    Impossible,
+    Inconsistent,
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Version(version) => write!(f, "snapshot of unknown version {version} (known: up to {VERSION})"),
-            Self::Short(what) => write!(f, "damaged snapshot: it ends within its {what}"),
-            Self::Long(count) => write!(f, "damaged snapshot: {count} bytes follow its end"),
-            Self::Code { what, code } => write!(f, "damaged snapshot: {code} is no {what}"),
-            Self::Count { what, count } => write!(f, "damaged snapshot: {count} is no {what}"),
-            Self::Impossible => write!(f, "damaged snapshot: what it keeps does not go with its phase"),
-            Self::NotText => write!(f, "damaged snapshot: its listener's name is not UTF-8"),
+            Self::UnknownVersion(version) => {
+                write!(f, "snapshot of unknown version {version} (known: up to {VERSION})")
+            }
+            Self::Truncated(field) => write!(f, "damaged snapshot: it ends within its {field}"),
+            Self::TrailingBytes(count) => write!(f, "damaged snapshot: {count} bytes follow its end"),
+            Self::UnknownCode { field, code } => write!(f, "damaged snapshot: {code} is no {field}"),
+            Self::CountTooLarge { field, count } => write!(f, "damaged snapshot: {count} is no {field}"),
+            Self::Inconsistent => write!(f, "damaged snapshot: what it keeps does not go with its phase"),
+            Self::NotUtf8 => write!(f, "damaged snapshot: its listener's name is not UTF-8"),
         }
     }
 }

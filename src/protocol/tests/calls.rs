@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::conversation::millis;
-use super::oracle::{SENT, config, some_rules};
+use super::oracle::{PATTERNS, config, some_rules};
 use crate::protocol::reply::READ_SIZE;
 use crate::protocol::{Outlet, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 
@@ -18,36 +18,36 @@ enum Call {
     /// A pattern, so many times.
     Receive(&'static str, usize),
     EndOfInput,
-    Resume,
-    Tick(Duration),
+    ProcessBuffers,
+    Timeout(Duration),
     Drain,
     Refuse,
     OutOfMemory,
     Reset,
-    SentEnd,
+    ShutdownSent,
     Restart,
 }
 
 fn call() -> impl Strategy<Value = Call> {
     let count = prop_oneof![3 => 1..20_usize, 1 => 1..=READ_SIZE / 7];
     prop_oneof![
-        8 => (select(SENT), count).prop_map(|(pattern, count)| Call::Receive(pattern, count)),
-        6 => Just(Call::Resume),
-        4 => (0..400_000_u64).prop_map(|time| Call::Tick(millis(time))),
+        8 => (select(PATTERNS), count).prop_map(|(pattern, count)| Call::Receive(pattern, count)),
+        6 => Just(Call::ProcessBuffers),
+        4 => (0..400_000_u64).prop_map(|time| Call::Timeout(millis(time))),
         1 => Just(Call::EndOfInput),
         1 => Just(Call::Drain),
         1 => Just(Call::Refuse),
         1 => Just(Call::OutOfMemory),
         1 => Just(Call::Reset),
-        1 => Just(Call::SentEnd),
+        1 => Just(Call::ShutdownSent),
         4 => Just(Call::Restart),
     ]
 }
 
 /// So many bytes to a peer and so many messages to the log, in one call.
-pub(super) struct Room(pub(super) usize, pub(super) usize);
+pub(super) struct LimitedOutlet(pub(super) usize, pub(super) usize);
 
-impl Outlet for Room {
+impl Outlet for LimitedOutlet {
     fn send(&mut self, bytes: &[u8]) -> usize {
         bytes.len().min(self.0)
     }
@@ -58,7 +58,7 @@ impl Outlet for Room {
     }
 }
 
-fn room() -> impl Strategy<Value = (usize, usize)> {
+fn outlet_limits() -> impl Strategy<Value = (usize, usize)> {
     let bytes = prop_oneof![Just(0), 0..100_usize, 0..500_000_usize];
     (bytes, prop_oneof![Just(0), 0..10_usize, Just(usize::MAX)])
 }
@@ -67,37 +67,37 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn calls_in_any_order_do_no_harm_and_it_always_comes_to_an_end(
+    fn a_session_always_closes_after_calls_in_any_order(
         rules in some_rules(),
-        calls in vec((call(), room()), 0..30),
+        calls in vec((call(), outlet_limits()), 0..30),
     ) {
         #[expect(clippy::disallowed_methods, reason = "an instant to count from; the clock is moved by hand")]
         let mut now = Instant::now();
         let (mut session, mut scratch) = (Session::new(Arc::new(rules), now), Scratch::new());
         let mut verdict = None;
         for (call, (bytes, messages)) in calls {
-            let mut room = Room(bytes, messages);
+            let mut room = LimitedOutlet(bytes, messages);
             match call {
                 Call::Receive(pattern, count) => {
                     let bytes = pattern.repeat(count).into_bytes();
                     scratch.input_room()[..bytes.len()].copy_from_slice(&bytes);
                     session.receive(now, &mut scratch, bytes.len(), &mut room);
                 }
-                Call::Resume => session.resume(now, &mut scratch, &mut room),
-                Call::Tick(time) => {
+                Call::ProcessBuffers => session.process_buffers(now, &mut scratch, &mut room),
+                Call::Timeout(time) => {
                     now += time;
-                    session.tick(now);
+                    session.handle_timeout(now);
                 }
-                Call::EndOfInput => session.end_of_input(now),
+                Call::EndOfInput => session.handle_end_of_input(now),
                 Call::Drain => session.drain(now),
                 Call::Refuse => session.refuse(Verdict::TooMany { limit: 1 }, now),
-                Call::OutOfMemory => session.out_of_memory(now),
-                Call::Reset => session.reset(),
-                Call::SentEnd => session.sent_end(now),
+                Call::OutOfMemory => session.handle_out_of_memory(now),
+                Call::Reset => session.handle_reset(),
+                Call::ShutdownSent => session.handle_shutdown_sent(now),
                 Call::Restart => {
-                    let bytes = snapshot::freeze(&session, "", 0, None, now);
-                    session = Snapshot::read(&bytes).unwrap().thaw(Arc::clone(session.shared_rules()), now);
-                    prop_assert_eq!(snapshot::freeze(&session, "", 0, None, now), bytes);
+                    let bytes = snapshot::encode(&session, "", 0, None, now);
+                    session = Snapshot::decode(&bytes).unwrap().restore(Arc::clone(session.shared_rules()), now);
+                    prop_assert_eq!(snapshot::encode(&session, "", 0, None, now), bytes);
                 }
             }
             if verdict.is_some() {
@@ -105,21 +105,23 @@ proptest! {
             }
             verdict = session.verdict();
         }
-        comes_to_an_end(session, now, &mut scratch);
+        run_to_close(session, now, &mut scratch);
     }
 }
 
 /// The peer does nothing more but take what it is sent, and the log takes everything.
-pub(super) fn comes_to_an_end(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
+pub(super) fn run_to_close(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
     // With pauses, three steps for each message.
     for _ in 0..1_000_000 {
         match session.wants() {
-            Want::Read | Want::Pause => {
+            Want::Read | Want::Delay => {
                 now = now.max(session.deadline().expect("a deadline to wait for"));
-                session.tick(now);
+                session.handle_timeout(now);
             }
-            Want::Write | Want::Log => session.resume(now, scratch, &mut Room(usize::MAX, usize::MAX)),
-            Want::Shutdown => session.sent_end(now),
+            Want::Write | Want::Log => {
+                session.process_buffers(now, scratch, &mut LimitedOutlet(usize::MAX, usize::MAX))
+            }
+            Want::Shutdown => session.handle_shutdown_sent(now),
             Want::Close => break,
         }
     }

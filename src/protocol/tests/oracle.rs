@@ -6,9 +6,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::conversation::{Conversation, millis, reply_to, secs, shown};
+use super::conversation::{SimulatedConnection, expected_reply, millis, secs, shown};
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
-use crate::protocol::rules::{Deadlines, Framing, LogMessages, Reply, Span, Unterminated};
+use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::{Delimiter, Rules, Verdict, Want};
 
 // --- The oracle ------------------------------------------------------------------------------------------------------
@@ -37,10 +37,10 @@ fn split<'a>(delimiter: &[u8], max_message: usize, mut rest: &'a [u8]) -> Split<
 }
 
 fn replies(rules: &Rules, messages: &[&[u8]]) -> Vec<u8> {
-    messages.iter().flat_map(|message| reply_to(rules, message)).collect()
+    messages.iter().flat_map(|message| expected_reply(rules, message)).collect()
 }
 
-fn last_words(rules: &Rules, verdict: Verdict) -> Vec<u8> {
+fn final_reply(rules: &Rules, verdict: Verdict) -> Vec<u8> {
     let text = match verdict {
         Verdict::TooLong => format!("message exceeds {} bytes", rules.max_message),
         Verdict::ReadDeadline => "message not finished within 2s".to_owned(),
@@ -86,8 +86,8 @@ fn messages<'a>(rules: &Rules, wire: &'a [u8], reads: &[usize], ended: bool) -> 
 }
 
 /// All that the peer hears.
-fn answer(rules: &Rules, messages: &[&[u8]], verdict: Verdict) -> Vec<u8> {
-    [replies(rules, messages), last_words(rules, verdict)].concat()
+fn expected_output(rules: &Rules, messages: &[&[u8]], verdict: Verdict) -> Vec<u8> {
+    [replies(rules, messages), final_reply(rules, verdict)].concat()
 }
 
 // --- Random streams --------------------------------------------------------------------------------------------------
@@ -128,10 +128,10 @@ fn max_message() -> impl Strategy<Value = usize> {
 }
 
 /// The delimited echo as often as any other combination of a framing, a reply and a pause.
-fn combination() -> impl Strategy<Value = (Framing, Reply, Span)> {
+fn combination() -> impl Strategy<Value = (Framing, ReplyMode, TimeSpan)> {
     let framing = select(&[Framing::Delimited, Framing::Raw][..]);
-    let reply = select(&[Reply::Echo, Reply::Fixed, Reply::None][..]);
-    let delay = prop_oneof![3 => Just(0), 1 => 1..3_000_u64].prop_map(|delay| Span::new(millis(delay), "a while"));
+    let reply = select(&[ReplyMode::Echo, ReplyMode::Fixed, ReplyMode::None][..]);
+    let delay = prop_oneof![3 => Just(0), 1 => 1..3_000_u64].prop_map(|delay| TimeSpan::new(millis(delay), "a while"));
     let plain = Rules::default();
     prop_oneof![Just((plain.framing, plain.reply, plain.reply_delay)), (framing, reply, delay)]
 }
@@ -146,15 +146,23 @@ fn rules_and_wire(pieces: usize) -> impl Strategy<Value = (Rules, Vec<u8>)> {
     parts.prop_map(|(delimiter, prefix, wire, max_message, accept, (framing, reply, reply_delay))| {
         let unterminated = if accept { Unterminated::Accept } else { Unterminated::Discard };
         let delimiter = Delimiter::new(&delimiter).unwrap();
-        let (text, max_message) = (prefix.clone().into(), max_message.max(usize::from(framing == Framing::Raw)));
-        let rules =
-            Rules { framing, delimiter, reply, text, reply_delay, max_message, unterminated, ..Rules::default() };
+        let (fixed_reply, max_message) = (prefix.clone().into(), max_message.max(usize::from(framing == Framing::Raw)));
+        let rules = Rules {
+            framing,
+            delimiter,
+            reply,
+            fixed_reply,
+            reply_delay,
+            max_message,
+            unterminated,
+            ..Rules::default()
+        };
         (Rules { prefix: Prefix::new(&prefix), ..rules }, wire)
     })
 }
 
 /// How much a peer takes at a time. At the end of the cycle something, so that it gets on.
-fn takes() -> impl Strategy<Value = Vec<usize>> {
+fn peer_read_sizes() -> impl Strategy<Value = Vec<usize>> {
     let count = prop_oneof![2 => Just(0), 3 => 1..20_usize, 2 => 1..5_000_usize, 1 => 1..200_000_usize];
     vec(count, 0..10).prop_map(|mut takes| {
         takes.push(5_000);
@@ -163,7 +171,7 @@ fn takes() -> impl Strategy<Value = Vec<usize>> {
 }
 
 /// How many messages the log takes at a time: all, or a few now and then.
-fn log_takes() -> impl Strategy<Value = Vec<usize>> {
+fn log_accept_counts() -> impl Strategy<Value = Vec<usize>> {
     prop_oneof![Just(vec![usize::MAX]), vec(0..3_usize, 0..10), vec(0..300_usize, 0..10)].prop_map(|mut takes| {
         takes.push(2);
         takes
@@ -178,60 +186,60 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn a_peer_hears_what_a_naive_split_would_answer(
+    fn replies_equal_those_of_a_naive_split(
         (rules, wire) in rules_and_wire(100),
         chunks in vec(prop_oneof![1..4_usize, 1..40_usize, 1..1_000_usize], 1..10),
-        takes in takes(),
+        takes in peer_read_sizes(),
         reads_at_once in any::<bool>(),
-        log_takes in log_takes(),
+        log_takes in log_accept_counts(),
         is_restless in any::<bool>(),
     ) {
         let (mut rest, mut too_long) = (&wire[..0], false);
         if rules.framing == Framing::Delimited {
             Split { rest, too_long, .. } = split(rules.delimiter.as_bytes(), rules.max_message, &wire);
         }
-        let mut talk = Conversation::new(rules.clone());
+        let mut conn = SimulatedConnection::new(rules.clone());
         if !reads_at_once {
-            talk.peer_stops_reading();
+            conn.peer_stops_reading();
         }
         if is_restless {
-            talk.is_restless();
+            conn.restart_after_each_call();
         }
-        talk.log_stops();
+        conn.log_stops();
         let (mut takes, mut log_takes) = (takes.iter().copied().cycle(), log_takes.iter().copied().cycle());
-        let mut goes_on = |talk: &mut Conversation| {
-            talk.log_takes(log_takes.next().unwrap());
-            talk.peer_takes(takes.next().unwrap());
-            if talk.session().wants() == Want::Pause {
-                talk.passes(talk.session().rules().reply_delay.length());
+        let mut goes_on = |conn: &mut SimulatedConnection| {
+            conn.log_accepts(log_takes.next().unwrap());
+            conn.peer_reads(takes.next().unwrap());
+            if conn.session().wants() == Want::Delay {
+                conn.advance_time(conn.session().rules().reply_delay.duration());
             }
         };
         let (mut left, mut chunks) = (&wire[..], chunks.iter().copied().cycle());
         while !left.is_empty() {
             let chunk;
             (chunk, left) = left.split_at(chunks.next().unwrap().min(left.len()));
-            talk.peer_sends(chunk);
-            goes_on(&mut talk);
+            conn.peer_sends(chunk);
+            goes_on(&mut conn);
         }
-        while matches!(talk.session().wants(), Want::Write | Want::Log | Want::Pause) {
-            goes_on(&mut talk);
+        while matches!(conn.session().wants(), Want::Write | Want::Log | Want::Delay) {
+            goes_on(&mut conn);
         }
         let nothing_left = rest.is_empty() || too_long;
-        prop_assert_eq!(talk.session().memory() == 0, nothing_left, "keeps {}\n{}", talk.session().memory(), talk);
-        prop_assert_eq!(talk.session().verdict().is_some(), too_long, "{}", talk);
-        talk.peer_ends();
-        while talk.session().wants() != Want::Close {
-            goes_on(&mut talk);
+        prop_assert_eq!(conn.session().memory() == 0, nothing_left, "keeps {}\n{}", conn.session().memory(), conn);
+        prop_assert_eq!(conn.session().verdict().is_some(), too_long, "{}", conn);
+        conn.peer_ends();
+        while conn.session().wants() != Want::Close {
+            goes_on(&mut conn);
         }
-        let (messages, verdict) = messages(&rules, &wire, talk.reads(), true);
-        let answer = answer(&rules, &messages, verdict);
-        talk.peer_hears(&answer);
-        talk.is_over(verdict);
-        prop_assert_eq!(talk.logged(), &messages[..], "{}", talk);
-        prop_assert_eq!(talk.session().totals().messages, messages.len() as u64, "{}", talk);
-        prop_assert_eq!(talk.session().totals().bytes_out, answer.len() as u64, "{}", talk);
+        let (messages, verdict) = messages(&rules, &wire, conn.read_sizes(), true);
+        let answer = expected_output(&rules, &messages, verdict);
+        conn.assert_peer_received(&answer);
+        conn.assert_closed(verdict);
+        prop_assert_eq!(conn.logged(), &messages[..], "{}", conn);
+        prop_assert_eq!(conn.session().totals().messages, messages.len() as u64, "{}", conn);
+        prop_assert_eq!(conn.session().totals().bytes_out, answer.len() as u64, "{}", conn);
         if !too_long {
-            prop_assert_eq!(talk.session().totals().bytes_in, wire.len() as u64, "{}", talk);
+            prop_assert_eq!(conn.session().totals().bytes_in, wire.len() as u64, "{}", conn);
         }
     }
 }
@@ -245,36 +253,36 @@ pub(super) enum Event {
     Sends(&'static str, usize),
     Ends,
     StopsReading,
-    Takes(usize),
+    Reads(usize),
     LogStops,
-    LogTakes(usize),
-    Passes(Duration),
+    LogAccepts(usize),
+    TimePasses(Duration),
     Drain,
     OutOfMemory,
-    Breaks,
+    Resets,
     RestartsFor(Duration),
 }
 
 impl Event {
-    pub(super) fn happens(self, talk: &mut Conversation) {
+    pub(super) fn apply_to(self, conn: &mut SimulatedConnection) {
         match self {
-            Self::Sends(pattern, count) => talk.peer_sends(pattern.repeat(count)),
-            Self::Ends => talk.peer_ends(),
-            Self::StopsReading => talk.peer_stops_reading(),
-            Self::Takes(count) => talk.peer_takes(count),
-            Self::LogStops => talk.log_stops(),
-            Self::LogTakes(count) => talk.log_takes(count),
-            Self::Passes(time) => talk.passes(time),
-            Self::Drain => talk.is_drained(),
-            Self::OutOfMemory => talk.is_out_of_memory(),
-            Self::Breaks => talk.breaks(),
-            Self::RestartsFor(time) => talk.restarts_for(time),
+            Self::Sends(pattern, count) => conn.peer_sends(pattern.repeat(count)),
+            Self::Ends => conn.peer_ends(),
+            Self::StopsReading => conn.peer_stops_reading(),
+            Self::Reads(count) => conn.peer_reads(count),
+            Self::LogStops => conn.log_stops(),
+            Self::LogAccepts(count) => conn.log_accepts(count),
+            Self::TimePasses(time) => conn.advance_time(time),
+            Self::Drain => conn.drain(),
+            Self::OutOfMemory => conn.run_out_of_memory(),
+            Self::Resets => conn.reset(),
+            Self::RestartsFor(time) => conn.restart_for(time),
         }
     }
 }
 
 /// What peers send: whole messages, several, the end of one, the beginning.
-pub(super) const SENT: &[&str] = &["aa\t", "\t", "\n", "a", "b\taaab\t", "aaaaaa", "\ta"];
+pub(super) const PATTERNS: &[&str] = &["aa\t", "\t", "\n", "a", "b\taaab\t", "aaaaaa", "\ta"];
 
 const DELIMITERS: &[&[u8]] = &[b"\t", b"\t\t", b"aab"];
 
@@ -282,31 +290,31 @@ pub(super) fn event() -> impl Strategy<Value = Event> {
     let count = prop_oneof![3 => Just(1), 1 => 1..400_usize];
     let time = || prop_oneof![0..1_000_u64, 900..1_100_u64, 1_900..2_100_u64, 9_000..11_000_u64, 300_000..301_000_u64];
     prop_oneof![
-        10 => (select(SENT), count).prop_map(|(pattern, count)| Event::Sends(pattern, count)),
-        6 => prop_oneof![Just(0), 1..20_usize, 1..200_000_usize].prop_map(Event::Takes),
-        4 => time().prop_map(|time| Event::Passes(millis(time))),
+        10 => (select(PATTERNS), count).prop_map(|(pattern, count)| Event::Sends(pattern, count)),
+        6 => prop_oneof![Just(0), 1..20_usize, 1..200_000_usize].prop_map(Event::Reads),
+        4 => time().prop_map(|time| Event::TimePasses(millis(time))),
         3 => time().prop_map(|time| Event::RestartsFor(millis(time))),
         2 => Just(Event::StopsReading),
         2 => Just(Event::LogStops),
-        4 => prop_oneof![1..3_usize, 1..3_000_usize].prop_map(Event::LogTakes),
+        4 => prop_oneof![1..3_usize, 1..3_000_usize].prop_map(Event::LogAccepts),
         1 => Just(Event::Ends),
         1 => Just(Event::Drain),
         1 => Just(Event::OutOfMemory),
-        1 => Just(Event::Breaks),
+        1 => Just(Event::Resets),
     ]
 }
 
 pub(super) fn some_rules() -> impl Strategy<Value = Rules> {
     let prefix = prop_oneof![Just(0), Just(11), Just(MAX_PREFIX)];
     let delimiter = select(DELIMITERS);
-    let lifetime = prop_oneof![Just(None), Just(Some(Span::new(secs(7), "7s")))];
+    let lifetime = prop_oneof![Just(None), Just(Some(TimeSpan::new(secs(7), "7s")))];
     let log = select(&[LogMessages::Off, LogMessages::Full][..]);
     let max_message = prop_oneof![Just(5), Just(64 * 1024)];
     (prefix, delimiter, lifetime, max_message, any::<bool>(), log, combination()).prop_map(
         |(prefix, delimiter, lifetime, max_message, accept, log_messages, (framing, reply, reply_delay))| Rules {
             framing,
             reply,
-            text: vec![b'>'; prefix].into(),
+            fixed_reply: vec![b'>'; prefix].into(),
             reply_delay,
             log_messages,
             delimiter: Delimiter::new(delimiter).unwrap(),
@@ -323,46 +331,46 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn whatever_happens_a_peer_hears_the_beginning_of_the_right_answer_and_then_the_end(
+    fn after_any_events_a_peer_receives_the_beginning_of_the_expected_output(
         rules in some_rules(),
         events in vec(event(), 0..30),
     ) {
-        let mut talk = Conversation::new(rules);
+        let mut conn = SimulatedConnection::new(rules);
         let no_memory = events.iter().any(|event| matches!(event, Event::OutOfMemory));
         for event in events {
-            event.happens(&mut talk);
+            event.apply_to(&mut conn);
         }
-        talk.log_takes_all();
-        talk.peer_takes_all();
-        talk.passes(secs(400));
-        while talk.session().wants() == Want::Pause {
-            talk.passes(secs(400));
+        conn.log_accepts_all();
+        conn.peer_reads_all();
+        conn.advance_time(secs(400));
+        while conn.session().wants() == Want::Delay {
+            conn.advance_time(secs(400));
         }
-        talk.passes(secs(400));
-        prop_assert_eq!(talk.session().wants(), Want::Close, "{}", talk);
+        conn.advance_time(secs(400));
+        prop_assert_eq!(conn.session().wants(), Want::Close, "{}", conn);
 
-        let rules = talk.session().rules();
-        let verdict = talk.session().verdict().unwrap();
-        let (mut messages, closed) = messages(rules, talk.read(), talk.reads(), talk.end_read());
-        let logged = talk.logged().len();
-        prop_assert!(logged <= messages.len() && talk.logged() == &messages[..logged], "{}", talk);
+        let rules = conn.session().rules();
+        let verdict = conn.session().verdict().unwrap();
+        let (mut messages, closed) = messages(rules, conn.bytes_read(), conn.read_sizes(), conn.end_read());
+        let logged = conn.logged().len();
+        prop_assert!(logged <= messages.len() && conn.logged() == &messages[..logged], "{}", conn);
         if verdict == Verdict::Busy {
             // Whatever had not been looked at is lost.
             messages.truncate(logged);
         } else if rules.log_messages == LogMessages::Full && !no_memory {
-            prop_assert_eq!(logged, messages.len(), "{}", talk);
+            prop_assert_eq!(logged, messages.len(), "{}", conn);
         }
-        let answer = answer(rules, &messages, verdict);
-        let heard = talk.heard();
+        let answer = expected_output(rules, &messages, verdict);
+        let heard = conn.received();
         let peer_ended = matches!(verdict, Verdict::PeerClosed | Verdict::Unterminated { .. });
         if peer_ended {
-            prop_assert_eq!(verdict, closed, "{}", talk);
+            prop_assert_eq!(verdict, closed, "{}", conn);
         }
-        if peer_ended || talk.our_end() {
-            prop_assert!(heard == answer, "heard {} instead of {}\n{talk}", shown(heard), shown(&answer));
+        if peer_ended || conn.shutdown_sent() {
+            prop_assert!(heard == answer, "heard {} instead of {}\n{conn}", shown(heard), shown(&answer));
         } else {
             // Broken off.
-            prop_assert!(answer.starts_with(heard), "heard {} instead of some of {}\n{talk}", shown(heard), shown(&answer));
+            prop_assert!(answer.starts_with(heard), "heard {} instead of some of {}\n{conn}", shown(heard), shown(&answer));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One table of wires and what they come to, whole, byte by byte, and cut at every place.
 
-use super::conversation::{Conversation, shown};
+use super::conversation::{SimulatedConnection, shown};
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
 use crate::protocol::rules::Unterminated;
 use crate::protocol::verdict::{KINDS, NAMES};
@@ -8,7 +8,7 @@ use crate::protocol::{Delimiter, Rules, Verdict, Want};
 
 /// What comes after the last whole message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rest {
+enum Remainder {
     Nothing,
     /// Only line ends.
     LineEnds,
@@ -18,72 +18,72 @@ enum Rest {
     /// not looked at.
     TooLong(usize),
     /// A message that is too long since the bytes that began the delimiter at its end did not go on.
-    TooLongAtTheEnd,
+    TooLongAtEnd,
 }
 
-use Rest::{LineEnds, Nothing, TooLong, TooLongAtTheEnd, Unterminated as Left};
+use Remainder::{LineEnds, Nothing, TooLong, TooLongAtEnd, Unterminated as Left};
 
 /// Delimiter, `max_message`, bytes on the wire, messages in them, what is left.
-type Case = (&'static [u8], usize, &'static [u8], &'static [&'static [u8]], Rest);
+type Case = (&'static [u8], usize, &'static [u8], &'static [&'static [u8]], Remainder);
 
 const B63: &[u8; 63] = &[b'x'; 63];
-const MANY: usize = 64 * 1024;
+const DEFAULT_MAX_MESSAGE: usize = 64 * 1024;
 
 const CASES: &[Case] = &[
     // One byte, any byte.
-    (b"\t", MANY, b"", &[], Nothing),
-    (b"\t", MANY, b"aaaa\t", &[b"aaaa"], Nothing),
-    (b"\t", MANY, b"a\tbb\tccc\t", &[b"a", b"bb", b"ccc"], Nothing),
-    (b"\t", MANY, b"\t", &[b""], Nothing),
-    (b"\t", MANY, b"\t\t\ta\t\t", &[b"", b"", b"", b"a", b""], Nothing),
-    (b"\t", MANY, b"aa", &[], Left(2)),
-    (b"\t", MANY, b"a\tbbb", &[b"a"], Left(3)),
-    (b"\t", MANY, b"\0\t\xff\t\0\xff\0\t\0", &[b"\0", b"\xff", b"\0\xff\0"], Left(1)),
-    (b"\t", MANY, b"aaaa\t\n", &[b"aaaa"], LineEnds),
-    (b"\t", MANY, b"aaaa\t\r\n\n\r\n", &[b"aaaa"], LineEnds),
-    (b"\t", MANY, b"aaaa\t\r", &[b"aaaa"], Left(1)),
-    (b"\t", MANY, b"aaaa\t\r\r\n", &[b"aaaa"], Left(3)),
-    (b"\t", MANY, b"aaaa\t\nb\n", &[b"aaaa"], Left(3)),
-    (b"\t", MANY, b"aaaa\t\nbbbb\t\n", &[b"aaaa", b"\nbbbb"], LineEnds),
-    (b"\t", MANY, b"\r\n\t\n\t", &[b"\r\n", b"\n"], Nothing),
-    (b"\0", MANY, b"a\0\xff\0\0", &[b"a", b"\xff", b""], Nothing),
-    (b"\xff", MANY, b"a\xff\0\xff\t\xff", &[b"a", b"\0", b"\t"], Nothing),
-    (b"\n", MANY, b"a\r\n\nb", &[b"a\r", b""], Left(1)),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"", &[], Nothing),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"aaaa\t", &[b"aaaa"], Nothing),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"a\tbb\tccc\t", &[b"a", b"bb", b"ccc"], Nothing),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"\t", &[b""], Nothing),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"\t\t\ta\t\t", &[b"", b"", b"", b"a", b""], Nothing),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"aa", &[], Left(2)),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"a\tbbb", &[b"a"], Left(3)),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"\0\t\xff\t\0\xff\0\t\0", &[b"\0", b"\xff", b"\0\xff\0"], Left(1)),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"aaaa\t\n", &[b"aaaa"], LineEnds),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"aaaa\t\r\n\n\r\n", &[b"aaaa"], LineEnds),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"aaaa\t\r", &[b"aaaa"], Left(1)),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"aaaa\t\r\r\n", &[b"aaaa"], Left(3)),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"aaaa\t\nb\n", &[b"aaaa"], Left(3)),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"aaaa\t\nbbbb\t\n", &[b"aaaa", b"\nbbbb"], LineEnds),
+    (b"\t", DEFAULT_MAX_MESSAGE, b"\r\n\t\n\t", &[b"\r\n", b"\n"], Nothing),
+    (b"\0", DEFAULT_MAX_MESSAGE, b"a\0\xff\0\0", &[b"a", b"\xff", b""], Nothing),
+    (b"\xff", DEFAULT_MAX_MESSAGE, b"a\xff\0\xff\t\xff", &[b"a", b"\0", b"\t"], Nothing),
+    (b"\n", DEFAULT_MAX_MESSAGE, b"a\r\n\nb", &[b"a\r", b""], Left(1)),
     // Two bytes.
-    (b"\r\n", MANY, b"a\r\nbb\r\n", &[b"a", b"bb"], Nothing),
-    (b"\r\n", MANY, b"\r\n\r\n", &[b"", b""], Nothing),
-    (b"\r\n", MANY, b"\r\r\n\n\r\n", &[b"\r", b"\n"], Nothing),
-    (b"\r\n", MANY, b"a\rb\nc\r\n\r", &[b"a\rb\nc"], Left(1)),
-    (b"\r\n", MANY, b"a\r\n\r\r\r", &[b"a"], Left(3)),
-    (b"\r\n", MANY, b"a\r\n\n", &[b"a"], LineEnds),
-    (b"\0\0", MANY, b"\0a\0\0\0", &[b"\0a"], Left(1)),
-    (b"\xff\0", MANY, b"\xff\xff\0\0\xff\0", &[b"\xff", b"\0"], Nothing),
+    (b"\r\n", DEFAULT_MAX_MESSAGE, b"a\r\nbb\r\n", &[b"a", b"bb"], Nothing),
+    (b"\r\n", DEFAULT_MAX_MESSAGE, b"\r\n\r\n", &[b"", b""], Nothing),
+    (b"\r\n", DEFAULT_MAX_MESSAGE, b"\r\r\n\n\r\n", &[b"\r", b"\n"], Nothing),
+    (b"\r\n", DEFAULT_MAX_MESSAGE, b"a\rb\nc\r\n\r", &[b"a\rb\nc"], Left(1)),
+    (b"\r\n", DEFAULT_MAX_MESSAGE, b"a\r\n\r\r\r", &[b"a"], Left(3)),
+    (b"\r\n", DEFAULT_MAX_MESSAGE, b"a\r\n\n", &[b"a"], LineEnds),
+    (b"\0\0", DEFAULT_MAX_MESSAGE, b"\0a\0\0\0", &[b"\0a"], Left(1)),
+    (b"\xff\0", DEFAULT_MAX_MESSAGE, b"\xff\xff\0\0\xff\0", &[b"\xff", b"\0"], Nothing),
     // Delimiters that begin again within themselves: the first occurrence wins.
-    (b"aa", MANY, b"aaa", &[b""], Left(1)),
-    (b"aa", MANY, b"aaaabaa", &[b"", b"", b"b"], Nothing),
-    (b"aba", MANY, b"ababa", &[b""], Left(2)),
-    (b"aba", MANY, b"abbabababa", &[b"abb", b"b"], Nothing),
-    (b"aab", MANY, b"aaab", &[b"a"], Nothing),
-    (b"aab", MANY, b"aaaaabaab", &[b"aaa", b""], Nothing),
-    (b"aab", MANY, b"abaabaaba", &[b"ab", b""], Left(1)),
-    (b"aabaa", MANY, b"aabaabaaa", &[b""], Left(4)),
-    (b"aabaac", MANY, b"aabaabaac", &[b"aab"], Nothing),
-    (b"aabaac", MANY, b"aabaaaabaac", &[b"aabaa"], Nothing),
+    (b"aa", DEFAULT_MAX_MESSAGE, b"aaa", &[b""], Left(1)),
+    (b"aa", DEFAULT_MAX_MESSAGE, b"aaaabaa", &[b"", b"", b"b"], Nothing),
+    (b"aba", DEFAULT_MAX_MESSAGE, b"ababa", &[b""], Left(2)),
+    (b"aba", DEFAULT_MAX_MESSAGE, b"abbabababa", &[b"abb", b"b"], Nothing),
+    (b"aab", DEFAULT_MAX_MESSAGE, b"aaab", &[b"a"], Nothing),
+    (b"aab", DEFAULT_MAX_MESSAGE, b"aaaaabaab", &[b"aaa", b""], Nothing),
+    (b"aab", DEFAULT_MAX_MESSAGE, b"abaabaaba", &[b"ab", b""], Left(1)),
+    (b"aabaa", DEFAULT_MAX_MESSAGE, b"aabaabaaa", &[b""], Left(4)),
+    (b"aabaac", DEFAULT_MAX_MESSAGE, b"aabaabaac", &[b"aab"], Nothing),
+    (b"aabaac", DEFAULT_MAX_MESSAGE, b"aabaaaabaac", &[b"aabaa"], Nothing),
     // Sixteen bytes.
-    (b"0123456789abcdef", MANY, b"x0123456789abcdef", &[b"x"], Nothing),
-    (b"0123456789abcdef", MANY, b"0123456789abcde0123456789abcdef", &[b"0123456789abcde"], Nothing),
-    (b"aaaaaaaaaaaaaaab", MANY, b"aaaaaaaaaaaaaaabaaaaaaaaaaaaaaab", &[b"", b""], Nothing),
-    (b"aaaaaaaaaaaaaaab", MANY, b"aaaaaaaaaaaaaaaaaaab", &[b"aaaa"], Nothing),
-    (b"aaaaaaaaaaaaaaab", MANY, b"aaaaaaaaaaaaaabaaaaaaaaaaaaaaab", &[b"aaaaaaaaaaaaaab"], Nothing),
-    (b"aaaaaaaaaaaaaaab", MANY, b"aaaaaaaaaaaaaaaaaaaa", &[], Left(20)),
-    (b"abababababababac", MANY, b"abababababababababac", &[b"abab"], Nothing),
-    (b"abababababababac", MANY, b"abababababababaabababababababac", &[b"abababababababa"], Nothing),
-    (b"abababababababac", MANY, b"abababababababacabababababababab", &[b""], Left(16)),
+    (b"0123456789abcdef", DEFAULT_MAX_MESSAGE, b"x0123456789abcdef", &[b"x"], Nothing),
+    (b"0123456789abcdef", DEFAULT_MAX_MESSAGE, b"0123456789abcde0123456789abcdef", &[b"0123456789abcde"], Nothing),
+    (b"aaaaaaaaaaaaaaab", DEFAULT_MAX_MESSAGE, b"aaaaaaaaaaaaaaabaaaaaaaaaaaaaaab", &[b"", b""], Nothing),
+    (b"aaaaaaaaaaaaaaab", DEFAULT_MAX_MESSAGE, b"aaaaaaaaaaaaaaaaaaab", &[b"aaaa"], Nothing),
+    (b"aaaaaaaaaaaaaaab", DEFAULT_MAX_MESSAGE, b"aaaaaaaaaaaaaabaaaaaaaaaaaaaaab", &[b"aaaaaaaaaaaaaab"], Nothing),
+    (b"aaaaaaaaaaaaaaab", DEFAULT_MAX_MESSAGE, b"aaaaaaaaaaaaaaaaaaaa", &[], Left(20)),
+    (b"abababababababac", DEFAULT_MAX_MESSAGE, b"abababababababababac", &[b"abab"], Nothing),
+    (b"abababababababac", DEFAULT_MAX_MESSAGE, b"abababababababaabababababababac", &[b"abababababababa"], Nothing),
+    (b"abababababababac", DEFAULT_MAX_MESSAGE, b"abababababababacabababababababab", &[b""], Left(16)),
     // Replies around the size of the block in which short things are copied.
-    (b"\t", MANY, B63, &[], Left(63)),
+    (b"\t", DEFAULT_MAX_MESSAGE, B63, &[], Left(63)),
     (
         b"\t",
-        MANY,
+        DEFAULT_MAX_MESSAGE,
         b"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\t\
           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\t\
           xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\t\
@@ -102,14 +102,14 @@ const CASES: &[Case] = &[
     (b"\t", 2, b"\t\n\n\n\t", &[b""], TooLong(4)),
     (b"\r\n", 4, b"aaaa\r\naaa\r\r\n", &[b"aaaa", b"aaa\r"], Nothing),
     (b"\r\n", 4, b"aaa\r", &[], Left(4)),
-    (b"\r\n", 4, b"aaaa\r", &[], TooLongAtTheEnd),
+    (b"\r\n", 4, b"aaaa\r", &[], TooLongAtEnd),
     (b"\r\n", 4, b"aaaa\rb\r\n", &[], TooLong(6)),
     (b"\r\n", 4, b"aaaa\r\r\n", &[], TooLong(6)),
     (b"\r\n", 4, b"aaaaa\r\n", &[], TooLong(5)),
-    (b"\r\n", 0, b"\r\n\r", &[b""], TooLongAtTheEnd),
+    (b"\r\n", 0, b"\r\n\r", &[b""], TooLongAtEnd),
     (b"aab", 2, b"bbaabaaaab", &[b"bb", b"aa"], Nothing),
     (b"aab", 2, b"bbaaab", &[], TooLong(5)),
-    (b"aab", 2, b"aab\0\xffaa", &[b""], TooLongAtTheEnd),
+    (b"aab", 2, b"aab\0\xffaa", &[b""], TooLongAtEnd),
     (b"aaaaaaaaaaaaaaab", 1, b"xaaaaaaaaaaaaaaab", &[b"x"], Nothing),
     (b"aaaaaaaaaaaaaaab", 1, b"aaaaaaaaaaaaaaaab", &[b"a"], Nothing),
     (b"aaaaaaaaaaaaaaab", 1, b"xaaaaaaaaaaaaaaaaaab", &[], TooLong(17)),
@@ -119,70 +119,70 @@ const CASES: &[Case] = &[
 ];
 
 #[test]
-fn however_a_stream_is_cut_its_replies_are_the_same_bytes() {
+fn replies_do_not_depend_on_how_the_stream_is_split() {
     for case in CASES {
         let wire = case.2;
-        expect(case, b"server got:", &[]);
-        expect(case, b"server got:", &(0..wire.len()).collect::<Vec<_>>());
+        check_case(case, b"server got:", &[]);
+        check_case(case, b"server got:", &(0..wire.len()).collect::<Vec<_>>());
         for first in 1..wire.len() {
-            expect(case, b"server got:", &[first]);
+            check_case(case, b"server got:", &[first]);
             // At every pair of places, while there are not too many.
             for second in (first + 1..wire.len()).take_while(|_| wire.len() <= 32) {
-                expect(case, b"server got:", &[first, second]);
+                check_case(case, b"server got:", &[first, second]);
             }
         }
     }
 }
 
 #[test]
-fn a_prefix_has_any_length() {
+fn a_prefix_may_have_any_length() {
     for case in CASES {
         for length in [0, 1, 63, 64, 65, MAX_PREFIX] {
             let prefix = vec![b'>'; length];
-            expect(case, &prefix, &[]);
-            expect(case, &prefix, &(0..case.2.len()).collect::<Vec<_>>());
+            check_case(case, &prefix, &[]);
+            check_case(case, &prefix, &(0..case.2.len()).collect::<Vec<_>>());
         }
     }
 }
 
 #[test]
-fn an_accepted_rest_is_answered_like_a_message() {
+fn an_accepted_unterminated_message_is_answered() {
     for case in CASES {
         let (delimiter, max_message, wire, messages, rest) = case;
-        let mut talk = Conversation::new(Rules {
+        let mut conn = SimulatedConnection::new(Rules {
             unterminated: Unterminated::Accept,
             ..rules(delimiter, *max_message, b"server got:")
         });
-        talk.peer_sends(wire);
-        talk.peer_ends();
+        conn.peer_sends(wire);
+        conn.peer_ends();
         let mut expected = replies(b"server got:", messages, delimiter);
         if matches!(rest, LineEnds | Left(_)) {
             let whole: usize = messages.iter().map(|message| message.len() + delimiter.len()).sum();
             expected.extend(replies(b"server got:", &[&wire[whole..]], delimiter));
         }
-        expected.extend(last_words(case));
-        talk.peer_hears(expected);
-        let verdict = if last_words(case).is_empty() { Verdict::PeerClosed } else { Verdict::TooLong };
-        talk.is_over(verdict);
+        expected.extend(final_reply(case));
+        conn.assert_peer_received(expected);
+        let verdict = if final_reply(case).is_empty() { Verdict::PeerClosed } else { Verdict::TooLong };
+        conn.assert_closed(verdict);
     }
 }
 
 #[test]
-fn a_message_that_is_too_long_is_cut_off_with_the_byte_that_makes_it_certain() {
+fn a_message_that_is_too_long_ends_the_session_at_the_first_byte_that_makes_it_certain() {
     for case in CASES {
         let (delimiter, max_message, wire, ..) = case;
-        let mut talk = Conversation::new(rules(delimiter, *max_message, b""));
+        let mut conn = SimulatedConnection::new(rules(delimiter, *max_message, b""));
         let certain = (1..=wire.len()).find(|at| {
-            talk.peer_sends(&wire[at - 1..*at]);
-            talk.session().verdict().is_some()
+            conn.peer_sends(&wire[at - 1..*at]);
+            conn.session().verdict().is_some()
         });
         let expected = if let TooLong(at) = case.4 { Some(at) } else { None };
-        assert_eq!(certain, expected, "{}\n{talk}", described(case));
+        assert_eq!(certain, expected, "{}\n{conn}", describe(case));
     }
 }
 
 #[test]
-fn each_verdict_has_its_one_name_and_its_text() {
+fn each_verdict_has_a_unique_name_and_its_text() {
     let rules = Rules { max_message: 7, ..Rules::default() };
     let table: [_; KINDS] = [
         (Verdict::TooLong, "too-long", Some("message exceeds 7 bytes")),
@@ -196,7 +196,7 @@ fn each_verdict_has_its_one_name_and_its_text() {
         (Verdict::PeerReset, "peer-reset", None),
         (Verdict::Unterminated { bytes: 3 }, "unterminated", None),
         (Verdict::Shutdown, "shutdown", None),
-        (Verdict::Carried, "carried", None),
+        (Verdict::HandedOver, "carried", None),
         (Verdict::BadProxyHeader, "bad-proxy-header", None),
     ];
     for (verdict, name, text) in table {
@@ -211,7 +211,7 @@ fn each_verdict_has_its_one_name_and_its_text() {
 }
 
 #[test]
-fn a_delimiter_is_written_as_it_is_read() {
+fn the_debug_format_of_a_delimiter_can_be_parsed_again() {
     for byte in 0..=u8::MAX {
         let delimiter = Delimiter::new(&[byte, b'+']).unwrap();
         let written = format!("{delimiter:?}");
@@ -221,34 +221,34 @@ fn a_delimiter_is_written_as_it_is_read() {
 }
 
 /// Runs a case, cut before each of the bytes `cuts`, with this prefix, and compares.
-fn expect(case: &Case, prefix: &[u8], cuts: &[usize]) {
+fn check_case(case: &Case, prefix: &[u8], cuts: &[usize]) {
     let (delimiter, max_message, wire, messages, rest) = *case;
-    let mut talk = Conversation::new(rules(delimiter, max_message, prefix));
+    let mut conn = SimulatedConnection::new(rules(delimiter, max_message, prefix));
     let mut at = 0;
     for next in cuts.iter().copied().chain([wire.len()]).filter(|next| *next > 0) {
-        talk.peer_sends(&wire[at..next]);
+        conn.peer_sends(&wire[at..next]);
         at = next;
     }
-    let context = || format!("{}\n  cut at {cuts:?}\n{talk}", described(case));
-    let unfinished = matches!(rest, LineEnds | Left(_) | TooLongAtTheEnd);
-    assert_eq!(talk.session().memory() > 0, unfinished, "keeps {} bytes of {}", talk.session().memory(), context());
+    let context = || format!("{}\n  cut at {cuts:?}\n{conn}", describe(case));
+    let unfinished = matches!(rest, LineEnds | Left(_) | TooLongAtEnd);
+    assert_eq!(conn.session().memory() > 0, unfinished, "keeps {} bytes of {}", conn.session().memory(), context());
     let over = matches!(rest, TooLong(_));
-    assert_eq!(talk.session().wants(), Want::Read, "{}", context());
-    assert_eq!(talk.session().verdict().is_some(), over, "{}", context());
+    assert_eq!(conn.session().wants(), Want::Read, "{}", context());
+    assert_eq!(conn.session().verdict().is_some(), over, "{}", context());
 
-    talk.peer_ends();
+    conn.peer_ends();
     let mut expected = replies(prefix, messages, delimiter);
-    expected.extend(last_words(case));
-    talk.peer_hears(expected);
-    talk.is_over(match rest {
+    expected.extend(final_reply(case));
+    conn.assert_peer_received(expected);
+    conn.assert_closed(match rest {
         Nothing | LineEnds => Verdict::PeerClosed,
         Left(bytes) => Verdict::Unterminated { bytes: u32::try_from(bytes).unwrap() },
-        TooLong(_) | TooLongAtTheEnd => Verdict::TooLong,
+        TooLong(_) | TooLongAtEnd => Verdict::TooLong,
     });
-    let totals = talk.session().totals();
-    assert_eq!(totals.messages, messages.len() as u64, "messages of {}\n{talk}", described(case));
+    let totals = conn.session().totals();
+    assert_eq!(totals.messages, messages.len() as u64, "messages of {}\n{conn}", describe(case));
     if !over {
-        assert_eq!(totals.bytes_in, wire.len() as u64, "bytes of {}\n{talk}", described(case));
+        assert_eq!(totals.bytes_in, wire.len() as u64, "bytes of {}\n{conn}", describe(case));
     }
 }
 
@@ -261,17 +261,17 @@ fn replies(prefix: &[u8], messages: &[&[u8]], delimiter: &[u8]) -> Vec<u8> {
     messages.iter().flat_map(|message| [prefix, *message, delimiter].concat()).collect()
 }
 
-fn last_words((delimiter, max_message, _, _, rest): &Case) -> Vec<u8> {
+fn final_reply((delimiter, max_message, _, _, rest): &Case) -> Vec<u8> {
     match rest {
-        TooLong(_) | TooLongAtTheEnd => {
-            let words = format!("server error:message exceeds {max_message} bytes");
-            [words.as_bytes(), delimiter].concat()
+        TooLong(_) | TooLongAtEnd => {
+            let text = format!("server error:message exceeds {max_message} bytes");
+            [text.as_bytes(), delimiter].concat()
         }
         Nothing | LineEnds | Left(_) => Vec::new(),
     }
 }
 
-fn described((delimiter, max_message, wire, messages, rest): &Case) -> String {
+fn describe((delimiter, max_message, wire, messages, rest): &Case) -> String {
     let messages: Vec<_> = messages.iter().map(|message| shown(message)).collect();
     let (delimiter, wire) = (shown(delimiter), shown(wire));
     format!("delimiter {delimiter}, at most {max_message}, wire {wire}, messages {messages:?}, {rest:?}")

@@ -4,118 +4,120 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use super::super::framer::{Frame, Framer};
-use super::super::moment::Moment;
+use super::super::moment::RelativeTime;
 use super::super::rules::{Framing, Rules};
-use super::{Clock, Content, Rest, Unfinished};
+use super::{Buffers, ByteQueue, MessageState, ReadTimer};
 
 /// What is kept, in values that hold on any clock and under any rules.
 #[derive(Debug)]
-pub(in super::super) struct Kept<'a> {
-    pub(in super::super) message: Begun<'a>,
+pub(in super::super) struct BuffersCheckpoint<'a> {
+    pub(in super::super) message: MessageCheckpoint<'a>,
     /// [`Unfinished::waits_since`]
-    pub(in super::super) waits_since: Moment,
+    pub(in super::super) waiting_since: RelativeTime,
     /// When the pause ends.
-    pub(in super::super) pause: Moment,
-    pub(in super::super) owed: Cow<'a, [u8]>,
-    pub(in super::super) held: Cow<'a, [u8]>,
+    pub(in super::super) delay_until: RelativeTime,
+    pub(in super::super) outbound: Cow<'a, [u8]>,
+    pub(in super::super) inbound: Cow<'a, [u8]>,
 }
 
 /// The message that is kept.
 #[derive(Debug)]
-pub(in super::super) enum Begun<'a> {
-    Nothing,
+pub(in super::super) enum MessageCheckpoint<'a> {
+    None,
     /// As far as it came, and when the read deadline would pass if we read from now on.
-    InProgress(Moment, Cow<'a, [u8]>),
+    InProgress(RelativeTime, Cow<'a, [u8]>),
     /// Without its delimiter.
     Unlogged(Cow<'a, [u8]>),
 }
 
-impl Kept<'_> {
-    pub(in super::super) const NOTHING: Self = Kept {
-        message: Begun::Nothing,
-        waits_since: Moment::FREEZE,
-        pause: Moment::NEVER,
-        owed: Cow::Borrowed(&[]),
-        held: Cow::Borrowed(&[]),
+impl BuffersCheckpoint<'_> {
+    pub(in super::super) const EMPTY: Self = BuffersCheckpoint {
+        message: MessageCheckpoint::None,
+        waiting_since: RelativeTime::ZERO,
+        delay_until: RelativeTime::NEVER,
+        outbound: Cow::Borrowed(&[]),
+        inbound: Cow::Borrowed(&[]),
     };
 
     /// What goes on under `rules`; `framer` is to be new, and follows. If they find an end in the message in progress, it
     /// is looked at again, as input.
-    pub(in super::super) fn thaw(self, rules: &Rules, frozen_at: Instant, framer: &mut Framer) -> Unfinished {
-        let waits_since = self.waits_since.before(frozen_at);
-        let mut unfinished = Unfinished::new(waits_since);
-        let mut held = self.held;
+    pub(in super::super) fn restore(self, rules: &Rules, stored_at: Instant, framer: &mut Framer) -> Buffers {
+        let waiting_since = self.waiting_since.to_past_instant(stored_at);
+        let mut buffers = Buffers::new(waiting_since);
+        let mut inbound = self.inbound;
         match self.message {
-            Begun::Nothing => {
-                let delay = Moment::after(rules.reply_delay.length());
-                if self.pause != Moment::NEVER && delay > Moment::FREEZE {
-                    unfinished.pause(self.pause.min(delay).on(frozen_at));
-                    if self.pause <= Moment::FREEZE {
-                        unfinished.pause_is_over();
+            MessageCheckpoint::None => {
+                let delay = RelativeTime::after(rules.reply_delay.duration());
+                if self.delay_until != RelativeTime::NEVER && delay > RelativeTime::ZERO {
+                    buffers.start_delay(self.delay_until.min(delay).to_instant(stored_at));
+                    if self.delay_until <= RelativeTime::ZERO {
+                        buffers.end_delay();
                     }
                 }
             }
-            Begun::InProgress(until, bytes) => {
+            MessageCheckpoint::InProgress(until, bytes) => {
                 if rules.framing == Framing::Delimited
-                    && framer.next(&rules.delimiter, rules.max_message, &bytes) == Frame::Unfinished
+                    && framer.next(&rules.delimiter, rules.max_message, &bytes) == Frame::Incomplete
                 {
-                    unfinished.keep(frozen_at, rules, &bytes);
-                    unfinished.clock = unfinished.clock.but_not_after(until.on(frozen_at));
+                    buffers.buffer_message(stored_at, rules, &bytes);
+                    buffers.read_timer = buffers.read_timer.capped_at(until.to_instant(stored_at));
                 } else {
                     *framer = Framer::default();
-                    held = [bytes, held].concat().into();
+                    inbound = [bytes, inbound].concat().into();
                 }
             }
-            Begun::Unlogged(message) => {
-                let reply = [rules.prefix.as_bytes(), &message, rules.ending()].concat();
-                unfinished.await_log(waits_since, reply);
+            MessageCheckpoint::Unlogged(message) => {
+                let reply = [rules.prefix.as_bytes(), &message, rules.terminator()].concat();
+                buffers.await_log(waiting_since, reply);
             }
         }
-        unfinished.owed = Rest::from(self.owed.into_owned(), 0);
-        unfinished.held = Rest::from(held.into_owned(), 0);
-        unfinished
+        buffers.outbound = ByteQueue::from_vec(self.outbound.into_owned(), 0);
+        buffers.inbound = ByteQueue::from_vec(inbound.into_owned(), 0);
+        buffers
     }
 }
 
-impl Unfinished {
+impl Buffers {
     /// What is kept under `rules`, to be put away at `now`.
-    pub(in super::super) fn freeze(&self, rules: &Rules, now: Instant) -> Kept<'_> {
-        let message = self.partial.get(rules.prefix.len()..).unwrap_or_default();
-        let message = match self.content {
-            Content::Nothing | Content::Pause => Begun::Nothing,
-            Content::Unlogged => {
-                let length = message.len() - rules.ending().len();
-                Begun::Unlogged(message[..length].into())
+    pub(in super::super) fn checkpoint(&self, rules: &Rules, now: Instant) -> BuffersCheckpoint<'_> {
+        let message = self.pending_reply.get(rules.prefix.len()..).unwrap_or_default();
+        let message = match self.message_state {
+            MessageState::None | MessageState::Delayed => MessageCheckpoint::None,
+            MessageState::Unlogged => {
+                let length = message.len() - rules.terminator().len();
+                MessageCheckpoint::Unlogged(message[..length].into())
             }
-            Content::LineEnds | Content::LineEndsCr | Content::Other => {
-                let until = match self.clock {
-                    Clock::Stopped | Clock::Pause { .. } => Moment::NEVER,
-                    Clock::Running { until } => Moment::of(until, now),
-                    Clock::Paused { left } => Moment::after(left),
+            MessageState::LineEnds | MessageState::LineEndsCr | MessageState::Other => {
+                let until = match self.read_timer {
+                    ReadTimer::Off | ReadTimer::Pause { .. } => RelativeTime::NEVER,
+                    ReadTimer::Running { until } => RelativeTime::from_instant(until, now),
+                    ReadTimer::Suspended { remaining } => RelativeTime::after(remaining),
                 };
-                Begun::InProgress(until, message.into())
+                MessageCheckpoint::InProgress(until, message.into())
             }
         };
-        Kept {
+        BuffersCheckpoint {
             message,
-            waits_since: Moment::of(self.waits_since, now),
-            pause: match (self.content, self.clock) {
-                (Content::Pause, Clock::Pause { until }) => Moment::after(until.saturating_duration_since(now)),
-                (Content::Pause, _) => Moment::FREEZE,
-                _ => Moment::NEVER,
+            waiting_since: RelativeTime::from_instant(self.waiting_since, now),
+            delay_until: match (self.message_state, self.read_timer) {
+                (MessageState::Delayed, ReadTimer::Pause { until }) => {
+                    RelativeTime::after(until.saturating_duration_since(now))
+                }
+                (MessageState::Delayed, _) => RelativeTime::ZERO,
+                _ => RelativeTime::NEVER,
             },
-            owed: self.owed.as_slice().into(),
-            held: self.held.as_slice().into(),
+            outbound: self.outbound.as_slice().into(),
+            inbound: self.inbound.as_slice().into(),
         }
     }
 }
 
-impl Clock {
+impl ReadTimer {
     /// Should it run, then no longer than until `time`.
-    fn but_not_after(self, time: Instant) -> Self {
+    fn capped_at(self, time: Instant) -> Self {
         match self {
             Self::Running { until } => Self::Running { until: until.min(time) },
-            clock => clock,
+            timer => timer,
         }
     }
 }

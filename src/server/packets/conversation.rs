@@ -16,8 +16,8 @@ use tokio::{task, time};
 use super::wire;
 use crate::protocol::Verdict;
 use crate::protocol::packet::{self, Reply};
-use crate::protocol::rules::{Deadlines, Rules, Span};
-use crate::protocol::session::{LAST_WORDS, LINGER, LINGER_BYTES, Totals};
+use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
+use crate::protocol::session::{FINAL_REPLY_TIMEOUT, LINGER, LINGER_BYTES, Totals};
 use crate::server::admission::Permit;
 use crate::server::connection::{ConnectionInfo, clock};
 use crate::server::event::{Event, Message};
@@ -118,7 +118,7 @@ impl SeqpacketConnection {
         self.permit.set_memory(0);
         self.worker.counters.count_totals(before, self.totals);
         sent?;
-        let delay = listener.settings.rules.reply_delay.length();
+        let delay = listener.settings.rules.reply_delay.duration();
         if delay.is_zero() { Ok(()) } else { self.delay_next_message(delay).await }
     }
 
@@ -171,7 +171,7 @@ impl SeqpacketConnection {
         let Deadlines { write, lifetime, .. } = self.deadlines();
         let deadline = deadline_after(now, write.as_ref(), Verdict::WriteDeadline);
         // The lifetime does not cut off a reply at once: the peer has as long as for last words.
-        let lifetime_end = lifetime.as_ref().and_then(|lifetime| self.opened.checked_add(lifetime.length()));
+        let lifetime_end = lifetime.as_ref().and_then(|lifetime| self.opened.checked_add(lifetime.duration()));
         let lifetime_end =
             lifetime_end.map(|lifetime_end| (lifetime_end.max(now) + self.final_reply_timeout(), Verdict::Lifetime));
         self.send(reply, earlier(deadline, lifetime_end)).await
@@ -179,7 +179,7 @@ impl SeqpacketConnection {
 
     /// How long the last words may take.
     fn final_reply_timeout(&self) -> Duration {
-        self.deadlines().write.as_ref().map_or(LAST_WORDS, Span::length)
+        self.deadlines().write.as_ref().map_or(FINAL_REPLY_TIMEOUT, TimeSpan::duration)
     }
 
     async fn send(&mut self, reply: &Reply<'_>, deadline: Deadline) -> Result<(), Verdict> {
@@ -213,7 +213,7 @@ impl SeqpacketConnection {
     /// The last words, if there are any, and then our end of the stream. A peer that did not take a reply gets neither.
     async fn close(&mut self) {
         let before = self.totals;
-        if let Some(final_reply) = packet::last_words(self.rules(), self.verdict).filter(|_| !self.peer_stalled) {
+        if let Some(final_reply) = packet::final_reply(self.rules(), self.verdict).filter(|_| !self.peer_stalled) {
             let deadline = Some((clock() + self.final_reply_timeout(), self.verdict));
             // If they did not get through, nobody is there who could be told.
             let _ = self.send(&[&final_reply, &[]], deadline).await;
@@ -276,9 +276,9 @@ impl Drop for SeqpacketConnection {
     }
 }
 
-fn deadline_after(since: Instant, span: Option<&Span>, verdict: Verdict) -> Deadline {
+fn deadline_after(since: Instant, span: Option<&TimeSpan>, verdict: Verdict) -> Deadline {
     // A time beyond all times never comes.
-    Some((since.checked_add(span?.length())?, verdict))
+    Some((since.checked_add(span?.duration())?, verdict))
 }
 
 fn earlier(one: Deadline, other: Deadline) -> Deadline {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::states::STATES;
 use crate::protocol::rules::{Deadlines, LogMessages};
 use crate::protocol::snapshot::{Error, VERSION};
-use crate::protocol::tests::calls::{Room, comes_to_an_end};
+use crate::protocol::tests::calls::{LimitedOutlet, run_to_close};
 use crate::protocol::tests::conversation::secs;
 use crate::protocol::tests::oracle::config;
 use crate::protocol::{Delimiter, Rules, Scratch, Session, Snapshot};
@@ -19,77 +19,77 @@ fn rules(log_messages: LogMessages) -> Arc<Rules> {
     Arc::new(Rules { log_messages, max_message: 16, delimiter: Delimiter::new(b"\t\t").unwrap(), ..Rules::default() })
 }
 
-struct Reader {
+struct Tester {
     now: Instant,
     scratch: Scratch,
 }
 
-impl Reader {
+impl Tester {
     #[expect(clippy::disallowed_methods, reason = "an instant to count from; the clock is moved by hand")]
     fn new() -> Self {
         Self { now: Instant::now(), scratch: Scratch::new() }
     }
 
     /// Everything that can be done with a snapshot. Returns whether it is one.
-    fn tries(&mut self, bytes: &[u8]) -> bool {
+    fn exercise(&mut self, bytes: &[u8]) -> bool {
         let mut accepted = false;
         for log in [LogMessages::Off, LogMessages::Full] {
-            for act in [Self::ticks, Self::receives, Self::drains] {
-                let Ok(snapshot) = Snapshot::read(bytes) else { return false };
+            for act in [Self::time_out, Self::receive, Self::drain_and_reset] {
+                let Ok(snapshot) = Snapshot::decode(bytes) else { return false };
                 accepted = true;
-                let mut session = snapshot.thaw(rules(log), self.now);
+                let mut session = snapshot.restore(rules(log), self.now);
                 assert!(session.memory() <= bytes.len() + 64, "keeps {} of {} bytes", session.memory(), bytes.len());
                 act(self, &mut session);
-                comes_to_an_end(session, self.now, &mut self.scratch);
+                run_to_close(session, self.now, &mut self.scratch);
             }
         }
         accepted
     }
 
-    fn ticks(&mut self, session: &mut Session) {
-        session.tick(self.now);
-        session.tick(self.now + secs(1));
+    fn time_out(&mut self, session: &mut Session) {
+        session.handle_timeout(self.now);
+        session.handle_timeout(self.now + secs(1));
     }
 
-    fn receives(&mut self, session: &mut Session) {
-        session.resume(self.now, &mut self.scratch, &mut Room(3, 2));
+    fn receive(&mut self, session: &mut Session) {
+        session.process_buffers(self.now, &mut self.scratch, &mut LimitedOutlet(3, 2));
         let bytes = b"aa\taaa\t\taaaa\t";
         self.scratch.input_room()[..bytes.len()].copy_from_slice(bytes);
-        session.receive(self.now, &mut self.scratch, bytes.len(), &mut Room(5, 2));
-        session.end_of_input(self.now);
+        session.receive(self.now, &mut self.scratch, bytes.len(), &mut LimitedOutlet(5, 2));
+        session.handle_end_of_input(self.now);
     }
 
-    fn drains(&mut self, session: &mut Session) {
+    fn drain_and_reset(&mut self, session: &mut Session) {
         session.drain(self.now);
-        session.reset();
-        session.out_of_memory(self.now);
+        session.handle_reset();
+        session.handle_out_of_memory(self.now);
     }
 }
 
 #[test]
-fn a_snapshot_that_is_cut_or_goes_on_is_refused() {
+fn truncated_snapshots_and_trailing_bytes_are_rejected() {
     for state in STATES {
-        let bytes = (state.story)().frozen();
+        let bytes = (state.setup)().snapshot();
         for length in 0..bytes.len() {
-            let error = Snapshot::read(&bytes[..length]).unwrap_err();
-            assert!(matches!(error, Error::Short(_)), "{}, cut to {length}: {error}", state.name);
+            let error = Snapshot::decode(&bytes[..length]).unwrap_err();
+            assert!(matches!(error, Error::Truncated(_)), "{}, cut to {length}: {error}", state.name);
         }
         let longer = [&bytes[..], b"\0"].concat();
-        assert_eq!(Snapshot::read(&longer).unwrap_err(), Error::Long(1), "{}", state.name);
+        assert_eq!(Snapshot::decode(&longer).unwrap_err(), Error::TrailingBytes(1), "{}", state.name);
     }
 }
 
 #[test]
-fn whatever_byte_is_changed_nothing_breaks() {
-    let mut reader = Reader::new();
+fn changing_any_byte_of_a_snapshot_is_safe() {
+    let mut tester = Tester::new();
     for state in STATES {
-        let mut bytes = (state.story)().frozen();
-        assert!(reader.tries(&bytes), "{}", state.name);
+        let mut bytes = (state.setup)().snapshot();
+        assert!(tester.exercise(&bytes), "{}", state.name);
         let mut accepted = 0;
         for at in 0..bytes.len() {
             for other in [1, 2, 3, 4, 0x10, 0x80, 0xff] {
                 bytes[at] ^= other;
-                accepted += usize::from(reader.tries(&bytes));
+                accepted += usize::from(tester.exercise(&bytes));
                 bytes[at] ^= other;
             }
         }
@@ -99,62 +99,65 @@ fn whatever_byte_is_changed_nothing_breaks() {
 }
 
 #[test]
-fn what_a_session_cannot_be_in_is_refused() {
+fn impossible_session_states_are_rejected() {
     let bytes = |name: &str| {
         let state = STATES.iter().find(|state| state.name == name).unwrap();
-        (state.story)().frozen()
+        (state.setup)().snapshot()
     };
     // Where the phase is, and a verdict of it.
     let phase = 2 + 8 + 8 + 4;
     let with = |name: &str, at: usize, code: u8| {
         let mut bytes = bytes(name);
         bytes[at] = code;
-        Snapshot::read(&bytes).map(drop)
+        Snapshot::decode(&bytes).map(drop)
     };
-    assert_eq!(with("in progress", phase, 7), Err(Error::Code { what: "phase", code: 7 }));
-    assert_eq!(with("in progress", phase + 1, 2), Err(Error::Code { what: "end of input", code: 2 }));
-    assert_eq!(with("stopping", phase + 1, 0), Err(Error::Code { what: "verdict", code: 0 }));
-    assert_eq!(with("stopping", phase + 1, 14), Err(Error::Code { what: "verdict", code: 14 }));
-    assert_eq!(with("finishing", phase, 5), Err(Error::Impossible), "logging, but owing");
-    assert_eq!(with("logging", phase, 6), Err(Error::Impossible), "done, but keeping");
-    assert_eq!(with("in progress", 18, 0xff), Err(Error::NotText));
-    assert_eq!(with("in progress", 0, 0xff), Err(Error::Version(0xff01)));
-    assert_eq!(with("in progress", 1, 0), Err(Error::Version(0)));
+    assert_eq!(with("in progress", phase, 7), Err(Error::UnknownCode { field: "phase", code: 7 }));
+    assert_eq!(with("in progress", phase + 1, 2), Err(Error::UnknownCode { field: "end of input", code: 2 }));
+    assert_eq!(with("stopping", phase + 1, 0), Err(Error::UnknownCode { field: "verdict", code: 0 }));
+    assert_eq!(with("stopping", phase + 1, 14), Err(Error::UnknownCode { field: "verdict", code: 14 }));
+    assert_eq!(with("finishing", phase, 5), Err(Error::Inconsistent), "logging, but owing");
+    assert_eq!(with("logging", phase, 6), Err(Error::Inconsistent), "done, but keeping");
+    assert_eq!(with("in progress", 18, 0xff), Err(Error::NotUtf8));
+    assert_eq!(with("in progress", 0, 0xff), Err(Error::UnknownVersion(0xff01)));
+    assert_eq!(with("in progress", 1, 0), Err(Error::UnknownVersion(0)));
     // A client belongs to version 2.
-    assert_eq!(with("in progress", 1, 2), Err(Error::Short("kind of address")));
+    assert_eq!(with("in progress", 1, 2), Err(Error::Truncated("kind of address")));
     // Only one that is open pauses, and nothing else is in progress then.
     let pausing = bytes("pausing");
     let finishing = [&pausing[..phase], &[2, 8], &pausing[phase + 1..]].concat();
-    assert_eq!(Snapshot::read(&finishing).map(drop), Err(Error::Impossible));
+    assert_eq!(Snapshot::decode(&finishing).map(drop), Err(Error::Inconsistent));
     let message = phase + 2 + 16 + 24;
     let unlogged = [&pausing[..message], &[2, 0, 0, 0, 0, 0, 0, 0, 1, b'a'], &pausing[message + 1..]].concat();
-    assert_eq!(Snapshot::read(&unlogged).map(drop), Err(Error::Impossible));
+    assert_eq!(Snapshot::decode(&unlogged).map(drop), Err(Error::Inconsistent));
     // Totals beyond what can be counted on.
     let totals = phase + 2 + 16;
-    assert!(matches!(with("in progress", totals, 0x80), Err(Error::Count { what: "number of bytes received", .. })));
+    assert!(matches!(
+        with("in progress", totals, 0x80),
+        Err(Error::CountTooLarge { field: "number of bytes received", .. })
+    ));
 }
 
 #[test]
-fn errors_say_in_plain_words_what_is_wrong() {
+fn errors_describe_the_problem() {
     for (error, words) in [
-        (Error::Version(9), format!("snapshot of unknown version 9 (known: up to {VERSION})")),
-        (Error::Short("replies"), "damaged snapshot: it ends within its replies".to_owned()),
-        (Error::Long(3), "damaged snapshot: 3 bytes follow its end".to_owned()),
-        (Error::Code { what: "phase", code: 9 }, "damaged snapshot: 9 is no phase".to_owned()),
-        (Error::NotText, "damaged snapshot: its listener's name is not UTF-8".to_owned()),
-        (Error::Impossible, "damaged snapshot: what it keeps does not go with its phase".to_owned()),
+        (Error::UnknownVersion(9), format!("snapshot of unknown version 9 (known: up to {VERSION})")),
+        (Error::Truncated("replies"), "damaged snapshot: it ends within its replies".to_owned()),
+        (Error::TrailingBytes(3), "damaged snapshot: 3 bytes follow its end".to_owned()),
+        (Error::UnknownCode { field: "phase", code: 9 }, "damaged snapshot: 9 is no phase".to_owned()),
+        (Error::NotUtf8, "damaged snapshot: its listener's name is not UTF-8".to_owned()),
+        (Error::Inconsistent, "damaged snapshot: what it keeps does not go with its phase".to_owned()),
     ] {
         assert_eq!(error.to_string(), words);
     }
 }
 
 #[test]
-fn a_length_that_is_not_there_takes_no_memory() {
+fn a_length_beyond_the_end_allocates_no_memory() {
     let mut bytes = 1_u16.to_be_bytes().to_vec();
     bytes.extend(7_u64.to_be_bytes());
     for length in [1, 1 << 40, u64::MAX] {
         let bytes = [&bytes[..], &length.to_be_bytes()].concat();
-        assert_eq!(Snapshot::read(&bytes).unwrap_err(), Error::Short("listener's name"));
+        assert_eq!(Snapshot::decode(&bytes).unwrap_err(), Error::Truncated("listener's name"));
     }
 }
 
@@ -162,31 +165,31 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn whatever_is_written_into_a_snapshot_nothing_breaks(
+    fn random_changes_of_a_snapshot_are_safe(
         state in 0..STATES.len(),
-        spoilt in vec((any::<proptest::sample::Index>(), any::<u8>()), 0..12),
+        changes in vec((any::<proptest::sample::Index>(), any::<u8>()), 0..12),
     ) {
-        let mut bytes = (STATES[state].story)().frozen();
-        for (at, byte) in spoilt {
+        let mut bytes = (STATES[state].setup)().snapshot();
+        for (at, byte) in changes {
             let at = at.index(bytes.len());
             bytes[at] = byte;
         }
-        Reader::new().tries(&bytes);
+        Tester::new().exercise(&bytes);
     }
 
     #[test]
-    fn times_beyond_all_clocks_do_no_harm(times in vec(prop_oneof![Just(i64::MIN), Just(i64::MAX), any::<i64>()], 3)) {
-        let mut bytes = STATES[0].frozen();
+    fn times_beyond_the_range_of_the_clock_are_safe(times in vec(prop_oneof![Just(i64::MIN), Just(i64::MAX), any::<i64>()], 3)) {
+        let mut bytes = STATES[0].snapshot();
         let opened = 2 + 8 + 8 + 4 + 2;
         for (at, time) in [opened, opened + 8, opened + 16 + 24 + 1].into_iter().zip(times) {
             bytes[at..at + 8].copy_from_slice(&time.to_be_bytes());
         }
         let deadlines = Deadlines { lifetime: None, idle: None, ..Deadlines::default() };
-        let mut reader = Reader::new();
-        prop_assert!(reader.tries(&bytes));
-        let session = Snapshot::read(&bytes).unwrap().thaw(Arc::new(Rules { deadlines, ..Rules::default() }), reader.now);
-        prop_assert!(session.opened() <= reader.now);
-        prop_assert!(session.deadline().unwrap() <= reader.now + secs(2));
-        comes_to_an_end(session, reader.now, &mut reader.scratch);
+        let mut tester = Tester::new();
+        prop_assert!(tester.exercise(&bytes));
+        let session = Snapshot::decode(&bytes).unwrap().restore(Arc::new(Rules { deadlines, ..Rules::default() }), tester.now);
+        prop_assert!(session.opened() <= tester.now);
+        prop_assert!(session.deadline().unwrap() <= tester.now + secs(2));
+        run_to_close(session, tester.now, &mut tester.scratch);
     }
 }

@@ -8,7 +8,7 @@ mod stories;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::conversation::Conversation;
+use super::conversation::SimulatedConnection;
 use super::oracle::{Event, config, event, some_rules};
 
 proptest! {
@@ -16,22 +16,22 @@ proptest! {
 
     #[test]
     fn a_peer_does_not_notice_restarts_at_any_moment(rules in some_rules(), events in vec(event(), 0..30)) {
-        let (mut calm, mut restless) = (Conversation::new(rules.clone()), Conversation::new(rules));
-        restless.is_restless();
+        let (mut calm, mut restless) = (SimulatedConnection::new(rules.clone()), SimulatedConnection::new(rules));
+        restless.restart_after_each_call();
         for event in events {
             // They are restarted as it is, and for a while nobody tells the time.
             let event = match event {
-                Event::RestartsFor(time) => Event::Passes(time),
+                Event::RestartsFor(time) => Event::TimePasses(time),
                 event => event,
             };
-            event.clone().happens(&mut calm);
-            event.happens(&mut restless);
-            let seen = |talk: &Conversation| {
+            event.clone().apply_to(&mut calm);
+            event.apply_to(&mut restless);
+            let seen = |talk: &SimulatedConnection| {
                 let session = talk.session();
-                (session.wants(), talk.deadline(), session.verdict(), session.totals(), talk.our_end())
+                (session.wants(), talk.deadline(), session.verdict(), session.totals(), talk.shutdown_sent())
             };
             prop_assert_eq!(seen(&restless), seen(&calm), "{}\n{}", restless, calm);
-            prop_assert!(restless.heard() == calm.heard(), "{restless}\n{calm}");
+            prop_assert!(restless.received() == calm.received(), "{restless}\n{calm}");
             prop_assert!(restless.logged() == calm.logged(), "{restless}\n{calm}");
         }
     }
