@@ -42,7 +42,7 @@ fn text(len: usize) -> Vec<u8> {
 }
 
 /// Searches `chunk` to its end, and finds nothing.
-fn search_in_vain(delimiter: &Delimiter, chunk: &[u8]) {
+fn search_without_match(delimiter: &Delimiter, chunk: &[u8]) {
     let frame = Framer::default().next(delimiter, MAX, black_box(chunk));
     assert_eq!(frame, Frame::Incomplete);
 }
@@ -54,7 +54,7 @@ fn silence(criterion: &mut Criterion) {
     for bytes in DELIMITERS {
         let delimiter = delimiter(bytes);
         group.bench_function(BenchmarkId::from_parameter(bytes.len()), |bencher| {
-            bencher.iter(|| search_in_vain(&delimiter, &chunk));
+            bencher.iter(|| search_without_match(&delimiter, &chunk));
         });
     }
     group.finish();
@@ -68,7 +68,7 @@ fn hostile(criterion: &mut Criterion) {
         let chunk = vec![bytes[0]; MAX];
         group.throughput(Throughput::Bytes(chunk.len() as u64));
         group.bench_function(BenchmarkId::from_parameter(bytes.len()), |bencher| {
-            bencher.iter(|| search_in_vain(&delimiter, &chunk));
+            bencher.iter(|| search_without_match(&delimiter, &chunk));
         });
     }
     group.finish();

@@ -26,13 +26,13 @@ const SIZES: [usize; 3] = [16, 1024, 65536];
 
 /// A peer that takes everything, and only counts it.
 #[derive(Default)]
-struct Peer {
-    taken: u64,
+struct CountingOutlet {
+    byte_count: u64,
 }
 
-impl Outlet for Peer {
+impl Outlet for CountingOutlet {
     fn send(&mut self, bytes: &[u8]) -> usize {
-        self.taken += black_box(bytes).len() as u64;
+        self.byte_count += black_box(bytes).len() as u64;
         bytes.len()
     }
 
@@ -45,19 +45,19 @@ impl Outlet for Peer {
 struct Connection {
     now: Instant,
     session: Session,
-    peer: Peer,
+    outlet: CountingOutlet,
 }
 
 impl Connection {
     #[expect(clippy::disallowed_methods, reason = "any time will do, and there is no other way to get one")]
     fn new() -> Self {
         let now = Instant::now();
-        Self { now, session: Session::new(Arc::new(Rules::default()), now), peer: Peer::default() }
+        Self { now, session: Session::new(Arc::new(Rules::default()), now), outlet: CountingOutlet::default() }
     }
 
     /// What a turn of the server does with a read.
-    fn receive(&mut self, read: &mut Read) {
-        self.session.receive(self.now, &mut read.scratch, black_box(read.count), &mut self.peer);
+    fn receive(&mut self, read: &mut PreparedInput) {
+        self.session.receive(self.now, &mut read.scratch, black_box(read.count), &mut self.outlet);
         assert_eq!(self.session.wants(), Want::Read);
     }
 
@@ -66,17 +66,17 @@ impl Connection {
         let rules = self.session.rules();
         let reply = rules.prefix.as_bytes().len() + len + rules.delimiter.len();
         let messages = self.session.totals().messages;
-        assert_eq!(self.peer.taken, messages * reply as u64);
+        assert_eq!(self.outlet.byte_count, messages * reply as u64);
     }
 }
 
 /// Bytes where a read puts them. The session leaves them as they are, so they are put there once and not measured.
-struct Read {
+struct PreparedInput {
     scratch: Scratch,
     count: usize,
 }
 
-impl Read {
+impl PreparedInput {
     fn new(bytes: &[u8]) -> Self {
         let mut scratch = Scratch::new();
         scratch.input_room()[..bytes.len()].copy_from_slice(bytes);
@@ -96,7 +96,7 @@ fn lone(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     for len in SIZES {
         let mut connection = Connection::new();
-        let mut read = Read::new(&message(len));
+        let mut read = PreparedInput::new(&message(len));
         group.bench_function(BenchmarkId::from_parameter(len), |bencher| {
             bencher.iter(|| connection.receive(&mut read));
         });
@@ -110,7 +110,7 @@ fn pipeline(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("session/pipeline");
     for depth in [16, 100] {
         let mut connection = Connection::new();
-        let mut read = Read::new(&message(len).repeat(depth));
+        let mut read = PreparedInput::new(&message(len).repeat(depth));
         group.throughput(Throughput::Elements(depth as u64));
         group.bench_function(BenchmarkId::from_parameter(depth), |bencher| {
             bencher.iter(|| connection.receive(&mut read));
@@ -128,7 +128,7 @@ fn halves(criterion: &mut Criterion) {
         // Each half has a scratch of its own, so that neither is in the way of the other.
         let message = message(len);
         let (first, second) = message.split_at(len / 2);
-        let (mut first, mut second) = (Read::new(first), Read::new(second));
+        let (mut first, mut second) = (PreparedInput::new(first), PreparedInput::new(second));
         group.bench_function(BenchmarkId::from_parameter(len), |bencher| {
             bencher.iter(|| {
                 connection.receive(&mut first);

@@ -27,16 +27,16 @@ pub enum Address {
         port: u16,
     },
     /// `unix:/PATH`, `unix:@NAME`: a stream.
-    Unix(Name),
+    Unix(UnixName),
     /// `seqpacket:/PATH`, `seqpacket:@NAME`: connections of packets.
-    Seqpacket(Name),
+    Seqpacket(UnixName),
     /// `unixgram:/PATH`, `unixgram:@NAME`: datagrams.
-    Unixgram(Name),
+    Unixgram(UnixName),
 }
 
 /// What a Unix socket is bound to (unix(7)).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Name {
+pub enum UnixName {
     /// An absolute path.
     Path(PathBuf),
     /// A name in the abstract namespace, without the `@` that stands for its first NUL.
@@ -81,7 +81,7 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        parse(text).map_err(|problem| AddressError { text: text.to_owned(), problem })
+        parse_address(text).map_err(|problem| AddressError { text: text.to_owned(), problem })
     }
 }
 
@@ -108,7 +108,7 @@ fn write_host(f: &mut fmt::Formatter<'_>, scheme: &str, host: &str, port: u16) -
     if host.contains(':') { write!(f, "{scheme}:[{host}]:{port}") } else { write!(f, "{scheme}:{host}:{port}") }
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for UnixName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Path(path) => path.display().fmt(f),
@@ -117,29 +117,29 @@ impl fmt::Display for Name {
     }
 }
 
-fn parse(text: &str) -> Result<Address, String> {
+fn parse_address(text: &str) -> Result<Address, String> {
     let tcp = |family, (host, port)| Address::Tcp { family, host, port };
     if text.starts_with('/') || text.starts_with('@') {
-        return unix_name("unix", text).map(Address::Unix);
+        return parse_unix_name("unix", text).map(Address::Unix);
     }
     if text.starts_with('[') {
-        return host_and_port("", text).map(|found| tcp(Family::Any, found));
+        return parse_host_and_port("", text).map(|found| tcp(Family::Any, found));
     }
     let (scheme, rest) = text.split_once(':').unwrap_or((text, ""));
     match scheme {
-        "tcp" => host_and_port("", rest).map(|found| tcp(Family::Any, found)),
-        "tcp4" => host_and_port("", rest).map(|found| tcp(Family::V4, found)),
-        "tcp6" => host_and_port("", rest).map(|found| tcp(Family::V6, found)),
-        "udp" => host_and_port("udp:", rest).map(|(host, port)| Address::Udp { host, port }),
-        "unix" => unix_name(scheme, rest).map(Address::Unix),
-        "seqpacket" => unix_name(scheme, rest).map(Address::Seqpacket),
-        "unixgram" => unix_name(scheme, rest).map(Address::Unixgram),
-        _ => host_and_port("", text).map(|found| tcp(Family::Any, found)),
+        "tcp" => parse_host_and_port("", rest).map(|found| tcp(Family::Any, found)),
+        "tcp4" => parse_host_and_port("", rest).map(|found| tcp(Family::V4, found)),
+        "tcp6" => parse_host_and_port("", rest).map(|found| tcp(Family::V6, found)),
+        "udp" => parse_host_and_port("udp:", rest).map(|(host, port)| Address::Udp { host, port }),
+        "unix" => parse_unix_name(scheme, rest).map(Address::Unix),
+        "seqpacket" => parse_unix_name(scheme, rest).map(Address::Seqpacket),
+        "unixgram" => parse_unix_name(scheme, rest).map(Address::Unixgram),
+        _ => parse_host_and_port("", text).map(|found| tcp(Family::Any, found)),
     }
 }
 
 /// `HOST:PORT`, `[IPv6]:PORT`. What should have been written begins with `scheme`.
-fn host_and_port(scheme: &str, text: &str) -> Result<(String, u16), String> {
+fn parse_host_and_port(scheme: &str, text: &str) -> Result<(String, u16), String> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').ok_or("the bracket is not closed; write [IPv6]:PORT")?;
         if host.parse::<std::net::Ipv6Addr>().is_err() && !host.contains('%') {
@@ -170,14 +170,14 @@ fn host_and_port(scheme: &str, text: &str) -> Result<(String, u16), String> {
     if host.bytes().any(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control() || byte == b'/') {
         return Err(format!("a host name has no blanks and no slashes; write {scheme}HOST:PORT, or unix:/PATH"));
     }
-    let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    let number = port.parse().ok().filter(|_| digits);
+    let is_numeric = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let number = port.parse().ok().filter(|_| is_numeric);
     let port = number.ok_or_else(|| format!("\"{port}\" is no port; write a number from 0 to 65535"))?;
     Ok((host.to_owned(), port))
 }
 
 /// `/PATH`, `@NAME`: what comes after the scheme.
-fn unix_name(scheme: &str, text: &str) -> Result<Name, String> {
+fn parse_unix_name(scheme: &str, text: &str) -> Result<UnixName, String> {
     let name = text.strip_prefix('@').unwrap_or(text);
     if name.is_empty() {
         return Err(format!("the path is missing; write {scheme}:/PATH or {scheme}:@NAME"));
@@ -189,9 +189,9 @@ fn unix_name(scheme: &str, text: &str) -> Result<Name, String> {
         return Err("a path has no NUL byte".to_owned());
     }
     if text.starts_with('@') {
-        Ok(Name::Abstract(name.to_owned()))
+        Ok(UnixName::Abstract(name.to_owned()))
     } else if Path::new(text).is_absolute() {
-        Ok(Name::Path(text.into()))
+        Ok(UnixName::Path(text.into()))
     } else {
         Err(format!("the path must be absolute; write {scheme}:/PATH, not {scheme}:{text}"))
     }
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_says_what_to_write() {
+    fn invalid_address_error_says_what_to_write() {
         for (text, hint) in [
             ("", "write tcp:HOST:PORT"),
             ("8085", "write 127.0.0.1:8085"),

@@ -20,7 +20,7 @@ impl std::error::Error for UnitError {}
 pub const MAX_TIME: Duration = Duration::from_secs(10_000 * 86_400);
 
 /// The units of time, in nanoseconds. The first of each length is the one that is printed.
-const TIMES: [(&str, u64); 22] = [
+const TIME_UNITS: [(&str, u64); 22] = [
     ("w", 604_800_000_000_000),
     ("week", 604_800_000_000_000),
     ("weeks", 604_800_000_000_000),
@@ -46,7 +46,7 @@ const TIMES: [(&str, u64); 22] = [
 ];
 
 /// The units of size, in bytes. The largest that fits is printed.
-const SIZES: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 /// Reads a time: one or more numbers, each with its unit, added up (`1h 30min`); fractions are allowed (`1.5s`). What is
 /// below a microsecond is left out.
@@ -60,26 +60,23 @@ pub fn parse_time(text: &str) -> Result<Duration, UnitError> {
     }
     let mut total = 0_u64;
     while !rest.is_empty() {
-        let (number, unit, after) = number_and_unit(rest);
+        let (number, unit, after) = split_number_and_unit(rest);
         if number.is_empty() {
-            return Err(UnitError(format!(
-                "\"{}\" is no time; write for example 2s, 500ms or 1h 30min",
-                escaped(text)
-            )));
+            return Err(UnitError(format!("\"{}\" is no time; write for example 2s, 500ms or 1h 30min", escape(text))));
         }
         if unit.is_empty() {
             return Err(UnitError(format!("{number} has no unit; write {number}s if seconds are meant")));
         }
-        let Some((_, nanos)) = TIMES.iter().find(|(name, _)| *name == unit) else {
+        let Some((_, nanos)) = TIME_UNITS.iter().find(|(name, _)| *name == unit) else {
             let known = "known are us, ms, s, min, h, d, w";
-            return Err(UnitError(format!("\"{}\" is no unit of time; {known}", escaped(unit))));
+            return Err(UnitError(format!("\"{}\" is no unit of time; {known}", escape(unit))));
         };
-        let part = scaled(number, *nanos).ok_or_else(|| too_long(text))?;
-        total = total.checked_add(part).ok_or_else(|| too_long(text))?;
+        let part = scale_number(number, *nanos).ok_or_else(|| too_long_error(text))?;
+        total = total.checked_add(part).ok_or_else(|| too_long_error(text))?;
         rest = after.trim_start();
     }
     let time = Duration::from_micros(total / 1000);
-    if time > MAX_TIME { Err(too_long(text)) } else { Ok(time) }
+    if time > MAX_TIME { Err(too_long_error(text)) } else { Ok(time) }
 }
 
 /// Writes a time in the notation that [`parse_time`] reads: `1h 30min`. Parts below a microsecond are left out.
@@ -88,7 +85,7 @@ pub fn format_time(time: Duration) -> String {
     let mut rest = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let mut parts = Vec::new();
     let mut last = 0;
-    for (name, nanos) in TIMES {
+    for (name, nanos) in TIME_UNITS {
         if nanos != last && rest >= nanos {
             parts.push(format!("{}{name}", rest / nanos));
             rest %= nanos;
@@ -103,24 +100,24 @@ pub fn format_time(time: Duration) -> String {
 /// # Errors
 /// Not a size, a number without a unit, or a unit that is not known; powers of ten are among those.
 pub fn parse_size(text: &str) -> Result<u64, UnitError> {
-    let (number, unit, after) = number_and_unit(text.trim());
+    let (number, unit, after) = split_number_and_unit(text.trim());
     if number.is_empty() {
-        return Err(UnitError(format!("\"{}\" is no size; write for example 512B, 64KiB or 1MiB", escaped(text))));
+        return Err(UnitError(format!("\"{}\" is no size; write for example 512B, 64KiB or 1MiB", escape(text))));
     }
     if unit.is_empty() {
         return Err(UnitError(format!("{number} has no unit; write {number}B if bytes are meant")));
     }
-    let Some((_, bytes)) = SIZES.iter().find(|(name, _)| *name == unit).filter(|_| after.is_empty()) else {
-        let wrong = escaped(&text.trim()[number.len()..]);
+    let Some((_, bytes)) = SIZE_UNITS.iter().find(|(name, _)| *name == unit).filter(|_| after.is_empty()) else {
+        let wrong = escape(&text.trim()[number.len()..]);
         return Err(UnitError(format!("\"{}\" is no unit of size; known are B, KiB, MiB, GiB", wrong.trim())));
     };
-    scaled(number, *bytes).ok_or_else(|| UnitError(format!("{} is more than can be counted", escaped(text))))
+    scale_number(number, *bytes).ok_or_else(|| UnitError(format!("{} is more than can be counted", escape(text))))
 }
 
 /// Writes a size with the largest unit that divides it: `64KiB`.
 #[must_use]
 pub fn format_size(bytes: u64) -> String {
-    let unit = SIZES.iter().find(|(_, size)| bytes >= *size && bytes % size == 0);
+    let unit = SIZE_UNITS.iter().find(|(_, size)| bytes >= *size && bytes % size == 0);
     unit.map_or_else(|| format!("{bytes}B"), |(name, size)| format!("{}{name}", bytes / size))
 }
 
@@ -132,12 +129,12 @@ pub fn parse_rate(text: &str) -> Result<u32, UnitError> {
     let (number, unit) = text.split_once('/').map_or((text, None), |(number, unit)| (number, Some(unit.trim())));
     let number = number.trim();
     if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(UnitError(format!("\"{}\" is no rate; write for example 100/s", escaped(text))));
+        return Err(UnitError(format!("\"{}\" is no rate; write for example 100/s", escape(text))));
     }
     match unit {
         None => Err(UnitError(format!("{number} has no unit; write {number}/s if that is meant"))),
-        Some("s") => number.parse().map_err(|_| UnitError(format!("{} is more than can be counted", escaped(text)))),
-        Some(unit) => Err(UnitError(format!("\"/{}\" is no unit of a rate; only /s is known", escaped(unit)))),
+        Some("s") => number.parse().map_err(|_| UnitError(format!("{} is more than can be counted", escape(text)))),
+        Some(unit) => Err(UnitError(format!("\"/{}\" is no unit of a rate; only /s is known", escape(unit)))),
     }
 }
 
@@ -148,7 +145,7 @@ pub fn format_rate(per_second: u32) -> String {
 }
 
 /// The number that `text` begins with, the unit that follows it, and what comes after.
-fn number_and_unit(text: &str) -> (&str, &str, &str) {
+fn split_number_and_unit(text: &str) -> (&str, &str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     // A point alone is no number, nor are digits with two.
     let is_number = text[..end].contains(|c: char| c.is_ascii_digit()) && text[..end].matches('.').count() < 2;
@@ -161,7 +158,7 @@ fn number_and_unit(text: &str) -> (&str, &str, &str) {
 }
 
 /// A decimal number times `unit`, rounded down to a whole number.
-fn scaled(number: &str, unit: u64) -> Option<u64> {
+fn scale_number(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     // More digits would not change a thing.
     let fraction = fraction.get(..18).unwrap_or(fraction);
@@ -171,14 +168,14 @@ fn scaled(number: &str, unit: u64) -> Option<u64> {
     digits(whole)?.checked_mul(unit)?.checked_add(u64::try_from(part).ok()?)
 }
 
-fn too_long(text: &str) -> UnitError {
+fn too_long_error(text: &str) -> UnitError {
     UnitError(format!(
         "{} is too long, at most 10000d are possible; write \"off\" where there is to be no limit",
-        escaped(text)
+        escape(text)
     ))
 }
 
-fn escaped(text: &str) -> String {
+fn escape(text: &str) -> String {
     text.escape_debug().to_string()
 }
 
@@ -211,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_says_what_to_write() {
+    fn invalid_time_error_says_what_to_write() {
         for (text, hint) in [
             ("", "a time is missing"),
             ("5", "write 5s"),
@@ -246,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_says_what_to_write() {
+    fn invalid_size_error_says_what_to_write() {
         for (text, hint) in [
             ("64", "write 64B"),
             ("64KB", "known are B, KiB"),

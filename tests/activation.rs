@@ -15,7 +15,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::Command;
 
-use common::manager::hand_over;
+use common::manager::activated_command;
 use common::{Daemon, Peer};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::Signal;
@@ -25,8 +25,8 @@ use rustix::process::Signal;
 const ECHOED: &str = env!("CARGO_BIN_EXE_echoed");
 
 /// Runs the daemon under systemd-socket-activate, if that is installed, and waits until it listens on all its `sockets`.
-fn activate(sockets: usize, arguments: &[&str], configuration: &str) -> Option<Daemon> {
-    let mut command = Command::new(common::program_or_leave_out("systemd-socket-activate")?);
+fn spawn_under_socket_activate(sockets: usize, arguments: &[&str], configuration: &str) -> Option<Daemon> {
+    let mut command = Command::new(common::program_or_skip("systemd-socket-activate")?);
     let daemon = Daemon::spawn_with(&mut command, configuration, arguments);
     daemon.wait_for_log_times("Listening on", sockets);
     Some(daemon)
@@ -44,7 +44,7 @@ fn the_first_client_starts_the_daemon_and_is_served_over_tcp() {
     rustix::net::bind(&held, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address = TcpListener::from(held.try_clone().unwrap()).local_addr().unwrap().to_string();
 
-    let Some(daemon) = activate(1, &["-l", &address, "--fdname=echo", ECHOED], "") else { return };
+    let Some(daemon) = spawn_under_socket_activate(1, &["-l", &address, "--fdname=echo", ECHOED], "") else { return };
     let mut first = Peer::connect(&address);
     first.exchange("first");
     Peer::connect(&address).exchange("second");
@@ -56,10 +56,10 @@ fn the_first_client_starts_the_daemon_and_is_served_over_tcp() {
 }
 
 #[test]
-fn each_socket_is_served_by_the_section_of_its_name() {
+fn each_socket_uses_the_settings_section_of_its_name() {
     let configuration = "[listener.one]\nprefix = \"one:\"\n[listener.two]\ndelimiter = \"\\n\"\n";
     let arguments = ["-l", "DIR/1", "-l", "DIR/2", "--fdname=one:two", ECHOED];
-    let Some(daemon) = activate(2, &arguments, configuration) else { return };
+    let Some(daemon) = spawn_under_socket_activate(2, &arguments, configuration) else { return };
     let (mut one, mut two) = (connect(&daemon, "1"), connect(&daemon, "2"));
     one.send("a\nb\t");
     two.send("a\tb\n");
@@ -69,9 +69,11 @@ fn each_socket_is_served_by_the_section_of_its_name() {
 }
 
 #[test]
-fn several_sockets_may_have_one_name() {
+fn several_sockets_can_share_one_name() {
     let arguments = ["-l", "DIR/1", "-l", "DIR/2", "-l", "DIR/3", "--fdname=one", ECHOED];
-    let Some(daemon) = activate(3, &arguments, "[listener.one]\nprefix = \"one:\"\n") else { return };
+    let Some(daemon) = spawn_under_socket_activate(3, &arguments, "[listener.one]\nprefix = \"one:\"\n") else {
+        return;
+    };
     for socket in ["3", "1", "2"] {
         let mut peer = connect(&daemon, socket);
         peer.send("a\t");
@@ -82,9 +84,9 @@ fn several_sockets_may_have_one_name() {
 }
 
 #[test]
-fn sockets_without_names_are_served_by_the_defaults() {
+fn sockets_without_names_use_the_defaults() {
     let arguments = ["-l", "DIR/1", "-l", "DIR/2", ECHOED];
-    let Some(daemon) = activate(2, &arguments, "[defaults]\nprefix = \"d:\"\n") else { return };
+    let Some(daemon) = spawn_under_socket_activate(2, &arguments, "[defaults]\nprefix = \"d:\"\n") else { return };
     for socket in ["1", "2"] {
         let mut peer = connect(&daemon, socket);
         peer.send("a\t");
@@ -96,10 +98,10 @@ fn sockets_without_names_are_served_by_the_defaults() {
 }
 
 #[test]
-fn with_accept_each_client_has_a_process_of_its_own_that_ends_with_it() {
+fn with_accept_yes_each_connection_has_its_own_process() {
     let configuration = "[listener.one]\nprefix = \"one:\"\n";
     let arguments = ["-l", "DIR/1", "--accept", ECHOED, "--listener", "one"];
-    let Some(daemon) = activate(1, &arguments, configuration) else { return };
+    let Some(daemon) = spawn_under_socket_activate(1, &arguments, configuration) else { return };
     let mut peers = [connect(&daemon, "1"), connect(&daemon, "1")];
     for (at, peer) in peers.iter_mut().enumerate() {
         peer.send(format!("{at}\t\t"));
@@ -116,7 +118,7 @@ fn with_accept_each_client_has_a_process_of_its_own_that_ends_with_it() {
 
 /// Starts the daemon, and keeps nothing of what is handed over to it.
 fn spawn(mut command: Command, configuration: &str, arguments: &[&str]) -> Daemon {
-    Daemon::spawn_prepared(&mut command, configuration, arguments)
+    Daemon::spawn_with_stdio(&mut command, configuration, arguments)
 }
 
 fn tcp_listener() -> TcpListener {
@@ -139,7 +141,7 @@ fn copy(socket: &TcpListener) -> OwnedFd {
 }
 
 #[test]
-fn clients_that_came_before_the_daemon_are_served() {
+fn clients_that_connected_before_the_daemon_started_are_served() {
     let (tcp, directory) = (tcp_listener(), tempfile::tempdir().unwrap());
     let path = directory.path().join("socket");
     let unix = UnixListener::bind(&path).unwrap();
@@ -152,7 +154,7 @@ fn clients_that_came_before_the_daemon_are_served() {
     peers[2].shutdown();
     peers[4].send("\t");
 
-    let daemon = spawn(hand_over("3<&0 4<&1", vec![tcp.into(), unix.into()], "echo:echo"), "", &[]);
+    let daemon = spawn(activated_command("3<&0 4<&1", vec![tcp.into(), unix.into()], "echo:echo"), "", &[]);
     peers[0].expect("server got:whole\t");
     peers[0].send("\t");
     peers[0].expect("server got:half\t");
@@ -168,14 +170,14 @@ fn clients_that_came_before_the_daemon_are_served() {
 }
 
 #[test]
-fn a_long_queue_of_clients_is_served_to_its_end() {
+fn all_clients_in_a_long_backlog_are_served() {
     let listener = tcp_listener();
     rustix::net::listen(&listener, 400).unwrap();
     let mut peers: Vec<_> = (0..300).map(|_| Peer::connect(&address_of(&listener))).collect();
     for (at, peer) in peers.iter_mut().enumerate() {
         peer.send(format!("{at}\t"));
     }
-    let daemon = spawn(hand_over("3<&0", vec![listener.into()], "echo"), "", &[]);
+    let daemon = spawn(activated_command("3<&0", vec![listener.into()], "echo"), "", &[]);
     for (at, peer) in peers.iter_mut().enumerate() {
         peer.expect(format!("server got:{at}\t"));
     }
@@ -183,11 +185,11 @@ fn a_long_queue_of_clients_is_served_to_its_end() {
 }
 
 #[test]
-fn a_client_that_comes_between_two_daemons_is_served_by_the_second() {
+fn a_client_that_connects_between_two_daemons_is_served_by_the_second() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let (address, listener) = (format!("unix:{}", path.display()), UnixListener::bind(&path).unwrap());
-    let start = || spawn(hand_over("3<&0", vec![listener.try_clone().unwrap().into()], "echo"), "", &[]);
+    let start = || spawn(activated_command("3<&0", vec![listener.try_clone().unwrap().into()], "echo"), "", &[]);
     let daemon = start();
     Peer::connect(&address).exchange("first");
     daemon.stop();
@@ -200,12 +202,12 @@ fn a_client_that_comes_between_two_daemons_is_served_by_the_second() {
 }
 
 #[test]
-fn ipv6_sockets_and_abstract_ones_are_served() {
+fn ipv6_and_abstract_sockets_are_served() {
     let v6 = TcpListener::bind("[::1]:0").expect("IPv6 is there");
     let name = format!("echoed-test-activation-{}", std::process::id());
-    let abstract_one = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let abstract_listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     let addresses = [format!("tcp:{}", address_of(&v6)), format!("unix:@{name}")];
-    let daemon = spawn(hand_over("3<&0 4<&1", vec![v6.into(), abstract_one.into()], "echo:echo"), "", &[]);
+    let daemon = spawn(activated_command("3<&0 4<&1", vec![v6.into(), abstract_listener.into()], "echo:echo"), "", &[]);
     for address in &addresses {
         Peer::connect(address).exchange("a");
     }
@@ -215,11 +217,11 @@ fn ipv6_sockets_and_abstract_ones_are_served() {
 }
 
 #[test]
-fn settings_of_sockets_hold_for_those_that_systemd_made() {
+fn socket_options_are_applied_to_sockets_passed_by_systemd() {
     let listener = tcp_listener();
     sockopt::set_tcp_nodelay(&listener, true).unwrap();
     let configuration = "[defaults]\nnodelay = false\nreceive_buffer = \"32KiB\"\nsend_buffer = \"16KiB\"\n";
-    let daemon = spawn(hand_over("3<&0", vec![copy(&listener)], "echo"), configuration, &[]);
+    let daemon = spawn(activated_command("3<&0", vec![copy(&listener)], "echo"), configuration, &[]);
     daemon.wait_for_log("listening on");
     assert!(!sockopt::tcp_nodelay(&listener).unwrap());
     // The kernel doubles what is asked for (socket(7)).
@@ -230,8 +232,8 @@ fn settings_of_sockets_hold_for_those_that_systemd_made() {
     let (mut peer, connection) = tcp_connection();
     let usual = sockopt::socket_send_buffer_size(&connection).unwrap();
     assert!(!sockopt::tcp_nodelay(&connection).unwrap());
-    let handed = vec![connection.try_clone().unwrap().into()];
-    let daemon = spawn(hand_over("3<&0", handed, "connection"), "", &[]);
+    let passed = vec![connection.try_clone().unwrap().into()];
+    let daemon = spawn(activated_command("3<&0", passed, "connection"), "", &[]);
     peer.exchange("a");
     assert!(sockopt::tcp_nodelay(&connection).unwrap());
     assert_eq!(sockopt::socket_send_buffer_size(&connection).unwrap(), usual);
@@ -239,12 +241,12 @@ fn settings_of_sockets_hold_for_those_that_systemd_made() {
 }
 
 #[test]
-fn a_connection_is_served_until_it_ends_and_then_the_process_ends_well() {
+fn a_process_for_one_connection_exits_with_0_when_the_connection_ends() {
     let configuration = "[defaults]\nprefix = \"d:\"\n[listener.one]\nprefix = \"one:\"\n";
     for (arguments, prefix) in [(&["--listener", "one"][..], "one:"), (&[], "d:")] {
         let (mut peer, connection) = tcp_connection();
-        let handed = hand_over("3<&0", vec![connection.into()], "connection");
-        let mut daemon = spawn(handed, configuration, arguments);
+        let passed = activated_command("3<&0", vec![connection.into()], "connection");
+        let mut daemon = spawn(passed, configuration, arguments);
         for _ in 0..2 {
             peer.send("a\t");
             peer.expect(format!("{prefix}a\t"));
@@ -263,26 +265,26 @@ fn a_connection_is_served_until_it_ends_and_then_the_process_ends_well() {
 }
 
 #[test]
-fn a_client_that_left_before_its_process_began_is_no_failure() {
+fn a_client_that_closed_before_the_process_started_is_not_an_error() {
     // Ended: what it said is still answered, though nobody listens any more.
     let (client, connection) = UnixStream::pair().unwrap();
     rustix::io::write(&client, b"a\t").unwrap();
     drop(client);
-    let mut daemon = spawn(hand_over("3<&0", vec![connection.into()], "connection"), "", &[]);
+    let mut daemon = spawn(activated_command("3<&0", vec![connection.into()], "connection"), "", &[]);
     assert_eq!(daemon.wait().code(), Some(0), "ended");
 
     // Broken off, as by somebody who looks for open ports.
     let (peer, connection) = tcp_connection();
     peer.reset();
     common::wait_until("the reset has come", || connection.peer_addr().is_err());
-    let mut daemon = spawn(hand_over("3<&0", vec![connection.into()], "connection"), "", &[]);
+    let mut daemon = spawn(activated_command("3<&0", vec![connection.into()], "connection"), "", &[]);
     assert_eq!(daemon.wait().code(), Some(0), "broken off");
 }
 
 #[test]
 fn a_connection_from_systemd_is_drained_when_the_process_is_stopped() {
     let (mut peer, connection) = tcp_connection();
-    let mut daemon = spawn(hand_over("3<&0", vec![connection.into()], "connection"), "", &[]);
+    let mut daemon = spawn(activated_command("3<&0", vec![connection.into()], "connection"), "", &[]);
     peer.exchange("a");
     daemon.signal(Signal::TERM);
     peer.expect_close();
@@ -290,13 +292,13 @@ fn a_connection_from_systemd_is_drained_when_the_process_is_stopped() {
 }
 
 #[test]
-fn a_parcel_is_put_aside_whatever_it_is() {
-    let (echo, parcel) = (tcp_listener(), tcp_listener());
-    let (address, stored) = (address_of(&echo), address_of(&parcel));
+fn an_invalid_handover_descriptor_is_closed_and_not_served() {
+    let (echo, bundle) = (tcp_listener(), tcp_listener());
+    let (address, stored) = (address_of(&echo), address_of(&bundle));
     // What systemd calls what was stored without a name.
     let names = "parcel:echo:parcel:stored:stored";
-    let handed = hand_over("3<&1 4<&0 5</dev/null 6<&1 7</dev/null", vec![echo.into(), parcel.into()], names);
-    let daemon = spawn(handed, "", &[]);
+    let passed = activated_command("3<&1 4<&0 5</dev/null 6<&1 7</dev/null", vec![echo.into(), bundle.into()], names);
+    let daemon = spawn(passed, "", &[]);
     Peer::connect(&address).exchange("a");
     daemon.wait_for_log("listening on");
     assert_eq!(daemon.addresses(), [format!("tcp:{address}")]);
@@ -305,8 +307,8 @@ fn a_parcel_is_put_aside_whatever_it_is() {
     daemon.stop();
 
     let (mut peer, connection) = tcp_connection();
-    let handed = hand_over("3<&0 4</dev/null", vec![connection.into()], "connection:parcel");
-    let mut daemon = spawn(handed, "", &[]);
+    let passed = activated_command("3<&0 4</dev/null", vec![connection.into()], "connection:parcel");
+    let mut daemon = spawn(passed, "", &[]);
     peer.exchange("a");
     peer.shutdown();
     peer.expect_close();
@@ -314,13 +316,13 @@ fn a_parcel_is_put_aside_whatever_it_is() {
 }
 
 #[test]
-fn addresses_of_the_file_and_of_the_command_line_are_ignored_and_that_is_said_once() {
+fn addresses_in_the_file_and_on_the_command_line_are_ignored_and_logged_once() {
     let configuration = "[listener.echo]\nlisten = [\"unix:DIR/file\"]\n[listener.x]\nlisten = [\"unix:DIR/file\"]\n";
     for (configuration, arguments) in
         [(configuration, &["--listen", "DIR/line"][..]), (configuration, &[]), ("", &["--listen", "DIR/line"])]
     {
-        let handed = vec![tcp_listener().into(), tcp_listener().into()];
-        let daemon = spawn(hand_over("3<&0 4<&1", handed, "echo:echo"), configuration, arguments);
+        let passed = vec![tcp_listener().into(), tcp_listener().into()];
+        let daemon = spawn(activated_command("3<&0 4<&1", passed, "echo:echo"), configuration, arguments);
         daemon.wait_for_log_times("listening on", 2);
         daemon.connect().exchange("a");
         assert!(!daemon.directory().join("file").exists() && !daemon.directory().join("line").exists());
@@ -330,9 +332,9 @@ fn addresses_of_the_file_and_of_the_command_line_are_ignored_and_that_is_said_on
 }
 
 #[test]
-fn a_name_without_a_section_says_so_once_and_the_usual_name_never() {
-    let handed = vec![tcp_listener().into(), tcp_listener().into()];
-    let daemon = spawn(hand_over("3<&0 4<&1 5<&0 6<&1", handed, "lines:echo:lines:other"), "", &[]);
+fn a_missing_section_is_logged_once_per_name_except_for_echo() {
+    let passed = vec![tcp_listener().into(), tcp_listener().into()];
+    let daemon = spawn(activated_command("3<&0 4<&1 5<&0 6<&1", passed, "lines:echo:lines:other"), "", &[]);
     daemon.wait_for_log_times("listening on", 4);
     let log = daemon.stop();
     let said = |name: &str| log.iter().filter(|line| line.contains(&format!("[listener.{name}]"))).count();

@@ -13,9 +13,12 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::echoctl::{Running, break_when_closed, command, each_message, echoctl, nobody, say, say_in_pieces, server};
+use common::echoctl::{
+    Running, command, each_message, echoctl, reset_when_closed, start_server, try_send, try_send_bytewise,
+    unused_address,
+};
 use common::json::Json;
-use common::{CEILING, Daemon};
+use common::{Daemon, TEST_TIMEOUT};
 
 /// Runs it with --json and checks its exit code.
 #[track_caller]
@@ -41,8 +44,8 @@ fn check_count(json: &Json, answered: f64) {
     assert_eq!(bars, answered);
 }
 
-fn right() -> String {
-    server(|_, stream| each_message(stream, |_, reply, stream| say(stream, reply)))
+fn correct_server() -> String {
+    start_server(|_, stream| each_message(stream, |_, reply, stream| try_send(stream, reply)))
 }
 
 // --- Everything is answered --------------------------------------------------------------------------------------------
@@ -71,12 +74,12 @@ fn every_message_is_answered_over_tcp_and_unix() {
 }
 
 #[test]
-fn delimiters_and_prefixes_are_those_of_the_server() {
+fn bench_uses_the_given_delimiter_and_prefix() {
     let settings = "[defaults]\ndelimiter = \"aab\"\nprefix = \"a=\"";
     let daemon = Daemon::start_with(settings, &["--listen", "127.0.0.1:0"]);
     let address = &daemon.addresses()[0];
-    let terms = ["--count", "1000", "--depth", "10", "--size", "500B", "--delimiter", "aab", "--prefix", "a="];
-    check_count(&bench(0, &[&terms[..], &[&**address]].concat()), 1000.0);
+    let options = ["--count", "1000", "--depth", "10", "--size", "500B", "--delimiter", "aab", "--prefix", "a="];
+    check_count(&bench(0, &[&options[..], &[&**address]].concat()), 1000.0);
     let json = bench(1, &["--count", "10", "--delimiter", "aab", address]);
     let (times, messages, example) = cause(&json, "wrong-reply");
     assert_eq!((times, messages), (10.0, 10.0));
@@ -84,8 +87,8 @@ fn delimiters_and_prefixes_are_those_of_the_server() {
 }
 
 #[test]
-fn the_report_is_plain_text_where_nobody_looks() {
-    let address = right();
+fn report_is_plain_ascii_if_stdout_is_not_a_terminal() {
+    let address = correct_server();
     let output = echoctl(&["bench", "--count", "200", "--connections", "2", "--depth", "5", &address]);
     let text = &output.check(0).stdout;
     assert!(text.starts_with(&format!("{address}: 2 connections, 5 messages of 16 B at once, 1 thread\n")), "{text}");
@@ -98,12 +101,12 @@ fn the_report_is_plain_text_where_nobody_looks() {
 }
 
 #[test]
-fn json_has_its_schema_and_its_page() {
-    let json = bench(0, &["--count", "100", "--warm-up", "1ms", &right()]);
+fn json_names_its_schema_and_its_keys_are_documented() {
+    let json = bench(0, &["--count", "100", "--warm-up", "1ms", &correct_server()]);
     assert_eq!((json["schema"].text(), json["version"].number()), ("echoctl-bench", 1.0));
     let latency = ["min", "p50", "p90", "p99", "p99_9", "p99_99", "max"].map(|key| json["latency_us"][key].number());
     assert!(latency[0] > 0.0 && latency.is_sorted(), "{latency:?}");
-    let wrong = bench(1, &["--count", "1", &server(|_, stream| each_message(stream, |_, _, _| false))]);
+    let wrong = bench(1, &["--count", "1", &start_server(|_, stream| each_message(stream, |_, _, _| false))]);
     let page = include_str!("../docs/echoctl-json.md");
     for key in [json.keys(), wrong.keys()].concat() {
         let key = key.rsplit('.').next().unwrap().to_owned();
@@ -113,7 +116,7 @@ fn json_has_its_schema_and_its_page() {
 }
 
 #[test]
-fn a_duration_ends_it_and_the_warm_up_is_apart() {
+fn bench_ends_after_its_duration_and_counts_the_warm_up_apart() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
     let address = &daemon.addresses()[0];
     let json = bench(0, &["--duration", "300ms", "--warm-up", "200ms", "--connections", "4", address]);
@@ -128,12 +131,12 @@ fn a_duration_ends_it_and_the_warm_up_is_apart() {
 
 #[test]
 fn replies_may_come_in_pieces() {
-    let address = server(|_, stream| each_message(stream, |_, reply, stream| say_in_pieces(stream, reply)));
+    let address = start_server(|_, stream| each_message(stream, |_, reply, stream| try_send_bytewise(stream, reply)));
     check_count(&bench(0, &["--count", "200", "--connections", "2", "--depth", "7", &address]), 200.0);
 }
 
 #[test]
-fn more_connections_than_the_shell_allows_are_made_if_the_system_does() {
+fn bench_raises_the_soft_limit_on_descriptors() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
     let limited = |limit: &str| {
         let script =
@@ -150,7 +153,7 @@ fn more_connections_than_the_shell_allows_are_made_if_the_system_does() {
 // --- A rate ------------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_rate_is_kept_and_not_passed() {
+fn rate_is_reached_and_not_exceeded() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
     let address = &daemon.addresses()[0];
     let arguments = ["--rate", "400/s", "--duration", "500ms", "--connections", "3", "--depth", "100", address];
@@ -161,36 +164,37 @@ fn a_rate_is_kept_and_not_passed() {
 }
 
 /// Answers at once, but stands still for a second when half of 200 messages have come.
-fn stalling() -> String {
+fn stalling_server() -> String {
     let seen = AtomicUsize::new(0);
-    server(move |_, stream| {
+    start_server(move |_, stream| {
         each_message(stream, |_, reply, stream| {
             if seen.fetch_add(1, Ordering::Relaxed) == 100 {
                 thread::sleep(Duration::from_secs(1));
             }
-            say(stream, reply)
+            try_send(stream, reply)
         });
     })
 }
 
 #[test]
-fn a_server_that_stands_still_for_a_second_shows_in_the_percentiles() {
+fn stall_of_the_server_shows_in_the_percentiles() {
     // Half of the messages are due while it stands still; it had seen the other half before that.
-    let json = bench(0, &["--rate", "100/s", "--count", "200", &stalling()]);
+    let json = bench(0, &["--rate", "100/s", "--count", "200", &stalling_server()]);
     check_count(&json, 200.0);
     let latency = |key| json["latency_us"][key].number();
     assert!(latency("max") >= 999_000.0, "{json:?}");
     assert!(latency("p90") >= 600_000.0, "{json:?}");
     // Without a rate, only the one message that waits sees it.
-    let json = bench(0, &["--count", "200", &stalling()]);
+    let json = bench(0, &["--count", "200", &stalling_server()]);
     let latency = |key| json["latency_us"][key].number();
     assert!(latency("max") >= 999_000.0 && latency("p99") < 600_000.0, "{json:?}");
 }
 
 #[test]
-fn what_is_due_and_not_sent_is_told() {
+fn messages_due_but_not_sent_are_reported() {
     // It never answers the second message.
-    let address = server(|_, stream| each_message(stream, |number, reply, stream| number > 0 || say(stream, reply)));
+    let address =
+        start_server(|_, stream| each_message(stream, |number, reply, stream| number > 0 || try_send(stream, reply)));
     let json = bench(1, &["--rate", "100/s", "--duration", "300ms", "--timeout", "500ms", &address]);
     assert!(json["unsent"].number() >= 28.0, "{json:?}");
     assert_eq!(cause(&json, "late").1, 1.0);
@@ -201,7 +205,7 @@ fn what_is_due_and_not_sent_is_told() {
 #[test]
 fn one_wrong_byte_is_found_and_the_replies_before_it_count() {
     let flip = || {
-        server(|connection, stream| {
+        start_server(|connection, stream| {
             let mut all = Vec::new();
             each_message(stream, |number, reply, stream| {
                 all.extend_from_slice(reply);
@@ -213,7 +217,7 @@ fn one_wrong_byte_is_found_and_the_replies_before_it_count() {
                     let at = all.len() - 6 * reply.len() - 3;
                     all[at] ^= 1;
                 }
-                let said = say(stream, &all);
+                let said = try_send(stream, &all);
                 all.clear();
                 said
             });
@@ -227,10 +231,12 @@ fn one_wrong_byte_is_found_and_the_replies_before_it_count() {
 }
 
 #[test]
-fn what_nobody_asked_for_is_an_error() {
-    let address = server(|connection, stream| {
+fn unrequested_reply_is_an_error() {
+    let address = start_server(|connection, stream| {
         let surplus = |number| connection == 0 && number == 2;
-        each_message(stream, |number, reply, stream| say(stream, &reply.repeat(if surplus(number) { 2 } else { 1 })));
+        each_message(stream, |number, reply, stream| {
+            try_send(stream, &reply.repeat(if surplus(number) { 2 } else { 1 }))
+        });
     });
     let json = bench(1, &["--count", "6", "--rate", "50/s", &address]);
     let (times, messages, example) = cause(&json, "wrong-reply");
@@ -242,11 +248,11 @@ fn what_nobody_asked_for_is_an_error() {
 }
 
 #[test]
-fn the_words_of_the_server_are_told() {
-    let address = server(|_, stream| {
+fn server_error_is_reported() {
+    let address = start_server(|_, stream| {
         each_message(stream, |number, reply, stream| {
-            number < 5 && say(stream, reply)
-                || !(say_in_pieces(stream, b"server error:out of buffer memory\t") && say(stream, reply))
+            number < 5 && try_send(stream, reply)
+                || !(try_send_bytewise(stream, b"server error:out of buffer memory\t") && try_send(stream, reply))
         });
     });
     let json = bench(1, &["--count", "6", &address]);
@@ -256,10 +262,11 @@ fn the_words_of_the_server_are_told() {
 }
 
 #[test]
-fn replies_that_do_not_come_are_late_and_it_still_ends() {
+fn missing_replies_are_late_and_bench_still_ends() {
     for partly in [false, true] {
-        let address =
-            server(move |_, stream| each_message(stream, |_, _, stream| !partly || say(stream, b"server got:")));
+        let address = start_server(move |_, stream| {
+            each_message(stream, |_, _, stream| !partly || try_send(stream, b"server got:"))
+        });
         let json = bench(1, &["--count", "4", "--connections", "2", "--timeout", "100ms", &address]);
         let (times, messages, example) = cause(&json, "late");
         assert_eq!((times, messages, json["answered"].number()), (4.0, 4.0, 0.0), "{json:?}");
@@ -268,13 +275,13 @@ fn replies_that_do_not_come_are_late_and_it_still_ends() {
 }
 
 #[test]
-fn connections_that_end_are_counted_and_made_anew() {
+fn closed_connections_are_counted_and_replaced() {
     for breaks in [false, true] {
-        let address = server(move |_, stream| {
+        let address = start_server(move |_, stream| {
             if breaks {
-                break_when_closed(&stream);
+                reset_when_closed(&stream);
             }
-            each_message(stream, |number, reply, stream| number == 0 && say(stream, reply));
+            each_message(stream, |number, reply, stream| number == 0 && try_send(stream, reply));
         });
         let json = bench(1, &["--count", "20", "--connections", "2", &address]);
         let (times, messages, example) = cause(&json, if breaks { "reset" } else { "closed" });
@@ -288,17 +295,17 @@ fn connections_that_end_are_counted_and_made_anew() {
 }
 
 #[test]
-fn a_server_that_goes_away_is_tried_again_with_pauses() {
+fn bench_reconnects_with_growing_delays() {
     for (limit, end) in [(["--duration", "1s"], true), (["--count", "1000000"], false)] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("tcp:{}", listener.local_addr().unwrap());
         let server = thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             drop(listener);
-            each_message(stream, |number, reply, stream| number < 9 && say(stream, reply));
+            each_message(stream, |number, reply, stream| number < 9 && try_send(stream, reply));
         });
-        let patience = ["--timeout", "300ms", "--connect-timeout", "300ms", &*address];
-        let json = bench(1, &[&limit[..], &patience].concat());
+        let timeouts = ["--timeout", "300ms", "--connect-timeout", "300ms", &*address];
+        let json = bench(1, &[&limit[..], &timeouts].concat());
         server.join().unwrap();
         assert_eq!((json["answered"].number(), cause(&json, "closed").1), (9.0, 1.0), "{json:?}");
         let (times, messages, example) = cause(&json, "connect-refused");
@@ -310,10 +317,10 @@ fn a_server_that_goes_away_is_tried_again_with_pauses() {
 }
 
 #[test]
-fn a_server_that_closes_at_once_is_no_busy_loop() {
+fn server_that_closes_at_once_does_not_cause_a_busy_loop() {
     let accepted = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&accepted);
-    let address = server(move |_, _| {
+    let address = start_server(move |_, _| {
         count.fetch_add(1, Ordering::Relaxed);
     });
     let json = bench(1, &["--duration", "500ms", &address]);
@@ -323,8 +330,8 @@ fn a_server_that_closes_at_once_is_no_busy_loop() {
 
 #[test]
 fn a_server_that_does_not_read_is_late() {
-    let address = server(|_, stream| {
-        thread::sleep(CEILING);
+    let address = start_server(|_, stream| {
+        thread::sleep(TEST_TIMEOUT);
         drop(stream);
     });
     let json = bench(1, &["--count", "64", "--depth", "64", "--size", "512KiB", "--timeout", "200ms", &address]);
@@ -332,31 +339,31 @@ fn a_server_that_does_not_read_is_late() {
 }
 
 #[test]
-fn a_server_that_does_not_exist_is_one_line() {
-    echoctl(&["bench", &nobody()]).check_failure(2, "Connection refused; is echoed.socket started");
+fn missing_server_is_one_line_on_stderr() {
+    echoctl(&["bench", &unused_address()]).check_failure(2, "Connection refused; is echoed.socket started");
     echoctl(&["bench", "unix:/nonexistent/echo.sock"]).check_failure(2, "No such file or directory");
 }
 
 // --- Ctrl-C ------------------------------------------------------------------------------------------------------------
 
 #[test]
-fn ctrl_c_ends_it_with_the_summary_so_far() {
+fn ctrl_c_ends_bench_with_the_report_so_far() {
     for (answers, rate, code) in [(true, None, 0), (true, Some("100/s"), 0), (false, None, 1)] {
         let (sender, seen) = mpsc::channel();
-        let address = server(move |_, stream| {
+        let address = start_server(move |_, stream| {
             let sender = sender.clone();
             each_message(stream, |number, reply, stream| {
                 if number == 0 {
                     sender.send(()).unwrap();
                 }
-                !answers || say(stream, reply)
+                !answers || try_send(stream, reply)
             });
         });
         let mut arguments = vec!["bench", "--json", "--duration", "1h", "--connections", "2", &address];
         arguments.extend(rate.iter().flat_map(|rate| ["--rate", rate]));
         let running = Running::start(&mut command(&arguments));
-        seen.recv_timeout(CEILING).unwrap();
-        seen.recv_timeout(CEILING).unwrap();
+        seen.recv_timeout(TEST_TIMEOUT).unwrap();
+        seen.recv_timeout(TEST_TIMEOUT).unwrap();
         running.interrupt();
         let output = running.wait();
         let json = output.check(code).json();
@@ -381,6 +388,6 @@ fn a_bad_command_line_is_one_line_on_stderr() {
     ] {
         echoctl(&[&["bench"], arguments].concat()).check_failure(2, error);
     }
-    let arguments = ["bench", "--size", "1GiB", "--depth", "2", &right()];
+    let arguments = ["bench", "--size", "1GiB", "--depth", "2", &correct_server()];
     echoctl(&arguments).check_failure(2, "would exceed 256 MiB; give a smaller --size or --depth");
 }

@@ -24,57 +24,57 @@ use std::time::Duration;
 
 use common::{Peer, now};
 use rustix::process::Signal;
-use service::{Service, Store};
+use service::{FdStore, Service};
 
 /// The line of the log that says what became of connections at the end.
-fn stopped(log: &[String]) -> &str {
+fn stop_line(log: &[String]) -> &str {
     log.iter().find(|line| line.contains("stopped: ")).unwrap_or_else(|| panic!("it did not stop: {log:#?}"))
 }
 
 /// How many connections were handed over, finished and cut.
-fn fates(log: &[String]) -> [usize; 3] {
-    let line = stopped(log);
-    [" connections handed over", " finished", " cut"].map(|fate| {
-        let before = line.split(fate).next().expect("there is something");
+fn connection_outcomes(log: &[String]) -> [usize; 3] {
+    let line = stop_line(log);
+    [" connections handed over", " finished", " cut"].map(|outcome| {
+        let before = line.split(outcome).next().expect("there is something");
         let number = before.rsplit(' ').next().expect("there is something");
-        number.parse().unwrap_or_else(|_| panic!("no{fate} in {line}"))
+        number.parse().unwrap_or_else(|_| panic!("no{outcome} in {line}"))
     })
 }
 
 #[test]
-fn a_message_is_half_sent_before_a_restart_and_half_after_it() {
+fn a_message_split_by_a_restart_is_answered() {
     for socket in ["tcp:echo", "unix:echo"] {
-        let mut service = Service::start_on(&[socket], Store::Some, "");
+        let mut service = Service::start_on(&[socket], FdStore::Enabled, "");
         let mut peer = service.connect();
         peer.exchange("before");
         peer.send("one\tha");
         // Now it has read the half, since it came together with this.
         peer.expect("server got:one\t");
-        assert_eq!(fates(&service.restart("")), [1, 0, 0]);
+        assert_eq!(connection_outcomes(&service.restart("")), [1, 0, 0]);
         peer.send("lf\t");
         peer.expect("server got:half\t");
         service.daemon.wait_for_log("1 connections of the process before go on");
-        assert!(service.manager.stored().is_empty(), "nothing stays in the store");
+        assert!(service.manager.stored_descriptors().is_empty(), "nothing stays in the store");
         peer.exchange("after");
         service.daemon.stop();
     }
 }
 
 #[test]
-fn what_comes_while_no_process_is_there_is_answered_by_the_next_one() {
+fn data_that_arrives_between_two_processes_is_answered_by_the_next_one() {
     let mut service = Service::start("");
     let (mut silent, mut begun, mut ended) = (service.connect(), service.connect(), service.connect());
     for peer in [&mut silent, &mut begun, &mut ended] {
         peer.send("a\tx");
         peer.expect("server got:a\t");
     }
-    assert_eq!(fates(&service.end(Signal::TERM)), [3, 0, 0]);
+    assert_eq!(connection_outcomes(&service.stop(Signal::TERM)), [3, 0, 0]);
     begun.send("yz\tmore\t");
     ended.send("yz\t");
     ended.shutdown();
     let mut new = service.connect();
     new.send("waits\t");
-    service.begin("");
+    service.start_next("");
     begun.expect("server got:xyz\tserver got:more\t");
     ended.expect("server got:xyz\t");
     ended.expect_close();
@@ -85,7 +85,7 @@ fn what_comes_while_no_process_is_there_is_answered_by_the_next_one() {
 }
 
 #[test]
-fn a_hundred_connections_go_on_and_the_log_has_one_line_for_them() {
+fn a_hundred_connections_survive_restarts_and_are_logged_in_one_line() {
     let mut service = Service::start("");
     let mut peers: Vec<_> = (0..100).map(|_| service.connect()).collect();
     for restart in 0..3 {
@@ -94,7 +94,7 @@ fn a_hundred_connections_go_on_and_the_log_has_one_line_for_them() {
             peer.expect(format!("server got:{number}\t"));
         }
         let log = service.restart("");
-        assert_eq!(fates(&log), [100, 0, 0]);
+        assert_eq!(connection_outcomes(&log), [100, 0, 0]);
         assert!(log.len() < 8, "{log:#?}");
         for peer in &mut peers {
             peer.send(" \t");
@@ -106,7 +106,7 @@ fn a_hundred_connections_go_on_and_the_log_has_one_line_for_them() {
 }
 
 #[test]
-fn a_client_that_does_not_read_gets_all_its_replies_afterwards() {
+fn a_client_that_stopped_reading_gets_all_its_replies_after_restarts() {
     const SMALL: &str = "[defaults]\nsend_buffer = '4KiB'\n[defaults.deadlines]\nwrite = 'off'\n";
     let mut service = Service::start(SMALL);
     let mut peer = service.connect();
@@ -116,12 +116,12 @@ fn a_client_that_does_not_read_gets_all_its_replies_afterwards() {
     loop {
         let count = peer.send_what_fits(&messages.as_bytes()[sent % 10..]);
         sent += count;
-        if count == 0 && peer.waiting().coming > 0 {
+        if count == 0 && peer.queued_bytes().to_daemon > 0 {
             break;
         }
     }
-    assert_eq!(fates(&service.restart(SMALL)), [1, 0, 0]);
-    assert_eq!(fates(&service.restart(SMALL)), [1, 0, 0]);
+    assert_eq!(connection_outcomes(&service.restart(SMALL)), [1, 0, 0]);
+    assert_eq!(connection_outcomes(&service.restart(SMALL)), [1, 0, 0]);
     // The rest of the message in which it got stuck.
     let reader = peer.stream();
     thread::scope(|scope| {
@@ -138,7 +138,7 @@ fn a_client_that_does_not_read_gets_all_its_replies_afterwards() {
 }
 
 #[test]
-fn deadlines_go_on_while_no_process_is_there() {
+fn read_deadlines_keep_running_between_two_processes() {
     const READ: Duration = Duration::from_secs(3);
     const CONFIGURATION: &str = "[defaults.deadlines]\nread = '3s'\n";
     let mut service = Service::start(CONFIGURATION);
@@ -147,12 +147,12 @@ fn deadlines_go_on_while_no_process_is_there() {
         peer.send("a\thalf");
         peer.expect("server got:a\t");
     }
-    let heard = now();
-    service.end(Signal::TERM);
+    let last_read = now();
+    service.stop(Signal::TERM);
     // It comes in time, but nobody is there to read it.
     in_time.send(" and half\t");
-    thread::sleep((heard + READ + Duration::from_millis(10)).saturating_duration_since(now()));
-    service.begin(CONFIGURATION);
+    thread::sleep((last_read + READ + Duration::from_millis(10)).saturating_duration_since(now()));
+    service.start_next(CONFIGURATION);
     let begun = now();
     in_time.expect("server got:half and half\t");
     late.expect("server error:message not finished within 3s\t");
@@ -171,8 +171,8 @@ fn deadlines_go_on_while_no_process_is_there() {
 }
 
 #[test]
-fn a_pause_after_a_greeting_goes_on_while_no_process_is_there() {
-    const PAUSE: Duration = Duration::from_secs(3);
+fn the_reply_delay_keeps_running_between_two_processes() {
+    const REPLY_DELAY: Duration = Duration::from_secs(3);
     const CONFIGURATION: &str = "[defaults]\nframing = 'raw'\nreply = 'fixed'\ntext = 'Hello!'\nreply_delay = '3s'\n";
     let mut service = Service::start(CONFIGURATION);
     let mut peer = service.connect();
@@ -180,20 +180,20 @@ fn a_pause_after_a_greeting_goes_on_while_no_process_is_there() {
     // One part of it is read and held, the other comes while nobody is there.
     peer.send("a".repeat(513));
     peer.expect("Hello!");
-    service.end(Signal::TERM);
+    service.stop(Signal::TERM);
     peer.send("b");
-    service.begin(CONFIGURATION);
+    service.start_next(CONFIGURATION);
     let begun = now();
     peer.expect("Hello!");
-    assert!(start.elapsed() >= PAUSE, "{:?}", start.elapsed());
+    assert!(start.elapsed() >= REPLY_DELAY, "{:?}", start.elapsed());
     peer.expect("Hello!");
-    assert!(start.elapsed() >= 2 * PAUSE, "{:?}", start.elapsed());
-    assert!(begun.elapsed() >= PAUSE, "not without the second pause: {:?}", begun.elapsed());
+    assert!(start.elapsed() >= 2 * REPLY_DELAY, "{:?}", start.elapsed());
+    assert!(begun.elapsed() >= REPLY_DELAY, "not without the second pause: {:?}", begun.elapsed());
     service.daemon.stop();
 }
 
 #[test]
-fn connections_keep_their_numbers_and_new_ones_get_others() {
+fn connections_keep_their_ids_over_restarts_and_new_ones_get_new_ids() {
     const DEBUG: &str = "[log]\nlevel = 'debug'\n";
     let mut service = Service::start(DEBUG);
     let mut peers = Vec::new();
@@ -205,9 +205,9 @@ fn connections_keep_their_numbers_and_new_ones_get_others() {
         }
         let log = service.restart(DEBUG);
         for number in 1..=2 * (restart + 1) {
-            let goes_on = format!("connection {number} on echo from ");
-            assert!(log.iter().any(|line| line.contains(&goes_on) && line.contains(" ended: carried; 1 messages")));
-            assert!(service.daemon.wait_for_log(&goes_on).ends_with(" goes on"));
+            let prefix = format!("connection {number} on echo from ");
+            assert!(log.iter().any(|line| line.contains(&prefix) && line.contains(" ended: carried; 1 messages")));
+            assert!(service.daemon.wait_for_log(&prefix).ends_with(" goes on"));
         }
     }
     let mut last = service.connect();
@@ -217,11 +217,11 @@ fn connections_keep_their_numbers_and_new_ones_get_others() {
 }
 
 #[test]
-fn a_worker_that_hangs_takes_only_its_own_connections_with_it() {
+fn a_hung_worker_loses_only_its_own_connections() {
     let configuration = "[service]\nworkers = 2\n[defaults.deadlines]\nread = '5min'\n";
-    let mut service = Service::start_on(&["tcp:echo"], Store::Some, configuration);
-    service.end(Signal::INT);
-    service.begin_with(configuration, |command| {
+    let mut service = Service::start_on(&["tcp:echo"], FdStore::Enabled, configuration);
+    service.stop(Signal::INT);
+    service.start_next_with(configuration, |command| {
         command.env("ECHOED_TEST_HANG_ON_SIGUSR1", "1");
     });
     // One for each worker.
@@ -238,7 +238,7 @@ fn a_worker_that_hangs_takes_only_its_own_connections_with_it() {
         peer.receive_for(Duration::from_millis(100)) == 0
     });
     let log = service.restart(configuration);
-    assert!(fates(&log)[2] >= 1, "{log:#?}");
+    assert!(connection_outcomes(&log)[2] >= 1, "{log:#?}");
     assert!(log.iter().any(|line| line.contains("their worker does not answer")), "{log:#?}");
     second.send("\t");
     second.expect("server got:half\t");

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::program_or_leave_out;
+use common::program_or_skip;
 
 const CATALOG: &str = include_str!("../systemd/catalog/echoed.catalog");
 
@@ -13,7 +13,7 @@ const CATALOG: &str = include_str!("../systemd/catalog/echoed.catalog");
 const FIELDS: [&str; 7] = ["LISTENER", "PEER", "CONNECTION", "VERDICT", "BYTES_IN", "BYTES_OUT", "MESSAGES"];
 
 /// Each explanation: its MESSAGE_ID, its headers, its text.
-fn explanations() -> Vec<(&'static str, Vec<&'static str>, &'static str)> {
+fn catalog_entries() -> Vec<(&'static str, Vec<&'static str>, &'static str)> {
     let (_, all) = CATALOG.split_once("\n-- ").expect("there is one");
     let parts = all.split("\n-- ").map(|part| {
         let (head, text) = part.split_once("\n\n").expect("an empty line ends the headers");
@@ -24,10 +24,10 @@ fn explanations() -> Vec<(&'static str, Vec<&'static str>, &'static str)> {
 }
 
 #[test]
-fn every_explanation_says_what_it_is_about_and_what_to_do() {
-    let explanations = explanations();
-    assert!(explanations.len() > 30);
-    for (id, head, text) in explanations {
+fn every_catalog_entry_has_all_headers_and_a_text_that_fits_80_columns() {
+    let entries = catalog_entries();
+    assert!(entries.len() > 30);
+    for (id, head, text) in entries {
         let names: Vec<_> = head.iter().filter_map(|line| line.split_once(": ")).map(|(name, _)| name).collect();
         assert_eq!(names, ["Subject", "Defined-By", "Support"], "{id}");
         assert!(text.split_whitespace().count() >= 15, "{id}: {text}");
@@ -38,9 +38,9 @@ fn every_explanation_says_what_it_is_about_and_what_to_do() {
 }
 
 #[test]
-fn explanations_quote_only_fields_that_there_are() {
+fn catalog_entries_refer_only_to_existing_fields() {
     let mut quoted = 0;
-    for (id, head, text) in explanations() {
+    for (id, head, text) in catalog_entries() {
         for line in head.into_iter().chain(text.lines()) {
             let inside = line.split('@').skip(1).step_by(2);
             for name in inside {
@@ -53,8 +53,8 @@ fn explanations_quote_only_fields_that_there_are() {
 }
 
 #[test]
-fn journalctl_takes_the_catalog() {
-    let Some(journalctl) = program_or_leave_out("journalctl") else { return };
+fn journalctl_accepts_the_catalog() {
+    let Some(journalctl) = program_or_skip("journalctl") else { return };
     let root = tempfile::tempdir().unwrap();
     for directory in ["usr/lib/systemd/catalog", "var/lib/systemd/catalog"] {
         fs::create_dir_all(root.path().join(directory)).unwrap();
@@ -70,9 +70,9 @@ fn journalctl_takes_the_catalog() {
     };
     run("--update-catalog");
     let listed = run("--list-catalog");
-    for (id, head, _) in explanations() {
+    for (id, head, _) in catalog_entries() {
         let subject = head[0].strip_prefix("Subject: ").unwrap();
         assert!(listed.contains(&format!("{id} echoed: {subject}\n")), "{id}: {listed}");
     }
-    assert_eq!(listed.lines().count(), explanations().len());
+    assert_eq!(listed.lines().count(), catalog_entries().len());
 }

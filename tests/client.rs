@@ -23,7 +23,7 @@ use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long anything may take that should happen at once. Only reached when something is broken.
-const CEILING: Duration = Duration::from_secs(30);
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 // --- Right answers -----------------------------------------------------------------------------------------------------
 
@@ -32,33 +32,33 @@ fn replies_are_printed_as_they_came_without_the_delimiter() {
     let server = Server::tcp(echo);
     let output = echoctl(&["send", &server.address, "aaaa", "", "it's", "b c"]);
     output.check(0, "server got:aaaa\nserver got:\nserver got:it's\nserver got:b c\n", "");
-    server.heard("aaaa\t\tit's\tb c\t");
+    server.expect_received("aaaa\t\tit's\tb c\t");
 }
 
 #[test]
-fn unix_sockets_are_dialled_by_path_and_by_abstract_name() {
+fn client_connects_to_unix_sockets_by_path_and_by_abstract_name() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");
     let server = Server::unix(UnixListener::bind(&path).unwrap(), path.to_str().unwrap(), echo);
     echoctl(&["send", &server.address, "aaaa"]).check(0, "server got:aaaa\n", "");
-    server.heard("aaaa\t");
+    server.expect_received("aaaa\t");
 
     let name = format!("echoctl-test-{}", std::process::id());
     let address = unix::SocketAddr::from_abstract_name(&name).unwrap();
     let server = Server::unix(UnixListener::bind_addr(&address).unwrap(), &format!("unix:@{name}"), echo);
     echoctl(&["send", &server.address, "aaaa"]).check(0, "server got:aaaa\n", "");
-    server.heard("aaaa\t");
+    server.expect_received("aaaa\t");
 }
 
 #[test]
-fn ipv6_is_dialled_where_there_is_any() {
+fn client_connects_over_ipv6_if_the_machine_has_it() {
     let Ok(listener) = TcpListener::bind("[::1]:0") else {
-        return leave_out("this machine has no ::1");
+        return skip_test("this machine has no ::1");
     };
     let port = listener.local_addr().unwrap().port();
     let server = Server::tcp_on(listener, echo);
     echoctl(&["send", &format!("tcp6:[::1]:{port}"), "aaaa"]).check(0, "server got:aaaa\n", "");
-    server.heard("aaaa\t");
+    server.expect_received("aaaa\t");
     let output = echoctl(&["send", &format!("tcp4:[::1]:{port}"), "aaaa"]);
     output.check(2, "", "the host has no address of that family");
 }
@@ -69,7 +69,7 @@ fn all_addresses_of_a_host_are_tried() {
     let server = Server::tcp(echo);
     let port = server.address.rsplit(':').next().unwrap().to_owned();
     echoctl(&["send", &format!("localhost:{port}"), "aaaa"]).check(0, "server got:aaaa\n", "");
-    server.heard("aaaa\t");
+    server.expect_received("aaaa\t");
 }
 
 #[test]
@@ -77,14 +77,14 @@ fn lines_of_stdin_are_messages_and_the_last_needs_no_line_feed() {
     let server = Server::tcp(echo);
     let output = echoctl_with(&["send", &server.address], b"aaaa\n\nb\r\nlast");
     output.check(0, "server got:aaaa\nserver got:\nserver got:b\r\nserver got:last\n", "");
-    server.heard("aaaa\t\tb\r\tlast\t");
+    server.expect_received("aaaa\t\tb\r\tlast\t");
 }
 
 #[test]
-fn nothing_on_stdin_is_no_message() {
+fn empty_stdin_sends_no_message() {
     let server = Server::tcp(echo);
     echoctl_with(&["send", &server.address], b"").check(0, "", "");
-    server.heard("");
+    server.expect_received("");
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn bytes_of_any_value_go_through() {
 fn a_reply_is_printed_while_stdin_is_still_open() {
     let server = Server::tcp(echo);
     let mut child = command(&["send", &server.address]).spawn().unwrap();
-    let _watch = Watch::over(&child);
+    let _watch = Watchdog::start(&child);
     let mut stdin = child.stdin.take().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     for _ in 0..3 {
@@ -129,7 +129,7 @@ fn a_hundred_thousand_lines_are_pipelined_without_a_deadlock() {
     let output = echoctl_with(&["send", &server.address], lines.as_bytes());
     assert!(output.stdout == replies.as_bytes(), "{} bytes, {}", output.stdout.len(), output.stderr);
     assert_eq!(output.code, Some(0));
-    server.heard(&lines.replace('\n', "\t"));
+    server.expect_received(&lines.replace('\n', "\t"));
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn delimiter_and_prefix_take_escapes() {
     let output = echoctl(&arguments);
     assert_eq!(output.stdout, b"=> \xff\ta\tb\n=> \xff\t\r\n", "{output:?}");
     assert_eq!(output.code, Some(0));
-    server.heard("a\tb\r\n\r\r\n");
+    server.expect_received("a\tb\r\n\r\r\n");
 }
 
 #[test]
@@ -168,22 +168,22 @@ fn json_is_one_object_per_reply() {
 }
 
 #[test]
-fn without_replies_everything_is_taken_before_the_end() {
+fn without_replies_the_client_waits_until_the_server_has_read_everything() {
     let server = Server::tcp(|mut stream| {
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).unwrap();
-        heard
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        received
     });
     let lines = "a line for a sink\n".repeat(50_000);
     echoctl_with(&["send", "--no-reply", &server.address], lines.as_bytes()).check(0, "", "");
-    server.heard(&lines.replace('\n', "\t"));
+    server.expect_received(&lines.replace('\n', "\t"));
 }
 
 // --- Wrong answers, late answers, none ---------------------------------------------------------------------------------
 
 #[test]
-fn a_wrong_reply_is_shown_beside_the_right_one() {
-    let reply = |stream| say(stream, "a\tb\t", b"server got:a\tserver got:x\t");
+fn wrong_reply_is_shown_with_the_expected_one() {
+    let reply = |stream| reply_and_wait(stream, "a\tb\t", b"server got:a\tserver got:x\t");
     let server = Server::tcp(reply);
     let error = r#"reply 2 is wrong: expected "server got:b", got "server got:x""#;
     let output = echoctl(&["send", &server.address, "a", "b"]);
@@ -206,7 +206,7 @@ fn another_prefix_is_a_wrong_reply() {
 
 #[test]
 fn a_late_reply_ends_the_command() {
-    let server = Server::tcp(|stream| say(stream, "a\tb\t", b"server got:a\tserver g"));
+    let server = Server::tcp(|stream| reply_and_wait(stream, "a\tb\t", b"server got:a\tserver g"));
     let start = now();
     let output = echoctl(&["send", "--timeout", "200ms", &server.address, "a", "b"]);
     output.check(
@@ -226,13 +226,13 @@ fn a_server_that_reads_nothing_is_late() {
 }
 
 #[test]
-fn the_time_for_which_it_was_stopped_is_not_the_servers() {
+fn time_while_the_client_was_stopped_does_not_count_for_the_reply() {
     let (stop, stopped) = mpsc::channel();
-    let (said, heard) = mpsc::channel();
+    let (sent, received) = mpsc::channel();
     let server = Server::tcp(move |mut stream| {
         let mut message = vec![0; 1];
         stream.read_exact(&mut message).unwrap();
-        said.send("the first byte is here").unwrap();
+        sent.send("the first byte is here").unwrap();
         stopped.recv().unwrap();
         // Now there is room for more, and nobody who would send it.
         message.resize(10_000_000, 0);
@@ -241,10 +241,10 @@ fn the_time_for_which_it_was_stopped_is_not_the_servers() {
         while let Ok(count) = stream.read(&mut message[len..]) {
             len += count;
         }
-        said.send("all that was sent is here").unwrap();
-        stream.set_read_timeout(Some(CEILING)).unwrap();
+        sent.send("all that was sent is here").unwrap();
+        stream.set_read_timeout(Some(MAX_WAIT)).unwrap();
         stream.read_exact(&mut message[len..]).unwrap();
-        hear(&mut stream, "\t");
+        expect_bytes(&mut stream, "\t");
         stream.write_all(&[b"server got:", &message[..], b"\t"].concat()).unwrap();
         message
     });
@@ -253,22 +253,22 @@ fn the_time_for_which_it_was_stopped_is_not_the_servers() {
     let pid = Pid::from_child(&child);
     let stdin = message.clone().into_bytes();
     let child = thread::spawn(move || finish(child, stdin));
-    heard.recv().unwrap();
+    received.recv().unwrap();
     kill_process(pid, Signal::STOP).unwrap();
     let since = now();
     stop.send(()).unwrap();
-    heard.recv().unwrap();
+    received.recv().unwrap();
     thread::sleep(Duration::from_millis(1200).saturating_sub(since.elapsed()));
     kill_process(pid, Signal::CONT).unwrap();
     let output = child.join().unwrap();
     assert_eq!((output.code, output.stdout.len(), &*output.stderr), (Some(0), message.len() + 12, ""));
-    server.heard(&message);
+    server.expect_received(&message);
 }
 
 #[test]
 fn a_connection_that_ends_early_leaves_messages_unanswered() {
     let server = Server::tcp(|mut stream| {
-        hear(&mut stream, "a\tb\tc\t");
+        expect_bytes(&mut stream, "a\tb\tc\t");
         stream.write_all(b"server got:a\tserver").unwrap();
         Vec::new()
     });
@@ -280,7 +280,7 @@ fn a_connection_that_ends_early_leaves_messages_unanswered() {
 #[test]
 fn a_connection_that_breaks_is_an_error() {
     let server = Server::tcp(|mut stream| {
-        hear(&mut stream, "a\t");
+        expect_bytes(&mut stream, "a\t");
         // Closing with unread input resets the connection.
         let mut one = [0];
         assert_eq!(stream.peek(&mut one).unwrap(), 1);
@@ -291,10 +291,10 @@ fn a_connection_that_breaks_is_an_error() {
 }
 
 #[test]
-fn an_end_with_nothing_owed_is_no_error_unless_there_is_more_to_send() {
+fn end_of_an_idle_connection_is_an_error_only_if_messages_follow() {
     for (more, code, error) in [("", 0, ""), ("b\n", 1, ", 1 message is unanswered\n")] {
         let server = Server::tcp(|mut stream| {
-            hear(&mut stream, "a\t");
+            expect_bytes(&mut stream, "a\t");
             stream.write_all(b"server got:a\t").unwrap();
             Vec::new()
         });
@@ -302,7 +302,7 @@ fn an_end_with_nothing_owed_is_no_error_unless_there_is_more_to_send() {
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(b"a\n").unwrap();
         // It has ended the connection when its thread ends.
-        server.heard("");
+        server.expect_received("");
         stdin.write_all(more.as_bytes()).unwrap();
         drop(stdin);
         finish(child, Vec::new()).check(code, "server got:a\n", error);
@@ -310,15 +310,16 @@ fn an_end_with_nothing_owed_is_no_error_unless_there_is_more_to_send() {
 }
 
 #[test]
-fn the_words_of_the_server_are_shown() {
-    let server = Server::tcp(|stream| say(stream, "a\tb\t", b"server got:a\tserver error:message exceeds 1 bytes\t"));
+fn server_error_is_shown() {
+    let server =
+        Server::tcp(|stream| reply_and_wait(stream, "a\tb\t", b"server got:a\tserver error:message exceeds 1 bytes\t"));
     let output = echoctl(&["send", &server.address, "a", "b"]);
     let error = format!("echoctl: {}: the server says: message exceeds 1 bytes\n", server.address);
     output.check(1, "server got:a\n", &error);
 }
 
 #[test]
-fn the_words_of_the_server_are_shown_though_it_takes_no_more() {
+fn server_error_is_shown_while_messages_are_being_sent() {
     let server = Server::tcp(|mut stream| {
         stream.write_all(b"server error:too many connections from this source (limit 1)\t").unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
@@ -331,9 +332,9 @@ fn the_words_of_the_server_are_shown_though_it_takes_no_more() {
 }
 
 #[test]
-fn the_words_of_the_server_are_shown_though_they_end_in_another_delimiter() {
+fn server_error_is_shown_if_it_ends_in_another_delimiter() {
     let server = Server::tcp(|mut stream| {
-        hear(&mut stream, "a\n");
+        expect_bytes(&mut stream, "a\n");
         stream.write_all(b"server error:message not finished within 2s\t").unwrap();
         Vec::new()
     });
@@ -342,13 +343,13 @@ fn the_words_of_the_server_are_shown_though_they_end_in_another_delimiter() {
 }
 
 #[test]
-fn it_ends_although_stdin_has_not() {
+fn client_ends_at_a_server_error_while_stdin_is_open() {
     let server = Server::tcp(|mut stream| {
         stream.write_all(b"server error:no message within 5min\t").unwrap();
         Vec::new()
     });
     let mut child = command(&["send", &server.address]).spawn().unwrap();
-    let _watch = Watch::over(&child);
+    let _watch = Watchdog::start(&child);
     let stdin = child.stdin.take();
     let mut stderr = String::new();
     child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
@@ -361,20 +362,20 @@ fn it_ends_although_stdin_has_not() {
 fn without_replies_a_server_that_does_not_end_its_stream_is_late() {
     let (release, released) = mpsc::channel();
     let server = Server::tcp(move |mut stream| {
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
         released.recv().unwrap();
-        heard
+        received
     });
     let output = echoctl(&["send", "--no-reply", "--timeout", "200ms", &server.address, "a"]);
     output.check(1, "", "the server has not ended its stream within 200ms after the last message (--timeout)");
     release.send(()).unwrap();
-    server.heard("a\t");
+    server.expect_received("a\t");
 }
 
 #[test]
 fn without_replies_an_error_of_the_server_is_shown() {
-    let server = Server::tcp(|stream| say(stream, "aa\t", b"server error:message exceeds 1 bytes\t"));
+    let server = Server::tcp(|stream| reply_and_wait(stream, "aa\t", b"server error:message exceeds 1 bytes\t"));
     let output = echoctl(&["send", "--no-reply", &server.address, "aa"]);
     output.check(1, "", "the server says: message exceeds 1 bytes\n");
 }
@@ -382,7 +383,7 @@ fn without_replies_an_error_of_the_server_is_shown() {
 // --- Connecting --------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_refused_connection_says_what_to_start() {
+fn refused_connection_error_names_the_socket_unit() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let hint = "is echoed.socket started (systemctl status echoed.socket)?";
     let error = format!("echoctl: cannot connect to tcp:{address}: Connection refused; {hint}\n");
@@ -406,7 +407,7 @@ fn a_name_that_does_not_exist_is_an_error() {
 }
 
 #[test]
-fn connecting_ends_with_its_time() {
+fn connecting_ends_after_the_connect_timeout() {
     let full = FullBacklog::tcp();
     let start = now();
     let output = echoctl(&["send", "--connect-timeout", "300ms", &full.address, "a"]);
@@ -421,7 +422,7 @@ fn connecting_ends_with_its_time() {
 }
 
 #[test]
-fn a_full_backlog_is_waited_for() {
+fn client_waits_for_room_in_a_full_backlog() {
     let FullBacklog { address, listener, waiting, _directory } = FullBacklog::unix();
     let child = command(&["send", "--connect-timeout", "30s", &address, "aaaa"]).spawn().unwrap();
     let listener = UnixListener::from(listener);
@@ -430,7 +431,7 @@ fn a_full_backlog_is_waited_for() {
     }
     let server = Server::unix(listener, &address, echo);
     finish(child, Vec::new()).check(0, "server got:aaaa\n", "");
-    server.heard("aaaa\t");
+    server.expect_received("aaaa\t");
 }
 
 // --- The command line --------------------------------------------------------------------------------------------------
@@ -483,15 +484,15 @@ fn a_message_with_the_delimiter_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn a_line_with_the_delimiter_is_refused_after_those_before_it_were_answered() {
+fn line_with_the_delimiter_is_refused_after_the_lines_before_it_are_answered() {
     let server = Server::tcp(echo);
     let output = echoctl_with(&["send", &server.address], b"a\nb\nc\td\ne\n");
     output.check(1, "server got:a\nserver got:b\n", "echoctl: line 3 contains the delimiter \"\\t\", ");
-    server.heard("a\tb\t");
+    server.expect_received("a\tb\t");
 
     let server = Server::tcp(echo);
     echoctl_with(&["send", &server.address], b"c\td\ne\n").check(2, "", "echoctl: line 1 contains the delimiter");
-    server.heard("");
+    server.expect_received("");
 }
 
 #[test]
@@ -505,7 +506,7 @@ fn a_stdin_that_cannot_be_read_is_an_error() {
 // --- stdout ------------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_broken_pipe_is_quiet() {
+fn broken_pipe_at_stdout_is_not_an_error() {
     let server = Server::tcp(echo);
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
@@ -570,13 +571,13 @@ fn run(command: &mut Command, stdin: Vec<u8>) -> Output {
 }
 
 fn finish(mut child: Child, stdin: Vec<u8>) -> Output {
-    let watch = Watch::over(&child);
+    let watchdog = Watchdog::start(&child);
     let writer = child.stdin.take().map(|mut pipe| {
         // It need not read everything.
         thread::spawn(move || drop(pipe.write_all(&stdin)))
     });
     let output = child.wait_with_output().expect("it can be waited for");
-    drop(watch);
+    drop(watchdog);
     if let Some(writer) = writer {
         writer.join().expect("writing does not panic");
     }
@@ -585,17 +586,17 @@ fn finish(mut child: Child, stdin: Vec<u8>) -> Output {
 }
 
 /// Kills a child that is not done under the ceiling.
-struct Watch {
+struct Watchdog {
     done: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Watch {
-    fn over(child: &Child) -> Self {
+impl Watchdog {
+    fn start(child: &Child) -> Self {
         let pid = Pid::from_child(child);
         let (done, is_done) = mpsc::channel();
         let thread = thread::spawn(move || {
-            if is_done.recv_timeout(CEILING) == Err(RecvTimeoutError::Timeout) {
+            if is_done.recv_timeout(MAX_WAIT) == Err(RecvTimeoutError::Timeout) {
                 // It may have ended just now.
                 let _ = kill_process(pid, Signal::KILL);
             }
@@ -604,7 +605,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for Watchdog {
     fn drop(&mut self) {
         self.done = None;
         if let Some(thread) = self.thread.take() {
@@ -614,7 +615,7 @@ impl Drop for Watch {
 }
 
 /// Says that the calling test is left out, and why: on stderr, and where `make test` collects it.
-fn leave_out(reason: &str) {
+fn skip_test(reason: &str) {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     assert!(std::env::var_os("ECHOED_TEST_REQUIRE").is_none_or(|all| all != "all"), "{test} is demanded, but {reason}");
     eprintln!("left out: {test}: {reason}");
@@ -646,8 +647,8 @@ impl Server {
         let address = format!("tcp:{}", listener.local_addr().expect("it is bound"));
         let thread = thread::spawn(move || {
             let (stream, _) = listener.accept().expect("somebody connects");
-            stream.set_read_timeout(Some(CEILING)).expect("it can be set");
-            stream.set_write_timeout(Some(CEILING)).expect("it can be set");
+            stream.set_read_timeout(Some(MAX_WAIT)).expect("it can be set");
+            stream.set_write_timeout(Some(MAX_WAIT)).expect("it can be set");
             serve(stream)
         });
         Self { address, thread }
@@ -660,15 +661,15 @@ impl Server {
 
     /// Waits for its end, and checks what it says that it has heard.
     #[track_caller]
-    fn heard(self, expected: &str) {
-        let heard = self.thread.join().expect("the server is content");
-        if heard != expected.as_bytes() {
-            let end = heard.len().min(1000);
+    fn expect_received(self, expected: &str) {
+        let received = self.thread.join().expect("the server is content");
+        if received != expected.as_bytes() {
+            let end = received.len().min(1000);
             panic!(
                 "the server heard {} bytes, not {}: \"{}\"",
-                heard.len(),
+                received.len(),
                 expected.len(),
-                heard[..end].escape_ascii()
+                received[..end].escape_ascii()
             );
         }
     }
@@ -683,10 +684,10 @@ fn echo_with(stream: impl Read + Write + TryClone, delimiter: &[u8], prefix: &[u
     let mut reader = BufReader::with_capacity(65536, stream.try_clone());
     // While this writes, it does not read: whoever does not read meanwhile is stuck, and so is this.
     let mut writer = BufWriter::new(stream);
-    let (mut heard, mut message) = (Vec::new(), Vec::new());
+    let (mut received, mut message) = (Vec::new(), Vec::new());
     while reader.read_until(delimiter[delimiter.len() - 1], &mut message).is_ok_and(|count| count > 0) {
         if message.ends_with(delimiter) {
-            heard.extend_from_slice(&message);
+            received.extend_from_slice(&message);
             // Who has seen enough may go.
             let _ = writer.write_all(prefix).and_then(|()| writer.write_all(&message));
             message.clear();
@@ -695,21 +696,21 @@ fn echo_with(stream: impl Read + Write + TryClone, delimiter: &[u8], prefix: &[u
             let _ = writer.flush();
         }
     }
-    heard
+    received
 }
 
 /// Waits for these bytes.
-fn hear(stream: &mut impl Read, expected: &str) {
-    let mut heard = vec![0; expected.len()];
-    stream.read_exact(&mut heard).expect("it comes");
-    assert_eq!(heard.escape_ascii().to_string(), expected.as_bytes().escape_ascii().to_string());
+fn expect_bytes(stream: &mut impl Read, expected: &str) {
+    let mut received = vec![0; expected.len()];
+    stream.read_exact(&mut received).expect("it comes");
+    assert_eq!(received.escape_ascii().to_string(), expected.as_bytes().escape_ascii().to_string());
 }
 
 /// Waits for some bytes, says others, and waits for the client to go.
-fn say(mut stream: TcpStream, heard: &str, said: &[u8]) -> Vec<u8> {
-    hear(&mut stream, heard);
-    stream.write_all(said).expect("it is taken");
-    if said.windows(13).any(|words| words == b"server error:") {
+fn reply_and_wait(mut stream: TcpStream, received: &str, sent: &[u8]) -> Vec<u8> {
+    expect_bytes(&mut stream, received);
+    stream.write_all(sent).expect("it is taken");
+    if sent.windows(13).any(|window| window == b"server error:") {
         stream.shutdown(Shutdown::Write).expect("it is open");
     }
     std::io::copy(&mut stream, &mut std::io::sink()).expect("it ends");

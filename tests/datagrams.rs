@@ -13,8 +13,8 @@ use std::os::unix::net::UnixDatagram;
 use std::thread;
 use std::time::Duration;
 
-use common::manager::hand_over;
-use common::packets::Sender;
+use common::manager::activated_command;
+use common::packets::DatagramPeer;
 use common::{Daemon, Peer, now, wait_until};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::process::Signal;
@@ -26,24 +26,24 @@ pub(crate) fn start(configuration: &str, address: &str) -> Daemon {
 
 /// A daemon that was handed this socket, which stays ours, too.
 pub(crate) fn start_on(configuration: &str, socket: &UdpSocket) -> Daemon {
-    let mut command = hand_over("3<&0", vec![socket.try_clone().expect("it can be duplicated").into()], "echo");
-    let daemon = Daemon::spawn_prepared(&mut command, configuration, &[]);
+    let mut command = activated_command("3<&0", vec![socket.try_clone().expect("it can be duplicated").into()], "echo");
+    let daemon = Daemon::spawn_with_stdio(&mut command, configuration, &[]);
     daemon.wait_for_log("listening on");
     daemon
 }
 
-pub(crate) fn sender(daemon: &Daemon) -> Sender {
-    Sender::to(&daemon.addresses()[0])
+pub(crate) fn datagram_peer(daemon: &Daemon) -> DatagramPeer {
+    DatagramPeer::to(&daemon.addresses()[0])
 }
 
 const ADDRESSES: [&str; 3] = ["udp:127.0.0.1:0", "udp:[::1]:0", "unixgram:DIR/socket"];
 
 #[test]
-fn a_datagram_is_a_message_and_a_datagram_is_its_reply() {
+fn each_datagram_is_a_message_and_is_answered_with_one_datagram() {
     for address in ADDRESSES {
         let daemon = start("", address);
         assert_eq!(daemon.addresses()[0].split(':').next(), address.split(':').next());
-        let peer = sender(&daemon);
+        let peer = datagram_peer(&daemon);
         for message in ["a", "", "a\tb\t", "\t", "line\r\n", "\0\u{ff}"] {
             peer.exchange(message);
         }
@@ -53,10 +53,10 @@ fn a_datagram_is_a_message_and_a_datagram_is_its_reply() {
 }
 
 #[test]
-fn with_raw_framing_a_datagram_comes_back_as_it_is() {
+fn with_raw_framing_a_datagram_is_echoed_unchanged() {
     for address in ADDRESSES {
         let daemon = start("[defaults]\nframing = 'raw'\n", address);
-        let peer = sender(&daemon);
+        let peer = datagram_peer(&daemon);
         for datagram in [&b"a"[..], b"", b"a\tb\t", &[0xff; 1000]] {
             peer.send(datagram);
             peer.expect(datagram);
@@ -66,12 +66,12 @@ fn with_raw_framing_a_datagram_comes_back_as_it_is() {
 }
 
 #[test]
-fn datagrams_get_a_fixed_reply_that_may_not_be_too_large_and_there_is_no_pause() {
+fn datagrams_get_the_fixed_reply_without_delay_unless_it_amplifies() {
     // There is no connection that could wait.
     let configuration = "[defaults]\nreply = 'fixed'\ntext = 'Hello, you who sent this!'\nreply_delay = '1h'\n";
     for address in ADDRESSES {
         let daemon = start(configuration, address);
-        let peer = sender(&daemon);
+        let peer = datagram_peer(&daemon);
         for datagram in ["a", "", "a\tb\t"] {
             peer.send(datagram);
             peer.expect("Hello, you who sent this!");
@@ -79,7 +79,7 @@ fn datagrams_get_a_fixed_reply_that_may_not_be_too_large_and_there_is_no_pause()
         daemon.stop();
     }
     let daemon = start(&format!("[defaults]\nreply = 'fixed'\ntext = '{}'\n", "x".repeat(57)), ADDRESSES[0]);
-    let peer = sender(&daemon);
+    let peer = datagram_peer(&daemon);
     // 28 bytes of headers make 84; and one more.
     peer.send("");
     daemon.wait_for_log("amplifies");
@@ -89,10 +89,10 @@ fn datagrams_get_a_fixed_reply_that_may_not_be_too_large_and_there_is_no_pause()
 }
 
 #[test]
-fn datagrams_of_a_sink_are_not_answered() {
+fn with_reply_none_datagrams_are_not_answered() {
     for address in ADDRESSES {
         let daemon = start("[defaults]\nreply = 'none'\nlog_messages = 'full'\n", address);
-        let peer = sender(&daemon);
+        let peer = datagram_peer(&daemon);
         for datagram in ["a", "bb"] {
             peer.send(datagram);
         }
@@ -101,16 +101,16 @@ fn datagrams_of_a_sink_are_not_answered() {
         // Nothing was dropped, and nothing came back.
         let log = daemon.stop();
         assert!(log.iter().any(|line| line.contains("2 messages on 0 connections in all")), "{log:#?}");
-        assert_eq!(peer.count_for(Duration::from_millis(50)), 0);
+        assert_eq!(peer.count_until_silent(Duration::from_millis(50)), 0);
     }
 }
 
 #[test]
-fn exactly_the_longest_message_is_answered_and_one_byte_more_is_dropped() {
+fn a_datagram_of_max_message_is_answered_and_one_byte_more_is_dropped() {
     for address in ADDRESSES {
         for longest in [1, 10, 10_000] {
             let daemon = start(&format!("[defaults]\nmax_message = '{longest}B'\n"), address);
-            let peer = sender(&daemon);
+            let peer = datagram_peer(&daemon);
             let message = "x".repeat(longest);
             peer.exchange(&message);
             peer.send(message.clone() + "x");
@@ -123,9 +123,9 @@ fn exactly_the_longest_message_is_answered_and_one_byte_more_is_dropped() {
 }
 
 #[test]
-fn a_datagram_whose_reply_would_be_longer_than_a_datagram_can_be_is_dropped() {
+fn a_datagram_whose_reply_exceeds_the_udp_size_limit_is_dropped() {
     let daemon = start("", "udp:127.0.0.1:0");
-    let peer = sender(&daemon);
+    let peer = datagram_peer(&daemon);
     // The largest that there is over IPv4, less the prefix.
     let most = 65_507 - "server got:".len();
     peer.exchange(&"x".repeat(most));
@@ -138,7 +138,7 @@ fn a_datagram_whose_reply_would_be_longer_than_a_datagram_can_be_is_dropped() {
 }
 
 #[test]
-fn a_reply_leaves_from_the_address_that_was_asked() {
+fn a_reply_is_sent_from_the_address_that_the_client_used() {
     for (bound, asked) in [("0.0.0.0", ["127.0.0.1", "127.0.0.5"]), ("[::]", ["[::1]", "127.0.0.7"])] {
         let daemon = start("", &format!("udp:{bound}:0"));
         let (_, port) =
@@ -148,68 +148,68 @@ fn a_reply_leaves_from_the_address_that_was_asked() {
             let client = UdpSocket::bind(from).unwrap();
             // From then on it takes nothing from any other address.
             client.connect(format!("{asked}:{port}")).unwrap();
-            client.set_read_timeout(Some(common::CEILING)).unwrap();
+            client.set_read_timeout(Some(common::TEST_TIMEOUT)).unwrap();
             client.send(b"a").unwrap();
-            let mut room = [0; 100];
-            let count = client.recv(&mut room).unwrap_or_else(|error| panic!("{asked}: {error}"));
-            assert_eq!(&room[..count], b"server got:a", "{asked}");
+            let mut buffer = [0; 100];
+            let count = client.recv(&mut buffer).unwrap_or_else(|error| panic!("{asked}: {error}"));
+            assert_eq!(&buffer[..count], b"server got:a", "{asked}");
         }
         daemon.stop();
     }
 }
 
 #[test]
-fn a_broadcast_is_answered_by_one_of_its_addresses() {
+fn a_broadcast_is_answered_from_an_address_of_the_interface() {
     let daemon = start("", "udp:0.0.0.0:0");
     let (_, port) =
         daemon.addresses()[0].rsplit_once(':').map(|(all, port)| (all.to_owned(), port.to_owned())).unwrap();
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.set_broadcast(true).unwrap();
-    client.set_read_timeout(Some(common::CEILING)).unwrap();
+    client.set_read_timeout(Some(common::TEST_TIMEOUT)).unwrap();
     client.send_to(b"a", format!("127.255.255.255:{port}")).unwrap();
-    let mut room = [0; 100];
-    let (count, from) = client.recv_from(&mut room).unwrap();
-    assert_eq!(&room[..count], b"server got:a");
+    let mut buffer = [0; 100];
+    let (count, from) = client.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..count], b"server got:a");
     assert_eq!(from.to_string(), format!("127.0.0.1:{port}"));
     daemon.stop();
 }
 
 #[test]
-fn an_abstract_name_is_listened_on() {
+fn an_abstract_unix_address_is_served() {
     let address = format!("unixgram:@echoed-test-datagrams-{}", std::process::id());
     let daemon = start("", &address);
     assert_eq!(daemon.addresses(), [address]);
-    sender(&daemon).exchange("a");
+    datagram_peer(&daemon).exchange("a");
     daemon.stop();
 }
 
 #[test]
-fn the_file_of_a_socket_goes_with_the_daemon_and_a_live_one_is_not_replaced() {
+fn a_stale_socket_file_is_replaced_a_live_one_is_kept_and_ours_is_removed_at_exit() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     drop(UnixDatagram::bind(&path).unwrap());
     let address = format!("unixgram:{}", path.display());
     let daemon = start("", &address);
-    sender(&daemon).exchange("a");
+    datagram_peer(&daemon).exchange("a");
     let command = &mut std::process::Command::new(env!("CARGO_BIN_EXE_echoed"));
     let mut second = Daemon::spawn_with(command, "", &["--listen", &address]);
     assert_eq!(second.wait().code(), Some(71));
     second.wait_for_log("another process listens there");
-    sender(&daemon).exchange("b");
+    datagram_peer(&daemon).exchange("b");
     daemon.stop();
     assert!(!path.exists());
 }
 
 #[test]
-fn sockets_of_systemd_are_served_and_what_came_before_the_daemon_too() {
+fn sockets_passed_by_systemd_are_served_with_the_datagrams_queued_before_the_start() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let (udp, unix) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UnixDatagram::bind(&path).unwrap());
     let addresses = [format!("udp:{}", udp.local_addr().unwrap()), format!("unixgram:{}", path.display())];
-    let peers = addresses.each_ref().map(|address| Sender::to(address));
+    let peers = addresses.each_ref().map(|address| DatagramPeer::to(address));
     peers.iter().for_each(|peer| peer.send("early"));
-    let mut command = hand_over("3<&0 4<&1", vec![udp.into(), unix.into()], "echo:other");
-    let daemon = Daemon::spawn_prepared(&mut command, "[listener.other]\nprefix = 'o:'\n", &[]);
+    let mut command = activated_command("3<&0 4<&1", vec![udp.into(), unix.into()], "echo:other");
+    let daemon = Daemon::spawn_with_stdio(&mut command, "[listener.other]\nprefix = 'o:'\n", &[]);
     peers[0].expect("server got:early");
     peers[1].expect("o:early");
     daemon.wait_for_log_times("listening on", 2);
@@ -218,28 +218,28 @@ fn sockets_of_systemd_are_served_and_what_came_before_the_daemon_too() {
 }
 
 #[test]
-fn errors_that_come_back_by_icmp_do_not_break_the_listener() {
+fn icmp_errors_do_not_break_the_listener() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     // Has the kernel tell of them at the next call, whatever that is about.
     setsockopt(&socket, sockopt::Ipv4RecvErr, &true).unwrap();
     let daemon = start_on("", &socket);
     for _ in 0..20 {
         // Nobody is there any more when the reply comes, or nearly so.
-        let peer = sender(&daemon);
+        let peer = datagram_peer(&daemon);
         peer.send("a");
         drop(peer);
     }
-    sender(&daemon).exchange("b");
+    datagram_peer(&daemon).exchange("b");
     let log = daemon.stop();
     assert!(!log.iter().any(|line| line.contains("not served any more")), "{log:#?}");
 }
 
 #[test]
-fn a_client_that_does_not_take_its_replies_does_not_hold_up_the_others() {
+fn a_client_that_does_not_read_its_replies_does_not_delay_others() {
     let daemon = start("[limits]\ndatagrams_per_source = 'off'\n", "unixgram:DIR/socket");
-    let (deaf, other) = (sender(&daemon), sender(&daemon));
+    let (non_reading, other) = (datagram_peer(&daemon), datagram_peer(&daemon));
     for _ in 0..2000 {
-        deaf.send("a");
+        non_reading.send("a");
     }
     other.exchange("b");
     assert!(daemon.wait_for_log("no-room").contains("1 datagram dropped on echo: no-room; from"));
@@ -247,7 +247,7 @@ fn a_client_that_does_not_take_its_replies_does_not_hold_up_the_others() {
 }
 
 #[test]
-fn a_flood_does_not_keep_connections_waiting() {
+fn a_datagram_flood_does_not_starve_connections() {
     let configuration = "[service]\nworkers = 1\n[limits]\ndatagrams_per_source = 'off'\n";
     let daemon = Daemon::start_with(configuration, &["--listen", "udp:127.0.0.1:0", "--listen", "127.0.0.1:0"]);
     let addresses = daemon.addresses();
@@ -255,7 +255,7 @@ fn a_flood_does_not_keep_connections_waiting() {
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                let flood = Sender::to(&addresses[0]);
+                let flood = DatagramPeer::to(&addresses[0]);
                 while !ended.load(std::sync::atomic::Ordering::Relaxed) {
                     flood.send("flood");
                 }
@@ -273,24 +273,24 @@ fn a_flood_does_not_keep_connections_waiting() {
 }
 
 #[test]
-fn messages_are_logged_with_where_they_come_from() {
+fn messages_are_logged_with_their_peer() {
     let daemon = start("[defaults]\nlog_messages = 'summary'\n", "unixgram:DIR/socket");
-    sender(&daemon).exchange("a\tb");
-    let who = format!("uid {} pid {}", rustix::process::getuid().as_raw(), std::process::id());
-    daemon.wait_for_log(&format!("message on echo from {who}: \"a\\tb\""));
+    datagram_peer(&daemon).exchange("a\tb");
+    let peer_text = format!("uid {} pid {}", rustix::process::getuid().as_raw(), std::process::id());
+    daemon.wait_for_log(&format!("message on echo from {peer_text}: \"a\\tb\""));
     daemon.stop();
     for log in ["summary", "full"] {
         let daemon = start(&format!("[defaults]\nlog_messages = '{log}'\n"), "udp:127.0.0.1:0");
-        sender(&daemon).exchange("a");
+        datagram_peer(&daemon).exchange("a");
         assert!(daemon.wait_for_log("message on echo from 127.0.0.1:").ends_with(": \"a\""));
         daemon.stop();
     }
 }
 
 #[test]
-fn a_reload_changes_what_holds_for_the_next_datagram() {
+fn a_reload_applies_to_the_next_datagram() {
     let daemon = start("[limits]\ndatagrams_per_source = '1/s'\n", "udp:127.0.0.1:0");
-    let peer = sender(&daemon);
+    let peer = datagram_peer(&daemon);
     peer.exchange("a");
     let new = "[limits]\ndatagrams_per_source = 'off'\n[defaults]\nprefix = 'new:'\nmax_message = '70B'\n";
     std::fs::write(daemon.directory().join("echoed.toml"), new).unwrap();
@@ -306,7 +306,7 @@ fn a_reload_changes_what_holds_for_the_next_datagram() {
 }
 
 #[test]
-fn buffers_of_the_socket_can_be_set() {
+fn socket_buffer_sizes_can_be_configured() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let daemon = start_on("[defaults]\nreceive_buffer = '32KiB'\nsend_buffer = '16KiB'\n", &socket);
     // The kernel doubles what is asked for (socket(7)).
@@ -318,10 +318,10 @@ fn buffers_of_the_socket_can_be_set() {
 // --- The end of a process that nobody uses -----------------------------------------------------------------------------
 
 #[test]
-fn the_last_datagram_is_when_it_was_last_used() {
+fn the_idle_exit_time_counts_from_the_last_datagram() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let mut daemon = start_on("[service]\nidle_exit = '2s'\n", &socket);
-    let peer = sender(&daemon);
+    let peer = datagram_peer(&daemon);
     let start = now();
     for _ in 0..4 {
         thread::sleep(Duration::from_millis(700));
@@ -333,11 +333,11 @@ fn the_last_datagram_is_when_it_was_last_used() {
 }
 
 #[test]
-fn what_comes_at_the_last_look_is_answered_and_the_process_stays() {
+fn a_datagram_that_arrives_at_the_idle_exit_is_answered_and_the_process_stays() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     // It is stopped within this time, and the second datagram comes within it.
     let daemon = start_on("[service]\nidle_exit = '2s'\nworkers = 1\n", &socket);
-    let peer = sender(&daemon);
+    let peer = datagram_peer(&daemon);
     // It sleeps over its time, and finds both when it wakes: the time over, and a datagram.
     daemon.signal(Signal::STOP);
     thread::sleep(Duration::from_millis(2_100));
@@ -350,9 +350,9 @@ fn what_comes_at_the_last_look_is_answered_and_the_process_stays() {
 }
 
 #[test]
-fn a_thousand_datagrams_around_the_moment_of_the_end_are_all_answered() {
+fn a_thousand_datagrams_around_idle_exits_are_all_answered() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let peer = Sender::to(&format!("udp:{}", socket.local_addr().unwrap()));
+    let peer = DatagramPeer::to(&format!("udp:{}", socket.local_addr().unwrap()));
     let configuration = "[service]\nidle_exit = '5ms'\nworkers = 1\n[limits]\ndatagrams_per_source = 'off'\n";
     let (mut ends, mut daemon) = (0, None::<Daemon>);
     for round in 0..1000_u64 {
@@ -360,11 +360,11 @@ fn a_thousand_datagrams_around_the_moment_of_the_end_are_all_answered() {
         // As systemd does: whoever is gone while a datagram waits is started again.
         let mut answered = false;
         wait_until("it is answered", || {
-            if daemon.as_mut().is_none_or(has_ended) {
+            if daemon.as_mut().is_none_or(has_exited) {
                 ends += u32::from(daemon.is_some());
-                let handed: Vec<OwnedFd> = vec![socket.try_clone().unwrap().into()];
-                let mut command = hand_over("3<&0", handed, "echo");
-                daemon = Some(Daemon::spawn_prepared(&mut command, configuration, &[]));
+                let passed: Vec<OwnedFd> = vec![socket.try_clone().unwrap().into()];
+                let mut command = activated_command("3<&0", passed, "echo");
+                daemon = Some(Daemon::spawn_with_stdio(&mut command, configuration, &[]));
             }
             let waits = rustix::event::poll(
                 &mut [rustix::event::PollFd::from_borrowed_fd(peer.fd(), rustix::event::PollFlags::IN)],
@@ -384,10 +384,11 @@ fn a_thousand_datagrams_around_the_moment_of_the_end_are_all_answered() {
 }
 
 /// Whether a daemon has ended, and well.
-fn has_ended(daemon: &mut Daemon) -> bool {
-    let over = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).is_ok_and(|stat| stat.contains(") Z "));
-    if over {
+fn has_exited(daemon: &mut Daemon) -> bool {
+    let exited =
+        std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).is_ok_and(|stat| stat.contains(") Z "));
+    if exited {
         assert_eq!(daemon.wait().code(), Some(0));
     }
-    over
+    exited
 }

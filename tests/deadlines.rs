@@ -20,30 +20,30 @@ const HALF_A_SECOND: Duration = Duration::from_millis(500);
 const TWO_SECONDS: Duration = Duration::from_secs(2);
 
 /// Checks that the stream ends with these words, not before `after` has passed since `start`, and soon then.
-fn check_end(peer: &mut Peer, start: Instant, after: Duration, words: &str) {
+fn check_final_reply(peer: &mut Peer, start: Instant, after: Duration, final_reply: &str) {
     let took = peer.time_until_close(start);
-    peer.expect(words);
+    peer.expect(final_reply);
     peer.expect_close();
-    assert!(took >= after && took < after + HALF_A_SECOND, "\"{words}\" came after {took:?}");
+    assert!(took >= after && took < after + HALF_A_SECOND, "\"{final_reply}\" came after {took:?}");
 }
 
 /// Sends these bytes once more after each interval, as long as `during` takes.
 fn while_sending(peer: &mut Peer, bytes: &[u8], interval: Duration, during: impl FnOnce(&mut Peer)) {
     let mut stream = peer.stream();
-    let (over, is_over) = channel::<()>();
+    let (stop, stopped) = channel::<()>();
     thread::scope(|scope| {
         scope.spawn(move || {
-            while is_over.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) && stream.write_all(bytes).is_ok() {}
+            while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) && stream.write_all(bytes).is_ok() {}
         });
         during(peer);
-        drop(over);
+        drop(stop);
     });
 }
 
 // --- Deadlines of those who do not send --------------------------------------------------------------------------------
 
 #[test]
-fn half_a_message_is_cut_off_after_two_seconds() {
+fn an_unfinished_message_ends_the_connection_after_two_seconds() {
     let daemon = Daemon::start(&TCP_AND_UNIX);
     for address in daemon.addresses() {
         let mut peer = Peer::connect(&address);
@@ -52,28 +52,28 @@ fn half_a_message_is_cut_off_after_two_seconds() {
         peer.send("b\thalf a mess");
         // What came before does not wait for it.
         peer.expect("server got:b\t");
-        check_end(&mut peer, start, TWO_SECONDS, "server error:message not finished within 2s\t");
+        check_final_reply(&mut peer, start, TWO_SECONDS, "server error:message not finished within 2s\t");
     }
     daemon.wait_for_log_times("read-deadline", 2);
     daemon.stop();
 }
 
 #[test]
-fn a_message_that_trickles_in_is_cut_off_after_two_seconds_all_the_same() {
+fn a_message_that_trickles_in_ends_the_connection_after_two_seconds() {
     let daemon = Daemon::start(&TCP_AND_UNIX);
     for address in daemon.addresses() {
         let mut peer = Peer::connect(&address);
         let start = now();
         peer.send("b");
         while_sending(&mut peer, b"b", HALF_A_SECOND, |peer| {
-            check_end(peer, start, TWO_SECONDS, "server error:message not finished within 2s\t");
+            check_final_reply(peer, start, TWO_SECONDS, "server error:message not finished within 2s\t");
         });
     }
     daemon.stop();
 }
 
 #[test]
-fn who_is_silent_between_messages_or_only_ends_a_line_is_not_cut_off() {
+fn a_client_that_is_silent_between_messages_or_sends_only_a_newline_is_not_closed() {
     let daemon = Daemon::start(&TCP);
     let [mut fresh, mut calm, mut person] = [daemon.connect(), daemon.connect(), daemon.connect()];
     calm.exchange("a");
@@ -91,23 +91,23 @@ fn who_is_silent_between_messages_or_only_ends_a_line_is_not_cut_off() {
 }
 
 #[test]
-fn who_sends_nothing_is_let_go_at_the_idle_deadline() {
+fn a_client_that_sends_nothing_is_closed_at_the_idle_deadline() {
     let daemon = Daemon::start_with("[defaults.deadlines]\nidle = '300ms'\n", &TCP_AND_UNIX);
-    let (idle, words) = (Duration::from_millis(300), "server error:no message within 300ms\t");
+    let (idle, final_reply) = (Duration::from_millis(300), "server error:no message within 300ms\t");
     for address in daemon.addresses() {
         let start = now();
         let mut fresh = Peer::connect(&address);
-        check_end(&mut fresh, start, idle, words);
+        check_final_reply(&mut fresh, start, idle, final_reply);
         let mut calm = Peer::connect(&address);
         let start = now();
         calm.exchange("a");
-        check_end(&mut calm, start, idle, words);
+        check_final_reply(&mut calm, start, idle, final_reply);
     }
     daemon.stop();
 }
 
 #[test]
-fn every_message_puts_the_idle_deadline_off() {
+fn every_message_resets_the_idle_deadline() {
     let daemon = Daemon::start_with("[defaults.deadlines]\nidle = '2s'\n", &TCP);
     let mut peer = daemon.connect();
     for _ in 0..3 {
@@ -116,29 +116,31 @@ fn every_message_puts_the_idle_deadline_off() {
     }
     let start = now();
     peer.exchange("b");
-    check_end(&mut peer, start, TWO_SECONDS, "server error:no message within 2s\t");
+    check_final_reply(&mut peer, start, TWO_SECONDS, "server error:no message within 2s\t");
     daemon.stop();
 }
 
 #[test]
-fn nothing_extends_the_life_of_a_connection() {
+fn nothing_extends_the_lifetime_of_a_connection() {
     let daemon = Daemon::start_with("[defaults.deadlines]\nlifetime = '1000ms'\n", &TCP);
-    let (lifetime, words) = (Duration::from_secs(1), "server error:connection older than 1000ms\t");
+    let (lifetime, final_reply) = (Duration::from_secs(1), "server error:connection older than 1000ms\t");
     let start = now();
     let mut silent = daemon.connect();
-    check_end(&mut silent, start, lifetime, words);
+    check_final_reply(&mut silent, start, lifetime, final_reply);
 
     let start = now();
     let mut busy = daemon.connect();
     busy.send("half a mess");
-    while_sending(&mut busy, b".", Duration::from_millis(100), |busy| check_end(busy, start, lifetime, words));
+    while_sending(&mut busy, b".", Duration::from_millis(100), |busy| {
+        check_final_reply(busy, start, lifetime, final_reply)
+    });
 
     let start = now();
     let mut calm = daemon.connect();
     while_sending(&mut calm, b"a\t", Duration::from_millis(100), |calm| {
         let took = calm.time_until_close(start);
         let replies = calm.read_to_end();
-        let replies = replies.strip_suffix(words.as_bytes()).expect("it ends with the reason");
+        let replies = replies.strip_suffix(final_reply.as_bytes()).expect("it ends with the reason");
         assert_eq!(replies, b"server got:a\t".repeat(replies.len() / 13));
         assert!(took >= lifetime && took < lifetime + HALF_A_SECOND, "{took:?}");
     });
@@ -148,7 +150,7 @@ fn nothing_extends_the_life_of_a_connection() {
 // --- Those who do not read ---------------------------------------------------------------------------------------------
 
 #[test]
-fn who_never_reads_is_cut_off_and_costs_little_until_then() {
+fn a_client_that_never_reads_is_closed_at_the_write_deadline_and_uses_little_memory() {
     let daemon = Daemon::start_with("[defaults.deadlines]\nwrite = '500ms'\n", &TCP_AND_UNIX);
     let mut peers: Vec<_> = daemon.addresses().iter().cycle().take(8).map(|address| Peer::connect(address)).collect();
     for peer in &mut peers {
@@ -179,7 +181,7 @@ fn who_never_reads_is_cut_off_and_costs_little_until_then() {
 }
 
 #[test]
-fn the_last_words_arrive_although_more_is_on_its_way() {
+fn the_final_reply_arrives_although_the_client_is_still_sending() {
     let daemon = Daemon::start(&TCP_AND_UNIX);
     for address in daemon.addresses() {
         // Up to 1 MiB is taken and dropped, and the stream ends properly. Beyond that the connection breaks, but not
@@ -192,8 +194,8 @@ fn the_last_words_arrive_although_more_is_on_its_way() {
                 if ends_properly {
                     peer.time_until_close(now());
                 }
-                let words = peer.read_to_end();
-                assert_eq!(words.escape_ascii().to_string(), "server error:message exceeds 65536 bytes\\t");
+                let final_reply = peer.read_to_end();
+                assert_eq!(final_reply.escape_ascii().to_string(), "server error:message exceeds 65536 bytes\\t");
                 let written = writer.join().expect("it does not panic");
                 assert_eq!(written.is_ok(), ends_properly, "{written:?}");
             });
@@ -205,7 +207,7 @@ fn the_last_words_arrive_although_more_is_on_its_way() {
 // --- The end of the daemon ---------------------------------------------------------------------------------------------
 
 /// Sends numbered messages until nothing more is taken for a while, and reads none of the replies.
-fn fill(peer: &mut Peer) {
+fn send_until_blocked(peer: &mut Peer) {
     let messages: String = (0..1_000_000).map(|number| format!("{number}\t")).collect();
     let mut rest = messages.as_bytes();
     loop {
@@ -222,7 +224,7 @@ fn fill(peer: &mut Peer) {
 
 /// Reads to the proper end, with a pause after each thousand replies, and checks that all are whole and in order. Returns
 /// how many.
-fn count_replies(peer: &mut Peer, pause: Duration) -> usize {
+fn count_replies(peer: &mut Peer, delay: Duration) -> usize {
     for number in 0.. {
         let reply = peer.next_reply();
         if reply.is_empty() {
@@ -230,14 +232,14 @@ fn count_replies(peer: &mut Peer, pause: Duration) -> usize {
         }
         assert_eq!(reply.escape_ascii().to_string(), format!("server got:{number}\\t"));
         if number % 1000 == 999 {
-            thread::sleep(pause);
+            thread::sleep(delay);
         }
     }
     unreachable!("streams are not endless");
 }
 
 /// Stops a daemon that owes its clients much, who then read with such pauses.
-fn check_drain(signal: Signal, name: &str, pause: Duration) {
+fn check_drain(signal: Signal, name: &str, delay: Duration) {
     let config = "[service]\ndrain = '1min'\n[defaults.deadlines]\nwrite = '1min'\n";
     let mut daemon = Daemon::start_with(config, &TCP_AND_UNIX);
     let [mut tcp, mut unix] = [0, 1].map(|at| Peer::connect(&daemon.addresses()[at]));
@@ -245,8 +247,8 @@ fn check_drain(signal: Signal, name: &str, pause: Duration) {
     set_socket_recv_buffer_size(tcp.fd(), 32 * 1024).expect("it can be set");
     let mut calm = daemon.connect();
     calm.exchange("a");
-    fill(&mut tcp);
-    fill(&mut unix);
+    send_until_blocked(&mut tcp);
+    send_until_blocked(&mut unix);
     daemon.signal(signal);
     daemon.wait_for_log(&format!("stopping: {name}"));
     // Who is owed nothing is let go at once, and nobody else gets in.
@@ -254,8 +256,8 @@ fn check_drain(signal: Signal, name: &str, pause: Duration) {
     assert!(Peer::try_connect(&daemon.addresses()[0]).is_err());
     drop(calm);
     let (over_tcp, over_unix) = thread::scope(|scope| {
-        let reading = scope.spawn(|| count_replies(&mut tcp, pause));
-        let over_unix = count_replies(&mut unix, pause);
+        let reading = scope.spawn(|| count_replies(&mut tcp, delay));
+        let over_unix = count_replies(&mut unix, delay);
         (reading.join().expect("it reads well"), over_unix)
     });
     assert!(over_tcp > 10_000 && over_unix > 1000, "{over_tcp} and {over_unix} is not much");
@@ -268,18 +270,18 @@ fn check_drain(signal: Signal, name: &str, pause: Duration) {
 }
 
 #[test]
-fn who_reads_gets_all_that_is_owed_before_the_daemon_ends() {
+fn a_client_that_reads_gets_all_pending_replies_before_the_daemon_exits() {
     check_drain(Signal::TERM, "SIGTERM", Duration::ZERO);
     check_drain(Signal::INT, "SIGINT", Duration::ZERO);
 }
 
 #[test]
-fn who_reads_slowly_gets_all_that_is_owed_before_the_daemon_ends() {
+fn a_client_that_reads_slowly_gets_all_pending_replies_before_the_daemon_exits() {
     check_drain(Signal::TERM, "SIGTERM", Duration::from_millis(5));
 }
 
 #[test]
-fn who_is_owed_nothing_and_stays_does_not_hold_up_the_end() {
+fn a_client_without_pending_replies_does_not_delay_the_exit() {
     let mut daemon = Daemon::start_with("[service]\ndrain = '1h'\n", &TCP);
     let mut calm = daemon.connect();
     calm.exchange("a");
@@ -295,12 +297,12 @@ fn who_is_owed_nothing_and_stays_does_not_hold_up_the_end() {
 }
 
 #[test]
-fn who_does_not_read_is_cut_off_when_draining_has_taken_long_enough() {
+fn a_client_that_does_not_read_is_cut_at_the_drain_timeout() {
     let config = "[service]\ndrain = '500ms'\n[defaults.deadlines]\nwrite = '1min'\n";
     let mut daemon = Daemon::start_with(config, &TCP);
-    let [mut calm, mut stubborn] = [daemon.connect(), daemon.connect()];
+    let [mut calm, mut non_reading] = [daemon.connect(), daemon.connect()];
     calm.exchange("a");
-    fill(&mut stubborn);
+    send_until_blocked(&mut non_reading);
     let start = now();
     daemon.signal(Signal::TERM);
     calm.expect_close();
@@ -314,7 +316,7 @@ fn who_does_not_read_is_cut_off_when_draining_has_taken_long_enough() {
 }
 
 #[test]
-fn a_second_signal_cuts_off_all_at_once() {
+fn a_second_signal_cuts_all_connections_at_once() {
     let config = "[service]\ndrain = '1h'\n[defaults.deadlines]\nwrite = 'off'\n";
     for (first, second, name) in [
         (Signal::TERM, Signal::TERM, "SIGTERM"),
@@ -322,8 +324,8 @@ fn a_second_signal_cuts_off_all_at_once() {
         (Signal::TERM, Signal::INT, "SIGINT"),
     ] {
         let mut daemon = Daemon::start_with(config, &TCP);
-        let mut stubborn = daemon.connect();
-        fill(&mut stubborn);
+        let mut non_reading = daemon.connect();
+        send_until_blocked(&mut non_reading);
         daemon.signal(first);
         daemon.wait_for_log("stopping");
         daemon.signal(second);

@@ -33,7 +33,7 @@ fn a_message_is_answered_over_tcp_and_over_a_unix_socket() {
 }
 
 #[test]
-fn every_byte_but_the_delimiter_comes_back() {
+fn every_byte_except_the_delimiter_is_echoed() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
     let message: Vec<u8> = (0..=255).filter(|byte| *byte != b'\t').collect();
     let mut peer = daemon.connect();
@@ -58,7 +58,7 @@ fn a_message_of_exactly_the_limit_is_answered_and_one_byte_more_is_refused() {
 }
 
 #[test]
-fn the_limit_is_the_same_when_the_last_bytes_come_one_by_one() {
+fn the_limit_is_the_same_when_the_last_bytes_arrive_one_by_one() {
     let daemon = Daemon::start_with(PATIENT, &["--listen", "127.0.0.1:0"]);
     for last in ["\t", "x"] {
         let mut peer = daemon.connect();
@@ -83,7 +83,7 @@ fn the_limit_is_the_same_when_the_last_bytes_come_one_by_one() {
 }
 
 #[test]
-fn what_may_begin_the_delimiter_does_not_exceed_the_limit_yet() {
+fn the_beginning_of_a_delimiter_does_not_count_against_the_limit() {
     let config = format!("[defaults]\ndelimiter = \"\\r\\n\"\nmax_message = '4B'\n{PATIENT}");
     let daemon = Daemon::start_with(&config, &["--listen", "127.0.0.1:0"]);
     let mut peer = daemon.connect();
@@ -129,7 +129,7 @@ fn each_listener_has_its_own_prefix_and_delimiter() {
 }
 
 #[test]
-fn bytes_after_the_last_delimiter_are_a_message_only_where_they_are_accepted() {
+fn bytes_after_the_last_delimiter_are_a_message_only_with_unterminated_accept() {
     let config = "[listener.all]\nunterminated = 'accept'\n";
     let daemon = Daemon::start_with(config, &["--listen", "127.0.0.1:0", "--listen", "all=127.0.0.1:0"]);
     for (address, last) in daemon.addresses().iter().zip(["", "server got:b\t"]) {
@@ -143,7 +143,7 @@ fn bytes_after_the_last_delimiter_are_a_message_only_where_they_are_accepted() {
 }
 
 #[test]
-fn without_error_replies_the_stream_just_ends() {
+fn without_error_replies_the_connection_is_closed_without_a_final_reply() {
     let daemon =
         Daemon::start_with("[defaults]\nerror_replies = false\nmax_message = '4B'\n", &["--listen", "127.0.0.1:0"]);
     let mut peer = daemon.connect();
@@ -154,7 +154,7 @@ fn without_error_replies_the_stream_just_ends() {
 }
 
 /// Whether the daemon's end of a TCP connection sends at once what it is given; `None` where we may not look.
-fn is_undelayed(daemon: &Daemon, peer: &Peer) -> Option<bool> {
+fn has_nodelay(daemon: &Daemon, peer: &Peer) -> Option<bool> {
     let ours = rustix::net::getsockname(peer.fd()).expect("it is a socket");
     let pid = i32::try_from(daemon.pid()).ok().and_then(Pid::from_raw).expect("it runs");
     let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
@@ -169,16 +169,16 @@ fn is_undelayed(daemon: &Daemon, peer: &Peer) -> Option<bool> {
 }
 
 #[test]
-fn replies_are_held_back_for_more_of_them_only_where_that_is_configured() {
+fn tcp_nodelay_is_set_unless_configured_otherwise() {
     let config = "[listener.delayed]\nnodelay = false\n";
     let daemon = Daemon::start_with(config, &["--listen", "127.0.0.1:0", "--listen", "delayed=127.0.0.1:0"]);
     for (address, expected) in daemon.addresses().iter().zip([true, false]) {
         let mut peer = Peer::connect(address);
         peer.exchange("a");
-        let Some(undelayed) = is_undelayed(&daemon, &peer) else {
-            return common::leave_out("sockets of other processes cannot be looked at (pidfd_getfd(2))");
+        let Some(nodelay) = has_nodelay(&daemon, &peer) else {
+            return common::skip_test("sockets of other processes cannot be looked at (pidfd_getfd(2))");
         };
-        assert_eq!(undelayed, expected, "{address}");
+        assert_eq!(nodelay, expected, "{address}");
     }
     daemon.stop();
 }
@@ -186,7 +186,7 @@ fn replies_are_held_back_for_more_of_them_only_where_that_is_configured() {
 // --- Where it listens --------------------------------------------------------------------------------------------------
 
 /// Starts it where it cannot listen; returns its one line on stderr.
-fn refusal(listen: &str) -> String {
+fn startup_error(listen: &str) -> String {
     let mut daemon = Daemon::spawn_with(&mut Command::new(env!("CARGO_BIN_EXE_echoed")), "", &["--listen", listen]);
     let status = daemon.wait();
     let log = daemon.log();
@@ -195,7 +195,7 @@ fn refusal(listen: &str) -> String {
 }
 
 #[test]
-fn the_log_says_on_which_free_port_it_listens() {
+fn the_log_names_the_port_that_the_kernel_chose() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0", "--listen", "other=[::1]:0"]);
     let lines = daemon.wait_for_log_times("listening on", 2);
     let address: std::net::SocketAddr = daemon.addresses()[0].strip_prefix("tcp:").unwrap().parse().unwrap();
@@ -206,27 +206,27 @@ fn the_log_says_on_which_free_port_it_listens() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_an_error_that_says_what_to_do() {
+fn a_port_in_use_is_an_error_with_advice() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
     let address = daemon.addresses().remove(0);
     let advice = "another process listens there; stop it or choose another address";
-    assert_eq!(refusal(&address), format!("echoed: cannot listen on {address}: {advice}"));
+    assert_eq!(startup_error(&address), format!("echoed: cannot listen on {address}: {advice}"));
     daemon.connect().exchange("still there");
     daemon.stop();
 }
 
 #[test]
-fn an_abstract_socket_is_served_and_cannot_be_taken() {
+fn an_abstract_socket_is_served_and_cannot_be_bound_twice() {
     let name = format!("unix:@echoed-test-{}", std::process::id());
     let daemon = Daemon::start(&["--listen", &name]);
     Peer::connect(&name).exchange("a");
-    let line = refusal(&name);
+    let line = startup_error(&name);
     assert!(line.starts_with(&format!("echoed: cannot listen on {name}: another process listens there")), "{line}");
     daemon.stop();
 }
 
 #[test]
-fn the_file_of_a_unix_socket_goes_when_the_daemon_ends() {
+fn the_socket_file_is_removed_when_the_daemon_exits() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut daemon = Daemon::start(&["--listen", "DIR/echo.sock"]);
         let path = daemon.directory().join("echo.sock");
@@ -238,7 +238,7 @@ fn the_file_of_a_unix_socket_goes_when_the_daemon_ends() {
 }
 
 #[test]
-fn the_socket_of_a_daemon_that_was_killed_is_replaced() {
+fn the_socket_file_of_a_killed_daemon_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");
     let path = path.to_str().unwrap();
@@ -252,30 +252,30 @@ fn the_socket_of_a_daemon_that_was_killed_is_replaced() {
 }
 
 #[test]
-fn the_socket_of_somebody_who_lives_is_left_alone() {
+fn the_socket_file_of_a_running_process_is_not_replaced() {
     let daemon = Daemon::start(&["--listen", "DIR/echo.sock"]);
     let address = daemon.addresses().remove(0);
     let advice = "another process listens there; stop it or choose another address";
-    assert_eq!(refusal(&address), format!("echoed: cannot listen on {address}: {advice}"));
+    assert_eq!(startup_error(&address), format!("echoed: cannot listen on {address}: {advice}"));
     daemon.connect().exchange("still there");
     daemon.stop();
 }
 
 #[test]
-fn the_socket_of_somebody_who_is_too_busy_to_accept_is_left_alone() {
+fn the_socket_file_of_a_process_with_a_full_backlog_is_not_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("busy.sock");
     let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
     rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
-    let _in_the_backlog = std::os::unix::net::UnixStream::connect(&path).unwrap();
-    let line = refusal(path.to_str().unwrap());
+    let _queued = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let line = startup_error(path.to_str().unwrap());
     assert!(line.contains("another process listens there"), "{line}");
     assert!(path.exists());
 }
 
 #[test]
-fn what_is_no_socket_is_left_alone() {
+fn a_file_that_is_not_a_socket_is_not_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     fs::write(path("file"), "precious").unwrap();
@@ -284,20 +284,20 @@ fn what_is_no_socket_is_left_alone() {
     for name in ["file", "directory", "link"] {
         let address = format!("unix:{}", path(name).display());
         let advice = "something that is no socket is in the way; remove it";
-        assert_eq!(refusal(&address), format!("echoed: cannot listen on {address}: {advice}"));
+        assert_eq!(startup_error(&address), format!("echoed: cannot listen on {address}: {advice}"));
         assert!(fs::symlink_metadata(path(name)).is_ok(), "{name} is gone");
     }
     assert_eq!(fs::read_to_string(path("file")).unwrap(), "precious");
 }
 
 #[test]
-fn a_path_in_a_directory_that_does_not_exist_is_an_error_that_says_so() {
-    let line = refusal("DIR/nowhere/echo.sock");
+fn a_missing_directory_is_named_in_the_error() {
+    let line = startup_error("DIR/nowhere/echo.sock");
     assert!(line.ends_with("/nowhere/echo.sock: the directory does not exist"), "{line}");
 }
 
 #[test]
-fn a_socket_file_does_not_stay_behind_when_another_listener_cannot_be_had() {
+fn a_socket_file_is_removed_when_another_listener_fails_to_bind() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");
     let taken = directory.path().join("taken.sock");

@@ -7,11 +7,11 @@ use std::io;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Daemon, Manager, Peer, now};
+use common::{Daemon, Peer, ServiceManager, now};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 /// Leaves the daemon `more` descriptors beyond those that it has.
-fn leave_descriptors(daemon: &Daemon, more: usize) {
+fn leave_free_descriptors(daemon: &Daemon, more: usize) {
     let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("it runs");
     let number = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
     let open: Vec<u64> = open.filter_map(number).collect();
@@ -27,9 +27,9 @@ fn set_limit(daemon: &Daemon, current: Option<u64>) {
 }
 
 /// A daemon that has used up its descriptors, the connections that it serves, and some that wait.
-fn exhausted() -> (Daemon, Vec<Peer>, Vec<Peer>) {
+fn start_without_free_descriptors() -> (Daemon, Vec<Peer>, Vec<Peer>) {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
-    leave_descriptors(&daemon, 8);
+    leave_free_descriptors(&daemon, 8);
     let mut served: Vec<_> = (0..8).map(|_| daemon.connect()).collect();
     for peer in &mut served {
         peer.exchange("before");
@@ -46,8 +46,8 @@ fn exhausted() -> (Daemon, Vec<Peer>, Vec<Peer>) {
 }
 
 #[test]
-fn who_is_connected_is_served_and_the_processor_has_a_rest() {
-    let (daemon, mut served, mut waiting) = exhausted();
+fn connected_clients_are_served_without_busy_looping_when_descriptors_run_out() {
+    let (daemon, mut served, mut waiting) = start_without_free_descriptors();
     let before = daemon.cpu_nanos();
     for peer in &mut served {
         peer.exchange("meanwhile");
@@ -63,8 +63,8 @@ fn who_is_connected_is_served_and_the_processor_has_a_rest() {
 }
 
 #[test]
-fn who_waits_is_served_as_soon_as_a_descriptor_is_free() {
-    let (daemon, mut served, waiting) = exhausted();
+fn waiting_clients_are_served_as_soon_as_a_descriptor_is_free() {
+    let (daemon, mut served, waiting) = start_without_free_descriptors();
     let start = now();
     for mut next in waiting {
         drop(served.remove(0));
@@ -85,8 +85,8 @@ fn who_waits_is_served_as_soon_as_a_descriptor_is_free() {
 }
 
 #[test]
-fn who_waits_is_served_soon_after_the_limit_was_raised() {
-    let (daemon, mut served, waiting) = exhausted();
+fn waiting_clients_are_served_soon_after_the_nofile_limit_was_raised() {
+    let (daemon, mut served, waiting) = start_without_free_descriptors();
     set_limit(&daemon, getrlimit(Resource::Nofile).current);
     for mut next in waiting {
         next.expect("server got:waiting\t");
@@ -98,17 +98,17 @@ fn who_waits_is_served_soon_after_the_limit_was_raised() {
 }
 
 #[test]
-fn the_manager_hears_that_all_is_well_and_of_a_reload_all_the_while() {
-    let manager = Manager::start();
+fn watchdog_pings_and_reloads_work_while_no_descriptor_is_free() {
+    let manager = ServiceManager::start();
     let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
-    manager.watch(&mut command).env("WATCHDOG_USEC", "200000");
+    manager.set_notify_socket(&mut command).env("WATCHDOG_USEC", "200000");
     let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "127.0.0.1:0"]);
     manager.expect_times("WATCHDOG=1", 1);
     let before = manager.expect_times("READY=1", 1).len();
-    leave_descriptors(&daemon, 0);
+    leave_free_descriptors(&daemon, 0);
     let _waiting = daemon.connect();
     daemon.wait_for_log("cannot accept");
-    let pings = manager.messages().iter().filter(|(_, message)| message[0] == "WATCHDOG=1").count();
+    let pings = manager.notifications().iter().filter(|(_, message)| message[0] == "WATCHDOG=1").count();
     manager.expect_times("WATCHDOG=1", pings + 3);
     daemon.signal(Signal::HUP);
     manager.expect_times("READY=1", before + 1);
@@ -117,7 +117,7 @@ fn the_manager_hears_that_all_is_well_and_of_a_reload_all_the_while() {
 }
 
 /// A daemon from a shell that limits descriptors as `ulimit` says.
-fn start_limited(ulimit: &str, configuration: &str) -> Daemon {
+fn start_with_ulimit(ulimit: &str, configuration: &str) -> Daemon {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{ulimit}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_echoed")]);
     let daemon = Daemon::spawn_with(&mut command, configuration, &["--listen", "127.0.0.1:0"]);
@@ -134,7 +134,7 @@ fn soft_limit(daemon: &Daemon) -> u64 {
 
 #[test]
 fn the_soft_limit_is_raised_to_what_the_connections_need() {
-    let daemon = start_limited("ulimit -Sn 100", "[limits]\nconnections = 200\n");
+    let daemon = start_with_ulimit("ulimit -Sn 100", "[limits]\nconnections = 200\n");
     assert_eq!(soft_limit(&daemon), 264);
     // So does a reload.
     fs::write(daemon.directory().join("echoed.toml"), "[limits]\nconnections = 300\n").unwrap();
@@ -148,14 +148,14 @@ fn the_soft_limit_is_raised_to_what_the_connections_need() {
     assert!(!log.iter().any(|line| line.contains("descriptors") || line.contains("cannot accept")), "{log:#?}");
 
     // One that is higher stays.
-    let daemon = start_limited("ulimit -Sn 500", "[limits]\nconnections = 200\n");
+    let daemon = start_with_ulimit("ulimit -Sn 500", "[limits]\nconnections = 200\n");
     assert_eq!(soft_limit(&daemon), 500);
     daemon.stop();
 }
 
 #[test]
-fn a_hard_limit_that_is_too_low_is_told() {
-    let daemon = start_limited("ulimit -n 100", "[limits]\nconnections = 200\n");
+fn a_hard_limit_that_is_too_low_is_logged() {
+    let daemon = start_with_ulimit("ulimit -n 100", "[limits]\nconnections = 200\n");
     let warning = "warn: 100 descriptors are too few for limits.connections=200, clients beyond them will wait; \
                    raise LimitNOFILE= of the service (ulimit -Hn of a shell)";
     assert_eq!(daemon.wait_for_log("too few"), warning);

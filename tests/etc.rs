@@ -57,7 +57,7 @@ fn the_shipped_file_with_every_key_set_has_exactly_the_defaults() {
 }
 
 #[test]
-fn every_key_of_the_shipped_file_is_explained_and_has_a_unit_where_it_takes_one() {
+fn every_key_of_the_shipped_file_is_explained_with_its_unit() {
     let mut explanation = String::new();
     for line in FILE.lines() {
         if line.is_empty() {
@@ -75,7 +75,7 @@ fn every_key_of_the_shipped_file_is_explained_and_has_a_unit_where_it_takes_one(
 }
 
 #[test]
-fn the_printed_defaults_have_every_key_that_there_is_and_say_what_it_is() {
+fn the_printed_defaults_contain_and_explain_every_key() {
     let printed = Settings::print_default();
     assert_eq!(load(&printed), Settings::default());
     // What the daemon itself knows, it tells when it is asked for what it does not know.

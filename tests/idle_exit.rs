@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::manager::hand_over;
-use common::{CEILING, Daemon, Manager, Peer, now};
+use common::manager::activated_command;
+use common::{Daemon, Peer, ServiceManager, TEST_TIMEOUT, now};
 use rustix::process::Signal;
 
 const ECHOED: &str = env!("CARGO_BIN_EXE_echoed");
@@ -21,9 +21,9 @@ const ECHOED: &str = env!("CARGO_BIN_EXE_echoed");
 const RESTARTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/idle_exit/restarter.py");
 
 /// A daemon on the Unix socket `socket` of its directory, that is started for a client and again for a later one.
-fn activated(configuration: &str) -> Option<Daemon> {
-    let activate = common::program_or_leave_out("systemd-socket-activate")?;
-    let python = common::program_or_leave_out("python3")?;
+fn spawn_activated(configuration: &str) -> Option<Daemon> {
+    let activate = common::program_or_skip("systemd-socket-activate")?;
+    let python = common::program_or_skip("python3")?;
     let arguments = ["-l", "DIR/socket", "--fdname=echo", python.to_str()?, RESTARTER, ECHOED];
     let daemon = Daemon::spawn_with(&mut Command::new(activate), configuration, &arguments);
     daemon.wait_for_log("Listening on");
@@ -33,7 +33,7 @@ fn activated(configuration: &str) -> Option<Daemon> {
 /// One exchange on a connection of its own, as far as it goes.
 fn exchange(socket: &Path, message: &str) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(CEILING))?;
+    stream.set_read_timeout(Some(TEST_TIMEOUT))?;
     stream.write_all(format!("{message}\t").as_bytes())?;
     stream.shutdown(Shutdown::Write)?;
     let mut reply = String::new();
@@ -42,8 +42,8 @@ fn exchange(socket: &Path, message: &str) -> std::io::Result<String> {
 }
 
 #[test]
-fn a_process_that_ended_unused_is_back_for_the_next_client() {
-    let Some(daemon) = activated("[service]\nidle_exit = '200ms'\n") else { return };
+fn a_process_is_started_again_for_the_next_client_after_an_idle_exit() {
+    let Some(daemon) = spawn_activated("[service]\nidle_exit = '200ms'\n") else { return };
     let socket = daemon.directory().join("socket");
     for round in 1..=3 {
         assert_eq!(exchange(&socket, "a").unwrap(), "server got:a\t");
@@ -55,8 +55,8 @@ fn a_process_that_ended_unused_is_back_for_the_next_client() {
 }
 
 #[test]
-fn a_thousand_clients_around_the_moment_of_the_end_are_all_served() {
-    let Some(daemon) = activated("[service]\nidle_exit = '20ms'\n") else { return };
+fn a_thousand_clients_around_idle_exits_are_all_served() {
+    let Some(daemon) = spawn_activated("[service]\nidle_exit = '20ms'\n") else { return };
     let socket = daemon.directory().join("socket");
     let served = AtomicUsize::new(0);
     // Each waits after its turn about as long as the process does, a little more or less each time, so that they come in
@@ -83,19 +83,19 @@ fn a_thousand_clients_around_the_moment_of_the_end_are_all_served() {
         }
     });
     assert_eq!(served.load(Ordering::Relaxed), 1000);
-    let ends = daemon.log().iter().filter(|line| line.starts_with("ended with")).count();
-    assert!(ends >= 20, "the process ended only {ends} times");
+    let exits = daemon.log().iter().filter(|line| line.starts_with("ended with")).count();
+    assert!(exits >= 20, "the process ended only {exits} times");
     assert!(!daemon.log().iter().any(|line| line.starts_with("ended with") && line != "ended with 0"));
 }
 
 #[test]
-fn it_ends_when_it_says_and_tells_the_manager() {
-    let manager = Manager::start();
+fn the_daemon_exits_after_the_idle_time_and_notifies_the_service_manager() {
+    let manager = ServiceManager::start();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let mut command = hand_over("3<&0", vec![listener.try_clone().unwrap().into()], "echo");
-    manager.watch(&mut command);
-    let mut daemon = Daemon::spawn_prepared(&mut command, "[service]\nidle_exit = '600ms'\n", &[]);
+    let mut command = activated_command("3<&0", vec![listener.try_clone().unwrap().into()], "echo");
+    manager.set_notify_socket(&mut command);
+    let mut daemon = Daemon::spawn_with_stdio(&mut command, "[service]\nidle_exit = '600ms'\n", &[]);
     manager.expect("READY=1");
     let mut peer = Peer::connect(&address);
     // Longer than that, but there is a connection.
@@ -108,25 +108,25 @@ fn it_ends_when_it_says_and_tells_the_manager() {
     assert_eq!(daemon.wait().code(), Some(0));
     let time = end.elapsed();
     assert!(time > Duration::from_millis(550) && time < Duration::from_secs(10), "{time:?}");
-    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
-    let status = manager.expect_that("STATUS=", |_| true);
+    assert_eq!(manager.state_changes(), ["READY=1", "STOPPING=1"]);
+    let status = manager.expect_matching("STATUS=", |_| true);
     assert_eq!(status, "stopping: no connection for 600ms (service.idle_exit)");
 }
 
 #[test]
-fn a_process_that_nobody_came_to_ends_too() {
+fn a_process_without_any_client_exits_too() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut command = hand_over("3<&0", vec![listener.into()], "echo");
-    let mut daemon = Daemon::spawn_prepared(&mut command, "[service]\nidle_exit = '100ms'\n", &[]);
+    let mut command = activated_command("3<&0", vec![listener.into()], "echo");
+    let mut daemon = Daemon::spawn_with_stdio(&mut command, "[service]\nidle_exit = '100ms'\n", &[]);
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
 #[test]
-fn who_comes_at_the_last_look_is_served_and_the_process_stays() {
+fn a_client_that_connects_at_the_idle_exit_is_served_and_the_process_stays() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let mut command = hand_over("3<&0", vec![listener.into()], "echo");
-    let daemon = Daemon::spawn_prepared(&mut command, "[service]\nidle_exit = '2s'\nworkers = 1\n", &[]);
+    let mut command = activated_command("3<&0", vec![listener.into()], "echo");
+    let daemon = Daemon::spawn_with_stdio(&mut command, "[service]\nidle_exit = '2s'\nworkers = 1\n", &[]);
     // It is stopped within this time.
     daemon.wait_for_log("listening on");
     // The process sleeps over its time, and finds both things done when it wakes: the time over, and somebody waiting.
@@ -141,7 +141,7 @@ fn who_comes_at_the_last_look_is_served_and_the_process_stays() {
 }
 
 #[test]
-fn a_process_that_holds_the_sockets_itself_stays() {
+fn a_process_that_bound_its_sockets_itself_does_not_exit() {
     let daemon = Daemon::start_with("[service]\nidle_exit = '50ms'\n", &["--listen", "127.0.0.1:0"]);
     daemon.connect().exchange("a");
     thread::sleep(Duration::from_millis(300));
@@ -150,10 +150,10 @@ fn a_process_that_holds_the_sockets_itself_stays() {
 }
 
 #[test]
-fn the_time_can_be_changed_by_a_reload() {
+fn a_reload_changes_the_idle_exit_time() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut command = hand_over("3<&0", vec![listener.into()], "echo");
-    let mut daemon = Daemon::spawn_prepared(&mut command, "[service]\nidle_exit = 'off'\n", &[]);
+    let mut command = activated_command("3<&0", vec![listener.into()], "echo");
+    let mut daemon = Daemon::spawn_with_stdio(&mut command, "[service]\nidle_exit = 'off'\n", &[]);
     daemon.wait_for_log("listening on");
     std::fs::write(daemon.directory().join("echoed.toml"), "[service]\nidle_exit = '100ms'\n").unwrap();
     let start: Instant = now();

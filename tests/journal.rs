@@ -15,7 +15,7 @@ use std::process::Command;
 
 use common::{Daemon, Peer};
 use rustix::process::Signal;
-use stand_in::{Entry, Journal};
+use stand_in::{Entry, FakeJournald};
 
 /// All fields that there may be.
 const FIELDS: [&str; 14] = [
@@ -48,7 +48,7 @@ fn has_subject(text: &str) -> impl Fn(&Entry) -> bool {
 }
 
 /// What can be said beforehand of an entry: all its fields but those that say where in the source it was made.
-fn known(entry: &Entry) -> BTreeMap<&str, String> {
+fn stable_fields(entry: &Entry) -> BTreeMap<&str, String> {
     for name in entry.fields.keys() {
         assert!(FIELDS.contains(&&**name), "{name} is none of ours");
     }
@@ -57,21 +57,21 @@ fn known(entry: &Entry) -> BTreeMap<&str, String> {
     names.map(|name| (name, entry.text(name))).collect()
 }
 
-fn spawn(journal: &Journal, configuration: &str, arguments: &[&str]) -> Daemon {
+fn spawn(journal: &FakeJournald, configuration: &str, arguments: &[&str]) -> Daemon {
     Daemon::spawn_with(&mut journal.command(), configuration, arguments)
 }
 
 /// Ends a daemon, and returns all that it had to say.
-fn end(mut daemon: Daemon, journal: Journal) -> Vec<Entry> {
+fn stop_and_collect(mut daemon: Daemon, journal: FakeJournald) -> Vec<Entry> {
     daemon.signal(Signal::TERM);
     assert!(daemon.wait().success());
     assert_eq!(daemon.log(), [""; 0], "something was written to stderr");
-    journal.end()
+    journal.stop_and_collect()
 }
 
 #[test]
-fn a_connection_is_two_entries_with_all_their_fields() {
-    let Some(journal) = Journal::start() else { return };
+fn a_connection_is_logged_as_two_entries_with_all_their_fields() {
+    let Some(journal) = FakeJournald::start() else { return };
     let daemon = spawn(&journal, "", &["--listen", "some.name=127.0.0.1:0", "--log-level", "debug"]);
     let mut peer = Peer::connect(&journal.addresses(1)[0]);
     let local = rustix::net::getsockname(peer.fd()).unwrap();
@@ -80,28 +80,28 @@ fn a_connection_is_two_entries_with_all_their_fields() {
     peer.exchange("b");
     drop(peer);
     let closed = journal.expect("the end", has_subject("@PEER@ ended its connection"));
-    let entries = end(daemon, journal);
+    let entries = stop_and_collect(daemon, journal);
     let opened = entries.iter().find(|entry| has_subject("Connection @CONNECTION@ from @PEER@")(entry)).unwrap();
     let first = [("CONNECTION", "1"), ("LISTENER", "some.name"), ("PEER", &address), ("PRIORITY", "7")];
     let first = first.into_iter().chain([("SYSLOG_IDENTIFIER", "echoed")]);
     let first: BTreeMap<_, _> = first.map(|(name, value)| (name, value.to_owned())).collect();
-    assert_eq!(known(opened), first);
+    assert_eq!(stable_fields(opened), first);
     assert_eq!(opened.text("MESSAGE"), format!("connection 1 on some.name from {address}"));
     let more = [("VERDICT", "peer-closed"), ("BYTES_IN", "7"), ("BYTES_OUT", "29"), ("MESSAGES", "2")];
     let mut second = first;
     second.extend(more.map(|(name, value)| (name, value.to_owned())));
-    assert_eq!(known(&closed), second);
+    assert_eq!(stable_fields(&closed), second);
 }
 
 #[test]
-fn each_level_has_its_priority_and_each_kind_its_explanation() {
-    let Some(journal) = Journal::start() else { return };
+fn each_entry_has_the_priority_of_its_level_and_an_explanation_in_the_catalog() {
+    let Some(journal) = FakeJournald::start() else { return };
     let configuration = "[limits]\nconnections = 1\n[defaults]\nmax_message = '1KiB'\n";
     let mut command = journal.command();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let ours = listener.try_clone().unwrap();
     command.env("LISTEN_FDNAMES", "echo").stdin(OwnedFd::from(listener));
-    let mut daemon = Daemon::spawn_prepared(&mut command, configuration, &["--log-level", "debug"]);
+    let mut daemon = Daemon::spawn_with_stdio(&mut command, configuration, &["--log-level", "debug"]);
     let mut peer = Peer::connect(&journal.addresses(1)[0]);
     peer.send("x".repeat(2000));
     peer.expect("server error:message exceeds 1024 bytes\t");
@@ -109,7 +109,7 @@ fn each_level_has_its_priority_and_each_kind_its_explanation() {
     // Breaks the listener.
     rustix::net::shutdown(&ours, rustix::net::Shutdown::Both).unwrap();
     assert_eq!(daemon.wait().code(), Some(71));
-    let entries = journal.end();
+    let entries = journal.stop_and_collect();
     for (subject, priority) in [
         ("Serving on a listener", "6"),
         ("Connection @CONNECTION@ from @PEER@", "7"),
@@ -123,13 +123,13 @@ fn each_level_has_its_priority_and_each_kind_its_explanation() {
         let entry = entry.unwrap_or_else(|| panic!("no entry \"{subject}\": {entries:#?}"));
         assert_eq!(entry.text("PRIORITY"), priority, "{subject}");
         assert_eq!(entry.text("SYSLOG_IDENTIFIER"), "echoed");
-        known(entry);
+        stable_fields(entry);
     }
 }
 
 #[test]
-fn a_flood_of_one_kind_is_limited_and_hides_no_other() {
-    let Some(journal) = Journal::start() else { return };
+fn messages_of_one_kind_are_rate_limited_without_hiding_others() {
+    let Some(journal) = FakeJournald::start() else { return };
     let configuration = "[defaults]\nmax_message = '1KiB'\nerror_replies = false\n";
     let daemon = spawn(&journal, configuration, &["--listen", "127.0.0.1:0"]);
     let address = &journal.addresses(1)[0];
@@ -138,23 +138,23 @@ fn a_flood_of_one_kind_is_limited_and_hides_no_other() {
         peer.send("x".repeat(1025));
         peer.read_to_end();
     }
-    let entries = end(daemon, journal);
+    let entries = stop_and_collect(daemon, journal);
     let count = |subject: &str| entries.iter().filter(|entry| has_subject(subject)(entry)).count();
-    let left_out: Vec<_> = entries.iter().filter(|entry| has_subject("of one kind were left out")(entry)).collect();
+    let suppressed: Vec<_> = entries.iter().filter(|entry| has_subject("of one kind were left out")(entry)).collect();
     // On a machine so slow that this took several intervals, more of them were logged. The sum tells.
-    let numbers = left_out.iter().map(|entry| entry.text("MESSAGE"));
+    let numbers = suppressed.iter().map(|entry| entry.text("MESSAGE"));
     let numbers = numbers.filter(|text| text.contains(" more entries of the kind too-long were left out"));
     let sum: usize = numbers.map(|text| text.split(' ').next().unwrap().parse::<usize>().unwrap()).sum();
     let logged = count("sent a message that is too long");
     assert_eq!(logged + sum, 250);
     assert!(logged >= 100 && sum > 0, "{logged} logged, {sum} left out");
-    assert!(left_out.iter().all(|entry| entry.text("PRIORITY") == "6"));
+    assert!(suppressed.iter().all(|entry| entry.text("PRIORITY") == "6"));
     assert_eq!(count("The daemon has stopped"), 1);
 }
 
 #[test]
-fn who_sets_the_level_to_debug_sees_every_entry() {
-    let Some(journal) = Journal::start() else { return };
+fn no_message_is_suppressed_at_level_debug() {
+    let Some(journal) = FakeJournald::start() else { return };
     let daemon = spawn(&journal, "", &["--listen", "DIR/socket", "--log-level", "debug"]);
     let address = &journal.addresses(1)[0];
     for number in 1..=250 {
@@ -162,25 +162,25 @@ fn who_sets_the_level_to_debug_sees_every_entry() {
         // One after the other, so that the queue is not the limit.
         journal.expect_times("the end", number, |entry| entry.text("VERDICT") == "peer-closed");
     }
-    assert!(!end(daemon, journal).iter().any(has_subject("left out")));
+    assert!(!stop_and_collect(daemon, journal).iter().any(has_subject("left out")));
 }
 
 #[test]
-fn the_name_of_a_listener_makes_no_field_and_no_entry() {
-    let Some(journal) = Journal::start() else { return };
+fn a_listener_name_cannot_inject_journal_fields_or_entries() {
+    let Some(journal) = FakeJournald::start() else { return };
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
     let name = "evil\nPRIORITY=0\nMESSAGE=\u{1b}[2J";
     let mut command = journal.command();
     command.env("LISTEN_FDNAMES", name).stdin(OwnedFd::from(listener));
-    let daemon = Daemon::spawn_prepared(&mut command, "", &["--log-level", "debug"]);
+    let daemon = Daemon::spawn_with_stdio(&mut command, "", &["--log-level", "debug"]);
     journal.addresses(1);
     drop(Peer::connect(&format!("unix:{}", path.display())));
     journal.expect("the end", |entry| entry.text("VERDICT") == "peer-closed");
     let mut about = 0;
-    for entry in end(daemon, journal) {
-        let priority = known(&entry)["PRIORITY"].clone();
+    for entry in stop_and_collect(daemon, journal) {
+        let priority = stable_fields(&entry)["PRIORITY"].clone();
         assert!(["6", "7"].contains(&&*priority), "{entry:?}");
         assert!(!entry.text("MESSAGE").contains('\u{1b}') && !entry.text("LISTENER").contains(['\n', '\u{1b}']));
         about += usize::from(entry.text("LISTENER") == "evil\\nPRIORITY=0\\nMESSAGE=\\x1b[2J");
@@ -190,13 +190,13 @@ fn the_name_of_a_listener_makes_no_field_and_no_entry() {
 }
 
 #[test]
-fn the_name_of_a_listener_makes_no_line_on_stderr() {
+fn a_listener_name_cannot_inject_lines_on_stderr() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
     let names = "evil\nwarn gotcha\u{1b}[2J";
-    let mut command = common::manager::hand_over("3<&0", vec![OwnedFd::from(listener)], names);
-    let daemon = Daemon::spawn_prepared(&mut command, "", &["--log-level", "debug"]);
+    let mut command = common::manager::activated_command("3<&0", vec![OwnedFd::from(listener)], names);
+    let daemon = Daemon::spawn_with_stdio(&mut command, "", &["--log-level", "debug"]);
     daemon.wait_for_log("listening on");
     drop(Peer::connect(&format!("unix:{}", path.display())));
     daemon.wait_for_log("peer-closed");
@@ -207,7 +207,7 @@ fn the_name_of_a_listener_makes_no_line_on_stderr() {
 }
 
 #[test]
-fn stderr_that_is_not_the_journal_gets_lines_whatever_the_environment_says() {
+fn stderr_gets_plain_lines_if_journal_stream_does_not_match_it() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
     command.env("JOURNAL_STREAM", "1:1");
     let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "127.0.0.1:0"]);
@@ -217,8 +217,8 @@ fn stderr_that_is_not_the_journal_gets_lines_whatever_the_environment_says() {
 }
 
 #[test]
-fn a_journal_that_cannot_be_reached_gets_lines_with_their_priorities() {
-    let Some(journal) = Journal::start() else { return };
+fn lines_with_priorities_go_to_stderr_if_the_journal_is_unreachable() {
+    let Some(journal) = FakeJournald::start() else { return };
     let daemon = Daemon::spawn_with(&mut journal.command_without_journal(), "", &["--listen", "127.0.0.1:0"]);
     daemon.wait_for_log("<6>listening on");
     let log = daemon.stop();
@@ -227,11 +227,11 @@ fn a_journal_that_cannot_be_reached_gets_lines_with_their_priorities() {
 }
 
 #[test]
-fn a_full_queue_makes_no_client_wait_and_the_number_of_lost_entries_is_said() {
-    let Some(journal) = Journal::start() else { return };
+fn a_full_log_queue_delays_no_client_and_the_lost_entries_are_counted() {
+    let Some(journal) = FakeJournald::start() else { return };
     let daemon = spawn(&journal, "", &["--listen", "DIR/socket", "--log-level", "debug"]);
     let address = &journal.addresses(1)[0];
-    journal.pause();
+    journal.suspend();
     // Two entries each, far more than wait in the queue.
     for _ in 0..1500 {
         let mut peer = Peer::connect(address);
@@ -240,7 +240,7 @@ fn a_full_queue_makes_no_client_wait_and_the_number_of_lost_entries_is_said() {
     journal.resume();
     let lost = journal.expect("lost", has_subject("Entries of the log were lost"));
     assert_eq!(lost.text("PRIORITY"), "4");
-    let entries = end(daemon, journal);
+    let entries = stop_and_collect(daemon, journal);
     let number = |entry: &Entry| entry.text("MESSAGE").split(' ').next().unwrap().parse::<usize>().unwrap();
     let lost: usize = entries.iter().filter(|entry| has_subject("were lost")(entry)).map(number).sum();
     let logged = entries.iter().filter(|entry| !entry.text("CONNECTION").is_empty()).count();
@@ -249,6 +249,6 @@ fn a_full_queue_makes_no_client_wait_and_the_number_of_lost_entries_is_said() {
 }
 
 /// Writes to a peer's connection from another thread than the one that reads from it.
-fn write_on(peer: &Peer, bytes: &[u8]) {
+fn write_to(peer: &Peer, bytes: &[u8]) {
     peer.stream().write_all(bytes).expect("it can be sent");
 }

@@ -13,22 +13,22 @@ use std::time::{Duration, Instant};
 
 use common::{Daemon, Peer, now, wait_until};
 use rustix::process::Signal;
-use stand_in::{Entry, Journal};
+use stand_in::{Entry, FakeJournald};
 
 /// Clients that stay, as a load that is there in both phases.
-const STAYING: usize = 300;
+const STEADY_CLIENTS: usize = 300;
 
 /// Threads whose clients come and go, each of them two entries or more.
-const COMING: usize = 2;
+const SHORT_CLIENT_THREADS: usize = 2;
 
 /// How long each of those threads rests between two clients, so that the machine is busy but not overrun.
-const REST: Duration = Duration::from_millis(2);
+const SHORT_CLIENT_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Clients that are measured.
-const MEASURED: usize = 4;
+const MEASURED_CLIENTS: usize = 4;
 
 /// How long it is measured without the journal hanging.
-const CALM: Duration = Duration::from_secs(6);
+const BASELINE_TIME: Duration = Duration::from_secs(6);
 
 const CONFIG: &str = "
     [log]
@@ -42,9 +42,9 @@ const CONFIG: &str = "
 ";
 
 /// One client that comes and goes, in one of several ways.
-fn visit(address: &str, way: usize) {
+fn run_short_client(address: &str, behavior: usize) {
     let mut peer = Peer::connect(address);
-    match way % 4 {
+    match behavior % 4 {
         0 => {}
         1 => peer.exchange("a"),
         2 => {
@@ -75,7 +75,7 @@ fn round_trips(address: &str, time: Duration) -> Vec<Duration> {
             }
             taken
         };
-        let threads: Vec<_> = (0..MEASURED).map(|_| scope.spawn(measure)).collect();
+        let threads: Vec<_> = (0..MEASURED_CLIENTS).map(|_| scope.spawn(measure)).collect();
         threads.into_iter().flat_map(|thread| thread.join().expect("it has measured")).collect::<Vec<_>>()
     });
     all.sort();
@@ -86,60 +86,65 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted[(sorted.len() - 1) * percent / 100]
 }
 
-fn hanging() -> Duration {
+fn hang_time() -> Duration {
     let all = env::var("ECHOED_TEST_REQUIRE").is_ok_and(|all| all == "all");
     Duration::from_secs(if all { 30 } else { 6 })
 }
 
 #[test]
-fn a_journal_that_hangs_under_load_is_noticed_by_no_client_and_nothing_grows() {
-    let Some(journal) = Journal::start() else { return };
+fn a_hung_journal_under_load_delays_no_client_and_memory_does_not_grow() {
+    let Some(journal) = FakeJournald::start() else { return };
     let arguments = ["--listen", "127.0.0.1:0", "--listen", "DIR/socket"];
     let mut daemon = Daemon::spawn_with(&mut journal.command(), CONFIG, &arguments);
     let addresses = journal.addresses(2);
-    let mut staying: Vec<_> = (0..STAYING).map(|number| Peer::connect(&addresses[number % 2])).collect();
-    for peer in &mut staying {
+    let mut steady: Vec<_> = (0..STEADY_CLIENTS).map(|number| Peer::connect(&addresses[number % 2])).collect();
+    for peer in &mut steady {
         peer.exchange("here");
     }
-    let (done, visits) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (stop, short_clients) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         // Also when something fails below.
-        struct Done<'a>(&'a AtomicBool);
-        impl Drop for Done<'_> {
+        struct StopOnDrop<'a>(&'a AtomicBool);
+        impl Drop for StopOnDrop<'_> {
             fn drop(&mut self) {
                 self.0.store(true, Ordering::Relaxed);
             }
         }
-        let _done = Done(&done);
-        for _ in 0..COMING {
+        let _stop_on_drop = StopOnDrop(&stop);
+        for _ in 0..SHORT_CLIENT_THREADS {
             scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     // Those of a Unix socket leave no ports behind that wait.
-                    visit(&addresses[1], visits.fetch_add(1, Ordering::Relaxed));
-                    thread::sleep(REST);
+                    run_short_client(&addresses[1], short_clients.fetch_add(1, Ordering::Relaxed));
+                    thread::sleep(SHORT_CLIENT_INTERVAL);
                 }
             });
         }
-        let calm = round_trips(&addresses[0], CALM);
+        let baseline = round_trips(&addresses[0], BASELINE_TIME);
 
-        journal.pause();
+        journal.suspend();
         // More entries than the queue and the socket hold: from here on each one is lost.
-        let (start, before) = (now(), visits.load(Ordering::Relaxed));
-        wait_until("the queue is full", || visits.load(Ordering::Relaxed) > before + 1500);
-        let (written, memory, descriptors) = (journal.count(), daemon.status_number("VmRSS"), daemon.descriptors());
-        let stuck = round_trips(&addresses[0], hanging());
+        let (start, before) = (now(), short_clients.load(Ordering::Relaxed));
+        wait_until("the queue is full", || short_clients.load(Ordering::Relaxed) > before + 1500);
+        let (written, memory, descriptors) =
+            (journal.count(), daemon.status_number("VmRSS"), daemon.descriptor_count());
+        let stuck = round_trips(&addresses[0], hang_time());
         let (count, later) = (journal.count(), daemon.status_number("VmRSS"));
-        let visits = visits.load(Ordering::Relaxed) - before;
-        print_facts(&calm, &stuck, start, visits);
+        let short_clients = short_clients.load(Ordering::Relaxed) - before;
+        print_facts(&baseline, &stuck, start, short_clients);
 
         assert_eq!(count, written, "the journal did not hang");
-        let [calm, stuck] = [&calm, &stuck].map(|sorted| percentile(sorted, 99));
+        let [baseline, stuck] = [&baseline, &stuck].map(|sorted| percentile(sorted, 99));
         // A machine shared with others is never quite calm. An entry that is waited for would take seconds.
-        assert!(stuck <= calm * 4 + Duration::from_millis(10), "99 % took {stuck:?}, and {calm:?} before");
+        assert!(stuck <= baseline * 4 + Duration::from_millis(10), "99 % took {stuck:?}, and {baseline:?} before");
         // An entry for each of those visits would be some megabytes.
         assert!(later <= memory + 1024, "{later} kB after {memory} kB");
-        let visitors = COMING + MEASURED + 1;
-        assert!(daemon.descriptors() <= descriptors + visitors, "{} after {descriptors}", daemon.descriptors());
+        let open_clients = SHORT_CLIENT_THREADS + MEASURED_CLIENTS + 1;
+        assert!(
+            daemon.descriptor_count() <= descriptors + open_clients,
+            "{} after {descriptors}",
+            daemon.descriptor_count()
+        );
     });
 
     journal.resume();
@@ -148,22 +153,22 @@ fn a_journal_that_hangs_under_load_is_noticed_by_no_client_and_nothing_grows() {
     // It goes on as if nothing had been.
     let mut last = Peer::connect(&addresses[0]);
     last.exchange("still there");
-    for peer in &mut staying {
+    for peer in &mut steady {
         peer.exchange("still there");
     }
-    drop((last, staying));
+    drop((last, steady));
     daemon.signal(Signal::TERM);
     assert!(daemon.wait().success());
-    let entries = journal.end();
+    let entries = journal.stop_and_collect();
     let last = entries.last().expect("there is one").text("MESSAGE");
     assert!(last.starts_with("stopped: "), "{last}");
 }
 
-fn print_facts(calm: &[Duration], stuck: &[Duration], start: Instant, visits: usize) {
+fn print_facts(baseline: &[Duration], stuck: &[Duration], start: Instant, short_clients: usize) {
     let shown = |all: &[Duration]| {
         let [p50, p99] = [50, 99].map(|percent| percentile(all, percent));
         format!("{} round trips, half within {p50:?}, 99 % within {p99:?}", all.len())
     };
-    println!("before: {}", shown(calm));
-    println!("while it hung for {:?}, with {visits} visits: {}", start.elapsed(), shown(stuck));
+    println!("before: {}", shown(baseline));
+    println!("while it hung for {:?}, with {short_clients} visits: {}", start.elapsed(), shown(stuck));
 }

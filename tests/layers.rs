@@ -30,8 +30,8 @@ impl Root {
 
     /// Where a file is, of which `etc/20-x` or `usr/lib/echoed.toml` are enough: a drop-in or the main file of a place.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        let (place, file) = name.rsplit_once('/').expect("PLACE/FILE");
-        let directory = self.directory.path().join(place).join("echoed");
+        let (layer, file) = name.rsplit_once('/').expect("PLACE/FILE");
+        let directory = self.directory.path().join(layer).join("echoed");
         if file == "echoed.toml" { directory.join(file) } else { directory.join("echoed.toml.d").join(file) }
     }
 
@@ -55,7 +55,7 @@ impl Root {
         self
     }
 
-    pub(crate) fn set(&mut self, name: &str, value: &str) -> &mut Self {
+    pub(crate) fn set_variable(&mut self, name: &str, value: &str) -> &mut Self {
         self.sources.environment.push((name.into(), value.into()));
         self
     }
@@ -70,7 +70,7 @@ impl Root {
     }
 
     /// What is said about it, without the directory's name.
-    pub(crate) fn refusal(&self) -> String {
+    pub(crate) fn load_error(&self) -> String {
         let error = self.sources.load().expect_err("it is to be refused");
         error.to_string().replace(&format!("{}/", self.directory.path().display()), "/")
     }
@@ -81,19 +81,19 @@ pub(crate) fn prefix(listener: &echoed::config::ListenerSettings) -> String {
 }
 
 /// A document that sets the prefix.
-pub(crate) fn sets(prefix: &str) -> String {
+pub(crate) fn prefix_document(prefix: &str) -> String {
     format!("[defaults]\nprefix = \"{prefix}\"\n")
 }
 
 #[test]
-fn without_any_layer_the_defaults_hold() {
+fn without_any_layer_the_defaults_apply() {
     let loaded = Root::new().load();
     assert_eq!(loaded.settings, Settings::default());
     assert_eq!(loaded.files, [""; 0].map(PathBuf::from));
 }
 
 #[test]
-fn every_layer_beats_the_ones_below_it() {
+fn every_layer_overrides_the_ones_below_it() {
     let mut root = Root::new();
     assert_eq!(root.prefix(), "server got:");
     for (name, text) in [
@@ -111,13 +111,13 @@ fn every_layer_beats_the_ones_below_it() {
         ("etc/9-x.toml", "i"),
         ("usr/lib/a.toml", "j"),
     ] {
-        root.write(name, &sets(text));
+        root.write(name, &prefix_document(text));
         assert_eq!(root.prefix(), text, "{name}");
         assert!(root.load().print().contains(&format!("# {}:2\n", root.shown(name))), "{}", root.load().print());
     }
-    root.set("ECHOED_DEFAULTS__PREFIX", "k");
+    root.set_variable("ECHOED_DEFAULTS__PREFIX", "k");
     assert_eq!(root.prefix(), "k");
-    root.set("ECHOED_LOG__LEVEL", "warn");
+    root.set_variable("ECHOED_LOG__LEVEL", "warn");
     assert_eq!(root.load().settings.log_level, Level::Warn);
     root.sources.log_level = Some(Level::Debug);
     assert_eq!(root.load().settings.log_level, Level::Debug);
@@ -133,7 +133,7 @@ fn a_layer_changes_only_what_it_sets() {
     )
     .write("etc/echoed.toml", "[limits]\nconnections_per_source = 8\n[listener.a]\ndelimiter = \"\\n\"\n")
     .write("etc/x.toml", "[listener.a]\nlisten = [\"@c\"]\n[listener.b]\n[defaults]\nmax_message = \"9B\"\n");
-    root.set("ECHOED_LISTENER__A__DEADLINES__READ", "3s");
+    root.set_variable("ECHOED_LISTENER__A__DEADLINES__READ", "3s");
     let settings = root.load().settings;
     assert_eq!((settings.limits.connections, settings.limits.connections_per_source), (7, 8));
     assert_eq!(settings.limits.buffer_memory, Settings::default().limits.buffer_memory);
@@ -148,13 +148,13 @@ fn a_layer_changes_only_what_it_sets() {
 #[test]
 fn an_empty_drop_in_or_a_link_to_dev_null_masks_its_name() {
     let root = Root::new();
-    root.write("etc/echoed.toml", &sets("main")).write("usr/lib/50-x.toml", &sets("drop-in"));
+    root.write("etc/echoed.toml", &prefix_document("main")).write("usr/lib/50-x.toml", &prefix_document("drop-in"));
     assert_eq!(root.prefix(), "drop-in");
     root.write("etc/50-y.toml", "");
     assert_eq!(root.prefix(), "drop-in");
     root.write("run/50-x.toml", "");
     assert_eq!(root.prefix(), "main");
-    root.write("etc/50-x.toml", &sets("again"));
+    root.write("etc/50-x.toml", &prefix_document("again"));
     assert_eq!(root.prefix(), "again");
     root.link("etc/50-x.toml", "/dev/null");
     assert_eq!(root.prefix(), "main");
@@ -165,9 +165,10 @@ fn an_empty_drop_in_or_a_link_to_dev_null_masks_its_name() {
 }
 
 #[test]
-fn an_empty_main_file_or_a_link_to_dev_null_masks_those_below_it() {
+fn an_empty_main_file_or_a_link_to_dev_null_masks_the_main_files_below_it() {
     let root = Root::new();
-    root.write("usr/lib/echoed.toml", &sets("vendor")).write("run/echoed.toml", "[limits]\nconnections = 7\n");
+    root.write("usr/lib/echoed.toml", &prefix_document("vendor"))
+        .write("run/echoed.toml", "[limits]\nconnections = 7\n");
     root.write("usr/lib/50-x.toml", "[log]\nlevel = \"debug\"\n");
     // Comments are no mask.
     root.write("etc/echoed.toml", "# nothing yet\n");
@@ -181,9 +182,9 @@ fn an_empty_main_file_or_a_link_to_dev_null_masks_those_below_it() {
 }
 
 #[test]
-fn a_drop_in_may_be_a_link_and_what_is_no_drop_in_is_not_read() {
+fn a_drop_in_can_be_a_symlink_and_other_files_are_not_read() {
     let root = Root::new();
-    root.write("run/target", &sets("linked"));
+    root.write("run/target", &prefix_document("linked"));
     root.link("etc/x.toml", &root.shown("run/target"));
     for name in ["etc/y.toml~", "etc/y.toml.dpkg-new", "etc/.y.toml", "etc/y.conf", "etc/toml", "etc/README"] {
         root.write(name, "nonsense");
@@ -192,13 +193,15 @@ fn a_drop_in_may_be_a_link_and_what_is_no_drop_in_is_not_read() {
 }
 
 #[test]
-fn one_file_takes_the_place_of_all_others_but_not_of_variables() {
+fn the_config_option_replaces_all_files_but_not_the_variables() {
     let mut root = Root::new();
-    root.write("usr/lib/echoed.toml", "nonsense").write("etc/x.toml", "nonsense").write("run/mine", &sets("mine"));
+    root.write("usr/lib/echoed.toml", "nonsense")
+        .write("etc/x.toml", "nonsense")
+        .write("run/mine", &prefix_document("mine"));
     root.sources.config = Some(root.path("run/mine"));
     assert_eq!(root.prefix(), "mine");
     assert_eq!(root.load().files, [root.path("run/mine")]);
-    root.set("ECHOED_DEFAULTS__PREFIX", "variable");
+    root.set_variable("ECHOED_DEFAULTS__PREFIX", "variable");
     assert_eq!(root.prefix(), "variable");
     // Nothing is masked by it, empty or not.
     root.sources.config = Some("/dev/null".into());
@@ -207,7 +210,7 @@ fn one_file_takes_the_place_of_all_others_but_not_of_variables() {
 }
 
 #[test]
-fn variables_take_what_toml_takes_and_else_a_string() {
+fn variables_are_parsed_as_toml_or_else_as_strings() {
     for (name, value, printed) in [
         ("ECHOED_LOG__LEVEL", "debug", "level = \"debug\""),
         ("ECHOED_LOG__LEVEL", "\"debug\"", "level = \"debug\""),
@@ -229,7 +232,7 @@ fn variables_take_what_toml_takes_and_else_a_string() {
         ("ECHOED_DEFAULTS__DEADLINES", "{ idle = \"7s\", read = \"8s\" }", "idle = \"7s\""),
     ] {
         let mut root = Root::new();
-        root.set(name, value);
+        root.set_variable(name, value);
         let printed_all = root.load().print();
         let line =
             printed_all.lines().find(|line| line.starts_with(printed)).unwrap_or_else(|| panic!("{printed_all}"));
@@ -238,28 +241,28 @@ fn variables_take_what_toml_takes_and_else_a_string() {
 }
 
 #[test]
-fn of_two_variables_the_more_special_one_wins() {
+fn the_more_specific_of_two_variables_wins() {
     let mut root = Root::new();
-    root.set("ECHOED_DEFAULTS__DEADLINES__IDLE", "9s");
-    root.set("ECHOED_DEFAULTS__DEADLINES", "{ idle = \"7s\", read = \"8s\" }");
+    root.set_variable("ECHOED_DEFAULTS__DEADLINES__IDLE", "9s");
+    root.set_variable("ECHOED_DEFAULTS__DEADLINES", "{ idle = \"7s\", read = \"8s\" }");
     let deadlines = root.load().settings.defaults.rules.deadlines.clone();
     let shown = |span: &Option<echoed::protocol::rules::TimeSpan>| span.as_ref().map(ToString::to_string);
     assert_eq!((shown(&deadlines.idle), shown(&deadlines.read)), (Some("9s".to_owned()), Some("8s".to_owned())));
 }
 
 #[test]
-fn other_variables_are_not_ours() {
+fn other_variables_are_ignored() {
     let mut root = Root::new();
     for name in ["ECHOED", "ECHOED_", "ECHOED_LOG", "ECHOED_LOG_LEVEL", "ECHOEDX_LOG__LEVEL", "echoed_log__level", "__"]
     {
-        root.set(name, "nonsense");
+        root.set_variable(name, "nonsense");
     }
     root.sources.environment.push((OsString::from("X__Y"), OsString::from("z")));
     assert_eq!(root.load().settings, Settings::default());
 }
 
 #[test]
-fn where_to_listen_by_option_is_printed_and_changes_no_settings() {
+fn listen_options_are_printed_and_change_no_settings() {
     let mut root = Root::new();
     root.write("etc/echoed.toml", "[listener.a]\nlisten = [\"@a\"]\n[listener.b]\nlisten = [\"@b\"]\n");
     let before = root.load();
@@ -312,7 +315,7 @@ read = "1 day"
 "#;
 
 #[test]
-fn in_raw_framing_the_prefix_is_empty_unless_it_is_set_somewhere() {
+fn in_raw_framing_the_prefix_is_empty_unless_it_is_set() {
     let raw = "[listener.raw]\nframing = \"raw\"\n";
     for (documents, of_raw, of_defaults) in [
         (vec![raw], "", "server got:"),
@@ -333,11 +336,11 @@ fn in_raw_framing_the_prefix_is_empty_unless_it_is_set_somewhere() {
 }
 
 #[test]
-fn what_is_printed_names_the_place_of_every_key_that_is_not_a_default_and_can_be_loaded_again() {
+fn the_printed_configuration_names_the_origin_of_every_key_and_can_be_loaded_again() {
     let mut root = Root::new();
     root.write("usr/lib/echoed.toml", OTHER);
     root.write("etc/10-x.toml", "[defaults]\nprefix = \"x\"\n\n[listener.y]\nnodelay = true\n");
-    root.set("ECHOED_LIMITS__CONNECTIONS", "11");
+    root.set_variable("ECHOED_LIMITS__CONNECTIONS", "11");
     root.sources.log_level = Some(Level::Trace);
     let loaded = root.load();
     let printed = loaded.print();
@@ -376,27 +379,27 @@ fn what_is_printed_names_the_place_of_every_key_that_is_not_a_default_and_can_be
 }
 
 #[test]
-fn a_file_with_an_odd_name_does_not_break_what_is_printed() {
+fn a_file_name_with_newlines_does_not_break_the_printed_configuration() {
     let mut root = Root::new();
-    root.write("run/a\n[log]\nb", &sets("x"));
+    root.write("run/a\n[log]\nb", &prefix_document("x"));
     root.sources.config = Some(root.path("run/a\n[log]\nb"));
     let loaded = root.load();
     assert_eq!(Settings::from_toml("printed", &loaded.print()).unwrap(), loaded.settings);
 }
 
 #[test]
-fn everything_is_read_anew_with_each_load() {
+fn each_load_reads_all_files_again() {
     let root = Root::new();
-    root.write("etc/echoed.toml", &sets("old"));
+    root.write("etc/echoed.toml", &prefix_document("old"));
     assert_eq!(root.prefix(), "old");
-    root.write("etc/echoed.toml", &sets("new"));
+    root.write("etc/echoed.toml", &prefix_document("new"));
     assert_eq!(root.prefix(), "new");
     fs::remove_dir_all(root.path("etc/echoed.toml").parent().unwrap()).unwrap();
     assert_eq!(root.prefix(), "server got:");
 }
 
 #[test]
-fn usually_files_are_below_the_root_directory() {
+fn by_default_files_are_searched_below_the_root_directory() {
     assert_eq!(Sources::default().root, Path::new("/"));
     assert_eq!(Sources::of_this_process().root, Path::new("/"));
     assert!(Sources::of_this_process().environment.iter().any(|(name, _)| name == "PATH"));

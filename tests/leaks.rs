@@ -8,14 +8,14 @@ use common::{Daemon, Peer, wait_until};
 
 /// How many threads have connections at once, and how many each of them.
 const THREADS: usize = 4;
-const AT_ONCE: usize = 25;
+const CONNECTIONS_PER_THREAD: usize = 25;
 
 /// In how many ways a connection may end.
-const WAYS: usize = 10;
+const BEHAVIORS: usize = 10;
 
 /// What one client does before it goes, in one of the ways. Half of them leave something unfinished.
-fn visit(peer: &mut Peer, way: usize) {
-    match way {
+fn run_client(peer: &mut Peer, behavior: usize) {
+    match behavior {
         // Comes and goes.
         0 => {}
         1 => peer.exchange("a"),
@@ -46,20 +46,20 @@ fn visit(peer: &mut Peer, way: usize) {
 }
 
 /// Has so many connections come and go.
-fn visits(addresses: &[String], count: usize) {
+fn run_clients(addresses: &[String], count: usize) {
     thread::scope(|scope| {
         for thread in 0..THREADS {
             scope.spawn(move || {
-                for round in 0..count / THREADS / AT_ONCE {
+                for round in 0..count / THREADS / CONNECTIONS_PER_THREAD {
                     // Each way over each kind of socket.
                     let address = &addresses[round % addresses.len()];
-                    let mut peers: Vec<_> = (0..AT_ONCE).map(|_| Peer::connect(address)).collect();
-                    let way = |number: usize| (thread + round + number) % WAYS;
+                    let mut peers: Vec<_> = (0..CONNECTIONS_PER_THREAD).map(|_| Peer::connect(address)).collect();
+                    let behavior = |number: usize| (thread + round + number) % BEHAVIORS;
                     for (number, peer) in peers.iter_mut().enumerate() {
-                        visit(peer, way(number));
+                        run_client(peer, behavior(number));
                     }
                     for (number, peer) in peers.into_iter().enumerate() {
-                        if [6, 7].contains(&way(number)) {
+                        if [6, 7].contains(&behavior(number)) {
                             peer.reset();
                         }
                     }
@@ -70,18 +70,18 @@ fn visits(addresses: &[String], count: usize) {
 }
 
 #[test]
-fn ten_thousand_connections_that_came_and_went_leave_nothing_behind() {
+fn ten_thousand_closed_connections_leak_neither_descriptors_nor_memory() {
     let config = "[limits]\nconnections_per_source = 0\n[defaults.deadlines]\nread = '1min'\n";
     let daemon = Daemon::start_with(config, &["--listen", "127.0.0.1:0", "--listen", "DIR/echo.sock"]);
     let addresses = daemon.addresses();
-    let descriptors = daemon.descriptors();
-    let gone = || wait_until("they are all gone", || daemon.descriptors() == descriptors);
+    let descriptors = daemon.descriptor_count();
+    let wait_until_closed = || wait_until("they are all gone", || daemon.descriptor_count() == descriptors);
     // The allocator keeps what it needed once.
-    visits(&addresses, 4000);
-    gone();
+    run_clients(&addresses, 4000);
+    wait_until_closed();
     let before = daemon.status_number("VmRSS");
-    visits(&addresses, 10_000);
-    gone();
+    run_clients(&addresses, 10_000);
+    wait_until_closed();
     let after = daemon.status_number("VmRSS");
     // 64 bytes for each of them would be 625 kB.
     assert!(after < before + 512, "{after} kB after {before} kB");

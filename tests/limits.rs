@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::peer::Waiting;
-use common::{Daemon, Peer, may_open, now, wait_until};
+use common::peer::QueuedBytes;
+use common::{Daemon, Peer, ensure_nofile_limit, now, wait_until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 // --- Connections -------------------------------------------------------------------------------------------------------
 
 /// Nobody waits for the kernel's table to grow when they come.
 #[test]
-fn there_is_room_for_the_descriptors_of_all_connections_from_the_beginning() {
-    if !may_open(6_000) {
+fn the_descriptor_table_is_preallocated_for_all_connections_at_the_start() {
+    if !ensure_nofile_limit(6_000) {
         return;
     }
     let daemon = Daemon::start_with("[limits]\nconnections = 5000\n", &["--listen", "127.0.0.1:0"]);
@@ -27,7 +27,7 @@ fn there_is_room_for_the_descriptors_of_all_connections_from_the_beginning() {
 }
 
 #[test]
-fn as_many_connections_as_the_limit_says_are_served_and_one_more_waits_for_its_turn() {
+fn a_connection_beyond_the_limit_waits_until_another_one_ends() {
     let daemon = Daemon::start_with("[limits]\nconnections = 8\n", &["--listen", "127.0.0.1:0"]);
     let mut served: Vec<_> = (0..8).map(|_| daemon.connect()).collect();
     for peer in &mut served {
@@ -58,7 +58,7 @@ fn as_many_connections_as_the_limit_says_are_served_and_one_more_waits_for_its_t
 }
 
 #[test]
-fn that_a_small_limit_is_reached_is_not_said_every_time_either() {
+fn reaching_a_small_limit_is_logged_only_once() {
     let daemon = Daemon::start_with("[limits]\nconnections = 2\n", &["--listen", "127.0.0.1:0"]);
     let mut served: Vec<_> = (0..2).map(|_| daemon.connect()).collect();
     daemon.wait_for_log("limits.connections");
@@ -75,7 +75,7 @@ fn that_a_small_limit_is_reached_is_not_said_every_time_either() {
 }
 
 /// Opens connections until one is served.
-fn served(address: &str) -> Peer {
+fn connect_until_served(address: &str) -> Peer {
     let mut served = None;
     wait_until("somebody is served again", || {
         let mut peer = Peer::connect(address);
@@ -89,7 +89,7 @@ fn served(address: &str) -> Peer {
 
 /// Checks that exactly 3 connections to this address are served at once.
 fn check_three_of_one_source(address: &str) {
-    let mut peers: Vec<_> = (0..3).map(|_| served(address)).collect();
+    let mut peers: Vec<_> = (0..3).map(|_| connect_until_served(address)).collect();
     for _ in 0..3 {
         let mut refused = Peer::connect(address);
         refused.expect("server error:too many connections from this source (limit 3)\t");
@@ -99,19 +99,19 @@ fn check_three_of_one_source(address: &str) {
         peer.exchange("still served");
     }
     drop(peers.remove(1));
-    peers.push(served(address));
+    peers.push(connect_until_served(address));
     let mut refused = Peer::connect(address);
     refused.send("not answered\t");
     refused.expect("server error:too many connections from this source (limit 3)\t");
     refused.expect_close();
     drop(peers);
     // Nothing of them is left.
-    let again: Vec<_> = (0..3).map(|_| served(address)).collect();
+    let again: Vec<_> = (0..3).map(|_| connect_until_served(address)).collect();
     drop(again);
 }
 
 #[test]
-fn a_user_on_a_unix_socket_has_as_many_connections_as_its_limit_says() {
+fn a_user_on_a_unix_socket_is_limited_to_connections_per_source() {
     let daemon = Daemon::start_with("[limits]\nconnections_per_source = 3\n", &["--listen", "DIR/echo.sock"]);
     check_three_of_one_source(&daemon.addresses()[0]);
     let line = daemon.wait_for_log("too-many");
@@ -121,8 +121,8 @@ fn a_user_on_a_unix_socket_has_as_many_connections_as_its_limit_says() {
 
 /// Who has closed a connection may open the next one at once, whatever the daemon is doing.
 #[test]
-fn nobody_is_refused_for_connections_that_are_closed_already() {
-    let at_once = |header: &str| {
+fn closed_connections_do_not_count_against_their_source() {
+    let check_with_header = |header: &str| {
         let listener = if header.is_empty() { "" } else { "[defaults]\nproxy_protocol = 'required'\n" };
         let config = format!("[service]\nworkers = 2\n[limits]\nconnections_per_source = 4\n{listener}");
         let daemon = Daemon::start_with(&config, &["--listen", "DIR/echo.sock"]);
@@ -141,19 +141,21 @@ fn nobody_is_refused_for_connections_that_are_closed_already() {
         });
         daemon.stop();
     };
-    at_once("");
-    at_once("PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n");
+    check_with_header("");
+    check_with_header("PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n");
 }
 
 #[test]
-fn an_address_has_as_many_connections_as_its_limit_says() {
+fn an_address_is_limited_to_connections_per_source() {
     // Nothing is sent: it only asks for the way there.
-    let way = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+    let local_address = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
         socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9))?;
         socket.local_addr()
     });
-    let Some(ours) = way.ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified()) else {
-        return common::leave_out("this machine has no address but loopback ones");
+    let Some(ours) =
+        local_address.ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
+    else {
+        return common::skip_test("this machine has no address but loopback ones");
     };
     let daemon = Daemon::start_with("[limits]\nconnections_per_source = 3\n", &["--listen", &format!("{ours}:0")]);
     check_three_of_one_source(&daemon.addresses()[0]);
@@ -174,7 +176,7 @@ fn loopback_addresses_are_exempt_from_the_limit_of_a_source() {
 }
 
 #[test]
-fn those_who_are_refused_take_no_place_from_others() {
+fn refused_connections_hold_no_permits() {
     let config = "[limits]\nconnections = 4\nconnections_per_source = 1\n";
     let daemon = Daemon::start_with(config, &["--listen", "DIR/echo.sock", "--listen", "127.0.0.1:0"]);
     let addresses = daemon.addresses();
@@ -194,9 +196,9 @@ fn those_who_are_refused_take_no_place_from_others() {
     // More than can be told so at once are closed without a word.
     let mut flood: Vec<_> = (0..200).map(|_| Peer::connect(&addresses[0])).collect();
     for peer in &mut flood {
-        let words = peer.read_to_end();
+        let final_reply = peer.read_to_end();
         let refusal = b"server error:too many connections from this source (limit 1)\t";
-        assert!(words.is_empty() || words == refusal, "{}", words.escape_ascii());
+        assert!(final_reply.is_empty() || final_reply == refusal, "{}", final_reply.escape_ascii());
     }
     first.exchange("still served");
     drop((first, others, refused, flood));
@@ -204,38 +206,38 @@ fn those_who_are_refused_take_no_place_from_others() {
 }
 
 #[test]
-fn a_thousand_clients_that_come_and_go_at_once_leave_nothing_behind() {
-    if !may_open(4096) {
+fn a_thousand_connections_opened_and_closed_at_once_leak_no_descriptors() {
+    if !ensure_nofile_limit(4096) {
         return;
     }
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
     let mut calm = daemon.connect();
     calm.exchange("before");
-    let descriptors = daemon.descriptors();
+    let descriptors = daemon.descriptor_count();
     let peers: Vec<_> = (0..1000).map(|_| daemon.connect()).collect();
     drop(peers);
     calm.exchange("after");
-    wait_until("they are all gone", || daemon.descriptors() == descriptors);
+    wait_until("they are all gone", || daemon.descriptor_count() == descriptors);
     drop(calm);
     let log = daemon.stop();
     assert!(log.last().is_some_and(|line| line.ends_with("; 2 messages on 1001 connections in all")), "{log:#?}");
 }
 
 #[test]
-fn a_reset_in_the_middle_of_a_message_costs_nobody_else_anything() {
+fn a_reset_in_the_middle_of_a_message_does_not_affect_others() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0", "--log-level", "debug"]);
     let mut calm = daemon.connect();
     calm.exchange("before");
-    let descriptors = daemon.descriptors();
+    let descriptors = daemon.descriptor_count();
     for _ in 0..20 {
-        let mut rude = daemon.connect();
-        rude.send("answered\thalf a mess");
-        rude.wait_until_read();
-        rude.reset();
+        let mut resetting = daemon.connect();
+        resetting.send("answered\thalf a mess");
+        resetting.wait_until_read();
+        resetting.reset();
         calm.exchange("meanwhile");
     }
     daemon.wait_for_log_times("ended: peer-reset; 1 messages", 20);
-    wait_until("they are all gone", || daemon.descriptors() == descriptors);
+    wait_until("they are all gone", || daemon.descriptor_count() == descriptors);
     calm.exchange("after");
     drop(calm);
     let log = daemon.stop();
@@ -245,7 +247,7 @@ fn a_reset_in_the_middle_of_a_message_costs_nobody_else_anything() {
 // --- Buffers -----------------------------------------------------------------------------------------------------------
 
 #[test]
-fn who_exceeds_the_buffer_memory_of_all_is_told_so_and_nobody_else_notices() {
+fn a_client_that_exceeds_the_buffer_memory_gets_an_error_and_others_are_not_affected() {
     let config = "
         [service]
         workers = 1    # so that what one peer does comes before what the next one does
@@ -288,7 +290,7 @@ fn who_exceeds_the_buffer_memory_of_all_is_told_so_and_nobody_else_notices() {
 }
 
 #[test]
-fn who_is_cut_off_gives_back_what_was_kept_for_it() {
+fn a_connection_closed_at_the_write_deadline_releases_its_buffer_memory() {
     let config = "
         [service]
         workers = 1
@@ -300,8 +302,8 @@ fn who_is_cut_off_gives_back_what_was_kept_for_it() {
     let daemon = Daemon::start_with(config, &["--listen", "DIR/echo.sock"]);
     for round in 1..=5 {
         // More replies than the kernel takes, so that the daemon keeps some.
-        let mut hoarder = daemon.connect();
-        hoarder.send([b'\t'; 60_000]);
+        let mut non_reading = daemon.connect();
+        non_reading.send([b'\t'; 60_000]);
         daemon.wait_for_log_times("ended: write-deadline", round);
     }
     let mut other = daemon.connect();
@@ -311,7 +313,7 @@ fn who_is_cut_off_gives_back_what_was_kept_for_it() {
 }
 
 /// Sends empty messages until nothing more is taken for a while, without reading a single reply.
-fn fill(peer: &mut Peer) {
+fn send_until_blocked(peer: &mut Peer) {
     let chunk = [b'\t'; 4096];
     loop {
         while peer.send_what_fits(&chunk) > 0 {}
@@ -334,16 +336,16 @@ fn socket_buffers_are_as_large_as_configured() {
     let daemon = Daemon::start_with(config, &["--listen", "127.0.0.1:0", "--listen", "small=127.0.0.1:0"]);
     let addresses = daemon.addresses();
     let mut large = Peer::connect(&addresses[0]);
-    fill(&mut large);
+    send_until_blocked(&mut large);
     wait_until("the default buffers hold much", || {
-        let Waiting { unread, leaving, .. } = large.waiting();
-        unread > 32 * 1024 && leaving > 128 * 1024
+        let QueuedBytes { unread, from_daemon: from_daemon, .. } = large.queued_bytes();
+        unread > 32 * 1024 && from_daemon > 128 * 1024
     });
     let mut small = Peer::connect(&addresses[1]);
-    fill(&mut small);
-    let waiting = small.waiting();
+    send_until_blocked(&mut small);
+    let waiting = small.queued_bytes();
     // The kernel doubles what is asked for (socket(7)), and takes a segment more, which on this way may have 64 KiB.
-    assert!(waiting.unread <= 8 * 1024 && waiting.leaving <= 80 * 1024, "{waiting:?}");
+    assert!(waiting.unread <= 8 * 1024 && waiting.from_daemon <= 80 * 1024, "{waiting:?}");
     drop((large, small));
     daemon.stop();
 }
@@ -351,7 +353,7 @@ fn socket_buffers_are_as_large_as_configured() {
 // --- Time --------------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_flood_does_not_make_a_calm_client_wait() {
+fn a_flooding_client_does_not_delay_others() {
     let daemon = Daemon::start_with("[service]\nworkers = 1\n", &["--listen", "127.0.0.1:0"]);
     let mut calm = daemon.connect();
     calm.exchange("before");

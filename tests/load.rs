@@ -28,7 +28,7 @@ const MESSAGES: usize = 20;
 const LONGEST: usize = 65_536;
 
 /// How long everything may take.
-const CEILING: Duration = Duration::from_secs(180);
+const LOAD_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// No deadline nor limit may make a slow machine fail. Small buffers make the daemon wait for its clients more often.
 const CONFIG: &str = "
@@ -43,15 +43,15 @@ const CONFIG: &str = "
 ";
 
 /// What one client says, and what it hears.
-struct Script {
+struct Workload {
     random: Random,
     sent: Vec<u8>,
     expected: Vec<u8>,
 }
 
-impl Script {
+impl Workload {
     fn new(seed: u64, connection: usize) -> Self {
-        let mut random = Random::of(seed, connection);
+        let mut random = Random::seeded(seed, connection);
         let (mut sent, mut expected) = (Vec::new(), Vec::new());
         for _ in 0..MESSAGES {
             let mut message = random.message(LONGEST);
@@ -66,21 +66,21 @@ impl Script {
 }
 
 /// Sends the script in random pieces, and reads the replies in others; both at once.
-async fn converse(mut stream: UnixStream, mut script: Script, all: Arc<Barrier>) -> Result<(), String> {
-    all.wait().await;
+async fn run_client(mut stream: UnixStream, mut workload: Workload, barrier: Arc<Barrier>) -> Result<(), String> {
+    barrier.wait().await;
     let (mut reader, mut writer) = stream.split();
-    let (sent, expected) = (script.sent, script.expected);
-    let mut cuts = Random::of(script.random.next(), 0);
-    let mut takes = script.random;
+    let (sent, expected) = (workload.sent, workload.expected);
+    let mut split_sizes = Random::seeded(workload.random.next(), 0);
+    let mut read_sizes = workload.random;
     // Half of them end their stream before they have their replies.
-    let ends_early = takes.below(2) == 0;
+    let ends_early = read_sizes.below(2) == 0;
     let write = async {
         let mut rest = &sent[..];
         while !rest.is_empty() {
-            let (piece, after) = rest.split_at(rest.len().min(1 + cuts.small_below(32 * 1024)));
+            let (piece, after) = rest.split_at(rest.len().min(1 + split_sizes.small_below(32 * 1024)));
             writer.write_all(piece).await.map_err(|error| format!("{} bytes were not sent: {error}", rest.len()))?;
             rest = after;
-            if cuts.below(2) == 0 {
+            if split_sizes.below(2) == 0 {
                 yield_now().await;
             }
         }
@@ -90,19 +90,19 @@ async fn converse(mut stream: UnixStream, mut script: Script, all: Arc<Barrier>)
         Ok(())
     };
     let read = async {
-        let (mut room, mut at) = (vec![0; 32 * 1024], 0);
+        let (mut buffer, mut at) = (vec![0; 32 * 1024], 0);
         while at < expected.len() {
-            let room = &mut room[..1 + takes.small_below(32 * 1024)];
-            let count = reader.read(room).await.map_err(|error| format!("after {at} bytes: {error}"))?;
+            let buffer = &mut buffer[..1 + read_sizes.small_below(32 * 1024)];
+            let count = reader.read(buffer).await.map_err(|error| format!("after {at} bytes: {error}"))?;
             let due = &expected[at..expected.len().min(at + count)];
-            if count == 0 || room[..count] != *due {
-                let differs = room[..count].iter().zip(due).take_while(|(got, due)| got == due).count();
-                let [got, due] = [&room[differs..count], &due[differs..]]
+            if count == 0 || buffer[..count] != *due {
+                let differs = buffer[..count].iter().zip(due).take_while(|(got, due)| got == due).count();
+                let [got, due] = [&buffer[differs..count], &due[differs..]]
                     .map(|bytes| bytes[..bytes.len().min(40)].escape_ascii().to_string());
                 return Err(format!("at {} of {}: \"{got}\", not \"{due}\"", at + differs, expected.len()));
             }
             at += count;
-            if takes.below(20) == 0 {
+            if read_sizes.below(20) == 0 {
                 time::sleep(Duration::from_millis(1)).await;
             }
         }
@@ -117,7 +117,7 @@ async fn converse(mut stream: UnixStream, mut script: Script, all: Arc<Barrier>)
 }
 
 fn check_load(listen: [&str; 2]) {
-    if !common::may_open(4096) {
+    if !common::ensure_nofile_limit(4096) {
         return;
     }
     let seed = seed();
@@ -129,22 +129,22 @@ fn check_load(listen: [&str; 2]) {
     }
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("it starts");
     let result = runtime.block_on(async {
-        let all = Arc::new(Barrier::new(CONNECTIONS));
+        let barrier = Arc::new(Barrier::new(CONNECTIONS));
         let mut clients = JoinSet::new();
         for (number, peer) in peers.into_iter().enumerate() {
             let stream = peer.into_stream();
             stream.set_nonblocking(true).expect("it can be set");
-            let (stream, script) =
-                (UnixStream::from_std(stream).expect("it can be watched"), Script::new(seed, number));
-            let all = Arc::clone(&all);
+            let (stream, workload) =
+                (UnixStream::from_std(stream).expect("it can be watched"), Workload::new(seed, number));
+            let barrier = Arc::clone(&barrier);
             clients.spawn(async move {
-                converse(stream, script, all).await.map_err(|problem| format!("connection {number}: {problem}"))
+                run_client(stream, workload, barrier).await.map_err(|problem| format!("connection {number}: {problem}"))
             });
         }
-        let ended = time::timeout(CEILING, clients.join_all()).await;
+        let ended = time::timeout(LOAD_TIMEOUT, clients.join_all()).await;
         ended.map(|ended| ended.into_iter().filter_map(Result::err).collect::<Vec<_>>())
     });
-    let problems = result.unwrap_or_else(|_| panic!("not done after {CEILING:?}; ECHOED_TEST_SEED={seed}"));
+    let problems = result.unwrap_or_else(|_| panic!("not done after {LOAD_TIMEOUT:?}; ECHOED_TEST_SEED={seed}"));
     let first: Vec<_> = problems.iter().take(5).collect();
     assert!(problems.is_empty(), "ECHOED_TEST_SEED={seed}: {} connections went wrong: {first:#?}", problems.len());
     let log = daemon.stop();
@@ -163,7 +163,7 @@ fn a_thousand_connections_at_once_each_get_their_replies_over_a_unix_socket() {
 }
 
 #[test]
-fn who_sends_a_hundred_thousand_messages_and_ends_its_stream_gets_a_hundred_thousand_replies() {
+fn a_client_that_sends_100000_messages_and_half_closes_gets_100000_replies() {
     let daemon = Daemon::start_with(CONFIG, &["--listen", "127.0.0.1:0", "--listen", "DIR/echo.sock"]);
     for address in daemon.addresses() {
         let stream = Peer::connect(&address).into_stream();

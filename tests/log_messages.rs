@@ -11,7 +11,7 @@ use std::task::Waker;
 use std::thread;
 use std::time::Duration;
 
-use common::{CEILING, Peer, wait_until};
+use common::{Peer, TEST_TIMEOUT, wait_until};
 use echoed::address::Address;
 use echoed::config::{Level, ListenerSettings, Settings};
 use echoed::protocol::rules::{Deadlines, LogMessages, TimeSpan, Unterminated};
@@ -28,14 +28,14 @@ struct SlowLog {
 
 #[derive(Default)]
 struct State {
-    room: usize,
-    taken: Vec<Taken>,
+    capacity: usize,
+    logged: Vec<LoggedMessage>,
     /// Who was refused since there was room.
-    waiting: Vec<Waker>,
+    wakers: Vec<Waker>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Taken {
+struct LoggedMessage {
     connection: u64,
     listener: String,
     bytes: Vec<u8>,
@@ -44,20 +44,20 @@ struct Taken {
 impl MessageLog for SlowLog {
     fn try_append(&self, message: Message<'_>, waker: &Waker) -> bool {
         let mut state = self.lock();
-        let takes = state.room > 0;
-        if takes {
-            state.room -= 1;
+        let accepts = state.capacity > 0;
+        if accepts {
+            state.capacity -= 1;
             let Message { connection_id, listener, bytes, .. } = message;
-            state.taken.push(Taken {
+            state.logged.push(LoggedMessage {
                 connection: connection_id.expect("it is a stream"),
                 listener: listener.to_string(),
                 bytes: bytes.to_vec(),
             });
         } else {
-            state.waiting.push(waker.clone());
+            state.wakers.push(waker.clone());
         }
         self.changed.notify_all();
-        takes
+        accepts
     }
 }
 
@@ -66,45 +66,47 @@ impl SlowLog {
         self.state.lock().expect("no thread panicked")
     }
 
-    fn takes(&self, count: usize) {
+    fn add_capacity(&self, count: usize) {
         let woken = {
             let mut state = self.lock();
-            state.room = state.room.saturating_add(count);
-            std::mem::take(&mut state.waiting)
+            state.capacity = state.capacity.saturating_add(count);
+            std::mem::take(&mut state.wakers)
         };
         woken.into_iter().for_each(Waker::wake);
     }
 
     /// Waits until it is so.
-    fn wait(&self, what: &str, is_so: impl Fn(&State) -> bool) {
-        let (state, waited) =
-            self.changed.wait_timeout_while(self.lock(), CEILING, |state| !is_so(state)).expect("no thread panicked");
-        assert!(!waited.timed_out(), "not so after {CEILING:?}: {what}; taken: {}", state.taken.len());
+    fn wait(&self, what: &str, condition: impl Fn(&State) -> bool) {
+        let (state, waited) = self
+            .changed
+            .wait_timeout_while(self.lock(), TEST_TIMEOUT, |state| !condition(state))
+            .expect("no thread panicked");
+        assert!(!waited.timed_out(), "not so after {TEST_TIMEOUT:?}: {what}; taken: {}", state.logged.len());
     }
 
     fn wait_for_refused(&self, count: usize) {
-        self.wait(&format!("{count} refused"), |state| state.waiting.len() >= count);
+        self.wait(&format!("{count} refused"), |state| state.wakers.len() >= count);
     }
 
-    fn wait_for_taken(&self, count: usize) {
-        self.wait(&format!("{count} taken"), |state| state.taken.len() >= count);
+    fn wait_for_logged(&self, count: usize) {
+        self.wait(&format!("{count} taken"), |state| state.logged.len() >= count);
     }
 
     /// What it has taken, as text.
-    fn taken(&self) -> Vec<String> {
-        self.lock().taken.iter().map(|taken| String::from_utf8_lossy(&taken.bytes).into_owned()).collect()
+    fn logged_texts(&self) -> Vec<String> {
+        self.lock().logged.iter().map(|logged| String::from_utf8_lossy(&logged.bytes).into_owned()).collect()
     }
 }
 
 /// A server with one listener, and what it told.
-struct Served {
+struct ServerFixture {
     server: Server,
     address: String,
     log: Arc<SlowLog>,
     events: Arc<Mutex<Vec<Event>>>,
 }
 
-impl Served {
+impl ServerFixture {
     fn start(rules: Rules) -> Self {
         Self::start_with(rules, |_| {})
     }
@@ -114,10 +116,10 @@ impl Served {
         settings.service.workers = 2;
         change(&mut settings);
         let (log, events) = (Arc::<SlowLog>::default(), Arc::<Mutex<Vec<Event>>>::default());
-        let told = Arc::clone(&events);
+        let recorded = Arc::clone(&events);
         let server = Server::start(
             &settings,
-            Arc::new(move |event| told.lock().expect("no thread panicked").push(event)),
+            Arc::new(move |event| recorded.lock().expect("no thread panicked").push(event)),
             Arc::clone(&log) as _,
         );
         let server = server.expect("the workers start");
@@ -152,59 +154,59 @@ fn listen(server: &Server, name: &str, rules: Rules) -> String {
     address
 }
 
-fn whole() -> Rules {
+fn full_logging() -> Rules {
     Rules { log_messages: LogMessages::Full, ..Rules::default() }
 }
 
 #[test]
-fn a_peer_waits_until_its_message_is_logged_and_others_do_not_wait_with_it() {
-    let served = Served::start(whole());
-    let others = listen(&served.server, "others", Rules::default());
-    let mut peers: Vec<_> = (0..4).map(|_| served.connect()).collect();
+fn a_peer_waits_until_its_message_is_logged_and_others_are_not_delayed() {
+    let fixture = ServerFixture::start(full_logging());
+    let others = listen(&fixture.server, "others", Rules::default());
+    let mut peers: Vec<_> = (0..4).map(|_| fixture.connect()).collect();
     for (number, peer) in peers.iter_mut().enumerate() {
         peer.send(format!("message {number}\t"));
     }
-    served.log.wait_for_refused(4);
+    fixture.log.wait_for_refused(4);
     for _ in 0..4 {
         Peer::connect(&others).exchange("not logged");
     }
     for peer in &mut peers {
         peer.expect_silence(Duration::from_millis(20));
     }
-    assert!(served.log.taken().is_empty());
-    let asked = served.log.lock().waiting.len();
-    assert!(asked < 50, "they do not wait to be woken, but have asked {asked} times");
-    served.log.takes(4);
+    assert!(fixture.log.logged_texts().is_empty());
+    let attempts = fixture.log.lock().wakers.len();
+    assert!(attempts < 50, "they do not wait to be woken, but have asked {attempts} times");
+    fixture.log.add_capacity(4);
     for (number, peer) in peers.iter_mut().enumerate() {
         peer.expect(format!("server got:message {number}\t"));
     }
-    let mut taken = served.log.taken();
-    taken.sort_unstable();
-    assert_eq!(taken, ["message 0", "message 1", "message 2", "message 3"]);
+    let mut logged = fixture.log.logged_texts();
+    logged.sort_unstable();
+    assert_eq!(logged, ["message 0", "message 1", "message 2", "message 3"]);
 }
 
 #[test]
 fn a_message_is_logged_with_its_connection_and_its_listener() {
-    let served = Served::start(whole());
-    let second = listen(&served.server, "second", whole());
-    served.log.takes(2);
-    served.connect().exchange("a");
+    let fixture = ServerFixture::start(full_logging());
+    let second = listen(&fixture.server, "second", full_logging());
+    fixture.log.add_capacity(2);
+    fixture.connect().exchange("a");
     Peer::connect(&second).exchange("b");
-    let taken = served.log.lock().taken.clone();
+    let logged = fixture.log.lock().logged.clone();
     let expected = [(1, "main", "a"), (2, "second", "b")];
-    let expected = expected.map(|(connection, listener, text)| Taken {
+    let expected = expected.map(|(connection, listener, text)| LoggedMessage {
         connection,
         listener: listener.to_owned(),
         bytes: text.as_bytes().to_vec(),
     });
-    assert_eq!(taken, expected);
+    assert_eq!(logged, expected);
 }
 
 #[test]
-fn many_peers_and_a_log_with_little_room_lose_nothing_and_keep_the_order() {
+fn a_slow_log_gets_every_message_of_many_peers_once_and_in_order() {
     const PEERS: usize = 20;
     const MESSAGES: usize = 300;
-    let served = Served::start(whole());
+    let fixture = ServerFixture::start(full_logging());
     // Short ones, some in two pieces, and some of many reads.
     let text = |peer: usize, number: usize| {
         let fill = if number % 100 == 99 { 60_000 } else { number % 7 };
@@ -212,7 +214,7 @@ fn many_peers_and_a_log_with_little_room_lose_nothing_and_keep_the_order() {
     };
     thread::scope(|scope| {
         for number in 0..PEERS {
-            let mut peer = served.connect();
+            let mut peer = fixture.connect();
             let mut sender = peer.stream();
             scope.spawn(move || {
                 for message in 0..MESSAGES {
@@ -230,22 +232,22 @@ fn many_peers_and_a_log_with_little_room_lose_nothing_and_keep_the_order() {
         }
         scope.spawn(|| {
             for count in (0..7).cycle() {
-                let taken = served.log.lock().taken.len();
-                if taken == PEERS * MESSAGES {
+                let logged = fixture.log.lock().logged.len();
+                if logged == PEERS * MESSAGES {
                     break;
                 }
-                served.log.takes(count);
+                fixture.log.add_capacity(count);
                 // Until somebody is refused, or has nothing to say.
                 if count > 0 {
-                    served.log.wait_for_taken((taken + 1).min(PEERS * MESSAGES));
+                    fixture.log.wait_for_logged((logged + 1).min(PEERS * MESSAGES));
                 }
             }
         });
     });
-    served.wait_until_empty();
+    fixture.wait_until_empty();
     let mut of_peers: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
-    for taken in served.log.lock().taken.drain(..) {
-        of_peers.entry(taken.connection).or_default().push(taken.bytes);
+    for logged in fixture.log.lock().logged.drain(..) {
+        of_peers.entry(logged.connection).or_default().push(logged.bytes);
     }
     let mut expected: Vec<Vec<Vec<u8>>> =
         (0..PEERS).map(|peer| (0..MESSAGES).map(|number| text(peer, number).into_bytes()).collect()).collect();
@@ -253,130 +255,130 @@ fn many_peers_and_a_log_with_little_room_lose_nothing_and_keep_the_order() {
     expected.sort_unstable();
     of_peers.sort_unstable();
     assert!(of_peers == expected, "messages were lost, doubled or exchanged");
-    assert_eq!(served.server.counts().totals.messages, (PEERS * MESSAGES) as u64);
+    assert_eq!(fixture.server.counts().totals.messages, (PEERS * MESSAGES) as u64);
 }
 
 #[test]
-fn no_deadline_of_the_peer_runs_while_the_log_has_no_room() {
+fn deadlines_are_suspended_while_a_message_waits_for_the_log() {
     let short = || Some(TimeSpan::new(Duration::from_millis(50), "50ms"));
     let deadlines = Deadlines { idle: None, read: short(), write: short(), lifetime: None };
-    let served = Served::start(Rules { deadlines, ..whole() });
-    let mut peer = served.connect();
+    let fixture = ServerFixture::start(Rules { deadlines, ..full_logging() });
+    let mut peer = fixture.connect();
     peer.send("a\tb\thalf");
-    served.log.wait_for_refused(1);
+    fixture.log.wait_for_refused(1);
     peer.expect_silence(Duration::from_millis(300));
-    served.log.takes(1);
+    fixture.log.add_capacity(1);
     peer.expect("server got:a\t");
     peer.expect_silence(Duration::from_millis(300));
-    served.log.takes(1);
+    fixture.log.add_capacity(1);
     peer.expect("server got:b\tserver error:message not finished within 50ms\t");
     peer.expect_close();
 }
 
 #[test]
-fn an_accepted_rest_is_logged_and_answered_like_a_message() {
-    let served = Served::start(Rules { unterminated: Unterminated::Accept, ..whole() });
-    let mut peer = served.connect();
+fn an_accepted_unterminated_message_is_logged_and_answered() {
+    let fixture = ServerFixture::start(Rules { unterminated: Unterminated::Accept, ..full_logging() });
+    let mut peer = fixture.connect();
     peer.send("a\trest");
     peer.shutdown();
-    served.log.wait_for_refused(1);
-    served.log.takes(1);
+    fixture.log.wait_for_refused(1);
+    fixture.log.add_capacity(1);
     peer.expect("server got:a\t");
-    served.log.wait_for_refused(1);
-    served.log.takes(1);
+    fixture.log.wait_for_refused(1);
+    fixture.log.add_capacity(1);
     peer.expect("server got:rest\t");
     peer.expect_close();
-    assert_eq!(served.log.taken(), ["a", "rest"]);
+    assert_eq!(fixture.log.logged_texts(), ["a", "rest"]);
 }
 
 #[test]
-fn what_was_read_before_we_drain_is_logged_and_answered() {
-    let served = Served::start(whole());
-    let mut peer = served.connect();
+fn messages_read_before_the_drain_are_logged_and_answered() {
+    let fixture = ServerFixture::start(full_logging());
+    let mut peer = fixture.connect();
     peer.send("a\tb\tc\thalf");
-    served.log.wait_for_refused(1);
+    fixture.log.wait_for_refused(1);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(served.server.drain());
-    served.log.takes(1);
+    runtime.block_on(fixture.server.drain());
+    fixture.log.add_capacity(1);
     peer.expect("server got:a\t");
-    served.log.wait_for_refused(1);
-    assert_eq!(served.server.connection_count(), 1);
-    served.log.takes(2);
+    fixture.log.wait_for_refused(1);
+    assert_eq!(fixture.server.connection_count(), 1);
+    fixture.log.add_capacity(2);
     peer.expect("server got:b\tserver got:c\t");
     peer.expect_close();
     drop(peer);
-    served.wait_until_empty();
-    assert_eq!(served.log.taken(), ["a", "b", "c"]);
-    assert_eq!(served.verdicts(), [Verdict::Shutdown]);
+    fixture.wait_until_empty();
+    assert_eq!(fixture.log.logged_texts(), ["a", "b", "c"]);
+    assert_eq!(fixture.verdicts(), [Verdict::Shutdown]);
 }
 
 #[test]
-fn a_server_that_ends_does_not_wait_for_the_log() {
-    let served = Served::start(whole());
-    let mut peer = served.connect();
+fn a_dropped_server_does_not_wait_for_the_log() {
+    let fixture = ServerFixture::start(full_logging());
+    let mut peer = fixture.connect();
     peer.send("a\t");
-    served.log.wait_for_refused(1);
-    drop(served.server);
+    fixture.log.wait_for_refused(1);
+    drop(fixture.server);
     peer.expect_close();
     // Whom to wake is gone.
-    served.log.takes(1);
-    assert!(served.log.taken().is_empty());
+    fixture.log.add_capacity(1);
+    assert!(fixture.log.logged_texts().is_empty());
 }
 
 #[test]
-fn messages_of_a_peer_that_is_gone_are_logged_all_the_same() {
-    let served = Served::start(whole());
-    let mut peer = served.connect();
+fn messages_of_a_peer_that_reset_its_connection_are_still_logged() {
+    let fixture = ServerFixture::start(full_logging());
+    let mut peer = fixture.connect();
     peer.send("a\tb\tc\t");
     peer.wait_until_read();
-    served.log.wait_for_refused(1);
+    fixture.log.wait_for_refused(1);
     peer.reset();
     // One at a time, so that replies are tried on a connection that is broken.
     for count in 1..=3 {
-        served.log.takes(1);
-        served.log.wait_for_taken(count);
+        fixture.log.add_capacity(1);
+        fixture.log.wait_for_logged(count);
     }
-    served.wait_until_empty();
-    assert_eq!(served.log.taken(), ["a", "b", "c"]);
-    assert_eq!(served.verdicts(), [Verdict::PeerReset]);
+    fixture.wait_until_empty();
+    assert_eq!(fixture.log.logged_texts(), ["a", "b", "c"]);
+    assert_eq!(fixture.verdicts(), [Verdict::PeerReset]);
 }
 
 #[test]
-fn what_waits_for_the_log_counts_as_buffer_memory() {
-    let served = Served::start_with(whole(), |settings| settings.limits.buffer_memory = 100_000);
-    let mut first = served.connect();
+fn messages_that_wait_for_the_log_count_as_buffer_memory() {
+    let fixture = ServerFixture::start_with(full_logging(), |settings| settings.limits.buffer_memory = 100_000);
+    let mut first = fixture.connect();
     first.send("x".repeat(60_000) + "\t");
-    served.log.wait_for_refused(1);
-    let mut second = served.connect();
+    fixture.log.wait_for_refused(1);
+    let mut second = fixture.connect();
     second.send("x".repeat(60_000) + "\t");
     second.expect("server error:out of buffer memory\t");
     second.expect_close();
-    served.log.takes(1);
+    fixture.log.add_capacity(1);
     first.expect(format!("server got:{}\t", "x".repeat(60_000)));
-    assert_eq!(served.log.taken().len(), 1);
+    assert_eq!(fixture.log.logged_texts().len(), 1);
 }
 
 #[test]
-fn a_summary_of_each_message_is_told_on_one_line() {
-    let served = Served::start(Rules { log_messages: LogMessages::Summary, ..Rules::default() });
-    let mut peer = served.connect();
+fn each_message_summary_is_one_event_on_one_line() {
+    let fixture = ServerFixture::start(Rules { log_messages: LogMessages::Summary, ..Rules::default() });
+    let mut peer = fixture.connect();
     peer.exchange("");
     peer.exchange("two\nlines");
     peer.exchange(&"x".repeat(1_000));
     peer.send("unfinished");
     peer.shutdown();
     peer.expect_close();
-    served.wait_until_empty();
-    let events = served.events.lock().expect("no thread panicked");
-    let told: Vec<_> = events.iter().filter(|event| matches!(event, Event::Message { .. })).collect();
-    let told_text: Vec<_> = told.iter().map(|event| event.to_string()).collect();
-    assert_eq!(told_text.len(), 3, "{told_text:?}");
+    fixture.wait_until_empty();
+    let events = fixture.events.lock().expect("no thread panicked");
+    let recorded: Vec<_> = events.iter().filter(|event| matches!(event, Event::Message { .. })).collect();
+    let texts: Vec<_> = recorded.iter().map(|event| event.to_string()).collect();
+    assert_eq!(texts.len(), 3, "{texts:?}");
     for (text, end) in
-        told_text.iter().zip(["\"\"", r#""two\nlines""#, &format!("\"{}\"… (744 bytes more)", "x".repeat(256))])
+        texts.iter().zip(["\"\"", r#""two\nlines""#, &format!("\"{}\"… (744 bytes more)", "x".repeat(256))])
     {
         assert!(text.starts_with("message on connection 1 on main from 127.0.0.1:"), "{text}");
         assert!(text.ends_with(&format!(": {end}")), "{text}");
     }
-    assert!(told.iter().all(|event| event.level() == Level::Info));
-    assert!(served.log.taken().is_empty(), "a summary is for the log of events only");
+    assert!(recorded.iter().all(|event| event.level() == Level::Info));
+    assert!(fixture.log.logged_texts().is_empty(), "a summary is for the log of events only");
 }

@@ -8,15 +8,15 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::{CEILING, Daemon, Manager, Peer, now};
+use common::{Daemon, Peer, ServiceManager, TEST_TIMEOUT, now};
 use rustix::process::Signal;
 
 const ECHOED: &str = env!("CARGO_BIN_EXE_echoed");
 
 /// A daemon on a port of its own, which tells `manager` how it is.
-fn watched(manager: &Manager, configuration: &str, environment: &[(&str, &str)]) -> Daemon {
+fn start_with_manager(manager: &ServiceManager, configuration: &str, environment: &[(&str, &str)]) -> Daemon {
     let mut command = Command::new(ECHOED);
-    manager.watch(&mut command).envs(environment.iter().copied());
+    manager.set_notify_socket(&mut command).envs(environment.iter().copied());
     let daemon = Daemon::spawn_with(&mut command, configuration, &["--listen", "127.0.0.1:0"]);
     manager.expect("READY=1");
     // It is said from a thread of its own, at leisure.
@@ -29,16 +29,16 @@ fn write_configuration(daemon: &Daemon, text: &str) {
 }
 
 #[test]
-fn a_reload_is_announced_with_its_time_and_ended_with_ready() {
-    let manager = Manager::start();
-    let daemon = watched(&manager, "[limits]\nconnections = 7\n", &[]);
+fn a_reload_sends_reloading_with_a_timestamp_and_then_ready() {
+    let manager = ServiceManager::start();
+    let daemon = start_with_manager(&manager, "[limits]\nconnections = 7\n", &[]);
     let before = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     daemon.signal(Signal::HUP);
     manager.expect_times("READY=1", 2);
     let after = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     daemon.stop();
-    assert_eq!(manager.states(), ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]);
-    let messages = manager.messages();
+    assert_eq!(manager.state_changes(), ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]);
+    let messages = manager.notifications();
     let (_, reloading) = messages.iter().find(|(_, message)| message[0] == "RELOADING=1").expect("it is one message");
     // systemd drops the announcement of a reload that began before the one it asked for (sd_notify(3)).
     let [_, time] = &reloading[..] else { panic!("{reloading:?}") };
@@ -48,14 +48,14 @@ fn a_reload_is_announced_with_its_time_and_ended_with_ready() {
 }
 
 #[test]
-fn a_reload_that_fails_is_ended_with_ready_too_and_the_status_says_what_is_wrong() {
-    let manager = Manager::start();
-    let daemon = watched(&manager, "[limits]\nconnections = 7\n", &[]);
-    assert_eq!(manager.expect_that("STATUS=", |_| true), "0/7 connections, 1 listener, 0 messages");
+fn a_failed_reload_ends_with_ready_and_the_status_shows_the_error() {
+    let manager = ServiceManager::start();
+    let daemon = start_with_manager(&manager, "[limits]\nconnections = 7\n", &[]);
+    assert_eq!(manager.expect_matching("STATUS=", |_| true), "0/7 connections, 1 listener, 0 messages");
     write_configuration(&daemon, "[limits]\nconnections = 8\nconections = 9\n");
     daemon.signal(Signal::HUP);
     manager.expect_times("READY=1", 2);
-    let status = manager.expect_that("STATUS=", |_| true);
+    let status = manager.expect_matching("STATUS=", |_| true);
     let file = daemon.directory().join("echoed.toml");
     let start = format!("0/7 connections, 1 listener, 0 messages; not reloaded: {}:3:1: ", file.display());
     assert!(status.starts_with(&start) && status.contains("is connections meant?"), "{status}");
@@ -63,39 +63,39 @@ fn a_reload_that_fails_is_ended_with_ready_too_and_the_status_says_what_is_wrong
     write_configuration(&daemon, "[limits]\nconnections = 8\n");
     daemon.signal(Signal::HUP);
     manager.expect_times("READY=1", 3);
-    assert_eq!(manager.expect_that("STATUS=", |_| true), "0/8 connections, 1 listener, 0 messages");
+    assert_eq!(manager.expect_matching("STATUS=", |_| true), "0/8 connections, 1 listener, 0 messages");
     daemon.stop();
     let reload = ["RELOADING=1", "READY=1"];
-    assert_eq!(manager.states(), [&["READY=1"][..], &reload, &reload, &["STOPPING=1"]].concat());
+    assert_eq!(manager.state_changes(), [&["READY=1"][..], &reload, &reload, &["STOPPING=1"]].concat());
 }
 
 #[test]
-fn nothing_that_is_shown_in_the_status_can_be_taken_for_another_assignment() {
-    let manager = Manager::start();
-    let daemon = watched(&manager, "[log]\nlevel = \"info\"\n", &[]);
+fn text_in_the_status_cannot_inject_other_assignments() {
+    let manager = ServiceManager::start();
+    let daemon = start_with_manager(&manager, "[log]\nlevel = \"info\"\n", &[]);
     write_configuration(&daemon, "\"x\\nSTOPPING=1\\nMAINPID=1\" = 1\n");
     daemon.signal(Signal::HUP);
     manager.expect_times("READY=1", 2);
-    assert!(manager.expect_that("STATUS=", |_| true).contains("STOPPING=1"), "it is a part of the text");
+    assert!(manager.expect_matching("STATUS=", |_| true).contains("STOPPING=1"), "it is a part of the text");
     let mut peer = daemon.connect();
     peer.exchange("\nSTOPPING=1\nSTATUS=mine\n");
     peer.send("\nMAINPID=1\n");
     peer.reset();
     daemon.stop();
-    assert_eq!(manager.states(), ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]);
+    assert_eq!(manager.state_changes(), ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]);
     let known =
         ["READY=1", "RELOADING=1", "MONOTONIC_USEC=", "STATUS=", "STOPPING=1", "EXTEND_TIMEOUT_USEC=", "BARRIER=1"];
-    for (_, message) in manager.messages() {
-        for told in message.iter().filter(|told| *told != "END=1") {
-            assert!(known.iter().any(|known| told.starts_with(known)), "{told}");
+    for (_, message) in manager.notifications() {
+        for sent in message.iter().filter(|sent| *sent != "END=1") {
+            assert!(known.iter().any(|known| sent.starts_with(known)), "{sent}");
         }
     }
 }
 
 #[test]
-fn the_status_follows_what_happens_every_5_seconds_at_most_and_only_when_it_changed() {
-    let manager = Manager::start();
-    let daemon = watched(&manager, "", &[]);
+fn the_status_is_updated_at_most_every_5_seconds_and_only_when_it_changed() {
+    let manager = ServiceManager::start();
+    let daemon = start_with_manager(&manager, "", &[]);
     let mut peer = daemon.connect();
     for _ in 0..1234 {
         peer.exchange("");
@@ -105,33 +105,33 @@ fn the_status_follows_what_happens_every_5_seconds_at_most_and_only_when_it_chan
     manager.expect("STATUS=1/4096 connections, 1 listener, 1,235 messages");
     // Nothing happens now, for longer than until the next time.
     thread::sleep(Duration::from_millis(5500));
-    let told: Vec<_> = manager
-        .messages()
+    let sent: Vec<_> = manager
+        .notifications()
         .into_iter()
-        .filter(|(_, message)| message.iter().any(|told| told.starts_with("STATUS=")))
+        .filter(|(_, message)| message.iter().any(|sent| sent.starts_with("STATUS=")))
         .collect();
-    assert_eq!(told.len(), 3, "with READY=1, and the two that were waited for: {told:#?}");
-    for pair in told.windows(2) {
-        assert!(pair[1].0 - pair[0].0 > Duration::from_millis(4900), "{told:#?}");
+    assert_eq!(sent.len(), 3, "with READY=1, and the two that were waited for: {sent:#?}");
+    for pair in sent.windows(2) {
+        assert!(pair[1].0 - pair[0].0 > Duration::from_millis(4900), "{sent:#?}");
     }
     peer.expect_silence(Duration::from_millis(1));
     daemon.stop();
 }
 
 #[test]
-fn the_manager_hears_that_all_is_well_twice_as_often_as_it_wants_to() {
-    let manager = Manager::start();
-    let daemon = watched(&manager, "", &[("WATCHDOG_USEC", "1000000")]);
+fn watchdog_pings_are_sent_at_half_the_watchdog_interval() {
+    let manager = ServiceManager::start();
+    let daemon = start_with_manager(&manager, "", &[("WATCHDOG_USEC", "1000000")]);
     let pings = manager.expect_times("WATCHDOG=1", 4);
     assert!(pings[3] - pings[0] >= Duration::from_millis(1400), "{pings:?}");
     daemon.stop();
 }
 
 #[test]
-fn a_worker_that_hangs_ends_the_pings_while_others_still_serve() {
-    let manager = Manager::start();
+fn a_hung_worker_stops_the_watchdog_pings_while_others_still_serve() {
+    let manager = ServiceManager::start();
     let hook = [("WATCHDOG_USEC", "200000"), ("ECHOED_TEST_HANG_ON_SIGUSR1", "1")];
-    let daemon = watched(&manager, "[service]\nworkers = 2\n", &hook);
+    let daemon = start_with_manager(&manager, "[service]\nworkers = 2\n", &hook);
     // The second connection is on the second worker, which goes on.
     let (mut first, mut second) = (daemon.connect(), daemon.connect());
     first.exchange("a");
@@ -139,7 +139,7 @@ fn a_worker_that_hangs_ends_the_pings_while_others_still_serve() {
     manager.expect_times("WATCHDOG=1", 3);
     daemon.signal(Signal::USR1);
     daemon.wait_for_log("a worker does not answer");
-    let count = || manager.messages().iter().filter(|(_, message)| message[0] == "WATCHDOG=1").count();
+    let count = || manager.notifications().iter().filter(|(_, message)| message[0] == "WATCHDOG=1").count();
     let pings = count();
     second.exchange("b");
     first.send("b\t");
@@ -149,29 +149,30 @@ fn a_worker_that_hangs_ends_the_pings_while_others_still_serve() {
 }
 
 #[test]
-fn without_the_hook_that_signal_has_no_such_meaning() {
-    let manager = Manager::start();
-    let mut daemon = watched(&manager, "", &[]);
+fn without_the_test_hook_sigusr1_ends_the_process() {
+    let manager = ServiceManager::start();
+    let mut daemon = start_with_manager(&manager, "", &[]);
     daemon.signal(Signal::USR1);
     assert!(!daemon.wait().success(), "nothing catches it, so it ends the process");
 }
 
 #[test]
-fn a_watchdog_that_is_meant_for_another_process_hears_nothing() {
-    let manager = Manager::start();
-    let daemon = watched(&manager, "", &[("WATCHDOG_USEC", "100000"), ("WATCHDOG_PID", "1")]);
+fn a_watchdog_of_another_process_gets_no_pings() {
+    let manager = ServiceManager::start();
+    let daemon = start_with_manager(&manager, "", &[("WATCHDOG_USEC", "100000"), ("WATCHDOG_PID", "1")]);
     thread::sleep(Duration::from_millis(500));
     daemon.stop();
-    manager.states();
-    assert!(!manager.messages().iter().any(|(_, message)| message[0].starts_with("WATCHDOG")));
+    manager.state_changes();
+    assert!(!manager.notifications().iter().any(|(_, message)| message[0].starts_with("WATCHDOG")));
 }
 
 #[test]
-fn while_it_drains_it_asks_for_the_time_that_it_needs() {
-    let manager = Manager::start();
+fn the_daemon_extends_its_stop_timeout_while_it_drains() {
+    let manager = ServiceManager::start();
     let mut command = Command::new(ECHOED);
     let configuration = "[service]\ndrain = \"1h\"\n[defaults.deadlines]\nwrite = \"off\"\n";
-    let mut daemon = Daemon::spawn_with(manager.watch(&mut command), configuration, &["--listen", "DIR/socket"]);
+    let mut daemon =
+        Daemon::spawn_with(manager.set_notify_socket(&mut command), configuration, &["--listen", "DIR/socket"]);
     daemon.wait_for_log("listening on");
     let mut peer = daemon.connect();
     // More replies than fit into the socket, so that it cannot end before they are read.
@@ -186,19 +187,19 @@ fn while_it_drains_it_asks_for_the_time_that_it_needs() {
 }
 
 #[test]
-fn before_it_ends_the_manager_has_read_everything() {
-    for manager in [Manager::start(), Manager::start_abstract()] {
-        let daemon = watched(&manager, "", &[]);
+fn the_daemon_waits_for_the_notify_barrier_before_it_exits() {
+    for manager in [ServiceManager::start(), ServiceManager::start_abstract()] {
+        let daemon = start_with_manager(&manager, "", &[]);
         daemon.stop();
         // It could not have ended otherwise: the answer to the barrier is that its descriptor is closed.
-        assert_eq!(manager.descriptors(), 1);
-        let messages = manager.messages();
+        assert_eq!(manager.received_descriptors(), 1);
+        let messages = manager.notifications();
         assert_eq!(messages.last().map(|(_, message)| &message[..]), Some(&["BARRIER=1".to_owned()][..]));
     }
 }
 
 #[test]
-fn a_manager_that_does_not_listen_any_more_delays_the_end_by_5_seconds_at_most() {
+fn a_service_manager_that_no_longer_reads_delays_the_exit_by_at_most_5_seconds() {
     // Nobody reads from this socket, which has room for what is said.
     let directory = tempfile::tempdir().unwrap();
     let _socket = std::os::unix::net::UnixDatagram::bind(directory.path().join("notify")).unwrap();
@@ -210,20 +211,20 @@ fn a_manager_that_does_not_listen_any_more_delays_the_end_by_5_seconds_at_most()
     daemon.signal(Signal::TERM);
     assert!(daemon.wait().success());
     let time = start.elapsed();
-    assert!(time > Duration::from_millis(4900) && time < CEILING, "{time:?}");
+    assert!(time > Duration::from_millis(4900) && time < TEST_TIMEOUT, "{time:?}");
     daemon.wait_for_log("cannot notify the service manager");
 }
 
 #[test]
-fn clients_are_served_while_the_manager_does_not_listen() {
-    let manager = Manager::start();
-    let daemon = watched(&manager, "", &[("WATCHDOG_USEC", "100000")]);
-    manager.stop_listening();
+fn clients_are_served_while_the_service_manager_does_not_read() {
+    let manager = ServiceManager::start();
+    let daemon = start_with_manager(&manager, "", &[("WATCHDOG_USEC", "100000")]);
+    manager.suspend_reading();
     for message in ["a", "b", "c"] {
         Peer::connect(&daemon.addresses()[0]).exchange(message);
     }
-    let before = manager.messages().len();
+    let before = manager.notifications().len();
     manager.expect_times("WATCHDOG=1", 5);
-    assert!(manager.messages().len() > before);
+    assert!(manager.notifications().len() > before);
     daemon.stop();
 }

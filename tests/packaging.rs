@@ -9,11 +9,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{leave_out, program_or_leave_out};
+use common::{program_or_skip, skip_test};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-fn shipped(path: &str) -> String {
+fn read_file(path: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
@@ -22,7 +22,7 @@ fn run(command: &mut Command) -> Output {
 }
 
 /// What stands after `start`, in the first line that begins with it.
-fn after(text: &str, start: &str) -> String {
+fn value_after(text: &str, start: &str) -> String {
     let line = text.lines().find_map(|line| line.strip_prefix(start));
     line.unwrap_or_else(|| panic!("there is no {start:?}")).trim().to_owned()
 }
@@ -30,60 +30,64 @@ fn after(text: &str, start: &str) -> String {
 /// Sees to it that all files in a directory are of one version.
 fn expect_version(directory: &Path, version: &str) {
     let read = |path: &str| fs::read_to_string(directory.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
-    assert_eq!(after(&read("Cargo.toml"), "version = "), format!("\"{version}\""));
+    assert_eq!(value_after(&read("Cargo.toml"), "version = "), format!("\"{version}\""));
     assert!(read("Cargo.lock").contains(&format!("name = \"echoed\"\nversion = \"{version}\"\n")), "Cargo.lock");
     let changelog = read("packaging/debian/changelog");
     assert!(changelog.starts_with(&format!("echoed ({version}-")), "{changelog}");
-    assert_eq!(after(&read("packaging/rpm/echoed.spec"), "Version:"), version);
-    assert_eq!(after(&read("packaging/arch/PKGBUILD"), "pkgver="), version);
-    let news = after(&read("NEWS.md"), "## ");
+    assert_eq!(value_after(&read("packaging/rpm/echoed.spec"), "Version:"), version);
+    assert_eq!(value_after(&read("packaging/arch/PKGBUILD"), "pkgver="), version);
+    let news = value_after(&read("NEWS.md"), "## ");
     assert_eq!(news.split(' ').next(), Some(version), "{news}");
 }
 
 #[test]
-fn every_package_is_of_the_same_version() {
+fn every_package_has_the_same_version() {
     expect_version(Path::new(ROOT), env!("CARGO_PKG_VERSION"));
 }
 
 #[test]
-fn a_release_writes_its_version_and_its_day_wherever_they_stand() {
+fn a_release_updates_the_version_and_the_date_in_every_file() {
     let directory = tempfile::tempdir().unwrap();
-    let place = directory.path().join("echoed");
-    fs::create_dir(&place).unwrap();
+    let target_dir = directory.path().join("echoed");
+    fs::create_dir(&target_dir).unwrap();
     for file in ["Cargo.toml", "Cargo.lock", "NEWS.md", "packaging"] {
-        assert!(run(Command::new("cp").args(["-r", file]).arg(&place)).status.success(), "{file}");
+        assert!(run(Command::new("cp").args(["-r", file]).arg(&target_dir)).status.success(), "{file}");
     }
     let release = |arguments: &[&str]| {
-        let mut command = Command::new(place.join("packaging/release"));
+        let mut command = Command::new(target_dir.join("packaging/release"));
         let output = run(command.args(arguments).env("RELEASE_BY", "Somebody & Sons <some/body@example.org>"));
         (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
     };
-    let (version, news) = (env!("CARGO_PKG_VERSION"), shipped("NEWS.md"));
+    let (version, news) = (env!("CARGO_PKG_VERSION"), read_file("NEWS.md"));
     for (arguments, complaint) in
         [(&["1.2"][..], "is no version"), (&["99.0.0"], "NEWS.md begins with"), (&[version, "soon"], "is no day")]
     {
         let (succeeded, said) = release(arguments);
         assert!(!succeeded && said.contains(complaint), "{arguments:?}: {said}");
     }
-    assert_eq!(fs::read_to_string(place.join("NEWS.md")).unwrap(), news, "a refused release has changed something");
+    assert_eq!(
+        fs::read_to_string(target_dir.join("NEWS.md")).unwrap(),
+        news,
+        "a refused release has changed something"
+    );
 
     // This one, if it is not released yet, and the next.
-    let mut entries = shipped("packaging/debian/changelog").matches("\nechoed (").count() + 1;
+    let mut entries = read_file("packaging/debian/changelog").matches("\nechoed (").count() + 1;
     for (version, day, written) in [
         (version, "2030-01-02", "Wed, 02 Jan 2030 12:00:00 +0000"),
         ("98.7.6", "2030-02-03", "Sun, 03 Feb 2030 12:00:00 +0000"),
     ] {
         let (_, rest) = news.split_once("\n## ").unwrap();
         let (_, rest) = rest.split_once('\n').unwrap();
-        fs::write(place.join("NEWS.md"), format!("# News\n\n## {version} (not released)\n{rest}")).unwrap();
+        fs::write(target_dir.join("NEWS.md"), format!("# News\n\n## {version} (not released)\n{rest}")).unwrap();
         entries += usize::from(version == "98.7.6");
         let (succeeded, said) = release(&[version, day]);
         assert!(succeeded, "{said}");
-        expect_version(&place, version);
-        let read = |path: &str| fs::read_to_string(place.join(path)).unwrap();
-        assert_eq!(after(&read("NEWS.md"), "## "), format!("{version} ({day})"));
+        expect_version(&target_dir, version);
+        let read = |path: &str| fs::read_to_string(target_dir.join(path)).unwrap();
+        assert_eq!(value_after(&read("NEWS.md"), "## "), format!("{version} ({day})"));
         let changelog = read("packaging/debian/changelog");
-        assert_eq!(after(&changelog, " -- "), format!("Somebody & Sons <some/body@example.org>  {written}"));
+        assert_eq!(value_after(&changelog, " -- "), format!("Somebody & Sons <some/body@example.org>  {written}"));
         assert!(changelog.lines().next().unwrap().contains(" unstable; "), "{changelog}");
         assert_eq!(changelog.matches("\nechoed (").count() + 1, entries, "{changelog}");
         let spec = read("packaging/rpm/echoed.spec");
@@ -92,7 +96,7 @@ fn a_release_writes_its_version_and_its_day_wherever_they_stand() {
 }
 
 /// The crates that the programs are linked with on this machine, as cargo says it: name and version of each.
-fn linked() -> Vec<(String, String)> {
+fn linked_crates() -> Vec<(String, String)> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let arguments = ["tree", "--locked", "--offline", "--edges=normal,no-proc-macro", "--prefix=none"];
     let output = run(Command::new(cargo).args(arguments));
@@ -113,49 +117,52 @@ fn linked() -> Vec<(String, String)> {
 
 #[test]
 fn every_crate_in_the_programs_is_listed_with_its_licence_and_its_checksum() {
-    let (third_party, bill) = (shipped("packaging/third-party.md"), shipped("packaging/echoed.cdx.json"));
-    let lock = shipped("Cargo.lock");
-    for (name, version) in linked() {
+    let (third_party, bill) = (read_file("packaging/third-party.md"), read_file("packaging/echoed.cdx.json"));
+    let lock = read_file("Cargo.lock");
+    for (name, version) in linked_crates() {
         let row = format!("| {name} | {version} | ");
         let licence = third_party.lines().find_map(|line| line.strip_prefix(&row)).map(|rest| rest.len() > 5);
         assert_eq!(licence, Some(true), "{name} {version} is not in packaging/third-party.md: make crates");
-        let its_terms = third_party
+        let has_licence_text = third_party
             .lines()
             .any(|line| line.strip_prefix("## ").is_some_and(|names| names.split(", ").any(|listed| listed == name)));
-        assert!(its_terms, "there is no text of the licence of {name}");
+        assert!(has_licence_text, "there is no text of the licence of {name}");
         let purl = format!("\"purl\": \"pkg:cargo/{name}@{version}\"");
         assert!(bill.contains(&purl), "{name} {version} is not in packaging/echoed.cdx.json: make crates");
         let (_, entry) =
             lock.split_once(&format!("name = \"{name}\"\nversion = \"{version}\"\n")).expect("it is locked");
-        let checksum = after(entry, "checksum = ").trim_matches('"').to_owned();
+        let checksum = value_after(entry, "checksum = ").trim_matches('"').to_owned();
         assert!(bill.contains(&checksum), "{name}: {checksum}");
     }
 }
 
 /// The choices that an SPDX expression gives: it has to have the form `(A OR B) AND C`.
-fn choices(expression: &str) -> BTreeSet<BTreeSet<&str>> {
+fn licence_choices(expression: &str) -> BTreeSet<BTreeSet<&str>> {
     let all = expression.split(" AND ").map(|part| part.trim_matches(['(', ')']));
     all.map(|part| part.split(" OR ").collect()).collect()
 }
 
 #[test]
-fn the_licences_of_the_packages_are_ours_and_those_of_the_crates() {
-    let (third_party, spec, build) =
-        (shipped("packaging/third-party.md"), shipped("packaging/rpm/echoed.spec"), shipped("packaging/arch/PKGBUILD"));
+fn the_packages_declare_our_licences_and_those_of_the_crates() {
+    let (third_party, spec, build) = (
+        read_file("packaging/third-party.md"),
+        read_file("packaging/rpm/echoed.spec"),
+        read_file("packaging/arch/PKGBUILD"),
+    );
     let rows = third_party.lines().filter(|line| line.starts_with("| ")).skip(1);
     let mut theirs: BTreeSet<_> =
-        rows.flat_map(|row| choices(row.split(" | ").nth(2).expect("a column for licences"))).collect();
+        rows.flat_map(|row| licence_choices(row.split(" | ").nth(2).expect("a column for licences"))).collect();
     assert!(theirs.len() > 3, "{theirs:?}");
-    theirs.extend(choices(env!("CARGO_PKG_LICENSE")));
-    assert_eq!(choices(&after(&spec, "License:")), theirs);
-    assert_eq!(choices(after(&build, "license=('").trim_end_matches("')")), theirs);
+    theirs.extend(licence_choices(env!("CARGO_PKG_LICENSE")));
+    assert_eq!(licence_choices(&value_after(&spec, "License:")), theirs);
+    assert_eq!(licence_choices(value_after(&build, "license=('").trim_end_matches("')")), theirs);
 }
 
 #[test]
-fn the_lists_of_the_crates_are_not_stale() {
-    let Some(python) = program_or_leave_out("python3") else { return };
+fn the_lists_of_crates_are_up_to_date() {
+    let Some(python) = program_or_skip("python3") else { return };
     if !run(Command::new(&python).args(["-c", "import tomllib"])).status.success() {
-        return leave_out("python3 is older than 3.11");
+        return skip_test("python3 is older than 3.11");
     }
     let checked = run(Command::new(python).args(["packaging/crates.py", "check"]));
     let said = [checked.stdout, checked.stderr].concat();
@@ -164,21 +171,20 @@ fn the_lists_of_the_crates_are_not_stale() {
 
 #[test]
 fn the_source_tarball_has_the_sources_and_is_the_same_each_time() {
-    let (Some(make), Some(git), Some(tar)) =
-        (program_or_leave_out("make"), program_or_leave_out("git"), program_or_leave_out("tar"))
+    let (Some(make), Some(git), Some(tar)) = (program_or_skip("make"), program_or_skip("git"), program_or_skip("tar"))
     else {
         return;
     };
     if !run(Command::new(git).args(["rev-parse", "--verify", "--quiet", "HEAD"])).status.success() {
-        return leave_out("these sources are not in git");
+        return skip_test("these sources are not in git");
     }
     let directory = tempfile::tempdir().unwrap();
     let tarballs = ["a", "b"].map(|name| {
-        let place = directory.path().join(name);
+        let target_dir = directory.path().join(name);
         let mut command = Command::new("sh");
         let umask = if name == "a" { "022" } else { "077" };
         command.args(["-c", &format!("umask {umask} && exec \"$@\""), "sh"]).arg(&make);
-        command.args(["-s", "dist"]).arg(format!("DISTDIR={}", place.display()));
+        command.args(["-s", "dist"]).arg(format!("DISTDIR={}", target_dir.display()));
         command.env("TZ", if name == "a" { "UTC" } else { "Pacific/Kiritimati" });
         // Not those of a "make test" that we may run under.
         for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"] {
@@ -186,7 +192,7 @@ fn the_source_tarball_has_the_sources_and_is_the_same_each_time() {
         }
         let made = run(&mut command);
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        place.join(concat!("echoed-", env!("CARGO_PKG_VERSION"), ".tar.gz"))
+        target_dir.join(concat!("echoed-", env!("CARGO_PKG_VERSION"), ".tar.gz"))
     });
     assert!(fs::read(&tarballs[0]).unwrap() == fs::read(&tarballs[1]).unwrap(), "two tarballs of one commit differ");
     let listed = run(Command::new(tar).arg("-tf").arg(&tarballs[0]));

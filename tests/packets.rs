@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
 
-use common::manager::hand_over;
+use common::manager::activated_command;
 use common::packets::{PacketPeer, unix_address};
 use common::{Daemon, Peer, now, wait_until};
 use rustix::net::{
@@ -28,7 +28,7 @@ fn connect(daemon: &Daemon) -> PacketPeer {
 }
 
 #[test]
-fn a_packet_is_a_message_and_a_packet_is_its_reply() {
+fn each_packet_is_a_message_and_is_answered_with_one_packet() {
     let daemon = start("");
     let peer = connect(&daemon);
     for message in ["a", "a\tb\t", "\t", "server got:a", "line\r\n", "\0\u{ff}"] {
@@ -66,7 +66,7 @@ fn an_empty_packet_is_a_message_and_not_the_end() {
 }
 
 #[test]
-fn a_client_that_ends_its_stream_gets_every_reply() {
+fn a_client_that_half_closes_gets_every_reply() {
     let daemon = start("");
     for _ in 0..20 {
         let peer = connect(&daemon);
@@ -83,7 +83,7 @@ fn a_client_that_ends_its_stream_gets_every_reply() {
 }
 
 #[test]
-fn exactly_the_longest_message_is_answered_and_one_byte_more_is_told_and_ends_it() {
+fn a_packet_of_max_message_is_answered_and_one_byte_more_ends_the_connection() {
     for (configuration, longest) in
         [("", 65_536), ("[defaults]\nmax_message = '10B'\n", 10), ("[defaults]\nmax_message = '128KiB'\n", 131_072)]
     {
@@ -106,7 +106,7 @@ fn exactly_the_longest_message_is_answered_and_one_byte_more_is_told_and_ends_it
 }
 
 #[test]
-fn without_error_replies_there_are_no_last_words() {
+fn without_error_replies_there_is_no_final_reply() {
     let daemon = start("[defaults]\nerror_replies = false\nmax_message = '3B'\n");
     let peer = connect(&daemon);
     peer.send("four");
@@ -115,7 +115,7 @@ fn without_error_replies_there_are_no_last_words() {
 }
 
 #[test]
-fn with_raw_framing_a_packet_comes_back_as_it_is_and_there_are_no_last_words() {
+fn with_raw_framing_a_packet_is_echoed_unchanged_and_there_is_no_final_reply() {
     let daemon = start("[defaults]\nframing = 'raw'\nmax_message = '1000B'\n");
     let peer = connect(&daemon);
     // Raw framing takes up to 512 bytes of a stream; a packet is one message nevertheless.
@@ -141,7 +141,7 @@ fn an_empty_prefix_makes_a_pure_echo() {
 }
 
 #[test]
-fn packets_get_a_fixed_reply_and_then_there_is_a_pause() {
+fn packets_get_the_fixed_reply_and_then_the_reply_delay() {
     let daemon =
         start("[defaults]\nreply = 'fixed'\ntext = 'Hello!'\nreply_delay = '500ms'\ndeadlines.idle = '400ms'\n");
     let (peer, start) = (connect(&daemon), now());
@@ -160,7 +160,7 @@ fn packets_get_a_fixed_reply_and_then_there_is_a_pause() {
 }
 
 #[test]
-fn packets_of_a_sink_are_not_answered() {
+fn with_reply_none_packets_are_not_answered() {
     let daemon = start("[defaults]\nreply = 'none'\nlog_messages = 'full'\n");
     let peer = connect(&daemon);
     for packet in ["a", "bb"] {
@@ -174,7 +174,7 @@ fn packets_of_a_sink_are_not_answered() {
 }
 
 #[test]
-fn who_sends_nothing_is_told_so_and_closed() {
+fn a_client_that_sends_nothing_is_closed_at_the_idle_deadline() {
     let daemon = start("[defaults.deadlines]\nidle = '1500ms'\nread = '10ms'\n");
     let peer = connect(&daemon);
     let start = now();
@@ -190,7 +190,7 @@ fn who_sends_nothing_is_told_so_and_closed() {
 }
 
 #[test]
-fn a_connection_ends_with_its_lifetime_however_busy_it_is() {
+fn a_busy_connection_ends_at_its_lifetime() {
     let daemon = start("[defaults.deadlines]\nlifetime = '500ms'\n");
     let (peer, start) = (connect(&daemon), now());
     let end = loop {
@@ -207,7 +207,7 @@ fn a_connection_ends_with_its_lifetime_however_busy_it_is() {
 }
 
 #[test]
-fn who_does_not_take_its_replies_is_not_read_from_and_then_cut() {
+fn a_client_that_does_not_read_is_not_read_from_and_closed_at_the_write_deadline() {
     let daemon = start("[defaults.deadlines]\nwrite = '300ms'\n");
     let peer = connect(&daemon);
     let mut sent = 0;
@@ -215,7 +215,7 @@ fn who_does_not_take_its_replies_is_not_read_from_and_then_cut() {
     while !daemon.log().iter().any(|line| line.contains("write-deadline")) {
         sent += peer.send_what_fits(&[b'x'; 1000]);
         thread::sleep(Duration::from_millis(5));
-        assert!(start.elapsed() < common::CEILING, "it is not cut");
+        assert!(start.elapsed() < common::TEST_TIMEOUT, "it is not cut");
     }
     assert!(start.elapsed() > Duration::from_millis(290));
     // What the kernel holds on both ways, and no more.
@@ -225,7 +225,7 @@ fn who_does_not_take_its_replies_is_not_read_from_and_then_cut() {
 }
 
 #[test]
-fn a_source_is_a_user_and_has_its_own_limit() {
+fn a_user_is_limited_to_connections_per_source() {
     let daemon = start("[limits]\nconnections_per_source = 2\n");
     let [first, second, third] = [connect(&daemon), connect(&daemon), connect(&daemon)];
     first.exchange("a");
@@ -243,7 +243,7 @@ fn a_source_is_a_user_and_has_its_own_limit() {
 
 /// Who has closed a connection may open the next one at once, whatever the daemon is doing.
 #[test]
-fn nobody_is_refused_for_connections_that_are_closed_already() {
+fn closed_connections_do_not_count_against_their_source() {
     let daemon = start("[service]\nworkers = 2\n[limits]\nconnections_per_source = 4\n");
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -260,7 +260,7 @@ fn nobody_is_refused_for_connections_that_are_closed_already() {
 }
 
 #[test]
-fn those_beyond_the_limit_on_connections_wait() {
+fn connections_beyond_the_limit_wait() {
     let daemon = start("[limits]\nconnections = 1\n");
     let first = connect(&daemon);
     first.exchange("a");
@@ -274,14 +274,14 @@ fn those_beyond_the_limit_on_connections_wait() {
 }
 
 #[test]
-fn a_message_that_the_memory_of_all_has_no_room_for_is_told_so() {
+fn a_message_that_exceeds_the_buffer_memory_gets_an_error() {
     let configuration =
         "[service]\nworkers = 1\n[limits]\nbuffer_memory = '64KiB'\n[defaults.deadlines]\nwrite = 'off'\n";
     let daemon = start(configuration);
-    let hoarder = connect(&daemon);
+    let non_reading = connect(&daemon);
     // Its replies are not taken, so that one of its messages is kept.
     wait_until("a message is kept", || {
-        hoarder.send_what_fits(&[b'x'; 40_000]);
+        non_reading.send_what_fits(&[b'x'; 40_000]);
         let peer = connect(&daemon);
         peer.send([b'y'; 30_000]);
         match &peer.receive()[..] {
@@ -296,7 +296,7 @@ fn a_message_that_the_memory_of_all_has_no_room_for_is_told_so() {
         }
     });
     connect(&daemon).exchange("small ones fit");
-    drop(hoarder);
+    drop(non_reading);
     wait_until("it was given back", || {
         let peer = connect(&daemon);
         peer.send([b'z'; 60_000]);
@@ -313,24 +313,24 @@ fn messages_are_logged_with_their_peer() {
     peer.exchange("a\tb");
     peer.exchange("");
     drop(peer);
-    let who = format!("from uid {} pid {}", rustix::process::getuid().as_raw(), std::process::id());
-    daemon.wait_for_log(&format!("connection 1 on echo {who}"));
-    daemon.wait_for_log(&format!("message on connection 1 on echo {who}: \"a\\tb\""));
-    daemon.wait_for_log(&format!("message on connection 1 on echo {who}: \"\""));
+    let peer_text = format!("from uid {} pid {}", rustix::process::getuid().as_raw(), std::process::id());
+    daemon.wait_for_log(&format!("connection 1 on echo {peer_text}"));
+    daemon.wait_for_log(&format!("message on connection 1 on echo {peer_text}: \"a\\tb\""));
+    daemon.wait_for_log(&format!("message on connection 1 on echo {peer_text}: \"\""));
     let end = daemon.wait_for_log("ended:");
-    assert!(end.contains(&format!("{who} ended: peer-closed; 2 messages, 3 bytes in, 25 bytes out")), "{end}");
+    assert!(end.contains(&format!("{peer_text} ended: peer-closed; 2 messages, 3 bytes in, 25 bytes out")), "{end}");
     daemon.stop();
 
     let daemon = start("[defaults]\nlog_messages = 'full'\n");
     let peer = connect(&daemon);
     let long = "long ".repeat(1000);
     peer.exchange(&long);
-    daemon.wait_for_log(&format!("message on connection 1 on echo {who}: \"{long}\""));
+    daemon.wait_for_log(&format!("message on connection 1 on echo {peer_text}: \"{long}\""));
     daemon.stop();
 }
 
 #[test]
-fn at_the_end_of_the_daemon_replies_that_are_owed_are_sent() {
+fn pending_replies_are_sent_before_the_daemon_exits() {
     let mut daemon = start("[service]\ndrain = '20s'\n[defaults.deadlines]\nwrite = '20s'\n");
     let (idle, busy) = (connect(&daemon), connect(&daemon));
     idle.exchange("a");
@@ -355,37 +355,37 @@ fn at_the_end_of_the_daemon_replies_that_are_owed_are_sent() {
 }
 
 #[test]
-fn descriptors_that_are_sent_along_are_not_kept() {
+fn descriptors_sent_with_packets_are_closed() {
     let daemon = start("");
     let peer = connect(&daemon);
     peer.exchange("a");
-    let before = daemon.descriptors();
+    let before = daemon.descriptor_count();
     for message in ["with one", "", "again"] {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut beside = SendAncillaryBuffer::new(&mut space);
+        let mut control = SendAncillaryBuffer::new(&mut space);
         let stdin = std::io::stdin();
         let sent = [stdin.as_fd()];
-        assert!(beside.push(SendAncillaryMessage::ScmRights(&sent)));
-        sendmsg(peer.fd(), &[IoSlice::new(message.as_bytes())], &mut beside, SendFlags::empty()).unwrap();
+        assert!(control.push(SendAncillaryMessage::ScmRights(&sent)));
+        sendmsg(peer.fd(), &[IoSlice::new(message.as_bytes())], &mut control, SendFlags::empty()).unwrap();
         peer.expect(format!("server got:{message}"));
     }
-    assert_eq!(daemon.descriptors(), before);
+    assert_eq!(daemon.descriptor_count(), before);
     daemon.stop();
 }
 
 #[test]
-fn one_that_floods_does_not_keep_others_waiting() {
+fn a_flooding_client_does_not_delay_others() {
     let arguments = ["--listen", "seqpacket:DIR/packets", "--listen", "127.0.0.1:0"];
     let daemon = Daemon::start_with("[service]\nworkers = 1\n", &arguments);
     let flood = connect(&daemon);
     let (sender, receiver) = (flood.fd().try_clone_to_owned().unwrap(), flood.fd().try_clone_to_owned().unwrap());
     let ended = std::sync::atomic::AtomicBool::new(false);
-    let is_over = || ended.load(std::sync::atomic::Ordering::Relaxed);
+    let is_stopped = || ended.load(std::sync::atomic::Ordering::Relaxed);
     std::thread::scope(|scope| {
-        let (sender, receiver) = (PacketPeer::of(sender), PacketPeer::of(receiver));
-        let is_over = &is_over;
+        let (sender, receiver) = (PacketPeer::from_fd(sender), PacketPeer::from_fd(receiver));
+        let is_stopped = &is_stopped;
         scope.spawn(move || {
-            while !is_over() {
+            while !is_stopped() {
                 sender.send("flood");
             }
             sender.shutdown();
@@ -405,13 +405,13 @@ fn one_that_floods_does_not_keep_others_waiting() {
 // --- Where it listens ------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_dead_socket_is_replaced_a_live_one_is_not_and_its_file_goes_with_the_daemon() {
+fn a_stale_socket_file_is_replaced_a_live_one_is_kept_and_ours_is_removed_at_exit() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("packets");
     let address = format!("seqpacket:{}", path.display());
-    let dead = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
-    bind(&dead, &unix_address(&address)).unwrap();
-    drop(dead);
+    let stale = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    bind(&stale, &unix_address(&address)).unwrap();
+    drop(stale);
     assert!(path.exists());
     let daemon = Daemon::start(&["--listen", &address]);
     assert_eq!(daemon.addresses(), std::slice::from_ref(&address));
@@ -430,7 +430,7 @@ fn a_dead_socket_is_replaced_a_live_one_is_not_and_its_file_goes_with_the_daemon
 }
 
 #[test]
-fn an_abstract_name_is_listened_on() {
+fn an_abstract_unix_address_is_served() {
     let address = format!("seqpacket:@echoed-test-packets-{}", std::process::id());
     let daemon = Daemon::start(&["--listen", &address]);
     assert_eq!(daemon.addresses(), std::slice::from_ref(&address));
@@ -439,7 +439,7 @@ fn an_abstract_name_is_listened_on() {
 }
 
 #[test]
-fn a_socket_of_systemd_is_served_and_who_came_before_the_daemon_too() {
+fn a_socket_passed_by_systemd_is_served_with_clients_that_connected_before_the_start() {
     let directory = tempfile::tempdir().unwrap();
     let address = format!("seqpacket:{}", directory.path().join("packets").display());
     let listener = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
@@ -450,8 +450,8 @@ fn a_socket_of_systemd_is_served_and_who_came_before_the_daemon_too() {
     ended.send("last");
     ended.send("");
     ended.shutdown();
-    let mut command = hand_over("3<&0", vec![listener], "packets");
-    let daemon = Daemon::spawn_prepared(&mut command, "[listener.packets]\nprefix = 'p:'\n", &[]);
+    let mut command = activated_command("3<&0", vec![listener], "packets");
+    let daemon = Daemon::spawn_with_stdio(&mut command, "[listener.packets]\nprefix = 'p:'\n", &[]);
     daemon.wait_for_log(&format!("listening on {address} (packets)"));
     empty.expect("p:");
     empty.send("a");
@@ -466,10 +466,10 @@ fn a_socket_of_systemd_is_served_and_who_came_before_the_daemon_too() {
 fn a_connection_from_systemd_is_served_until_it_ends() {
     let (client, connection): (OwnedFd, OwnedFd) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-    let peer = PacketPeer::of(client);
+    let peer = PacketPeer::from_fd(client);
     peer.send("");
-    let mut command = hand_over("3<&0", vec![connection], "connection");
-    let mut daemon = Daemon::spawn_prepared(&mut command, "", &[]);
+    let mut command = activated_command("3<&0", vec![connection], "connection");
+    let mut daemon = Daemon::spawn_with_stdio(&mut command, "", &[]);
     peer.expect("server got:");
     peer.exchange("a");
     peer.shutdown();

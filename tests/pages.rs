@@ -28,7 +28,7 @@ use clap_complete::{Shell, generate};
 use echoed::cli::echoctl::Echoctl;
 use echoed::cli::echoed::Echoed;
 
-use common::{program, program_or_leave_out};
+use common::{find_program, program_or_skip};
 use sources::PAGES;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -53,8 +53,9 @@ fn command_line(program: &str) -> clap::Command {
 }
 
 /// Everything that is generated: each path below the project, and what belongs there.
-fn generated() -> Vec<(String, String)> {
-    let mut files: Vec<_> = PAGES.iter().map(|page| (format!("docs/man/{}", page.name), sources::page(page))).collect();
+fn generated_files() -> Vec<(String, String)> {
+    let mut files: Vec<_> =
+        PAGES.iter().map(|page| (format!("docs/man/{}", page.name), sources::generate_page(page))).collect();
     for (shell, program, file) in COMPLETIONS {
         let mut script = Vec::new();
         generate(shell, &mut command_line(program), program, &mut script);
@@ -64,23 +65,26 @@ fn generated() -> Vec<(String, String)> {
     files
 }
 
-fn shipped(path: &str) -> String {
+fn read_file(path: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|error| panic!("{path}: {error}: make pages"))
 }
 
 #[test]
-fn nothing_that_is_generated_is_stale() {
-    for (path, text) in generated() {
+fn generated_files_are_up_to_date() {
+    for (path, text) in generated_files() {
         if env::var_os("ECHOED_WRITE_PAGES").is_some() {
             fs::write(Path::new(ROOT).join(&path), text).unwrap();
         } else {
-            assert!(shipped(&path) == text, "{path} is not what it is made from: make pages, and commit what changed");
+            assert!(
+                read_file(&path) == text,
+                "{path} is not what it is made from: make pages, and commit what changed"
+            );
         }
     }
 }
 
 /// What a program says when it is asked.
-fn said(program: &Path, arguments: &[&str]) -> String {
+fn output_of(program: &Path, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().expect("it can be started");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && stderr.is_empty(), "{program:?} {arguments:?}: {} {stderr}", output.status);
@@ -95,10 +99,10 @@ fn options(help: &str) -> BTreeSet<String> {
 }
 
 /// What a page says when it is read: its lines, not indented, and not broken anywhere.
-fn read(page: &str) -> Option<String> {
-    let mandoc = program_or_leave_out("mandoc")?;
+fn render_page(page: &str) -> Option<String> {
+    let mandoc = program_or_skip("mandoc")?;
     let path = Path::new(ROOT).join("docs/man").join(page);
-    let text = said(&mandoc, &["-T", "utf8", "-O", "width=1000", path.to_str().expect("the path is text")]);
+    let text = output_of(&mandoc, &["-T", "utf8", "-O", "width=1000", path.to_str().expect("the path is text")]);
     // Bold is struck over.
     let mut plain = String::new();
     for character in text.chars() {
@@ -119,20 +123,20 @@ fn has_word(text: &str, word: &str) -> bool {
 }
 
 #[test]
-fn every_option_that_a_program_knows_is_in_its_page() {
+fn every_option_is_in_the_man_page_of_its_program() {
     let echoed = Path::new(env!("CARGO_BIN_EXE_echoed"));
     let echoctl = Path::new(env!("CARGO_BIN_EXE_echoctl"));
-    let Some(page) = read("echoed.8") else { return };
-    let known = options(&said(echoed, &["--help"]));
+    let Some(page) = render_page("echoed.8") else { return };
+    let known = options(&output_of(echoed, &["--help"]));
     assert!(known.contains("--check-config") && known.contains("--help") && known.len() >= 7, "{known:?}");
     for option in known {
         assert!(has_word(&page, &option), "{option} is not in\n{page}");
     }
-    let page = read("echoctl.1").unwrap();
+    let page = render_page("echoctl.1").unwrap();
     for subcommand in ["send", "ping", "bench"] {
         let (_, part) = page.split_once(&format!("\nECHOCTL {}\n", subcommand.to_uppercase())).expect("it has one");
         let part = part.split("\nECHOCTL ").next().unwrap();
-        let known = options(&said(echoctl, &[subcommand, "--help"]));
+        let known = options(&output_of(echoctl, &[subcommand, "--help"]));
         assert!(known.contains("--delimiter") && known.len() >= 7, "{known:?}");
         for option in known {
             assert!(has_word(part, &option), "{option} is not in\n{part}");
@@ -141,8 +145,8 @@ fn every_option_that_a_program_knows_is_in_its_page() {
 }
 
 #[test]
-fn every_key_that_can_be_set_is_in_its_page_below_its_section() {
-    let Some(page) = read("echoed.toml.5") else { return };
+fn every_key_is_in_the_man_page_below_its_section() {
+    let Some(page) = render_page("echoed.toml.5") else { return };
     let (_, page) = page.split_once("\nEVERY KEY\n").expect("it is where they are");
     let defaults = echoed::config::Settings::print_default();
     let (mut part, mut keys) = ("", 0);
@@ -162,39 +166,39 @@ fn every_key_that_can_be_set_is_in_its_page_below_its_section() {
 }
 
 #[test]
-fn man_and_mandoc_have_nothing_to_say_against_the_pages() {
+fn man_and_mandoc_report_no_problems_in_the_pages() {
     for page in PAGES {
         let path = Path::new(ROOT).join("docs/man").join(page.name);
         let check = |mut command: Command| {
             let output = command.env("LC_ALL", "C.UTF-8").env("MANROFFSEQ", "").env("MANWIDTH", "80").output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success() && said.is_empty(), "{command:?}: {} {said}", output.status);
+            let warnings = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && warnings.is_empty(), "{command:?}: {} {warnings}", output.status);
             output.stdout
         };
         // What man does with a page, and would not tell by itself.
-        if let Some(groff) = program_or_leave_out("groff") {
+        if let Some(groff) = program_or_skip("groff") {
             let mut command = Command::new(groff);
             command.args(["-man", "-t", "-k", "-Tutf8", "-ww", "-z"]).arg(&path);
             assert_eq!(check(command), b"");
         }
-        if let Some(man) = program_or_leave_out("man") {
+        if let Some(man) = program_or_skip("man") {
             let mut command = Command::new(man);
             command.args(["--warnings=w", "-E", "UTF-8", "-l"]).arg(&path);
             let text = String::from_utf8(check(command)).unwrap();
             assert!(text.contains("SEE ALSO"), "{}: {text}", page.name);
         }
-        if let Some(mandoc) = program_or_leave_out("mandoc") {
+        if let Some(mandoc) = program_or_skip("mandoc") {
             let lint = Command::new(mandoc).args(["-T", "lint", "-W", "warning"]).arg(&path).output().unwrap();
-            let said = String::from_utf8_lossy(&lint.stdout);
-            assert!(lint.status.success() && said.is_empty(), "{said}");
+            let warnings = String::from_utf8_lossy(&lint.stdout);
+            assert!(lint.status.success() && warnings.is_empty(), "{warnings}");
         }
     }
 }
 
 #[test]
-fn what_a_page_refers_to_is_there() {
+fn every_man_page_that_is_referred_to_exists() {
     let pages: BTreeSet<_> = PAGES.iter().map(|page| page.name).collect();
-    let Some(page) = read("echoed.8") else { return };
+    let Some(page) = render_page("echoed.8") else { return };
     let (_, see) = page.split_once("SEE ALSO\n").unwrap();
     for name in &pages {
         let (name, section) = name.rsplit_once('.').unwrap();
@@ -203,7 +207,7 @@ fn what_a_page_refers_to_is_there() {
     }
     // And what the units and the catalog name.
     for file in ["echoed.service", "echoed@.service", "echoed.socket", "catalog/echoed.catalog"] {
-        let text = shipped(&format!("systemd/{file}"));
+        let text = read_file(&format!("systemd/{file}"));
         let named: Vec<_> = text.split("man:echo").skip(1).filter_map(|rest| rest.split(')').next()).collect();
         assert!(!named.is_empty(), "{file}");
         for reference in named {
@@ -214,7 +218,7 @@ fn what_a_page_refers_to_is_there() {
 }
 
 /// What a shell offers after these words, the last of which is not finished; nothing without that shell.
-fn offered(shell: Shell, words: &[&str]) -> Option<BTreeSet<String>> {
+fn completions(shell: Shell, words: &[&str]) -> Option<BTreeSet<String>> {
     let file = |name: &str| Path::new(ROOT).join("packaging/completions").join(name).display().to_string();
     let (name, script) = match shell {
         Shell::Bash => (
@@ -235,21 +239,21 @@ fn offered(shell: Shell, words: &[&str]) -> Option<BTreeSet<String>> {
         }
         _ => panic!("{shell} cannot be asked"),
     };
-    let text = said(&program_or_leave_out(name)?, &["-c", &script]);
+    let text = output_of(&program_or_skip(name)?, &["-c", &script]);
     Some(text.lines().filter_map(|line| line.split('\t').next()).map(str::to_owned).collect())
 }
 
 #[test]
-fn shells_offer_every_option_and_every_command() {
-    let echoed = options(&said(Path::new(env!("CARGO_BIN_EXE_echoed")), &["--help"]));
+fn shells_complete_every_option_and_every_command() {
+    let echoed = options(&output_of(Path::new(env!("CARGO_BIN_EXE_echoed")), &["--help"]));
     for shell in [Shell::Bash, Shell::Fish] {
-        let Some(found) = offered(shell, &["echoed", "--"]) else { continue };
+        let Some(found) = completions(shell, &["echoed", "--"]) else { continue };
         assert!(found.is_superset(&echoed), "{shell}: {found:?} has not all of {echoed:?}");
-        let found = offered(shell, &["echoctl", "p"]).unwrap();
+        let found = completions(shell, &["echoctl", "p"]).unwrap();
         assert!(found.contains("ping") && !found.contains("--prefix"), "{shell}: {found:?}");
         for subcommand in ["send", "ping", "bench"] {
-            let known = options(&said(Path::new(env!("CARGO_BIN_EXE_echoctl")), &[subcommand, "--help"]));
-            let found = offered(shell, &["echoctl", subcommand, "--"]).unwrap();
+            let known = options(&output_of(Path::new(env!("CARGO_BIN_EXE_echoctl")), &[subcommand, "--help"]));
+            let found = completions(shell, &["echoctl", subcommand, "--"]).unwrap();
             assert!(found.is_superset(&known), "{shell}, {subcommand}: {found:?} has not all of {known:?}");
         }
     }
@@ -260,18 +264,18 @@ fn each_shell_can_read_its_completions() {
     for (shell, program_name, file) in COMPLETIONS {
         let path = Path::new(ROOT).join("packaging/completions").join(file);
         let option = if shell == Shell::Fish { "--no-execute" } else { "-n" };
-        let Some(shell) = program_or_leave_out(&shell.to_string()) else { continue };
-        assert_eq!(said(&shell, &[option, path.to_str().unwrap()]), "", "{program_name}");
+        let Some(shell) = program_or_skip(&shell.to_string()) else { continue };
+        assert_eq!(output_of(&shell, &[option, path.to_str().unwrap()]), "", "{program_name}");
     }
     // zsh cannot be asked without a terminal: its functions are there, and know what they are for.
-    if program("zsh").is_some() {
+    if find_program("zsh").is_some() {
         for name in ["echoed", "echoctl"] {
             let path = Path::new(ROOT).join("packaging/completions");
             let script = format!(
                 "fpath=('{}' $fpath); autoload -Uz compinit; compinit -u -D; print $_comps[{name}]",
                 path.display()
             );
-            assert_eq!(said(Path::new("zsh"), &["-f", "-c", &script]).trim(), format!("_{name}"));
+            assert_eq!(output_of(Path::new("zsh"), &["-f", "-c", &script]).trim(), format!("_{name}"));
         }
     }
 }

@@ -11,7 +11,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::echoctl::{Running, break_when_closed, command, each_message, echoctl, nobody, say, say_in_pieces, server};
+use common::echoctl::{
+    Running, command, each_message, echoctl, reset_when_closed, start_server, try_send, try_send_bytewise,
+    unused_address,
+};
 use common::json::Json;
 use common::{Daemon, now};
 
@@ -27,8 +30,8 @@ fn summary(stdout: &str) -> &str {
 }
 
 /// A server that answers everything.
-fn right() -> String {
-    server(|_, stream| each_message(stream, |_, reply, stream| say(stream, reply)))
+fn correct_server() -> String {
+    start_server(|_, stream| each_message(stream, |_, reply, stream| try_send(stream, reply)))
 }
 
 // --- Everything is answered --------------------------------------------------------------------------------------------
@@ -59,8 +62,8 @@ fn every_reply_is_a_line_and_the_summary_counts_them() {
 }
 
 #[test]
-fn json_is_an_object_a_line() {
-    let address = right();
+fn json_is_one_object_per_line() {
+    let address = correct_server();
     let output = echoctl(&["ping", "--json", "-D", "-c", "2", "-i", "1ms", "-s", "100B", &address]);
     let lines: Vec<_> = output.check(0).stdout.lines().map(Json::parse).collect();
     assert_eq!(lines.len(), 3, "{output:#?}");
@@ -82,8 +85,8 @@ fn json_is_an_object_a_line() {
 }
 
 #[test]
-fn quiet_is_the_summary_only_and_timestamps_stand_before_each_line() {
-    let address = right();
+fn quiet_prints_only_the_summary_and_timestamps_precede_each_line() {
+    let address = correct_server();
     let output = echoctl(&["ping", "-q", "-c", "2", "-i", "1ms", &address]);
     assert!(lines(&output.check(0).stdout).is_empty() && summary(&output.stdout).starts_with("2 sent, 2 received"));
     let output = echoctl(&["ping", "-D", "-c", "1", &address]);
@@ -93,13 +96,13 @@ fn quiet_is_the_summary_only_and_timestamps_stand_before_each_line() {
 }
 
 #[test]
-fn messages_go_by_the_clock_and_do_not_wait_for_replies() {
+fn messages_keep_the_interval_and_do_not_wait_for_replies() {
     // It answers nothing until it has three.
-    let address = server(|_, stream| {
+    let address = start_server(|_, stream| {
         let mut owed = Vec::new();
         each_message(stream, |number, reply, stream| {
             owed.extend_from_slice(reply);
-            number < 2 || say(stream, &owed)
+            number < 2 || try_send(stream, &owed)
         });
     });
     let start = now();
@@ -110,9 +113,9 @@ fn messages_go_by_the_clock_and_do_not_wait_for_replies() {
 
 #[test]
 fn replies_may_come_in_pieces_and_messages_may_be_long() {
-    let address = server(|_, stream| each_message(stream, |_, reply, stream| say_in_pieces(stream, reply)));
+    let address = start_server(|_, stream| each_message(stream, |_, reply, stream| try_send_bytewise(stream, reply)));
     echoctl(&["ping", "-c", "3", "-i", "1ms", &address]).check(0);
-    let address = right();
+    let address = correct_server();
     let output = echoctl(&["ping", "-c", "2", "-i", "1ms", "-s", "5MiB", &address]);
     assert!(output.check(0).stdout.contains("seq=2 bytes=5242891 "), "{output:#?}");
 }
@@ -128,13 +131,13 @@ fn the_number_never_contains_the_delimiter() {
 // --- Late, wrong, never ------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_late_reply_is_a_loss_and_not_the_next_ones() {
+fn late_reply_is_a_loss_and_is_not_taken_for_the_next_reply() {
     // The first is answered when the second is there.
-    let address = server(|_, stream| {
+    let address = start_server(|_, stream| {
         let mut owed = Vec::new();
         each_message(stream, |number, reply, stream| {
             owed.extend_from_slice(reply);
-            number == 0 || say(stream, &owed)
+            number == 0 || try_send(stream, &owed)
         });
     });
     let output = echoctl(&["ping", "-c", "2", "-i", "1500ms", "-W", "1s", &address]);
@@ -147,7 +150,7 @@ fn a_late_reply_is_a_loss_and_not_the_next_ones() {
 
 #[test]
 fn a_server_that_never_answers_is_all_loss() {
-    let address = server(|_, stream| each_message(stream, |_, _, _| true));
+    let address = start_server(|_, stream| each_message(stream, |_, _, _| true));
     let output = echoctl(&["ping", "-c", "3", "-i", "50ms", "-W", "100ms", &address]);
     assert_eq!(lines(&output.check(1).stdout).len(), 3);
     assert!(summary(&output.stdout).starts_with("3 sent, 0 received, 100% loss, "), "{output:#?}");
@@ -158,16 +161,16 @@ fn a_server_that_never_answers_is_all_loss() {
 }
 
 #[test]
-fn a_wrong_reply_is_shown_beside_the_right_one() {
+fn wrong_reply_is_shown_with_the_expected_one() {
     for (wrong, shown) in [
         ("server got:0000000000000002\t", "0002"),
         ("server got:000000000000001\t", "got \"server got:000000000000001\""),
         ("server got:x\t", "got \"server got:x\""),
         ("\t", "got \"\""),
     ] {
-        let address = server(|_, stream| {
+        let address = start_server(|_, stream| {
             each_message(stream, |number, reply, stream| {
-                say(stream, if number == 0 { wrong.as_bytes() } else { reply })
+                try_send(stream, if number == 0 { wrong.as_bytes() } else { reply })
             });
         });
         let output = echoctl(&["ping", "-c", "2", "-i", "100ms", &address]);
@@ -180,9 +183,9 @@ fn a_wrong_reply_is_shown_beside_the_right_one() {
 }
 
 #[test]
-fn a_reply_that_comes_twice_is_not_a_good_sign() {
-    let address = server(|_, stream| {
-        each_message(stream, |number, reply, stream| say(stream, &reply.repeat(if number == 0 { 2 } else { 1 })));
+fn duplicate_reply_makes_ping_fail() {
+    let address = start_server(|_, stream| {
+        each_message(stream, |number, reply, stream| try_send(stream, &reply.repeat(if number == 0 { 2 } else { 1 })));
     });
     let output = echoctl(&["ping", "-c", "2", "-i", "100ms", &address]);
     assert_eq!(lines(&output.check(1).stdout)[1], format!("duplicate reply from {address}: seq=1"));
@@ -190,8 +193,8 @@ fn a_reply_that_comes_twice_is_not_a_good_sign() {
 }
 
 #[test]
-fn bytes_without_a_delimiter_are_not_awaited_for_ever() {
-    let address = server(|_, stream| each_message(stream, |_, _, stream| say(stream, &[b'x'; 100_000])));
+fn too_long_reply_without_a_delimiter_is_an_error() {
+    let address = start_server(|_, stream| each_message(stream, |_, _, stream| try_send(stream, &[b'x'; 100_000])));
     let output = echoctl(&["ping", "-c", "1", &address]);
     assert!(lines(&output.check(1).stdout)[0].contains("a reply exceeds 27 bytes"), "{output:#?}");
 }
@@ -199,13 +202,13 @@ fn bytes_without_a_delimiter_are_not_awaited_for_ever() {
 // --- Connections -------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_connection_that_ends_loses_what_was_on_its_way_and_the_next_takes_its_place() {
+fn closed_connection_loses_its_unanswered_messages_and_is_replaced() {
     for breaks in [false, true] {
-        let address = server(move |connection, stream| {
+        let address = start_server(move |connection, stream| {
             if breaks {
-                break_when_closed(&stream);
+                reset_when_closed(&stream);
             }
-            each_message(stream, |_, reply, stream| connection > 0 && say(stream, reply));
+            each_message(stream, |_, reply, stream| connection > 0 && try_send(stream, reply));
         });
         let output = echoctl(&["ping", "-c", "3", "-i", "400ms", &address]);
         let lines = lines(&output.check(1).stdout);
@@ -218,11 +221,11 @@ fn a_connection_that_ends_loses_what_was_on_its_way_and_the_next_takes_its_place
 }
 
 #[test]
-fn an_end_with_nothing_on_its_way_is_said_and_costs_nothing() {
-    let address = server(|_, stream| {
+fn end_of_an_idle_connection_is_printed_and_loses_nothing() {
+    let address = start_server(|_, stream| {
         each_message(stream, |_, reply, stream| {
-            say(stream, reply);
-            say(stream, b"server error:no message within 1us\t");
+            try_send(stream, reply);
+            try_send(stream, b"server error:no message within 1us\t");
             false
         });
     });
@@ -233,10 +236,10 @@ fn an_end_with_nothing_on_its_way_is_said_and_costs_nothing() {
 }
 
 #[test]
-fn the_words_of_the_server_are_the_reason() {
-    let address = server(|_, stream| {
+fn server_error_is_the_reason_of_the_loss() {
+    let address = start_server(|_, stream| {
         each_message(stream, |_, _, stream| {
-            say_in_pieces(stream, b"server error:out of buffer memory\t");
+            try_send_bytewise(stream, b"server error:out of buffer memory\t");
             false
         });
     });
@@ -245,7 +248,7 @@ fn the_words_of_the_server_are_the_reason() {
 }
 
 #[test]
-fn while_nobody_listens_messages_are_lost_until_somebody_does() {
+fn messages_are_lost_while_no_server_listens() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -267,16 +270,16 @@ fn while_nobody_listens_messages_are_lost_until_somebody_does() {
 }
 
 #[test]
-fn without_a_first_connection_nothing_is_begun() {
-    echoctl(&["ping", &nobody()]).check_failure(2, "Connection refused; is echoed.socket started");
+fn ping_does_not_start_without_a_first_connection() {
+    echoctl(&["ping", &unused_address()]).check_failure(2, "Connection refused; is echoed.socket started");
     echoctl(&["ping", "unix:/nonexistent/echo.sock"]).check_failure(2, "No such file or directory");
 }
 
 // --- Ctrl-C ------------------------------------------------------------------------------------------------------------
 
 #[test]
-fn ctrl_c_ends_it_with_the_summary() {
-    let mut running = Running::start(&mut command(&["ping", "-i", "10ms", &right()]));
+fn ctrl_c_ends_ping_with_the_summary() {
+    let mut running = Running::start(&mut command(&["ping", "-i", "10ms", &correct_server()]));
     running.expect("seq=3 ");
     running.interrupt();
     let output = running.wait();
@@ -285,8 +288,8 @@ fn ctrl_c_ends_it_with_the_summary() {
 }
 
 #[test]
-fn ctrl_c_does_not_wait_for_one_that_never_answered() {
-    let address = server(|_, stream| each_message(stream, |_, _, _| true));
+fn ctrl_c_does_not_wait_for_a_server_that_never_answered() {
+    let address = start_server(|_, stream| each_message(stream, |_, _, _| true));
     let mut running = Running::start(&mut command(&["ping", "-i", "10ms", "-W", "1h", &address]));
     running.expect("ping ");
     let start = now();
@@ -296,34 +299,34 @@ fn ctrl_c_does_not_wait_for_one_that_never_answered() {
     let output = running.wait();
     assert!(output.check(1).stdout.contains("100% loss"), "{output:#?}");
     assert!(lines(&output.stdout).iter().all(|line| line.ends_with("interrupted before its reply came")));
-    assert!(start.elapsed() < common::CEILING);
+    assert!(start.elapsed() < common::TEST_TIMEOUT);
 }
 
 #[test]
-fn after_ctrl_c_a_reply_on_its_way_still_counts() {
+fn reply_shortly_after_ctrl_c_still_counts() {
     // The second reply comes when the client has been told to end.
-    let (told, is_told) = std::sync::mpsc::channel::<()>();
-    let (seen, is_seen) = std::sync::mpsc::channel::<()>();
-    let gates = Mutex::new((is_told, seen));
+    let (resume, wait_resume) = std::sync::mpsc::channel::<()>();
+    let (reached, wait_reached) = std::sync::mpsc::channel::<()>();
+    let channels = Mutex::new((wait_resume, reached));
     let slow = AtomicBool::new(false);
-    let address = server(move |_, stream| {
+    let address = start_server(move |_, stream| {
         each_message(stream, |number, reply, stream| {
             if number == 0 {
                 // So that there is a longest round trip, twice which is enough.
                 std::thread::sleep(Duration::from_millis(1500));
             } else if !slow.swap(true, Ordering::Relaxed) {
-                let gates = gates.lock().unwrap();
-                gates.1.send(()).unwrap();
-                gates.0.recv().unwrap();
+                let channels = channels.lock().unwrap();
+                channels.1.send(()).unwrap();
+                channels.0.recv().unwrap();
             }
-            say(stream, reply)
+            try_send(stream, reply)
         });
     });
     let running = Running::start(&mut command(&["ping", "-i", "2s", "-W", "20s", &address]));
-    is_seen.recv_timeout(common::CEILING).unwrap();
+    wait_reached.recv_timeout(common::TEST_TIMEOUT).unwrap();
     running.interrupt();
     std::thread::sleep(Duration::from_millis(50));
-    told.send(()).unwrap();
+    resume.send(()).unwrap();
     let output = running.wait();
     assert!(summary(&output.check(0).stdout).starts_with("2 sent, 2 received, 0% loss"), "{output:#?}");
 }
@@ -346,10 +349,10 @@ fn a_bad_command_line_is_one_line_on_stderr() {
 }
 
 #[test]
-fn who_does_not_listen_any_more_ends_it_quietly() {
+fn closed_stdout_ends_ping_without_an_error() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
-    let mut command = command(&["ping", &right()]);
+    let mut command = command(&["ping", &correct_server()]);
     let output = Running::start(command.stdout(OwnedFd::from(ours))).wait();
     output.check(0);
 }

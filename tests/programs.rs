@@ -8,16 +8,16 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use common::{CEILING, Daemon};
+use common::{Daemon, TEST_TIMEOUT};
 
 /// A daemon, and how these programs name its sockets.
-struct Echo {
+struct EchoServer {
     daemon: Daemon,
     port: String,
     path: String,
 }
 
-impl Echo {
+impl EchoServer {
     fn start() -> Self {
         let daemon = Daemon::start(&["--listen", "127.0.0.1:0", "--listen", "DIR/echo.sock"]);
         daemon.wait_for_log_times("listening on", 2);
@@ -38,8 +38,8 @@ struct Program {
 
 impl Program {
     /// Starts it, if it is installed; `PORT` and `PATH` in its arguments are those of `echo`.
-    fn start(echo: &Echo, name: &str, arguments: &[&str]) -> Option<Self> {
-        let mut command = Command::new(common::program_or_leave_out(name)?);
+    fn start(echo: &EchoServer, name: &str, arguments: &[&str]) -> Option<Self> {
+        let mut command = Command::new(common::program_or_skip(name)?);
         for argument in arguments {
             command.arg(argument.replace("PORT", &echo.port).replace("PATH", &echo.path));
         }
@@ -67,7 +67,7 @@ impl Program {
     /// Waits until what it has printed since the start is exactly this.
     fn expect(&mut self, text: &str) {
         while self.received.len() < text.len() {
-            match self.output.recv_timeout(CEILING) {
+            match self.output.recv_timeout(TEST_TIMEOUT) {
                 Ok(chunk) => self.received.extend(chunk),
                 Err(error) => panic!("{error}, it printed \"{}\"", self.received.escape_ascii()),
             }
@@ -85,7 +85,7 @@ impl Program {
     fn end(mut self) -> Vec<u8> {
         self.input = None;
         loop {
-            match self.output.recv_timeout(CEILING) {
+            match self.output.recv_timeout(TEST_TIMEOUT) {
                 Ok(chunk) => self.received.extend(chunk),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => panic!("it does not end by itself"),
@@ -107,7 +107,7 @@ impl Drop for Program {
 
 /// `printf INPUT | NAME ARGUMENTS` prints exactly `printed`, and ends.
 fn check(name: &str, arguments: &[&str], input: &str, printed: &str) {
-    let echo = Echo::start();
+    let echo = EchoServer::start();
     let Some(mut program) = Program::start(&echo, name, arguments) else { return };
     program.type_in(input);
     let output = program.end();
@@ -159,14 +159,14 @@ fn ncat_gets_its_reply_over_a_unix_socket() {
 }
 
 #[test]
-fn a_message_without_its_tab_gets_nothing_but_an_end() {
+fn a_message_without_its_tab_gets_no_reply() {
     check("socat", &["-t30", "-", "TCP:127.0.0.1:PORT"], "hi\n", "");
     check("nc.openbsd", &["-N", "127.0.0.1", "PORT"], "hi\n", "");
 }
 
 #[test]
-fn a_person_at_a_terminal_may_press_enter_and_think() {
-    let echo = Echo::start();
+fn a_user_at_a_terminal_can_press_enter_and_wait_between_messages() {
+    let echo = EchoServer::start();
     let Some(mut netcat) = Program::start(&echo, "nc.openbsd", &["-N", "127.0.0.1", "PORT"]) else { return };
     netcat.type_in("aaaa\t\n");
     netcat.expect("server got:aaaa\t");
@@ -179,8 +179,8 @@ fn a_person_at_a_terminal_may_press_enter_and_think() {
 }
 
 #[test]
-fn a_person_who_does_not_finish_a_message_is_told_so() {
-    let echo = Echo::start();
+fn a_user_who_does_not_finish_a_message_gets_an_error() {
+    let echo = EchoServer::start();
     let Some(mut netcat) = Program::start(&echo, "nc.openbsd", &["-N", "127.0.0.1", "PORT"]) else { return };
     netcat.type_in("aaaa\n");
     netcat.expect("server error:message not finished within 2s\t");
@@ -188,14 +188,14 @@ fn a_person_who_does_not_finish_a_message_is_told_so() {
 }
 
 #[test]
-fn bash_speaks_it_by_itself() {
+fn bash_gets_its_reply_over_dev_tcp() {
     let script = r#"exec 3<>/dev/tcp/127.0.0.1/PORT && printf 'aaaa\t' >&3 &&
         IFS= read -r -d $'\t' -t 30 reply <&3 && printf '%s\t' "$reply""#;
     check("bash", &["-c", script], "", "server got:aaaa\t");
 }
 
 #[test]
-fn python_speaks_it_with_its_asyncio() {
+fn python_gets_its_replies_with_asyncio() {
     let script = r#"
 import asyncio, sys
 
@@ -212,7 +212,7 @@ async def main(opened):
 asyncio.run(main(asyncio.open_connection("127.0.0.1", PORT)))
 asyncio.run(main(asyncio.open_unix_connection("PATH")))
 "#;
-    let echo = Echo::start();
+    let echo = EchoServer::start();
     let Some(python) = Program::start(&echo, "python3", &["-c", script]) else { return };
     let once = b"server got:aaaa\tserver got:\tserver got:\xff\0\t";
     assert_eq!(python.end().escape_ascii().to_string(), once.repeat(2).escape_ascii().to_string());
@@ -220,7 +220,7 @@ asyncio.run(main(asyncio.open_unix_connection("PATH")))
 }
 
 #[test]
-fn perl_speaks_it_with_its_sockets() {
+fn perl_gets_its_replies_with_io_socket() {
     let script = r#"
 use IO::Socket::INET;
 my $socket = IO::Socket::INET->new(PeerAddr => "127.0.0.1", PeerPort => PORT, Timeout => 30) or die $@;
@@ -233,7 +233,7 @@ for my $message ("aaaa", "", "\xff") {
 shutdown($socket, 1);
 defined(<$socket>) and die "expected the end of the stream";
 "#;
-    let echo = Echo::start();
+    let echo = EchoServer::start();
     let Some(perl) = Program::start(&echo, "perl", &["-e", script]) else { return };
     assert_eq!(perl.end().escape_ascii().to_string(), r"server got:aaaa\tserver got:\tserver got:\xff\t");
     echo.daemon.stop();

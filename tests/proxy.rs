@@ -13,55 +13,55 @@ use rustix::process::Signal;
 const LISTEN: [&str; 4] = ["--listen", "127.0.0.1:0", "--listen", "DIR/echo.sock"];
 
 /// A daemon at a TCP and at a Unix socket, where headers are demanded, which tells everything.
-fn daemon(configuration: &str) -> Daemon {
+fn start_daemon(configuration: &str) -> Daemon {
     let configuration =
         format!("[defaults]\nproxy_protocol = \"required\"\n{configuration}\n[log]\nlevel = \"debug\"\n");
     Daemon::start_with(&configuration, &LISTEN)
 }
 
 /// A header of version 2: command, family, and what follows.
-fn binary(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+fn v2_header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let len = u16::try_from(rest.len()).expect("it fits").to_be_bytes();
     [&b"\r\n\r\n\0\r\nQUIT\n"[..], &[command, family], &len, rest].concat()
 }
 
 /// 192.0.2.1:40123.
-const V4: [u8; 12] = [192, 0, 2, 1, 198, 51, 100, 7, 0x9c, 0xbb, 0x1f, 0x95];
+const V4_ADDRESSES: [u8; 12] = [192, 0, 2, 1, 198, 51, 100, 7, 0x9c, 0xbb, 0x1f, 0x95];
 
-fn v6() -> Vec<u8> {
+fn v6_addresses() -> Vec<u8> {
     let octets = |ip: &str| ip.parse::<std::net::Ipv6Addr>().expect("it is one").octets();
     [&octets("2001:db8::1")[..], &octets("2001:db8::2"), &[0x9c, 0xbb, 0x1f, 0x95]].concat()
 }
 
-const LINE: &str = "PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n";
+const V1_HEADER: &str = "PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n";
 
 /// Headers, and the client that each tells, if any.
 fn headers() -> Vec<(Vec<u8>, Option<&'static str>)> {
-    let with_more = [&V4[..], &[0xe0, 0x0f, 0xe1], &[b'x'; 4065]].concat();
+    let with_more = [&V4_ADDRESSES[..], &[0xe0, 0x0f, 0xe1], &[b'x'; 4065]].concat();
     vec![
-        (LINE.into(), Some("192.0.2.1:40123")),
+        (V1_HEADER.into(), Some("192.0.2.1:40123")),
         ("PROXY TCP6 2001:db8::1 2001:db8::2 40123 8085\r\n".into(), Some("[2001:db8::1]:40123")),
         ("PROXY UNKNOWN\r\n".into(), None),
         ("PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n".into(), None),
-        (binary(0x21, 0x11, &V4), Some("192.0.2.1:40123")),
-        (binary(0x21, 0x21, &v6()), Some("[2001:db8::1]:40123")),
-        (binary(0x21, 0x11, &with_more), Some("192.0.2.1:40123")),
-        (binary(0x21, 0x31, &[0; 216]), None),
-        (binary(0x20, 0x00, &[]), None),
-        (binary(0x20, 0x11, &V4), None),
+        (v2_header(0x21, 0x11, &V4_ADDRESSES), Some("192.0.2.1:40123")),
+        (v2_header(0x21, 0x21, &v6_addresses()), Some("[2001:db8::1]:40123")),
+        (v2_header(0x21, 0x11, &with_more), Some("192.0.2.1:40123")),
+        (v2_header(0x21, 0x31, &[0; 216]), None),
+        (v2_header(0x20, 0x00, &[]), None),
+        (v2_header(0x20, 0x11, &V4_ADDRESSES), None),
     ]
 }
 
 /// The end of the connection with this number, as it is logged.
-fn end_of(daemon: &Daemon, connection: usize) -> String {
+fn wait_for_end(daemon: &Daemon, connection: usize) -> String {
     let of_it = |line: &String| line.contains(&format!("connection {connection} on ")) && line.contains(" ended: ");
     wait_until("the connection has ended", || daemon.log().iter().any(of_it));
     daemon.log().into_iter().find(of_it).expect("it is there")
 }
 
 #[test]
-fn behind_the_header_everything_is_as_without_it() {
-    let daemon = daemon("");
+fn after_the_header_messages_are_answered_as_without_it() {
+    let daemon = start_daemon("");
     let mut number = 0;
     for address in daemon.addresses() {
         for (header, client) in headers() {
@@ -75,9 +75,9 @@ fn behind_the_header_everything_is_as_without_it() {
             peer.exchange("PROXY UNKNOWN\r\n");
             peer.shutdown();
             peer.expect_close();
-            let end = end_of(&daemon, number);
+            let end = wait_for_end(&daemon, number);
             assert!(end.contains("ended: peer-closed; 4 messages"), "{end}");
-            let from = |who: &str| end.contains(&format!(" from {who} ended"));
+            let from = |peer_text: &str| end.contains(&format!(" from {peer_text} ended"));
             match client {
                 Some(client) => assert!(from(client), "{end}"),
                 // The one that connected, as it was said at the beginning.
@@ -89,8 +89,8 @@ fn behind_the_header_everything_is_as_without_it() {
 }
 
 #[test]
-fn a_header_may_come_byte_by_byte() {
-    let daemon = daemon("deadlines.read = \"1h\"\n");
+fn a_header_can_arrive_byte_by_byte() {
+    let daemon = start_daemon("deadlines.read = \"1h\"\n");
     for address in daemon.addresses() {
         for (header, _) in headers().into_iter().filter(|(header, _)| header.len() < 100) {
             let mut peer = Peer::connect(&address);
@@ -106,10 +106,10 @@ fn a_header_may_come_byte_by_byte() {
 }
 
 #[test]
-fn what_is_no_header_ends_the_connection_without_a_word() {
+fn an_invalid_header_closes_the_connection_without_a_final_reply() {
     // Nothing but the deadline would end a connection that may still become right.
-    let daemon = daemon("deadlines.read = \"1h\"\n");
-    let too_long = [&V4[..], &[0; 4069]].concat();
+    let daemon = start_daemon("deadlines.read = \"1h\"\n");
+    let too_long = [&V4_ADDRESSES[..], &[0; 4069]].concat();
     let mut number = 0;
     for address in daemon.addresses() {
         for wrong in [
@@ -120,17 +120,17 @@ fn what_is_no_header_ends_the_connection_without_a_word() {
             b"PROXY TCP4 192.0.2.256 198.51.100.7 40123 8085\r\na\t",
             &[&b"PROXY UNKNOWN "[..], &[b'x'; 100]].concat(),
             &b"PROXY ".repeat(100),
-            &binary(0x31, 0x11, &V4),
-            &binary(0x21, 0x11, &V4[..11]),
-            &binary(0x21, 0x11, &too_long)[..16],
-            &binary(0x21, 0x99, &V4),
+            &v2_header(0x31, 0x11, &V4_ADDRESSES),
+            &v2_header(0x21, 0x11, &V4_ADDRESSES[..11]),
+            &v2_header(0x21, 0x11, &too_long)[..16],
+            &v2_header(0x21, 0x99, &V4_ADDRESSES),
         ] {
             number += 1;
             let mut peer = Peer::connect(&address);
             peer.send(wrong);
             peer.expect_close();
             drop(peer);
-            let end = end_of(&daemon, number);
+            let end = wait_for_end(&daemon, number);
             assert!(end.starts_with("info: ") && end.contains("ended: bad-proxy-header; 0 messages"), "{end}");
             assert!(end.contains(" from 127.0.0.1:") || end.contains(" from uid "), "{end}");
         }
@@ -139,59 +139,61 @@ fn what_is_no_header_ends_the_connection_without_a_word() {
 }
 
 #[test]
-fn a_header_that_is_cut_off_is_wrong_and_none_at_all_is_nothing() {
-    let daemon = daemon("deadlines.read = \"1h\"\n");
+fn a_truncated_header_is_invalid_and_a_missing_one_is_a_normal_close() {
+    let daemon = start_daemon("deadlines.read = \"1h\"\n");
     let mut number = 0;
     for address in daemon.addresses() {
-        for (begun, verdict) in [("P", "bad-proxy-header"), (&LINE[..30], "bad-proxy-header"), ("", "peer-closed")] {
+        for (partial, verdict) in
+            [("P", "bad-proxy-header"), (&V1_HEADER[..30], "bad-proxy-header"), ("", "peer-closed")]
+        {
             number += 1;
             let mut peer = Peer::connect(&address);
-            peer.send(begun);
+            peer.send(partial);
             peer.shutdown();
             peer.expect_close();
-            let end = end_of(&daemon, number);
+            let end = wait_for_end(&daemon, number);
             assert!(end.contains(&format!("ended: {verdict}; 0 messages, 0 bytes in")), "{end}");
         }
     }
     // One that breaks is gone before anything is expected of it.
     let mut peer = daemon.connect();
-    peer.send(&LINE[..30]);
+    peer.send(&V1_HEADER[..30]);
     daemon.wait_for_log(&format!("connection {} on ", number + 1));
     peer.reset();
-    let end = end_of(&daemon, number + 1);
+    let end = wait_for_end(&daemon, number + 1);
     assert!(end.contains("ended: peer-reset; 0 messages"), "{end}");
     daemon.stop();
 }
 
 #[test]
-fn a_late_or_endless_header_ends_with_the_read_deadline() {
-    let daemon = daemon("deadlines.read = \"500ms\"\n");
-    for (number, begun) in (1..).zip(["", "PROXY TCP4 192.0.2.1 ", "\r\n\r\n"]) {
+fn a_late_or_endless_header_ends_the_connection_at_the_read_deadline() {
+    let daemon = start_daemon("deadlines.read = \"500ms\"\n");
+    for (number, partial) in (1..).zip(["", "PROXY TCP4 192.0.2.1 ", "\r\n\r\n"]) {
         let start = now();
         let mut peer = daemon.connect();
-        peer.send(begun);
+        peer.send(partial);
         let took = peer.time_until_close(start);
         assert!(took >= Duration::from_millis(500), "{took:?}");
         peer.expect_close();
-        let end = end_of(&daemon, number);
+        let end = wait_for_end(&daemon, number);
         assert!(end.starts_with("info: ") && end.contains("ended: bad-proxy-header; 0 messages"), "{end}");
     }
     // More bytes do not extend it.
     let start = now();
     let mut peer = daemon.connect();
-    for byte in LINE.bytes() {
+    for byte in V1_HEADER.bytes() {
         peer.receive_for(Duration::from_millis(50));
         if peer.stream().write_all(&[byte]).is_err() {
             break;
         }
     }
     peer.read_to_end();
-    let end = end_of(&daemon, 4);
+    let end = wait_for_end(&daemon, 4);
     assert!(end.contains("ended: bad-proxy-header"), "{end}");
-    assert!(start.elapsed() < common::CEILING);
+    assert!(start.elapsed() < common::TEST_TIMEOUT);
     // For messages, it is another one.
     let mut peer = daemon.connect();
-    peer.send(LINE);
+    peer.send(V1_HEADER);
     peer.expect_silence(Duration::from_millis(700));
     peer.send("half a mess");
     peer.expect("server error:message not finished within 500ms\t");
@@ -199,20 +201,20 @@ fn a_late_or_endless_header_ends_with_the_read_deadline() {
 }
 
 #[test]
-fn idle_time_begins_with_the_header() {
-    let daemon = daemon("deadlines.read = \"1h\"\ndeadlines.idle = \"500ms\"\n");
+fn the_idle_deadline_starts_with_the_header() {
+    let daemon = start_daemon("deadlines.read = \"1h\"\ndeadlines.idle = \"500ms\"\n");
     let mut peer = daemon.connect();
     peer.expect_silence(Duration::from_millis(700));
     let start = now();
-    peer.send(LINE);
+    peer.send(V1_HEADER);
     peer.expect("server error:no message within 500ms\t");
     assert!(start.elapsed() >= Duration::from_millis(500), "{:?}", start.elapsed());
     daemon.stop();
 }
 
 #[test]
-fn clients_are_limited_by_their_own_addresses() {
-    let daemon = daemon("[limits]\nconnections_per_source = 3\n");
+fn clients_are_limited_by_the_address_in_their_header() {
+    let daemon = start_daemon("[limits]\nconnections_per_source = 3\n");
     let from = |client: &str| format!("PROXY TCP4 {client} 198.51.100.7 40123 8085\r\n");
     for address in daemon.addresses().iter().rev() {
         let served = |client: &str| {
@@ -249,8 +251,8 @@ fn clients_are_limited_by_their_own_addresses() {
 }
 
 #[test]
-fn until_its_header_is_there_a_connection_counts_for_who_connected() {
-    let daemon = daemon("[limits]\nconnections_per_source = 3\n");
+fn before_its_header_arrives_a_connection_counts_against_the_address_it_came_from() {
+    let daemon = start_daemon("[limits]\nconnections_per_source = 3\n");
     // There the source is our user.
     let address = &daemon.addresses()[1];
     let mut waiting: Vec<_> = (0..3).map(|_| Peer::connect(address)).collect();
@@ -262,19 +264,19 @@ fn until_its_header_is_there_a_connection_counts_for_who_connected() {
     waiting[0].exchange("a");
     let mut refused = Peer::connect(address);
     refused.expect("server error:too many connections from this source (limit 3)\t");
-    waiting[1].send(LINE);
+    waiting[1].send(V1_HEADER);
     waiting[1].exchange("a");
     let mut next = Peer::connect(address);
-    next.send(LINE);
+    next.send(V1_HEADER);
     next.exchange("a");
     daemon.stop();
 }
 
 #[test]
-fn messages_are_logged_with_the_client_that_sent_them() {
-    let daemon = daemon("log_messages = \"summary\"\n");
+fn messages_are_logged_with_the_client_from_the_header() {
+    let daemon = start_daemon("log_messages = \"summary\"\n");
     let mut peer = daemon.connect();
-    peer.send(LINE);
+    peer.send(V1_HEADER);
     peer.exchange("hello");
     let line = daemon.wait_for_log("hello");
     assert!(line.contains("message on connection 1 on echo from 192.0.2.1:40123: \"hello\""), "{line}");
@@ -284,13 +286,13 @@ fn messages_are_logged_with_the_client_that_sent_them() {
 }
 
 #[test]
-fn connections_that_wait_for_a_header_take_places_and_do_not_hold_up_the_end() {
-    let daemon = daemon("deadlines.read = \"1h\"\n[limits]\nconnections = 2\n");
+fn connections_that_wait_for_a_header_hold_permits_and_do_not_delay_the_exit() {
+    let daemon = start_daemon("deadlines.read = \"1h\"\n[limits]\nconnections = 2\n");
     let mut waiting = [daemon.connect(), daemon.connect()];
-    waiting[0].send(&LINE[..10]);
+    waiting[0].send(&V1_HEADER[..10]);
     daemon.wait_for_log("2 connections (limits.connections=2)");
     let mut third = daemon.connect();
-    third.send([LINE, "a\t"].concat());
+    third.send([V1_HEADER, "a\t"].concat());
     third.expect_silence(Duration::from_millis(200));
     waiting[1].shutdown();
     waiting[1].expect_close();
@@ -303,7 +305,7 @@ fn connections_that_wait_for_a_header_take_places_and_do_not_hold_up_the_end() {
 }
 
 #[test]
-fn a_listener_without_it_knows_nothing_of_headers() {
+fn a_listener_without_proxy_protocol_treats_headers_as_messages() {
     let configuration = "[listener.proxied]\nproxy_protocol = \"required\"\n";
     let daemon = Daemon::start_with(configuration, &["--listen", "127.0.0.1:0", "--listen", "proxied=127.0.0.1:0"]);
     let addresses = daemon.addresses();
@@ -315,7 +317,7 @@ fn a_listener_without_it_knows_nothing_of_headers() {
 }
 
 #[test]
-fn a_reload_changes_it_for_connections_to_come() {
+fn a_reload_changes_proxy_protocol_for_new_connections() {
     let daemon = Daemon::start_with("[defaults]\nproxy_protocol = \"off\"\n", &["--listen", "127.0.0.1:0"]);
     let mut before = daemon.connect();
     before.exchange("a");
@@ -323,9 +325,9 @@ fn a_reload_changes_it_for_connections_to_come() {
     std::fs::write(file, "[defaults]\nproxy_protocol = \"required\"\n").unwrap();
     daemon.signal(Signal::HUP);
     daemon.wait_for_log("reloaded");
-    before.exchange(LINE);
+    before.exchange(V1_HEADER);
     let mut after = daemon.connect();
-    after.send([LINE, "a\t"].concat());
+    after.send([V1_HEADER, "a\t"].concat());
     after.expect("server got:a\t");
     let mut bare = daemon.connect();
     bare.send("a\t");

@@ -21,7 +21,7 @@ fn reload(daemon: &Daemon, configuration: &str, said: &str, times: usize) -> Str
 const RELOADED: &str = "info: reloaded";
 
 #[test]
-fn new_connections_obey_the_new_settings_and_living_ones_keep_theirs() {
+fn new_connections_use_the_new_settings_and_existing_ones_keep_theirs() {
     let first = "[defaults]\nprefix = 'one:'\n[defaults.deadlines]\nread = '1h'\n";
     let daemon = Daemon::start_with(first, &["--listen", "127.0.0.1:0", "--listen", "lines=127.0.0.1:0"]);
     let addresses = daemon.addresses();
@@ -51,7 +51,7 @@ fn new_connections_obey_the_new_settings_and_living_ones_keep_theirs() {
 }
 
 #[test]
-fn limits_hold_for_all_at_once() {
+fn new_connection_limits_apply_at_once() {
     let daemon = Daemon::start_with("[limits]\nconnections = 1\n", &["--listen", "127.0.0.1:0"]);
     let mut first = daemon.connect();
     first.exchange("a");
@@ -75,7 +75,7 @@ fn limits_hold_for_all_at_once() {
 }
 
 #[test]
-fn how_much_memory_there_is_holds_for_living_connections_too() {
+fn the_new_buffer_memory_applies_to_existing_connections() {
     let daemon = Daemon::start_with("[limits]\nbuffer_memory = '1MiB'\n", &["--listen", "127.0.0.1:0"]);
     let mut peer = daemon.connect();
     peer.send([b'x'; 20_000]);
@@ -88,7 +88,7 @@ fn how_much_memory_there_is_holds_for_living_connections_too() {
 }
 
 #[test]
-fn the_level_of_the_log_holds_at_once_for_living_connections_too() {
+fn the_new_log_level_applies_to_existing_connections() {
     let daemon = Daemon::start_with("[log]\nlevel = 'info'\n", &["--listen", "127.0.0.1:0"]);
     let mut old = daemon.connect();
     old.exchange("a");
@@ -99,16 +99,16 @@ fn the_level_of_the_log_holds_at_once_for_living_connections_too() {
 }
 
 #[test]
-fn wrong_settings_change_nothing_and_all_that_is_wrong_is_said() {
+fn invalid_settings_change_nothing_and_all_errors_are_logged() {
     let right = "[limits]\nconnections = 1\n[defaults]\nprefix = 'one:'\n";
     let daemon = Daemon::start_with(right, &["--listen", "127.0.0.1:0"]);
     // The first line alone would be right.
     let wrong = "[limits]\nconnections = 2\n[defaults]\nprefix = 'two:'\nmax_message = 3\nunterminted = 'x'\n";
     let said = reload(&daemon, wrong, "not reloaded, the old settings stay", 1);
     assert!(said.starts_with("error: "), "{said}");
-    let place = |line: usize| format!("{}:{line}:", daemon.directory().join("echoed.toml").display());
-    assert!(daemon.wait_for_log(&place(5)).contains("3 has no unit"));
-    assert!(daemon.wait_for_log(&place(6)).contains("is unterminated meant?"));
+    let position = |line: usize| format!("{}:{line}:", daemon.directory().join("echoed.toml").display());
+    assert!(daemon.wait_for_log(&position(5)).contains("3 has no unit"));
+    assert!(daemon.wait_for_log(&position(6)).contains("is unterminated meant?"));
     let mut first = daemon.connect();
     first.send("a\t");
     first.expect("one:a\t");
@@ -119,7 +119,7 @@ fn wrong_settings_change_nothing_and_all_that_is_wrong_is_said() {
 }
 
 #[test]
-fn a_configuration_that_is_gone_changes_nothing() {
+fn a_missing_configuration_file_changes_nothing() {
     let daemon = Daemon::start_with("[defaults]\nprefix = 'one:'\n", &["--listen", "127.0.0.1:0"]);
     fs::remove_file(daemon.directory().join("echoed.toml")).unwrap();
     daemon.signal(Signal::HUP);
@@ -132,7 +132,7 @@ fn a_configuration_that_is_gone_changes_nothing() {
 }
 
 #[test]
-fn what_needs_a_restart_is_named_and_the_rest_holds() {
+fn keys_that_need_a_restart_are_named_and_the_rest_applies() {
     let first = "[service]\nworkers = 1\n[listener.echo]\nlisten = ['127.0.0.1:0']\n";
     let daemon = Daemon::start_with(first, &[]);
     let second = "[service]\nworkers = 2\n[listener.echo]\nlisten = ['127.0.0.1:0', '127.0.0.1:1']\nprefix = 'two:'\n";
@@ -152,7 +152,7 @@ fn what_needs_a_restart_is_named_and_the_rest_holds() {
 }
 
 #[test]
-fn messages_flow_while_settings_are_read_again_and_again() {
+fn messages_are_answered_during_repeated_reloads() {
     let configurations = ["[limits]\nconnections = 100\n", "[limits]\nconnections = 200\n", "wrong"];
     let daemon = Daemon::start_with(configurations[0], &["--listen", "127.0.0.1:0"]);
     let done = AtomicBool::new(false);

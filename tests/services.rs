@@ -42,22 +42,22 @@ pub(crate) fn serve(configuration: &str, addresses: &[&str]) -> Daemon {
 }
 
 /// The same over TCP and a Unix socket, and somebody has talked to it over each.
-fn talk(configuration: &str, conversation: impl Fn(Peer)) -> Daemon {
+fn run_client(configuration: &str, interact: impl Fn(Peer)) -> Daemon {
     let daemon = serve(configuration, TCP_AND_UNIX);
-    daemon.addresses().iter().for_each(|address| conversation(Peer::connect(address)));
+    daemon.addresses().iter().for_each(|address| interact(Peer::connect(address)));
     daemon
 }
 
 /// What the sink has logged, in its order.
-pub(crate) fn lines(log: &[String]) -> Vec<&str> {
+pub(crate) fn logged_messages(log: &[String]) -> Vec<&str> {
     let message = |line: &'_ String| line.starts_with("info: message on ");
     log.iter().filter(|line| message(line)).filter_map(|line| line.split_once(": \"")?.1.strip_suffix('"')).collect()
 }
 
 #[test]
-fn a_raw_echo_sends_back_what_comes() {
+fn a_raw_echo_returns_every_byte() {
     let every: Vec<u8> = (0..=u8::MAX).cycle().take(100_000).collect();
-    let daemon = talk(RAW_ECHO, |mut peer| {
+    let daemon = run_client(RAW_ECHO, |mut peer| {
         for bytes in [&b"a"[..], b"no end, no TAB", b"\t\t\0\xff\r\n", &every] {
             peer.send(bytes);
             peer.expect(bytes);
@@ -83,8 +83,8 @@ fn a_raw_echo_has_a_prefix_if_one_is_set() {
 }
 
 #[test]
-fn a_raw_echo_closes_without_a_word() {
-    let daemon = talk("[defaults]\nframing = 'raw'\ndeadlines.idle = '100ms'\n", |mut peer| {
+fn a_raw_echo_closes_without_a_final_reply() {
+    let daemon = run_client("[defaults]\nframing = 'raw'\ndeadlines.idle = '100ms'\n", |mut peer| {
         peer.send("half a message?");
         peer.expect("half a message?");
         peer.expect_close();
@@ -94,8 +94,8 @@ fn a_raw_echo_closes_without_a_word() {
 }
 
 #[test]
-fn what_is_discarded_is_read_and_counted_and_never_answered() {
-    let daemon = talk(DISCARD, |mut peer| {
+fn discarded_bytes_are_read_and_counted_and_never_answered() {
+    let daemon = run_client(DISCARD, |mut peer| {
         peer.send("x".repeat(1_000_000));
         peer.shutdown();
         peer.expect_close();
@@ -106,8 +106,8 @@ fn what_is_discarded_is_read_and_counted_and_never_answered() {
 }
 
 #[test]
-fn a_sink_logs_every_line_and_answers_none() {
-    let daemon = talk(LINE_SINK, |mut peer| {
+fn a_line_sink_logs_every_line_and_answers_none() {
+    let daemon = run_client(LINE_SINK, |mut peer| {
         for piece in ["one\ntw", "o\n\nthr", "ee\nwithout an end"] {
             peer.send(piece);
         }
@@ -116,11 +116,11 @@ fn a_sink_logs_every_line_and_answers_none() {
     });
     daemon.wait_for_log_times("without an end", 2);
     let log = daemon.stop();
-    assert_eq!(lines(&log), ["one", "two", "", "three", "without an end"].repeat(2), "{log:#?}");
+    assert_eq!(logged_messages(&log), ["one", "two", "", "three", "without an end"].repeat(2), "{log:#?}");
 }
 
 #[test]
-fn a_greeter_greets_and_pauses_on_each_connection() {
+fn a_greeter_delays_its_replies_on_each_connection() {
     let daemon = serve(GREETER, TCP_AND_UNIX);
     for address in daemon.addresses() {
         let (mut peer, mut other) = (Peer::connect(&address), Peer::connect(&address));
@@ -144,8 +144,8 @@ fn a_greeter_greets_and_pauses_on_each_connection() {
 }
 
 #[test]
-fn who_ends_its_stream_in_a_pause_is_served_to_the_end() {
-    let daemon = talk(GREETER, |mut peer| {
+fn a_client_that_half_closes_during_the_reply_delay_gets_all_its_replies() {
+    let daemon = run_client(GREETER, |mut peer| {
         let start = now();
         peer.send("a".repeat(1_025));
         peer.shutdown();
@@ -158,7 +158,7 @@ fn who_ends_its_stream_in_a_pause_is_served_to_the_end() {
 }
 
 #[test]
-fn a_daemon_that_stops_does_not_wait_for_pauses() {
+fn a_stopping_daemon_does_not_wait_for_reply_delays() {
     let mut daemon = serve(&GREETER.replace("1s", "1h"), TCP_AND_UNIX);
     let mut peers: Vec<_> = daemon.addresses().iter().map(|address| Peer::connect(address)).collect();
     for peer in &mut peers {
@@ -176,7 +176,7 @@ fn a_daemon_that_stops_does_not_wait_for_pauses() {
 
 #[test]
 fn every_line_gets_the_same_reply() {
-    let daemon = talk("[defaults]\ndelimiter = \"\\n\"\nreply = 'fixed'\ntext = 'OK'\n", |mut peer| {
+    let daemon = run_client("[defaults]\ndelimiter = \"\\n\"\nreply = 'fixed'\ntext = 'OK'\n", |mut peer| {
         peer.send("HELO\n\nQU");
         peer.expect("OK\nOK\n");
         peer.send("IT\n");
@@ -186,7 +186,7 @@ fn every_line_gets_the_same_reply() {
 }
 
 #[test]
-fn a_client_that_takes_no_greetings_is_not_read_from_and_harms_nobody() {
+fn a_client_that_does_not_read_its_replies_does_not_affect_others() {
     let configuration = "[defaults]\nframing = 'raw'\nreply = 'fixed'\ntext = 'a rather long answer to a byte'\n";
     let daemon = serve(configuration, &["127.0.0.1:0"]);
     let mut flood = daemon.connect();

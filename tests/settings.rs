@@ -12,15 +12,15 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use common::{Daemon, Manager, Peer};
+use common::{Daemon, Peer, ServiceManager};
 use rustix::process::Signal;
 
 /// Starts a daemon on Unix sockets in its directory, and waits until it is ready, however little it logs. The manager
 /// has to live as long, or there would be something to log.
-fn start_silent(configuration: &str, arguments: &[&str]) -> (Daemon, Manager) {
-    let manager = Manager::start();
+fn start_quiet(configuration: &str, arguments: &[&str]) -> (Daemon, ServiceManager) {
+    let manager = ServiceManager::start();
     let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
-    let daemon = Daemon::spawn_with(manager.watch(&mut command), configuration, arguments);
+    let daemon = Daemon::spawn_with(manager.set_notify_socket(&mut command), configuration, arguments);
     manager.expect("READY=1");
     (daemon, manager)
 }
@@ -30,7 +30,7 @@ fn connect(daemon: &Daemon, name: &str) -> Peer {
 }
 
 #[test]
-fn sections_begin_with_the_defaults_and_change_only_what_they_set() {
+fn sections_inherit_the_defaults_and_change_only_what_they_set() {
     let configuration = r#"
         # Before the defaults, and begins with them all the same.
         [listener.one]
@@ -52,7 +52,7 @@ fn sections_begin_with_the_defaults_and_change_only_what_they_set() {
         read = "300 ms"
         idle = "1min"
     "#;
-    let (daemon, _manager) = start_silent(configuration, &[]);
+    let (daemon, _manager) = start_quiet(configuration, &[]);
     for name in ["one", "another"] {
         let mut peer = connect(&daemon, name);
         peer.send("a\tb\nc");
@@ -82,7 +82,7 @@ fn sections_begin_with_the_defaults_and_change_only_what_they_set() {
 }
 
 #[test]
-fn without_a_section_the_defaults_hold_and_deadlines_can_be_off() {
+fn without_a_section_the_defaults_apply_and_deadlines_can_be_off() {
     let configuration = "[defaults]\nprefix = \"\"\n[defaults.deadlines]\nread = \"off\"\nidle = \"off\"\n";
     let daemon = Daemon::start_with(configuration, &["--listen", "other=unix:DIR/socket"]);
     let mut peer = connect(&daemon, "socket");
@@ -94,7 +94,7 @@ fn without_a_section_the_defaults_hold_and_deadlines_can_be_off() {
 }
 
 #[test]
-fn the_command_line_says_where_to_listen_and_the_name_picks_the_section() {
+fn listen_options_override_the_file_and_their_name_selects_the_section() {
     let configuration = "[listener.one]\nlisten = [\"unix:DIR/file\"]\nprefix = \"one:\"\n";
     let daemon = Daemon::start_with(configuration, &["--listen", "one=DIR/line", "--listen", "DIR/a=b"]);
     daemon.wait_for_log_times("listening on", 2);
@@ -109,10 +109,10 @@ fn the_command_line_says_where_to_listen_and_the_name_picks_the_section() {
 }
 
 #[test]
-fn the_level_of_the_command_line_beats_the_one_of_the_file() {
+fn the_log_level_option_overrides_the_file() {
     let level = |file: &str, line: &[&str]| {
         let arguments = [&["--listen", "DIR/socket"], line].concat();
-        let (daemon, _manager) = start_silent(file, &arguments);
+        let (daemon, _manager) = start_quiet(file, &arguments);
         connect(&daemon, "socket").exchange("a");
         daemon.stop().iter().map(|line| line.split(':').next().unwrap_or("").to_owned()).collect::<Vec<_>>()
     };
@@ -127,10 +127,9 @@ fn the_level_of_the_command_line_beats_the_one_of_the_file() {
 }
 
 #[test]
-fn there_are_as_many_workers_as_were_asked_for() {
+fn the_configured_number_of_workers_is_started() {
     let threads = |workers: &str| {
-        let (daemon, _manager) =
-            start_silent(&format!("[service]\nworkers = {workers}\n"), &["--listen", "DIR/socket"]);
+        let (daemon, _manager) = start_quiet(&format!("[service]\nworkers = {workers}\n"), &["--listen", "DIR/socket"]);
         daemon.status_number("Threads")
     };
     let one = threads("1");
@@ -139,7 +138,7 @@ fn there_are_as_many_workers_as_were_asked_for() {
 }
 
 #[test]
-fn limits_of_the_file_hold() {
+fn limits_in_the_file_apply() {
     let configuration = "[limits]\nconnections_per_source = 2\n";
     let daemon = Daemon::start_with(configuration, &["--listen", "DIR/socket"]);
     let (mut first, mut second) = (connect(&daemon, "socket"), connect(&daemon, "socket"));
@@ -152,7 +151,7 @@ fn limits_of_the_file_hold() {
 }
 
 #[test]
-fn a_stop_waits_as_long_as_the_file_says_for_those_who_do_not_read() {
+fn a_stop_waits_for_clients_that_do_not_read_until_the_drain_timeout() {
     let configuration = "[service]\ndrain = \"300ms\"\n[defaults.deadlines]\nwrite = \"off\"\n";
     let mut daemon = Daemon::start_with(configuration, &["--listen", "DIR/socket"]);
     let mut peer = connect(&daemon, "socket");
@@ -176,7 +175,7 @@ fn run(arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn a_bad_command_line_is_refused_with_a_hint() {
+fn an_invalid_command_line_is_refused_with_a_hint() {
     for (arguments, said) in [
         (&["--listen", "8085"][..], "write 127.0.0.1:8085"),
         (&["--listen", ":8085"], "write 127.0.0.1:8085"),
@@ -207,7 +206,7 @@ fn a_bad_command_line_is_refused_with_a_hint() {
 }
 
 #[test]
-fn help_and_version_are_printed_and_that_is_all() {
+fn help_and_version_are_printed_to_stdout_without_starting() {
     let help = run(&["--help"]);
     assert_eq!((help.status.code(), help.stderr.len()), (Some(0), 0));
     let help = String::from_utf8(help.stdout).unwrap();
@@ -222,7 +221,7 @@ fn help_and_version_are_printed_and_that_is_all() {
 }
 
 #[test]
-fn an_address_that_cannot_be_had_is_named_with_what_to_do() {
+fn an_unavailable_address_is_named_with_advice() {
     let directory = tempfile::tempdir().unwrap();
     let taken = Daemon::start(&["--listen", "127.0.0.1:0", "--listen", "DIR/taken"]);
     taken.wait_for_log_times("listening on", 2);

@@ -22,7 +22,7 @@ fn printed(command: &mut Command) -> String {
 }
 
 /// Programs as after a build for release. Where echoctl was not built for these tests, something stands in for it.
-fn built(directory: &Path) -> PathBuf {
+fn link_programs(directory: &Path) -> PathBuf {
     let built = directory.join("built");
     fs::create_dir(&built).expect("the directory is new");
     let echoctl = option_env!("CARGO_BIN_EXE_echoctl").filter(|program| Path::new(program).exists());
@@ -34,7 +34,7 @@ fn built(directory: &Path) -> PathBuf {
 
 /// `make TARGET` with these variables, if make is installed.
 fn make<V: AsRef<OsStr>>(target: &str, variables: &[(&str, V)]) -> Option<Output> {
-    let mut command = Command::new(common::program_or_leave_out("make")?);
+    let mut command = Command::new(common::program_or_skip("make")?);
     // Not those of a "make test" that we may run under.
     for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"] {
         command.env_remove(variable);
@@ -70,7 +70,7 @@ fn files(directory: &Path) -> Vec<(String, u32)> {
 
 /// What is said can be pasted into a terminal: a real TAB there would ask for completions.
 #[test]
-fn who_tries_it_out_is_told_the_same_commands_as_in_the_readme() {
+fn make_run_prints_the_same_commands_as_the_readme() {
     let target = tempfile::tempdir().unwrap();
     fs::create_dir(target.path().join("debug")).unwrap();
     symlink("/bin/true", target.path().join("debug/echoed")).unwrap();
@@ -86,9 +86,9 @@ fn who_tries_it_out_is_told_the_same_commands_as_in_the_readme() {
 }
 
 #[test]
-fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
+fn make_install_installs_every_file_and_make_uninstall_removes_them() {
     let directory = tempfile::tempdir().unwrap();
-    let (built, destination) = (built(directory.path()), directory.path().join("destination"));
+    let (built, destination) = (link_programs(directory.path()), directory.path().join("destination"));
     let variables = [
         ("DESTDIR", destination.as_os_str()),
         ("BUILDDIR", built.as_os_str()),
@@ -162,9 +162,9 @@ fn an_installation_has_every_file_in_its_place_and_can_be_undone() {
 }
 
 #[test]
-fn nothing_is_installed_and_nothing_built_before_a_build() {
+fn make_install_fails_before_a_build_and_installs_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(make) = common::program_or_leave_out("make") else { return };
+    let Some(make) = common::program_or_skip("make") else { return };
     let (empty, destination) = (directory.path().join("empty"), directory.path().join("destination"));
     let mut command = Command::new(make);
     command.env_remove("MAKEFLAGS").args(["-s", "-C", ROOT, "install"]);
@@ -176,8 +176,8 @@ fn nothing_is_installed_and_nothing_built_before_a_build() {
 }
 
 /// The units of an installation for the systemd of this machine, in a directory below `directory`.
-fn installed_units(directory: &Path) -> Option<PathBuf> {
-    let built = built(directory);
+fn install_units(directory: &Path) -> Option<PathBuf> {
+    let built = link_programs(directory);
     let place = |name: &str| directory.join(name).into_os_string();
     let variables = [
         ("BUILDDIR", built.into_os_string()),
@@ -198,8 +198,8 @@ fn installed_units(directory: &Path) -> Option<PathBuf> {
 }
 
 /// What systemd has to say about units.
-fn verify(directory: &Path, units: &[&str]) -> Option<String> {
-    let mut command = Command::new(common::program_or_leave_out("systemd-analyze")?);
+fn verify_units(directory: &Path, units: &[&str]) -> Option<String> {
+    let mut command = Command::new(common::program_or_skip("systemd-analyze")?);
     // Only ours: what else is installed on the machine may be wrong as it likes.
     command.args(["verify", "--man=no"]).args(units.iter().map(|unit| directory.join(unit)));
     let output = command.output().expect("it can be run");
@@ -218,23 +218,23 @@ fn systemd_version() -> u32 {
 }
 
 #[test]
-fn systemd_has_nothing_to_say_about_the_units() {
+fn systemd_analyze_verify_reports_nothing_about_the_units() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(units) = installed_units(directory.path()) else { return };
-    let Some(said) = verify(&units, &["echoed.socket", "echoed.service", "echoed@x.service"]) else { return };
+    let Some(units) = install_units(directory.path()) else { return };
+    let Some(said) = verify_units(&units, &["echoed.socket", "echoed.service", "echoed@x.service"]) else { return };
     assert_eq!(said, "");
 
     // It would have something to say: a check of the check.
     for unit in ["echoed.service", "echoed@.service"] {
         let text = fs::read_to_string(units.join(unit)).unwrap();
         fs::write(units.join(unit), text.replace("PrivateNetwork=", "PrivateNetwrok=")).unwrap();
-        let said = verify(&units, &[&unit.replace('@', "@x")]).unwrap();
+        let said = verify_units(&units, &[&unit.replace('@', "@x")]).unwrap();
         assert!(said.contains("PrivateNetwrok"), "{unit}: {said}");
     }
 }
 
 #[test]
-fn systemd_has_nothing_to_say_about_the_examples_either() {
+fn systemd_analyze_verify_reports_nothing_about_the_examples() {
     for entry in fs::read_dir(Path::new(ROOT).join("systemd/examples")).unwrap() {
         let example = entry.unwrap().path();
         let name = example.file_name().unwrap().to_str().unwrap().to_owned();
@@ -242,7 +242,7 @@ fn systemd_has_nothing_to_say_about_the_examples_either() {
             continue;
         }
         let directory = tempfile::tempdir().unwrap();
-        let Some(units) = installed_units(directory.path()) else { return };
+        let Some(units) = install_units(directory.path()) else { return };
         // Where it says itself that it belongs.
         let text = fs::read_to_string(&example).unwrap();
         let place = text.lines().find_map(|line| line.strip_prefix("# To be used as /etc/systemd/system/"));
@@ -252,7 +252,7 @@ fn systemd_has_nothing_to_say_about_the_examples_either() {
         fs::write(&place, &text).unwrap();
         let unit = place.ancestors().find_map(|path| path.file_name()?.to_str()?.strip_suffix(".d"));
         let unit = unit.unwrap_or(&name);
-        let Some(said) = verify(&units, &[unit]) else { return };
+        let Some(said) = verify_units(&units, &[unit]) else { return };
         // What is for newer ones, an older one does not know.
         let since =
             text.lines().find_map(|line| line.strip_prefix("# Since systemd ")?.strip_suffix('.')?.parse().ok());
@@ -260,13 +260,13 @@ fn systemd_has_nothing_to_say_about_the_examples_either() {
         assert!(said.is_empty() || !known && said.contains("Unknown key"), "{name}: {said}");
 
         fs::write(&place, format!("{text}\n[Unit]\nDescritpion=x\n")).unwrap();
-        let said = verify(&units, &[unit]).unwrap();
+        let said = verify_units(&units, &[unit]).unwrap();
         assert!(said.contains("Descritpion"), "{name} is not looked at: {said}");
     }
 }
 
 #[test]
-fn every_example_of_a_socket_has_its_section_and_the_readme_lists_both() {
+fn every_example_socket_has_a_settings_section_and_the_readme_lists_both() {
     let examples = Path::new(ROOT).join("systemd/examples");
     let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
     let mut shipped: Vec<_> = files(&examples).into_iter().map(|(name, _)| name).collect();
@@ -306,7 +306,7 @@ fn every_example_of_a_socket_has_its_section_and_the_readme_lists_both() {
 }
 
 #[test]
-fn every_process_is_shut_in_alike_however_it_is_started() {
+fn both_service_units_have_the_same_sandbox() {
     let sandbox = |unit: &str| {
         let text = fs::read_to_string(Path::new(ROOT).join("systemd").join(unit)).expect("it is shipped");
         text.split_once("# It needs the sockets").expect("that is where it begins").1.to_owned()
@@ -340,7 +340,7 @@ fn values(assignments: &[(String, String, String)], section: &str, key: &str) ->
 }
 
 #[test]
-fn the_socket_unit_listens_where_the_documents_say_and_is_the_one_to_be_enabled() {
+fn the_socket_unit_has_the_documented_addresses_and_is_the_unit_to_enable() {
     let socket = assignments("echoed.socket");
     assert_eq!(values(&socket, "Socket", "ListenStream"), ["127.0.0.1:8085", "/run/echoed.sock"]);
     assert_eq!(values(&socket, "Socket", "FileDescriptorName"), ["echo"]);
@@ -371,7 +371,7 @@ fn the_socket_unit_listens_where_the_documents_say_and_is_the_one_to_be_enabled(
 }
 
 #[test]
-fn connections_can_be_handed_over_and_single_ones_are_not() {
+fn only_the_service_for_all_connections_has_an_fd_store() {
     let [base, newer] = ["echoed.service", "versions/254-echoed.service.conf"].map(assignments);
     let room = &values(&base, "Service", "FileDescriptorStoreMax")[0];
     assert_eq!(values(&base, "Service", "Environment"), [format!("FDSTORE={room}")]);
@@ -382,7 +382,7 @@ fn connections_can_be_handed_over_and_single_ones_are_not() {
 }
 
 #[test]
-fn what_the_service_may_use_is_enough_for_the_usual_settings() {
+fn the_resource_limits_of_the_service_are_enough_for_the_default_settings() {
     let service = assignments("echoed.service");
     let limits = echoed::config::Settings::default().limits;
     let limit: usize = values(&service, "Service", "LimitNOFILE")[0].parse().unwrap();

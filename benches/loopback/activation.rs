@@ -9,30 +9,30 @@ use crate::plan::Plan;
 use crate::server::Server;
 use crate::stats::{median, percentile};
 use crate::table::Table;
-use crate::wire::{Case, check};
-use crate::{Doing as _, Result, now, progress};
+use crate::wire::{Case, check_reply};
+use crate::{Context as _, Result, now, progress};
 
 /// From the connection that starts the server to its first reply. Nothing where there is no
 /// `systemd-socket-activate`.
 pub(crate) fn start(plan: &Plan) -> Result<Vec<Table>> {
     const TIMES: usize = 15;
-    let peers = plan.programs.count();
-    let mut samples = vec![Vec::new(); peers];
+    let candidates = plan.programs.count();
+    let mut samples = vec![Vec::new(); candidates];
     progress(format_args!("start: {TIMES} times each"));
     for round in 0..TIMES {
-        for peer in Plan::in_turn(0..peers, round) {
-            let Some(server) = plan.programs.activate(peer).doing(plan.programs.name(peer))? else {
+        for candidate in Plan::rotated(0..candidates, round) {
+            let Some(server) = plan.programs.activate(candidate).context(plan.programs.name(candidate))? else {
                 return Ok(Vec::new());
             };
-            samples[peer].push(first_reply(&server)?.as_secs_f64() * 1e3);
+            samples[candidate].push(first_reply(&server)?.as_secs_f64() * 1e3);
         }
     }
     let mut table = Table::new(
         "Start: from connecting to the first reply, when systemd-socket-activate starts the server for it",
         ["server", "median ms", "fastest ms", "slowest ms"],
     );
-    for (peer, samples) in samples.iter().enumerate() {
-        let mut row = vec![plan.programs.name(peer).to_owned()];
+    for (candidate, samples) in samples.iter().enumerate() {
+        let mut row = vec![plan.programs.name(candidate).to_owned()];
         let figures = [median(samples), percentile(samples, 0), percentile(samples, 1000)];
         row.extend(figures.map(|milliseconds| format!("{milliseconds:.2}")));
         table.row(row);
@@ -42,7 +42,7 @@ pub(crate) fn start(plan: &Plan) -> Result<Vec<Table>> {
 
 fn first_reply(server: &Server) -> Result<Duration> {
     let Address::Unix(path) = server.address() else { unreachable!("it is activated through a Unix socket") };
-    let script = Case::new(16, 1, 1).script();
+    let script = Case::new(16, 1, 1).workload();
     let mut reply = vec![0; script.reply_size()];
     let start = now();
     let exchange = UnixStream::connect(path).and_then(|mut stream| {
@@ -51,7 +51,7 @@ fn first_reply(server: &Server) -> Result<Duration> {
         stream.read_exact(&mut reply)
     });
     let time = now() - start;
-    exchange.doing("asking the activated server")?;
-    check(&reply, script.replies(0, 1))?;
+    exchange.context("asking the activated server")?;
+    check_reply(&reply, script.replies(0, 1))?;
     Ok(time)
 }

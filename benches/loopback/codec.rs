@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::bytes::{BufMut as _, Bytes, BytesMut};
 use tokio_util::codec::{Decoder, Encoder};
 
-use crate::{Doing as _, Failure, Result};
+use crate::{Context as _, Failure, Result};
 
 const PREFIX: &[u8] = b"server got:";
 const DELIMITER: u8 = b'\t';
@@ -29,8 +29,8 @@ impl Decoder for Delimited {
     type Error = std::io::Error;
 
     fn decode(&mut self, input: &mut BytesMut) -> std::io::Result<Option<Bytes>> {
-        if let Some(place) = memchr::memchr(DELIMITER, &input[self.searched..]) {
-            let message = input.split_to(self.searched + place + 1).freeze();
+        if let Some(position) = memchr::memchr(DELIMITER, &input[self.searched..]) {
+            let message = input.split_to(self.searched + position + 1).freeze();
             self.searched = 0;
             return Ok(Some(message));
         }
@@ -59,20 +59,20 @@ fn serve(stream: impl AsyncRead + AsyncWrite + 'static) {
 }
 
 async fn serve_tcp(listener: StdTcpListener) -> Result<()> {
-    listener.set_nonblocking(true).doing("the listener")?;
-    let listener = TcpListener::from_std(listener).doing("the listener")?;
-    eprintln!("listening on tcp:{}", listener.local_addr().doing("the listener")?);
+    listener.set_nonblocking(true).context("the listener")?;
+    let listener = TcpListener::from_std(listener).context("the listener")?;
+    eprintln!("listening on tcp:{}", listener.local_addr().context("the listener")?);
     loop {
         if let Ok((stream, _)) = listener.accept().await {
-            stream.set_nodelay(true).doing("a connection")?;
+            stream.set_nodelay(true).context("a connection")?;
             serve(stream);
         }
     }
 }
 
 async fn serve_unix(listener: StdUnixListener, path: &str) -> Result<()> {
-    listener.set_nonblocking(true).doing("the listener")?;
-    let listener = UnixListener::from_std(listener).doing("the listener")?;
+    listener.set_nonblocking(true).context("the listener")?;
+    let listener = UnixListener::from_std(listener).context("the listener")?;
     eprintln!("listening on unix:{path}");
     loop {
         if let Ok((stream, _)) = listener.accept().await {
@@ -83,13 +83,13 @@ async fn serve_unix(listener: StdUnixListener, path: &str) -> Result<()> {
 
 /// Serves until it is killed. Without an address it takes the Unix listener of a service manager.
 pub(crate) fn run(address: Option<&str>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().doing("making a runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("making a runtime")?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
         match address.and_then(|address| address.split_once(':')) {
-            Some(("tcp", address)) => serve_tcp(StdTcpListener::bind(address).doing(address)?).await,
-            Some(("unix", path)) => serve_unix(StdUnixListener::bind(path).doing(path)?, path).await,
+            Some(("tcp", address)) => serve_tcp(StdTcpListener::bind(address).context(address)?).await,
+            Some(("unix", path)) => serve_unix(StdUnixListener::bind(path).context(path)?, path).await,
             _ => {
-                let inherited = ListenFd::from_env().take_unix_listener(0).doing("the inherited listener")?;
+                let inherited = ListenFd::from_env().take_unix_listener(0).context("the inherited listener")?;
                 serve_unix(inherited.ok_or_else(|| Failure::new("no listener"))?, "").await
             }
         }

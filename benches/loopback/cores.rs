@@ -10,16 +10,16 @@ use crate::load::{Answered, Load};
 use crate::plan::{Figures, Plan, SLICES, Sample};
 use crate::table::Table;
 use crate::wire::Case;
-use crate::{Doing as _, Failure, Result, progress};
+use crate::{Context as _, Failure, Result, progress};
 
 const CASES: [Case; 3] = [Case::new(16, 1, 64), Case::new(16, 16, 64), Case::new(1024, 16, 64)];
 
 /// The reference and the daemon; the others have one thread only.
-const PEERS: usize = 2;
+const CANDIDATES: usize = 2;
 
 /// CPU time per message and messages per second, case by case.
 pub(crate) fn cores(plan: &Plan) -> Result<Vec<Table>> {
-    let (servers, loads) = plan.programs.cpus.two();
+    let (servers, loads) = plan.programs.cpus.split_two();
     if servers.len() < 2 {
         return Ok(Vec::new());
     }
@@ -27,76 +27,76 @@ pub(crate) fn cores(plan: &Plan) -> Result<Vec<Table>> {
     let mut rows = Vec::new();
     for transport in Transport::ALL {
         for case in CASES {
-            rows.push((format!("{} {case}", transport.name()), Figures::of(PEERS)));
+            rows.push((format!("{} {case}", transport.name()), Figures::of(CANDIDATES)));
         }
     }
     for round in 0..plan.rounds {
         let cases = Transport::ALL.into_iter().flat_map(|transport| CASES.map(|case| (transport, case)));
         for ((transport, case), (name, figures)) in cases.zip(&mut rows) {
             progress(format_args!("cores, round {} of {}: {name}", round + 1, plan.rounds));
-            figures.push(&sample(plan, transport, case, round).doing(name)?);
+            figures.push(&sample(plan, transport, case, round).context(name)?);
         }
     }
     let title = format!("message, two workers on two CPUs{shared}");
-    Ok(Figures::tables(&title, "size-depth-connections", &rows, &plan.programs, PEERS).into())
+    Ok(Figures::tables(&title, "size-depth-connections", &rows, &plan.programs, CANDIDATES).into())
 }
 
 fn sample(plan: &Plan, transport: Transport, case: Case, round: usize) -> Result<Vec<Sample>> {
-    let (on, loads_on) = plan.programs.cpus.two();
-    let part = Case { connections: case.connections / loads_on.len(), ..case };
+    let (server_cpus, load_cpus) = plan.programs.cpus.split_two();
+    let case_of_thread = Case { connections: case.connections / load_cpus.len(), ..case };
     let mut servers = Vec::new();
-    for peer in 0..PEERS {
-        let server = plan.programs.start_on(peer, transport, &on)?;
-        let worker = |&cpu: &usize| Worker::start(server.address().clone(), part, cpu);
-        let loads: Vec<_> = loads_on.iter().map(worker).collect();
-        together(&loads, plan.warm_up())?;
+    for candidate in 0..CANDIDATES {
+        let server = plan.programs.start_on(candidate, transport, &server_cpus)?;
+        let load_thread = |&cpu: &usize| LoadThread::start(server.address().clone(), case_of_thread, cpu);
+        let loads: Vec<_> = load_cpus.iter().map(load_thread).collect();
+        run_all(&loads, plan.warm_up())?;
         servers.push((server, loads));
     }
-    let mut samples = vec![Sample::default(); PEERS];
+    let mut samples = vec![Sample::default(); CANDIDATES];
     for slice in 0..SLICES {
-        for peer in Plan::in_turn(0..PEERS, round + slice as usize) {
-            let (server, loads) = &mut servers[peer];
-            let run = || together(loads, plan.sample / 2 / SLICES);
-            samples[peer].add(server, run).doing(plan.programs.name(peer))?;
+        for candidate in Plan::rotated(0..CANDIDATES, round + slice as usize) {
+            let (server, loads) = &mut servers[candidate];
+            let run = || run_all(loads, plan.sample / 2 / SLICES);
+            samples[candidate].add(server, run).context(plan.programs.name(candidate))?;
         }
     }
     Ok(samples)
 }
 
 /// A load in a thread of its own, on a CPU of its own: it cannot move to another.
-struct Worker {
-    orders: Sender<Duration>,
+struct LoadThread {
+    commands: Sender<Duration>,
     results: Receiver<Result<Answered>>,
 }
 
-impl Worker {
+impl LoadThread {
     fn start(address: Address, case: Case, cpu: usize) -> Self {
-        let (orders, inbox) = channel::<Duration>();
-        let (outbox, results) = channel();
+        let (commands, received_commands) = channel::<Duration>();
+        let (result_sender, results) = channel();
         thread::spawn(move || {
             let mut load = pin(&[cpu]).and_then(|()| Load::connect(&address, case));
-            for time in inbox {
+            for time in received_commands {
                 let result = match &mut load {
                     Ok(load) => load.run(time),
                     Err(failure) => Err(Failure::new(failure)),
                 };
-                if outbox.send(result).is_err() {
+                if result_sender.send(result).is_err() {
                     break;
                 }
             }
         });
-        Self { orders, results }
+        Self { commands, results }
     }
 }
 
 /// Runs all of them for a time, and adds up what was answered.
-fn together(workers: &[Worker], time: Duration) -> Result<Answered> {
-    for worker in workers {
-        worker.orders.send(time).doing("starting a load")?;
+fn run_all(load_threads: &[LoadThread], time: Duration) -> Result<Answered> {
+    for load_thread in load_threads {
+        load_thread.commands.send(time).context("starting a load")?;
     }
     let mut sum = Answered { messages: 0, time: Duration::ZERO };
-    for worker in workers {
-        let answered = worker.results.recv().doing("waiting for a load")??;
+    for load_thread in load_threads {
+        let answered = load_thread.results.recv().context("waiting for a load")??;
         sum.messages += answered.messages;
         sum.time = sum.time.max(answered.time);
     }

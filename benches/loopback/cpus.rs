@@ -2,7 +2,7 @@
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::{Doing as _, Failure, Result};
+use crate::{Context as _, Failure, Result};
 
 /// The CPUs of the server and of the load. They are the same one on a machine that has no other.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct Cpus {
 impl Cpus {
     /// The first two that this process may use.
     pub(crate) fn available() -> Result<Self> {
-        let allowed = sched_getaffinity(None).doing("asking for the CPUs of this process")?;
+        let allowed = sched_getaffinity(None).context("asking for the CPUs of this process")?;
         let all: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect();
         let &server = all.first().ok_or_else(|| Failure::new("this process may use no CPU"))?;
         Ok(Self { server, load: all.get(1).copied().unwrap_or(server), all })
@@ -30,7 +30,7 @@ impl Cpus {
     }
 
     /// Two for a server and two for its loads; the same ones where there are fewer than four.
-    pub(crate) fn two(&self) -> (Vec<usize>, Vec<usize>) {
+    pub(crate) fn split_two(&self) -> (Vec<usize>, Vec<usize>) {
         let first: Vec<usize> = self.all.iter().copied().take(2).collect();
         let second = self.all.get(2..4).map_or_else(|| first.clone(), <[usize]>::to_vec);
         (first, second)
@@ -43,5 +43,5 @@ pub(crate) fn pin(cpus: &[usize]) -> Result<()> {
     for &cpu in cpus {
         set.set(cpu);
     }
-    sched_setaffinity(None, &set).doing(format_args!("pinning to the CPUs {cpus:?}"))
+    sched_setaffinity(None, &set).context(format_args!("pinning to the CPUs {cpus:?}"))
 }

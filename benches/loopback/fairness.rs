@@ -4,15 +4,15 @@ use crate::address::Transport;
 use crate::load::Flood;
 use crate::plan::Plan;
 use crate::plot::Plot;
-use crate::report::Part;
+use crate::report::ReportSection;
 use crate::stats::percentile;
 use crate::table::Table;
 use crate::{Result, progress};
 
 /// How long a well-behaved connection waits beside others that send without pause.
-pub(crate) fn fairness(plan: &Plan) -> Result<Part> {
+pub(crate) fn fairness(plan: &Plan) -> Result<ReportSection> {
     const FLOODING: usize = 4;
-    let peers = plan.programs.count();
+    let candidates = plan.programs.count();
     let mut groups = Vec::new();
     let mut table = Table::new(
         format!("Fairness: round trip of a message of 16 bytes beside {FLOODING} connections that flood"),
@@ -21,23 +21,24 @@ pub(crate) fn fairness(plan: &Plan) -> Result<Part> {
     for (transport, size) in
         [(Transport::Tcp, 16), (Transport::Tcp, 1024), (Transport::Unix, 16), (Transport::Unix, 1024)]
     {
-        let mut servers = (0..peers).map(|peer| plan.programs.start(peer, transport)).collect::<Result<Vec<_>>>()?;
-        let mut times = vec![Vec::new(); peers];
+        let mut servers =
+            (0..candidates).map(|candidate| plan.programs.start(candidate, transport)).collect::<Result<Vec<_>>>()?;
+        let mut times = vec![Vec::new(); candidates];
         progress(format_args!("fairness: {} {size}", transport.name()));
         for round in 0..plan.rounds {
-            for peer in Plan::in_turn(0..peers, round) {
-                let server = &mut servers[peer];
+            for candidate in Plan::rotated(0..candidates, round) {
+                let server = &mut servers[candidate];
                 let mut flood = Flood::connect(server.address(), size, FLOODING)?;
                 flood.run(plan.warm_up())?;
-                times[peer].extend(flood.run(plan.sample / 4)?);
+                times[candidate].extend(flood.run(plan.sample / 4)?);
                 drop(flood);
-                server.settle()?;
+                server.wait_until_idle()?;
             }
         }
         let slow = times.iter().map(|times| percentile(times, 990) * 1e6).collect();
         groups.push((format!("{} {size} B", transport.name()), slow));
-        for (peer, times) in times.iter().enumerate() {
-            let mut row = vec![format!("{} {size} B", transport.name()), plan.programs.name(peer).to_owned()];
+        for (candidate, times) in times.iter().enumerate() {
+            let mut row = vec![format!("{} {size} B", transport.name()), plan.programs.name(candidate).to_owned()];
             // Of some, not one message comes back in time.
             let shown = |time: f64| if time.is_nan() { "none".to_owned() } else { format!("{time:.0}") };
             row.extend([500, 990, 1000].map(|per_mille| shown(percentile(times, per_mille) * 1e6)));
@@ -47,10 +48,10 @@ pub(crate) fn fairness(plan: &Plan) -> Result<Part> {
     let plot = Plot {
         name: "fairness",
         title: format!("Round trip beside {FLOODING} flooding connections, 99th percentile, in µs"),
-        series: (0..peers).map(|peer| plan.programs.name(peer).to_owned()).collect(),
+        series: (0..candidates).map(|candidate| plan.programs.name(candidate).to_owned()).collect(),
         groups,
         first_colour: 0,
         mark: None,
     };
-    Ok(Part { tables: vec![table], plots: vec![plot] })
+    Ok(ReportSection { tables: vec![table], plots: vec![plot] })
 }

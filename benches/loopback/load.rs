@@ -4,14 +4,14 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use crate::address::Address;
-use crate::wire::{Case, Interest, Poll, Script, check, dial, try_receive, try_send};
+use crate::wire::{Case, Interest, Poll, Workload, check_reply, open_connection, try_receive, try_send};
 use crate::{Failure, Result, now};
 
 /// What a single receive may bring.
-const BUFFER: usize = 256 * 1024;
+const BUFFER_SIZE: usize = 256 * 1024;
 
 /// How long a load of few connections goes on before it pauses.
-const BOUT: Duration = Duration::from_millis(5);
+const BURST: Duration = Duration::from_millis(5);
 
 /// What was answered, and in which time.
 #[derive(Clone, Copy)]
@@ -25,8 +25,8 @@ pub(crate) struct Answered {
 /// Connections that send a batch of messages, wait for all the replies, and send the next batch.
 pub(crate) struct Load {
     poll: Poll,
-    peers: Vec<Peer>,
-    script: Script,
+    connections: Vec<LoadConnection>,
+    workload: Workload,
     depth: usize,
     answered: u64,
     /// Connections that wait for replies.
@@ -34,7 +34,7 @@ pub(crate) struct Load {
     buffer: Vec<u8>,
 }
 
-struct Peer {
+struct LoadConnection {
     socket: OwnedFd,
     /// The first message of the batch.
     first: usize,
@@ -48,24 +48,37 @@ impl Load {
     /// Opens the connections. Nothing is sent yet.
     pub(crate) fn connect(address: &Address, case: Case) -> Result<Self> {
         let poll = Poll::new()?;
-        let script = case.script();
-        let mut peers = Vec::with_capacity(case.connections);
+        let workload = case.workload();
+        let mut connections = Vec::with_capacity(case.connections);
         for key in 0..case.connections {
-            let socket = dial(address, key)?;
+            let socket = open_connection(address, key)?;
             poll.add(&socket, key, Interest::ReadEdge)?;
-            peers.push(Peer { socket, first: key % script.places(case.depth), sent: 0, received: None });
+            connections.push(LoadConnection {
+                socket,
+                first: key % workload.batch_starts(case.depth),
+                sent: 0,
+                received: None,
+            });
         }
-        Ok(Self { poll, peers, script, depth: case.depth, answered: 0, waiting: 0, buffer: vec![0; BUFFER] })
+        Ok(Self {
+            poll,
+            connections,
+            workload,
+            depth: case.depth,
+            answered: 0,
+            waiting: 0,
+            buffer: vec![0; BUFFER_SIZE],
+        })
     }
 
     /// Changes what the connections send, between two rounds.
-    pub(crate) fn switch_to(&mut self, size: usize) {
-        self.script = Case::new(size, self.depth, 1).script();
+    pub(crate) fn set_message_size(&mut self, size: usize) {
+        self.workload = Case::new(size, self.depth, 1).workload();
     }
 
     /// Every connection sends one batch; returns when all is answered.
-    pub(crate) fn round(&mut self) -> Result<()> {
-        self.bout(Duration::ZERO)
+    pub(crate) fn exchange_batch(&mut self) -> Result<()> {
+        self.run_burst(Duration::ZERO)
     }
 
     /// Keeps all connections busy for a time; returns when all is answered.
@@ -77,60 +90,60 @@ impl Load {
     pub(crate) fn run(&mut self, time: Duration) -> Result<Answered> {
         let (start, before) = (now(), self.answered);
         while start.elapsed() < time {
-            self.bout(self.bout_length().min(time))?;
+            self.run_burst(self.burst_length().min(time))?;
         }
         Ok(Answered { messages: self.answered - before, time: start.elapsed() })
     }
 
     /// How long it goes on before it pauses.
-    pub(crate) fn bout_length(&self) -> Duration {
-        BOUT * u32::try_from(self.peers.len() / 200).unwrap_or(u32::MAX).max(1)
+    pub(crate) fn burst_length(&self) -> Duration {
+        BURST * u32::try_from(self.connections.len() / 200).unwrap_or(u32::MAX).max(1)
     }
 
-    fn bout(&mut self, time: Duration) -> Result<()> {
+    fn run_burst(&mut self, time: Duration) -> Result<()> {
         let start = now();
-        for key in 0..self.peers.len() {
-            self.begin(key)?;
+        for key in 0..self.connections.len() {
+            self.send_batch(key)?;
         }
         while self.waiting > 0 {
-            let go_on = start.elapsed() < time;
-            self.turn(go_on)?;
+            let continue_sending = start.elapsed() < time;
+            self.process_events(continue_sending)?;
         }
         Ok(())
     }
 
-    fn turn(&mut self, go_on: bool) -> Result<()> {
+    fn process_events(&mut self, continue_sending: bool) -> Result<()> {
         for index in 0..self.poll.wait()? {
             let ready = self.poll.event(index);
             if ready.writable {
                 self.send_rest(ready.key)?;
             }
-            if ready.readable && self.receive(ready.key)? && go_on {
-                self.begin(ready.key)?;
+            if ready.readable && self.receive(ready.key)? && continue_sending {
+                self.send_batch(ready.key)?;
             }
         }
         Ok(())
     }
 
-    fn begin(&mut self, key: usize) -> Result<()> {
-        let peer = &mut self.peers[key];
-        let batch = self.script.messages(peer.first, self.depth);
-        peer.received = Some(0);
-        peer.sent = try_send(&peer.socket, batch)?;
-        if peer.sent < batch.len() {
-            self.poll.change(&peer.socket, key, Interest::ReadWriteEdge)?;
+    fn send_batch(&mut self, key: usize) -> Result<()> {
+        let connection = &mut self.connections[key];
+        let batch = self.workload.messages(connection.first, self.depth);
+        connection.received = Some(0);
+        connection.sent = try_send(&connection.socket, batch)?;
+        if connection.sent < batch.len() {
+            self.poll.modify(&connection.socket, key, Interest::ReadWriteEdge)?;
         }
         self.waiting += 1;
         Ok(())
     }
 
     fn send_rest(&mut self, key: usize) -> Result<()> {
-        let peer = &mut self.peers[key];
-        let batch = self.script.messages(peer.first, self.depth);
-        if peer.sent < batch.len() {
-            peer.sent += try_send(&peer.socket, &batch[peer.sent..])?;
-            if peer.sent == batch.len() {
-                self.poll.change(&peer.socket, key, Interest::ReadEdge)?;
+        let connection = &mut self.connections[key];
+        let batch = self.workload.messages(connection.first, self.depth);
+        if connection.sent < batch.len() {
+            connection.sent += try_send(&connection.socket, &batch[connection.sent..])?;
+            if connection.sent == batch.len() {
+                self.poll.modify(&connection.socket, key, Interest::ReadEdge)?;
             }
         }
         Ok(())
@@ -138,22 +151,22 @@ impl Load {
 
     /// Returns whether the batch is now answered whole.
     fn receive(&mut self, key: usize) -> Result<bool> {
-        let peer = &mut self.peers[key];
+        let connection = &mut self.connections[key];
         loop {
-            let Some(size) = try_receive(&peer.socket, &mut self.buffer)? else { return Ok(false) };
-            let Some(received) = peer.received else {
+            let Some(size) = try_receive(&connection.socket, &mut self.buffer)? else { return Ok(false) };
+            let Some(received) = connection.received else {
                 return Err(Failure::new(format_args!("{size} bytes came that nobody had asked for")));
             };
-            let owed = &self.script.replies(peer.first, self.depth)[received..];
-            check(&self.buffer[..size], owed)?;
+            let owed = &self.workload.replies(connection.first, self.depth)[received..];
+            check_reply(&self.buffer[..size], owed)?;
             if size == owed.len() {
-                peer.received = None;
-                peer.first = (peer.first + 1) % self.script.places(self.depth);
+                connection.received = None;
+                connection.first = (connection.first + 1) % self.workload.batch_starts(self.depth);
                 self.answered += self.depth as u64;
                 self.waiting -= 1;
                 return Ok(true);
             }
-            peer.received = Some(received + size);
+            connection.received = Some(received + size);
             if size < self.buffer.len() {
                 return Ok(false);
             }
@@ -162,31 +175,31 @@ impl Load {
 }
 
 /// Connections that are opened, send one message, take the reply and are closed, over and over.
-pub(crate) struct Visits<'a> {
+pub(crate) struct ShortConnections<'a> {
     address: &'a Address,
     poll: Poll,
-    visitors: Vec<Option<Visitor>>,
-    script: &'a Script,
+    connections: Vec<Option<ShortConnection>>,
+    workload: &'a Workload,
     count: usize,
     buffer: Vec<u8>,
 }
 
-struct Visitor {
+struct ShortConnection {
     socket: OwnedFd,
     message: usize,
     received: usize,
 }
 
-impl<'a> Visits<'a> {
+impl<'a> ShortConnections<'a> {
     /// Prepares `at_once` connections at a time.
-    pub(crate) fn new(address: &'a Address, script: &'a Script, at_once: usize) -> Result<Self> {
+    pub(crate) fn new(address: &'a Address, workload: &'a Workload, concurrency: usize) -> Result<Self> {
         Ok(Self {
             address,
             poll: Poll::new()?,
-            visitors: (0..at_once).map(|_| None).collect(),
-            script,
+            connections: (0..concurrency).map(|_| None).collect(),
+            workload,
             count: 0,
-            buffer: vec![0; BUFFER],
+            buffer: vec![0; BUFFER_SIZE],
         })
     }
 
@@ -195,22 +208,22 @@ impl<'a> Visits<'a> {
         let start = now();
         let mut messages = 0;
         while start.elapsed() < time {
-            let bout = now();
-            for key in 0..self.visitors.len() {
-                self.visitors[key] = Some(self.visit(key)?);
+            let burst_start = now();
+            for key in 0..self.connections.len() {
+                self.connections[key] = Some(self.open(key)?);
             }
-            let mut present = self.visitors.len();
-            while present > 0 {
+            let mut open_count = self.connections.len();
+            while open_count > 0 {
                 for index in 0..self.poll.wait()? {
                     let key = self.poll.event(index).key;
                     if self.receive(key)? {
                         messages += 1;
                         // The old connection is closed before the new one is opened.
-                        self.visitors[key] = None;
-                        if bout.elapsed() < 5 * BOUT {
-                            self.visitors[key] = Some(self.visit(key)?);
+                        self.connections[key] = None;
+                        if burst_start.elapsed() < 5 * BURST {
+                            self.connections[key] = Some(self.open(key)?);
                         } else {
-                            present -= 1;
+                            open_count -= 1;
                         }
                     }
                 }
@@ -221,23 +234,23 @@ impl<'a> Visits<'a> {
 
     /// Returns whether the reply is now there whole.
     fn receive(&mut self, key: usize) -> Result<bool> {
-        let Some(visitor) = &mut self.visitors[key] else { return Ok(false) };
-        let Some(size) = try_receive(&visitor.socket, &mut self.buffer)? else { return Ok(false) };
-        let owed = &self.script.replies(visitor.message, 1)[visitor.received..];
-        check(&self.buffer[..size], owed)?;
-        visitor.received += size;
+        let Some(connection) = &mut self.connections[key] else { return Ok(false) };
+        let Some(size) = try_receive(&connection.socket, &mut self.buffer)? else { return Ok(false) };
+        let owed = &self.workload.replies(connection.message, 1)[connection.received..];
+        check_reply(&self.buffer[..size], owed)?;
+        connection.received += size;
         Ok(size == owed.len())
     }
 
-    fn visit(&mut self, key: usize) -> Result<Visitor> {
+    fn open(&mut self, key: usize) -> Result<ShortConnection> {
         self.count += 1;
-        let message = self.count % self.script.count();
-        let socket = dial(self.address, self.count)?;
-        if try_send(&socket, self.script.messages(message, 1))? < self.script.messages(message, 1).len() {
+        let message = self.count % self.workload.count();
+        let socket = open_connection(self.address, self.count)?;
+        if try_send(&socket, self.workload.messages(message, 1))? < self.workload.messages(message, 1).len() {
             return Err(Failure::new("a new connection does not take a single small message"));
         }
         self.poll.add(&socket, key, Interest::Read)?;
-        Ok(Visitor { socket, message, received: 0 })
+        Ok(ShortConnection { socket, message, received: 0 })
     }
 }
 
@@ -245,12 +258,12 @@ impl<'a> Visits<'a> {
 pub(crate) struct Flood {
     poll: Poll,
     /// The last one is the one that measures.
-    peers: Vec<Stream>,
-    script: Script,
+    connections: Vec<FloodConnection>,
+    workload: Workload,
     buffer: Vec<u8>,
 }
 
-struct Stream {
+struct FloodConnection {
     socket: OwnedFd,
     /// Where the next byte to be sent and to be received stands in the script, which is repeated without end.
     sent: usize,
@@ -259,78 +272,86 @@ struct Stream {
 
 impl Flood {
     /// What a flooding connection may send, and receive, in one turn: the load must not be what is unfair.
-    const TURN: usize = 64 * 1024;
+    const MAX_TRANSFER: usize = 64 * 1024;
 
     /// Opens so many flooding connections, with messages of `size` bytes, and the one that measures.
     pub(crate) fn connect(address: &Address, size: usize, flooding: usize) -> Result<Self> {
         let poll = Poll::new()?;
-        let mut peers = Vec::with_capacity(flooding + 1);
+        let mut connections = Vec::with_capacity(flooding + 1);
         for key in 0..=flooding {
-            let socket = dial(address, key)?;
+            let socket = open_connection(address, key)?;
             poll.add(&socket, key, if key < flooding { Interest::ReadWrite } else { Interest::Read })?;
-            peers.push(Stream { socket, sent: 0, received: 0 });
+            connections.push(FloodConnection { socket, sent: 0, received: 0 });
         }
-        Ok(Self { poll, peers, script: Script::new(size, 2 * Self::TURN / (size + 1)), buffer: vec![0; Self::TURN] })
+        Ok(Self {
+            poll,
+            connections,
+            workload: Workload::new(size, 2 * Self::MAX_TRANSFER / (size + 1)),
+            buffer: vec![0; Self::MAX_TRANSFER],
+        })
     }
 
     /// Goes on for a time, and returns the round trip times of the connection that measures, in seconds.
     pub(crate) fn run(&mut self, time: Duration) -> Result<Vec<f64>> {
         let start = now();
         let mut times = Vec::new();
-        let mut asked = self.ask()?;
+        let mut probe_sent = self.send_probe()?;
         while now() - start < time {
             let count = self.poll.wait()?;
-            let measuring = self.peers.len() - 1;
-            if (0..count).any(|index| self.poll.event(index).key == measuring) && self.receive(measuring)? {
-                times.push((now() - asked).as_secs_f64());
-                asked = self.ask()?;
+            let probe = self.connections.len() - 1;
+            if (0..count).any(|index| self.poll.event(index).key == probe) && self.receive(probe)? {
+                times.push((now() - probe_sent).as_secs_f64());
+                probe_sent = self.send_probe()?;
             }
             for index in 0..count {
                 let ready = self.poll.event(index);
-                if ready.key == measuring {
+                if ready.key == probe {
                     continue;
                 }
                 if ready.readable {
                     self.receive(ready.key)?;
                 }
                 if ready.writable {
-                    let messages = self.script.messages(0, self.script.count());
-                    let peer = &mut self.peers[ready.key];
-                    let end = messages.len().min(peer.sent + Self::TURN);
-                    peer.sent = (peer.sent + try_send(&peer.socket, &messages[peer.sent..end])?) % messages.len();
+                    let messages = self.workload.messages(0, self.workload.count());
+                    let connection = &mut self.connections[ready.key];
+                    let end = messages.len().min(connection.sent + Self::MAX_TRANSFER);
+                    connection.sent = (connection.sent
+                        + try_send(&connection.socket, &messages[connection.sent..end])?)
+                        % messages.len();
                 }
             }
         }
         // One question is still open; it must not be left to the next run.
-        while !self.receive(self.peers.len() - 1)? {
+        while !self.receive(self.connections.len() - 1)? {
             self.poll.wait()?;
         }
         Ok(times)
     }
 
-    fn ask(&self) -> Result<Instant> {
-        let asked = now();
-        let message = self.script.messages(0, 1);
-        let sent = self.peers.last().map_or(Ok(0), |peer| try_send(&peer.socket, message))?;
+    fn send_probe(&self) -> Result<Instant> {
+        let probe_sent = now();
+        let message = self.workload.messages(0, 1);
+        let sent = self.connections.last().map_or(Ok(0), |connection| try_send(&connection.socket, message))?;
         if sent < message.len() {
             return Err(Failure::new("an idle connection does not take a single small message"));
         }
-        Ok(asked)
+        Ok(probe_sent)
     }
 
     /// Returns whether the stream now stands at the end of the script's first reply.
     fn receive(&mut self, key: usize) -> Result<bool> {
-        let whole = self.script.replies(0, if key + 1 == self.peers.len() { 1 } else { self.script.count() });
-        let peer = &mut self.peers[key];
-        let Some(size) = try_receive(&peer.socket, &mut self.buffer)? else { return Ok(false) };
-        let (mut rest, mut received) = (&self.buffer[..size], peer.received);
+        let expected =
+            self.workload.replies(0, if key + 1 == self.connections.len() { 1 } else { self.workload.count() });
+        let connection = &mut self.connections[key];
+        let Some(size) = try_receive(&connection.socket, &mut self.buffer)? else { return Ok(false) };
+        let (mut rest, mut received) = (&self.buffer[..size], connection.received);
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(rest.len().min(whole.len() - received));
-            check(now, &whole[received..])?;
-            received = (received + now.len()) % whole.len();
+            let (now, later) = rest.split_at(rest.len().min(expected.len() - received));
+            check_reply(now, &expected[received..])?;
+            received = (received + now.len()) % expected.len();
             rest = later;
         }
-        peer.received = received;
+        connection.received = received;
         Ok(received == 0)
     }
 }

@@ -50,11 +50,11 @@ use crate::cpus::{Cpus, pin};
 use crate::options::{Options, Section, USAGE};
 use crate::plan::Plan;
 use crate::programs::Programs;
-use crate::report::{Part, Report, machine};
+use crate::report::{Report, ReportSection, machine};
 
 /// Very many connections, and what stands for them where the limit on open files does not allow so many.
-const MANY: usize = 10_000;
-const FEWER: usize = 9000;
+const MANY_CONNECTIONS: usize = 10_000;
+const FEWER_CONNECTIONS: usize = 9000;
 
 /// Open files that are no connections.
 const OTHER_FILES: usize = 200;
@@ -80,13 +80,13 @@ impl fmt::Display for Failure {
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 /// Says what was being done when an error occurred.
-pub(crate) trait Doing<T> {
+pub(crate) trait Context<T> {
     /// Puts `what` in front of the error.
-    fn doing(self, what: impl fmt::Display) -> Result<T>;
+    fn context(self, what: impl fmt::Display) -> Result<T>;
 }
 
-impl<T, E: fmt::Display> Doing<T> for std::result::Result<T, E> {
-    fn doing(self, what: impl fmt::Display) -> Result<T> {
+impl<T, E: fmt::Display> Context<T> for std::result::Result<T, E> {
+    fn context(self, what: impl fmt::Display) -> Result<T> {
         self.map_err(|error| Failure(format!("{what}: {error}")))
     }
 }
@@ -106,16 +106,22 @@ pub(crate) fn progress(what: fmt::Arguments<'_>) {
 fn raise_file_limit() -> Result<usize> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).doing("raising the limit on open files")?;
+    setrlimit(Resource::Nofile, limit).context("raising the limit on open files")?;
     Ok(limit.maximum.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX))
 }
 
 fn measure(options: Options) -> Result<()> {
-    let room = raise_file_limit()?.saturating_sub(OTHER_FILES);
+    let max_connections = raise_file_limit()?.saturating_sub(OTHER_FILES);
     // The reference and another one are loaded in turn and stay connected; all the connections begin here.
-    let many = if 2 * MANY <= room { MANY } else { FEWER.min(room / 2) };
-    if many < MANY {
-        progress(format_args!("{many} instead of {MANY} connections: the hard limit on open files allows no more"));
+    let many_connections = if 2 * MANY_CONNECTIONS <= max_connections {
+        MANY_CONNECTIONS
+    } else {
+        FEWER_CONNECTIONS.min(max_connections / 2)
+    };
+    if many_connections < MANY_CONNECTIONS {
+        progress(format_args!(
+            "{many_connections} instead of {MANY_CONNECTIONS} connections: the hard limit on open files allows no more"
+        ));
     }
     let cpus = Cpus::available()?;
     if cpus.server == cpus.load {
@@ -124,9 +130,16 @@ fn measure(options: Options) -> Result<()> {
     pin(&[cpus.load])?;
     let Options { only, mut cases, rounds, sample, subject, others, file } = options;
     for (_, case) in &mut cases {
-        case.connections = case.connections.min(room / 2);
+        case.connections = case.connections.min(max_connections / 2);
     }
-    let plan = Plan { rounds, sample, cases, many, room, programs: Programs::prepare(subject, &others, cpus)? };
+    let plan = Plan {
+        rounds,
+        sample,
+        cases,
+        many_connections,
+        max_connections,
+        programs: Programs::prepare(subject, &others, cpus)?,
+    };
 
     let wanted = |section: Section| only.is_empty() || only.contains(&section);
     let seconds: f64 =
@@ -148,19 +161,19 @@ fn measure(options: Options) -> Result<()> {
     for (name, section) in Section::ALL.into_iter().filter(|&(_, section)| wanted(section)) {
         let part = match section {
             Section::Cpu => messages::cpu(&plan),
-            Section::Connect => visits::connect(&plan).map(Part::from),
-            Section::Scaling => messages::scaling(&plan).map(Part::from),
+            Section::Connect => visits::connect(&plan).map(ReportSection::from),
+            Section::Scaling => messages::scaling(&plan).map(ReportSection::from),
             Section::Memory => memory::memory(&plan),
-            Section::Start => activation::start(&plan).map(Part::from),
+            Section::Start => activation::start(&plan).map(ReportSection::from),
             Section::Fairness => fairness::fairness(&plan),
-            Section::Cores => cores::cores(&plan).map(Part::from),
-            Section::Cat => frameless::cat(&plan).map(Part::from),
+            Section::Cores => cores::cores(&plan).map(ReportSection::from),
+            Section::Cat => frameless::cat(&plan).map(ReportSection::from),
         }
-        .doing(name)?;
+        .context(name)?;
         if part.tables.is_empty() {
             report.paragraph(&format!("Not measured: {name}, which this machine cannot do"));
         }
-        report.part(&part)?;
+        report.section(&part)?;
     }
     report.finish()
 }

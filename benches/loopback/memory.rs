@@ -4,42 +4,42 @@ use crate::address::Transport;
 use crate::load::Load;
 use crate::plan::Plan;
 use crate::plot::Plot;
-use crate::report::Part;
+use crate::report::ReportSection;
 use crate::server::{Memory, Server};
 use crate::table::Table;
 use crate::wire::Case;
 use crate::{Result, progress};
 
 /// Memory at rest, and what an idle connection adds to it.
-pub(crate) fn memory(plan: &Plan) -> Result<Part> {
+pub(crate) fn memory(plan: &Plan) -> Result<ReportSection> {
     let mut table = Table::new(
-        format!("Memory: the server's own (user) memory; {} idle TCP connections", plan.many),
+        format!("Memory: the server's own (user) memory; {} idle TCP connections", plan.many_connections),
         ["server", "resident at rest, KiB", "B per connection", "B after 16 B and 4 KiB messages", "B after closing"],
     );
     let mut groups = Vec::new();
-    for peer in 0..plan.programs.count() {
-        let name = plan.programs.name(peer);
+    for candidate in 0..plan.programs.count() {
+        let name = plan.programs.name(candidate);
         progress(format_args!("memory: {name}"));
-        let mut server = plan.programs.start(peer, Transport::Tcp)?;
-        server.settle()?;
+        let mut server = plan.programs.start(candidate, Transport::Tcp)?;
+        server.wait_until_idle()?;
         let Memory { resident, .. } = server.memory()?;
 
         // What the first connection brings with it, such as scratch buffers, is not the price of one.
         let mut first = Load::connect(server.address(), Case::new(16, 1, 1))?;
-        talk(&mut first)?;
+        exchange_messages(&mut first)?;
         drop(first);
-        server.settle()?;
+        server.wait_until_idle()?;
 
         let files = server.open_files()?;
         let base = server.memory()?.anonymous as f64;
         let added = |server: &mut Server| -> Result<f64> {
-            server.settle()?;
-            Ok((server.memory()?.anonymous as f64 - base) / plan.many as f64)
+            server.wait_until_idle()?;
+            Ok((server.memory()?.anonymous as f64 - base) / plan.many_connections as f64)
         };
-        let mut load = Load::connect(server.address(), Case::new(16, 1, plan.many))?;
-        server.wait_for_open_files(files + plan.many)?;
+        let mut load = Load::connect(server.address(), Case::new(16, 1, plan.many_connections))?;
+        server.wait_for_open_files(files + plan.many_connections)?;
         let idle = added(&mut server)?;
-        talk(&mut load)?;
+        exchange_messages(&mut load)?;
         let after = added(&mut server)?;
         drop(load);
         let closed = added(&mut server)?;
@@ -56,14 +56,14 @@ pub(crate) fn memory(plan: &Plan) -> Result<Part> {
         first_colour: 4,
         mark: None,
     };
-    Ok(Part { tables: vec![table], plots: vec![plot] })
+    Ok(ReportSection { tables: vec![table], plots: vec![plot] })
 }
 
 /// One message of 16 bytes and one of 4 KiB on every connection.
-fn talk(load: &mut Load) -> Result<()> {
+fn exchange_messages(load: &mut Load) -> Result<()> {
     for size in [16, 4096] {
-        load.switch_to(size);
-        load.round()?;
+        load.set_message_size(size);
+        load.exchange_batch()?;
     }
     Ok(())
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use crate::address::Transport;
 use crate::messages::CASES;
-use crate::peers::{OTHERS, Other};
+use crate::peers::{OTHERS, OtherServer};
 use crate::plan::Plan;
 use crate::programs::Subject;
 use crate::wire::Case;
-use crate::{Doing as _, Failure, Result};
+use crate::{Context as _, Failure, Result};
 
 /// What `--help` says.
 pub(crate) const USAGE: &str = "\
@@ -67,17 +67,17 @@ impl Section {
 
     /// About how long it takes.
     pub(crate) fn seconds(self, plan: &Plan) -> f64 {
-        let (peers, rounds) = (plan.programs.count() as f64, plan.rounds as f64);
-        let (sample, each) = (plan.sample.as_secs_f64(), peers * rounds);
+        let (candidates, rounds) = (plan.programs.count() as f64, plan.rounds as f64);
+        let (sample, each) = (plan.sample.as_secs_f64(), candidates * rounds);
         match self {
             Self::Cpu => each * plan.cases.len() as f64 * (1.2 * sample + 0.2),
             Self::Connect => each * 2.0 * (0.6 * sample + 0.2),
             Self::Scaling => each * 3.0 * (0.7 * sample + 0.5),
-            Self::Memory => peers * 3.0,
-            Self::Start => peers * 1.5,
+            Self::Memory => candidates * 3.0,
+            Self::Start => candidates * 1.5,
             Self::Fairness => each * 4.0 * (0.45 * sample + 0.1),
             Self::Cores => rounds * 12.0 * (0.7 * sample + 0.2),
-            Self::Cat => rounds * (peers + 4.0) * (0.6 * sample + 0.1),
+            Self::Cat => rounds * (candidates + 4.0) * (0.6 * sample + 0.1),
         }
     }
 }
@@ -95,7 +95,7 @@ pub(crate) struct Options {
     /// What is compared first of all.
     pub(crate) subject: Subject,
     /// Who else is measured.
-    pub(crate) others: Vec<&'static (&'static str, Other)>,
+    pub(crate) others: Vec<&'static (&'static str, OtherServer)>,
     /// Where the results are written, beside stdout.
     pub(crate) file: Option<PathBuf>,
 }
@@ -120,10 +120,10 @@ impl Options {
                 "--help" | "-h" => return Ok(None),
                 "--only" => options.only.push(Self::section(&value()?)?),
                 "--case" => options.cases.extend(Self::case(&value()?)?),
-                "--rounds" => options.rounds = value()?.parse().doing("--rounds")?,
+                "--rounds" => options.rounds = value()?.parse().context("--rounds")?,
                 "--seconds" => {
                     options.sample =
-                        Duration::try_from_secs_f64(value()?.parse().doing("--seconds")?).doing("--seconds")?;
+                        Duration::try_from_secs_f64(value()?.parse().context("--seconds")?).context("--seconds")?;
                 }
                 "--server" => {
                     let path = value()?;
@@ -148,7 +148,7 @@ impl Options {
         Ok(Some(options))
     }
 
-    fn others(words: &str) -> Result<Vec<&'static (&'static str, Other)>> {
+    fn others(words: &str) -> Result<Vec<&'static (&'static str, OtherServer)>> {
         let words = words.split(',').filter(|&word| word != "none");
         words
             .map(|word| {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::{Doing as _, Failure, Result, progress};
+use crate::{Context as _, Failure, Result, progress};
 
 /// A kind of server that speaks the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,11 +18,12 @@ pub(crate) enum Kind {
 }
 
 /// The other peers that there are, with their names on the command line.
-pub(crate) const OTHERS: [(&str, Other); 3] = [("uring", Other::Uring), ("codec", Other::Codec), ("go", Other::Go)];
+pub(crate) const OTHERS: [(&str, OtherServer); 3] =
+    [("uring", OtherServer::Uring), ("codec", OtherServer::Codec), ("go", OtherServer::Go)];
 
 /// What else speaks the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Other {
+pub(crate) enum OtherServer {
     /// `benches/reference/uring.c`.
     Uring,
     /// tokio with tokio-util's codec: this program, started with `--serve codec`.
@@ -32,7 +33,7 @@ pub(crate) enum Other {
 }
 
 /// A server to measure.
-pub(crate) struct Peer {
+pub(crate) struct Candidate {
     /// As it is called in the results.
     pub(crate) name: String,
     kind: Kind,
@@ -40,7 +41,7 @@ pub(crate) struct Peer {
     arguments: &'static [&'static str],
 }
 
-impl Peer {
+impl Candidate {
     /// The reference, compiled into this directory.
     pub(crate) fn reference(directory: &Path) -> Result<Self> {
         Ok(Self {
@@ -52,7 +53,7 @@ impl Peer {
     }
 
     /// The reference once more: what then differs from 1.00 is noise.
-    pub(crate) fn again(&self) -> Self {
+    pub(crate) fn duplicate(&self) -> Self {
         Self { name: "C again".to_owned(), kind: self.kind, program: self.program.clone(), arguments: &[] }
     }
 
@@ -63,14 +64,14 @@ impl Peer {
     }
 
     /// Another one. It fails where this machine lacks something for it.
-    pub(crate) fn other(other: Other, directory: &Path) -> Result<Self> {
+    pub(crate) fn other(other: OtherServer, directory: &Path) -> Result<Self> {
         let (name, program, arguments): (_, _, &[_]) = match other {
-            Other::Uring => ("C io_uring", uring(directory)?, &[]),
-            Other::Codec => {
-                let program = std::env::current_exe().doing("asking for the path of this program")?;
+            OtherServer::Uring => ("C io_uring", uring(directory)?, &[]),
+            OtherServer::Codec => {
+                let program = std::env::current_exe().context("asking for the path of this program")?;
                 ("tokio codec", program, &["--serve", "codec"])
             }
-            Other::Go => ("Go", go(directory)?, &[]),
+            OtherServer::Go => ("Go", go(directory)?, &[]),
         };
         Ok(Self { name: name.to_owned(), kind: Kind::Plain, program, arguments })
     }
@@ -101,7 +102,7 @@ fn compile(name: &str, directory: &Path) -> Result<PathBuf> {
         .args(["-O2", "-Wall", "-Wextra", "-std=gnu11", "-pthread", "-o"])
         .args([&program, &source])
         .output()
-        .doing(format_args!("starting the C compiler {compiler:?} (CC=)"))?;
+        .context(format_args!("starting the C compiler {compiler:?} (CC=)"))?;
     succeeded(&output, format_args!("{name}.c does not compile here"))?;
     Ok(program)
 }
@@ -109,7 +110,7 @@ fn compile(name: &str, directory: &Path) -> Result<PathBuf> {
 /// Compiles the server on io_uring, and asks it whether the kernel lets it work.
 fn uring(directory: &Path) -> Result<PathBuf> {
     let program = compile("uring", directory)?;
-    let output = Command::new(&program).arg("-c").output().doing("starting uring")?;
+    let output = Command::new(&program).arg("-c").output().context("starting uring")?;
     if output.status.success() {
         return Ok(program);
     }
@@ -127,7 +128,7 @@ fn go(directory: &Path) -> Result<PathBuf> {
         .args([&program, &source("echo.go")])
         .env("GO111MODULE", "off")
         .output()
-        .doing("starting go")?;
+        .context("starting go")?;
     succeeded(&output, "echo.go does not compile here")?;
     Ok(program)
 }

@@ -7,10 +7,10 @@ use crate::address::Transport;
 use crate::load::{Answered, Load};
 use crate::programs::Programs;
 use crate::server::Server;
-use crate::stats::{Samples, short};
+use crate::stats::{Samples, format_short};
 use crate::table::Table;
 use crate::wire::Case;
-use crate::{Doing as _, Result};
+use crate::{Context as _, Result};
 
 /// How often the servers take turns within a sample.
 pub(crate) const SLICES: u32 = 10;
@@ -24,9 +24,9 @@ pub(crate) struct Plan {
     /// The cases of the section `cpu`, on these transports.
     pub(crate) cases: Vec<(Transport, Case)>,
     /// The number of connections that are "very many".
-    pub(crate) many: usize,
+    pub(crate) many_connections: usize,
     /// How many connections may be open at the same time.
-    pub(crate) room: usize,
+    pub(crate) max_connections: usize,
     /// What to start.
     pub(crate) programs: Programs,
 }
@@ -42,9 +42,9 @@ pub(crate) struct Sample {
 impl Sample {
     /// Adds what the server does and spends while `load` runs. It is at rest before and after.
     pub(crate) fn add(&mut self, server: &mut Server, load: impl FnOnce() -> Result<Answered>) -> Result<()> {
-        let before = server.settle()?;
+        let before = server.wait_until_idle()?;
         let answered = load()?;
-        self.cpu_nanoseconds += server.settle()? - before;
+        self.cpu_nanoseconds += server.wait_until_idle()? - before;
         self.messages += answered.messages;
         self.time += answered.time;
         Ok(())
@@ -62,15 +62,15 @@ pub(crate) struct Figures {
 
 impl Figures {
     /// Of so many peers.
-    pub(crate) fn of(peers: usize) -> Self {
-        Self { cpu: Samples::of(peers), rate: Samples::of(peers) }
+    pub(crate) fn of(candidates: usize) -> Self {
+        Self { cpu: Samples::of(candidates), rate: Samples::of(candidates) }
     }
 
     /// Adds a round: a sample of every peer.
     pub(crate) fn push(&mut self, samples: &[Sample]) {
-        for (peer, sample) in samples.iter().enumerate() {
-            self.cpu.push(peer, sample.cpu_nanoseconds as f64 / sample.messages as f64);
-            self.rate.push(peer, sample.messages as f64 / sample.time.as_secs_f64());
+        for (candidate, sample) in samples.iter().enumerate() {
+            self.cpu.push(candidate, sample.cpu_nanoseconds as f64 / sample.messages as f64);
+            self.rate.push(candidate, sample.messages as f64 / sample.time.as_secs_f64());
         }
     }
 
@@ -80,16 +80,16 @@ impl Figures {
         first: &str,
         cases: &[(String, Self)],
         programs: &Programs,
-        peers: usize,
+        candidates: usize,
     ) -> [Table; 2] {
         let table = |title: String, unit: &str, figure: fn(&Self) -> &Samples| {
             let mut headings = vec![first.to_owned(), format!("{} {unit}", programs.name(0))];
-            headings.extend((1..peers).map(|peer| programs.name(peer).to_owned()));
+            headings.extend((1..candidates).map(|candidate| programs.name(candidate).to_owned()));
             let mut table = Table::new(title, headings);
             for (case, figures) in cases {
                 let samples = figure(figures);
-                let mut row = vec![case.clone(), short(samples.median(0))];
-                row.extend((1..peers).map(|peer| samples.ratio_and_range(peer)));
+                let mut row = vec![case.clone(), format_short(samples.median(0))];
+                row.extend((1..candidates).map(|candidate| samples.ratio_and_range(candidate)));
                 table.row(row);
             }
             table
@@ -108,9 +108,9 @@ impl Plan {
     }
 
     /// All the peers, the first one changing, so that none always comes after the same other.
-    pub(crate) fn in_turn(peers: Range<usize>, turn: usize) -> impl Iterator<Item = usize> {
-        let (start, count) = (peers.start, peers.len());
-        (0..count).map(move |place| start + (place + turn) % count)
+    pub(crate) fn rotated(candidates: Range<usize>, offset: usize) -> impl Iterator<Item = usize> {
+        let (start, count) = (candidates.start, candidates.len());
+        (0..count).map(move |index| start + (index + offset) % count)
     }
 
     /// One sample of every peer, taken in slices in turn, so that a disturbance meets all of them. The servers
@@ -127,16 +127,16 @@ impl Plan {
     ) -> Result<Vec<Sample>> {
         let count = self.programs.count();
         let mut samples = vec![Sample::default(); count];
-        let at_once = (self.room / case.connections).clamp(2, count);
-        for start in (0..count).step_by(at_once) {
-            self.sample_some(start..count.min(start + at_once), transport, case, length, round, &mut samples)?;
+        let group_size = (self.max_connections / case.connections).clamp(2, count);
+        for start in (0..count).step_by(group_size) {
+            self.sample_some(start..count.min(start + group_size), transport, case, length, round, &mut samples)?;
         }
         Ok(samples)
     }
 
     fn sample_some(
         &self,
-        peers: Range<usize>,
+        candidates: Range<usize>,
         transport: Transport,
         case: Case,
         length: Duration,
@@ -144,20 +144,20 @@ impl Plan {
         samples: &mut [Sample],
     ) -> Result<()> {
         let mut servers = Vec::new();
-        for peer in peers.clone() {
-            let name = self.programs.name(peer);
-            let server = self.programs.start(peer, transport)?;
-            let mut load = Load::connect(server.address(), case).doing(name)?;
-            load.round().doing(name)?;
-            load.run(self.warm_up()).doing(name)?;
+        for candidate in candidates.clone() {
+            let name = self.programs.name(candidate);
+            let server = self.programs.start(candidate, transport)?;
+            let mut load = Load::connect(server.address(), case).context(name)?;
+            load.exchange_batch().context(name)?;
+            load.run(self.warm_up()).context(name)?;
             servers.push((server, load));
         }
-        let most = length.as_micros() / servers[0].1.bout_length().as_micros();
-        let slices = u32::try_from(most).unwrap_or(u32::MAX).clamp(1, SLICES);
+        let max_slices = length.as_micros() / servers[0].1.burst_length().as_micros();
+        let slices = u32::try_from(max_slices).unwrap_or(u32::MAX).clamp(1, SLICES);
         for slice in 0..slices {
-            for peer in Self::in_turn(peers.clone(), round + slice as usize) {
-                let (server, load) = &mut servers[peer - peers.start];
-                samples[peer].add(server, || load.run(length / slices)).doing(self.programs.name(peer))?;
+            for candidate in Self::rotated(candidates.clone(), round + slice as usize) {
+                let (server, load) = &mut servers[candidate - candidates.start];
+                samples[candidate].add(server, || load.run(length / slices)).context(self.programs.name(candidate))?;
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::stats::short;
+use crate::stats::format_short;
 
 /// Colours that differ for most eyes, on a light and on a dark page.
 const COLOURS: [&str; 6] = ["#777777", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00"];
@@ -45,11 +45,11 @@ impl Plot {
             r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">"#
         ));
         line(format_args!(r##"<rect width="100%" height="100%" fill="#ffffff"/>"##));
-        line(format_args!(r#"<text x="10" y="20" font-size="14">{} (logarithmic)</text>"#, escaped(&self.title)));
+        line(format_args!(r#"<text x="10" y="20" font-size="14">{} (logarithmic)</text>"#, escape(&self.title)));
         for (number, name) in self.series.iter().enumerate() {
             let (x, colour) = (10 + 125 * number, colour_of(number));
             line(format_args!(r#"<rect x="{x}" y="34" width="12" height="12" fill="{colour}"/>"#));
-            line(format_args!(r#"<text x="{}" y="45" font-size="12">{}</text>"#, x + 17, escaped(name)));
+            line(format_args!(r#"<text x="{}" y="45" font-size="12">{}</text>"#, x + 17, escape(name)));
         }
         let mut y = TOP;
         for (name, values) in &self.groups {
@@ -57,7 +57,7 @@ impl Plot {
             line(format_args!(
                 r#"<text x="{}" y="{middle}" font-size="12" text-anchor="end">{}</text>"#,
                 LEFT - 8,
-                escaped(name)
+                escape(name)
             ));
             for (number, &value) in values.iter().enumerate() {
                 if value > 0.0 {
@@ -67,7 +67,7 @@ impl Plot {
                         BAR - 1
                     ));
                     let (x, below) = (LEFT as f64 + length + 4.0, y + BAR - 2);
-                    line(format_args!(r#"<text x="{x:.1}" y="{below}" font-size="9">{}</text>"#, short(value)));
+                    line(format_args!(r#"<text x="{x:.1}" y="{below}" font-size="9">{}</text>"#, format_short(value)));
                 }
                 y += BAR;
             }
@@ -85,6 +85,6 @@ impl Plot {
     }
 }
 
-fn escaped(text: &str) -> String {
+fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -8,10 +8,10 @@ use std::rc::Rc;
 
 use crate::address::{Address, Transport};
 use crate::cpus::{Cpus, pin};
-use crate::guard::Guard;
-use crate::peers::{Other, Peer, installed};
+use crate::guard::CleanupShell;
+use crate::peers::{Candidate, OtherServer, installed};
 use crate::server::Server;
-use crate::{Doing as _, Result};
+use crate::{Context as _, Result};
 
 /// Enough for every case; the daemon's defaults are limits for strangers, not for a bench.
 const CONFIG: &str = r#"
@@ -34,85 +34,85 @@ pub(crate) enum Subject {
 /// The programs to compare, and a directory for their sockets and logs that goes when this goes.
 pub(crate) struct Programs {
     /// The reference first.
-    peers: Vec<Peer>,
+    candidates: Vec<Candidate>,
     /// Why others are missing, a sentence each.
     pub(crate) missing: Vec<String>,
     directory: PathBuf,
-    guard: Rc<Guard>,
+    cleanup: Rc<CleanupShell>,
     /// Which CPU does what.
     pub(crate) cpus: Cpus,
 }
 
 impl Programs {
     /// Makes the directory and builds all that is to be compared.
-    pub(crate) fn prepare(subject: Subject, others: &[&(&str, Other)], cpus: Cpus) -> Result<Self> {
+    pub(crate) fn prepare(subject: Subject, others: &[&(&str, OtherServer)], cpus: Cpus) -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("echoed-bench-{}", std::process::id()));
-        fs::DirBuilder::new().mode(0o700).create(&directory).doing(format_args!("making {}", directory.display()))?;
-        let guard = Rc::new(Guard::of(&directory)?);
-        let reference = Peer::reference(&directory)?;
+        fs::DirBuilder::new().mode(0o700).create(&directory).context(format_args!("making {}", directory.display()))?;
+        let cleanup = Rc::new(CleanupShell::start(&directory)?);
+        let reference = Candidate::reference(&directory)?;
         let subject = match subject {
-            Subject::Daemon(program) => Peer::daemon(program),
-            Subject::Reference => reference.again(),
+            Subject::Daemon(program) => Candidate::daemon(program),
+            Subject::Reference => reference.duplicate(),
         };
-        let mut peers = vec![reference, subject];
+        let mut candidates = vec![reference, subject];
         let mut missing = Vec::new();
         for &&(name, other) in others {
-            match Peer::other(other, &directory) {
-                Ok(peer) => peers.push(peer),
+            match Candidate::other(other, &directory) {
+                Ok(candidate) => candidates.push(candidate),
                 Err(why) => missing.push(format!("{name}: {why}")),
             }
         }
-        Ok(Self { peers, missing, directory, guard, cpus })
+        Ok(Self { candidates, missing, directory, cleanup, cpus })
     }
 
     /// How many peers there are; they go by their numbers, and 0 is the reference.
     pub(crate) fn count(&self) -> usize {
-        self.peers.len()
+        self.candidates.len()
     }
 
     /// The name of a peer in the results.
-    pub(crate) fn name(&self, peer: usize) -> &str {
-        &self.peers[peer].name
+    pub(crate) fn name(&self, candidate: usize) -> &str {
+        &self.candidates[candidate].name
     }
 
     /// The command line of a peer. `listen` is missing where the listener is inherited.
-    fn command(&self, peer: usize, listen: Option<&str>, threads: usize) -> Result<Vec<PathBuf>> {
+    fn command(&self, candidate: usize, listen: Option<&str>, threads: usize) -> Result<Vec<PathBuf>> {
         let config = self.directory.join(format!("config-{threads}.toml"));
         let settings = format!("{CONFIG}workers = {threads}\n");
-        fs::write(&config, settings).doing(format_args!("writing {}", config.display()))?;
-        Ok(self.peers[peer].command(listen, threads, &config))
+        fs::write(&config, settings).context(format_args!("writing {}", config.display()))?;
+        Ok(self.candidates[candidate].command(listen, threads, &config))
     }
 
     /// Starts a server of its own on a free port or path, and waits until it listens.
-    pub(crate) fn start(&self, peer: usize, transport: Transport) -> Result<Server> {
-        self.start_on(peer, transport, &[self.cpus.server])
+    pub(crate) fn start(&self, candidate: usize, transport: Transport) -> Result<Server> {
+        self.start_on(candidate, transport, &[self.cpus.server])
     }
 
     /// The same, with a worker for each of these CPUs.
-    pub(crate) fn start_on(&self, peer: usize, transport: Transport, cpus: &[usize]) -> Result<Server> {
+    pub(crate) fn start_on(&self, candidate: usize, transport: Transport, cpus: &[usize]) -> Result<Server> {
         let listen = match transport {
             Transport::Tcp => "tcp:127.0.0.1:0".to_owned(),
-            Transport::Unix => format!("unix:{}", self.fresh("socket").display()),
+            Transport::Unix => format!("unix:{}", self.unused_path("socket").display()),
         };
         let mut server =
-            self.spawn_on(&self.command(peer, Some(&listen), cpus.len())?, self.name(peer).to_owned(), cpus)?;
+            self.spawn_on(&self.command(candidate, Some(&listen), cpus.len())?, self.name(candidate).to_owned(), cpus)?;
         server.wait_for_address()?;
         Ok(server)
     }
 
     /// Has `systemd-socket-activate` listen on a Unix socket; it becomes the server at the first connection.
     /// `None` when there is no such program.
-    pub(crate) fn activate(&self, peer: usize) -> Result<Option<Server>> {
-        let socket = self.fresh("socket");
+    pub(crate) fn activate(&self, candidate: usize) -> Result<Option<Server>> {
+        let socket = self.unused_path("socket");
         let mut words = ["systemd-socket-activate", "--fdname=echo", "-l"].map(PathBuf::from).to_vec();
         words.push(socket.clone());
-        words.extend(self.command(peer, None, 1)?);
+        words.extend(self.command(candidate, None, 1)?);
         if !installed("systemd-socket-activate") {
             return Ok(None);
         }
         let mut server = self.spawn(&words, "systemd-socket-activate".to_owned())?;
-        server.listens_at(Address::Unix(socket), |server| server.log().contains("Listening on"))?;
-        server.settle()?;
+        server.wait_until_listening(Address::Unix(socket), |server| server.log().contains("Listening on"))?;
+        server.wait_until_idle()?;
         Ok(Some(server))
     }
 
@@ -122,19 +122,19 @@ impl Programs {
     }
 
     fn spawn_on(&self, words: &[PathBuf], what: String, cpus: &[usize]) -> Result<Server> {
-        let log = self.fresh("log");
-        let stderr = File::create(&log).doing(format_args!("making {}", log.display()))?;
+        let log = self.unused_path("log");
+        let stderr = File::create(&log).context(format_args!("making {}", log.display()))?;
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         pin(cpus)?;
         let child = command.spawn();
         pin(&[self.cpus.load])?;
-        let child = child.doing(format_args!("starting {}", words[0].display()))?;
-        Server::of(child, &self.guard, what, log)
+        let child = child.context(format_args!("starting {}", words[0].display()))?;
+        Server::new(child, &self.cleanup, what, log)
     }
 
     /// A path in the directory that was not used yet.
-    pub(crate) fn fresh(&self, name: &str) -> PathBuf {
+    pub(crate) fn unused_path(&self, name: &str) -> PathBuf {
         (0_u64..)
             .map(|number| self.directory.join(format!("{name}-{number}")))
             .find(|path| !path.exists())

@@ -6,21 +6,21 @@ use std::path::{Path, PathBuf};
 
 use crate::plot::Plot;
 use crate::table::Table;
-use crate::{Doing as _, Result};
+use crate::{Context as _, Result};
 
 /// What stands between these lines is written anew each time; what stands around them stays.
 const BEGIN: &str = "<!-- figures: written by make bench -->";
 const END: &str = "<!-- end of figures -->";
 
 /// What a section of the results consists of.
-pub(crate) struct Part {
+pub(crate) struct ReportSection {
     /// Its tables.
     pub(crate) tables: Vec<Table>,
     /// Its plots.
     pub(crate) plots: Vec<Plot>,
 }
 
-impl From<Vec<Table>> for Part {
+impl From<Vec<Table>> for ReportSection {
     fn from(tables: Vec<Table>) -> Self {
         Self { tables, plots: Vec::new() }
     }
@@ -47,16 +47,16 @@ impl Report {
     }
 
     /// Adds a section; its plots are to stand beside the file.
-    pub(crate) fn part(&mut self, part: &Part) -> Result<()> {
-        for table in &part.tables {
+    pub(crate) fn section(&mut self, section: &ReportSection) -> Result<()> {
+        for table in &section.tables {
             self.paragraph(table.render().trim_end());
         }
         let Some(file) = &self.file else { return Ok(()) };
-        for plot in &part.plots {
+        for plot in &section.plots {
             let stem = file.file_stem().unwrap_or_default().to_string_lossy();
             let image = format!("{stem}-{}.svg", plot.name);
             self.images.push((file.with_file_name(&image), plot.render()));
-            write!(self.text, "![{}]({image})\n\n", plot.title).doing("writing the report")?;
+            write!(self.text, "![{}]({image})\n\n", plot.title).context("writing the report")?;
         }
         Ok(())
     }
@@ -79,18 +79,18 @@ impl Report {
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).doing(format_args!("writing {}", path.display()))
+    fs::write(path, text).context(format_args!("writing {}", path.display()))
 }
 
 /// The machine, of which so many CPUs may be used, in a sentence.
 pub(crate) fn machine(cpus: usize) -> Result<String> {
     let setting = |name: &str| {
         let path = format!("/proc/sys/{name}");
-        fs::read_to_string(&path).doing(format_args!("reading {path}")).map(|text| text.trim().to_owned())
+        fs::read_to_string(&path).context(format_args!("reading {path}")).map(|text| text.trim().to_owned())
     };
     let kernel = setting("kernel/osrelease")?;
     let congestion = setting("net/ipv4/tcp_congestion_control")?;
-    let info = fs::read_to_string("/proc/cpuinfo").doing("reading /proc/cpuinfo")?;
+    let info = fs::read_to_string("/proc/cpuinfo").context("reading /proc/cpuinfo")?;
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let model = model.map_or("unknown CPU", |(_, model)| model.trim());
     Ok(format!("{model}, CPUs: {cpus}, Linux {kernel}, TCP {congestion}"))

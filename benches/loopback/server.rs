@@ -8,16 +8,16 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::address::Address;
-use crate::guard::Guard;
-use crate::{Doing as _, Failure, Result, now};
+use crate::guard::CleanupShell;
+use crate::{Context as _, Failure, Result, now};
 
 /// How long a server may take to come up or to come to rest.
-const CEILING: Duration = Duration::from_secs(20);
+const MAX_WAIT: Duration = Duration::from_secs(20);
 
 /// A running server. Ends with this value, and with this program however that ends.
 pub(crate) struct Server {
     child: Child,
-    guard: Rc<Guard>,
+    cleanup: Rc<CleanupShell>,
     what: String,
     log: PathBuf,
     address: Option<Address>,
@@ -25,9 +25,9 @@ pub(crate) struct Server {
 
 impl Server {
     /// Takes charge of a process that writes its log to `log`.
-    pub(crate) fn of(child: Child, guard: &Rc<Guard>, what: String, log: PathBuf) -> Result<Self> {
-        let server = Self { child, guard: Rc::clone(guard), what, log, address: None };
-        server.guard.take_on(server.child.id())?;
+    pub(crate) fn new(child: Child, cleanup: &Rc<CleanupShell>, what: String, log: PathBuf) -> Result<Self> {
+        let server = Self { child, cleanup: Rc::clone(cleanup), what, log, address: None };
+        server.cleanup.register(server.child.id())?;
         Ok(server)
     }
 
@@ -40,7 +40,7 @@ impl Server {
     }
 
     /// For a server that says nothing: it listens where it was told to, as soon as `ready` says so.
-    pub(crate) fn listens_at(&mut self, address: Address, ready: impl Fn(&Self) -> bool) -> Result<()> {
+    pub(crate) fn wait_until_listening(&mut self, address: Address, ready: impl Fn(&Self) -> bool) -> Result<()> {
         self.address = Some(address);
         self.wait_for("it to listen", |server| ready(server))
     }
@@ -54,7 +54,7 @@ impl Server {
     ///
     /// The kernel brings the CPU time of a thread up to date when the thread goes to sleep; until then the figure
     /// may be tens of milliseconds old. So there is no other way to ask for it than after a rest.
-    pub(crate) fn settle(&mut self) -> Result<u64> {
+    pub(crate) fn wait_until_idle(&mut self) -> Result<u64> {
         let (mut last, mut unchanged) = (0, 0);
         self.wait_for("it to come to rest", |server| {
             let spent = server.cpu_nanoseconds_if_asleep();
@@ -85,7 +85,7 @@ impl Server {
     /// Its memory as the kernel sees it.
     pub(crate) fn memory(&self) -> Result<Memory> {
         let path = format!("/proc/{}/smaps_rollup", self.child.id());
-        let text = fs::read_to_string(&path).doing(format_args!("reading {path}"))?;
+        let text = fs::read_to_string(&path).context(format_args!("reading {path}"))?;
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
             let kibibytes = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
@@ -102,7 +102,7 @@ impl Server {
     /// The number of its open descriptors.
     pub(crate) fn open_files(&self) -> Result<usize> {
         let path = format!("/proc/{}/fd", self.child.id());
-        Ok(fs::read_dir(&path).doing(format_args!("reading {path}"))?.count())
+        Ok(fs::read_dir(&path).context(format_args!("reading {path}"))?.count())
     }
 
     /// What it has said on stderr so far.
@@ -113,9 +113,9 @@ impl Server {
     fn wait_for(&mut self, what: &str, mut condition: impl FnMut(&mut Self) -> bool) -> Result<()> {
         let start = now();
         while !condition(self) {
-            let end = match self.child.try_wait().doing("waiting for a child")? {
+            let end = match self.child.try_wait().context("waiting for a child")? {
                 Some(status) => format!("ended ({status})"),
-                None if now() - start > CEILING => format!("was not there after {} s", CEILING.as_secs()),
+                None if now() - start > MAX_WAIT => format!("was not there after {} s", MAX_WAIT.as_secs()),
                 None => {
                     sleep(Duration::from_millis(1));
                     continue;
@@ -130,10 +130,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Err(failure) = self.guard.let_go(self.child.id()) {
+        if let Err(failure) = self.cleanup.unregister(self.child.id()) {
             eprintln!("{failure}");
         }
-        end(&mut self.child);
+        kill_and_wait(&mut self.child);
     }
 }
 
@@ -146,7 +146,7 @@ pub(crate) struct Memory {
     pub(crate) anonymous: u64,
 }
 
-fn end(child: &mut Child) {
+fn kill_and_wait(child: &mut Child) {
     // There is nobody left to tell: it is gone already, or it is not ours.
     drop(child.kill());
     drop(child.wait());

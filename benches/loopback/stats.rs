@@ -7,36 +7,36 @@ pub(crate) struct Samples(Vec<Vec<f64>>);
 
 impl Samples {
     /// No samples yet of so many peers.
-    pub(crate) fn of(peers: usize) -> Self {
-        Self(vec![Vec::new(); peers])
+    pub(crate) fn of(candidates: usize) -> Self {
+        Self(vec![Vec::new(); candidates])
     }
 
     /// Adds a sample of one peer.
-    pub(crate) fn push(&mut self, peer: usize, sample: f64) {
-        self.0[peer].push(sample);
+    pub(crate) fn push(&mut self, candidate: usize, sample: f64) {
+        self.0[candidate].push(sample);
     }
 
     /// How many there are of one peer.
-    pub(crate) fn count(&self, peer: usize) -> usize {
-        self.0[peer].len()
+    pub(crate) fn count(&self, candidate: usize) -> usize {
+        self.0[candidate].len()
     }
 
     /// The median of one peer.
-    pub(crate) fn median(&self, peer: usize) -> f64 {
-        median(&self.0[peer])
+    pub(crate) fn median(&self, candidate: usize) -> f64 {
+        median(&self.0[candidate])
     }
 
     /// A peer's median in relation to the first one's.
-    pub(crate) fn ratio(&self, peer: usize) -> f64 {
-        self.median(peer) / self.median(0)
+    pub(crate) fn ratio(&self, candidate: usize) -> f64 {
+        self.median(candidate) / self.median(0)
     }
 
     /// The ratio of the medians, with the least and the greatest ratio within one round: `1.02 (0.99-1.05)`.
-    pub(crate) fn ratio_and_range(&self, peer: usize) -> String {
-        let ratios = || self.0[peer].iter().zip(&self.0[0]).map(|(peer, first)| peer / first);
+    pub(crate) fn ratio_and_range(&self, candidate: usize) -> String {
+        let ratios = || self.0[candidate].iter().zip(&self.0[0]).map(|(candidate, first)| candidate / first);
         let least = ratios().fold(f64::INFINITY, f64::min);
         let greatest = ratios().fold(f64::NEG_INFINITY, f64::max);
-        format!("{:.2} ({least:.2}-{greatest:.2})", self.ratio(peer))
+        format!("{:.2} ({least:.2}-{greatest:.2})", self.ratio(candidate))
     }
 }
 
@@ -61,7 +61,7 @@ pub(crate) fn percentile(samples: &[f64], per_mille: usize) -> f64 {
 }
 
 /// A number with as many digits as are worth reading: `62.4M`, `4.21M`, `278k`, `12.6k`, `835`, `3.10`.
-pub(crate) fn short(number: f64) -> String {
+pub(crate) fn format_short(number: f64) -> String {
     let (number, unit) = match number {
         n if n >= 1e6 => (n / 1e6, "M"),
         n if n >= 1e4 => (n / 1e3, "k"),

@@ -14,28 +14,28 @@ use rustix::net::{
 };
 
 use crate::address::Address;
-use crate::{Doing as _, Failure, Result};
+use crate::{Context as _, Failure, Result};
 
 /// How long nothing at all may happen before the server counts as stuck.
-const SILENCE: Duration = Duration::from_secs(10);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 const PREFIX: &[u8] = b"server got:";
 const DELIMITER: u8 = b'\t';
 
 /// Messages of one size, each different, and the replies to them, both as they stand on the wire one after
 /// the other.
-pub(crate) struct Script {
+pub(crate) struct Workload {
     messages: Vec<u8>,
     replies: Vec<u8>,
     message_size: usize,
     reply_size: usize,
 }
 
-impl Script {
+impl Workload {
     /// The same, for a server that sends back what it gets.
-    pub(crate) fn plain(size: usize, count: usize) -> Self {
-        let script = Self::new(size, count);
-        Self { replies: script.messages.clone(), reply_size: script.message_size, ..script }
+    pub(crate) fn without_prefix(size: usize, count: usize) -> Self {
+        let workload = Self::new(size, count);
+        Self { replies: workload.messages.clone(), reply_size: workload.message_size, ..workload }
     }
 
     /// A script of `count` messages of `size` bytes, the delimiter not counted.
@@ -71,7 +71,7 @@ impl Script {
     }
 
     /// The number of places where a batch of `depth` messages can begin.
-    pub(crate) fn places(&self, depth: usize) -> usize {
+    pub(crate) fn batch_starts(&self, depth: usize) -> usize {
         self.count() - depth + 1
     }
 
@@ -89,7 +89,7 @@ impl Script {
 /// Opens a connection. TCP connections come from changing addresses of the loopback network, chosen by
 /// `number`, because the ports of one address are soon used up by connections that were closed within the
 /// last minute.
-pub(crate) fn dial(address: &Address, number: usize) -> Result<OwnedFd> {
+pub(crate) fn open_connection(address: &Address, number: usize) -> Result<OwnedFd> {
     let family = match address {
         Address::Tcp(_) => AddressFamily::INET,
         Address::Unix(_) => AddressFamily::UNIX,
@@ -107,14 +107,14 @@ pub(crate) fn dial(address: &Address, number: usize) -> Result<OwnedFd> {
         }
         Ok::<_, Errno>(socket)
     })();
-    opened.doing(format_args!("connecting to {address:?} (connection {number})"))
+    opened.context(format_args!("connecting to {address:?} (connection {number})"))
 }
 
 /// Sends without waiting; 0: the socket takes nothing now.
 pub(crate) fn try_send(socket: &OwnedFd, bytes: &[u8]) -> Result<usize> {
     match send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
         Err(Errno::AGAIN) => Ok(0),
-        sent => sent.doing("sending"),
+        sent => sent.context("sending"),
     }
 }
 
@@ -124,22 +124,22 @@ pub(crate) fn try_receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<
     match recv(socket, buffer, RecvFlags::DONTWAIT) {
         Err(Errno::AGAIN) => Ok(None),
         Ok((_, 0)) => Err(Failure::new("receiving: the server has closed the connection")),
-        received => received.map(|(_, size)| Some(size)).doing("receiving"),
+        received => received.map(|(_, size)| Some(size)).context("receiving"),
     }
 }
 
 /// Compares what came with what should have come.
-pub(crate) fn check(received: &[u8], owed: &[u8]) -> Result<()> {
+pub(crate) fn check_reply(received: &[u8], owed: &[u8]) -> Result<()> {
     if owed.get(..received.len()) == Some(received) {
         return Ok(());
     }
-    let place = received.iter().zip(owed).take_while(|(got, expected)| got == expected).count();
+    let offset = received.iter().zip(owed).take_while(|(got, expected)| got == expected).count();
     let around = |bytes: &[u8]| {
-        bytes[place.saturating_sub(8).min(bytes.len())..(place + 24).min(bytes.len())].escape_ascii().to_string()
+        bytes[offset.saturating_sub(8).min(bytes.len())..(offset + 24).min(bytes.len())].escape_ascii().to_string()
     };
     let (received, owed) = (around(received), around(owed));
     Err(Failure::new(format_args!(
-        "wrong reply: got …{received}… where …{owed}… was owed (difference at byte {place})"
+        "wrong reply: got …{received}… where …{owed}… was owed (difference at byte {offset})"
     )))
 }
 
@@ -188,31 +188,33 @@ pub(crate) struct Ready {
 impl Poll {
     /// An empty set.
     pub(crate) fn new() -> Result<Self> {
-        let set = epoll::create(epoll::CreateFlags::CLOEXEC).doing("making an epoll set")?;
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC).context("making an epoll set")?;
         Ok(Self { set, events: Vec::with_capacity(512) })
     }
 
     /// Adds a socket.
     pub(crate) fn add(&self, socket: &OwnedFd, key: usize, interest: Interest) -> Result<()> {
         let key = epoll::EventData::new_u64(key as u64);
-        epoll::add(&self.set, socket, key, interest.flags()).doing("adding to an epoll set")
+        epoll::add(&self.set, socket, key, interest.flags()).context("adding to an epoll set")
     }
 
     /// Changes what a socket is watched for.
-    pub(crate) fn change(&self, socket: &OwnedFd, key: usize, interest: Interest) -> Result<()> {
+    pub(crate) fn modify(&self, socket: &OwnedFd, key: usize, interest: Interest) -> Result<()> {
         let key = epoll::EventData::new_u64(key as u64);
-        epoll::modify(&self.set, socket, key, interest.flags()).doing("changing an epoll set")
+        epoll::modify(&self.set, socket, key, interest.flags()).context("changing an epoll set")
     }
 
     /// Waits for events and returns how many there are; a long silence is a failure.
     pub(crate) fn wait(&mut self) -> Result<usize> {
-        let timeout = Timespec::try_from(SILENCE).doing("converting a time")?;
+        let timeout = Timespec::try_from(REPLY_TIMEOUT).context("converting a time")?;
         self.events.clear();
         match epoll::wait(&self.set, rustix::buffer::spare_capacity(&mut self.events), Some(&timeout)) {
-            Ok(0) => Err(Failure::new(format_args!("no reply for {} s, though some are owed", SILENCE.as_secs()))),
+            Ok(0) => {
+                Err(Failure::new(format_args!("no reply for {} s, though some are owed", REPLY_TIMEOUT.as_secs())))
+            }
             Ok(count) => Ok(count),
             Err(Errno::INTR) => Ok(0),
-            Err(error) => Err(error).doing("waiting for events"),
+            Err(error) => Err(error).context("waiting for events"),
         }
     }
 
@@ -247,8 +249,8 @@ impl Case {
     }
 
     /// A script that lets a connection begin at different messages each time.
-    pub(crate) fn script(self) -> Script {
-        Script::new(self.size, self.depth + if self.size > 4096 { 3 } else { 15 })
+    pub(crate) fn workload(self) -> Workload {
+        Workload::new(self.size, self.depth + if self.size > 4096 { 3 } else { 15 })
     }
 }
 

@@ -75,7 +75,7 @@ fn listen(text: &str) -> Result<Listen, String> {
     let (name, address) = match text.split_once('=') {
         Some((name, address)) if is_listener_name(name) => (name, address),
         Some((name, _)) if !name.contains(['/', ':']) => {
-            return Err(no_name(name));
+            return Err(invalid_name_error(name));
         }
         _ => ("echo", text),
     };
@@ -87,10 +87,10 @@ fn listen(text: &str) -> Result<Listen, String> {
 }
 
 fn listener(name: &str) -> Result<String, String> {
-    if is_listener_name(name) { Ok(name.to_owned()) } else { Err(no_name(name)) }
+    if is_listener_name(name) { Ok(name.to_owned()) } else { Err(invalid_name_error(name)) }
 }
 
-fn no_name(name: &str) -> String {
+fn invalid_name_error(name: &str) -> String {
     format!("\"{}\" is no name for a listener; letters, digits and _ . @ - make one", name.escape_debug())
 }
 
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_may_stand_before_the_address() {
+    fn listen_option_takes_an_optional_name() {
         for (text, name, address) in [
             ("127.0.0.1:1", "echo", "tcp:127.0.0.1:1"),
             ("lines=tcp:localhost:1", "lines", "tcp:localhost:1"),

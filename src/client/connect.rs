@@ -13,7 +13,7 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::quote::reason;
-use crate::address::{Address, Family, Name};
+use crate::address::{Address, Family, UnixName};
 use crate::units::format_time;
 
 /// A connected stream socket of any family. Once it is connected, TCP too is read, written and shut down by the same
@@ -21,7 +21,7 @@ use crate::units::format_time;
 pub type Stream = UnixStream;
 
 /// How long to wait before a Unix socket is tried again whose backlog is full.
-pub(super) const RETRY: Duration = Duration::from_millis(10);
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why there is no connection. Each is a sentence that says what to do.
 #[derive(Debug)]
@@ -61,12 +61,12 @@ pub enum ConnectError {
         error: io::Error,
     },
     /// A stream is needed, and these are packets.
-    Packets {
+    StreamRequired {
         /// What was to be dialled.
         address: Address,
     },
     /// Packets are needed, and this is a stream.
-    Stream {
+    PacketsRequired {
         /// What was to be dialled.
         address: Address,
     },
@@ -96,8 +96,8 @@ impl fmt::Display for ConnectError {
                 if reasons.len() == 1 {
                     f.write_str(&reasons[0])?;
                 } else {
-                    for (at, (address, error)) in attempts.iter().enumerate() {
-                        let comma = if at > 0 { ", " } else { "" };
+                    for (index, (address, error)) in attempts.iter().enumerate() {
+                        let comma = if index > 0 { ", " } else { "" };
                         write!(f, "{comma}{address}: {}", reason(error))?;
                     }
                 }
@@ -106,10 +106,10 @@ impl fmt::Display for ConnectError {
             Self::Unix { address, error } => {
                 write!(f, "cannot connect to {address}: {}{}", reason(error), unix_hint(error))
             }
-            Self::Packets { address } => {
+            Self::StreamRequired { address } => {
                 write!(f, "cannot connect to {address}: this takes a stream; write tcp:HOST:PORT or unix:/PATH")
             }
-            Self::Stream { address } => {
+            Self::PacketsRequired { address } => {
                 write!(f, "cannot connect to {address}: this takes packets; write udp:HOST:PORT or seqpacket:/PATH")
             }
         }
@@ -121,16 +121,19 @@ impl std::error::Error for ConnectError {
         match self {
             Self::Lookup { error, .. } | Self::Unix { error, .. } => Some(error),
             Self::Refused { attempts, .. } => attempts.last().map(|(_, error)| error as _),
-            Self::NoAddress { .. } | Self::TimedOut { .. } | Self::Packets { .. } | Self::Stream { .. } => None,
+            Self::NoAddress { .. }
+            | Self::TimedOut { .. }
+            | Self::StreamRequired { .. }
+            | Self::PacketsRequired { .. } => None,
         }
     }
 }
 
-const NOT_STARTED: &str = "; is echoed.socket started (systemctl status echoed.socket)?";
+const START_HINT: &str = "; is echoed.socket started (systemctl status echoed.socket)?";
 
 fn tcp_hint(error: &io::Error) -> Option<&'static str> {
     match error.kind() {
-        ErrorKind::ConnectionRefused => Some(NOT_STARTED),
+        ErrorKind::ConnectionRefused => Some(START_HINT),
         ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
             Some("; is the network up, and the address right?")
         }
@@ -144,7 +147,7 @@ fn unix_hint(error: &io::Error) -> &'static str {
         return "; it is of another kind: unix:, seqpacket: or unixgram:";
     }
     match error.kind() {
-        ErrorKind::ConnectionRefused | ErrorKind::NotFound => NOT_STARTED,
+        ErrorKind::ConnectionRefused | ErrorKind::NotFound => START_HINT,
         ErrorKind::PermissionDenied => {
             "; may this user write to it (SocketMode=, SocketUser=, SocketGroup= of echoed.socket)?"
         }
@@ -160,21 +163,21 @@ fn unix_hint(error: &io::Error) -> &'static str {
 pub async fn connect(address: &Address, limit: Duration) -> Result<Stream, ConnectError> {
     let deadline = Instant::now() + limit;
     let timed_out = |_| ConnectError::TimedOut { address: address.clone(), limit };
-    let dialled = match address {
+    let connected = match address {
         Address::Tcp { family, host, port } => {
-            let found = look_up(address, *family, host, *port, deadline, limit).await?;
-            return connect_any(address, found, deadline, limit).await;
+            let resolved = look_up(address, *family, host, *port, deadline, limit).await?;
+            return connect_any(address, resolved, deadline, limit).await;
         }
-        Address::Unix(Name::Path(path)) => timeout_at(deadline, connect_unix(path)).await,
+        Address::Unix(UnixName::Path(path)) => timeout_at(deadline, connect_unix(path)).await,
         // A name in the abstract namespace begins with a NUL byte.
-        Address::Unix(Name::Abstract(name)) => {
+        Address::Unix(UnixName::Abstract(name)) => {
             timeout_at(deadline, connect_unix(Path::new(&format!("\0{name}")))).await
         }
         Address::Udp { .. } | Address::Seqpacket(_) | Address::Unixgram(_) => {
-            return Err(ConnectError::Packets { address: address.clone() });
+            return Err(ConnectError::StreamRequired { address: address.clone() });
         }
     };
-    dialled.map_err(timed_out)?.map_err(|error| ConnectError::Unix { address: address.clone(), error })
+    connected.map_err(timed_out)?.map_err(|error| ConnectError::Unix { address: address.clone(), error })
 }
 
 /// The addresses of a host, in the order in which the resolver tells them.
@@ -186,26 +189,26 @@ pub(super) async fn look_up(
     deadline: Instant,
     limit: Duration,
 ) -> Result<Vec<SocketAddr>, ConnectError> {
-    let found = timeout_at(deadline, lookup_host((host, port))).await;
-    let found = found.map_err(|_| ConnectError::TimedOut { address: address.clone(), limit })?;
-    let found = found.map_err(|error| ConnectError::Lookup { address: address.clone(), error })?;
-    let wanted = |found: &SocketAddr| match family {
+    let resolved = timeout_at(deadline, lookup_host((host, port))).await;
+    let resolved = resolved.map_err(|_| ConnectError::TimedOut { address: address.clone(), limit })?;
+    let resolved = resolved.map_err(|error| ConnectError::Lookup { address: address.clone(), error })?;
+    let wanted = |resolved: &SocketAddr| match family {
         Family::Any => true,
-        Family::V4 => found.is_ipv4(),
-        Family::V6 => found.is_ipv6(),
+        Family::V4 => resolved.is_ipv4(),
+        Family::V6 => resolved.is_ipv6(),
     };
-    Ok(found.filter(wanted).collect())
+    Ok(resolved.filter(wanted).collect())
 }
 
 /// The first connection that comes about.
 async fn connect_any(
     address: &Address,
-    found: Vec<SocketAddr>,
+    resolved: Vec<SocketAddr>,
     deadline: Instant,
     limit: Duration,
 ) -> Result<Stream, ConnectError> {
     let mut attempts: Vec<(SocketAddr, io::Error)> = Vec::new();
-    for (left, candidate) in (1_u32..=u32::try_from(found.len()).unwrap_or(u32::MAX)).rev().zip(found) {
+    for (left, candidate) in (1_u32..=u32::try_from(resolved.len()).unwrap_or(u32::MAX)).rev().zip(resolved) {
         let now = Instant::now();
         let share = deadline.saturating_duration_since(now) / left;
         match timeout_at(now + share, connect_tcp(candidate)).await {
@@ -238,7 +241,7 @@ async fn connect_unix(path: &Path) -> io::Result<Stream> {
     loop {
         match UnixStream::connect(path).await {
             // A full backlog. Unlike TCP, a Unix socket does not queue us, and nothing tells when there is room.
-            Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(RETRY).await,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(RETRY_INTERVAL).await,
             result => return result,
         }
     }
@@ -250,19 +253,19 @@ mod tests {
 
     use super::*;
 
-    fn listener() -> (TcpListener, SocketAddr) {
+    fn bind_listener() -> (TcpListener, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         (listener, address)
     }
 
     #[tokio::test]
-    async fn an_address_that_does_not_answer_leaves_time_for_the_next() {
-        let (silent, first) = listener();
+    async fn address_that_does_not_answer_leaves_time_for_the_next_one() {
+        let (silent, first) = bind_listener();
         // Its backlog holds one connection, and then no answer comes.
         rustix::net::listen(&silent, 0).unwrap();
         let _waiting = TcpStream::connect(first).await.unwrap();
-        let (_listener, second) = listener();
+        let (_listener, second) = bind_listener();
         let address: Address = "tcp:localhost:1".parse().unwrap();
 
         let limit = Duration::from_secs(1);
@@ -277,17 +280,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_several_addresses_it_is_said_what_happened_at_each() {
-        let (silent, first) = listener();
+    async fn error_names_the_failure_of_each_address() {
+        let (silent, first) = bind_listener();
         rustix::net::listen(&silent, 0).unwrap();
         let _waiting = TcpStream::connect(first).await.unwrap();
-        let (_, second) = listener();
+        let (_, second) = bind_listener();
         let address: Address = "tcp:localhost:1".parse().unwrap();
         let limit = Duration::from_millis(200);
         let error = connect_any(&address, vec![first, second], Instant::now() + limit, limit).await.unwrap_err();
         let each = format!("cannot connect to tcp:localhost:1: {first}: timed out, {second}: Connection refused");
-        assert_eq!(error.to_string(), format!("{each}{NOT_STARTED}"));
+        assert_eq!(error.to_string(), format!("{each}{START_HINT}"));
         let error = connect_any(&address, vec![second, second], Instant::now() + limit, limit).await.unwrap_err();
-        assert_eq!(error.to_string(), format!("cannot connect to tcp:localhost:1: Connection refused{NOT_STARTED}"));
+        assert_eq!(error.to_string(), format!("cannot connect to tcp:localhost:1: Connection refused{START_HINT}"));
     }
 }

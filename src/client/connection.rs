@@ -7,7 +7,7 @@ use rustix::net::{Shutdown, shutdown};
 use tokio::io::Interest;
 
 use super::connect::{ConnectError, Stream, connect};
-use super::packets::{MAX_PACKET, Packets};
+use super::packets::{MAX_PACKET, PacketSocket};
 use crate::address::Address;
 
 /// How much of a stream is read at once, in bytes.
@@ -19,7 +19,7 @@ pub enum Connection {
     /// Bytes one after the other.
     Stream(Stream),
     /// One packet after the other.
-    Packets(Packets),
+    Packets(PacketSocket),
 }
 
 impl Connection {
@@ -27,9 +27,9 @@ impl Connection {
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub async fn to(address: &Address, limit: Duration) -> Result<Self, ConnectError> {
+    pub async fn connect(address: &Address, limit: Duration) -> Result<Self, ConnectError> {
         if address.is_packets() {
-            Packets::connect(address, limit).await.map(Self::Packets)
+            PacketSocket::connect(address, limit).await.map(Self::Packets)
         } else {
             connect(address, limit).await.map(Self::Stream)
         }
@@ -41,15 +41,15 @@ impl Connection {
     }
 
     /// Whether the server can end it.
-    pub(super) fn has_end(&self) -> bool {
+    pub(super) fn is_connection_oriented(&self) -> bool {
         match self {
             Self::Stream(_) => true,
-            Self::Packets(packets) => packets.has_end(),
+            Self::Packets(packets) => packets.is_connection_oriented(),
         }
     }
 
     /// A buffer for all that comes at once.
-    pub(super) fn buffer(&self) -> Vec<u8> {
+    pub(super) fn allocate_buffer(&self) -> Vec<u8> {
         vec![0; if self.is_packets() { MAX_PACKET } else { READ_SIZE }]
     }
 
@@ -81,21 +81,21 @@ impl Connection {
     }
 
     /// What an error means: that there was no connection at all, or something else.
-    pub(super) fn refusal(&mut self, error: io::Error) -> Result<ConnectError, io::Error> {
+    pub(super) fn take_connect_error(&mut self, error: io::Error) -> Result<ConnectError, io::Error> {
         match self {
             Self::Stream(_) => Err(error),
-            Self::Packets(packets) => packets.refusal(error),
+            Self::Packets(packets) => packets.take_connect_error(error),
         }
     }
 
     /// No more will be written.
-    pub(super) fn end(&self) {
+    pub(super) fn shut_down_writes(&self) {
         match self {
             Self::Stream(stream) => {
                 // An error shows in what is read.
                 let _ = shutdown(stream, Shutdown::Write);
             }
-            Self::Packets(packets) => packets.end(),
+            Self::Packets(packets) => packets.shut_down_writes(),
         }
     }
 }

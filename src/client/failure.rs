@@ -16,11 +16,11 @@ const CONTEXT: usize = 20;
 /// Why an exchange ended early.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Failure {
+pub enum ExchangeError {
     /// There was no connection: nobody listens where the first message went.
     Connect(ConnectError),
     /// A reply is not as it should be.
-    Wrong {
+    WrongReply {
         /// Counted from 1.
         number: u64,
         /// What the reply should be.
@@ -29,7 +29,7 @@ pub enum Failure {
         got: Vec<u8>,
     },
     /// Something came that no message had asked for.
-    Unexpected {
+    UnexpectedReply {
         /// What it is.
         got: Vec<u8>,
     },
@@ -41,7 +41,7 @@ pub enum Failure {
         other_delimiter: Option<Delimiter>,
     },
     /// A reply has not come in time.
-    Late {
+    ReplyTimeout {
         /// Counted from 1.
         number: u64,
         /// The message.
@@ -54,31 +54,31 @@ pub enum Failure {
         rest: Vec<u8>,
     },
     /// A reply is longer than any that could be right.
-    TooLong {
+    ReplyTooLong {
         /// The limit, in bytes.
         max: usize,
     },
     /// A message is larger than a packet can be.
-    TooLarge {
+    MessageTooLarge {
         /// Counted from 1.
         number: u64,
         /// Its size in bytes.
         size: usize,
     },
     /// The server has stopped to take what we send.
-    Stuck {
+    WriteTimeout {
         /// The time that there was.
         timeout: Duration,
     },
     /// Nothing is awaited but the end of the server's stream, and it has not come.
-    NotEnded {
+    EndTimeout {
         /// The time that there was.
         timeout: Duration,
         /// Whether there may be more replies; otherwise, whether everything was taken is what is not known.
-        replies: bool,
+        replies_expected: bool,
     },
     /// The connection has ended too early.
-    Ended {
+    ConnectionEnded {
         /// Why, unless the server ended it properly.
         error: Option<io::Error>,
         /// How many of the messages are unanswered; `None` if no replies are expected.
@@ -94,17 +94,17 @@ pub enum Failure {
         sent: u64,
     },
     /// A reply could not be reported.
-    Report(io::Error),
+    Output(io::Error),
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for ExchangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => error.fmt(f),
-            Self::Wrong { number, expected, got } => {
+            Self::WrongReply { number, expected, got } => {
                 write!(f, "reply {number} is wrong: {}", Difference { expected, got })
             }
-            Self::Unexpected { got } => write!(f, "got {}, which no message had asked for", Quoted(got)),
+            Self::UnexpectedReply { got } => write!(f, "got {}, which no message had asked for", Quoted(got)),
             Self::ServerError { text, other_delimiter } => {
                 write!(f, "the server says: {}", Escaped(text))?;
                 match other_delimiter {
@@ -114,7 +114,7 @@ impl fmt::Display for Failure {
                     None => Ok(()),
                 }
             }
-            Self::Late { number, message, timeout, delimiter, rest } => {
+            Self::ReplyTimeout { number, message, timeout, delimiter, rest } => {
                 let timeout = format_time(*timeout);
                 write!(f, "no reply to message {number}, {}, within {timeout} (--timeout)", Quoted(message))?;
                 if rest.is_empty() {
@@ -123,28 +123,28 @@ impl fmt::Display for Failure {
                 write!(f, "; so far {} has come", Quoted(rest))?;
                 delimiter.as_ref().map_or(Ok(()), |delimiter| write!(f, ", without the delimiter {delimiter:?}"))
             }
-            Self::TooLarge { number, size } => {
+            Self::MessageTooLarge { number, size } => {
                 write!(f, "message {number} has {size} bytes, more than fit into one packet")
             }
-            Self::TooLong { max } => {
+            Self::ReplyTooLong { max } => {
                 write!(f, "a reply exceeds {max} bytes, so it is none; is --delimiter right?")
             }
-            Self::Stuck { timeout } => {
+            Self::WriteTimeout { timeout } => {
                 write!(f, "the server has taken nothing of what we send for {} (--timeout)", format_time(*timeout))
             }
-            Self::NotEnded { timeout, replies: false } => write!(
+            Self::EndTimeout { timeout, replies_expected: false } => write!(
                 f,
                 "the server has not ended its stream within {} after the last message (--timeout), \
                  so it may not have taken everything",
                 format_time(*timeout)
             ),
-            Self::NotEnded { timeout, replies: true } => write!(
+            Self::EndTimeout { timeout, replies_expected: true } => write!(
                 f,
                 "the server has neither said anything nor ended its stream for {} (--timeout), \
                  so nobody knows whether that was all",
                 format_time(*timeout)
             ),
-            Self::Ended { error, unanswered, rest } => {
+            Self::ConnectionEnded { error, unanswered, rest } => {
                 match error {
                     Some(error) => write!(f, "the connection broke ({})", reason(error))?,
                     None => f.write_str("the server ended the connection")?,
@@ -158,18 +158,18 @@ impl fmt::Display for Failure {
                 if rest.is_empty() { Ok(()) } else { write!(f, "; the last that came was {}", Quoted(rest)) }
             }
             Self::Input { error, .. } => error.fmt(f),
-            Self::Report(error) => write!(f, "cannot write to stdout: {}", reason(error)),
+            Self::Output(error) => write!(f, "cannot write to stdout: {}", reason(error)),
         }
     }
 }
 
-impl std::error::Error for Failure {
+impl std::error::Error for ExchangeError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Connect(error) => Some(error),
-            Self::Ended { error, .. } => error.as_ref().map(|error| error as _),
+            Self::ConnectionEnded { error, .. } => error.as_ref().map(|error| error as _),
             Self::Input { error, .. } => Some(error),
-            Self::Report(error) => Some(error),
+            Self::Output(error) => Some(error),
             _ => None,
         }
     }
@@ -199,9 +199,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_long_replies_the_difference_is_shown() {
+    fn long_replies_are_shown_from_where_they_differ() {
         let (expected, got) = (vec![b'x'; 1000], [&[b'x'; 500][..], b"y"].concat());
-        let text = Failure::Wrong { number: 7, expected, got }.to_string();
+        let text = ExchangeError::WrongReply { number: 7, expected, got }.to_string();
         assert!(text.starts_with("reply 7 is wrong: from byte 481 on expected \"xxx"), "{text}");
         assert!(text.ends_with(&format!("got \"{}y\"", "x".repeat(20))), "{text}");
     }
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn short_replies_are_shown_whole() {
         let (expected, got) = (b"server got:a".to_vec(), b"server got:a\n".to_vec());
-        let text = Failure::Wrong { number: 1, expected, got }.to_string();
+        let text = ExchangeError::WrongReply { number: 1, expected, got }.to_string();
         assert_eq!(text, r#"reply 1 is wrong: expected "server got:a", got "server got:a\n""#);
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::message::{MAX_MESSAGE, Message, MessageError};
 use super::quote::reason;
-use super::repeat::{Repeated, Repetition};
+use super::repeat::{RepeatedMessages, Repetition};
 use crate::protocol::Delimiter;
 
 /// How much is read at once, in bytes.
@@ -20,12 +20,12 @@ const READ_SIZE: usize = 64 * 1024;
 
 /// Messages, one after the other.
 #[derive(Debug)]
-pub struct Messages(Source);
+pub struct Messages(InputKind);
 
 #[derive(Debug)]
-enum Source {
-    Given(vec::IntoIter<Message>),
-    Repeated(Box<Repeated>),
+enum InputKind {
+    Arguments(vec::IntoIter<Message>),
+    Repeated(Box<RepeatedMessages>),
     Lines(Box<Lines>),
     Chunks(Chunks),
 }
@@ -35,7 +35,7 @@ enum Source {
 pub(super) enum Next {
     Message(Message),
     /// [`Messages::wait`] for more.
-    NotYet,
+    Pending,
     /// There are no more.
     End,
 }
@@ -86,14 +86,14 @@ impl Messages {
     ///
     /// # Errors
     /// One of them cannot be sent.
-    pub fn given(
+    pub fn from_arguments(
         messages: impl IntoIterator<Item = Vec<u8>>,
         delimiter: Option<&Delimiter>,
     ) -> Result<Self, InputError> {
         let check =
             |(number, bytes)| Message::new(bytes, delimiter).map_err(|error| InputError::Argument { number, error });
         let messages = (1..).zip(messages).map(check).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self(Source::Given(messages.into_iter())))
+        Ok(Self(InputKind::Arguments(messages.into_iter())))
     }
 
     /// These messages in turn, again and again, with their numbers. The first of each is checked.
@@ -105,8 +105,8 @@ impl Messages {
         delimiter: Option<&Delimiter>,
         repetition: Repetition,
     ) -> Result<Self, InputError> {
-        let repeated = Repeated::new(messages.into_iter().collect(), delimiter, repetition)?;
-        Ok(Self(Source::Repeated(Box::new(repeated))))
+        let repeated = RepeatedMessages::new(messages.into_iter().collect(), delimiter, repetition)?;
+        Ok(Self(InputKind::Repeated(Box::new(repeated))))
     }
 
     /// The lines of `input`. Lines end with a line feed, which is not part of the message (a carriage return before it
@@ -115,13 +115,13 @@ impl Messages {
     /// # Errors
     /// The thread that reads them cannot be started.
     pub fn lines(input: impl Read + Send + 'static, delimiter: Option<&Delimiter>) -> io::Result<Self> {
-        Ok(Self(Source::Lines(Box::new(Lines {
-            chunks: start_reading(input)?,
+        Ok(Self(InputKind::Lines(Box::new(Lines {
+            chunks: spawn_reader(input)?,
             delimiter: delimiter.cloned(),
             chunk: Vec::new(),
-            at: 0,
-            unfinished: Vec::new(),
-            number: 0,
+            offset: 0,
+            partial: Vec::new(),
+            line_number: 0,
             end: None,
         }))))
     }
@@ -131,26 +131,26 @@ impl Messages {
     /// # Errors
     /// The thread that reads cannot be started.
     pub fn chunks(input: impl Read + Send + 'static) -> io::Result<Self> {
-        Ok(Self(Source::Chunks(Chunks { chunks: start_reading(input)?, next: None })))
+        Ok(Self(InputKind::Chunks(Chunks { chunks: spawn_reader(input)?, next: None })))
     }
 
     /// The next message, if it is there.
     pub(super) fn next(&mut self) -> Result<Next, InputError> {
         match &mut self.0 {
-            Source::Given(messages) => Ok(messages.next().map_or(Next::End, Next::Message)),
-            Source::Repeated(repeated) => repeated.next(),
-            Source::Lines(lines) => lines.next(),
-            Source::Chunks(chunks) => chunks.next(),
+            InputKind::Arguments(messages) => Ok(messages.next().map_or(Next::End, Next::Message)),
+            InputKind::Repeated(repeated) => repeated.next(),
+            InputKind::Lines(lines) => lines.next(),
+            InputKind::Chunks(chunks) => chunks.next(),
         }
     }
 
     /// Waits until [`Messages::next`] has something new to say. Nothing is lost when this is dropped.
     pub(super) async fn wait(&mut self) {
         match &mut self.0 {
-            Source::Given(_) => {}
-            Source::Repeated(repeated) => repeated.wait().await,
-            Source::Lines(lines) => lines.wait().await,
-            Source::Chunks(chunks) => chunks.next = Some(chunks.chunks.recv().await),
+            InputKind::Arguments(_) => {}
+            InputKind::Repeated(repeated) => repeated.wait().await,
+            InputKind::Lines(lines) => lines.wait().await,
+            InputKind::Chunks(chunks) => chunks.next = Some(chunks.chunks.recv().await),
         }
     }
 }
@@ -162,43 +162,43 @@ struct Lines {
     delimiter: Option<Delimiter>,
     chunk: Vec<u8>,
     /// How much of the chunk was cut off already.
-    at: usize,
+    offset: usize,
     /// The beginning of a line whose end is not in the chunk.
-    unfinished: Vec<u8>,
+    partial: Vec<u8>,
     /// The number of the last line.
-    number: u64,
+    line_number: u64,
     /// How the stream ended, when it has.
     end: Option<io::Result<()>>,
 }
 
 impl Lines {
     fn next(&mut self) -> Result<Next, InputError> {
-        let rest = &self.chunk[self.at..];
+        let rest = &self.chunk[self.offset..];
         let line_feed = memchr::memchr(b'\n', rest);
-        self.unfinished.extend_from_slice(&rest[..line_feed.unwrap_or(rest.len())]);
-        self.at += line_feed.map_or(rest.len(), |at| at + 1);
-        let begun = !self.unfinished.is_empty();
-        if line_feed.is_none() && self.unfinished.len() <= MAX_MESSAGE {
+        self.partial.extend_from_slice(&rest[..line_feed.unwrap_or(rest.len())]);
+        self.offset += line_feed.map_or(rest.len(), |at| at + 1);
+        let is_begun = !self.partial.is_empty();
+        if line_feed.is_none() && self.partial.len() <= MAX_MESSAGE {
             match self.end.take() {
-                None => return Ok(Next::NotYet),
+                None => return Ok(Next::Pending),
                 Some(Err(error)) => return Err(InputError::Read(error)),
-                Some(Ok(())) if !begun => {
+                Some(Ok(())) if !is_begun => {
                     self.end = Some(Ok(()));
                     return Ok(Next::End);
                 }
                 Some(Ok(())) => self.end = Some(Ok(())),
             }
         }
-        self.number += 1;
-        let message = Message::new(std::mem::take(&mut self.unfinished), self.delimiter.as_ref());
-        message.map(Next::Message).map_err(|error| InputError::Line { number: self.number, error })
+        self.line_number += 1;
+        let message = Message::new(std::mem::take(&mut self.partial), self.delimiter.as_ref());
+        message.map(Next::Message).map_err(|error| InputError::Line { number: self.line_number, error })
     }
 
     async fn wait(&mut self) {
         match self.chunks.recv().await {
             Some(Ok(chunk)) => {
                 self.chunk = chunk;
-                self.at = 0;
+                self.offset = 0;
             }
             Some(Err(error)) => self.end = Some(Err(error)),
             None => self.end = Some(Ok(())),
@@ -217,7 +217,7 @@ struct Chunks {
 impl Chunks {
     fn next(&mut self) -> Result<Next, InputError> {
         match self.next.take() {
-            None => Ok(Next::NotYet),
+            None => Ok(Next::Pending),
             Some(None) => Ok(Next::End),
             Some(Some(chunk)) => {
                 let message = Message::new(chunk.map_err(InputError::Read)?, None);
@@ -227,14 +227,14 @@ impl Chunks {
     }
 }
 
-fn start_reading(input: impl Read + Send + 'static) -> io::Result<mpsc::Receiver<io::Result<Vec<u8>>>> {
+fn spawn_reader(input: impl Read + Send + 'static) -> io::Result<mpsc::Receiver<io::Result<Vec<u8>>>> {
     let (sender, chunks) = mpsc::channel(1);
-    thread::Builder::new().name("input".to_owned()).spawn(move || read(input, &sender))?;
+    thread::Builder::new().name("input".to_owned()).spawn(move || read_chunks(input, &sender))?;
     Ok(chunks)
 }
 
 /// Reads until the end, or until nobody wants to know.
-fn read(mut input: impl Read, chunks: &mpsc::Sender<io::Result<Vec<u8>>>) {
+fn read_chunks(mut input: impl Read, chunks: &mpsc::Sender<io::Result<Vec<u8>>>) {
     loop {
         let mut chunk = vec![0; READ_SIZE];
         let result = match input.read(&mut chunk) {
@@ -273,7 +273,7 @@ mod tests {
         loop {
             match messages.next() {
                 Ok(Next::Message(message)) => lines.push(message.as_bytes().to_vec()),
-                Ok(Next::NotYet) => messages.wait().await,
+                Ok(Next::Pending) => messages.wait().await,
                 Ok(Next::End) => return (lines, None),
                 Err(error) => return (lines, Some(error)),
             }
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_are_cut_the_same_however_they_come() {
+    async fn lines_do_not_depend_on_the_size_of_reads() {
         for size in [1, 2, 3, 100] {
             for (input, expected) in [
                 (&b""[..], &[][..]),
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_with_the_delimiter_is_named_after_those_before_it() {
+    async fn line_with_the_delimiter_is_an_error_after_the_lines_before_it() {
         let (lines, error) = lines(b"a\nb\nc\td\ne\n", 3).await;
         assert_eq!(lines, [b"a", b"b"]);
         let error = error.expect("the third line is refused").to_string();

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 /// Bytes as a JSON string (RFC 8259).
-pub(super) fn push_json(line: &mut String, bytes: &[u8]) {
+pub(super) fn push_json_string(line: &mut String, bytes: &[u8]) {
     line.push('"');
     for character in String::from_utf8_lossy(bytes).chars() {
         match character {

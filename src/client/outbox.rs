@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::message::Message;
 
 /// No more messages are taken while this many bytes wait to be written.
-const ENOUGH: usize = 64 * 1024;
+const MAX_UNWRITTEN: usize = 64 * 1024;
 
 /// No more messages are taken while this many await their replies.
 const MAX_AWAITED: usize = 4096;
@@ -17,53 +17,55 @@ const MAX_AWAITED_BYTES: usize = 1024 * 1024;
 
 /// Messages on their way. Holds what its limits say and one message more.
 #[derive(Debug)]
-pub(super) struct Outbox {
+pub(super) struct SendQueue {
     bytes: Vec<u8>,
     /// How many of them are written.
     written: usize,
     /// Bytes of all messages so far, and how many of those are written.
-    total: u64,
+    total_bytes: u64,
     total_written: u64,
-    messages: u64,
-    awaited: VecDeque<Awaited>,
+    message_count: u64,
+    awaited: VecDeque<AwaitedMessage>,
     awaited_bytes: usize,
     /// How many of the awaited are sent.
-    sent: usize,
+    sent_count: usize,
     last_progress: Instant,
 }
 
 #[derive(Debug)]
-struct Awaited {
+struct AwaitedMessage {
     message: Message,
     /// Where its last byte is among those of all messages.
     end: u64,
     /// When its last byte was written, if it is: just before the call.
-    sent: Option<Instant>,
+    sent_at: Option<Instant>,
 }
 
-impl Outbox {
+impl SendQueue {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             bytes: Vec::new(),
             written: 0,
-            total: 0,
+            total_bytes: 0,
             total_written: 0,
-            messages: 0,
+            message_count: 0,
             awaited: VecDeque::new(),
             awaited_bytes: 0,
-            sent: 0,
+            sent_count: 0,
             last_progress: now,
         }
     }
 
     /// How many messages there were so far.
-    pub(super) fn messages(&self) -> u64 {
-        self.messages
+    pub(super) fn message_count(&self) -> u64 {
+        self.message_count
     }
 
     /// Whether another message may come.
     pub(super) fn has_room(&self) -> bool {
-        self.unwritten().len() < ENOUGH && self.awaited.len() < MAX_AWAITED && self.awaited_bytes < MAX_AWAITED_BYTES
+        self.unwritten().len() < MAX_UNWRITTEN
+            && self.awaited.len() < MAX_AWAITED
+            && self.awaited_bytes < MAX_AWAITED_BYTES
     }
 
     /// What is to be written.
@@ -77,22 +79,22 @@ impl Outbox {
     }
 
     /// Whether any message awaits its reply.
-    pub(super) fn awaits(&self) -> bool {
+    pub(super) fn has_awaited(&self) -> bool {
         !self.awaited.is_empty()
     }
 
     /// The message whose reply comes next, and when it was sent, if it is.
     pub(super) fn next_awaited(&self) -> Option<(&Message, Option<Instant>)> {
-        self.awaited.front().map(|awaited| (&awaited.message, awaited.sent))
+        self.awaited.front().map(|awaited| (&awaited.message, awaited.sent_at))
     }
 
     /// When the message was sent whose reply comes next.
     pub(super) fn next_sent(&self) -> Option<Instant> {
-        self.awaited.front()?.sent
+        self.awaited.front()?.sent_at
     }
 
     /// Another message, which may await a reply.
-    pub(super) fn push(&mut self, message: Message, replies: bool, now: Instant) {
+    pub(super) fn push(&mut self, message: Message, expects_reply: bool, now: Instant) {
         if self.unwritten().is_empty() {
             self.last_progress = now;
         }
@@ -100,33 +102,33 @@ impl Outbox {
         self.bytes.drain(..self.written);
         self.written = 0;
         self.bytes.extend_from_slice(message.terminated());
-        self.total += message.terminated().len() as u64;
-        self.messages += 1;
-        if replies {
+        self.total_bytes += message.terminated().len() as u64;
+        self.message_count += 1;
+        if expects_reply {
             self.awaited_bytes += message.terminated().len();
-            self.awaited.push_back(Awaited { message, end: self.total, sent: None });
+            self.awaited.push_back(AwaitedMessage { message, end: self.total_bytes, sent_at: None });
         }
     }
 
     /// So many of the [`Outbox::unwritten`] bytes were written at that time.
-    pub(super) fn wrote(&mut self, count: usize, at: Instant) {
+    pub(super) fn note_written(&mut self, count: usize, at: Instant) {
         self.written += count;
         self.total_written += count as u64;
         self.last_progress = at;
-        for awaited in self.awaited.range_mut(self.sent..) {
+        for awaited in self.awaited.range_mut(self.sent_count..) {
             if awaited.end > self.total_written {
                 break;
             }
-            awaited.sent = Some(at);
-            self.sent += 1;
+            awaited.sent_at = Some(at);
+            self.sent_count += 1;
         }
     }
 
     /// The reply to the next message has come.
-    pub(super) fn answered(&mut self) {
-        if let Some(Awaited { message, sent, .. }) = self.awaited.pop_front() {
+    pub(super) fn pop_answered(&mut self) {
+        if let Some(AwaitedMessage { message, sent_at, .. }) = self.awaited.pop_front() {
             self.awaited_bytes -= message.terminated().len();
-            self.sent -= usize::from(sent.is_some());
+            self.sent_count -= usize::from(sent_at.is_some());
         }
     }
 }
@@ -137,19 +139,22 @@ mod tests {
     use crate::protocol::Delimiter;
 
     #[test]
-    fn it_does_not_grow_with_what_has_gone_through() {
+    fn send_queue_does_not_grow_with_the_messages_sent() {
         let now = Instant::now();
-        let mut outbox = Outbox::new(now);
+        let mut send_queue = SendQueue::new(now);
         let message = Message::new(vec![b'x'; 999], Some(&Delimiter::default())).unwrap();
         for _ in 0..1000 {
-            outbox.push(message.clone(), true, now);
+            send_queue.push(message.clone(), true, now);
             // Never all of it.
-            outbox.wrote(outbox.unwritten().len() - 1, now);
-            while outbox.next_sent().is_some() {
-                outbox.answered();
+            send_queue.note_written(send_queue.unwritten().len() - 1, now);
+            while send_queue.next_sent().is_some() {
+                send_queue.pop_answered();
             }
         }
-        assert_eq!((outbox.messages(), outbox.unwritten(), outbox.awaited_bytes), (1000, &b"\t"[..], 1000));
-        assert!(outbox.bytes.capacity() < 10_000, "{}", outbox.bytes.capacity());
+        assert_eq!(
+            (send_queue.message_count(), send_queue.unwritten(), send_queue.awaited_bytes),
+            (1000, &b"\t"[..], 1000)
+        );
+        assert!(send_queue.bytes.capacity() < 10_000, "{}", send_queue.bytes.capacity());
     }
 }

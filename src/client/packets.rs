@@ -20,33 +20,33 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::connect::{ConnectError, RETRY, look_up};
-use crate::address::{Address, Family, Name};
+use super::connect::{ConnectError, RETRY_INTERVAL, look_up};
+use crate::address::{Address, Family, UnixName};
 
 /// The longest packet that is taken, in bytes. UDP has less, and so has a Unix socket unless the system is told otherwise.
 pub(super) const MAX_PACKET: usize = 1024 * 1024;
 
 /// A socket that packets are sent to, and come from, one other.
 #[derive(Debug)]
-pub struct Packets {
+pub struct PacketSocket {
     address: Address,
     /// UDP and seqpacket, too: it is waited for, written and read by the same calls.
     socket: UnixDatagram,
     /// Whether the other side can end it.
-    has_end: bool,
+    connection_oriented: bool,
     /// Where it leads to, among several addresses of a host.
-    at: Option<SocketAddr>,
+    current_address: Option<SocketAddr>,
     /// What else the host's name stands for.
     untried: vec::IntoIter<SocketAddr>,
     /// Where nobody was.
     refused: Vec<(SocketAddr, io::Error)>,
     /// What was sent last, as long as it may have to be sent elsewhere.
-    last: Option<Vec<u8>>,
+    last_packet: Option<Vec<u8>>,
     /// Whether somebody has answered.
-    heard: bool,
+    received_any: bool,
 }
 
-impl Packets {
+impl PacketSocket {
     /// Connects to `address` within `limit`.
     ///
     /// # Errors
@@ -56,14 +56,14 @@ impl Packets {
         let unix_error = |error: io::Error| ConnectError::Unix { address: address.clone(), error };
         match address {
             Address::Udp { host, port } => {
-                let found = look_up(address, Family::Any, host, *port, deadline, limit).await?;
-                Self::connect_udp(address, found)
+                let resolved = look_up(address, Family::Any, host, *port, deadline, limit).await?;
+                Self::connect_udp(address, resolved)
             }
             Address::Unixgram(name) => {
-                let socket = unix_socket(SocketType::DGRAM).map_err(unix_error)?;
+                let socket = open_unix_socket(SocketType::DGRAM).map_err(unix_error)?;
                 // A name of its own, which the kernel picks (unix(7)): without one it cannot be answered.
                 bind(&socket, &SocketAddrUnix::new_unnamed()).map_err(|error| unix_error(error.into()))?;
-                socket_address(name).and_then(|to| Ok(connect(&socket, &to)?)).map_err(unix_error)?;
+                socket_address(name).and_then(|destination| Ok(connect(&socket, &destination)?)).map_err(unix_error)?;
                 Self::new(address, socket, false).map_err(unix_error)
             }
             Address::Seqpacket(name) => {
@@ -71,31 +71,31 @@ impl Packets {
                 let connected = connected.map_err(|_| ConnectError::TimedOut { address: address.clone(), limit })?;
                 connected.and_then(|socket| Self::new(address, socket, true)).map_err(unix_error)
             }
-            Address::Tcp { .. } | Address::Unix(_) => Err(ConnectError::Stream { address: address.clone() }),
+            Address::Tcp { .. } | Address::Unix(_) => Err(ConnectError::PacketsRequired { address: address.clone() }),
         }
     }
 
-    fn new(address: &Address, socket: OwnedFd, has_end: bool) -> io::Result<Self> {
+    fn new(address: &Address, socket: OwnedFd, connection_oriented: bool) -> io::Result<Self> {
         Ok(Self {
             address: address.clone(),
-            socket: registered(socket)?,
-            has_end,
-            at: None,
+            socket: register_socket(socket)?,
+            connection_oriented,
+            current_address: None,
             untried: Vec::new().into_iter(),
             refused: Vec::new(),
-            last: None,
-            heard: false,
+            last_packet: None,
+            received_any: false,
         })
     }
 
-    fn connect_udp(address: &Address, found: Vec<SocketAddr>) -> Result<Self, ConnectError> {
-        let mut untried = found.into_iter();
+    fn connect_udp(address: &Address, resolved: Vec<SocketAddr>) -> Result<Self, ConnectError> {
+        let mut untried = resolved.into_iter();
         let mut refused = Vec::new();
-        for at in untried.by_ref() {
-            let socket = udp_socket(at).and_then(|socket| Self::new(address, socket, false));
+        for candidate in untried.by_ref() {
+            let socket = open_udp_socket(candidate).and_then(|socket| Self::new(address, socket, false));
             match socket {
-                Ok(packets) => return Ok(Self { at: Some(at), untried, refused, ..packets }),
-                Err(error) => refused.push((at, error)),
+                Ok(packets) => return Ok(Self { current_address: Some(candidate), untried, refused, ..packets }),
+                Err(error) => refused.push((candidate, error)),
             }
         }
         let address = address.clone();
@@ -107,8 +107,8 @@ impl Packets {
     }
 
     /// Whether the other side can end it: a connection of packets, no datagrams.
-    pub(super) fn has_end(&self) -> bool {
-        self.has_end
+    pub(super) fn is_connection_oriented(&self) -> bool {
+        self.connection_oriented
     }
 
     /// Waits until something can be done.
@@ -122,16 +122,16 @@ impl Packets {
     /// # Errors
     /// As send(2). It would block; or nobody listens, where that can be known.
     pub(super) fn try_send(&mut self, packet: &[u8]) -> io::Result<()> {
-        let sent = try_at_once(&self.socket, Interest::WRITABLE, |socket| {
+        let sent = try_ignoring_readiness(&self.socket, Interest::WRITABLE, |socket| {
             Ok(send(socket, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
         });
         match sent {
             Ok(_) => {
-                self.last = (!self.heard && self.untried.len() > 0).then(|| packet.to_vec());
+                self.last_packet = (!self.received_any && self.untried.len() > 0).then(|| packet.to_vec());
                 Ok(())
             }
             // Of the packet before.
-            Err(error) if self.goes_on_after(&error) => Err(ErrorKind::WouldBlock.into()),
+            Err(error) if self.try_next_address(&error) => Err(ErrorKind::WouldBlock.into()),
             Err(error) => Err(error),
         }
     }
@@ -142,57 +142,59 @@ impl Packets {
     /// As recv(2). It would block; or nobody listens, where that can be known; or the packet is longer than `buffer`.
     pub(super) fn try_receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
-            let received = try_at_once(&self.socket, Interest::READABLE, |socket| {
-                let mut no_room = RecvAncillaryBuffer::default();
+            let received = try_ignoring_readiness(&self.socket, Interest::READABLE, |socket| {
+                let mut no_ancillary = RecvAncillaryBuffer::default();
                 let mut buffers = [IoSliceMut::new(buffer)];
-                Ok(recvmsg(socket, &mut buffers, &mut no_room, RecvFlags::DONTWAIT)?)
+                Ok(recvmsg(socket, &mut buffers, &mut no_ancillary, RecvFlags::DONTWAIT)?)
             });
             match received {
                 Ok(message) => {
-                    self.heard = true;
-                    self.last = None;
+                    self.received_any = true;
+                    self.last_packet = None;
                     if message.flags.contains(ReturnFlags::TRUNC) {
                         let text = format!("a packet has come that exceeds {} bytes", buffer.len());
                         return Err(io::Error::new(ErrorKind::InvalidData, text));
                     }
                     // An empty packet comes with credentials, for which there was no room; the end comes without.
-                    let ended = self.has_end && message.bytes == 0 && !message.flags.contains(ReturnFlags::CTRUNC);
+                    let ended =
+                        self.connection_oriented && message.bytes == 0 && !message.flags.contains(ReturnFlags::CTRUNC);
                     return Ok((!ended).then_some(message.bytes));
                 }
-                Err(error) if self.goes_on_after(&error) => {}
+                Err(error) if self.try_next_address(&error) => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
     /// Whether it goes on at another address, since nobody was at this one.
-    fn goes_on_after(&mut self, error: &io::Error) -> bool {
-        if self.heard || error.kind() != ErrorKind::ConnectionRefused {
+    fn try_next_address(&mut self, error: &io::Error) -> bool {
+        if self.received_any || error.kind() != ErrorKind::ConnectionRefused {
             return false;
         }
-        let Some(before) = self.at else { return false };
-        self.refused.push((before, Errno::CONNREFUSED.into()));
-        for at in self.untried.by_ref() {
-            let socket = udp_socket(at).and_then(registered);
+        let Some(previous) = self.current_address else { return false };
+        self.refused.push((previous, Errno::CONNREFUSED.into()));
+        for candidate in self.untried.by_ref() {
+            let socket = open_udp_socket(candidate).and_then(register_socket);
             match socket {
                 Ok(socket) => {
-                    (self.at, self.socket) = (Some(at), socket);
-                    if let Some(last) = &self.last {
+                    (self.current_address, self.socket) = (Some(candidate), socket);
+                    if let Some(last) = &self.last_packet {
                         // What goes wrong shows in what is read.
                         let _ = send(&self.socket, last, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
                     }
                     return true;
                 }
-                Err(error) => self.refused.push((at, error)),
+                Err(error) => self.refused.push((candidate, error)),
             }
         }
         false
     }
 
     /// What it means that nobody listens, as long as nobody has answered: there was no connection.
-    pub(super) fn refusal(&mut self, error: io::Error) -> Result<ConnectError, io::Error> {
-        let nobody = !self.has_end && !self.heard && error.kind() == ErrorKind::ConnectionRefused;
-        if !nobody {
+    pub(super) fn take_connect_error(&mut self, error: io::Error) -> Result<ConnectError, io::Error> {
+        let is_refused =
+            !self.connection_oriented && !self.received_any && error.kind() == ErrorKind::ConnectionRefused;
+        if !is_refused {
             return Err(error);
         }
         let address = self.address.clone();
@@ -204,8 +206,8 @@ impl Packets {
     }
 
     /// No more will be sent.
-    pub(super) fn end(&self) {
-        if self.has_end {
+    pub(super) fn shut_down_writes(&self) {
+        if self.connection_oriented {
             // An error shows in what is read.
             let _ = shutdown(&self.socket, Shutdown::Write);
         }
@@ -213,7 +215,7 @@ impl Packets {
 }
 
 /// Tries, whatever the reactor believes. Where it would block, the reactor is told so.
-fn try_at_once<T>(
+fn try_ignoring_readiness<T>(
     socket: &UnixDatagram,
     interest: Interest,
     mut call: impl FnMut(&UnixDatagram) -> io::Result<T>,
@@ -224,37 +226,37 @@ fn try_at_once<T>(
     }
 }
 
-fn registered(socket: OwnedFd) -> io::Result<UnixDatagram> {
+fn register_socket(socket: OwnedFd) -> io::Result<UnixDatagram> {
     UnixDatagram::from_std(unix::UnixDatagram::from(socket))
 }
 
-fn udp_socket(at: SocketAddr) -> io::Result<OwnedFd> {
-    let family = if at.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+fn open_udp_socket(candidate: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if candidate.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
-    connect(&socket, &at)?;
+    connect(&socket, &candidate)?;
     Ok(socket)
 }
 
-fn unix_socket(kind: SocketType) -> io::Result<OwnedFd> {
+fn open_unix_socket(kind: SocketType) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(socket_with(AddressFamily::UNIX, kind, flags, None)?)
 }
 
-fn socket_address(name: &Name) -> io::Result<SocketAddrUnix> {
+fn socket_address(name: &UnixName) -> io::Result<SocketAddrUnix> {
     Ok(match name {
-        Name::Path(path) => SocketAddrUnix::new(path)?,
-        Name::Abstract(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())?,
+        UnixName::Path(path) => SocketAddrUnix::new(path)?,
+        UnixName::Abstract(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())?,
     })
 }
 
-async fn connect_seqpacket(name: &Name) -> io::Result<OwnedFd> {
-    let socket = unix_socket(SocketType::SEQPACKET)?;
-    let to = socket_address(name)?;
+async fn connect_seqpacket(name: &UnixName) -> io::Result<OwnedFd> {
+    let socket = open_unix_socket(SocketType::SEQPACKET)?;
+    let destination = socket_address(name)?;
     loop {
-        match connect(&socket, &to) {
+        match connect(&socket, &destination) {
             // A full backlog, as with Unix streams.
-            Err(Errno::AGAIN) => sleep(RETRY).await,
+            Err(Errno::AGAIN) => sleep(RETRY_INTERVAL).await,
             result => {
                 result?;
                 // Has every packet, and only a packet, come with something besides its bytes.

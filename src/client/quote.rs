@@ -54,13 +54,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_of_the_system_have_no_numbers() {
+    fn system_errors_are_shown_without_their_number() {
         assert_eq!(reason(&io::Error::from_raw_os_error(111)), "Connection refused");
         assert_eq!(reason(&io::ErrorKind::TimedOut.into()), "timed out");
     }
 
     #[test]
-    fn text_stays_text_and_everything_stays_on_one_line() {
+    fn quoting_keeps_text_and_escapes_control_bytes() {
         for (bytes, quoted) in [
             (&b"aaaa"[..], r#""aaaa""#),
             (b"", r#""""#),

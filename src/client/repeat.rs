@@ -13,7 +13,7 @@ use super::message::Message;
 use crate::protocol::Delimiter;
 
 /// What stands for the number in the text of a message.
-pub const NUMBER: &str = "%d";
+pub const NUMBER_PLACEHOLDER: &str = "%d";
 
 /// How often, and for how long.
 #[derive(Debug, Clone)]
@@ -28,35 +28,35 @@ pub struct Repetition {
 
 /// Messages in turn, with [`NUMBER`] replaced by the number of the message, from 1 on.
 #[derive(Debug)]
-pub(super) struct Repeated {
-    texts: Vec<Vec<u8>>,
+pub(super) struct RepeatedMessages {
+    templates: Vec<Vec<u8>>,
     delimiter: Option<Delimiter>,
     repetition: Repetition,
     /// The number of the last message.
     number: u64,
-    clock: Option<Interval>,
+    ticker: Option<Interval>,
     /// Whether the time of the next has come.
     due: bool,
     stopped: bool,
 }
 
-impl Repeated {
+impl RepeatedMessages {
     /// Checks the first of each.
     pub(super) fn new(
-        texts: Vec<Vec<u8>>,
+        templates: Vec<Vec<u8>>,
         delimiter: Option<&Delimiter>,
         repetition: Repetition,
     ) -> Result<Self, InputError> {
-        let stopped = texts.is_empty();
+        let stopped = templates.is_empty();
         let repeated =
-            Self { texts, delimiter: delimiter.cloned(), repetition, number: 0, clock: None, due: true, stopped };
-        (1..).zip(&repeated.texts).try_for_each(|(number, _)| repeated.message(number).map(|_| ()))?;
+            Self { templates, delimiter: delimiter.cloned(), repetition, number: 0, ticker: None, due: true, stopped };
+        (1..).zip(&repeated.templates).try_for_each(|(number, _)| repeated.message(number).map(|_| ()))?;
         Ok(repeated)
     }
 
     fn message(&self, number: u64) -> Result<Message, InputError> {
-        let at = usize::try_from((number - 1) % self.texts.len() as u64).unwrap_or_default();
-        let text = with_number(&self.texts[at], number);
+        let index = usize::try_from((number - 1) % self.templates.len() as u64).unwrap_or_default();
+        let text = expand_number(&self.templates[index], number);
         Message::new(text, self.delimiter.as_ref()).map_err(|error| InputError::Argument { number, error })
     }
 
@@ -66,38 +66,38 @@ impl Repeated {
             return Ok(Next::End);
         }
         if !self.due {
-            return Ok(Next::NotYet);
+            return Ok(Next::Pending);
         }
         self.due = self.repetition.interval.is_none();
         self.number += 1;
         let message = self.message(self.number);
-        if let (None, Some(interval)) = (&self.clock, self.repetition.interval) {
-            let mut clock = interval_at(Instant::now() + interval, interval);
+        if let (None, Some(interval)) = (&self.ticker, self.repetition.interval) {
+            let mut ticker = interval_at(Instant::now() + interval, interval);
             // By the clock: what was missed is left out, and those after it come when they would have come.
-            clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            self.clock = Some(clock);
+            ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            self.ticker = Some(ticker);
         }
         message.map(Next::Message)
     }
 
     /// Waits until the next is due, or none is wanted any more.
     pub(super) async fn wait(&mut self) {
-        let Some(clock) = &mut self.clock else { return };
+        let Some(ticker) = &mut self.ticker else { return };
         select! {
-            _ = clock.tick() => self.due = true,
+            _ = ticker.tick() => self.due = true,
             () = self.repetition.stop.notified() => self.stopped = true,
         }
     }
 }
 
-fn with_number(text: &[u8], number: u64) -> Vec<u8> {
+fn expand_number(text: &[u8], number: u64) -> Vec<u8> {
     let number = number.to_string();
     let mut rest = text;
     let mut message = Vec::with_capacity(text.len() + number.len());
-    while let Some(at) = memmem::find(rest, NUMBER.as_bytes()) {
-        message.extend_from_slice(&rest[..at]);
+    while let Some(index) = memmem::find(rest, NUMBER_PLACEHOLDER.as_bytes()) {
+        message.extend_from_slice(&rest[..index]);
         message.extend_from_slice(number.as_bytes());
-        rest = &rest[at + NUMBER.len()..];
+        rest = &rest[index + NUMBER_PLACEHOLDER.len()..];
     }
     message.extend_from_slice(rest);
     message
@@ -108,26 +108,26 @@ mod tests {
     use super::*;
     use crate::client::message::MessageError;
 
-    fn repeated(texts: &[&str], count: Option<u64>, interval: Option<Duration>) -> (Repeated, Arc<Notify>) {
+    fn repeated(templates: &[&str], count: Option<u64>, interval: Option<Duration>) -> (RepeatedMessages, Arc<Notify>) {
         let stop = Arc::new(Notify::new());
         let repetition = Repetition { count, interval, stop: Arc::clone(&stop) };
-        let texts = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
-        (Repeated::new(texts, Some(&Delimiter::default()), repetition).expect("they can be sent"), stop)
+        let templates = templates.iter().map(|text| text.as_bytes().to_vec()).collect();
+        (RepeatedMessages::new(templates, Some(&Delimiter::default()), repetition).expect("they can be sent"), stop)
     }
 
     /// The next message, and when it came.
-    async fn next(repeated: &mut Repeated) -> Option<String> {
+    async fn next(repeated: &mut RepeatedMessages) -> Option<String> {
         loop {
             match repeated.next().expect("it can be sent") {
                 Next::Message(message) => return Some(String::from_utf8_lossy(message.as_bytes()).into_owned()),
-                Next::NotYet => repeated.wait().await,
+                Next::Pending => repeated.wait().await,
                 Next::End => return None,
             }
         }
     }
 
     #[tokio::test]
-    async fn messages_take_turns_each_with_its_number() {
+    async fn messages_alternate_and_contain_their_number() {
         let (mut repeated, _stop) = repeated(&["%d Hello, server!", "100% %d%d", "x"], Some(4), None);
         for expected in ["1 Hello, server!", "100% 22", "x", "4 Hello, server!"] {
             assert_eq!(next(&mut repeated).await.as_deref(), Some(expected));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn they_come_by_the_clock_and_what_was_missed_is_left_out() {
+    async fn messages_keep_the_interval_and_missed_ones_are_skipped() {
         let start = Instant::now();
         let (mut repeated, _stop) = repeated(&["%d"], None, Some(Duration::from_secs(2)));
         let mut times = Vec::new();
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn when_it_is_stopped_there_are_no_more() {
+    async fn no_messages_follow_a_stop() {
         let (mut repeated, stop) = repeated(&["x"], None, Some(Duration::from_secs(2)));
         assert!(next(&mut repeated).await.is_some());
         stop.notify_one();
@@ -164,7 +164,8 @@ mod tests {
     async fn a_number_that_is_the_delimiter_cannot_be_sent() {
         let delimiter = Delimiter::from_escaped("10").expect("it is one");
         let repetition = Repetition { count: None, interval: None, stop: Arc::default() };
-        let mut repeated = Repeated::new(vec![b"x%dx".to_vec()], Some(&delimiter), repetition).expect("1 is fine");
+        let mut repeated =
+            RepeatedMessages::new(vec![b"x%dx".to_vec()], Some(&delimiter), repetition).expect("1 is fine");
         for _ in 1..10 {
             assert!(repeated.next().is_ok());
         }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 use std::time::Duration;
 
-use super::json::push_json;
+use super::json::push_json_string;
 
 /// A reply, whatever it is worth.
 #[derive(Debug, Clone, Copy)]
@@ -20,18 +20,18 @@ pub struct Reply<'a> {
 }
 
 /// Somebody who wants to know of the replies.
-pub trait Report {
+pub trait ReplySink {
     /// A reply has come.
     ///
     /// # Errors
     /// It cannot be reported, which ends the exchange.
-    fn reply(&mut self, reply: Reply<'_>) -> io::Result<()>;
+    fn write_reply(&mut self, reply: Reply<'_>) -> io::Result<()>;
 
     /// No more replies have come for the moment.
     ///
     /// # Errors
     /// As with [`Report::reply`].
-    fn pause(&mut self) -> io::Result<()>;
+    fn flush(&mut self) -> io::Result<()>;
 }
 
 /// How replies are printed.
@@ -60,8 +60,8 @@ impl<W: Write> Printer<W> {
     }
 }
 
-impl<W: Write> Report for Printer<W> {
-    fn reply(&mut self, reply: Reply<'_>) -> io::Result<()> {
+impl<W: Write> ReplySink for Printer<W> {
+    fn write_reply(&mut self, reply: Reply<'_>) -> io::Result<()> {
         match self.format {
             Format::Text | Format::Raw if !reply.ok => Ok(()),
             Format::Raw => self.output.write_all(reply.bytes),
@@ -69,22 +69,22 @@ impl<W: Write> Report for Printer<W> {
                 self.output.write_all(reply.bytes)?;
                 self.output.write_all(b"\n")
             }
-            Format::Json => self.output.write_all(json(reply).as_bytes()),
+            Format::Json => self.output.write_all(format_json(reply).as_bytes()),
         }
     }
 
-    fn pause(&mut self) -> io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         self.output.flush()
     }
 }
 
-fn json(reply: Reply<'_>) -> String {
+fn format_json(reply: Reply<'_>) -> String {
     let mut line = String::with_capacity(64 + 2 * reply.bytes.len());
     line.push_str("{\"reply\":");
-    push_json(&mut line, reply.bytes);
+    push_json_string(&mut line, reply.bytes);
     line.push_str(",\"message\":");
     match reply.message {
-        Some(message) => push_json(&mut line, message),
+        Some(message) => push_json_string(&mut line, message),
         None => line.push_str("null"),
     }
     let round_trip = reply.round_trip.map_or_else(|| "null".to_owned(), |time| time.as_micros().to_string());
@@ -97,17 +97,17 @@ fn json(reply: Reply<'_>) -> String {
 mod tests {
     use super::*;
 
-    fn printed(format: Format, reply: Reply<'_>) -> String {
+    fn print(format: Format, reply: Reply<'_>) -> String {
         let mut output = Vec::new();
         let mut printer = Printer::new(&mut output, format);
-        printer.reply(reply).unwrap();
-        printer.pause().unwrap();
+        printer.write_reply(reply).unwrap();
+        printer.flush().unwrap();
         drop(printer);
         String::from_utf8(output).unwrap()
     }
 
     #[test]
-    fn json_is_one_line_whatever_came() {
+    fn json_escapes_a_reply_into_one_line() {
         for (bytes, string) in [
             (&b"aaaa"[..], r#""aaaa""#),
             (b"\"\\/\n\r\t\0\x1f\x7f", "\"\\\"\\\\/\\n\\r\\t\\u0000\\u001f\x7f\""),
@@ -117,14 +117,14 @@ mod tests {
             let reply =
                 Reply { bytes, message: Some(bytes), ok: true, round_trip: Some(Duration::from_micros(1_234_567)) };
             let expected = format!("{{\"reply\":{string},\"message\":{string},\"ok\":true,\"rtt_us\":1234567}}\n");
-            assert_eq!(printed(Format::Json, reply), expected);
+            assert_eq!(print(Format::Json, reply), expected);
         }
     }
 
     #[test]
-    fn what_nobody_awaited_is_null_in_json_and_nothing_in_text() {
+    fn unrequested_reply_has_null_in_json_and_is_not_printed_as_text() {
         let reply = Reply { bytes: b"x", message: None, ok: false, round_trip: None };
-        assert_eq!(printed(Format::Json, reply), "{\"reply\":\"x\",\"message\":null,\"ok\":false,\"rtt_us\":null}\n");
-        assert_eq!(printed(Format::Text, reply), "");
+        assert_eq!(print(Format::Json, reply), "{\"reply\":\"x\",\"message\":null,\"ok\":false,\"rtt_us\":null}\n");
+        assert_eq!(print(Format::Text, reply), "");
     }
 }

@@ -17,11 +17,11 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::connection::Connection;
-use super::failure::Failure;
+use super::failure::ExchangeError;
 use super::input::{InputError, Messages, Next};
 use super::message::Message;
-use super::report::{Reply, Report};
-use super::terms::{Answer, Terms};
+use super::report::{Reply, ReplySink};
+use super::terms::{Expectation, ExpectedReply};
 use crate::protocol::verdict::SERVER_ERROR;
 
 /// Sends all messages, and returns when all replies have come and were right. Where anything answers a message
@@ -32,36 +32,36 @@ use crate::protocol::verdict::SERVER_ERROR;
 ///
 /// # Errors
 /// The first thing that goes wrong, see [`Failure`].
-pub async fn take_turns<R: Report>(
+pub async fn exchange_lockstep<R: ReplySink>(
     connection: Connection,
     messages: Messages,
-    terms: &Terms,
-    report: &mut R,
-) -> Result<(), Failure> {
-    let mut chunk = connection.buffer();
-    let mut turns = Turns::new(connection, messages, terms, report);
+    expectation: &Expectation,
+    sink: &mut R,
+) -> Result<(), ExchangeError> {
+    let mut chunk = connection.allocate_buffer();
+    let mut exchange = LockstepExchange::new(connection, messages, expectation, sink);
     loop {
-        turns.take_message()?;
-        if turns.is_done() {
+        exchange.take_message()?;
+        if exchange.is_done() {
             break;
         }
-        turns.end_sending();
-        let (interest, deadline) = (turns.interest(), turns.deadline());
+        exchange.shut_down_writes();
+        let (interest, deadline) = (exchange.interest(), exchange.deadline());
         select! {
-            () = ready(&turns.connection, interest), if interest.is_some() => {
-                turns.step(&mut chunk)?;
+            () = ready(&exchange.connection, interest), if interest.is_some() => {
+                exchange.transfer(&mut chunk)?;
             }
-            () = turns.messages.wait(), if turns.wants_message() => {}
+            () = exchange.messages.wait(), if exchange.wants_message() => {}
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 // What was possible all the time while this process was stopped is not late: a last look.
                 yield_now().await;
-                if turns.is_late_for_good() || !turns.step(&mut chunk)? {
-                    return Err(turns.late());
+                if exchange.is_timeout_final() || !exchange.transfer(&mut chunk)? {
+                    return Err(exchange.timeout_error());
                 }
             }
         }
     }
-    turns.finish()
+    exchange.finish()
 }
 
 async fn ready(connection: &Connection, interest: Option<Interest>) {
@@ -72,25 +72,25 @@ async fn ready(connection: &Connection, interest: Option<Interest>) {
 }
 
 /// The message whose turn it is, or was last.
-struct Turn {
+struct CurrentMessage {
     message: Message,
     written: usize,
     /// When its last byte was written, if it is: just before the call.
-    sent: Option<Instant>,
+    sent_at: Option<Instant>,
     /// What has come of its reply.
     reply: Vec<u8>,
     answered: bool,
 }
 
 /// Everything that is known between two steps.
-struct Turns<'a, R> {
+struct LockstepExchange<'a, R> {
     connection: Connection,
-    terms: &'a Terms,
-    report: &'a mut R,
+    expectation: &'a Expectation,
+    sink: &'a mut R,
     messages: Messages,
     /// How the messages ended, when they have.
     messages_end: Option<Result<(), InputError>>,
-    turn: Option<Turn>,
+    current: Option<CurrentMessage>,
     /// Whose turn is next.
     next: Option<Message>,
     /// How many messages were taken, and how many are answered.
@@ -105,15 +105,15 @@ struct Turns<'a, R> {
     shut_down: Option<Instant>,
 }
 
-impl<'a, R: Report> Turns<'a, R> {
-    fn new(connection: Connection, messages: Messages, terms: &'a Terms, report: &'a mut R) -> Self {
+impl<'a, R: ReplySink> LockstepExchange<'a, R> {
+    fn new(connection: Connection, messages: Messages, expectation: &'a Expectation, sink: &'a mut R) -> Self {
         Self {
             connection,
-            terms,
-            report,
+            expectation,
+            sink,
             messages,
             messages_end: None,
-            turn: None,
+            current: None,
             next: None,
             taken: 0,
             answered: 0,
@@ -127,41 +127,43 @@ impl<'a, R: Report> Turns<'a, R> {
     // --- What comes next -----------------------------------------------------------------------------------------------
 
     /// Whether the message is sent, and answered where it should be.
-    fn is_turn_over(&self) -> bool {
-        self.turn.as_ref().is_none_or(|turn| turn.sent.is_some() && (turn.answered || !self.terms.answer.is_expected()))
+    fn is_current_done(&self) -> bool {
+        self.current.as_ref().is_none_or(|current| {
+            current.sent_at.is_some() && (current.answered || !self.expectation.reply.is_expected())
+        })
     }
 
-    fn is_unsent(&self) -> bool {
-        self.turn.as_ref().is_some_and(|turn| turn.sent.is_none())
+    fn is_current_unsent(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.sent_at.is_none())
     }
 
     /// Whether to look for the next message: already while the one before is not answered, to know which is the last.
     fn wants_message(&self) -> bool {
-        self.messages_end.is_none() && self.next.is_none() && !self.is_unsent()
+        self.messages_end.is_none() && self.next.is_none() && !self.is_current_unsent()
     }
 
     /// Whether everything was sent that ever will be.
-    fn is_sent(&self) -> bool {
-        self.messages_end.is_some() && self.next.is_none() && !self.is_unsent()
+    fn is_all_sent(&self) -> bool {
+        self.messages_end.is_some() && self.next.is_none() && !self.is_current_unsent()
     }
 
     /// Whether only the server's end tells that it has taken, or said, everything.
     fn waits_for_end(&self) -> bool {
-        match self.terms.answer {
-            Answer::Nothing => self.connection.has_end(),
-            Answer::Anything => !self.connection.is_packets(),
-            Answer::Echo(_) | Answer::Exactly(_) => false,
+        match self.expectation.reply {
+            ExpectedReply::None => self.connection.is_connection_oriented(),
+            ExpectedReply::Any => !self.connection.is_packets(),
+            ExpectedReply::Echo(_) | ExpectedReply::Exact(_) => false,
         }
     }
 
     fn is_done(&self) -> bool {
         let ended = !self.waits_for_end() || self.server_ended.is_some();
-        self.is_sent() && self.is_turn_over() && ended
+        self.is_all_sent() && self.is_current_done() && ended
     }
 
     fn interest(&self) -> Option<Interest> {
         let read = self.server_ended.is_none().then_some(Interest::READABLE);
-        let write = (self.is_unsent() && self.write_error.is_none()).then_some(Interest::WRITABLE);
+        let write = (self.is_current_unsent() && self.write_error.is_none()).then_some(Interest::WRITABLE);
         match (read, write) {
             (Some(read), Some(write)) => Some(read | write),
             (read, write) => read.or(write),
@@ -173,44 +175,45 @@ impl<'a, R: Report> Turns<'a, R> {
         let since = if let Some(ended) = self.server_ended {
             // Where nobody has more to say, this is no fault. At a terminal, nobody may ever say so.
             ended
-        } else if self.is_unsent() {
+        } else if self.is_current_unsent() {
             self.last_progress
-        } else if !self.is_turn_over() {
-            self.turn.as_ref()?.sent?
+        } else if !self.is_current_done() {
+            self.current.as_ref()?.sent_at?
         } else {
             let shut_down = self.shut_down?;
             // Where no replies are expected, they do not gain the server time.
-            if self.terms.answer.is_expected() { self.last_progress.max(shut_down) } else { shut_down }
+            if self.expectation.reply.is_expected() { self.last_progress.max(shut_down) } else { shut_down }
         };
-        Some(since + self.terms.timeout)
+        Some(since + self.expectation.timeout)
     }
 
     /// Whether at the deadline nothing can come any more that would change it.
-    fn is_late_for_good(&self) -> bool {
+    fn is_timeout_final(&self) -> bool {
         self.server_ended.is_some()
     }
 
     // --- What happens --------------------------------------------------------------------------------------------------
 
     /// Takes the next message if it is there, and when its turn has come, too, begins it.
-    fn take_message(&mut self) -> Result<(), Failure> {
+    fn take_message(&mut self) -> Result<(), ExchangeError> {
         if self.wants_message() {
             match self.messages.next() {
                 Ok(Next::Message(message)) => {
                     self.taken += 1;
                     self.next = Some(message);
                     if self.server_ended.is_some() {
-                        return Err(self.ended(None));
+                        return Err(self.end_error(None));
                     }
                 }
-                Ok(Next::NotYet) => {}
+                Ok(Next::Pending) => {}
                 Ok(Next::End) => self.messages_end = Some(Ok(())),
                 Err(error) => self.messages_end = Some(Err(error)),
             }
         }
-        if self.is_turn_over() {
+        if self.is_current_done() {
             if let Some(message) = self.next.take() {
-                self.turn = Some(Turn { message, written: 0, sent: None, reply: Vec::new(), answered: false });
+                self.current =
+                    Some(CurrentMessage { message, written: 0, sent_at: None, reply: Vec::new(), answered: false });
                 self.last_progress = Instant::now();
             }
         }
@@ -218,53 +221,53 @@ impl<'a, R: Report> Turns<'a, R> {
     }
 
     /// Ends our stream when all is sent, where the server is to end its own.
-    fn end_sending(&mut self) {
-        if self.is_sent() && self.waits_for_end() && self.shut_down.is_none() {
-            self.connection.end();
+    fn shut_down_writes(&mut self) {
+        if self.is_all_sent() && self.waits_for_end() && self.shut_down.is_none() {
+            self.connection.shut_down_writes();
             self.shut_down = Some(Instant::now());
         }
     }
 
     /// Writes and reads what is possible now. Whether anything was.
-    fn step(&mut self, chunk: &mut [u8]) -> Result<bool, Failure> {
+    fn transfer(&mut self, chunk: &mut [u8]) -> Result<bool, ExchangeError> {
         let wrote = self.write()?;
         if self.server_ended.is_some() {
             return Ok(wrote);
         }
         let read = match self.connection.try_read(chunk) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(wrote),
-            Ok(Some(count)) => self.received(&chunk[..count]).and_then(|()| {
-                let printed = self.report.pause().map_err(Failure::Report);
+            Ok(Some(count)) => self.handle_received(&chunk[..count]).and_then(|()| {
+                let printed = self.sink.flush().map_err(ExchangeError::Output);
                 self.last_progress = Instant::now();
                 printed
             }),
-            Ok(None) if self.may_end() => {
+            Ok(None) if self.is_end_allowed() => {
                 self.server_ended = Some(Instant::now());
                 Ok(())
             }
-            Ok(None) => Err(self.ended(None)),
-            Err(error) => Err(self.ended(Some(error))),
+            Ok(None) => Err(self.end_error(None)),
+            Err(error) => Err(self.end_error(Some(error))),
         };
         if read.is_err() {
             // The wrong reply is to be seen, too. That this cannot be printed is not what went wrong first.
-            let _ = self.report.pause();
+            let _ = self.sink.flush();
         }
         read.map(|()| true)
     }
 
-    fn write(&mut self) -> Result<bool, Failure> {
-        let Some(turn) = self.turn.as_mut().filter(|turn| turn.sent.is_none()) else { return Ok(false) };
+    fn write(&mut self) -> Result<bool, ExchangeError> {
+        let Some(current) = self.current.as_mut().filter(|current| current.sent_at.is_none()) else { return Ok(false) };
         if self.write_error.is_some() {
             return Ok(false);
         }
         // A write to a server on the same machine may last until the reply is there: the round trip begins before it.
         let now = Instant::now();
-        match self.connection.try_write(&turn.message.terminated()[turn.written..]) {
+        match self.connection.try_write(&current.message.terminated()[current.written..]) {
             Ok(count) => {
-                turn.written += count;
+                current.written += count;
                 self.last_progress = now;
-                if turn.written == turn.message.terminated().len() {
-                    turn.sent = Some(now);
+                if current.written == current.message.terminated().len() {
+                    current.sent_at = Some(now);
                 } else if count == 0 {
                     self.write_error = Some(ErrorKind::WriteZero.into());
                 }
@@ -272,8 +275,8 @@ impl<'a, R: Report> Turns<'a, R> {
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
             Err(error) if Errno::from_io_error(&error) == Some(Errno::MSGSIZE) => {
-                let size = turn.message.as_bytes().len();
-                Err(Failure::TooLarge { number: self.taken, size })
+                let size = current.message.as_bytes().len();
+                Err(ExchangeError::MessageTooLarge { number: self.taken, size })
             }
             // What the server said last may still be on its way, and says more: so reading goes on.
             Err(error) => {
@@ -285,106 +288,107 @@ impl<'a, R: Report> Turns<'a, R> {
 
     /// Whether the server may end its stream now: it owes nothing, and has taken everything so far. Should there be more
     /// messages, that is another matter.
-    fn may_end(&self) -> bool {
-        self.is_turn_over()
+    fn is_end_allowed(&self) -> bool {
+        self.is_current_done()
     }
 
     /// Something has come: a packet, or a piece of a stream.
-    fn received(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    fn handle_received(&mut self, bytes: &[u8]) -> Result<(), ExchangeError> {
         let now = Instant::now();
         let packets = self.connection.is_packets();
-        let is_error = packets && self.terms.answer != Answer::Anything;
-        let words = bytes.strip_prefix(SERVER_ERROR).filter(|_| is_error);
-        let error = words.map(|text| Failure::ServerError { text: text.to_vec(), other_delimiter: None });
-        match self.terms.answer {
-            Answer::Nothing => return error.map_or(Ok(()), Err),
-            Answer::Anything => return self.anything(bytes, now),
-            Answer::Echo(_) | Answer::Exactly(_) => {}
+        let is_error = packets && self.expectation.reply != ExpectedReply::Any;
+        let error_text = bytes.strip_prefix(SERVER_ERROR).filter(|_| is_error);
+        let error = error_text.map(|text| ExchangeError::ServerError { text: text.to_vec(), other_delimiter: None });
+        match self.expectation.reply {
+            ExpectedReply::None => return error.map_or(Ok(()), Err),
+            ExpectedReply::Any => return self.accept_any(bytes, now),
+            ExpectedReply::Echo(_) | ExpectedReply::Exact(_) => {}
         }
-        let turn = self.turn.as_mut().filter(|turn| !turn.answered && (turn.sent.is_some() || !packets));
-        let Some(turn) = turn else {
+        let current =
+            self.current.as_mut().filter(|current| !current.answered && (current.sent_at.is_some() || !packets));
+        let Some(current) = current else {
             self.report_reply(bytes, false, now)?;
-            return Err(error.unwrap_or_else(|| Failure::Unexpected { got: bytes.to_vec() }));
+            return Err(error.unwrap_or_else(|| ExchangeError::UnexpectedReply { got: bytes.to_vec() }));
         };
-        turn.reply.extend_from_slice(bytes);
-        let message = turn.message.as_bytes();
-        let right = turn.sent.is_some() && self.terms.answer.is_right(&turn.reply, message);
-        let expected = self.terms.answer.right(message).unwrap_or_default();
-        if !right && !packets && turn.reply.len() < expected.len() && expected.starts_with(&turn.reply) {
+        current.reply.extend_from_slice(bytes);
+        let message = current.message.as_bytes();
+        let is_match = current.sent_at.is_some() && self.expectation.reply.matches(&current.reply, message);
+        let expected = self.expectation.reply.expected_bytes(message).unwrap_or_default();
+        if !is_match && !packets && current.reply.len() < expected.len() && expected.starts_with(&current.reply) {
             return Ok(());
         }
-        let reply = std::mem::take(&mut turn.reply);
-        turn.answered = right;
-        self.report_reply(&reply, right, now)?;
-        if right {
+        let reply = std::mem::take(&mut current.reply);
+        current.answered = is_match;
+        self.report_reply(&reply, is_match, now)?;
+        if is_match {
             self.answered += 1;
             return Ok(());
         }
-        Err(error.unwrap_or(Failure::Wrong { number: self.answered + 1, expected, got: reply }))
+        Err(error.unwrap_or(ExchangeError::WrongReply { number: self.answered + 1, expected, got: reply }))
     }
 
     /// Whatever comes is an answer.
-    fn anything(&mut self, bytes: &[u8], now: Instant) -> Result<(), Failure> {
+    fn accept_any(&mut self, bytes: &[u8], now: Instant) -> Result<(), ExchangeError> {
         self.report_reply(bytes, true, now)?;
-        if let Some(turn) = self.turn.as_mut().filter(|turn| !turn.answered) {
-            turn.answered = true;
+        if let Some(current) = self.current.as_mut().filter(|current| !current.answered) {
+            current.answered = true;
             self.answered += 1;
         }
         Ok(())
     }
 
-    fn report_reply(&mut self, bytes: &[u8], ok: bool, now: Instant) -> Result<(), Failure> {
+    fn report_reply(&mut self, bytes: &[u8], ok: bool, now: Instant) -> Result<(), ExchangeError> {
         // A wrong reply to a message that is answered already is none.
-        let turn = self.turn.as_ref().filter(|turn| ok || !turn.answered);
-        let round_trip = turn.and_then(|turn| turn.sent).map(|sent| now - sent);
-        let message = turn.map(|turn| turn.message.as_bytes());
-        self.report.reply(Reply { bytes, message, ok, round_trip }).map_err(Failure::Report)
+        let current = self.current.as_ref().filter(|current| ok || !current.answered);
+        let round_trip = current.and_then(|current| current.sent_at).map(|sent| now - sent);
+        let message = current.map(|current| current.message.as_bytes());
+        self.sink.write_reply(Reply { bytes, message, ok, round_trip }).map_err(ExchangeError::Output)
     }
 
     // --- How it ends ---------------------------------------------------------------------------------------------------
 
     /// All was sent, and all answers have come.
-    fn finish(self) -> Result<(), Failure> {
+    fn finish(self) -> Result<(), ExchangeError> {
         // We are done, whether the server can still be told so or not.
-        self.connection.end();
+        self.connection.shut_down_writes();
         match self.messages_end {
-            Some(Err(error)) => Err(Failure::Input { error, sent: self.taken }),
+            Some(Err(error)) => Err(ExchangeError::Input { error, sent: self.taken }),
             _ => Ok(()),
         }
     }
 
     /// The server has ended the connection before its time, or the connection broke.
-    fn ended(&mut self, error: Option<io::Error>) -> Failure {
-        let error = match error.map(|error| self.connection.refusal(error)) {
-            Some(Ok(refusal)) => return Failure::Connect(refusal),
+    fn end_error(&mut self, error: Option<io::Error>) -> ExchangeError {
+        let error = match error.map(|error| self.connection.take_connect_error(error)) {
+            Some(Ok(refusal)) => return ExchangeError::Connect(refusal),
             Some(Err(error)) => Some(error),
             None => None,
         };
-        let rest = self.turn.as_mut().map(|turn| std::mem::take(&mut turn.reply)).unwrap_or_default();
-        let unanswered = self.terms.answer.is_expected().then(|| self.taken - self.answered);
-        Failure::Ended { error, unanswered, rest }
+        let rest = self.current.as_mut().map(|current| std::mem::take(&mut current.reply)).unwrap_or_default();
+        let unanswered = self.expectation.reply.is_expected().then(|| self.taken - self.answered);
+        ExchangeError::ConnectionEnded { error, unanswered, rest }
     }
 
     /// The deadline has passed.
-    fn late(&mut self) -> Failure {
-        let timeout = self.terms.timeout;
+    fn timeout_error(&mut self) -> ExchangeError {
+        let timeout = self.expectation.timeout;
         if self.server_ended.is_some() {
-            return self.ended(None);
+            return self.end_error(None);
         }
         if let Some(error) = self.write_error.take() {
-            return self.ended(Some(error));
+            return self.end_error(Some(error));
         }
-        let is_over = self.is_turn_over();
-        match &mut self.turn {
-            Some(turn) if turn.sent.is_none() => Failure::Stuck { timeout },
-            Some(turn) if !is_over => Failure::Late {
+        let is_done = self.is_current_done();
+        match &mut self.current {
+            Some(current) if current.sent_at.is_none() => ExchangeError::WriteTimeout { timeout },
+            Some(current) if !is_done => ExchangeError::ReplyTimeout {
                 number: self.answered + 1,
-                message: turn.message.as_bytes().to_vec(),
+                message: current.message.as_bytes().to_vec(),
                 timeout,
                 delimiter: None,
-                rest: std::mem::take(&mut turn.reply),
+                rest: std::mem::take(&mut current.reply),
             },
-            _ => Failure::NotEnded { timeout, replies: self.terms.answer.is_expected() },
+            _ => ExchangeError::EndTimeout { timeout, replies_expected: self.expectation.reply.is_expected() },
         }
     }
 }

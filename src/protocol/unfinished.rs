@@ -14,7 +14,7 @@ pub(super) use kept::{BuffersCheckpoint, MessageCheckpoint};
 /// How much room a message in progress has at least, in bytes: a short one does not have to be moved when its rest comes.
 const MIN_CAPACITY: usize = 64;
 
-/// What is kept. At least one of the three buffers is not empty between calls of the session, or there is a pause.
+/// What is kept. At least one of the three buffers is not empty between calls of the session, or there is a delay.
 #[derive(Debug)]
 pub(super) struct Buffers {
     /// The reply to the message in progress, as far as it is known: the prefix and the bytes that came. Or all of the
@@ -22,6 +22,8 @@ pub(super) struct Buffers {
     pending_reply: Vec<u8>,
     message_state: MessageState,
     read_timer: ReadTimer,
+    /// When the delay after a reply ends; `None` where there is none, or where it is over.
+    delay_until: Option<Instant>,
     /// Replies that the peer has not taken.
     pub(super) outbound: ByteQueue,
     /// When the peer last took a byte, or when something became owed to it; or when a message began to wait for the log.
@@ -41,9 +43,9 @@ pub(super) enum Awaited {
     PeerRead(Instant),
     /// Nothing: it is the log that is to take a message.
     Log,
-    /// Nothing: it is we who pause, until then.
+    /// Nothing: we take no message until then.
     Delay(Instant),
-    /// Nothing: the pause is over, and it is our turn.
+    /// Nothing: the delay is over, and we go on.
     DelayOver,
 }
 
@@ -61,17 +63,16 @@ pub(super) enum MessageState {
     Other,
     /// All of it came, its delimiter too; it waits for the log.
     Unlogged,
-    /// There is none, and none is taken: there is a pause after a reply, or it is over and was not noticed yet.
+    /// There is none, and none is taken: there is a delay after a reply, or it is over and was not noticed yet.
     Delayed,
 }
 
-/// The read deadline, which stands still while it is we who do not read; or the end of a pause, which does not.
+/// The read deadline, which is suspended while it is we who do not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReadTimer {
     Off,
     Running { until: Instant },
     Suspended { remaining: Duration },
-    Pause { until: Instant },
 }
 
 impl Buffers {
@@ -80,6 +81,7 @@ impl Buffers {
             pending_reply: Vec::new(),
             message_state: MessageState::None,
             read_timer: ReadTimer::Off,
+            delay_until: None,
             outbound: ByteQueue::default(),
             waiting_since: now,
             inbound: ByteQueue::default(),
@@ -91,7 +93,7 @@ impl Buffers {
         self.message_state == MessageState::None && !self.is_reading_blocked()
     }
 
-    /// Whether replies are owed, input is held, a message waits for the log, or we pause: then nothing is read.
+    /// Whether replies are owed, input is held, a message waits for the log, or there is a delay: then nothing is read.
     #[inline]
     pub(super) fn is_reading_blocked(&self) -> bool {
         !self.outbound.is_empty()
@@ -110,39 +112,37 @@ impl Buffers {
         if !self.outbound.is_empty() {
             return Awaited::PeerRead(self.waiting_since);
         }
-        match (self.read_timer, self.message_state) {
-            (_, MessageState::Unlogged) => Awaited::Log,
-            (ReadTimer::Pause { until }, _) => Awaited::Delay(until),
-            (_, MessageState::Delayed) => Awaited::DelayOver,
-            (_, MessageState::None | MessageState::LineEnds) => Awaited::MessageStart,
-            (ReadTimer::Running { until }, _) => Awaited::MessageEnd(Some(until)),
-            (ReadTimer::Off | ReadTimer::Suspended { .. }, _) => Awaited::MessageEnd(None),
+        match (self.message_state, self.read_timer) {
+            (MessageState::Unlogged, _) => Awaited::Log,
+            (MessageState::Delayed, _) => self.delay_until.map_or(Awaited::DelayOver, Awaited::Delay),
+            (MessageState::None | MessageState::LineEnds, _) => Awaited::MessageStart,
+            (_, ReadTimer::Running { until }) => Awaited::MessageEnd(Some(until)),
+            (_, ReadTimer::Off | ReadTimer::Suspended { .. }) => Awaited::MessageEnd(None),
         }
     }
 
     /// Takes no message until then. There is none in progress.
     pub(super) fn start_delay(&mut self, until: Instant) {
         self.message_state = MessageState::Delayed;
-        self.read_timer = ReadTimer::Pause { until };
+        self.read_timer = ReadTimer::Off;
+        self.delay_until = Some(until);
     }
 
-    /// Whether we pause, and the pause has not come to its end.
+    /// Whether there is a delay, and it is not over.
     pub(super) fn is_delayed(&self, now: Instant) -> bool {
-        matches!(self.read_timer, ReadTimer::Pause { until } if until > now)
+        self.delay_until.is_some_and(|until| until > now)
     }
 
-    /// The pause has come to its end, if there is one.
+    /// The delay is over, if there is one.
     pub(super) fn end_delay(&mut self) {
-        if let ReadTimer::Pause { .. } = self.read_timer {
-            self.read_timer = ReadTimer::Off;
-        }
+        self.delay_until = None;
     }
 
-    /// There is no pause any more.
+    /// Takes messages again, whether or not the delay is over.
     pub(super) fn cancel_delay(&mut self) {
         if self.message_state == MessageState::Delayed {
             self.message_state = MessageState::None;
-            self.read_timer = ReadTimer::Off;
+            self.delay_until = None;
         }
     }
 
@@ -151,7 +151,7 @@ impl Buffers {
         let pending_reply = &mut self.pending_reply;
         if matches!(self.message_state, MessageState::None | MessageState::Unlogged | MessageState::Delayed) {
             pending_reply.clear();
-            (self.message_state, self.read_timer) = (MessageState::LineEnds, ReadTimer::Off);
+            (self.message_state, self.read_timer, self.delay_until) = (MessageState::LineEnds, ReadTimer::Off, None);
             reserve_message(pending_reply, rules.prefix.len() + bytes.len(), rules);
             pending_reply.extend_from_slice(rules.prefix.as_bytes());
         } else {

@@ -14,7 +14,7 @@ use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 
 use super::admission::Source;
-use crate::address::{Address, Family, Name};
+use crate::address::{Address, Family, UnixName};
 use crate::config::ListenerSettings;
 
 /// What a socket carries.
@@ -227,13 +227,13 @@ fn resolve(host: &str, port: u16, wanted: impl Fn(&SocketAddr) -> bool) -> io::R
     Ok(found)
 }
 
-fn listen_unix(name: &Name, kind: SocketType) -> io::Result<BoundSocket> {
+fn listen_unix(name: &UnixName, kind: SocketType) -> io::Result<BoundSocket> {
     let (address, path) = match name {
-        Name::Path(path) => {
+        UnixName::Path(path) => {
             remove_stale_socket(path)?;
             (rustix::net::SocketAddrUnix::new(path)?, Some(path))
         }
-        Name::Abstract(name) => (rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes())?, None),
+        UnixName::Abstract(name) => (rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes())?, None),
     };
     let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
     rustix::net::bind(&socket, &address).map_err(|error| explain(error.into()))?;

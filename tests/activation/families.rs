@@ -8,8 +8,8 @@ use std::os::unix::net::UnixStream;
 use nix::sys::socket::{VsockAddr, getsockname};
 use rustix::net::{AddressFamily, SocketType, bind, ipproto, listen, socket};
 
-use crate::common::manager::hand_over;
-use crate::common::{Peer, leave_out};
+use crate::common::manager::activated_command;
+use crate::common::{Peer, skip_test};
 use crate::spawn;
 
 /// Any CID, or any port, of vsock(7).
@@ -17,36 +17,36 @@ const ANY: u32 = u32::MAX;
 
 /// `SocketProtocol=mptcp`.
 #[test]
-fn a_socket_of_multipath_tcp_is_served() {
+fn a_multipath_tcp_socket_is_served() {
     match socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)) {
         Ok(multipath) => {
             bind(&multipath, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
             listen(&multipath, 10).unwrap();
             let address = SocketAddr::try_from(rustix::net::getsockname(&multipath).unwrap()).unwrap();
-            let daemon = spawn(hand_over("3<&0", vec![multipath], "echo"), "", &[]);
+            let daemon = spawn(activated_command("3<&0", vec![multipath], "echo"), "", &[]);
             Peer::connect(&address.to_string()).exchange("a");
             daemon.stop();
         }
-        Err(error) => leave_out(&format!("there is no MPTCP: {error}")),
+        Err(error) => skip_test(&format!("there is no MPTCP: {error}")),
     }
 }
 
 /// `ListenStream=vsock:…`.
 #[test]
-fn a_socket_of_virtual_machines_is_served() {
+fn a_vsock_socket_is_served() {
     match vsock_listener(ANY) {
         Ok(listener) => {
-            let daemon = spawn(hand_over("3<&0", vec![listener], "echo"), "", &[]);
+            let daemon = spawn(activated_command("3<&0", vec![listener], "echo"), "", &[]);
             let said = daemon.wait_for_log("listening on");
             assert!(said.contains("cid: 4294967295"), "{said}");
             daemon.stop();
         }
-        Err(error) => return leave_out(&format!("there are no sockets of virtual machines: {error}")),
+        Err(error) => return skip_test(&format!("there are no sockets of virtual machines: {error}")),
     }
     // Most machines can only listen for others; some can be connected with themselves, which have CID 1.
     let Ok(listener) = vsock_listener(1) else { return };
     let address: VsockAddr = getsockname(listener.as_raw_fd()).unwrap();
-    let daemon = spawn(hand_over("3<&0", vec![listener], "echo"), "", &[]);
+    let daemon = spawn(activated_command("3<&0", vec![listener], "echo"), "", &[]);
     let client = socket(AddressFamily::VSOCK, SocketType::STREAM, None).unwrap();
     nix::sys::socket::connect(client.as_raw_fd(), &address).unwrap();
     // Reading and writing are the same for all of them.

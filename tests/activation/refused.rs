@@ -7,11 +7,11 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use rustix::net::{AddressFamily, SocketType, bind, socket};
 
 use crate::common::Daemon;
-use crate::common::manager::hand_over;
+use crate::common::manager::activated_command;
 use crate::{address_of, copy, spawn, tcp_connection, tcp_listener};
 
 /// Waits for a daemon that cannot start, and returns the one line that says why.
-fn refusal(mut daemon: Daemon) -> String {
+fn startup_error(mut daemon: Daemon) -> String {
     let status = daemon.wait();
     let log = daemon.log();
     assert!(status.code() == Some(71) && log.len() == 1, "{status}: {log:#?}");
@@ -19,8 +19,8 @@ fn refusal(mut daemon: Daemon) -> String {
 }
 
 /// What is said about descriptors that cannot be served; as for [`hand_over`].
-fn refusal_of(redirections: &str, sockets: Vec<OwnedFd>, names: &str) -> String {
-    refusal(spawn(hand_over(redirections, sockets, names), "", &[]))
+fn startup_error_for(redirections: &str, sockets: Vec<OwnedFd>, names: &str) -> String {
+    startup_error(spawn(activated_command(redirections, sockets, names), "", &[]))
 }
 
 pub(crate) fn netlink() -> OwnedFd {
@@ -28,25 +28,25 @@ pub(crate) fn netlink() -> OwnedFd {
 }
 
 #[test]
-fn what_is_no_socket_to_be_served_is_refused_with_what_it_is() {
-    let of_packets = |family, kind| vec![socket(family, kind, None).unwrap()];
+fn unsupported_descriptors_are_refused_and_their_type_is_named() {
+    let unbound_socket = |family, kind| vec![socket(family, kind, None).unwrap()];
     for (redirection, sockets, said) in [
         ("3<&0", vec![netlink()], "a netlink socket; echoed serves ListenStream="),
-        ("3<&0", of_packets(AddressFamily::INET, SocketType::DGRAM), "a UDP socket that is not bound"),
-        ("3<&0", of_packets(AddressFamily::INET6, SocketType::DGRAM), "a UDP socket that is not bound"),
+        ("3<&0", unbound_socket(AddressFamily::INET, SocketType::DGRAM), "a UDP socket that is not bound"),
+        ("3<&0", unbound_socket(AddressFamily::INET6, SocketType::DGRAM), "a UDP socket that is not bound"),
         ("3<&0", vec![UnixDatagram::unbound().unwrap().into()], "a Unix datagram socket that is not bound"),
         (
             "3<&0",
-            of_packets(AddressFamily::UNIX, SocketType::SEQPACKET),
+            unbound_socket(AddressFamily::UNIX, SocketType::SEQPACKET),
             "a Unix seqpacket socket that neither listens nor is connected",
         ),
         ("3<\"$0\"", vec![], "no socket"),
         ("3</dev/null", vec![], "no socket"),
         ("3<&2", vec![], "no socket"),
     ] {
-        let refusal = refusal_of(redirection, sockets, "some.name");
+        let error = startup_error_for(redirection, sockets, "some.name");
         let expected = format!("echoed: descriptor 3 (some.name) from systemd: it is {said}");
-        assert!(refusal.starts_with(&expected), "{refusal}, expected {expected}");
+        assert!(error.starts_with(&expected), "{error}, expected {expected}");
     }
 }
 
@@ -61,39 +61,39 @@ fn a_socket_that_neither_listens_nor_is_connected_is_refused() {
         (stream(AddressFamily::INET6), "it is a TCP socket"),
         (stream(AddressFamily::UNIX), "it is a Unix stream socket"),
     ] {
-        let refusal = refusal_of("3<&0", vec![socket], "x");
+        let error = startup_error_for("3<&0", vec![socket], "x");
         let expected = format!("echoed: descriptor 3 (x) from systemd: {said} that neither listens nor is connected");
-        assert_eq!(refusal, expected);
+        assert_eq!(error, expected);
     }
 }
 
 #[test]
-fn one_that_cannot_be_served_among_others_that_can_is_named() {
+fn an_unsupported_socket_among_supported_ones_is_named() {
     let listener = || OwnedFd::from(tcp_listener());
-    let refusal = refusal_of("3<&0 4<&1", vec![listener(), netlink()], "good:bad");
-    assert!(refusal.contains("descriptor 4 (bad) from systemd: it is a netlink socket"), "{refusal}");
-    let refusal = refusal_of("3<&1 4<&0", vec![listener(), netlink()], "bad:good");
-    assert!(refusal.contains("descriptor 3 (bad) from systemd: it is a netlink socket"), "{refusal}");
-    let refusal = refusal_of("3<&0 4<&1", vec![listener(), listener()], "good:metrics");
-    assert!(refusal.contains("descriptor 4 (metrics) from systemd: metrics are not built yet"), "{refusal}");
+    let error = startup_error_for("3<&0 4<&1", vec![listener(), netlink()], "good:bad");
+    assert!(error.contains("descriptor 4 (bad) from systemd: it is a netlink socket"), "{error}");
+    let error = startup_error_for("3<&1 4<&0", vec![listener(), netlink()], "bad:good");
+    assert!(error.contains("descriptor 3 (bad) from systemd: it is a netlink socket"), "{error}");
+    let error = startup_error_for("3<&0 4<&1", vec![listener(), listener()], "good:metrics");
+    assert!(error.contains("descriptor 4 (metrics) from systemd: metrics are not built yet"), "{error}");
 }
 
 #[test]
-fn a_connection_among_others_is_refused() {
+fn a_connection_passed_together_with_other_sockets_is_refused() {
     let (peer, connection) = tcp_connection();
     let connection = || connection.try_clone().unwrap().into();
-    let refusal = refusal_of("3<&0 4<&1", vec![tcp_listener().into(), connection()], "good:bad");
-    assert!(refusal.contains("descriptor 4 (bad) from systemd is a connection, but one of 2;"), "{refusal}");
-    let refusal = refusal_of("3<&1 4<&0", vec![tcp_listener().into(), connection()], "bad:good");
-    assert!(refusal.contains("descriptor 3 (bad) from systemd is a connection, but one of 2;"), "{refusal}");
+    let error = startup_error_for("3<&0 4<&1", vec![tcp_listener().into(), connection()], "good:bad");
+    assert!(error.contains("descriptor 4 (bad) from systemd is a connection, but one of 2;"), "{error}");
+    let error = startup_error_for("3<&1 4<&0", vec![tcp_listener().into(), connection()], "bad:good");
+    assert!(error.contains("descriptor 3 (bad) from systemd is a connection, but one of 2;"), "{error}");
     let (client, unix) = UnixStream::pair().unwrap();
-    let refusal = refusal_of("3<&0 4<&1", vec![connection(), unix.into()], "one:other");
-    assert!(refusal.contains("from systemd is a connection, but one of 2;"), "{refusal}");
+    let error = startup_error_for("3<&0 4<&1", vec![connection(), unix.into()], "one:other");
+    assert!(error.contains("from systemd is a connection, but one of 2;"), "{error}");
     drop((peer, client));
 }
 
 #[test]
-fn variables_that_make_no_sense_are_refused() {
+fn invalid_activation_variables_are_refused() {
     for (variable, value) in [
         ("LISTEN_FDS", ""),
         ("LISTEN_FDS", "one"),
@@ -107,20 +107,20 @@ fn variables_that_make_no_sense_are_refused() {
         ("LISTEN_PID", "me"),
         ("LISTEN_PID", ""),
     ] {
-        let mut command = hand_over("3<&0 4<&-", vec![tcp_listener().into()], "echo");
+        let mut command = activated_command("3<&0 4<&-", vec![tcp_listener().into()], "echo");
         command.env(variable, value);
-        let refusal = refusal(spawn(command, "", &[]));
-        assert!(refusal.starts_with("echoed: ") && refusal.contains(variable), "{value}: {refusal}");
+        let error = startup_error(spawn(command, "", &[]));
+        assert!(error.starts_with("echoed: ") && error.contains(variable), "{value}: {error}");
     }
-    let missing = refusal_of("3<&0 4<&-", vec![tcp_listener().into()], "a:b");
+    let missing = startup_error_for("3<&0 4<&-", vec![tcp_listener().into()], "a:b");
     assert!(missing.contains("LISTEN_FDS=2, but not all of the descriptors from 3 on are open"), "{missing}");
 }
 
 #[test]
-fn sockets_for_another_process_are_left_alone() {
+fn sockets_passed_to_another_process_are_ignored() {
     let listener = tcp_listener();
     for (variable, value) in [("LISTEN_PID", "1"), ("LISTEN_FDS", "0")] {
-        let mut command = hand_over("3<&0", vec![copy(&listener)], "echo");
+        let mut command = activated_command("3<&0", vec![copy(&listener)], "echo");
         command.env_remove("LISTEN_FDNAMES").env(variable, value);
         let daemon = spawn(command, "", &["--listen", "127.0.0.1:0"]);
         daemon.wait_for_log("listening on");

@@ -4,44 +4,45 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::common::manager::hand_over;
-use crate::common::{Daemon, Manager};
+use crate::common::manager::activated_command;
+use crate::common::{Daemon, ServiceManager};
 use crate::refused::netlink;
 use crate::{ECHOED, connect, spawn};
 
 /// A daemon on a Unix socket of its directory, which tells `manager` how it is.
-fn watched(manager: &Manager, configuration: &str) -> Daemon {
+fn spawn_with_manager(manager: &ServiceManager, configuration: &str) -> Daemon {
     let mut command = Command::new(ECHOED);
-    Daemon::spawn_with(manager.watch(&mut command), configuration, &["--listen", "DIR/socket"])
+    Daemon::spawn_with(manager.set_notify_socket(&mut command), configuration, &["--listen", "DIR/socket"])
 }
 
 #[test]
 fn ready_means_that_clients_are_served() {
-    let manager = Manager::start();
-    let daemon = watched(&manager, "");
+    let manager = ServiceManager::start();
+    let daemon = spawn_with_manager(&manager, "");
     manager.expect("READY=1");
     connect(&daemon, "socket").exchange("a");
     daemon.stop();
-    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
+    assert_eq!(manager.state_changes(), ["READY=1", "STOPPING=1"]);
 }
 
 #[test]
-fn clients_are_served_while_the_manager_has_no_time_to_hear_about_it() {
-    let manager = Manager::start();
-    manager.stop_listening();
-    let daemon = watched(&manager, "");
+fn clients_are_served_while_the_service_manager_reads_no_notifications() {
+    let manager = ServiceManager::start();
+    manager.suspend_reading();
+    let daemon = spawn_with_manager(&manager, "");
     // It is served before there was a way to say so: nothing was said too early, nor does anybody wait for that.
     daemon.wait_for_log("listening on");
     connect(&daemon, "socket").exchange("a");
     manager.expect("READY=1");
     daemon.stop();
-    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
+    assert_eq!(manager.state_changes(), ["READY=1", "STOPPING=1"]);
 }
 
 #[test]
-fn the_manager_hears_of_a_stop_before_the_last_replies_are_taken() {
-    let manager = Manager::start();
-    let mut daemon = watched(&manager, "[service]\ndrain = \"1min\"\n[defaults.deadlines]\nwrite = \"off\"\n");
+fn stopping_is_sent_before_the_last_replies_are_read() {
+    let manager = ServiceManager::start();
+    let mut daemon =
+        spawn_with_manager(&manager, "[service]\ndrain = \"1min\"\n[defaults.deadlines]\nwrite = \"off\"\n");
     manager.expect("READY=1");
     let mut peer = connect(&daemon, "socket");
     peer.exchange("a");
@@ -54,22 +55,22 @@ fn the_manager_hears_of_a_stop_before_the_last_replies_are_taken() {
     assert!(daemon.wait().success());
     // What is owed is whole replies; the first was taken before.
     assert!(!replies.is_empty() && replies.len() % "server got:\t".len() == 0, "{} bytes", replies.len());
-    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
+    assert_eq!(manager.state_changes(), ["READY=1", "STOPPING=1"]);
 }
 
 #[test]
-fn a_manager_with_an_abstract_name_is_told_the_same() {
-    let manager = Manager::start_abstract();
-    let daemon = watched(&manager, "");
+fn notifications_are_sent_to_an_abstract_notify_socket() {
+    let manager = ServiceManager::start_abstract();
+    let daemon = spawn_with_manager(&manager, "");
     daemon.wait_for_log("listening on");
     connect(&daemon, "socket").exchange("a");
     let log = daemon.stop();
     assert!(!log.iter().any(|line| line.contains("cannot notify")), "{log:#?}");
-    assert_eq!(manager.states(), ["READY=1", "STOPPING=1"]);
+    assert_eq!(manager.state_changes(), ["READY=1", "STOPPING=1"]);
 }
 
 #[test]
-fn a_manager_that_cannot_be_told_is_warned_about_and_clients_are_served() {
+fn an_unreachable_notify_socket_is_logged_and_clients_are_served() {
     let mut command = Command::new(ECHOED);
     command.env("NOTIFY_SOCKET", "/no such directory/notify");
     let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "DIR/socket"]);
@@ -80,10 +81,10 @@ fn a_manager_that_cannot_be_told_is_warned_about_and_clients_are_served() {
 }
 
 #[test]
-fn nobody_hears_that_a_daemon_is_ready_that_is_not() {
-    let manager = Manager::start();
-    let mut command = hand_over("3<&0", vec![netlink()], "echo");
-    manager.watch(&mut command);
+fn ready_is_not_sent_if_the_daemon_fails_to_start() {
+    let manager = ServiceManager::start();
+    let mut command = activated_command("3<&0", vec![netlink()], "echo");
+    manager.set_notify_socket(&mut command);
     assert_eq!(spawn(command, "", &[]).wait().code(), Some(71));
-    assert_eq!(manager.states(), [""; 0]);
+    assert_eq!(manager.state_changes(), [""; 0]);
 }

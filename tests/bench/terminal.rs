@@ -5,10 +5,10 @@ use std::os::fd::OwnedFd;
 use std::thread;
 
 use super::common::echoctl::{Output, Running, command};
-use super::{bench, check_count, right};
+use super::{bench, check_count, correct_server};
 
 /// Runs it with a terminal as its stderr, and returns what that has shown.
-fn on_a_terminal(variable: &str, value: &str, arguments: &[&str]) -> (Output, String) {
+fn run_on_a_terminal(variable: &str, value: &str, arguments: &[&str]) -> (Output, String) {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("there are terminals");
     grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("it is ours");
@@ -34,19 +34,19 @@ fn on_a_terminal(variable: &str, value: &str, arguments: &[&str]) -> (Output, St
 }
 
 #[test]
-fn the_bar_is_on_a_terminal_only_and_changes_nothing() {
-    let address = right();
+fn progress_bar_is_shown_on_a_terminal_only_and_does_not_change_the_report() {
+    let address = correct_server();
     let arguments = ["bench", "--json", "--count", "50", "--rate", "50/s", "--connections", "2", &address];
-    let (output, bar) = on_a_terminal("UNUSED", "", &arguments);
+    let (output, bar) = run_on_a_terminal("UNUSED", "", &arguments);
     let with = output.check(0).json();
     let last = bar.rsplit("\r\x1b[K").find(|line| !line.is_empty()).unwrap_or_else(|| panic!("no bar: {bar:?}"));
     assert!(last.contains(" %") && last.contains(" answered") && last.contains("\x1b[32m="), "{bar:?}");
     assert!(bar.ends_with("\r\x1b[K"), "it is left behind: {bar:?}");
 
-    let (output, bar) = on_a_terminal("NO_COLOR", "1", &arguments);
+    let (output, bar) = run_on_a_terminal("NO_COLOR", "1", &arguments);
     output.check(0);
     assert!(bar.contains(" answered") && !bar.contains("\x1b[3"), "{bar:?}");
-    let (output, bar) = on_a_terminal("TERM", "dumb", &arguments);
+    let (output, bar) = run_on_a_terminal("TERM", "dumb", &arguments);
     output.check(0);
     assert_eq!(bar, "");
 

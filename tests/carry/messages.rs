@@ -8,11 +8,11 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use stand_in::Journal;
+use stand_in::FakeJournald;
 
-use super::common::manager::hand_over;
-use super::common::{Daemon, Manager, wait_until};
-use super::{Peer, fates};
+use super::common::manager::activated_command;
+use super::common::{Daemon, ServiceManager, wait_until};
+use super::{Peer, connection_outcomes};
 
 /// How many messages there are: more than the journal's socket and the queue before it take.
 const MESSAGES: usize = 6000;
@@ -20,41 +20,42 @@ const MESSAGES: usize = 6000;
 const CONFIGURATION: &str = "[defaults]\nlog_messages = 'full'\n[defaults.deadlines]\nwrite = 'off'\n";
 
 #[test]
-fn what_was_taken_is_written_before_the_end_and_the_rest_by_the_next_process() {
-    let Some(journal) = Journal::start() else { return };
-    let (manager, listener) = (Manager::start(), TcpListener::bind("127.0.0.1:0").expect("a port is free"));
+fn each_full_message_is_logged_once_and_in_order_over_a_handover() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let (manager, listener) = (ServiceManager::start(), TcpListener::bind("127.0.0.1:0").expect("a port is free"));
     let address = listener.local_addr().expect("it has one").to_string();
-    let ours = OwnedFd::from(listener.try_clone().expect("it can be duplicated"));
+    let listener_fd = OwnedFd::from(listener.try_clone().expect("it can be duplicated"));
     let mut command = journal.command();
-    manager.store_for(&mut command, 8).env("LISTEN_FDNAMES", "echo").stdin(OwnedFd::from(listener));
-    let mut daemon = Daemon::spawn_prepared(&mut command, CONFIGURATION, &[]);
+    manager.set_fd_store(&mut command, 8).env("LISTEN_FDNAMES", "echo").stdin(OwnedFd::from(listener));
+    let mut daemon = Daemon::spawn_with_stdio(&mut command, CONFIGURATION, &[]);
     manager.expect("READY=1");
     let mut peer = Peer::connect(&address);
     let mut idle = Peer::connect(&address);
     idle.exchange("idle");
     journal.expect("the first message", |entry| entry.text("MESSAGE") == "idle");
 
-    journal.pause();
+    journal.suspend();
     peer.send((0..MESSAGES).map(|number| format!("{number}\t")).collect::<String>());
     // Until there is no room for more, which nobody says.
     while peer.receive_for(Duration::from_millis(300)) > 0 {}
     daemon.signal(Signal::TERM);
-    wait_until("the connections are stored", || manager.stored().len() == 1);
+    wait_until("the connections are stored", || manager.stored_descriptors().len() == 1);
     assert!(daemon.status_number("Threads") > 0, "it waits for the journal");
     journal.resume();
     assert!(daemon.wait().success());
 
-    let (_, parcel) = manager.stored().remove(0);
-    let mut command = hand_over("3<&0 4<&1", vec![ours, parcel], "echo:parcel");
-    manager.store_for(&mut command, 8);
-    let daemon = Daemon::spawn_prepared(&mut command, CONFIGURATION, &[]);
+    let (_, bundle) = manager.stored_descriptors().remove(0);
+    let mut command = activated_command("3<&0 4<&1", vec![listener_fd, bundle], "echo:parcel");
+    manager.set_fd_store(&mut command, 8);
+    let daemon = Daemon::spawn_with_stdio(&mut command, CONFIGURATION, &[]);
     peer.expect((0..MESSAGES).map(|number| format!("server got:{number}\t")).collect::<String>());
     idle.exchange("still there");
     let log = daemon.stop();
-    assert_eq!(fates(&log)[0], 2);
+    assert_eq!(connection_outcomes(&log)[0], 2);
 
     let number = |text: &str| text.trim_matches('"').parse::<usize>().ok();
-    let mut written: Vec<_> = journal.end().iter().filter_map(|entry| number(&entry.text("MESSAGE"))).collect();
+    let mut written: Vec<_> =
+        journal.stop_and_collect().iter().filter_map(|entry| number(&entry.text("MESSAGE"))).collect();
     let before = written.len();
     let message =
         |line: &String| line.contains("message on connection ").then(|| line.rsplit(": ").next().and_then(number));

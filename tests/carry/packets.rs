@@ -2,14 +2,14 @@
 
 use rustix::process::Signal;
 
-use crate::common::packets::{PacketPeer, Sender};
-use crate::fates;
-use crate::service::{Service, Store};
+use crate::common::packets::{DatagramPeer, PacketPeer};
+use crate::connection_outcomes;
+use crate::service::{FdStore, Service};
 
 #[test]
-fn connections_of_packets_end_with_what_they_were_sent_and_nobody_is_waited_for() {
+fn seqpacket_connections_are_closed_at_a_restart_without_waiting_for_slow_clients() {
     let settings = "[defaults.deadlines]\nwrite = 'off'\n[listener.packets]\n";
-    let mut service = Service::start_on(&["tcp:echo", "seqpacket:packets"], Store::Some, settings);
+    let mut service = Service::start_on(&["tcp:echo", "seqpacket:packets"], FdStore::Enabled, settings);
     let mut stream = service.connect();
     stream.exchange("before");
     let [idle, stuck] = [0, 1].map(|_| PacketPeer::connect(service.address(1)));
@@ -18,7 +18,7 @@ fn connections_of_packets_end_with_what_they_were_sent_and_nobody_is_waited_for(
     while stuck.send_what_fits(&[b'x'; 1000]) > 0 {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    assert_eq!(fates(&service.end(Signal::TERM)), [1, 2, 0]);
+    assert_eq!(connection_outcomes(&service.stop(Signal::TERM)), [1, 2, 0]);
     idle.expect_close();
     let mut replies = 0;
     while !stuck.receive().is_empty() {
@@ -28,16 +28,16 @@ fn connections_of_packets_end_with_what_they_were_sent_and_nobody_is_waited_for(
 }
 
 #[test]
-fn datagrams_that_come_while_no_process_is_there_are_answered_by_the_next_one() {
+fn datagrams_that_arrive_between_two_processes_are_answered_by_the_next_one() {
     let settings = "[listener.datagrams]\n";
-    let mut service = Service::start_on(&["tcp:echo", "unixgram:datagrams"], Store::Some, settings);
-    let peer = Sender::to(service.address(1));
+    let mut service = Service::start_on(&["tcp:echo", "unixgram:datagrams"], FdStore::Enabled, settings);
+    let peer = DatagramPeer::to(service.address(1));
     peer.exchange("before");
-    service.end(Signal::TERM);
+    service.stop(Signal::TERM);
     for number in 0..5 {
         peer.send(format!("{number}"));
     }
-    service.begin(settings);
+    service.start_next(settings);
     for number in 0..5 {
         peer.expect(format!("server got:{number}"));
     }

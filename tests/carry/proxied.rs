@@ -2,8 +2,8 @@
 
 use rustix::process::Signal;
 
-use super::fates;
-use super::service::{Service, Store};
+use super::connection_outcomes;
+use super::service::{FdStore, Service};
 
 const REQUIRED: &str =
     "[defaults]\nproxy_protocol = 'required'\n[limits]\nconnections_per_source = 2\n[log]\nlevel = 'debug'\n";
@@ -18,9 +18,9 @@ const HEADERS: [&str; 4] = [
 ];
 
 #[test]
-fn the_client_of_the_header_survives_restarts() {
+fn the_client_address_from_the_proxy_header_survives_restarts() {
     for socket in ["tcp:echo", "unix:echo"] {
-        let mut service = Service::start_on(&[socket], Store::Some, REQUIRED);
+        let mut service = Service::start_on(&[socket], FdStore::Enabled, REQUIRED);
         let mut peers = HEADERS.map(|header| {
             let mut peer = service.connect();
             peer.send(format!("{header}a\tbegun"));
@@ -29,7 +29,7 @@ fn the_client_of_the_header_survives_restarts() {
             peer
         });
         for configuration in [REQUIRED, REQUIRED, OFF] {
-            assert_eq!(fates(&service.restart(configuration)), [4, 0, 0]);
+            assert_eq!(connection_outcomes(&service.restart(configuration)), [4, 0, 0]);
             for peer in &mut peers {
                 // No further header is expected of them.
                 peer.send("\tbegun");
@@ -55,13 +55,13 @@ fn the_client_of_the_header_survives_restarts() {
 }
 
 #[test]
-fn a_connection_whose_header_is_not_complete_ends() {
+fn a_connection_with_an_incomplete_proxy_header_is_closed_at_a_restart() {
     let mut service = Service::start(REQUIRED);
     let (mut waiting, mut begun) = (service.connect(), service.connect());
     begun.send(&HEADERS[0][..20]);
     service.daemon.wait_for_log_times("connection 2 on ", 1);
-    service.end(Signal::TERM);
-    service.begin(REQUIRED);
+    service.stop(Signal::TERM);
+    service.start_next(REQUIRED);
     // Nothing of it is taken for a message.
     for peer in [&mut waiting, &mut begun] {
         assert_eq!(peer.read_to_end(), b"");

@@ -10,14 +10,14 @@ use rustix::net::{
 };
 use rustix::process::{Signal, geteuid};
 
-use super::common::program_or_leave_out;
+use super::common::program_or_skip;
 use super::service::Service;
-use super::{Peer, fates};
+use super::{Peer, connection_outcomes};
 
 /// A parcel with these messages in it, each with a descriptor or none.
-fn parcel(messages: &[(&[u8], Option<&OwnedFd>)]) -> OwnedFd {
+fn bundle(messages: &[(&[u8], Option<&OwnedFd>)]) -> OwnedFd {
     let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-    let (sending, parcel) = pair.expect("a pair can be made");
+    let (sending, bundle) = pair.expect("a pair can be made");
     for (bytes, descriptor) in messages {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -27,11 +27,11 @@ fn parcel(messages: &[(&[u8], Option<&OwnedFd>)]) -> OwnedFd {
         }
         sendmsg(&sending, &[std::io::IoSlice::new(bytes)], &mut ancillary, SendFlags::empty()).expect("there is room");
     }
-    parcel
+    bundle
 }
 
 #[test]
-fn whatever_is_in_the_store_the_daemon_starts_and_serves() {
+fn the_daemon_starts_and_serves_whatever_is_in_the_fd_store() {
     let file = |text: &str| {
         let mut file = tempfile::tempfile().expect("a file can be made");
         file.write_all(text.as_bytes()).expect("it can be written");
@@ -39,64 +39,64 @@ fn whatever_is_in_the_store_the_daemon_starts_and_serves() {
     };
     let stream = || OwnedFd::from(UnixStream::pair().expect("a pair can be made").0);
     let stores = [
-        ("nothing in it", parcel(&[])),
-        ("no descriptor", parcel(&[(b"x", None)])),
-        ("no list", parcel(&[(b"\n", Some(&file("this is no list")))])),
-        ("no list, but a connection", parcel(&[(b"\n", Some(&file("this is no list"))), (b"\n", Some(&stream()))])),
-        ("only a connection", parcel(&[(b"\n", Some(&stream()))])),
+        ("nothing in it", bundle(&[])),
+        ("no descriptor", bundle(&[(b"x", None)])),
+        ("no list", bundle(&[(b"\n", Some(&file("this is no list")))])),
+        ("no list, but a connection", bundle(&[(b"\n", Some(&file("this is no list"))), (b"\n", Some(&stream()))])),
+        ("only a connection", bundle(&[(b"\n", Some(&stream()))])),
         ("no parcel", stream()),
     ];
     let mut service = Service::start("");
     for (what, store) in stores {
         // Not TERM, which would store whoever it has not seen go.
-        service.end(Signal::INT);
+        service.stop(Signal::INT);
         service.manager.store("parcel", store);
-        service.begin("");
+        service.start_next("");
         println!("{what}: {:?}", service.daemon.log());
         service.connect().exchange("new");
-        assert!(service.manager.stored().is_empty(), "{what}");
+        assert!(service.manager.stored_descriptors().is_empty(), "{what}");
         service.daemon.wait_for_log("warn: cannot go on with all that the process before has stored: ");
     }
     service.daemon.stop();
 }
 
 #[test]
-fn a_store_that_was_used_is_not_used_again() {
+fn a_bundle_that_was_restored_is_not_restored_again() {
     let mut service = Service::start("");
     let mut peer = service.connect();
     peer.send("a\thalf");
     peer.expect("server got:a\t");
-    service.end(Signal::TERM);
+    service.stop(Signal::TERM);
     // As if the manager had not been told to forget it.
-    let (name, stale) = service.manager.stored().remove(0);
-    service.begin("");
+    let (name, stale) = service.manager.stored_descriptors().remove(0);
+    service.start_next("");
     peer.send("\t");
     peer.expect("server got:half\t");
-    service.end(Signal::INT);
+    service.stop(Signal::INT);
     service.manager.store(&name, stale);
-    service.begin("");
+    service.start_next("");
     service.connect().exchange("new");
-    assert!(service.manager.stored().is_empty());
+    assert!(service.manager.stored_descriptors().is_empty());
     service.daemon.stop();
 }
 
 #[test]
-fn a_connection_that_died_meanwhile_ends_and_others_go_on() {
+fn a_connection_reset_during_a_restart_ends_and_others_survive() {
     let debug = "[log]\nlevel = 'debug'\n";
     let mut service = Service::start(debug);
     let (mut one, mut other) = (service.connect(), service.connect());
     one.exchange("a");
     other.exchange("a");
-    service.end(Signal::TERM);
+    service.stop(Signal::TERM);
     one.reset();
-    service.begin(debug);
+    service.start_next(debug);
     service.daemon.wait_for_log("ended: peer-reset");
     other.exchange("b");
     service.daemon.stop();
 }
 
 #[test]
-fn a_process_that_crashes_loses_its_connections_and_the_next_one_serves() {
+fn a_crashed_process_loses_its_connections_and_the_next_one_serves() {
     let mut service = Service::start("");
     let mut peer = service.connect();
     peer.exchange("a");
@@ -106,60 +106,60 @@ fn a_process_that_crashes_loses_its_connections_and_the_next_one_serves() {
     peer.read_to_end();
     let mut new = service.connect();
     new.send("waits\t");
-    service.begin("");
+    service.start_next("");
     new.expect("server got:waits\t");
-    assert!(service.manager.stored().is_empty());
+    assert!(service.manager.stored_descriptors().is_empty());
     service.daemon.stop();
 }
 
 /// How many connections one of two services has, and the other.
-const STORED: usize = 120;
-const MANY: usize = 300;
+const FIRST_CONNECTIONS: usize = 120;
+const SECOND_CONNECTIONS: usize = 300;
 
 /// What the second one may have open: enough for all its connections, but not for those in flight together with the
 /// first one's.
-const MAY_OPEN: &str = "340";
+const SECOND_NOFILE_LIMIT: &str = "340";
 
 #[test]
-fn more_than_may_be_in_flight_are_cut_and_said() {
-    if !super::common::may_open(2 * MANY as u64) || program_or_leave_out("setpriv").is_none() {
+fn connections_beyond_the_limit_on_descriptors_in_flight_are_cut_and_logged() {
+    if !super::common::ensure_nofile_limit(2 * SECOND_CONNECTIONS as u64) || program_or_skip("setpriv").is_none() {
         return;
     }
     let mut first = Service::start("");
-    let mut stored: Vec<_> = (0..STORED).map(|_| first.connect()).collect();
+    let mut stored: Vec<_> = (0..FIRST_CONNECTIONS).map(|_| first.connect()).collect();
     stored.iter_mut().for_each(|peer| peer.exchange("a"));
-    assert_eq!(fates(&first.end(Signal::TERM)), [STORED, 0, 0]);
+    assert_eq!(connection_outcomes(&first.stop(Signal::TERM)), [FIRST_CONNECTIONS, 0, 0]);
 
     let mut second = Service::start("");
-    second.end(Signal::INT);
-    second.begin_with("", |command| {
+    second.stop(Signal::INT);
+    second.start_next_with("", |command| {
         // The limit does not hold for who has these; who is not root has nothing to give away.
         let privileges = "setpriv --bounding-set=-sys_resource,-sys_admin --inh-caps=-sys_resource,-sys_admin";
         let privileges = if geteuid().is_root() { privileges } else { "" };
-        command.env("TEST_WRAPPER", format!("prlimit --nofile={MAY_OPEN} {privileges}"));
+        command.env("TEST_WRAPPER", format!("prlimit --nofile={SECOND_NOFILE_LIMIT} {privileges}"));
         // As many as the next process can be handed here.
         command.env("FDSTORE", "1");
     });
-    let mut peers: Vec<_> = (0..MANY).map(|_| second.connect()).collect();
+    let mut peers: Vec<_> = (0..SECOND_CONNECTIONS).map(|_| second.connect()).collect();
     for peer in &mut peers {
         peer.send("a\thalf");
         peer.expect("server got:a\t");
     }
     let log = second.restart("");
-    let [carried, _, cut] = fates(&log);
-    assert!(carried > 0 && cut > 0 && carried + cut == MANY, "{log:#?}");
-    let said = format!("{cut} of {MANY} connections are cut: ");
+    let [handed_over, _, cut] = connection_outcomes(&log);
+    assert!(handed_over > 0 && cut > 0 && handed_over + cut == SECOND_CONNECTIONS, "{log:#?}");
+    let said = format!("{cut} of {SECOND_CONNECTIONS} connections are cut: ");
     let line = log.iter().find(|line| line.contains(&said)).unwrap_or_else(|| panic!("not said: {log:#?}"));
     assert!(line.contains("LimitNOFILE="), "{line}");
     // The end of the stream, not a reset.
-    let goes_on = |peer: &mut Peer| {
+    let survives = |peer: &mut Peer| {
         peer.send_what_fits(b"\t");
         let reply = peer.next_reply();
         assert!(reply == b"server got:half\t" || reply.is_empty(), "{}", reply.escape_ascii());
         !reply.is_empty()
     };
-    assert_eq!(peers.iter_mut().map(goes_on).filter(|goes_on| *goes_on).count(), carried);
-    first.begin("");
+    assert_eq!(peers.iter_mut().map(survives).filter(|survives| *survives).count(), handed_over);
+    first.start_next("");
     stored.iter_mut().for_each(|peer| peer.exchange("b"));
     first.daemon.stop();
     second.daemon.stop();

@@ -10,26 +10,26 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socke
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::common::manager::hand_over;
-use crate::common::{Daemon, Manager, Peer};
+use crate::common::manager::activated_command;
+use crate::common::{Daemon, Peer, ServiceManager};
 
 /// What the unit says about the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Store {
-    None,
+pub(crate) enum FdStore {
+    Disabled,
     /// `FileDescriptorStoreMax=8`.
-    Some,
+    Enabled,
 }
 
 /// A service with one of its processes.
 pub(crate) struct Service {
-    pub(crate) manager: Manager,
+    pub(crate) manager: ServiceManager,
     pub(crate) daemon: Daemon,
     /// Each with the name of its listener.
     sockets: Vec<(String, OwnedFd)>,
     /// Of the sockets, in their order.
     addresses: Vec<String>,
-    store: Store,
+    store: FdStore,
     starts: usize,
     _directory: TempDir,
 }
@@ -37,11 +37,11 @@ pub(crate) struct Service {
 impl Service {
     /// One on a TCP socket named `echo`.
     pub(crate) fn start(configuration: &str) -> Self {
-        Self::start_on(&["tcp:echo"], Store::Some, configuration)
+        Self::start_on(&["tcp:echo"], FdStore::Enabled, configuration)
     }
 
     /// One on `tcp:NAME`, `unix:NAME`, `seqpacket:NAME` and `unixgram:NAME`; two at most.
-    pub(crate) fn start_on(sockets: &[&str], store: Store, configuration: &str) -> Self {
+    pub(crate) fn start_on(sockets: &[&str], store: FdStore, configuration: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let (mut bound, mut addresses) = (Vec::new(), Vec::new());
         for (number, wanted) in sockets.iter().enumerate() {
@@ -54,20 +54,20 @@ impl Service {
                 let path = directory.path().join(number.to_string());
                 addresses.push(format!("{kind}:{}", path.display()));
                 match kind {
-                    "seqpacket" => listen_for_packets(&path),
+                    "seqpacket" => listen_seqpacket(&path),
                     "unixgram" => UnixDatagram::bind(path).expect("the path is free").into(),
                     _ => UnixListener::bind(path).expect("the path is free").into(),
                 }
             };
             bound.push((name.to_owned(), socket));
         }
-        let manager = Manager::start();
-        let daemon = start(&manager, &bound, store, configuration, |_| {});
-        Self { manager, daemon, sockets: bound, addresses, store, starts: 1, _directory: directory }.ready()
+        let manager = ServiceManager::start();
+        let daemon = spawn_process(&manager, &bound, store, configuration, |_| {});
+        Self { manager, daemon, sockets: bound, addresses, store, starts: 1, _directory: directory }.wait_until_ready()
     }
 
     /// Waits until the process is ready.
-    fn ready(self) -> Self {
+    fn wait_until_ready(self) -> Self {
         self.manager.expect_times("READY=1", self.starts);
         self
     }
@@ -94,13 +94,13 @@ impl Service {
 
     /// As `systemctl restart` does it. Returns the log of the process that ended.
     pub(crate) fn restart(&mut self, configuration: &str) -> Vec<String> {
-        let log = self.end(Signal::TERM);
-        self.begin(configuration);
+        let log = self.stop(Signal::TERM);
+        self.start_next(configuration);
         log
     }
 
     /// Ends the process, and returns its log.
-    pub(crate) fn end(&mut self, signal: Signal) -> Vec<String> {
+    pub(crate) fn stop(&mut self, signal: Signal) -> Vec<String> {
         self.daemon.signal(signal);
         let status = self.daemon.wait();
         assert!(status.success(), "{status}; its log: {:#?}", self.daemon.log());
@@ -108,41 +108,41 @@ impl Service {
     }
 
     /// Starts the next process, and waits until it is ready.
-    pub(crate) fn begin(&mut self, configuration: &str) {
-        self.begin_with(configuration, |_| {});
+    pub(crate) fn start_next(&mut self, configuration: &str) {
+        self.start_next_with(configuration, |_| {});
     }
 
     /// The same, with something more for its command.
-    pub(crate) fn begin_with(&mut self, configuration: &str, change: impl FnOnce(&mut Command)) {
-        self.daemon = start(&self.manager, &self.sockets, self.store, configuration, change);
+    pub(crate) fn start_next_with(&mut self, configuration: &str, change: impl FnOnce(&mut Command)) {
+        self.daemon = spawn_process(&self.manager, &self.sockets, self.store, configuration, change);
         self.starts += 1;
         self.manager.expect_times("READY=1", self.starts);
     }
 }
 
-fn listen_for_packets(path: &Path) -> OwnedFd {
+fn listen_seqpacket(path: &Path) -> OwnedFd {
     let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).expect("there are such sockets");
     bind(&socket, &SocketAddrUnix::new(path).expect("it is short")).expect("the path is free");
     listen(&socket, 10).expect("it can listen");
     socket
 }
 
-fn start(
-    manager: &Manager,
+fn spawn_process(
+    manager: &ServiceManager,
     sockets: &[(String, OwnedFd)],
-    store: Store,
+    store: FdStore,
     configuration: &str,
     change: impl FnOnce(&mut Command),
 ) -> Daemon {
     let sockets =
         sockets.iter().map(|(name, socket)| (name.clone(), socket.try_clone().expect("it can be duplicated")));
-    let (names, handed_over): (Vec<_>, Vec<_>) = sockets.chain(manager.stored()).unzip();
-    let mut command = hand_over("3<&0 4<&1", handed_over, &names.join(":"));
-    if store == Store::Some {
-        manager.store_for(&mut command, 8);
+    let (names, descriptors): (Vec<_>, Vec<_>) = sockets.chain(manager.stored_descriptors()).unzip();
+    let mut command = activated_command("3<&0 4<&1", descriptors, &names.join(":"));
+    if store == FdStore::Enabled {
+        manager.set_fd_store(&mut command, 8);
     } else {
-        manager.watch(&mut command);
+        manager.set_notify_socket(&mut command);
     }
     change(&mut command);
-    Daemon::spawn_prepared(&mut command, configuration, &[])
+    Daemon::spawn_with_stdio(&mut command, configuration, &[])
 }

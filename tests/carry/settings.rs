@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::service::{Service, Store};
-use super::{Peer, fates};
+use super::service::{FdStore, Service};
+use super::{Peer, connection_outcomes};
 
 #[test]
-fn connections_go_on_by_the_settings_of_now() {
+fn restored_connections_use_the_new_settings() {
     let mut service = Service::start("[defaults]\nprefix = 'one:'\n");
     let mut peer = service.connect();
     peer.send("a\thalf");
@@ -20,17 +20,18 @@ fn connections_go_on_by_the_settings_of_now() {
 }
 
 #[test]
-fn connections_of_a_listener_that_is_no_more_get_what_they_are_owed_and_end() {
-    let mut service = Service::start_on(&["tcp:lines", "tcp:echo"], Store::Some, "[listener.lines]\nprefix = 'l:'\n");
+fn connections_of_a_removed_listener_are_drained_and_closed() {
+    let mut service =
+        Service::start_on(&["tcp:lines", "tcp:echo"], FdStore::Enabled, "[listener.lines]\nprefix = 'l:'\n");
     let mut lines = service.connect_to(0);
     let mut echo = service.connect_to(1);
     lines.send("a\thalf");
     lines.expect("l:a\t");
     echo.send("a\thalf");
     echo.expect("server got:a\t");
-    service.end(Signal::TERM);
+    service.stop(Signal::TERM);
     service.remove_socket("lines");
-    service.begin("");
+    service.start_next("");
     lines.expect_close();
     echo.send("\t");
     echo.expect("server got:half\t");
@@ -40,16 +41,16 @@ fn connections_of_a_listener_that_is_no_more_get_what_they_are_owed_and_end() {
 }
 
 #[test]
-fn who_goes_on_sending_to_a_listener_that_is_no_more_is_cut_when_draining_would_end() {
+fn a_client_that_keeps_sending_to_a_removed_listener_is_cut_at_the_drain_timeout() {
     let configuration = "[service]\ndrain = '200ms'\n";
-    let mut service = Service::start_on(&["unix:lines", "unix:echo"], Store::Some, configuration);
+    let mut service = Service::start_on(&["unix:lines", "unix:echo"], FdStore::Enabled, configuration);
     let mut lines = service.connect_to(0);
     let mut echo = service.connect_to(1);
     lines.exchange("a");
     echo.exchange("a");
-    service.end(Signal::TERM);
+    service.stop(Signal::TERM);
     service.remove_socket("lines");
-    service.begin(configuration);
+    service.start_next(configuration);
     lines.expect_close();
     // As long as anything comes, closing would destroy what is on its way.
     super::common::wait_until("it is cut", || std::io::Write::write_all(&mut &lines.stream(), b"x").is_err());
@@ -58,7 +59,7 @@ fn who_goes_on_sending_to_a_listener_that_is_no_more_is_cut_when_draining_would_
 }
 
 #[test]
-fn nobody_is_sent_away_for_a_lower_limit_and_all_count() {
+fn restored_connections_beyond_a_lowered_limit_stay_and_are_counted() {
     let mut service = Service::start("[limits]\nconnections = 3\n");
     let mut peers: Vec<_> = (0..3).map(|_| service.connect()).collect();
     for peer in &mut peers {
@@ -67,7 +68,7 @@ fn nobody_is_sent_away_for_a_lower_limit_and_all_count() {
     let mut new = service.connect();
     new.send("waits\t");
     let lower = "[limits]\nconnections = 2\n";
-    assert_eq!(fates(&service.restart(lower)), [3, 0, 0]);
+    assert_eq!(connection_outcomes(&service.restart(lower)), [3, 0, 0]);
     for peer in &mut peers {
         peer.exchange("b");
     }
@@ -80,18 +81,18 @@ fn nobody_is_sent_away_for_a_lower_limit_and_all_count() {
 }
 
 #[test]
-fn those_of_one_source_count_for_it() {
+fn restored_connections_count_against_the_limit_of_their_source() {
     let configuration = |limit: usize| format!("[limits]\nconnections_per_source = {limit}\n");
-    let mut service = Service::start_on(&["unix:echo"], Store::Some, &configuration(3));
+    let mut service = Service::start_on(&["unix:echo"], FdStore::Enabled, &configuration(3));
     let mut peers: Vec<_> = (0..3).map(|_| service.connect()).collect();
     for peer in &mut peers {
         peer.exchange("a");
     }
-    assert_eq!(fates(&service.restart(&configuration(2)))[0], 3);
+    assert_eq!(connection_outcomes(&service.restart(&configuration(2)))[0], 3);
     for peer in &mut peers {
         peer.exchange("b");
     }
-    refused(&service, 2);
+    expect_refusal(&service, 2);
     peers.truncate(1);
     // The end of the others is heard of soon.
     super::common::wait_until("there is room for one more", || {
@@ -102,14 +103,14 @@ fn those_of_one_source_count_for_it() {
     service.daemon.stop();
 }
 
-fn refused(service: &Service, limit: usize) {
+fn expect_refusal(service: &Service, limit: usize) {
     let mut peer = service.connect();
     peer.expect(format!("server error:too many connections from this source (limit {limit})\t"));
     peer.expect_close();
 }
 
 #[test]
-fn what_does_not_fit_into_the_memory_of_now_is_busy() {
+fn restored_messages_beyond_the_new_buffer_memory_get_an_error() {
     const SIZE: usize = 15_000;
     let mut service = Service::start("");
     let mut peers: Vec<_> = (0..3).map(|_| service.connect()).collect();
@@ -119,7 +120,7 @@ fn what_does_not_fit_into_the_memory_of_now_is_busy() {
     }
     // Room for two of them.
     let small = "[limits]\nbuffer_memory = '40KiB'\n[defaults]\nmax_message = '20KiB'\n";
-    assert_eq!(fates(&service.restart(small)), [3, 0, 0]);
+    assert_eq!(connection_outcomes(&service.restart(small)), [3, 0, 0]);
     let expected = format!("server got:{}\t", "x".repeat(SIZE)).into_bytes();
     let mut busy = 0;
     for peer in &mut peers {
@@ -134,48 +135,50 @@ fn what_does_not_fit_into_the_memory_of_now_is_busy() {
 }
 
 #[test]
-fn without_a_store_or_where_it_is_not_wanted_connections_are_drained() {
+fn connections_are_drained_without_an_fd_store_with_handover_off_or_on_sigint() {
     let off = "[service]\ncarry_connections = false\n";
-    for (store, configuration, signal) in
-        [(Store::None, "", Signal::TERM), (Store::Some, off, Signal::TERM), (Store::Some, "", Signal::INT)]
-    {
+    for (store, configuration, signal) in [
+        (FdStore::Disabled, "", Signal::TERM),
+        (FdStore::Enabled, off, Signal::TERM),
+        (FdStore::Enabled, "", Signal::INT),
+    ] {
         let mut service = Service::start_on(&["tcp:echo"], store, configuration);
         let mut peer = service.connect();
         peer.send("a\thalf");
         peer.expect("server got:a\t");
-        let log = service.end(signal);
+        let log = service.stop(signal);
         peer.expect_close();
         assert!(log.iter().any(|line| line.contains("stopped: 1 connections finished, 0 cut")), "{log:#?}");
-        assert!(service.manager.stored().is_empty());
-        service.begin(configuration);
+        assert!(service.manager.stored_descriptors().is_empty());
+        service.start_next(configuration);
         service.connect().exchange("new");
         service.daemon.stop();
     }
 }
 
 #[test]
-fn a_reload_decides_whether_connections_are_carried() {
+fn a_reload_can_turn_the_handover_off() {
     let mut service = Service::start("");
     std::fs::write(service.daemon.directory().join("echoed.toml"), "").expect("the directory is ours");
     let mut peer = service.connect();
     peer.exchange("a");
     drop(peer);
-    service.end(Signal::INT);
-    service.begin("[service]\ncarry_connections = true\n");
+    service.stop(Signal::INT);
+    service.start_next("[service]\ncarry_connections = true\n");
     let mut peer = service.connect();
     peer.exchange("a");
     let file = service.daemon.directory().join("echoed.toml");
     std::fs::write(file, "[service]\ncarry_connections = false\n").expect("the directory is ours");
     service.daemon.signal(Signal::HUP);
     service.daemon.wait_for_log("info: reloaded");
-    let log = service.end(Signal::TERM);
+    let log = service.stop(Signal::TERM);
     assert!(log.iter().any(|line| line.contains("stopped: 1 connections finished, 0 cut")), "{log:#?}");
     peer.expect_close();
 }
 
 /// A connection that was handed over is not one that nobody uses.
 #[test]
-fn a_process_with_nothing_but_carried_connections_is_in_use() {
+fn restored_connections_prevent_the_idle_exit() {
     let configuration = "[service]\nidle_exit = '300ms'\n";
     let mut service = Service::start(configuration);
     let mut peer: Peer = service.connect();

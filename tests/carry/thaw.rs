@@ -17,29 +17,29 @@ use super::Peer;
 use super::common::{now, wait_until};
 
 /// A log that takes nothing, or everything.
-struct Log {
-    takes: bool,
-    taken: Mutex<Vec<Vec<u8>>>,
+struct StubLog {
+    accepts: bool,
+    offered: Mutex<Vec<Vec<u8>>>,
 }
 
-impl Log {
-    fn new(takes: bool) -> Arc<Self> {
-        Arc::new(Self { takes, taken: Mutex::default() })
+impl StubLog {
+    fn new(accepts: bool) -> Arc<Self> {
+        Arc::new(Self { accepts, offered: Mutex::default() })
     }
 
-    fn taken(&self) -> Vec<Vec<u8>> {
-        self.taken.lock().expect("no thread panicked").clone()
+    fn offered(&self) -> Vec<Vec<u8>> {
+        self.offered.lock().expect("no thread panicked").clone()
     }
 }
 
-impl MessageLog for Log {
+impl MessageLog for StubLog {
     fn try_append(&self, message: Message<'_>, _: &Waker) -> bool {
-        self.taken.lock().expect("no thread panicked").push(message.bytes.to_vec());
-        self.takes
+        self.offered.lock().expect("no thread panicked").push(message.bytes.to_vec());
+        self.accepts
     }
 }
 
-fn server(settings: &Settings, log: Arc<Log>) -> Server {
+fn server(settings: &Settings, log: Arc<StubLog>) -> Server {
     Server::start(settings, Arc::new(|_| {}), log).expect("the workers start")
 }
 
@@ -48,10 +48,10 @@ fn runtime() -> Runtime {
 }
 
 /// What is left of a session, with a stream that belongs to it, and the other end of that.
-fn frozen(session: &Session, number: u64) -> (DetachedConnection, Peer) {
+fn detached(session: &Session, number: u64) -> (DetachedConnection, Peer) {
     let (ours, theirs) = UnixStream::pair().expect("a pair can be made");
     let snapshot = snapshot::encode(session, "main", number, None, now());
-    (DetachedConnection { socket: ours.into(), snapshot }, Peer::of(theirs))
+    (DetachedConnection { socket: ours.into(), snapshot }, Peer::from_stream(theirs))
 }
 
 fn session() -> Session {
@@ -59,22 +59,22 @@ fn session() -> Session {
 }
 
 #[test]
-fn what_cannot_be_read_is_closed_politely_and_the_rest_goes_on() {
+fn connections_with_invalid_snapshots_are_closed_gracefully_and_the_rest_is_restored() {
     let settings = Settings::default();
-    let server = server(&settings, Log::new(true));
-    let (good, mut goes_on) = frozen(&session(), 1);
+    let server = server(&settings, StubLog::new(true));
+    let (good, mut survivor) = detached(&session(), 1);
     let (mut all, mut peers) = (vec![good], Vec::new());
     let state = snapshot::encode(&session(), "main", 2, None, now());
     let newer = [&[0xff, 0xff], &state[2..]].concat();
     for snapshot in [Vec::new(), state[..state.len() - 1].to_vec(), newer, vec![b'x'; 1000]] {
-        let (frozen, mut peer) = frozen(&session(), 2);
+        let (detached, mut peer) = detached(&session(), 2);
         // Unread, it would turn a close into a reset.
         peer.send("unread");
-        all.push(DetachedConnection { snapshot, ..frozen });
+        all.push(DetachedConnection { snapshot, ..detached });
         peers.push(peer);
     }
     // As a number it could be counted on from no further.
-    let (highest, mut peer) = frozen(&session(), u64::MAX);
+    let (highest, mut peer) = detached(&session(), u64::MAX);
     peer.send("unread");
     all.push(highest);
     peers.push(peer);
@@ -82,14 +82,14 @@ fn what_cannot_be_read_is_closed_politely_and_the_rest_goes_on() {
     assert_eq!((resumed, orphaned, rejected.len()), (1, 0, 5), "{rejected:#?}");
     assert!(rejected[2].contains("65535"), "{}", rejected[2]);
     peers.iter_mut().for_each(Peer::expect_close);
-    goes_on.exchange("a");
+    survivor.exchange("a");
     assert_eq!((server.connection_count(), server.counts().resumed), (1, 1));
 }
 
 #[test]
-fn a_descriptor_that_is_no_connection_ends_without_harm() {
+fn a_descriptor_that_is_not_a_connection_is_closed() {
     let settings = Settings::default();
-    let server = server(&settings, Log::new(true));
+    let server = server(&settings, StubLog::new(true));
     let state = || snapshot::encode(&session(), "main", 1, None, now());
     let file = tempfile::tempfile().expect("a file can be made");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
@@ -103,26 +103,26 @@ fn a_descriptor_that_is_no_connection_ends_without_harm() {
 }
 
 #[test]
-fn a_socket_on_which_reading_would_wait_does_not_stop_a_worker() {
+fn a_socket_in_blocking_mode_does_not_block_the_worker() {
     let mut settings = Settings::default();
     settings.service.workers = 1;
-    let server = server(&settings, Log::new(true));
-    let ((one, mut first), (other, mut second)) = (frozen(&session(), 1), frozen(&session(), 2));
+    let server = server(&settings, StubLog::new(true));
+    let ((one, mut first), (other, mut second)) = (detached(&session(), 1), detached(&session(), 2));
     server.restore(vec![one, other], Duration::ZERO, &settings, &["main"]);
     second.exchange("a");
     first.exchange("a");
 }
 
 #[test]
-fn the_refused_take_no_place_and_are_told_why() {
+fn a_refused_connection_holds_no_permit_and_gets_its_final_reply() {
     let mut settings = Settings::default();
     settings.limits.connections = 1;
-    let server = server(&settings, Log::new(true));
+    let server = server(&settings, StubLog::new(true));
     let mut session = session();
     session.refuse(Verdict::TooMany { limit: 7 }, now());
-    let (refused, mut peer) = frozen(&session, 1);
-    let thawed = server.restore(vec![refused], Duration::ZERO, &settings, &["main"]);
-    assert_eq!(thawed, Restored { resumed: 1, ..Restored::default() });
+    let (rejected, mut peer) = detached(&session, 1);
+    let restored = server.restore(vec![rejected], Duration::ZERO, &settings, &["main"]);
+    assert_eq!(restored, Restored { resumed: 1, ..Restored::default() });
     assert_eq!((server.connection_count(), server.idle_for()), (0, None), "it is there, and takes no place");
     peer.expect("server error:too many connections from this source (limit 7)\t");
     peer.expect_close();
@@ -131,11 +131,11 @@ fn the_refused_take_no_place_and_are_told_why() {
 }
 
 #[test]
-fn what_waits_for_the_log_is_carried_and_logged_once() {
+fn messages_that_wait_for_the_log_are_handed_over_and_logged_once() {
     let mut settings = Settings::default();
     let rules = Rules { log_messages: LogMessages::Full, ..Rules::default() };
     settings.defaults.rules = Arc::new(rules);
-    let full = Log::new(false);
+    let full = StubLog::new(false);
     let before = server(&settings, Arc::clone(&full));
     let any: Address = "tcp:127.0.0.1:0".parse().expect("an address");
     let bound = socket::listen(&any).expect("a port is free").remove(0);
@@ -145,21 +145,21 @@ fn what_waits_for_the_log_is_carried_and_logged_once() {
     for peer in [&mut peer, &mut gone] {
         peer.send("one\ttwo\tthr");
     }
-    wait_until("both messages wait for the log", || full.taken().len() >= 2);
+    wait_until("both messages wait for the log", || full.offered().len() >= 2);
     gone.reset();
-    wait_until("it is heard of", || full.taken().len() >= 3);
-    let frozen = runtime().block_on(before.detach());
-    assert_eq!((frozen.connections.len(), frozen.unresponsive), (2, 0));
+    wait_until("it is heard of", || full.offered().len() >= 3);
+    let detached = runtime().block_on(before.detach());
+    assert_eq!((detached.connections.len(), detached.unresponsive), (2, 0));
     drop(before);
 
-    let empty = Log::new(true);
+    let empty = StubLog::new(true);
     let after = server(&settings, Arc::clone(&empty));
-    after.restore(frozen.connections, Duration::ZERO, &settings, &["main"]);
+    after.restore(detached.connections, Duration::ZERO, &settings, &["main"]);
     peer.expect("server got:one\tserver got:two\t");
     peer.send("ee\t");
     peer.expect("server got:three\t");
     wait_until("the other has ended", || after.connection_count() == 1);
-    let mut taken = empty.taken();
-    taken.sort();
-    assert_eq!(taken, [&b"one"[..], b"one", b"three", b"two", b"two"]);
+    let mut offered = empty.offered();
+    offered.sort();
+    assert_eq!(offered, [&b"one"[..], b"one", b"three", b"two", b"two"]);
 }

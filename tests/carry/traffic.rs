@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::common::Random;
 use super::common::random::seed;
-use super::service::{Service, Store};
-use super::{fates, now};
+use super::service::{FdStore, Service};
+use super::{connection_outcomes, now};
 
 /// How many clients there are.
 const CLIENTS: usize = 20;
@@ -38,41 +38,43 @@ fn message(random: &mut Random, number: usize) -> Vec<u8> {
 }
 
 /// Sends messages until it is over, and reads the replies at the same time, in its own pace. Returns how many there were.
-fn talk(stream: &UnixStream, seed: u64, client: usize, over: &AtomicBool) -> usize {
+fn exchange_until_stopped(stream: &UnixStream, seed: u64, client: usize, stop: &AtomicBool) -> usize {
     thread::scope(|scope| {
         let sending = scope.spawn(|| {
-            let (mut messages, mut cuts, mut count) = (Random::of(seed, client), Random::of(seed ^ 0x5555, client), 0);
+            let (mut messages, mut split_sizes, mut count) =
+                (Random::seeded(seed, client), Random::seeded(seed ^ 0x5555, client), 0);
             let mut out = stream;
-            while !over.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 let mut wire = Vec::new();
-                for _ in 0..=cuts.below(20) {
+                for _ in 0..=split_sizes.below(20) {
                     wire.extend(message(&mut messages, count));
                     count += 1;
                 }
                 let mut rest = &wire[..];
                 while !rest.is_empty() {
-                    let (piece, others) = rest.split_at(1 + cuts.below(rest.len()));
+                    let (piece, others) = rest.split_at(1 + split_sizes.below(rest.len()));
                     out.write_all(piece)
                         .unwrap_or_else(|error| panic!("cannot send: {error}; ECHOED_TEST_SEED={seed}"));
                     rest = others;
                 }
-                if cuts.below(4) == 0 {
+                if split_sizes.below(4) == 0 {
                     thread::sleep(Duration::from_millis(1));
                 }
             }
             stream.shutdown(std::net::Shutdown::Write).expect("it can be shut down");
             count
         });
-        let (mut messages, mut takes, mut number) = (Random::of(seed, client), Random::of(seed ^ 0xaaaa, client), 0);
-        let (mut received, mut room) = (Vec::new(), vec![0; 32 * 1024]);
+        let (mut messages, mut read_sizes, mut number) =
+            (Random::seeded(seed, client), Random::seeded(seed ^ 0xaaaa, client), 0);
+        let (mut received, mut buffer) = (Vec::new(), vec![0; 32 * 1024]);
         loop {
-            let some = 1 + takes.below(room.len());
-            let count = (&mut &*stream).read(&mut room[..some]);
+            let some = 1 + read_sizes.below(buffer.len());
+            let count = (&mut &*stream).read(&mut buffer[..some]);
             let count = count.unwrap_or_else(|error| panic!("cannot receive: {error}; ECHOED_TEST_SEED={seed}"));
             if count == 0 {
                 break;
             }
-            received.extend_from_slice(&room[..count]);
+            received.extend_from_slice(&buffer[..count]);
             let mut at = 0;
             while let Some(tab) = received[at..].iter().position(|byte| *byte == b'\t') {
                 let expected = [&b"server got:"[..], &message(&mut messages, number)].concat();
@@ -91,32 +93,36 @@ fn talk(stream: &UnixStream, seed: u64, client: usize, over: &AtomicBool) -> usi
 
 fn restart_under_load(socket: &str) {
     let seed = seed();
-    let mut service = Service::start_on(&[socket], Store::Some, CONFIGURATION);
+    let mut service = Service::start_on(&[socket], FdStore::Enabled, CONFIGURATION);
     let streams: Vec<_> = (0..CLIENTS).map(|_| service.connect().into_stream()).collect();
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         // Also when something fails below.
-        struct Over<'a>(&'a AtomicBool);
-        impl Drop for Over<'_> {
+        struct StopOnDrop<'a>(&'a AtomicBool);
+        impl Drop for StopOnDrop<'_> {
             fn drop(&mut self) {
                 self.0.store(true, Ordering::Relaxed);
             }
         }
-        let _over = Over(&over);
+        let _stop_on_drop = StopOnDrop(&stop);
         let clients: Vec<_> = (1..)
             .zip(&streams)
             .map(|(number, stream)| {
-                let over = &over;
-                scope.spawn(move || talk(stream, seed, number, over))
+                let stop = &stop;
+                scope.spawn(move || exchange_until_stopped(stream, seed, number, stop))
             })
             .collect();
         for _ in 0..RESTARTS {
             // For a while it goes on undisturbed.
             let until = now() + Duration::from_millis(200);
             thread::sleep(until.saturating_duration_since(now()));
-            assert_eq!(fates(&service.restart(CONFIGURATION)), [CLIENTS, 0, 0], "ECHOED_TEST_SEED={seed}");
+            assert_eq!(
+                connection_outcomes(&service.restart(CONFIGURATION)),
+                [CLIENTS, 0, 0],
+                "ECHOED_TEST_SEED={seed}"
+            );
         }
-        over.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         let counts: Vec<_> =
             clients.into_iter().map(|client| client.join().expect("it has heard everything")).collect();
         println!("{} messages over {RESTARTS} restarts", counts.iter().sum::<usize>());
@@ -125,11 +131,11 @@ fn restart_under_load(socket: &str) {
 }
 
 #[test]
-fn random_messages_flow_over_restarts_over_tcp() {
+fn random_messages_survive_restarts_over_tcp() {
     restart_under_load("tcp:echo");
 }
 
 #[test]
-fn random_messages_flow_over_restarts_over_a_unix_socket() {
+fn random_messages_survive_restarts_over_a_unix_socket() {
     restart_under_load("unix:echo");
 }

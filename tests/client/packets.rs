@@ -14,7 +14,7 @@ use rustix::net::{
     connect, listen, recvmsg, send, sendto, socket,
 };
 
-use super::{CEILING, command, echoctl, echoctl_with, finish, leave_out, now};
+use super::{MAX_WAIT, command, echoctl, echoctl_with, finish, now, skip_test};
 
 /// A server that takes so many packets, and answers each with those that it is told to.
 struct Server {
@@ -25,7 +25,7 @@ struct Server {
 
 impl Server {
     /// Of any of the kinds: `udp`, `unixgram`, `seqpacket`.
-    fn of(kind: &str, packets: usize, answer: impl FnMut(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> Self {
+    fn start(kind: &str, packets: usize, answer: impl FnMut(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> Self {
         if kind == "udp" {
             return Self::udp(UdpSocket::bind("127.0.0.1:0").expect("there is a free port"), packets, answer);
         }
@@ -40,15 +40,15 @@ impl Server {
             listener
         };
         let address = format!("{kind}:{}", path.display());
-        Self { _directory: Some(directory), ..Self::serving(socket, address, packets, answer) }
+        Self { _directory: Some(directory), ..Self::spawn(socket, address, packets, answer) }
     }
 
     fn udp(socket: UdpSocket, packets: usize, answer: impl FnMut(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> Self {
         let address = format!("udp:{}", socket.local_addr().expect("it is bound"));
-        Self::serving(socket.into(), address, packets, answer)
+        Self::spawn(socket.into(), address, packets, answer)
     }
 
-    fn serving(
+    fn spawn(
         socket: OwnedFd,
         address: String,
         packets: usize,
@@ -58,26 +58,26 @@ impl Server {
         let thread = thread::spawn(move || {
             let socket = if is_connection { accept(&socket).expect("somebody connects") } else { socket };
             let timeout = rustix::net::sockopt::Timeout::Recv;
-            rustix::net::sockopt::set_socket_timeout(&socket, timeout, Some(CEILING)).expect("it can be set");
-            let mut heard = Vec::new();
-            while heard.len() < packets {
+            rustix::net::sockopt::set_socket_timeout(&socket, timeout, Some(MAX_WAIT)).expect("it can be set");
+            let mut received = Vec::new();
+            while received.len() < packets {
                 let (packet, from) = receive(&socket);
                 for reply in answer(&packet) {
                     reply_to(&socket, &reply, from.as_ref());
                 }
-                heard.push(packet);
+                received.push(packet);
             }
-            heard
+            received
         });
         Self { address, thread, _directory: None }
     }
 
     /// Waits for its end, and checks what it has heard.
     #[track_caller]
-    fn heard(self, expected: &[&str]) {
-        let heard = self.thread.join().expect("the server is content");
-        let heard: Vec<_> = heard.iter().map(|packet| packet.escape_ascii().to_string()).collect();
-        assert_eq!(heard, expected, "{}", self.address);
+    fn expect_received(self, expected: &[&str]) {
+        let received = self.thread.join().expect("the server is content");
+        let received: Vec<_> = received.iter().map(|packet| packet.escape_ascii().to_string()).collect();
+        assert_eq!(received, expected, "{}", self.address);
     }
 }
 
@@ -105,35 +105,35 @@ fn echo(packet: &[u8]) -> Vec<Vec<u8>> {
 const KINDS: [&str; 3] = ["udp", "unixgram", "seqpacket"];
 
 #[test]
-fn a_packet_is_a_message_and_a_packet_is_its_reply() {
+fn every_message_and_every_reply_is_one_packet() {
     for kind in KINDS {
-        let server = Server::of(kind, 4, echo);
+        let server = Server::start(kind, 4, echo);
         // Neither a tab nor a line feed means anything in a packet.
         let output = echoctl(&["send", &server.address, "aaaa", "", "a\tb\n", "it's"]);
         output.check(0, "server got:aaaa\nserver got:\nserver got:a\tb\n\nserver got:it's\n", "");
-        server.heard(&["aaaa", "", "a\\tb\\n", "it\\'s"]);
+        server.expect_received(&["aaaa", "", "a\\tb\\n", "it\\'s"]);
     }
 }
 
 #[test]
-fn unix_sockets_of_packets_are_found_by_abstract_name() {
+fn client_connects_to_packet_sockets_by_abstract_name() {
     let name = format!("echoctl-packets-{}", std::process::id());
     let address = unix::SocketAddr::from_abstract_name(&name).unwrap();
     let datagrams = UnixDatagram::bind_addr(&address).unwrap();
-    let server = Server::serving(datagrams.into(), format!("unixgram:@{name}"), 1, echo);
+    let server = Server::spawn(datagrams.into(), format!("unixgram:@{name}"), 1, echo);
     echoctl(&["send", &server.address, "aaaa"]).check(0, "server got:aaaa\n", "");
-    server.heard(&["aaaa"]);
+    server.expect_received(&["aaaa"]);
     let listener = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
     bind(&listener, &SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap()).unwrap();
     listen(&listener, 1).unwrap();
-    let server = Server::serving(listener, format!("seqpacket:@{name}"), 1, echo);
+    let server = Server::spawn(listener, format!("seqpacket:@{name}"), 1, echo);
     echoctl(&["send", &server.address, "aaaa"]).check(0, "server got:aaaa\n", "");
-    server.heard(&["aaaa"]);
+    server.expect_received(&["aaaa"]);
 }
 
 #[test]
-fn a_datagram_client_has_a_name_so_that_it_can_be_answered() {
-    let (name, named) = mpsc::channel();
+fn datagram_client_binds_a_name_so_that_it_can_be_answered() {
+    let (name, client_name) = mpsc::channel();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -144,55 +144,55 @@ fn a_datagram_client_has_a_name_so_that_it_can_be_answered() {
         socket.send_to_addr(&[b"server got:", &buffer[..count]].concat(), &from).unwrap();
     });
     echoctl(&["send", &format!("unixgram:{}", path.display()), "a"]).check(0, "server got:a\n", "");
-    assert!(named.recv().unwrap().is_some_and(|name| !name.is_empty()));
+    assert!(client_name.recv().unwrap().is_some_and(|name| !name.is_empty()));
     thread.join().unwrap();
 }
 
 #[test]
-fn ipv6_datagrams_are_sent_where_there_is_any() {
-    let Ok(socket) = UdpSocket::bind("[::1]:0") else { return leave_out("this machine has no ::1") };
+fn client_sends_datagrams_over_ipv6_if_the_machine_has_it() {
+    let Ok(socket) = UdpSocket::bind("[::1]:0") else { return skip_test("this machine has no ::1") };
     let server = Server::udp(socket, 1, echo);
     echoctl(&["send", &server.address, "aaaa"]).check(0, "server got:aaaa\n", "");
-    server.heard(&["aaaa"]);
+    server.expect_received(&["aaaa"]);
 }
 
 #[test]
-fn a_datagram_goes_to_the_address_of_a_host_at_which_somebody_is() {
+fn datagrams_go_to_the_address_of_the_host_where_a_server_answers() {
     // Where localhost has two addresses, the one that nobody listens on may come first.
-    let server = Server::of("udp", 2, echo);
+    let server = Server::start("udp", 2, echo);
     let port = server.address.rsplit(':').next().unwrap().to_owned();
     echoctl(&["send", &format!("udp:localhost:{port}"), "a", "b"]).check(0, "server got:a\nserver got:b\n", "");
-    server.heard(&["a", "b"]);
+    server.expect_received(&["a", "b"]);
 }
 
 #[test]
-fn a_message_is_sent_when_the_one_before_is_answered() {
+fn each_message_is_sent_after_the_reply_to_the_previous_one() {
     for kind in KINDS {
-        let server = Server::of(kind, 1000, echo);
+        let server = Server::start(kind, 1000, echo);
         let lines: String = (0..1000).map(|number| format!("{number}\n")).collect();
         let replies: String = (0..1000).map(|number| format!("server got:{number}\n")).collect();
         echoctl_with(&["send", &server.address], lines.as_bytes()).check(0, &replies, "");
         // What comes a second time answers nothing.
-        let server = Server::of(kind, 1, |packet| [echo(packet), echo(packet)].concat());
+        let server = Server::start(kind, 1, |packet| [echo(packet), echo(packet)].concat());
         let mut child = command(&["send", &server.address]).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         std::io::Write::write_all(&mut stdin, b"a\n").unwrap();
-        server.heard(&["a"]);
+        server.expect_received(&["a"]);
         finish(child, Vec::new()).check(1, "server got:a\n", "got \"server got:a\", which no message had asked for\n");
     }
 }
 
 #[test]
-fn a_wrong_packet_is_shown_beside_the_right_one_and_an_error_in_its_words() {
+fn wrong_packet_is_shown_with_the_expected_one_and_a_server_error_as_text() {
     for kind in KINDS {
-        let server = Server::of(kind, 1, |_| vec![b"server got:b".to_vec()]);
+        let server = Server::start(kind, 1, |_| vec![b"server got:b".to_vec()]);
         let error = r#"reply 1 is wrong: expected "server got:a", got "server got:b""#;
         echoctl(&["send", &server.address, "a"]).check(1, "", error);
-        let server = Server::of(kind, 1, |_| vec![b"server error:message exceeds 1 bytes".to_vec()]);
+        let server = Server::start(kind, 1, |_| vec![b"server error:message exceeds 1 bytes".to_vec()]);
         let error = format!("echoctl: {}: the server says: message exceeds 1 bytes\n", server.address);
         echoctl(&["send", &server.address, "aa"]).check(1, "", &error);
         // Cut off, it is wrong, too.
-        let server = Server::of(kind, 1, |packet| vec![echo(packet)[0][..13].to_vec()]);
+        let server = Server::start(kind, 1, |packet| vec![echo(packet)[0][..13].to_vec()]);
         echoctl(&["send", &server.address, "aaaa"]).check(1, "", "reply 1 is wrong: ");
     }
 }
@@ -201,7 +201,7 @@ fn a_wrong_packet_is_shown_beside_the_right_one_and_an_error_in_its_words() {
 fn a_packet_that_is_not_answered_is_late() {
     for kind in KINDS {
         // It waits for a third one.
-        let server = Server::of(kind, 3, |packet| if packet == b"a" { echo(packet) } else { Vec::new() });
+        let server = Server::start(kind, 3, |packet| if packet == b"a" { echo(packet) } else { Vec::new() });
         let start = now();
         let output = echoctl(&["send", "--timeout", "200ms", &server.address, "a", "b"]);
         output.check(1, "server got:a\n", "no reply to message 2, \"b\", within 200ms (--timeout)\n");
@@ -211,21 +211,21 @@ fn a_packet_that_is_not_answered_is_late() {
 
 #[test]
 fn the_end_of_a_connection_is_not_an_empty_packet() {
-    let server = Server::of("seqpacket", 2, |_| vec![Vec::new()]);
+    let server = Server::start("seqpacket", 2, |_| vec![Vec::new()]);
     echoctl(&["send", "--prefix", "", &server.address, "", ""]).check(0, "\n\n", "");
-    server.heard(&["", ""]);
-    let server = Server::of("seqpacket", 1, |_| Vec::new());
+    server.expect_received(&["", ""]);
+    let server = Server::start("seqpacket", 1, |_| Vec::new());
     let error = "the server ended the connection, 1 message is unanswered\n";
     echoctl(&["send", "--prefix", "", &server.address, ""]).check(1, "", error);
     for kind in ["udp", "unixgram"] {
-        let server = Server::of(kind, 1, |_| vec![Vec::new()]);
+        let server = Server::start(kind, 1, |_| vec![Vec::new()]);
         echoctl(&["send", "--prefix", "", &server.address, ""]).check(0, "\n", "");
-        server.heard(&[""]);
+        server.expect_received(&[""]);
     }
 }
 
 #[test]
-fn where_nobody_listens_there_is_no_connection() {
+fn connecting_fails_if_no_server_listens() {
     let hint = "is echoed.socket started (systemctl status echoed.socket)?";
     let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = format!("echoctl: cannot connect to udp:{address}: Connection refused; {hint}\n");
@@ -237,13 +237,13 @@ fn where_nobody_listens_there_is_no_connection() {
 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");
-    let living = UnixDatagram::bind(&path).unwrap();
+    let bound = UnixDatagram::bind(&path).unwrap();
     for kind in ["unix", "seqpacket"] {
         let address = format!("{kind}:{}", path.display());
         let error = "Protocol wrong type for socket; it is of another kind: unix:, seqpacket: or unixgram:\n";
         echoctl(&["send", &address, "a"]).check(2, "", &format!("echoctl: cannot connect to {address}: {error}"));
     }
-    drop(living);
+    drop(bound);
     for kind in ["unixgram", "seqpacket"] {
         let address = format!("{kind}:{}", path.display());
         let error = format!("echoctl: cannot connect to {address}: Connection refused; {hint}\n");
@@ -254,7 +254,7 @@ fn where_nobody_listens_there_is_no_connection() {
 }
 
 #[test]
-fn connecting_to_packets_ends_with_its_time() {
+fn connecting_to_a_packet_socket_ends_after_the_connect_timeout() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");
     let address = SocketAddrUnix::new(&path).unwrap();
@@ -269,22 +269,22 @@ fn connecting_to_packets_ends_with_its_time() {
 
     let child = command(&["send", "--connect-timeout", "30s", &address, "a"]).spawn().unwrap();
     drop(accept(&listener).unwrap());
-    let server = Server::serving(listener, address, 1, echo);
+    let server = Server::spawn(listener, address, 1, echo);
     finish(child, Vec::new()).check(0, "server got:a\n", "");
-    server.heard(&["a"]);
+    server.expect_received(&["a"]);
 }
 
 #[test]
 fn a_message_that_does_not_fit_into_a_packet_is_refused() {
-    let server = Server::of("udp", 1, echo);
+    let server = Server::start("udp", 1, echo);
     let most = "x".repeat(65_507 - "server got:".len());
     echoctl_with(&["send", &server.address], most.as_bytes()).check(0, &format!("server got:{most}\n"), "");
-    server.heard(&[&most]);
+    server.expect_received(&[&most]);
     for (kind, size) in [("udp", 65_508), ("unixgram", 10_000_000), ("seqpacket", 10_000_000)] {
-        let server = Server::of(kind, 1, echo);
+        let server = Server::start(kind, 1, echo);
         let error = format!("{}: message 1 has {size} bytes, more than fit into one packet\n", server.address);
         echoctl_with(&["send", &server.address], "x".repeat(size).as_bytes()).check(2, "", &error);
-        let server = Server::of(kind, 2, echo);
+        let server = Server::start(kind, 2, echo);
         let error = format!("{}: message 2 has {size} bytes, more than fit into one packet\n", server.address);
         let lines = format!("a\n{}", "x".repeat(size));
         echoctl_with(&["send", &server.address], lines.as_bytes()).check(1, "server got:a\n", &error);
@@ -292,28 +292,28 @@ fn a_message_that_does_not_fit_into_a_packet_is_refused() {
 }
 
 #[test]
-fn packets_are_sent_to_sinks() {
+fn packets_are_sent_to_servers_that_do_not_reply() {
     for kind in KINDS {
-        let server = Server::of(kind, 3, |_| Vec::new());
+        let server = Server::start(kind, 3, |_| Vec::new());
         echoctl(&["send", "--no-reply", &server.address, "a", "", "b"]).check(0, "", "");
-        server.heard(&["a", "", "b"]);
+        server.expect_received(&["a", "", "b"]);
     }
-    let server = Server::of("seqpacket", 2, |_| vec![b"server error:out of buffer memory".to_vec()]);
+    let server = Server::start("seqpacket", 2, |_| vec![b"server error:out of buffer memory".to_vec()]);
     echoctl(&["send", "--no-reply", &server.address, "a"]).check(1, "", "the server says: out of buffer memory\n");
     // It neither ends nor takes anything.
-    let server = Server::of("seqpacket", 5, |packet| if packet.is_empty() { wait_for_ever() } else { Vec::new() });
+    let server = Server::start("seqpacket", 5, |packet| if packet.is_empty() { park_forever() } else { Vec::new() });
     let output = echoctl(&["send", "--no-reply", "--timeout", "200ms", &server.address, "a", ""]);
     output.check(1, "", "the server has not ended its stream within 200ms after the last message");
 }
 
-fn wait_for_ever() -> ! {
+fn park_forever() -> ! {
     loop {
         thread::park();
     }
 }
 
 #[test]
-fn a_datagram_sink_that_is_full_is_waited_for_and_then_late() {
+fn client_waits_for_a_full_datagram_socket_until_the_timeout() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -322,18 +322,18 @@ fn a_datagram_sink_that_is_full_is_waited_for_and_then_late() {
     let output = echoctl_with(&["send", "--no-reply", "--timeout", "300ms", &address], lines.as_bytes());
     output.check(1, "", "the server has taken nothing of what we send for 300ms (--timeout)\n");
 
-    let server = Server::serving(socket.into(), address, usize::MAX, |_| Vec::new());
+    let server = Server::spawn(socket.into(), address, usize::MAX, |_| Vec::new());
     echoctl_with(&["send", "--no-reply", &server.address], lines.as_bytes()).check(0, "", "");
 }
 
 #[test]
-fn packets_of_anybody_are_printed_as_they_come() {
+fn raw_packets_are_printed_as_they_come() {
     for kind in KINDS {
-        let server = Server::of(kind, 2, |_| vec![b"Hello, client!\n".to_vec()]);
+        let server = Server::start(kind, 2, |_| vec![b"Hello, client!\n".to_vec()]);
         let output = echoctl(&["send", "--raw", &server.address, "a", "b"]);
         output.check(0, "Hello, client!\nHello, client!\n", "");
-        server.heard(&["a", "b"]);
-        let server = Server::of(kind, 2, |packet| vec![[b"Hello, ", packet].concat()]);
+        server.expect_received(&["a", "b"]);
+        let server = Server::start(kind, 2, |packet| vec![[b"Hello, ", packet].concat()]);
         let output = echoctl(&["send", "--expect", "Hello, a", &server.address, "a", "b"]);
         output.check(1, "Hello, a\n", r#"reply 2 is wrong: expected "Hello, a", got "Hello, b""#);
     }
@@ -341,7 +341,7 @@ fn packets_of_anybody_are_printed_as_they_come() {
 
 #[test]
 fn json_is_one_object_per_packet() {
-    let server = Server::of("udp", 2, |packet| if packet == b"a" { echo(packet) } else { vec![b"x".to_vec()] });
+    let server = Server::start("udp", 2, |packet| if packet == b"a" { echo(packet) } else { vec![b"x".to_vec()] });
     let output = echoctl(&["send", "--json", &server.address, "a", "b"]);
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     let lines: Vec<_> = text.lines().map(|line| line.split(",\"rtt_us\":").next().unwrap()).collect();
@@ -353,43 +353,43 @@ fn json_is_one_object_per_packet() {
 // --- ping --------------------------------------------------------------------------------------------------------------
 
 #[test]
-fn pings_go_in_packets_too() {
+fn ping_works_over_packet_sockets() {
     for kind in KINDS {
-        let server = Server::of(kind, 3, echo);
+        let server = Server::start(kind, 3, echo);
         let output = echoctl(&["ping", "-c", "3", "-i", "10ms", "-s", "1000B", &server.address]);
         let text = String::from_utf8(output.stdout.clone()).unwrap();
         assert!(output.code == Some(0) && text.contains("seq=3 bytes=1011 time="), "{output:?}");
         assert!(text.contains("3 sent, 3 received, 0% loss"), "{output:?}");
         let number = |number| format!("{number:01000}");
-        server.heard(&[&number(1), &number(2), &number(3)]);
+        server.expect_received(&[&number(1), &number(2), &number(3)]);
     }
 }
 
 #[test]
-fn pings_that_are_lost_or_late_on_the_way_are_told_apart() {
+fn ping_distinguishes_lost_and_late_replies() {
     // The first is answered after the second.
     let mut first = Vec::new();
-    let server = Server::of("udp", 3, move |packet| match std::mem::replace(&mut first, echo(packet)) {
+    let server = Server::start("udp", 3, move |packet| match std::mem::replace(&mut first, echo(packet)) {
         before if before.is_empty() => Vec::new(),
         before if before[0].ends_with(b"1") => [echo(packet), before].concat(),
         _ => vec![b"x".to_vec()],
     });
     let output = echoctl(&["ping", "-c", "3", "-i", "300ms", "-W", "200ms", &server.address]);
     let text = String::from_utf8(output.stdout.clone()).unwrap();
-    for told in [
+    for line in [
         "lost: seq=1: no reply within 200ms (--timeout)",
         "seq=2 bytes=27",
         "late reply from",
         "lost: seq=3: wrong reply: expected \"server got:0000000000000003\", got \"x\"",
         "3 sent, 1 received, 1 late, 1 wrong, 66.7% loss",
     ] {
-        assert!(text.contains(told), "no \"{told}\" in {output:?}");
+        assert!(text.contains(line), "no \"{line}\" in {output:?}");
     }
     assert_eq!(output.code, Some(1));
 }
 
 #[test]
-fn pings_to_nobody_are_lost() {
+fn pings_are_lost_if_no_server_listens() {
     let address = format!("udp:{}", UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
     let output = echoctl(&["ping", "-c", "2", "-i", "10ms", &address]);
     let text = String::from_utf8_lossy(&output.stdout);
@@ -402,7 +402,7 @@ fn pings_to_nobody_are_lost() {
 }
 
 #[test]
-fn load_is_put_on_streams_only() {
+fn bench_refuses_packet_sockets() {
     let output = echoctl(&["bench", "udp:127.0.0.1:1"]);
     output.check(2, "", "echoctl: cannot connect to udp:127.0.0.1:1: this takes a stream; write tcp:HOST:PORT or");
 }

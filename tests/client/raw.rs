@@ -5,18 +5,18 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::{Server, command, echoctl, echoctl_with, finish, hear, now, say, wait_for_end};
+use super::{Server, command, echoctl, echoctl_with, expect_bytes, finish, now, reply_and_wait, wait_for_end};
 
 /// Answers everything that comes at once with this, until the end.
-fn greet(mut stream: TcpStream, greeting: &str) -> Vec<u8> {
-    let (mut heard, mut chunk) = (Vec::new(), [0; 512]);
+fn answer_each_read(mut stream: TcpStream, answer: &str) -> Vec<u8> {
+    let (mut received, mut chunk) = (Vec::new(), [0; 512]);
     loop {
         match stream.read(&mut chunk).expect("it can be read") {
-            0 => return heard,
+            0 => return received,
             count => {
-                heard.extend_from_slice(&chunk[..count]);
-                heard.push(b'|');
-                stream.write_all(greeting.as_bytes()).expect("it is taken");
+                received.extend_from_slice(&chunk[..count]);
+                received.push(b'|');
+                stream.write_all(answer.as_bytes()).expect("it is taken");
             }
         }
     }
@@ -24,12 +24,12 @@ fn greet(mut stream: TcpStream, greeting: &str) -> Vec<u8> {
 
 /// RFC 862.
 fn echo(mut stream: TcpStream) -> Vec<u8> {
-    let (mut heard, mut chunk) = (Vec::new(), [0; 512]);
+    let (mut received, mut chunk) = (Vec::new(), [0; 512]);
     loop {
         match stream.read(&mut chunk).expect("it can be read") {
-            0 => return heard,
+            0 => return received,
             count => {
-                heard.extend_from_slice(&chunk[..count]);
+                received.extend_from_slice(&chunk[..count]);
                 stream.write_all(&chunk[..count]).expect("it is taken");
             }
         }
@@ -37,21 +37,21 @@ fn echo(mut stream: TcpStream) -> Vec<u8> {
 }
 
 #[test]
-fn what_comes_back_is_printed_as_it_comes() {
-    let server = Server::tcp(|stream| greet(stream, "Hello, client!\n"));
+fn raw_output_is_printed_as_it_comes() {
+    let server = Server::tcp(|stream| answer_each_read(stream, "Hello, client!\n"));
     let output = echoctl(&["send", "--raw", &server.address, "hello", "a\tb"]);
     output.check(0, "Hello, client!\nHello, client!\n", "");
-    server.heard("hello|a\tb|");
+    server.expect_received("hello|a\tb|");
 
     let server = Server::tcp(echo);
     echoctl(&["send", "--raw", &server.address, "no line feed"]).check(0, "no line feed", "");
-    server.heard("no line feed");
+    server.expect_received("no line feed");
 }
 
 #[test]
 fn everything_until_the_end_of_the_stream_is_printed() {
     let server = Server::tcp(|mut stream| {
-        hear(&mut stream, "x");
+        expect_bytes(&mut stream, "x");
         for part in ["one ", "two ", "three"] {
             stream.write_all(part.as_bytes()).expect("it is taken");
         }
@@ -72,7 +72,7 @@ fn stdin_is_sent_as_it_is() {
     assert_eq!((output.code, &*output.stderr), (Some(0), ""));
     let server = Server::tcp(echo);
     echoctl_with(&["send", "--raw", &server.address], b"").check(0, "", "");
-    server.heard("");
+    server.expect_received("");
 }
 
 #[test]
@@ -100,20 +100,20 @@ fn a_message_larger_than_all_buffers_comes_back_while_it_is_sent() {
 #[test]
 fn a_message_without_a_delimiter_may_be_answered_at_the_end_of_the_stream() {
     let server = Server::tcp(|mut stream| {
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).expect("it ends");
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).expect("it ends");
         stream.write_all(b"server got:a\t").expect("it is taken");
-        heard
+        received
     });
     echoctl(&["send", "--raw", &server.address, "a"]).check(0, "server got:a\t", "");
-    server.heard("a");
+    server.expect_received("a");
 }
 
 #[test]
-fn a_server_is_waited_for_as_long_as_something_comes() {
+fn client_waits_as_long_as_the_server_sends() {
     let (release, released) = mpsc::channel::<()>();
     let server = Server::tcp(move |mut stream| {
-        hear(&mut stream, "a");
+        expect_bytes(&mut stream, "a");
         for _ in 0..3 {
             std::thread::sleep(Duration::from_millis(800));
             stream.write_all(b"x").expect("it is taken");
@@ -134,13 +134,13 @@ fn a_server_is_waited_for_as_long_as_something_comes() {
 #[test]
 fn a_stream_that_ends_without_an_answer_leaves_the_message_unanswered() {
     let server = Server::tcp(|mut stream| {
-        hear(&mut stream, "a");
+        expect_bytes(&mut stream, "a");
         Vec::new()
     });
     let output = echoctl(&["send", "--raw", &server.address, "a", "b"]);
     output.check(1, "", "the server ended the connection, 2 messages are unanswered\n");
     let server = Server::tcp(|mut stream| {
-        hear(&mut stream, "a");
+        expect_bytes(&mut stream, "a");
         stream.write_all(b"bye").expect("it is taken");
         Vec::new()
     });
@@ -149,14 +149,14 @@ fn a_stream_that_ends_without_an_answer_leaves_the_message_unanswered() {
 }
 
 #[test]
-fn sinks_take_bytes_as_they_are() {
+fn raw_bytes_are_sent_unchanged_without_replies() {
     let server = Server::tcp(|mut stream| {
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).expect("it ends");
-        heard
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).expect("it ends");
+        received
     });
     echoctl_with(&["send", "--raw", "--no-reply", &server.address], b"a\tb\nc").check(0, "", "");
-    server.heard("a\tb\nc");
+    server.expect_received("a\tb\nc");
     let server = Server::tcp(wait_for_end);
     let bytes = vec![b'x'; 30_000_000];
     let output = echoctl_with(&["send", "--raw", "--no-reply", "--timeout", "200ms", &server.address], &bytes);
@@ -172,14 +172,14 @@ fn a_reply_must_be_exactly_what_is_expected() {
         arguments
     };
     let run = |server: &Server| echoctl(&with(server).each_ref().map(String::as_str));
-    let server = Server::tcp(|stream| greet(stream, "Hello, client!\n"));
+    let server = Server::tcp(|stream| answer_each_read(stream, "Hello, client!\n"));
     run(&server).check(0, "Hello, client!\nHello, client!\n", "");
-    server.heard("a|b|");
+    server.expect_received("a|b|");
     // In pieces it is the same.
     let server = Server::tcp(|mut stream| {
         stream.set_nodelay(true).expect("it can be set");
         for message in ["a", "b"] {
-            hear(&mut stream, message);
+            expect_bytes(&mut stream, message);
             for byte in b"Hello, client!\n" {
                 stream.write_all(&[*byte]).expect("it is taken");
             }
@@ -188,15 +188,15 @@ fn a_reply_must_be_exactly_what_is_expected() {
         Vec::new()
     });
     run(&server).check(0, "Hello, client!\nHello, client!\n", "");
-    for (greeting, error) in [
+    for (answer, error) in [
         ("Hello, clown!\n", r#"reply 1 is wrong: expected "Hello, client!\n", got "Hello, clown!\n""#),
         ("Hello, client!\nx", r#"reply 1 is wrong: expected "Hello, client!\n", got "Hello, client!\nx""#),
     ] {
-        let server = Server::tcp(move |stream| greet(stream, greeting));
+        let server = Server::tcp(move |stream| answer_each_read(stream, answer));
         run(&server).check(1, "", error);
     }
     // What is too short may go on.
-    let server = Server::tcp(|stream| say(stream, "a", b"Hello"));
+    let server = Server::tcp(|stream| reply_and_wait(stream, "a", b"Hello"));
     let mut arguments = with(&server).to_vec();
     arguments.insert(1, "--timeout=200ms".to_owned());
     let output = echoctl(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
@@ -204,11 +204,11 @@ fn a_reply_must_be_exactly_what_is_expected() {
 }
 
 #[test]
-fn with_a_delimiter_what_is_expected_comes_without_it() {
-    let server = Server::tcp(|stream| say(stream, "a\tb\t", b"yes\tno\t"));
+fn expected_reply_excludes_the_delimiter() {
+    let server = Server::tcp(|stream| reply_and_wait(stream, "a\tb\t", b"yes\tno\t"));
     let output = echoctl(&["send", "--expect", r"\x79es", &server.address, "a", "b"]);
     output.check(1, "yes\n", r#"reply 2 is wrong: expected "yes", got "no""#);
-    let server = Server::tcp(|stream| say(stream, "a\t", b"server error:as announced\t"));
+    let server = Server::tcp(|stream| reply_and_wait(stream, "a\t", b"server error:as announced\t"));
     echoctl(&["send", "--expect", "server error:as announced", &server.address, "a"]).check(
         0,
         "server error:as announced\n",
@@ -217,8 +217,8 @@ fn with_a_delimiter_what_is_expected_comes_without_it() {
 }
 
 #[test]
-fn json_tells_what_came_at_once() {
-    let server = Server::tcp(|stream| greet(stream, "Hello\n"));
+fn json_has_one_object_for_each_read() {
+    let server = Server::tcp(|stream| answer_each_read(stream, "Hello\n"));
     let output = echoctl(&["send", "--raw", "--json", &server.address, "a"]);
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     assert!(text.starts_with(r#"{"reply":"Hello\n","message":"a","ok":true,"rtt_us":"#), "{output:?}");
@@ -226,7 +226,7 @@ fn json_tells_what_came_at_once() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_before_anything_is_sent() {
+fn contradictory_options_are_refused_before_connecting() {
     for (arguments, error) in [
         (&["--raw", "--delimiter", "x", "ADDRESS", "a"][..], "cannot be used with"),
         (&["--raw", "--prefix", "x", "ADDRESS", "a"], "cannot be used with"),
@@ -257,36 +257,36 @@ fn what_makes_no_sense_is_refused_before_anything_is_sent() {
 // --- Again and again ---------------------------------------------------------------------------------------------------
 
 #[test]
-fn messages_are_sent_so_many_times_with_their_numbers() {
+fn count_option_repeats_the_messages_with_their_numbers() {
     let server = Server::tcp(super::echo);
     let output = echoctl(&["send", "--count", "5", &server.address, "%d Hello, server!", "100%"]);
     let replies = "server got:1 Hello, server!\nserver got:100%\nserver got:3 Hello, server!\n\
                    server got:100%\nserver got:5 Hello, server!\n";
     output.check(0, replies, "");
-    server.heard("1 Hello, server!\t100%\t3 Hello, server!\t100%\t5 Hello, server!\t");
+    server.expect_received("1 Hello, server!\t100%\t3 Hello, server!\t100%\t5 Hello, server!\t");
     // Without --count it is what it says.
     let server = Server::tcp(super::echo);
     echoctl(&["send", &server.address, "%d"]).check(0, "server got:%d\n", "");
-    server.heard("%d\t");
+    server.expect_received("%d\t");
 }
 
 #[test]
-fn messages_come_by_the_clock() {
-    let server = Server::tcp(|stream| greet(stream, "Hello, client!\n"));
+fn messages_keep_the_interval() {
+    let server = Server::tcp(|stream| answer_each_read(stream, "Hello, client!\n"));
     let start = now();
     let arguments = ["send", "--raw", "-c", "3", "-i", "200ms", &server.address, "%d Hello, server!"];
     echoctl(&arguments).check(0, &"Hello, client!\n".repeat(3), "");
     assert!(start.elapsed() >= Duration::from_millis(400), "{:?}", start.elapsed());
-    server.heard("1 Hello, server!|2 Hello, server!|3 Hello, server!|");
+    server.expect_received("1 Hello, server!|2 Hello, server!|3 Hello, server!|");
 }
 
 #[test]
-fn ctrl_c_ends_the_messages_and_those_sent_are_still_answered() {
-    let (heard, is_heard) = mpsc::channel();
+fn messages_sent_before_ctrl_c_are_still_answered() {
+    let (received, wait_received) = mpsc::channel();
     let (go, may_go) = mpsc::channel();
     let server = Server::tcp(move |mut stream| {
-        hear(&mut stream, "1\t");
-        heard.send(()).expect("the test waits");
+        expect_bytes(&mut stream, "1\t");
+        received.send(()).expect("the test waits");
         may_go.recv().expect("the test goes on");
         stream.write_all(b"server got:1\t").expect("it is taken");
         let mut rest = Vec::new();
@@ -295,24 +295,24 @@ fn ctrl_c_ends_the_messages_and_those_sent_are_still_answered() {
     });
     let child = command(&["send", "--interval", "1h", &server.address, "%d"]).spawn().unwrap();
     let pid = rustix::process::Pid::from_child(&child);
-    is_heard.recv().unwrap();
+    wait_received.recv().unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     go.send(()).unwrap();
     finish(child, Vec::new()).check(0, "server got:1\n", "");
-    server.heard("");
+    server.expect_received("");
 }
 
 #[test]
 fn a_second_ctrl_c_does_not_wait() {
-    let (heard, is_heard) = mpsc::channel();
+    let (received, wait_received) = mpsc::channel();
     let server = Server::tcp(move |mut stream| {
-        hear(&mut stream, "1\t");
-        heard.send(()).expect("the test waits");
+        expect_bytes(&mut stream, "1\t");
+        received.send(()).expect("the test waits");
         wait_for_end(stream)
     });
     let child = command(&["send", "-i", "1h", "--timeout", "1h", &server.address, "%d"]).spawn().unwrap();
     let pid = rustix::process::Pid::from_child(&child);
-    is_heard.recv().unwrap();
+    wait_received.recv().unwrap();
     let (done, is_done) = mpsc::channel();
     let child = std::thread::spawn(move || {
         let output = finish(child, Vec::new());

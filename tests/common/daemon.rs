@@ -10,7 +10,7 @@ use std::thread;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{CEILING, Peer, now};
+use super::{Peer, TEST_TIMEOUT, now};
 
 /// A running daemon (or a program that runs it).
 pub struct Daemon {
@@ -26,7 +26,7 @@ pub struct Daemon {
 struct Log {
     /// The lines so far, and whether there will be no more.
     lines: Mutex<(Vec<String>, bool)>,
-    more: Condvar,
+    changed: Condvar,
 }
 
 impl Log {
@@ -54,11 +54,11 @@ impl Daemon {
 
     /// Starts a command that runs the daemon, with this configuration and these arguments; does not wait.
     pub fn spawn_with(command: &mut Command, configuration: &str, arguments: &[&str]) -> Self {
-        Self::spawn_prepared(command.stdin(Stdio::null()).stdout(Stdio::inherit()), configuration, arguments)
+        Self::spawn_with_stdio(command.stdin(Stdio::null()).stdout(Stdio::inherit()), configuration, arguments)
     }
 
     /// The same with a command whose stdin and stdout are set already.
-    pub fn spawn_prepared(command: &mut Command, configuration: &str, arguments: &[&str]) -> Self {
+    pub fn spawn_with_stdio(command: &mut Command, configuration: &str, arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let path = directory.path().to_str().expect("its name is text").to_owned();
         for argument in arguments {
@@ -82,10 +82,10 @@ impl Daemon {
             for line in BufReader::new(stderr).lines() {
                 let Ok(line) = line else { break };
                 writer.lines().0.push(line);
-                writer.more.notify_all();
+                writer.changed.notify_all();
             }
             writer.lines().1 = true;
-            writer.more.notify_all();
+            writer.changed.notify_all();
         });
         Self { child, command: shown, log, status: None, directory }
     }
@@ -97,7 +97,7 @@ impl Daemon {
 
     /// Waits until its log has `times` lines with `text`, and returns those.
     pub fn wait_for_log_times(&self, text: &str, times: usize) -> Vec<String> {
-        let until = now() + CEILING;
+        let until = now() + TEST_TIMEOUT;
         let mut lines = self.log.lines();
         loop {
             let found: Vec<_> = lines.0.iter().filter(|line| line.contains(text)).cloned().collect();
@@ -107,7 +107,7 @@ impl Daemon {
             let left = until.saturating_duration_since(now());
             let ended = lines.1;
             assert!(!ended && !left.is_zero(), "no \"{text}\" in the log of {}: {:#?}", self.command, lines.0);
-            lines = self.log.more.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+            lines = self.log.changed.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -148,12 +148,12 @@ impl Daemon {
 
     /// Waits for its end, and for the end of its log.
     pub fn wait(&mut self) -> ExitStatus {
-        let until = now() + CEILING;
+        let until = now() + TEST_TIMEOUT;
         let mut lines = self.log.lines();
         while !lines.1 {
             let left = until.saturating_duration_since(now());
             assert!(!left.is_zero(), "{} does not end; its log: {:#?}", self.command, lines.0);
-            lines = self.log.more.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+            lines = self.log.changed.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(lines);
         let status = self.child.wait().expect("it can be waited for");
@@ -178,7 +178,7 @@ impl Daemon {
     }
 
     /// How many descriptors it has open.
-    pub fn descriptors(&self) -> usize {
+    pub fn descriptor_count(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs").count()
     }
 

@@ -10,17 +10,17 @@ use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::CEILING;
+use super::TEST_TIMEOUT;
 use super::json::Json;
 
 /// Where nobody listens.
-pub fn nobody() -> String {
+pub fn unused_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
     format!("tcp:{}", listener.local_addr().expect("it is bound"))
 }
 
 /// A server for any number of connections, each on a thread of its own, with its number.
-pub fn server(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> String {
+pub fn start_server(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
     let address = format!("tcp:{}", listener.local_addr().expect("it is bound"));
     let serve = Arc::new(serve);
@@ -36,31 +36,31 @@ pub fn server(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> Strin
 
 /// Takes messages one by one until the client is gone, and has something done for each: with its number, the right reply
 /// to it (with the delimiter, one TAB) and the stream. The connection is closed when that returns false.
-pub fn each_message(stream: TcpStream, mut answer: impl FnMut(usize, &[u8], &mut TcpStream) -> bool) {
+pub fn each_message(stream: TcpStream, mut reply: impl FnMut(usize, &[u8], &mut TcpStream) -> bool) {
     let mut writer = stream.try_clone().expect("there are descriptors");
     let mut reader = BufReader::new(stream);
     let mut message = Vec::new();
     for number in 0.. {
         message.clear();
         let is_whole = reader.read_until(b'\t', &mut message).is_ok_and(|count| count > 0);
-        if !is_whole || !answer(number, &[b"server got:", &message[..]].concat(), &mut writer) {
+        if !is_whole || !reply(number, &[b"server got:", &message[..]].concat(), &mut writer) {
             break;
         }
     }
 }
 
 /// Says something, to a client that may have seen enough.
-pub fn say(stream: &mut TcpStream, bytes: &[u8]) -> bool {
+pub fn try_send(stream: &mut TcpStream, bytes: &[u8]) -> bool {
     stream.write_all(bytes).is_ok()
 }
 
 /// Says it one byte at a time, each in a packet of its own.
-pub fn say_in_pieces(stream: &mut TcpStream, bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| say(stream, &[*byte]))
+pub fn try_send_bytewise(stream: &mut TcpStream, bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| try_send(stream, &[*byte]))
 }
 
 /// When it is closed, it breaks.
-pub fn break_when_closed(stream: &TcpStream) {
+pub fn reset_when_closed(stream: &TcpStream) {
     rustix::net::sockopt::set_socket_linger(stream, Some(std::time::Duration::ZERO)).expect("SO_LINGER can be set");
 }
 
@@ -112,7 +112,7 @@ pub struct Running {
     command: String,
     child: Child,
     lines: Receiver<String>,
-    seen: Vec<String>,
+    received: Vec<String>,
     errors: thread::JoinHandle<String>,
     _watch: Sender<()>,
 }
@@ -139,25 +139,25 @@ impl Running {
         let (watch, done) = mpsc::channel();
         let pid = Pid::from_child(&child);
         thread::spawn(move || {
-            if done.recv_timeout(CEILING) == Err(RecvTimeoutError::Timeout) {
+            if done.recv_timeout(TEST_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
                 // It may have ended just now.
                 let _ = kill_process(pid, Signal::KILL);
             }
         });
-        Self { command: format!("{command:?}"), child, lines, seen: Vec::new(), errors, _watch: watch }
+        Self { command: format!("{command:?}"), child, lines, received: Vec::new(), errors, _watch: watch }
     }
 
     /// Waits for a line with this in it.
     pub fn expect(&mut self, text: &str) -> String {
         loop {
-            match self.lines.recv_timeout(CEILING) {
+            match self.lines.recv_timeout(TEST_TIMEOUT) {
                 Ok(line) => {
-                    self.seen.push(line.clone());
+                    self.received.push(line.clone());
                     if line.contains(text) {
                         return line;
                     }
                 }
-                Err(error) => panic!("{}: {error}: no \"{text}\" in {:#?}", self.command, self.seen),
+                Err(error) => panic!("{}: {error}: no \"{text}\" in {:#?}", self.command, self.received),
             }
         }
     }
@@ -169,8 +169,8 @@ impl Running {
 
     pub fn wait(mut self) -> Output {
         let status = self.child.wait().expect("it can be waited for");
-        assert!(status.signal().is_none(), "{}: {status}; {:#?}", self.command, self.seen);
-        let mut lines = self.seen;
+        assert!(status.signal().is_none(), "{}: {status}; {:#?}", self.command, self.received);
+        let mut lines = self.received;
         lines.extend(self.lines.iter());
         let stdout = lines.iter().map(|line| format!("{line}\n")).collect();
         let stderr = self.errors.join().expect("it is text");

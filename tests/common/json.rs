@@ -21,7 +21,7 @@ impl Json {
     #[track_caller]
     pub fn parse(text: &str) -> Self {
         let mut rest = text.chars().peekable();
-        let value = value(&mut rest);
+        let value = parse_value(&mut rest);
         match value {
             Some(value) if rest.next().is_none() => value,
             _ => panic!("this is not JSON: {text}"),
@@ -84,21 +84,21 @@ impl Index<&str> for Json {
     }
 }
 
-fn value(rest: &mut Peekable<Chars<'_>>) -> Option<Json> {
+fn parse_value(rest: &mut Peekable<Chars<'_>>) -> Option<Json> {
     match *rest.peek()? {
         '{' => {
             let pair = |rest: &mut Peekable<Chars<'_>>| {
-                let key = string(rest)?;
+                let key = parse_string(rest)?;
                 (rest.next()? == ':').then_some(())?;
-                Some((key, value(rest)?))
+                Some((key, parse_value(rest)?))
             };
-            let pairs = several(rest, '}', pair)?;
+            let pairs = parse_list(rest, '}', pair)?;
             let count = pairs.len();
             let object: BTreeMap<_, _> = pairs.into_iter().collect();
             (object.len() == count).then_some(Json::Object(object))
         }
-        '[' => several(rest, ']', value).map(Json::List),
-        '"' => string(rest).map(Json::Text),
+        '[' => parse_list(rest, ']', parse_value).map(Json::List),
+        '"' => parse_string(rest).map(Json::Text),
         _ => {
             let mut word = String::new();
             while let Some(character) = rest.next_if(|character| !",]}".contains(*character)) {
@@ -118,7 +118,7 @@ fn value(rest: &mut Peekable<Chars<'_>>) -> Option<Json> {
     }
 }
 
-fn several<T>(
+fn parse_list<T>(
     rest: &mut Peekable<Chars<'_>>,
     end: char,
     mut next: impl FnMut(&mut Peekable<Chars<'_>>) -> Option<T>,
@@ -138,7 +138,7 @@ fn several<T>(
     }
 }
 
-fn string(rest: &mut Peekable<Chars<'_>>) -> Option<String> {
+fn parse_string(rest: &mut Peekable<Chars<'_>>) -> Option<String> {
     (rest.next()? == '"').then_some(())?;
     let mut text = String::new();
     loop {

@@ -15,7 +15,7 @@ use std::time::Instant;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tempfile::TempDir;
 
-use super::{CEILING, now};
+use super::{TEST_TIMEOUT, now};
 
 /// Takes its place and its number from the shell that runs this, and if there is one, from the program that is to run it
 /// (`TEST_WRAPPER`). The sockets lie in its stdin and stdout.
@@ -28,7 +28,7 @@ exec $TEST_WRAPPER "$0" "$@""#;
 /// are `names`, parted by colons. Where they come from is said in `redirections`, as a shell writes them: `3<&0 4<&1`;
 /// descriptors 0 and 1 are the first two of `sockets`. What is in the environment can be changed afterwards, also
 /// `LISTEN_PID`.
-pub fn hand_over(redirections: &str, sockets: Vec<OwnedFd>, names: &str) -> Command {
+pub fn activated_command(redirections: &str, sockets: Vec<OwnedFd>, names: &str) -> Command {
     assert!(sockets.len() <= 2, "there are only two places");
     let mut sockets = sockets.into_iter().map(Stdio::from);
     let mut command = Command::new("sh");
@@ -40,69 +40,69 @@ pub fn hand_over(redirections: &str, sockets: Vec<OwnedFd>, names: &str) -> Comm
 }
 
 /// Somebody at `NOTIFY_SOCKET`, who listens on a thread of its own until this is dropped.
-pub struct Manager {
+pub struct ServiceManager {
     /// What `NOTIFY_SOCKET` is set to.
     address: String,
     socket: Arc<UnixDatagram>,
-    desk: Arc<Desk>,
+    shared: Arc<Shared>,
     _directory: TempDir,
 }
 
 #[derive(Default)]
-struct Desk {
-    told: Mutex<Told>,
+struct Shared {
+    state: Mutex<State>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct Told {
+struct State {
     /// What came in one datagram, and when: its assignments.
-    messages: Vec<(Instant, Vec<String>)>,
+    notifications: Vec<(Instant, Vec<String>)>,
     /// How many descriptors came along. They are closed at once, which is the answer to a barrier, but for those that are
     /// to be stored.
-    descriptors: usize,
+    received_descriptors: usize,
     /// What is stored, each with its name.
     stored: Vec<(String, OwnedFd)>,
-    away: Away,
-    gone: bool,
+    reading: Reading,
+    stopped: bool,
 }
 
 #[derive(Default, PartialEq)]
-enum Away {
+enum Reading {
     #[default]
-    No,
+    Active,
     /// With the next datagram.
-    Soon,
-    Yes,
+    SuspendRequested,
+    Suspended,
 }
 
-impl Desk {
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until `find` finds something in what was told.
-    fn wait_for<T>(&self, what: &str, mut find: impl FnMut(&Told) -> Option<T>) -> T {
-        let until = now() + CEILING;
-        let mut told = self.told();
+    fn wait_for<T>(&self, what: &str, mut find: impl FnMut(&State) -> Option<T>) -> T {
+        let until = now() + TEST_TIMEOUT;
+        let mut state = self.lock();
         loop {
-            if let Some(found) = find(&told) {
+            if let Some(found) = find(&state) {
                 return found;
             }
             let left = until.saturating_duration_since(now());
-            assert!(!left.is_zero(), "was not told {what}, only {:#?}", told.messages);
-            told = self.changed.wait_timeout(told, left).unwrap_or_else(PoisonError::into_inner).0;
+            assert!(!left.is_zero(), "was not told {what}, only {:#?}", state.notifications);
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
-impl Manager {
+impl ServiceManager {
     /// One with a path.
     pub fn start() -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let path = directory.path().join("notify");
         let socket = UnixDatagram::bind(&path).expect("the path is free");
-        Self::with(socket, path.to_str().expect("it is text").to_owned(), directory)
+        Self::from_socket(socket, path.to_str().expect("it is text").to_owned(), directory)
     }
 
     /// One with a name in the abstract namespace.
@@ -111,18 +111,18 @@ impl Manager {
         let name = format!("echoed-test-{}-{}", id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let address = SocketAddr::from_abstract_name(&name).expect("it is short");
         let socket = UnixDatagram::bind_addr(&address).expect("the name is free");
-        Self::with(socket, format!("@{name}"), tempfile::tempdir().expect("a directory can be made"))
+        Self::from_socket(socket, format!("@{name}"), tempfile::tempdir().expect("a directory can be made"))
     }
 
-    fn with(socket: UnixDatagram, address: String, directory: TempDir) -> Self {
-        let (socket, desk) = (Arc::new(socket), Arc::new(Desk::default()));
-        let (at, on) = (Arc::clone(&socket), Arc::clone(&desk));
-        thread::spawn(move || listen(&at, &on));
-        Self { address, socket, desk, _directory: directory }
+    fn from_socket(socket: UnixDatagram, address: String, directory: TempDir) -> Self {
+        let (socket, shared) = (Arc::new(socket), Arc::new(Shared::default()));
+        let (at, on) = (Arc::clone(&socket), Arc::clone(&shared));
+        thread::spawn(move || receive_notifications(&at, &on));
+        Self { address, socket, shared, _directory: directory }
     }
 
     /// Has a command tell it.
-    pub fn watch<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+    pub fn set_notify_socket<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("NOTIFY_SOCKET", &self.address).env_remove("WATCHDOG_USEC").env_remove("WATCHDOG_PID")
     }
 
@@ -133,61 +133,61 @@ impl Manager {
 
     /// Waits until it was told this so many times in all, and returns when.
     pub fn expect_times(&self, assignment: &str, times: usize) -> Vec<Instant> {
-        self.listen_again();
-        self.desk.wait_for(&format!("{assignment} {times} times"), |told| {
-            let is_it = |message: &&(Instant, Vec<String>)| message.1.iter().any(|told| told == assignment);
-            let found: Vec<_> = told.messages.iter().filter(is_it).map(|(at, _)| *at).collect();
+        self.resume_reading();
+        self.shared.wait_for(&format!("{assignment} {times} times"), |state| {
+            let matches = |message: &&(Instant, Vec<String>)| message.1.iter().any(|state| state == assignment);
+            let found: Vec<_> = state.notifications.iter().filter(matches).map(|(at, _)| *at).collect();
             (found.len() >= times).then_some(found)
         })
     }
 
     /// Waits until it is told something that begins like this, and returns what follows; the newest if there are several.
-    pub fn expect_that(&self, beginning: &str, is_it: impl Fn(&str) -> bool) -> String {
-        self.listen_again();
-        self.desk.wait_for(&format!("the right {beginning}"), |told| {
-            let all = told.messages.iter().rev().flat_map(|(_, message)| message);
-            let rest = all.filter_map(|told| told.strip_prefix(beginning)).find(|rest| is_it(rest));
+    pub fn expect_matching(&self, prefix: &str, matches: impl Fn(&str) -> bool) -> String {
+        self.resume_reading();
+        self.shared.wait_for(&format!("the right {prefix}"), |state| {
+            let all = state.notifications.iter().rev().flat_map(|(_, message)| message);
+            let rest = all.filter_map(|state| state.strip_prefix(prefix)).find(|rest| matches(rest));
             rest.map(str::to_owned)
         })
     }
 
     /// What it was told so far, a list of assignments for each datagram, with when it came.
-    pub fn messages(&self) -> Vec<(Instant, Vec<String>)> {
-        self.desk.told().messages.clone()
+    pub fn notifications(&self) -> Vec<(Instant, Vec<String>)> {
+        self.shared.lock().notifications.clone()
     }
 
     /// How many descriptors it was given so far.
-    pub fn descriptors(&self) -> usize {
-        self.desk.told().descriptors
+    pub fn received_descriptors(&self) -> usize {
+        self.shared.lock().received_descriptors
     }
 
     /// Also has a command store descriptors, up to so many.
-    pub fn store_for<'a>(&self, command: &'a mut Command, most: usize) -> &'a mut Command {
-        self.watch(command).env("FDSTORE", most.to_string())
+    pub fn set_fd_store<'a>(&self, command: &'a mut Command, max: usize) -> &'a mut Command {
+        self.set_notify_socket(command).env("FDSTORE", max.to_string())
     }
 
     /// Stores a descriptor, as if it had come from an earlier process.
     pub fn store(&self, name: &str, descriptor: OwnedFd) {
-        self.desk.told().stored.push((name.to_owned(), descriptor));
+        self.shared.lock().stored.push((name.to_owned(), descriptor));
     }
 
     /// What is stored, each with its name. As with systemd it stays stored, until somebody asks to forget it.
-    pub fn stored(&self) -> Vec<(String, OwnedFd)> {
-        let told = self.desk.told();
+    pub fn stored_descriptors(&self) -> Vec<(String, OwnedFd)> {
+        let state = self.shared.lock();
         let copy = |(name, descriptor): &(String, OwnedFd)| {
             (name.clone(), descriptor.try_clone().expect("a descriptor can be duplicated"))
         };
-        told.stored.iter().map(copy).collect()
+        state.stored.iter().map(copy).collect()
     }
 
     /// Does not listen until it is asked what it was told, and its queue is full: nobody can tell it anything.
-    pub fn stop_listening(&self) {
+    pub fn suspend_reading(&self) {
         let filler = UnixDatagram::unbound().expect("a socket can be made");
         filler.set_nonblocking(true).expect("it can be");
         filler.connect_addr(&self.socket.local_addr().expect("it has one")).expect("it can be reached");
-        self.desk.told().away = Away::Soon;
+        self.shared.lock().reading = Reading::SuspendRequested;
         filler.send(b"FILLED=1\n").expect("there is room");
-        self.desk.wait_for("to be away", |told| (told.away == Away::Yes).then_some(()));
+        self.shared.wait_for("to be away", |state| (state.reading == Reading::Suspended).then_some(()));
         let full = loop {
             if let Err(error) = filler.send(b"FILLED=1\n") {
                 break error;
@@ -196,29 +196,36 @@ impl Manager {
         assert_eq!(full.kind(), ErrorKind::WouldBlock);
     }
 
-    fn listen_again(&self) {
-        self.desk.told().away = Away::No;
-        self.desk.changed.notify_all();
+    fn resume_reading(&self) {
+        self.shared.lock().reading = Reading::Active;
+        self.shared.changed.notify_all();
     }
 
     /// Everything about the state that it was told by somebody who has ended.
-    pub fn states(&self) -> Vec<String> {
-        self.listen_again();
+    pub fn state_changes(&self) -> Vec<String> {
+        self.resume_reading();
         // Behind everything that was told before.
         let end = UnixDatagram::unbound().expect("a socket can be made");
         end.connect_addr(&self.socket.local_addr().expect("it has one")).expect("it can be reached");
         end.send(b"END=1\n").expect("there is room");
         self.expect("END=1");
         let names = ["READY=", "RELOADING=", "STOPPING="];
-        let state = |told: &&String| names.iter().any(|name| told.starts_with(name));
-        self.desk.told().messages.iter().flat_map(|(_, message)| message).filter(state).cloned().collect()
+        let is_state_change = |state: &&String| names.iter().any(|name| state.starts_with(name));
+        self.shared
+            .lock()
+            .notifications
+            .iter()
+            .flat_map(|(_, message)| message)
+            .filter(is_state_change)
+            .cloned()
+            .collect()
     }
 }
 
-impl Drop for Manager {
+impl Drop for ServiceManager {
     fn drop(&mut self) {
-        self.desk.told().gone = true;
-        self.listen_again();
+        self.shared.lock().stopped = true;
+        self.resume_reading();
         // The thread ends with the next datagram; there is one if there is no room for ours.
         if let (Ok(socket), Ok(address)) = (UnixDatagram::unbound(), self.socket.local_addr()) {
             let _ = socket.set_nonblocking(true).and_then(|()| socket.send_to_addr(b"", &address));
@@ -226,23 +233,23 @@ impl Drop for Manager {
     }
 }
 
-fn listen(socket: &UnixDatagram, desk: &Desk) {
-    let mut room = vec![0; 65_536];
+fn receive_notifications(socket: &UnixDatagram, shared: &Shared) {
+    let mut buffer = vec![0; 65_536];
     loop {
         {
-            let mut told = desk.told();
-            while told.away != Away::No {
-                told.away = Away::Yes;
-                desk.changed.notify_all();
-                told = desk.changed.wait(told).unwrap_or_else(PoisonError::into_inner);
+            let mut state = shared.lock();
+            while state.reading != Reading::Active {
+                state.reading = Reading::Suspended;
+                shared.changed.notify_all();
+                state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            if told.gone {
+            if state.stopped {
                 return;
             }
         }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut into = [IoSliceMut::new(&mut room)];
+        let mut into = [IoSliceMut::new(&mut buffer)];
         let Ok(message) = recvmsg(socket, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC) else { return };
         let count = message.bytes;
         let mut fds = Vec::new();
@@ -251,22 +258,22 @@ fn listen(socket: &UnixDatagram, desk: &Desk) {
                 fds.extend(more);
             }
         }
-        let text = String::from_utf8_lossy(&room[..count]);
+        let text = String::from_utf8_lossy(&buffer[..count]);
         let assignments: Vec<_> = text.lines().map(str::to_owned).collect();
-        let mut told = desk.told();
-        told.descriptors += fds.len();
-        let says = |what: &str| assignments.iter().any(|assignment| assignment == what);
+        let mut state = shared.lock();
+        state.received_descriptors += fds.len();
+        let has_assignment = |what: &str| assignments.iter().any(|assignment| assignment == what);
         let name = assignments.iter().find_map(|assignment| assignment.strip_prefix("FDNAME="));
-        if says("FDSTORE=1") {
+        if has_assignment("FDSTORE=1") {
             // Without FDPOLL=0, systemd drops what has hung up.
-            assert!(says("FDPOLL=0"), "{assignments:?}");
+            assert!(has_assignment("FDPOLL=0"), "{assignments:?}");
             let name = name.expect("it has a name");
-            told.stored.extend(fds.drain(..).map(|descriptor| (name.to_owned(), descriptor)));
+            state.stored.extend(fds.drain(..).map(|descriptor| (name.to_owned(), descriptor)));
         }
-        if says("FDSTOREREMOVE=1") {
-            told.stored.retain(|(stored, _)| Some(&**stored) != name);
+        if has_assignment("FDSTOREREMOVE=1") {
+            state.stored.retain(|(stored, _)| Some(&**stored) != name);
         }
-        told.messages.push((now(), assignments));
-        desk.changed.notify_all();
+        state.notifications.push((now(), assignments));
+        shared.changed.notify_all();
     }
 }

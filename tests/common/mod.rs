@@ -25,31 +25,31 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub use daemon::Daemon;
-pub use manager::Manager;
+pub use manager::ServiceManager;
 pub use peer::Peer;
 pub use random::Random;
 
 /// How long anything may take that should happen at once. Only reached when something is broken.
-pub const CEILING: Duration = Duration::from_secs(30);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The path of a program, if it is installed.
-pub fn program(name: &str) -> Option<PathBuf> {
+pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
 /// The path of a program, or else says that the calling test is left out for the lack of it.
-pub fn program_or_leave_out(name: &str) -> Option<PathBuf> {
-    let found = program(name);
+pub fn program_or_skip(name: &str) -> Option<PathBuf> {
+    let found = find_program(name);
     if found.is_none() {
-        leave_out(&format!("{name} is not installed"));
+        skip_test(&format!("{name} is not installed"));
     }
     found
 }
 
 /// Says that the calling test is left out, and why: on stderr, and in the file that `make test` shows at its end. Where
 /// everything is demanded (`make test REQUIRE=all`), it fails instead.
-pub fn leave_out(reason: &str) {
+pub fn skip_test(reason: &str) {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     assert!(env::var_os("ECHOED_TEST_REQUIRE").is_none_or(|all| all != "all"), "{test} is demanded, but {reason}");
     eprintln!("left out: {test}: {reason}");
@@ -66,23 +66,23 @@ pub fn now() -> std::time::Instant {
 }
 
 /// Waits until something is so that nobody tells us about.
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let until = now() + CEILING;
-    while !is_so() {
-        assert!(now() < until, "not so after {CEILING:?}: {what}");
+pub fn wait_until(description: &str, mut condition: impl FnMut() -> bool) {
+    let until = now() + TEST_TIMEOUT;
+    while !condition() {
+        assert!(now() < until, "not so after {TEST_TIMEOUT:?}: {description}");
         thread::sleep(Duration::from_millis(2));
     }
 }
 
 /// Sees to it that this process, and those that it starts, may open so many descriptors; or else says that the calling
 /// test is left out. Returns whether they may.
-pub fn may_open(descriptors: u64) -> bool {
+pub fn ensure_nofile_limit(descriptors: u64) -> bool {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_none_or(|current| current >= descriptors) {
         return true;
     }
     if maximum.is_some_and(|maximum| maximum < descriptors) {
-        leave_out(&format!("only {maximum:?} descriptors may be opened, not {descriptors}"));
+        skip_test(&format!("only {maximum:?} descriptors may be opened, not {descriptors}"));
         return false;
     }
     setrlimit(Resource::Nofile, Rlimit { current: Some(descriptors), maximum }).expect("the limit can be raised");

@@ -12,7 +12,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketType, connect, recv, send, shutdown, socket,
 };
 
-use super::{CEILING, now};
+use super::{TEST_TIMEOUT, now};
 
 /// The address of a Unix socket from how the daemon writes it.
 pub fn unix_address(address: &str) -> SocketAddrUnix {
@@ -32,12 +32,12 @@ impl PacketPeer {
     pub fn connect(address: &str) -> Self {
         let peer = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).expect("there are such sockets");
         connect(&peer, &unix_address(address)).unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
-        Self::of(peer)
+        Self::from_fd(peer)
     }
 
-    pub fn of(socket: OwnedFd) -> Self {
-        set_socket_timeout(&socket, Timeout::Recv, Some(CEILING)).expect("a timeout can be set");
-        set_socket_timeout(&socket, Timeout::Send, Some(CEILING)).expect("a timeout can be set");
+    pub fn from_fd(socket: OwnedFd) -> Self {
+        set_socket_timeout(&socket, Timeout::Recv, Some(TEST_TIMEOUT)).expect("a timeout can be set");
+        set_socket_timeout(&socket, Timeout::Send, Some(TEST_TIMEOUT)).expect("a timeout can be set");
         Self(socket)
     }
 
@@ -59,11 +59,11 @@ impl PacketPeer {
 
     /// The next packet; at the end of the stream an empty one.
     pub fn receive(&self) -> Vec<u8> {
-        let mut room = vec![0; 300_000];
-        let (_, len) = recv(&self.0, &mut room[..], RecvFlags::TRUNC).expect("a packet comes");
-        assert!(len <= room.len(), "{len}");
-        room.truncate(len);
-        room
+        let mut buffer = vec![0; 300_000];
+        let (_, len) = recv(&self.0, &mut buffer[..], RecvFlags::TRUNC).expect("a packet comes");
+        assert!(len <= buffer.len(), "{len}");
+        buffer.truncate(len);
+        buffer
     }
 
     pub fn expect(&self, packet: impl AsRef<[u8]>) {
@@ -95,7 +95,7 @@ impl PacketPeer {
 }
 
 /// A socket of datagrams with one place that it sends to.
-pub struct Sender {
+pub struct DatagramPeer {
     socket: Socket,
     to: String,
 }
@@ -105,7 +105,7 @@ enum Socket {
     Unix(unix::UnixDatagram),
 }
 
-impl Sender {
+impl DatagramPeer {
     /// From 127.0.0.1, [::1] or a name of its own to an address as the daemon writes it: `udp:127.0.0.1:40123`,
     /// `unixgram:/PATH`, `unixgram:@NAME`.
     pub fn to(address: &str) -> Self {
@@ -113,27 +113,27 @@ impl Sender {
             // An empty name is one that the kernel picks (autobind of unix(7)).
             let socket = socket(AddressFamily::UNIX, SocketType::DGRAM, None).expect("there are such sockets");
             rustix::net::bind(&socket, &SocketAddrUnix::new_unnamed()).expect("it gets a name");
-            return Self { socket: Socket::Unix(socket.into()), to: address.to_owned() }.ready();
+            return Self { socket: Socket::Unix(socket.into()), to: address.to_owned() }.with_timeouts();
         };
         let ip: SocketAddr = ip.parse().expect("an address");
-        Self::from(if ip.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }, address)
+        Self::bind(if ip.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }, address)
     }
 
     /// From an address of IP.
-    pub fn from(from: &str, address: &str) -> Self {
+    pub fn bind(from: &str, address: &str) -> Self {
         let socket = UdpSocket::bind(from).unwrap_or_else(|error| panic!("cannot bind {from}: {error}"));
-        Self { socket: Socket::Udp(socket), to: address.to_owned() }.ready()
+        Self { socket: Socket::Udp(socket), to: address.to_owned() }.with_timeouts()
     }
 
     /// From a Unix socket without a name.
-    pub fn nameless(address: &str) -> Self {
+    pub fn unnamed(address: &str) -> Self {
         let socket = unix::UnixDatagram::unbound().expect("there are such sockets");
-        Self { socket: Socket::Unix(socket), to: address.to_owned() }.ready()
+        Self { socket: Socket::Unix(socket), to: address.to_owned() }.with_timeouts()
     }
 
-    fn ready(self) -> Self {
-        set_socket_timeout(self.fd(), Timeout::Recv, Some(CEILING)).expect("a timeout can be set");
-        set_socket_timeout(self.fd(), Timeout::Send, Some(CEILING)).expect("a timeout can be set");
+    fn with_timeouts(self) -> Self {
+        set_socket_timeout(self.fd(), Timeout::Recv, Some(TEST_TIMEOUT)).expect("a timeout can be set");
+        set_socket_timeout(self.fd(), Timeout::Send, Some(TEST_TIMEOUT)).expect("a timeout can be set");
         self
     }
 
@@ -159,10 +159,10 @@ impl Sender {
     }
 
     pub fn receive(&self) -> Vec<u8> {
-        let mut room = vec![0; 300_000];
-        let (_, len) = recv(self.fd(), &mut room[..], RecvFlags::TRUNC).expect("a datagram comes");
-        room.truncate(len);
-        room
+        let mut buffer = vec![0; 300_000];
+        let (_, len) = recv(self.fd(), &mut buffer[..], RecvFlags::TRUNC).expect("a datagram comes");
+        buffer.truncate(len);
+        buffer
     }
 
     pub fn expect(&self, datagram: impl AsRef<[u8]>) {
@@ -177,9 +177,9 @@ impl Sender {
     }
 
     /// How many come until none does for this long.
-    pub fn count_for(&self, time: Duration) -> usize {
+    pub fn count_until_silent(&self, time: Duration) -> usize {
         set_socket_timeout(self.fd(), Timeout::Recv, Some(time)).expect("a timeout can be set");
-        let (mut count, until) = (0, now() + CEILING);
+        let (mut count, until) = (0, now() + TEST_TIMEOUT);
         loop {
             match recv(self.fd(), &mut [0; 1][..], RecvFlags::empty()) {
                 Ok(_) => count += 1,
@@ -188,7 +188,7 @@ impl Sender {
             }
             assert!(now() < until, "they do not end");
         }
-        set_socket_timeout(self.fd(), Timeout::Recv, Some(CEILING)).expect("a timeout can be set");
+        set_socket_timeout(self.fd(), Timeout::Recv, Some(TEST_TIMEOUT)).expect("a timeout can be set");
         count
     }
 }

@@ -9,7 +9,7 @@ use std::os::unix::net::{self as unix, UnixStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{CEILING, now, wait_until};
+use super::{TEST_TIMEOUT, now, wait_until};
 
 /// A connection to the daemon, which remembers what went over it.
 pub struct Peer {
@@ -27,13 +27,13 @@ enum Stream {
 
 /// How many bytes of a connection wait in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waiting {
+pub struct QueuedBytes {
     /// On their way to the daemon's side.
-    pub coming: usize,
+    pub to_daemon: usize,
     /// Arrived there, but not read.
     pub unread: usize,
     /// Sent by the daemon, but not arrived at ours.
-    pub leaving: usize,
+    pub from_daemon: usize,
 }
 
 impl Peer {
@@ -50,23 +50,24 @@ impl Peer {
             Stream::Unix(UnixStream::connect(path)?)
         } else {
             let ip: SocketAddr = address.strip_prefix("tcp:").unwrap_or(address).parse().expect("an address");
-            let stream = TcpStream::connect_timeout(&ip, CEILING)?;
+            let stream = TcpStream::connect_timeout(&ip, TEST_TIMEOUT)?;
             stream.set_nodelay(true)?;
             Stream::Tcp(stream)
         };
-        Ok(Self::with(stream))
+        Ok(Self::new(stream))
     }
 
     /// The daemon is at the other end of this already.
-    pub fn of(stream: UnixStream) -> Self {
-        Self::with(Stream::Unix(stream))
+    pub fn from_stream(stream: UnixStream) -> Self {
+        Self::new(Stream::Unix(stream))
     }
 
-    fn with(stream: Stream) -> Self {
+    fn new(stream: Stream) -> Self {
         let peer = Self { stream, sent: Vec::new(), received: Vec::new(), expected: 0 };
-        peer.set_timeout(CEILING);
+        peer.set_timeout(TEST_TIMEOUT);
         let sending = rustix::net::sockopt::Timeout::Send;
-        rustix::net::sockopt::set_socket_timeout(peer.fd(), sending, Some(CEILING)).expect("the timeout can be set");
+        rustix::net::sockopt::set_socket_timeout(peer.fd(), sending, Some(TEST_TIMEOUT))
+            .expect("the timeout can be set");
         peer
     }
 
@@ -92,16 +93,16 @@ impl Peer {
     pub fn expect(&mut self, bytes: impl AsRef<[u8]>) {
         let bytes = bytes.as_ref();
         let until = self.expected + bytes.len();
-        self.set_timeout(CEILING);
+        self.set_timeout(TEST_TIMEOUT);
         while self.received.len() < until {
             match self.read_some() {
-                Ok(0) => self.fail(&format!("the stream ended, expected {}", shown(bytes))),
+                Ok(0) => self.fail(&format!("the stream ended, expected {}", excerpt(bytes))),
                 Ok(_) => {}
-                Err(error) => self.fail(&format!("{error}, expected {}", shown(bytes))),
+                Err(error) => self.fail(&format!("{error}, expected {}", excerpt(bytes))),
             }
         }
         if self.received[self.expected..until] != *bytes {
-            self.fail(&format!("expected {}", shown(bytes)));
+            self.fail(&format!("expected {}", excerpt(bytes)));
         }
         self.expected = until;
     }
@@ -130,7 +131,7 @@ impl Peer {
 
     /// Waits for the end of the stream, with nothing before it.
     pub fn expect_close(&mut self) {
-        self.set_timeout(CEILING);
+        self.set_timeout(TEST_TIMEOUT);
         match self.read_some() {
             Ok(0) if self.received.len() == self.expected => {}
             Ok(_) => self.fail("expected the end of the stream, not more bytes"),
@@ -140,7 +141,7 @@ impl Peer {
 
     /// Everything up to the end of the stream, be it a proper one or a reset.
     pub fn read_to_end(&mut self) -> Vec<u8> {
-        self.set_timeout(CEILING);
+        self.set_timeout(TEST_TIMEOUT);
         loop {
             match self.read_some() {
                 Ok(0) => break,
@@ -177,7 +178,7 @@ impl Peer {
 
     /// How long it takes until the stream ends; what comes before is kept for `expect`.
     pub fn time_until_close(&mut self, since: Instant) -> Duration {
-        self.set_timeout(CEILING);
+        self.set_timeout(TEST_TIMEOUT);
         loop {
             match self.read_some() {
                 Ok(0) => return since.elapsed(),
@@ -209,7 +210,7 @@ impl Peer {
     }
 
     /// What waits in the kernel of this connection, which must be TCP over IPv4.
-    pub fn waiting(&self) -> Waiting {
+    pub fn queued_bytes(&self) -> QueuedBytes {
         let Stream::Tcp(stream) = &self.stream else { panic!("not a TCP connection") };
         let ports = [stream.local_addr(), stream.peer_addr()].map(|address| address.expect("it is connected").port());
         let [ours, theirs] = ports.map(|port| format!(":{port:04X}"));
@@ -223,24 +224,24 @@ impl Peer {
             let (sending, received) = line[4].split_once(':').expect("two queues");
             [sending, received].map(|count| usize::from_str_radix(count, 16).expect("a number"))
         };
-        let ([coming, _], [leaving, unread]) = (queues(&ours, &theirs), queues(&theirs, &ours));
-        Waiting { coming, unread, leaving }
+        let ([to_daemon, _], [from_daemon, unread]) = (queues(&ours, &theirs), queues(&theirs, &ours));
+        QueuedBytes { to_daemon, unread, from_daemon }
     }
 
     /// How many bytes have arrived, but were not read.
-    pub fn arrived(&self) -> usize {
+    pub fn readable_bytes(&self) -> usize {
         let count = rustix::io::ioctl_fionread(self.fd()).expect("it is a socket");
         usize::try_from(count).expect("it is small")
     }
 
     /// Waits until the daemon has read everything that was sent. (TCP over IPv4 only.)
     pub fn wait_until_read(&self) {
-        let none_waits = || {
-            let Waiting { coming, unread, .. } = self.waiting();
-            coming + unread == 0
+        let all_read = || {
+            let QueuedBytes { to_daemon, unread, .. } = self.queued_bytes();
+            to_daemon + unread == 0
         };
         // Twice, since one look sees both ends at slightly different times.
-        wait_until("the daemon has read everything", || none_waits() && none_waits());
+        wait_until("the daemon has read everything", || all_read() && all_read());
     }
 
     /// Closes it for good. By a drop alone it stays open as long as a process that another test is starting has a copy of the
@@ -292,15 +293,15 @@ impl Peer {
     fn fail(&self, problem: &str) -> ! {
         panic!(
             "{problem}\n  sent {}\n  received {}, of which {} bytes were expected",
-            shown(&self.sent),
-            shown(&self.received),
+            excerpt(&self.sent),
+            excerpt(&self.received),
             self.expected,
         )
     }
 }
 
 /// Bytes as text: the last of them, if they are many.
-fn shown(bytes: &[u8]) -> String {
+fn excerpt(bytes: &[u8]) -> String {
     let tail = &bytes[bytes.len().saturating_sub(300)..];
     let cut = if tail.len() < bytes.len() { "the last: " } else { "" };
     format!("{} bytes, {cut}\"{}\"", bytes.len(), tail.escape_ascii())

@@ -15,7 +15,7 @@ pub fn seed() -> u64 {
 
 impl Random {
     /// Those of one of many connections, from the seed of all.
-    pub fn of(seed: u64, connection: usize) -> Self {
+    pub fn seeded(seed: u64, connection: usize) -> Self {
         let mut random = Self(seed.wrapping_add(connection as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).max(1));
         random.next();
         random

@@ -9,12 +9,12 @@ use std::time::Duration;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, UCred, sendmsg_addr};
 use rustix::process::{Gid, Uid, getgid, getpid, getuid};
 
-use crate::common::packets::{Sender, unix_address};
-use crate::common::{Daemon, leave_out};
-use crate::{sender, start, start_on};
+use crate::common::packets::{DatagramPeer, unix_address};
+use crate::common::{Daemon, skip_test};
+use crate::{datagram_peer, start, start_on};
 
 /// How many were dropped for a cause, as the log says in the end.
-fn dropped(log: &[String], cause: &str) -> u64 {
+fn count_dropped(log: &[String], cause: &str) -> u64 {
     let of_cause = log.iter().filter(|line| line.contains(&format!(" dropped on echo: {cause}; ")));
     let count = |line: &String| {
         let (before, _) = line.split_once(" datagram")?;
@@ -24,32 +24,32 @@ fn dropped(log: &[String], cause: &str) -> u64 {
 }
 
 /// Sends it and something harmless after it, which is what comes back: the other one is dropped, for this cause alone.
-fn expect_dropped(daemon: Daemon, peer: &Sender, datagram: &[u8], cause: &str) {
-    let other = sender(&daemon);
+fn expect_dropped(daemon: Daemon, peer: &DatagramPeer, datagram: &[u8], cause: &str) {
+    let other = datagram_peer(&daemon);
     peer.send(datagram);
     other.exchange("harmless");
-    assert_eq!(peer.count_for(Duration::from_millis(100)), 0);
+    assert_eq!(peer.count_until_silent(Duration::from_millis(100)), 0);
     let log = daemon.stop();
-    assert_eq!(dropped(&log, cause), 1, "{log:#?}");
+    assert_eq!(count_dropped(&log, cause), 1, "{log:#?}");
     assert_eq!(log.iter().filter(|line| line.contains("dropped")).count(), 1, "{log:#?}");
 }
 
 #[test]
-fn what_comes_from_the_port_of_a_service_is_dropped() {
+fn datagrams_from_service_ports_are_dropped() {
     let daemon = start("", "udp:127.0.0.1:0");
     let address = daemon.addresses()[0].clone();
     let Ok(_) = UdpSocket::bind("127.0.0.1:1023") else {
-        return leave_out("ports below 1024 cannot be bound");
+        return skip_test("ports below 1024 cannot be bound");
     };
-    expect_dropped(daemon, &Sender::from("127.0.0.1:1023", &address), b"a", "service-port");
+    expect_dropped(daemon, &DatagramPeer::bind("127.0.0.1:1023", &address), b"a", "service-port");
     // The first that is one of clients.
     let daemon = start("", "udp:127.0.0.1:0");
-    Sender::from("127.0.0.1:1024", &daemon.addresses()[0]).exchange("a");
+    DatagramPeer::bind("127.0.0.1:1024", &daemon.addresses()[0]).exchange("a");
     daemon.stop();
 }
 
 #[test]
-fn what_begins_like_a_reply_is_dropped() {
+fn datagrams_that_begin_like_our_replies_are_dropped() {
     for (prefix, datagram) in [
         ("server got:", "server got:a"),
         ("server got:", "server got:"),
@@ -58,22 +58,22 @@ fn what_begins_like_a_reply_is_dropped() {
         ("x", "xa"),
     ] {
         let daemon = start(&format!("[defaults]\nprefix = '{prefix}'\n"), "udp:127.0.0.1:0");
-        let peer = sender(&daemon);
+        let peer = datagram_peer(&daemon);
         peer.send(datagram);
         peer.send("harmless");
         peer.expect(format!("{prefix}harmless"));
         let log = daemon.stop();
-        assert_eq!(dropped(&log, "own-reply"), 1, "{datagram}: {log:#?}");
+        assert_eq!(count_dropped(&log, "own-reply"), 1, "{datagram}: {log:#?}");
     }
 }
 
 #[test]
-fn what_would_be_answered_with_more_than_three_times_as_much_is_dropped() {
+fn datagrams_whose_reply_is_over_three_times_as_large_are_dropped() {
     // 28 bytes of headers on both: 84 for nothing at all.
     for (prefix, answered) in [(56, true), (57, false)] {
         let prefix = "p".repeat(prefix);
         let daemon = start(&format!("[defaults]\nprefix = '{prefix}'\n"), "udp:127.0.0.1:0");
-        let peer = sender(&daemon);
+        let peer = datagram_peer(&daemon);
         peer.send("");
         if answered {
             peer.expect(&prefix);
@@ -81,12 +81,12 @@ fn what_would_be_answered_with_more_than_three_times_as_much_is_dropped() {
         peer.send("longer");
         peer.expect(format!("{prefix}longer"));
         let log = daemon.stop();
-        assert_eq!(dropped(&log, "amplifies"), u64::from(!answered), "{log:#?}");
+        assert_eq!(count_dropped(&log, "amplifies"), u64::from(!answered), "{log:#?}");
     }
 }
 
 #[test]
-fn what_comes_from_the_own_address_is_dropped() {
+fn datagrams_from_our_own_address_are_dropped() {
     for (bound, to) in [
         ("127.0.0.1:0", "127.0.0.1"),
         ("[::1]:0", "[::1]"),
@@ -101,33 +101,33 @@ fn what_comes_from_the_own_address_is_dropped() {
         let to = format!("{to}:{}", socket.local_addr().unwrap().port());
         // Forged, as it were: from the very socket, which is ours, too.
         socket.send_to(b"a", &to).unwrap();
-        let other = Sender::to(&format!("udp:{to}"));
+        let other = DatagramPeer::to(&format!("udp:{to}"));
         other.send("harmless");
         other.expect("harmless");
         let log = daemon.stop();
-        assert_eq!(dropped(&log, "own-address"), 1, "{bound} {to}: {log:#?}");
-        assert_eq!(dropped(&log, "rate"), 0, "it talked to itself: {log:#?}");
+        assert_eq!(count_dropped(&log, "own-address"), 1, "{bound} {to}: {log:#?}");
+        assert_eq!(count_dropped(&log, "rate"), 0, "it talked to itself: {log:#?}");
     }
 }
 
 #[test]
-fn the_own_port_at_another_address_is_not_the_own_address() {
+fn our_port_at_another_address_is_not_our_own_address() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let daemon = start_on("", &socket);
     let port = socket.local_addr().unwrap().port();
-    Sender::from(&format!("127.0.0.2:{port}"), &daemon.addresses()[0]).exchange("a");
+    DatagramPeer::bind(&format!("127.0.0.2:{port}"), &daemon.addresses()[0]).exchange("a");
     daemon.stop();
 }
 
 #[test]
-fn a_client_without_a_name_cannot_be_answered() {
+fn datagrams_from_unnamed_unix_sockets_are_dropped() {
     let daemon = start("", "unixgram:DIR/socket");
-    let nameless = Sender::nameless(&daemon.addresses()[0]);
-    expect_dropped(daemon, &nameless, b"a", "nameless");
+    let unnamed = DatagramPeer::unnamed(&daemon.addresses()[0]);
+    expect_dropped(daemon, &unnamed, b"a", "nameless");
 }
 
 #[test]
-fn two_that_are_pointed_at_each_other_say_no_more_than_one_thing() {
+fn two_daemons_pointed_at_each_other_exchange_only_one_reply() {
     let sockets = [0, 1].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
     let daemons = sockets.each_ref().map(|socket| start_on("[limits]\ndatagrams_per_source = 'off'\n", socket));
     // Forged: from the one to the other.
@@ -139,14 +139,14 @@ fn two_that_are_pointed_at_each_other_say_no_more_than_one_thing() {
 }
 
 #[test]
-fn two_with_different_prefixes_bounce_no_faster_than_the_rate() {
+fn two_daemons_with_different_prefixes_loop_no_faster_than_the_rate_limit() {
     let sockets = [0, 1].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
     let settings = ["a:", "b:"]
         .map(|prefix| format!("[limits]\ndatagrams_per_source = '20/s'\n[defaults]\nprefix = '{prefix}'\n"));
     let daemons = [start_on(&settings[0], &sockets[0]), start_on(&settings[1], &sockets[1])];
     sockets[0].send_to(b"hello", sockets[1].local_addr().unwrap()).unwrap();
     // The first that is too much ends it.
-    crate::wait_until("it has ended", || daemons.iter().any(|daemon| dropped(&daemon.log(), "rate") == 1));
+    crate::wait_until("it has ended", || daemons.iter().any(|daemon| count_dropped(&daemon.log(), "rate") == 1));
     for daemon in daemons {
         let log = daemon.stop();
         let messages = log.iter().find_map(|line| line.split_once("cut; ")?.1.split_once(" messages")?.0.parse().ok());
@@ -155,12 +155,12 @@ fn two_with_different_prefixes_bounce_no_faster_than_the_rate() {
 }
 
 #[test]
-fn a_flood_of_one_source_is_cut_to_its_rate_while_another_is_served() {
+fn a_flooding_source_is_rate_limited_while_another_is_served() {
     let daemon = start("[limits]\ndatagrams_per_source = '5/s'\n", "udp:127.0.0.1:0");
     let address = daemon.addresses()[0].clone();
     // All ports of an address are one source.
-    let flood = [0, 1].map(|_| Sender::from("127.0.0.1:0", &address));
-    let other = Sender::from("127.0.0.2:0", &address);
+    let flood = [0, 1].map(|_| DatagramPeer::bind("127.0.0.1:0", &address));
+    let other = DatagramPeer::bind("127.0.0.2:0", &address);
     let start = crate::now();
     for _ in 0..4 {
         for _ in 0..25 {
@@ -168,46 +168,46 @@ fn a_flood_of_one_source_is_cut_to_its_rate_while_another_is_served() {
         }
         other.exchange("b");
     }
-    let answered: usize = flood.iter().map(|flood| flood.count_for(Duration::from_millis(100))).sum();
+    let answered: usize = flood.iter().map(|flood| flood.count_until_silent(Duration::from_millis(100))).sum();
     let most = 5 + 5 * (usize::try_from(start.elapsed().as_secs()).unwrap() + 1);
     assert!((5..=most).contains(&answered), "{answered} of 200 answered, {most} are allowed");
     // It is not locked out: after a while it is served again.
     thread::sleep(Duration::from_millis(1200));
     flood[0].exchange("c");
     let log = daemon.stop();
-    assert_eq!(dropped(&log, "rate"), 200 - answered as u64, "{log:#?}");
+    assert_eq!(count_dropped(&log, "rate"), 200 - answered as u64, "{log:#?}");
 }
 
 #[test]
-fn addresses_of_one_network_of_ipv6_are_one_source() {
+fn ipv6_and_ipv4_clients_of_one_socket_are_separate_sources() {
     let daemon = start("[limits]\ndatagrams_per_source = '1/s'\n", "udp:[::]:0");
     let port = daemon.addresses()[0].rsplit_once(':').unwrap().1.to_owned();
     // IPv4 over such a socket is a source of its own.
-    let (v6, v4) = (Sender::to(&format!("udp:[::1]:{port}")), Sender::to(&format!("udp:127.0.0.1:{port}")));
+    let (v6, v4) = (DatagramPeer::to(&format!("udp:[::1]:{port}")), DatagramPeer::to(&format!("udp:127.0.0.1:{port}")));
     v6.exchange("a");
     v4.exchange("a");
     v6.send("b");
     v4.send("b");
     daemon.wait_for_log("rate; from");
     let log = daemon.stop();
-    assert_eq!(dropped(&log, "rate"), 2, "{log:#?}");
+    assert_eq!(count_dropped(&log, "rate"), 2, "{log:#?}");
 }
 
 #[test]
-fn a_user_is_a_source_on_a_unix_socket() {
+fn each_user_is_one_source_on_a_unix_socket() {
     if !getuid().is_root() {
-        return leave_out("only root can send in the name of other users");
+        return skip_test("only root can send in the name of other users");
     }
     let daemon = start("[limits]\ndatagrams_per_source = '3/s'\n", "unixgram:DIR/socket");
     let address = daemon.addresses()[0].clone();
-    let peer = Sender::to(&address);
+    let peer = DatagramPeer::to(&address);
     let send_as = |uid: u32| {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
-        let mut beside = SendAncillaryBuffer::new(&mut space);
-        let who = UCred { pid: getpid(), uid: Uid::from_raw(uid), gid: Gid::from_raw(getgid().as_raw()) };
-        assert!(beside.push(SendAncillaryMessage::ScmCredentials(who)));
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let credentials = UCred { pid: getpid(), uid: Uid::from_raw(uid), gid: Gid::from_raw(getgid().as_raw()) };
+        assert!(control.push(SendAncillaryMessage::ScmCredentials(credentials)));
         let sent =
-            sendmsg_addr(peer.fd(), &unix_address(&address), &[IoSlice::new(b"a")], &mut beside, SendFlags::empty());
+            sendmsg_addr(peer.fd(), &unix_address(&address), &[IoSlice::new(b"a")], &mut control, SendFlags::empty());
         assert_eq!(sent, Ok(1));
     };
     for _ in 0..3 {
@@ -220,14 +220,14 @@ fn a_user_is_a_source_on_a_unix_socket() {
     (0..100).for_each(|_| send_as(1000));
     assert!(daemon.wait_for_log("rate; from").contains("from uid 1000 pid"));
     (0..3).for_each(|_| send_as(1002));
-    assert!(peer.count_for(Duration::from_millis(300)) >= 3);
+    assert!(peer.count_until_silent(Duration::from_millis(300)) >= 3);
     daemon.stop();
 }
 
 #[test]
-fn drops_are_told_of_in_a_bounded_way_and_none_goes_untold() {
+fn log_lines_about_drops_are_limited_and_count_every_drop() {
     let daemon = start("[defaults]\nmax_message = '10B'\n", "udp:127.0.0.1:0");
-    let peer = sender(&daemon);
+    let peer = datagram_peer(&daemon);
     for _ in 0..10 {
         for _ in 0..50 {
             peer.send("longer than that");
@@ -239,6 +239,6 @@ fn drops_are_told_of_in_a_bounded_way_and_none_goes_untold() {
     daemon.wait_for_log("1 datagram dropped on echo: too-long; from 127.0.0.1:");
     assert_eq!(said(&daemon.log()), 1, "{:#?}", daemon.log());
     let log = daemon.stop();
-    assert_eq!((said(&log), dropped(&log, "too-long")), (2, 500), "{log:#?}");
+    assert_eq!((said(&log), count_dropped(&log, "too-long")), (2, 500), "{log:#?}");
     assert!(log.iter().any(|line| line.contains("499 datagrams dropped on echo: too-long; the last from 127.0.0.1:")));
 }

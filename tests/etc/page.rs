@@ -12,7 +12,7 @@ const PAGE: &str = include_str!("../../docs/configuration.md");
 const DROP_IN: &str = "etc/echoed/echoed.toml.d/50-local.toml";
 
 /// The blocks of code below a heading: the language and the text of each.
-fn blocks(heading: &str) -> Vec<(&'static str, &'static str)> {
+fn code_blocks(heading: &str) -> Vec<(&'static str, &'static str)> {
     let (_, section) = PAGE.split_once(&format!("\n## {heading}\n")).expect("the page has this heading");
     let section = section.split("\n## ").next().unwrap_or_default();
     let fenced = section.split("```").skip(1).step_by(2);
@@ -20,7 +20,7 @@ fn blocks(heading: &str) -> Vec<(&'static str, &'static str)> {
 }
 
 /// What is said about a drop-in, or what is printed with it.
-fn outcome(drop_in: &str) -> Result<String, String> {
+fn load_drop_in(drop_in: &str) -> Result<String, String> {
     let root = tempfile::tempdir().expect("a directory can be made");
     let path = root.path().join(DROP_IN);
     fs::create_dir_all(path.parent().expect("it is below")).expect("the directory is ours");
@@ -53,12 +53,12 @@ fn every_key_is_in_a_table_of_the_page_with_its_default() {
 }
 
 #[test]
-fn the_mistakes_of_the_page_are_answered_as_it_says() {
-    let blocks = blocks("When something is wrong");
+fn the_errors_on_the_page_are_those_that_the_daemon_reports() {
+    let blocks = code_blocks("When something is wrong");
     let (mistakes, variable) = blocks.split_at(6);
     for pair in mistakes.chunks(2) {
         let [("toml", mistake), ("", said)] = pair else { panic!("a mistake and what is said: {pair:?}") };
-        assert_eq!(outcome(mistake).expect_err("it is a mistake").trim_end(), said.trim_end());
+        assert_eq!(load_drop_in(mistake).expect_err("it is a mistake").trim_end(), said.trim_end());
     }
     let [("", said)] = variable else { panic!("{variable:?}") };
     let environment = vec![("ECHOED_SERVICE__WORKERS".into(), "two".into())];
@@ -67,19 +67,19 @@ fn the_mistakes_of_the_page_are_answered_as_it_says() {
 }
 
 #[test]
-fn the_readme_shows_what_is_said_as_it_is_said() {
-    let first = blocks("When something is wrong")[1].1;
+fn the_readme_shows_a_real_error_message_and_valid_settings() {
+    let first = code_blocks("When something is wrong")[1].1;
     assert!(include_str!("../../README.md").contains(first), "{first}");
     let (_, settings) = include_str!("../../README.md").split_once("```toml\n").unwrap();
-    outcome(settings.split("```").next().unwrap()).unwrap_or_else(|error| panic!("{error}"));
+    load_drop_in(settings.split("```").next().unwrap()).unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]
-fn the_worked_example_of_the_page_does_what_it_says() {
-    let blocks = blocks("An example: another deadline for one of two sockets");
+fn the_worked_example_on_the_page_prints_what_the_page_shows() {
+    let blocks = code_blocks("An example: another deadline for one of two sockets");
     let drop_in = blocks.iter().find(|(language, _)| *language == "toml").unwrap().1;
     let shown = blocks.iter().find(|(language, _)| language.is_empty()).unwrap().1;
-    let printed = outcome(drop_in).unwrap_or_else(|error| panic!("{error}"));
+    let printed = load_drop_in(drop_in).unwrap_or_else(|error| panic!("{error}"));
     assert!(printed.contains(shown), "{printed}");
     let settings = Settings::from_toml("x", drop_in).unwrap();
     let read = |name: &str| settings.listener_settings(name).rules.deadlines.read.as_ref().map(ToString::to_string);
@@ -87,17 +87,18 @@ fn the_worked_example_of_the_page_does_what_it_says() {
 }
 
 #[test]
-fn what_the_page_begins_with_is_what_it_shows_printed() {
+fn the_first_example_on_the_page_prints_what_the_page_shows() {
     let (_, start) = PAGE.split_once("printf '").unwrap();
     let drop_in = start.split('\'').next().unwrap().replace("\\n", "\n");
-    let shown = blocks("Where settings come from").into_iter().find(|(language, _)| language.is_empty()).unwrap().1;
-    let printed = outcome(&drop_in).unwrap_or_else(|error| panic!("{error}"));
+    let shown =
+        code_blocks("Where settings come from").into_iter().find(|(language, _)| language.is_empty()).unwrap().1;
+    let printed = load_drop_in(&drop_in).unwrap_or_else(|error| panic!("{error}"));
     assert!(printed.contains(shown), "{printed}");
 }
 
 #[test]
-fn the_variables_of_the_page_are_good() {
-    let ini = blocks("Where settings come from").into_iter().find(|(language, _)| *language == "ini").unwrap().1;
+fn the_environment_variables_on_the_page_are_valid() {
+    let ini = code_blocks("Where settings come from").into_iter().find(|(language, _)| *language == "ini").unwrap().1;
     let mut environment = Vec::new();
     for line in ini.lines().filter_map(|line| line.strip_prefix("Environment=")) {
         // As systemd.exec(5) reads it: quotes around the whole, and C escapes.

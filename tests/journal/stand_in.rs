@@ -19,7 +19,7 @@ use rustix::fs::{SealFlags, fcntl_get_seals};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tempfile::TempDir;
 
-use crate::common::{CEILING, leave_out, now};
+use crate::common::{TEST_TIMEOUT, now, skip_test};
 
 /// Puts a socket where journald's is, says that stderr is the journal, and becomes the daemon. A listener may lie in its
 /// stdin; then its name is in `LISTEN_FDNAMES`.
@@ -75,7 +75,7 @@ impl Entry {
 }
 
 /// The stand-in.
-pub struct Journal {
+pub struct FakeJournald {
     shared: Arc<Shared>,
     directory: TempDir,
     /// Options of unshare(1) that work here.
@@ -91,11 +91,11 @@ struct Shared {
 #[derive(Default)]
 struct State {
     entries: Vec<Entry>,
-    paused: bool,
+    suspended: bool,
     ended: bool,
 }
 
-impl Journal {
+impl FakeJournald {
     /// Begins to read; or says that the calling test is left out.
     pub fn start() -> Option<Self> {
         let works = |options: &&str| {
@@ -104,7 +104,7 @@ impl Journal {
             command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
         };
         let Some(unshare) = ["-m", "-rm"].into_iter().find(works) else {
-            leave_out("there are no mount namespaces here (unshare -m, unshare -rm)");
+            skip_test("there are no mount namespaces here (unshare -m, unshare -rm)");
             return None;
         };
         let directory = tempfile::tempdir().expect("a directory can be made");
@@ -113,19 +113,19 @@ impl Journal {
         let state = Arc::clone(&shared);
         thread::spawn(move || {
             loop {
-                let mut now = state.lock();
-                while now.paused {
-                    now = state.changed.wait(now).unwrap_or_else(PoisonError::into_inner);
+                let mut state_guard = state.lock();
+                while state_guard.suspended {
+                    state_guard = state.changed.wait(state_guard).unwrap_or_else(PoisonError::into_inner);
                 }
-                drop(now);
+                drop(state_guard);
                 let received = receive(&socket);
-                let mut now = state.lock();
+                let mut state_guard = state.lock();
                 match received {
                     // tracing-journald's way to see whether somebody is there.
-                    Received::Nothing => {}
-                    Received::Entry(entry) => now.entries.push(entry),
+                    Received::Empty => {}
+                    Received::Entry(entry) => state_guard.entries.push(entry),
                     Received::End => {
-                        now.ended = true;
+                        state_guard.ended = true;
                         state.changed.notify_all();
                         break;
                     }
@@ -156,13 +156,13 @@ impl Journal {
     }
 
     /// Stops reading. (What is being read now is still taken.)
-    pub fn pause(&self) {
-        self.shared.lock().paused = true;
+    pub fn suspend(&self) {
+        self.shared.lock().suspended = true;
     }
 
     /// Reads again.
     pub fn resume(&self) {
-        self.shared.lock().paused = false;
+        self.shared.lock().suspended = false;
         self.shared.changed.notify_all();
     }
 
@@ -177,17 +177,17 @@ impl Journal {
     }
 
     /// Waits for an entry, and returns it.
-    pub fn expect(&self, what: &str, is_it: impl Fn(&Entry) -> bool) -> Entry {
-        self.expect_times(what, 1, is_it).remove(0)
+    pub fn expect(&self, what: &str, matches: impl Fn(&Entry) -> bool) -> Entry {
+        self.expect_times(what, 1, matches).remove(0)
     }
 
     /// Waits for so many entries, and returns all of them.
-    pub fn expect_times(&self, what: &str, times: usize, is_it: impl Fn(&Entry) -> bool) -> Vec<Entry> {
-        let until = now() + CEILING;
+    pub fn expect_times(&self, what: &str, times: usize, matches: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        let until = now() + TEST_TIMEOUT;
         let (mut found, mut seen) = (Vec::new(), 0);
         let mut state = self.shared.lock();
         loop {
-            found.extend(state.entries[seen..].iter().filter(|entry| is_it(entry)).cloned());
+            found.extend(state.entries[seen..].iter().filter(|entry| matches(entry)).cloned());
             seen = state.entries.len();
             if found.len() >= times {
                 return found;
@@ -208,7 +208,7 @@ impl Journal {
     }
 
     /// Everything that was sent, when no more is sent.
-    pub fn end(self) -> Vec<Entry> {
+    pub fn stop_and_collect(self) -> Vec<Entry> {
         self.resume();
         let socket = UnixDatagram::unbound().expect("a socket can be made");
         socket.send_to(b"END", self.directory.path().join("socket")).expect("it is there");
@@ -228,22 +228,22 @@ impl Shared {
 
 enum Received {
     Entry(Entry),
-    Nothing,
+    Empty,
     End,
 }
 
 fn receive(socket: &UnixDatagram) -> Received {
-    let mut room = vec![0; 256 * 1024];
+    let mut buffer = vec![0; 256 * 1024];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut room)], &mut control, RecvFlags::CMSG_CLOEXEC);
+    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut buffer)], &mut control, RecvFlags::CMSG_CLOEXEC);
     let count = received.expect("it can be received").bytes;
     let descriptors = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
         _ => None,
     });
     let memory: Option<OwnedFd> = descriptors.flatten().next();
-    match (memory, &room[..count]) {
+    match (memory, &buffer[..count]) {
         (Some(memory), bytes) => {
             // What journald demands.
             assert!(bytes.is_empty(), "either a payload or a descriptor");
@@ -255,7 +255,7 @@ fn receive(socket: &UnixDatagram) -> Received {
             file.read_to_end(&mut bytes).expect("it can be read");
             Received::Entry(Entry::parse(&bytes, true))
         }
-        (None, b"") => Received::Nothing,
+        (None, b"") => Received::Empty,
         (None, b"END") => Received::End,
         (None, bytes) => Received::Entry(Entry::parse(bytes, false)),
     }

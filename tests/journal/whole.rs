@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use crate::common::{CEILING, Daemon, Peer};
-use crate::stand_in::{Entry, Journal};
-use crate::{end, has_subject, known, spawn, write_on};
+use crate::common::{Daemon, Peer, TEST_TIMEOUT};
+use crate::stand_in::{Entry, FakeJournald};
+use crate::{has_subject, spawn, stable_fields, stop_and_collect, write_to};
 
 const FULL: &str = "
     [defaults]
@@ -25,8 +25,8 @@ fn is_message(entry: &Entry) -> bool {
 }
 
 #[test]
-fn a_message_is_one_entry_whatever_is_in_it() {
-    let Some(journal) = Journal::start() else { return };
+fn a_message_is_one_entry_whatever_bytes_it_contains() {
+    let Some(journal) = FakeJournald::start() else { return };
     let daemon = spawn(&journal, FULL, &["--listen", "sink=127.0.0.1:0"]);
     let mut peer = Peer::connect(&journal.addresses(1)[0]);
     let hostile = b"one\nPRIORITY=0\nMESSAGE=two\nMESSAGE_ID\n\x01\0\0\0\0\0\0\0x\n\xff\0\x1b";
@@ -35,7 +35,7 @@ fn a_message_is_one_entry_whatever_is_in_it() {
     let messages = journal.expect_times("two messages", 2, is_message);
     assert_eq!(messages[0].fields["MESSAGE"], hostile);
     assert_eq!(messages[1].fields["MESSAGE"], b"");
-    let fields = known(&messages[0]);
+    let fields = stable_fields(&messages[0]);
     let expected = [("CONNECTION", "1"), ("LISTENER", "sink"), ("PRIORITY", "6"), ("SYSLOG_IDENTIFIER", "echoed")];
     for (name, value) in expected {
         assert_eq!(fields[name], value, "{name}");
@@ -43,15 +43,15 @@ fn a_message_is_one_entry_whatever_is_in_it() {
     assert!(fields["PEER"].starts_with("127.0.0.1:"));
     assert_eq!(fields.len(), expected.len() + 1);
     drop(peer);
-    end(daemon, journal);
+    stop_and_collect(daemon, journal);
 }
 
 #[test]
-fn a_message_of_a_mebibyte_arrives_whole() {
-    let Some(journal) = Journal::start() else { return };
+fn a_message_of_one_mebibyte_is_logged_completely() {
+    let Some(journal) = FakeJournald::start() else { return };
     let daemon = spawn(&journal, FULL, &["--listen", "127.0.0.1:0"]);
     let address = &journal.addresses(1)[0];
-    let descriptors = daemon.descriptors();
+    let descriptors = daemon.descriptor_count();
     let mut peer = Peer::connect(address);
     let mebibyte = 1024 * 1024;
     let bytes = (0..mebibyte).map(|at: u32| at.wrapping_mul(0x9E37_79B9).to_le_bytes()[3]);
@@ -59,7 +59,7 @@ fn a_message_of_a_mebibyte_arrives_whole() {
     thread::scope(|scope| {
         let sender = &peer;
         let sent = [&message[..], b"\t"].concat();
-        scope.spawn(move || write_on(sender, &sent));
+        scope.spawn(move || write_to(sender, &sent));
     });
     peer.expect([b"server got:", &message[..], b"\t"].concat());
     let entry = journal.expect("the message", is_message);
@@ -69,9 +69,9 @@ fn a_message_of_a_mebibyte_arrives_whole() {
     let entries = journal.expect_times("both", 2, is_message);
     assert!(!entries[1].in_memory);
     // The connection is one, and the first message needed a socket, which is kept; its memory is not.
-    assert!(daemon.descriptors() <= descriptors + 2);
+    assert!(daemon.descriptor_count() <= descriptors + 2);
     drop(peer);
-    end(daemon, journal);
+    stop_and_collect(daemon, journal);
 }
 
 /// The replies on a connection, as they come.
@@ -82,7 +82,7 @@ struct Replies {
 }
 
 impl Replies {
-    fn of(peer: &Peer) -> Self {
+    fn new(peer: &Peer) -> Self {
         Self { reader: BufReader::new(peer.stream()), partial: Vec::new() }
     }
 
@@ -105,19 +105,19 @@ const CONNECTIONS: usize = 4;
 const MESSAGES: usize = 2500;
 
 #[test]
-fn of_ten_thousand_messages_none_is_lost_and_clients_wait_for_a_journal_that_pauses() {
-    let Some(journal) = Journal::start() else { return };
+fn no_message_is_lost_and_clients_wait_while_the_journal_does_not_read() {
+    let Some(journal) = FakeJournald::start() else { return };
     let daemon = spawn(&journal, FULL, &["--listen", "127.0.0.1:0"]);
     let address = journal.addresses(1).remove(0);
-    journal.pause();
+    journal.suspend();
     let peers: Vec<_> = (0..CONNECTIONS).map(|_| Peer::connect(&address)).collect();
-    let mut replies: Vec<_> = peers.iter().map(Replies::of).collect();
+    let mut replies: Vec<_> = peers.iter().map(Replies::new).collect();
     let mut early = 0;
     thread::scope(|scope| {
         for peer in &peers {
             scope.spawn(move || {
                 let messages: String = (0..MESSAGES).map(|number| format!("message {number}\t")).collect();
-                write_on(peer, messages.as_bytes());
+                write_to(peer, messages.as_bytes());
             });
         }
         // Every message is logged before it is answered, so only so many can be answered as wait to be written.
@@ -132,19 +132,19 @@ fn of_ten_thousand_messages_none_is_lost_and_clients_wait_for_a_journal_that_pau
             journal.resume();
             let count = journal.count();
             journal.expect_times("some more", count + 500, |_| true);
-            journal.pause();
+            journal.suspend();
         }
         journal.resume();
         for (replies, answered) in replies.iter_mut().zip(answered) {
             for number in answered..MESSAGES {
-                assert_eq!(replies.next_within(CEILING), Some(format!("server got:message {number}\t")));
+                assert_eq!(replies.next_within(TEST_TIMEOUT), Some(format!("server got:message {number}\t")));
             }
         }
     });
     // The queue, and what the socket holds by default (net.unix.max_dgram_qlen=10, 512 under systemd).
     assert!(0 < early && early <= 1024 + 600, "{early} were answered while nothing was written");
     drop((replies, peers));
-    let entries = end(daemon, journal);
+    let entries = stop_and_collect(daemon, journal);
     let mut by_connection: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for entry in entries.iter().filter(|entry| is_message(entry)) {
         by_connection.entry(entry.text("CONNECTION")).or_default().push(entry.text("MESSAGE"));
@@ -157,11 +157,11 @@ fn of_ten_thousand_messages_none_is_lost_and_clients_wait_for_a_journal_that_pau
 }
 
 #[test]
-fn messages_that_wait_are_written_before_the_daemon_ends() {
-    let Some(journal) = Journal::start() else { return };
+fn queued_messages_are_written_before_the_daemon_exits() {
+    let Some(journal) = FakeJournald::start() else { return };
     let mut daemon = spawn(&journal, FULL, &["--listen", "127.0.0.1:0"]);
     let mut peer = Peer::connect(&journal.addresses(1)[0]);
-    journal.pause();
+    journal.suspend();
     for number in 0..200 {
         peer.exchange(&number.to_string());
     }
@@ -171,7 +171,7 @@ fn messages_that_wait_are_written_before_the_daemon_ends() {
     thread::sleep(Duration::from_millis(1500));
     journal.resume();
     assert!(daemon.wait().success());
-    let entries = journal.end();
+    let entries = journal.stop_and_collect();
     assert_eq!(entries.iter().filter(|entry| is_message(entry)).count(), 200);
     assert!(entries.iter().any(has_subject("The daemon has stopped")));
 }
@@ -192,8 +192,8 @@ fn without_the_journal_a_message_is_a_line_on_stderr() {
 }
 
 #[test]
-fn a_summary_is_an_entry_for_each_message_however_many_there_are() {
-    let Some(journal) = Journal::start() else { return };
+fn message_summaries_are_never_suppressed() {
+    let Some(journal) = FakeJournald::start() else { return };
     let daemon = spawn(&journal, "[defaults]\nlog_messages = 'summary'\n", &["--listen", "127.0.0.1:0"]);
     let mut peer = Peer::connect(&journal.addresses(1)[0]);
     for number in 1..=300 {
@@ -202,7 +202,7 @@ fn a_summary_is_an_entry_for_each_message_however_many_there_are() {
         journal.expect_times("a summary", number, has_subject("A message of @PEER@, in short"));
     }
     drop(peer);
-    let entries = end(daemon, journal);
+    let entries = stop_and_collect(daemon, journal);
     let summary = entries.iter().find(|entry| has_subject("in short")(entry)).unwrap();
     assert!(summary.text("MESSAGE").ends_with(": \"1\\n\""), "{summary:?}");
     assert_eq!((summary.text("CONNECTION"), summary.text("PRIORITY")), ("1".to_owned(), "6".to_owned()));

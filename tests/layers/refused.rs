@@ -4,22 +4,22 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 
-use crate::{Root, sets};
+use crate::{Root, prefix_document};
 
 /// The first lines of blocks.
 fn headlines(root: &Root) -> Vec<String> {
-    root.refusal().lines().filter(|line| !line.contains(" |")).map(str::to_owned).collect()
+    root.load_error().lines().filter(|line| !line.contains(" |")).map(str::to_owned).collect()
 }
 
 #[test]
-fn wrong_things_in_several_layers_are_all_reported_in_their_order() {
+fn errors_in_several_layers_are_all_reported_in_order() {
     let mut root = Root::new();
     root.write("usr/lib/echoed.toml", "[log]\nlevel = 3\n[limit]\n")
         .write("etc/10-x.toml", "[log\n")
         .write("run/20-x.toml", "[defaults]\nprefix = \"a\\tb\"\n[service]\nworkers = -1\n")
         .write("etc/30-x.toml", "[service]\ndrain = 5\n")
         .link("etc/40-x.toml", "nowhere");
-    root.set("ECHOED_LIMITS__CONNECTIONS", "0").set("ECHOED_LOG__COLOUR", "1");
+    root.set_variable("ECHOED_LIMITS__CONNECTIONS", "0").set_variable("ECHOED_LOG__COLOUR", "1");
     let starts = [
         "/usr/lib/echoed/echoed.toml:2:9: level is a word, not an integer",
         "/usr/lib/echoed/echoed.toml:3:2: there is no key limit; is limits meant?",
@@ -40,7 +40,7 @@ fn wrong_things_in_several_layers_are_all_reported_in_their_order() {
 }
 
 #[test]
-fn what_only_the_merge_can_show_is_reported_with_the_places_of_both_keys() {
+fn conflicts_between_layers_are_reported_with_the_origins_of_both_keys() {
     for (files, said) in [
         (
             &[
@@ -101,17 +101,17 @@ fn what_only_the_merge_can_show_is_reported_with_the_places_of_both_keys() {
 #[test]
 fn a_conflict_with_a_variable_names_the_variable() {
     let mut root = Root::new();
-    root.write("etc/echoed.toml", &sets("a:b"));
-    root.set("ECHOED_DEFAULTS__DELIMITER", ":");
+    root.write("etc/echoed.toml", &prefix_document("a:b"));
+    root.set_variable("ECHOED_DEFAULTS__DELIMITER", ":");
     assert_eq!(
-        root.refusal(),
+        root.load_error(),
         "ECHOED_DEFAULTS__DELIMITER: the prefix \"a:b\" contains the delimiter \":\"; change one of them \
          (prefix: /etc/echoed/echoed.toml:2)\n  |\n  | ECHOED_DEFAULTS__DELIMITER=:\n  |                            ^"
     );
 }
 
 #[test]
-fn what_a_later_layer_mends_is_no_conflict() {
+fn a_conflict_that_a_later_layer_resolves_is_not_reported() {
     let root = Root::new();
     root.write("usr/lib/echoed.toml", "[defaults]\nprefix = \"a\\tb\"\nmax_message = \"1GiB\"\n")
         .write("etc/echoed.toml", "[defaults]\ndelimiter = \"\\n\"\n[limits]\nbuffer_memory = \"2GiB\"\n");
@@ -119,7 +119,7 @@ fn what_a_later_layer_mends_is_no_conflict() {
 }
 
 #[test]
-fn what_is_wrong_by_itself_is_no_conflict_with_what_it_hides() {
+fn an_invalid_value_is_not_also_reported_as_a_conflict() {
     let root = Root::new();
     root.write("usr/lib/echoed.toml", "[limits]\nbuffer_memory = \"1MiB\"\n[defaults]\nmax_message = \"1KiB\"\n")
         .write("etc/echoed.toml", "[limits]\nbuffer_memory = \"100 MB\"\n[defaults]\nmax_message = \"65MiB\"\n");
@@ -128,17 +128,17 @@ fn what_is_wrong_by_itself_is_no_conflict_with_what_it_hides() {
 }
 
 #[test]
-fn a_layer_is_wrong_even_where_another_one_hides_what_it_sets() {
+fn an_invalid_value_is_reported_even_if_a_later_layer_overrides_it() {
     let mut root = Root::new();
     root.write("usr/lib/echoed.toml", "[log]\nlevel = \"loud\"\n")
         .write("etc/echoed.toml", "[log]\nlevel = \"info\"\n");
-    root.set("ECHOED_LOG__LEVEL", "info");
+    root.set_variable("ECHOED_LOG__LEVEL", "info");
     let said = headlines(&root);
     assert!(said.len() == 1 && said[0].starts_with("/usr/lib/echoed/echoed.toml:2:9: level"), "{said:#?}");
 }
 
 #[test]
-fn variables_are_never_made_to_fit_and_are_shown_with_a_caret() {
+fn invalid_variables_are_refused_and_shown_with_a_caret() {
     for (name, value, said) in [
         ("ECHOED_SERVICE__WORKERS", "2.7", "workers is a number, not a float"),
         ("ECHOED_SERVICE__WORKERS", "two", "workers is a number, not a string"),
@@ -161,26 +161,26 @@ fn variables_are_never_made_to_fit_and_are_shown_with_a_caret() {
         ("ECHOED_METRICS__LISTEN", "[]", "metrics is not built yet in this version of echoed; remove it"),
     ] {
         let mut root = Root::new();
-        root.set(name, value);
-        let refusal = root.refusal();
-        let lines: Vec<_> = refusal.lines().collect();
+        root.set_variable(name, value);
+        let error = root.load_error();
+        let lines: Vec<_> = error.lines().collect();
         let shown = format!("  | {name}={value}");
-        assert_eq!(lines[..3], [&*format!("{name}: {said}"), "  |", &*shown], "{refusal}");
+        assert_eq!(lines[..3], [&*format!("{name}: {said}"), "  |", &*shown], "{error}");
         let caret = lines[3].find('^').unwrap();
         let is_about_key =
             said.starts_with("there is") || said.contains("name") || said.contains("built") || said.contains("table");
-        assert_eq!(caret < 4 + name.len() + 1, is_about_key, "{refusal}");
-        assert!(lines[3].trim_end().len() <= shown.len().max(caret + 1), "{refusal}");
+        assert_eq!(caret < 4 + name.len() + 1, is_about_key, "{error}");
+        assert!(lines[3].trim_end().len() <= shown.len().max(caret + 1), "{error}");
     }
 }
 
 #[test]
-fn variables_that_cannot_be_read_are_named() {
+fn variables_with_invalid_names_or_encodings_are_named() {
     let mut root = Root::new();
-    root.set("ECHOED_log__LEVEL", "info");
+    root.set_variable("ECHOED_log__LEVEL", "info");
     root.sources.environment.push(("ECHOED_LOG__LEVEL".into(), OsString::from_vec(b"in\xff".to_vec())));
     root.sources.environment.push((OsString::from_vec(b"ECHOED_\xff__X".to_vec()), "y".into()));
-    root.set("ECHOED_LOG__\u{1b}\n", "info");
+    root.set_variable("ECHOED_LOG__\u{1b}\n", "info");
     let said = headlines(&root);
     assert_eq!(said.len(), 4, "{said:#?}");
     for start in [
@@ -194,7 +194,7 @@ fn variables_that_cannot_be_read_are_named() {
 }
 
 #[test]
-fn what_is_no_file_where_one_is_expected_is_named() {
+fn a_path_that_is_not_a_regular_file_is_named() {
     let root = Root::new();
     for name in ["etc/echoed.toml", "run/x.toml"] {
         fs::create_dir_all(root.path(name)).unwrap();
@@ -216,26 +216,26 @@ fn what_is_no_file_where_one_is_expected_is_named() {
 }
 
 #[test]
-fn a_directory_of_drop_ins_that_is_none_is_named() {
+fn a_drop_in_directory_that_is_a_file_is_named() {
     let root = Root::new();
     let directory = root.path("etc/x.toml").parent().unwrap().to_owned();
     fs::create_dir_all(directory.parent().unwrap()).unwrap();
     fs::write(&directory, "").unwrap();
     assert!(
-        root.refusal().starts_with("/etc/echoed/echoed.toml.d: cannot be read: Not a directory"),
+        root.load_error().starts_with("/etc/echoed/echoed.toml.d: cannot be read: Not a directory"),
         "{}",
-        root.refusal()
+        root.load_error()
     );
 }
 
 #[test]
-fn a_file_that_is_too_large_is_refused_and_one_that_just_fits_is_not() {
+fn a_file_of_1_mib_is_read_and_a_larger_one_is_refused() {
     let mut root = Root::new();
-    let text = |size: usize| format!("{}#{}", sets("x"), "#".repeat(size - sets("x").len() - 1));
+    let text = |size: usize| format!("{}#{}", prefix_document("x"), "#".repeat(size - prefix_document("x").len() - 1));
     root.write("etc/echoed.toml", &text(1 << 20));
     assert_eq!(root.prefix(), "x");
     root.write("etc/echoed.toml", &text((1 << 20) + 1));
-    assert!(root.refusal().starts_with("/etc/echoed/echoed.toml: has more than 1MiB"), "{}", root.refusal());
+    assert!(root.load_error().starts_with("/etc/echoed/echoed.toml: has more than 1MiB"), "{}", root.load_error());
     root.sources.config = Some("/dev/zero".into());
-    assert!(root.refusal().starts_with("/dev/zero: has more than 1MiB"), "{}", root.refusal());
+    assert!(root.load_error().starts_with("/dev/zero: has more than 1MiB"), "{}", root.load_error());
 }

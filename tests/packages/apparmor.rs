@@ -2,11 +2,11 @@
 
 use crate::guest::Guest;
 use crate::roots::Debian;
-use crate::shipment::PLACE;
+use crate::shipment::STAGING_DIR;
 
 /// All that the service does: by its own sockets and by those of the examples, with connections carried over a restart, one
 /// process for each connection, and settings that are read anew.
-const WHAT_IT_DOES: &str = r#"
+const SERVICE_WORKLOAD: &str = r#"
 wait_for() { for i in $(seq 600); do if sh -c "$1"; then return; fi; sleep 0.5; done; echo "not so: $1"; exit 1; }
 
 sh $place/packaging/smoke
@@ -57,7 +57,7 @@ systemctl start echoed.socket
 "#;
 
 /// Without its root directory, and with settings where none of its own are.
-const ELSEWHERE: &str = "[Service]
+const OUTSIDE_ROOT_DIRECTORY: &str = "[Service]
 RootDirectory=
 BindReadOnlyPaths=
 TemporaryFileSystem=
@@ -66,43 +66,43 @@ ExecStart=/usr/sbin/echoed --config /srv/echoed.toml
 ";
 
 /// What the kernel forbade the service.
-fn denied(guest: &mut Guest) -> String {
-    guest.run(r#"dmesg | grep 'apparmor="DENIED".* profile="echoed"'"#).said
+fn denials(guest: &mut Guest) -> String {
+    guest.run(r#"dmesg | grep 'apparmor="DENIED".* profile="echoed"'"#).output
 }
 
-pub fn the_profile_lets_the_service_do_its_work_and_nothing_else(debian: &Debian) {
+pub fn the_profile_allows_what_the_service_needs_and_nothing_else(debian: &Debian) {
     let mut guest = Guest::boot(debian);
     guest.sh("sysctl --quiet --write kernel.printk_ratelimit=0");
-    guest.sh(&format!("dpkg --install {PLACE}/echoed.deb"));
+    guest.sh(&format!("dpkg --install {STAGING_DIR}/echoed.deb"));
     let profiles = guest.sh("cat /sys/kernel/security/apparmor/profiles");
     assert!(profiles.lines().any(|line| line == "echoed (enforce)"), "{profiles}");
-    let whose = "cat /proc/$(systemctl show --value --property=MainPID echoed.service)/attr/current";
+    let show_profile = "cat /proc/$(systemctl show --value --property=MainPID echoed.service)/attr/current";
 
-    guest.sh(&format!("set -e; place={PLACE}\n{WHAT_IT_DOES}"));
+    guest.sh(&format!("set -e; place={STAGING_DIR}\n{SERVICE_WORKLOAD}"));
     assert_eq!(
-        guest.sh(&format!("set -e; echoctl send 127.0.0.1:8085 aaaa; {whose}")),
+        guest.sh(&format!("set -e; echoctl send 127.0.0.1:8085 aaaa; {show_profile}")),
         "server got:aaaa\nechoed (enforce)\n"
     );
-    assert_eq!(denied(&mut guest), "");
+    assert_eq!(denials(&mut guest), "");
 
     // Somebody has taken the root directory away. The profile still holds.
     guest.sh("set -e; mkdir -p /srv; printf '[defaults]\\nprefix = \"mine:\"\\n' >/srv/echoed.toml; systemctl stop echoed.service");
     guest.sh(&format!(
         "set -e
         mkdir /etc/systemd/system/echoed.service.d
-        cat >/etc/systemd/system/echoed.service.d/elsewhere.conf <<'END'\n{ELSEWHERE}END
+        cat >/etc/systemd/system/echoed.service.d/elsewhere.conf <<'END'\n{OUTSIDE_ROOT_DIRECTORY}END
         systemctl daemon-reload"
     ));
     assert_ne!(guest.run("systemctl restart echoed.service").code, Some(0));
-    let said = denied(&mut guest);
-    assert!(said.contains("name=\"/srv/echoed.toml\""), "{said}");
+    let denied = denials(&mut guest);
+    assert!(denied.contains("name=\"/srv/echoed.toml\""), "{denied}");
     // Until the administrator allows it, as README.Debian says.
     guest.sh("set -e
         echo '/srv/echoed.toml r,' >>/etc/apparmor.d/local/echoed
         apparmor_parser --replace /etc/apparmor.d/echoed
         systemctl restart echoed.service");
     assert_eq!(
-        guest.sh(&format!("set -e; echoctl send --expect mine:aaaa 127.0.0.1:8085 aaaa; {whose}")),
+        guest.sh(&format!("set -e; echoctl send --expect mine:aaaa 127.0.0.1:8085 aaaa; {show_profile}")),
         "mine:aaaa\nechoed (enforce)\n"
     );
 

@@ -3,12 +3,12 @@
 
 use crate::lifecycle::{Installer, OLDER, OLDER_SETTINGS, PACKAGE};
 use crate::machine::{Machine, TCP};
-use crate::shipment::PLACE;
+use crate::shipment::STAGING_DIR;
 
 tests![
-    nothing_is_enabled_but_how_to_is_said,
-    an_upgrade_leaves_a_service_alone_that_does_not_run,
-    it_can_be_installed_where_no_systemd_runs,
+    nothing_is_enabled_and_the_enable_command_is_printed,
+    an_upgrade_does_not_start_a_stopped_service,
+    the_package_can_be_installed_without_a_running_systemd,
 ];
 
 /// What systemd's hooks of pacman do there, after a transaction that has put something into its directories, or taken it away.
@@ -30,36 +30,36 @@ pub struct Pacman;
 
 impl Pacman {
     fn transaction(machine: &Machine, words: &str) -> String {
-        let said = machine.sh(&format!("pacman --noconfirm --noprogressbar {words}"));
+        let output = machine.sh(&format!("pacman --noconfirm --noprogressbar {words}"));
         machine.sh(HOOKS);
-        said
+        output
     }
 }
 
 impl Installer for Pacman {
-    const START: &'static str = "systemctl enable --now echoed.socket";
-    const SETTINGS_BESIDE: &'static str = "/etc/echoed/echoed.toml.pacnew";
-    const SETTINGS_LEFT: &'static str = "/etc/echoed/echoed.toml.pacsave";
-    const MAY_STAY: &'static [&'static str] = &["/var/lib/pacman", "/run/echoed"];
+    const START_COMMAND: &'static str = "systemctl enable --now echoed.socket";
+    const NEW_SETTINGS_FILE: &'static str = "/etc/echoed/echoed.toml.pacnew";
+    const SAVED_SETTINGS_FILE: &'static str = "/etc/echoed/echoed.toml.pacsave";
+    const MAY_REMAIN: &'static [&'static str] = &["/var/lib/pacman", "/run/echoed"];
 
     fn prepare(machine: &Machine) {
         machine.write("/etc/pacman.conf", "[options]\nArchitecture = auto\nSigLevel = Never\n");
         machine.sh("pacman -Qq || true");
-        machine.sh(&format!("set -eu; place={PLACE}; settings='{OLDER_SETTINGS}'; {MAKE_OLDER}"));
+        machine.sh(&format!("set -eu; place={STAGING_DIR}; settings='{OLDER_SETTINGS}'; {MAKE_OLDER}"));
     }
 
     fn install(machine: &Machine, package: &str) -> String {
-        Self::transaction(machine, &format!("-Udd {PLACE}/{package}.pkg.tar.zst"))
+        Self::transaction(machine, &format!("-Udd {STAGING_DIR}/{package}.pkg.tar.zst"))
     }
 
     fn version(machine: &Machine) -> String {
-        let said = machine.sh("pacman -Q echoed");
-        said.trim_end().strip_prefix("echoed ").expect("the name of the package").to_owned()
+        let output = machine.sh("pacman -Q echoed");
+        output.trim_end().strip_prefix("echoed ").expect("the name of the package").to_owned()
     }
 
-    fn altered(machine: &Machine) -> String {
-        let said = machine.run("LC_ALL=C pacman -Qkk echoed").said;
-        if said.contains(" 0 altered files") { String::new() } else { said }
+    fn altered_files(machine: &Machine) -> String {
+        let output = machine.run("LC_ALL=C pacman -Qkk echoed").output;
+        if output.contains(" 0 altered files") { String::new() } else { output }
     }
 
     fn remove(machine: &Machine) {
@@ -72,23 +72,23 @@ impl Installer for Pacman {
     }
 }
 
-fn nothing_is_enabled_but_how_to_is_said(machine: &Machine) {
+fn nothing_is_enabled_and_the_enable_command_is_printed(machine: &Machine) {
     Pacman::prepare(machine);
-    let said = Pacman::install(machine, PACKAGE);
-    assert!(said.contains(Pacman::START), "{said}");
+    let output = Pacman::install(machine, PACKAGE);
+    assert!(output.contains(Pacman::START_COMMAND), "{output}");
     assert_eq!(machine.property("echoed.socket", "UnitFileState"), "disabled");
     for unit in ["echoed.socket", "echoed.service"] {
         assert_eq!(machine.property(unit, "ActiveState"), "inactive");
     }
     // Once.
-    let said = Pacman::install(machine, OLDER);
-    assert!(!said.contains(Pacman::START), "{said}");
+    let output = Pacman::install(machine, OLDER);
+    assert!(!output.contains(Pacman::START_COMMAND), "{output}");
 }
 
-fn an_upgrade_leaves_a_service_alone_that_does_not_run(machine: &Machine) {
+fn an_upgrade_does_not_start_a_stopped_service(machine: &Machine) {
     Pacman::prepare(machine);
     Pacman::install(machine, OLDER);
-    machine.sh(Pacman::START);
+    machine.sh(Pacman::START_COMMAND);
     Pacman::install(machine, PACKAGE);
     assert_eq!(machine.property("echoed.socket", "ActiveState"), "active");
     assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
@@ -96,18 +96,18 @@ fn an_upgrade_leaves_a_service_alone_that_does_not_run(machine: &Machine) {
 }
 
 /// As who makes an image does it: all is there, but nothing runs.
-fn it_can_be_installed_where_no_systemd_runs(machine: &Machine) {
+fn the_package_can_be_installed_without_a_running_systemd(machine: &Machine) {
     const WANTED: &str = "/etc/systemd/system/sockets.target.wants/echoed.socket";
     Pacman::prepare(machine);
     // Without what is mounted below: /run is empty.
     machine.sh("mkdir /root/image; mount --bind / /root/image");
     let pacman = |words: &str| {
-        let said = machine.sh(&format!("pacman --noconfirm --noprogressbar --root /root/image {words}"));
-        assert!(!said.contains("error"), "{said}");
+        let output = machine.sh(&format!("pacman --noconfirm --noprogressbar --root /root/image {words}"));
+        assert!(!output.contains("error"), "{output}");
     };
-    pacman(&format!("-Udd {PLACE}/{OLDER}.pkg.tar.zst"));
+    pacman(&format!("-Udd {STAGING_DIR}/{OLDER}.pkg.tar.zst"));
     machine.sh("chroot /root/image systemctl enable echoed.socket");
-    pacman(&format!("-Udd {PLACE}/{PACKAGE}.pkg.tar.zst"));
+    pacman(&format!("-Udd {STAGING_DIR}/{PACKAGE}.pkg.tar.zst"));
     assert!(machine.path(WANTED).is_symlink());
     assert!(machine.path("/usr/bin/echoed").is_file());
     pacman("-Rdd echoed");

@@ -2,10 +2,10 @@
 
 use crate::lifecycle::{Installer, PACKAGE};
 use crate::machine::Machine;
-use crate::shipment::PLACE;
+use crate::shipment::STAGING_DIR;
 use crate::test::Test;
 
-tests![what_debian_demands_of_files_is_so, a_policy_against_starting_anything_holds];
+tests![the_package_has_the_files_that_debian_requires, policy_rc_d_prevents_the_start];
 
 /// Those that need more than every Debian has.
 pub const TESTS_WITH_TOOLS: &[Test] = &[Test::new("autopkgtest_passes", autopkgtest_passes)];
@@ -14,20 +14,21 @@ pub const TESTS_WITH_TOOLS: &[Test] = &[Test::new("autopkgtest_passes", autopkgt
 pub struct Dpkg;
 
 impl Installer for Dpkg {
-    const START: &'static str = ":";
-    const SETTINGS_BESIDE: &'static str = "/etc/echoed/echoed.toml.dpkg-dist";
-    const SETTINGS_LEFT: &'static str = "/etc/echoed/echoed.toml";
-    const MAY_STAY: &'static [&'static str] = &[];
+    const START_COMMAND: &'static str = ":";
+    const NEW_SETTINGS_FILE: &'static str = "/etc/echoed/echoed.toml.dpkg-dist";
+    const SAVED_SETTINGS_FILE: &'static str = "/etc/echoed/echoed.toml";
+    const MAY_REMAIN: &'static [&'static str] = &[];
 
     fn install(machine: &Machine, package: &str) -> String {
-        machine.sh(&format!("DEBIAN_FRONTEND=noninteractive dpkg --force-confold --install {PLACE}/{package}.deb"))
+        machine
+            .sh(&format!("DEBIAN_FRONTEND=noninteractive dpkg --force-confold --install {STAGING_DIR}/{package}.deb"))
     }
 
     fn version(machine: &Machine) -> String {
         machine.sh("dpkg-query --show --showformat='${Version}' echoed")
     }
 
-    fn altered(machine: &Machine) -> String {
+    fn altered_files(machine: &Machine) -> String {
         machine.sh("dpkg --verify echoed")
     }
 
@@ -40,7 +41,7 @@ impl Installer for Dpkg {
     }
 
     /// As README.Debian says.
-    fn another_port(machine: &Machine) -> String {
+    fn port_drop_in(machine: &Machine) -> String {
         let readme = machine.sh("cat /usr/share/doc/echoed/README.Debian");
         let lines = readme.lines().map(str::trim);
         let drop_in: Vec<_> = lines.filter(|line| *line == "[Socket]" || line.starts_with("ListenStream=")).collect();
@@ -48,7 +49,7 @@ impl Installer for Dpkg {
     }
 }
 
-fn what_debian_demands_of_files_is_so(machine: &Machine) {
+fn the_package_has_the_files_that_debian_requires(machine: &Machine) {
     Dpkg::install(machine, PACKAGE);
     let settings = machine.sh("dpkg-query --show --showformat='${Conffiles}' echoed");
     // Each with its checksum.
@@ -60,7 +61,7 @@ fn what_debian_demands_of_files_is_so(machine: &Machine) {
     }
 }
 
-fn a_policy_against_starting_anything_holds(machine: &Machine) {
+fn policy_rc_d_prevents_the_start(machine: &Machine) {
     machine.sh("printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d");
     Dpkg::install(machine, PACKAGE);
     assert_eq!(machine.property("echoed.socket", "ActiveState"), "inactive");
@@ -69,10 +70,10 @@ fn a_policy_against_starting_anything_holds(machine: &Machine) {
 fn autopkgtest_passes(machine: &Machine) {
     let tree = "/root/tree";
     machine.sh(&format!(
-        "mkdir {tree}; cp -r {PLACE}/packaging {PLACE}/systemd {tree}; cp -r {PLACE}/packaging/debian {tree}/debian"
+        "mkdir {tree}; cp -r {STAGING_DIR}/packaging {STAGING_DIR}/systemd {tree}; cp -r {STAGING_DIR}/packaging/debian {tree}/debian"
     ));
-    let said = machine.sh(&format!(
-        "cd /root && autopkgtest -B --ignore-restrictions=isolation-container {tree} {PLACE}/echoed.deb -- null"
+    let output = machine.sh(&format!(
+        "cd /root && autopkgtest -B --ignore-restrictions=isolation-container {tree} {STAGING_DIR}/echoed.deb -- null"
     ));
-    assert!(said.lines().any(|line| line.starts_with("smoke") && line.ends_with("PASS")), "{said}");
+    assert!(output.lines().any(|line| line.starts_with("smoke") && line.ends_with("PASS")), "{output}");
 }

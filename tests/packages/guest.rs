@@ -12,15 +12,15 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::machine::Ended;
+use crate::machine::CommandResult;
 use crate::roots::Debian;
 
 /// How long anything may take there.
-const CEILING: Duration = Duration::from_secs(900);
+const GUEST_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// What its shell says when it is there, and after each script.
-const HERE: &str = "here it is";
-const ENDED: &str = "and so it ended: ";
+const READY_MARKER: &str = "here it is";
+const EXIT_MARKER: &str = "and so it ended: ";
 
 /// A guest that is up. It is gone when it is dropped.
 pub struct Guest {
@@ -43,44 +43,44 @@ impl Guest {
             .stdout(Stdio::piped())
             .spawn()
             .expect("sh can be started");
-        let said = BufReader::new(emulator.stdout.take().expect("it is piped"));
+        let output = BufReader::new(emulator.stdout.take().expect("it is piped"));
         let (sender, lines) = channel();
-        thread::spawn(move || said.split(b'\n').map_while(Result::ok).try_for_each(|line| sender.send(text(&line))));
+        thread::spawn(move || output.split(b'\n').map_while(Result::ok).try_for_each(|line| sender.send(text(&line))));
         let guest = Self { emulator, lines, directory };
-        while guest.line() != HERE {}
+        while guest.line() != READY_MARKER {}
         guest
     }
 
     /// Runs a shell script on it, whatever comes of it.
-    pub fn run(&mut self, script: &str) -> Ended {
+    pub fn run(&mut self, script: &str) -> CommandResult {
         let mut input = self.emulator.stdin.as_ref().expect("it is piped");
         // In a shell of its own, which the script may end.
-        let written = writeln!(input, "(\n{script}\n) </dev/null 2>&1; echo \"{ENDED}$?\"");
+        let written = writeln!(input, "(\n{script}\n) </dev/null 2>&1; echo \"{EXIT_MARKER}$?\"");
         assert!(written.is_ok(), "the guest is gone: {}", self.report());
-        let mut said = String::new();
+        let mut output = String::new();
         loop {
             let line = self.line();
             // What was said before it may not have ended its last line.
-            if let Some((rest, code)) = line.split_once(ENDED) {
-                said.push_str(rest);
-                return Ended { code: code.parse().ok(), said };
+            if let Some((rest, code)) = line.split_once(EXIT_MARKER) {
+                output.push_str(rest);
+                return CommandResult { code: code.parse().ok(), output };
             }
-            said.push_str(&line);
-            said.push('\n');
+            output.push_str(&line);
+            output.push('\n');
         }
     }
 
     /// Runs a shell script on it that must succeed. Returns what it said.
     pub fn sh(&mut self, script: &str) -> String {
-        let Ended { code, said } = self.run(script);
-        assert!(code == Some(0), "{script}\nended with {code:?}:\n{said}\n{}", self.report());
-        said
+        let CommandResult { code, output } = self.run(script);
+        assert!(code == Some(0), "{script}\nended with {code:?}:\n{output}\n{}", self.report());
+        output
     }
 
     /// The next line of its shell.
     fn line(&self) -> String {
         self.lines
-            .recv_timeout(CEILING)
+            .recv_timeout(GUEST_TIMEOUT)
             .unwrap_or_else(|error| panic!("the guest is silent ({error}): {}", self.report()))
     }
 

@@ -1,13 +1,13 @@
 //! The portable service.
 
 use crate::machine::Machine;
-use crate::shipment::PLACE;
+use crate::shipment::STAGING_DIR;
 
 tests![a_portable_image_is_attached_serves_and_is_detached];
 
 fn a_portable_image_is_attached_serves_and_is_detached(machine: &Machine) {
     machine.sh(&format!(
-        "dpkg-deb --extract {PLACE}/echoed.deb /root/tree; sh {PLACE}/packaging/portable/image /root/tree /root/echoed"
+        "dpkg-deb --extract {STAGING_DIR}/echoed.deb /root/tree; sh {STAGING_DIR}/packaging/portable/image /root/tree /root/echoed"
     ));
     machine.sh("rm -r /root/tree; portablectl attach /root/echoed; systemctl enable --now echoed.socket");
     assert_eq!(machine.sh("systemctl is-enabled echoed.socket"), "enabled\n");
@@ -19,5 +19,5 @@ fn a_portable_image_is_attached_serves_and_is_detached(machine: &Machine) {
     assert_eq!(machine.sh(r"printf 'b\t' | socat -t10 - UNIX-CONNECT:/run/echoed.sock"), "mine:b\t");
     machine.sh("systemctl disable --now echoed.socket; portablectl detach /root/echoed");
     assert_eq!(machine.property("echoed.socket", "LoadState"), "not-found");
-    assert_eq!(machine.daemon(), None);
+    assert_eq!(machine.daemon_pid(), None);
 }

@@ -6,7 +6,7 @@ use std::fs;
 
 use crate::common::wait_until;
 use crate::machine::{Machine, TCP, UNIX};
-use crate::shipment::PLACE;
+use crate::shipment::STAGING_DIR;
 use crate::snapshot::Snapshot;
 use crate::test::Test;
 use crate::visitors;
@@ -20,14 +20,14 @@ pub const OLDER_SETTINGS: &str = "# As it was then.";
 /// Who puts packages onto a machine: dpkg, rpm, pacman.
 pub trait Installer {
     /// What is left to be done after the first installation, so that it listens.
-    const START: &'static str;
+    const START_COMMAND: &'static str;
     /// Where the settings of a new version are put when somebody has changed the old ones.
-    const SETTINGS_BESIDE: &'static str;
+    const NEW_SETTINGS_FILE: &'static str;
     /// Where settings that somebody has changed are when the package was removed.
-    const SETTINGS_LEFT: &'static str;
+    const SAVED_SETTINGS_FILE: &'static str;
     /// What stays when the package was purged, and the reason why it may: what the installer knows, and what is gone with the
     /// next boot.
-    const MAY_STAY: &'static [&'static str];
+    const MAY_REMAIN: &'static [&'static str];
 
     /// Puts on a machine what there is where this installer is at home, and makes the older package.
     fn prepare(_machine: &Machine) {}
@@ -39,7 +39,7 @@ pub trait Installer {
     fn version(machine: &Machine) -> String;
 
     /// The files of the package that are not as it has put them there, in some way; nothing, if all are.
-    fn altered(machine: &Machine) -> String;
+    fn altered_files(machine: &Machine) -> String;
 
     /// Removes it, but not what somebody has changed.
     fn remove(machine: &Machine);
@@ -48,7 +48,7 @@ pub trait Installer {
     fn purge(machine: &Machine);
 
     /// What the documents say for the case that the port is taken: a drop-in for the socket.
-    fn another_port(_machine: &Machine) -> String {
+    fn port_drop_in(_machine: &Machine) -> String {
         "[Socket]\nListenStream=\nListenStream=127.0.0.1:10007\nListenStream=/run/echoed.sock\n".to_owned()
     }
 }
@@ -60,19 +60,19 @@ pub fn tests<I: Installer>() -> &'static [Test] {
     }
     named![
         a_fresh_installation_is_started_by_its_socket,
-        nobody_notices_upgrades,
-        an_upgrade_keeps_what_the_administrator_wrote,
-        what_is_disabled_or_masked_stays_so,
-        a_busy_port_is_said_and_can_be_corrected,
+        clients_do_not_notice_upgrades,
+        an_upgrade_keeps_the_files_of_the_administrator,
+        upgrades_keep_units_disabled_or_masked,
+        a_port_in_use_is_reported_and_can_be_changed,
         a_downgrade_serves_as_before,
-        removed_it_leaves_the_settings_and_purged_it_leaves_nothing,
+        a_removal_keeps_changed_settings_and_a_purge_leaves_nothing,
     ]
 }
 
 fn a_fresh_installation_is_started_by_its_socket<I: Installer>(machine: &Machine) {
     I::prepare(machine);
     I::install(machine, PACKAGE);
-    machine.sh(I::START);
+    machine.sh(I::START_COMMAND);
     assert_eq!(machine.property("echoed.socket", "UnitFileState"), "enabled");
     assert_eq!(machine.property("echoed.socket", "ActiveState"), "active");
     assert_eq!(machine.property("echoed.service", "UnitFileState"), "static");
@@ -80,14 +80,14 @@ fn a_fresh_installation_is_started_by_its_socket<I: Installer>(machine: &Machine
     let reply = machine.sh(r"printf 'aaaa\t' | socat -t10 - TCP:127.0.0.1:8085");
     assert_eq!(reply, "server got:aaaa\t");
     machine.wait_for_property("echoed.service", "ActiveState", "active");
-    machine.sh(&format!("sh {PLACE}/packaging/smoke"));
+    machine.sh(&format!("sh {STAGING_DIR}/packaging/smoke"));
     // Everything that systemd has to know.
     let listed = machine.sh("journalctl --list-catalog");
     assert!(listed.contains(" echoed: "), "{listed}");
     assert!(machine.path("/run/echoed").is_dir());
-    let said = machine.sh("systemd-analyze verify --man=no echoed.socket echoed.service echoed@x.service");
-    assert_eq!(said, "");
-    assert_eq!(I::altered(machine), "");
+    let output = machine.sh("systemd-analyze verify --man=no echoed.socket echoed.service echoed@x.service");
+    assert_eq!(output, "");
+    assert_eq!(I::altered_files(machine), "");
     let docs = machine.sh("find /usr/share/doc/echoed /usr/share/licenses/echoed* || true");
     for file in ["third-party.md", "echoed.cdx.json", "operations.md"] {
         assert!(docs.contains(file), "{file}: {docs}");
@@ -96,17 +96,17 @@ fn a_fresh_installation_is_started_by_its_socket<I: Installer>(machine: &Machine
 
 /// 200 clients are in the middle of a message while the package is upgraded and downgraded, and 200 others come again and
 /// again. Nobody is refused, no connection ends, and every message has its reply.
-fn nobody_notices_upgrades<I: Installer>(machine: &Machine) {
+fn clients_do_not_notice_upgrades<I: Installer>(machine: &Machine) {
     const CLIENTS: usize = 200;
     I::prepare(machine);
     I::install(machine, OLDER);
     // Longer than the upgrades take, however slow the machine is. Everybody is one source, and these are 200 of 256.
     machine.configure("[defaults.deadlines]\nread = \"10min\"\n");
-    machine.sh(I::START);
+    machine.sh(I::START_COMMAND);
     let peers: Vec<_> = (0..CLIENTS).map(|client| machine.connect(if client % 2 == 0 { TCP } else { UNIX })).collect();
     let peers = RefCell::new(peers);
     let packages = [PACKAGE, OLDER, PACKAGE];
-    visitors::come_during(machine, packages.len(), |number| {
+    visitors::connect_during(machine, packages.len(), |number| {
         let mut peers = peers.borrow_mut();
         for peer in peers.iter_mut() {
             peer.send("whole\thalf and ");
@@ -123,7 +123,7 @@ fn nobody_notices_upgrades<I: Installer>(machine: &Machine) {
     });
 }
 
-const OF_THE_ADMINISTRATOR: [(&str, &str); 4] = [
+const ADMIN_FILES: [(&str, &str); 4] = [
     ("/etc/echoed/echoed.toml", "# mine\n[defaults]\nprefix = \"mine:\"\n"),
     ("/etc/echoed/echoed.toml.d/50-local.toml", "[defaults.deadlines]\nread = \"10s\"\n"),
     ("/etc/systemd/system/echoed.service.d/mine.conf", "[Service]\nMemoryMax=2G\n"),
@@ -133,29 +133,33 @@ const OF_THE_ADMINISTRATOR: [(&str, &str); 4] = [
     ),
 ];
 
-fn an_upgrade_keeps_what_the_administrator_wrote<I: Installer>(machine: &Machine) {
+fn an_upgrade_keeps_the_files_of_the_administrator<I: Installer>(machine: &Machine) {
     I::prepare(machine);
     I::install(machine, OLDER);
-    machine.sh(I::START);
-    for (file, text) in OF_THE_ADMINISTRATOR {
+    machine.sh(I::START_COMMAND);
+    for (file, text) in ADMIN_FILES {
         machine.write(file, text);
     }
     machine.sh("systemctl stop echoed.socket; systemctl daemon-reload; systemctl start echoed.socket");
-    let ask = |machine: &Machine| machine.sh(r"printf 'a\t' | socat -t10 - TCP:127.0.0.1:10007");
-    assert_eq!(ask(machine), "mine:a\t");
-    let (process, socket) = (machine.daemon(), machine.property("echoed.socket", "ActiveEnterTimestampMonotonic"));
+    let request = |machine: &Machine| machine.sh(r"printf 'a\t' | socat -t10 - TCP:127.0.0.1:10007");
+    assert_eq!(request(machine), "mine:a\t");
+    let (process, socket) = (machine.daemon_pid(), machine.property("echoed.socket", "ActiveEnterTimestampMonotonic"));
     I::install(machine, PACKAGE);
-    assert_eq!(ask(machine), "mine:a\t");
-    assert_ne!(machine.daemon(), process, "the old program still runs");
-    for (file, text) in OF_THE_ADMINISTRATOR {
+    assert_eq!(request(machine), "mine:a\t");
+    assert_ne!(machine.daemon_pid(), process, "the old program still runs");
+    for (file, text) in ADMIN_FILES {
         assert_eq!(fs::read_to_string(machine.path(file)).expect("it is there"), text, "{file}");
     }
     assert_eq!(machine.property("echoed.service", "MemoryMax"), (2_u64 << 30).to_string());
     assert_eq!(machine.property("echoed.socket", "UnitFileState"), "enabled");
     // The sockets were there all the time.
     assert_eq!(machine.property("echoed.socket", "ActiveEnterTimestampMonotonic"), socket);
-    let beside = fs::read_to_string(machine.path(I::SETTINGS_BESIDE)).expect("the new settings are put beside mine");
-    assert!(beside.starts_with("# Settings of echoed.") && !beside.contains(OLDER_SETTINGS), "{beside}");
+    let new_settings =
+        fs::read_to_string(machine.path(I::NEW_SETTINGS_FILE)).expect("the new settings are put beside mine");
+    assert!(
+        new_settings.starts_with("# Settings of echoed.") && !new_settings.contains(OLDER_SETTINGS),
+        "{new_settings}"
+    );
 
     // Settings that nobody touched are those of the new version.
     I::remove(machine);
@@ -165,21 +169,21 @@ fn an_upgrade_keeps_what_the_administrator_wrote<I: Installer>(machine: &Machine
     assert!(machine.sh("cat /etc/echoed/echoed.toml").contains(OLDER_SETTINGS));
     I::install(machine, PACKAGE);
     assert!(!machine.sh("cat /etc/echoed/echoed.toml").contains(OLDER_SETTINGS));
-    assert_eq!(I::altered(machine), "");
+    assert_eq!(I::altered_files(machine), "");
 }
 
-fn what_is_disabled_or_masked_stays_so<I: Installer>(machine: &Machine) {
+fn upgrades_keep_units_disabled_or_masked<I: Installer>(machine: &Machine) {
     I::prepare(machine);
     I::install(machine, OLDER);
-    machine.sh(I::START);
+    machine.sh(I::START_COMMAND);
     machine.sh("systemctl disable --now echoed.socket");
     I::install(machine, PACKAGE);
     assert_eq!(machine.property("echoed.socket", "UnitFileState"), "disabled");
     assert_eq!(machine.property("echoed.socket", "ActiveState"), "inactive");
     machine.sh("systemctl mask echoed.socket echoed.service");
     for package in [OLDER, PACKAGE] {
-        let said = I::install(machine, package);
-        assert!(!said.contains("error"), "{said}");
+        let output = I::install(machine, package);
+        assert!(!output.contains("error"), "{output}");
         for unit in ["echoed.socket", "echoed.service"] {
             assert_eq!(machine.property(unit, "LoadState"), "masked");
             assert_eq!(machine.property(unit, "ActiveState"), "inactive");
@@ -189,16 +193,16 @@ fn what_is_disabled_or_masked_stays_so<I: Installer>(machine: &Machine) {
     machine.connect(TCP).exchange("aaaa");
 }
 
-fn a_busy_port_is_said_and_can_be_corrected<I: Installer>(machine: &Machine) {
+fn a_port_in_use_is_reported_and_can_be_changed<I: Installer>(machine: &Machine) {
     I::prepare(machine);
     machine.sh("systemd-run --quiet --unit=busy socat TCP-LISTEN:8085,bind=127.0.0.1,fork EXEC:cat");
     wait_until("the port is taken", || machine.run("ss -ltn 'sport = :8085' | grep -q LISTEN").code == Some(0));
-    let said = I::install(machine, PACKAGE) + &machine.run(I::START).said;
-    assert!(said.contains("echoed.socket"), "nothing says that the socket failed: {said}");
+    let output = I::install(machine, PACKAGE) + &machine.run(I::START_COMMAND).output;
+    assert!(output.contains("echoed.socket"), "nothing says that the socket failed: {output}");
     assert_eq!(machine.property("echoed.socket", "ActiveState"), "failed");
-    let status = machine.run("systemctl status --no-pager echoed.socket").said;
+    let status = machine.run("systemctl status --no-pager echoed.socket").output;
     assert!(status.contains("Address already in use"), "{status}");
-    machine.edit("echoed.socket", &I::another_port(machine));
+    machine.edit("echoed.socket", &I::port_drop_in(machine));
     machine.sh("systemctl start echoed.socket");
     assert_eq!(machine.sh(r"printf 'a\t' | socat -t10 - TCP:127.0.0.1:10007"), "server got:a\t");
 }
@@ -206,7 +210,7 @@ fn a_busy_port_is_said_and_can_be_corrected<I: Installer>(machine: &Machine) {
 fn a_downgrade_serves_as_before<I: Installer>(machine: &Machine) {
     I::prepare(machine);
     I::install(machine, PACKAGE);
-    machine.sh(I::START);
+    machine.sh(I::START_COMMAND);
     let version = I::version(machine);
     assert!(version.starts_with(concat!(env!("CARGO_PKG_VERSION"), "-")), "{version}");
     machine.connect(TCP).exchange("aaaa");
@@ -214,17 +218,17 @@ fn a_downgrade_serves_as_before<I: Installer>(machine: &Machine) {
     assert_eq!(I::version(machine), "0.0.1-1");
     assert!(machine.sh("cat /etc/echoed/echoed.toml").contains(OLDER_SETTINGS));
     machine.connect(TCP).exchange("aaaa");
-    machine.sh(&format!("sh {PLACE}/packaging/smoke"));
+    machine.sh(&format!("sh {STAGING_DIR}/packaging/smoke"));
 }
 
-fn removed_it_leaves_the_settings_and_purged_it_leaves_nothing<I: Installer>(machine: &Machine) {
+fn a_removal_keeps_changed_settings_and_a_purge_leaves_nothing<I: Installer>(machine: &Machine) {
     I::prepare(machine);
     // So that what is made at the first occasion is there before.
     machine.sh("journalctl --update-catalog; systemctl daemon-reload; ldconfig");
-    let before = Snapshot::of(machine);
+    let before = Snapshot::take(machine);
     I::install(machine, OLDER);
     I::install(machine, PACKAGE);
-    machine.sh(I::START);
+    machine.sh(I::START_COMMAND);
     machine.connect(UNIX).exchange("aaaa");
     machine.write("/etc/echoed/echoed.toml", "# mine\n");
     machine.write("/etc/echoed/echoed.toml.d/50-local.toml", "[limits]\nconnections = 10\n");
@@ -232,17 +236,17 @@ fn removed_it_leaves_the_settings_and_purged_it_leaves_nothing<I: Installer>(mac
     machine.sh("systemctl reload echoed.service");
 
     I::remove(machine);
-    assert_eq!(machine.daemon(), None);
+    assert_eq!(machine.daemon_pid(), None);
     assert_eq!(machine.property("echoed.socket", "LoadState"), "not-found");
     let left = machine.sh("find / -xdev -path '*echoed*' -not -path '/root/*' -not -path '/var/*'");
     let left: Vec<_> = left.lines().collect();
-    for file in [I::SETTINGS_LEFT, "/etc/echoed/echoed.toml.d/50-local.toml"] {
+    for file in [I::SAVED_SETTINGS_FILE, "/etc/echoed/echoed.toml.d/50-local.toml"] {
         assert!(left.contains(&file), "{file}: {left:?}");
     }
     assert!(!left.iter().any(|path| path.starts_with("/usr")), "{left:?}");
 
     I::purge(machine);
-    let mut left = Snapshot::of(machine).since(&before);
-    left.retain(|line| !I::MAY_STAY.iter().any(|path| line.contains(path)));
+    let mut left = Snapshot::take(machine).changes_since(&before);
+    left.retain(|line| !I::MAY_REMAIN.iter().any(|path| line.contains(path)));
     assert!(left.is_empty(), "{left:#?}");
 }

@@ -61,16 +61,16 @@ fn main() -> ExitCode {
     add(&mut trials, &TOOLS, "arch", arch::TESTS);
     add(&mut trials, &TOOLS, "images", images::TESTS);
     trials.push(Trial::test("debian13::piuparts::piuparts_has_no_objection", || {
-        piuparts::piuparts_has_no_objection(&TOOLS, &DEBIANS[1]);
+        piuparts::piuparts_passes(&TOOLS, &DEBIANS[1]);
         Ok(())
     }));
     trials.push(Trial::test("debian13::apparmor::the_profile_lets_the_service_do_its_work_and_nothing_else", || {
-        apparmor::the_profile_lets_the_service_do_its_work_and_nothing_else(&TOOLS);
+        apparmor::the_profile_allows_what_the_service_needs_and_nothing_else(&TOOLS);
         Ok(())
     }));
     if !arguments.list {
         for debian in DEBIANS[1..].iter().chain([&TOOLS]) {
-            debian.prepare("packages", |layer, _| shipment::load(layer)).unwrap_or_else(|reason| panic!("{reason}"));
+            debian.prepare("packages", |layer, _| shipment::stage(layer)).unwrap_or_else(|reason| panic!("{reason}"));
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
@@ -78,6 +78,6 @@ fn main() -> ExitCode {
 
 fn add(trials: &mut Vec<Trial>, debian: &'static Debian, file: &str, tests: &'static [Test]) {
     for test in tests {
-        trials.push(Trial::test(format!("{}::{file}::{}", debian.name, test.name), move || test.try_on(debian)));
+        trials.push(Trial::test(format!("{}::{file}::{}", debian.name, test.name), move || test.run_on(debian)));
     }
 }

@@ -6,16 +6,16 @@ use std::process::Command;
 use crate::roots::Debian;
 
 /// On the packages that were put on `tools`, in a plain `base`.
-pub fn piuparts_has_no_objection(tools: &Debian, base: &Debian) {
+pub fn piuparts_passes(tools: &Debian, base: &Debian) {
     let (tools, base) = (tools.installed(), base.installed());
     let ended = Command::new("sh")
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packages/piuparts.sh"))
         .args([&tools.root, &tools.layer, &base.root])
         .output()
         .expect("sh can be started");
-    let said = String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned();
-    assert!(ended.status.success(), "{said}");
+    let output = String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned();
+    assert!(ended.status.success(), "{output}");
     for part in ["Installation and purging test", "Installation, upgrade and purging tests"] {
-        assert!(said.contains(&format!("PASS: {part}")), "{part}: {said}");
+        assert!(output.contains(&format!("PASS: {part}")), "{part}: {output}");
     }
 }

@@ -4,14 +4,14 @@
 
 use crate::lifecycle::{Installer, OLDER, OLDER_SETTINGS, PACKAGE};
 use crate::machine::{Machine, TCP};
-use crate::shipment::PLACE;
+use crate::shipment::STAGING_DIR;
 
 tests![
-    what_is_not_in_a_preset_is_not_enabled,
-    nothing_is_started_by_the_installation,
-    an_upgrade_leaves_a_service_alone_that_does_not_run,
-    erased_it_leaves_nothing_of_its_own_in_run,
-    the_package_tells_what_it_is_made_of,
+    the_socket_is_enabled_only_by_a_preset,
+    the_installation_starts_nothing,
+    an_upgrade_does_not_start_a_stopped_service,
+    erasing_the_package_removes_its_directory_in_run,
+    the_package_lists_its_bundled_crates_and_licences,
 ];
 
 /// What the scriptlets of packages call there, as far as ours do: %post, %preun and %postun.
@@ -57,29 +57,29 @@ impl Rpm {
 }
 
 impl Installer for Rpm {
-    const START: &'static str = "systemctl enable --now echoed.socket";
-    const SETTINGS_BESIDE: &'static str = "/etc/echoed/echoed.toml.rpmnew";
-    const SETTINGS_LEFT: &'static str = "/etc/echoed/echoed.toml.rpmsave";
-    const MAY_STAY: &'static [&'static str] = &["/var/lib/rpm", "/run/echoed"];
+    const START_COMMAND: &'static str = "systemctl enable --now echoed.socket";
+    const NEW_SETTINGS_FILE: &'static str = "/etc/echoed/echoed.toml.rpmnew";
+    const SAVED_SETTINGS_FILE: &'static str = "/etc/echoed/echoed.toml.rpmsave";
+    const MAY_REMAIN: &'static [&'static str] = &["/var/lib/rpm", "/run/echoed"];
 
     fn prepare(machine: &Machine) {
         // Of the package "filesystem" there.
         machine.sh("mkdir -p /usr/share/licenses /usr/share/zsh/site-functions /usr/share/fish/vendor_completions.d");
         machine.write("/usr/lib/systemd/systemd-update-helper", UPDATE_HELPER);
         machine.sh("chmod 755 /usr/lib/systemd/systemd-update-helper; rpm --query --all");
-        machine.sh(&format!("set -eu; place={PLACE}; settings='{OLDER_SETTINGS}'; {MAKE_OLDER}"));
+        machine.sh(&format!("set -eu; place={STAGING_DIR}; settings='{OLDER_SETTINGS}'; {MAKE_OLDER}"));
     }
 
     fn install(machine: &Machine, package: &str) -> String {
-        Self::transaction(machine, &format!("--upgrade --oldpackage {PLACE}/{package}.rpm"))
+        Self::transaction(machine, &format!("--upgrade --oldpackage {STAGING_DIR}/{package}.rpm"))
     }
 
     fn version(machine: &Machine) -> String {
         machine.sh("rpm --query --queryformat '%{VERSION}-%{RELEASE}' echoed")
     }
 
-    fn altered(machine: &Machine) -> String {
-        machine.run("rpm --verify --nodeps echoed").said
+    fn altered_files(machine: &Machine) -> String {
+        machine.run("rpm --verify --nodeps echoed").output
     }
 
     fn remove(machine: &Machine) {
@@ -92,7 +92,7 @@ impl Installer for Rpm {
     }
 }
 
-fn what_is_not_in_a_preset_is_not_enabled(machine: &Machine) {
+fn the_socket_is_enabled_only_by_a_preset(machine: &Machine) {
     Rpm::prepare(machine);
     machine.write("/etc/systemd/system-preset/10-test.preset", "disable *\n");
     Rpm::install(machine, PACKAGE);
@@ -109,7 +109,7 @@ fn what_is_not_in_a_preset_is_not_enabled(machine: &Machine) {
     assert_eq!(machine.property("echoed.socket", "UnitFileState"), "disabled");
 }
 
-fn nothing_is_started_by_the_installation(machine: &Machine) {
+fn the_installation_starts_nothing(machine: &Machine) {
     Rpm::prepare(machine);
     machine.write("/etc/systemd/system-preset/10-test.preset", "enable echoed.socket\n");
     Rpm::install(machine, PACKAGE);
@@ -118,17 +118,17 @@ fn nothing_is_started_by_the_installation(machine: &Machine) {
     }
 }
 
-fn an_upgrade_leaves_a_service_alone_that_does_not_run(machine: &Machine) {
+fn an_upgrade_does_not_start_a_stopped_service(machine: &Machine) {
     Rpm::prepare(machine);
     Rpm::install(machine, OLDER);
-    machine.sh(Rpm::START);
+    machine.sh(Rpm::START_COMMAND);
     Rpm::install(machine, PACKAGE);
     assert_eq!(machine.property("echoed.socket", "ActiveState"), "active");
     assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
     machine.connect(TCP).exchange("aaaa");
 }
 
-fn erased_it_leaves_nothing_of_its_own_in_run(machine: &Machine) {
+fn erasing_the_package_removes_its_directory_in_run(machine: &Machine) {
     Rpm::prepare(machine);
     Rpm::install(machine, PACKAGE);
     assert!(machine.path("/run/echoed").is_dir());
@@ -138,11 +138,11 @@ fn erased_it_leaves_nothing_of_its_own_in_run(machine: &Machine) {
 }
 
 /// For those who look for a crate with a hole in it, or for a licence.
-fn the_package_tells_what_it_is_made_of(machine: &Machine) {
-    let query = |what: &str| machine.sh(&format!("rpm --query --package {what} {PLACE}/{PACKAGE}.rpm"));
+fn the_package_lists_its_bundled_crates_and_licences(machine: &Machine) {
+    let query = |what: &str| machine.sh(&format!("rpm --query --package {what} {STAGING_DIR}/{PACKAGE}.rpm"));
     assert_eq!(query("--configfiles"), "/etc/echoed/echoed.toml\n");
     let provided = query("--provides");
-    let list = machine.sh(&format!("cat {PLACE}/packaging/third-party.md"));
+    let list = machine.sh(&format!("cat {STAGING_DIR}/packaging/third-party.md"));
     let rows: Vec<_> = list.lines().filter_map(|line| line.strip_prefix("| ")).skip(1).collect();
     assert!(rows.len() > 20, "{list}");
     for row in rows {

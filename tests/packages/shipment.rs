@@ -6,21 +6,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where they are on a machine, with all that is needed to try them out.
-pub const PLACE: &str = "/root/packages";
+pub const STAGING_DIR: &str = "/root/packages";
 
 /// Puts the packages where [`PLACE`] is on a machine, and an older version of the one for Debian: it has the same programs,
 /// and other settings in /etc.
-pub fn load(layer: &Path) {
+pub fn stage(layer: &Path) {
     if layer.exists() {
         fs::remove_dir_all(layer).expect("an old shipment can be removed");
     }
-    let place = layer.join(PLACE.trim_start_matches('/'));
-    fs::create_dir_all(&place).expect("the tests' directory can be written to");
+    let staging = layer.join(STAGING_DIR.trim_start_matches('/'));
+    fs::create_dir_all(&staging).expect("the tests' directory can be written to");
     let built = env::var_os("ECHOED_PACKAGES").map(PathBuf::from);
     let built = built.expect("ECHOED_PACKAGES says where the packages are: run make test-packages");
     // Those that are built: who tries out one alone needs no other.
-    let put = |kind: &str, to: &str| {
-        let found = the_one(&built.join(kind), |name| {
+    let copy_package = |kind: &str, to: &str| {
+        let found = find_only(&built.join(kind), |name| {
             let is_other =
                 ["dbgsym", "debuginfo", "debugsource", "debug-", ".src."].iter().any(|other| name.contains(other));
             name.starts_with("echoed")
@@ -28,17 +28,17 @@ pub fn load(layer: &Path) {
                 && !is_other
         });
         if let Some(from) = &found {
-            fs::copy(from, place.join(to)).expect("it can be copied");
+            fs::copy(from, staging.join(to)).expect("it can be copied");
         }
         found
     };
-    let deb = put("deb", "echoed.deb");
-    put("rpm", "echoed.rpm");
-    put("arch", "echoed.pkg.tar.zst");
-    sh(&format!("cp -r '{}/packaging' '{}'", env!("CARGO_MANIFEST_DIR"), place.display()));
-    sh(&format!("cp -r '{}/systemd' '{}'", env!("CARGO_MANIFEST_DIR"), place.display()));
+    let deb = copy_package("deb", "echoed.deb");
+    copy_package("rpm", "echoed.rpm");
+    copy_package("arch", "echoed.pkg.tar.zst");
+    sh(&format!("cp -r '{}/packaging' '{}'", env!("CARGO_MANIFEST_DIR"), staging.display()));
+    sh(&format!("cp -r '{}/systemd' '{}'", env!("CARGO_MANIFEST_DIR"), staging.display()));
     let Some(deb) = deb else { return };
-    let older = place.join("older");
+    let older = staging.join("older");
     sh(&format!(
         "umask 022
          dpkg-deb --raw-extract '{deb}' '{older}'
@@ -52,10 +52,10 @@ pub fn load(layer: &Path) {
 }
 
 /// The only file of a directory that is called so, if there is the directory.
-fn the_one(directory: &Path, is_it: impl Fn(&str) -> bool) -> Option<PathBuf> {
+fn find_only(directory: &Path, matches: impl Fn(&str) -> bool) -> Option<PathBuf> {
     let paths = fs::read_dir(directory).ok()?.map(|entry| entry.expect("it can be listed").path());
     let mut found: Vec<_> =
-        paths.filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(&is_it)).collect();
+        paths.filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(&matches)).collect();
     assert_eq!(found.len(), 1, "{}: {found:?}", directory.display());
     found.pop()
 }

@@ -9,7 +9,7 @@ pub struct Snapshot(BTreeMap<String, String>);
 
 /// What a package has no part in. The first four belong to the kernel and to those who run it; of the rest, the reason stands
 /// beside it.
-const NOT_OURS: [&str; 13] = [
+const IGNORED: [&str; 13] = [
     "/proc",
     "/sys",
     "/dev",
@@ -29,12 +29,12 @@ const NOT_OURS: [&str; 13] = [
 ];
 
 /// What comes and goes while a machine runs, whatever is installed on it.
-const IN_RUN: [&str; 4] = ["/run/systemd", "/run/log", "/run/user", "/run/host"];
+const IGNORED_IN_RUN: [&str; 4] = ["/run/systemd", "/run/log", "/run/user", "/run/host"];
 
 impl Snapshot {
     /// As it is now.
-    pub fn of(machine: &Machine) -> Self {
-        let pruned: Vec<_> = NOT_OURS.iter().chain(&IN_RUN).map(|path| format!("-path {path}")).collect();
+    pub fn take(machine: &Machine) -> Self {
+        let pruned: Vec<_> = IGNORED.iter().chain(&IGNORED_IN_RUN).map(|path| format!("-path {path}")).collect();
         let listed = machine.sh(&format!(
             "find / \\( {} \\) -prune -o -printf '%p\\t%y %m %u:%g %l\\n'
              echo
@@ -56,7 +56,7 @@ impl Snapshot {
     }
 
     /// What is not as it was before.
-    pub fn since(&self, before: &Self) -> Vec<String> {
+    pub fn changes_since(&self, before: &Self) -> Vec<String> {
         let mut found = Vec::new();
         for (path, what) in &self.0 {
             match before.0.get(path) {

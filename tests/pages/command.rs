@@ -6,40 +6,40 @@ use crate::roff::{Roff, bold, escape, italic};
 
 /// What can be typed, in short.
 pub fn synopsis(page: &mut Roff, command: &Command) {
-    let whole = whole(command);
-    let subcommands: Vec<_> = whole.get_subcommands().filter(|sub| sub.get_name() != "help").collect();
+    let built = build_command(command);
+    let subcommands: Vec<_> = built.get_subcommands().filter(|sub| sub.get_name() != "help").collect();
     if subcommands.is_empty() {
-        line(page, whole.get_name(), &whole);
+        synopsis_line(page, built.get_name(), &built);
     }
     for subcommand in subcommands {
-        line(page, &format!("{} {}", whole.get_name(), subcommand.get_name()), subcommand);
+        synopsis_line(page, &format!("{} {}", built.get_name(), subcommand.get_name()), subcommand);
     }
 }
 
-fn line(page: &mut Roff, name: &str, command: &Command) {
+fn synopsis_line(page: &mut Roff, name: &str, command: &Command) {
     let mut words = vec![bold(name)];
     for argument in arguments(command) {
         let repeated = matches!(argument.get_action(), ArgAction::Append);
         let dots = if repeated { "..." } else { "" };
         let typed = match argument.get_long() {
-            Some(long) => format!("{}{}", bold(&format!("--{long}")), value(argument)),
-            None => value(argument).trim_start().to_owned(),
+            Some(long) => format!("{}{}", bold(&format!("--{long}")), value_placeholder(argument)),
+            None => value_placeholder(argument).trim_start().to_owned(),
         };
         words.push(if argument.is_required_set() { typed } else { format!("[{typed}]{dots}") });
     }
     page.line(".HP 4");
     // Not broken within one.
-    page.words(&words.iter().map(|word| word.replace(' ', "\\ ")).collect::<Vec<_>>().join(" "));
+    page.text(&words.iter().map(|word| word.replace(' ', "\\ ")).collect::<Vec<_>>().join(" "));
 }
 
 /// Its options and arguments, each with what it is.
 pub fn options(page: &mut Roff, command: &Command) {
-    let whole = whole(command);
-    for argument in arguments(&whole) {
+    let built = build_command(command);
+    for argument in arguments(&built) {
         let mut names = Vec::new();
         names.extend(argument.get_short().map(|short| bold(&format!("-{short}"))));
         names.extend(argument.get_long().map(|long| bold(&format!("--{long}"))));
-        page.tagged(format!("{}{}", names.join(", "), value(argument)).trim_start());
+        page.tagged_paragraph(format!("{}{}", names.join(", "), value_placeholder(argument)).trim_start());
         let help = argument.get_long_help().or(argument.get_help()).map(ToString::to_string).unwrap_or_default();
         let defaults: Vec<_> = argument.get_default_values().iter().filter_map(|value| value.to_str()).collect();
         let takes_value = argument.get_action().takes_values();
@@ -49,20 +49,20 @@ pub fn options(page: &mut Roff, command: &Command) {
                 page.line(".IP");
             }
             let default = if number == 0 { default.as_deref().unwrap_or_default() } else { "" };
-            page.words(&escape(&format!("{}{default}", joined(paragraph))));
+            page.text(&escape(&format!("{}{default}", join_lines(paragraph))));
         }
     }
 }
 
 /// What a subcommand does, its options, its examples.
 pub fn subcommand(page: &mut Roff, command: &Command, name: &str) {
-    let whole = whole(command);
-    let subcommand = whole.find_subcommand(name).unwrap_or_else(|| panic!("there is no command {name}"));
-    page.section(&format!("{} {name}", whole.get_name()));
+    let built = build_command(command);
+    let subcommand = built.find_subcommand(name).unwrap_or_else(|| panic!("there is no command {name}"));
+    page.section(&format!("{} {name}", built.get_name()));
     let about = subcommand.get_long_about().map(ToString::to_string).unwrap_or_default();
     for paragraph in about.split("\n\n").skip(1) {
         page.paragraph();
-        page.words(&escape(&joined(paragraph)));
+        page.text(&escape(&join_lines(paragraph)));
     }
     options(page, subcommand);
     let after = subcommand.get_after_long_help().map(ToString::to_string).unwrap_or_default();
@@ -75,10 +75,10 @@ pub fn subcommand(page: &mut Roff, command: &Command, name: &str) {
 }
 
 /// As it is parsed: with --help and --version.
-fn whole(command: &Command) -> Command {
-    let mut whole = command.clone();
-    whole.build();
-    whole
+fn build_command(command: &Command) -> Command {
+    let mut built = command.clone();
+    built.build();
+    built
 }
 
 /// Arguments before options, as they are typed last.
@@ -89,7 +89,7 @@ fn arguments(command: &Command) -> impl Iterator<Item = &Arg> {
 }
 
 /// What an option takes, or what an argument is called.
-fn value(argument: &Arg) -> String {
+fn value_placeholder(argument: &Arg) -> String {
     if !argument.get_action().takes_values() {
         return String::new();
     }
@@ -99,6 +99,6 @@ fn value(argument: &Arg) -> String {
 }
 
 /// A paragraph on one line.
-fn joined(paragraph: &str) -> String {
+fn join_lines(paragraph: &str) -> String {
     paragraph.split_whitespace().collect::<Vec<_>>().join(" ")
 }

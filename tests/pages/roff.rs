@@ -25,12 +25,12 @@ impl Roff {
     }
 
     /// A line of text that was escaped. It is no request, whatever it begins with.
-    pub fn words(&mut self, words: &str) {
-        let words = words.trim();
-        if words.starts_with(['.', '\'']) {
+    pub fn text(&mut self, text: &str) {
+        let text = text.trim();
+        if text.starts_with(['.', '\'']) {
             self.text.push_str("\\&");
         }
-        self.line(words);
+        self.line(text);
     }
 
     /// Begins a paragraph; after a heading, there is one already.
@@ -52,9 +52,9 @@ impl Roff {
     }
 
     /// What follows belongs to this tag, which was escaped.
-    pub fn tagged(&mut self, tag: &str) {
+    pub fn tagged_paragraph(&mut self, tag: &str) {
         self.line(".TP");
-        self.words(tag);
+        self.text(tag);
     }
 
     /// Lines as they are, set apart.

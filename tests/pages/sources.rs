@@ -29,13 +29,13 @@ pub const PAGES: [Page; 4] = [
 ///
 /// A line `<!-- WORDS -->` of its text is replaced: `synopsis PROGRAM`, `options PROGRAM` and `command PROGRAM COMMAND` are
 /// of the command line, `FILE.md: HEADING` is that section of a document.
-pub fn page(page: &Page) -> String {
+pub fn generate_page(page: &Page) -> String {
     let (name, section) = page.name.rsplit_once('.').expect("a page has a section");
     let source = concat!("echoed ", env!("CARGO_PKG_VERSION"));
     let mut roff = Roff::page(name, section, &date(), source);
     roff.section("Name");
-    roff.words(&format!("{} \\- {}", escape(name), escape(page.about)));
-    let text = shipped(page.text);
+    roff.text(&format!("{} \\- {}", escape(name), escape(page.about)));
+    let text = read_file(page.text);
     // What stands before the first heading is the description.
     let (_, text) = text.split_once("\n\n").expect("a title and a text");
     let text = if text.starts_with("## ") || text.starts_with("<!--") {
@@ -47,7 +47,7 @@ pub fn page(page: &Page) -> String {
     for line in text.lines() {
         if let Some(words) = line.strip_prefix("<!-- ").and_then(|rest| rest.strip_suffix(" -->")) {
             markdown(&mut roff, &std::mem::take(&mut plain));
-            put(&mut roff, words);
+            expand(&mut roff, words);
         } else {
             plain.push_str(line);
             plain.push('\n');
@@ -64,9 +64,9 @@ pub fn page(page: &Page) -> String {
     roff.finish()
 }
 
-fn put(page: &mut Roff, words: &str) {
+fn expand(page: &mut Roff, words: &str) {
     if let Some((file, heading)) = words.split_once(": ") {
-        let document = shipped(&format!("docs/{file}"));
+        let document = read_file(&format!("docs/{file}"));
         let (_, section) =
             document.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("{file} has no {heading}"));
         markdown(page, section.split("\n## ").next().unwrap_or_default());
@@ -82,7 +82,7 @@ fn put(page: &mut Roff, words: &str) {
 
 /// The day of the latest version: of the topmost entry of Debian's changelog.
 fn date() -> String {
-    let changelog = shipped("packaging/debian/changelog");
+    let changelog = read_file("packaging/debian/changelog");
     let day = changelog.lines().find_map(|line| line.strip_prefix(" -- ")).expect("an entry is signed");
     let words: Vec<_> = day.split_whitespace().collect();
     let [.., day, month, year, _, _] = words[..] else { panic!("no day: {words:?}") };
@@ -90,6 +90,6 @@ fn date() -> String {
     format!("{year}-{:02}-{day:0>2}", months.find(month).expect("a month") / 3 + 1)
 }
 
-fn shipped(path: &str) -> String {
+fn read_file(path: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }

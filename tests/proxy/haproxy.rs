@@ -5,8 +5,8 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
-use super::common::{Daemon, Peer, program_or_leave_out};
-use super::{daemon, end_of};
+use super::common::{Daemon, Peer, program_or_skip};
+use super::{start_daemon, wait_for_end};
 
 /// A running HAProxy in front of a daemon, ended when it is dropped.
 struct Haproxy {
@@ -17,8 +17,8 @@ struct Haproxy {
 
 impl Haproxy {
     /// With these options of its server (or servers), whose addresses are `TCP` and `UNIX`; if it is installed.
-    fn before(daemon: &Daemon, backend: &str) -> Option<Self> {
-        let program = program_or_leave_out("haproxy")?;
+    fn start(daemon: &Daemon, backend: &str) -> Option<Self> {
+        let program = program_or_skip("haproxy")?;
         let directory = tempfile::tempdir().expect("a directory can be made");
         let addresses = daemon.addresses();
         let tcp = addresses[0].strip_prefix("tcp:").expect("it is TCP");
@@ -62,7 +62,7 @@ fn check_client(daemon: &Daemon, haproxy: &Haproxy) {
 }
 
 #[test]
-fn haproxy_tells_the_client_in_both_versions() {
+fn haproxy_sends_the_client_address_in_both_versions() {
     for options in [
         "TCP send-proxy",
         "TCP send-proxy-v2",
@@ -70,23 +70,23 @@ fn haproxy_tells_the_client_in_both_versions() {
         "UNIX send-proxy-v2",
         "TCP send-proxy-v2 proxy-v2-options crc32c,unique-id",
     ] {
-        let daemon = daemon("");
-        let Some(haproxy) = Haproxy::before(&daemon, &format!("  server echo {options}")) else { return };
+        let daemon = start_daemon("");
+        let Some(haproxy) = Haproxy::start(&daemon, &format!("  server echo {options}")) else { return };
         check_client(&daemon, &haproxy);
         daemon.stop();
     }
 }
 
 #[test]
-fn haproxys_health_checks_are_answered() {
+fn health_checks_of_haproxy_are_answered() {
     for version in ["send-proxy", "send-proxy-v2"] {
-        let daemon = daemon("");
+        let daemon = start_daemon("");
         let backend = format!(
             "  option tcp-check\n  tcp-check send check\\t\n  \
              tcp-check expect string server\\ got:check\n  \
              server echo TCP check inter 100ms {version} check-send-proxy\n"
         );
-        let Some(haproxy) = Haproxy::before(&daemon, &backend) else { return };
+        let Some(haproxy) = Haproxy::start(&daemon, &backend) else { return };
         let ends = daemon.wait_for_log_times("; 1 messages, 6 bytes in, 17 bytes out", 3);
         // They come from HAProxy itself, and nobody else.
         assert!(ends.iter().all(|line| line.contains(" from 127.0.0.1:")), "{ends:#?}");
@@ -97,12 +97,12 @@ fn haproxys_health_checks_are_answered() {
 }
 
 #[test]
-fn haproxy_without_the_header_is_turned_away() {
-    let daemon = daemon("");
-    let Some(haproxy) = Haproxy::before(&daemon, "  server echo TCP") else { return };
+fn haproxy_without_the_header_is_rejected() {
+    let daemon = start_daemon("");
+    let Some(haproxy) = Haproxy::start(&daemon, "  server echo TCP") else { return };
     let mut peer = Peer::connect(&haproxy.address);
     peer.send("aaaa\t");
     assert_eq!(peer.read_to_end(), b"");
-    assert!(end_of(&daemon, 1).contains("ended: bad-proxy-header"));
+    assert!(wait_for_end(&daemon, 1).contains("ended: bad-proxy-header"));
     daemon.stop();
 }

@@ -4,112 +4,116 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::{DISCARD, GREETER, LINE_SINK, RAW_ECHO, TCP_AND_UNIX, lines, serve};
-use crate::common::{now, program_or_leave_out};
+use super::{DISCARD, GREETER, LINE_SINK, RAW_ECHO, TCP_AND_UNIX, logged_messages, serve};
+use crate::common::{now, program_or_skip};
 
 /// What a client does at a service, over each of its addresses. The files of the clients say what the words mean.
-struct Visit {
+struct Scenario {
     configuration: &'static str,
     addresses: &'static [&'static str],
-    does: &'static [&'static str],
-    prints: &'static str,
+    arguments: &'static [&'static str],
+    expected_output: &'static str,
     /// The messages that are then in the log.
-    logs: &'static [&'static str],
+    expected_log: &'static [&'static str],
     /// It takes so long at least, in seconds.
-    seconds: u64,
+    min_seconds: u64,
 }
 
-impl Visit {
+impl Scenario {
     const fn new(
         configuration: &'static str,
         addresses: &'static [&'static str],
-        does: &'static [&'static str],
-        prints: &'static str,
+        arguments: &'static [&'static str],
+        expected_output: &'static str,
     ) -> Self {
-        Self { configuration, addresses, does, prints, logs: &[], seconds: 0 }
+        Self { configuration, addresses, arguments, expected_output, expected_log: &[], min_seconds: 0 }
     }
 }
 
 const HELLO: &[&str] = &["again", "3", "Hello, server!"];
 
-const VISITS: &[Visit] = &[
+const SCENARIOS: &[Scenario] = &[
     // The delimited echo.
-    Visit::new(
+    Scenario::new(
         "",
         TCP_AND_UNIX,
         &["until", "\t", "aaaa", "", "line\n"],
         "server got:aaaa\tserver got:\tserver got:line\n\t",
     ),
     // RFC 862.
-    Visit::new(RAW_ECHO, TCP_AND_UNIX, &["all", "no delimiter"], "no delimiter"),
-    Visit::new(
+    Scenario::new(RAW_ECHO, TCP_AND_UNIX, &["all", "no delimiter"], "no delimiter"),
+    Scenario::new(
         RAW_ECHO,
         &["127.0.0.1:0", "DIR/socket", "udp:127.0.0.1:0", "seqpacket:DIR/packets"],
         HELLO,
         "0 Hello, server!1 Hello, server!2 Hello, server!",
     ),
     // RFC 863.
-    Visit::new(DISCARD, TCP_AND_UNIX, &["all", "whatever"], ""),
+    Scenario::new(DISCARD, TCP_AND_UNIX, &["all", "whatever"], ""),
     // The line sink.
-    Visit {
-        logs: &["one", "two", "no end"],
-        ..Visit::new(LINE_SINK, TCP_AND_UNIX, &["close", "one\ntwo\nno end"], "")
+    Scenario {
+        expected_log: &["one", "two", "no end"],
+        ..Scenario::new(LINE_SINK, TCP_AND_UNIX, &["close", "one\ntwo\nno end"], "")
     },
     // The greeter: whoever asks again at once waits.
-    Visit {
-        seconds: 2,
-        ..Visit::new(GREETER, TCP_AND_UNIX, HELLO, "Hello, client!\nHello, client!\nHello, client!\n")
+    Scenario {
+        min_seconds: 2,
+        ..Scenario::new(GREETER, TCP_AND_UNIX, HELLO, "Hello, client!\nHello, client!\nHello, client!\n")
     },
     // The delimited echo, in packets.
-    Visit::new("", &["seqpacket:DIR/socket", "udp:127.0.0.1:0"], &["again", "1", "aaaa"], "server got:0 aaaa"),
+    Scenario::new("", &["seqpacket:DIR/socket", "udp:127.0.0.1:0"], &["again", "1", "aaaa"], "server got:0 aaaa"),
 ];
 
 /// Has a client, started with these words, make every visit.
-fn visit(client: &[PathBuf]) {
-    for Visit { configuration, addresses, does, prints, logs, seconds } in VISITS {
+fn run_scenarios(client: &[PathBuf]) {
+    for Scenario { configuration, addresses, arguments, expected_output, expected_log, min_seconds } in SCENARIOS {
         let daemon = serve(configuration, addresses);
-        for (visited, address) in (1..).zip(daemon.addresses()) {
+        for (runs, address) in (1..).zip(daemon.addresses()) {
             let (scheme, address) = address.split_once(':').expect("it has a scheme");
             let network = if scheme == "seqpacket" { "unixpacket" } else { scheme };
             let start = now();
             let mut command = Command::new(&client[0]);
-            command.args(&client[1..]).args([network, address]).args(*does).stderr(Stdio::inherit());
+            command.args(&client[1..]).args([network, address]).args(*arguments).stderr(Stdio::inherit());
             let output = command.output().expect("it can be started");
             let printed = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success() && printed == *prints, "{command:?}: {}, {printed:?}", output.status);
-            assert!(start.elapsed() >= Duration::from_secs(*seconds), "{command:?}: {:?}", start.elapsed());
-            if let Some(last) = logs.last() {
+            assert!(
+                output.status.success() && printed == *expected_output,
+                "{command:?}: {}, {printed:?}",
+                output.status
+            );
+            assert!(start.elapsed() >= Duration::from_secs(*min_seconds), "{command:?}: {:?}", start.elapsed());
+            if let Some(last) = expected_log.last() {
                 // It does not wait until the daemon has read it.
-                daemon.wait_for_log_times(&format!("\"{last}\""), visited);
+                daemon.wait_for_log_times(&format!("\"{last}\""), runs);
             }
         }
         let log = daemon.stop();
-        assert_eq!(lines(&log), logs.repeat(addresses.len()), "{log:#?}");
+        assert_eq!(logged_messages(&log), expected_log.repeat(addresses.len()), "{log:#?}");
     }
 }
 
 /// Where the text of a client is.
-fn text(name: &str) -> PathBuf {
+fn source_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/services").join(name)
 }
 
 /// Makes a client of its text.
-fn make(command: &mut Command, name: &str) -> PathBuf {
+fn compile(command: &mut Command, name: &str) -> PathBuf {
     let client = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name.replace('.', "-"));
-    let made = command.arg("-o").args([&client, &text(name)]).status().expect("it can be started");
+    let made = command.arg("-o").args([&client, &source_path(name)]).status().expect("it can be started");
     assert!(made.success(), "{command:?}: {made}");
     client
 }
 
 #[test]
 fn clients_in_c_are_served() {
-    let Some(cc) = program_or_leave_out("cc") else { return };
-    visit(&[make(Command::new(cc).args(["-std=c11", "-Wall", "-Wextra", "-Werror"]), "client.c")]);
+    let Some(cc) = program_or_skip("cc") else { return };
+    run_scenarios(&[compile(Command::new(cc).args(["-std=c11", "-Wall", "-Wextra", "-Werror"]), "client.c")]);
 }
 
 #[test]
 fn clients_in_go_are_served() {
-    let Some(go) = program_or_leave_out("go") else { return };
+    let Some(go) = program_or_skip("go") else { return };
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go");
     let mut command = Command::new(go);
     command
@@ -118,11 +122,11 @@ fn clients_in_go_are_served() {
         .env("GOPATH", &cache)
         .env("GO111MODULE", "off")
         .env("CGO_ENABLED", "0");
-    visit(&[make(&mut command, "client.go")]);
+    run_scenarios(&[compile(&mut command, "client.go")]);
 }
 
 #[test]
 fn clients_in_python_are_served() {
-    let Some(python) = program_or_leave_out("python3") else { return };
-    visit(&[python, text("client.py")]);
+    let Some(python) = program_or_skip("python3") else { return };
+    run_scenarios(&[python, source_path("client.py")]);
 }

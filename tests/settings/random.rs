@@ -46,13 +46,13 @@ fn strings() -> impl Strategy<Value = (Framing, Delimiter, Prefix, Box<[u8]>)> {
 }
 
 fn rules(buffer_memory: usize) -> impl Strategy<Value = Rules> {
-    let words = (
+    let choices = (
         select(vec![ReplyMode::Echo, ReplyMode::Fixed, ReplyMode::None]),
         select(vec![Unterminated::Discard, Unterminated::Accept]),
         select(vec![LogMessages::Off, LogMessages::Summary, LogMessages::Full]),
     );
     let largest = buffer_memory.min(1 << 30);
-    let all = (strings(), span(0), 1..=largest, words, any::<bool>(), deadlines());
+    let all = (strings(), span(0), 1..=largest, choices, any::<bool>(), deadlines());
     all.prop_map(
         |(strings, reply_delay, max_message, (reply, unterminated, log_messages), error_replies, deadlines)| {
             let (framing, delimiter, prefix, fixed_reply) = strings;
@@ -134,7 +134,7 @@ fn settings() -> impl Strategy<Value = Settings> {
 // --- Documents -------------------------------------------------------------------------------------------------------
 
 /// Good ones, to be spoilt.
-const GOOD: [&str; 4] = [
+const SEED_DOCUMENTS: [&str; 4] = [
     "log.level = \"warn\"\nservice = { workers = 2, idle_exit = \"off\", drain = \"1h 1us\" }\n[limits]\nconnections = 10\n",
     "# x\n[defaults]\ndelimiter = \"\\r\\n\"\nprefix = '''it's'''\nmax_message = \"1.5KiB\"\nnodelay = false\n",
     "[listener.a.deadlines]\nread = \"2s\"\nidle = \"off\"\n[listener.\"b.c\"]\nlisten = [\"@a\", \"127.0.0.1:0\"]\n",
@@ -186,7 +186,7 @@ const PIECES: [&str; 40] = [
 ];
 
 #[derive(Debug, Clone)]
-enum Spoil {
+enum Mutation {
     /// Puts a piece there.
     Insert(usize, &'static str),
     /// Takes so many characters away there.
@@ -195,26 +195,26 @@ enum Spoil {
     Copy(usize, usize, usize),
 }
 
-fn spoilt() -> impl Strategy<Value = String> {
-    let spoil = prop_oneof![
-        (0_usize..200, select(PIECES.to_vec())).prop_map(|(at, piece)| Spoil::Insert(at, piece)),
-        (0_usize..200, 0_usize..9).prop_map(|(at, count)| Spoil::Cut(at, count)),
-        (0_usize..200, 0_usize..20, 0_usize..200).prop_map(|(from, count, to)| Spoil::Copy(from, count, to)),
+fn mutated_documents() -> impl Strategy<Value = String> {
+    let mutation = prop_oneof![
+        (0_usize..200, select(PIECES.to_vec())).prop_map(|(at, piece)| Mutation::Insert(at, piece)),
+        (0_usize..200, 0_usize..9).prop_map(|(at, count)| Mutation::Cut(at, count)),
+        (0_usize..200, 0_usize..20, 0_usize..200).prop_map(|(from, count, to)| Mutation::Copy(from, count, to)),
     ];
-    let good = prop::collection::vec(select(GOOD.to_vec()), 1..3);
-    (good, prop::collection::vec(spoil, 0..6)).prop_map(|(good, spoils)| {
+    let good = prop::collection::vec(select(SEED_DOCUMENTS.to_vec()), 1..3);
+    (good, prop::collection::vec(mutation, 0..6)).prop_map(|(good, mutations)| {
         let mut text: Vec<char> = good.concat().chars().collect();
-        for spoil in spoils {
-            match spoil {
-                Spoil::Insert(at, piece) => {
+        for mutation in mutations {
+            match mutation {
+                Mutation::Insert(at, piece) => {
                     let at = at.min(text.len());
                     text.splice(at..at, piece.chars());
                 }
-                Spoil::Cut(at, count) => {
+                Mutation::Cut(at, count) => {
                     let at = at.min(text.len());
                     text.drain(at..(at + count).min(text.len()));
                 }
-                Spoil::Copy(from, count, to) => {
+                Mutation::Copy(from, count, to) => {
                     let from = from.min(text.len());
                     let piece: Vec<_> = text[from..(from + count).min(text.len())].to_vec();
                     let to = to.min(text.len());
@@ -247,8 +247,8 @@ fn check(text: &str) -> Result<bool, TestCaseError> {
 }
 
 #[test]
-fn the_documents_to_be_spoilt_are_good_or_nearly() {
-    let good: Vec<_> = GOOD.iter().map(|text| check(text).unwrap()).collect();
+fn the_seed_documents_are_valid_except_the_last() {
+    let good: Vec<_> = SEED_DOCUMENTS.iter().map(|text| check(text).unwrap()).collect();
     assert_eq!(good, [true, true, true, false]);
 }
 
@@ -261,7 +261,7 @@ proptest! {
     }
 
     #[test]
-    fn no_document_makes_it_panic_and_what_is_accepted_can_be_printed_and_loaded_again(text in spoilt()) {
+    fn no_document_makes_it_panic_and_what_is_accepted_can_be_printed_and_loaded_again(text in mutated_documents()) {
         check(&text)?;
     }
 

@@ -7,15 +7,15 @@ use std::process::Command;
 use crate::common::{self, Daemon};
 
 /// Nobody can listen here, so that a configuration that is accepted by mistake ends with 71.
-const NOWHERE: &str = "DIR/no such directory/socket";
+const UNUSABLE_ADDRESS: &str = "DIR/no such directory/socket";
 
 /// A configuration, `LINE:COLUMN` of what is wrong in it, and part of what is said about that.
 type Row = (&'static str, &'static str, &'static str);
 
 /// Starts the daemon with a configuration that it has to refuse. What it says, without the name of the file.
-fn refusal(configuration: &str) -> Result<Vec<String>, String> {
+fn config_error(configuration: &str) -> Result<Vec<String>, String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
-    let mut daemon = Daemon::spawn_with(&mut command, configuration, &["--listen", NOWHERE]);
+    let mut daemon = Daemon::spawn_with(&mut command, configuration, &["--listen", UNUSABLE_ADDRESS]);
     let status = daemon.wait();
     if status.code() != Some(78) {
         return Err(format!("expected status 78, not {status}:\n{configuration}\n{}", daemon.log().join("\n")));
@@ -25,17 +25,17 @@ fn refusal(configuration: &str) -> Result<Vec<String>, String> {
 }
 
 /// Checks that `configuration` is refused with one block, which shows this place and says this.
-fn check_refusal((configuration, place, said): Row) -> Result<(), String> {
-    let log = refusal(configuration)?;
+fn check_refusal((configuration, position, said): Row) -> Result<(), String> {
+    let log = config_error(configuration)?;
     let wrong = |problem: &str| Err(format!("{problem}:\n{configuration}\n{}\n", log.join("\n")));
     let [head, empty, line, caret] = &*log else { return wrong("expected one block of four lines") };
-    let Some(message) = head.strip_prefix(&format!("{place}: ")) else {
-        return wrong(&format!("expected the place {place}"));
+    let Some(message) = head.strip_prefix(&format!("{position}: ")) else {
+        return wrong(&format!("expected the place {position}"));
     };
     if !message.contains(said) {
         return wrong(&format!("expected \"{said}\""));
     }
-    let (number, column) = place.split_once(':').expect("a place is LINE:COLUMN");
+    let (number, column) = position.split_once(':').expect("a place is LINE:COLUMN");
     let (number, column): (usize, usize) = (number.parse().expect("digits"), column.parse().expect("digits"));
     let configuration = configuration.trim_start_matches('\u{feff}').replace('\u{1b}', "\u{fffd}");
     let shown = configuration.lines().nth(number - 1).unwrap_or_default();
@@ -58,7 +58,7 @@ fn check_refusals(rows: &[Row]) {
 }
 
 #[test]
-fn keys_that_do_not_exist_are_refused_with_the_nearest_that_does() {
+fn unknown_keys_are_refused_and_the_nearest_known_key_is_suggested() {
     check_refusals(&[
         ("[servce]\n", "1:2", "there is no key servce; is service meant?"),
         ("workers = 2\n", "1:1", "there is no key workers; it belongs in [service]"),
@@ -93,7 +93,7 @@ fn keys_that_do_not_exist_are_refused_with_the_nearest_that_does() {
 }
 
 #[test]
-fn values_of_another_type_are_refused_and_never_made_to_fit() {
+fn values_of_the_wrong_type_are_refused_and_not_converted() {
     check_refusals(&[
         ("log = \"info\"\n", "1:7", "[log] is a section, not a string"),
         ("[log]\nlevel = 3\n", "2:9", "level is a word, not an integer"),
@@ -199,7 +199,7 @@ fn values_out_of_range_are_refused_with_the_range() {
 }
 
 #[test]
-fn numbers_without_a_unit_are_refused_with_the_one_that_was_probably_meant() {
+fn numbers_without_a_unit_are_refused_and_a_unit_is_suggested() {
     check_refusals(&[
         ("[service]\ndrain = 5\n", "2:9", "5 has no unit; write \"5s\""),
         ("[service]\ndrain = \"5\"\n", "2:9", "write 5s"),
@@ -221,12 +221,12 @@ fn numbers_without_a_unit_are_refused_with_the_one_that_was_probably_meant() {
 }
 
 #[test]
-fn keys_of_parts_that_are_not_built_are_refused_and_not_ignored() {
+fn keys_of_unimplemented_features_are_refused_and_not_ignored() {
     check_refusals(&[("[metrics]\nlisten = []\n", "1:2", "metrics is not built yet")]);
 }
 
 #[test]
-fn names_that_no_echo_listener_can_have_are_refused() {
+fn invalid_listener_names_are_refused() {
     check_refusals(&[
         ("[listener.metrics]\n", "1:11", "metrics is not the name of an echo listener"),
         ("[listener.parcel]\n", "1:11", "parcel is not the name of an echo listener"),
@@ -238,7 +238,7 @@ fn names_that_no_echo_listener_can_have_are_refused() {
 }
 
 #[test]
-fn what_is_no_toml_is_shown_where_it_stops_to_be() {
+fn invalid_toml_is_shown_with_the_position_of_the_error() {
     check_refusals(&[
         ("[log]\nlevel = info\n", "2:9", "info is no value; strings stand in quotes: \"info\""),
         ("[defaults.deadlines]\nidle = 5min\n", "2:8", "5min is no value; strings stand in quotes: \"5min\""),
@@ -270,18 +270,18 @@ fn what_is_no_toml_is_shown_where_it_stops_to_be() {
 }
 
 #[test]
-fn names_that_are_too_long_are_refused_with_their_length() {
-    let log = refusal(&format!("[defaults]\nprefix = \"{}\"\n", "x".repeat(4097))).unwrap();
+fn strings_that_are_too_long_are_refused_with_their_length() {
+    let log = config_error(&format!("[defaults]\nprefix = \"{}\"\n", "x".repeat(4097))).unwrap();
     assert!(log[0].starts_with("2:10: ") && log[0].contains("at most 4096 bytes, this one has 4097"), "{log:#?}");
-    let log = refusal(&format!("[defaults]\ntext = \"{}\"\n", "x".repeat(4097))).unwrap();
+    let log = config_error(&format!("[defaults]\ntext = \"{}\"\n", "x".repeat(4097))).unwrap();
     assert!(log[0].starts_with("2:8: ") && log[0].contains("at most 4096 bytes, this one has 4097"), "{log:#?}");
-    let log = refusal(&format!("[listener.x]\nlisten = [\"/{}\"]\n", "x".repeat(107))).unwrap();
+    let log = config_error(&format!("[listener.x]\nlisten = [\"/{}\"]\n", "x".repeat(107))).unwrap();
     assert!(log[0].contains("at most 107 bytes, this one has 108"), "{log:#?}");
 }
 
 #[test]
-fn everything_that_is_wrong_in_a_file_is_reported_at_once_in_its_order() {
-    let log = refusal(
+fn all_errors_in_a_file_are_reported_in_order() {
+    let log = config_error(
         "[limits]\nconnections = 0\nbuffer = \"1MiB\"\n[log]\nlevel = 3\n\n\n\n\n\
          [listener.x]\nlisten = [\"8085\", \"ok:1\", \"/\", 7, \"::1\"]\ndelimiter = \"\"\n\
          [listener.metrics.deadlines]\nread = 2\n",
@@ -294,13 +294,13 @@ fn everything_that_is_wrong_in_a_file_is_reported_at_once_in_its_order() {
 }
 
 #[test]
-fn an_address_that_is_no_text_is_not_blamed_on_the_list() {
-    let log = refusal("[listener.x]\nlisten = [8085]\n").unwrap();
+fn an_address_that_is_not_a_string_is_reported_at_its_own_position() {
+    let log = config_error("[listener.x]\nlisten = [8085]\n").unwrap();
     assert!(log[0].starts_with("2:11: ") && log[0].contains("not an integer"), "{log:#?}");
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_refused_by_its_name() {
+fn an_unreadable_file_is_refused_and_named() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("not-text"), b"[log]\nlevel = \"\xff\"\n").unwrap();
@@ -316,7 +316,7 @@ fn a_file_that_cannot_be_read_is_refused_by_its_name() {
     ] {
         // Root may read everything, unless it gives that up.
         let mut command = if rustix::process::geteuid().is_root() {
-            let Some(setpriv) = common::program_or_leave_out("setpriv") else { continue };
+            let Some(setpriv) = common::program_or_skip("setpriv") else { continue };
             let mut command = Command::new(setpriv);
             command.args(["--bounding-set", "-dac_override,-dac_read_search", env!("CARGO_BIN_EXE_echoed")]);
             command
@@ -333,7 +333,7 @@ fn a_file_that_cannot_be_read_is_refused_by_its_name() {
 }
 
 #[test]
-fn a_bad_file_is_not_made_good_by_the_command_line() {
+fn command_line_options_do_not_hide_errors_in_the_file() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
     let arguments = ["--listen", "127.0.0.1:0", "--log-level", "info"];
     let mut daemon = Daemon::spawn_with(&mut command, "[log]\nlevel = \"loud\"\n", &arguments);

@@ -16,8 +16,8 @@ use crate::common::wait_until;
 use crate::machine::Machine;
 
 tests![
-    nothing_is_left_of_a_machine,
-    only_control_groups_are_left_when_its_keeper_is_killed,
+    nothing_is_left_after_a_machine_stops,
+    only_control_groups_are_left_when_the_machine_script_is_killed,
     nothing_is_left_when_the_tests_are_killed,
     nothing_is_left_when_the_tests_are_interrupted,
 ];
@@ -26,48 +26,48 @@ tests![
 const INNER: &str = "ECHOED_TEST_INNER";
 
 /// What the inner program says before the name of its machine.
-const HERE: &str = "here is ";
+const MACHINE_MARKER: &str = "here is ";
 
 /// Whether this is the program that was run again. It must leave alone what the machines of the outer one run on.
 pub fn is_inner() -> bool {
     env::var_os(INNER).is_some()
 }
 
-fn nothing_is_left_of_a_machine(machine: &Machine) {
-    let Some(mut inner) = inner(machine, "nothing_is_left_of_a_machine") else { return };
+fn nothing_is_left_after_a_machine_stops(machine: &Machine) {
+    let Some(mut inner) = run_inner(machine, "nothing_is_left_of_a_machine") else { return };
     drop(inner.program.stdin.take());
     let status = inner.program.wait().expect("it is our child");
     assert!(status.success(), "{status}");
     // It waits for the end of its machine, so there is nothing to wait for here.
-    assert_eq!(inner.traces(), Traces::default());
+    assert_eq!(inner.leftovers(), Leftovers::default());
 }
 
-fn only_control_groups_are_left_when_its_keeper_is_killed(machine: &Machine) {
-    let before = Traces::of(machine.name());
-    assert!(!before.processes.is_empty() && !before.groups.is_empty(), "{before:#?}");
-    kill_process(Pid::from_child(machine.keeper()), Signal::KILL).expect("it can be killed");
+fn only_control_groups_are_left_when_the_machine_script_is_killed(machine: &Machine) {
+    let before = Leftovers::of_machine(machine.name());
+    assert!(!before.processes.is_empty() && !before.control_groups.is_empty(), "{before:#?}");
+    kill_process(Pid::from_child(machine.script()), Signal::KILL).expect("it can be killed");
     wait_until("its processes and mounts are gone", || {
-        let Traces { processes, mounts, groups: _ } = Traces::of(machine.name());
+        let Leftovers { processes, mounts, control_groups: _ } = Leftovers::of_machine(machine.name());
         // Whom we started, we have to bury: its keeper.
-        processes.iter().all(|process| process.starts_with(&format!("{} ", machine.keeper().id()))) && mounts.is_empty()
+        processes.iter().all(|process| process.starts_with(&format!("{} ", machine.script().id()))) && mounts.is_empty()
     });
     // So that nothing is left by this test either.
     for group in control_groups(machine.name()) {
-        remove(&group);
+        remove_control_group(&group);
     }
 }
 
 fn nothing_is_left_when_the_tests_are_killed(machine: &Machine) {
-    let Some(inner) = inner(machine, "nothing_is_left_when_the_tests_are_killed") else { return };
+    let Some(inner) = run_inner(machine, "nothing_is_left_when_the_tests_are_killed") else { return };
     kill_process(Pid::from_child(&inner.program), Signal::KILL).expect("it can be killed");
-    inner.expect_no_traces();
+    inner.expect_no_leftovers();
 }
 
 /// As with Ctrl-C at a terminal.
 fn nothing_is_left_when_the_tests_are_interrupted(machine: &Machine) {
-    let Some(inner) = inner(machine, "nothing_is_left_when_the_tests_are_interrupted") else { return };
+    let Some(inner) = run_inner(machine, "nothing_is_left_when_the_tests_are_interrupted") else { return };
     kill_process_group(Pid::from_child(&inner.program), Signal::INT).expect("it can be interrupted");
-    inner.expect_no_traces();
+    inner.expect_no_leftovers();
 }
 
 // --- The inner program -----------------------------------------------------------------------------------------------
@@ -81,9 +81,9 @@ struct Inner {
 
 /// Runs this program again, for this test alone, and waits until it has a machine. There, this has a machine until there
 /// is no more input, and returns nothing.
-fn inner(machine: &Machine, test: &str) -> Option<Inner> {
+fn run_inner(machine: &Machine, test: &str) -> Option<Inner> {
     if is_inner() {
-        println!("{HERE}{}", machine.name());
+        println!("{MACHINE_MARKER}{}", machine.name());
         let _ = io::stdin().read_to_end(&mut Vec::new());
         return None;
     }
@@ -95,24 +95,26 @@ fn inner(machine: &Machine, test: &str) -> Option<Inner> {
         .stdout(Stdio::piped())
         .spawn()
         .expect("it can be started again");
-    let mut said = BufReader::new(program.stdout.take().expect("it is piped")).lines().map_while(Result::ok);
-    let name = said.find_map(|line| line.split_once(HERE).map(|(_, name)| name.to_owned())).expect("it has a machine");
+    let mut lines = BufReader::new(program.stdout.take().expect("it is piped")).lines().map_while(Result::ok);
+    let name = lines
+        .find_map(|line| line.split_once(MACHINE_MARKER).map(|(_, name)| name.to_owned()))
+        .expect("it has a machine");
     // Until it ends.
-    std::thread::spawn(move || said.for_each(drop));
+    std::thread::spawn(move || lines.for_each(drop));
     let inner = Inner { program, name };
-    let traces = inner.traces();
-    assert!(!traces.processes.is_empty() && !traces.groups.is_empty(), "{traces:#?}");
+    let leftovers = inner.leftovers();
+    assert!(!leftovers.processes.is_empty() && !leftovers.control_groups.is_empty(), "{leftovers:#?}");
     Some(inner)
 }
 
 impl Inner {
-    fn traces(&self) -> Traces {
-        Traces::of(&self.name)
+    fn leftovers(&self) -> Leftovers {
+        Leftovers::of_machine(&self.name)
     }
 
-    fn expect_no_traces(mut self) {
+    fn expect_no_leftovers(mut self) {
         let _ = self.program.wait();
-        wait_until("nothing is left", || self.traces() == Traces::default());
+        wait_until("nothing is left", || self.leftovers() == Leftovers::default());
     }
 }
 
@@ -127,21 +129,21 @@ impl Drop for Inner {
 
 /// What can be seen of a machine from outside.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Traces {
+struct Leftovers {
     /// Their numbers and command lines.
     processes: Vec<String>,
     /// Those that everybody sees. What a machine mounts for itself goes with its last process.
     mounts: Vec<String>,
-    groups: Vec<PathBuf>,
+    control_groups: Vec<PathBuf>,
 }
 
-impl Traces {
-    fn of(name: &str) -> Self {
+impl Leftovers {
+    fn of_machine(name: &str) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
         // proc_pid_mountinfo(5): the fifth field is the place. The first two that it makes are these.
-        let place = |line: &&str| line.split(' ').nth(4).is_some_and(|at| at == "/mnt" || at == "/mnt/root");
-        let mounts = mounts.lines().filter(place).map(str::to_owned).collect();
-        Self { processes: processes(name), mounts, groups: control_groups(name) }
+        let is_machine_mount = |line: &&str| line.split(' ').nth(4).is_some_and(|at| at == "/mnt" || at == "/mnt/root");
+        let mounts = mounts.lines().filter(is_machine_mount).map(str::to_owned).collect();
+        Self { processes: processes(name), mounts, control_groups: control_groups(name) }
     }
 }
 
@@ -172,10 +174,10 @@ fn control_groups(name: &str) -> Vec<PathBuf> {
 }
 
 /// A control group and those below it. Its files are not files.
-fn remove(group: &Path) {
+fn remove_control_group(group: &Path) {
     for entry in fs::read_dir(group).into_iter().flatten().filter_map(Result::ok) {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&entry.path());
+            remove_control_group(&entry.path());
         }
     }
     fs::remove_dir(group).expect("a control group without processes can be removed");

@@ -13,15 +13,15 @@ use std::time::Duration;
 
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 
-use crate::common::{CEILING, Peer, may_open, now, wait_until};
+use crate::common::{Peer, TEST_TIMEOUT, ensure_nofile_limit, now, wait_until};
 use crate::machine::{Machine, TCP, UNIX};
 
 tests![
-    a_message_half_sent_before_a_restart_and_half_after_it_is_answered,
-    nine_thousand_connections_go_on,
-    what_a_client_does_not_take_waits_for_it_over_a_restart,
-    a_read_deadline_that_passes_during_a_restart_is_told_after_it,
-    a_read_deadline_that_passes_after_a_restart_passes_when_it_should,
+    messages_split_by_a_restart_are_answered,
+    nine_thousand_connections_survive_restarts,
+    replies_that_a_client_has_not_read_survive_a_restart,
+    a_read_deadline_that_passes_during_a_restart_is_reported_after_it,
+    a_read_deadline_keeps_running_over_a_restart,
 ];
 
 /// No deadline nor limit makes a slow machine fail; clients on the Unix socket are all of one user.
@@ -43,16 +43,16 @@ fn start(machine: &Machine, settings: &str) {
 
 /// Restarts the service. It is another process then.
 fn restart(machine: &Machine) {
-    let before = machine.daemon();
+    let before = machine.daemon_pid();
     machine.sh("systemctl restart echoed.service");
-    assert!(machine.daemon().is_some() && machine.daemon() != before, "it was started anew");
+    assert!(machine.daemon_pid().is_some() && machine.daemon_pid() != before, "it was started anew");
 }
 
 /// That nothing is left in the store, and that the service had nothing to warn of.
-fn expect_in_order(machine: &Machine) {
+fn expect_no_warnings(machine: &Machine) {
     expect_empty_store(machine);
-    let said = machine.sh("journalctl --sync; journalctl --quiet --identifier=echoed --priority=warning");
-    assert_eq!(said, "");
+    let warnings = machine.sh("journalctl --sync; journalctl --quiet --identifier=echoed --priority=warning");
+    assert_eq!(warnings, "");
     assert_eq!(machine.property("echoed.service", "NRestarts"), "0");
 }
 
@@ -65,16 +65,16 @@ fn expect_empty_store(machine: &Machine) {
 }
 
 /// Clients, half of them on TCP and half on the Unix socket.
-struct Crowd(Vec<Peer>);
+struct Clients(Vec<Peer>);
 
-impl Crowd {
+impl Clients {
     fn connect(machine: &Machine, count: usize) -> Self {
         let addresses = [TCP, UNIX].map(|address| machine.address(address));
         Self(addresses.iter().cycle().take(count).map(|address| Peer::connect(address)).collect())
     }
 
     /// Each sends half a message, and waits until that was read.
-    fn begin(&mut self) {
+    fn send_first_halves(&mut self) {
         for (number, peer) in self.0.iter_mut().enumerate() {
             // Read together with the half of the second.
             peer.send(format!("first of {number}\tsecond "));
@@ -85,7 +85,7 @@ impl Crowd {
     }
 
     /// Each sends the other half, and gets its reply.
-    fn finish(&mut self) {
+    fn send_second_halves(&mut self) {
         for (number, peer) in self.0.iter_mut().enumerate() {
             peer.send(format!("of {number}\t"));
         }
@@ -103,7 +103,7 @@ struct BusyClient {
 }
 
 /// How many messages a busy client sends before it is enough.
-const ENOUGH: usize = usize::MAX / 2;
+const STOP: usize = usize::MAX / 2;
 
 impl BusyClient {
     fn start(machine: &Machine) -> Self {
@@ -112,7 +112,7 @@ impl BusyClient {
         let client = thread::spawn(move || {
             let mut longest = Duration::ZERO;
             let mut reply = [0; b"server got:ping\t".len()];
-            while count.fetch_add(1, Ordering::Relaxed) < ENOUGH {
+            while count.fetch_add(1, Ordering::Relaxed) < STOP {
                 let sent = now();
                 stream.write_all(b"ping\t").expect("the connection goes on");
                 stream.read_exact(&mut reply).expect("the connection goes on");
@@ -128,68 +128,68 @@ impl BusyClient {
 
     fn wait_for_more(&self) {
         let before = self.answered.load(Ordering::Relaxed);
-        let goes_on = || self.client.is_finished() || self.answered.load(Ordering::Relaxed) > before + 100;
-        wait_until("the busy client is busy", goes_on);
+        let continues = || self.client.is_finished() || self.answered.load(Ordering::Relaxed) > before + 100;
+        wait_until("the busy client is busy", continues);
     }
 
     fn longest_wait(self) -> Duration {
         self.wait_for_more();
-        self.answered.fetch_add(ENOUGH, Ordering::Relaxed);
+        self.answered.fetch_add(STOP, Ordering::Relaxed);
         self.client.join().expect("it got all its replies")
     }
 }
 
 /// Three restarts with a number of connections and a client that is busy all the while. The longest that this one had to
 /// wait is printed, for each.
-fn restart_with(machine: &Machine, count: usize) {
-    let mut crowd = Crowd::connect(machine, count);
+fn restart_with_connections(machine: &Machine, count: usize) {
+    let mut clients = Clients::connect(machine, count);
     let mut waits = Vec::new();
     for _ in 0..3 {
-        crowd.begin();
+        clients.send_first_halves();
         let busy = BusyClient::start(machine);
         restart(machine);
         waits.push(busy.longest_wait());
-        crowd.finish();
+        clients.send_second_halves();
     }
     let shown: Vec<_> = waits.iter().map(|wait| wait.as_millis().to_string()).collect();
     println!("systemd {}: restart with {count} connections: a client waits {} ms", machine.version(), shown.join(", "));
-    assert!(waits.iter().all(|wait| *wait < CEILING / 3), "{waits:?}");
+    assert!(waits.iter().all(|wait| *wait < TEST_TIMEOUT / 3), "{waits:?}");
     // Who is gone is noticed.
-    drop(crowd);
-    let nobody = || machine.property("echoed.service", "StatusText").starts_with("0/");
-    wait_until("all are gone", nobody);
+    drop(clients);
+    let no_connections = || machine.property("echoed.service", "StatusText").starts_with("0/");
+    wait_until("all are gone", no_connections);
 }
 
-fn a_message_half_sent_before_a_restart_and_half_after_it_is_answered(machine: &Machine) {
+fn messages_split_by_a_restart_are_answered(machine: &Machine) {
     start(machine, PATIENT);
     for count in [1, 100, 1000] {
-        restart_with(machine, count);
+        restart_with_connections(machine, count);
     }
     machine.wait_for_journal("--identifier=echoed --grep='1001 connections of the process before go on'");
-    expect_in_order(machine);
+    expect_no_warnings(machine);
 }
 
 /// Of all machines one at a time: they count together for what one user may have in flight, and for what one process, which
 /// has all the clients, may have open.
-static THOUSANDS: Mutex<()> = Mutex::new(());
+static LARGE_TEST: Mutex<()> = Mutex::new(());
 
-fn nine_thousand_connections_go_on(machine: &Machine) {
-    let _alone = THOUSANDS.lock().unwrap_or_else(PoisonError::into_inner);
-    if !may_open(12_000) {
+fn nine_thousand_connections_survive_restarts(machine: &Machine) {
+    let _alone = LARGE_TEST.lock().unwrap_or_else(PoisonError::into_inner);
+    if !ensure_nofile_limit(12_000) {
         return;
     }
     start(machine, PATIENT);
-    restart_with(machine, 9000);
+    restart_with_connections(machine, 9000);
     machine.wait_for_journal("--identifier=echoed --grep='9001 connections of the process before go on'");
-    expect_in_order(machine);
+    expect_no_warnings(machine);
 }
 
 // --- Replies and deadlines ---------------------------------------------------------------------------------------------
 
 /// A client that reads no reply, and so is owed much.
-struct Stuck(Peer);
+struct NonReadingClient(Peer);
 
-impl Stuck {
+impl NonReadingClient {
     const MESSAGE: &str = "what is sent again and again";
     const REPLY: &str = "server got:what is sent again and again\t";
     /// More than the daemon answers in one turn. The kernel takes that much from a client that nobody reads from.
@@ -208,15 +208,15 @@ impl Stuck {
     }
 
     /// How much of the replies is with the daemon at least, since it is neither in the kernel nor here. (TCP only.)
-    fn owed(&self) -> usize {
-        let waiting = self.0.waiting();
+    fn buffered_reply_bytes(&self) -> usize {
+        let waiting = self.0.queued_bytes();
         let sent = Self::COUNT * (Self::MESSAGE.len() + 1);
-        let answered = sent.saturating_sub(waiting.coming + waiting.unread) / (Self::MESSAGE.len() + 1);
-        (answered * Self::REPLY.len()).saturating_sub(waiting.leaving + self.0.arrived())
+        let answered = sent.saturating_sub(waiting.to_daemon + waiting.unread) / (Self::MESSAGE.len() + 1);
+        (answered * Self::REPLY.len()).saturating_sub(waiting.from_daemon + self.0.readable_bytes())
     }
 
     /// Reads all replies, and ends the message that was begun.
-    fn take_all(mut self) {
+    fn read_all(mut self) {
         for _ in 0..Self::COUNT {
             self.0.expect(Self::REPLY);
         }
@@ -225,20 +225,20 @@ impl Stuck {
     }
 }
 
-fn what_a_client_does_not_take_waits_for_it_over_a_restart(machine: &Machine) {
+fn replies_that_a_client_has_not_read_survive_a_restart(machine: &Machine) {
     start(machine, &format!("{PATIENT}\n[listener.echo]\nsend_buffer = '8KiB'\n"));
-    let mut clients = [TCP, UNIX].map(|address| Stuck::connect(machine, address));
+    let mut clients = [TCP, UNIX].map(|address| NonReadingClient::connect(machine, address));
     // What it reads first is much, since it comes late to it: more than fits into the sockets when it is answered.
-    let hanging = machine.hang("echoed");
-    clients.iter_mut().for_each(Stuck::send);
-    drop(hanging);
-    wait_until("each has been answered", || clients.iter().all(|client| client.0.arrived() > 0));
-    let owed = clients[0].owed();
+    let suspended = machine.suspend("echoed");
+    clients.iter_mut().for_each(NonReadingClient::send);
+    drop(suspended);
+    wait_until("each has been answered", || clients.iter().all(|client| client.0.readable_bytes() > 0));
+    let buffered = clients[0].buffered_reply_bytes();
     // Of 120,000 bytes; the sockets take no more than 64 KiB.
-    assert!(owed >= 48 * 1024, "only {owed} bytes were not sent");
+    assert!(buffered >= 48 * 1024, "only {buffered} bytes were not sent");
     restart(machine);
-    clients.into_iter().for_each(Stuck::take_all);
-    expect_in_order(machine);
+    clients.into_iter().for_each(NonReadingClient::read_all);
+    expect_no_warnings(machine);
 }
 
 /// Has a restart take some seconds, and more.
@@ -248,7 +248,7 @@ fn slow_down_restarts(machine: &Machine, seconds: u32) {
     machine.sh("systemctl daemon-reload");
 }
 
-fn a_read_deadline_that_passes_during_a_restart_is_told_after_it(machine: &Machine) {
+fn a_read_deadline_that_passes_during_a_restart_is_reported_after_it(machine: &Machine) {
     start(machine, "[defaults.deadlines]\nread = '2s'\n");
     let mut peers = [TCP, UNIX].map(|address| machine.connect(address));
     peers.iter_mut().for_each(|peer| peer.exchange("aaaa"));
@@ -274,7 +274,7 @@ fn a_read_deadline_that_passes_during_a_restart_is_told_after_it(machine: &Machi
     expect_empty_store(machine);
 }
 
-fn a_read_deadline_that_passes_after_a_restart_passes_when_it_should(machine: &Machine) {
+fn a_read_deadline_keeps_running_over_a_restart(machine: &Machine) {
     start(machine, "[defaults.deadlines]\nread = '5s'\n");
     let mut peer = machine.connect(TCP);
     peer.exchange("aaaa");

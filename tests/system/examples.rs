@@ -8,33 +8,35 @@ use std::time::Duration;
 use echoed::systemd::journal::whole::MESSAGE;
 
 use crate::common::now;
-use crate::common::packets::{PacketPeer, Sender};
+use crate::common::packets::{DatagramPeer, PacketPeer};
 use crate::journal::entries::{Entry, journalctl, wait_for_entries};
 use crate::journal::floods::assert_in_order;
 use crate::machine::{Machine, TCP};
 
 tests![
-    lines_are_entries_of_the_journal_whole_and_are_not_answered,
-    no_line_is_left_out_however_many_come_at_once,
+    lines_are_logged_completely_and_not_answered,
+    no_line_is_suppressed_however_many_arrive_at_once,
     no_line_of_100000_is_lost_while_journald_hangs_for_10_s,
-    a_greeter_greets_and_pauses_before_it_greets_again,
-    rfc_862_sends_back_what_comes_over_tcp_and_udp,
-    rfc_863_drops_what_comes_over_tcp_and_udp,
-    packets_come_back_over_a_connection_of_them,
-    all_of_them_are_served_side_by_side_by_one_process_that_knows_them,
+    a_greeter_delays_its_replies,
+    rfc_862_echoes_over_tcp_and_udp,
+    rfc_863_discards_over_tcp_and_udp,
+    packets_are_echoed_over_a_seqpacket_connection,
+    all_examples_are_served_side_by_side_by_one_process,
 ];
 
-const ALL: [&str; 5] = ["lines", "greeter", "rfc862", "discard", "seqpacket"];
+const EXAMPLES: [&str; 5] = ["lines", "greeter", "rfc862", "discard", "seqpacket"];
 
 /// Uses examples as they say themselves.
 fn install(machine: &Machine, names: &[&str]) {
     machine.sh("mkdir -p /etc/echoed/echoed.toml.d; systemctl start echoed.socket");
     for name in names {
         let (unit, section) = (format!("echoed-{name}.socket"), format!("echoed-{name}.toml"));
-        for (file, place) in [(&unit, "/etc/systemd/system"), (&section, "/etc/echoed/echoed.toml.d")] {
+        for (file, directory) in [(&unit, "/etc/systemd/system"), (&section, "/etc/echoed/echoed.toml.d")] {
             let example = format!("/usr/share/doc/echoed/examples/{file}");
             // It says that it belongs there.
-            machine.sh(&format!("grep -q '^# To be used as {place}/{file}[,.]' {example} && cp {example} {place}"));
+            machine.sh(&format!(
+                "grep -q '^# To be used as {directory}/{file}[,.]' {example} && cp {example} {directory}"
+            ));
         }
     }
     machine.sh("echoed --check-config");
@@ -50,12 +52,12 @@ fn install(machine: &Machine, names: &[&str]) {
 }
 
 /// The lines in the journal, once there are so many.
-fn lines(machine: &Machine, count: usize) -> Vec<Entry> {
+fn logged_lines(machine: &Machine, count: usize) -> Vec<Entry> {
     let id = MESSAGE.message_id;
     wait_for_entries(machine, &format!("--unit=echoed.service LISTENER=lines MESSAGE_ID={id}"), count)
 }
 
-fn lines_are_entries_of_the_journal_whole_and_are_not_answered(machine: &Machine) {
+fn lines_are_logged_completely_and_not_answered(machine: &Machine) {
     install(machine, &["lines"]);
     let long = "long ".repeat(10_000);
     for (before, address, peer) in [(0, "tcp:127.0.0.1:3000", "127.0.0.1:"), (5, "unix:/run/accu.sock", "")] {
@@ -64,7 +66,7 @@ fn lines_are_entries_of_the_journal_whole_and_are_not_answered(machine: &Machine
         client.shutdown();
         // No reply before that.
         client.expect_close();
-        let found = lines(machine, before + 5);
+        let found = logged_lines(machine, before + 5);
         for (entry, line) in found[before..].iter().zip(["first", "", "with a TAB\t\r", &long, "no end"]) {
             assert_eq!(entry.text("MESSAGE"), line);
             let from = entry.text("PEER");
@@ -73,7 +75,7 @@ fn lines_are_entries_of_the_journal_whole_and_are_not_answered(machine: &Machine
     }
 }
 
-fn no_line_is_left_out_however_many_come_at_once(machine: &Machine) {
+fn no_line_is_suppressed_however_many_arrive_at_once(machine: &Machine) {
     const LINES: usize = 5_000;
     // Of a service that does not say otherwise; by default it depends on how large the disk is.
     machine.write("/etc/systemd/journald.conf.d/50-test.conf", "[Journal]\nRateLimitBurst=10");
@@ -83,7 +85,7 @@ fn no_line_is_left_out_however_many_come_at_once(machine: &Machine) {
     client.send((0..LINES).map(|number| format!("{number}\n")).collect::<String>());
     client.shutdown();
     client.expect_close();
-    assert_in_order(&lines(machine, LINES));
+    assert_in_order(&logged_lines(machine, LINES));
 }
 
 fn no_line_of_100000_is_lost_while_journald_hangs_for_10_s(machine: &Machine) {
@@ -96,9 +98,9 @@ fn no_line_of_100000_is_lost_while_journald_hangs_for_10_s(machine: &Machine) {
     for (number, client) in clients.iter_mut().enumerate() {
         client.send(sent(number).take(1).map(|line| line + "\n").collect::<String>());
     }
-    lines(machine, clients.len());
-    let daemon = machine.daemon();
-    let hanging = machine.hang("systemd-journal");
+    logged_lines(machine, clients.len());
+    let daemon = machine.daemon_pid();
+    let suspended = machine.suspend("systemd-journal");
     let done = AtomicUsize::new(0);
     thread::scope(|scope| {
         for (number, client) in clients.iter_mut().enumerate() {
@@ -116,9 +118,9 @@ fn no_line_of_100000_is_lost_while_journald_hangs_for_10_s(machine: &Machine) {
         }
         thread::sleep(Duration::from_secs(10));
         assert_eq!(done.load(Ordering::Relaxed), 0, "who sends more than there is room for waits");
-        drop(hanging);
+        drop(suspended);
     });
-    assert_eq!(machine.daemon(), daemon);
+    assert_eq!(machine.daemon_pid(), daemon);
     // The process ends when everything is written.
     machine.sh("systemctl stop echoed.socket; journalctl --sync");
     let id = MESSAGE.message_id;
@@ -133,7 +135,7 @@ fn no_line_of_100000_is_lost_while_journald_hangs_for_10_s(machine: &Machine) {
     assert_eq!(found.lines().count(), clients.len() * EACH);
 }
 
-fn a_greeter_greets_and_pauses_before_it_greets_again(machine: &Machine) {
+fn a_greeter_delays_its_replies(machine: &Machine) {
     const GREETING: &str = "Hello, client!\n";
     install(machine, &["greeter"]);
     let mut client = machine.connect("tcp:127.0.0.1:8080");
@@ -147,10 +149,10 @@ fn a_greeter_greets_and_pauses_before_it_greets_again(machine: &Machine) {
     client.expect_close();
 }
 
-fn rfc_862_sends_back_what_comes_over_tcp_and_udp(machine: &Machine) {
+fn rfc_862_echoes_over_tcp_and_udp(machine: &Machine) {
     install(machine, &["rfc862"]);
     let every: Vec<u8> = (0..=u8::MAX).cycle().take(1000).collect();
-    let datagrams = Sender::to("udp:127.0.0.1:7");
+    let datagrams = DatagramPeer::to("udp:127.0.0.1:7");
     let mut stream = machine.connect("tcp:127.0.0.1:7");
     for bytes in [&b"a"[..], b"no end, no TAB", b"\t\t\r\n", &every] {
         datagrams.send(bytes);
@@ -162,9 +164,9 @@ fn rfc_862_sends_back_what_comes_over_tcp_and_udp(machine: &Machine) {
     stream.expect_close();
 }
 
-fn rfc_863_drops_what_comes_over_tcp_and_udp(machine: &Machine) {
+fn rfc_863_discards_over_tcp_and_udp(machine: &Machine) {
     install(machine, &["discard"]);
-    let datagrams = Sender::to("udp:127.0.0.1:9");
+    let datagrams = DatagramPeer::to("udp:127.0.0.1:9");
     for _ in 0..3 {
         datagrams.send("dropped");
     }
@@ -175,10 +177,10 @@ fn rfc_863_drops_what_comes_over_tcp_and_udp(machine: &Machine) {
     stream.send("x".repeat(1_000_000));
     stream.shutdown();
     stream.expect_close();
-    assert_eq!(datagrams.count_for(Duration::from_millis(50)), 0);
+    assert_eq!(datagrams.count_until_silent(Duration::from_millis(50)), 0);
 }
 
-fn packets_come_back_over_a_connection_of_them(machine: &Machine) {
+fn packets_are_echoed_over_a_seqpacket_connection(machine: &Machine) {
     install(machine, &["seqpacket"]);
     let peer = PacketPeer::connect(&machine.address("seqpacket:/run/echoed-seqpacket.sock"));
     for packet in ["aaaa", "", "a\tb\t", &"x".repeat(65_536)] {
@@ -189,25 +191,25 @@ fn packets_come_back_over_a_connection_of_them(machine: &Machine) {
     peer.expect_close();
 }
 
-fn all_of_them_are_served_side_by_side_by_one_process_that_knows_them(machine: &Machine) {
-    install(machine, &ALL);
+fn all_examples_are_served_side_by_side_by_one_process(machine: &Machine) {
+    install(machine, &EXAMPLES);
     machine.connect(TCP).exchange("aaaa");
-    let process = machine.daemon();
+    let process = machine.daemon_pid();
     let mut greeter = machine.connect("tcp:127.0.0.1:8080");
     greeter.send("a");
     greeter.expect("Hello, client!\n");
     machine.connect("unix:/run/accu.sock").send("a line\n");
-    lines(machine, 1);
-    assert_eq!(machine.daemon(), process);
-    let told = machine.wait_for_journal("--unit=echoed.service --grep='listening on|no section'");
-    for name in ALL {
-        assert!(told.contains(&format!("({name})")), "{name}: {told}");
+    logged_lines(machine, 1);
+    assert_eq!(machine.daemon_pid(), process);
+    let log = machine.wait_for_journal("--unit=echoed.service --grep='listening on|no section'");
+    for name in EXAMPLES {
+        assert!(log.contains(&format!("({name})")), "{name}: {log}");
     }
-    assert!(!told.contains("no section"), "{told}");
+    assert!(!log.contains("no section"), "{log}");
 
     // They go with echoed.socket, and their files with them.
     machine.sh("systemctl stop echoed.socket");
-    for name in ALL {
+    for name in EXAMPLES {
         assert_eq!(machine.property(&format!("echoed-{name}.socket"), "ActiveState"), "inactive");
     }
     machine.sh("test ! -e /run/accu.sock -a ! -e /run/echoed-seqpacket.sock");

@@ -8,12 +8,12 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::machine::{Machine, TCP, UNIX};
 
 tests![
-    a_killed_process_is_back_for_the_next_client,
-    a_hung_process_is_killed_and_comes_back,
-    a_bad_configuration_does_not_spin_and_loses_nobody,
+    a_killed_process_is_restarted_and_serves_the_next_clients,
+    a_hung_process_is_killed_and_restarted,
+    an_invalid_configuration_does_not_cause_a_restart_loop_and_loses_no_client,
 ];
 
-fn a_killed_process_is_back_for_the_next_client(machine: &Machine) {
+fn a_killed_process_is_restarted_and_serves_the_next_clients(machine: &Machine) {
     machine.sh("systemctl start echoed.socket");
     machine.connect(TCP).exchange("aaaa");
     for address in [TCP, UNIX] {
@@ -27,21 +27,21 @@ fn a_killed_process_is_back_for_the_next_client(machine: &Machine) {
     assert!(status.contains("2 listeners"), "{status}");
 }
 
-fn a_hung_process_is_killed_and_comes_back(machine: &Machine) {
+fn a_hung_process_is_killed_and_restarted(machine: &Machine) {
     machine.edit("echoed.service", "[Service]\nEnvironment=ECHOED_TEST_HANG_ON_SIGUSR1=1\nWatchdogSec=2s\n");
     machine.sh("systemctl start echoed.socket");
     machine.connect(TCP).exchange("aaaa");
-    let process = machine.daemon();
+    let process = machine.daemon_pid();
     machine.sh("systemctl kill --kill-whom=main --signal=USR1 echoed.service");
     // A thread that serves does not answer: nobody is accepted any more.
     machine.wait_for_journal("--unit=echoed.service MESSAGE_ID=c23afd953c994d5faca7c84a4df579f4");
     let mut peers: Vec<_> = [TCP, UNIX].iter().cycle().take(20).map(|address| machine.connect(address)).collect();
     peers.iter_mut().for_each(|peer| peer.exchange("aaaa"));
-    assert_ne!(machine.daemon(), process);
+    assert_ne!(machine.daemon_pid(), process);
     machine.wait_for_journal("UNIT=echoed.service UNIT_RESULT=watchdog");
 }
 
-fn a_bad_configuration_does_not_spin_and_loses_nobody(machine: &Machine) {
+fn an_invalid_configuration_does_not_cause_a_restart_loop_and_loses_no_client(machine: &Machine) {
     machine.sh("systemctl start echoed.socket");
     machine.configure("[defaults.deadlines]\nread = 10\n");
     let mut peers = [TCP, UNIX].map(|address| machine.connect(address));

@@ -7,23 +7,23 @@ use crate::common::wait_until;
 use crate::machine::{Machine, TCP, UNIX};
 
 tests![
-    an_unused_process_ends_and_is_back_for_the_next_client,
-    a_thousand_clients_around_the_moment_of_the_end_are_all_served,
-    the_sockets_outlive_fifty_ends_in_a_row,
+    an_idle_process_exits_and_is_started_again_for_the_next_client,
+    a_thousand_clients_around_idle_exits_are_all_served,
+    the_sockets_survive_fifty_idle_exits_in_a_row,
 ];
 
-fn an_unused_process_ends_and_is_back_for_the_next_client(machine: &Machine) {
+fn an_idle_process_exits_and_is_started_again_for_the_next_client(machine: &Machine) {
     machine.configure("[service]\nidle_exit = '200ms'\n");
     machine.sh("systemctl start echoed.socket");
     for address in [TCP, UNIX] {
         machine.connect(address).exchange("aaaa");
         machine.wait_for_property("echoed.service", "ActiveState", "inactive");
         assert_eq!(machine.property("echoed.service", "Result"), "success");
-        assert_eq!(machine.daemon(), None);
+        assert_eq!(machine.daemon_pid(), None);
     }
 }
 
-fn a_thousand_clients_around_the_moment_of_the_end_are_all_served(machine: &Machine) {
+fn a_thousand_clients_around_idle_exits_are_all_served(machine: &Machine) {
     machine.configure("[service]\nidle_exit = '20ms'\n");
     machine.sh("systemctl start echoed.socket");
     // Each round, all are away for about as long as the process waits, a little longer each time: so they come in every
@@ -38,11 +38,11 @@ fn a_thousand_clients_around_the_moment_of_the_end_are_all_served(machine: &Mach
             }
         });
     }
-    let ends = ends(machine);
-    assert!(ends >= 5, "the process ended only {ends} times");
+    let exits = count_exits(machine);
+    assert!(exits >= 5, "the process ended only {exits} times");
 }
 
-fn the_sockets_outlive_fifty_ends_in_a_row(machine: &Machine) {
+fn the_sockets_survive_fifty_idle_exits_in_a_row(machine: &Machine) {
     machine.configure("[service]\nidle_exit = '1ms'\n");
     // Limits that count at all are reached with this, also where 50 ends take their time.
     machine.edit("echoed.socket", "[Socket]\nTriggerLimitBurst=2\n");
@@ -50,17 +50,18 @@ fn the_sockets_outlive_fifty_ends_in_a_row(machine: &Machine) {
     machine.sh("systemctl start echoed.socket");
     for round in 1..=50 {
         machine.connect(if round % 2 == 0 { TCP } else { UNIX }).exchange("aaaa");
-        wait_until("the process has ended", || machine.daemon().is_none());
+        wait_until("the process has ended", || machine.daemon_pid().is_none());
     }
-    wait_until("all have ended", || ends(machine) == 50);
+    wait_until("all have ended", || count_exits(machine) == 50);
     machine.connect(TCP).exchange("aaaa");
     machine.connect(UNIX).exchange("aaaa");
     assert_eq!(machine.property("echoed.socket", "ActiveState"), "active");
 }
 
 /// How many processes have ended well.
-fn ends(machine: &Machine) -> usize {
+fn count_exits(machine: &Machine) -> usize {
     // "Deactivated successfully", which systemd says of a unit.
-    let ends = machine.wait_for_journal("--output=cat UNIT=echoed.service MESSAGE_ID=7ad2d189f7e94e70a38c781354912448");
-    ends.lines().count()
+    let exits =
+        machine.wait_for_journal("--output=cat UNIT=echoed.service MESSAGE_ID=7ad2d189f7e94e70a38c781354912448");
+    exits.lines().count()
 }

@@ -14,10 +14,10 @@ use crate::machine::Machine;
 use entries::wait_for_entries;
 
 tests![
-    a_connection_that_broke_a_rule_is_an_entry_with_all_its_fields,
-    at_the_level_debug_a_connection_that_ended_well_is_two_entries,
-    fields_find_exactly_what_they_say,
-    a_drop_in_and_a_reload_change_the_level_for_everybody_at_once,
+    a_connection_closed_for_a_violation_is_logged_with_all_its_fields,
+    at_level_debug_a_connection_closed_by_the_peer_is_logged_as_two_entries,
+    journal_fields_match_exactly_the_right_entries,
+    a_drop_in_and_a_reload_change_the_log_level_for_all_connections_at_once,
 ];
 
 const TCP: &str = "tcp:127.0.0.1:8085";
@@ -45,7 +45,7 @@ fn fields<const N: usize>(expected: [(&'static str, &str); N]) -> BTreeMap<&'sta
     expected.map(|(name, value)| (name, value.to_owned())).into()
 }
 
-fn a_connection_that_broke_a_rule_is_an_entry_with_all_its_fields(machine: &Machine) {
+fn a_connection_closed_for_a_violation_is_logged_with_all_its_fields(machine: &Machine) {
     listen(machine, "[defaults.deadlines]\nread = '10ms'");
     let mut peer = machine.connect(TCP);
     peer.exchange("aaaa");
@@ -77,7 +77,7 @@ fn a_connection_that_broke_a_rule_is_an_entry_with_all_its_fields(machine: &Mach
     assert_eq!((entry.text("_TRANSPORT"), entry.text("_COMM")), ("journal".into(), "echoed".into()));
 }
 
-fn at_the_level_debug_a_connection_that_ended_well_is_two_entries(machine: &Machine) {
+fn at_level_debug_a_connection_closed_by_the_peer_is_logged_as_two_entries(machine: &Machine) {
     listen(machine, "[log]\nlevel = 'debug'");
     let mut peer = machine.connect("unix:/run/echoed.sock");
     peer.exchange("aaaa");
@@ -100,7 +100,7 @@ fn at_the_level_debug_a_connection_that_ended_well_is_two_entries(machine: &Mach
     assert!(peer.starts_with("uid 0") || peer == "unknown", "{peer}");
 }
 
-fn fields_find_exactly_what_they_say(machine: &Machine) {
+fn journal_fields_match_exactly_the_right_entries(machine: &Machine) {
     listen(machine, "[defaults]\nmax_message = '4B'\n[defaults.deadlines]\nread = '10ms'");
     machine.sh("cp /usr/share/doc/echoed/examples/echoed-lines.socket /etc/systemd/system/");
     machine.sh("systemctl daemon-reload && systemctl start echoed-lines.socket");
@@ -136,7 +136,7 @@ fn fields_find_exactly_what_they_say(machine: &Machine) {
 }
 
 /// What `systemctl service-log-level` is for.
-fn a_drop_in_and_a_reload_change_the_level_for_everybody_at_once(machine: &Machine) {
+fn a_drop_in_and_a_reload_change_the_log_level_for_all_connections_at_once(machine: &Machine) {
     let drop_in = "/run/echoed/echoed.toml.d/90-level.toml";
     // The service sees this directory if it is there when it starts.
     machine.write(drop_in, "# Nothing yet");

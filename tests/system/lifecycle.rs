@@ -14,10 +14,10 @@ use crate::machine::{Machine, TCP, UNIX};
 
 tests![
     the_first_connection_starts_the_service,
-    a_reload_changes_what_new_connections_get,
-    reload_returns_when_the_new_settings_hold since 253,
-    a_mistake_changes_nothing_and_is_told_with_its_place,
-    without_carrying_a_stop_delivers_what_a_slow_client_is_owed,
+    a_reload_applies_to_new_connections,
+    systemctl_reload_returns_when_the_new_settings_apply since 253,
+    an_invalid_setting_changes_nothing_and_is_reported_with_its_position,
+    with_handover_off_a_stop_delivers_pending_replies_to_a_slow_client,
 ];
 
 fn the_first_connection_starts_the_service(machine: &Machine) {
@@ -30,21 +30,21 @@ fn the_first_connection_starts_the_service(machine: &Machine) {
     }
 }
 
-fn a_reload_changes_what_new_connections_get(machine: &Machine) {
+fn a_reload_applies_to_new_connections(machine: &Machine) {
     machine.sh("systemctl start echoed.socket");
     let mut old = machine.connect(TCP);
     old.exchange("aaaa");
-    let process = machine.daemon();
+    let process = machine.daemon_pid();
     machine.configure("[defaults]\nprefix = 'new:'\n");
     machine.sh("systemctl reload echoed.service");
     // Before 253, systemd does not know when the new settings hold.
     wait_until("the new settings hold", || reply(machine, "aaaa") == "new:aaaa\t");
     old.exchange("bbbb");
     assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
-    assert_eq!(machine.daemon(), process);
+    assert_eq!(machine.daemon_pid(), process);
 }
 
-fn reload_returns_when_the_new_settings_hold(machine: &Machine) {
+fn systemctl_reload_returns_when_the_new_settings_apply(machine: &Machine) {
     let settings = machine.path("/etc/echoed/given.toml");
     machine.sh("touch /etc/echoed/given.toml");
     machine
@@ -76,7 +76,7 @@ fn reload_returns_when_the_new_settings_hold(machine: &Machine) {
     assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
 }
 
-fn a_mistake_changes_nothing_and_is_told_with_its_place(machine: &Machine) {
+fn an_invalid_setting_changes_nothing_and_is_reported_with_its_position(machine: &Machine) {
     const FIRST: &str = "/etc/echoed/echoed.toml.d/50-test.toml:2:8: read: 10 has no unit";
     const SECOND: &str = "/etc/echoed/echoed.toml.d/50-test.toml:3:8: idle: 5 has no unit";
     let status_text = || machine.property("echoed.service", "StatusText");
@@ -90,8 +90,8 @@ fn a_mistake_changes_nothing_and_is_told_with_its_place(machine: &Machine) {
     let status = machine.sh("systemctl status --full --lines=0 echoed.service");
     let line = status.lines().find(|line| line.trim_start().starts_with("Status: ")).expect("there is a status");
     assert!(line.contains(FIRST) && line.contains("(and 1 more)") && line.ends_with('"'), "{status}");
-    let told = machine.wait_for_journal("--unit=echoed.service MESSAGE_ID=d6fdeeed241c4bb2a0a6970afa179744");
-    assert!(told.contains(FIRST) && told.contains(SECOND), "{told}");
+    let log = machine.wait_for_journal("--unit=echoed.service MESSAGE_ID=d6fdeeed241c4bb2a0a6970afa179744");
+    assert!(log.contains(FIRST) && log.contains(SECOND), "{log}");
     assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
     assert_eq!(reply(machine, "aaaa"), "server got:aaaa\t");
 
@@ -101,7 +101,7 @@ fn a_mistake_changes_nothing_and_is_told_with_its_place(machine: &Machine) {
     wait_until("the mistake is not in the status", || !status_text().contains("not reloaded"));
 }
 
-fn without_carrying_a_stop_delivers_what_a_slow_client_is_owed(machine: &Machine) {
+fn with_handover_off_a_stop_delivers_pending_replies_to_a_slow_client(machine: &Machine) {
     // Each is answered with twelve times as much, which fits into no buffer of the kernel: it is owed.
     const MESSAGES: usize = 100_000;
     // The client takes longer than systemd waits by itself.
@@ -112,9 +112,9 @@ fn without_carrying_a_stop_delivers_what_a_slow_client_is_owed(machine: &Machine
     peer.exchange("aaaa");
     set_socket_recv_buffer_size(peer.fd(), 16_384).expect("SO_RCVBUF can be set");
     // Read at once: while it is owed anything nothing more is.
-    let hanging = machine.hang("echoed");
+    let suspended = machine.suspend("echoed");
     peer.send("\t".repeat(MESSAGES));
-    drop(hanging);
+    drop(suspended);
     peer.wait_until_read();
 
     let mut stop = machine.command("systemctl stop echoed.service").stdin(Stdio::null()).spawn().expect("it starts");

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::common::{CEILING, Peer, now, wait_until};
+use crate::common::{Peer, TEST_TIMEOUT, now, wait_until};
 use crate::roots::Debian;
 
 /// What echoed.socket listens on.
@@ -26,17 +26,17 @@ pub struct Machine {
     debian: &'static Debian,
     name: String,
     /// `machine.sh`, which runs as long as its input does not end.
-    keeper: Child,
+    script: Child,
     /// Its systemd, as this side sees it.
     systemd: u32,
 }
 
 /// How a command ended.
 #[derive(Debug)]
-pub struct Ended {
+pub struct CommandResult {
     pub code: Option<i32>,
     /// What it wrote to stdout and stderr.
-    pub said: String,
+    pub output: String,
 }
 
 impl Machine {
@@ -46,7 +46,7 @@ impl Machine {
         let installed = debian.installed();
         // No name is a part of another.
         let name = format!("echoed-test-{}-{:03}", id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let keeper = Command::new("sh")
+        let script = Command::new("sh")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/system/machine.sh"))
             .arg(&name)
             .args([&installed.root, &installed.layer])
@@ -57,10 +57,10 @@ impl Machine {
             .process_group(0)
             .spawn()
             .expect("sh can be started");
-        let mut machine = Self { debian, name, keeper, systemd: 0 };
+        let mut machine = Self { debian, name, script, systemd: 0 };
         machine.systemd = machine.find_systemd();
         wait_until("the machine is up", || {
-            let state = machine.run("systemctl is-system-running --wait").said;
+            let state = machine.run("systemctl is-system-running --wait").output;
             matches!(state.trim(), "running" | "degraded")
         });
         let network = File::open(format!("/proc/{}/ns/net", machine.systemd)).expect("its network can be opened");
@@ -71,14 +71,14 @@ impl Machine {
 
     /// keeper → unshare → systemd-nspawn → systemd.
     fn find_systemd(&mut self) -> u32 {
-        let mut found = self.keeper.id();
+        let mut found = self.script.id();
         for name in ["unshare", "systemd-nspawn", "systemd"] {
-            let until = now() + CEILING;
+            let until = now() + TEST_TIMEOUT;
             found = loop {
-                if let Some(child) = children(found).into_iter().find(|child| comm(*child) == name) {
+                if let Some(child) = child_pids(found).into_iter().find(|child| comm(*child) == name) {
                     break child;
                 }
-                let ended = self.keeper.try_wait().expect("it is our child");
+                let ended = self.script.try_wait().expect("it is our child");
                 assert!(ended.is_none() && now() < until, "the machine did not boot: there is no {name} ({ended:?})");
                 thread::sleep(Duration::from_millis(2));
             };
@@ -102,24 +102,24 @@ impl Machine {
     }
 
     /// Who sees to it that nothing is left of it.
-    pub fn keeper(&self) -> &Child {
-        &self.keeper
+    pub fn script(&self) -> &Child {
+        &self.script
     }
 
     /// Runs a shell script on it, whatever comes of it.
-    pub fn run(&self, script: &str) -> Ended {
+    pub fn run(&self, script: &str) -> CommandResult {
         let mut child = self.command(script).stdin(Stdio::null()).spawn().expect("nsenter can be started");
-        let mut said = Vec::new();
-        child.stdout.take().expect("it is piped").read_to_end(&mut said).expect("a pipe can be read");
+        let mut output = Vec::new();
+        child.stdout.take().expect("it is piped").read_to_end(&mut output).expect("a pipe can be read");
         let status = child.wait().expect("it is our child");
-        Ended { code: status.code(), said: String::from_utf8_lossy(&said).into_owned() }
+        CommandResult { code: status.code(), output: String::from_utf8_lossy(&output).into_owned() }
     }
 
     /// Runs a shell script on it that must succeed. Returns what it said.
     pub fn sh(&self, script: &str) -> String {
-        let Ended { code, said } = self.run(script);
-        assert!(code == Some(0), "{script}\nended with {code:?}:\n{said}");
-        said
+        let CommandResult { code, output } = self.run(script);
+        assert!(code == Some(0), "{script}\nended with {code:?}:\n{output}");
+        output
     }
 
     /// A shell script to be run on it; stderr goes where stdout goes, into a pipe.
@@ -189,39 +189,41 @@ impl Machine {
     pub fn wait_for_journal(&self, arguments: &str) -> String {
         let mut found = String::new();
         wait_until(&format!("the journal has {arguments}"), || {
-            let Ended { code, said } = self.run(&format!("journalctl --quiet --no-pager {arguments}"));
-            found = said;
+            let CommandResult { code, output } = self.run(&format!("journalctl --quiet --no-pager {arguments}"));
+            found = output;
             code == Some(0) && !found.is_empty()
         });
         found
     }
 
     /// The process of the service as this side sees it; none while it is not running.
-    pub fn daemon(&self) -> Option<u32> {
-        self.process("echoed")
+    pub fn daemon_pid(&self) -> Option<u32> {
+        self.find_process("echoed")
     }
 
     /// A process that its systemd started, by its name (which the kernel cuts after 15 bytes), as this side sees it.
-    pub fn process(&self, name: &str) -> Option<u32> {
-        children(self.systemd).into_iter().find(|child| comm(*child) == name)
+    pub fn find_process(&self, name: &str) -> Option<u32> {
+        child_pids(self.systemd).into_iter().find(|child| comm(*child) == name)
     }
 
     /// Has a process that its systemd started do nothing until the result is dropped.
-    pub fn hang(&self, name: &str) -> Hanging {
-        let process = self.process(name).unwrap_or_else(|| panic!("{name} is not running"));
-        let hanging = Hanging(Pid::from_raw(process.try_into().expect("it is small")).expect("it is not 0"));
-        kill_process(hanging.0, Signal::STOP).expect("we are root");
-        wait_until("each of its threads has stopped", || threads(process).iter().all(|state| state.starts_with('T')));
-        hanging
+    pub fn suspend(&self, name: &str) -> SuspendedProcess {
+        let process = self.find_process(name).unwrap_or_else(|| panic!("{name} is not running"));
+        let suspended = SuspendedProcess(Pid::from_raw(process.try_into().expect("it is small")).expect("it is not 0"));
+        kill_process(suspended.0, Signal::STOP).expect("we are root");
+        wait_until("each of its threads has stopped", || {
+            thread_states(process).iter().all(|state| state.starts_with('T'))
+        });
+        suspended
     }
 
     /// Its systemd as this side sees it.
-    pub fn systemd(&self) -> u32 {
+    pub fn systemd_pid(&self) -> u32 {
         self.systemd
     }
 
     /// A process as the machine itself sees it.
-    pub fn inside(&self, process: u32) -> u32 {
+    pub fn pid_inside(&self, process: u32) -> u32 {
         let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).expect("the kernel knows namespaces");
         numbers.split_whitespace().next_back().and_then(|number| number.parse().ok()).expect("a number")
@@ -229,10 +231,10 @@ impl Machine {
 
     /// Kills the process of the service, and waits until it is gone.
     pub fn kill_daemon(&self) {
-        let process = self.daemon();
+        let process = self.daemon_pid();
         assert!(process.is_some(), "the service is not running");
         self.sh("systemctl kill --kill-whom=main --signal=KILL echoed.service");
-        wait_until("the process is gone", || self.daemon() != process);
+        wait_until("the process is gone", || self.daemon_pid() != process);
     }
 
     /// What helps to find out why a test failed.
@@ -244,7 +246,7 @@ impl Machine {
             "journalctl --no-pager --output=short-precise --lines=300 _COMM=echoed + _PID=1",
             "ps -e -o pid,stat,args",
         ] {
-            let _ = writeln!(report, "--- {script}\n{}", self.run(script).said);
+            let _ = writeln!(report, "--- {script}\n{}", self.run(script).output);
         }
         report
     }
@@ -252,29 +254,29 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        drop(self.keeper.stdin.take());
-        let _ = self.keeper.wait();
+        drop(self.script.stdin.take());
+        let _ = self.script.wait();
     }
 }
 
 /// A process that does nothing until this is dropped.
-pub struct Hanging(Pid);
+pub struct SuspendedProcess(Pid);
 
-impl Drop for Hanging {
+impl Drop for SuspendedProcess {
     fn drop(&mut self) {
         let _ = kill_process(self.0, Signal::CONT);
     }
 }
 
 /// The states of a process's threads, as proc_pid_status(5) has them.
-fn threads(process: u32) -> Vec<String> {
+fn thread_states(process: u32) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("it runs");
     let statuses = tasks.map(|task| fs::read_to_string(task.expect("it runs").path().join("status")).expect("it runs"));
     let state = |status: String| status.lines().find_map(|line| line.strip_prefix("State:\t").map(str::to_owned));
     statuses.map(|status| state(status).expect("each has one")).collect()
 }
 
-fn children(process: u32) -> Vec<u32> {
+fn child_pids(process: u32) -> Vec<u32> {
     let listed = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
     listed.split_whitespace().filter_map(|child| child.parse().ok()).collect()
 }

@@ -61,14 +61,14 @@ const FILES: &[(&str, &[Test])] = &[
 ];
 
 fn main() -> ExitCode {
-    if carry::forger::is_wanted() {
+    if carry::forger::is_requested() {
         carry::forger::run();
     }
     let arguments = Arguments::from_args();
     if !arguments.list {
         for debian in &DEBIANS {
-            if let Err(reason) = can_run().and_then(|()| debian.prepare("system", put)) {
-                common::leave_out(&format!("the tests on booted machines: {reason}"));
+            if let Err(reason) = can_run().and_then(|()| debian.prepare("system", install)) {
+                common::skip_test(&format!("the tests on booted machines: {reason}"));
                 return ExitCode::SUCCESS;
             }
         }
@@ -77,10 +77,10 @@ fn main() -> ExitCode {
     for debian in &DEBIANS {
         for (file, tests) in FILES {
             for test in *tests {
-                let able = arguments.list || debian.installed().systemd >= test.since;
-                if able {
+                let is_supported = arguments.list || debian.installed().systemd >= test.since;
+                if is_supported {
                     let name = format!("{}::{file}::{}", debian.name, test.name);
-                    trials.push(Trial::test(name, || test.try_on(debian)));
+                    trials.push(Trial::test(name, || test.run_on(debian)));
                 }
             }
         }
@@ -89,7 +89,7 @@ fn main() -> ExitCode {
 }
 
 /// Puts echoed on a machine, unless there are machines on it already.
-fn put(layer: &Path, systemd: u32) {
+fn install(layer: &Path, systemd: u32) {
     if !bed::is_inner() {
         roots::install(layer, systemd);
     }
@@ -101,7 +101,7 @@ fn can_run() -> Result<(), String> {
         return Err("they need root".to_owned());
     }
     for name in ["systemd-nspawn", "unshare", "setpriv", "nsenter", "make"] {
-        if common::program(name).is_none() {
+        if common::find_program(name).is_none() {
             return Err(format!("{name} is not installed"));
         }
     }

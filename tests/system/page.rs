@@ -17,16 +17,16 @@ pub struct Block {
     /// The line of the page it begins with.
     pub line: usize,
     pub text: String,
-    pub kind: Kind,
+    pub kind: BlockKind,
 }
 
 /// What a block is.
-pub enum Kind {
+pub enum BlockKind {
     Commands {
         /// The oldest systemd that can do it.
         since: u32,
         /// What they print, if the page says so.
-        shown: Option<String>,
+        expected_output: Option<String>,
     },
     /// To be written there.
     File(String),
@@ -57,8 +57,10 @@ pub fn sections(page: &str) -> Vec<Section> {
             let block: Vec<_> = lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```").collect();
             let text = block.join("\n");
             match (info, section.blocks.last_mut()) {
-                ("" | "text", Some(Block { kind: Kind::Commands { shown, .. }, .. })) if prose.trim().is_empty() => {
-                    *shown = Some(text);
+                ("" | "text", Some(Block { kind: BlockKind::Commands { expected_output, .. }, .. }))
+                    if prose.trim().is_empty() =>
+                {
+                    *expected_output = Some(text);
                 }
                 _ => section.blocks.push(Block { line: at + 1, kind: kind(info, &text, &prose), text }),
             }
@@ -71,24 +73,24 @@ pub fn sections(page: &str) -> Vec<Section> {
     sections
 }
 
-fn kind(info: &str, text: &str, prose: &str) -> Kind {
+fn kind(info: &str, text: &str, prose: &str) -> BlockKind {
     let mut words = info.split(' ');
     match words.next() {
         Some("sh") => {
             let since = info.strip_prefix("sh since ").map_or(0, |version| version.parse().expect("it is a version"));
-            Kind::Commands { since, shown: None }
+            BlockKind::Commands { since, expected_output: None }
         }
         Some("ini" | "toml") => {
-            let named = text.lines().next().and_then(|first| first.strip_prefix("# ")).and_then(place);
+            let named = text.lines().next().and_then(|first| first.strip_prefix("# ")).and_then(target_file);
             let quoted = prose.split('`').skip(1).step_by(2);
-            named.or_else(|| quoted.filter_map(place).last()).map_or(Kind::Other, Kind::File)
+            named.or_else(|| quoted.filter_map(target_file).last()).map_or(BlockKind::Other, BlockKind::File)
         }
-        _ => Kind::Other,
+        _ => BlockKind::Other,
     }
 }
 
 /// The file that is meant, if one is.
-fn place(text: &str) -> Option<String> {
+fn target_file(text: &str) -> Option<String> {
     match text.strip_prefix("systemctl edit ") {
         Some(unit) => Some(format!("/etc/systemd/system/{unit}.d/override.conf")),
         None => {
@@ -99,29 +101,29 @@ fn place(text: &str) -> Option<String> {
 }
 
 /// Whether what was said is what the page shows.
-pub fn is_shown(shown: &str, said: &str) -> bool {
-    fn lines_fit(shown: &[&str], said: &[&str]) -> bool {
-        match shown {
-            [] => said.is_empty(),
-            ["…", rest @ ..] => (0..=said.len()).any(|skipped| lines_fit(rest, &said[skipped..])),
+pub fn matches_output(expected: &str, actual: &str) -> bool {
+    fn lines_match(expected: &[&str], actual: &[&str]) -> bool {
+        match expected {
+            [] => actual.is_empty(),
+            ["…", rest @ ..] => (0..=actual.len()).any(|skipped| lines_match(rest, &actual[skipped..])),
             [line, rest @ ..] => {
-                said.first().is_some_and(|first| line_fits(line, first)) && lines_fit(rest, &said[1..])
+                actual.first().is_some_and(|first| line_matches(line, first)) && lines_match(rest, &actual[1..])
             }
         }
     }
-    lines_fit(&lines(shown), &lines(said))
+    lines_match(&lines(expected), &lines(actual))
 }
 
 fn lines(text: &str) -> Vec<&str> {
     text.trim_end().lines().map(str::trim_end).collect()
 }
 
-fn line_fits(shown: &str, said: &str) -> bool {
-    match shown.split_once('…') {
-        None => shown == said,
-        Some((start, rest)) => said.strip_prefix(start).is_some_and(|left| {
+fn line_matches(expected: &str, actual: &str) -> bool {
+    match expected.split_once('…') {
+        None => expected == actual,
+        Some((start, rest)) => actual.strip_prefix(start).is_some_and(|left| {
             let ends = left.char_indices().map(|(at, _)| at).chain([left.len()]);
-            ends.into_iter().any(|at| line_fits(rest, &left[at..]))
+            ends.into_iter().any(|at| line_matches(rest, &left[at..]))
         }),
     }
 }

@@ -3,21 +3,21 @@
 use crate::machine::{Machine, TCP, UNIX};
 use crate::visitors;
 
-tests![every_client_is_answered_over_restarts, the_sockets_outlive_twenty_quick_starts];
+tests![every_client_is_answered_during_restarts, the_sockets_survive_twenty_quick_restarts];
 
 /// What is promised to a client that sends a message as soon as it is connected: it is answered.
-fn every_client_is_answered_over_restarts(machine: &Machine) {
+fn every_client_is_answered_during_restarts(machine: &Machine) {
     const RESTARTS: usize = 5;
     // Who has left counts until the daemon has heard of it, which may take its time on a busy machine.
     machine.write("/etc/echoed/echoed.toml.d/limits.toml", "[limits]\nconnections_per_source = 0\n");
     machine.sh("systemctl start echoed.socket");
-    visitors::come_during(machine, RESTARTS, |_| {
+    visitors::connect_during(machine, RESTARTS, |_| {
         machine.sh("systemctl restart echoed.service");
     });
 }
 
 /// By whomever: by the administrator, or since it was killed.
-fn the_sockets_outlive_twenty_quick_starts(machine: &Machine) {
+fn the_sockets_survive_twenty_quick_restarts(machine: &Machine) {
     machine.sh("systemctl start echoed.socket");
     for round in 0..20 {
         machine.connect(if round % 4 < 2 { TCP } else { UNIX }).exchange("aaaa");

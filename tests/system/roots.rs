@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::common::program;
+use crate::common::find_program;
 
 /// What the tests use on the machines, besides what every Debian has.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,socat,netcat-openbsd,iproute2,procps";
@@ -81,15 +81,15 @@ fn make_root(cache: &Path, suite: &str, root: &Path) -> Result<(), String> {
     let lock = File::create(cache.join(format!("{suite}.lock"))).expect("the cache can be written to");
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("a file can be locked");
     // Whether it is whole and made in this way: it is written last.
-    let recipe = cache.join(format!("{suite}.packages"));
-    if fs::read_to_string(&recipe).is_ok_and(|packages| packages == PACKAGES) && root.is_dir() {
+    let stamp = cache.join(format!("{suite}.packages"));
+    if fs::read_to_string(&stamp).is_ok_and(|packages| packages == PACKAGES) && root.is_dir() {
         return Ok(());
     }
-    if program("debootstrap").is_none() {
+    if find_program("debootstrap").is_none() {
         return Err("debootstrap is not installed".to_owned());
     }
     println!("making a root file system of {suite} in {} (once on this machine)", root.display());
-    let _ = fs::remove_file(&recipe);
+    let _ = fs::remove_file(&stamp);
     if root.exists() {
         fs::remove_dir_all(root).expect("an old root can be removed");
     }
@@ -100,26 +100,26 @@ fn make_root(cache: &Path, suite: &str, root: &Path) -> Result<(), String> {
         .output()
         .expect("debootstrap can be started");
     if !made.status.success() {
-        let said = String::from_utf8_lossy(&made.stdout);
-        let last: Vec<_> = said.lines().rev().take(3).collect();
+        let output = String::from_utf8_lossy(&made.stdout);
+        let last: Vec<_> = output.lines().rev().take(3).collect();
         return failed(&format!("debootstrap {suite} failed"), &last.join("; "));
     }
-    fs::write(&recipe, PACKAGES).expect("the cache can be written to");
+    fs::write(&stamp, PACKAGES).expect("the cache can be written to");
     Ok(())
 }
 
 /// Adds packages to the root file system of a suite, in a directory over it.
 fn add_tools(cache: &Path, suite: &str, root: &Path, tools: &str) -> Result<PathBuf, String> {
     let upper = cache.join(format!("{suite}-tools"));
-    let both = PathBuf::from(format!("{}:{}", upper.display(), root.display()));
+    let layers = PathBuf::from(format!("{}:{}", upper.display(), root.display()));
     let lock = File::create(cache.join(format!("{suite}-tools.lock"))).expect("the cache can be written to");
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("a file can be locked");
-    let recipe = cache.join(format!("{suite}-tools.packages"));
-    if fs::read_to_string(&recipe).is_ok_and(|packages| packages == tools) && upper.is_dir() {
-        return Ok(both);
+    let stamp = cache.join(format!("{suite}-tools.packages"));
+    if fs::read_to_string(&stamp).is_ok_and(|packages| packages == tools) && upper.is_dir() {
+        return Ok(layers);
     }
     println!("adding to the root file system of {suite} (once on this machine): {tools}");
-    let _ = fs::remove_file(&recipe);
+    let _ = fs::remove_file(&stamp);
     let script = r#"
         rm -rf "$upper" "$upper.work"
         mkdir "$upper" "$upper.work"
@@ -143,20 +143,20 @@ fn add_tools(cache: &Path, suite: &str, root: &Path, tools: &str) -> Result<Path
         .output()
         .expect("unshare can be started");
     if !made.status.success() {
-        let said = String::from_utf8_lossy(&made.stderr).into_owned();
-        let last: Vec<_> = said.lines().rev().take(3).collect();
+        let output = String::from_utf8_lossy(&made.stderr).into_owned();
+        let last: Vec<_> = output.lines().rev().take(3).collect();
         return Err(format!("{tools} cannot be added: {}", last.join("; ")));
     }
-    fs::write(&recipe, tools).expect("the cache can be written to");
-    Ok(both)
+    fs::write(&stamp, tools).expect("the cache can be written to");
+    Ok(layers)
 }
 
 fn systemd_version(root: &Path) -> Result<u32, String> {
-    let said = Command::new("chroot").arg(root).args(["systemctl", "--version"]).output();
-    let said = said.map_err(|error| format!("chroot cannot be started: {error}"))?;
-    let said = String::from_utf8_lossy(&said.stdout);
-    let version = said.split_whitespace().nth(1).and_then(|version| version.split(['.', '~']).next()?.parse().ok());
-    version.ok_or_else(|| format!("{} has no systemd: {said:?}", root.display()))
+    let output = Command::new("chroot").arg(root).args(["systemctl", "--version"]).output();
+    let output = output.map_err(|error| format!("chroot cannot be started: {error}"))?;
+    let output = String::from_utf8_lossy(&output.stdout);
+    let version = output.split_whitespace().nth(1).and_then(|version| version.split(['.', '~']).next()?.parse().ok());
+    version.ok_or_else(|| format!("{} has no systemd: {output:?}", root.display()))
 }
 
 /// `make install`, as for a package, of the programs that the tests were built with.

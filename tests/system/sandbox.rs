@@ -9,18 +9,18 @@ use std::path::Path;
 use crate::machine::Machine;
 
 tests![
-    next_to_nothing_is_left_that_systemd_could_take_away,
-    systemd_has_nothing_to_say_about_the_units_and_the_examples,
-    it_can_get_no_rights,
-    it_has_no_network,
-    it_sees_no_files_but_its_own,
-    what_it_does_not_need_is_refused,
-    it_leaves_nothing_in_its_root_directory_and_starts_where_nothing_can_be_written,
-    its_limits_are_set,
-    as_many_workers_as_there_can_be_are_started,
+    the_exposure_level_of_the_units_is_at_most_0_1,
+    systemd_analyze_verify_reports_nothing_about_the_units_and_the_examples,
+    the_service_has_no_capabilities_and_cannot_gain_privileges,
+    the_service_has_no_network,
+    the_service_sees_only_its_own_files,
+    operations_that_the_service_does_not_need_are_refused,
+    the_service_leaves_nothing_in_its_root_directory_and_starts_on_a_read_only_file_system,
+    the_resource_limits_of_the_service_are_set,
+    the_maximum_number_of_workers_can_be_started,
 ];
 
-fn next_to_nothing_is_left_that_systemd_could_take_away(machine: &Machine) {
+fn the_exposure_level_of_the_units_is_at_most_0_1(machine: &Machine) {
     for unit in ["echoed.service", "echoed@x.service"] {
         let said = machine.sh(&format!("systemd-analyze security --no-pager {unit}"));
         let exposure = said.split_once(&format!("Overall exposure level for {unit}: ")).expect("it is told").1;
@@ -30,8 +30,8 @@ fn next_to_nothing_is_left_that_systemd_could_take_away(machine: &Machine) {
     }
 }
 
-fn systemd_has_nothing_to_say_about_the_units_and_the_examples(machine: &Machine) {
-    let verify = |unit: &str| machine.run(&format!("systemd-analyze verify --man=no {unit}")).said;
+fn systemd_analyze_verify_reports_nothing_about_the_units_and_the_examples(machine: &Machine) {
+    let verify = |unit: &str| machine.run(&format!("systemd-analyze verify --man=no {unit}")).output;
     for unit in ["echoed.socket", "echoed.service", "echoed@x.service"] {
         assert_eq!(verify(unit), "", "{unit}");
     }
@@ -45,20 +45,20 @@ fn systemd_has_nothing_to_say_about_the_units_and_the_examples(machine: &Machine
         let name = path.file_name().and_then(|name| name.to_str()).expect("it is text");
         let text = fs::read_to_string(&path).expect("it can be read");
         // Where it says itself that it belongs.
-        let place = text.lines().find_map(|line| line.strip_prefix("# To be used as ")?.split(',').next());
-        let place = place.unwrap_or_else(|| panic!("{name} says where"));
-        let unit = place.split('/').find_map(|part| part.strip_suffix(".d")).unwrap_or(name);
-        machine.write(place, &text);
+        let path_on_machine = text.lines().find_map(|line| line.strip_prefix("# To be used as ")?.split(',').next());
+        let path_on_machine = path_on_machine.unwrap_or_else(|| panic!("{name} says where"));
+        let unit = path_on_machine.split('/').find_map(|part| part.strip_suffix(".d")).unwrap_or(name);
+        machine.write(path_on_machine, &text);
         let since =
             text.lines().find_map(|line| line.strip_prefix("# Since systemd ")?.strip_suffix('.')?.parse().ok());
         if since.is_none_or(|since: u32| machine.version() >= since) {
             assert_eq!(verify(unit), "", "{name}");
         }
         // It is looked at.
-        machine.write(place, &format!("{text}\n[Unit]\nDescritpion=x\n"));
+        machine.write(path_on_machine, &format!("{text}\n[Unit]\nDescritpion=x\n"));
         let said = verify(unit);
         assert!(said.contains("Descritpion"), "{name}: {said}");
-        machine.sh(&format!("rm {place}"));
+        machine.sh(&format!("rm {path_on_machine}"));
     }
 }
 
@@ -70,7 +70,7 @@ fn check_each_process(machine: &Machine, check: fn(&Machine, u32)) {
         let mut peer = machine.connect("tcp:127.0.0.1:8085");
         peer.exchange("aaaa");
         assert_eq!(machine.property(unit, "ActiveState"), "active");
-        check(machine, machine.daemon().expect("it serves"));
+        check(machine, machine.daemon_pid().expect("it serves"));
         machine.sh("mkdir -p /etc/systemd/system/echoed.socket.d
             cp /usr/share/doc/echoed/examples/accept.conf /etc/systemd/system/echoed.socket.d
             systemctl stop echoed.socket echoed.service
@@ -79,7 +79,7 @@ fn check_each_process(machine: &Machine, check: fn(&Machine, u32)) {
     }
 }
 
-fn it_can_get_no_rights(machine: &Machine) {
+fn the_service_has_no_capabilities_and_cannot_gain_privileges(machine: &Machine) {
     check_each_process(machine, |_, process| {
         let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
         let value = |name: &str| {
@@ -100,22 +100,22 @@ fn it_can_get_no_rights(machine: &Machine) {
     });
 }
 
-fn it_has_no_network(machine: &Machine) {
+fn the_service_has_no_network(machine: &Machine) {
     check_each_process(machine, |machine, process| {
         for namespace in ["net", "mnt", "ipc", "user"] {
             let namespace_of = |process: u32| {
                 fs::read_link(format!("/proc/{process}/ns/{namespace}")).expect("its namespaces can be seen")
             };
-            assert_ne!(namespace_of(process), namespace_of(machine.systemd()), "{namespace}");
+            assert_ne!(namespace_of(process), namespace_of(machine.systemd_pid()), "{namespace}");
         }
-        let inside = machine.inside(process);
+        let inside = machine.pid_inside(process);
         let up = machine.sh(&format!("nsenter --target {inside} --net ip -oneline link show up"));
         assert!(!up.contains(": ") || up.starts_with("1: lo:") && up.lines().count() == 1, "{up}");
         assert_eq!(machine.sh(&format!("nsenter --target {inside} --net ip route show table main")), "");
     });
 }
 
-fn it_sees_no_files_but_its_own(machine: &Machine) {
+fn the_service_sees_only_its_own_files(machine: &Machine) {
     check_each_process(machine, |_, process| {
         let seen = |directory: &str| {
             let entries = fs::read_dir(format!("/proc/{process}/root{directory}")).expect("it can be listed");
@@ -124,13 +124,14 @@ fn it_sees_no_files_but_its_own(machine: &Machine) {
             names.sort();
             names
         };
-        let places = ["bin", "dev", "etc", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"];
-        assert_eq!(seen("/"), places);
+        let directories =
+            ["bin", "dev", "etc", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"];
+        assert_eq!(seen("/"), directories);
         assert_eq!(seen("/etc"), ["echoed"]);
         assert_eq!(seen("/usr"), ["lib", "lib64", "sbin"]);
         assert_eq!(seen("/usr/sbin"), ["echoed"]);
-        for nothing in ["/bin", "/root", "/sbin", "/tmp", "/var/tmp", "/dev/shm"] {
-            assert_eq!(seen(nothing), [""; 0], "{nothing}");
+        for empty in ["/bin", "/root", "/sbin", "/tmp", "/var/tmp", "/dev/shm"] {
+            assert_eq!(seen(empty), [""; 0], "{empty}");
         }
     });
 }
@@ -166,7 +167,7 @@ const ATTEMPTS: &str = r#"
     attempt("another root", chroot("/usr/lib"));
 "#;
 
-fn what_it_does_not_need_is_refused(machine: &Machine) {
+fn operations_that_the_service_does_not_need_are_refused(machine: &Machine) {
     machine.write("/usr/lib/attempts", ATTEMPTS);
     // Without a sandbox, all of it can be done: it is the sandbox that refuses.
     let outside = machine.sh("perl /usr/lib/attempts");
@@ -193,7 +194,7 @@ fn what_it_does_not_need_is_refused(machine: &Machine) {
     }
 }
 
-fn it_leaves_nothing_in_its_root_directory_and_starts_where_nothing_can_be_written(machine: &Machine) {
+fn the_service_leaves_nothing_in_its_root_directory_and_starts_on_a_read_only_file_system(machine: &Machine) {
     let root = machine.property("echoed.service", "RootDirectory");
     let before = machine.sh(&format!("find {root} -ls"));
     machine.sh("systemctl start echoed.socket");
@@ -205,7 +206,7 @@ fn it_leaves_nothing_in_its_root_directory_and_starts_where_nothing_can_be_writt
     machine.connect("unix:/run/echoed.sock").exchange("aaaa");
 }
 
-fn its_limits_are_set(machine: &Machine) {
+fn the_resource_limits_of_the_service_are_set(machine: &Machine) {
     let property = |unit: &str, name: &str| machine.property(unit, name);
     for (unit, memory, tasks) in [("echoed.service", 1 << 30, 80), ("echoed@x.service", 128 << 20, 16)] {
         assert_eq!(property(unit, "MemoryMax"), memory.to_string());
@@ -225,11 +226,11 @@ fn its_limits_are_set(machine: &Machine) {
     });
 }
 
-fn as_many_workers_as_there_can_be_are_started(machine: &Machine) {
+fn the_maximum_number_of_workers_can_be_started(machine: &Machine) {
     machine.write("/etc/echoed/echoed.toml.d/workers.toml", "[service]\nworkers = 64\n");
     machine.sh("systemctl start echoed.socket");
     machine.connect("unix:/run/echoed.sock").exchange("aaaa");
-    let process = machine.daemon().expect("it serves");
+    let process = machine.daemon_pid().expect("it serves");
     let threads = fs::read_dir(format!("/proc/{process}/task")).expect("it runs").count();
     let most: usize = machine.property("echoed.service", "TasksMax").parse().expect("a number");
     assert!((65..=most).contains(&threads), "{threads} threads, TasksMax={most}");

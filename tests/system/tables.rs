@@ -6,13 +6,13 @@ use crate::common::{Peer, wait_until};
 use crate::machine::Machine;
 
 tests![
-    each_signal_does_what_its_row_says,
-    a_second_signal_cuts_what_is_left,
-    what_survives_what_is_as_the_table_says,
-    each_limit_is_met_as_its_row_says,
-    with_a_process_for_each_connection_the_socket_unit_has_the_limits,
-    each_exit_code_means_what_its_row_says,
-    each_systemd_can_do_what_its_rows_say,
+    each_signal_works_as_documented,
+    a_second_signal_cuts_the_remaining_connections,
+    what_survives_each_event_is_as_documented,
+    each_limit_is_enforced_as_documented,
+    with_accept_yes_the_socket_unit_limits_connections,
+    each_exit_code_is_as_documented,
+    each_systemd_version_has_the_documented_features,
 ];
 
 const PAGE: &str = include_str!("../../docs/operations.md");
@@ -33,13 +33,13 @@ fn quoted(text: &'static str) -> impl Iterator<Item = &'static str> {
 const ADDRESS: &str = "tcp:127.0.0.1:8085";
 
 /// Settings, as a drop-in.
-fn set(machine: &Machine, name: &str, settings: &str) {
+fn write_settings(machine: &Machine, name: &str, settings: &str) {
     machine.write(&format!("/etc/echoed/echoed.toml.d/{name}.toml"), settings);
 }
 
 // --- Signals -----------------------------------------------------------------------------------------------------------
 
-fn each_signal_does_what_its_row_says(machine: &Machine) {
+fn each_signal_works_as_documented(machine: &Machine) {
     machine.sh("systemctl start echoed.socket");
     let mut tried = 0;
     for row in rows("Signals") {
@@ -83,15 +83,15 @@ fn each_signal_does_what_its_row_says(machine: &Machine) {
     assert_eq!(tried, 7);
 }
 
-fn a_second_signal_cuts_what_is_left(machine: &Machine) {
-    set(machine, "drain", "[service]\ndrain = '1h'\n[defaults]\nsend_buffer = '16KiB'\n");
+fn a_second_signal_cuts_the_remaining_connections(machine: &Machine) {
+    write_settings(machine, "drain", "[service]\ndrain = '1h'\n[defaults]\nsend_buffer = '16KiB'\n");
     machine.sh("systemctl start echoed.socket");
     let mut peer = machine.connect(ADDRESS);
     peer.exchange("a");
     // Each is answered with twelve times as much: it owes more than the kernel takes.
-    let hanging = machine.hang("echoed");
+    let suspended = machine.suspend("echoed");
     peer.send("\t".repeat(65_536));
-    drop(hanging);
+    drop(suspended);
     peer.wait_until_read();
     for signal in ["INT", "TERM"] {
         machine.sh(&format!("systemctl kill --signal={signal} echoed.service"));
@@ -104,7 +104,7 @@ fn a_second_signal_cuts_what_is_left(machine: &Machine) {
 // --- What survives what ------------------------------------------------------------------------------------------------
 
 /// What is done to the service, by the first cell of its row.
-const DEEDS: &[(&str, &str)] = &[
+const ACTIONS: &[(&str, &str)] = &[
     ("`daemon-reload`", "systemctl daemon-reload"),
     ("reload of the service", "systemctl reload echoed.service"),
     ("restart of the service, upgrade", "systemctl restart echoed.service"),
@@ -117,7 +117,7 @@ const DEEDS: &[(&str, &str)] = &[
     ("reboot", ""),
 ];
 
-fn what_survives_what_is_as_the_table_says(machine: &Machine) {
+fn what_survives_each_event_is_as_documented(machine: &Machine) {
     // A hang can be had for a test, and need not take 30 s.
     machine.write(
         "/run/systemd/system/echoed.service.d/test.conf",
@@ -126,36 +126,36 @@ fn what_survives_what_is_as_the_table_says(machine: &Machine) {
     machine.sh("systemctl daemon-reload");
     let table = rows("What survives what");
     let listed: Vec<_> = table.iter().map(|row| row[0]).collect();
-    assert_eq!(listed, DEEDS.iter().map(|(name, _)| *name).collect::<Vec<_>>());
-    for (row, (name, deed)) in table.iter().zip(DEEDS) {
+    assert_eq!(listed, ACTIONS.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    for (row, (name, action)) in table.iter().zip(ACTIONS) {
         let [_, sockets, waiting, live, settings, counts] = row[..] else { panic!("{row:?}") };
         if *name == "reboot" {
             continue;
         }
         // One place, so that the second client has to wait.
-        set(machine, "10", "[limits]\nconnections = 1\n");
+        write_settings(machine, "10", "[limits]\nconnections = 1\n");
         machine.sh("rm -f /etc/echoed/echoed.toml.d/20.toml");
         machine.sh("systemctl stop echoed.socket && systemctl start echoed.socket");
-        let listening = listening(machine);
+        let inode = listener_inode(machine);
         let mut first = machine.connect(ADDRESS);
         first.exchange("first");
         let process = machine.property("echoed.service", "MainPID");
         let mut second = machine.connect(ADDRESS);
         second.send("second\t");
-        set(machine, "20", "[defaults]\nprefix = \"new:\"\n");
+        write_settings(machine, "20", "[defaults]\nprefix = \"new:\"\n");
         if *name == "idle exit" {
-            set(machine, "10", "[service]\nidle_exit = \"1ms\"\n");
+            write_settings(machine, "10", "[service]\nidle_exit = \"1ms\"\n");
             machine.sh("systemctl reload echoed.service");
             drop((first, second));
             machine.wait_for_property("echoed.service", "ActiveState", "inactive");
             assert_eq!(live, "there are none");
             assert!(PAGE.contains("`stopping: no connection for 5min (service.idle_exit)`"));
             machine.wait_for_journal("_COMM=echoed --grep='stopping: no connection for 1ms .service.idle_exit.'");
-            set(machine, "10", "");
+            write_settings(machine, "10", "");
             second = machine.connect(ADDRESS);
             second.send("second\t");
         } else {
-            machine.sh(deed);
+            machine.sh(action);
             if *name == "reload of the service" {
                 // An old systemd returns before that.
                 machine.wait_for_journal(&format!("_PID={process} --grep=reloaded"));
@@ -182,21 +182,21 @@ fn what_survives_what_is_as_the_table_says(machine: &Machine) {
         }
         let reply = if settings == "stay" { "server got:second\t" } else { "new:second\t" };
         second.expect(reply);
-        assert_eq!(self::listening(machine) == listening, sockets == "stay", "{name}: {sockets}");
-        let goes_on = machine.property("echoed.service", "MainPID") == process;
-        assert_eq!(goes_on, counts == "stay", "{name}: {counts}");
+        assert_eq!(self::listener_inode(machine) == inode, sockets == "stay", "{name}: {sockets}");
+        let is_same_process = machine.property("echoed.service", "MainPID") == process;
+        assert_eq!(is_same_process, counts == "stay", "{name}: {counts}");
     }
 }
 
 /// The listening sockets: the number of each.
-fn listening(machine: &Machine) -> String {
+fn listener_inode(machine: &Machine) -> String {
     let listed = machine.sh("ss --listening --tcp --extended --no-header 'sport = :8085'");
     listed.split_whitespace().find(|word| word.starts_with("ino:")).expect("it is listening").to_owned()
 }
 
 // --- Limits ------------------------------------------------------------------------------------------------------------
 
-fn each_limit_is_met_as_its_row_says(machine: &Machine) {
+fn each_limit_is_enforced_as_documented(machine: &Machine) {
     machine.sh("ip address add 192.0.2.1/24 dev lo");
     machine.write(
         "/etc/systemd/system/echoed.socket.d/address.conf",
@@ -205,7 +205,7 @@ fn each_limit_is_met_as_its_row_says(machine: &Machine) {
     let table = rows("Limits");
     let row = |what: &str| table.iter().find(|row| row[0] == what).unwrap_or_else(|| panic!("{what} is not there"));
     let connect = || machine.connect("tcp:192.0.2.1:8085");
-    let told = |what: &str, peer: &mut Peer| {
+    let expect_final_reply = |what: &str, peer: &mut Peer| {
         let row = row(what);
         let text = quoted(row[2]).next().expect("it says what a client gets");
         peer.expect(format!("{text}\t"));
@@ -226,16 +226,16 @@ fn each_limit_is_met_as_its_row_says(machine: &Machine) {
 
     let mut peer = connect();
     peer.send([b'x'; 65537]);
-    told("length of a message", &mut peer);
+    expect_final_reply("length of a message", &mut peer);
     let mut peer = connect();
     peer.send("x");
-    told("time for a message", &mut peer);
-    let mut crowd: Vec<_> = (0..256).map(|_| connect()).collect();
-    crowd.iter_mut().for_each(|peer| peer.exchange("a"));
-    told("connections of one source", &mut connect());
-    drop(crowd);
+    expect_final_reply("time for a message", &mut peer);
+    let mut connections: Vec<_> = (0..256).map(|_| connect()).collect();
+    connections.iter_mut().for_each(|peer| peer.exchange("a"));
+    expect_final_reply("connections of one source", &mut connect());
+    drop(connections);
 
-    set(machine, "few", "[limits]\nconnections_per_source = 0\nconnections = 2\n");
+    write_settings(machine, "few", "[limits]\nconnections_per_source = 0\nconnections = 2\n");
     machine.sh("systemctl restart echoed.service");
     let mut first = connect();
     let mut second = connect();
@@ -249,37 +249,37 @@ fn each_limit_is_met_as_its_row_says(machine: &Machine) {
     drop(first);
     third.expect("server got:a\t");
 
-    set(machine, "few", "[limits]\nbuffer_memory = \"4KiB\"\n[defaults]\nmax_message = \"4KiB\"\n");
+    write_settings(machine, "few", "[limits]\nbuffer_memory = \"4KiB\"\n[defaults]\nmax_message = \"4KiB\"\n");
     machine.sh("systemctl restart echoed.service");
     // Two of them begin a message that only one has room for.
     let mut peers = [connect(), connect()];
     peers[0].send([b'x'; 4000]);
     peers[0].wait_until_read();
     peers[1].send([b'x'; 4000]);
-    told("memory for messages", &mut peers[1]);
+    expect_final_reply("memory for messages", &mut peers[1]);
 
-    set(machine, "few", "[limits]\nconnections_per_source = 0\n");
+    write_settings(machine, "few", "[limits]\nconnections_per_source = 0\n");
     machine.write("/etc/systemd/system/echoed.service.d/few.conf", "[Service]\nLimitNOFILE=32\n");
     machine.sh("systemctl daemon-reload; systemctl restart echoed.service");
-    let _crowd: Vec<_> = (0..32).map(|_| connect()).collect();
+    let _connections: Vec<_> = (0..32).map(|_| connect()).collect();
     logged(quoted(row("descriptors")[3]).next().expect("it says what the journal says"));
 }
 
-fn with_a_process_for_each_connection_the_socket_unit_has_the_limits(machine: &Machine) {
+fn with_accept_yes_the_socket_unit_limits_connections(machine: &Machine) {
     let word = "Too many incoming connections";
     assert!(PAGE.contains(&format!("`{word}`")));
     machine.sh("install -D -t /etc/systemd/system/echoed.socket.d /usr/share/doc/echoed/examples/accept.conf");
     machine.sh("systemctl daemon-reload; systemctl start echoed.socket");
     let limit: usize = machine.property("echoed.socket", "MaxConnectionsPerSource").parse().expect("it is a number");
-    let mut crowd: Vec<_> = (0..limit).map(|_| machine.connect(ADDRESS)).collect();
-    crowd.iter_mut().for_each(|peer| peer.exchange("a"));
+    let mut connections: Vec<_> = (0..limit).map(|_| machine.connect(ADDRESS)).collect();
+    connections.iter_mut().for_each(|peer| peer.exchange("a"));
     assert_eq!(machine.connect(ADDRESS).read_to_end(), b"");
     machine.wait_for_journal(&format!("--unit=echoed.socket --grep='{word}'"));
 }
 
 // --- Exit codes, versions ----------------------------------------------------------------------------------------------
 
-fn each_exit_code_means_what_its_row_says(machine: &Machine) {
+fn each_exit_code_is_as_documented(machine: &Machine) {
     machine.sh("systemctl start echoed.socket");
     let table = rows("Exit codes");
     let listed: Vec<_> = table.iter().map(|row| row[0]).collect();
@@ -291,19 +291,19 @@ fn each_exit_code_means_what_its_row_says(machine: &Machine) {
         (78, "ECHOED_SERVICE__WORKERS=two echoed"),
     ] {
         let ended = machine.run(command);
-        assert_eq!(ended.code, Some(code), "{command}: {}", ended.said);
+        assert_eq!(ended.code, Some(code), "{command}: {}", ended.output);
     }
 }
 
-fn each_systemd_can_do_what_its_rows_say(machine: &Machine) {
+fn each_systemd_version_has_the_documented_features(machine: &Machine) {
     machine.sh("systemctl start echoed.socket echoed.service");
     let version = machine.version();
     let table = rows("What depends on the version of systemd");
     for row in table {
         let [since, what, _] = row[..] else { panic!("{row:?}") };
-        let able =
+        let is_expected =
             since.split([',', ' ']).next().and_then(|since| since.parse().ok()).is_some_and(|since| version >= since);
-        let seen = match what {
+        let is_present = match what {
             _ if what.contains("systemctl reload") => machine.property("echoed.service", "Type") == "notify-reload",
             _ if what.contains("FileDescriptorStorePreserve=yes") => {
                 machine.sh("systemctl show echoed.service").contains("\nFileDescriptorStorePreserve=")
@@ -322,11 +322,11 @@ fn each_systemd_can_do_what_its_rows_say(machine: &Machine) {
             }
             _ if what.contains("users from") => machine.property("echoed.service", "PrivateUsersEx") == "full",
             _ if what.contains("Unix socket") => {
-                let said = machine.run("journalctl --quiet --unit=echoed.socket --grep='TCP_NODELAY failed'").said;
+                let said = machine.run("journalctl --quiet --unit=echoed.socket --grep='TCP_NODELAY failed'").output;
                 said.is_empty()
             }
             other => panic!("how is \"{other}\" to be seen?"),
         };
-        assert_eq!(seen, able, "{since}: {what}");
+        assert_eq!(is_present, is_expected, "{since}: {what}");
     }
 }

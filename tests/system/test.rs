@@ -28,13 +28,13 @@ impl Test {
     }
 
     /// Runs it on a machine of its own, in a thread of its own: that one moves into the machine's network.
-    pub fn try_on(&'static self, debian: &'static Debian) -> Result<(), Failed> {
-        let there = move || {
+    pub fn run_on(&'static self, debian: &'static Debian) -> Result<(), Failed> {
+        let run_on_machine = move || {
             let machine = Machine::boot(debian);
             let result = panic::catch_unwind(AssertUnwindSafe(|| (self.run)(&machine)));
             result.map_err(|_| machine.report())
         };
-        match thread::spawn(there).join() {
+        match thread::spawn(run_on_machine).join() {
             Ok(Ok(())) => Ok(()),
             Ok(Err(report)) => Err(report.into()),
             Err(_) => Err("the machine did not boot".into()),

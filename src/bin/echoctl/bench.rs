@@ -8,7 +8,7 @@ use std::time::Duration;
 use echoed::address::Address;
 use echoed::cli::echoctl::{self as cli, Common};
 use echoed::client::bench::report::{Style, bar, json, text};
-use echoed::client::bench::{Bench, Control, Load, Outcome, Progress};
+use echoed::client::bench::{Bench, BenchProgress, BenchSettings, Control, Outcome};
 use echoed::client::connect::connect;
 use echoed::descriptors;
 use rustix::termios::tcgetwinsize;
@@ -16,38 +16,38 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio::{select, task};
 
-use super::{Error, check, printed, runtime};
+use super::{Error, check_prefix, ignore_broken_pipe, runtime};
 
 /// How often the bar is drawn.
-const FRAME: Duration = Duration::from_millis(200);
+const FRAME_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How long to send where nothing is said.
-const DURATION: Duration = Duration::from_secs(10);
+const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 
 /// Descriptors besides the connections, with some to spare.
-const OTHERS: u64 = 32;
+const OTHER_DESCRIPTORS: u64 = 32;
 
 /// Returns whether all was answered.
 pub(super) fn bench(arguments: cli::Bench) -> Result<bool, Error> {
-    let (address, load, as_json) = load(arguments)?;
-    allow_descriptors(load.connections, load.threads)?;
+    let (address, settings, as_json) = settings_from(arguments)?;
+    raise_descriptor_limit(settings.connections, settings.threads)?;
     let runtime = runtime()?;
-    let outcome = runtime.block_on(run(&address, &load));
+    let outcome = runtime.block_on(run(&address, &settings));
     // A lookup that has timed out may go on for long.
     runtime.shutdown_background();
     let outcome = outcome?;
     let report = if as_json {
-        json::report(&address, &load, &outcome)
+        json::format_report(&address, &settings, &outcome)
     } else {
-        text::report(&address, &load, &outcome, style())
+        text::format_report(&address, &settings, &outcome, style())
     };
     let mut stdout = io::stdout().lock();
-    printed(stdout.write_all(report.as_bytes()).and_then(|()| stdout.flush()))?;
+    ignore_broken_pipe(stdout.write_all(report.as_bytes()).and_then(|()| stdout.flush()))?;
     Ok(outcome.is_ok())
 }
 
-fn load(arguments: cli::Bench) -> Result<(Address, Load, bool), Error> {
-    check(&arguments.common)?;
+fn settings_from(arguments: cli::Bench) -> Result<(Address, BenchSettings, bool), Error> {
+    check_prefix(&arguments.common)?;
     let Common { delimiter, prefix, connect_timeout } = arguments.common;
     if arguments.threads > arguments.connections {
         let (threads, connections) = (arguments.threads, arguments.connections);
@@ -55,10 +55,10 @@ fn load(arguments: cli::Bench) -> Result<(Address, Load, bool), Error> {
         return Err(Error::not_started(text));
     }
     let duration = match (arguments.duration, arguments.count) {
-        (None, None) => Some(DURATION),
+        (None, None) => Some(DEFAULT_DURATION),
         (duration, _) => duration,
     };
-    let load = Load {
+    let settings = BenchSettings {
         connections: arguments.connections,
         depth: arguments.depth,
         size: arguments.size,
@@ -73,11 +73,11 @@ fn load(arguments: cli::Bench) -> Result<(Address, Load, bool), Error> {
         connect_timeout,
         timeout: arguments.timeout,
     };
-    Ok((arguments.address, load, arguments.json))
+    Ok((arguments.address, settings, arguments.json))
 }
 
-fn allow_descriptors(connections: usize, threads: usize) -> Result<(), Error> {
-    let needed = connections as u64 + 3 * threads as u64 + OTHERS;
+fn raise_descriptor_limit(connections: usize, threads: usize) -> Result<(), Error> {
+    let needed = connections as u64 + 3 * threads as u64 + OTHER_DESCRIPTORS;
     let allowed = descriptors::raise_nofile(needed);
     if allowed >= needed {
         return Ok(());
@@ -87,21 +87,21 @@ fn allow_descriptors(connections: usize, threads: usize) -> Result<(), Error> {
     )))
 }
 
-async fn run(address: &Address, load: &Load) -> Result<Outcome, Error> {
+async fn run(address: &Address, settings: &BenchSettings) -> Result<Outcome, Error> {
     let not_started = |error: &dyn std::fmt::Display| Error::not_started(error.to_string());
     let mut interrupts = signal(SignalKind::interrupt()).map_err(|error| not_started(&error))?;
     let first = select! {
-        first = connect(address, load.connect_timeout) => first.map_err(|error| not_started(&error))?,
+        first = connect(address, settings.connect_timeout) => first.map_err(|error| not_started(&error))?,
         _ = interrupts.recv() => return Err(Error::not_started(format!("interrupted while connecting to {address}"))),
     };
-    let bench = Bench::new(load.clone(), address, first).map_err(|error| not_started(&error))?;
+    let bench = Bench::new(settings.clone(), address, first).map_err(|error| not_started(&error))?;
     let control = bench.control();
     let mut running = task::spawn_blocking(move || bench.run());
-    let mut display = Display::new(load);
+    let mut display = ProgressDisplay::new(settings);
     let outcome = loop {
         select! {
             outcome = &mut running => break outcome,
-            () = display.frame(&control) => {}
+            () = display.draw_frame(&control) => {}
             _ = interrupts.recv() => control.stop(),
         }
     };
@@ -111,20 +111,20 @@ async fn run(address: &Address, load: &Load) -> Result<Outcome, Error> {
 }
 
 /// The bar on stderr, if that is a terminal.
-struct Display {
+struct ProgressDisplay {
     frames: Option<tokio::time::Interval>,
     colour: bool,
-    began: Instant,
-    last: (Instant, Progress),
+    started: Instant,
+    last: (Instant, BenchProgress),
     duration: Option<Duration>,
     count: Option<u64>,
 }
 
-impl Display {
-    fn new(load: &Load) -> Self {
+impl ProgressDisplay {
+    fn new(settings: &BenchSettings) -> Self {
         let is_terminal = io::stderr().is_terminal() && env::var_os("TERM").is_none_or(|term| term != "dumb");
         let frames = is_terminal.then(|| {
-            let mut frames = interval(FRAME);
+            let mut frames = interval(FRAME_INTERVAL);
             frames.set_missed_tick_behavior(MissedTickBehavior::Skip);
             frames
         });
@@ -132,44 +132,44 @@ impl Display {
         Self {
             frames,
             colour: env::var_os("NO_COLOR").is_none_or(|no| no.is_empty()),
-            began: now,
-            last: (now, Progress::default()),
-            duration: load.duration.map(|duration| duration + load.warm_up),
-            count: load.count,
+            started: now,
+            last: (now, BenchProgress::default()),
+            duration: settings.duration.map(|duration| duration + settings.warm_up),
+            count: settings.count,
         }
     }
 
     /// Draws the bar when it is time to.
-    async fn frame(&mut self, control: &Control) {
+    async fn draw_frame(&mut self, control: &Control) {
         let Some(frames) = &mut self.frames else { return std::future::pending().await };
         frames.tick().await;
         let (now, progress) = (Instant::now(), control.progress());
         let (before, last) = self.last;
-        let passed = (now - before).as_secs_f64();
-        let rate = if passed > 0.0 { (progress.answered - last.answered) as f64 / passed } else { 0.0 };
+        let since_last = (now - before).as_secs_f64();
+        let rate = if since_last > 0.0 { (progress.answered - last.answered) as f64 / since_last } else { 0.0 };
         self.last = (now, progress);
-        let elapsed = now - self.began;
+        let elapsed = now - self.started;
         let by_time = self.duration.map(|duration| elapsed.as_secs_f64() / duration.as_secs_f64());
         let by_count = self.count.map(|count| progress.answered as f64 / count as f64);
-        let part = match (by_time, by_count) {
+        let fraction = match (by_time, by_count) {
             (Some(time), Some(count)) => Some(time.max(count).min(1.0)),
-            (time, count) => time.or(count).map(|part| part.min(1.0)),
+            (time, count) => time.or(count).map(|fraction| fraction.min(1.0)),
         };
         // The last column would begin a new line on some terminals.
         let width = columns(&io::stderr()).unwrap_or(80).saturating_sub(1);
-        let line = bar::line(&bar::Bar { part, elapsed, rate, progress }, width, self.colour);
-        draw(&format!("\r\x1b[K{line}"));
+        let line = bar::render_line(&bar::ProgressBar { fraction, elapsed, rate, progress }, width, self.colour);
+        write_to_terminal(&format!("\r\x1b[K{line}"));
     }
 
     fn clear(&self) {
         if self.frames.is_some() {
-            draw("\r\x1b[K");
+            write_to_terminal("\r\x1b[K");
         }
     }
 }
 
 /// A terminal that is gone shows nothing.
-fn draw(text: &str) {
+fn write_to_terminal(text: &str) {
     let mut stderr = io::stderr().lock();
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
 }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use echoed::cli::echoctl::{Command, Common, Echoctl};
-use echoed::client::failure::Failure;
+use echoed::client::failure::ExchangeError;
 use tokio::runtime;
 
 /// Answered wrongly, late or not at all.
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
-        Err(error) => return Error::command_line(&error).say(),
+        Err(error) => return Error::from_clap(&error).report(),
     };
     let done = match arguments.command {
         Command::Send(arguments) => send::send(arguments).map(|()| true),
@@ -36,12 +36,12 @@ fn main() -> ExitCode {
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(UNANSWERED),
-        Err(error) => error.say(),
+        Err(error) => error.report(),
     }
 }
 
 /// Options that do not go together.
-fn check(common: &Common) -> Result<(), Error> {
+fn check_prefix(common: &Common) -> Result<(), Error> {
     let Common { delimiter, prefix, .. } = common;
     if delimiter.is_in(prefix.as_bytes()) {
         return Err(Error::not_started(format!(
@@ -57,10 +57,10 @@ fn runtime() -> Result<runtime::Runtime, Error> {
 }
 
 /// What printing comes to: nobody wants to see it any more, as with head(1), is no failure.
-fn printed(result: io::Result<()>) -> Result<(), Error> {
+fn ignore_broken_pipe(result: io::Result<()>) -> Result<(), Error> {
     match result {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Error { text: Failure::Report(error).to_string(), code: UNANSWERED })
+            Err(Error { text: ExchangeError::Output(error).to_string(), code: UNANSWERED })
         }
         _ => Ok(()),
     }
@@ -78,7 +78,7 @@ impl Error {
     }
 
     /// What clap says in a paragraph, before it goes on to usage and help.
-    fn command_line(error: &clap::Error) -> Self {
+    fn from_clap(error: &clap::Error) -> Self {
         let paragraph = error.to_string();
         let mut text = String::new();
         for line in paragraph.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:")) {
@@ -94,16 +94,16 @@ impl Error {
     }
 
     /// What an exchange with `address` comes to that ended early.
-    fn from_exchange(address: &impl ToString, failure: Failure) -> Result<(), Self> {
+    fn from_exchange(address: &impl ToString, failure: ExchangeError) -> Result<(), Self> {
         match failure {
             // Nobody wants to see any more, as with head(1): that is no failure.
-            Failure::Report(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-            Failure::Connect(error) => Err(Self::not_started(error.to_string())),
-            Failure::TooLarge { number: 1, .. } => {
+            ExchangeError::Output(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            ExchangeError::Connect(error) => Err(Self::not_started(error.to_string())),
+            ExchangeError::MessageTooLarge { number: 1, .. } => {
                 Err(Self::not_started(format!("{}: {failure}", address.to_string())))
             }
-            Failure::Report(_) => Err(Self { text: failure.to_string(), code: UNANSWERED }),
-            Failure::Input { sent, .. } => {
+            ExchangeError::Output(_) => Err(Self { text: failure.to_string(), code: UNANSWERED }),
+            ExchangeError::Input { sent, .. } => {
                 let code = if sent == 0 { NOT_STARTED } else { UNANSWERED };
                 Err(Self { text: failure.to_string(), code })
             }
@@ -111,7 +111,7 @@ impl Error {
         }
     }
 
-    fn say(self) -> ExitCode {
+    fn report(self) -> ExitCode {
         // There is nobody else to tell.
         let _ = writeln!(io::stderr(), "echoctl: {}", self.text);
         ExitCode::from(self.code)

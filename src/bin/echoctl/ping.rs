@@ -3,21 +3,21 @@
 use std::io;
 
 use echoed::cli::echoctl::{self as cli, Common};
-use echoed::client::ping::report::{Form, Printer};
-use echoed::client::ping::{PingError, Plan, ping as run};
+use echoed::client::ping::report::{PrintOptions, Printer};
+use echoed::client::ping::{PingError, PingSettings, ping as run};
 use tokio::select;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-use super::{Error, check, printed, runtime};
+use super::{Error, check_prefix, ignore_broken_pipe, runtime};
 
 /// Returns whether all was answered.
 pub(super) fn ping(arguments: cli::Ping) -> Result<bool, Error> {
     if !arguments.address.is_packets() {
-        check(&arguments.common)?;
+        check_prefix(&arguments.common)?;
     }
     let Common { delimiter, prefix, connect_timeout } = arguments.common;
-    let plan = Plan {
+    let settings = PingSettings {
         address: arguments.address,
         delimiter,
         prefix,
@@ -27,13 +27,13 @@ pub(super) fn ping(arguments: cli::Ping) -> Result<bool, Error> {
         count: arguments.count,
         size: arguments.size,
     };
-    let form = Form { quiet: arguments.quiet, timestamps: arguments.timestamps, json: arguments.json };
-    let mut printer = Printer::new(io::stdout(), &plan.address, form);
+    let print_options = PrintOptions { quiet: arguments.quiet, timestamps: arguments.timestamps, json: arguments.json };
+    let mut printer = Printer::new(io::stdout(), &settings.address, print_options);
     let runtime = runtime()?;
     let result = runtime.block_on(async {
         let mut interrupts = signal(SignalKind::interrupt()).map_err(|error| Error::not_started(error.to_string()))?;
         let stop = Notify::new();
-        let mut pings = std::pin::pin!(run(&plan, &mut printer, &stop));
+        let mut pings = std::pin::pin!(run(&settings, &mut printer, &stop));
         loop {
             select! {
                 result = &mut pings => return Ok(result),
@@ -46,7 +46,7 @@ pub(super) fn ping(arguments: cli::Ping) -> Result<bool, Error> {
     match result? {
         Ok(statistics) => Ok(statistics.is_ok()),
         Err(error @ PingError::Connect(_)) => Err(Error::not_started(error.to_string())),
-        Err(PingError::Report(error)) => printed(Err(error)).map(|()| true),
+        Err(PingError::Output(error)) => ignore_broken_pipe(Err(error)).map(|()| true),
         Err(error) => Err(Error::not_started(error.to_string())),
     }
 }

@@ -4,26 +4,26 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
-use echoed::cli::echoctl::{self as cli, Common, Expected};
+use echoed::cli::echoctl::{self as cli, Common, ExpectedBytes};
 use echoed::client::connection::Connection;
-use echoed::client::exchange::exchange;
+use echoed::client::exchange::exchange_pipelined;
 use echoed::client::input::Messages;
 use echoed::client::repeat::Repetition;
 use echoed::client::report::{Format, Printer};
-use echoed::client::terms::{Answer, Terms};
-use echoed::client::turns::take_turns;
+use echoed::client::terms::{Expectation, ExpectedReply};
+use echoed::client::turns::exchange_lockstep;
 use echoed::protocol::Delimiter;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
-use super::{Error, UNANSWERED, check, runtime};
+use super::{Error, UNANSWERED, check_prefix, runtime};
 
 pub(super) fn send(arguments: cli::Send) -> Result<(), Error> {
     let delimiter = delimiter(&arguments);
-    let terms = terms(&arguments, delimiter.as_ref())?;
+    let expectation = expectation(&arguments, delimiter.as_ref())?;
     let stop = Arc::new(Notify::new());
-    let given = given(&arguments, delimiter.as_ref(), &stop)?;
+    let from_arguments = messages_from_arguments(&arguments, delimiter.as_ref(), &stop)?;
     let format = match (arguments.json, arguments.raw) {
         (true, _) => Format::Json,
         (false, true) => Format::Raw,
@@ -38,9 +38,9 @@ pub(super) fn send(arguments: cli::Send) -> Result<(), Error> {
             Some(_) => Some(signal(SignalKind::interrupt()).map_err(|error| not_started(&error))?),
             None => None,
         };
-        let connection = Connection::to(&address, arguments.common.connect_timeout);
+        let connection = Connection::connect(&address, arguments.common.connect_timeout);
         let connection = connection.await.map_err(|error| not_started(&error))?;
-        let messages = match given {
+        let messages = match from_arguments {
             Some(messages) => Ok(messages),
             None if arguments.raw && !address.is_packets() => Messages::chunks(io::stdin()),
             None => Messages::lines(io::stdin(), delimiter.as_ref()),
@@ -50,14 +50,14 @@ pub(super) fn send(arguments: cli::Send) -> Result<(), Error> {
         let exchanged = async {
             match (connection, &delimiter) {
                 (Connection::Stream(stream), Some(delimiter)) => {
-                    exchange(stream, messages, delimiter, &terms, &mut printer).await
+                    exchange_pipelined(stream, messages, delimiter, &expectation, &mut printer).await
                 }
-                (connection, _) => take_turns(connection, messages, &terms, &mut printer).await,
+                (connection, _) => exchange_lockstep(connection, messages, &expectation, &mut printer).await,
             }
         };
         select! {
             exchanged = exchanged => exchanged.or_else(|failure| Error::from_exchange(&address, failure)),
-            () = interrupted_twice(interrupts, &stop) => {
+            () = wait_for_second_interrupt(interrupts, &stop) => {
                 Err(Error { text: format!("{address}: interrupted before all was answered"), code: UNANSWERED })
             }
         }
@@ -73,10 +73,10 @@ fn delimiter(arguments: &cli::Send) -> Option<Delimiter> {
     needed.then(|| arguments.common.delimiter.clone())
 }
 
-fn terms(arguments: &cli::Send, delimiter: Option<&Delimiter>) -> Result<Terms, Error> {
+fn expectation(arguments: &cli::Send, delimiter: Option<&Delimiter>) -> Result<Expectation, Error> {
     let cli::Send { raw, no_reply, expect, timeout, common: Common { prefix, .. }, .. } = arguments;
-    let answer = match expect {
-        Some(Expected(bytes)) => {
+    let reply = match expect {
+        Some(ExpectedBytes(bytes)) => {
             if let Some(delimiter) = delimiter.filter(|delimiter| delimiter.is_in(bytes)) {
                 let text =
                     format!("--expect contains the delimiter {delimiter:?}, so no reply can be that; leave it out");
@@ -86,22 +86,26 @@ fn terms(arguments: &cli::Send, delimiter: Option<&Delimiter>) -> Result<Terms, 
                 let text = "without a delimiter, no reply can be seen to be empty; use --no-reply for none".to_owned();
                 return Err(Error::not_started(text));
             }
-            Answer::Exactly(bytes.clone())
+            ExpectedReply::Exact(bytes.clone())
         }
-        None if *no_reply => Answer::Nothing,
-        None if *raw => Answer::Anything,
+        None if *no_reply => ExpectedReply::None,
+        None if *raw => ExpectedReply::Any,
         None => {
             if delimiter.is_some() {
-                check(&arguments.common)?;
+                check_prefix(&arguments.common)?;
             }
-            Answer::Echo(prefix.clone())
+            ExpectedReply::Echo(prefix.clone())
         }
     };
-    Ok(Terms { answer, timeout: *timeout })
+    Ok(Expectation { reply, timeout: *timeout })
 }
 
 /// The messages of the command line, if there are any.
-fn given(arguments: &cli::Send, delimiter: Option<&Delimiter>, stop: &Arc<Notify>) -> Result<Option<Messages>, Error> {
+fn messages_from_arguments(
+    arguments: &cli::Send,
+    delimiter: Option<&Delimiter>,
+    stop: &Arc<Notify>,
+) -> Result<Option<Messages>, Error> {
     let cli::Send { address, messages, count, interval, raw, .. } = arguments;
     if messages.is_empty() {
         return Ok(None);
@@ -111,17 +115,17 @@ fn given(arguments: &cli::Send, delimiter: Option<&Delimiter>, stop: &Arc<Notify
         return Err(Error::not_started(text));
     }
     let texts = messages.iter().cloned().map(OsStringExt::into_vec);
-    let given = if count.is_some() || interval.is_some() {
+    let from_arguments = if count.is_some() || interval.is_some() {
         let repetition = Repetition { count: *count, interval: *interval, stop: Arc::clone(stop) };
         Messages::repeated(texts, delimiter, repetition)
     } else {
-        Messages::given(texts, delimiter)
+        Messages::from_arguments(texts, delimiter)
     };
-    given.map(Some).map_err(|error| Error::not_started(error.to_string()))
+    from_arguments.map(Some).map_err(|error| Error::not_started(error.to_string()))
 }
 
 /// The first Ctrl-C ends the messages, the second everything.
-async fn interrupted_twice(interrupts: Option<Signal>, stop: &Notify) {
+async fn wait_for_second_interrupt(interrupts: Option<Signal>, stop: &Notify) {
     let Some(mut interrupts) = interrupts else { return std::future::pending().await };
     interrupts.recv().await;
     stop.notify_one();

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_have_a_unit() {
+    fn rate_needs_a_unit() {
         assert_eq!(rate("500/s"), Ok(500.0));
         assert_eq!(rate(" 0.5 /s"), Ok(0.5));
         for (text, error) in [

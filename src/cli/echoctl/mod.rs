@@ -175,8 +175,8 @@ pub struct Send {
     /// Take exactly these bytes as the reply to each message
     ///
     /// In place of prefix + message. Takes the escapes of --delimiter, which is not part of it.
-    #[arg(long, value_name = "BYTES", value_parser = Expected::parse, conflicts_with_all = ["no_reply", "prefix"])]
-    pub expect: Option<Expected>,
+    #[arg(long, value_name = "BYTES", value_parser = ExpectedBytes::parse, conflicts_with_all = ["no_reply", "prefix"])]
+    pub expect: Option<ExpectedBytes>,
 
     /// Send no delimiter, and print what comes back as it comes
     ///
@@ -214,9 +214,9 @@ pub struct Send {
 
 /// The bytes of `--expect`. (An option with a plain vector would be one that may be given again and again.)
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expected(pub Vec<u8>);
+pub struct ExpectedBytes(pub Vec<u8>);
 
-impl Expected {
+impl ExpectedBytes {
     fn parse(text: &str) -> Result<Self, String> {
         unescape(text).map(Self).map_err(|error| error.to_string())
     }
@@ -255,12 +255,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn command_line_definition_is_valid() {
         Echoctl::command().debug_assert();
     }
 
     #[test]
-    fn a_prefix_has_the_escapes_of_a_delimiter() {
+    fn prefix_takes_the_escapes_of_a_delimiter() {
         for (text, bytes) in [
             ("server got:", &b"server got:"[..]),
             ("", b""),

@@ -8,12 +8,12 @@ use super::poll::Waker;
 /// Ends a load early, and tells how far it is. For any thread.
 #[derive(Debug)]
 pub struct Control {
-    ending: AtomicU8,
-    threads: Vec<Desk>,
+    stop_count: AtomicU8,
+    threads: Vec<ThreadControl>,
 }
 
 #[derive(Debug)]
-struct Desk {
+struct ThreadControl {
     waker: Waker,
     answered: AtomicU64,
     errors: AtomicU64,
@@ -21,7 +21,7 @@ struct Desk {
 
 /// How far a load is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Progress {
+pub struct BenchProgress {
     /// Messages that were answered, in the warm-up too. At most a tenth of a second old.
     pub answered: u64,
     /// What went wrong.
@@ -30,46 +30,51 @@ pub struct Progress {
 
 /// Whether a load is to end before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
-    No,
+pub(super) enum StopRequest {
+    None,
     /// Replies on their way are waited for.
-    Soon,
-    Now,
+    Graceful,
+    Immediate,
 }
 
 impl Control {
     pub(super) fn new(threads: usize) -> io::Result<Self> {
-        let desk = |_| Ok(Desk { waker: Waker::new()?, answered: AtomicU64::new(0), errors: AtomicU64::new(0) });
-        Ok(Self { ending: AtomicU8::new(0), threads: (0..threads).map(desk).collect::<io::Result<_>>()? })
+        let thread_control =
+            |_| Ok(ThreadControl { waker: Waker::new()?, answered: AtomicU64::new(0), errors: AtomicU64::new(0) });
+        Ok(Self { stop_count: AtomicU8::new(0), threads: (0..threads).map(thread_control).collect::<io::Result<_>>()? })
     }
 
     /// Ends the load: nothing more is sent, and replies on their way have a second. The second time it ends at once.
     pub fn stop(&self) {
-        self.ending.fetch_add(1, Ordering::Relaxed);
-        for desk in &self.threads {
-            desk.waker.wake();
+        self.stop_count.fetch_add(1, Ordering::Relaxed);
+        for thread_control in &self.threads {
+            thread_control.waker.wake();
         }
     }
 
     /// Whether somebody has ended it.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        self.ending() != Ending::No
+        self.stop_request() != StopRequest::None
     }
 
     /// How far it is.
     #[must_use]
-    pub fn progress(&self) -> Progress {
-        let sum =
-            |count: fn(&Desk) -> &AtomicU64| self.threads.iter().map(|desk| count(desk).load(Ordering::Relaxed)).sum();
-        Progress { answered: sum(|desk| &desk.answered), errors: sum(|desk| &desk.errors) }
+    pub fn progress(&self) -> BenchProgress {
+        let sum = |count: fn(&ThreadControl) -> &AtomicU64| {
+            self.threads.iter().map(|thread_control| count(thread_control).load(Ordering::Relaxed)).sum()
+        };
+        BenchProgress {
+            answered: sum(|thread_control| &thread_control.answered),
+            errors: sum(|thread_control| &thread_control.errors),
+        }
     }
 
-    pub(super) fn ending(&self) -> Ending {
-        match self.ending.load(Ordering::Relaxed) {
-            0 => Ending::No,
-            1 => Ending::Soon,
-            _ => Ending::Now,
+    pub(super) fn stop_request(&self) -> StopRequest {
+        match self.stop_count.load(Ordering::Relaxed) {
+            0 => StopRequest::None,
+            1 => StopRequest::Graceful,
+            _ => StopRequest::Immediate,
         }
     }
 
@@ -77,7 +82,7 @@ impl Control {
         &self.threads[thread].waker
     }
 
-    pub(super) fn report(&self, thread: usize, answered: u64, errors: u64) {
+    pub(super) fn set_progress(&self, thread: usize, answered: u64, errors: u64) {
         self.threads[thread].answered.store(answered, Ordering::Relaxed);
         self.threads[thread].errors.store(errors, Ordering::Relaxed);
     }

@@ -12,7 +12,7 @@ use rustix::net::{
     socket_with,
 };
 
-use crate::address::{Address, Name};
+use crate::address::{Address, UnixName};
 
 /// Where connections go to: one address, looked up once.
 #[derive(Debug, Clone)]
@@ -22,23 +22,23 @@ pub(super) enum Target {
 }
 
 /// What became of an attempt.
-pub(super) enum Dialled {
+pub(super) enum ConnectAttempt {
     /// It is connected.
     Connected(OwnedFd),
     /// The socket will be writable when that is decided: see [`outcome`].
-    Begun(OwnedFd),
+    InProgress(OwnedFd),
     /// A Unix socket's backlog is full; nothing tells when there is room.
-    Full,
+    BacklogFull,
     /// It failed.
     Failed(io::Error),
 }
 
 impl Target {
     /// Where a connection to `address` has led to.
-    pub(super) fn of(address: &Address, connected: &UnixStream) -> io::Result<Self> {
+    pub(super) fn from_connected(address: &Address, connected: &UnixStream) -> io::Result<Self> {
         Ok(match address {
-            Address::Unix(Name::Path(path)) => Self::Unix(SocketAddrUnix::new(path)?),
-            Address::Unix(Name::Abstract(name)) => Self::Unix(SocketAddrUnix::new_abstract_name(name.as_bytes())?),
+            Address::Unix(UnixName::Path(path)) => Self::Unix(SocketAddrUnix::new(path)?),
+            Address::Unix(UnixName::Abstract(name)) => Self::Unix(SocketAddrUnix::new_abstract_name(name.as_bytes())?),
             _ => {
                 let peer: Option<SocketAddrAny> = getpeername(connected)?;
                 Self::Tcp(peer.ok_or(Errno::NOTCONN)?.try_into()?)
@@ -47,20 +47,20 @@ impl Target {
     }
 
     /// Begins to connect.
-    pub(super) fn dial(&self) -> Dialled {
-        match self.begin() {
-            Ok((socket, Ok(()))) => match self.is_to_itself(&socket) {
-                Ok(false) => Dialled::Connected(socket),
-                Ok(true) => Dialled::Failed(Errno::CONNREFUSED.into()),
-                Err(error) => Dialled::Failed(error),
+    pub(super) fn start_connect(&self) -> ConnectAttempt {
+        match self.open_and_connect() {
+            Ok((socket, Ok(()))) => match self.is_self_connected(&socket) {
+                Ok(false) => ConnectAttempt::Connected(socket),
+                Ok(true) => ConnectAttempt::Failed(Errno::CONNREFUSED.into()),
+                Err(error) => ConnectAttempt::Failed(error),
             },
-            Ok((socket, Err(Errno::INPROGRESS))) => Dialled::Begun(socket),
-            Ok((_, Err(Errno::AGAIN))) => Dialled::Full,
-            Ok((_, Err(error))) | Err(error) => Dialled::Failed(error.into()),
+            Ok((socket, Err(Errno::INPROGRESS))) => ConnectAttempt::InProgress(socket),
+            Ok((_, Err(Errno::AGAIN))) => ConnectAttempt::BacklogFull,
+            Ok((_, Err(error))) | Err(error) => ConnectAttempt::Failed(error.into()),
         }
     }
 
-    fn begin(&self) -> rustix::io::Result<(OwnedFd, rustix::io::Result<()>)> {
+    fn open_and_connect(&self) -> rustix::io::Result<(OwnedFd, rustix::io::Result<()>)> {
         let family = match self {
             Self::Tcp(SocketAddr::V4(_)) => AddressFamily::INET,
             Self::Tcp(SocketAddr::V6(_)) => AddressFamily::INET6,
@@ -79,13 +79,13 @@ impl Target {
     }
 
     /// What a begun attempt has come to.
-    pub(super) fn outcome(&self, socket: &OwnedFd) -> io::Result<()> {
+    pub(super) fn finish_connect(&self, socket: &OwnedFd) -> io::Result<()> {
         socket_error(socket)??;
-        if self.is_to_itself(socket)? { Err(Errno::CONNREFUSED.into()) } else { Ok(()) }
+        if self.is_self_connected(socket)? { Err(Errno::CONNREFUSED.into()) } else { Ok(()) }
     }
 
     /// Where nobody listens on a port that this very socket was given, TCP connects it to itself (RFC 9293, 3.5).
-    fn is_to_itself(&self, socket: &OwnedFd) -> io::Result<bool> {
+    fn is_self_connected(&self, socket: &OwnedFd) -> io::Result<bool> {
         match self {
             Self::Tcp(address) => Ok(SocketAddr::try_from(getsockname(socket)?)? == *address),
             Self::Unix(_) => Ok(false),

@@ -12,14 +12,14 @@
 use std::time::Duration;
 
 /// The longest that is told apart: a day. What takes longer counts as this.
-const LONGEST: u64 = 86_400_000_000_000;
+const MAX_LATENCY: u64 = 86_400_000_000_000;
 
 /// Places for each doubling: two to the power of this.
-const BITS: u32 = 10;
+const BUCKET_BITS: u32 = 10;
 
 /// How long things took, to three digits.
 #[derive(Debug, Clone)]
-pub struct Latencies {
+pub struct LatencyHistogram {
     counts: Box<[u64]>,
     count: u64,
     sum: u128,
@@ -30,39 +30,39 @@ pub struct Latencies {
 /// Where a value (at most [`LONGEST`]) is counted.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "it is less than 2^16")]
-fn place(nanos: u64) -> usize {
-    let shift = (nanos | 1 << BITS).ilog2() - BITS;
-    ((u64::from(shift) << BITS) + (nanos >> shift)) as usize
+fn bucket_of(nanos: u64) -> usize {
+    let shift = (nanos | 1 << BUCKET_BITS).ilog2() - BUCKET_BITS;
+    ((u64::from(shift) << BUCKET_BITS) + (nanos >> shift)) as usize
 }
 
 /// The largest value that is counted at a place.
-fn largest(place: usize) -> u64 {
-    let place = place as u64;
-    let shift = (place >> BITS).saturating_sub(1);
-    ((place - (shift << BITS) + 1) << shift) - 1
+fn bucket_max(bucket: usize) -> u64 {
+    let bucket = bucket as u64;
+    let shift = (bucket >> BUCKET_BITS).saturating_sub(1);
+    ((bucket - (shift << BUCKET_BITS) + 1) << shift) - 1
 }
 
 /// One bar: those above the bar before, up to a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bar {
+pub struct HistogramBar {
     /// The longest that belong here.
-    pub to: Duration,
+    pub upper_bound: Duration,
     /// How many they are.
     pub count: u64,
 }
 
-impl Latencies {
+impl LatencyHistogram {
     /// None yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { counts: vec![0; place(LONGEST) + 1].into(), count: 0, sum: 0, min: u64::MAX, max: 0 }
+        Self { counts: vec![0; bucket_of(MAX_LATENCY) + 1].into(), count: 0, sum: 0, min: u64::MAX, max: 0 }
     }
 
     /// `count` things (at least one) took `nanos` nanoseconds each.
     #[inline]
     pub(super) fn record(&mut self, nanos: u64, count: u64) {
-        let nanos = nanos.min(LONGEST);
-        self.counts[place(nanos)] += count;
+        let nanos = nanos.min(MAX_LATENCY);
+        self.counts[bucket_of(nanos)] += count;
         self.count += count;
         self.sum += u128::from(nanos) * u128::from(count);
         self.min = self.min.min(nanos);
@@ -109,33 +109,33 @@ impl Latencies {
     #[must_use]
     pub fn percentile(&self, percent: f64) -> Duration {
         // Of a million, 99.99 % are not to be 999,901 for the sake of a fraction.
-        let rank = rounded((self.count as f64 * percent / 100.0 - 1e-6).ceil()).clamp(1, self.count.max(1));
-        let mut before = 0;
+        let rank = round_to_u64((self.count as f64 * percent / 100.0 - 1e-6).ceil()).clamp(1, self.count.max(1));
+        let mut cumulative = 0;
         let found = self.counts.iter().position(|count| {
-            before += count;
-            before >= rank
+            cumulative += count;
+            cumulative >= rank
         });
-        Duration::from_nanos(found.map_or(0, |place| largest(place).min(self.max)))
+        Duration::from_nanos(found.map_or(0, |bucket| bucket_max(bucket).min(self.max)))
     }
 
     /// All of them in at most `most` bars, from the shortest to the longest. Each bar reaches as many times further
     /// as the one before; those at the beginning and at the end are not empty.
     #[must_use]
-    pub fn bars(&self, most: usize) -> Vec<Bar> {
-        if self.count == 0 || most == 0 {
+    pub fn bars(&self, max_bars: usize) -> Vec<HistogramBar> {
+        if self.count == 0 || max_bars == 0 {
             return Vec::new();
         }
         let (min, max) = (self.min.max(1) as f64, self.max.max(1) as f64);
-        let factor = (max / min).powf(1.0 / most as f64);
-        let mut bars: Vec<Bar> = Vec::with_capacity(most);
+        let factor = (max / min).powf(1.0 / max_bars as f64);
+        let mut bars: Vec<HistogramBar> = Vec::with_capacity(max_bars);
         let mut from = 0;
-        for number in 1..=most {
-            let edge = rounded(min * factor.powi(i32::try_from(number).unwrap_or(i32::MAX)));
-            let to = if number == most { place(self.max) } else { place(edge.clamp(self.min, self.max)) };
+        for number in 1..=max_bars {
+            let edge = round_to_u64(min * factor.powi(i32::try_from(number).unwrap_or(i32::MAX)));
+            let to = if number == max_bars { bucket_of(self.max) } else { bucket_of(edge.clamp(self.min, self.max)) };
             // Where all are close together, several bars would be the same.
             if to >= from {
                 let count = self.counts[from..=to].iter().sum();
-                bars.push(Bar { to: Duration::from_nanos(largest(to).min(self.max)), count });
+                bars.push(HistogramBar { upper_bound: Duration::from_nanos(bucket_max(to).min(self.max)), count });
                 from = to + 1;
             }
         }
@@ -143,14 +143,14 @@ impl Latencies {
     }
 }
 
-impl Default for Latencies {
+impl Default for LatencyHistogram {
     fn default() -> Self {
         Self::new()
     }
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between two values of the table")]
-fn rounded(number: f64) -> u64 {
+fn round_to_u64(number: f64) -> u64 {
     number.round() as u64
 }
 
@@ -158,8 +158,8 @@ fn rounded(number: f64) -> u64 {
 mod tests {
     use super::*;
 
-    fn of(values: impl IntoIterator<Item = u64>) -> Latencies {
-        let mut latencies = Latencies::new();
+    fn latencies_of(values: impl IntoIterator<Item = u64>) -> LatencyHistogram {
+        let mut latencies = LatencyHistogram::new();
         for value in values {
             latencies.record(value, 1);
         }
@@ -168,83 +168,85 @@ mod tests {
 
     /// The same to three digits.
     #[track_caller]
-    fn close(found: Duration, nanos: u64) {
+    fn assert_close(found: Duration, nanos: u64) {
         let found = found.as_nanos() as f64;
         assert!((found / nanos as f64 - 1.0).abs() < 0.001, "{found} is not {nanos}");
     }
 
     #[test]
-    fn every_value_has_a_place_that_is_right_to_three_digits() {
+    fn every_value_has_a_bucket_that_is_exact_to_three_digits() {
         let mut values: Vec<u64> = (0..10_000).collect();
         values.extend(
-            (0..47).flat_map(|bit| [(1_u64 << bit) - 1, 1 << bit, (1 << bit) + 1]).filter(|value| *value <= LONGEST),
+            (0..47)
+                .flat_map(|bit| [(1_u64 << bit) - 1, 1 << bit, (1 << bit) + 1])
+                .filter(|value| *value <= MAX_LATENCY),
         );
-        values.push(LONGEST);
+        values.push(MAX_LATENCY);
         values.sort_unstable();
         for pair in values.windows(2) {
-            assert!(place(pair[0]) <= place(pair[1]), "{pair:?}");
-            assert!(place(pair[1]) <= place(pair[0]) + 1 || pair[1] > pair[0] + 1, "{pair:?}");
+            assert!(bucket_of(pair[0]) <= bucket_of(pair[1]), "{pair:?}");
+            assert!(bucket_of(pair[1]) <= bucket_of(pair[0]) + 1 || pair[1] > pair[0] + 1, "{pair:?}");
         }
         for value in values {
-            let largest = largest(place(value));
+            let largest = bucket_max(bucket_of(value));
             assert!(largest >= value && largest - value <= value / 1024, "{value} is counted as {largest}");
-            assert_eq!(place(largest), place(value));
+            assert_eq!(bucket_of(largest), bucket_of(value));
         }
     }
 
     #[test]
     fn percentiles_are_those_of_the_sorted_values() {
         // In an order of its own: 7 is prime to 10,000.
-        let latencies = of((0..10_000).map(|number| (number * 7 % 10_000 + 1) * 1000));
+        let latencies = latencies_of((0..10_000).map(|number| (number * 7 % 10_000 + 1) * 1000));
         assert_eq!(latencies.count(), 10_000);
         for (percent, nanos) in
             [(50.0, 5_000_000), (90.0, 9_000_000), (99.0, 9_900_000), (99.9, 9_990_000), (99.99, 9_999_000)]
         {
-            close(latencies.percentile(percent), nanos);
+            assert_close(latencies.percentile(percent), nanos);
         }
-        close(latencies.min(), 1000);
-        close(latencies.max(), 10_000_000);
-        close(latencies.mean(), 5_000_500);
+        assert_close(latencies.min(), 1000);
+        assert_close(latencies.max(), 10_000_000);
+        assert_close(latencies.mean(), 5_000_500);
     }
 
     #[test]
     fn one_long_wait_in_ten_thousand_shows_in_the_last_percentiles_only() {
-        let mut latencies = of([1_000_000_000]);
+        let mut latencies = latencies_of([1_000_000_000]);
         latencies.record(1000, 9999);
-        close(latencies.percentile(99.9), 1000);
-        close(latencies.percentile(99.99), 1000);
-        close(latencies.percentile(100.0), 1_000_000_000);
+        assert_close(latencies.percentile(99.9), 1000);
+        assert_close(latencies.percentile(99.99), 1000);
+        assert_close(latencies.percentile(100.0), 1_000_000_000);
         latencies.record(1_000_000_000, 1);
-        close(latencies.percentile(99.99), 1_000_000_000);
+        assert_close(latencies.percentile(99.99), 1_000_000_000);
     }
 
     #[test]
-    fn none_is_zero_and_more_than_a_day_is_a_day() {
-        let none = of([]);
+    fn empty_histogram_is_zero_and_more_than_a_day_counts_as_a_day() {
+        let none = latencies_of([]);
         assert_eq!([none.min(), none.max(), none.mean(), none.percentile(50.0)], [Duration::ZERO; 4]);
         assert_eq!(none.bars(10), []);
-        close(of([u64::MAX]).max(), LONGEST);
+        assert_close(latencies_of([u64::MAX]).max(), MAX_LATENCY);
     }
 
     #[test]
-    fn threads_are_added_up() {
-        let mut latencies = of([1000]);
-        latencies.merge(&of([3000, 5000]));
+    fn merged_histograms_are_added_up() {
+        let mut latencies = latencies_of([1000]);
+        latencies.merge(&latencies_of([3000, 5000]));
         assert_eq!(latencies.count(), 3);
-        close(latencies.mean(), 3000);
+        assert_close(latencies.mean(), 3000);
     }
 
     #[test]
-    fn bars_hold_everything_once() {
+    fn bars_count_every_value_once() {
         for values in
             [vec![5], vec![0], vec![5, 5, 6], vec![1000, 1001, 1002], (1..5000).collect(), vec![1, 1_000_000_000_000]]
         {
-            let (latencies, count) = (of(values.iter().copied()), values.len() as u64);
-            for most in [1, 2, 12, 40] {
-                let bars = latencies.bars(most);
-                assert!((1..=most).contains(&bars.len()), "{bars:?}");
-                assert_eq!(bars.iter().map(|bar| bar.count).sum::<u64>(), count, "{values:?} in {most}: {bars:?}");
-                assert!(bars.is_sorted_by(|a, b| a.to < b.to), "{bars:?}");
+            let (latencies, count) = (latencies_of(values.iter().copied()), values.len() as u64);
+            for max_bars in [1, 2, 12, 40] {
+                let bars = latencies.bars(max_bars);
+                assert!((1..=max_bars).contains(&bars.len()), "{bars:?}");
+                assert_eq!(bars.iter().map(|bar| bar.count).sum::<u64>(), count, "{values:?} in {max_bars}: {bars:?}");
+                assert!(bars.is_sorted_by(|a, b| a.upper_bound < b.upper_bound), "{bars:?}");
                 assert!(bars[0].count > 0 && bars[bars.len() - 1].count > 0, "{values:?}: {bars:?}");
             }
         }

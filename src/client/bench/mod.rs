@@ -35,19 +35,19 @@ use crate::address::Address;
 use crate::protocol::Delimiter;
 use crate::protocol::reply::Prefix;
 
-pub use control::{Control, Progress};
-pub use latencies::{Bar, Latencies};
+pub use control::{BenchProgress, Control};
+pub use latencies::{HistogramBar, LatencyHistogram};
 pub use script::{MAX_BATCH, TooLarge};
-pub use tally::{Cause, Loss, Tally};
+pub use tally::{Cause, Failures, Stats};
 
 use dial::Target;
 use poll::Clock;
-use script::Script;
-use worker::{Findings, Worker};
+use script::Workload;
+use worker::{ThreadResult, Worker};
 
 /// What is asked for.
 #[derive(Debug, Clone)]
-pub struct Load {
+pub struct BenchSettings {
     /// Connections at once, at least 1.
     pub connections: usize,
     /// Messages of a connection on their way at once, at least 1.
@@ -85,7 +85,7 @@ pub enum BenchError {
     /// See [`TooLarge`].
     TooLarge(TooLarge),
     /// There are no connections, no depth, no rate or no threads, or more threads than connections.
-    Nonsense,
+    InvalidSettings,
     /// The system refuses something that it should not.
     System(io::Error),
 }
@@ -94,7 +94,7 @@ impl fmt::Display for BenchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLarge(error) => error.fmt(f),
-            Self::Nonsense => {
+            Self::InvalidSettings => {
                 f.write_str("a load needs connections, a depth, a rate, and no more threads than connections")
             }
             Self::System(error) => write!(f, "cannot run a load: {}", super::quote::reason(error)),
@@ -107,7 +107,7 @@ impl std::error::Error for BenchError {
         match self {
             Self::TooLarge(error) => Some(error),
             Self::System(error) => Some(error),
-            Self::Nonsense => None,
+            Self::InvalidSettings => None,
         }
     }
 }
@@ -120,8 +120,8 @@ impl From<io::Error> for BenchError {
 
 /// A load that is ready to begin.
 pub struct Bench {
-    load: Load,
-    script: Script,
+    settings: BenchSettings,
+    workload: Workload,
     target: Target,
     first: OwnedFd,
     control: Arc<Control>,
@@ -131,9 +131,9 @@ pub struct Bench {
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// What was counted after the warm-up.
-    pub measured: Tally,
+    pub measured: Stats,
     /// What was counted in it.
-    pub warm_up: Tally,
+    pub warm_up: Stats,
     /// The measured time: until nothing more was sent, or until the last reply, whichever was later.
     pub time: Duration,
     /// Messages that were due, or left of the count, when nothing more was sent.
@@ -167,18 +167,19 @@ impl Bench {
     ///
     /// # Errors
     /// See [`BenchError`].
-    pub fn new(load: Load, address: &Address, first: Stream) -> Result<Self, BenchError> {
-        let sensible = NonZeroUsize::new(load.threads).is_some_and(|threads| threads.get() <= load.connections)
-            && load.depth > 0
-            && load.rate.is_none_or(|rate| rate.is_finite() && rate > 0.0);
-        if !sensible {
-            return Err(BenchError::Nonsense);
+    pub fn new(settings: BenchSettings, address: &Address, first: Stream) -> Result<Self, BenchError> {
+        let is_valid = NonZeroUsize::new(settings.threads).is_some_and(|threads| threads.get() <= settings.connections)
+            && settings.depth > 0
+            && settings.rate.is_none_or(|rate| rate.is_finite() && rate > 0.0);
+        if !is_valid {
+            return Err(BenchError::InvalidSettings);
         }
-        let script = Script::new(load.size, load.depth, &load.delimiter, &load.prefix).map_err(BenchError::TooLarge)?;
+        let workload = Workload::new(settings.size, settings.depth, &settings.delimiter, &settings.prefix)
+            .map_err(BenchError::TooLarge)?;
         let first = first.into_std()?;
-        let target = Target::of(address, &first)?;
-        let control = Arc::new(Control::new(load.threads)?);
-        Ok(Self { load, script, target, first: first.into(), control })
+        let target = Target::from_connected(address, &first)?;
+        let control = Arc::new(Control::new(settings.threads)?);
+        Ok(Self { settings, workload, target, first: first.into(), control })
     }
 
     /// Ends it early, and tells how far it is.
@@ -192,15 +193,15 @@ impl Bench {
     /// # Errors
     /// The system refuses to wait for sockets or to make a thread. What peers do is never an error, it is counted.
     pub fn run(self) -> Result<Outcome, BenchError> {
-        let Self { load, script, target, first, control } = self;
-        let barrier = Barrier::new(load.threads);
+        let Self { settings, workload, target, first, control } = self;
+        let barrier = Barrier::new(settings.threads);
         let mut first = Some(first);
-        let findings: Vec<io::Result<Findings>> = thread::scope(|scope| {
-            let (load, script, target, control, barrier) = (&load, &script, &target, &*control, &barrier);
+        let results: Vec<io::Result<ThreadResult>> = thread::scope(|scope| {
+            let (settings, workload, target, control, barrier) = (&settings, &workload, &target, &*control, &barrier);
             let clock = Clock::start();
             let start = |number| {
                 let first = first.take();
-                scope.spawn(move || match Worker::new(number, load, script, target, control, clock, first) {
+                scope.spawn(move || match Worker::new(number, settings, workload, target, control, clock, first) {
                     Ok(worker) => worker.run(barrier),
                     Err(error) => {
                         // The others wait there for all.
@@ -209,19 +210,19 @@ impl Bench {
                     }
                 })
             };
-            let threads: Vec<_> = (0..load.threads).map(start).collect();
+            let threads: Vec<_> = (0..settings.threads).map(start).collect();
             let joined = threads.into_iter().map(|thread| thread.join());
-            joined.map(|findings| findings.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+            joined.map(|results| results.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         });
         let mut outcome = Outcome {
-            measured: Tally::default(),
-            warm_up: Tally::default(),
+            measured: Stats::default(),
+            warm_up: Stats::default(),
             time: Duration::ZERO,
             unsent: 0,
             interrupted: control.is_stopped(),
         };
-        for findings in findings {
-            let Findings { measured, warm_up, time, unsent } = findings?;
+        for results in results {
+            let ThreadResult { measured, warm_up, time, unsent } = results?;
             outcome.measured.merge(measured);
             outcome.warm_up.merge(warm_up);
             outcome.time = outcome.time.max(time);
@@ -233,7 +234,7 @@ impl Bench {
 
 impl fmt::Debug for Bench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bench").field("load", &self.load).field("target", &self.target).finish_non_exhaustive()
+        f.debug_struct("Bench").field("load", &self.settings).field("target", &self.target).finish_non_exhaustive()
     }
 }
 

@@ -12,10 +12,10 @@ use rustix::time::{
 };
 
 /// How many events are taken at once.
-const EVENTS: usize = 512;
+const MAX_EVENTS: usize = 512;
 
 /// The key of the timer and of the [`Waker`]; sockets have the numbers below.
-const TICK: u64 = u64::MAX;
+const TICK_KEY: u64 = u64::MAX;
 
 /// Tells the time: nanoseconds since the load began, as all of its threads count them.
 ///
@@ -101,9 +101,9 @@ impl Poll {
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         let flags = EventFlags::IN | EventFlags::ET;
         for fd in [timer.as_fd(), waker.0.as_fd()] {
-            epoll::add(&set, fd, EventData::new_u64(TICK), flags)?;
+            epoll::add(&set, fd, EventData::new_u64(TICK_KEY), flags)?;
         }
-        Ok(Self { set, timer, events: Vec::with_capacity(EVENTS) })
+        Ok(Self { set, timer, events: Vec::with_capacity(MAX_EVENTS) })
     }
 
     /// Has a tick come after so many nanoseconds.
@@ -122,7 +122,7 @@ impl Poll {
         Ok(epoll::add(&self.set, socket, EventData::new_u64(key as u64), interest.flags())?)
     }
 
-    pub(super) fn change(&self, socket: &OwnedFd, key: usize, interest: Interest) -> io::Result<()> {
+    pub(super) fn modify(&self, socket: &OwnedFd, key: usize, interest: Interest) -> io::Result<()> {
         Ok(epoll::modify(&self.set, socket, EventData::new_u64(key as u64), interest.flags())?)
     }
 
@@ -140,7 +140,7 @@ impl Poll {
     pub(super) fn event(&self, index: usize) -> Event {
         let epoll::Event { flags, data } = self.events[index];
         match data.u64() {
-            TICK => Event::Tick,
+            TICK_KEY => Event::Tick,
             key => Event::Socket {
                 // It was a usize when the socket was added.
                 key: usize::try_from(key).unwrap_or(usize::MAX),

@@ -26,42 +26,42 @@ impl Schedule {
     }
 
     /// How many slots there were until now.
-    pub(super) fn due(&self, now: u64) -> u64 {
-        let Some(passed) = now.checked_sub(self.start) else { return 0 };
-        let mut slots = whole(passed as f64 / self.interval);
+    pub(super) fn slots_due(&self, now: u64) -> u64 {
+        let Some(elapsed) = now.checked_sub(self.start) else { return 0 };
+        let mut slots = truncate_to_u64(elapsed as f64 / self.interval);
         // Fractions may be rounded up.
-        while slots > 0 && self.slot(slots - 1) > now {
+        while slots > 0 && self.slot_time(slots - 1) > now {
             slots -= 1;
         }
-        while self.slot(slots) <= now {
+        while self.slot_time(slots) <= now {
             slots += 1;
         }
         slots
     }
 
     /// How many of the first `due` slots are those of one connection.
-    pub(super) fn share(&self, connection: usize, due: u64) -> u64 {
+    pub(super) fn slots_of_connection(&self, connection: usize, due: u64) -> u64 {
         due / self.connections + u64::from(due % self.connections > connection as u64)
     }
 
     /// When a connection's message is due, the first one being number 0.
-    pub(super) fn time(&self, connection: usize, number: u64) -> u64 {
-        self.slot(number * self.connections + connection as u64)
+    pub(super) fn due_time(&self, connection: usize, number: u64) -> u64 {
+        self.slot_time(number * self.connections + connection as u64)
     }
 
     /// The connection whose slot it is.
-    pub(super) fn connection(&self, slot: u64) -> usize {
+    pub(super) fn connection_of_slot(&self, slot: u64) -> usize {
         usize::try_from(slot % self.connections).unwrap_or(usize::MAX)
     }
 
     /// When a slot is.
-    pub(super) fn slot(&self, slot: u64) -> u64 {
-        self.start.saturating_add(whole(slot as f64 * self.interval))
+    pub(super) fn slot_time(&self, slot: u64) -> u64 {
+        self.start.saturating_add(truncate_to_u64(slot as f64 * self.interval))
     }
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is positive; beyond u64, it saturates")]
-fn whole(number: f64) -> u64 {
+fn truncate_to_u64(number: f64) -> u64 {
     number as u64
 }
 
@@ -70,17 +70,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_come_at_the_rate_and_in_turn() {
+    fn slots_come_at_the_rate_and_rotate_over_the_connections() {
         let schedule = Schedule::new(1_000_000_000, 1000.0, 3);
         for (now, due) in [(0, 0), (999_999_999, 0), (1_000_000_000, 1), (1_000_999_999, 1), (1_001_000_000, 2)] {
-            assert_eq!(schedule.due(now), due, "at {now}");
+            assert_eq!(schedule.slots_due(now), due, "at {now}");
         }
         // After an hour none is lost, and none is too many.
-        assert_eq!(schedule.due(3_601_000_000_000), 3_600_001);
-        assert_eq!([0, 1, 2].map(|connection| schedule.share(connection, 7)), [3, 2, 2]);
-        assert_eq!(schedule.time(2, 4), schedule.slot(14));
-        assert_eq!(schedule.time(2, 4), 1_014_000_000);
-        assert_eq!([0, 1, 2, 3].map(|slot| schedule.connection(slot)), [0, 1, 2, 0]);
+        assert_eq!(schedule.slots_due(3_601_000_000_000), 3_600_001);
+        assert_eq!([0, 1, 2].map(|connection| schedule.slots_of_connection(connection, 7)), [3, 2, 2]);
+        assert_eq!(schedule.due_time(2, 4), schedule.slot_time(14));
+        assert_eq!(schedule.due_time(2, 4), 1_014_000_000);
+        assert_eq!([0, 1, 2, 3].map(|slot| schedule.connection_of_slot(slot)), [0, 1, 2, 0]);
     }
 
     #[test]
@@ -88,18 +88,18 @@ mod tests {
         for rate in [0.01, 0.3, 7.0, 999.9, 48_000.0, 3e6] {
             let schedule = Schedule::new(12_345, rate, 64);
             for slot in [0, 1, 2, 3, 10, 99, 12_345, 1_000_000] {
-                let time = schedule.slot(slot);
-                assert_eq!(schedule.due(time), slot + 1, "slot {slot} at {rate}/s");
-                assert_eq!(schedule.due(time - 1), slot, "before slot {slot} at {rate}/s");
+                let time = schedule.slot_time(slot);
+                assert_eq!(schedule.slots_due(time), slot + 1, "slot {slot} at {rate}/s");
+                assert_eq!(schedule.slots_due(time - 1), slot, "before slot {slot} at {rate}/s");
             }
         }
     }
 
     #[test]
-    fn the_shares_of_all_connections_are_all_slots() {
+    fn every_slot_belongs_to_exactly_one_connection() {
         let schedule = Schedule::new(0, 1.0, 7);
         for due in 0..30 {
-            assert_eq!((0..7).map(|connection| schedule.share(connection, due)).sum::<u64>(), due);
+            assert_eq!((0..7).map(|connection| schedule.slots_of_connection(connection, due)).sum::<u64>(), due);
         }
     }
 }

@@ -14,15 +14,15 @@ use crate::protocol::reply::Prefix;
 pub const MAX_BATCH: usize = 256 * 1024 * 1024;
 
 /// How much of messages that differ is worth it: beyond this they only fill the processor's cache.
-const ENOUGH: usize = 16 * 1024;
+const MAX_DISTINCT_BYTES: usize = 16 * 1024;
 
 /// Messages of one size, each different, one after the other, and their replies.
-pub(super) struct Script {
+pub(super) struct Workload {
     messages: Vec<u8>,
     replies: Vec<u8>,
     message_size: usize,
     reply_size: usize,
-    places: usize,
+    distinct_messages: usize,
 }
 
 /// A batch of messages and its replies exceed [`MAX_BATCH`].
@@ -38,7 +38,7 @@ impl fmt::Display for TooLarge {
 
 impl std::error::Error for TooLarge {}
 
-impl Script {
+impl Workload {
     /// Messages of `size` bytes, of which up to `depth` (at least 1) are owed at once.
     pub(super) fn new(size: usize, depth: usize, delimiter: &Delimiter, prefix: &Prefix) -> Result<Self, TooLarge> {
         let (prefix, delimiter) = (prefix.as_bytes(), delimiter.as_bytes());
@@ -49,34 +49,35 @@ impl Script {
             return Err(TooLarge);
         }
         // The number must not divide the depth: else each batch of a connection would be the same.
-        let least = (ENOUGH / message_size).clamp(2, 16);
-        let places = (least..).find(|places| depth % places != 0 || depth == 0).unwrap_or(least);
-        let mut script = Self {
-            messages: Vec::with_capacity((places + depth) * message_size),
-            replies: Vec::with_capacity((places + depth) * reply_size),
+        let least = (MAX_DISTINCT_BYTES / message_size).clamp(2, 16);
+        let distinct_messages =
+            (least..).find(|distinct_messages| depth % distinct_messages != 0 || depth == 0).unwrap_or(least);
+        let mut workload = Self {
+            messages: Vec::with_capacity((distinct_messages + depth) * message_size),
+            replies: Vec::with_capacity((distinct_messages + depth) * reply_size),
             message_size,
             reply_size,
-            places,
+            distinct_messages,
         };
-        let mut bytes = Bytes::without(delimiter);
-        for place in 0..places + depth {
-            let start = script.messages.len();
-            if place < places {
-                script.messages.extend(bytes.by_ref().take(size));
-                script.messages.extend_from_slice(delimiter);
+        let mut bytes = RandomBytes::excluding(delimiter);
+        for entry in 0..distinct_messages + depth {
+            let start = workload.messages.len();
+            if entry < distinct_messages {
+                workload.messages.extend(bytes.by_ref().take(size));
+                workload.messages.extend_from_slice(delimiter);
             } else {
-                let again = (place - places) * message_size;
-                script.messages.extend_from_within(again..again + message_size);
+                let repeated_from = (entry - distinct_messages) * message_size;
+                workload.messages.extend_from_within(repeated_from..repeated_from + message_size);
             }
-            script.replies.extend_from_slice(prefix);
-            script.replies.extend_from_slice(&script.messages[start..]);
+            workload.replies.extend_from_slice(prefix);
+            workload.replies.extend_from_slice(&workload.messages[start..]);
         }
-        Ok(script)
+        Ok(workload)
     }
 
     /// The number of different messages.
-    pub(super) fn places(&self) -> usize {
-        self.places
+    pub(super) fn distinct_messages(&self) -> usize {
+        self.distinct_messages
     }
 
     /// The bytes of a message, its delimiter counted.
@@ -101,7 +102,7 @@ impl Script {
 }
 
 /// Bytes of all values but some, in no order, the same ones in every run.
-struct Bytes {
+struct RandomBytes {
     /// What stands in place of each value.
     table: [u8; 256],
     state: u64,
@@ -109,20 +110,20 @@ struct Bytes {
     used: usize,
 }
 
-impl Bytes {
+impl RandomBytes {
     /// Without those of a delimiter, which so begins nowhere in them.
-    fn without(delimiter: &[u8]) -> Self {
+    fn excluding(delimiter: &[u8]) -> Self {
         let mut table = [0; 256];
         let allowed = (0..=u8::MAX).filter(|byte| !delimiter.contains(byte));
         let mut others = allowed.clone().cycle();
-        for (value, place) in (0..=u8::MAX).zip(&mut table) {
-            *place = if delimiter.contains(&value) { others.next().unwrap_or_default() } else { value };
+        for (value, entry) in (0..=u8::MAX).zip(&mut table) {
+            *entry = if delimiter.contains(&value) { others.next().unwrap_or_default() } else { value };
         }
         Self { table, state: 0x9e37_79b9_7f4a_7c15, word: [0; 8], used: 8 }
     }
 }
 
-impl Iterator for Bytes {
+impl Iterator for RandomBytes {
     type Item = u8;
 
     fn next(&mut self) -> Option<u8> {
@@ -145,9 +146,9 @@ mod tests {
     use super::*;
     use crate::client::message::Message;
 
-    fn script(size: usize, depth: usize, delimiter: &str) -> Script {
+    fn workload(size: usize, depth: usize, delimiter: &str) -> Workload {
         let delimiter = Delimiter::from_escaped(delimiter).unwrap();
-        Script::new(size, depth, &delimiter, &Prefix::new(b"server got:")).unwrap()
+        Workload::new(size, depth, &delimiter, &Prefix::new(b"server got:")).unwrap()
     }
 
     #[test]
@@ -155,11 +156,11 @@ mod tests {
         for (size, depth, delimiter) in
             [(0, 1, "\\t"), (1, 16, "\\t"), (16, 17, "\\r\\n"), (3, 40, "aba"), (100_000, 2, "aa")]
         {
-            let (script, delimiter_bytes) =
-                (script(size, depth, delimiter), Delimiter::from_escaped(delimiter).unwrap());
-            for first in 0..script.places() {
-                let messages = script.messages(first, depth).chunks(script.message_size());
-                let replies = script.replies(first, depth).chunks(script.reply_size());
+            let (workload, delimiter_bytes) =
+                (workload(size, depth, delimiter), Delimiter::from_escaped(delimiter).unwrap());
+            for first in 0..workload.distinct_messages() {
+                let messages = workload.messages(first, depth).chunks(workload.message_size());
+                let replies = workload.replies(first, depth).chunks(workload.reply_size());
                 assert_eq!((messages.len(), replies.len()), (depth, depth));
                 for (message, reply) in messages.zip(replies) {
                     let text = &message[..size];
@@ -172,19 +173,19 @@ mod tests {
     }
 
     #[test]
-    fn one_batch_after_the_other_differs() {
+    fn successive_batches_differ() {
         for depth in [1, 2, 15, 16, 17, 18, 32, 1000] {
-            let script = script(16, depth, "\\t");
-            let next = depth % script.places();
-            assert_ne!(script.messages(0, depth), script.messages(next, depth), "depth {depth}");
+            let workload = workload(16, depth, "\\t");
+            let next = depth % workload.distinct_messages();
+            assert_ne!(workload.messages(0, depth), workload.messages(next, depth), "depth {depth}");
         }
     }
 
     #[test]
-    fn a_batch_has_a_limit() {
+    fn batch_size_is_limited() {
         let (delimiter, prefix) = (Delimiter::default(), Prefix::new(b""));
         for (size, depth) in [(MAX_BATCH, 1), (usize::MAX, 1), (MAX_BATCH / 32, 17), (0, usize::MAX)] {
-            assert_eq!(Script::new(size, depth, &delimiter, &prefix).err(), Some(TooLarge), "{size} {depth}");
+            assert_eq!(Workload::new(size, depth, &delimiter, &prefix).err(), Some(TooLarge), "{size} {depth}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::latencies::Latencies;
+use super::latencies::LatencyHistogram;
 
 /// Why messages were not answered as they should, or a connection was not made or kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,7 +60,7 @@ impl Cause {
 
 /// What a cause has cost.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Loss {
+pub struct Failures {
     /// How often it happened.
     pub times: u64,
     /// How many messages stay unanswered for it.
@@ -71,7 +71,7 @@ pub struct Loss {
 
 /// What has happened in some time.
 #[derive(Debug, Clone, Default)]
-pub struct Tally {
+pub struct Stats {
     /// Messages that were begun to be sent.
     pub sent: u64,
     /// Messages that were answered as they should.
@@ -81,20 +81,20 @@ pub struct Tally {
     /// Bytes of replies.
     pub bytes_received: u64,
     /// How long the answered ones took.
-    pub latencies: Latencies,
+    pub latencies: LatencyHistogram,
     /// What went wrong.
-    pub losses: BTreeMap<Cause, Loss>,
+    pub failures: BTreeMap<Cause, Failures>,
 }
 
-impl Tally {
+impl Stats {
     /// Something went wrong, and so many messages stay unanswered. What the example is, is only asked the first time.
-    pub(super) fn lose(&mut self, cause: Cause, messages: u64, example: impl FnOnce() -> String) {
-        let loss = self.losses.entry(cause).or_default();
-        if loss.times == 0 {
-            loss.example = example();
+    pub(super) fn record_failure(&mut self, cause: Cause, messages: u64, example: impl FnOnce() -> String) {
+        let failures = self.failures.entry(cause).or_default();
+        if failures.times == 0 {
+            failures.example = example();
         }
-        loss.times += 1;
-        loss.messages += messages;
+        failures.times += 1;
+        failures.messages += messages;
     }
 
     /// What another thread has counted comes along.
@@ -104,20 +104,20 @@ impl Tally {
         self.bytes_sent += other.bytes_sent;
         self.bytes_received += other.bytes_received;
         self.latencies.merge(&other.latencies);
-        for (cause, theirs) in other.losses {
-            let loss = self.losses.entry(cause).or_default();
-            if loss.times == 0 {
-                loss.example = theirs.example;
+        for (cause, theirs) in other.failures {
+            let failures = self.failures.entry(cause).or_default();
+            if failures.times == 0 {
+                failures.example = theirs.example;
             }
-            loss.times += theirs.times;
-            loss.messages += theirs.messages;
+            failures.times += theirs.times;
+            failures.messages += theirs.messages;
         }
     }
 
     /// How many things went wrong.
     #[must_use]
     pub fn errors(&self) -> u64 {
-        self.losses.iter().filter(|(cause, _)| cause.is_error()).map(|(_, loss)| loss.times).sum()
+        self.failures.iter().filter(|(cause, _)| cause.is_error()).map(|(_, failures)| failures.times).sum()
     }
 }
 
@@ -127,17 +127,17 @@ mod tests {
 
     #[test]
     fn causes_are_counted_with_their_first_example() {
-        let mut tally = Tally::default();
-        tally.lose(Cause::Closed, 3, || "first".to_owned());
-        tally.lose(Cause::Closed, 0, || unreachable!("there is one already"));
-        tally.lose(Cause::EndedIdle, 0, String::new);
-        assert_eq!(tally.errors(), 2);
-        let mut other = Tally { answered: 5, ..Tally::default() };
-        other.lose(Cause::Closed, 1, || "other".to_owned());
-        other.lose(Cause::Late, 1, || "late".to_owned());
-        tally.merge(other);
-        assert_eq!(tally.losses[&Cause::Closed], Loss { times: 3, messages: 4, example: "first".to_owned() });
-        assert_eq!(tally.losses[&Cause::Late], Loss { times: 1, messages: 1, example: "late".to_owned() });
-        assert_eq!((tally.errors(), tally.answered), (4, 5));
+        let mut stats = Stats::default();
+        stats.record_failure(Cause::Closed, 3, || "first".to_owned());
+        stats.record_failure(Cause::Closed, 0, || unreachable!("there is one already"));
+        stats.record_failure(Cause::EndedIdle, 0, String::new);
+        assert_eq!(stats.errors(), 2);
+        let mut other = Stats { answered: 5, ..Stats::default() };
+        other.record_failure(Cause::Closed, 1, || "other".to_owned());
+        other.record_failure(Cause::Late, 1, || "late".to_owned());
+        stats.merge(other);
+        assert_eq!(stats.failures[&Cause::Closed], Failures { times: 3, messages: 4, example: "first".to_owned() });
+        assert_eq!(stats.failures[&Cause::Late], Failures { times: 1, messages: 1, example: "late".to_owned() });
+        assert_eq!((stats.errors(), stats.answered), (4, 5));
     }
 }

@@ -12,55 +12,55 @@ use std::os::fd::OwnedFd;
 use std::sync::Barrier;
 use std::time::Duration;
 
-use super::control::{Control, Ending};
+use super::control::{Control, StopRequest};
 use super::dial::Target;
-use super::peer::{Peer, State};
+use super::peer::{BenchConnection, State};
 use super::poll::{Clock, Event, Poll};
 use super::schedule::Schedule;
-use super::script::Script;
-use super::tally::{Cause, Tally};
-use super::{Load, nanos};
+use super::script::Workload;
+use super::tally::{Cause, Stats};
+use super::{BenchSettings, nanos};
 use crate::units::format_time;
 
 /// What a single receive may bring, in bytes.
-const BUFFER: usize = 256 * 1024;
+const BUFFER_SIZE: usize = 256 * 1024;
 
 /// How often the deadlines are looked at, unless they are shorter; and how often progress is told.
-const SWEEP: u64 = 100_000_000;
+const SWEEP_INTERVAL: u64 = 100_000_000;
 
 /// The same while connections are missing.
-const SOON: u64 = 10_000_000;
+const SHORT_SWEEP_INTERVAL: u64 = 10_000_000;
 
 /// After Ctrl-C, how long replies are still waited for.
-const GRACE: u64 = 1_000_000_000;
+const GRACE_PERIOD: u64 = 1_000_000_000;
 
 /// What a thread does with its part of the connections.
 pub(super) struct Worker<'a> {
-    pub(super) load: &'a Load,
-    pub(super) script: &'a Script,
+    pub(super) settings: &'a BenchSettings,
+    pub(super) workload: &'a Workload,
     target: &'a Target,
     control: &'a Control,
     pub(super) clock: Clock,
     /// Which thread this is.
-    number: usize,
+    thread_number: usize,
     pub(super) poll: Poll,
-    pub(super) peers: Vec<Peer>,
+    pub(super) connections: Vec<BenchConnection>,
     pub(super) buffer: Vec<u8>,
-    pub(super) tally: Tally,
-    warm_up: Tally,
+    pub(super) stats: Stats,
+    warm_up: Stats,
     pub(super) phase: Phase,
     pub(super) schedule: Option<Schedule>,
     pub(super) batch: Batch,
     /// How many slots have been looked at.
-    released: u64,
+    slots_released: u64,
     /// How many messages may still be sent.
-    pub(super) left: u64,
+    pub(super) messages_left: u64,
     /// Connections that wait for replies, while this finishes.
-    pub(super) waiting: usize,
+    pub(super) waiting_connections: usize,
     /// When the measured time began; 0: not yet.
-    began: u64,
+    measure_start: u64,
     /// When it ended.
-    pub(super) ended: u64,
+    pub(super) measure_end: u64,
     pub(super) last_answer: u64,
     /// Since when nothing but failures has happened.
     failing_since: Option<u64>,
@@ -96,9 +96,9 @@ pub(super) struct Batch {
 }
 
 /// What a thread has found out.
-pub(super) struct Findings {
-    pub(super) measured: Tally,
-    pub(super) warm_up: Tally,
+pub(super) struct ThreadResult {
+    pub(super) measured: Stats,
+    pub(super) warm_up: Stats,
     pub(super) time: Duration,
     pub(super) unsent: u64,
 }
@@ -106,43 +106,47 @@ pub(super) struct Findings {
 impl<'a> Worker<'a> {
     /// Number `number` of the threads of a load, with its share of the connections; `first` is one of them.
     pub(super) fn new(
-        number: usize,
-        load: &'a Load,
-        script: &'a Script,
+        thread_number: usize,
+        settings: &'a BenchSettings,
+        workload: &'a Workload,
         target: &'a Target,
         control: &'a Control,
         clock: Clock,
         first: Option<OwnedFd>,
     ) -> io::Result<Self> {
-        let mut peers: Vec<_> = (0..share(load.connections, load.threads, number)).map(|_| Peer::new()).collect();
-        for (at, peer) in peers.iter_mut().enumerate() {
-            peer.first = at % script.places();
+        let mut connections: Vec<_> = (0..connections_of_thread(settings.connections, settings.threads, thread_number))
+            .map(|_| BenchConnection::new())
+            .collect();
+        for (at, connection) in connections.iter_mut().enumerate() {
+            connection.first = at % workload.distinct_messages();
         }
-        let poll = Poll::new(control.waker(number))?;
+        let poll = Poll::new(control.waker(thread_number))?;
         let mut worker = Self {
-            load,
-            script,
+            settings,
+            workload,
             target,
             control,
             clock,
-            number,
+            thread_number,
             poll,
-            peers,
-            buffer: vec![0; BUFFER],
-            tally: Tally::default(),
-            warm_up: Tally::default(),
+            connections,
+            buffer: vec![0; BUFFER_SIZE],
+            stats: Stats::default(),
+            warm_up: Stats::default(),
             phase: Phase::Connecting,
             schedule: None,
             batch: Batch {
-                messages: load.depth * script.message_size(),
-                replies: load.depth * script.reply_size(),
-                step: load.depth % script.places(),
+                messages: settings.depth * workload.message_size(),
+                replies: settings.depth * workload.reply_size(),
+                step: settings.depth % workload.distinct_messages(),
             },
-            released: 0,
-            left: load.count.map_or(u64::MAX, |count| share_of(count, load.threads, number)),
-            waiting: 0,
-            began: 0,
-            ended: 0,
+            slots_released: 0,
+            messages_left: settings
+                .count
+                .map_or(u64::MAX, |count| messages_of_thread(count, settings.threads, thread_number)),
+            waiting_connections: 0,
+            measure_start: 0,
+            measure_end: 0,
             last_answer: 0,
             failing_since: None,
             unsent: 0,
@@ -152,26 +156,30 @@ impl<'a> Worker<'a> {
             next_sweep: 0,
         };
         if let Some(socket) = first {
-            worker.connected(0, socket, true, clock.now());
+            worker.handle_connected(0, socket, true, clock.now());
         }
         Ok(worker)
     }
 
     /// Runs to the end. The barrier is passed once by each thread, when its connections are made.
-    pub(super) fn run(mut self, barrier: &Barrier) -> io::Result<Findings> {
+    pub(super) fn run(mut self, barrier: &Barrier) -> io::Result<ThreadResult> {
         let connected = self.connect_all();
         barrier.wait();
         connected?;
         if self.phase == Phase::Connecting {
-            self.begin(self.clock.now());
+            self.start_sending(self.clock.now());
         }
         while self.phase != Phase::Done {
-            self.turn()?;
+            self.process_events()?;
         }
-        self.control.report(self.number, self.warm_up.answered + self.tally.answered, self.errors());
-        let time = if self.began == 0 { 0 } else { self.ended.max(self.last_answer).saturating_sub(self.began) };
-        Ok(Findings {
-            measured: self.tally,
+        self.control.set_progress(self.thread_number, self.warm_up.answered + self.stats.answered, self.errors());
+        let time = if self.measure_start == 0 {
+            0
+        } else {
+            self.measure_end.max(self.last_answer).saturating_sub(self.measure_start)
+        };
+        Ok(ThreadResult {
+            measured: self.stats,
             warm_up: self.warm_up,
             time: Duration::from_nanos(time),
             unsent: self.unsent,
@@ -179,114 +187,114 @@ impl<'a> Worker<'a> {
     }
 
     fn errors(&self) -> u64 {
-        self.warm_up.errors() + self.tally.errors()
+        self.warm_up.errors() + self.stats.errors()
     }
 
     // --- Phases --------------------------------------------------------------------------------------------------------
 
     fn connect_all(&mut self) -> io::Result<()> {
-        for key in 0..self.peers.len() {
-            if matches!(self.peers[key].state, State::Down { .. }) {
-                self.dial(key, self.clock.now());
+        for key in 0..self.connections.len() {
+            if matches!(self.connections[key].state, State::Disconnected { .. }) {
+                self.start_connect(key, self.clock.now());
             }
         }
-        self.tick(self.clock.now());
-        while self.phase == Phase::Connecting && !self.peers.iter().all(|peer| peer.settled) {
-            self.turn()?;
+        self.handle_tick(self.clock.now());
+        while self.phase == Phase::Connecting && !self.connections.iter().all(|connection| connection.attempted) {
+            self.process_events()?;
         }
         Ok(())
     }
 
-    fn begin(&mut self, at: u64) {
-        let load = self.load;
+    fn start_sending(&mut self, at: u64) {
+        let settings = self.settings;
         self.phase = Phase::Sending;
-        self.warm_until = at.saturating_add(nanos(load.warm_up));
-        self.send_until = load.duration.map_or(u64::MAX, |time| self.warm_until.saturating_add(nanos(time)));
-        self.began = at;
-        if let Some(rate) = load.rate {
+        self.warm_until = at.saturating_add(nanos(settings.warm_up));
+        self.send_until = settings.duration.map_or(u64::MAX, |time| self.warm_until.saturating_add(nanos(time)));
+        self.measure_start = at;
+        if let Some(rate) = settings.rate {
             // Each thread has its part of the rate, and its slots lie between those of the others.
-            let offset = (1e9 / rate * self.number as f64).round();
+            let offset = (1e9 / rate * self.thread_number as f64).round();
             let start = at.saturating_add(nanos(Duration::from_secs_f64(offset / 1e9)));
-            let part = rate * self.peers.len() as f64 / load.connections as f64;
-            self.schedule = Some(Schedule::new(start, part, self.peers.len()));
+            let thread_rate = rate * self.connections.len() as f64 / settings.connections as f64;
+            self.schedule = Some(Schedule::new(start, thread_rate, self.connections.len()));
         } else {
-            for key in 0..self.peers.len() {
-                self.pump(key, self.clock.now());
+            for key in 0..self.connections.len() {
+                self.send_next(key, self.clock.now());
             }
         }
-        self.tick(self.clock.now());
+        self.handle_tick(self.clock.now());
     }
 
     /// Nothing more is sent. Replies may still come for some time.
-    pub(super) fn finish(&mut self, at: u64, grace: u64) {
+    pub(super) fn stop_sending(&mut self, at: u64, grace: u64) {
         if matches!(self.phase, Phase::Finishing | Phase::Done) {
             return;
         }
         if let Some(schedule) = &self.schedule {
-            let used: u64 = self.peers.iter().map(|peer| peer.slots).sum();
-            self.unsent = schedule.due(at.min(self.send_until)).saturating_sub(used).min(self.left);
-        } else if self.load.count.is_some() {
-            self.unsent = self.left;
+            let used: u64 = self.connections.iter().map(|connection| connection.slots_used).sum();
+            self.unsent = schedule.slots_due(at.min(self.send_until)).saturating_sub(used).min(self.messages_left);
+        } else if self.settings.count.is_some() {
+            self.unsent = self.messages_left;
         }
         self.phase = Phase::Finishing;
-        self.ended = at;
-        self.waiting = self.peers.iter().filter(|peer| peer.owed > 0).count();
+        self.measure_end = at;
+        self.waiting_connections = self.connections.iter().filter(|connection| connection.owed > 0).count();
         self.finish_until = at.saturating_add(grace);
-        if self.waiting == 0 {
+        if self.waiting_connections == 0 {
             self.phase = Phase::Done;
         }
     }
 
-    fn turn(&mut self) -> io::Result<()> {
+    fn process_events(&mut self) -> io::Result<()> {
         let count = self.poll.wait()?;
         let mut tick = false;
         for index in 0..count {
             match self.poll.event(index) {
                 // Afterwards: it may put new connections in the place of those that are still in this list.
                 Event::Tick => tick = true,
-                Event::Socket { key, writable, ended } => self.ready(key, writable, ended),
+                Event::Socket { key, writable, ended } => self.handle_ready(key, writable, ended),
             }
         }
         if tick {
-            self.tick(self.clock.now());
+            self.handle_tick(self.clock.now());
         }
         Ok(())
     }
 
     /// Looks at the clock and at what others want.
-    fn tick(&mut self, at: u64) {
-        match self.control.ending() {
-            Ending::No => {}
-            Ending::Soon => self.finish(at, GRACE.min(nanos(self.load.timeout))),
-            Ending::Now => {
-                self.finish(at, 0);
+    fn handle_tick(&mut self, at: u64) {
+        match self.control.stop_request() {
+            StopRequest::None => {}
+            StopRequest::Graceful => self.stop_sending(at, GRACE_PERIOD.min(nanos(self.settings.timeout))),
+            StopRequest::Immediate => {
+                self.stop_sending(at, 0);
                 self.finish_until = 0;
             }
         }
         if self.phase == Phase::Sending {
             if self.warm_until > 0 && at >= self.warm_until {
-                if self.warm_until > self.began {
+                if self.warm_until > self.measure_start {
                     self.end_warm_up();
                 }
                 self.warm_until = 0;
             }
             if at >= self.send_until {
-                self.finish(self.send_until, u64::MAX);
-            } else if self.left == 0 {
-                self.finish(at, u64::MAX);
+                self.stop_sending(self.send_until, u64::MAX);
+            } else if self.messages_left == 0 {
+                self.stop_sending(at, u64::MAX);
             }
         }
         if self.phase == Phase::Sending {
-            self.release(at);
+            self.send_due_slots(at);
         }
         if at >= self.next_sweep {
             self.sweep(at);
         }
         if self.phase == Phase::Finishing && at >= self.finish_until {
-            for key in 0..self.peers.len() {
-                self.conclude(key, at);
-                if self.peers[key].owed > 0 {
-                    self.lose(key, Cause::Unanswered, at, || "interrupted before the reply came".to_owned());
+            for key in 0..self.connections.len() {
+                self.finish_wrong_reply(key, at);
+                if self.connections[key].owed > 0 {
+                    self.fail_connection(key, Cause::Unanswered, at, || "interrupted before the reply came".to_owned());
                 }
             }
             self.phase = Phase::Done;
@@ -295,12 +303,12 @@ impl<'a> Worker<'a> {
     }
 
     fn end_warm_up(&mut self) {
-        self.warm_up = std::mem::take(&mut self.tally);
+        self.warm_up = std::mem::take(&mut self.stats);
         // What is on its way belongs to the time in which it is answered.
-        let owed: usize = self.peers.iter().map(|peer| peer.owed).sum();
+        let owed: usize = self.connections.iter().map(|connection| connection.owed).sum();
         self.warm_up.sent -= owed as u64;
-        self.tally.sent = owed as u64;
-        self.began = self.warm_until;
+        self.stats.sent = owed as u64;
+        self.measure_start = self.warm_until;
     }
 
     fn set_timer(&self, at: u64) {
@@ -311,7 +319,7 @@ impl<'a> Worker<'a> {
                 next = next.min(self.warm_until);
             }
             if let Some(schedule) = &self.schedule {
-                next = next.min(schedule.slot(self.released));
+                next = next.min(schedule.slot_time(self.slots_released));
             }
         }
         self.poll.set_timer(next.saturating_sub(at));
@@ -320,74 +328,74 @@ impl<'a> Worker<'a> {
     // --- From time to time ---------------------------------------------------------------------------------------------
 
     /// Sends what has become due.
-    fn release(&mut self, at: u64) {
+    fn send_due_slots(&mut self, at: u64) {
         let Some(schedule) = &self.schedule else { return };
-        let due = schedule.due(at);
+        let due = schedule.slots_due(at);
         // After a pause, each connection once is enough.
-        let from = self.released.max(due.saturating_sub(self.peers.len() as u64));
-        self.released = due;
+        let from = self.slots_released.max(due.saturating_sub(self.connections.len() as u64));
+        self.slots_released = due;
         for slot in from..due {
-            if let Some(key) = self.schedule.as_ref().map(|schedule| schedule.connection(slot)) {
-                self.pump(key, at);
+            if let Some(key) = self.schedule.as_ref().map(|schedule| schedule.connection_of_slot(slot)) {
+                self.send_next(key, at);
             }
         }
     }
 
     /// How many messages of a connection are due and not sent.
-    pub(super) fn due(&self, key: usize) -> u64 {
+    pub(super) fn messages_due(&self, key: usize) -> u64 {
         let Some(schedule) = &self.schedule else { return 0 };
-        schedule.share(key, self.released).saturating_sub(self.peers[key].slots)
+        schedule.slots_of_connection(key, self.slots_released).saturating_sub(self.connections[key].slots_used)
     }
 
     fn sweep(&mut self, at: u64) {
-        let (timeout, connect_timeout) = (nanos(self.load.timeout), nanos(self.load.connect_timeout));
+        let (timeout, connect_timeout) = (nanos(self.settings.timeout), nanos(self.settings.connect_timeout));
         let mut missing = false;
-        for key in 0..self.peers.len() {
-            let peer = &self.peers[key];
-            let since = at.saturating_sub(peer.since);
-            match peer.state {
-                State::Live { .. } if peer.owed > 0 && since > timeout => {
+        for key in 0..self.connections.len() {
+            let connection = &self.connections[key];
+            let since = at.saturating_sub(connection.waiting_since);
+            match connection.state {
+                State::Connected { .. } if connection.owed > 0 && since > timeout => {
                     // What has come while this process was stopped is not late: a last look.
                     self.receive(key, false);
-                    let peer = &self.peers[key];
-                    if peer.owed > 0 && at.saturating_sub(peer.since) > timeout {
-                        let limit = format_time(self.load.timeout);
-                        self.lose(key, Cause::Late, at, || format!("no reply within {limit} (--timeout)"));
+                    let connection = &self.connections[key];
+                    if connection.owed > 0 && at.saturating_sub(connection.waiting_since) > timeout {
+                        let limit = format_time(self.settings.timeout);
+                        self.fail_connection(key, Cause::Late, at, || format!("no reply within {limit} (--timeout)"));
                     }
                 }
-                State::Wrong { .. } if since > timeout => self.conclude(key, at),
-                State::Connecting { .. } if since > connect_timeout => self.connect_timed_out(key, at),
-                State::Connecting { socket: None } => self.dial_again(key, at),
-                State::Down { until } if at >= until && self.dials() => self.dial(key, at),
+                State::WrongReply { .. } if since > timeout => self.finish_wrong_reply(key, at),
+                State::Connecting { .. } if since > connect_timeout => self.handle_connect_timeout(key, at),
+                State::Connecting { socket: None } => self.retry_connect(key, at),
+                State::Disconnected { retry_at } if at >= retry_at && self.may_connect() => self.start_connect(key, at),
                 _ => {}
             }
-            missing |= !matches!(self.peers[key].state, State::Live { .. });
+            missing |= !matches!(self.connections[key].state, State::Connected { .. });
         }
-        let period = if missing { SOON } else { SWEEP };
-        self.next_sweep = at + period.min(nanos(self.load.timeout) / 8).max(1_000_000);
-        self.give_up_if_hopeless(at);
-        self.control.report(self.number, self.warm_up.answered + self.tally.answered, self.errors());
+        let period = if missing { SHORT_SWEEP_INTERVAL } else { SWEEP_INTERVAL };
+        self.next_sweep = at + period.min(nanos(self.settings.timeout) / 8).max(1_000_000);
+        self.stop_if_failing(at);
+        self.control.set_progress(self.thread_number, self.warm_up.answered + self.stats.answered, self.errors());
     }
 
     /// Where only a count would end it, it might never end.
-    fn give_up_if_hopeless(&mut self, at: u64) {
-        let patience = nanos(self.load.connect_timeout).saturating_add(nanos(self.load.timeout));
+    fn stop_if_failing(&mut self, at: u64) {
+        let max_failing_time = nanos(self.settings.connect_timeout).saturating_add(nanos(self.settings.timeout));
         let failing = self.failing_since.filter(|since| *since > self.last_answer);
-        let hopeless = failing.is_some_and(|since| at.saturating_sub(since) > patience);
-        if self.phase == Phase::Sending && self.load.duration.is_none() && hopeless {
-            self.finish(at, u64::MAX);
+        let is_failing_too_long = failing.is_some_and(|since| at.saturating_sub(since) > max_failing_time);
+        if self.phase == Phase::Sending && self.settings.duration.is_none() && is_failing_too_long {
+            self.stop_sending(at, u64::MAX);
         }
     }
 
     /// Whether connections are still made.
-    pub(super) fn dials(&self) -> bool {
+    pub(super) fn may_connect(&self) -> bool {
         matches!(self.phase, Phase::Connecting | Phase::Sending)
     }
 
     /// Looks after missing connections soon.
-    pub(super) fn hasten(&mut self, at: u64) {
-        if self.next_sweep > at + SOON {
-            self.next_sweep = at + SOON;
+    pub(super) fn sweep_soon(&mut self, at: u64) {
+        if self.next_sweep > at + SHORT_SWEEP_INTERVAL {
+            self.next_sweep = at + SHORT_SWEEP_INTERVAL;
             self.set_timer(at);
         }
     }
@@ -405,11 +413,11 @@ impl<'a> Worker<'a> {
 }
 
 /// How many of `all` connections are those of one thread.
-pub(super) fn share(all: usize, threads: usize, number: usize) -> usize {
+pub(super) fn connections_of_thread(all: usize, threads: usize, number: usize) -> usize {
     all / threads + usize::from(all % threads > number)
 }
 
-fn share_of(all: u64, threads: usize, number: usize) -> u64 {
+fn messages_of_thread(all: u64, threads: usize, number: usize) -> u64 {
     let threads = threads as u64;
     all / threads + u64::from(all % threads > number as u64)
 }

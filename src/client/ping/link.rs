@@ -11,13 +11,13 @@ use crate::protocol::Delimiter;
 use crate::protocol::framer::{Frame, Framer};
 
 /// While this many bytes, or two messages, are unwritten, no more are taken.
-const ENOUGH: usize = 1024 * 1024;
+const MAX_UNWRITTEN: usize = 1024 * 1024;
 
 /// How much longer than the right ones a reply may be, to be shown, in bytes.
-const MORE: usize = 4096;
+const MAX_EXCESS: usize = 4096;
 
 /// A connection.
-pub(super) struct Link {
+pub(super) struct PingConnection {
     connection: Connection,
     unwritten: Vec<u8>,
     written: usize,
@@ -26,9 +26,9 @@ pub(super) struct Link {
     chunk: Vec<u8>,
     /// How much of the chunk is there, and how much of that was looked at.
     filled: usize,
-    looked_at: usize,
+    scanned: usize,
     /// When the chunk came.
-    at: Instant,
+    received_at: Instant,
 }
 
 /// What there is to read.
@@ -36,35 +36,35 @@ pub(super) enum Received {
     /// A reply, without its delimiter, and when its last byte came.
     Reply(Vec<u8>, Instant),
     /// Nothing more now.
-    Nothing,
+    Pending,
     /// Too much without a delimiter.
     TooLong,
     /// The end: why, unless the server ended it properly.
     End(Option<io::Error>),
 }
 
-impl Link {
+impl PingConnection {
     pub(super) fn new(connection: Connection) -> Self {
         Self {
-            chunk: connection.buffer(),
+            chunk: connection.allocate_buffer(),
             connection,
             unwritten: Vec::new(),
             written: 0,
             framer: Framer::default(),
             partial: Vec::new(),
             filled: 0,
-            looked_at: 0,
-            at: Instant::now(),
+            scanned: 0,
+            received_at: Instant::now(),
         }
     }
 
     /// Where a message of `size` bytes goes; `None` while too much is there already.
-    pub(super) fn room(&mut self, size: usize) -> Option<&mut Vec<u8>> {
+    pub(super) fn write_buffer(&mut self, size: usize) -> Option<&mut Vec<u8>> {
         let waiting = self.unwritten.len() - self.written;
         if self.connection.is_packets() {
             return (waiting == 0).then_some(&mut self.unwritten);
         }
-        if waiting + size > ENOUGH.max(2 * size) { None } else { Some(&mut self.unwritten) }
+        if waiting + size > MAX_UNWRITTEN.max(2 * size) { None } else { Some(&mut self.unwritten) }
     }
 
     /// Waits until something can be done.
@@ -90,30 +90,30 @@ impl Link {
     }
 
     /// The next thing that has come. A right reply has `most` bytes without its delimiter; a packet is a reply.
-    pub(super) fn read(&mut self, delimiter: &Delimiter, most: usize) -> Received {
+    pub(super) fn read(&mut self, delimiter: &Delimiter, max_size: usize) -> Received {
         loop {
             if self.connection.is_packets() && self.filled > 0 {
-                return Received::Reply(self.chunk[..mem::take(&mut self.filled)].to_vec(), self.at);
+                return Received::Reply(self.chunk[..mem::take(&mut self.filled)].to_vec(), self.received_at);
             }
-            if self.looked_at < self.filled {
-                let rest = &self.chunk[self.looked_at..self.filled];
-                match self.framer.next(delimiter, most + MORE, rest) {
+            if self.scanned < self.filled {
+                let rest = &self.chunk[self.scanned..self.filled];
+                match self.framer.next(delimiter, max_size + MAX_EXCESS, rest) {
                     Frame::Complete(end) => {
                         self.partial.extend_from_slice(&rest[..end]);
-                        self.looked_at += end;
+                        self.scanned += end;
                         self.partial.truncate(self.partial.len() - delimiter.len());
-                        return Received::Reply(mem::take(&mut self.partial), self.at);
+                        return Received::Reply(mem::take(&mut self.partial), self.received_at);
                     }
                     Frame::Incomplete => self.partial.extend_from_slice(rest),
                     Frame::TooLong => return Received::TooLong,
                 }
             }
-            (self.filled, self.looked_at) = (0, 0);
+            (self.filled, self.scanned) = (0, 0);
             match self.connection.try_read(&mut self.chunk) {
                 Ok(None) => return Received::End(None),
                 Ok(Some(0)) => return Received::Reply(Vec::new(), Instant::now()),
-                Ok(Some(count)) => (self.filled, self.at) = (count, Instant::now()),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Received::Nothing,
+                Ok(Some(count)) => (self.filled, self.received_at) = (count, Instant::now()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Received::Pending,
                 Err(error) => return Received::End(Some(error)),
             }
         }

@@ -18,12 +18,12 @@ const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
 /// Writes and reads numbers of one size.
 #[derive(Debug, Clone)]
-pub(super) struct Numbers {
+pub(super) struct NumberCodec {
     digits: [u8; 10],
     size: usize,
 }
 
-impl Numbers {
+impl NumberCodec {
     /// Numbers of `size` bytes, none of which is in the delimiter (which has at most 16, so that enough are left).
     pub(super) fn new(size: usize, delimiter: &Delimiter) -> Self {
         let mut digits = [0; 10];
@@ -40,12 +40,12 @@ impl Numbers {
     }
 
     /// Appends a number.
-    pub(super) fn write(&self, number: u64, to: &mut Vec<u8>) {
-        let start = to.len();
-        to.resize(start + self.size, self.digits[0]);
+    pub(super) fn encode(&self, number: u64, output: &mut Vec<u8>) {
+        let start = output.len();
+        output.resize(start + self.size, self.digits[0]);
         let mut rest = number;
-        for place in to[start..].iter_mut().rev() {
-            *place = self.digits[usize::try_from(rest % 10).unwrap_or_default()];
+        for output_byte in output[start..].iter_mut().rev() {
+            *output_byte = self.digits[usize::try_from(rest % 10).unwrap_or_default()];
             rest /= 10;
             if rest == 0 {
                 break;
@@ -54,7 +54,7 @@ impl Numbers {
     }
 
     /// The number that these bytes are, if they are one.
-    pub(super) fn read(&self, bytes: &[u8]) -> Option<u64> {
+    pub(super) fn decode(&self, bytes: &[u8]) -> Option<u64> {
         if bytes.len() != self.size {
             return None;
         }
@@ -70,15 +70,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_come_back_whatever_the_delimiter() {
+    fn numbers_are_decoded_as_they_were_encoded_whatever_the_delimiter() {
         for delimiter in ["\\t", "0", "0123456789abcdef", "17", "\\n"] {
             let delimiter = Delimiter::from_escaped(delimiter).unwrap();
             for size in [MIN_SIZE, 16, 1000] {
-                let numbers = Numbers::new(size, &delimiter);
+                let codec = NumberCodec::new(size, &delimiter);
                 for number in [0, 1, 9, 10, 12_345, 999_999_999_999] {
                     let mut bytes = Vec::new();
-                    numbers.write(number, &mut bytes);
-                    assert_eq!((bytes.len(), numbers.read(&bytes)), (size, Some(number)), "{delimiter:?}");
+                    codec.encode(number, &mut bytes);
+                    assert_eq!((bytes.len(), codec.decode(&bytes)), (size, Some(number)), "{delimiter:?}");
                     assert!(bytes.iter().all(|byte| !delimiter.as_bytes().contains(byte)), "{delimiter:?}");
                 }
             }
@@ -86,12 +86,12 @@ mod tests {
     }
 
     #[test]
-    fn other_bytes_are_no_number() {
-        let numbers = Numbers::new(12, &Delimiter::default());
+    fn bytes_that_are_not_a_number_are_rejected() {
+        let codec = NumberCodec::new(12, &Delimiter::default());
         for bytes in [&b""[..], b"1", b"00000000001x", b"0000000000001", b" 00000000001", b"-00000000001"] {
-            assert_eq!(numbers.read(bytes), None, "{bytes:?}");
+            assert_eq!(codec.decode(bytes), None, "{bytes:?}");
         }
         // More than can be counted.
-        assert_eq!(Numbers::new(30, &Delimiter::default()).read(&[b'9'; 30]), None);
+        assert_eq!(NumberCodec::new(30, &Delimiter::default()).decode(&[b'9'; 30]), None);
     }
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::statistics::Statistics;
 use crate::address::Address;
-use crate::client::json::push_json;
+use crate::client::json::push_json_string;
 
 /// The version of the schema. It grows when a key changes its meaning or goes; new keys may come without that.
-pub const VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 1;
 
 /// Something that has happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub enum Event {
 
 /// How it is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Form {
+pub struct PrintOptions {
     /// The summary only.
     pub quiet: bool,
     /// The time of day before each line.
@@ -63,23 +63,23 @@ pub struct Form {
 #[derive(Debug)]
 pub struct Printer<W: Write> {
     output: W,
-    form: Form,
+    options: PrintOptions,
     address: String,
     line: String,
 }
 
 impl<W: Write> Printer<W> {
     /// Prints to `output`.
-    pub fn new(output: W, address: &Address, form: Form) -> Self {
-        Self { output, form, address: address.to_string(), line: String::new() }
+    pub fn new(output: W, address: &Address, options: PrintOptions) -> Self {
+        Self { output, options, address: address.to_string(), line: String::new() }
     }
 
     /// Says what is going to be done.
     ///
     /// # Errors
     /// It cannot be printed.
-    pub fn begin(&mut self, size: usize) -> io::Result<()> {
-        if self.form.json {
+    pub fn print_header(&mut self, size: usize) -> io::Result<()> {
+        if self.options.json {
             return Ok(());
         }
         self.line = format!("ping {}: messages of {size} B\n", self.address);
@@ -90,30 +90,30 @@ impl<W: Write> Printer<W> {
     ///
     /// # Errors
     /// It cannot be printed.
-    pub fn event(&mut self, event: &Event) -> io::Result<()> {
-        if self.form.quiet {
+    pub fn print_event(&mut self, event: &Event) -> io::Result<()> {
+        if self.options.quiet {
             return Ok(());
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        if self.form.json {
-            self.json(event, now)
+        if self.options.json {
+            self.append_json(event, now)
         } else {
-            self.text(event, now)
+            self.append_text(event, now)
         }
         self.flush()
     }
 
-    fn text(&mut self, event: &Event, now: Duration) {
-        if self.form.timestamps {
-            self.line = format!("[{}] ", seconds(now));
+    fn append_text(&mut self, event: &Event, now: Duration) {
+        if self.options.timestamps {
+            self.line = format!("[{}] ", format_seconds(now));
         }
         let text = match event {
             Event::Reply { seq, bytes, round_trip } => {
-                format!("reply from {}: seq={seq} bytes={bytes} time={} ms", self.address, millis(*round_trip))
+                format!("reply from {}: seq={seq} bytes={bytes} time={} ms", self.address, format_millis(*round_trip))
             }
             Event::Lost { seq, reason } => format!("lost: seq={seq}: {reason}"),
             Event::Late { seq, round_trip } => {
-                let time = round_trip.map(|time| format!(" time={} ms", millis(time))).unwrap_or_default();
+                let time = round_trip.map(|time| format!(" time={} ms", format_millis(time))).unwrap_or_default();
                 format!("late reply from {}: seq={seq}{time} (lost already)", self.address)
             }
             Event::Duplicate { seq } => format!("duplicate reply from {}: seq={seq}", self.address),
@@ -123,29 +123,29 @@ impl<W: Write> Printer<W> {
         self.line.push('\n');
     }
 
-    fn json(&mut self, event: &Event, now: Duration) {
+    fn append_json(&mut self, event: &Event, now: Duration) {
         let line = &mut self.line;
         line.push('{');
-        if self.form.timestamps {
-            line.push_str(&format!("\"time\":{},", seconds(now)));
+        if self.options.timestamps {
+            line.push_str(&format!("\"time\":{},", format_seconds(now)));
         }
         match event {
             Event::Reply { seq, bytes, round_trip } => line.push_str(&format!(
                 "\"type\":\"reply\",\"seq\":{seq},\"bytes\":{bytes},\"rtt_us\":{}",
-                micros(*round_trip)
+                format_micros(*round_trip)
             )),
             Event::Lost { seq, reason } => {
                 line.push_str(&format!("\"type\":\"lost\",\"seq\":{seq},\"reason\":"));
-                push_json(line, reason.as_bytes());
+                push_json_string(line, reason.as_bytes());
             }
             Event::Late { seq, round_trip } => {
-                let time = round_trip.map_or_else(|| "null".to_owned(), micros);
+                let time = round_trip.map_or_else(|| "null".to_owned(), format_micros);
                 line.push_str(&format!("\"type\":\"late\",\"seq\":{seq},\"rtt_us\":{time}"));
             }
             Event::Duplicate { seq } => line.push_str(&format!("\"type\":\"duplicate\",\"seq\":{seq}")),
             Event::Note { text } => {
                 line.push_str("\"type\":\"note\",\"text\":");
-                push_json(line, text.as_bytes());
+                push_json_string(line, text.as_bytes());
             }
         }
         line.push_str("}\n");
@@ -155,16 +155,16 @@ impl<W: Write> Printer<W> {
     ///
     /// # Errors
     /// It cannot be printed.
-    pub fn summary(&mut self, statistics: &Statistics, time: Duration) -> io::Result<()> {
-        if self.form.json {
-            self.json_summary(statistics, time)
+    pub fn print_summary(&mut self, statistics: &Statistics, time: Duration) -> io::Result<()> {
+        if self.options.json {
+            self.append_json_summary(statistics, time)
         } else {
-            self.text_summary(statistics, time)
+            self.append_text_summary(statistics, time)
         }
         self.flush()
     }
 
-    fn text_summary(&mut self, statistics: &Statistics, time: Duration) {
+    fn append_text_summary(&mut self, statistics: &Statistics, time: Duration) {
         let Statistics { sent, received, late, duplicates, wrong, .. } = statistics;
         self.line = format!("\n--- {} ping statistics ---\n{sent} sent, {received} received", self.address);
         for (count, name) in [(late, "late"), (duplicates, "duplicate"), (wrong, "wrong")] {
@@ -172,27 +172,31 @@ impl<W: Write> Printer<W> {
                 self.line.push_str(&format!(", {count} {name}"));
             }
         }
-        self.line.push_str(&format!(", {}% loss, time {} ms\n", percent(statistics.loss_percent()), time.as_millis()));
+        self.line.push_str(&format!(
+            ", {}% loss, time {} ms\n",
+            format_percent(statistics.loss_percent()),
+            time.as_millis()
+        ));
         if let Some(trips) = statistics.round_trips() {
-            let [min, avg, max, mdev] = [trips.min, trips.avg, trips.max, trips.mdev].map(millis);
+            let [min, avg, max, mdev] = [trips.min, trips.avg, trips.max, trips.mdev].map(format_millis);
             self.line.push_str(&format!("rtt min/avg/max/mdev = {min}/{avg}/{max}/{mdev} ms\n"));
         }
     }
 
-    fn json_summary(&mut self, statistics: &Statistics, time: Duration) {
+    fn append_json_summary(&mut self, statistics: &Statistics, time: Duration) {
         let Statistics { sent, received, late, duplicates, wrong, .. } = statistics;
         let line = &mut self.line;
         line.push_str(&format!(
-            "{{\"type\":\"summary\",\"schema\":\"echoctl-ping\",\"version\":{VERSION},\"address\":"
+            "{{\"type\":\"summary\",\"schema\":\"echoctl-ping\",\"version\":{SCHEMA_VERSION},\"address\":"
         ));
-        push_json(line, self.address.as_bytes());
+        push_json_string(line, self.address.as_bytes());
         line.push_str(&format!(",\"ok\":{},\"sent\":{sent},\"received\":{received}", statistics.is_ok()));
         line.push_str(&format!(",\"lost\":{},\"loss_percent\":{:.3}", statistics.lost(), statistics.loss_percent()));
         line.push_str(&format!(",\"late\":{late},\"duplicates\":{duplicates},\"wrong\":{wrong}"));
         line.push_str(&format!(",\"seconds\":{:.6},\"rtt_us\":", time.as_secs_f64()));
         match statistics.round_trips() {
             Some(trips) => {
-                let [min, avg, max, mdev] = [trips.min, trips.avg, trips.max, trips.mdev].map(micros);
+                let [min, avg, max, mdev] = [trips.min, trips.avg, trips.max, trips.mdev].map(format_micros);
                 line.push_str(&format!("{{\"min\":{min},\"avg\":{avg},\"max\":{max},\"mdev\":{mdev}}}"));
             }
             None => line.push_str("null"),
@@ -207,21 +211,21 @@ impl<W: Write> Printer<W> {
     }
 }
 
-fn seconds(time: Duration) -> String {
+fn format_seconds(time: Duration) -> String {
     format!("{}.{:06}", time.as_secs(), time.subsec_micros())
 }
 
 /// Three decimals, as ping(8).
-fn millis(time: Duration) -> String {
+fn format_millis(time: Duration) -> String {
     format!("{:.3}", time.as_secs_f64() * 1e3)
 }
 
-fn micros(time: Duration) -> String {
+fn format_micros(time: Duration) -> String {
     format!("{:.3}", time.as_secs_f64() * 1e6)
 }
 
 /// At most one decimal. Neither none nor all is a matter of rounding.
-fn percent(percent: f64) -> String {
+fn format_percent(percent: f64) -> String {
     let rounded = if percent > 0.0 && percent < 100.0 { percent.clamp(0.1, 99.9) } else { percent };
     let text = format!("{rounded:.1}");
     text.strip_suffix(".0").map_or_else(|| text.clone(), str::to_owned)
@@ -231,15 +235,15 @@ fn percent(percent: f64) -> String {
 mod tests {
     use super::*;
 
-    fn printed(form: Form, print: impl FnOnce(&mut Printer<&mut Vec<u8>>) -> io::Result<()>) -> String {
+    fn print(options: PrintOptions, print: impl FnOnce(&mut Printer<&mut Vec<u8>>) -> io::Result<()>) -> String {
         let mut output = Vec::new();
         let address = "127.0.0.1:1".parse().unwrap();
-        print(&mut Printer::new(&mut output, &address, form)).unwrap();
+        print(&mut Printer::new(&mut output, &address, options)).unwrap();
         String::from_utf8(output).unwrap()
     }
 
-    const TEXT: Form = Form { quiet: false, timestamps: false, json: false };
-    const JSON: Form = Form { json: true, ..TEXT };
+    const TEXT: PrintOptions = PrintOptions { quiet: false, timestamps: false, json: false };
+    const JSON: PrintOptions = PrintOptions { json: true, ..TEXT };
 
     #[test]
     fn every_event_is_a_line_of_text_and_of_json() {
@@ -272,38 +276,38 @@ mod tests {
             ),
             (Event::Note { text: "so".to_owned() }, "so\n", r#"{"type":"note","text":"so"}"#),
         ] {
-            assert_eq!(printed(TEXT, |printer| printer.event(&event)), text);
-            assert_eq!(printed(JSON, |printer| printer.event(&event)), format!("{json}\n"));
-            assert_eq!(printed(Form { quiet: true, ..TEXT }, |printer| printer.event(&event)), "");
-            let stamped = printed(Form { timestamps: true, ..TEXT }, |printer| printer.event(&event));
+            assert_eq!(print(TEXT, |printer| printer.print_event(&event)), text);
+            assert_eq!(print(JSON, |printer| printer.print_event(&event)), format!("{json}\n"));
+            assert_eq!(print(PrintOptions { quiet: true, ..TEXT }, |printer| printer.print_event(&event)), "");
+            let stamped = print(PrintOptions { timestamps: true, ..TEXT }, |printer| printer.print_event(&event));
             let (time, rest) = stamped.strip_prefix('[').unwrap().split_once("] ").unwrap();
             assert!(time.parse::<f64>().unwrap() > 1.6e9 && rest == text, "{stamped}");
-            let stamped = printed(Form { timestamps: true, ..JSON }, |printer| printer.event(&event));
+            let stamped = print(PrintOptions { timestamps: true, ..JSON }, |printer| printer.print_event(&event));
             assert!(stamped.starts_with("{\"time\":1") && stamped.ends_with(&format!("{}\n", &json[1..])), "{stamped}");
         }
     }
 
     #[test]
-    fn the_summary_is_that_of_ping() {
+    fn summary_has_the_format_of_ping8() {
         let time = Duration::from_millis(2003);
         let mut statistics = Statistics::default();
         statistics.sent = 3;
         let none = "\n--- tcp:127.0.0.1:1 ping statistics ---\n3 sent, 0 received, 100% loss, time 2003 ms\n";
-        assert_eq!(printed(TEXT, |printer| printer.summary(&statistics, time)), none);
-        let json = printed(JSON, |printer| printer.summary(&statistics, time));
+        assert_eq!(print(TEXT, |printer| printer.print_summary(&statistics, time)), none);
+        let json = print(JSON, |printer| printer.print_summary(&statistics, time));
         assert!(
             json.contains(r#""ok":false,"sent":3,"received":0,"lost":3,"loss_percent":100.000,"late":0,"#),
             "{json}"
         );
         assert!(json.ends_with("\"seconds\":2.003000,\"rtt_us\":null}\n"), "{json}");
-        statistics.receive(Duration::from_micros(100));
-        statistics.receive(Duration::from_micros(300));
+        statistics.record(Duration::from_micros(100));
+        statistics.record(Duration::from_micros(300));
         statistics.late = 1;
         let some = "3 sent, 2 received, 1 late, 33.3% loss, time 2003 ms\n\
                     rtt min/avg/max/mdev = 0.100/0.200/0.300/0.100 ms\n";
-        let text = printed(TEXT, |printer| printer.summary(&statistics, time));
+        let text = print(TEXT, |printer| printer.print_summary(&statistics, time));
         assert_eq!(text.split_once("---\n").unwrap().1, some);
-        let json = printed(JSON, |printer| printer.summary(&statistics, time));
+        let json = print(JSON, |printer| printer.print_summary(&statistics, time));
         assert!(
             json.ends_with(",\"rtt_us\":{\"min\":100.000,\"avg\":200.000,\"max\":300.000,\"mdev\":100.000}}\n"),
             "{json}"
@@ -315,7 +319,7 @@ mod tests {
         for (loss, text) in
             [(0.0, "0"), (0.001, "0.1"), (20.0, "20"), (33.333, "33.3"), (99.99, "99.9"), (100.0, "100")]
         {
-            assert_eq!(percent(loss), text);
+            assert_eq!(format_percent(loss), text);
         }
     }
 }

@@ -37,14 +37,14 @@ pub struct RoundTrips {
 
 impl Statistics {
     /// A reply has come in time.
-    pub(super) fn receive(&mut self, round_trip: Duration) {
+    pub(super) fn record(&mut self, round_trip: Duration) {
         self.received += 1;
         self.min = Some(self.min.map_or(round_trip, |min| min.min(round_trip)));
         self.max = self.max.max(round_trip);
         let seconds = round_trip.as_secs_f64();
-        let off = seconds - self.mean;
-        self.mean += off / self.received as f64;
-        self.squares += off * (seconds - self.mean);
+        let difference = seconds - self.mean;
+        self.mean += difference / self.received as f64;
+        self.squares += difference * (seconds - self.mean);
     }
 
     /// Messages without a reply in time, those on their way included.
@@ -79,10 +79,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn round_trips_are_those_of_ping() {
+    fn round_trip_statistics_match_ping8() {
         let mut statistics = Statistics { sent: 4, ..Statistics::default() };
         for millis in [2, 4, 4, 6] {
-            statistics.receive(Duration::from_millis(millis));
+            statistics.record(Duration::from_millis(millis));
         }
         let trips = statistics.round_trips().unwrap();
         let millis = [trips.min, trips.avg, trips.max, trips.mdev].map(|time| (time.as_secs_f64() * 1e6).round() / 1e3);
@@ -92,29 +92,29 @@ mod tests {
     }
 
     #[test]
-    fn a_million_equal_ones_have_no_deviation() {
+    fn equal_round_trips_have_no_deviation() {
         let mut statistics = Statistics { sent: 1_000_000, ..Statistics::default() };
         for _ in 0..1_000_000 {
-            statistics.receive(Duration::from_micros(57));
+            statistics.record(Duration::from_micros(57));
         }
         let trips = statistics.round_trips().unwrap();
         assert_eq!((trips.avg.as_nanos(), trips.mdev.as_nanos()), (57_000, 0));
     }
 
     #[test]
-    fn loss_is_what_is_missing() {
+    fn messages_without_a_reply_in_time_are_lost() {
         let mut statistics = Statistics::default();
         assert_eq!((statistics.loss_percent(), statistics.round_trips(), statistics.is_ok()), (0.0, None, false));
         statistics.sent = 3;
         assert_eq!((statistics.loss_percent(), statistics.lost()), (100.0, 3));
-        statistics.receive(Duration::ZERO);
+        statistics.record(Duration::ZERO);
         assert!((statistics.loss_percent() - 66.667).abs() < 0.001);
         statistics.sent = 1;
         assert!(statistics.is_ok());
-        for spoilt in
+        for failed in
             [Statistics { duplicates: 1, ..statistics.clone() }, Statistics { wrong: 1, ..statistics.clone() }]
         {
-            assert!(!spoilt.is_ok());
+            assert!(!failed.is_ok());
         }
     }
 }

@@ -89,7 +89,7 @@ impl Buffers {
             }
             MessageState::LineEnds | MessageState::LineEndsCr | MessageState::Other => {
                 let until = match self.read_timer {
-                    ReadTimer::Off | ReadTimer::Pause { .. } => RelativeTime::NEVER,
+                    ReadTimer::Off => RelativeTime::NEVER,
                     ReadTimer::Running { until } => RelativeTime::from_instant(until, now),
                     ReadTimer::Suspended { remaining } => RelativeTime::after(remaining),
                 };
@@ -99,11 +99,9 @@ impl Buffers {
         BuffersCheckpoint {
             message,
             waiting_since: RelativeTime::from_instant(self.waiting_since, now),
-            delay_until: match (self.message_state, self.read_timer) {
-                (MessageState::Delayed, ReadTimer::Pause { until }) => {
-                    RelativeTime::after(until.saturating_duration_since(now))
-                }
-                (MessageState::Delayed, _) => RelativeTime::ZERO,
+            delay_until: match (self.message_state, self.delay_until) {
+                (MessageState::Delayed, Some(until)) => RelativeTime::after(until.saturating_duration_since(now)),
+                (MessageState::Delayed, None) => RelativeTime::ZERO,
                 _ => RelativeTime::NEVER,
             },
             outbound: self.outbound.as_slice().into(),

@@ -26,18 +26,18 @@ use crate::machine::Machine;
 const FORGE: &str = "ECHOED_TEST_FORGE";
 
 /// Where it is, which is seen from within the sandbox.
-const PLACE: &str = "/usr/lib/forger";
+const PROGRAM_PATH: &str = "/usr/lib/forger";
 
 const DROP_IN: &str = "/etc/systemd/system/echoed.service.d/90-forger.conf";
 
 /// Restarts the service with the forger in the place of the daemon, and then with the daemon again.
 pub fn tamper(machine: &Machine, forgery: &str) {
     let program = env::current_exe().expect("we know what we are");
-    if !machine.path(PLACE).exists() {
-        fs::copy(program, machine.path(PLACE)).expect("it can be copied");
+    if !machine.path(PROGRAM_PATH).exists() {
+        fs::copy(program, machine.path(PROGRAM_PATH)).expect("it can be copied");
     }
     let unit = format!(
-        "[Service]\nType=notify\nExecStart=\nExecStart={PLACE}\nEnvironment={FORGE}={forgery}\nWatchdogSec=0\n"
+        "[Service]\nType=notify\nExecStart=\nExecStart={PROGRAM_PATH}\nEnvironment={FORGE}={forgery}\nWatchdogSec=0\n"
     );
     machine.write(DROP_IN, &unit);
     machine.sh("systemctl daemon-reload; systemctl restart echoed.service");
@@ -65,7 +65,7 @@ const FIRST_SNAPSHOT: &[u8] = b"\
     \x00\x00\x00\x00\x00\x00\x00\x00";
 
 /// Whether this is the program on the machine.
-pub fn is_wanted() -> bool {
+pub fn is_requested() -> bool {
     env::var_os(FORGE).is_some()
 }
 
@@ -73,10 +73,10 @@ pub fn is_wanted() -> bool {
 pub fn run() -> ! {
     let ActivationFds { sockets, bundles, .. } = inherited::take().expect("the sockets are in order");
     let Sockets::Listeners(listeners) = sockets else { panic!("there are listening sockets") };
-    let items = parcel::unpack(bundles).connections;
+    let connections = parcel::unpack(bundles).connections;
     parcel::remove().expect("systemd listens");
     let forgery = env::var(FORGE).expect("it is text");
-    for (name, descriptor) in forge(&forgery, items, listeners[0].socket.as_fd()) {
+    for (name, descriptor) in forge(&forgery, connections, listeners[0].socket.as_fd()) {
         notify::store(name, descriptor.as_fd()).expect("systemd listens");
     }
     notify::barrier().expect("systemd listens");
@@ -87,37 +87,37 @@ pub fn run() -> ! {
 }
 
 /// What is put into the store: names and descriptors.
-fn forge(forgery: &str, items: Vec<StoredConnection>, listener: BorrowedFd<'_>) -> Vec<(&'static str, OwnedFd)> {
-    let mut list = List::of(&items);
-    let mut sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
-    let last = list.lines.len().saturating_sub(1);
+fn forge(forgery: &str, connections: Vec<StoredConnection>, listener: BorrowedFd<'_>) -> Vec<(&'static str, OwnedFd)> {
+    let mut manifest = Manifest::of(&connections);
+    let mut sockets: Vec<_> = connections.iter().map(|connection| connection.socket.as_fd()).collect();
+    let last = manifest.entries.len().saturating_sub(1);
     match forgery {
         "none" => {}
-        "truncated" => list.cut = 3,
+        "truncated" => manifest.missing_bytes = 3,
         "damaged" => {
-            let half = list.lines[last - 1].state.len() / 2;
-            list.lines[last - 1].state.truncate(half);
-            list.lines[last].state.fill(0xff);
+            let half = manifest.entries[last - 1].state.len() / 2;
+            manifest.entries[last - 1].state.truncate(half);
+            manifest.entries[last].state.fill(0xff);
         }
-        "later-list" => list.version = 99,
-        "first-snapshot" => list.lines.iter_mut().for_each(|line| line.state = FIRST_SNAPSHOT.to_vec()),
+        "later-list" => manifest.version = 99,
+        "first-snapshot" => manifest.entries.iter_mut().for_each(|entry| entry.state = FIRST_SNAPSHOT.to_vec()),
         // Its first two bytes are its version.
-        "later-snapshot" => list.lines[last].state[..2].copy_from_slice(&[0, 99]),
+        "later-snapshot" => manifest.entries[last].state[..2].copy_from_slice(&[0, 99]),
         "forged" => {
             // A socket that is none of ours, a line for nobody, and one connection twice.
-            list.lines[last].cookie = sockopt::socket_cookie(listener).expect("it is a socket");
+            manifest.entries[last].cookie = sockopt::socket_cookie(listener).expect("it is a socket");
             sockets[last] = listener;
-            list.lines[last - 1].cookie = u64::MAX;
+            manifest.entries[last - 1].cookie = u64::MAX;
             sockets.push(sockets[0]);
         }
-        "holes" => list.holes = true,
-        "empty" => return vec![("parcel", pack(&[]))],
+        "holes" => manifest.sparse = true,
+        "empty" => return vec![("parcel", bundle(&[]))],
         "foreign" => {
             let text = sealed(b"this is no list of connections, but something else entirely", 0);
             let stream = || OwnedFd::from(UnixStream::pair().expect("it can be made").0);
             let file = File::open("/proc/self/stat").expect("it can be read");
             return vec![
-                ("parcel", pack(&[&[text.as_fd()], &sockets])),
+                ("parcel", bundle(&[&[text.as_fd()], &sockets])),
                 ("parcel", stream()),
                 ("parcel", file.into()),
                 // What systemd calls what has no name.
@@ -126,46 +126,49 @@ fn forge(forgery: &str, items: Vec<StoredConnection>, listener: BorrowedFd<'_>) 
         }
         other => panic!("what is {other}?"),
     }
-    let list = list.sealed();
-    vec![("parcel", pack(&[&[list.as_fd()], &sockets]))]
+    let manifest = manifest.sealed();
+    vec![("parcel", bundle(&[&[manifest.as_fd()], &sockets]))]
 }
 
 /// A packing list, as in src/systemd/parcel/list.rs.
-struct List {
+struct Manifest {
     version: u32,
-    lines: Vec<Line>,
+    entries: Vec<Entry>,
     /// How many bytes are missing at its end.
-    cut: usize,
+    missing_bytes: usize,
     /// Whether it is much longer than there is memory.
-    holes: bool,
+    sparse: bool,
 }
 
-struct Line {
+struct Entry {
     cookie: u64,
     state: Vec<u8>,
 }
 
-impl List {
-    fn of(items: &[StoredConnection]) -> Self {
-        let cookie = |item: &StoredConnection| sockopt::socket_cookie(&item.socket).expect("it is a socket");
-        let lines = items.iter().map(|item| Line { cookie: cookie(item), state: item.snapshot.clone() });
-        Self { version: 1, lines: lines.collect(), cut: 0, holes: false }
+impl Manifest {
+    fn of(connections: &[StoredConnection]) -> Self {
+        let cookie =
+            |connection: &StoredConnection| sockopt::socket_cookie(&connection.socket).expect("it is a socket");
+        let entries = connections
+            .iter()
+            .map(|connection| Entry { cookie: cookie(connection), state: connection.snapshot.clone() });
+        Self { version: 1, entries: entries.collect(), missing_bytes: 0, sparse: false }
     }
 
     fn sealed(self) -> OwnedFd {
         let mut bytes = b"echoed parcel\n\x1a\0".to_vec();
         bytes.extend(self.version.to_le_bytes());
-        bytes.extend(u32::try_from(self.lines.len()).expect("they are few").to_le_bytes());
+        bytes.extend(u32::try_from(self.entries.len()).expect("they are few").to_le_bytes());
         let time = clock_gettime(ClockId::Boottime);
         let nanoseconds = time.tv_sec * 1_000_000_000 + time.tv_nsec;
         bytes.extend(nanoseconds.to_le_bytes());
-        for Line { cookie, state } in self.lines {
+        for Entry { cookie, state } in self.entries {
             bytes.extend(cookie.to_le_bytes());
             bytes.extend((state.len() as u64).to_le_bytes());
             bytes.extend(state);
         }
-        bytes.truncate(bytes.len() - self.cut);
-        sealed(&bytes, if self.holes { 1 << 40 } else { 0 })
+        bytes.truncate(bytes.len() - self.missing_bytes);
+        sealed(&bytes, if self.sparse { 1 << 40 } else { 0 })
     }
 }
 
@@ -180,14 +183,14 @@ fn sealed(bytes: &[u8], length: u64) -> OwnedFd {
 }
 
 /// A parcel with these messages in it.
-fn pack(messages: &[&[BorrowedFd<'_>]]) -> OwnedFd {
+fn bundle(messages: &[&[BorrowedFd<'_>]]) -> OwnedFd {
     let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-    let (sending, parcel) = pair.expect("it can be made");
+    let (sending, bundle) = pair.expect("it can be made");
     for descriptors in messages {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(descriptors)));
         sendmsg(&sending, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::empty()).expect("there is room");
     }
-    parcel
+    bundle
 }

@@ -5,11 +5,11 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
 use super::forger::tamper;
-use super::{Crowd, PATIENT, expect_empty_store, start};
+use super::{Clients, PATIENT, expect_empty_store, start};
 use crate::common::Peer;
 use crate::machine::{Machine, TCP};
 
-tests![whatever_is_in_the_store_the_service_starts_and_goes_on_with_what_is_in_order];
+tests![the_service_restores_the_valid_connections_of_a_tampered_fd_store];
 
 /// How many connections are in the store.
 const CONNECTIONS: usize = 4;
@@ -40,16 +40,16 @@ const FORGERIES: &[(&str, usize, &[&str])] = &[
     ),
 ];
 
-fn whatever_is_in_the_store_the_service_starts_and_goes_on_with_what_is_in_order(machine: &Machine) {
+fn the_service_restores_the_valid_connections_of_a_tampered_fd_store(machine: &Machine) {
     start(machine, PATIENT);
-    for (forgery, survivors, said) in FORGERIES {
+    for (forgery, survivors, warnings) in FORGERIES {
         machine.sh("journalctl --rotate --vacuum-time=1s");
-        let mut crowd = Crowd::connect(machine, CONNECTIONS);
-        crowd.begin();
+        let mut clients = Clients::connect(machine, CONNECTIONS);
+        clients.send_first_halves();
         tamper(machine, forgery);
         assert_eq!(machine.property("echoed.service", "ActiveState"), "active", "{forgery}");
         machine.connect(TCP).exchange("new");
-        let numbered: Vec<_> = crowd.0.into_iter().enumerate().collect();
+        let numbered: Vec<_> = clients.0.into_iter().enumerate().collect();
         let (open, closed): (Vec<_>, Vec<_>) = numbered.into_iter().partition(|(_, peer)| is_open(peer));
         assert_eq!((open.len(), open.len() + closed.len()), (*survivors, CONNECTIONS), "{forgery}");
         for (number, mut peer) in open {
@@ -60,7 +60,7 @@ fn whatever_is_in_the_store_the_service_starts_and_goes_on_with_what_is_in_order
         for (_, mut peer) in closed {
             peer.expect_close();
         }
-        for text in *said {
+        for text in *warnings {
             machine.wait_for_journal(&format!("--identifier=echoed --priority=warning --grep='{text}'"));
         }
         expect_empty_store(machine);

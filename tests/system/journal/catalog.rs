@@ -13,16 +13,16 @@ use crate::common::wait_until;
 use crate::machine::Machine;
 
 tests![
-    its_start_is_explained,
-    a_start_that_failed_is_explained,
-    its_end_and_why_are_explained,
+    events_at_the_start_are_explained,
+    a_failed_start_is_explained,
+    a_stop_and_its_reason_are_explained,
     reloads_are_explained,
-    connections_over_restarts_are_explained,
-    what_clients_do_is_explained,
-    limits_that_are_reached_are_explained,
+    handed_over_connections_are_explained,
+    events_caused_by_clients_are_explained,
+    reached_limits_are_explained,
     datagrams_that_are_not_answered_are_explained,
     a_broken_listener_is_explained,
-    a_worker_that_hangs_is_explained,
+    a_hung_worker_is_explained,
 ];
 
 const CATALOG: &str = include_str!("../../../systemd/catalog/echoed.catalog");
@@ -63,11 +63,12 @@ fn drop_in(machine: &Machine, unit: &str, text: &str) {
     machine.sh("systemctl daemon-reload");
 }
 
-fn its_start_is_explained(machine: &Machine) {
+fn events_at_the_start_are_explained(machine: &Machine) {
     machine.sh("cp /usr/share/doc/echoed/examples/echoed-lines.socket /etc/systemd/system/");
     // The address of the manager leads nowhere.
-    let nobody = "[Service]\nType=simple\nNotifyAccess=none\nWatchdogSec=0\nEnvironment=NOTIFY_SOCKET=/nowhere";
-    drop_in(machine, "echoed.service", &format!("{nobody}\nLimitNOFILE=1000"));
+    let unreachable_manager =
+        "[Service]\nType=simple\nNotifyAccess=none\nWatchdogSec=0\nEnvironment=NOTIFY_SOCKET=/nowhere";
+    drop_in(machine, "echoed.service", &format!("{unreachable_manager}\nLimitNOFILE=1000"));
     configure(machine, "[listener.echo]\nlisten = ['tcp:127.0.0.1:1']");
     machine.sh("systemctl start echoed.socket echoed-lines.socket echoed.service");
     for subject in [
@@ -81,7 +82,7 @@ fn its_start_is_explained(machine: &Machine) {
     }
 }
 
-fn a_start_that_failed_is_explained(machine: &Machine) {
+fn a_failed_start_is_explained(machine: &Machine) {
     configure(machine, "[limits]\nconnectons = 2\nbuffer_memory = 7");
     assert!(machine.run("systemctl start echoed").code != Some(0));
     let entry = expect_explained(machine, "The daemon cannot start");
@@ -91,14 +92,14 @@ fn a_start_that_failed_is_explained(machine: &Machine) {
     assert!(text.contains("buffer_memory: 7 has no unit"), "{text}");
 }
 
-fn its_end_and_why_are_explained(machine: &Machine) {
+fn a_stop_and_its_reason_are_explained(machine: &Machine) {
     listen(machine, "[log]\nlevel = 'debug'\n[service]\ndrain = '1h'\n[defaults]\nsend_buffer = '4KiB'");
     let mut drained = machine.connect(TCP);
     drained.exchange("a");
     // Owed more than it takes.
-    let mut deaf = machine.connect("unix:/run/echoed.sock");
-    while deaf.send_what_fits(&[b'\t'; 4096]) > 0 {}
-    wait_until("it is answered", || deaf.arrived() > 0);
+    let mut non_reading = machine.connect("unix:/run/echoed.sock");
+    while non_reading.send_what_fits(&[b'\t'; 4096]) > 0 {}
+    wait_until("it is answered", || non_reading.readable_bytes() > 0);
     machine.sh("systemctl kill --signal=INT echoed.service");
     let entry = expect_explained(machine, "The daemon begins to stop");
     assert_eq!(entry.text("MESSAGE"), "stopping: SIGINT");
@@ -131,7 +132,7 @@ fn reloads_are_explained(machine: &Machine) {
     assert!(entry.text("MESSAGE").contains(&format!("{SETTINGS}:2:11: ")), "{entry:?}");
 }
 
-fn connections_over_restarts_are_explained(machine: &Machine) {
+fn handed_over_connections_are_explained(machine: &Machine) {
     listen(machine, "[log]\nlevel = 'debug'");
     let mut peer = machine.connect(TCP);
     peer.exchange("a");
@@ -144,13 +145,13 @@ fn connections_over_restarts_are_explained(machine: &Machine) {
     assert_eq!(entry.ours()["PRIORITY"], "4");
     let mut peers: Vec<_> = (0..20).map(|_| machine.connect(TCP)).collect();
     peers.iter_mut().for_each(|peer| peer.exchange("a"));
-    let process = machine.inside(machine.daemon().expect("it runs"));
+    let process = machine.pid_inside(machine.daemon_pid().expect("it runs"));
     machine.sh(&format!("prlimit --pid={process} --nofile=10:16384; systemctl restart echoed"));
     let entry = expect_explained(machine, "Connections could not be handed over to the next process");
     assert_eq!(entry.ours()["PRIORITY"], "4");
 }
 
-fn what_clients_do_is_explained(machine: &Machine) {
+fn events_caused_by_clients_are_explained(machine: &Machine) {
     // Which is not a loopback address: those may have as many connections as they like.
     machine.sh("ip address add 192.0.2.1/32 dev lo");
     drop_in(machine, "echoed.socket", "[Socket]\nListenStream=192.0.2.1:8085");
@@ -188,8 +189,8 @@ fn what_clients_do_is_explained(machine: &Machine) {
     let _silent = connect();
     expect_explained(machine, "@PEER@ sent nothing for too long");
     restart(machine, "[defaults]\nsend_buffer = '4KiB'\n[defaults.deadlines]\nwrite = '100ms'");
-    let mut deaf = machine.connect("unix:/run/echoed.sock");
-    while deaf.send_what_fits(&[b'\t'; 4096]) > 0 {}
+    let mut non_reading = machine.connect("unix:/run/echoed.sock");
+    while non_reading.send_what_fits(&[b'\t'; 4096]) > 0 {}
     expect_explained(machine, "@PEER@ does not take its replies");
 
     restart(machine, "[limits]\nconnections_per_source = 1\nbuffer_memory = '4KiB'\n[defaults]\nmax_message = '4KiB'");
@@ -203,7 +204,7 @@ fn what_clients_do_is_explained(machine: &Machine) {
     expect_explained(machine, "No buffer memory for @PEER@");
 }
 
-fn limits_that_are_reached_are_explained(machine: &Machine) {
+fn reached_limits_are_explained(machine: &Machine) {
     drop_in(machine, "echoed.service", "[Service]\nLimitNOFILE=64");
     listen(machine, "[limits]\nconnections = 1");
     machine.connect(TCP).exchange("a");
@@ -233,7 +234,7 @@ fn a_broken_listener_is_explained(machine: &Machine) {
     listen(machine, "");
     machine.connect(TCP).exchange("a");
     // Nothing but a hand in its descriptors can do this: the first socket that it was handed is shut down.
-    let daemon = machine.daemon().expect("it runs");
+    let daemon = machine.daemon_pid().expect("it runs");
     let daemon = Pid::from_raw(daemon.try_into().expect("it is small")).expect("it is not 0");
     let process = pidfd_open(daemon, PidfdFlags::empty()).expect("it runs");
     let listener = pidfd_getfd(process, 3, PidfdGetfdFlags::empty()).expect("it has sockets");
@@ -244,7 +245,7 @@ fn a_broken_listener_is_explained(machine: &Machine) {
     machine.connect("unix:/run/echoed.sock").exchange("a");
 }
 
-fn a_worker_that_hangs_is_explained(machine: &Machine) {
+fn a_hung_worker_is_explained(machine: &Machine) {
     drop_in(machine, "echoed.service", "[Service]\nWatchdogSec=2s\nEnvironment=ECHOED_TEST_HANG_ON_SIGUSR1=1");
     listen(machine, "");
     machine.connect(TCP).exchange("a");

@@ -105,7 +105,7 @@ impl Json<'_> {
         let mut entry = Entry::default();
         self.list(b'{', b'}', |json| {
             let name = json.string();
-            json.take(b':');
+            json.expect(b':');
             for value in json.values() {
                 entry.add(&name, value);
             }
@@ -114,11 +114,11 @@ impl Json<'_> {
     }
 
     fn values(&mut self) -> Vec<Vec<u8>> {
-        if self.next() == b'"' {
+        if self.peek() == b'"' {
             return vec![self.string()];
         }
         let (mut values, mut bytes) = (Vec::new(), Vec::new());
-        self.list(b'[', b']', |json| match json.next() {
+        self.list(b'[', b']', |json| match json.peek() {
             b'"' | b'[' => values.extend(json.values()),
             _ => bytes.push(json.number()),
         });
@@ -126,19 +126,19 @@ impl Json<'_> {
     }
 
     fn list(&mut self, first: u8, last: u8, mut item: impl FnMut(&mut Self)) {
-        self.take(first);
-        while self.next() != last {
+        self.expect(first);
+        while self.peek() != last {
             item(self);
-            if self.next() == b',' {
-                self.take(b',');
+            if self.peek() == b',' {
+                self.expect(b',');
             }
         }
-        self.take(last);
+        self.expect(last);
     }
 
     fn string(&mut self) -> Vec<u8> {
         let mut text = Vec::new();
-        self.take(b'"');
+        self.expect(b'"');
         loop {
             match self.rest.next().expect("a string ends") {
                 b'"' => return text,
@@ -172,13 +172,13 @@ impl Json<'_> {
     }
 
     /// What comes next, after blanks.
-    fn next(&mut self) -> u8 {
+    fn peek(&mut self) -> u8 {
         while self.rest.next_if(|byte| byte.is_ascii_whitespace()).is_some() {}
         **self.rest.peek().expect("the line does not end here")
     }
 
-    fn take(&mut self, expected: u8) {
-        assert_eq!(char::from(self.next()), char::from(expected));
+    fn expect(&mut self, expected: u8) {
+        assert_eq!(char::from(self.peek()), char::from(expected));
         self.rest.next();
     }
 }

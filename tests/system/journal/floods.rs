@@ -6,12 +6,15 @@ use super::entries::{Entry, entries, wait_for_entries};
 use super::{TCP, listen};
 use crate::machine::Machine;
 
-tests![a_flood_is_limited_and_the_number_left_out_adds_up, every_one_of_20000_whole_messages_arrives_in_order];
+tests![
+    messages_of_one_kind_are_rate_limited_and_the_suppressed_ones_counted,
+    all_20000_full_messages_are_logged_in_order
+];
 
 const CLIENTS: u64 = 1000;
 const MESSAGES: usize = 20_000;
 
-fn a_flood_is_limited_and_the_number_left_out_adds_up(machine: &Machine) {
+fn messages_of_one_kind_are_rate_limited_and_the_suppressed_ones_counted(machine: &Machine) {
     listen(machine, "[defaults]\nmax_message = '4B'");
     for _ in 0..CLIENTS {
         let mut peer = machine.connect("unix:/run/echoed.sock");
@@ -24,20 +27,20 @@ fn a_flood_is_limited_and_the_number_left_out_adds_up(machine: &Machine) {
     expect_explained(machine, "Many entries of one kind were left out");
     let logged = entries(machine, "-u echoed VERDICT=too-long").len() as u64;
     let reports = entries(machine, "-u echoed MESSAGE_ID=3b46abbb33834701a85bd7e385371fed");
-    let left_out = reports.iter().map(|report| {
+    let suppressed = reports.iter().map(|report| {
         let text = report.text("MESSAGE");
         let (number, rest) = text.split_once(' ').expect("a number comes first");
         let expected = "more entries of the kind too-long were left out: only 100 of a kind are logged in 10s";
         assert_eq!(rest, expected);
         number.parse::<u64>().expect("a number")
     });
-    assert_eq!(logged + left_out.sum::<u64>(), CLIENTS);
+    assert_eq!(logged + suppressed.sum::<u64>(), CLIENTS);
     // One report for each 10 s in which there were too many; in the last there may have been fewer.
     let most = 100 * (reports.len() as u64 + 1);
     assert!(logged >= 100 && logged <= most, "{logged} in {} reports", reports.len());
 }
 
-fn every_one_of_20000_whole_messages_arrives_in_order(machine: &Machine) {
+fn all_20000_full_messages_are_logged_in_order(machine: &Machine) {
     // The limit of journald itself, which by default depends on how large the disk is.
     machine.write("/etc/systemd/journald.conf.d/50-test.conf", "[Journal]\nRateLimitBurst=10");
     machine.sh("systemctl restart systemd-journald");

@@ -10,8 +10,8 @@ use super::{TCP, listen};
 use crate::machine::Machine;
 
 tests![
-    messages_in_short_forge_nothing,
-    whole_messages_forge_nothing,
+    message_summaries_cannot_forge_fields_or_entries,
+    full_messages_cannot_forge_fields_or_entries,
     the_name_of_a_clients_socket_is_not_in_the_journal,
 ];
 
@@ -35,7 +35,7 @@ const MESSAGES: [&[u8]; 12] = [
 const FIELDS: [&str; 7] = ["MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER", "LISTENER", "PEER", "CONNECTION"];
 
 /// Sends all messages, and returns their entries. They have the right fields, with the right values.
-fn sent(machine: &Machine, log_messages: &str, id: &str) -> Vec<Entry> {
+fn log_hostile_messages(machine: &Machine, log_messages: &str, id: &str) -> Vec<Entry> {
     listen(machine, &format!("[defaults]\nlog_messages = '{log_messages}'"));
     let mut peer = machine.connect(TCP);
     for message in MESSAGES {
@@ -60,36 +60,36 @@ fn sent(machine: &Machine, log_messages: &str, id: &str) -> Vec<Entry> {
 }
 
 /// The lines that a person sees.
-fn lines(machine: &Machine, id: &str) -> Vec<String> {
+fn displayed_lines(machine: &Machine, id: &str) -> Vec<String> {
     // Without --all, as people call it.
     let printed = machine.sh(&format!("journalctl --quiet --no-pager --output=short -u echoed MESSAGE_ID={id}"));
     assert!(!printed.contains(['\x1b', '\x07', '\0', '\r']), "{printed:?}");
     printed.lines().map(str::to_owned).collect()
 }
 
-fn messages_in_short_forge_nothing(machine: &Machine) {
+fn message_summaries_cannot_forge_fields_or_entries(machine: &Machine) {
     let id = "51a1cd7c305043978fb018e4cab91a97";
-    for entry in sent(machine, "summary", id) {
+    for entry in log_hostile_messages(machine, "summary", id) {
         let text = entry.text("MESSAGE");
         assert!(text.starts_with("message on connection 1 on echo from 127.0.0.1:"), "{text:?}");
         assert!(!text.contains(char::is_control) && !text.contains(['\u{202e}', '\u{2028}']), "{text:?}");
     }
     // One entry, one line, also where everything is shown.
-    assert_eq!(lines(machine, id).len(), MESSAGES.len());
+    assert_eq!(displayed_lines(machine, id).len(), MESSAGES.len());
     let all = journalctl(machine, &format!("--output=short -u echoed MESSAGE_ID={id}"));
     let all = String::from_utf8(all).expect("it is text");
     assert_eq!(all.lines().count(), MESSAGES.len());
     assert!(!all.contains(|c: char| c.is_control() && c != '\n'), "{all:?}");
 }
 
-fn whole_messages_forge_nothing(machine: &Machine) {
+fn full_messages_cannot_forge_fields_or_entries(machine: &Machine) {
     let id = "d460f42094ba4f3184a826c2496d3caf";
-    let found = sent(machine, "full", id);
+    let found = log_hostile_messages(machine, "full", id);
     for (entry, message) in found.iter().zip(MESSAGES) {
         assert_eq!(entry.bytes("MESSAGE"), Some(message), "{entry:?}");
     }
     // The lines of a message are indented, so that none can be mistaken for an entry.
-    let lines = lines(machine, id);
+    let lines = displayed_lines(machine, id);
     let entries = lines.iter().filter(|line| !line.starts_with(' '));
     assert!(entries.clone().all(|line| line.contains("echoed[")), "{lines:#?}");
     assert_eq!(entries.count(), MESSAGES.len(), "{lines:#?}");

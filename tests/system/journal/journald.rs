@@ -14,43 +14,43 @@ use crate::common::{Peer, now, wait_until};
 use crate::machine::Machine;
 
 tests![
-    a_journald_that_hangs_for_30_s_under_load_is_noticed_by_no_client,
-    whole_messages_wait_for_a_journald_that_hangs,
-    a_journald_that_is_started_anew_gets_what_comes_then,
-    no_whole_message_is_lost_when_journald_is_started_anew,
+    a_journald_that_hangs_for_30_s_under_load_delays_no_client,
+    full_messages_wait_for_a_hung_journald,
+    a_restarted_journald_gets_new_entries,
+    no_full_message_is_lost_when_journald_restarts,
 ];
 
 /// How long it hangs.
-const HANGING: Duration = Duration::from_secs(30);
+const HANG_TIME: Duration = Duration::from_secs(30);
 
 /// The longest that a client may wait: more than a busy machine needs, and less than it hangs.
-const LONGEST: Duration = Duration::from_secs(10);
+const MAX_DELAY: Duration = Duration::from_secs(10);
 
 const MESSAGE: &str = "MESSAGE_ID=d460f42094ba4f3184a826c2496d3caf";
 
-fn a_journald_that_hangs_for_30_s_under_load_is_noticed_by_no_client(machine: &Machine) {
+fn a_journald_that_hangs_for_30_s_under_load_delays_no_client(machine: &Machine) {
     listen(machine, "[log]\nlevel = 'debug'");
     let mut first = machine.connect(TCP);
     first.exchange("a");
-    let daemon = machine.daemon();
+    let daemon = machine.daemon_pid();
     let connected = AtomicU64::new(1);
-    let hanging = machine.hang("systemd-journal");
-    let until = now() + HANGING;
-    let visit = |address| {
+    let suspended = machine.suspend("systemd-journal");
+    let until = now() + HANG_TIME;
+    let connect_once = |address| {
         machine.connect(address).exchange("a");
         connected.fetch_add(1, Ordering::Relaxed);
     };
     let longest = thread::scope(|scope| {
         let threads = [
-            scope.spawn(|| longest(until, || visit(TCP))),
-            scope.spawn(|| longest(until, || visit("unix:/run/echoed.sock"))),
-            scope.spawn(|| longest(until, || first.exchange("a"))),
+            scope.spawn(|| longest_run(until, || connect_once(TCP))),
+            scope.spawn(|| longest_run(until, || connect_once("unix:/run/echoed.sock"))),
+            scope.spawn(|| longest_run(until, || first.exchange("a"))),
         ];
         threads.map(|thread| thread.join().expect("nobody was refused"))
     });
-    drop((hanging, first));
+    drop((suspended, first));
     println!("{connected:?} connections while journald hung; the longest that anybody waited: {longest:?}");
-    assert!(longest.iter().all(|longest| *longest < LONGEST), "{longest:?}");
+    assert!(longest.iter().all(|longest| *longest < MAX_DELAY), "{longest:?}");
     // Each connection is two entries. They are logged, or said to be missing.
     let (opened, ended) = ("5e6bb97ac5ed4e8b88b6ad89fce92c4f", "d1ac960d4f644c8a808b48f90e84cb07");
     wait_until("it adds up", || {
@@ -62,18 +62,18 @@ fn a_journald_that_hangs_for_30_s_under_load_is_noticed_by_no_client(machine: &M
     });
     expect_explained(machine, "Entries of the log were lost");
     // It is the same process, and it logs again.
-    assert_eq!(machine.daemon(), daemon);
-    visit(TCP);
+    assert_eq!(machine.daemon_pid(), daemon);
+    connect_once(TCP);
     let last = format!("-u echoed CONNECTION={}", connected.into_inner());
     wait_for_entries(machine, &last, 2);
 }
 
 /// Does something again and again, with a rest of 2 ms, and returns the longest that it took.
-fn longest(until: Instant, mut what: impl FnMut()) -> Duration {
+fn longest_run(until: Instant, mut action: impl FnMut()) -> Duration {
     let mut longest = Duration::ZERO;
     while now() < until {
         let start = now();
-        what();
+        action();
         longest = longest.max(start.elapsed());
         thread::sleep(Duration::from_millis(2));
     }
@@ -90,11 +90,11 @@ fn expect_numbers(peer: &mut Peer, numbers: Range<usize>) {
     numbers.for_each(|number| peer.expect(format!("server got:{number}\t")));
 }
 
-fn whole_messages_wait_for_a_journald_that_hangs(machine: &Machine) {
+fn full_messages_wait_for_a_hung_journald(machine: &Machine) {
     listen(machine, "[defaults]\nlog_messages = 'full'");
     let mut peer = machine.connect(TCP);
     peer.exchange("0");
-    let hanging = machine.hang("systemd-journal");
+    let suspended = machine.suspend("systemd-journal");
     // More than the queues of the daemon and of the socket hold.
     send_numbers(&peer, 1..10_000);
     // Until no reply comes any more; so long that the daemon has noticed.
@@ -102,14 +102,14 @@ fn whole_messages_wait_for_a_journald_that_hangs(machine: &Machine) {
     while came > 0 {
         came = peer.receive_for(Duration::from_secs(3));
     }
-    drop(hanging);
+    drop(suspended);
     expect_numbers(&mut peer, 1..10_000);
     assert_in_order(&wait_for_entries(machine, MESSAGE, 10_000));
     expect_explained(machine, "Messages of clients cannot be written now");
     expect_explained(machine, "Messages of clients are written again");
 }
 
-fn a_journald_that_is_started_anew_gets_what_comes_then(machine: &Machine) {
+fn a_restarted_journald_gets_new_entries(machine: &Machine) {
     listen(machine, "[log]\nlevel = 'debug'");
     for connection in 1..=3 {
         machine.connect(TCP).exchange("a");
@@ -118,7 +118,7 @@ fn a_journald_that_is_started_anew_gets_what_comes_then(machine: &Machine) {
     }
 }
 
-fn no_whole_message_is_lost_when_journald_is_started_anew(machine: &Machine) {
+fn no_full_message_is_lost_when_journald_restarts(machine: &Machine) {
     listen(machine, "[defaults]\nlog_messages = 'full'");
     let mut peer = machine.connect(TCP);
     for number in 0..3 {

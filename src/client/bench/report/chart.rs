@@ -1,40 +1,40 @@
 //! The histogram as lines of text.
 
-use super::{BARS, Style, number, time};
-use crate::client::bench::Latencies;
+use super::{MAX_BARS, Style, format_number, format_time};
+use crate::client::bench::LatencyHistogram;
 
 /// The parts of a column, in eighths.
 const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
 
 /// One line for each bar, none longer than the style's width as far as the numbers leave room for it.
-pub(super) fn chart(latencies: &Latencies, style: Style) -> Vec<String> {
-    let bars = latencies.bars(BARS);
-    let labels: Vec<_> = bars.iter().map(|bar| time(bar.to, style)).collect();
-    let counts: Vec<_> = bars.iter().map(|bar| number(bar.count)).collect();
+pub(super) fn render_histogram(latencies: &LatencyHistogram, style: Style) -> Vec<String> {
+    let bars = latencies.bars(MAX_BARS);
+    let labels: Vec<_> = bars.iter().map(|bar| format_time(bar.upper_bound, style)).collect();
+    let counts: Vec<_> = bars.iter().map(|bar| format_number(bar.count)).collect();
     let widest = |texts: &[String]| texts.iter().map(|text| text.chars().count()).max().unwrap_or(0);
     let (label_width, count_width) = (widest(&labels), widest(&counts));
-    let all = latencies.count().max(1) as f64;
+    let total = latencies.count().max(1) as f64;
     // Two blanks, the label, " |", the bar, two blanks, the percentage ("100.00 %"), two blanks, the count.
-    let room = style.width.saturating_sub(label_width + count_width + 16).clamp(4, 100);
-    let most = bars.iter().map(|bar| bar.count).max().unwrap_or(0).max(1) as f64;
+    let bar_width = style.width.saturating_sub(label_width + count_width + 16).clamp(4, 100);
+    let max_count = bars.iter().map(|bar| bar.count).max().unwrap_or(0).max(1) as f64;
     let edge = if style.unicode { "▕" } else { "|" };
     let lines = bars.iter().zip(labels).zip(counts).map(|((bar, label), count)| {
-        let drawn = draw(bar.count as f64 / most, bar.count > 0, room, style);
-        let percent = bar.count as f64 / all * 100.0;
-        format!("  {label:>label_width$} {edge}{drawn:room$}  {percent:6.2} %  {count:>count_width$}")
+        let drawn = draw_bar(bar.count as f64 / max_count, bar.count > 0, bar_width, style);
+        let percent = bar.count as f64 / total * 100.0;
+        format!("  {label:>label_width$} {edge}{drawn:bar_width$}  {percent:6.2} %  {count:>count_width$}")
     });
     lines.collect()
 }
 
 /// A part (0 to 1) of the room. What is there at all is seen.
-fn draw(part: f64, any: bool, room: usize, style: Style) -> String {
-    let (eighths, least) = if style.unicode { (8, 1) } else { (1, 1) };
-    let length = columns(part * (room * eighths) as f64).max(if any { least } else { 0 });
+fn draw_bar(fraction: f64, is_nonzero: bool, bar_width: usize, style: Style) -> String {
+    let (eighths, min_length) = if style.unicode { (8, 1) } else { (1, 1) };
+    let length = round_columns(fraction * (bar_width * eighths) as f64).max(if is_nonzero { min_length } else { 0 });
     if style.unicode { "█".repeat(length / 8) + EIGHTHS[length % 8] } else { "#".repeat(length) }
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the room")]
-fn columns(length: f64) -> usize {
+fn round_columns(length: f64) -> usize {
     length.round() as usize
 }
 
@@ -42,8 +42,8 @@ fn columns(length: f64) -> usize {
 mod tests {
     use super::*;
 
-    fn latencies() -> Latencies {
-        let mut latencies = Latencies::new();
+    fn latencies() -> LatencyHistogram {
+        let mut latencies = LatencyHistogram::new();
         latencies.record(10_000, 700);
         latencies.record(40_000, 299);
         latencies.record(1_000_000_000, 1);
@@ -54,8 +54,8 @@ mod tests {
     fn the_histogram_fits_its_width() {
         for width in [40, 41, 60, 80, 81, 120] {
             for unicode in [true, false] {
-                let lines = chart(&latencies(), Style { width, unicode });
-                assert_eq!(lines.len(), BARS);
+                let lines = render_histogram(&latencies(), Style { width, unicode });
+                assert_eq!(lines.len(), MAX_BARS);
                 for line in &lines {
                     assert!(line.chars().count() <= width, "{width}: {line}");
                     assert!(unicode || line.is_ascii(), "{line}");
@@ -65,13 +65,13 @@ mod tests {
             }
         }
         // There are numbers even where there is no room for them, and no bar is wider than can be taken in.
-        assert!(chart(&latencies(), Style { width: 0, unicode: true })[0].contains("70.00 %"));
-        assert!(chart(&latencies(), Style { width: 1000, unicode: true })[0].chars().count() < 140);
+        assert!(render_histogram(&latencies(), Style { width: 0, unicode: true })[0].contains("70.00 %"));
+        assert!(render_histogram(&latencies(), Style { width: 1000, unicode: true })[0].chars().count() < 140);
     }
 
     #[test]
-    fn the_longest_bar_fills_the_room_and_the_shortest_is_seen() {
-        let lines = chart(&latencies(), Style { width: 60, unicode: false });
+    fn longest_bar_fills_the_width_and_the_shortest_is_visible() {
+        let lines = render_histogram(&latencies(), Style { width: 60, unicode: false });
         let marks: Vec<_> = lines.iter().map(|line| line.matches('#').count()).collect();
         assert_eq!(lines[0], format!("  20.5 us |{}   70.00 %  700", "#".repeat(marks[0])));
         assert_eq!(lines[0].len(), 60);
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_has_no_histogram() {
-        assert_eq!(chart(&Latencies::new(), Style::PLAIN), Vec::<String>::new());
+    fn empty_latencies_have_no_histogram() {
+        assert_eq!(render_histogram(&LatencyHistogram::new(), Style::PLAIN), Vec::<String>::new());
     }
 }

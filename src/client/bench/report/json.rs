@@ -3,28 +3,28 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{BARS, PERCENTILES};
+use super::{MAX_BARS, PERCENTILES};
 use crate::address::Address;
-use crate::client::bench::{Latencies, Load, Outcome, Tally, per_second};
-use crate::client::json::push_json;
+use crate::client::bench::{BenchSettings, LatencyHistogram, Outcome, Stats, per_second};
+use crate::client::json::push_json_string;
 
 /// The version of the schema. It grows when a key changes its meaning or goes; new keys may come without that.
-pub const VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 1;
 
 /// What a load on `address` has come to, as one line.
 #[must_use]
-pub fn report(address: &Address, load: &Load, outcome: &Outcome) -> String {
+pub fn format_report(address: &Address, settings: &BenchSettings, outcome: &Outcome) -> String {
     let mut json = String::with_capacity(2048);
     // Writing to a string cannot fail.
-    let _ = write_report(&mut json, address, load, outcome);
+    let _ = write_report(&mut json, address, settings, outcome);
     json
 }
 
-fn write_report(json: &mut String, address: &Address, load: &Load, outcome: &Outcome) -> std::fmt::Result {
+fn write_report(json: &mut String, address: &Address, settings: &BenchSettings, outcome: &Outcome) -> std::fmt::Result {
     let measured = &outcome.measured;
-    write!(json, "{{\"schema\":\"echoctl-bench\",\"version\":{VERSION},\"address\":")?;
-    push_json(json, address.to_string().as_bytes());
-    write_load(json, load)?;
+    write!(json, "{{\"schema\":\"echoctl-bench\",\"version\":{SCHEMA_VERSION},\"address\":")?;
+    push_json_string(json, address.to_string().as_bytes());
+    write_settings(json, settings)?;
     write!(json, ",\"interrupted\":{},\"ok\":{}", outcome.interrupted, outcome.is_ok())?;
     write!(json, ",\"seconds\":{:.6}", outcome.time.as_secs_f64())?;
     write!(json, ",\"sent\":{},\"answered\":{},\"unsent\":{}", measured.sent, measured.answered, outcome.unsent)?;
@@ -38,45 +38,45 @@ fn write_report(json: &mut String, address: &Address, load: &Load, outcome: &Out
     json.write_str("}}\n")
 }
 
-fn write_load(json: &mut String, load: &Load) -> std::fmt::Result {
-    write!(json, ",\"load\":{{\"connections\":{},\"depth\":{}", load.connections, load.depth)?;
-    write!(json, ",\"size\":{},\"threads\":{}", load.size, load.threads)?;
-    write!(json, ",\"duration_seconds\":{}", or_null(load.duration.map(|time| time.as_secs_f64())))?;
-    write!(json, ",\"count\":{}", or_null(load.count))?;
-    write!(json, ",\"warm_up_seconds\":{}", load.warm_up.as_secs_f64())?;
-    write!(json, ",\"rate_per_second\":{}", or_null(load.rate))?;
-    write!(json, ",\"verify\":{},\"delimiter\":", load.verify)?;
-    push_json(json, load.delimiter.as_bytes());
+fn write_settings(json: &mut String, settings: &BenchSettings) -> std::fmt::Result {
+    write!(json, ",\"load\":{{\"connections\":{},\"depth\":{}", settings.connections, settings.depth)?;
+    write!(json, ",\"size\":{},\"threads\":{}", settings.size, settings.threads)?;
+    write!(json, ",\"duration_seconds\":{}", or_null(settings.duration.map(|time| time.as_secs_f64())))?;
+    write!(json, ",\"count\":{}", or_null(settings.count))?;
+    write!(json, ",\"warm_up_seconds\":{}", settings.warm_up.as_secs_f64())?;
+    write!(json, ",\"rate_per_second\":{}", or_null(settings.rate))?;
+    write!(json, ",\"verify\":{},\"delimiter\":", settings.verify)?;
+    push_json_string(json, settings.delimiter.as_bytes());
     json.push_str(",\"prefix\":");
-    push_json(json, load.prefix.as_bytes());
-    write!(json, ",\"connect_timeout_seconds\":{}", load.connect_timeout.as_secs_f64())?;
-    write!(json, ",\"timeout_seconds\":{}}}", load.timeout.as_secs_f64())
+    push_json_string(json, settings.prefix.as_bytes());
+    write!(json, ",\"connect_timeout_seconds\":{}", settings.connect_timeout.as_secs_f64())?;
+    write!(json, ",\"timeout_seconds\":{}}}", settings.timeout.as_secs_f64())
 }
 
-fn write_latencies(json: &mut String, latencies: &Latencies) -> std::fmt::Result {
+fn write_latencies(json: &mut String, latencies: &LatencyHistogram) -> std::fmt::Result {
     if latencies.count() == 0 {
         return json.write_str(",\"latency_us\":null,\"histogram\":[]");
     }
-    write!(json, ",\"latency_us\":{{\"min\":{}", micros(latencies.min()))?;
+    write!(json, ",\"latency_us\":{{\"min\":{}", format_micros(latencies.min()))?;
     for (name, percent) in PERCENTILES {
-        write!(json, ",\"{}\":{}", name.replace('.', "_"), micros(latencies.percentile(percent)))?;
+        write!(json, ",\"{}\":{}", name.replace('.', "_"), format_micros(latencies.percentile(percent)))?;
     }
-    write!(json, ",\"max\":{},\"mean\":{}}}", micros(latencies.max()), micros(latencies.mean()))?;
+    write!(json, ",\"max\":{},\"mean\":{}}}", format_micros(latencies.max()), format_micros(latencies.mean()))?;
     json.push_str(",\"histogram\":[");
-    for (at, bar) in latencies.bars(BARS).iter().enumerate() {
+    for (at, bar) in latencies.bars(MAX_BARS).iter().enumerate() {
         let comma = if at > 0 { "," } else { "" };
-        write!(json, "{comma}{{\"to_us\":{},\"count\":{}}}", micros(bar.to), bar.count)?;
+        write!(json, "{comma}{{\"to_us\":{},\"count\":{}}}", format_micros(bar.upper_bound), bar.count)?;
     }
     json.write_char(']')
 }
 
-fn write_errors(json: &mut String, tally: &Tally) -> std::fmt::Result {
+fn write_errors(json: &mut String, stats: &Stats) -> std::fmt::Result {
     json.push_str(",\"causes\":[");
-    for (at, (cause, loss)) in tally.losses.iter().enumerate() {
+    for (at, (cause, failures)) in stats.failures.iter().enumerate() {
         let comma = if at > 0 { "," } else { "" };
         write!(json, "{comma}{{\"cause\":\"{}\",\"error\":{}", cause.name(), cause.is_error())?;
-        write!(json, ",\"times\":{},\"messages\":{},\"example\":", loss.times, loss.messages)?;
-        push_json(json, loss.example.as_bytes());
+        write!(json, ",\"times\":{},\"messages\":{},\"example\":", failures.times, failures.messages)?;
+        push_json_string(json, failures.example.as_bytes());
         json.push('}');
     }
     json.write_char(']')
@@ -87,6 +87,6 @@ fn or_null(value: Option<impl ToString>) -> String {
 }
 
 /// With three decimals: nanoseconds.
-fn micros(time: Duration) -> String {
+fn format_micros(time: Duration) -> String {
     format!("{:.3}", time.as_nanos() as f64 / 1e3)
 }

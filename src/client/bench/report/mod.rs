@@ -12,7 +12,7 @@ use std::time::Duration;
 const PERCENTILES: [(&str, f64); 5] = [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9), ("p99.99", 99.99)];
 
 /// At most so many bars make the histogram.
-const BARS: usize = 16;
+const MAX_BARS: usize = 16;
 
 /// What the output can show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Style {
 }
 
 /// A time with three digits: `12.3 us`.
-fn time(time: Duration, style: Style) -> String {
+fn format_time(time: Duration, style: Style) -> String {
     let nanos = time.as_nanos() as f64;
     // What would be rounded to four digits has the next unit.
     let units = [("ns", 1.0), (if style.unicode { "µs" } else { "us" }, 1e3), ("ms", 1e6), ("s", 1e9)];
@@ -45,7 +45,7 @@ fn time(time: Duration, style: Style) -> String {
 }
 
 /// A number with commas: `1,234,567`.
-fn number(number: u64) -> String {
+fn format_number(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3 + 1);
     for (at, digit) in digits.char_indices() {
@@ -58,7 +58,7 @@ fn number(number: u64) -> String {
 }
 
 /// A number of bytes with three digits or a few more: `45.2 MiB`.
-fn bytes(bytes: f64) -> String {
+fn format_bytes(bytes: f64) -> String {
     let units = [("B", 1.0), ("KiB", 1024.0), ("MiB", 1_048_576.0)];
     let (unit, size) = units.into_iter().find(|(_, size)| bytes / size < 1023.5).unwrap_or(("GiB", 1_073_741_824.0));
     let number = bytes / size;
@@ -67,12 +67,12 @@ fn bytes(bytes: f64) -> String {
 }
 
 /// A rate: `0.5`, `12.3`, `278,512`.
-fn rate(rate: f64) -> String {
-    if rate < 99.95 { format!("{rate:.1}") } else { number(whole(rate)) }
+fn format_rate(rate: f64) -> String {
+    if rate < 99.95 { format!("{rate:.1}") } else { format_number(round_to_u64(rate)) }
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is positive; beyond u64, it saturates")]
-fn whole(number: f64) -> u64 {
+fn round_to_u64(number: f64) -> u64 {
     number.round() as u64
 }
 
@@ -94,18 +94,18 @@ mod tests {
             (1_500_000_000, "1.50 s"),
             (2_000_000_000_000, "2000 s"),
         ] {
-            assert_eq!(time(Duration::from_nanos(nanos), Style::PLAIN), text);
+            assert_eq!(format_time(Duration::from_nanos(nanos), Style::PLAIN), text);
         }
-        assert_eq!(time(Duration::from_micros(3), Style { width: 80, unicode: true }), "3.00 µs");
+        assert_eq!(format_time(Duration::from_micros(3), Style { width: 80, unicode: true }), "3.00 µs");
     }
 
     #[test]
-    fn numbers_can_be_read() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
+    fn numbers_have_commas_and_units() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(format_number), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(
-            [0.0, 1023.0, 1024.0, 1e6, 1e8, 1e12].map(bytes),
+            [0.0, 1023.0, 1024.0, 1e6, 1e8, 1e12].map(format_bytes),
             ["0 B", "1023 B", "1.0 KiB", "977 KiB", "95.4 MiB", "931 GiB"]
         );
-        assert_eq!([0.0, 99.94, 99.96, 1e6].map(rate), ["0.0", "99.9", "100", "1,000,000"]);
+        assert_eq!([0.0, 99.94, 99.96, 1e6].map(format_rate), ["0.0", "99.9", "100", "1,000,000"]);
     }
 }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-const CEILING: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Counts how often it is woken, and says so.
 struct Counter {
@@ -50,7 +50,7 @@ fn set_up() -> Setup {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let journal = UnixDatagram::bind(&path).unwrap();
-    journal.set_read_timeout(Some(CEILING)).unwrap();
+    journal.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let lines = Arc::new(Mutex::default());
     let (log, log_writer) = super::super::start(LogTarget::Lines(Box::new(Lines(Arc::clone(&lines))))).unwrap();
     let (messages, writer) = open_at(LogTarget::Journal(Box::new(io::sink())), path, log);
@@ -69,7 +69,7 @@ impl Setup {
     }
 
     fn wait_for_line(&self, text: &str) {
-        let until = now() + CEILING;
+        let until = now() + TEST_TIMEOUT;
         while !self.text().contains(text) {
             assert!(now() < until, "no \"{text}\": {}", self.text());
             thread::sleep(Duration::from_millis(2));
@@ -145,12 +145,12 @@ fn who_finds_no_room_is_woken_once_half_of_it_is_free_and_nothing_is_lost() {
             for number in 0..total {
                 while !setup.give(number.to_string().as_bytes(), waker) {
                     // Asking again changes nothing: there is one place in the list for each.
-                    wakes.recv_timeout(CEILING).expect("somebody wakes us");
+                    wakes.recv_timeout(TEST_TIMEOUT).expect("somebody wakes us");
                 }
             }
         });
         // It waits, and what waits is bounded.
-        let until = now() + CEILING;
+        let until = now() + TEST_TIMEOUT;
         while setup.messages.shared.state().wakers.is_empty() {
             assert!(now() < until);
             thread::sleep(Duration::from_millis(2));
@@ -215,7 +215,7 @@ fn a_journal_that_goes_away_and_comes_back_gets_every_message() {
     assert!(setup.give(b"meanwhile", Waker::noop()));
     setup.wait_for_line("cannot send to the journal at");
     let anew = UnixDatagram::bind(&path).unwrap();
-    anew.set_read_timeout(Some(CEILING)).unwrap();
+    anew.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     assert_eq!(next(&anew), b"meanwhile");
     assert!(setup.give(b"after", Waker::noop()));
     assert_eq!(next(&anew), b"after");
