@@ -96,7 +96,7 @@ bench-core:
 	$(CARGO) bench --locked --no-default-features --bench framer --bench session $(if $(ARGS),-- $(ARGS))
 
 pages:
-	ECHOED_WRITE_PAGES=1 $(CARGO) test --locked --test pages nothing_that_is_generated_is_stale
+	ECHOED_WRITE_PAGES=1 $(CARGO) test --locked --test pages generated_files_are_up_to_date
 
 crates:
 	CARGO="$(CARGO)" python3 packaging/crates.py write

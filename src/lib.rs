@@ -28,9 +28,9 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "daemon")]
 pub mod config;
-#[cfg(any(feature = "daemon", feature = "client"))]
-pub mod descriptors;
 pub mod protocol;
+#[cfg(any(feature = "daemon", feature = "client"))]
+pub mod rlimit;
 #[cfg(feature = "daemon")]
 pub mod server;
 #[cfg(feature = "daemon")]

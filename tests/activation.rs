@@ -4,10 +4,10 @@
 mod common;
 #[path = "activation/families.rs"]
 mod families;
+#[path = "activation/notifications.rs"]
+mod notifications;
 #[path = "activation/refused.rs"]
 mod refused;
-#[path = "activation/told.rs"]
-mod told;
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::Command;
 
-use common::manager::activated_command;
+use common::service_manager::activated_command;
 use common::{Daemon, Peer};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::Signal;

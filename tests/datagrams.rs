@@ -2,8 +2,8 @@
 //! takes a server of our own in `inside`.
 
 mod common;
-#[path = "datagrams/inside.rs"]
-mod inside;
+#[path = "datagrams/in_process.rs"]
+mod in_process;
 #[path = "datagrams/safety.rs"]
 mod safety;
 
@@ -13,8 +13,8 @@ use std::os::unix::net::UnixDatagram;
 use std::thread;
 use std::time::Duration;
 
-use common::manager::activated_command;
 use common::packets::DatagramPeer;
+use common::service_manager::activated_command;
 use common::{Daemon, Peer, now, wait_until};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::process::Signal;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::manager::activated_command;
+use common::service_manager::activated_command;
 use common::{Daemon, Peer, ServiceManager, TEST_TIMEOUT, now};
 use rustix::process::Signal;
 

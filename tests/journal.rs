@@ -1,10 +1,10 @@
 //! What reaches the journal, and how: entries with fields, limits on floods, whole messages.
 
 mod common;
-#[path = "journal/stand_in.rs"]
-mod stand_in;
-#[path = "journal/whole.rs"]
-mod whole;
+#[path = "journal/fake_journald.rs"]
+mod fake_journald;
+#[path = "journal/lossless.rs"]
+mod lossless;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,8 +14,8 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use common::{Daemon, Peer};
+use fake_journald::{Entry, FakeJournald};
 use rustix::process::Signal;
-use stand_in::{Entry, FakeJournald};
 
 /// All fields that there may be.
 const FIELDS: [&str; 14] = [
@@ -195,7 +195,7 @@ fn a_listener_name_cannot_inject_lines_on_stderr() {
     let path = directory.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
     let names = "evil\nwarn gotcha\u{1b}[2J";
-    let mut command = common::manager::activated_command("3<&0", vec![OwnedFd::from(listener)], names);
+    let mut command = common::service_manager::activated_command("3<&0", vec![OwnedFd::from(listener)], names);
     let daemon = Daemon::spawn_with_stdio(&mut command, "", &["--log-level", "debug"]);
     daemon.wait_for_log("listening on");
     drop(Peer::connect(&format!("unix:{}", path.display())));

@@ -3,8 +3,8 @@
 //! The journal hangs for 30 s where everything is demanded (`make test REQUIRE=all`), and for 6 s elsewhere.
 
 mod common;
-#[path = "journal/stand_in.rs"]
-mod stand_in;
+#[path = "journal/fake_journald.rs"]
+mod fake_journald;
 
 use std::env;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Daemon, Peer, now, wait_until};
+use fake_journald::{Entry, FakeJournald};
 use rustix::process::Signal;
-use stand_in::{Entry, FakeJournald};
 
 /// Clients that stay, as a load that is there in both phases.
 const STEADY_CLIENTS: usize = 300;

@@ -1,9 +1,9 @@
 //! Where settings come from: files, drop-ins, masks, variables, options; which of them beats which, what is said when
 //! they are wrong, and that what is printed tells where each setting comes from.
 
+#[path = "layers/command_line.rs"]
+mod command_line;
 mod common;
-#[path = "layers/programs.rs"]
-mod programs;
 #[path = "layers/refused.rs"]
 mod refused;
 

@@ -338,7 +338,7 @@ fn socket_buffers_are_as_large_as_configured() {
     let mut large = Peer::connect(&addresses[0]);
     send_until_blocked(&mut large);
     wait_until("the default buffers hold much", || {
-        let QueuedBytes { unread, from_daemon: from_daemon, .. } = large.queued_bytes();
+        let QueuedBytes { unread, from_daemon, .. } = large.queued_bytes();
         unread > 32 * 1024 && from_daemon > 128 * 1024
     });
     let mut small = Peer::connect(&addresses[1]);

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
 
-use common::manager::activated_command;
 use common::packets::{PacketPeer, unix_address};
+use common::service_manager::activated_command;
 use common::{Daemon, Peer, now, wait_until};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, bind, listen,

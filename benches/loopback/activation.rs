@@ -7,9 +7,9 @@ use std::time::Duration;
 use crate::address::Address;
 use crate::plan::Plan;
 use crate::server::Server;
+use crate::socket_io::{Case, check_reply};
 use crate::stats::{median, percentile};
 use crate::table::Table;
-use crate::wire::{Case, check_reply};
 use crate::{Context as _, Result, now, progress};
 
 /// From the connection that starts the server to its first reply. Nothing where there is no

@@ -8,8 +8,8 @@ use crate::address::{Address, Transport};
 use crate::cpus::pin;
 use crate::load::{Answered, Load};
 use crate::plan::{Figures, Plan, SLICES, Sample};
+use crate::socket_io::Case;
 use crate::table::Table;
-use crate::wire::Case;
 use crate::{Context as _, Failure, Result, progress};
 
 const CASES: [Case; 3] = [Case::new(16, 1, 64), Case::new(16, 16, 64), Case::new(1024, 16, 64)];

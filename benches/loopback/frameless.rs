@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::address::{Address, Transport};
+use crate::candidates::installed;
 use crate::load::ShortConnections;
-use crate::peers::installed;
 use crate::plan::Plan;
 use crate::server::Server;
+use crate::socket_io::Workload;
 use crate::stats::{Samples, format_short};
 use crate::table::Table;
-use crate::wire::Workload;
 use crate::{Context as _, Failure, Result, progress};
 
 /// How many connections there are at a time. Ncat lets ten wait; a connection that finds no place comes again after

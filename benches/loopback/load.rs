@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use crate::address::Address;
-use crate::wire::{Case, Interest, Poll, Workload, check_reply, open_connection, try_receive, try_send};
+use crate::socket_io::{Case, Interest, Poll, Workload, check_reply, open_connection, try_receive, try_send};
 use crate::{Failure, Result, now};
 
 /// What a single receive may bring.

@@ -19,26 +19,26 @@
 
 mod activation;
 mod address;
+mod candidates;
+mod cleanup;
 mod codec;
 mod cores;
 mod cpus;
 mod fairness;
 mod frameless;
-mod guard;
 mod load;
 mod memory;
 mod messages;
 mod options;
-mod peers;
 mod plan;
 mod plot;
 mod programs;
 mod report;
 mod server;
+mod short_connections;
+mod socket_io;
 mod stats;
 mod table;
-mod visits;
-mod wire;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -161,7 +161,7 @@ fn measure(options: Options) -> Result<()> {
     for (name, section) in Section::ALL.into_iter().filter(|&(_, section)| wanted(section)) {
         let part = match section {
             Section::Cpu => messages::cpu(&plan),
-            Section::Connect => visits::connect(&plan).map(ReportSection::from),
+            Section::Connect => short_connections::connect(&plan).map(ReportSection::from),
             Section::Scaling => messages::scaling(&plan).map(ReportSection::from),
             Section::Memory => memory::memory(&plan),
             Section::Start => activation::start(&plan).map(ReportSection::from),

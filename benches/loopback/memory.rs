@@ -6,8 +6,8 @@ use crate::plan::Plan;
 use crate::plot::Plot;
 use crate::report::ReportSection;
 use crate::server::{Memory, Server};
+use crate::socket_io::Case;
 use crate::table::Table;
-use crate::wire::Case;
 use crate::{Result, progress};
 
 /// Memory at rest, and what an idle connection adds to it.

@@ -4,9 +4,9 @@ use crate::address::Transport;
 use crate::plan::{Figures, Plan};
 use crate::plot::Plot;
 use crate::report::ReportSection;
+use crate::socket_io::Case;
 use crate::stats::{Samples, format_short};
 use crate::table::Table;
-use crate::wire::Case;
 use crate::{Context as _, Result, progress};
 
 /// The cases of the section `cpu`: one message at a time on one, some and many connections, then pipelines,

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::address::Transport;
+use crate::candidates::{OTHERS, OtherServer};
 use crate::messages::CASES;
-use crate::peers::{OTHERS, OtherServer};
 use crate::plan::Plan;
 use crate::programs::Subject;
-use crate::wire::Case;
+use crate::socket_io::Case;
 use crate::{Context as _, Failure, Result};
 
 /// What `--help` says.

@@ -7,9 +7,9 @@ use crate::address::Transport;
 use crate::load::{Answered, Load};
 use crate::programs::Programs;
 use crate::server::Server;
+use crate::socket_io::Case;
 use crate::stats::{Samples, format_short};
 use crate::table::Table;
-use crate::wire::Case;
 use crate::{Context as _, Result};
 
 /// How often the servers take turns within a sample.

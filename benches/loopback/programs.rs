@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use std::rc::Rc;
 
 use crate::address::{Address, Transport};
+use crate::candidates::{Candidate, OtherServer, installed};
+use crate::cleanup::CleanupShell;
 use crate::cpus::{Cpus, pin};
-use crate::guard::CleanupShell;
-use crate::peers::{Candidate, OtherServer, installed};
 use crate::server::Server;
 use crate::{Context as _, Result};
 

@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::address::Address;
-use crate::guard::CleanupShell;
+use crate::cleanup::CleanupShell;
 use crate::{Context as _, Failure, Result, now};
 
 /// How long a server may take to come up or to come to rest.

@@ -8,20 +8,20 @@
 pub mod bench;
 pub mod connect;
 pub mod connection;
-pub mod exchange;
-pub mod failure;
+pub mod exchange_error;
+pub mod expectation;
 pub mod input;
+pub mod lockstep;
 pub mod message;
+pub mod output;
 pub mod packets;
 pub mod ping;
+pub mod pipelined;
 pub mod repeat;
-pub mod report;
-pub mod terms;
-pub mod turns;
 
 mod json;
-mod outbox;
 mod quote;
+mod send_queue;
 
 #[cfg(test)]
 mod tests;

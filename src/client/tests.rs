@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::{Instant, advance, sleep, timeout};
 
-use super::exchange::exchange_pipelined;
-use super::failure::ExchangeError;
+use super::exchange_error::ExchangeError;
+use super::expectation::{Expectation, ExpectedReply};
 use super::input::Messages;
-use super::report::{Reply, ReplySink};
-use super::terms::{Expectation, ExpectedReply};
+use super::output::{Reply, ReplySink};
+use super::pipelined::exchange_pipelined;
 use crate::protocol::Delimiter;
 use crate::protocol::reply::Prefix;
 

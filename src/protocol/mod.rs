@@ -27,15 +27,15 @@
 //! [`framer`] where it ends and has [`reply`] put the answer together, by the [`rules`] of its listener, up to its
 //! [`verdict`]. In between it can be put away, as a [`snapshot`].
 
+mod buffers;
 pub mod delimiter;
 pub mod framer;
-mod moment;
 pub mod packet;
+mod relative_time;
 pub mod reply;
 pub mod rules;
 pub mod session;
 pub mod snapshot;
-mod unfinished;
 pub mod verdict;
 
 #[cfg(test)]

@@ -22,22 +22,22 @@
 //! A message is logged before it is answered. No message that was read goes unlogged, whatever becomes of its peer, but
 //! for want of memory ([`Session::out_of_memory`]).
 
-mod answer;
-mod combinations;
+mod checkpoint;
+mod close;
 mod deadlines;
-mod ending;
-mod state;
+mod fast_path;
+mod general_path;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::buffers::{Awaited, Buffers, ByteQueue, MessageState};
 use super::framer::Framer;
 use super::reply::Scratch;
 use super::rules::{Rules, Unterminated};
-use super::unfinished::{Awaited, Buffers, ByteQueue, MessageState};
 use super::verdict::Verdict;
 
-pub(super) use state::Checkpoint;
+pub(super) use checkpoint::Checkpoint;
 
 /// How long the last words may take where `deadlines.write` is off.
 pub(crate) const FINAL_REPLY_TIMEOUT: Duration = Duration::from_secs(10);

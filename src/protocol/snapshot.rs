@@ -79,10 +79,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::moment::RelativeTime;
+use super::buffers::{BuffersCheckpoint, MessageCheckpoint};
+use super::relative_time::RelativeTime;
 use super::rules::Rules;
 use super::session::{Checkpoint, Phase, Session, Totals};
-use super::unfinished::{BuffersCheckpoint, MessageCheckpoint};
 use super::verdict::Verdict;
 use bytes::{Reader, Writer};
 pub use error::Error;

@@ -18,8 +18,8 @@ use tokio::time;
 
 use super::accept::Listener;
 use super::admission::Permit;
-use super::carry::DetachedConnection;
 use super::event::{Event, Message, summary};
+use super::handover::DetachedConnection;
 use super::socket::Peer;
 use super::worker::Worker;
 use crate::protocol::rules::LogMessages;

@@ -10,15 +10,14 @@
 
 mod accept;
 mod admission;
-mod alarms;
-mod carry;
 mod connection;
-mod datagram;
 pub mod event;
-mod floor;
+mod event_loop;
+mod handover;
 mod packets;
 pub mod proxy;
 pub mod socket;
+mod timers;
 mod worker;
 
 use std::io;
@@ -33,13 +32,13 @@ use tokio::sync::{oneshot, watch};
 use crate::config::{self, Settings};
 use accept::{Dispatcher, Listener, ListenerHandle};
 use admission::Admission;
-use datagram::DatagramServer;
 use event::{Event, EventHandler, MessageLog};
-use packets::rates::RateLimiter;
+use packets::datagram_server::DatagramServer;
+use packets::rate_limit::RateLimiter;
 use socket::SocketKind;
 use worker::{EventSink, Worker, WorkerThread};
 
-pub use carry::{Detached, DetachedConnection, Restored, close_gracefully};
+pub use handover::{Detached, DetachedConnection, Restored, close_gracefully};
 pub use worker::Counts;
 
 /// A running server. Dropping it ends everything at once.

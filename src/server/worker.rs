@@ -21,10 +21,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::task;
 
 use super::accept::Listener;
-use super::carry::DetachedConnection;
 use super::connection::Connection;
 use super::event::{EventHandler, MessageLog};
-use super::floor::EventLoop;
+use super::event_loop::EventLoop;
+use super::handover::DetachedConnection;
 use crate::protocol::Verdict;
 use crate::protocol::packet::{DROP_CAUSES, DropCause};
 use crate::protocol::session::Totals;

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use nix::sys::socket::{VsockAddr, getsockname};
 use rustix::net::{AddressFamily, SocketType, bind, ipproto, listen, socket};
 
-use crate::common::manager::activated_command;
+use crate::common::service_manager::activated_command;
 use crate::common::{Peer, skip_test};
 use crate::spawn;
 

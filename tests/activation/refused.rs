@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use rustix::net::{AddressFamily, SocketType, bind, socket};
 
 use crate::common::Daemon;
-use crate::common::manager::activated_command;
+use crate::common::service_manager::activated_command;
 use crate::{address_of, copy, spawn, tcp_connection, tcp_listener};
 
 /// Waits for a daemon that cannot start, and returns the one line that says why.

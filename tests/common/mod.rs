@@ -10,10 +10,10 @@ pub mod daemon;
 #[cfg(all(feature = "client", feature = "cli"))]
 pub mod echoctl;
 pub mod json;
-pub mod manager;
 pub mod packets;
 pub mod peer;
 pub mod random;
+pub mod service_manager;
 
 use std::env;
 use std::fs::OpenOptions;
@@ -25,9 +25,9 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub use daemon::Daemon;
-pub use manager::ServiceManager;
 pub use peer::Peer;
 pub use random::Random;
+pub use service_manager::ServiceManager;
 
 /// How long anything may take that should happen at once. Only reached when something is broken.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(30);

@@ -3,7 +3,7 @@
 
 use crate::lifecycle::{Installer, OLDER, OLDER_SETTINGS, PACKAGE};
 use crate::machine::{Machine, TCP};
-use crate::shipment::STAGING_DIR;
+use crate::staging::STAGING_DIR;
 
 tests![
     nothing_is_enabled_and_the_enable_command_is_printed,

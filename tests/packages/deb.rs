@@ -2,7 +2,7 @@
 
 use crate::lifecycle::{Installer, PACKAGE};
 use crate::machine::Machine;
-use crate::shipment::STAGING_DIR;
+use crate::staging::STAGING_DIR;
 use crate::test::Test;
 
 tests![the_package_has_the_files_that_debian_requires, policy_rc_d_prevents_the_start];

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::machine::CommandResult;
-use crate::roots::Debian;
+use crate::rootfs::Debian;
 
 /// How long anything may take there.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(900);

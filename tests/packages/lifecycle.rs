@@ -6,10 +6,10 @@ use std::fs;
 
 use crate::common::wait_until;
 use crate::machine::{Machine, TCP, UNIX};
-use crate::shipment::STAGING_DIR;
+use crate::reconnecting_clients;
 use crate::snapshot::Snapshot;
+use crate::staging::STAGING_DIR;
 use crate::test::Test;
-use crate::visitors;
 
 /// The package, and an older version of it with the same programs and other settings: these stand at the end of
 /// /etc/echoed/echoed.toml.
@@ -106,7 +106,7 @@ fn clients_do_not_notice_upgrades<I: Installer>(machine: &Machine) {
     let peers: Vec<_> = (0..CLIENTS).map(|client| machine.connect(if client % 2 == 0 { TCP } else { UNIX })).collect();
     let peers = RefCell::new(peers);
     let packages = [PACKAGE, OLDER, PACKAGE];
-    visitors::connect_during(machine, packages.len(), |number| {
+    reconnecting_clients::connect_during(machine, packages.len(), |number| {
         let mut peers = peers.borrow_mut();
         for peer in peers.iter_mut() {
             peer.send("whole\thalf and ");

@@ -10,15 +10,15 @@ mod common;
 #[path = "../system/machine.rs"]
 #[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
 mod machine;
-#[path = "../system/roots.rs"]
+#[path = "../system/rootfs.rs"]
 #[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
-mod roots;
+mod rootfs;
 #[path = "../system/test.rs"]
 #[macro_use]
 #[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
 mod test;
-#[path = "../system/visitors.rs"]
-mod visitors;
+#[path = "../system/reconnecting_clients.rs"]
+mod reconnecting_clients;
 
 mod apparmor;
 mod arch;
@@ -28,14 +28,14 @@ mod images;
 mod lifecycle;
 mod piuparts;
 mod rpm;
-mod shipment;
 mod snapshot;
+mod staging;
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
-use roots::{DEBIANS, Debian};
+use rootfs::{DEBIANS, Debian};
 use test::Test;
 
 /// The package managers that are not Debian's, and what tries its packages out.
@@ -60,17 +60,17 @@ fn main() -> ExitCode {
     add(&mut trials, &TOOLS, "arch", lifecycle::tests::<arch::Pacman>());
     add(&mut trials, &TOOLS, "arch", arch::TESTS);
     add(&mut trials, &TOOLS, "images", images::TESTS);
-    trials.push(Trial::test("debian13::piuparts::piuparts_has_no_objection", || {
+    trials.push(Trial::test("debian13::piuparts::piuparts_passes", || {
         piuparts::piuparts_passes(&TOOLS, &DEBIANS[1]);
         Ok(())
     }));
-    trials.push(Trial::test("debian13::apparmor::the_profile_lets_the_service_do_its_work_and_nothing_else", || {
+    trials.push(Trial::test("debian13::apparmor::the_profile_allows_what_the_service_needs_and_nothing_else", || {
         apparmor::the_profile_allows_what_the_service_needs_and_nothing_else(&TOOLS);
         Ok(())
     }));
     if !arguments.list {
         for debian in DEBIANS[1..].iter().chain([&TOOLS]) {
-            debian.prepare("packages", |layer, _| shipment::stage(layer)).unwrap_or_else(|reason| panic!("{reason}"));
+            debian.prepare("packages", |layer, _| staging::stage(layer)).unwrap_or_else(|reason| panic!("{reason}"));
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()

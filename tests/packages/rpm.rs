@@ -4,7 +4,7 @@
 
 use crate::lifecycle::{Installer, OLDER, OLDER_SETTINGS, PACKAGE};
 use crate::machine::{Machine, TCP};
-use crate::shipment::STAGING_DIR;
+use crate::staging::STAGING_DIR;
 
 tests![
     the_socket_is_enabled_only_by_a_preset,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use echoed::systemd::journal::whole::MESSAGE;
+use echoed::systemd::journal::lossless::MESSAGE;
 
 use crate::common::now;
 use crate::common::packets::{DatagramPeer, PacketPeer};

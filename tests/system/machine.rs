@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::common::{Peer, TEST_TIMEOUT, now, wait_until};
-use crate::roots::Debian;
+use crate::rootfs::Debian;
 
 /// What echoed.socket listens on.
 pub const TCP: &str = "tcp:127.0.0.1:8085";

@@ -9,60 +9,60 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod doc_page;
 mod machine;
-mod page;
-mod roots;
+mod rootfs;
 #[macro_use]
 mod test;
 
-mod bed;
-mod carry;
+mod cleanup;
+mod doc_commands;
+mod doc_tables;
 mod examples;
 mod failure;
+mod handover;
 mod idle_exit;
-mod inside;
 mod journal;
 mod lifecycle;
-mod operations;
+mod reconnecting_clients;
 mod restart;
 mod sandbox;
-mod tables;
-mod visitors;
+mod sandbox_allowed;
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
-use roots::DEBIANS;
+use rootfs::DEBIANS;
 use test::Test;
 
 /// The files of tests, by their names.
 const FILES: &[(&str, &[Test])] = &[
-    ("bed", bed::TESTS),
-    ("carry", carry::TESTS),
-    ("carry::endings", carry::endings::TESTS),
-    ("carry::load", carry::load::TESTS),
-    ("carry::stores", carry::stores::TESTS),
+    ("cleanup", cleanup::TESTS),
+    ("handover", handover::TESTS),
+    ("handover::shutdown", handover::shutdown::TESTS),
+    ("handover::load", handover::load::TESTS),
+    ("handover::store_contents", handover::store_contents::TESTS),
     ("examples", examples::TESTS),
     ("failure", failure::TESTS),
     ("idle_exit", idle_exit::TESTS),
-    ("inside", inside::TESTS),
+    ("sandbox_allowed", sandbox_allowed::TESTS),
     ("journal", journal::TESTS),
     ("journal::catalog", journal::catalog::TESTS),
     ("journal::floods", journal::floods::TESTS),
     ("journal::hostile", journal::hostile::TESTS),
     ("journal::journald", journal::journald::TESTS),
     ("lifecycle", lifecycle::TESTS),
-    ("operations", operations::TESTS),
+    ("doc_commands", doc_commands::TESTS),
     ("restart", restart::TESTS),
     ("sandbox", sandbox::TESTS),
-    ("tables", tables::TESTS),
+    ("doc_tables", doc_tables::TESTS),
 ];
 
 fn main() -> ExitCode {
-    if carry::forger::is_requested() {
-        carry::forger::run();
+    if handover::forger::is_requested() {
+        handover::forger::run();
     }
     let arguments = Arguments::from_args();
     if !arguments.list {
@@ -90,8 +90,8 @@ fn main() -> ExitCode {
 
 /// Puts echoed on a machine, unless there are machines on it already.
 fn install(layer: &Path, systemd: u32) {
-    if !bed::is_inner() {
-        roots::install(layer, systemd);
+    if !cleanup::is_inner() {
+        rootfs::install(layer, systemd);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Restarts: clients come all the time.
 
 use crate::machine::{Machine, TCP, UNIX};
-use crate::visitors;
+use crate::reconnecting_clients;
 
 tests![every_client_is_answered_during_restarts, the_sockets_survive_twenty_quick_restarts];
 
@@ -11,7 +11,7 @@ fn every_client_is_answered_during_restarts(machine: &Machine) {
     // Who has left counts until the daemon has heard of it, which may take its time on a busy machine.
     machine.write("/etc/echoed/echoed.toml.d/limits.toml", "[limits]\nconnections_per_source = 0\n");
     machine.sh("systemctl start echoed.socket");
-    visitors::connect_during(machine, RESTARTS, |_| {
+    reconnecting_clients::connect_during(machine, RESTARTS, |_| {
         machine.sh("systemctl restart echoed.service");
     });
 }

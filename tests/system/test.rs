@@ -6,7 +6,7 @@ use std::thread;
 use libtest_mimic::Failed;
 
 use crate::machine::Machine;
-use crate::roots::Debian;
+use crate::rootfs::Debian;
 
 /// A test, for each Debian that can do it.
 pub struct Test {

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use echoed::address::Address;
 use echoed::cli::echoctl::{self as cli, Common};
-use echoed::client::bench::report::{Style, bar, json, text};
+use echoed::client::bench::report::{Style, json, progress_bar, text};
 use echoed::client::bench::{Bench, BenchProgress, BenchSettings, Control, Outcome};
 use echoed::client::connect::connect;
-use echoed::descriptors;
+use echoed::rlimit;
 use rustix::termios::tcgetwinsize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -78,7 +78,7 @@ fn settings_from(arguments: cli::Bench) -> Result<(Address, BenchSettings, bool)
 
 fn raise_descriptor_limit(connections: usize, threads: usize) -> Result<(), Error> {
     let needed = connections as u64 + 3 * threads as u64 + OTHER_DESCRIPTORS;
-    let allowed = descriptors::raise_nofile(needed);
+    let allowed = rlimit::raise_nofile(needed);
     if allowed >= needed {
         return Ok(());
     }
@@ -157,7 +157,11 @@ impl ProgressDisplay {
         };
         // The last column would begin a new line on some terminals.
         let width = columns(&io::stderr()).unwrap_or(80).saturating_sub(1);
-        let line = bar::render_line(&bar::ProgressBar { fraction, elapsed, rate, progress }, width, self.colour);
+        let line = progress_bar::render_line(
+            &progress_bar::ProgressBar { fraction, elapsed, rate, progress },
+            width,
+            self.colour,
+        );
         write_to_terminal(&format!("\r\x1b[K{line}"));
     }
 

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use echoed::cli::echoctl::{Command, Common, Echoctl};
-use echoed::client::failure::ExchangeError;
+use echoed::client::exchange_error::ExchangeError;
 use tokio::runtime;
 
 /// Answered wrongly, late or not at all.

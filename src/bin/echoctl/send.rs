@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use echoed::cli::echoctl::{self as cli, Common, ExpectedBytes};
 use echoed::client::connection::Connection;
-use echoed::client::exchange::exchange_pipelined;
+use echoed::client::expectation::{Expectation, ExpectedReply};
 use echoed::client::input::Messages;
+use echoed::client::lockstep::exchange_lockstep;
+use echoed::client::output::{Format, Printer};
+use echoed::client::pipelined::exchange_pipelined;
 use echoed::client::repeat::Repetition;
-use echoed::client::report::{Format, Printer};
-use echoed::client::terms::{Expectation, ExpectedReply};
-use echoed::client::turns::exchange_lockstep;
 use echoed::protocol::Delimiter;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};

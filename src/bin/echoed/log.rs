@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use echoed::config::Level;
 use echoed::server::event::{Event, EventHandler, Message, MessageLog};
-use echoed::systemd::journal::{self, EntryKind, LogEntry, LogTarget, Priority, RateLimit, whole};
+use echoed::systemd::journal::{self, EntryKind, LogEntry, LogTarget, Priority, RateLimit, lossless};
 
-use crate::failure::StartError;
+use crate::start_error::StartError;
 
 pub(crate) use kinds::Note;
 
@@ -21,14 +21,14 @@ pub(crate) use kinds::Note;
 #[derive(Clone)]
 pub(crate) struct LeveledLog {
     log: journal::Log,
-    lossless_log: whole::LosslessLog,
+    lossless_log: lossless::LosslessLog,
     level: Arc<AtomicU8>,
 }
 
 /// The threads that write. To be closed last.
 pub(crate) struct LogWriters {
     log: journal::LogWriter,
-    messages: whole::LosslessWriter,
+    messages: lossless::LosslessWriter,
     final_log: LeveledLog,
 }
 
@@ -58,7 +58,7 @@ impl LeveledLog {
     /// A thread cannot be made.
     pub(crate) fn start(level: Level) -> io::Result<(Self, LogWriters)> {
         let (log, log_writer) = journal::start(LogTarget::of_stderr())?;
-        let (lossless_log, lossless_writer) = whole::open(LogTarget::of_stderr(), log.clone());
+        let (lossless_log, lossless_writer) = lossless::open(LogTarget::of_stderr(), log.clone());
         let log = Self { log, lossless_log, level: Arc::new(AtomicU8::new(level as u8)) };
         let final_log = log.clone();
         Ok((log, LogWriters { log: log_writer, messages: lossless_writer, final_log }))
@@ -136,12 +136,12 @@ impl LogWriters {
 }
 
 /// Whole messages, as the server gives them.
-struct LosslessMessages(whole::LosslessLog);
+struct LosslessMessages(lossless::LosslessLog);
 
 impl MessageLog for LosslessMessages {
     fn try_append(&self, message: Message<'_>, waker: &Waker) -> bool {
         let Message { connection_id, listener, peer, bytes } = message;
-        self.0.try_append(whole::PeerMessage { connection_id, listener, peer: &peer, bytes }, waker)
+        self.0.try_append(lossless::PeerMessage { connection_id, listener, peer: &peer, bytes }, waker)
     }
 }
 

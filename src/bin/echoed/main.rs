@@ -1,11 +1,11 @@
 //! The daemon. Joins what the modules of the library know nothing of each other: sockets from systemd go to the server,
 //! its events to the log, signals end it. Reads from top to bottom.
 
-mod attend;
-mod carry;
-mod failure;
+mod handover;
 mod log;
 mod signals;
+mod start_error;
+mod supervisor;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -21,14 +21,14 @@ use echoed::cli::echoed::Echoed;
 use echoed::config::{Service, Settings};
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
-use echoed::systemd::inherited::{self, ActivationFds, NamedSocket, Sockets};
-use echoed::systemd::{notify, parcel};
+use echoed::systemd::activation::{self, ActivationFds, NamedSocket, Sockets};
+use echoed::systemd::{fdstore, notify};
 use tokio::{runtime, time};
 
-use attend::{ExitReason, RunMode, Supervisor};
-use failure::{EX_OSERR, StartError};
 use log::{LeveledLog, Note};
 use signals::{Signals, TERMINATE};
+use start_error::{EX_OSERR, StartError};
+use supervisor::{ExitReason, RunMode, Supervisor};
 
 /// How long whole messages may take to be written at the end. With `service.drain` less than systemd waits.
 const CLOSING: Duration = Duration::from_secs(10);
@@ -54,16 +54,16 @@ fn main() -> ExitCode {
 fn run(arguments: &Echoed) -> Result<ExitCode, StartError> {
     let Some(settings) = load_settings(arguments)? else { return Ok(ExitCode::SUCCESS) };
     // Before there is a second thread: it changes the environment.
-    let inherited = inherited::take()?;
+    let fds = activation::take()?;
     // So is this: with more threads it would take 10 ms.
-    let mode = RunMode::of(&inherited.sockets);
+    let mode = RunMode::of(&fds.sockets);
     let room = mode.preallocate_fd_table(&settings);
     let started = LeveledLog::start(settings.log_level);
     let (log, writer) = started.map_err(|error| StartError::system("cannot start the log", error))?;
-    attend::warn_low_nofile(room, &settings, &log);
+    supervisor::warn_low_nofile(room, &settings, &log);
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| StartError::system("cannot start the runtime", error))?;
-    let result = runtime.block_on(serve(arguments, &settings, mode, inherited, &log));
+    let result = runtime.block_on(serve(arguments, &settings, mode, fds, &log));
     drop(log);
     writer.close(Some(CLOSING));
     result
@@ -95,7 +95,7 @@ async fn serve(
     }
     // Before anybody new gets in.
     let names: Vec<_> = named.iter().map(|(name, _)| &**name).collect();
-    carry::restore_connections(&server, bundles, problems, settings, &names, log).await;
+    handover::restore_connections(&server, bundles, problems, settings, &names, log).await;
     serve_listeners(&server, settings, named, log)?;
     if let Some(connection) = accepted {
         serve_connection(&server, settings, arguments, connection, log)?;
@@ -108,12 +108,12 @@ async fn serve(
         return Ok(ExitCode::SUCCESS);
     }
     let wanted = handover && mode == RunMode::Activated && matches!(reason, ExitReason::Signal(TERMINATE));
-    let hands_over = wanted && parcel::is_available();
+    let hands_over = wanted && fdstore::is_available();
     let suffix = if hands_over { "; connections go on in the next process" } else { "" };
     log.check_notified(notify::stopping(&format!("stopping: {reason}{suffix}")));
     log.note(Note::Stopping, &format!("stopping: {reason}{suffix}"));
     if hands_over {
-        carry::store_connections(server, log).await;
+        handover::store_connections(server, log).await;
     } else {
         drain(server, drain_timeout.duration(), &mut signals, log).await;
         drop(files);

@@ -10,17 +10,17 @@
 //! No async runtime: for each wake-up of a connection there is one receive, one comparison, one look at the clock and
 //! one send. What is measured should be the server.
 
+mod connection;
 mod control;
-mod dial;
 mod latencies;
-mod peer;
 mod poll;
 pub mod report;
 mod schedule;
-mod script;
-mod tally;
+mod stats;
+mod target;
 mod traffic;
 mod worker;
+mod workload;
 
 use std::fmt;
 use std::io;
@@ -37,13 +37,13 @@ use crate::protocol::reply::Prefix;
 
 pub use control::{BenchProgress, Control};
 pub use latencies::{HistogramBar, LatencyHistogram};
-pub use script::{MAX_BATCH, TooLarge};
-pub use tally::{Cause, Failures, Stats};
+pub use stats::{Cause, Failures, Stats};
+pub use workload::{MAX_BATCH, TooLarge};
 
-use dial::Target;
 use poll::Clock;
-use script::Workload;
+use target::Target;
 use worker::{ThreadResult, Worker};
+use workload::Workload;
 
 /// What is asked for.
 #[derive(Debug, Clone)]

@@ -7,12 +7,12 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::dial::ConnectAttempt;
-use super::peer::{Mismatch, State};
+use super::connection::{Mismatch, State};
 use super::poll::Interest;
-use super::tally::Cause;
+use super::stats::Cause;
+use super::target::ConnectAttempt;
 use super::worker::{Batch, Phase, Worker};
-use crate::client::failure::Difference;
+use crate::client::exchange_error::Difference;
 use crate::client::quote::{Escaped, Quoted, reason};
 use crate::protocol::verdict::SERVER_ERROR;
 use crate::units::format_time;

@@ -12,13 +12,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Barrier;
 use std::time::Duration;
 
+use super::connection::{BenchConnection, State};
 use super::control::{Control, StopRequest};
-use super::dial::Target;
-use super::peer::{BenchConnection, State};
 use super::poll::{Clock, Event, Poll};
 use super::schedule::Schedule;
-use super::script::Workload;
-use super::tally::{Cause, Stats};
+use super::stats::{Cause, Stats};
+use super::target::Target;
+use super::workload::Workload;
 use super::{BenchSettings, nanos};
 use crate::units::format_time;
 

@@ -10,7 +10,7 @@
 //!
 //! A message has its number in it, so that a reply is never taken for that of another message, however late it is.
 
-mod link;
+mod connection;
 mod number;
 pub mod report;
 mod statistics;
@@ -27,7 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::connect::ConnectError;
 use super::connection::Connection;
-use super::failure::Difference;
+use super::exchange_error::Difference;
 use super::quote::{Escaped, Quoted, reason};
 use crate::address::Address;
 use crate::protocol::Delimiter;
@@ -38,7 +38,7 @@ use crate::units::format_time;
 pub use number::{MAX_SIZE, MIN_SIZE};
 pub use statistics::{RoundTrips, Statistics};
 
-use link::{PingConnection, Received};
+use connection::{PingConnection, Received};
 use number::NumberCodec;
 use report::{Event, Printer};
 

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use super::super::rules::{Deadlines, TimeSpan};
-use super::super::unfinished::Awaited;
-use super::super::verdict::Verdict;
 use super::{FINAL_REPLY_TIMEOUT, Phase, Session, Want};
+use crate::protocol::buffers::Awaited;
+use crate::protocol::rules::{Deadlines, TimeSpan};
+use crate::protocol::verdict::Verdict;
 
 impl Session {
     /// When [`Session::tick`] has something to do, should nothing else happen before.

@@ -1,7 +1,7 @@
 //! Numbers and bytes, one after the other.
 
-use super::super::moment::RelativeTime;
 use super::Error;
+use crate::protocol::relative_time::RelativeTime;
 
 /// The most that can have been counted: what is added to it later does not overflow.
 const MAX_COUNT: u64 = u64::MAX / 2;

@@ -1,6 +1,6 @@
 //! Stories of peers that do not take what they are owed, or send more than they take.
 
-use super::conversation::{SimulatedConnection, millis, secs};
+use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::{FLUSH_THRESHOLD, Prefix, READ_SIZE};
 use crate::protocol::rules::Deadlines;
 use crate::protocol::{Rules, Verdict, Want};

@@ -7,8 +7,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::conversation::millis;
 use super::oracle::{PATTERNS, config, some_rules};
+use super::simulation::millis;
 use crate::protocol::reply::READ_SIZE;
 use crate::protocol::{Outlet, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 

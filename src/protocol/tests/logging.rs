@@ -1,6 +1,6 @@
 //! Stories of a log that is slow: messages wait for it, and with them their peers, for as long as it takes.
 
-use super::conversation::{SimulatedConnection, millis, secs};
+use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::{Prefix, READ_SIZE};
 use crate::protocol::rules::{Deadlines, LogMessages, TimeSpan, Unterminated};
 use crate::protocol::{Delimiter, Rules, Verdict, Want};

@@ -2,12 +2,12 @@
 
 mod backpressure;
 mod calls;
-mod combinations;
-mod conversation;
-mod endings;
+mod close;
+mod deadlines;
+mod general_path;
 mod logging;
 mod oracle;
-mod pauses;
+mod reply_delay;
+mod simulation;
 mod snapshot;
-mod story;
 mod tables;

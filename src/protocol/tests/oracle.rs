@@ -6,7 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::conversation::{SimulatedConnection, expected_reply, millis, secs, shown};
+use super::simulation::{SimulatedConnection, expected_reply, millis, secs, shown};
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
 use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::{Delimiter, Rules, Verdict, Want};

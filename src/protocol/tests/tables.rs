@@ -1,6 +1,6 @@
 //! One table of wires and what they come to, whole, byte by byte, and cut at every place.
 
-use super::conversation::{SimulatedConnection, shown};
+use super::simulation::{SimulatedConnection, shown};
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
 use crate::protocol::rules::Unterminated;
 use crate::protocol::verdict::{KINDS, NAMES};

@@ -9,11 +9,12 @@
 //! Connections of packets are few and local, so they are tasks, which are simpler than turns on the floor, and the floor does
 //! not know of them.
 
-pub(crate) mod conversation;
-pub(crate) mod drops;
-pub(crate) mod inbox;
-pub(crate) mod rates;
-mod wire;
+pub(crate) mod datagram_server;
+pub(crate) mod datagram_socket;
+pub(crate) mod drop_log;
+pub(crate) mod rate_limit;
+pub(crate) mod seqpacket;
+mod seqpacket_socket;
 
 use std::future::poll_fn;
 use std::sync::Arc;

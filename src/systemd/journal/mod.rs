@@ -15,11 +15,11 @@
 //!
 //! **Whole messages** ([`whole`]) are the exception to all of this: they are never left out, and who sends them waits.
 
+pub mod lossless;
 mod native;
 mod queue;
 mod sink;
 mod text;
-pub mod whole;
 
 use std::env;
 use std::io::{self, Write};

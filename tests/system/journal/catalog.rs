@@ -8,8 +8,8 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use super::entries::{Entry, entries, journalctl};
 use super::{SETTINGS, TCP, configure, listen};
-use crate::carry::forger::tamper;
 use crate::common::wait_until;
+use crate::handover::forger::tamper;
 use crate::machine::Machine;
 
 tests![

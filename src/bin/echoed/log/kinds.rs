@@ -115,7 +115,7 @@ mod tests {
 
     use echoed::protocol::verdict;
     use echoed::server::event;
-    use echoed::systemd::journal::{self, whole};
+    use echoed::systemd::journal::{self, lossless};
 
     use super::*;
 
@@ -123,8 +123,14 @@ mod tests {
 
     /// Every kind that can be logged.
     fn kinds() -> Vec<EntryKind> {
-        let journal =
-            [journal::SUPPRESSED, journal::LOST, whole::MESSAGE, whole::WRITE_FAILED, whole::WRITE_RESUMED, OTHER];
+        let journal = [
+            journal::SUPPRESSED,
+            journal::LOST,
+            lossless::MESSAGE,
+            lossless::WRITE_FAILED,
+            lossless::WRITE_RESUMED,
+            OTHER,
+        ];
         let notes = Note::ALL.iter().map(|note| note.kind());
         journal.into_iter().chain(notes).chain(EVENTS).collect()
     }

@@ -1,9 +1,9 @@
 //! What is told of a load: [`text`] for people, [`json`] for programs, and a [`bar`] while it runs. All of them are
 //! functions of values to strings.
 
-pub mod bar;
-mod chart;
+mod histogram;
 pub mod json;
+pub mod progress_bar;
 pub mod text;
 
 use std::time::Duration;

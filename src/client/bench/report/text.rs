@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::chart::render_histogram;
+use super::histogram::render_histogram;
 use super::{PERCENTILES, Style, format_bytes, format_number, format_rate, format_time};
 use crate::address::Address;
 use crate::client::bench::{BenchSettings, Outcome, Stats, per_second};

@@ -10,8 +10,8 @@ use super::states::STATES;
 use crate::protocol::rules::{Deadlines, LogMessages};
 use crate::protocol::snapshot::{Error, VERSION};
 use crate::protocol::tests::calls::{LimitedOutlet, run_to_close};
-use crate::protocol::tests::conversation::secs;
 use crate::protocol::tests::oracle::config;
+use crate::protocol::tests::simulation::secs;
 use crate::protocol::{Delimiter, Rules, Scratch, Session, Snapshot};
 
 /// Rules by which it comes to an end whatever was written.

@@ -2,14 +2,14 @@
 //! else has written.
 
 mod hostile;
+mod restarts;
 mod states;
-mod stories;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::conversation::SimulatedConnection;
 use super::oracle::{Event, config, event, some_rules};
+use super::simulation::SimulatedConnection;
 
 proptest! {
     #![proptest_config(config())]

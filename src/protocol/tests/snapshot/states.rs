@@ -2,7 +2,7 @@
 
 use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::snapshot::Error;
-use crate::protocol::tests::conversation::{SimulatedConnection, millis, secs};
+use crate::protocol::tests::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::verdict::KINDS;
 use crate::protocol::{Rules, Snapshot, Verdict};
 

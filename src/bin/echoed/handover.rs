@@ -1,0 +1,119 @@
+//! Live connections over a restart: from the server into the manager's store, and out of it into the server.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use echoed::config::Settings;
+use echoed::server::{Counts, Detached, DetachedConnection, Restored, Server, close_gracefully};
+use echoed::systemd::fdstore::{self, StoreResult, StoredConnection, Unpacked};
+use echoed::systemd::notify;
+use tokio::time::Instant;
+
+use crate::log::{LeveledLog, Note};
+
+/// Ends, and hands over all connections to the next process.
+pub(crate) async fn store_connections(server: Server, log: &LeveledLog) {
+    let (began, ended_before) = (Instant::now(), ended_count(&server));
+    let Detached { connections, unresponsive } = server.detach().await;
+    let detached = connections.len();
+    let finished = ended_count(&server).saturating_sub(ended_before + detached as u64);
+    if unresponsive > 0 {
+        log.note(Note::StoreFailed, &format!("{unresponsive} connections are cut: their worker does not answer"));
+    }
+    let (stored, remaining) = store_in_fdstore(connections, log);
+    let took = milliseconds(began.elapsed());
+    // Nobody waits for the end of these.
+    let cut = unresponsive + detached - stored;
+    for connection in remaining {
+        close_gracefully(connection.socket);
+    }
+    let Counts { accepted, totals, .. } = server.counts();
+    drop(server);
+    let messages = totals.messages;
+    log.note(
+        Note::Stopped,
+        &format!(
+            "stopped: {stored} connections handed over in {took} ms, {finished} finished, {cut} cut; \
+             {messages} messages on {accepted} connections in all"
+        ),
+    );
+}
+
+/// How many connections have ended.
+fn ended_count(server: &Server) -> u64 {
+    server.counts().ended.iter().sum()
+}
+
+/// Has the manager keep connections. Returns how many it has, and the others; when it has them for certain.
+fn store_in_fdstore(connections: Vec<DetachedConnection>, log: &LeveledLog) -> (usize, Vec<StoredConnection>) {
+    let count = connections.len();
+    if count == 0 {
+        log.check_notified(notify::barrier());
+        return (0, Vec::new());
+    }
+    let connections = connections
+        .into_iter()
+        .map(|DetachedConnection { socket, snapshot }| StoredConnection { socket, snapshot })
+        .collect();
+    match fdstore::store(connections) {
+        Ok(StoreResult { stored, remaining, problem }) => {
+            if let Some(problem) = problem {
+                log.note(Note::StoreFailed, &format!("{} of {count} connections are cut: {problem}", remaining.len()));
+            }
+            (stored, remaining)
+        }
+        Err(error) => {
+            let text = format!("all {count} connections are cut: the service manager cannot be told of them: {error}");
+            log.note(Note::StoreFailed, &text);
+            (0, Vec::new())
+        }
+    }
+}
+
+/// Goes on with the connections of the process before, if there are any; `served` are the names of the listeners that
+/// there will be. `problems` are about what looked like them.
+pub(crate) async fn restore_connections(
+    server: &Server,
+    bundles: Vec<OwnedFd>,
+    mut problems: Vec<String>,
+    settings: &Settings,
+    serving: &[&str],
+    log: &LeveledLog,
+) {
+    if bundles.is_empty() && problems.is_empty() {
+        return;
+    }
+    // Whatever becomes of them, it does so only once.
+    log.check_notified(fdstore::remove());
+    let began = Instant::now();
+    let Unpacked { connections, age, problems: bundle_problems } = fdstore::unpack(bundles);
+    problems.extend(bundle_problems);
+    let detached: Vec<_> = connections
+        .into_iter()
+        .map(|StoredConnection { socket, snapshot }| DetachedConnection { socket, snapshot })
+        .collect();
+    let count = detached.len();
+    let Restored { resumed, orphaned, rejected } = server.restore(detached, age, settings, serving);
+    // Then all of them have had their first turn.
+    server.ping_workers().await;
+    let closed = rejected.len();
+    let rejected = rejected.into_iter().map(|problem| format!("closed a connection: {problem}"));
+    for problem in problems.into_iter().chain(rejected) {
+        let text = format!("cannot go on with all that the process before has stored: {problem}");
+        log.note(Note::RestoreFailed, &text);
+    }
+    if count > 0 {
+        let took = milliseconds(age + began.elapsed());
+        log.note(
+            Note::ConnectionsRestored,
+            &format!(
+                "{resumed} connections of the process before go on, {took} ms after it stored them; {closed} refused, \
+                 {orphaned} of listeners that are no more"
+            ),
+        );
+    }
+}
+
+fn milliseconds(time: Duration) -> u128 {
+    time.as_millis()
+}

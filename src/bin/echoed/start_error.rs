@@ -1,0 +1,58 @@
+//! Why the daemon does not start, in words, and its exit code.
+
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+
+use echoed::config;
+use echoed::systemd::activation;
+
+/// Bad configuration (EX_CONFIG of sysexits.h).
+const EX_CONFIG: u8 = 78;
+
+/// A system call failed (EX_OSERR of sysexits.h).
+pub(crate) const EX_OSERR: u8 = 71;
+
+/// Why the daemon does not start.
+#[derive(Debug)]
+pub(crate) enum StartError {
+    Configuration(config::Error),
+    Activation(activation::Error),
+    System { what: String, error: io::Error },
+}
+
+impl StartError {
+    pub(crate) fn system(what: &str, error: io::Error) -> Self {
+        Self::System { what: what.to_owned(), error }
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Configuration(_) => EX_CONFIG,
+            Self::Activation(_) | Self::System { .. } => EX_OSERR,
+        })
+    }
+}
+
+impl From<config::Error> for StartError {
+    fn from(error: config::Error) -> Self {
+        Self::Configuration(error)
+    }
+}
+
+impl From<activation::Error> for StartError {
+    fn from(error: activation::Error) -> Self {
+        Self::Activation(error)
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // Begins with the place.
+            Self::Configuration(error) => error.fmt(f),
+            Self::Activation(error) => error.fmt(f),
+            Self::System { what, error } => write!(f, "{what}: {error}"),
+        }
+    }
+}

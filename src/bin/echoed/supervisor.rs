@@ -1,0 +1,291 @@
+//! What the daemon does while its workers serve: it hears signals, reads its settings anew, tells the manager how it is,
+//! and notices when nobody needs it.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::fmt;
+use std::future::pending;
+use std::time::Duration;
+
+use echoed::config::{self, Service, Settings};
+use echoed::protocol::rules::TimeSpan;
+use echoed::rlimit;
+use echoed::server::{Counts, Server};
+use echoed::systemd::activation::Sockets;
+use echoed::systemd::notify;
+use tokio::sync::watch;
+use tokio::time;
+
+use crate::log::{LeveledLog, Note};
+use crate::signals::{SignalRequest, Signals};
+
+/// How often the manager is told how it is, at most.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Why the daemon ends.
+pub(crate) enum ExitReason {
+    Signal(&'static str),
+    /// The last listener broke.
+    ListenersFailed,
+    /// The one connection that it was started for has ended.
+    ConnectionEnded,
+    /// There was no connection for so long.
+    Idle(TimeSpan),
+}
+
+impl fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(name) => f.write_str(name),
+            Self::ListenersFailed => f.write_str("no listener is left"),
+            Self::ConnectionEnded => f.write_str("the connection ended"),
+            Self::Idle(time) => write!(f, "no connection for {time} (service.idle_exit)"),
+        }
+    }
+}
+
+/// When the daemon ends without being told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RunMode {
+    /// Never: it holds the sockets itself.
+    Standalone,
+    /// When it is not used; the manager starts it again with the next client.
+    Activated,
+    /// With the one connection that it was started for.
+    SingleConnection,
+}
+
+impl RunMode {
+    pub(crate) fn of(sockets: &Sockets) -> Self {
+        match sockets {
+            Sockets::Nothing => Self::Standalone,
+            Sockets::Listeners(_) => Self::Activated,
+            Sockets::Connection(_) => Self::SingleConnection,
+        }
+    }
+
+    /// Makes room for the descriptors of all connections that there may be. The result is for [`note_room`].
+    pub(crate) fn preallocate_fd_table(self, settings: &Settings) -> Result<(), u64> {
+        match self {
+            Self::Standalone | Self::Activated => rlimit::preallocate_fd_table(settings.limits.connections),
+            Self::SingleConnection => Ok(()),
+        }
+    }
+}
+
+/// Who attends.
+pub(crate) struct Supervisor<'a, Load> {
+    server: &'a Server,
+    mode: RunMode,
+    log: &'a LeveledLog,
+    load_settings: Load,
+    /// What the process was started with.
+    initial_settings: &'a Settings,
+    /// What holds now.
+    settings: watch::Sender<Settings>,
+    /// What was wrong with the settings when they were last read, in one line.
+    reload_error: RefCell<Option<String>>,
+    /// What the manager was last told of how it is.
+    last_status: RefCell<String>,
+}
+
+impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
+    /// Attends to `server`, which was started with these settings. `load` reads them anew.
+    pub(crate) fn new(
+        server: &'a Server,
+        mode: RunMode,
+        settings: &'a Settings,
+        log: &'a LeveledLog,
+        load_settings: Load,
+    ) -> Self {
+        let (reload_error, last_status) = (RefCell::default(), RefCell::default());
+        let initial_settings = settings;
+        Self {
+            server,
+            mode,
+            log,
+            load_settings,
+            initial_settings,
+            settings: watch::Sender::new(settings.clone()),
+            reload_error,
+            last_status,
+        }
+    }
+
+    /// Until there is a reason to end.
+    pub(crate) async fn run(&self, signals: &mut Signals) -> ExitReason {
+        self.notify_ready();
+        tokio::select! {
+            name = self.handle_signals(signals) => ExitReason::Signal(name),
+            () = self.server.all_listeners_failed() => ExitReason::ListenersFailed,
+            () = self.server.wait_until_idle(), if self.mode == RunMode::SingleConnection => ExitReason::ConnectionEnded,
+            time = self.wait_until_idle(), if self.mode == RunMode::Activated => ExitReason::Idle(time),
+            never = self.ping_watchdog() => match never {},
+            never = self.update_status() => match never {},
+        }
+    }
+
+    /// What holds for the process now.
+    pub(crate) fn service(&self) -> Service {
+        self.settings.borrow().service.clone()
+    }
+
+    /// Does what signals ask for, until one asks to end.
+    async fn handle_signals(&self, signals: &mut Signals) -> &'static str {
+        loop {
+            match signals.next().await {
+                SignalRequest::Stop(name) => return name,
+                SignalRequest::Reload => self.reload(),
+                SignalRequest::HangWorker => self.server.hang_worker(),
+            }
+        }
+    }
+
+    /// Reads the settings anew. They hold as a whole, or not at all.
+    fn reload(&self) {
+        self.log.check_notified(notify::reloading());
+        let reload_error = match (self.load_settings)() {
+            Ok(new) => {
+                for key in self.initial_settings.keys_needing_restart(&new) {
+                    let text = format!("{key} changed, which holds after a restart; it stays as it was");
+                    self.log.note(Note::NeedsRestart, &text);
+                }
+                self.log.set_level(new.log_level);
+                self.server.reload(&new);
+                warn_low_nofile(self.mode.preallocate_fd_table(&new), &new, self.log);
+                self.settings.send_replace(new);
+                self.log.note(Note::Reloaded, "reloaded: the new settings hold for new connections");
+                None
+            }
+            Err(error) => {
+                let text = error.to_string();
+                self.log.note(Note::ReloadFailed, &format!("not reloaded, the old settings stay:\n{text}"));
+                let others = error.headlines().count().saturating_sub(1);
+                let more = if others == 0 { String::new() } else { format!(" (and {others} more)") };
+                error.headlines().next().map(|first| format!("{first}{more}"))
+            }
+        };
+        self.reload_error.replace(reload_error);
+        self.notify_ready();
+    }
+
+    /// Returns when there was no connection for `service.idle_exit`, and nobody is accepted any more.
+    async fn wait_until_idle(&self) -> TimeSpan {
+        let mut settings = self.settings.subscribe();
+        loop {
+            let idle_exit = settings.borrow_and_update().service.idle_exit.clone();
+            let remaining = idle_exit.as_ref().map(|limit| {
+                // While there is a connection, the time begins later than now.
+                limit.duration().saturating_sub(self.server.idle_for().unwrap_or_default())
+            });
+            if let Some(limit) = idle_exit.filter(|_| remaining == Some(Duration::ZERO)) {
+                if self.server.stop_if_idle(limit.duration()).await {
+                    return limit;
+                }
+            } else {
+                let idle_timeout = async {
+                    match remaining {
+                        Some(remaining) => time::sleep(remaining).await,
+                        None => pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = idle_timeout => {}
+                    // The sender is here, so there is no error.
+                    _ = settings.changed() => {}
+                }
+            }
+        }
+    }
+
+    /// Tells the manager that we are well, twice as often as it wants to hear it, and only when every worker has answered.
+    async fn ping_watchdog(&self) -> Infallible {
+        let Some(interval) = notify::watchdog_interval() else { return pending().await };
+        loop {
+            time::sleep(interval / 2).await;
+            let mut pong = std::pin::pin!(self.server.ping_workers());
+            if time::timeout(interval / 4, &mut pong).await.is_err() {
+                self.log.note(
+                    Note::WorkerHung,
+                    "a worker does not answer; the service manager is not told that we are well",
+                );
+                pong.await;
+                self.log.note(Note::WorkersResponding, "all workers answer again");
+            }
+            self.log.check_notified(notify::watchdog());
+        }
+    }
+
+    /// Tells the manager how it is, when that has changed.
+    async fn update_status(&self) -> Infallible {
+        if !notify::is_enabled() {
+            return pending().await;
+        }
+        loop {
+            time::sleep(STATUS_INTERVAL).await;
+            let status = self.status();
+            if status != *self.last_status.borrow() {
+                self.log.check_notified(notify::status(&status));
+                self.last_status.replace(status);
+            }
+        }
+    }
+
+    /// Tells the manager that it is ready, and how it is. What clients do meanwhile is told later.
+    fn notify_ready(&self) {
+        let status = self.status();
+        self.log.check_notified(notify::ready(&status));
+        self.last_status.replace(status);
+    }
+
+    /// How it is, in one line.
+    fn status(&self) -> String {
+        let (open, limit) = (self.server.connection_count(), self.server.connection_limit());
+        let Counts { totals, resumed, .. } = self.server.counts();
+        let (listeners, messages) = (self.server.listener_count(), grouped(totals.messages));
+        let plural = if listeners == 1 { "" } else { "s" };
+        let resumed_text = if resumed == 0 { String::new() } else { format!(", {} carried here", grouped(resumed)) };
+        let reload_error =
+            self.reload_error.borrow().as_ref().map(|what| format!("; not reloaded: {what}")).unwrap_or_default();
+        format!(
+            "{open}/{limit} connections, {listeners} listener{plural}, {messages} messages{resumed_text}{reload_error}"
+        )
+    }
+}
+
+/// Says where there cannot be as many descriptors as connections are allowed.
+pub(crate) fn warn_low_nofile(preallocated: Result<(), u64>, settings: &Settings, log: &LeveledLog) {
+    if let Err(max_fds) = preallocated {
+        let connections = settings.limits.connections;
+        let text = format!(
+            "{max_fds} descriptors are too few for limits.connections={connections}, clients beyond them will wait; \
+             raise LimitNOFILE= of the service (ulimit -Hn of a shell)"
+        );
+        log.note(Note::LowNofile, &text);
+    }
+}
+
+/// A number as people read it: 18,400.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_numbers_are_grouped() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (18_400, "18,400"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! One connection: what it has sent, and what it is owed.
+
+use std::os::fd::OwnedFd;
+
+use super::workload::Workload;
+
+/// Where a connection is in its life.
+#[derive(Debug)]
+pub(super) enum State {
+    /// There is none; it is dialled when this time has come.
+    Disconnected { retry_at: u64 },
+    /// It is being made; without a socket where it was not even taken into the backlog, and is tried again.
+    Connecting { socket: Option<OwnedFd> },
+    /// It is there.
+    Connected { socket: OwnedFd },
+    /// Something wrong has come over it: what of that reply is here so far. The rest is awaited, to be shown.
+    WrongReply { socket: OwnedFd, reply: Vec<u8> },
+}
+
+/// One connection, and the next ones in its place.
+#[derive(Debug)]
+pub(super) struct BenchConnection {
+    pub(super) state: State,
+    /// Messages that wait for their replies, those that are not written whole among them.
+    pub(super) owed: usize,
+    /// The place of the first of them in the script.
+    pub(super) first: usize,
+    /// Bytes of the owed messages that were written.
+    pub(super) written: usize,
+    /// Bytes of their replies that have come.
+    pub(super) received: usize,
+    /// Whether more can only be written when there is room again.
+    pub(super) write_blocked: bool,
+    /// Whether the epoll set is told to tell so.
+    pub(super) watches_writable: bool,
+    /// When the batch was sent. Times are in nanoseconds.
+    pub(super) sent_at: u64,
+    /// Since when the next reply is the next one; since when there is an attempt to connect.
+    pub(super) waiting_since: u64,
+    /// Messages of all its life, lost ones too: how many of its slots are used.
+    pub(super) slots_used: u64,
+    /// Whether this connection has brought a reply.
+    pub(super) has_answered: bool,
+    /// Attempts and connections in a row that brought none.
+    pub(super) consecutive_failures: u32,
+    /// Whether it has been there once, or has failed.
+    pub(super) attempted: bool,
+}
+
+/// What came is not what is owed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mismatch;
+
+impl BenchConnection {
+    pub(super) fn new() -> Self {
+        Self {
+            state: State::Disconnected { retry_at: 0 },
+            owed: 0,
+            first: 0,
+            written: 0,
+            received: 0,
+            write_blocked: false,
+            watches_writable: false,
+            sent_at: 0,
+            waiting_since: 0,
+            slots_used: 0,
+            has_answered: false,
+            consecutive_failures: 0,
+            attempted: false,
+        }
+    }
+
+    /// So many more messages are to be sent.
+    #[inline]
+    pub(super) fn enqueue(&mut self, count: usize, now: u64) {
+        if self.owed == 0 {
+            self.waiting_since = now;
+        }
+        self.sent_at = now;
+        self.owed += count;
+        self.slots_used += count as u64;
+    }
+
+    /// What is still to be written.
+    #[inline]
+    pub(super) fn unwritten<'a>(&self, workload: &'a Workload) -> &'a [u8] {
+        &workload.messages(self.first, self.owed)[self.written..]
+    }
+
+    /// What is still to come.
+    #[inline]
+    pub(super) fn awaited<'a>(&self, workload: &'a Workload) -> &'a [u8] {
+        &workload.replies(self.first, self.owed)[self.received..]
+    }
+
+    /// Takes what came, and returns how many replies are now here whole. With `verify`, every byte is compared;
+    /// otherwise they are only counted. When it does not fit, nothing is taken.
+    #[inline]
+    pub(super) fn consume(&mut self, bytes: &[u8], workload: &Workload, verify: bool) -> Result<usize, Mismatch> {
+        let awaited = self.awaited(workload);
+        match awaited.get(..bytes.len()) {
+            Some(expected) if !verify || expected == bytes => {}
+            _ => return Err(Mismatch),
+        }
+        if bytes.len() < awaited.len() {
+            return self.advance(bytes.len(), workload);
+        }
+        // All of it. What answers a message that was not sent whole, answers none.
+        if self.written < self.owed * workload.message_size() {
+            return Err(Mismatch);
+        }
+        let completed = self.owed;
+        self.first = (self.first + completed) % workload.distinct_messages();
+        (self.owed, self.written, self.received) = (0, 0, 0);
+        Ok(completed)
+    }
+
+    /// So many bytes of the awaited replies have come and are right.
+    pub(super) fn advance(&mut self, bytes: usize, workload: &Workload) -> Result<usize, Mismatch> {
+        let received = self.received + bytes;
+        let completed = received / workload.reply_size();
+        let written = self.written.checked_sub(completed * workload.message_size()).ok_or(Mismatch)?;
+        self.received = received - completed * workload.reply_size();
+        self.written = written;
+        self.owed -= completed;
+        self.first = (self.first + completed) % workload.distinct_messages();
+        Ok(completed)
+    }
+
+    /// Nothing is owed any more. Returns how many messages stay unanswered.
+    pub(super) fn discard_owed(&mut self, workload: &Workload) -> usize {
+        let owed = std::mem::take(&mut self.owed);
+        self.first = (self.first + owed) % workload.distinct_messages();
+        (self.written, self.received, self.write_blocked) = (0, 0, false);
+        owed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Delimiter;
+    use crate::protocol::reply::Prefix;
+
+    fn workload(depth: usize) -> Workload {
+        Workload::new(5, depth, &Delimiter::default(), &Prefix::new(b"server got:")).unwrap()
+    }
+
+    #[test]
+    fn replies_are_recognized_in_pieces_of_any_size() {
+        let workload = workload(7);
+        for size in 1..=workload.reply_size() * 7 {
+            let mut connection = BenchConnection::new();
+            for _ in 0..50 {
+                connection.enqueue(7, 1);
+                let replies = workload.replies(connection.first, 7).to_vec();
+                connection.written = connection.unwritten(&workload).len();
+                let taken: usize =
+                    replies.chunks(size).map(|chunk| connection.consume(chunk, &workload, true).unwrap()).sum();
+                assert_eq!(
+                    (taken, connection.owed, connection.written, connection.received),
+                    (7, 0, 0, 0),
+                    "cut every {size}"
+                );
+            }
+            assert_eq!(connection.slots_used, 350);
+        }
+    }
+
+    #[test]
+    fn messages_can_be_added_while_replies_are_owed() {
+        let workload = workload(3);
+        let mut connection = BenchConnection::new();
+        let mut all = Vec::new();
+        for round in 0..100 {
+            connection.enqueue(if round == 0 { 3 } else { 1 }, round);
+            connection.written += connection.unwritten(&workload).len();
+            let reply = workload.replies(connection.first, 1).to_vec();
+            assert_eq!(connection.consume(&reply, &workload, true), Ok(1));
+            all.push(reply);
+        }
+        assert_eq!(connection.owed, 2);
+        assert_eq!(all[0], all[workload.distinct_messages()]);
+        assert_ne!(all[0], all[1]);
+    }
+
+    #[test]
+    fn one_differing_byte_is_a_mismatch_and_changes_nothing() {
+        let workload = workload(2);
+        for at in 0..2 * workload.reply_size() {
+            let mut connection = BenchConnection::new();
+            connection.enqueue(2, 1);
+            connection.written = 2 * workload.message_size();
+            let mut replies = workload.replies(0, 2).to_vec();
+            replies[at] ^= 1;
+            assert_eq!(connection.consume(&replies, &workload, true), Err(Mismatch));
+            assert_eq!((connection.owed, connection.received), (2, 0));
+            assert_eq!(connection.consume(&replies, &workload, false), Ok(2));
+        }
+    }
+
+    #[test]
+    fn surplus_and_early_replies_are_mismatches_even_without_verification() {
+        let workload = workload(1);
+        for verify in [true, false] {
+            let mut connection = BenchConnection::new();
+            let reply = workload.replies(0, 1).to_vec();
+            assert_eq!(connection.consume(&reply, &workload, verify), Err(Mismatch), "nobody asked");
+            connection.enqueue(1, 1);
+            assert_eq!(connection.consume(&reply, &workload, verify), Err(Mismatch), "it is not even sent");
+            connection.written = workload.message_size();
+            assert_eq!(
+                connection.consume(&[&reply[..], b"x"].concat(), &workload, verify),
+                Err(Mismatch),
+                "one byte more"
+            );
+            assert_eq!(connection.consume(&reply, &workload, verify), Ok(1));
+        }
+    }
+
+    #[test]
+    fn messages_after_discarded_ones_continue_the_workload() {
+        let workload = workload(2);
+        let mut connection = BenchConnection::new();
+        connection.enqueue(2, 1);
+        connection.written = 3;
+        assert_eq!(connection.discard_owed(&workload), 2);
+        assert_eq!((connection.owed, connection.written, connection.first), (0, 0, 2 % workload.distinct_messages()));
+        assert_eq!(connection.discard_owed(&workload), 0);
+    }
+}

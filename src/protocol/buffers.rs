@@ -1,0 +1,312 @@
+//! What a session keeps from one call to the next, while there is something: a message in progress or one that waits for
+//! the log, replies that were not taken, input that was not looked at. And since when, as the deadlines of these things
+//! are.
+
+mod checkpoint;
+
+use std::mem;
+use std::time::{Duration, Instant};
+
+use super::rules::Rules;
+
+pub(super) use checkpoint::{BuffersCheckpoint, MessageCheckpoint};
+
+/// How much room a message in progress has at least, in bytes: a short one does not have to be moved when its rest comes.
+const MIN_CAPACITY: usize = 64;
+
+/// What is kept. At least one of the three buffers is not empty between calls of the session, or there is a delay.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    /// The reply to the message in progress, as far as it is known: the prefix and the bytes that came. Or all of the
+    /// reply to a message that waits for the log.
+    pending_reply: Vec<u8>,
+    message_state: MessageState,
+    read_timer: ReadTimer,
+    /// When the delay after a reply ends; `None` where there is none, or where it is over.
+    delay_until: Option<Instant>,
+    /// Replies that the peer has not taken.
+    pub(super) outbound: ByteQueue,
+    /// When the peer last took a byte, or when something became owed to it; or when a message began to wait for the log.
+    waiting_since: Instant,
+    /// Input that was not looked at.
+    pub(super) inbound: ByteQueue,
+}
+
+/// What the peer is to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// To begin a message.
+    MessageStart,
+    /// To finish the one that it has begun; until then, if there is a deadline.
+    MessageEnd(Option<Instant>),
+    /// To take what it is owed; it has not taken anything since then.
+    PeerRead(Instant),
+    /// Nothing: it is the log that is to take a message.
+    Log,
+    /// Nothing: we take no message until then.
+    Delay(Instant),
+    /// Nothing: the delay is over, and we go on.
+    DelayOver,
+}
+
+/// What the message in progress consists of: a person at a terminal types TAB, Enter, and the line feed is then no
+/// message begun, but what ends the line before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MessageState {
+    /// There is no message in progress.
+    None,
+    /// Whole line ends (LF or CR LF).
+    LineEnds,
+    /// Line ends and a CR.
+    LineEndsCr,
+    /// Anything else.
+    Other,
+    /// All of it came, its delimiter too; it waits for the log.
+    Unlogged,
+    /// There is none, and none is taken: there is a delay after a reply, or it is over and was not noticed yet.
+    Delayed,
+}
+
+/// The read deadline, which is suspended while it is we who do not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ReadTimer {
+    Off,
+    Running { until: Instant },
+    Suspended { remaining: Duration },
+}
+
+impl Buffers {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            pending_reply: Vec::new(),
+            message_state: MessageState::None,
+            read_timer: ReadTimer::Off,
+            delay_until: None,
+            outbound: ByteQueue::default(),
+            waiting_since: now,
+            inbound: ByteQueue::default(),
+        }
+    }
+
+    /// Whether nothing is kept.
+    pub(super) fn is_empty(&self) -> bool {
+        self.message_state == MessageState::None && !self.is_reading_blocked()
+    }
+
+    /// Whether replies are owed, input is held, a message waits for the log, or there is a delay: then nothing is read.
+    #[inline]
+    pub(super) fn is_reading_blocked(&self) -> bool {
+        !self.outbound.is_empty()
+            || !self.inbound.is_empty()
+            || matches!(self.message_state, MessageState::Unlogged | MessageState::Delayed)
+    }
+
+    /// Bytes that the buffers occupy.
+    pub(super) fn memory(&self) -> usize {
+        self.pending_reply.capacity() + self.outbound.bytes.capacity() + self.inbound.bytes.capacity()
+    }
+
+    /// What the peer is to do next.
+    #[inline]
+    pub(super) fn awaited(&self) -> Awaited {
+        if !self.outbound.is_empty() {
+            return Awaited::PeerRead(self.waiting_since);
+        }
+        match (self.message_state, self.read_timer) {
+            (MessageState::Unlogged, _) => Awaited::Log,
+            (MessageState::Delayed, _) => self.delay_until.map_or(Awaited::DelayOver, Awaited::Delay),
+            (MessageState::None | MessageState::LineEnds, _) => Awaited::MessageStart,
+            (_, ReadTimer::Running { until }) => Awaited::MessageEnd(Some(until)),
+            (_, ReadTimer::Off | ReadTimer::Suspended { .. }) => Awaited::MessageEnd(None),
+        }
+    }
+
+    /// Takes no message until then. There is none in progress.
+    pub(super) fn start_delay(&mut self, until: Instant) {
+        self.message_state = MessageState::Delayed;
+        self.read_timer = ReadTimer::Off;
+        self.delay_until = Some(until);
+    }
+
+    /// Whether there is a delay, and it is not over.
+    pub(super) fn is_delayed(&self, now: Instant) -> bool {
+        self.delay_until.is_some_and(|until| until > now)
+    }
+
+    /// The delay is over, if there is one.
+    pub(super) fn end_delay(&mut self) {
+        self.delay_until = None;
+    }
+
+    /// Takes messages again, whether or not the delay is over.
+    pub(super) fn cancel_delay(&mut self) {
+        if self.message_state == MessageState::Delayed {
+            self.message_state = MessageState::None;
+            self.delay_until = None;
+        }
+    }
+
+    /// Keeps the bytes of a message that goes on in the next input.
+    pub(super) fn buffer_message(&mut self, now: Instant, rules: &Rules, bytes: &[u8]) {
+        let pending_reply = &mut self.pending_reply;
+        if matches!(self.message_state, MessageState::None | MessageState::Unlogged | MessageState::Delayed) {
+            pending_reply.clear();
+            (self.message_state, self.read_timer, self.delay_until) = (MessageState::LineEnds, ReadTimer::Off, None);
+            reserve_message(pending_reply, rules.prefix.len() + bytes.len(), rules);
+            pending_reply.extend_from_slice(rules.prefix.as_bytes());
+        } else {
+            reserve_message(pending_reply, bytes.len(), rules);
+        }
+        pending_reply.extend_from_slice(bytes);
+        self.message_state = self.message_state.extended_by(bytes);
+        self.read_timer = match (self.read_timer, &rules.deadlines.read) {
+            // A person's line end is no message begun.
+            _ if self.message_state == MessageState::LineEnds => ReadTimer::Off,
+            (ReadTimer::Off, Some(read)) => ReadTimer::running_until(now.checked_add(read.duration())),
+            (timer, _) => timer,
+        };
+    }
+
+    /// The message in progress, if there is one: what it consists of, and its reply as far as it is known.
+    #[inline]
+    pub(super) fn take_message(&mut self) -> Option<(MessageState, Vec<u8>)> {
+        match self.message_state {
+            MessageState::None | MessageState::Unlogged | MessageState::Delayed => None,
+            state => {
+                (self.message_state, self.read_timer) = (MessageState::None, ReadTimer::Off);
+                Some((state, mem::take(&mut self.pending_reply)))
+            }
+        }
+    }
+
+    /// Keeps the whole reply to a message that the log has not taken, since then.
+    pub(super) fn await_log(&mut self, since: Instant, reply: Vec<u8>) {
+        self.read_timer = ReadTimer::Off;
+        self.pending_reply = reply;
+        self.message_state = MessageState::Unlogged;
+        self.waiting_since = since;
+    }
+
+    /// The whole reply to the message that waits for the log, if nothing is owed any more.
+    pub(super) fn unlogged(&self) -> Option<&[u8]> {
+        (self.message_state == MessageState::Unlogged && self.outbound.is_empty()).then_some(&self.pending_reply)
+    }
+
+    /// The same, which waits no longer, and since when it has.
+    pub(super) fn take_unlogged(&mut self) -> Option<(Instant, Vec<u8>)> {
+        self.unlogged()?;
+        self.message_state = MessageState::None;
+        Some((self.waiting_since, mem::take(&mut self.pending_reply)))
+    }
+
+    /// Nobody will take replies any more, nor finish a message.
+    pub(super) fn drop_replies(&mut self) {
+        self.outbound = ByteQueue::default();
+        self.cancel_delay();
+        self.take_message();
+    }
+
+    /// Something is owed, where nothing was.
+    pub(super) fn set_outbound(&mut self, now: Instant, queue: ByteQueue) {
+        self.outbound = queue;
+        self.waiting_since = now;
+    }
+
+    /// The peer took so many bytes of what it is owed.
+    pub(super) fn advance_outbound(&mut self, now: Instant, count: usize) {
+        if count > 0 {
+            self.outbound.advance(count);
+            self.waiting_since = now;
+        }
+    }
+
+    /// The input that is held, if nothing is owed any more, and where to go on in it.
+    pub(super) fn take_inbound(&mut self) -> Option<(Vec<u8>, usize)> {
+        if !self.outbound.is_empty() || self.inbound.is_empty() {
+            return None;
+        }
+        let ByteQueue { bytes, at } = mem::take(&mut self.inbound);
+        Some((bytes, at))
+    }
+
+    /// Has the read deadline run while we read, and stand still otherwise.
+    pub(super) fn update_read_timer(&mut self, now: Instant, is_reading: bool) {
+        self.read_timer = match self.read_timer {
+            ReadTimer::Running { until } if !is_reading => {
+                ReadTimer::Suspended { remaining: until.saturating_duration_since(now) }
+            }
+            ReadTimer::Suspended { remaining } if is_reading => ReadTimer::running_until(now.checked_add(remaining)),
+            timer => timer,
+        };
+    }
+}
+
+/// Makes room for so many bytes more of a message: by doubling, but not past the longest one.
+#[inline]
+fn reserve_message(pending_reply: &mut Vec<u8>, more: usize, rules: &Rules) {
+    if pending_reply.capacity() - pending_reply.len() < more {
+        let most = rules.prefix.len() + rules.max_message + rules.delimiter.len();
+        let wanted = (2 * pending_reply.len()).max(MIN_CAPACITY).min(most).max(pending_reply.len() + more);
+        pending_reply.reserve_exact(wanted - pending_reply.len());
+    }
+}
+
+impl ReadTimer {
+    /// A time beyond all times never comes.
+    fn running_until(time: Option<Instant>) -> Self {
+        time.map_or(Self::Off, |until| Self::Running { until })
+    }
+}
+
+impl MessageState {
+    /// What it is after `bytes` more. Looks no further than the first byte that is no line end.
+    fn extended_by(self, bytes: &[u8]) -> Self {
+        let mut state = self;
+        for byte in bytes {
+            state = match (state, byte) {
+                (Self::LineEnds | Self::LineEndsCr, b'\n') => Self::LineEnds,
+                (Self::LineEnds, b'\r') => Self::LineEndsCr,
+                _ => return Self::Other,
+            };
+        }
+        state
+    }
+}
+
+/// Bytes of which the first ones are done with. When all are, its memory is given back.
+#[derive(Debug, Default)]
+pub(super) struct ByteQueue {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl ByteQueue {
+    /// These bytes, of which the first ones are done with already.
+    pub(super) fn from_vec(bytes: Vec<u8>, at: usize) -> Self {
+        Self { bytes, at }
+    }
+
+    pub(super) fn from_slice(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.to_vec(), at: 0 }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub(super) fn as_slice(&self) -> &[u8] {
+        &self.bytes[self.at..]
+    }
+
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.bytes.reserve_exact(bytes.len());
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(super) fn advance(&mut self, count: usize) {
+        self.at += count;
+        if self.at >= self.bytes.len() {
+            *self = Self::default();
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! How a conversation ends: with what was read answered, with last words, or at once.
+
+use std::time::Instant;
+
+use super::{LINGER, LINGER_BYTES, Phase, Session, Want};
+use crate::protocol::framer::Framer;
+use crate::protocol::rules::LogMessages;
+use crate::protocol::verdict::Verdict;
+
+impl Session {
+    /// Our end of the stream was sent, as [`Want::Shutdown`] asked. If nothing has passed for a while in either direction,
+    /// there is nothing on its way that closing could destroy.
+    pub fn handle_shutdown_sent(&mut self, now: Instant) {
+        if self.wants() != Want::Shutdown {
+            return;
+        }
+        if let Phase::Closing(verdict, _) = self.phase {
+            if self.input_ended || now.saturating_duration_since(self.last_activity) >= LINGER {
+                self.finish(verdict);
+            } else {
+                self.phase = Phase::Lingering(verdict, now + LINGER, LINGER_BYTES);
+            }
+        }
+    }
+
+    /// The connection broke: nothing can be sent or received any more.
+    pub fn handle_reset(&mut self) {
+        self.abort(self.verdict().unwrap_or(Verdict::PeerReset));
+    }
+
+    /// We want to stop: nothing more is read, what was read is answered, then the stream ends.
+    pub fn drain(&mut self, now: Instant) {
+        if self.phase == Phase::Open {
+            self.stop(Verdict::Shutdown, now);
+        }
+    }
+
+    /// We cannot serve this peer any further: `verdict` says why. What was read before is answered.
+    pub fn refuse(&mut self, verdict: Verdict, now: Instant) {
+        self.stop(verdict, now);
+    }
+
+    /// There is no memory for what it would have to keep: gives everything back, input that was not looked at and what
+    /// waits for the log among it. A peer that has not taken the replies it is owed loses them, and with them the words
+    /// that would have told it why.
+    pub fn handle_out_of_memory(&mut self, now: Instant) {
+        let has_outbound = self.buffers.as_ref().is_some_and(|buffers| !buffers.outbound.is_empty());
+        if has_outbound || matches!(self.phase, Phase::Logging(_)) {
+            self.finish(self.verdict().unwrap_or(Verdict::Busy));
+        } else if matches!(self.phase, Phase::Open | Phase::Stopping(..) | Phase::HalfClosed(_)) {
+            self.close(Verdict::Busy, now);
+        }
+    }
+
+    /// Takes no more input, and ends the conversation as soon as what was read is answered.
+    pub(super) fn stop(&mut self, verdict: Verdict, now: Instant) {
+        if matches!(self.phase, Phase::Open | Phase::HalfClosed(_)) {
+            self.framer = Framer::default();
+            self.take_message();
+            self.cancel_delay();
+            self.phase = Phase::Stopping(verdict, self.final_reply_deadline(now));
+            self.update_phase(now);
+        }
+    }
+
+    /// Ends the conversation from our side: drops input, and adds the last words. They get no more time than what was
+    /// given to the replies before them.
+    pub(super) fn close(&mut self, verdict: Verdict, now: Instant) {
+        let until = match self.phase {
+            Phase::Stopping(Verdict::Shutdown, _) => self.final_reply_deadline(now),
+            Phase::Stopping(_, until) => until,
+            _ => self.final_reply_deadline(now),
+        };
+        self.framer = Framer::default();
+        let mut outbound = self.buffers.take().map(|buffers| buffers.outbound).unwrap_or_default();
+        if self.rules.error_replies {
+            if let Some(reply) = verdict.final_reply(&self.rules) {
+                outbound.push(&reply);
+            }
+        }
+        if !outbound.is_empty() {
+            self.set_outbound(now, outbound);
+        }
+        self.phase = Phase::Closing(verdict, until);
+    }
+
+    /// Leaves the peer for good, but not the messages of it that are to be logged whole.
+    pub(super) fn abort(&mut self, verdict: Verdict) {
+        if let (LogMessages::Full, Some(buffers)) = (self.rules.log_messages, &mut self.buffers) {
+            buffers.drop_replies();
+            if buffers.is_reading_blocked() {
+                self.framer = Framer::default();
+                self.phase = Phase::Logging(verdict);
+                return;
+            }
+        }
+        self.finish(verdict);
+    }
+
+    /// Ends it for good; nothing is kept.
+    pub(super) fn finish(&mut self, verdict: Verdict) {
+        self.framer = Framer::default();
+        self.buffers = None;
+        self.phase = Phase::Done(verdict);
+    }
+}

@@ -1,0 +1,246 @@
+//! Every combination of a framing and a reply; and what the delimited echo, which has a way of its own
+//! ([`answer`](super::answer)), shares with them while a message waits for the log.
+//!
+//! A message that the log does not take is kept as it is there: prefix, message, ending. What it is answered with is known
+//! when the log has taken it.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::fast_path::message_in;
+use super::{Outlet, Phase, Session};
+use crate::protocol::buffers::ByteQueue;
+use crate::protocol::framer::{Frame, Framer};
+use crate::protocol::reply::{FLUSH_THRESHOLD, Output, READ_SIZE};
+use crate::protocol::rules::{Framing, ReplyMode, Rules};
+use crate::protocol::verdict::Verdict;
+
+/// The longest pause: 100 years, so that no clock overflows.
+const MAX_DELAY: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+impl Session {
+    /// Does what [`Session::answer`] does.
+    #[inline(never)]
+    pub(super) fn answer_general(
+        &mut self,
+        now: Instant,
+        input: &[u8],
+        range: Range<usize>,
+        output: &mut Output,
+        outlet: &mut impl Outlet,
+    ) -> usize {
+        let rules = Arc::clone(&self.rules);
+        if rules.is_verbatim() && output.len() == 0 {
+            return self.echo_verbatim(now, &rules, input, range, outlet);
+        }
+        let (mut at, end) = (range.start, range.end);
+        while at < end {
+            if output.len() >= FLUSH_THRESHOLD {
+                self.flush_output(now, output, outlet);
+                return at;
+            }
+            let from = at;
+            match next_frame(&mut self.framer, &rules, &input[at..end]) {
+                Frame::Complete(taken) => at += taken,
+                Frame::Incomplete => {
+                    self.buffers_mut(now).buffer_message(now, &rules, &input[at..end]);
+                    break;
+                }
+                Frame::TooLong => {
+                    self.flush_output(now, output, outlet);
+                    self.close(Verdict::TooLong, now);
+                    return end;
+                }
+            }
+            // Begun in an earlier call, it is kept as it would be while it waits for the log.
+            let (whole, skip) = match self.take_message() {
+                Some((_, mut partial_reply)) => {
+                    partial_reply.reserve_exact(at - from);
+                    partial_reply.extend_from_slice(&input[from..at]);
+                    (Cow::Owned(partial_reply), rules.prefix.len())
+                }
+                None => (Cow::Borrowed(&input[from..at]), 0),
+            };
+            if !outlet.log(message_in(&whole, skip..whole.len(), rules.terminator().len())) {
+                self.flush_output(now, output, outlet);
+                let whole = match whole {
+                    Cow::Owned(whole) => whole,
+                    Cow::Borrowed(message) => [rules.prefix.as_bytes(), message].concat(),
+                };
+                self.buffers_mut(now).await_log(now, whole);
+                return at;
+            }
+            if !self.answer_message(now, &rules, &whole[skip..], output, outlet) {
+                return at;
+            }
+        }
+        self.flush_output(now, output, outlet);
+        end
+    }
+
+    /// Does what [`Session::go_on`] does.
+    #[inline(never)]
+    pub(super) fn answer_pending_general(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
+        let Some(buffers) = self.buffers.as_mut() else { return };
+        if !buffers.outbound.is_empty() || buffers.is_delayed(now) {
+            return;
+        }
+        buffers.cancel_delay();
+        if !self.retry_log(outlet) {
+            return;
+        }
+        let rules = Arc::clone(&self.rules);
+        if let Some((since, whole)) = self.buffers_mut(now).take_unlogged() {
+            self.exclude_log_wait(since, now);
+            if !self.answer_message(now, &rules, &whole[rules.prefix.len()..], output, outlet) {
+                return;
+            }
+        }
+        if let Some((bytes, at)) = self.buffers_mut(now).take_inbound() {
+            let end = bytes.len();
+            let at = self.answer_general(now, &bytes, at..end, output, outlet);
+            if at < end {
+                self.buffers_mut(now).inbound = ByteQueue::from_vec(bytes, at);
+            }
+        } else {
+            self.flush_output(now, output, outlet);
+        }
+        if !self.is_reading_blocked() {
+            // Until now it was we who did not read, though nothing may have been sent.
+            self.last_activity = now;
+        }
+    }
+
+    /// Answers `message`, which ends as it ends on the wire. Returns `false` if the next one is not to be taken yet:
+    /// something is owed, or a pause begins. Then `output` is empty.
+    fn answer_message(
+        &mut self,
+        now: Instant,
+        rules: &Rules,
+        message: &[u8],
+        output: &mut Output,
+        outlet: &mut impl Outlet,
+    ) -> bool {
+        self.totals.messages += 1;
+        match rules.reply {
+            ReplyMode::Echo if message.len() <= READ_SIZE => {
+                output.push(rules.prefix.as_bytes());
+                output.push(message);
+            }
+            ReplyMode::Echo => {
+                self.flush_output(now, output, outlet);
+                let reply = [rules.prefix.as_bytes(), message].concat();
+                if self.has_outbound() {
+                    self.buffers_mut(now).outbound.push(&reply);
+                    return false;
+                }
+                let taken = outlet.send(&reply);
+                self.count_sent(now, taken);
+                if taken < reply.len() {
+                    self.set_outbound(now, ByteQueue::from_vec(reply, taken));
+                    return false;
+                }
+            }
+            ReplyMode::Fixed => {
+                output.push(&rules.fixed_reply);
+                output.push(rules.terminator());
+            }
+            ReplyMode::None => {}
+        }
+        let delay = rules.reply_delay.duration().min(MAX_DELAY);
+        if delay.is_zero() || self.phase != Phase::Open {
+            return true;
+        }
+        self.flush_output(now, output, outlet);
+        self.buffers_mut(now).start_delay(now + delay);
+        false
+    }
+
+    /// Answers messages with the same bytes: with as many of them at once as there are.
+    fn echo_verbatim(
+        &mut self,
+        now: Instant,
+        rules: &Rules,
+        input: &[u8],
+        range: Range<usize>,
+        outlet: &mut impl Outlet,
+    ) -> usize {
+        let end = range.end.min(range.start + READ_SIZE);
+        let mut at = range.start;
+        let mut unlogged = None;
+        for message in input[range.start..end].chunks(rules.max_raw_message()) {
+            if !outlet.log(message) {
+                unlogged = Some(message);
+                break;
+            }
+            at += message.len();
+            self.totals.messages += 1;
+        }
+        let replies = &input[range.start..at];
+        if !replies.is_empty() {
+            let taken = outlet.send(replies);
+            self.count_sent(now, taken);
+            if taken < replies.len() {
+                self.set_outbound(now, ByteQueue::from_slice(&replies[taken..]));
+            }
+        }
+        if let Some(message) = unlogged {
+            self.buffers_mut(now).await_log(now, message.to_vec());
+            at += message.len();
+        }
+        at
+    }
+
+    fn has_outbound(&self) -> bool {
+        self.buffers.as_ref().is_some_and(|buffers| !buffers.outbound.is_empty())
+    }
+}
+
+// --- Waiting for the log ---------------------------------------------------------------------------------------------
+
+impl Session {
+    /// Asks the log once more to take the message that waits for it. Returns `false` if it does not.
+    pub(super) fn retry_log(&self, outlet: &mut impl Outlet) -> bool {
+        let whole = self.buffers.as_ref().and_then(|buffers| buffers.unlogged());
+        let (prefix, terminator_len) = (self.rules.prefix.len(), self.rules.terminator().len());
+        whole.is_none_or(|whole| outlet.log(message_in(whole, prefix..whole.len(), terminator_len)))
+    }
+
+    /// A message waited for the log since then. It was not the peer that took this time; but some of it may have passed
+    /// before we stopped.
+    pub(super) fn exclude_log_wait(&mut self, since: Instant, now: Instant) {
+        let final_reply_deadline = self.final_reply_deadline(now);
+        if let Phase::Stopping(_, until) = &mut self.phase {
+            let later = until.checked_add(now.saturating_duration_since(since)).unwrap_or(*until);
+            *until = later.min(final_reply_deadline);
+        }
+    }
+
+    /// The peer is lost, and nobody waits for the replies any more; the messages that were read are logged all the same.
+    pub(super) fn log_remaining(&mut self, verdict: Verdict, outlet: &mut impl Outlet) {
+        if !self.retry_log(outlet) {
+            return;
+        }
+        let Self { rules, framer, buffers: Some(buffers), .. } = self else { return self.finish(verdict) };
+        buffers.take_unlogged();
+        let inbound = &mut buffers.inbound;
+        while let Frame::Complete(taken) = next_frame(framer, rules, inbound.as_slice()) {
+            if !outlet.log(message_in(inbound.as_slice(), 0..taken, rules.terminator().len())) {
+                return;
+            }
+            inbound.advance(taken);
+        }
+        self.finish(verdict);
+    }
+}
+
+/// Where the message in progress ends.
+fn next_frame(framer: &mut Framer, rules: &Rules, chunk: &[u8]) -> Frame {
+    match rules.framing {
+        Framing::Delimited => framer.next(&rules.delimiter, rules.max_message, chunk),
+        Framing::Raw if chunk.is_empty() => Frame::Incomplete,
+        Framing::Raw => Frame::Complete(chunk.len().min(rules.max_raw_message())),
+    }
+}

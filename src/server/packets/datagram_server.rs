@@ -1,0 +1,242 @@
+//! Datagrams: a task for each listener. Each datagram that comes is looked at for what its answer could do (`protocol/packet.rs`),
+//! where it comes from, and how many came from there; then it is a message, logged and answered, or it is dropped and
+//! counted. Nothing is kept from one to the next.
+
+use std::future::pending;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use tokio::sync::watch;
+use tokio::{task, time};
+
+use crate::protocol::packet::{self, DropCause};
+use crate::protocol::session::Totals;
+use crate::server::accept::{Dispatcher, Listener, ListenerHandle};
+use crate::server::admission::Source;
+use crate::server::connection::clock;
+use crate::server::event::{Event, Message};
+use crate::server::packets;
+use crate::server::packets::datagram_socket::{Datagram, DatagramSocket, ReplyTo};
+use crate::server::packets::drop_log::{DropLog, DropReport};
+use crate::server::socket::Peer;
+use crate::server::worker::Worker;
+use crate::server::{AcceptMode, AcceptorStatus};
+
+/// How many datagrams are taken before the connections of the same worker have a turn.
+const BATCH: usize = 32;
+
+/// A datagram socket that is being served.
+pub(crate) struct DatagramServer {
+    socket: DatagramSocket,
+    worker: Arc<Worker>,
+    /// Where a datagram is received: as large as the longest message.
+    buffer: Vec<u8>,
+    drop_log: DropLog,
+    totals: Totals,
+}
+
+/// What a datagram is, once it is known to be a message.
+struct AdmittedDatagram {
+    len: usize,
+    peer: Peer,
+    reply_to: ReplyTo,
+}
+
+impl DatagramServer {
+    /// To be served by `worker`.
+    ///
+    /// # Errors
+    /// The socket cannot be prepared or registered.
+    pub(crate) fn open(socket: OwnedFd, worker: &Arc<Worker>) -> io::Result<Self> {
+        let socket = DatagramSocket::open(socket, worker)?;
+        let worker = Arc::clone(worker);
+        Ok(Self { socket, worker, buffer: Vec::new(), drop_log: DropLog::new(), totals: Totals::default() })
+    }
+
+    /// Serves it as the door says, until that is closed.
+    ///
+    /// # Errors
+    /// The socket broke.
+    pub(crate) async fn run(
+        &mut self,
+        listener: &ListenerHandle,
+        dispatcher: &Dispatcher,
+        status: &watch::Sender<AcceptorStatus>,
+        mode: &mut watch::Receiver<AcceptMode>,
+    ) -> io::Result<()> {
+        let ended = loop {
+            let now = *mode.borrow_and_update();
+            match now {
+                AcceptMode::Accept => {}
+                AcceptMode::Probe => status.send_modify(|status| status.record_probe(self.socket.has_datagram())),
+                AcceptMode::Stop => break Ok(()),
+            }
+            let due = self.drop_log.next_deadline();
+            tokio::select! {
+                biased;
+                changed = mode.changed() => {
+                    if changed.is_err() {
+                        // The server is gone.
+                        break Ok(());
+                    }
+                }
+                () = sleep_until(due) => {
+                    let reports = self.drop_log.take_due(clock());
+                    self.report(&listener.load(), reports);
+                }
+                ready = self.socket.readable(), if now == AcceptMode::Accept => {
+                    // Not given up in between: a message may be waiting for the log.
+                    let received = match ready {
+                        Ok(()) => self.receive_batch(listener, dispatcher).await,
+                        Err(error) => Err(error),
+                    };
+                    if let Err(error) = received {
+                        break Err(error);
+                    }
+                    task::yield_now().await;
+                }
+            }
+        };
+        let remaining = self.drop_log.take_all();
+        self.report(&listener.load(), remaining);
+        ended
+    }
+
+    /// Receives what there is, but not so much that others would have to wait.
+    async fn receive_batch(&mut self, listener: &ListenerHandle, dispatcher: &Dispatcher) -> io::Result<()> {
+        let size = self.socket.buffer_size(listener.load().settings.rules.max_message);
+        if self.buffer.len() != size {
+            self.buffer = vec![0; size];
+        }
+        for _ in 0..BATCH {
+            let datagram = match self.socket.receive(&mut self.buffer) {
+                Ok(datagram) => datagram,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if concerns_one_datagram(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            dispatcher.admission.note_use();
+            let peer = datagram.peer;
+            // As it is after the datagram came: a reload holds for those that are sent after it.
+            let listener = &*listener.load();
+            let answered = match self.admit(datagram, listener, dispatcher) {
+                Ok(admitted) => self.log_and_reply(&admitted, listener).await,
+                Err(cause) => Err(cause),
+            };
+            if let Err(cause) = answered {
+                self.worker.counters.count_dropped(cause);
+                let report = self.drop_log.record(cause, peer, clock());
+                self.report(listener, report);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a datagram is a message, to be answered; or else why not.
+    fn admit(
+        &self,
+        datagram: Datagram,
+        listener: &Listener,
+        dispatcher: &Dispatcher,
+    ) -> Result<AdmittedDatagram, DropCause> {
+        let Datagram { len, peer, reply_to } = datagram;
+        let message = self.buffer.get(..len).ok_or(DropCause::TooLong)?;
+        if let Some(reply) = packet::reply(&listener.settings.rules, message) {
+            match &reply_to {
+                ReplyTo::Unnamed => return Err(DropCause::Nameless),
+                ReplyTo::Ip(from, _) if packet::is_service_port(from.port()) => return Err(DropCause::ServicePort),
+                reply_to if self.socket.is_own_address(reply_to) => return Err(DropCause::OwnAddress),
+                ReplyTo::Ip(..) | ReplyTo::Unix(_) => {}
+            }
+            if let Some(cause) = packet::unsafe_to_answer(message, &reply) {
+                return Err(cause);
+            }
+        }
+        if !dispatcher.rate_limiter.admit(Source::of_datagram(peer), clock()) {
+            return Err(DropCause::Rate);
+        }
+        Ok(AdmittedDatagram { len, peer, reply_to })
+    }
+
+    /// Logs a message and answers it.
+    async fn log_and_reply(&mut self, admitted: &AdmittedDatagram, listener: &Listener) -> Result<(), DropCause> {
+        let AdmittedDatagram { len, peer, ref reply_to } = *admitted;
+        let message = &self.buffer[..len];
+        // Those that come meanwhile wait in the kernel.
+        packets::log(
+            Message { connection_id: None, listener: &listener.name, peer, bytes: message },
+            listener,
+            &self.worker.sink,
+        )
+        .await;
+        let before = self.totals;
+        self.totals.messages += 1;
+        self.totals.bytes_in += len as u64;
+        let sent = match packet::reply(&listener.settings.rules, message) {
+            Some(reply) => {
+                self.socket.send(&reply, reply_to).map(|()| reply.iter().map(|part| part.len() as u64).sum())
+            }
+            None => Ok(0),
+        };
+        self.totals.bytes_out += sent.unwrap_or(0);
+        self.worker.counters.count_totals(before, self.totals);
+        sent.map(|_| ()).map_err(|error| match error {
+            Errno::EMSGSIZE => DropCause::ReplyTooLong,
+            Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => DropCause::NoRoom,
+            _ => DropCause::Unreachable,
+        })
+    }
+
+    fn report(&self, listener: &Listener, reports: impl IntoIterator<Item = DropReport>) {
+        for DropReport { cause, count, last_peer } in reports {
+            let listener = Arc::clone(&listener.name);
+            (self.worker.sink.handle_event)(Event::DatagramsDropped { listener, cause, count, last_peer });
+        }
+    }
+}
+
+async fn sleep_until(due: Option<std::time::Instant>) {
+    match due {
+        Some(due) => time::sleep_until(due.into()).await,
+        None => pending().await,
+    }
+}
+
+/// Whether an error of recvmsg(2) is about one datagram: about the way back of one that was sent before (ICMP, as far as it is
+/// reported: IP_RECVERR of ip(7)), or about something that passes by itself. The socket is well then.
+fn concerns_one_datagram(error: &io::Error) -> bool {
+    let Some(error) = rustix::io::Errno::from_io_error(error) else { return true };
+    matches!(
+        Errno::from_raw(error.raw_os_error()),
+        Errno::ECONNREFUSED
+            | Errno::ECONNRESET
+            | Errno::EHOSTUNREACH
+            | Errno::EHOSTDOWN
+            | Errno::ENETUNREACH
+            | Errno::ENETDOWN
+            | Errno::ENONET
+            | Errno::ENOPROTOOPT
+            | Errno::EPROTO
+            | Errno::EOPNOTSUPP
+            | Errno::EMSGSIZE
+            | Errno::EACCES
+            | Errno::EPERM
+            | Errno::EINTR
+            | Errno::ENOBUFS
+            | Errno::ENOMEM
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_about_one_datagram_do_not_break_the_socket() {
+        let concerns_one = |error: Errno| concerns_one_datagram(&error.into());
+        assert!(concerns_one(Errno::ECONNREFUSED) && concerns_one(Errno::EHOSTUNREACH) && concerns_one(Errno::ENOBUFS));
+        assert!(!concerns_one(Errno::EBADF) && !concerns_one(Errno::ENOTSOCK) && !concerns_one(Errno::EINVAL));
+    }
+}

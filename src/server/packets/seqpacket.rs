@@ -1,0 +1,296 @@
+//! One connection of packets (SOCK_SEQPACKET), as a task: it reads from top to bottom. Deadlines, limits, logging and the
+//! verdict are those of a stream; there is no read deadline, since a packet is there as a whole.
+
+use std::future::pending;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::{task, time};
+
+use super::seqpacket_socket;
+use crate::protocol::Verdict;
+use crate::protocol::packet::{self, Reply};
+use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
+use crate::protocol::session::{FINAL_REPLY_TIMEOUT, LINGER, LINGER_BYTES, Totals};
+use crate::server::admission::Permit;
+use crate::server::connection::{ConnectionInfo, clock};
+use crate::server::event::{Event, Message};
+use crate::server::packets;
+use crate::server::worker::{Shutdown, Worker};
+
+/// How many packets are taken and dropped at most before a socket is closed: more than wait, unless there are ever new ones.
+const MAX_DISCARDED: u32 = 1024;
+
+/// A connection of packets that is served until it ends.
+pub(crate) struct SeqpacketConnection {
+    // Dropped from top to bottom: the descriptor is closed before its place is given back.
+    socket: UnixStream,
+    permit: Permit,
+    info: ConnectionInfo,
+    worker: Arc<Worker>,
+    opened: Instant,
+    /// When a packet last went in either direction.
+    last_packet: Instant,
+    totals: Totals,
+    /// Why it ended. Without a reason, it is we who stop before it was done.
+    verdict: Verdict,
+    /// Whether something that was sent was not taken in time.
+    peer_stalled: bool,
+}
+
+/// A deadline, and what passing it comes to.
+type Deadline = Option<(Instant, Verdict)>;
+
+impl SeqpacketConnection {
+    /// A connection on `socket`, to be served by `worker`.
+    ///
+    /// # Errors
+    /// It cannot be prepared or registered.
+    pub(crate) fn new(socket: OwnedFd, info: ConnectionInfo, worker: Arc<Worker>, permit: Permit) -> io::Result<Self> {
+        seqpacket_socket::prepare(&socket)?;
+        let (socket, now) = (worker.register(socket)?, clock());
+        worker.open.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            socket,
+            permit,
+            info,
+            worker,
+            opened: now,
+            last_packet: now,
+            totals: Totals::default(),
+            verdict: Verdict::Shutdown,
+            peer_stalled: false,
+        })
+    }
+
+    /// Serves it until it ends; at once, if it is refused.
+    pub(crate) async fn run(mut self, refused: Option<Verdict>) {
+        self.worker.counters.count_accepted();
+        self.verdict = match refused {
+            Some(verdict) => verdict,
+            None => self.serve().await,
+        };
+        self.close().await;
+    }
+
+    fn rules(&self) -> &Rules {
+        &self.info.listener.settings.rules
+    }
+
+    fn deadlines(&self) -> &Deadlines {
+        &self.rules().deadlines
+    }
+
+    async fn serve(&mut self) -> Verdict {
+        loop {
+            if let Err(verdict) = self.exchange().await {
+                return verdict;
+            }
+            // Others want their turn.
+            task::yield_now().await;
+        }
+    }
+
+    /// One message and its reply; or why there are no more.
+    async fn exchange(&mut self) -> Result<(), Verdict> {
+        let message = self.next_message().await?;
+        let ConnectionInfo { id, ref listener, peer } = self.info;
+        let logged = Message { connection_id: Some(id), listener: &listener.name, peer, bytes: &message };
+        packets::log(logged, listener, &self.worker.sink).await;
+        let before = self.totals;
+        self.totals.messages += 1;
+        self.totals.bytes_in += message.len() as u64;
+        let listener = Arc::clone(&self.info.listener);
+        let sent = match packet::reply(&listener.settings.rules, &message) {
+            Some(reply) => self.send_reply(&reply).await,
+            None => {
+                // The log may have taken its time.
+                self.last_packet = clock();
+                Ok(())
+            }
+        };
+        self.permit.set_memory(0);
+        self.worker.counters.count_totals(before, self.totals);
+        sent?;
+        let delay = listener.settings.rules.reply_delay.duration();
+        if delay.is_zero() { Ok(()) } else { self.delay_next_message(delay).await }
+    }
+
+    /// Takes no message for so long.
+    async fn delay_next_message(&mut self, delay: Duration) -> Result<(), Verdict> {
+        let lifetime = deadline_after(self.opened, self.deadlines().lifetime.as_ref(), Verdict::Lifetime);
+        tokio::select! {
+            biased;
+            () = self.worker.shutdown_requested(Shutdown::Graceful) => return Err(Verdict::Shutdown),
+            verdict = expired(lifetime) => return Err(verdict),
+            () = time::sleep(delay) => {}
+        }
+        // It was not the peer that was idle.
+        self.last_packet = clock();
+        Ok(())
+    }
+
+    /// Waits for the next packet.
+    async fn next_message(&mut self) -> Result<Vec<u8>, Verdict> {
+        let Deadlines { idle, lifetime, .. } = self.deadlines();
+        let idle = deadline_after(self.last_packet, idle.as_ref(), Verdict::IdleDeadline);
+        let deadline = earlier(idle, deadline_after(self.opened, lifetime.as_ref(), Verdict::Lifetime));
+        loop {
+            tokio::select! {
+                biased;
+                () = self.worker.shutdown_requested(Shutdown::Graceful) => return Err(Verdict::Shutdown),
+                verdict = expired(deadline) => return Err(verdict),
+                ready = self.socket.readable() => ready.map_err(|_| Verdict::Shutdown)?,
+            }
+            match self.socket.try_io(Interest::READABLE, || seqpacket_socket::next_len(&self.socket)) {
+                Ok(None) => return Err(Verdict::PeerClosed),
+                Ok(Some(len)) if len > self.rules().max_message => return Err(Verdict::TooLong),
+                Ok(Some(len)) => {
+                    if !self.permit.set_memory(len) {
+                        self.permit.set_memory(0);
+                        return Err(Verdict::Busy);
+                    }
+                    self.last_packet = clock();
+                    return seqpacket_socket::receive(&self.socket, len).map_err(|_| Verdict::PeerReset);
+                }
+                Err(error) if is_retryable(&error) => {}
+                Err(_) => return Err(Verdict::PeerReset),
+            }
+        }
+    }
+
+    /// Sends a reply, as soon as there is room for it.
+    async fn send_reply(&mut self, reply: &Reply<'_>) -> Result<(), Verdict> {
+        let now = clock();
+        let Deadlines { write, lifetime, .. } = self.deadlines();
+        let deadline = deadline_after(now, write.as_ref(), Verdict::WriteDeadline);
+        // The lifetime does not cut off a reply at once: the peer has as long as for last words.
+        let lifetime_end = lifetime.as_ref().and_then(|lifetime| self.opened.checked_add(lifetime.duration()));
+        let lifetime_end =
+            lifetime_end.map(|lifetime_end| (lifetime_end.max(now) + self.final_reply_timeout(), Verdict::Lifetime));
+        self.send(reply, earlier(deadline, lifetime_end)).await
+    }
+
+    /// How long the last words may take.
+    fn final_reply_timeout(&self) -> Duration {
+        self.deadlines().write.as_ref().map_or(FINAL_REPLY_TIMEOUT, TimeSpan::duration)
+    }
+
+    async fn send(&mut self, reply: &Reply<'_>, deadline: Deadline) -> Result<(), Verdict> {
+        loop {
+            match self.socket.try_io(Interest::WRITABLE, || seqpacket_socket::send(&self.socket, reply)) {
+                Ok(()) => {
+                    self.totals.bytes_out += reply.iter().map(|part| part.len() as u64).sum::<u64>();
+                    self.last_packet = clock();
+                    return Ok(());
+                }
+                Err(error) if is_retryable(&error) => {}
+                // It is longer than our side's send buffer.
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::MSGSIZE) => return Err(Verdict::TooLong),
+                Err(_) => return Err(Verdict::PeerReset),
+            }
+            tokio::select! {
+                biased;
+                verdict = expired(deadline) => {
+                    self.peer_stalled = true;
+                    return Err(verdict);
+                }
+                () = self.worker.shutdown_requested(Shutdown::Immediate) => {
+                    self.peer_stalled = true;
+                    return Err(Verdict::Shutdown);
+                }
+                ready = self.socket.writable() => ready.map_err(|_| Verdict::Shutdown)?,
+            }
+        }
+    }
+
+    /// The last words, if there are any, and then our end of the stream. A peer that did not take a reply gets neither.
+    async fn close(&mut self) {
+        let before = self.totals;
+        if let Some(final_reply) = packet::final_reply(self.rules(), self.verdict).filter(|_| !self.peer_stalled) {
+            let deadline = Some((clock() + self.final_reply_timeout(), self.verdict));
+            // If they did not get through, nobody is there who could be told.
+            let _ = self.send(&[&final_reply, &[]], deadline).await;
+        }
+        self.worker.counters.count_totals(before, self.totals);
+        let silence = clock().saturating_duration_since(self.last_packet);
+        // After a while of silence, nothing is on its way.
+        if !self.peer_stalled && silence < LINGER {
+            // A peer that is gone does not mind; the next read says so.
+            let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
+            self.linger().await;
+        }
+    }
+
+    /// Takes and drops what still comes: to close with a packet unread would be told to the peer as an error, before it
+    /// could read what it was sent.
+    async fn linger(&self) {
+        let (mut until, mut remaining) = (clock() + LINGER, LINGER_BYTES as usize);
+        loop {
+            tokio::select! {
+                biased;
+                _ = expired(Some((until, self.verdict))) => return,
+                () = self.worker.shutdown_requested(Shutdown::Immediate) => return,
+                ready = self.socket.readable() => if ready.is_err() { return },
+            }
+            match self.socket.try_io(Interest::READABLE, || seqpacket_socket::discard_next(&self.socket)) {
+                Ok(None) => return,
+                // A peer that we leave did no wrong. How long all that may take is limited by who stops us.
+                Ok(Some(_)) if self.verdict == Verdict::Shutdown => until = clock() + LINGER,
+                Ok(Some(len)) if len >= remaining => return,
+                Ok(Some(len)) => remaining -= len,
+                Err(error) if is_retryable(&error) => {}
+                Err(_) => return,
+            }
+            task::yield_now().await;
+        }
+    }
+}
+
+impl Drop for SeqpacketConnection {
+    /// Says why it is over.
+    fn drop(&mut self) {
+        // Also when nobody waited for the peer: see `part`.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
+        for _ in 0..MAX_DISCARDED {
+            if !matches!(seqpacket_socket::discard_next(&self.socket), Ok(Some(_))) {
+                break;
+            }
+        }
+        self.worker.open.fetch_sub(1, Ordering::Relaxed);
+        self.worker.counters.count_ended(self.verdict);
+        (self.worker.sink.handle_event)(Event::Closed {
+            id: self.info.id,
+            listener: Arc::clone(&self.info.listener.name),
+            peer: self.info.peer,
+            verdict: self.verdict,
+            totals: self.totals,
+            age: clock().saturating_duration_since(self.opened),
+        });
+    }
+}
+
+fn deadline_after(since: Instant, span: Option<&TimeSpan>, verdict: Verdict) -> Deadline {
+    // A time beyond all times never comes.
+    Some((since.checked_add(span?.duration())?, verdict))
+}
+
+fn earlier(one: Deadline, other: Deadline) -> Deadline {
+    one.into_iter().chain(other).min_by_key(|(at, _)| *at)
+}
+
+async fn expired(deadline: Deadline) -> Verdict {
+    let Some((at, verdict)) = deadline else { return pending().await };
+    time::sleep_until(at.into()).await;
+    verdict
+}
+
+fn is_retryable(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}

@@ -1,0 +1,169 @@
+//! Live connections into the manager's fd store and out of it, so that the next process goes on with them. What they go
+//! on from is opaque here.
+//!
+//! The manager takes as long for each descriptor as it has others, with everything else on the machine waiting. So it is
+//! given one, however many connections there are: a parcel, which is an end of a socketpair with everything in flight in
+//! it (unix(7)). The other end is closed by then.
+//!
+//! ```text
+//! first message    sealed memory with the packing list: of each connection who it is and what it is to go on from
+//! further ones     the connections, in the order of the list, up to 253 in each
+//! ```
+//!
+//! A connection and its line of the list find each other by SO_COOKIE (socket(7)), which is the same in every process.
+
+mod manifest;
+mod pack;
+mod unpack;
+
+#[cfg(test)]
+mod tests;
+
+use std::env;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::notify;
+use pack::BundleLimits;
+use unpack::UnpackedBundle;
+
+/// What parcels are called in the store.
+const FDNAME: &str = "parcel";
+
+/// What systemd calls in the store what nobody gave a name.
+const UNNAMED_FDNAME: &str = "stored";
+
+/// Whether what has this name comes out of the store.
+pub(super) fn is_stored_name(name: &str) -> bool {
+    [FDNAME, UNNAMED_FDNAME].contains(&name)
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct StoredConnection {
+    /// The connection itself: a connected stream socket.
+    pub socket: OwnedFd,
+    /// What it is to go on from.
+    pub snapshot: Vec<u8>,
+}
+
+/// What became of connections that were to be stored.
+#[derive(Debug, Default)]
+pub struct StoreResult {
+    /// How many the manager has now.
+    pub stored: usize,
+    /// The others, as they were.
+    pub remaining: Vec<StoredConnection>,
+    /// Why there are others, and what to do about it.
+    pub problem: Option<String>,
+}
+
+/// What was in parcels.
+#[derive(Debug, Default)]
+pub struct Unpacked {
+    /// The connections, in the order in which they were stored.
+    pub connections: Vec<StoredConnection>,
+    /// How long ago they were stored, with the time that the machine slept. Zero for what comes from the future.
+    pub age: Duration,
+    /// What was not as it should be, each in one line. What it was about is closed.
+    pub problems: Vec<String>,
+}
+
+/// Whether there is a store: systemd says how much it takes (`$FDSTORE`; before 254, the unit does).
+#[must_use]
+pub fn is_available() -> bool {
+    notify::is_enabled() && capacity() > 0
+}
+
+/// How many descriptors the store takes.
+fn capacity() -> usize {
+    env::var("FDSTORE").ok().and_then(|capacity| capacity.parse().ok()).unwrap_or(0)
+}
+
+/// Hands connections over to the manager, to be kept for the next process. Returns when it has them, or after 5 s. Those
+/// that it does not get come back, so that they can be ended in another way.
+///
+/// # Errors
+/// The manager does not answer. Whether it has the connections is not known; they are not ours any more.
+pub fn store(connections: Vec<StoredConnection>) -> io::Result<StoreResult> {
+    let capacity = if notify::is_enabled() { capacity() } else { 0 };
+    let stored =
+        store_bundles(connections, capacity, &BundleLimits::default(), |bundle| notify::store(FDNAME, bundle.as_fd()));
+    if stored.stored > 0 {
+        notify::barrier()?;
+    }
+    Ok(stored)
+}
+
+/// Packs connections into parcels, `most` of them at most, and hands over each.
+fn store_bundles(
+    mut connections: Vec<StoredConnection>,
+    capacity: usize,
+    limits: &BundleLimits,
+    mut send: impl FnMut(OwnedFd) -> io::Result<()>,
+) -> StoreResult {
+    let time = now();
+    let (mut bundles, mut stored, mut max_per_bundle) = (0, 0, usize::MAX);
+    let mut problem = None;
+    while bundles < capacity && !connections.is_empty() && problem.is_none() {
+        let packed = pack::pack(&connections[..max_per_bundle.min(connections.len())], time, limits);
+        match packed.map(|(bundle, count)| (send(bundle), count)) {
+            Ok((Ok(()), count)) => {
+                connections.drain(..count);
+                bundles += 1;
+                stored += count;
+            }
+            // On its way to the manager, the parcel is in flight as well.
+            Ok((Err(error), count)) if is_too_many_in_flight(&error) => match count / 2 {
+                0 => problem = Some(pack::TOO_MANY_IN_FLIGHT.to_owned()),
+                half => max_per_bundle = half,
+            },
+            Ok((Err(error), _)) | Err(error) => problem = Some(error.to_string()),
+        }
+    }
+    if problem.is_none() && !connections.is_empty() {
+        let full = || format!("the fd store takes {capacity} descriptors and is full (FileDescriptorStoreMax=)");
+        problem = Some(if max_per_bundle < usize::MAX { pack::TOO_MANY_IN_FLIGHT.to_owned() } else { full() });
+    }
+    StoreResult { stored, remaining: connections, problem }
+}
+
+fn is_too_many_in_flight(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error())
+}
+
+/// Has the manager forget what it stores. What was handed over to this process stays here; without this, the manager
+/// would hand it over again and again. To be called before anything is done with it: if that should end the process, then
+/// only once.
+///
+/// # Errors
+/// There is a manager, but it cannot be told.
+pub fn remove() -> io::Result<()> {
+    notify::remove_stored(FDNAME)?;
+    notify::remove_stored(UNNAMED_FDNAME)
+}
+
+/// Opens parcels. What is in them may come from anybody: it takes no more memory than it has already, nothing blocks, and
+/// what does not fit together is closed.
+#[must_use]
+pub fn unpack(bundles: Vec<OwnedFd>) -> Unpacked {
+    let now = now();
+    let mut unpacked = Unpacked::default();
+    let count = bundles.len();
+    for (number, bundle) in (1..).zip(bundles) {
+        let UnpackedBundle { connections, stored_at, problems } = unpack::unpack_bundle(&bundle);
+        unpacked.age = unpacked.age.max(stored_at.map_or(Duration::ZERO, |then| now.saturating_sub(then)));
+        unpacked.connections.extend(connections);
+        unpacked.problems.extend(problems.into_iter().map(|problem| format!("parcel {number} of {count}: {problem}")));
+    }
+    unpacked
+}
+
+/// The time since the machine was booted, also while it slept. It is the same for all processes.
+fn now() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+}

@@ -1,0 +1,128 @@
+//! Connections into a parcel.
+
+use std::fs::File;
+use std::io::{self, BufWriter, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::cmsg_space;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
+    sockopt,
+};
+
+use super::StoredConnection;
+use super::manifest::{self, Entry};
+
+/// How many descriptors go into a message at most (SCM_MAX_FD, unix(7)).
+pub(super) const MAX_FDS_PER_MESSAGE: usize = 253;
+
+/// What to do about too many descriptors in flight.
+pub(super) const TOO_MANY_IN_FLIGHT: &str =
+    "more would be in flight than LimitNOFILE= of the unit allows; it should be twice limits.connections";
+
+/// What keeps others from changing a list: with these, not even we can.
+pub(super) const SEALS: SealFlags =
+    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// How much fits.
+#[derive(Debug)]
+pub(super) struct BundleLimits {
+    /// How many connections go into a message.
+    pub(super) fds_per_message: usize,
+    /// SO_SNDBUF of the socketpair; that of the machine if it is not said (some 70,000 connections).
+    pub(super) send_buffer: Option<usize>,
+}
+
+impl Default for BundleLimits {
+    fn default() -> Self {
+        Self { fds_per_message: MAX_FDS_PER_MESSAGE, send_buffer: None }
+    }
+}
+
+/// Packs the first of these connections, as many as fit, but one at least. Returns the parcel, and how many are in it.
+/// Nothing changes for the connections.
+///
+/// # Errors
+/// Not a single one can be packed.
+pub(super) fn pack(
+    connections: &[StoredConnection],
+    time: Duration,
+    limits: &BundleLimits,
+) -> io::Result<(OwnedFd, usize)> {
+    let mut count = connections.len();
+    loop {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (sender, bundle) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        if let Some(size) = limits.send_buffer {
+            sockopt::set_socket_send_buffer_size(&sender, size)?;
+        }
+        match send_all(&sender, &connections[..count], time, limits.fds_per_message)? {
+            (_, None) => return Ok((bundle, count)),
+            (0, Some(Errno::TOOMANYREFS)) => return Err(io::Error::other(TOO_MANY_IN_FLIGHT)),
+            (0, Some(error)) => return Err(error.into()),
+            // The list says more than there is. Another one, for those that fit.
+            (fitting, Some(_)) => count = fitting,
+        }
+    }
+}
+
+/// Puts connections into a parcel. Returns how many are in it, and why not all of them.
+///
+/// # Errors
+/// There is no list of them.
+fn send_all(
+    sender: &OwnedFd,
+    connections: &[StoredConnection],
+    time: Duration,
+    fds_per_message: usize,
+) -> io::Result<(usize, Option<Errno>)> {
+    let manifest = create_manifest(connections, time)?;
+    let mut sent = 0;
+    let mut send = || {
+        send_fds(sender, &[manifest.as_fd()])?;
+        for chunk in connections.chunks(fds_per_message) {
+            let sockets: Vec<_> = chunk.iter().map(|connection| connection.socket.as_fd()).collect();
+            send_fds(sender, &sockets)?;
+            sent += chunk.len();
+        }
+        Ok(())
+    };
+    let error = send().err();
+    Ok((sent, error))
+}
+
+/// Sends descriptors, [`MOST`] at most, and does not wait.
+pub(super) fn send_fds(sender: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS_PER_MESSAGE))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(Errno::INVAL);
+    }
+    // An empty message would look like the end.
+    sendmsg(sender, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map(drop)
+}
+
+/// The list of these connections, in memory that nobody can change any more.
+fn create_manifest(connections: &[StoredConnection], time: Duration) -> io::Result<OwnedFd> {
+    let cookies: Vec<_> =
+        connections.iter().map(|connection| sockopt::socket_cookie(&connection.socket)).collect::<Result<_, _>>()?;
+    let new = |flags| memfd_create("echoed-parcel", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags);
+    let memory = match new(MemfdFlags::NOEXEC_SEAL) {
+        // Linux before 6.3 does not know this flag; after it, one without it is warned about, or refused
+        // (vm.memfd_noexec).
+        Err(Errno::INVAL) => new(MemfdFlags::empty()),
+        result => result,
+    }?;
+    let mut writer = BufWriter::with_capacity(64 * 1024, File::from(memory));
+    let entries =
+        connections.iter().zip(cookies).map(|(connection, cookie)| Entry { cookie, snapshot: &*connection.snapshot });
+    manifest::write(&mut writer, time, entries)?;
+    writer.flush()?;
+    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    fcntl_add_seals(&file, SEALS)?;
+    Ok(file.into())
+}

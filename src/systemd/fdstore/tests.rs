@@ -1,0 +1,242 @@
+//! Parcels of real sockets: the way there and back. What else may come is in [`hostile`], the packing list in [`lists`].
+
+mod hostile;
+mod manifests;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
+use std::thread;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
+use super::*;
+
+/// Connections with both ends here: what is to be stored, and who is at the other end.
+fn connections(count: usize) -> (Vec<StoredConnection>, Vec<UnixStream>) {
+    may_open(4 * count);
+    let pair = |number: usize| {
+        let (ours, theirs) = UnixStream::pair().expect("there are enough descriptors");
+        (StoredConnection { socket: ours.into(), snapshot: state(number) }, theirs)
+    };
+    (0..count).map(pair).unzip()
+}
+
+/// Of different lengths, also none.
+fn state(number: usize) -> Vec<u8> {
+    format!("{number},").repeat(number % 7).into_bytes()
+}
+
+/// Sees to it that there may be so many descriptors, and those of the other tests.
+fn may_open(count: usize) {
+    let wanted = u64::try_from(count).expect("it is small") + 1000;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_some_and(|current| current < wanted) {
+        let most = maximum.map_or(wanted.max(10_000), |maximum| maximum.min(wanted.max(10_000)));
+        setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum }).expect("it is not more than the most");
+    }
+}
+
+/// Packs as [`store`] does, for a store of any size.
+fn packed(items: Vec<StoredConnection>, measures: &BundleLimits) -> (Vec<OwnedFd>, StoreResult) {
+    let mut parcels = Vec::new();
+    let stored = store_bundles(items, 100, measures, |parcel| {
+        parcels.push(parcel);
+        Ok(())
+    });
+    (parcels, stored)
+}
+
+fn packed_whole(items: Vec<StoredConnection>) -> Vec<OwnedFd> {
+    let (parcels, stored) = packed(items, &BundleLimits::default());
+    assert!(stored.remaining.is_empty() && stored.problem.is_none(), "{stored:?}");
+    parcels
+}
+
+/// That these are the connections to those peers, with their states, in their order.
+fn expect_connected(items: Vec<StoredConnection>, peers: &mut [UnixStream], first: usize) {
+    assert_eq!(items.len(), peers.len());
+    for (number, (item, peer)) in (first..).zip(items.into_iter().zip(peers)) {
+        assert_eq!(item.snapshot, state(number));
+        let mut connection = UnixStream::from(item.socket);
+        connection.write_all(&number.to_le_bytes()).unwrap();
+        let mut came = [0; 8];
+        peer.read_exact(&mut came).unwrap();
+        assert_eq!(came, number.to_le_bytes());
+    }
+}
+
+fn closed(peer: &mut UnixStream) -> bool {
+    matches!(peer.read(&mut [0]), Ok(0))
+}
+
+#[test]
+fn a_thousand_connections_come_out_as_they_went_in() {
+    let (items, mut peers) = connections(1000);
+    for peer in &mut peers {
+        peer.write_all(b"on its way").unwrap();
+    }
+    let parcels = packed_whole(items);
+    assert_eq!(parcels.len(), 1);
+    let opened = unpack(parcels);
+    assert_eq!(opened.problems, [""; 0]);
+    assert!(opened.age < Duration::from_secs(30), "{:?}", opened.age);
+    for item in &opened.connections {
+        let mut came = [0; 20];
+        let connection = UnixStream::from(item.socket.try_clone().unwrap());
+        assert_eq!((&connection).read(&mut came).unwrap(), 10);
+        assert_eq!(came[..10], *b"on its way");
+        assert!(rustix::io::fcntl_getfd(&item.socket).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+    }
+    expect_connected(opened.connections, &mut peers, 0);
+}
+
+#[test]
+fn connections_of_every_kind_are_carried() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let unix = UnixListener::bind(&path).unwrap();
+    let mut items = Vec::new();
+    let mut peers: Vec<UnixStream> = Vec::new();
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let Ok(tcp) = TcpListener::bind(address) else { continue };
+        peers.push(OwnedFd::from(TcpStream::connect(tcp.local_addr().unwrap()).unwrap()).into());
+        items.push(OwnedFd::from(tcp.accept().unwrap().0));
+    }
+    peers.push(UnixStream::connect(&path).unwrap());
+    items.push(unix.accept().unwrap().0.into());
+    let item = |(number, socket)| StoredConnection { socket, snapshot: state(number) };
+    let opened = unpack(packed_whole(items.into_iter().enumerate().map(item).collect()));
+    assert_eq!(opened.problems, [""; 0]);
+    expect_connected(opened.connections, &mut peers, 0);
+}
+
+#[test]
+fn who_went_meanwhile_is_still_a_connection() {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let [reset, ended] = [0, 1].map(|_| TcpStream::connect(tcp.local_addr().unwrap()).unwrap());
+    let items =
+        (0..2).map(|_| StoredConnection { socket: tcp.accept().unwrap().0.into(), snapshot: Vec::new() }).collect();
+    let parcels = packed_whole(items);
+    sockopt::set_socket_linger(&reset, Some(Duration::ZERO)).unwrap();
+    drop((reset, ended));
+    let opened = unpack(parcels);
+    assert_eq!(opened.problems, [""; 0]);
+    let read = |at: usize| TcpStream::from(opened.connections[at].socket.try_clone().unwrap()).read(&mut [0]);
+    // The error was not taken away.
+    assert_eq!(read(0).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(read(1).unwrap(), 0);
+}
+
+#[test]
+fn large_states_come_back_whole() {
+    let large = |byte: u8| vec![byte; 5_000_000];
+    let (mut items, _peers) = connections(3);
+    for (item, byte) in items.iter_mut().zip(0..) {
+        item.snapshot = large(byte);
+    }
+    let opened = unpack(packed_whole(items));
+    assert!(opened.connections.iter().zip(0..).all(|(item, byte)| item.snapshot == large(byte)));
+    assert_eq!(opened.connections.len(), 3);
+}
+
+#[test]
+fn nothing_at_all_is_no_parcel() {
+    assert!(packed_whole(Vec::new()).is_empty());
+    let opened = unpack(Vec::new());
+    assert!(opened.connections.is_empty() && opened.problems.is_empty() && opened.age == Duration::ZERO);
+}
+
+#[test]
+fn what_does_not_fit_into_one_parcel_goes_into_further_ones() {
+    let (items, mut peers) = connections(100);
+    // The smallest buffer that there is takes a few messages.
+    let (parcels, stored) = packed(items, &BundleLimits { fds_per_message: 3, send_buffer: Some(1) });
+    assert!(parcels.len() > 1, "{}", parcels.len());
+    assert!(stored.stored == 100 && stored.remaining.is_empty() && stored.problem.is_none(), "{stored:?}");
+    let opened = unpack(parcels);
+    assert_eq!(opened.problems, [""; 0]);
+    expect_connected(opened.connections, &mut peers, 0);
+}
+
+#[test]
+fn what_does_not_fit_into_the_store_comes_back() {
+    let (items, mut peers) = connections(100);
+    let mut parcels = Vec::new();
+    let stored = store_bundles(items, 2, &BundleLimits { fds_per_message: 3, send_buffer: Some(1) }, |parcel| {
+        parcels.push(parcel);
+        Ok(())
+    });
+    assert_eq!(parcels.len(), 2);
+    assert!((2..100).contains(&stored.stored), "{}", stored.stored);
+    let problem = stored.problem.unwrap();
+    assert_eq!(problem, "the fd store takes 2 descriptors and is full (FileDescriptorStoreMax=)");
+    expect_connected(stored.remaining, &mut peers[stored.stored..], stored.stored);
+    let opened = unpack(parcels);
+    assert_eq!(opened.problems, [""; 0]);
+    expect_connected(opened.connections, &mut peers[..stored.stored], 0);
+}
+
+#[test]
+fn what_the_manager_does_not_take_comes_back() {
+    let (items, mut peers) = connections(10);
+    let stored = store_bundles(items, 4, &BundleLimits::default(), |_| Err(io::Error::other("it does not listen")));
+    assert_eq!((stored.stored, stored.problem.as_deref()), (0, Some("it does not listen")));
+    expect_connected(stored.remaining, &mut peers, 0);
+    let (items, mut peers) = connections(10);
+    let stored = store_bundles(items, 0, &BundleLimits::default(), |_| unreachable!());
+    assert_eq!(stored.stored, 0);
+    expect_connected(stored.remaining, &mut peers, 0);
+}
+
+#[test]
+fn the_peer_sees_the_end_only_when_the_parcel_is_gone() {
+    let (items, mut peers) = connections(2);
+    let parcels = packed_whole(items);
+    peers[0].set_nonblocking(true).unwrap();
+    assert_eq!(peers[0].read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    drop(parcels);
+    peers[0].set_nonblocking(false).unwrap();
+    assert!(peers.iter_mut().all(closed));
+}
+
+#[test]
+fn what_is_older_says_so() {
+    let (items, _peers) = connections(1);
+    let then = now().checked_sub(Duration::from_secs(3)).unwrap();
+    let (parcel, _) = pack::pack(&items, then, &BundleLimits::default()).unwrap();
+    let age = unpack(vec![parcel]).age;
+    assert!((3..30).contains(&age.as_secs()), "{age:?}");
+    let (parcel, _) = pack::pack(&items, now() + Duration::from_secs(1000), &BundleLimits::default()).unwrap();
+    assert_eq!(unpack(vec![parcel]).age, Duration::ZERO);
+}
+
+/// In a process of its own, since the limit is on all of it.
+#[test]
+fn what_would_be_too_much_in_flight_comes_back() {
+    const INNER: &str = "ECHOED_TEST_IN_FLIGHT";
+    if env::var_os(INNER).is_none() {
+        let name = thread::current().name().expect("a test has a name").to_owned();
+        let mut inner = Command::new(env::current_exe().expect("we know what we are"));
+        let output = inner.args(["--exact", &name]).env(INNER, "1").output().expect("it can be run again");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let (items, mut peers) = connections(5);
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(100), maximum }).unwrap();
+    // Those with privileges may have more.
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }).unwrap();
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (sending, _receiving) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    pack::send_fds(&sending, &[sending.as_fd(); 253]).expect("the limit is on those before");
+    let (parcels, stored) = packed(items, &BundleLimits::default());
+    assert!(parcels.is_empty() && stored.stored == 0, "{stored:?}");
+    assert!(stored.problem.is_some_and(|problem| problem.contains("LimitNOFILE=")));
+    expect_connected(stored.remaining, &mut peers, 0);
+}

@@ -1,0 +1,283 @@
+//! Parcels that are not, or not any more, what was packed.
+
+use std::io::{IoSlice, Seek, SeekFrom, Write};
+use std::mem::MaybeUninit;
+use std::net::TcpListener;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use rustix::cmsg_space;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
+    sockopt,
+};
+
+use super::{closed, connections, expect_connected, packed_whole};
+use crate::systemd::fdstore::manifest::{self, Entry};
+use crate::systemd::fdstore::*;
+
+/// Opens a single parcel that is not in order, and returns what is said about it.
+fn problems(parcel: OwnedFd) -> (Vec<StoredConnection>, Vec<String>) {
+    let opened = unpack(vec![parcel]);
+    let problems = opened
+        .problems
+        .into_iter()
+        .map(|problem| problem.strip_prefix("parcel 1 of 1: ").unwrap_or_else(|| panic!("{problem}")).to_owned());
+    (opened.connections, problems.collect())
+}
+
+/// A parcel with these messages in it; and its other end.
+fn parcel_of(messages: &[&[BorrowedFd<'_>]]) -> (OwnedFd, OwnedFd) {
+    let (sending, parcel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    for descriptors in messages {
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(253))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(descriptors)));
+        }
+        sendmsg(&sending, &[IoSlice::new(b"any text")], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+    }
+    (parcel, sending)
+}
+
+const SEALED: SealFlags = SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK);
+
+fn memory(bytes: &[u8], seals: SealFlags) -> OwnedFd {
+    let memory = memfd_create("test", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
+    let mut file = std::fs::File::from(memory);
+    file.write_all(bytes).unwrap();
+    fcntl_add_seals(&file, seals).unwrap();
+    file.into()
+}
+
+/// The list of these connections.
+fn list_of<'a>(items: impl IntoIterator<Item = &'a StoredConnection>) -> Vec<u8> {
+    let line = |item: &'a StoredConnection| Entry {
+        cookie: sockopt::socket_cookie(&item.socket).unwrap(),
+        snapshot: &*item.snapshot,
+    };
+    let lines: Vec<_> = items.into_iter().map(line).collect();
+    let mut bytes = Vec::new();
+    manifest::write(&mut bytes, now(), lines.into_iter()).unwrap();
+    bytes
+}
+
+/// What is said of connections whose list was written by somebody else, and how many of them are restored.
+fn with_list(bytes: &[u8], items: &[StoredConnection]) -> (usize, Vec<String>) {
+    let list = memory(bytes, SEALED);
+    let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
+    let (items, problems) = problems(parcel_of(&[&[list.as_fd()], &sockets]).0);
+    (items.len(), problems)
+}
+
+#[test]
+fn a_parcel_that_was_opened_before_is_empty() {
+    let (items, mut peers) = connections(2);
+    let parcels = packed_whole(items);
+    let again = parcels[0].try_clone().unwrap();
+    expect_connected(unpack(parcels).connections, &mut peers, 0);
+    let (items, said) = problems(again);
+    assert!(items.is_empty());
+    assert_eq!(said, ["it is empty; all that is in it is closed"]);
+}
+
+#[test]
+fn a_parcel_with_somebody_at_the_other_end_is_not_waited_for() {
+    let (parcel, _sending) = parcel_of(&[]);
+    assert_eq!(problems(parcel).1, ["it is empty; all that is in it is closed"]);
+    let (items, mut peers) = connections(3);
+    let list = memory(&list_of(&items), SEALED);
+    let (parcel, _sending) = parcel_of(&[&[list.as_fd()], &[items[0].socket.as_fd()]]);
+    drop(items);
+    let (items, said) = problems(parcel);
+    assert_eq!(said, ["2 connections on its list are not in it"]);
+    expect_connected(items, &mut peers[..1], 0);
+    assert!(peers[1..].iter_mut().all(closed));
+}
+
+#[test]
+fn the_order_of_connections_does_not_matter() {
+    let (items, mut peers) = connections(20);
+    let list = memory(&list_of(items.iter().rev()), SEALED);
+    let messages: Vec<_> = items.iter().map(|item| [item.socket.as_fd()]).collect();
+    let messages: Vec<&[_]> = messages.iter().map(|message| &message[..]).collect();
+    let (items, said) = problems(parcel_of(&[&[&[list.as_fd()][..]], &messages[..]].concat()).0);
+    assert_eq!(said, [""; 0]);
+    expect_connected(items, &mut peers, 0);
+}
+
+#[test]
+fn what_is_not_on_the_list_or_not_there_is_closed_and_the_rest_is_carried() {
+    let (items, mut peers) = connections(10);
+    // Of the first there is no descriptor, of the last no line.
+    let list = memory(&list_of(&items[..9]), SEALED);
+    let sockets: Vec<_> = items[1..].iter().map(|item| item.socket.as_fd()).collect();
+    let (parcel, _) = parcel_of(&[&[list.as_fd()], &sockets]);
+    drop(items);
+    let (items, said) = problems(parcel);
+    assert_eq!(said, ["1 descriptors in it are not on its list, closed", "1 connections on its list are not in it"]);
+    expect_connected(items, &mut peers[1..9], 1);
+    assert!(closed(&mut peers[0]) && closed(&mut peers[9]));
+}
+
+#[test]
+fn more_messages_than_lines_are_not_read() {
+    let (items, mut peers) = connections(5);
+    let list = memory(&list_of(&items[..1]), SEALED);
+    let messages: Vec<_> = items.iter().map(|item| [item.socket.as_fd()]).collect();
+    let messages: Vec<&[_]> = messages.iter().map(|message| &message[..]).collect();
+    let (parcel, _) = parcel_of(&[&[&[list.as_fd()][..]], &messages[..]].concat());
+    drop(items);
+    let (items, said) = problems(parcel);
+    assert_eq!(said, ["1 descriptors in it are not on its list, closed"]);
+    expect_connected(items, &mut peers[..1], 0);
+    assert!(peers[1..].iter_mut().all(closed));
+}
+
+#[test]
+fn what_is_there_twice_is_carried_once() {
+    let (items, mut peers) = connections(1);
+    let list = memory(&list_of([&items[0], &items[0]]), SEALED);
+    let twice = [items[0].socket.as_fd(), items[0].socket.as_fd()];
+    let (items, said) = problems(parcel_of(&[&[list.as_fd()], &twice]).0);
+    assert_eq!(said, ["1 descriptors in it are not on its list, closed"]);
+    expect_connected(items, &mut peers, 0);
+}
+
+#[test]
+fn only_connections_are_carried() {
+    let directory = tempfile::tempdir().unwrap();
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let (packets, _theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let sockets: [OwnedFd; 7] = [
+        ours.into(),
+        packets,
+        TcpListener::bind("127.0.0.1:0").unwrap().into(),
+        UnixListener::bind(directory.path().join("socket")).unwrap().into(),
+        rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap(),
+        rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap(),
+        std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+    ];
+    let items = sockets.map(|socket| StoredConnection { socket, snapshot: Vec::new() });
+    let (restored, said) = with_list(&list_of(&items), &items);
+    assert_eq!((restored, said), (1, vec!["6 descriptors in it are no connections, closed".to_owned()]));
+    // What is no socket has no cookie.
+    let list = memory(&list_of(&items[..1]), SEALED);
+    let (restored, said) = problems(parcel_of(&[&[list.as_fd()], &[list.as_fd()]]).0);
+    assert_eq!(restored.len(), 0);
+    assert_eq!(said, ["1 descriptors in it are not on its list, closed", "1 connections on its list are not in it"]);
+}
+
+#[test]
+fn a_parcel_without_a_list_is_closed() {
+    let (items, mut peers) = connections(4);
+    let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
+    let list = memory(&list_of(&items), SEALED);
+    let file = tempfile::tempfile().unwrap();
+    for (first, expected) in [
+        (&[][..], "it does not begin with its list"),
+        (&sockets[..], "it does not begin with its list"),
+        (&[list.as_fd(), list.as_fd()], "it does not begin with its list"),
+        (&[sockets[0]], "it does not begin with sealed memory"),
+        (&[file.as_fd()], "it does not begin with sealed memory"),
+    ] {
+        let (items, said) = problems(parcel_of(&[first, &sockets]).0);
+        assert!(items.is_empty());
+        assert_eq!(said, [format!("{expected}; all that is in it is closed")]);
+    }
+    drop(items);
+    assert!(peers.iter_mut().all(closed));
+}
+
+#[test]
+fn a_list_that_could_still_change_is_not_read() {
+    let (items, _peers) = connections(1);
+    let sockets = [items[0].socket.as_fd()];
+    for missing in [SealFlags::WRITE, SealFlags::GROW, SealFlags::SHRINK] {
+        let list = memory(&list_of(&items), SEALED.difference(missing));
+        let (_, said) = problems(parcel_of(&[&[list.as_fd()], &sockets]).0);
+        assert_eq!(said, ["it does not begin with sealed memory; all that is in it is closed"]);
+    }
+}
+
+#[test]
+fn a_list_may_be_read_by_somebody_before_us() {
+    let (items, mut peers) = connections(3);
+    let mut list = std::fs::File::from(memory(&list_of(&items), SEALED));
+    let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
+    list.seek(SeekFrom::Start(20)).unwrap();
+    let (items, said) = problems(parcel_of(&[&[list.as_fd()], &sockets]).0);
+    assert_eq!(said, [""; 0]);
+    expect_connected(items, &mut peers, 0);
+}
+
+#[test]
+fn a_list_longer_than_memory_is_not_read() {
+    let (items, _peers) = connections(1);
+    let mut bytes = list_of(&items);
+    // The length of the first state: everything that follows.
+    bytes[40..48].copy_from_slice(&((1 << 40) - 48_u64).to_le_bytes());
+    let list = std::fs::File::from(memory(&bytes, SealFlags::empty()));
+    list.set_len(1 << 40).unwrap();
+    fcntl_add_seals(&list, SEALED).unwrap();
+    let (_, said) = problems(parcel_of(&[&[list.as_fd()], &[items[0].socket.as_fd()]]).0);
+    assert_eq!(said, ["its list has holes; all that is in it is closed"]);
+}
+
+#[test]
+fn foreign_and_later_lists_are_told() {
+    let (items, _peers) = connections(2);
+    let good = list_of(&items);
+    let mut foreign = good.clone();
+    foreign[0] = b'E';
+    let mut later = good.clone();
+    later[16] = 2;
+    for (bytes, expected) in [
+        (&b""[..], "its list is not one of echoed"),
+        (b"any text that is as long as the head of a list is, or longer", "its list is not one of echoed"),
+        (&foreign, "its list is not one of echoed"),
+        (&good[..31], "its list is not one of echoed"),
+        (&later, "its list has version 2, and this version of echoed knows 1 at most"),
+    ] {
+        let told = with_list(bytes, &items);
+        assert_eq!(told, (0, vec![format!("{expected}; all that is in it is closed")]));
+    }
+}
+
+#[test]
+fn a_list_that_was_cut_off_anywhere_gives_what_is_whole() {
+    let (items, _peers) = connections(5);
+    let good = list_of(&items);
+    for length in 32..good.len() {
+        let (restored, said) = with_list(&good[..length], &items);
+        let end = |at: usize| list_of(&items[..at]).len();
+        let whole = (0..5).filter(|at| end(at + 1) <= length).count();
+        assert_eq!(restored, whole, "{length}");
+        assert_eq!(said[0], format!("its list is cut off; {whole} of 5 connections are known from it"));
+        assert_eq!(said[1..], [format!("{} descriptors in it are not on its list, closed", 5 - whole)]);
+    }
+    let longer = [&good[..], b"more"].concat();
+    let (restored, said) = with_list(&longer, &items);
+    assert_eq!(restored, 5);
+    assert_eq!(said, ["its list has 4 bytes after its end; 5 of 5 connections are known from it"]);
+}
+
+#[test]
+fn lengths_that_no_memory_has_are_not_believed() {
+    let (items, _peers) = connections(2);
+    for length in [1, u64::from(u32::MAX), u64::MAX / 2, u64::MAX] {
+        let mut bytes = list_of(&items);
+        let last = bytes.len() - 8 - items[1].snapshot.len();
+        bytes[last..last + 8].copy_from_slice(&(items[1].snapshot.len() as u64).saturating_add(length).to_le_bytes());
+        let (restored, said) = with_list(&bytes, &items);
+        assert_eq!(restored, 1, "{length}");
+        assert_eq!(said[0], "its list is cut off; 1 of 2 connections are known from it");
+    }
+    let mut bytes = list_of(&items);
+    bytes[20..24].copy_from_slice(&u32::MAX.to_le_bytes());
+    let (restored, said) = with_list(&bytes, &items);
+    assert_eq!(restored, 2);
+    assert_eq!(said, ["its list is cut off; 2 of 4294967295 connections are known from it"]);
+}

@@ -1,0 +1,79 @@
+//! The packing list as bytes, right and wrong.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use crate::systemd::fdstore::manifest::{self, Entry, Manifest, ManifestError};
+
+#[test]
+fn a_list_is_written_as_its_head_says() {
+    let mut bytes = Vec::new();
+    let lines = [Entry { cookie: 42, snapshot: &b"abc"[..] }, Entry { cookie: 43, snapshot: &[] }];
+    manifest::write(&mut bytes, Duration::from_nanos(123_456_789), lines.into_iter()).unwrap();
+    let expected = [
+        b"echoed parcel\n\x1a\0",
+        &[1, 0, 0, 0, 2, 0, 0, 0, 0x15, 0xcd, 0x5b, 7, 0, 0, 0, 0][..],
+        &[42, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, b'a', b'b', b'c'],
+        &[43, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    ];
+    assert_eq!(bytes, expected.concat());
+}
+
+fn lines() -> impl Strategy<Value = Vec<Entry<Vec<u8>>>> {
+    let line = (any::<u64>(), proptest::collection::vec(any::<u8>(), 0..50));
+    proptest::collection::vec(line.prop_map(|(cookie, snapshot)| Entry { cookie, snapshot }), 0..20)
+}
+
+fn written(lines: &[Entry<Vec<u8>>], time: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let lines = lines.iter().map(|Entry { cookie, snapshot }| Entry { cookie: *cookie, snapshot: &**snapshot });
+    manifest::write(&mut bytes, Duration::from_nanos(time), lines).unwrap();
+    bytes
+}
+
+fn read(bytes: &[u8]) -> Result<Manifest, ManifestError> {
+    manifest::read(&mut &*bytes, bytes.len() as u64)
+}
+
+proptest! {
+    #[test]
+    fn what_was_written_is_read(lines in lines(), time: u64) {
+        let bytes = written(&lines, time);
+        let (time, count) = (Duration::from_nanos(time), u32::try_from(lines.len()).unwrap());
+        prop_assert_eq!(read(&bytes), Ok(Manifest { stored_at: time, count, entries: lines, problem: None }));
+    }
+
+    /// And nothing else happens.
+    #[test]
+    fn any_bytes_are_read_or_told(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(read(&bytes).is_err());
+        let after_the_head = [&written(&[], 0)[..20], &bytes].concat();
+        if let Ok(Manifest { entries: lines, .. }) = read(&after_the_head) {
+            let size: usize = lines.iter().map(|line| 16 + line.snapshot.len()).sum();
+            prop_assert!(size <= bytes.len());
+        }
+    }
+
+    #[test]
+    fn a_list_that_was_damaged_somewhere_does_no_harm(lines in lines(), at: prop::sample::Index, byte: u8) {
+        let mut bytes = written(&lines, 1);
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let Ok(list) = read(&bytes) {
+            let size: usize = list.entries.iter().map(|line| 16 + line.snapshot.len()).sum();
+            prop_assert!(size + 32 <= bytes.len());
+        }
+    }
+
+    /// Also where it is shorter than it was said to be.
+    #[test]
+    fn a_list_that_ends_too_soon_is_told(lines in lines(), cut: prop::sample::Index) {
+        let bytes = written(&lines, 1);
+        let end = cut.index(bytes.len());
+        match manifest::read(&mut &bytes[..end], bytes.len() as u64) {
+            Err(problem) => prop_assert_eq!(problem, ManifestError::Truncated),
+            Ok(list) => prop_assert_eq!(list.problem, Some(ManifestError::Truncated)),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Connections out of a parcel, which may be anything.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufReader, IoSliceMut, Seek};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use rustix::cmsg_space;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{SealFlags, fcntl_get_seals};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketType, getpeername, recvmsg, sockopt,
+};
+
+use super::StoredConnection;
+use super::manifest::{self, Manifest};
+use super::pack::MAX_FDS_PER_MESSAGE;
+
+/// What was in a parcel.
+#[derive(Debug, Default)]
+pub(super) struct UnpackedBundle {
+    pub(super) connections: Vec<StoredConnection>,
+    /// When it was packed, if it says.
+    pub(super) stored_at: Option<Duration>,
+    pub(super) problems: Vec<String>,
+}
+
+/// Takes everything out of a parcel, and closes what is not in order.
+pub(super) fn unpack_bundle(bundle: &OwnedFd) -> UnpackedBundle {
+    let mut unpacked = UnpackedBundle::default();
+    match read_manifest(bundle) {
+        Ok(manifest) => unpack_connections(bundle, manifest, &mut unpacked),
+        Err(problem) => unpacked.problems.push(format!("{problem}; all that is in it is closed")),
+    }
+    unpacked
+}
+
+fn unpack_connections(bundle: &OwnedFd, manifest: Manifest, unpacked: &mut UnpackedBundle) {
+    unpacked.stored_at = Some(manifest.stored_at);
+    let listed = manifest.entries.len();
+    if let Some(problem) = &manifest.problem {
+        unpacked
+            .problems
+            .push(format!("its list {problem}; {listed} of {} connections are known from it", manifest.count));
+    }
+    // Who is there twice counts once.
+    let mut snapshots: HashMap<_, _> =
+        manifest.entries.into_iter().map(|entry| (entry.cookie, entry.snapshot)).collect();
+    let (mut unlisted, mut unconnected) = (0, 0);
+    // There is a connection in each message at least: so there are no more of them, but an end.
+    for _ in 0..=listed {
+        let message = match receive(bundle) {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(error) => {
+                unpacked.problems.push(format!("cannot take more out of it: {error}"));
+                break;
+            }
+        };
+        if message.is_truncated {
+            let problem = "descriptors were lost on the way; LimitNOFILE= of the unit is too small for all";
+            unpacked.problems.push(problem.to_owned());
+        }
+        for socket in message.fds {
+            let cookie = sockopt::socket_cookie(&socket).ok();
+            match cookie.and_then(|cookie| snapshots.remove(&cookie)) {
+                Some(snapshot) if is_connection(&socket) => {
+                    unpacked.connections.push(StoredConnection { socket, snapshot })
+                }
+                Some(_) => unconnected += 1,
+                None => unlisted += 1,
+            }
+        }
+    }
+    let mut report = |count: usize, what: &str| {
+        if count > 0 {
+            unpacked.problems.push(format!("{count} {what}"));
+        }
+    };
+    report(unlisted, "descriptors in it are not on its list, closed");
+    report(unconnected, "descriptors in it are no connections, closed");
+    report(snapshots.len(), "connections on its list are not in it");
+}
+
+fn read_manifest(bundle: &OwnedFd) -> Result<Manifest, String> {
+    let first = match receive(bundle) {
+        Ok(Some(first)) => first,
+        Ok(None) => return Err("it is empty".to_owned()),
+        Err(error) => return Err(format!("cannot take anything out of it: {error}")),
+    };
+    let Ok([memory]) = <[OwnedFd; 1]>::try_from(first.fds) else {
+        return Err("it does not begin with its list".to_owned());
+    };
+    // Also tells that it is memory: a file could be one that makes its readers wait.
+    let required = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    if !fcntl_get_seals(&memory).is_ok_and(|seals| seals.contains(required)) {
+        return Err("it does not begin with sealed memory".to_owned());
+    }
+    let mut file = File::from(memory);
+    let mut rewind = || {
+        let metadata = file.metadata()?;
+        file.rewind()?;
+        Ok((metadata.len(), metadata.blocks()))
+    };
+    let (length, blocks) = rewind().map_err(|error: std::io::Error| format!("its list cannot be read: {error}"))?;
+    // What has holes may be longer than there is memory.
+    if blocks.saturating_mul(512) < length {
+        return Err("its list has holes".to_owned());
+    }
+    manifest::read(&mut BufReader::with_capacity(64 * 1024, file), length)
+        .map_err(|problem| format!("its list {problem}"))
+}
+
+/// A message of a parcel.
+struct BundleMessage {
+    fds: Vec<OwnedFd>,
+    /// Whether there were more of them.
+    is_truncated: bool,
+}
+
+/// The next message, if there is one. Does not wait for one.
+fn receive(bundle: &OwnedFd) -> Result<Option<BundleMessage>, Errno> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS_PER_MESSAGE))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = match recvmsg(bundle, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags) {
+        // Somebody has the other end, and has sent nothing.
+        Err(Errno::AGAIN) => return Ok(None),
+        result => result?,
+    };
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received_fds) = message {
+            fds.extend(received_fds);
+        }
+    }
+    if received.bytes == 0 && fds.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(BundleMessage { fds, is_truncated: received.flags.contains(ReturnFlags::CTRUNC) }))
+}
+
+/// Whether this is a connected stream socket; or was, and has not said yet why it is not any more.
+fn is_connection(socket: &OwnedFd) -> bool {
+    sockopt::socket_type(socket) == Ok(SocketType::STREAM)
+        && sockopt::socket_acceptconn(socket) == Ok(false)
+        && (getpeername(socket).is_ok() || has_error(socket))
+}
+
+/// Whether an error waits to be told. It goes on waiting.
+fn has_error(socket: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec::default())).is_ok() && polled[0].revents().contains(PollFlags::ERR)
+}

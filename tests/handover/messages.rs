@@ -1,0 +1,65 @@
+//! Messages that are logged whole, while the journal hangs over a restart: each is written once.
+
+#[path = "../journal/fake_journald.rs"]
+mod fake_journald;
+
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use fake_journald::FakeJournald;
+use rustix::process::Signal;
+
+use super::common::service_manager::activated_command;
+use super::common::{Daemon, ServiceManager, wait_until};
+use super::{Peer, connection_outcomes};
+
+/// How many messages there are: more than the journal's socket and the queue before it take.
+const MESSAGES: usize = 6000;
+
+const CONFIGURATION: &str = "[defaults]\nlog_messages = 'full'\n[defaults.deadlines]\nwrite = 'off'\n";
+
+#[test]
+fn each_full_message_is_logged_once_and_in_order_over_a_handover() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let (manager, listener) = (ServiceManager::start(), TcpListener::bind("127.0.0.1:0").expect("a port is free"));
+    let address = listener.local_addr().expect("it has one").to_string();
+    let listener_fd = OwnedFd::from(listener.try_clone().expect("it can be duplicated"));
+    let mut command = journal.command();
+    manager.set_fd_store(&mut command, 8).env("LISTEN_FDNAMES", "echo").stdin(OwnedFd::from(listener));
+    let mut daemon = Daemon::spawn_with_stdio(&mut command, CONFIGURATION, &[]);
+    manager.expect("READY=1");
+    let mut peer = Peer::connect(&address);
+    let mut idle = Peer::connect(&address);
+    idle.exchange("idle");
+    journal.expect("the first message", |entry| entry.text("MESSAGE") == "idle");
+
+    journal.suspend();
+    peer.send((0..MESSAGES).map(|number| format!("{number}\t")).collect::<String>());
+    // Until there is no room for more, which nobody says.
+    while peer.receive_for(Duration::from_millis(300)) > 0 {}
+    daemon.signal(Signal::TERM);
+    wait_until("the connections are stored", || manager.stored_descriptors().len() == 1);
+    assert!(daemon.status_number("Threads") > 0, "it waits for the journal");
+    journal.resume();
+    assert!(daemon.wait().success());
+
+    let (_, bundle) = manager.stored_descriptors().remove(0);
+    let mut command = activated_command("3<&0 4<&1", vec![listener_fd, bundle], "echo:parcel");
+    manager.set_fd_store(&mut command, 8);
+    let daemon = Daemon::spawn_with_stdio(&mut command, CONFIGURATION, &[]);
+    peer.expect((0..MESSAGES).map(|number| format!("server got:{number}\t")).collect::<String>());
+    idle.exchange("still there");
+    let log = daemon.stop();
+    assert_eq!(connection_outcomes(&log)[0], 2);
+
+    let number = |text: &str| text.trim_matches('"').parse::<usize>().ok();
+    let mut written: Vec<_> =
+        journal.stop_and_collect().iter().filter_map(|entry| number(&entry.text("MESSAGE"))).collect();
+    let before = written.len();
+    let message =
+        |line: &String| line.contains("message on connection ").then(|| line.rsplit(": ").next().and_then(number));
+    written.extend(log.iter().filter_map(message).flatten());
+    assert!(before > 0 && before < MESSAGES, "{before} were taken by the first process");
+    assert!(written == (0..MESSAGES).collect::<Vec<_>>(), "each once, in order: {} after {before}", written.len());
+}

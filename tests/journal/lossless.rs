@@ -1,0 +1,210 @@
+//! Whole messages: `log_messages = "full"`; and their summaries.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::mem;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Duration;
+
+use crate::common::{Daemon, Peer, TEST_TIMEOUT};
+use crate::fake_journald::{Entry, FakeJournald};
+use crate::{has_subject, spawn, stable_fields, stop_and_collect, write_to};
+
+const FULL: &str = "
+    [defaults]
+    log_messages = 'full'
+    max_message = '2MiB'
+    [defaults.deadlines]
+    read = '5min'
+    write = '5min'
+";
+
+fn is_message(entry: &Entry) -> bool {
+    has_subject("A message of @PEER@")(entry)
+}
+
+#[test]
+fn a_message_is_one_entry_whatever_bytes_it_contains() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let daemon = spawn(&journal, FULL, &["--listen", "sink=127.0.0.1:0"]);
+    let mut peer = Peer::connect(&journal.addresses(1)[0]);
+    let hostile = b"one\nPRIORITY=0\nMESSAGE=two\nMESSAGE_ID\n\x01\0\0\0\0\0\0\0x\n\xff\0\x1b";
+    peer.send([hostile, &b"\t\t"[..]].concat());
+    peer.expect([b"server got:", &hostile[..], b"\tserver got:\t"].concat());
+    let messages = journal.expect_times("two messages", 2, is_message);
+    assert_eq!(messages[0].fields["MESSAGE"], hostile);
+    assert_eq!(messages[1].fields["MESSAGE"], b"");
+    let fields = stable_fields(&messages[0]);
+    let expected = [("CONNECTION", "1"), ("LISTENER", "sink"), ("PRIORITY", "6"), ("SYSLOG_IDENTIFIER", "echoed")];
+    for (name, value) in expected {
+        assert_eq!(fields[name], value, "{name}");
+    }
+    assert!(fields["PEER"].starts_with("127.0.0.1:"));
+    assert_eq!(fields.len(), expected.len() + 1);
+    drop(peer);
+    stop_and_collect(daemon, journal);
+}
+
+#[test]
+fn a_message_of_one_mebibyte_is_logged_completely() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let daemon = spawn(&journal, FULL, &["--listen", "127.0.0.1:0"]);
+    let address = &journal.addresses(1)[0];
+    let descriptors = daemon.descriptor_count();
+    let mut peer = Peer::connect(address);
+    let mebibyte = 1024 * 1024;
+    let bytes = (0..mebibyte).map(|at: u32| at.wrapping_mul(0x9E37_79B9).to_le_bytes()[3]);
+    let message: Vec<u8> = bytes.map(|byte| if byte == b'\t' { b' ' } else { byte }).collect();
+    thread::scope(|scope| {
+        let sender = &peer;
+        let sent = [&message[..], b"\t"].concat();
+        scope.spawn(move || write_to(sender, &sent));
+    });
+    peer.expect([b"server got:", &message[..], b"\t"].concat());
+    let entry = journal.expect("the message", is_message);
+    assert!(entry.fields["MESSAGE"] == message, "{} bytes, or others", entry.fields["MESSAGE"].len());
+    assert!(entry.in_memory);
+    peer.exchange("small");
+    let entries = journal.expect_times("both", 2, is_message);
+    assert!(!entries[1].in_memory);
+    // The connection is one, and the first message needed a socket, which is kept; its memory is not.
+    assert!(daemon.descriptor_count() <= descriptors + 2);
+    drop(peer);
+    stop_and_collect(daemon, journal);
+}
+
+/// The replies on a connection, as they come.
+struct Replies {
+    reader: BufReader<UnixStream>,
+    /// The beginning of the next.
+    partial: Vec<u8>,
+}
+
+impl Replies {
+    fn new(peer: &Peer) -> Self {
+        Self { reader: BufReader::new(peer.stream()), partial: Vec::new() }
+    }
+
+    /// The next reply, if it comes in time.
+    fn next_within(&mut self, time: Duration) -> Option<String> {
+        self.reader.get_ref().set_read_timeout(Some(time)).expect("the timeout can be set");
+        match self.reader.read_until(b'\t', &mut self.partial) {
+            Ok(_) => {
+                assert_eq!(self.partial.last(), Some(&b'\t'), "the stream ended");
+                Some(String::from_utf8(mem::take(&mut self.partial)).expect("it is text"))
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// How many connections send at once, and how many messages each of them.
+const CONNECTIONS: usize = 4;
+const MESSAGES: usize = 2500;
+
+#[test]
+fn no_message_is_lost_and_clients_wait_while_the_journal_does_not_read() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let daemon = spawn(&journal, FULL, &["--listen", "127.0.0.1:0"]);
+    let address = journal.addresses(1).remove(0);
+    journal.suspend();
+    let peers: Vec<_> = (0..CONNECTIONS).map(|_| Peer::connect(&address)).collect();
+    let mut replies: Vec<_> = peers.iter().map(Replies::new).collect();
+    let mut early = 0;
+    thread::scope(|scope| {
+        for peer in &peers {
+            scope.spawn(move || {
+                let messages: String = (0..MESSAGES).map(|number| format!("message {number}\t")).collect();
+                write_to(peer, messages.as_bytes());
+            });
+        }
+        // Every message is logged before it is answered, so only so many can be answered as wait to be written.
+        let mut answered = [0; CONNECTIONS];
+        for (replies, answered) in replies.iter_mut().zip(&mut answered) {
+            while replies.next_within(Duration::from_millis(500)).is_some() {
+                *answered += 1;
+            }
+        }
+        early = answered.iter().sum();
+        for _ in 0..3 {
+            journal.resume();
+            let count = journal.count();
+            journal.expect_times("some more", count + 500, |_| true);
+            journal.suspend();
+        }
+        journal.resume();
+        for (replies, answered) in replies.iter_mut().zip(answered) {
+            for number in answered..MESSAGES {
+                assert_eq!(replies.next_within(TEST_TIMEOUT), Some(format!("server got:message {number}\t")));
+            }
+        }
+    });
+    // The queue, and what the socket holds by default (net.unix.max_dgram_qlen=10, 512 under systemd).
+    assert!(0 < early && early <= 1024 + 600, "{early} were answered while nothing was written");
+    drop((replies, peers));
+    let entries = stop_and_collect(daemon, journal);
+    let mut by_connection: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for entry in entries.iter().filter(|entry| is_message(entry)) {
+        by_connection.entry(entry.text("CONNECTION")).or_default().push(entry.text("MESSAGE"));
+    }
+    let expected: Vec<_> = (0..MESSAGES).map(|number| format!("message {number}")).collect();
+    assert_eq!(by_connection.len(), CONNECTIONS);
+    for (connection, messages) in by_connection {
+        assert!(messages == expected, "connection {connection}: {} messages, or another order", messages.len());
+    }
+}
+
+#[test]
+fn queued_messages_are_written_before_the_daemon_exits() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let mut daemon = spawn(&journal, FULL, &["--listen", "127.0.0.1:0"]);
+    let mut peer = Peer::connect(&journal.addresses(1)[0]);
+    journal.suspend();
+    for number in 0..200 {
+        peer.exchange(&number.to_string());
+    }
+    daemon.signal(rustix::process::Signal::TERM);
+    // It has ended all connections, and waits for the journal; longer than for entries that may be lost.
+    peer.expect_close();
+    thread::sleep(Duration::from_millis(1500));
+    journal.resume();
+    assert!(daemon.wait().success());
+    let entries = journal.stop_and_collect();
+    assert_eq!(entries.iter().filter(|entry| is_message(entry)).count(), 200);
+    assert!(entries.iter().any(has_subject("The daemon has stopped")));
+}
+
+#[test]
+fn without_the_journal_a_message_is_a_line_on_stderr() {
+    let daemon = Daemon::start_with(FULL, &["--listen", "127.0.0.1:0"]);
+    let mut peer = daemon.connect();
+    let long = "long ".repeat(20_000);
+    peer.send(format!("two\nerror: lines\x1b\t{long}\t"));
+    peer.expect(format!("server got:two\nerror: lines\x1b\tserver got:{long}\t"));
+    daemon.wait_for_log_times("info: message on connection 1 on echo from 127.0.0.1:", 2);
+    drop(peer);
+    let log = daemon.stop();
+    let messages: Vec<_> = log.iter().filter(|line| line.starts_with("info: message on ")).collect();
+    assert!(messages[0].ends_with(": \"two\\nerror: lines\\x1b\""), "{}", messages[0]);
+    assert!(messages[1].ends_with(&format!(": \"{long}\"")));
+}
+
+#[test]
+fn message_summaries_are_never_suppressed() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let daemon = spawn(&journal, "[defaults]\nlog_messages = 'summary'\n", &["--listen", "127.0.0.1:0"]);
+    let mut peer = Peer::connect(&journal.addresses(1)[0]);
+    for number in 1..=300 {
+        peer.exchange(&format!("{number}\n"));
+        // One after the other, so that the queue is not the limit.
+        journal.expect_times("a summary", number, has_subject("A message of @PEER@, in short"));
+    }
+    drop(peer);
+    let entries = stop_and_collect(daemon, journal);
+    let summary = entries.iter().find(|entry| has_subject("in short")(entry)).unwrap();
+    assert!(summary.text("MESSAGE").ends_with(": \"1\\n\""), "{summary:?}");
+    assert_eq!((summary.text("CONNECTION"), summary.text("PRIORITY")), ("1".to_owned(), "6".to_owned()));
+    assert!(!entries.iter().any(has_subject("left out")));
+}
