@@ -3,25 +3,25 @@
 
 #![no_main]
 
-use echoed::server::proxy::{Header, MAX_HEADER};
+use echoed::server::proxy::{MAX_HEADER, ProxyHeader};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let whole = Header::of(data);
+    let whole = ProxyHeader::parse(data);
     let mut decided = None;
     for end in 0..=data.len().min(MAX_HEADER + 1) {
-        let begun = Header::of(&data[..end]);
+        let begun = ProxyHeader::parse(&data[..end]);
         match (decided, begun) {
-            (None, Header::Incomplete) => assert!(end < MAX_HEADER, "{end} bytes may still become a header"),
-            (None, Header::Complete { len, client }) => {
+            (None, ProxyHeader::Incomplete) => assert!(end < MAX_HEADER, "{end} bytes may still become a header"),
+            (None, ProxyHeader::Complete { len, client }) => {
                 assert_eq!(len, end, "it was complete before");
                 // Of the internet, and in one notation.
                 assert!(client.is_none_or(|client| client.ip() == client.ip().to_canonical()));
                 decided = Some(begun);
             }
-            (None, Header::Wrong) => decided = Some(begun),
+            (None, ProxyHeader::Invalid) => decided = Some(begun),
             (Some(decided), begun) => assert_eq!(begun, decided, "{end} bytes"),
         }
     }
-    assert_eq!(decided.unwrap_or(Header::Incomplete), whole);
+    assert_eq!(decided.unwrap_or(ProxyHeader::Incomplete), whole);
 });

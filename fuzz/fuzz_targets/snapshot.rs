@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use echoed::protocol::rules::{Framing, LogMessages, Reply, Span, Unterminated};
+use echoed::protocol::rules::{Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use echoed::protocol::{Delimiter, Outlet, Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 use libfuzzer_sys::fuzz_target;
 
@@ -36,7 +36,7 @@ const INPUT: [&[u8]; 8] =
 
 fuzz_target!(|data: &[u8]| {
     let Some((script, bytes)) = data.split_first_chunk::<16>() else { return };
-    let snapshot = match Snapshot::read(bytes) {
+    let snapshot = match Snapshot::decode(bytes) {
         Ok(snapshot) => snapshot,
         Err(error) => return assert!(error.to_string().contains("snapshot")),
     };
@@ -47,35 +47,35 @@ fuzz_target!(|data: &[u8]| {
         error_replies: script[0] & 16 == 0,
         log_messages: if script[0] & 32 == 0 { LogMessages::Off } else { LogMessages::Full },
         framing: if script[0] & 64 == 0 { Framing::Delimited } else { Framing::Raw },
-        reply: [Reply::Echo, Reply::Echo, Reply::Fixed, Reply::None][usize::from(script[1] & 3)],
-        text: b"hello"[..].into(),
-        reply_delay: Span::new(Duration::from_millis(if script[0] & 128 == 0 { 0 } else { 1500 }), "a while"),
+        reply: [ReplyMode::Echo, ReplyMode::Echo, ReplyMode::Fixed, ReplyMode::None][usize::from(script[1] & 3)],
+        fixed_reply: b"hello"[..].into(),
+        reply_delay: TimeSpan::new(Duration::from_millis(if script[0] & 128 == 0 { 0 } else { 1500 }), "a while"),
         ..Rules::default()
     });
     let mut now = Instant::now();
     let mut scratch = Scratch::new();
     let client = snapshot.client();
-    let mut session = snapshot.thaw(Arc::clone(&rules), now);
+    let mut session = snapshot.restore(Arc::clone(&rules), now);
     for step in &script[2..] {
         let size = usize::from(step >> 4);
         let mut room = LimitedOutlet(size * size * size, size & 3);
         match step & 15 {
-            0..=3 => session.resume(now, &mut scratch, &mut room),
+            0..=3 => session.process_buffers(now, &mut scratch, &mut room),
             4..=6 => {
                 let input = INPUT[size & 7];
                 scratch.input_room()[..input.len()].copy_from_slice(input);
                 session.receive(now, &mut scratch, input.len(), &mut room);
             }
-            7 => session.end_of_input(now),
-            8 => session.sent_end(now),
+            7 => session.handle_end_of_input(now),
+            8 => session.handle_shutdown_sent(now),
             9 | 10 => {
                 now += Duration::from_millis(1 << size);
-                session.tick(now);
+                session.handle_timeout(now);
             }
             11 => session.drain(now),
             12 => session.refuse(Verdict::TooMany { limit: 3 }, now),
-            13 => session.out_of_memory(now),
-            14 => session.reset(),
+            13 => session.handle_out_of_memory(now),
+            14 => session.handle_reset(),
             _ => session = round_trip(session, client, &rules, now),
         }
     }
@@ -85,11 +85,11 @@ fuzz_target!(|data: &[u8]| {
 
 /// Put away and read, it is written as before.
 fn round_trip(session: Session, client: Option<SocketAddr>, rules: &Arc<Rules>, now: Instant) -> Session {
-    let bytes = snapshot::freeze(&session, "echo", 7, client, now);
-    match Snapshot::read(&bytes) {
+    let bytes = snapshot::encode(&session, "echo", 7, client, now);
+    match Snapshot::decode(&bytes) {
         Ok(snapshot) => {
-            let restored = snapshot.thaw(Arc::clone(rules), now);
-            assert_eq!(snapshot::freeze(&restored, "echo", 7, client, now), bytes, "{session:?}\n{restored:?}");
+            let restored = snapshot.restore(Arc::clone(rules), now);
+            assert_eq!(snapshot::encode(&restored, "echo", 7, client, now), bytes, "{session:?}\n{restored:?}");
             // Beyond 292 years, times are not told apart.
             let deadline = |session: &Session| {
                 session.deadline().filter(|deadline| *deadline + Duration::from_secs(1 << 32) > now)
@@ -105,13 +105,15 @@ fn round_trip(session: Session, client: Option<SocketAddr>, rules: &Arc<Rules>, 
 fn run_to_close(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
     for _ in 0..1_000_000 {
         match session.wants() {
-            Want::Read | Want::Pause => {
+            Want::Read | Want::Delay => {
                 let Some(deadline) = session.deadline() else { panic!("nothing will happen to {session:?}") };
                 now = now.max(deadline);
-                session.tick(now);
+                session.handle_timeout(now);
             }
-            Want::Write | Want::Log => session.resume(now, scratch, &mut LimitedOutlet(usize::MAX, usize::MAX)),
-            Want::Shutdown => session.sent_end(now),
+            Want::Write | Want::Log => {
+                session.process_buffers(now, scratch, &mut LimitedOutlet(usize::MAX, usize::MAX))
+            }
+            Want::Shutdown => session.handle_shutdown_sent(now),
             Want::Close => break,
         }
     }
