@@ -68,7 +68,7 @@ fn with_raw_framing_a_datagram_is_echoed_unchanged() {
 #[test]
 fn datagrams_get_the_fixed_reply_without_delay_unless_it_amplifies() {
     // There is no connection that could wait.
-    let configuration = "[defaults]\nreply = 'fixed'\ntext = 'Hello, you who sent this!'\nreply_delay = '1h'\n";
+    let configuration = "[defaults]\nreply = 'fixed'\nfixed_reply = 'Hello, you who sent this!'\nreply_delay = '1h'\n";
     for address in ADDRESSES {
         let daemon = start(configuration, address);
         let peer = datagram_peer(&daemon);
@@ -78,7 +78,7 @@ fn datagrams_get_the_fixed_reply_without_delay_unless_it_amplifies() {
         }
         daemon.stop();
     }
-    let daemon = start(&format!("[defaults]\nreply = 'fixed'\ntext = '{}'\n", "x".repeat(57)), ADDRESSES[0]);
+    let daemon = start(&format!("[defaults]\nreply = 'fixed'\nfixed_reply = '{}'\n", "x".repeat(57)), ADDRESSES[0]);
     let peer = datagram_peer(&daemon);
     // 28 bytes of headers make 84; and one more.
     peer.send("");

@@ -240,7 +240,7 @@ fn count_replies(peer: &mut Peer, delay: Duration) -> usize {
 
 /// Stops a daemon that owes its clients much, who then read with such pauses.
 fn check_drain(signal: Signal, name: &str, delay: Duration) {
-    let config = "[service]\ndrain = '1min'\n[defaults.deadlines]\nwrite = '1min'\n";
+    let config = "[service]\ndrain_timeout = '1min'\n[defaults.deadlines]\nwrite = '1min'\n";
     let mut daemon = Daemon::start_with(config, &TCP_AND_UNIX);
     let [mut tcp, mut unix] = [0, 1].map(|at| Peer::connect(&daemon.addresses()[at]));
     // So that much stays on the daemon's side until it is read.
@@ -282,7 +282,7 @@ fn a_client_that_reads_slowly_gets_all_pending_replies_before_the_daemon_exits()
 
 #[test]
 fn a_client_without_pending_replies_does_not_delay_the_exit() {
-    let mut daemon = Daemon::start_with("[service]\ndrain = '1h'\n", &TCP);
+    let mut daemon = Daemon::start_with("[service]\ndrain_timeout = '1h'\n", &TCP);
     let mut calm = daemon.connect();
     calm.exchange("a");
     let start = now();
@@ -298,7 +298,7 @@ fn a_client_without_pending_replies_does_not_delay_the_exit() {
 
 #[test]
 fn a_client_that_does_not_read_is_cut_at_the_drain_timeout() {
-    let config = "[service]\ndrain = '500ms'\n[defaults.deadlines]\nwrite = '1min'\n";
+    let config = "[service]\ndrain_timeout = '500ms'\n[defaults.deadlines]\nwrite = '1min'\n";
     let mut daemon = Daemon::start_with(config, &TCP);
     let [mut calm, mut non_reading] = [daemon.connect(), daemon.connect()];
     calm.exchange("a");
@@ -317,7 +317,7 @@ fn a_client_that_does_not_read_is_cut_at_the_drain_timeout() {
 
 #[test]
 fn a_second_signal_cuts_all_connections_at_once() {
-    let config = "[service]\ndrain = '1h'\n[defaults.deadlines]\nwrite = 'off'\n";
+    let config = "[service]\ndrain_timeout = '1h'\n[defaults.deadlines]\nwrite = 'off'\n";
     for (first, second, name) in [
         (Signal::TERM, Signal::TERM, "SIGTERM"),
         (Signal::INT, Signal::TERM, "SIGTERM"),

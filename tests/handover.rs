@@ -173,7 +173,8 @@ fn read_deadlines_keep_running_between_two_processes() {
 #[test]
 fn the_reply_delay_keeps_running_between_two_processes() {
     const REPLY_DELAY: Duration = Duration::from_secs(3);
-    const CONFIGURATION: &str = "[defaults]\nframing = 'raw'\nreply = 'fixed'\ntext = 'Hello!'\nreply_delay = '3s'\n";
+    const CONFIGURATION: &str =
+        "[defaults]\nframing = 'raw'\nreply = 'fixed'\nfixed_reply = 'Hello!'\nreply_delay = '3s'\n";
     let mut service = Service::start(CONFIGURATION);
     let mut peer = service.connect();
     let start = now();

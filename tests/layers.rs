@@ -284,7 +284,7 @@ fn listen_options_are_printed_and_change_no_settings() {
 /// A document in which every key has another value than its default.
 const OTHER: &str = r#"
 log.level = "warn"
-service = { workers = 2, idle_exit = "off", drain = "1h 1us", carry_connections = false }
+service = { workers = 2, idle_exit = "off", drain_timeout = "1h 1us", handover = false }
 [limits]
 connections = 10
 connections_per_source = 0
@@ -294,7 +294,7 @@ datagrams_per_source = "7/s"
 framing = "raw"
 delimiter = "\r\n\"\u0000\\é"
 reply = "fixed"
-text = "it's\r\n\"\u0000\\é"
+fixed_reply = "it's\r\n\"\u0000\\é"
 reply_delay = "1.5s"
 prefix = "\u007f\u001b ☃'''"
 unterminated = "accept"
@@ -410,7 +410,7 @@ fn keys_that_need_a_restart_are_named() {
     let settings = |text: &str| Settings::from_toml("x", text).unwrap();
     let old = settings("[service]\nworkers = 1\n[listener.a]\nlisten = [\"@a\"]\n[listener.b]\nlisten = [\"@b\"]\n");
     assert_eq!(old.keys_needing_restart(&old), [""; 0]);
-    let changed = "[service]\nworkers = 2\ndrain = \"1s\"\n[limits]\nconnections = 1\n[listener.a]\nprefix = \"\"\n\
+    let changed = "[service]\nworkers = 2\ndrain_timeout = \"1s\"\n[limits]\nconnections = 1\n[listener.a]\nprefix = \"\"\n\
                    listen = [\"@a\"]\n[listener.\"x.y\"]\nlisten = [\"@x\"]\n[listener.z]\n";
     let new = settings(changed);
     assert_eq!(old.keys_needing_restart(&new), ["service.workers", "listener.b.listen", "listener.\"x.y\".listen"]);

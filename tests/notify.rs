@@ -170,7 +170,7 @@ fn a_watchdog_of_another_process_gets_no_pings() {
 fn the_daemon_extends_its_stop_timeout_while_it_drains() {
     let manager = ServiceManager::start();
     let mut command = Command::new(ECHOED);
-    let configuration = "[service]\ndrain = \"1h\"\n[defaults.deadlines]\nwrite = \"off\"\n";
+    let configuration = "[service]\ndrain_timeout = \"1h\"\n[defaults.deadlines]\nwrite = \"off\"\n";
     let mut daemon =
         Daemon::spawn_with(manager.set_notify_socket(&mut command), configuration, &["--listen", "DIR/socket"]);
     daemon.wait_for_log("listening on");

@@ -143,7 +143,7 @@ fn an_empty_prefix_makes_a_pure_echo() {
 #[test]
 fn packets_get_the_fixed_reply_and_then_the_reply_delay() {
     let daemon =
-        start("[defaults]\nreply = 'fixed'\ntext = 'Hello!'\nreply_delay = '500ms'\ndeadlines.idle = '400ms'\n");
+        start("[defaults]\nreply = 'fixed'\nfixed_reply = 'Hello!'\nreply_delay = '500ms'\ndeadlines.idle = '400ms'\n");
     let (peer, start) = (connect(&daemon), now());
     for packet in ["a", "", "ccc"] {
         peer.send(packet);
@@ -331,7 +331,7 @@ fn messages_are_logged_with_their_peer() {
 
 #[test]
 fn pending_replies_are_sent_before_the_daemon_exits() {
-    let mut daemon = start("[service]\ndrain = '20s'\n[defaults.deadlines]\nwrite = '20s'\n");
+    let mut daemon = start("[service]\ndrain_timeout = '20s'\n[defaults.deadlines]\nwrite = '20s'\n");
     let (idle, busy) = (connect(&daemon), connect(&daemon));
     idle.exchange("a");
     while busy.send_what_fits(&[b'x'; 1000]) > 0 {

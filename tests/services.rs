@@ -29,7 +29,7 @@ pub(crate) const GREETER: &str = r#"
     [defaults]
     framing = "raw"
     reply = "fixed"
-    text = "Hello, client!\n"
+    fixed_reply = "Hello, client!\n"
     reply_delay = "1s"
 "#;
 
@@ -176,7 +176,7 @@ fn a_stopping_daemon_does_not_wait_for_reply_delays() {
 
 #[test]
 fn every_line_gets_the_same_reply() {
-    let daemon = run_client("[defaults]\ndelimiter = \"\\n\"\nreply = 'fixed'\ntext = 'OK'\n", |mut peer| {
+    let daemon = run_client("[defaults]\ndelimiter = \"\\n\"\nreply = 'fixed'\nfixed_reply = 'OK'\n", |mut peer| {
         peer.send("HELO\n\nQU");
         peer.expect("OK\nOK\n");
         peer.send("IT\n");
@@ -187,7 +187,8 @@ fn every_line_gets_the_same_reply() {
 
 #[test]
 fn a_client_that_does_not_read_its_replies_does_not_affect_others() {
-    let configuration = "[defaults]\nframing = 'raw'\nreply = 'fixed'\ntext = 'a rather long answer to a byte'\n";
+    let configuration =
+        "[defaults]\nframing = 'raw'\nreply = 'fixed'\nfixed_reply = 'a rather long answer to a byte'\n";
     let daemon = serve(configuration, &["127.0.0.1:0"]);
     let mut flood = daemon.connect();
     flood.send_what_fits(&[b'x'; 1 << 20]);

@@ -152,7 +152,7 @@ fn limits_in_the_file_apply() {
 
 #[test]
 fn a_stop_waits_for_clients_that_do_not_read_until_the_drain_timeout() {
-    let configuration = "[service]\ndrain = \"300ms\"\n[defaults.deadlines]\nwrite = \"off\"\n";
+    let configuration = "[service]\ndrain_timeout = \"300ms\"\n[defaults.deadlines]\nwrite = \"off\"\n";
     let mut daemon = Daemon::start_with(configuration, &["--listen", "DIR/socket"]);
     let mut peer = connect(&daemon, "socket");
     // More replies than fit into the socket, so some are owed when nothing more is read.
@@ -187,7 +187,7 @@ fn an_invalid_command_line_is_refused_with_a_hint() {
         (&["--listen", "a b=127.0.0.1:0"], "\"a b\" is no name"),
         (&["--listen", "=127.0.0.1:0"], "is no name"),
         (&["--listen", "metrics=127.0.0.1:0"], "metrics"),
-        (&["--listen", "parcel=127.0.0.1:0"], "parcel"),
+        (&["--listen", "handover=127.0.0.1:0"], "handover"),
         (&["--listener", "a b", "--listen", "/no such directory/socket"], "\"a b\" is no name"),
         (&["--listen"], "value is required"),
         (&["--config"], "value is required"),

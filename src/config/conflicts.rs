@@ -26,7 +26,7 @@ fn check_section(tree: &Node, section: &[&str], rules: &Rules, buffer_memory: us
     let budget = tree.find(&["limits", "buffer_memory"]);
 
     // What only the defaults are to blame for is reported there.
-    for (key, bytes) in [("prefix", rules.prefix.as_bytes()), ("text", &rules.fixed_reply)] {
+    for (key, bytes) in [("prefix", rules.prefix.as_bytes()), ("fixed_reply", &rules.fixed_reply)] {
         let is_own = is_defaults || [key, "delimiter", "framing"].iter().any(|key| own(key).is_some());
         if is_own && rules.framing == Framing::Delimited && rules.delimiter.is_in(bytes) {
             let (shown, delimiter) = (Prefix::new(bytes), &rules.delimiter);

@@ -181,7 +181,7 @@ impl Service {
 }
 
 /// Names of sockets that are not echo listeners.
-pub const RESERVED_NAMES: [&str; 2] = ["metrics", "parcel"];
+pub const RESERVED_NAMES: [&str; 2] = ["metrics", "handover"];
 
 /// Whether `name` can name a listener: letters, digits and `_ . @ -`, at least one.
 #[must_use]

@@ -57,8 +57,8 @@ fn sections(settings: &Settings) -> Vec<Section> {
             vec![
                 ("workers", service.workers.to_string()),
                 ("idle_exit", time(service.idle_exit.as_ref())),
-                ("drain", time(Some(&service.drain_timeout))),
-                ("carry_connections", service.handover.to_string()),
+                ("drain_timeout", time(Some(&service.drain_timeout))),
+                ("handover", service.handover.to_string()),
             ],
         ),
         section(
@@ -104,7 +104,7 @@ fn listener(listener: &ListenerSettings) -> Vec<(&'static str, String)> {
             }),
         ),
         ("prefix", text(rules.prefix.as_bytes())),
-        ("text", text(&rules.fixed_reply)),
+        ("fixed_reply", text(&rules.fixed_reply)),
         ("reply_delay", time(Some(&rules.reply_delay))),
         (
             "unterminated",

@@ -56,8 +56,8 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
 fn read_service(section: &mut Section<'_, '_>, service: &mut Service) {
     section.set(&mut service.workers, "workers", NUMBER, |value| value::integer(value, 0..=64));
     section.set(&mut service.idle_exit, "idle_exit", TIME, value::time_or_off);
-    section.set(&mut service.drain_timeout, "drain", TIME, value::time);
-    section.set(&mut service.handover, "carry_connections", BOOLEAN, value::boolean);
+    section.set(&mut service.drain_timeout, "drain_timeout", TIME, value::time);
+    section.set(&mut service.handover, "handover", BOOLEAN, value::boolean);
 }
 
 fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {
@@ -84,7 +84,7 @@ fn read_listener(
     section.set(&mut rules.reply, "reply", WORD, |value| value::word(value, &words));
     section.set(prefix, "prefix", STRING, |value| value::prefix(value).map(Some));
     rules.prefix = prefix.clone().unwrap_or_else(|| rules.framing.default_prefix());
-    section.set(&mut rules.fixed_reply, "text", STRING, value::fixed_reply);
+    section.set(&mut rules.fixed_reply, "fixed_reply", STRING, value::fixed_reply);
     section.set(&mut rules.reply_delay, "reply_delay", TIME, value::time);
     let words = [("discard", Unterminated::Discard), ("accept", Unterminated::Accept)];
     section.set(&mut rules.unterminated, "unterminated", WORD, |value| value::word(value, &words));

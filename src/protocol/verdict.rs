@@ -122,7 +122,7 @@ pub const NAMES: [&str; KINDS] = [
     "peer-reset",
     "unterminated",
     "shutdown",
-    "carried",
+    "handed-over",
     "bad-proxy-header",
 ];
 

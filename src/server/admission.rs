@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_as_many_places_as_the_limit_says() {
+    fn the_number_of_permits_is_exactly_the_limit() {
         let admission = admission(2, 0);
         let first = admission.try_acquire().unwrap();
         let _second = admission.try_acquire().unwrap();
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_counts_for_the_source_that_it_turns_out_to_have() {
+    fn a_connection_counts_for_the_client_that_its_proxy_header_names() {
         let admission = admission(100, 2);
         let claimed = |source| claimed(&admission, source);
         let mut first = claimed(v4(1)).unwrap();
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_overtakes_who_waits_for_room() {
+    fn new_connections_do_not_overtake_pending_ones_of_their_source() {
         let admission = admission(100, 2);
         let places = || admission.try_acquire().unwrap();
         let [mut first, mut second, mut third, mut fourth] = [places(), places(), places(), places()];
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn new_limits_hold_for_all_that_comes_and_nobody_is_sent_away() {
+    fn new_limits_apply_to_new_connections_and_close_none() {
         let admission = admission(3, 0);
         let claimed = || claimed(&admission, v4(1));
         let mut served = vec![claimed().unwrap(), claimed().unwrap(), claimed().unwrap()];
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_let_in_before_stays_and_counts() {
+    fn restored_connections_count_but_are_never_refused() {
         let admission = admission(2, 2);
         let carried: Vec<_> = (0..3).map(|_| admission.acquire_unchecked(Some(v4(1)))).collect();
         let refused = admission.acquire_refused_unchecked();
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn the_refused_take_no_place_and_are_few() {
+    fn refused_connections_hold_no_permit_and_are_limited() {
         let admission = admission(1, 1);
         let refused: Vec<_> = (0..MAX_REFUSED).map(|_| admission.try_acquire().unwrap().refuse().unwrap()).collect();
         assert!(admission.try_acquire().unwrap().refuse().is_none());
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn the_buffer_budget_is_kept_and_given_back() {
+    fn the_buffer_budget_is_enforced_and_released() {
         let admission = admission(2, 1);
         let mut one = admission.try_acquire().unwrap();
         let mut other = admission.try_acquire().unwrap();

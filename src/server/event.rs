@@ -278,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_summary_is_one_line_for_people() {
+    fn a_summary_is_one_readable_line() {
         for (message, expected) in [
             (&b"aaaa"[..], r#""aaaa""#),
             (b"", r#""""#),

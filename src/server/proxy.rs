@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_header_has_the_time_of_a_message_or_else_10_s() {
+    async fn a_header_has_the_read_deadline_or_else_10_s() {
         for (read, expected) in [(Some(2), 2), (Some(60), 60), (None, 10)] {
             let took = header_timeout(read.map(|read| TimeSpan::new(Duration::from_secs(read), "so long"))).await;
             // The timer is as fine as a millisecond.
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_read_and_not_a_byte_behind_them() {
+    fn headers_are_parsed_without_the_bytes_behind_them() {
         for (header, client) in valid_headers() {
             let expected = complete(header.len(), client);
             assert_eq!(ProxyHeader::parse(&header), expected, "{}", header.escape_ascii());
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn until_a_header_is_complete_it_may_still_be_one() {
+    fn every_prefix_of_a_header_is_incomplete() {
         for (header, _) in valid_headers() {
             for end in 0..header.len() {
                 assert_eq!(
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_seen_as_soon_as_it_is_certain() {
+    fn invalid_headers_are_rejected_as_soon_as_possible() {
         let too_long = [&V4[..], &[b'x'; MAX_HEADER - V2_FIXED_LEN - 11]].concat();
         for invalid in [
             &b"aaaa\t"[..],

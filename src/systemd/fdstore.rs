@@ -32,7 +32,7 @@ use pack::BundleLimits;
 use unpack::UnpackedBundle;
 
 /// What parcels are called in the store.
-const FDNAME: &str = "parcel";
+const FDNAME: &str = "handover";
 
 /// What systemd calls in the store what nobody gave a name.
 const UNNAMED_FDNAME: &str = "stored";
@@ -158,7 +158,7 @@ pub fn unpack(bundles: Vec<OwnedFd>) -> Unpacked {
         let UnpackedBundle { connections, stored_at, problems } = unpack::unpack_bundle(&bundle);
         unpacked.age = unpacked.age.max(stored_at.map_or(Duration::ZERO, |then| now.saturating_sub(then)));
         unpacked.connections.extend(connections);
-        unpacked.problems.extend(problems.into_iter().map(|problem| format!("parcel {number} of {count}: {problem}")));
+        unpacked.problems.extend(problems.into_iter().map(|problem| format!("bundle {number} of {count}: {problem}")));
     }
     unpacked
 }

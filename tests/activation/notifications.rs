@@ -42,7 +42,7 @@ fn clients_are_served_while_the_service_manager_reads_no_notifications() {
 fn stopping_is_sent_before_the_last_replies_are_read() {
     let manager = ServiceManager::start();
     let mut daemon =
-        spawn_with_manager(&manager, "[service]\ndrain = \"1min\"\n[defaults.deadlines]\nwrite = \"off\"\n");
+        spawn_with_manager(&manager, "[service]\ndrain_timeout = \"1min\"\n[defaults.deadlines]\nwrite = \"off\"\n");
     manager.expect("READY=1");
     let mut peer = connect(&daemon, "socket");
     peer.exchange("a");

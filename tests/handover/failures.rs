@@ -50,7 +50,7 @@ fn the_daemon_starts_and_serves_whatever_is_in_the_fd_store() {
     for (what, store) in stores {
         // Not TERM, which would store whoever it has not seen go.
         service.stop(Signal::INT);
-        service.manager.store("parcel", store);
+        service.manager.store("handover", store);
         service.start_next("");
         println!("{what}: {:?}", service.daemon.log());
         service.connect().exchange("new");

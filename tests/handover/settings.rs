@@ -42,7 +42,7 @@ fn connections_of_a_removed_listener_are_drained_and_closed() {
 
 #[test]
 fn a_client_that_keeps_sending_to_a_removed_listener_is_cut_at_the_drain_timeout() {
-    let configuration = "[service]\ndrain = '200ms'\n";
+    let configuration = "[service]\ndrain_timeout = '200ms'\n";
     let mut service = Service::start_on(&["unix:lines", "unix:echo"], FdStore::Enabled, configuration);
     let mut lines = service.connect_to(0);
     let mut echo = service.connect_to(1);
@@ -136,7 +136,7 @@ fn restored_messages_beyond_the_new_buffer_memory_get_an_error() {
 
 #[test]
 fn connections_are_drained_without_an_fd_store_with_handover_off_or_on_sigint() {
-    let off = "[service]\ncarry_connections = false\n";
+    let off = "[service]\nhandover = false\n";
     for (store, configuration, signal) in [
         (FdStore::Disabled, "", Signal::TERM),
         (FdStore::Enabled, off, Signal::TERM),
@@ -164,11 +164,11 @@ fn a_reload_can_turn_the_handover_off() {
     peer.exchange("a");
     drop(peer);
     service.stop(Signal::INT);
-    service.start_next("[service]\ncarry_connections = true\n");
+    service.start_next("[service]\nhandover = true\n");
     let mut peer = service.connect();
     peer.exchange("a");
     let file = service.daemon.directory().join("echoed.toml");
-    std::fs::write(file, "[service]\ncarry_connections = false\n").expect("the directory is ours");
+    std::fs::write(file, "[service]\nhandover = false\n").expect("the directory is ours");
     service.daemon.signal(Signal::HUP);
     service.daemon.wait_for_log("info: reloaded");
     let log = service.stop(Signal::TERM);

@@ -17,7 +17,7 @@ fn errors_in_several_layers_are_all_reported_in_order() {
     root.write("usr/lib/echoed.toml", "[log]\nlevel = 3\n[limit]\n")
         .write("etc/10-x.toml", "[log\n")
         .write("run/20-x.toml", "[defaults]\nprefix = \"a\\tb\"\n[service]\nworkers = -1\n")
-        .write("etc/30-x.toml", "[service]\ndrain = 5\n")
+        .write("etc/30-x.toml", "[service]\ndrain_timeout = 5\n")
         .link("etc/40-x.toml", "nowhere");
     root.set_variable("ECHOED_LIMITS__CONNECTIONS", "0").set_variable("ECHOED_LOG__COLOUR", "1");
     let starts = [

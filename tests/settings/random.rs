@@ -135,7 +135,7 @@ fn settings() -> impl Strategy<Value = Settings> {
 
 /// Good ones, to be spoilt.
 const SEED_DOCUMENTS: [&str; 4] = [
-    "log.level = \"warn\"\nservice = { workers = 2, idle_exit = \"off\", drain = \"1h 1us\" }\n[limits]\nconnections = 10\n",
+    "log.level = \"warn\"\nservice = { workers = 2, idle_exit = \"off\", drain_timeout = \"1h 1us\" }\n[limits]\nconnections = 10\n",
     "# x\n[defaults]\ndelimiter = \"\\r\\n\"\nprefix = '''it's'''\nmax_message = \"1.5KiB\"\nnodelay = false\n",
     "[listener.a.deadlines]\nread = \"2s\"\nidle = \"off\"\n[listener.\"b.c\"]\nlisten = [\"@a\", \"127.0.0.1:0\"]\n",
     "[defaults]\r\nprefix = \"\"\r\nlog_messages = \"full\"\r\n[[x]]\r\n[x.y]\r\nz = [1, 2.5, 1979-05-27T07:32:00Z]\r\n",

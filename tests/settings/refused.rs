@@ -69,7 +69,7 @@ fn unknown_keys_are_refused_and_the_nearest_known_key_is_suggested() {
             "2:1",
             "in [defaults]; it belongs in [defaults.deadlines] or [listener.NAME.dead",
         ),
-        ("[defaults.deadlines]\ndrain = \"1s\"\n", "2:1", "it belongs in [service]"),
+        ("[defaults.deadlines]\ndrain_timeout = \"1s\"\n", "2:1", "it belongs in [service]"),
         ("[listener.x]\nlevel = \"info\"\n", "2:1", "in [listener.x]; it belongs in [log]"),
         ("listen = []\n", "1:1", "it belongs in [listener.NAME]"),
         ("[listeners.echo]\nlisten = []\n", "1:2", "is listener meant?"),
@@ -145,8 +145,8 @@ fn values_out_of_range_are_refused_with_the_range() {
         ("[service]\nworkers = 65\n", "2:11", "65 is out of range"),
         ("[service]\nworkers = 0x41\n", "2:11", "0x41 is out of range"),
         ("[service]\nworkers = 99999999999999999999\n", "2:11", "out of range"),
-        ("[service]\ndrain = \"10001d\"\n", "2:9", "at most 10000d"),
-        ("[service]\ndrain = \"off\"\n", "2:9", "no time"),
+        ("[service]\ndrain_timeout = \"10001d\"\n", "2:17", "at most 10000d"),
+        ("[service]\ndrain_timeout = \"off\"\n", "2:17", "no time"),
         ("[service]\nidle_exit = \"999us\"\n", "2:13", "999us is too short; write 1ms or more"),
         ("[service]\nidle_exit = \"never\"\n", "2:13", "no time"),
         ("[service]\nworkers = 9223372036854775808\n", "2:11", "9223372036854775808 is out of range"),
@@ -169,18 +169,18 @@ fn values_out_of_range_are_refused_with_the_range() {
         ("[listener.x]\nprefix = \"a\"\ndelimiter = \"a\"\n", "2:10", "contains the delimiter"),
         ("[defaults]\nprefix = \"ab\"\n[listener.x]\ndelimiter = \"b\"\n", "4:13", "contains the delimiter"),
         (
-            "[defaults]\ntext = \"a\\tb\"\n",
+            "[defaults]\nfixed_reply = \"a\\tb\"\n",
             "2:8",
             "the text \"a\\tb\" contains the delimiter \"\\t\"; change one of them",
         ),
         (
-            "[defaults]\ntext = \"a\"\n[listener.x]\ndelimiter = \"a\"\nprefix = \"\"\n",
+            "[defaults]\nfixed_reply = \"a\"\n[listener.x]\ndelimiter = \"a\"\nprefix = \"\"\n",
             "4:13",
             "the text \"a\" contains",
         ),
         // In raw framing no delimiter is looked for, so it is the framing that makes it wrong.
         (
-            "[defaults]\nframing = \"raw\"\ntext = \"a\\tb\"\n[listener.x]\nframing = \"delimited\"\n",
+            "[defaults]\nframing = \"raw\"\nfixed_reply = \"a\\tb\"\n[listener.x]\nframing = \"delimited\"\n",
             "3:8",
             "the text \"a\\tb\" contains the delimiter",
         ),
@@ -201,11 +201,11 @@ fn values_out_of_range_are_refused_with_the_range() {
 #[test]
 fn numbers_without_a_unit_are_refused_and_a_unit_is_suggested() {
     check_refusals(&[
-        ("[service]\ndrain = 5\n", "2:9", "5 has no unit; write \"5s\""),
-        ("[service]\ndrain = \"5\"\n", "2:9", "write 5s"),
-        ("[service]\ndrain = \"1h 30\"\n", "2:9", "write 30s"),
-        ("[service]\ndrain = \"5 parsecs\"\n", "2:9", "\"parsecs\" is no unit of time"),
-        ("[service]\ndrain = \".s\"\n", "2:9", "no time"),
+        ("[service]\ndrain_timeout = 5\n", "2:17", "5 has no unit; write \"5s\""),
+        ("[service]\ndrain_timeout = \"5\"\n", "2:17", "write 5s"),
+        ("[service]\ndrain_timeout = \"1h 30\"\n", "2:17", "write 30s"),
+        ("[service]\ndrain_timeout = \"5 parsecs\"\n", "2:17", "\"parsecs\" is no unit of time"),
+        ("[service]\ndrain_timeout = \".s\"\n", "2:17", "no time"),
         ("[defaults.deadlines]\nidle = 2.5\n", "2:8", "2.5 has no unit; write \"2.5s\""),
         ("[defaults.deadlines]\nwrite = 10\n", "2:9", "10 has no unit; write \"10s\""),
         ("[defaults]\nmax_message = 65536\n", "2:15", "65536 has no unit; write \"65536B\""),
@@ -247,7 +247,7 @@ fn invalid_toml_is_shown_with_the_position_of_the_error() {
         ("[defaults]\nunterminated = \"acept\"\n", "2:16", "is accept meant?"),
         ("[defaults]\nframing = \"delimiter\"\n", "2:11", "is not one of delimited, raw; is delimited meant?"),
         ("[defaults]\nreply = \"off\"\n", "2:9", "is not one of echo, fixed, none"),
-        ("[defaults]\ntext = 3\n", "2:8", "text is a string, not an integer; write \"3\""),
+        ("[defaults]\nfixed_reply = 3\n", "2:15", "fixed_reply is a string, not an integer; write \"3\""),
         ("[defaults]\nreply_delay = 2\n", "2:15", "2 has no unit; write \"2s\""),
         ("[defaults]\nreply_delay = \"off\"\n", "2:15", ""),
         ("[log]\nlevel =\n", "2:8", "a value is missing"),
@@ -273,7 +273,7 @@ fn invalid_toml_is_shown_with_the_position_of_the_error() {
 fn strings_that_are_too_long_are_refused_with_their_length() {
     let log = config_error(&format!("[defaults]\nprefix = \"{}\"\n", "x".repeat(4097))).unwrap();
     assert!(log[0].starts_with("2:10: ") && log[0].contains("at most 4096 bytes, this one has 4097"), "{log:#?}");
-    let log = config_error(&format!("[defaults]\ntext = \"{}\"\n", "x".repeat(4097))).unwrap();
+    let log = config_error(&format!("[defaults]\nfixed_reply = \"{}\"\n", "x".repeat(4097))).unwrap();
     assert!(log[0].starts_with("2:8: ") && log[0].contains("at most 4096 bytes, this one has 4097"), "{log:#?}");
     let log = config_error(&format!("[listener.x]\nlisten = [\"/{}\"]\n", "x".repeat(107))).unwrap();
     assert!(log[0].contains("at most 107 bytes, this one has 108"), "{log:#?}");

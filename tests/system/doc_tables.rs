@@ -84,7 +84,7 @@ fn each_signal_works_as_documented(machine: &Machine) {
 }
 
 fn a_second_signal_cuts_the_remaining_connections(machine: &Machine) {
-    write_settings(machine, "drain", "[service]\ndrain = '1h'\n[defaults]\nsend_buffer = '16KiB'\n");
+    write_settings(machine, "drain", "[service]\ndrain_timeout = '1h'\n[defaults]\nsend_buffer = '16KiB'\n");
     machine.sh("systemctl start echoed.socket");
     let mut peer = machine.connect(ADDRESS);
     peer.exchange("a");

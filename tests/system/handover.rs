@@ -60,7 +60,7 @@ fn expect_empty_store(machine: &Machine) {
     assert_eq!(machine.property("echoed.service", "NFileDescriptorStore"), "0");
     if machine.version() >= 254 {
         let listed = machine.sh("systemd-analyze fdstore echoed.service");
-        assert!(!listed.contains("parcel"), "{listed}");
+        assert!(!listed.contains("handover"), "{listed}");
     }
 }
 

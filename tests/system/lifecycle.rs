@@ -106,7 +106,7 @@ fn with_handover_off_a_stop_delivers_pending_replies_to_a_slow_client(machine: &
     const MESSAGES: usize = 100_000;
     // The client takes longer than systemd waits by itself.
     machine.edit("echoed.service", "[Service]\nTimeoutStopSec=1s\n");
-    machine.configure("[service]\ndrain = '60s'\ncarry_connections = false\n[defaults]\nsend_buffer = '16KiB'\n");
+    machine.configure("[service]\ndrain_timeout = '60s'\nhandover = false\n[defaults]\nsend_buffer = '16KiB'\n");
     machine.sh("systemctl start echoed.socket");
     let mut peer = machine.connect(TCP);
     peer.exchange("aaaa");

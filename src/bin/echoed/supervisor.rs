@@ -244,7 +244,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
         let Counts { totals, resumed, .. } = self.server.counts();
         let (listeners, messages) = (self.server.listener_count(), grouped(totals.messages));
         let plural = if listeners == 1 { "" } else { "s" };
-        let resumed_text = if resumed == 0 { String::new() } else { format!(", {} carried here", grouped(resumed)) };
+        let resumed_text = if resumed == 0 { String::new() } else { format!(", {} resumed here", grouped(resumed)) };
         let reload_error =
             self.reload_error.borrow().as_ref().map(|what| format!("; not reloaded: {what}")).unwrap_or_default();
         format!(

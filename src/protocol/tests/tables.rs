@@ -196,7 +196,7 @@ fn each_verdict_has_a_unique_name_and_its_text() {
         (Verdict::PeerReset, "peer-reset", None),
         (Verdict::Unterminated { bytes: 3 }, "unterminated", None),
         (Verdict::Shutdown, "shutdown", None),
-        (Verdict::HandedOver, "carried", None),
+        (Verdict::HandedOver, "handed-over", None),
         (Verdict::BadProxyHeader, "bad-proxy-header", None),
     ];
     for (verdict, name, text) in table {

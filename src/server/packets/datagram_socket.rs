@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn to_ask_for_an_address_sends_nothing() {
+    fn probing_an_address_sends_nothing() {
         let sink = EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoMessages) };
         let thread = WorkerThread::start(0, &sink).unwrap();
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();

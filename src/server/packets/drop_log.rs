@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_is_told_at_once_and_those_after_it_together() {
+    fn the_first_drop_is_reported_at_once_and_later_ones_together() {
         let (mut log, start) = (DropLog::new(), clock());
         let cause = DropCause::Rate;
         assert_eq!(log.next_deadline(), None);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_is_told_by_itself_and_the_rest_at_the_end() {
+    fn each_cause_is_reported_separately_and_the_rest_at_the_end() {
         let (mut log, start) = (DropLog::new(), clock());
         for cause in DropCause::ALL {
             assert!(log.record(cause, peer(1), start).is_some());

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_source_has_used_up_is_nothing_to_the_others() {
+    fn sources_have_independent_rates() {
         let (limiter, start) = (RateLimiter::new(Some(5)), clock());
         assert_eq!(admitted(&limiter, source(1), start, 1000), 5);
         assert_eq!(admitted(&limiter, source(2), start, 5), 5);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_all_are_admitted_and_nobody_is_remembered() {
+    fn without_a_limit_all_are_admitted_and_no_source_is_stored() {
         let (limiter, start) = (RateLimiter::new(None), clock());
         assert_eq!(admitted(&limiter, source(1), start, 10_000), 10_000);
         assert_eq!(known(&limiter), 0);

@@ -1,7 +1,7 @@
 //! The packing list of a parcel, as bytes. All numbers are unsigned and in little endian.
 //!
 //! ```text
-//! 65 63 68 6f 65 64 20 70 61 72 63 65 6c 0a 1a 00   "echoed parcel", LF, SUB, NUL
+//! 65 63 68 6f 65 64 20 62 75 6e 64 6c 65 0a 1a 00   "echoed bundle", LF, SUB, NUL
 //! 01 00 00 00                                       the version of all that follows
 //! 02 00 00 00                                       how many connections there are
 //! 15 cd 5b 07 00 00 00 00                           when it was packed: nanoseconds of CLOCK_BOOTTIME
@@ -16,7 +16,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
-const MAGIC: [u8; 16] = *b"echoed parcel\n\x1a\0";
+const MAGIC: [u8; 16] = *b"echoed bundle\n\x1a\0";
 
 /// The version that is written. Who changes what is written raises it, and goes on reading the older ones.
 const VERSION: u32 = 1;

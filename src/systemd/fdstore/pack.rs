@@ -110,7 +110,7 @@ pub(super) fn send_fds(sender: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> Resu
 fn create_manifest(connections: &[StoredConnection], time: Duration) -> io::Result<OwnedFd> {
     let cookies: Vec<_> =
         connections.iter().map(|connection| sockopt::socket_cookie(&connection.socket)).collect::<Result<_, _>>()?;
-    let new = |flags| memfd_create("echoed-parcel", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags);
+    let new = |flags| memfd_create("echoed-handover", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags);
     let memory = match new(MemfdFlags::NOEXEC_SEAL) {
         // Linux before 6.3 does not know this flag; after it, one without it is warned about, or refused
         // (vm.memfd_noexec).

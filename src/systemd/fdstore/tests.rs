@@ -42,18 +42,18 @@ fn may_open(count: usize) {
 
 /// Packs as [`store`] does, for a store of any size.
 fn packed(items: Vec<StoredConnection>, measures: &BundleLimits) -> (Vec<OwnedFd>, StoreResult) {
-    let mut parcels = Vec::new();
-    let stored = store_bundles(items, 100, measures, |parcel| {
-        parcels.push(parcel);
+    let mut bundles = Vec::new();
+    let stored = store_bundles(items, 100, measures, |bundle| {
+        bundles.push(bundle);
         Ok(())
     });
-    (parcels, stored)
+    (bundles, stored)
 }
 
 fn packed_whole(items: Vec<StoredConnection>) -> Vec<OwnedFd> {
-    let (parcels, stored) = packed(items, &BundleLimits::default());
+    let (bundles, stored) = packed(items, &BundleLimits::default());
     assert!(stored.remaining.is_empty() && stored.problem.is_none(), "{stored:?}");
-    parcels
+    bundles
 }
 
 /// That these are the connections to those peers, with their states, in their order.
@@ -74,14 +74,14 @@ fn closed(peer: &mut UnixStream) -> bool {
 }
 
 #[test]
-fn a_thousand_connections_come_out_as_they_went_in() {
+fn stored_connections_are_unpacked_unchanged() {
     let (items, mut peers) = connections(1000);
     for peer in &mut peers {
         peer.write_all(b"on its way").unwrap();
     }
-    let parcels = packed_whole(items);
-    assert_eq!(parcels.len(), 1);
-    let opened = unpack(parcels);
+    let bundles = packed_whole(items);
+    assert_eq!(bundles.len(), 1);
+    let opened = unpack(bundles);
     assert_eq!(opened.problems, [""; 0]);
     assert!(opened.age < Duration::from_secs(30), "{:?}", opened.age);
     for item in &opened.connections {
@@ -95,7 +95,7 @@ fn a_thousand_connections_come_out_as_they_went_in() {
 }
 
 #[test]
-fn connections_of_every_kind_are_carried() {
+fn connections_of_every_socket_family_are_stored() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let unix = UnixListener::bind(&path).unwrap();
@@ -115,15 +115,15 @@ fn connections_of_every_kind_are_carried() {
 }
 
 #[test]
-fn who_went_meanwhile_is_still_a_connection() {
+fn connections_that_closed_meanwhile_are_unpacked_as_connections() {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let [reset, ended] = [0, 1].map(|_| TcpStream::connect(tcp.local_addr().unwrap()).unwrap());
     let items =
         (0..2).map(|_| StoredConnection { socket: tcp.accept().unwrap().0.into(), snapshot: Vec::new() }).collect();
-    let parcels = packed_whole(items);
+    let bundles = packed_whole(items);
     sockopt::set_socket_linger(&reset, Some(Duration::ZERO)).unwrap();
     drop((reset, ended));
-    let opened = unpack(parcels);
+    let opened = unpack(bundles);
     assert_eq!(opened.problems, [""; 0]);
     let read = |at: usize| TcpStream::from(opened.connections[at].socket.try_clone().unwrap()).read(&mut [0]);
     // The error was not taken away.
@@ -144,44 +144,44 @@ fn large_states_come_back_whole() {
 }
 
 #[test]
-fn nothing_at_all_is_no_parcel() {
+fn no_connections_make_no_bundle() {
     assert!(packed_whole(Vec::new()).is_empty());
     let opened = unpack(Vec::new());
     assert!(opened.connections.is_empty() && opened.problems.is_empty() && opened.age == Duration::ZERO);
 }
 
 #[test]
-fn what_does_not_fit_into_one_parcel_goes_into_further_ones() {
+fn connections_that_exceed_one_bundle_go_into_further_bundles() {
     let (items, mut peers) = connections(100);
     // The smallest buffer that there is takes a few messages.
-    let (parcels, stored) = packed(items, &BundleLimits { fds_per_message: 3, send_buffer: Some(1) });
-    assert!(parcels.len() > 1, "{}", parcels.len());
+    let (bundles, stored) = packed(items, &BundleLimits { fds_per_message: 3, send_buffer: Some(1) });
+    assert!(bundles.len() > 1, "{}", bundles.len());
     assert!(stored.stored == 100 && stored.remaining.is_empty() && stored.problem.is_none(), "{stored:?}");
-    let opened = unpack(parcels);
+    let opened = unpack(bundles);
     assert_eq!(opened.problems, [""; 0]);
     expect_connected(opened.connections, &mut peers, 0);
 }
 
 #[test]
-fn what_does_not_fit_into_the_store_comes_back() {
+fn connections_that_exceed_the_store_are_returned() {
     let (items, mut peers) = connections(100);
-    let mut parcels = Vec::new();
-    let stored = store_bundles(items, 2, &BundleLimits { fds_per_message: 3, send_buffer: Some(1) }, |parcel| {
-        parcels.push(parcel);
+    let mut bundles = Vec::new();
+    let stored = store_bundles(items, 2, &BundleLimits { fds_per_message: 3, send_buffer: Some(1) }, |bundle| {
+        bundles.push(bundle);
         Ok(())
     });
-    assert_eq!(parcels.len(), 2);
+    assert_eq!(bundles.len(), 2);
     assert!((2..100).contains(&stored.stored), "{}", stored.stored);
     let problem = stored.problem.unwrap();
     assert_eq!(problem, "the fd store takes 2 descriptors and is full (FileDescriptorStoreMax=)");
     expect_connected(stored.remaining, &mut peers[stored.stored..], stored.stored);
-    let opened = unpack(parcels);
+    let opened = unpack(bundles);
     assert_eq!(opened.problems, [""; 0]);
     expect_connected(opened.connections, &mut peers[..stored.stored], 0);
 }
 
 #[test]
-fn what_the_manager_does_not_take_comes_back() {
+fn connections_that_the_manager_does_not_take_are_returned() {
     let (items, mut peers) = connections(10);
     let stored = store_bundles(items, 4, &BundleLimits::default(), |_| Err(io::Error::other("it does not listen")));
     assert_eq!((stored.stored, stored.problem.as_deref()), (0, Some("it does not listen")));
@@ -193,30 +193,30 @@ fn what_the_manager_does_not_take_comes_back() {
 }
 
 #[test]
-fn the_peer_sees_the_end_only_when_the_parcel_is_gone() {
+fn the_peer_sees_the_end_only_when_the_bundle_is_closed() {
     let (items, mut peers) = connections(2);
-    let parcels = packed_whole(items);
+    let bundles = packed_whole(items);
     peers[0].set_nonblocking(true).unwrap();
     assert_eq!(peers[0].read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-    drop(parcels);
+    drop(bundles);
     peers[0].set_nonblocking(false).unwrap();
     assert!(peers.iter_mut().all(closed));
 }
 
 #[test]
-fn what_is_older_says_so() {
+fn unpacked_connections_have_the_age_of_the_oldest_bundle() {
     let (items, _peers) = connections(1);
     let then = now().checked_sub(Duration::from_secs(3)).unwrap();
-    let (parcel, _) = pack::pack(&items, then, &BundleLimits::default()).unwrap();
-    let age = unpack(vec![parcel]).age;
+    let (bundle, _) = pack::pack(&items, then, &BundleLimits::default()).unwrap();
+    let age = unpack(vec![bundle]).age;
     assert!((3..30).contains(&age.as_secs()), "{age:?}");
-    let (parcel, _) = pack::pack(&items, now() + Duration::from_secs(1000), &BundleLimits::default()).unwrap();
-    assert_eq!(unpack(vec![parcel]).age, Duration::ZERO);
+    let (bundle, _) = pack::pack(&items, now() + Duration::from_secs(1000), &BundleLimits::default()).unwrap();
+    assert_eq!(unpack(vec![bundle]).age, Duration::ZERO);
 }
 
 /// In a process of its own, since the limit is on all of it.
 #[test]
-fn what_would_be_too_much_in_flight_comes_back() {
+fn connections_beyond_the_limit_on_descriptors_in_flight_are_returned() {
     const INNER: &str = "ECHOED_TEST_IN_FLIGHT";
     if env::var_os(INNER).is_none() {
         let name = thread::current().name().expect("a test has a name").to_owned();
@@ -235,8 +235,8 @@ fn what_would_be_too_much_in_flight_comes_back() {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (sending, _receiving) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
     pack::send_fds(&sending, &[sending.as_fd(); 253]).expect("the limit is on those before");
-    let (parcels, stored) = packed(items, &BundleLimits::default());
-    assert!(parcels.is_empty() && stored.stored == 0, "{stored:?}");
+    let (bundles, stored) = packed(items, &BundleLimits::default());
+    assert!(bundles.is_empty() && stored.stored == 0, "{stored:?}");
     assert!(stored.problem.is_some_and(|problem| problem.contains("LimitNOFILE=")));
     expect_connected(stored.remaining, &mut peers, 0);
 }

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_stream_that_stderr_really_is_makes_it_the_journal() {
+    fn stderr_is_the_journal_only_if_device_and_inode_match() {
         let stat = fstat(io::stderr()).unwrap();
         let (device, inode) = (stat.st_dev, stat.st_ino);
         assert!(is_stderr(Some(&format!("{device}:{inode}"))));

@@ -64,7 +64,7 @@ fn say(log: &Log, kind: EntryKind, flood: RateLimit, text: &str) {
 }
 
 #[test]
-fn a_slow_reader_makes_nobody_wait_and_what_is_lost_is_counted() {
+fn a_slow_reader_blocks_no_writer_and_lost_entries_are_counted() {
     let (begins, begun) = channel();
     let (go, may) = channel();
     let written = Written::default();
@@ -83,7 +83,7 @@ fn a_slow_reader_makes_nobody_wait_and_what_is_lost_is_counted() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_is_given_up_at_the_end() {
+fn closing_a_log_without_a_reader_does_not_block() {
     let (begins, begun) = channel();
     let (_go, may) = channel();
     let (log, writer) = start(LogTarget::Lines(Box::new(Slow { begins, may, written: Written::default() }))).unwrap();
@@ -93,7 +93,7 @@ fn a_log_that_nobody_reads_is_given_up_at_the_end() {
 }
 
 #[test]
-fn a_flood_of_one_kind_is_limited_and_the_number_left_out_is_said_at_the_end() {
+fn entries_of_one_kind_are_rate_limited_and_the_suppressed_ones_counted_at_the_end() {
     let written = Written::default();
     let (log, writer) = start(LogTarget::Lines(Box::new(written.clone()))).unwrap();
     for number in 0..BURST + 23 {
@@ -115,7 +115,7 @@ fn a_flood_of_one_kind_is_limited_and_the_number_left_out_is_said_at_the_end() {
 }
 
 #[test]
-fn what_is_left_out_is_neither_formatted_nor_queued() {
+fn suppressed_entries_are_neither_formatted_nor_queued() {
     let (begins, begun) = channel();
     let (go, may) = channel();
     let written = Written::default();
@@ -139,7 +139,7 @@ fn what_is_left_out_is_neither_formatted_nor_queued() {
 }
 
 #[test]
-fn the_number_left_out_is_said_when_the_interval_is_over_though_nothing_else_is_logged() {
+fn the_number_of_suppressed_entries_is_logged_at_the_end_of_the_interval() {
     let (begins, begun) = channel();
     let (go, may) = channel();
     let written = Written::default();
@@ -162,7 +162,7 @@ fn the_number_left_out_is_said_when_the_interval_is_over_though_nothing_else_is_
 }
 
 #[test]
-fn what_was_left_out_can_be_said_before_the_last_entry() {
+fn suppressed_entries_can_be_reported_before_the_last_entry() {
     let (begins, begun) = channel();
     let (go, may) = channel();
     let written = Written::default();

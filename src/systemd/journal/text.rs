@@ -58,14 +58,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_acts_is_escaped_and_text_is_not() {
+    fn control_characters_are_escaped_and_text_is_not() {
         assert!(matches!(escape_control("naïve \\ \"quoted\" 日本", false), Cow::Borrowed(_)));
         assert_eq!(escape_control("a\nPRIORITY=0\r\x1b[2J\u{202e}b", false), "a\\nPRIORITY=0\\r\\x1b[2J\\u{202e}b");
         assert_eq!(escape_control("one\n\ttwo\x07", true), "one\n\ttwo\\x07");
     }
 
     #[test]
-    fn bytes_become_one_line_and_no_two_the_same() {
+    fn escaped_bytes_are_one_line_and_unambiguous() {
         assert_eq!(escape_bytes(b"na\xc3\xafve\t\\n\n\xff\xc3\x00"), "\"na\u{ef}ve\\t\\\\n\\n\\xff\\xc3\\x00\"");
         assert_eq!(escape_bytes("\u{2028}x".as_bytes()), "\"\\u{2028}x\"");
         let mut seen = std::collections::HashSet::new();

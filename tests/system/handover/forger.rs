@@ -111,15 +111,15 @@ fn forge(forgery: &str, connections: Vec<StoredConnection>, listener: BorrowedFd
             sockets.push(sockets[0]);
         }
         "holes" => manifest.sparse = true,
-        "empty" => return vec![("parcel", bundle(&[]))],
+        "empty" => return vec![("handover", bundle(&[]))],
         "foreign" => {
             let text = sealed(b"this is no list of connections, but something else entirely", 0);
             let stream = || OwnedFd::from(UnixStream::pair().expect("it can be made").0);
             let file = File::open("/proc/self/stat").expect("it can be read");
             return vec![
-                ("parcel", bundle(&[&[text.as_fd()], &sockets])),
-                ("parcel", stream()),
-                ("parcel", file.into()),
+                ("handover", bundle(&[&[text.as_fd()], &sockets])),
+                ("handover", stream()),
+                ("handover", file.into()),
                 // What systemd calls what has no name.
                 ("stored", stream()),
             ];
@@ -127,7 +127,7 @@ fn forge(forgery: &str, connections: Vec<StoredConnection>, listener: BorrowedFd
         other => panic!("what is {other}?"),
     }
     let manifest = manifest.sealed();
-    vec![("parcel", bundle(&[&[manifest.as_fd()], &sockets]))]
+    vec![("handover", bundle(&[&[manifest.as_fd()], &sockets]))]
 }
 
 /// A packing list, as in src/systemd/parcel/list.rs.
@@ -156,7 +156,7 @@ impl Manifest {
     }
 
     fn sealed(self) -> OwnedFd {
-        let mut bytes = b"echoed parcel\n\x1a\0".to_vec();
+        let mut bytes = b"echoed bundle\n\x1a\0".to_vec();
         bytes.extend(self.version.to_le_bytes());
         bytes.extend(u32::try_from(self.entries.len()).expect("they are few").to_le_bytes());
         let time = clock_gettime(ClockId::Boottime);

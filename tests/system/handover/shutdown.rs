@@ -51,7 +51,7 @@ fn a_stop_closes_all_connections(machine: &Machine) {
 }
 
 fn with_handover_off_a_restart_drains(machine: &Machine) {
-    start(machine, &format!("{PATIENT}\n[service]\ncarry_connections = false\n"));
+    start(machine, &format!("{PATIENT}\n[service]\nhandover = false\n"));
     let peers = connect_with_half_messages(machine);
     restart(machine);
     peers.into_iter().for_each(|mut peer| peer.expect_close());
@@ -163,7 +163,7 @@ fn with_the_preserve_example_connections_survive_a_stop(machine: &Machine) {
         machine.wait_for_property("echoed.service", "ActiveState", "inactive");
         assert_eq!(machine.property("echoed.service", "NFileDescriptorStore"), "1");
         let listed = machine.sh("systemd-analyze fdstore echoed.service");
-        assert!(listed.contains("parcel"), "{listed}");
+        assert!(listed.contains("handover"), "{listed}");
         peers.iter_mut().for_each(|peer| peer.expect_silence(Duration::from_millis(50)));
         machine.sh(start);
         finish_messages(&mut peers);

@@ -93,7 +93,7 @@ fn a_failed_start_is_explained(machine: &Machine) {
 }
 
 fn a_stop_and_its_reason_are_explained(machine: &Machine) {
-    listen(machine, "[log]\nlevel = 'debug'\n[service]\ndrain = '1h'\n[defaults]\nsend_buffer = '4KiB'");
+    listen(machine, "[log]\nlevel = 'debug'\n[service]\ndrain_timeout = '1h'\n[defaults]\nsend_buffer = '4KiB'");
     let mut drained = machine.connect(TCP);
     drained.exchange("a");
     // Owed more than it takes.

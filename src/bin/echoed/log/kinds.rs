@@ -94,7 +94,7 @@ const EVENTS: [EntryKind; 22] = [
     EntryKind { name: "unterminated", message_id: "2b20a312ec4c4c839d365fdc35a57ab9" },
     EntryKind { name: "shutdown", message_id: "8c32f471a7c64970824484a512e1f481" },
     EntryKind { name: "bad-proxy-header", message_id: "860ddc49b93849c1b7fa544f1bd7a4a9" },
-    EntryKind { name: "carried", message_id: "71808cf8825d442689b4af39e6c51997" },
+    EntryKind { name: "handed-over", message_id: "71808cf8825d442689b4af39e6c51997" },
 ];
 
 /// What is not listed, which a test rules out.

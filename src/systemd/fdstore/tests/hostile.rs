@@ -18,18 +18,18 @@ use crate::systemd::fdstore::manifest::{self, Entry};
 use crate::systemd::fdstore::*;
 
 /// Opens a single parcel that is not in order, and returns what is said about it.
-fn problems(parcel: OwnedFd) -> (Vec<StoredConnection>, Vec<String>) {
-    let opened = unpack(vec![parcel]);
+fn problems(bundle: OwnedFd) -> (Vec<StoredConnection>, Vec<String>) {
+    let opened = unpack(vec![bundle]);
     let problems = opened
         .problems
         .into_iter()
-        .map(|problem| problem.strip_prefix("parcel 1 of 1: ").unwrap_or_else(|| panic!("{problem}")).to_owned());
+        .map(|problem| problem.strip_prefix("bundle 1 of 1: ").unwrap_or_else(|| panic!("{problem}")).to_owned());
     (opened.connections, problems.collect())
 }
 
 /// A parcel with these messages in it; and its other end.
-fn parcel_of(messages: &[&[BorrowedFd<'_>]]) -> (OwnedFd, OwnedFd) {
-    let (sending, parcel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+fn bundle_of(messages: &[&[BorrowedFd<'_>]]) -> (OwnedFd, OwnedFd) {
+    let (sending, bundle) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     for descriptors in messages {
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(253))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -38,7 +38,7 @@ fn parcel_of(messages: &[&[BorrowedFd<'_>]]) -> (OwnedFd, OwnedFd) {
         }
         sendmsg(&sending, &[IoSlice::new(b"any text")], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
     }
-    (parcel, sending)
+    (bundle, sending)
 }
 
 const SEALED: SealFlags = SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK);
@@ -67,30 +67,30 @@ fn list_of<'a>(items: impl IntoIterator<Item = &'a StoredConnection>) -> Vec<u8>
 fn with_list(bytes: &[u8], items: &[StoredConnection]) -> (usize, Vec<String>) {
     let list = memory(bytes, SEALED);
     let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
-    let (items, problems) = problems(parcel_of(&[&[list.as_fd()], &sockets]).0);
+    let (items, problems) = problems(bundle_of(&[&[list.as_fd()], &sockets]).0);
     (items.len(), problems)
 }
 
 #[test]
-fn a_parcel_that_was_opened_before_is_empty() {
+fn a_bundle_can_be_unpacked_only_once() {
     let (items, mut peers) = connections(2);
-    let parcels = packed_whole(items);
-    let again = parcels[0].try_clone().unwrap();
-    expect_connected(unpack(parcels).connections, &mut peers, 0);
+    let bundles = packed_whole(items);
+    let again = bundles[0].try_clone().unwrap();
+    expect_connected(unpack(bundles).connections, &mut peers, 0);
     let (items, said) = problems(again);
     assert!(items.is_empty());
     assert_eq!(said, ["it is empty; all that is in it is closed"]);
 }
 
 #[test]
-fn a_parcel_with_somebody_at_the_other_end_is_not_waited_for() {
-    let (parcel, _sending) = parcel_of(&[]);
-    assert_eq!(problems(parcel).1, ["it is empty; all that is in it is closed"]);
+fn unpacking_does_not_wait_for_another_holder_of_the_bundle() {
+    let (bundle, _sending) = bundle_of(&[]);
+    assert_eq!(problems(bundle).1, ["it is empty; all that is in it is closed"]);
     let (items, mut peers) = connections(3);
     let list = memory(&list_of(&items), SEALED);
-    let (parcel, _sending) = parcel_of(&[&[list.as_fd()], &[items[0].socket.as_fd()]]);
+    let (bundle, _sending) = bundle_of(&[&[list.as_fd()], &[items[0].socket.as_fd()]]);
     drop(items);
-    let (items, said) = problems(parcel);
+    let (items, said) = problems(bundle);
     assert_eq!(said, ["2 connections on its list are not in it"]);
     expect_connected(items, &mut peers[..1], 0);
     assert!(peers[1..].iter_mut().all(closed));
@@ -102,20 +102,20 @@ fn the_order_of_connections_does_not_matter() {
     let list = memory(&list_of(items.iter().rev()), SEALED);
     let messages: Vec<_> = items.iter().map(|item| [item.socket.as_fd()]).collect();
     let messages: Vec<&[_]> = messages.iter().map(|message| &message[..]).collect();
-    let (items, said) = problems(parcel_of(&[&[&[list.as_fd()][..]], &messages[..]].concat()).0);
+    let (items, said) = problems(bundle_of(&[&[&[list.as_fd()][..]], &messages[..]].concat()).0);
     assert_eq!(said, [""; 0]);
     expect_connected(items, &mut peers, 0);
 }
 
 #[test]
-fn what_is_not_on_the_list_or_not_there_is_closed_and_the_rest_is_carried() {
+fn unlisted_and_missing_connections_are_reported_and_the_others_unpacked() {
     let (items, mut peers) = connections(10);
     // Of the first there is no descriptor, of the last no line.
     let list = memory(&list_of(&items[..9]), SEALED);
     let sockets: Vec<_> = items[1..].iter().map(|item| item.socket.as_fd()).collect();
-    let (parcel, _) = parcel_of(&[&[list.as_fd()], &sockets]);
+    let (bundle, _) = bundle_of(&[&[list.as_fd()], &sockets]);
     drop(items);
-    let (items, said) = problems(parcel);
+    let (items, said) = problems(bundle);
     assert_eq!(said, ["1 descriptors in it are not on its list, closed", "1 connections on its list are not in it"]);
     expect_connected(items, &mut peers[1..9], 1);
     assert!(closed(&mut peers[0]) && closed(&mut peers[9]));
@@ -127,26 +127,26 @@ fn more_messages_than_lines_are_not_read() {
     let list = memory(&list_of(&items[..1]), SEALED);
     let messages: Vec<_> = items.iter().map(|item| [item.socket.as_fd()]).collect();
     let messages: Vec<&[_]> = messages.iter().map(|message| &message[..]).collect();
-    let (parcel, _) = parcel_of(&[&[&[list.as_fd()][..]], &messages[..]].concat());
+    let (bundle, _) = bundle_of(&[&[&[list.as_fd()][..]], &messages[..]].concat());
     drop(items);
-    let (items, said) = problems(parcel);
+    let (items, said) = problems(bundle);
     assert_eq!(said, ["1 descriptors in it are not on its list, closed"]);
     expect_connected(items, &mut peers[..1], 0);
     assert!(peers[1..].iter_mut().all(closed));
 }
 
 #[test]
-fn what_is_there_twice_is_carried_once() {
+fn duplicate_connections_are_unpacked_once() {
     let (items, mut peers) = connections(1);
     let list = memory(&list_of([&items[0], &items[0]]), SEALED);
     let twice = [items[0].socket.as_fd(), items[0].socket.as_fd()];
-    let (items, said) = problems(parcel_of(&[&[list.as_fd()], &twice]).0);
+    let (items, said) = problems(bundle_of(&[&[list.as_fd()], &twice]).0);
     assert_eq!(said, ["1 descriptors in it are not on its list, closed"]);
     expect_connected(items, &mut peers, 0);
 }
 
 #[test]
-fn only_connections_are_carried() {
+fn descriptors_that_are_not_connections_are_closed() {
     let directory = tempfile::tempdir().unwrap();
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let (packets, _theirs) =
@@ -165,13 +165,13 @@ fn only_connections_are_carried() {
     assert_eq!((restored, said), (1, vec!["6 descriptors in it are no connections, closed".to_owned()]));
     // What is no socket has no cookie.
     let list = memory(&list_of(&items[..1]), SEALED);
-    let (restored, said) = problems(parcel_of(&[&[list.as_fd()], &[list.as_fd()]]).0);
+    let (restored, said) = problems(bundle_of(&[&[list.as_fd()], &[list.as_fd()]]).0);
     assert_eq!(restored.len(), 0);
     assert_eq!(said, ["1 descriptors in it are not on its list, closed", "1 connections on its list are not in it"]);
 }
 
 #[test]
-fn a_parcel_without_a_list_is_closed() {
+fn a_bundle_without_a_manifest_is_closed() {
     let (items, mut peers) = connections(4);
     let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
     let list = memory(&list_of(&items), SEALED);
@@ -183,7 +183,7 @@ fn a_parcel_without_a_list_is_closed() {
         (&[sockets[0]], "it does not begin with sealed memory"),
         (&[file.as_fd()], "it does not begin with sealed memory"),
     ] {
-        let (items, said) = problems(parcel_of(&[first, &sockets]).0);
+        let (items, said) = problems(bundle_of(&[first, &sockets]).0);
         assert!(items.is_empty());
         assert_eq!(said, [format!("{expected}; all that is in it is closed")]);
     }
@@ -192,29 +192,29 @@ fn a_parcel_without_a_list_is_closed() {
 }
 
 #[test]
-fn a_list_that_could_still_change_is_not_read() {
+fn a_manifest_that_is_not_sealed_is_not_read() {
     let (items, _peers) = connections(1);
     let sockets = [items[0].socket.as_fd()];
     for missing in [SealFlags::WRITE, SealFlags::GROW, SealFlags::SHRINK] {
         let list = memory(&list_of(&items), SEALED.difference(missing));
-        let (_, said) = problems(parcel_of(&[&[list.as_fd()], &sockets]).0);
+        let (_, said) = problems(bundle_of(&[&[list.as_fd()], &sockets]).0);
         assert_eq!(said, ["it does not begin with sealed memory; all that is in it is closed"]);
     }
 }
 
 #[test]
-fn a_list_may_be_read_by_somebody_before_us() {
+fn a_manifest_is_read_from_its_start_whatever_its_offset() {
     let (items, mut peers) = connections(3);
     let mut list = std::fs::File::from(memory(&list_of(&items), SEALED));
     let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
     list.seek(SeekFrom::Start(20)).unwrap();
-    let (items, said) = problems(parcel_of(&[&[list.as_fd()], &sockets]).0);
+    let (items, said) = problems(bundle_of(&[&[list.as_fd()], &sockets]).0);
     assert_eq!(said, [""; 0]);
     expect_connected(items, &mut peers, 0);
 }
 
 #[test]
-fn a_list_longer_than_memory_is_not_read() {
+fn a_sparse_manifest_is_not_read() {
     let (items, _peers) = connections(1);
     let mut bytes = list_of(&items);
     // The length of the first state: everything that follows.
@@ -222,7 +222,7 @@ fn a_list_longer_than_memory_is_not_read() {
     let list = std::fs::File::from(memory(&bytes, SealFlags::empty()));
     list.set_len(1 << 40).unwrap();
     fcntl_add_seals(&list, SEALED).unwrap();
-    let (_, said) = problems(parcel_of(&[&[list.as_fd()], &[items[0].socket.as_fd()]]).0);
+    let (_, said) = problems(bundle_of(&[&[list.as_fd()], &[items[0].socket.as_fd()]]).0);
     assert_eq!(said, ["its list has holes; all that is in it is closed"]);
 }
 
@@ -247,7 +247,7 @@ fn foreign_and_later_lists_are_told() {
 }
 
 #[test]
-fn a_list_that_was_cut_off_anywhere_gives_what_is_whole() {
+fn a_truncated_manifest_yields_its_whole_entries() {
     let (items, _peers) = connections(5);
     let good = list_of(&items);
     for length in 32..good.len() {

@@ -7,12 +7,12 @@ use proptest::prelude::*;
 use crate::systemd::fdstore::manifest::{self, Entry, Manifest, ManifestError};
 
 #[test]
-fn a_list_is_written_as_its_head_says() {
+fn the_documented_manifest_equals_the_encoding() {
     let mut bytes = Vec::new();
     let lines = [Entry { cookie: 42, snapshot: &b"abc"[..] }, Entry { cookie: 43, snapshot: &[] }];
     manifest::write(&mut bytes, Duration::from_nanos(123_456_789), lines.into_iter()).unwrap();
     let expected = [
-        b"echoed parcel\n\x1a\0",
+        b"echoed bundle\n\x1a\0",
         &[1, 0, 0, 0, 2, 0, 0, 0, 0x15, 0xcd, 0x5b, 7, 0, 0, 0, 0][..],
         &[42, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, b'a', b'b', b'c'],
         &[43, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -38,7 +38,7 @@ fn read(bytes: &[u8]) -> Result<Manifest, ManifestError> {
 
 proptest! {
     #[test]
-    fn what_was_written_is_read(lines in lines(), time: u64) {
+    fn a_manifest_is_read_as_it_was_written(lines in lines(), time: u64) {
         let bytes = written(&lines, time);
         let (time, count) = (Duration::from_nanos(time), u32::try_from(lines.len()).unwrap());
         prop_assert_eq!(read(&bytes), Ok(Manifest { stored_at: time, count, entries: lines, problem: None }));
@@ -46,7 +46,7 @@ proptest! {
 
     /// And nothing else happens.
     #[test]
-    fn any_bytes_are_read_or_told(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_are_read_or_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(read(&bytes).is_err());
         let after_the_head = [&written(&[], 0)[..20], &bytes].concat();
         if let Ok(Manifest { entries: lines, .. }) = read(&after_the_head) {
@@ -56,7 +56,7 @@ proptest! {
     }
 
     #[test]
-    fn a_list_that_was_damaged_somewhere_does_no_harm(lines in lines(), at: prop::sample::Index, byte: u8) {
+    fn a_damaged_manifest_allocates_no_more_than_its_size(lines in lines(), at: prop::sample::Index, byte: u8) {
         let mut bytes = written(&lines, 1);
         let at = at.index(bytes.len());
         bytes[at] = byte;
@@ -68,7 +68,7 @@ proptest! {
 
     /// Also where it is shorter than it was said to be.
     #[test]
-    fn a_list_that_ends_too_soon_is_told(lines in lines(), cut: prop::sample::Index) {
+    fn a_truncated_manifest_is_reported(lines in lines(), cut: prop::sample::Index) {
         let bytes = written(&lines, 1);
         let end = cut.index(bytes.len());
         match manifest::read(&mut &bytes[..end], bytes.len() as u64) {

@@ -105,7 +105,7 @@ fn next(journal: &UnixDatagram) -> Vec<u8> {
 }
 
 #[test]
-fn a_message_is_an_entry_whatever_is_in_it() {
+fn a_message_is_one_entry_whatever_bytes_it_has() {
     let setup = set_up();
     let hostile = b"a\nPRIORITY=0\nMESSAGE_ID\n\x01\0\0\0\0\0\0\0x\n\xff\0";
     assert!(setup.give(hostile, Waker::noop()));
@@ -132,7 +132,7 @@ fn a_message_is_an_entry_whatever_is_in_it() {
 }
 
 #[test]
-fn who_finds_no_room_is_woken_once_half_of_it_is_free_and_nothing_is_lost() {
+fn refused_senders_are_woken_when_half_of_the_queue_is_free_and_no_message_is_lost() {
     let setup = set_up();
     let (woken, wakes) = channel();
     let counter = Arc::new(Counter { count: AtomicUsize::new(0), woken });
@@ -171,7 +171,7 @@ fn who_finds_no_room_is_woken_once_half_of_it_is_free_and_nothing_is_lost() {
 }
 
 #[test]
-fn the_bytes_that_wait_are_bounded_but_a_message_alone_may_be_longer() {
+fn queued_bytes_are_bounded_but_a_single_message_may_be_longer() {
     let setup = set_up();
     // The journal is busy with this one.
     let large = vec![b'x'; MAX_BYTES + 1];
@@ -192,7 +192,7 @@ fn fill(journal: &UnixDatagram) {
 }
 
 #[test]
-fn a_journal_that_hangs_is_said_once_and_what_waits_is_written_in_the_end() {
+fn a_hanging_journal_is_reported_once_and_queued_messages_are_written_in_the_end() {
     let setup = set_up();
     fill(&setup.journal);
     assert!(setup.give(b"one", Waker::noop()) && setup.give(b"two", Waker::noop()));
@@ -225,7 +225,7 @@ fn a_journal_that_goes_away_and_comes_back_gets_every_message() {
 }
 
 #[test]
-fn who_is_gone_does_not_pile_up_while_nothing_can_be_written() {
+fn stale_wakers_do_not_accumulate_while_the_journal_is_stuck() {
     let setup = set_up();
     fill(&setup.journal);
     while setup.give(b"x", Waker::noop()) {}
@@ -247,7 +247,7 @@ fn who_is_gone_does_not_pile_up_while_nothing_can_be_written() {
 }
 
 #[test]
-fn without_the_journal_a_message_is_a_line_written_whole_though_stderr_takes_little() {
+fn without_the_journal_each_message_is_a_whole_line_even_with_partial_writes() {
     /// Takes three bytes at a time, and often an error.
     struct Tight(Arc<Mutex<Vec<u8>>>, usize);
 
