@@ -296,7 +296,7 @@ fn an_invalid_handover_descriptor_is_closed_and_not_served() {
     let (echo, bundle) = (tcp_listener(), tcp_listener());
     let (address, stored) = (address_of(&echo), address_of(&bundle));
     // What systemd calls what was stored without a name.
-    let names = "parcel:echo:parcel:stored:stored";
+    let names = "handover:echo:handover:stored:stored";
     let passed = activated_command("3<&1 4<&0 5</dev/null 6<&1 7</dev/null", vec![echo.into(), bundle.into()], names);
     let daemon = spawn(passed, "", &[]);
     Peer::connect(&address).exchange("a");
@@ -307,7 +307,7 @@ fn an_invalid_handover_descriptor_is_closed_and_not_served() {
     daemon.stop();
 
     let (mut peer, connection) = tcp_connection();
-    let passed = activated_command("3<&0 4</dev/null", vec![connection.into()], "connection:parcel");
+    let passed = activated_command("3<&0 4</dev/null", vec![connection.into()], "connection:handover");
     let mut daemon = spawn(passed, "", &[]);
     peer.exchange("a");
     peer.shutdown();

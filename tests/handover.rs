@@ -207,7 +207,7 @@ fn connections_keep_their_ids_over_restarts_and_new_ones_get_new_ids() {
         let log = service.restart(DEBUG);
         for number in 1..=2 * (restart + 1) {
             let prefix = format!("connection {number} on echo from ");
-            assert!(log.iter().any(|line| line.contains(&prefix) && line.contains(" ended: carried; 1 messages")));
+            assert!(log.iter().any(|line| line.contains(&prefix) && line.contains(" ended: handed-over; 1 messages")));
             assert!(service.daemon.wait_for_log(&prefix).ends_with(" goes on"));
         }
     }

@@ -2,50 +2,38 @@
 //!
 //! # Notation
 //!
-//! Numbers are big-endian. A *time* is an `i64`: nanoseconds after the freeze, before it where negative; so what passes
-//! until the thaw counts. *Bytes* are a `u64`, which says how many, and they. A *verdict* is one byte; two of them have a
-//! number, which follows as a `u32`.
+//! Numbers are big-endian. A *time* is an `i64`: nanoseconds after the session was stored, negative if before; so the time
+//! between storing and restoring counts. `7f ff ff ff ff ff ff ff` is a time that never comes. *Bytes* are a `u64`, their
+//! number, and then the bytes. A *verdict* is one byte; two of them have a number, which follows as a `u32`.
 //!
 //! ```text
 //! 00 01                                         version: u16
-//! 00 00 00 00 00 00 00 07                       the connection's number: u64
-//! 00 00 00 00 00 00 00 04 65 63 68 6f           its listener's name, UTF-8: bytes                        "echo"
+//! 00 00 00 00 00 00 00 07                       connection id: u64
+//! 00 00 00 00 00 00 00 04 65 63 68 6f           name of the listener, UTF-8: bytes                       "echo"
 //! 00                                            phase (below)                                            open
 //! 00                                            whether the peer has ended its stream: 0, 1
-//! ff ff ff ff c4 65 36 00                       when it began: time                                      1 s ago
-//! ff ff ff ff e2 32 9b 00                       when the last byte passed: time                          0.5 s ago
+//! ff ff ff ff c4 65 36 00                       when the connection was opened: time                     1 s ago
+//! ff ff ff ff e2 32 9b 00                       last activity: time                                      0.5 s ago
 //! 00 00 00 00 00 00 00 07                       bytes received: u64
 //! 00 00 00 00 00 00 00 10                       bytes sent: u64
 //! 00 00 00 00 00 00 00 01                       messages answered: u64
 //! 01                                            message (below)                                          in progress
-//!    00 00 00 00 59 68 2f 00                       its read deadline, if we read on: time                in 1.5 s
-//!    00 00 00 00 00 00 00 02 62 62                 what came of it: bytes                                "bb"
-//! ff ff ff ff e2 32 9b 00                       when the peer last took of what it was owed, or since when a
-//!                                               message waits for the log: time
-//! 00 00 00 00 00 00 00 00                       owed, replies that were not taken: bytes
-//! 00 00 00 00 00 00 00 00                       held, input that was not looked at: bytes
-//! ```
-//!
-//! Where a PROXY header has told a client, this follows, and the version is 2:
-//!
-//! ```text
-//! 04 c0 00 02 01                                4 or 6, and its address                                  192.0.2.1
-//! 9c bb                                         its port: u16                                            40123
-//! ```
-//!
-//! Where there is a pause after a reply, this follows in the place of that, and the version is 3:
-//!
-//! ```text
-//! 00 00 00 00 59 68 2f 00                       when it ends: time                                       in 1.5 s
-//! 00                                            0, or a client as in version 2                           none
+//!    00 00 00 00 59 68 2f 00                       read deadline, if the session reads on: time            in 1.5 s
+//!    00 00 00 00 00 00 00 02 62 62                 the part that was received: bytes                       "bb"
+//! ff ff ff ff e2 32 9b 00                       when the peer last took a byte of the replies, or when a
+//!                                               message began to wait for the log: time
+//! 00 00 00 00 00 00 00 00                       outbound, replies that the peer has not taken: bytes
+//! 00 00 00 00 00 00 00 00                       inbound, input that was not processed: bytes
+//! 7f ff ff ff ff ff ff ff                       when the delay after a reply ends: time                  none
+//! 00                                            client (below)                                           none
 //! ```
 //!
 //! | phase | | followed by |
 //! |---|---|---|
 //! | 0 | open | |
 //! | 1 | stopping: no input is taken any more | verdict, until when: time |
-//! | 2 | finishing: the peer has ended its stream | verdict |
-//! | 3 | ending: the last words are on their way | verdict, until when: time |
+//! | 2 | half-closed: the peer has ended its stream | verdict |
+//! | 3 | closing: the final reply is being sent | verdict, until when: time |
 //! | 4 | lingering: input is dropped | verdict, until when: time, how many bytes more: `u32` |
 //! | 5 | logging: the connection is broken, messages wait for the log | verdict |
 //! | 6 | done | verdict |
@@ -53,24 +41,30 @@
 //! | message | | followed by |
 //! |---|---|---|
 //! | 0 | none | |
-//! | 1 | in progress | time (`7f ff ff ff ff ff ff ff`: never), bytes |
+//! | 1 | in progress | time, bytes |
 //! | 2 | waits for the log; without its delimiter | bytes |
+//!
+//! | client | | followed by |
+//! |---|---|---|
+//! | 0 | none: no PROXY header named one | |
+//! | 4 | IPv4 | 4 bytes of address, port: `u16` |
+//! | 6 | IPv6 | 16 bytes of address, port: `u16` |
 //!
 //! | verdict | | verdict | | verdict | |
 //! |---|---|---|---|---|---|
 //! | 1 | too-long | 5 | too-many, `u32` | 9 | peer-reset |
 //! | 2 | read-deadline | 6 | busy | 10 | unterminated, `u32` |
 //! | 3 | idle-deadline | 7 | write-deadline | 11 | shutdown |
-//! | 4 | lifetime | 8 | peer-closed | 12 | carried |
+//! | 4 | lifetime | 8 | peer-closed | 12 | handed-over |
 //! | | | | | 13 | bad-proxy-header |
 //!
-//! Codes and versions are never used again for something else. Version 1 is the first, and still written where there is no more
-//! to say than what it can: so an older daemon can go on with it.
+//! A code or a version is never used again for something else. A daemon writes the lowest version that can express the
+//! session, so that an older daemon can go on with it where possible, and reads all versions up to its own.
 //!
 //! # Safe against any bytes
 //!
-//! What [`Snapshot::read`] accepts is something a session can be in, whoever wrote it, and takes no more memory than the
-//! bytes it was read from.
+//! What [`Snapshot::decode`] accepts is a state that a session can be in, whoever wrote the bytes, and takes no more memory
+//! than they do.
 
 mod bytes;
 mod error;
@@ -88,11 +82,11 @@ use bytes::{Reader, Writer};
 pub use error::Error;
 
 /// The latest version. Those from 1 on are read.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 1;
 
-/// A session as bytes: everything of it between two calls, at `now`, with the name of its listener, the number of its
-/// connection, and the client that a PROXY header told. One that is over ([`super::Want::Close`]) is so afterwards, too;
-/// there is no reason to put it away.
+/// Encodes a session as it is between two calls at `now`, with the name of its listener, the id of its connection, and the
+/// client that a PROXY header named. A session that is done ([`super::Want::Close`]) is still done when it is restored, so
+/// there is no reason to store it.
 #[must_use]
 pub fn encode(
     session: &Session,
@@ -103,12 +97,7 @@ pub fn encode(
 ) -> Vec<u8> {
     let Checkpoint { phase, input_ended, opened, last_activity, totals, buffers } = session.checkpoint(now);
     let mut writer = Writer::default();
-    let has_delay = buffers.delay_until != RelativeTime::NEVER;
-    writer.u16(match client {
-        _ if has_delay => 3,
-        Some(_) => 2,
-        None => 1,
-    });
+    writer.u16(VERSION);
     writer.u64(connection_id);
     writer.bytes(listener_name.as_bytes());
     write_phase(&mut writer, phase);
@@ -133,18 +122,12 @@ pub fn encode(
     writer.time(buffers.waiting_since);
     writer.bytes(&buffers.outbound);
     writer.bytes(&buffers.inbound);
-    if has_delay {
-        writer.time(buffers.delay_until);
-    }
-    match client {
-        Some(client) => write_client(&mut writer, client),
-        None if has_delay => writer.u8(0),
-        None => {}
-    }
+    writer.time(buffers.delay_until);
+    write_client(&mut writer, client);
     writer.into_bytes()
 }
 
-/// A session that was put away.
+/// A decoded snapshot.
 #[derive(Debug)]
 pub struct Snapshot {
     listener_name: String,
@@ -154,10 +137,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// What [`freeze`] wrote, here or in an older version.
+    /// Decodes what [`encode`] wrote, in this version or an older one.
     ///
     /// # Errors
-    /// A version that is not known, or bytes that no version has written.
+    /// Returns an error if the version is unknown, or if no version writes these bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
         let mut reader = Reader::new(bytes);
         let version = reader.u16("version")?;
@@ -190,11 +173,8 @@ impl Snapshot {
         let waiting_since = reader.time("time of waiting")?;
         let outbound = reader.bytes("replies")?.to_vec().into();
         let inbound = reader.bytes("input")?.to_vec().into();
-        let delay_until = if version < 3 { RelativeTime::NEVER } else { reader.time("pause")? };
-        let client = if version == 1 { None } else { read_client(&mut reader)? };
-        if version == 2 && client.is_none() {
-            return Err(Error::UnknownCode { field: "kind of address", code: 0 });
-        }
+        let delay_until = reader.time("end of the delay")?;
+        let client = read_client(&mut reader)?;
         reader.expect_end()?;
         let totals = Totals { bytes_in, bytes_out, messages };
         let buffers = BuffersCheckpoint { message, waiting_since, delay_until, outbound, inbound };
@@ -205,33 +185,33 @@ impl Snapshot {
         Ok(Self { listener_name, connection_id, client, checkpoint })
     }
 
-    /// The name of its listener.
+    /// Returns the name of the listener.
     #[must_use]
     pub fn listener_name(&self) -> &str {
         &self.listener_name
     }
 
-    /// The number of its connection.
+    /// Returns the id of the connection.
     #[must_use]
     pub fn connection_id(&self) -> u64 {
         self.connection_id
     }
 
-    /// The client that a PROXY header told.
+    /// Returns the client that a PROXY header named.
     #[must_use]
     pub fn client(&self) -> Option<SocketAddr> {
         self.client
     }
 
-    /// The session, which goes on under the rules that now hold for its listener. `frozen_at` is when it was put away, on
-    /// the clock of this process. Deadlines that passed meanwhile are acted upon by the next [`Session::tick`].
+    /// Restores the session under the current rules of its listener. `stored_at` is when it was stored, on the clock of this
+    /// process. The next [`Session::handle_timeout`] acts on deadlines that have passed since.
     #[must_use]
     pub fn restore(self, rules: Arc<Rules>, stored_at: Instant) -> Session {
         self.checkpoint.restore(rules, stored_at)
     }
 }
 
-/// Whether what is kept goes with the phase.
+/// Returns whether the buffers are possible in the phase.
 fn is_consistent(checkpoint: &Checkpoint<'_>) -> bool {
     let BuffersCheckpoint { message, delay_until, outbound, inbound, .. } = &checkpoint.buffers;
     if *delay_until != RelativeTime::NEVER
@@ -254,7 +234,8 @@ fn is_consistent(checkpoint: &Checkpoint<'_>) -> bool {
     }
 }
 
-fn write_client(writer: &mut Writer, client: SocketAddr) {
+fn write_client(writer: &mut Writer, client: Option<SocketAddr>) {
+    let Some(client) = client else { return writer.u8(0) };
     match client.ip() {
         IpAddr::V4(ip) => {
             writer.u8(4);
@@ -268,7 +249,7 @@ fn write_client(writer: &mut Writer, client: SocketAddr) {
     writer.u16(client.port());
 }
 
-/// `None` for one that is not there.
+/// Returns `None` if the snapshot names no client.
 fn read_client(reader: &mut Reader<'_>) -> Result<Option<SocketAddr>, Error> {
     let ip = match reader.u8("kind of address")? {
         0 => return Ok(None),

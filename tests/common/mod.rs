@@ -53,7 +53,7 @@ pub fn skip_test(reason: &str) {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     assert!(env::var_os("ECHOED_TEST_REQUIRE").is_none_or(|all| all != "all"), "{test} is demanded, but {reason}");
     eprintln!("left out: {test}: {reason}");
-    if let Some(list) = env::var_os("ECHOED_TEST_LEFT_OUT") {
+    if let Some(list) = env::var_os("ECHOED_TEST_SKIPPED") {
         let mut list = OpenOptions::new().append(true).create(true).open(list).expect("the list can be opened");
         writeln!(list, "{test}: {reason}").expect("the list can be written");
     }

@@ -44,7 +44,7 @@ fn the_daemon_starts_and_serves_whatever_is_in_the_fd_store() {
         ("no list", bundle(&[(b"\n", Some(&file("this is no list")))])),
         ("no list, but a connection", bundle(&[(b"\n", Some(&file("this is no list"))), (b"\n", Some(&stream()))])),
         ("only a connection", bundle(&[(b"\n", Some(&stream()))])),
-        ("no parcel", stream()),
+        ("not-a-bundle", stream()),
     ];
     let mut service = Service::start("");
     for (what, store) in stores {

@@ -45,7 +45,7 @@ fn each_full_message_is_logged_once_and_in_order_over_a_handover() {
     assert!(daemon.wait().success());
 
     let (_, bundle) = manager.stored_descriptors().remove(0);
-    let mut command = activated_command("3<&0 4<&1", vec![listener_fd, bundle], "echo:parcel");
+    let mut command = activated_command("3<&0 4<&1", vec![listener_fd, bundle], "echo:handover");
     manager.set_fd_store(&mut command, 8);
     let daemon = Daemon::spawn_with_stdio(&mut command, CONFIGURATION, &[]);
     peer.expect((0..MESSAGES).map(|number| format!("server got:{number}\t")).collect::<String>());

@@ -229,7 +229,7 @@ fn keys_of_unimplemented_features_are_refused_and_not_ignored() {
 fn invalid_listener_names_are_refused() {
     check_refusals(&[
         ("[listener.metrics]\n", "1:11", "metrics is not the name of an echo listener"),
-        ("[listener.parcel]\n", "1:11", "parcel is not the name of an echo listener"),
+        ("[listener.handover]\n", "1:11", "handover is not the name of an echo listener"),
         ("[listener.\"a b\"]\n", "1:11", "\"a b\" is no name: letters, digits and _ . @ - make one"),
         ("[listener.\"\"]\n", "1:11", "\"\" is no name"),
         ("[listener]\n\"\u{e9}\" = {}\n", "2:1", "\"\u{e9}\" is no name"),

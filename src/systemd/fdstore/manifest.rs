@@ -1,14 +1,14 @@
-//! The packing list of a parcel, as bytes. All numbers are unsigned and in little endian.
+//! The manifest of a bundle, as bytes. All numbers are unsigned and big-endian, as in the snapshots.
 //!
 //! ```text
 //! 65 63 68 6f 65 64 20 62 75 6e 64 6c 65 0a 1a 00   "echoed bundle", LF, SUB, NUL
-//! 01 00 00 00                                       the version of all that follows
-//! 02 00 00 00                                       how many connections there are
-//! 15 cd 5b 07 00 00 00 00                           when it was packed: nanoseconds of CLOCK_BOOTTIME
+//! 00 00 00 01                                       version of all that follows
+//! 00 00 00 02                                       number of connections
+//! 00 00 00 00 07 5b cd 15                           when it was stored: nanoseconds of CLOCK_BOOTTIME
 //!
-//! 2a 00 00 00 00 00 00 00                           SO_COOKIE of the first
-//! 03 00 00 00 00 00 00 00                           the length of its state
-//! 61 62 63                                          its state
+//! 00 00 00 00 00 00 00 2a                           SO_COOKIE of the first connection
+//! 00 00 00 00 00 00 00 03                           length of its snapshot
+//! 61 62 63                                          its snapshot
 //!                                                   and so on
 //! ```
 
@@ -98,12 +98,12 @@ pub(super) fn write<'a>(
 ) -> io::Result<()> {
     let too_many = |_| io::Error::from(io::ErrorKind::InvalidInput);
     to.write_all(&MAGIC)?;
-    to.write_all(&VERSION.to_le_bytes())?;
-    to.write_all(&u32::try_from(entries.len()).map_err(too_many)?.to_le_bytes())?;
-    to.write_all(&u64::try_from(time.as_nanos()).map_err(too_many)?.to_le_bytes())?;
+    to.write_all(&VERSION.to_be_bytes())?;
+    to.write_all(&u32::try_from(entries.len()).map_err(too_many)?.to_be_bytes())?;
+    to.write_all(&u64::try_from(time.as_nanos()).map_err(too_many)?.to_be_bytes())?;
     for Entry { cookie, snapshot } in entries {
-        to.write_all(&cookie.to_le_bytes())?;
-        to.write_all(&(snapshot.len() as u64).to_le_bytes())?;
+        to.write_all(&cookie.to_be_bytes())?;
+        to.write_all(&(snapshot.len() as u64).to_be_bytes())?;
         to.write_all(snapshot)?;
     }
     Ok(())
@@ -118,12 +118,12 @@ pub(super) fn read(from: &mut impl Read, length: u64) -> Result<Manifest, Manife
     if read_bytes::<16>(from)? != MAGIC {
         return Err(ManifestError::BadMagic);
     }
-    let version = u32::from_le_bytes(read_bytes(from)?);
+    let version = u32::from_be_bytes(read_bytes(from)?);
     if version != VERSION {
         return Err(ManifestError::UnknownVersion(version));
     }
-    let count = u32::from_le_bytes(read_bytes(from)?);
-    let stored_at = Duration::from_nanos(u64::from_le_bytes(read_bytes(from)?));
+    let count = u32::from_be_bytes(read_bytes(from)?);
+    let stored_at = Duration::from_nanos(u64::from_be_bytes(read_bytes(from)?));
     let mut entries = Vec::new();
     let mut problem = None;
     for _ in 0..count {
@@ -144,8 +144,8 @@ pub(super) fn read(from: &mut impl Read, length: u64) -> Result<Manifest, Manife
 /// A line of a list of which so many bytes are left.
 fn read_entry(from: &mut impl Read, remaining: &mut u64) -> Result<Entry<Vec<u8>>, ManifestError> {
     *remaining = remaining.checked_sub(ENTRY_HEADER_LEN).ok_or(ManifestError::Truncated)?;
-    let cookie = u64::from_le_bytes(read_bytes(from)?);
-    let length = u64::from_le_bytes(read_bytes(from)?);
+    let cookie = u64::from_be_bytes(read_bytes(from)?);
+    let length = u64::from_be_bytes(read_bytes(from)?);
     *remaining = remaining.checked_sub(length).ok_or(ManifestError::Truncated)?;
     let mut snapshot = vec![0; usize::try_from(length).map_err(|_| ManifestError::Truncated)?];
     from.read_exact(&mut snapshot)?;

@@ -45,7 +45,7 @@ fn unpack_connections(bundle: &OwnedFd, manifest: Manifest, unpacked: &mut Unpac
     if let Some(problem) = &manifest.problem {
         unpacked
             .problems
-            .push(format!("its list {problem}; {listed} of {} connections are known from it", manifest.count));
+            .push(format!("its manifest {problem}; {listed} of {} connections are known from it", manifest.count));
     }
     // Who is there twice counts once.
     let mut snapshots: HashMap<_, _> =
@@ -81,9 +81,9 @@ fn unpack_connections(bundle: &OwnedFd, manifest: Manifest, unpacked: &mut Unpac
             unpacked.problems.push(format!("{count} {what}"));
         }
     };
-    report(unlisted, "descriptors in it are not on its list, closed");
+    report(unlisted, "descriptors in it are not in its manifest, closed");
     report(unconnected, "descriptors in it are no connections, closed");
-    report(snapshots.len(), "connections on its list are not in it");
+    report(snapshots.len(), "connections in its manifest are not in it");
 }
 
 fn read_manifest(bundle: &OwnedFd) -> Result<Manifest, String> {
@@ -93,7 +93,7 @@ fn read_manifest(bundle: &OwnedFd) -> Result<Manifest, String> {
         Err(error) => return Err(format!("cannot take anything out of it: {error}")),
     };
     let Ok([memory]) = <[OwnedFd; 1]>::try_from(first.fds) else {
-        return Err("it does not begin with its list".to_owned());
+        return Err("it does not begin with its manifest".to_owned());
     };
     // Also tells that it is memory: a file could be one that makes its readers wait.
     let required = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
@@ -106,13 +106,13 @@ fn read_manifest(bundle: &OwnedFd) -> Result<Manifest, String> {
         file.rewind()?;
         Ok((metadata.len(), metadata.blocks()))
     };
-    let (length, blocks) = rewind().map_err(|error: std::io::Error| format!("its list cannot be read: {error}"))?;
+    let (length, blocks) = rewind().map_err(|error: std::io::Error| format!("its manifest cannot be read: {error}"))?;
     // What has holes may be longer than there is memory.
     if blocks.saturating_mul(512) < length {
-        return Err("its list has holes".to_owned());
+        return Err("its manifest has holes".to_owned());
     }
     manifest::read(&mut BufReader::with_capacity(64 * 1024, file), length)
-        .map_err(|problem| format!("its list {problem}"))
+        .map_err(|problem| format!("its manifest {problem}"))
 }
 
 /// A message of a parcel.

@@ -44,8 +44,8 @@ pub fn tamper(machine: &Machine, forgery: &str) {
     machine.sh(&format!("rm {DROP_IN}; systemctl daemon-reload; systemctl restart echoed.service"));
 }
 
-/// A connection in the middle of a message, as a process wrote it that knew version 1 and no other
-/// (src/protocol/snapshot.rs, line by line). Never to be changed, whatever is written today.
+/// The snapshot of a connection in the middle of a message, as the first version of echoed writes it (version 1 of
+/// src/protocol/snapshot.rs, line by line). It must never change, whatever later versions write.
 const FIRST_SNAPSHOT: &[u8] = b"\
     \x00\x01\
     \x00\x00\x00\x00\x00\x00\x00\x07\
@@ -62,7 +62,9 @@ const FIRST_SNAPSHOT: &[u8] = b"\
     \x00\x00\x00\x00\x00\x00\x00\x07second \
     \xff\xff\xff\xff\xe2\x32\x9b\x00\
     \x00\x00\x00\x00\x00\x00\x00\x00\
-    \x00\x00\x00\x00\x00\x00\x00\x00";
+    \x00\x00\x00\x00\x00\x00\x00\x00\
+    \x7f\xff\xff\xff\xff\xff\xff\xff\
+    \x00";
 
 /// Whether this is the program on the machine.
 pub fn is_requested() -> bool {
@@ -99,7 +101,7 @@ fn forge(forgery: &str, connections: Vec<StoredConnection>, listener: BorrowedFd
             manifest.entries[last - 1].state.truncate(half);
             manifest.entries[last].state.fill(0xff);
         }
-        "later-list" => manifest.version = 99,
+        "later-manifest" => manifest.version = 99,
         "first-snapshot" => manifest.entries.iter_mut().for_each(|entry| entry.state = FIRST_SNAPSHOT.to_vec()),
         // Its first two bytes are its version.
         "later-snapshot" => manifest.entries[last].state[..2].copy_from_slice(&[0, 99]),
@@ -157,14 +159,14 @@ impl Manifest {
 
     fn sealed(self) -> OwnedFd {
         let mut bytes = b"echoed bundle\n\x1a\0".to_vec();
-        bytes.extend(self.version.to_le_bytes());
-        bytes.extend(u32::try_from(self.entries.len()).expect("they are few").to_le_bytes());
+        bytes.extend(self.version.to_be_bytes());
+        bytes.extend(u32::try_from(self.entries.len()).expect("they are few").to_be_bytes());
         let time = clock_gettime(ClockId::Boottime);
         let nanoseconds = time.tv_sec * 1_000_000_000 + time.tv_nsec;
-        bytes.extend(nanoseconds.to_le_bytes());
+        bytes.extend(nanoseconds.to_be_bytes());
         for Entry { cookie, state } in self.entries {
-            bytes.extend(cookie.to_le_bytes());
-            bytes.extend((state.len() as u64).to_le_bytes());
+            bytes.extend(cookie.to_be_bytes());
+            bytes.extend((state.len() as u64).to_be_bytes());
             bytes.extend(state);
         }
         bytes.truncate(bytes.len() - self.missing_bytes);

@@ -18,25 +18,33 @@ const CONNECTIONS: usize = 4;
 const FORGERIES: &[(&str, usize, &[&str])] = &[
     ("none", 4, &[]),
     ("first-snapshot", 4, &[]),
-    ("truncated", 3, &["its list is cut off; 3 of 4 connections are known", "1 descriptors in it are not on its list"]),
+    (
+        "truncated",
+        3,
+        &["its manifest is cut off; 3 of 4 connections are known", "1 descriptors in it are not in its manifest"],
+    ),
     ("damaged", 2, &["a connection: "]),
-    ("later-list", 0, &["its list has version 99"]),
+    ("later-manifest", 0, &["its manifest has version 99"]),
     ("later-snapshot", 3, &["a connection: .*99"]),
     (
         "forged",
         2,
         &[
             "1 descriptors in it are no connections",
-            "2 descriptors in it are not on its list",
-            "1 connections on its list are not in it",
+            "2 descriptors in it are not in its manifest",
+            "1 connections in its manifest are not in it",
         ],
     ),
-    ("holes", 0, &["its list has holes"]),
+    ("holes", 0, &["its manifest has holes"]),
     ("empty", 0, &["it is empty"]),
     (
         "foreign",
         0,
-        &["its list is not one of echoed", ".parcel. from systemd is no Unix seqpacket", ".stored. from systemd is no"],
+        &[
+            "its manifest is not one of echoed",
+            ".handover. from systemd is no Unix seqpacket",
+            ".stored. from systemd is no",
+        ],
     ),
 ];
 

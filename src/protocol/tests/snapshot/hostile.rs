@@ -115,19 +115,18 @@ fn impossible_session_states_are_rejected() {
     assert_eq!(with("in progress", phase + 1, 2), Err(Error::UnknownCode { field: "end of input", code: 2 }));
     assert_eq!(with("stopping", phase + 1, 0), Err(Error::UnknownCode { field: "verdict", code: 0 }));
     assert_eq!(with("stopping", phase + 1, 14), Err(Error::UnknownCode { field: "verdict", code: 14 }));
-    assert_eq!(with("finishing", phase, 5), Err(Error::Inconsistent), "logging, but owing");
-    assert_eq!(with("logging", phase, 6), Err(Error::Inconsistent), "done, but keeping");
+    assert_eq!(with("half-closed", phase, 5), Err(Error::Inconsistent), "logging, but with outbound replies");
+    assert_eq!(with("logging", phase, 6), Err(Error::Inconsistent), "done, but with inbound messages");
     assert_eq!(with("in progress", 18, 0xff), Err(Error::NotUtf8));
     assert_eq!(with("in progress", 0, 0xff), Err(Error::UnknownVersion(0xff01)));
     assert_eq!(with("in progress", 1, 0), Err(Error::UnknownVersion(0)));
-    // A client belongs to version 2.
-    assert_eq!(with("in progress", 1, 2), Err(Error::Truncated("kind of address")));
-    // Only one that is open pauses, and nothing else is in progress then.
-    let pausing = bytes("pausing");
-    let finishing = [&pausing[..phase], &[2, 8], &pausing[phase + 1..]].concat();
-    assert_eq!(Snapshot::decode(&finishing).map(drop), Err(Error::Inconsistent));
+    assert_eq!(with("in progress", 1, 2), Err(Error::UnknownVersion(2)));
+    // There is a delay only while the session is open, and no message is in progress then.
+    let delayed = bytes("delayed");
+    let half_closed = [&delayed[..phase], &[2, 8], &delayed[phase + 1..]].concat();
+    assert_eq!(Snapshot::decode(&half_closed).map(drop), Err(Error::Inconsistent));
     let message = phase + 2 + 16 + 24;
-    let unlogged = [&pausing[..message], &[2, 0, 0, 0, 0, 0, 0, 0, 1, b'a'], &pausing[message + 1..]].concat();
+    let unlogged = [&delayed[..message], &[2, 0, 0, 0, 0, 0, 0, 0, 1, b'a'], &delayed[message + 1..]].concat();
     assert_eq!(Snapshot::decode(&unlogged).map(drop), Err(Error::Inconsistent));
     // Totals beyond what can be counted on.
     let totals = phase + 2 + 16;

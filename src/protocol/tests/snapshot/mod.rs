@@ -1,5 +1,4 @@
-//! Sessions that are put away and go on: at any moment, over deadlines, under other rules, and from bytes that somebody
-//! else has written.
+//! Sessions that are stored and restored: at any moment, over deadlines, under other rules, and from bytes of any origin.
 
 mod hostile;
 mod restarts;
@@ -16,23 +15,23 @@ proptest! {
 
     #[test]
     fn a_peer_does_not_notice_restarts_at_any_moment(rules in some_rules(), events in vec(event(), 0..30)) {
-        let (mut calm, mut restless) = (SimulatedConnection::new(rules.clone()), SimulatedConnection::new(rules));
-        restless.restart_after_each_call();
+        let (mut plain, mut restarting) = (SimulatedConnection::new(rules.clone()), SimulatedConnection::new(rules));
+        restarting.restart_after_each_call();
         for event in events {
             // They are restarted as it is, and for a while nobody tells the time.
             let event = match event {
                 Event::RestartsFor(time) => Event::TimePasses(time),
                 event => event,
             };
-            event.clone().apply_to(&mut calm);
-            event.apply_to(&mut restless);
-            let seen = |talk: &SimulatedConnection| {
-                let session = talk.session();
-                (session.wants(), talk.deadline(), session.verdict(), session.totals(), talk.shutdown_sent())
+            event.clone().apply_to(&mut plain);
+            event.apply_to(&mut restarting);
+            let seen = |conn: &SimulatedConnection| {
+                let session = conn.session();
+                (session.wants(), conn.deadline(), session.verdict(), session.totals(), conn.shutdown_sent())
             };
-            prop_assert_eq!(seen(&restless), seen(&calm), "{}\n{}", restless, calm);
-            prop_assert!(restless.received() == calm.received(), "{restless}\n{calm}");
-            prop_assert!(restless.logged() == calm.logged(), "{restless}\n{calm}");
+            prop_assert_eq!(seen(&restarting), seen(&plain), "{}\n{}", restarting, plain);
+            prop_assert!(restarting.received() == plain.received(), "{restarting}\n{plain}");
+            prop_assert!(restarting.logged() == plain.logged(), "{restarting}\n{plain}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One session in each state that it can be put away in: what it is written as, and what comes of it.
+//! One session in each state in which it can be stored: its encoding, and what it does when it is restored.
 
 use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::snapshot::Error;
@@ -6,18 +6,18 @@ use crate::protocol::tests::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::verdict::KINDS;
 use crate::protocol::{Rules, Snapshot, Verdict};
 
-/// A state: how it comes about, and what it must come to.
+/// A state: how a session gets into it, and what must follow.
 pub(super) struct StateCase {
     pub(super) name: &'static str,
     pub(super) setup: fn() -> SimulatedConnection,
     check_after: fn(&mut SimulatedConnection),
-    /// What is written, in hexadecimal: version 1, where it can say it.
+    /// Its encoding, in hexadecimal.
     encoded: &'static str,
 }
 
 impl StateCase {
     fn rules(&self) -> Rules {
-        if self.name == "pausing" { rules_with_reply_delay() } else { rules() }
+        if self.name == "delayed" { rules_with_reply_delay() } else { rules() }
     }
 
     pub(super) fn snapshot(&self) -> Vec<u8> {
@@ -73,7 +73,7 @@ pub(super) const STATES: &[StateCase] = &[
         },
         encoded: "0001000000000000000700000000000000046563686f0000ffffffffc4653600ffffffffe2329b000000000000000007\
              00000000000000100000000000000001010000000059682f0000000000000000026262ffffffffe2329b000000000000\
-             0000000000000000000000",
+             00000000000000000000007fffffffffffffff00",
     },
     StateCase {
         name: "idle",
@@ -92,10 +92,10 @@ pub(super) const STATES: &[StateCase] = &[
         },
         encoded: "0001000000000000000700000000000000046563686f0000ffffffd15144cb00ffffffd16f1230000000000000000007\
              00000000000000100000000000000001017fffffffffffffff00000000000000020d0affffffd16f1230000000000000\
-             0000000000000000000000",
+             00000000000000000000007fffffffffffffff00",
     },
     StateCase {
-        name: "owing, with a message in progress",
+        name: "with outbound replies, and a message in progress",
         setup: || {
             let mut conn = connection_after_one_reply();
             conn.peer_stops_reading();
@@ -113,7 +113,7 @@ pub(super) const STATES: &[StateCase] = &[
         },
         encoded: "0001000000000000000700000000000000046563686f0000fffffffdc9c18100fffffffde78ee6000000000000000008\
              00000000000000130000000000000002010000000077359400000000000000000163fffffffde78ee600000000000000\
-             000a76657220676f743a62090000000000000000",
+             000a76657220676f743a620900000000000000007fffffffffffffff00",
     },
     StateCase {
         name: "waiting for the log",
@@ -133,7 +133,7 @@ pub(super) const STATES: &[StateCase] = &[
         },
         encoded: "0001000000000000000700000000000000046563686f0000fffffffb3a1ad300fffffffb57e83800000000000000000b\
              0000000000000010000000000000000102000000000000000162fffffffb57e838000000000000000000000000000000\
-             000463630964",
+             0004636309647fffffffffffffff00",
     },
     StateCase {
         name: "stopping",
@@ -151,10 +151,10 @@ pub(super) const STATES: &[StateCase] = &[
         },
         encoded: "0001000000000000000700000000000000046563686f0105000000030000000165a0bc0000fffffffef3c77300ffffff\
              ff1194d80000000000000000080000000000000010000000000000000200ffffffff1194d800000000000000000d7365\
-             7276657220676f743a62090000000000000000",
+             7276657220676f743a620900000000000000007fffffffffffffff00",
     },
     StateCase {
-        name: "finishing",
+        name: "half-closed",
         setup: || {
             let mut conn = connection_after_one_reply();
             conn.peer_stops_reading();
@@ -168,10 +168,10 @@ pub(super) const STATES: &[StateCase] = &[
         },
         encoded: "0001000000000000000700000000000000046563686f020801ffffffffe2329b00000000000000000000000000000000\
              0800000000000000100000000000000002000000000000000000000000000000000f73657276657220676f743a636363\
-             090000000000000000",
+             0900000000000000007fffffffffffffff00",
     },
     StateCase {
-        name: "ending",
+        name: "closing",
         setup: || {
             let mut conn = connection_after_one_reply();
             conn.peer_stops_reading();
@@ -185,7 +185,7 @@ pub(super) const STATES: &[StateCase] = &[
         },
         encoded: "0001000000000000000700000000000000046563686f0301000000003b9aca0000fffffffdc9c18100fffffffde78ee6\
              00000000000000000e0000000000000010000000000000000100fffffffde78ee6000000000000000025736572766572\
-             206572726f723a6d65737361676520657863656564732038206279746573090000000000000000",
+             206572726f723a6d657373616765206578636565647320382062797465730900000000000000007fffffffffffffff00",
     },
     StateCase {
         name: "lingering",
@@ -206,7 +206,7 @@ pub(super) const STATES: &[StateCase] = &[
         },
         encoded: "0001000000000000000700000000000000046563686f04010000000029b92700000fffff00ffffffffd050f800ffffff\
              ffee1e5d00000000000000000e0000000000000035000000000000000100000000000000000000000000000000000000\
-             000000000000",
+             0000000000007fffffffffffffff00",
     },
     StateCase {
         name: "logging",
@@ -224,10 +224,10 @@ pub(super) const STATES: &[StateCase] = &[
         },
         encoded: "0001000000000000000700000000000000046563686f050900ffffffffe2329b00000000000000000000000000000000\
              0a0000000000000010000000000000000102000000000000000162000000000000000000000000000000000000000000\
-             000003636309",
+             0000036363097fffffffffffffff00",
     },
     StateCase {
-        name: "pausing",
+        name: "delayed",
         setup: || {
             let mut conn = SimulatedConnection::new(rules_with_reply_delay());
             conn.peer_sends("aaaabbbbc");
@@ -246,9 +246,9 @@ pub(super) const STATES: &[StateCase] = &[
             conn.advance_time(secs(2));
             conn.assert_closed(Verdict::PeerClosed);
         },
-        encoded: "0003000000000000000700000000000000046563686f0000ffffffffe2329b00ffffffffe2329b00000000000000\
-             00090000000000000006000000000000000100ffffffffe2329b0000000000000000000000000000000005626262\
-             62630000000059682f0000",
+        encoded: "0001000000000000000700000000000000046563686f0000ffffffffe2329b00ffffffffe2329b000000000000000009\
+             0000000000000006000000000000000100ffffffffe2329b000000000000000000000000000000000562626262630000\
+             000059682f0000",
     },
     StateCase {
         name: "done",
@@ -259,7 +259,8 @@ pub(super) const STATES: &[StateCase] = &[
         },
         check_after: |conn| conn.assert_closed(Verdict::PeerClosed),
         encoded: "0001000000000000000700000000000000046563686f060801ffffffffe2329b00000000000000000000000000000000\
-             050000000000000010000000000000000100000000000000000000000000000000000000000000000000",
+             0500000000000000100000000000000001000000000000000000000000000000000000000000000000007fffffffffff\
+             ffff00",
     },
 ];
 
@@ -320,37 +321,29 @@ fn the_encoding_of_every_verdict_is_stable() {
 
 #[test]
 fn the_proxied_client_is_encoded_at_the_end_and_decoded() {
-    let conn = (STATES[0].setup)();
-    for (client, encoded) in
-        [("192.0.2.1:40123", "04c00002019cbb"), ("[2001:db8::1]:7", "0620010db80000000000000000000000010007")]
-    {
-        let client = client.parse().ok();
-        let bytes = conn.snapshot_with_client(client);
-        let mut expected = [conn.snapshot(), parse_hex(encoded)].concat();
-        expected[1] = 2;
-        assert_eq!(bytes, expected);
-        assert_eq!(Snapshot::decode(&bytes).map(|snapshot| snapshot.client()), Ok(client));
-        for end in 0..bytes.len() {
-            assert!(Snapshot::decode(&bytes[..end]).is_err(), "{end} bytes");
+    for state in STATES {
+        let conn = (state.setup)();
+        let without = conn.snapshot();
+        assert_eq!(Snapshot::decode(&without).map(|snapshot| snapshot.client()), Ok(None));
+        for (client, encoded) in
+            [("192.0.2.1:40123", "04c00002019cbb"), ("[2001:db8::1]:7", "0620010db80000000000000000000000010007")]
+        {
+            let client = client.parse().ok();
+            let bytes = conn.snapshot_with_client(client);
+            assert_eq!(bytes, [&without[..without.len() - 1], &parse_hex(encoded)].concat());
+            assert_eq!(Snapshot::decode(&bytes).map(|snapshot| snapshot.client()), Ok(client));
+            for end in 0..bytes.len() {
+                assert!(Snapshot::decode(&bytes[..end]).is_err(), "{end} bytes");
+            }
+            let mut wrong = bytes.clone();
+            wrong[without.len() - 1] = 5;
+            assert_eq!(
+                Snapshot::decode(&wrong).map(drop),
+                Err(Error::UnknownCode { field: "kind of address", code: 5 })
+            );
+            assert_eq!(Snapshot::decode(&[&bytes[..], b"x"].concat()).map(drop), Err(Error::TrailingBytes(1)));
         }
-        let mut wrong = bytes.clone();
-        wrong[expected.len() - encoded.len() / 2] = 5;
-        assert_eq!(Snapshot::decode(&wrong).map(drop), Err(Error::UnknownCode { field: "kind of address", code: 5 }));
-        assert_eq!(Snapshot::decode(&[&bytes[..], b"x"].concat()).map(drop), Err(Error::TrailingBytes(1)));
     }
-    assert_eq!(Snapshot::decode(&conn.snapshot()).map(|snapshot| snapshot.client()), Ok(None));
-}
-
-#[test]
-fn the_proxied_client_is_encoded_after_the_delay() {
-    let conn = STATES.iter().find(|state| state.name == "pausing").map(|state| (state.setup)()).unwrap();
-    let client = "192.0.2.1:40123".parse().ok();
-    let bytes = conn.snapshot_with_client(client);
-    let without = conn.snapshot();
-    assert_eq!(bytes, [&without[..without.len() - 1], &parse_hex("04c00002019cbb")].concat());
-    let snapshot = Snapshot::decode(&bytes).unwrap();
-    assert_eq!(snapshot.client(), client);
-    assert_eq!(Snapshot::decode(&without).map(|snapshot| snapshot.client()), Ok(None));
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn memory(bytes: &[u8], seals: SealFlags) -> OwnedFd {
 }
 
 /// The list of these connections.
-fn list_of<'a>(items: impl IntoIterator<Item = &'a StoredConnection>) -> Vec<u8> {
+fn manifest_of<'a>(items: impl IntoIterator<Item = &'a StoredConnection>) -> Vec<u8> {
     let line = |item: &'a StoredConnection| Entry {
         cookie: sockopt::socket_cookie(&item.socket).unwrap(),
         snapshot: &*item.snapshot,
@@ -64,10 +64,10 @@ fn list_of<'a>(items: impl IntoIterator<Item = &'a StoredConnection>) -> Vec<u8>
 }
 
 /// What is said of connections whose list was written by somebody else, and how many of them are restored.
-fn with_list(bytes: &[u8], items: &[StoredConnection]) -> (usize, Vec<String>) {
-    let list = memory(bytes, SEALED);
+fn unpack_with_manifest(bytes: &[u8], items: &[StoredConnection]) -> (usize, Vec<String>) {
+    let manifest = memory(bytes, SEALED);
     let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
-    let (items, problems) = problems(bundle_of(&[&[list.as_fd()], &sockets]).0);
+    let (items, problems) = problems(bundle_of(&[&[manifest.as_fd()], &sockets]).0);
     (items.len(), problems)
 }
 
@@ -87,11 +87,11 @@ fn unpacking_does_not_wait_for_another_holder_of_the_bundle() {
     let (bundle, _sending) = bundle_of(&[]);
     assert_eq!(problems(bundle).1, ["it is empty; all that is in it is closed"]);
     let (items, mut peers) = connections(3);
-    let list = memory(&list_of(&items), SEALED);
-    let (bundle, _sending) = bundle_of(&[&[list.as_fd()], &[items[0].socket.as_fd()]]);
+    let manifest = memory(&manifest_of(&items), SEALED);
+    let (bundle, _sending) = bundle_of(&[&[manifest.as_fd()], &[items[0].socket.as_fd()]]);
     drop(items);
     let (items, said) = problems(bundle);
-    assert_eq!(said, ["2 connections on its list are not in it"]);
+    assert_eq!(said, ["2 connections in its manifest are not in it"]);
     expect_connected(items, &mut peers[..1], 0);
     assert!(peers[1..].iter_mut().all(closed));
 }
@@ -99,10 +99,10 @@ fn unpacking_does_not_wait_for_another_holder_of_the_bundle() {
 #[test]
 fn the_order_of_connections_does_not_matter() {
     let (items, mut peers) = connections(20);
-    let list = memory(&list_of(items.iter().rev()), SEALED);
+    let manifest = memory(&manifest_of(items.iter().rev()), SEALED);
     let messages: Vec<_> = items.iter().map(|item| [item.socket.as_fd()]).collect();
     let messages: Vec<&[_]> = messages.iter().map(|message| &message[..]).collect();
-    let (items, said) = problems(bundle_of(&[&[&[list.as_fd()][..]], &messages[..]].concat()).0);
+    let (items, said) = problems(bundle_of(&[&[&[manifest.as_fd()][..]], &messages[..]].concat()).0);
     assert_eq!(said, [""; 0]);
     expect_connected(items, &mut peers, 0);
 }
@@ -111,12 +111,15 @@ fn the_order_of_connections_does_not_matter() {
 fn unlisted_and_missing_connections_are_reported_and_the_others_unpacked() {
     let (items, mut peers) = connections(10);
     // Of the first there is no descriptor, of the last no line.
-    let list = memory(&list_of(&items[..9]), SEALED);
+    let manifest = memory(&manifest_of(&items[..9]), SEALED);
     let sockets: Vec<_> = items[1..].iter().map(|item| item.socket.as_fd()).collect();
-    let (bundle, _) = bundle_of(&[&[list.as_fd()], &sockets]);
+    let (bundle, _) = bundle_of(&[&[manifest.as_fd()], &sockets]);
     drop(items);
     let (items, said) = problems(bundle);
-    assert_eq!(said, ["1 descriptors in it are not on its list, closed", "1 connections on its list are not in it"]);
+    assert_eq!(
+        said,
+        ["1 descriptors in it are not in its manifest, closed", "1 connections in its manifest are not in it"]
+    );
     expect_connected(items, &mut peers[1..9], 1);
     assert!(closed(&mut peers[0]) && closed(&mut peers[9]));
 }
@@ -124,13 +127,13 @@ fn unlisted_and_missing_connections_are_reported_and_the_others_unpacked() {
 #[test]
 fn more_messages_than_lines_are_not_read() {
     let (items, mut peers) = connections(5);
-    let list = memory(&list_of(&items[..1]), SEALED);
+    let manifest = memory(&manifest_of(&items[..1]), SEALED);
     let messages: Vec<_> = items.iter().map(|item| [item.socket.as_fd()]).collect();
     let messages: Vec<&[_]> = messages.iter().map(|message| &message[..]).collect();
-    let (bundle, _) = bundle_of(&[&[&[list.as_fd()][..]], &messages[..]].concat());
+    let (bundle, _) = bundle_of(&[&[&[manifest.as_fd()][..]], &messages[..]].concat());
     drop(items);
     let (items, said) = problems(bundle);
-    assert_eq!(said, ["1 descriptors in it are not on its list, closed"]);
+    assert_eq!(said, ["1 descriptors in it are not in its manifest, closed"]);
     expect_connected(items, &mut peers[..1], 0);
     assert!(peers[1..].iter_mut().all(closed));
 }
@@ -138,10 +141,10 @@ fn more_messages_than_lines_are_not_read() {
 #[test]
 fn duplicate_connections_are_unpacked_once() {
     let (items, mut peers) = connections(1);
-    let list = memory(&list_of([&items[0], &items[0]]), SEALED);
+    let manifest = memory(&manifest_of([&items[0], &items[0]]), SEALED);
     let twice = [items[0].socket.as_fd(), items[0].socket.as_fd()];
-    let (items, said) = problems(bundle_of(&[&[list.as_fd()], &twice]).0);
-    assert_eq!(said, ["1 descriptors in it are not on its list, closed"]);
+    let (items, said) = problems(bundle_of(&[&[manifest.as_fd()], &twice]).0);
+    assert_eq!(said, ["1 descriptors in it are not in its manifest, closed"]);
     expect_connected(items, &mut peers, 0);
 }
 
@@ -161,25 +164,28 @@ fn descriptors_that_are_not_connections_are_closed() {
         std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(),
     ];
     let items = sockets.map(|socket| StoredConnection { socket, snapshot: Vec::new() });
-    let (restored, said) = with_list(&list_of(&items), &items);
+    let (restored, said) = unpack_with_manifest(&manifest_of(&items), &items);
     assert_eq!((restored, said), (1, vec!["6 descriptors in it are no connections, closed".to_owned()]));
     // What is no socket has no cookie.
-    let list = memory(&list_of(&items[..1]), SEALED);
-    let (restored, said) = problems(bundle_of(&[&[list.as_fd()], &[list.as_fd()]]).0);
+    let manifest = memory(&manifest_of(&items[..1]), SEALED);
+    let (restored, said) = problems(bundle_of(&[&[manifest.as_fd()], &[manifest.as_fd()]]).0);
     assert_eq!(restored.len(), 0);
-    assert_eq!(said, ["1 descriptors in it are not on its list, closed", "1 connections on its list are not in it"]);
+    assert_eq!(
+        said,
+        ["1 descriptors in it are not in its manifest, closed", "1 connections in its manifest are not in it"]
+    );
 }
 
 #[test]
 fn a_bundle_without_a_manifest_is_closed() {
     let (items, mut peers) = connections(4);
     let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
-    let list = memory(&list_of(&items), SEALED);
+    let manifest = memory(&manifest_of(&items), SEALED);
     let file = tempfile::tempfile().unwrap();
     for (first, expected) in [
-        (&[][..], "it does not begin with its list"),
-        (&sockets[..], "it does not begin with its list"),
-        (&[list.as_fd(), list.as_fd()], "it does not begin with its list"),
+        (&[][..], "it does not begin with its manifest"),
+        (&sockets[..], "it does not begin with its manifest"),
+        (&[manifest.as_fd(), manifest.as_fd()], "it does not begin with its manifest"),
         (&[sockets[0]], "it does not begin with sealed memory"),
         (&[file.as_fd()], "it does not begin with sealed memory"),
     ] {
@@ -196,8 +202,8 @@ fn a_manifest_that_is_not_sealed_is_not_read() {
     let (items, _peers) = connections(1);
     let sockets = [items[0].socket.as_fd()];
     for missing in [SealFlags::WRITE, SealFlags::GROW, SealFlags::SHRINK] {
-        let list = memory(&list_of(&items), SEALED.difference(missing));
-        let (_, said) = problems(bundle_of(&[&[list.as_fd()], &sockets]).0);
+        let manifest = memory(&manifest_of(&items), SEALED.difference(missing));
+        let (_, said) = problems(bundle_of(&[&[manifest.as_fd()], &sockets]).0);
         assert_eq!(said, ["it does not begin with sealed memory; all that is in it is closed"]);
     }
 }
@@ -205,10 +211,10 @@ fn a_manifest_that_is_not_sealed_is_not_read() {
 #[test]
 fn a_manifest_is_read_from_its_start_whatever_its_offset() {
     let (items, mut peers) = connections(3);
-    let mut list = std::fs::File::from(memory(&list_of(&items), SEALED));
+    let mut manifest = std::fs::File::from(memory(&manifest_of(&items), SEALED));
     let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
-    list.seek(SeekFrom::Start(20)).unwrap();
-    let (items, said) = problems(bundle_of(&[&[list.as_fd()], &sockets]).0);
+    manifest.seek(SeekFrom::Start(20)).unwrap();
+    let (items, said) = problems(bundle_of(&[&[manifest.as_fd()], &sockets]).0);
     assert_eq!(said, [""; 0]);
     expect_connected(items, &mut peers, 0);
 }
@@ -216,32 +222,32 @@ fn a_manifest_is_read_from_its_start_whatever_its_offset() {
 #[test]
 fn a_sparse_manifest_is_not_read() {
     let (items, _peers) = connections(1);
-    let mut bytes = list_of(&items);
+    let mut bytes = manifest_of(&items);
     // The length of the first state: everything that follows.
-    bytes[40..48].copy_from_slice(&((1 << 40) - 48_u64).to_le_bytes());
-    let list = std::fs::File::from(memory(&bytes, SealFlags::empty()));
-    list.set_len(1 << 40).unwrap();
-    fcntl_add_seals(&list, SEALED).unwrap();
-    let (_, said) = problems(bundle_of(&[&[list.as_fd()], &[items[0].socket.as_fd()]]).0);
-    assert_eq!(said, ["its list has holes; all that is in it is closed"]);
+    bytes[40..48].copy_from_slice(&((1 << 40) - 48_u64).to_be_bytes());
+    let manifest = std::fs::File::from(memory(&bytes, SealFlags::empty()));
+    manifest.set_len(1 << 40).unwrap();
+    fcntl_add_seals(&manifest, SEALED).unwrap();
+    let (_, said) = problems(bundle_of(&[&[manifest.as_fd()], &[items[0].socket.as_fd()]]).0);
+    assert_eq!(said, ["its manifest has holes; all that is in it is closed"]);
 }
 
 #[test]
-fn foreign_and_later_lists_are_told() {
+fn foreign_and_later_manifests_are_rejected() {
     let (items, _peers) = connections(2);
-    let good = list_of(&items);
+    let good = manifest_of(&items);
     let mut foreign = good.clone();
     foreign[0] = b'E';
     let mut later = good.clone();
-    later[16] = 2;
+    later[19] = 2;
     for (bytes, expected) in [
-        (&b""[..], "its list is not one of echoed"),
-        (b"any text that is as long as the head of a list is, or longer", "its list is not one of echoed"),
-        (&foreign, "its list is not one of echoed"),
-        (&good[..31], "its list is not one of echoed"),
-        (&later, "its list has version 2, and this version of echoed knows 1 at most"),
+        (&b""[..], "its manifest is not one of echoed"),
+        (b"any text that is as long as the header of a manifest is, or longer", "its manifest is not one of echoed"),
+        (&foreign, "its manifest is not one of echoed"),
+        (&good[..31], "its manifest is not one of echoed"),
+        (&later, "its manifest has version 2, and this version of echoed knows 1 at most"),
     ] {
-        let told = with_list(bytes, &items);
+        let told = unpack_with_manifest(bytes, &items);
         assert_eq!(told, (0, vec![format!("{expected}; all that is in it is closed")]));
     }
 }
@@ -249,35 +255,35 @@ fn foreign_and_later_lists_are_told() {
 #[test]
 fn a_truncated_manifest_yields_its_whole_entries() {
     let (items, _peers) = connections(5);
-    let good = list_of(&items);
+    let good = manifest_of(&items);
     for length in 32..good.len() {
-        let (restored, said) = with_list(&good[..length], &items);
-        let end = |at: usize| list_of(&items[..at]).len();
+        let (restored, said) = unpack_with_manifest(&good[..length], &items);
+        let end = |at: usize| manifest_of(&items[..at]).len();
         let whole = (0..5).filter(|at| end(at + 1) <= length).count();
         assert_eq!(restored, whole, "{length}");
-        assert_eq!(said[0], format!("its list is cut off; {whole} of 5 connections are known from it"));
-        assert_eq!(said[1..], [format!("{} descriptors in it are not on its list, closed", 5 - whole)]);
+        assert_eq!(said[0], format!("its manifest is cut off; {whole} of 5 connections are known from it"));
+        assert_eq!(said[1..], [format!("{} descriptors in it are not in its manifest, closed", 5 - whole)]);
     }
     let longer = [&good[..], b"more"].concat();
-    let (restored, said) = with_list(&longer, &items);
+    let (restored, said) = unpack_with_manifest(&longer, &items);
     assert_eq!(restored, 5);
-    assert_eq!(said, ["its list has 4 bytes after its end; 5 of 5 connections are known from it"]);
+    assert_eq!(said, ["its manifest has 4 bytes after its end; 5 of 5 connections are known from it"]);
 }
 
 #[test]
 fn lengths_that_no_memory_has_are_not_believed() {
     let (items, _peers) = connections(2);
     for length in [1, u64::from(u32::MAX), u64::MAX / 2, u64::MAX] {
-        let mut bytes = list_of(&items);
+        let mut bytes = manifest_of(&items);
         let last = bytes.len() - 8 - items[1].snapshot.len();
-        bytes[last..last + 8].copy_from_slice(&(items[1].snapshot.len() as u64).saturating_add(length).to_le_bytes());
-        let (restored, said) = with_list(&bytes, &items);
+        bytes[last..last + 8].copy_from_slice(&(items[1].snapshot.len() as u64).saturating_add(length).to_be_bytes());
+        let (restored, said) = unpack_with_manifest(&bytes, &items);
         assert_eq!(restored, 1, "{length}");
-        assert_eq!(said[0], "its list is cut off; 1 of 2 connections are known from it");
+        assert_eq!(said[0], "its manifest is cut off; 1 of 2 connections are known from it");
     }
-    let mut bytes = list_of(&items);
-    bytes[20..24].copy_from_slice(&u32::MAX.to_le_bytes());
-    let (restored, said) = with_list(&bytes, &items);
+    let mut bytes = manifest_of(&items);
+    bytes[20..24].copy_from_slice(&u32::MAX.to_be_bytes());
+    let (restored, said) = unpack_with_manifest(&bytes, &items);
     assert_eq!(restored, 2);
-    assert_eq!(said, ["its list is cut off; 2 of 4294967295 connections are known from it"]);
+    assert_eq!(said, ["its manifest is cut off; 2 of 4294967295 connections are known from it"]);
 }

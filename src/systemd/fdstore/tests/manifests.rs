@@ -13,9 +13,9 @@ fn the_documented_manifest_equals_the_encoding() {
     manifest::write(&mut bytes, Duration::from_nanos(123_456_789), lines.into_iter()).unwrap();
     let expected = [
         b"echoed bundle\n\x1a\0",
-        &[1, 0, 0, 0, 2, 0, 0, 0, 0x15, 0xcd, 0x5b, 7, 0, 0, 0, 0][..],
-        &[42, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, b'a', b'b', b'c'],
-        &[43, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        &[0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 7, 0x5b, 0xcd, 0x15][..],
+        &[0, 0, 0, 0, 0, 0, 0, 42, 0, 0, 0, 0, 0, 0, 0, 3, b'a', b'b', b'c'],
+        &[0, 0, 0, 0, 0, 0, 0, 43, 0, 0, 0, 0, 0, 0, 0, 0],
     ];
     assert_eq!(bytes, expected.concat());
 }
@@ -60,8 +60,8 @@ proptest! {
         let mut bytes = written(&lines, 1);
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        if let Ok(list) = read(&bytes) {
-            let size: usize = list.entries.iter().map(|line| 16 + line.snapshot.len()).sum();
+        if let Ok(manifest) = read(&bytes) {
+            let size: usize = manifest.entries.iter().map(|line| 16 + line.snapshot.len()).sum();
             prop_assert!(size + 32 <= bytes.len());
         }
     }
@@ -73,7 +73,7 @@ proptest! {
         let end = cut.index(bytes.len());
         match manifest::read(&mut &bytes[..end], bytes.len() as u64) {
             Err(problem) => prop_assert_eq!(problem, ManifestError::Truncated),
-            Ok(list) => prop_assert_eq!(list.problem, Some(ManifestError::Truncated)),
+            Ok(manifest) => prop_assert_eq!(manifest.problem, Some(ManifestError::Truncated)),
         }
     }
 }
