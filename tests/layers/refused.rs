@@ -25,7 +25,7 @@ fn errors_in_several_layers_are_all_reported_in_order() {
         "/usr/lib/echoed/echoed.toml:3:2: there is no key limit; is limits meant?",
         "/etc/echoed/echoed.toml.d/10-x.toml:1:5: unclosed table",
         "/run/echoed/echoed.toml.d/20-x.toml:4:11: workers: -1 is out of range",
-        "/etc/echoed/echoed.toml.d/30-x.toml:2:9: drain: 5 has no unit; write \"5s\"",
+        "/etc/echoed/echoed.toml.d/30-x.toml:2:17: drain_timeout: 5 has no unit; write \"5s\"",
         "/etc/echoed/echoed.toml.d/40-x.toml: is a link to nowhere, which is not there (the service sees",
         "ECHOED_LIMITS__CONNECTIONS: connections: 0 is out of range; write 1 to 1000000",
         "ECHOED_LOG__COLOUR: there is no key colour in [log]; known are level",
