@@ -161,7 +161,7 @@ pub(super) fn fixed_reply(value: &Value) -> Result<Box<[u8]>, ValueError> {
     let text = text(value)?.as_bytes();
     if text.len() > MAX_FIXED_REPLY {
         return Err(ValueError::Invalid(format!(
-            "a text has at most {MAX_FIXED_REPLY} bytes, this one has {}",
+            "a fixed reply has at most {MAX_FIXED_REPLY} bytes, this one has {}",
             text.len()
         )));
     }

@@ -170,19 +170,19 @@ fn values_out_of_range_are_refused_with_the_range() {
         ("[defaults]\nprefix = \"ab\"\n[listener.x]\ndelimiter = \"b\"\n", "4:13", "contains the delimiter"),
         (
             "[defaults]\nfixed_reply = \"a\\tb\"\n",
-            "2:8",
-            "the text \"a\\tb\" contains the delimiter \"\\t\"; change one of them",
+            "2:15",
+            "the fixed_reply \"a\\tb\" contains the delimiter \"\\t\"; change one of them",
         ),
         (
             "[defaults]\nfixed_reply = \"a\"\n[listener.x]\ndelimiter = \"a\"\nprefix = \"\"\n",
             "4:13",
-            "the text \"a\" contains",
+            "the fixed_reply \"a\" contains",
         ),
         // In raw framing no delimiter is looked for, so it is the framing that makes it wrong.
         (
             "[defaults]\nframing = \"raw\"\nfixed_reply = \"a\\tb\"\n[listener.x]\nframing = \"delimited\"\n",
-            "3:8",
-            "the text \"a\\tb\" contains the delimiter",
+            "3:15",
+            "the fixed_reply \"a\\tb\" contains the delimiter",
         ),
         ("[defaults]\nmax_message = \"0B\"\n", "2:15", "out of range; write 1B to 1GiB"),
         ("[defaults]\nmax_message = \"2GiB\"\n", "2:15", "2GiB is out of range"),
@@ -274,7 +274,7 @@ fn strings_that_are_too_long_are_refused_with_their_length() {
     let log = config_error(&format!("[defaults]\nprefix = \"{}\"\n", "x".repeat(4097))).unwrap();
     assert!(log[0].starts_with("2:10: ") && log[0].contains("at most 4096 bytes, this one has 4097"), "{log:#?}");
     let log = config_error(&format!("[defaults]\nfixed_reply = \"{}\"\n", "x".repeat(4097))).unwrap();
-    assert!(log[0].starts_with("2:8: ") && log[0].contains("at most 4096 bytes, this one has 4097"), "{log:#?}");
+    assert!(log[0].starts_with("2:15: ") && log[0].contains("at most 4096 bytes, this one has 4097"), "{log:#?}");
     let log = config_error(&format!("[listener.x]\nlisten = [\"/{}\"]\n", "x".repeat(107))).unwrap();
     assert!(log[0].contains("at most 107 bytes, this one has 108"), "{log:#?}");
 }
