@@ -1,11 +1,11 @@
 //! echoed: a socket-activated daemon for the delimited echo protocol, at home in systemd.
 //!
-//! On the wire: a message is any bytes, ended by a delimiter (1 to 16 bytes, by default one TAB). The reply is
-//! `server got:`, the message, the delimiter, in the order of the messages, however many come at once. A client may
-//! end its stream and still gets every reply. What it can act on is told in a last reply, `server error:` and a
+//! On the wire: a message is any bytes, ended by a delimiter (1 to 16 bytes, by default one TAB). The reply is `server
+//! got:`, the message, the delimiter, in the order of the messages, however many come at once. A client may end its
+//! stream and still gets every reply. An error that it can act on is reported in a final reply, `server error:` and a
 //! sentence. All of it, with deadlines and limits, is in [`protocol`].
 //!
-//! The house, from the bottom up. Arrows mean "may use", none goes up:
+//! The modules, from the bottom up. Arrows mean "may use", and none goes up:
 //!
 //! ```text
 //!      bin/echoed                     bin/echoctl

@@ -1,5 +1,5 @@
-//! Times, sizes and rates as people write them: `2s`, `1h 30min`, `64KiB`, `100/s`. The notation of times is that of systemd.time(7).
-//! A bare number is refused, with the unit that was probably meant.
+//! Times, sizes and rates as people write them: `2s`, `1h 30min`, `64KiB`, `100/s`. The notation of times is that of
+//! systemd.time(7). A bare number is refused, with the unit that was probably meant.
 
 use std::fmt;
 use std::time::Duration;
@@ -48,8 +48,8 @@ const TIME_UNITS: [(&str, u64); 22] = [
 /// The units of size, in bytes. The largest that fits is printed.
 const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
-/// Reads a time: one or more numbers, each with its unit, added up (`1h 30min`); fractions are allowed (`1.5s`). What is
-/// below a microsecond is left out.
+/// Reads a time: one or more numbers, each with its unit, added up (`1h 30min`); fractions are allowed (`1.5s`). What
+/// is below a microsecond is left out.
 ///
 /// # Errors
 /// Not a time, a number without a unit, a unit that is not known, or more than [`MAX_TIME`].

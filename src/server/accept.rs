@@ -1,5 +1,5 @@
-//! Accepting: one task for each listener, all on the first worker, for all workers. (A listener that every worker
-//! polls wakes all of them for each connection.) A place is taken before a connection is accepted, so that the ones
+//! Accepting: one task for each listener, all on the first worker, for all workers. (A listener that every worker polls
+//! wakes all of them for each connection.) A permit is acquired before a connection is accepted, so that connections
 //! that do not fit wait in the kernel's backlog.
 
 use std::io;
@@ -28,33 +28,33 @@ use super::worker::Worker;
 use crate::config;
 use crate::protocol::{Session, Verdict};
 
-/// How many connections are accepted before the first worker's connections have a turn.
+/// How many connections are accepted before the first worker's connections run.
 const BATCH: usize = 32;
 
-/// When descriptors or memory have run out, and no connection of ours ends, how long until the next try.
+/// How long accepting pauses when descriptors or memory have run out, if no connection ends before.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the acceptors of all listeners share.
+/// Assigns connections to workers. The acceptors of all listeners share it.
 pub(crate) struct Dispatcher {
     pub(crate) admission: Arc<Admission>,
     pub(crate) workers: Vec<Arc<Worker>>,
     pub(crate) handle_event: EventHandler,
     pub(crate) last_id: AtomicU64,
     pub(crate) rate_limiter: RateLimiter,
-    /// Heard by connections that wait to be served: whether they are to stop.
+    /// Whether connections that wait for a PROXY header or a slot are to stop waiting. Each of them has a receiver.
     pub(crate) pending_cancelled: watch::Sender<bool>,
 }
 
-/// What connections of one listener are received with.
+/// A listener, as a connection gets it when it is accepted: its name and its settings.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) name: Arc<str>,
-    /// What its connections are.
+    /// The kind of its socket.
     pub(crate) kind: SocketKind,
     pub(crate) settings: config::ListenerSettings,
 }
 
-/// What new connections of one listener are received with: it changes with a reload.
+/// The current [`Listener`], which new connections get. A reload replaces it.
 #[derive(Debug)]
 pub(crate) struct ListenerHandle(Mutex<Arc<Listener>>);
 
@@ -67,7 +67,7 @@ impl ListenerHandle {
         Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Has the connections to come obey these settings.
+    /// Replaces the settings, for new connections.
     pub(crate) fn store(&self, settings: &config::ListenerSettings) {
         let mut listener = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *listener =
@@ -107,12 +107,12 @@ impl AcceptErrorKind {
     }
 }
 
-/// Accepts until the listener breaks, which is said in the error; otherwise it goes on until it is dropped.
+/// Accepts connections until the listener fails, and returns the error. Otherwise runs until it is dropped.
 pub(crate) async fn accept(socket: &UnixStream, listener: &ListenerHandle, dispatcher: &Arc<Dispatcher>) -> io::Error {
     let mut paused = false;
     loop {
         dispatcher.admission.wait_for_permit(|limit| (dispatcher.handle_event)(Event::LimitReached { limit })).await;
-        // Listens from before the try on, so that no descriptor becomes free unnoticed.
+        // Enabled before the attempt, so that no descriptor becomes free unnoticed.
         let mut ended = pin!(dispatcher.admission.connection_ended().notified());
         ended.as_mut().enable();
         if let Err(error) = socket.readable().await {
@@ -164,8 +164,8 @@ pub(crate) async fn accept(socket: &UnixStream, listener: &ListenerHandle, dispa
     }
 }
 
-/// Looks whether anybody is waiting, and accepts the first one. Asks the kernel and not the reactor, which may not have
-/// heard yet. Returns whether the listener has to be served further: also when it could not be found out.
+/// Probes the backlog, and accepts the first connection in it. Asks the kernel and not the reactor, which may not know
+/// of it yet. Returns whether the listener must be served further: also when that could not be determined.
 pub(crate) fn probe_backlog(socket: &UnixStream, listener: &ListenerHandle, dispatcher: &Arc<Dispatcher>) -> bool {
     let Some(permit) = dispatcher.admission.try_acquire() else { return true };
     match accept_one(socket) {
@@ -185,12 +185,12 @@ fn accept_one(socket: impl AsFd) -> io::Result<(OwnedFd, Option<SocketAddrAny>)>
 }
 
 impl Dispatcher {
-    /// The worker with the fewest connections.
+    /// Returns the worker with the fewest connections.
     pub(crate) fn least_loaded_worker(&self) -> Option<&Arc<Worker>> {
         self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed))
     }
 
-    /// Has a connection served, or refused where its source has enough.
+    /// Dispatches an accepted connection: it is served, or refused if its source has too many.
     pub(crate) fn dispatch(
         self: &Arc<Self>,
         socket: OwnedFd,
@@ -214,16 +214,16 @@ impl Dispatcher {
         worker.spawn(async move {
             let refused = dispatcher.claim_or_refuse(&mut permit).await.err();
             dispatcher.assign(socket, info, permit, refused);
-            // Not before: whoever stops waits for this.
+            // Not earlier: `cancel_pending` waits until this receiver is dropped.
             drop(pending);
         });
     }
 
-    /// Counts a connection for the source it waits for. Who has left counts until a worker hears of it, so nobody is refused
-    /// before all workers have heard what there is.
+    /// Claims the slot that is pending. A closed connection counts against its source until its worker has processed
+    /// the close, so this first waits for a barrier on every worker.
     ///
     /// # Errors
-    /// As with [`Place::last_claim`].
+    /// Returns the errors of [`Permit::claim_or_refuse`].
     pub(crate) async fn claim_or_refuse(&self, permit: &mut Permit) -> Result<(), Verdict> {
         for worker in &self.workers {
             worker.barrier().await;
@@ -231,7 +231,8 @@ impl Dispatcher {
         permit.claim_or_refuse()
     }
 
-    /// Has a connection served by the worker with the fewest, once its PROXY header is there where it needs one; or refused.
+    /// Assigns a connection to the worker with the fewest connections: to be served, after its PROXY header has come if
+    /// it needs one, or to be refused.
     fn assign(self: &Arc<Self>, socket: OwnedFd, info: ConnectionInfo, mut permit: Permit, refused: Option<Verdict>) {
         if refused.is_some() {
             let Some(refused) = permit.refuse() else { return };
@@ -256,8 +257,8 @@ impl Dispatcher {
         worker.serve(Box::new(Connection::new(socket, session, info, worker, permit)));
     }
 
-    /// Has nobody wait any more, for a PROXY header or for those who leave. When this returns, those who did are served by
-    /// the workers, which are told to close them.
+    /// Cancels all waiting for PROXY headers and slots. When this returns, the workers have the connections that
+    /// waited, so that a command to drain or to detach reaches them.
     pub(crate) async fn cancel_pending(&self) {
         self.pending_cancelled.send_replace(true);
         self.pending_cancelled.closed().await;

@@ -1,4 +1,4 @@
-//! Who gets in, and how much all of them may keep. Everything that is counted here is given back by a drop.
+//! Limits on connections, and on the memory of their buffers. Everything that is counted here is released by a drop.
 
 mod sources;
 
@@ -14,14 +14,14 @@ use super::connection::clock;
 use crate::config::Limits;
 use crate::protocol::Verdict;
 
-/// How many refused connections may wait at once for their refusal to arrive. They take no place of a connection that
-/// is served; beyond that number they are closed without a word.
+/// How many refused connections may wait at once for their final reply to arrive. They do not count against
+/// `limits.connections`; beyond that number, they are closed without a final reply.
 const MAX_REFUSED: usize = 64;
 
 /// The counts of all connections of a server, against its limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    /// The limits, which a reload may change at any time; those who are served already stay.
+    /// The limits, which a reload may change at any time. Connections that are served already stay.
     max_connections: AtomicUsize,
     max_buffer_memory: AtomicUsize,
     /// Connections being served.
@@ -29,15 +29,15 @@ pub(crate) struct Admission {
     /// Refused connections that are not closed yet.
     refused: AtomicUsize,
     sources: SourceLimits,
-    /// Bytes that connections keep.
+    /// Bytes that connections keep in their buffers.
     buffer_memory: AtomicUsize,
-    /// Told whenever a connection, served or refused, has ended and its descriptor is closed.
+    /// Notified whenever a connection, served or refused, has ended and its descriptor is closed.
     connection_ended: Notify,
     started: Instant,
-    /// When the last one ended, in milliseconds since it began.
+    /// When a connection last ended or a datagram last came, in milliseconds since `started`.
     last_use: AtomicU64,
-    /// Whether it was said that the limit on connections is reached. Forgotten when an eighth of them has ended, so
-    /// that coming and going at the limit does not say it every time.
+    /// Whether it was reported that the connection limit is reached. Reset when an eighth of the connections has ended,
+    /// so that it is not reported again each time a connection ends and the next one comes.
     limit_reported: AtomicBool,
 }
 
@@ -57,22 +57,22 @@ impl Admission {
         })
     }
 
-    /// From now on, these limits hold. Nobody who is served already is sent away.
+    /// Sets new limits. Connections that are served already stay.
     pub(crate) fn set_limits(&self, limits: &Limits) {
         self.max_connections.store(limits.connections, Ordering::Relaxed);
         self.sources.set_limit(limits.connections_per_source);
         self.max_buffer_memory.store(limits.buffer_memory, Ordering::Relaxed);
         self.limit_reported.store(false, Ordering::Relaxed);
-        // Who waits for a place looks again.
+        // Acceptors that wait for a permit check again.
         self.connection_ended.notify_waiters();
     }
 
-    /// How many connections are served at once at most.
+    /// Returns how many connections are served at once at most.
     pub(crate) fn limit(&self) -> usize {
         self.max_connections.load(Ordering::Relaxed)
     }
 
-    /// A place for one more connection, to be had before it is accepted; `None` when there are as many as the limit
+    /// Acquires a permit for one more connection, before that is accepted; `None` when there are as many as the limit
     /// allows.
     pub(crate) fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
         let below = |open| (open < self.limit()).then_some(open + 1);
@@ -80,21 +80,21 @@ impl Admission {
         taken.ok().map(|_| Permit { admission: Arc::clone(self), state: PermitState::Serving(None), memory: 0 })
     }
 
-    /// A place for a connection that was let in by a process before. It counts, but nobody is sent away for it now.
+    /// Acquires a permit for a connection that the previous process accepted. It counts, but no limit is checked.
     pub(crate) fn acquire_unchecked(self: &Arc<Self>, source: Option<Source>) -> Permit {
         self.open.fetch_add(1, Ordering::Relaxed);
         let slot = source.map(|source| self.sources.claim_unchecked(source));
         Permit { admission: Arc::clone(self), state: PermitState::Serving(slot), memory: 0 }
     }
 
-    /// The same for one that was refused there, and waits for its refusal to arrive.
+    /// The same for one that was refused there, and waits for its final reply to arrive.
     pub(crate) fn acquire_refused_unchecked(self: &Arc<Self>) -> Permit {
         self.refused.fetch_add(1, Ordering::Relaxed);
         Permit { admission: Arc::clone(self), state: PermitState::Refused, memory: 0 }
     }
 
-    /// Waits until there is a place; `on_full` is told the limit when it has to wait, but not again and
-    /// again while connections come and go.
+    /// Waits until a permit is available. Calls `on_limit` with the limit if it has to wait, but not again and again
+    /// while connections come and go.
     pub(crate) async fn wait_for_permit(&self, on_limit: impl Fn(usize)) {
         loop {
             let mut ended = std::pin::pin!(self.connection_ended.notified());
@@ -110,7 +110,7 @@ impl Admission {
         }
     }
 
-    /// Told whenever a connection has ended.
+    /// Returns what is notified whenever a connection has ended.
     pub(crate) fn connection_ended(&self) -> &Notify {
         &self.connection_ended
     }
@@ -120,13 +120,13 @@ impl Admission {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// For how long there has been no connection at all; `None` while there is one.
+    /// Returns for how long there has been no connection at all; `None` while there is one.
     pub(crate) fn idle_for(&self) -> Option<Duration> {
         let last_end = self.started + Duration::from_millis(self.last_use.load(Ordering::SeqCst));
         self.is_idle().then(|| clock().saturating_duration_since(last_end))
     }
 
-    /// Something came that is no connection: as if one had ended now.
+    /// Notes that the server is in use now: a connection has ended, or a datagram has come.
     pub(crate) fn note_use(&self) {
         let since = clock().saturating_duration_since(self.started).as_millis();
         self.last_use.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::SeqCst);
@@ -149,26 +149,26 @@ impl Admission {
     }
 }
 
-/// The place of one connection among all, and its share of the buffer memory. Given back when it is dropped.
+/// The right to have one more connection, and its share of the buffer memory. Released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     admission: Arc<Admission>,
     state: PermitState,
-    /// Bytes that the connection keeps.
+    /// Bytes that the connection keeps in its buffers.
     memory: usize,
 }
 
 #[derive(Debug)]
 enum PermitState {
-    /// With what it is to its source, if it has one.
+    /// With its slot, if it has a source.
     Serving(Option<SourceSlot>),
     Refused,
     Released,
 }
 
 impl Permit {
-    /// Counts the connection for this source, and for none that it had before. Returns whether that has room; otherwise it
-    /// waits for its [`Place::last_claim`], and so does whoever comes from there after it.
+    /// Claims a slot of this source, and releases the slot that it had before. Returns `false` if the slot is pending:
+    /// until [`Permit::claim_or_refuse`] decides, later connections of that source are pending as well.
     pub(crate) fn claim(&mut self, source: Option<Source>) -> bool {
         self.release_source();
         let slot = source.map(|source| self.admission.sources.claim(source));
@@ -176,10 +176,10 @@ impl Permit {
         !matches!(slot, Some(SourceSlot::Pending(_)))
     }
 
-    /// Counts the connection for the source it waits for.
+    /// Claims the slot that is pending.
     ///
     /// # Errors
-    /// The source has as many connections as it may have; the place stays without a source.
+    /// Returns an error if the source has as many connections as it may have. The permit has no slot then.
     pub(crate) fn claim_or_refuse(&mut self) -> Result<(), Verdict> {
         let PermitState::Serving(Some(SourceSlot::Pending(source))) = self.state else { return Ok(()) };
         let slot = self.admission.sources.claim_or_refuse(source);
@@ -187,7 +187,7 @@ impl Permit {
         slot.map(drop)
     }
 
-    /// Is of no source any more.
+    /// Releases the slot, if it has one.
     fn release_source(&mut self) {
         if let PermitState::Serving(slot) = &mut self.state {
             if let Some(slot) = slot.take() {
@@ -196,7 +196,7 @@ impl Permit {
         }
     }
 
-    /// Exchanges the place for one among the refused; `None` when there are enough of those.
+    /// Turns this into the permit of a refused connection; `None` if there are [`MAX_REFUSED`] of those.
     pub(crate) fn refuse(mut self) -> Option<Self> {
         let below = |refused| (refused < MAX_REFUSED).then_some(refused + 1);
         self.admission.refused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).ok()?;
@@ -205,7 +205,8 @@ impl Permit {
         Some(self)
     }
 
-    /// The connection now keeps this many bytes. Returns whether that fits into the budget of all; it counts in any case.
+    /// Sets how many bytes the connection keeps in its buffers. Returns whether that fits into the budget of all
+    /// connections; it counts in any case.
     #[inline]
     pub(crate) fn set_memory(&mut self, bytes: usize) -> bool {
         let before = std::mem::replace(&mut self.memory, bytes);
@@ -220,8 +221,8 @@ impl Permit {
         self.admission.buffer_memory.fetch_add(more, Ordering::Relaxed) + more <= budget
     }
 
-    /// Gives it back unused. Nobody is told, since no connection has ended: least of all the acceptor that gives it back,
-    /// and would take it for a reason to try again.
+    /// Releases the permit unused. Notifies no waiter, since no connection has ended: the acceptor that releases it
+    /// would take that for a reason to try again.
     pub(crate) fn release_unused(mut self) {
         self.state = PermitState::Released;
         self.admission.open.fetch_sub(1, Ordering::Relaxed);
@@ -333,8 +334,8 @@ mod tests {
         assert_eq!(third.claim_or_refuse(), Ok(()));
         assert_eq!(fourth.claim_or_refuse(), Err(Verdict::TooMany { limit: 2 }));
         drop(second);
-        assert!(fourth.claim(Some(v4(1))), "nobody waits any more");
-        assert!(!places().claim(Some(v4(1))), "and it went while it waited");
+        assert!(fourth.claim(Some(v4(1))), "no slot is pending any more");
+        assert!(!places().claim(Some(v4(1))), "and it ended while its slot was pending");
         drop((third, fourth));
         assert!(admission.sources.len() == 0);
     }

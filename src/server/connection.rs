@@ -1,8 +1,8 @@
 //! One connection: the way of a message from the socket through its session back to the socket.
 //!
-//! THE HOT PATH. In one turn a connection reads once or twice into the buffers of its thread, answers at once from where
-//! the input lies, and waits for news; it owns no buffer unless something is unfinished. Per message nothing happens here
-//! but the session's work: no lock, no log, no shared counter, no timer.
+//! THE HOT PATH. In one drive, a connection reads once or twice into the scratch of its thread, answers at once from
+//! where the input lies, and waits for readiness; it owns no buffers unless something is unfinished. Per message
+//! nothing happens here but the session's work: no lock, no log, no shared counter, no timer.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,28 +26,28 @@ use crate::protocol::rules::LogMessages;
 use crate::protocol::snapshot;
 use crate::protocol::{Outlet, Scratch, Session, Verdict, Want};
 
-/// How many steps one turn may take: one that answers, and one that finds the end of the stream, or no more input. Then
-/// the others have theirs.
+/// How many steps one drive may take: one that answers, and one that finds the end of the stream, or no more input.
+/// Then other connections run.
 const MAX_STEPS: u32 = 2;
 
 /// A connection that is served until it ends.
 pub(crate) struct Connection {
-    // Dropped from top to bottom: the descriptor is closed before its place is given back.
+    // Dropped from top to bottom: the descriptor is closed before the permit is released.
     socket: OwnedFd,
-    /// Whether it asked for news of room for output, and not of input.
+    /// Whether EPOLLOUT is registered, and input is not.
     wants_write: bool,
-    /// Whether it is on the list of those who go on without news.
+    /// Whether it is in the run queue.
     pub(crate) queued: bool,
-    /// What its alarm is set for: no later than its session's deadline.
+    /// When its timer fires: no later than its session's deadline.
     pub(crate) timer: Option<Instant>,
     session: Session,
     permit: Permit,
     info: ConnectionInfo,
-    /// Rings when the log has room; there is one once it had none.
+    /// Woken when the log has room. Made with the first message that is logged whole.
     waker: Option<Waker>,
 }
 
-/// Who a connection is with.
+/// What identifies a connection: its id, its listener and its peer.
 pub(crate) struct ConnectionInfo {
     /// Counted from 1 over all listeners.
     pub(crate) id: u64,
@@ -55,19 +55,20 @@ pub(crate) struct ConnectionInfo {
     pub(crate) peer: Peer,
 }
 
-/// Why a connection has its turn.
+/// What is known about the readiness of a socket when its connection is driven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Readiness {
-    /// A deadline, or an order for all. Its socket has no news, or else will say so by itself.
+    /// Nothing: a deadline or a command is the reason for the drive. If the socket is ready, epoll reports it
+    /// separately.
     None,
     /// Input that one read finds, or room for output.
     Ready,
-    /// Something may be behind that: the end of the stream, or what its last turn had no time for.
+    /// There may be more behind that: the end of the stream, or input that the last drive did not read.
     ReadUntilBlocked,
 }
 
 impl Readiness {
-    /// What epoll_wait(2) says.
+    /// Returns the readiness that epoll_wait(2) reports.
     pub(crate) fn from_epoll(flags: EventFlags) -> Self {
         // PRI: one recv(2) does not go beyond urgent data.
         let until_blocked = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI;
@@ -75,19 +76,19 @@ impl Readiness {
     }
 }
 
-/// How a turn ends.
+/// How a drive ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// Until there are news, or the alarm goes off.
+    /// There is nothing to do until the socket is ready, the timer fires or the connection is woken.
     Pending,
-    /// Until the others have had their turn.
+    /// There is more to do, after other connections have run.
     Yield,
-    /// For good.
+    /// The connection has ended.
     Closed,
 }
 
 impl Connection {
-    /// A connection on `socket`, to be sent to `worker`.
+    /// Creates a connection on `socket`, and counts it for `worker`, which is to serve it.
     pub(crate) fn new(
         socket: OwnedFd,
         session: Session,
@@ -103,20 +104,20 @@ impl Connection {
         self.socket.as_fd()
     }
 
-    /// When it has to have a turn at the latest.
+    /// Returns when it must be driven at the latest.
     #[inline]
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.session.deadline()
     }
 
-    /// What it wants to hear of.
+    /// Returns the epoll flags to register.
     pub(crate) fn interest(&self) -> EventFlags {
         let readiness =
             if self.wants_write { EventFlags::OUT } else { EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI };
         readiness | EventFlags::ET
     }
 
-    /// What it wants to hear of from now on, if that is something else than before.
+    /// Returns the epoll flags to register from now on, if they differ from those before.
     #[inline]
     pub(crate) fn changed_interest(&mut self) -> Option<EventFlags> {
         let wants_write = self.session.wants() == Want::Write;
@@ -126,7 +127,7 @@ impl Connection {
         })
     }
 
-    /// Its turn. `key` is what the worker knows it by.
+    /// Does everything that the session wants and the socket allows, once. `key` is its key in the event loop.
     #[inline]
     pub(crate) fn drive(
         &mut self,
@@ -154,7 +155,7 @@ impl Connection {
         progress
     }
 
-    /// Does what the session wants, as far as the socket goes along.
+    /// Does what the session wants, until the socket or the log has no room, or [`MAX_STEPS`] are done.
     #[inline]
     fn step(
         &mut self,
@@ -167,7 +168,7 @@ impl Connection {
         let Self { socket, session, permit, info, waker, .. } = self;
         let mut outlet = SocketOutlet { socket, blocked: false, broken: false };
         let log = session.rules().log_messages;
-        // Whether another read would find nothing, or news will tell of what it would find.
+        // Whether another read would find nothing, or epoll will report what it would find.
         let mut input_drained = readiness == Readiness::None;
         let mut steps = 0;
         loop {
@@ -177,7 +178,7 @@ impl Connection {
                 Want::Delay => return Progress::Pending,
                 Want::Read if input_drained => return Progress::Pending,
                 Want::Read if steps == MAX_STEPS => return Progress::Yield,
-                // One turn answers 64 KiB and one reply at most.
+                // One drive answers 64 KiB and one reply at most.
                 Want::Write | Want::Log if steps > 0 => return Progress::Yield,
                 Want::Read => {
                     let buffer = scratch.input_room();
@@ -200,7 +201,8 @@ impl Connection {
                     }
                 }
                 Want::Write | Want::Log => {
-                    // Whoever is behind does not hear of input.
+                    // While output is pending, only EPOLLOUT is registered: there may be input that epoll has not
+                    // reported.
                     input_drained = false;
                     if log == LogMessages::Off {
                         session.process_buffers(now, scratch, &mut outlet);
@@ -231,18 +233,18 @@ impl Connection {
         }
     }
 
-    /// Whether it came to this desk.
+    /// Returns whether it belongs to this listener.
     pub(crate) fn belongs_to(&self, listener: &Arc<Listener>) -> bool {
         Arc::ptr_eq(&self.info.listener, listener)
     }
 
-    /// It is over: says why. The descriptor is closed, and what else it has is given back.
+    /// Ends the connection, and reports why. The descriptor is closed, and the permit is released.
     pub(crate) fn close(self: Box<Self>, worker: &Worker) {
         // Without a verdict, it is we who stop before it was done.
         self.report_closed(worker, self.session.verdict().unwrap_or(Verdict::Shutdown));
     }
 
-    /// It is over here, and goes on elsewhere.
+    /// Detaches the connection: encodes its session, and returns the snapshot with the socket.
     pub(crate) fn detach(self: Box<Self>, worker: &Worker, now: Instant) -> DetachedConnection {
         let ConnectionInfo { id, ref listener, peer } = self.info;
         let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
@@ -265,7 +267,7 @@ impl Connection {
         });
     }
 
-    /// It cannot be served.
+    /// Ends a connection that cannot be served, and reports the error.
     pub(crate) fn reject(self: Box<Self>, worker: &Worker, error: io::Error) {
         worker.open.fetch_sub(1, Ordering::Relaxed);
         let listener = Arc::clone(&self.info.listener.name);
@@ -273,17 +275,17 @@ impl Connection {
     }
 }
 
-/// The socket, during one turn.
+/// The socket, during one drive.
 struct SocketOutlet<'a> {
     socket: &'a OwnedFd,
-    /// The socket had no room for output, or the log no room; there will be news when it has.
+    /// The socket or the log had no room. epoll reports when the socket has room; the log wakes the waker when it has.
     blocked: bool,
     /// The connection broke.
     broken: bool,
 }
 
 impl SocketOutlet<'_> {
-    /// How many bytes came; 0 at the end of the stream, `None` when nothing did.
+    /// Reads once. Returns how many bytes came; 0 at the end of the stream, `None` when nothing did.
     #[inline]
     fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
         match retry_on_intr(|| rustix::net::recv(self.socket, &mut *buffer, RecvFlags::empty())) {
@@ -367,7 +369,7 @@ impl Outlet for LoggingOutlet<'_, '_> {
     }
 }
 
-/// Gives a connection a turn, from whatever thread. Should it have ended, somebody else may have one for nothing.
+/// Wakes a connection from any thread. If its key has been reused, the new connection gets one spurious wakeup.
 struct ConnectionWaker {
     worker: Arc<Worker>,
     key: usize,

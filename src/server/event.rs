@@ -1,4 +1,4 @@
-//! What the outside may want to know. The server does not log: main decides what an event becomes.
+//! Events that the server reports to its embedder. The server does not log: main decides what an event becomes.
 
 use std::fmt::{self, Write};
 use std::io;
@@ -12,7 +12,7 @@ use crate::protocol::Verdict;
 use crate::protocol::packet::DropCause;
 use crate::protocol::session::Totals;
 
-/// Where events go. It is called on the threads that serve, so it must not wait for anything.
+/// Handles events. It is called on the worker threads, so it must not block.
 pub type EventHandler = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// Something that happened.
@@ -25,16 +25,16 @@ pub enum Event {
         id: u64,
         /// The listener's name.
         listener: Arc<str>,
-        /// Who connected.
+        /// The peer.
         peer: Peer,
     },
     /// A connection ended.
     Closed {
-        /// The number it got when it was accepted.
+        /// The id it got when it was accepted.
         id: u64,
         /// The listener's name.
         listener: Arc<str>,
-        /// Who it was with.
+        /// The peer.
         peer: Peer,
         /// Why it ended.
         verdict: Verdict,
@@ -45,11 +45,11 @@ pub enum Event {
     },
     /// A peer sent a message, for `log_messages = "summary"`.
     Message {
-        /// The number of its connection; a datagram has none.
+        /// The id of its connection; a datagram has none.
         connection_id: Option<u64>,
         /// The listener's name.
         listener: Arc<str>,
-        /// Who sent it.
+        /// The peer that sent it.
         peer: Peer,
         /// The message without its delimiter, for people to read: see [`summary`].
         text: String,
@@ -72,32 +72,32 @@ pub enum Event {
         /// The listener's name.
         listener: Arc<str>,
     },
-    /// A listener is broken, and not served any more.
+    /// A listener failed, and is no longer served.
     ListenerFailed {
         /// The listener's name.
         listener: Arc<str>,
         /// What accept(2), recvmsg(2) or the reactor said.
         error: io::Error,
     },
-    /// A connection goes on here that was accepted by a process before.
+    /// A connection that the previous process accepted was restored, and resumes.
     Resumed {
-        /// The number it got there.
+        /// The id it got there.
         id: u64,
         /// The listener's name.
         listener: Arc<str>,
-        /// Who it is with.
+        /// The peer.
         peer: Peer,
     },
     /// A new connection could not be set up, and was closed.
     SetupFailed {
         /// The listener's name.
         listener: Arc<str>,
-        /// Who connected.
+        /// The peer.
         peer: Peer,
         /// What failed.
         error: io::Error,
     },
-    /// Datagrams were dropped: the first for this cause, or all since that was last said.
+    /// Datagrams were dropped: the first for this cause, or all since the last report.
     DatagramsDropped {
         /// The listener's name.
         listener: Arc<str>,
@@ -105,7 +105,7 @@ pub enum Event {
         cause: DropCause,
         /// How many.
         count: u64,
-        /// Who sent the last one.
+        /// The peer that sent the last one.
         last_peer: Peer,
     },
 }
@@ -113,21 +113,21 @@ pub enum Event {
 /// One message that a peer sent, for `log_messages = "full"`.
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'a> {
-    /// The number of its connection; a datagram has none.
+    /// The id of its connection; a datagram has none.
     pub connection_id: Option<u64>,
     /// The listener's name.
     pub listener: &'a Arc<str>,
-    /// Who sent it.
+    /// The peer that sent it.
     pub peer: Peer,
     /// All of it, without the delimiter. Anything may be in it.
     pub bytes: &'a [u8],
 }
 
-/// Where whole messages go. Called on the threads that serve, so it must not wait for anything.
+/// The lossless log, which gets whole messages. It is called on the worker threads, so it must not block.
 pub trait MessageLog: Send + Sync {
-    /// Takes the message: it will not be lost. Or returns `false` when there is no room for it now; then `waker` is woken
-    /// when it makes sense to try again. Who is woken need not come back: its connection may have ended, or be owed
-    /// something first.
+    /// Appends the message, which is not lost then. Returns `false` if there is no room for it now; then `waker` is
+    /// woken when it makes sense to try again. A connection that is woken need not try again: it may have ended, or may
+    /// have replies to send first.
     fn try_append(&self, message: Message<'_>, waker: &Waker) -> bool;
 }
 

@@ -1,15 +1,15 @@
-//! All connections of one worker, and an epoll set of their own that says which of them have news.
+//! All connections of one worker, and an epoll set of their own that reports which of them are ready.
 //!
-//! It is one task of the worker's runtime. Connections could be tasks of that runtime as well; but a task, its timer and
-//! its registration cost more than all else that we do for a small message, and many times the memory.
+//! It is one task of the worker's runtime. Connections could be tasks of that runtime as well; but a task, its timer
+//! and its registration cost more than all else that we do for a small message, and many times the memory.
 //!
 //! ```text
-//! runtime: epoll_wait ─► floor: epoll_wait ─► for each connection with news: turn (recv, session, send)
+//! runtime: epoll_wait ─► event loop: epoll_wait ─► for each ready connection: drive (recv, session, send)
 //! ```
 //!
-//! The set is edge-triggered: a level-triggered socket is looked at once more, in vain, after every message. So whoever
-//! is told of news goes on until the socket has no more of them, or is put on the list of those who go on in the next
-//! pass. Room for output is asked for only by those who wait for it: a Unix socket reports it after each read of its peer.
+//! The set is edge-triggered: a level-triggered socket is looked at once more, in vain, after every message. So a
+//! connection that is ready is driven until its socket has no more input, or goes into the run queue of the next pass.
+//! EPOLLOUT is registered only while output is pending: a Unix socket reports it after each read of its peer.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -35,10 +35,10 @@ use super::timers::TimerQueue;
 use super::worker::Worker;
 use crate::protocol::Scratch;
 
-/// How many connections with news have a turn before others are asked for.
+/// How many ready connections are driven before epoll is asked for more.
 const BATCH: usize = 64;
 
-/// The farthest the timer is set, which is less than what timers can do. It is set again when it goes off.
+/// How far ahead `sleep` is set at most, which is less than what timers can do. It is set again when it ends.
 const MAX_SLEEP: Duration = Duration::from_secs(86_400);
 
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -46,23 +46,23 @@ const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// The connections of a worker. As a future it never ends.
 pub(crate) struct EventLoop {
     worker: Arc<Worker>,
-    /// The set, as something that the reactor can wait for ([`Worker::register`]).
+    /// The epoll set, as something that the reactor can wait for ([`Worker::register`]).
     epoll: UnixStream,
     connections: Slab<Box<Connection>>,
     timers: TimerQueue,
-    /// Goes off with the first alarm, or before.
+    /// Ends when the first timer fires, or before.
     sleep: Pin<Box<Sleep>>,
-    /// Connections that go on without news.
+    /// Keys of connections that are driven in the next pass even if epoll does not report them.
     run_queue: Vec<usize>,
-    /// The buffers of this thread, made when its first connection is served.
+    /// The scratch of this thread, made when its first connection is served.
     scratch: Option<Box<Scratch>>,
 }
 
 impl EventLoop {
-    /// An empty floor. To be made in the runtime of its worker.
+    /// Creates an empty event loop. To be called in the runtime of its worker.
     ///
     /// # Errors
-    /// There is no epoll set to be had.
+    /// Returns an error if the epoll set cannot be made or registered.
     pub(crate) fn new(worker: Arc<Worker>) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&epoll, true)?;
@@ -77,7 +77,8 @@ impl EventLoop {
         })
     }
 
-    /// What other threads want of us. Returns how many times more than once news are to be asked for, and who waits for that.
+    /// Runs the commands of other threads. Returns how many more times than once epoll is to be polled, and the
+    /// barriers that wait for that.
     fn run_commands(&mut self, cx: &Context<'_>, now: Instant) -> (usize, Vec<oneshot::Sender<Infallible>>) {
         let commands = self.worker.take_commands(cx.waker());
         let accepted = commands.accepted.len();
@@ -87,7 +88,7 @@ impl EventLoop {
         }
         for connection in commands.restored {
             self.worker.counters.count_resumed();
-            // A deadline may have passed on the way, but not for input that came before.
+            // A deadline may have passed during the handover, but not for input that came before it.
             self.insert(connection, Readiness::ReadUntilBlocked, now);
         }
         for key in commands.woken {
@@ -102,18 +103,18 @@ impl EventLoop {
         if !commands.close_listeners.is_empty() {
             self.close_listeners(&commands.close_listeners);
         }
-        // Somebody who does not wait for them any more would lose them.
+        // A caller that no longer waits for the connections would lose them.
         if let Some(answer) = commands.detach.filter(|answer| !answer.is_closed()) {
             let _ = answer.send(self.detach(now));
         }
-        // Who has left counts until we hear of it. So that they do not become ever more, no more come than may leave; and
-        // who waits for them waits for any of all.
+        // A closed connection counts until the close is processed. So that closed connections do not accumulate, as
+        // many events are polled as connections were accepted; for a barrier, as many as there are connections.
         let connections = if commands.barriers.is_empty() { accepted } else { self.connections.len() };
         (connections / BATCH, commands.barriers)
     }
 
-    /// Takes all connections out of service, in the middle of whatever they do. Those that have nothing left to do after a
-    /// last turn end.
+    /// Detaches all connections, in the middle of whatever they do. Those that have nothing left to do after a last
+    /// drive end.
     fn detach(&mut self, now: Instant) -> Vec<DetachedConnection> {
         let all: Vec<_> = self.connections.iter().map(|(key, _)| key).collect();
         for key in all {
@@ -123,14 +124,15 @@ impl EventLoop {
         (self.timers, self.run_queue) = (TimerQueue::default(), Vec::new());
         let (epoll, worker) = (&self.epoll, &self.worker);
         let freeze = |connection: Box<Connection>| {
-            // Its socket lives on, and would be heard of. There is no error that could befall one that is in the set.
+            // Its socket stays open, so epoll would go on reporting it. Deleting a socket that is in the set does not
+            // fail.
             let _ = epoll::delete(epoll, connection.socket());
             connection.detach(worker, now)
         };
         self.connections.drain().map(freeze).collect()
     }
 
-    /// Has the connections of these desks end, whatever they are owed.
+    /// Ends the connections of these listeners, whatever they are owed.
     fn close_listeners(&mut self, listeners: &[Arc<Listener>]) {
         let is_closed = |connection: &Connection| listeners.iter().any(|listener| connection.belongs_to(listener));
         let closed: Vec<_> = self.connections.iter().filter(|(_, one)| is_closed(one)).map(|(key, _)| key).collect();
@@ -139,7 +141,7 @@ impl EventLoop {
         }
     }
 
-    /// `news` is why it has its first turn.
+    /// Inserts a connection, and drives it for the first time. `readiness` is what is known about its socket.
     fn insert(&mut self, connection: Box<Connection>, readiness: Readiness, now: Instant) {
         let entry = self.connections.vacant_entry();
         let key = entry.key();
@@ -153,7 +155,7 @@ impl EventLoop {
         }
     }
 
-    /// Hears of those that have news. Returns whether there may be more of them already.
+    /// Polls epoll, and drives the connections that are ready. Returns whether there may be more of them already.
     fn poll_events(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         // An error says that the runtime ends.
         if !matches!(self.epoll.poll_read_ready(cx), Poll::Ready(Ok(()))) {
@@ -163,7 +165,7 @@ impl EventLoop {
         let mut ready: &[Event] = &[];
         let more = self.epoll.try_io(Interest::READABLE, || {
             ready = epoll::wait(&self.epoll, &mut events[..], Some(&NO_WAIT))?.0;
-            // Then there are no more, and of whatever comes from now on the reactor hears anew.
+            // Then there are no more, and the reactor reports whatever comes from now on.
             if ready.len() < BATCH { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
         for &Event { flags, data } in ready {
@@ -190,17 +192,17 @@ impl EventLoop {
         }
     }
 
-    /// Gives a connection its turn, and sees to it that it has another when there is a reason for one.
+    /// Drives a connection, and arranges its next drive: by its timer, the run queue or epoll.
     #[inline]
     fn drive(&mut self, key: usize, readiness: Readiness, now: Instant) {
-        // It may have ended since there was a reason.
+        // It may have ended since there was a reason to drive it.
         let Some(connection) = self.connections.get_mut(key) else { return };
         let scratch = self.scratch.get_or_insert_with(Box::default);
         let progress = connection.drive(key, readiness, now, scratch, &self.worker);
         if progress == Progress::Closed {
             return self.remove(key);
         }
-        // An alarm that goes off too early is cheaper than one that is set with each message.
+        // A timer that fires too early is cheaper than one that is set with each message.
         if let Some(deadline) = connection.deadline() {
             if connection.timer.is_none_or(|at| deadline < at) {
                 self.timers.set(key, connection.timer.replace(deadline), deadline);
@@ -211,7 +213,7 @@ impl EventLoop {
                 self.run_queue.push(key);
             }
         } else if let Some(interest) = connection.changed_interest() {
-            // What holds already is reported, too. There is no error that could befall a socket that is in the set.
+            // Readiness that exists already is reported, too. Modifying a socket that is in the set does not fail.
             let _ = epoll::modify(&self.epoll, connection.socket(), EventData::new_u64(key as u64), interest);
         }
     }
@@ -226,13 +228,13 @@ impl EventLoop {
 impl Future for EventLoop {
     type Output = ();
 
-    /// One pass: a turn for everybody who has a reason for one.
+    /// Runs one pass: drives each connection that has a reason to be driven.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         let now = clock();
         let (extra_polls, barriers) =
             if this.worker.has_commands() { this.run_commands(cx, now) } else { (0, Vec::new()) };
-        // Those who are calm come first.
+        // Connections with little to do come before those in the run queue.
         let run_queue = mem::take(&mut this.run_queue);
         let mut more = this.poll_events(cx, now);
         for _ in 0..extra_polls {

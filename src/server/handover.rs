@@ -1,13 +1,13 @@
-//! Connections that go on in another process: out of service here ([`Server::freeze`]), into service there
-//! ([`Server::thaw`]). What lies between is not our business, as long as socket and state stay together.
+//! The handover of connections to another process: they are detached here ([`Server::detach`]) and restored there
+//! ([`Server::restore`]). This module does not know how they get there; socket and snapshot must stay together.
 //!
 //! ```text
-//! freeze   acceptors close ─► each floor, at once: last turn ─► out of its epoll set ─► socket + snapshot of the session
-//! thaw     snapshot ─► session, by the settings of now ─► place (counted, not asked for) ─► the worker with the fewest
+//! detach    acceptors close ─► each event loop, at once: last drive ─► out of its epoll set ─► socket + snapshot
+//! restore   snapshot ─► session, under the current settings ─► permit (counted, not checked) ─► least loaded worker
 //! ```
 //!
-//! Nothing is torn by it. What was read is in the snapshot, what was not read is in the kernel still, and the socket with
-//! its buffers and options is the same.
+//! No message is torn by it. What was read is in the snapshot, what was not read is in the kernel still, and the socket
+//! with its buffers and options is the same.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -28,47 +28,47 @@ use super::{AcceptMode, Server, new_listener};
 use crate::config::Settings;
 use crate::protocol::snapshot::Snapshot;
 
-/// The highest number that is believed to be that of a connection. Counting from there on takes longer than anything lasts.
+/// The highest id that is accepted from a snapshot. Counting on from there takes longer than any machine runs.
 const MAX_ID: u64 = 1 << 62;
 
 /// How many bytes are taken and dropped at most before a socket is closed.
 const MAX_DISCARDED_BYTES: usize = 1024 * 1024;
 
-/// A connection that was taken out of service, to go on in another process.
+/// A connection that was detached, to be restored in another process.
 #[derive(Debug)]
 pub struct DetachedConnection {
     /// Its socket, with everything in the kernel that belongs to it.
     pub socket: OwnedFd,
-    /// What we know of it: [`crate::protocol::snapshot`].
+    /// Its session as bytes: [`crate::protocol::snapshot`].
     pub snapshot: Vec<u8>,
 }
 
-/// What was taken out of service.
+/// The result of [`Server::detach`].
 #[derive(Debug)]
 pub struct Detached {
     /// The connections.
     pub connections: Vec<DetachedConnection>,
-    /// How many could not be had, since their worker did not answer.
+    /// How many connections could not be detached, since their worker did not respond.
     pub unresponsive: usize,
 }
 
-/// What became of connections that another process had taken out of service.
+/// The result of [`Server::restore`].
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Restored {
-    /// They go on.
+    /// How many connections resume.
     pub resumed: usize,
-    /// Nobody serves their listener any more; they get what they are owed, and end.
+    /// How many connections are orphaned: their listener is no longer served, so they are drained.
     pub orphaned: usize,
-    /// What was known of them is of no use, each for this reason; they were closed.
+    /// Why connections were rejected, one reason for each. They were closed.
     pub rejected: Vec<String>,
 }
 
 impl Server {
-    /// Stops accepting, and takes every connection out of service; those of packets end here. It is tried once more to send
-    /// what is owed, and nobody is waited for. A worker that does not answer for some seconds is left out.
+    /// Stops accepting, and detaches every connection; seqpacket connections end here. The event loops try once more to
+    /// send what is owed, and wait for no peer. A worker that does not respond for some seconds is skipped.
     pub async fn detach(&self) -> Detached {
         self.accept_mode.send_replace(AcceptMode::Stop);
-        // Every acceptor listens until it has dropped its socket; one whose worker hangs does not.
+        // Every acceptor keeps its receiver until it has dropped its socket; one whose worker hangs keeps it for ever.
         let closed = async {
             self.accept_mode.closed().await;
             self.dispatcher.cancel_pending().await;
@@ -83,17 +83,17 @@ impl Server {
                 connections.extend(detached);
             }
         }
-        // Those of packets, which end.
+        // The seqpacket connections, which end.
         let _ = time::timeout_at(until, self.wait_until_idle()).await;
         Detached { connections, unresponsive: self.connection_count() }
     }
 
-    /// Takes connections into service that another process took out of it, `age` ago. To be called before the first
-    /// listener is served: they have their places before anybody new. All of them are let in, whatever the limits, and
-    /// count. They go on by these settings, each by those of its listener; `served` are the names of the listeners that
-    /// there will be.
+    /// Restores connections that another process detached `age` ago. To be called before the first listener is served,
+    /// so that no new connection takes their permits. All of them are let in, whatever the limits, and count against
+    /// the limits. Each connection resumes under the settings of its listener in `settings`; `serving` has the names of
+    /// the listeners that will be served.
     ///
-    /// It never fails: a connection of which nothing can be made is closed.
+    /// It never fails: a connection that cannot be restored is closed.
     pub fn restore(
         &self,
         detached: Vec<DetachedConnection>,
@@ -157,7 +157,7 @@ impl Server {
         restored
     }
 
-    /// Ends the connections of these desks when so much time has passed.
+    /// Ends the connections of these listeners when so much time has passed.
     fn close_listeners_after(&self, time: Duration, listeners: Vec<Arc<Listener>>) {
         if listeners.is_empty() {
             return;
@@ -172,20 +172,19 @@ impl Server {
     }
 }
 
-/// What is in `state`, if it can be believed.
+/// Decodes the snapshot in `state`, and checks whether it can be used.
 fn read_snapshot(state: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
     let snapshot = Snapshot::decode(state).map_err(|error| error.to_string())?;
     let id = snapshot.connection_id();
     if id > MAX_ID {
         return Err(format!("{id} is not the number of a connection"));
     }
-    // It was, if it was ours.
+    // A socket that echoed stored is non-blocking already.
     rustix::io::ioctl_fionbio(socket, true).map_err(|error| format!("its socket is of no use: {error}"))?;
     Ok(snapshot)
 }
 
-/// Closes a connection as politely as can be done at once: with the end of the stream, and not with a reset for input that
-/// nobody read.
+/// Closes a connection without waiting: with the end of the stream, and without a reset for input that was not read.
 pub fn close_gracefully(socket: OwnedFd) {
     // A peer that is gone does not mind.
     let _ = rustix::net::shutdown(&socket, Shutdown::Write);

@@ -1,11 +1,11 @@
-//! Serving: from listening sockets to connections that ended. It is given its sockets and told when to stop; it
-//! neither binds, nor reads signals or files, nor logs.
+//! Serves listening sockets and their connections. The embedder passes the sockets and says when to stop; this module
+//! neither binds sockets, nor reads signals or files, nor logs.
 //!
 //! ```text
-//! accept (first worker) ── place ──► connection (on the worker with the fewest)
-//!                            │         socket → scratch → session → socket
+//! accept (first worker) ── permit ──► connection (on the worker with the fewest)
+//!                            │          socket → scratch → session → socket
 //!                            └─ PROXY header ─┘ where the listener demands one
-//! datagram (first worker) ── rate ──► socket → room → socket
+//! datagram (first worker) ── rate limit ──► socket → buffer → socket
 //! ```
 
 mod accept;
@@ -44,7 +44,7 @@ pub use worker::Counts;
 /// A running server. Dropping it ends everything at once.
 pub struct Server {
     dispatcher: Arc<Dispatcher>,
-    /// What each listener receives its connections with.
+    /// The listeners that are served. A reload replaces their settings.
     listeners: Mutex<Vec<Arc<ListenerHandle>>>,
     acceptor_status: Arc<watch::Sender<AcceptorStatus>>,
     accept_mode: watch::Sender<AcceptMode>,
@@ -56,25 +56,25 @@ pub struct Server {
 enum AcceptMode {
     /// Accept.
     Accept,
-    /// Look whether anybody is waiting; then accept nobody until it is open again.
+    /// Probe the backlog once; then accept nothing until the mode is [`AcceptMode::Accept`] again.
     Probe,
-    /// End.
+    /// Close the socket and end.
     Stop,
 }
 
-/// The acceptors, as far as others want to know.
+/// The state of all acceptors together.
 #[derive(Debug, Default)]
 struct AcceptorStatus {
     /// Listeners being served.
     serving: usize,
-    /// Those of them that have had their last look.
+    /// Acceptors that have probed their backlog.
     probed: usize,
-    /// Whether one of them saw anybody.
+    /// Whether one of them found a client.
     found_client: bool,
 }
 
 impl AcceptorStatus {
-    /// One of them has had its last look, and saw somebody or nobody.
+    /// Records that an acceptor has probed its backlog, and whether it found a client.
     fn record_probe(&mut self, found_client: bool) {
         self.probed += 1;
         self.found_client |= found_client;
@@ -108,8 +108,8 @@ impl Server {
         })
     }
 
-    /// Serves a listening socket, or one of datagrams, under a name, by these settings. When this returns, connections are
-    /// accepted, or datagrams received.
+    /// Serves a listening socket, or one of datagrams, under a name, by these settings. When this returns, connections
+    /// are accepted, or datagrams received.
     ///
     /// # Errors
     /// The socket cannot be prepared or registered.
@@ -131,7 +131,7 @@ impl Server {
                 ServedSocket::Datagrams(server) => server.run(&listener, &dispatcher, &status, &mut mode).await,
             };
             drop(served);
-            // Not before: whoever drains waits for this.
+            // Not earlier: `drain` waits until this receiver is dropped.
             drop(mode);
             if let Err(error) = ended {
                 (dispatcher.handle_event)(Event::ListenerFailed { listener: Arc::clone(&listener.load().name), error });
@@ -141,10 +141,10 @@ impl Server {
         Ok(())
     }
 
-    /// Serves a connection that was accepted by somebody else.
+    /// Serves a connection that another process accepted.
     ///
     /// # Errors
-    /// There is no place for it.
+    /// Returns an error if no permit is available, or if the socket cannot be prepared.
     pub fn adopt(&self, socket: OwnedFd, name: &str, settings: &config::ListenerSettings) -> io::Result<()> {
         let full = || io::Error::new(io::ErrorKind::QuotaExceeded, "there is no place for a connection");
         let permit = self.dispatcher.admission.try_acquire().ok_or_else(full)?;
@@ -164,7 +164,7 @@ impl Server {
         }
     }
 
-    /// Returns when the last listener broke. Never, as long as one is well or none was there.
+    /// Waits until the last listener has failed. Never returns while one is served, or if there was none.
     pub async fn all_listeners_failed(&self) {
         if self.listeners().is_empty() {
             std::future::pending::<()>().await;
@@ -173,26 +173,26 @@ impl Server {
         let _ = self.acceptor_status.subscribe().wait_for(|status| status.serving == 0).await;
     }
 
-    /// Returns when there is no connection, served or refused.
+    /// Waits until there is no connection, served or refused.
     pub async fn wait_until_idle(&self) {
         self.dispatcher.admission.wait_until_idle().await;
     }
 
-    /// For how long there has been no connection, served or refused; `None` while there is one.
+    /// Returns for how long there has been no connection, served or refused; `None` while there is one.
     #[must_use]
     pub fn idle_for(&self) -> Option<Duration> {
         self.dispatcher.admission.idle_for()
     }
 
-    /// Stops accepting, unless somebody is waiting, or was here in the last `unused`. Returns whether it did: then who comes
-    /// later waits in the backlog, for the next process.
+    /// Stops accepting, unless a client is waiting in a backlog, or the server was in use within the last `unused`.
+    /// Returns whether it stopped; later clients then wait in the backlog for the next process.
     pub async fn stop_if_idle(&self, unused: Duration) -> bool {
         self.acceptor_status.send_modify(|status| (status.probed, status.found_client) = (0, false));
         self.accept_mode.send_replace(AcceptMode::Probe);
         let mut status = self.acceptor_status.subscribe();
         let all_looked = status.wait_for(|status| status.probed >= status.serving).await;
         let idle = all_looked.is_ok_and(|status| !status.found_client);
-        // Who came before the look may have been received without it, and may be gone again.
+        // A client that came before the probe may have been accepted without it, and may have gone again.
         let idle = idle && self.idle_for().is_some_and(|idle| idle >= unused);
         if !idle {
             self.accept_mode.send_replace(AcceptMode::Accept);
@@ -200,11 +200,11 @@ impl Server {
         idle
     }
 
-    /// Stops accepting, then has every connection end as soon as it has got what it is owed. Returns when nothing is
-    /// accepted any more; [`Server::idle`] tells when the connections have ended.
+    /// Stops accepting, then drains every connection. Returns when all acceptors have ended;
+    /// [`Server::wait_until_idle`] waits until the connections have ended.
     pub async fn drain(&self) {
         self.accept_mode.send_replace(AcceptMode::Stop);
-        // Every acceptor listens until it has dropped its socket.
+        // Every acceptor keeps its receiver until it has dropped its socket.
         self.accept_mode.closed().await;
         self.dispatcher.cancel_pending().await;
         for thread in &self.threads {
@@ -212,12 +212,12 @@ impl Server {
         }
     }
 
-    /// Returns when every worker has answered, which it does between the turns of its connections.
+    /// Waits until every worker has run a task for this, which it does between two passes of its event loop.
     pub async fn ping_workers(&self) {
         for thread in &self.threads {
             let (pong, ponged) = oneshot::channel();
             thread.worker.spawn(async move {
-                // Who asked may have stopped to wait.
+                // The caller may have stopped waiting.
                 let _ = pong.send(());
             });
             // An error means that the worker is gone, with everything else.
@@ -225,7 +225,7 @@ impl Server {
         }
     }
 
-    /// Has the first worker do nothing any more, for tests of what watches over it.
+    /// Makes the first worker hang, for tests of the watchdog.
     pub fn hang_worker(&self) {
         if let Some(thread) = self.threads.first() {
             thread.worker.spawn(async {
@@ -258,7 +258,7 @@ impl Server {
         self.dispatcher.admission.open()
     }
 
-    /// What it has done so far.
+    /// Returns the counters of all workers, added up.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
@@ -289,10 +289,10 @@ impl ServedSocket {
     }
 }
 
-/// Attends to a listener as the door says, until it is closed.
+/// Runs the acceptor of a listener as the mode says, until it is [`AcceptMode::Stop`].
 ///
 /// # Errors
-/// The listener broke.
+/// Returns an error if the listener failed.
 async fn run_acceptor(
     socket: &UnixStream,
     listener: &ListenerHandle,

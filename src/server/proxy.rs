@@ -7,12 +7,12 @@
 //!     21                                             version 2, PROXY (20: LOCAL)
 //!     11                                             IPv4, stream
 //!     00 0c                                          how many bytes follow
-//!     c0 00 02 01  c6 33 64 07  9c bb  1f 95         from, to; their ports; then whatever else (TLVs), which is ignored
+//!     c0 00 02 01  c6 33 64 07  9c bb  1f 95         from, to; their ports; then anything else (TLVs), ignored
 //! ```
 //!
-//! A connection whose listener demands the header waits for it apart from those that are served, and costs them nothing. The
-//! header is looked at in the kernel's buffer, and taken out when it is complete, and not a byte more: so what lies behind it
-//! is the connection's first input, as if there had been no header.
+//! A connection whose listener demands the header waits for it apart from those that are served, and costs them
+//! nothing. The header is looked at in the kernel's buffer, and taken out when it is complete, and not a byte more: so
+//! what lies behind it is the connection's first input, as if there had been no header.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -62,8 +62,8 @@ pub enum ProxyHeader {
     Complete {
         /// Its length in bytes; more may follow it.
         len: usize,
-        /// The client that the load balancer speaks for; `None` where it does not say (UNKNOWN, LOCAL, and addresses that are
-        /// not of the internet).
+        /// The client that the load balancer speaks for; `None` where it does not say (UNKNOWN, LOCAL, and addresses
+        /// that are not of the internet).
         client: Option<SocketAddr>,
     },
     /// No header, whatever follows.
@@ -71,7 +71,7 @@ pub enum ProxyHeader {
 }
 
 impl ProxyHeader {
-    /// What the first bytes of a connection are.
+    /// Parses the first bytes of a connection.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Self {
         if bytes.starts_with(V1_PREFIX) {
@@ -110,7 +110,7 @@ impl ProxyHeader {
         }
     }
 
-    /// What a whole header says.
+    /// Parses a complete header.
     fn parse_complete(header: &[u8]) -> Self {
         let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
         match proxy_header::ProxyHeader::parse(header, config) {
@@ -129,11 +129,11 @@ enum HeaderOutcome {
     Header(Option<SocketAddr>),
     /// There will be none that is right, or not in time.
     Invalid,
-    /// The connection ended before its first byte: whoever serves it sees that, too.
+    /// The connection ended before its first byte. The event loop sees that as well.
     ClosedEarly,
     /// The connection broke.
     Broken,
-    /// We stop.
+    /// The server stops.
     Cancelled,
 }
 
@@ -146,7 +146,7 @@ pub(crate) struct PendingHeader {
 }
 
 impl PendingHeader {
-    /// Has it wait for its header on one of the workers, and then be served, or refused.
+    /// Waits for the header in a task on one of the workers. Then the connection is served, or refused.
     pub(crate) fn spawn(self, dispatcher: &Arc<Dispatcher>) {
         let number = usize::try_from(self.info.id).unwrap_or_default();
         let Some(worker) = dispatcher.workers.get(number % dispatcher.workers.len().max(1)) else { return };
@@ -154,7 +154,7 @@ impl PendingHeader {
         worker.spawn(async move { self.wait(cancelled, &dispatcher).await });
     }
 
-    /// `stopping` is kept to the end: whoever stops waits for that.
+    /// `cancelled` is kept to the end: [`Dispatcher::cancel_pending`] waits until it is dropped.
     async fn wait(self, mut cancelled: watch::Receiver<bool>, dispatcher: &Dispatcher) {
         let Self { socket, mut session, mut info, mut permit } = self;
         let (socket, outcome) = match read_header_before(socket, deadline(&session), &mut cancelled).await {
@@ -195,7 +195,7 @@ fn deadline(session: &Session) -> Instant {
     session.opened().checked_add(limit).unwrap_or_else(|| session.opened() + DEFAULT_TIMEOUT)
 }
 
-/// Waits for the header for as long as that makes sense, and takes it out of the stream.
+/// Waits for the header until the deadline, or until it is cancelled, and consumes it.
 async fn read_header_before(
     socket: OwnedFd,
     until: Instant,
@@ -213,11 +213,11 @@ async fn read_header_before(
     Ok((stream.into_std()?.into(), outcome))
 }
 
-/// Waits for the header, and takes it out of the stream.
+/// Waits for the header, and consumes it.
 async fn read_header(stream: &UnixStream) -> HeaderOutcome {
     loop {
         let Ok(ready) = stream.ready(Interest::READABLE).await else { return HeaderOutcome::Broken };
-        // Where it is not complete, the reactor is told that it was seen, and says when there is more.
+        // If it is incomplete, the error clears the readiness in the reactor, which reports when there is more.
         let peeked = stream.try_io(Interest::READABLE, || match peek_header(stream)? {
             Some(ProxyHeader::Incomplete) => Err(ErrorKind::WouldBlock.into()),
             found => Ok(found),
@@ -246,14 +246,14 @@ async fn read_header(stream: &UnixStream) -> HeaderOutcome {
     }
 }
 
-/// What has come so far, if anything will.
+/// Parses what has come so far, and does not consume it; `None` at the end of the stream.
 fn peek_header(socket: impl AsFd) -> io::Result<Option<ProxyHeader>> {
     let mut bytes = [0; MAX_HEADER];
     let (count, _) = retry_on_intr(|| recv(&socket, &mut bytes[..], RecvFlags::PEEK))?;
     Ok((count > 0).then(|| ProxyHeader::parse(&bytes[..count])))
 }
 
-/// Takes so many bytes, which are there, out of the stream.
+/// Consumes so many bytes of the stream, which are there already.
 fn consume(socket: impl AsFd, len: usize) -> io::Result<()> {
     let mut bytes = [0; MAX_HEADER];
     let mut consumed = 0;
@@ -290,7 +290,7 @@ mod tests {
         [&octets(from)[..], &octets(to), &[0x9c, 0xbb, 0x1f, 0x95]].concat()
     }
 
-    /// Headers, and the clients that they tell; `-` where there is none.
+    /// Headers, and the clients that they name; `-` where there is none.
     fn valid_headers() -> Vec<(Vec<u8>, &'static str)> {
         let unix = [0; 216];
         let with_more = [&V4[..], &[3, 0, 4, 1, 2, 3, 4]].concat();

@@ -43,7 +43,7 @@ impl SocketKind {
     }
 }
 
-/// Who is at the other end.
+/// The other end of a connection, or the sender of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     /// An address and a port.
@@ -57,7 +57,7 @@ pub enum Peer {
         /// Its number; `None` in another PID namespace.
         pid: Option<i32>,
     },
-    /// Nobody that could be named.
+    /// A peer without an address and without credentials.
     Unknown,
 }
 
@@ -79,7 +79,7 @@ impl Peer {
         Self::Process { uid, pid: Some(pid).filter(|pid| *pid != 0) }
     }
 
-    /// For what source its connections count, if for any.
+    /// Returns the source that its connections count for, if they are limited.
     pub(crate) fn source(&self) -> Option<Source> {
         match self {
             Self::Ip(address) | Self::Proxied(address) => Source::of_ip(address.ip()),
@@ -183,7 +183,7 @@ pub struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Nobody is left who could be told.
+        // There is nowhere to report an error.
         let _ = fs::remove_file(&self.0);
     }
 }
@@ -261,8 +261,8 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
     if !found.file_type().is_socket() {
         return Err(io::Error::new(ErrorKind::AlreadyExists, "something that is no socket is in the way; remove it"));
     }
-    // Does not wait: a listener whose backlog is full lives as well (EAGAIN, connect(2)), and so does a socket of another
-    // type (EPROTOTYPE).
+    // Does not wait: a listener whose backlog is full lives as well (EAGAIN, connect(2)), and so does a socket of
+    // another type (EPROTOTYPE).
     let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None)?;
     match rustix::net::connect(&probe, &rustix::net::SocketAddrUnix::new(path)?) {
         Err(rustix::io::Errno::CONNREFUSED) => fs::remove_file(path),

@@ -1,5 +1,5 @@
-//! A worker: one thread, one runtime, one floor with connections, one set of counters. A connection lives and ends on its
-//! worker; nothing on its way from socket to socket is shared with another thread.
+//! A worker: one thread, one runtime, one event loop with its connections, one set of counters. A connection lives and
+//! ends on its worker; nothing on its way from socket to socket is shared with another thread.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -30,11 +30,12 @@ use crate::protocol::packet::{DROP_CAUSES, DropCause};
 use crate::protocol::session::Totals;
 use crate::protocol::verdict;
 
-/// After how many passes over the floor, or of other tasks, the reactor is asked for news: new connections and timers.
+/// After how many polls of tasks, the event loop among them, the runtime polls its reactor for new connections and
+/// timers.
 const EVENT_INTERVAL: u32 = 2;
 
-/// Who does not answer for so long at the end hangs. A turn takes far less than a millisecond, so this is time for a machine
-/// that is very busy.
+/// A worker that does not respond for so long at the end hangs. A drive takes far less than a millisecond, so this is
+/// time for a machine that is very busy.
 pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What one worker and its connections share.
@@ -42,19 +43,19 @@ pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct Worker {
     pub(crate) sink: EventSink,
     pub(crate) counters: Counters,
-    /// Connections that live here.
+    /// Connections of this worker.
     pub(crate) open: AtomicUsize,
-    /// Whether connections are to finish what they owe, and end.
+    /// Whether connections are to drain.
     draining: AtomicBool,
-    /// The same, for those that are not on the floor.
+    /// The same, for seqpacket connections, which are not in the event loop.
     shutdown: watch::Sender<Shutdown>,
     mailbox: Mutex<Commands>,
-    /// Whether there is any.
+    /// Whether the mailbox has commands.
     has_commands: AtomicBool,
     handle: Handle,
 }
 
-/// How connections are to end, where they are.
+/// How connections that are not in the event loop are to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Shutdown {
     None,
@@ -63,26 +64,26 @@ pub(crate) enum Shutdown {
     Immediate,
 }
 
-/// What other threads want of the floor.
+/// What other threads ask of the event loop.
 #[derive(Default)]
 pub(crate) struct Commands {
     /// Connections to be served.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) accepted: Vec<Box<Connection>>,
-    /// Connections to be served that were served by another process before.
+    /// Connections to be served that were restored from the previous process.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) restored: Vec<Box<Connection>>,
-    /// Connections that are to have a turn.
+    /// Keys of connections that are to be driven.
     pub(crate) woken: Vec<usize>,
-    /// Whether all of them are to have one, since they are to drain.
+    /// Whether all connections are to be driven, since they are to drain.
     pub(crate) drain: bool,
-    /// Those who came to these desks are to end at once.
+    /// Listeners whose connections are to end at once.
     pub(crate) close_listeners: Vec<Arc<Listener>>,
-    /// Where all of them are to go.
+    /// Where to send all connections once they are detached.
     pub(crate) detach: Option<oneshot::Sender<Vec<DetachedConnection>>>,
-    /// Dropped when all who have news have had a turn.
+    /// Dropped when all connections that are ready have been driven.
     pub(crate) barriers: Vec<oneshot::Sender<Infallible>>,
-    /// How to wake the floor.
+    /// Wakes the event loop.
     waker: Option<Waker>,
 }
 
@@ -92,7 +93,7 @@ impl fmt::Debug for Commands {
     }
 }
 
-/// Where connections tell what happens to them, and what they are sent. Can be shown by `Debug`.
+/// Where connections report their events and append their messages. Implements `Debug`, which its fields do not.
 #[derive(Clone)]
 pub(crate) struct EventSink {
     pub(crate) handle_event: EventHandler,
@@ -123,13 +124,14 @@ pub(crate) struct Counters {
 pub struct Counts {
     /// Connections accepted, the refused ones among them.
     pub accepted: u64,
-    /// Connections that were accepted by a process before.
+    /// Connections that were restored from the previous process.
     pub resumed: u64,
     /// Messages, and bytes in both directions.
     pub totals: Totals,
     /// How many connections ended for each reason, in the order of [`verdict::NAMES`].
     pub ended: [u64; verdict::KINDS],
-    /// How many datagrams were dropped for each cause, in the order of [`DROP_NAMES`](crate::protocol::packet::DROP_NAMES).
+    /// How many datagrams were dropped for each cause, in the order of
+    /// [`DROP_NAMES`](crate::protocol::packet::DROP_NAMES).
     pub dropped: [u64; DROP_CAUSES],
 }
 
@@ -139,7 +141,7 @@ impl Counters {
         if before.bytes_in != after.bytes_in {
             add(&self.bytes_in, after.bytes_in - before.bytes_in);
         }
-        // Not only with input: what was held is answered later.
+        // Not only with input: messages in the inbound buffer are answered later.
         if before.messages != after.messages {
             add(&self.messages, after.messages - before.messages);
         }
@@ -184,11 +186,11 @@ fn add(counter: &AtomicU64, more: u64) {
 }
 
 impl Worker {
-    /// Takes a descriptor, non-blocking, into this worker's reactor, from whatever thread: a listening socket, or the epoll
-    /// set of a floor.
+    /// Registers a non-blocking descriptor with this worker's reactor, from any thread: a listening socket, or the
+    /// epoll set of an event loop.
     ///
-    /// The reactor does not care what it is. tokio's `UnixStream` can be made of any descriptor that epoll takes, and lets us
-    /// wait for it and make the calls by ourselves.
+    /// The reactor does not care what it is. tokio's `UnixStream` can be made of any descriptor that epoll takes, and
+    /// lets us wait for it and make the calls by ourselves.
     ///
     /// # Errors
     /// It cannot be registered with epoll.
@@ -197,18 +199,18 @@ impl Worker {
         UnixStream::from_std(unix::UnixStream::from(descriptor))
     }
 
-    /// Runs a task on this worker, from whatever thread.
+    /// Runs a task on this worker, from any thread.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.handle.spawn(task);
     }
 
-    /// Returns when everybody here who has news by now has had a turn: tasks, and connections of the floor. So those whose
-    /// peers have left are gone.
+    /// Waits until this worker has processed all events that it has by now: its ready tasks have run, and its ready
+    /// connections have been driven. So connections that their peers have closed have ended.
     pub(crate) async fn barrier(self: &Arc<Self>) {
         let (answer, answered) = oneshot::channel();
         let worker = Arc::clone(self);
         self.spawn(async move {
-            // The runtime asks the reactor for news, and the tasks that have some go before us.
+            // The runtime polls the reactor, and the tasks that are ready run before this one.
             task::yield_now().await;
             worker.post(|commands| commands.barriers.push(answer));
         });
@@ -216,30 +218,30 @@ impl Worker {
         let _ = answered.await;
     }
 
-    /// Has the floor serve a connection.
+    /// Has the event loop serve a connection.
     pub(crate) fn serve(&self, connection: Box<Connection>) {
         self.post(|commands| commands.accepted.push(connection));
     }
 
-    /// Has the floor serve connections that were served by another process before.
+    /// Has the event loop serve connections that were restored from the previous process.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) fn restore(&self, connections: Vec<Box<Connection>>) {
         self.post(|commands| commands.restored.extend(connections));
     }
 
-    /// Has the floor give away all its connections, those on their way to it among them.
+    /// Has the event loop detach all its connections, including those that are still in the mailbox.
     pub(crate) fn detach(&self) -> oneshot::Receiver<Vec<DetachedConnection>> {
         let (answer, detached) = oneshot::channel();
         self.post(|commands| commands.detach = Some(answer));
         detached
     }
 
-    /// Ends the connections that came to these desks.
+    /// Has the event loop end the connections of these listeners.
     pub(crate) fn close_listeners(&self, listeners: &[Arc<Listener>]) {
         self.post(|commands| commands.close_listeners.extend_from_slice(listeners));
     }
 
-    /// Gives a connection of the floor a turn.
+    /// Has the event loop drive a connection.
     pub(crate) fn wake(&self, key: usize) {
         self.post(|commands| commands.woken.push(key));
     }
@@ -258,7 +260,7 @@ impl Worker {
         self.has_commands.load(Ordering::Acquire)
     }
 
-    /// Takes out what there is. For the next mail, `floor` is woken.
+    /// Takes all commands out of the mailbox. The next command wakes `event_loop`.
     pub(crate) fn take_commands(&self, event_loop: &Waker) -> Commands {
         let mut commands = self.lock_mailbox();
         self.has_commands.store(false, Ordering::Relaxed);
@@ -270,19 +272,19 @@ impl Worker {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Has every connection finish what it owes, and end.
+    /// Drains every connection.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
         self.shutdown.send_replace(Shutdown::Graceful);
         self.post(|commands| commands.drain = true);
     }
 
-    /// Has every connection that is not on the floor end, without waiting for anybody.
+    /// Has every connection that is not in the event loop end, without waiting for its peer.
     pub(crate) fn shut_down_now(&self) {
         self.shutdown.send_replace(Shutdown::Immediate);
     }
 
-    /// Returns when connections are to end like this, or more quickly.
+    /// Waits until connections are to end like this, or more quickly.
     pub(crate) async fn shutdown_requested(&self, how: Shutdown) {
         // The sender is here, so there is no error.
         let _ = self.shutdown.subscribe().wait_for(|shutdown| *shutdown >= how).await;
@@ -293,8 +295,8 @@ impl Worker {
     }
 }
 
-/// The thread of a worker. It ends, and with it all that still runs on it, when this is dropped. Should it hang, it is left
-/// alone.
+/// The thread of a worker. It ends, and with it all that still runs on it, when this is dropped. If the thread hangs,
+/// it is left running.
 #[derive(Debug)]
 pub(crate) struct WorkerThread {
     pub(crate) worker: Arc<Worker>,
@@ -318,7 +320,7 @@ impl WorkerThread {
             draining: AtomicBool::new(false),
             shutdown: watch::Sender::new(Shutdown::None),
             mailbox: Mutex::default(),
-            // So that the floor begins by saying how to wake it.
+            // So that the event loop begins by storing its waker.
             has_commands: AtomicBool::new(true),
             handle: runtime.handle().clone(),
         });

@@ -1,6 +1,6 @@
 //! Everything that systemd handed over (`LISTEN_FDS`, sd_listen_fds(3)), taken once, checked one by one, and named.
 //!
-//! To be called before there is a second thread: what is taken is removed from the environment, so that nobody takes it
+//! To be called before there is a second thread: what is taken is removed from the environment, so that it is not taken
 //! twice. Two libraries do it together, and their order matters: sd-notify checks the count and the PID and reads the
 //! names; listenfd then takes ownership, and removes the variables without which the names could not be read.
 
@@ -27,14 +27,15 @@ const MAX_FAMILY: i32 = 64;
 /// The name of the socket for metrics.
 const METRICS: &str = "metrics";
 
-/// What was handed over.
+/// The descriptors that systemd passed to this process.
 #[derive(Debug)]
 pub struct ActivationFds {
     /// What there is to serve.
     pub sockets: Sockets,
-    /// Connections that an earlier process stored, in any order.
+    /// Bundles that the previous process stored, in any order.
     pub bundles: Vec<OwnedFd>,
-    /// What looked like a parcel and is none, each in one line. What was stored must not keep us from starting.
+    /// Descriptors that have the name of a bundle and are not one, each in one line. What was stored must not prevent
+    /// the start.
     pub problems: Vec<String>,
 }
 
@@ -171,13 +172,13 @@ pub fn take() -> Result<ActivationFds, Error> {
     Ok(ActivationFds { sockets, bundles, problems })
 }
 
-/// The parcel at this place. A socket that is none is closed.
+/// Takes the bundle at this index. A socket that is not a bundle is closed.
 fn take_bundle(descriptors: &mut ListenFd, index: usize) -> Option<OwnedFd> {
     let (socket, family, socket_type) = take_fd(descriptors, index)?;
     ((family, socket_type) == (AddressFamily::UNIX, SocketType::SEQPACKET)).then_some(socket)
 }
 
-/// The descriptor at this place, and whether it listens: a bound socket of datagrams does.
+/// Takes the socket at this index. Returns it, and whether it listens: a bound datagram socket does.
 fn take_socket(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<(OwnedFd, bool), String> {
     if name == METRICS {
         return Err("metrics are not built yet in this version of echoed; stop and disable that socket unit".to_owned());
@@ -214,7 +215,7 @@ fn take_socket(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<(
     }
 }
 
-/// The socket at this place, if it is one, whatever its family and its type are.
+/// Takes the descriptor at this index, if it is a socket, whatever its family and its type are.
 fn take_fd(descriptors: &mut ListenFd, index: usize) -> Option<(OwnedFd, AddressFamily, SocketType)> {
     let types =
         SOCKET_TYPES.into_iter().flat_map(|socket_type| (1..MAX_FAMILY).map(move |family| (family, socket_type)));

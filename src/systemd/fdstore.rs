@@ -1,16 +1,16 @@
-//! Live connections into the manager's fd store and out of it, so that the next process goes on with them. What they go
-//! on from is opaque here.
+//! Stores live connections in the manager's fd store and takes them out of it, so that the next process restores them.
+//! Their snapshots are opaque here.
 //!
-//! The manager takes as long for each descriptor as it has others, with everything else on the machine waiting. So it is
-//! given one, however many connections there are: a parcel, which is an end of a socketpair with everything in flight in
-//! it (unix(7)). The other end is closed by then.
+//! The manager takes as long for each descriptor as it has others, with everything else on the machine waiting. So it
+//! is given one, however many connections there are: a bundle, which is an end of a socketpair with everything in
+//! flight in it (unix(7)). The other end is closed by then.
 //!
 //! ```text
-//! first message    sealed memory with the packing list: of each connection who it is and what it is to go on from
-//! further ones     the connections, in the order of the list, up to 253 in each
+//! first message    sealed memory with the manifest: the SO_COOKIE and the snapshot of each connection
+//! further ones     the connections, in the order of the manifest, up to 253 in each
 //! ```
 //!
-//! A connection and its line of the list find each other by SO_COOKIE (socket(7)), which is the same in every process.
+//! A connection and its entry in the manifest are matched by SO_COOKIE (socket(7)), which is the same in every process.
 
 mod manifest;
 mod pack;
@@ -31,38 +31,38 @@ use super::notify;
 use pack::BundleLimits;
 use unpack::UnpackedBundle;
 
-/// What parcels are called in the store.
+/// The name of bundles in the fd store.
 const FDNAME: &str = "handover";
 
-/// What systemd calls in the store what nobody gave a name.
+/// The name that systemd gives to descriptors in the fd store that were stored without one.
 const UNNAMED_FDNAME: &str = "stored";
 
-/// Whether what has this name comes out of the store.
+/// Returns whether a descriptor with this name comes from the fd store.
 pub(super) fn is_stored_name(name: &str) -> bool {
     [FDNAME, UNNAMED_FDNAME].contains(&name)
 }
 
-/// A connection.
+/// A connection that is to be stored, or that was stored.
 #[derive(Debug)]
 pub struct StoredConnection {
     /// The connection itself: a connected stream socket.
     pub socket: OwnedFd,
-    /// What it is to go on from.
+    /// Its session, as bytes.
     pub snapshot: Vec<u8>,
 }
 
-/// What became of connections that were to be stored.
+/// The result of [`store`].
 #[derive(Debug, Default)]
 pub struct StoreResult {
     /// How many the manager has now.
     pub stored: usize,
-    /// The others, as they were.
+    /// The connections that were not stored, as they were.
     pub remaining: Vec<StoredConnection>,
-    /// Why there are others, and what to do about it.
+    /// Why some were not stored, and what to do about it.
     pub problem: Option<String>,
 }
 
-/// What was in parcels.
+/// The content of bundles.
 #[derive(Debug, Default)]
 pub struct Unpacked {
     /// The connections, in the order in which they were stored.
@@ -73,22 +73,23 @@ pub struct Unpacked {
     pub problems: Vec<String>,
 }
 
-/// Whether there is a store: systemd says how much it takes (`$FDSTORE`; before 254, the unit does).
+/// Returns whether there is an fd store: systemd says how much it takes (`$FDSTORE`; before 254, the unit does).
 #[must_use]
 pub fn is_available() -> bool {
     notify::is_enabled() && capacity() > 0
 }
 
-/// How many descriptors the store takes.
+/// Returns how many descriptors the fd store takes.
 fn capacity() -> usize {
     env::var("FDSTORE").ok().and_then(|capacity| capacity.parse().ok()).unwrap_or(0)
 }
 
-/// Hands connections over to the manager, to be kept for the next process. Returns when it has them, or after 5 s. Those
-/// that it does not get come back, so that they can be ended in another way.
+/// Stores connections in the fd store, for the next process. Returns when the manager has them, or after 5 s. The
+/// result has those that were not stored, so that they can be ended in another way.
 ///
 /// # Errors
-/// The manager does not answer. Whether it has the connections is not known; they are not ours any more.
+/// Returns an error if the manager does not answer. It is not known then whether it has the connections; they are no
+/// longer ours.
 pub fn store(connections: Vec<StoredConnection>) -> io::Result<StoreResult> {
     let capacity = if notify::is_enabled() { capacity() } else { 0 };
     let stored =
@@ -99,7 +100,7 @@ pub fn store(connections: Vec<StoredConnection>) -> io::Result<StoreResult> {
     Ok(stored)
 }
 
-/// Packs connections into parcels, `most` of them at most, and hands over each.
+/// Packs connections into bundles, `capacity` of them at most, and sends each.
 fn store_bundles(
     mut connections: Vec<StoredConnection>,
     capacity: usize,
@@ -117,7 +118,7 @@ fn store_bundles(
                 bundles += 1;
                 stored += count;
             }
-            // On its way to the manager, the parcel is in flight as well.
+            // On its way to the manager, the bundle is in flight as well.
             Ok((Err(error), count)) if is_too_many_in_flight(&error) => match count / 2 {
                 0 => problem = Some(pack::TOO_MANY_IN_FLIGHT.to_owned()),
                 half => max_per_bundle = half,
@@ -136,19 +137,19 @@ fn is_too_many_in_flight(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error())
 }
 
-/// Has the manager forget what it stores. What was handed over to this process stays here; without this, the manager
-/// would hand it over again and again. To be called before anything is done with it: if that should end the process, then
-/// only once.
+/// Removes all bundles from the fd store. Those that this process was passed stay open here; without the removal, the
+/// manager would pass them to each further process. To be called before the bundles are used, so that a bundle that
+/// crashes the process is tried only once.
 ///
 /// # Errors
-/// There is a manager, but it cannot be told.
+/// Returns an error if there is a manager, but it cannot be notified.
 pub fn remove() -> io::Result<()> {
     notify::remove_stored(FDNAME)?;
     notify::remove_stored(UNNAMED_FDNAME)
 }
 
-/// Opens parcels. What is in them may come from anybody: it takes no more memory than it has already, nothing blocks, and
-/// what does not fit together is closed.
+/// Unpacks bundles. Their content is not trusted: it takes no more memory than it has already, nothing blocks, and what
+/// does not fit together is closed.
 #[must_use]
 pub fn unpack(bundles: Vec<OwnedFd>) -> Unpacked {
     let now = now();

@@ -1,5 +1,5 @@
-//! The manager's side of the process: what systemd hands over, what it is told, where log lines go. Knows nothing of
-//! the other modules.
+//! The interface to systemd: the sockets that it passes, notifications, the fd store, the journal. Uses no other
+//! module.
 
 pub mod activation;
 pub mod fdstore;

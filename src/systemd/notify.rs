@@ -1,4 +1,5 @@
-//! What systemd is told (sd_notify(3)). Silent where nobody listens: `NOTIFY_SOCKET` is not set then.
+//! Notifications to systemd (sd_notify(3)). Without a manager to notify, `NOTIFY_SOCKET` is not set, and nothing is
+//! sent.
 //!
 //! Each call may block, so it must not be made on a thread that serves.
 
@@ -18,82 +19,83 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustix::pipe::{PipeFlags, pipe_with};
 use sd_notify::NotifyState;
 
-/// The way to the manager, kept from the first call on. When descriptors have run out there would be none for a new one;
-/// a manager that does not hear that we are well ends us, and one that does not hear the end of a reload does, too.
+/// The socket to the manager, kept from the first call on. When descriptors have run out, there would be none for a new
+/// one; a manager that gets no WATCHDOG=1, or no READY=1 at the end of a reload, ends the process.
 static MANAGER: Mutex<Option<UnixDatagram>> = Mutex::new(None);
 
-/// How long the manager may take to read all it was told. The same as in systemd-notify(1).
+/// How long the manager may take to process all notifications. The same as in systemd-notify(1).
 const BARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest status, in bytes; what is beyond is cut. More than anybody reads in `systemctl status`, and far below
 /// what fits into a datagram.
 const MAX_STATUS_BYTES: usize = 1000;
 
-/// Whether anybody wants to be told.
+/// Returns whether there is a manager to notify.
 #[must_use]
 pub fn is_enabled() -> bool {
     env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-/// Everything is being served; `status` says in one line what that is.
+/// Sends READY=1: everything is being served. `status` says in one line what that is.
 ///
 /// # Errors
-/// There is somebody who wants to know, but cannot be told.
+/// Returns an error if there is a manager, but it cannot be notified.
 pub fn ready(status: &str) -> io::Result<()> {
     notify_states(&[NotifyState::Ready, NotifyState::Status(&one_line(status))])
 }
 
-/// Settings are being read anew. To be followed by [`ready`] in any case.
+/// Sends RELOADING=1: settings are being read anew. To be followed by [`ready`] in any case.
 ///
 /// # Errors
-/// There is somebody who wants to know, but cannot be told.
+/// Returns an error if there is a manager, but it cannot be notified.
 pub fn reloading() -> io::Result<()> {
     notify_states(&[NotifyState::Reloading, NotifyState::monotonic_usec_now()?])
 }
 
-/// The end has begun; nothing new is accepted.
+/// Sends STOPPING=1: the end has begun, and nothing new is accepted.
 ///
 /// # Errors
-/// There is somebody who wants to know, but cannot be told.
+/// Returns an error if there is a manager, but it cannot be notified.
 pub fn stopping(status: &str) -> io::Result<()> {
     notify_states(&[NotifyState::Stopping, NotifyState::Status(&one_line(status))])
 }
 
-/// How it is, in one line. A line feed would begin another assignment, so it is shown as an escape.
+/// Sends STATUS=, in one line. A line feed would begin another assignment, so it is shown as an escape.
 ///
 /// # Errors
-/// There is somebody who wants to know, but cannot be told.
+/// Returns an error if there is a manager, but it cannot be notified.
 pub fn status(text: &str) -> io::Result<()> {
     notify_states(&[NotifyState::Status(&one_line(text))])
 }
 
-/// We are well.
+/// Sends WATCHDOG=1: the process is well.
 ///
 /// # Errors
-/// There is somebody who wants to know, but cannot be told.
+/// Returns an error if there is a manager, but it cannot be notified.
 pub fn watchdog() -> io::Result<()> {
     notify_states(&[NotifyState::Watchdog])
 }
 
-/// How often [`watchdog`] has to be said at least; `None` where nobody wants to hear it (sd_watchdog_enabled(3)).
+/// Returns how often [`watchdog`] must be called at least; `None` if the manager has no watchdog for this process
+/// (sd_watchdog_enabled(3)).
 #[must_use]
 pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().filter(|interval| !interval.is_zero())
 }
 
-/// What goes on may take so much longer, counted from now.
+/// Sends EXTEND_TIMEOUT_USEC=: the start, the stop or the reload in progress may take so much longer, counted from now.
 ///
 /// # Errors
-/// There is somebody who wants to know, but cannot be told.
+/// Returns an error if there is a manager, but it cannot be notified.
 pub fn extend_timeout(by: Duration) -> io::Result<()> {
     notify_states(&[NotifyState::ExtendTimeoutUsec(u32::try_from(by.as_micros()).unwrap_or(u32::MAX))])
 }
 
-/// Returns when the manager has read all that it was told before, or after 5 s. Without it, what a process says just
-/// before it ends may come too late to be matched with its unit.
+/// Waits until the manager has processed all notifications sent before, or for 5 s. Without it, what a process sends
+/// just before it ends may come too late to be matched with its unit.
 ///
 /// # Errors
-/// There is somebody who wants to know, but cannot be told, or does not listen.
+/// Returns an error if there is a manager, but it cannot be notified, or does not answer.
 pub fn barrier() -> io::Result<()> {
     if !is_enabled() {
         return Ok(());
@@ -110,19 +112,19 @@ pub fn barrier() -> io::Result<()> {
     }
 }
 
-/// Keep this socket under this name, whatever becomes of its other end, and hand it over to the next process. Whether it is
-/// kept is not answered. (`FDPOLL=` is of systemd 246.)
+/// Sends FDSTORE=1: the manager keeps this socket under this name, whatever becomes of its other end, and passes it to
+/// the next process. The manager does not answer whether it keeps it. (`FDPOLL=` is of systemd 246.)
 ///
 /// # Errors
-/// There is somebody who wants to know, but cannot be told.
+/// Returns an error if there is a manager, but it cannot be notified.
 pub fn store(name: &str, socket: BorrowedFd<'_>) -> io::Result<()> {
     notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")], &[socket])
 }
 
-/// Forget what is kept under this name.
+/// Sends FDSTOREREMOVE=1: the manager removes what it keeps under this name.
 ///
 /// # Errors
-/// There is somebody who wants to know, but cannot be told.
+/// Returns an error if there is a manager, but it cannot be notified.
 pub fn remove_stored(name: &str) -> io::Result<()> {
     notify_states(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
 }
@@ -131,7 +133,7 @@ fn notify_states(states: &[NotifyState<'_>]) -> io::Result<()> {
     notify_with_fds(states, &[])
 }
 
-/// Also hands over descriptors: one at most.
+/// Sends a notification with descriptors: one at most.
 fn notify_with_fds(states: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let Some(name) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     let text: String = states.iter().map(|state| format!("{state}\n")).collect();

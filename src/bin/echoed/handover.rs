@@ -1,4 +1,5 @@
-//! Live connections over a restart: from the server into the manager's store, and out of it into the server.
+//! The handover of live connections: from the server into the manager's fd store, and in the next process from there
+//! into the server.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::log::{LeveledLog, Note};
 
-/// Ends, and hands over all connections to the next process.
+/// Stores all connections for the next process, and ends the server.
 pub(crate) async fn store_connections(server: Server, log: &LeveledLog) {
     let (began, ended_before) = (Instant::now(), ended_count(&server));
     let Detached { connections, unresponsive } = server.detach().await;
@@ -22,7 +23,7 @@ pub(crate) async fn store_connections(server: Server, log: &LeveledLog) {
     }
     let (stored, remaining) = store_in_fdstore(connections, log);
     let took = milliseconds(began.elapsed());
-    // Nobody waits for the end of these.
+    // These are closed without waiting for their end.
     let cut = unresponsive + detached - stored;
     for connection in remaining {
         close_gracefully(connection.socket);
@@ -44,7 +45,8 @@ fn ended_count(server: &Server) -> u64 {
     server.counts().ended.iter().sum()
 }
 
-/// Has the manager keep connections. Returns how many it has, and the others; when it has them for certain.
+/// Stores connections in the fd store, and waits until the manager has them. Returns how many were stored, and the
+/// others.
 fn store_in_fdstore(connections: Vec<DetachedConnection>, log: &LeveledLog) -> (usize, Vec<StoredConnection>) {
     let count = connections.len();
     if count == 0 {
@@ -70,8 +72,8 @@ fn store_in_fdstore(connections: Vec<DetachedConnection>, log: &LeveledLog) -> (
     }
 }
 
-/// Goes on with the connections of the process before, if there are any; `served` are the names of the listeners that
-/// there will be. `problems` are about what looked like them.
+/// Restores the connections of the previous process, if there are any; `serving` has the names of the listeners that
+/// will be served. `problems` are about descriptors that looked like bundles.
 pub(crate) async fn restore_connections(
     server: &Server,
     bundles: Vec<OwnedFd>,
@@ -83,7 +85,7 @@ pub(crate) async fn restore_connections(
     if bundles.is_empty() && problems.is_empty() {
         return;
     }
-    // Whatever becomes of them, it does so only once.
+    // Before the bundles are used: one that crashes the process is tried only once.
     log.check_notified(fdstore::remove());
     let began = Instant::now();
     let Unpacked { connections, age, problems: bundle_problems } = fdstore::unpack(bundles);
@@ -94,7 +96,7 @@ pub(crate) async fn restore_connections(
         .collect();
     let count = detached.len();
     let Restored { resumed, orphaned, rejected } = server.restore(detached, age, settings, serving);
-    // Then all of them have had their first turn.
+    // Then all of them have been driven once.
     server.ping_workers().await;
     let closed = rejected.len();
     let rejected = rejected.into_iter().map(|problem| format!("closed a connection: {problem}"));

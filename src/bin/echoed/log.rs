@@ -1,4 +1,4 @@
-//! What the daemon and its server have to tell, and what becomes of it: entries of the log, up to a level.
+//! The log of the daemon: makes entries of its own notes and of its server's events, up to a level.
 
 mod kinds;
 
@@ -32,7 +32,7 @@ pub(crate) struct LogWriters {
     final_log: LeveledLog,
 }
 
-/// Says why the daemon does not start: in one entry, if stderr leads to the journal.
+/// Reports why the daemon does not start: in one entry, if stderr leads to the journal.
 pub(crate) fn report_start_failure(failure: &StartError) {
     match LogTarget::of_stderr() {
         LogTarget::Journal(_) => {
@@ -64,7 +64,7 @@ impl LeveledLog {
         Ok((log, LogWriters { log: log_writer, messages: lossless_writer, final_log }))
     }
 
-    /// From now on, this level holds.
+    /// Sets a new level.
     pub(crate) fn set_level(&self, level: Level) {
         self.level.store(level as u8, Ordering::Relaxed);
     }
@@ -73,7 +73,7 @@ impl LeveledLog {
         level as u8 <= self.level.load(Ordering::Relaxed)
     }
 
-    /// Says something of the daemon itself. The text may have several lines.
+    /// Logs a note of the daemon itself. The text may have several lines.
     pub(crate) fn note(&self, note: Note, text: &str) {
         if note == Note::Stopped {
             self.log.flush_suppressed();
@@ -91,28 +91,29 @@ impl LeveledLog {
 
     fn write(&self, kind: EntryKind, level: Level, rate_limit: RateLimit, entry: impl FnOnce() -> LogEntry) {
         if self.is_enabled(level) {
-            // Who sets the level to debug wants to see everything.
+            // With the level set to debug, the user wants to see every entry.
             let rate_limit = if self.is_enabled(Level::Debug) { RateLimit::Exempt } else { rate_limit };
             self.log.write(kind, priority(level), rate_limit, entry);
         }
     }
 
-    /// What becomes of the server's events. This runs on its workers, so it only formats what is really logged.
+    /// Returns the handler that logs the server's events. It runs on the workers, so it only formats what is really
+    /// logged.
     pub(crate) fn event_handler(&self) -> EventHandler {
         let log = self.clone();
         Arc::new(move |event| {
-            // Who has messages logged wants to see each.
+            // If messages are logged, the user wants to see each of them.
             let rate_limit = if let Event::Message { .. } = event { RateLimit::Exempt } else { RateLimit::Enforced };
             log.write(kinds::of_event(&event), event.level(), rate_limit, || entry(&event));
         })
     }
 
-    /// What becomes of the messages of listeners that log them whole.
+    /// Returns the lossless log, for the messages of listeners that log them whole.
     pub(crate) fn messages(&self) -> Arc<dyn MessageLog> {
         Arc::new(LosslessMessages(self.lossless_log.clone()))
     }
 
-    /// Says when systemd could not be told something.
+    /// Logs it if systemd could not be notified.
     pub(crate) fn check_notified(&self, result: io::Result<()>) {
         if let Err(error) = result {
             let socket = env::var("NOTIFY_SOCKET").unwrap_or_default();
@@ -122,8 +123,8 @@ impl LeveledLog {
 }
 
 impl LogWriters {
-    /// Waits until everything is written: whole messages for as long as is said, or else for ever; the rest of the log
-    /// for a second. Returns how many messages are lost. Everybody who logs must have ended.
+    /// Waits until everything is written: whole messages for `timeout`, or without one for ever; the rest of the log
+    /// for a second. Returns how many messages are lost. All threads that log must have ended.
     pub(crate) fn close(self, timeout: Option<Duration>) -> usize {
         let lost = self.messages.close(timeout);
         if lost > 0 {
@@ -135,7 +136,7 @@ impl LogWriters {
     }
 }
 
-/// Whole messages, as the server gives them.
+/// The lossless log, as the server uses it.
 struct LosslessMessages(lossless::LosslessLog);
 
 impl MessageLog for LosslessMessages {

@@ -30,13 +30,14 @@ use signals::{Signals, TERMINATE};
 use start_error::{EX_OSERR, StartError};
 use supervisor::{ExitReason, RunMode, Supervisor};
 
-/// How long whole messages may take to be written at the end. With `service.drain` less than systemd waits.
+/// How long whole messages may take to be written at the end. Together with `service.drain_timeout`, less than systemd
+/// waits.
 const CLOSING: Duration = Duration::from_secs(10);
 
 /// The name of listeners that were given none.
 const DEFAULT_NAME: &str = "echo";
 
-/// How often the manager is told that we still drain.
+/// How often the stop timeout is extended while the server drains.
 const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
@@ -93,7 +94,7 @@ async fn serve(
         Sockets::Nothing => (named, files) = bind_listeners(arguments, settings)?,
         Sockets::Connection(connection) => accepted = Some(connection),
     }
-    // Before anybody new gets in.
+    // Before new connections are accepted.
     let names: Vec<_> = named.iter().map(|(name, _)| &**name).collect();
     handover::restore_connections(&server, bundles, problems, settings, &names, log).await;
     serve_listeners(&server, settings, named, log)?;
@@ -125,7 +126,8 @@ async fn serve(
     })
 }
 
-/// Drains: replies that are owed may take as long as `service.drain` says, or until a second signal. The rest is cut.
+/// Drains: replies that are owed may take as long as `service.drain_timeout` says, or until a second signal. The rest
+/// is cut.
 async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &LeveledLog) {
     let open = server.connection_count();
     let done = async {
@@ -150,7 +152,7 @@ async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &L
     );
 }
 
-/// Has the manager wait for us as long as we say that we are still there.
+/// Extends the stop timeout again and again, so that the manager waits for the end of the drain.
 async fn extend_stop_timeout(log: &LeveledLog) -> Infallible {
     loop {
         log.check_notified(notify::extend_timeout(2 * EXTEND_INTERVAL));
@@ -158,7 +160,7 @@ async fn extend_stop_timeout(log: &LeveledLog) -> Infallible {
     }
 }
 
-// --- Settings and sockets ----------------------------------------------------------------------------------------------
+// --- Settings and sockets --------------------------------------------------------------------------------------------
 
 /// The settings; none where they, or the defaults, were only to be checked or printed.
 fn load_settings(arguments: &Echoed) -> Result<Option<Settings>, StartError> {
@@ -243,7 +245,7 @@ fn serve_connection(
     served.map_err(|error| StartError::system("cannot serve the connection from systemd", error))
 }
 
-/// Says which names have no section of their own; `echo` needs none.
+/// Logs which names have no section of their own; `echo` needs none.
 fn note_missing_sections<'a>(settings: &Settings, names: impl IntoIterator<Item = &'a str>, log: &LeveledLog) {
     let missing = |name: &&str| *name != DEFAULT_NAME && !settings.listeners.contains_key(*name);
     for name in names.into_iter().filter(missing).collect::<BTreeSet<_>>() {

@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Where this is set, SIGUSR1 makes a worker hang: for tests of the watchdog.
 const HANG_VARIABLE: &str = "ECHOED_TEST_HANG_ON_SIGUSR1";
 
-/// The signal that asks to end in a way that lets connections go on in the next process.
+/// The signal that asks to end, and to hand connections over to the next process.
 pub(crate) const TERMINATE: &str = "SIGTERM";
 
 /// What a signal asks for.
@@ -40,7 +40,7 @@ impl Signals {
         })
     }
 
-    /// What the next one asks for.
+    /// Waits for the next signal, and returns what it asks for.
     pub(crate) async fn next(&mut self) -> SignalRequest {
         let user = async {
             match &mut self.user {
@@ -56,7 +56,7 @@ impl Signals {
         }
     }
 
-    /// The name of the next one that asks to end.
+    /// Waits for the next signal that asks to end, and returns its name.
     pub(crate) async fn stop(&mut self) -> &'static str {
         loop {
             if let SignalRequest::Stop(name) = self.next().await {

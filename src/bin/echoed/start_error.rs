@@ -49,7 +49,7 @@ impl From<activation::Error> for StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // Begins with the place.
+            // Begins with the file and the position in it.
             Self::Configuration(error) => error.fmt(f),
             Self::Activation(error) => error.fmt(f),
             Self::System { what, error } => write!(f, "{what}: {error}"),

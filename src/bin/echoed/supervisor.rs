@@ -1,5 +1,5 @@
-//! What the daemon does while its workers serve: it hears signals, reads its settings anew, tells the manager how it is,
-//! and notices when nobody needs it.
+//! The supervisor: what the main thread does while the workers serve. It handles signals, reloads the settings,
+//! notifies the manager, and ends the process when the server is idle.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -19,13 +19,13 @@ use tokio::time;
 use crate::log::{LeveledLog, Note};
 use crate::signals::{SignalRequest, Signals};
 
-/// How often the manager is told how it is, at most.
+/// How often STATUS= is sent at most.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why the daemon ends.
 pub(crate) enum ExitReason {
     Signal(&'static str),
-    /// The last listener broke.
+    /// The last listener failed.
     ListenersFailed,
     /// The one connection that it was started for has ended.
     ConnectionEnded,
@@ -44,7 +44,7 @@ impl fmt::Display for ExitReason {
     }
 }
 
-/// When the daemon ends without being told to.
+/// How the daemon was started, and so when it ends without a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RunMode {
     /// Never: it holds the sockets itself.
@@ -64,7 +64,8 @@ impl RunMode {
         }
     }
 
-    /// Makes room for the descriptors of all connections that there may be. The result is for [`note_room`].
+    /// Preallocates the table of descriptors for all connections that there may be. The result is for
+    /// [`warn_low_nofile`].
     pub(crate) fn preallocate_fd_table(self, settings: &Settings) -> Result<(), u64> {
         match self {
             Self::Standalone | Self::Activated => rlimit::preallocate_fd_table(settings.limits.connections),
@@ -73,7 +74,7 @@ impl RunMode {
     }
 }
 
-/// Who attends.
+/// Supervises a server until there is a reason to end.
 pub(crate) struct Supervisor<'a, Load> {
     server: &'a Server,
     mode: RunMode,
@@ -81,16 +82,16 @@ pub(crate) struct Supervisor<'a, Load> {
     load_settings: Load,
     /// What the process was started with.
     initial_settings: &'a Settings,
-    /// What holds now.
+    /// The current settings.
     settings: watch::Sender<Settings>,
     /// What was wrong with the settings when they were last read, in one line.
     reload_error: RefCell<Option<String>>,
-    /// What the manager was last told of how it is.
+    /// The status that was sent last.
     last_status: RefCell<String>,
 }
 
 impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
-    /// Attends to `server`, which was started with these settings. `load` reads them anew.
+    /// Creates the supervisor of `server`, which was started with these settings. `load_settings` reads them anew.
     pub(crate) fn new(
         server: &'a Server,
         mode: RunMode,
@@ -112,7 +113,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
         }
     }
 
-    /// Until there is a reason to end.
+    /// Runs until there is a reason to end, and returns it.
     pub(crate) async fn run(&self, signals: &mut Signals) -> ExitReason {
         self.notify_ready();
         tokio::select! {
@@ -125,12 +126,12 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
         }
     }
 
-    /// What holds for the process now.
+    /// Returns the current settings of the process.
     pub(crate) fn service(&self) -> Service {
         self.settings.borrow().service.clone()
     }
 
-    /// Does what signals ask for, until one asks to end.
+    /// Handles signals, until one asks to end. Returns its name.
     async fn handle_signals(&self, signals: &mut Signals) -> &'static str {
         loop {
             match signals.next().await {
@@ -169,7 +170,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
         self.notify_ready();
     }
 
-    /// Returns when there was no connection for `service.idle_exit`, and nobody is accepted any more.
+    /// Waits until there was no connection for `service.idle_exit`, and accepting has stopped.
     async fn wait_until_idle(&self) -> TimeSpan {
         let mut settings = self.settings.subscribe();
         loop {
@@ -198,7 +199,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
         }
     }
 
-    /// Tells the manager that we are well, twice as often as it wants to hear it, and only when every worker has answered.
+    /// Sends WATCHDOG=1, twice as often as the manager requires, and only when every worker has responded.
     async fn ping_watchdog(&self) -> Infallible {
         let Some(interval) = notify::watchdog_interval() else { return pending().await };
         loop {
@@ -216,7 +217,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
         }
     }
 
-    /// Tells the manager how it is, when that has changed.
+    /// Sends STATUS= when the status has changed.
     async fn update_status(&self) -> Infallible {
         if !notify::is_enabled() {
             return pending().await;
@@ -231,14 +232,14 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
         }
     }
 
-    /// Tells the manager that it is ready, and how it is. What clients do meanwhile is told later.
+    /// Sends READY=1 and STATUS=. What clients do meanwhile is sent later.
     fn notify_ready(&self) {
         let status = self.status();
         self.log.check_notified(notify::ready(&status));
         self.last_status.replace(status);
     }
 
-    /// How it is, in one line.
+    /// Returns the status, in one line.
     fn status(&self) -> String {
         let (open, limit) = (self.server.connection_count(), self.server.connection_limit());
         let Counts { totals, resumed, .. } = self.server.counts();
@@ -253,7 +254,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
     }
 }
 
-/// Says where there cannot be as many descriptors as connections are allowed.
+/// Warns if there cannot be as many descriptors as connections are allowed.
 pub(crate) fn warn_low_nofile(preallocated: Result<(), u64>, settings: &Settings, log: &LeveledLog) {
     if let Err(max_fds) = preallocated {
         let connections = settings.limits.connections;

@@ -1,4 +1,4 @@
-//! Where connections come from, and how many there are of each source.
+//! Sources of connections, and how many connections each of them has.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::protocol::Verdict;
 use crate::server::socket::Peer;
 
-/// Where connections come from, as far as it is limited.
+/// What the limits per source count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Source {
     V4(Ipv4Addr),
@@ -39,8 +39,8 @@ impl Source {
         (uid != 65534).then_some(Self::Uid(uid))
     }
 
-    /// The source of a datagram. None of them is exempt: two services of one machine can be made to talk to each other, too.
-    /// Users that are not known are one source together.
+    /// The source of a datagram. None of them is exempt: two services of one machine can be made to talk to each other,
+    /// too. Users that are not known are one source together.
     pub(crate) fn of_datagram(peer: Peer) -> Self {
         match peer {
             Peer::Ip(address) | Peer::Proxied(address) => Self::of_any_ip(address.ip()),
@@ -50,11 +50,11 @@ impl Source {
     }
 }
 
-/// What a connection is to its source.
+/// One connection, counted for its source.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum SourceSlot {
     Held(Source),
-    /// As soon as it is known who has left, it has its last claim.
+    /// It is decided when it is known which connections have ended.
     Pending(Source),
 }
 
@@ -82,13 +82,13 @@ impl SourceLimits {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// Counts a connection, whatever the limit.
+    /// Returns a held slot, whatever the limit.
     pub(super) fn claim_unchecked(&self, source: Source) -> SourceSlot {
         self.usage().entry(source).or_default().held += 1;
         SourceSlot::Held(source)
     }
 
-    /// Counts a connection if there is room, and nobody waits; otherwise it does, too.
+    /// Returns a held slot if there is room and no slot is pending, otherwise a pending one.
     pub(super) fn claim(&self, source: Source) -> SourceSlot {
         let mut all = self.usage();
         let usage = all.entry(source).or_default();
@@ -101,15 +101,15 @@ impl SourceLimits {
         }
     }
 
-    /// Counts a connection that waits; after this it does not any more.
+    /// Turns a pending slot into a held one. The source has one pending slot less in any case.
     ///
     /// # Errors
-    /// There is no room.
+    /// Returns an error if there is no room.
     pub(super) fn claim_or_refuse(&self, source: Source) -> Result<SourceSlot, Verdict> {
         let mut all = self.usage();
         let usage = all.entry(source).or_default();
         usage.pending -= 1;
-        // Then there are others, so that it need not be forgotten.
+        // Then other slots are held, so the entry need not be removed.
         if let Some(limit) = self.reached_limit(usage) {
             return Err(Verdict::TooMany { limit });
         }
@@ -117,7 +117,7 @@ impl SourceLimits {
         Ok(SourceSlot::Held(source))
     }
 
-    /// A source has one connection less.
+    /// Releases a slot.
     pub(super) fn release(&self, slot: SourceSlot) {
         let (SourceSlot::Held(source) | SourceSlot::Pending(source)) = slot;
         if let Entry::Occupied(mut usage) = self.usage().entry(source) {
@@ -131,7 +131,7 @@ impl SourceLimits {
         }
     }
 
-    /// The limit, if one connection more would be too many.
+    /// Returns the limit, if one connection more would be too many.
     fn reached_limit(&self, usage: &SourceUsage) -> Option<u32> {
         let limit = self.limit.load(Ordering::Relaxed);
         (limit > 0 && usage.held >= limit).then_some(limit)

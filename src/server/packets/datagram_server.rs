@@ -1,6 +1,6 @@
-//! Datagrams: a task for each listener. Each datagram that comes is looked at for what its answer could do (`protocol/packet.rs`),
-//! where it comes from, and how many came from there; then it is a message, logged and answered, or it is dropped and
-//! counted. Nothing is kept from one to the next.
+//! The server of datagrams: a task for each listener. It checks whether each datagram is safe to answer
+//! (`protocol/packet.rs`), where it comes from, and how many came from there. Then the datagram is a message, logged
+//! and answered, or it is dropped and counted. Nothing is kept from one to the next.
 
 use std::future::pending;
 use std::io;
@@ -24,7 +24,7 @@ use crate::server::socket::Peer;
 use crate::server::worker::Worker;
 use crate::server::{AcceptMode, AcceptorStatus};
 
-/// How many datagrams are taken before the connections of the same worker have a turn.
+/// How many datagrams are received before other tasks of the same worker run.
 const BATCH: usize = 32;
 
 /// A datagram socket that is being served.
@@ -37,7 +37,7 @@ pub(crate) struct DatagramServer {
     totals: Totals,
 }
 
-/// What a datagram is, once it is known to be a message.
+/// A datagram that was admitted: it is a message.
 struct AdmittedDatagram {
     len: usize,
     peer: Peer,
@@ -45,7 +45,7 @@ struct AdmittedDatagram {
 }
 
 impl DatagramServer {
-    /// To be served by `worker`.
+    /// Creates a server for this socket, to be run on `worker`.
     ///
     /// # Errors
     /// The socket cannot be prepared or registered.
@@ -55,10 +55,10 @@ impl DatagramServer {
         Ok(Self { socket, worker, buffer: Vec::new(), drop_log: DropLog::new(), totals: Totals::default() })
     }
 
-    /// Serves it as the door says, until that is closed.
+    /// Receives datagrams as the mode says, until it is [`AcceptMode::Stop`].
     ///
     /// # Errors
-    /// The socket broke.
+    /// Returns an error if the socket failed.
     pub(crate) async fn run(
         &mut self,
         listener: &ListenerHandle,
@@ -104,7 +104,7 @@ impl DatagramServer {
         ended
     }
 
-    /// Receives what there is, but not so much that others would have to wait.
+    /// Receives the datagrams that are there, [`BATCH`] at most.
     async fn receive_batch(&mut self, listener: &ListenerHandle, dispatcher: &Dispatcher) -> io::Result<()> {
         let size = self.socket.buffer_size(listener.load().settings.rules.max_message);
         if self.buffer.len() != size {
@@ -134,7 +134,7 @@ impl DatagramServer {
         Ok(())
     }
 
-    /// Whether a datagram is a message, to be answered; or else why not.
+    /// Returns a datagram if it is a message to be answered, or else why it is dropped.
     fn admit(
         &self,
         datagram: Datagram,
@@ -204,8 +204,8 @@ async fn sleep_until(due: Option<std::time::Instant>) {
     }
 }
 
-/// Whether an error of recvmsg(2) is about one datagram: about the way back of one that was sent before (ICMP, as far as it is
-/// reported: IP_RECVERR of ip(7)), or about something that passes by itself. The socket is well then.
+/// Whether an error of recvmsg(2) is about one datagram: about the way back of one that was sent before (ICMP, as far
+/// as it is reported: IP_RECVERR of ip(7)), or about something that passes by itself. The socket is well then.
 fn concerns_one_datagram(error: &io::Error) -> bool {
     let Some(error) = rustix::io::Errno::from_io_error(error) else { return true };
     matches!(

@@ -1,7 +1,7 @@
 //! A datagram socket (UDP, Unix): what comes, from whom, and how a reply goes back.
 //!
-//! On a socket that is bound to every address (`0.0.0.0`, `::`), each datagram tells which of ours it was sent to
-//! (IP_PKTINFO, ip(7)), and the reply leaves from that one: a client that is connected takes it from nobody else.
+//! On a socket that is bound to every address (`0.0.0.0`, `::`), each datagram comes with the local address that it was
+//! sent to (IP_PKTINFO, ip(7)), and the reply leaves from that one: a connected client takes it from no other address.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
@@ -34,7 +34,7 @@ const FAMILY_SIZE: usize = size_of::<nix::libc::sa_family_t>();
 pub(crate) struct DatagramSocket {
     socket: UnixStream,
     bound: BoundAddress,
-    /// Where the kernel writes what is beside a datagram.
+    /// The buffer for the ancillary data of a datagram.
     ancillary: Vec<u8>,
 }
 
@@ -44,7 +44,7 @@ enum BoundAddress {
     Unix(UnixAddr),
 }
 
-/// A datagram that came. Its bytes are in the room that was given.
+/// A datagram that came. Its bytes are in the buffer that was given.
 #[derive(Debug)]
 pub(crate) struct Datagram {
     /// How long it is: more than there was room for, where it was cut.
@@ -56,7 +56,7 @@ pub(crate) struct Datagram {
 /// Where a reply goes.
 #[derive(Debug)]
 pub(crate) enum ReplyTo {
-    /// To that address, from ours that was asked, where that has to be said.
+    /// To that address, from the local address that the datagram was sent to, where that has to be given.
     Ip(SocketAddr, Option<LocalAddress>),
     Unix(UnixAddr),
     /// Nowhere: a Unix socket without a name.
@@ -71,7 +71,7 @@ pub(crate) enum LocalAddress {
 }
 
 impl DatagramSocket {
-    /// A bound datagram socket, non-blocking, whose news `worker` hears.
+    /// Opens a bound, non-blocking datagram socket, and registers it with the reactor of `worker`.
     ///
     /// # Errors
     /// It cannot be prepared or registered.
@@ -87,13 +87,13 @@ impl DatagramSocket {
                 IpAddr::V6(ip) if ip.is_unspecified() => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
                 _ => {}
             }
-            // With room for what else systemd may have had the kernel tell (Timestamping= and its kin).
+            // With room for what else systemd may have enabled (Timestamping= and its kin).
             (BoundAddress::Ip(bound), nix::cmsg_space!([u8; 256]))
         };
         Ok(Self { socket: worker.register(socket)?, bound, ancillary })
     }
 
-    /// How much room a datagram needs of which `most` bytes are wanted.
+    /// Returns how large the buffer must be for messages of `max_message` bytes at most.
     pub(crate) fn buffer_size(&self, max_message: usize) -> usize {
         match self.bound {
             BoundAddress::Ip(_) => max_message.min(MAX_UDP_SIZE),
@@ -109,8 +109,8 @@ impl DatagramSocket {
         self.socket.readable().await
     }
 
-    /// Whether a datagram waits. Asks the kernel and not the reactor, which may not have heard yet. An error is as good as
-    /// one: whoever reads next sees it.
+    /// Returns whether a datagram waits. Asks the kernel and not the reactor, which may not know of it yet. An error
+    /// counts as one: the next call of `receive` returns it.
     pub(crate) fn has_datagram(&self) -> bool {
         let peek = || rustix::net::recv(&self.socket, &mut [0; 0], rustix::net::RecvFlags::PEEK);
         !matches!(rustix::io::retry_on_intr(peek), Err(rustix::io::Errno::AGAIN))
@@ -246,7 +246,7 @@ impl DatagramSocket {
 }
 
 impl LocalAddress {
-    /// What is said beside a datagram, as it is to be said beside its reply.
+    /// Returns the local address in the ancillary data of a datagram, in the form that its reply needs.
     fn from_ancillary(ancillary: &ControlMessageOwned) -> Option<Self> {
         match ancillary {
             // The way back is the route's to choose, not that of the way here.

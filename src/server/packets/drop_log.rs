@@ -1,29 +1,29 @@
-//! Datagrams that were dropped, told in a bounded way: of each cause the first at once, and from then on how many there
-//! were, once in an interval, until there is one without any.
+//! Reports dropped datagrams at a bounded rate: the first of each cause at once, and from then on how many there were,
+//! once in an interval, until an interval has none.
 
 use std::time::{Duration, Instant};
 
 use crate::protocol::packet::{DROP_CAUSES, DropCause};
 use crate::server::socket::Peer;
 
-/// How long one cause is not told of again.
+/// How long one cause is not reported again.
 pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What a listener has dropped and not told yet.
+/// The dropped datagrams of a listener that are not reported yet.
 #[derive(Debug)]
 pub(crate) struct DropLog([DropCounter; DROP_CAUSES]);
 
 #[derive(Debug, Clone, Copy)]
 struct DropCounter {
-    /// How many were dropped that were not told of.
+    /// How many were dropped and not reported.
     unreported: u64,
     /// Where the last one came from.
     last_peer: Peer,
-    /// Until when none of them is told.
+    /// Until when none of them is reported.
     suppressed_until: Option<Instant>,
 }
 
-/// What is to be told.
+/// A report of datagrams that were dropped for one cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DropReport {
     pub(crate) cause: DropCause,
@@ -36,7 +36,7 @@ impl DropLog {
         Self([DropCounter { unreported: 0, last_peer: Peer::Unknown, suppressed_until: None }; DROP_CAUSES])
     }
 
-    /// One was dropped. Returns what is to be told of it now.
+    /// Records a dropped datagram. Returns a report, if one is due now.
     pub(crate) fn record(&mut self, cause: DropCause, peer: Peer, now: Instant) -> Option<DropReport> {
         let counter = &mut self.0[cause.index()];
         (counter.unreported, counter.last_peer) = (counter.unreported + 1, peer);
@@ -47,18 +47,18 @@ impl DropLog {
         counter.report(cause)
     }
 
-    /// When [`Drops::due`] may have something to tell.
+    /// Returns when [`DropLog::take_due`] may have reports.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.0.iter().filter_map(|counter| counter.suppressed_until).min()
     }
 
-    /// What is to be told since intervals are over.
+    /// Returns the reports of intervals that are over.
     pub(crate) fn take_due(&mut self, now: Instant) -> Vec<DropReport> {
         let is_due = |counter: &DropCounter| counter.suppressed_until.is_some_and(|until| until <= now);
         self.reports(is_due, Some(now + REPORT_INTERVAL))
     }
 
-    /// What is left to be told.
+    /// Returns all reports that are left.
     pub(crate) fn take_all(&mut self) -> Vec<DropReport> {
         self.reports(|_| true, None)
     }

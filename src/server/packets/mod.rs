@@ -1,13 +1,13 @@
 //! Packets: one is one message, and one is its reply. What the protocol says of them is in `protocol/packet.rs`.
 //!
 //! ```text
-//! SOCK_SEQPACKET   accept ── place ──► conversation: a task on the worker with the fewest connections
-//! SOCK_DGRAM       inbox ──► datagram (a task for each listener): is it harmless, within its rate? then answered, else
-//!                            counted by its cause (drops)
+//! SOCK_SEQPACKET   accept ── permit ──► SeqpacketConnection: a task on the worker with the fewest connections
+//! SOCK_DGRAM       DatagramServer (a task for each listener) ──► datagram: is it safe to answer, and within its rate?
+//!                  then answered, else counted by its cause (DropLog)
 //! ```
 //!
-//! Connections of packets are few and local, so they are tasks, which are simpler than turns on the floor, and the floor does
-//! not know of them.
+//! Seqpacket connections are few and local, so each is a task, which is simpler than a connection of the event loop.
+//! The event loop does not know them.
 
 pub(crate) mod datagram_server;
 pub(crate) mod datagram_socket;
@@ -25,7 +25,7 @@ use super::event::{Event, Message, summary};
 use super::worker::EventSink;
 use crate::protocol::rules::LogMessages;
 
-/// Logs a message that came to a desk, where messages are logged; whole ones for as long as it takes.
+/// Logs a message of this listener, if it logs messages. Waits for the lossless log, however long it takes.
 pub(crate) async fn log(message: Message<'_>, listener: &Listener, sink: &EventSink) {
     match listener.settings.rules.log_messages {
         LogMessages::Off => {}

@@ -1,12 +1,13 @@
 //! How many datagrams of each source are answered (`limits.datagrams_per_source`).
 //!
 //! Each source has a bucket of one second's worth, which each datagram takes one from and time fills again. All that is
-//! kept of a bucket is when it will be full (the generic cell rate algorithm, ITU-T I.371): a source whose bucket is full is
-//! the same as one that was never seen, so it is forgotten, and nothing is lost by that.
+//! kept of a bucket is when it will be full (the generic cell rate algorithm, ITU-T I.371): a source whose bucket is
+//! full is the same as one that was never seen, so it is forgotten, and nothing is lost by that.
 //!
-//! Sources can be forged, so the table has an end. When it is full of sources whose buckets are not, the one that would be
-//! full next is forgotten. That is the one that has used the least, so it gains the least; nobody is ever refused for
-//! others. Who wants to escape the limit by it has to send at the limit from more sources than the table has places.
+//! Sources can be forged, so the table has an end. When it is full of sources whose buckets are not, the one that would
+//! be full next is forgotten. That is the one that has used the least, so it gains the least; no source is ever refused
+//! because of others. To escape the limit this way, a client has to send at the limit from more sources than the table
+//! holds.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::server::admission::Source;
 
-/// For how many sources there is a place: with all of them taken, about 2 MiB.
+/// How many sources the table holds: about 2 MiB when it is full.
 const MAX_SOURCES: usize = 16_384;
 
 /// What a bucket holds.
@@ -36,7 +37,7 @@ struct BucketTable {
 }
 
 impl RateLimiter {
-    /// So many per second, if there is a limit.
+    /// Creates a limiter of so many datagrams per second, if there is a limit.
     pub(crate) fn new(limit: Option<u32>) -> Self {
         Self::with_max_sources(limit, MAX_SOURCES)
     }
@@ -46,12 +47,12 @@ impl RateLimiter {
         Self(Mutex::new(BucketTable { max_sources, interval, full_at: HashMap::new(), by_full_at: BTreeSet::new() }))
     }
 
-    /// From now on, this limit holds.
+    /// Sets a new limit.
     pub(crate) fn set_limit(&self, limit: Option<u32>) {
         self.with(|table| table.interval = limit.map(interval));
     }
 
-    /// A datagram of this source came. Returns whether it is within the rate.
+    /// Counts a datagram of this source. Returns whether it is within the rate.
     pub(crate) fn admit(&self, source: Source, now: Instant) -> bool {
         self.with(|table| table.admit(source, now))
     }

@@ -1,5 +1,5 @@
-//! One connection of packets (SOCK_SEQPACKET), as a task: it reads from top to bottom. Deadlines, limits, logging and the
-//! verdict are those of a stream; there is no read deadline, since a packet is there as a whole.
+//! One connection of packets (SOCK_SEQPACKET), as a task: it reads from top to bottom. Deadlines, limits, logging and
+//! the verdict are those of a stream; there is no read deadline, since a packet is there as a whole.
 
 use std::future::pending;
 use std::io;
@@ -24,12 +24,13 @@ use crate::server::event::{Event, Message};
 use crate::server::packets;
 use crate::server::worker::{Shutdown, Worker};
 
-/// How many packets are taken and dropped at most before a socket is closed: more than wait, unless there are ever new ones.
+/// How many packets are taken and dropped at most before a socket is closed: more than wait, unless there are ever new
+/// ones.
 const MAX_DISCARDED: u32 = 1024;
 
-/// A connection of packets that is served until it ends.
+/// A seqpacket connection that is served until it ends.
 pub(crate) struct SeqpacketConnection {
-    // Dropped from top to bottom: the descriptor is closed before its place is given back.
+    // Dropped from top to bottom: the descriptor is closed before the permit is released.
     socket: UnixStream,
     permit: Permit,
     info: ConnectionInfo,
@@ -48,7 +49,7 @@ pub(crate) struct SeqpacketConnection {
 type Deadline = Option<(Instant, Verdict)>;
 
 impl SeqpacketConnection {
-    /// A connection on `socket`, to be served by `worker`.
+    /// Creates a connection on `socket`, which `worker` is to serve.
     ///
     /// # Errors
     /// It cannot be prepared or registered.
@@ -69,7 +70,7 @@ impl SeqpacketConnection {
         })
     }
 
-    /// Serves it until it ends; at once, if it is refused.
+    /// Serves the connection until it ends. If it is refused, it is closed at once.
     pub(crate) async fn run(mut self, refused: Option<Verdict>) {
         self.worker.counters.count_accepted();
         self.verdict = match refused {
@@ -92,12 +93,12 @@ impl SeqpacketConnection {
             if let Err(verdict) = self.exchange().await {
                 return verdict;
             }
-            // Others want their turn.
+            // Lets other tasks run.
             task::yield_now().await;
         }
     }
 
-    /// One message and its reply; or why there are no more.
+    /// Receives one message and sends its reply, or returns why there are no more.
     async fn exchange(&mut self) -> Result<(), Verdict> {
         let message = self.next_message().await?;
         let ConnectionInfo { id, ref listener, peer } = self.info;
@@ -122,7 +123,7 @@ impl SeqpacketConnection {
         if delay.is_zero() { Ok(()) } else { self.delay_next_message(delay).await }
     }
 
-    /// Takes no message for so long.
+    /// Waits for the delay after a reply, in which no message is taken.
     async fn delay_next_message(&mut self, delay: Duration) -> Result<(), Verdict> {
         let lifetime = deadline_after(self.opened, self.deadlines().lifetime.as_ref(), Verdict::Lifetime);
         tokio::select! {
@@ -170,14 +171,14 @@ impl SeqpacketConnection {
         let now = clock();
         let Deadlines { write, lifetime, .. } = self.deadlines();
         let deadline = deadline_after(now, write.as_ref(), Verdict::WriteDeadline);
-        // The lifetime does not cut off a reply at once: the peer has as long as for last words.
+        // The lifetime does not cut off a reply at once: the peer has as long as for a final reply.
         let lifetime_end = lifetime.as_ref().and_then(|lifetime| self.opened.checked_add(lifetime.duration()));
         let lifetime_end =
             lifetime_end.map(|lifetime_end| (lifetime_end.max(now) + self.final_reply_timeout(), Verdict::Lifetime));
         self.send(reply, earlier(deadline, lifetime_end)).await
     }
 
-    /// How long the last words may take.
+    /// Returns how long the final reply may take.
     fn final_reply_timeout(&self) -> Duration {
         self.deadlines().write.as_ref().map_or(FINAL_REPLY_TIMEOUT, TimeSpan::duration)
     }
@@ -210,12 +211,13 @@ impl SeqpacketConnection {
         }
     }
 
-    /// The last words, if there are any, and then our end of the stream. A peer that did not take a reply gets neither.
+    /// Sends the final reply, if there is one, and then ends our side of the stream. A peer that did not take a reply
+    /// gets neither.
     async fn close(&mut self) {
         let before = self.totals;
         if let Some(final_reply) = packet::final_reply(self.rules(), self.verdict).filter(|_| !self.peer_stalled) {
             let deadline = Some((clock() + self.final_reply_timeout(), self.verdict));
-            // If they did not get through, nobody is there who could be told.
+            // If it cannot be sent, there is no other way to report it to the peer.
             let _ = self.send(&[&final_reply, &[]], deadline).await;
         }
         self.worker.counters.count_totals(before, self.totals);
@@ -228,8 +230,8 @@ impl SeqpacketConnection {
         }
     }
 
-    /// Takes and drops what still comes: to close with a packet unread would be told to the peer as an error, before it
-    /// could read what it was sent.
+    /// Reads and drops what still comes: closing with an unread packet would be reported to the peer as an error,
+    /// before it could read what it was sent.
     async fn linger(&self) {
         let (mut until, mut remaining) = (clock() + LINGER, LINGER_BYTES as usize);
         loop {
@@ -241,7 +243,7 @@ impl SeqpacketConnection {
             }
             match self.socket.try_io(Interest::READABLE, || seqpacket_socket::discard_next(&self.socket)) {
                 Ok(None) => return,
-                // A peer that we leave did no wrong. How long all that may take is limited by who stops us.
+                // A peer whose connection we end did nothing wrong. The embedder limits how long the shutdown may take.
                 Ok(Some(_)) if self.verdict == Verdict::Shutdown => until = clock() + LINGER,
                 Ok(Some(len)) if len >= remaining => return,
                 Ok(Some(len)) => remaining -= len,
@@ -254,9 +256,9 @@ impl SeqpacketConnection {
 }
 
 impl Drop for SeqpacketConnection {
-    /// Says why it is over.
+    /// Reports why the connection ended.
     fn drop(&mut self) {
-        // Also when nobody waited for the peer: see `part`.
+        // Also when `close` did not linger.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
         for _ in 0..MAX_DISCARDED {
             if !matches!(seqpacket_socket::discard_next(&self.socket), Ok(Some(_))) {

@@ -1,7 +1,8 @@
 //! The packets of a connection (SOCK_SEQPACKET of unix(7)): received and sent whole or not at all.
 //!
 //! recvmsg(2) returns 0 for an empty packet as well as for the end of the stream. What tells them apart are the
-//! credentials of the sender, which the kernel puts beside each packet once SO_PASSCRED is set, and beside nothing else.
+//! credentials of the sender, which the kernel puts beside each packet once SO_PASSCRED is set, and beside nothing
+//! else.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd};
@@ -10,7 +11,7 @@ use nix::sys::socket::{MsgFlags, UnixCredentials, recvmsg, sendmsg, setsockopt, 
 
 use crate::protocol::packet::Reply;
 
-/// To be called before any other of these.
+/// Prepares a socket. To be called before any other of these functions.
 ///
 /// # Errors
 /// What setsockopt(2) says.
@@ -18,7 +19,7 @@ pub(crate) fn prepare(socket: impl AsFd) -> io::Result<()> {
     Ok(setsockopt(&socket, sockopt::PassCred, &true)?)
 }
 
-/// How long the next packet is, which stays where it is; `None` at the end of the stream.
+/// Returns how long the next packet is, which stays in the socket; `None` at the end of the stream.
 ///
 /// # Errors
 /// What recvmsg(2) says.
@@ -32,7 +33,8 @@ pub(crate) fn next_len(socket: impl AsFd) -> io::Result<Option<usize>> {
     Ok(is_packet.then_some(received.bytes))
 }
 
-/// Takes the next packet, as far as `len`, which is what [`next_len`] said. Nobody else reads this socket.
+/// Receives the next packet, up to `len` bytes, which is what [`next_len`] returned. Only its connection reads this
+/// socket.
 ///
 /// # Errors
 /// What recvmsg(2) says.
@@ -44,7 +46,7 @@ pub(crate) fn receive(socket: impl AsFd, len: usize) -> io::Result<Vec<u8>> {
     Ok(packet)
 }
 
-/// Drops the next packet, and says how long it was; `None` at the end of the stream.
+/// Discards the next packet, and returns how long it was; `None` at the end of the stream.
 ///
 /// # Errors
 /// What recvmsg(2) says.

@@ -21,38 +21,38 @@ const MAGIC: [u8; 16] = *b"echoed bundle\n\x1a\0";
 /// The version that is written. Who changes what is written raises it, and goes on reading the older ones.
 const VERSION: u32 = 1;
 
-/// The bytes before the first line.
+/// The bytes before the first entry.
 const HEADER_LEN: u64 = 32;
 
-/// The bytes of a line before its state.
+/// The bytes of an entry before its snapshot.
 const ENTRY_HEADER_LEN: u64 = 16;
 
-/// One connection.
+/// The entry of one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry<S> {
     /// Its SO_COOKIE.
     pub(super) cookie: u64,
-    /// What it is to go on from.
+    /// Its snapshot.
     pub(super) snapshot: S,
 }
 
-/// A list as it was read.
+/// A manifest as it was read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Manifest {
     /// When it was packed: since the machine was booted.
     pub(super) stored_at: Duration,
     /// How many connections there should be.
     pub(super) count: u32,
-    /// Those that are whole.
+    /// The entries that are whole.
     pub(super) entries: Vec<Entry<Vec<u8>>>,
     /// What is wrong with the others.
     pub(super) problem: Option<ManifestError>,
 }
 
-/// What is wrong with a list.
+/// What is wrong with a manifest.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ManifestError {
-    /// Something else.
+    /// It is not a manifest of echoed.
     BadMagic,
     /// Written by a later version.
     UnknownVersion(u32),
@@ -87,7 +87,7 @@ impl From<io::Error> for ManifestError {
     }
 }
 
-/// Writes a list.
+/// Writes a manifest.
 ///
 /// # Errors
 /// It cannot be written.
@@ -109,10 +109,11 @@ pub(super) fn write<'a>(
     Ok(())
 }
 
-/// Reads a list of so many bytes; takes no more memory than about twice as many. Lines before something wrong are good.
+/// Reads a manifest of `length` bytes; takes no more memory than about twice as many. Entries before a damaged one are
+/// good.
 ///
 /// # Errors
-/// There are no good lines.
+/// Returns an error if the header cannot be read, or is not that of a known manifest.
 pub(super) fn read(from: &mut impl Read, length: u64) -> Result<Manifest, ManifestError> {
     let Some(mut remaining) = length.checked_sub(HEADER_LEN) else { return Err(ManifestError::BadMagic) };
     if read_bytes::<16>(from)? != MAGIC {
@@ -141,7 +142,7 @@ pub(super) fn read(from: &mut impl Read, length: u64) -> Result<Manifest, Manife
     Ok(Manifest { stored_at, count, entries, problem })
 }
 
-/// A line of a list of which so many bytes are left.
+/// Reads an entry of a manifest of which `remaining` bytes are left.
 fn read_entry(from: &mut impl Read, remaining: &mut u64) -> Result<Entry<Vec<u8>>, ManifestError> {
     *remaining = remaining.checked_sub(ENTRY_HEADER_LEN).ok_or(ManifestError::Truncated)?;
     let cookie = u64::from_be_bytes(read_bytes(from)?);

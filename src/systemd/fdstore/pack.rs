@@ -1,4 +1,4 @@
-//! Connections into a parcel.
+//! Packs connections into a bundle.
 
 use std::fs::File;
 use std::io::{self, BufWriter, IoSlice, Write};
@@ -24,11 +24,11 @@ pub(super) const MAX_FDS_PER_MESSAGE: usize = 253;
 pub(super) const TOO_MANY_IN_FLIGHT: &str =
     "more would be in flight than LimitNOFILE= of the unit allows; it should be twice limits.connections";
 
-/// What keeps others from changing a list: with these, not even we can.
+/// The seals of a manifest: with these, not even this process can change it.
 pub(super) const SEALS: SealFlags =
     SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
-/// How much fits.
+/// How much fits into a bundle.
 #[derive(Debug)]
 pub(super) struct BundleLimits {
     /// How many connections go into a message.
@@ -43,7 +43,7 @@ impl Default for BundleLimits {
     }
 }
 
-/// Packs the first of these connections, as many as fit, but one at least. Returns the parcel, and how many are in it.
+/// Packs the first of these connections, as many as fit, but one at least. Returns the bundle, and how many are in it.
 /// Nothing changes for the connections.
 ///
 /// # Errors
@@ -64,16 +64,16 @@ pub(super) fn pack(
             (_, None) => return Ok((bundle, count)),
             (0, Some(Errno::TOOMANYREFS)) => return Err(io::Error::other(TOO_MANY_IN_FLIGHT)),
             (0, Some(error)) => return Err(error.into()),
-            // The list says more than there is. Another one, for those that fit.
+            // The manifest lists more than was sent. The next one lists those that fit.
             (fitting, Some(_)) => count = fitting,
         }
     }
 }
 
-/// Puts connections into a parcel. Returns how many are in it, and why not all of them.
+/// Sends a manifest and connections into a bundle. Returns how many connections are in it, and why not all of them.
 ///
 /// # Errors
-/// There is no list of them.
+/// Returns an error if the manifest cannot be made.
 fn send_all(
     sender: &OwnedFd,
     connections: &[StoredConnection],
@@ -95,7 +95,7 @@ fn send_all(
     Ok((sent, error))
 }
 
-/// Sends descriptors, [`MOST`] at most, and does not wait.
+/// Sends descriptors, [`MAX_FDS_PER_MESSAGE`] at most, and does not wait.
 pub(super) fn send_fds(sender: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS_PER_MESSAGE))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -106,7 +106,7 @@ pub(super) fn send_fds(sender: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> Resu
     sendmsg(sender, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map(drop)
 }
 
-/// The list of these connections, in memory that nobody can change any more.
+/// Creates the manifest of these connections, in sealed memory.
 fn create_manifest(connections: &[StoredConnection], time: Duration) -> io::Result<OwnedFd> {
     let cookies: Vec<_> =
         connections.iter().map(|connection| sockopt::socket_cookie(&connection.socket)).collect::<Result<_, _>>()?;

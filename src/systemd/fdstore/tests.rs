@@ -1,4 +1,5 @@
-//! Parcels of real sockets: the way there and back. What else may come is in [`hostile`], the packing list in [`lists`].
+//! Bundles of real sockets, packed and unpacked. Bundles that are not in order are in [`hostile`], manifests in
+//! [`manifests`].
 
 mod hostile;
 mod manifests;
@@ -15,7 +16,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use super::*;
 
-/// Connections with both ends here: what is to be stored, and who is at the other end.
+/// Connections with both ends here: those to be stored, and their peers.
 fn connections(count: usize) -> (Vec<StoredConnection>, Vec<UnixStream>) {
     may_open(4 * count);
     let pair = |number: usize| {
@@ -56,7 +57,7 @@ fn packed_whole(items: Vec<StoredConnection>) -> Vec<OwnedFd> {
     bundles
 }
 
-/// That these are the connections to those peers, with their states, in their order.
+/// Checks that these are the connections to those peers, with their snapshots, in their order.
 fn expect_connected(items: Vec<StoredConnection>, peers: &mut [UnixStream], first: usize) {
     assert_eq!(items.len(), peers.len());
     for (number, (item, peer)) in (first..).zip(items.into_iter().zip(peers)) {

@@ -1,4 +1,4 @@
-//! Connections out of a parcel, which may be anything.
+//! Unpacks connections from a bundle, which may be anything.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,7 +20,7 @@ use super::StoredConnection;
 use super::manifest::{self, Manifest};
 use super::pack::MAX_FDS_PER_MESSAGE;
 
-/// What was in a parcel.
+/// The content of a bundle.
 #[derive(Debug, Default)]
 pub(super) struct UnpackedBundle {
     pub(super) connections: Vec<StoredConnection>,
@@ -29,7 +29,7 @@ pub(super) struct UnpackedBundle {
     pub(super) problems: Vec<String>,
 }
 
-/// Takes everything out of a parcel, and closes what is not in order.
+/// Takes everything out of a bundle, and closes what is not in order.
 pub(super) fn unpack_bundle(bundle: &OwnedFd) -> UnpackedBundle {
     let mut unpacked = UnpackedBundle::default();
     match read_manifest(bundle) {
@@ -47,11 +47,11 @@ fn unpack_connections(bundle: &OwnedFd, manifest: Manifest, unpacked: &mut Unpac
             .problems
             .push(format!("its manifest {problem}; {listed} of {} connections are known from it", manifest.count));
     }
-    // Who is there twice counts once.
+    // An entry that is there twice counts once.
     let mut snapshots: HashMap<_, _> =
         manifest.entries.into_iter().map(|entry| (entry.cookie, entry.snapshot)).collect();
     let (mut unlisted, mut unconnected) = (0, 0);
-    // There is a connection in each message at least: so there are no more of them, but an end.
+    // Each message has a connection at least, so there are no more messages than entries, and then the end.
     for _ in 0..=listed {
         let message = match receive(bundle) {
             Ok(Some(message)) => message,
@@ -95,7 +95,7 @@ fn read_manifest(bundle: &OwnedFd) -> Result<Manifest, String> {
     let Ok([memory]) = <[OwnedFd; 1]>::try_from(first.fds) else {
         return Err("it does not begin with its manifest".to_owned());
     };
-    // Also tells that it is memory: a file could be one that makes its readers wait.
+    // Also shows that it is memory: a file could be one that makes its readers wait.
     let required = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     if !fcntl_get_seals(&memory).is_ok_and(|seals| seals.contains(required)) {
         return Err("it does not begin with sealed memory".to_owned());
@@ -115,7 +115,7 @@ fn read_manifest(bundle: &OwnedFd) -> Result<Manifest, String> {
         .map_err(|problem| format!("its manifest {problem}"))
 }
 
-/// A message of a parcel.
+/// A message of a bundle.
 struct BundleMessage {
     fds: Vec<OwnedFd>,
     /// Whether there were more of them.
@@ -129,7 +129,7 @@ fn receive(bundle: &OwnedFd) -> Result<Option<BundleMessage>, Errno> {
     let mut byte = [0];
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let received = match recvmsg(bundle, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags) {
-        // Somebody has the other end, and has sent nothing.
+        // Another process has the other end, and has sent nothing.
         Err(Errno::AGAIN) => return Ok(None),
         result => result?,
     };
@@ -145,14 +145,14 @@ fn receive(bundle: &OwnedFd) -> Result<Option<BundleMessage>, Errno> {
     Ok(Some(BundleMessage { fds, is_truncated: received.flags.contains(ReturnFlags::CTRUNC) }))
 }
 
-/// Whether this is a connected stream socket; or was, and has not said yet why it is not any more.
+/// Returns whether this is a connected stream socket, or was one and still has a pending error.
 fn is_connection(socket: &OwnedFd) -> bool {
     sockopt::socket_type(socket) == Ok(SocketType::STREAM)
         && sockopt::socket_acceptconn(socket) == Ok(false)
         && (getpeername(socket).is_ok() || has_error(socket))
 }
 
-/// Whether an error waits to be told. It goes on waiting.
+/// Returns whether an error is pending, and leaves it pending.
 fn has_error(socket: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(socket, PollFlags::empty())];
     poll(&mut polled, Some(&Timespec::default())).is_ok() && polled[0].revents().contains(PollFlags::ERR)

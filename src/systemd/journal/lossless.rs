@@ -1,8 +1,10 @@
-//! Whole messages of peers, each an entry: never left out, never cut. When the journal is slow, who sends them waits.
+//! The lossless log: whole messages of peers, each an entry, never suppressed, never cut. When the journal is slow, the
+//! clients wait.
 //!
-//! A message is taken when there is room for it in a bounded queue, and refused otherwise; who is refused is woken when
-//! half of the queue is free. One thread writes, from the first message on, and tries the same one again until it is
-//! written: journald may be busy, hang, or be started anew. Without the journal a message is a line, whole and escaped.
+//! A message is appended if there is room for it in a bounded queue, and refused otherwise; a refused sender is woken
+//! when half of the queue is free. One thread writes, from the first message on, and tries the same one again until it
+//! is written: journald may be busy, hang, or be started anew. Without the journal a message is a line, whole and
+//! escaped.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -36,17 +38,17 @@ pub const MAX_MESSAGES: usize = 1024;
 /// How many bytes of them; one message may be longer, when it is alone.
 pub const MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// The first pause after a failure; each further one is twice as long, up to [`LONGEST_PAUSE`].
+/// The first retry delay after a failure; each further one is twice as long, up to [`MAX_RETRY_DELAY`].
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// The longest pause.
+/// The longest retry delay.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// How often those who wait are woken even without room. Who is gone does not come back, so that they do not pile up
-/// while nothing can be written.
+/// How often all wakers are woken even without room. Those of connections that have ended are not stored again, so that
+/// stale wakers do not accumulate while nothing can be written.
 const WAKE_ALL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A message, as it is given.
+/// A message to append.
 #[derive(Clone, Copy)]
 pub struct PeerMessage<'a> {
     /// CONNECTION, where there is one.
@@ -59,7 +61,7 @@ pub struct PeerMessage<'a> {
     pub bytes: &'a [u8],
 }
 
-/// The way in; cheap to clone.
+/// The handle for appending messages; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct LosslessLog {
     shared: Arc<LosslessQueue>,
@@ -83,15 +85,15 @@ struct LosslessQueue {
 #[derive(Default)]
 struct LosslessState {
     queued: VecDeque<QueuedMessage>,
-    /// Messages taken and not written, those among them that are not in `waiting`.
+    /// Messages appended and not written, including those that are not in `queued`.
     unwritten: usize,
     /// Their bytes.
     unwritten_bytes: usize,
-    /// Who was refused.
+    /// The wakers of senders that were refused.
     wakers: Vec<Waker>,
-    /// When they were woken last for the roll call.
+    /// When all of them were last woken without room ([`WAKE_ALL_INTERVAL`]).
     last_wake_all: Option<Instant>,
-    /// Written so far; says whom to wake first.
+    /// Messages written so far; decides which waker is woken first.
     written: usize,
     closing: bool,
     /// What is not written by now is lost.
@@ -99,7 +101,7 @@ struct LosslessState {
     /// Where they are written to, until there is a thread that does it.
     output: Option<MessageOutput>,
     thread: Option<JoinHandle<()>>,
-    /// Whether it was said that the thread cannot be made.
+    /// Whether it was reported that the thread cannot be made.
     spawn_failed: bool,
 }
 
@@ -118,7 +120,7 @@ struct QueuedMessage {
     bytes: Box<[u8]>,
 }
 
-/// Where messages go; what goes wrong is said in `log`.
+/// Opens the lossless log on this target. What goes wrong is reported in `log`.
 #[must_use]
 pub fn open(target: LogTarget, log: Log) -> (LosslessLog, LosslessWriter) {
     open_at(target, native::JOURNAL_PATH.into(), log)
@@ -135,7 +137,7 @@ fn open_at(target: LogTarget, path: PathBuf, log: Log) -> (LosslessLog, Lossless
 }
 
 impl LosslessLog {
-    /// Takes a message: it will be written. Or returns `false` when there is no room for it now; then `waker` is woken
+    /// Appends a message, which will be written. Returns `false` if there is no room for it now; then `waker` is woken
     /// when it makes sense to try again. Never waits.
     #[must_use]
     pub fn try_append(&self, message: PeerMessage<'_>, waker: &Waker) -> bool {
@@ -158,8 +160,8 @@ impl LosslessLog {
 }
 
 impl LosslessWriter {
-    /// Takes nothing more, and waits until everything is written; `within` so long, or else for ever. Returns how many
-    /// messages are lost.
+    /// Refuses further messages, and waits until everything is written: for `timeout`, or without one for ever. Returns
+    /// how many messages are lost.
     pub fn close(self, timeout: Option<Duration>) -> usize {
         let lost = self.shared.close(timeout);
         let thread = self.shared.state().thread.take();
@@ -172,7 +174,7 @@ impl LosslessWriter {
 }
 
 impl LosslessQueue {
-    /// Makes the thread that writes. If that fails, whoever has a message tries it again.
+    /// Starts the thread that writes. If that fails, the next call of `try_append` tries it again.
     fn spawn_writer(self: &Arc<Self>, state: &mut LosslessState) {
         let shared = Arc::clone(self);
         match thread::Builder::new().name("messages".to_owned()).spawn(move || shared.run()) {
@@ -233,7 +235,7 @@ impl LosslessQueue {
         }
     }
 
-    /// Writes a message, however long it takes. Returns `false` if this was given up.
+    /// Writes a message, however long it takes. Returns `false` if this was abandoned.
     fn write(&self, output: &mut MessageOutput, message: &QueuedMessage) -> bool {
         let entry = output.encode(message);
         let (mut at, mut delay, mut failing) = (0, FIRST_RETRY_DELAY, false);
@@ -255,7 +257,7 @@ impl LosslessQueue {
         true
     }
 
-    /// Waits. Returns whether writing was given up.
+    /// Waits. Returns whether writing was abandoned.
     fn wait_or_abandon(&self, time: Duration) -> bool {
         let state = self.state();
         let wait = self.more.wait_timeout_while(state, time, |state| !state.abandoned);
@@ -270,7 +272,7 @@ impl LosslessQueue {
         let mut wakers = Vec::new();
         if state.unwritten <= MAX_MESSAGES / 2 && state.unwritten_bytes <= MAX_BYTES / 2 && !state.wakers.is_empty() {
             wakers = mem::take(&mut state.wakers);
-            // The first to wake take what room there is. They should be others each time: a hash says who.
+            // The first wakers take what room there is. They should be others each time: a hash selects the first one.
             let hash = state.written.wrapping_mul(0x9E37_79B9) >> 16;
             let first = hash % wakers.len();
             wakers.rotate_left(first);

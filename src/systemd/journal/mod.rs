@@ -5,15 +5,16 @@
 //! nothing else, behind a bounded queue. What does not fit is counted, and the number is written as soon as there is
 //! room again.
 //!
-//! **Floods.** Of each [`Kind`] at most [`BURST`] entries are queued in [`INTERVAL`], whatever their priority; the rest
-//! is counted before it is formatted, and when the interval is over one entry says how many of which kind were left
-//! out. Some 30 kinds in full flood stay below what journald takes of one service by default (10,000 entries in 30 s).
-//! The limit does not hold for what somebody asked to see ([`Flood::Wanted`]).
+//! **Rate limit.** Of each [`EntryKind`] at most [`BURST`] entries are queued in [`INTERVAL`], whatever their priority.
+//! Further ones are suppressed: counted, and not formatted. When the interval is over, one entry says how many of which
+//! kind were suppressed. Some 30 kinds at their limit stay below what journald takes of one service by default (10,000
+//! entries in 30 s). Entries that the user asked for are exempt ([`RateLimit::Exempt`]).
 //!
 //! **Hostile text.** The names of fields are fixed here, values are sent with their lengths, and control characters are
 //! escaped; so nothing that comes from a peer can make a field, an entry or a line.
 //!
-//! **Whole messages** ([`whole`]) are the exception to all of this: they are never left out, and who sends them waits.
+//! **Whole messages** ([`lossless`]) are the exception to all of this: they are never suppressed, and their senders
+//! wait.
 
 pub mod lossless;
 mod native;
@@ -47,16 +48,16 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Who we are in the journal.
 const IDENTIFIER: &str = "echoed";
 
-/// A kind of entries. Floods are limited for each.
+/// A kind of entries. Each has its own rate limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryKind {
-    /// What it is called where entries of it were left out.
+    /// Its name where entries of it were suppressed.
     pub name: &'static str,
     /// MESSAGE_ID: 32 lower case hexadecimal digits; what the catalog explains.
     pub message_id: &'static str,
 }
 
-/// Entries of some kind were left out.
+/// Entries of some kind were suppressed.
 pub const SUPPRESSED: EntryKind = EntryKind { name: "suppressed", message_id: "3b46abbb33834701a85bd7e385371fed" };
 
 /// Entries did not fit into the queue.
@@ -88,12 +89,12 @@ impl Priority {
     }
 }
 
-/// Whether the limit on floods holds for an entry.
+/// Whether the rate limit holds for an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RateLimit {
     /// It does: the entry counts.
     Enforced,
-    /// Somebody asked for each of them. Only the queue is a limit.
+    /// It does not: the user asked for every entry. Only the queue is a limit.
     Exempt,
 }
 
@@ -120,7 +121,7 @@ pub struct LogEntry {
     pub messages: Option<u64>,
 }
 
-/// The way into the log; cheap to clone.
+/// The handle for writing to the log; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Log {
     queue: Arc<LogQueue>,
@@ -181,14 +182,14 @@ fn start_with(target: LogTarget, interval: Duration) -> io::Result<(Log, LogWrit
 
 impl Log {
     /// Has an entry written, as soon as those before it are. Never waits. `entry` is only called if the entry is not
-    /// left out.
+    /// suppressed.
     pub fn write(&self, kind: EntryKind, priority: Priority, rate_limit: RateLimit, entry: impl FnOnce() -> LogEntry) {
         if self.queue.admit(kind, priority, rate_limit) {
             self.queue.push(kind, priority, entry());
         }
     }
 
-    /// Has what was left out so far be said before the entries to come, so that a last entry can be the last.
+    /// Reports what was suppressed so far before the entries to come, so that a last entry can be the last.
     pub fn flush_suppressed(&self) {
         self.queue.end_interval();
     }
@@ -197,7 +198,7 @@ impl Log {
 impl LogWriter {
     /// Waits until everything is written, but not for ever. What is written from now on is dropped.
     pub fn close(self) {
-        // If not: whoever reads our log does not. The thread ends with the process.
+        // If not, the reader of the log is stuck. The thread ends with the process.
         if self.queue.close(CLOSE_TIMEOUT) {
             // A panic was reported where it happened.
             let _ = self.thread.join();

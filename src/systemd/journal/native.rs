@@ -55,7 +55,7 @@ impl JournalSocket {
         &self.path
     }
 
-    /// Sends an entry; waits for journald up to [`PATIENCE`].
+    /// Sends an entry; waits for journald up to [`SEND_TIMEOUT`].
     ///
     /// # Errors
     /// It was not sent. Everything is in order for the next try.
@@ -92,11 +92,11 @@ fn connect(path: &Path) -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// Memory that nobody can change any more, so that journald may read it where it is.
+/// Creates sealed memory with these bytes, so that journald may read it where it is.
 fn create_sealed_memfd(bytes: &[u8]) -> Result<OwnedFd, Errno> {
     let new = |flags| memfd_create("echoed-message", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags);
-    // Not with NOEXEC_SEAL, if that can be had: journald drops memory that has one more seal than those below, without a
-    // word (systemd 252).
+    // Not with NOEXEC_SEAL, if that can be had: journald drops memory that has one more seal than those below, without
+    // a word (systemd 252).
     let memory = match new(MemfdFlags::EXEC) {
         // Linux before 6.3 does not know this flag.
         Err(Errno::INVAL) => new(MemfdFlags::empty()),

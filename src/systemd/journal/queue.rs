@@ -1,4 +1,4 @@
-//! What waits to be written, and what was left out.
+//! The entries that wait to be written, and the counts of suppressed ones.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{BURST, EntryKind, LOST, LogEntry, MAX_QUEUED, Priority, RateLimit, SUPPRESSED, now};
 
-/// The queue between those who have something to say and the thread that writes.
+/// The queue between the threads that log and the thread that writes.
 #[derive(Debug)]
 pub(super) struct LogQueue {
     state: Mutex<QueueState>,
@@ -26,7 +26,7 @@ struct QueueState {
     counts: Vec<KindCount>,
     /// When the interval ends; `None` while nothing has come.
     interval_ends: Option<Instant>,
-    /// Who was left out in the interval that has just ended.
+    /// Kinds with suppressed entries in the interval that has just ended.
     suppressed: Vec<KindCount>,
     closing: bool,
     done: bool,
@@ -51,7 +51,7 @@ pub(super) struct QueuedEntry {
 /// What is to be written next.
 pub(super) enum WriterTask {
     Write(Box<QueuedEntry>),
-    /// Of the log itself.
+    /// An entry of the log itself.
     Report(EntryKind, Priority, String),
     /// Nothing any more.
     End,
@@ -95,7 +95,7 @@ impl LogQueue {
         self.more.notify_one();
     }
 
-    /// Has the interval end now: what was left out is reported before anything else.
+    /// Ends the interval now: what was suppressed is reported before anything else.
     pub(super) fn end_interval(&self) {
         let mut state = self.state();
         if !state.counts.is_empty() {

@@ -53,8 +53,8 @@ impl Sink {
         }
     }
 
-    /// Writes an entry. May block. A log that cannot be written to is no reason to stop serving, and there is nowhere to
-    /// say so.
+    /// Writes an entry. May block. A log that cannot be written to is no reason to stop serving, and there is nowhere
+    /// to say so.
     pub(super) fn write(&mut self, kind: EntryKind, priority: Priority, entry: &LogEntry) {
         let text = escape_control(&entry.text, entry.multiline);
         match self {

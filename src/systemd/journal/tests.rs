@@ -129,7 +129,7 @@ fn suppressed_entries_are_neither_formatted_nor_queued() {
     }
     begun.recv().unwrap();
     assert_eq!(formatted, BURST);
-    // Another kind has its place, though nothing could be written.
+    // Another kind is queued, though nothing could be written.
     say(&log, OTHER, RateLimit::Enforced, "rare");
     drop(go);
     writer.close();

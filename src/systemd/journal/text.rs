@@ -1,4 +1,4 @@
-//! Text of others, made harmless: it stays on its line and does nothing to a terminal.
+//! Escapes text of others, so that it stays on its line and does nothing to a terminal.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -10,7 +10,8 @@ fn is_unsafe(c: char) -> bool {
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// `text` with what acts escaped; where it may have `lines`, line feeds and tabs stay.
+/// Escapes characters of `text` that do something instead of being seen; if it is `multiline`, line feeds and tabs
+/// stay.
 pub(super) fn escape_control(text: &str, multiline: bool) -> Cow<'_, str> {
     let is_kept = |c: char| !is_unsafe(c) || multiline && matches!(c, '\n' | '\t');
     if text.chars().all(is_kept) {
@@ -23,8 +24,8 @@ pub(super) fn escape_control(text: &str, multiline: bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Any bytes as text in quotation marks, in one line, so that no two are the same: text stays readable, all else becomes
-/// `\n`, `\x1b`, `\u{202e}`.
+/// Any bytes as text in quotation marks, in one line, so that no two are the same: text stays readable, all else
+/// becomes `\n`, `\x1b`, `\u{202e}`.
 #[must_use]
 pub(super) fn escape_bytes(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len() + 16);

@@ -7,7 +7,7 @@ use echoed::systemd::journal::EntryKind;
 
 macro_rules! notes {
     ($($(#[$doc:meta])* $note:ident = $level:ident, $name:literal, $id:literal;)*) => {
-        /// What the daemon itself has to tell; what its server tells is an [`Event`].
+        /// What the daemon itself logs; what its server reports is an [`Event`].
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum Note {
             $($(#[$doc])* $note,)*
@@ -41,7 +41,7 @@ notes! {
     NoSection = Info, "no-section", "45c815dc38eb4772aa17ba0811358e92";
     /// There can be fewer descriptors than connections are allowed.
     LowNofile = Warn, "low-nofile", "cfcac218e4c24991b87c03b2a3647731";
-    /// The service manager could not be told something.
+    /// The service manager could not be notified.
     NotifyFailed = Warn, "notify-failed", "5a2e8712a7c746e0b51d8a61e5f2f5cb";
     /// It does not start.
     StartFailed = Error, "start-failed", "7fbae43138054f56ad783d68f90a858c";
@@ -51,9 +51,9 @@ notes! {
     DrainAborted = Info, "drain-aborted", "229acac2ace140d58c6d944dde9622c5";
     /// The end: what was finished and what was cut.
     Stopped = Info, "stopped", "a5b78d5defc24e4788ea54eeed27f183";
-    /// Connections of the process before go on.
+    /// Connections of the previous process were restored.
     ConnectionsRestored = Info, "connections-restored", "79f5e9ab315b4198b2e137701bb19060";
-    /// Connections of the process before cannot go on.
+    /// Connections of the previous process could not be restored.
     RestoreFailed = Warn, "restore-failed", "c0095df6b42342e9abd10ad80724d593";
     /// Connections could not be handed over to the next process.
     StoreFailed = Warn, "store-failed", "f5f10bcdbceb40118c29818cce20aa80";
@@ -65,9 +65,9 @@ notes! {
     ReloadFailed = Error, "reload-failed", "d6fdeeed241c4bb2a0a6970afa179744";
     /// Whole messages could not be written before the end.
     MessagesLost = Error, "messages-lost", "85aa8511363c4110aec26f61f8b7f565";
-    /// A worker does not answer.
+    /// A worker does not respond.
     WorkerHung = Error, "worker-hung", "c23afd953c994d5faca7c84a4df579f4";
-    /// All workers answer again.
+    /// All workers respond again.
     WorkersResponding = Info, "workers-responding", "d5f9dadb30ed4a7b8af0170053bc4be2";
 }
 

@@ -1,4 +1,4 @@
-//! Parcels that are not, or not any more, what was packed.
+//! Bundles that are not, or no longer, what was packed.
 
 use std::io::{IoSlice, Seek, SeekFrom, Write};
 use std::mem::MaybeUninit;
@@ -17,7 +17,7 @@ use super::{closed, connections, expect_connected, packed_whole};
 use crate::systemd::fdstore::manifest::{self, Entry};
 use crate::systemd::fdstore::*;
 
-/// Opens a single parcel that is not in order, and returns what is said about it.
+/// Unpacks a single bundle that is not in order, and returns its connections and its problems.
 fn problems(bundle: OwnedFd) -> (Vec<StoredConnection>, Vec<String>) {
     let opened = unpack(vec![bundle]);
     let problems = opened
@@ -27,7 +27,7 @@ fn problems(bundle: OwnedFd) -> (Vec<StoredConnection>, Vec<String>) {
     (opened.connections, problems.collect())
 }
 
-/// A parcel with these messages in it; and its other end.
+/// Returns a bundle with these messages in it, and its other end.
 fn bundle_of(messages: &[&[BorrowedFd<'_>]]) -> (OwnedFd, OwnedFd) {
     let (sending, bundle) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     for descriptors in messages {
@@ -51,7 +51,7 @@ fn memory(bytes: &[u8], seals: SealFlags) -> OwnedFd {
     file.into()
 }
 
-/// The list of these connections.
+/// Returns the manifest of these connections.
 fn manifest_of<'a>(items: impl IntoIterator<Item = &'a StoredConnection>) -> Vec<u8> {
     let line = |item: &'a StoredConnection| Entry {
         cookie: sockopt::socket_cookie(&item.socket).unwrap(),
@@ -63,7 +63,8 @@ fn manifest_of<'a>(items: impl IntoIterator<Item = &'a StoredConnection>) -> Vec
     bytes
 }
 
-/// What is said of connections whose list was written by somebody else, and how many of them are restored.
+/// Unpacks these connections with these bytes as their manifest. Returns how many of them were unpacked, and the
+/// problems.
 fn unpack_with_manifest(bytes: &[u8], items: &[StoredConnection]) -> (usize, Vec<String>) {
     let manifest = memory(bytes, SEALED);
     let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
@@ -110,7 +111,7 @@ fn the_order_of_connections_does_not_matter() {
 #[test]
 fn unlisted_and_missing_connections_are_reported_and_the_others_unpacked() {
     let (items, mut peers) = connections(10);
-    // Of the first there is no descriptor, of the last no line.
+    // The first has no descriptor, the last has no entry.
     let manifest = memory(&manifest_of(&items[..9]), SEALED);
     let sockets: Vec<_> = items[1..].iter().map(|item| item.socket.as_fd()).collect();
     let (bundle, _) = bundle_of(&[&[manifest.as_fd()], &sockets]);
@@ -223,7 +224,7 @@ fn a_manifest_is_read_from_its_start_whatever_its_offset() {
 fn a_sparse_manifest_is_not_read() {
     let (items, _peers) = connections(1);
     let mut bytes = manifest_of(&items);
-    // The length of the first state: everything that follows.
+    // The length of the first snapshot: everything that follows.
     bytes[40..48].copy_from_slice(&((1 << 40) - 48_u64).to_be_bytes());
     let manifest = std::fs::File::from(memory(&bytes, SealFlags::empty()));
     manifest.set_len(1 << 40).unwrap();

@@ -1,4 +1,4 @@
-//! The packing list as bytes, right and wrong.
+//! The manifest as bytes, valid and invalid.
 
 use std::time::Duration;
 

@@ -23,7 +23,8 @@ impl Wake for Counter {
     }
 }
 
-/// A journal that takes entries when it is told to, the messages' way to it, and the lines of the other log.
+/// A fake journal that takes an entry when the test reads one, the lossless log that writes to it, and the lines of the
+/// other log.
 struct Setup {
     journal: UnixDatagram,
     messages: LosslessLog,
@@ -145,7 +146,7 @@ fn refused_senders_are_woken_when_half_of_the_queue_is_free_and_no_message_is_lo
         scope.spawn(move || {
             for number in 0..total {
                 while !setup.give(number.to_string().as_bytes(), waker) {
-                    // Asking again changes nothing: there is one place in the list for each.
+                    // Trying again changes nothing: each waker is stored once.
                     wakes.recv_timeout(TEST_TIMEOUT).expect("somebody wakes us");
                 }
             }
