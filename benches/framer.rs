@@ -6,14 +6,14 @@
 //!
 //! ```text
 //! silence   input without a delimiter, in one chunk: the bare search
-//! hostile   the same of bytes that begin the delimiter again and again, and never end it
+//! hostile   the same of bytes that match the beginning of the delimiter again and again, and never all of it
 //! short     messages of 16 bytes, one behind the other: what finding an end costs
 //! pieces    one message in pieces of 16 bytes
 //! ```
 //!
 //! No byte is searched again when the next piece comes, however slowly that is. So in `pieces` a long message must go
-//! as fast, in bytes per second, as one that is 64 times shorter. If each piece were searched together with those before
-//! it, it would go many times slower.
+//! as fast, in bytes per second, as one that is 64 times shorter. If each piece were searched together with those
+//! before it, it would go many times slower.
 
 use std::hint::black_box;
 
@@ -28,8 +28,8 @@ const MAX: usize = 64 * 1024;
 /// Length of a short message, in bytes without the delimiter; also of a piece.
 const SHORT: usize = 16;
 
-/// One byte has a search of its own; two end a line on the Internet; sixteen are the most there may be, and these are hard
-/// to find among dashes.
+/// One byte has a search of its own; two end a line on the Internet; sixteen are the most there may be, and these are
+/// hard to find among dashes.
 const DELIMITERS: [&[u8]; 3] = [b"\t", b"\r\n", b"---------------|"];
 
 fn delimiter(bytes: &[u8]) -> Delimiter {
@@ -41,7 +41,7 @@ fn text(len: usize) -> Vec<u8> {
     b"the quick brown fox jumps over the lazy dog, ".iter().copied().cycle().take(len).collect()
 }
 
-/// Searches `chunk` to its end, and finds nothing.
+/// Searches `chunk` to its end, without a match.
 fn search_without_match(delimiter: &Delimiter, chunk: &[u8]) {
     let frame = Framer::default().next(delimiter, MAX, black_box(chunk));
     assert_eq!(frame, Frame::Incomplete);
@@ -62,7 +62,7 @@ fn silence(criterion: &mut Criterion) {
 
 fn hostile(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("framer/hostile");
-    // A delimiter of one byte is never begun only.
+    // A delimiter of one byte is never matched in part.
     for bytes in DELIMITERS.into_iter().filter(|bytes| bytes.len() > 1) {
         let delimiter = delimiter(bytes);
         let chunk = vec![bytes[0]; MAX];

@@ -7,11 +7,11 @@
 //! ```text
 //! lone       one message in one read: answered where it lies
 //! pipeline   16 or 100 messages of 16 bytes in one read: their replies are put together
-//! halves     one message in two reads: what is kept between them, is allocated and copied
+//! halves     one message in two reads: the first half is buffered, which allocates and copies it
 //! ```
 //!
-//! No system call and no clock: the peer takes everything at once, and time stands still. What the kernel costs
-//! besides, the bench `loopback` tells.
+//! No system call and no clock: the outlet takes everything at once, and time stands still. The bench `loopback`
+//! measures the cost of the kernel.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use echoed::protocol::{Outlet, Rules, Scratch, Session, Want};
 /// Lengths of messages, in bytes without the delimiter. The last is the longest that is allowed by default.
 const SIZES: [usize; 3] = [16, 1024, 65536];
 
-/// A peer that takes everything, and only counts it.
+/// An outlet that takes everything, and only counts it.
 #[derive(Default)]
 struct CountingOutlet {
     byte_count: u64,
@@ -55,13 +55,13 @@ impl Connection {
         Self { now, session: Session::new(Arc::new(Rules::default()), now), outlet: CountingOutlet::default() }
     }
 
-    /// What a turn of the server does with a read.
+    /// Does with one read what the server does when it drives a connection.
     fn receive(&mut self, read: &mut PreparedInput) {
         self.session.receive(self.now, &mut read.scratch, black_box(read.count), &mut self.outlet);
         assert_eq!(self.session.wants(), Want::Read);
     }
 
-    /// Every message was answered, and every reply was as long as it must be.
+    /// Checks that every message was answered, and that every reply had the right length.
     fn check(&self, len: usize) {
         let rules = self.session.rules();
         let reply = rules.prefix.as_bytes().len() + len + rules.delimiter.len();
@@ -70,7 +70,7 @@ impl Connection {
     }
 }
 
-/// Bytes where a read puts them. The session leaves them as they are, so they are put there once and not measured.
+/// Input where a read puts it. The session leaves it as it is, so it is put there once, which is not measured.
 struct PreparedInput {
     scratch: Scratch,
     count: usize,

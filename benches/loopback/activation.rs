@@ -12,7 +12,7 @@ use crate::stats::{median, percentile};
 use crate::table::Table;
 use crate::{Context as _, Result, now, progress};
 
-/// From the connection that starts the server to its first reply. Nothing where there is no
+/// Measures the time from the connection that starts the server to its first reply. Returns no table if there is no
 /// `systemd-socket-activate`.
 pub(crate) fn start(plan: &Plan) -> Result<Vec<Table>> {
     const TIMES: usize = 15;
@@ -42,16 +42,16 @@ pub(crate) fn start(plan: &Plan) -> Result<Vec<Table>> {
 
 fn first_reply(server: &Server) -> Result<Duration> {
     let Address::Unix(path) = server.address() else { unreachable!("it is activated through a Unix socket") };
-    let script = Case::new(16, 1, 1).workload();
-    let mut reply = vec![0; script.reply_size()];
+    let workload = Case::new(16, 1, 1).workload();
+    let mut reply = vec![0; workload.reply_size()];
     let start = now();
     let exchange = UnixStream::connect(path).and_then(|mut stream| {
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream.write_all(script.messages(0, 1))?;
+        stream.write_all(workload.messages(0, 1))?;
         stream.read_exact(&mut reply)
     });
     let time = now() - start;
     exchange.context("asking the activated server")?;
-    check_reply(&reply, script.replies(0, 1))?;
+    check_reply(&reply, workload.replies(0, 1))?;
     Ok(time)
 }

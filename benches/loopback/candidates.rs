@@ -1,4 +1,4 @@
-//! Who is compared with whom, and how each of them is built and started.
+//! The candidates that are compared, and how each of them is built and started.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,19 +9,19 @@ use crate::{Context as _, Failure, Result, progress};
 /// A kind of server that speaks the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// The yardstick.
+    /// The reference.
     Epoll,
     /// A program that takes the daemon's command line.
     Daemon,
-    /// Whatever takes an address, and can do no more with one thread.
+    /// A program that takes only an address, and has one thread.
     Plain,
 }
 
-/// The other peers that there are, with their names on the command line.
+/// The other servers, with their names on the command line.
 pub(crate) const OTHERS: [(&str, OtherServer); 3] =
     [("uring", OtherServer::Uring), ("codec", OtherServer::Codec), ("go", OtherServer::Go)];
 
-/// What else speaks the protocol.
+/// Another server that speaks the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum OtherServer {
     /// `benches/reference/uring.c`.
@@ -34,7 +34,7 @@ pub(crate) enum OtherServer {
 
 /// A server to measure.
 pub(crate) struct Candidate {
-    /// As it is called in the results.
+    /// Its name in the results.
     pub(crate) name: String,
     kind: Kind,
     program: PathBuf,
@@ -42,7 +42,7 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
-    /// The reference, compiled into this directory.
+    /// Compiles the reference into this directory.
     pub(crate) fn reference(directory: &Path) -> Result<Self> {
         Ok(Self {
             name: "C epoll".to_owned(),
@@ -52,7 +52,7 @@ impl Candidate {
         })
     }
 
-    /// The reference once more: what then differs from 1.00 is noise.
+    /// Returns the reference once more: any difference from 1.00 is noise then.
     pub(crate) fn duplicate(&self) -> Self {
         Self { name: "C again".to_owned(), kind: self.kind, program: self.program.clone(), arguments: &[] }
     }
@@ -63,7 +63,7 @@ impl Candidate {
         Self { name, kind: Kind::Daemon, program, arguments: &[] }
     }
 
-    /// Another one. It fails where this machine lacks something for it.
+    /// Builds another server. Fails if this machine lacks something for it.
     pub(crate) fn other(other: OtherServer, directory: &Path) -> Result<Self> {
         let (name, program, arguments): (_, _, &[_]) = match other {
             OtherServer::Uring => ("C io_uring", uring(directory)?, &[]),
@@ -76,7 +76,8 @@ impl Candidate {
         Ok(Self { name: name.to_owned(), kind: Kind::Plain, program, arguments })
     }
 
-    /// Its command line. Without `listen` it inherits the listener. `config` is for a daemon with so many workers.
+    /// Returns its command line. Without `listen` it inherits the listener. `config` is for a daemon with this many
+    /// workers.
     pub(crate) fn command(&self, listen: Option<&str>, threads: usize, config: &Path) -> Vec<PathBuf> {
         let mut words = vec![self.program.clone()];
         words.extend(self.arguments.iter().map(PathBuf::from));
@@ -137,7 +138,7 @@ fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/reference").join(name)
 }
 
-/// The details are for the one who sits here, not for the results.
+/// Checks the status of a program. Its stderr is shown to the user, and is not part of the results.
 fn succeeded(output: &Output, what: impl fmt::Display) -> Result<()> {
     if output.status.success() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What cleans up behind the bench: the servers end and their directory goes, however the bench ended.
+//! The cleanup after the bench: ends the servers and removes their directory, however the bench ended.
 
 use std::fmt;
 use std::io::Write as _;
@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use crate::{Context as _, Result};
 
-/// A shell that cleans up when this program is gone, however it went: it then reads the end of its input.
+/// A shell that cleans up when this program has ended, however it ended: it then reads the end of its input.
 pub(crate) struct CleanupShell {
     shell: Child,
     stdin: Option<ChildStdin>,
@@ -37,19 +37,19 @@ impl CleanupShell {
         Ok(Self { shell, stdin })
     }
 
-    /// From now on it ends this process too.
+    /// Registers a process that the shell is to kill at the end.
     pub(crate) fn register(&self, pid: u32) -> Result<()> {
         self.write_command(format_args!("+ {pid}"))
     }
 
-    /// From now on the process may go, and its ID may become another's.
+    /// Unregisters a process before it ends, after which its ID may be reused.
     pub(crate) fn unregister(&self, pid: u32) -> Result<()> {
         self.write_command(format_args!("- {pid}"))
     }
 
     fn write_command(&self, command: fmt::Arguments<'_>) -> Result<()> {
-        let mut stdin = self.stdin.as_ref().expect("they are open until the guard is dropped");
-        // One write, so that an order is never cut off.
+        let mut stdin = self.stdin.as_ref().expect("stdin is open until the shell is dropped");
+        // One write, so that a command is never truncated.
         stdin.write_all(format!("{command}\n").as_bytes()).context("telling sh which servers there are")
     }
 }

@@ -1,4 +1,4 @@
-//! A peer: the protocol as one writes it with tokio-util's codecs.
+//! One of the candidates: the protocol as one writes it with tokio-util's codecs.
 //!
 //! `forward` flushes only when no further message is there, so that a pipeline is answered with few writes.
 

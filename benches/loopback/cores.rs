@@ -89,7 +89,7 @@ impl LoadThread {
     }
 }
 
-/// Runs all of them for a time, and adds up what was answered.
+/// Runs all loads for a time, and adds up their answers.
 fn run_all(load_threads: &[LoadThread], time: Duration) -> Result<Answered> {
     for load_thread in load_threads {
         load_thread.commands.send(time).context("starting a load")?;

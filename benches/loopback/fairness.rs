@@ -9,7 +9,7 @@ use crate::stats::percentile;
 use crate::table::Table;
 use crate::{Result, progress};
 
-/// How long a well-behaved connection waits beside others that send without pause.
+/// How long a well-behaved connection waits beside others that send without waiting for replies.
 pub(crate) fn fairness(plan: &Plan) -> Result<ReportSection> {
     const FLOODING: usize = 4;
     let candidates = plan.programs.count();
@@ -39,7 +39,7 @@ pub(crate) fn fairness(plan: &Plan) -> Result<ReportSection> {
         groups.push((format!("{} {size} B", transport.name()), slow));
         for (candidate, times) in times.iter().enumerate() {
             let mut row = vec![format!("{} {size} B", transport.name()), plan.programs.name(candidate).to_owned()];
-            // Of some, not one message comes back in time.
+            // Some servers do not answer a single message in time.
             let shown = |time: f64| if time.is_nan() { "none".to_owned() } else { format!("{time:.0}") };
             row.extend([500, 990, 1000].map(|per_mille| shown(percentile(times, per_mille) * 1e6)));
             table.row(row);

@@ -1,4 +1,4 @@
-//! Peers that know no messages: each starts `cat` for every connection. They can only be compared in how many
+//! Servers that know no messages: each starts `cat` for every connection. They can only be compared in how many
 //! connections they serve.
 
 use std::fs;
@@ -16,7 +16,7 @@ use crate::stats::{Samples, format_short};
 use crate::table::Table;
 use crate::{Context as _, Failure, Result, progress};
 
-/// How many connections there are at a time. Ncat lets ten wait; a connection that finds no place comes again after
+/// How many connections there are at a time. Ncat has a backlog of ten; a connection that does not fit is retried after
 /// a second.
 const CONCURRENCY: usize = 8;
 
@@ -34,7 +34,7 @@ pub(crate) fn cat(plan: &Plan) -> Result<Vec<Table>> {
             let workload = Workload::new(16, 16);
             samples.push(candidate, rate(&server, &workload, plan.sample / 2).context(plan.programs.name(candidate))?);
         }
-        // One that does not do what it should is left out: it is not ours.
+        // A program that does not work is skipped: it is not ours.
         programs.retain(|program| {
             let measured = start(plan, program)
                 .and_then(|server| rate(&server, &Workload::without_prefix(16, 16), plan.sample / 2));
@@ -68,7 +68,7 @@ fn rate(server: &Server, workload: &Workload, time: Duration) -> Result<f64> {
     Ok(answered.messages as f64 / answered.time.as_secs_f64())
 }
 
-/// Starts one of them on a port that was free a moment ago.
+/// Starts one of these programs on a port that was free a moment ago.
 fn start(plan: &Plan, program: &str) -> Result<Server> {
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     let port = address.context("looking for a free port")?.port();
@@ -88,7 +88,7 @@ fn start(plan: &Plan, program: &str) -> Result<Server> {
     Ok(server)
 }
 
-/// Writes its settings, and returns where.
+/// Writes the settings of xinetd, and returns their path.
 fn xinetd(plan: &Plan, port: u16) -> Result<String> {
     let path = plan.programs.unused_path("xinetd");
     let user = rustix::process::getuid().as_raw();

@@ -1,4 +1,4 @@
-//! The loads: connections that ask and wait, connections that come and go, connections that flood.
+//! The loads: connections that send and wait, short connections, connections that flood.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use crate::{Failure, Result, now};
 /// What a single receive may bring.
 const BUFFER_SIZE: usize = 256 * 1024;
 
-/// How long a load of few connections goes on before it pauses.
+/// How long a burst of few connections lasts.
 const BURST: Duration = Duration::from_millis(5);
 
-/// What was answered, and in which time.
+/// How many messages were answered, and in which time.
 #[derive(Clone, Copy)]
 pub(crate) struct Answered {
     /// Messages whose replies have been received whole.
@@ -76,16 +76,16 @@ impl Load {
         self.workload = Case::new(size, self.depth, 1).workload();
     }
 
-    /// Every connection sends one batch; returns when all is answered.
+    /// Sends one batch on every connection; returns when all is answered.
     pub(crate) fn exchange_batch(&mut self) -> Result<()> {
         self.run_burst(Duration::ZERO)
     }
 
     /// Keeps all connections busy for a time; returns when all is answered.
     ///
-    /// Two programs that feed each other fall into step, in one of several ways: now this one finds many events
-    /// at a time and the other few, now the reverse. It lasts for seconds, and one way costs a quarter more than
-    /// another. Therefore the load pauses again and again until all is answered, so that a sample is a mean over
+    /// Two programs that feed each other fall into step, in one of several ways: now this one finds many events at a
+    /// time and the other few, now the reverse. It lasts for seconds, and one way costs a quarter more than another.
+    /// Therefore the load runs in bursts and waits after each until all is answered, so that a sample is a mean over
     /// many beginnings.
     pub(crate) fn run(&mut self, time: Duration) -> Result<Answered> {
         let (start, before) = (now(), self.answered);
@@ -95,7 +95,7 @@ impl Load {
         Ok(Answered { messages: self.answered - before, time: start.elapsed() })
     }
 
-    /// How long it goes on before it pauses.
+    /// Returns how long a burst lasts.
     pub(crate) fn burst_length(&self) -> Duration {
         BURST * u32::try_from(self.connections.len() / 200).unwrap_or(u32::MAX).max(1)
     }
@@ -191,7 +191,7 @@ struct ShortConnection {
 }
 
 impl<'a> ShortConnections<'a> {
-    /// Prepares `at_once` connections at a time.
+    /// Prepares a load of `concurrency` connections at a time.
     pub(crate) fn new(address: &'a Address, workload: &'a Workload, concurrency: usize) -> Result<Self> {
         Ok(Self {
             address,
@@ -203,7 +203,7 @@ impl<'a> ShortConnections<'a> {
         })
     }
 
-    /// Goes on for a time; returns when all is answered and closed. It pauses now and then, as [`Load::run`].
+    /// Runs for a time; returns when all is answered and closed. It runs in bursts, as [`Load::run`].
     pub(crate) fn run(&mut self, time: Duration) -> Result<Answered> {
         let start = now();
         let mut messages = 0;
@@ -254,10 +254,10 @@ impl<'a> ShortConnections<'a> {
     }
 }
 
-/// Connections that send without ever waiting, and one beside them that measures how long its replies take.
+/// Connections that send without ever waiting, and a probe beside them that measures how long its replies take.
 pub(crate) struct Flood {
     poll: Poll,
-    /// The last one is the one that measures.
+    /// The last one is the probe.
     connections: Vec<FloodConnection>,
     workload: Workload,
     buffer: Vec<u8>,
@@ -265,16 +265,16 @@ pub(crate) struct Flood {
 
 struct FloodConnection {
     socket: OwnedFd,
-    /// Where the next byte to be sent and to be received stands in the script, which is repeated without end.
+    /// The index of the next byte to be sent and to be received in the workload, which is repeated without end.
     sent: usize,
     received: usize,
 }
 
 impl Flood {
-    /// What a flooding connection may send, and receive, in one turn: the load must not be what is unfair.
+    /// The most that a flooding connection may send, and receive, for one event: the load itself must be fair.
     const MAX_TRANSFER: usize = 64 * 1024;
 
-    /// Opens so many flooding connections, with messages of `size` bytes, and the one that measures.
+    /// Opens this many flooding connections, with messages of `size` bytes, and the probe.
     pub(crate) fn connect(address: &Address, size: usize, flooding: usize) -> Result<Self> {
         let poll = Poll::new()?;
         let mut connections = Vec::with_capacity(flooding + 1);
@@ -291,7 +291,7 @@ impl Flood {
         })
     }
 
-    /// Goes on for a time, and returns the round trip times of the connection that measures, in seconds.
+    /// Runs for a time, and returns the round trip times of the probe, in seconds.
     pub(crate) fn run(&mut self, time: Duration) -> Result<Vec<f64>> {
         let start = now();
         let mut times = Vec::new();
@@ -321,7 +321,7 @@ impl Flood {
                 }
             }
         }
-        // One question is still open; it must not be left to the next run.
+        // One probe is still unanswered; its reply must not be left to the next run.
         while !self.receive(self.connections.len() - 1)? {
             self.poll.wait()?;
         }
@@ -338,7 +338,7 @@ impl Flood {
         Ok(probe_sent)
     }
 
-    /// Returns whether the stream now stands at the end of the script's first reply.
+    /// Returns whether the stream is now at the end of the expected replies.
     fn receive(&mut self, key: usize) -> Result<bool> {
         let expected =
             self.workload.replies(0, if key + 1 == self.connections.len() { 1 } else { self.workload.count() });

@@ -1,4 +1,4 @@
-//! The daemon, a bare C epoll loop and other peers, side by side on the loopback.
+//! The daemon, a bare C epoll loop and other servers, side by side on the loopback.
 //!
 //! ```text
 //! cargo bench --bench loopback -- [--only SECTION]... [--case [tcp:|unix:]CASE]...
@@ -6,10 +6,10 @@
 //!                                 [--peers NAME,... | --peers none] [--quick] [--report FILE]
 //! ```
 //!
-//! The yardstick is `benches/reference/epoll.c`, compiled on the spot. Its and the daemon's peers are the same on
-//! io_uring, tokio with tokio-util's codec, and Go's standard library, as far as this machine has what they need.
-//! All of them run with one worker on one CPU, the load runs on another, one thread that checks every byte of every
-//! reply. They are started anew for every round and loaded in short turns, so that what disturbs the machine
+//! The reference is `benches/reference/epoll.c`, compiled on the spot. The other candidates are the same on io_uring,
+//! tokio with tokio-util's codec, and Go's standard library, as far as this machine has what they need. All of them run
+//! with one worker on one CPU, the load runs on another, one thread that checks every byte of every reply. They are
+//! started anew for every round and loaded in short slices, one after the other, so that what disturbs the machine
 //! disturbs all; a figure is the median over the rounds, and the range beside a ratio is that of the rounds. As the
 //! load costs about as much as the server, CPU time per message says more than messages per second. Whether a
 //! difference means anything can be seen with `--server reference`, which compares the reference with itself.
@@ -52,14 +52,14 @@ use crate::plan::Plan;
 use crate::programs::Programs;
 use crate::report::{Report, ReportSection, machine};
 
-/// Very many connections, and what stands for them where the limit on open files does not allow so many.
+/// Very many connections, and how many to use instead if the limit on open files does not allow so many.
 const MANY_CONNECTIONS: usize = 10_000;
 const FEWER_CONNECTIONS: usize = 9000;
 
 /// Open files that are no connections.
 const OTHER_FILES: usize = 200;
 
-/// Why the measurement could not go on, in a sentence for the one who started it.
+/// Why the measurement could not go on, in a sentence for the user.
 #[derive(Debug)]
 pub(crate) struct Failure(String);
 
@@ -112,7 +112,7 @@ fn raise_file_limit() -> Result<usize> {
 
 fn measure(options: Options) -> Result<()> {
     let max_connections = raise_file_limit()?.saturating_sub(OTHER_FILES);
-    // The reference and another one are loaded in turn and stay connected; all the connections begin here.
+    // The reference and another candidate are loaded in slices and stay connected; all the connections begin here.
     let many_connections = if 2 * MANY_CONNECTIONS <= max_connections {
         MANY_CONNECTIONS
     } else {
@@ -178,7 +178,7 @@ fn measure(options: Options) -> Result<()> {
     report.finish()
 }
 
-/// `--serve codec [ADDRESS]`: this program as one of the peers.
+/// Runs `--serve codec [ADDRESS]`: this program as one of the candidates.
 fn serve() -> Option<Result<()>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {

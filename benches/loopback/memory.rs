@@ -59,7 +59,7 @@ pub(crate) fn memory(plan: &Plan) -> Result<ReportSection> {
     Ok(ReportSection { tables: vec![table], plots: vec![plot] })
 }
 
-/// One message of 16 bytes and one of 4 KiB on every connection.
+/// Exchanges one message of 16 bytes and one of 4 KiB on every connection.
 fn exchange_messages(load: &mut Load) -> Result<()> {
     for size in [16, 4096] {
         load.set_message_size(size);

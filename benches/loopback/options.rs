@@ -36,7 +36,7 @@ const DAEMON: &str = env!("CARGO_BIN_EXE_echoed");
 pub(crate) enum Section {
     /// CPU time per message.
     Cpu,
-    /// Connections that come and go.
+    /// Short connections.
     Connect,
     /// More and more connections.
     Scaling,
@@ -48,7 +48,7 @@ pub(crate) enum Section {
     Fairness,
     /// Two workers.
     Cores,
-    /// Beside those that start `cat` for every connection.
+    /// Compared with servers that start `cat` for every connection.
     Cat,
 }
 
@@ -92,9 +92,9 @@ pub(crate) struct Options {
     pub(crate) rounds: usize,
     /// Length of a sample.
     pub(crate) sample: Duration,
-    /// What is compared first of all.
+    /// What is compared with the reference first of all.
     pub(crate) subject: Subject,
-    /// Who else is measured.
+    /// The other servers that are measured.
     pub(crate) others: Vec<&'static (&'static str, OtherServer)>,
     /// Where the results are written, beside stdout.
     pub(crate) file: Option<PathBuf>,
@@ -115,7 +115,7 @@ impl Options {
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| Failure::new(format_args!("{word} needs a value")));
             match word.as_str() {
-                // Cargo says this to every bench.
+                // Cargo passes this to every bench.
                 "--bench" => {}
                 "--help" | "-h" => return Ok(None),
                 "--only" => options.only.push(Self::section(&value()?)?),

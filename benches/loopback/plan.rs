@@ -1,4 +1,4 @@
-//! How a figure is taken: all the servers in turn, in short slices, so that what disturbs one disturbs all.
+//! How a figure is taken: all candidates in rotation, in short slices, so that what disturbs one disturbs all.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::stats::{Samples, format_short};
 use crate::table::Table;
 use crate::{Context as _, Result};
 
-/// How often the servers take turns within a sample.
+/// How many slices each candidate has within a sample.
 pub(crate) const SLICES: u32 = 10;
 
 /// How often and how long to measure, and what.
@@ -31,7 +31,7 @@ pub(crate) struct Plan {
     pub(crate) programs: Programs,
 }
 
-/// What one server has done and spent.
+/// The messages that one server has answered, and the time that it has spent.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Sample {
     cpu_nanoseconds: u64,
@@ -40,7 +40,7 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// Adds what the server does and spends while `load` runs. It is at rest before and after.
+    /// Adds what the server answers and spends while `load` runs. The server is idle before and after.
     pub(crate) fn add(&mut self, server: &mut Server, load: impl FnOnce() -> Result<Answered>) -> Result<()> {
         let before = server.wait_until_idle()?;
         let answered = load()?;
@@ -61,12 +61,12 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// Of so many peers.
+    /// Creates the empty figures of this many candidates.
     pub(crate) fn of(candidates: usize) -> Self {
         Self { cpu: Samples::of(candidates), rate: Samples::of(candidates) }
     }
 
-    /// Adds a round: a sample of every peer.
+    /// Adds a round: a sample of every candidate.
     pub(crate) fn push(&mut self, samples: &[Sample]) {
         for (candidate, sample) in samples.iter().enumerate() {
             self.cpu.push(candidate, sample.cpu_nanoseconds as f64 / sample.messages as f64);
@@ -74,7 +74,8 @@ impl Figures {
         }
     }
 
-    /// Two tables of the same cases: the first peer's figures, and the ratios of the others of the first `peers`.
+    /// Formats two tables of the same cases: the figures of the first candidate, and the ratios of the others among the
+    /// first `candidates`.
     pub(crate) fn tables(
         title: &str,
         first: &str,
@@ -107,17 +108,18 @@ impl Plan {
         self.sample / 5
     }
 
-    /// All the peers, the first one changing, so that none always comes after the same other.
+    /// Returns all candidates, beginning with another one at each offset, so that none always comes after the same
+    /// other.
     pub(crate) fn rotated(candidates: Range<usize>, offset: usize) -> impl Iterator<Item = usize> {
         let (start, count) = (candidates.start, candidates.len());
         (0..count).map(move |index| start + (index + offset) % count)
     }
 
-    /// One sample of every peer, taken in slices in turn, so that a disturbance meets all of them. The servers
-    /// are new each time, because where a process happens to lie in memory makes a difference that lasts.
+    /// Takes one sample of every candidate, in slices in rotation, so that a disturbance affects all of them. The
+    /// servers are new each time, because where a process happens to lie in memory makes a difference that lasts.
     ///
-    /// Where the limit on open files does not let all the loads be open at once, those who fit take turns, the
-    /// first two at least, and the others come after them.
+    /// If the limit on open files does not allow all the loads to be open at once, as many as fit are measured in
+    /// rotation, the first two at least, and the others after them.
     pub(crate) fn sample(
         &self,
         transport: Transport,

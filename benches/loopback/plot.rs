@@ -21,9 +21,9 @@ pub(crate) struct Plot {
     pub(crate) title: String,
     /// What the colours mean.
     pub(crate) series: Vec<String>,
-    /// The groups, with their names; a value that is no number is left out.
+    /// The groups, with their names; a value that is not a number is skipped.
     pub(crate) groups: Vec<(String, Vec<f64>)>,
-    /// The number of the first series' colour, so that a peer has the same one everywhere.
+    /// The number of the first series' colour, so that a candidate has the same one everywhere.
     pub(crate) first_colour: usize,
     /// A value that is marked by a line.
     pub(crate) mark: Option<f64>,

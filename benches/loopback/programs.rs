@@ -1,4 +1,4 @@
-//! The servers to compare, and what starts them.
+//! The candidates to compare, and how they are started.
 
 use std::fs::{self, File};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -13,7 +13,7 @@ use crate::cpus::{Cpus, pin};
 use crate::server::Server;
 use crate::{Context as _, Result};
 
-/// Enough for every case; the daemon's defaults are limits for strangers, not for a bench.
+/// Limits that are large enough for every case; the daemon's defaults are for production, not for a bench.
 const CONFIG: &str = r#"
 [limits]
 connections = 16000
@@ -65,17 +65,17 @@ impl Programs {
         Ok(Self { candidates, missing, directory, cleanup, cpus })
     }
 
-    /// How many peers there are; they go by their numbers, and 0 is the reference.
+    /// Returns how many candidates there are; they are identified by their index, and 0 is the reference.
     pub(crate) fn count(&self) -> usize {
         self.candidates.len()
     }
 
-    /// The name of a peer in the results.
+    /// Returns the name of a candidate in the results.
     pub(crate) fn name(&self, candidate: usize) -> &str {
         &self.candidates[candidate].name
     }
 
-    /// The command line of a peer. `listen` is missing where the listener is inherited.
+    /// Returns the command line of a candidate. `listen` is `None` if it inherits the listener.
     fn command(&self, candidate: usize, listen: Option<&str>, threads: usize) -> Result<Vec<PathBuf>> {
         let config = self.directory.join(format!("config-{threads}.toml"));
         let settings = format!("{CONFIG}workers = {threads}\n");
@@ -88,7 +88,7 @@ impl Programs {
         self.start_on(candidate, transport, &[self.cpus.server])
     }
 
-    /// The same, with a worker for each of these CPUs.
+    /// Starts a server as [`Self::start`] does, with a worker for each of these CPUs.
     pub(crate) fn start_on(&self, candidate: usize, transport: Transport, cpus: &[usize]) -> Result<Server> {
         let listen = match transport {
             Transport::Tcp => "tcp:127.0.0.1:0".to_owned(),
@@ -133,7 +133,7 @@ impl Programs {
         Server::new(child, &self.cleanup, what, log)
     }
 
-    /// A path in the directory that was not used yet.
+    /// Returns a path in the directory that is not used yet.
     pub(crate) fn unused_path(&self, name: &str) -> PathBuf {
         (0_u64..)
             .map(|number| self.directory.join(format!("{name}-{number}")))

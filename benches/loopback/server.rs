@@ -1,4 +1,4 @@
-//! A running server, watched from outside and, on every way out, ended.
+//! A running server, watched from outside, and ended however the bench ends.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::address::Address;
 use crate::cleanup::CleanupShell;
 use crate::{Context as _, Failure, Result, now};
 
-/// How long a server may take to come up or to come to rest.
+/// How long a server may take to start or to become idle.
 const MAX_WAIT: Duration = Duration::from_secs(20);
 
 /// A running server. Ends with this value, and with this program however that ends.
@@ -24,14 +24,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Takes charge of a process that writes its log to `log`.
+    /// Wraps a process that writes its log to `log`, and registers it for cleanup.
     pub(crate) fn new(child: Child, cleanup: &Rc<CleanupShell>, what: String, log: PathBuf) -> Result<Self> {
         let server = Self { child, cleanup: Rc::clone(cleanup), what, log, address: None };
         server.cleanup.register(server.child.id())?;
         Ok(server)
     }
 
-    /// Waits until it says in its log where it listens.
+    /// Waits until its log has the address on which it listens.
     pub(crate) fn wait_for_address(&mut self) -> Result<()> {
         self.wait_for("its line `listening on …`", |server| {
             server.address = Address::in_log(&server.log());
@@ -39,7 +39,7 @@ impl Server {
         })
     }
 
-    /// For a server that says nothing: it listens where it was told to, as soon as `ready` says so.
+    /// Waits until `ready` returns true, for a server that does not log its address: it listens on `address` then.
     pub(crate) fn wait_until_listening(&mut self, address: Address, ready: impl Fn(&Self) -> bool) -> Result<()> {
         self.address = Some(address);
         self.wait_for("it to listen", |server| ready(server))
@@ -50,10 +50,10 @@ impl Server {
         self.address.as_ref().expect("a server is handed out when its address is known")
     }
 
-    /// Waits until it has nothing more to do, and returns the CPU time of all its threads so far, in nanoseconds.
+    /// Waits until it is idle, and returns the CPU time of all its threads so far, in nanoseconds.
     ///
-    /// The kernel brings the CPU time of a thread up to date when the thread goes to sleep; until then the figure
-    /// may be tens of milliseconds old. So there is no other way to ask for it than after a rest.
+    /// The kernel brings the CPU time of a thread up to date when the thread goes to sleep; until then the figure may
+    /// be tens of milliseconds old. So it can only be read when the server is idle.
     pub(crate) fn wait_until_idle(&mut self) -> Result<u64> {
         let (mut last, mut unchanged) = (0, 0);
         self.wait_for("it to come to rest", |server| {
@@ -105,7 +105,7 @@ impl Server {
         Ok(fs::read_dir(&path).context(format_args!("reading {path}"))?.count())
     }
 
-    /// What it has said on stderr so far.
+    /// Returns what it has written to stderr so far.
     pub(crate) fn log(&self) -> String {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
@@ -147,7 +147,7 @@ pub(crate) struct Memory {
 }
 
 fn kill_and_wait(child: &mut Child) {
-    // There is nobody left to tell: it is gone already, or it is not ours.
+    // Errors are ignored: the process is gone already, or it is not ours.
     drop(child.kill());
     drop(child.wait());
 }

@@ -1,4 +1,4 @@
-//! What a connection costs that comes, sends one message, takes the reply and goes.
+//! The cost of a short connection: connect, one message, its reply, close.
 
 use crate::address::Transport;
 use crate::load::ShortConnections;

@@ -1,4 +1,4 @@
-//! What goes over the wire: the script of messages and replies, one end of a connection, and an epoll set.
+//! What goes over the wire: the workload of messages and replies, the sockets of the load, and an epoll set.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -16,7 +16,7 @@ use rustix::net::{
 use crate::address::Address;
 use crate::{Context as _, Failure, Result};
 
-/// How long nothing at all may happen before the server counts as stuck.
+/// How long the load waits for any event before the server counts as stuck.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 const PREFIX: &[u8] = b"server got:";
@@ -32,13 +32,13 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    /// The same, for a server that sends back what it gets.
+    /// Creates a workload for a server that sends back the bytes as they are.
     pub(crate) fn without_prefix(size: usize, count: usize) -> Self {
         let workload = Self::new(size, count);
         Self { replies: workload.messages.clone(), reply_size: workload.message_size, ..workload }
     }
 
-    /// A script of `count` messages of `size` bytes, the delimiter not counted.
+    /// Creates a workload of `count` messages of `size` bytes, the delimiter not counted.
     pub(crate) fn new(size: usize, count: usize) -> Self {
         let mut messages = Vec::with_capacity(count * (size + 1));
         let mut replies = Vec::with_capacity(count * (PREFIX.len() + size + 1));
@@ -70,7 +70,7 @@ impl Workload {
         self.reply_size
     }
 
-    /// The number of places where a batch of `depth` messages can begin.
+    /// Returns the number of messages with which a batch of `depth` messages can begin.
     pub(crate) fn batch_starts(&self, depth: usize) -> usize {
         self.count() - depth + 1
     }
@@ -118,8 +118,8 @@ pub(crate) fn try_send(socket: &OwnedFd, bytes: &[u8]) -> Result<usize> {
     }
 }
 
-/// Receives without waiting; `None`: there is nothing now. The end of the stream is a failure: no server may
-/// hang up here.
+/// Receives without waiting; `None`: there is nothing now. The end of the stream is a failure: no server may close a
+/// connection here.
 pub(crate) fn try_receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>> {
     match recv(socket, buffer, RecvFlags::DONTWAIT) {
         Err(Errno::AGAIN) => Ok(None),
@@ -128,7 +128,7 @@ pub(crate) fn try_receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<
     }
 }
 
-/// Compares what came with what should have come.
+/// Compares received bytes with the expected ones.
 pub(crate) fn check_reply(received: &[u8], owed: &[u8]) -> Result<()> {
     if owed.get(..received.len()) == Some(received) {
         return Ok(());
@@ -248,7 +248,7 @@ impl Case {
         Self { size, depth, connections }
     }
 
-    /// A script that lets a connection begin at different messages each time.
+    /// Creates a workload that lets a connection begin with a different message each time.
     pub(crate) fn workload(self) -> Workload {
         Workload::new(self.size, self.depth + if self.size > 4096 { 3 } else { 15 })
     }

@@ -1,32 +1,32 @@
-//! Samples of all the peers, their medians and ratios.
+//! Samples of all candidates, their medians and ratios.
 
-/// One figure of every peer, one sample a round; those of a round were taken at the same time. The first peer is
-/// the one that the others are compared with.
+/// One figure of every candidate, one sample a round; those of a round were taken at the same time. The first candidate
+/// is the one that the others are compared with.
 #[derive(Clone)]
 pub(crate) struct Samples(Vec<Vec<f64>>);
 
 impl Samples {
-    /// No samples yet of so many peers.
+    /// Creates an empty table for this many candidates.
     pub(crate) fn of(candidates: usize) -> Self {
         Self(vec![Vec::new(); candidates])
     }
 
-    /// Adds a sample of one peer.
+    /// Adds a sample of one candidate.
     pub(crate) fn push(&mut self, candidate: usize, sample: f64) {
         self.0[candidate].push(sample);
     }
 
-    /// How many there are of one peer.
+    /// Returns how many samples there are of one candidate.
     pub(crate) fn count(&self, candidate: usize) -> usize {
         self.0[candidate].len()
     }
 
-    /// The median of one peer.
+    /// Returns the median of one candidate.
     pub(crate) fn median(&self, candidate: usize) -> f64 {
         median(&self.0[candidate])
     }
 
-    /// A peer's median in relation to the first one's.
+    /// Returns the ratio of a candidate's median to that of the first.
     pub(crate) fn ratio(&self, candidate: usize) -> f64 {
         self.median(candidate) / self.median(0)
     }

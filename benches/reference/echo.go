@@ -34,7 +34,7 @@ func serve(c net.Conn) {
 			out.Write(prefix)
 			out.Write(part)
 		} else {
-			// Longer than the buffer: it is put together before anything is answered.
+			// Longer than the buffer: the message is put together before it is answered.
 			long := append([]byte(nil), part...)
 			for !whole {
 				part, err = in.ReadSlice('\t')

@@ -1,5 +1,5 @@
 /*
- * A bare epoll loop that speaks the delimited echo protocol: the yardstick of `cargo bench`.
+ * A bare epoll loop that speaks the delimited echo protocol: the reference of `cargo bench`.
  *
  *     epoll [-t THREADS] tcp:HOST:PORT | unix:/PATH
  *
@@ -12,15 +12,14 @@
  *
  * How it works:
  *
- * - Every thread has an epoll set of its own. Thread 0 also has the listener in its set and deals the
- *   connections out in turn; afterwards a connection belongs to one thread, and no lock is needed.
+ * - Every thread has an epoll set of its own. Thread 0 also has the listener in its set and assigns the
+ *   connections to the threads in rotation; afterwards a connection belongs to one thread, and no lock is needed.
  * - Edge-triggered: a level-triggered descriptor is polled once more, in vain, after every message. A wake-up
  *   costs one recv() into the thread's scratch and one send().
  * - A message that comes alone and whole is answered where it lies: the scratch has room for the prefix in
  *   front. Otherwise the replies are put together in a second scratch and go out at once.
- * - A connection owns memory only for an unfinished message (kept behind its prefix, so that it becomes its
- *   reply when it is complete) and for replies that the socket did not take. While it is owed replies, it is
- *   not read from.
+ * - A connection owns memory only for a partial message (stored behind its prefix, so that it becomes its reply
+ *   when it is complete) and for unsent replies. While it has unsent replies, the server does not read from it.
  *
  * When it listens, it says so on stderr: "listening on tcp:127.0.0.1:40123". SIGTERM and SIGINT end it.
  * Without an address it takes the listener that a service manager has passed as descriptor 3 (LISTEN_FDS).
@@ -73,12 +72,12 @@
 
 struct connection {
     int fd;
-    uint32_t partial_size;     /* the unfinished message, behind its prefix; NULL: none */
+    uint32_t partial_size;     /* the partial message, behind its prefix; NULL: none */
     uint32_t partial_capacity;
-    uint32_t owed_size;        /* replies that could not be sent yet; NULL: none */
-    uint32_t owed_sent;
+    uint32_t unsent_size;      /* replies that could not be sent yet; NULL: none */
+    uint32_t unsent_sent;
     char *partial;
-    char *owed;
+    char *unsent;
 };
 
 struct worker {
@@ -92,7 +91,7 @@ static struct worker workers[MAX_THREADS];
 static unsigned worker_count = 1;
 static int listener;
 
-/* What stands in epoll_event.data in place of a connection. */
+/* Addresses that epoll_event.data has instead of a connection. */
 static char listener_event, signal_event;
 
 static void die(const char *format, ...)
@@ -110,16 +109,16 @@ static void die(const char *format, ...)
     exit(1);
 }
 
-static void *checked(void *memory)
+static void *check_alloc(void *memory)
 {
     if (!memory)
         die("no memory");
     return memory;
 }
 
-static void watch(int epoll, int operation, int fd, uint32_t events, void *what)
+static void epoll_update(int epoll, int operation, int fd, uint32_t events, void *data)
 {
-    struct epoll_event event = {.events = events, .data.ptr = what};
+    struct epoll_event event = {.events = events, .data.ptr = data};
 
     if (epoll_ctl(epoll, operation, fd, &event) < 0)
         die("epoll_ctl");
@@ -127,11 +126,11 @@ static void watch(int epoll, int operation, int fd, uint32_t events, void *what)
 
 /* ---- one connection ----------------------------------------------------------------------------------- */
 
-static void hang_up(struct connection *c)
+static void close_connection(struct connection *c)
 {
     close(c->fd);
     free(c->partial);
-    free(c->owed);
+    free(c->unsent);
     free(c);
 }
 
@@ -143,14 +142,14 @@ static ssize_t try_send(int fd, const char *bytes, size_t size)
     return sent < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : sent;
 }
 
-/* Keeps `bytes` (malloc()ed, from now on the connection's) until the socket is writable, and stops reading
- * until then. */
-static void owe(struct worker *w, struct connection *c, char *bytes, size_t size, size_t sent)
+/* Stores `bytes` (malloc()ed; the connection owns them from now on) until the socket is writable, and stops
+ * reading until then. */
+static void store_unsent(struct worker *w, struct connection *c, char *bytes, size_t size, size_t sent)
 {
-    c->owed = bytes;
-    c->owed_size = size;
-    c->owed_sent = sent;
-    watch(w->epoll, EPOLL_CTL_MOD, c->fd, WRITING, c);
+    c->unsent = bytes;
+    c->unsent_size = size;
+    c->unsent_sent = sent;
+    epoll_update(w->epoll, EPOLL_CTL_MOD, c->fd, WRITING, c);
 }
 
 /* Sends replies from a scratch and copies what the socket does not take. Returns false when the connection is
@@ -163,29 +162,29 @@ static bool reply(struct worker *w, struct connection *c, const char *bytes, siz
         return true;
     if (sent < 0)
         return false;
-    owe(w, c, memcpy(checked(malloc(size - sent)), bytes + sent, size - sent), size - sent, 0);
+    store_unsent(w, c, memcpy(check_alloc(malloc(size - sent)), bytes + sent, size - sent), size - sent, 0);
     return true;
 }
 
-/* The socket is writable again. Returns false when the connection is broken. */
-static bool pay(struct worker *w, struct connection *c)
+/* Sends unsent replies when the socket is writable again. Returns false when the connection is broken. */
+static bool send_unsent(struct worker *w, struct connection *c)
 {
-    ssize_t sent = try_send(c->fd, c->owed + c->owed_sent, c->owed_size - c->owed_sent);
+    ssize_t sent = try_send(c->fd, c->unsent + c->unsent_sent, c->unsent_size - c->unsent_sent);
 
     if (sent < 0)
         return false;
-    c->owed_sent += sent;
-    if (c->owed_sent == c->owed_size) {
-        free(c->owed);
-        c->owed = NULL;
-        /* This looks at the socket anew: what came in meanwhile is an event of its own. */
-        watch(w->epoll, EPOLL_CTL_MOD, c->fd, READING, c);
+    c->unsent_sent += sent;
+    if (c->unsent_sent == c->unsent_size) {
+        free(c->unsent);
+        c->unsent = NULL;
+        /* This polls the socket again: input that came meanwhile is reported as a new event. */
+        epoll_update(w->epoll, EPOLL_CTL_MOD, c->fd, READING, c);
     }
     return true;
 }
 
-/* Adds to the unfinished message. Returns false when it is longer than it may be. */
-static bool keep(struct connection *c, const char *bytes, size_t size, bool complete)
+/* Appends to the partial message. Returns false when it exceeds the limit. */
+static bool append_partial(struct connection *c, const char *bytes, size_t size, bool complete)
 {
     size_t needed = c->partial ? c->partial_size + size : PREFIX_SIZE + size;
 
@@ -200,9 +199,9 @@ static bool keep(struct connection *c, const char *bytes, size_t size, bool comp
             capacity = REPLY_SIZE;
         c->partial_capacity = capacity;
         if (c->partial) {
-            c->partial = checked(realloc(c->partial, capacity));
+            c->partial = check_alloc(realloc(c->partial, capacity));
         } else {
-            c->partial = memcpy(checked(malloc(capacity)), PREFIX, PREFIX_SIZE);
+            c->partial = memcpy(check_alloc(malloc(capacity)), PREFIX, PREFIX_SIZE);
             c->partial_size = PREFIX_SIZE;
         }
     }
@@ -211,9 +210,9 @@ static bool keep(struct connection *c, const char *bytes, size_t size, bool comp
     return true;
 }
 
-/* Answers what is complete in the `size` bytes of input and keeps the rest. Returns false when the connection
- * is to end: it is broken, or a message is too long (what was complete before that is sent as far as the
- * socket takes it). */
+/* Answers the complete messages in the `size` bytes of input and stores the rest. Returns false when the
+ * connection is to end: it is broken, or a message is too long (replies to complete messages before it are sent
+ * as far as the socket takes them). */
 static bool answer(struct worker *w, struct connection *c, size_t size)
 {
     char *at = w->input, *end = at + size, *out = w->output, *stop;
@@ -222,7 +221,7 @@ static bool answer(struct worker *w, struct connection *c, size_t size)
     if (c->partial) {
         size_t part = (stop ? stop + 1 : end) - at;
 
-        if (!keep(c, at, part, stop))
+        if (!append_partial(c, at, part, stop))
             return false;
         if (!stop)
             return true;
@@ -233,7 +232,7 @@ static bool answer(struct worker *w, struct connection *c, size_t size)
 
             c->partial = NULL;
             if (sent >= 0 && (size_t)sent < c->partial_size)
-                owe(w, c, whole, c->partial_size, sent);
+                store_unsent(w, c, whole, c->partial_size, sent);
             else
                 free(whole);
             return sent >= 0;
@@ -264,14 +263,14 @@ static bool answer(struct worker *w, struct connection *c, size_t size)
     }
     if (out > w->output && !reply(w, c, w->output, out - w->output))
         return false;
-    return at == end || (!stop && keep(c, at, end - at, false));
+    return at == end || (!stop && append_partial(c, at, end - at, false));
 }
 
 static void serve(struct worker *w, struct connection *c, uint32_t events)
 {
-    if (c->owed) {
-        if (!pay(w, c))
-            hang_up(c);
+    if (c->unsent) {
+        if (!send_unsent(w, c))
+            close_connection(c);
         return;
     }
     for (;;) {
@@ -279,18 +278,18 @@ static void serve(struct worker *w, struct connection *c, uint32_t events)
 
         if (size <= 0) {
             if (size == 0 || (errno != EAGAIN && errno != EINTR))
-                hang_up(c);
+                close_connection(c);
             return;
         }
         if (!answer(w, c, size)) {
-            hang_up(c);
+            close_connection(c);
             return;
         }
-        if (c->owed)
+        if (c->unsent)
             return;
         if (size == READ_SIZE) {
-            /* There may be more, but the others come first: this puts the connection behind them. */
-            watch(w->epoll, EPOLL_CTL_MOD, c->fd, READING, c);
+            /* There may be more, but other connections run first: this puts the connection behind them. */
+            epoll_update(w->epoll, EPOLL_CTL_MOD, c->fd, READING, c);
             return;
         }
         /* A short read has emptied the socket, and what comes later is a new event; only the end of the
@@ -302,19 +301,19 @@ static void serve(struct worker *w, struct connection *c, uint32_t events)
 
 /* ---- threads ------------------------------------------------------------------------------------------ */
 
-/* Takes what waits in the backlog. Returns false when there is no descriptor or memory left: try later. */
-static bool take(void)
+/* Accepts all connections in the backlog. Returns false when there is no descriptor or memory left: try later. */
+static bool accept_connections(void)
 {
-    static unsigned turn;
+    static unsigned next_worker;
 
     for (;;) {
         int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
         if (fd >= 0) {
-            struct connection *c = checked(calloc(1, sizeof *c));
+            struct connection *c = check_alloc(calloc(1, sizeof *c));
 
             c->fd = fd;
-            watch(workers[turn++ % worker_count].epoll, EPOLL_CTL_ADD, fd, READING, c);
+            epoll_update(workers[next_worker++ % worker_count].epoll, EPOLL_CTL_ADD, fd, READING, c);
         } else if (errno == EAGAIN) {
             return true;
         } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
@@ -331,28 +330,28 @@ static void *run(void *worker)
     struct epoll_event events[EVENTS];
     char *scratch = mmap(NULL, INPUT_SIZE + OUTPUT_SIZE, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    bool short_of = false;
+    bool accept_paused = false;
 
     if (scratch == MAP_FAILED)
         die("mmap");
     w->input = scratch + BLOCK;
     w->output = scratch + INPUT_SIZE;
     for (;;) {
-        int count = epoll_wait(w->epoll, events, EVENTS, short_of ? 100 : -1);
+        int count = epoll_wait(w->epoll, events, EVENTS, accept_paused ? 100 : -1);
 
         if (count < 0 && errno != EINTR)
             die("epoll_wait");
-        if (short_of)
-            short_of = !take();
+        if (accept_paused)
+            accept_paused = !accept_connections();
         for (int i = 0; i < count; i++) {
-            void *what = events[i].data.ptr;
+            void *data = events[i].data.ptr;
 
-            if (what == &signal_event)
+            if (data == &signal_event)
                 return NULL;
-            if (what == &listener_event)
-                short_of = !take();
+            if (data == &listener_event)
+                accept_paused = !accept_connections();
             else
-                serve(w, what, events[i].events);
+                serve(w, data, events[i].events);
         }
     }
 }
@@ -450,7 +449,7 @@ int main(int argc, char **argv)
         if (workers[i].epoll < 0)
             die("epoll_create1");
     }
-    watch(workers[0].epoll, EPOLL_CTL_ADD, signalfd(-1, &signals, SFD_CLOEXEC), EPOLLIN, &signal_event);
+    epoll_update(workers[0].epoll, EPOLL_CTL_ADD, signalfd(-1, &signals, SFD_CLOEXEC), EPOLLIN, &signal_event);
 
     if (optind == argc && getenv("LISTEN_FDS"))
         listener = inherited();
@@ -462,7 +461,7 @@ int main(int argc, char **argv)
         goto usage;
 
     /* Edge-triggered as well: it is emptied on every event, and when descriptors run out it does not spin. */
-    watch(workers[0].epoll, EPOLL_CTL_ADD, listener, EPOLLIN | EPOLLET, &listener_event);
+    epoll_update(workers[0].epoll, EPOLL_CTL_ADD, listener, EPOLLIN | EPOLLET, &listener_event);
     for (unsigned i = 1; i < worker_count; i++)
         if (pthread_create(&workers[i].thread, NULL, run, &workers[i]))
             die("pthread_create");

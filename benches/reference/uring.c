@@ -6,7 +6,7 @@
  *
  * How it works:
  *
- * - A connection waits with one recv that takes a buffer from a ring only when something is there: an idle
+ * - A connection waits with one recv that takes a buffer from a ring only when there is input: an idle
  *   connection owns none.
  * - What came is answered by a send with the next recv linked behind it: both go to the kernel with the next
  *   wait, and nothing is read before the replies are gone.
@@ -47,7 +47,7 @@
 #define BLOCK 64
 
 /* Room in front for a prefix and behind for the last block; the odd number of blocks keeps the beginnings of the
- * buffers from sharing the same few places of the caches. */
+ * buffers from sharing the same few sets of the caches. */
 #define READ_SIZE (128 * 1024)
 #define STRIDE (READ_SIZE + 5 * BLOCK)
 #define BUFFERS 1024
@@ -65,10 +65,10 @@ struct output {
 
 struct connection {
     int fd;
-    int buffer;                /* what is being sent: a buffer of the ring, by its number; -1: none */
+    int buffer;                /* being sent: a buffer of the ring, by its number; -1: none */
     struct output *output;     /* or one of these */
     char *whole;               /* or a message that came in parts */
-    char *partial;             /* the unfinished message, behind its prefix; NULL: none */
+    char *partial;             /* the partial message, behind its prefix; NULL: none */
     uint32_t partial_size, partial_capacity;
     struct connection *next;   /* of those that wait for a buffer */
 };
@@ -80,15 +80,15 @@ static struct {
     struct io_uring_cqe *cqes;
 } ring;
 
-static struct io_uring_buf_ring *offered;
+static struct io_uring_buf_ring *buffer_ring;
 static char *buffers;
-static uint16_t offered_tail;
+static uint16_t buffer_ring_tail;
 
-/* Few buffers are offered at a time, those last used first: they are still in the caches. The number follows need. */
-static uint16_t spare[BUFFERS];
-static unsigned spare_count, stocked, wanted = 16, most_used, used, waits;
+/* Few buffers are provided at a time, those last used first: they are still in the caches. The number follows need. */
+static uint16_t free_buffers[BUFFERS];
+static unsigned free_count, provided, provide_target = 16, most_used, used, waits;
 static struct output *outputs;
-static struct connection *starved;
+static struct connection *waiting_for_buffer;
 static int listener;
 
 static void die(const char *what)
@@ -97,14 +97,14 @@ static void die(const char *what)
     exit(1);
 }
 
-static void *checked(void *memory)
+static void *check_alloc(void *memory)
 {
     if (!memory)
         die("memory");
     return memory;
 }
 
-static void *map(size_t size)
+static void *map_memory(size_t size)
 {
     void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
@@ -120,33 +120,33 @@ static char *buffer_at(unsigned number)
     return buffers + (size_t)number * STRIDE + BLOCK;
 }
 
-static void offer(unsigned number)
+static void provide_buffer(unsigned number)
 {
-    struct io_uring_buf *entry = &offered->bufs[offered_tail & (BUFFERS - 1)];
+    struct io_uring_buf *entry = &buffer_ring->bufs[buffer_ring_tail & (BUFFERS - 1)];
 
     entry->addr = (uintptr_t)buffer_at(number);
     entry->len = READ_SIZE;
     entry->bid = number;
-    __atomic_store_n(&offered->tail, ++offered_tail, __ATOMIC_RELEASE);
+    __atomic_store_n(&buffer_ring->tail, ++buffer_ring_tail, __ATOMIC_RELEASE);
 }
 
-/* Offers as many buffers as are likely to be needed until the next time. */
-static void stock(void)
+/* Provides as many buffers as are likely to be needed until the next call. */
+static void provide_buffers(void)
 {
     if (used > most_used)
         most_used = used;
     used = 0;
     if (++waits % 256 == 0) {
-        if (most_used < wanted / 4 && wanted > 16)
-            wanted /= 2;
+        if (most_used < provide_target / 4 && provide_target > 16)
+            provide_target /= 2;
         most_used = 0;
     }
-    for (; stocked < wanted && spare_count > 0; stocked++)
-        offer(spare[--spare_count]);
+    for (; provided < provide_target && free_count > 0; provided++)
+        provide_buffer(free_buffers[--free_count]);
 }
 
-/* Hands over what was queued, and waits for so many completions. */
-static void enter(unsigned wait)
+/* Submits the queued operations, and waits for this many completions. */
+static void submit_and_wait(unsigned wait)
 {
     unsigned queued = ring.tail - __atomic_load_n(ring.sq_head, __ATOMIC_ACQUIRE);
 
@@ -156,18 +156,18 @@ static void enter(unsigned wait)
         die("io_uring_enter");
 }
 
-/* Makes room for so many operations; linked ones have to be handed over together. */
-static void make_room(unsigned count)
+/* Reserves room for this many operations; linked ones have to be submitted together. */
+static void reserve_sqes(unsigned count)
 {
     while (ring.tail + count - __atomic_load_n(ring.sq_head, __ATOMIC_ACQUIRE) > ring.sq_mask + 1)
-        enter(0);
+        submit_and_wait(0);
 }
 
 static struct io_uring_sqe *queue(uint8_t operation, int fd, uint64_t data)
 {
     struct io_uring_sqe *sqe;
 
-    make_room(1);
+    reserve_sqes(1);
     sqe = &ring.sqes[ring.tail++ & ring.sq_mask];
     memset(sqe, 0, sizeof *sqe);
     sqe->opcode = operation;
@@ -197,7 +197,7 @@ static void queue_send(struct connection *c, const char *bytes, size_t size)
 {
     struct io_uring_sqe *sqe;
 
-    make_room(2);
+    reserve_sqes(2);
     sqe = queue(IORING_OP_SEND, c->fd, (uintptr_t)c | SEND);
     sqe->addr = (uintptr_t)bytes;
     sqe->len = size;
@@ -240,19 +240,19 @@ static const char *set_up(void)
     ring.cq_mask = params.cq_entries - 1;
     ring.cqes = (struct io_uring_cqe *)(cq + params.cq_off.cqes);
 
-    offered = map(BUFFERS * sizeof(struct io_uring_buf));
-    buffers = map((size_t)BUFFERS * STRIDE);
-    registration.ring_addr = (uintptr_t)offered;
+    buffer_ring = map_memory(BUFFERS * sizeof(struct io_uring_buf));
+    buffers = map_memory((size_t)BUFFERS * STRIDE);
+    registration.ring_addr = (uintptr_t)buffer_ring;
     if (syscall(SYS_io_uring_register, ring.fd, IORING_REGISTER_PBUF_RING, &registration, 1) < 0)
         return "IORING_REGISTER_PBUF_RING";
     for (unsigned i = 0; i < BUFFERS; i++)
-        spare[spare_count++] = i;
+        free_buffers[free_count++] = i;
     return NULL;
 }
 
 /* ---- one connection ----------------------------------------------------------------------------------- */
 
-static void hang_up(struct connection *c)
+static void close_connection(struct connection *c)
 {
     close(c->fd);
     free(c->partial);
@@ -264,15 +264,15 @@ static struct output *take_output(void)
     struct output *output = outputs;
 
     if (!output)
-        return map(sizeof *output + OUTPUT_SIZE);
+        return map_memory(sizeof *output + OUTPUT_SIZE);
     outputs = output->next;
     return output;
 }
 
-static void give_back(struct connection *c)
+static void release_output(struct connection *c)
 {
     if (c->buffer >= 0)
-        spare[spare_count++] = (uint16_t)c->buffer;
+        free_buffers[free_count++] = (uint16_t)c->buffer;
     free(c->whole);
     c->whole = NULL;
     if (c->output) {
@@ -283,8 +283,8 @@ static void give_back(struct connection *c)
     c->output = NULL;
 }
 
-/* Adds to the unfinished message. Returns false when it is longer than it may be. */
-static bool keep(struct connection *c, const char *bytes, size_t size, bool complete)
+/* Appends to the partial message. Returns false when it exceeds the limit. */
+static bool append_partial(struct connection *c, const char *bytes, size_t size, bool complete)
 {
     size_t needed = c->partial ? c->partial_size + size : PREFIX_SIZE + size;
 
@@ -299,9 +299,9 @@ static bool keep(struct connection *c, const char *bytes, size_t size, bool comp
             capacity = REPLY_SIZE;
         c->partial_capacity = capacity;
         if (c->partial) {
-            c->partial = checked(realloc(c->partial, capacity));
+            c->partial = check_alloc(realloc(c->partial, capacity));
         } else {
-            c->partial = memcpy(checked(malloc(capacity)), PREFIX, PREFIX_SIZE);
+            c->partial = memcpy(check_alloc(malloc(capacity)), PREFIX, PREFIX_SIZE);
             c->partial_size = PREFIX_SIZE;
         }
     }
@@ -310,7 +310,7 @@ static bool keep(struct connection *c, const char *bytes, size_t size, bool comp
     return true;
 }
 
-/* Answers what is complete in a buffer and keeps the rest. Returns false when a message is too long. */
+/* Answers the complete messages in a buffer and stores the rest. Returns false when a message is too long. */
 static bool answer(struct connection *c, unsigned number, size_t size)
 {
     char *at = buffer_at(number), *end = at + size, *stop = memchr(at, DELIMITER, size), *out = NULL;
@@ -321,9 +321,9 @@ static bool answer(struct connection *c, unsigned number, size_t size)
         return true;
     }
     if (c->partial && stop == end - 1) {
-        if (!keep(c, at, size, true))
+        if (!append_partial(c, at, size, true))
             return false;
-        spare[spare_count++] = (uint16_t)number;
+        free_buffers[free_count++] = (uint16_t)number;
         c->whole = c->partial;
         c->partial = NULL;
         queue_send(c, c->whole, c->partial_size);
@@ -333,7 +333,7 @@ static bool answer(struct connection *c, unsigned number, size_t size)
         c->output = take_output();
         out = c->output->bytes;
         if (c->partial) {
-            if (!keep(c, at, stop + 1 - at, true))
+            if (!append_partial(c, at, stop + 1 - at, true))
                 return false;
             memcpy(out, c->partial, c->partial_size);
             out += c->partial_size;
@@ -356,9 +356,9 @@ static bool answer(struct connection *c, unsigned number, size_t size)
             at += message;
         }
     }
-    if (at < end && !keep(c, at, end - at, false))
+    if (at < end && !append_partial(c, at, end - at, false))
         return false;
-    spare[spare_count++] = (uint16_t)number;
+    free_buffers[free_count++] = (uint16_t)number;
     if (c->output)
         queue_send(c, c->output->bytes, out - c->output->bytes);
     else
@@ -371,30 +371,30 @@ static void received(struct connection *c, int size, unsigned flags)
     unsigned number = flags >> IORING_CQE_BUFFER_SHIFT;
 
     if (flags & IORING_CQE_F_BUFFER) {
-        stocked--;
+        provided--;
         used++;
     }
     if (size == -ENOBUFS) {
-        /* All that tried in this turn come again; there have to be enough for them then. */
-        if (wanted < BUFFERS && !starved)
-            wanted *= 2;
-        c->next = starved;
-        starved = c;
+        /* All connections without a buffer try again in the next loop; there have to be enough buffers then. */
+        if (provide_target < BUFFERS && !waiting_for_buffer)
+            provide_target *= 2;
+        c->next = waiting_for_buffer;
+        waiting_for_buffer = c;
     } else if (size <= 0) {
         if (flags & IORING_CQE_F_BUFFER)
-            spare[spare_count++] = (uint16_t)number;
-        hang_up(c);
+            free_buffers[free_count++] = (uint16_t)number;
+        close_connection(c);
     } else if (!answer(c, number, size)) {
-        spare[spare_count++] = (uint16_t)number;
-        give_back(c);
-        hang_up(c);
+        free_buffers[free_count++] = (uint16_t)number;
+        release_output(c);
+        close_connection(c);
     }
 }
 
 static void accepted(int fd, unsigned flags)
 {
     if (fd >= 0) {
-        struct connection *c = checked(calloc(1, sizeof *c));
+        struct connection *c = check_alloc(calloc(1, sizeof *c));
 
         c->fd = fd;
         c->buffer = -1;
@@ -410,32 +410,32 @@ static void accepted(int fd, unsigned flags)
 static void run(void)
 {
     queue_accept();
-    stock();
+    provide_buffers();
     for (;;) {
         unsigned head, tail;
 
-        enter(1);
+        submit_and_wait(1);
         head = *ring.cq_head;
         tail = __atomic_load_n(ring.cq_tail, __ATOMIC_ACQUIRE);
         while (head != tail) {
             struct io_uring_cqe cqe = ring.cqes[head++ & ring.cq_mask];
             struct connection *c = (struct connection *)(uintptr_t)(cqe.user_data & ~(uint64_t)3);
 
-            /* At once: handling it may have to enter. */
+            /* At once: the handler may have to submit. */
             __atomic_store_n(ring.cq_head, head, __ATOMIC_RELEASE);
             switch (cqe.user_data & 3) {
             case RECV: received(c, cqe.res, cqe.flags); break;
-            case SEND: give_back(c); break; /* a failure cancels the recv, which then ends the connection */
+            case SEND: release_output(c); break; /* a failure cancels the recv, which then ends the connection */
             case ACCEPT: accepted(cqe.res, cqe.flags); break;
             }
         }
-        while (starved) {
-            struct connection *c = starved;
+        while (waiting_for_buffer) {
+            struct connection *c = waiting_for_buffer;
 
-            starved = c->next;
+            waiting_for_buffer = c->next;
             queue_recv(c, false);
         }
-        stock();
+        provide_buffers();
     }
 }
 

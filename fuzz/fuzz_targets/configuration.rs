@@ -1,5 +1,5 @@
-//! Any bytes as a configuration, and as variables: they are refused with words or accepted, and what is accepted is
-//! printed as a configuration with which the same holds.
+//! Any bytes as a configuration, and as variables: they are refused with an error or accepted, and the accepted
+//! settings are printed as a configuration that loads as the same settings.
 //!
 //! A first line `ECHOED_…=…` is a variable, and so are those that follow it; the rest is the document.
 

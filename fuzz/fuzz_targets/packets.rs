@@ -1,5 +1,5 @@
-//! Any bytes as a datagram to a listener with any prefix or fixed reply: its reply is what it should be or it gets none, and no
-//! reply is answered again by one that replies alike.
+//! Any bytes as a datagram to a listener with any prefix or fixed reply: it gets the expected reply or none, and no
+//! reply is answered again by a listener with the same rules.
 //!
 //! The first byte says how many of the next are the prefix and the fixed reply; the rest is the datagram.
 
@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
     check(ReplyMode::None, prefix, message, None);
 });
 
-/// What is answered to a message where each reply begins with these bytes.
+/// Checks the reply to a message under a reply mode, with these bytes as the prefix and as the fixed reply.
 fn check(kind: ReplyMode, prefix: &[u8], message: &[u8], expected: Option<Vec<u8>>) {
     let rules = Rules { reply: kind, prefix: Prefix::new(prefix), fixed_reply: prefix.into(), ..Rules::default() };
     let parts = reply(&rules, message);

@@ -1,5 +1,5 @@
-//! Any bytes as the beginning of a connection behind a load balancer: what they are is certain as soon as it can be, and what
-//! follows a header changes nothing.
+//! Any bytes as the beginning of a connection behind a load balancer: a header is decided at the first byte that
+//! decides it, and the bytes that follow it change nothing.
 
 #![no_main]
 
@@ -7,21 +7,21 @@ use echoed::server::proxy::{MAX_HEADER, ProxyHeader};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let whole = ProxyHeader::parse(data);
+    let expected = ProxyHeader::parse(data);
     let mut decided = None;
     for end in 0..=data.len().min(MAX_HEADER + 1) {
-        let begun = ProxyHeader::parse(&data[..end]);
-        match (decided, begun) {
+        let header = ProxyHeader::parse(&data[..end]);
+        match (decided, header) {
             (None, ProxyHeader::Incomplete) => assert!(end < MAX_HEADER, "{end} bytes may still become a header"),
             (None, ProxyHeader::Complete { len, client }) => {
                 assert_eq!(len, end, "it was complete before");
                 // Of the internet, and in one notation.
                 assert!(client.is_none_or(|client| client.ip() == client.ip().to_canonical()));
-                decided = Some(begun);
+                decided = Some(header);
             }
-            (None, ProxyHeader::Invalid) => decided = Some(begun),
-            (Some(decided), begun) => assert_eq!(begun, decided, "{end} bytes"),
+            (None, ProxyHeader::Invalid) => decided = Some(header),
+            (Some(decided), header) => assert_eq!(header, decided, "{end} bytes"),
         }
     }
-    assert_eq!(decided.unwrap_or(ProxyHeader::Incomplete), whole);
+    assert_eq!(decided.unwrap_or(ProxyHeader::Incomplete), expected);
 });

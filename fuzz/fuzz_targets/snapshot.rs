@@ -1,5 +1,5 @@
-//! Any bytes as a snapshot: they are refused with words, or they are a session, to which anything may happen, and which is
-//! at any time put away and read as the same.
+//! Any bytes as a snapshot: they are refused with an error, or restored as a session, to which anything may happen, and
+//! which can be encoded and restored as the same session at any time.
 //!
 //! The first 16 bytes say which rules hold and what happens; the rest is the snapshot.
 
@@ -13,7 +13,7 @@ use echoed::protocol::rules::{Framing, LogMessages, ReplyMode, TimeSpan, Untermi
 use echoed::protocol::{Delimiter, Outlet, Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 use libfuzzer_sys::fuzz_target;
 
-/// So many bytes to a peer and so many messages to the log.
+/// An outlet that takes this many bytes and logs this many messages.
 struct LimitedOutlet(usize, usize);
 
 impl Outlet for LimitedOutlet {
@@ -58,13 +58,13 @@ fuzz_target!(|data: &[u8]| {
     let mut session = snapshot.restore(Arc::clone(&rules), now);
     for step in &script[2..] {
         let size = usize::from(step >> 4);
-        let mut room = LimitedOutlet(size * size * size, size & 3);
+        let mut outlet = LimitedOutlet(size * size * size, size & 3);
         match step & 15 {
-            0..=3 => session.process_buffers(now, &mut scratch, &mut room),
+            0..=3 => session.process_buffers(now, &mut scratch, &mut outlet),
             4..=6 => {
                 let input = INPUT[size & 7];
                 scratch.input_room()[..input.len()].copy_from_slice(input);
-                session.receive(now, &mut scratch, input.len(), &mut room);
+                session.receive(now, &mut scratch, input.len(), &mut outlet);
             }
             7 => session.handle_end_of_input(now),
             8 => session.handle_shutdown_sent(now),
@@ -83,14 +83,14 @@ fuzz_target!(|data: &[u8]| {
     run_to_close(session, now, &mut scratch);
 });
 
-/// Put away and read, it is written as before.
+/// Encodes a session and restores it, and asserts that it is encoded as before.
 fn round_trip(session: Session, client: Option<SocketAddr>, rules: &Arc<Rules>, now: Instant) -> Session {
     let bytes = snapshot::encode(&session, "echo", 7, client, now);
     match Snapshot::decode(&bytes) {
         Ok(snapshot) => {
             let restored = snapshot.restore(Arc::clone(rules), now);
             assert_eq!(snapshot::encode(&restored, "echo", 7, client, now), bytes, "{session:?}\n{restored:?}");
-            // Beyond 292 years, times are not told apart.
+            // Beyond 292 years, times are capped.
             let deadline = |session: &Session| {
                 session.deadline().filter(|deadline| *deadline + Duration::from_secs(1 << 32) > now)
             };
@@ -101,7 +101,7 @@ fn round_trip(session: Session, client: Option<SocketAddr>, rules: &Arc<Rules>, 
     }
 }
 
-/// The peer does nothing more but take what it is sent, and the log takes everything.
+/// Runs the session until it closes, with a peer that only takes what it is sent, and a log that accepts everything.
 fn run_to_close(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
     for _ in 0..1_000_000 {
         match session.wants() {

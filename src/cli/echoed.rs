@@ -64,7 +64,7 @@ impl Echoed {
 /// What `--listen` takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
-    /// The listener's name, which picks its section.
+    /// The name of the listener, which selects its section.
     pub name: String,
     /// Where to listen.
     pub address: Address,

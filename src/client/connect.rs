@@ -1,4 +1,4 @@
-//! Dials an address, under one deadline for everything that this takes.
+//! Connects to an address, under one deadline for everything that this takes.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -29,45 +29,45 @@ pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 pub enum ConnectError {
     /// The host's name could not be looked up.
     Lookup {
-        /// What was to be dialled.
+        /// The address.
         address: Address,
         /// What the resolver says.
         error: io::Error,
     },
     /// The host has no address of the family that was asked for.
     NoAddress {
-        /// What was to be dialled.
+        /// The address.
         address: Address,
     },
-    /// There was no answer in time, from none of the host's addresses.
+    /// None of the host's addresses answered in time.
     TimedOut {
-        /// What was to be dialled.
+        /// The address.
         address: Address,
         /// The time that there was.
         limit: Duration,
     },
     /// None of the host's addresses took the connection.
     Refused {
-        /// What was to be dialled.
+        /// The address.
         address: Address,
         /// What happened at each of them, in turn; at least one.
         attempts: Vec<(SocketAddr, io::Error)>,
     },
     /// The Unix socket did not take the connection, or the first packet.
     Unix {
-        /// What was to be dialled.
+        /// The address.
         address: Address,
         /// What connect(2) says.
         error: io::Error,
     },
-    /// A stream is needed, and these are packets.
+    /// A stream is required, and the address is one of packets.
     StreamRequired {
-        /// What was to be dialled.
+        /// The address.
         address: Address,
     },
-    /// Packets are needed, and this is a stream.
+    /// Packets are required, and the address is one of a stream.
     PacketsRequired {
-        /// What was to be dialled.
+        /// The address.
         address: Address,
     },
 }
@@ -155,11 +155,12 @@ fn unix_hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Connects to the stream `address` within `limit`, the lookup of its name included. A host's addresses are tried one after the
-/// other; one that does not answer may take an equal share of the time that is left, so that the others get their turn.
+/// Connects to the stream `address` within `limit`, the lookup of its name included. A host's addresses are tried one
+/// after the other; one that does not answer may take an equal share of the time that is left, so that the others are
+/// tried too.
 ///
 /// # Errors
-/// See [`ConnectError`]. [`ConnectError::Packets`] where `address` is no address of a stream.
+/// See [`ConnectError`]. Returns [`ConnectError::StreamRequired`] if `address` is one of packets.
 pub async fn connect(address: &Address, limit: Duration) -> Result<Stream, ConnectError> {
     let deadline = Instant::now() + limit;
     let timed_out = |_| ConnectError::TimedOut { address: address.clone(), limit };
@@ -180,7 +181,7 @@ pub async fn connect(address: &Address, limit: Duration) -> Result<Stream, Conne
     connected.map_err(timed_out)?.map_err(|error| ConnectError::Unix { address: address.clone(), error })
 }
 
-/// The addresses of a host, in the order in which the resolver tells them.
+/// The addresses of a host, in the order in which the resolver returns them.
 pub(super) async fn look_up(
     address: &Address,
     family: Family,
@@ -200,7 +201,7 @@ pub(super) async fn look_up(
     Ok(resolved.filter(wanted).collect())
 }
 
-/// The first connection that comes about.
+/// Returns the first connection that is established.
 async fn connect_any(
     address: &Address,
     resolved: Vec<SocketAddr>,
@@ -229,7 +230,8 @@ async fn connect_any(
 
 async fn connect_tcp(address: SocketAddr) -> io::Result<Stream> {
     let stream = TcpStream::connect(address).await?;
-    // Where nobody listens on a port that this very socket was given, TCP connects it to itself (RFC 9293, 3.5).
+    // If no socket listens on the port and the kernel gave this very port to ours, TCP connects it to itself (RFC 9293,
+    // 3.5).
     if stream.local_addr()? == stream.peer_addr()? {
         return Err(ErrorKind::ConnectionRefused.into());
     }
@@ -240,7 +242,7 @@ async fn connect_tcp(address: SocketAddr) -> io::Result<Stream> {
 async fn connect_unix(path: &Path) -> io::Result<Stream> {
     loop {
         match UnixStream::connect(path).await {
-            // A full backlog. Unlike TCP, a Unix socket does not queue us, and nothing tells when there is room.
+            // A full backlog. Unlike TCP, a Unix socket does not queue us, and no event says when there is room.
             Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(RETRY_INTERVAL).await,
             result => return result,
         }

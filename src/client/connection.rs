@@ -1,4 +1,4 @@
-//! A connection of either kind, for those who write and read without waiting.
+//! A connection of either kind, which is written and read without waiting.
 
 use std::io;
 use std::time::Duration;
@@ -35,12 +35,12 @@ impl Connection {
         }
     }
 
-    /// Whether what is written with one call comes with one.
+    /// Returns whether what is written with one call comes with one.
     pub(super) fn is_packets(&self) -> bool {
         matches!(self, Self::Packets(_))
     }
 
-    /// Whether the server can end it.
+    /// Returns whether the server can end it: a stream or a seqpacket connection, not datagrams.
     pub(super) fn is_connection_oriented(&self) -> bool {
         match self {
             Self::Stream(_) => true,
@@ -48,7 +48,7 @@ impl Connection {
         }
     }
 
-    /// A buffer for all that comes at once.
+    /// Allocates a buffer for the largest read.
     pub(super) fn allocate_buffer(&self) -> Vec<u8> {
         vec![0; if self.is_packets() { MAX_PACKET } else { READ_SIZE }]
     }
@@ -80,7 +80,7 @@ impl Connection {
         }
     }
 
-    /// What an error means: that there was no connection at all, or something else.
+    /// Returns the connect error if `error` means that there was no connection at all, or else `error` itself.
     pub(super) fn take_connect_error(&mut self, error: io::Error) -> Result<ConnectError, io::Error> {
         match self {
             Self::Stream(_) => Err(error),
@@ -88,7 +88,7 @@ impl Connection {
         }
     }
 
-    /// No more will be written.
+    /// Ends our stream: no more will be written.
     pub(super) fn shut_down_writes(&self) {
         match self {
             Self::Stream(stream) => {

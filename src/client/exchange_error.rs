@@ -17,7 +17,7 @@ const CONTEXT: usize = 20;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ExchangeError {
-    /// There was no connection: nobody listens where the first message went.
+    /// There was no connection: no socket listens where the first message was sent.
     Connect(ConnectError),
     /// A reply is not as it should be.
     WrongReply {
@@ -28,16 +28,16 @@ pub enum ExchangeError {
         /// What it is.
         got: Vec<u8>,
     },
-    /// Something came that no message had asked for.
+    /// A reply came that no message had asked for.
     UnexpectedReply {
         /// What it is.
         got: Vec<u8>,
     },
     /// The server has said what is wrong.
     ServerError {
-        /// Its words.
+        /// The text of the error.
         text: Vec<u8>,
-        /// Ours, when the server has not ended its words with it.
+        /// Our delimiter, if the server has not ended the text with it.
         other_delimiter: Option<Delimiter>,
     },
     /// A reply has not come in time.
@@ -65,16 +65,16 @@ pub enum ExchangeError {
         /// Its size in bytes.
         size: usize,
     },
-    /// The server has stopped to take what we send.
+    /// The server has stopped reading.
     WriteTimeout {
         /// The time that there was.
         timeout: Duration,
     },
-    /// Nothing is awaited but the end of the server's stream, and it has not come.
+    /// The server has not ended its stream in time.
     EndTimeout {
         /// The time that there was.
         timeout: Duration,
-        /// Whether there may be more replies; otherwise, whether everything was taken is what is not known.
+        /// Whether more replies may come; otherwise it is unknown whether the server took everything.
         replies_expected: bool,
     },
     /// The connection has ended too early.
@@ -93,7 +93,7 @@ pub enum ExchangeError {
         /// How many were sent.
         sent: u64,
     },
-    /// A reply could not be reported.
+    /// A reply could not be written to the sink.
     Output(io::Error),
 }
 

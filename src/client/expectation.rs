@@ -1,41 +1,41 @@
-//! What both sides of an exchange have agreed on: what answers a message, and within what time.
+//! What the client expects of the server: the reply to a message, and the time that it may take.
 
 use std::time::Duration;
 
 use crate::protocol::reply::Prefix;
 
-/// What both sides have agreed on.
+/// What the client expects of the server.
 #[derive(Debug, Clone)]
 pub struct Expectation {
-    /// What answers a message.
+    /// The reply to a message.
     pub reply: ExpectedReply,
     /// How long a reply may take, from when it is the next one awaited and its message was sent. The server must not
     /// stop taking messages for longer than this either.
     pub timeout: Duration,
 }
 
-/// What answers a message.
+/// The reply that is expected to a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExpectedReply {
     /// This prefix and the message.
     Echo(Prefix),
     /// These bytes, whatever the message is.
     Exact(Vec<u8>),
-    /// Whatever comes. Only where messages take turns: nobody knows where a reply ends.
+    /// Whatever comes. Only in lockstep, because the end of a reply is unknown.
     Any,
-    /// Nothing. What comes is dropped, unless it is a server error, and at the end the server has the time of a reply to
-    /// end its stream after we have ended ours: so it has taken everything.
+    /// No reply. Input is dropped, unless it is a server error. At the end the server has the time of a reply to end
+    /// its stream after we have ended ours, which shows that it has taken everything.
     None,
 }
 
 impl ExpectedReply {
-    /// Whether messages are answered.
+    /// Returns whether replies are expected.
     #[must_use]
     pub fn is_expected(&self) -> bool {
         *self != Self::None
     }
 
-    /// Whether these bytes are the right reply to a message.
+    /// Returns whether these bytes are the expected reply to a message.
     #[must_use]
     pub fn matches(&self, reply: &[u8], message: &[u8]) -> bool {
         match self {
@@ -46,7 +46,7 @@ impl ExpectedReply {
         }
     }
 
-    /// The right reply to a message; `None` where there is not the one.
+    /// Returns the expected reply to a message; `None` unless there is exactly one.
     #[must_use]
     pub fn expected_bytes(&self, message: &[u8]) -> Option<Vec<u8>> {
         match self {

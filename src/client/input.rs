@@ -1,7 +1,7 @@
 //! Where messages come from: the command line, once or again and again, or a stream, line by line or as it comes.
 //!
 //! A thread reads the stream, since reading a terminal or a pipe blocks. It is at most two reads ahead, and may well be
-//! blocked in one when the program ends: nobody waits for it.
+//! blocked in one when the program ends: the program does not wait for it.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
@@ -30,11 +30,11 @@ enum InputKind {
     Chunks(Chunks),
 }
 
-/// What there is now.
+/// What [`Messages::next`] has now.
 #[derive(Debug)]
 pub(super) enum Next {
     Message(Message),
-    /// [`Messages::wait`] for more.
+    /// No message yet: [`Messages::wait`].
     Pending,
     /// There are no more.
     End,
@@ -96,7 +96,7 @@ impl Messages {
         Ok(Self(InputKind::Arguments(messages.into_iter())))
     }
 
-    /// These messages in turn, again and again, with their numbers. The first of each is checked.
+    /// Repeats these messages in rotation, each with its number. The first of each is checked.
     ///
     /// # Errors
     /// One of them cannot be sent.
@@ -144,7 +144,7 @@ impl Messages {
         }
     }
 
-    /// Waits until [`Messages::next`] has something new to say. Nothing is lost when this is dropped.
+    /// Waits until [`Messages::next`] may return something else. Nothing is lost when the future is dropped.
     pub(super) async fn wait(&mut self) {
         match &mut self.0 {
             InputKind::Arguments(_) => {}
@@ -233,7 +233,7 @@ fn spawn_reader(input: impl Read + Send + 'static) -> io::Result<mpsc::Receiver<
     Ok(chunks)
 }
 
-/// Reads until the end, or until nobody wants to know.
+/// Reads chunks until the end, or until the receiver is gone.
 fn read_chunks(mut input: impl Read, chunks: &mpsc::Sender<io::Result<Vec<u8>>>) {
     loop {
         let mut chunk = vec![0; READ_SIZE];

@@ -1,11 +1,11 @@
-//! Sends messages and awaits their replies in turns: the next message when the one before is answered.
+//! Exchanges messages in lockstep: sends the next message when the one before is answered.
 //!
 //! ```text
-//! Messages ──> one message ──> stream or packets ──> what comes ──> compared with it ──> Report
+//! Messages ──> one message ──> stream or packets ──> what comes ──> compared with it ──> ReplySink
 //! ```
 //!
 //! That is how packets are exchanged, since more of them on the way may be lost, and streams without a delimiter, where
-//! nobody could tell the replies of two messages apart. Reading goes on while a message is being written: so neither
+//! the replies to two messages could not be told apart. Reading goes on while a message is being written: so neither
 //! side can be stuck with full buffers while the other is, too.
 
 use std::io::{self, ErrorKind};
@@ -24,14 +24,14 @@ use super::message::Message;
 use super::output::{Reply, ReplySink};
 use crate::protocol::verdict::SERVER_ERROR;
 
-/// Sends all messages, and returns when all replies have come and were right. Where anything answers a message
-/// ([`Answer::Anything`]), that is when something has come after it, and on a stream the server has ended it after the
-/// last.
+/// Sends all messages, and returns when all replies have come and were right. Where any reply is accepted
+/// ([`ExpectedReply::Any`]), that is when something has come after each message, and on a stream the server has ended
+/// it after the last.
 ///
 /// When the input fails, what was sent before is still answered.
 ///
 /// # Errors
-/// The first thing that goes wrong, see [`Failure`].
+/// Returns the first thing that goes wrong, see [`ExchangeError`].
 pub async fn exchange_lockstep<R: ReplySink>(
     connection: Connection,
     messages: Messages,
@@ -53,7 +53,7 @@ pub async fn exchange_lockstep<R: ReplySink>(
             }
             () = exchange.messages.wait(), if exchange.wants_message() => {}
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                // What was possible all the time while this process was stopped is not late: a last look.
+                // A reply that came while this process was stopped is not late: try once more before giving up.
                 yield_now().await;
                 if exchange.is_timeout_final() || !exchange.transfer(&mut chunk)? {
                     return Err(exchange.timeout_error());
@@ -71,7 +71,7 @@ async fn ready(connection: &Connection, interest: Option<Interest>) {
     }
 }
 
-/// The message whose turn it is, or was last.
+/// The message that is being exchanged, or was last.
 struct CurrentMessage {
     message: Message,
     written: usize,
@@ -82,7 +82,7 @@ struct CurrentMessage {
     answered: bool,
 }
 
-/// Everything that is known between two steps.
+/// The state of an exchange.
 struct LockstepExchange<'a, R> {
     connection: Connection,
     expectation: &'a Expectation,
@@ -91,7 +91,7 @@ struct LockstepExchange<'a, R> {
     /// How the messages ended, when they have.
     messages_end: Option<Result<(), InputError>>,
     current: Option<CurrentMessage>,
-    /// Whose turn is next.
+    /// The message after the current one.
     next: Option<Message>,
     /// How many messages were taken, and how many are answered.
     taken: u64,
@@ -124,9 +124,9 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         }
     }
 
-    // --- What comes next -----------------------------------------------------------------------------------------------
+    // --- What comes next ---------------------------------------------------------------------------------------------
 
-    /// Whether the message is sent, and answered where it should be.
+    /// Returns whether the current message is sent, and answered if a reply is expected.
     fn is_current_done(&self) -> bool {
         self.current.as_ref().is_none_or(|current| {
             current.sent_at.is_some() && (current.answered || !self.expectation.reply.is_expected())
@@ -137,17 +137,18 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         self.current.as_ref().is_some_and(|current| current.sent_at.is_none())
     }
 
-    /// Whether to look for the next message: already while the one before is not answered, to know which is the last.
+    /// Returns whether to look for the next message: already while the one before is not answered, to know which is the
+    /// last.
     fn wants_message(&self) -> bool {
         self.messages_end.is_none() && self.next.is_none() && !self.is_current_unsent()
     }
 
-    /// Whether everything was sent that ever will be.
+    /// Returns whether all messages were sent and no more will come.
     fn is_all_sent(&self) -> bool {
         self.messages_end.is_some() && self.next.is_none() && !self.is_current_unsent()
     }
 
-    /// Whether only the server's end tells that it has taken, or said, everything.
+    /// Returns whether only the end of the server's stream shows that it has taken, or sent, everything.
     fn waits_for_end(&self) -> bool {
         match self.expectation.reply {
             ExpectedReply::None => self.connection.is_connection_oriented(),
@@ -170,10 +171,11 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         }
     }
 
-    /// When to give up, unless something happens before.
+    /// Returns when the exchange times out, unless something happens before.
     fn deadline(&self) -> Option<Instant> {
         let since = if let Some(ended) = self.server_ended {
-            // Where nobody has more to say, this is no fault. At a terminal, nobody may ever say so.
+            // If there are no more messages, the end is not an error. At a terminal, the end of the messages may never
+            // come.
             ended
         } else if self.is_current_unsent() {
             self.last_progress
@@ -187,14 +189,14 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         Some(since + self.expectation.timeout)
     }
 
-    /// Whether at the deadline nothing can come any more that would change it.
+    /// Returns whether nothing can come at the deadline that would change its outcome.
     fn is_timeout_final(&self) -> bool {
         self.server_ended.is_some()
     }
 
-    // --- What happens --------------------------------------------------------------------------------------------------
+    // --- What happens ------------------------------------------------------------------------------------------------
 
-    /// Takes the next message if it is there, and when its turn has come, too, begins it.
+    /// Takes the next message if it is there, and makes it the current one if the one before is done.
     fn take_message(&mut self) -> Result<(), ExchangeError> {
         if self.wants_message() {
             match self.messages.next() {
@@ -220,7 +222,7 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         Ok(())
     }
 
-    /// Ends our stream when all is sent, where the server is to end its own.
+    /// Ends our stream when all messages are sent, if the server is to end its own.
     fn shut_down_writes(&mut self) {
         if self.is_all_sent() && self.waits_for_end() && self.shut_down.is_none() {
             self.connection.shut_down_writes();
@@ -228,7 +230,7 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         }
     }
 
-    /// Writes and reads what is possible now. Whether anything was.
+    /// Writes and reads what is possible now. Returns whether anything was written or read.
     fn transfer(&mut self, chunk: &mut [u8]) -> Result<bool, ExchangeError> {
         let wrote = self.write()?;
         if self.server_ended.is_some() {
@@ -278,7 +280,7 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
                 let size = current.message.as_bytes().len();
                 Err(ExchangeError::MessageTooLarge { number: self.taken, size })
             }
-            // What the server said last may still be on its way, and says more: so reading goes on.
+            // The server's final reply may still be on its way, and says more: so reading goes on.
             Err(error) => {
                 self.write_error = Some(error);
                 Ok(true)
@@ -286,13 +288,13 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         }
     }
 
-    /// Whether the server may end its stream now: it owes nothing, and has taken everything so far. Should there be more
-    /// messages, that is another matter.
+    /// Returns whether the server may end its stream now: it owes nothing, and has taken everything so far. If more
+    /// messages follow, the end is an error.
     fn is_end_allowed(&self) -> bool {
         self.is_current_done()
     }
 
-    /// Something has come: a packet, or a piece of a stream.
+    /// Handles what was received: a packet, or a piece of a stream.
     fn handle_received(&mut self, bytes: &[u8]) -> Result<(), ExchangeError> {
         let now = Instant::now();
         let packets = self.connection.is_packets();
@@ -327,7 +329,7 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         Err(error.unwrap_or(ExchangeError::WrongReply { number: self.answered + 1, expected, got: reply }))
     }
 
-    /// Whatever comes is an answer.
+    /// Accepts any bytes as a reply.
     fn accept_any(&mut self, bytes: &[u8], now: Instant) -> Result<(), ExchangeError> {
         self.report_reply(bytes, true, now)?;
         if let Some(current) = self.current.as_mut().filter(|current| !current.answered) {
@@ -338,18 +340,18 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
     }
 
     fn report_reply(&mut self, bytes: &[u8], ok: bool, now: Instant) -> Result<(), ExchangeError> {
-        // A wrong reply to a message that is answered already is none.
+        // A wrong reply to a message that is answered already belongs to no message.
         let current = self.current.as_ref().filter(|current| ok || !current.answered);
         let round_trip = current.and_then(|current| current.sent_at).map(|sent| now - sent);
         let message = current.map(|current| current.message.as_bytes());
         self.sink.write_reply(Reply { bytes, message, ok, round_trip }).map_err(ExchangeError::Output)
     }
 
-    // --- How it ends ---------------------------------------------------------------------------------------------------
+    // --- How it ends -------------------------------------------------------------------------------------------------
 
-    /// All was sent, and all answers have come.
+    /// Ends the exchange: all messages were sent, and all replies have come.
     fn finish(self) -> Result<(), ExchangeError> {
-        // We are done, whether the server can still be told so or not.
+        // The exchange is done, whether or not the end of our stream can still be sent.
         self.connection.shut_down_writes();
         match self.messages_end {
             Some(Err(error)) => Err(ExchangeError::Input { error, sent: self.taken }),
@@ -357,7 +359,7 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         }
     }
 
-    /// The server has ended the connection before its time, or the connection broke.
+    /// Returns the error for a connection that the server has ended too early, or that broke.
     fn end_error(&mut self, error: Option<io::Error>) -> ExchangeError {
         let error = match error.map(|error| self.connection.take_connect_error(error)) {
             Some(Ok(refusal)) => return ExchangeError::Connect(refusal),
@@ -369,7 +371,7 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         ExchangeError::ConnectionEnded { error, unanswered, rest }
     }
 
-    /// The deadline has passed.
+    /// Returns the error for a deadline that has passed.
     fn timeout_error(&mut self) -> ExchangeError {
         let timeout = self.expectation.timeout;
         if self.server_ended.is_some() {

@@ -1,4 +1,4 @@
-//! What is printed of the replies.
+//! The output of the replies.
 
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::json::push_json_string;
 
-/// A reply, whatever it is worth.
+/// A reply, right or wrong.
 #[derive(Debug, Clone, Copy)]
 pub struct Reply<'a> {
     /// As it came, with its prefix, without the delimiter.
@@ -19,30 +19,31 @@ pub struct Reply<'a> {
     pub round_trip: Option<Duration>,
 }
 
-/// Somebody who wants to know of the replies.
+/// A destination for replies.
 pub trait ReplySink {
-    /// A reply has come.
+    /// Writes a reply.
     ///
     /// # Errors
-    /// It cannot be reported, which ends the exchange.
+    /// Returns an error if the reply cannot be written, which ends the exchange.
     fn write_reply(&mut self, reply: Reply<'_>) -> io::Result<()>;
 
-    /// No more replies have come for the moment.
+    /// Flushes the replies: no more have come for the moment.
     ///
     /// # Errors
-    /// As with [`Report::reply`].
+    /// As with [`ReplySink::write_reply`].
     fn flush(&mut self) -> io::Result<()>;
 }
 
 /// How replies are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// The bytes of the right ones, as they came, each on a line. The wrong one that ends the exchange is left to its error.
+    /// The bytes of the right ones, as they came, each on a line. The wrong one that ends the exchange is left to its
+    /// error.
     Text,
     /// The bytes of the right ones, as they came, and nothing between them.
     Raw,
-    /// An object for each, on a line: `{"reply":"server got:a","message":"a","ok":true,"rtt_us":57}`. What is not UTF-8 becomes
-    /// U+FFFD. `message` and `rtt_us` are `null` where no reply was awaited.
+    /// An object for each, on a line: `{"reply":"server got:a","message":"a","ok":true,"rtt_us":57}`. What is not UTF-8
+    /// becomes U+FFFD. `message` and `rtt_us` are `null` where no reply was awaited.
     Json,
 }
 

@@ -1,7 +1,7 @@
 //! Sockets of packets: what is sent with one call is one message, and so is what comes with one.
 //!
-//! With datagrams, connecting only says where to. That nobody listens there is heard after something was sent, if at all:
-//! then, as long as nobody has answered, the next address of the host gets what the last one was sent.
+//! With datagrams, connecting only sets the destination. The client learns that no socket listens there after a send,
+//! if at all: then, until a reply has come, it sends the last packet to the next address of the host.
 
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::SocketAddr;
@@ -23,7 +23,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::connect::{ConnectError, RETRY_INTERVAL, look_up};
 use crate::address::{Address, Family, UnixName};
 
-/// The longest packet that is taken, in bytes. UDP has less, and so has a Unix socket unless the system is told otherwise.
+/// The longest packet that is taken, in bytes. UDP has less, and so has a Unix socket unless the system is told
+/// otherwise.
 pub(super) const MAX_PACKET: usize = 1024 * 1024;
 
 /// A socket that packets are sent to, and come from, one other.
@@ -32,17 +33,17 @@ pub struct PacketSocket {
     address: Address,
     /// UDP and seqpacket, too: it is waited for, written and read by the same calls.
     socket: UnixDatagram,
-    /// Whether the other side can end it.
+    /// Whether the socket is a seqpacket connection, which the other side can end; datagrams have no end.
     connection_oriented: bool,
-    /// Where it leads to, among several addresses of a host.
+    /// The address that it is connected to, if the host has several.
     current_address: Option<SocketAddr>,
-    /// What else the host's name stands for.
+    /// Further addresses of the host.
     untried: vec::IntoIter<SocketAddr>,
-    /// Where nobody was.
+    /// Addresses that refused, with their errors.
     refused: Vec<(SocketAddr, io::Error)>,
-    /// What was sent last, as long as it may have to be sent elsewhere.
+    /// The last packet that was sent, as long as it may have to be sent to another address.
     last_packet: Option<Vec<u8>>,
-    /// Whether somebody has answered.
+    /// Whether any packet was received.
     received_any: bool,
 }
 
@@ -50,7 +51,7 @@ impl PacketSocket {
     /// Connects to `address` within `limit`.
     ///
     /// # Errors
-    /// See [`ConnectError`]. [`ConnectError::Stream`] where `address` is no address of packets.
+    /// See [`ConnectError`]. Returns [`ConnectError::PacketsRequired`] if `address` is not one of packets.
     pub async fn connect(address: &Address, limit: Duration) -> Result<Self, ConnectError> {
         let deadline = Instant::now() + limit;
         let unix_error = |error: io::Error| ConnectError::Unix { address: address.clone(), error };
@@ -106,7 +107,7 @@ impl PacketSocket {
         })
     }
 
-    /// Whether the other side can end it: a connection of packets, no datagrams.
+    /// Returns whether the other side can end it: a seqpacket connection, not datagrams.
     pub(super) fn is_connection_oriented(&self) -> bool {
         self.connection_oriented
     }
@@ -120,7 +121,7 @@ impl PacketSocket {
     /// Sends one packet, whole.
     ///
     /// # Errors
-    /// As send(2). It would block; or nobody listens, where that can be known.
+    /// As send(2): it would block, or no socket listens, where that can be known.
     pub(super) fn try_send(&mut self, packet: &[u8]) -> io::Result<()> {
         let sent = try_ignoring_readiness(&self.socket, Interest::WRITABLE, |socket| {
             Ok(send(socket, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
@@ -130,7 +131,7 @@ impl PacketSocket {
                 self.last_packet = (!self.received_any && self.untried.len() > 0).then(|| packet.to_vec());
                 Ok(())
             }
-            // Of the packet before.
+            // The error belongs to the packet before.
             Err(error) if self.try_next_address(&error) => Err(ErrorKind::WouldBlock.into()),
             Err(error) => Err(error),
         }
@@ -139,7 +140,8 @@ impl PacketSocket {
     /// The length of the packet that comes next; `None` if the other side has ended the connection.
     ///
     /// # Errors
-    /// As recv(2). It would block; or nobody listens, where that can be known; or the packet is longer than `buffer`.
+    /// As recv(2): it would block, or no socket listens, where that can be known, or the packet is longer than
+    /// `buffer`.
     pub(super) fn try_receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             let received = try_ignoring_readiness(&self.socket, Interest::READABLE, |socket| {
@@ -166,7 +168,8 @@ impl PacketSocket {
         }
     }
 
-    /// Whether it goes on at another address, since nobody was at this one.
+    /// Connects to the next address and sends the last packet there, if `error` says that no socket listens at the
+    /// current one. Returns whether it did.
     fn try_next_address(&mut self, error: &io::Error) -> bool {
         if self.received_any || error.kind() != ErrorKind::ConnectionRefused {
             return false;
@@ -190,7 +193,8 @@ impl PacketSocket {
         false
     }
 
-    /// What it means that nobody listens, as long as nobody has answered: there was no connection.
+    /// Returns the connect error if `error` says that no socket listens and no reply has come: there was no connection.
+    /// Or else returns `error` itself.
     pub(super) fn take_connect_error(&mut self, error: io::Error) -> Result<ConnectError, io::Error> {
         let is_refused =
             !self.connection_oriented && !self.received_any && error.kind() == ErrorKind::ConnectionRefused;
@@ -205,7 +209,7 @@ impl PacketSocket {
         })
     }
 
-    /// No more will be sent.
+    /// Ends our side of a seqpacket connection: no more will be sent.
     pub(super) fn shut_down_writes(&self) {
         if self.connection_oriented {
             // An error shows in what is read.
@@ -214,7 +218,7 @@ impl PacketSocket {
     }
 }
 
-/// Tries, whatever the reactor believes. Where it would block, the reactor is told so.
+/// Tries the operation whether or not the reactor considers the socket ready. If it would block, clears the readiness.
 fn try_ignoring_readiness<T>(
     socket: &UnixDatagram,
     interest: Interest,

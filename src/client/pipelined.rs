@@ -1,7 +1,7 @@
-//! Sends messages and checks their replies, both at once.
+//! Exchanges pipelined messages: sends them and checks their replies, both at once.
 //!
 //! ```text
-//! Messages ──> Outbox ──> stream ──> Framer ──> compared with the oldest awaited ──> Report
+//! Messages ──> SendQueue ──> stream ──> Framer ──> compared with the oldest awaited ──> ReplySink
 //! ```
 //!
 //! Messages are sent without waiting for replies, up to a bounded number of awaited ones, and reading never waits for
@@ -36,7 +36,7 @@ const READ_SIZE: usize = 64 * 1024;
 /// The longest reply, in bytes. Beyond it, what comes cannot be the reply to anything.
 const MAX_REPLY: usize = MAX_PREFIX + MAX_MESSAGE;
 
-/// The longest reply that is looked at where none is expected, in bytes.
+/// The longest reply that is checked where none is expected, in bytes.
 const MAX_UNEXPECTED: usize = 64 * 1024;
 
 /// Sends all messages over a stream, each with the delimiter, and returns when all replies have come and were right.
@@ -44,7 +44,7 @@ const MAX_UNEXPECTED: usize = 64 * 1024;
 /// When the input fails, what was sent before is still answered.
 ///
 /// # Errors
-/// The first thing that goes wrong, see [`Failure`].
+/// Returns the first thing that goes wrong, see [`ExchangeError`].
 pub async fn exchange_pipelined<S, R>(
     stream: S,
     messages: Messages,
@@ -82,8 +82,8 @@ where
                 if exchange.server_ended.is_some() {
                     return Err(exchange.end_error(None));
                 }
-                // What was possible all the time while this process was stopped is not late: a last look. Where no
-                // replies are expected, they do not gain the server time.
+                // A reply that came while this process was stopped is not late: read once more before giving up. Where
+                // no replies are expected, they do not gain the server time.
                 yield_now().await;
                 match timeout(Duration::ZERO, reader.read(&mut chunk)).await {
                     Ok(read) if exchange.expects_replies || matches!(read, Ok(0)) => exchange.handle_read(read, &chunk)?,
@@ -99,13 +99,13 @@ where
             }
         }
     }
-    // We are done, whether the server can still be told so or not.
+    // The exchange is done, whether or not the end of our stream can still be sent.
     let _ = writer.shutdown().await;
     exchange.finish()
 }
 
-/// Writes, and tells when. A write to a server on the same machine may last until the reply is there: so the round trip
-/// begins before it.
+/// Writes, and returns the time just before. A write to a server on the same machine may last until the reply is there:
+/// so the round trip begins before it.
 async fn write(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> (Instant, io::Result<usize>) {
     poll_fn(|context| {
         let at = Instant::now();
@@ -114,12 +114,12 @@ async fn write(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> (Instant
     .await
 }
 
-/// Everything that is known between two steps.
+/// The state of an exchange.
 struct PipelinedExchange<'a, R> {
     /// Ends messages and replies.
     delimiter: &'a Delimiter,
     expectation: &'a Expectation,
-    /// Whether messages are answered.
+    /// Whether replies are expected.
     expects_replies: bool,
     sink: &'a mut R,
     messages: Messages,
@@ -131,11 +131,11 @@ struct PipelinedExchange<'a, R> {
     framer: Framer,
     /// The reply in progress.
     partial: Vec<u8>,
-    /// Whether replies can still be told apart.
+    /// Whether the framer can still find the ends of replies.
     is_framing: bool,
     /// How many replies were right.
     answered: u64,
-    /// Since when the next reply is the next.
+    /// Since when the next reply is awaited.
     next_reply_since: Instant,
     /// When the server has ended its stream with nothing owed, while there may still be messages.
     server_ended: Option<Instant>,
@@ -166,7 +166,7 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
         }
     }
 
-    // --- What comes next -----------------------------------------------------------------------------------------------
+    // --- What comes next ---------------------------------------------------------------------------------------------
 
     fn wants_messages(&self) -> bool {
         self.messages_end.is_none() && self.send_queue.has_room()
@@ -176,7 +176,7 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
         self.write_error.is_none() && !self.send_queue.unwritten().is_empty()
     }
 
-    /// Whether everything was sent that ever will be.
+    /// Returns whether all messages were sent and no more will come.
     fn is_all_sent(&self) -> bool {
         self.messages_end.is_some() && self.send_queue.unwritten().is_empty()
     }
@@ -187,10 +187,11 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
         self.is_all_sent() && replies_done
     }
 
-    /// When to give up, unless something happens before.
+    /// Returns when the exchange times out, unless something happens before.
     fn deadline(&self) -> Option<Instant> {
         let since = if let Some(ended) = self.server_ended {
-            // Where nobody has more to say, this is no fault. At a terminal, nobody may ever say so.
+            // If there are no more messages, the end is not an error. At a terminal, the end of the messages may never
+            // come.
             ended
         } else if let Some(sent) = self.send_queue.next_sent() {
             sent.max(self.next_reply_since)
@@ -202,7 +203,7 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
         Some(since + self.expectation.timeout)
     }
 
-    // --- What happens --------------------------------------------------------------------------------------------------
+    // --- What happens ------------------------------------------------------------------------------------------------
 
     /// Takes the messages that are there, as far as there is room for them.
     fn take_messages(&mut self) -> Result<(), ExchangeError> {
@@ -230,7 +231,7 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
         match written {
             Ok(0) => self.write_error = Some(ErrorKind::WriteZero.into()),
             Ok(count) => self.send_queue.note_written(count, at),
-            // What the server said last may still be on its way, and says more: so reading goes on.
+            // The server's final reply may still be on its way, and says more: so reading goes on.
             Err(error) => self.write_error = Some(error),
         }
     }
@@ -255,8 +256,8 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
         Ok(())
     }
 
-    /// Whether the server may end its stream now: it owes nothing, and has taken everything so far. Should there be more
-    /// messages, that is another matter.
+    /// Returns whether the server may end its stream now: it owes nothing, and has taken everything so far. If more
+    /// messages follow, the end is an error.
     fn is_end_allowed(&self) -> bool {
         let no_reply_begun =
             if self.expects_replies { self.partial.is_empty() } else { !self.partial.starts_with(SERVER_ERROR) };
@@ -295,7 +296,7 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
         Ok(())
     }
 
-    /// One reply, its delimiter included.
+    /// Handles one reply, its delimiter included.
     fn handle_reply(&mut self, terminated: &[u8], now: Instant) -> Result<(), ExchangeError> {
         let bytes = &terminated[..terminated.len() - self.delimiter.len()];
         let awaited = self.send_queue.next_awaited();
@@ -330,9 +331,9 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
         })
     }
 
-    // --- How it ends ---------------------------------------------------------------------------------------------------
+    // --- How it ends -------------------------------------------------------------------------------------------------
 
-    /// All was sent, and all answers have come.
+    /// Ends the exchange: all messages were sent, and all replies have come.
     fn finish(self) -> Result<(), ExchangeError> {
         if self.expects_replies && !self.partial.is_empty() {
             return Err(ExchangeError::UnexpectedReply { got: self.partial });
@@ -343,7 +344,7 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
         }
     }
 
-    /// The server has ended the connection before its time, or the connection broke.
+    /// Returns the error for a connection that the server has ended too early, or that broke.
     fn end_error(&mut self, error: Option<io::Error>) -> ExchangeError {
         let rest = mem::take(&mut self.partial);
         if let Some(text) = rest.strip_prefix(SERVER_ERROR) {
@@ -361,7 +362,7 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
         }
     }
 
-    /// The deadline has passed.
+    /// Returns the error for a deadline that has passed.
     fn timeout_error(&mut self) -> ExchangeError {
         let timeout = self.expectation.timeout;
         if let Some(error) = self.write_error.take() {

@@ -1,4 +1,4 @@
-//! What others say, in our sentences: bytes are escaped, so that they stay on one line, and cut.
+//! Quotations in our sentences: bytes are escaped, so that they stay on one line, and cut.
 
 use std::fmt::{self, Write};
 use std::io;

@@ -12,7 +12,7 @@ use super::input::{InputError, Next};
 use super::message::Message;
 use crate::protocol::Delimiter;
 
-/// What stands for the number in the text of a message.
+/// The placeholder of the number in the text of a message.
 pub const NUMBER_PLACEHOLDER: &str = "%d";
 
 /// How often, and for how long.
@@ -22,11 +22,11 @@ pub struct Repetition {
     pub count: Option<u64>,
     /// From one message to the next, more than 0; `None`: one after the other.
     pub interval: Option<Duration>,
-    /// Notified when no more are wanted. Only heard between two messages that an interval separates.
+    /// Notified when no more are wanted. Only effective between two messages that an interval separates.
     pub stop: Arc<Notify>,
 }
 
-/// Messages in turn, with [`NUMBER`] replaced by the number of the message, from 1 on.
+/// Messages in rotation, with [`NUMBER_PLACEHOLDER`] replaced by the number of the message, from 1 on.
 #[derive(Debug)]
 pub(super) struct RepeatedMessages {
     templates: Vec<Vec<u8>>,
@@ -41,7 +41,7 @@ pub(super) struct RepeatedMessages {
 }
 
 impl RepeatedMessages {
-    /// Checks the first of each.
+    /// Creates the messages from their templates. Checks the first of each.
     pub(super) fn new(
         templates: Vec<Vec<u8>>,
         delimiter: Option<&Delimiter>,
@@ -73,7 +73,7 @@ impl RepeatedMessages {
         let message = self.message(self.number);
         if let (None, Some(interval)) = (&self.ticker, self.repetition.interval) {
             let mut ticker = interval_at(Instant::now() + interval, interval);
-            // By the clock: what was missed is left out, and those after it come when they would have come.
+            // At a fixed interval: missed messages are skipped, and those after them keep their times.
             ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
             self.ticker = Some(ticker);
         }

@@ -1,4 +1,4 @@
-//! What is to be sent, and what was sent and awaits its reply.
+//! The messages that are to be sent, and those that were sent and await their replies.
 
 use std::collections::VecDeque;
 
@@ -19,7 +19,7 @@ const MAX_AWAITED_BYTES: usize = 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct SendQueue {
     bytes: Vec<u8>,
-    /// How many of them are written.
+    /// How many of these bytes are written.
     written: usize,
     /// Bytes of all messages so far, and how many of those are written.
     total_bytes: u64,
@@ -27,7 +27,7 @@ pub(super) struct SendQueue {
     message_count: u64,
     awaited: VecDeque<AwaitedMessage>,
     awaited_bytes: usize,
-    /// How many of the awaited are sent.
+    /// How many of the awaited messages are sent.
     sent_count: usize,
     last_progress: Instant,
 }
@@ -56,19 +56,19 @@ impl SendQueue {
         }
     }
 
-    /// How many messages there were so far.
+    /// Returns how many messages there were so far.
     pub(super) fn message_count(&self) -> u64 {
         self.message_count
     }
 
-    /// Whether another message may come.
+    /// Returns whether there is room for another message.
     pub(super) fn has_room(&self) -> bool {
         self.unwritten().len() < MAX_UNWRITTEN
             && self.awaited.len() < MAX_AWAITED
             && self.awaited_bytes < MAX_AWAITED_BYTES
     }
 
-    /// What is to be written.
+    /// Returns the bytes that are to be written.
     pub(super) fn unwritten(&self) -> &[u8] {
         &self.bytes[self.written..]
     }
@@ -78,7 +78,7 @@ impl SendQueue {
         self.last_progress
     }
 
-    /// Whether any message awaits its reply.
+    /// Returns whether any message awaits its reply.
     pub(super) fn has_awaited(&self) -> bool {
         !self.awaited.is_empty()
     }
@@ -93,12 +93,12 @@ impl SendQueue {
         self.awaited.front()?.sent_at
     }
 
-    /// Another message, which may await a reply.
+    /// Adds a message, which may await a reply.
     pub(super) fn push(&mut self, message: Message, expects_reply: bool, now: Instant) {
         if self.unwritten().is_empty() {
             self.last_progress = now;
         }
-        // At most `ENOUGH` bytes move, and only for the first message after a write.
+        // At most `MAX_UNWRITTEN` bytes move, and only for the first message after a write.
         self.bytes.drain(..self.written);
         self.written = 0;
         self.bytes.extend_from_slice(message.terminated());
@@ -110,7 +110,7 @@ impl SendQueue {
         }
     }
 
-    /// So many of the [`Outbox::unwritten`] bytes were written at that time.
+    /// Records that `count` of the [`SendQueue::unwritten`] bytes were written at that time.
     pub(super) fn note_written(&mut self, count: usize, at: Instant) {
         self.written += count;
         self.total_written += count as u64;
@@ -124,7 +124,7 @@ impl SendQueue {
         }
     }
 
-    /// The reply to the next message has come.
+    /// Removes the oldest awaited message: its reply has come.
     pub(super) fn pop_answered(&mut self) {
         if let Some(AwaitedMessage { message, sent_at, .. }) = self.awaited.pop_front() {
             self.awaited_bytes -= message.terminated().len();

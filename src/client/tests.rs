@@ -1,4 +1,4 @@
-//! Exchanges with a server that the test plays, over a pipe of a few bytes and under a clock that does not wait.
+//! Exchanges with a simulated server, over a pipe of a few bytes and on a fake clock.
 
 use std::io;
 use std::pin::pin;
@@ -18,7 +18,7 @@ use crate::protocol::reply::Prefix;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Keeps what was printed, and takes its time for it.
+/// Records replies. Each flush takes `flush_time`.
 #[derive(Default)]
 struct RecordingSink {
     replies: Vec<(String, bool)>,
@@ -37,7 +37,7 @@ impl ReplySink for RecordingSink {
     }
 }
 
-/// The clock goes on while nothing else does, as in a write that blocks or in a stopped process.
+/// Advances the clock while nothing else runs, as in a write that blocks or in a stopped process.
 fn advance_clock(time: Duration) {
     if time > Duration::ZERO {
         let mut context = Context::from_waker(Waker::noop());
@@ -61,7 +61,7 @@ struct Outcome<T> {
     sink: RecordingSink,
     /// How long it took.
     elapsed: Duration,
-    /// What the server has to say.
+    /// The result of the simulated server.
     server: T,
 }
 
@@ -71,7 +71,7 @@ impl<T> Outcome<T> {
     }
 }
 
-/// Sends messages to a server over a pipe that holds `room` bytes each way.
+/// Sends messages to a server over a pipe that holds `capacity` bytes each way.
 async fn run_exchange<F: Future>(
     sent: &[&str],
     replies: bool,
@@ -89,9 +89,9 @@ async fn run_exchange_with<F: Future>(
     server: impl FnOnce(DuplexStream) -> F,
 ) -> Outcome<F::Output> {
     let (ours, theirs) = duplex(capacity);
-    let (terms, start) = (expectation(replies), Instant::now());
+    let (expectation, start) = (expectation(replies), Instant::now());
     let exchange = async {
-        let result = exchange_pipelined(ours, messages(sent), &Delimiter::default(), &terms, &mut sink).await;
+        let result = exchange_pipelined(ours, messages(sent), &Delimiter::default(), &expectation, &mut sink).await;
         (result, start.elapsed())
     };
     let ((result, elapsed), server) = tokio::join!(exchange, server(theirs));
@@ -183,7 +183,7 @@ async fn time_for_printing_does_not_count_for_the_next_reply() {
 
 #[tokio::test(start_paused = true)]
 async fn reply_that_came_while_the_client_was_stopped_is_not_late() {
-    // Whether time or reply is looked at first, is left to chance.
+    // Whether the timeout or the reply is noticed first, is left to chance.
     for _ in 0..20 {
         let outcome = run_exchange(&["a"], true, 100, async |mut server: DuplexStream| {
             expect_bytes(&mut server, "a\t").await;
@@ -198,7 +198,7 @@ async fn reply_that_came_while_the_client_was_stopped_is_not_late() {
 
 #[tokio::test(start_paused = true)]
 async fn server_error_is_read_after_writing_has_failed() {
-    // Whether the words or the broken pipe is noticed first, is left to chance.
+    // Whether the final reply or the broken pipe is noticed first, is left to chance.
     for replies in [true, false].repeat(10) {
         let outcome = run_exchange(&["aaaa", "b"], replies, 40, async |mut server: DuplexStream| {
             expect_bytes(&mut server, "a").await;

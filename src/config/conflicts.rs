@@ -8,7 +8,7 @@ use crate::protocol::reply::Prefix;
 use crate::protocol::rules::Framing;
 use crate::units::format_size;
 
-/// Every conflict in `tree`, which became `settings`. A value that was refused before is in none.
+/// Finds every conflict in `tree`, which became `settings`. Invalid values are in none.
 pub(super) fn find(settings: &Settings, tree: &Node) -> Vec<Problem> {
     let mut problems = Vec::new();
     check_section(tree, &["defaults"], &settings.defaults.rules, settings.limits.buffer_memory, &mut problems);

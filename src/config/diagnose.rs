@@ -1,4 +1,4 @@
-//! Problems, each shown with its place:
+//! Problems, each shown with its position:
 //!
 //! ```text
 //! echoed.toml:3:8: read: 2 has no unit; write "2s" if that is meant
@@ -18,7 +18,7 @@ use super::tree::Span;
 pub(super) enum Origin {
     /// The path of a file, as it is shown.
     File(String),
-    /// A variable of the environment, or an option of the command line.
+    /// The name of an environment variable or of a command line option.
     Inline(String),
 }
 
@@ -32,10 +32,10 @@ pub(super) struct Problem {
     pub(super) related: Vec<(&'static str, Option<Span>)>,
 }
 
-/// How many problems are shown. Something that is no configuration at all has thousands.
+/// How many problems are shown. A file that is not a configuration at all has thousands.
 const MAX_SHOWN: usize = 200;
 
-/// How long a line is shown, in characters before and behind the place in question.
+/// How much of a line is shown, in characters before and after the start of the span.
 const CONTEXT: usize = 100;
 
 /// Why there are no settings: every problem, in the order of the layers.
@@ -72,7 +72,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Where something is in a text.
+/// A position in a text.
 struct Position {
     line: usize,
     column: usize,
@@ -102,13 +102,13 @@ pub(super) fn format_origin(origin: &Origin, text: &str, span: Span) -> String {
     }
 }
 
-/// A problem at this place of `text`.
+/// Formats a problem at this span of `text`.
 pub(super) fn format_block(origin: &Origin, text: &str, span: Span, message: &str) -> String {
     let start = floor_char_boundary(text, span.start);
     let position = Position::locate(text, start);
     let (head, number) = match origin {
         Origin::File(path) => (format!("{path}:{}:{}", position.line, position.column), position.line.to_string()),
-        // Of a variable there is only one line as a rule, and its number tells nothing.
+        // A variable has one line as a rule, so its number says nothing.
         Origin::Inline(name) => (name.clone(), String::new()),
     };
     let line = text[position.bytes.clone()].trim_end_matches('\r');
@@ -133,17 +133,17 @@ pub(super) fn format_block(origin: &Origin, text: &str, span: Span, message: &st
     format!("{head}: {message}\n{margin} |\n{number} | {ellipsis}{visible}{rest}\n{margin} | {indent}{carets}")
 }
 
-/// Not what would change how a terminal shows the line.
+/// Replaces a character that would change how a terminal shows the line.
 fn printable(character: char) -> char {
     if character.is_control() && character != '\t' { char::REPLACEMENT_CHARACTER } else { character }
 }
 
-/// A name as it is shown: what would break the line is escaped.
+/// Returns a name as it is shown: control characters are escaped.
 pub(super) fn escape_controls(name: &str) -> Cow<'_, str> {
     if name.chars().any(char::is_control) { name.escape_debug().to_string().into() } else { name.into() }
 }
 
-/// The one of `known` that `word` was probably meant to be.
+/// Returns the word of `known` that is closest to `word`, if it is close enough.
 pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let distance = |name: &str| strsim::damerau_levenshtein(word, name);
     let best = known.iter().copied().min_by_key(|name| distance(name))?;

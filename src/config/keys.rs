@@ -6,7 +6,7 @@ pub(super) struct Key {
     /// Where it stands: `log`; what stands in `defaults` stands in each `listener.NAME`, too.
     pub(super) section: &'static str,
     pub(super) name: &'static str,
-    /// What it is, its unit, and the words that it takes.
+    /// The description: what it is, its unit, and the words that it takes.
     pub(super) description: &'static str,
 }
 
@@ -66,18 +66,18 @@ pub(super) fn sections_of(name: &str) -> Vec<&'static str> {
     }
 }
 
-/// What a key is.
+/// Returns the description of a key.
 pub(super) fn description(section: &str, name: &str) -> &'static str {
     KEYS.iter().find(|key| key.section == section && key.name == name).map_or("", |key| key.description)
 }
 
-/// A key as it stands in a header or before a `=`: in quotes where it has to.
+/// Formats a key for a header or before a `=`: in quotes where TOML needs them.
 pub(super) fn toml_key(key: &str) -> String {
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     if !key.is_empty() && key.bytes().all(is_bare) { key.to_owned() } else { toml_string(key) }
 }
 
-/// A string of TOML, on one line.
+/// Formats a TOML string, on one line.
 pub(super) fn toml_string(text: &str) -> String {
     let mut written = String::from("\"");
     for character in text.chars() {

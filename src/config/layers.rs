@@ -1,9 +1,9 @@
 //! Which files are read, in which order, and how variables and options take part:
 //!
-//! 1. `echoed.toml` of `/usr/lib/echoed`, `/run/echoed`, `/etc/echoed`, in this order. An empty one, or one that is a link
-//!    to /dev/null, masks those before it.
-//! 2. The drop-ins `echoed.toml.d/*.toml` of the same three places, in the order of their file names. Of two with one
-//!    name, the later place's alone is there; an empty one, or a link to /dev/null, is not.
+//! 1. `echoed.toml` of `/usr/lib/echoed`, `/run/echoed`, `/etc/echoed`, in this order. An empty one, or one that is a
+//!    link to /dev/null, masks those before it.
+//! 2. The drop-ins `echoed.toml.d/*.toml` of the same three directories, in the order of their file names. Of two with
+//!    the same name, only that of the later directory counts; an empty one, or a link to /dev/null, does not.
 //! 3. Variables `ECHOED_SECTION__KEY`.
 //! 4. Options.
 //!
@@ -21,30 +21,30 @@ use super::diagnose::{Origin, escape_controls, format_block};
 use super::keys::toml_string;
 use super::tree::{Node, Span, Table, Value};
 
-/// Where configuration is, the strongest last.
+/// The directories of the configuration, the strongest last.
 const DIRECTORIES: [&str; 3] = ["usr/lib/echoed", "run/echoed", "etc/echoed"];
 
-/// The largest file, in bytes: a hundred times what anybody writes, and nothing that would hurt.
+/// The largest file, in bytes: a hundred times a usual one, and small enough to read at once.
 const MAX_FILE_SIZE: u64 = 1 << 20;
 
-/// Why a link may lead nowhere that leads somewhere for everybody else.
+/// Why the target of a link may be missing for the service and present for other programs.
 const SANDBOX_HINT: &str = " (the service sees /etc/echoed, /run/echoed and /usr/lib only)";
 
-/// What variables begin with.
+/// The prefix of environment variables that are settings.
 const VARIABLE_PREFIX: &str = "ECHOED_";
 
 /// One source of settings.
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     pub(super) origin: Origin,
-    /// What the places of its tree are about.
+    /// The text that the spans of its tree refer to.
     pub(super) text: String,
     /// What it sets; or why that cannot be read, as blocks.
     pub(super) tree: Result<Node, Vec<String>>,
 }
 
 impl Layer {
-    /// The layer number `index`: a document.
+    /// Creates the layer number `index` from a document.
     pub(super) fn from_document(index: usize, name: &str, text: &str) -> Self {
         let origin = Origin::File(escape_controls(name).into_owned());
         // Editors of other systems write one.
@@ -59,7 +59,7 @@ impl Layer {
         Self { origin, text, tree }
     }
 
-    /// The layer number `index`: a variable of the environment, if its name is one of ours.
+    /// Creates the layer number `index` from an environment variable, if its name is one of ours.
     fn from_variable(index: usize, name: &OsString, value: &OsString) -> Option<Self> {
         let text = name.to_string_lossy();
         let path = text.strip_prefix(VARIABLE_PREFIX).filter(|path| path.contains("__"))?;
@@ -80,7 +80,7 @@ impl Layer {
         Some(Self { origin, text, tree: Ok(nested(keys, node)) })
     }
 
-    /// The layer number `index`: an option of the command line, which sets a key.
+    /// Creates the layer number `index` from a command line option, which sets a key.
     pub(super) fn from_option(index: usize, option: &str, path: &[&str], value: &str) -> Self {
         let span = Span::new(index, 0..option.len());
         let keys = path.iter().map(|key| ((*key).to_owned(), span)).collect();
@@ -136,7 +136,7 @@ pub(super) fn add_variables(environment: &[(OsString, OsString)], layers: &mut V
     }
 }
 
-/// The one file that takes the place of all others. It may be a pipe, but it has to be there.
+/// Adds the one file that replaces all others. It may be a pipe, but it has to exist.
 pub(super) fn add_file(path: &Path, layers: &mut Vec<Layer>) {
     let layer = match read(path) {
         Ok(text) => Layer::from_document(layers.len(), &path.to_string_lossy(), &text),
@@ -198,7 +198,7 @@ fn list_drop_ins(directory: &Path) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// What is at a path.
+/// The kind of a file.
 enum FileKind {
     Missing,
     /// An empty file or /dev/null.
@@ -227,7 +227,7 @@ fn classify_file(path: &Path) -> Result<FileKind, Box<Layer>> {
     }
 }
 
-/// The text of a file, or what takes its place in the layers.
+/// Returns the text of a file, or a layer with the error.
 fn read(path: &Path) -> Result<String, Box<Layer>> {
     let name = path.to_string_lossy();
     let mut bytes = Vec::new();

@@ -7,7 +7,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Level {
-    /// Something failed that somebody has to see to.
+    /// Something failed that an administrator has to fix.
     Error,
     /// Something is not as it should be; the message says what is done instead.
     Warn,

@@ -1,8 +1,8 @@
 //! Layers to one tree, in which the later layers have beaten the earlier ones: key by key, where a list is one value.
 //!
-//! The merge itself is that of the `config` crate. What it would do beside that, it never gets to do: whatever type a
-//! value should have is checked before, layer by layer, and what was refused there goes in as nothing at all, so that
-//! nothing can be made to fit. Each value keeps its place as its origin.
+//! The merge itself is that of the `config` crate. Its type conversions are not used: the type of each value is checked
+//! before, layer by layer, and an invalid value is passed as nil, so that the crate cannot convert it. Each value keeps
+//! its span as its origin.
 
 use std::collections::BTreeSet;
 
@@ -10,8 +10,8 @@ use config::{Config, ConfigError, Map, Source, Value as MergedValue, ValueKind};
 
 use super::tree::{Node, Span, Table, Value};
 
-/// Merges `layers`, the first of which is the weakest. `refused` are the places of keys and values with a problem: such
-/// a key is left out, such a value becomes [`Data::Refused`], and so hides those of the layers below.
+/// Merges `layers`, the first of which is the weakest. `invalid` are the spans of keys and values with a problem: such
+/// a key is omitted, such a value becomes [`Value::Invalid`], and so hides those of the layers below.
 ///
 /// # Errors
 /// None is expected, for all that can be wrong with a layer was found before.

@@ -1,8 +1,8 @@
-//! What the daemon is told to do: [`Settings`], checked and complete. Nothing in here is optional that has a default,
-//! and no value can be nonsense once it is here.
+//! The settings of the daemon: [`Settings`], checked and complete. Nothing in here is optional that has a default, and
+//! no value can be nonsense once it is here.
 //!
-//! They come from [`Sources`]: files, variables of the environment, options. Each of these is a layer (`layers`), which is
-//! a `tree` of values that know their places. It is checked by itself (`read`), so that a problem is shown where it is
+//! They come from [`Sources`]: files, variables of the environment, options. Each of these is a layer (`layers`), which
+//! is a `tree` of values with their spans. It is checked by itself (`read`), so that a problem is shown where it is
 //! (`diagnose`); then all are merged (`merge`), and what is wrong only with all of them together is looked for
 //! (`conflicts`). Every problem is reported, not only the first. `print` is the way back, from settings to a document.
 
@@ -51,12 +51,12 @@ pub struct Settings {
 pub struct Service {
     /// Threads that serve connections; 0: one per CPU this process may use, 8 at most.
     pub workers: usize,
-    /// How long the daemon stays without a connection, where systemd holds its sockets and starts it again; `None`: as long
-    /// as it is not stopped.
+    /// How long the daemon stays without a connection, where systemd holds its sockets and starts it again; `None`: as
+    /// long as it is not stopped.
     pub idle_exit: Option<TimeSpan>,
-    /// How long owed replies may take when the daemon stops.
+    /// How long connections are drained when the daemon stops.
     pub drain_timeout: TimeSpan,
-    /// Whether live connections are handed to the next process over a restart, where the service manager keeps them
+    /// Whether live connections are handed over to the next process at a restart, if the service manager can store them
     /// meanwhile.
     pub handover: bool,
 }
@@ -69,7 +69,7 @@ pub struct Limits {
     /// Connections of one source at once: one IPv4 address, one IPv6 /64, one UID on a Unix socket; 0: no limit.
     /// Loopback addresses are exempt.
     pub connections_per_source: u32,
-    /// Bytes of unfinished messages and unsent replies of all connections together.
+    /// Bytes of partial messages and unsent replies of all connections together.
     pub buffer_memory: usize,
     /// Datagrams of one source that are answered in a second: one IPv4 address, one IPv6 /64, one UID on a Unix socket;
     /// `None`: no limit.
@@ -79,9 +79,9 @@ pub struct Limits {
 /// The settings of one listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSettings {
-    /// Where to listen when no socket is handed over.
+    /// Where to listen when the service manager passes no socket.
     pub listen: Vec<Address>,
-    /// The rules of its conversations.
+    /// The rules of its sessions.
     pub rules: Arc<Rules>,
     /// Whether a PROXY header, version 1 or 2, starts every connection.
     pub proxy_protocol: bool,
@@ -143,7 +143,8 @@ impl Settings {
         print::defaults()
     }
 
-    /// The keys in which `new` differs and which hold only after a restart: `service.workers`, `listener.NAME.listen`.
+    /// Returns the keys in which `new` differs and which apply only after a restart: `service.workers`,
+    /// `listener.NAME.listen`.
     #[must_use]
     pub fn keys_needing_restart(&self, new: &Self) -> Vec<String> {
         let mut keys = Vec::new();
@@ -162,7 +163,7 @@ impl Settings {
         keys
     }
 
-    /// The settings of the listener of this name: those of its section, else the defaults.
+    /// Returns the settings of the listener with this name: those of its section, else the defaults.
     #[must_use]
     pub fn listener_settings(&self, name: &str) -> &ListenerSettings {
         self.listeners.get(name).unwrap_or(&self.defaults)

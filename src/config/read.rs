@@ -1,5 +1,5 @@
-//! A tree to [`Settings`]. All of it is checked, and every problem reported. It reads each layer by itself, where all that
-//! is wrong with one value is found, and then what they were merged to, where nothing is left to be found but what
+//! A tree to [`Settings`]. All of it is checked, and every problem reported. It reads each layer by itself, where all
+//! that is wrong with one value is found, and then what they were merged to, where nothing is left to be found but what
 //! [`conflicts`](super::conflicts) looks for.
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::address::Address;
 use crate::protocol::reply::Prefix;
 use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, Rules, Unterminated};
 
-/// The settings of a tree, with the defaults where it sets nothing; and everything that is wrong with it.
+/// Returns the settings of a tree, with the defaults where it sets nothing, and all problems in it.
 pub(super) fn read_settings(tree: &Node) -> (Settings, Vec<Problem>) {
     let (mut settings, mut problems, empty) = (Settings::default(), Vec::new(), Table::new());
     Section::read_all(tree.table().unwrap_or(&empty), &mut problems, |root| read(root, &mut settings));
@@ -68,8 +68,8 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {
     section.set(&mut limits.datagrams_per_source, "datagrams_per_source", RATE, value::rate_or_off);
 }
 
-/// One listener's settings, where those that are not set are `base`'s. `prefix` is the one that is set there, if one is,
-/// and then here: otherwise it follows from the framing.
+/// One listener's settings, where those that are not set are `base`'s. `prefix` is the one that is set there, if one
+/// is, and then here: otherwise it follows from the framing.
 fn read_listener(
     section: &mut Section<'_, '_>,
     base: ListenerSettings,

@@ -1,4 +1,4 @@
-//! One table of the configuration while it is read: what was not asked for when that is finished, is not known.
+//! One table of the configuration while it is read. Keys that were not asked for by then are reported as unknown.
 
 use super::diagnose::{Problem, closest};
 use super::keys;
@@ -11,7 +11,7 @@ pub(super) struct Section<'a, 'p> {
     /// As in a header: `defaults.deadlines`; empty for the whole.
     name: String,
     known_keys: Vec<&'a str>,
-    /// Keys of parts that do not exist yet: refused with that reason, not ignored.
+    /// Keys of features that are not implemented yet: refused with that reason, not ignored.
     pub(super) unimplemented_keys: &'static [&'static str],
     problems: &'p mut Vec<Problem>,
 }
@@ -32,7 +32,7 @@ impl<'a, 'p> Section<'a, 'p> {
         self.problems.push(Problem { span, message, related: Vec::new() });
     }
 
-    /// What a key is set to, where it is set to something that was not refused before.
+    /// Returns the value of a key, if it is set and was not found invalid before.
     pub(super) fn value(&mut self, key: &'a str) -> Option<&'a Node> {
         self.known_keys.push(key);
         self.table.get(key).filter(|node| node.value != Value::Invalid)

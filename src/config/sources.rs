@@ -16,14 +16,14 @@ use crate::address::Address;
 pub struct Sources {
     /// Below this are `usr/lib/echoed`, `run/echoed` and `etc/echoed`: `/`, except in tests.
     pub root: PathBuf,
-    /// A file that takes the place of all files below `root`.
+    /// A file that replaces all files below `root`.
     pub config: Option<PathBuf>,
     /// The environment, of which `ECHOED_SECTION__KEY` are settings.
     pub environment: Vec<(OsString, OsString)>,
     /// `--log-level`.
     pub log_level: Option<Level>,
-    /// `--listen`: names of listeners and where they listen, in the place of all `listen` keys. They change no settings,
-    /// but what is [printed](Loaded::print).
+    /// `--listen`: names of listeners and where they listen, instead of all `listen` keys. They change no settings, but
+    /// what is [printed](Loaded::print).
     pub listen: Vec<(String, Address)>,
 }
 
@@ -73,7 +73,7 @@ pub struct Loaded {
 
 impl Loaded {
     pub(super) fn from_layers(layers: Vec<Layer>, listen: Vec<(String, Address)>) -> Result<Self, Error> {
-        // Blocks with the place that they are ordered by.
+        // Blocks with the span by which they are ordered.
         let (mut blocks, mut problems) = (Vec::new(), Vec::new());
         for (index, layer) in layers.iter().enumerate() {
             match &layer.tree {
@@ -112,8 +112,8 @@ impl Loaded {
         Ok(Self { settings, files: layers::files(&layers), layers, tree, listen })
     }
 
-    /// The settings as a document that can be loaded, with every key, and where it comes from as a comment: `FILE:LINE`, a
-    /// variable, an option, or `default`.
+    /// The settings as a document that can be loaded, with every key, and where it comes from as a comment:
+    /// `FILE:LINE`, a variable, an option, or `default`.
     #[must_use]
     pub fn print(&self) -> String {
         let mut settings = self.settings.clone();

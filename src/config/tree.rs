@@ -1,4 +1,4 @@
-//! A layer of the configuration as a tree of values, each with its place.
+//! A layer of the configuration as a tree of values, each with its span.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use toml::de::{DeTable, DeValue, Error as TomlError};
 
-/// Some bytes of a layer's text.
+/// A range of bytes in the text of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Span {
     /// Which layer: the later ones beat the earlier ones.
@@ -22,7 +22,7 @@ impl Span {
         Self { layer, start: range.start, end: range.end }
     }
 
-    /// Reads what [`Place::fmt`] wrote.
+    /// Parses what [`Span::fmt`](fmt::Display::fmt) wrote.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.split(' ').map(|number| number.parse().ok());
         let mut next = || numbers.next().flatten();
@@ -30,23 +30,23 @@ impl Span {
     }
 }
 
-/// Three numbers, with which a value keeps its place through a merge.
+/// Three numbers, with which a value keeps its span through a merge.
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.layer, self.start, self.end)
     }
 }
 
-/// A value, its place and that of its key.
+/// A value, its span and that of its key.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
-    /// The key; the value itself where it has none.
+    /// The span of the key; that of the value where it has no key.
     pub(super) key_span: Span,
     pub(super) span: Span,
     pub(super) value: Value,
 }
 
-/// What is written somewhere.
+/// A value as it is written.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Text(String),
@@ -58,14 +58,14 @@ pub(super) enum Value {
     Datetime,
     Array(Vec<Node>),
     Table(Table),
-    /// Something that was refused before; its problem is known.
+    /// An invalid value; its problem was reported before.
     Invalid,
 }
 
 pub(super) type Table = BTreeMap<String, Node>;
 
 impl Node {
-    /// The tree of a document.
+    /// Parses the tree of a document.
     ///
     /// # Errors
     /// It is no TOML: everything that the parser found.
@@ -78,7 +78,7 @@ impl Node {
         Ok(Self { key_span: span, span, value: Value::Table(to_table(layer, 0, document.get_ref())) })
     }
 
-    /// The tree of a value that stands at `offset` of its layer's text: as in TOML, else it is a string.
+    /// Parses the tree of a value at `offset` of its layer's text: as TOML, or else as a string.
     pub(super) fn from_value(layer: usize, offset: usize, text: &str) -> Self {
         let span = Span::new(layer, offset..offset + text.len());
         let parsed = DeValue::parse(text);

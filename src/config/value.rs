@@ -38,9 +38,9 @@ pub(super) const WORD: &str = "a word";
 /// Why a value cannot be what it should be.
 #[derive(Debug)]
 pub(super) enum ValueError {
-    /// It is of another type.
+    /// The value has another type.
     WrongType,
-    /// In words.
+    /// The value is invalid, for this reason.
     Invalid(String),
 }
 
@@ -50,7 +50,7 @@ impl ValueError {
     }
 }
 
-/// What to write where a value of another type should be what is called `kind`.
+/// Suggests what to write instead of a value of another type, where a `kind` is expected.
 pub(super) fn suggest(kind: &str, value: &Value) -> Option<String> {
     match (kind, value) {
         (STRING, Value::Integer(_, written) | Value::Float(written)) => Some(format!("\"{written}\"")),
@@ -156,7 +156,7 @@ pub(super) fn prefix(value: &Value) -> Result<Prefix, ValueError> {
     Ok(Prefix::new(text))
 }
 
-/// The text of a fixed reply.
+/// Parses a fixed reply.
 pub(super) fn fixed_reply(value: &Value) -> Result<Box<[u8]>, ValueError> {
     let text = text(value)?.as_bytes();
     if text.len() > MAX_FIXED_REPLY {

@@ -1,6 +1,6 @@
-//! What a session keeps from one call to the next, while there is something: a message in progress or one that waits for
-//! the log, replies that were not taken, input that was not looked at. And since when, as the deadlines of these things
-//! are.
+//! The buffers that a session keeps from one call to the next: a message in progress or one that waits for the log,
+//! replies that were not taken (`outbound`), input that was not processed (`inbound`), and the times from which their
+//! deadlines count.
 
 mod checkpoint;
 
@@ -11,10 +11,10 @@ use super::rules::Rules;
 
 pub(super) use checkpoint::{BuffersCheckpoint, MessageCheckpoint};
 
-/// How much room a message in progress has at least, in bytes: a short one does not have to be moved when its rest comes.
+/// The least capacity for a message in progress, in bytes: a short one does not have to be moved when its rest comes.
 const MIN_CAPACITY: usize = 64;
 
-/// What is kept. At least one of the three buffers is not empty between calls of the session, or there is a delay.
+/// Buffers of one session. At least one of the three is not empty between calls of the session, or there is a delay.
 #[derive(Debug)]
 pub(super) struct Buffers {
     /// The reply to the message in progress, as far as it is known: the prefix and the bytes that came. Or all of the
@@ -26,26 +26,27 @@ pub(super) struct Buffers {
     delay_until: Option<Instant>,
     /// Replies that the peer has not taken.
     pub(super) outbound: ByteQueue,
-    /// When the peer last took a byte, or when something became owed to it; or when a message began to wait for the log.
+    /// When the peer last took a byte, or when replies were first stored in `outbound`; or when a message began to wait
+    /// for the log.
     waiting_since: Instant,
-    /// Input that was not looked at.
+    /// Input that was not processed.
     pub(super) inbound: ByteQueue,
 }
 
-/// What the peer is to do next.
+/// What the session waits for: the peer, the log, or the end of a delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
-    /// To begin a message.
+    /// The peer is to begin a message.
     MessageStart,
-    /// To finish the one that it has begun; until then, if there is a deadline.
+    /// The peer is to finish the message that it has begun; until then, if there is a deadline.
     MessageEnd(Option<Instant>),
-    /// To take what it is owed; it has not taken anything since then.
+    /// The peer is to take what it is owed; it has not taken anything since then.
     PeerRead(Instant),
-    /// Nothing: it is the log that is to take a message.
+    /// The log is to accept a message.
     Log,
-    /// Nothing: we take no message until then.
+    /// The delay is to end; no message is taken until then.
     Delay(Instant),
-    /// Nothing: the delay is over, and we go on.
+    /// Nothing: the delay is over, and the session can go on.
     DelayOver,
 }
 
@@ -63,11 +64,12 @@ pub(super) enum MessageState {
     Other,
     /// All of it came, its delimiter too; it waits for the log.
     Unlogged,
-    /// There is none, and none is taken: there is a delay after a reply, or it is over and was not noticed yet.
+    /// There is no message in progress, and none is taken: there is a delay after a reply, or it is over and was not
+    /// processed yet.
     Delayed,
 }
 
-/// The read deadline, which is suspended while it is we who do not read.
+/// The timer of the read deadline, which is suspended while the session reads no input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReadTimer {
     Off,
@@ -88,12 +90,13 @@ impl Buffers {
         }
     }
 
-    /// Whether nothing is kept.
+    /// Returns whether the buffers can be freed: they are empty, and there is no delay.
     pub(super) fn is_empty(&self) -> bool {
         self.message_state == MessageState::None && !self.is_reading_blocked()
     }
 
-    /// Whether replies are owed, input is held, a message waits for the log, or there is a delay: then nothing is read.
+    /// Returns whether no input is read: replies are owed, `inbound` is not empty, a message waits for the log, or
+    /// there is a delay.
     #[inline]
     pub(super) fn is_reading_blocked(&self) -> bool {
         !self.outbound.is_empty()
@@ -106,7 +109,7 @@ impl Buffers {
         self.pending_reply.capacity() + self.outbound.bytes.capacity() + self.inbound.bytes.capacity()
     }
 
-    /// What the peer is to do next.
+    /// Returns what the session waits for.
     #[inline]
     pub(super) fn awaited(&self) -> Awaited {
         if !self.outbound.is_empty() {
@@ -133,7 +136,7 @@ impl Buffers {
         self.delay_until.is_some_and(|until| until > now)
     }
 
-    /// The delay is over, if there is one.
+    /// Marks the delay as over, if there is one. Messages are taken again after [`Buffers::cancel_delay`].
     pub(super) fn end_delay(&mut self) {
         self.delay_until = None;
     }
@@ -187,32 +190,32 @@ impl Buffers {
         self.waiting_since = since;
     }
 
-    /// The whole reply to the message that waits for the log, if nothing is owed any more.
+    /// Returns the whole reply to the message that waits for the log, if `outbound` is empty.
     pub(super) fn unlogged(&self) -> Option<&[u8]> {
         (self.message_state == MessageState::Unlogged && self.outbound.is_empty()).then_some(&self.pending_reply)
     }
 
-    /// The same, which waits no longer, and since when it has.
+    /// Takes the whole reply to the message that waited for the log, with the time it began to wait.
     pub(super) fn take_unlogged(&mut self) -> Option<(Instant, Vec<u8>)> {
         self.unlogged()?;
         self.message_state = MessageState::None;
         Some((self.waiting_since, mem::take(&mut self.pending_reply)))
     }
 
-    /// Nobody will take replies any more, nor finish a message.
+    /// Drops the replies and the message in progress: the peer will neither take the ones nor finish the other.
     pub(super) fn drop_replies(&mut self) {
         self.outbound = ByteQueue::default();
         self.cancel_delay();
         self.take_message();
     }
 
-    /// Something is owed, where nothing was.
+    /// Stores replies that were not taken; there were none before.
     pub(super) fn set_outbound(&mut self, now: Instant, queue: ByteQueue) {
         self.outbound = queue;
         self.waiting_since = now;
     }
 
-    /// The peer took so many bytes of what it is owed.
+    /// Removes `count` bytes that the peer took from `outbound`.
     pub(super) fn advance_outbound(&mut self, now: Instant, count: usize) {
         if count > 0 {
             self.outbound.advance(count);
@@ -220,7 +223,7 @@ impl Buffers {
         }
     }
 
-    /// The input that is held, if nothing is owed any more, and where to go on in it.
+    /// Takes the inbound buffer, if `outbound` is empty, with the index at which to go on.
     pub(super) fn take_inbound(&mut self) -> Option<(Vec<u8>, usize)> {
         if !self.outbound.is_empty() || self.inbound.is_empty() {
             return None;
@@ -229,7 +232,7 @@ impl Buffers {
         Some((bytes, at))
     }
 
-    /// Has the read deadline run while we read, and stand still otherwise.
+    /// Runs the read timer while the session reads input, and suspends it otherwise.
     pub(super) fn update_read_timer(&mut self, now: Instant, is_reading: bool) {
         self.read_timer = match self.read_timer {
             ReadTimer::Running { until } if !is_reading => {
@@ -241,7 +244,7 @@ impl Buffers {
     }
 }
 
-/// Makes room for so many bytes more of a message: by doubling, but not past the longest one.
+/// Reserves room for `more` bytes of a message: by doubling, but not past the longest one.
 #[inline]
 fn reserve_message(pending_reply: &mut Vec<u8>, more: usize, rules: &Rules) {
     if pending_reply.capacity() - pending_reply.len() < more {
@@ -273,7 +276,7 @@ impl MessageState {
     }
 }
 
-/// Bytes of which the first ones are done with. When all are, its memory is given back.
+/// A queue of bytes. Its memory is freed when all of them have been consumed.
 #[derive(Debug, Default)]
 pub(super) struct ByteQueue {
     bytes: Vec<u8>,
@@ -281,7 +284,7 @@ pub(super) struct ByteQueue {
 }
 
 impl ByteQueue {
-    /// These bytes, of which the first ones are done with already.
+    /// Creates a queue of these bytes, of which the first `at` have been consumed.
     pub(super) fn from_vec(bytes: Vec<u8>, at: usize) -> Self {
         Self { bytes, at }
     }

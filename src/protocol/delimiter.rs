@@ -97,7 +97,7 @@ impl Delimiter {
 
     /// Where in `chunk` the delimiter's first occurrence ends (the index after its last byte).
     ///
-    /// `begun` is how many of its bytes the input before `chunk` ended with (0 at the start of a message); when
+    /// `matched` is how many of its bytes the input before `chunk` ended with (0 at the start of a message); when
     /// nothing is found, it becomes the same for the end of `chunk`.
     pub(super) fn search(&self, matched: &mut u8, chunk: &[u8]) -> Option<usize> {
         let Some(finder) = &self.finder else {
@@ -122,7 +122,7 @@ impl Delimiter {
         None
     }
 
-    /// How many of its bytes have begun after `byte`, when `begun` (fewer than all) had before it.
+    /// Returns how many of its bytes match after `byte`, when `matched` (fewer than all) did before it.
     fn advance(&self, mut matched: u8, byte: u8) -> u8 {
         while matched > 0 && self.bytes[usize::from(matched)] != byte {
             matched = self.borders[usize::from(matched) - 1];
@@ -161,8 +161,8 @@ impl fmt::Debug for Delimiter {
     }
 }
 
-/// Where `byte` is first in `chunk`. Looks at a few words by itself first: for a short message, the call of a search that
-/// is made for long ones costs more than the search.
+/// Where `byte` is first in `chunk`. Looks at a few words by itself first: for a short message, the call of a search
+/// that is made for long ones costs more than the search.
 #[inline]
 fn find(byte: u8, chunk: &[u8]) -> Option<usize> {
     const NEAR: usize = 32;
@@ -198,8 +198,8 @@ fn borders(pattern: &[u8]) -> [u8; MAX_LEN] {
     borders
 }
 
-/// The bytes that a text stands for, which is written as on a command line: with the escapes of a TOML string, `\0`, and
-/// `\xNN` for any byte.
+/// The bytes that a text stands for, which is written as on a command line: with the escapes of a TOML string, `\0`,
+/// and `\xNN` for any byte.
 ///
 /// # Errors
 /// An unknown escape.

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! chunks    "aa"      "aa\tb"             "\t"
-//! frames    Unfinished Complete(3) Unfinished Complete(1)
+//! frames    Incomplete Complete(3) Incomplete Complete(1)
 //! messages             "aaaa"                 "b"
 //! ```
 //!
-//! The framer keeps two numbers and no byte: what is unfinished, the session keeps.
+//! The framer keeps two numbers and no byte: the session keeps the bytes of an incomplete message.
 
 use super::delimiter::Delimiter;
 
@@ -16,9 +16,9 @@ pub const MAX_MESSAGE: usize = 1 << 30;
 /// Cuts a stream of bytes into messages.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Framer {
-    /// Bytes of the message in progress that were taken so far, a begun delimiter among them.
+    /// Bytes of the message in progress that were consumed so far, those of a partial delimiter included.
     consumed: u32,
-    /// How many bytes at their end may begin the delimiter.
+    /// How many bytes at their end match the beginning of the delimiter.
     matched: u8,
 }
 
@@ -36,8 +36,8 @@ pub enum Frame {
 impl Framer {
     /// Looks for the end of the message in progress in `chunk`, the bytes that follow those of the last call.
     ///
-    /// A message of `max` bytes (at most [`MAX_MESSAGE`]) is allowed; at one more, as soon as that is certain, it is [`Frame::TooLong`].
-    /// Bytes that may begin the delimiter are not certain yet.
+    /// A message of `max` bytes (at most [`MAX_MESSAGE`]) is allowed; at one more, as soon as that is certain, it is
+    /// [`Frame::TooLong`]. Bytes that may begin the delimiter are not certain yet.
     #[inline]
     pub fn next(&mut self, delimiter: &Delimiter, max: usize, chunk: &[u8]) -> Frame {
         let room = max + delimiter.len() - self.consumed();
@@ -57,13 +57,13 @@ impl Framer {
         self.consumed > 0
     }
 
-    /// Bytes of the message in progress so far, should no delimiter follow: at most `max` + 15.
+    /// Returns how many bytes of the message in progress were consumed, if no delimiter follows: at most `max` + 15.
     #[must_use]
     pub fn consumed(&self) -> usize {
         self.consumed as usize
     }
 
-    /// Bytes that belong to the message in progress, whatever comes next.
+    /// Returns how many bytes belong to the message in progress whatever comes next.
     fn certain_len(&self) -> usize {
         self.consumed() - usize::from(self.matched)
     }

@@ -14,7 +14,7 @@
 //! its stream after the last: it still gets every reply it is owed, and then the end of the stream. However its bytes
 //! are cut into packets, the replies are the same bytes.
 //!
-//! What a client can act on is said in one last reply before the connection ends:
+//! What a client can act on is said in a final reply before the connection ends:
 //!
 //! ```text
 //! C: 61 61                                              aa   … and nothing more for 2 s
@@ -24,8 +24,8 @@
 //! # Here
 //!
 //! No I/O, no clock, no log, and of the libraries memchr alone. One message goes through [`session`], which asks
-//! [`framer`] where it ends and has [`reply`] put the answer together, by the [`rules`] of its listener, up to its
-//! [`verdict`]. In between it can be put away, as a [`snapshot`].
+//! [`framer`] where it ends and has [`reply`] build the reply by the [`rules`] of its listener, up to its [`verdict`].
+//! Between two calls a session can be stored as a [`snapshot`] and restored in another process.
 
 mod buffers;
 pub mod delimiter;

@@ -7,9 +7,9 @@
 //!
 //! An empty packet is a message. One beyond `max_message` is never answered with a part of it.
 //!
-//! Whoever sends a datagram can write any source on it. So answering one can hit somebody else: with more than was sent
-//! ([`DropCause::Amplifies`]), or without end, if that somebody answers too ([`DropCause::OwnReply`] and others). What could
-//! come to that is not answered, but counted by its cause.
+//! The sender of a datagram can write any source address on it. So a reply can hit another host: with more bytes than
+//! were sent ([`DropCause::Amplifies`]), or without end, if that host answers too ([`DropCause::OwnReply`] and others).
+//! Such datagrams are not answered, but counted by their cause.
 
 use std::fmt;
 
@@ -25,7 +25,7 @@ const HEADERS: usize = 28;
 /// A reply may be so many times as large as what it answers, headers counted.
 const MAX_AMPLIFICATION: usize = 3;
 
-/// Ports below it are those of services, not of clients: an answer would go to somebody who may answer, too.
+/// Ports below it are those of services, not of clients: a reply would go to a service that may answer, too.
 const FIRST_CLIENT_PORT: u16 = 1024;
 
 /// Why a datagram got no reply, though its listener replies.
@@ -49,7 +49,7 @@ pub enum DropCause {
     Nameless,
     /// There was no room for its reply on the way to its source.
     NoRoom,
-    /// Its reply could not be sent: no way leads there, or nobody is there.
+    /// Its reply could not be sent: there is no route to its source, or no socket is bound there.
     Unreachable,
 }
 
@@ -114,8 +114,8 @@ pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
     }
 }
 
-/// The last reply to a peer that is cut off: `server error:` and the text; `None` where there is nothing to say, and where
-/// nothing is to be said that the peer did not send ([`Framing::Raw`]).
+/// Returns the final reply to a peer that is cut off: `server error:` and the text. `None` where there is no text, and
+/// where only bytes that the peer sent may be sent back ([`Framing::Raw`]).
 #[must_use]
 pub fn final_reply(rules: &Rules, verdict: Verdict) -> Option<Vec<u8>> {
     let is_told = rules.error_replies && rules.framing != Framing::Raw;
@@ -129,7 +129,7 @@ pub fn is_service_port(port: u16) -> bool {
     port < FIRST_CLIENT_PORT
 }
 
-/// Whether this reply to this datagram could do harm, for what is in them.
+/// Returns why sending this reply to this datagram is unsafe, judged by their contents; `None` if it is safe.
 #[must_use]
 pub fn unsafe_to_answer(message: &[u8], reply: &Reply<'_>) -> Option<DropCause> {
     let [own, _] = reply;
@@ -208,7 +208,8 @@ mod tests {
 
     #[test]
     fn a_reply_with_headers_is_at_most_three_times_as_large_as_its_message() {
-        // 28 bytes of headers: 84 for an empty message, so 56 of reply; three more for each byte, of which it is one itself.
+        // 28 bytes of headers: 84 for an empty message, so 56 of reply; three more for each byte, of which it is one
+        // itself.
         for (message, prefix) in [(0, 56), (1, 58), (100, 256)] {
             let message = vec![b'x'; message];
             assert_eq!(drop_cause_of(&vec![b'p'; prefix], &message), None, "{prefix}");

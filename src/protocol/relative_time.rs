@@ -1,20 +1,20 @@
-//! Times that outlive the process: counted from the moment at which a session was frozen, so that they hold on any clock.
+//! Times that outlive the process: counted from the time at which a session was stored, so that they hold on any clock.
 
 use std::time::{Duration, Instant};
 
-/// A time in nanoseconds after the freeze, or before it where negative. It reaches 292 years either way; what is farther
-/// off is as good as that.
+/// A time in nanoseconds after the session was stored, or before it where negative. It reaches 292 years either way;
+/// times beyond that are capped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RelativeTime(pub(super) i64);
 
 impl RelativeTime {
-    /// The moment of the freeze.
+    /// The time at which the session was stored.
     pub(super) const ZERO: Self = Self(0);
 
     /// A time that does not come.
     pub(super) const NEVER: Self = Self(i64::MAX);
 
-    /// `time`, of a session that is frozen at `now`.
+    /// Converts `time`, of a session that is stored at `now`.
     pub(super) fn from_instant(time: Instant, now: Instant) -> Self {
         match time.checked_duration_since(now) {
             Some(after) => Self::after(after),
@@ -22,20 +22,20 @@ impl RelativeTime {
         }
     }
 
-    /// So long after the freeze.
+    /// Returns the time `duration` after the session was stored.
     pub(super) fn after(duration: Duration) -> Self {
         Self(nanoseconds(duration))
     }
 
-    /// The time that it is on a clock on which the session was frozen at `frozen_at`; that one, if the clock does not
-    /// reach so far.
+    /// Returns the time on a clock on which the session was stored at `stored_at`; `stored_at` itself if the clock does
+    /// not reach so far.
     pub(super) fn to_instant(self, stored_at: Instant) -> Instant {
         let duration = Duration::from_nanos(self.0.unsigned_abs());
         let time = if self.0 < 0 { stored_at.checked_sub(duration) } else { stored_at.checked_add(duration) };
         time.unwrap_or(stored_at)
     }
 
-    /// The same, for something that had happened: never later than the freeze.
+    /// Returns the time of something that had happened: as [`Self::to_instant`], but never later than `stored_at`.
     pub(super) fn to_past_instant(self, stored_at: Instant) -> Instant {
         self.to_instant(stored_at).min(stored_at)
     }

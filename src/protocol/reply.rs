@@ -1,8 +1,8 @@
 //! Replies into output: prefix + message + delimiter.
 //!
-//! One [`Scratch`] serves all connections of a thread in turn, so that none of them needs buffers of its own while
-//! nothing is unfinished. Input is read behind some room in front ([`Scratch::input_room`]), so that the prefix of a
-//! lone message is written before it and the reply is sent from where the message lies, without a copy.
+//! One [`Scratch`] serves all connections of a thread, one after the other, so that a connection needs no buffers of
+//! its own unless it has to keep data. Input is read behind some room in front ([`Scratch::input_room`]), so that the
+//! prefix of a lone message is written before it and the reply is sent from where the message lies, without a copy.
 
 use std::fmt;
 
@@ -106,7 +106,7 @@ impl fmt::Debug for Scratch {
     }
 }
 
-/// Replies put together. Holds [`ENOUGH`] bytes and one more reply to a message that came in one read.
+/// Replies put together. Holds [`FLUSH_THRESHOLD`] bytes and one more reply to a message that came in one read.
 pub(super) struct Output {
     bytes: Box<[u8]>,
     len: usize,

@@ -1,4 +1,4 @@
-//! What one listener's sessions obey: plain data, complete, shared by all of them.
+//! The rules of one listener's sessions: plain data, complete, shared by all of them.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::delimiter::Delimiter;
 use super::reply::Prefix;
 
-/// The rules of the conversations on one listener.
+/// The rules of the sessions on one listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// What a message is.
@@ -17,17 +17,17 @@ pub struct Rules {
     pub reply: ReplyMode,
     /// What stands before the message in a reply. Never contains the delimiter, in delimited framing.
     pub prefix: Prefix,
-    /// What every message is answered with where the reply is [`Reply::Fixed`]: 0 to [`MAX_TEXT`] bytes. Never contains the
-    /// delimiter, in delimited framing.
+    /// What every message is answered with where the reply is [`ReplyMode::Fixed`]: 0 to [`MAX_FIXED_REPLY`] bytes.
+    /// Never contains the delimiter, in delimited framing.
     pub fixed_reply: Box<[u8]>,
-    /// How long it takes after a message was answered until the next one of that connection is taken.
+    /// Delay after each reply before the next message of the connection is taken.
     pub reply_delay: TimeSpan,
     /// The longest message, in bytes without its delimiter. 64 KiB fit into one read and are more than any health
     /// check or log line needs. In raw framing there are none of more than 512 bytes.
     pub max_message: usize,
     /// What becomes of bytes after the last delimiter when the peer ends its stream.
     pub unterminated: Unterminated,
-    /// Whether a peer is told, as a last reply, why it is cut off.
+    /// Whether a peer that is cut off gets a final reply that says why.
     pub error_replies: bool,
     /// Whether its messages are logged.
     pub log_messages: LogMessages,
@@ -53,14 +53,14 @@ impl Default for Rules {
     }
 }
 
-/// The longest text of a fixed reply, in bytes.
+/// The longest fixed reply, in bytes.
 pub const MAX_FIXED_REPLY: usize = 4096;
 
 /// The longest message in raw framing, in bytes.
 const MAX_RAW_MESSAGE: usize = 512;
 
 impl Rules {
-    /// What ends a message and a reply: the delimiter, or nothing.
+    /// Returns what ends a message and a reply: the delimiter, or nothing.
     #[must_use]
     pub fn terminator(&self) -> &[u8] {
         match self.framing {
@@ -69,7 +69,7 @@ impl Rules {
         }
     }
 
-    /// Whether it is the delimited echo, without a pause: what all others must not make slower.
+    /// Returns whether the rules are those of the delimited echo without a delay, which has the fast path.
     pub(super) fn is_plain_echo(&self) -> bool {
         self.framing == Framing::Delimited && self.reply == ReplyMode::Echo && self.reply_delay.duration().is_zero()
     }
@@ -82,7 +82,7 @@ impl Rules {
             && self.reply_delay.duration().is_zero()
     }
 
-    /// The longest message in raw framing.
+    /// Returns the longest message in raw framing.
     pub(super) fn max_raw_message(&self) -> usize {
         self.max_message.clamp(1, MAX_RAW_MESSAGE)
     }
@@ -113,7 +113,7 @@ impl Framing {
 pub enum ReplyMode {
     /// The prefix and the message.
     Echo,
-    /// The text.
+    /// [`Rules::fixed_reply`].
     Fixed,
     /// Nothing.
     None,
@@ -133,7 +133,7 @@ pub enum Unterminated {
 pub enum LogMessages {
     /// They are not.
     Off,
-    /// One entry for each message, escaped and cut at 256 bytes. When the log is slow, entries are left out and counted.
+    /// One entry for each message, escaped and cut at 256 bytes. When the log is slow, entries are dropped and counted.
     Summary,
     /// One entry for each message, whole. None is lost: when the log is slow, the peer waits.
     Full,
@@ -166,7 +166,7 @@ impl Default for Deadlines {
     }
 }
 
-/// A length of time together with the notation in which it was configured, in which it is also told to peers.
+/// A duration together with the notation in which it was configured, which is also sent to peers.
 #[derive(Debug, Clone)]
 pub struct TimeSpan {
     duration: Duration,
@@ -174,20 +174,20 @@ pub struct TimeSpan {
 }
 
 impl TimeSpan {
-    /// `length`, written as `notation`.
+    /// Creates the time span `duration`, written as `notation`.
     #[must_use]
     pub fn new(duration: Duration, notation: &str) -> Self {
         Self { duration, notation: notation.into() }
     }
 
-    /// How long it is.
+    /// Returns the duration.
     #[must_use]
     pub fn duration(&self) -> Duration {
         self.duration
     }
 }
 
-/// Two spans are equal when they are equally long, however they are written.
+/// Two time spans are equal if their durations are equal, however they are written.
 impl PartialEq for TimeSpan {
     fn eq(&self, other: &Self) -> bool {
         self.duration == other.duration

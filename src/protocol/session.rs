@@ -1,26 +1,27 @@
-//! One conversation.
+//! The protocol state of one connection.
 //!
 //! A [`Session`] is a value: input, the end of input, room for output and time go in; replies, the next deadline, what
 //! it wants next ([`Want`]) and at last its [`Verdict`] come out. It does no I/O. Replies leave through an [`Outlet`]
 //! that takes bytes and says how many of them the peer's side has room for, so that they can be sent from the thread's
-//! [`Scratch`] without passing through the session; so do messages that are to be logged. Whatever is not taken, the
-//! session keeps: between any two calls everything unfinished is inside it, and it could be put away and go on elsewhere.
+//! [`Scratch`] without passing through the session; so do messages that are to be logged. The session keeps whatever is
+//! not taken: between any two calls all pending data is inside it, and it can be stored and restored in another
+//! process.
 //!
 //! What it may have to keep are three buffers, each empty (and not allocated) most of the time:
 //!
 //! ```text
-//! partial   the reply to the message in progress, as far as it is known:  "server got:aa"
-//!           or to a message that the log has not taken yet:               "server got:aaaa<TAB>"
-//! owed      replies that the peer has not taken yet
-//! held      input that was read, but not looked at yet, since there were replies enough for one turn, or since
-//!           the log took no more; after a thaw, also what is to be looked at again under other rules
+//! pending_reply   the reply to the message in progress, as far as it is known:  "server got:aa"
+//!                 or to a message that the log has not accepted yet:            "server got:aaaa<TAB>"
+//! outbound        replies that the peer has not taken yet
+//! inbound         input that was read but not processed yet, because there were enough replies for one call, or
+//!                 because the log accepted no more; after a restore also input to be processed under new rules
 //! ```
 //!
-//! While anything is owed or held or waits for the log, nothing is read. So `owed` is at most 64 KiB and one reply, `held`
-//! what is left of one read, `partial` one reply.
+//! While `outbound` or `inbound` is not empty, or a message waits for the log, the session reads no input. So
+//! `outbound` is at most 64 KiB and one reply, `inbound` what is left of one read, `pending_reply` one reply.
 //!
 //! A message is logged before it is answered. No message that was read goes unlogged, whatever becomes of its peer, but
-//! for want of memory ([`Session::out_of_memory`]).
+//! for want of memory ([`Session::handle_out_of_memory`]).
 
 mod checkpoint;
 mod close;
@@ -39,7 +40,7 @@ use super::verdict::Verdict;
 
 pub(super) use checkpoint::Checkpoint;
 
-/// How long the last words may take where `deadlines.write` is off.
+/// How long the final reply may take where `deadlines.write` is off.
 pub(crate) const FINAL_REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After the end of our stream, how long input is still taken and dropped, so that closing sends no reset which would
@@ -49,7 +50,7 @@ pub(crate) const LINGER: Duration = Duration::from_secs(1);
 /// How much is taken and dropped then, in bytes.
 pub(crate) const LINGER_BYTES: u32 = 1024 * 1024;
 
-/// One conversation. See the module's head.
+/// The protocol state of one connection. See the module documentation.
 #[derive(Debug)]
 pub struct Session {
     rules: Arc<Rules>,
@@ -57,27 +58,27 @@ pub struct Session {
     phase: Phase,
     /// Whether the peer has ended its stream.
     input_ended: bool,
-    /// Whether its rules are [`Rules::is_plain`].
+    /// Whether its rules are [`Rules::is_plain_echo`].
     uses_fast_path: bool,
     opened: Instant,
     last_activity: Instant,
     totals: Totals,
-    /// What is kept from one call to the next; nothing most of the time, and then no memory either.
+    /// Buffers kept from one call to the next. `None` most of the time, which then takes no memory.
     buffers: Option<Box<Buffers>>,
 }
 
 /// What a session wants to happen next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
-    /// Input: [`Session::receive`], or [`Session::end_of_input`].
+    /// Input: [`Session::receive`], or [`Session::handle_end_of_input`].
     Read,
-    /// Room for output, or a turn to go on in: [`Session::resume`].
+    /// Room for output, or another call to process its buffers: [`Session::process_buffers`].
     Write,
-    /// Room in the log of messages: [`Session::resume`].
+    /// Room in the log of messages: [`Session::process_buffers`].
     Log,
-    /// Nothing but time: [`Session::tick`].
+    /// The end of the delay: [`Session::handle_timeout`] at [`Session::deadline`].
     Delay,
-    /// The end of our stream to be sent: shut down the sending side, then [`Session::sent_end`].
+    /// The end of our stream to be sent: shut down the sending side, then [`Session::handle_shutdown_sent`].
     Shutdown,
     /// Nothing any more; close the connection.
     Close,
@@ -113,11 +114,11 @@ pub(super) enum Phase<Time = Instant> {
     Stopping(Verdict, Time),
     /// The peer has ended its stream; what was read gets its replies.
     HalfClosed(Verdict),
-    /// The last words are on their way; they have until then.
+    /// The final reply is being sent; it has until then.
     Closing(Verdict, Time),
     /// Our stream has ended; input is dropped until then, this many more bytes of it.
     Lingering(Verdict, Time, u32),
-    /// The connection is broken or given up; messages that were read wait for the log.
+    /// The connection is broken or aborted; messages that were read wait for the log.
     Logging(Verdict),
     Done(Verdict),
 }
@@ -125,8 +126,8 @@ pub(super) enum Phase<Time = Instant> {
 // --- Outputs ---------------------------------------------------------------------------------------------------------
 
 impl Session {
-    /// What it wants next. Each is to be done before asking again; [`Session::tick`] may come at any time. Input that it
-    /// does not want takes the place of what it keeps, which is then lost.
+    /// Returns what the session wants next. Do it before asking again; [`Session::handle_timeout`] may be called at any
+    /// time. Input that the session does not want replaces its inbound buffer, which is then lost.
     #[must_use]
     #[inline]
     pub fn wants(&self) -> Want {
@@ -179,7 +180,7 @@ impl Session {
         self.totals
     }
 
-    /// How many bytes its buffers occupy: 0 while nothing is unfinished.
+    /// Returns the memory of its buffers in bytes: 0 while it has none.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.buffers.as_ref().map_or(0, |buffers| buffers.memory())
@@ -203,7 +204,8 @@ impl Session {
         &self.rules
     }
 
-    /// Whether replies are owed, input is held, a message waits for the log, or we pause: then nothing is read.
+    /// Returns whether no input is read: replies are owed, `inbound` is not empty, a message waits for the log, or
+    /// there is a delay.
     #[inline]
     fn is_reading_blocked(&self) -> bool {
         self.buffers.as_ref().is_some_and(|buffers| buffers.is_reading_blocked())
@@ -213,7 +215,7 @@ impl Session {
 // --- Inputs ----------------------------------------------------------------------------------------------------------
 
 impl Session {
-    /// A conversation that begins at `now`.
+    /// Creates the session of a connection that begins at `now`.
     #[must_use]
     pub fn new(rules: Arc<Rules>, now: Instant) -> Self {
         Self {
@@ -234,8 +236,8 @@ impl Session {
     pub fn receive(&mut self, now: Instant, scratch: &mut Scratch, count: usize, outlet: &mut impl Outlet) {
         match &mut self.phase {
             Phase::Open => {}
-            // A peer that we leave did no wrong: what it is owed lies in the kernel, and would go if we closed before it
-            // has stopped to send. How long all that may take is limited by who stops us.
+            // The peer broke no rule: what it is owed lies in the kernel, and would be lost if we closed before it has
+            // stopped sending. The caller of `drain` limits how long all that may take.
             Phase::Lingering(Verdict::Shutdown, until, _) => {
                 *until = now + LINGER;
                 return;
@@ -305,9 +307,9 @@ impl Session {
         self.update_phase(now);
     }
 
-    /// There may be room again, for output or in the log: sends what is owed, then goes on with the message that waits for
-    /// the log and with the input that is held, until `outlet` takes less than it is given, or there were 64 KiB of further
-    /// replies, or a pause begins.
+    /// Sends what is owed, then processes the message that waits for the log and the inbound buffer, until `outlet`
+    /// takes less than it is given, or there were 64 KiB of further replies, or a delay begins. To be called when there
+    /// may be room again, for output or in the log.
     pub fn process_buffers(&mut self, now: Instant, scratch: &mut Scratch, outlet: &mut impl Outlet) {
         if let Phase::Logging(verdict) = self.phase {
             return self.log_remaining(verdict, outlet);
@@ -322,7 +324,7 @@ impl Session {
         self.update_phase(now);
     }
 
-    /// Something that is no part of the conversation was heard of the peer: the idle deadline runs from here on.
+    /// Restarts the idle deadline: the peer has sent something that is not part of the protocol.
     pub fn note_activity(&mut self, now: Instant) {
         self.last_activity = now;
     }
@@ -331,7 +333,7 @@ impl Session {
 // --- In between ------------------------------------------------------------------------------------------------------
 
 impl Session {
-    /// What is kept, made if nothing is.
+    /// Returns the buffers, allocating them if there are none.
     fn buffers_mut(&mut self, now: Instant) -> &mut Buffers {
         self.buffers.get_or_insert_with(|| Box::new(Buffers::new(now)))
     }
@@ -342,14 +344,14 @@ impl Session {
         self.buffers.as_mut()?.take_message()
     }
 
-    /// What we wait for now is something else.
+    /// Takes messages again, whether or not the delay is over.
     fn cancel_delay(&mut self) {
         if let Some(buffers) = &mut self.buffers {
             buffers.cancel_delay();
         }
     }
 
-    /// Something is owed, where nothing was.
+    /// Stores replies that were not taken; there were none before.
     fn set_outbound(&mut self, now: Instant, queue: ByteQueue) {
         self.buffers_mut(now).set_outbound(now, queue);
     }
@@ -362,7 +364,7 @@ impl Session {
         }
     }
 
-    /// After every input.
+    /// Updates the buffers and the phase. To be called after every input.
     #[inline]
     fn update_phase(&mut self, now: Instant) {
         // Mostly there is nothing to do.
@@ -371,7 +373,7 @@ impl Session {
         }
     }
 
-    /// What is finished gives its memory back, and may end the phase. The read deadline runs only while we read.
+    /// Suspends or resumes the read timer, frees empty buffers, and ends the phase if nothing keeps it open.
     fn update_buffers_and_phase(&mut self, now: Instant) {
         let mut reading = true;
         if let Some(buffers) = &mut self.buffers {

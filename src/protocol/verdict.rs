@@ -35,13 +35,13 @@ pub enum Verdict {
     },
     /// We end: the daemon stops.
     Shutdown,
-    /// It has not ended: it goes on in the next process of the daemon.
+    /// It has not ended: it was handed over to the next process of the daemon.
     HandedOver,
     /// It did not begin with a PROXY header, as its listener demands, or not in time.
     BadProxyHeader,
 }
 
-/// What the last words of a server begin with, instead of a prefix.
+/// What a final reply begins with, instead of a prefix.
 pub const SERVER_ERROR: &[u8] = b"server error:";
 
 /// How many kinds of verdicts there are.
@@ -74,7 +74,8 @@ impl Verdict {
         }
     }
 
-    /// What the peer can be told about it, in words; `None` where it could do nothing about it or could not hear it.
+    /// Returns the text that the peer gets about it; `None` where the peer could do nothing about it or could not read
+    /// it.
     #[must_use]
     pub fn text(self, rules: &Rules) -> Option<String> {
         let deadlines = &rules.deadlines;
@@ -97,8 +98,8 @@ impl Verdict {
         }
     }
 
-    /// The last reply to a peer that is cut off: `server error:`, the text, the delimiter. `None` where there is nothing
-    /// to say, where the delimiter would be found before its place, or where there is none.
+    /// Returns the final reply: `server error:`, the text, the delimiter. `None` where there is no text, where the
+    /// delimiter would be found before its position, or where there is none.
     pub(super) fn final_reply(self, rules: &Rules) -> Option<Vec<u8>> {
         if rules.framing == Framing::Raw {
             return None;
@@ -132,7 +133,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// A deadline can only have passed where there is one.
+/// Returns the text about a deadline that has passed. It can only have passed where there is one.
 fn deadline_text(deadline: Option<&TimeSpan>, text: impl Fn(&TimeSpan) -> String) -> Option<String> {
     deadline.map(text)
 }

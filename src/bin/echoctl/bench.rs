@@ -1,4 +1,4 @@
-//! `echoctl bench`: runs a load on a thread of its own, shows how far it is, and prints what it came to.
+//! `echoctl bench`: runs a load on a thread of its own, shows its progress, and prints its outcome.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -18,10 +18,10 @@ use tokio::{select, task};
 
 use super::{Error, check_prefix, ignore_broken_pipe, runtime};
 
-/// How often the bar is drawn.
+/// How often the progress bar is drawn.
 const FRAME_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long to send where nothing is said.
+/// How long to send by default.
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 
 /// Descriptors besides the connections, with some to spare.
@@ -110,7 +110,7 @@ async fn run(address: &Address, settings: &BenchSettings) -> Result<Outcome, Err
     outcome.map_err(|error| not_started(&error))
 }
 
-/// The bar on stderr, if that is a terminal.
+/// The progress bar on stderr, if that is a terminal.
 struct ProgressDisplay {
     frames: Option<tokio::time::Interval>,
     colour: bool,
@@ -139,7 +139,7 @@ impl ProgressDisplay {
         }
     }
 
-    /// Draws the bar when it is time to.
+    /// Draws the progress bar at each interval.
     async fn draw_frame(&mut self, control: &Control) {
         let Some(frames) = &mut self.frames else { return std::future::pending().await };
         frames.tick().await;
@@ -172,7 +172,7 @@ impl ProgressDisplay {
     }
 }
 
-/// A terminal that is gone shows nothing.
+/// Writes to stderr, and ignores errors: a terminal that is gone shows nothing.
 fn write_to_terminal(text: &str) {
     let mut stderr = io::stderr().lock();
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());

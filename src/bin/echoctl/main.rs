@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     let arguments = match Echoctl::try_parse() {
         Ok(arguments) => arguments,
         Err(error) if error.exit_code() == 0 => {
-            // Help and version. Who does not listen does not want them.
+            // Help and version. That they cannot be printed is not an error.
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Options that do not go together.
+/// Checks that the prefix does not contain the delimiter.
 fn check_prefix(common: &Common) -> Result<(), Error> {
     let Common { delimiter, prefix, .. } = common;
     if delimiter.is_in(prefix.as_bytes()) {
@@ -56,7 +56,7 @@ fn runtime() -> Result<runtime::Runtime, Error> {
     runtime.map_err(|error| Error::not_started(format!("cannot start: {error}")))
 }
 
-/// What printing comes to: nobody wants to see it any more, as with head(1), is no failure.
+/// Ignores that the reader of stdout is gone, as with head(1): that is not an error.
 fn ignore_broken_pipe(result: io::Result<()>) -> Result<(), Error> {
     match result {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -77,7 +77,7 @@ impl Error {
         Self { text, code: NOT_STARTED }
     }
 
-    /// What clap says in a paragraph, before it goes on to usage and help.
+    /// Returns the first paragraph of an error of clap, without usage and help.
     fn from_clap(error: &clap::Error) -> Self {
         let paragraph = error.to_string();
         let mut text = String::new();
@@ -93,10 +93,10 @@ impl Error {
         Self::not_started(format!("{} (see --help)", text.strip_prefix("error: ").unwrap_or(&text)))
     }
 
-    /// What an exchange with `address` comes to that ended early.
+    /// Returns the error for an exchange with `address` that ended early.
     fn from_exchange(address: &impl ToString, failure: ExchangeError) -> Result<(), Self> {
         match failure {
-            // Nobody wants to see any more, as with head(1): that is no failure.
+            // The reader of stdout is gone, as with head(1): that is not an error.
             ExchangeError::Output(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
             ExchangeError::Connect(error) => Err(Self::not_started(error.to_string())),
             ExchangeError::MessageTooLarge { number: 1, .. } => {
@@ -112,7 +112,7 @@ impl Error {
     }
 
     fn report(self) -> ExitCode {
-        // There is nobody else to tell.
+        // If this fails, there is no other place to report it.
         let _ = writeln!(io::stderr(), "echoctl: {}", self.text);
         ExitCode::from(self.code)
     }

@@ -124,7 +124,7 @@ fn messages_from_arguments(
     from_arguments.map(Some).map_err(|error| Error::not_started(error.to_string()))
 }
 
-/// The first Ctrl-C ends the messages, the second everything.
+/// Waits for the second Ctrl-C, which ends everything; the first one ends the messages.
 async fn wait_for_second_interrupt(interrupts: Option<Signal>, stop: &Notify) {
     let Some(mut interrupts) = interrupts else { return std::future::pending().await };
     interrupts.recv().await;

@@ -4,26 +4,26 @@ use std::os::fd::OwnedFd;
 
 use super::workload::Workload;
 
-/// Where a connection is in its life.
+/// The state of a connection.
 #[derive(Debug)]
 pub(super) enum State {
-    /// There is none; it is dialled when this time has come.
+    /// There is no connection; the next attempt to connect starts at this time.
     Disconnected { retry_at: u64 },
-    /// It is being made; without a socket where it was not even taken into the backlog, and is tried again.
+    /// An attempt to connect is in progress; without a socket if the backlog was full, then it is retried.
     Connecting { socket: Option<OwnedFd> },
-    /// It is there.
+    /// The connection is established.
     Connected { socket: OwnedFd },
-    /// Something wrong has come over it: what of that reply is here so far. The rest is awaited, to be shown.
+    /// A wrong reply has come, this much of it so far. The rest is awaited, to be shown.
     WrongReply { socket: OwnedFd, reply: Vec<u8> },
 }
 
-/// One connection, and the next ones in its place.
+/// One connection of the load, and those that replace it later.
 #[derive(Debug)]
 pub(super) struct BenchConnection {
     pub(super) state: State,
     /// Messages that wait for their replies, those that are not written whole among them.
     pub(super) owed: usize,
-    /// The place of the first of them in the script.
+    /// The index of the first of them in the workload.
     pub(super) first: usize,
     /// Bytes of the owed messages that were written.
     pub(super) written: usize,
@@ -31,23 +31,23 @@ pub(super) struct BenchConnection {
     pub(super) received: usize,
     /// Whether more can only be written when there is room again.
     pub(super) write_blocked: bool,
-    /// Whether the epoll set is told to tell so.
+    /// Whether the epoll set watches for room to write.
     pub(super) watches_writable: bool,
     /// When the batch was sent. Times are in nanoseconds.
     pub(super) sent_at: u64,
-    /// Since when the next reply is the next one; since when there is an attempt to connect.
+    /// Since when the next reply is awaited; or since when there is an attempt to connect.
     pub(super) waiting_since: u64,
-    /// Messages of all its life, lost ones too: how many of its slots are used.
+    /// How many of its slots are used: messages sent since the start, lost ones too.
     pub(super) slots_used: u64,
     /// Whether this connection has brought a reply.
     pub(super) has_answered: bool,
-    /// Attempts and connections in a row that brought none.
+    /// Attempts and connections in a row that brought no reply.
     pub(super) consecutive_failures: u32,
-    /// Whether it has been there once, or has failed.
+    /// Whether it was established once, or has failed.
     pub(super) attempted: bool,
 }
 
-/// What came is not what is owed.
+/// The received bytes are not those of the awaited replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Mismatch;
 
@@ -70,7 +70,7 @@ impl BenchConnection {
         }
     }
 
-    /// So many more messages are to be sent.
+    /// Adds `count` messages that are to be sent.
     #[inline]
     pub(super) fn enqueue(&mut self, count: usize, now: u64) {
         if self.owed == 0 {
@@ -81,20 +81,20 @@ impl BenchConnection {
         self.slots_used += count as u64;
     }
 
-    /// What is still to be written.
+    /// Returns the bytes of messages that are still to be written.
     #[inline]
     pub(super) fn unwritten<'a>(&self, workload: &'a Workload) -> &'a [u8] {
         &workload.messages(self.first, self.owed)[self.written..]
     }
 
-    /// What is still to come.
+    /// Returns the bytes of replies that are still awaited.
     #[inline]
     pub(super) fn awaited<'a>(&self, workload: &'a Workload) -> &'a [u8] {
         &workload.replies(self.first, self.owed)[self.received..]
     }
 
-    /// Takes what came, and returns how many replies are now here whole. With `verify`, every byte is compared;
-    /// otherwise they are only counted. When it does not fit, nothing is taken.
+    /// Consumes received bytes, and returns how many replies are now complete. With `verify`, every byte is compared;
+    /// otherwise they are only counted. After a mismatch, nothing is consumed.
     #[inline]
     pub(super) fn consume(&mut self, bytes: &[u8], workload: &Workload, verify: bool) -> Result<usize, Mismatch> {
         let awaited = self.awaited(workload);
@@ -115,7 +115,7 @@ impl BenchConnection {
         Ok(completed)
     }
 
-    /// So many bytes of the awaited replies have come and are right.
+    /// Advances by `bytes` bytes of the awaited replies, which have come and are right.
     pub(super) fn advance(&mut self, bytes: usize, workload: &Workload) -> Result<usize, Mismatch> {
         let received = self.received + bytes;
         let completed = received / workload.reply_size();
@@ -127,7 +127,7 @@ impl BenchConnection {
         Ok(completed)
     }
 
-    /// Nothing is owed any more. Returns how many messages stay unanswered.
+    /// Discards the messages that wait for their replies. Returns how many stay unanswered.
     pub(super) fn discard_owed(&mut self, workload: &Workload) -> usize {
         let owed = std::mem::take(&mut self.owed);
         self.first = (self.first + owed) % workload.distinct_messages();

@@ -1,11 +1,11 @@
-//! What a load and those outside say to each other while it runs.
+//! Control of a load from other threads while it runs: stop requests and progress.
 
 use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::poll::Waker;
 
-/// Ends a load early, and tells how far it is. For any thread.
+/// Ends a load early, and reports its progress. For any thread.
 #[derive(Debug)]
 pub struct Control {
     stop_count: AtomicU8,
@@ -19,7 +19,7 @@ struct ThreadControl {
     errors: AtomicU64,
 }
 
-/// How far a load is.
+/// The progress of a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BenchProgress {
     /// Messages that were answered, in the warm-up too. At most a tenth of a second old.
@@ -28,11 +28,11 @@ pub struct BenchProgress {
     pub errors: u64,
 }
 
-/// Whether a load is to end before its time.
+/// Whether a load is to stop early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StopRequest {
     None,
-    /// Replies on their way are waited for.
+    /// Stop, but wait for replies on their way.
     Graceful,
     Immediate,
 }
@@ -52,13 +52,13 @@ impl Control {
         }
     }
 
-    /// Whether somebody has ended it.
+    /// Returns whether a stop was requested.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.stop_request() != StopRequest::None
     }
 
-    /// How far it is.
+    /// Returns the progress of the load.
     #[must_use]
     pub fn progress(&self) -> BenchProgress {
         let sum = |count: fn(&ThreadControl) -> &AtomicU64| {

@@ -1,23 +1,23 @@
-//! Latencies: recorded in a table of fixed size, and asked for percentiles and bars.
+//! A histogram of latencies: recorded in buckets, a fixed number of them, from which percentiles and bars are computed.
 //!
 //! ```text
 //! nanoseconds    0 1 2 … 2047   2048 2050 … 4094   4096 4100 … 8188   8192 …
-//! places         0 1 2 … 2047   2048 2049 … 3071   3072 3073 … 4095   4096 …
+//! buckets        0 1 2 … 2047   2048 2049 … 3071   3072 3073 … 4095   4096 …
 //!                exact          pairs              fours              eights
 //! ```
 //!
-//! So each value is known to 1 in 1024: three digits. The layout is that of HdrHistogram; what is left out here of it
-//! would cost as much for each message as everything else together that is not a system call.
+//! So each value is known to 1 in 1024: three digits. The layout is that of HdrHistogram; its other features, which are
+//! omitted here, would cost as much for each message as everything else together that is not a system call.
 
 use std::time::Duration;
 
-/// The longest that is told apart: a day. What takes longer counts as this.
+/// The longest latency that is distinguished: a day. Longer ones count as this.
 const MAX_LATENCY: u64 = 86_400_000_000_000;
 
-/// Places for each doubling: two to the power of this.
+/// Buckets for each doubling: two to the power of this.
 const BUCKET_BITS: u32 = 10;
 
-/// How long things took, to three digits.
+/// A histogram of latencies, to three digits.
 #[derive(Debug, Clone)]
 pub struct LatencyHistogram {
     counts: Box<[u64]>,
@@ -27,7 +27,7 @@ pub struct LatencyHistogram {
     max: u64,
 }
 
-/// Where a value (at most [`LONGEST`]) is counted.
+/// Returns the bucket in which a value (at most [`MAX_LATENCY`]) is counted.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "it is less than 2^16")]
 fn bucket_of(nanos: u64) -> usize {
@@ -35,30 +35,30 @@ fn bucket_of(nanos: u64) -> usize {
     ((u64::from(shift) << BUCKET_BITS) + (nanos >> shift)) as usize
 }
 
-/// The largest value that is counted at a place.
+/// Returns the largest value that is counted in a bucket.
 fn bucket_max(bucket: usize) -> u64 {
     let bucket = bucket as u64;
     let shift = (bucket >> BUCKET_BITS).saturating_sub(1);
     ((bucket - (shift << BUCKET_BITS) + 1) << shift) - 1
 }
 
-/// One bar: those above the bar before, up to a time.
+/// One bar: the latencies above the bar before, up to an upper bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistogramBar {
-    /// The longest that belong here.
+    /// The longest latency of this bar.
     pub upper_bound: Duration,
-    /// How many they are.
+    /// How many latencies belong to it.
     pub count: u64,
 }
 
 impl LatencyHistogram {
-    /// None yet.
+    /// Creates an empty histogram.
     #[must_use]
     pub fn new() -> Self {
         Self { counts: vec![0; bucket_of(MAX_LATENCY) + 1].into(), count: 0, sum: 0, min: u64::MAX, max: 0 }
     }
 
-    /// `count` things (at least one) took `nanos` nanoseconds each.
+    /// Records `count` latencies (at least one) of `nanos` nanoseconds each.
     #[inline]
     pub(super) fn record(&mut self, nanos: u64, count: u64) {
         let nanos = nanos.min(MAX_LATENCY);
@@ -69,7 +69,7 @@ impl LatencyHistogram {
         self.max = self.max.max(nanos);
     }
 
-    /// Those of another table come along.
+    /// Adds the latencies of another histogram.
     pub(super) fn merge(&mut self, other: &Self) {
         for (ours, theirs) in self.counts.iter_mut().zip(&other.counts) {
             *ours += theirs;
@@ -118,8 +118,8 @@ impl LatencyHistogram {
         Duration::from_nanos(found.map_or(0, |bucket| bucket_max(bucket).min(self.max)))
     }
 
-    /// All of them in at most `most` bars, from the shortest to the longest. Each bar reaches as many times further
-    /// as the one before; those at the beginning and at the end are not empty.
+    /// Returns all latencies in at most `max_bars` bars, from the shortest to the longest. The upper bounds grow by a
+    /// constant factor; the bars at the beginning and at the end are not empty.
     #[must_use]
     pub fn bars(&self, max_bars: usize) -> Vec<HistogramBar> {
         if self.count == 0 || max_bars == 0 {
@@ -166,7 +166,7 @@ mod tests {
         latencies
     }
 
-    /// The same to three digits.
+    /// Asserts that two times are the same to three digits.
     #[track_caller]
     fn assert_close(found: Duration, nanos: u64) {
         let found = found.as_nanos() as f64;

@@ -1,10 +1,10 @@
 //! A load: many connections that send messages and check the replies, at the least cost for each.
 //!
 //! ```text
-//! Load ──> Bench ──> Worker (one each thread) ──> Outcome ──> report
-//!                      peer      what one connection is owed        script     what is sent, what must come
-//!                      traffic   receive, compare, count, send      schedule   when, where there is a rate
-//!                      poll      the epoll set, the timer           dial       new connections
+//! BenchSettings ──> Bench ──> Worker (one each thread) ──> Outcome ──> report
+//!                               connection   what one connection is owed     workload   the messages and their replies
+//!                               traffic      receive, compare, count, send   schedule   when, where there is a rate
+//!                               poll         the epoll set, the timer        target     new connections
 //! ```
 //!
 //! No async runtime: for each wake-up of a connection there is one receive, one comparison, one look at the clock and
@@ -45,7 +45,7 @@ use target::Target;
 use worker::{ThreadResult, Worker};
 use workload::Workload;
 
-/// What is asked for.
+/// The settings of a load.
 #[derive(Debug, Clone)]
 pub struct BenchSettings {
     /// Connections at once, at least 1.
@@ -78,13 +78,13 @@ pub struct BenchSettings {
     pub timeout: Duration,
 }
 
-/// Why a load cannot be begun.
+/// Why a load cannot be started.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BenchError {
     /// See [`TooLarge`].
     TooLarge(TooLarge),
-    /// There are no connections, no depth, no rate or no threads, or more threads than connections.
+    /// A setting is zero (connections, depth, rate or threads), or there are more threads than connections.
     InvalidSettings,
     /// The system refuses something that it should not.
     System(io::Error),
@@ -127,7 +127,7 @@ pub struct Bench {
     control: Arc<Control>,
 }
 
-/// What a load has come to.
+/// The outcome of a load.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// What was counted after the warm-up.
@@ -138,7 +138,7 @@ pub struct Outcome {
     pub time: Duration,
     /// Messages that were due, or left of the count, when nothing more was sent.
     pub unsent: u64,
-    /// Whether it was ended from outside.
+    /// Whether it was stopped early.
     pub interrupted: bool,
 }
 
@@ -182,7 +182,7 @@ impl Bench {
         Ok(Self { settings, workload, target, first: first.into(), control })
     }
 
-    /// Ends it early, and tells how far it is.
+    /// Returns the control of the load, which ends it early and reports its progress.
     #[must_use]
     pub fn control(&self) -> Arc<Control> {
         Arc::clone(&self.control)

@@ -1,4 +1,4 @@
-//! What a thread waits for: its sockets, its timer, and a word from outside.
+//! What a thread waits for: its sockets, its timer, and its waker.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +17,7 @@ const MAX_EVENTS: usize = 512;
 /// The key of the timer and of the [`Waker`]; sockets have the numbers below.
 const TICK_KEY: u64 = u64::MAX;
 
-/// Tells the time: nanoseconds since the load began, as all of its threads count them.
+/// A clock that returns nanoseconds since the load began, the same in all of its threads.
 ///
 /// Not `std::time::Instant`: the difference of two of those costs more than everything else that is counted.
 #[derive(Debug, Clone, Copy)]
@@ -36,13 +36,12 @@ impl Clock {
     }
 }
 
-/// What a socket is waited for. All of them are told as changes ("edges"), so that what is left to read costs nothing
-/// until it is read.
+/// What a socket is watched for. All events are edge-triggered, so that unread input costs nothing until it is read.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Interest {
     /// Something to read, or the end.
     Read,
-    /// The same, or room to write. (Also how a connection that is being made tells that it is.)
+    /// The same, or room to write. (This also reports when an attempt to connect has ended.)
     ReadWrite,
 }
 
@@ -56,12 +55,12 @@ impl Interest {
     }
 }
 
-/// What has happened.
+/// An event of an epoll set.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Event {
-    /// The timer has fired, or somebody has used the waker.
+    /// The timer has fired, or another thread has used the waker.
     Tick,
-    /// Something with a socket.
+    /// A socket is ready.
     Socket {
         /// The number that it was added with.
         key: usize,
@@ -72,7 +71,7 @@ pub(super) enum Event {
     },
 }
 
-/// Ends the wait of another thread.
+/// Wakes another thread from its wait.
 #[derive(Debug)]
 pub(super) struct Waker(OwnedFd);
 
@@ -95,7 +94,7 @@ pub(super) struct Poll {
 }
 
 impl Poll {
-    /// With nothing in it but a waker.
+    /// Creates a set that has only a waker in it.
     pub(super) fn new(waker: &Waker) -> io::Result<Self> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
@@ -106,9 +105,9 @@ impl Poll {
         Ok(Self { set, timer, events: Vec::with_capacity(MAX_EVENTS) })
     }
 
-    /// Has a tick come after so many nanoseconds.
+    /// Sets the timer to fire after this many nanoseconds.
     ///
-    /// A timer of its own, and not a time with each wait: those cost more, and are too coarse to send by.
+    /// The timer is separate, instead of a timeout for each wait: those cost more, and are too coarse to send by.
     pub(super) fn set_timer(&self, after: u64) {
         // A time of 0 would disarm it.
         let after = i64::try_from(after).unwrap_or(i64::MAX).max(1);

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //! slot          0   1   2   3   4   5   6   …     every 1/rate
-//! connection    0   1   2   0   1   2   0   …     in turn
+//! connection    0   1   2   0   1   2   0   …     in rotation
 //! ```
 //!
 //! A message is due in its slot, whether those before it are answered or not, and its latency counts from there. So a
-//! server that stands still for a second is seen to do so by everybody who would have come in that second, and not only
-//! by those few who were already waiting ("coordinated omission").
+//! server that stalls for a second delays all messages that are due in that second, and not only the few that were
+//! already waiting ("coordinated omission").
 
 /// The slots of one thread's connections. Times are in nanoseconds.
 #[derive(Debug, Clone)]
 pub(super) struct Schedule {
-    /// When slot 0 is.
+    /// The time of slot 0.
     start: u64,
     /// From one slot to the next.
     interval: f64,
@@ -25,7 +25,7 @@ impl Schedule {
         Self { start, interval: 1e9 / rate, connections: connections as u64 }
     }
 
-    /// How many slots there were until now.
+    /// Returns how many slots were due until now.
     pub(super) fn slots_due(&self, now: u64) -> u64 {
         let Some(elapsed) = now.checked_sub(self.start) else { return 0 };
         let mut slots = truncate_to_u64(elapsed as f64 / self.interval);
@@ -39,22 +39,22 @@ impl Schedule {
         slots
     }
 
-    /// How many of the first `due` slots are those of one connection.
+    /// Returns how many of the first `due` slots belong to one connection.
     pub(super) fn slots_of_connection(&self, connection: usize, due: u64) -> u64 {
         due / self.connections + u64::from(due % self.connections > connection as u64)
     }
 
-    /// When a connection's message is due, the first one being number 0.
+    /// Returns when a connection's message is due, the first one being number 0.
     pub(super) fn due_time(&self, connection: usize, number: u64) -> u64 {
         self.slot_time(number * self.connections + connection as u64)
     }
 
-    /// The connection whose slot it is.
+    /// Returns the connection to which a slot belongs.
     pub(super) fn connection_of_slot(&self, slot: u64) -> usize {
         usize::try_from(slot % self.connections).unwrap_or(usize::MAX)
     }
 
-    /// When a slot is.
+    /// Returns the time of a slot.
     pub(super) fn slot_time(&self, slot: u64) -> u64 {
         self.start.saturating_add(truncate_to_u64(slot as f64 * self.interval))
     }

@@ -1,4 +1,4 @@
-//! What is counted.
+//! The counters of a load.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +8,9 @@ use super::latencies::LatencyHistogram;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Cause {
-    /// A reply is not prefix + message, or nobody had asked for it.
+    /// A reply is not prefix + message, or no message had asked for it.
     WrongReply,
-    /// The server has said what is wrong.
+    /// The server has sent a final reply that says what is wrong.
     ServerError,
     /// A reply did not come within the timeout.
     Late,
@@ -22,7 +22,7 @@ pub enum Cause {
     Broken,
     /// Interrupted before the reply came.
     Unanswered,
-    /// Nobody listens there.
+    /// No socket listens at the address.
     ConnectRefused,
     /// No connection within its timeout.
     ConnectTimeout,
@@ -58,7 +58,7 @@ impl Cause {
     }
 }
 
-/// What a cause has cost.
+/// The failures with one cause.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Failures {
     /// How often it happened.
@@ -69,7 +69,7 @@ pub struct Failures {
     pub example: String,
 }
 
-/// What has happened in some time.
+/// The counters of one period.
 #[derive(Debug, Clone, Default)]
 pub struct Stats {
     /// Messages that were begun to be sent.
@@ -80,14 +80,14 @@ pub struct Stats {
     pub bytes_sent: u64,
     /// Bytes of replies.
     pub bytes_received: u64,
-    /// How long the answered ones took.
+    /// The latencies of the answered messages.
     pub latencies: LatencyHistogram,
-    /// What went wrong.
+    /// Failures by their cause.
     pub failures: BTreeMap<Cause, Failures>,
 }
 
 impl Stats {
-    /// Something went wrong, and so many messages stay unanswered. What the example is, is only asked the first time.
+    /// Records a failure that leaves this many messages unanswered. Calls `example` only the first time.
     pub(super) fn record_failure(&mut self, cause: Cause, messages: u64, example: impl FnOnce() -> String) {
         let failures = self.failures.entry(cause).or_default();
         if failures.times == 0 {
@@ -97,7 +97,7 @@ impl Stats {
         failures.messages += messages;
     }
 
-    /// What another thread has counted comes along.
+    /// Adds the counters of another thread.
     pub(super) fn merge(&mut self, other: Self) {
         self.sent += other.sent;
         self.answered += other.answered;
@@ -114,7 +114,7 @@ impl Stats {
         }
     }
 
-    /// How many things went wrong.
+    /// Returns the number of failures that are errors.
     #[must_use]
     pub fn errors(&self) -> u64 {
         self.failures.iter().filter(|(cause, _)| cause.is_error()).map(|(_, failures)| failures.times).sum()

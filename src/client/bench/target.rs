@@ -1,4 +1,4 @@
-//! Makes connections without waiting for them.
+//! The address that connections go to, and non-blocking attempts to connect.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,20 +21,20 @@ pub(super) enum Target {
     Unix(SocketAddrUnix),
 }
 
-/// What became of an attempt.
+/// The outcome of an attempt to connect.
 pub(super) enum ConnectAttempt {
     /// It is connected.
     Connected(OwnedFd),
-    /// The socket will be writable when that is decided: see [`outcome`].
+    /// The socket will be writable when the attempt has ended: see [`Target::finish_connect`].
     InProgress(OwnedFd),
-    /// A Unix socket's backlog is full; nothing tells when there is room.
+    /// A Unix socket's backlog is full; no event says when there is room.
     BacklogFull,
     /// It failed.
     Failed(io::Error),
 }
 
 impl Target {
-    /// Where a connection to `address` has led to.
+    /// Returns the address to which `connected`, a connection to `address`, has led.
     pub(super) fn from_connected(address: &Address, connected: &UnixStream) -> io::Result<Self> {
         Ok(match address {
             Address::Unix(UnixName::Path(path)) => Self::Unix(SocketAddrUnix::new(path)?),
@@ -46,7 +46,7 @@ impl Target {
         })
     }
 
-    /// Begins to connect.
+    /// Starts to connect.
     pub(super) fn start_connect(&self) -> ConnectAttempt {
         match self.open_and_connect() {
             Ok((socket, Ok(()))) => match self.is_self_connected(&socket) {
@@ -78,13 +78,14 @@ impl Target {
         Ok((socket, connected))
     }
 
-    /// What a begun attempt has come to.
+    /// Returns the outcome of an attempt that was in progress.
     pub(super) fn finish_connect(&self, socket: &OwnedFd) -> io::Result<()> {
         socket_error(socket)??;
         if self.is_self_connected(socket)? { Err(Errno::CONNREFUSED.into()) } else { Ok(()) }
     }
 
-    /// Where nobody listens on a port that this very socket was given, TCP connects it to itself (RFC 9293, 3.5).
+    /// Returns whether TCP has connected the socket to itself: if no socket listens on the port and the kernel gave
+    /// this very port to ours, it does so (RFC 9293, 3.5).
     fn is_self_connected(&self, socket: &OwnedFd) -> io::Result<bool> {
         match self {
             Self::Tcp(address) => Ok(SocketAddr::try_from(getsockname(socket)?)? == *address),

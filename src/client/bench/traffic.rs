@@ -1,5 +1,5 @@
 //! What a thread does for every message: receive, compare, count, send. One receive and one send for each wake-up of a
-//! connection, one look at the clock, no allocation. And below that, what it does when something goes wrong.
+//! connection, one look at the clock, no allocation. Below that, the handling of failures and of new connections.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,14 +20,14 @@ use crate::units::format_time;
 /// The most of a wrong reply that is awaited and shown, in bytes.
 const MAX_WRONG: usize = 4096;
 
-/// The first pause before a connection is dialled again that has brought nothing, in nanoseconds. It doubles each time.
+/// The shortest delay before reconnecting after a connection without a reply, in nanoseconds. It doubles each time.
 const MIN_RECONNECT_DELAY: u64 = 10_000_000;
 
-/// The longest pause.
+/// The longest delay before reconnecting, in nanoseconds.
 const MAX_RECONNECT_DELAY: u64 = 1_000_000_000;
 
 impl Worker<'_> {
-    /// Something has happened to a connection.
+    /// Handles an event of a connection.
     #[inline]
     pub(super) fn handle_ready(&mut self, key: usize, writable: bool, ended: bool) {
         if let State::Connecting { .. } = self.connections[key].state {
@@ -69,16 +69,16 @@ impl Worker<'_> {
                 Ok(count) => self.handle_answered(key, count, at),
                 Err(Mismatch) => return self.handle_mismatch(key, size, at),
             }
-            // A short read has taken all there was. Only an end would be overlooked: it is no change any more.
+            // A short read has taken all there was. Only the end of the stream would be missed: it is not a new edge.
             if size < self.buffer.len() && !ended {
                 return;
             }
         }
     }
 
-    /// What is almost always so, in as few instructions as that takes: all replies to a batch have come at once, and
-    /// are right, and the next batch is sent at once. Returns whether it was so; otherwise nothing is done. (All of it
-    /// is what [`Self::answered`] and [`Self::pump`] do as well.)
+    /// Handles the most frequent case in as few instructions as possible: all replies to a batch have come at once and
+    /// are right, and the next batch is sent at once. Returns whether this was the case; otherwise does nothing.
+    /// ([`Self::handle_answered`] and [`Self::send_next`] do the same in general.)
     #[inline]
     fn try_next_batch(&mut self, key: usize, size: usize, at: u64) -> bool {
         let (connection, workload, count) = (&mut self.connections[key], self.workload, self.settings.depth as u64);
@@ -123,7 +123,7 @@ impl Worker<'_> {
         true
     }
 
-    /// So many replies have come and were right.
+    /// Handles `count` replies that have come and were right.
     #[inline]
     fn handle_answered(&mut self, key: usize, count: usize, at: u64) {
         self.record_answered(key, count, at);
@@ -153,7 +153,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Sends what is to be sent now: without a rate the next batch, if all of the last one was answered; else what is
+    /// Sends the next messages: without a rate the next batch, if all of the last one was answered; else those that are
     /// due, as far as the depth allows.
     #[inline]
     pub(super) fn send_next(&mut self, key: usize, at: u64) {
@@ -193,7 +193,7 @@ impl Worker<'_> {
         self.handle_sent(key, sent, wanted);
     }
 
-    /// What sending has come to.
+    /// Handles the result of a send.
     fn handle_sent(&mut self, key: usize, sent: rustix::io::Result<usize>, wanted: usize) {
         let written = match sent {
             Ok(written) => written,
@@ -209,7 +209,7 @@ impl Worker<'_> {
         }
     }
 
-    // --- Rarely --------------------------------------------------------------------------------------------------------
+    // --- Rarely ------------------------------------------------------------------------------------------------------
 
     #[cold]
     fn watch_writable(&mut self, key: usize, blocked: bool) {
@@ -223,7 +223,7 @@ impl Worker<'_> {
         }
     }
 
-    /// A connection waits for nothing more, at the end.
+    /// Counts one connection less that waits for replies while the load finishes.
     fn decrement_waiting(&mut self) {
         if self.phase == Phase::Finishing {
             self.waiting_connections = self.waiting_connections.saturating_sub(1);
@@ -235,7 +235,7 @@ impl Worker<'_> {
 
     #[cold]
     fn handle_send_error(&mut self, key: usize, error: Errno) {
-        // Its last words may have come before, and say more.
+        // The server's final reply may have come before, and says more.
         self.receive(key, true);
         if matches!(self.connections[key].state, State::Connected { .. }) && self.connections[key].owed > 0 {
             self.handle_io_error(key, error.into());
@@ -258,7 +258,7 @@ impl Worker<'_> {
         self.fail_connection(key, cause, self.clock.now(), || format!("the connection broke ({})", reason(&error)));
     }
 
-    /// What came is wrong, or the server's words. What was right before it counts; the rest of it is awaited.
+    /// Handles a wrong reply or a server error. Replies before it count; the rest of it is awaited.
     #[cold]
     fn handle_mismatch(&mut self, key: usize, size: usize, at: u64) {
         let (workload, bytes) = (self.workload, &self.buffer[..size]);
@@ -278,7 +278,7 @@ impl Worker<'_> {
             self.record_answered(key, completed, at);
         }
         let connection = &mut self.connections[key];
-        // The rest has its own time.
+        // The rest of the reply has its own timeout.
         connection.waiting_since = at;
         let previous = std::mem::replace(&mut connection.state, State::Disconnected { retry_at: 0 });
         if let State::Connected { socket } = previous {
@@ -287,13 +287,13 @@ impl Worker<'_> {
         self.sweep_soon(at);
         self.receive_wrong_reply(key);
         if self.phase == Phase::Finishing && self.connections[key].owed == 0 && completed > 0 {
-            // Nobody waits for the rest.
+            // The rest is not awaited while the load finishes.
             self.finish_wrong_reply(key, at);
             self.decrement_waiting();
         }
     }
 
-    /// Awaits the end of a wrong reply.
+    /// Receives a wrong reply up to its end.
     #[cold]
     fn receive_wrong_reply(&mut self, key: usize) {
         loop {
@@ -313,7 +313,7 @@ impl Worker<'_> {
         }
     }
 
-    /// A wrong reply is here, as far as it comes.
+    /// Reports a wrong reply, as far as it came, and ends the connection.
     #[cold]
     pub(super) fn finish_wrong_reply(&mut self, key: usize, at: u64) {
         let connection = &mut self.connections[key];
@@ -335,7 +335,7 @@ impl Worker<'_> {
         });
     }
 
-    /// Gives a connection up, with all that it owes, and sees to the next one.
+    /// Ends a connection, counts its unanswered messages as lost, and schedules the next connection in its place.
     #[cold]
     pub(super) fn fail_connection(&mut self, key: usize, cause: Cause, at: u64, example: impl FnOnce() -> String) {
         let connection = &mut self.connections[key];
@@ -347,7 +347,7 @@ impl Worker<'_> {
         self.schedule_reconnect(key, at);
     }
 
-    /// There is no connection any more, or still none.
+    /// Schedules the next attempt to connect, after a connection has ended or could not be made.
     fn schedule_reconnect(&mut self, key: usize, at: u64) {
         let connection = &mut self.connections[key];
         let delay = if connection.has_answered {
@@ -368,9 +368,9 @@ impl Worker<'_> {
         }
     }
 
-    // --- Connecting ----------------------------------------------------------------------------------------------------
+    // --- Connecting --------------------------------------------------------------------------------------------------
 
-    /// Begins to connect.
+    /// Starts to connect.
     pub(super) fn start_connect(&mut self, key: usize, at: u64) {
         self.connections[key].waiting_since = at;
         match self.target().start_connect() {
@@ -382,7 +382,7 @@ impl Worker<'_> {
                     return self.handle_connect_error(key, &error, at);
                 }
             }
-            // As long as another attempt; the sweep sees to it.
+            // The attempt has the same timeout as any other; the sweep retries it.
             ConnectAttempt::BacklogFull => self.connections[key].state = State::Connecting { socket: None },
             ConnectAttempt::Failed(error) => self.handle_connect_error(key, &error, at),
         }
@@ -400,7 +400,7 @@ impl Worker<'_> {
         }
     }
 
-    /// An attempt is decided.
+    /// Handles the end of an attempt to connect.
     #[cold]
     fn finish_connect(&mut self, key: usize, at: u64) {
         let previous = std::mem::replace(&mut self.connections[key].state, State::Disconnected { retry_at: 0 });
@@ -411,7 +411,7 @@ impl Worker<'_> {
         }
     }
 
-    /// A connection is there.
+    /// Handles a connection that is established.
     pub(super) fn handle_connected(&mut self, key: usize, socket: OwnedFd, is_new: bool, at: u64) {
         let registered = if is_new {
             self.poll.add(&socket, key, Interest::Read)
@@ -433,7 +433,7 @@ impl Worker<'_> {
     #[cold]
     fn handle_connect_error(&mut self, key: usize, error: &io::Error, at: u64) {
         let cause = match error.kind() {
-            // A Unix socket that is not there is refused in other words.
+            // A Unix socket that does not exist gives another error for the same.
             io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Cause::ConnectRefused,
             io::ErrorKind::TimedOut => Cause::ConnectTimeout,
             _ => Cause::ConnectFailed,

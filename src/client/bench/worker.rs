@@ -1,11 +1,11 @@
-//! One thread of the load: the phases of its run, and what is looked at from time to time.
+//! One thread of the load: the phases of its run, and its periodic checks.
 //!
 //! ```text
 //! connecting ──all threads──> sending (warm-up, then measured) ──time, count or Ctrl-C──> finishing ──> done
 //! ```
 //!
-//! What happens between two looks at the clock is in [`super::traffic`]: there every instruction is paid for each
-//! message, here for each tick.
+//! What a thread does for each message is in [`super::traffic`], where every instruction counts. What is here runs once
+//! a tick.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -22,26 +22,26 @@ use super::workload::Workload;
 use super::{BenchSettings, nanos};
 use crate::units::format_time;
 
-/// What a single receive may bring, in bytes.
+/// The most that a single receive may bring, in bytes.
 const BUFFER_SIZE: usize = 256 * 1024;
 
-/// How often the deadlines are looked at, unless they are shorter; and how often progress is told.
+/// How often the deadlines are checked, unless they are shorter; and how often progress is reported.
 const SWEEP_INTERVAL: u64 = 100_000_000;
 
-/// The same while connections are missing.
+/// How often the deadlines are checked while connections are missing.
 const SHORT_SWEEP_INTERVAL: u64 = 10_000_000;
 
 /// After Ctrl-C, how long replies are still waited for.
 const GRACE_PERIOD: u64 = 1_000_000_000;
 
-/// What a thread does with its part of the connections.
+/// One thread with its share of the connections.
 pub(super) struct Worker<'a> {
     pub(super) settings: &'a BenchSettings,
     pub(super) workload: &'a Workload,
     target: &'a Target,
     control: &'a Control,
     pub(super) clock: Clock,
-    /// Which thread this is.
+    /// The number of this thread.
     thread_number: usize,
     pub(super) poll: Poll,
     pub(super) connections: Vec<BenchConnection>,
@@ -51,11 +51,11 @@ pub(super) struct Worker<'a> {
     pub(super) phase: Phase,
     pub(super) schedule: Option<Schedule>,
     pub(super) batch: Batch,
-    /// How many slots have been looked at.
+    /// How many slots have been released: their messages may be sent.
     slots_released: u64,
     /// How many messages may still be sent.
     pub(super) messages_left: u64,
-    /// Connections that wait for replies, while this finishes.
+    /// Connections that wait for replies, while the load finishes.
     pub(super) waiting_connections: usize,
     /// When the measured time began; 0: not yet.
     measure_start: u64,
@@ -71,7 +71,7 @@ pub(super) struct Worker<'a> {
     next_sweep: u64,
 }
 
-/// What a thread is at.
+/// The phase of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// Every connection is made, or fails once.
@@ -80,22 +80,22 @@ pub(super) enum Phase {
     Sending,
     /// Nothing more is sent; replies that are owed may still come.
     Finishing,
-    /// That is all.
+    /// The load has ended.
     Done,
 }
 
-/// What a batch of the whole depth is.
+/// The sizes of a batch of the whole depth.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Batch {
     /// Bytes of its messages.
     pub(super) messages: usize,
     /// Bytes of its replies.
     pub(super) replies: usize,
-    /// From its place in the script to that of the next one.
+    /// From its first message in the workload to that of the next batch.
     pub(super) step: usize,
 }
 
-/// What a thread has found out.
+/// The result of one thread.
 pub(super) struct ThreadResult {
     pub(super) measured: Stats,
     pub(super) warm_up: Stats,
@@ -104,7 +104,7 @@ pub(super) struct ThreadResult {
 }
 
 impl<'a> Worker<'a> {
-    /// Number `number` of the threads of a load, with its share of the connections; `first` is one of them.
+    /// Creates thread number `thread_number` of a load, with its share of the connections; `first` is one of them.
     pub(super) fn new(
         thread_number: usize,
         settings: &'a BenchSettings,
@@ -190,7 +190,7 @@ impl<'a> Worker<'a> {
         self.warm_up.errors() + self.stats.errors()
     }
 
-    // --- Phases --------------------------------------------------------------------------------------------------------
+    // --- Phases ------------------------------------------------------------------------------------------------------
 
     fn connect_all(&mut self) -> io::Result<()> {
         for key in 0..self.connections.len() {
@@ -212,7 +212,7 @@ impl<'a> Worker<'a> {
         self.send_until = settings.duration.map_or(u64::MAX, |time| self.warm_until.saturating_add(nanos(time)));
         self.measure_start = at;
         if let Some(rate) = settings.rate {
-            // Each thread has its part of the rate, and its slots lie between those of the others.
+            // Each thread has its share of the rate, and its slots lie between those of the others.
             let offset = (1e9 / rate * self.thread_number as f64).round();
             let start = at.saturating_add(nanos(Duration::from_secs_f64(offset / 1e9)));
             let thread_rate = rate * self.connections.len() as f64 / settings.connections as f64;
@@ -225,7 +225,7 @@ impl<'a> Worker<'a> {
         self.handle_tick(self.clock.now());
     }
 
-    /// Nothing more is sent. Replies may still come for some time.
+    /// Stops sending. Replies may still come for some time.
     pub(super) fn stop_sending(&mut self, at: u64, grace: u64) {
         if matches!(self.phase, Phase::Finishing | Phase::Done) {
             return;
@@ -250,7 +250,7 @@ impl<'a> Worker<'a> {
         let mut tick = false;
         for index in 0..count {
             match self.poll.event(index) {
-                // Afterwards: it may put new connections in the place of those that are still in this list.
+                // Afterwards: a tick may replace connections that are still in this list.
                 Event::Tick => tick = true,
                 Event::Socket { key, writable, ended } => self.handle_ready(key, writable, ended),
             }
@@ -261,7 +261,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Looks at the clock and at what others want.
+    /// Handles stop requests and whatever is due by now.
     fn handle_tick(&mut self, at: u64) {
         match self.control.stop_request() {
             StopRequest::None => {}
@@ -325,13 +325,13 @@ impl<'a> Worker<'a> {
         self.poll.set_timer(next.saturating_sub(at));
     }
 
-    // --- From time to time ---------------------------------------------------------------------------------------------
+    // --- From time to time -------------------------------------------------------------------------------------------
 
     /// Sends what has become due.
     fn send_due_slots(&mut self, at: u64) {
         let Some(schedule) = &self.schedule else { return };
         let due = schedule.slots_due(at);
-        // After a pause, each connection once is enough.
+        // After a stall, each connection once is enough.
         let from = self.slots_released.max(due.saturating_sub(self.connections.len() as u64));
         self.slots_released = due;
         for slot in from..due {
@@ -341,7 +341,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// How many messages of a connection are due and not sent.
+    /// Returns how many messages of a connection are due and not sent.
     pub(super) fn messages_due(&self, key: usize) -> u64 {
         let Some(schedule) = &self.schedule else { return 0 };
         schedule.slots_of_connection(key, self.slots_released).saturating_sub(self.connections[key].slots_used)
@@ -355,7 +355,7 @@ impl<'a> Worker<'a> {
             let since = at.saturating_sub(connection.waiting_since);
             match connection.state {
                 State::Connected { .. } if connection.owed > 0 && since > timeout => {
-                    // What has come while this process was stopped is not late: a last look.
+                    // A reply that came while this process was stopped is not late: read once more before giving up.
                     self.receive(key, false);
                     let connection = &self.connections[key];
                     if connection.owed > 0 && at.saturating_sub(connection.waiting_since) > timeout {
@@ -377,7 +377,8 @@ impl<'a> Worker<'a> {
         self.control.set_progress(self.thread_number, self.warm_up.answered + self.stats.answered, self.errors());
     }
 
-    /// Where only a count would end it, it might never end.
+    /// Stops the load if nothing but failures has happened for too long: with a count and no duration it might never
+    /// end.
     fn stop_if_failing(&mut self, at: u64) {
         let max_failing_time = nanos(self.settings.connect_timeout).saturating_add(nanos(self.settings.timeout));
         let failing = self.failing_since.filter(|since| *since > self.last_answer);
@@ -387,12 +388,12 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Whether connections are still made.
+    /// Returns whether new connections are still made.
     pub(super) fn may_connect(&self) -> bool {
         matches!(self.phase, Phase::Connecting | Phase::Sending)
     }
 
-    /// Looks after missing connections soon.
+    /// Schedules the next sweep soon, to retry missing connections.
     pub(super) fn sweep_soon(&mut self, at: u64) {
         if self.next_sweep > at + SHORT_SWEEP_INTERVAL {
             self.next_sweep = at + SHORT_SWEEP_INTERVAL;
@@ -400,7 +401,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Something has failed.
+    /// Records the time of a failure.
     pub(super) fn note_failure(&mut self, at: u64) {
         if self.last_answer >= self.failing_since.unwrap_or(0) {
             self.failing_since = Some(at);
@@ -412,7 +413,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// How many of `all` connections are those of one thread.
+/// Returns how many of `all` connections belong to one thread.
 pub(super) fn connections_of_thread(all: usize, threads: usize, number: usize) -> usize {
     all / threads + usize::from(all % threads > number)
 }

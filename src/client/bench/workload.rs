@@ -1,8 +1,8 @@
-//! What is sent, and what must come back: both prepared once, as they stand on the wire.
+//! The messages that are sent, and the replies that must come: both prepared once, as they stand on the wire.
 //!
 //! ```text
-//! messages   m0 m1 … m16 m0 m1 …     places: 17, and as many more as are owed at once: so any batch is one slice,
-//! replies    r0 r1 … r16 r0 r1 …     and so are its replies, wherever among the places it begins
+//! messages   m0 m1 … m16 m0 m1 …     17 distinct messages, and as many more as are owed at once: so any batch is one
+//! replies    r0 r1 … r16 r0 r1 …     slice, and so are its replies, whichever message it begins with
 //! ```
 
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::protocol::reply::Prefix;
 /// The most that may be owed to one connection, messages and replies together, in bytes.
 pub const MAX_BATCH: usize = 256 * 1024 * 1024;
 
-/// How much of messages that differ is worth it: beyond this they only fill the processor's cache.
+/// The most bytes of distinct messages: more would only fill the processor's cache.
 const MAX_DISTINCT_BYTES: usize = 16 * 1024;
 
 /// Messages of one size, each different, one after the other, and their replies.
@@ -39,7 +39,7 @@ impl fmt::Display for TooLarge {
 impl std::error::Error for TooLarge {}
 
 impl Workload {
-    /// Messages of `size` bytes, of which up to `depth` (at least 1) are owed at once.
+    /// Prepares messages of `size` bytes, of which up to `depth` (at least 1) are owed at once.
     pub(super) fn new(size: usize, depth: usize, delimiter: &Delimiter, prefix: &Prefix) -> Result<Self, TooLarge> {
         let (prefix, delimiter) = (prefix.as_bytes(), delimiter.as_bytes());
         let message_size = size.checked_add(delimiter.len()).ok_or(TooLarge)?;
@@ -75,7 +75,7 @@ impl Workload {
         Ok(workload)
     }
 
-    /// The number of different messages.
+    /// Returns the number of distinct messages.
     pub(super) fn distinct_messages(&self) -> usize {
         self.distinct_messages
     }
@@ -90,7 +90,7 @@ impl Workload {
         self.reply_size
     }
 
-    /// `count` messages (at most the depth) from the place `first` on.
+    /// Returns `count` messages (at most the depth) from number `first` on.
     pub(super) fn messages(&self, first: usize, count: usize) -> &[u8] {
         &self.messages[first * self.message_size..][..count * self.message_size]
     }
@@ -101,9 +101,9 @@ impl Workload {
     }
 }
 
-/// Bytes of all values but some, in no order, the same ones in every run.
+/// Random bytes of all values but some, the same ones in every run.
 struct RandomBytes {
-    /// What stands in place of each value.
+    /// The replacement of each value.
     table: [u8; 256],
     state: u64,
     word: [u8; 8],
@@ -111,7 +111,7 @@ struct RandomBytes {
 }
 
 impl RandomBytes {
-    /// Without those of a delimiter, which so begins nowhere in them.
+    /// Excludes the bytes of a delimiter, so that it begins nowhere in them.
     fn excluding(delimiter: &[u8]) -> Self {
         let mut table = [0; 256];
         let allowed = (0..=u8::MAX).filter(|byte| !delimiter.contains(byte));

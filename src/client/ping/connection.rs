@@ -1,4 +1,4 @@
-//! One connection of pings: what is unwritten, and the reply in progress.
+//! The connection of ping: its unwritten bytes, and the reply in progress.
 
 use std::io::{self, ErrorKind};
 use std::mem;
@@ -16,7 +16,7 @@ const MAX_UNWRITTEN: usize = 1024 * 1024;
 /// How much longer than the right ones a reply may be, to be shown, in bytes.
 const MAX_EXCESS: usize = 4096;
 
-/// A connection.
+/// The connection over which ping sends its messages.
 pub(super) struct PingConnection {
     connection: Connection,
     unwritten: Vec<u8>,
@@ -24,14 +24,14 @@ pub(super) struct PingConnection {
     framer: Framer,
     partial: Vec<u8>,
     chunk: Vec<u8>,
-    /// How much of the chunk is there, and how much of that was looked at.
+    /// How many bytes of the chunk are filled, and how many of those were scanned.
     filled: usize,
     scanned: usize,
     /// When the chunk came.
     received_at: Instant,
 }
 
-/// What there is to read.
+/// What was received.
 pub(super) enum Received {
     /// A reply, without its delimiter, and when its last byte came.
     Reply(Vec<u8>, Instant),
@@ -58,7 +58,7 @@ impl PingConnection {
         }
     }
 
-    /// Where a message of `size` bytes goes; `None` while too much is there already.
+    /// Returns the buffer for a message of `size` bytes; `None` while too much is unwritten.
     pub(super) fn write_buffer(&mut self, size: usize) -> Option<&mut Vec<u8>> {
         let waiting = self.unwritten.len() - self.written;
         if self.connection.is_packets() {
@@ -89,7 +89,8 @@ impl PingConnection {
         Ok(())
     }
 
-    /// The next thing that has come. A right reply has `most` bytes without its delimiter; a packet is a reply.
+    /// Returns the next thing that was received. A right reply has `max_size` bytes without its delimiter; a packet is
+    /// a reply.
     pub(super) fn read(&mut self, delimiter: &Delimiter, max_size: usize) -> Received {
         loop {
             if self.connection.is_packets() && self.filled > 0 {

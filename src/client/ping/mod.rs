@@ -1,11 +1,11 @@
-//! Round trip times: numbered messages by the clock, over one connection or socket of packets, each compared with its
-//! reply.
+//! Round trip times: numbered messages at a fixed interval, over one connection or socket of packets, each compared
+//! with its reply.
 //!
 //! ```text
-//! clock ──> message 7 ──> stream ──> reply ──> Framer ──> which number? on its way:  Reply
-//!                                                         lost already:              Late
-//!                                                         answered already:          Duplicate
-//!                                                         none: the oldest is lost, its reply is wrong
+//! ticker ──> message 7 ──> stream ──> reply ──> Framer ──> which number? on its way:  Reply
+//!                                                          lost already:              Late
+//!                                                          answered already:          Duplicate
+//!                                                          none: the oldest is lost, its reply is wrong
 //! ```
 //!
 //! A message has its number in it, so that a reply is never taken for that of another message, however late it is.
@@ -48,7 +48,7 @@ const MAX_REMEMBERED: usize = 1024;
 /// The least time that replies on their way have after an interruption.
 const MIN_GRACE: Duration = Duration::from_millis(100);
 
-/// What is asked for.
+/// The settings of a run.
 #[derive(Debug, Clone)]
 pub struct PingSettings {
     /// Where to.
@@ -139,7 +139,7 @@ struct Sent {
     at: Instant,
 }
 
-/// Everything that is known between two steps.
+/// The state of a run.
 struct Pinger<'a, W: Write> {
     settings: &'a PingSettings,
     printer: &'a mut Printer<W>,
@@ -154,7 +154,7 @@ struct Pinger<'a, W: Write> {
     lost: VecDeque<Sent>,
     /// The highest number whose reply has come.
     highest_answered: u64,
-    /// Whether no more are sent, and until when replies are still waited for.
+    /// Until when replies are still awaited after a stop, if there was one; then no more messages are sent.
     stop_deadline: Option<Instant>,
 }
 
@@ -176,7 +176,7 @@ impl<'a, W: Write> Pinger<'a, W> {
 
     async fn run(&mut self, stop: &Notify) -> io::Result<()> {
         let mut ticker = interval(self.settings.interval);
-        // By the clock: what was missed is left out, and those after it come when they would have come.
+        // At a fixed interval: missed messages are skipped, and those after them keep their times.
         ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
         while self.is_sending() || !self.awaited.is_empty() || self.connecting.is_some() {
             let deadline = self.deadline();
@@ -195,13 +195,13 @@ impl<'a, W: Write> Pinger<'a, W> {
         self.stop_deadline.is_none() && self.settings.count.is_none_or(|count| self.statistics.sent < count)
     }
 
-    /// When the oldest is lost, or all of them.
+    /// Returns when the oldest awaited message is lost, or all of them.
     fn deadline(&self) -> Option<Instant> {
         let oldest = self.awaited.front().map(|sent| sent.at + self.settings.timeout);
         [oldest, self.stop_deadline].into_iter().flatten().min()
     }
 
-    // --- Sending -------------------------------------------------------------------------------------------------------
+    // --- Sending -----------------------------------------------------------------------------------------------------
 
     fn send_next(&mut self) -> io::Result<()> {
         self.statistics.sent += 1;
@@ -229,7 +229,7 @@ impl<'a, W: Write> Pinger<'a, W> {
         self.awaited.push_back(Sent { seq, at: Instant::now() });
         match connection.write() {
             Ok(()) => Ok(()),
-            // The server's last words may have come before, and say more.
+            // The server's final reply may have come before, and says more.
             Err(error) => self.transfer().and_then(|()| self.handle_connection_end(&connection_error_text(&error))),
         }
     }
@@ -245,7 +245,7 @@ impl<'a, W: Write> Pinger<'a, W> {
         }
     }
 
-    // --- Receiving -----------------------------------------------------------------------------------------------------
+    // --- Receiving ---------------------------------------------------------------------------------------------------
 
     /// Writes and reads what is possible now.
     fn transfer(&mut self) -> io::Result<()> {
@@ -290,7 +290,7 @@ impl<'a, W: Write> Pinger<'a, W> {
             let round_trip = at.saturating_duration_since(sent.at);
             self.highest_answered = self.highest_answered.max(seq);
             if round_trip > self.settings.timeout {
-                // Nobody had looked at the clock meanwhile.
+                // The timeout was not handled before.
                 self.print_lost(seq, self.timeout_text())?;
                 self.statistics.late += 1;
                 return self.printer.print_event(&Event::Late { seq, round_trip: Some(round_trip) });
@@ -310,7 +310,7 @@ impl<'a, W: Write> Pinger<'a, W> {
         self.printer.print_event(&Event::Late { seq, round_trip })
     }
 
-    /// Nobody can tell what it should be; most likely the reply to the oldest.
+    /// Handles a wrong reply. It is not known which message it belongs to; most likely to the oldest.
     fn handle_wrong_reply(&mut self, reply: &[u8]) -> io::Result<()> {
         self.statistics.wrong += 1;
         let Some(oldest) = self.awaited.pop_front() else {
@@ -322,7 +322,7 @@ impl<'a, W: Write> Pinger<'a, W> {
         self.print_lost(oldest.seq, format!("wrong reply: {}", Difference { expected: &expected, got: reply }))
     }
 
-    // --- Losses --------------------------------------------------------------------------------------------------------
+    // --- Losses ------------------------------------------------------------------------------------------------------
 
     fn print_lost(&mut self, seq: u64, reason: String) -> io::Result<()> {
         self.printer.print_event(&Event::Lost { seq, reason })
@@ -332,10 +332,10 @@ impl<'a, W: Write> Pinger<'a, W> {
         format!("no reply within {} (--timeout)", format_time(self.settings.timeout))
     }
 
-    /// A time has passed.
+    /// Handles a deadline that has passed.
     fn handle_timeout(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        // What has come while this process was stopped is not late: a last look.
+        // A reply that came while this process was stopped is not late: read once more before giving up.
         self.transfer()?;
         while let Some(sent) = self.awaited.front().copied().filter(|sent| now >= sent.at + self.settings.timeout) {
             self.awaited.pop_front();
@@ -351,7 +351,7 @@ impl<'a, W: Write> Pinger<'a, W> {
         Ok(())
     }
 
-    /// The connection is over, and so is everything on its way.
+    /// Handles the end of the connection: all awaited messages are lost.
     fn handle_connection_end(&mut self, text: &str) -> io::Result<()> {
         if self.connection.take().is_none() {
             return Ok(());
@@ -371,7 +371,7 @@ impl<'a, W: Write> Pinger<'a, W> {
         connecting.map_or(Ok(()), |seq| self.print_lost(seq, text.to_owned()))
     }
 
-    /// No more are sent. The second time: no more are waited for.
+    /// Handles a stop: no more messages are sent. At the second stop, no more replies are awaited.
     fn handle_stop(&mut self) -> io::Result<()> {
         let longest = self.statistics.round_trips().map(|trips| trips.max);
         match (self.stop_deadline, longest) {
@@ -388,7 +388,7 @@ impl<'a, W: Write> Pinger<'a, W> {
     }
 }
 
-/// Until there is something to read, or room for what is unwritten.
+/// Waits until there is something to read, or room for unwritten bytes.
 async fn ready(connection: Option<&PingConnection>) {
     match connection {
         Some(connection) => connection.ready().await,
@@ -405,7 +405,7 @@ async fn wait_for_connect(connecting: Option<&mut (Connecting<'_>, u64)>) -> Res
 
 fn connection_error_text(error: &io::Error) -> String {
     if error.kind() == ErrorKind::ConnectionRefused {
-        // Of datagrams, this is told after they were sent.
+        // With datagrams, this error is reported after they were sent.
         return format!("nobody listens there ({})", reason(error));
     }
     format!("the connection broke ({})", reason(error))

@@ -1,4 +1,4 @@
-//! Messages that are numbers: each is told from all others, whatever the delimiter.
+//! Messages that are numbers: each differs from all others, whatever the delimiter.
 //!
 //! ```text
 //! 1, 16 bytes            0000000000000001
@@ -16,7 +16,7 @@ pub const MAX_SIZE: usize = 16 << 20;
 /// The digits that are left where the delimiter has some of the first ten.
 const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
-/// Writes and reads numbers of one size.
+/// Encodes and decodes numbers of one size.
 #[derive(Debug, Clone)]
 pub(super) struct NumberCodec {
     digits: [u8; 10],
@@ -24,7 +24,8 @@ pub(super) struct NumberCodec {
 }
 
 impl NumberCodec {
-    /// Numbers of `size` bytes, none of which is in the delimiter (which has at most 16, so that enough are left).
+    /// Creates a codec of numbers of `size` bytes, none of which is in the delimiter (which has at most 16, so that
+    /// enough are left).
     pub(super) fn new(size: usize, delimiter: &Delimiter) -> Self {
         let mut digits = [0; 10];
         let allowed = DIGITS.iter().filter(|digit| !delimiter.as_bytes().contains(digit));
@@ -53,7 +54,7 @@ impl NumberCodec {
         }
     }
 
-    /// The number that these bytes are, if they are one.
+    /// Returns the number that these bytes are, if they are one.
     pub(super) fn decode(&self, bytes: &[u8]) -> Option<u64> {
         if bytes.len() != self.size {
             return None;

@@ -1,4 +1,4 @@
-//! What is printed of pings.
+//! The output of ping.
 
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +10,7 @@ use crate::client::json::push_json_string;
 /// The version of the schema. It grows when a key changes its meaning or goes; new keys may come without that.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// Something that has happened.
+/// An event that is printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A reply came in time.
@@ -48,7 +48,7 @@ pub enum Event {
     },
 }
 
-/// How it is printed.
+/// How events are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrintOptions {
     /// The summary only.
@@ -74,10 +74,10 @@ impl<W: Write> Printer<W> {
         Self { output, options, address: address.to_string(), line: String::new() }
     }
 
-    /// Says what is going to be done.
+    /// Prints the header: the address and the size of the messages.
     ///
     /// # Errors
-    /// It cannot be printed.
+    /// Returns an error if it cannot be printed.
     pub fn print_header(&mut self, size: usize) -> io::Result<()> {
         if self.options.json {
             return Ok(());
@@ -86,10 +86,10 @@ impl<W: Write> Printer<W> {
         self.flush()
     }
 
-    /// Something has happened.
+    /// Prints an event.
     ///
     /// # Errors
-    /// It cannot be printed.
+    /// Returns an error if it cannot be printed.
     pub fn print_event(&mut self, event: &Event) -> io::Result<()> {
         if self.options.quiet {
             return Ok(());
@@ -151,10 +151,10 @@ impl<W: Write> Printer<W> {
         line.push_str("}\n");
     }
 
-    /// What it came to, in `time`.
+    /// Prints the summary of a run that took `time`.
     ///
     /// # Errors
-    /// It cannot be printed.
+    /// Returns an error if it cannot be printed.
     pub fn print_summary(&mut self, statistics: &Statistics, time: Duration) -> io::Result<()> {
         if self.options.json {
             self.append_json_summary(statistics, time)
@@ -215,7 +215,7 @@ fn format_seconds(time: Duration) -> String {
     format!("{}.{:06}", time.as_secs(), time.subsec_micros())
 }
 
-/// Three decimals, as ping(8).
+/// Formats milliseconds with three decimals, as ping(8).
 fn format_millis(time: Duration) -> String {
     format!("{:.3}", time.as_secs_f64() * 1e3)
 }
@@ -224,7 +224,7 @@ fn format_micros(time: Duration) -> String {
     format!("{:.3}", time.as_secs_f64() * 1e6)
 }
 
-/// At most one decimal. Neither none nor all is a matter of rounding.
+/// Formats a percentage with at most one decimal. It is never rounded to 0 or to 100.
 fn format_percent(percent: f64) -> String {
     let rounded = if percent > 0.0 && percent < 100.0 { percent.clamp(0.1, 99.9) } else { percent };
     let text = format!("{rounded:.1}");

@@ -13,7 +13,7 @@ pub struct Statistics {
     pub late: u64,
     /// Replies that came a second time.
     pub duplicates: u64,
-    /// Replies that are none.
+    /// Replies that answer no message.
     pub wrong: u64,
     min: Option<Duration>,
     max: Duration,
@@ -36,7 +36,7 @@ pub struct RoundTrips {
 }
 
 impl Statistics {
-    /// A reply has come in time.
+    /// Records a reply that came in time.
     pub(super) fn record(&mut self, round_trip: Duration) {
         self.received += 1;
         self.min = Some(self.min.map_or(round_trip, |min| min.min(round_trip)));

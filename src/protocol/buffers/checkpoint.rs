@@ -1,4 +1,5 @@
-//! What a session keeps, put away and taken up again: without what the rules add to it, since other rules may hold then.
+//! The buffers of a session, stored and restored: without what the rules add to them, because other rules may apply by
+//! then.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -8,23 +9,23 @@ use crate::protocol::framer::{Frame, Framer};
 use crate::protocol::relative_time::RelativeTime;
 use crate::protocol::rules::{Framing, Rules};
 
-/// What is kept, in values that hold on any clock and under any rules.
+/// The buffers of a session, in values that hold on any clock and under any rules.
 #[derive(Debug)]
 pub(in crate::protocol) struct BuffersCheckpoint<'a> {
     pub(in crate::protocol) message: MessageCheckpoint<'a>,
-    /// [`Unfinished::waits_since`]
+    /// When the session began to wait, as in [`Buffers`].
     pub(in crate::protocol) waiting_since: RelativeTime,
-    /// When the pause ends.
+    /// When the delay after a reply ends.
     pub(in crate::protocol) delay_until: RelativeTime,
     pub(in crate::protocol) outbound: Cow<'a, [u8]>,
     pub(in crate::protocol) inbound: Cow<'a, [u8]>,
 }
 
-/// The message that is kept.
+/// The message in progress, or the one that waits for the log.
 #[derive(Debug)]
 pub(in crate::protocol) enum MessageCheckpoint<'a> {
     None,
-    /// As far as it came, and when the read deadline would pass if we read from now on.
+    /// As far as it came, and when the read deadline would pass if the session read from now on.
     InProgress(RelativeTime, Cow<'a, [u8]>),
     /// Without its delimiter.
     Unlogged(Cow<'a, [u8]>),
@@ -39,8 +40,8 @@ impl BuffersCheckpoint<'_> {
         inbound: Cow::Borrowed(&[]),
     };
 
-    /// What goes on under `rules`; `framer` is to be new, and follows. If they find an end in the message in progress, it
-    /// is looked at again, as input.
+    /// Restores the buffers under `rules`; `framer` is to be new, and is brought to their state. If the message in
+    /// progress has an end under these rules, it is processed again, as input.
     pub(in crate::protocol) fn restore(self, rules: &Rules, stored_at: Instant, framer: &mut Framer) -> Buffers {
         let waiting_since = self.waiting_since.to_past_instant(stored_at);
         let mut buffers = Buffers::new(waiting_since);
@@ -78,7 +79,7 @@ impl BuffersCheckpoint<'_> {
 }
 
 impl Buffers {
-    /// What is kept under `rules`, to be put away at `now`.
+    /// Returns a checkpoint of the buffers, kept under `rules`, at the time `now`.
     pub(in crate::protocol) fn checkpoint(&self, rules: &Rules, now: Instant) -> BuffersCheckpoint<'_> {
         let message = self.pending_reply.get(rules.prefix.len()..).unwrap_or_default();
         let message = match self.message_state {
@@ -111,7 +112,7 @@ impl Buffers {
 }
 
 impl ReadTimer {
-    /// Should it run, then no longer than until `time`.
+    /// Caps a running timer at `time`.
     fn capped_at(self, time: Instant) -> Self {
         match self {
             Self::Running { until } => Self::Running { until: until.min(time) },

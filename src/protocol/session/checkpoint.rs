@@ -1,7 +1,7 @@
-//! A session put away and taken up again, in another process and perhaps under other rules.
+//! A session stored and restored, in another process and perhaps under other rules.
 //!
-//! Every time in it goes on to run meanwhile. What the rules of its listener say by then holds from then on; they may cut
-//! its deadlines short, and never let it have more time than they would give.
+//! All its timers continue to run meanwhile. The restored session follows the rules that its listener has by then. They
+//! may shorten its deadlines, and never let it have more time than they would give.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use crate::protocol::framer::Framer;
 use crate::protocol::relative_time::RelativeTime;
 use crate::protocol::rules::Rules;
 
-/// All of a session between two calls, in values that hold on any clock and under any rules.
+/// The whole state of a session between two calls, in values that hold on any clock and under any rules.
 #[derive(Debug)]
 pub(in crate::protocol) struct Checkpoint<'a> {
     pub(in crate::protocol) phase: Phase<RelativeTime>,
@@ -24,7 +24,7 @@ pub(in crate::protocol) struct Checkpoint<'a> {
 }
 
 impl Checkpoint<'_> {
-    /// The session that it is under `rules`.
+    /// Restores the session under `rules`.
     pub(in crate::protocol) fn restore(self, rules: Arc<Rules>, stored_at: Instant) -> Session {
         let mut framer = Framer::default();
         let buffers = self.buffers.restore(&rules, stored_at, &mut framer);
@@ -54,7 +54,7 @@ impl Checkpoint<'_> {
 }
 
 impl Session {
-    /// All of it, to be put away at `now`.
+    /// Returns a checkpoint of the session at the time `now`.
     pub(in crate::protocol) fn checkpoint(&self, now: Instant) -> Checkpoint<'_> {
         Checkpoint {
             phase: self.phase.map(|until| RelativeTime::from_instant(until, now)),

@@ -1,4 +1,4 @@
-//! How a conversation ends: with what was read answered, with last words, or at once.
+//! How a session ends: after what was read is answered, with a final reply, or at once.
 
 use std::time::Instant;
 
@@ -8,8 +8,8 @@ use crate::protocol::rules::LogMessages;
 use crate::protocol::verdict::Verdict;
 
 impl Session {
-    /// Our end of the stream was sent, as [`Want::Shutdown`] asked. If nothing has passed for a while in either direction,
-    /// there is nothing on its way that closing could destroy.
+    /// Records that our end of the stream was sent, as [`Want::Shutdown`] asked. If nothing has passed for a while in
+    /// either direction, there is nothing on its way that closing could destroy.
     pub fn handle_shutdown_sent(&mut self, now: Instant) {
         if self.wants() != Want::Shutdown {
             return;
@@ -40,9 +40,8 @@ impl Session {
         self.stop(verdict, now);
     }
 
-    /// There is no memory for what it would have to keep: gives everything back, input that was not looked at and what
-    /// waits for the log among it. A peer that has not taken the replies it is owed loses them, and with them the words
-    /// that would have told it why.
+    /// Frees all buffers, because there is no memory for them: input that was not processed and the message that waits
+    /// for the log are lost. If the peer has not taken all its replies, it loses them and gets no final reply.
     pub fn handle_out_of_memory(&mut self, now: Instant) {
         let has_outbound = self.buffers.as_ref().is_some_and(|buffers| !buffers.outbound.is_empty());
         if has_outbound || matches!(self.phase, Phase::Logging(_)) {
@@ -52,7 +51,7 @@ impl Session {
         }
     }
 
-    /// Takes no more input, and ends the conversation as soon as what was read is answered.
+    /// Takes no more input, and closes the session as soon as what was read is answered.
     pub(super) fn stop(&mut self, verdict: Verdict, now: Instant) {
         if matches!(self.phase, Phase::Open | Phase::HalfClosed(_)) {
             self.framer = Framer::default();
@@ -63,8 +62,8 @@ impl Session {
         }
     }
 
-    /// Ends the conversation from our side: drops input, and adds the last words. They get no more time than what was
-    /// given to the replies before them.
+    /// Closes the session from our side: drops input, and adds the final reply. It gets no more time than the replies
+    /// before it were given.
     pub(super) fn close(&mut self, verdict: Verdict, now: Instant) {
         let until = match self.phase {
             Phase::Stopping(Verdict::Shutdown, _) => self.final_reply_deadline(now),
@@ -84,7 +83,7 @@ impl Session {
         self.phase = Phase::Closing(verdict, until);
     }
 
-    /// Leaves the peer for good, but not the messages of it that are to be logged whole.
+    /// Aborts the connection: drops all replies, but keeps messages that still have to be logged whole.
     pub(super) fn abort(&mut self, verdict: Verdict) {
         if let (LogMessages::Full, Some(buffers)) = (self.rules.log_messages, &mut self.buffers) {
             buffers.drop_replies();
@@ -97,7 +96,7 @@ impl Session {
         self.finish(verdict);
     }
 
-    /// Ends it for good; nothing is kept.
+    /// Ends the session and frees all buffers.
     pub(super) fn finish(&mut self, verdict: Verdict) {
         self.framer = Framer::default();
         self.buffers = None;

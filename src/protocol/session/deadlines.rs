@@ -8,13 +8,13 @@ use crate::protocol::rules::{Deadlines, TimeSpan};
 use crate::protocol::verdict::Verdict;
 
 impl Session {
-    /// When [`Session::tick`] has something to do, should nothing else happen before.
+    /// Returns when [`Session::handle_timeout`] has something to do, unless something else happens before.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.next_deadline().map(|(until, _)| until)
     }
 
-    /// Time has passed: acts on the deadlines that are over.
+    /// Acts on the deadlines that have passed, and on the end of a delay.
     pub fn handle_timeout(&mut self, now: Instant) {
         let Some((until, verdict)) = self.next_deadline() else { return };
         if until > now {
@@ -31,14 +31,15 @@ impl Session {
         }
     }
 
-    /// Last words are bounded in time as a whole: a peer that takes a byte now and then gains nothing by it.
+    /// Returns until when the final reply may be sent. The time is bounded as a whole: a peer that takes a byte now and
+    /// then gains nothing by it.
     pub(super) fn final_reply_deadline(&self, now: Instant) -> Instant {
         let limit = self.rules.deadlines.write.as_ref().map_or(FINAL_REPLY_TIMEOUT, TimeSpan::duration);
         now.checked_add(limit).unwrap_or(now + FINAL_REPLY_TIMEOUT)
     }
 
-    /// The deadline that runs, and what it would come to; `None`: to the end of a pause.
-    // After each turn only the time is asked for, and the rest costs nothing then.
+    /// Returns the next deadline and the verdict if it passes; a verdict of `None` means that the delay ends.
+    // After each drive only the time is asked for, and the rest costs nothing then.
     #[inline(always)]
     fn next_deadline(&self) -> Option<(Instant, Option<Verdict>)> {
         match self.phase {
@@ -46,7 +47,7 @@ impl Session {
                 earlier(self.peer_deadline(), self.deadline_after(self.opened, |d| &d.lifetime, Verdict::Lifetime))
             }
             Phase::Stopping(Verdict::Shutdown, _) => self.peer_deadline(),
-            // Its time stands still while it is we who wait.
+            // The deadline is off while the session waits for the log.
             Phase::Stopping(..) if self.wants() == Want::Log => None,
             Phase::Stopping(verdict, until) | Phase::Closing(verdict, until) | Phase::Lingering(verdict, until, _) => {
                 Some((until, Some(verdict)))
@@ -55,7 +56,7 @@ impl Session {
         }
     }
 
-    /// How long we wait for the peer to do its part, and what it comes to if it does not.
+    /// Returns the deadline for what the peer has to do next, and the verdict if it passes.
     #[inline]
     fn peer_deadline(&self) -> Option<(Instant, Option<Verdict>)> {
         match self.buffers.as_ref().map_or(Awaited::MessageStart, |buffers| buffers.awaited()) {

@@ -1,8 +1,8 @@
 //! The delimited echo: from the bytes of messages to replies on their way, each after its message was logged.
 //!
-//! A message that the log does not take stops the session there: its whole reply is kept in the place of the message in
-//! progress, what follows it in the input is held, and [`Session::resume`] asks the log again. No byte of it is searched
-//! again for that.
+//! A message that the log does not accept stops the session there: its whole reply is kept in place of the message in
+//! progress, the input after it goes to `inbound`, and [`Session::process_buffers`] asks the log again. No byte of it
+//! is searched again for that.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,8 +20,9 @@ const MAX_COALESCED: usize = 4096;
 
 impl Session {
     /// Answers the messages in `input[range]`, and returns up to where it came: to the end, or until there were replies
-    /// enough for one call, or the log took no more. Nothing is owed when it is called. `input` before the range may be
-    /// overwritten. Only what was `INBOUND` may be longer than one read: other rules held when it came.
+    /// enough for one call, or the log accepted no more. Nothing is owed when it is called. `input` before the range
+    /// may be overwritten. Only input from the inbound buffer (`INBOUND`) may be longer than one read: other rules
+    /// applied when it came.
     // Into both of its callers: a call would cost a tenth of what a lone message costs.
     #[inline(always)]
     pub(super) fn answer_fast<const INBOUND: bool>(
@@ -35,7 +36,7 @@ impl Session {
         let (mut at, end) = (range.start, range.end);
         while at < end {
             if output.len() >= FLUSH_THRESHOLD {
-                // Enough for one call, even if all of it was taken: others want their turn.
+                // Enough for one call, even if all of it was taken: other connections wait to be driven.
                 self.flush_output(now, output, outlet);
                 return at;
             }
@@ -105,7 +106,7 @@ impl Session {
         end
     }
 
-    /// Goes on with what waited for the log, and then with the input that is held, unless something is owed.
+    /// Answers the message that waited for the log, and then those in the inbound buffer, unless something is owed.
     pub(super) fn answer_pending(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         output.clear();
         if !self.uses_fast_path {
@@ -149,7 +150,7 @@ impl Session {
         true
     }
 
-    /// Sends `output` and empties it; what is not taken becomes owed.
+    /// Sends `output` and empties it; what is not taken goes to `outbound`.
     #[inline]
     pub(super) fn flush_output(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         if output.len() > 0 {
@@ -164,7 +165,7 @@ impl Session {
     }
 }
 
-/// The message at `range` of `bytes`, without the `ending` bytes that it ends with.
+/// Returns the message at `range` of `bytes`, without the `terminator_len` bytes that it ends with.
 #[inline]
 pub(super) fn message_in(bytes: &[u8], range: Range<usize>, terminator_len: usize) -> &[u8] {
     // Indexing could panic, so it would be done even where nothing is logged.

@@ -1,8 +1,8 @@
-//! Every combination of a framing and a reply; and what the delimited echo, which has a way of its own
-//! ([`answer`](super::answer)), shares with them while a message waits for the log.
+//! Every combination of a framing and a reply; and what they share with the delimited echo, which has a path of its own
+//! ([`fast_path`](super::fast_path)), while a message waits for the log.
 //!
-//! A message that the log does not take is kept as it is there: prefix, message, ending. What it is answered with is known
-//! when the log has taken it.
+//! A message that the log does not accept is kept as on the fast path: prefix, message, terminator. Its reply is built
+//! when the log has accepted it.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -17,11 +17,11 @@ use crate::protocol::reply::{FLUSH_THRESHOLD, Output, READ_SIZE};
 use crate::protocol::rules::{Framing, ReplyMode, Rules};
 use crate::protocol::verdict::Verdict;
 
-/// The longest pause: 100 years, so that no clock overflows.
+/// The longest delay: 100 years, so that no clock overflows.
 const MAX_DELAY: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 impl Session {
-    /// Does what [`Session::answer`] does.
+    /// Does what [`Session::answer_fast`] does, for all framings and replies.
     #[inline(never)]
     pub(super) fn answer_general(
         &mut self,
@@ -80,7 +80,7 @@ impl Session {
         end
     }
 
-    /// Does what [`Session::go_on`] does.
+    /// Does what [`Session::answer_pending`] does, for all framings and replies.
     #[inline(never)]
     pub(super) fn answer_pending_general(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         let Some(buffers) = self.buffers.as_mut() else { return };
@@ -108,13 +108,13 @@ impl Session {
             self.flush_output(now, output, outlet);
         }
         if !self.is_reading_blocked() {
-            // Until now it was we who did not read, though nothing may have been sent.
+            // The session read no input until now, so the peer was not idle, though nothing may have been sent.
             self.last_activity = now;
         }
     }
 
     /// Answers `message`, which ends as it ends on the wire. Returns `false` if the next one is not to be taken yet:
-    /// something is owed, or a pause begins. Then `output` is empty.
+    /// something is owed, or a delay begins. Then `output` is empty.
     fn answer_message(
         &mut self,
         now: Instant,
@@ -208,8 +208,8 @@ impl Session {
         whole.is_none_or(|whole| outlet.log(message_in(whole, prefix..whole.len(), terminator_len)))
     }
 
-    /// A message waited for the log since then. It was not the peer that took this time; but some of it may have passed
-    /// before we stopped.
+    /// Extends the deadline by the time since `since`, in which a message waited for the log: the peer did not take
+    /// this time. Some of it may have passed before the session was stopped.
     pub(super) fn exclude_log_wait(&mut self, since: Instant, now: Instant) {
         let final_reply_deadline = self.final_reply_deadline(now);
         if let Phase::Stopping(_, until) = &mut self.phase {
@@ -218,7 +218,7 @@ impl Session {
         }
     }
 
-    /// The peer is lost, and nobody waits for the replies any more; the messages that were read are logged all the same.
+    /// Logs the messages that were read from a peer that is lost. They are not answered.
     pub(super) fn log_remaining(&mut self, verdict: Verdict, outlet: &mut impl Outlet) {
         if !self.retry_log(outlet) {
             return;
@@ -236,7 +236,7 @@ impl Session {
     }
 }
 
-/// Where the message in progress ends.
+/// Finds where the message in progress ends.
 fn next_frame(framer: &mut Framer, rules: &Rules, chunk: &[u8]) -> Frame {
     match rules.framing {
         Framing::Delimited => framer.next(&rules.delimiter, rules.max_message, chunk),

@@ -1,4 +1,4 @@
-//! Stories of peers that do not take what they are owed, or send more than they take.
+//! Tests on a fake clock of peers that do not take what they are owed, or send more than they take.
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::{FLUSH_THRESHOLD, Prefix, READ_SIZE};

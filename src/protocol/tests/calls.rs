@@ -44,7 +44,7 @@ fn call() -> impl Strategy<Value = Call> {
     ]
 }
 
-/// So many bytes to a peer and so many messages to the log, in one call.
+/// An outlet that takes at most this many bytes at a time, and logs fewer messages than the second number.
 pub(super) struct LimitedOutlet(pub(super) usize, pub(super) usize);
 
 impl Outlet for LimitedOutlet {
@@ -76,14 +76,14 @@ proptest! {
         let (mut session, mut scratch) = (Session::new(Arc::new(rules), now), Scratch::new());
         let mut verdict = None;
         for (call, (bytes, messages)) in calls {
-            let mut room = LimitedOutlet(bytes, messages);
+            let mut outlet = LimitedOutlet(bytes, messages);
             match call {
                 Call::Receive(pattern, count) => {
                     let bytes = pattern.repeat(count).into_bytes();
                     scratch.input_room()[..bytes.len()].copy_from_slice(&bytes);
-                    session.receive(now, &mut scratch, bytes.len(), &mut room);
+                    session.receive(now, &mut scratch, bytes.len(), &mut outlet);
                 }
-                Call::ProcessBuffers => session.process_buffers(now, &mut scratch, &mut room),
+                Call::ProcessBuffers => session.process_buffers(now, &mut scratch, &mut outlet),
                 Call::Timeout(time) => {
                     now += time;
                     session.handle_timeout(now);
@@ -109,9 +109,9 @@ proptest! {
     }
 }
 
-/// The peer does nothing more but take what it is sent, and the log takes everything.
+/// Runs the session until it closes, with a peer that only takes what it is sent, and a log that accepts everything.
 pub(super) fn run_to_close(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
-    // With pauses, three steps for each message.
+    // With a reply delay, three steps for each message.
     for _ in 0..1_000_000 {
         match session.wants() {
             Want::Read | Want::Delay => {

@@ -1,4 +1,4 @@
-//! Stories of how conversations end, and of the last words.
+//! Tests on a fake clock of how sessions end, and of the final reply.
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::rules::{Deadlines, Unterminated};
@@ -72,7 +72,7 @@ fn a_peer_that_ends_its_stream_and_reads_no_reply_reaches_the_write_deadline() {
     conn.assert_closed(Verdict::WriteDeadline);
 }
 
-// --- We end: the last words, the end of our stream, and a while of listening -----------------------------------------
+// --- We close: the final reply, the end of our stream, and the linger time -------------------------------------------
 
 #[test]
 fn replies_to_complete_messages_come_before_the_final_reply() {
@@ -250,7 +250,7 @@ fn a_peer_that_is_idle_or_in_the_middle_of_a_message_is_drained_at_once() {
 
 #[test]
 fn a_peer_that_is_owed_replies_gets_them_before_it_is_drained() {
-    // A few, and so many that input is held back.
+    // A few, and so many that input stays in the inbound buffer.
     for count in [1, 100_000] {
         let mut conn = connection();
         conn.peer_stops_reading();
@@ -340,10 +340,10 @@ fn a_reset_gives_the_verdict_peer_reset_unless_there_was_one_before() {
     let preludes: [(&str, Prelude, Verdict); 8] = [
         ("open", |_| {}, Verdict::PeerReset),
         ("half a message", |conn| conn.peer_sends("aa"), Verdict::PeerReset),
-        ("owed", |conn| conn.peer_sends("a\t"), Verdict::PeerReset),
-        ("held", |conn| conn.peer_sends("\t".repeat(100_000)), Verdict::PeerReset),
+        ("outbound", |conn| conn.peer_sends("a\t"), Verdict::PeerReset),
+        ("inbound", |conn| conn.peer_sends("\t".repeat(100_000)), Verdict::PeerReset),
         (
-            "finishing",
+            "half-closed",
             |conn| {
                 conn.peer_sends("aa");
                 conn.peer_ends();
@@ -358,7 +358,7 @@ fn a_reset_gives_the_verdict_peer_reset_unless_there_was_one_before() {
             },
             Verdict::PeerReset,
         ),
-        ("last words", |conn| conn.peer_sends("x".repeat(65_537)), Verdict::TooLong),
+        ("final reply", |conn| conn.peer_sends("x".repeat(65_537)), Verdict::TooLong),
         ("lingering", |conn| conn.drain(), Verdict::Shutdown),
     ];
     for (name, prelude, verdict) in preludes {

@@ -1,4 +1,4 @@
-//! Stories of conversations that go on, and of deadlines that end them.
+//! Tests on a fake clock of sessions that go on, and of deadlines that end them.
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::READ_SIZE;
@@ -308,7 +308,7 @@ fn at_the_lifetime_messages_that_were_read_but_not_processed_are_answered() {
 
 #[test]
 fn after_the_lifetime_replies_and_the_final_reply_share_one_deadline() {
-    // A byte each second: the reply is not taken whole. All of it in the last second: the words are not taken.
+    // A byte each second: the reply is not taken whole. All of it in the last second: the final reply is not taken.
     for takes in [[1; 9], [1, 1, 1, 1, 1, 1, 1, 1, 5]] {
         let mut conn = with_lifetime(TimeSpan::new(secs(5), "5s"));
         conn.peer_stops_reading();

@@ -1,4 +1,5 @@
-//! Stories of other framings and replies: what comes is passed on or dropped, greeted, or kept in the log.
+//! Tests on a fake clock of other framings and replies: raw echo, no reply, the fixed reply, messages that are only
+//! logged.
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::{Prefix, READ_SIZE};
@@ -202,7 +203,7 @@ fn a_peer_of_a_line_sink_gets_a_final_reply() {
     conn.assert_lingering(Verdict::TooLong);
 }
 
-// --- The same answer to all ------------------------------------------------------------------------------------------
+// --- The fixed reply -------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_fixed_reply_ends_with_the_delimiter_in_delimited_framing() {

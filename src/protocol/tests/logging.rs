@@ -1,4 +1,4 @@
-//! Stories of a log that is slow: messages wait for it, and with them their peers, for as long as it takes.
+//! Tests on a fake clock of a slow log: messages wait for it, and with them their peers, for as long as it takes.
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::{Prefix, READ_SIZE};
@@ -10,7 +10,7 @@ fn rules_with_full_logging() -> Rules {
     Rules { log_messages: LogMessages::Full, ..Rules::default() }
 }
 
-/// A log that takes nothing yet.
+/// Returns a connection whose log accepts nothing yet.
 fn with_stopped_log(rules: Rules) -> SimulatedConnection {
     let mut conn = SimulatedConnection::new(rules);
     conn.log_stops();
@@ -76,7 +76,7 @@ fn each_message_is_logged_once_and_in_order_however_the_stream_is_split_and_howe
     ];
     for (delimiter, messages) in streams {
         let wire: Vec<u8> = messages.iter().flat_map(|message| [message, delimiter].concat().into_bytes()).collect();
-        // At every pair of places.
+        // At every pair of positions.
         for (first, second) in (0..wire.len()).flat_map(|first| (first..wire.len()).map(move |second| (first, second)))
         {
             let delimiter = Delimiter::new(delimiter.as_bytes()).unwrap();
@@ -303,8 +303,8 @@ fn a_peer_whose_messages_wait_for_the_log_is_drained_when_they_are_logged_and_an
 #[test]
 fn messages_of_a_disconnected_peer_are_still_logged() {
     let unterminated = Unterminated::Accept;
-    // That have come in one piece and in several, with a rest that is a message since the stream has ended, or is none;
-    // and so many that not all are looked at, though the log takes them all.
+    // Messages that came in one piece and in several, with a rest that is a message because the stream has ended, or is
+    // not one; and so many that not all are processed, though the log accepts them all.
     let many = "x\t".repeat(10_000);
     for (pieces, ends, count) in
         [(&["a\tb\t"][..], false, 2), (&["a", "\tb\t", "c"], false, 2), (&["a"], true, 1), (&[&many], false, 10_000)]

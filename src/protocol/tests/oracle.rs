@@ -1,4 +1,4 @@
-//! Random conversations against a naive split.
+//! Random streams and events, compared with a naive split.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ struct Split<'a> {
     too_long: bool,
 }
 
-/// The first occurrence wins, looked for at every place, again for every message.
+/// Splits a stream. The first occurrence wins, looked for at every position, again for every message.
 fn split<'a>(delimiter: &[u8], max_message: usize, mut rest: &'a [u8]) -> Split<'a> {
     let mut messages = Vec::new();
     while let Some(length) = (0..rest.len()).find(|at| rest[*at..].starts_with(delimiter)) {
@@ -59,8 +59,8 @@ fn is_line_ends(rest: &[u8]) -> bool {
     String::from_utf8_lossy(rest).replace("\r\n", "").replace('\n', "").is_empty()
 }
 
-/// The messages that are answered, of a stream that has ended or goes on and was read in such pieces; and its verdict, if it
-/// ends there.
+/// Returns the messages that are answered, of a stream that was read in pieces of these sizes and has `ended` or goes
+/// on, and its verdict, if it ends there.
 fn messages<'a>(rules: &Rules, wire: &'a [u8], reads: &[usize], ended: bool) -> (Vec<&'a [u8]>, Verdict) {
     if rules.framing == Framing::Raw {
         let mut rest = wire;
@@ -85,7 +85,7 @@ fn messages<'a>(rules: &Rules, wire: &'a [u8], reads: &[usize], ended: bool) -> 
     }
 }
 
-/// All that the peer hears.
+/// Returns all bytes that the peer receives.
 fn expected_output(rules: &Rules, messages: &[&[u8]], verdict: Verdict) -> Vec<u8> {
     [replies(rules, messages), final_reply(rules, verdict)].concat()
 }
@@ -99,7 +99,7 @@ fn delimiter_of(alphabet: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![vec(select(alphabet), 1..=3), vec(select(alphabet), 1..=16)]
 }
 
-/// A stream of delimiters, begun ones, and other bytes of the same alphabet.
+/// Generates a stream of delimiters, partial ones, and other bytes of the same alphabet.
 fn wire_of(alphabet: &'static [u8], delimiter: Vec<u8>, pieces: usize) -> impl Strategy<Value = Vec<u8>> {
     let length = delimiter.len();
     let piece = prop_oneof![
@@ -127,7 +127,7 @@ fn max_message() -> impl Strategy<Value = usize> {
     prop_oneof![2 => 0..8_usize, 2 => 8..40_usize, 3 => Just(64 * 1024)]
 }
 
-/// The delimited echo as often as any other combination of a framing, a reply and a pause.
+/// Generates the delimited echo as often as any other combination of a framing, a reply and a delay.
 fn combination() -> impl Strategy<Value = (Framing, ReplyMode, TimeSpan)> {
     let framing = select(&[Framing::Delimited, Framing::Raw][..]);
     let reply = select(&[ReplyMode::Echo, ReplyMode::Fixed, ReplyMode::None][..]);
@@ -161,7 +161,7 @@ fn rules_and_wire(pieces: usize) -> impl Strategy<Value = (Rules, Vec<u8>)> {
     })
 }
 
-/// How much a peer takes at a time. At the end of the cycle something, so that it gets on.
+/// Generates how much a peer reads at a time. At the end of the cycle it reads something, so that it makes progress.
 fn peer_read_sizes() -> impl Strategy<Value = Vec<usize>> {
     let count = prop_oneof![2 => Just(0), 3 => 1..20_usize, 2 => 1..5_000_usize, 1 => 1..200_000_usize];
     vec(count, 0..10).prop_map(|mut takes| {
@@ -170,7 +170,7 @@ fn peer_read_sizes() -> impl Strategy<Value = Vec<usize>> {
     })
 }
 
-/// How many messages the log takes at a time: all, or a few now and then.
+/// Generates how many messages the log accepts at a time: all, or a few now and then.
 fn log_accept_counts() -> impl Strategy<Value = Vec<usize>> {
     prop_oneof![Just(vec![usize::MAX]), vec(0..3_usize, 0..10), vec(0..300_usize, 0..10)].prop_map(|mut takes| {
         takes.push(2);
@@ -189,10 +189,10 @@ proptest! {
     fn replies_equal_those_of_a_naive_split(
         (rules, wire) in rules_and_wire(100),
         chunks in vec(prop_oneof![1..4_usize, 1..40_usize, 1..1_000_usize], 1..10),
-        takes in peer_read_sizes(),
+        peer_reads in peer_read_sizes(),
         reads_at_once in any::<bool>(),
-        log_takes in log_accept_counts(),
-        is_restless in any::<bool>(),
+        log_accepts in log_accept_counts(),
+        restarts_after_each_call in any::<bool>(),
     ) {
         let (mut rest, mut too_long) = (&wire[..0], false);
         if rules.framing == Framing::Delimited {
@@ -202,14 +202,15 @@ proptest! {
         if !reads_at_once {
             conn.peer_stops_reading();
         }
-        if is_restless {
+        if restarts_after_each_call {
             conn.restart_after_each_call();
         }
         conn.log_stops();
-        let (mut takes, mut log_takes) = (takes.iter().copied().cycle(), log_takes.iter().copied().cycle());
-        let mut goes_on = |conn: &mut SimulatedConnection| {
-            conn.log_accepts(log_takes.next().unwrap());
-            conn.peer_reads(takes.next().unwrap());
+        let mut peer_reads = peer_reads.iter().copied().cycle();
+        let mut log_accepts = log_accepts.iter().copied().cycle();
+        let mut make_progress = |conn: &mut SimulatedConnection| {
+            conn.log_accepts(log_accepts.next().unwrap());
+            conn.peer_reads(peer_reads.next().unwrap());
             if conn.session().wants() == Want::Delay {
                 conn.advance_time(conn.session().rules().reply_delay.duration());
             }
@@ -219,32 +220,32 @@ proptest! {
             let chunk;
             (chunk, left) = left.split_at(chunks.next().unwrap().min(left.len()));
             conn.peer_sends(chunk);
-            goes_on(&mut conn);
+            make_progress(&mut conn);
         }
         while matches!(conn.session().wants(), Want::Write | Want::Log | Want::Delay) {
-            goes_on(&mut conn);
+            make_progress(&mut conn);
         }
         let nothing_left = rest.is_empty() || too_long;
         prop_assert_eq!(conn.session().memory() == 0, nothing_left, "keeps {}\n{}", conn.session().memory(), conn);
         prop_assert_eq!(conn.session().verdict().is_some(), too_long, "{}", conn);
         conn.peer_ends();
         while conn.session().wants() != Want::Close {
-            goes_on(&mut conn);
+            make_progress(&mut conn);
         }
         let (messages, verdict) = messages(&rules, &wire, conn.read_sizes(), true);
-        let answer = expected_output(&rules, &messages, verdict);
-        conn.assert_peer_received(&answer);
+        let expected = expected_output(&rules, &messages, verdict);
+        conn.assert_peer_received(&expected);
         conn.assert_closed(verdict);
         prop_assert_eq!(conn.logged(), &messages[..], "{}", conn);
         prop_assert_eq!(conn.session().totals().messages, messages.len() as u64, "{}", conn);
-        prop_assert_eq!(conn.session().totals().bytes_out, answer.len() as u64, "{}", conn);
+        prop_assert_eq!(conn.session().totals().bytes_out, expected.len() as u64, "{}", conn);
         if !too_long {
             prop_assert_eq!(conn.session().totals().bytes_in, wire.len() as u64, "{}", conn);
         }
     }
 }
 
-// --- Random conversations --------------------------------------------------------------------------------------------
+// --- Random events ---------------------------------------------------------------------------------------------------
 
 /// What can happen on a connection.
 #[derive(Debug, Clone)]
@@ -355,22 +356,23 @@ proptest! {
         let logged = conn.logged().len();
         prop_assert!(logged <= messages.len() && conn.logged() == &messages[..logged], "{}", conn);
         if verdict == Verdict::Busy {
-            // Whatever had not been looked at is lost.
+            // Messages that had not been processed are lost.
             messages.truncate(logged);
         } else if rules.log_messages == LogMessages::Full && !no_memory {
             prop_assert_eq!(logged, messages.len(), "{}", conn);
         }
-        let answer = expected_output(rules, &messages, verdict);
-        let heard = conn.received();
+        let expected = expected_output(rules, &messages, verdict);
+        let received = conn.received();
         let peer_ended = matches!(verdict, Verdict::PeerClosed | Verdict::Unterminated { .. });
         if peer_ended {
             prop_assert_eq!(verdict, closed, "{}", conn);
         }
         if peer_ended || conn.shutdown_sent() {
-            prop_assert!(heard == answer, "heard {} instead of {}\n{conn}", shown(heard), shown(&answer));
+            prop_assert!(received == expected, "received {} instead of {}\n{conn}", shown(received), shown(&expected));
         } else {
-            // Broken off.
-            prop_assert!(answer.starts_with(heard), "heard {} instead of some of {}\n{conn}", shown(heard), shown(&answer));
+            // The connection was reset.
+            let (received_text, whole) = (shown(received), shown(&expected));
+            prop_assert!(expected.starts_with(received), "received {received_text} instead of some of {whole}\n{conn}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Two ends, a log and a fake clock: a session, served as a server would serve it, and its peer.
+//! A simulated connection: a session, served as a server would serve it, its peer, a log and a fake clock.
 //!
-//! What must hold at every moment is checked at every moment ([`Conversation::check`]); a failure prints all that
-//! happened so far.
+//! What must hold at every moment is checked at every moment ([`SimulatedConnection::check`]); a failure prints all
+//! that happened so far.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::protocol::{Outlet, Rules, Scratch, Session, Snapshot, Verdict, Want, 
 /// More than any error text has.
 const MAX_FINAL_REPLY: usize = 128;
 
-/// A conversation. The peer and the log have room for everything unless a story says otherwise.
+/// A simulated connection. The peer and the log have room for everything unless a test says otherwise.
 pub(super) struct SimulatedConnection {
     session: Session,
     scratch: Scratch,
@@ -38,7 +38,7 @@ pub(super) struct SimulatedConnection {
     /// Whether the peer has seen the end of our stream.
     shutdown_sent: bool,
     verdict: Option<Verdict>,
-    /// Whether it is put away and thawed after each call.
+    /// Whether it is stored and restored after each call.
     restarts_after_each_call: bool,
     history: Vec<String>,
 }
@@ -49,12 +49,12 @@ struct SimulatedOutlet {
     send_capacity: usize,
     received: Vec<u8>,
     received_total: usize,
-    /// How many messages the log takes.
+    /// How many messages the log accepts.
     log_capacity: usize,
     logged: Vec<Vec<u8>>,
-    /// What replies are made by.
+    /// The rules by which replies are built.
     rules: Rules,
-    /// How many bytes may be sent by now: replies to messages that were logged, and last words.
+    /// How many bytes may be sent by now: replies to messages that were logged, and final replies.
     allowed: usize,
     /// Whether the peer took less than it was given, in this call of the session; or the log nothing.
     full: bool,
@@ -106,7 +106,7 @@ impl SimulatedConnection {
         }
     }
 
-    /// One that goes on from a snapshot.
+    /// Restores a connection from a snapshot.
     pub(super) fn restored(bytes: &[u8], rules: Rules) -> Self {
         let mut conn = Self::new(rules);
         let snapshot = Snapshot::decode(bytes).unwrap_or_else(|error| panic!("{error}"));
@@ -119,12 +119,12 @@ impl SimulatedConnection {
         conn
     }
 
-    /// The session as bytes.
+    /// Returns the session as bytes.
     pub(super) fn snapshot(&self) -> Vec<u8> {
         self.snapshot_with_client(None)
     }
 
-    /// The same behind a load balancer that has told this client.
+    /// Returns the session as bytes, behind a load balancer that has named this client.
     pub(super) fn snapshot_with_client(&self, client: Option<SocketAddr>) -> Vec<u8> {
         snapshot::encode(&self.session, "echo", 7, client, self.now)
     }
@@ -149,7 +149,7 @@ impl SimulatedConnection {
         self.outlet.send_capacity = 0;
     }
 
-    /// It reads so many bytes more, as soon as there are any.
+    /// Lets the peer read `count` bytes more, as soon as there are any.
     pub(super) fn peer_reads(&mut self, count: usize) {
         self.note(format_args!("peer takes {count}"));
         self.outlet.send_capacity = self.outlet.send_capacity.saturating_add(count);
@@ -167,7 +167,7 @@ impl SimulatedConnection {
         self.outlet.log_capacity = 0;
     }
 
-    /// It takes so many messages more, as soon as there are any.
+    /// Lets the log accept `count` messages more, as soon as there are any.
     pub(super) fn log_accepts(&mut self, count: usize) {
         self.note(format_args!("the log takes {count}"));
         self.outlet.log_capacity = self.outlet.log_capacity.saturating_add(count);
@@ -204,12 +204,12 @@ impl SimulatedConnection {
         self.serve();
     }
 
-    /// It is put away and goes on in another process.
+    /// Hands the session over to another process.
     pub(super) fn restart(&mut self) {
         self.restart_for(Duration::ZERO);
     }
 
-    /// That takes so long, and nobody looks at the clock meanwhile.
+    /// Hands the session over to another process. This takes `time`, in which no deadline is acted on.
     pub(super) fn restart_for(&mut self, time: Duration) {
         self.note(format_args!("we restart within {time:?}"));
         self.hand_over(time, Arc::clone(self.session.shared_rules()));
@@ -217,23 +217,23 @@ impl SimulatedConnection {
         self.serve();
     }
 
-    /// Other rules hold afterwards.
+    /// Hands the session over to another process, in which other rules apply.
     pub(super) fn restart_with(&mut self, rules: Rules) {
         self.note(format_args!("we restart with {rules:?}"));
         self.outlet.rules = rules.clone();
-        // It may have to look again at the message in progress.
+        // The session may have to process the message in progress again.
         self.last_read += self.session.memory();
         self.hand_over(Duration::ZERO, Arc::new(rules));
         self.serve();
     }
 
-    /// From now on it is put away and thawed after each call.
+    /// Stores and restores the session after each call from now on.
     pub(super) fn restart_after_each_call(&mut self) {
         self.note(format_args!("we restart all the time"));
         self.restarts_after_each_call = true;
     }
 
-    /// The session is put away. Its bytes arrive in a process whose clock shows another time.
+    /// Stores the session and restores it in a process whose clock shows another time.
     fn hand_over(&mut self, time: Duration, rules: Arc<Rules>) {
         let bytes = self.snapshot();
         let before = self.state();
@@ -254,7 +254,7 @@ impl SimulatedConnection {
         self.now += time;
     }
 
-    /// A mistake of the server's.
+    /// Reports the end of our stream though it was not asked for: a mistake of the server.
     pub(super) fn report_shutdown_too_early(&mut self) {
         self.note(format_args!("our stream is said to have ended"));
         self.session.handle_shutdown_sent(self.now);
@@ -263,7 +263,8 @@ impl SimulatedConnection {
 
     // --- What time does ---
 
-    /// Time passes, with a tick just before each deadline, which must do nothing, and one at it, which must do something.
+    /// Advances the clock, with a call of `handle_timeout` just before each deadline, which must do nothing, and one at
+    /// it, which must do something.
     pub(super) fn advance_time(&mut self, time: Duration) {
         // Counted from the beginning, since the clock may be another one after each call.
         let until = self.now - self.start + time;
@@ -272,12 +273,12 @@ impl SimulatedConnection {
             if before >= self.now {
                 let state = self.state();
                 self.session.handle_timeout(before);
-                assert_eq!(self.state(), state, "a tick before the deadline did something\n{self}");
+                assert_eq!(self.state(), state, "a timeout before the deadline did something\n{self}");
             }
             self.now = self.now.max(deadline);
             self.note(format_args!("a deadline passes"));
             self.session.handle_timeout(self.now);
-            assert_ne!(self.session.deadline(), Some(deadline), "a tick at the deadline did nothing\n{self}");
+            assert_ne!(self.session.deadline(), Some(deadline), "a timeout at the deadline did nothing\n{self}");
             self.serve();
         }
         self.now = self.start + until;
@@ -287,14 +288,14 @@ impl SimulatedConnection {
 
     // --- What can be seen ---
 
-    /// What the peer has received since it was last asked, exactly.
+    /// Asserts what the peer has received since the last assertion, exactly.
     #[track_caller]
     pub(super) fn assert_peer_received(&mut self, expected: impl AsRef<[u8]>) {
         let (received, expected) = (std::mem::take(&mut self.outlet.received), expected.as_ref());
         if received != expected {
             let same = received.iter().zip(expected).take_while(|(received, expected)| received == expected).count();
             panic!(
-                "the peer hears {} bytes: {}\n  instead of {} bytes: {}\n  different from byte {same} on\n{self}",
+                "the peer received {} bytes: {}\n  instead of {} bytes: {}\n  different from byte {same} on\n{self}",
                 received.len(),
                 shown(&received),
                 expected.len(),
@@ -309,7 +310,7 @@ impl SimulatedConnection {
         assert!(!self.shutdown_sent, "it should go on, but our stream has ended\n{self}");
     }
 
-    /// It is over by now: nothing is wanted, nothing kept, no time waited for.
+    /// Asserts that the session is closed: it wants nothing, keeps nothing, and has no deadline.
     #[track_caller]
     pub(super) fn assert_closed(&self, verdict: Verdict) {
         assert_eq!(self.session.verdict(), Some(verdict), "{self}");
@@ -317,7 +318,7 @@ impl SimulatedConnection {
         assert_eq!(self.session.deadline(), None, "{self}");
     }
 
-    /// Our stream has ended, and the peer's end of it is waited for.
+    /// Asserts that our stream has ended and the session waits for the end of the peer's.
     #[track_caller]
     pub(super) fn assert_lingering(&self, verdict: Verdict) {
         assert_eq!(self.session.verdict(), Some(verdict), "{self}");
@@ -329,7 +330,7 @@ impl SimulatedConnection {
         &self.session
     }
 
-    /// When it has to be looked at, from the beginning of the conversation.
+    /// Returns the deadline of the session, counted from the beginning of the connection.
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.session.deadline().map(|deadline| deadline - self.start)
     }
@@ -338,7 +339,7 @@ impl SimulatedConnection {
         &self.outlet.received
     }
 
-    /// The messages that the log has taken, in its order.
+    /// Returns the messages that the log has accepted, in its order.
     pub(super) fn logged(&self) -> &[Vec<u8>] {
         &self.outlet.logged
     }
@@ -414,7 +415,7 @@ impl SimulatedConnection {
         let most = match session.wants() {
             // The message in progress, and nothing else.
             Want::Read => longest,
-            // What is owed, and what is left of one read: held, or with its prefix the message in progress.
+            // `outbound`, and what is left of one read: `inbound`, or with its prefix the message in progress.
             _ => {
                 let prefix_or_text = rules.prefix.as_bytes().len().max(rules.fixed_reply.len());
                 FLUSH_THRESHOLD + longest + MAX_FINAL_REPLY + self.last_read + prefix_or_text
@@ -444,7 +445,7 @@ impl SimulatedConnection {
     }
 }
 
-/// The story so far.
+/// The history so far.
 impl fmt::Display for SimulatedConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for line in &self.history {

@@ -1,4 +1,4 @@
-//! One table of wires and what they come to, whole, byte by byte, and cut at every place.
+//! One table of wires and what they come to, whole, byte by byte, and cut at every position.
 
 use super::simulation::{SimulatedConnection, shown};
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
@@ -126,7 +126,7 @@ fn replies_do_not_depend_on_how_the_stream_is_split() {
         check_case(case, b"server got:", &(0..wire.len()).collect::<Vec<_>>());
         for first in 1..wire.len() {
             check_case(case, b"server got:", &[first]);
-            // At every pair of places, while there are not too many.
+            // At every pair of positions, while there are not too many.
             for second in (first + 1..wire.len()).take_while(|_| wire.len() <= 32) {
                 check_case(case, b"server got:", &[first, second]);
             }

@@ -6,7 +6,7 @@ use crate::client::bench::LatencyHistogram;
 /// The parts of a column, in eighths.
 const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
 
-/// One line for each bar, none longer than the style's width as far as the numbers leave room for it.
+/// Renders one line for each bar, none longer than the style's width as far as the numbers leave room for it.
 pub(super) fn render_histogram(latencies: &LatencyHistogram, style: Style) -> Vec<String> {
     let bars = latencies.bars(MAX_BARS);
     let labels: Vec<_> = bars.iter().map(|bar| format_time(bar.upper_bound, style)).collect();
@@ -26,7 +26,7 @@ pub(super) fn render_histogram(latencies: &LatencyHistogram, style: Style) -> Ve
     lines.collect()
 }
 
-/// A part (0 to 1) of the room. What is there at all is seen.
+/// Draws a bar over a fraction (0 to 1) of the width. A bar that is not zero is always visible.
 fn draw_bar(fraction: f64, is_nonzero: bool, bar_width: usize, style: Style) -> String {
     let (eighths, min_length) = if style.unicode { (8, 1) } else { (1, 1) };
     let length = round_columns(fraction * (bar_width * eighths) as f64).max(if is_nonzero { min_length } else { 0 });

@@ -11,7 +11,7 @@ use crate::client::json::push_json_string;
 /// The version of the schema. It grows when a key changes its meaning or goes; new keys may come without that.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// What a load on `address` has come to, as one line.
+/// Formats the outcome of a load on `address`, as one line.
 #[must_use]
 pub fn format_report(address: &Address, settings: &BenchSettings, outcome: &Outcome) -> String {
     let mut json = String::with_capacity(2048);
@@ -86,7 +86,7 @@ fn or_null(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "null".to_owned(), |value| value.to_string())
 }
 
-/// With three decimals: nanoseconds.
+/// Formats microseconds with three decimals, to the nanosecond.
 fn format_micros(time: Duration) -> String {
     format!("{:.3}", time.as_nanos() as f64 / 1e3)
 }

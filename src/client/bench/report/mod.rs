@@ -1,5 +1,5 @@
-//! What is told of a load: [`text`] for people, [`json`] for programs, and a [`bar`] while it runs. All of them are
-//! functions of values to strings.
+//! The reports of a load: [`text`] for people, [`json`] for programs, and a [`progress_bar`] while it runs. All of them
+//! are functions of values to strings.
 
 mod histogram;
 pub mod json;
@@ -8,10 +8,10 @@ pub mod text;
 
 use std::time::Duration;
 
-/// The percentiles that are told.
+/// The percentiles that are reported.
 const PERCENTILES: [(&str, f64); 5] = [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9), ("p99.99", 99.99)];
 
-/// At most so many bars make the histogram.
+/// The most bars of the histogram.
 const MAX_BARS: usize = 16;
 
 /// What the output can show.
@@ -28,7 +28,7 @@ impl Style {
     pub const PLAIN: Self = Self { width: 80, unicode: false };
 }
 
-/// A time with three digits: `12.3 us`.
+/// Formats a time with three digits: `12.3 us`.
 fn format_time(time: Duration, style: Style) -> String {
     let nanos = time.as_nanos() as f64;
     // What would be rounded to four digits has the next unit.
@@ -44,7 +44,7 @@ fn format_time(time: Duration, style: Style) -> String {
     format!("{number:.decimals$} {unit}")
 }
 
-/// A number with commas: `1,234,567`.
+/// Formats a number with commas: `1,234,567`.
 fn format_number(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3 + 1);
@@ -57,7 +57,7 @@ fn format_number(number: u64) -> String {
     text
 }
 
-/// A number of bytes with three digits or a few more: `45.2 MiB`.
+/// Formats a number of bytes with three digits or a few more: `45.2 MiB`.
 fn format_bytes(bytes: f64) -> String {
     let units = [("B", 1.0), ("KiB", 1024.0), ("MiB", 1_048_576.0)];
     let (unit, size) = units.into_iter().find(|(_, size)| bytes / size < 1023.5).unwrap_or(("GiB", 1_073_741_824.0));
@@ -66,7 +66,7 @@ fn format_bytes(bytes: f64) -> String {
     format!("{number:.decimals$} {unit}")
 }
 
-/// A rate: `0.5`, `12.3`, `278,512`.
+/// Formats a rate: `0.5`, `12.3`, `278,512`.
 fn format_rate(rate: f64) -> String {
     if rate < 99.95 { format!("{rate:.1}") } else { format_number(round_to_u64(rate)) }
 }

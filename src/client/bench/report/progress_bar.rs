@@ -1,14 +1,14 @@
-//! The line that shows how far a load is.
+//! The progress bar of a load, on one line.
 
 use std::time::Duration;
 
 use super::{format_number, format_rate};
 use crate::client::bench::BenchProgress;
 
-/// What a line is made of.
+/// The contents of the progress bar.
 #[derive(Debug, Clone, Copy)]
 pub struct ProgressBar {
-    /// How much of the load is done, from 0 to 1; `None` where nobody can know.
+    /// How much of the load is done, from 0 to 1; `None` if that is unknown.
     pub fraction: Option<f64>,
     /// How long it has been going on.
     pub elapsed: Duration,
@@ -18,7 +18,7 @@ pub struct ProgressBar {
     pub progress: BenchProgress,
 }
 
-/// The line, at most `width` columns (escapes not counted), without a line feed.
+/// Renders the line, at most `width` columns (escapes not counted), without a line feed.
 #[must_use]
 pub fn render_line(bar: &ProgressBar, width: usize, colour: bool) -> String {
     let (green, red, reset) = if colour { ("\x1b[32m", "\x1b[31m", "\x1b[0m") } else { ("", "", "") };

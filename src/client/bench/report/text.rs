@@ -7,7 +7,7 @@ use super::{PERCENTILES, Style, format_bytes, format_number, format_rate, format
 use crate::address::Address;
 use crate::client::bench::{BenchSettings, Outcome, Stats, per_second};
 
-/// What a load on `address` has come to, in lines.
+/// Formats the outcome of a load on `address`, in lines.
 #[must_use]
 pub fn format_report(address: &Address, settings: &BenchSettings, outcome: &Outcome, style: Style) -> String {
     let mut text = String::new();
