@@ -1,7 +1,7 @@
 # make run      build the daemon and run it on 127.0.0.1:8085
-# make test     run everything that this machine can run, and say what was left out and why;
-#               with REQUIRE=all, build the packages and try them out, too, and fail if anything is left out
-# make bench    measure against a reference in C and other peers, and write docs/performance.md;
+# make test     run everything that this machine can run, and say what was skipped and why;
+#               with REQUIRE=all, build the packages and try them out, too, and fail if anything is skipped
+# make bench    measure against a reference in C and other servers, and write docs/performance.md;
 #               with QUICK=1, in three minutes after building, and without writing it
 # make bench-core
 #               measure the protocol alone, without sockets: per byte and per message

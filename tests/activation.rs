@@ -1,5 +1,6 @@
-//! What systemd hands over is served, of whatever family it is ([`families`]), or refused for a reason ([`refused`]), and
-//! systemd is told ([`told`]). First with systemd's own program for it, then with descriptors of our making.
+//! Sockets from systemd: sockets of every family are served ([`families`]), others are refused with a reason
+//! ([`refused`]), and the service manager is notified ([`notifications`]). First under systemd-socket-activate, then
+//! with descriptors that the tests make.
 
 mod common;
 #[path = "activation/families.rs"]
@@ -251,7 +252,7 @@ fn a_process_for_one_connection_exits_with_0_when_the_connection_ends() {
             peer.send("a\t");
             peer.expect(format!("{prefix}a\t"));
         }
-        // Nobody else comes here, after a reload neither.
+        // There is only one connection: no descriptor table is preallocated, after a reload neither.
         daemon.signal(Signal::HUP);
         daemon.wait_for_log("info: reloaded");
         assert!(daemon.status_number("FDSize") < 1000);
@@ -295,7 +296,7 @@ fn a_connection_from_systemd_is_drained_when_the_process_is_stopped() {
 fn an_invalid_handover_descriptor_is_closed_and_not_served() {
     let (echo, bundle) = (tcp_listener(), tcp_listener());
     let (address, stored) = (address_of(&echo), address_of(&bundle));
-    // What systemd calls what was stored without a name.
+    // "stored" is systemd's name for descriptors that were stored without one.
     let names = "handover:echo:handover:stored:stored";
     let passed = activated_command("3<&1 4<&0 5</dev/null 6<&1 7</dev/null", vec![echo.into(), bundle.into()], names);
     let daemon = spawn(passed, "", &[]);

@@ -310,7 +310,7 @@ fn bench_reconnects_with_growing_delays() {
         assert_eq!((json["answered"].number(), cause(&json, "closed").1), (9.0, 1.0), "{json:?}");
         let (times, messages, example) = cause(&json, "connect-refused");
         assert_eq!((messages, &*example), (0.0, "cannot connect: Connection refused"));
-        // Pauses of 10, 20, 40, 80, 160, 320, 640 ms.
+        // Retry delays of 10, 20, 40, 80, 160, 320, 640 ms.
         assert!((2.0..=8.0).contains(&times), "{json:?}");
         assert_eq!(json["unsent"].number() > 0.0, !end);
     }

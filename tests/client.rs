@@ -614,7 +614,7 @@ impl Drop for Watchdog {
     }
 }
 
-/// Says that the calling test is left out, and why: on stderr, and where `make test` collects it.
+/// Reports that the calling test is skipped, and why: on stderr, and where `make test` collects it.
 fn skip_test(reason: &str) {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     assert!(std::env::var_os("ECHOED_TEST_REQUIRE").is_none_or(|all| all != "all"), "{test} is demanded, but {reason}");
@@ -659,14 +659,14 @@ impl Server {
         Self { address: address.to_owned(), thread }
     }
 
-    /// Waits for its end, and checks what it says that it has heard.
+    /// Waits for its end, and checks what it received.
     #[track_caller]
     fn expect_received(self, expected: &str) {
         let received = self.thread.join().expect("the server is content");
         if received != expected.as_bytes() {
             let end = received.len().min(1000);
             panic!(
-                "the server heard {} bytes, not {}: \"{}\"",
+                "the server received {} bytes, not {}: \"{}\"",
                 received.len(),
                 expected.len(),
                 received[..end].escape_ascii()
@@ -675,20 +675,20 @@ impl Server {
     }
 }
 
-/// Answers everything as it should be, and returns what it has heard.
+/// Answers every message correctly, and returns what it received.
 fn echo(stream: impl Read + Write + TryClone) -> Vec<u8> {
     echo_with(stream, b"\t", b"server got:")
 }
 
 fn echo_with(stream: impl Read + Write + TryClone, delimiter: &[u8], prefix: &[u8]) -> Vec<u8> {
     let mut reader = BufReader::with_capacity(65536, stream.try_clone());
-    // While this writes, it does not read: whoever does not read meanwhile is stuck, and so is this.
+    // While this writes, it does not read: a client that does not read meanwhile is stuck, and so is this.
     let mut writer = BufWriter::new(stream);
     let (mut received, mut message) = (Vec::new(), Vec::new());
     while reader.read_until(delimiter[delimiter.len() - 1], &mut message).is_ok_and(|count| count > 0) {
         if message.ends_with(delimiter) {
             received.extend_from_slice(&message);
-            // Who has seen enough may go.
+            // A client that has seen enough may close the connection.
             let _ = writer.write_all(prefix).and_then(|()| writer.write_all(&message));
             message.clear();
         }
@@ -706,7 +706,7 @@ fn expect_bytes(stream: &mut impl Read, expected: &str) {
     assert_eq!(received.escape_ascii().to_string(), expected.as_bytes().escape_ascii().to_string());
 }
 
-/// Waits for some bytes, says others, and waits for the client to go.
+/// Waits for `received`, sends `sent`, and waits for the client to close the connection.
 fn reply_and_wait(mut stream: TcpStream, received: &str, sent: &[u8]) -> Vec<u8> {
     expect_bytes(&mut stream, received);
     stream.write_all(sent).expect("it is taken");

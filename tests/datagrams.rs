@@ -1,5 +1,5 @@
-//! Datagrams (UDP, Unix): one is one message, and one is its reply. What keeps them from doing harm is in `safety`, what
-//! takes a server of our own in `inside`.
+//! Datagrams (UDP, Unix): one is one message, and one is its reply. The rules against abuse are tested in `safety`, and
+//! `in_process` has the tests with a server in this process.
 
 mod common;
 #[path = "datagrams/in_process.rs"]
@@ -220,7 +220,7 @@ fn sockets_passed_by_systemd_are_served_with_the_datagrams_queued_before_the_sta
 #[test]
 fn icmp_errors_do_not_break_the_listener() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    // Has the kernel tell of them at the next call, whatever that is about.
+    // Makes the kernel report them at the next call, whatever that is about.
     setsockopt(&socket, sockopt::Ipv4RecvErr, &true).unwrap();
     let daemon = start_on("", &socket);
     for _ in 0..20 {
@@ -315,7 +315,7 @@ fn socket_buffer_sizes_can_be_configured() {
     daemon.stop();
 }
 
-// --- The end of a process that nobody uses -----------------------------------------------------------------------------
+// --- Idle exit ---------------------------------------------------------------------------------------------------------
 
 #[test]
 fn the_idle_exit_time_counts_from_the_last_datagram() {
@@ -357,7 +357,7 @@ fn a_thousand_datagrams_around_idle_exits_are_all_answered() {
     let (mut ends, mut daemon) = (0, None::<Daemon>);
     for round in 0..1000_u64 {
         peer.send(format!("{round}"));
-        // As systemd does: whoever is gone while a datagram waits is started again.
+        // As systemd does: starts the daemon again if it has exited while a datagram waits.
         let mut answered = false;
         wait_until("it is answered", || {
             if daemon.as_mut().is_none_or(has_exited) {

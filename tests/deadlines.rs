@@ -19,7 +19,7 @@ const TCP_AND_UNIX: [&str; 4] = ["--listen", "127.0.0.1:0", "--listen", "DIR/ech
 const HALF_A_SECOND: Duration = Duration::from_millis(500);
 const TWO_SECONDS: Duration = Duration::from_secs(2);
 
-/// Checks that the stream ends with these words, not before `after` has passed since `start`, and soon then.
+/// Checks that the stream ends with this final reply, not before `after` has passed since `start`, and soon then.
 fn check_final_reply(peer: &mut Peer, start: Instant, after: Duration, final_reply: &str) {
     let took = peer.time_until_close(start);
     peer.expect(final_reply);
@@ -185,7 +185,7 @@ fn the_final_reply_arrives_although_the_client_is_still_sending() {
     let daemon = Daemon::start(&TCP_AND_UNIX);
     for address in daemon.addresses() {
         // Up to 1 MiB is taken and dropped, and the stream ends properly. Beyond that the connection breaks, but not
-        // before the words have arrived.
+        // before the final reply has arrived.
         for (sent, ends_properly) in [(900 * 1024, true), (16 << 20, false)] {
             let mut peer = Peer::connect(&address);
             let mut stream = peer.stream();
@@ -222,8 +222,8 @@ fn send_until_blocked(peer: &mut Peer) {
     }
 }
 
-/// Reads to the proper end, with a pause after each thousand replies, and checks that all are whole and in order. Returns
-/// how many.
+/// Reads to the proper end, with a delay after each thousand replies, and checks that all are whole and in order.
+/// Returns how many.
 fn count_replies(peer: &mut Peer, delay: Duration) -> usize {
     for number in 0.. {
         let reply = peer.next_reply();
@@ -238,7 +238,7 @@ fn count_replies(peer: &mut Peer, delay: Duration) -> usize {
     unreachable!("streams are not endless");
 }
 
-/// Stops a daemon that owes its clients much, who then read with such pauses.
+/// Stops a daemon that owes its clients many replies. The clients then read with this delay.
 fn check_drain(signal: Signal, name: &str, delay: Duration) {
     let config = "[service]\ndrain_timeout = '1min'\n[defaults.deadlines]\nwrite = '1min'\n";
     let mut daemon = Daemon::start_with(config, &TCP_AND_UNIX);
@@ -251,7 +251,7 @@ fn check_drain(signal: Signal, name: &str, delay: Duration) {
     send_until_blocked(&mut unix);
     daemon.signal(signal);
     daemon.wait_for_log(&format!("stopping: {name}"));
-    // Who is owed nothing is let go at once, and nobody else gets in.
+    // A connection that is owed nothing is closed at once, and no other is accepted.
     calm.expect_close();
     assert!(Peer::try_connect(&daemon.addresses()[0]).is_err());
     drop(calm);

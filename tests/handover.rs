@@ -1,5 +1,5 @@
-//! Live connections go on over a restart, with everything unfinished in them. What stands in for systemd keeps them
-//! meanwhile.
+//! Live connections are handed over at a restart, with their unfinished messages and unsent replies. A fake service
+//! manager stores them meanwhile.
 
 mod common;
 #[path = "handover/failures.rs"]
@@ -149,7 +149,7 @@ fn read_deadlines_keep_running_between_two_processes() {
     }
     let last_read = now();
     service.stop(Signal::TERM);
-    // It comes in time, but nobody is there to read it.
+    // It comes in time, but no process is there to read it.
     in_time.send(" and half\t");
     thread::sleep((last_read + READ + Duration::from_millis(10)).saturating_duration_since(now()));
     service.start_next(CONFIGURATION);
@@ -178,7 +178,7 @@ fn the_reply_delay_keeps_running_between_two_processes() {
     let mut service = Service::start(CONFIGURATION);
     let mut peer = service.connect();
     let start = now();
-    // One part of it is read and held, the other comes while nobody is there.
+    // The one part is read and goes into the snapshot, the other comes while no process is there.
     peer.send("a".repeat(513));
     peer.expect("Hello!");
     service.stop(Signal::TERM);
@@ -189,7 +189,7 @@ fn the_reply_delay_keeps_running_between_two_processes() {
     assert!(start.elapsed() >= REPLY_DELAY, "{:?}", start.elapsed());
     peer.expect("Hello!");
     assert!(start.elapsed() >= 2 * REPLY_DELAY, "{:?}", start.elapsed());
-    assert!(begun.elapsed() >= REPLY_DELAY, "not without the second pause: {:?}", begun.elapsed());
+    assert!(begun.elapsed() >= REPLY_DELAY, "not without the second delay: {:?}", begun.elapsed());
     service.daemon.stop();
 }
 

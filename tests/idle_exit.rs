@@ -59,8 +59,8 @@ fn a_thousand_clients_around_idle_exits_are_all_served() {
     let Some(daemon) = spawn_activated("[service]\nidle_exit = '20ms'\n") else { return };
     let socket = daemon.directory().join("socket");
     let served = AtomicUsize::new(0);
-    // Each waits after its turn about as long as the process does, a little more or less each time, so that they come in
-    // every moment of its end.
+    // After each exchange, a client waits about as long as the process does before it exits, a little more or less each
+    // time, so that clients come in every moment of its end.
     thread::scope(|scope| {
         for client in 0..4_u64 {
             let (socket, served) = (&socket, &served);

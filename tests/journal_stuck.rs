@@ -137,7 +137,7 @@ fn a_hung_journal_under_load_delays_no_client_and_memory_does_not_grow() {
         let [baseline, stuck] = [&baseline, &stuck].map(|sorted| percentile(sorted, 99));
         // A machine shared with others is never quite calm. An entry that is waited for would take seconds.
         assert!(stuck <= baseline * 4 + Duration::from_millis(10), "99 % took {stuck:?}, and {baseline:?} before");
-        // An entry for each of those visits would be some megabytes.
+        // An entry for each of those short connections would be some megabytes.
         assert!(later <= memory + 1024, "{later} kB after {memory} kB");
         let open_clients = SHORT_CLIENT_THREADS + MEASURED_CLIENTS + 1;
         assert!(
@@ -170,5 +170,5 @@ fn print_facts(baseline: &[Duration], stuck: &[Duration], start: Instant, short_
         format!("{} round trips, half within {p50:?}, 99 % within {p99:?}", all.len())
     };
     println!("before: {}", shown(baseline));
-    println!("while it hung for {:?}, with {short_clients} visits: {}", start.elapsed(), shown(stuck));
+    println!("while it hung for {:?}, with {short_clients} short connections: {}", start.elapsed(), shown(stuck));
 }

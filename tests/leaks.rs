@@ -1,4 +1,4 @@
-//! Whoever came and went, and however: nothing of them is left.
+//! However clients come and go, nothing is left of their connections.
 
 mod common;
 
@@ -13,7 +13,7 @@ const CONNECTIONS_PER_THREAD: usize = 25;
 /// In how many ways a connection may end.
 const BEHAVIORS: usize = 10;
 
-/// What one client does before it goes, in one of the ways. Half of them leave something unfinished.
+/// What one client does before it goes, in one of the ways. Half of them leave a message or replies in the buffers.
 fn run_client(peer: &mut Peer, behavior: usize) {
     match behavior {
         // Comes and goes.

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 // --- Connections -------------------------------------------------------------------------------------------------------
 
-/// Nobody waits for the kernel's table to grow when they come.
+/// No connection waits for the kernel's table to grow when it comes.
 #[test]
 fn the_descriptor_table_is_preallocated_for_all_connections_at_the_start() {
     if !ensure_nofile_limit(6_000) {
@@ -36,7 +36,7 @@ fn a_connection_beyond_the_limit_waits_until_another_one_ends() {
     let line = daemon.wait_for_log("limits.connections");
     assert_eq!(line, "warn: 8 connections (limits.connections=8), further ones wait until one ends");
 
-    // Each who goes makes room for one of those who wait, in their order.
+    // Each client that goes releases a permit for one of those that wait, in their order.
     let mut waiting: Vec<_> = (0..7).map(|_| daemon.connect()).collect();
     for peer in &mut waiting {
         peer.send("later\t");
@@ -119,7 +119,7 @@ fn a_user_on_a_unix_socket_is_limited_to_connections_per_source() {
     daemon.stop();
 }
 
-/// Who has closed a connection may open the next one at once, whatever the daemon is doing.
+/// A client that has closed a connection may open the next one at once, whatever the daemon is doing.
 #[test]
 fn closed_connections_do_not_count_against_their_source() {
     let check_with_header = |header: &str| {
@@ -182,7 +182,7 @@ fn refused_connections_hold_no_permits() {
     let addresses = daemon.addresses();
     let mut first = Peer::connect(&addresses[0]);
     first.exchange("a");
-    // The daemon waits up to a second for each of them to go. If they took places, they would have to queue up.
+    // The daemon waits up to a second for each of them to go. If they held permits, they would have to queue up.
     let start = now();
     let mut refused: Vec<_> = (0..60).map(|_| Peer::connect(&addresses[0])).collect();
     for peer in &mut refused {
@@ -193,7 +193,7 @@ fn refused_connections_hold_no_permits() {
         peer.exchange("b");
     }
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    // More than can be told so at once are closed without a word.
+    // More than can get the final reply at once are closed without it.
     let mut flood: Vec<_> = (0..200).map(|_| Peer::connect(&addresses[0])).collect();
     for peer in &mut flood {
         let final_reply = peer.read_to_end();

@@ -42,7 +42,7 @@ const CONFIG: &str = "
     send_buffer = '8KiB'
 ";
 
-/// What one client says, and what it hears.
+/// What one client sends, and the replies that it expects.
 struct Workload {
     random: Random,
     sent: Vec<u8>,
@@ -65,7 +65,7 @@ impl Workload {
     }
 }
 
-/// Sends the script in random pieces, and reads the replies in others; both at once.
+/// Sends the workload in random pieces, and reads the replies in others; both at once.
 async fn run_client(mut stream: UnixStream, mut workload: Workload, barrier: Arc<Barrier>) -> Result<(), String> {
     barrier.wait().await;
     let (mut reader, mut writer) = stream.split();

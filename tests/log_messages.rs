@@ -30,7 +30,7 @@ struct SlowLog {
 struct State {
     capacity: usize,
     logged: Vec<LoggedMessage>,
-    /// Who was refused since there was room.
+    /// The wakers of connections whose messages were refused since the capacity was last raised.
     wakers: Vec<Waker>,
 }
 
@@ -98,7 +98,7 @@ impl SlowLog {
     }
 }
 
-/// A server with one listener, and what it told.
+/// A server with one listener, and the events that it reported.
 struct ServerFixture {
     server: Server,
     address: String,
@@ -237,7 +237,7 @@ fn a_slow_log_gets_every_message_of_many_peers_once_and_in_order() {
                     break;
                 }
                 fixture.log.add_capacity(count);
-                // Until somebody is refused, or has nothing to say.
+                // Waits until one more message is taken, unless all are.
                 if count > 0 {
                     fixture.log.wait_for_logged((logged + 1).min(PEERS * MESSAGES));
                 }
@@ -320,7 +320,7 @@ fn a_dropped_server_does_not_wait_for_the_log() {
     fixture.log.wait_for_refused(1);
     drop(fixture.server);
     peer.expect_close();
-    // Whom to wake is gone.
+    // The connection to wake is gone.
     fixture.log.add_capacity(1);
     assert!(fixture.log.logged_texts().is_empty());
 }

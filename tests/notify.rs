@@ -1,5 +1,5 @@
-//! The notify protocol (sd_notify(3)) against a stand-in for the manager: reload, status, watchdog, the time for an end,
-//! the barrier. When it says that it is ready, and that it stops, is shown in activation.rs.
+//! The notify protocol (sd_notify(3)) against a fake service manager: reload, status, watchdog, the time for an end,
+//! the barrier. When READY=1 and STOPPING=1 are sent is tested in activation/notifications.rs.
 
 mod common;
 
@@ -13,13 +13,13 @@ use rustix::process::Signal;
 
 const ECHOED: &str = env!("CARGO_BIN_EXE_echoed");
 
-/// A daemon on a port of its own, which tells `manager` how it is.
+/// Starts a daemon on a port of its own, with `manager` as its service manager.
 fn start_with_manager(manager: &ServiceManager, configuration: &str, environment: &[(&str, &str)]) -> Daemon {
     let mut command = Command::new(ECHOED);
     manager.set_notify_socket(&mut command).envs(environment.iter().copied());
     let daemon = Daemon::spawn_with(&mut command, configuration, &["--listen", "127.0.0.1:0"]);
     manager.expect("READY=1");
-    // It is said from a thread of its own, at leisure.
+    // A thread of its own logs it, some time later.
     daemon.wait_for_log("listening on");
     daemon
 }
@@ -200,7 +200,7 @@ fn the_daemon_waits_for_the_notify_barrier_before_it_exits() {
 
 #[test]
 fn a_service_manager_that_no_longer_reads_delays_the_exit_by_at_most_5_seconds() {
-    // Nobody reads from this socket, which has room for what is said.
+    // No process reads from this socket, which has room for the notifications.
     let directory = tempfile::tempdir().unwrap();
     let _socket = std::os::unix::net::UnixDatagram::bind(directory.path().join("notify")).unwrap();
     let mut command = Command::new(ECHOED);

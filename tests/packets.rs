@@ -152,7 +152,7 @@ fn packets_get_the_fixed_reply_and_then_the_reply_delay() {
         peer.expect("Hello!");
     }
     assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
-    // A pause and the time in which nothing came.
+    // After the reply delay and the idle deadline.
     peer.expect("server error:no message within 400ms");
     peer.expect_close();
     assert!(start.elapsed() >= Duration::from_millis(1_900), "{:?}", start.elapsed());
@@ -241,7 +241,7 @@ fn a_user_is_limited_to_connections_per_source() {
     daemon.stop();
 }
 
-/// Who has closed a connection may open the next one at once, whatever the daemon is doing.
+/// A client that has closed a connection may open the next one at once, whatever the daemon is doing.
 #[test]
 fn closed_connections_do_not_count_against_their_source() {
     let daemon = start("[service]\nworkers = 2\n[limits]\nconnections_per_source = 4\n");

@@ -304,7 +304,7 @@ fn ctrl_c_does_not_wait_for_a_server_that_never_answered() {
 
 #[test]
 fn reply_shortly_after_ctrl_c_still_counts() {
-    // The second reply comes when the client has been told to end.
+    // The second reply comes when the client has been interrupted.
     let (resume, wait_resume) = std::sync::mpsc::channel::<()>();
     let (reached, wait_reached) = std::sync::mpsc::channel::<()>();
     let channels = Mutex::new((wait_resume, reached));

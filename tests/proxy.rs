@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 const LISTEN: [&str; 4] = ["--listen", "127.0.0.1:0", "--listen", "DIR/echo.sock"];
 
-/// A daemon at a TCP and at a Unix socket, where headers are demanded, which tells everything.
+/// Starts a daemon on a TCP and on a Unix socket, where headers are required, which logs everything.
 fn start_daemon(configuration: &str) -> Daemon {
     let configuration =
         format!("[defaults]\nproxy_protocol = \"required\"\n{configuration}\n[log]\nlevel = \"debug\"\n");
@@ -35,7 +35,7 @@ fn v6_addresses() -> Vec<u8> {
 
 const V1_HEADER: &str = "PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n";
 
-/// Headers, and the client that each tells, if any.
+/// Headers, and the client that each names, if any.
 fn headers() -> Vec<(Vec<u8>, Option<&'static str>)> {
     let with_more = [&V4_ADDRESSES[..], &[0xe0, 0x0f, 0xe1], &[b'x'; 4065]].concat();
     vec![
@@ -259,7 +259,7 @@ fn before_its_header_arrives_a_connection_counts_against_the_address_it_came_fro
     let mut refused = Peer::connect(address);
     refused.expect("server error:too many connections from this source (limit 3)\t");
     refused.expect_close();
-    // One that does not tell any other client stays one of them.
+    // One whose header names no client still counts for our user.
     waiting[0].send("PROXY UNKNOWN\r\n");
     waiting[0].exchange("a");
     let mut refused = Peer::connect(address);
@@ -280,7 +280,7 @@ fn messages_are_logged_with_the_client_from_the_header() {
     peer.exchange("hello");
     let line = daemon.wait_for_log("hello");
     assert!(line.contains("message on connection 1 on echo from 192.0.2.1:40123: \"hello\""), "{line}");
-    // Who connected is told when it is accepted.
+    // When it is accepted, it is logged with the address that it comes from.
     assert!(daemon.wait_for_log("connection 1 on echo from 127.0.0.1:").starts_with("debug: "));
     daemon.stop();
 }

@@ -58,10 +58,10 @@ fn new_connection_limits_apply_at_once() {
     let mut second = daemon.connect();
     second.send("waits\t");
     daemon.wait_for_log("limits.connections=1");
-    // The one that waited is served as soon as there is room, though nobody has left.
+    // The one that waited is served as soon as the limit is raised, though no connection has ended.
     reload(&daemon, "[limits]\nconnections = 2\n", RELOADED, 1);
     second.expect("server got:waits\t");
-    // Nobody is sent away when there is less room, but nobody else gets in.
+    // A lowered limit closes no connection, but no other is accepted.
     reload(&daemon, "[limits]\nconnections = 1\n", RELOADED, 2);
     let mut third = daemon.connect();
     third.send("waits\t");

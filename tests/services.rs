@@ -24,7 +24,7 @@ pub(crate) const LINE_SINK: &str = r#"
     deadlines.idle = "off"
 "#;
 
-/// It pauses for a second after each greeting.
+/// After each greeting it delays the next message by a second.
 pub(crate) const GREETER: &str = r#"
     [defaults]
     framing = "raw"
@@ -35,13 +35,13 @@ pub(crate) const GREETER: &str = r#"
 
 pub(crate) const GREETING: &str = "Hello, client!\n";
 
-/// Listens on these addresses, and tells everything.
+/// Starts a daemon on these addresses, which logs everything.
 pub(crate) fn serve(configuration: &str, addresses: &[&str]) -> Daemon {
     let listen = addresses.iter().flat_map(|address| ["--listen", address]);
     Daemon::start_with(configuration, &["--log-level", "debug"].into_iter().chain(listen).collect::<Vec<_>>())
 }
 
-/// The same over TCP and a Unix socket, and somebody has talked to it over each.
+/// Starts a daemon on TCP and on a Unix socket, and runs a client over each.
 fn run_client(configuration: &str, interact: impl Fn(Peer)) -> Daemon {
     let daemon = serve(configuration, TCP_AND_UNIX);
     daemon.addresses().iter().for_each(|address| interact(Peer::connect(address)));
@@ -127,16 +127,16 @@ fn a_greeter_delays_its_replies_on_each_connection() {
         let start = now();
         peer.send("a");
         peer.expect(GREETING);
-        // It comes in the pause, in two pieces that become one message.
+        // It comes during the delay, in two pieces that become one message.
         peer.send("b");
         peer.send("c");
-        // Nobody else has to wait for that.
+        // No other connection has to wait for that.
         other.send("d");
         other.expect(GREETING);
         peer.expect(GREETING);
         assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
         peer.expect_silence(Duration::from_millis(1_500));
-        // After a pause in which nothing came it listens again.
+        // After a delay in which nothing came, it answers at once again.
         peer.send("e");
         peer.expect(GREETING);
     }

@@ -21,7 +21,7 @@ fn printed(command: &mut Command) -> String {
     String::from_utf8(run(command).stdout).expect("it is text")
 }
 
-/// Programs as after a build for release. Where echoctl was not built for these tests, something stands in for it.
+/// Programs as after a build for release. Where echoctl was not built for these tests, there is a fake one.
 fn link_programs(directory: &Path) -> PathBuf {
     let built = directory.join("built");
     fs::create_dir(&built).expect("the directory is new");
@@ -375,7 +375,7 @@ fn only_the_service_for_all_connections_has_an_fd_store() {
     let [base, newer] = ["echoed.service", "versions/254-echoed.service.conf"].map(assignments);
     let room = &values(&base, "Service", "FileDescriptorStoreMax")[0];
     assert_eq!(values(&base, "Service", "Environment"), [format!("FDSTORE={room}")]);
-    // It tells by itself.
+    // systemd 254 sets the variable itself.
     assert_eq!(values(&newer, "Service", "Environment"), [""]);
     assert_eq!(values(&newer, "Service", "FileDescriptorStoreMax"), [""; 0]);
     assert_eq!(values(&assignments("echoed@.service"), "Service", "FileDescriptorStoreMax"), [""; 0]);

@@ -1,4 +1,4 @@
-//! What systemd is told, and when (sd_notify(3)).
+//! The notifications to the service manager, and when they are sent (sd_notify(3)).
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use crate::common::{Daemon, ServiceManager};
 use crate::refused::netlink;
 use crate::{ECHOED, connect, spawn};
 
-/// A daemon on a Unix socket of its directory, which tells `manager` how it is.
+/// Starts a daemon on a Unix socket of its directory, with `manager` as its service manager.
 fn spawn_with_manager(manager: &ServiceManager, configuration: &str) -> Daemon {
     let mut command = Command::new(ECHOED);
     Daemon::spawn_with(manager.set_notify_socket(&mut command), configuration, &["--listen", "DIR/socket"])
@@ -30,7 +30,7 @@ fn clients_are_served_while_the_service_manager_reads_no_notifications() {
     let manager = ServiceManager::start();
     manager.suspend_reading();
     let daemon = spawn_with_manager(&manager, "");
-    // It is served before there was a way to say so: nothing was said too early, nor does anybody wait for that.
+    // Clients are served before READY=1 can be sent: it is not sent too early, and no client waits for it.
     daemon.wait_for_log("listening on");
     connect(&daemon, "socket").exchange("a");
     manager.expect("READY=1");

@@ -1,4 +1,4 @@
-//! What is handed over but cannot be served: each with what is said about it.
+//! Sockets from systemd that cannot be served, each with its error message.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -18,7 +18,7 @@ fn startup_error(mut daemon: Daemon) -> String {
     log.into_iter().next().expect("there is one")
 }
 
-/// What is said about descriptors that cannot be served; as for [`hand_over`].
+/// Returns the error for descriptors that cannot be served. The arguments are those of [`activated_command`].
 fn startup_error_for(redirections: &str, sockets: Vec<OwnedFd>, names: &str) -> String {
     startup_error(spawn(activated_command(redirections, sockets, names), "", &[]))
 }

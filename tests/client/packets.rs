@@ -16,7 +16,7 @@ use rustix::net::{
 
 use super::{MAX_WAIT, command, echoctl, echoctl_with, finish, now, skip_test};
 
-/// A server that takes so many packets, and answers each with those that it is told to.
+/// A server that receives a number of packets, and answers each with the packets that `answer` returns.
 struct Server {
     address: String,
     thread: JoinHandle<Vec<Vec<u8>>>,
@@ -72,7 +72,7 @@ impl Server {
         Self { address, thread, _directory: None }
     }
 
-    /// Waits for its end, and checks what it has heard.
+    /// Waits for its end, and checks what it received.
     #[track_caller]
     fn expect_received(self, expected: &[&str]) {
         let received = self.thread.join().expect("the server is content");
@@ -90,7 +90,7 @@ fn receive(socket: &OwnedFd) -> (Vec<u8>, Option<SocketAddrAny>) {
 }
 
 fn reply_to(socket: impl AsFd, reply: &[u8], to: Option<&SocketAddrAny>) {
-    // Who has seen enough may go.
+    // A client that has seen enough may close its socket.
     let _ = match to {
         Some(to) => sendto(socket, reply, SendFlags::NOSIGNAL, to),
         None => send(socket, reply, SendFlags::NOSIGNAL),

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::TEST_TIMEOUT;
 use super::json::Json;
 
-/// Where nobody listens.
+/// Returns an address on which no process listens.
 pub fn unused_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
     format!("tcp:{}", listener.local_addr().expect("it is bound"))
@@ -49,17 +49,17 @@ pub fn each_message(stream: TcpStream, mut reply: impl FnMut(usize, &[u8], &mut 
     }
 }
 
-/// Says something, to a client that may have seen enough.
+/// Sends bytes to a client that may have closed the connection. Returns whether all were sent.
 pub fn try_send(stream: &mut TcpStream, bytes: &[u8]) -> bool {
     stream.write_all(bytes).is_ok()
 }
 
-/// Says it one byte at a time, each in a packet of its own.
+/// Sends the bytes one at a time, each in a packet of its own.
 pub fn try_send_bytewise(stream: &mut TcpStream, bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| try_send(stream, &[*byte]))
 }
 
-/// When it is closed, it breaks.
+/// Makes closing this stream send a reset.
 pub fn reset_when_closed(stream: &TcpStream) {
     rustix::net::sockopt::set_socket_linger(stream, Some(std::time::Duration::ZERO)).expect("SO_LINGER can be set");
 }

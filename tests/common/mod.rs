@@ -1,5 +1,5 @@
-//! What the test programs share: the daemon as a child ([`Daemon`]), somebody who talks to it ([`Peer`]), and what
-//! stands in for systemd ([`manager`]).
+//! What the test programs share: the daemon as a child ([`Daemon`]), a client of it ([`Peer`]), and a fake service
+//! manager ([`service_manager`]).
 //!
 //! Nothing here waits for a fixed time: it waits for the event, under a generous ceiling. When a test fails, they print
 //! what they know: command, log and status; the bytes of both sides.
@@ -38,7 +38,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
-/// The path of a program, or else says that the calling test is left out for the lack of it.
+/// Returns the path of a program. If it is not installed, reports that the calling test is skipped.
 pub fn program_or_skip(name: &str) -> Option<PathBuf> {
     let found = find_program(name);
     if found.is_none() {
@@ -47,8 +47,8 @@ pub fn program_or_skip(name: &str) -> Option<PathBuf> {
     found
 }
 
-/// Says that the calling test is left out, and why: on stderr, and in the file that `make test` shows at its end. Where
-/// everything is demanded (`make test REQUIRE=all`), it fails instead.
+/// Reports that the calling test is skipped, and why: on stderr, and in the file that `make test` shows at its end.
+/// With `make test REQUIRE=all`, the test fails instead.
 pub fn skip_test(reason: &str) {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     assert!(env::var_os("ECHOED_TEST_REQUIRE").is_none_or(|all| all != "all"), "{test} is demanded, but {reason}");
@@ -65,7 +65,7 @@ pub fn now() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-/// Waits until something is so that nobody tells us about.
+/// Polls until `condition` holds.
 pub fn wait_until(description: &str, mut condition: impl FnMut() -> bool) {
     let until = now() + TEST_TIMEOUT;
     while !condition() {
@@ -74,8 +74,8 @@ pub fn wait_until(description: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Sees to it that this process, and those that it starts, may open so many descriptors; or else says that the calling
-/// test is left out. Returns whether they may.
+/// Raises the limit on descriptors of this process, and of those that it starts, to at least this number. If that is
+/// not possible, reports that the calling test is skipped, and returns false.
 pub fn ensure_nofile_limit(descriptors: u64) -> bool {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_none_or(|current| current >= descriptors) {

@@ -1,4 +1,4 @@
-//! Somebody who talks to the daemon in packets: over a connection of them ([`PacketPeer`]), or in datagrams ([`Sender`]).
+//! Clients of the daemon that send packets: over a connection ([`PacketPeer`]), or as datagrams ([`DatagramPeer`]).
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -94,7 +94,7 @@ impl PacketPeer {
     }
 }
 
-/// A socket of datagrams with one place that it sends to.
+/// A datagram socket with one destination.
 pub struct DatagramPeer {
     socket: Socket,
     to: String,

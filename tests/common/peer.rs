@@ -1,4 +1,4 @@
-//! Somebody who talks to the daemon.
+//! A client of the daemon.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -247,7 +247,7 @@ impl Peer {
     /// Closes it for good. By a drop alone it stays open as long as a process that another test is starting has a copy of the
     /// descriptor, between fork(2) and execve(2).
     pub fn close(self) {
-        // Whoever was told the end may have closed it already.
+        // The other end may have closed it already.
         let _ = rustix::net::shutdown(self.fd(), rustix::net::Shutdown::Both);
     }
 

@@ -1,5 +1,5 @@
-//! What stands in for systemd: it hands over sockets ([`hand_over`]), listens to what it is told, and keeps descriptors
-//! that it is given for later ([`Manager`]).
+//! A fake service manager: it passes sockets to the daemon ([`activated_command`]), receives its notifications, and
+//! stores its descriptors ([`ServiceManager`]).
 
 use std::io::{ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -17,8 +17,8 @@ use tempfile::TempDir;
 
 use super::{TEST_TIMEOUT, now};
 
-/// Takes its place and its number from the shell that runs this, and if there is one, from the program that is to run it
-/// (`TEST_WRAPPER`). The sockets lie in its stdin and stdout.
+/// The shell that runs this becomes the daemon, or the program that is to run the daemon (`TEST_WRAPPER`), if there is
+/// one; the process number stays. The sockets are its stdin and stdout.
 const SCRIPT: &str = r#"exec REDIRECTIONS
 exec </dev/null >&2
 export LISTEN_PID="${LISTEN_PID-$$}"
@@ -39,7 +39,7 @@ pub fn activated_command(redirections: &str, sockets: Vec<OwnedFd>, names: &str)
     command
 }
 
-/// Somebody at `NOTIFY_SOCKET`, who listens on a thread of its own until this is dropped.
+/// A service manager at `NOTIFY_SOCKET`. It receives notifications on a thread of its own until it is dropped.
 pub struct ServiceManager {
     /// What `NOTIFY_SOCKET` is set to.
     address: String,
@@ -81,7 +81,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `find` finds something in what was told.
+    /// Waits until `find` finds something in the received notifications.
     fn wait_for<T>(&self, what: &str, mut find: impl FnMut(&State) -> Option<T>) -> T {
         let until = now() + TEST_TIMEOUT;
         let mut state = self.lock();
@@ -121,17 +121,17 @@ impl ServiceManager {
         Self { address, socket, shared, _directory: directory }
     }
 
-    /// Has a command tell it.
+    /// Sets `NOTIFY_SOCKET` for a command.
     pub fn set_notify_socket<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("NOTIFY_SOCKET", &self.address).env_remove("WATCHDOG_USEC").env_remove("WATCHDOG_PID")
     }
 
-    /// Waits until it is told this.
+    /// Waits until it has received this assignment.
     pub fn expect(&self, assignment: &str) {
         self.expect_times(assignment, 1);
     }
 
-    /// Waits until it was told this so many times in all, and returns when.
+    /// Waits until it has received this assignment so many times in all, and returns when it came.
     pub fn expect_times(&self, assignment: &str, times: usize) -> Vec<Instant> {
         self.resume_reading();
         self.shared.wait_for(&format!("{assignment} {times} times"), |state| {
@@ -141,7 +141,7 @@ impl ServiceManager {
         })
     }
 
-    /// Waits until it is told something that begins like this, and returns what follows; the newest if there are several.
+    /// Waits for an assignment that begins with `prefix` and whose rest `matches`. Returns the rest; of several, the newest.
     pub fn expect_matching(&self, prefix: &str, matches: impl Fn(&str) -> bool) -> String {
         self.resume_reading();
         self.shared.wait_for(&format!("the right {prefix}"), |state| {
@@ -151,17 +151,17 @@ impl ServiceManager {
         })
     }
 
-    /// What it was told so far, a list of assignments for each datagram, with when it came.
+    /// The notifications so far: a list of assignments for each datagram, with the time when it came.
     pub fn notifications(&self) -> Vec<(Instant, Vec<String>)> {
         self.shared.lock().notifications.clone()
     }
 
-    /// How many descriptors it was given so far.
+    /// How many descriptors it has received so far.
     pub fn received_descriptors(&self) -> usize {
         self.shared.lock().received_descriptors
     }
 
-    /// Also has a command store descriptors, up to so many.
+    /// Sets `NOTIFY_SOCKET` for a command, and allows it to store up to `max` descriptors.
     pub fn set_fd_store<'a>(&self, command: &'a mut Command, max: usize) -> &'a mut Command {
         self.set_notify_socket(command).env("FDSTORE", max.to_string())
     }
@@ -171,7 +171,7 @@ impl ServiceManager {
         self.shared.lock().stored.push((name.to_owned(), descriptor));
     }
 
-    /// What is stored, each with its name. As with systemd it stays stored, until somebody asks to forget it.
+    /// What is stored, each with its name. As with systemd it stays stored until a notification removes it.
     pub fn stored_descriptors(&self) -> Vec<(String, OwnedFd)> {
         let state = self.shared.lock();
         let copy = |(name, descriptor): &(String, OwnedFd)| {
@@ -180,7 +180,7 @@ impl ServiceManager {
         state.stored.iter().map(copy).collect()
     }
 
-    /// Does not listen until it is asked what it was told, and its queue is full: nobody can tell it anything.
+    /// Stops reading with a full queue, until the next call that waits for a notification: nothing can be sent to it.
     pub fn suspend_reading(&self) {
         let filler = UnixDatagram::unbound().expect("a socket can be made");
         filler.set_nonblocking(true).expect("it can be");
@@ -201,10 +201,10 @@ impl ServiceManager {
         self.shared.changed.notify_all();
     }
 
-    /// Everything about the state that it was told by somebody who has ended.
+    /// All state notifications of a daemon that has ended.
     pub fn state_changes(&self) -> Vec<String> {
         self.resume_reading();
-        // Behind everything that was told before.
+        // After everything that was sent before.
         let end = UnixDatagram::unbound().expect("a socket can be made");
         end.connect_addr(&self.socket.local_addr().expect("it has one")).expect("it can be reached");
         end.send(b"END=1\n").expect("there is room");

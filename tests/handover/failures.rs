@@ -1,4 +1,4 @@
-//! What cannot be carried is closed and said; the daemon starts whatever is in the store, and serves.
+//! What cannot be handed over is closed and logged. The daemon starts and serves, whatever is in the fd store.
 
 use std::io::Write;
 use std::mem::MaybeUninit;
@@ -14,7 +14,7 @@ use super::common::program_or_skip;
 use super::service::Service;
 use super::{Peer, connection_outcomes};
 
-/// A parcel with these messages in it, each with a descriptor or none.
+/// Returns a bundle with these messages in it, each with a descriptor or none.
 fn bundle(messages: &[(&[u8], Option<&OwnedFd>)]) -> OwnedFd {
     let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (sending, bundle) = pair.expect("a pair can be made");
@@ -48,7 +48,7 @@ fn the_daemon_starts_and_serves_whatever_is_in_the_fd_store() {
     ];
     let mut service = Service::start("");
     for (what, store) in stores {
-        // Not TERM, which would store whoever it has not seen go.
+        // Not TERM: the daemon would store connections whose close it has not processed yet.
         service.stop(Signal::INT);
         service.manager.store("handover", store);
         service.start_next("");
@@ -67,7 +67,7 @@ fn a_bundle_that_was_restored_is_not_restored_again() {
     peer.send("a\thalf");
     peer.expect("server got:a\t");
     service.stop(Signal::TERM);
-    // As if the manager had not been told to forget it.
+    // As if the bundle had not been removed from the fd store.
     let (name, stale) = service.manager.stored_descriptors().remove(0);
     service.start_next("");
     peer.send("\t");

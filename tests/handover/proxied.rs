@@ -1,4 +1,4 @@
-//! Behind a load balancer: the client that the PROXY header told is the peer after a restart, too.
+//! Behind a load balancer: the client that the PROXY header names is the peer after a restart, too.
 
 use rustix::process::Signal;
 

@@ -1,4 +1,4 @@
-//! Taking connections into service, with the server as a library: what was left of them may come from anybody.
+//! Restoring connections, with the server as a library: the snapshots may contain anything.
 
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
@@ -47,7 +47,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// What is left of a session, with a stream that belongs to it, and the other end of that.
+/// Returns a detached connection with a snapshot of this session, and the other end of its stream.
 fn detached(session: &Session, number: u64) -> (DetachedConnection, Peer) {
     let (ours, theirs) = UnixStream::pair().expect("a pair can be made");
     let snapshot = snapshot::encode(session, "main", number, None, now());
@@ -73,7 +73,7 @@ fn connections_with_invalid_snapshots_are_closed_gracefully_and_the_rest_is_rest
         all.push(DetachedConnection { snapshot, ..detached });
         peers.push(peer);
     }
-    // As a number it could be counted on from no further.
+    // No id could follow this one.
     let (highest, mut peer) = detached(&session(), u64::MAX);
     peer.send("unread");
     all.push(highest);
@@ -123,7 +123,7 @@ fn a_refused_connection_holds_no_permit_and_gets_its_final_reply() {
     let (rejected, mut peer) = detached(&session, 1);
     let restored = server.restore(vec![rejected], Duration::ZERO, &settings, &["main"]);
     assert_eq!(restored, Restored { resumed: 1, ..Restored::default() });
-    assert_eq!((server.connection_count(), server.idle_for()), (0, None), "it is there, and takes no place");
+    assert_eq!((server.connection_count(), server.idle_for()), (0, None), "it is there, and holds no permit");
     peer.expect("server error:too many connections from this source (limit 7)\t");
     peer.expect_close();
     drop(peer);
@@ -147,7 +147,7 @@ fn messages_that_wait_for_the_log_are_handed_over_and_logged_once() {
     }
     wait_until("both messages wait for the log", || full.offered().len() >= 2);
     gone.reset();
-    wait_until("it is heard of", || full.offered().len() >= 3);
+    wait_until("the reset is noticed", || full.offered().len() >= 3);
     let detached = runtime().block_on(before.detach());
     assert_eq!((detached.connections.len(), detached.unresponsive), (2, 0));
     drop(before);

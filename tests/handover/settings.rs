@@ -1,4 +1,4 @@
-//! What holds for connections that were carried: the settings of now, and limits as if they had always been there.
+//! What holds for restored connections: the current settings, and the limits as if they had always been there.
 
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ fn restored_connections_count_against_the_limit_of_their_source() {
     }
     expect_refusal(&service, 2);
     peers.truncate(1);
-    // The end of the others is heard of soon.
+    // The daemon processes the end of the others soon.
     super::common::wait_until("there is room for one more", || {
         let mut peer = service.connect();
         peer.send("c\t");
@@ -124,7 +124,7 @@ fn restored_messages_beyond_the_new_buffer_memory_get_an_error() {
     let expected = format!("server got:{}\t", "x".repeat(SIZE)).into_bytes();
     let mut busy = 0;
     for peer in &mut peers {
-        // Who is busy may have left already.
+        // A connection that is closed as `busy` may be gone already.
         peer.send_what_fits(b"\t");
         let reply = peer.next_reply();
         busy += usize::from(reply == b"server error:out of buffer memory\t");

@@ -21,7 +21,7 @@ const LONGEST: usize = 16 * 1024;
 /// How often the process is replaced.
 const RESTARTS: usize = 6;
 
-/// No deadline nor limit may make a slow machine fail. Small buffers leave something unfinished more often.
+/// No deadline nor limit may make a slow machine fail. Small buffers leave unsent replies more often.
 const CONFIGURATION: &str = "
     [limits]
     connections_per_source = 0
@@ -124,7 +124,7 @@ fn restart_under_load(socket: &str) {
         }
         stop.store(true, Ordering::Relaxed);
         let counts: Vec<_> =
-            clients.into_iter().map(|client| client.join().expect("it has heard everything")).collect();
+            clients.into_iter().map(|client| client.join().expect("it has received everything")).collect();
         println!("{} messages over {RESTARTS} restarts", counts.iter().sum::<usize>());
     });
     service.daemon.stop();

@@ -1,4 +1,4 @@
-//! What stands in for journald: it reads entries in its native protocol, as fast as a test lets it.
+//! A fake journald: it reads entries in the native protocol, as fast as a test lets it.
 //!
 //! The path of journald's socket is fixed, so the daemon runs in a mount namespace where another socket is there.
 
@@ -74,7 +74,7 @@ impl Entry {
     }
 }
 
-/// The stand-in.
+/// A fake journald.
 pub struct FakeJournald {
     shared: Arc<Shared>,
     directory: TempDir,
@@ -96,7 +96,7 @@ struct State {
 }
 
 impl FakeJournald {
-    /// Begins to read; or says that the calling test is left out.
+    /// Starts reading. If that is not possible here, reports that the calling test is skipped.
     pub fn start() -> Option<Self> {
         let works = |options: &&str| {
             let mut command = Command::new("unshare");
@@ -121,7 +121,7 @@ impl FakeJournald {
                 let received = receive(&socket);
                 let mut state_guard = state.lock();
                 match received {
-                    // tracing-journald's way to see whether somebody is there.
+                    // tracing-journald's way to see whether journald is there.
                     Received::Empty => {}
                     Received::Entry(entry) => state_guard.entries.push(entry),
                     Received::End => {
@@ -143,7 +143,7 @@ impl FakeJournald {
         command
     }
 
-    /// The same, but nobody listens where journald should.
+    /// The same, but no process listens where journald should.
     pub fn command_without_journal(&self) -> Command {
         Self::without_journal(self.unshare)
     }

@@ -1,4 +1,4 @@
-//! The same as a user sees it: the options that check and print, their exit codes and what they leave alone.
+//! The command line: the options that check and print, their exit codes and what they do not change.
 
 use std::process::{Command, Output, Stdio};
 

@@ -4,12 +4,12 @@ use crate::guest::Guest;
 use crate::rootfs::Debian;
 use crate::staging::STAGING_DIR;
 
-/// All that the service does: by its own sockets and by those of the examples, with connections carried over a restart, one
-/// process for each connection, and settings that are read anew.
+/// All that the service does: by its own sockets and by those of the examples, with connections handed over at a
+/// restart, one process for each connection, and settings that are read anew.
 const SERVICE_WORKLOAD: &str = r#"
 wait_for() { for i in $(seq 600); do if sh -c "$1"; then return; fi; sleep 0.5; done; echo "not so: $1"; exit 1; }
 
-sh $place/packaging/smoke
+sh $staging/packaging/smoke
 examples=/usr/share/doc/echoed/examples
 install -m 644 $examples/echoed-*.socket /etc/systemd/system
 install -D -m 644 -t /etc/echoed/echoed.toml.d $examples/echoed-*.toml
@@ -78,7 +78,7 @@ pub fn the_profile_allows_what_the_service_needs_and_nothing_else(debian: &Debia
     assert!(profiles.lines().any(|line| line == "echoed (enforce)"), "{profiles}");
     let show_profile = "cat /proc/$(systemctl show --value --property=MainPID echoed.service)/attr/current";
 
-    guest.sh(&format!("set -e; place={STAGING_DIR}\n{SERVICE_WORKLOAD}"));
+    guest.sh(&format!("set -e; staging={STAGING_DIR}\n{SERVICE_WORKLOAD}"));
     assert_eq!(
         guest.sh(&format!("set -e; echoctl send 127.0.0.1:8085 aaaa; {show_profile}")),
         "server got:aaaa\nechoed (enforce)\n"
@@ -106,7 +106,7 @@ pub fn the_profile_allows_what_the_service_needs_and_nothing_else(debian: &Debia
         "mine:aaaa\nechoed (enforce)\n"
     );
 
-    // Who starts it by hand has settings wherever they like.
+    // A user who starts it by hand has settings anywhere.
     guest.sh(
         "set -e; mkdir -p /home/me; cp /srv/echoed.toml /home/me; echoed --config /home/me/echoed.toml --check-config",
     );

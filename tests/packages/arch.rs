@@ -19,11 +19,11 @@ const HOOKS: &str = "systemctl daemon-reload; journalctl --update-catalog;
 const MAKE_OLDER: &str = r#"
     mkdir -p /tmp/older
     cd /tmp/older
-    bsdtar -xpf "$place/echoed.pkg.tar.zst"
+    bsdtar -xpf "$staging/echoed.pkg.tar.zst"
     sed -i 's/^pkgver = .*/pkgver = 0.0.1-1/' .PKGINFO
     echo "$settings" >>etc/echoed/echoed.toml
     bsdtar -czf .MTREE --format=mtree --options='!all,use-set,type,uid,gid,mode,time,size,sha256,link' .PKGINFO .INSTALL etc usr
-    bsdtar --zstd -cf "$place/older.pkg.tar.zst" .MTREE .PKGINFO .INSTALL etc usr
+    bsdtar --zstd -cf "$staging/older.pkg.tar.zst" .MTREE .PKGINFO .INSTALL etc usr
 "#;
 
 pub struct Pacman;
@@ -45,7 +45,7 @@ impl Installer for Pacman {
     fn prepare(machine: &Machine) {
         machine.write("/etc/pacman.conf", "[options]\nArchitecture = auto\nSigLevel = Never\n");
         machine.sh("pacman -Qq || true");
-        machine.sh(&format!("set -eu; place={STAGING_DIR}; settings='{OLDER_SETTINGS}'; {MAKE_OLDER}"));
+        machine.sh(&format!("set -eu; staging={STAGING_DIR}; settings='{OLDER_SETTINGS}'; {MAKE_OLDER}"));
     }
 
     fn install(machine: &Machine, package: &str) -> String {

@@ -34,17 +34,17 @@ const TRIGGERS: &str = "systemctl daemon-reload; systemctl reload-or-restart --m
 /// Makes the older package from the files of the other one, with what is said of them by the same spec.
 const MAKE_OLDER: &str = r#"
     mkdir -p /tmp/older/tree /tmp/older/licences
-    bsdtar -xpf "$place/echoed.rpm" -C /tmp/older/tree
+    bsdtar -xpf "$staging/echoed.rpm" -C /tmp/older/tree
     echo "$settings" >>/tmp/older/tree/etc/echoed/echoed.toml
     # rpm puts these there by itself.
     mv /tmp/older/tree/usr/share/licenses/echoed*/* /tmp/older/licences
     rm -rf /tmp/older/tree/usr/share/licenses /tmp/older/tree/usr/lib/.build-id
     sed -e 's/^Version:.*/Version: 0.0.1/' -e '/^Source/d' -e 's|packaging/third-party|third-party|' \
         -e '/^%prep/,/^cargo test/c %prep\ncp /tmp/older/licences/* .\n%install\ncp -a /tmp/older/tree/. %{buildroot}\nmkdir -p %{buildroot}/run/echoed' \
-        "$place/packaging/rpm/echoed.spec" >/tmp/older/echoed.spec
-    rpmbuild -bb --nodeps --load="$place/packaging/rpm/macros.systemd" --define "_topdir /tmp/older" \
+        "$staging/packaging/rpm/echoed.spec" >/tmp/older/echoed.spec
+    rpmbuild -bb --nodeps --load="$staging/packaging/rpm/macros.systemd" --define "_topdir /tmp/older" \
         --define "_tmppath /tmp" --define "debug_package %{nil}" --define "__os_install_post %{nil}" /tmp/older/echoed.spec
-    mv /tmp/older/RPMS/*/*.rpm "$place/older.rpm"
+    mv /tmp/older/RPMS/*/*.rpm "$staging/older.rpm"
 "#;
 
 pub struct Rpm;
@@ -67,7 +67,7 @@ impl Installer for Rpm {
         machine.sh("mkdir -p /usr/share/licenses /usr/share/zsh/site-functions /usr/share/fish/vendor_completions.d");
         machine.write("/usr/lib/systemd/systemd-update-helper", UPDATE_HELPER);
         machine.sh("chmod 755 /usr/lib/systemd/systemd-update-helper; rpm --query --all");
-        machine.sh(&format!("set -eu; place={STAGING_DIR}; settings='{OLDER_SETTINGS}'; {MAKE_OLDER}"));
+        machine.sh(&format!("set -eu; staging={STAGING_DIR}; settings='{OLDER_SETTINGS}'; {MAKE_OLDER}"));
     }
 
     fn install(machine: &Machine, package: &str) -> String {

@@ -8,11 +8,11 @@ use std::process::Command;
 /// Where they are on a machine, with all that is needed to try them out.
 pub const STAGING_DIR: &str = "/root/packages";
 
-/// Puts the packages where [`PLACE`] is on a machine, and an older version of the one for Debian: it has the same programs,
-/// and other settings in /etc.
+/// Copies the packages to [`STAGING_DIR`] of a machine, with an older version of the one for Debian: it has the same
+/// programs, and other settings in /etc.
 pub fn stage(layer: &Path) {
     if layer.exists() {
-        fs::remove_dir_all(layer).expect("an old shipment can be removed");
+        fs::remove_dir_all(layer).expect("an old staging directory can be removed");
     }
     let staging = layer.join(STAGING_DIR.trim_start_matches('/'));
     fs::create_dir_all(&staging).expect("the tests' directory can be written to");

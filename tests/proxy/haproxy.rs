@@ -24,7 +24,7 @@ impl Haproxy {
         let tcp = addresses[0].strip_prefix("tcp:").expect("it is TCP");
         let unix = addresses[1].replace("unix:", "unix@");
         let backend = backend.replace("TCP", tcp).replace("UNIX", &unix);
-        // The listening socket is its standard input: so there is no port that somebody else could take before it.
+        // The listening socket is its standard input: so there is no port that another process could take before it.
         let configuration = format!(
             "defaults\n  mode tcp\n  timeout connect 20s\n  timeout client 30s\n  timeout server 30s\n\
              frontend front\n  bind fd@0\n  default_backend back\nbackend back\n{backend}\n"

@@ -55,7 +55,7 @@ const SCENARIOS: &[Scenario] = &[
         expected_log: &["one", "two", "no end"],
         ..Scenario::new(LINE_SINK, TCP_AND_UNIX, &["close", "one\ntwo\nno end"], "")
     },
-    // The greeter: whoever asks again at once waits.
+    // The greeter: a client that sends again at once has to wait.
     Scenario {
         min_seconds: 2,
         ..Scenario::new(GREETER, TCP_AND_UNIX, HELLO, "Hello, client!\nHello, client!\nHello, client!\n")
@@ -64,7 +64,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario::new("", &["seqpacket:DIR/socket", "udp:127.0.0.1:0"], &["again", "1", "aaaa"], "server got:0 aaaa"),
 ];
 
-/// Has a client, started with these words, make every visit.
+/// Runs every scenario with a client that is started by this command.
 fn run_scenarios(client: &[PathBuf]) {
     for Scenario { configuration, addresses, arguments, expected_output, expected_log, min_seconds } in SCENARIOS {
         let daemon = serve(configuration, addresses);

@@ -226,8 +226,8 @@ fn mutated_documents() -> impl Strategy<Value = String> {
     })
 }
 
-/// Loads a document. What is refused is said with places in it, what is accepted can be printed and loaded again.
-/// Whether it was accepted.
+/// Loads a document. An error names positions in it; an accepted document can be printed and loaded again. Returns
+/// whether it was accepted.
 fn check(text: &str) -> Result<bool, TestCaseError> {
     match Settings::from_toml("file", text) {
         Ok(settings) => {

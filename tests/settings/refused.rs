@@ -1,4 +1,4 @@
-//! Configurations that are refused: each with the place that is shown, and what is said about it.
+//! Configurations that are refused: each with the position that is shown, and what is said about it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -24,18 +24,18 @@ fn config_error(configuration: &str) -> Result<Vec<String>, String> {
     Ok(daemon.log().iter().map(|line| line.strip_prefix(&file).unwrap_or(line).to_owned()).collect())
 }
 
-/// Checks that `configuration` is refused with one block, which shows this place and says this.
+/// Checks that `configuration` is refused with one block, which shows this position and says this.
 fn check_refusal((configuration, position, said): Row) -> Result<(), String> {
     let log = config_error(configuration)?;
     let wrong = |problem: &str| Err(format!("{problem}:\n{configuration}\n{}\n", log.join("\n")));
     let [head, empty, line, caret] = &*log else { return wrong("expected one block of four lines") };
     let Some(message) = head.strip_prefix(&format!("{position}: ")) else {
-        return wrong(&format!("expected the place {position}"));
+        return wrong(&format!("expected the position {position}"));
     };
     if !message.contains(said) {
         return wrong(&format!("expected \"{said}\""));
     }
-    let (number, column) = position.split_once(':').expect("a place is LINE:COLUMN");
+    let (number, column) = position.split_once(':').expect("a position is LINE:COLUMN");
     let (number, column): (usize, usize) = (number.parse().expect("digits"), column.parse().expect("digits"));
     let configuration = configuration.trim_start_matches('\u{feff}').replace('\u{1b}', "\u{fffd}");
     let shown = configuration.lines().nth(number - 1).unwrap_or_default();
@@ -288,9 +288,9 @@ fn all_errors_in_a_file_are_reported_in_order() {
     );
     let log = log.unwrap();
     let starts_block = |line: &&String| line.starts_with(|c: char| c.is_ascii_digit()) && !line.contains(" | ");
-    let places: Vec<_> = log.iter().filter(starts_block).filter_map(|line| line.split(' ').next()).collect();
+    let positions: Vec<_> = log.iter().filter(starts_block).filter_map(|line| line.split(' ').next()).collect();
     let expected = ["2:15:", "3:1:", "5:9:", "11:11:", "11:32:", "11:35:", "12:13:", "13:11:", "14:8:"];
-    assert_eq!(places, expected, "{log:#?}");
+    assert_eq!(positions, expected, "{log:#?}");
 }
 
 #[test]

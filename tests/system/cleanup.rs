@@ -147,7 +147,7 @@ impl Leftovers {
     }
 }
 
-/// Those that are in its control groups, or were told its name.
+/// Those that are in its control groups, or have its name on their command line.
 fn processes(name: &str) -> Vec<String> {
     let all = fs::read_dir("/proc").expect("/proc is mounted").filter_map(Result::ok);
     let ours = all.filter_map(|process| {

@@ -1,4 +1,4 @@
-//! What the pages for administrators tell to do is done, command by command, and does what they say.
+//! Every command of the pages for administrators is run, and does what they say.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -85,7 +85,7 @@ const RESET_SCRIPT: &str = "
 const READ_ONLY_COMMANDS: [&str; 6] =
     ["journalctl ", "systemctl status ", "systemctl show ", "systemctl is-active ", "systemctl list-units ", "ss "];
 
-/// Somebody who does on a machine what a page says.
+/// Runs the commands of a page on a machine.
 struct PageRunner<'a> {
     machine: &'a Machine,
     page: &'static str,
@@ -123,7 +123,7 @@ impl<'a> PageRunner<'a> {
             }
         }
         for (skip, _) in self.skips {
-            assert!(self.used_skips.contains(skip), "{} has no {skip:?} that could be left out", self.page);
+            assert!(self.used_skips.contains(skip), "{} has no {skip:?} that could be skipped", self.page);
         }
     }
 

@@ -132,7 +132,7 @@ fn what_survives_each_event_is_as_documented(machine: &Machine) {
         if *name == "reboot" {
             continue;
         }
-        // One place, so that the second client has to wait.
+        // One permit, so that the second client has to wait.
         write_settings(machine, "10", "[limits]\nconnections = 1\n");
         machine.sh("rm -f /etc/echoed/echoed.toml.d/20.toml");
         machine.sh("systemctl stop echoed.socket && systemctl start echoed.socket");

@@ -1,4 +1,4 @@
-//! A process that dies, hangs, or cannot start: systemd brings it back, and who comes meanwhile waits.
+//! A process that dies, hangs, or cannot start: systemd brings it back, and clients that come meanwhile wait.
 
 use std::thread;
 use std::time::Duration;
@@ -33,7 +33,7 @@ fn a_hung_process_is_killed_and_restarted(machine: &Machine) {
     machine.connect(TCP).exchange("aaaa");
     let process = machine.daemon_pid();
     machine.sh("systemctl kill --kill-whom=main --signal=USR1 echoed.service");
-    // A thread that serves does not answer: nobody is accepted any more.
+    // A worker does not respond: no connection is accepted any longer.
     machine.wait_for_journal("--unit=echoed.service MESSAGE_ID=c23afd953c994d5faca7c84a4df579f4");
     let mut peers: Vec<_> = [TCP, UNIX].iter().cycle().take(20).map(|address| machine.connect(address)).collect();
     peers.iter_mut().for_each(|peer| peer.exchange("aaaa"));

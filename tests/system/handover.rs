@@ -192,7 +192,8 @@ struct NonReadingClient(Peer);
 impl NonReadingClient {
     const MESSAGE: &str = "what is sent again and again";
     const REPLY: &str = "server got:what is sent again and again\t";
-    /// More than the daemon answers in one turn. The kernel takes that much from a client that nobody reads from.
+    /// More than the daemon answers in one drive. The kernel takes that much from a client that the daemon does not
+    /// read from.
     const COUNT: usize = 3000;
 
     fn connect(machine: &Machine, address: &str) -> Self {

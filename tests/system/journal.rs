@@ -127,7 +127,7 @@ fn journal_fields_match_exactly_the_right_entries(machine: &Machine) {
         (&format!("PEER={}", peers[5]), &[5]),
         ("LISTENER=lines VERDICT=too-long", &[]),
     ] {
-        // Connections that end at the same time are told of in any order.
+        // Connections that end at the same time are logged in any order.
         let found: BTreeSet<_> =
             entries::entries(machine, &format!("-u echoed {matches}")).iter().map(|entry| entry.text("PEER")).collect();
         let expected: BTreeSet<_> = expected.iter().map(|at: &usize| peers[*at].clone()).collect();

@@ -1,4 +1,4 @@
-//! A booted machine: what a test does on it, and what is told of it when the test fails.
+//! A booted machine: what a test does on it, and what is reported when the test fails.
 
 use std::fmt::Write;
 use std::fs::{self, File};
@@ -96,12 +96,12 @@ impl Machine {
         self.debian.installed().systemd
     }
 
-    /// What its control groups are called, and what its keeper is told.
+    /// The name of its control groups, which its keeper has on its command line.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Who sees to it that nothing is left of it.
+    /// The keeper, which sees to it that nothing is left of it.
     pub fn script(&self) -> &Child {
         &self.script
     }

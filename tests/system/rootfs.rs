@@ -51,8 +51,8 @@ impl Debian {
         self.installed.get().expect("it was prepared")
     }
 
-    /// Makes the root file system, if there is none, and has `install` put into a directory what the tests of `program` need
-    /// on it; it is told the version of systemd, too.
+    /// Makes the root file system, if there is none, and has `install` put into a directory what the tests of `program`
+    /// need on it; it gets the version of systemd, too.
     ///
     /// # Errors
     /// It cannot be made on this machine.

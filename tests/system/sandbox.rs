@@ -136,7 +136,7 @@ fn the_service_sees_only_its_own_files(machine: &Machine) {
     });
 }
 
-/// Tries things, and says of each whether it is refused. It runs in the place of the daemon, which cannot be asked to.
+/// Tries things, and says of each whether it is refused. It runs instead of the daemon, which cannot be asked to.
 const ATTEMPTS: &str = r#"
     use Socket;
     use POSIX ();

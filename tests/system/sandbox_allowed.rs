@@ -148,7 +148,7 @@ fn systemd_gets_all_notifications(machine: &Machine) {
     assert_eq!(warnings, "");
 }
 
-/// A file of settings by which replies can be told.
+/// Settings with a prefix by which replies are recognized.
 fn prefix_document(prefix: &str) -> String {
     format!("[defaults]\nprefix = \"{prefix}\"\n")
 }

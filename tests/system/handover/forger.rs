@@ -1,6 +1,6 @@
-//! Somebody who tampers with the store: this program, run on the machine in the place of the daemon. It takes the
-//! connections out of the store, and puts back what it is told to. So all of it comes from the right process, and the
-//! connections are real ones.
+//! A forger of bundles: this program, which runs on the machine instead of the daemon. It takes the connections out of
+//! the fd store, and stores what the test asks for. So all of it comes from the right process, and the connections are
+//! real ones.
 
 use std::env;
 use std::fs::{self, File};
@@ -30,7 +30,7 @@ const PROGRAM_PATH: &str = "/usr/lib/forger";
 
 const DROP_IN: &str = "/etc/systemd/system/echoed.service.d/90-forger.conf";
 
-/// Restarts the service with the forger in the place of the daemon, and then with the daemon again.
+/// Restarts the service with the forger instead of the daemon, and then with the daemon again.
 pub fn tamper(machine: &Machine, forgery: &str) {
     let program = env::current_exe().expect("we know what we are");
     if !machine.path(PROGRAM_PATH).exists() {
@@ -106,7 +106,7 @@ fn forge(forgery: &str, connections: Vec<StoredConnection>, listener: BorrowedFd
         // Its first two bytes are its version.
         "later-snapshot" => manifest.entries[last].state[..2].copy_from_slice(&[0, 99]),
         "forged" => {
-            // A socket that is none of ours, a line for nobody, and one connection twice.
+            // A socket that is no connection, an entry without a socket, and one connection twice.
             manifest.entries[last].cookie = sockopt::socket_cookie(listener).expect("it is a socket");
             sockets[last] = listener;
             manifest.entries[last - 1].cookie = u64::MAX;
@@ -122,7 +122,7 @@ fn forge(forgery: &str, connections: Vec<StoredConnection>, listener: BorrowedFd
                 ("handover", bundle(&[&[text.as_fd()], &sockets])),
                 ("handover", stream()),
                 ("handover", file.into()),
-                // What systemd calls what has no name.
+                // systemd's name for descriptors without one.
                 ("stored", stream()),
             ];
         }
@@ -132,7 +132,7 @@ fn forge(forgery: &str, connections: Vec<StoredConnection>, listener: BorrowedFd
     vec![("handover", bundle(&[&[manifest.as_fd()], &sockets]))]
 }
 
-/// A packing list, as in src/systemd/parcel/list.rs.
+/// A manifest, as in src/systemd/fdstore/manifest.rs.
 struct Manifest {
     version: u32,
     entries: Vec<Entry>,
@@ -184,7 +184,7 @@ fn sealed(bytes: &[u8], length: u64) -> OwnedFd {
     file.into()
 }
 
-/// A parcel with these messages in it.
+/// Returns a bundle with these messages in it.
 fn bundle(messages: &[&[BorrowedFd<'_>]]) -> OwnedFd {
     let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (sending, bundle) = pair.expect("it can be made");

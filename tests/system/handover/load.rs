@@ -24,7 +24,7 @@ const LONGEST: usize = 4096;
 
 /// Sends messages in random pieces until it is enough, and then ends the stream. Returns how many.
 fn send(mut stream: &UnixStream, seed: u64, client: usize, stop: &AtomicBool) -> usize {
-    // Who reads the replies knows the messages from the same seed.
+    // The thread that reads the replies knows the messages from the same seed.
     let (mut messages, mut split_sizes) = (Random::seeded(seed, client), Random::seeded(!seed, client));
     let (mut count, mut unsent) = (0, Vec::new());
     while !stop.load(Ordering::Relaxed) {
@@ -39,7 +39,7 @@ fn send(mut stream: &UnixStream, seed: u64, client: usize, stop: &AtomicBool) ->
             stream.write_all(&unsent[..piece]).expect("the connection goes on");
             unsent.drain(..piece);
         }
-        // There are many of them, and all are to have their turns.
+        // There are many clients, and each is to run.
         thread::sleep(Duration::from_millis(20));
     }
     stream.write_all(&unsent).expect("the connection goes on");

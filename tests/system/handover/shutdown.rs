@@ -1,4 +1,4 @@
-//! What does not carry connections, what keeps them for longer, and what is left afterwards.
+//! Stops without a handover, what keeps connections for longer, and what is left afterwards.
 
 use std::thread;
 use std::time::Duration;
@@ -87,7 +87,7 @@ fn a_killed_process_loses_its_connections_and_new_clients_are_served(machine: &M
         others.iter_mut().for_each(|peer| peer.exchange("aaaa"));
         peers.into_iter().for_each(|mut peer| assert_eq!(peer.read_to_end(), b""));
         expect_empty_store(machine);
-        // The next restart carries again.
+        // The next restart hands connections over again.
         let mut peers = connect_with_half_messages(machine);
         restart(machine);
         finish_messages(&mut peers);

@@ -1,5 +1,5 @@
-//! Stores that somebody tampered with: the service starts, serves, goes on with what is in order, closes what is not, and
-//! says so.
+//! Fd stores that were tampered with: the service starts, serves, restores what is in order, closes what is not, and
+//! logs that.
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};

@@ -76,7 +76,7 @@ fn events_at_the_start_are_explained(machine: &Machine) {
         "Addresses in the settings are ignored",
         "Listener @LISTENER@ has no section of its own",
         "There cannot be as many connections as are allowed",
-        "systemd could not be told something",
+        "systemd could not be notified",
     ] {
         expect_explained(machine, subject);
     }
@@ -139,9 +139,9 @@ fn handed_over_connections_are_explained(machine: &Machine) {
     machine.sh("systemctl restart echoed");
     expect_explained(machine, "The connection of @PEER@ goes on in the next process");
     expect_explained(machine, "Connection @CONNECTION@ from @PEER@ goes on");
-    expect_explained(machine, "Connections of the process before go on");
+    expect_explained(machine, "Connections of the previous process go on");
     tamper(machine, "empty");
-    let entry = expect_explained(machine, "Connections of the process before cannot go on");
+    let entry = expect_explained(machine, "Connections of the previous process cannot go on");
     assert_eq!(entry.ours()["PRIORITY"], "4");
     let mut peers: Vec<_> = (0..20).map(|_| machine.connect(TCP)).collect();
     peers.iter_mut().for_each(|peer| peer.exchange("a"));

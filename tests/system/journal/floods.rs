@@ -1,5 +1,5 @@
-//! Many entries at once: what nobody asked for is limited, and the number left out is said; what somebody asked for
-//! comes whole.
+//! Many entries at once: the rate limit suppresses entries of one kind, and their number is logged; messages of clients
+//! (`log_messages`) are not limited.
 
 use super::catalog::expect_explained;
 use super::entries::{Entry, entries, wait_for_entries};
@@ -21,10 +21,10 @@ fn messages_of_one_kind_are_rate_limited_and_the_suppressed_ones_counted(machine
         peer.send("too long");
         peer.expect("server error:message exceeds 4 bytes\t");
     }
-    // Another kind is logged all the same, and the end says what was left out so far.
+    // Another kind is logged all the same, and at the end the number of entries suppressed so far.
     machine.sh("systemctl stop echoed.service");
     wait_for_entries(machine, "-u echoed MESSAGE_ID=a5b78d5defc24e4788ea54eeed27f183", 1);
-    expect_explained(machine, "Many entries of one kind were left out");
+    expect_explained(machine, "Entries of one kind were suppressed");
     let logged = entries(machine, "-u echoed VERDICT=too-long").len() as u64;
     let reports = entries(machine, "-u echoed MESSAGE_ID=3b46abbb33834701a85bd7e385371fed");
     let suppressed = reports.iter().map(|report| {
