@@ -40,10 +40,10 @@ fn connect(daemon: &Daemon, socket: &str) -> Peer {
 #[test]
 fn the_first_client_starts_the_daemon_and_is_served_over_tcp() {
     // systemd-socket-activate takes no port 0. This one stays ours, and is free for whoever may share it, as it does.
-    let held = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-    sockopt::set_socket_reuseaddr(&held, true).unwrap();
-    rustix::net::bind(&held, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let address = TcpListener::from(held.try_clone().unwrap()).local_addr().unwrap().to_string();
+    let reserved = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    sockopt::set_socket_reuseaddr(&reserved, true).unwrap();
+    rustix::net::bind(&reserved, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = TcpListener::from(reserved.try_clone().unwrap()).local_addr().unwrap().to_string();
 
     let Some(daemon) = spawn_under_socket_activate(1, &["-l", &address, "--fdname=echo", ECHOED], "") else { return };
     let mut first = Peer::connect(&address);

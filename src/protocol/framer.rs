@@ -40,8 +40,8 @@ impl Framer {
     /// [`Frame::TooLong`]. Bytes that may begin the delimiter are not certain yet.
     #[inline]
     pub fn next(&mut self, delimiter: &Delimiter, max: usize, chunk: &[u8]) -> Frame {
-        let room = max + delimiter.len() - self.consumed();
-        let window = &chunk[..room.min(chunk.len())];
+        let remaining = max + delimiter.len() - self.consumed();
+        let window = &chunk[..remaining.min(chunk.len())];
         if let Some(end) = delimiter.search(&mut self.matched, window) {
             self.consumed = 0;
             return Frame::Complete(end);

@@ -210,12 +210,12 @@ impl Dispatcher {
         if permit.claim(peer.source()) {
             return self.assign(socket, info, permit, None);
         }
-        let (pending, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
+        let (cancelled, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
         worker.spawn(async move {
             let refused = dispatcher.claim_or_refuse(&mut permit).await.err();
             dispatcher.assign(socket, info, permit, refused);
             // Not earlier: `cancel_pending` waits until this receiver is dropped.
-            drop(pending);
+            drop(cancelled);
         });
     }
 

@@ -325,17 +325,17 @@ mod tests {
     #[test]
     fn new_connections_do_not_overtake_pending_ones_of_their_source() {
         let admission = admission(100, 2);
-        let places = || admission.try_acquire().unwrap();
-        let [mut first, mut second, mut third, mut fourth] = [places(), places(), places(), places()];
+        let acquire = || admission.try_acquire().unwrap();
+        let [mut first, mut second, mut third, mut fourth] = [acquire(), acquire(), acquire(), acquire()];
         assert!(first.claim(Some(v4(1))) && second.claim(Some(v4(1))) && !third.claim(Some(v4(1))));
         drop(first);
         assert!(!fourth.claim(Some(v4(1))), "the third was here before");
-        assert!(places().claim(Some(v4(2))), "others do not have to wait");
+        assert!(acquire().claim(Some(v4(2))), "others do not have to wait");
         assert_eq!(third.claim_or_refuse(), Ok(()));
         assert_eq!(fourth.claim_or_refuse(), Err(Verdict::TooMany { limit: 2 }));
         drop(second);
         assert!(fourth.claim(Some(v4(1))), "no slot is pending any more");
-        assert!(!places().claim(Some(v4(1))), "and it ended while its slot was pending");
+        assert!(!acquire().claim(Some(v4(1))), "and it ended while its slot was pending");
         drop((third, fourth));
         assert!(admission.sources.len() == 0);
     }
@@ -359,15 +359,15 @@ mod tests {
     #[test]
     fn restored_connections_count_but_are_never_refused() {
         let admission = admission(2, 2);
-        let carried: Vec<_> = (0..3).map(|_| admission.acquire_unchecked(Some(v4(1)))).collect();
+        let restored: Vec<_> = (0..3).map(|_| admission.acquire_unchecked(Some(v4(1)))).collect();
         let refused = admission.acquire_refused_unchecked();
         assert_eq!((admission.open(), admission.refused.load(Ordering::Relaxed)), (3, 1));
         assert!(admission.try_acquire().is_none());
         drop(refused);
-        let mut carried = carried.into_iter();
-        drop((carried.next(), carried.next()));
+        let mut restored = restored.into_iter();
+        drop((restored.next(), restored.next()));
         let permit = claimed(&admission, v4(1)).expect("it is the second");
-        drop(carried);
+        drop(restored);
         assert!(claimed(&admission, v4(1)).is_ok());
         drop(permit);
         assert!(admission.is_idle() && admission.sources.len() == 0);

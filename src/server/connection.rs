@@ -348,12 +348,12 @@ impl Outlet for LoggingOutlet<'_, '_> {
     fn log(&mut self, message: &[u8]) -> bool {
         let ConnectionInfo { id, ref listener, peer } = *self.info;
         let connection_id = Some(id);
-        let outside = &self.worker.sink;
+        let sink = &self.worker.sink;
         match self.log {
             LogMessages::Off => true,
             LogMessages::Summary => {
                 let listener = Arc::clone(&listener.name);
-                (outside.handle_event)(Event::Message { connection_id, listener, peer, text: summary(message) });
+                (sink.handle_event)(Event::Message { connection_id, listener, peer, text: summary(message) });
                 true
             }
             LogMessages::Full => {
@@ -361,7 +361,7 @@ impl Outlet for LoggingOutlet<'_, '_> {
                     || Waker::from(Arc::new(ConnectionWaker { worker: Arc::clone(self.worker), key: self.key }));
                 let waker = self.waker.get_or_insert_with(make_waker);
                 let message = Message { connection_id, listener: &listener.name, peer, bytes: message };
-                let appended = outside.message_log.try_append(message, waker);
+                let appended = sink.message_log.try_append(message, waker);
                 self.socket.blocked |= !appended;
                 appended
             }

@@ -174,9 +174,9 @@ pub fn summary(message: &[u8]) -> String {
         }
     }
     text.push('"');
-    let left_out = message.len() - end;
-    if left_out > 0 {
-        let _ = write!(text, "… ({left_out} bytes more)");
+    let omitted = message.len() - end;
+    if omitted > 0 {
+        let _ = write!(text, "… ({omitted} bytes more)");
     }
     text
 }
@@ -302,8 +302,8 @@ mod tests {
         // A character is not cut, what is none may be.
         for (character, shown) in [("é", 255), ("€", 254), ("😀", 253)] {
             let message = x(shown) + character + "yy";
-            let left_out = character.len() + 2;
-            assert_eq!(summary(message.as_bytes()), format!("\"{}\"… ({left_out} bytes more)", x(shown)));
+            let omitted = character.len() + 2;
+            assert_eq!(summary(message.as_bytes()), format!("\"{}\"… ({omitted} bytes more)", x(shown)));
             let message = x(256 - character.len()) + character + "y";
             let all = x(256 - character.len()) + character;
             assert_eq!(summary(message.as_bytes()), format!("\"{all}\"… (1 bytes more)"));

@@ -123,13 +123,13 @@ impl EventLoop {
         }
         (self.timers, self.run_queue) = (TimerQueue::default(), Vec::new());
         let (epoll, worker) = (&self.epoll, &self.worker);
-        let freeze = |connection: Box<Connection>| {
+        let detach = |connection: Box<Connection>| {
             // Its socket stays open, so epoll would go on reporting it. Deleting a socket that is in the set does not
             // fail.
             let _ = epoll::delete(epoll, connection.socket());
             connection.detach(worker, now)
         };
-        self.connections.drain().map(freeze).collect()
+        self.connections.drain().map(detach).collect()
     }
 
     /// Ends the connections of these listeners, whatever they are owed.

@@ -105,8 +105,8 @@ impl Server {
         let detached_at = now.checked_sub(age).unwrap_or(now);
         let mut restored = Restored::default();
         let mut listeners = HashMap::new();
-        let mut restored_connections: Vec<_> = self.threads.iter().map(|_| Vec::new()).collect();
-        let events = &self.dispatcher.handle_event;
+        let mut of_workers: Vec<_> = self.threads.iter().map(|_| Vec::new()).collect();
+        let handle_event = &self.dispatcher.handle_event;
         for DetachedConnection { socket, snapshot } in detached {
             let snapshot = match read_snapshot(&snapshot, &socket) {
                 Ok(snapshot) => snapshot,
@@ -142,15 +142,15 @@ impl Server {
                 permit.set_memory(session.memory());
             }
             self.dispatcher.last_id.fetch_max(id, Ordering::Relaxed);
-            events(Event::Resumed { id, listener: Arc::clone(&listener.name), peer });
-            let fewest = self.threads.iter().zip(&mut restored_connections);
-            let fewest = fewest.min_by_key(|(thread, _)| thread.worker.open.load(Ordering::Relaxed));
-            let Some((thread, restored_connections)) = fewest else { continue };
+            handle_event(Event::Resumed { id, listener: Arc::clone(&listener.name), peer });
+            let least_loaded = self.threads.iter().zip(&mut of_workers);
+            let least_loaded = least_loaded.min_by_key(|(thread, _)| thread.worker.open.load(Ordering::Relaxed));
+            let Some((thread, of_worker)) = least_loaded else { continue };
             let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };
-            restored_connections.push(Box::new(Connection::new(socket, session, info, &thread.worker, permit)));
+            of_worker.push(Box::new(Connection::new(socket, session, info, &thread.worker, permit)));
         }
-        for (thread, restored_connections) in self.threads.iter().zip(restored_connections) {
-            thread.worker.restore(restored_connections);
+        for (thread, connections) in self.threads.iter().zip(of_workers) {
+            thread.worker.restore(connections);
         }
         let orphaned = listeners.into_values().filter(|(_, serving)| !serving).map(|(listener, _)| listener).collect();
         self.close_listeners_after(settings.service.drain_timeout.duration(), orphaned);
@@ -173,8 +173,8 @@ impl Server {
 }
 
 /// Decodes the snapshot in `state`, and checks whether it can be used.
-fn read_snapshot(state: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
-    let snapshot = Snapshot::decode(state).map_err(|error| error.to_string())?;
+fn read_snapshot(bytes: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
+    let snapshot = Snapshot::decode(bytes).map_err(|error| error.to_string())?;
     let id = snapshot.connection_id();
     if id > MAX_ID {
         return Err(format!("{id} is not the number of a connection"));

@@ -89,7 +89,7 @@ pub(crate) struct Commands {
 
 impl fmt::Debug for Commands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Mail")
+        f.write_str("Commands")
     }
 }
 
@@ -102,7 +102,7 @@ pub(crate) struct EventSink {
 
 impl fmt::Debug for EventSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Outside")
+        f.write_str("EventSink")
     }
 }
 

@@ -10,7 +10,7 @@ use echoed::systemd::journal::lossless::MESSAGE;
 use crate::common::now;
 use crate::common::packets::{DatagramPeer, PacketPeer};
 use crate::journal::entries::{Entry, journalctl, wait_for_entries};
-use crate::journal::floods::assert_in_order;
+use crate::journal::rate_limit::assert_in_order;
 use crate::machine::{Machine, TCP};
 
 tests![

@@ -2,7 +2,7 @@
 
 pub mod catalog;
 pub mod entries;
-pub mod floods;
+pub mod rate_limit;
 pub mod hostile;
 pub mod journald;
 

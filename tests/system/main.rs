@@ -50,7 +50,7 @@ const FILES: &[(&str, &[Test])] = &[
     ("sandbox_allowed", sandbox_allowed::TESTS),
     ("journal", journal::TESTS),
     ("journal::catalog", journal::catalog::TESTS),
-    ("journal::floods", journal::floods::TESTS),
+    ("journal::rate_limit", journal::rate_limit::TESTS),
     ("journal::hostile", journal::hostile::TESTS),
     ("journal::journald", journal::journald::TESTS),
     ("lifecycle", lifecycle::TESTS),

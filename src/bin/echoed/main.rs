@@ -32,7 +32,7 @@ use supervisor::{ExitReason, RunMode, Supervisor};
 
 /// How long whole messages may take to be written at the end. Together with `service.drain_timeout`, less than systemd
 /// waits.
-const CLOSING: Duration = Duration::from_secs(10);
+const LOSSLESS_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The name of listeners that were given none.
 const DEFAULT_NAME: &str = "echo";
@@ -58,15 +58,15 @@ fn run(arguments: &Echoed) -> Result<ExitCode, StartError> {
     let fds = activation::take()?;
     // So is this: with more threads it would take 10 ms.
     let mode = RunMode::of(&fds.sockets);
-    let room = mode.preallocate_fd_table(&settings);
+    let preallocated = mode.preallocate_fd_table(&settings);
     let started = LeveledLog::start(settings.log_level);
     let (log, writer) = started.map_err(|error| StartError::system("cannot start the log", error))?;
-    supervisor::warn_low_nofile(room, &settings, &log);
+    supervisor::warn_low_nofile(preallocated, &settings, &log);
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| StartError::system("cannot start the runtime", error))?;
     let result = runtime.block_on(serve(arguments, &settings, mode, fds, &log));
     drop(log);
-    writer.close(Some(CLOSING));
+    writer.close(Some(LOSSLESS_CLOSE_TIMEOUT));
     result
 }
 
@@ -82,8 +82,9 @@ async fn serve(
     let mut signals = Signals::catch().map_err(|error| StartError::system("cannot catch signals", error))?;
     let server = Server::start(settings, log.event_handler(), log.messages());
     let server = server.map_err(|error| StartError::system("cannot start the workers", error))?;
-    let told_where = !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());
-    if told_where && mode != RunMode::Standalone {
+    let has_listen_addresses =
+        !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());
+    if has_listen_addresses && mode != RunMode::Standalone {
         log.note(Note::ListenIgnored, "systemd holds the sockets, so --listen and the listen keys are ignored");
     }
     let (mut named, mut files, mut accepted) = (Named::new(), Vec::new(), None);

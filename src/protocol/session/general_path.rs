@@ -55,7 +55,7 @@ impl Session {
                 }
             }
             // Begun in an earlier call, it is kept as it would be while it waits for the log.
-            let (whole, skip) = match self.take_message() {
+            let (complete_message, skip) = match self.take_message() {
                 Some((_, mut partial_reply)) => {
                     partial_reply.reserve_exact(at - from);
                     partial_reply.extend_from_slice(&input[from..at]);
@@ -63,16 +63,16 @@ impl Session {
                 }
                 None => (Cow::Borrowed(&input[from..at]), 0),
             };
-            if !outlet.log(message_in(&whole, skip..whole.len(), rules.terminator().len())) {
+            if !outlet.log(message_in(&complete_message, skip..complete_message.len(), rules.terminator().len())) {
                 self.flush_output(now, output, outlet);
-                let whole = match whole {
-                    Cow::Owned(whole) => whole,
+                let complete_message = match complete_message {
+                    Cow::Owned(complete_message) => complete_message,
                     Cow::Borrowed(message) => [rules.prefix.as_bytes(), message].concat(),
                 };
-                self.buffers_mut(now).await_log(now, whole);
+                self.buffers_mut(now).await_log(now, complete_message);
                 return at;
             }
-            if !self.answer_message(now, &rules, &whole[skip..], output, outlet) {
+            if !self.answer_message(now, &rules, &complete_message[skip..], output, outlet) {
                 return at;
             }
         }
@@ -92,9 +92,9 @@ impl Session {
             return;
         }
         let rules = Arc::clone(&self.rules);
-        if let Some((since, whole)) = self.buffers_mut(now).take_unlogged() {
+        if let Some((since, complete_message)) = self.buffers_mut(now).take_unlogged() {
             self.exclude_log_wait(since, now);
-            if !self.answer_message(now, &rules, &whole[rules.prefix.len()..], output, outlet) {
+            if !self.answer_message(now, &rules, &complete_message[rules.prefix.len()..], output, outlet) {
                 return;
             }
         }
@@ -203,9 +203,11 @@ impl Session {
 impl Session {
     /// Asks the log once more to take the message that waits for it. Returns `false` if it does not.
     pub(super) fn retry_log(&self, outlet: &mut impl Outlet) -> bool {
-        let whole = self.buffers.as_ref().and_then(|buffers| buffers.unlogged());
+        let complete_message = self.buffers.as_ref().and_then(|buffers| buffers.unlogged());
         let (prefix, terminator_len) = (self.rules.prefix.len(), self.rules.terminator().len());
-        whole.is_none_or(|whole| outlet.log(message_in(whole, prefix..whole.len(), terminator_len)))
+        complete_message.is_none_or(|complete_message| {
+            outlet.log(message_in(complete_message, prefix..complete_message.len(), terminator_len))
+        })
     }
 
     /// Extends the deadline by the time since `since`, in which a message waited for the log: the peer did not take

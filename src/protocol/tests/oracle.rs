@@ -32,8 +32,8 @@ fn split<'a>(delimiter: &[u8], max_message: usize, mut rest: &'a [u8]) -> Split<
         messages.push(&rest[..length]);
         rest = &rest[length + delimiter.len()..];
     }
-    let begun = (0..delimiter.len()).rev().find(|begun| rest.ends_with(&delimiter[..*begun])).unwrap();
-    Split { messages, rest, too_long: rest.len() - begun > max_message }
+    let matched = (0..delimiter.len()).rev().find(|matched| rest.ends_with(&delimiter[..*matched])).unwrap();
+    Split { messages, rest, too_long: rest.len() - matched > max_message }
 }
 
 fn replies(rules: &Rules, messages: &[&[u8]]) -> Vec<u8> {
@@ -104,7 +104,7 @@ fn wire_of(alphabet: &'static [u8], delimiter: Vec<u8>, pieces: usize) -> impl S
     let length = delimiter.len();
     let piece = prop_oneof![
         3 => Just(delimiter.clone()),
-        2 => (0..length).prop_map(move |begun| delimiter[..begun].to_vec()),
+        2 => (0..length).prop_map(move |matched| delimiter[..matched].to_vec()),
         2 => vec(select(alphabet), 0..20),
         1 => vec(select(&b"abc"[..]), 0..100),
     ];

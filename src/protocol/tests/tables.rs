@@ -230,11 +230,11 @@ fn check_case(case: &Case, prefix: &[u8], cuts: &[usize]) {
         at = next;
     }
     let context = || format!("{}\n  cut at {cuts:?}\n{conn}", describe(case));
-    let unfinished = matches!(rest, LineEnds | Left(_) | TooLongAtEnd);
-    assert_eq!(conn.session().memory() > 0, unfinished, "keeps {} bytes of {}", conn.session().memory(), context());
-    let over = matches!(rest, TooLong(_));
+    let keeps_bytes = matches!(rest, LineEnds | Left(_) | TooLongAtEnd);
+    assert_eq!(conn.session().memory() > 0, keeps_bytes, "keeps {} bytes of {}", conn.session().memory(), context());
+    let is_closed = matches!(rest, TooLong(_));
     assert_eq!(conn.session().wants(), Want::Read, "{}", context());
-    assert_eq!(conn.session().verdict().is_some(), over, "{}", context());
+    assert_eq!(conn.session().verdict().is_some(), is_closed, "{}", context());
 
     conn.peer_ends();
     let mut expected = replies(prefix, messages, delimiter);
@@ -247,7 +247,7 @@ fn check_case(case: &Case, prefix: &[u8], cuts: &[usize]) {
     });
     let totals = conn.session().totals();
     assert_eq!(totals.messages, messages.len() as u64, "messages of {}\n{conn}", describe(case));
-    if !over {
+    if !is_closed {
         assert_eq!(totals.bytes_in, wire.len() as u64, "bytes of {}\n{conn}", describe(case));
     }
 }

@@ -17,7 +17,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use super::*;
 
 /// Connections with both ends here: those to be stored, and their peers.
-fn connections(count: usize) -> (Vec<StoredConnection>, Vec<UnixStream>) {
+fn connect(count: usize) -> (Vec<StoredConnection>, Vec<UnixStream>) {
     may_open(4 * count);
     let pair = |number: usize| {
         let (ours, theirs) = UnixStream::pair().expect("there are enough descriptors");
@@ -42,27 +42,27 @@ fn may_open(count: usize) {
 }
 
 /// Packs as [`store`] does, for a store of any size.
-fn packed(items: Vec<StoredConnection>, measures: &BundleLimits) -> (Vec<OwnedFd>, StoreResult) {
+fn packed(connections: Vec<StoredConnection>, limits: &BundleLimits) -> (Vec<OwnedFd>, StoreResult) {
     let mut bundles = Vec::new();
-    let stored = store_bundles(items, 100, measures, |bundle| {
+    let stored = store_bundles(connections, 100, limits, |bundle| {
         bundles.push(bundle);
         Ok(())
     });
     (bundles, stored)
 }
 
-fn packed_whole(items: Vec<StoredConnection>) -> Vec<OwnedFd> {
-    let (bundles, stored) = packed(items, &BundleLimits::default());
+fn packed_whole(connections: Vec<StoredConnection>) -> Vec<OwnedFd> {
+    let (bundles, stored) = packed(connections, &BundleLimits::default());
     assert!(stored.remaining.is_empty() && stored.problem.is_none(), "{stored:?}");
     bundles
 }
 
 /// Checks that these are the connections to those peers, with their snapshots, in their order.
-fn expect_connected(items: Vec<StoredConnection>, peers: &mut [UnixStream], first: usize) {
-    assert_eq!(items.len(), peers.len());
-    for (number, (item, peer)) in (first..).zip(items.into_iter().zip(peers)) {
-        assert_eq!(item.snapshot, state(number));
-        let mut connection = UnixStream::from(item.socket);
+fn expect_connected(connections: Vec<StoredConnection>, peers: &mut [UnixStream], first: usize) {
+    assert_eq!(connections.len(), peers.len());
+    for (number, (connection, peer)) in (first..).zip(connections.into_iter().zip(peers)) {
+        assert_eq!(connection.snapshot, state(number));
+        let mut connection = UnixStream::from(connection.socket);
         connection.write_all(&number.to_le_bytes()).unwrap();
         let mut came = [0; 8];
         peer.read_exact(&mut came).unwrap();
@@ -76,23 +76,23 @@ fn closed(peer: &mut UnixStream) -> bool {
 
 #[test]
 fn stored_connections_are_unpacked_unchanged() {
-    let (items, mut peers) = connections(1000);
+    let (connections, mut peers) = connect(1000);
     for peer in &mut peers {
         peer.write_all(b"on its way").unwrap();
     }
-    let bundles = packed_whole(items);
+    let bundles = packed_whole(connections);
     assert_eq!(bundles.len(), 1);
-    let opened = unpack(bundles);
-    assert_eq!(opened.problems, [""; 0]);
-    assert!(opened.age < Duration::from_secs(30), "{:?}", opened.age);
-    for item in &opened.connections {
+    let unpacked = unpack(bundles);
+    assert_eq!(unpacked.problems, [""; 0]);
+    assert!(unpacked.age < Duration::from_secs(30), "{:?}", unpacked.age);
+    for connection in &unpacked.connections {
         let mut came = [0; 20];
-        let connection = UnixStream::from(item.socket.try_clone().unwrap());
-        assert_eq!((&connection).read(&mut came).unwrap(), 10);
+        let stream = UnixStream::from(connection.socket.try_clone().unwrap());
+        assert_eq!((&stream).read(&mut came).unwrap(), 10);
         assert_eq!(came[..10], *b"on its way");
-        assert!(rustix::io::fcntl_getfd(&item.socket).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        assert!(rustix::io::fcntl_getfd(&connection.socket).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
     }
-    expect_connected(opened.connections, &mut peers, 0);
+    expect_connected(unpacked.connections, &mut peers, 0);
 }
 
 #[test]
@@ -100,33 +100,33 @@ fn connections_of_every_socket_family_are_stored() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let unix = UnixListener::bind(&path).unwrap();
-    let mut items = Vec::new();
+    let mut connections = Vec::new();
     let mut peers: Vec<UnixStream> = Vec::new();
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let Ok(tcp) = TcpListener::bind(address) else { continue };
         peers.push(OwnedFd::from(TcpStream::connect(tcp.local_addr().unwrap()).unwrap()).into());
-        items.push(OwnedFd::from(tcp.accept().unwrap().0));
+        connections.push(OwnedFd::from(tcp.accept().unwrap().0));
     }
     peers.push(UnixStream::connect(&path).unwrap());
-    items.push(unix.accept().unwrap().0.into());
-    let item = |(number, socket)| StoredConnection { socket, snapshot: state(number) };
-    let opened = unpack(packed_whole(items.into_iter().enumerate().map(item).collect()));
-    assert_eq!(opened.problems, [""; 0]);
-    expect_connected(opened.connections, &mut peers, 0);
+    connections.push(unix.accept().unwrap().0.into());
+    let connection = |(number, socket)| StoredConnection { socket, snapshot: state(number) };
+    let unpacked = unpack(packed_whole(connections.into_iter().enumerate().map(connection).collect()));
+    assert_eq!(unpacked.problems, [""; 0]);
+    expect_connected(unpacked.connections, &mut peers, 0);
 }
 
 #[test]
 fn connections_that_closed_meanwhile_are_unpacked_as_connections() {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let [reset, ended] = [0, 1].map(|_| TcpStream::connect(tcp.local_addr().unwrap()).unwrap());
-    let items =
+    let connections =
         (0..2).map(|_| StoredConnection { socket: tcp.accept().unwrap().0.into(), snapshot: Vec::new() }).collect();
-    let bundles = packed_whole(items);
+    let bundles = packed_whole(connections);
     sockopt::set_socket_linger(&reset, Some(Duration::ZERO)).unwrap();
     drop((reset, ended));
-    let opened = unpack(bundles);
-    assert_eq!(opened.problems, [""; 0]);
-    let read = |at: usize| TcpStream::from(opened.connections[at].socket.try_clone().unwrap()).read(&mut [0]);
+    let unpacked = unpack(bundles);
+    assert_eq!(unpacked.problems, [""; 0]);
+    let read = |at: usize| TcpStream::from(unpacked.connections[at].socket.try_clone().unwrap()).read(&mut [0]);
     // The error was not taken away.
     assert_eq!(read(0).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     assert_eq!(read(1).unwrap(), 0);
@@ -135,39 +135,39 @@ fn connections_that_closed_meanwhile_are_unpacked_as_connections() {
 #[test]
 fn large_states_come_back_whole() {
     let large = |byte: u8| vec![byte; 5_000_000];
-    let (mut items, _peers) = connections(3);
-    for (item, byte) in items.iter_mut().zip(0..) {
-        item.snapshot = large(byte);
+    let (mut connections, _peers) = connect(3);
+    for (connection, byte) in connections.iter_mut().zip(0..) {
+        connection.snapshot = large(byte);
     }
-    let opened = unpack(packed_whole(items));
-    assert!(opened.connections.iter().zip(0..).all(|(item, byte)| item.snapshot == large(byte)));
-    assert_eq!(opened.connections.len(), 3);
+    let unpacked = unpack(packed_whole(connections));
+    assert!(unpacked.connections.iter().zip(0..).all(|(connection, byte)| connection.snapshot == large(byte)));
+    assert_eq!(unpacked.connections.len(), 3);
 }
 
 #[test]
 fn no_connections_make_no_bundle() {
     assert!(packed_whole(Vec::new()).is_empty());
-    let opened = unpack(Vec::new());
-    assert!(opened.connections.is_empty() && opened.problems.is_empty() && opened.age == Duration::ZERO);
+    let unpacked = unpack(Vec::new());
+    assert!(unpacked.connections.is_empty() && unpacked.problems.is_empty() && unpacked.age == Duration::ZERO);
 }
 
 #[test]
 fn connections_that_exceed_one_bundle_go_into_further_bundles() {
-    let (items, mut peers) = connections(100);
+    let (connections, mut peers) = connect(100);
     // The smallest buffer that there is takes a few messages.
-    let (bundles, stored) = packed(items, &BundleLimits { fds_per_message: 3, send_buffer: Some(1) });
+    let (bundles, stored) = packed(connections, &BundleLimits { fds_per_message: 3, send_buffer: Some(1) });
     assert!(bundles.len() > 1, "{}", bundles.len());
     assert!(stored.stored == 100 && stored.remaining.is_empty() && stored.problem.is_none(), "{stored:?}");
-    let opened = unpack(bundles);
-    assert_eq!(opened.problems, [""; 0]);
-    expect_connected(opened.connections, &mut peers, 0);
+    let unpacked = unpack(bundles);
+    assert_eq!(unpacked.problems, [""; 0]);
+    expect_connected(unpacked.connections, &mut peers, 0);
 }
 
 #[test]
 fn connections_that_exceed_the_store_are_returned() {
-    let (items, mut peers) = connections(100);
+    let (connections, mut peers) = connect(100);
     let mut bundles = Vec::new();
-    let stored = store_bundles(items, 2, &BundleLimits { fds_per_message: 3, send_buffer: Some(1) }, |bundle| {
+    let stored = store_bundles(connections, 2, &BundleLimits { fds_per_message: 3, send_buffer: Some(1) }, |bundle| {
         bundles.push(bundle);
         Ok(())
     });
@@ -176,27 +176,28 @@ fn connections_that_exceed_the_store_are_returned() {
     let problem = stored.problem.unwrap();
     assert_eq!(problem, "the fd store takes 2 descriptors and is full (FileDescriptorStoreMax=)");
     expect_connected(stored.remaining, &mut peers[stored.stored..], stored.stored);
-    let opened = unpack(bundles);
-    assert_eq!(opened.problems, [""; 0]);
-    expect_connected(opened.connections, &mut peers[..stored.stored], 0);
+    let unpacked = unpack(bundles);
+    assert_eq!(unpacked.problems, [""; 0]);
+    expect_connected(unpacked.connections, &mut peers[..stored.stored], 0);
 }
 
 #[test]
 fn connections_that_the_manager_does_not_take_are_returned() {
-    let (items, mut peers) = connections(10);
-    let stored = store_bundles(items, 4, &BundleLimits::default(), |_| Err(io::Error::other("it does not listen")));
+    let (connections, mut peers) = connect(10);
+    let stored =
+        store_bundles(connections, 4, &BundleLimits::default(), |_| Err(io::Error::other("it does not listen")));
     assert_eq!((stored.stored, stored.problem.as_deref()), (0, Some("it does not listen")));
     expect_connected(stored.remaining, &mut peers, 0);
-    let (items, mut peers) = connections(10);
-    let stored = store_bundles(items, 0, &BundleLimits::default(), |_| unreachable!());
+    let (connections, mut peers) = connect(10);
+    let stored = store_bundles(connections, 0, &BundleLimits::default(), |_| unreachable!());
     assert_eq!(stored.stored, 0);
     expect_connected(stored.remaining, &mut peers, 0);
 }
 
 #[test]
 fn the_peer_sees_the_end_only_when_the_bundle_is_closed() {
-    let (items, mut peers) = connections(2);
-    let bundles = packed_whole(items);
+    let (connections, mut peers) = connect(2);
+    let bundles = packed_whole(connections);
     peers[0].set_nonblocking(true).unwrap();
     assert_eq!(peers[0].read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     drop(bundles);
@@ -206,12 +207,12 @@ fn the_peer_sees_the_end_only_when_the_bundle_is_closed() {
 
 #[test]
 fn unpacked_connections_have_the_age_of_the_oldest_bundle() {
-    let (items, _peers) = connections(1);
+    let (connections, _peers) = connect(1);
     let then = now().checked_sub(Duration::from_secs(3)).unwrap();
-    let (bundle, _) = pack::pack(&items, then, &BundleLimits::default()).unwrap();
+    let (bundle, _) = pack::pack(&connections, then, &BundleLimits::default()).unwrap();
     let age = unpack(vec![bundle]).age;
     assert!((3..30).contains(&age.as_secs()), "{age:?}");
-    let (bundle, _) = pack::pack(&items, now() + Duration::from_secs(1000), &BundleLimits::default()).unwrap();
+    let (bundle, _) = pack::pack(&connections, now() + Duration::from_secs(1000), &BundleLimits::default()).unwrap();
     assert_eq!(unpack(vec![bundle]).age, Duration::ZERO);
 }
 
@@ -223,11 +224,11 @@ fn connections_beyond_the_limit_on_descriptors_in_flight_are_returned() {
         let name = thread::current().name().expect("a test has a name").to_owned();
         let mut inner = Command::new(env::current_exe().expect("we know what we are"));
         let output = inner.args(["--exact", &name]).env(INNER, "1").output().expect("it can be run again");
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        let problems = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && problems.contains("1 passed"), "{problems}");
         return;
     }
-    let (items, mut peers) = connections(5);
+    let (connections, mut peers) = connect(5);
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(100), maximum }).unwrap();
     // Those with privileges may have more.
@@ -236,7 +237,7 @@ fn connections_beyond_the_limit_on_descriptors_in_flight_are_returned() {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (sending, _receiving) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
     pack::send_fds(&sending, &[sending.as_fd(); 253]).expect("the limit is on those before");
-    let (bundles, stored) = packed(items, &BundleLimits::default());
+    let (bundles, stored) = packed(connections, &BundleLimits::default());
     assert!(bundles.is_empty() && stored.stored == 0, "{stored:?}");
     assert!(stored.problem.is_some_and(|problem| problem.contains("LimitNOFILE=")));
     expect_connected(stored.remaining, &mut peers, 0);

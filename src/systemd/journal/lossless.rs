@@ -64,13 +64,13 @@ pub struct PeerMessage<'a> {
 /// The handle for appending messages; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct LosslessLog {
-    shared: Arc<LosslessQueue>,
+    queue: Arc<LosslessQueue>,
 }
 
 /// The thread that writes, as soon as there is something to write.
 #[derive(Debug)]
 pub struct LosslessWriter {
-    shared: Arc<LosslessQueue>,
+    queue: Arc<LosslessQueue>,
 }
 
 struct LosslessQueue {
@@ -107,7 +107,7 @@ struct LosslessState {
 
 impl fmt::Debug for LosslessQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").finish_non_exhaustive()
+        f.debug_struct("LosslessQueue").finish_non_exhaustive()
     }
 }
 
@@ -132,8 +132,8 @@ fn open_at(target: LogTarget, path: PathBuf, log: Log) -> (LosslessLog, Lossless
         LogTarget::Lines(output) => MessageOutput::Lines(output),
     };
     let state = Mutex::new(LosslessState { output: Some(output), ..LosslessState::default() });
-    let shared = Arc::new(LosslessQueue { log, state, more: Condvar::default(), done: Condvar::default() });
-    (LosslessLog { shared: Arc::clone(&shared) }, LosslessWriter { shared })
+    let queue = Arc::new(LosslessQueue { log, state, more: Condvar::default(), done: Condvar::default() });
+    (LosslessLog { queue: Arc::clone(&queue) }, LosslessWriter { queue })
 }
 
 impl LosslessLog {
@@ -141,8 +141,8 @@ impl LosslessLog {
     /// when it makes sense to try again. Never waits.
     #[must_use]
     pub fn try_append(&self, message: PeerMessage<'_>, waker: &Waker) -> bool {
-        let appended = self.shared.reserve(message.bytes.len(), waker);
-        let mut state = self.shared.state();
+        let appended = self.queue.reserve(message.bytes.len(), waker);
+        let mut state = self.queue.state();
         if appended {
             state.queued.push_back(QueuedMessage {
                 connection_id: message.connection_id,
@@ -150,10 +150,10 @@ impl LosslessLog {
                 peer: message.peer.to_string(),
                 bytes: message.bytes.into(),
             });
-            self.shared.more.notify_one();
+            self.queue.more.notify_one();
         }
         if state.thread.is_none() {
-            self.shared.spawn_writer(&mut state);
+            self.queue.spawn_writer(&mut state);
         }
         appended
     }
@@ -163,8 +163,8 @@ impl LosslessWriter {
     /// Refuses further messages, and waits until everything is written: for `timeout`, or without one for ever. Returns
     /// how many messages are lost.
     pub fn close(self, timeout: Option<Duration>) -> usize {
-        let lost = self.shared.close(timeout);
-        let thread = self.shared.state().thread.take();
+        let lost = self.queue.close(timeout);
+        let thread = self.queue.state().thread.take();
         if let Some(thread) = thread.filter(|_| lost == 0) {
             // A panic was reported where it happened.
             let _ = thread.join();

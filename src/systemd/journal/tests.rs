@@ -59,8 +59,8 @@ impl Write for Slow {
     }
 }
 
-fn say(log: &Log, kind: EntryKind, flood: RateLimit, text: &str) {
-    log.write(kind, Priority::Info, flood, || LogEntry { text: text.to_owned(), ..LogEntry::default() });
+fn say(log: &Log, kind: EntryKind, rate_limit: RateLimit, text: &str) {
+    log.write(kind, Priority::Info, rate_limit, || LogEntry { text: text.to_owned(), ..LogEntry::default() });
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::catalog::expect_explained;
 use super::entries::{entries, wait_for_entries};
-use super::floods::assert_in_order;
+use super::rate_limit::assert_in_order;
 use super::{TCP, listen};
 use crate::common::{Peer, now, wait_until};
 use crate::machine::Machine;

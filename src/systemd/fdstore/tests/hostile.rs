@@ -13,18 +13,18 @@ use rustix::net::{
     sockopt,
 };
 
-use super::{closed, connections, expect_connected, packed_whole};
+use super::{closed, connect, expect_connected, packed_whole};
 use crate::systemd::fdstore::manifest::{self, Entry};
 use crate::systemd::fdstore::*;
 
 /// Unpacks a single bundle that is not in order, and returns its connections and its problems.
 fn problems(bundle: OwnedFd) -> (Vec<StoredConnection>, Vec<String>) {
-    let opened = unpack(vec![bundle]);
-    let problems = opened
+    let unpacked = unpack(vec![bundle]);
+    let problems = unpacked
         .problems
         .into_iter()
         .map(|problem| problem.strip_prefix("bundle 1 of 1: ").unwrap_or_else(|| panic!("{problem}")).to_owned());
-    (opened.connections, problems.collect())
+    (unpacked.connections, problems.collect())
 }
 
 /// Returns a bundle with these messages in it, and its other end.
@@ -53,11 +53,11 @@ fn memory(bytes: &[u8], seals: SealFlags) -> OwnedFd {
 
 /// Returns the manifest of these connections.
 fn manifest_of<'a>(items: impl IntoIterator<Item = &'a StoredConnection>) -> Vec<u8> {
-    let line = |item: &'a StoredConnection| Entry {
-        cookie: sockopt::socket_cookie(&item.socket).unwrap(),
-        snapshot: &*item.snapshot,
+    let entry = |connection: &'a StoredConnection| Entry {
+        cookie: sockopt::socket_cookie(&connection.socket).unwrap(),
+        snapshot: &*connection.snapshot,
     };
-    let lines: Vec<_> = items.into_iter().map(line).collect();
+    let lines: Vec<_> = items.into_iter().map(entry).collect();
     let mut bytes = Vec::new();
     manifest::write(&mut bytes, now(), lines.into_iter()).unwrap();
     bytes
@@ -67,14 +67,14 @@ fn manifest_of<'a>(items: impl IntoIterator<Item = &'a StoredConnection>) -> Vec
 /// problems.
 fn unpack_with_manifest(bytes: &[u8], items: &[StoredConnection]) -> (usize, Vec<String>) {
     let manifest = memory(bytes, SEALED);
-    let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
+    let sockets: Vec<_> = items.iter().map(|connection| connection.socket.as_fd()).collect();
     let (items, problems) = problems(bundle_of(&[&[manifest.as_fd()], &sockets]).0);
     (items.len(), problems)
 }
 
 #[test]
 fn a_bundle_can_be_unpacked_only_once() {
-    let (items, mut peers) = connections(2);
+    let (items, mut peers) = connect(2);
     let bundles = packed_whole(items);
     let again = bundles[0].try_clone().unwrap();
     expect_connected(unpack(bundles).connections, &mut peers, 0);
@@ -87,7 +87,7 @@ fn a_bundle_can_be_unpacked_only_once() {
 fn unpacking_does_not_wait_for_another_holder_of_the_bundle() {
     let (bundle, _sending) = bundle_of(&[]);
     assert_eq!(problems(bundle).1, ["it is empty; all that is in it is closed"]);
-    let (items, mut peers) = connections(3);
+    let (items, mut peers) = connect(3);
     let manifest = memory(&manifest_of(&items), SEALED);
     let (bundle, _sending) = bundle_of(&[&[manifest.as_fd()], &[items[0].socket.as_fd()]]);
     drop(items);
@@ -99,9 +99,9 @@ fn unpacking_does_not_wait_for_another_holder_of_the_bundle() {
 
 #[test]
 fn the_order_of_connections_does_not_matter() {
-    let (items, mut peers) = connections(20);
+    let (items, mut peers) = connect(20);
     let manifest = memory(&manifest_of(items.iter().rev()), SEALED);
-    let messages: Vec<_> = items.iter().map(|item| [item.socket.as_fd()]).collect();
+    let messages: Vec<_> = items.iter().map(|connection| [connection.socket.as_fd()]).collect();
     let messages: Vec<&[_]> = messages.iter().map(|message| &message[..]).collect();
     let (items, said) = problems(bundle_of(&[&[&[manifest.as_fd()][..]], &messages[..]].concat()).0);
     assert_eq!(said, [""; 0]);
@@ -110,10 +110,10 @@ fn the_order_of_connections_does_not_matter() {
 
 #[test]
 fn unlisted_and_missing_connections_are_reported_and_the_others_unpacked() {
-    let (items, mut peers) = connections(10);
+    let (items, mut peers) = connect(10);
     // The first has no descriptor, the last has no entry.
     let manifest = memory(&manifest_of(&items[..9]), SEALED);
-    let sockets: Vec<_> = items[1..].iter().map(|item| item.socket.as_fd()).collect();
+    let sockets: Vec<_> = items[1..].iter().map(|connection| connection.socket.as_fd()).collect();
     let (bundle, _) = bundle_of(&[&[manifest.as_fd()], &sockets]);
     drop(items);
     let (items, said) = problems(bundle);
@@ -127,9 +127,9 @@ fn unlisted_and_missing_connections_are_reported_and_the_others_unpacked() {
 
 #[test]
 fn more_messages_than_lines_are_not_read() {
-    let (items, mut peers) = connections(5);
+    let (items, mut peers) = connect(5);
     let manifest = memory(&manifest_of(&items[..1]), SEALED);
-    let messages: Vec<_> = items.iter().map(|item| [item.socket.as_fd()]).collect();
+    let messages: Vec<_> = items.iter().map(|connection| [connection.socket.as_fd()]).collect();
     let messages: Vec<&[_]> = messages.iter().map(|message| &message[..]).collect();
     let (bundle, _) = bundle_of(&[&[&[manifest.as_fd()][..]], &messages[..]].concat());
     drop(items);
@@ -141,7 +141,7 @@ fn more_messages_than_lines_are_not_read() {
 
 #[test]
 fn duplicate_connections_are_unpacked_once() {
-    let (items, mut peers) = connections(1);
+    let (items, mut peers) = connect(1);
     let manifest = memory(&manifest_of([&items[0], &items[0]]), SEALED);
     let twice = [items[0].socket.as_fd(), items[0].socket.as_fd()];
     let (items, said) = problems(bundle_of(&[&[manifest.as_fd()], &twice]).0);
@@ -179,8 +179,8 @@ fn descriptors_that_are_not_connections_are_closed() {
 
 #[test]
 fn a_bundle_without_a_manifest_is_closed() {
-    let (items, mut peers) = connections(4);
-    let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
+    let (items, mut peers) = connect(4);
+    let sockets: Vec<_> = items.iter().map(|connection| connection.socket.as_fd()).collect();
     let manifest = memory(&manifest_of(&items), SEALED);
     let file = tempfile::tempfile().unwrap();
     for (first, expected) in [
@@ -200,7 +200,7 @@ fn a_bundle_without_a_manifest_is_closed() {
 
 #[test]
 fn a_manifest_that_is_not_sealed_is_not_read() {
-    let (items, _peers) = connections(1);
+    let (items, _peers) = connect(1);
     let sockets = [items[0].socket.as_fd()];
     for missing in [SealFlags::WRITE, SealFlags::GROW, SealFlags::SHRINK] {
         let manifest = memory(&manifest_of(&items), SEALED.difference(missing));
@@ -211,9 +211,9 @@ fn a_manifest_that_is_not_sealed_is_not_read() {
 
 #[test]
 fn a_manifest_is_read_from_its_start_whatever_its_offset() {
-    let (items, mut peers) = connections(3);
+    let (items, mut peers) = connect(3);
     let mut manifest = std::fs::File::from(memory(&manifest_of(&items), SEALED));
-    let sockets: Vec<_> = items.iter().map(|item| item.socket.as_fd()).collect();
+    let sockets: Vec<_> = items.iter().map(|connection| connection.socket.as_fd()).collect();
     manifest.seek(SeekFrom::Start(20)).unwrap();
     let (items, said) = problems(bundle_of(&[&[manifest.as_fd()], &sockets]).0);
     assert_eq!(said, [""; 0]);
@@ -222,7 +222,7 @@ fn a_manifest_is_read_from_its_start_whatever_its_offset() {
 
 #[test]
 fn a_sparse_manifest_is_not_read() {
-    let (items, _peers) = connections(1);
+    let (items, _peers) = connect(1);
     let mut bytes = manifest_of(&items);
     // The length of the first snapshot: everything that follows.
     bytes[40..48].copy_from_slice(&((1 << 40) - 48_u64).to_be_bytes());
@@ -235,7 +235,7 @@ fn a_sparse_manifest_is_not_read() {
 
 #[test]
 fn foreign_and_later_manifests_are_rejected() {
-    let (items, _peers) = connections(2);
+    let (items, _peers) = connect(2);
     let good = manifest_of(&items);
     let mut foreign = good.clone();
     foreign[0] = b'E';
@@ -248,14 +248,14 @@ fn foreign_and_later_manifests_are_rejected() {
         (&good[..31], "its manifest is not one of echoed"),
         (&later, "its manifest has version 2, and this version of echoed knows 1 at most"),
     ] {
-        let told = unpack_with_manifest(bytes, &items);
-        assert_eq!(told, (0, vec![format!("{expected}; all that is in it is closed")]));
+        let found = unpack_with_manifest(bytes, &items);
+        assert_eq!(found, (0, vec![format!("{expected}; all that is in it is closed")]));
     }
 }
 
 #[test]
 fn a_truncated_manifest_yields_its_whole_entries() {
-    let (items, _peers) = connections(5);
+    let (items, _peers) = connect(5);
     let good = manifest_of(&items);
     for length in 32..good.len() {
         let (restored, said) = unpack_with_manifest(&good[..length], &items);
@@ -273,7 +273,7 @@ fn a_truncated_manifest_yields_its_whole_entries() {
 
 #[test]
 fn lengths_that_no_memory_has_are_not_believed() {
-    let (items, _peers) = connections(2);
+    let (items, _peers) = connect(2);
     for length in [1, u64::from(u32::MAX), u64::MAX / 2, u64::MAX] {
         let mut bytes = manifest_of(&items);
         let last = bytes.len() - 8 - items[1].snapshot.len();

@@ -20,9 +20,9 @@ fn the_documented_manifest_equals_the_encoding() {
     assert_eq!(bytes, expected.concat());
 }
 
-fn lines() -> impl Strategy<Value = Vec<Entry<Vec<u8>>>> {
-    let line = (any::<u64>(), proptest::collection::vec(any::<u8>(), 0..50));
-    proptest::collection::vec(line.prop_map(|(cookie, snapshot)| Entry { cookie, snapshot }), 0..20)
+fn entries() -> impl Strategy<Value = Vec<Entry<Vec<u8>>>> {
+    let entry = (any::<u64>(), proptest::collection::vec(any::<u8>(), 0..50));
+    proptest::collection::vec(entry.prop_map(|(cookie, snapshot)| Entry { cookie, snapshot }), 0..20)
 }
 
 fn written(lines: &[Entry<Vec<u8>>], time: u64) -> Vec<u8> {
@@ -38,7 +38,7 @@ fn read(bytes: &[u8]) -> Result<Manifest, ManifestError> {
 
 proptest! {
     #[test]
-    fn a_manifest_is_read_as_it_was_written(lines in lines(), time: u64) {
+    fn a_manifest_is_read_as_it_was_written(lines in entries(), time: u64) {
         let bytes = written(&lines, time);
         let (time, count) = (Duration::from_nanos(time), u32::try_from(lines.len()).unwrap());
         prop_assert_eq!(read(&bytes), Ok(Manifest { stored_at: time, count, entries: lines, problem: None }));
@@ -50,25 +50,25 @@ proptest! {
         prop_assert!(read(&bytes).is_err());
         let after_the_head = [&written(&[], 0)[..20], &bytes].concat();
         if let Ok(Manifest { entries: lines, .. }) = read(&after_the_head) {
-            let size: usize = lines.iter().map(|line| 16 + line.snapshot.len()).sum();
+            let size: usize = lines.iter().map(|entry| 16 + entry.snapshot.len()).sum();
             prop_assert!(size <= bytes.len());
         }
     }
 
     #[test]
-    fn a_damaged_manifest_allocates_no_more_than_its_size(lines in lines(), at: prop::sample::Index, byte: u8) {
+    fn a_damaged_manifest_allocates_no_more_than_its_size(lines in entries(), at: prop::sample::Index, byte: u8) {
         let mut bytes = written(&lines, 1);
         let at = at.index(bytes.len());
         bytes[at] = byte;
         if let Ok(manifest) = read(&bytes) {
-            let size: usize = manifest.entries.iter().map(|line| 16 + line.snapshot.len()).sum();
+            let size: usize = manifest.entries.iter().map(|entry| 16 + entry.snapshot.len()).sum();
             prop_assert!(size + 32 <= bytes.len());
         }
     }
 
     /// Also where it is shorter than it was said to be.
     #[test]
-    fn a_truncated_manifest_is_reported(lines in lines(), cut: prop::sample::Index) {
+    fn a_truncated_manifest_is_reported(lines in entries(), cut: prop::sample::Index) {
         let bytes = written(&lines, 1);
         let end = cut.index(bytes.len());
         match manifest::read(&mut &bytes[..end], bytes.len() as u64) {

@@ -60,7 +60,7 @@ fn set_up() -> Setup {
 }
 
 impl Setup {
-    fn give(&self, bytes: &[u8], waker: &Waker) -> bool {
+    fn try_append(&self, bytes: &[u8], waker: &Waker) -> bool {
         let listener = "echo".into();
         self.messages
             .try_append(PeerMessage { connection_id: Some(7), listener: &listener, peer: &"somebody", bytes }, waker)
@@ -96,10 +96,10 @@ fn fields(mut entry: &[u8]) -> HashMap<String, Vec<u8>> {
 
 /// The next message, after what only filled the queue.
 fn next(journal: &UnixDatagram) -> Vec<u8> {
-    let mut room = vec![0; 64 * 1024];
+    let mut buffer = vec![0; 64 * 1024];
     loop {
-        let count = journal.recv(&mut room).expect("an entry comes");
-        if let Some(message) = fields(&room[..count]).remove("MESSAGE") {
+        let count = journal.recv(&mut buffer).expect("an entry comes");
+        if let Some(message) = fields(&buffer[..count]).remove("MESSAGE") {
             return message;
         }
     }
@@ -109,11 +109,11 @@ fn next(journal: &UnixDatagram) -> Vec<u8> {
 fn a_message_is_one_entry_whatever_bytes_it_has() {
     let setup = set_up();
     let hostile = b"a\nPRIORITY=0\nMESSAGE_ID\n\x01\0\0\0\0\0\0\0x\n\xff\0";
-    assert!(setup.give(hostile, Waker::noop()));
-    assert!(setup.give(b"", Waker::noop()));
-    let mut room = [0; 4096];
-    let count = setup.journal.recv(&mut room).unwrap();
-    let found = fields(&room[..count]);
+    assert!(setup.try_append(hostile, Waker::noop()));
+    assert!(setup.try_append(b"", Waker::noop()));
+    let mut buffer = [0; 4096];
+    let count = setup.journal.recv(&mut buffer).unwrap();
+    let found = fields(&buffer[..count]);
     let expected: HashMap<_, _> = [
         ("PRIORITY", &b"6"[..]),
         ("SYSLOG_IDENTIFIER", b"echoed"),
@@ -145,7 +145,7 @@ fn refused_senders_are_woken_when_half_of_the_queue_is_free_and_no_message_is_lo
         let (setup, waker) = (&setup, &waker);
         scope.spawn(move || {
             for number in 0..total {
-                while !setup.give(number.to_string().as_bytes(), waker) {
+                while !setup.try_append(number.to_string().as_bytes(), waker) {
                     // Trying again changes nothing: each waker is stored once.
                     wakes.recv_timeout(TEST_TIMEOUT).expect("somebody wakes us");
                 }
@@ -153,13 +153,13 @@ fn refused_senders_are_woken_when_half_of_the_queue_is_free_and_no_message_is_lo
         });
         // It waits, and what waits is bounded.
         let until = now() + TEST_TIMEOUT;
-        while setup.messages.shared.state().wakers.is_empty() {
+        while setup.messages.queue.state().wakers.is_empty() {
             assert!(now() < until);
             thread::sleep(Duration::from_millis(2));
         }
-        assert_eq!(setup.messages.shared.state().unwritten, MAX_MESSAGES);
-        assert!(!setup.give(b"no", waker) && !setup.give(b"no", waker));
-        assert_eq!(setup.messages.shared.state().wakers.len(), 1);
+        assert_eq!(setup.messages.queue.state().unwritten, MAX_MESSAGES);
+        assert!(!setup.try_append(b"no", waker) && !setup.try_append(b"no", waker));
+        assert_eq!(setup.messages.queue.state().wakers.len(), 1);
         assert_eq!(counter.count.load(Ordering::SeqCst), 0);
         for number in 0..total {
             assert_eq!(next(&setup.journal), number.to_string().as_bytes());
@@ -177,11 +177,11 @@ fn queued_bytes_are_bounded_but_a_single_message_may_be_longer() {
     // The journal is busy with this one.
     let large = vec![b'x'; MAX_BYTES + 1];
     fill(&setup.journal);
-    assert!(setup.give(&large, Waker::noop()));
-    assert!(!setup.give(b"", Waker::noop()));
+    assert!(setup.try_append(&large, Waker::noop()));
+    assert!(!setup.try_append(b"", Waker::noop()));
     let lost = setup.writer.close(Some(Duration::from_millis(10)));
     assert_eq!(lost, 1);
-    assert!(!setup.messages.shared.reserve(1, Waker::noop()));
+    assert!(!setup.messages.queue.reserve(1, Waker::noop()));
 }
 
 /// Fills the queue of the journal's socket.
@@ -196,7 +196,7 @@ fn fill(journal: &UnixDatagram) {
 fn a_hanging_journal_is_reported_once_and_queued_messages_are_written_in_the_end() {
     let setup = set_up();
     fill(&setup.journal);
-    assert!(setup.give(b"one", Waker::noop()) && setup.give(b"two", Waker::noop()));
+    assert!(setup.try_append(b"one", Waker::noop()) && setup.try_append(b"two", Waker::noop()));
     setup.wait_for_line("takes nothing; messages of peers wait until it works again");
     assert_eq!(next(&setup.journal), b"one");
     assert_eq!(next(&setup.journal), b"two");
@@ -208,18 +208,18 @@ fn a_hanging_journal_is_reported_once_and_queued_messages_are_written_in_the_end
 #[test]
 fn a_journal_that_goes_away_and_comes_back_gets_every_message() {
     let setup = set_up();
-    assert!(setup.give(b"before", Waker::noop()));
+    assert!(setup.try_append(b"before", Waker::noop()));
     assert_eq!(next(&setup.journal), b"before");
     let path = setup.directory.path().join("socket");
     // Closing it refuses; without the path there is nobody at all.
     rustix::net::shutdown(&setup.journal, rustix::net::Shutdown::Both).unwrap();
     std::fs::remove_file(&path).unwrap();
-    assert!(setup.give(b"meanwhile", Waker::noop()));
+    assert!(setup.try_append(b"meanwhile", Waker::noop()));
     setup.wait_for_line("cannot send to the journal at");
     let anew = UnixDatagram::bind(&path).unwrap();
     anew.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     assert_eq!(next(&anew), b"meanwhile");
-    assert!(setup.give(b"after", Waker::noop()));
+    assert!(setup.try_append(b"after", Waker::noop()));
     assert_eq!(next(&anew), b"after");
     assert_eq!(setup.writer.close(None), 0);
     setup.log_writer.close();
@@ -229,18 +229,18 @@ fn a_journal_that_goes_away_and_comes_back_gets_every_message() {
 fn stale_wakers_do_not_accumulate_while_the_journal_is_stuck() {
     let setup = set_up();
     fill(&setup.journal);
-    while setup.give(b"x", Waker::noop()) {}
+    while setup.try_append(b"x", Waker::noop()) {}
     let (woken, _wakes) = channel();
     let gone: Vec<_> =
         (0..100).map(|_| Arc::new(Counter { count: AtomicUsize::new(0), woken: woken.clone() })).collect();
     for counter in &gone {
-        assert!(!setup.give(b"x", &Waker::from(Arc::clone(counter))));
+        assert!(!setup.try_append(b"x", &Waker::from(Arc::clone(counter))));
     }
-    assert_eq!(setup.messages.shared.state().wakers.len(), 101);
+    assert_eq!(setup.messages.queue.state().wakers.len(), 101);
     // As if it were long ago.
-    setup.messages.shared.state().last_wake_all = now().checked_sub(WAKE_ALL_INTERVAL);
-    assert!(!setup.give(b"x", Waker::noop()));
-    assert_eq!(setup.messages.shared.state().wakers.len(), 1);
+    setup.messages.queue.state().last_wake_all = now().checked_sub(WAKE_ALL_INTERVAL);
+    assert!(!setup.try_append(b"x", Waker::noop()));
+    assert_eq!(setup.messages.queue.state().wakers.len(), 1);
     for counter in &gone {
         assert_eq!((counter.count.load(Ordering::SeqCst), Arc::strong_count(counter)), (1, 1));
     }
