@@ -16,7 +16,7 @@ use echoed::address::Address;
 use echoed::config::{Level, ListenerSettings, Settings};
 use echoed::protocol::rules::{Deadlines, LogMessages, TimeSpan, Unterminated};
 use echoed::protocol::{Rules, Verdict};
-use echoed::server::event::{Event, Message, MessageLog};
+use echoed::server::event::{Event, MessageLog, ReceivedMessage};
 use echoed::server::{Server, socket};
 
 /// A log that takes as many messages as the test lets it.
@@ -42,12 +42,12 @@ struct LoggedMessage {
 }
 
 impl MessageLog for SlowLog {
-    fn try_append(&self, message: Message<'_>, waker: &Waker) -> bool {
+    fn try_append(&self, message: ReceivedMessage<'_>, waker: &Waker) -> bool {
         let mut state = self.lock();
         let accepts = state.capacity > 0;
         if accepts {
             state.capacity -= 1;
-            let Message { connection_id, listener, bytes, .. } = message;
+            let ReceivedMessage { connection_id, listener, bytes, .. } = message;
             state.logged.push(LoggedMessage {
                 connection: connection_id.expect("it is a stream"),
                 listener: listener.to_string(),

@@ -3,25 +3,25 @@
 
 #![no_main]
 
-use echoed::server::proxy::{MAX_HEADER, ProxyHeader};
+use echoed::server::proxy::{HeaderParse, MAX_HEADER};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let expected = ProxyHeader::parse(data);
+    let expected = HeaderParse::parse(data);
     let mut decided = None;
     for end in 0..=data.len().min(MAX_HEADER + 1) {
-        let header = ProxyHeader::parse(&data[..end]);
+        let header = HeaderParse::parse(&data[..end]);
         match (decided, header) {
-            (None, ProxyHeader::Incomplete) => assert!(end < MAX_HEADER, "{end} bytes may still become a header"),
-            (None, ProxyHeader::Complete { len, client }) => {
+            (None, HeaderParse::Incomplete) => assert!(end < MAX_HEADER, "{end} bytes may still become a header"),
+            (None, HeaderParse::Complete { len, client }) => {
                 assert_eq!(len, end, "it was complete before");
                 // Of the internet, and in one notation.
                 assert!(client.is_none_or(|client| client.ip() == client.ip().to_canonical()));
                 decided = Some(header);
             }
-            (None, ProxyHeader::Invalid) => decided = Some(header),
+            (None, HeaderParse::Invalid) => decided = Some(header),
             (Some(decided), header) => assert_eq!(header, decided, "{end} bytes"),
         }
     }
-    assert_eq!(decided.unwrap_or(ProxyHeader::Incomplete), expected);
+    assert_eq!(decided.unwrap_or(HeaderParse::Incomplete), expected);
 });

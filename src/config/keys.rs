@@ -36,7 +36,7 @@ pub(super) const KEYS: [Key; 27] = [
     key("defaults", "fixed_reply", "up to 4096 bytes; the reply, where it is fixed"),
     key("defaults", "reply_delay", "a time; after a reply, until the next message of that connection is taken"),
     key("defaults", "unterminated", "discard, accept; bytes after the last delimiter: dropped, or a last message"),
-    key("defaults", "error_replies", "true, false; whether a client is told why it is cut off"),
+    key("defaults", "error_replies", "true, false; whether a final reply says why a connection is closed"),
     key("defaults", "log_messages", "off; summary: an entry per message, cut at 256 bytes; full: whole, never lost"),
     key("defaults", "max_message", "a size; the longest message, without its delimiter"),
     key("defaults", "proxy_protocol", "off, required; a PROXY v1 or v2 header starts every connection"),

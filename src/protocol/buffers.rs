@@ -137,12 +137,12 @@ impl Buffers {
     }
 
     /// Marks the delay as over, if there is one. Messages are taken again after [`Buffers::cancel_delay`].
-    pub(super) fn end_delay(&mut self) {
+    pub(super) fn mark_delay_over(&mut self) {
         self.delay_until = None;
     }
 
     /// Takes messages again, whether or not the delay is over.
-    pub(super) fn cancel_delay(&mut self) {
+    pub(super) fn leave_delay(&mut self) {
         if self.message_state == MessageState::Delayed {
             self.message_state = MessageState::None;
             self.delay_until = None;
@@ -184,7 +184,7 @@ impl Buffers {
 
     /// Keeps the whole reply to a message that the log has not taken, since then.
     pub(super) fn await_log(&mut self, since: Instant, reply: Vec<u8>) {
-        self.read_timer = ReadTimer::Off;
+        (self.read_timer, self.delay_until) = (ReadTimer::Off, None);
         self.pending_reply = reply;
         self.message_state = MessageState::Unlogged;
         self.waiting_since = since;
@@ -205,7 +205,7 @@ impl Buffers {
     /// Drops the replies and the message in progress: the peer will neither take the ones nor finish the other.
     pub(super) fn drop_replies(&mut self) {
         self.outbound = ByteQueue::default();
-        self.cancel_delay();
+        self.leave_delay();
         self.take_message();
     }
 

@@ -302,7 +302,7 @@ impl Session {
             }
         }
         self.framer = Framer::default();
-        self.cancel_delay();
+        self.leave_delay();
         self.phase = Phase::HalfClosed(verdict);
         self.update_phase(now);
     }
@@ -345,9 +345,9 @@ impl Session {
     }
 
     /// Takes messages again, whether or not the delay is over.
-    fn cancel_delay(&mut self) {
+    fn leave_delay(&mut self) {
         if let Some(buffers) = &mut self.buffers {
-            buffers.cancel_delay();
+            buffers.leave_delay();
         }
     }
 

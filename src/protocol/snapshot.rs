@@ -58,8 +58,9 @@
 //! | 4 | lifetime | 8 | peer-closed | 12 | handed-over |
 //! | | | | | 13 | bad-proxy-header |
 //!
-//! A code or a version is never used again for something else. A daemon writes the lowest version that can express the
-//! session, so that an older daemon can go on with it where possible, and reads all versions up to its own.
+//! There is one version so far. A later daemon must write the lowest version that can express the session, so that an older
+//! one can go on with it where possible, and read all versions up to its own. A code or a version is never used again for
+//! something else.
 //!
 //! # Safe against any bytes
 //!

@@ -41,7 +41,8 @@ pub(crate) struct Dispatcher {
     pub(crate) handle_event: EventHandler,
     pub(crate) last_id: AtomicU64,
     pub(crate) rate_limiter: RateLimiter,
-    /// Whether connections that wait for a PROXY header or a slot are to stop waiting. Each of them has a receiver.
+    /// Whether connections that wait for a PROXY header are to stop waiting. They and those with a pending slot have a
+    /// receiver each.
     pub(crate) pending_cancelled: watch::Sender<bool>,
 }
 
@@ -210,12 +211,12 @@ impl Dispatcher {
         if permit.claim(peer.source()) {
             return self.assign(socket, info, permit, None);
         }
-        let (cancelled, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
+        let (guard, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
         worker.spawn(async move {
             let refused = dispatcher.claim_or_refuse(&mut permit).await.err();
             dispatcher.assign(socket, info, permit, refused);
             // Not earlier: `cancel_pending` waits until this receiver is dropped.
-            drop(cancelled);
+            drop(guard);
         });
     }
 
@@ -257,8 +258,8 @@ impl Dispatcher {
         worker.serve(Box::new(Connection::new(socket, session, info, worker, permit)));
     }
 
-    /// Cancels all waiting for PROXY headers and slots. When this returns, the workers have the connections that
-    /// waited, so that a command to drain or to detach reaches them.
+    /// Stops the waiting for PROXY headers, and waits until pending slots are decided. When this returns, the workers have
+    /// the connections that waited, so that a command to drain or to detach reaches them.
     pub(crate) async fn cancel_pending(&self) {
         self.pending_cancelled.send_replace(true);
         self.pending_cancelled.closed().await;
@@ -274,11 +275,11 @@ mod tests {
         let kind = |errno: Errno| AcceptErrorKind::of(&errno.into());
         assert_eq!(kind(Errno::CONNABORTED), AcceptErrorKind::Connection);
         assert_eq!(kind(Errno::PERM), AcceptErrorKind::Connection);
-        for shortage in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
-            assert_eq!(kind(shortage), AcceptErrorKind::ResourcesExhausted);
+        for exhausted in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert_eq!(kind(exhausted), AcceptErrorKind::ResourcesExhausted);
         }
-        for broken in [Errno::BADF, Errno::INVAL, Errno::NOTSOCK] {
-            assert_eq!(kind(broken), AcceptErrorKind::Listener);
+        for fatal in [Errno::BADF, Errno::INVAL, Errno::NOTSOCK] {
+            assert_eq!(kind(fatal), AcceptErrorKind::Listener);
         }
     }
 }

@@ -122,8 +122,8 @@ impl Admission {
 
     /// Returns for how long there has been no connection at all; `None` while there is one.
     pub(crate) fn idle_for(&self) -> Option<Duration> {
-        let last_end = self.started + Duration::from_millis(self.last_use.load(Ordering::SeqCst));
-        self.is_idle().then(|| clock().saturating_duration_since(last_end))
+        let last_use = self.started + Duration::from_millis(self.last_use.load(Ordering::SeqCst));
+        self.is_idle().then(|| clock().saturating_duration_since(last_use))
     }
 
     /// Notes that the server is in use now: a connection has ended, or a datagram has come.
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_connections_hold_no_permit_and_are_limited() {
+    fn refused_connections_do_not_count_against_the_limit_and_are_few() {
         let admission = admission(1, 1);
         let refused: Vec<_> = (0..MAX_REFUSED).map(|_| admission.try_acquire().unwrap().refuse().unwrap()).collect();
         assert!(admission.try_acquire().unwrap().refuse().is_none());

@@ -18,7 +18,7 @@ use tokio::time;
 
 use super::accept::Listener;
 use super::admission::Permit;
-use super::event::{Event, Message, summary};
+use super::event::{Event, ReceivedMessage, summary};
 use super::handover::DetachedConnection;
 use super::socket::Peer;
 use super::worker::Worker;
@@ -145,7 +145,7 @@ impl Connection {
             self.session.handle_timeout(now);
         }
         let progress = loop {
-            let progress = self.step(key, readiness, now, scratch, worker);
+            let progress = self.run_steps(key, readiness, now, scratch, worker);
             if progress == Progress::Closed || self.session.deadline().is_none_or(|deadline| now < deadline) {
                 break progress;
             }
@@ -157,7 +157,7 @@ impl Connection {
 
     /// Does what the session wants, until the socket or the log has no room, or [`MAX_STEPS`] are done.
     #[inline]
-    fn step(
+    fn run_steps(
         &mut self,
         key: usize,
         readiness: Readiness,
@@ -169,14 +169,14 @@ impl Connection {
         let mut outlet = SocketOutlet { socket, blocked: false, broken: false };
         let log = session.rules().log_messages;
         // Whether another read would find nothing, or epoll will report what it would find.
-        let mut input_drained = readiness == Readiness::None;
+        let mut input_exhausted = readiness == Readiness::None;
         let mut steps = 0;
         loop {
             let memory_before = session.memory();
             match session.wants() {
                 Want::Close => return Progress::Closed,
                 Want::Delay => return Progress::Pending,
-                Want::Read if input_drained => return Progress::Pending,
+                Want::Read if input_exhausted => return Progress::Pending,
                 Want::Read if steps == MAX_STEPS => return Progress::Yield,
                 // One drive answers 64 KiB and one reply at most.
                 Want::Write | Want::Log if steps > 0 => return Progress::Yield,
@@ -186,29 +186,29 @@ impl Connection {
                     match outlet.read(buffer) {
                         Some(0) => session.handle_end_of_input(now),
                         Some(count) => {
-                            input_drained = count < size && readiness != Readiness::ReadUntilBlocked;
+                            input_exhausted = count < size && readiness != Readiness::ReadUntilBlocked;
                             if count == size {
                                 steps = MAX_STEPS - 1;
                             }
                             if log == LogMessages::Off {
                                 session.receive(now, scratch, count, &mut outlet);
                             } else {
-                                let outlet = LoggingOutlet { socket: &mut outlet, worker, info, waker, key, log };
+                                let outlet = LoggingOutlet { inner: &mut outlet, worker, info, waker, key, log };
                                 outlet.receive(session, now, scratch, count);
                             }
                         }
-                        None => input_drained = true,
+                        None => input_exhausted = true,
                     }
                 }
                 Want::Write | Want::Log => {
                     // While output is pending, only EPOLLOUT is registered: there may be input that epoll has not
                     // reported.
-                    input_drained = false;
+                    input_exhausted = false;
                     if log == LogMessages::Off {
                         session.process_buffers(now, scratch, &mut outlet);
                     } else {
-                        let outlet = LoggingOutlet { socket: &mut outlet, worker, info, waker, key, log };
-                        outlet.resume(session, now, scratch);
+                        let outlet = LoggingOutlet { inner: &mut outlet, worker, info, waker, key, log };
+                        outlet.process_buffers(session, now, scratch);
                     }
                 }
                 Want::Shutdown => {
@@ -319,7 +319,7 @@ impl Outlet for SocketOutlet<'_> {
 
 /// The socket, and the log of what comes over it.
 struct LoggingOutlet<'a, 'w> {
-    socket: &'a mut SocketOutlet<'w>,
+    inner: &'a mut SocketOutlet<'w>,
     worker: &'a Arc<Worker>,
     info: &'a ConnectionInfo,
     waker: &'a mut Option<Waker>,
@@ -335,14 +335,14 @@ impl LoggingOutlet<'_, '_> {
     }
 
     #[inline(never)]
-    fn resume(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch) {
+    fn process_buffers(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch) {
         session.process_buffers(now, scratch, &mut self);
     }
 }
 
 impl Outlet for LoggingOutlet<'_, '_> {
     fn send(&mut self, bytes: &[u8]) -> usize {
-        self.socket.send(bytes)
+        self.inner.send(bytes)
     }
 
     fn log(&mut self, message: &[u8]) -> bool {
@@ -360,9 +360,9 @@ impl Outlet for LoggingOutlet<'_, '_> {
                 let make_waker =
                     || Waker::from(Arc::new(ConnectionWaker { worker: Arc::clone(self.worker), key: self.key }));
                 let waker = self.waker.get_or_insert_with(make_waker);
-                let message = Message { connection_id, listener: &listener.name, peer, bytes: message };
+                let message = ReceivedMessage { connection_id, listener: &listener.name, peer, bytes: message };
                 let appended = sink.message_log.try_append(message, waker);
-                self.socket.blocked |= !appended;
+                self.inner.blocked |= !appended;
                 appended
             }
         }

@@ -112,7 +112,7 @@ pub enum Event {
 
 /// One message that a peer sent, for `log_messages = "full"`.
 #[derive(Debug, Clone, Copy)]
-pub struct Message<'a> {
+pub struct ReceivedMessage<'a> {
     /// The id of its connection; a datagram has none.
     pub connection_id: Option<u64>,
     /// The listener's name.
@@ -128,7 +128,7 @@ pub trait MessageLog: Send + Sync {
     /// Appends the message, which is not lost then. Returns `false` if there is no room for it now; then `waker` is
     /// woken when it makes sense to try again. A connection that is woken need not try again: it may have ended, or may
     /// have replies to send first.
-    fn try_append(&self, message: Message<'_>, waker: &Waker) -> bool;
+    fn try_append(&self, message: ReceivedMessage<'_>, waker: &Waker) -> bool;
 }
 
 /// The names of all kinds of events.

@@ -75,7 +75,7 @@ impl Server {
         };
         let _ = time::timeout(HANG_TIMEOUT, closed).await;
         let requested: Vec<_> = self.threads.iter().map(|thread| thread.worker.detach()).collect();
-        self.threads.iter().for_each(|thread| thread.worker.shut_down_now());
+        self.threads.iter().for_each(|thread| thread.worker.stop_now());
         let until = time::Instant::now() + HANG_TIMEOUT;
         let mut connections = Vec::new();
         for answer in requested {
@@ -105,7 +105,7 @@ impl Server {
         let detached_at = now.checked_sub(age).unwrap_or(now);
         let mut restored = Restored::default();
         let mut listeners = HashMap::new();
-        let mut of_workers: Vec<_> = self.threads.iter().map(|_| Vec::new()).collect();
+        let mut per_worker: Vec<_> = self.threads.iter().map(|_| Vec::new()).collect();
         let handle_event = &self.dispatcher.handle_event;
         for DetachedConnection { socket, snapshot } in detached {
             let snapshot = match read_snapshot(&snapshot, &socket) {
@@ -143,13 +143,13 @@ impl Server {
             }
             self.dispatcher.last_id.fetch_max(id, Ordering::Relaxed);
             handle_event(Event::Resumed { id, listener: Arc::clone(&listener.name), peer });
-            let least_loaded = self.threads.iter().zip(&mut of_workers);
+            let least_loaded = self.threads.iter().zip(&mut per_worker);
             let least_loaded = least_loaded.min_by_key(|(thread, _)| thread.worker.open.load(Ordering::Relaxed));
-            let Some((thread, of_worker)) = least_loaded else { continue };
+            let Some((thread, worker_connections)) = least_loaded else { continue };
             let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };
-            of_worker.push(Box::new(Connection::new(socket, session, info, &thread.worker, permit)));
+            worker_connections.push(Box::new(Connection::new(socket, session, info, &thread.worker, permit)));
         }
-        for (thread, connections) in self.threads.iter().zip(of_workers) {
+        for (thread, connections) in self.threads.iter().zip(per_worker) {
             thread.worker.restore(connections);
         }
         let orphaned = listeners.into_values().filter(|(_, serving)| !serving).map(|(listener, _)| listener).collect();
@@ -172,7 +172,7 @@ impl Server {
     }
 }
 
-/// Decodes the snapshot in `state`, and checks whether it can be used.
+/// Decodes the snapshot in `bytes`, and checks whether it can be used.
 fn read_snapshot(bytes: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
     let snapshot = Snapshot::decode(bytes).map_err(|error| error.to_string())?;
     let id = snapshot.connection_id();

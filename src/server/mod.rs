@@ -146,7 +146,7 @@ impl Server {
     /// # Errors
     /// Returns an error if no permit is available, or if the socket cannot be prepared.
     pub fn adopt(&self, socket: OwnedFd, name: &str, settings: &config::ListenerSettings) -> io::Result<()> {
-        let full = || io::Error::new(io::ErrorKind::QuotaExceeded, "there is no place for a connection");
+        let full = || io::Error::new(io::ErrorKind::QuotaExceeded, "limits.connections is reached");
         let permit = self.dispatcher.admission.try_acquire().ok_or_else(full)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
         let kind = SocketKind::of(&socket)?;
@@ -190,8 +190,8 @@ impl Server {
         self.acceptor_status.send_modify(|status| (status.probed, status.found_client) = (0, false));
         self.accept_mode.send_replace(AcceptMode::Probe);
         let mut status = self.acceptor_status.subscribe();
-        let all_looked = status.wait_for(|status| status.probed >= status.serving).await;
-        let idle = all_looked.is_ok_and(|status| !status.found_client);
+        let all_probed = status.wait_for(|status| status.probed >= status.serving).await;
+        let idle = all_probed.is_ok_and(|status| !status.found_client);
         // A client that came before the probe may have been accepted without it, and may have gone again.
         let idle = idle && self.idle_for().is_some_and(|idle| idle >= unused);
         if !idle {

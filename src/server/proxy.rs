@@ -55,7 +55,7 @@ const V2_FIXED_LEN: usize = 16;
 
 /// What some bytes are that a connection begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProxyHeader {
+pub enum HeaderParse {
     /// The beginning of a header.
     Incomplete,
     /// A header.
@@ -70,7 +70,7 @@ pub enum ProxyHeader {
     Invalid,
 }
 
-impl ProxyHeader {
+impl HeaderParse {
     /// Parses the first bytes of a connection.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Self {
@@ -219,11 +219,11 @@ async fn read_header(stream: &UnixStream) -> HeaderOutcome {
         let Ok(ready) = stream.ready(Interest::READABLE).await else { return HeaderOutcome::Broken };
         // If it is incomplete, the error clears the readiness in the reactor, which reports when there is more.
         let peeked = stream.try_io(Interest::READABLE, || match peek_header(stream)? {
-            Some(ProxyHeader::Incomplete) => Err(ErrorKind::WouldBlock.into()),
+            Some(HeaderParse::Incomplete) => Err(ErrorKind::WouldBlock.into()),
             found => Ok(found),
         });
         match peeked {
-            Ok(Some(ProxyHeader::Complete { len, client })) => {
+            Ok(Some(HeaderParse::Complete { len, client })) => {
                 return if consume(stream, len).is_ok() {
                     HeaderOutcome::Header(client)
                 } else {
@@ -247,10 +247,10 @@ async fn read_header(stream: &UnixStream) -> HeaderOutcome {
 }
 
 /// Parses what has come so far, and does not consume it; `None` at the end of the stream.
-fn peek_header(socket: impl AsFd) -> io::Result<Option<ProxyHeader>> {
+fn peek_header(socket: impl AsFd) -> io::Result<Option<HeaderParse>> {
     let mut bytes = [0; MAX_HEADER];
     let (count, _) = retry_on_intr(|| recv(&socket, &mut bytes[..], RecvFlags::PEEK))?;
-    Ok((count > 0).then(|| ProxyHeader::parse(&bytes[..count])))
+    Ok((count > 0).then(|| HeaderParse::parse(&bytes[..count])))
 }
 
 /// Consumes so many bytes of the stream, which are there already.
@@ -272,8 +272,8 @@ mod tests {
     use super::*;
     use crate::protocol::rules::{Deadlines, Rules};
 
-    fn complete(len: usize, client: &str) -> ProxyHeader {
-        ProxyHeader::Complete { len, client: client.parse().ok() }
+    fn complete(len: usize, client: &str) -> HeaderParse {
+        HeaderParse::Complete { len, client: client.parse().ok() }
     }
 
     /// A header of version 2.
@@ -339,10 +339,10 @@ mod tests {
     fn headers_are_parsed_without_the_bytes_behind_them() {
         for (header, client) in valid_headers() {
             let expected = complete(header.len(), client);
-            assert_eq!(ProxyHeader::parse(&header), expected, "{}", header.escape_ascii());
+            assert_eq!(HeaderParse::parse(&header), expected, "{}", header.escape_ascii());
             for more in [&b"aaaa\t"[..], b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n", &[0; 5000]] {
                 let bytes = [&header, more].concat();
-                assert_eq!(ProxyHeader::parse(&bytes), expected, "{}", header.escape_ascii());
+                assert_eq!(HeaderParse::parse(&bytes), expected, "{}", header.escape_ascii());
             }
         }
     }
@@ -352,8 +352,8 @@ mod tests {
         for (header, _) in valid_headers() {
             for end in 0..header.len() {
                 assert_eq!(
-                    ProxyHeader::parse(&header[..end]),
-                    ProxyHeader::Incomplete,
+                    HeaderParse::parse(&header[..end]),
+                    HeaderParse::Incomplete,
                     "{}",
                     header[..end].escape_ascii()
                 );
@@ -390,7 +390,7 @@ mod tests {
             &v2_header(0x21, 0x11, &too_long)[..V2_FIXED_LEN],
             &v2_header(0x20, 0x00, &too_long)[..V2_FIXED_LEN],
         ] {
-            assert_eq!(ProxyHeader::parse(invalid), ProxyHeader::Invalid, "{}", invalid.escape_ascii());
+            assert_eq!(HeaderParse::parse(invalid), HeaderParse::Invalid, "{}", invalid.escape_ascii());
         }
     }
 }

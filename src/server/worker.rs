@@ -48,7 +48,7 @@ pub(crate) struct Worker {
     /// Whether connections are to drain.
     draining: AtomicBool,
     /// The same, for seqpacket connections, which are not in the event loop.
-    shutdown: watch::Sender<Shutdown>,
+    stop_request: watch::Sender<StopRequest>,
     mailbox: Mutex<Commands>,
     /// Whether the mailbox has commands.
     has_commands: AtomicBool,
@@ -57,7 +57,7 @@ pub(crate) struct Worker {
 
 /// How connections that are not in the event loop are to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Shutdown {
+pub(crate) enum StopRequest {
     None,
     /// As soon as they have finished what they owe.
     Graceful,
@@ -275,19 +275,19 @@ impl Worker {
     /// Drains every connection.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
-        self.shutdown.send_replace(Shutdown::Graceful);
+        self.stop_request.send_replace(StopRequest::Graceful);
         self.post(|commands| commands.drain = true);
     }
 
     /// Has every connection that is not in the event loop end, without waiting for its peer.
-    pub(crate) fn shut_down_now(&self) {
-        self.shutdown.send_replace(Shutdown::Immediate);
+    pub(crate) fn stop_now(&self) {
+        self.stop_request.send_replace(StopRequest::Immediate);
     }
 
     /// Waits until connections are to end like this, or more quickly.
-    pub(crate) async fn shutdown_requested(&self, how: Shutdown) {
+    pub(crate) async fn stop_requested(&self, how: StopRequest) {
         // The sender is here, so there is no error.
-        let _ = self.shutdown.subscribe().wait_for(|shutdown| *shutdown >= how).await;
+        let _ = self.stop_request.subscribe().wait_for(|request| *request >= how).await;
     }
 
     fn lock_mailbox(&self) -> MutexGuard<'_, Commands> {
@@ -318,7 +318,7 @@ impl WorkerThread {
             counters: Counters::default(),
             open: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
-            shutdown: watch::Sender::new(Shutdown::None),
+            stop_request: watch::Sender::new(StopRequest::None),
             mailbox: Mutex::default(),
             // So that the event loop begins by storing its waker.
             has_commands: AtomicBool::new(true),

@@ -97,16 +97,16 @@ impl fmt::Display for Error {
                 f,
                 "cannot take over the sockets from systemd: {error}; LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES do not fit together"
             ),
-            Self::MissingFd { count: fd_count } => write!(
+            Self::MissingFd { count: socket_count } => write!(
                 f,
-                "cannot take over the sockets from systemd: LISTEN_FDS={fd_count}, but not all of the descriptors from 3 on are open"
+                "cannot take over the sockets from systemd: LISTEN_FDS={socket_count}, but not all of the descriptors from 3 on are open"
             ),
             Self::Socket { fd, name, problem } => {
                 write!(f, "descriptor {fd} ({}) from systemd: {problem}", name.escape_debug())
             }
-            Self::MixedConnection { fd, name, count: fd_count } => write!(
+            Self::MixedConnection { fd, name, count: socket_count } => write!(
                 f,
-                "descriptor {fd} ({}) from systemd is a connection, but one of {fd_count}; with Accept=yes there is one, else only listening sockets",
+                "descriptor {fd} ({}) from systemd is a connection, but one of {socket_count}; with Accept=yes there is one, else only listening sockets",
                 name.escape_debug()
             ),
         }
@@ -127,11 +127,11 @@ impl std::error::Error for Error {
 /// # Errors
 /// Something was handed over that cannot be served.
 pub fn take() -> Result<ActivationFds, Error> {
-    let fd_count = std::env::var("LISTEN_FDS").unwrap_or_default();
+    let socket_count = std::env::var("LISTEN_FDS").unwrap_or_default();
     let names: Vec<String> = match sd_notify::listen_fds_with_names() {
         Ok(named) => named.map(|(_, name)| name).collect(),
         Err(error) if error.raw_os_error() == Some(Errno::BADF.raw_os_error()) => {
-            return Err(Error::MissingFd { count: fd_count });
+            return Err(Error::MissingFd { count: socket_count });
         }
         Err(error) => return Err(Error::Environment(error)),
     };
@@ -162,12 +162,14 @@ pub fn take() -> Result<ActivationFds, Error> {
             connections.push((fd, named));
         }
     }
-    let fd_count = listeners.len() + connections.len();
+    let socket_count = listeners.len() + connections.len();
     let sockets = match connections.pop() {
         None if listeners.is_empty() => Sockets::Nothing,
         None => Sockets::Listeners(listeners),
-        Some((_, connection)) if fd_count == 1 => Sockets::Connection(connection),
-        Some((fd, connection)) => return Err(Error::MixedConnection { fd, name: connection.name, count: fd_count }),
+        Some((_, connection)) if socket_count == 1 => Sockets::Connection(connection),
+        Some((fd, connection)) => {
+            return Err(Error::MixedConnection { fd, name: connection.name, count: socket_count });
+        }
     };
     Ok(ActivationFds { sockets, bundles, problems })
 }

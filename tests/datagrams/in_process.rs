@@ -9,7 +9,7 @@ use std::time::Duration;
 use echoed::config::Settings;
 use echoed::protocol::packet::{DROP_CAUSES, DropCause};
 use echoed::server::Server;
-use echoed::server::event::{Message, MessageLog};
+use echoed::server::event::{MessageLog, ReceivedMessage};
 
 use crate::common::packets::DatagramPeer;
 use crate::common::wait_until;
@@ -33,7 +33,7 @@ impl GatedLog {
 }
 
 impl MessageLog for GatedLog {
-    fn try_append(&self, message: Message<'_>, waker: &Waker) -> bool {
+    fn try_append(&self, message: ReceivedMessage<'_>, waker: &Waker) -> bool {
         assert_eq!(message.connection_id, None);
         self.attempts.fetch_add(1, Ordering::SeqCst);
         if self.is_accepting.load(Ordering::SeqCst) {

@@ -41,8 +41,11 @@ fn the_daemon_starts_and_serves_whatever_is_in_the_fd_store() {
     let stores = [
         ("nothing in it", bundle(&[])),
         ("no descriptor", bundle(&[(b"x", None)])),
-        ("no list", bundle(&[(b"\n", Some(&file("this is no list")))])),
-        ("no list, but a connection", bundle(&[(b"\n", Some(&file("this is no list"))), (b"\n", Some(&stream()))])),
+        ("no manifest", bundle(&[(b"\n", Some(&file("this is not a manifest")))])),
+        (
+            "no manifest, but a connection",
+            bundle(&[(b"\n", Some(&file("this is not a manifest"))), (b"\n", Some(&stream()))]),
+        ),
         ("only a connection", bundle(&[(b"\n", Some(&stream()))])),
         ("not-a-bundle", stream()),
     ];

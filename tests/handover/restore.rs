@@ -9,7 +9,7 @@ use echoed::address::Address;
 use echoed::config::Settings;
 use echoed::protocol::rules::LogMessages;
 use echoed::protocol::{Rules, Session, Verdict, snapshot};
-use echoed::server::event::{Message, MessageLog};
+use echoed::server::event::{MessageLog, ReceivedMessage};
 use echoed::server::{DetachedConnection, Restored, Server, socket};
 use tokio::runtime::{Builder, Runtime};
 
@@ -33,7 +33,7 @@ impl StubLog {
 }
 
 impl MessageLog for StubLog {
-    fn try_append(&self, message: Message<'_>, _: &Waker) -> bool {
+    fn try_append(&self, message: ReceivedMessage<'_>, _: &Waker) -> bool {
         self.offered.lock().expect("no thread panicked").push(message.bytes.to_vec());
         self.accepts
     }
@@ -64,9 +64,9 @@ fn connections_with_invalid_snapshots_are_closed_gracefully_and_the_rest_is_rest
     let server = server(&settings, StubLog::new(true));
     let (good, mut survivor) = detached(&session(), 1);
     let (mut all, mut peers) = (vec![good], Vec::new());
-    let state = snapshot::encode(&session(), "main", 2, None, now());
-    let newer = [&[0xff, 0xff], &state[2..]].concat();
-    for snapshot in [Vec::new(), state[..state.len() - 1].to_vec(), newer, vec![b'x'; 1000]] {
+    let encoded = snapshot::encode(&session(), "main", 2, None, now());
+    let newer = [&[0xff, 0xff], &encoded[2..]].concat();
+    for snapshot in [Vec::new(), encoded[..encoded.len() - 1].to_vec(), newer, vec![b'x'; 1000]] {
         let (detached, mut peer) = detached(&session(), 2);
         // Unread, it would turn a close into a reset.
         peer.send("unread");
@@ -90,13 +90,13 @@ fn connections_with_invalid_snapshots_are_closed_gracefully_and_the_rest_is_rest
 fn a_descriptor_that_is_not_a_connection_is_closed() {
     let settings = Settings::default();
     let server = server(&settings, StubLog::new(true));
-    let state = || snapshot::encode(&session(), "main", 1, None, now());
+    let encoded = || snapshot::encode(&session(), "main", 1, None, now());
     let file = tempfile::tempfile().expect("a file can be made");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let all = vec![
-        DetachedConnection { socket: file.into(), snapshot: state() },
-        DetachedConnection { socket: listener.into(), snapshot: state() },
-        DetachedConnection { socket: UnixStream::pair().expect("a pair can be made").0.into(), snapshot: state() },
+        DetachedConnection { socket: file.into(), snapshot: encoded() },
+        DetachedConnection { socket: listener.into(), snapshot: encoded() },
+        DetachedConnection { socket: UnixStream::pair().expect("a pair can be made").0.into(), snapshot: encoded() },
     ];
     server.restore(all, Duration::ZERO, &settings, &["main"]);
     wait_until("all have ended", || server.connection_count() == 0);
@@ -123,7 +123,11 @@ fn a_refused_connection_holds_no_permit_and_gets_its_final_reply() {
     let (rejected, mut peer) = detached(&session, 1);
     let restored = server.restore(vec![rejected], Duration::ZERO, &settings, &["main"]);
     assert_eq!(restored, Restored { resumed: 1, ..Restored::default() });
-    assert_eq!((server.connection_count(), server.idle_for()), (0, None), "it is there, and holds no permit");
+    assert_eq!(
+        (server.connection_count(), server.idle_for()),
+        (0, None),
+        "it is there, and does not count against the limit"
+    );
     peer.expect("server error:too many connections from this source (limit 7)\t");
     peer.expect_close();
     drop(peer);

@@ -2,9 +2,9 @@
 
 pub mod catalog;
 pub mod entries;
-pub mod rate_limit;
 pub mod hostile;
 pub mod journald;
+pub mod rate_limit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

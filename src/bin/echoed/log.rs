@@ -10,7 +10,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use echoed::config::Level;
-use echoed::server::event::{Event, EventHandler, Message, MessageLog};
+use echoed::server::event::{Event, EventHandler, MessageLog, ReceivedMessage};
 use echoed::systemd::journal::{self, EntryKind, LogEntry, LogTarget, Priority, RateLimit, lossless};
 
 use crate::start_error::StartError;
@@ -33,20 +33,20 @@ pub(crate) struct LogWriters {
 }
 
 /// Reports why the daemon does not start: in one entry, if stderr leads to the journal.
-pub(crate) fn report_start_failure(failure: &StartError) {
+pub(crate) fn report_start_failure(error: &StartError) {
     match LogTarget::of_stderr() {
         LogTarget::Journal(_) => {
             // Without a thread to write there is nowhere to say it.
             if let Ok((log, writer)) = LeveledLog::start(Level::Error) {
-                log.note(Note::StartFailed, &format!("not started: {failure}"));
+                log.note(Note::StartFailed, &format!("not started: {error}"));
                 drop(log);
                 writer.close(None);
             }
         }
-        LogTarget::Lines(_) => match failure {
+        LogTarget::Lines(_) => match error {
             // As compilers say it.
-            StartError::Configuration(_) => eprintln!("{failure}"),
-            StartError::Activation(_) | StartError::System { .. } => eprintln!("echoed: {failure}"),
+            StartError::Configuration(_) => eprintln!("{error}"),
+            StartError::Activation(_) | StartError::System { .. } => eprintln!("echoed: {error}"),
         },
     }
 }
@@ -109,7 +109,7 @@ impl LeveledLog {
     }
 
     /// Returns the lossless log, for the messages of listeners that log them whole.
-    pub(crate) fn messages(&self) -> Arc<dyn MessageLog> {
+    pub(crate) fn message_log(&self) -> Arc<dyn MessageLog> {
         Arc::new(LosslessMessages(self.lossless_log.clone()))
     }
 
@@ -140,9 +140,9 @@ impl LogWriters {
 struct LosslessMessages(lossless::LosslessLog);
 
 impl MessageLog for LosslessMessages {
-    fn try_append(&self, message: Message<'_>, waker: &Waker) -> bool {
-        let Message { connection_id, listener, peer, bytes } = message;
-        self.0.try_append(lossless::PeerMessage { connection_id, listener, peer: &peer, bytes }, waker)
+    fn try_append(&self, message: ReceivedMessage<'_>, waker: &Waker) -> bool {
+        let ReceivedMessage { connection_id, listener, peer, bytes } = message;
+        self.0.try_append(lossless::ReceivedMessage { connection_id, listener, peer: &peer, bytes }, waker)
     }
 }
 

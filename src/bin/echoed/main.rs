@@ -45,9 +45,9 @@ fn main() -> ExitCode {
     abort_on_panic();
     match run(&arguments) {
         Ok(code) => code,
-        Err(failure) => {
-            log::report_start_failure(&failure);
-            failure.exit_code()
+        Err(error) => {
+            log::report_start_failure(&error);
+            error.exit_code()
         }
     }
 }
@@ -80,7 +80,7 @@ async fn serve(
 ) -> Result<ExitCode, StartError> {
     // Before READY=1, after which a reload may be asked for.
     let mut signals = Signals::catch().map_err(|error| StartError::system("cannot catch signals", error))?;
-    let server = Server::start(settings, log.event_handler(), log.messages());
+    let server = Server::start(settings, log.event_handler(), log.message_log());
     let server = server.map_err(|error| StartError::system("cannot start the workers", error))?;
     let has_listen_addresses =
         !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());

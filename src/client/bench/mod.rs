@@ -42,7 +42,7 @@ pub use workload::{MAX_BATCH, TooLarge};
 
 use poll::Clock;
 use target::Target;
-use worker::{ThreadResult, Worker};
+use worker::{LoadThread, ThreadResult};
 use workload::Workload;
 
 /// The settings of a load.
@@ -201,7 +201,7 @@ impl Bench {
             let clock = Clock::start();
             let start = |number| {
                 let first = first.take();
-                scope.spawn(move || match Worker::new(number, settings, workload, target, control, clock, first) {
+                scope.spawn(move || match LoadThread::new(number, settings, workload, target, control, clock, first) {
                     Ok(worker) => worker.run(barrier),
                     Err(error) => {
                         // The others wait there for all.

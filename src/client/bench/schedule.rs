@@ -26,37 +26,37 @@ impl Schedule {
     }
 
     /// Returns how many slots were due until now.
-    pub(super) fn slots_due(&self, now: u64) -> u64 {
+    pub(super) fn sends_due(&self, now: u64) -> u64 {
         let Some(elapsed) = now.checked_sub(self.start) else { return 0 };
-        let mut slots = truncate_to_u64(elapsed as f64 / self.interval);
+        let mut sends = truncate_to_u64(elapsed as f64 / self.interval);
         // Fractions may be rounded up.
-        while slots > 0 && self.slot_time(slots - 1) > now {
-            slots -= 1;
+        while sends > 0 && self.send_time(sends - 1) > now {
+            sends -= 1;
         }
-        while self.slot_time(slots) <= now {
-            slots += 1;
+        while self.send_time(sends) <= now {
+            sends += 1;
         }
-        slots
+        sends
     }
 
     /// Returns how many of the first `due` slots belong to one connection.
-    pub(super) fn slots_of_connection(&self, connection: usize, due: u64) -> u64 {
+    pub(super) fn sends_of_connection(&self, connection: usize, due: u64) -> u64 {
         due / self.connections + u64::from(due % self.connections > connection as u64)
     }
 
     /// Returns when a connection's message is due, the first one being number 0.
     pub(super) fn due_time(&self, connection: usize, number: u64) -> u64 {
-        self.slot_time(number * self.connections + connection as u64)
+        self.send_time(number * self.connections + connection as u64)
     }
 
     /// Returns the connection to which a slot belongs.
-    pub(super) fn connection_of_slot(&self, slot: u64) -> usize {
-        usize::try_from(slot % self.connections).unwrap_or(usize::MAX)
+    pub(super) fn connection_of_send(&self, number: u64) -> usize {
+        usize::try_from(number % self.connections).unwrap_or(usize::MAX)
     }
 
     /// Returns the time of a slot.
-    pub(super) fn slot_time(&self, slot: u64) -> u64 {
-        self.start.saturating_add(truncate_to_u64(slot as f64 * self.interval))
+    pub(super) fn send_time(&self, number: u64) -> u64 {
+        self.start.saturating_add(truncate_to_u64(number as f64 * self.interval))
     }
 }
 
@@ -73,24 +73,24 @@ mod tests {
     fn slots_come_at_the_rate_and_rotate_over_the_connections() {
         let schedule = Schedule::new(1_000_000_000, 1000.0, 3);
         for (now, due) in [(0, 0), (999_999_999, 0), (1_000_000_000, 1), (1_000_999_999, 1), (1_001_000_000, 2)] {
-            assert_eq!(schedule.slots_due(now), due, "at {now}");
+            assert_eq!(schedule.sends_due(now), due, "at {now}");
         }
         // After an hour none is lost, and none is too many.
-        assert_eq!(schedule.slots_due(3_601_000_000_000), 3_600_001);
-        assert_eq!([0, 1, 2].map(|connection| schedule.slots_of_connection(connection, 7)), [3, 2, 2]);
-        assert_eq!(schedule.due_time(2, 4), schedule.slot_time(14));
+        assert_eq!(schedule.sends_due(3_601_000_000_000), 3_600_001);
+        assert_eq!([0, 1, 2].map(|connection| schedule.sends_of_connection(connection, 7)), [3, 2, 2]);
+        assert_eq!(schedule.due_time(2, 4), schedule.send_time(14));
         assert_eq!(schedule.due_time(2, 4), 1_014_000_000);
-        assert_eq!([0, 1, 2, 3].map(|slot| schedule.connection_of_slot(slot)), [0, 1, 2, 0]);
+        assert_eq!([0, 1, 2, 3].map(|number| schedule.connection_of_send(number)), [0, 1, 2, 0]);
     }
 
     #[test]
     fn every_slot_is_due_at_its_time_and_not_before() {
         for rate in [0.01, 0.3, 7.0, 999.9, 48_000.0, 3e6] {
             let schedule = Schedule::new(12_345, rate, 64);
-            for slot in [0, 1, 2, 3, 10, 99, 12_345, 1_000_000] {
-                let time = schedule.slot_time(slot);
-                assert_eq!(schedule.slots_due(time), slot + 1, "slot {slot} at {rate}/s");
-                assert_eq!(schedule.slots_due(time - 1), slot, "before slot {slot} at {rate}/s");
+            for number in [0, 1, 2, 3, 10, 99, 12_345, 1_000_000] {
+                let time = schedule.send_time(number);
+                assert_eq!(schedule.sends_due(time), number + 1, "slot {number} at {rate}/s");
+                assert_eq!(schedule.sends_due(time - 1), number, "before slot {number} at {rate}/s");
             }
         }
     }
@@ -99,7 +99,7 @@ mod tests {
     fn every_slot_belongs_to_exactly_one_connection() {
         let schedule = Schedule::new(0, 1.0, 7);
         for due in 0..30 {
-            assert_eq!((0..7).map(|connection| schedule.slots_of_connection(connection, due)).sum::<u64>(), due);
+            assert_eq!((0..7).map(|connection| schedule.sends_of_connection(connection, due)).sum::<u64>(), due);
         }
     }
 }

@@ -11,7 +11,7 @@ use super::connection::{Mismatch, State};
 use super::poll::Interest;
 use super::stats::Cause;
 use super::target::ConnectAttempt;
-use super::worker::{Batch, Phase, Worker};
+use super::worker::{Batch, LoadThread, Phase};
 use crate::client::exchange_error::Difference;
 use crate::client::quote::{Escaped, Quoted, reason};
 use crate::protocol::verdict::SERVER_ERROR;
@@ -26,7 +26,7 @@ const MIN_RECONNECT_DELAY: u64 = 10_000_000;
 /// The longest delay before reconnecting, in nanoseconds.
 const MAX_RECONNECT_DELAY: u64 = 1_000_000_000;
 
-impl Worker<'_> {
+impl LoadThread<'_> {
     /// Handles an event of a connection.
     #[inline]
     pub(super) fn handle_ready(&mut self, key: usize, writable: bool, ended: bool) {

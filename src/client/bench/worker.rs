@@ -35,7 +35,7 @@ const SHORT_SWEEP_INTERVAL: u64 = 10_000_000;
 const GRACE_PERIOD: u64 = 1_000_000_000;
 
 /// One thread with its share of the connections.
-pub(super) struct Worker<'a> {
+pub(super) struct LoadThread<'a> {
     pub(super) settings: &'a BenchSettings,
     pub(super) workload: &'a Workload,
     target: &'a Target,
@@ -103,7 +103,7 @@ pub(super) struct ThreadResult {
     pub(super) unsent: u64,
 }
 
-impl<'a> Worker<'a> {
+impl<'a> LoadThread<'a> {
     /// Creates thread number `thread_number` of a load, with its share of the connections; `first` is one of them.
     pub(super) fn new(
         thread_number: usize,
@@ -232,7 +232,7 @@ impl<'a> Worker<'a> {
         }
         if let Some(schedule) = &self.schedule {
             let used: u64 = self.connections.iter().map(|connection| connection.slots_used).sum();
-            self.unsent = schedule.slots_due(at.min(self.send_until)).saturating_sub(used).min(self.messages_left);
+            self.unsent = schedule.sends_due(at.min(self.send_until)).saturating_sub(used).min(self.messages_left);
         } else if self.settings.count.is_some() {
             self.unsent = self.messages_left;
         }
@@ -319,7 +319,7 @@ impl<'a> Worker<'a> {
                 next = next.min(self.warm_until);
             }
             if let Some(schedule) = &self.schedule {
-                next = next.min(schedule.slot_time(self.slots_released));
+                next = next.min(schedule.send_time(self.slots_released));
             }
         }
         self.poll.set_timer(next.saturating_sub(at));
@@ -330,12 +330,12 @@ impl<'a> Worker<'a> {
     /// Sends what has become due.
     fn send_due_slots(&mut self, at: u64) {
         let Some(schedule) = &self.schedule else { return };
-        let due = schedule.slots_due(at);
+        let due = schedule.sends_due(at);
         // After a stall, each connection once is enough.
         let from = self.slots_released.max(due.saturating_sub(self.connections.len() as u64));
         self.slots_released = due;
         for slot in from..due {
-            if let Some(key) = self.schedule.as_ref().map(|schedule| schedule.connection_of_slot(slot)) {
+            if let Some(key) = self.schedule.as_ref().map(|schedule| schedule.connection_of_send(slot)) {
                 self.send_next(key, at);
             }
         }
@@ -344,7 +344,7 @@ impl<'a> Worker<'a> {
     /// Returns how many messages of a connection are due and not sent.
     pub(super) fn messages_due(&self, key: usize) -> u64 {
         let Some(schedule) = &self.schedule else { return 0 };
-        schedule.slots_of_connection(key, self.slots_released).saturating_sub(self.connections[key].slots_used)
+        schedule.sends_of_connection(key, self.slots_released).saturating_sub(self.connections[key].slots_used)
     }
 
     fn sweep(&mut self, at: u64) {

@@ -52,7 +52,7 @@ impl BuffersCheckpoint<'_> {
                 if self.delay_until != RelativeTime::NEVER && delay > RelativeTime::ZERO {
                     buffers.start_delay(self.delay_until.min(delay).to_instant(stored_at));
                     if self.delay_until <= RelativeTime::ZERO {
-                        buffers.end_delay();
+                        buffers.mark_delay_over();
                     }
                 }
             }

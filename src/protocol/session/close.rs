@@ -56,7 +56,7 @@ impl Session {
         if matches!(self.phase, Phase::Open | Phase::HalfClosed(_)) {
             self.framer = Framer::default();
             self.take_message();
-            self.cancel_delay();
+            self.leave_delay();
             self.phase = Phase::Stopping(verdict, self.final_reply_deadline(now));
             self.update_phase(now);
         }

@@ -21,7 +21,7 @@ impl Session {
             return;
         }
         let Some(verdict) = verdict else {
-            self.buffers_mut(now).end_delay();
+            self.buffers_mut(now).mark_delay_over();
             // Another one may be over as well.
             return self.handle_timeout(now);
         };

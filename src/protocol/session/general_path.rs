@@ -87,7 +87,7 @@ impl Session {
         if !buffers.outbound.is_empty() || buffers.is_delayed(now) {
             return;
         }
-        buffers.cancel_delay();
+        buffers.leave_delay();
         if !self.retry_log(outlet) {
             return;
         }
@@ -210,8 +210,8 @@ impl Session {
         })
     }
 
-    /// Extends the deadline by the time since `since`, in which a message waited for the log: the peer did not take
-    /// this time. Some of it may have passed before the session was stopped.
+    /// Extends the deadline by the time since `since`, in which a message waited for the log: the peer did not cause that
+    /// wait. The deadline is capped, since some of the wait may lie before the session was stopped.
     pub(super) fn exclude_log_wait(&mut self, since: Instant, now: Instant) {
         let final_reply_deadline = self.final_reply_deadline(now);
         if let Phase::Stopping(_, until) = &mut self.phase {

@@ -10,6 +10,7 @@ use proptest::sample::select;
 use super::oracle::{PATTERNS, config, some_rules};
 use super::simulation::millis;
 use crate::protocol::reply::READ_SIZE;
+use crate::protocol::rules::{LogMessages, Rules, TimeSpan};
 use crate::protocol::{Outlet, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 
 /// Everything that can be called, whether it is wanted or not.
@@ -128,4 +129,22 @@ pub(super) fn run_to_close(mut session: Session, mut now: Instant, scratch: &mut
     assert_eq!(session.wants(), Want::Close, "{:?}", session.verdict());
     assert!(session.verdict().is_some());
     assert_eq!(session.memory(), 0);
+}
+
+/// Input that comes although the session does not want it ends the delay: a message that then waits for the log must not
+/// wait for the delay as well, since nothing would wake the session for that.
+#[test]
+fn a_message_that_waits_for_the_log_does_not_wait_for_a_delay_too() {
+    #[expect(clippy::disallowed_methods, reason = "an instant to count from")]
+    let now = Instant::now();
+    let reply_delay = TimeSpan::new(Duration::from_secs(2), "2s");
+    let rules = Rules { reply_delay, log_messages: LogMessages::Full, ..Rules::default() };
+    let (mut session, mut scratch) = (Session::new(Arc::new(rules), now), Scratch::new());
+    for (message, log_accepts, wants) in [(b"a\t", usize::MAX, Want::Delay), (b"b\t", 0, Want::Log)] {
+        scratch.input_room()[..2].copy_from_slice(message);
+        session.receive(now, &mut scratch, 2, &mut LimitedOutlet(usize::MAX, log_accepts));
+        assert_eq!(session.wants(), wants);
+    }
+    session.process_buffers(now, &mut scratch, &mut LimitedOutlet(usize::MAX, usize::MAX));
+    assert_eq!((session.wants(), session.totals().messages), (Want::Delay, 2));
 }

@@ -16,7 +16,7 @@ use crate::protocol::session::Totals;
 use crate::server::accept::{Dispatcher, Listener, ListenerHandle};
 use crate::server::admission::Source;
 use crate::server::connection::clock;
-use crate::server::event::{Event, Message};
+use crate::server::event::{Event, ReceivedMessage};
 use crate::server::packets;
 use crate::server::packets::datagram_socket::{Datagram, DatagramSocket, ReplyTo};
 use crate::server::packets::drop_log::{DropLog, DropReport};
@@ -73,7 +73,7 @@ impl DatagramServer {
                 AcceptMode::Probe => status.send_modify(|status| status.record_probe(self.socket.has_datagram())),
                 AcceptMode::Stop => break Ok(()),
             }
-            let due = self.drop_log.next_deadline();
+            let due = self.drop_log.next_report_at();
             tokio::select! {
                 biased;
                 changed = mode.changed() => {
@@ -166,7 +166,7 @@ impl DatagramServer {
         let message = &self.buffer[..len];
         // Those that come meanwhile wait in the kernel.
         packets::log(
-            Message { connection_id: None, listener: &listener.name, peer, bytes: message },
+            ReceivedMessage { connection_id: None, listener: &listener.name, peer, bytes: message },
             listener,
             &self.worker.sink,
         )

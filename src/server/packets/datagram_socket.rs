@@ -287,14 +287,14 @@ mod tests {
     struct NoMessages;
 
     impl MessageLog for NoMessages {
-        fn try_append(&self, _: event::Message<'_>, _: &Waker) -> bool {
+        fn try_append(&self, _: event::ReceivedMessage<'_>, _: &Waker) -> bool {
             true
         }
     }
 
     /// Only with another machine could a datagram come from one, so the socket is asked directly.
     #[test]
-    fn addresses_of_this_machine_are_told_from_others() {
+    fn addresses_of_this_machine_are_recognized() {
         let sink = EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoMessages) };
         let thread = WorkerThread::start(0, &sink).unwrap();
         for (bound, own, remote) in [

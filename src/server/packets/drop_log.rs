@@ -48,7 +48,7 @@ impl DropLog {
     }
 
     /// Returns when [`DropLog::take_due`] may have reports.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_report_at(&self) -> Option<Instant> {
         self.0.iter().filter_map(|counter| counter.suppressed_until).min()
     }
 
@@ -97,12 +97,12 @@ mod tests {
     fn the_first_drop_is_reported_at_once_and_later_ones_together() {
         let (mut log, start) = (DropLog::new(), clock());
         let cause = DropCause::Rate;
-        assert_eq!(log.next_deadline(), None);
+        assert_eq!(log.next_report_at(), None);
         assert_eq!(log.record(cause, peer(1), start), Some(DropReport { cause, count: 1, last_peer: peer(1) }));
         for port in 2..1000 {
             assert_eq!(log.record(cause, peer(port), start), None);
         }
-        assert_eq!(log.next_deadline(), Some(start + REPORT_INTERVAL));
+        assert_eq!(log.next_report_at(), Some(start + REPORT_INTERVAL));
         assert_eq!(log.take_due(start + REPORT_INTERVAL - Duration::from_millis(1)), []);
         assert_eq!(log.take_due(start + REPORT_INTERVAL), [DropReport { cause, count: 998, last_peer: peer(999) }]);
         // As long as there are more, once in an interval.
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(log.take_due(start + 2 * REPORT_INTERVAL), [DropReport { cause, count: 1, last_peer: peer(7) }]);
         // An interval without any, and the next is the first again.
         assert_eq!(log.take_due(start + 3 * REPORT_INTERVAL), []);
-        assert_eq!(log.next_deadline(), None);
+        assert_eq!(log.next_report_at(), None);
         assert!(log.record(cause, peer(8), start + 3 * REPORT_INTERVAL).is_some());
     }
 

@@ -21,16 +21,16 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use super::accept::Listener;
-use super::event::{Event, Message, summary};
+use super::event::{Event, ReceivedMessage, summary};
 use super::worker::EventSink;
 use crate::protocol::rules::LogMessages;
 
 /// Logs a message of this listener, if it logs messages. Waits for the lossless log, however long it takes.
-pub(crate) async fn log(message: Message<'_>, listener: &Listener, sink: &EventSink) {
+pub(crate) async fn log(message: ReceivedMessage<'_>, listener: &Listener, sink: &EventSink) {
     match listener.settings.rules.log_messages {
         LogMessages::Off => {}
         LogMessages::Summary => {
-            let Message { connection_id, peer, bytes, .. } = message;
+            let ReceivedMessage { connection_id, peer, bytes, .. } = message;
             let (listener, text) = (Arc::clone(&listener.name), summary(bytes));
             (sink.handle_event)(Event::Message { connection_id, listener, peer, text });
         }

@@ -20,9 +20,9 @@ use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
 use crate::protocol::session::{FINAL_REPLY_TIMEOUT, LINGER, LINGER_BYTES, Totals};
 use crate::server::admission::Permit;
 use crate::server::connection::{ConnectionInfo, clock};
-use crate::server::event::{Event, Message};
+use crate::server::event::{Event, ReceivedMessage};
 use crate::server::packets;
-use crate::server::worker::{Shutdown, Worker};
+use crate::server::worker::{StopRequest, Worker};
 
 /// How many packets are taken and dropped at most before a socket is closed: more than wait, unless there are ever new
 /// ones.
@@ -42,7 +42,7 @@ pub(crate) struct SeqpacketConnection {
     /// Why it ended. Without a reason, it is we who stop before it was done.
     verdict: Verdict,
     /// Whether something that was sent was not taken in time.
-    peer_stalled: bool,
+    send_abandoned: bool,
 }
 
 /// A deadline, and what passing it comes to.
@@ -66,7 +66,7 @@ impl SeqpacketConnection {
             last_packet: now,
             totals: Totals::default(),
             verdict: Verdict::Shutdown,
-            peer_stalled: false,
+            send_abandoned: false,
         })
     }
 
@@ -102,7 +102,7 @@ impl SeqpacketConnection {
     async fn exchange(&mut self) -> Result<(), Verdict> {
         let message = self.next_message().await?;
         let ConnectionInfo { id, ref listener, peer } = self.info;
-        let logged = Message { connection_id: Some(id), listener: &listener.name, peer, bytes: &message };
+        let logged = ReceivedMessage { connection_id: Some(id), listener: &listener.name, peer, bytes: &message };
         packets::log(logged, listener, &self.worker.sink).await;
         let before = self.totals;
         self.totals.messages += 1;
@@ -128,7 +128,7 @@ impl SeqpacketConnection {
         let lifetime = deadline_after(self.opened, self.deadlines().lifetime.as_ref(), Verdict::Lifetime);
         tokio::select! {
             biased;
-            () = self.worker.shutdown_requested(Shutdown::Graceful) => return Err(Verdict::Shutdown),
+            () = self.worker.stop_requested(StopRequest::Graceful) => return Err(Verdict::Shutdown),
             verdict = expired(lifetime) => return Err(verdict),
             () = time::sleep(delay) => {}
         }
@@ -145,7 +145,7 @@ impl SeqpacketConnection {
         loop {
             tokio::select! {
                 biased;
-                () = self.worker.shutdown_requested(Shutdown::Graceful) => return Err(Verdict::Shutdown),
+                () = self.worker.stop_requested(StopRequest::Graceful) => return Err(Verdict::Shutdown),
                 verdict = expired(deadline) => return Err(verdict),
                 ready = self.socket.readable() => ready.map_err(|_| Verdict::Shutdown)?,
             }
@@ -199,11 +199,11 @@ impl SeqpacketConnection {
             tokio::select! {
                 biased;
                 verdict = expired(deadline) => {
-                    self.peer_stalled = true;
+                    self.send_abandoned = true;
                     return Err(verdict);
                 }
-                () = self.worker.shutdown_requested(Shutdown::Immediate) => {
-                    self.peer_stalled = true;
+                () = self.worker.stop_requested(StopRequest::Immediate) => {
+                    self.send_abandoned = true;
                     return Err(Verdict::Shutdown);
                 }
                 ready = self.socket.writable() => ready.map_err(|_| Verdict::Shutdown)?,
@@ -215,7 +215,7 @@ impl SeqpacketConnection {
     /// gets neither.
     async fn close(&mut self) {
         let before = self.totals;
-        if let Some(final_reply) = packet::final_reply(self.rules(), self.verdict).filter(|_| !self.peer_stalled) {
+        if let Some(final_reply) = packet::final_reply(self.rules(), self.verdict).filter(|_| !self.send_abandoned) {
             let deadline = Some((clock() + self.final_reply_timeout(), self.verdict));
             // If it cannot be sent, there is no other way to report it to the peer.
             let _ = self.send(&[&final_reply, &[]], deadline).await;
@@ -223,7 +223,7 @@ impl SeqpacketConnection {
         self.worker.counters.count_totals(before, self.totals);
         let silence = clock().saturating_duration_since(self.last_packet);
         // After a while of silence, nothing is on its way.
-        if !self.peer_stalled && silence < LINGER {
+        if !self.send_abandoned && silence < LINGER {
             // A peer that is gone does not mind; the next read says so.
             let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
             self.linger().await;
@@ -238,7 +238,7 @@ impl SeqpacketConnection {
             tokio::select! {
                 biased;
                 _ = expired(Some((until, self.verdict))) => return,
-                () = self.worker.shutdown_requested(Shutdown::Immediate) => return,
+                () = self.worker.stop_requested(StopRequest::Immediate) => return,
                 ready = self.socket.readable() => if ready.is_err() { return },
             }
             match self.socket.try_io(Interest::READABLE, || seqpacket_socket::discard_next(&self.socket)) {

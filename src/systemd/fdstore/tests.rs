@@ -21,13 +21,13 @@ fn connect(count: usize) -> (Vec<StoredConnection>, Vec<UnixStream>) {
     may_open(4 * count);
     let pair = |number: usize| {
         let (ours, theirs) = UnixStream::pair().expect("there are enough descriptors");
-        (StoredConnection { socket: ours.into(), snapshot: state(number) }, theirs)
+        (StoredConnection { socket: ours.into(), snapshot: snapshot(number) }, theirs)
     };
     (0..count).map(pair).unzip()
 }
 
 /// Of different lengths, also none.
-fn state(number: usize) -> Vec<u8> {
+fn snapshot(number: usize) -> Vec<u8> {
     format!("{number},").repeat(number % 7).into_bytes()
 }
 
@@ -61,7 +61,7 @@ fn packed_whole(connections: Vec<StoredConnection>) -> Vec<OwnedFd> {
 fn expect_connected(connections: Vec<StoredConnection>, peers: &mut [UnixStream], first: usize) {
     assert_eq!(connections.len(), peers.len());
     for (number, (connection, peer)) in (first..).zip(connections.into_iter().zip(peers)) {
-        assert_eq!(connection.snapshot, state(number));
+        assert_eq!(connection.snapshot, snapshot(number));
         let mut connection = UnixStream::from(connection.socket);
         connection.write_all(&number.to_le_bytes()).unwrap();
         let mut came = [0; 8];
@@ -109,7 +109,7 @@ fn connections_of_every_socket_family_are_stored() {
     }
     peers.push(UnixStream::connect(&path).unwrap());
     connections.push(unix.accept().unwrap().0.into());
-    let connection = |(number, socket)| StoredConnection { socket, snapshot: state(number) };
+    let connection = |(number, socket)| StoredConnection { socket, snapshot: snapshot(number) };
     let unpacked = unpack(packed_whole(connections.into_iter().enumerate().map(connection).collect()));
     assert_eq!(unpacked.problems, [""; 0]);
     expect_connected(unpacked.connections, &mut peers, 0);
@@ -133,7 +133,7 @@ fn connections_that_closed_meanwhile_are_unpacked_as_connections() {
 }
 
 #[test]
-fn large_states_come_back_whole() {
+fn large_snapshots_are_unpacked_whole() {
     let large = |byte: u8| vec![byte; 5_000_000];
     let (mut connections, _peers) = connect(3);
     for (connection, byte) in connections.iter_mut().zip(0..) {

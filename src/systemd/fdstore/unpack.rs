@@ -101,12 +101,13 @@ fn read_manifest(bundle: &OwnedFd) -> Result<Manifest, String> {
         return Err("it does not begin with sealed memory".to_owned());
     }
     let mut file = File::from(memory);
-    let mut rewind = || {
+    let mut rewind_and_measure = || {
         let metadata = file.metadata()?;
         file.rewind()?;
         Ok((metadata.len(), metadata.blocks()))
     };
-    let (length, blocks) = rewind().map_err(|error: std::io::Error| format!("its manifest cannot be read: {error}"))?;
+    let (length, blocks) =
+        rewind_and_measure().map_err(|error: std::io::Error| format!("its manifest cannot be read: {error}"))?;
     // What has holes may be longer than there is memory.
     if blocks.saturating_mul(512) < length {
         return Err("its manifest has holes".to_owned());

@@ -50,7 +50,7 @@ const WAKE_ALL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A message to append.
 #[derive(Clone, Copy)]
-pub struct PeerMessage<'a> {
+pub struct ReceivedMessage<'a> {
     /// CONNECTION, where there is one.
     pub connection_id: Option<u64>,
     /// LISTENER.
@@ -140,7 +140,7 @@ impl LosslessLog {
     /// Appends a message, which will be written. Returns `false` if there is no room for it now; then `waker` is woken
     /// when it makes sense to try again. Never waits.
     #[must_use]
-    pub fn try_append(&self, message: PeerMessage<'_>, waker: &Waker) -> bool {
+    pub fn try_append(&self, message: ReceivedMessage<'_>, waker: &Waker) -> bool {
         let appended = self.queue.reserve(message.bytes.len(), waker);
         let mut state = self.queue.state();
         if appended {
@@ -176,8 +176,8 @@ impl LosslessWriter {
 impl LosslessQueue {
     /// Starts the thread that writes. If that fails, the next call of `try_append` tries it again.
     fn spawn_writer(self: &Arc<Self>, state: &mut LosslessState) {
-        let shared = Arc::clone(self);
-        match thread::Builder::new().name("messages".to_owned()).spawn(move || shared.run()) {
+        let queue = Arc::clone(self);
+        match thread::Builder::new().name("messages".to_owned()).spawn(move || queue.run()) {
             Ok(thread) => state.thread = Some(thread),
             Err(error) if !mem::replace(&mut state.spawn_failed, true) => {
                 let text = format!("cannot start the thread that writes messages of peers: {error}; they wait");

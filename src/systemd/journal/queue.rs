@@ -68,10 +68,10 @@ impl LogQueue {
             return true;
         }
         let mut state = self.state();
-        match state.counts.iter_mut().find(|count| count.kind.message_id == kind.message_id) {
-            Some(count) => {
-                count.count += 1;
-                count.count <= BURST
+        match state.counts.iter_mut().find(|counts| counts.kind.message_id == kind.message_id) {
+            Some(counts) => {
+                counts.count += 1;
+                counts.count <= BURST
             }
             None => {
                 state.counts.push(KindCount { kind, priority, count: 1 });
@@ -112,8 +112,8 @@ impl LogQueue {
                 let text = format!("{lost} entries were left out here, the log was too slow");
                 return WriterTask::Report(LOST, Priority::Warning, text);
             }
-            if let Some(KindCount { kind, priority, count }) = state.suppressed.pop() {
-                let (suppressed, time) = (count - BURST, self.interval.as_secs());
+            if let Some(KindCount { kind, priority, count: counts }) = state.suppressed.pop() {
+                let (suppressed, time) = (counts - BURST, self.interval.as_secs());
                 let text = format!(
                     "{suppressed} more entries of the kind {} were left out: only {BURST} of a kind are logged in {time}s",
                     kind.name
@@ -128,9 +128,9 @@ impl LogQueue {
                 || state.closing && state.queued.is_empty();
             if ended && !state.counts.is_empty() {
                 state.interval_ends = None;
-                let mut count = std::mem::take(&mut state.counts);
-                count.retain(|count| count.count > BURST);
-                state.suppressed = count;
+                let mut counts = std::mem::take(&mut state.counts);
+                counts.retain(|counts| counts.count > BURST);
+                state.suppressed = counts;
                 continue;
             }
             if let Some(queued) = state.queued.pop_front() {

@@ -97,14 +97,14 @@ fn forge(forgery: &str, connections: Vec<StoredConnection>, listener: BorrowedFd
         "none" => {}
         "truncated" => manifest.missing_bytes = 3,
         "damaged" => {
-            let half = manifest.entries[last - 1].state.len() / 2;
-            manifest.entries[last - 1].state.truncate(half);
-            manifest.entries[last].state.fill(0xff);
+            let half = manifest.entries[last - 1].snapshot.len() / 2;
+            manifest.entries[last - 1].snapshot.truncate(half);
+            manifest.entries[last].snapshot.fill(0xff);
         }
         "later-manifest" => manifest.version = 99,
-        "first-snapshot" => manifest.entries.iter_mut().for_each(|entry| entry.state = FIRST_SNAPSHOT.to_vec()),
+        "first-snapshot" => manifest.entries.iter_mut().for_each(|entry| entry.snapshot = FIRST_SNAPSHOT.to_vec()),
         // Its first two bytes are its version.
-        "later-snapshot" => manifest.entries[last].state[..2].copy_from_slice(&[0, 99]),
+        "later-snapshot" => manifest.entries[last].snapshot[..2].copy_from_slice(&[0, 99]),
         "forged" => {
             // A socket that is no connection, an entry without a socket, and one connection twice.
             manifest.entries[last].cookie = sockopt::socket_cookie(listener).expect("it is a socket");
@@ -115,7 +115,7 @@ fn forge(forgery: &str, connections: Vec<StoredConnection>, listener: BorrowedFd
         "holes" => manifest.sparse = true,
         "empty" => return vec![("handover", bundle(&[]))],
         "foreign" => {
-            let text = sealed(b"this is no list of connections, but something else entirely", 0);
+            let text = sealed(b"this is not a manifest of connections, but something else", 0);
             let stream = || OwnedFd::from(UnixStream::pair().expect("it can be made").0);
             let file = File::open("/proc/self/stat").expect("it can be read");
             return vec![
@@ -144,7 +144,7 @@ struct Manifest {
 
 struct Entry {
     cookie: u64,
-    state: Vec<u8>,
+    snapshot: Vec<u8>,
 }
 
 impl Manifest {
@@ -153,7 +153,7 @@ impl Manifest {
             |connection: &StoredConnection| sockopt::socket_cookie(&connection.socket).expect("it is a socket");
         let entries = connections
             .iter()
-            .map(|connection| Entry { cookie: cookie(connection), state: connection.snapshot.clone() });
+            .map(|connection| Entry { cookie: cookie(connection), snapshot: connection.snapshot.clone() });
         Self { version: 1, entries: entries.collect(), missing_bytes: 0, sparse: false }
     }
 
@@ -164,10 +164,10 @@ impl Manifest {
         let time = clock_gettime(ClockId::Boottime);
         let nanoseconds = time.tv_sec * 1_000_000_000 + time.tv_nsec;
         bytes.extend(nanoseconds.to_be_bytes());
-        for Entry { cookie, state } in self.entries {
+        for Entry { cookie, snapshot } in self.entries {
             bytes.extend(cookie.to_be_bytes());
-            bytes.extend((state.len() as u64).to_be_bytes());
-            bytes.extend(state);
+            bytes.extend((snapshot.len() as u64).to_be_bytes());
+            bytes.extend(snapshot);
         }
         bytes.truncate(bytes.len() - self.missing_bytes);
         sealed(&bytes, if self.sparse { 1 << 40 } else { 0 })

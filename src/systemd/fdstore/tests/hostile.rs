@@ -52,12 +52,12 @@ fn memory(bytes: &[u8], seals: SealFlags) -> OwnedFd {
 }
 
 /// Returns the manifest of these connections.
-fn manifest_of<'a>(items: impl IntoIterator<Item = &'a StoredConnection>) -> Vec<u8> {
+fn manifest_of<'a>(connections: impl IntoIterator<Item = &'a StoredConnection>) -> Vec<u8> {
     let entry = |connection: &'a StoredConnection| Entry {
         cookie: sockopt::socket_cookie(&connection.socket).unwrap(),
         snapshot: &*connection.snapshot,
     };
-    let lines: Vec<_> = items.into_iter().map(entry).collect();
+    let lines: Vec<_> = connections.into_iter().map(entry).collect();
     let mut bytes = Vec::new();
     manifest::write(&mut bytes, now(), lines.into_iter()).unwrap();
     bytes
@@ -65,21 +65,21 @@ fn manifest_of<'a>(items: impl IntoIterator<Item = &'a StoredConnection>) -> Vec
 
 /// Unpacks these connections with these bytes as their manifest. Returns how many of them were unpacked, and the
 /// problems.
-fn unpack_with_manifest(bytes: &[u8], items: &[StoredConnection]) -> (usize, Vec<String>) {
+fn unpack_with_manifest(bytes: &[u8], connections: &[StoredConnection]) -> (usize, Vec<String>) {
     let manifest = memory(bytes, SEALED);
-    let sockets: Vec<_> = items.iter().map(|connection| connection.socket.as_fd()).collect();
-    let (items, problems) = problems(bundle_of(&[&[manifest.as_fd()], &sockets]).0);
-    (items.len(), problems)
+    let sockets: Vec<_> = connections.iter().map(|connection| connection.socket.as_fd()).collect();
+    let (connections, problems) = problems(bundle_of(&[&[manifest.as_fd()], &sockets]).0);
+    (connections.len(), problems)
 }
 
 #[test]
 fn a_bundle_can_be_unpacked_only_once() {
-    let (items, mut peers) = connect(2);
-    let bundles = packed_whole(items);
+    let (connections, mut peers) = connect(2);
+    let bundles = packed_whole(connections);
     let again = bundles[0].try_clone().unwrap();
     expect_connected(unpack(bundles).connections, &mut peers, 0);
-    let (items, said) = problems(again);
-    assert!(items.is_empty());
+    let (connections, said) = problems(again);
+    assert!(connections.is_empty());
     assert_eq!(said, ["it is empty; all that is in it is closed"]);
 }
 
@@ -87,66 +87,66 @@ fn a_bundle_can_be_unpacked_only_once() {
 fn unpacking_does_not_wait_for_another_holder_of_the_bundle() {
     let (bundle, _sending) = bundle_of(&[]);
     assert_eq!(problems(bundle).1, ["it is empty; all that is in it is closed"]);
-    let (items, mut peers) = connect(3);
-    let manifest = memory(&manifest_of(&items), SEALED);
-    let (bundle, _sending) = bundle_of(&[&[manifest.as_fd()], &[items[0].socket.as_fd()]]);
-    drop(items);
-    let (items, said) = problems(bundle);
+    let (connections, mut peers) = connect(3);
+    let manifest = memory(&manifest_of(&connections), SEALED);
+    let (bundle, _sending) = bundle_of(&[&[manifest.as_fd()], &[connections[0].socket.as_fd()]]);
+    drop(connections);
+    let (connections, said) = problems(bundle);
     assert_eq!(said, ["2 connections in its manifest are not in it"]);
-    expect_connected(items, &mut peers[..1], 0);
+    expect_connected(connections, &mut peers[..1], 0);
     assert!(peers[1..].iter_mut().all(closed));
 }
 
 #[test]
 fn the_order_of_connections_does_not_matter() {
-    let (items, mut peers) = connect(20);
-    let manifest = memory(&manifest_of(items.iter().rev()), SEALED);
-    let messages: Vec<_> = items.iter().map(|connection| [connection.socket.as_fd()]).collect();
+    let (connections, mut peers) = connect(20);
+    let manifest = memory(&manifest_of(connections.iter().rev()), SEALED);
+    let messages: Vec<_> = connections.iter().map(|connection| [connection.socket.as_fd()]).collect();
     let messages: Vec<&[_]> = messages.iter().map(|message| &message[..]).collect();
-    let (items, said) = problems(bundle_of(&[&[&[manifest.as_fd()][..]], &messages[..]].concat()).0);
+    let (connections, said) = problems(bundle_of(&[&[&[manifest.as_fd()][..]], &messages[..]].concat()).0);
     assert_eq!(said, [""; 0]);
-    expect_connected(items, &mut peers, 0);
+    expect_connected(connections, &mut peers, 0);
 }
 
 #[test]
 fn unlisted_and_missing_connections_are_reported_and_the_others_unpacked() {
-    let (items, mut peers) = connect(10);
+    let (connections, mut peers) = connect(10);
     // The first has no descriptor, the last has no entry.
-    let manifest = memory(&manifest_of(&items[..9]), SEALED);
-    let sockets: Vec<_> = items[1..].iter().map(|connection| connection.socket.as_fd()).collect();
+    let manifest = memory(&manifest_of(&connections[..9]), SEALED);
+    let sockets: Vec<_> = connections[1..].iter().map(|connection| connection.socket.as_fd()).collect();
     let (bundle, _) = bundle_of(&[&[manifest.as_fd()], &sockets]);
-    drop(items);
-    let (items, said) = problems(bundle);
+    drop(connections);
+    let (connections, said) = problems(bundle);
     assert_eq!(
         said,
         ["1 descriptors in it are not in its manifest, closed", "1 connections in its manifest are not in it"]
     );
-    expect_connected(items, &mut peers[1..9], 1);
+    expect_connected(connections, &mut peers[1..9], 1);
     assert!(closed(&mut peers[0]) && closed(&mut peers[9]));
 }
 
 #[test]
-fn more_messages_than_lines_are_not_read() {
-    let (items, mut peers) = connect(5);
-    let manifest = memory(&manifest_of(&items[..1]), SEALED);
-    let messages: Vec<_> = items.iter().map(|connection| [connection.socket.as_fd()]).collect();
+fn no_more_messages_are_read_than_the_manifest_has_entries() {
+    let (connections, mut peers) = connect(5);
+    let manifest = memory(&manifest_of(&connections[..1]), SEALED);
+    let messages: Vec<_> = connections.iter().map(|connection| [connection.socket.as_fd()]).collect();
     let messages: Vec<&[_]> = messages.iter().map(|message| &message[..]).collect();
     let (bundle, _) = bundle_of(&[&[&[manifest.as_fd()][..]], &messages[..]].concat());
-    drop(items);
-    let (items, said) = problems(bundle);
+    drop(connections);
+    let (connections, said) = problems(bundle);
     assert_eq!(said, ["1 descriptors in it are not in its manifest, closed"]);
-    expect_connected(items, &mut peers[..1], 0);
+    expect_connected(connections, &mut peers[..1], 0);
     assert!(peers[1..].iter_mut().all(closed));
 }
 
 #[test]
 fn duplicate_connections_are_unpacked_once() {
-    let (items, mut peers) = connect(1);
-    let manifest = memory(&manifest_of([&items[0], &items[0]]), SEALED);
-    let twice = [items[0].socket.as_fd(), items[0].socket.as_fd()];
-    let (items, said) = problems(bundle_of(&[&[manifest.as_fd()], &twice]).0);
+    let (connections, mut peers) = connect(1);
+    let manifest = memory(&manifest_of([&connections[0], &connections[0]]), SEALED);
+    let twice = [connections[0].socket.as_fd(), connections[0].socket.as_fd()];
+    let (connections, said) = problems(bundle_of(&[&[manifest.as_fd()], &twice]).0);
     assert_eq!(said, ["1 descriptors in it are not in its manifest, closed"]);
-    expect_connected(items, &mut peers, 0);
+    expect_connected(connections, &mut peers, 0);
 }
 
 #[test]
@@ -164,11 +164,11 @@ fn descriptors_that_are_not_connections_are_closed() {
         rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap(),
         std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(),
     ];
-    let items = sockets.map(|socket| StoredConnection { socket, snapshot: Vec::new() });
-    let (restored, said) = unpack_with_manifest(&manifest_of(&items), &items);
+    let connections = sockets.map(|socket| StoredConnection { socket, snapshot: Vec::new() });
+    let (restored, said) = unpack_with_manifest(&manifest_of(&connections), &connections);
     assert_eq!((restored, said), (1, vec!["6 descriptors in it are no connections, closed".to_owned()]));
     // What is no socket has no cookie.
-    let manifest = memory(&manifest_of(&items[..1]), SEALED);
+    let manifest = memory(&manifest_of(&connections[..1]), SEALED);
     let (restored, said) = problems(bundle_of(&[&[manifest.as_fd()], &[manifest.as_fd()]]).0);
     assert_eq!(restored.len(), 0);
     assert_eq!(
@@ -179,9 +179,9 @@ fn descriptors_that_are_not_connections_are_closed() {
 
 #[test]
 fn a_bundle_without_a_manifest_is_closed() {
-    let (items, mut peers) = connect(4);
-    let sockets: Vec<_> = items.iter().map(|connection| connection.socket.as_fd()).collect();
-    let manifest = memory(&manifest_of(&items), SEALED);
+    let (connections, mut peers) = connect(4);
+    let sockets: Vec<_> = connections.iter().map(|connection| connection.socket.as_fd()).collect();
+    let manifest = memory(&manifest_of(&connections), SEALED);
     let file = tempfile::tempfile().unwrap();
     for (first, expected) in [
         (&[][..], "it does not begin with its manifest"),
@@ -190,20 +190,20 @@ fn a_bundle_without_a_manifest_is_closed() {
         (&[sockets[0]], "it does not begin with sealed memory"),
         (&[file.as_fd()], "it does not begin with sealed memory"),
     ] {
-        let (items, said) = problems(bundle_of(&[first, &sockets]).0);
-        assert!(items.is_empty());
+        let (connections, said) = problems(bundle_of(&[first, &sockets]).0);
+        assert!(connections.is_empty());
         assert_eq!(said, [format!("{expected}; all that is in it is closed")]);
     }
-    drop(items);
+    drop(connections);
     assert!(peers.iter_mut().all(closed));
 }
 
 #[test]
 fn a_manifest_that_is_not_sealed_is_not_read() {
-    let (items, _peers) = connect(1);
-    let sockets = [items[0].socket.as_fd()];
+    let (connections, _peers) = connect(1);
+    let sockets = [connections[0].socket.as_fd()];
     for missing in [SealFlags::WRITE, SealFlags::GROW, SealFlags::SHRINK] {
-        let manifest = memory(&manifest_of(&items), SEALED.difference(missing));
+        let manifest = memory(&manifest_of(&connections), SEALED.difference(missing));
         let (_, said) = problems(bundle_of(&[&[manifest.as_fd()], &sockets]).0);
         assert_eq!(said, ["it does not begin with sealed memory; all that is in it is closed"]);
     }
@@ -211,32 +211,32 @@ fn a_manifest_that_is_not_sealed_is_not_read() {
 
 #[test]
 fn a_manifest_is_read_from_its_start_whatever_its_offset() {
-    let (items, mut peers) = connect(3);
-    let mut manifest = std::fs::File::from(memory(&manifest_of(&items), SEALED));
-    let sockets: Vec<_> = items.iter().map(|connection| connection.socket.as_fd()).collect();
+    let (connections, mut peers) = connect(3);
+    let mut manifest = std::fs::File::from(memory(&manifest_of(&connections), SEALED));
+    let sockets: Vec<_> = connections.iter().map(|connection| connection.socket.as_fd()).collect();
     manifest.seek(SeekFrom::Start(20)).unwrap();
-    let (items, said) = problems(bundle_of(&[&[manifest.as_fd()], &sockets]).0);
+    let (connections, said) = problems(bundle_of(&[&[manifest.as_fd()], &sockets]).0);
     assert_eq!(said, [""; 0]);
-    expect_connected(items, &mut peers, 0);
+    expect_connected(connections, &mut peers, 0);
 }
 
 #[test]
 fn a_sparse_manifest_is_not_read() {
-    let (items, _peers) = connect(1);
-    let mut bytes = manifest_of(&items);
+    let (connections, _peers) = connect(1);
+    let mut bytes = manifest_of(&connections);
     // The length of the first snapshot: everything that follows.
     bytes[40..48].copy_from_slice(&((1 << 40) - 48_u64).to_be_bytes());
     let manifest = std::fs::File::from(memory(&bytes, SealFlags::empty()));
     manifest.set_len(1 << 40).unwrap();
     fcntl_add_seals(&manifest, SEALED).unwrap();
-    let (_, said) = problems(bundle_of(&[&[manifest.as_fd()], &[items[0].socket.as_fd()]]).0);
+    let (_, said) = problems(bundle_of(&[&[manifest.as_fd()], &[connections[0].socket.as_fd()]]).0);
     assert_eq!(said, ["its manifest has holes; all that is in it is closed"]);
 }
 
 #[test]
 fn foreign_and_later_manifests_are_rejected() {
-    let (items, _peers) = connect(2);
-    let good = manifest_of(&items);
+    let (connections, _peers) = connect(2);
+    let good = manifest_of(&connections);
     let mut foreign = good.clone();
     foreign[0] = b'E';
     let mut later = good.clone();
@@ -248,43 +248,44 @@ fn foreign_and_later_manifests_are_rejected() {
         (&good[..31], "its manifest is not one of echoed"),
         (&later, "its manifest has version 2, and this version of echoed knows 1 at most"),
     ] {
-        let found = unpack_with_manifest(bytes, &items);
+        let found = unpack_with_manifest(bytes, &connections);
         assert_eq!(found, (0, vec![format!("{expected}; all that is in it is closed")]));
     }
 }
 
 #[test]
 fn a_truncated_manifest_yields_its_whole_entries() {
-    let (items, _peers) = connect(5);
-    let good = manifest_of(&items);
+    let (connections, _peers) = connect(5);
+    let good = manifest_of(&connections);
     for length in 32..good.len() {
-        let (restored, said) = unpack_with_manifest(&good[..length], &items);
-        let end = |at: usize| manifest_of(&items[..at]).len();
+        let (restored, said) = unpack_with_manifest(&good[..length], &connections);
+        let end = |at: usize| manifest_of(&connections[..at]).len();
         let whole = (0..5).filter(|at| end(at + 1) <= length).count();
         assert_eq!(restored, whole, "{length}");
         assert_eq!(said[0], format!("its manifest is cut off; {whole} of 5 connections are known from it"));
         assert_eq!(said[1..], [format!("{} descriptors in it are not in its manifest, closed", 5 - whole)]);
     }
     let longer = [&good[..], b"more"].concat();
-    let (restored, said) = unpack_with_manifest(&longer, &items);
+    let (restored, said) = unpack_with_manifest(&longer, &connections);
     assert_eq!(restored, 5);
     assert_eq!(said, ["its manifest has 4 bytes after its end; 5 of 5 connections are known from it"]);
 }
 
 #[test]
-fn lengths_that_no_memory_has_are_not_believed() {
-    let (items, _peers) = connect(2);
+fn impossible_lengths_in_a_manifest_allocate_nothing() {
+    let (connections, _peers) = connect(2);
     for length in [1, u64::from(u32::MAX), u64::MAX / 2, u64::MAX] {
-        let mut bytes = manifest_of(&items);
-        let last = bytes.len() - 8 - items[1].snapshot.len();
-        bytes[last..last + 8].copy_from_slice(&(items[1].snapshot.len() as u64).saturating_add(length).to_be_bytes());
-        let (restored, said) = unpack_with_manifest(&bytes, &items);
+        let mut bytes = manifest_of(&connections);
+        let last = bytes.len() - 8 - connections[1].snapshot.len();
+        bytes[last..last + 8]
+            .copy_from_slice(&(connections[1].snapshot.len() as u64).saturating_add(length).to_be_bytes());
+        let (restored, said) = unpack_with_manifest(&bytes, &connections);
         assert_eq!(restored, 1, "{length}");
         assert_eq!(said[0], "its manifest is cut off; 1 of 2 connections are known from it");
     }
-    let mut bytes = manifest_of(&items);
+    let mut bytes = manifest_of(&connections);
     bytes[20..24].copy_from_slice(&u32::MAX.to_be_bytes());
-    let (restored, said) = unpack_with_manifest(&bytes, &items);
+    let (restored, said) = unpack_with_manifest(&bytes, &connections);
     assert_eq!(restored, 2);
     assert_eq!(said, ["its manifest is cut off; 2 of 4294967295 connections are known from it"]);
 }

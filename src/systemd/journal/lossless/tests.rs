@@ -62,8 +62,10 @@ fn set_up() -> Setup {
 impl Setup {
     fn try_append(&self, bytes: &[u8], waker: &Waker) -> bool {
         let listener = "echo".into();
-        self.messages
-            .try_append(PeerMessage { connection_id: Some(7), listener: &listener, peer: &"somebody", bytes }, waker)
+        self.messages.try_append(
+            ReceivedMessage { connection_id: Some(7), listener: &listener, peer: &"somebody", bytes },
+            waker,
+        )
     }
 
     fn text(&self) -> String {
@@ -273,7 +275,7 @@ fn without_the_journal_each_message_is_a_whole_line_even_with_partial_writes() {
     let (messages, writer) = open(LogTarget::Lines(Box::new(Tight(Arc::clone(&written), 0))), log);
     let listener = "echo".into();
     for bytes in ["two\nerror: lines\x1b[2J".as_bytes(), &[b'y'; 1000]] {
-        let message = PeerMessage { connection_id: Some(7), listener: &listener, peer: &"some\nbody", bytes };
+        let message = ReceivedMessage { connection_id: Some(7), listener: &listener, peer: &"some\nbody", bytes };
         assert!(messages.try_append(message, Waker::noop()));
     }
     assert_eq!(writer.close(None), 0);
