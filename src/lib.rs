@@ -28,6 +28,8 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "daemon")]
 pub mod config;
+#[cfg(any(feature = "daemon", feature = "client"))]
+mod escape;
 pub mod protocol;
 #[cfg(any(feature = "daemon", feature = "client"))]
 pub mod rlimit;

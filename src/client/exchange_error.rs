@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::connect::ConnectError;
 use super::input::InputError;
-use super::quote::{Escaped, MAX_QUOTED, Quoted, reason};
+use super::quote::{Cut, MAX_QUOTED, Quoted, reason};
 use crate::protocol::Delimiter;
 use crate::units::format_time;
 
@@ -106,7 +106,7 @@ impl fmt::Display for ExchangeError {
             }
             Self::UnexpectedReply { got } => write!(f, "got {}, which no message had asked for", Quoted(got)),
             Self::ServerError { text, other_delimiter } => {
-                write!(f, "the server says: {}", Escaped(text))?;
+                write!(f, "the server says: {}", Cut(text))?;
                 match other_delimiter {
                     Some(delimiter) => {
                         write!(f, " (and then not {delimiter:?}; does it use that delimiter, see --delimiter?)")

@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-/// Bytes as a JSON string (RFC 8259).
+use crate::escape::is_unsafe;
+
+/// Appends bytes as a JSON string (RFC 8259). What a terminal obeys or does not show becomes an escape; what is not UTF-8
+/// becomes U+FFFD.
 pub(super) fn push_json_string(line: &mut String, bytes: &[u8]) {
     line.push('"');
     for character in String::from_utf8_lossy(bytes).chars() {
@@ -12,8 +15,11 @@ pub(super) fn push_json_string(line: &mut String, bytes: &[u8]) {
             '\n' => line.push_str("\\n"),
             '\r' => line.push_str("\\r"),
             '\t' => line.push_str("\\t"),
-            '\0'..='\x1f' => {
-                let _ = write!(line, "\\u{:04x}", u32::from(character));
+            _ if is_unsafe(character) => {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    // Writing to a string cannot fail.
+                    let _ = write!(line, "\\u{unit:04x}");
+                }
             }
             _ => line.push(character),
         }

@@ -5,6 +5,8 @@ use std::io::{self, BufWriter, Write};
 use std::time::Duration;
 
 use super::json::push_json_string;
+use super::quote::write_escaped;
+use crate::escape::is_unsafe;
 
 /// A reply, right or wrong.
 #[derive(Debug, Clone, Copy)]
@@ -37,13 +39,14 @@ pub trait ReplySink {
 /// How replies are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// The bytes of the right ones, as they came, each on a line. The wrong one that ends the exchange is left to its
+    /// The bytes of the right ones, as they came, each on a line. (For a terminal, see [`TerminalWriter`].) The wrong one that ends the exchange is left to its
     /// error.
     Text,
     /// The bytes of the right ones, as they came, and nothing between them.
     Raw,
     /// An object for each, on a line: `{"reply":"server got:a","message":"a","ok":true,"rtt_us":57}`. What is not UTF-8
-    /// becomes U+FFFD. `message` and `rtt_us` are `null` where no reply was awaited.
+    /// becomes U+FFFD; what a terminal would obey or not show is escaped. `message` and `rtt_us` are `null` where no reply
+    /// was awaited.
     Json,
 }
 
@@ -79,6 +82,60 @@ impl<W: Write> ReplySink for Printer<W> {
     }
 }
 
+/// Writes text to a terminal. What the terminal would obey or not show becomes an escape (`\u{1b}`, `\xff`), except line
+/// feeds and tabs.
+#[derive(Debug)]
+pub struct TerminalWriter<W: Write> {
+    terminal: W,
+    /// The beginning of a character whose other bytes have not come.
+    partial: Vec<u8>,
+}
+
+impl<W: Write> TerminalWriter<W> {
+    /// Writes to `terminal`.
+    pub fn new(terminal: W) -> Self {
+        Self { terminal, partial: Vec::new() }
+    }
+
+    fn write_text(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut text = String::with_capacity(bytes.len());
+        // Writing to a string cannot fail.
+        let _ = write_escaped(&mut text, bytes, |c| !is_unsafe(c) || matches!(c, '\n' | '\t'));
+        self.terminal.write_all(text.as_bytes())
+    }
+}
+
+impl<W: Write> Write for TerminalWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut all = std::mem::take(&mut self.partial);
+        all.extend_from_slice(bytes);
+        self.partial = all.split_off(all.len() - incomplete_len(&all));
+        self.write_text(&all)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.terminal.flush()
+    }
+}
+
+impl<W: Write> Drop for TerminalWriter<W> {
+    fn drop(&mut self) {
+        // The other bytes have not come. An error has nowhere to go.
+        let partial = std::mem::take(&mut self.partial);
+        let _ = self.write_text(&partial).and_then(|()| self.terminal.flush());
+    }
+}
+
+/// Returns how many bytes at the end of `bytes` are the beginning of a character.
+fn incomplete_len(bytes: &[u8]) -> usize {
+    let is_incomplete = |len: &usize| {
+        std::str::from_utf8(&bytes[bytes.len() - len..])
+            .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+    };
+    (1..=bytes.len().min(3)).find(is_incomplete).unwrap_or(0)
+}
+
 fn format_json(reply: Reply<'_>) -> String {
     let mut line = String::with_capacity(64 + 2 * reply.bytes.len());
     line.push_str("{\"reply\":");
@@ -111,9 +168,12 @@ mod tests {
     fn json_escapes_a_reply_into_one_line() {
         for (bytes, string) in [
             (&b"aaaa"[..], r#""aaaa""#),
-            (b"\"\\/\n\r\t\0\x1f\x7f", "\"\\\"\\\\/\\n\\r\\t\\u0000\\u001f\x7f\""),
+            (b"\"\\/\n\r\t\0\x1f\x7f", "\"\\\"\\\\/\\n\\r\\t\\u0000\\u001f\\u007f\""),
             ("é😀".as_bytes(), r#""é😀""#),
             (b"a\xffb", "\"a\u{fffd}b\""),
+            (b"\x9b2J", "\"\u{fffd}2J\""),
+            ("\u{9b}2J\u{202e}\u{2028}\u{200b}".as_bytes(), r#""\u009b2J\u202e\u2028\u200b""#),
+            ("\u{e0041}".as_bytes(), r#""\udb40\udc41""#),
         ] {
             let reply =
                 Reply { bytes, message: Some(bytes), ok: true, round_trip: Some(Duration::from_micros(1_234_567)) };
@@ -127,5 +187,21 @@ mod tests {
         let reply = Reply { bytes: b"x", message: None, ok: false, round_trip: None };
         assert_eq!(print(Format::Json, reply), "{\"reply\":\"x\",\"message\":null,\"ok\":false,\"rtt_us\":null}\n");
         assert_eq!(print(Format::Text, reply), "");
+    }
+
+    #[test]
+    fn a_terminal_is_shown_escapes_however_the_text_is_cut() {
+        let text = "a\té日本😀\n\u{1b}[2J\u{9b}2J\u{202e}\u{200b}\r\n\\\"";
+        let bytes = [text.as_bytes(), b"\x9b\xff\xe6\x97"].concat();
+        let shown = "a\té日本😀\n\\u{1b}[2J\\u{9b}2J\\u{202e}\\u{200b}\\r\n\\\"\\x9b\\xff\\xe6\\x97";
+        for size in 1..=bytes.len() {
+            let mut output = Vec::new();
+            let mut writer = TerminalWriter::new(&mut output);
+            for piece in bytes.chunks(size) {
+                writer.write_all(piece).unwrap();
+            }
+            drop(writer);
+            assert_eq!(String::from_utf8(output).unwrap(), shown, "cut every {size}");
+        }
     }
 }

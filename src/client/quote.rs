@@ -1,7 +1,10 @@
-//! Quotations in our sentences: bytes are escaped, so that they stay on one line, and cut.
+//! Bytes of the other side as text: escaped, so that they stay on their line and a terminal does not obey them; in our
+//! sentences also cut.
 
 use std::fmt::{self, Write};
 use std::io;
+
+use crate::escape::is_unsafe;
 
 /// At most this many bytes of a quotation are shown.
 pub(super) const MAX_QUOTED: usize = 200;
@@ -20,24 +23,48 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
+/// Bytes without quotation marks; text as it is, the rest as escapes, at most [`MAX_QUOTED`] bytes of it.
+pub(super) struct Cut<'a>(pub(super) &'a [u8]);
+
+impl fmt::Display for Cut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.get(..MAX_QUOTED) {
+            Some(beginning) if self.0.len() > MAX_QUOTED => {
+                write!(f, "{}… ({} bytes)", Escaped(beginning), self.0.len())
+            }
+            _ => Escaped(self.0).fmt(f),
+        }
+    }
+}
+
 /// All of the bytes, escaped, without quotation marks.
-pub(super) struct Escaped<'a>(pub(super) &'a [u8]);
+struct Escaped<'a>(&'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for chunk in self.0.utf8_chunks() {
-            for character in chunk.valid().chars() {
-                match character {
-                    '\'' => f.write_char(character)?,
-                    _ => character.escape_debug().fmt(f)?,
-                }
-            }
-            for byte in chunk.invalid() {
-                write!(f, "\\x{byte:02x}")?;
+        write_escaped(f, self.0, |character| character == '\'')
+    }
+}
+
+/// Writes bytes as text. Characters for which `is_kept` returns true are written as they are. Of the others, quotation
+/// marks, backslashes and what is not shown become escapes (`\"`, `\n`, `\u{202e}`), and so do bytes that are not UTF-8
+/// (`\xff`).
+pub(super) fn write_escaped(output: &mut impl Write, bytes: &[u8], is_kept: impl Fn(char) -> bool) -> fmt::Result {
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if is_kept(character) {
+                output.write_char(character)?;
+            } else if is_unsafe(character) && !character.is_ascii() {
+                write!(output, "{}", character.escape_unicode())?;
+            } else {
+                write!(output, "{}", character.escape_debug())?;
             }
         }
-        Ok(())
+        for byte in chunk.invalid() {
+            write!(output, "\\x{byte:02x}")?;
+        }
     }
+    Ok(())
 }
 
 /// What an I/O error says, without its number.
@@ -68,10 +95,17 @@ mod tests {
             ("é".as_bytes(), r#""é""#),
             (b"\xff\0", r#""\xff\0""#),
             (b"\x1b[2J", r#""\u{1b}[2J""#),
+            (
+                "\u{9b}2J\u{202e}\u{2028}\u{200b}\u{3164}\u{e0041}".as_bytes(),
+                r#""\u{9b}2J\u{202e}\u{2028}\u{200b}\u{3164}\u{e0041}""#,
+            ),
+            (b"\x9b2J", r#""\x9b2J""#),
         ] {
             assert_eq!(Quoted(bytes).to_string(), quoted);
         }
         assert_eq!(Quoted(&[b'x'; 200]).to_string(), format!("\"{}\"", "x".repeat(200)));
         assert_eq!(Quoted(&[b'x'; 201]).to_string(), format!("\"{}…\" (201 bytes)", "x".repeat(200)));
+        assert_eq!(Cut(&[b'x'; 200]).to_string(), "x".repeat(200));
+        assert_eq!(Cut(&[b'x'; 201]).to_string(), format!("{}… (201 bytes)", "x".repeat(200)));
     }
 }

@@ -1,6 +1,6 @@
 //! `echoctl send`: which messages, over what, and what answers them.
 
-use std::io;
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use echoed::client::connection::Connection;
 use echoed::client::expectation::{Expectation, ExpectedReply};
 use echoed::client::input::Messages;
 use echoed::client::lockstep::exchange_lockstep;
-use echoed::client::output::{Format, Printer};
+use echoed::client::output::{Format, Printer, TerminalWriter};
 use echoed::client::pipelined::exchange_pipelined;
 use echoed::client::repeat::Repetition;
 use echoed::protocol::Delimiter;
@@ -46,7 +46,7 @@ pub(super) fn send(arguments: cli::Send) -> Result<(), Error> {
             None => Messages::lines(io::stdin(), delimiter.as_ref()),
         };
         let messages = messages.map_err(|error| Error::not_started(format!("cannot read stdin: {error}")))?;
-        let mut printer = Printer::new(io::stdout().lock(), format);
+        let mut printer = Printer::new(output(format), format);
         let exchanged = async {
             match (connection, &delimiter) {
                 (Connection::Stream(stream), Some(delimiter)) => {
@@ -65,6 +65,16 @@ pub(super) fn send(arguments: cli::Send) -> Result<(), Error> {
     // A lookup that has timed out may go on for long.
     runtime.shutdown_background();
     result
+}
+
+/// Returns stdout, escaped if it is a terminal: what a server sends must not control that. JSON is escaped already.
+fn output(format: Format) -> Box<dyn Write> {
+    let stdout = io::stdout().lock();
+    if format != Format::Json && stdout.is_terminal() {
+        Box::new(TerminalWriter::new(stdout))
+    } else {
+        Box::new(stdout)
+    }
 }
 
 /// What ends messages and replies, if anything does.

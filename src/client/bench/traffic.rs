@@ -13,7 +13,7 @@ use super::stats::Cause;
 use super::target::ConnectAttempt;
 use super::worker::{Batch, LoadThread, Phase};
 use crate::client::exchange_error::Difference;
-use crate::client::quote::{Escaped, Quoted, reason};
+use crate::client::quote::{Cut, Quoted, reason};
 use crate::protocol::verdict::SERVER_ERROR;
 use crate::units::format_time;
 
@@ -325,7 +325,7 @@ impl LoadThread<'_> {
         }
         if let Some(error_text) = reply.strip_prefix(SERVER_ERROR) {
             return self
-                .fail_connection(key, Cause::ServerError, at, || format!("the server says: {}", Escaped(error_text)));
+                .fail_connection(key, Cause::ServerError, at, || format!("the server says: {}", Cut(error_text)));
         }
         let expected = (connection.owed > 0).then(|| self.workload.replies(connection.first, 1));
         let expected = expected.map(|reply| &reply[..reply.len() - delimiter.len()]);

@@ -28,7 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::connect::ConnectError;
 use super::connection::Connection;
 use super::exchange_error::Difference;
-use super::quote::{Escaped, Quoted, reason};
+use super::quote::{Cut, Quoted, reason};
 use crate::address::Address;
 use crate::protocol::Delimiter;
 use crate::protocol::reply::Prefix;
@@ -279,7 +279,7 @@ impl<'a, W: Write> Pinger<'a, W> {
 
     fn handle_reply(&mut self, reply: &[u8], at: Instant) -> io::Result<()> {
         if let Some(error_text) = reply.strip_prefix(SERVER_ERROR) {
-            return self.handle_connection_end(&format!("the server says: {}", Escaped(error_text)));
+            return self.handle_connection_end(&format!("the server says: {}", Cut(error_text)));
         }
         let seq = reply.strip_prefix(self.settings.prefix.as_bytes()).and_then(|number| self.codec.decode(number));
         let Some(seq) = seq.filter(|seq| (1..=self.statistics.sent).contains(seq)) else {

@@ -3,12 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Whether a character does something instead of being seen: controls, and what changes the direction or the length of
-/// a line.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
+use crate::escape::is_unsafe;
 
 /// Escapes characters of `text` that do something instead of being seen; if it is `multiline`, line feeds and tabs
 /// stay.
