@@ -6,10 +6,11 @@ mod common;
 #[path = "bench/terminal.rs"]
 mod terminal;
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -228,6 +229,31 @@ fn one_wrong_byte_is_found_and_the_replies_before_it_count() {
     assert_eq!((times, messages, json["answered"].number()), (1.0, 7.0, 43.0), "{json:?}");
     assert!(example.starts_with("expected \"server got:") && example.contains(", got \"server got:"), "{example}");
     check_count(&bench(0, &["--count", "50", "--depth", "10", "--no-verify", &flip()]), 50.0);
+}
+
+#[test]
+fn a_server_that_sends_without_end_is_read_no_further_than_a_wrong_reply_is_shown() {
+    for (first, name) in [(&b""[..], "wrong-reply"), (b"server error:", "server-error")] {
+        let (sender, written) = mpsc::channel();
+        let sender = Mutex::new(sender);
+        let address = start_server(move |_, mut stream| {
+            let (mut total, chunk) = (0, [b'x'; 65_536]);
+            if stream.read_exact(&mut [0; 17]).is_ok() && try_send(&mut stream, first) {
+                while let Ok(count) = stream.write(&chunk) {
+                    total += count;
+                }
+            }
+            // The test takes the first.
+            let _ = sender.lock().unwrap().send(total);
+        });
+        let json = bench(1, &["--count", "1", &address]);
+        let (times, messages, example) = cause(&json, name);
+        assert_eq!((times, messages), (1.0, 1.0), "{json:?}");
+        assert!(example.contains("xxx…") && example.len() < 1000, "{example}");
+        // The kernel's buffers, and one read of the client.
+        let written = written.recv_timeout(TEST_TIMEOUT).unwrap();
+        assert!(written < 16 * 1024 * 1024, "{written} bytes were taken");
+    }
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 #![cfg(all(feature = "client", feature = "cli"))]
 
+#[path = "client/hostile.rs"]
+mod hostile;
 #[path = "client/packets.rs"]
 mod packets;
 #[path = "client/raw.rs"]

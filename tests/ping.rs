@@ -247,6 +247,44 @@ fn server_error_is_the_reason_of_the_loss() {
     assert_eq!(lines(&output.check(1).stdout), ["lost: seq=1: the server says: out of buffer memory"]);
 }
 
+/// Sends something without end to each client, from its first message on.
+fn flooding_server(flood: &'static [u8]) -> String {
+    start_server(move |_, mut stream| {
+        let chunk = flood.repeat(65_536 / flood.len());
+        let came = stream.read_exact(&mut [0; 17]).is_ok();
+        while came && try_send(&mut stream, &chunk) {}
+    })
+}
+
+#[test]
+fn a_server_that_sends_without_end_delays_neither_the_end_nor_ctrl_c() {
+    for (flood, what) in [
+        (&b"server got:0000000000000001\t"[..], "1 received, "),
+        (b"server got:0000000000000009\t", "0 received, "),
+        (b"\t", "0 received, "),
+        (b"x", "0 received, "),
+    ] {
+        let address = flooding_server(flood);
+        let output = echoctl(&["ping", "-q", "-c", "1", "-W", "200ms", &address]);
+        let summary = summary(&output.stdout);
+        assert!(output.stderr.is_empty() && summary.starts_with(&format!("1 sent, {what}")), "{output:#?}");
+        let mut running = Running::start(&mut command(&["ping", "-i", "1h", &address]));
+        running.expect("seq=1");
+        running.interrupt();
+        assert!(running.wait().stdout.contains("1 sent, "));
+    }
+}
+
+#[test]
+fn connection_with_too_many_replies_that_no_message_had_asked_for_ends() {
+    let address = flooding_server(b"server got:0000000000000001\t");
+    let mut running = Running::start(&mut command(&["ping", "-c", "2", "-i", "1s", &address]));
+    running.expect("got 1025 replies that no message had asked for");
+    let output = running.wait();
+    assert_eq!(output.code, Some(1), "{output:#?}");
+    assert!(output.stdout.lines().count() < 5000);
+}
+
 #[test]
 fn messages_are_lost_while_no_server_listens() {
     let directory = tempfile::tempdir().unwrap();

@@ -53,10 +53,16 @@ pub enum ExchangeError {
         /// What has come of it.
         rest: Vec<u8>,
     },
-    /// A reply is longer than any that could be right.
+    /// A reply is so much longer than the right one that its end is not awaited.
     ReplyTooLong {
-        /// The limit, in bytes.
-        max: usize,
+        /// Counted from 1.
+        number: u64,
+        /// The length of the right one, in bytes.
+        expected_len: usize,
+        /// What has come of it.
+        got: Vec<u8>,
+        /// What would have ended it.
+        delimiter: Box<Delimiter>,
     },
     /// A message is larger than a packet can be.
     MessageTooLarge {
@@ -126,9 +132,12 @@ impl fmt::Display for ExchangeError {
             Self::MessageTooLarge { number, size } => {
                 write!(f, "message {number} has {size} bytes, more than fit into one packet")
             }
-            Self::ReplyTooLong { max } => {
-                write!(f, "a reply exceeds {max} bytes, so it is none; is --delimiter right?")
-            }
+            Self::ReplyTooLong { number, expected_len, got, delimiter } => write!(
+                f,
+                "reply {number} is too long: got {} without the delimiter {delimiter:?}, and the right one has \
+                 {expected_len}; is --delimiter right?",
+                Quoted(got)
+            ),
             Self::WriteTimeout { timeout } => {
                 write!(f, "the server has taken nothing of what we send for {} (--timeout)", format_time(*timeout))
             }
@@ -140,8 +149,8 @@ impl fmt::Display for ExchangeError {
             ),
             Self::EndTimeout { timeout, replies_expected: true } => write!(
                 f,
-                "the server has neither said anything nor ended its stream for {} (--timeout), \
-                 so nobody knows whether that was all",
+                "the server has not ended its stream within {} after the last message (--timeout), \
+                 so more replies may have been on their way",
                 format_time(*timeout)
             ),
             Self::ConnectionEnded { error, unanswered, rest } => {

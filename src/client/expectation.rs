@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use crate::protocol::reply::Prefix;
 
+/// How much longer than the right one a wrong reply may be, to be shown, in bytes; and the longest error that the server
+/// reports. The client reads no more than that of a reply.
+pub const MAX_EXCESS: usize = 4096;
+
 /// What the client expects of the server.
 #[derive(Debug, Clone)]
 pub struct Expectation {
@@ -21,7 +25,8 @@ pub enum ExpectedReply {
     Echo(Prefix),
     /// These bytes, whatever the message is.
     Exact(Vec<u8>),
-    /// Whatever comes. Only in lockstep, because the end of a reply is unknown.
+    /// Whatever comes. Only in lockstep, because the end of a reply is unknown. On a stream the server has the time of a
+    /// reply to end it after we have ended ours, whatever comes meanwhile.
     Any,
     /// No reply. Input is dropped, unless it is a server error. At the end the server has the time of a reply to end
     /// its stream after we have ended ours, which shows that it has taken everything.
@@ -43,6 +48,17 @@ impl ExpectedReply {
             Self::Exact(bytes) => reply == bytes,
             Self::Any => true,
             Self::None => false,
+        }
+    }
+
+    /// Returns the length of the expected reply to a message of `message_len` bytes, in bytes; 0 unless there is exactly
+    /// one.
+    #[must_use]
+    pub fn expected_len(&self, message_len: usize) -> usize {
+        match self {
+            Self::Echo(prefix) => prefix.as_bytes().len() + message_len,
+            Self::Exact(bytes) => bytes.len(),
+            Self::Any | Self::None => 0,
         }
     }
 

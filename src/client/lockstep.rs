@@ -9,6 +9,7 @@
 //! side can be stuck with full buffers while the other is, too.
 
 use std::io::{self, ErrorKind};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use tokio::io::Interest;
@@ -23,6 +24,14 @@ use super::input::{InputError, Messages, Next};
 use super::message::Message;
 use super::output::{Reply, ReplySink};
 use crate::protocol::verdict::SERVER_ERROR;
+
+/// How much may come while a deadline runs and still gain the server time, in bytes: the time that its printing takes, and
+/// one more read after the deadline. More than the kernel's buffers hold, so that what came in time is read although this
+/// process was stopped or its output was slow; a server that never ends gains no more than that.
+const MAX_PATIENCE: usize = 16 * 1024 * 1024;
+
+/// How many bytes a read counts as at least.
+const MIN_READ: usize = 4096;
 
 /// Sends all messages, and returns when all replies have come and were right. Where any reply is accepted
 /// ([`ExpectedReply::Any`]), that is when something has come after each message, and on a stream the server has ended
@@ -50,12 +59,15 @@ pub async fn exchange_lockstep<R: ReplySink>(
         select! {
             () = ready(&exchange.connection, interest), if interest.is_some() => {
                 exchange.transfer(&mut chunk)?;
+                // There may always be more to read: timers run all the same.
+                yield_now().await;
             }
             () = exchange.messages.wait(), if exchange.wants_message() => {}
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 // A reply that came while this process was stopped is not late: try once more before giving up.
                 yield_now().await;
-                if exchange.is_timeout_final() || !exchange.transfer(&mut chunk)? {
+                let has_ended = exchange.server_ended.is_some();
+                if has_ended || !exchange.transfer(&mut chunk)? || exchange.patience.is_exhausted() {
                     return Err(exchange.timeout_error());
                 }
             }
@@ -82,6 +94,22 @@ struct CurrentMessage {
     answered: bool,
 }
 
+/// What has come since the deadline began to run.
+#[derive(Debug, Default)]
+struct Patience {
+    /// How many bytes were read.
+    read: usize,
+    /// How long it took to print them.
+    printing: Duration,
+}
+
+impl Patience {
+    /// Returns whether so much has come that it gains the server no more time.
+    fn is_exhausted(&self) -> bool {
+        self.read > MAX_PATIENCE
+    }
+}
+
 /// The state of an exchange.
 struct LockstepExchange<'a, R> {
     connection: Connection,
@@ -96,7 +124,9 @@ struct LockstepExchange<'a, R> {
     /// How many messages were taken, and how many are answered.
     taken: u64,
     answered: u64,
-    last_progress: Instant,
+    /// When something of the current message was written last, or it became the current one.
+    last_written: Instant,
+    patience: Patience,
     /// Why nothing can be written any more.
     write_error: Option<io::Error>,
     /// When the server has ended its stream with nothing owed, while there may still be messages.
@@ -117,7 +147,8 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
             next: None,
             taken: 0,
             answered: 0,
-            last_progress: Instant::now(),
+            last_written: Instant::now(),
+            patience: Patience::default(),
             write_error: None,
             server_ended: None,
             shut_down: None,
@@ -178,20 +209,13 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
             // come.
             ended
         } else if self.is_current_unsent() {
-            self.last_progress
+            self.last_written
         } else if !self.is_current_done() {
             self.current.as_ref()?.sent_at?
         } else {
-            let shut_down = self.shut_down?;
-            // Where no replies are expected, they do not gain the server time.
-            if self.expectation.reply.is_expected() { self.last_progress.max(shut_down) } else { shut_down }
+            self.shut_down?
         };
-        Some(since + self.expectation.timeout)
-    }
-
-    /// Returns whether nothing can come at the deadline that would change its outcome.
-    fn is_timeout_final(&self) -> bool {
-        self.server_ended.is_some()
+        Some(since + self.expectation.timeout + self.patience.printing)
     }
 
     // --- What happens ------------------------------------------------------------------------------------------------
@@ -216,7 +240,8 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
             if let Some(message) = self.next.take() {
                 self.current =
                     Some(CurrentMessage { message, written: 0, sent_at: None, reply: Vec::new(), answered: false });
-                self.last_progress = Instant::now();
+                self.last_written = Instant::now();
+                self.patience = Patience::default();
             }
         }
         Ok(())
@@ -227,6 +252,7 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         if self.is_all_sent() && self.waits_for_end() && self.shut_down.is_none() {
             self.connection.shut_down_writes();
             self.shut_down = Some(Instant::now());
+            self.patience = Patience::default();
         }
     }
 
@@ -238,13 +264,13 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         }
         let read = match self.connection.try_read(chunk) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(wrote),
-            Ok(Some(count)) => self.handle_received(&chunk[..count]).and_then(|()| {
-                let printed = self.sink.flush().map_err(ExchangeError::Output);
-                self.last_progress = Instant::now();
-                printed
-            }),
+            Ok(Some(count)) => {
+                self.patience.read += count.max(MIN_READ);
+                self.print_received(&chunk[..count])
+            }
             Ok(None) if self.is_end_allowed() => {
                 self.server_ended = Some(Instant::now());
+                self.patience = Patience::default();
                 Ok(())
             }
             Ok(None) => Err(self.end_error(None)),
@@ -257,6 +283,18 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         read.map(|()| true)
     }
 
+    /// Handles what was received, and has it printed. The time that this takes is not the server's, unless too much has
+    /// come.
+    fn print_received(&mut self, bytes: &[u8]) -> Result<(), ExchangeError> {
+        let before = Instant::now();
+        self.handle_received(bytes)?;
+        self.sink.flush().map_err(ExchangeError::Output)?;
+        if !self.patience.is_exhausted() {
+            self.patience.printing += before.elapsed();
+        }
+        Ok(())
+    }
+
     fn write(&mut self) -> Result<bool, ExchangeError> {
         let Some(current) = self.current.as_mut().filter(|current| current.sent_at.is_none()) else { return Ok(false) };
         if self.write_error.is_some() {
@@ -267,7 +305,8 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         match self.connection.try_write(&current.message.terminated()[current.written..]) {
             Ok(count) => {
                 current.written += count;
-                self.last_progress = now;
+                self.last_written = now;
+                self.patience = Patience::default();
                 if current.written == current.message.terminated().len() {
                     current.sent_at = Some(now);
                 } else if count == 0 {

@@ -20,21 +20,16 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::exchange_error::ExchangeError;
-use super::expectation::Expectation;
+use super::expectation::{Expectation, MAX_EXCESS};
 use super::input::{InputError, Messages, Next};
-use super::message::MAX_MESSAGE;
 use super::output::{Reply, ReplySink};
 use super::send_queue::SendQueue;
 use crate::protocol::Delimiter;
 use crate::protocol::framer::{Frame, Framer};
-use crate::protocol::reply::MAX_PREFIX;
 use crate::protocol::verdict::SERVER_ERROR;
 
 /// How much is read at once, in bytes.
 const READ_SIZE: usize = 64 * 1024;
-
-/// The longest reply, in bytes. Beyond it, what comes cannot be the reply to anything.
-const MAX_REPLY: usize = MAX_PREFIX + MAX_MESSAGE;
 
 /// The longest reply that is checked where none is expected, in bytes.
 const MAX_UNEXPECTED: usize = 64 * 1024;
@@ -266,10 +261,9 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
 
     fn split_replies(&mut self, chunk: &[u8]) -> Result<(), ExchangeError> {
         let now = Instant::now();
-        let max = if self.expects_replies { MAX_REPLY } else { MAX_UNEXPECTED };
         let mut rest = chunk;
         while self.is_framing {
-            match self.framer.next(self.delimiter, max, rest) {
+            match self.framer.next(self.delimiter, self.max_reply(), rest) {
                 Frame::Complete(end) if self.partial.is_empty() => {
                     self.handle_reply(&rest[..end], now)?;
                     rest = &rest[end..];
@@ -286,7 +280,7 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
                     self.partial.extend_from_slice(rest);
                     break;
                 }
-                Frame::TooLong if self.expects_replies => return Err(ExchangeError::ReplyTooLong { max }),
+                Frame::TooLong if self.expects_replies => return Err(self.too_long_error(rest, now)),
                 Frame::TooLong => {
                     self.is_framing = false;
                     self.partial = Vec::new();
@@ -294,6 +288,37 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
             }
         }
         Ok(())
+    }
+
+    /// Returns the longest reply that is read to its end, in bytes. It does not fall while a reply is in progress, since
+    /// the oldest awaited message stays the oldest until then.
+    fn max_reply(&self) -> usize {
+        if !self.expects_replies {
+            return MAX_UNEXPECTED;
+        }
+        let message_len = self.send_queue.next_awaited().map(|(message, _)| message.as_bytes().len());
+        message_len.map_or(0, |len| self.expectation.reply.expected_len(len)) + MAX_EXCESS
+    }
+
+    /// Returns the error for a reply that goes on with `rest` and is too long. The sink gets what has come of it.
+    fn too_long_error(&mut self, rest: &[u8], now: Instant) -> ExchangeError {
+        let mut got = mem::take(&mut self.partial);
+        let len = self.max_reply() + 1;
+        got.extend_from_slice(&rest[..rest.len().min(len.saturating_sub(got.len()))]);
+        let awaited = self.send_queue.next_awaited();
+        let message = awaited.map(|(message, _)| message.as_bytes());
+        let sent = awaited.and_then(|(_, sent)| sent);
+        let reply = Reply { bytes: &got, message, ok: false, round_trip: sent.map(|sent| now - sent) };
+        if let Err(error) = self.sink.write_reply(reply) {
+            return ExchangeError::Output(error);
+        }
+        let Some(message) = message.filter(|_| sent.is_some()) else { return ExchangeError::UnexpectedReply { got } };
+        ExchangeError::ReplyTooLong {
+            number: self.answered + 1,
+            expected_len: self.expectation.reply.expected_len(message.len()),
+            got,
+            delimiter: Box::new(self.delimiter.clone()),
+        }
     }
 
     /// Handles one reply, its delimiter included.

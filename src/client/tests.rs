@@ -247,6 +247,50 @@ async fn unrequested_reply_is_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_more_is_read_of_a_reply_than_a_wrong_one_may_have() {
+    let long = "x".repeat(100_000);
+    for (message, beginning) in [("a", ""), ("a", "server got:"), ("a", "server error:"), (&*long, "")] {
+        let outcome = run_exchange(&[message], true, 1000, async |mut server: DuplexStream| {
+            send_text(&mut server, beginning).await;
+            let (mut reader, mut writer) = tokio::io::split(server);
+            let flood = async {
+                let mut written = 0;
+                while let Ok(count) = writer.write(&[b'y'; 100]).await {
+                    written += count;
+                }
+                written
+            };
+            let read = async { while matches!(reader.read(&mut [0; 1000]).await, Ok(1..)) {} };
+            tokio::join!(flood, read).0
+        })
+        .await;
+        let error = outcome.error().expect("it is not a reply");
+        let limit = "server got:".len() + message.len() + 4096;
+        assert!(error.contains(&format!("({} bytes)", limit + 1)), "{error}");
+        assert!(error.len() < 1000, "{error}");
+        // The pipe holds 1,000 bytes.
+        assert!(outcome.server <= limit + 2000, "{} bytes were taken", outcome.server);
+        assert_eq!(
+            outcome.sink.replies.iter().map(|(reply, ok)| (reply.len(), *ok)).collect::<Vec<_>>(),
+            [(limit + 1, false)]
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_is_not_asked_for_is_not_read_to_its_end() {
+    // The second message is never sent, since the server reads nothing more.
+    let outcome = run_exchange(&["a", &"b".repeat(20_000)], true, 1000, async |mut server: DuplexStream| {
+        expect_bytes(&mut server, "a\t").await;
+        send_text(&mut server, "server got:a\t").await;
+        while server.write_all(&[b'x'; 100]).await.is_ok() {}
+    })
+    .await;
+    let error = outcome.error().expect("it is not a reply");
+    assert!(error.ends_with("…\" (24108 bytes), which no message had asked for"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reply_before_its_message_was_sent_is_an_error() {
     // The second message does not fit on the way.
     let long = "b".repeat(20);

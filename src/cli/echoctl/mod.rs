@@ -43,7 +43,10 @@ pub enum Command {
     ///
     /// Messages are sent without waiting for the replies to those before. A reply must be prefix + message exactly, or
     /// what --expect says. The first one that is not, or is late, or does not come, ends the command; so does an error that
-    /// the server reports.
+    /// the server reports. Of a reply, no more is read than the right one has, and 4 KiB.
+    ///
+    /// If stdout is a terminal, what a terminal would obey or not show is printed as an escape (\u{1b}, \xff), except line
+    /// feeds and tabs. Pipes and files get the bytes as they came.
     ///
     /// With udp:, seqpacket: and unixgram:, each message is one packet, each reply is one, and --delimiter means nothing. A
     /// message is sent when the one before is answered; a packet that is lost is late.
@@ -75,6 +78,9 @@ pub enum Command {
     /// Every reply is compared with its message. One that comes later than --timeout is lost; should it still come, that is
     /// told, and it is not taken for the next one. When the connection ends, what was on its way is lost, and the next
     /// message is sent over a new one; the time that connecting takes is not part of the round trip.
+    ///
+    /// Of a reply, no more is read than the right one has, and 4 KiB. A connection ends when it has brought 1024 more
+    /// replies without a message than there were messages.
     ///
     /// With Ctrl-C, replies on their way are waited for no longer than twice the longest round trip (0.1s at least); if none
     /// has ever come, not at all. A second Ctrl-C does not wait.
@@ -181,8 +187,9 @@ pub struct Send {
     /// Send no delimiter, and print what comes back as it comes
     ///
     /// What comes is not checked, unless there is --expect. Nobody knows where a reply ends: so the next message is sent
-    /// when something has come after the one before. After the last the stream is ended, and the server is to end its own;
-    /// meanwhile it may be silent for the time of --timeout. With --expect, as many bytes are a reply.
+    /// when something has come after the one before. After the last the stream is ended, and the server has the time of
+    /// --timeout to end its own, whatever comes meanwhile; the time that printing takes does not count for the first 16
+    /// MiB. With --expect, as many bytes are a reply.
     ///
     /// Without MESSAGE, stdin is sent as it is, line feeds included. Of packets, each is a reply, and a line of stdin is a
     /// message as ever.
@@ -206,8 +213,9 @@ pub struct Send {
     /// Print a JSON object for each reply
     ///
     /// One per line, the wrong one included: {"reply":"server got:a","message":"a","ok":true,"rtt_us":57}, with the round
-    /// trip in microseconds. Bytes that are not UTF-8 become U+FFFD. A reply that no message had asked for has null for
-    /// message and rtt_us. With --raw, what came at once is a reply, to the message that was sent last.
+    /// trip in microseconds. Bytes that are not UTF-8 become U+FFFD; what a terminal would obey or not show is escaped. A
+    /// reply that is too long is cut. A reply that no message had asked for has null for message and rtt_us. With
+    /// --raw, what came at once is a reply, to the message that was sent last.
     #[arg(long)]
     pub json: bool,
 }

@@ -4,17 +4,16 @@ use std::io::{self, ErrorKind};
 use std::mem;
 
 use tokio::io::Interest;
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use crate::client::connection::Connection;
+use crate::client::expectation::MAX_EXCESS;
 use crate::protocol::Delimiter;
 use crate::protocol::framer::{Frame, Framer};
 
 /// While this many bytes, or two messages, are unwritten, no more are taken.
 const MAX_UNWRITTEN: usize = 1024 * 1024;
-
-/// How much longer than the right ones a reply may be, to be shown, in bytes.
-const MAX_EXCESS: usize = 4096;
 
 /// The connection over which ping sends its messages.
 pub(super) struct PingConnection {
@@ -29,6 +28,8 @@ pub(super) struct PingConnection {
     scanned: usize,
     /// When the chunk came.
     received_at: Instant,
+    /// Replies that no message had asked for.
+    pub(super) surplus: u64,
 }
 
 /// What was received.
@@ -55,6 +56,7 @@ impl PingConnection {
             filled: 0,
             scanned: 0,
             received_at: Instant::now(),
+            surplus: 0,
         }
     }
 
@@ -69,6 +71,10 @@ impl PingConnection {
 
     /// Waits until something can be done.
     pub(super) async fn ready(&self) {
+        if self.scanned < self.filled {
+            // More replies came at once than were handled.
+            return yield_now().await;
+        }
         let interest =
             if self.unwritten.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
         self.connection.ready(interest).await;

@@ -45,6 +45,12 @@ use report::{Event, Printer};
 /// So many lost messages are remembered with the time when they were sent.
 const MAX_REMEMBERED: usize = 1024;
 
+/// So many replies are handled before timers and Ctrl-C are looked at again: a server may send without end.
+const MAX_REPLIES_AT_ONCE: usize = 1024;
+
+/// How many more duplicates and other replies without a message than messages are taken from one connection.
+const MAX_SURPLUS: u64 = 1024;
+
 /// The least time that replies on their way have after an interruption.
 const MIN_GRACE: Duration = Duration::from_millis(100);
 
@@ -247,10 +253,11 @@ impl<'a, W: Write> Pinger<'a, W> {
 
     // --- Receiving ---------------------------------------------------------------------------------------------------
 
-    /// Writes and reads what is possible now.
+    /// Writes and reads what is possible now; of replies, at most [`MAX_REPLIES_AT_ONCE`].
     fn transfer(&mut self) -> io::Result<()> {
         let max_size = self.settings.prefix.as_bytes().len() + self.codec.size();
-        while let Some(connection) = &mut self.connection {
+        for _ in 0..MAX_REPLIES_AT_ONCE {
+            let Some(connection) = &mut self.connection else { break };
             let written = connection.write();
             match connection.read(&self.settings.delimiter, max_size) {
                 Received::Reply(reply, at) => self.handle_reply(&reply, at)?,
@@ -302,7 +309,7 @@ impl<'a, W: Write> Pinger<'a, W> {
         let lost = self.lost.iter().position(|sent| sent.seq == seq).and_then(|index| self.lost.remove(index));
         if lost.is_none() && seq <= self.highest_answered {
             self.statistics.duplicates += 1;
-            return self.printer.print_event(&Event::Duplicate { seq });
+            return self.handle_surplus(&Event::Duplicate { seq });
         }
         self.highest_answered = self.highest_answered.max(seq);
         self.statistics.late += 1;
@@ -315,11 +322,23 @@ impl<'a, W: Write> Pinger<'a, W> {
         self.statistics.wrong += 1;
         let Some(oldest) = self.awaited.pop_front() else {
             let text = format!("got {}, which no message had asked for", Quoted(reply));
-            return self.printer.print_event(&Event::Note { text });
+            return self.handle_surplus(&Event::Note { text });
         };
         let mut expected = self.settings.prefix.as_bytes().to_vec();
         self.codec.encode(oldest.seq, &mut expected);
         self.print_lost(oldest.seq, format!("wrong reply: {}", Difference { expected: &expected, got: reply }))
+    }
+
+    /// Handles a reply that no message had asked for. After too many of them, the connection ends.
+    fn handle_surplus(&mut self, event: &Event) -> io::Result<()> {
+        self.printer.print_event(event)?;
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        connection.surplus += 1;
+        let surplus = connection.surplus;
+        if surplus < self.statistics.sent + MAX_SURPLUS {
+            return Ok(());
+        }
+        self.handle_connection_end(&format!("got {surplus} replies that no message had asked for"))
     }
 
     // --- Losses ------------------------------------------------------------------------------------------------------
