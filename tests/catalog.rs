@@ -6,6 +6,7 @@ use std::fs;
 use std::process::Command;
 
 use common::program_or_skip;
+use echoed::protocol::packet::DROP_NAMES;
 
 const CATALOG: &str = include_str!("../systemd/catalog/echoed.catalog");
 
@@ -50,6 +51,23 @@ fn catalog_entries_refer_only_to_existing_fields() {
         }
     }
     assert!(quoted > 20, "{quoted}");
+}
+
+#[test]
+fn every_cause_of_a_dropped_datagram_is_explained_in_the_catalog_and_in_the_protocol() {
+    let protocol = include_str!("../docs/protocol.md");
+    let (_, listed) = CATALOG.split_once("is the cause:\n\n").expect("there is a list");
+    let (listed, _) = listed.split_once("\n\n").expect("it ends");
+    let listed: Vec<_> = listed
+        .lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| !line.starts_with(' '))
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert_eq!(listed, DROP_NAMES);
+    let (_, table) = protocol.split_once("| cause | it |\n").expect("there is a table");
+    let rows = table.lines().skip(1).map_while(|line| line.strip_prefix("| `")?.split('`').next());
+    assert_eq!(rows.collect::<Vec<_>>(), DROP_NAMES);
 }
 
 #[test]

@@ -1,11 +1,16 @@
-//! Datagrams (UDP, Unix): one is one message, and one is its reply. The rules against abuse are tested in `safety`, and
-//! `in_process` has the tests with a server in this process.
+//! Datagrams (UDP, Unix): one is one message, and one is its reply. The rules against abuse are tested in `safety`,
+//! that replies go to the sender only in `senders` and `broadcasts`; `in_process` has the tests with a server in this
+//! process.
 
+#[path = "datagrams/broadcasts.rs"]
+mod broadcasts;
 mod common;
 #[path = "datagrams/in_process.rs"]
 mod in_process;
 #[path = "datagrams/safety.rs"]
 mod safety;
+#[path = "datagrams/senders.rs"]
+mod senders;
 
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
@@ -156,22 +161,6 @@ fn a_reply_is_sent_from_the_address_that_the_client_used() {
         }
         daemon.stop();
     }
-}
-
-#[test]
-fn a_broadcast_is_answered_from_an_address_of_the_interface() {
-    let daemon = start("", "udp:0.0.0.0:0");
-    let (_, port) =
-        daemon.addresses()[0].rsplit_once(':').map(|(all, port)| (all.to_owned(), port.to_owned())).unwrap();
-    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    client.set_broadcast(true).unwrap();
-    client.set_read_timeout(Some(common::TEST_TIMEOUT)).unwrap();
-    client.send_to(b"a", format!("127.255.255.255:{port}")).unwrap();
-    let mut buffer = [0; 100];
-    let (count, from) = client.recv_from(&mut buffer).unwrap();
-    assert_eq!(&buffer[..count], b"server got:a");
-    assert_eq!(from.to_string(), format!("127.0.0.1:{port}"));
-    daemon.stop();
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub enum DropCause {
     ServicePort,
     /// It comes from an address on which the listener itself listens.
     OwnAddress,
+    /// It was sent to a broadcast or multicast address.
+    Broadcast,
     /// It begins like a reply of the listener's, or with `server error:`.
     OwnReply,
     /// Its reply would be more than three times as large.
@@ -47,6 +49,9 @@ pub enum DropCause {
     Rate,
     /// It comes from a Unix socket without a name, to which nothing can be sent.
     Nameless,
+    /// It comes from a Unix socket at a path that is relative, leads to no socket that the daemon can see, or to one
+    /// that is not the sender's own.
+    UnsafeAddress,
     /// There was no room for its reply on the way to its source.
     NoRoom,
     /// Its reply could not be sent: there is no route to its source, or no socket is bound there.
@@ -54,7 +59,7 @@ pub enum DropCause {
 }
 
 /// How many causes there are.
-pub const DROP_CAUSES: usize = 10;
+pub const DROP_CAUSES: usize = 12;
 
 /// The names of all causes, in the order of [`DropCause::index`].
 pub const DROP_NAMES: [&str; DROP_CAUSES] = [
@@ -62,10 +67,12 @@ pub const DROP_NAMES: [&str; DROP_CAUSES] = [
     "reply-too-long",
     "service-port",
     "own-address",
+    "broadcast",
     "own-reply",
     "amplifies",
     "rate",
     "nameless",
+    "unsafe-address",
     "no-room",
     "unreachable",
 ];
@@ -77,10 +84,12 @@ impl DropCause {
         Self::ReplyTooLong,
         Self::ServicePort,
         Self::OwnAddress,
+        Self::Broadcast,
         Self::OwnReply,
         Self::Amplifies,
         Self::Rate,
         Self::Nameless,
+        Self::UnsafeAddress,
         Self::NoRoom,
         Self::Unreachable,
     ];

@@ -29,12 +29,14 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
 
+use crate::address::UnixName;
 use crate::config::{self, Settings};
 use accept::{Dispatcher, Listener, ListenerHandle};
 use admission::Admission;
 use event::{Event, EventHandler, MessageLog};
 use packets::datagram_server::DatagramServer;
 use packets::rate_limit::RateLimiter;
+use packets::sender_socket::ReservedSockets;
 use socket::SocketKind;
 use worker::{EventSink, Worker, WorkerThread};
 
@@ -48,6 +50,7 @@ pub struct Server {
     listeners: Mutex<Vec<Arc<ListenerHandle>>>,
     acceptor_status: Arc<watch::Sender<AcceptorStatus>>,
     accept_mode: watch::Sender<AcceptMode>,
+    reserved: Mutex<ReservedSockets>,
     threads: Vec<WorkerThread>,
 }
 
@@ -104,8 +107,15 @@ impl Server {
             listeners: Mutex::default(),
             acceptor_status: Arc::default(),
             accept_mode: watch::Sender::new(AcceptMode::Accept),
+            reserved: Mutex::default(),
             threads,
         })
+    }
+
+    /// Reserves Unix sockets: listeners of datagrams that are served from now on send no reply to them, whatever sender
+    /// a datagram claims. To be used for sockets whose owners trust this process.
+    pub fn reserve_sockets(&self, sockets: impl IntoIterator<Item = UnixName>) {
+        *self.reserved.lock().unwrap_or_else(PoisonError::into_inner) = sockets.into_iter().collect();
     }
 
     /// Serves a listening socket, or one of datagrams, under a name, by these settings. When this returns, connections
@@ -118,7 +128,8 @@ impl Server {
         let kind = SocketKind::of(&socket)?;
         let listener = Arc::new(ListenerHandle::new(new_listener(name, kind, settings)));
         let acceptor = self.threads.first().map(|thread| &thread.worker).ok_or(io::ErrorKind::NotFound)?;
-        let mut served = ServedSocket::new(socket, kind, acceptor)?;
+        let reserved = Arc::clone(&self.reserved.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut served = ServedSocket::new(socket, kind, acceptor, reserved)?;
         self.listeners().push(Arc::clone(&listener));
         let (dispatcher, status) = (Arc::clone(&self.dispatcher), Arc::clone(&self.acceptor_status));
         let mut mode = self.accept_mode.subscribe();
@@ -281,10 +292,10 @@ enum ServedSocket {
 }
 
 impl ServedSocket {
-    fn new(socket: OwnedFd, kind: SocketKind, worker: &Arc<Worker>) -> io::Result<Self> {
+    fn new(socket: OwnedFd, kind: SocketKind, worker: &Arc<Worker>, reserved: ReservedSockets) -> io::Result<Self> {
         Ok(match kind {
             SocketKind::Stream | SocketKind::Seqpacket => Self::Connections(worker.register(socket)?),
-            SocketKind::Datagram => Self::Datagrams(Box::new(DatagramServer::open(socket, worker)?)),
+            SocketKind::Datagram => Self::Datagrams(Box::new(DatagramServer::open(socket, worker, reserved)?)),
         })
     }
 }

@@ -4,7 +4,7 @@
 //! Each call may block, so it must not be made on a thread that serves.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -34,6 +34,12 @@ const MAX_STATUS_BYTES: usize = 1000;
 #[must_use]
 pub fn is_enabled() -> bool {
     env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// Returns the address of the manager's socket: a path, or `@` and a name in the abstract namespace.
+#[must_use]
+pub fn manager_address() -> Option<OsString> {
+    env::var_os("NOTIFY_SOCKET")
 }
 
 /// Sends READY=1: everything is being served. `status` says in one line what that is.

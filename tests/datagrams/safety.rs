@@ -14,7 +14,7 @@ use crate::common::{Daemon, skip_test};
 use crate::{datagram_peer, start, start_on};
 
 /// How many were dropped for a cause, as the log says in the end.
-fn count_dropped(log: &[String], cause: &str) -> u64 {
+pub(crate) fn count_dropped(log: &[String], cause: &str) -> u64 {
     let of_cause = log.iter().filter(|line| line.contains(&format!(" dropped on echo: {cause}; ")));
     let count = |line: &String| {
         let (before, _) = line.split_once(" datagram")?;

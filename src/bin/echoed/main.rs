@@ -16,12 +16,13 @@ use std::process::{ExitCode, abort};
 use std::time::Duration;
 
 use clap::Parser;
-use echoed::address::{Address, Family};
+use echoed::address::{Address, Family, UnixName};
 use echoed::cli::echoed::Echoed;
 use echoed::config::{Service, Settings};
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
 use echoed::systemd::activation::{self, ActivationFds, NamedSocket, Sockets};
+use echoed::systemd::journal::JOURNAL_PATH;
 use echoed::systemd::{fdstore, notify};
 use tokio::{runtime, time};
 
@@ -82,6 +83,7 @@ async fn serve(
     let mut signals = Signals::catch().map_err(|error| StartError::system("cannot catch signals", error))?;
     let server = Server::start(settings, log.event_handler(), log.message_log());
     let server = server.map_err(|error| StartError::system("cannot start the workers", error))?;
+    server.reserve_sockets(trusting_sockets());
     let has_listen_addresses =
         !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());
     if has_listen_addresses && mode != RunMode::Standalone {
@@ -125,6 +127,16 @@ async fn serve(
         ExitReason::ListenersFailed => ExitCode::from(EX_OSERR),
         ExitReason::Signal(_) | ExitReason::ConnectionEnded | ExitReason::Idle(_) => ExitCode::SUCCESS,
     })
+}
+
+/// Returns the sockets whose owners take what this process sends there for its own word.
+fn trusting_sockets() -> Vec<UnixName> {
+    let manager =
+        notify::manager_address().map(|address| match address.to_str().and_then(|name| name.strip_prefix('@')) {
+            Some(name) => UnixName::Abstract(name.to_owned()),
+            None => UnixName::Path(address.into()),
+        });
+    manager.into_iter().chain([UnixName::Path(JOURNAL_PATH.into())]).collect()
 }
 
 /// Drains: replies that are owed may take as long as `service.drain_timeout` says, or until a second signal. The rest

@@ -1,9 +1,12 @@
 //! The server of datagrams: a task for each listener. It checks whether each datagram is safe to answer
 //! (`protocol/packet.rs`), where it comes from, and how many came from there. Then the datagram is a message, logged
 //! and answered, or it is dropped and counted. Nothing is kept from one to the next.
+//!
+//! A reply goes to the sender only: `sender_socket.rs` finds its socket where it is bound to a path.
 
 use std::future::pending;
 use std::io;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -12,6 +15,7 @@ use tokio::sync::watch;
 use tokio::{task, time};
 
 use crate::protocol::packet::{self, DropCause};
+use crate::protocol::rules::ReplyMode;
 use crate::protocol::session::Totals;
 use crate::server::accept::{Dispatcher, Listener, ListenerHandle};
 use crate::server::admission::Source;
@@ -20,6 +24,7 @@ use crate::server::event::{Event, ReceivedMessage};
 use crate::server::packets;
 use crate::server::packets::datagram_socket::{Datagram, DatagramSocket, ReplyTo};
 use crate::server::packets::drop_log::{DropLog, DropReport};
+use crate::server::packets::sender_socket::{FoundSender, ReservedSockets, SenderSockets};
 use crate::server::socket::Peer;
 use crate::server::worker::Worker;
 use crate::server::{AcceptMode, AcceptorStatus};
@@ -33,26 +38,21 @@ pub(crate) struct DatagramServer {
     worker: Arc<Worker>,
     /// Where a datagram is received: as large as the longest message.
     buffer: Vec<u8>,
+    senders: SenderSockets,
     drop_log: DropLog,
     totals: Totals,
 }
 
-/// A datagram that was admitted: it is a message.
-struct AdmittedDatagram {
-    len: usize,
-    peer: Peer,
-    reply_to: ReplyTo,
-}
-
 impl DatagramServer {
-    /// Creates a server for this socket, to be run on `worker`.
+    /// Creates a server for this socket, to be run on `worker`, which sends to none of the `reserved` sockets.
     ///
     /// # Errors
-    /// The socket cannot be prepared or registered.
-    pub(crate) fn open(socket: OwnedFd, worker: &Arc<Worker>) -> io::Result<Self> {
+    /// Returns an error if the socket cannot be prepared or registered.
+    pub(crate) fn open(socket: OwnedFd, worker: &Arc<Worker>, reserved: ReservedSockets) -> io::Result<Self> {
         let socket = DatagramSocket::open(socket, worker)?;
-        let worker = Arc::clone(worker);
-        Ok(Self { socket, worker, buffer: Vec::new(), drop_log: DropLog::new(), totals: Totals::default() })
+        let (worker, senders) = (Arc::clone(worker), SenderSockets::new(reserved)?);
+        let (drop_log, totals) = (DropLog::new(), Totals::default());
+        Ok(Self { socket, worker, buffer: Vec::new(), senders, drop_log, totals })
     }
 
     /// Receives datagrams as the mode says, until it is [`AcceptMode::Stop`].
@@ -86,6 +86,14 @@ impl DatagramServer {
                     let reports = self.drop_log.take_due(clock());
                     self.report(&listener.load(), reports);
                 }
+                FoundSender { peer, message, socket } = self.senders.next() => {
+                    let listener = &*listener.load();
+                    let answered = match socket {
+                        Ok(socket) => self.log_and_reply(&message, peer, &ReplyTo::Sender(socket), listener).await,
+                        Err(cause) => Err(cause),
+                    };
+                    self.count(answered, peer, listener);
+                }
                 ready = self.socket.readable(), if now == AcceptMode::Accept => {
                     // Not given up in between: a message may be waiting for the log.
                     let received = match ready {
@@ -99,6 +107,10 @@ impl DatagramServer {
                 }
             }
         };
+        // Those that still wait: what they wait for may never end.
+        for _ in 0..self.senders.waiting() {
+            self.count(Err(DropCause::NoRoom), Peer::Unknown, &listener.load());
+        }
         let remaining = self.drop_log.take_all();
         self.report(&listener.load(), remaining);
         ended
@@ -110,8 +122,10 @@ impl DatagramServer {
         if self.buffer.len() != size {
             self.buffer = vec![0; size];
         }
+        // Put back below. After an error there is no next batch.
+        let mut buffer = mem::take(&mut self.buffer);
         for _ in 0..BATCH {
-            let datagram = match self.socket.receive(&mut self.buffer) {
+            let datagram = match self.socket.receive(&mut buffer) {
                 Ok(datagram) => datagram,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if concerns_one_datagram(&error) => continue,
@@ -121,34 +135,61 @@ impl DatagramServer {
             let peer = datagram.peer;
             // As it is after the datagram came: a reload holds for those that are sent after it.
             let listener = &*listener.load();
-            let answered = match self.admit(datagram, listener, dispatcher) {
-                Ok(admitted) => self.log_and_reply(&admitted, listener).await,
-                Err(cause) => Err(cause),
+            let answered = match buffer.get(..datagram.len) {
+                Some(message) => self.answer(message, datagram, listener, dispatcher).await,
+                None => Err(DropCause::TooLong),
             };
-            if let Err(cause) = answered {
-                self.worker.counters.count_dropped(cause);
-                let report = self.drop_log.record(cause, peer, clock());
-                self.report(listener, report);
-            }
+            self.count(answered, peer, listener);
         }
+        self.buffer = buffer;
         Ok(())
     }
 
-    /// Returns a datagram if it is a message to be answered, or else why it is dropped.
-    fn admit(
-        &self,
+    /// Logs and answers a datagram if it is safe to, or has its sender looked up first.
+    async fn answer(
+        &mut self,
+        message: &[u8],
         datagram: Datagram,
         listener: &Listener,
         dispatcher: &Dispatcher,
-    ) -> Result<AdmittedDatagram, DropCause> {
-        let Datagram { len, peer, reply_to } = datagram;
-        let message = self.buffer.get(..len).ok_or(DropCause::TooLong)?;
+    ) -> Result<(), DropCause> {
+        let peer = datagram.peer;
+        self.check(message, &datagram, listener, dispatcher)?;
+        let reply_to = match datagram.reply_to {
+            ReplyTo::Unix(address) if listener.settings.rules.reply != ReplyMode::None => match address.path() {
+                Some(path) => match self.senders.open_cached(path, peer)? {
+                    Some(socket) => ReplyTo::Sender(socket),
+                    None => return self.senders.look_up(path, peer, message),
+                },
+                None => ReplyTo::Unix(address),
+            },
+            reply_to => reply_to,
+        };
+        self.log_and_reply(message, peer, &reply_to, listener).await
+    }
+
+    /// Checks what can be told of a datagram without its sender's socket. Counts it for its source.
+    ///
+    /// # Errors
+    /// Returns an error if it is to be dropped.
+    fn check(
+        &self,
+        message: &[u8],
+        datagram: &Datagram,
+        listener: &Listener,
+        dispatcher: &Dispatcher,
+    ) -> Result<(), DropCause> {
+        let Datagram { peer, sent_to, ref reply_to, .. } = *datagram;
         if let Some(reply) = packet::reply(&listener.settings.rules, message) {
-            match &reply_to {
+            match reply_to {
                 ReplyTo::Unnamed => return Err(DropCause::Nameless),
                 ReplyTo::Ip(from, _) if packet::is_service_port(from.port()) => return Err(DropCause::ServicePort),
                 reply_to if self.socket.is_own_address(reply_to) => return Err(DropCause::OwnAddress),
-                ReplyTo::Ip(..) | ReplyTo::Unix(_) => {}
+                ReplyTo::Unix(from) if !self.senders.is_allowed(from) => return Err(DropCause::UnsafeAddress),
+                ReplyTo::Ip(..) | ReplyTo::Unix(_) | ReplyTo::Sender(_) => {}
+            }
+            if self.socket.is_broadcast(sent_to) {
+                return Err(DropCause::Broadcast);
             }
             if let Some(cause) = packet::unsafe_to_answer(message, &reply) {
                 return Err(cause);
@@ -157,13 +198,17 @@ impl DatagramServer {
         if !dispatcher.rate_limiter.admit(Source::of_datagram(peer), clock()) {
             return Err(DropCause::Rate);
         }
-        Ok(AdmittedDatagram { len, peer, reply_to })
+        Ok(())
     }
 
     /// Logs a message and answers it.
-    async fn log_and_reply(&mut self, admitted: &AdmittedDatagram, listener: &Listener) -> Result<(), DropCause> {
-        let AdmittedDatagram { len, peer, ref reply_to } = *admitted;
-        let message = &self.buffer[..len];
+    async fn log_and_reply(
+        &mut self,
+        message: &[u8],
+        peer: Peer,
+        reply_to: &ReplyTo,
+        listener: &Listener,
+    ) -> Result<(), DropCause> {
         // Those that come meanwhile wait in the kernel.
         packets::log(
             ReceivedMessage { connection_id: None, listener: &listener.name, peer, bytes: message },
@@ -173,7 +218,7 @@ impl DatagramServer {
         .await;
         let before = self.totals;
         self.totals.messages += 1;
-        self.totals.bytes_in += len as u64;
+        self.totals.bytes_in += message.len() as u64;
         let sent = match packet::reply(&listener.settings.rules, message) {
             Some(reply) => {
                 self.socket.send(&reply, reply_to).map(|()| reply.iter().map(|part| part.len() as u64).sum())
@@ -187,6 +232,15 @@ impl DatagramServer {
             Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => DropCause::NoRoom,
             _ => DropCause::Unreachable,
         })
+    }
+
+    /// Counts a datagram that was dropped, and reports it if that is due.
+    fn count(&mut self, answered: Result<(), DropCause>, peer: Peer, listener: &Listener) {
+        if let Err(cause) = answered {
+            self.worker.counters.count_dropped(cause);
+            let report = self.drop_log.record(cause, peer, clock());
+            self.report(listener, report);
+        }
     }
 
     fn report(&self, listener: &Listener, reports: impl IntoIterator<Item = DropReport>) {

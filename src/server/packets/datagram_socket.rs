@@ -1,10 +1,11 @@
 //! A datagram socket (UDP, Unix): what comes, from whom, and how a reply goes back.
 //!
-//! On a socket that is bound to every address (`0.0.0.0`, `::`), each datagram comes with the local address that it was
-//! sent to (IP_PKTINFO, ip(7)), and the reply leaves from that one: a connected client takes it from no other address.
+//! Each datagram comes with the local address that it was sent to (IP_PKTINFO, ip(7)). That tells a broadcast from what
+//! was sent to this machine alone. On a socket that is bound to every address (`0.0.0.0`, `::`), the reply leaves from
+//! that address: a connected client takes it from no other.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -18,6 +19,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use crate::protocol::packet::Reply;
+use crate::server::packets::sender_socket::SenderSocket;
 use crate::server::socket::Peer;
 use crate::server::worker::Worker;
 
@@ -26,6 +28,9 @@ const MAX_UDP_SIZE: usize = 65_535;
 
 /// Go as far as the route and then send nothing (MSG_PROBE of linux/socket.h, which no library names).
 const PROBE: MsgFlags = MsgFlags::from_bits_retain(0x10);
+
+/// A port to be probed where any does.
+const PROBED_PORT: u16 = 9;
 
 /// What a Unix address is shorter than that has a name (`sun_family` of unix(7)).
 const FAMILY_SIZE: usize = size_of::<nix::libc::sa_family_t>();
@@ -50,7 +55,18 @@ pub(crate) struct Datagram {
     /// How long it is: more than there was room for, where it was cut.
     pub(crate) len: usize,
     pub(crate) peer: Peer,
+    pub(crate) sent_to: Destination,
     pub(crate) reply_to: ReplyTo,
+}
+
+/// How many machines a datagram was sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Destination {
+    One,
+    /// To a broadcast or multicast address.
+    Many,
+    /// To this address of IPv4. It was queued before the socket was prepared, so the kernel does not say what that is.
+    Unknown(Ipv4Addr),
 }
 
 /// Where a reply goes.
@@ -58,7 +74,10 @@ pub(crate) struct Datagram {
 pub(crate) enum ReplyTo {
     /// To that address, from the local address that the datagram was sent to, where that has to be given.
     Ip(SocketAddr, Option<LocalAddress>),
+    /// To a name in the abstract namespace, or to a path, for which [`ReplyTo::Sender`] is to be found first.
     Unix(UnixAddr),
+    /// To a sender whose socket was found at its path.
+    Sender(SenderSocket),
     /// Nowhere: a Unix socket without a name.
     Unnamed,
 }
@@ -82,10 +101,11 @@ impl DatagramSocket {
             (BoundAddress::Unix(getsockname(socket.as_raw_fd())?), nix::cmsg_space!(UnixCredentials))
         } else {
             let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
-            match bound.ip() {
-                IpAddr::V4(ip) if ip.is_unspecified() => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
-                IpAddr::V6(ip) if ip.is_unspecified() => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
-                _ => {}
+            // On a socket for IPv6, too: of a datagram that came over IPv4, IPV6_PKTINFO does not say whether it is a
+            // broadcast.
+            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+            if bound.is_ipv6() {
+                setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
             }
             // With room for what else systemd may have enabled (Timestamping= and its kin).
             (BoundAddress::Ip(bound), nix::cmsg_space!([u8; 256]))
@@ -126,15 +146,19 @@ impl DatagramSocket {
             let mut parts = [IoSliceMut::new(buffer)];
             let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
             match bound {
-                BoundAddress::Ip(_) => {
+                BoundAddress::Ip(bound) => {
                     let found = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(ancillary), flags)?;
-                    let ancillary = found
-                        .cmsgs()
-                        .ok()
-                        .and_then(|mut all| all.find_map(|message| LocalAddress::from_ancillary(&message)));
+                    let (mut sent_to, mut local) = (None, None);
+                    for message in found.cmsgs().into_iter().flatten() {
+                        sent_to = sent_to.or_else(|| Destination::from_ancillary(&message));
+                        local = local.or_else(|| LocalAddress::from_ancillary(&message));
+                    }
+                    // What is not known to be sent to us alone may have been sent to others.
+                    let sent_to = sent_to.unwrap_or(Destination::Many);
+                    let local = local.filter(|_| bound.ip().is_unspecified());
                     let from = found.address.as_ref().and_then(ip_address).ok_or(io::ErrorKind::InvalidData)?;
                     let peer = Peer::Ip(SocketAddr::new(from.ip().to_canonical(), from.port()));
-                    Ok(Datagram { len: found.bytes, peer, reply_to: ReplyTo::Ip(from, ancillary) })
+                    Ok(Datagram { len: found.bytes, peer, sent_to, reply_to: ReplyTo::Ip(from, local) })
                 }
                 BoundAddress::Unix(_) => {
                     let found = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(ancillary), flags)?;
@@ -144,7 +168,8 @@ impl DatagramSocket {
                         found.cmsgs().ok().and_then(|mut all| all.find_map(|message| peer_from_credentials(&message)));
                     let named = found.address.filter(|address| address.len() as usize > FAMILY_SIZE);
                     let reply_to = named.map_or(ReplyTo::Unnamed, ReplyTo::Unix);
-                    Ok(Datagram { len: found.bytes, peer: peer.unwrap_or(Peer::Unknown), reply_to })
+                    let (peer, sent_to) = (peer.unwrap_or(Peer::Unknown), Destination::One);
+                    Ok(Datagram { len: found.bytes, peer, sent_to, reply_to })
                 }
             }
         })
@@ -160,12 +185,13 @@ impl DatagramSocket {
             ReplyTo::Ip(to, local) => {
                 let to = SockaddrStorage::from(*to);
                 match self.send_from(*local, &parts, MsgFlags::empty(), &to) {
-                    // It was sent to many, as broadcasts are: no address to send from.
+                    // Nothing can be sent from an IPv6 address that is ours by its route alone.
                     Err(Errno::EINVAL) if local.is_some() => self.send_from(None, &parts, MsgFlags::empty(), &to),
                     result => result,
                 }
             }
             ReplyTo::Unix(to) => self.send_message(&parts, &[], MsgFlags::empty(), to),
+            ReplyTo::Sender(socket) => self.send_message(&parts, &[], MsgFlags::empty(), &socket.address()?),
             ReplyTo::Unnamed => Err(Errno::EDESTADDRREQ),
         }
     }
@@ -182,6 +208,16 @@ impl DatagramSocket {
             }
             (BoundAddress::Unix(bound), ReplyTo::Unix(from)) => bound == from,
             _ => false,
+        }
+    }
+
+    /// Returns whether a datagram was sent to a broadcast or multicast address.
+    pub(crate) fn is_broadcast(&self, sent_to: Destination) -> bool {
+        match sent_to {
+            Destination::One => false,
+            Destination::Many => true,
+            // Broadcast addresses are not addresses of an interface.
+            Destination::Unknown(ip) => !self.is_local(SocketAddr::from((ip, PROBED_PORT))),
         }
     }
 
@@ -246,18 +282,45 @@ impl DatagramSocket {
 }
 
 impl LocalAddress {
-    /// Returns the local address in the ancillary data of a datagram, in the form that its reply needs.
+    /// Returns the local address in the ancillary data of a datagram that was sent to this machine alone, in the form
+    /// that its reply needs.
     fn from_ancillary(ancillary: &ControlMessageOwned) -> Option<Self> {
         match ancillary {
             // The way back is the route's to choose, not that of the way here.
-            ControlMessageOwned::Ipv4PacketInfo(info) => {
-                Some(Self::V4(in_pktinfo { ipi_ifindex: 0, ipi_addr: in_addr { s_addr: 0 }, ..*info }))
-            }
+            ControlMessageOwned::Ipv4PacketInfo(info) => Some(Self::V4(in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: info.ipi_addr,
+                ipi_addr: in_addr { s_addr: 0 },
+            })),
             ControlMessageOwned::Ipv6PacketInfo(info) => {
-                let ip = std::net::Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                let ip = Ipv6Addr::from(info.ipi6_addr.s6_addr);
                 // An address of one link is nothing without that link.
                 let ipi6_ifindex = if ip.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
-                (!ip.is_multicast()).then_some(Self::V6(in6_pktinfo { ipi6_ifindex, ..*info }))
+                Some(Self::V6(in6_pktinfo { ipi6_ifindex, ..*info }))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Destination {
+    /// Returns the destination in the ancillary data of a datagram.
+    fn from_ancillary(ancillary: &ControlMessageOwned) -> Option<Self> {
+        match ancillary {
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                let [to, own] = [info.ipi_addr, info.ipi_spec_dst].map(|ip| Ipv4Addr::from(u32::from_be(ip.s_addr)));
+                // The address to reply from is the destination itself, unless that is not one to send from.
+                Some(match own {
+                    _ if to.is_multicast() || to.is_broadcast() => Self::Many,
+                    Ipv4Addr::UNSPECIFIED => Self::Unknown(to),
+                    own if own == to => Self::One,
+                    _ => Self::Many,
+                })
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                let to = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                // That came over IPv4, and IP_PKTINFO says more.
+                to.to_ipv4_mapped().is_none().then_some(if to.is_multicast() { Self::Many } else { Self::One })
             }
             _ => None,
         }

@@ -13,6 +13,7 @@ pub(crate) mod datagram_server;
 pub(crate) mod datagram_socket;
 pub(crate) mod drop_log;
 pub(crate) mod rate_limit;
+pub(crate) mod sender_socket;
 pub(crate) mod seqpacket;
 mod seqpacket_socket;
 

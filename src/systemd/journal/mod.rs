@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use queue::{LogQueue, WriterTask};
 use sink::Sink;
 
+pub use native::JOURNAL_PATH;
 pub use sink::is_stderr;
 
 /// How many entries may wait to be written.

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 /// Where journald listens.
-pub(super) const JOURNAL_PATH: &str = "/run/systemd/journal/socket";
+pub const JOURNAL_PATH: &str = "/run/systemd/journal/socket";
 
 /// How long journald may take before it is an error that it takes nothing.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
