@@ -16,6 +16,7 @@ use crate::machine::Machine;
 tests![
     tcp_and_unix_clients_are_served,
     datagrams_and_seqpackets_are_answered,
+    clients_on_a_unix_datagram_socket_are_answered_where_the_service_can_see_that_their_socket_is_their_own,
     clients_on_the_unix_socket_are_identified_by_their_uid,
     a_user_on_the_unix_socket_is_limited_to_connections_per_source since 257,
     entries_reach_the_journal_complete_and_with_their_fields,
@@ -78,6 +79,59 @@ fn datagrams_and_seqpackets_are_answered(machine: &Machine) {
         unix.exchange("who");
         machine.run("journalctl --quiet --unit=echoed.service --grep='message on echo from uid 0.*who'").code == Some(0)
     });
+}
+
+/// Binds a socket to a path that everybody may write to, sends what has systemd end a service if it comes from there,
+/// and prints the reply, if there is to be one.
+const DATAGRAM_CLIENT: &str = r#"
+    use Socket;
+    my ($own, $is_answered) = @ARGV;
+    socket(my $socket, AF_UNIX, SOCK_DGRAM, 0) or die "$!";
+    bind($socket, pack_sockaddr_un($own)) or die "$own: $!";
+    chmod 0666, $own;
+    send($socket, "x\nWATCHDOG=trigger", 0, pack_sockaddr_un("/run/datagrams.sock")) or die "$!";
+    if ($is_answered) { alarm 30; recv($socket, my $reply, 100, 0); print $reply }
+"#;
+
+fn clients_on_a_unix_datagram_socket_are_answered_where_the_service_can_see_that_their_socket_is_their_own(
+    machine: &Machine,
+) {
+    const REPLY: &str = "server got:x\nWATCHDOG=trigger";
+    machine.edit("echoed.socket", "[Socket]\nListenDatagram=/run/datagrams.sock\nSocketMode=0666\nPassCredentials=yes");
+    machine.write("/usr/lib/client", DATAGRAM_CLIENT);
+    machine.sh("mkdir -p /run/echoed/clients/run/systemd; chown 1000 /run/echoed/clients
+        systemctl start echoed.socket");
+    let send = |user: u32, own: &str, is_answered: bool| {
+        let answered = if is_answered { "answered" } else { "" };
+        let user = format!("setpriv --reuid={user} --regid={user} --clear-groups");
+        machine.sh(&format!("cd /run/echoed/clients; {user} perl /usr/lib/client {own} {answered}"))
+    };
+    let mut unsafe_count = 0;
+    // The first one starts the service.
+    assert_eq!(send(0, "/run/echoed/clients/first", true), REPLY);
+    let process = machine.property("echoed.service", "MainPID");
+    let is_known = machine.version() >= 257;
+    for (user, own, is_answered) in [
+        (1000, "/run/echoed/clients/own", is_known),
+        // It does not see those.
+        (0, "/run/client", false),
+        (1000, "/tmp/client", false),
+        // In the directory of the service, this is the socket of systemd.
+        (0, "run/systemd/notify", false),
+    ] {
+        let reply = send(user, own, is_answered);
+        assert_eq!(reply, if is_answered { REPLY } else { "" }, "{user} {own}");
+        unsafe_count += u32::from(!is_answered);
+    }
+    machine.wait_for_journal("--unit=echoed.service VERDICT=unsafe-address");
+    assert_eq!(send(0, "/run/echoed/clients/last", true), REPLY);
+    assert_eq!(machine.property("echoed.service", "MainPID"), process);
+    // All of them, as it says in the end.
+    machine.sh("systemctl stop echoed.service");
+    if unsafe_count > 1 {
+        let others = format!("{} datagrams? dropped on echo: unsafe-address", unsafe_count - 1);
+        machine.wait_for_journal(&format!("--unit=echoed.service --grep='{others}'"));
+    }
 }
 
 /// A client on the Unix socket, as a shell command: this user sends a message and reads the reply.
