@@ -7,9 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -19,7 +17,8 @@ use tokio::time;
 
 use super::admission::{Admission, Permit};
 use super::connection::{Connection, ConnectionInfo, clock};
-use super::event::{Event, EventHandler};
+use super::event::{Event, EventHandler, Retry};
+use super::listener_error::{self, Backoff, ListenerErrorKind, MAX_PAUSE};
 use super::packets::rate_limit::RateLimiter;
 use super::packets::seqpacket::SeqpacketConnection;
 use super::proxy::PendingHeader;
@@ -30,9 +29,6 @@ use crate::protocol::{Session, Verdict};
 
 /// How many connections are accepted before the first worker's connections run.
 const BATCH: usize = 32;
-
-/// How long accepting pauses when descriptors or memory have run out, if no connection ends before.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Assigns connections to workers. The acceptors of all listeners share it.
 pub(crate) struct Dispatcher {
@@ -76,91 +72,71 @@ impl ListenerHandle {
     }
 }
 
-/// What an error of accept(2) asks for.
-#[derive(Debug, PartialEq, Eq)]
-enum AcceptErrorKind {
-    /// The connection died while it was waiting; the next may be well.
-    Connection,
-    /// Something has run out that will be there again.
-    ResourcesExhausted,
-    /// The listener itself.
-    Listener,
-}
-
-impl AcceptErrorKind {
-    fn of(error: &io::Error) -> Self {
-        match Errno::from_io_error(error).unwrap_or(Errno::INVAL) {
-            Errno::CONNABORTED
-            | Errno::INTR
-            | Errno::PERM
-            // Linux passes pending errors of the new connection on (accept(2), "Error handling").
-            | Errno::NETDOWN
-            | Errno::PROTO
-            | Errno::NOPROTOOPT
-            | Errno::HOSTDOWN
-            | Errno::NONET
-            | Errno::HOSTUNREACH
-            | Errno::OPNOTSUPP
-            | Errno::NETUNREACH => Self::Connection,
-            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Self::ResourcesExhausted,
-            _ => Self::Listener,
-        }
-    }
-}
-
-/// Accepts connections until the listener fails, and returns the error. Otherwise runs until it is dropped.
-pub(crate) async fn accept(socket: &UnixStream, listener: &ListenerHandle, dispatcher: &Arc<Dispatcher>) -> io::Error {
-    let mut paused = false;
+/// Accepts connections until the listener fails, and returns the error. Otherwise runs until it is dropped. `backoff` has
+/// the errors of earlier runs.
+pub(crate) async fn accept(
+    socket: &UnixStream,
+    listener: &ListenerHandle,
+    dispatcher: &Arc<Dispatcher>,
+    backoff: &mut Backoff,
+) -> io::Error {
     loop {
         dispatcher.admission.wait_for_permit(|limit| (dispatcher.handle_event)(Event::LimitReached { limit })).await;
         // Enabled before the attempt, so that no descriptor becomes free unnoticed.
         let mut ended = pin!(dispatcher.admission.connection_ended().notified());
         ended.as_mut().enable();
-        if let Err(error) = socket.readable().await {
-            return error;
-        }
+        let ready = match socket.ready(Interest::READABLE).await {
+            Ok(ready) => ready,
+            Err(error) => return error,
+        };
         let listener = listener.load();
-        let (mut accepted, mut accepting) = (0, false);
-        let error = loop {
-            if accepted == BATCH {
-                break None;
-            }
-            let Some(permit) = dispatcher.admission.try_acquire() else { break None };
-            match socket.try_io(Interest::READABLE, || accept_one(socket)) {
+        let (mut accepting, mut failure) = (false, None);
+        for _ in 0..BATCH {
+            let Some(permit) = dispatcher.admission.try_acquire() else { break };
+            let error = match socket.try_io(Interest::READABLE, || accept_one(socket)) {
                 Ok((socket, from)) => {
-                    accepted += 1;
+                    backoff.record_success();
                     accepting = true;
                     dispatcher.dispatch(socket, from, &listener, permit);
+                    continue;
                 }
-                Err(error) => {
-                    permit.release_unused();
-                    if error.kind() == io::ErrorKind::WouldBlock {
-                        // Linux makes room for a connection before it looks whether there is one.
-                        accepting = true;
-                        break None;
-                    }
-                    match AcceptErrorKind::of(&error) {
-                        AcceptErrorKind::Connection => {}
-                        AcceptErrorKind::ResourcesExhausted => break Some(error),
-                        AcceptErrorKind::Listener => return error,
-                    }
+                Err(error) => error,
+            };
+            permit.release_unused();
+            if error.kind() == io::ErrorKind::WouldBlock {
+                if listener_error::is_shut_down(ready) {
+                    return listener_error::shut_down_error();
                 }
+                backoff.record_success();
+                // Linux makes room for a connection before it looks whether there is one.
+                accepting = true;
+                break;
             }
-        };
-        if paused && accepting && error.is_none() {
-            paused = false;
-            (dispatcher.handle_event)(Event::AcceptResumed { listener: Arc::clone(&listener.name) });
+            match ListenerErrorKind::of(&error) {
+                ListenerErrorKind::Fatal => return listener_error::explain(error, socket),
+                ListenerErrorKind::ResourcesExhausted => failure = Some((error, Retry::ConnectionEnded)),
+                ListenerErrorKind::Transient => match backoff.record_error() {
+                    Some(pause) => failure = Some((error, Retry::After(pause))),
+                    None => continue,
+                },
+            }
+            break;
         }
-        match error {
-            Some(error) => {
-                if !paused {
-                    paused = true;
-                    (dispatcher.handle_event)(Event::AcceptPaused { listener: Arc::clone(&listener.name), error });
-                }
-                // An elapsed second is as good a reason to try again as an ended connection.
-                let _ = time::timeout(RETRY_INTERVAL, ended).await;
-            }
-            None => task::yield_now().await,
+        let (name, kind) = (|| Arc::clone(&listener.name), listener.kind);
+        if accepting && failure.is_none() && backoff.report_end() {
+            (dispatcher.handle_event)(Event::AcceptResumed { listener: name(), kind });
+        }
+        let Some((error, retry)) = failure else {
+            task::yield_now().await;
+            continue;
+        };
+        if backoff.report_pause() {
+            (dispatcher.handle_event)(Event::AcceptPaused { listener: name(), kind, error, retry });
+        }
+        match retry {
+            // An elapsed second is as good a reason to try again as an ended connection.
+            Retry::ConnectionEnded => drop(time::timeout(MAX_PAUSE, ended).await),
+            Retry::After(pause) => time::sleep(pause).await,
         }
     }
 }
@@ -263,23 +239,5 @@ impl Dispatcher {
     pub(crate) async fn cancel_pending(&self) {
         self.pending_cancelled.send_replace(true);
         self.pending_cancelled.closed().await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_of_accept_are_sorted_by_cause() {
-        let kind = |errno: Errno| AcceptErrorKind::of(&errno.into());
-        assert_eq!(kind(Errno::CONNABORTED), AcceptErrorKind::Connection);
-        assert_eq!(kind(Errno::PERM), AcceptErrorKind::Connection);
-        for exhausted in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
-            assert_eq!(kind(exhausted), AcceptErrorKind::ResourcesExhausted);
-        }
-        for fatal in [Errno::BADF, Errno::INVAL, Errno::NOTSOCK] {
-            assert_eq!(kind(fatal), AcceptErrorKind::Listener);
-        }
     }
 }

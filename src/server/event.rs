@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use super::socket::Peer;
+use super::socket::{Peer, SocketKind};
 use crate::config::Level;
 use crate::protocol::Verdict;
 use crate::protocol::packet::DropCause;
@@ -59,18 +59,24 @@ pub enum Event {
         /// That limit.
         limit: usize,
     },
-    /// Accepting fails for a reason that passes, like having no descriptors left; it is tried again when a connection
-    /// ends, and every second.
+    /// Accepting connections or receiving datagrams fails, for a reason that may pass: no descriptors are left, or a
+    /// policy denies it. It is tried again.
     AcceptPaused {
         /// The listener's name.
         listener: Arc<str>,
-        /// What accept(2) said.
+        /// The kind of its socket.
+        kind: SocketKind,
+        /// What accept(2) or recvmsg(2) said.
         error: io::Error,
+        /// When it is tried again.
+        retry: Retry,
     },
-    /// Accepting works again.
+    /// Accepting connections or receiving datagrams works again.
     AcceptResumed {
         /// The listener's name.
         listener: Arc<str>,
+        /// The kind of its socket.
+        kind: SocketKind,
     },
     /// A listener failed, and is no longer served.
     ListenerFailed {
@@ -108,6 +114,15 @@ pub enum Event {
         /// The peer that sent the last one.
         last_peer: Peer,
     },
+}
+
+/// When a call that failed is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// When a connection ends, and every second.
+    ConnectionEnded,
+    /// After so long. Further pauses are longer, up to a second.
+    After(Duration),
 }
 
 /// One message that a peer sent, for `log_messages = "full"`.
@@ -252,10 +267,18 @@ impl fmt::Display for Event {
             Self::LimitReached { limit } => {
                 write!(f, "{limit} connections (limits.connections={limit}), further ones wait until one ends")
             }
-            Self::AcceptPaused { listener, error } => {
-                write!(f, "cannot accept on {listener}: {error}; trying again when a connection ends")
+            Self::AcceptPaused { listener, kind, error, retry } => {
+                let operation = if *kind == SocketKind::Datagram { "receive" } else { "accept" };
+                let when = match retry {
+                    Retry::ConnectionEnded => "when a connection ends",
+                    Retry::After(_) => "after pauses of up to 1s",
+                };
+                write!(f, "cannot {operation} on {listener}: {error}; trying again {when}")
             }
-            Self::AcceptResumed { listener } => write!(f, "accepting on {listener} again"),
+            Self::AcceptResumed { listener, kind } => {
+                let operation = if *kind == SocketKind::Datagram { "receiving" } else { "accepting" };
+                write!(f, "{operation} on {listener} again")
+            }
             Self::ListenerFailed { listener, error } => {
                 write!(f, "cannot serve {listener}: {error}; this listener is not served any more")
             }

@@ -14,6 +14,7 @@ mod connection;
 pub mod event;
 mod event_loop;
 mod handover;
+mod listener_error;
 mod packets;
 pub mod proxy;
 pub mod socket;
@@ -34,6 +35,7 @@ use crate::config::{self, Settings};
 use accept::{Dispatcher, Listener, ListenerHandle};
 use admission::Admission;
 use event::{Event, EventHandler, MessageLog};
+use listener_error::Backoff;
 use packets::datagram_server::DatagramServer;
 use packets::rate_limit::RateLimiter;
 use packets::sender_socket::ReservedSockets;
@@ -203,6 +205,10 @@ impl Server {
         let mut status = self.acceptor_status.subscribe();
         let all_probed = status.wait_for(|status| status.probed >= status.serving).await;
         let idle = all_probed.is_ok_and(|status| !status.found_client);
+        if !idle {
+            // Also if it is not known whether a client waits: the next attempt is as far away as this one was.
+            self.dispatcher.admission.note_use();
+        }
         // A client that came before the probe may have been accepted without it, and may have gone again.
         let idle = idle && self.idle_for().is_some_and(|idle| idle >= unused);
         if !idle {
@@ -311,6 +317,7 @@ async fn run_acceptor(
     status: &watch::Sender<AcceptorStatus>,
     mode: &mut watch::Receiver<AcceptMode>,
 ) -> io::Result<()> {
+    let mut backoff = Backoff::default();
     loop {
         let now = *mode.borrow_and_update();
         match now {
@@ -328,7 +335,9 @@ async fn run_acceptor(
                     return Ok(());
                 }
             }
-            error = accept::accept(socket, listener, dispatcher), if now == AcceptMode::Accept => return Err(error),
+            error = accept::accept(socket, listener, dispatcher, &mut backoff), if now == AcceptMode::Accept => {
+                return Err(error);
+            }
         }
     }
 }

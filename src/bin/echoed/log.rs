@@ -191,7 +191,7 @@ fn entry(event: &Event) -> LogEntry {
             messages: Some(totals.messages),
         },
         Event::AcceptPaused { listener, .. }
-        | Event::AcceptResumed { listener }
+        | Event::AcceptResumed { listener, .. }
         | Event::ListenerFailed { listener, .. } => {
             LogEntry { text, listener: Some(Arc::clone(listener)), ..LogEntry::default() }
         }

@@ -9,8 +9,10 @@ use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use tokio::io::Ready;
 use tokio::sync::watch;
 use tokio::{task, time};
 
@@ -20,7 +22,8 @@ use crate::protocol::session::Totals;
 use crate::server::accept::{Dispatcher, Listener, ListenerHandle};
 use crate::server::admission::Source;
 use crate::server::connection::clock;
-use crate::server::event::{Event, ReceivedMessage};
+use crate::server::event::{Event, ReceivedMessage, Retry};
+use crate::server::listener_error::{self, Backoff, ListenerErrorKind};
 use crate::server::packets;
 use crate::server::packets::datagram_socket::{Datagram, DatagramSocket, ReplyTo};
 use crate::server::packets::drop_log::{DropLog, DropReport};
@@ -41,6 +44,9 @@ pub(crate) struct DatagramServer {
     senders: SenderSockets,
     drop_log: DropLog,
     totals: Totals,
+    backoff: Backoff,
+    /// Until when nothing is received, after an error that may pass.
+    paused_until: Option<Instant>,
 }
 
 impl DatagramServer {
@@ -52,7 +58,8 @@ impl DatagramServer {
         let socket = DatagramSocket::open(socket, worker)?;
         let (worker, senders) = (Arc::clone(worker), SenderSockets::new(reserved)?);
         let (drop_log, totals) = (DropLog::new(), Totals::default());
-        Ok(Self { socket, worker, buffer: Vec::new(), senders, drop_log, totals })
+        let (backoff, paused_until) = (Backoff::default(), None);
+        Ok(Self { socket, worker, buffer: Vec::new(), senders, drop_log, totals, backoff, paused_until })
     }
 
     /// Receives datagrams as the mode says, until it is [`AcceptMode::Stop`].
@@ -94,10 +101,11 @@ impl DatagramServer {
                     };
                     self.count(answered, peer, listener);
                 }
-                ready = self.socket.readable(), if now == AcceptMode::Accept => {
+                () = sleep_until(self.paused_until) => self.paused_until = None,
+                ready = self.socket.ready(), if now == AcceptMode::Accept && self.paused_until.is_none() => {
                     // Not given up in between: a message may be waiting for the log.
                     let received = match ready {
-                        Ok(()) => self.receive_batch(listener, dispatcher).await,
+                        Ok(ready) => self.receive_batch(listener, dispatcher, ready).await,
                         Err(error) => Err(error),
                     };
                     if let Err(error) = received {
@@ -116,8 +124,16 @@ impl DatagramServer {
         ended
     }
 
-    /// Receives the datagrams that are there, [`BATCH`] at most.
-    async fn receive_batch(&mut self, listener: &ListenerHandle, dispatcher: &Dispatcher) -> io::Result<()> {
+    /// Receives the datagrams that are there, [`BATCH`] at most. `ready` is the readiness of the socket.
+    ///
+    /// # Errors
+    /// Returns an error if the socket failed.
+    async fn receive_batch(
+        &mut self,
+        listener: &ListenerHandle,
+        dispatcher: &Dispatcher,
+        ready: Ready,
+    ) -> io::Result<()> {
         let size = self.socket.buffer_size(listener.load().settings.rules.max_message);
         if self.buffer.len() != size {
             self.buffer = vec![0; size];
@@ -127,10 +143,23 @@ impl DatagramServer {
         for _ in 0..BATCH {
             let datagram = match self.socket.receive(&mut buffer) {
                 Ok(datagram) => datagram,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if concerns_one_datagram(&error) => continue,
-                Err(error) => return Err(error),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && listener_error::is_shut_down(ready) => {
+                    return Err(listener_error::shut_down_error());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.record_success(listener);
+                    break;
+                }
+                Err(error) if ListenerErrorKind::of(&error) == ListenerErrorKind::Fatal => return Err(error),
+                Err(error) => match self.backoff.record_error() {
+                    Some(pause) => {
+                        self.pause(listener, error, pause);
+                        break;
+                    }
+                    None => continue,
+                },
             };
+            self.record_success(listener);
             dispatcher.admission.note_use();
             let peer = datagram.peer;
             // As it is after the datagram came: a reload holds for those that are sent after it.
@@ -143,6 +172,25 @@ impl DatagramServer {
         }
         self.buffer = buffer;
         Ok(())
+    }
+
+    /// Receives nothing for so long, after errors in a row.
+    fn pause(&mut self, listener: &ListenerHandle, error: io::Error, pause: Duration) {
+        self.paused_until = Some(clock() + pause);
+        if self.backoff.report_pause() {
+            let Listener { ref name, kind, .. } = *listener.load();
+            let (listener, retry) = (Arc::clone(name), Retry::After(pause));
+            (self.worker.sink.handle_event)(Event::AcceptPaused { listener, kind, error, retry });
+        }
+    }
+
+    /// Notes that receiving works.
+    fn record_success(&mut self, listener: &ListenerHandle) {
+        self.backoff.record_success();
+        if self.backoff.report_end() {
+            let Listener { ref name, kind, .. } = *listener.load();
+            (self.worker.sink.handle_event)(Event::AcceptResumed { listener: Arc::clone(name), kind });
+        }
     }
 
     /// Logs and answers a datagram if it is safe to, or has its sender looked up first.
@@ -251,46 +299,9 @@ impl DatagramServer {
     }
 }
 
-async fn sleep_until(due: Option<std::time::Instant>) {
+async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => time::sleep_until(due.into()).await,
         None => pending().await,
-    }
-}
-
-/// Whether an error of recvmsg(2) is about one datagram: about the way back of one that was sent before (ICMP, as far
-/// as it is reported: IP_RECVERR of ip(7)), or about something that passes by itself. The socket is well then.
-fn concerns_one_datagram(error: &io::Error) -> bool {
-    let Some(error) = rustix::io::Errno::from_io_error(error) else { return true };
-    matches!(
-        Errno::from_raw(error.raw_os_error()),
-        Errno::ECONNREFUSED
-            | Errno::ECONNRESET
-            | Errno::EHOSTUNREACH
-            | Errno::EHOSTDOWN
-            | Errno::ENETUNREACH
-            | Errno::ENETDOWN
-            | Errno::ENONET
-            | Errno::ENOPROTOOPT
-            | Errno::EPROTO
-            | Errno::EOPNOTSUPP
-            | Errno::EMSGSIZE
-            | Errno::EACCES
-            | Errno::EPERM
-            | Errno::EINTR
-            | Errno::ENOBUFS
-            | Errno::ENOMEM
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_about_one_datagram_do_not_break_the_socket() {
-        let concerns_one = |error: Errno| concerns_one_datagram(&error.into());
-        assert!(concerns_one(Errno::ECONNREFUSED) && concerns_one(Errno::EHOSTUNREACH) && concerns_one(Errno::ENOBUFS));
-        assert!(!concerns_one(Errno::EBADF) && !concerns_one(Errno::ENOTSOCK) && !concerns_one(Errno::EINVAL));
     }
 }

@@ -15,7 +15,7 @@ use nix::sys::socket::{
     getsockname, recvmsg, sendmsg, setsockopt, sockopt,
 };
 use rustix::net::AddressFamily;
-use tokio::io::Interest;
+use tokio::io::{Interest, Ready};
 use tokio::net::UnixStream;
 
 use crate::protocol::packet::Reply;
@@ -121,12 +121,12 @@ impl DatagramSocket {
         }
     }
 
-    /// Waits until there may be a datagram.
+    /// Waits until there may be a datagram, or until another process has shut the socket down.
     ///
     /// # Errors
     /// The runtime ends.
-    pub(crate) async fn readable(&self) -> io::Result<()> {
-        self.socket.readable().await
+    pub(crate) async fn ready(&self) -> io::Result<Ready> {
+        self.socket.ready(Interest::READABLE).await
     }
 
     /// Returns whether a datagram waits. Asks the kernel and not the reactor, which may not know of it yet. An error
