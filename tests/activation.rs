@@ -1,6 +1,6 @@
 //! Sockets from systemd: sockets of every family are served ([`families`]), others are refused with a reason
-//! ([`refused`]), and the service manager is notified ([`notifications`]). First under systemd-socket-activate, then
-//! with descriptors that the tests make.
+//! ([`refused`]), so are those that somebody has shut down ([`shut_down`]), and the service manager is notified
+//! ([`notifications`]). First under systemd-socket-activate, then with descriptors that the tests make.
 
 mod common;
 #[path = "activation/families.rs"]
@@ -9,6 +9,8 @@ mod families;
 mod notifications;
 #[path = "activation/refused.rs"]
 mod refused;
+#[path = "activation/shut_down.rs"]
+mod shut_down;
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;

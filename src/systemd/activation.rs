@@ -10,7 +10,8 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use listenfd::ListenFd;
-use rustix::io::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, getpeername, getsockname, sockopt};
 
 use super::fdstore;
@@ -23,6 +24,9 @@ const SOCKET_TYPES: [SocketType; 4] = [SocketType::STREAM, SocketType::DGRAM, So
 
 /// The numbers of address families are smaller (AF_MAX of linux/socket.h), with room for new ones.
 const MAX_FAMILY: i32 = 64;
+
+/// What to do about a socket that was shut down: systemd holds it as well, and would hand over the same one again.
+const SHUT_DOWN_ADVICE: &str = "stop the service and its socket unit, then start the socket unit";
 
 /// The name of the socket for metrics.
 const METRICS: &str = "metrics";
@@ -196,7 +200,13 @@ fn take_socket(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<(
             // A connection that was reset while it waited has no peer any more, but an error that says so.
             let has_error = || matches!(sockopt::socket_error(&socket), Ok(Err(_)));
             if !is_listening && getpeername(&socket).is_err() && !has_error() {
-                return Err(format!("it is {what} that neither listens nor is connected"));
+                // A TCP socket that listened and was shut down is the same.
+                return Err(format!(
+                    "it is {what} that neither listens nor is connected; if it was shut down, {SHUT_DOWN_ADVICE}"
+                ));
+            }
+            if is_listening {
+                check_not_shut_down(&socket, &what)?;
             }
             Ok((socket, is_listening))
         }
@@ -209,12 +219,30 @@ fn take_socket(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<(
                     name.is_some_and(|name| !name.is_empty())
                 }),
             };
-            if is_bound { Ok((socket, true)) } else { Err(format!("it is {what} that is not bound")) }
+            if !is_bound {
+                return Err(format!("it is {what} that is not bound"));
+            }
+            check_not_shut_down(&socket, &what)?;
+            Ok((socket, true))
         }
         _ => Err(format!(
             "it is {what}; echoed serves ListenStream=, and on Unix and UDP sockets ListenSequentialPacket= and ListenDatagram="
         )),
     }
+}
+
+/// Checks that no process has shut down this listening or bound socket: it would be ready for ever, with nothing in it.
+///
+/// # Errors
+/// Returns what is wrong with the socket, and what to do.
+fn check_not_shut_down(socket: &OwnedFd, what: &str) -> Result<(), String> {
+    let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
+    let no_wait = Timespec { tv_sec: 0, tv_nsec: 0 };
+    retry_on_intr(|| poll(&mut polled, Some(&no_wait))).map_err(|error| format!("cannot look at it: {error}"))?;
+    if polled[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP) {
+        return Err(format!("it is {what} that another process shut down; {SHUT_DOWN_ADVICE}"));
+    }
+    Ok(())
 }
 
 /// Takes the descriptor at this index, if it is a socket, whatever its family and its type are.
