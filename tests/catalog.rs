@@ -11,7 +11,7 @@ use echoed::protocol::packet::DROP_NAMES;
 const CATALOG: &str = include_str!("../systemd/catalog/echoed.catalog");
 
 /// The fields that an explanation may quote.
-const FIELDS: [&str; 7] = ["LISTENER", "PEER", "CONNECTION", "VERDICT", "BYTES_IN", "BYTES_OUT", "MESSAGES"];
+const FIELDS: [&str; 8] = ["LISTENER", "PEER", "CONNECTION", "VERDICT", "REASON", "BYTES_IN", "BYTES_OUT", "MESSAGES"];
 
 /// Each explanation: its MESSAGE_ID, its headers, its text.
 fn catalog_entries() -> Vec<(&'static str, Vec<&'static str>, &'static str)> {

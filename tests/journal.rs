@@ -18,7 +18,7 @@ use fake_journald::{Entry, FakeJournald};
 use rustix::process::Signal;
 
 /// All fields that there may be.
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 15] = [
     "BYTES_IN",
     "BYTES_OUT",
     "CODE_FILE",
@@ -30,6 +30,7 @@ const FIELDS: [&str; 14] = [
     "MESSAGE_ID",
     "PEER",
     "PRIORITY",
+    "REASON",
     "SYSLOG_IDENTIFIER",
     "TARGET",
     "VERDICT",
@@ -91,6 +92,33 @@ fn a_connection_is_logged_as_two_entries_with_all_their_fields() {
     let mut second = first;
     second.extend(more.map(|(name, value)| (name, value.to_owned())));
     assert_eq!(stable_fields(&closed), second);
+}
+
+#[test]
+fn a_bad_proxy_header_is_logged_with_its_reason() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let configuration = "[defaults]\nproxy_protocol = \"required\"\ndeadlines.read = \"300ms\"\n";
+    let daemon = spawn(&journal, configuration, &["--listen", "127.0.0.1:0"]);
+    let address = &journal.addresses(1)[0];
+    for (number, (reason, sent)) in (1..).zip([
+        ("missing", &b"GET / HTTP/1.1\r\n\r\n"[..]),
+        ("malformed", b"PROXY TCP4 nobody\r\n"),
+        ("too-long", &b"PROXY ".repeat(20)),
+        ("timeout", b"PROXY TCP4 192.0.2.1 "),
+    ]) {
+        let mut peer = Peer::connect(address);
+        peer.send(sent);
+        peer.expect_close();
+        drop(peer);
+        let entry = journal.expect(reason, |entry| {
+            has_subject("@PEER@ began with no valid PROXY header")(entry)
+                && entry.text("CONNECTION") == format!("{number}")
+        });
+        let fields = stable_fields(&entry);
+        assert_eq!((&*fields["VERDICT"], &*fields["REASON"]), ("bad-proxy-header", reason));
+        assert_eq!(fields["BYTES_IN"], sent.len().to_string(), "{reason}");
+    }
+    stop_and_collect(daemon, journal);
 }
 
 #[test]

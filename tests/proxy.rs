@@ -106,36 +106,73 @@ fn a_header_can_arrive_byte_by_byte() {
 }
 
 #[test]
-fn an_invalid_header_closes_the_connection_without_a_final_reply() {
+fn an_invalid_header_closes_the_connection_without_a_final_reply_and_its_first_bytes_are_logged() {
     // Nothing but the deadline would end a connection that may still become right.
     let daemon = start_daemon("deadlines.read = \"1h\"\n");
     let too_long = [&V4_ADDRESSES[..], &[0; 4069]].concat();
+    let (missing, malformed, long) = ("no PROXY header", "malformed PROXY header", "PROXY header too long");
     let mut number = 0;
     for address in daemon.addresses() {
-        for wrong in [
-            &b"aaaa\t"[..],
-            b"\t",
-            b"PROXY TCP4 192.0.2.1\r\n",
-            b"PROXY UDP4 192.0.2.1 198.51.100.7 40123 8085\r\n",
-            b"PROXY TCP4 192.0.2.256 198.51.100.7 40123 8085\r\na\t",
-            &[&b"PROXY UNKNOWN "[..], &[b'x'; 100]].concat(),
-            &b"PROXY ".repeat(100),
-            &v2_header(0x31, 0x11, &V4_ADDRESSES),
-            &v2_header(0x21, 0x11, &V4_ADDRESSES[..11]),
-            &v2_header(0x21, 0x11, &too_long)[..16],
-            &v2_header(0x21, 0x99, &V4_ADDRESSES),
+        for (wrong, reason, shown) in [
+            (&b"aaaa\t"[..], missing, r#""aaaa\t""#),
+            (b"\t", missing, r#""\t""#),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", missing, r#""GET / HTTP/1.1\r\nHost: a\r\n\r\n""#),
+            (&[0xff; 5000], missing, &format!("\"{}\"…", r"\xff".repeat(32))),
+            (b"PROXY TCP4 192.0.2.1\r\n", malformed, r#""PROXY TCP4 192.0.2.1\r\n""#),
+            (b"PROXY UDP4 192.0.2.1 198.51.100.7 40123 8085\r\n", malformed, r#""PROXY UDP4 192.0.2.1 198.51.100."…"#),
+            (
+                b"PROXY TCP4 192.0.2.256 198.51.100.7 40123 8085\r\na\t",
+                malformed,
+                r#""PROXY TCP4 192.0.2.256 198.51.10"…"#,
+            ),
+            (&[&b"PROXY UNKNOWN "[..], &[b'x'; 100]].concat(), long, r#""PROXY UNKNOWN xxxxxxxxxxxxxxxxxx"…"#),
+            (&b"PROXY ".repeat(100), long, r#""PROXY PROXY PROXY PROXY PROXY PR"…"#),
+            (&v2_header(0x31, 0x11, &V4_ADDRESSES), malformed, r#""\r\n\r\n\0\r\nQUIT\n1\u{11}\0\u{c}"#),
+            (&v2_header(0x21, 0x11, &V4_ADDRESSES[..11]), malformed, r#""\r\n\r\n\0\r\nQUIT\n!\u{11}\0\u{b}"#),
+            (&v2_header(0x21, 0x11, &too_long)[..16], long, r#""\r\n\r\n\0\r\nQUIT\n!\u{11}\u{f}\xf1""#),
+            (&v2_header(0x21, 0x99, &V4_ADDRESSES), malformed, r#""\r\n\r\n\0\r\nQUIT\n!\x99\0\u{c}"#),
         ] {
             number += 1;
             let mut peer = Peer::connect(&address);
             peer.send(wrong);
             peer.expect_close();
             drop(peer);
-            let end = wait_for_end(&daemon, number);
-            assert!(end.starts_with("info: ") && end.contains("ended: bad-proxy-header; 0 messages"), "{end}");
+            let (end, len) = (wait_for_end(&daemon, number), wrong.len());
+            let bytes = if len == 1 { "byte" } else { "bytes" };
+            let expected = format!("ended: bad-proxy-header ({reason}; {len} {bytes} came: {shown}");
+            assert!(end.starts_with("info: ") && end.contains(&expected), "{end}, expected {expected}");
+            assert!(end.contains(&format!("); 0 messages, {len} bytes in, 0 bytes out, ")), "{end}");
             assert!(end.contains(" from 127.0.0.1:") || end.contains(" from uid "), "{end}");
         }
     }
     daemon.stop();
+}
+
+/// Headers of version 2 with something behind the addresses, from `from` bytes to the longest.
+fn long_headers(from: usize) -> impl Iterator<Item = Vec<u8>> {
+    let with_len = |len: usize| {
+        let value = vec![b'x'; len - 16 - V4_ADDRESSES.len() - 3];
+        let value_len = u16::try_from(value.len()).expect("it fits").to_be_bytes();
+        v2_header(0x21, 0x11, &[&V4_ADDRESSES[..], &[0xe0], &value_len, &value].concat())
+    };
+    (from..4096).step_by(311).chain([4095, 4096]).map(with_len)
+}
+
+#[test]
+fn a_header_of_4_kib_fits_whatever_the_receive_buffer() {
+    for size in ["1KiB", "2KiB", "4KiB"] {
+        let daemon = start_daemon(&format!("receive_buffer = \"{size}\"\ndeadlines.read = \"1h\"\n"));
+        for address in daemon.addresses() {
+            for header in long_headers(100) {
+                let mut peer = Peer::connect(&address);
+                peer.send([&header, &b"aaaa\tb"[..]].concat());
+                peer.expect("server got:aaaa\t");
+                peer.send("b\t");
+                peer.expect("server got:bb\t");
+            }
+        }
+        daemon.stop();
+    }
 }
 
 #[test]
@@ -143,16 +180,21 @@ fn a_truncated_header_is_invalid_and_a_missing_one_is_a_normal_close() {
     let daemon = start_daemon("deadlines.read = \"1h\"\n");
     let mut number = 0;
     for address in daemon.addresses() {
-        for (partial, verdict) in
-            [("P", "bad-proxy-header"), (&V1_HEADER[..30], "bad-proxy-header"), ("", "peer-closed")]
-        {
+        let header = &V1_HEADER[..30];
+        let truncated =
+            format!("bad-proxy-header (malformed PROXY header; 30 bytes came: \"{header}\"); 0 messages, 30");
+        for (partial, verdict) in [
+            ("P", "bad-proxy-header (malformed PROXY header; 1 byte came: \"P\"); 0 messages, 1"),
+            (header, &*truncated),
+            ("", "peer-closed; 0 messages, 0"),
+        ] {
             number += 1;
             let mut peer = Peer::connect(&address);
             peer.send(partial);
             peer.shutdown();
             peer.expect_close();
             let end = wait_for_end(&daemon, number);
-            assert!(end.contains(&format!("ended: {verdict}; 0 messages, 0 bytes in")), "{end}");
+            assert!(end.contains(&format!("ended: {verdict} bytes in")), "{end}");
         }
     }
     // One that breaks is gone before anything is expected of it.
@@ -168,15 +210,21 @@ fn a_truncated_header_is_invalid_and_a_missing_one_is_a_normal_close() {
 #[test]
 fn a_late_or_endless_header_ends_the_connection_at_the_read_deadline() {
     let daemon = start_daemon("deadlines.read = \"500ms\"\n");
-    for (number, partial) in (1..).zip(["", "PROXY TCP4 192.0.2.1 ", "\r\n\r\n"]) {
+    for (number, (partial, came)) in (1..).zip([
+        ("", "nothing came)"),
+        ("PROXY TCP4 192.0.2.1 ", "21 bytes came: \"PROXY TCP4 192.0.2.1 \")"),
+        ("\r\n\r\n", r#"4 bytes came: "\r\n\r\n")"#),
+    ]) {
         let start = now();
         let mut peer = daemon.connect();
         peer.send(partial);
         let took = peer.time_until_close(start);
         assert!(took >= Duration::from_millis(500), "{took:?}");
         peer.expect_close();
+        drop(peer);
         let end = wait_for_end(&daemon, number);
-        assert!(end.starts_with("info: ") && end.contains("ended: bad-proxy-header; 0 messages"), "{end}");
+        let expected = format!("ended: bad-proxy-header (no complete PROXY header in time; {came}; 0 messages");
+        assert!(end.starts_with("info: ") && end.contains(&expected), "{end}, expected {expected}");
     }
     // More bytes do not extend it.
     let start = now();

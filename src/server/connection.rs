@@ -264,6 +264,7 @@ impl Connection {
             verdict,
             totals: self.session.totals(),
             age: clock().saturating_duration_since(self.session.opened()),
+            bad_header: None,
         });
     }
 

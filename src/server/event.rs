@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
+use super::proxy::BadHeader;
 use super::socket::{Peer, SocketKind};
 use crate::config::Level;
 use crate::protocol::Verdict;
@@ -42,6 +43,8 @@ pub enum Event {
         totals: Totals,
         /// How long it existed.
         age: Duration,
+        /// What it began with instead of a PROXY header, for [`Verdict::BadProxyHeader`].
+        bad_header: Option<BadHeader>,
     },
     /// A peer sent a message, for `log_messages = "summary"`.
     Message {
@@ -174,9 +177,19 @@ pub fn summary(message: &[u8]) -> String {
         let begins = |at: &usize| message[*at] & 0b1100_0000 != 0b1000_0000;
         (MAX_SUMMARY_BYTES - 3..=MAX_SUMMARY_BYTES).rev().find(begins).unwrap_or(MAX_SUMMARY_BYTES)
     };
-    let mut text = String::with_capacity(end + 2);
+    let mut text = quote(&message[..end]);
+    let omitted = message.len() - end;
+    if omitted > 0 {
+        let _ = write!(text, "… ({omitted} bytes more)");
+    }
+    text
+}
+
+/// Bytes on one line, in quotation marks: text as it is, the rest as escapes.
+pub(crate) fn quote(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() + 2);
     text.push('"');
-    for chunk in message[..end].utf8_chunks() {
+    for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
             match character {
                 '\'' => text.push(character),
@@ -189,10 +202,6 @@ pub fn summary(message: &[u8]) -> String {
         }
     }
     text.push('"');
-    let omitted = message.len() - end;
-    if omitted > 0 {
-        let _ = write!(text, "… ({omitted} bytes more)");
-    }
     text
 }
 
@@ -247,8 +256,11 @@ impl fmt::Display for Event {
             Self::Opened { id, listener, peer } => {
                 write!(f, "connection {id} on {listener} from {peer}")
             }
-            Self::Closed { id, listener, peer, verdict, totals, age } => {
+            Self::Closed { id, listener, peer, verdict, totals, age, bad_header } => {
                 write!(f, "connection {id} on {listener} from {peer} ended: {verdict}")?;
+                if let Some(bad_header) = bad_header {
+                    write!(f, " ({bad_header})")?;
+                }
                 match verdict {
                     Verdict::Unterminated { bytes } => write!(f, " ({bytes} bytes)")?,
                     Verdict::TooMany { limit } => write!(f, " (limits.connections_per_source={limit})")?,

@@ -11,9 +11,11 @@
 //! ```
 //!
 //! A connection whose listener demands the header waits for it apart from those that are served, and costs them
-//! nothing. The header is looked at in the kernel's buffer, and taken out when it is complete, and not a byte more: so
-//! what lies behind it is the connection's first input, as if there had been no header.
+//! nothing. What comes is looked at in the kernel's buffer first. While the header is incomplete, all of it belongs to
+//! the header and is consumed, so the kernel's buffer may be smaller than the header. Once it is complete, not a byte
+//! more is consumed: so what lies behind it is the connection's first input, as if there had been no header.
 
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,8 +25,7 @@ use std::time::{Duration, Instant};
 
 use proxy_header::ParseConfig;
 use rustix::io::retry_on_intr;
-use rustix::net::sockopt::socket_error;
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -33,9 +34,11 @@ use tokio::time;
 use super::accept::Dispatcher;
 use super::admission::Permit;
 use super::connection::{Connection, ConnectionInfo, clock};
-use super::event::Event;
+use super::event::{Event, quote};
 use super::socket::Peer;
+use super::worker::Worker;
 use crate::protocol::rules::TimeSpan;
+use crate::protocol::session::{LINGER, LINGER_BYTES, Totals};
 use crate::protocol::{Session, Verdict};
 
 /// The longest header, in bytes.
@@ -66,8 +69,76 @@ pub enum HeaderParse {
         /// that are not of the internet).
         client: Option<SocketAddr>,
     },
-    /// No header, whatever follows.
-    Invalid,
+    /// Not a header, whatever follows.
+    Invalid(HeaderFault),
+}
+
+/// What is wrong with what a connection began with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeaderFault {
+    /// It does not begin like a header.
+    Missing,
+    /// It begins like a header, but breaks a rule of its version, or ends in the middle.
+    Malformed,
+    /// It is longer than a header may be.
+    TooLong,
+    /// It was not complete in time.
+    Timeout,
+}
+
+impl HeaderFault {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Missing, Self::Malformed, Self::TooLong, Self::Timeout];
+
+    /// Returns its name in the log: lower case with hyphens.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::TooLong => "too-long",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+impl fmt::Display for HeaderFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "no PROXY header",
+            Self::Malformed => "malformed PROXY header",
+            Self::TooLong => "PROXY header too long",
+            Self::Timeout => "no complete PROXY header in time",
+        })
+    }
+}
+
+/// What a connection began with instead of a header, for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadHeader {
+    /// What is wrong with it.
+    pub fault: HeaderFault,
+    /// Its first bytes, [`MAX_EXCERPT`] at most.
+    pub excerpt: Vec<u8>,
+    /// How many bytes came in all.
+    pub len: u64,
+}
+
+/// How many bytes of a bad header are logged.
+pub const MAX_EXCERPT: usize = 32;
+
+impl fmt::Display for BadHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { fault, ref excerpt, len } = *self;
+        write!(f, "{fault}; ")?;
+        match len {
+            0 => return f.write_str("nothing came"),
+            1 => f.write_str("1 byte came: ")?,
+            _ => write!(f, "{len} bytes came: ")?,
+        }
+        let more = if len > excerpt.len() as u64 { "…" } else { "" };
+        write!(f, "{}{more}", quote(excerpt))
+    }
 }
 
 impl HeaderParse {
@@ -81,7 +152,7 @@ impl HeaderParse {
         } else if V1_PREFIX.starts_with(bytes) || V2_SIGNATURE.starts_with(bytes) {
             Self::Incomplete
         } else {
-            Self::Invalid
+            Self::Invalid(HeaderFault::Missing)
         }
     }
 
@@ -90,7 +161,7 @@ impl HeaderParse {
         match memchr::memchr(b'\n', within) {
             Some(at) => Self::parse_complete(&bytes[..=at]),
             None if bytes.len() < MAX_V1_LEN => Self::Incomplete,
-            None => Self::Invalid,
+            None => Self::Invalid(HeaderFault::TooLong),
         }
     }
 
@@ -99,8 +170,11 @@ impl HeaderParse {
             return Self::Incomplete;
         };
         let len = V2_FIXED_LEN + usize::from(u16::from_be_bytes([high, low]));
-        if !matches!(command, 0x20 | 0x21) || len > MAX_HEADER {
-            return Self::Invalid;
+        if !matches!(command, 0x20 | 0x21) {
+            return Self::Invalid(HeaderFault::Malformed);
+        }
+        if len > MAX_HEADER {
+            return Self::Invalid(HeaderFault::TooLong);
         }
         match bytes.get(..len) {
             None => Self::Incomplete,
@@ -119,16 +193,17 @@ impl HeaderParse {
                 let client = client.map(|client| SocketAddr::new(client.ip().to_canonical(), client.port()));
                 Self::Complete { len, client }
             }
-            _ => Self::Invalid,
+            _ => Self::Invalid(HeaderFault::Malformed),
         }
     }
 }
 
 /// What came of waiting for a header.
+#[derive(Debug, PartialEq, Eq)]
 enum HeaderOutcome {
     Header(Option<SocketAddr>),
     /// There will be none that is right, or not in time.
-    Invalid,
+    Invalid(HeaderFault),
     /// The connection ended before its first byte. The event loop sees that as well.
     ClosedEarly,
     /// The connection broke.
@@ -151,19 +226,19 @@ impl PendingHeader {
         let number = usize::try_from(self.info.id).unwrap_or_default();
         let Some(worker) = dispatcher.workers.get(number % dispatcher.workers.len().max(1)) else { return };
         let (cancelled, dispatcher) = (dispatcher.pending_cancelled.subscribe(), Arc::clone(dispatcher));
-        worker.spawn(async move { self.wait(cancelled, &dispatcher).await });
+        let (task, worker) = (Arc::clone(worker), worker);
+        worker.spawn(async move { self.wait(cancelled, &dispatcher, &task).await });
     }
 
-    /// `cancelled` is kept to the end: [`Dispatcher::cancel_pending`] waits until it is dropped.
-    async fn wait(self, mut cancelled: watch::Receiver<bool>, dispatcher: &Dispatcher) {
+    /// `cancelled` is kept to the end: [`Dispatcher::cancel_pending`] waits until it is dropped. `worker` runs this.
+    async fn wait(self, mut cancelled: watch::Receiver<bool>, dispatcher: &Dispatcher, worker: &Worker) {
         let Self { socket, mut session, mut info, mut permit } = self;
-        let (socket, outcome) = match read_header_before(socket, deadline(&session), &mut cancelled).await {
-            Ok(waited) => waited,
-            Err(error) => {
-                let listener = Arc::clone(&info.listener.name);
-                return (dispatcher.handle_event)(Event::SetupFailed { listener, peer: info.peer, error });
-            }
+        let stream = match UnixStream::from_std(unix::UnixStream::from(socket)) {
+            Ok(stream) => stream,
+            Err(error) => return setup_failed(&info, error, dispatcher),
         };
+        let mut header = Vec::new();
+        let outcome = read_header_before(&stream, &mut header, deadline(&session), &mut cancelled).await;
         let now = clock();
         match outcome {
             HeaderOutcome::Header(client) => {
@@ -179,14 +254,27 @@ impl PendingHeader {
                     }
                 }
             }
-            HeaderOutcome::Invalid => session.refuse(Verdict::BadProxyHeader, now),
+            HeaderOutcome::Invalid(fault) => {
+                let excerpt = header[..header.len().min(MAX_EXCERPT)].to_vec();
+                let bad_header = BadHeader { fault, excerpt, len: header.len() as u64 };
+                return reject(stream, bad_header, &info, session.opened(), permit, &mut cancelled, worker).await;
+            }
             HeaderOutcome::ClosedEarly => {}
             HeaderOutcome::Broken => session.handle_reset(),
             HeaderOutcome::Cancelled => session.drain(now),
         }
+        let socket = match stream.into_std() {
+            Ok(socket) => socket.into(),
+            Err(error) => return setup_failed(&info, error, dispatcher),
+        };
         let Some(worker) = dispatcher.least_loaded_worker() else { return };
         worker.serve(Box::new(Connection::new(socket, session, info, worker, permit)));
     }
+}
+
+fn setup_failed(info: &ConnectionInfo, error: io::Error, dispatcher: &Dispatcher) {
+    let listener = Arc::clone(&info.listener.name);
+    (dispatcher.handle_event)(Event::SetupFailed { listener, peer: info.peer, error });
 }
 
 /// Until when the header of a connection that has just begun has to be there.
@@ -195,62 +283,60 @@ fn deadline(session: &Session) -> Instant {
     session.opened().checked_add(limit).unwrap_or_else(|| session.opened() + DEFAULT_TIMEOUT)
 }
 
-/// Waits for the header until the deadline, or until it is cancelled, and consumes it.
+/// Waits for the header until the deadline, or until it is cancelled, and consumes it. What was consumed is in `header`.
 async fn read_header_before(
-    socket: OwnedFd,
+    stream: &UnixStream,
+    header: &mut Vec<u8>,
     until: Instant,
     cancelled: &mut watch::Receiver<bool>,
-) -> io::Result<(OwnedFd, HeaderOutcome)> {
-    let stream = UnixStream::from_std(unix::UnixStream::from(socket))?;
-    let outcome = tokio::select! {
+) -> HeaderOutcome {
+    tokio::select! {
         // What came while this process was stopped is not late.
         biased;
-        outcome = read_header(&stream) => outcome,
-        () = time::sleep_until(until.into()) => HeaderOutcome::Invalid,
+        outcome = read_header(stream, header) => outcome,
+        () = time::sleep_until(until.into()) => HeaderOutcome::Invalid(HeaderFault::Timeout),
         // An error means that the server is gone.
         _ = cancelled.wait_for(|cancelled| *cancelled) => HeaderOutcome::Cancelled,
-    };
-    Ok((stream.into_std()?.into(), outcome))
+    }
 }
 
 /// Waits for the header, and consumes it.
-async fn read_header(stream: &UnixStream) -> HeaderOutcome {
+async fn read_header(stream: &UnixStream, header: &mut Vec<u8>) -> HeaderOutcome {
     loop {
-        let Ok(ready) = stream.ready(Interest::READABLE).await else { return HeaderOutcome::Broken };
-        // If it is incomplete, the error clears the readiness in the reactor, which reports when there is more.
-        let peeked = stream.try_io(Interest::READABLE, || match peek_header(stream)? {
-            Some(HeaderParse::Incomplete) => Err(ErrorKind::WouldBlock.into()),
-            found => Ok(found),
-        });
-        match peeked {
-            Ok(Some(HeaderParse::Complete { len, client })) => {
-                return if consume(stream, len).is_ok() {
-                    HeaderOutcome::Header(client)
-                } else {
-                    HeaderOutcome::Broken
-                };
-            }
-            Ok(Some(_)) => return HeaderOutcome::Invalid,
-            Ok(None) => return HeaderOutcome::ClosedEarly,
-            // All that will ever come was there before it was looked at.
-            Err(error) if error.kind() == ErrorKind::WouldBlock && ready.is_read_closed() => {
-                return if let Ok(Ok(())) = socket_error(stream) {
-                    HeaderOutcome::Invalid
-                } else {
-                    HeaderOutcome::Broken
-                };
-            }
+        if stream.readable().await.is_err() {
+            return HeaderOutcome::Broken;
+        }
+        match stream.try_io(Interest::READABLE, || read_available(stream, header)) {
+            Ok(Some(HeaderParse::Complete { client, .. })) => return HeaderOutcome::Header(client),
+            Ok(Some(HeaderParse::Invalid(fault))) => return HeaderOutcome::Invalid(fault),
+            // There may be more.
+            Ok(Some(HeaderParse::Incomplete)) => {}
+            Ok(None) if header.is_empty() => return HeaderOutcome::ClosedEarly,
+            // It ended in the middle.
+            Ok(None) => return HeaderOutcome::Invalid(HeaderFault::Malformed),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => return HeaderOutcome::Broken,
         }
     }
 }
 
-/// Parses what has come so far, and does not consume it; `None` at the end of the stream.
-fn peek_header(socket: impl AsFd) -> io::Result<Option<HeaderParse>> {
-    let mut bytes = [0; MAX_HEADER];
-    let (count, _) = retry_on_intr(|| recv(&socket, &mut bytes[..], RecvFlags::PEEK))?;
-    Ok((count > 0).then(|| HeaderParse::parse(&bytes[..count])))
+/// Consumes what has come of the header, adds it to `header`, and parses that; `None` at the end of the stream. Bytes
+/// behind a header are not consumed.
+fn read_available(socket: impl AsFd, header: &mut Vec<u8>) -> io::Result<Option<HeaderParse>> {
+    let mut buffer = [0; MAX_HEADER];
+    let room = MAX_HEADER - header.len();
+    let (count, _) = retry_on_intr(|| recv(&socket, &mut buffer[..room], RecvFlags::PEEK))?;
+    if count == 0 {
+        return Ok(None);
+    }
+    let consumed = header.len();
+    header.extend_from_slice(&buffer[..count]);
+    let parsed = HeaderParse::parse(header);
+    if let HeaderParse::Complete { len, .. } = parsed {
+        header.truncate(len);
+    }
+    consume(socket, header.len() - consumed)?;
+    Ok(Some(parsed))
 }
 
 /// Consumes so many bytes of the stream, which are there already.
@@ -265,6 +351,66 @@ fn consume(socket: impl AsFd, len: usize) -> io::Result<()> {
         consumed += count;
     }
     Ok(())
+}
+
+/// Closes a connection without a header, and reports it. It holds no place any longer.
+async fn reject(
+    stream: UnixStream,
+    mut bad_header: BadHeader,
+    info: &ConnectionInfo,
+    opened: Instant,
+    permit: Permit,
+    cancelled: &mut watch::Receiver<bool>,
+    worker: &Worker,
+) {
+    let permit = permit.refuse();
+    // Otherwise there are many of them: it is closed at once.
+    if permit.is_some() {
+        bad_header.len += linger(&stream, cancelled).await;
+    }
+    drop(stream);
+    drop(permit);
+    let (verdict, totals) = (Verdict::BadProxyHeader, Totals { bytes_in: bad_header.len, ..Totals::default() });
+    worker.counters.count_accepted();
+    worker.counters.count_totals(Totals::default(), totals);
+    worker.counters.count_ended(verdict);
+    (worker.sink.handle_event)(Event::Closed {
+        id: info.id,
+        listener: Arc::clone(&info.listener.name),
+        peer: info.peer,
+        verdict,
+        totals,
+        age: clock().saturating_duration_since(opened),
+        bad_header: Some(bad_header),
+    });
+}
+
+/// Ends our stream, and drops what still comes: closing with unread input would reset the connection. Returns how many
+/// bytes came.
+async fn linger(stream: &UnixStream, cancelled: &mut watch::Receiver<bool>) -> u64 {
+    // A peer that is gone does not mind; the next read says so.
+    let _ = shutdown(stream, Shutdown::Write);
+    let mut dropped = 0;
+    let drop_input = async {
+        while dropped < u64::from(LINGER_BYTES) && stream.readable().await.is_ok() {
+            let mut buffer = [0; MAX_HEADER];
+            let received = stream.try_io(Interest::READABLE, || Ok(recv(stream, &mut buffer[..], RecvFlags::empty())?));
+            match received {
+                Ok((0, _)) => break,
+                Ok((count, _)) => dropped += count as u64,
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(_) => break,
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = drop_input => {}
+        () = time::sleep(LINGER) => {}
+        // An error means that the server is gone.
+        _ = cancelled.wait_for(|cancelled| *cancelled) => {}
+    }
+    dropped
 }
 
 #[cfg(test)]
@@ -316,13 +462,13 @@ mod tests {
 
     /// How long it takes until a connection without a header is given up.
     async fn header_timeout(read: Option<TimeSpan>) -> Duration {
-        let (_silent, socket) = unix::UnixStream::pair().unwrap();
-        socket.set_nonblocking(true).unwrap();
+        let (_silent, stream) = UnixStream::pair().unwrap();
         let (begun, cancelled) = (time::Instant::now(), watch::Sender::new(false));
         let rules = Rules { deadlines: Deadlines { read, ..Deadlines::default() }, ..Rules::default() };
         let session = Session::new(rules.into(), begun.into());
-        let waited = read_header_before(socket.into(), deadline(&session), &mut cancelled.subscribe()).await;
-        assert!(matches!(waited, Ok((_, HeaderOutcome::Invalid))));
+        let mut header = Vec::new();
+        let outcome = read_header_before(&stream, &mut header, deadline(&session), &mut cancelled.subscribe()).await;
+        assert_eq!((outcome, header), (HeaderOutcome::Invalid(HeaderFault::Timeout), Vec::new()));
         begun.elapsed()
     }
 
@@ -364,33 +510,49 @@ mod tests {
     #[test]
     fn invalid_headers_are_rejected_as_soon_as_possible() {
         let too_long = [&V4[..], &[b'x'; MAX_HEADER - V2_FIXED_LEN - 11]].concat();
-        for invalid in [
-            &b"aaaa\t"[..],
-            b"\t",
-            b"PROXx",
-            b"proxy TCP4 ",
-            b"PROXY\r\n",
-            b"PROXY \n",
-            b"PROXY UNKNOWN\n",
-            b"PROXY TCP4 192.0.2.1 198.51.100.7 40123\r\n",
-            b"PROXY TCP4 192.0.2.256 198.51.100.7 40123 8085\r\n",
-            b"PROXY TCP4 2001:db8::1 2001:db8::2 40123 8085\r\n",
-            b"PROXY TCP4 192.0.2.1 198.51.100.7 65536 8085\r\n",
-            b"PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\r\n",
-            b"PROXY UDP4 192.0.2.1 198.51.100.7 40123 8085\r\n",
-            b"\r\n\r\nx",
-            &[V1_PREFIX, &[b'x'; MAX_V1_LEN - V1_PREFIX.len()]].concat(),
-            &[b"PROXY UNKNOWN ", &[b'f'; 92][..], b"\r\n"].concat(),
-            &v2_header(0x11, 0x11, &V4),
-            &v2_header(0x22, 0x11, &V4),
-            &v2_header(0x21, 0x11, &V4[..11]),
-            &v2_header(0x21, 0x21, &V4),
-            &v2_header(0x21, 0x31, &[0; 215]),
-            &v2_header(0x21, 0x99, &[]),
-            &v2_header(0x21, 0x11, &too_long)[..V2_FIXED_LEN],
-            &v2_header(0x20, 0x00, &too_long)[..V2_FIXED_LEN],
+        let (missing, malformed, long) = (HeaderFault::Missing, HeaderFault::Malformed, HeaderFault::TooLong);
+        for (invalid, fault) in [
+            (&b"aaaa\t"[..], missing),
+            (b"\t", missing),
+            (b"PROXx", missing),
+            (b"proxy TCP4 ", missing),
+            (b"PROXY\r\n", missing),
+            (b"PROXY \n", malformed),
+            (b"PROXY UNKNOWN\n", malformed),
+            (b"PROXY TCP4 192.0.2.1 198.51.100.7 40123\r\n", malformed),
+            (b"PROXY TCP4 192.0.2.256 198.51.100.7 40123 8085\r\n", malformed),
+            (b"PROXY TCP4 2001:db8::1 2001:db8::2 40123 8085\r\n", malformed),
+            (b"PROXY TCP4 192.0.2.1 198.51.100.7 65536 8085\r\n", malformed),
+            (b"PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\r\n", malformed),
+            (b"PROXY UDP4 192.0.2.1 198.51.100.7 40123 8085\r\n", malformed),
+            (b"\r\n\r\nx", missing),
+            (&[V1_PREFIX, &[b'x'; MAX_V1_LEN - V1_PREFIX.len()]].concat(), long),
+            (&[b"PROXY UNKNOWN ", &[b'f'; 92][..], b"\r\n"].concat(), long),
+            (&v2_header(0x11, 0x11, &V4), malformed),
+            (&v2_header(0x22, 0x11, &V4), malformed),
+            (&v2_header(0x21, 0x11, &V4[..11]), malformed),
+            (&v2_header(0x21, 0x21, &V4), malformed),
+            (&v2_header(0x21, 0x31, &[0; 215]), malformed),
+            (&v2_header(0x21, 0x99, &[]), malformed),
+            (&v2_header(0x21, 0x11, &too_long)[..V2_FIXED_LEN], long),
+            (&v2_header(0x20, 0x00, &too_long)[..V2_FIXED_LEN], long),
         ] {
-            assert_eq!(HeaderParse::parse(invalid), HeaderParse::Invalid, "{}", invalid.escape_ascii());
+            assert_eq!(HeaderParse::parse(invalid), HeaderParse::Invalid(fault), "{}", invalid.escape_ascii());
         }
+    }
+    #[test]
+    fn a_bad_header_is_described_with_its_length_and_its_first_bytes() {
+        let describe = |fault, bytes: &[u8], len| {
+            BadHeader { fault, excerpt: bytes[..bytes.len().min(MAX_EXCERPT)].to_vec(), len }.to_string()
+        };
+        assert_eq!(describe(HeaderFault::Missing, b"GET /\r\n", 7), r#"no PROXY header; 7 bytes came: "GET /\r\n""#);
+        assert_eq!(describe(HeaderFault::Missing, b"\xff", 1), r#"no PROXY header; 1 byte came: "\xff""#);
+        assert_eq!(describe(HeaderFault::Timeout, b"", 0), "no complete PROXY header in time; nothing came");
+        let expected = format!("PROXY header too long; 4113 bytes came: \"{}\"…", "x".repeat(32));
+        assert_eq!(describe(HeaderFault::TooLong, &[b'x'; 100], 4113), expected);
+        assert_eq!(
+            describe(HeaderFault::Malformed, "PROXY \u{202e}\x1b\u{9b}\n".as_bytes(), 13),
+            r#"malformed PROXY header; 13 bytes came: "PROXY \u{202e}\u{1b}\u{9b}\n""#
+        );
     }
 }

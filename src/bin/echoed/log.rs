@@ -179,13 +179,14 @@ fn entry(event: &Event) -> LogEntry {
             verdict: Some(cause.name()),
             ..LogEntry::default()
         },
-        Event::Closed { id, listener, peer, verdict, totals, .. } => LogEntry {
+        Event::Closed { id, listener, peer, verdict, totals, bad_header, .. } => LogEntry {
             text,
             multiline: false,
             listener: Some(Arc::clone(listener)),
             peer: Some(peer.to_string()),
             connection: Some(*id),
             verdict: Some(verdict.name()),
+            reason: bad_header.as_ref().map(|bad_header| bad_header.fault.name()),
             bytes_in: Some(totals.bytes_in),
             bytes_out: Some(totals.bytes_out),
             messages: Some(totals.messages),

@@ -274,6 +274,7 @@ impl Drop for SeqpacketConnection {
             verdict: self.verdict,
             totals: self.totals,
             age: clock().saturating_duration_since(self.opened),
+            bad_header: None,
         });
     }
 }

@@ -114,6 +114,8 @@ pub struct LogEntry {
     pub connection: Option<u64>,
     /// VERDICT.
     pub verdict: Option<&'static str>,
+    /// REASON.
+    pub reason: Option<&'static str>,
     /// BYTES_IN.
     pub bytes_in: Option<u64>,
     /// BYTES_OUT.

@@ -114,6 +114,7 @@ fn send(kind: EntryKind, priority: Priority, entry: &LogEntry, text: &str) {
                 PEER = peer.as_deref(),
                 CONNECTION = entry.connection,
                 VERDICT = entry.verdict,
+                REASON = entry.reason,
                 BYTES_IN = entry.bytes_in,
                 BYTES_OUT = entry.bytes_out,
                 MESSAGES = entry.messages,

@@ -13,7 +13,7 @@ use crate::machine::Machine;
 pub struct Entry(BTreeMap<String, Vec<Vec<u8>>>);
 
 /// The fields that the daemon sends.
-const OURS: [&str; 11] = [
+const OURS: [&str; 12] = [
     "MESSAGE",
     "MESSAGE_ID",
     "PRIORITY",
@@ -22,6 +22,7 @@ const OURS: [&str; 11] = [
     "PEER",
     "CONNECTION",
     "VERDICT",
+    "REASON",
     "BYTES_IN",
     "BYTES_OUT",
     "MESSAGES",
