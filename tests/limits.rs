@@ -12,6 +12,7 @@ use std::time::Duration;
 use common::peer::QueuedBytes;
 use common::{Daemon, Peer, ensure_nofile_limit, now, wait_until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Signal;
 
 // --- Connections -------------------------------------------------------------------------------------------------------
 
@@ -122,9 +123,10 @@ fn a_user_on_a_unix_socket_is_limited_to_connections_per_source() {
 /// A client that has closed a connection may open the next one at once, whatever the daemon is doing.
 #[test]
 fn closed_connections_do_not_count_against_their_source() {
-    let check_with_header = |header: &str| {
+    let check_with_header = |header: &str, connections: usize| {
         let listener = if header.is_empty() { "" } else { "[defaults]\nproxy_protocol = 'required'\n" };
-        let config = format!("[service]\nworkers = 2\n[limits]\nconnections_per_source = 4\n{listener}");
+        let limits = format!("[limits]\nconnections = {connections}\nconnections_per_source = 4\n");
+        let config = format!("[service]\nworkers = 2\n{limits}{listener}");
         let daemon = Daemon::start_with(&config, &["--listen", "DIR/echo.sock"]);
         let address = &daemon.addresses()[0];
         thread::scope(|scope| {
@@ -141,8 +143,11 @@ fn closed_connections_do_not_count_against_their_source() {
         });
         daemon.stop();
     };
-    check_with_header("");
-    check_with_header("PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n");
+    // Also with hardly a place for those that come before the others are gone.
+    for connections in [4096, 5, 4, 1] {
+        check_with_header("", connections);
+        check_with_header("PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n", connections);
+    }
 }
 
 #[test]
@@ -203,6 +208,38 @@ fn refused_connections_hold_no_permits() {
     first.exchange("still served");
     drop((first, others, refused, flood));
     daemon.stop();
+}
+
+#[test]
+fn a_flood_of_one_source_does_not_take_the_places_of_others() {
+    // With fewer places left than are accepted in a row, all of them would be held while the flood is being refused.
+    let config = "[service]\nworkers = 2\n[limits]\nconnections = 20\nconnections_per_source = 4\n";
+    let daemon = Daemon::start_with(config, &["--listen", "DIR/echo.sock", "--listen", "127.0.0.1:0"]);
+    let addresses = daemon.addresses();
+    let mut served: Vec<_> = (0..4).map(|_| Peer::connect(&addresses[0])).collect();
+    served.extend((0..4).map(|_| Peer::connect(&addresses[1])));
+    for peer in &mut served {
+        peer.exchange("before");
+    }
+    daemon.signal(Signal::STOP);
+    let mut flood: Vec<_> = (0..200).map(|_| Peer::connect(&addresses[0])).collect();
+    let mut others: Vec<_> = (0..8).map(|_| Peer::connect(&addresses[1])).collect();
+    daemon.signal(Signal::CONT);
+    for peer in others.iter_mut().chain(&mut served) {
+        peer.exchange("meanwhile");
+    }
+    for peer in &mut flood {
+        let final_reply = peer.read_to_end();
+        let refusal = b"server error:too many connections from this source (limit 4)\t";
+        assert!(final_reply.is_empty() || final_reply == refusal, "{}", final_reply.escape_ascii());
+    }
+    // Now there is room for one more of that source, and it is served.
+    served.remove(0).close();
+    Peer::connect(&addresses[0]).exchange("after");
+    drop((served, others));
+    let log = daemon.stop();
+    // There were never more than 17 connections that were not refused.
+    assert!(!log.iter().any(|line| line.contains("limits.connections=")), "{log:#?}");
 }
 
 #[test]

@@ -299,24 +299,79 @@ fn clients_are_limited_by_the_address_in_their_header() {
 }
 
 #[test]
-fn before_its_header_arrives_a_connection_counts_against_the_address_it_came_from() {
-    let daemon = start_daemon("[limits]\nconnections_per_source = 3\n");
+fn before_its_header_arrives_a_connection_counts_against_no_source() {
+    let daemon = start_daemon("deadlines.read = \"1h\"\n[limits]\nconnections_per_source = 3\n");
     // There the source is our user.
     let address = &daemon.addresses()[1];
-    let mut waiting: Vec<_> = (0..3).map(|_| Peer::connect(address)).collect();
-    let mut refused = Peer::connect(address);
-    refused.expect("server error:too many connections from this source (limit 3)\t");
-    refused.expect_close();
-    // One whose header names no client still counts for our user.
-    waiting[0].send("PROXY UNKNOWN\r\n");
-    waiting[0].exchange("a");
-    let mut refused = Peer::connect(address);
-    refused.expect("server error:too many connections from this source (limit 3)\t");
-    waiting[1].send(V1_HEADER);
-    waiting[1].exchange("a");
-    let mut next = Peer::connect(address);
-    next.send(V1_HEADER);
-    next.exchange("a");
+    let mut waiting: Vec<_> = (0..600).map(|_| Peer::connect(address)).collect();
+    daemon.wait_for_log("connection 600 on ");
+    for (number, peer) in waiting.iter_mut().enumerate() {
+        peer.send(format!("PROXY TCP4 192.0.{}.{} 198.51.100.7 40123 8085\r\n", 2 + number / 250, number % 250));
+    }
+    for peer in &mut waiting {
+        peer.exchange("served");
+    }
+    drop(waiting);
+    // One whose header names no client counts for our user from then on.
+    let mut unnamed: Vec<_> = (0..4).map(|_| Peer::connect(address)).collect();
+    let (last, first) = unnamed.split_last_mut().expect("there are four");
+    for peer in first {
+        peer.send("PROXY UNKNOWN\r\n");
+        peer.exchange("served");
+    }
+    last.send("PROXY UNKNOWN\r\na\t");
+    last.expect("server error:too many connections from this source (limit 3)\t");
+    last.expect_close();
+    let mut named = Peer::connect(address);
+    named.send(V1_HEADER);
+    named.exchange("served");
+    daemon.stop();
+}
+
+#[test]
+fn a_quarter_of_all_connections_may_await_their_header_and_others_are_served_meanwhile() {
+    let configuration = "[limits]\nconnections = 8\n[listener.proxied]\nproxy_protocol = \"required\"\n\
+                         deadlines.read = \"1h\"\n";
+    let daemon = Daemon::start_with(configuration, &["--listen", "proxied=127.0.0.1:0", "--listen", "127.0.0.1:0"]);
+    let addresses = daemon.addresses();
+    let mut waiting = [Peer::connect(&addresses[0]), Peer::connect(&addresses[0])];
+    let line = daemon.wait_for_log("PROXY header");
+    let expected = "2 connections wait for their PROXY header (a quarter of limits.connections=8), further ones wait";
+    assert!(line.starts_with("warn: ") && line.contains(expected), "{line}");
+    let mut third = Peer::connect(&addresses[0]);
+    third.send([V1_HEADER, "a\t"].concat());
+    third.expect_silence(Duration::from_millis(200));
+    let mut others: Vec<_> = (0..6).map(|_| Peer::connect(&addresses[1])).collect();
+    for peer in &mut others {
+        peer.exchange("served");
+    }
+    drop(others);
+    // A header that comes makes room.
+    waiting[0].send([V1_HEADER, "a\t"].concat());
+    waiting[0].expect("server got:a\t");
+    third.expect("server got:a\t");
+    daemon.stop();
+}
+
+#[test]
+fn connections_without_a_header_hold_no_permits_while_they_are_closed() {
+    let daemon = start_daemon("[limits]\nconnections = 1\n");
+    let address = &daemon.addresses()[0];
+    // They stay open on the client's side, so the daemon waits up to a second for each of them to go.
+    let start = now();
+    let mut wrong: Vec<_> = (0..60).map(|_| Peer::connect(address)).collect();
+    for peer in &mut wrong {
+        peer.send("wrong\t");
+    }
+    for peer in &mut wrong {
+        peer.expect_close();
+    }
+    let mut right = Peer::connect(address);
+    right.send(V1_HEADER);
+    right.exchange("served");
+    // One after the other, they would take a minute.
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    drop(right);
     daemon.stop();
 }
 
@@ -334,11 +389,11 @@ fn messages_are_logged_with_the_client_from_the_header() {
 }
 
 #[test]
-fn connections_that_wait_for_a_header_hold_permits_and_do_not_delay_the_exit() {
-    let daemon = start_daemon("deadlines.read = \"1h\"\n[limits]\nconnections = 2\n");
+fn connections_that_wait_for_a_header_do_not_delay_the_exit() {
+    let daemon = start_daemon("deadlines.read = \"1h\"\n[limits]\nconnections = 8\n");
     let mut waiting = [daemon.connect(), daemon.connect()];
     waiting[0].send(&V1_HEADER[..10]);
-    daemon.wait_for_log("2 connections (limits.connections=2)");
+    daemon.wait_for_log("2 connections wait for their PROXY header");
     let mut third = daemon.connect();
     third.send([V1_HEADER, "a\t"].concat());
     third.expect_silence(Duration::from_millis(200));

@@ -51,6 +51,13 @@ pub(crate) struct Listener {
     pub(crate) settings: config::ListenerSettings,
 }
 
+impl Listener {
+    /// Returns whether its connections have to begin with a PROXY header. Packets have none.
+    pub(crate) fn awaits_header(&self) -> bool {
+        self.settings.proxy_protocol && self.kind == SocketKind::Stream
+    }
+}
+
 /// The current [`Listener`], which new connections get. A reload replaces it.
 #[derive(Debug)]
 pub(crate) struct ListenerHandle(Mutex<Arc<Listener>>);
@@ -81,7 +88,8 @@ pub(crate) async fn accept(
     backoff: &mut Backoff,
 ) -> io::Error {
     loop {
-        dispatcher.admission.wait_for_permit(|limit| (dispatcher.handle_event)(Event::LimitReached { limit })).await;
+        let awaits_header = || listener.load().awaits_header();
+        dispatcher.admission.wait_for_permit(awaits_header, |event| (dispatcher.handle_event)(event)).await;
         // Enabled before the attempt, so that no descriptor becomes free unnoticed.
         let mut ended = pin!(dispatcher.admission.connection_ended().notified());
         ended.as_mut().enable();
@@ -92,7 +100,7 @@ pub(crate) async fn accept(
         let listener = listener.load();
         let (mut accepting, mut failure) = (false, None);
         for _ in 0..BATCH {
-            let Some(permit) = dispatcher.admission.try_acquire() else { break };
+            let Some(permit) = dispatcher.admission.try_acquire(listener.awaits_header()) else { break };
             let error = match socket.try_io(Interest::READABLE, || accept_one(socket)) {
                 Ok((socket, from)) => {
                     backoff.record_success();
@@ -144,10 +152,11 @@ pub(crate) async fn accept(
 /// Probes the backlog, and accepts the first connection in it. Asks the kernel and not the reactor, which may not know
 /// of it yet. Returns whether the listener must be served further: also when that could not be determined.
 pub(crate) fn probe_backlog(socket: &UnixStream, listener: &ListenerHandle, dispatcher: &Arc<Dispatcher>) -> bool {
-    let Some(permit) = dispatcher.admission.try_acquire() else { return true };
+    let listener = listener.load();
+    let Some(permit) = dispatcher.admission.try_acquire(listener.awaits_header()) else { return true };
     match accept_one(socket) {
         Ok((socket, from)) => {
-            dispatcher.dispatch(socket, from, &listener.load(), permit);
+            dispatcher.dispatch(socket, from, &listener, permit);
             true
         }
         Err(error) => {
@@ -167,7 +176,8 @@ impl Dispatcher {
         self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed))
     }
 
-    /// Dispatches an accepted connection: it is served, or refused if its source has too many.
+    /// Dispatches an accepted connection: it is served, or refused if its source has too many. If it has to begin with a
+    /// PROXY header, its source is not known before that has come.
     pub(crate) fn dispatch(
         self: &Arc<Self>,
         socket: OwnedFd,
@@ -184,32 +194,47 @@ impl Dispatcher {
         }
         (self.handle_event)(Event::Opened { id, listener: name(), peer });
         let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };
+        if listener.awaits_header() {
+            let session = Session::new(Arc::clone(&listener.settings.rules), clock());
+            return PendingHeader { socket, session, info, permit }.spawn(self);
+        }
         if permit.claim(peer.source()) {
             return self.assign(socket, info, permit, None);
         }
-        let (guard, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
+        let (mut cancelled, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
         worker.spawn(async move {
-            let refused = dispatcher.claim_or_refuse(&mut permit).await.err();
+            let refused = dispatcher.claim_or_refuse(&mut permit, &mut cancelled).await.err();
             dispatcher.assign(socket, info, permit, refused);
             // Not earlier: `cancel_pending` waits until this receiver is dropped.
-            drop(guard);
+            drop(cancelled);
         });
     }
 
-    /// Claims the slot that is pending. A closed connection counts against its source until its worker has processed
-    /// the close, so this first waits for a barrier on every worker.
+    /// Claims the slot that is pending, and then acquires a permit again. A closed connection counts against its source
+    /// until its worker has processed the close, so this first waits for a barrier on every worker.
     ///
     /// # Errors
-    /// Returns the errors of [`Permit::claim_or_refuse`].
-    pub(crate) async fn claim_or_refuse(&self, permit: &mut Permit) -> Result<(), Verdict> {
+    /// Returns the errors of [`Permit::decide`].
+    pub(crate) async fn claim_or_refuse(
+        &self,
+        permit: &mut Permit,
+        cancelled: &mut watch::Receiver<bool>,
+    ) -> Result<(), Verdict> {
         for worker in &self.workers {
             worker.barrier().await;
         }
-        permit.claim_or_refuse()
+        permit.decide()?;
+        tokio::select! {
+            biased;
+            () = permit.reacquire() => return Ok(()),
+            // An error means that the server is gone.
+            _ = cancelled.wait_for(|cancelled| *cancelled) => {}
+        }
+        permit.reacquire_unchecked();
+        Ok(())
     }
 
-    /// Assigns a connection to the worker with the fewest connections: to be served, after its PROXY header has come if
-    /// it needs one, or to be refused.
+    /// Assigns a connection to the worker with the fewest connections: to be served, or to be refused.
     fn assign(self: &Arc<Self>, socket: OwnedFd, info: ConnectionInfo, mut permit: Permit, refused: Option<Verdict>) {
         if refused.is_some() {
             let Some(refused) = permit.refuse() else { return };
@@ -228,8 +253,6 @@ impl Dispatcher {
         let mut session = Session::new(Arc::clone(&listener.settings.rules), clock());
         if let Some(verdict) = refused {
             session.refuse(verdict, clock());
-        } else if listener.settings.proxy_protocol {
-            return PendingHeader { socket, session, info, permit }.spawn(self);
         }
         worker.serve(Box::new(Connection::new(socket, session, info, worker, permit)));
     }

@@ -2,6 +2,7 @@
 
 mod sources;
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use tokio::sync::Notify;
 pub(crate) use self::sources::Source;
 use self::sources::{SourceLimits, SourceSlot};
 use super::connection::clock;
+use super::event::Event;
 use crate::config::Limits;
 use crate::protocol::Verdict;
 
@@ -18,14 +20,27 @@ use crate::protocol::Verdict;
 /// `limits.connections`; beyond that number, they are closed without a final reply.
 const MAX_REFUSED: usize = 64;
 
+/// How many connections may wait at once for a decision on their source before accepting waits for it. They do not count
+/// against `limits.connections` either. A decision takes as long as the workers need to process their events.
+const MAX_PENDING: usize = 32;
+
+/// The part of `limits.connections` that may await their PROXY header at once.
+const AWAITING_HEADER_PART: usize = 4;
+
 /// The counts of all connections of a server, against its limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
     /// The limits, which a reload may change at any time. Connections that are served already stay.
     max_connections: AtomicUsize,
     max_buffer_memory: AtomicUsize,
-    /// Connections being served.
+    /// Connections being served, those that await their PROXY header among them.
     open: AtomicUsize,
+    /// Connections that await their PROXY header.
+    awaiting_header: AtomicUsize,
+    /// Connections that were accepted and have given their permit back, since their source is at its limit.
+    pending: AtomicUsize,
+    /// Those of them whose source turned out to have room. The next permits are theirs.
+    reserved: AtomicUsize,
     /// Refused connections that are not closed yet.
     refused: AtomicUsize,
     sources: SourceLimits,
@@ -39,6 +54,19 @@ pub(crate) struct Admission {
     /// Whether it was reported that the connection limit is reached. Reset when an eighth of the connections has ended,
     /// so that it is not reported again each time a connection ends and the next one comes.
     limit_reported: AtomicBool,
+    /// The same for connections that await their PROXY header.
+    header_limit_reported: AtomicBool,
+}
+
+/// Why no connection can be accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shortage {
+    /// There are as many connections as the limit allows.
+    Connections,
+    /// There are as many connections that await their PROXY header as may.
+    AwaitingHeader,
+    /// As many connections as may wait for a decision on their source.
+    Pending,
 }
 
 impl Admission {
@@ -47,6 +75,9 @@ impl Admission {
             max_connections: AtomicUsize::new(limits.connections),
             max_buffer_memory: AtomicUsize::new(limits.buffer_memory),
             open: AtomicUsize::new(0),
+            awaiting_header: AtomicUsize::new(0),
+            pending: AtomicUsize::new(0),
+            reserved: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
             sources: SourceLimits::new(limits.connections_per_source),
             buffer_memory: AtomicUsize::new(0),
@@ -54,6 +85,7 @@ impl Admission {
             started: clock(),
             last_use: AtomicU64::new(0),
             limit_reported: AtomicBool::new(false),
+            header_limit_reported: AtomicBool::new(false),
         })
     }
 
@@ -63,6 +95,7 @@ impl Admission {
         self.sources.set_limit(limits.connections_per_source);
         self.max_buffer_memory.store(limits.buffer_memory, Ordering::Relaxed);
         self.limit_reported.store(false, Ordering::Relaxed);
+        self.header_limit_reported.store(false, Ordering::Relaxed);
         // Acceptors that wait for a permit check again.
         self.connection_ended.notify_waiters();
     }
@@ -72,12 +105,38 @@ impl Admission {
         self.max_connections.load(Ordering::Relaxed)
     }
 
-    /// Acquires a permit for one more connection, before that is accepted; `None` when there are as many as the limit
-    /// allows.
-    pub(crate) fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
-        let below = |open| (open < self.limit()).then_some(open + 1);
-        let taken = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below);
-        taken.ok().map(|_| Permit { admission: Arc::clone(self), state: PermitState::Serving(None), memory: 0 })
+    /// Returns how many connections may await their PROXY header at once.
+    fn header_limit(&self) -> usize {
+        (self.limit() / AWAITING_HEADER_PART).max(1)
+    }
+
+    /// Returns why no connection can be accepted, if so.
+    fn shortage(&self, awaits_header: bool) -> Option<Shortage> {
+        if self.open() + self.reserved.load(Ordering::Relaxed) >= self.limit() {
+            Some(Shortage::Connections)
+        } else if awaits_header && self.awaiting_header.load(Ordering::Relaxed) >= self.header_limit() {
+            Some(Shortage::AwaitingHeader)
+        } else if self.pending.load(Ordering::Relaxed) >= MAX_PENDING {
+            Some(Shortage::Pending)
+        } else {
+            None
+        }
+    }
+
+    /// Acquires a permit for one more connection, before that is accepted; `None` if no further one may be accepted now.
+    /// `awaits_header` says whether the connection has to begin with a PROXY header.
+    pub(crate) fn try_acquire(self: &Arc<Self>, awaits_header: bool) -> Option<Permit> {
+        // Only acceptors, which are all on one thread, acquire permits without a reservation. Others may take a permit
+        // in between, so both counts are checked again.
+        if self.shortage(awaits_header).is_some() || !increment_below(&self.open, self.limit()) {
+            return None;
+        }
+        let state = if awaits_header { PermitState::AwaitingHeader } else { PermitState::Serving(None) };
+        if awaits_header && !increment_below(&self.awaiting_header, self.header_limit()) {
+            self.open.fetch_sub(1, Ordering::SeqCst);
+            return None;
+        }
+        Some(Permit { admission: Arc::clone(self), state, memory: 0 })
     }
 
     /// Acquires a permit for a connection that the previous process accepted. It counts, but no limit is checked.
@@ -93,18 +152,26 @@ impl Admission {
         Permit { admission: Arc::clone(self), state: PermitState::Refused, memory: 0 }
     }
 
-    /// Waits until a permit is available. Calls `on_limit` with the limit if it has to wait, but not again and again
-    /// while connections come and go.
-    pub(crate) async fn wait_for_permit(&self, on_limit: impl Fn(usize)) {
+    /// Waits until a permit is available. `awaits_header` says whether the next connection has to begin with a PROXY
+    /// header. Calls `report` if it has to wait for a limit, but not again and again while connections come and go.
+    pub(crate) async fn wait_for_permit(&self, awaits_header: impl Fn() -> bool, report: impl Fn(Event)) {
         loop {
             let mut ended = std::pin::pin!(self.connection_ended.notified());
             ended.as_mut().enable();
             let limit = self.limit();
-            if self.open() < limit {
-                return;
-            }
-            if !self.limit_reported.swap(true, Ordering::Relaxed) {
-                on_limit(limit);
+            match self.shortage(awaits_header()) {
+                None => return,
+                Some(Shortage::Connections) => {
+                    if !self.limit_reported.swap(true, Ordering::Relaxed) {
+                        report(Event::LimitReached { limit, awaiting_header: None });
+                    }
+                }
+                Some(Shortage::AwaitingHeader) => {
+                    if !self.header_limit_reported.swap(true, Ordering::Relaxed) {
+                        report(Event::LimitReached { limit, awaiting_header: Some(self.header_limit()) });
+                    }
+                }
+                Some(Shortage::Pending) => {}
             }
             ended.await;
         }
@@ -117,7 +184,7 @@ impl Admission {
 
     /// Connections being served.
     pub(crate) fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+        self.open.load(Ordering::SeqCst)
     }
 
     /// Returns for how long there has been no connection at all; `None` while there is one.
@@ -132,8 +199,22 @@ impl Admission {
         self.last_use.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
+    fn release_open(&self) {
+        if decrement_from(&self.open, self.limit()) {
+            self.limit_reported.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn release_awaiting_header(&self) {
+        if decrement_from(&self.awaiting_header, self.header_limit()) {
+            self.header_limit_reported.store(false, Ordering::Relaxed);
+        }
+    }
+
     fn is_idle(&self) -> bool {
-        self.open() == 0 && self.refused.load(Ordering::SeqCst) == 0
+        let others = || self.pending.load(Ordering::SeqCst) + self.refused.load(Ordering::SeqCst);
+        // Once more, since one that was pending may have got its permit in between.
+        self.open() == 0 && others() == 0 && self.open() == 0
     }
 
     /// Waits until there is no connection at all.
@@ -149,6 +230,17 @@ impl Admission {
     }
 }
 
+/// Increments a count if it is below the limit. Returns whether it was.
+fn increment_below(count: &AtomicUsize, limit: usize) -> bool {
+    let below = |count| (count < limit).then_some(count + 1);
+    count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, below).is_ok()
+}
+
+/// Decrements a count. Returns whether so many are gone that reaching the limit again is news: an eighth.
+fn decrement_from(count: &AtomicUsize, limit: usize) -> bool {
+    count.fetch_sub(1, Ordering::SeqCst) <= limit.saturating_sub((limit / 8).max(1))
+}
+
 /// The right to have one more connection, and its share of the buffer memory. Released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
@@ -162,29 +254,96 @@ pub(crate) struct Permit {
 enum PermitState {
     /// With its slot, if it has a source.
     Serving(Option<SourceSlot>),
+    /// The connection awaits its PROXY header, and counts for no source before.
+    AwaitingHeader,
+    /// It was given back while it is decided whether the source has room, since the connection may be refused. The slot
+    /// is pending.
+    Pending(Source),
+    /// The source has room: the slot is held. The next permit that is released is this one's.
+    Reserved(Source),
+    /// The source has no room: there is no slot.
+    Rejected,
     Refused,
     Released,
 }
 
 impl Permit {
-    /// Claims a slot of this source, and releases the slot that it had before. Returns `false` if the slot is pending:
-    /// until [`Permit::claim_or_refuse`] decides, later connections of that source are pending as well.
+    /// Claims a slot of this source, and releases the slot that it had before. The connection no longer counts as one
+    /// that awaits its PROXY header. Returns `false` if the slot is pending: then the permit is given back to others
+    /// until [`Permit::decide`] and [`Permit::reacquire`]. Until then, later connections of that source are pending as
+    /// well.
     pub(crate) fn claim(&mut self, source: Option<Source>) -> bool {
+        self.stop_awaiting_header();
         self.release_source();
-        let slot = source.map(|source| self.admission.sources.claim(source));
-        self.state = PermitState::Serving(slot);
-        !matches!(slot, Some(SourceSlot::Pending(_)))
+        let Some(source) = source else { return true };
+        match self.admission.sources.claim(source) {
+            slot @ SourceSlot::Held(_) => {
+                self.state = PermitState::Serving(Some(slot));
+                true
+            }
+            SourceSlot::Pending(source) => {
+                // In this order, so that the connection is counted all the time.
+                self.admission.pending.fetch_add(1, Ordering::SeqCst);
+                self.state = PermitState::Pending(source);
+                self.admission.release_open();
+                self.admission.connection_ended.notify_waiters();
+                false
+            }
+        }
     }
 
-    /// Claims the slot that is pending.
+    /// Claims the slot that is pending. If that succeeds, the permit is to be acquired again.
     ///
     /// # Errors
     /// Returns an error if the source has as many connections as it may have. The permit has no slot then.
-    pub(crate) fn claim_or_refuse(&mut self) -> Result<(), Verdict> {
-        let PermitState::Serving(Some(SourceSlot::Pending(source))) = self.state else { return Ok(()) };
-        let slot = self.admission.sources.claim_or_refuse(source);
-        self.state = PermitState::Serving(slot.ok());
-        slot.map(drop)
+    pub(crate) fn decide(&mut self) -> Result<(), Verdict> {
+        let PermitState::Pending(source) = self.state else { return Ok(()) };
+        self.state = PermitState::Rejected;
+        self.admission.sources.claim_or_refuse(source)?;
+        self.admission.reserved.fetch_add(1, Ordering::SeqCst);
+        self.state = PermitState::Reserved(source);
+        Ok(())
+    }
+
+    /// Waits until there is a permit for a connection whose source has room. No new connection is accepted before.
+    pub(crate) async fn reacquire(&mut self) {
+        let admission = Arc::clone(&self.admission);
+        loop {
+            let mut ended = std::pin::pin!(admission.connection_ended.notified());
+            ended.as_mut().enable();
+            if self.try_reacquire() {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Acquires a permit for a connection whose source has room. Returns whether it has one.
+    fn try_reacquire(&mut self) -> bool {
+        let is_reserved = matches!(self.state, PermitState::Reserved(_));
+        if is_reserved && !increment_below(&self.admission.open, self.admission.limit()) {
+            return false;
+        }
+        self.end_reservation();
+        true
+    }
+
+    /// The same at once, whatever the limit: nothing is accepted any more.
+    pub(crate) fn reacquire_unchecked(&mut self) {
+        if matches!(self.state, PermitState::Reserved(_)) {
+            self.admission.open.fetch_add(1, Ordering::SeqCst);
+            self.end_reservation();
+        }
+    }
+
+    fn end_reservation(&mut self) {
+        if let PermitState::Reserved(source) = self.state {
+            self.state = PermitState::Serving(Some(SourceSlot::Held(source)));
+            self.admission.reserved.fetch_sub(1, Ordering::SeqCst);
+            self.admission.pending.fetch_sub(1, Ordering::SeqCst);
+            // Acceptors may have waited for this.
+            self.admission.connection_ended.notify_waiters();
+        }
     }
 
     /// Releases the slot, if it has one.
@@ -193,6 +352,15 @@ impl Permit {
             if let Some(slot) = slot.take() {
                 self.admission.sources.release(slot);
             }
+        }
+    }
+
+    /// No longer counts the connection as one that awaits its PROXY header.
+    pub(crate) fn stop_awaiting_header(&mut self) {
+        if matches!(self.state, PermitState::AwaitingHeader) {
+            self.state = PermitState::Serving(None);
+            self.admission.release_awaiting_header();
+            self.admission.connection_ended.notify_waiters();
         }
     }
 
@@ -209,7 +377,7 @@ impl Permit {
     /// connections; it counts in any case.
     #[inline]
     pub(crate) fn set_memory(&mut self, bytes: usize) -> bool {
-        let before = std::mem::replace(&mut self.memory, bytes);
+        let before = mem::replace(&mut self.memory, bytes);
         if bytes <= before {
             if bytes < before {
                 self.admission.buffer_memory.fetch_sub(before - bytes, Ordering::Relaxed);
@@ -221,28 +389,49 @@ impl Permit {
         self.admission.buffer_memory.fetch_add(more, Ordering::Relaxed) + more <= budget
     }
 
-    /// Releases the permit unused. Notifies no waiter, since no connection has ended: the acceptor that releases it
-    /// would take that for a reason to try again.
+    /// Releases the permit unused. Notifies no acceptor, since no connection has ended: the one that releases it would
+    /// take that for a reason to try again. A connection that waits for its reserved permit has to hear of it.
     pub(crate) fn release_unused(mut self) {
-        self.state = PermitState::Released;
-        self.admission.open.fetch_sub(1, Ordering::Relaxed);
+        if let PermitState::AwaitingHeader = mem::replace(&mut self.state, PermitState::Released) {
+            self.admission.awaiting_header.fetch_sub(1, Ordering::SeqCst);
+        }
+        self.admission.open.fetch_sub(1, Ordering::SeqCst);
+        if self.admission.reserved.load(Ordering::SeqCst) > 0 {
+            self.admission.connection_ended.notify_waiters();
+        }
     }
 
     fn release(&mut self) {
-        match std::mem::replace(&mut self.state, PermitState::Released) {
+        let admission = &self.admission;
+        let state = mem::replace(&mut self.state, PermitState::Released);
+        if !matches!(state, PermitState::Released) {
+            admission.note_use();
+        }
+        match state {
             PermitState::Serving(slot) => {
-                self.admission.note_use();
                 if let Some(slot) = slot {
-                    self.admission.sources.release(slot);
+                    admission.sources.release(slot);
                 }
-                let limit = self.admission.limit();
-                if self.admission.open.fetch_sub(1, Ordering::Relaxed) <= limit.saturating_sub((limit / 8).max(1)) {
-                    self.admission.limit_reported.store(false, Ordering::Relaxed);
-                }
+                admission.release_open();
+            }
+            PermitState::AwaitingHeader => {
+                admission.release_awaiting_header();
+                admission.release_open();
+            }
+            PermitState::Pending(source) => {
+                admission.sources.release(SourceSlot::Pending(source));
+                admission.pending.fetch_sub(1, Ordering::SeqCst);
+            }
+            PermitState::Reserved(source) => {
+                admission.sources.release(SourceSlot::Held(source));
+                admission.reserved.fetch_sub(1, Ordering::SeqCst);
+                admission.pending.fetch_sub(1, Ordering::SeqCst);
+            }
+            PermitState::Rejected => {
+                admission.pending.fetch_sub(1, Ordering::SeqCst);
             }
             PermitState::Refused => {
-                self.admission.note_use();
-                self.admission.refused.fetch_sub(1, Ordering::Relaxed);
+                admission.refused.fetch_sub(1, Ordering::Relaxed);
             }
             PermitState::Released => return,
         }
@@ -273,9 +462,12 @@ mod tests {
     }
 
     fn claimed(admission: &Arc<Admission>, source: Source) -> Result<Permit, Verdict> {
-        let mut permit = admission.try_acquire().unwrap();
+        let mut permit = admission.try_acquire(false).unwrap();
         permit.claim(Some(source));
-        permit.claim_or_refuse().map(|()| permit)
+        permit.decide().map(|()| {
+            assert!(permit.try_reacquire());
+            permit
+        })
     }
 
     fn v4(last: u8) -> Source {
@@ -285,11 +477,11 @@ mod tests {
     #[test]
     fn the_number_of_permits_is_exactly_the_limit() {
         let admission = admission(2, 0);
-        let first = admission.try_acquire().unwrap();
-        let _second = admission.try_acquire().unwrap();
-        assert!(admission.try_acquire().is_none());
+        let first = admission.try_acquire(false).unwrap();
+        let _second = admission.try_acquire(false).unwrap();
+        assert!(admission.try_acquire(false).is_none());
         drop(first);
-        assert!(admission.try_acquire().is_some());
+        assert!(admission.try_acquire(false).is_some());
         assert_eq!(admission.open(), 1);
     }
 
@@ -317,7 +509,7 @@ mod tests {
         assert!(second.claim(None));
         let _others = [claimed(v4(1)).unwrap(), claimed(v4(1)).unwrap(), claimed(v4(2)).unwrap()];
         assert!(!second.claim(Some(v4(2))));
-        assert_eq!(second.claim_or_refuse(), Err(Verdict::TooMany { limit: 2 }));
+        assert_eq!(second.decide(), Err(Verdict::TooMany { limit: 2 }));
         drop((first, second));
         assert!(claimed(v4(2)).is_ok() && claimed(v4(1)).is_err());
     }
@@ -325,19 +517,111 @@ mod tests {
     #[test]
     fn new_connections_do_not_overtake_pending_ones_of_their_source() {
         let admission = admission(100, 2);
-        let acquire = || admission.try_acquire().unwrap();
+        let acquire = || admission.try_acquire(false).unwrap();
         let [mut first, mut second, mut third, mut fourth] = [acquire(), acquire(), acquire(), acquire()];
         assert!(first.claim(Some(v4(1))) && second.claim(Some(v4(1))) && !third.claim(Some(v4(1))));
         drop(first);
         assert!(!fourth.claim(Some(v4(1))), "the third was here before");
         assert!(acquire().claim(Some(v4(2))), "others do not have to wait");
-        assert_eq!(third.claim_or_refuse(), Ok(()));
-        assert_eq!(fourth.claim_or_refuse(), Err(Verdict::TooMany { limit: 2 }));
+        assert_eq!(third.decide(), Ok(()));
+        assert!(third.try_reacquire());
+        assert_eq!(fourth.decide(), Err(Verdict::TooMany { limit: 2 }));
         drop(second);
         assert!(fourth.claim(Some(v4(1))), "no slot is pending any more");
         assert!(!acquire().claim(Some(v4(1))), "and it ended while its slot was pending");
         drop((third, fourth));
         assert!(admission.sources.len() == 0);
+    }
+
+    /// Acquires a permit for a connection of a source that is at its limit.
+    fn pending(admission: &Arc<Admission>, source: Source) -> Permit {
+        let mut permit = admission.try_acquire(false).unwrap();
+        assert!(!permit.claim(Some(source)));
+        permit
+    }
+
+    #[test]
+    fn a_connection_whose_source_is_at_its_limit_holds_no_permit_that_another_source_needs() {
+        let admission = admission(2, 1);
+        let _first = claimed(&admission, v4(1)).unwrap();
+        let refused: Vec<_> = (0..10).map(|_| pending(&admission, v4(1))).collect();
+        assert_eq!(admission.open(), 1);
+        let other = claimed(&admission, v4(2)).unwrap();
+        assert!(admission.try_acquire(false).is_none());
+        drop(other);
+        for mut permit in refused {
+            assert_eq!(permit.decide(), Err(Verdict::TooMany { limit: 1 }));
+            assert!(permit.refuse().is_some());
+        }
+        assert_eq!((admission.open(), admission.pending.load(Ordering::Relaxed)), (1, 0));
+    }
+
+    #[test]
+    fn pending_connections_are_limited_and_keep_the_server_from_being_idle() {
+        let admission = admission(1, 1);
+        let first = claimed(&admission, v4(1)).unwrap();
+        assert_eq!(admission.shortage(false), Some(Shortage::Connections));
+        admission.set_limits(&Limits { connections: 2, connections_per_source: 1, ..limits(10) });
+        let mut all: Vec<_> = (0..MAX_PENDING).map(|_| pending(&admission, v4(1))).collect();
+        assert_eq!(admission.shortage(false), Some(Shortage::Pending));
+        assert!(admission.try_acquire(false).is_none());
+        all.pop();
+        assert!(admission.try_acquire(false).is_some());
+        drop(first);
+        assert!(admission.open() == 0 && !admission.is_idle());
+        drop(all);
+        assert!(admission.is_idle() && admission.sources.len() == 0);
+    }
+
+    #[test]
+    fn the_next_permit_belongs_to_the_connection_whose_source_turned_out_to_have_room() {
+        let admission = admission(2, 1);
+        let first = claimed(&admission, v4(1)).unwrap();
+        let mut second = pending(&admission, v4(1));
+        let other = admission.try_acquire(false).unwrap();
+        drop(first);
+        let another = admission.try_acquire(false).unwrap();
+        assert_eq!(second.decide(), Ok(()));
+        assert!(!second.try_reacquire(), "two are served");
+        drop(other);
+        assert!(admission.try_acquire(false).is_none(), "it would overtake the one that was accepted before");
+        assert!(second.try_reacquire());
+        assert!(admission.try_acquire(false).is_none());
+        drop(another);
+        assert!(admission.try_acquire(false).is_some());
+        // One that ends meanwhile leaves nothing behind.
+        let mut third = pending(&admission, v4(1));
+        drop(second);
+        assert_eq!(third.decide(), Ok(()));
+        drop(third);
+        assert!(admission.is_idle() && admission.sources.len() == 0);
+        assert_eq!(admission.reserved.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_quarter_of_all_connections_may_await_their_header_but_always_one() {
+        for (connections, expected) in [(1, 1), (3, 1), (8, 2), (4096, 1024)] {
+            let admission = admission(connections, 1);
+            let mut waiting: Vec<_> = (0..expected).map(|_| admission.try_acquire(true).unwrap()).collect();
+            assert!(admission.try_acquire(true).is_none());
+            assert_eq!(admission.try_acquire(false).is_some(), connections > 1, "others are accepted");
+            // What frees a place: the header, whatever it says, and the end.
+            assert!(waiting[0].claim(Some(v4(1))));
+            let next = if connections > 1 { admission.try_acquire(true) } else { None };
+            assert_eq!(next.is_some(), connections > 1);
+            drop((waiting, next));
+            assert_eq!((admission.open(), admission.awaiting_header.load(Ordering::Relaxed)), (0, 0));
+        }
+    }
+
+    #[test]
+    fn connections_that_await_their_header_count_for_no_source() {
+        let admission = admission(100, 1);
+        let mut waiting: Vec<_> = (0..25).map(|_| admission.try_acquire(true).unwrap()).collect();
+        for (permit, last) in waiting.iter_mut().zip(1..) {
+            assert!(permit.claim(Some(v4(last))));
+        }
+        assert_eq!(admission.sources.len(), 25);
     }
 
     #[test]
@@ -349,7 +633,7 @@ mod tests {
         assert_eq!((admission.open(), admission.limit()), (3, 2));
         assert!(!served[0].set_memory(11) && served[0].set_memory(10));
         served.pop();
-        assert!(admission.try_acquire().is_none(), "as many as the limit allows are there");
+        assert!(admission.try_acquire(false).is_none(), "as many as the limit allows are there");
         served.pop();
         served.push(claimed().expect("it is the second"));
         admission.set_limits(&Limits { connections: 9, connections_per_source: 2, ..limits(10) });
@@ -362,7 +646,7 @@ mod tests {
         let restored: Vec<_> = (0..3).map(|_| admission.acquire_unchecked(Some(v4(1)))).collect();
         let refused = admission.acquire_refused_unchecked();
         assert_eq!((admission.open(), admission.refused.load(Ordering::Relaxed)), (3, 1));
-        assert!(admission.try_acquire().is_none());
+        assert!(admission.try_acquire(false).is_none());
         drop(refused);
         let mut restored = restored.into_iter();
         drop((restored.next(), restored.next()));
@@ -376,9 +660,10 @@ mod tests {
     #[test]
     fn refused_connections_do_not_count_against_the_limit_and_are_few() {
         let admission = admission(1, 1);
-        let refused: Vec<_> = (0..MAX_REFUSED).map(|_| admission.try_acquire().unwrap().refuse().unwrap()).collect();
-        assert!(admission.try_acquire().unwrap().refuse().is_none());
-        let _served = admission.try_acquire().unwrap();
+        let refused: Vec<_> =
+            (0..MAX_REFUSED).map(|_| admission.try_acquire(false).unwrap().refuse().unwrap()).collect();
+        assert!(admission.try_acquire(false).unwrap().refuse().is_none());
+        let _served = admission.try_acquire(false).unwrap();
         drop(refused);
         assert_eq!(admission.refused.load(Ordering::Relaxed), 0);
         assert_eq!(admission.open(), 1);
@@ -387,8 +672,8 @@ mod tests {
     #[test]
     fn the_buffer_budget_is_enforced_and_released() {
         let admission = admission(2, 1);
-        let mut one = admission.try_acquire().unwrap();
-        let mut other = admission.try_acquire().unwrap();
+        let mut one = admission.try_acquire(false).unwrap();
+        let mut other = admission.try_acquire(false).unwrap();
         assert!(one.set_memory(1000));
         assert!(!other.set_memory(1));
         assert!(one.set_memory(999));

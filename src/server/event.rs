@@ -57,10 +57,13 @@ pub enum Event {
         /// The message without its delimiter, for people to read: see [`summary`].
         text: String,
     },
-    /// As many connections are open as `limits.connections` allows; more wait in the backlog.
+    /// As many connections are open as `limits.connections` allows, or as many of them await their PROXY header as may;
+    /// more wait in the backlog.
     LimitReached {
-        /// That limit.
+        /// `limits.connections`.
         limit: usize,
+        /// How many may await their PROXY header, if that many do.
+        awaiting_header: Option<usize>,
     },
     /// Accepting connections or receiving datagrams fails, for a reason that may pass: no descriptors are left, or a
     /// policy denies it. It is tried again.
@@ -276,7 +279,14 @@ impl fmt::Display for Event {
             Self::Message { connection_id: None, listener, peer, text } => {
                 write!(f, "message on {listener} from {peer}: {text}")
             }
-            Self::LimitReached { limit } => {
+            Self::LimitReached { limit, awaiting_header: Some(count) } => {
+                let s = if *count == 1 { " waits for its" } else { "s wait for their" };
+                write!(
+                    f,
+                    "{count} connection{s} PROXY header (a quarter of limits.connections={limit}), further ones wait"
+                )
+            }
+            Self::LimitReached { limit, awaiting_header: None } => {
                 write!(f, "{limit} connections (limits.connections={limit}), further ones wait until one ends")
             }
             Self::AcceptPaused { listener, kind, error, retry } => {

@@ -160,21 +160,22 @@ impl Server {
     /// Returns an error if no permit is available, or if the socket cannot be prepared.
     pub fn adopt(&self, socket: OwnedFd, name: &str, settings: &config::ListenerSettings) -> io::Result<()> {
         let full = || io::Error::new(io::ErrorKind::QuotaExceeded, "limits.connections is reached");
-        let permit = self.dispatcher.admission.try_acquire().ok_or_else(full)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
-        let kind = SocketKind::of(&socket)?;
-        self.dispatcher.dispatch(socket, None, &Arc::new(new_listener(name, kind, settings)), permit);
+        let listener = Arc::new(new_listener(name, SocketKind::of(&socket)?, settings));
+        let permit = self.dispatcher.admission.try_acquire(listener.awaits_header()).ok_or_else(full)?;
+        self.dispatcher.dispatch(socket, None, &listener, permit);
         Ok(())
     }
 
     /// From now on, new connections obey these settings, and all connections these limits. The number of workers and
     /// what is listened on stay.
     pub fn reload(&self, settings: &Settings) {
-        self.dispatcher.admission.set_limits(&settings.limits);
         self.dispatcher.rate_limiter.set_limit(settings.limits.datagrams_per_source);
         for listener in &*self.listeners() {
             listener.store(settings.listener_settings(&listener.load().name));
         }
+        // Last: it wakes acceptors that wait for a permit.
+        self.dispatcher.admission.set_limits(&settings.limits);
     }
 
     /// Waits until the last listener has failed. Never returns while one is served, or if there was none.

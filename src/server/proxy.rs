@@ -243,15 +243,13 @@ impl PendingHeader {
         match outcome {
             HeaderOutcome::Header(client) => {
                 session.note_activity(now);
-                if let Some(client) = client {
-                    info.peer = Peer::Proxied(client);
-                    let held = permit.claim(info.peer.source());
-                    let claimed = if held { Ok(()) } else { dispatcher.claim_or_refuse(&mut permit).await };
-                    if let Err(verdict) = claimed {
-                        let Some(refused) = permit.refuse() else { return };
-                        permit = refused;
-                        session.refuse(verdict, now);
-                    }
+                info.peer = client.map_or(info.peer, Peer::Proxied);
+                let held = permit.claim(info.peer.source());
+                let claimed = if held { Ok(()) } else { dispatcher.claim_or_refuse(&mut permit, &mut cancelled).await };
+                if let Err(verdict) = claimed {
+                    let Some(refused) = permit.refuse() else { return };
+                    permit = refused;
+                    session.refuse(verdict, now);
                 }
             }
             HeaderOutcome::Invalid(fault) => {
@@ -267,6 +265,7 @@ impl PendingHeader {
             Ok(socket) => socket.into(),
             Err(error) => return setup_failed(&info, error, dispatcher),
         };
+        permit.stop_awaiting_header();
         let Some(worker) = dispatcher.least_loaded_worker() else { return };
         worker.serve(Box::new(Connection::new(socket, session, info, worker, permit)));
     }
