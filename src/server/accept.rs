@@ -79,8 +79,8 @@ impl ListenerHandle {
     }
 }
 
-/// Accepts connections until the listener fails, and returns the error. Otherwise runs until it is dropped. `backoff` has
-/// the errors of earlier runs.
+/// Accepts connections until the listener fails, and returns the error. Otherwise runs until it is dropped. `backoff`
+/// has the errors of earlier runs.
 pub(crate) async fn accept(
     socket: &UnixStream,
     listener: &ListenerHandle,
@@ -176,8 +176,8 @@ impl Dispatcher {
         self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed))
     }
 
-    /// Dispatches an accepted connection: it is served, or refused if its source has too many. If it has to begin with a
-    /// PROXY header, its source is not known before that has come.
+    /// Dispatches an accepted connection: it is served, or refused if its source has too many. If it has to begin with
+    /// a PROXY header, its source is not known before that has come.
     pub(crate) fn dispatch(
         self: &Arc<Self>,
         socket: OwnedFd,

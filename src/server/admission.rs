@@ -20,8 +20,8 @@ use crate::protocol::Verdict;
 /// `limits.connections`; beyond that number, they are closed without a final reply.
 const MAX_REFUSED: usize = 64;
 
-/// How many connections may wait at once for a decision on their source before accepting waits for it. They do not count
-/// against `limits.connections` either. A decision takes as long as the workers need to process their events.
+/// How many connections may wait at once for a decision on their source before accepting waits for it. They do not
+/// count against `limits.connections` either. A decision takes as long as the workers need to process their events.
 const MAX_PENDING: usize = 32;
 
 /// The part of `limits.connections` that may await their PROXY header at once.
@@ -123,8 +123,8 @@ impl Admission {
         }
     }
 
-    /// Acquires a permit for one more connection, before that is accepted; `None` if no further one may be accepted now.
-    /// `awaits_header` says whether the connection has to begin with a PROXY header.
+    /// Acquires a permit for one more connection, before that is accepted; `None` if no further one may be accepted
+    /// now. `awaits_header` says whether the connection has to begin with a PROXY header.
     pub(crate) fn try_acquire(self: &Arc<Self>, awaits_header: bool) -> Option<Permit> {
         // Only acceptors, which are all on one thread, acquire permits without a reservation. Others may take a permit
         // in between, so both counts are checked again.

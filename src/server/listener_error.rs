@@ -94,7 +94,8 @@ pub(crate) fn shut_down_error() -> io::Error {
     io::Error::other(SHUT_DOWN)
 }
 
-/// Explains a fatal error of accept(2): a TCP socket that was shut down no longer listens, and says no more than EINVAL.
+/// Explains a fatal error of accept(2): a TCP socket that was shut down no longer listens, and says no more than
+/// EINVAL.
 pub(crate) fn explain(error: io::Error, socket: impl AsFd) -> io::Error {
     let is_listening = socket_acceptconn(socket).unwrap_or(true);
     if Errno::from_io_error(&error) == Some(Errno::INVAL) && !is_listening { shut_down_error() } else { error }

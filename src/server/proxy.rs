@@ -282,7 +282,8 @@ fn deadline(session: &Session) -> Instant {
     session.opened().checked_add(limit).unwrap_or_else(|| session.opened() + DEFAULT_TIMEOUT)
 }
 
-/// Waits for the header until the deadline, or until it is cancelled, and consumes it. What was consumed is in `header`.
+/// Waits for the header until the deadline, or until it is cancelled, and consumes it. What was consumed is in
+/// `header`.
 async fn read_header_before(
     stream: &UnixStream,
     header: &mut Vec<u8>,

@@ -1,5 +1,5 @@
-//! Listening sockets that another holder shuts down with shutdown(2): systemd holds them as well, and so may others. The
-//! kernel reports such a socket as ready for ever, with nothing in it.
+//! Listening sockets that another holder shuts down with shutdown(2): systemd holds them as well, and so may others.
+//! The kernel reports such a socket as ready for ever, with nothing in it.
 
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
