@@ -20,6 +20,10 @@
 //! One message, socket to socket: `server/accept` → `server/connection` (read) → `protocol/session` →
 //! `protocol/framer` → `protocol/reply` → `server/connection` (write).
 
+#[cfg(feature = "daemon")]
+#[macro_use]
+extern crate nix;
+
 #[cfg(any(feature = "daemon", feature = "client"))]
 pub mod address;
 #[cfg(feature = "cli")]

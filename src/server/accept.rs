@@ -17,12 +17,14 @@ use tokio::time;
 
 use super::admission::{Admission, Permit};
 use super::connection::{Connection, ConnectionInfo, clock};
+use super::disposal::Disposal;
 use super::event::{Event, EventHandler, Retry};
 use super::listener_error::{self, Backoff, ListenerErrorKind, MAX_PAUSE};
 use super::packets::rate_limit::RateLimiter;
 use super::packets::seqpacket::SeqpacketConnection;
+use super::peer_descriptors::PeerDescriptors;
 use super::proxy::PendingHeader;
-use super::socket::{Peer, SocketKind, prepare_connection};
+use super::socket::{AcceptedSocket, Peer, SocketKind, prepare_connection};
 use super::worker::Worker;
 use crate::config;
 use crate::protocol::{Session, Verdict};
@@ -34,6 +36,7 @@ const BATCH: usize = 32;
 pub(crate) struct Dispatcher {
     pub(crate) admission: Arc<Admission>,
     pub(crate) workers: Vec<Arc<Worker>>,
+    pub(crate) disposal: Disposal,
     pub(crate) handle_event: EventHandler,
     pub(crate) last_id: AtomicU64,
     pub(crate) rate_limiter: RateLimiter,
@@ -48,6 +51,8 @@ pub(crate) struct Listener {
     pub(crate) name: Arc<str>,
     /// The kind of its socket.
     pub(crate) kind: SocketKind,
+    /// Which descriptors peers may send: [`PeerDescriptors::refuse`].
+    pub(crate) descriptors: PeerDescriptors,
     pub(crate) settings: config::ListenerSettings,
 }
 
@@ -74,8 +79,12 @@ impl ListenerHandle {
     /// Replaces the settings, for new connections.
     pub(crate) fn store(&self, settings: &config::ListenerSettings) {
         let mut listener = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *listener =
-            Arc::new(Listener { name: Arc::clone(&listener.name), kind: listener.kind, settings: settings.clone() });
+        *listener = Arc::new(Listener {
+            name: Arc::clone(&listener.name),
+            kind: listener.kind,
+            descriptors: listener.descriptors,
+            settings: settings.clone(),
+        });
     }
 }
 
@@ -87,6 +96,8 @@ pub(crate) async fn accept(
     dispatcher: &Arc<Dispatcher>,
     backoff: &mut Backoff,
 ) -> io::Error {
+    // Not those that were in the backlog when the options of the listener were set, which come first.
+    let mut inherits = false;
     loop {
         let awaits_header = || listener.load().awaits_header();
         dispatcher.admission.wait_for_permit(awaits_header, |event| (dispatcher.handle_event)(event)).await;
@@ -105,13 +116,14 @@ pub(crate) async fn accept(
                 Ok((socket, from)) => {
                     backoff.record_success();
                     accepting = true;
-                    dispatcher.dispatch(socket, from, &listener, permit);
+                    dispatcher.dispatch(socket, from, &listener, inherits, permit);
                     continue;
                 }
                 Err(error) => error,
             };
             permit.release_unused();
             if error.kind() == io::ErrorKind::WouldBlock {
+                inherits = true;
                 if listener_error::is_shut_down(ready) {
                     return listener_error::shut_down_error();
                 }
@@ -156,7 +168,7 @@ pub(crate) fn probe_backlog(socket: &UnixStream, listener: &ListenerHandle, disp
     let Some(permit) = dispatcher.admission.try_acquire(listener.awaits_header()) else { return true };
     match accept_one(socket) {
         Ok((socket, from)) => {
-            dispatcher.dispatch(socket, from, &listener, permit);
+            dispatcher.dispatch(socket, from, &listener, false, permit);
             true
         }
         Err(error) => {
@@ -177,19 +189,23 @@ impl Dispatcher {
     }
 
     /// Dispatches an accepted connection: it is served, or refused if its source has too many. If it has to begin with
-    /// a PROXY header, its source is not known before that has come.
+    /// a PROXY header, its source is not known before that has come. `inherits` says that it has connected after the
+    /// options of its listener were set.
     pub(crate) fn dispatch(
         self: &Arc<Self>,
         socket: OwnedFd,
         from: Option<SocketAddrAny>,
         listener: &Arc<Listener>,
+        inherits: bool,
         mut permit: Permit,
     ) {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(worker) = self.least_loaded_worker() else { return };
         let name = || Arc::clone(&listener.name);
         let peer = Peer::of(&socket, from);
+        let socket = AcceptedSocket::new(socket, listener, inherits);
         if let Err(error) = prepare_connection(&socket, &listener.settings) {
+            socket.close(&self.disposal, permit);
             return (self.handle_event)(Event::SetupFailed { listener: name(), peer, error });
         }
         (self.handle_event)(Event::Opened { id, listener: name(), peer });
@@ -235,10 +251,18 @@ impl Dispatcher {
     }
 
     /// Assigns a connection to the worker with the fewest connections: to be served, or to be refused.
-    fn assign(self: &Arc<Self>, socket: OwnedFd, info: ConnectionInfo, mut permit: Permit, refused: Option<Verdict>) {
+    fn assign(
+        self: &Arc<Self>,
+        socket: AcceptedSocket,
+        info: ConnectionInfo,
+        mut permit: Permit,
+        refused: Option<Verdict>,
+    ) {
         if refused.is_some() {
-            let Some(refused) = permit.refuse() else { return };
-            permit = refused;
+            permit = match permit.refuse() {
+                Ok(permit) => permit,
+                Err(permit) => return socket.close(&self.disposal, permit),
+            };
         }
         let Some(worker) = self.least_loaded_worker() else { return };
         let (peer, listener) = (info.peer, Arc::clone(&info.listener));

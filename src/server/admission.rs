@@ -43,6 +43,8 @@ pub(crate) struct Admission {
     reserved: AtomicUsize,
     /// Refused connections that are not closed yet.
     refused: AtomicUsize,
+    /// Connections among both that have ended, and whose sockets wait to be closed ([`ClosingPermit`]).
+    closing: AtomicUsize,
     sources: SourceLimits,
     /// Bytes that connections keep in their buffers.
     buffer_memory: AtomicUsize,
@@ -79,6 +81,7 @@ impl Admission {
             pending: AtomicUsize::new(0),
             reserved: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
+            closing: AtomicUsize::new(0),
             sources: SourceLimits::new(limits.connections_per_source),
             buffer_memory: AtomicUsize::new(0),
             connection_ended: Notify::new(),
@@ -211,10 +214,16 @@ impl Admission {
         }
     }
 
+    /// Returns how many connections are served, without those that only wait to be closed.
+    pub(crate) fn serving(&self) -> usize {
+        self.open().saturating_sub(self.closing.load(Ordering::SeqCst))
+    }
+
     fn is_idle(&self) -> bool {
         let others = || self.pending.load(Ordering::SeqCst) + self.refused.load(Ordering::SeqCst);
+        let closing = self.closing.load(Ordering::SeqCst);
         // Once more, since one that was pending may have got its permit in between.
-        self.open() == 0 && others() == 0 && self.open() == 0
+        self.open() + others() == closing && self.open() + others() == closing
     }
 
     /// Waits until there is no connection at all.
@@ -364,13 +373,18 @@ impl Permit {
         }
     }
 
-    /// Turns this into the permit of a refused connection; `None` if there are [`MAX_REFUSED`] of those.
-    pub(crate) fn refuse(mut self) -> Option<Self> {
+    /// Turns this into the permit of a refused connection.
+    ///
+    /// # Errors
+    /// Returns the permit as it is if there are [`MAX_REFUSED`] of those.
+    pub(crate) fn refuse(mut self) -> Result<Self, Self> {
         let below = |refused| (refused < MAX_REFUSED).then_some(refused + 1);
-        self.admission.refused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).ok()?;
+        if self.admission.refused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).is_err() {
+            return Err(self);
+        }
         self.release();
         self.state = PermitState::Refused;
-        Some(self)
+        Ok(self)
     }
 
     /// Sets how many bytes the connection keeps in its buffers. Returns whether that fits into the budget of all
@@ -436,6 +450,32 @@ impl Permit {
             PermitState::Released => return,
         }
         self.admission.connection_ended.notify_waiters();
+    }
+}
+
+/// The permit of a connection that has ended, and whose socket waits to be closed. It counts against the limits, but no
+/// shutdown waits for it.
+#[derive(Debug)]
+pub(crate) struct ClosingPermit(Permit);
+
+impl Permit {
+    /// Turns this into the permit of a connection whose socket waits to be closed.
+    pub(crate) fn into_closing(mut self) -> ClosingPermit {
+        if let PermitState::Rejected = self.state {
+            // It counts all the same, so that no more sockets wait than connections are allowed.
+            self.admission.open.fetch_add(1, Ordering::SeqCst);
+            self.state = PermitState::Serving(None);
+        }
+        self.admission.closing.fetch_add(1, Ordering::SeqCst);
+        self.admission.note_use();
+        self.admission.connection_ended.notify_waiters();
+        ClosingPermit(self)
+    }
+}
+
+impl Drop for ClosingPermit {
+    fn drop(&mut self) {
+        self.0.admission.closing.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -551,7 +591,7 @@ mod tests {
         drop(other);
         for mut permit in refused {
             assert_eq!(permit.decide(), Err(Verdict::TooMany { limit: 1 }));
-            assert!(permit.refuse().is_some());
+            assert!(permit.refuse().is_ok());
         }
         assert_eq!((admission.open(), admission.pending.load(Ordering::Relaxed)), (1, 0));
     }
@@ -662,7 +702,7 @@ mod tests {
         let admission = admission(1, 1);
         let refused: Vec<_> =
             (0..MAX_REFUSED).map(|_| admission.try_acquire(false).unwrap().refuse().unwrap()).collect();
-        assert!(admission.try_acquire(false).unwrap().refuse().is_none());
+        assert!(admission.try_acquire(false).unwrap().refuse().is_err());
         let _served = admission.try_acquire(false).unwrap();
         drop(refused);
         assert_eq!(admission.refused.load(Ordering::Relaxed), 0);

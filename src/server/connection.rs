@@ -18,9 +18,11 @@ use tokio::time;
 
 use super::accept::Listener;
 use super::admission::Permit;
+use super::disposal::Disposal;
 use super::event::{Event, ReceivedMessage, summary};
 use super::handover::DetachedConnection;
-use super::socket::Peer;
+use super::peer_descriptors::{self, PeerDescriptors};
+use super::socket::{AcceptedSocket, Peer};
 use super::worker::Worker;
 use crate::protocol::rules::LogMessages;
 use crate::protocol::snapshot;
@@ -38,6 +40,9 @@ pub(crate) struct Connection {
     wants_write: bool,
     /// Whether it is in the run queue.
     pub(crate) queued: bool,
+    descriptors: PeerDescriptors,
+    /// Whether descriptors that the peer sent wait to be closed, or its next ones to be received: nothing is read then.
+    parked: bool,
     /// When its timer fires: no later than its session's deadline.
     pub(crate) timer: Option<Instant>,
     session: Session,
@@ -90,14 +95,16 @@ pub(crate) enum Progress {
 impl Connection {
     /// Creates a connection on `socket`, and counts it for `worker`, which is to serve it.
     pub(crate) fn new(
-        socket: OwnedFd,
+        socket: AcceptedSocket,
         session: Session,
         info: ConnectionInfo,
         worker: &Worker,
         permit: Permit,
     ) -> Self {
         worker.open.fetch_add(1, Ordering::Relaxed);
-        Self { socket, wants_write: false, queued: false, timer: None, session, permit, info, waker: None }
+        let AcceptedSocket { socket, descriptors } = socket;
+        let (wants_write, queued, parked) = (false, false, false);
+        Self { socket, wants_write, queued, descriptors, parked, timer: None, session, permit, info, waker: None }
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
@@ -165,7 +172,7 @@ impl Connection {
         scratch: &mut Scratch,
         worker: &Arc<Worker>,
     ) -> Progress {
-        let Self { socket, session, permit, info, waker, .. } = self;
+        let Self { socket, session, permit, info, waker, descriptors, parked, .. } = self;
         let mut outlet = SocketOutlet { socket, blocked: false, broken: false };
         let log = session.rules().log_messages;
         // Whether another read would find nothing, or epoll will report what it would find.
@@ -176,17 +183,26 @@ impl Connection {
             match session.wants() {
                 Want::Close => return Progress::Closed,
                 Want::Delay => return Progress::Pending,
-                Want::Read if input_exhausted => return Progress::Pending,
+                Want::Read if input_exhausted || *parked => return Progress::Pending,
                 Want::Read if steps == MAX_STEPS => return Progress::Yield,
                 // One drive answers 64 KiB and one reply at most.
                 Want::Write | Want::Log if steps > 0 => return Progress::Yield,
                 Want::Read => {
                     let buffer = scratch.input_room();
                     let size = buffer.len();
-                    match outlet.read(buffer) {
+                    let until_blocked =
+                        readiness == Readiness::ReadUntilBlocked || *descriptors != PeerDescriptors::None;
+                    let input = if *descriptors == PeerDescriptors::None {
+                        outlet.read(buffer)
+                    } else {
+                        let wake =
+                            || Waker::from(Arc::new(UnparkWaker { worker: Arc::clone(worker), key, id: info.id }));
+                        outlet.read_with_descriptors(buffer, descriptors, parked, &worker.disposal, wake)
+                    };
+                    match input {
                         Some(0) => session.handle_end_of_input(now),
                         Some(count) => {
-                            input_exhausted = count < size && readiness != Readiness::ReadUntilBlocked;
+                            input_exhausted = count < size && !until_blocked;
                             if count == size {
                                 steps = MAX_STEPS - 1;
                             }
@@ -238,10 +254,22 @@ impl Connection {
         Arc::ptr_eq(&self.info.listener, listener)
     }
 
-    /// Ends the connection, and reports why. The descriptor is closed, and the permit is released.
+    /// Ends the connection, and reports why. The descriptor is closed, and the permit is released: on another thread, if
+    /// the peer may have sent descriptors that were not received.
     pub(crate) fn close(self: Box<Self>, worker: &Worker) {
         // Without a verdict, it is we who stop before it was done.
         self.report_closed(worker, self.session.verdict().unwrap_or(Verdict::Shutdown));
+        self.release(worker);
+    }
+
+    fn release(self: Box<Self>, worker: &Worker) {
+        let Self { socket, descriptors, permit, .. } = *self;
+        AcceptedSocket { socket, descriptors }.close(&worker.disposal, permit);
+    }
+
+    /// Reads again, after descriptors were closed. Returns whether the connection with this id waited for that.
+    pub(crate) fn unpark(&mut self, id: u64) -> bool {
+        self.info.id == id && std::mem::replace(&mut self.parked, false)
     }
 
     /// Detaches the connection: encodes its session, and returns the snapshot with the socket.
@@ -273,6 +301,7 @@ impl Connection {
         worker.open.fetch_sub(1, Ordering::Relaxed);
         let listener = Arc::clone(&self.info.listener.name);
         (worker.sink.handle_event)(Event::SetupFailed { listener, peer: self.info.peer, error });
+        self.release(worker);
     }
 }
 
@@ -297,6 +326,52 @@ impl SocketOutlet<'_> {
                 None
             }
         }
+    }
+}
+
+/// Apart from the hot path: only Unix sockets, and where the kernel refuses descriptors, only at their beginning.
+impl SocketOutlet<'_> {
+    /// Reads once, as [`SocketOutlet::read`], and has descriptors closed that came with the bytes. The connection is parked
+    /// until they are; or, if too many wait already, until there is room for those that come next.
+    #[inline(never)]
+    fn read_with_descriptors(
+        &mut self,
+        buffer: &mut [u8],
+        descriptors: &mut PeerDescriptors,
+        parked: &mut bool,
+        disposal: &Disposal,
+        make_waker: impl Fn() -> Waker,
+    ) -> Option<usize> {
+        let received = if disposal.is_full() {
+            peer_descriptors::receive_before_descriptors(self.socket, buffer)
+                .map(|count| count.map(|count| (count, Vec::new())))
+        } else {
+            peer_descriptors::receive(self.socket, buffer).map(Some)
+        };
+        match received {
+            Ok(Some((count, received))) => {
+                if count == 0 {
+                    // Nothing can be queued behind the end of the stream.
+                    *descriptors = PeerDescriptors::None;
+                }
+                if !received.is_empty() {
+                    *parked = true;
+                    disposal.dispose(received, make_waker());
+                }
+                return Some(count);
+            }
+            Ok(None) => {
+                *parked = true;
+                disposal.park(make_waker());
+            }
+            Err(Errno::AGAIN) => {
+                if *descriptors == PeerDescriptors::Queued {
+                    *descriptors = PeerDescriptors::None;
+                }
+            }
+            Err(_) => self.broken = true,
+        }
+        None
     }
 }
 
@@ -379,6 +454,19 @@ struct ConnectionWaker {
 impl Wake for ConnectionWaker {
     fn wake(self: Arc<Self>) {
         self.worker.wake(self.key);
+    }
+}
+
+/// Wakes a parked connection from any thread.
+struct UnparkWaker {
+    worker: Arc<Worker>,
+    key: usize,
+    id: u64,
+}
+
+impl Wake for UnparkWaker {
+    fn wake(self: Arc<Self>) {
+        self.worker.unpark(self.key, self.id);
     }
 }
 

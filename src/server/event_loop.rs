@@ -94,6 +94,11 @@ impl EventLoop {
         for key in commands.woken {
             self.drive(key, Readiness::ReadUntilBlocked, now);
         }
+        for (key, id) in commands.unparked {
+            if self.connections.get_mut(key).is_some_and(|connection| connection.unpark(id)) {
+                self.drive(key, Readiness::ReadUntilBlocked, now);
+            }
+        }
         if commands.drain {
             let all: Vec<_> = self.connections.iter().map(|(key, _)| key).collect();
             for key in all {

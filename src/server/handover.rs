@@ -22,7 +22,8 @@ use tokio::time;
 use super::accept::Listener;
 use super::connection::{Connection, ConnectionInfo, clock};
 use super::event::Event;
-use super::socket::{Peer, SocketKind};
+use super::peer_descriptors::PeerDescriptors;
+use super::socket::{AcceptedSocket, Peer, SocketKind};
 use super::worker::HANG_TIMEOUT;
 use super::{AcceptMode, Server, new_listener};
 use crate::config::Settings;
@@ -112,14 +113,18 @@ impl Server {
                 Ok(snapshot) => snapshot,
                 Err(problem) => {
                     restored.rejected.push(problem);
-                    close_gracefully(socket);
+                    self.close_gracefully(socket);
                     continue;
                 }
             };
             let name = snapshot.listener_name();
             let (listener, serving) = listeners.entry(name.to_owned()).or_insert_with(|| {
-                let listener: Arc<Listener> =
-                    Arc::new(new_listener(name, SocketKind::Stream, settings.listener_settings(name)));
+                let listener: Arc<Listener> = Arc::new(new_listener(
+                    name,
+                    SocketKind::Stream,
+                    PeerDescriptors::None,
+                    settings.listener_settings(name),
+                ));
                 (listener, serving.contains(&name))
             });
             let peer = snapshot.client().map_or_else(|| Peer::of(&socket, None), Peer::Proxied);
@@ -147,6 +152,9 @@ impl Server {
             let least_loaded = least_loaded.min_by_key(|(thread, _)| thread.worker.open.load(Ordering::Relaxed));
             let Some((thread, worker_connections)) = least_loaded else { continue };
             let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };
+            let descriptors =
+                if let Peer::Ip(_) = peer { PeerDescriptors::None } else { PeerDescriptors::refuse(&socket) };
+            let socket = AcceptedSocket { socket, descriptors };
             worker_connections.push(Box::new(Connection::new(socket, session, info, &thread.worker, permit)));
         }
         for (thread, connections) in self.threads.iter().zip(per_worker) {
@@ -155,6 +163,21 @@ impl Server {
         let orphaned = listeners.into_values().filter(|(_, serving)| !serving).map(|(listener, _)| listener).collect();
         self.close_listeners_after(settings.service.drain_timeout.duration(), orphaned);
         restored
+    }
+
+    /// Closes a connection with the end of the stream, and without a reset for input that was not read. It does not wait
+    /// for what the peer may have sent with that ([`Server::flush_closed`]).
+    pub fn close_gracefully(&self, socket: OwnedFd) {
+        if PeerDescriptors::refuse(&socket) == PeerDescriptors::None {
+            close_gracefully(socket);
+        } else {
+            self.dispatcher.disposal.close_gracefully(socket);
+        }
+    }
+
+    /// Waits until all connections are closed that have ended, for so long at most. Blocks its thread.
+    pub fn flush_closed(&self, timeout: Duration) {
+        self.dispatcher.disposal.flush(timeout);
     }
 
     /// Ends the connections of these listeners when so much time has passed.
@@ -185,7 +208,7 @@ fn read_snapshot(bytes: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
 }
 
 /// Closes a connection without waiting: with the end of the stream, and without a reset for input that was not read.
-pub fn close_gracefully(socket: OwnedFd) {
+pub(super) fn close_gracefully(socket: OwnedFd) {
     // A peer that is gone does not mind.
     let _ = rustix::net::shutdown(&socket, Shutdown::Write);
     let (mut buffer, mut remaining) = ([0; 16 * 1024], MAX_DISCARDED_BYTES);

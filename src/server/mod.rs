@@ -11,11 +11,13 @@
 mod accept;
 mod admission;
 mod connection;
+mod disposal;
 pub mod event;
 mod event_loop;
 mod handover;
 mod listener_error;
 mod packets;
+mod peer_descriptors;
 pub mod proxy;
 pub mod socket;
 mod timers;
@@ -34,15 +36,17 @@ use crate::address::UnixName;
 use crate::config::{self, Settings};
 use accept::{Dispatcher, Listener, ListenerHandle};
 use admission::Admission;
+use disposal::Disposal;
 use event::{Event, EventHandler, MessageLog};
 use listener_error::Backoff;
 use packets::datagram_server::DatagramServer;
 use packets::rate_limit::RateLimiter;
 use packets::sender_socket::ReservedSockets;
+use peer_descriptors::PeerDescriptors;
 use socket::SocketKind;
 use worker::{EventSink, Worker, WorkerThread};
 
-pub use handover::{Detached, DetachedConnection, Restored, close_gracefully};
+pub use handover::{Detached, DetachedConnection, Restored};
 pub use worker::Counts;
 
 /// A running server. Dropping it ends everything at once.
@@ -98,12 +102,14 @@ impl Server {
     ) -> io::Result<Self> {
         let admission = Admission::new(&settings.limits);
         let sink = EventSink { handle_event: Arc::clone(&handle_event), message_log };
-        let start = |number| WorkerThread::start(number, &sink);
+        let disposal = Disposal::default();
+        let start = |number| WorkerThread::start(number, &sink, &disposal);
         let threads = (0..settings.service.worker_threads()).map(start).collect::<io::Result<Vec<_>>>()?;
         let workers = threads.iter().map(|thread| Arc::clone(&thread.worker)).collect();
         let rate_limiter = RateLimiter::new(settings.limits.datagrams_per_source);
         let (last_id, pending_cancelled) = (AtomicU64::new(0), watch::Sender::new(false));
-        let dispatcher = Dispatcher { admission, workers, handle_event, last_id, rate_limiter, pending_cancelled };
+        let dispatcher =
+            Dispatcher { admission, workers, disposal, handle_event, last_id, rate_limiter, pending_cancelled };
         Ok(Self {
             dispatcher: Arc::new(dispatcher),
             listeners: Mutex::default(),
@@ -128,7 +134,11 @@ impl Server {
     pub fn listen(&self, socket: OwnedFd, name: &str, settings: &config::ListenerSettings) -> io::Result<()> {
         socket::prepare_listener(&socket, settings)?;
         let kind = SocketKind::of(&socket)?;
-        let listener = Arc::new(ListenerHandle::new(new_listener(name, kind, settings)));
+        let descriptors = PeerDescriptors::refuse(&socket);
+        if descriptors != PeerDescriptors::None && kind == SocketKind::Stream {
+            peer_descriptors::merge_writers(&socket);
+        }
+        let listener = Arc::new(ListenerHandle::new(new_listener(name, kind, descriptors, settings)));
         let acceptor = self.threads.first().map(|thread| &thread.worker).ok_or(io::ErrorKind::NotFound)?;
         let reserved = Arc::clone(&self.reserved.lock().unwrap_or_else(PoisonError::into_inner));
         let mut served = ServedSocket::new(socket, kind, acceptor, reserved)?;
@@ -143,7 +153,7 @@ impl Server {
                 }
                 ServedSocket::Datagrams(server) => server.run(&listener, &dispatcher, &status, &mut mode).await,
             };
-            drop(served);
+            served.close(&listener.load(), &dispatcher);
             // Not earlier: `drain` waits until this receiver is dropped.
             drop(mode);
             if let Err(error) = ended {
@@ -161,9 +171,10 @@ impl Server {
     pub fn adopt(&self, socket: OwnedFd, name: &str, settings: &config::ListenerSettings) -> io::Result<()> {
         let full = || io::Error::new(io::ErrorKind::QuotaExceeded, "limits.connections is reached");
         rustix::io::ioctl_fionbio(&socket, true)?;
-        let listener = Arc::new(new_listener(name, SocketKind::of(&socket)?, settings));
+        let descriptors = PeerDescriptors::refuse(&socket);
+        let listener = Arc::new(new_listener(name, SocketKind::of(&socket)?, descriptors, settings));
         let permit = self.dispatcher.admission.try_acquire(listener.awaits_header()).ok_or_else(full)?;
-        self.dispatcher.dispatch(socket, None, &listener, permit);
+        self.dispatcher.dispatch(socket, None, &listener, false, permit);
         Ok(())
     }
 
@@ -273,7 +284,7 @@ impl Server {
     /// Connections being served.
     #[must_use]
     pub fn connection_count(&self) -> usize {
-        self.dispatcher.admission.open()
+        self.dispatcher.admission.serving()
     }
 
     /// Returns the counters of all workers, added up.
@@ -287,8 +298,13 @@ impl Server {
     }
 }
 
-fn new_listener(name: &str, kind: SocketKind, settings: &config::ListenerSettings) -> Listener {
-    Listener { name: name.into(), kind, settings: settings.clone() }
+fn new_listener(
+    name: &str,
+    kind: SocketKind,
+    descriptors: PeerDescriptors,
+    settings: &config::ListenerSettings,
+) -> Listener {
+    Listener { name: name.into(), kind, descriptors, settings: settings.clone() }
 }
 
 /// A socket that is being served.
@@ -299,6 +315,19 @@ enum ServedSocket {
 }
 
 impl ServedSocket {
+    /// Closes the socket. Connections in its backlog may have descriptors queued, if no other process holds it.
+    fn close(self, listener: &Listener, dispatcher: &Dispatcher) {
+        match self {
+            Self::Connections(socket) if listener.descriptors != PeerDescriptors::None => {
+                if let Ok(socket) = socket.into_std() {
+                    dispatcher.disposal.close(socket.into(), None);
+                }
+            }
+            Self::Connections(socket) => drop(socket),
+            Self::Datagrams(server) => server.close(),
+        }
+    }
+
     fn new(socket: OwnedFd, kind: SocketKind, worker: &Arc<Worker>, reserved: ReservedSockets) -> io::Result<Self> {
         Ok(match kind {
             SocketKind::Stream | SocketKind::Seqpacket => Self::Connections(worker.register(socket)?),

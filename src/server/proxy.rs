@@ -18,9 +18,9 @@
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net as unix;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use proxy_header::ParseConfig;
@@ -34,8 +34,10 @@ use tokio::time;
 use super::accept::Dispatcher;
 use super::admission::Permit;
 use super::connection::{Connection, ConnectionInfo, clock};
+use super::disposal::Disposal;
 use super::event::{Event, quote};
-use super::socket::Peer;
+use super::peer_descriptors::{self, PeerDescriptors};
+use super::socket::{AcceptedSocket, Peer};
 use super::worker::Worker;
 use crate::protocol::rules::TimeSpan;
 use crate::protocol::session::{LINGER, LINGER_BYTES, Totals};
@@ -214,7 +216,7 @@ enum HeaderOutcome {
 
 /// A connection that was accepted and waits for its header.
 pub(crate) struct PendingHeader {
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: AcceptedSocket,
     pub(crate) session: Session,
     pub(crate) info: ConnectionInfo,
     pub(crate) permit: Permit,
@@ -232,9 +234,9 @@ impl PendingHeader {
 
     /// `cancelled` is kept to the end: [`Dispatcher::cancel_pending`] waits until it is dropped. `worker` runs this.
     async fn wait(self, mut cancelled: watch::Receiver<bool>, dispatcher: &Dispatcher, worker: &Worker) {
-        let Self { socket, mut session, mut info, mut permit } = self;
+        let Self { socket: AcceptedSocket { socket, descriptors }, mut session, mut info, mut permit } = self;
         let stream = match UnixStream::from_std(unix::UnixStream::from(socket)) {
-            Ok(stream) => stream,
+            Ok(stream) => InputStream { stream, descriptors, disposal: dispatcher.disposal.clone() },
             Err(error) => return setup_failed(&info, error, dispatcher),
         };
         let mut header = Vec::new();
@@ -247,8 +249,10 @@ impl PendingHeader {
                 let held = permit.claim(info.peer.source());
                 let claimed = if held { Ok(()) } else { dispatcher.claim_or_refuse(&mut permit, &mut cancelled).await };
                 if let Err(verdict) = claimed {
-                    let Some(refused) = permit.refuse() else { return };
-                    permit = refused;
+                    permit = match permit.refuse() {
+                        Ok(permit) => permit,
+                        Err(permit) => return stream.close(permit),
+                    };
                     session.refuse(verdict, now);
                 }
             }
@@ -261,8 +265,8 @@ impl PendingHeader {
             HeaderOutcome::Broken => session.handle_reset(),
             HeaderOutcome::Cancelled => session.drain(now),
         }
-        let socket = match stream.into_std() {
-            Ok(socket) => socket.into(),
+        let socket = match stream.into_socket() {
+            Ok(socket) => socket,
             Err(error) => return setup_failed(&info, error, dispatcher),
         };
         permit.stop_awaiting_header();
@@ -285,7 +289,7 @@ fn deadline(session: &Session) -> Instant {
 /// Waits for the header until the deadline, or until it is cancelled, and consumes it. What was consumed is in
 /// `header`.
 async fn read_header_before(
-    stream: &UnixStream,
+    stream: &InputStream,
     header: &mut Vec<u8>,
     until: Instant,
     cancelled: &mut watch::Receiver<bool>,
@@ -301,12 +305,12 @@ async fn read_header_before(
 }
 
 /// Waits for the header, and consumes it.
-async fn read_header(stream: &UnixStream, header: &mut Vec<u8>) -> HeaderOutcome {
+async fn read_header(stream: &InputStream, header: &mut Vec<u8>) -> HeaderOutcome {
     loop {
-        if stream.readable().await.is_err() {
+        if stream.stream.readable().await.is_err() {
             return HeaderOutcome::Broken;
         }
-        match stream.try_io(Interest::READABLE, || read_available(stream, header)) {
+        match stream.stream.try_io(Interest::READABLE, || read_available(stream, header)) {
             Ok(Some(HeaderParse::Complete { client, .. })) => return HeaderOutcome::Header(client),
             Ok(Some(HeaderParse::Invalid(fault))) => return HeaderOutcome::Invalid(fault),
             // There may be more.
@@ -322,10 +326,10 @@ async fn read_header(stream: &UnixStream, header: &mut Vec<u8>) -> HeaderOutcome
 
 /// Consumes what has come of the header, adds it to `header`, and parses that; `None` at the end of the stream. Bytes
 /// behind a header are not consumed.
-fn read_available(socket: impl AsFd, header: &mut Vec<u8>) -> io::Result<Option<HeaderParse>> {
+fn read_available(stream: &InputStream, header: &mut Vec<u8>) -> io::Result<Option<HeaderParse>> {
     let mut buffer = [0; MAX_HEADER];
     let room = MAX_HEADER - header.len();
-    let (count, _) = retry_on_intr(|| recv(&socket, &mut buffer[..room], RecvFlags::PEEK))?;
+    let (count, _) = retry_on_intr(|| recv(&stream.stream, &mut buffer[..room], RecvFlags::PEEK))?;
     if count == 0 {
         return Ok(None);
     }
@@ -335,16 +339,16 @@ fn read_available(socket: impl AsFd, header: &mut Vec<u8>) -> io::Result<Option<
     if let HeaderParse::Complete { len, .. } = parsed {
         header.truncate(len);
     }
-    consume(socket, header.len() - consumed)?;
+    consume(stream, header.len() - consumed)?;
     Ok(Some(parsed))
 }
 
 /// Consumes so many bytes of the stream, which are there already.
-fn consume(socket: impl AsFd, len: usize) -> io::Result<()> {
+fn consume(stream: &InputStream, len: usize) -> io::Result<()> {
     let mut bytes = [0; MAX_HEADER];
     let mut consumed = 0;
     while consumed < len {
-        let (count, _) = retry_on_intr(|| recv(&socket, &mut bytes[consumed..len], RecvFlags::empty()))?;
+        let count = stream.receive(&mut bytes[consumed..len])?;
         if count == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
@@ -353,9 +357,47 @@ fn consume(socket: impl AsFd, len: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// A connection that is read before it is served.
+struct InputStream {
+    stream: UnixStream,
+    descriptors: PeerDescriptors,
+    disposal: Disposal,
+}
+
+impl InputStream {
+    /// Receives bytes, and has descriptors closed that came with them.
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.descriptors == PeerDescriptors::None {
+            return Ok(retry_on_intr(|| recv(&self.stream, &mut *buffer, RecvFlags::empty()))?.0);
+        }
+        if self.disposal.is_full() {
+            // There are none where there is no room for them: a peer that sends some is not waited for.
+            let count = peer_descriptors::receive_before_descriptors(&self.stream, buffer)?;
+            return count.ok_or_else(|| ErrorKind::ResourceBusy.into());
+        }
+        let (count, descriptors) = peer_descriptors::receive(&self.stream, buffer)?;
+        if !descriptors.is_empty() {
+            self.disposal.dispose(descriptors, Waker::noop().clone());
+        }
+        Ok(count)
+    }
+
+    fn into_socket(self) -> io::Result<AcceptedSocket> {
+        Ok(AcceptedSocket { socket: self.stream.into_std()?.into(), descriptors: self.descriptors })
+    }
+
+    /// Closes the socket, and then releases the permit: [`AcceptedSocket::close`].
+    fn close(self, permit: Permit) {
+        let disposal = self.disposal.clone();
+        if let Ok(socket) = self.into_socket() {
+            socket.close(&disposal, permit);
+        }
+    }
+}
+
 /// Closes a connection without a header, and reports it. It holds no place any longer.
 async fn reject(
-    stream: UnixStream,
+    stream: InputStream,
     mut bad_header: BadHeader,
     info: &ConnectionInfo,
     opened: Instant,
@@ -363,13 +405,15 @@ async fn reject(
     cancelled: &mut watch::Receiver<bool>,
     worker: &Worker,
 ) {
-    let permit = permit.refuse();
-    // Otherwise there are many of them: it is closed at once.
-    if permit.is_some() {
-        bad_header.len += linger(&stream, cancelled).await;
-    }
-    drop(stream);
-    drop(permit);
+    let permit = match permit.refuse() {
+        Ok(permit) => {
+            bad_header.len += linger(&stream, cancelled).await;
+            permit
+        }
+        // There are many of them: it is closed at once.
+        Err(permit) => permit,
+    };
+    stream.close(permit);
     let (verdict, totals) = (Verdict::BadProxyHeader, Totals { bytes_in: bad_header.len, ..Totals::default() });
     worker.counters.count_accepted();
     worker.counters.count_totals(Totals::default(), totals);
@@ -387,17 +431,17 @@ async fn reject(
 
 /// Ends our stream, and drops what still comes: closing with unread input would reset the connection. Returns how many
 /// bytes came.
-async fn linger(stream: &UnixStream, cancelled: &mut watch::Receiver<bool>) -> u64 {
+async fn linger(stream: &InputStream, cancelled: &mut watch::Receiver<bool>) -> u64 {
     // A peer that is gone does not mind; the next read says so.
-    let _ = shutdown(stream, Shutdown::Write);
+    let _ = shutdown(&stream.stream, Shutdown::Write);
     let mut dropped = 0;
     let drop_input = async {
-        while dropped < u64::from(LINGER_BYTES) && stream.readable().await.is_ok() {
+        while dropped < u64::from(LINGER_BYTES) && stream.stream.readable().await.is_ok() {
             let mut buffer = [0; MAX_HEADER];
-            let received = stream.try_io(Interest::READABLE, || Ok(recv(stream, &mut buffer[..], RecvFlags::empty())?));
+            let received = stream.stream.try_io(Interest::READABLE, || stream.receive(&mut buffer));
             match received {
-                Ok((0, _)) => break,
-                Ok((count, _)) => dropped += count as u64,
+                Ok(0) => break,
+                Ok(count) => dropped += count as u64,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(_) => break,
             }
@@ -467,6 +511,7 @@ mod tests {
         let rules = Rules { deadlines: Deadlines { read, ..Deadlines::default() }, ..Rules::default() };
         let session = Session::new(rules.into(), begun.into());
         let mut header = Vec::new();
+        let stream = InputStream { stream, descriptors: PeerDescriptors::None, disposal: Disposal::default() };
         let outcome = read_header_before(&stream, &mut header, deadline(&session), &mut cancelled.subscribe()).await;
         assert_eq!((outcome, header), (HeaderOutcome::Invalid(HeaderFault::Timeout), Vec::new()));
         begun.elapsed()

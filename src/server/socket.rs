@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,10 @@ use nix::sys::socket::{SockaddrStorage, getsockname, getsockopt};
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 
-use super::admission::Source;
+use super::accept::Listener;
+use super::admission::{Permit, Source};
+use super::disposal::Disposal;
+use super::peer_descriptors::{self, PeerDescriptors};
 use crate::address::{Address, Family, UnixName};
 use crate::config::ListenerSettings;
 
@@ -97,6 +100,45 @@ impl fmt::Display for Peer {
             Self::Process { uid, pid: Some(pid) } => write!(f, "uid {uid} pid {pid}"),
             Self::Process { uid, pid: None } => write!(f, "uid {uid}"),
         }
+    }
+}
+
+/// A connected socket, and which descriptors its peer may have sent.
+#[derive(Debug)]
+pub(crate) struct AcceptedSocket {
+    pub(crate) socket: OwnedFd,
+    pub(crate) descriptors: PeerDescriptors,
+}
+
+impl AcceptedSocket {
+    /// Takes a socket that was accepted from `listener`; `inherits` says that it has connected after the options of the
+    /// listener were set.
+    pub(crate) fn new(socket: OwnedFd, listener: &Listener, inherits: bool) -> Self {
+        let descriptors = match listener.descriptors {
+            PeerDescriptors::Queued if inherits => PeerDescriptors::None,
+            PeerDescriptors::None => PeerDescriptors::None,
+            _ => PeerDescriptors::refuse(&socket),
+        };
+        if descriptors != PeerDescriptors::None && listener.kind == SocketKind::Stream {
+            peer_descriptors::merge_writers(&socket);
+        }
+        Self { socket, descriptors }
+    }
+
+    /// Closes the socket, and then releases the permit: on the disposal thread, if the peer may have sent descriptors.
+    pub(crate) fn close(self, disposal: &Disposal, permit: Permit) {
+        if self.descriptors == PeerDescriptors::None {
+            drop(self.socket);
+            drop(permit);
+        } else {
+            disposal.close(self.socket, Some(permit));
+        }
+    }
+}
+
+impl AsFd for AcceptedSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

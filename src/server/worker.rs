@@ -22,6 +22,7 @@ use tokio::task;
 
 use super::accept::Listener;
 use super::connection::Connection;
+use super::disposal::Disposal;
 use super::event::{EventHandler, MessageLog};
 use super::event_loop::EventLoop;
 use super::handover::DetachedConnection;
@@ -43,6 +44,7 @@ pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct Worker {
     pub(crate) sink: EventSink,
     pub(crate) counters: Counters,
+    pub(crate) disposal: Disposal,
     /// Connections of this worker.
     pub(crate) open: AtomicUsize,
     /// Whether connections are to drain.
@@ -75,6 +77,8 @@ pub(crate) struct Commands {
     pub(crate) restored: Vec<Box<Connection>>,
     /// Keys of connections that are to be driven.
     pub(crate) woken: Vec<usize>,
+    /// Keys and ids of connections that are to be read again, after descriptors that their peers sent were closed.
+    pub(crate) unparked: Vec<(usize, u64)>,
     /// Whether all connections are to be driven, since they are to drain.
     pub(crate) drain: bool,
     /// Listeners whose connections are to end at once.
@@ -246,6 +250,11 @@ impl Worker {
         self.post(|commands| commands.woken.push(key));
     }
 
+    /// Has the event loop read a parked connection again.
+    pub(crate) fn unpark(&self, key: usize, id: u64) {
+        self.post(|commands| commands.unparked.push((key, id)));
+    }
+
     fn post(&self, put: impl FnOnce(&mut Commands)) {
         let mut commands = self.lock_mailbox();
         put(&mut commands);
@@ -311,11 +320,12 @@ impl WorkerThread {
     ///
     /// # Errors
     /// The thread or its reactor cannot be made.
-    pub(crate) fn start(number: usize, sink: &EventSink) -> io::Result<Self> {
+    pub(crate) fn start(number: usize, sink: &EventSink, disposal: &Disposal) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().event_interval(EVENT_INTERVAL).build()?;
         let worker = Arc::new(Worker {
             sink: sink.clone(),
             counters: Counters::default(),
+            disposal: disposal.clone(),
             open: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             stop_request: watch::Sender::new(StopRequest::None),

@@ -5,12 +5,15 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use echoed::config::Settings;
-use echoed::server::{Counts, Detached, DetachedConnection, Restored, Server, close_gracefully};
+use echoed::server::{Counts, Detached, DetachedConnection, Restored, Server};
 use echoed::systemd::fdstore::{self, StoreResult, StoredConnection, Unpacked};
 use echoed::systemd::notify;
 use tokio::time::Instant;
 
 use crate::log::{LeveledLog, Note};
+
+/// How long it may take to close what could not be stored: a peer may have sent descriptors that take longer.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Stores all connections for the next process, and ends the server.
 pub(crate) async fn store_connections(server: Server, log: &LeveledLog) {
@@ -26,8 +29,9 @@ pub(crate) async fn store_connections(server: Server, log: &LeveledLog) {
     // These are closed without waiting for their end.
     let cut = unresponsive + detached - stored;
     for connection in remaining {
-        close_gracefully(connection.socket);
+        server.close_gracefully(connection.socket);
     }
+    server.flush_closed(CLOSE_TIMEOUT);
     let Counts { accepted, totals, .. } = server.counts();
     drop(server);
     let messages = totals.messages;

@@ -9,6 +9,7 @@ use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -22,12 +23,14 @@ use crate::protocol::session::Totals;
 use crate::server::accept::{Dispatcher, Listener, ListenerHandle};
 use crate::server::admission::Source;
 use crate::server::connection::clock;
+use crate::server::disposal::Unparked;
 use crate::server::event::{Event, ReceivedMessage, Retry};
 use crate::server::listener_error::{self, Backoff, ListenerErrorKind};
 use crate::server::packets;
 use crate::server::packets::datagram_socket::{Datagram, DatagramSocket, ReplyTo};
 use crate::server::packets::drop_log::{DropLog, DropReport};
 use crate::server::packets::sender_socket::{FoundSender, ReservedSockets, SenderSockets};
+use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::socket::Peer;
 use crate::server::worker::Worker;
 use crate::server::{AcceptMode, AcceptorStatus};
@@ -42,6 +45,10 @@ pub(crate) struct DatagramServer {
     /// Where a datagram is received: as large as the longest message.
     buffer: Vec<u8>,
     senders: SenderSockets,
+    /// Woken when there is room for descriptors that peers sent.
+    unparked: Arc<Unparked>,
+    /// Whether that is awaited: nothing is received then.
+    parked: bool,
     drop_log: DropLog,
     totals: Totals,
     backoff: Backoff,
@@ -58,8 +65,20 @@ impl DatagramServer {
         let socket = DatagramSocket::open(socket, worker)?;
         let (worker, senders) = (Arc::clone(worker), SenderSockets::new(reserved)?);
         let (drop_log, totals) = (DropLog::new(), Totals::default());
+        let (unparked, parked) = (Arc::default(), false);
         let (backoff, paused_until) = (Backoff::default(), None);
-        Ok(Self { socket, worker, buffer: Vec::new(), senders, drop_log, totals, backoff, paused_until })
+        Ok(Self {
+            socket,
+            worker,
+            buffer: Vec::new(),
+            senders,
+            unparked,
+            parked,
+            drop_log,
+            totals,
+            backoff,
+            paused_until,
+        })
     }
 
     /// Receives datagrams as the mode says, until it is [`AcceptMode::Stop`].
@@ -102,7 +121,10 @@ impl DatagramServer {
                     self.count(answered, peer, listener);
                 }
                 () = sleep_until(self.paused_until) => self.paused_until = None,
-                ready = self.socket.ready(), if now == AcceptMode::Accept && self.paused_until.is_none() => {
+                () = self.unparked.wait(), if self.parked => self.parked = false,
+                ready = self.socket.ready(),
+                    if now == AcceptMode::Accept && self.paused_until.is_none() && !self.parked =>
+                {
                     // Not given up in between: a message may be waiting for the log.
                     let received = match ready {
                         Ok(ready) => self.receive_batch(listener, dispatcher, ready).await,
@@ -124,6 +146,24 @@ impl DatagramServer {
         ended
     }
 
+    /// Closes the socket. Datagrams in it may have descriptors queued, if no other process holds it.
+    pub(crate) fn close(self) {
+        if let Ok((socket, descriptors)) = self.socket.into_parts() {
+            if descriptors != PeerDescriptors::None {
+                self.worker.disposal.close(socket, None);
+            }
+        }
+    }
+
+    /// Receives one datagram, and has its descriptors closed.
+    fn receive_with_descriptors(&mut self, buffer: &mut [u8]) -> io::Result<Datagram> {
+        let (datagram, descriptors) = self.socket.receive_with_descriptors(buffer)?;
+        if !descriptors.is_empty() {
+            self.worker.disposal.dispose(descriptors, Waker::noop().clone());
+        }
+        Ok(datagram)
+    }
+
     /// Receives the datagrams that are there, [`BATCH`] at most. `ready` is the readiness of the socket.
     ///
     /// # Errors
@@ -141,7 +181,17 @@ impl DatagramServer {
         // Put back below. After an error there is no next batch.
         let mut buffer = mem::take(&mut self.buffer);
         for _ in 0..BATCH {
-            let datagram = match self.socket.receive(&mut buffer) {
+            let received = match self.socket.has_descriptors() {
+                Ok(false) => self.socket.receive(&mut buffer),
+                Ok(true) if self.worker.disposal.is_full() => {
+                    self.parked = true;
+                    self.worker.disposal.park(Waker::from(Arc::clone(&self.unparked)));
+                    break;
+                }
+                Ok(true) => self.receive_with_descriptors(&mut buffer),
+                Err(error) => Err(error),
+            };
+            let datagram = match received {
                 Ok(datagram) => datagram,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && listener_error::is_shut_down(ready) => {
                     return Err(listener_error::shut_down_error());

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrLike, SockaddrStorage, UnixAddr, UnixCredentials,
+    ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, SockaddrLike, SockaddrStorage, UnixAddr, UnixCredentials,
     getsockname, recvmsg, sendmsg, setsockopt, sockopt,
 };
 use rustix::net::AddressFamily;
@@ -20,6 +20,7 @@ use tokio::net::UnixStream;
 
 use crate::protocol::packet::Reply;
 use crate::server::packets::sender_socket::SenderSocket;
+use crate::server::peer_descriptors::{self, PeerDescriptors};
 use crate::server::socket::Peer;
 use crate::server::worker::Worker;
 
@@ -39,6 +40,7 @@ const FAMILY_SIZE: usize = size_of::<nix::libc::sa_family_t>();
 pub(crate) struct DatagramSocket {
     socket: UnixStream,
     bound: BoundAddress,
+    descriptors: PeerDescriptors,
     /// The buffer for the ancillary data of a datagram.
     ancillary: Vec<u8>,
 }
@@ -82,6 +84,9 @@ pub(crate) enum ReplyTo {
     Unnamed,
 }
 
+/// Look at the next datagram, whose length and sender are told.
+const PEEK: MsgFlags = MsgFlags::MSG_PEEK.union(MsgFlags::MSG_TRUNC).union(MsgFlags::MSG_DONTWAIT);
+
 /// The address of ours that a datagram was sent to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum LocalAddress {
@@ -110,7 +115,8 @@ impl DatagramSocket {
             // With room for what else systemd may have enabled (Timestamping= and its kin).
             (BoundAddress::Ip(bound), nix::cmsg_space!([u8; 256]))
         };
-        Ok(Self { socket: worker.register(socket)?, bound, ancillary })
+        let descriptors = PeerDescriptors::refuse(&socket);
+        Ok(Self { socket: worker.register(socket)?, bound, descriptors, ancillary })
     }
 
     /// Returns how large the buffer must be for messages of `max_message` bytes at most.
@@ -141,7 +147,7 @@ impl DatagramSocket {
     /// # Errors
     /// What recvmsg(2) says; [`io::ErrorKind::WouldBlock`] where there is none.
     pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Datagram> {
-        let Self { socket, bound, ancillary } = self;
+        let Self { socket, bound, ancillary, .. } = self;
         socket.try_io(Interest::READABLE, || {
             let mut parts = [IoSliceMut::new(buffer)];
             let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
@@ -162,17 +168,51 @@ impl DatagramSocket {
                 }
                 BoundAddress::Unix(_) => {
                     let found = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(ancillary), flags)?;
-                    // Descriptors that are sent along do not fit, so the kernel closes them; then it says that
-                    // something was cut, and who sent it is not known either.
-                    let peer =
-                        found.cmsgs().ok().and_then(|mut all| all.find_map(|message| peer_from_credentials(&message)));
-                    let named = found.address.filter(|address| address.len() as usize > FAMILY_SIZE);
-                    let reply_to = named.map_or(ReplyTo::Unnamed, ReplyTo::Unix);
-                    let (peer, sent_to) = (peer.unwrap_or(Peer::Unknown), Destination::One);
-                    Ok(Datagram { len: found.bytes, peer, sent_to, reply_to })
+                    Ok(unix_datagram(&found))
                 }
             }
         })
+    }
+
+    /// Returns whether descriptors come with the next datagram: then [`DatagramSocket::receive_with_descriptors`] is to
+    /// receive it. Where none can come, it does not ask.
+    ///
+    /// # Errors
+    /// Returns an error if recvmsg(2) fails; [`io::ErrorKind::WouldBlock`] if there is no datagram.
+    pub(crate) fn has_descriptors(&mut self) -> io::Result<bool> {
+        if self.descriptors == PeerDescriptors::None {
+            return Ok(false);
+        }
+        let Self { socket, ancillary, .. } = self;
+        // With space for credentials only: no descriptor becomes ours, and the last reference stays in the socket.
+        let peeked = socket.try_io(Interest::READABLE, || {
+            let peeked = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut [], Some(ancillary), PEEK)?;
+            Ok(peeked.flags.contains(MsgFlags::MSG_CTRUNC))
+        });
+        let is_empty = peeked.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        if is_empty && self.descriptors == PeerDescriptors::Queued {
+            self.descriptors = PeerDescriptors::None;
+        }
+        peeked
+    }
+
+    /// Receives one datagram, as [`DatagramSocket::receive`], and its descriptors.
+    ///
+    /// # Errors
+    /// Returns an error if recvmsg(2) fails.
+    pub(crate) fn receive_with_descriptors(&mut self, buffer: &mut [u8]) -> io::Result<(Datagram, Vec<OwnedFd>)> {
+        let peeked = recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut [], Some(&mut self.ancillary), PEEK)?;
+        let datagram = unix_datagram(&peeked);
+        // Without the credentials, which rustix cannot represent for a process of another PID namespace.
+        setsockopt(&self.socket, sockopt::PassCred, &false)?;
+        let received = peer_descriptors::receive(&self.socket, buffer);
+        setsockopt(&self.socket, sockopt::PassCred, &true)?;
+        Ok((datagram, received?.1))
+    }
+
+    /// Returns the socket, and which descriptors may be queued in it.
+    pub(crate) fn into_parts(self) -> io::Result<(OwnedFd, PeerDescriptors)> {
+        Ok((self.socket.into_std()?.into(), self.descriptors))
     }
 
     /// Sends a reply.
@@ -327,6 +367,18 @@ impl Destination {
     }
 }
 
+/// Returns what recvmsg(2) tells of a datagram on a Unix socket.
+fn unix_datagram(received: &RecvMsg<'_, '_, UnixAddr>) -> Datagram {
+    let peer = received.cmsgs().into_iter().flatten().find_map(|message| peer_from_credentials(&message));
+    let named = received.address.filter(|address| address.len() as usize > FAMILY_SIZE);
+    Datagram {
+        len: received.bytes,
+        peer: peer.unwrap_or(Peer::Unknown),
+        sent_to: Destination::One,
+        reply_to: named.map_or(ReplyTo::Unnamed, ReplyTo::Unix),
+    }
+}
+
 fn peer_from_credentials(ancillary: &ControlMessageOwned) -> Option<Peer> {
     let ControlMessageOwned::ScmCredentials(credentials) = ancillary else { return None };
     Some(Peer::process(credentials.uid(), credentials.pid()))
@@ -344,6 +396,7 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
+    use crate::server::disposal::Disposal;
     use crate::server::event::{self, MessageLog};
     use crate::server::worker::{EventSink, WorkerThread};
 
@@ -359,7 +412,7 @@ mod tests {
     #[test]
     fn addresses_of_this_machine_are_recognized() {
         let sink = EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoMessages) };
-        let thread = WorkerThread::start(0, &sink).unwrap();
+        let thread = WorkerThread::start(0, &sink, &Disposal::default()).unwrap();
         for (bound, own, remote) in [
             ("0.0.0.0:0", &["127.0.0.1:9", "127.1.2.3:9"][..], &["192.0.2.1:9", "8.8.8.8:9"][..]),
             (
@@ -380,7 +433,7 @@ mod tests {
     #[test]
     fn probing_an_address_sends_nothing() {
         let sink = EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoMessages) };
-        let thread = WorkerThread::start(0, &sink).unwrap();
+        let thread = WorkerThread::start(0, &sink, &Disposal::default()).unwrap();
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -3,9 +3,9 @@
 
 use std::future::pending;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -13,15 +13,18 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::{task, time};
 
-use super::seqpacket_socket;
+use super::seqpacket_socket::{self, NextPacket};
 use crate::protocol::Verdict;
 use crate::protocol::packet::{self, Reply};
 use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
 use crate::protocol::session::{FINAL_REPLY_TIMEOUT, LINGER, LINGER_BYTES, Totals};
 use crate::server::admission::Permit;
 use crate::server::connection::{ConnectionInfo, clock};
+use crate::server::disposal::{Disposal, Unparked};
 use crate::server::event::{Event, ReceivedMessage};
 use crate::server::packets;
+use crate::server::peer_descriptors::PeerDescriptors;
+use crate::server::socket::AcceptedSocket;
 use crate::server::worker::{StopRequest, Worker};
 
 /// How many packets are taken and dropped at most before a socket is closed: more than wait, unless there are ever new
@@ -30,9 +33,14 @@ const MAX_DISCARDED: u32 = 1024;
 
 /// A seqpacket connection that is served until it ends.
 pub(crate) struct SeqpacketConnection {
-    // Dropped from top to bottom: the descriptor is closed before the permit is released.
-    socket: UnixStream,
-    permit: Permit,
+    /// There until the drop, which closes it before it releases the permit.
+    socket: Option<UnixStream>,
+    permit: Option<Permit>,
+    descriptors: PeerDescriptors,
+    /// Notified when descriptors that the peer sent are closed, and when there is room for further ones.
+    unparked: Arc<Unparked>,
+    /// Whether that is awaited: nothing is read then.
+    parked: bool,
     info: ConnectionInfo,
     worker: Arc<Worker>,
     opened: Instant,
@@ -53,13 +61,22 @@ impl SeqpacketConnection {
     ///
     /// # Errors
     /// It cannot be prepared or registered.
-    pub(crate) fn new(socket: OwnedFd, info: ConnectionInfo, worker: Arc<Worker>, permit: Permit) -> io::Result<Self> {
+    pub(crate) fn new(
+        socket: AcceptedSocket,
+        info: ConnectionInfo,
+        worker: Arc<Worker>,
+        permit: Permit,
+    ) -> io::Result<Self> {
+        let AcceptedSocket { socket, descriptors } = socket;
         seqpacket_socket::prepare(&socket)?;
         let (socket, now) = (worker.register(socket)?, clock());
         worker.open.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
-            socket,
-            permit,
+            socket: Some(socket),
+            permit: Some(permit),
+            descriptors,
+            unparked: Arc::default(),
+            parked: false,
             info,
             worker,
             opened: now,
@@ -78,6 +95,16 @@ impl SeqpacketConnection {
             None => self.serve().await,
         };
         self.close().await;
+    }
+
+    fn socket(&self) -> &UnixStream {
+        let Some(socket) = &self.socket else { unreachable!("it is there until the drop") };
+        socket
+    }
+
+    /// Sets how many bytes it keeps: [`Permit::set_memory`].
+    fn set_memory(&mut self, bytes: usize) -> bool {
+        self.permit.as_mut().is_some_and(|permit| permit.set_memory(bytes))
     }
 
     fn rules(&self) -> &Rules {
@@ -116,7 +143,7 @@ impl SeqpacketConnection {
                 Ok(())
             }
         };
-        self.permit.set_memory(0);
+        self.set_memory(0);
         self.worker.counters.count_totals(before, self.totals);
         sent?;
         let delay = listener.settings.rules.reply_delay.duration();
@@ -147,23 +174,71 @@ impl SeqpacketConnection {
                 biased;
                 () = self.worker.stop_requested(StopRequest::Graceful) => return Err(Verdict::Shutdown),
                 verdict = expired(deadline) => return Err(verdict),
-                ready = self.socket.readable() => ready.map_err(|_| Verdict::Shutdown)?,
+                () = self.unparked.wait(), if self.parked => {
+                    self.parked = false;
+                    continue;
+                }
+                ready = self.socket().readable(), if !self.parked => ready.map_err(|_| Verdict::Shutdown)?,
             }
-            match self.socket.try_io(Interest::READABLE, || seqpacket_socket::next_len(&self.socket)) {
+            match self.peek() {
                 Ok(None) => return Err(Verdict::PeerClosed),
-                Ok(Some(len)) if len > self.rules().max_message => return Err(Verdict::TooLong),
-                Ok(Some(len)) => {
-                    if !self.permit.set_memory(len) {
-                        self.permit.set_memory(0);
+                Ok(Some(next)) if next.len > self.rules().max_message => return Err(Verdict::TooLong),
+                Ok(Some(next)) if self.must_park(next) => {}
+                Ok(Some(next)) => {
+                    if !self.set_memory(next.len) {
+                        self.set_memory(0);
                         return Err(Verdict::Busy);
                     }
                     self.last_packet = clock();
-                    return seqpacket_socket::receive(&self.socket, len).map_err(|_| Verdict::PeerReset);
+                    return self.receive(next, next.len).map_err(|_| Verdict::PeerReset);
                 }
                 Err(error) if is_retryable(&error) => {}
                 Err(_) => return Err(Verdict::PeerReset),
             }
         }
+    }
+
+    /// Returns the next packet, which stays in the socket; `None` at the end of the stream.
+    fn peek(&mut self) -> io::Result<Option<NextPacket>> {
+        let next = self.socket().try_io(Interest::READABLE, || seqpacket_socket::peek(self.socket()));
+        let is_empty = next.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        if matches!(next, Ok(None)) || is_empty && self.descriptors == PeerDescriptors::Queued {
+            self.descriptors = PeerDescriptors::None;
+        }
+        next
+    }
+
+    /// Parks the connection if the next packet has descriptors, and too many wait to be closed already. Returns whether it
+    /// did.
+    fn must_park(&mut self, next: NextPacket) -> bool {
+        if next.has_descriptors && self.worker.disposal.is_full() {
+            self.parked = true;
+            self.worker.disposal.park(Waker::from(Arc::clone(&self.unparked)));
+        }
+        self.parked
+    }
+
+    /// Receives the next packet, up to `len` bytes, and has its descriptors closed. The connection is parked until they are.
+    fn receive(&mut self, next: NextPacket, len: usize) -> io::Result<Vec<u8>> {
+        let (packet, descriptors) = seqpacket_socket::receive(self.socket(), next, len)?;
+        if !descriptors.is_empty() {
+            self.parked = true;
+            self.worker.disposal.dispose(descriptors, Waker::from(Arc::clone(&self.unparked)));
+        }
+        Ok(packet)
+    }
+
+    /// Discards the next packet, and returns how long it was; `None` at the end of the stream, or if nothing is read.
+    fn discard_next(&mut self) -> io::Result<Option<usize>> {
+        if self.parked {
+            return Ok(None);
+        }
+        let Some(next) = self.peek()? else { return Ok(None) };
+        if self.must_park(next) {
+            return Ok(None);
+        }
+        self.receive(next, 0)?;
+        Ok(Some(next.len))
     }
 
     /// Sends a reply, as soon as there is room for it.
@@ -185,7 +260,7 @@ impl SeqpacketConnection {
 
     async fn send(&mut self, reply: &Reply<'_>, deadline: Deadline) -> Result<(), Verdict> {
         loop {
-            match self.socket.try_io(Interest::WRITABLE, || seqpacket_socket::send(&self.socket, reply)) {
+            match self.socket().try_io(Interest::WRITABLE, || seqpacket_socket::send(self.socket(), reply)) {
                 Ok(()) => {
                     self.totals.bytes_out += reply.iter().map(|part| part.len() as u64).sum::<u64>();
                     self.last_packet = clock();
@@ -206,7 +281,7 @@ impl SeqpacketConnection {
                     self.send_abandoned = true;
                     return Err(Verdict::Shutdown);
                 }
-                ready = self.socket.writable() => ready.map_err(|_| Verdict::Shutdown)?,
+                ready = self.socket().writable() => ready.map_err(|_| Verdict::Shutdown)?,
             }
         }
     }
@@ -225,23 +300,23 @@ impl SeqpacketConnection {
         // After a while of silence, nothing is on its way.
         if !self.send_abandoned && silence < LINGER {
             // A peer that is gone does not mind; the next read says so.
-            let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
+            let _ = rustix::net::shutdown(self.socket(), rustix::net::Shutdown::Write);
             self.linger().await;
         }
     }
 
     /// Reads and drops what still comes: closing with an unread packet would be reported to the peer as an error,
     /// before it could read what it was sent.
-    async fn linger(&self) {
+    async fn linger(&mut self) {
         let (mut until, mut remaining) = (clock() + LINGER, LINGER_BYTES as usize);
         loop {
             tokio::select! {
                 biased;
                 _ = expired(Some((until, self.verdict))) => return,
                 () = self.worker.stop_requested(StopRequest::Immediate) => return,
-                ready = self.socket.readable() => if ready.is_err() { return },
+                ready = self.socket().readable() => if ready.is_err() { return },
             }
-            match self.socket.try_io(Interest::READABLE, || seqpacket_socket::discard_next(&self.socket)) {
+            match self.discard_next() {
                 Ok(None) => return,
                 // A peer whose connection we end did nothing wrong. The embedder limits how long the shutdown may take.
                 Ok(Some(_)) if self.verdict == Verdict::Shutdown => until = clock() + LINGER,
@@ -259,11 +334,14 @@ impl Drop for SeqpacketConnection {
     /// Reports why the connection ended.
     fn drop(&mut self) {
         // Also when `close` did not linger.
-        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
+        let _ = rustix::net::shutdown(self.socket(), rustix::net::Shutdown::Write);
         for _ in 0..MAX_DISCARDED {
-            if !matches!(seqpacket_socket::discard_next(&self.socket), Ok(Some(_))) {
+            if !matches!(self.discard_next(), Ok(Some(_))) {
                 break;
             }
+        }
+        if let (Some(socket), Some(permit)) = (self.socket.take(), self.permit.take()) {
+            close(socket, permit, self.descriptors, &self.worker.disposal);
         }
         self.worker.open.fetch_sub(1, Ordering::Relaxed);
         self.worker.counters.count_ended(self.verdict);
@@ -276,6 +354,13 @@ impl Drop for SeqpacketConnection {
             age: clock().saturating_duration_since(self.opened),
             bad_header: None,
         });
+    }
+}
+
+/// Closes the socket, and then releases the permit: on the disposal thread, if the peer may have sent descriptors.
+fn close(socket: UnixStream, permit: Permit, descriptors: PeerDescriptors, disposal: &Disposal) {
+    if let Ok(socket) = socket.into_std() {
+        AcceptedSocket { socket: socket.into(), descriptors }.close(disposal, permit);
     }
 }
 

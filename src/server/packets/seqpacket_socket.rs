@@ -5,11 +5,12 @@
 //! else.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sys::socket::{MsgFlags, UnixCredentials, recvmsg, sendmsg, setsockopt, sockopt};
 
 use crate::protocol::packet::Reply;
+use crate::server::peer_descriptors;
 
 /// Prepares a socket. To be called before any other of these functions.
 ///
@@ -19,43 +20,49 @@ pub(crate) fn prepare(socket: impl AsFd) -> io::Result<()> {
     Ok(setsockopt(&socket, sockopt::PassCred, &true)?)
 }
 
-/// Returns how long the next packet is, which stays in the socket; `None` at the end of the stream.
+/// A packet that waits in the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NextPacket {
+    pub(crate) len: usize,
+    /// Whether descriptors come with it.
+    pub(crate) has_descriptors: bool,
+}
+
+/// Returns the next packet, which stays in the socket; `None` at the end of the stream.
 ///
 /// # Errors
 /// What recvmsg(2) says.
-pub(crate) fn next_len(socket: impl AsFd) -> io::Result<Option<usize>> {
-    // With room for credentials only: no descriptor that is sent along becomes ours.
+pub(crate) fn peek(socket: impl AsFd) -> io::Result<Option<NextPacket>> {
+    // With space for credentials only: no descriptor becomes ours, and the last reference stays in the socket.
     let mut ancillary = nix::cmsg_space!(UnixCredentials);
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
     let received = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut [], Some(&mut ancillary), flags)?;
     // An error says that there was more beside it than room.
     let is_packet = received.bytes > 0 || received.cmsgs().map_or(true, |mut all| all.next().is_some());
-    Ok(is_packet.then_some(received.bytes))
+    let has_descriptors = received.flags.contains(MsgFlags::MSG_CTRUNC);
+    Ok(is_packet.then_some(NextPacket { len: received.bytes, has_descriptors }))
 }
 
-/// Receives the next packet, up to `len` bytes, which is what [`next_len`] returned. Only its connection reads this
+/// Receives the packet that [`peek`] returned, up to `len` bytes, and its descriptors. Only its connection reads this
 /// socket.
 ///
 /// # Errors
 /// What recvmsg(2) says.
-pub(crate) fn receive(socket: impl AsFd, len: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn receive(socket: impl AsFd, next: NextPacket, len: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut packet = vec![0; len];
-    let mut parts = [IoSliceMut::new(&mut packet)];
-    let len = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, None, MsgFlags::MSG_DONTWAIT)?.bytes;
+    let (len, descriptors) = if next.has_descriptors {
+        // Without the credentials, which rustix cannot represent for a process of another PID namespace.
+        setsockopt(&socket, sockopt::PassCred, &false)?;
+        let received = peer_descriptors::receive(&socket, &mut packet);
+        setsockopt(&socket, sockopt::PassCred, &true)?;
+        received?
+    } else {
+        let mut parts = [IoSliceMut::new(&mut packet)];
+        let received = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, None, MsgFlags::MSG_DONTWAIT)?;
+        (received.bytes, Vec::new())
+    };
     packet.truncate(len);
-    Ok(packet)
-}
-
-/// Discards the next packet, and returns how long it was; `None` at the end of the stream.
-///
-/// # Errors
-/// What recvmsg(2) says.
-pub(crate) fn discard_next(socket: impl AsFd) -> io::Result<Option<usize>> {
-    let len = next_len(&socket)?;
-    if len.is_some() {
-        receive(&socket, 0)?;
-    }
-    Ok(len)
+    Ok((packet, descriptors))
 }
 
 /// Sends a packet.

@@ -1,0 +1,403 @@
+//! Descriptors that peers send (SCM_RIGHTS, unix(7)): closing one may block for as long as its sender likes. No client
+//! notices, on this kernel and on one that cannot refuse them.
+
+use std::io::{IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{set_socket_linger, set_socket_passcred};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind,
+    connect, getsockname, listen, send, sendmsg, socket_with,
+};
+
+use crate::common::service_manager::activated_command;
+use crate::common::{self, Daemon, Peer, find_program, skip_test, wait_until};
+
+/// The kinds of sockets with connections.
+const KINDS: [SocketType; 2] = [SocketType::STREAM, SocketType::SEQPACKET];
+
+/// A listener in the abstract namespace that no process serves yet, and a TCP listener beside it.
+struct Sockets {
+    kind: SocketType,
+    unix: OwnedFd,
+    tcp: TcpListener,
+}
+
+impl Sockets {
+    fn new(kind: SocketType) -> Self {
+        let unix = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+        // A name that the kernel chooses (unix(7), autobind).
+        bind(&unix, &rustix::net::SocketAddrUnix::new_unnamed()).unwrap();
+        if kind != SocketType::DGRAM {
+            listen(&unix, 100).unwrap();
+        }
+        Self { kind, unix, tcp: TcpListener::bind("127.0.0.1:0").unwrap() }
+    }
+
+    fn connect(&self) -> Client {
+        let client = socket_with(AddressFamily::UNIX, self.kind, SocketFlags::CLOEXEC, None).unwrap();
+        let address = SocketAddrUnix::try_from(getsockname(&self.unix).unwrap()).unwrap();
+        connect(&client, &address).unwrap();
+        let stream = UnixStream::from(client);
+        stream.set_read_timeout(Some(common::TEST_TIMEOUT)).unwrap();
+        Client { stream, kind: self.kind }
+    }
+
+    fn tcp(&self) -> Peer {
+        Peer::connect(&self.tcp.local_addr().unwrap().to_string())
+    }
+
+    /// Starts a daemon with one worker on these sockets: on a kernel that can refuse descriptors, or as on one that cannot.
+    /// `None` if the latter cannot be tried.
+    fn start(&self, kernel: Kernel, configuration: &str) -> Option<Daemon> {
+        let sockets = vec![self.unix.try_clone().unwrap(), self.tcp.try_clone().unwrap().into()];
+        let mut command = activated_command("3<&0 4<&1", sockets, "echo:echo");
+        if kernel == Kernel::Old {
+            let Some(python) = find_program("python3") else {
+                skip_test("descriptors on old kernels: python3 is not installed");
+                return None;
+            };
+            let wrapper = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/old_kernel.py");
+            command.env("TEST_WRAPPER", format!("{} {wrapper}", python.display()));
+        }
+        let configuration = format!("[service]\nworkers = 1\n{configuration}");
+        let daemon = Daemon::spawn_with_stdio(&mut command, &configuration, &[]);
+        daemon.wait_for_log_times("listening on", 2);
+        Some(daemon)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    This,
+    /// Before Linux 6.16.
+    Old,
+}
+
+/// A client on the Unix socket.
+struct Client {
+    stream: UnixStream,
+    kind: SocketType,
+}
+
+impl Client {
+    fn message(&self, text: &str) -> String {
+        if self.kind == SocketType::STREAM { format!("{text}\t") } else { text.to_owned() }
+    }
+
+    /// Sends a message, with descriptors of which this process keeps no copy.
+    fn send_with(&self, text: &str, descriptors: Vec<OwnedFd>) -> Result<(), Errno> {
+        let message = self.message(text);
+        let result = send_descriptors(self.stream.as_fd(), message.as_bytes(), &descriptors);
+        if result.is_err() {
+            // This process is not to wait for them either.
+            for descriptor in &descriptors {
+                let _ = set_socket_linger(descriptor, None);
+            }
+        }
+        result
+    }
+
+    fn send(&self, text: &str) {
+        send(&self.stream, self.message(text).as_bytes(), SendFlags::NOSIGNAL).unwrap();
+    }
+
+    fn expect(&mut self, text: &str) {
+        let expected = self.message(&format!("server got:{text}"));
+        let mut reply = vec![0; expected.len()];
+        self.stream.read_exact(&mut reply).unwrap_or_else(|error| panic!("no reply to {text}: {error}"));
+        assert_eq!(String::from_utf8_lossy(&reply), expected);
+    }
+
+    fn exchange(&mut self, text: &str) {
+        self.send(text);
+        self.expect(text);
+    }
+}
+
+fn send_descriptors(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[OwnedFd]) -> Result<(), Errno> {
+    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)));
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// A TCP connection whose last close(2) blocks for an hour, unless its receiver goes away.
+struct Blocker {
+    receiver: TcpStream,
+}
+
+impl Blocker {
+    fn new() -> (Self, OwnedFd) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (receiver, _) = listener.accept().unwrap();
+        set_socket_linger(&sender, Some(Duration::from_secs(3600))).unwrap();
+        sender.set_nonblocking(true).unwrap();
+        while send(&sender, &[b'x'; 65_536], SendFlags::NOSIGNAL).is_ok() {}
+        (Self { receiver }, sender.into())
+    }
+
+    /// The same inside of another socket, where SO_LINGER cannot be turned off: it blocks whoever closes it.
+    fn nested() -> (Self, OwnedFd) {
+        let (blocker, inner) = Self::new();
+        let (outer, carrier) = UnixStream::pair().unwrap();
+        send_descriptors(carrier.as_fd(), b"x", &[inner]).unwrap();
+        (blocker, outer.into())
+    }
+
+    /// Lets the close go on.
+    fn release(self) {
+        set_socket_linger(&self.receiver, Some(Duration::ZERO)).unwrap();
+    }
+}
+
+fn pipe() -> OwnedFd {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap().0
+}
+
+#[test]
+fn a_descriptor_that_blocks_its_closer_delays_no_client() {
+    for kind in KINDS {
+        for kernel in [Kernel::This, Kernel::Old] {
+            for nested in [false, true] {
+                println!("{kind:?}, {kernel:?}, nested: {nested}");
+                let sockets = Sockets::new(kind);
+                let mut evil = sockets.connect();
+                let (_blocker, descriptor) = if nested { Blocker::nested() } else { Blocker::new() };
+                evil.send_with("first", vec![descriptor]).expect("the kernel queues it");
+                let (mut unix, mut tcp) = (sockets.connect(), sockets.tcp());
+                unix.send("before");
+                // No shutdown waits for what a peer sent.
+                let Some(daemon) = sockets.start(kernel, "drain_timeout = '1h'\n") else { continue };
+                tcp.exchange("tcp");
+                unix.expect("before");
+                evil.expect("first");
+                drop(evil);
+                sockets.connect().exchange("new");
+                unix.exchange("again");
+                tcp.exchange("again");
+                daemon.stop();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_descriptor_that_blocks_its_closer_is_closed_as_soon_as_its_lingering_can_be_turned_off() {
+    for kind in KINDS {
+        let sockets = Sockets::new(kind);
+        let mut evil = sockets.connect();
+        let (_blocker, descriptor) = Blocker::new();
+        evil.send_with("first", vec![descriptor]).expect("the kernel queues it");
+        let Some(daemon) = sockets.start(Kernel::Old, "") else { return };
+        evil.expect("first");
+        // It is read again, so its descriptor is closed.
+        evil.exchange("second");
+        let before = daemon.descriptor_count();
+        evil.send_with("third", vec![pipe()]).expect("this kernel does not refuse it");
+        evil.expect("third");
+        evil.exchange("fourth");
+        assert_eq!(daemon.descriptor_count(), before);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn every_message_with_descriptors_is_answered() {
+    for kind in KINDS {
+        for kernel in [Kernel::This, Kernel::Old] {
+            let sockets = Sockets::new(kind);
+            let mut client = sockets.connect();
+            for number in 0..8 {
+                client.send_with(&format!("aaaa{number}"), vec![pipe()]).expect("the kernel queues it");
+            }
+            client.send("without");
+            let Some(daemon) = sockets.start(kernel, "") else { continue };
+            for number in 0..8 {
+                client.expect(&format!("aaaa{number}"));
+            }
+            client.expect("without");
+            daemon.stop();
+        }
+    }
+}
+
+#[test]
+fn a_peer_cannot_send_descriptors_if_the_kernel_can_refuse_them() {
+    for kind in KINDS {
+        let sockets = Sockets::new(kind);
+        let (mut early, daemon) = (sockets.connect(), sockets.start(Kernel::This, "").unwrap());
+        early.exchange("early");
+        let mut late = sockets.connect();
+        late.exchange("late");
+        for client in [&mut early, &mut late] {
+            match client.send_with("with", vec![pipe()]) {
+                Err(error) => assert_eq!(error, Errno::PERM),
+                Ok(()) => {
+                    skip_test("refusing descriptors: this kernel is older than 6.16");
+                    client.expect("with");
+                }
+            }
+            client.exchange("without");
+        }
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_connection_holds_its_permit_until_its_descriptors_are_closed() {
+    for kind in KINDS {
+        let sockets = Sockets::new(kind);
+        let mut evil = sockets.connect();
+        let (blocker, descriptor) = Blocker::nested();
+        evil.send_with("first", vec![descriptor]).expect("the kernel queues it");
+        let Some(daemon) = sockets.start(Kernel::Old, "[limits]\nconnections = 2\n") else { return };
+        evil.expect("first");
+        let mut other = sockets.connect();
+        other.exchange("other");
+        drop(evil);
+        let mut waiting = sockets.connect();
+        waiting.send("waiting");
+        daemon.wait_for_log("limits.connections=2");
+        // Its close was processed before these were.
+        for _ in 0..3 {
+            other.exchange("again");
+        }
+        waiting.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        assert!(waiting.stream.read(&mut [0; 10]).is_err(), "it has no permit");
+        waiting.stream.set_read_timeout(Some(common::TEST_TIMEOUT)).unwrap();
+        blocker.release();
+        waiting.expect("waiting");
+        daemon.stop();
+    }
+}
+
+#[test]
+fn peers_make_the_daemon_hold_a_bounded_number_of_descriptors() {
+    for kind in KINDS {
+        let sockets = Sockets::new(kind);
+        let Some(daemon) = sockets.start(Kernel::Old, "") else { return };
+        let mut honest = sockets.connect();
+        honest.exchange("honest");
+        let before = daemon.descriptor_count();
+        let (_blocker, descriptor) = Blocker::nested();
+        let mut blocking = sockets.connect();
+        blocking.send_with("blocking", vec![descriptor]).expect("this kernel does not refuse it");
+        blocking.expect("blocking");
+        let evil: Vec<_> = (0..12).map(|_| sockets.connect()).collect();
+        for client in &evil {
+            client.send_with("many", (0..253).map(|_| pipe()).collect()).expect("this kernel does not refuse it");
+        }
+        wait_until("the daemon holds 1,024 of them", || daemon.descriptor_count() >= before + 1024);
+        for number in 0..100 {
+            honest.exchange(&number.to_string());
+            sockets.connect().exchange("new");
+        }
+        // One message beyond the bound, its 12 and one more connections, and what the exchange above leaves behind.
+        let held = daemon.descriptor_count() - before;
+        assert!(held <= 1024 + 253 + 13 + 10, "{held}");
+        daemon.stop();
+    }
+}
+
+#[test]
+fn messages_of_several_writers_on_one_connection_are_all_answered() {
+    let sockets = Sockets::new(SocketType::STREAM);
+    // As PassCredentials=yes of the socket unit does.
+    set_socket_passcred(&sockets.unix, true).unwrap();
+    let mut client = sockets.connect();
+    let write = |client: &Client, text: &str| {
+        let stream: OwnedFd = client.stream.try_clone().unwrap().into();
+        let status = Command::new("printf").arg(format!("{text}\\t")).stdout(Stdio::from(stream)).status().unwrap();
+        assert!(status.success());
+    };
+    for number in 0..4 {
+        write(&client, &format!("other{number}"));
+        client.send(&format!("own{number}"));
+    }
+    let daemon = sockets.start(Kernel::This, "").unwrap();
+    for number in 0..4 {
+        client.expect(&format!("other{number}"));
+        client.expect(&format!("own{number}"));
+    }
+    let mut late = sockets.connect();
+    for number in 0..4 {
+        write(&late, &format!("other{number}"));
+        late.send(&format!("own{number}"));
+    }
+    for number in 0..4 {
+        late.expect(&format!("other{number}"));
+        late.expect(&format!("own{number}"));
+    }
+    daemon.stop();
+}
+
+/// Urgent data is no part of the stream (send(2), MSG_OOB): it is dropped wherever it stands.
+#[test]
+fn messages_around_urgent_data_are_all_answered() {
+    for position in 0..=3 {
+        for kernel in [Kernel::This, Kernel::Old] {
+            let sockets = Sockets::new(SocketType::STREAM);
+            let mut client = sockets.connect();
+            let Some(daemon) = sockets.start(kernel, "") else { continue };
+            client.exchange("before");
+            for number in 0..=3 {
+                if number == position {
+                    let sent = send(&client.stream, b"!", SendFlags::OOB);
+                    // A kernel may be built without it (AF_UNIX_OOB).
+                    assert!(matches!(sent, Ok(1) | Err(Errno::OPNOTSUPP)), "{sent:?}");
+                }
+                if number < 3 {
+                    client.send(&format!("m{number}"));
+                }
+            }
+            for number in 0..3 {
+                client.expect(&format!("m{number}"));
+            }
+            client.exchange("after");
+            daemon.stop();
+        }
+    }
+}
+
+/// A datagram listener that no process serves yet, and a client of it.
+fn datagram_sockets() -> (Sockets, Client) {
+    let sockets = Sockets::new(SocketType::DGRAM);
+    let client = sockets.connect();
+    // A name that the kernel chooses, so that there is somewhere to reply to.
+    bind(&client.stream, &SocketAddrUnix::new_unnamed()).unwrap();
+    (sockets, client)
+}
+
+#[test]
+fn a_datagram_with_a_descriptor_that_blocks_its_closer_delays_no_client() {
+    for kernel in [Kernel::This, Kernel::Old] {
+        let (sockets, mut evil) = datagram_sockets();
+        let (_blocker, descriptor) = Blocker::nested();
+        evil.send_with("first", vec![descriptor]).expect("the kernel queues it");
+        let mut tcp = sockets.tcp();
+        let Some(daemon) = sockets.start(kernel, "drain_timeout = '1h'\n") else { continue };
+        tcp.exchange("tcp");
+        evil.expect("first");
+        evil.exchange("second");
+        let mut other = sockets.connect();
+        bind(&other.stream, &SocketAddrUnix::new_unnamed()).unwrap();
+        other.exchange("other");
+        if kernel == Kernel::Old {
+            let before = daemon.descriptor_count();
+            evil.send_with("third", vec![pipe()]).expect("this kernel does not refuse it");
+            evil.expect("third");
+            assert_eq!(daemon.descriptor_count(), before + 1, "it waits behind the first");
+        }
+        tcp.exchange("again");
+        daemon.stop();
+    }
+}
