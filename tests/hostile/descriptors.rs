@@ -31,32 +31,38 @@ struct Sockets {
 
 impl Sockets {
     fn new(kind: SocketType) -> Self {
-        let unix = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+        let unix = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+            .expect("sockets can be made and connected");
         // A name that the kernel chooses (unix(7), autobind).
-        bind(&unix, &rustix::net::SocketAddrUnix::new_unnamed()).unwrap();
+        bind(&unix, &rustix::net::SocketAddrUnix::new_unnamed()).expect("sockets can be made and connected");
         if kind != SocketType::DGRAM {
-            listen(&unix, 100).unwrap();
+            listen(&unix, 100).expect("sockets can be made and connected");
         }
-        Self { kind, unix, tcp: TcpListener::bind("127.0.0.1:0").unwrap() }
+        Self { kind, unix, tcp: TcpListener::bind("127.0.0.1:0").expect("sockets can be made and connected") }
     }
 
     fn connect(&self) -> Client {
-        let client = socket_with(AddressFamily::UNIX, self.kind, SocketFlags::CLOEXEC, None).unwrap();
-        let address = SocketAddrUnix::try_from(getsockname(&self.unix).unwrap()).unwrap();
-        connect(&client, &address).unwrap();
+        let client = socket_with(AddressFamily::UNIX, self.kind, SocketFlags::CLOEXEC, None)
+            .expect("sockets can be made and connected");
+        let address = SocketAddrUnix::try_from(getsockname(&self.unix).expect("sockets can be made and connected"))
+            .expect("sockets can be made and connected");
+        connect(&client, &address).expect("sockets can be made and connected");
         let stream = UnixStream::from(client);
-        stream.set_read_timeout(Some(common::TEST_TIMEOUT)).unwrap();
+        stream.set_read_timeout(Some(common::TEST_TIMEOUT)).expect("sockets can be made and connected");
         Client { stream, kind: self.kind }
     }
 
     fn tcp(&self) -> Peer {
-        Peer::connect(&self.tcp.local_addr().unwrap().to_string())
+        Peer::connect(&self.tcp.local_addr().expect("sockets can be made and connected").to_string())
     }
 
     /// Starts a daemon with one worker on these sockets: on a kernel that can refuse descriptors, or as on one that cannot.
     /// `None` if the latter cannot be tried.
     fn start(&self, kernel: Kernel, configuration: &str) -> Option<Daemon> {
-        let sockets = vec![self.unix.try_clone().unwrap(), self.tcp.try_clone().unwrap().into()];
+        let sockets = vec![
+            self.unix.try_clone().expect("sockets can be made and connected"),
+            self.tcp.try_clone().expect("sockets can be made and connected").into(),
+        ];
         let mut command = activated_command("3<&0 4<&1", sockets, "echo:echo");
         if kernel == Kernel::Old {
             let Some(python) = find_program("python3") else {
@@ -105,7 +111,8 @@ impl Client {
     }
 
     fn send(&self, text: &str) {
-        send(&self.stream, self.message(text).as_bytes(), SendFlags::NOSIGNAL).unwrap();
+        send(&self.stream, self.message(text).as_bytes(), SendFlags::NOSIGNAL)
+            .expect("sockets can be made and connected");
     }
 
     fn expect(&mut self, text: &str) {
@@ -136,11 +143,12 @@ struct Blocker {
 
 impl Blocker {
     fn new() -> (Self, OwnedFd) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (receiver, _) = listener.accept().unwrap();
-        set_socket_linger(&sender, Some(Duration::from_secs(3600))).unwrap();
-        sender.set_nonblocking(true).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("sockets can be made and connected");
+        let sender = TcpStream::connect(listener.local_addr().expect("sockets can be made and connected"))
+            .expect("sockets can be made and connected");
+        let (receiver, _) = listener.accept().expect("sockets can be made and connected");
+        set_socket_linger(&sender, Some(Duration::from_secs(3600))).expect("sockets can be made and connected");
+        sender.set_nonblocking(true).expect("sockets can be made and connected");
         while send(&sender, &[b'x'; 65_536], SendFlags::NOSIGNAL).is_ok() {}
         (Self { receiver }, sender.into())
     }
@@ -148,19 +156,19 @@ impl Blocker {
     /// The same inside of another socket, where SO_LINGER cannot be turned off: it blocks whoever closes it.
     fn nested() -> (Self, OwnedFd) {
         let (blocker, inner) = Self::new();
-        let (outer, carrier) = UnixStream::pair().unwrap();
-        send_descriptors(carrier.as_fd(), b"x", &[inner]).unwrap();
+        let (outer, carrier) = UnixStream::pair().expect("sockets can be made and connected");
+        send_descriptors(carrier.as_fd(), b"x", &[inner]).expect("sockets can be made and connected");
         (blocker, outer.into())
     }
 
     /// Lets the close go on.
     fn release(self) {
-        set_socket_linger(&self.receiver, Some(Duration::ZERO)).unwrap();
+        set_socket_linger(&self.receiver, Some(Duration::ZERO)).expect("sockets can be made and connected");
     }
 }
 
 fn pipe() -> OwnedFd {
-    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap().0
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("sockets can be made and connected").0
 }
 
 #[test]
@@ -373,7 +381,7 @@ fn datagram_sockets() -> (Sockets, Client) {
     let sockets = Sockets::new(SocketType::DGRAM);
     let client = sockets.connect();
     // A name that the kernel chooses, so that there is somewhere to reply to.
-    bind(&client.stream, &SocketAddrUnix::new_unnamed()).unwrap();
+    bind(&client.stream, &SocketAddrUnix::new_unnamed()).expect("a name can be bound");
     (sockets, client)
 }
 

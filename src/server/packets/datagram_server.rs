@@ -63,7 +63,7 @@ impl DatagramServer {
     /// Returns an error if the socket cannot be prepared or registered.
     pub(crate) fn open(socket: OwnedFd, worker: &Arc<Worker>, reserved: ReservedSockets) -> io::Result<Self> {
         let socket = DatagramSocket::open(socket, worker)?;
-        let (worker, senders) = (Arc::clone(worker), SenderSockets::new(reserved)?);
+        let (worker, senders) = (Arc::clone(worker), SenderSockets::new(reserved));
         let (drop_log, totals) = (DropLog::new(), Totals::default());
         let (unparked, parked) = (Arc::default(), false);
         let (backoff, paused_until) = (Backoff::default(), None);

@@ -73,8 +73,8 @@ pub(crate) struct SenderSockets {
 /// Whose sockets may get a reply.
 #[derive(Debug)]
 struct OwnerRules {
-    /// What the kernel shows for every user that has no number here.
-    overflow_uid: u32,
+    /// What the kernel shows for every user that has no number here, if that could be found out.
+    overflow_uid: Option<u32>,
     reserved: ReservedSockets,
 }
 
@@ -97,12 +97,9 @@ pub(crate) struct FoundSender {
 
 impl SenderSockets {
     /// Creates one that refuses all `reserved` sockets.
-    ///
-    /// # Errors
-    /// Returns an error if no sockets can be made.
-    pub(crate) fn new(reserved: ReservedSockets) -> io::Result<Self> {
-        let rules = Arc::new(OwnerRules { overflow_uid: overflow_uid()?, reserved });
-        Ok(Self { rules, thread: None, results: queue::unbounded_channel(), waiting: 0, waiting_bytes: 0 })
+    pub(crate) fn new(reserved: ReservedSockets) -> Self {
+        let rules = Arc::new(OwnerRules { overflow_uid: overflow_uid().ok(), reserved });
+        Self { rules, thread: None, results: queue::unbounded_channel(), waiting: 0, waiting_bytes: 0 }
     }
 
     /// Returns whether a reply may go to an address, as far as the address itself says. A relative path means a file in
@@ -208,7 +205,8 @@ impl OwnerRules {
 
     /// Whether a file of this user belongs to the peer. Where either is not known, it does not.
     fn is_owner(&self, peer: Peer, owner: u32) -> bool {
-        let is_known = owner != self.overflow_uid && owner != DEFAULT_OVERFLOW_UID;
+        // Without the kernel's number, no owner is known.
+        let is_known = self.overflow_uid.is_some_and(|uid| owner != uid) && owner != DEFAULT_OVERFLOW_UID;
         is_known && matches!(peer, Peer::Process { uid, .. } if uid == owner)
     }
 
@@ -279,7 +277,7 @@ mod tests {
     use super::*;
 
     fn senders() -> SenderSockets {
-        SenderSockets::new(Arc::default()).unwrap()
+        SenderSockets::new(Arc::default())
     }
 
     fn ourselves() -> Peer {
