@@ -2,19 +2,14 @@
 
 mod common;
 
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
 
 use common::packets::{PacketPeer, unix_address};
 use common::service_manager::activated_command;
 use common::{Daemon, Peer, now, wait_until};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, bind, listen,
-    sendmsg, socket, socketpair,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket, socketpair};
 use rustix::process::Signal;
 
 const LISTEN: [&str; 2] = ["--listen", "seqpacket:DIR/packets"];
@@ -352,25 +347,6 @@ fn pending_replies_are_sent_before_the_daemon_exits() {
     let said = format!("{} messages on 2 connections in all", replies + 1);
     assert!(daemon.log().iter().any(|line| line.contains(&said)), "{said}: {:#?}", daemon.log());
     assert!(daemon.log().iter().any(|line| line.contains("2 connections finished, 0 cut")), "{:#?}", daemon.log());
-}
-
-#[test]
-fn descriptors_sent_with_packets_are_closed() {
-    let daemon = start("");
-    let peer = connect(&daemon);
-    peer.exchange("a");
-    let before = daemon.descriptor_count();
-    for message in ["with one", "", "again"] {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let stdin = std::io::stdin();
-        let sent = [stdin.as_fd()];
-        assert!(control.push(SendAncillaryMessage::ScmRights(&sent)));
-        sendmsg(peer.fd(), &[IoSlice::new(message.as_bytes())], &mut control, SendFlags::empty()).unwrap();
-        peer.expect(format!("server got:{message}"));
-    }
-    assert_eq!(daemon.descriptor_count(), before);
-    daemon.stop();
 }
 
 #[test]
