@@ -212,9 +212,9 @@ fn reached_limits_are_explained(machine: &Machine) {
     assert_eq!(entry.ours()["PRIORITY"], "4");
     restart(machine, "[limits]\nconnections = 80");
     let peers: Vec<_> = (0..80).map(|_| machine.connect(TCP)).collect();
-    expect_explained(machine, "Connections cannot be accepted on @LISTENER@ now");
+    expect_explained(machine, "Nothing can be accepted on @LISTENER@ now");
     drop(peers);
-    expect_explained(machine, "Connections are accepted on @LISTENER@ again");
+    expect_explained(machine, "Clients are accepted on @LISTENER@ again");
 }
 
 fn datagrams_that_are_not_answered_are_explained(machine: &Machine) {
