@@ -8,8 +8,8 @@ tests![every_client_is_answered_during_restarts, the_sockets_survive_twenty_quic
 /// What is promised to a client that sends a message as soon as it is connected: it is answered.
 fn every_client_is_answered_during_restarts(machine: &Machine) {
     const RESTARTS: usize = 5;
-    // A closed connection counts against its source until its worker has processed the close, which may take a while on
-    // a busy machine.
+    // A child that the test has forked keeps the sockets that clients close meanwhile open until it executes its program,
+    // which may take a while on a busy machine; so more connections of one source may be open than there are clients.
     machine.write("/etc/echoed/echoed.toml.d/limits.toml", "[limits]\nconnections_per_source = 0\n");
     machine.sh("systemctl start echoed.socket");
     reconnecting_clients::connect_during(machine, RESTARTS, |_| {
