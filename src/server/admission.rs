@@ -1,20 +1,21 @@
 //! Limits on connections, and on the memory of their buffers. Everything that is counted here is released by a drop.
 
+mod permit;
 mod sources;
 
-use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use self::permit::PermitState;
+pub(crate) use self::permit::{ClosingPermit, Permit};
 pub(crate) use self::sources::Source;
-use self::sources::{SourceLimits, SourceSlot};
+use self::sources::SourceLimits;
 use super::connection::clock;
 use super::event::Event;
 use crate::config::Limits;
-use crate::protocol::Verdict;
 
 /// How many refused connections may wait at once for their final reply to arrive. They do not count against
 /// `limits.connections`; beyond that number, they are closed without a final reply.
@@ -250,248 +251,13 @@ fn decrement_from(count: &AtomicUsize, limit: usize) -> bool {
     count.fetch_sub(1, Ordering::SeqCst) <= limit.saturating_sub((limit / 8).max(1))
 }
 
-/// The right to have one more connection, and its share of the buffer memory. Released when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Permit {
-    admission: Arc<Admission>,
-    state: PermitState,
-    /// Bytes that the connection keeps in its buffers.
-    memory: usize,
-}
-
-#[derive(Debug)]
-enum PermitState {
-    /// With its slot, if it has a source.
-    Serving(Option<SourceSlot>),
-    /// The connection awaits its PROXY header, and counts for no source before.
-    AwaitingHeader,
-    /// It was given back while it is decided whether the source has room, since the connection may be refused. The slot
-    /// is pending.
-    Pending(Source),
-    /// The source has room: the slot is held. The next permit that is released is this one's.
-    Reserved(Source),
-    /// The source has no room: there is no slot.
-    Rejected,
-    Refused,
-    Released,
-}
-
-impl Permit {
-    /// Claims a slot of this source, and releases the slot that it had before. The connection no longer counts as one
-    /// that awaits its PROXY header. Returns `false` if the slot is pending: then the permit is given back to others
-    /// until [`Permit::decide`] and [`Permit::reacquire`]. Until then, later connections of that source are pending as
-    /// well.
-    pub(crate) fn claim(&mut self, source: Option<Source>) -> bool {
-        self.stop_awaiting_header();
-        self.release_source();
-        let Some(source) = source else { return true };
-        match self.admission.sources.claim(source) {
-            slot @ SourceSlot::Held(_) => {
-                self.state = PermitState::Serving(Some(slot));
-                true
-            }
-            SourceSlot::Pending(source) => {
-                // In this order, so that the connection is counted all the time.
-                self.admission.pending.fetch_add(1, Ordering::SeqCst);
-                self.state = PermitState::Pending(source);
-                self.admission.release_open();
-                self.admission.connection_ended.notify_waiters();
-                false
-            }
-        }
-    }
-
-    /// Claims the slot that is pending. If that succeeds, the permit is to be acquired again.
-    ///
-    /// # Errors
-    /// Returns an error if the source has as many connections as it may have. The permit has no slot then.
-    pub(crate) fn decide(&mut self) -> Result<(), Verdict> {
-        let PermitState::Pending(source) = self.state else { return Ok(()) };
-        self.state = PermitState::Rejected;
-        self.admission.sources.claim_or_refuse(source)?;
-        self.admission.reserved.fetch_add(1, Ordering::SeqCst);
-        self.state = PermitState::Reserved(source);
-        Ok(())
-    }
-
-    /// Waits until there is a permit for a connection whose source has room. No new connection is accepted before.
-    pub(crate) async fn reacquire(&mut self) {
-        let admission = Arc::clone(&self.admission);
-        loop {
-            let mut ended = std::pin::pin!(admission.connection_ended.notified());
-            ended.as_mut().enable();
-            if self.try_reacquire() {
-                return;
-            }
-            ended.await;
-        }
-    }
-
-    /// Acquires a permit for a connection whose source has room. Returns whether it has one.
-    fn try_reacquire(&mut self) -> bool {
-        let is_reserved = matches!(self.state, PermitState::Reserved(_));
-        if is_reserved && !increment_below(&self.admission.open, self.admission.limit()) {
-            return false;
-        }
-        self.end_reservation();
-        true
-    }
-
-    /// The same at once, whatever the limit: nothing is accepted any more.
-    pub(crate) fn reacquire_unchecked(&mut self) {
-        if matches!(self.state, PermitState::Reserved(_)) {
-            self.admission.open.fetch_add(1, Ordering::SeqCst);
-            self.end_reservation();
-        }
-    }
-
-    fn end_reservation(&mut self) {
-        if let PermitState::Reserved(source) = self.state {
-            self.state = PermitState::Serving(Some(SourceSlot::Held(source)));
-            self.admission.reserved.fetch_sub(1, Ordering::SeqCst);
-            self.admission.pending.fetch_sub(1, Ordering::SeqCst);
-            // Acceptors may have waited for this.
-            self.admission.connection_ended.notify_waiters();
-        }
-    }
-
-    /// Releases the slot, if it has one.
-    fn release_source(&mut self) {
-        if let PermitState::Serving(slot) = &mut self.state {
-            if let Some(slot) = slot.take() {
-                self.admission.sources.release(slot);
-            }
-        }
-    }
-
-    /// No longer counts the connection as one that awaits its PROXY header.
-    pub(crate) fn stop_awaiting_header(&mut self) {
-        if matches!(self.state, PermitState::AwaitingHeader) {
-            self.state = PermitState::Serving(None);
-            self.admission.release_awaiting_header();
-            self.admission.connection_ended.notify_waiters();
-        }
-    }
-
-    /// Turns this into the permit of a refused connection.
-    ///
-    /// # Errors
-    /// Returns the permit as it is if there are [`MAX_REFUSED`] of those.
-    pub(crate) fn refuse(mut self) -> Result<Self, Self> {
-        let below = |refused| (refused < MAX_REFUSED).then_some(refused + 1);
-        if self.admission.refused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).is_err() {
-            return Err(self);
-        }
-        self.release();
-        self.state = PermitState::Refused;
-        Ok(self)
-    }
-
-    /// Sets how many bytes the connection keeps in its buffers. Returns whether that fits into the budget of all
-    /// connections; it counts in any case.
-    #[inline]
-    pub(crate) fn set_memory(&mut self, bytes: usize) -> bool {
-        let before = mem::replace(&mut self.memory, bytes);
-        if bytes <= before {
-            if bytes < before {
-                self.admission.buffer_memory.fetch_sub(before - bytes, Ordering::Relaxed);
-            }
-            return true;
-        }
-        let more = bytes - before;
-        let budget = self.admission.max_buffer_memory.load(Ordering::Relaxed);
-        self.admission.buffer_memory.fetch_add(more, Ordering::Relaxed) + more <= budget
-    }
-
-    /// Releases the permit unused. Notifies no acceptor, since no connection has ended: the one that releases it would
-    /// take that for a reason to try again. A connection that waits for its reserved permit has to hear of it.
-    pub(crate) fn release_unused(mut self) {
-        if let PermitState::AwaitingHeader = mem::replace(&mut self.state, PermitState::Released) {
-            self.admission.awaiting_header.fetch_sub(1, Ordering::SeqCst);
-        }
-        self.admission.open.fetch_sub(1, Ordering::SeqCst);
-        if self.admission.reserved.load(Ordering::SeqCst) > 0 {
-            self.admission.connection_ended.notify_waiters();
-        }
-    }
-
-    fn release(&mut self) {
-        let admission = &self.admission;
-        let state = mem::replace(&mut self.state, PermitState::Released);
-        if !matches!(state, PermitState::Released) {
-            admission.note_use();
-        }
-        match state {
-            PermitState::Serving(slot) => {
-                if let Some(slot) = slot {
-                    admission.sources.release(slot);
-                }
-                admission.release_open();
-            }
-            PermitState::AwaitingHeader => {
-                admission.release_awaiting_header();
-                admission.release_open();
-            }
-            PermitState::Pending(source) => {
-                admission.sources.release(SourceSlot::Pending(source));
-                admission.pending.fetch_sub(1, Ordering::SeqCst);
-            }
-            PermitState::Reserved(source) => {
-                admission.sources.release(SourceSlot::Held(source));
-                admission.reserved.fetch_sub(1, Ordering::SeqCst);
-                admission.pending.fetch_sub(1, Ordering::SeqCst);
-            }
-            PermitState::Rejected => {
-                admission.pending.fetch_sub(1, Ordering::SeqCst);
-            }
-            PermitState::Refused => {
-                admission.refused.fetch_sub(1, Ordering::Relaxed);
-            }
-            PermitState::Released => return,
-        }
-        self.admission.connection_ended.notify_waiters();
-    }
-}
-
-/// The permit of a connection that has ended, and whose socket waits to be closed. It counts against the limits, but no
-/// shutdown waits for it.
-#[derive(Debug)]
-pub(crate) struct ClosingPermit(Permit);
-
-impl Permit {
-    /// Turns this into the permit of a connection whose socket waits to be closed.
-    pub(crate) fn into_closing(mut self) -> ClosingPermit {
-        if let PermitState::Rejected = self.state {
-            // It counts all the same, so that no more sockets wait than connections are allowed.
-            self.admission.open.fetch_add(1, Ordering::SeqCst);
-            self.state = PermitState::Serving(None);
-        }
-        self.admission.closing.fetch_add(1, Ordering::SeqCst);
-        self.admission.note_use();
-        self.admission.connection_ended.notify_waiters();
-        ClosingPermit(self)
-    }
-}
-
-impl Drop for ClosingPermit {
-    fn drop(&mut self) {
-        self.0.admission.closing.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.set_memory(0);
-        self.release();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
     use crate::config::Settings;
+    use crate::protocol::Verdict;
 
     fn admission(connections: usize, connections_per_source: u32) -> Arc<Admission> {
         Admission::new(&Limits { connections, connections_per_source, ..limits(1000) })
