@@ -413,7 +413,6 @@ async fn reject(
         // There are many of them: it is closed at once.
         Err(permit) => permit,
     };
-    stream.close(permit);
     let (verdict, totals) = (Verdict::BadProxyHeader, Totals { bytes_in: bad_header.len, ..Totals::default() });
     worker.counters.count_accepted();
     worker.counters.count_totals(Totals::default(), totals);
@@ -427,6 +426,8 @@ async fn reject(
         age: clock().saturating_duration_since(opened),
         bad_header: Some(bad_header),
     });
+    // Last, since the server may end when the permit is released, and the connection has to be counted by then.
+    stream.close(permit);
 }
 
 /// Ends our stream, and drops what still comes: closing with unread input would reset the connection. Returns how many

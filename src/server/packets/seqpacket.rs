@@ -340,9 +340,6 @@ impl Drop for SeqpacketConnection {
                 break;
             }
         }
-        if let (Some(socket), Some(permit)) = (self.socket.take(), self.permit.take()) {
-            close(socket, permit, self.descriptors, &self.worker.disposal);
-        }
         self.worker.open.fetch_sub(1, Ordering::Relaxed);
         self.worker.counters.count_ended(self.verdict);
         (self.worker.sink.handle_event)(Event::Closed {
@@ -354,6 +351,10 @@ impl Drop for SeqpacketConnection {
             age: clock().saturating_duration_since(self.opened),
             bad_header: None,
         });
+        // Last, since the server may end when the permit is released, and the connection has to be counted by then.
+        if let (Some(socket), Some(permit)) = (self.socket.take(), self.permit.take()) {
+            close(socket, permit, self.descriptors, &self.worker.disposal);
+        }
     }
 }
 
