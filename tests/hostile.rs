@@ -3,3 +3,5 @@
 mod common;
 #[path = "hostile/descriptors.rs"]
 mod descriptors;
+#[path = "hostile/readers.rs"]
+mod readers;

@@ -45,7 +45,7 @@ pub(super) const KEYS: [Key; 27] = [
     key("defaults", "send_buffer", "a size, or \"default\"; SO_SNDBUF"),
     key("defaults.deadlines", "idle", "a time, or \"off\"; waiting for the first byte of a message"),
     key("defaults.deadlines", "read", "a time, or \"off\"; from the first byte of a message to its delimiter"),
-    key("defaults.deadlines", "write", "a time, or \"off\"; the client takes no byte of what it is owed"),
+    key("defaults.deadlines", "write", "a time, or \"off\"; the client's kernel takes no byte of what it is owed"),
     key("defaults.deadlines", "lifetime", "a time, or \"off\"; of the whole connection"),
 ];
 

@@ -7,6 +7,7 @@ mod checkpoint;
 use std::mem;
 use std::time::{Duration, Instant};
 
+use super::peer_wait::PeerWait;
 use super::rules::Rules;
 
 pub(super) use checkpoint::{BuffersCheckpoint, MessageCheckpoint};
@@ -26,9 +27,9 @@ pub(super) struct Buffers {
     delay_until: Option<Instant>,
     /// Replies that the peer has not taken.
     pub(super) outbound: ByteQueue,
-    /// When the peer last took a byte, or when replies were first stored in `outbound`; or when a message began to wait
-    /// for the log.
-    waiting_since: Instant,
+    /// The wait since the peer last took a byte, or since replies were first stored in `outbound`; or since a message began
+    /// to wait for the log.
+    pub(super) wait: PeerWait,
     /// Input that was not processed.
     pub(super) inbound: ByteQueue,
 }
@@ -40,8 +41,8 @@ pub(super) enum Awaited {
     MessageStart,
     /// The peer is to finish the message that it has begun; until then, if there is a deadline.
     MessageEnd(Option<Instant>),
-    /// The peer is to take what it is owed; it has not taken anything since then.
-    PeerRead(Instant),
+    /// The peer is to take what it is owed.
+    PeerRead(PeerWait),
     /// The log is to accept a message.
     Log,
     /// The delay is to end; no message is taken until then.
@@ -85,7 +86,7 @@ impl Buffers {
             read_timer: ReadTimer::Off,
             delay_until: None,
             outbound: ByteQueue::default(),
-            waiting_since: now,
+            wait: PeerWait::new(now),
             inbound: ByteQueue::default(),
         }
     }
@@ -113,7 +114,7 @@ impl Buffers {
     #[inline]
     pub(super) fn awaited(&self) -> Awaited {
         if !self.outbound.is_empty() {
-            return Awaited::PeerRead(self.waiting_since);
+            return Awaited::PeerRead(self.wait);
         }
         match (self.message_state, self.read_timer) {
             (MessageState::Unlogged, _) => Awaited::Log,
@@ -187,7 +188,7 @@ impl Buffers {
         (self.read_timer, self.delay_until) = (ReadTimer::Off, None);
         self.pending_reply = reply;
         self.message_state = MessageState::Unlogged;
-        self.waiting_since = since;
+        self.wait = PeerWait::new(since);
     }
 
     /// Returns the whole reply to the message that waits for the log, if `outbound` is empty.
@@ -199,7 +200,7 @@ impl Buffers {
     pub(super) fn take_unlogged(&mut self) -> Option<(Instant, Vec<u8>)> {
         self.unlogged()?;
         self.message_state = MessageState::None;
-        Some((self.waiting_since, mem::take(&mut self.pending_reply)))
+        Some((self.wait.since(), mem::take(&mut self.pending_reply)))
     }
 
     /// Drops the replies and the message in progress: the peer will neither take the ones nor finish the other.
@@ -212,14 +213,14 @@ impl Buffers {
     /// Stores replies that were not taken; there were none before.
     pub(super) fn set_outbound(&mut self, now: Instant, queue: ByteQueue) {
         self.outbound = queue;
-        self.waiting_since = now;
+        self.wait = PeerWait::new(now);
     }
 
     /// Removes `count` bytes that the peer took from `outbound`.
     pub(super) fn advance_outbound(&mut self, now: Instant, count: usize) {
         if count > 0 {
             self.outbound.advance(count);
-            self.waiting_since = now;
+            self.wait = PeerWait::new(now);
         }
     }
 

@@ -31,6 +31,7 @@ mod buffers;
 pub mod delimiter;
 pub mod framer;
 pub mod packet;
+pub(crate) mod peer_wait;
 mod relative_time;
 pub mod reply;
 pub mod rules;

@@ -22,7 +22,7 @@ pub enum Verdict {
     },
     /// What the connection would have to keep does not fit into `limits.buffer_memory`.
     Busy,
-    /// The peer took no byte of what it was owed for `deadlines.write`.
+    /// The peer's kernel took no byte of what the peer was owed for `deadlines.write`.
     WriteDeadline,
     /// The peer ended its stream after a whole message, and got every reply.
     PeerClosed,

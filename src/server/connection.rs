@@ -22,6 +22,7 @@ use super::disposal::Disposal;
 use super::event::{Event, ReceivedMessage, summary};
 use super::handover::DetachedConnection;
 use super::peer_descriptors::{self, PeerDescriptors};
+use super::peer_progress;
 use super::socket::{AcceptedSocket, Peer};
 use super::worker::Worker;
 use crate::protocol::rules::LogMessages;
@@ -149,17 +150,26 @@ impl Connection {
             self.session.drain(now);
         }
         if readiness == Readiness::None || self.timer.is_some_and(|at| at <= now) {
-            self.session.handle_timeout(now);
+            self.handle_timeout(now);
         }
         let progress = loop {
             let progress = self.run_steps(key, readiness, now, scratch, worker);
             if progress == Progress::Closed || self.session.deadline().is_none_or(|deadline| now < deadline) {
                 break progress;
             }
-            self.session.handle_timeout(now);
+            self.handle_timeout(now);
         };
         worker.counters.count_totals(before, self.session.totals());
         progress
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        if self.session.needs_peer_progress(now) {
+            if let Some(mark) = peer_progress::mark(&self.socket) {
+                self.session.record_peer_progress(now, mark);
+            }
+        }
+        self.session.handle_timeout(now);
     }
 
     /// Does what the session wants, until the socket or the log has no room, or [`MAX_STEPS`] are done.

@@ -18,6 +18,7 @@ mod handover;
 mod listener_error;
 mod packets;
 mod peer_descriptors;
+mod peer_progress;
 pub mod proxy;
 pub mod socket;
 mod timers;

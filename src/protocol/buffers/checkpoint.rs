@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::{Buffers, ByteQueue, MessageState, ReadTimer};
 use crate::protocol::framer::{Frame, Framer};
+use crate::protocol::peer_wait::PeerWait;
 use crate::protocol::relative_time::RelativeTime;
 use crate::protocol::rules::{Framing, Rules};
 
@@ -72,6 +73,7 @@ impl BuffersCheckpoint<'_> {
                 buffers.await_log(waiting_since, reply);
             }
         }
+        buffers.wait = PeerWait::restored(waiting_since, stored_at);
         buffers.outbound = ByteQueue::from_vec(self.outbound.into_owned(), 0);
         buffers.inbound = ByteQueue::from_vec(inbound.into_owned(), 0);
         buffers
@@ -99,7 +101,7 @@ impl Buffers {
         };
         BuffersCheckpoint {
             message,
-            waiting_since: RelativeTime::from_instant(self.waiting_since, now),
+            waiting_since: RelativeTime::from_instant(self.wait.since(), now),
             delay_until: match (self.message_state, self.delay_until) {
                 (MessageState::Delayed, Some(until)) => RelativeTime::after(until.saturating_duration_since(now)),
                 (MessageState::Delayed, None) => RelativeTime::ZERO,

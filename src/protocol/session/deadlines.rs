@@ -7,6 +7,17 @@ use crate::protocol::buffers::Awaited;
 use crate::protocol::rules::{Deadlines, TimeSpan};
 use crate::protocol::verdict::Verdict;
 
+/// What it means that a deadline passes.
+#[derive(Debug, Clone, Copy)]
+enum Timeout {
+    /// The session ends, and this is why.
+    Verdict(Verdict),
+    /// The delay after a reply is over.
+    DelayOver,
+    /// It is time to look whether the peer takes what it is owed.
+    PeerProgress,
+}
+
 impl Session {
     /// Returns when [`Session::handle_timeout`] has something to do, unless something else happens before.
     #[must_use]
@@ -14,20 +25,57 @@ impl Session {
         self.next_deadline().map(|(until, _)| until)
     }
 
-    /// Acts on the deadlines that have passed, and on the end of a delay.
+    /// Acts on the deadlines that have passed, and on the end of a delay. If [`Session::needs_peer_progress`] says so,
+    /// [`Session::record_peer_progress`] comes before.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let Some((until, verdict)) = self.next_deadline() else { return };
+        let Some((until, timeout)) = self.next_deadline() else { return };
         if until > now {
             return;
         }
-        let Some(verdict) = verdict else {
-            self.buffers_mut(now).mark_delay_over();
-            // Another one may be over as well.
-            return self.handle_timeout(now);
-        };
-        match self.phase {
-            Phase::Open | Phase::HalfClosed(_) if verdict != Verdict::WriteDeadline => self.stop(verdict, now),
-            _ => self.abort(verdict),
+        match timeout {
+            Timeout::Verdict(verdict) => match self.phase {
+                Phase::Open | Phase::HalfClosed(_) if verdict != Verdict::WriteDeadline => self.stop(verdict, now),
+                _ => self.abort(verdict),
+            },
+            Timeout::DelayOver => {
+                self.buffers_mut(now).mark_delay_over();
+                // Another deadline may have passed as well.
+                self.handle_timeout(now);
+            }
+            Timeout::PeerProgress => {
+                self.buffers_mut(now).wait.record_check(now);
+                self.handle_timeout(now);
+            }
+        }
+    }
+
+    /// Returns whether it is time to look whether the peer takes what it is owed.
+    #[must_use]
+    pub fn needs_peer_progress(&self, now: Instant) -> bool {
+        // As the deadline that passes first can be another one, what has to be done at it does not matter.
+        matches!(self.awaited(), Awaited::PeerRead(..)) && self.deadline().is_some_and(|until| until <= now)
+    }
+
+    /// Returns when the session ends or its delay, unless something else happens before.
+    #[cfg(test)]
+    pub(in crate::protocol) fn deadline_without_checks(&self) -> Option<Instant> {
+        match self.awaited() {
+            Awaited::PeerRead(wait) => {
+                let checked_at = self.next_deadline().filter(|(_, timeout)| matches!(timeout, Timeout::PeerProgress));
+                let write = self.deadline_after(wait.since(), |d| &d.write, Verdict::WriteDeadline);
+                let lifetime = self.deadline_after(self.opened, |d| &d.lifetime, Verdict::Lifetime);
+                let lifetime = lifetime.filter(|_| matches!(self.phase, Phase::Open | Phase::HalfClosed(_)));
+                checked_at.map_or_else(|| self.deadline(), |_| earlier(write, lifetime).map(|(until, _)| until))
+            }
+            _ => self.deadline(),
+        }
+    }
+
+    /// Records how far the peer has taken what was sent: a number that changes whenever it takes something, as long as
+    /// nothing is sent. While it changes, the write deadline does not pass.
+    pub fn record_peer_progress(&mut self, now: Instant, mark: u64) {
+        if let Some(buffers) = &mut self.buffers {
+            buffers.wait.record_progress(now, mark);
         }
     }
 
@@ -38,10 +86,10 @@ impl Session {
         now.checked_add(limit).unwrap_or(now + FINAL_REPLY_TIMEOUT)
     }
 
-    /// Returns the next deadline and the verdict if it passes; a verdict of `None` means that the delay ends.
+    /// Returns the next deadline, and what it means that it passes.
     // After each drive only the time is asked for, and the rest costs nothing then.
     #[inline(always)]
-    fn next_deadline(&self) -> Option<(Instant, Option<Verdict>)> {
+    fn next_deadline(&self) -> Option<(Instant, Timeout)> {
         match self.phase {
             Phase::Open | Phase::HalfClosed(_) => {
                 earlier(self.peer_deadline(), self.deadline_after(self.opened, |d| &d.lifetime, Verdict::Lifetime))
@@ -50,21 +98,30 @@ impl Session {
             // The deadline is off while the session waits for the log.
             Phase::Stopping(..) if self.wants() == Want::Log => None,
             Phase::Stopping(verdict, until) | Phase::Closing(verdict, until) | Phase::Lingering(verdict, until, _) => {
-                Some((until, Some(verdict)))
+                Some((until, Timeout::Verdict(verdict)))
             }
             Phase::Logging(_) | Phase::Done(_) => None,
         }
     }
 
-    /// Returns the deadline for what the peer has to do next, and the verdict if it passes.
     #[inline]
-    fn peer_deadline(&self) -> Option<(Instant, Option<Verdict>)> {
-        match self.buffers.as_ref().map_or(Awaited::MessageStart, |buffers| buffers.awaited()) {
+    pub(super) fn awaited(&self) -> Awaited {
+        self.buffers.as_ref().map_or(Awaited::MessageStart, |buffers| buffers.awaited())
+    }
+
+    /// Returns the deadline for what the peer has to do next.
+    #[inline]
+    fn peer_deadline(&self) -> Option<(Instant, Timeout)> {
+        match self.awaited() {
             Awaited::MessageStart => self.deadline_after(self.last_activity, |d| &d.idle, Verdict::IdleDeadline),
-            Awaited::MessageEnd(until) => until.map(|until| (until, Some(Verdict::ReadDeadline))),
+            Awaited::MessageEnd(until) => until.map(|until| (until, Timeout::Verdict(Verdict::ReadDeadline))),
             Awaited::Log | Awaited::DelayOver => None,
-            Awaited::Delay(until) => Some((until, None)),
-            Awaited::PeerRead(since) => self.deadline_after(since, |d| &d.write, Verdict::WriteDeadline),
+            Awaited::Delay(until) => Some((until, Timeout::DelayOver)),
+            Awaited::PeerRead(wait) => {
+                let next_check = wait.next_check(self.rules.deadlines.write.as_ref()?.duration());
+                let next_check = next_check.map(|at| (at, Timeout::PeerProgress));
+                earlier(self.deadline_after(wait.since(), |d| &d.write, Verdict::WriteDeadline), next_check)
+            }
         }
     }
 
@@ -73,10 +130,10 @@ impl Session {
         since: Instant,
         deadline: impl Fn(&Deadlines) -> &Option<TimeSpan>,
         verdict: Verdict,
-    ) -> Option<(Instant, Option<Verdict>)> {
+    ) -> Option<(Instant, Timeout)> {
         let time_span = deadline(&self.rules.deadlines).as_ref()?;
         // A time beyond all times never comes.
-        since.checked_add(time_span.duration()).map(|until| (until, Some(verdict)))
+        since.checked_add(time_span.duration()).map(|until| (until, Timeout::Verdict(verdict)))
     }
 }
 

@@ -126,3 +126,61 @@ fn a_flooding_peer_that_reads_fast_does_not_starve_other_connections() {
         conn.max_sent_at_once()
     );
 }
+
+/// A connection whose peer reads nothing and has a reply owed, at time 0; what its kernel acknowledges is known.
+fn with_reply_owed() -> SimulatedConnection {
+    let mut conn = connection();
+    conn.peer_stops_reading();
+    conn.peer_sends("aaaa\t");
+    conn.peer_acknowledges();
+    conn
+}
+
+#[test]
+fn a_peer_is_not_closed_while_its_kernel_acknowledges_something_within_the_write_deadline() {
+    let mut conn = with_reply_owed();
+    for _ in 0..20 {
+        conn.advance_time(millis(9_900));
+        conn.assert_open();
+        conn.peer_acknowledges();
+    }
+    conn.peer_reads_all();
+    conn.assert_peer_received("server got:aaaa\t");
+    conn.assert_open();
+}
+
+#[test]
+fn a_peer_whose_kernel_acknowledges_nothing_more_is_closed_an_eighth_later_at_most() {
+    for acknowledged_at in [0, 100, 2_000, 9_000] {
+        let mut conn = with_reply_owed();
+        conn.advance_time(millis(acknowledged_at));
+        conn.peer_acknowledges();
+        conn.advance_time(secs(10));
+        conn.assert_open();
+        conn.advance_time(millis(1_250));
+        conn.assert_closed(Verdict::WriteDeadline);
+    }
+}
+
+#[test]
+fn a_handover_gives_a_peer_that_takes_nothing_no_more_time() {
+    let mut conn = with_reply_owed();
+    for _ in 0..9 {
+        conn.advance_time(secs(1));
+        conn.restart();
+    }
+    conn.assert_open();
+    conn.advance_time(millis(1_250));
+    conn.assert_closed(Verdict::WriteDeadline);
+}
+
+#[test]
+fn the_final_reply_gets_no_more_time_for_what_is_acknowledged() {
+    let mut conn = with_reply_owed();
+    conn.refuse(Verdict::TooMany { limit: 1 });
+    for _ in 0..10 {
+        conn.advance_time(secs(1));
+        conn.peer_acknowledges();
+    }
+    conn.assert_closed(Verdict::TooMany { limit: 1 });
+}

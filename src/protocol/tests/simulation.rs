@@ -38,6 +38,8 @@ pub(super) struct SimulatedConnection {
     /// Whether the peer has seen the end of our stream.
     shutdown_sent: bool,
     verdict: Option<Verdict>,
+    /// How much the peer's kernel has acknowledged, if that is known.
+    acknowledged: Option<u64>,
     /// Whether it is stored and restored after each call.
     restarts_after_each_call: bool,
     history: Vec<String>,
@@ -101,6 +103,7 @@ impl SimulatedConnection {
             last_read: 0,
             shutdown_sent: false,
             verdict: None,
+            acknowledged: None,
             restarts_after_each_call: false,
             history,
         }
@@ -154,6 +157,12 @@ impl SimulatedConnection {
         self.note(format_args!("peer takes {count}"));
         self.outlet.send_capacity = self.outlet.send_capacity.saturating_add(count);
         self.serve();
+    }
+
+    /// Lets the peer's kernel acknowledge something, which makes no room for output yet.
+    pub(super) fn peer_acknowledges(&mut self) {
+        self.note(format_args!("peer acknowledges"));
+        *self.acknowledged.get_or_insert_default() += 1;
     }
 
     pub(super) fn peer_reads_all(&mut self) {
@@ -277,13 +286,20 @@ impl SimulatedConnection {
             }
             self.now = self.now.max(deadline);
             self.note(format_args!("a deadline passes"));
-            self.session.handle_timeout(self.now);
+            self.handle_timeout();
             assert_ne!(self.session.deadline(), Some(deadline), "a timeout at the deadline did nothing\n{self}");
             self.serve();
         }
         self.now = self.start + until;
-        self.session.handle_timeout(self.now);
+        self.handle_timeout();
         self.serve();
+    }
+
+    fn handle_timeout(&mut self) {
+        if let Some(mark) = self.acknowledged.filter(|_| self.session.needs_peer_progress(self.now)) {
+            self.session.record_peer_progress(self.now, mark);
+        }
+        self.session.handle_timeout(self.now);
     }
 
     // --- What can be seen ---
@@ -332,7 +348,7 @@ impl SimulatedConnection {
 
     /// Returns the deadline of the session, counted from the beginning of the connection.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        self.session.deadline().map(|deadline| deadline - self.start)
+        self.session.deadline_without_checks().map(|deadline| deadline - self.start)
     }
 
     pub(super) fn received(&self) -> &[u8] {
@@ -437,7 +453,7 @@ impl SimulatedConnection {
     /// All that can be seen of the session.
     fn state(&self) -> (Want, Option<Instant>, Option<Verdict>, Totals, usize) {
         let session = &self.session;
-        (session.wants(), session.deadline(), session.verdict(), session.totals(), session.memory())
+        (session.wants(), session.deadline_without_checks(), session.verdict(), session.totals(), session.memory())
     }
 
     fn note(&mut self, what: fmt::Arguments<'_>) {

@@ -16,6 +16,7 @@ use tokio::{task, time};
 use super::seqpacket_socket::{self, NextPacket};
 use crate::protocol::Verdict;
 use crate::protocol::packet::{self, Reply};
+use crate::protocol::peer_wait::PeerWait;
 use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
 use crate::protocol::session::{FINAL_REPLY_TIMEOUT, LINGER, LINGER_BYTES, Totals};
 use crate::server::admission::Permit;
@@ -24,6 +25,7 @@ use crate::server::disposal::{Disposal, Unparked};
 use crate::server::event::{Event, ReceivedMessage};
 use crate::server::packets;
 use crate::server::peer_descriptors::PeerDescriptors;
+use crate::server::peer_progress;
 use crate::server::socket::AcceptedSocket;
 use crate::server::worker::{StopRequest, Worker};
 
@@ -245,12 +247,12 @@ impl SeqpacketConnection {
     async fn send_reply(&mut self, reply: &Reply<'_>) -> Result<(), Verdict> {
         let now = clock();
         let Deadlines { write, lifetime, .. } = self.deadlines();
-        let deadline = deadline_after(now, write.as_ref(), Verdict::WriteDeadline);
+        let write = write.as_ref().map(TimeSpan::duration);
         // The lifetime does not cut off a reply at once: the peer has as long as for a final reply.
         let lifetime_end = lifetime.as_ref().and_then(|lifetime| self.opened.checked_add(lifetime.duration()));
         let lifetime_end =
             lifetime_end.map(|lifetime_end| (lifetime_end.max(now) + self.final_reply_timeout(), Verdict::Lifetime));
-        self.send(reply, earlier(deadline, lifetime_end)).await
+        self.send(reply, lifetime_end, write).await
     }
 
     /// Returns how long the final reply may take.
@@ -258,7 +260,9 @@ impl SeqpacketConnection {
         self.deadlines().write.as_ref().map_or(FINAL_REPLY_TIMEOUT, TimeSpan::duration)
     }
 
-    async fn send(&mut self, reply: &Reply<'_>, deadline: Deadline) -> Result<(), Verdict> {
+    /// Sends a packet as soon as there is room for it: until the deadline, or until the peer has taken nothing for `write`.
+    async fn send(&mut self, reply: &Reply<'_>, deadline: Deadline, write: Option<Duration>) -> Result<(), Verdict> {
+        let mut wait = PeerWait::new(clock());
         loop {
             match self.socket().try_io(Interest::WRITABLE, || seqpacket_socket::send(self.socket(), reply)) {
                 Ok(()) => {
@@ -271,11 +275,25 @@ impl SeqpacketConnection {
                 Err(error) if Errno::from_io_error(&error) == Some(Errno::MSGSIZE) => return Err(Verdict::TooLong),
                 Err(_) => return Err(Verdict::PeerReset),
             }
+            let write_deadline = |wait: PeerWait| wait.since().checked_add(write?);
+            let next_check =
+                write.and_then(|write| wait.next_check(write)).into_iter().chain(write_deadline(wait)).min();
             tokio::select! {
                 biased;
                 verdict = expired(deadline) => {
                     self.send_abandoned = true;
                     return Err(verdict);
+                }
+                _ = expired(next_check.map(|at| (at, Verdict::WriteDeadline))) => {
+                    let now = clock();
+                    if let Some(mark) = peer_progress::mark(self.socket()) {
+                        wait.record_progress(now, mark);
+                    }
+                    if write_deadline(wait).is_some_and(|until| until <= now) {
+                        self.send_abandoned = true;
+                        return Err(Verdict::WriteDeadline);
+                    }
+                    wait.record_check(now);
                 }
                 () = self.worker.stop_requested(StopRequest::Immediate) => {
                     self.send_abandoned = true;
@@ -293,7 +311,7 @@ impl SeqpacketConnection {
         if let Some(final_reply) = packet::final_reply(self.rules(), self.verdict).filter(|_| !self.send_abandoned) {
             let deadline = Some((clock() + self.final_reply_timeout(), self.verdict));
             // If it cannot be sent, there is no other way to report it to the peer.
-            let _ = self.send(&[&final_reply, &[]], deadline).await;
+            let _ = self.send(&[&final_reply, &[]], deadline, None).await;
         }
         self.worker.counters.count_totals(before, self.totals);
         let silence = clock().saturating_duration_since(self.last_packet);

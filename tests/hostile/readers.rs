@@ -1,0 +1,192 @@
+//! A peer that reads slowly is not cut off, and one that reads nothing is: what counts is what its kernel takes, not how much
+//! room there is in ours.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use crate::common::network::two_machines;
+use crate::common::packets::PacketPeer;
+use crate::common::service_manager::activated_command;
+use crate::common::{self, Daemon, Peer, TEST_TIMEOUT};
+
+/// The write deadline of these tests: the default.
+const WRITE: Duration = Duration::from_secs(10);
+
+/// How long each peer reads: long enough for a daemon that asks for room in its own buffer to cut it off.
+const READING: Duration = Duration::from_secs(27);
+
+/// The messages that peers send, one after the other. They differ, so that a lost one is noticed.
+struct Messages {
+    number: u32,
+    /// How long a message is, without its delimiter.
+    len: usize,
+    delimiter: &'static str,
+}
+
+impl Messages {
+    fn next(&mut self) -> Vec<u8> {
+        self.number += 1;
+        let number = self.number.to_string();
+        format!("{}{number}{}", "x".repeat(self.len.saturating_sub(number.len())), self.delimiter).into_bytes()
+    }
+}
+
+/// How a peer behaves.
+#[derive(Clone, Copy)]
+struct Behavior {
+    /// Bytes that it reads in a second.
+    rate: usize,
+    /// The length of its messages, and how long it waits before the next one.
+    message: usize,
+    pause: Duration,
+}
+
+/// Sends as fast as it can, and reads at a rate. Returns when the daemon had cut it off, if it did.
+fn read_slowly(socket: &OwnedFd, is_stream: bool, behavior: Behavior) -> Option<Duration> {
+    let start = common::now();
+    let delimiter = if is_stream { "\t" } else { "" };
+    let (mut sent, mut expected) = (
+        Messages { number: 0, len: behavior.message, delimiter },
+        Messages { number: 0, len: behavior.message, delimiter },
+    );
+    let (mut unsent, mut unexpected) = (Vec::new(), Vec::new());
+    let (mut may_send_at, mut received) = (start, 0_usize);
+    loop {
+        let elapsed = start.elapsed();
+        if elapsed > READING {
+            return None;
+        }
+        while common::now() >= may_send_at {
+            if unsent.is_empty() {
+                unsent = sent.next();
+            }
+            match send(socket, &unsent, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) => drop(unsent.drain(..count)),
+                Err(Errno::AGAIN) => break,
+                Err(_) => return Some(elapsed),
+            }
+            if unsent.is_empty() && !behavior.pause.is_zero() {
+                may_send_at = common::now() + behavior.pause;
+            }
+        }
+        // In steps of a tenth of a second.
+        let due = behavior.rate * usize::try_from(elapsed.as_millis() / 100).expect("it is small") / 10;
+        let mut buffer = vec![0; 64 * 1024];
+        while received < due {
+            let size = if is_stream { (due - received).min(buffer.len()) } else { buffer.len() };
+            match recv(socket, &mut buffer[..size], RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return Some(elapsed),
+                Ok((count, _)) => {
+                    received += count;
+                    while unexpected.len() < count {
+                        unexpected.extend_from_slice(&[b"server got:", &expected.next()[..]].concat());
+                    }
+                    assert_eq!(&buffer[..count], &unexpected[..count], "a wrong reply");
+                    unexpected.drain(..count);
+                }
+                Err(Errno::AGAIN) => break,
+                Err(_) => return Some(elapsed),
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Fills the way to the daemon and back, and reads nothing. Returns how long it took until the connection broke.
+fn read_nothing(socket: &OwnedFd) -> Duration {
+    let message = [&[b'x'; 1000][..], b"\t"].concat();
+    let mut last_taken = common::now();
+    loop {
+        match send(socket, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(_) => last_taken = common::now(),
+            Err(Errno::AGAIN) => {
+                let mut broken = [PollFd::new(socket, PollFlags::HUP | PollFlags::ERR)];
+                let wait = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+                poll(&mut broken, Some(&wait)).expect("it can be polled");
+                if broken[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+                    return last_taken.elapsed();
+                }
+            }
+            Err(_) => return last_taken.elapsed(),
+        }
+        assert!(last_taken.elapsed() < 2 * TEST_TIMEOUT, "a peer that reads nothing is not cut off");
+    }
+}
+
+/// A way to a daemon.
+struct Route {
+    name: &'static str,
+    connect: Box<dyn Fn() -> OwnedFd + Sync>,
+    is_stream: bool,
+    slow: Vec<Behavior>,
+}
+
+const fn reads(rate_kb: usize) -> Behavior {
+    Behavior { rate: rate_kb * 1000, message: 1000, pause: Duration::ZERO }
+}
+
+/// One whose replies are sent one at a time.
+const READS_SMALL_ONES: Behavior = Behavior { rate: 5000, message: 100, pause: Duration::from_millis(1) };
+
+/// The ways to two daemons with default settings, and the rates that are promised there.
+fn routes() -> Option<(Vec<Daemon>, Vec<Route>)> {
+    let [ours, theirs] = two_machines()?;
+    let listener = ours.tcp_listener("192.0.2.1:0");
+    let far = listener.local_addr().expect("it is bound");
+    let mut command = activated_command("3<&0", vec![listener.into()], "echo");
+    let remote = Daemon::spawn_with_stdio(&mut command, "", &[]);
+    remote.wait_for_log("listening on");
+    let local =
+        Daemon::start(&["127.0.0.1:0", "DIR/stream", "seqpacket:DIR/packets"].map(|to| ["--listen", to]).concat());
+    let [tcp, unix, packets] = local.addresses().try_into().expect("there are three");
+    let connect = |address: String| move || OwnedFd::from(Peer::connect(&address).stream());
+    let connect_packets =
+        move || PacketPeer::connect(&packets).fd().try_clone_to_owned().expect("it can be duplicated");
+    let route = |name, connect, is_stream, slow| Route { name, connect, is_stream, slow };
+    let connect_far = move || {
+        // As long as there is a connection to make, there is the network.
+        let _network = &ours;
+        theirs.connect(far).into()
+    };
+    let routes = vec![
+        route(
+            "veth",
+            Box::new(connect_far) as Box<dyn Fn() -> OwnedFd + Sync>,
+            true,
+            vec![reads(5), reads(20), reads(200)],
+        ),
+        route("loopback", Box::new(connect(tcp)), true, vec![reads(20), reads(200)]),
+        route("unix", Box::new(connect(unix)), true, vec![reads(20), reads(200), READS_SMALL_ONES]),
+        route("seqpacket", Box::new(connect_packets), false, vec![reads(20), reads(200), READS_SMALL_ONES]),
+    ];
+    Some((vec![remote, local], routes))
+}
+
+#[test]
+fn a_peer_that_reads_slowly_is_not_cut_off_and_one_that_reads_nothing_is() {
+    let Some((daemons, routes)) = routes() else { return };
+    thread::scope(|scope| {
+        for Route { name, connect, is_stream, slow } in &routes {
+            for &behavior in slow {
+                scope.spawn(move || {
+                    let cut_off = read_slowly(&connect(), *is_stream, behavior);
+                    assert_eq!(cut_off, None, "{name}: {} B/s", behavior.rate);
+                });
+            }
+            scope.spawn(move || {
+                let cut_off = read_nothing(&connect());
+                let most = WRITE + WRITE / 8 + Duration::from_secs(5);
+                assert!(cut_off > WRITE - Duration::from_secs(1) && cut_off < most, "{name}: {cut_off:?}");
+            });
+        }
+    });
+    for (daemon, expected) in daemons.into_iter().zip([1, 3]) {
+        let log = daemon.stop();
+        assert_eq!(log.iter().filter(|line| line.contains("write-deadline")).count(), expected, "{log:#?}");
+    }
+}
