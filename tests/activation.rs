@@ -233,13 +233,14 @@ fn socket_options_are_applied_to_sockets_passed_by_systemd() {
     daemon.stop();
 
     let (mut peer, connection) = tcp_connection();
-    let usual = sockopt::socket_send_buffer_size(&connection).unwrap();
     assert!(!sockopt::tcp_nodelay(&connection).unwrap());
     let passed = vec![connection.try_clone().unwrap().into()];
     let daemon = spawn(activated_command("3<&0", passed, "connection"), "", &[]);
     peer.exchange("a");
     assert!(sockopt::tcp_nodelay(&connection).unwrap());
-    assert_eq!(sockopt::socket_send_buffer_size(&connection).unwrap(), usual);
+    assert_eq!(sockopt::socket_send_buffer_size(&connection).unwrap(), 2 * 64 * 1024);
+    assert_eq!(sockopt::tcp_keepidle(&connection).unwrap().as_secs(), 60);
+    assert!(sockopt::socket_keepalive(&connection).unwrap());
     drop(daemon);
 }
 

@@ -1,7 +1,15 @@
 //! What is promised against hostile peers, each promise as a sentence: nothing that one of them does hurts another.
 
+// Its macros use each other by their bare names.
+#[macro_use]
+extern crate nix;
+
 mod common;
 #[path = "hostile/descriptors.rs"]
 mod descriptors;
+#[path = "hostile/memory.rs"]
+mod memory;
 #[path = "hostile/readers.rs"]
 mod readers;
+#[path = "hostile/vanished.rs"]
+mod vanished;

@@ -87,11 +87,27 @@ pub struct ListenerSettings {
     pub proxy_protocol: bool,
     /// TCP_NODELAY: replies are not held back for more of them.
     pub nodelay: bool,
-    /// SO_RCVBUF in bytes; `None`: the kernel's default, which adapts.
-    pub receive_buffer: Option<usize>,
-    /// SO_SNDBUF in bytes; `None`: the kernel's default, which adapts.
-    pub send_buffer: Option<usize>,
+    /// SO_RCVBUF.
+    pub receive_buffer: BufferSize,
+    /// SO_SNDBUF.
+    pub send_buffer: BufferSize,
 }
+
+/// The size of a buffer that the kernel has for each socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BufferSize {
+    /// Of a TCP socket, [`DEFAULT_TCP_BUFFER`], unless the socket came with a size of its own; of others, what the kernel
+    /// gives it.
+    Default,
+    /// What the kernel adapts it to, up to net.ipv4.tcp_rmem and net.ipv4.tcp_wmem (tcp(7)).
+    Auto,
+    /// So many bytes, which the kernel doubles for what it keeps beside them (socket(7)).
+    Bytes(usize),
+}
+
+/// The default size of each buffer of a TCP socket, in bytes. The kernel doubles it, so that a connection holds 256 KiB of
+/// kernel memory at most, whatever its peer does.
+pub const DEFAULT_TCP_BUFFER: usize = 64 * 1024;
 
 impl Default for Settings {
     fn default() -> Self {
@@ -114,8 +130,8 @@ impl Default for Settings {
                 rules: Arc::default(),
                 proxy_protocol: false,
                 nodelay: true,
-                receive_buffer: None,
-                send_buffer: None,
+                receive_buffer: BufferSize::Default,
+                send_buffer: BufferSize::Default,
             },
             listeners: BTreeMap::new(),
         }

@@ -1,7 +1,7 @@
 //! [`Settings`] as a document that can be loaded again, with every key.
 
 use super::keys::{description, toml_key, toml_string};
-use super::{ListenerSettings, Settings};
+use super::{BufferSize, ListenerSettings, Settings};
 use crate::protocol::rules::{Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::units::{format_rate, format_size};
 
@@ -125,9 +125,17 @@ fn listener(listener: &ListenerSettings) -> Vec<(&'static str, String)> {
         ("max_message", size(rules.max_message)),
         ("proxy_protocol", toml_string(if listener.proxy_protocol { "required" } else { "off" })),
         ("nodelay", listener.nodelay.to_string()),
-        ("receive_buffer", listener.receive_buffer.map_or(toml_string("default"), size)),
-        ("send_buffer", listener.send_buffer.map_or(toml_string("default"), size)),
+        ("receive_buffer", buffer_size(listener.receive_buffer)),
+        ("send_buffer", buffer_size(listener.send_buffer)),
     ]
+}
+
+fn buffer_size(value: BufferSize) -> String {
+    match value {
+        BufferSize::Default => toml_string("default"),
+        BufferSize::Auto => toml_string("auto"),
+        BufferSize::Bytes(bytes) => size(bytes),
+    }
 }
 
 fn deadlines(listener: &ListenerSettings) -> Vec<(&'static str, String)> {

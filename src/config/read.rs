@@ -98,8 +98,8 @@ fn read_listener(
     let words = [("off", false), ("required", true)];
     section.set(&mut listener.proxy_protocol, "proxy_protocol", WORD, |value| value::word(value, &words));
     section.set(&mut listener.nodelay, "nodelay", BOOLEAN, value::boolean);
-    section.set(&mut listener.receive_buffer, "receive_buffer", SIZE, value::size_or_default);
-    section.set(&mut listener.send_buffer, "send_buffer", SIZE, value::size_or_default);
+    section.set(&mut listener.receive_buffer, "receive_buffer", SIZE, value::buffer_size);
+    section.set(&mut listener.send_buffer, "send_buffer", SIZE, value::buffer_size);
     listener
 }
 

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::BufferSize;
 use super::diagnose::closest;
 use super::tree::Value;
 use crate::protocol::Delimiter;
@@ -120,12 +121,13 @@ pub(super) fn size(value: &Value, range: RangeInclusive<u64>) -> Result<usize, V
     })
 }
 
-/// A size, or "default".
-pub(super) fn size_or_default(value: &Value) -> Result<Option<usize>, ValueError> {
-    if matches!(value, Value::Text(text) if text == "default") {
-        return Ok(None);
+/// A size, "default" or "auto".
+pub(super) fn buffer_size(value: &Value) -> Result<BufferSize, ValueError> {
+    match value {
+        Value::Text(text) if text == "default" => Ok(BufferSize::Default),
+        Value::Text(text) if text == "auto" => Ok(BufferSize::Auto),
+        _ => size(value, SOCKET_BUFFERS).map(BufferSize::Bytes),
     }
-    size(value, SOCKET_BUFFERS).map(Some)
 }
 
 /// A rate per second, or "off".

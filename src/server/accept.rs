@@ -24,7 +24,8 @@ use super::packets::rate_limit::RateLimiter;
 use super::packets::seqpacket::SeqpacketConnection;
 use super::peer_descriptors::PeerDescriptors;
 use super::proxy::PendingHeader;
-use super::socket::{AcceptedSocket, Peer, SocketKind, prepare_connection};
+use super::socket::{AcceptedSocket, Peer, SocketKind};
+use super::socket_options;
 use super::worker::Worker;
 use crate::config;
 use crate::protocol::{Session, Verdict};
@@ -96,7 +97,9 @@ pub(crate) async fn accept(
     dispatcher: &Arc<Dispatcher>,
     backoff: &mut Backoff,
 ) -> io::Error {
-    // Not those that were in the backlog when the options of the listener were set, which come first.
+    // The settings whose options the socket has.
+    let mut applied: Option<Arc<Listener>> = None;
+    // Whether the next connection has inherited them: not those that were in the backlog by then, which come first.
     let mut inherits = false;
     loop {
         let awaits_header = || listener.load().awaits_header();
@@ -109,6 +112,11 @@ pub(crate) async fn accept(
             Err(error) => return error,
         };
         let listener = listener.load();
+        if !applied.as_ref().is_some_and(|applied| Arc::ptr_eq(applied, &listener)) {
+            inherits = false;
+            // Otherwise each connection gets them, and says what fails.
+            applied = socket_options::set(socket, &listener.settings).is_ok().then(|| Arc::clone(&listener));
+        }
         let (mut accepting, mut failure) = (false, None);
         for _ in 0..BATCH {
             let Some(permit) = dispatcher.admission.try_acquire(listener.awaits_header()) else { break };
@@ -123,7 +131,7 @@ pub(crate) async fn accept(
             };
             permit.release_unused();
             if error.kind() == io::ErrorKind::WouldBlock {
-                inherits = true;
+                inherits = applied.is_some();
                 if listener_error::is_shut_down(ready) {
                     return listener_error::shut_down_error();
                 }
@@ -204,9 +212,11 @@ impl Dispatcher {
         let name = || Arc::clone(&listener.name);
         let peer = Peer::of(&socket, from);
         let socket = AcceptedSocket::new(socket, listener, inherits);
-        if let Err(error) = prepare_connection(&socket, &listener.settings) {
-            socket.close(&self.disposal, permit);
-            return (self.handle_event)(Event::SetupFailed { listener: name(), peer, error });
+        if !inherits {
+            if let Err(error) = socket_options::set(&socket, &listener.settings) {
+                socket.close(&self.disposal, permit);
+                return (self.handle_event)(Event::SetupFailed { listener: name(), peer, error });
+            }
         }
         (self.handle_event)(Event::Opened { id, listener: name(), peer });
         let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };

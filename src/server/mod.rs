@@ -21,6 +21,7 @@ mod peer_descriptors;
 mod peer_progress;
 pub mod proxy;
 pub mod socket;
+mod socket_options;
 mod timers;
 mod worker;
 
@@ -133,7 +134,8 @@ impl Server {
     /// # Errors
     /// The socket cannot be prepared or registered.
     pub fn listen(&self, socket: OwnedFd, name: &str, settings: &config::ListenerSettings) -> io::Result<()> {
-        socket::prepare_listener(&socket, settings)?;
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        socket_options::set(&socket, settings)?;
         let kind = SocketKind::of(&socket)?;
         let descriptors = PeerDescriptors::refuse(&socket);
         if descriptors != PeerDescriptors::None && kind == SocketKind::Stream {

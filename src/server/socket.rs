@@ -1,4 +1,4 @@
-//! What is said about sockets, and to them: peers, options, listening by hand.
+//! What is said about sockets: their kinds, their peers; and listening by hand.
 
 use std::fmt;
 use std::fs;
@@ -18,7 +18,6 @@ use super::admission::{Permit, Source};
 use super::disposal::Disposal;
 use super::peer_descriptors::{self, PeerDescriptors};
 use crate::address::{Address, Family, UnixName};
-use crate::config::ListenerSettings;
 
 /// What a socket carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,44 +138,6 @@ impl AcceptedSocket {
 impl AsFd for AcceptedSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-/// Sets what the settings say on a listening socket, from which its connections inherit it.
-///
-/// # Errors
-/// What setsockopt(2) says.
-pub(crate) fn prepare_listener(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
-    rustix::io::ioctl_fionbio(&socket, true)?;
-    set_buffers(&socket, settings)?;
-    set_nodelay(&socket, settings)
-}
-
-/// Sets on a connected socket what it has not inherited from its listener. What was queued before the listener was
-/// prepared inherited nothing, and the client that activated us always was: so it is set once more.
-///
-/// # Errors
-/// What setsockopt(2) says.
-pub(crate) fn prepare_connection(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
-    set_buffers(&socket, settings)?;
-    set_nodelay(&socket, settings)
-}
-
-fn set_buffers(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
-    if let Some(size) = settings.receive_buffer {
-        sockopt::set_socket_recv_buffer_size(&socket, size)?;
-    }
-    if let Some(size) = settings.send_buffer {
-        sockopt::set_socket_send_buffer_size(&socket, size)?;
-    }
-    Ok(())
-}
-
-fn set_nodelay(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
-    match sockopt::set_tcp_nodelay(&socket, settings.nodelay) {
-        // Not a TCP socket.
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOPROTOOPT) => Ok(()),
-        result => Ok(result?),
     }
 }
 

@@ -2,15 +2,18 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::io::Errno;
+use rustix::net::{SocketAddrUnix, getpeername, getsockname};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
 use tempfile::TempDir;
 
-use super::{Peer, TEST_TIMEOUT, now};
+use super::{Peer, TEST_TIMEOUT, now, skip_test};
 
 /// A running daemon (or a program that runs it).
 pub struct Daemon {
@@ -180,6 +183,36 @@ impl Daemon {
     /// How many descriptors it has open.
     pub fn descriptor_count(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs").count()
+    }
+
+    /// Returns copies of the sockets of its connections: `None` if this process may not have them.
+    pub fn connections(&self) -> Option<Vec<OwnedFd>> {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).expect("it is small")).expect("it is not 0");
+        let process = pidfd_open(pid, PidfdFlags::empty()).expect("it runs");
+        let mut connections = Vec::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs") {
+            let entry = entry.expect("it can be read");
+            // It may have been closed meanwhile.
+            if !fs::read_link(entry.path()).unwrap_or_default().to_string_lossy().starts_with("socket:") {
+                continue;
+            }
+            let number = entry.file_name().to_string_lossy().parse().expect("a number");
+            let socket = match pidfd_getfd(&process, number, PidfdGetfdFlags::empty()) {
+                Ok(socket) => socket,
+                Err(Errno::PERM) => {
+                    skip_test("another process's sockets cannot be looked at here (pidfd_getfd)");
+                    return None;
+                }
+                Err(_) => continue,
+            };
+            // Not the pairs of sockets that it has for itself: those have no name.
+            let name = getsockname(&socket).and_then(SocketAddrUnix::try_from);
+            let has_name = name.is_err() || name.is_ok_and(|name| name.path_bytes().is_some());
+            if has_name && getpeername(&socket).is_ok_and(|peer| peer.is_some()) {
+                connections.push(socket);
+            }
+        }
+        Some(connections)
     }
 
     /// How much CPU time it has used, in nanoseconds.

@@ -1,12 +1,13 @@
 //! A peer that reads slowly is not cut off, and one that reads nothing is: what counts is what its kernel takes, not how much
 //! room there is in ours.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::common::network::two_machines;
@@ -133,43 +134,61 @@ const fn reads(rate_kb: usize) -> Behavior {
 /// One whose replies are sent one at a time.
 const READS_SMALL_ONES: Behavior = Behavior { rate: 5000, message: 100, pause: Duration::from_millis(1) };
 
-/// The ways to two daemons with default settings, and the rates that are promised there.
-fn routes() -> Option<(Vec<Daemon>, Vec<Route>)> {
+/// The ways to two daemons with these settings, and the rates that are promised there.
+fn routes(settings: &str) -> Option<([Daemon; 2], Vec<Route>)> {
     let [ours, theirs] = two_machines()?;
     let listener = ours.tcp_listener("192.0.2.1:0");
     let far = listener.local_addr().expect("it is bound");
     let mut command = activated_command("3<&0", vec![listener.into()], "echo");
-    let remote = Daemon::spawn_with_stdio(&mut command, "", &[]);
+    let remote = Daemon::spawn_with_stdio(&mut command, settings, &[]);
     remote.wait_for_log("listening on");
-    let local =
-        Daemon::start(&["127.0.0.1:0", "DIR/stream", "seqpacket:DIR/packets"].map(|to| ["--listen", to]).concat());
+    let addresses = ["127.0.0.1:0", "DIR/stream", "seqpacket:DIR/packets"];
+    let local = Daemon::start_with(settings, &addresses.map(|address| ["--listen", address]).concat());
     let [tcp, unix, packets] = local.addresses().try_into().expect("there are three");
-    let connect = |address: String| move || OwnedFd::from(Peer::connect(&address).stream());
-    let connect_packets =
-        move || PacketPeer::connect(&packets).fd().try_clone_to_owned().expect("it can be duplicated");
-    let route = |name, connect, is_stream, slow| Route { name, connect, is_stream, slow };
     let connect_far = move || {
         // As long as there is a connection to make, there is the network.
         let _network = &ours;
-        theirs.connect(far).into()
+        with_small_window(theirs.connect(far).into())
     };
+    let connect_tcp = move || with_small_window(Peer::connect(&tcp).stream().into());
+    let connect_unix = move || Peer::connect(&unix).stream().into();
+    let connect_packets =
+        move || PacketPeer::connect(&packets).fd().try_clone_to_owned().expect("it can be duplicated");
+    let slow = || vec![reads(20), reads(200)];
     let routes = vec![
-        route(
-            "veth",
-            Box::new(connect_far) as Box<dyn Fn() -> OwnedFd + Sync>,
-            true,
-            vec![reads(5), reads(20), reads(200)],
-        ),
-        route("loopback", Box::new(connect(tcp)), true, vec![reads(20), reads(200)]),
-        route("unix", Box::new(connect(unix)), true, vec![reads(20), reads(200), READS_SMALL_ONES]),
-        route("seqpacket", Box::new(connect_packets), false, vec![reads(20), reads(200), READS_SMALL_ONES]),
+        Route {
+            name: "veth",
+            connect: Box::new(connect_far),
+            is_stream: true,
+            slow: [vec![reads(5)], slow()].concat(),
+        },
+        Route { name: "loopback", connect: Box::new(connect_tcp), is_stream: true, slow: slow() },
+        Route {
+            name: "unix",
+            connect: Box::new(connect_unix),
+            is_stream: true,
+            slow: [slow(), vec![READS_SMALL_ONES]].concat(),
+        },
+        Route {
+            name: "seqpacket",
+            connect: Box::new(connect_packets),
+            is_stream: false,
+            slow: [slow(), vec![READS_SMALL_ONES]].concat(),
+        },
     ];
-    Some((vec![remote, local], routes))
+    Some(([remote, local], routes))
 }
 
-#[test]
-fn a_peer_that_reads_slowly_is_not_cut_off_and_one_that_reads_nothing_is() {
-    let Some((daemons, routes)) = routes() else { return };
+/// Has the kernel keep the receive buffer small, as it is before an application has read much.
+fn with_small_window(socket: OwnedFd) -> OwnedFd {
+    set_socket_recv_buffer_size(&socket, 64 * 1024).expect("it can be set");
+    socket
+}
+
+fn check_readers(settings: &str) {
+    // A lost packet may take longer than the read deadline to come again: that is not the subject here.
+    let settings = format!("[defaults.deadlines]\nread = '1min'\n{settings}");
+    let Some((daemons, routes)) = routes(&settings) else { return };
     thread::scope(|scope| {
         for Route { name, connect, is_stream, slow } in &routes {
             for &behavior in slow {
@@ -189,4 +208,14 @@ fn a_peer_that_reads_slowly_is_not_cut_off_and_one_that_reads_nothing_is() {
         let log = daemon.stop();
         assert_eq!(log.iter().filter(|line| line.contains("write-deadline")).count(), expected, "{log:#?}");
     }
+}
+
+#[test]
+fn a_peer_that_reads_slowly_is_not_cut_off_and_one_that_reads_nothing_is() {
+    check_readers("");
+}
+
+#[test]
+fn the_same_holds_when_the_buffers_of_the_kernel_are_large() {
+    check_readers("[defaults]\nsend_buffer = 'auto'\nreceive_buffer = 'auto'\n");
 }

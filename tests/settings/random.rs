@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use echoed::address::Address;
-use echoed::config::{Level, Limits, ListenerSettings, Service, Settings, Sources};
+use echoed::config::{BufferSize, Level, Limits, ListenerSettings, Service, Settings, Sources};
 use echoed::protocol::reply::Prefix;
 use echoed::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, Rules, TimeSpan, Unterminated};
 use echoed::protocol::{Delimiter, delimiter};
@@ -86,7 +86,10 @@ fn address() -> impl Strategy<Value = Address> {
 }
 
 fn listener(buffer_memory: usize) -> impl Strategy<Value = ListenerSettings> {
-    let size = || prop::option::of(1024_usize..=1 << 29);
+    let size = || {
+        let bytes = (1024_usize..=1 << 29).prop_map(BufferSize::Bytes);
+        prop_oneof![Just(BufferSize::Default), Just(BufferSize::Auto), bytes]
+    };
     let addresses = prop::collection::vec(address(), 0..3);
     (addresses, rules(buffer_memory), any::<bool>(), any::<bool>(), size(), size()).prop_map(
         |(listen, rules, proxy_protocol, nodelay, receive_buffer, send_buffer)| ListenerSettings {

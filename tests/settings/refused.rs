@@ -188,7 +188,7 @@ fn values_out_of_range_are_refused_with_the_range() {
         ("[defaults]\nmax_message = \"2GiB\"\n", "2:15", "2GiB is out of range"),
         ("[defaults]\nmax_message = \"65MiB\"\n", "2:15", "never fits into limits.buffer_memory (64MiB)"),
         ("[defaults]\nunterminated = \"keep\"\n", "2:16", "\"keep\" is not one of discard, accept"),
-        ("[defaults]\nreceive_buffer = \"auto\"\n", "2:18", "no size"),
+        ("[defaults]\nreceive_buffer = \"automatic\"\n", "2:18", "no size"),
         ("[defaults]\nsend_buffer = \"1B\"\n", "2:15", "out of range; write 1KiB to"),
         ("[defaults.deadlines]\nread = \"0s\"\n", "2:8", "0s is too short; write 1ms or more, or \"off\" for none"),
         ("[defaults.deadlines]\nread = \"never\"\n", "2:8", "no time"),

@@ -1,0 +1,173 @@
+//! Options of the sockets that are served. A listening socket has them, and its connections inherit them; those that were
+//! in its backlog before do not, nor does a connection that another process accepted.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::libc;
+use nix::sys::socket::{getsockopt, setsockopt};
+use rustix::io::Errno;
+use rustix::net::{ipproto, sockopt};
+
+use crate::config::{BufferSize, DEFAULT_TCP_BUFFER, ListenerSettings};
+
+/// After how much silence the kernel asks whether a peer is still there (TCP_KEEPIDLE, tcp(7)).
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+
+/// How long it waits for an answer before it asks again (TCP_KEEPINTVL).
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// After how many questions without an answer the connection is broken (TCP_KEEPCNT).
+const KEEPALIVE_PROBES: u32 = 6;
+
+/// SO_BUF_LOCK of asm-generic/socket.h (Linux 5.14), which no library names.
+const SO_BUF_LOCK: libc::c_int = 72;
+
+/// SOCK_SNDBUF_LOCK and SOCK_RCVBUF_LOCK of linux/socket.h: somebody has set the size of that buffer.
+const SEND_BUFFER_LOCK: i32 = 1;
+const RECEIVE_BUFFER_LOCK: i32 = 2;
+
+sockopt_impl!(
+    /// Which buffers keep their size. The kernel adapts the others.
+    BufferLock,
+    Both,
+    libc::SOL_SOCKET,
+    SO_BUF_LOCK,
+    i32
+);
+
+/// Sets what the settings say on a socket: a listening one, one of datagrams, or a connection that has not inherited it.
+///
+/// # Errors
+/// Returns an error if setsockopt(2) fails.
+pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
+    let is_tcp = is_tcp(&socket)?;
+    set_buffer(&socket, settings.receive_buffer, is_tcp, RECEIVE_BUFFER_LOCK, |size| {
+        sockopt::set_socket_recv_buffer_size(&socket, size)
+    })?;
+    set_buffer(&socket, settings.send_buffer, is_tcp, SEND_BUFFER_LOCK, |size| {
+        sockopt::set_socket_send_buffer_size(&socket, size)
+    })?;
+    if is_tcp {
+        sockopt::set_tcp_nodelay(&socket, settings.nodelay)?;
+        set_keepalive(&socket)?;
+    }
+    Ok(())
+}
+
+fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
+    // Of Unix sockets there is none.
+    Ok(matches!(sockopt::socket_protocol(&socket)?, Some(ipproto::TCP | ipproto::MPTCP)))
+}
+
+fn set_buffer(
+    socket: impl AsFd,
+    size: BufferSize,
+    is_tcp: bool,
+    lock: i32,
+    set: impl Fn(usize) -> Result<(), Errno>,
+) -> io::Result<()> {
+    // Before Linux 5.14 that is not known.
+    let locks = || getsockopt(&socket, BufferLock).unwrap_or_default();
+    match size {
+        BufferSize::Bytes(bytes) => set(bytes)?,
+        // Not where the socket unit or somebody else has chosen a size.
+        BufferSize::Default if is_tcp && locks() & lock == 0 => set(DEFAULT_TCP_BUFFER)?,
+        BufferSize::Auto if locks() & lock != 0 => setsockopt(&socket, BufferLock, &(locks() & !lock))?,
+        BufferSize::Default | BufferSize::Auto => {}
+    }
+    Ok(())
+}
+
+/// Has the kernel find out that a peer is gone which says nothing any more. A socket for which somebody else has chosen that
+/// keeps its times.
+fn set_keepalive(socket: impl AsFd) -> io::Result<()> {
+    if sockopt::socket_keepalive(&socket)? {
+        return Ok(());
+    }
+    sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES)?;
+    Ok(sockopt::set_socket_keepalive(&socket, true)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+    use crate::config::Settings;
+
+    fn settings() -> ListenerSettings {
+        Settings::default().defaults
+    }
+
+    /// The options of a TCP socket: the sizes of its buffers, whether it waits for more, and its times of keepalive.
+    fn options(socket: impl AsFd) -> (usize, usize, bool, Option<[u64; 3]>) {
+        let keepalive = sockopt::socket_keepalive(&socket).unwrap().then(|| {
+            let seconds = |time: Duration| time.as_secs();
+            [
+                seconds(sockopt::tcp_keepidle(&socket).unwrap()),
+                seconds(sockopt::tcp_keepintvl(&socket).unwrap()),
+                sockopt::tcp_keepcnt(&socket).unwrap().into(),
+            ]
+        });
+        (
+            sockopt::socket_recv_buffer_size(&socket).unwrap(),
+            sockopt::socket_send_buffer_size(&socket).unwrap(),
+            sockopt::tcp_nodelay(&socket).unwrap(),
+            keepalive,
+        )
+    }
+
+    const DEFAULTS: (usize, usize, bool, Option<[u64; 3]>) = (128 * 1024, 128 * 1024, true, Some([60, 10, 6]));
+
+    #[test]
+    fn connections_inherit_the_options_of_their_listener() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _waiting = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        set(&listener, &settings()).unwrap();
+        assert_eq!(options(&listener), DEFAULTS);
+        let _later = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let ((waited, _), (inherited, _)) = (listener.accept().unwrap(), listener.accept().unwrap());
+        assert_eq!(options(&inherited), DEFAULTS);
+        assert_ne!(options(&waited), DEFAULTS);
+        set(&waited, &settings()).unwrap();
+        assert_eq!(options(&waited), DEFAULTS);
+    }
+
+    #[test]
+    fn what_the_socket_unit_has_chosen_stays() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        sockopt::set_socket_recv_buffer_size(&listener, 20_000).unwrap();
+        sockopt::set_socket_keepalive(&listener, true).unwrap();
+        sockopt::set_tcp_keepidle(&listener, Duration::from_secs(7)).unwrap();
+        let usual = options(&listener).3.unwrap();
+        set(&listener, &settings()).unwrap();
+        assert_eq!(options(&listener), (40_000, DEFAULTS.1, true, Some([7, usual[1], usual[2]])));
+    }
+
+    #[test]
+    fn the_kernel_adapts_a_buffer_that_is_auto() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        set(&listener, &settings()).unwrap();
+        let is_locked = || getsockopt(&listener, BufferLock).unwrap();
+        assert_eq!(is_locked(), SEND_BUFFER_LOCK | RECEIVE_BUFFER_LOCK);
+        set(&listener, &ListenerSettings { send_buffer: BufferSize::Auto, ..settings() }).unwrap();
+        assert_eq!(is_locked(), RECEIVE_BUFFER_LOCK);
+    }
+
+    #[test]
+    fn unix_sockets_keep_the_buffers_that_the_kernel_gives_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
+        let (one, _other) = UnixStream::pair().unwrap();
+        let usual = sockopt::socket_send_buffer_size(&one).unwrap();
+        for socket in [listener.as_fd(), one.as_fd()] {
+            set(socket, &settings()).unwrap();
+            assert_eq!(sockopt::socket_send_buffer_size(socket).unwrap(), usual);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The memory of the kernel that a peer makes the daemon hold: what it sends and the daemon does not read, and replies that it
+//! does not read itself. It counts as memory of the service.
+
+use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::Duration;
+
+use nix::libc;
+use nix::sys::socket::getsockopt;
+use rustix::net::{AddressFamily, SendFlags, send, sockopt};
+
+use crate::common::network::two_machines;
+use crate::common::packets::PacketPeer;
+use crate::common::service_manager::activated_command;
+use crate::common::{Daemon, Peer};
+
+/// As many clients as one source may have.
+const CLIENTS: usize = 256;
+
+/// How much one connection may hold: as docs/configuration.md and the unit say.
+const MAX_PER_CONNECTION: usize = 336 * 1024;
+
+/// SO_MEMINFO of asm-generic/socket.h, which no library names.
+const SO_MEMINFO: i32 = 55;
+
+sockopt_impl!(
+    /// The memory of a socket, as in linux/sock_diag.h.
+    MemInfo,
+    GetOnly,
+    libc::SOL_SOCKET,
+    SO_MEMINFO,
+    [u32; 9]
+);
+
+/// Returns the memory of the kernel for each connection of a daemon: `None` if this process may not look.
+fn kernel_memory(daemon: &Daemon) -> Option<Vec<usize>> {
+    let memory = |socket: OwnedFd| {
+        let [received, _, sent, _, reserved, queued, _, backlog, _] = getsockopt(&socket, MemInfo).expect("it is new");
+        let sent = if sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX) { sent } else { queued };
+        // What is reserved may be less than nothing for a moment.
+        let reserved = u32::try_from(reserved.cast_signed()).unwrap_or_default();
+        [received, sent, reserved, backlog].map(|bytes| bytes as usize).iter().sum()
+    };
+    Some(daemon.connections()?.into_iter().map(memory).collect())
+}
+
+/// Sends to the daemon over all connections until nothing more is taken, and reads nothing.
+fn fill(clients: &[OwnedFd], message: &[u8]) {
+    let mut quiet_rounds = 0;
+    // What counts is how much is taken in the end: a round too few makes the test weaker, not wrong.
+    while quiet_rounds < 20 {
+        let mut sent = false;
+        for client in clients {
+            while send(client, message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok() {
+                sent = true;
+            }
+        }
+        quiet_rounds = if sent { 0 } else { quiet_rounds + 1 };
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The write deadline is long, so that all connections are there when they are counted.
+const PATIENT: &str = "[defaults.deadlines]\nread = '10min'\nwrite = '10min'\n[limits]\nconnections_per_source = 0\n";
+
+fn check_memory(daemon: &Daemon, name: &str, clients: &[OwnedFd]) {
+    let message = [&[b'x'; 1000][..], b"\t"].concat().repeat(10);
+    fill(clients, &message);
+    let Some(memory) = kernel_memory(daemon) else { return };
+    let (total, most) = (memory.iter().sum::<usize>(), memory.iter().max().copied().unwrap_or_default());
+    assert_eq!(memory.len(), CLIENTS, "{name}: connections are there");
+    assert!(total > 8 << 20, "{name}: {total} bytes in all; the clients did not send");
+    assert!(total <= 256 << 20, "{name}: {total} bytes in all");
+    assert!(most <= MAX_PER_CONNECTION, "{name}: {most} bytes for one connection");
+}
+
+#[test]
+fn clients_of_one_source_that_do_not_read_hold_a_bounded_memory_of_the_kernel() {
+    let Some([ours, theirs]) = two_machines() else { return };
+    let listener = ours.tcp_listener("192.0.2.1:0");
+    let address = listener.local_addr().expect("it is bound");
+    // Also those that were in the backlog before the daemon came.
+    let mut clients: Vec<OwnedFd> = (0..CLIENTS / 2).map(|_| theirs.connect(address).into()).collect();
+    let daemon = Daemon::spawn_with_stdio(&mut activated_command("3<&0", vec![listener.into()], "echo"), PATIENT, &[]);
+    daemon.wait_for_log("listening on");
+    clients.extend((CLIENTS / 2..CLIENTS).map(|_| OwnedFd::from(theirs.connect(address))));
+    check_memory(&daemon, "veth", &clients);
+    daemon.stop();
+}
+
+#[test]
+fn clients_of_this_machine_that_do_not_read_hold_a_bounded_memory_of_the_kernel() {
+    for address in ["127.0.0.1:0", "DIR/stream", "seqpacket:DIR/packets"] {
+        let daemon = Daemon::start_with(PATIENT, &["--listen", address]);
+        let address = &daemon.addresses()[0];
+        let connect = || -> OwnedFd {
+            if address.starts_with("seqpacket:") {
+                PacketPeer::connect(address).fd().try_clone_to_owned().expect("it can be duplicated")
+            } else {
+                Peer::connect(address).stream().into()
+            }
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(|_| connect()).collect();
+        check_memory(&daemon, address, &clients);
+        daemon.stop();
+    }
+}
