@@ -5,8 +5,18 @@ use std::os::fd::RawFd;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors of a daemon that are no connections: of listeners, workers, the log and the like.
+/// Descriptors of a daemon that are no connections: of listeners, the first workers, the log and the like.
 const RESERVED_FDS: u64 = 64;
+
+/// How many descriptors that peers sent (SCM_RIGHTS, unix(7)) may wait to be closed, if the limit leaves as many.
+pub const MAX_PEER_FDS: usize = 1024;
+
+/// How many of them may wait in any case: they come out of [`RESERVED_FDS`].
+const MIN_PEER_FDS: usize = 16;
+
+/// Descriptors for each worker: those of one message (SCM_MAX_FD, unix(7)), by which it may pass [`MAX_PEER_FDS`], and its
+/// own.
+const WORKER_FDS: u64 = 253 + 4;
 
 /// Raises the limit on descriptors of this process to `needed`, as far as it may. What counts is the soft limit, which
 /// many shells set to 1,024, and which can be raised up to the hard limit (getrlimit(2), `RLIMIT_NOFILE`). Returns how
@@ -24,25 +34,84 @@ pub fn raise_nofile(needed: u64) -> u64 {
     }
 }
 
-/// Preallocates the table of descriptors for so many connections of a daemon, which takes 8 bytes for each. Best called
-/// while there is only one thread.
+/// How many descriptors a daemon may have, and what for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FdBudget {
+    /// How many it may have in all.
+    pub allowed: u64,
+    /// How many of those are for its connections, and what else it needs to serve them.
+    serving: u64,
+    /// How many are for its workers.
+    workers: u64,
+}
+
+impl FdBudget {
+    /// Returns the budget of a daemon with so many connections and workers, under the present limit.
+    #[must_use]
+    pub fn of(connections: usize, workers: usize) -> Self {
+        let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let serving = RESERVED_FDS.saturating_add(connections as u64);
+        Self { allowed, serving, workers: WORKER_FDS.saturating_mul(workers as u64) }
+    }
+
+    /// Returns whether there are enough for all connections.
+    #[must_use]
+    pub fn fits_connections(&self) -> bool {
+        self.allowed >= self.serving
+    }
+
+    /// Returns how many descriptors that peers sent may wait to be closed.
+    #[must_use]
+    pub fn peer_fds(&self) -> usize {
+        let left = self.allowed.saturating_sub(self.serving).saturating_sub(self.workers);
+        usize::try_from(left).unwrap_or(usize::MAX).clamp(MIN_PEER_FDS, MAX_PEER_FDS)
+    }
+
+    /// Returns how many descriptors it needs for all of that.
+    #[must_use]
+    pub fn needed(&self) -> u64 {
+        self.serving.saturating_add(self.workers).saturating_add(MAX_PEER_FDS as u64)
+    }
+}
+
+/// Raises the limit to what a daemon with so many connections and workers needs, as far as it may, and preallocates the
+/// table of descriptors for them, which takes 8 bytes for each. Best called while there is only one thread.
 ///
 /// The kernel's table of descriptors grows in powers of two when it is full. A process of several threads waits for a
 /// grace period of RCU then, which takes some 10 ms, and each connection that is being accepted or restored waits with
 /// it: the 65th connection, the 257th, the 513th, and so on. A process of one thread does not wait, and the table never
 /// shrinks.
-///
-/// # Errors
-///
-/// Returns an error with how many descriptors there can be, if that is too few for all. The table has room for them
-/// then.
-pub fn preallocate_fd_table(connections: usize) -> Result<(), u64> {
-    let needed = RESERVED_FDS.saturating_add(connections as u64);
-    let allowed = raise_nofile(needed);
-    let mut highest_fd = RawFd::try_from(needed.min(allowed)).unwrap_or(RawFd::MAX) - 1;
+#[must_use]
+pub fn preallocate_fd_table(connections: usize, workers: usize) -> FdBudget {
+    let budget = FdBudget::of(connections, workers);
+    let allowed = raise_nofile(budget.needed());
+    let mut highest_fd = RawFd::try_from(budget.needed().min(allowed)).unwrap_or(RawFd::MAX) - 1;
     // It is closed at once. There is an error where so much memory cannot be had.
     while highest_fd > 0 && rustix::io::fcntl_dupfd_cloexec(io::stdin(), highest_fd).is_err() {
         highest_fd /= 2;
     }
-    if allowed < needed { Err(allowed) } else { Ok(()) }
+    FdBudget { allowed, ..budget }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_limit_leaves_is_for_descriptors_of_peers() {
+        let peer_fds = |allowed| FdBudget { allowed, ..FdBudget::of(100, 2) }.peer_fds();
+        let others = 64 + 100 + 2 * 257;
+        assert_eq!(FdBudget::of(100, 2).needed(), others + 1024);
+        for (allowed, expected) in [
+            (u64::MAX, 1024),
+            (others + 1024, 1024),
+            (others + 1023, 1023),
+            (others + 16, 16),
+            (others + 15, 16),
+            (others, 16),
+            (0, 16),
+        ] {
+            assert_eq!(peer_fds(allowed), expected, "{allowed}");
+        }
+    }
 }

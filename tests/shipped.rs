@@ -8,6 +8,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use echoed::rlimit::FdBudget;
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn run(command: &mut Command) -> Output {
@@ -405,8 +407,10 @@ fn only_the_service_for_all_connections_has_an_fd_store() {
 fn the_resource_limits_of_the_service_are_enough_for_the_default_settings() {
     let service = assignments("echoed.service");
     let limits = echoed::config::Settings::default().limits;
-    let limit: usize = values(&service, "Service", "LimitNOFILE")[0].parse().unwrap();
-    assert!(limit >= 2 * limits.connections);
+    let limit = |service| values(service, "Service", "LimitNOFILE")[0].parse::<u64>().unwrap();
+    // Each connection twice while it is handed over, for as many workers as can be asked for.
+    assert!(limit(&service) >= FdBudget::of(2 * limits.connections, 64).needed());
+    assert!(limit(&assignments("echoed@.service")) >= FdBudget::of(1, 1).needed());
     // All connections with full buffers in the kernel: tests/hostile shows that they hold no more.
     let in_kernel = 336 * 1024;
     let memory = values(&service, "Service", "MemoryMax")[0].strip_suffix('M').unwrap().parse::<usize>().unwrap() << 20;

@@ -21,7 +21,8 @@ use super::admission::Permit;
 use super::disposal::Disposal;
 use super::event::{Event, ReceivedMessage, summary};
 use super::handover::DetachedConnection;
-use super::peer_descriptors::{self, PeerDescriptors};
+use super::peer_descriptors::PeerDescriptors;
+use super::peer_input;
 use super::peer_progress;
 use super::socket::{AcceptedSocket, Peer};
 use super::worker::Worker;
@@ -201,7 +202,7 @@ impl Connection {
                     let buffer = scratch.input_room();
                     let size = buffer.len();
                     let until_blocked =
-                        readiness == Readiness::ReadUntilBlocked || *descriptors != PeerDescriptors::None;
+                        readiness == Readiness::ReadUntilBlocked || *descriptors == PeerDescriptors::Queued;
                     let input = if *descriptors == PeerDescriptors::None {
                         outlet.read(buffer)
                     } else {
@@ -352,36 +353,11 @@ impl SocketOutlet<'_> {
         disposal: &Disposal,
         make_waker: impl Fn() -> Waker,
     ) -> Option<usize> {
-        let received = if disposal.is_full() {
-            peer_descriptors::receive_before_descriptors(self.socket, buffer)
-                .map(|count| count.map(|count| (count, Vec::new())))
-        } else {
-            peer_descriptors::receive(self.socket, buffer).map(Some)
-        };
-        match received {
-            Ok(Some((count, received))) => {
-                if count == 0 {
-                    // Nothing can be queued behind the end of the stream.
-                    *descriptors = PeerDescriptors::None;
-                }
-                if !received.is_empty() {
-                    *parked = true;
-                    disposal.dispose(received, make_waker());
-                }
-                return Some(count);
-            }
-            Ok(None) => {
-                *parked = true;
-                disposal.park(make_waker());
-            }
-            Err(Errno::AGAIN) => {
-                if *descriptors == PeerDescriptors::Queued {
-                    *descriptors = PeerDescriptors::None;
-                }
-            }
-            Err(_) => self.broken = true,
-        }
-        None
+        let read = peer_input::read_stream(self.socket, buffer, descriptors, parked, disposal, make_waker);
+        read.unwrap_or_else(|_| {
+            self.broken = true;
+            None
+        })
     }
 }
 

@@ -8,11 +8,12 @@
 //! ```text
 //! connection ── descriptors ──► queue ──► disposal thread: SO_LINGER off ─► close ─► wake the connection
 //! connection ── socket, permit ──►  "      close ─► release the permit
+//! datagrams ─── copy of the socket ─►"     drop one datagram ─► close ─► wake the server of datagrams
 //! ```
 //!
-//! The queue is bounded by its users: a connection is not read while descriptors of it wait, and from [`MAX_WAITING`] on a
-//! connection that brings more is not read at all ([`Disposal::is_full`]). A socket waits together with its permit, so there
-//! are no more of them than `limits.connections` allows.
+//! The queue is bounded by its users: a connection is not read while descriptors of it wait, and no more of them are
+//! received than there is room for ([`Disposal::room_beside`]). A socket waits together with its permit, so there are no
+//! more of them than `limits.connections` allows.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,22 +24,20 @@ use std::task::{Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use rustix::net::sockopt;
+use rustix::net::{RecvFlags, recv, sockopt};
 use tokio::sync::Notify;
 
 use super::admission::{ClosingPermit, Permit};
 use super::handover::close_gracefully;
-
-/// How many descriptors may wait before connections that bring more are not read. One message brings up to 253 of them
-/// (SCM_MAX_FD, unix(7)), so each worker may pass the number by that.
-pub(crate) const MAX_WAITING: usize = 1024;
+use crate::rlimit::MAX_PEER_FDS;
 
 /// Closes what peers sent, on a thread of its own. Cheap to clone.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Disposal(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
+    /// How many descriptors may wait. Workers that receive some at once may pass it, each by those of one message.
+    max_waiting: AtomicUsize,
     /// Descriptors that are not closed yet.
     waiting: AtomicUsize,
     state: Mutex<State>,
@@ -66,6 +65,8 @@ enum Item {
     Socket(OwnedFd, Option<ClosingPermit>),
     /// A connected socket, whose input is dropped before it is closed.
     Unread(OwnedFd),
+    /// A copy of a socket, whose next packet is dropped, and what to wake then.
+    Packet(OwnedFd, Waker),
 }
 
 impl fmt::Debug for Shared {
@@ -74,7 +75,21 @@ impl fmt::Debug for Shared {
     }
 }
 
+impl Default for Disposal {
+    fn default() -> Self {
+        let (max_waiting, waiting) = (AtomicUsize::new(MAX_PEER_FDS), AtomicUsize::new(0));
+        let (state, more, idle) = (Mutex::default(), Condvar::new(), Condvar::new());
+        Self(Arc::new(Shared { max_waiting, waiting, state, more, idle }))
+    }
+}
+
 impl Disposal {
+    /// Sets how many descriptors may wait.
+    pub(crate) fn set_max_waiting(&self, max_waiting: usize) {
+        self.0.max_waiting.store(max_waiting, Ordering::SeqCst);
+        self.0.wake_parked();
+    }
+
     /// Has descriptors closed, and then `waker` woken. Their connection is not to be read until then.
     pub(crate) fn dispose(&self, descriptors: Vec<OwnedFd>, waker: Waker) {
         self.0.waiting.fetch_add(descriptors.len(), Ordering::SeqCst);
@@ -91,6 +106,12 @@ impl Disposal {
         self.push(Item::Unread(socket));
     }
 
+    /// Has the next packet of `socket` dropped, and then `waker` woken. The socket is not to be read until then.
+    pub(crate) fn drop_packet(&self, socket: OwnedFd, waker: Waker) {
+        self.0.waiting.fetch_add(1, Ordering::SeqCst);
+        self.push(Item::Packet(socket, waker));
+    }
+
     /// Waits until everything is closed, for so long at most.
     pub(crate) fn flush(&self, timeout: Duration) {
         let state = self.0.lock();
@@ -99,19 +120,24 @@ impl Disposal {
         drop(self.0.idle.wait_timeout_while(state, timeout, is_busy));
     }
 
-    /// Returns whether so many descriptors wait that no more are to be received.
-    pub(crate) fn is_full(&self) -> bool {
-        self.0.waiting.load(Ordering::SeqCst) >= MAX_WAITING
+    /// Returns how many descriptors wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.0.waiting.load(Ordering::SeqCst)
     }
 
-    /// Has `waker` woken when there is room again: at once, if there is.
-    pub(crate) fn park(&self, waker: Waker) {
+    /// Returns how many more descriptors may be received while `waiting` of them wait.
+    pub(crate) fn room_beside(&self, waiting: usize) -> usize {
+        self.0.max_waiting.load(Ordering::SeqCst).saturating_sub(waiting)
+    }
+
+    /// Has `waker` woken when there is more room than while `waiting` descriptors waited: at once, if there is by now.
+    pub(crate) fn park(&self, waiting: usize, waker: Waker) {
         let mut state = self.0.lock();
-        if self.is_full() {
-            state.parked.push(waker);
-        } else {
+        if self.waiting() < waiting.max(1) {
             drop(state);
             waker.wake();
+        } else {
+            state.parked.push(waker);
         }
     }
 
@@ -161,6 +187,15 @@ impl Shared {
                     waker.wake();
                     self.unpark();
                 }
+                Item::Packet(socket, waker) => {
+                    // Without space for its descriptors, so the kernel closes them here. There is an error if another
+                    // process has read it.
+                    let _ = recv(&socket, &mut [0; 0], RecvFlags::DONTWAIT);
+                    drop(socket);
+                    self.waiting.fetch_sub(1, Ordering::SeqCst);
+                    waker.wake();
+                    self.unpark();
+                }
                 Item::Socket(socket, permit) => {
                     drop(socket);
                     drop(permit);
@@ -184,9 +219,13 @@ impl Shared {
 
     /// Wakes the parked connections once half of the room is free.
     fn unpark(&self) {
-        if self.waiting.load(Ordering::SeqCst) > MAX_WAITING / 2 {
+        if self.waiting.load(Ordering::SeqCst) > self.max_waiting.load(Ordering::SeqCst) / 2 {
             return;
         }
+        self.wake_parked();
+    }
+
+    fn wake_parked(&self) {
         let parked = std::mem::take(&mut self.lock().parked);
         parked.into_iter().for_each(Waker::wake);
     }

@@ -18,6 +18,7 @@ mod handover;
 mod listener_error;
 mod packets;
 mod peer_descriptors;
+mod peer_input;
 mod peer_progress;
 pub mod proxy;
 pub mod socket;
@@ -126,6 +127,12 @@ impl Server {
     /// a datagram claims. To be used for sockets whose owners trust this process.
     pub fn reserve_sockets(&self, sockets: impl IntoIterator<Item = UnixName>) {
         *self.reserved.lock().unwrap_or_else(PoisonError::into_inner) = sockets.into_iter().collect();
+    }
+
+    /// Sets how many descriptors that peers sent over Unix sockets may wait to be closed. At first it is
+    /// [`MAX_PEER_FDS`](crate::rlimit::MAX_PEER_FDS).
+    pub fn limit_peer_descriptors(&self, max_waiting: usize) {
+        self.dispatcher.disposal.set_max_waiting(max_waiting);
     }
 
     /// Serves a listening socket, or one of datagrams, under a name, by these settings. When this returns, connections

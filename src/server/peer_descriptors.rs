@@ -19,7 +19,7 @@ use rustix::net::{
 const MAX_PER_MESSAGE: usize = 253;
 
 /// Space for what another holder of the socket may have asked the kernel to add: the sender's credentials, security label
-/// and pidfd come before the descriptors. What does not fit is closed by the kernel, in this thread.
+/// and pidfd come before the descriptors.
 const OTHER_MESSAGES: usize = 1024;
 
 /// Space for everything that may come with a message.
@@ -91,32 +91,43 @@ pub(crate) fn merge_writers(socket: impl AsFd) {
     let _ = setsockopt(&socket, PassSec, &false);
 }
 
-/// Receives bytes of a stream, and the descriptors that came with them.
-///
-/// # Errors
-/// Returns an error if recvmsg(2) fails.
-pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
-    let mut space = [MaybeUninit::uninit(); ANCILLARY_SIZE];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let received = retry_on_intr(|| recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags))?;
-    Ok((received.bytes, take_descriptors(&mut ancillary)))
+/// What was received from a peer.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// So many bytes, with the descriptors that came along.
+    Complete(usize, Vec<OwnedFd>),
+    /// Nothing: more descriptors come with the next bytes than there is room for, and all of that stays in the socket. These
+    /// are copies of some, which are to be closed like all others.
+    NoRoom(Vec<OwnedFd>),
 }
 
-/// Receives bytes of a stream up to the first descriptors, which stay in the socket. Returns `None` if they come first.
+/// Receives bytes of a stream or a packet, and the descriptors that come along, if there is `room` for all of them.
+///
+/// The kernel closes descriptors for which it finds no room in the buffer or in the process (`RLIMIT_NOFILE`), or which a
+/// security module denies, in this thread. So they are peeked at first, which copies them. Only once this process has
+/// them all, the socket's own are received and dropped: none of those is the last then.
 ///
 /// # Errors
 /// Returns an error if recvmsg(2) fails.
-pub(crate) fn receive_before_descriptors(socket: impl AsFd, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
-    // Peeking only borrows them: the last reference stays in the socket, so that the kernel closes nothing here.
-    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
-    let peeked =
-        retry_on_intr(|| recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut RecvAncillaryBuffer::default(), flags))?;
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8], room: usize) -> Result<Received, Errno> {
+    let mut space = [MaybeUninit::uninit(); ANCILLARY_SIZE];
+    let size = match room {
+        0 => 0,
+        MAX_PER_MESSAGE.. => ANCILLARY_SIZE,
+        room => rustix::cmsg_space!(ScmRights(room)),
+    };
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space[..size]);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
+    let peeked = retry_on_intr(|| recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags))?;
+    let descriptors = take_descriptors(&mut ancillary);
     if peeked.flags.contains(ReturnFlags::CTRUNC) {
-        return Ok(None);
+        return Ok(Received::NoRoom(descriptors));
     }
-    let (count, _) = retry_on_intr(|| recv(&socket, &mut buffer[..peeked.bytes], RecvFlags::DONTWAIT))?;
-    Ok(Some(count))
+    match retry_on_intr(|| recv(&socket, &mut buffer[..peeked.bytes], RecvFlags::DONTWAIT)) {
+        Ok((count, _)) => Ok(Received::Complete(count, descriptors)),
+        // Another holder of the socket has read it.
+        Err(_) => Ok(Received::NoRoom(descriptors)),
+    }
 }
 
 fn take_descriptors(ancillary: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {

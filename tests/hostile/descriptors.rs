@@ -1,7 +1,7 @@
 //! Descriptors that peers send (SCM_RIGHTS, unix(7)): closing one may block for as long as its sender likes. No client
 //! notices, on this kernel and on one that cannot refuse them.
 
-use std::io::{IoSlice, Read};
+use std::io::{ErrorKind, IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -59,19 +59,26 @@ impl Sockets {
     /// Starts a daemon with one worker on these sockets: on a kernel that can refuse descriptors, or as on one that cannot.
     /// `None` if the latter cannot be tried.
     fn start(&self, kernel: Kernel, configuration: &str) -> Option<Daemon> {
+        self.start_with_wrapper("", kernel, configuration)
+    }
+
+    /// The same, run by a program that sets something before.
+    fn start_with_wrapper(&self, wrapper: &str, kernel: Kernel, configuration: &str) -> Option<Daemon> {
         let sockets = vec![
             self.unix.try_clone().expect("sockets can be made and connected"),
             self.tcp.try_clone().expect("sockets can be made and connected").into(),
         ];
         let mut command = activated_command("3<&0 4<&1", sockets, "echo:echo");
+        let mut wrapper = wrapper.to_owned();
         if kernel == Kernel::Old {
             let Some(python) = find_program("python3") else {
                 skip_test("descriptors on old kernels: python3 is not installed");
                 return None;
             };
-            let wrapper = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/old_kernel.py");
-            command.env("TEST_WRAPPER", format!("{} {wrapper}", python.display()));
+            let old_kernel = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/old_kernel.py");
+            wrapper = format!("{wrapper} {} {old_kernel}", python.display());
         }
+        command.env("TEST_WRAPPER", wrapper);
         let configuration = format!("[service]\nworkers = 1\n{configuration}");
         let daemon = Daemon::spawn_with_stdio(&mut command, &configuration, &[]);
         daemon.wait_for_log_times("listening on", 2);
@@ -113,6 +120,10 @@ impl Client {
     fn send(&self, text: &str) {
         send(&self.stream, self.message(text).as_bytes(), SendFlags::NOSIGNAL)
             .expect("sockets can be made and connected");
+    }
+
+    fn send_header(&self) {
+        send(&self.stream, b"PROXY UNKNOWN\r\n", SendFlags::NOSIGNAL).expect("sockets can be made and connected");
     }
 
     fn expect(&mut self, text: &str) {
@@ -294,14 +305,14 @@ fn a_connection_holds_its_permit_until_its_descriptors_are_closed() {
 fn peers_make_the_daemon_hold_a_bounded_number_of_descriptors() {
     for kind in KINDS {
         let sockets = Sockets::new(kind);
-        let Some(daemon) = sockets.start(Kernel::Old, "") else { return };
-        let mut honest = sockets.connect();
-        honest.exchange("honest");
-        let before = daemon.descriptor_count();
         let (_blocker, descriptor) = Blocker::nested();
         let mut blocking = sockets.connect();
-        blocking.send_with("blocking", vec![descriptor]).expect("this kernel does not refuse it");
+        blocking.send_with("blocking", vec![descriptor]).expect("the kernel queues it");
+        let Some(daemon) = sockets.start(Kernel::Old, "") else { return };
         blocking.expect("blocking");
+        let mut honest = sockets.connect();
+        honest.exchange("honest");
+        let before = daemon.descriptor_count() - 1;
         let evil: Vec<_> = (0..12).map(|_| sockets.connect()).collect();
         for client in &evil {
             client.send_with("many", (0..253).map(|_| pipe()).collect()).expect("this kernel does not refuse it");
@@ -316,6 +327,170 @@ fn peers_make_the_daemon_hold_a_bounded_number_of_descriptors() {
         assert!(held <= 1024 + 253 + 13 + 10, "{held}");
         daemon.stop();
     }
+}
+
+/// Connections have to begin with a PROXY header, which may take long.
+const PROXIED: &str = "[defaults]\nproxy_protocol = 'required'\ndeadlines.read = '1h'\n";
+
+/// Checks that nothing comes to this client for a while.
+fn expect_silence(client: &mut Client) {
+    client.stream.set_read_timeout(Some(Duration::from_millis(300))).expect("it can be set");
+    let received = client.stream.read(&mut [0; 10]);
+    assert!(received.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{received:?}");
+    client.stream.set_read_timeout(Some(common::TEST_TIMEOUT)).expect("it can be set");
+}
+
+#[test]
+fn a_connection_that_awaits_its_proxy_header_is_not_read_while_its_descriptors_wait() {
+    // The descriptor comes with a part of the header, or with all of it.
+    for (first, rest) in [("PROXY UN", "KNOWN\r\naaaa\t"), ("PROXY UNKNOWN\r\n", "aaaa\t")] {
+        for kernel in [Kernel::This, Kernel::Old] {
+            println!("{first:?}, {kernel:?}");
+            let sockets = Sockets::new(SocketType::STREAM);
+            let mut evil = sockets.connect();
+            let (blocker, descriptor) = Blocker::nested();
+            send_descriptors(evil.stream.as_fd(), first.as_bytes(), &[descriptor]).expect("the kernel queues it");
+            send(&evil.stream, rest.as_bytes(), SendFlags::NOSIGNAL).unwrap();
+            let Some(daemon) = sockets.start(kernel, PROXIED) else { continue };
+            let mut other = sockets.connect();
+            other.send_header();
+            other.exchange("other");
+            expect_silence(&mut evil);
+            blocker.release();
+            evil.expect("aaaa");
+            evil.exchange("again");
+            daemon.stop();
+        }
+    }
+}
+
+#[test]
+fn a_header_with_descriptors_waits_until_there_is_room_for_them() {
+    let sockets = Sockets::new(SocketType::STREAM);
+    let (blocker, descriptor) = Blocker::nested();
+    let mut blocking = sockets.connect();
+    send_descriptors(blocking.stream.as_fd(), b"PROXY UNKNOWN\r\n", &[descriptor]).expect("the kernel queues it");
+    blocking.send("blocking");
+    let Some(daemon) = sockets.start(Kernel::Old, PROXIED) else { return };
+    let mut without = sockets.connect();
+    without.send_header();
+    without.exchange("without");
+    let before = daemon.descriptor_count();
+    let many: Vec<_> = (0..5).map(|_| sockets.connect()).collect();
+    for client in &many {
+        let pipes: Vec<_> = (0..253).map(|_| pipe()).collect();
+        send_descriptors(client.stream.as_fd(), b"P", &pipes).expect("this kernel does not refuse it");
+    }
+    // The fifth of them does not fit.
+    wait_until("the daemon holds four messages", || daemon.descriptor_count() >= before + 5 + 4 * 253);
+    let mut waiting = sockets.connect();
+    send_descriptors(waiting.stream.as_fd(), b"PROXY UNKNOWN\r\n", &(0..20).map(|_| pipe()).collect::<Vec<_>>())
+        .expect("this kernel does not refuse it");
+    waiting.send("aaaa");
+    without.exchange("again");
+    expect_silence(&mut waiting);
+    blocker.release();
+    blocking.expect("blocking");
+    waiting.expect("aaaa");
+    drop(many);
+    daemon.stop();
+}
+
+#[test]
+fn a_connection_with_a_bad_header_is_not_read_while_its_descriptors_wait() {
+    let sockets = Sockets::new(SocketType::STREAM);
+    let (_blocker, descriptor) = Blocker::nested();
+    let mut evil = sockets.connect();
+    evil.send_with("bad", vec![descriptor]).expect("the kernel queues it");
+    let mut other = sockets.connect();
+    other.send_header();
+    let Some(daemon) = sockets.start(Kernel::Old, PROXIED) else { return };
+    other.exchange("other");
+    // The daemon has ended its stream, and lingers.
+    assert_eq!(evil.stream.read(&mut [0; 10]).unwrap(), 0);
+    let before = daemon.descriptor_count();
+    for _ in 0..2 {
+        evil.send_with("more", (0..100).map(|_| pipe()).collect()).expect("this kernel does not refuse it");
+    }
+    for _ in 0..20 {
+        other.exchange("again");
+    }
+    assert!(daemon.descriptor_count() <= before, "{} after {before}", daemon.descriptor_count());
+    daemon.stop();
+}
+
+/// Starts a daemon that may have few descriptors, as on a kernel that cannot refuse those of peers.
+fn start_with_few_descriptors(sockets: &Sockets) -> Option<Daemon> {
+    if find_program("prlimit").is_none() {
+        skip_test("few descriptors: prlimit is not installed");
+        return None;
+    }
+    sockets.start_with_wrapper("prlimit --nofile=120", Kernel::Old, "[limits]\nconnections = 40\n")
+}
+
+#[test]
+fn a_low_limit_on_descriptors_does_not_make_a_worker_close_those_of_peers() {
+    for kind in KINDS {
+        for is_blocked in [false, true] {
+            println!("{kind:?}, blocked: {is_blocked}");
+            let sockets = Sockets::new(kind);
+            let send_many = || {
+                let (client, (blocker, last)) = (sockets.connect(), Blocker::nested());
+                let descriptors = (0..200).map(|_| pipe()).chain([last]).collect();
+                client.send_with("many", descriptors).expect("the kernel queues it");
+                (client, blocker)
+            };
+            // Before the daemon runs. Otherwise it might close its copy first, and the last one, here, blocks.
+            let mut blocking = sockets.connect();
+            let (_blocker, descriptor) = if is_blocked { Blocker::nested() } else { Blocker::new() };
+            blocking.send_with("blocking", vec![descriptor]).expect("the kernel queues it");
+            let early: Vec<_> = (0..if is_blocked { 0 } else { 12 }).map(|_| send_many()).collect();
+            let Some(daemon) = start_with_few_descriptors(&sockets) else { return };
+            let (mut honest, mut tcp) = (sockets.connect(), sockets.tcp());
+            let mut late = Vec::new();
+            if is_blocked {
+                blocking.expect("blocking");
+                late.extend((0..12).map(|_| send_many()));
+            }
+            for number in 0..20 {
+                honest.exchange(&number.to_string());
+                tcp.exchange(&number.to_string());
+                sockets.connect().exchange("new");
+            }
+            let log = daemon.stop();
+            assert!(!log.iter().any(|line| line.contains("cannot accept")), "{log:#?}");
+            drop((early, late));
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_brings_more_descriptors_than_the_process_can_have_ends() {
+    for kind in KINDS {
+        let sockets = Sockets::new(kind);
+        let Some(daemon) = start_with_few_descriptors(&sockets) else { return };
+        let mut client = sockets.connect();
+        client.send_with("a few", (0..10).map(|_| pipe()).collect()).expect("this kernel does not refuse it");
+        client.expect("a few");
+        client.send_with("many", (0..200).map(|_| pipe()).collect()).expect("this kernel does not refuse it");
+        // The end of the stream, or a reset for the unread message.
+        assert!(matches!(client.stream.read(&mut [0; 10]), Ok(0) | Err(_)));
+        sockets.connect().exchange("other");
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_datagram_that_brings_more_descriptors_than_the_process_can_have_is_dropped() {
+    let (sockets, mut client) = datagram_sockets();
+    let Some(daemon) = start_with_few_descriptors(&sockets) else { return };
+    client.exchange("before");
+    client.send_with("many", (0..200).map(|_| pipe()).collect()).expect("this kernel does not refuse it");
+    client.exchange("after");
+    client.send_with("a few", (0..10).map(|_| pipe()).collect()).expect("this kernel does not refuse it");
+    client.expect("a few");
+    daemon.wait_for_log("1 datagram dropped on echo");
+    daemon.stop();
 }
 
 #[test]

@@ -19,6 +19,7 @@ use clap::Parser;
 use echoed::address::{Address, Family, UnixName};
 use echoed::cli::echoed::Echoed;
 use echoed::config::{Service, Settings};
+use echoed::rlimit::FdBudget;
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
 use echoed::systemd::activation::{self, ActivationFds, NamedSocket, Sockets};
@@ -59,13 +60,13 @@ fn run(arguments: &Echoed) -> Result<ExitCode, StartError> {
     let fds = activation::take()?;
     // So is this: with more threads it would take 10 ms.
     let mode = RunMode::of(&fds.sockets);
-    let preallocated = mode.preallocate_fd_table(&settings);
+    let budget = mode.preallocate_fd_table(&settings);
     let started = LeveledLog::start(settings.log_level);
     let (log, writer) = started.map_err(|error| StartError::system("cannot start the log", error))?;
-    supervisor::warn_low_nofile(preallocated, &settings, &log);
+    supervisor::warn_low_nofile(budget, &settings, &log);
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| StartError::system("cannot start the runtime", error))?;
-    let result = runtime.block_on(serve(arguments, &settings, mode, fds, &log));
+    let result = runtime.block_on(serve(arguments, &settings, mode, budget, fds, &log));
     drop(log);
     writer.close(Some(LOSSLESS_CLOSE_TIMEOUT));
     result
@@ -76,6 +77,7 @@ async fn serve(
     arguments: &Echoed,
     settings: &Settings,
     mode: RunMode,
+    budget: FdBudget,
     ActivationFds { sockets, bundles, problems }: ActivationFds,
     log: &LeveledLog,
 ) -> Result<ExitCode, StartError> {
@@ -83,6 +85,7 @@ async fn serve(
     let mut signals = Signals::catch().map_err(|error| StartError::system("cannot catch signals", error))?;
     let server = Server::start(settings, log.event_handler(), log.message_log());
     let server = server.map_err(|error| StartError::system("cannot start the workers", error))?;
+    server.limit_peer_descriptors(budget.peer_fds());
     server.reserve_sockets(trusting_sockets());
     let has_listen_addresses =
         !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use echoed::config::{self, Service, Settings};
 use echoed::protocol::rules::TimeSpan;
-use echoed::rlimit;
+use echoed::rlimit::{self, FdBudget};
 use echoed::server::{Counts, Server};
 use echoed::systemd::activation::Sockets;
 use echoed::systemd::notify;
@@ -64,12 +64,13 @@ impl RunMode {
         }
     }
 
-    /// Preallocates the table of descriptors for all connections that there may be. The result is for
-    /// [`warn_low_nofile`].
-    pub(crate) fn preallocate_fd_table(self, settings: &Settings) -> Result<(), u64> {
+    /// Preallocates the table of descriptors for all connections that there may be, and returns how many descriptors there
+    /// can be.
+    pub(crate) fn preallocate_fd_table(self, settings: &Settings) -> FdBudget {
+        let workers = settings.service.worker_threads();
         match self {
-            Self::Standalone | Self::Activated => rlimit::preallocate_fd_table(settings.limits.connections),
-            Self::SingleConnection => Ok(()),
+            Self::Standalone | Self::Activated => rlimit::preallocate_fd_table(settings.limits.connections, workers),
+            Self::SingleConnection => FdBudget::of(1, workers),
         }
     }
 }
@@ -153,7 +154,9 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
                 }
                 self.log.set_level(new.log_level);
                 self.server.reload(&new);
-                warn_low_nofile(self.mode.preallocate_fd_table(&new), &new, self.log);
+                let budget = self.mode.preallocate_fd_table(&new);
+                self.server.limit_peer_descriptors(budget.peer_fds());
+                warn_low_nofile(budget, &new, self.log);
                 self.settings.send_replace(new);
                 self.log.note(Note::Reloaded, "reloaded: the new settings hold for new connections");
                 None
@@ -255,11 +258,11 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
 }
 
 /// Warns if there cannot be as many descriptors as connections are allowed.
-pub(crate) fn warn_low_nofile(preallocated: Result<(), u64>, settings: &Settings, log: &LeveledLog) {
-    if let Err(max_fds) = preallocated {
-        let connections = settings.limits.connections;
+pub(crate) fn warn_low_nofile(budget: FdBudget, settings: &Settings, log: &LeveledLog) {
+    if !budget.fits_connections() {
+        let (allowed, connections) = (budget.allowed, settings.limits.connections);
         let text = format!(
-            "{max_fds} descriptors are too few for limits.connections={connections}, clients beyond them will wait; \
+            "{allowed} descriptors are too few for limits.connections={connections}, clients beyond them will wait; \
              raise LimitNOFILE= of the service (ulimit -Hn of a shell)"
         );
         log.note(Note::LowNofile, &text);

@@ -155,13 +155,19 @@ impl DatagramServer {
         }
     }
 
-    /// Receives one datagram, and has its descriptors closed.
-    fn receive_with_descriptors(&mut self, buffer: &mut [u8]) -> io::Result<Datagram> {
-        let (datagram, descriptors) = self.socket.receive_with_descriptors(buffer)?;
-        if !descriptors.is_empty() {
-            self.worker.disposal.dispose(descriptors, Waker::noop().clone());
+    /// Receives one datagram, and has its descriptors closed. Returns `None` if nothing is to be received now: there is no
+    /// room for its descriptors, or it is dropped, since the process cannot have them.
+    fn receive_with_descriptors(&mut self, buffer: &mut [u8], listener: &Listener) -> io::Result<Option<Datagram>> {
+        let make_waker = || Waker::from(Arc::clone(&self.unparked));
+        let received = self.socket.receive_with_descriptors(buffer, &self.worker.disposal, make_waker);
+        if received.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMFILE as i32)) {
+            self.worker.disposal.drop_packet(self.socket.try_clone()?, make_waker());
+            self.parked = true;
+            self.count(Err(DropCause::NoRoom), Peer::Unknown, listener);
+            return Ok(None);
         }
-        Ok(datagram)
+        self.parked = matches!(received, Ok(None));
+        received
     }
 
     /// Receives the datagrams that are there, [`BATCH`] at most. `ready` is the readiness of the socket.
@@ -183,12 +189,11 @@ impl DatagramServer {
         for _ in 0..BATCH {
             let received = match self.socket.has_descriptors() {
                 Ok(false) => self.socket.receive(&mut buffer),
-                Ok(true) if self.worker.disposal.is_full() => {
-                    self.parked = true;
-                    self.worker.disposal.park(Waker::from(Arc::clone(&self.unparked)));
-                    break;
-                }
-                Ok(true) => self.receive_with_descriptors(&mut buffer),
+                Ok(true) => match self.receive_with_descriptors(&mut buffer, &listener.load()) {
+                    Ok(Some(datagram)) => Ok(datagram),
+                    Ok(None) => break,
+                    Err(error) => Err(error),
+                },
                 Err(error) => Err(error),
             };
             let datagram = match received {

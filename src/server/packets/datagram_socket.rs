@@ -7,6 +7,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::task::Waker;
 
 use nix::errno::Errno;
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
@@ -19,8 +20,10 @@ use tokio::io::{Interest, Ready};
 use tokio::net::UnixStream;
 
 use crate::protocol::packet::Reply;
+use crate::server::disposal::Disposal;
 use crate::server::packets::sender_socket::SenderSocket;
-use crate::server::peer_descriptors::{self, PeerDescriptors};
+use crate::server::peer_descriptors::PeerDescriptors;
+use crate::server::peer_input::{self, Input};
 use crate::server::socket::Peer;
 use crate::server::worker::Worker;
 
@@ -196,18 +199,32 @@ impl DatagramSocket {
         peeked
     }
 
-    /// Receives one datagram, as [`DatagramSocket::receive`], and its descriptors.
+    /// Receives one datagram, as [`DatagramSocket::receive`], and has its descriptors closed. Returns `None` if there is no
+    /// room for them: `waker` is woken when there is.
     ///
     /// # Errors
-    /// Returns an error if recvmsg(2) fails.
-    pub(crate) fn receive_with_descriptors(&mut self, buffer: &mut [u8]) -> io::Result<(Datagram, Vec<OwnedFd>)> {
+    /// Returns an error if recvmsg(2) fails; EMFILE if the process cannot have the descriptors.
+    pub(crate) fn receive_with_descriptors(
+        &mut self,
+        buffer: &mut [u8],
+        disposal: &Disposal,
+        make_waker: impl Fn() -> Waker,
+    ) -> io::Result<Option<Datagram>> {
         let peeked = recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut [], Some(&mut self.ancillary), PEEK)?;
         let datagram = unix_datagram(&peeked);
         // Without the credentials, which rustix cannot represent for a process of another PID namespace.
         setsockopt(&self.socket, sockopt::PassCred, &false)?;
-        let received = peer_descriptors::receive(&self.socket, buffer);
+        let received = peer_input::receive(&self.socket, buffer, disposal, make_waker);
         setsockopt(&self.socket, sockopt::PassCred, &true)?;
-        Ok((datagram, received?.1))
+        Ok((received? != Input::Parked).then_some(datagram))
+    }
+
+    /// Returns a copy of the socket.
+    ///
+    /// # Errors
+    /// Returns an error if the process cannot have a further descriptor.
+    pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.socket.as_fd().try_clone_to_owned()
     }
 
     /// Returns the socket, and which descriptors may be queued in it.

@@ -25,6 +25,7 @@ use crate::server::disposal::{Disposal, Unparked};
 use crate::server::event::{Event, ReceivedMessage};
 use crate::server::packets;
 use crate::server::peer_descriptors::PeerDescriptors;
+use crate::server::peer_input::Input;
 use crate::server::peer_progress;
 use crate::server::socket::AcceptedSocket;
 use crate::server::worker::{StopRequest, Worker};
@@ -185,14 +186,16 @@ impl SeqpacketConnection {
             match self.peek() {
                 Ok(None) => return Err(Verdict::PeerClosed),
                 Ok(Some(next)) if next.len > self.rules().max_message => return Err(Verdict::TooLong),
-                Ok(Some(next)) if self.must_park(next) => {}
                 Ok(Some(next)) => {
                     if !self.set_memory(next.len) {
                         self.set_memory(0);
                         return Err(Verdict::Busy);
                     }
-                    self.last_packet = clock();
-                    return self.receive(next, next.len).map_err(|_| Verdict::PeerReset);
+                    if let Some(packet) = self.receive(next, next.len).map_err(|_| Verdict::PeerReset)? {
+                        self.last_packet = clock();
+                        return Ok(packet);
+                    }
+                    self.set_memory(0);
                 }
                 Err(error) if is_retryable(&error) => {}
                 Err(_) => return Err(Verdict::PeerReset),
@@ -210,24 +213,24 @@ impl SeqpacketConnection {
         next
     }
 
-    /// Parks the connection if the next packet has descriptors, and too many wait to be closed already. Returns whether it
-    /// did.
-    fn must_park(&mut self, next: NextPacket) -> bool {
-        if next.has_descriptors && self.worker.disposal.is_full() {
-            self.parked = true;
-            self.worker.disposal.park(Waker::from(Arc::clone(&self.unparked)));
-        }
-        self.parked
-    }
-
     /// Receives the next packet, up to `len` bytes, and has its descriptors closed. The connection is parked until they are.
-    fn receive(&mut self, next: NextPacket, len: usize) -> io::Result<Vec<u8>> {
-        let (packet, descriptors) = seqpacket_socket::receive(self.socket(), next, len)?;
-        if !descriptors.is_empty() {
-            self.parked = true;
-            self.worker.disposal.dispose(descriptors, Waker::from(Arc::clone(&self.unparked)));
-        }
-        Ok(packet)
+    /// Returns `None` if it is parked until there is room for them.
+    fn receive(&mut self, next: NextPacket, len: usize) -> io::Result<Option<Vec<u8>>> {
+        let mut packet = vec![0; len];
+        let len = if next.has_descriptors {
+            let make_waker = || Waker::from(Arc::clone(&self.unparked));
+            let (socket, disposal) = (self.socket(), &self.worker.disposal);
+            let input = seqpacket_socket::receive_with_descriptors(socket, &mut packet, disposal, make_waker)?;
+            self.parked = !matches!(input, Input::Bytes(_));
+            match input {
+                Input::Bytes(len) | Input::WithDescriptors(len) => len,
+                Input::Parked => return Ok(None),
+            }
+        } else {
+            seqpacket_socket::receive(self.socket(), &mut packet)?
+        };
+        packet.truncate(len);
+        Ok(Some(packet))
     }
 
     /// Discards the next packet, and returns how long it was; `None` at the end of the stream, or if nothing is read.
@@ -236,11 +239,7 @@ impl SeqpacketConnection {
             return Ok(None);
         }
         let Some(next) = self.peek()? else { return Ok(None) };
-        if self.must_park(next) {
-            return Ok(None);
-        }
-        self.receive(next, 0)?;
-        Ok(Some(next.len))
+        Ok(self.receive(next, 0)?.map(|_| next.len))
     }
 
     /// Sends a reply, as soon as there is room for it.

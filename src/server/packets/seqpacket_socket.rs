@@ -5,12 +5,14 @@
 //! else.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
+use std::task::Waker;
 
 use nix::sys::socket::{MsgFlags, UnixCredentials, recvmsg, sendmsg, setsockopt, sockopt};
 
 use crate::protocol::packet::Reply;
-use crate::server::peer_descriptors;
+use crate::server::disposal::Disposal;
+use crate::server::peer_input::{self, Input};
 
 /// Prepares a socket. To be called before any other of these functions.
 ///
@@ -43,26 +45,30 @@ pub(crate) fn peek(socket: impl AsFd) -> io::Result<Option<NextPacket>> {
     Ok(is_packet.then_some(NextPacket { len: received.bytes, has_descriptors }))
 }
 
-/// Receives the packet that [`peek`] returned, up to `len` bytes, and its descriptors. Only its connection reads this
-/// socket.
+/// Receives the packet that [`peek`] returned, into `packet`. Only its connection reads this socket.
 ///
 /// # Errors
-/// What recvmsg(2) says.
-pub(crate) fn receive(socket: impl AsFd, next: NextPacket, len: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut packet = vec![0; len];
-    let (len, descriptors) = if next.has_descriptors {
-        // Without the credentials, which rustix cannot represent for a process of another PID namespace.
-        setsockopt(&socket, sockopt::PassCred, &false)?;
-        let received = peer_descriptors::receive(&socket, &mut packet);
-        setsockopt(&socket, sockopt::PassCred, &true)?;
-        received?
-    } else {
-        let mut parts = [IoSliceMut::new(&mut packet)];
-        let received = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, None, MsgFlags::MSG_DONTWAIT)?;
-        (received.bytes, Vec::new())
-    };
-    packet.truncate(len);
-    Ok((packet, descriptors))
+/// Returns an error if recvmsg(2) fails.
+pub(crate) fn receive(socket: impl AsFd, packet: &mut [u8]) -> io::Result<usize> {
+    let mut parts = [IoSliceMut::new(packet)];
+    Ok(recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, None, MsgFlags::MSG_DONTWAIT)?.bytes)
+}
+
+/// The same for a packet that has descriptors: [`peer_input::receive`].
+///
+/// # Errors
+/// Returns an error if recvmsg(2) fails, or if the process cannot have the descriptors.
+pub(crate) fn receive_with_descriptors(
+    socket: impl AsFd,
+    packet: &mut [u8],
+    disposal: &Disposal,
+    make_waker: impl Fn() -> Waker,
+) -> io::Result<Input> {
+    // Without the credentials, which rustix cannot represent for a process of another PID namespace.
+    setsockopt(&socket, sockopt::PassCred, &false)?;
+    let received = peer_input::receive(&socket, packet, disposal, make_waker);
+    setsockopt(&socket, sockopt::PassCred, &true)?;
+    Ok(received?)
 }
 
 /// Sends a packet.

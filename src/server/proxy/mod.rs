@@ -7,6 +7,7 @@
 //! more is consumed: so what lies behind it is the connection's first input, as if there had been no header.
 
 mod header;
+mod input_stream;
 mod pending;
 
 pub use header::{BadHeader, HeaderFault, HeaderParse, MAX_EXCERPT, MAX_HEADER};

@@ -2,28 +2,21 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::os::unix::net as unix;
 use std::sync::Arc;
-use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use rustix::io::retry_on_intr;
-use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
-use tokio::io::Interest;
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time;
 
 use super::header::{BadHeader, HeaderFault, HeaderParse, MAX_EXCERPT, MAX_HEADER};
+use super::input_stream::InputStream;
 use crate::protocol::rules::TimeSpan;
 use crate::protocol::session::{LINGER, LINGER_BYTES, Totals};
 use crate::protocol::{Session, Verdict};
 use crate::server::accept::Dispatcher;
 use crate::server::admission::Permit;
 use crate::server::connection::{Connection, ConnectionInfo, clock};
-use crate::server::disposal::Disposal;
 use crate::server::event::Event;
-use crate::server::peer_descriptors::{self, PeerDescriptors};
 use crate::server::socket::{AcceptedSocket, Peer};
 use crate::server::worker::Worker;
 
@@ -64,13 +57,13 @@ impl PendingHeader {
 
     /// `cancelled` is kept to the end: [`Dispatcher::cancel_pending`] waits until it is dropped. `worker` runs this.
     async fn wait(self, mut cancelled: watch::Receiver<bool>, dispatcher: &Dispatcher, worker: &Worker) {
-        let Self { socket: AcceptedSocket { socket, descriptors }, mut session, mut info, mut permit } = self;
-        let stream = match UnixStream::from_std(unix::UnixStream::from(socket)) {
-            Ok(stream) => InputStream { stream, descriptors, disposal: dispatcher.disposal.clone() },
+        let Self { socket, mut session, mut info, mut permit } = self;
+        let mut stream = match InputStream::new(socket, &dispatcher.disposal) {
+            Ok(stream) => stream,
             Err(error) => return setup_failed(&info, error, dispatcher),
         };
         let mut header = Vec::new();
-        let outcome = read_header_before(&stream, &mut header, deadline(&session), &mut cancelled).await;
+        let outcome = read_header_before(&mut stream, &mut header, deadline(&session), &mut cancelled).await;
         let now = clock();
         match outcome {
             HeaderOutcome::Header(client) => {
@@ -119,7 +112,7 @@ fn deadline(session: &Session) -> Instant {
 /// Waits for the header until the deadline, or until it is cancelled, and consumes it. What was consumed is in
 /// `header`.
 async fn read_header_before(
-    stream: &InputStream,
+    stream: &mut InputStream,
     header: &mut Vec<u8>,
     until: Instant,
     cancelled: &mut watch::Receiver<bool>,
@@ -135,13 +128,17 @@ async fn read_header_before(
 }
 
 /// Waits for the header, and consumes it.
-async fn read_header(stream: &InputStream, header: &mut Vec<u8>) -> HeaderOutcome {
+async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOutcome {
     loop {
-        if stream.stream.readable().await.is_err() {
+        if stream.readable().await.is_err() {
             return HeaderOutcome::Broken;
         }
-        match stream.stream.try_io(Interest::READABLE, || read_available(stream, header)) {
-            Ok(Some(HeaderParse::Complete { client, .. })) => return HeaderOutcome::Header(client),
+        match read_available(stream, header) {
+            Ok(Some(HeaderParse::Complete { client, .. })) => {
+                // Nor are its messages read before the descriptors of its header are closed.
+                stream.unparked().await;
+                return HeaderOutcome::Header(client);
+            }
             Ok(Some(HeaderParse::Invalid(fault))) => return HeaderOutcome::Invalid(fault),
             // There may be more.
             Ok(Some(HeaderParse::Incomplete)) => {}
@@ -155,79 +152,29 @@ async fn read_header(stream: &InputStream, header: &mut Vec<u8>) -> HeaderOutcom
 }
 
 /// Consumes what has come of the header, adds it to `header`, and parses that; `None` at the end of the stream. Bytes
-/// behind a header are not consumed.
-fn read_available(stream: &InputStream, header: &mut Vec<u8>) -> io::Result<Option<HeaderParse>> {
+/// behind a header are not consumed. The header is incomplete as long as some of its bytes cannot be consumed.
+fn read_available(stream: &mut InputStream, header: &mut Vec<u8>) -> io::Result<Option<HeaderParse>> {
     let mut buffer = [0; MAX_HEADER];
-    let room = MAX_HEADER - header.len();
-    let (count, _) = retry_on_intr(|| recv(&stream.stream, &mut buffer[..room], RecvFlags::PEEK))?;
+    let consumed = header.len();
+    let count = stream.peek(&mut buffer[..MAX_HEADER - consumed])?;
     if count == 0 {
         return Ok(None);
     }
-    let consumed = header.len();
     header.extend_from_slice(&buffer[..count]);
     let parsed = HeaderParse::parse(header);
-    if let HeaderParse::Complete { len, .. } = parsed {
-        header.truncate(len);
+    let len = if let HeaderParse::Complete { len, .. } = parsed { len } else { header.len() };
+    header.truncate(consumed);
+    // One call receives all of it, unless descriptors come with a part.
+    match stream.receive(&mut buffer[..len - consumed])? {
+        Some(0) => return Err(ErrorKind::UnexpectedEof.into()),
+        received => header.extend_from_slice(&buffer[..received.unwrap_or(0)]),
     }
-    consume(stream, header.len() - consumed)?;
-    Ok(Some(parsed))
-}
-
-/// Consumes so many bytes of the stream, which are there already.
-fn consume(stream: &InputStream, len: usize) -> io::Result<()> {
-    let mut bytes = [0; MAX_HEADER];
-    let mut consumed = 0;
-    while consumed < len {
-        let count = stream.receive(&mut bytes[consumed..len])?;
-        if count == 0 {
-            return Err(ErrorKind::UnexpectedEof.into());
-        }
-        consumed += count;
-    }
-    Ok(())
-}
-
-/// A connection that is read before it is served.
-struct InputStream {
-    stream: UnixStream,
-    descriptors: PeerDescriptors,
-    disposal: Disposal,
-}
-
-impl InputStream {
-    /// Receives bytes, and has descriptors closed that came with them.
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.descriptors == PeerDescriptors::None {
-            return Ok(retry_on_intr(|| recv(&self.stream, &mut *buffer, RecvFlags::empty()))?.0);
-        }
-        if self.disposal.is_full() {
-            // There are none where there is no room for them: a peer that sends some is not waited for.
-            let count = peer_descriptors::receive_before_descriptors(&self.stream, buffer)?;
-            return count.ok_or_else(|| ErrorKind::ResourceBusy.into());
-        }
-        let (count, descriptors) = peer_descriptors::receive(&self.stream, buffer)?;
-        if !descriptors.is_empty() {
-            self.disposal.dispose(descriptors, Waker::noop().clone());
-        }
-        Ok(count)
-    }
-
-    fn into_socket(self) -> io::Result<AcceptedSocket> {
-        Ok(AcceptedSocket { socket: self.stream.into_std()?.into(), descriptors: self.descriptors })
-    }
-
-    /// Closes the socket, and then releases the permit: [`AcceptedSocket::close`].
-    fn close(self, permit: Permit) {
-        let disposal = self.disposal.clone();
-        if let Ok(socket) = self.into_socket() {
-            socket.close(&disposal, permit);
-        }
-    }
+    Ok(Some(if header.len() < len { HeaderParse::Incomplete } else { parsed }))
 }
 
 /// Closes a connection without a header, and reports it. It holds no place any longer.
 async fn reject(
-    stream: InputStream,
+    mut stream: InputStream,
     mut bad_header: BadHeader,
     info: &ConnectionInfo,
     opened: Instant,
@@ -237,7 +184,7 @@ async fn reject(
 ) {
     let permit = match permit.refuse() {
         Ok(permit) => {
-            bad_header.len += linger(&stream, cancelled).await;
+            bad_header.len += linger(&mut stream, cancelled).await;
             permit
         }
         // There are many of them: it is closed at once.
@@ -262,17 +209,14 @@ async fn reject(
 
 /// Ends our stream, and drops what still comes: closing with unread input would reset the connection. Returns how many
 /// bytes came.
-async fn linger(stream: &InputStream, cancelled: &mut watch::Receiver<bool>) -> u64 {
-    // A peer that is gone does not mind; the next read says so.
-    let _ = shutdown(&stream.stream, Shutdown::Write);
+async fn linger(stream: &mut InputStream, cancelled: &mut watch::Receiver<bool>) -> u64 {
+    stream.shut_down_writes();
     let mut dropped = 0;
     let drop_input = async {
-        while dropped < u64::from(LINGER_BYTES) && stream.stream.readable().await.is_ok() {
-            let mut buffer = [0; MAX_HEADER];
-            let received = stream.stream.try_io(Interest::READABLE, || stream.receive(&mut buffer));
-            match received {
-                Ok(0) => break,
-                Ok(count) => dropped += count as u64,
+        while dropped < u64::from(LINGER_BYTES) && stream.readable().await.is_ok() {
+            match stream.receive(&mut [0; MAX_HEADER]) {
+                Ok(Some(0)) => break,
+                Ok(received) => dropped += received.unwrap_or(0) as u64,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(_) => break,
             }
@@ -290,18 +234,25 @@ async fn linger(stream: &InputStream, cancelled: &mut watch::Receiver<bool>) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
     use crate::protocol::rules::{Deadlines, Rules};
+    use crate::server::disposal::Disposal;
+    use crate::server::peer_descriptors::PeerDescriptors;
 
     /// How long it takes until a connection without a header is given up.
     async fn header_timeout(read: Option<TimeSpan>) -> Duration {
-        let (_silent, stream) = UnixStream::pair().unwrap();
+        let (_silent, socket) = UnixStream::pair().unwrap();
         let (begun, cancelled) = (time::Instant::now(), watch::Sender::new(false));
         let rules = Rules { deadlines: Deadlines { read, ..Deadlines::default() }, ..Rules::default() };
         let session = Session::new(rules.into(), begun.into());
         let mut header = Vec::new();
-        let stream = InputStream { stream, descriptors: PeerDescriptors::None, disposal: Disposal::default() };
-        let outcome = read_header_before(&stream, &mut header, deadline(&session), &mut cancelled.subscribe()).await;
+        socket.set_nonblocking(true).unwrap();
+        let socket = AcceptedSocket { socket: socket.into(), descriptors: PeerDescriptors::None };
+        let mut stream = InputStream::new(socket, &Disposal::default()).unwrap();
+        let outcome =
+            read_header_before(&mut stream, &mut header, deadline(&session), &mut cancelled.subscribe()).await;
         assert_eq!((outcome, header), (HeaderOutcome::Invalid(HeaderFault::Timeout), Vec::new()));
         begun.elapsed()
     }

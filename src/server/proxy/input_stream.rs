@@ -1,0 +1,109 @@
+//! A connection that is read by a task, before it is served.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::net as unix;
+use std::sync::Arc;
+use std::task::Waker;
+
+use rustix::io::retry_on_intr;
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use crate::server::admission::Permit;
+use crate::server::disposal::{Disposal, Unparked};
+use crate::server::peer_descriptors::PeerDescriptors;
+use crate::server::peer_input;
+use crate::server::socket::AcceptedSocket;
+
+/// A connection that is read before it is served.
+pub(super) struct InputStream {
+    stream: UnixStream,
+    descriptors: PeerDescriptors,
+    disposal: Disposal,
+    /// Notified when descriptors that the peer sent are closed, and when there is room for further ones.
+    unparked: Arc<Unparked>,
+    /// Whether that is awaited: nothing is read then.
+    parked: bool,
+}
+
+impl InputStream {
+    /// Registers a socket with the reactor of this thread.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be registered.
+    pub(super) fn new(socket: AcceptedSocket, disposal: &Disposal) -> io::Result<Self> {
+        let AcceptedSocket { socket, descriptors } = socket;
+        let stream = UnixStream::from_std(unix::UnixStream::from(socket))?;
+        Ok(Self { stream, descriptors, disposal: disposal.clone(), unparked: Arc::default(), parked: false })
+    }
+
+    /// Waits until there may be input: not before the descriptors are closed that came with the last.
+    ///
+    /// # Errors
+    /// Returns an error if the runtime ends.
+    pub(super) async fn readable(&mut self) -> io::Result<()> {
+        self.unparked().await;
+        self.stream.readable().await
+    }
+
+    /// Waits until the descriptors are closed that came with the last input, or until there is room for the next ones.
+    pub(super) async fn unparked(&mut self) {
+        if self.parked {
+            self.unparked.wait().await;
+            self.parked = false;
+        }
+    }
+
+    /// Returns how many bytes are there, which stay in the socket; 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// Returns an error if recv(2) fails; [`ErrorKind::WouldBlock`] if there is no input.
+    pub(super) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        // Descriptors that come along stay in the socket as well.
+        let peek = || Ok(retry_on_intr(|| recv(&self.stream, &mut *buffer, RecvFlags::PEEK))?.0);
+        self.stream.try_io(Interest::READABLE, peek)
+    }
+
+    /// Receives bytes, and has descriptors closed that came along. Returns how many bytes came; 0 at the end of the stream,
+    /// `None` if none are received until there is room for the descriptors.
+    ///
+    /// # Errors
+    /// Returns an error if recvmsg(2) fails; [`ErrorKind::WouldBlock`] if there is no input.
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let Self { stream, descriptors, disposal, unparked, parked } = self;
+        stream.try_io(Interest::READABLE, || {
+            if *descriptors == PeerDescriptors::None {
+                return Ok(Some(retry_on_intr(|| recv(&*stream, &mut *buffer, RecvFlags::empty()))?.0));
+            }
+            let make_waker = || Waker::from(Arc::clone(unparked));
+            match peer_input::read_stream(&*stream, buffer, descriptors, parked, disposal, make_waker)? {
+                None if !*parked => Err(ErrorKind::WouldBlock.into()),
+                received => Ok(received),
+            }
+        })
+    }
+
+    /// Ends our side of the stream.
+    pub(super) fn shut_down_writes(&self) {
+        // A peer that is gone does not mind; the next read says so.
+        let _ = shutdown(&self.stream, Shutdown::Write);
+    }
+
+    /// Returns the socket, no longer registered.
+    ///
+    /// # Errors
+    /// Returns an error if its registration cannot be removed.
+    pub(super) fn into_socket(self) -> io::Result<AcceptedSocket> {
+        Ok(AcceptedSocket { socket: OwnedFd::from(self.stream.into_std()?), descriptors: self.descriptors })
+    }
+
+    /// Closes the socket, and then releases the permit: [`AcceptedSocket::close`].
+    pub(super) fn close(self, permit: Permit) {
+        let disposal = self.disposal.clone();
+        if let Ok(socket) = self.into_socket() {
+            socket.close(&disposal, permit);
+        }
+    }
+}
