@@ -12,6 +12,7 @@ use std::time::Duration;
 use common::peer::QueuedBytes;
 use common::{Daemon, Peer, ensure_nofile_limit, now, wait_until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketType, send, socket};
 use rustix::process::Signal;
 
 // --- Connections -------------------------------------------------------------------------------------------------------
@@ -208,6 +209,35 @@ fn refused_connections_hold_no_permits() {
     first.exchange("still served");
     drop((first, others, refused, flood));
     daemon.stop();
+}
+
+#[test]
+fn every_refused_connection_is_counted_and_logged() {
+    const HEADER: &str = "PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n";
+    for (kind, header) in [("", ""), ("seqpacket:", ""), ("", HEADER)] {
+        let listener = if header.is_empty() { "" } else { "[defaults]\nproxy_protocol = 'required'\n" };
+        let config = format!("[log]\nlevel = 'debug'\n[limits]\nconnections_per_source = 1\n{listener}");
+        let daemon = Daemon::start_with(&config, &["--listen", &format!("{kind}DIR/echo.sock")]);
+        let path = daemon.directory().join("echo.sock");
+        let connect = || {
+            let kind = if kind.is_empty() { SocketType::STREAM } else { SocketType::SEQPACKET };
+            let socket = socket(AddressFamily::UNIX, kind, None).expect("there are descriptors");
+            rustix::net::connect(&socket, &SocketAddrUnix::new(&path).expect("it is short")).expect("it listens");
+            // It may have been refused already.
+            let _ = send(&socket, header.as_bytes(), SendFlags::NOSIGNAL);
+            socket
+        };
+        let first = connect();
+        daemon.wait_for_log("connection 1 on ");
+        // More than can get the final reply at once.
+        let flood: Vec<_> = (0..200).map(|_| connect()).collect();
+        let ended = |verdict: &str| daemon.log().iter().filter(|line| line.contains(verdict)).count();
+        wait_until("all of them are refused", || ended(" ended: too-many") == 200);
+        drop((first, flood));
+        wait_until("all have ended", || ended(" ended: ") == 201);
+        let log = daemon.stop();
+        assert!(log.last().is_some_and(|line| line.ends_with(" on 201 connections in all")), "{log:#?}");
+    }
 }
 
 #[test]

@@ -26,6 +26,7 @@ use super::peer_descriptors::PeerDescriptors;
 use super::proxy::PendingHeader;
 use super::socket::{AcceptedSocket, Peer, SocketKind};
 use super::socket_options;
+use super::unserved;
 use super::worker::Worker;
 use crate::config;
 use crate::protocol::{Session, Verdict};
@@ -228,9 +229,19 @@ impl Dispatcher {
             return self.assign(socket, info, permit, None);
         }
         let (mut cancelled, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
+        let task = Arc::clone(worker);
         worker.spawn(async move {
-            let refused = dispatcher.claim_or_refuse(&mut permit, &mut cancelled).await.err();
-            dispatcher.assign(socket, info, permit, refused);
+            match dispatcher.claim_or_refuse(&mut permit, &mut cancelled).await {
+                Ok(()) => dispatcher.assign(socket, info, permit, None),
+                Err(verdict) => match permit.refuse() {
+                    Ok(permit) => dispatcher.assign(socket, info, permit, Some(verdict)),
+                    // There are many of them: it is closed at once.
+                    Err(permit) => {
+                        unserved::report(&task, &info, clock(), verdict, None);
+                        socket.close(&dispatcher.disposal, permit);
+                    }
+                },
+            }
             // Not earlier: `cancel_pending` waits until this receiver is dropped.
             drop(cancelled);
         });
@@ -265,15 +276,9 @@ impl Dispatcher {
         self: &Arc<Self>,
         socket: AcceptedSocket,
         info: ConnectionInfo,
-        mut permit: Permit,
+        permit: Permit,
         refused: Option<Verdict>,
     ) {
-        if refused.is_some() {
-            permit = match permit.refuse() {
-                Ok(permit) => permit,
-                Err(permit) => return socket.close(&self.disposal, permit),
-            };
-        }
         let Some(worker) = self.least_loaded_worker() else { return };
         let (peer, listener) = (info.peer, Arc::clone(&info.listener));
         if listener.kind == SocketKind::Seqpacket {

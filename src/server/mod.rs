@@ -24,6 +24,7 @@ pub mod proxy;
 pub mod socket;
 mod socket_options;
 mod timers;
+mod unserved;
 mod worker;
 
 use std::io;

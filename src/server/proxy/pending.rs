@@ -11,13 +11,14 @@ use tokio::time;
 use super::header::{BadHeader, HeaderFault, HeaderParse, MAX_EXCERPT, MAX_HEADER};
 use super::input_stream::InputStream;
 use crate::protocol::rules::TimeSpan;
-use crate::protocol::session::{LINGER, LINGER_BYTES, Totals};
+use crate::protocol::session::{LINGER, LINGER_BYTES};
 use crate::protocol::{Session, Verdict};
 use crate::server::accept::Dispatcher;
 use crate::server::admission::Permit;
 use crate::server::connection::{Connection, ConnectionInfo, clock};
 use crate::server::event::Event;
 use crate::server::socket::{AcceptedSocket, Peer};
+use crate::server::unserved;
 use crate::server::worker::Worker;
 
 /// How long a header may take where `deadlines.read` is off. The standard asks for 3 s at least, for one lost packet.
@@ -74,7 +75,10 @@ impl PendingHeader {
                 if let Err(verdict) = claimed {
                     permit = match permit.refuse() {
                         Ok(permit) => permit,
-                        Err(permit) => return stream.close(permit),
+                        Err(permit) => {
+                            unserved::report(worker, &info, session.opened(), verdict, None);
+                            return stream.close(permit);
+                        }
                     };
                     session.refuse(verdict, now);
                 }
@@ -190,19 +194,7 @@ async fn reject(
         // There are many of them: it is closed at once.
         Err(permit) => permit,
     };
-    let (verdict, totals) = (Verdict::BadProxyHeader, Totals { bytes_in: bad_header.len, ..Totals::default() });
-    worker.counters.count_accepted();
-    worker.counters.count_totals(Totals::default(), totals);
-    worker.counters.count_ended(verdict);
-    (worker.sink.handle_event)(Event::Closed {
-        id: info.id,
-        listener: Arc::clone(&info.listener.name),
-        peer: info.peer,
-        verdict,
-        totals,
-        age: clock().saturating_duration_since(opened),
-        bad_header: Some(bad_header),
-    });
+    unserved::report(worker, info, opened, Verdict::BadProxyHeader, Some(bad_header));
     // Last, since the server may end when the permit is released, and the connection has to be counted by then.
     stream.close(permit);
 }
