@@ -4,6 +4,10 @@
 //! the policy of a security module or of a BPF program (EPERM, EACCES, whatever they choose), a pending error of the
 //! network. One such error says nothing about the next call, which is made at once. If that fails as well, the listener
 //! pauses, so that an error that lasts costs nothing, and the connections of its worker run.
+//!
+//! The listener reports an error only when it pauses. A single error is mostly the peer's doing (ECONNABORTED: the
+//! connection was reset while it waited in the backlog), the listener loses nothing by it, and peers could repeat it at
+//! will. An error that has another reason returns with the next call, and is reported then.
 
 use std::io;
 use std::mem;
