@@ -20,7 +20,7 @@
 //! One message, socket to socket: `server/accept` → `server/connection` (read) → `protocol/session` →
 //! `protocol/framer` → `protocol/reply` → `server/connection` (write).
 
-#[cfg(feature = "daemon")]
+#[cfg(any(feature = "daemon", feature = "client"))]
 #[macro_use]
 extern crate nix;
 
@@ -34,6 +34,8 @@ pub mod client;
 pub mod config;
 #[cfg(any(feature = "daemon", feature = "client"))]
 mod escape;
+#[cfg(any(feature = "daemon", feature = "client"))]
+mod pass_rights;
 pub mod protocol;
 #[cfg(any(feature = "daemon", feature = "client"))]
 pub mod rlimit;

@@ -4,6 +4,8 @@
 
 #[path = "client/hostile.rs"]
 mod hostile;
+#[path = "common/kernel.rs"]
+mod kernel;
 #[path = "client/packets.rs"]
 mod packets;
 #[path = "client/raw.rs"]

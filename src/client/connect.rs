@@ -5,15 +5,16 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net;
-use std::path::Path;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::quote::reason;
 use crate::address::{Address, Family, UnixName};
+use crate::pass_rights::refuse_descriptors;
 use crate::units::format_time;
 
 /// A connected stream socket of any family. Once it is connected, TCP too is read, written and shut down by the same
@@ -169,11 +170,7 @@ pub async fn connect(address: &Address, limit: Duration) -> Result<Stream, Conne
             let resolved = look_up(address, *family, host, *port, deadline, limit).await?;
             return connect_any(address, resolved, deadline, limit).await;
         }
-        Address::Unix(UnixName::Path(path)) => timeout_at(deadline, connect_unix(path)).await,
-        // A name in the abstract namespace begins with a NUL byte.
-        Address::Unix(UnixName::Abstract(name)) => {
-            timeout_at(deadline, connect_unix(Path::new(&format!("\0{name}")))).await
-        }
+        Address::Unix(name) => timeout_at(deadline, connect_unix(name)).await,
         Address::Udp { .. } | Address::Seqpacket(_) | Address::Unixgram(_) => {
             return Err(ConnectError::StreamRequired { address: address.clone() });
         }
@@ -239,14 +236,35 @@ async fn connect_tcp(address: SocketAddr) -> io::Result<Stream> {
     UnixStream::from_std(net::UnixStream::from(OwnedFd::from(stream.into_std()?)))
 }
 
-async fn connect_unix(path: &Path) -> io::Result<Stream> {
+async fn connect_unix(name: &UnixName) -> io::Result<Stream> {
+    let (socket, address) = (open_unix_socket(SocketType::STREAM)?, unix_socket_address(name)?);
     loop {
-        match UnixStream::connect(path).await {
+        match rustix::net::connect(&socket, &address) {
             // A full backlog. Unlike TCP, a Unix socket does not queue us, and no event says when there is room.
-            Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(RETRY_INTERVAL).await,
-            result => return result,
+            Err(Errno::AGAIN) => sleep(RETRY_INTERVAL).await,
+            result => {
+                result?;
+                return UnixStream::from_std(net::UnixStream::from(socket));
+            }
         }
     }
+}
+
+/// Opens a Unix socket to which the server cannot send descriptors. Receiving them would close them, which may take as
+/// long as the server likes, whatever the timeout. A kernel that cannot refuse them (before Linux 6.16) lets the server
+/// hurt only this client.
+pub(super) fn open_unix_socket(kind: SocketType) -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    refuse_descriptors(&socket);
+    Ok(socket)
+}
+
+pub(super) fn unix_socket_address(name: &UnixName) -> io::Result<SocketAddrUnix> {
+    Ok(match name {
+        UnixName::Path(path) => SocketAddrUnix::new(path)?,
+        UnixName::Abstract(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())?,
+    })
 }
 
 #[cfg(test)]

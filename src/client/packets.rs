@@ -20,7 +20,7 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::connect::{ConnectError, RETRY_INTERVAL, look_up};
+use super::connect::{ConnectError, RETRY_INTERVAL, look_up, open_unix_socket, unix_socket_address};
 use crate::address::{Address, Family, UnixName};
 
 /// The longest packet that is taken, in bytes. UDP has less, and so has a Unix socket unless the system is told
@@ -61,10 +61,12 @@ impl PacketSocket {
                 Self::connect_udp(address, resolved)
             }
             Address::Unixgram(name) => {
-                let socket = open_unix_socket(SocketType::DGRAM).map_err(unix_error)?;
+                let socket = open_unix_socket(SocketType::DGRAM).map_err(|error| unix_error(error.into()))?;
                 // A name of its own, which the kernel picks (unix(7)): without one it cannot be answered.
                 bind(&socket, &SocketAddrUnix::new_unnamed()).map_err(|error| unix_error(error.into()))?;
-                socket_address(name).and_then(|destination| Ok(connect(&socket, &destination)?)).map_err(unix_error)?;
+                unix_socket_address(name)
+                    .and_then(|destination| Ok(connect(&socket, &destination)?))
+                    .map_err(unix_error)?;
                 Self::new(address, socket, false).map_err(unix_error)
             }
             Address::Seqpacket(name) => {
@@ -242,21 +244,9 @@ fn open_udp_socket(candidate: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn open_unix_socket(kind: SocketType) -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(socket_with(AddressFamily::UNIX, kind, flags, None)?)
-}
-
-fn socket_address(name: &UnixName) -> io::Result<SocketAddrUnix> {
-    Ok(match name {
-        UnixName::Path(path) => SocketAddrUnix::new(path)?,
-        UnixName::Abstract(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())?,
-    })
-}
-
 async fn connect_seqpacket(name: &UnixName) -> io::Result<OwnedFd> {
     let socket = open_unix_socket(SocketType::SEQPACKET)?;
-    let destination = socket_address(name)?;
+    let destination = unix_socket_address(name)?;
     loop {
         match connect(&socket, &destination) {
             // A full backlog, as with Unix streams.

@@ -15,6 +15,8 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recv, recvmsg, sockopt,
 };
 
+use crate::pass_rights::refuse_descriptors;
+
 /// How many descriptors come with one message at most (SCM_MAX_FD, unix(7)).
 const MAX_PER_MESSAGE: usize = 253;
 
@@ -25,20 +27,8 @@ const OTHER_MESSAGES: usize = 1024;
 /// Space for everything that may come with a message.
 pub(crate) const ANCILLARY_SIZE: usize = OTHER_MESSAGES + rustix::cmsg_space!(ScmRights(MAX_PER_MESSAGE));
 
-/// SO_PASSRIGHTS of asm-generic/socket.h, which no library names.
-const SO_PASSRIGHTS: libc::c_int = 83;
-
 /// SO_PASSPIDFD of asm-generic/socket.h (Linux 6.5), which no library names.
 const SO_PASSPIDFD: libc::c_int = 76;
-
-sockopt_impl!(
-    /// Whether peers may send descriptors.
-    PassRights,
-    SetOnly,
-    libc::SOL_SOCKET,
-    SO_PASSRIGHTS,
-    bool
-);
 
 sockopt_impl!(
     /// Whether each message comes with a descriptor of its sender.
@@ -74,7 +64,7 @@ impl PeerDescriptors {
     /// to a listener afterwards inherit that; those in its backlog do not.
     pub(crate) fn refuse(socket: impl AsFd) -> Self {
         match sockopt::socket_domain(&socket) {
-            Ok(AddressFamily::UNIX) if setsockopt(&socket, PassRights, &false).is_ok() => Self::Queued,
+            Ok(AddressFamily::UNIX) if refuse_descriptors(&socket) => Self::Queued,
             Ok(AddressFamily::UNIX) | Err(_) => Self::Any,
             Ok(_) => Self::None,
         }

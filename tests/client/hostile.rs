@@ -1,19 +1,23 @@
 //! Servers that never stop sending, and what they send to a terminal.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, accept, bind, listen, recv, send, socket,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketType, accept,
+    bind, listen, recv, recvfrom, send, sendmsg, sendmsg_addr, socket,
 };
 
-use super::{MAX_WAIT, Output, Server, Watchdog, command, echoctl, finish, now, reply_and_wait, run};
+use super::{MAX_WAIT, Output, Server, Watchdog, command, echoctl, finish, now, reply_and_wait, run, skip_test};
+use crate::kernel;
 
 /// What a flood may write beyond what the client is to read: the buffers of the kernel, and one read of the client.
 const BUFFERS: usize = 1024 * 1024;
@@ -164,6 +168,68 @@ fn an_error_of_the_server_is_shown_cut_and_on_one_line() {
     let output = echoctl(&["send", &server.address, "a"]);
     output.check(1, "", &error);
     assert_eq!(output.stderr, error);
+}
+
+// --- Descriptors -------------------------------------------------------------------------------------------------------
+
+/// Sends bytes and a descriptor to `to`, or to the other end of a connection.
+fn send_descriptor(socket: &OwnedFd, to: Option<&SocketAddrUnix>) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let stdin = std::io::stdin();
+    let descriptors = [stdin.as_fd()];
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    let (bytes, flags) = ([IoSlice::new(b"x")], SendFlags::NOSIGNAL);
+    match to {
+        Some(to) => sendmsg_addr(socket, to, &bytes, &mut ancillary, flags),
+        None => sendmsg(socket, &bytes, &mut ancillary, flags),
+    }
+}
+
+/// What it receives may take long to close, whatever the timeout of the client.
+#[test]
+fn a_server_cannot_send_descriptors_if_the_kernel_can_refuse_them() {
+    if !kernel::refuses_descriptors() {
+        return skip_test("refusing descriptors: this kernel is older than 6.16");
+    }
+    for (kind, scheme) in
+        [(SocketType::STREAM, "unix"), (SocketType::SEQPACKET, "seqpacket"), (SocketType::DGRAM, "unixgram")]
+    {
+        for arguments in [
+            &["send", "--timeout", "1s"][..],
+            &["ping", "--count", "1", "--timeout", "1s"],
+            &["bench", "--duration", "200ms"],
+        ] {
+            if kind != SocketType::STREAM && arguments[0] == "bench" {
+                continue;
+            }
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("server.sock");
+            let listener = socket(AddressFamily::UNIX, kind, None).unwrap();
+            bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+            if kind != SocketType::DGRAM {
+                listen(&listener, 10).unwrap();
+            }
+            let server = thread::spawn(move || {
+                if kind == SocketType::DGRAM {
+                    let (_, _, from) = recvfrom(&listener, &mut [0; 100], RecvFlags::empty()).unwrap();
+                    return send_descriptor(&listener, Some(&from.unwrap().try_into().unwrap()));
+                }
+                loop {
+                    let client = accept(&listener).unwrap();
+                    // The first connection of bench may only try whether the server is there.
+                    if recv(&client, &mut [0; 100], RecvFlags::empty()).is_ok_and(|(count, _)| count > 0) {
+                        return send_descriptor(&client, None);
+                    }
+                }
+            });
+            let address = format!("{scheme}:{}", path.display());
+            let message = if arguments[0] == "send" { &["a"][..] } else { &[] };
+            // It gets no reply.
+            echoctl(&[arguments, &[&address], message].concat());
+            assert_eq!(server.join().unwrap(), Err(Errno::PERM), "{arguments:?} {scheme}");
+        }
+    }
 }
 
 // --- Slow readers of stdout --------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ pub mod daemon;
 #[cfg(all(feature = "client", feature = "cli"))]
 pub mod echoctl;
 pub mod json;
+pub mod kernel;
 pub mod network;
 pub mod packets;
 pub mod peer;

@@ -12,7 +12,8 @@ use rustix::net::{
     socket_with,
 };
 
-use crate::address::{Address, UnixName};
+use crate::address::Address;
+use crate::client::connect::{open_unix_socket, unix_socket_address};
 
 /// Where connections go to: one address, looked up once.
 #[derive(Debug, Clone)]
@@ -37,8 +38,7 @@ impl Target {
     /// Returns the address to which `connected`, a connection to `address`, has led.
     pub(super) fn from_connected(address: &Address, connected: &UnixStream) -> io::Result<Self> {
         Ok(match address {
-            Address::Unix(UnixName::Path(path)) => Self::Unix(SocketAddrUnix::new(path)?),
-            Address::Unix(UnixName::Abstract(name)) => Self::Unix(SocketAddrUnix::new_abstract_name(name.as_bytes())?),
+            Address::Unix(name) => Self::Unix(unix_socket_address(name)?),
             _ => {
                 let peer: Option<SocketAddrAny> = getpeername(connected)?;
                 Self::Tcp(peer.ok_or(Errno::NOTCONN)?.try_into()?)
@@ -61,21 +61,21 @@ impl Target {
     }
 
     fn open_and_connect(&self) -> rustix::io::Result<(OwnedFd, rustix::io::Result<()>)> {
-        let family = match self {
-            Self::Tcp(SocketAddr::V4(_)) => AddressFamily::INET,
-            Self::Tcp(SocketAddr::V6(_)) => AddressFamily::INET6,
-            Self::Unix(_) => AddressFamily::UNIX,
-        };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-        let connected = match self {
+        match self {
             Self::Tcp(address) => {
+                let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                let socket = socket_with(family, SocketType::STREAM, flags, None)?;
                 set_tcp_nodelay(&socket, true)?;
-                connect(&socket, address)
+                let connected = connect(&socket, address);
+                Ok((socket, connected))
             }
-            Self::Unix(address) => connect(&socket, address),
-        };
-        Ok((socket, connected))
+            Self::Unix(address) => {
+                let socket = open_unix_socket(SocketType::STREAM)?;
+                let connected = connect(&socket, address);
+                Ok((socket, connected))
+            }
+        }
     }
 
     /// Returns the outcome of an attempt that was in progress.
