@@ -476,6 +476,21 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_connection_whose_socket_waits_to_be_closed_is_not_pending() {
+        let admission = admission(10, 1);
+        let first = claimed(&admission, v4(1)).unwrap();
+        let mut permit = pending(&admission, v4(1));
+        assert!(permit.decide().is_err());
+        let closing = permit.into_closing();
+        assert_eq!((admission.open(), admission.serving()), (2, 1));
+        assert_eq!(admission.pending.load(Ordering::Relaxed), 0);
+        drop(first);
+        assert!(admission.is_idle());
+        drop(closing);
+        assert!(admission.is_idle() && admission.open() == 0);
+    }
+
+    #[test]
     fn the_buffer_budget_is_enforced_and_released() {
         let admission = admission(2, 1);
         let mut one = admission.try_acquire(false).unwrap();

@@ -222,6 +222,7 @@ impl Permit {
         if let PermitState::Rejected = self.state {
             // It counts all the same, so that no more sockets wait than connections are allowed.
             self.admission.open.fetch_add(1, Ordering::SeqCst);
+            self.admission.pending.fetch_sub(1, Ordering::SeqCst);
             self.state = PermitState::Serving(None);
         }
         self.admission.closing.fetch_add(1, Ordering::SeqCst);
