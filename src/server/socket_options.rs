@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt};
-use rustix::io::Errno;
 use rustix::net::{ipproto, sockopt};
 
-use crate::config::{BufferSize, DEFAULT_TCP_BUFFER, ListenerSettings};
+use crate::config::{BufferSize, ListenerSettings};
 
 /// After how much silence the kernel asks whether a peer is still there (TCP_KEEPIDLE, tcp(7)).
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -37,18 +36,39 @@ sockopt_impl!(
     i32
 );
 
+/// The default size of the send buffer of a TCP socket, in bytes. The kernel doubles it (socket(7)): so replies that a client
+/// does not read hold little memory.
+const DEFAULT_SEND_BUFFER: usize = 64 * 1024;
+
 /// Sets what the settings say on a socket: a listening one, one of datagrams, or a connection that has not inherited it.
 ///
 /// # Errors
 /// Returns an error if setsockopt(2) fails.
 pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
     let is_tcp = is_tcp(&socket)?;
-    set_buffer(&socket, settings.receive_buffer, is_tcp, RECEIVE_BUFFER_LOCK, |size| {
-        sockopt::set_socket_recv_buffer_size(&socket, size)
-    })?;
-    set_buffer(&socket, settings.send_buffer, is_tcp, SEND_BUFFER_LOCK, |size| {
-        sockopt::set_socket_send_buffer_size(&socket, size)
-    })?;
+    // Before Linux 5.14 it is not known which sizes somebody else has chosen.
+    let locks = getsockopt(&socket, BufferLock).unwrap_or_default();
+    let mut unlock = 0;
+    match settings.receive_buffer {
+        BufferSize::Bytes(size) => sockopt::set_socket_recv_buffer_size(&socket, size)?,
+        BufferSize::Auto => unlock |= RECEIVE_BUFFER_LOCK,
+        // The kernel adapts it. With a fixed size it drops packets that do not fit, though they are in the window; from Linux
+        // 6.5 on it also closes the window then, and while the daemon waits for the peer to take replies, its acknowledgments
+        // are out of the window as well: neither side goes on for seconds.
+        BufferSize::Default => {}
+    }
+    match settings.send_buffer {
+        BufferSize::Bytes(size) => sockopt::set_socket_send_buffer_size(&socket, size)?,
+        BufferSize::Auto => unlock |= SEND_BUFFER_LOCK,
+        // Not where the socket unit has chosen a size.
+        BufferSize::Default if is_tcp && locks & SEND_BUFFER_LOCK == 0 => {
+            sockopt::set_socket_send_buffer_size(&socket, DEFAULT_SEND_BUFFER)?;
+        }
+        BufferSize::Default => {}
+    }
+    if locks & unlock != 0 {
+        setsockopt(&socket, BufferLock, &(locks & !unlock))?;
+    }
     if is_tcp {
         sockopt::set_tcp_nodelay(&socket, settings.nodelay)?;
         set_keepalive(&socket)?;
@@ -59,25 +79,6 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
 fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
     // Of Unix sockets there is none.
     Ok(matches!(sockopt::socket_protocol(&socket)?, Some(ipproto::TCP | ipproto::MPTCP)))
-}
-
-fn set_buffer(
-    socket: impl AsFd,
-    size: BufferSize,
-    is_tcp: bool,
-    lock: i32,
-    set: impl Fn(usize) -> Result<(), Errno>,
-) -> io::Result<()> {
-    // Before Linux 5.14 that is not known.
-    let locks = || getsockopt(&socket, BufferLock).unwrap_or_default();
-    match size {
-        BufferSize::Bytes(bytes) => set(bytes)?,
-        // Not where the socket unit or somebody else has chosen a size.
-        BufferSize::Default if is_tcp && locks() & lock == 0 => set(DEFAULT_TCP_BUFFER)?,
-        BufferSize::Auto if locks() & lock != 0 => setsockopt(&socket, BufferLock, &(locks() & !lock))?,
-        BufferSize::Default | BufferSize::Auto => {}
-    }
-    Ok(())
 }
 
 /// Has the kernel find out that a peer is gone which says nothing any more. A socket for which somebody else has chosen that
@@ -104,8 +105,8 @@ mod tests {
         Settings::default().defaults
     }
 
-    /// The options of a TCP socket: the sizes of its buffers, whether it waits for more, and its times of keepalive.
-    fn options(socket: impl AsFd) -> (usize, usize, bool, Option<[u64; 3]>) {
+    /// The options of a TCP socket: the size of its send buffer, whether it waits for more, and its times of keepalive.
+    fn options(socket: impl AsFd) -> (usize, bool, Option<[u64; 3]>) {
         let keepalive = sockopt::socket_keepalive(&socket).unwrap().then(|| {
             let seconds = |time: Duration| time.as_secs();
             [
@@ -114,15 +115,10 @@ mod tests {
                 sockopt::tcp_keepcnt(&socket).unwrap().into(),
             ]
         });
-        (
-            sockopt::socket_recv_buffer_size(&socket).unwrap(),
-            sockopt::socket_send_buffer_size(&socket).unwrap(),
-            sockopt::tcp_nodelay(&socket).unwrap(),
-            keepalive,
-        )
+        (sockopt::socket_send_buffer_size(&socket).unwrap(), sockopt::tcp_nodelay(&socket).unwrap(), keepalive)
     }
 
-    const DEFAULTS: (usize, usize, bool, Option<[u64; 3]>) = (128 * 1024, 128 * 1024, true, Some([60, 10, 6]));
+    const DEFAULTS: (usize, bool, Option<[u64; 3]>) = (128 * 1024, true, Some([60, 10, 6]));
 
     #[test]
     fn connections_inherit_the_options_of_their_listener() {
@@ -141,22 +137,25 @@ mod tests {
     #[test]
     fn what_the_socket_unit_has_chosen_stays() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        sockopt::set_socket_recv_buffer_size(&listener, 20_000).unwrap();
+        sockopt::set_socket_send_buffer_size(&listener, 20_000).unwrap();
         sockopt::set_socket_keepalive(&listener, true).unwrap();
         sockopt::set_tcp_keepidle(&listener, Duration::from_secs(7)).unwrap();
-        let usual = options(&listener).3.unwrap();
+        let usual = options(&listener).2.unwrap();
         set(&listener, &settings()).unwrap();
-        assert_eq!(options(&listener), (40_000, DEFAULTS.1, true, Some([7, usual[1], usual[2]])));
+        assert_eq!(options(&listener), (40_000, true, Some([7, usual[1], usual[2]])));
     }
 
     #[test]
     fn the_kernel_adapts_a_buffer_that_is_auto() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        set(&listener, &settings()).unwrap();
-        let is_locked = || getsockopt(&listener, BufferLock).unwrap();
-        assert_eq!(is_locked(), SEND_BUFFER_LOCK | RECEIVE_BUFFER_LOCK);
-        set(&listener, &ListenerSettings { send_buffer: BufferSize::Auto, ..settings() }).unwrap();
-        assert_eq!(is_locked(), RECEIVE_BUFFER_LOCK);
+        let with = |receive_buffer, send_buffer| ListenerSettings { receive_buffer, send_buffer, ..settings() };
+        let locks = || getsockopt(&listener, BufferLock).unwrap();
+        set(&listener, &with(BufferSize::Bytes(9000), BufferSize::Bytes(9000))).unwrap();
+        assert_eq!(locks(), SEND_BUFFER_LOCK | RECEIVE_BUFFER_LOCK);
+        set(&listener, &with(BufferSize::Bytes(9000), BufferSize::Auto)).unwrap();
+        assert_eq!(locks(), RECEIVE_BUFFER_LOCK);
+        set(&listener, &with(BufferSize::Auto, BufferSize::Auto)).unwrap();
+        assert_eq!(locks(), 0);
     }
 
     #[test]

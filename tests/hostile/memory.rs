@@ -1,5 +1,5 @@
-//! The memory of the kernel that a peer makes the daemon hold: what it sends and the daemon does not read, and replies that it
-//! does not read itself. It counts as memory of the service.
+//! The memory of the kernel that peers make the daemon hold by not reading their replies. It counts as memory of the
+//! service.
 
 use std::os::fd::OwnedFd;
 use std::thread;
@@ -17,8 +17,8 @@ use crate::common::{Daemon, Peer};
 /// As many clients as one source may have.
 const CLIENTS: usize = 256;
 
-/// How much one connection may hold: as docs/configuration.md and the unit say.
-const MAX_PER_CONNECTION: usize = 336 * 1024;
+/// How much memory replies to one client may hold: as docs/configuration.md says.
+const MAX_PER_CONNECTION: usize = 208 * 1024;
 
 /// SO_MEMINFO of asm-generic/socket.h, which no library names.
 const SO_MEMINFO: i32 = 55;
@@ -29,17 +29,15 @@ sockopt_impl!(
     GetOnly,
     libc::SOL_SOCKET,
     SO_MEMINFO,
-    [u32; 9]
+    [i32; 9]
 );
 
-/// Returns the memory of the kernel for each connection of a daemon: `None` if this process may not look.
-fn kernel_memory(daemon: &Daemon) -> Option<Vec<usize>> {
+/// Returns the memory of the kernel for replies on each connection of a daemon: `None` if this process may not look.
+fn reply_memory(daemon: &Daemon) -> Option<Vec<usize>> {
     let memory = |socket: OwnedFd| {
-        let [received, _, sent, _, reserved, queued, _, backlog, _] = getsockopt(&socket, MemInfo).expect("it is new");
-        let sent = if sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX) { sent } else { queued };
-        // What is reserved may be less than nothing for a moment.
-        let reserved = u32::try_from(reserved.cast_signed()).unwrap_or_default();
-        [received, sent, reserved, backlog].map(|bytes| bytes as usize).iter().sum()
+        let [_, _, allocated, _, _, queued, ..] = getsockopt(&socket, MemInfo).expect("it is new");
+        let is_unix = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX);
+        usize::try_from(if is_unix { allocated } else { queued }).unwrap_or_default()
     };
     Some(daemon.connections()?.into_iter().map(memory).collect())
 }
@@ -66,16 +64,16 @@ const PATIENT: &str = "[defaults.deadlines]\nread = '10min'\nwrite = '10min'\n[l
 fn check_memory(daemon: &Daemon, name: &str, clients: &[OwnedFd]) {
     let message = [&[b'x'; 1000][..], b"\t"].concat().repeat(10);
     fill(clients, &message);
-    let Some(memory) = kernel_memory(daemon) else { return };
+    let Some(memory) = reply_memory(daemon) else { return };
     let (total, most) = (memory.iter().sum::<usize>(), memory.iter().max().copied().unwrap_or_default());
     assert_eq!(memory.len(), CLIENTS, "{name}: connections are there");
     assert!(total > 8 << 20, "{name}: {total} bytes in all; the clients did not send");
-    assert!(total <= 256 << 20, "{name}: {total} bytes in all");
-    assert!(most <= MAX_PER_CONNECTION, "{name}: {most} bytes for one connection");
+    // The kernel may go beyond it by the last packet.
+    assert!(most <= MAX_PER_CONNECTION + 64 * 1024, "{name}: {most} bytes for one connection");
 }
 
 #[test]
-fn clients_of_one_source_that_do_not_read_hold_a_bounded_memory_of_the_kernel() {
+fn replies_that_remote_clients_do_not_read_hold_a_bounded_memory_of_the_kernel() {
     let Some([ours, theirs]) = two_machines() else { return };
     let listener = ours.tcp_listener("192.0.2.1:0");
     let address = listener.local_addr().expect("it is bound");
@@ -89,7 +87,7 @@ fn clients_of_one_source_that_do_not_read_hold_a_bounded_memory_of_the_kernel() 
 }
 
 #[test]
-fn clients_of_this_machine_that_do_not_read_hold_a_bounded_memory_of_the_kernel() {
+fn replies_that_clients_of_this_machine_do_not_read_hold_a_bounded_memory_of_the_kernel() {
     for address in ["127.0.0.1:0", "DIR/stream", "seqpacket:DIR/packets"] {
         let daemon = Daemon::start_with(PATIENT, &["--listen", address]);
         let address = &daemon.addresses()[0];
