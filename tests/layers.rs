@@ -288,6 +288,7 @@ service = { workers = 2, idle_exit = "off", drain_timeout = "1h 1us", handover =
 [limits]
 connections = 10
 connections_per_source = 0
+reclaim_idle = "2min"
 buffer_memory = "3MiB"
 datagrams_per_source = "7/s"
 [defaults]

@@ -30,7 +30,7 @@ fn the_descriptor_table_is_preallocated_for_all_connections_at_the_start() {
 
 #[test]
 fn a_connection_beyond_the_limit_waits_until_another_one_ends() {
-    let daemon = Daemon::start_with("[limits]\nconnections = 8\n", &["--listen", "127.0.0.1:0"]);
+    let daemon = Daemon::start_with("[limits]\nconnections = 8\nreclaim_idle = 'off'\n", &["--listen", "127.0.0.1:0"]);
     let mut served: Vec<_> = (0..8).map(|_| daemon.connect()).collect();
     for peer in &mut served {
         peer.exchange("served");

@@ -52,17 +52,17 @@ fn new_connections_use_the_new_settings_and_existing_ones_keep_theirs() {
 
 #[test]
 fn new_connection_limits_apply_at_once() {
-    let daemon = Daemon::start_with("[limits]\nconnections = 1\n", &["--listen", "127.0.0.1:0"]);
+    let daemon = Daemon::start_with("[limits]\nconnections = 1\nreclaim_idle = 'off'\n", &["--listen", "127.0.0.1:0"]);
     let mut first = daemon.connect();
     first.exchange("a");
     let mut second = daemon.connect();
     second.send("waits\t");
     daemon.wait_for_log("limits.connections=1");
     // The one that waited is served as soon as the limit is raised, though no connection has ended.
-    reload(&daemon, "[limits]\nconnections = 2\n", RELOADED, 1);
+    reload(&daemon, "[limits]\nconnections = 2\nreclaim_idle = 'off'\n", RELOADED, 1);
     second.expect("server got:waits\t");
     // A lowered limit closes no connection, but no other is accepted.
-    reload(&daemon, "[limits]\nconnections = 1\n", RELOADED, 2);
+    reload(&daemon, "[limits]\nconnections = 1\nreclaim_idle = 'off'\n", RELOADED, 2);
     let mut third = daemon.connect();
     third.send("waits\t");
     third.expect_silence(Duration::from_millis(100));
@@ -100,10 +100,10 @@ fn the_new_log_level_applies_to_existing_connections() {
 
 #[test]
 fn invalid_settings_change_nothing_and_all_errors_are_logged() {
-    let right = "[limits]\nconnections = 1\n[defaults]\nprefix = 'one:'\n";
+    let right = "[limits]\nconnections = 1\nreclaim_idle = 'off'\n[defaults]\nprefix = 'one:'\n";
     let daemon = Daemon::start_with(right, &["--listen", "127.0.0.1:0"]);
     // The first line alone would be right.
-    let wrong = "[limits]\nconnections = 2\n[defaults]\nprefix = 'two:'\nmax_message = 3\nunterminted = 'x'\n";
+    let wrong = "[limits]\nconnections = 2\nreclaim_idle = 'off'\n[defaults]\nprefix = 'two:'\nmax_message = 3\nunterminted = 'x'\n";
     let said = reload(&daemon, wrong, "not reloaded, the old settings stay", 1);
     assert!(said.starts_with("error: "), "{said}");
     let position = |line: usize| format!("{}:{line}:", daemon.directory().join("echoed.toml").display());

@@ -15,7 +15,7 @@ const fn key(section: &'static str, name: &'static str, description: &'static st
 }
 
 /// All of them but `listen`, which has no default and stands in `[listener.NAME]` only.
-pub(super) const KEYS: [Key; 27] = [
+pub(super) const KEYS: [Key; 28] = [
     key("log", "level", "error, warn, info, debug, trace"),
     key("service", "workers", "threads that serve connections; 0: one per CPU it may use, 8 at most"),
     key("service", "idle_exit", "a time, or \"off\"; exit after this long without a connection, where systemd listens"),
@@ -23,6 +23,7 @@ pub(super) const KEYS: [Key; 27] = [
     key("service", "handover", "true, false; hand live connections to the next process over a restart"),
     key("limits", "connections", "at once; when reached, the rest waits in the kernel's backlog"),
     key("limits", "connections_per_source", "one IPv4 address, one IPv6 /64, one UID on a Unix socket; 0: no limit"),
+    key("limits", "reclaim_idle", "a time, or \"off\"; when connections is reached: close those idle for so long"),
     key("limits", "buffer_memory", "a size; unfinished messages and unsent replies of all connections together"),
     key(
         "limits",

@@ -69,6 +69,9 @@ pub struct Limits {
     /// Connections of one source at once: one IPv4 address, one IPv6 /64, one UID on a Unix socket; 0: no limit.
     /// Loopback addresses are exempt.
     pub connections_per_source: u32,
+    /// How long a connection has to be idle before it may be closed for a client that waits while `connections` is
+    /// reached, unless one source holds more than half of all connections; `None`: none is closed for that.
+    pub reclaim_idle: Option<TimeSpan>,
     /// Bytes of partial messages and unsent replies of all connections together.
     pub buffer_memory: usize,
     /// Datagrams of one source that are answered in a second: one IPv4 address, one IPv6 /64, one UID on a Unix socket;
@@ -96,18 +99,14 @@ pub struct ListenerSettings {
 /// The size of a buffer that the kernel has for each socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BufferSize {
-    /// Of a TCP socket, [`DEFAULT_TCP_BUFFER`], unless the socket came with a size of its own; of others, what the kernel
-    /// gives it.
+    /// What the kernel gives the socket, and of TCP adapts; but the send buffer of a TCP socket is small, unless the socket
+    /// came with a size of its own.
     Default,
     /// What the kernel adapts it to, up to net.ipv4.tcp_rmem and net.ipv4.tcp_wmem (tcp(7)).
     Auto,
     /// So many bytes, which the kernel doubles for what it keeps beside them (socket(7)).
     Bytes(usize),
 }
-
-/// The default size of each buffer of a TCP socket, in bytes. The kernel doubles it, so that a connection holds 256 KiB of
-/// kernel memory at most, whatever its peer does.
-pub const DEFAULT_TCP_BUFFER: usize = 64 * 1024;
 
 impl Default for Settings {
     fn default() -> Self {
@@ -122,6 +121,7 @@ impl Default for Settings {
             limits: Limits {
                 connections: 4096,
                 connections_per_source: 256,
+                reclaim_idle: Some(TimeSpan::new(Duration::from_secs(60), "1min")),
                 buffer_memory: 64 * 1024 * 1024,
                 datagrams_per_source: Some(100),
             },

@@ -66,6 +66,7 @@ fn sections(settings: &Settings) -> Vec<Section> {
             vec![
                 ("connections", limits.connections.to_string()),
                 ("connections_per_source", limits.connections_per_source.to_string()),
+                ("reclaim_idle", time(limits.reclaim_idle.as_ref())),
                 ("buffer_memory", size(limits.buffer_memory)),
                 ("datagrams_per_source", rate(limits.datagrams_per_source)),
             ],

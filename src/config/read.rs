@@ -64,6 +64,7 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {
     section.set(&mut limits.connections, "connections", NUMBER, |value| value::integer(value, 1..=1_000_000));
     let per_source = &mut limits.connections_per_source;
     section.set(per_source, "connections_per_source", NUMBER, |value| value::integer(value, 0..=1_000_000));
+    section.set(&mut limits.reclaim_idle, "reclaim_idle", TIME, value::time_or_off);
     section.set(&mut limits.buffer_memory, "buffer_memory", SIZE, |value| value::size(value, BUFFER_MEMORY));
     section.set(&mut limits.datagrams_per_source, "datagrams_per_source", RATE, value::rate_or_off);
 }

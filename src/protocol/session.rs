@@ -160,9 +160,10 @@ impl Session {
         }
     }
 
-    /// Whether it was refused because its source has too many connections ([`Session::refuse`]).
+    /// Whether it ends outside the limit on connections: it was refused because its source has too many of them, or
+    /// reclaimed for another one ([`Session::refuse`]).
     #[must_use]
-    pub fn is_refused(&self) -> bool {
+    pub fn is_outside_limit(&self) -> bool {
         match self.phase {
             Phase::Open => false,
             Phase::Stopping(verdict, _)
@@ -170,8 +171,21 @@ impl Session {
             | Phase::Closing(verdict, _)
             | Phase::Lingering(verdict, ..)
             | Phase::Logging(verdict)
-            | Phase::Done(verdict) => matches!(verdict, Verdict::TooMany { .. }),
+            | Phase::Done(verdict) => {
+                matches!(verdict, Verdict::TooMany { .. } | Verdict::Reclaimed)
+            }
         }
+    }
+
+    /// Returns since when it is idle: no message is in progress, no reply is owed, nothing waits for the log. `None` if it
+    /// is not, or if it has no deadline for that.
+    #[must_use]
+    pub fn idle_since(&self) -> Option<Instant> {
+        let is_idle = self.phase == Phase::Open
+            && self.rules.deadlines.idle.is_some()
+            && !self.is_reading_blocked()
+            && self.awaited() == Awaited::MessageStart;
+        is_idle.then_some(self.last_activity)
     }
 
     /// What went through it.

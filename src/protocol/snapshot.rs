@@ -57,6 +57,7 @@
 //! | 3 | idle-deadline | 7 | write-deadline | 11 | shutdown |
 //! | 4 | lifetime | 8 | peer-closed | 12 | handed-over |
 //! | | | | | 13 | bad-proxy-header |
+//! | | | | | 14 | reclaimed |
 //!
 //! There is one version so far. A later daemon must write the lowest version that can express the session, so that an older
 //! one can go on with it where possible, and read all versions up to its own. A code or a version is never used again for
@@ -330,6 +331,7 @@ fn write_verdict(writer: &mut Writer, verdict: Verdict) {
         Verdict::Shutdown => writer.u8(11),
         Verdict::HandedOver => writer.u8(12),
         Verdict::BadProxyHeader => writer.u8(13),
+        Verdict::Reclaimed => writer.u8(14),
     }
 }
 
@@ -348,6 +350,7 @@ fn read_verdict(reader: &mut Reader<'_>) -> Result<Verdict, Error> {
         11 => Verdict::Shutdown,
         12 => Verdict::HandedOver,
         13 => Verdict::BadProxyHeader,
+        14 => Verdict::Reclaimed,
         code => return Err(Error::UnknownCode { field: "verdict", code }),
     })
 }

@@ -39,13 +39,15 @@ pub enum Verdict {
     HandedOver,
     /// It did not begin with a PROXY header, as its listener demands, or not in time.
     BadProxyHeader,
+    /// It was idle, all permits were taken, and another client waited: `limits.reclaim_idle`.
+    Reclaimed,
 }
 
 /// What a final reply begins with, instead of a prefix.
 pub const SERVER_ERROR: &[u8] = b"server error:";
 
 /// How many kinds of verdicts there are.
-pub const KINDS: usize = 13;
+pub const KINDS: usize = 14;
 
 impl Verdict {
     /// Its one name, in lower case with hyphens.
@@ -71,6 +73,7 @@ impl Verdict {
             Self::Shutdown => 10,
             Self::HandedOver => 11,
             Self::BadProxyHeader => 12,
+            Self::Reclaimed => 13,
         }
     }
 
@@ -88,6 +91,7 @@ impl Verdict {
             Self::Lifetime => deadline_text(deadlines.lifetime.as_ref(), |d| format!("connection older than {d}")),
             Self::TooMany { limit } => Some(format!("too many connections from this source (limit {limit})")),
             Self::Busy => Some("out of buffer memory".to_owned()),
+            Self::Reclaimed => Some("connection reclaimed, the server is full".to_owned()),
             Self::WriteDeadline
             | Self::PeerClosed
             | Self::PeerReset
@@ -125,6 +129,7 @@ pub const NAMES: [&str; KINDS] = [
     "shutdown",
     "handed-over",
     "bad-proxy-header",
+    "reclaimed",
 ];
 
 impl fmt::Display for Verdict {

@@ -2,12 +2,14 @@
 //! wakes all of them for each connection.) A permit is acquired before a connection is accepted, so that connections
 //! that do not fit wait in the kernel's backlog.
 
-use std::io;
+use std::future::pending;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -15,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task;
 use tokio::time;
 
-use super::admission::{Admission, Permit};
+use super::admission::{Admission, Permit, Shortage};
 use super::connection::{Connection, ConnectionInfo, clock};
 use super::disposal::Disposal;
 use super::event::{Event, EventHandler, Retry};
@@ -24,15 +26,18 @@ use super::packets::rate_limit::RateLimiter;
 use super::packets::seqpacket::SeqpacketConnection;
 use super::peer_descriptors::PeerDescriptors;
 use super::proxy::PendingHeader;
+use super::reclaim::{self, Reclaimer};
 use super::socket::{AcceptedSocket, Peer, SocketKind};
 use super::socket_options;
 use super::unserved;
-use super::worker::Worker;
+use super::worker::{HANG_TIMEOUT, Worker};
 use crate::config;
 use crate::protocol::{Session, Verdict};
 
 /// How many connections are accepted before the first worker's connections run.
 const BATCH: usize = 32;
+
+const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Assigns connections to workers. The acceptors of all listeners share it.
 pub(crate) struct Dispatcher {
@@ -42,6 +47,7 @@ pub(crate) struct Dispatcher {
     pub(crate) handle_event: EventHandler,
     pub(crate) last_id: AtomicU64,
     pub(crate) rate_limiter: RateLimiter,
+    pub(crate) reclaimer: Reclaimer,
     /// Whether connections that wait for a PROXY header are to stop waiting. They and those with a pending slot have a
     /// receiver each.
     pub(crate) pending_cancelled: watch::Sender<bool>,
@@ -103,8 +109,7 @@ pub(crate) async fn accept(
     // Whether the next connection has inherited them: not those that were in the backlog by then, which come first.
     let mut inherits = false;
     loop {
-        let awaits_header = || listener.load().awaits_header();
-        dispatcher.admission.wait_for_permit(awaits_header, |event| (dispatcher.handle_event)(event)).await;
+        dispatcher.wait_for_permit(socket, listener).await;
         // Enabled before the attempt, so that no descriptor becomes free unnoticed.
         let mut ended = pin!(dispatcher.admission.connection_ended().notified());
         ended.as_mut().enable();
@@ -131,7 +136,7 @@ pub(crate) async fn accept(
                 Err(error) => error,
             };
             permit.release_unused();
-            if error.kind() == io::ErrorKind::WouldBlock {
+            if error.kind() == ErrorKind::WouldBlock {
                 inherits = applied.is_some();
                 if listener_error::is_shut_down(ready) {
                     return listener_error::shut_down_error();
@@ -182,7 +187,25 @@ pub(crate) fn probe_backlog(socket: &UnixStream, listener: &ListenerHandle, disp
         }
         Err(error) => {
             permit.release_unused();
-            error.kind() != io::ErrorKind::WouldBlock
+            error.kind() != ErrorKind::WouldBlock
+        }
+    }
+}
+
+/// Waits until there is a client in the backlog. On a socket that was shut down there is none.
+async fn client_waits(socket: &UnixStream) {
+    loop {
+        match socket.ready(Interest::READABLE).await {
+            Ok(ready) if !listener_error::is_shut_down(ready) => {}
+            _ => pending().await,
+        }
+        let mut polled = [PollFd::new(socket, PollFlags::IN)];
+        let is_there = poll(&mut polled, Some(&NO_WAIT)).is_ok_and(|count| count > 0);
+        // The reactor does not know that the last one was accepted, unless it is told.
+        let told =
+            socket.try_io(Interest::READABLE, || if is_there { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) });
+        if told.is_ok() {
+            return;
         }
     }
 }
@@ -233,14 +256,12 @@ impl Dispatcher {
         worker.spawn(async move {
             match dispatcher.claim_or_refuse(&mut permit, &mut cancelled).await {
                 Ok(()) => dispatcher.assign(socket, info, permit, None),
-                Err(verdict) => match permit.refuse() {
-                    Ok(permit) => dispatcher.assign(socket, info, permit, Some(verdict)),
-                    // There are many of them: it is closed at once.
-                    Err(permit) => {
-                        unserved::report(&task, &info, clock(), verdict, None);
-                        socket.close(&dispatcher.disposal, permit);
-                    }
-                },
+                Err(verdict) if permit.refuse() => dispatcher.assign(socket, info, permit, Some(verdict)),
+                // There are many of them: it is closed at once.
+                Err(verdict) => {
+                    unserved::report(&task, &info, clock(), verdict, None);
+                    socket.close(&dispatcher.disposal, permit);
+                }
             }
             // Not earlier: `cancel_pending` waits until this receiver is dropped.
             drop(cancelled);
@@ -263,12 +284,54 @@ impl Dispatcher {
         permit.decide()?;
         tokio::select! {
             biased;
-            () = permit.reacquire() => return Ok(()),
+            () = self.reacquire(permit) => return Ok(()),
             // An error means that the server is gone.
             _ = cancelled.wait_for(|cancelled| *cancelled) => {}
         }
         permit.reacquire_unchecked();
         Ok(())
+    }
+
+    /// Waits until there is a permit for a connection whose source has room. While there is none, closes idle connections.
+    async fn reacquire(&self, permit: &mut Permit) {
+        loop {
+            let mut ended = pin!(self.admission.connection_ended().notified());
+            ended.as_mut().enable();
+            if permit.try_reacquire() {
+                return;
+            }
+            if !self.reclaim_one().await {
+                let _ = time::timeout(reclaim::RETRY, ended).await;
+            }
+        }
+    }
+
+    /// Waits until a permit is available for a connection that `socket` accepts. While all are taken and a client waits,
+    /// closes idle connections.
+    async fn wait_for_permit(&self, socket: &UnixStream, listener: &ListenerHandle) {
+        loop {
+            let mut ended = pin!(self.admission.connection_ended().notified());
+            ended.as_mut().enable();
+            let Some(shortage) = self.admission.shortage(listener.load().awaits_header()) else { return };
+            self.admission.report_shortage(shortage, |event| (self.handle_event)(event));
+            if shortage != Shortage::Connections || !self.reclaimer.is_on() {
+                ended.await;
+                continue;
+            }
+            tokio::select! {
+                () = &mut ended => continue,
+                () = client_waits(socket) => {}
+            }
+            if !self.reclaim_one().await {
+                let _ = time::timeout(reclaim::RETRY, ended).await;
+            }
+        }
+    }
+
+    /// Closes one idle connection, if one may be closed. Returns whether its permit is free. Waits for no worker that hangs.
+    async fn reclaim_one(&self) -> bool {
+        let reclaimed = self.reclaimer.reclaim_one(&self.workers, self.admission.limit());
+        time::timeout(HANG_TIMEOUT, reclaimed).await.unwrap_or(false)
     }
 
     /// Assigns a connection to the worker with the fewest connections: to be served, or to be refused.

@@ -17,7 +17,7 @@ use super::connection::clock;
 use super::event::Event;
 use crate::config::Limits;
 
-/// How many refused connections may wait at once for their final reply to arrive. They do not count against
+/// How many connections that were refused or reclaimed may wait at once for their final reply to arrive. They do not count against
 /// `limits.connections`; beyond that number, they are closed without a final reply.
 const MAX_REFUSED: usize = 64;
 
@@ -63,7 +63,7 @@ pub(crate) struct Admission {
 
 /// Why no connection can be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shortage {
+pub(crate) enum Shortage {
     /// There are as many connections as the limit allows.
     Connections,
     /// There are as many connections that await their PROXY header as may.
@@ -115,7 +115,7 @@ impl Admission {
     }
 
     /// Returns why no connection can be accepted, if so.
-    fn shortage(&self, awaits_header: bool) -> Option<Shortage> {
+    pub(crate) fn shortage(&self, awaits_header: bool) -> Option<Shortage> {
         if self.open() + self.reserved.load(Ordering::Relaxed) >= self.limit() {
             Some(Shortage::Connections)
         } else if awaits_header && self.awaiting_header.load(Ordering::Relaxed) >= self.header_limit() {
@@ -156,28 +156,16 @@ impl Admission {
         Permit { admission: Arc::clone(self), state: PermitState::Refused, memory: 0 }
     }
 
-    /// Waits until a permit is available. `awaits_header` says whether the next connection has to begin with a PROXY
-    /// header. Calls `report` if it has to wait for a limit, but not again and again while connections come and go.
-    pub(crate) async fn wait_for_permit(&self, awaits_header: impl Fn() -> bool, report: impl Fn(Event)) {
-        loop {
-            let mut ended = std::pin::pin!(self.connection_ended.notified());
-            ended.as_mut().enable();
-            let limit = self.limit();
-            match self.shortage(awaits_header()) {
-                None => return,
-                Some(Shortage::Connections) => {
-                    if !self.limit_reported.swap(true, Ordering::Relaxed) {
-                        report(Event::LimitReached { limit, awaiting_header: None });
-                    }
-                }
-                Some(Shortage::AwaitingHeader) => {
-                    if !self.header_limit_reported.swap(true, Ordering::Relaxed) {
-                        report(Event::LimitReached { limit, awaiting_header: Some(self.header_limit()) });
-                    }
-                }
-                Some(Shortage::Pending) => {}
-            }
-            ended.await;
+    /// Calls `report` for a limit that is reached, but not again and again while connections come and go.
+    pub(crate) fn report_shortage(&self, shortage: Shortage, report: impl Fn(Event)) {
+        let limit = self.limit();
+        let (reported, awaiting_header) = match shortage {
+            Shortage::Connections => (&self.limit_reported, None),
+            Shortage::AwaitingHeader => (&self.header_limit_reported, Some(self.header_limit())),
+            Shortage::Pending => return,
+        };
+        if !reported.swap(true, Ordering::Relaxed) {
+            report(Event::LimitReached { limit, awaiting_header });
         }
     }
 
@@ -357,7 +345,7 @@ mod tests {
         drop(other);
         for mut permit in refused {
             assert_eq!(permit.decide(), Err(Verdict::TooMany { limit: 1 }));
-            assert!(permit.refuse().is_ok());
+            assert!(permit.refuse());
         }
         assert_eq!((admission.open(), admission.pending.load(Ordering::Relaxed)), (1, 0));
     }
@@ -466,9 +454,13 @@ mod tests {
     #[test]
     fn refused_connections_do_not_count_against_the_limit_and_are_few() {
         let admission = admission(1, 1);
-        let refused: Vec<_> =
-            (0..MAX_REFUSED).map(|_| admission.try_acquire(false).unwrap().refuse().unwrap()).collect();
-        assert!(admission.try_acquire(false).unwrap().refuse().is_err());
+        let mut refused: Vec<_> = Vec::new();
+        for _ in 0..MAX_REFUSED {
+            let mut permit = admission.try_acquire(false).unwrap();
+            assert!(permit.refuse());
+            refused.push(permit);
+        }
+        assert!(!admission.try_acquire(false).unwrap().refuse());
         let _served = admission.try_acquire(false).unwrap();
         drop(refused);
         assert_eq!(admission.refused.load(Ordering::Relaxed), 0);

@@ -17,7 +17,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::time;
 
 use super::accept::Listener;
-use super::admission::Permit;
+use super::admission::{Permit, Source};
 use super::disposal::Disposal;
 use super::event::{Event, ReceivedMessage, summary};
 use super::handover::DetachedConnection;
@@ -258,6 +258,27 @@ impl Connection {
                 return Progress::Pending;
             }
         }
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.info.id
+    }
+
+    /// Returns the source that holds it: [`Source::of_holder`].
+    pub(crate) fn holder(&self) -> Source {
+        Source::of_holder(self.info.peer)
+    }
+
+    /// Returns since when it is idle: [`Session::idle_since`]. What may have come and was not read is activity.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        if self.queued || self.parked { None } else { self.session.idle_since() }
+    }
+
+    /// Ends the connection for one that waits, and frees its permit. Returns `false` if it is to be closed at once, since many
+    /// wait for their final reply to arrive.
+    pub(crate) fn reclaim(&mut self, now: Instant) -> bool {
+        self.session.refuse(Verdict::Reclaimed, now);
+        self.permit.refuse()
     }
 
     /// Returns whether it belongs to this listener.

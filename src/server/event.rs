@@ -240,7 +240,8 @@ impl Event {
                 | Verdict::WriteDeadline
                 | Verdict::TooMany { .. }
                 | Verdict::Busy
-                | Verdict::BadProxyHeader => Level::Info,
+                | Verdict::BadProxyHeader
+                | Verdict::Reclaimed => Level::Info,
                 Verdict::IdleDeadline
                 | Verdict::Lifetime
                 | Verdict::PeerClosed

@@ -31,8 +31,9 @@ use tokio::time::{self, Sleep};
 use super::accept::Listener;
 use super::connection::{Connection, Progress, Readiness, clock};
 use super::handover::DetachedConnection;
+use super::reclaim::{ConnectionRef, IdleReport};
 use super::timers::TimerQueue;
-use super::worker::Worker;
+use super::worker::{Reclaim, Worker};
 use crate::protocol::Scratch;
 
 /// How many ready connections are driven before epoll is asked for more.
@@ -99,6 +100,13 @@ impl EventLoop {
                 self.drive(key, Readiness::ReadUntilBlocked, now);
             }
         }
+        for answer in commands.idle_reports {
+            // The caller may have stopped waiting.
+            let _ = answer.send(self.report_idle());
+        }
+        for Reclaim { key, id, since, answer } in commands.reclaims {
+            let _ = answer.send(self.reclaim(key, id, since, now));
+        }
         if commands.drain {
             let all: Vec<_> = self.connections.iter().map(|(key, _)| key).collect();
             for key in all {
@@ -116,6 +124,37 @@ impl EventLoop {
         // many events are polled as connections were accepted; for a barrier, as many as there are connections.
         let connections = if commands.barriers.is_empty() { accepted } else { self.connections.len() };
         (connections / BATCH, commands.barriers)
+    }
+
+    fn report_idle(&self) -> IdleReport {
+        let mut report = IdleReport::default();
+        for (key, connection) in &self.connections {
+            let (id, source) = (connection.id(), connection.holder());
+            report.add(source, connection.idle_since(), ConnectionRef::Stream { key, id });
+        }
+        report
+    }
+
+    /// Closes a connection, if it still exists and has been idle since then. Returns whether its permit is free.
+    fn reclaim(&mut self, key: usize, id: u64, since: Instant, now: Instant) -> bool {
+        let exists = |all: &Slab<Box<Connection>>| all.get(key).is_some_and(|one| one.id() == id);
+        if exists(&self.connections) {
+            // What has come meanwhile is answered.
+            self.drive(key, Readiness::ReadUntilBlocked, now);
+        }
+        if !exists(&self.connections) {
+            return true;
+        }
+        let connection = &mut self.connections[key];
+        if connection.idle_since() != Some(since) {
+            return false;
+        }
+        if connection.reclaim(now) {
+            self.drive(key, Readiness::None, now);
+        } else {
+            self.remove(key);
+        }
+        true
     }
 
     /// Detaches all connections, in the middle of whatever they do. Those that have nothing left to do after a last

@@ -137,7 +137,7 @@ impl Server {
                 session.drain(now);
             }
             let admission = &self.dispatcher.admission;
-            let mut permit = if session.is_refused() {
+            let mut permit = if session.is_outside_limit() {
                 admission.acquire_refused_unchecked()
             } else {
                 admission.acquire_unchecked(peer.source())

@@ -21,6 +21,7 @@ mod peer_descriptors;
 mod peer_input;
 mod peer_progress;
 pub mod proxy;
+mod reclaim;
 pub mod socket;
 mod socket_options;
 mod timers;
@@ -38,6 +39,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::address::UnixName;
 use crate::config::{self, Settings};
+use crate::protocol::rules::TimeSpan;
 use accept::{Dispatcher, Listener, ListenerHandle};
 use admission::Admission;
 use disposal::Disposal;
@@ -47,6 +49,7 @@ use packets::datagram_server::DatagramServer;
 use packets::rate_limit::RateLimiter;
 use packets::sender_socket::ReservedSockets;
 use peer_descriptors::PeerDescriptors;
+use reclaim::Reclaimer;
 use socket::SocketKind;
 use worker::{EventSink, Worker, WorkerThread};
 
@@ -112,8 +115,17 @@ impl Server {
         let workers = threads.iter().map(|thread| Arc::clone(&thread.worker)).collect();
         let rate_limiter = RateLimiter::new(settings.limits.datagrams_per_source);
         let (last_id, pending_cancelled) = (AtomicU64::new(0), watch::Sender::new(false));
-        let dispatcher =
-            Dispatcher { admission, workers, disposal, handle_event, last_id, rate_limiter, pending_cancelled };
+        let reclaimer = Reclaimer::new(reclaim_idle(settings));
+        let dispatcher = Dispatcher {
+            admission,
+            workers,
+            disposal,
+            handle_event,
+            last_id,
+            rate_limiter,
+            reclaimer,
+            pending_cancelled,
+        };
         Ok(Self {
             dispatcher: Arc::new(dispatcher),
             listeners: Mutex::default(),
@@ -193,6 +205,7 @@ impl Server {
     /// what is listened on stay.
     pub fn reload(&self, settings: &Settings) {
         self.dispatcher.rate_limiter.set_limit(settings.limits.datagrams_per_source);
+        self.dispatcher.reclaimer.set_min_idle(reclaim_idle(settings));
         for listener in &*self.listeners() {
             listener.store(settings.listener_settings(&listener.load().name));
         }
@@ -307,6 +320,10 @@ impl Server {
         }
         counts
     }
+}
+
+fn reclaim_idle(settings: &Settings) -> Option<Duration> {
+    settings.limits.reclaim_idle.as_ref().map(TimeSpan::duration)
 }
 
 fn new_listener(

@@ -1,6 +1,7 @@
 //! A worker: one thread, one runtime, one event loop with its connections, one set of counters. A connection lives and
 //! ends on its worker; nothing on its way from socket to socket is shared with another thread.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
@@ -13,7 +14,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Handle};
@@ -21,11 +22,13 @@ use tokio::sync::{oneshot, watch};
 use tokio::task;
 
 use super::accept::Listener;
+use super::admission::Source;
 use super::connection::Connection;
 use super::disposal::Disposal;
 use super::event::{EventHandler, MessageLog};
 use super::event_loop::EventLoop;
 use super::handover::DetachedConnection;
+use super::reclaim::{ConnectionRef, IdleReport, TaskIdleness};
 use crate::protocol::Verdict;
 use crate::protocol::packet::{DROP_CAUSES, DropCause};
 use crate::protocol::session::Totals;
@@ -51,6 +54,8 @@ pub(crate) struct Worker {
     draining: AtomicBool,
     /// The same, for seqpacket connections, which are not in the event loop.
     stop_request: watch::Sender<StopRequest>,
+    /// Seqpacket connections, by their ids.
+    tasks: Mutex<HashMap<u64, (Source, Arc<TaskIdleness>)>>,
     mailbox: Mutex<Commands>,
     /// Whether the mailbox has commands.
     has_commands: AtomicBool,
@@ -79,6 +84,10 @@ pub(crate) struct Commands {
     pub(crate) woken: Vec<usize>,
     /// Keys and ids of connections that are to be read again, after descriptors that their peers sent were closed.
     pub(crate) unparked: Vec<(usize, u64)>,
+    /// Where to send which connections are idle.
+    pub(crate) idle_reports: Vec<oneshot::Sender<IdleReport>>,
+    /// Connections that are to be closed if they have been idle since then, and where to send whether they are.
+    pub(crate) reclaims: Vec<Reclaim>,
     /// Whether all connections are to be driven, since they are to drain.
     pub(crate) drain: bool,
     /// Listeners whose connections are to end at once.
@@ -89,6 +98,16 @@ pub(crate) struct Commands {
     pub(crate) barriers: Vec<oneshot::Sender<Infallible>>,
     /// Wakes the event loop.
     waker: Option<Waker>,
+}
+
+/// A connection that is to be closed if it is still idle.
+pub(crate) struct Reclaim {
+    pub(crate) key: usize,
+    pub(crate) id: u64,
+    /// Since when it was idle.
+    pub(crate) since: Instant,
+    /// Where to send whether it is closed.
+    pub(crate) answer: oneshot::Sender<bool>,
 }
 
 impl fmt::Debug for Commands {
@@ -245,6 +264,41 @@ impl Worker {
         self.post(|commands| commands.close_listeners.extend_from_slice(listeners));
     }
 
+    /// Returns which connections are idle; nothing if the worker is gone.
+    pub(crate) async fn report_idle(&self) -> IdleReport {
+        let (answer, answered) = oneshot::channel();
+        self.post(|commands| commands.idle_reports.push(answer));
+        let mut report = answered.await.unwrap_or_default();
+        for (source, idleness) in self.lock_tasks().values() {
+            report.add(*source, idleness.idle_since(), ConnectionRef::Task(Arc::clone(idleness)));
+        }
+        report
+    }
+
+    /// Closes a connection that has been idle since then, if it still is. Returns whether its permit is free.
+    pub(crate) async fn reclaim(&self, connection: ConnectionRef, since: Instant) -> bool {
+        match connection {
+            ConnectionRef::Stream { key, id } => {
+                let (answer, answered) = oneshot::channel();
+                self.post(|commands| commands.reclaims.push(Reclaim { key, id, since, answer }));
+                answered.await.unwrap_or(false)
+            }
+            ConnectionRef::Task(idleness) => idleness.request(since).await,
+        }
+    }
+
+    /// Adds a connection that is a task, and returns where it records whether it is idle.
+    pub(crate) fn add_task(&self, id: u64, source: Source) -> Arc<TaskIdleness> {
+        let idleness = Arc::new(TaskIdleness::default());
+        self.lock_tasks().insert(id, (source, Arc::clone(&idleness)));
+        idleness
+    }
+
+    /// Removes a connection that was a task.
+    pub(crate) fn remove_task(&self, id: u64) {
+        self.lock_tasks().remove(&id);
+    }
+
     /// Has the event loop drive a connection.
     pub(crate) fn wake(&self, key: usize) {
         self.post(|commands| commands.woken.push(key));
@@ -299,6 +353,10 @@ impl Worker {
         let _ = self.stop_request.subscribe().wait_for(|request| *request >= how).await;
     }
 
+    fn lock_tasks(&self) -> MutexGuard<'_, HashMap<u64, (Source, Arc<TaskIdleness>)>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock_mailbox(&self) -> MutexGuard<'_, Commands> {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -329,6 +387,7 @@ impl WorkerThread {
             open: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             stop_request: watch::Sender::new(StopRequest::None),
+            tasks: Mutex::default(),
             mailbox: Mutex::default(),
             // So that the event loop begins by storing its waker.
             has_commands: AtomicBool::new(true),

@@ -60,14 +60,14 @@ fn a_client_that_keeps_sending_to_a_removed_listener_is_cut_at_the_drain_timeout
 
 #[test]
 fn restored_connections_beyond_a_lowered_limit_stay_and_are_counted() {
-    let mut service = Service::start("[limits]\nconnections = 3\n");
+    let mut service = Service::start("[limits]\nconnections = 3\nreclaim_idle = 'off'\n");
     let mut peers: Vec<_> = (0..3).map(|_| service.connect()).collect();
     for peer in &mut peers {
         peer.exchange("a");
     }
     let mut new = service.connect();
     new.send("waits\t");
-    let lower = "[limits]\nconnections = 2\n";
+    let lower = "[limits]\nconnections = 2\nreclaim_idle = 'off'\n";
     assert_eq!(connection_outcomes(&service.restart(lower)), [3, 0, 0]);
     for peer in &mut peers {
         peer.exchange("b");

@@ -277,7 +277,9 @@ fn a_connection_holds_its_permit_until_its_descriptors_are_closed() {
         let mut evil = sockets.connect();
         let (blocker, descriptor) = Blocker::nested();
         evil.send_with("first", vec![descriptor]).expect("the kernel queues it");
-        let Some(daemon) = sockets.start(Kernel::Old, "[limits]\nconnections = 2\n") else { return };
+        let Some(daemon) = sockets.start(Kernel::Old, "[limits]\nconnections = 2\nreclaim_idle = 'off'\n") else {
+            return;
+        };
         evil.expect("first");
         let mut other = sockets.connect();
         other.exchange("other");

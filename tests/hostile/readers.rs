@@ -87,7 +87,9 @@ fn read_slowly(socket: &OwnedFd, is_stream: bool, behavior: Behavior) -> Option<
                     while unexpected.len() < count {
                         unexpected.extend_from_slice(&[b"server got:", &expected.next()[..]].concat());
                     }
-                    assert_eq!(&buffer[..count], &unexpected[..count], "a wrong reply");
+                    let shown = |bytes: &[u8]| bytes[..bytes.len().min(200)].escape_ascii().to_string();
+                    let (got, wanted) = (&buffer[..count], &unexpected[..count]);
+                    assert!(got == wanted, "received {}, expected {}", shown(got), shown(wanted));
                     unexpected.drain(..count);
                 }
                 Err(Errno::AGAIN) => break,

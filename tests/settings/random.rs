@@ -109,14 +109,14 @@ fn settings() -> impl Strategy<Value = Settings> {
         let name = prop_oneof!["[a-z]{1,5}", "[A-Za-z0-9_.@-]{1,12}"].prop_filter("it is free", |name| {
             echoed::config::is_listener_name(name) && !echoed::config::RESERVED_NAMES.contains(&name.as_str())
         });
-        let limits = (1_usize..=1_000_000, 0_u32..=1_000_000, prop::option::of(1_u32..=1_000_000)).prop_map(
-            move |(connections, connections_per_source, datagrams_per_source)| Limits {
+        let limits = (1_usize..=1_000_000, 0_u32..=1_000_000, deadline(), prop::option::of(1_u32..=1_000_000))
+            .prop_map(move |(connections, connections_per_source, reclaim_idle, datagrams_per_source)| Limits {
                 connections,
                 connections_per_source,
+                reclaim_idle,
                 buffer_memory,
                 datagrams_per_source,
-            },
-        );
+            });
         let service = (0_usize..=64, deadline(), span(0), any::<bool>()).prop_map(
             |(workers, idle_exit, drain_timeout, handover)| Service { workers, idle_exit, drain_timeout, handover },
         );

@@ -133,7 +133,7 @@ fn what_survives_each_event_is_as_documented(machine: &Machine) {
             continue;
         }
         // One permit, so that the second client has to wait.
-        write_settings(machine, "10", "[limits]\nconnections = 1\n");
+        write_settings(machine, "10", "[limits]\nconnections = 1\nreclaim_idle = 'off'\n");
         machine.sh("rm -f /etc/echoed/echoed.toml.d/20.toml");
         machine.sh("systemctl stop echoed.socket && systemctl start echoed.socket");
         let inode = listener_inode(machine);
@@ -235,7 +235,7 @@ fn each_limit_is_enforced_as_documented(machine: &Machine) {
     expect_final_reply("connections of one source", &mut connect());
     drop(connections);
 
-    write_settings(machine, "few", "[limits]\nconnections_per_source = 0\nconnections = 2\n");
+    write_settings(machine, "few", "[limits]\nconnections_per_source = 0\nconnections = 2\nreclaim_idle = 'off'\n");
     machine.sh("systemctl restart echoed.service");
     let mut first = connect();
     let mut second = connect();

@@ -198,6 +198,7 @@ fn each_verdict_has_a_unique_name_and_its_text() {
         (Verdict::Shutdown, "shutdown", None),
         (Verdict::HandedOver, "handed-over", None),
         (Verdict::BadProxyHeader, "bad-proxy-header", None),
+        (Verdict::Reclaimed, "reclaimed", Some("connection reclaimed, the server is full")),
     ];
     for (verdict, name, text) in table {
         assert_eq!(verdict.name(), name);

@@ -37,7 +37,7 @@ pub(super) enum PermitState {
 impl Permit {
     /// Claims a slot of this source, and releases the slot that it had before. The connection no longer counts as one
     /// that awaits its PROXY header. Returns `false` if the slot is pending: then the permit is given back to others
-    /// until [`Permit::decide`] and [`Permit::reacquire`]. Until then, later connections of that source are pending as
+    /// until [`Permit::decide`] and [`Permit::try_reacquire`]. Until then, later connections of that source are pending as
     /// well.
     pub(crate) fn claim(&mut self, source: Option<Source>) -> bool {
         self.stop_awaiting_header();
@@ -72,21 +72,9 @@ impl Permit {
         Ok(())
     }
 
-    /// Waits until there is a permit for a connection whose source has room. No new connection is accepted before.
-    pub(crate) async fn reacquire(&mut self) {
-        let admission = Arc::clone(&self.admission);
-        loop {
-            let mut ended = std::pin::pin!(admission.connection_ended.notified());
-            ended.as_mut().enable();
-            if self.try_reacquire() {
-                return;
-            }
-            ended.await;
-        }
-    }
-
-    /// Acquires a permit for a connection whose source has room. Returns whether it has one.
-    pub(super) fn try_reacquire(&mut self) -> bool {
+    /// Acquires a permit for a connection whose source has room. Returns whether it has one. No new connection is accepted
+    /// before it has.
+    pub(crate) fn try_reacquire(&mut self) -> bool {
         let is_reserved = matches!(self.state, PermitState::Reserved(_));
         if is_reserved && !increment_below(&self.admission.open, self.admission.limit()) {
             return false;
@@ -131,18 +119,16 @@ impl Permit {
         }
     }
 
-    /// Turns this into the permit of a refused connection.
-    ///
-    /// # Errors
-    /// Returns the permit as it is if there are [`MAX_REFUSED`] of those.
-    pub(crate) fn refuse(mut self) -> Result<Self, Self> {
+    /// Turns this into the permit of a connection that is closed outside the limit, since it was refused or reclaimed.
+    /// Returns `false`, and leaves the permit as it is, if there are [`MAX_REFUSED`] of those.
+    pub(crate) fn refuse(&mut self) -> bool {
         let below = |refused| (refused < MAX_REFUSED).then_some(refused + 1);
         if self.admission.refused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).is_err() {
-            return Err(self);
+            return false;
         }
         self.release();
         self.state = PermitState::Refused;
-        Ok(self)
+        true
     }
 
     /// Sets how many bytes the connection keeps in its buffers. Returns whether that fits into the budget of all

@@ -39,6 +39,15 @@ impl Source {
         (uid != 65534).then_some(Self::Uid(uid))
     }
 
+    /// The source of a connection, as it counts when an idle one is to be closed: all connections from loopback addresses
+    /// have one together, and so have users that are not known.
+    pub(crate) fn of_holder(peer: Peer) -> Self {
+        peer.source().unwrap_or(match peer {
+            Peer::Ip(_) | Peer::Proxied(_) => Self::V4(Ipv4Addr::LOCALHOST),
+            Peer::Process { .. } | Peer::Unknown => Self::Uid(65534),
+        })
+    }
+
     /// The source of a datagram. None of them is exempt: two services of one machine can be made to talk to each other,
     /// too. Users that are not known are one source together.
     pub(crate) fn of_datagram(peer: Peer) -> Self {

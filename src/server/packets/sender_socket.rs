@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_behind_a_link_of_proc_is_refused() {
+    fn a_path_behind_a_link_of_proc_is_outside_limit() {
         let directory = tempfile::tempdir().unwrap();
         let _bound = UnixDatagram::bind(directory.path().join("socket")).unwrap();
         let path = PathBuf::from(format!("/proc/self/root{}/socket", directory.path().display()));

@@ -19,7 +19,7 @@ use crate::protocol::packet::{self, Reply};
 use crate::protocol::peer_wait::PeerWait;
 use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
 use crate::protocol::session::{FINAL_REPLY_TIMEOUT, LINGER, LINGER_BYTES, Totals};
-use crate::server::admission::Permit;
+use crate::server::admission::{Permit, Source};
 use crate::server::connection::{ConnectionInfo, clock};
 use crate::server::disposal::{Disposal, Unparked};
 use crate::server::event::{Event, ReceivedMessage};
@@ -27,6 +27,7 @@ use crate::server::packets;
 use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::peer_input::Input;
 use crate::server::peer_progress;
+use crate::server::reclaim::TaskIdleness;
 use crate::server::socket::AcceptedSocket;
 use crate::server::worker::{StopRequest, Worker};
 
@@ -52,8 +53,9 @@ pub(crate) struct SeqpacketConnection {
     totals: Totals,
     /// Why it ended. Without a reason, it is we who stop before it was done.
     verdict: Verdict,
-    /// Whether something that was sent was not taken in time.
+    /// Whether something that was sent was not taken in time, or nothing is to be sent any more.
     send_abandoned: bool,
+    idleness: Arc<TaskIdleness>,
 }
 
 /// A deadline, and what passing it comes to.
@@ -74,6 +76,7 @@ impl SeqpacketConnection {
         seqpacket_socket::prepare(&socket)?;
         let (socket, now) = (worker.register(socket)?, clock());
         worker.open.fetch_add(1, Ordering::Relaxed);
+        let idleness = worker.add_task(info.id, Source::of_holder(info.peer));
         Ok(Self {
             socket: Some(socket),
             permit: Some(permit),
@@ -87,6 +90,7 @@ impl SeqpacketConnection {
             totals: Totals::default(),
             verdict: Verdict::Shutdown,
             send_abandoned: false,
+            idleness,
         })
     }
 
@@ -130,7 +134,9 @@ impl SeqpacketConnection {
 
     /// Receives one message and sends its reply, or returns why there are no more.
     async fn exchange(&mut self) -> Result<(), Verdict> {
-        let message = self.next_message().await?;
+        let message = self.next_message().await;
+        self.idleness.set_idle_since(None);
+        let message = message?;
         let ConnectionInfo { id, ref listener, peer } = self.info;
         let logged = ReceivedMessage { connection_id: Some(id), listener: &listener.name, peer, bytes: &message };
         packets::log(logged, listener, &self.worker.sink).await;
@@ -172,11 +178,24 @@ impl SeqpacketConnection {
         let Deadlines { idle, lifetime, .. } = self.deadlines();
         let idle = deadline_after(self.last_packet, idle.as_ref(), Verdict::IdleDeadline);
         let deadline = earlier(idle, deadline_after(self.opened, lifetime.as_ref(), Verdict::Lifetime));
+        let may_be_reclaimed = idle.is_some();
+        let idleness = Arc::clone(&self.idleness);
         loop {
+            idleness.set_idle_since(Some(self.last_packet).filter(|_| may_be_reclaimed && !self.parked));
             tokio::select! {
                 biased;
                 () = self.worker.stop_requested(StopRequest::Graceful) => return Err(Verdict::Shutdown),
                 verdict = expired(deadline) => return Err(verdict),
+                request = idleness.requested() => {
+                    // What has come meanwhile is answered.
+                    let is_empty = seqpacket_socket::peek(self.socket()).is_err_and(|error| is_retryable(&error));
+                    if is_empty {
+                        self.reclaim();
+                        // The one that asked may have stopped waiting.
+                        let _ = request.send(true);
+                        return Err(Verdict::Reclaimed);
+                    }
+                }
                 () = self.unparked.wait(), if self.parked => {
                     self.parked = false;
                     continue;
@@ -201,6 +220,12 @@ impl SeqpacketConnection {
                 Err(_) => return Err(Verdict::PeerReset),
             }
         }
+    }
+
+    /// Frees the permit for a connection that waits. If many wait for their final reply to arrive, nothing is sent any more.
+    fn reclaim(&mut self) {
+        let lingers = self.permit.as_mut().is_some_and(Permit::refuse);
+        self.send_abandoned = !lingers;
     }
 
     /// Returns the next packet, which stays in the socket; `None` at the end of the stream.
@@ -357,6 +382,7 @@ impl Drop for SeqpacketConnection {
                 break;
             }
         }
+        self.worker.remove_task(self.info.id);
         self.worker.open.fetch_sub(1, Ordering::Relaxed);
         self.worker.counters.count_ended(self.verdict);
         (self.worker.sink.handle_event)(Event::Closed {

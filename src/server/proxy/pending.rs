@@ -73,13 +73,10 @@ impl PendingHeader {
                 let held = permit.claim(info.peer.source());
                 let claimed = if held { Ok(()) } else { dispatcher.claim_or_refuse(&mut permit, &mut cancelled).await };
                 if let Err(verdict) = claimed {
-                    permit = match permit.refuse() {
-                        Ok(permit) => permit,
-                        Err(permit) => {
-                            unserved::report(worker, &info, session.opened(), verdict, None);
-                            return stream.close(permit);
-                        }
-                    };
+                    if !permit.refuse() {
+                        unserved::report(worker, &info, session.opened(), verdict, None);
+                        return stream.close(permit);
+                    }
                     session.refuse(verdict, now);
                 }
             }
@@ -182,18 +179,14 @@ async fn reject(
     mut bad_header: BadHeader,
     info: &ConnectionInfo,
     opened: Instant,
-    permit: Permit,
+    mut permit: Permit,
     cancelled: &mut watch::Receiver<bool>,
     worker: &Worker,
 ) {
-    let permit = match permit.refuse() {
-        Ok(permit) => {
-            bad_header.len += linger(&mut stream, cancelled).await;
-            permit
-        }
-        // There are many of them: it is closed at once.
-        Err(permit) => permit,
-    };
+    // If there are many of them, it is closed at once.
+    if permit.refuse() {
+        bad_header.len += linger(&mut stream, cancelled).await;
+    }
     unserved::report(worker, info, opened, Verdict::BadProxyHeader, Some(bad_header));
     // Last, since the server may end when the permit is released, and the connection has to be counted by then.
     stream.close(permit);

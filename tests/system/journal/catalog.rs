@@ -206,7 +206,7 @@ fn events_caused_by_clients_are_explained(machine: &Machine) {
 
 fn reached_limits_are_explained(machine: &Machine) {
     drop_in(machine, "echoed.service", "[Service]\nLimitNOFILE=64");
-    listen(machine, "[limits]\nconnections = 1");
+    listen(machine, "[limits]\nconnections = 1\nreclaim_idle = 'off'");
     machine.connect(TCP).exchange("a");
     let entry = expect_explained(machine, "As many connections as are allowed");
     assert_eq!(entry.ours()["PRIORITY"], "4");

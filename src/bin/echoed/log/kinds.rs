@@ -72,7 +72,7 @@ notes! {
 }
 
 /// Events, by [`Event::name`]; the end of a connection by the name of its verdict.
-const EVENTS: [EntryKind; 22] = [
+const EVENTS: [EntryKind; 23] = [
     EntryKind { name: "opened", message_id: "5e6bb97ac5ed4e8b88b6ad89fce92c4f" },
     EntryKind { name: "message", message_id: "51a1cd7c305043978fb018e4cab91a97" },
     EntryKind { name: "limit-reached", message_id: "57727963c3e2428fa10d2b030090ee72" },
@@ -94,6 +94,7 @@ const EVENTS: [EntryKind; 22] = [
     EntryKind { name: "unterminated", message_id: "2b20a312ec4c4c839d365fdc35a57ab9" },
     EntryKind { name: "shutdown", message_id: "8c32f471a7c64970824484a512e1f481" },
     EntryKind { name: "bad-proxy-header", message_id: "860ddc49b93849c1b7fa544f1bd7a4a9" },
+    EntryKind { name: "reclaimed", message_id: "d674eebdcae4427db21347ba14f414db" },
     EntryKind { name: "handed-over", message_id: "71808cf8825d442689b4af39e6c51997" },
 ];
 

@@ -114,7 +114,7 @@ fn impossible_session_states_are_rejected() {
     assert_eq!(with("in progress", phase, 7), Err(Error::UnknownCode { field: "phase", code: 7 }));
     assert_eq!(with("in progress", phase + 1, 2), Err(Error::UnknownCode { field: "end of input", code: 2 }));
     assert_eq!(with("stopping", phase + 1, 0), Err(Error::UnknownCode { field: "verdict", code: 0 }));
-    assert_eq!(with("stopping", phase + 1, 14), Err(Error::UnknownCode { field: "verdict", code: 14 }));
+    assert_eq!(with("stopping", phase + 1, 15), Err(Error::UnknownCode { field: "verdict", code: 15 }));
     assert_eq!(with("half-closed", phase, 5), Err(Error::Inconsistent), "logging, but with outbound replies");
     assert_eq!(with("logging", phase, 6), Err(Error::Inconsistent), "done, but with inbound messages");
     assert_eq!(with("in progress", 18, 0xff), Err(Error::NotUtf8));

@@ -127,19 +127,19 @@ fn unsent_replies_are_sent_after_a_restart() {
 fn a_refused_session_and_no_other_is_refused_after_a_restart() {
     let mut conn = connection();
     conn.restart();
-    assert!(!conn.session().is_refused(), "{conn}");
+    assert!(!conn.session().is_outside_limit(), "{conn}");
     conn.peer_stops_reading();
     conn.refuse(Verdict::TooMany { limit: 3 });
     conn.restart();
-    assert!(conn.session().is_refused(), "{conn}");
+    assert!(conn.session().is_outside_limit(), "{conn}");
     conn.peer_reads_all();
     conn.assert_peer_received("server error:too many connections from this source (limit 3)\t");
     conn.assert_lingering(Verdict::TooMany { limit: 3 });
-    assert!(conn.session().is_refused(), "{conn}");
+    assert!(conn.session().is_outside_limit(), "{conn}");
 
     let mut conn = connection();
     conn.drain();
-    assert!(!conn.session().is_refused(), "{conn}");
+    assert!(!conn.session().is_outside_limit(), "{conn}");
 }
 
 // --- Rules change ----------------------------------------------------------------------------------------------------

@@ -306,6 +306,7 @@ fn the_encoding_of_every_verdict_is_stable() {
         (Verdict::Shutdown, &[11]),
         (Verdict::HandedOver, &[12]),
         (Verdict::BadProxyHeader, &[13]),
+        (Verdict::Reclaimed, &[14]),
     ];
     for (verdict, code) in codes {
         let mut conn = SimulatedConnection::new(rules());

@@ -1,0 +1,316 @@
+//! Closes idle connections while all permits are taken and a client waits (`limits.reclaim_idle`).
+//!
+//! ```text
+//! a client waits ──► Reclaimer ── asks ──► each worker: how many connections each source has, and which are idle
+//!                        │ chooses
+//!                        └─ reclaims ──► the connection's worker: still idle, nothing to be read? ─► final reply, permit free
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{self, Notify, oneshot};
+
+use super::admission::Source;
+use super::connection::clock;
+use super::worker::Worker;
+
+/// How many connections are chosen at a time at most.
+const MAX_CHOSEN: usize = 64;
+
+/// How long a choice holds: connections come and go meanwhile.
+const MAX_AGE: Duration = Duration::from_millis(100);
+
+/// How long to wait after nothing could be closed.
+pub(crate) const RETRY: Duration = Duration::from_secs(1);
+
+/// Which connections of a worker are idle.
+#[derive(Debug, Default)]
+pub(crate) struct IdleReport {
+    /// How many connections each source has, idle or not.
+    held: HashMap<Source, usize>,
+    idle: Vec<IdleConnection>,
+}
+
+#[derive(Debug)]
+struct IdleConnection {
+    source: Source,
+    since: Instant,
+    connection: ConnectionRef,
+}
+
+/// A connection of a worker.
+#[derive(Debug, Clone)]
+pub(crate) enum ConnectionRef {
+    /// One in the event loop, where it has this key as long as it has this id.
+    Stream { key: usize, id: u64 },
+    /// One that is a task.
+    Task(Arc<TaskIdleness>),
+}
+
+impl IdleReport {
+    /// Adds a connection of this source, which has been idle since then if it is.
+    pub(crate) fn add(&mut self, source: Source, idle_since: Option<Instant>, connection: ConnectionRef) {
+        *self.held.entry(source).or_default() += 1;
+        if let Some(since) = idle_since {
+            self.idle.push(IdleConnection { source, since, connection });
+        }
+    }
+}
+
+/// A connection that may be closed, and its worker.
+#[derive(Debug)]
+struct Candidate {
+    worker: usize,
+    since: Instant,
+    connection: ConnectionRef,
+}
+
+/// Chooses which connections may be closed, of those that the workers have reported; the one to be closed first is the last.
+///
+/// If one source holds more than half of all permits, these are its longest idle ones. Otherwise they are the longest idle
+/// ones, idle for at least `min_idle`, of sources that hold more than an equal share.
+fn choose(reports: Vec<IdleReport>, limit: usize, min_idle: Duration, now: Instant) -> Vec<Candidate> {
+    let mut held: HashMap<Source, usize> = HashMap::new();
+    let mut idle = Vec::new();
+    for (worker, report) in reports.into_iter().enumerate() {
+        for (source, count) in report.held {
+            *held.entry(source).or_default() += count;
+        }
+        idle.extend(report.idle.into_iter().map(|one| (worker, one)));
+    }
+    idle.sort_by_key(|(_, one)| one.since);
+    let take = |spare: &dyn Fn(&IdleConnection) -> usize| {
+        let mut taken: HashMap<Source, usize> = HashMap::new();
+        let may_close = |(_, one): &&(usize, IdleConnection)| {
+            let taken = taken.entry(one.source).or_default();
+            *taken += 1;
+            *taken <= spare(one)
+        };
+        let candidate = |(worker, one): &(usize, IdleConnection)| Candidate {
+            worker: *worker,
+            since: one.since,
+            connection: one.connection.clone(),
+        };
+        let mut chosen: Vec<_> = idle.iter().filter(may_close).take(MAX_CHOSEN).map(candidate).collect();
+        chosen.reverse();
+        chosen
+    };
+    let half = limit / 2;
+    let largest = held.iter().max_by_key(|(_, count)| **count).filter(|(_, count)| **count > half);
+    if let Some((largest, count)) = largest {
+        let chosen = take(&|one| if one.source == *largest { count - half } else { 0 });
+        if !chosen.is_empty() {
+            return chosen;
+        }
+    }
+    let share = limit / held.len().max(1);
+    let is_old = |one: &IdleConnection| now.saturating_duration_since(one.since) >= min_idle;
+    take(&|one| if is_old(one) { held[&one.source].saturating_sub(share) } else { 0 })
+}
+
+/// Closes idle connections for clients that wait.
+#[derive(Debug)]
+pub(crate) struct Reclaimer {
+    /// `limits.reclaim_idle`, which a reload may change at any time.
+    min_idle: Mutex<Option<Duration>>,
+    choice: sync::Mutex<Choice>,
+}
+
+/// What was chosen last.
+#[derive(Debug, Default)]
+struct Choice {
+    made_at: Option<Instant>,
+    candidates: Vec<Candidate>,
+    /// Whether a connection of it was closed.
+    fruitful: bool,
+}
+
+impl Choice {
+    /// Closes the next one that is still idle. Returns whether there was one.
+    async fn reclaim_next(&mut self, workers: &[Arc<Worker>]) -> bool {
+        while let Some(Candidate { worker, since, connection }) = self.candidates.pop() {
+            if workers[worker].reclaim(connection, since).await {
+                self.fruitful = true;
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl Reclaimer {
+    pub(crate) fn new(min_idle: Option<Duration>) -> Self {
+        Self { min_idle: Mutex::new(min_idle), choice: sync::Mutex::default() }
+    }
+
+    pub(crate) fn set_min_idle(&self, min_idle: Option<Duration>) {
+        *lock(&self.min_idle) = min_idle;
+    }
+
+    /// Returns whether connections are closed at all.
+    pub(crate) fn is_on(&self) -> bool {
+        lock(&self.min_idle).is_some()
+    }
+
+    /// Closes one idle connection, if one may be closed. Returns whether its permit is free.
+    pub(crate) async fn reclaim_one(&self, workers: &[Arc<Worker>], limit: usize) -> bool {
+        let Some(min_idle) = *lock(&self.min_idle) else { return false };
+        // One after the other, since a choice depends on what is left.
+        let mut choice = self.choice.lock().await;
+        if choice.made_at.is_some_and(|at| clock().saturating_duration_since(at) > MAX_AGE) {
+            *choice = Choice::default();
+        }
+        if choice.reclaim_next(workers).await {
+            return true;
+        }
+        if choice.made_at.is_some() && !choice.fruitful {
+            // Another one would come to nothing as well, so soon after.
+            return false;
+        }
+        let mut reports = Vec::with_capacity(workers.len());
+        for worker in workers {
+            reports.push(worker.report_idle().await);
+        }
+        let now = clock();
+        let candidates = choose(reports, limit, min_idle, now);
+        *choice = Choice { made_at: Some(now), candidates, fruitful: false };
+        choice.reclaim_next(workers).await
+    }
+}
+
+/// Whether a connection that is a task of its own is idle, and the request to close it if it is.
+#[derive(Debug, Default)]
+pub(crate) struct TaskIdleness {
+    state: Mutex<TaskState>,
+    requested: Notify,
+}
+
+#[derive(Debug, Default)]
+struct TaskState {
+    idle_since: Option<Instant>,
+    /// Answered with whether the connection ends.
+    request: Option<oneshot::Sender<bool>>,
+}
+
+impl TaskIdleness {
+    /// Records since when the connection is idle; `None` while it is not. A request is then denied.
+    pub(crate) fn set_idle_since(&self, since: Option<Instant>) {
+        let mut state = lock(&self.state);
+        state.idle_since = since;
+        state.request = None;
+    }
+
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        lock(&self.state).idle_since
+    }
+
+    /// Asks the connection to end, if it has been idle since then. Returns whether it does.
+    pub(crate) async fn request(&self, since: Instant) -> bool {
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut state = lock(&self.state);
+            if state.idle_since != Some(since) {
+                return false;
+            }
+            state.request = Some(answer);
+        }
+        self.requested.notify_one();
+        // An error says that it is not idle any more.
+        answered.await.unwrap_or(false)
+    }
+
+    /// Waits until the connection is asked to end.
+    pub(crate) async fn requested(&self) -> oneshot::Sender<bool> {
+        loop {
+            self.requested.notified().await;
+            if let Some(request) = lock(&self.state).request.take() {
+                return request;
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A value is stored in one step, so it is right even if a thread panicked.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    fn source(last: u8) -> Source {
+        Source::of_ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last))).unwrap()
+    }
+
+    /// Chooses with a limit, among connections by their source and for how many seconds they have been idle; `None`: they are
+    /// not. Returns the seconds of those that were chosen, in the order in which they are closed.
+    fn chosen(limit: usize, min_idle: u64, connections: &[(u8, Option<u64>)]) -> Vec<u64> {
+        let now = clock() + Duration::from_secs(10_000);
+        let mut reports = [IdleReport::default(), IdleReport::default()];
+        for (number, (last, idle)) in connections.iter().enumerate() {
+            let since = idle.map(|idle| now - Duration::from_secs(idle));
+            reports[number % 2].add(source(*last), since, ConnectionRef::Stream { key: number, id: 0 });
+        }
+        let mut chosen = choose(reports.into(), limit, Duration::from_secs(min_idle), now);
+        chosen.reverse();
+        chosen.iter().map(|one| now.saturating_duration_since(one.since).as_secs()).collect()
+    }
+
+    fn idle(source: u8, idle: impl IntoIterator<Item = u64>) -> Vec<(u8, Option<u64>)> {
+        idle.into_iter().map(|idle| (source, Some(idle))).collect()
+    }
+
+    #[test]
+    fn the_longest_idle_connections_of_a_source_with_more_than_half_are_chosen_whatever_their_age() {
+        let all = [idle(1, [3, 1, 2, 4, 5, 6]), idle(2, [100]), idle(3, [200, 300])].concat();
+        assert_eq!(chosen(9, 60, &all), [6, 5]);
+        let busy = [vec![(1, None); 4], idle(1, [1, 2]), idle(2, [5]), idle(3, [6, 7])].concat();
+        assert_eq!(chosen(9, 60, &busy), [2, 1]);
+        assert_eq!(chosen(1, 60, &idle(1, [0])), [0]);
+    }
+
+    #[test]
+    fn otherwise_those_of_sources_with_more_than_an_equal_share_that_are_idle_for_long_enough() {
+        let all = [idle(1, [100, 90, 80, 70]), idle(2, [200, 10, 95]), idle(3, [1000]), idle(4, [1000])].concat();
+        // An equal share is two.
+        assert_eq!(chosen(9, 60, &all), [200, 100, 90]);
+        assert_eq!(chosen(9, 150, &all), [200]);
+        assert_eq!(chosen(9, 201, &all), [0_u64; 0]);
+        let equal = [idle(1, [100]), idle(2, [200]), idle(3, [300])].concat();
+        assert_eq!(chosen(3, 0, &equal), [0_u64; 0]);
+    }
+
+    #[test]
+    fn a_source_with_more_than_half_that_is_busy_protects_no_other() {
+        let all = [vec![(1, None); 6], idle(2, [100, 90, 80, 70])].concat();
+        // An equal share is five.
+        assert_eq!(chosen(10, 60, &all), [0_u64; 0]);
+        let all = [vec![(1, None); 6], idle(2, [100, 90, 80]), vec![(3, None)]].concat();
+        assert_eq!(chosen(8, 60, &all), [100]);
+    }
+
+    #[test]
+    fn few_are_chosen_at_a_time() {
+        assert_eq!(chosen(1000, 60, &idle(1, 0..1000)).len(), MAX_CHOSEN);
+    }
+
+    #[tokio::test]
+    async fn a_task_is_asked_only_while_it_is_idle() {
+        let idleness = Arc::new(TaskIdleness::default());
+        let now = clock();
+        assert!(!idleness.request(now).await);
+        idleness.set_idle_since(Some(now));
+        assert!(!idleness.request(now + RETRY).await);
+        let task = Arc::clone(&idleness);
+        let asked = tokio::spawn(async move { task.requested().await.send(true) });
+        assert!(idleness.request(now).await);
+        asked.await.unwrap().unwrap();
+        let (asked, ()) = tokio::join!(idleness.request(now), async { idleness.set_idle_since(None) });
+        assert!(!asked);
+    }
+}
