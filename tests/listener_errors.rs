@@ -3,16 +3,12 @@
 
 mod common;
 
-use std::ffi::OsString;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use common::packets::{DatagramPeer, PacketPeer};
 use common::service_manager::activated_command;
-use common::{Daemon, Peer, program_or_skip, skip_test};
-use tempfile::TempDir;
+use common::strace::Strace;
+use common::{Daemon, Peer};
 
 /// Errors that end a listener.
 const FATAL: [&str; 6] = ["EBADF", "ENOTSOCK", "EINVAL", "EFAULT", "ENOSYS", "EOPNOTSUPP"];
@@ -41,41 +37,26 @@ const TRANSIENT: [&str; 20] = [
     "ENOMEM",
 ];
 
-/// The command that runs a program whose calls fail as `inject` says (strace(1)), and the file with a line for each of
-/// those calls, with its directory; `None` if nothing can be traced here.
-fn strace(inject: &str) -> Option<(Vec<OsString>, TempDir, PathBuf)> {
-    let strace = program_or_skip("strace")?;
-    let works = Command::new(&strace).args(["-f", "-o", "/dev/null", "true"]).status();
-    if !works.is_ok_and(|status| status.success()) {
-        skip_test("strace cannot trace a program here");
-        return None;
-    }
-    let directory = tempfile::tempdir().expect("a directory can be made");
-    let trace = directory.path().join("trace");
+/// Runs a program whose calls fail as `inject` says, and traces those calls; `None` if nothing can be traced here.
+fn trace_failing(inject: &str) -> Option<Strace> {
     let (call, _) = inject.split_once(':').expect("a call and its error");
-    let (trace_call, inject) = (format!("trace={call}"), format!("inject={inject}"));
-    // The program is our child, not strace.
-    let arguments = ["--daemonize=grandchild", "-f", "-e", &trace_call, "-e", &inject, "-o"].map(OsString::from);
-    let command = [strace.into()].into_iter().chain(arguments).chain([trace.clone().into()]).collect();
-    Some((command, directory, trace))
+    Strace::new(call, &[inject.to_owned()])
 }
 
-/// Starts a daemon with one worker whose calls fail as `inject` says (strace(1)), and waits until it listens; the rest
-/// is as with [`strace`].
-fn start_failing(inject: &str, addresses: &[&str]) -> Option<(Daemon, TempDir, PathBuf)> {
-    let (strace, directory, trace) = strace(inject)?;
-    let mut command = Command::new(&strace[0]);
-    command.args(&strace[1..]).arg(env!("CARGO_BIN_EXE_echoed"));
+/// Starts a daemon with one worker whose calls fail as `inject` says, and waits until it listens.
+fn start_failing(inject: &str, addresses: &[&str]) -> Option<(Daemon, Strace)> {
+    let strace = trace_failing(inject)?;
+    let mut command = strace.command(env!("CARGO_BIN_EXE_echoed"));
     let arguments: Vec<_> = addresses.iter().flat_map(|address| ["--listen", address]).collect();
     let daemon = Daemon::spawn_with(&mut command, "[service]\nworkers = 1\n", &arguments);
     daemon.wait_for_log_times("listening on", addresses.len());
-    Some((daemon, directory, trace))
+    Some((daemon, strace))
 }
 
 #[test]
 fn a_listener_survives_every_error_of_accept_that_may_pass() {
     for error in TRANSIENT {
-        let Some((daemon, ..)) = start_failing(&format!("accept4:error={error}:when=2"), &["127.0.0.1:0"]) else {
+        let Some((daemon, _strace)) = start_failing(&format!("accept4:error={error}:when=2"), &["127.0.0.1:0"]) else {
             return;
         };
         let mut first = daemon.connect();
@@ -91,7 +72,7 @@ fn a_listener_survives_every_error_of_accept_that_may_pass() {
 fn a_listener_of_datagrams_survives_every_error_that_may_pass() {
     for error in TRANSIENT {
         let inject = format!("recvmsg:error={error}:when=2");
-        let Some((daemon, ..)) = start_failing(&inject, &["udp:127.0.0.1:0"]) else { return };
+        let Some((daemon, _strace)) = start_failing(&inject, &["udp:127.0.0.1:0"]) else { return };
         let peer = DatagramPeer::to(&daemon.addresses()[0]);
         peer.exchange("first");
         peer.exchange(error);
@@ -103,7 +84,9 @@ fn a_listener_of_datagrams_survives_every_error_that_may_pass() {
 fn an_error_that_cannot_pass_ends_the_listener_and_with_the_last_one_the_daemon() {
     for error in FATAL {
         for (call, address) in [("accept4", "DIR/stream"), ("recvmsg", "unixgram:DIR/datagrams")] {
-            let Some((mut daemon, ..)) = start_failing(&format!("{call}:error={error}"), &[address]) else { return };
+            let Some((mut daemon, _strace)) = start_failing(&format!("{call}:error={error}"), &[address]) else {
+                return;
+            };
             let address = &daemon.addresses()[0];
             let _peer = match call {
                 "accept4" => Some(Peer::connect(address)),
@@ -120,18 +103,18 @@ fn an_error_that_cannot_pass_ends_the_listener_and_with_the_last_one_the_daemon(
 }
 
 /// Checks that a daemon whose listener fails all the time serves its connections, does not spin, and says it once.
-fn check_pauses(daemon: &Daemon, trace: &Path, served: &mut impl FnMut(&str)) {
+fn check_pauses(daemon: &Daemon, strace: &Strace, served: &mut impl FnMut(&str)) {
     for number in 0..100 {
         served(&format!("meanwhile {number}"));
     }
-    check_call_rate(trace, 1);
+    check_call_rate(strace, 1);
     served("afterwards");
     assert_eq!(daemon.log().iter().filter(|line| line.contains("trying again")).count(), 1, "{:#?}", daemon.log());
 }
 
 /// Checks that a call which fails all the time is made again, with pauses: in the end so often in a second.
-fn check_call_rate(trace: &Path, per_second: usize) {
-    let calls = || fs::read_to_string(trace).expect("strace writes it").matches("(INJECTED)").count();
+fn check_call_rate(strace: &Strace, per_second: usize) {
+    let calls = || strace.injected_count();
     let (before, start) = (calls(), common::now());
     common::wait_until("it is tried again", || calls() >= before + 3 && start.elapsed() > Duration::from_secs(2));
     // The first ten of them come within half a second.
@@ -144,13 +127,13 @@ fn check_call_rate(trace: &Path, per_second: usize) {
 fn connections_are_served_without_busy_looping_while_every_accept_fails() {
     for error in ["EPERM", "EACCES", "EIO", "ECONNABORTED", "EINTR"] {
         let inject = format!("accept4:error={error}:when=2+");
-        let Some((daemon, _directory, trace)) = start_failing(&inject, &["127.0.0.1:0"]) else { return };
+        let Some((daemon, strace)) = start_failing(&inject, &["127.0.0.1:0"]) else { return };
         let mut first = daemon.connect();
         first.exchange("first");
         let mut waiting = daemon.connect();
         let line = daemon.wait_for_log("warn: cannot accept on echo: ");
         assert!(line.ends_with("; trying again after pauses of up to 1s"), "{line}");
-        check_pauses(&daemon, &trace, &mut |message| first.exchange(message));
+        check_pauses(&daemon, &strace, &mut |message| first.exchange(message));
         waiting.expect_silence(Duration::from_millis(1));
         drop((first, waiting));
         daemon.stop();
@@ -160,25 +143,25 @@ fn connections_are_served_without_busy_looping_while_every_accept_fails() {
 #[test]
 fn packet_connections_are_served_without_busy_looping_while_every_accept_fails() {
     let inject = "accept4:error=EPERM:when=2+";
-    let Some((daemon, _directory, trace)) = start_failing(inject, &["seqpacket:DIR/packets"]) else { return };
+    let Some((daemon, strace)) = start_failing(inject, &["seqpacket:DIR/packets"]) else { return };
     let address = &daemon.addresses()[0];
     let first = PacketPeer::connect(address);
     first.exchange("first");
     let _waiting = PacketPeer::connect(address);
     daemon.wait_for_log("warn: cannot accept on echo: Operation not permitted");
-    check_pauses(&daemon, &trace, &mut |message| first.exchange(message));
+    check_pauses(&daemon, &strace, &mut |message| first.exchange(message));
     daemon.stop();
 }
 
 #[test]
 fn connections_are_served_without_busy_looping_while_no_datagram_can_be_received() {
     let addresses = ["127.0.0.1:0", "udp:127.0.0.1:0"];
-    let Some((daemon, _directory, trace)) = start_failing("recvmsg:error=EPERM", &addresses) else { return };
+    let Some((daemon, strace)) = start_failing("recvmsg:error=EPERM", &addresses) else { return };
     let mut connected = daemon.connect();
     DatagramPeer::to(&daemon.addresses()[1]).send("a");
     let line = daemon.wait_for_log("warn: cannot receive on echo: Operation not permitted");
     assert!(line.ends_with("; trying again after pauses of up to 1s"), "{line}");
-    check_pauses(&daemon, &trace, &mut |message| connected.exchange(message));
+    check_pauses(&daemon, &strace, &mut |message| connected.exchange(message));
     drop(connected);
     daemon.stop();
 }
@@ -187,21 +170,20 @@ fn connections_are_served_without_busy_looping_while_no_datagram_can_be_received
 fn an_idle_daemon_does_not_busy_loop_while_accept_fails() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let _waiting = Peer::connect(&listener.local_addr().unwrap().to_string());
-    let Some((strace, _directory, trace)) = strace("accept4:error=EPERM") else { return };
+    let Some(strace) = trace_failing("accept4:error=EPERM") else { return };
     let mut command = activated_command("3<&0", vec![listener.into()], "echo");
-    let strace: Vec<_> = strace.iter().map(|argument| argument.to_str().expect("it is text")).collect();
-    command.env("TEST_WRAPPER", strace.join(" "));
+    command.env("TEST_WRAPPER", strace.wrapper());
     let daemon = Daemon::spawn_with_stdio(&mut command, "[service]\nidle_exit = \"500ms\"\n", &[]);
     daemon.wait_for_log("warn: cannot accept on echo: Operation not permitted");
     // Twice a second, it looks whether a client waits, and then tries to accept it.
-    check_call_rate(&trace, 4);
+    check_call_rate(&strace, 4);
     let log = daemon.stop();
     assert_eq!(log.iter().filter(|line| line.contains("trying again")).count(), 1, "{log:#?}");
 }
 
 #[test]
 fn waiting_clients_are_served_when_accept_works_again() {
-    let Some((daemon, ..)) = start_failing("accept4:error=EPERM:when=2..10", &["127.0.0.1:0"]) else { return };
+    let Some((daemon, _strace)) = start_failing("accept4:error=EPERM:when=2..10", &["127.0.0.1:0"]) else { return };
     daemon.connect().exchange("first");
     daemon.connect().exchange("waiting");
     daemon.wait_for_log("info: accepting on echo again");
@@ -213,7 +195,7 @@ fn waiting_clients_are_served_when_accept_works_again() {
 #[test]
 fn datagrams_are_answered_when_receiving_works_again() {
     for address in ["udp:127.0.0.1:0", "unixgram:DIR/datagrams"] {
-        let Some((daemon, ..)) = start_failing("recvmsg:error=EPERM:when=2..10", &[address]) else { return };
+        let Some((daemon, _strace)) = start_failing("recvmsg:error=EPERM:when=2..10", &[address]) else { return };
         let peer = DatagramPeer::to(&daemon.addresses()[0]);
         peer.exchange("first");
         peer.exchange("waiting");

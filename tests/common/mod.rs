@@ -16,6 +16,7 @@ pub mod packets;
 pub mod peer;
 pub mod random;
 pub mod service_manager;
+pub mod strace;
 
 use std::env;
 use std::fs::OpenOptions;
