@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, Shutdown};
 use tokio::time;
 
@@ -203,7 +203,8 @@ fn read_snapshot(bytes: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
         return Err(format!("{id} is not the number of a connection"));
     }
     // A socket that echoed stored is non-blocking already.
-    rustix::io::ioctl_fionbio(socket, true).map_err(|error| format!("its socket is of no use: {error}"))?;
+    let set = retry_on_intr(|| rustix::io::ioctl_fionbio(socket, true));
+    set.map_err(|error| format!("its socket cannot be made non-blocking: {error}"))?;
     Ok(snapshot)
 }
 

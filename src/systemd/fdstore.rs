@@ -54,12 +54,14 @@ pub struct StoredConnection {
 /// The result of [`store`].
 #[derive(Debug, Default)]
 pub struct StoreResult {
-    /// How many the manager has now.
+    /// How many were sent to the manager.
     pub stored: usize,
     /// The connections that were not stored, as they were.
     pub remaining: Vec<StoredConnection>,
     /// Why some were not stored, and what to do about it.
     pub problem: Option<String>,
+    /// Why it is not known whether the manager has processed the others. They were sent to it.
+    pub unconfirmed: Option<io::Error>,
 }
 
 /// The content of bundles.
@@ -86,18 +88,15 @@ fn capacity() -> usize {
 
 /// Stores connections in the fd store, for the next process. Returns when the manager has them, or after 5 s. The
 /// result has those that were not stored, so that they can be ended in another way.
-///
-/// # Errors
-/// Returns an error if the manager does not answer. It is not known then whether it has the connections; they are no
-/// longer ours.
-pub fn store(connections: Vec<StoredConnection>) -> io::Result<StoreResult> {
+#[must_use]
+pub fn store(connections: Vec<StoredConnection>) -> StoreResult {
     let capacity = if notify::is_enabled() { capacity() } else { 0 };
-    let stored =
+    let mut result =
         store_bundles(connections, capacity, &BundleLimits::default(), |bundle| notify::store(FDNAME, bundle.as_fd()));
-    if stored.stored > 0 {
-        notify::barrier()?;
+    if result.stored > 0 {
+        result.unconfirmed = notify::barrier().err();
     }
-    Ok(stored)
+    result
 }
 
 /// Packs connections into bundles, `capacity` of them at most, and sends each.
@@ -130,7 +129,7 @@ fn store_bundles(
         let full = || format!("the fd store takes {capacity} descriptors and is full (FileDescriptorStoreMax=)");
         problem = Some(if max_per_bundle < usize::MAX { pack::TOO_MANY_IN_FLIGHT.to_owned() } else { full() });
     }
-    StoreResult { stored, remaining: connections, problem }
+    StoreResult { stored, remaining: connections, problem, unconfirmed: None }
 }
 
 fn is_too_many_in_flight(error: &io::Error) -> bool {

@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
 use sd_notify::NotifyState;
@@ -107,12 +108,13 @@ pub fn barrier() -> io::Result<()> {
         return Ok(());
     }
     // The manager closes its end of the pipe when it comes to it; that is the answer.
-    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (ours, theirs) = retry_on_intr(|| pipe_with(PipeFlags::CLOEXEC))?;
     notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
     drop(theirs);
     let mut answer = [PollFd::new(&ours, PollFlags::empty())];
     let timeout = Timespec::try_from(BARRIER_TIMEOUT).map_err(|_| io::ErrorKind::InvalidInput)?;
-    match poll(&mut answer, Some(&timeout))? {
+    // What interrupts it is seldom: then the manager has that much more time.
+    match retry_on_intr(|| poll(&mut answer, Some(&timeout)))? {
         0 => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not listen")),
         _ => Ok(()),
     }
@@ -168,7 +170,7 @@ fn send(socket: &UnixDatagram, text: &str, fds: &[BorrowedFd<'_>]) -> io::Result
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    sendmsg(socket, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)?;
+    retry_on_intr(|| sendmsg(socket, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 

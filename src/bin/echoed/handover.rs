@@ -61,19 +61,17 @@ fn store_in_fdstore(connections: Vec<DetachedConnection>, log: &LeveledLog) -> (
         .into_iter()
         .map(|DetachedConnection { socket, snapshot }| StoredConnection { socket, snapshot })
         .collect();
-    match fdstore::store(connections) {
-        Ok(StoreResult { stored, remaining, problem }) => {
-            if let Some(problem) = problem {
-                log.note(Note::StoreFailed, &format!("{} of {count} connections are cut: {problem}", remaining.len()));
-            }
-            (stored, remaining)
-        }
-        Err(error) => {
-            let text = format!("all {count} connections are cut: the service manager cannot be told of them: {error}");
-            log.note(Note::StoreFailed, &text);
-            (0, Vec::new())
-        }
+    let StoreResult { stored, remaining, problem, unconfirmed } = fdstore::store(connections);
+    if let Some(problem) = problem {
+        log.note(Note::StoreFailed, &format!("{} of {count} connections are cut: {problem}", remaining.len()));
     }
+    if let Some(error) = unconfirmed {
+        let text = format!(
+            "the service manager was sent {stored} of {count} connections, but did not confirm that it has them: {error}"
+        );
+        log.note(Note::StoreFailed, &text);
+    }
+    (stored, remaining)
 }
 
 /// Restores the connections of the previous process, if there are any; `serving` has the names of the listeners that

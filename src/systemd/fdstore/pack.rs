@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::cmsg_space;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
     sockopt,
@@ -56,7 +56,8 @@ pub(super) fn pack(
     let mut count = connections.len();
     loop {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (sender, bundle) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let pair = retry_on_intr(|| socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None));
+        let (sender, bundle) = pair?;
         if let Some(size) = limits.send_buffer {
             sockopt::set_socket_send_buffer_size(&sender, size)?;
         }
@@ -103,14 +104,16 @@ pub(super) fn send_fds(sender: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> Resu
         return Err(Errno::INVAL);
     }
     // An empty message would look like the end.
-    sendmsg(sender, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map(drop)
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    retry_on_intr(|| sendmsg(sender, &[IoSlice::new(b"\n")], &mut ancillary, flags)).map(drop)
 }
 
 /// Creates the manifest of these connections, in sealed memory.
 fn create_manifest(connections: &[StoredConnection], time: Duration) -> io::Result<OwnedFd> {
-    let cookies: Vec<_> =
-        connections.iter().map(|connection| sockopt::socket_cookie(&connection.socket)).collect::<Result<_, _>>()?;
-    let new = |flags| memfd_create("echoed-handover", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags);
+    let cookie = |connection: &StoredConnection| retry_on_intr(|| sockopt::socket_cookie(&connection.socket));
+    let cookies: Vec<_> = connections.iter().map(cookie).collect::<Result<_, _>>()?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let new = |more| retry_on_intr(|| memfd_create("echoed-handover", flags | more));
     let memory = match new(MemfdFlags::NOEXEC_SEAL) {
         // Linux before 6.3 does not know this flag; after it, one without it is warned about, or refused
         // (vm.memfd_noexec).
@@ -123,6 +126,6 @@ fn create_manifest(connections: &[StoredConnection], time: Duration) -> io::Resu
     manifest::write(&mut writer, time, entries)?;
     writer.flush()?;
     let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
-    fcntl_add_seals(&file, SEALS)?;
+    retry_on_intr(|| fcntl_add_seals(&file, SEALS))?;
     Ok(file.into())
 }

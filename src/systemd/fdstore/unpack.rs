@@ -2,16 +2,15 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, IoSliceMut, Seek};
+use std::io::{BufReader, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{SealFlags, fcntl_get_seals};
-use rustix::io::Errno;
+use rustix::fs::{SealFlags, SeekFrom, fcntl_get_seals, fstat, seek};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketType, getpeername, recvmsg, sockopt,
 };
@@ -66,7 +65,7 @@ fn unpack_connections(bundle: &OwnedFd, manifest: Manifest, unpacked: &mut Unpac
             unpacked.problems.push(problem.to_owned());
         }
         for socket in message.fds {
-            let cookie = sockopt::socket_cookie(&socket).ok();
+            let cookie = retry_on_intr(|| sockopt::socket_cookie(&socket)).ok();
             match cookie.and_then(|cookie| snapshots.remove(&cookie)) {
                 Some(snapshot) if is_connection(&socket) => {
                     unpacked.connections.push(StoredConnection { socket, snapshot })
@@ -97,22 +96,22 @@ fn read_manifest(bundle: &OwnedFd) -> Result<Manifest, String> {
     };
     // Also shows that it is memory: a file could be one that makes its readers wait.
     let required = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    if !fcntl_get_seals(&memory).is_ok_and(|seals| seals.contains(required)) {
+    if !retry_on_intr(|| fcntl_get_seals(&memory)).is_ok_and(|seals| seals.contains(required)) {
         return Err("it does not begin with sealed memory".to_owned());
     }
-    let mut file = File::from(memory);
-    let mut rewind_and_measure = || {
-        let metadata = file.metadata()?;
-        file.rewind()?;
-        Ok((metadata.len(), metadata.blocks()))
+    let rewind_and_measure = || {
+        retry_on_intr(|| seek(&memory, SeekFrom::Start(0)))?;
+        let stat = retry_on_intr(|| fstat(&memory))?;
+        // Neither is negative.
+        Ok((u64::try_from(stat.st_size).unwrap_or_default(), u64::try_from(stat.st_blocks).unwrap_or_default()))
     };
     let (length, blocks) =
-        rewind_and_measure().map_err(|error: std::io::Error| format!("its manifest cannot be read: {error}"))?;
+        rewind_and_measure().map_err(|error: Errno| format!("its manifest cannot be read: {error}"))?;
     // What has holes may be longer than there is memory.
     if blocks.saturating_mul(512) < length {
         return Err("its manifest has holes".to_owned());
     }
-    manifest::read(&mut BufReader::with_capacity(64 * 1024, file), length)
+    manifest::read(&mut BufReader::with_capacity(64 * 1024, File::from(memory)), length)
         .map_err(|problem| format!("its manifest {problem}"))
 }
 
@@ -129,7 +128,7 @@ fn receive(bundle: &OwnedFd) -> Result<Option<BundleMessage>, Errno> {
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let received = match recvmsg(bundle, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags) {
+    let received = match retry_on_intr(|| recvmsg(bundle, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags)) {
         // Another process has the other end, and has sent nothing.
         Err(Errno::AGAIN) => return Ok(None),
         result => result?,
@@ -148,13 +147,14 @@ fn receive(bundle: &OwnedFd) -> Result<Option<BundleMessage>, Errno> {
 
 /// Returns whether this is a connected stream socket, or was one and still has a pending error.
 fn is_connection(socket: &OwnedFd) -> bool {
-    sockopt::socket_type(socket) == Ok(SocketType::STREAM)
-        && sockopt::socket_acceptconn(socket) == Ok(false)
-        && (getpeername(socket).is_ok() || has_error(socket))
+    retry_on_intr(|| sockopt::socket_type(socket)) == Ok(SocketType::STREAM)
+        && retry_on_intr(|| sockopt::socket_acceptconn(socket)) == Ok(false)
+        && (retry_on_intr(|| getpeername(socket)).is_ok() || has_error(socket))
 }
 
 /// Returns whether an error is pending, and leaves it pending.
 fn has_error(socket: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(socket, PollFlags::empty())];
-    poll(&mut polled, Some(&Timespec::default())).is_ok() && polled[0].revents().contains(PollFlags::ERR)
+    retry_on_intr(|| poll(&mut polled, Some(&Timespec::default()))).is_ok()
+        && polled[0].revents().contains(PollFlags::ERR)
 }
