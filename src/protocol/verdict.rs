@@ -26,7 +26,7 @@ pub enum Verdict {
     WriteDeadline,
     /// The peer ended its stream after a whole message, and got every reply.
     PeerClosed,
-    /// The peer broke the connection off.
+    /// The connection broke: the peer broke it off, or a call for it failed, which is reported then.
     PeerReset,
     /// The peer ended its stream in the middle of a message.
     Unterminated {

@@ -25,6 +25,7 @@ use super::peer_descriptors::PeerDescriptors;
 use super::peer_input;
 use super::peer_progress;
 use super::socket::{AcceptedSocket, Peer};
+use super::socket_error;
 use super::worker::Worker;
 use crate::protocol::rules::LogMessages;
 use crate::protocol::snapshot;
@@ -184,7 +185,7 @@ impl Connection {
         worker: &Arc<Worker>,
     ) -> Progress {
         let Self { socket, session, permit, info, waker, descriptors, parked, .. } = self;
-        let mut outlet = SocketOutlet { socket, blocked: false, broken: false };
+        let mut outlet = SocketOutlet { socket, blocked: false, broken: None };
         let log = session.rules().log_messages;
         // Whether another read would find nothing, or epoll will report what it would find.
         let mut input_exhausted = readiness == Readiness::None;
@@ -245,8 +246,9 @@ impl Connection {
                 }
             }
             steps += 1;
-            if outlet.broken {
+            if let Some(error) = outlet.broken.take() {
                 session.handle_reset();
+                socket_error::report(error.into(), info, &worker.sink);
             }
             if session.memory() != memory_before && !permit.set_memory(session.memory()) {
                 session.handle_out_of_memory(now);
@@ -342,8 +344,8 @@ struct SocketOutlet<'a> {
     socket: &'a OwnedFd,
     /// The socket or the log had no room. epoll reports when the socket has room; the log wakes the waker when it has.
     blocked: bool,
-    /// The connection broke.
-    broken: bool,
+    /// The error with which the connection broke.
+    broken: Option<Errno>,
 }
 
 impl SocketOutlet<'_> {
@@ -353,8 +355,8 @@ impl SocketOutlet<'_> {
         match retry_on_intr(|| rustix::net::recv(self.socket, &mut *buffer, RecvFlags::empty())) {
             Ok((count, _)) => Some(count),
             Err(Errno::AGAIN) => None,
-            Err(_) => {
-                self.broken = true;
+            Err(error) => {
+                self.broken = Some(error);
                 None
             }
         }
@@ -375,8 +377,8 @@ impl SocketOutlet<'_> {
         make_waker: impl Fn() -> Waker,
     ) -> Option<usize> {
         let read = peer_input::read_stream(self.socket, buffer, descriptors, parked, disposal, make_waker);
-        read.unwrap_or_else(|_| {
-            self.broken = true;
+        read.unwrap_or_else(|error| {
+            self.broken = Some(error);
             None
         })
     }
@@ -389,7 +391,7 @@ impl Outlet for SocketOutlet<'_> {
         match retry_on_intr(|| rustix::net::send(self.socket, bytes, SendFlags::NOSIGNAL)) {
             Ok(sent) => return sent,
             Err(Errno::AGAIN) => self.blocked = true,
-            Err(_) => self.broken = true,
+            Err(error) => self.broken = Some(error),
         }
         0
     }

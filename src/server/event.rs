@@ -100,7 +100,7 @@ pub enum Event {
         /// The peer.
         peer: Peer,
     },
-    /// A new connection could not be set up, and was closed.
+    /// A connection was closed, since a call for it failed through no fault of its peer.
     SetupFailed {
         /// The listener's name.
         listener: Arc<str>,

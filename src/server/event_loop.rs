@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData};
+use rustix::io::retry_on_intr;
 use slab::Slab;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -190,7 +191,8 @@ impl EventLoop {
         let entry = self.connections.vacant_entry();
         let key = entry.key();
         let interest = connection.interest();
-        match epoll::add(&self.epoll, connection.socket(), EventData::new_u64(key as u64), interest) {
+        let data = EventData::new_u64(key as u64);
+        match retry_on_intr(|| epoll::add(&self.epoll, connection.socket(), data, interest)) {
             Ok(()) => {
                 entry.insert(connection);
                 self.drive(key, readiness, now);
@@ -257,15 +259,23 @@ impl EventLoop {
                 self.run_queue.push(key);
             }
         } else if let Some(interest) = connection.changed_interest() {
-            // Readiness that exists already is reported, too. Modifying a socket that is in the set does not fail.
-            let _ = epoll::modify(&self.epoll, connection.socket(), EventData::new_u64(key as u64), interest);
+            // Readiness that exists already is reported, too.
+            let data = EventData::new_u64(key as u64);
+            if let Err(error) = retry_on_intr(|| epoll::modify(&self.epoll, connection.socket(), data, interest)) {
+                // Nothing would ever report that it can go on.
+                self.take(key).reject(&self.worker, error.into());
+            }
         }
     }
 
     fn remove(&mut self, key: usize) {
+        self.take(key).close(&self.worker);
+    }
+
+    fn take(&mut self, key: usize) -> Box<Connection> {
         let connection = self.connections.remove(key);
         self.timers.cancel(key, connection.timer);
-        connection.close(&self.worker);
+        connection
     }
 }
 

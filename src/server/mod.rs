@@ -23,6 +23,7 @@ mod peer_progress;
 pub mod proxy;
 mod reclaim;
 pub mod socket;
+mod socket_error;
 mod socket_options;
 mod timers;
 mod unserved;

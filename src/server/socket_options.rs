@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt};
+use rustix::io::retry_on_intr;
 use rustix::net::{ipproto, sockopt};
 
 use crate::config::{BufferSize, ListenerSettings};
@@ -50,7 +51,7 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
     let locks = getsockopt(&socket, BufferLock).unwrap_or_default();
     let mut unlock = 0;
     match settings.receive_buffer {
-        BufferSize::Bytes(size) => sockopt::set_socket_recv_buffer_size(&socket, size)?,
+        BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_recv_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= RECEIVE_BUFFER_LOCK,
         // The kernel adapts it. With a fixed size it drops packets that do not fit, though they are in the window; from Linux
         // 6.5 on it also closes the window then, and while the daemon waits for the peer to take replies, its acknowledgments
@@ -58,11 +59,11 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
         BufferSize::Default => {}
     }
     match settings.send_buffer {
-        BufferSize::Bytes(size) => sockopt::set_socket_send_buffer_size(&socket, size)?,
+        BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_send_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= SEND_BUFFER_LOCK,
         // Not where the socket unit has chosen a size.
         BufferSize::Default if is_tcp && locks & SEND_BUFFER_LOCK == 0 => {
-            sockopt::set_socket_send_buffer_size(&socket, DEFAULT_SEND_BUFFER)?;
+            retry_on_intr(|| sockopt::set_socket_send_buffer_size(&socket, DEFAULT_SEND_BUFFER))?;
         }
         BufferSize::Default => {}
     }
@@ -70,7 +71,7 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
         setsockopt(&socket, BufferLock, &(locks & !unlock))?;
     }
     if is_tcp {
-        sockopt::set_tcp_nodelay(&socket, settings.nodelay)?;
+        retry_on_intr(|| sockopt::set_tcp_nodelay(&socket, settings.nodelay))?;
         set_keepalive(&socket)?;
     }
     Ok(())
@@ -78,19 +79,20 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
 
 fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
     // Of Unix sockets there is none.
-    Ok(matches!(sockopt::socket_protocol(&socket)?, Some(ipproto::TCP | ipproto::MPTCP)))
+    let protocol = retry_on_intr(|| sockopt::socket_protocol(&socket))?;
+    Ok(matches!(protocol, Some(ipproto::TCP | ipproto::MPTCP)))
 }
 
 /// Has the kernel find out that a peer is gone which says nothing any more. A socket for which somebody else has chosen that
 /// keeps its times.
 fn set_keepalive(socket: impl AsFd) -> io::Result<()> {
-    if sockopt::socket_keepalive(&socket)? {
+    if retry_on_intr(|| sockopt::socket_keepalive(&socket))? {
         return Ok(());
     }
-    sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
-    sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES)?;
-    Ok(sockopt::set_socket_keepalive(&socket, true)?)
+    retry_on_intr(|| sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE))?;
+    retry_on_intr(|| sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL))?;
+    retry_on_intr(|| sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES))?;
+    Ok(retry_on_intr(|| sockopt::set_socket_keepalive(&socket, true))?)
 }
 
 #[cfg(test)]

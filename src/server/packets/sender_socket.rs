@@ -22,7 +22,7 @@ use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recvmsg, setsockopt, sockopt::PassCred,
 };
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat2, statx};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use tokio::sync::mpsc as queue;
 
@@ -192,11 +192,10 @@ impl SenderSockets {
 impl OwnerRules {
     /// Returns the socket if it is one of the user who sent the datagram, and not a reserved one.
     fn check(&self, socket: OwnedFd, peer: Peer, flags: AtFlags) -> Result<SenderSocket, DropCause> {
-        let found =
-            statx(&socket, "", AtFlags::EMPTY_PATH | flags, StatxFlags::TYPE | StatxFlags::UID | StatxFlags::INO);
-        let found = found.map_err(cause_of)?;
+        let (flags, fields) = (AtFlags::EMPTY_PATH | flags, StatxFlags::TYPE | StatxFlags::UID | StatxFlags::INO);
+        let found = retry_on_intr(|| statx(&socket, "", flags, fields)).map_err(cause_of)?;
         let is_socket = FileType::from_raw_mode(found.stx_mode.into()) == FileType::Socket;
-        if is_socket && self.is_owner(peer, found.stx_uid) && !self.is_reserved_file(&found) {
+        if is_socket && self.is_owner(peer, found.stx_uid) && !self.is_reserved_file(&found).map_err(cause_of)? {
             Ok(SenderSocket(socket))
         } else {
             Err(DropCause::UnsafeAddress)
@@ -211,15 +210,19 @@ impl OwnerRules {
     }
 
     /// Asked anew each time: the journal's socket is made anew when its unit is restarted.
-    fn is_reserved_file(&self, found: &Statx) -> bool {
-        let is_same = |path: &PathBuf| {
-            match statx(CWD, path, AtFlags::empty(), StatxFlags::INO) {
-                Ok(reserved) => identity(&reserved) == identity(found),
-                // What cannot be compared may be the same.
-                Err(error) => !matches!(error, Errno::NOENT | Errno::NOTDIR),
+    ///
+    /// # Errors
+    /// Returns an error if a file cannot be compared, so that it may be the same.
+    fn is_reserved_file(&self, found: &Statx) -> Result<bool, Errno> {
+        for one in &*self.reserved {
+            let UnixName::Path(path) = one else { continue };
+            match retry_on_intr(|| statx(CWD, path, AtFlags::empty(), StatxFlags::INO)) {
+                Ok(reserved) if identity(&reserved) == identity(found) => return Ok(true),
+                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(error) => return Err(error),
             }
-        };
-        self.reserved.iter().any(|one| matches!(one, UnixName::Path(path) if is_same(path)))
+        }
+        Ok(false)
     }
 }
 
@@ -235,13 +238,13 @@ const OPEN_FLAGS: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CL
 /// where this process is, and not the sender.
 fn open(path: &Path, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
     let resolve = resolve | ResolveFlags::NO_MAGICLINKS;
-    rustix::io::retry_on_intr(|| openat2(CWD, path, OPEN_FLAGS, Mode::empty(), resolve))
+    retry_on_intr(|| openat2(CWD, path, OPEN_FLAGS, Mode::empty(), resolve))
 }
 
 /// The same without openat2(2). Links of /proc are followed on the way, but what they lead to has to be the sender's
 /// own socket all the same.
 fn open_plain(path: &Path) -> Result<OwnedFd, Errno> {
-    rustix::io::retry_on_intr(|| rustix::fs::open(path, OPEN_FLAGS, Mode::empty()))
+    retry_on_intr(|| rustix::fs::open(path, OPEN_FLAGS, Mode::empty()))
 }
 
 /// Why a datagram is dropped whose sender's socket cannot be opened.

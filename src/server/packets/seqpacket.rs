@@ -29,6 +29,7 @@ use crate::server::peer_input::Input;
 use crate::server::peer_progress;
 use crate::server::reclaim::TaskIdleness;
 use crate::server::socket::AcceptedSocket;
+use crate::server::socket_error;
 use crate::server::worker::{StopRequest, Worker};
 
 /// How many packets are taken and dropped at most before a socket is closed: more than wait, unless there are ever new
@@ -210,14 +211,23 @@ impl SeqpacketConnection {
                         self.set_memory(0);
                         return Err(Verdict::Busy);
                     }
-                    if let Some(packet) = self.receive(next, next.len).map_err(|_| Verdict::PeerReset)? {
-                        self.last_packet = clock();
-                        return Ok(packet);
+                    match self.receive(next, next.len) {
+                        Ok(Some(packet)) => {
+                            self.last_packet = clock();
+                            return Ok(packet);
+                        }
+                        Ok(None) => {
+                            self.set_memory(0);
+                        }
+                        // It is still there.
+                        Err(error) if is_retryable(&error) => {
+                            self.set_memory(0);
+                        }
+                        Err(error) => return Err(self.broken(error)),
                     }
-                    self.set_memory(0);
                 }
                 Err(error) if is_retryable(&error) => {}
-                Err(_) => return Err(Verdict::PeerReset),
+                Err(error) => return Err(self.broken(error)),
             }
         }
     }
@@ -226,6 +236,12 @@ impl SeqpacketConnection {
     fn reclaim(&mut self) {
         let lingers = self.permit.as_mut().is_some_and(Permit::refuse);
         self.send_abandoned = !lingers;
+    }
+
+    /// Returns the verdict of a connection that broke, and reports the error if it is not the peer's.
+    fn broken(&self, error: io::Error) -> Verdict {
+        socket_error::report(error, &self.info, &self.worker.sink);
+        Verdict::PeerReset
     }
 
     /// Returns the next packet, which stays in the socket; `None` at the end of the stream.
@@ -297,7 +313,7 @@ impl SeqpacketConnection {
                 Err(error) if is_retryable(&error) => {}
                 // It is longer than our side's send buffer.
                 Err(error) if Errno::from_io_error(&error) == Some(Errno::MSGSIZE) => return Err(Verdict::TooLong),
-                Err(_) => return Err(Verdict::PeerReset),
+                Err(error) => return Err(self.broken(error)),
             }
             let write_deadline = |wait: PeerWait| wait.since().checked_add(write?);
             let next_check =

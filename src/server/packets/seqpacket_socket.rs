@@ -8,6 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd};
 use std::task::Waker;
 
+use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, UnixCredentials, recvmsg, sendmsg, setsockopt, sockopt};
 
 use crate::protocol::packet::Reply;
@@ -19,7 +20,12 @@ use crate::server::peer_input::{self, Input};
 /// # Errors
 /// What setsockopt(2) says.
 pub(crate) fn prepare(socket: impl AsFd) -> io::Result<()> {
-    Ok(setsockopt(&socket, sockopt::PassCred, &true)?)
+    loop {
+        match setsockopt(&socket, sockopt::PassCred, &true) {
+            Err(Errno::EINTR) => {}
+            result => return Ok(result?),
+        }
+    }
 }
 
 /// A packet that waits in the socket.

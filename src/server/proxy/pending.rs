@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::time;
 
@@ -18,6 +19,7 @@ use crate::server::admission::Permit;
 use crate::server::connection::{Connection, ConnectionInfo, clock};
 use crate::server::event::Event;
 use crate::server::socket::{AcceptedSocket, Peer};
+use crate::server::socket_error;
 use crate::server::unserved;
 use crate::server::worker::Worker;
 
@@ -32,8 +34,8 @@ enum HeaderOutcome {
     Invalid(HeaderFault),
     /// The connection ended before its first byte. The event loop sees that as well.
     ClosedEarly,
-    /// The connection broke.
-    Broken,
+    /// The connection broke: with this error, unless it is the runtime that ends.
+    Broken(Option<Errno>),
     /// The server stops.
     Cancelled,
 }
@@ -86,7 +88,12 @@ impl PendingHeader {
                 return reject(stream, bad_header, &info, session.opened(), permit, &mut cancelled, worker).await;
             }
             HeaderOutcome::ClosedEarly => {}
-            HeaderOutcome::Broken => session.handle_reset(),
+            HeaderOutcome::Broken(error) => {
+                session.handle_reset();
+                if let Some(error) = error {
+                    socket_error::report(error.into(), &info, &worker.sink);
+                }
+            }
             HeaderOutcome::Cancelled => session.drain(now),
         }
         let socket = match stream.into_socket() {
@@ -132,7 +139,7 @@ async fn read_header_before(
 async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOutcome {
     loop {
         if stream.readable().await.is_err() {
-            return HeaderOutcome::Broken;
+            return HeaderOutcome::Broken(None);
         }
         match read_available(stream, header) {
             Ok(Some(HeaderParse::Complete { client, .. })) => {
@@ -147,7 +154,7 @@ async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOu
             // It ended in the middle.
             Ok(None) => return HeaderOutcome::Invalid(HeaderFault::Malformed),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => return HeaderOutcome::Broken,
+            Err(error) => return HeaderOutcome::Broken(Errno::from_io_error(&error)),
         }
     }
 }

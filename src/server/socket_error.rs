@@ -1,0 +1,41 @@
+//! Errors of connected sockets. What the peer or the network did is expected: it ends the connection, and its verdict
+//! says so. Any other error (a lack of memory, the policy of a security module) is reported, so that no peer is blamed
+//! for it.
+
+use std::io;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::connection::ConnectionInfo;
+use super::event::Event;
+use super::worker::EventSink;
+
+/// Reports an error that ended a connection, unless the peer or the network caused it.
+pub(crate) fn report(error: io::Error, info: &ConnectionInfo, sink: &EventSink) {
+    if Errno::from_io_error(&error).is_some_and(is_from_peer) {
+        return;
+    }
+    let (listener, peer) = (Arc::clone(&info.listener.name), info.peer);
+    (sink.handle_event)(Event::SetupFailed { listener, peer, error });
+}
+
+/// Returns whether the peer or the network caused this error: recv(2), send(2), tcp(7), and what ICMP reports (ip(7)).
+fn is_from_peer(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::CONNRESET
+            | Errno::CONNABORTED
+            | Errno::CONNREFUSED
+            | Errno::NOTCONN
+            | Errno::PIPE
+            | Errno::TIMEDOUT
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::NETDOWN
+            | Errno::NETUNREACH
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::NONET
+    )
+}
