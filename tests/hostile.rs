@@ -9,6 +9,8 @@ mod common;
 mod descriptors;
 #[path = "hostile/memory.rs"]
 mod memory;
+#[path = "hostile/places.rs"]
+mod places;
 #[path = "hostile/readers.rs"]
 mod readers;
 #[path = "hostile/vanished.rs"]
