@@ -43,7 +43,7 @@ fn every_byte_except_the_delimiter_is_echoed() {
 }
 
 #[test]
-fn a_message_of_exactly_the_limit_is_answered_and_one_byte_more_is_outside_limit() {
+fn a_message_of_exactly_the_limit_is_answered_and_one_byte_more_is_refused() {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0", "--listen", "DIR/echo.sock"]);
     for address in daemon.addresses() {
         let mut peer = Peer::connect(&address);

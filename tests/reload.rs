@@ -107,8 +107,8 @@ fn invalid_settings_change_nothing_and_all_errors_are_logged() {
     let said = reload(&daemon, wrong, "not reloaded, the old settings stay", 1);
     assert!(said.starts_with("error: "), "{said}");
     let position = |line: usize| format!("{}:{line}:", daemon.directory().join("echoed.toml").display());
-    assert!(daemon.wait_for_log(&position(5)).contains("3 has no unit"));
-    assert!(daemon.wait_for_log(&position(6)).contains("is unterminated meant?"));
+    assert!(daemon.wait_for_log(&position(6)).contains("3 has no unit"));
+    assert!(daemon.wait_for_log(&position(7)).contains("is unterminated meant?"));
     let mut first = daemon.connect();
     first.send("a\t");
     first.expect("one:a\t");

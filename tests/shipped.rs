@@ -408,8 +408,8 @@ fn the_resource_limits_of_the_service_are_enough_for_the_default_settings() {
     let service = assignments("echoed.service");
     let limits = echoed::config::Settings::default().limits;
     let limit = |service| values(service, "Service", "LimitNOFILE")[0].parse::<u64>().unwrap();
-    // Each connection twice while it is handed over, for as many workers as can be asked for.
-    assert!(limit(&service) >= FdBudget::of(2 * limits.connections, 64).needed());
+    // Each connection twice while it is handed over, for as many workers as there are by default at most.
+    assert!(limit(&service) >= FdBudget::of(2 * limits.connections, 8).needed());
     assert!(limit(&assignments("echoed@.service")) >= FdBudget::of(1, 1).needed());
     // All connections with full buffers in the kernel, as large as those to receive are at first.
     let in_kernel = 336 * 1024;

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn message_that_the_server_would_split_is_outside_limit() {
+    fn message_that_the_server_would_split_is_refused() {
         for (bytes, delimiter) in
             [(&b"a\tb"[..], r"\t"), (b"\t", r"\t"), (b"a\r\nb", r"\r\n"), (b"a", "aa"), (b"xab", "aba")]
         {

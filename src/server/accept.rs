@@ -300,9 +300,8 @@ impl Dispatcher {
             if permit.try_reacquire() {
                 return;
             }
-            if !self.reclaim_one().await {
-                let _ = time::timeout(reclaim::RETRY, ended).await;
-            }
+            self.reclaim_one().await;
+            let _ = time::timeout(reclaim::RETRY, ended).await;
         }
     }
 
@@ -322,16 +321,25 @@ impl Dispatcher {
                 () = &mut ended => continue,
                 () = client_waits(socket) => {}
             }
-            if !self.reclaim_one().await {
-                let _ = time::timeout(reclaim::RETRY, ended).await;
-            }
+            // It notifies this as well, as soon as its permit is free.
+            self.reclaim_one().await;
+            let _ = time::timeout(reclaim::RETRY, ended).await;
         }
     }
 
-    /// Closes one idle connection, if one may be closed. Returns whether its permit is free. Waits for no worker that hangs.
-    async fn reclaim_one(&self) -> bool {
-        let reclaimed = self.reclaimer.reclaim_one(&self.workers, self.admission.limit());
-        time::timeout(HANG_TIMEOUT, reclaimed).await.unwrap_or(false)
+    /// Closes one idle connection, if one may be closed. Waits for no worker that hangs.
+    async fn reclaim_one(&self) {
+        let reclaim = async {
+            // A closed connection has its permit until its worker has processed the close.
+            for worker in &self.workers {
+                worker.barrier().await;
+            }
+            // If the limit was lowered, no connection is closed for that.
+            if self.admission.open() == self.admission.limit() {
+                self.reclaimer.reclaim_one(&self.workers, self.admission.limit()).await;
+            }
+        };
+        let _ = time::timeout(HANG_TIMEOUT, reclaim).await;
     }
 
     /// Assigns a connection to the worker with the fewest connections: to be served, or to be refused.

@@ -46,6 +46,8 @@ pub(crate) struct Admission {
     refused: AtomicUsize,
     /// Connections among both that have ended, and whose sockets wait to be closed ([`ClosingPermit`]).
     closing: AtomicUsize,
+    /// Those of them that count among `open`.
+    closing_open: AtomicUsize,
     sources: SourceLimits,
     /// Bytes that connections keep in their buffers.
     buffer_memory: AtomicUsize,
@@ -83,6 +85,7 @@ impl Admission {
             reserved: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
             closing: AtomicUsize::new(0),
+            closing_open: AtomicUsize::new(0),
             sources: SourceLimits::new(limits.connections_per_source),
             buffer_memory: AtomicUsize::new(0),
             connection_ended: Notify::new(),
@@ -205,14 +208,15 @@ impl Admission {
 
     /// Returns how many connections are served, without those that only wait to be closed.
     pub(crate) fn serving(&self) -> usize {
-        self.open().saturating_sub(self.closing.load(Ordering::SeqCst))
+        self.open().saturating_sub(self.closing_open.load(Ordering::SeqCst))
     }
 
     fn is_idle(&self) -> bool {
         let others = || self.pending.load(Ordering::SeqCst) + self.refused.load(Ordering::SeqCst);
         let closing = self.closing.load(Ordering::SeqCst);
         // Once more, since one that was pending may have got its permit in between.
-        self.open() + others() == closing && self.open() + others() == closing
+        let unchanged = || self.closing.load(Ordering::SeqCst) == closing;
+        self.open() + others() == closing && self.open() + others() == closing && unchanged()
     }
 
     /// Waits until there is no connection at all.

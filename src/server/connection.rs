@@ -271,6 +271,11 @@ impl Connection {
         Source::of_holder(self.info.peer)
     }
 
+    /// Returns whether it counts against the limit on connections.
+    pub(crate) fn counts(&self) -> bool {
+        self.permit.counts()
+    }
+
     /// Returns since when it is idle: [`Session::idle_since`]. What may have come and was not read is activity.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
         if self.queued || self.parked { None } else { self.session.idle_since() }

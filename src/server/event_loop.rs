@@ -129,7 +129,7 @@ impl EventLoop {
 
     fn report_idle(&self) -> IdleReport {
         let mut report = IdleReport::default();
-        for (key, connection) in &self.connections {
+        for (key, connection) in self.connections.iter().filter(|(_, connection)| connection.counts()) {
             let (id, source) = (connection.id(), connection.holder());
             report.add(source, connection.idle_since(), ConnectionRef::Stream { key, id });
         }

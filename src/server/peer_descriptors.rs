@@ -89,6 +89,8 @@ pub(crate) enum Received {
     /// Nothing: more descriptors come with the next bytes than there is room for, and all of that stays in the socket. These
     /// are copies of some, which are to be closed like all others.
     NoRoom(Vec<OwnedFd>),
+    /// The bytes could not be received. These are copies of their descriptors.
+    Failed(Errno, Vec<OwnedFd>),
 }
 
 /// Receives bytes of a stream or a packet, and the descriptors that come along, if there is `room` for all of them.
@@ -115,8 +117,7 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8], room: usize) -> Resu
     }
     match retry_on_intr(|| recv(&socket, &mut buffer[..peeked.bytes], RecvFlags::DONTWAIT)) {
         Ok((count, _)) => Ok(Received::Complete(count, descriptors)),
-        // Another holder of the socket has read it.
-        Err(_) => Ok(Received::NoRoom(descriptors)),
+        Err(error) => Ok(Received::Failed(error, descriptors)),
     }
 }
 

@@ -40,6 +40,12 @@ pub(crate) fn receive(
             disposal.dispose(descriptors, make_waker());
             Ok(Input::WithDescriptors(count))
         }
+        Received::Failed(error, copies) => {
+            if !copies.is_empty() {
+                disposal.dispose(copies, Waker::noop().clone());
+            }
+            Err(error)
+        }
         Received::NoRoom(copies) => {
             if !copies.is_empty() {
                 disposal.dispose(copies, Waker::noop().clone());

@@ -105,7 +105,8 @@ fn choose(reports: Vec<IdleReport>, limit: usize, min_idle: Duration, now: Insta
             return chosen;
         }
     }
-    let share = limit / held.len().max(1);
+    // The client that waits may be of a further source.
+    let share = (limit / (held.len() + 1)).max(1);
     let is_old = |one: &IdleConnection| now.saturating_duration_since(one.since) >= min_idle;
     take(&|one| if is_old(one) { held[&one.source].saturating_sub(share) } else { 0 })
 }
@@ -277,21 +278,28 @@ mod tests {
     #[test]
     fn otherwise_those_of_sources_with_more_than_an_equal_share_that_are_idle_for_long_enough() {
         let all = [idle(1, [100, 90, 80, 70]), idle(2, [200, 10, 95]), idle(3, [1000]), idle(4, [1000])].concat();
-        // An equal share is two.
-        assert_eq!(chosen(9, 60, &all), [200, 100, 90]);
-        assert_eq!(chosen(9, 150, &all), [200]);
-        assert_eq!(chosen(9, 201, &all), [0_u64; 0]);
-        let equal = [idle(1, [100]), idle(2, [200]), idle(3, [300])].concat();
-        assert_eq!(chosen(3, 0, &equal), [0_u64; 0]);
+        // With the source of the client that waits, there are five: an equal share is two.
+        assert_eq!(chosen(10, 60, &all), [200, 100, 90]);
+        assert_eq!(chosen(10, 150, &all), [200]);
+        assert_eq!(chosen(10, 201, &all), [0_u64; 0]);
+        let single = [idle(1, [100]), idle(2, [200]), idle(3, [300])].concat();
+        assert_eq!(chosen(3, 0, &single), [0_u64; 0]);
+    }
+
+    #[test]
+    fn sources_that_hold_everything_in_equal_parts_make_room_for_a_further_one() {
+        let half_each = [idle(1, [100, 101]), idle(2, [200, 201])].concat();
+        assert_eq!(chosen(4, 60, &half_each), [201, 101]);
+        let all: Vec<_> = (0..16).flat_map(|source| idle(source, [100; 256])).collect();
+        assert_eq!(chosen(4096, 60, &all).len(), MAX_CHOSEN);
     }
 
     #[test]
     fn a_source_with_more_than_half_that_is_busy_protects_no_other() {
         let all = [vec![(1, None); 6], idle(2, [100, 90, 80, 70])].concat();
-        // An equal share is five.
-        assert_eq!(chosen(10, 60, &all), [0_u64; 0]);
-        let all = [vec![(1, None); 6], idle(2, [100, 90, 80]), vec![(3, None)]].concat();
-        assert_eq!(chosen(8, 60, &all), [100]);
+        // An equal share is three.
+        assert_eq!(chosen(10, 60, &all), [100]);
+        assert_eq!(chosen(10, 200, &all), [0_u64; 0]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt};
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{ipproto, sockopt};
 
 use crate::config::{BufferSize, ListenerSettings};
@@ -89,9 +89,14 @@ fn set_keepalive(socket: impl AsFd) -> io::Result<()> {
     if retry_on_intr(|| sockopt::socket_keepalive(&socket))? {
         return Ok(());
     }
-    retry_on_intr(|| sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE))?;
-    retry_on_intr(|| sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL))?;
-    retry_on_intr(|| sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES))?;
+    // Older kernels do not know the times of MPTCP.
+    let optional = |result| match result {
+        Err(Errno::OPNOTSUPP | Errno::NOPROTOOPT) => Ok(()),
+        result => result,
+    };
+    optional(retry_on_intr(|| sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)))?;
+    optional(retry_on_intr(|| sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)))?;
+    optional(retry_on_intr(|| sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES)))?;
     Ok(retry_on_intr(|| sockopt::set_socket_keepalive(&socket, true))?)
 }
 

@@ -287,11 +287,9 @@ impl Worker {
         }
     }
 
-    /// Adds a connection that is a task, and returns where it records whether it is idle.
-    pub(crate) fn add_task(&self, id: u64, source: Source) -> Arc<TaskIdleness> {
-        let idleness = Arc::new(TaskIdleness::default());
-        self.lock_tasks().insert(id, (source, Arc::clone(&idleness)));
-        idleness
+    /// Adds a connection that is a task, and that records there whether it is idle.
+    pub(crate) fn add_task(&self, id: u64, source: Source, idleness: &Arc<TaskIdleness>) {
+        self.lock_tasks().insert(id, (source, Arc::clone(idleness)));
     }
 
     /// Removes a connection that was a task.

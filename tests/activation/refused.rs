@@ -51,7 +51,7 @@ fn unsupported_descriptors_are_refused_and_their_type_is_named() {
 }
 
 #[test]
-fn a_socket_that_neither_listens_nor_is_connected_is_outside_limit() {
+fn a_socket_that_neither_listens_nor_is_connected_is_refused() {
     let stream = |family| socket(family, SocketType::STREAM, None).unwrap();
     let bound = stream(AddressFamily::INET);
     bind(&bound, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
@@ -79,7 +79,7 @@ fn an_unsupported_socket_among_supported_ones_is_named() {
 }
 
 #[test]
-fn a_connection_passed_together_with_other_sockets_is_outside_limit() {
+fn a_connection_passed_together_with_other_sockets_is_refused() {
     let (peer, connection) = tcp_connection();
     let connection = || connection.try_clone().unwrap().into();
     let error = startup_error_for("3<&0 4<&1", vec![tcp_listener().into(), connection()], "good:bad");

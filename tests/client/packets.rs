@@ -275,7 +275,7 @@ fn connecting_to_a_packet_socket_ends_after_the_connect_timeout() {
 }
 
 #[test]
-fn a_message_that_does_not_fit_into_a_packet_is_outside_limit() {
+fn a_message_that_does_not_fit_into_a_packet_is_refused() {
     let server = Server::start("udp", 1, echo);
     let most = "x".repeat(65_507 - "server got:".len());
     echoctl_with(&["send", &server.address], most.as_bytes()).check(0, &format!("server got:{most}\n"), "");

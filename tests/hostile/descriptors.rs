@@ -210,6 +210,41 @@ fn a_descriptor_that_blocks_its_closer_delays_no_client() {
 }
 
 #[test]
+fn a_descriptor_that_blocks_its_closer_delays_no_client_while_connections_are_refused() {
+    for kind in KINDS {
+        for kernel in [Kernel::This, Kernel::Old] {
+            let sockets = Sockets::new(kind);
+            let mut first = sockets.connect();
+            first.send("first");
+            // More than get a final reply: the others are closed with what is queued in them.
+            let (mut refused, mut blockers) = (Vec::new(), Vec::new());
+            for number in 0..80 {
+                let client = sockets.connect();
+                let descriptor = if number % 20 == 0 {
+                    let (blocker, descriptor) = Blocker::nested();
+                    blockers.push(blocker);
+                    descriptor
+                } else {
+                    pipe()
+                };
+                client.send_with("refused", vec![descriptor]).expect("the kernel queues it");
+                refused.push(client);
+            }
+            let mut tcp = sockets.tcp();
+            let Some(daemon) = sockets.start(kernel, "[limits]\nconnections_per_source = 1\n") else { continue };
+            first.expect("first");
+            daemon.wait_for_log_times("too-many", 80);
+            for _ in 0..10 {
+                tcp.exchange("tcp");
+                sockets.tcp().exchange("new");
+                first.exchange("again");
+            }
+            daemon.stop();
+        }
+    }
+}
+
+#[test]
 fn a_descriptor_that_blocks_its_closer_is_closed_as_soon_as_its_lingering_can_be_turned_off() {
     for kind in KINDS {
         let sockets = Sockets::new(kind);

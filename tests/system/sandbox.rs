@@ -221,7 +221,7 @@ fn the_resource_limits_of_the_service_are_set(machine: &Machine) {
         let limits = fs::read_to_string(format!("/proc/{process}/limits")).expect("it runs");
         let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("there is such a limit");
         let single = machine.property("echoed.socket", "Accept") == "yes";
-        let expected = if single { "2048" } else { "32768" };
+        let expected = if single { "2048" } else { "16384" };
         assert_eq!(files.split_whitespace().next(), Some(expected), "{limits}");
     });
 }

@@ -131,6 +131,11 @@ impl Permit {
         true
     }
 
+    /// Returns whether the connection counts against the limit: it was not refused.
+    pub(crate) fn counts(&self) -> bool {
+        !matches!(self.state, PermitState::Refused)
+    }
+
     /// Sets how many bytes the connection keeps in its buffers. Returns whether that fits into the budget of all
     /// connections; it counts in any case.
     #[inline]
@@ -211,6 +216,9 @@ impl Permit {
             self.admission.pending.fetch_sub(1, Ordering::SeqCst);
             self.state = PermitState::Serving(None);
         }
+        if self.counts() {
+            self.admission.closing_open.fetch_add(1, Ordering::SeqCst);
+        }
         self.admission.closing.fetch_add(1, Ordering::SeqCst);
         self.admission.note_use();
         self.admission.connection_ended.notify_waiters();
@@ -220,6 +228,9 @@ impl Permit {
 
 impl Drop for ClosingPermit {
     fn drop(&mut self) {
+        if self.0.counts() {
+            self.0.admission.closing_open.fetch_sub(1, Ordering::SeqCst);
+        }
         self.0.admission.closing.fetch_sub(1, Ordering::SeqCst);
     }
 }

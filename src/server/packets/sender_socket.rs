@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_behind_a_link_of_proc_is_outside_limit() {
+    fn a_path_behind_a_link_of_proc_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let _bound = UnixDatagram::bind(directory.path().join("socket")).unwrap();
         let path = PathBuf::from(format!("/proc/self/root{}/socket", directory.path().display()));

@@ -77,7 +77,10 @@ impl SeqpacketConnection {
         seqpacket_socket::prepare(&socket)?;
         let (socket, now) = (worker.register(socket)?, clock());
         worker.open.fetch_add(1, Ordering::Relaxed);
-        let idleness = worker.add_task(info.id, Source::of_holder(info.peer));
+        let idleness = Arc::<TaskIdleness>::default();
+        if permit.counts() {
+            worker.add_task(info.id, Source::of_holder(info.peer), &idleness);
+        }
         Ok(Self {
             socket: Some(socket),
             permit: Some(permit),
@@ -234,6 +237,7 @@ impl SeqpacketConnection {
 
     /// Frees the permit for a connection that waits. If many wait for their final reply to arrive, nothing is sent any more.
     fn reclaim(&mut self) {
+        self.worker.remove_task(self.info.id);
         let lingers = self.permit.as_mut().is_some_and(Permit::refuse);
         self.send_abandoned = !lingers;
     }

@@ -166,7 +166,7 @@ fn events_caused_by_clients_are_explained(machine: &Machine) {
     expect_explained(machine, "@PEER@ ended its connection");
     let peer = connect();
     peer.reset();
-    expect_explained(machine, "@PEER@ broke its connection off");
+    expect_explained(machine, "The connection of @PEER@ broke");
     connect().send("half");
     expect_explained(machine, "@PEER@ ended in the middle of a message");
 
