@@ -160,7 +160,7 @@ impl Session {
         }
     }
 
-    /// Whether it ends outside the limit on connections: it was refused because its source has too many of them, or
+    /// Returns whether it ends outside the limit on connections: it was refused because its source has too many of them, or
     /// reclaimed for another one ([`Session::refuse`]).
     #[must_use]
     pub fn is_outside_limit(&self) -> bool {

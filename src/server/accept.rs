@@ -238,8 +238,8 @@ impl Dispatcher {
         let socket = AcceptedSocket::new(socket, listener, inherits);
         if !inherits {
             if let Err(error) = socket_options::set(&socket, &listener.settings) {
-                socket.close(&self.disposal, permit);
-                return (self.handle_event)(Event::SetupFailed { listener: name(), peer, error });
+                (self.handle_event)(Event::SetupFailed { listener: name(), peer, error });
+                return socket.close(&self.disposal, permit);
             }
         }
         (self.handle_event)(Event::Opened { id, listener: name(), peer });

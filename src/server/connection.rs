@@ -281,7 +281,7 @@ impl Connection {
         if self.queued || self.parked { None } else { self.session.idle_since() }
     }
 
-    /// Ends the connection for one that waits, and frees its permit. Returns `false` if it is to be closed at once, since many
+    /// Ends the connection for a client that waits, and frees its permit. Returns `false` if it is to be closed at once, since many
     /// wait for their final reply to arrive.
     pub(crate) fn reclaim(&mut self, now: Instant) -> bool {
         self.session.refuse(Verdict::Reclaimed, now);

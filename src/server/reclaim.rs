@@ -125,7 +125,7 @@ struct Choice {
     made_at: Option<Instant>,
     candidates: Vec<Candidate>,
     /// Whether a connection of it was closed.
-    fruitful: bool,
+    closed_any: bool,
 }
 
 impl Choice {
@@ -133,7 +133,7 @@ impl Choice {
     async fn reclaim_next(&mut self, workers: &[Arc<Worker>]) -> bool {
         while let Some(Candidate { worker, since, connection }) = self.candidates.pop() {
             if workers[worker].reclaim(connection, since).await {
-                self.fruitful = true;
+                self.closed_any = true;
                 return true;
             }
         }
@@ -166,8 +166,8 @@ impl Reclaimer {
         if choice.reclaim_next(workers).await {
             return true;
         }
-        if choice.made_at.is_some() && !choice.fruitful {
-            // Another one would come to nothing as well, so soon after.
+        if choice.made_at.is_some() && !choice.closed_any {
+            // Another choice would find none either, so soon after.
             return false;
         }
         let mut reports = Vec::with_capacity(workers.len());
@@ -176,7 +176,7 @@ impl Reclaimer {
         }
         let now = clock();
         let candidates = choose(reports, limit, min_idle, now);
-        *choice = Choice { made_at: Some(now), candidates, fruitful: false };
+        *choice = Choice { made_at: Some(now), candidates, closed_any: false };
         choice.reclaim_next(workers).await
     }
 }
@@ -218,7 +218,7 @@ impl TaskIdleness {
             state.request = Some(answer);
         }
         self.requested.notify_one();
-        // An error says that it is not idle any more.
+        // An error says that it is no longer idle.
         answered.await.unwrap_or(false)
     }
 

@@ -24,7 +24,7 @@ const KEEPALIVE_PROBES: u32 = 6;
 /// SO_BUF_LOCK of asm-generic/socket.h (Linux 5.14), which no library names.
 const SO_BUF_LOCK: libc::c_int = 72;
 
-/// SOCK_SNDBUF_LOCK and SOCK_RCVBUF_LOCK of linux/socket.h: somebody has set the size of that buffer.
+/// SOCK_SNDBUF_LOCK and SOCK_RCVBUF_LOCK of linux/socket.h: the size of that buffer was set.
 const SEND_BUFFER_LOCK: i32 = 1;
 const RECEIVE_BUFFER_LOCK: i32 = 2;
 
@@ -47,7 +47,7 @@ const DEFAULT_SEND_BUFFER: usize = 64 * 1024;
 /// Returns an error if setsockopt(2) fails.
 pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
     let is_tcp = is_tcp(&socket)?;
-    // Before Linux 5.14 it is not known which sizes somebody else has chosen.
+    // Before Linux 5.14 it is not known whether another process set the sizes.
     let locks = getsockopt(&socket, BufferLock).unwrap_or_default();
     let mut unlock = 0;
     match settings.receive_buffer {
@@ -83,8 +83,7 @@ fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
     Ok(matches!(protocol, Some(ipproto::TCP | ipproto::MPTCP)))
 }
 
-/// Has the kernel find out that a peer is gone which says nothing any more. A socket for which somebody else has chosen that
-/// keeps its times.
+/// Has the kernel detect peers that have vanished. A socket that has SO_KEEPALIVE already keeps its times.
 fn set_keepalive(socket: impl AsFd) -> io::Result<()> {
     if retry_on_intr(|| sockopt::socket_keepalive(&socket))? {
         return Ok(());

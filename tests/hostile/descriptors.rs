@@ -15,6 +15,7 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind,
     connect, getsockname, listen, send, sendmsg, socket_with,
 };
+use rustix::process::Signal;
 
 use crate::common::service_manager::activated_command;
 use crate::common::{self, Daemon, Peer, find_program, kernel, skip_test, wait_until};
@@ -241,6 +242,33 @@ fn a_descriptor_that_blocks_its_closer_delays_no_client_while_connections_are_re
             }
             daemon.stop();
         }
+    }
+}
+
+#[test]
+fn a_descriptor_that_blocks_its_closer_delays_no_client_while_connections_drain() {
+    for kind in KINDS {
+        let sockets = Sockets::new(kind);
+        let mut evil = sockets.connect();
+        evil.send("before");
+        let mut tcp = sockets.tcp();
+        let Some(mut daemon) = sockets.start(Kernel::Old, "drain_timeout = '1h'\n[defaults.deadlines]\nwrite = '1h'\n")
+        else {
+            return;
+        };
+        evil.expect("before");
+        // It is owed replies, so the daemon does not end before it has read them.
+        tcp.send_what_fits(&b"owed\t".repeat(4_000_000));
+        // Stopped, so that it finds the descriptor while it drains.
+        daemon.signal(Signal::STOP);
+        let (_blocker, descriptor) = Blocker::nested();
+        evil.send_with("while it drains", vec![descriptor]).expect("this kernel does not refuse it");
+        daemon.signal(Signal::TERM);
+        daemon.signal(Signal::CONT);
+        daemon.wait_for_log("stopping");
+        let received = tcp.read_to_end();
+        assert!(received.len() > 100_000 && received.ends_with(b"server got:owed\t"), "{} bytes", received.len());
+        assert_eq!(daemon.wait().code(), Some(0), "{kind:?}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Clients that hold every place and say nothing: others are served all the same, and nothing that somebody waits for is lost.
+//! Clients that hold all permits and send nothing: others are served all the same, and no message or reply is lost.
 
 use std::time::Duration;
 

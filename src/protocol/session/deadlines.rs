@@ -56,7 +56,7 @@ impl Session {
         matches!(self.awaited(), Awaited::PeerRead(..)) && self.deadline().is_some_and(|until| until <= now)
     }
 
-    /// Returns when the session ends or its delay, unless something else happens before.
+    /// Returns when the session or its delay ends, unless something else happens before.
     #[cfg(test)]
     pub(in crate::protocol) fn deadline_without_checks(&self) -> Option<Instant> {
         match self.awaited() {

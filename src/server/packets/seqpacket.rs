@@ -54,7 +54,7 @@ pub(crate) struct SeqpacketConnection {
     totals: Totals,
     /// Why it ended. Without a reason, it is we who stop before it was done.
     verdict: Verdict,
-    /// Whether something that was sent was not taken in time, or nothing is to be sent any more.
+    /// Whether something that was sent was not taken in time, or nothing more is sent.
     send_abandoned: bool,
     idleness: Arc<TaskIdleness>,
 }
@@ -235,7 +235,7 @@ impl SeqpacketConnection {
         }
     }
 
-    /// Frees the permit for a connection that waits. If many wait for their final reply to arrive, nothing is sent any more.
+    /// Frees the permit for a client that waits. If many wait for their final reply to arrive, nothing more is sent.
     fn reclaim(&mut self) {
         self.worker.remove_task(self.info.id);
         let lingers = self.permit.as_mut().is_some_and(Permit::refuse);
