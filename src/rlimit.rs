@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors of a daemon that are no connections: of listeners, the first workers, the log and the like.
+/// Descriptors of a daemon for anything but connections: listeners, the first workers, the log and the like.
 const RESERVED_FDS: u64 = 64;
 
 /// How many descriptors that peers sent (SCM_RIGHTS, unix(7)) may wait to be closed, if the limit leaves as many.

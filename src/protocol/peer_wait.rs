@@ -51,7 +51,7 @@ impl PeerWait {
     pub(crate) fn record_progress(&mut self, now: Instant, mark: u64) {
         let took = match self.mark.replace(mark) {
             Some(before) => mark != before,
-            // It may have taken something just after the socket was full. But a handover is no progress.
+            // It may have taken something just after the socket was full. But a handover is not progress.
             None => self.checked == self.since,
         };
         if took {

@@ -278,9 +278,7 @@ impl Dispatcher {
         permit: &mut Permit,
         cancelled: &mut watch::Receiver<bool>,
     ) -> Result<(), Verdict> {
-        for worker in &self.workers {
-            worker.barrier().await;
-        }
+        self.barrier().await;
         permit.decide()?;
         tokio::select! {
             biased;
@@ -290,6 +288,13 @@ impl Dispatcher {
         }
         permit.reacquire_unchecked();
         Ok(())
+    }
+
+    /// Waits for a barrier on every worker.
+    async fn barrier(&self) {
+        for worker in &self.workers {
+            worker.barrier().await;
+        }
     }
 
     /// Waits until there is a permit for a connection whose source has room. While there is none, closes idle connections.
@@ -329,11 +334,12 @@ impl Dispatcher {
 
     /// Closes one idle connection, if one may be closed. Waits for no worker that hangs.
     async fn reclaim_one(&self) {
+        if !self.reclaimer.is_on() {
+            return;
+        }
         let reclaim = async {
             // A closed connection has its permit until its worker has processed the close.
-            for worker in &self.workers {
-                worker.barrier().await;
-            }
+            self.barrier().await;
             // If the limit was lowered, no connection is closed for that.
             if self.admission.open() == self.admission.limit() {
                 self.reclaimer.reclaim_one(&self.workers, self.admission.limit()).await;

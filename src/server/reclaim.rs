@@ -155,20 +155,20 @@ impl Reclaimer {
         lock(&self.min_idle).is_some()
     }
 
-    /// Closes one idle connection, if one may be closed. Returns whether its permit is free.
-    pub(crate) async fn reclaim_one(&self, workers: &[Arc<Worker>], limit: usize) -> bool {
-        let Some(min_idle) = *lock(&self.min_idle) else { return false };
+    /// Closes one idle connection, if one may be closed.
+    pub(crate) async fn reclaim_one(&self, workers: &[Arc<Worker>], limit: usize) {
+        let Some(min_idle) = *lock(&self.min_idle) else { return };
         // One after the other, since a choice depends on what is left.
         let mut choice = self.choice.lock().await;
         if choice.made_at.is_some_and(|at| clock().saturating_duration_since(at) > MAX_AGE) {
             *choice = Choice::default();
         }
         if choice.reclaim_next(workers).await {
-            return true;
+            return;
         }
         if choice.made_at.is_some() && !choice.closed_any {
             // Another choice would find none either, so soon after.
-            return false;
+            return;
         }
         let mut reports = Vec::with_capacity(workers.len());
         for worker in workers {
@@ -177,7 +177,7 @@ impl Reclaimer {
         let now = clock();
         let candidates = choose(reports, limit, min_idle, now);
         *choice = Choice { made_at: Some(now), candidates, closed_any: false };
-        choice.reclaim_next(workers).await
+        choice.reclaim_next(workers).await;
     }
 }
 

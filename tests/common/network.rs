@@ -17,7 +17,7 @@ pub struct Network(Child);
 
 impl Network {
     pub fn new() -> Self {
-        // It says when it is there, and ends when nobody reads from it.
+        // The shell writes a line once it runs in the namespace, and ends when its stdin is closed.
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "echo; read end"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("unshare can be started");

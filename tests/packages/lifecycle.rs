@@ -100,7 +100,7 @@ fn clients_do_not_notice_upgrades<I: Installer>(machine: &Machine) {
     const CLIENTS: usize = 200;
     I::prepare(machine);
     I::install(machine, OLDER);
-    // Longer than the upgrades take, however slow the machine is. Everybody is one source, and a child that the test has
+    // Longer than the upgrades take, however slow the machine is. All clients are one source, and a child that the test has
     // forked keeps the sockets that clients close meanwhile open until it executes its program.
     machine.configure("[defaults.deadlines]\nread = \"10min\"\n[limits]\nconnections_per_source = 0\n");
     machine.sh(I::START_COMMAND);
