@@ -60,7 +60,7 @@ fn run(arguments: &Echoed) -> Result<ExitCode, StartError> {
     let fds = activation::take()?;
     // So is this: with more threads it would take 10 ms.
     let mode = RunMode::of(&fds.sockets);
-    let budget = mode.preallocate_fd_table(&settings);
+    let budget = mode.preallocate_fd_table(&settings, settings.service.worker_threads());
     let started = LeveledLog::start(settings.log_level);
     let (log, writer) = started.map_err(|error| StartError::system("cannot start the log", error))?;
     supervisor::warn_low_nofile(budget, &settings, &log);

@@ -64,10 +64,9 @@ impl RunMode {
         }
     }
 
-    /// Preallocates the table of descriptors for all connections that there may be, and returns how many descriptors there
-    /// can be.
-    pub(crate) fn preallocate_fd_table(self, settings: &Settings) -> FdBudget {
-        let workers = settings.service.worker_threads();
+    /// Preallocates the table of descriptors for all connections that there may be by these settings, and returns how many
+    /// descriptors there can be. `workers` is how many workers run.
+    pub(crate) fn preallocate_fd_table(self, settings: &Settings, workers: usize) -> FdBudget {
         match self {
             Self::Standalone | Self::Activated => rlimit::preallocate_fd_table(settings.limits.connections, workers),
             Self::SingleConnection => FdBudget::of(1, workers),
@@ -154,7 +153,8 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
                 }
                 self.log.set_level(new.log_level);
                 self.server.reload(&new);
-                let budget = self.mode.preallocate_fd_table(&new);
+                let workers = self.initial_settings.service.worker_threads();
+                let budget = self.mode.preallocate_fd_table(&new, workers);
                 self.server.limit_peer_descriptors(budget.peer_fds());
                 warn_low_nofile(budget, &new, self.log);
                 self.settings.send_replace(new);
