@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 const FIRST_CHECK: u32 = 64;
 const NEXT_CHECK: u32 = 8;
 
+/// The longest time until the first look, which is also there without a write deadline: a connection that waits may need a
+/// wider receive window.
+const MAX_FIRST_CHECK: Duration = Duration::from_millis(100);
+
 /// The shortest time between two looks.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -18,8 +22,10 @@ const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PeerWait {
     since: Instant,
-    /// When the peer's progress was last looked at.
+    /// When the peer's progress was last looked at, or when the wait began, here.
     checked: Instant,
+    /// Whether it was looked at.
+    was_checked: bool,
     /// What it was then: [`PeerWait::record_progress`].
     mark: Option<u64>,
 }
@@ -27,12 +33,12 @@ pub(crate) struct PeerWait {
 impl PeerWait {
     /// Creates a wait that begins at `now`.
     pub(crate) fn new(now: Instant) -> Self {
-        Self { since: now, checked: now, mark: None }
+        Self { since: now, checked: now, was_checked: false, mark: None }
     }
 
     /// Restores a wait that began at `since` and goes on at `now`.
     pub(crate) fn restored(since: Instant, now: Instant) -> Self {
-        Self { since, checked: now, mark: None }
+        Self { since, checked: now, was_checked: false, mark: None }
     }
 
     /// Returns since when the peer has taken nothing.
@@ -40,10 +46,15 @@ impl PeerWait {
         self.since
     }
 
-    /// Returns when to look at the peer's progress next, with this write deadline; `None` if that is beyond all times.
-    pub(crate) fn next_check(self, write: Duration) -> Option<Instant> {
-        let part = if self.mark.is_none() { FIRST_CHECK } else { NEXT_CHECK };
-        self.checked.checked_add((write / part).max(MIN_CHECK_INTERVAL))
+    /// Returns when to look at the peer's progress next, with this write deadline; `None` if that is beyond all times, or if
+    /// there is no deadline and the first look has been.
+    pub(crate) fn next_check(self, write: Option<Duration>) -> Option<Instant> {
+        let interval = if self.was_checked {
+            write? / NEXT_CHECK
+        } else {
+            write.map_or(MAX_FIRST_CHECK, |write| (write / FIRST_CHECK).min(MAX_FIRST_CHECK))
+        };
+        self.checked.checked_add(interval.max(MIN_CHECK_INTERVAL))
     }
 
     /// Records how far the peer has taken what was sent: a number that changes whenever it takes something, as long as
@@ -62,5 +73,6 @@ impl PeerWait {
     /// Records that the peer's progress was looked at, whether or not it could be seen.
     pub(crate) fn record_check(&mut self, now: Instant) {
         self.checked = now;
+        self.was_checked = true;
     }
 }

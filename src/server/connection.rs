@@ -5,6 +5,7 @@
 //! nothing happens here but the session's work: no lock, no log, no shared counter, no timer.
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +25,7 @@ use super::handover::DetachedConnection;
 use super::peer_descriptors::PeerDescriptors;
 use super::peer_input;
 use super::peer_progress;
+use super::receive_window;
 use super::socket::{AcceptedSocket, Peer};
 use super::socket_error;
 use super::worker::Worker;
@@ -48,11 +50,13 @@ pub(crate) struct Connection {
     parked: bool,
     /// When its timer fires: no later than its session's deadline.
     pub(crate) timer: Option<Instant>,
+    /// The size of its receive buffer, while that is widened.
+    receive_buffer: Option<NonZeroUsize>,
     session: Session,
     permit: Permit,
     info: ConnectionInfo,
-    /// Woken when the log has room. Made with the first message that is logged whole.
-    waker: Option<Waker>,
+    /// Woken when the log has room. Made with the first message that is logged whole; in a box, as few have one.
+    waker: Option<Box<Waker>>,
 }
 
 /// What identifies a connection: its id, its listener and its peer.
@@ -107,7 +111,8 @@ impl Connection {
         worker.open.fetch_add(1, Ordering::Relaxed);
         let AcceptedSocket { socket, descriptors } = socket;
         let (wants_write, queued, parked) = (false, false, false);
-        Self { socket, wants_write, queued, descriptors, parked, timer: None, session, permit, info, waker: None }
+        let (timer, receive_buffer, waker) = (None, None, None);
+        Self { socket, wants_write, queued, descriptors, parked, timer, receive_buffer, session, permit, info, waker }
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
@@ -132,6 +137,7 @@ impl Connection {
     pub(crate) fn changed_interest(&mut self) -> Option<EventFlags> {
         let wants_write = self.session.wants() == Want::Write;
         (wants_write != self.wants_write).then(|| {
+            self.restore_receive_buffer();
             self.wants_write = wants_write;
             self.interest()
         })
@@ -167,11 +173,21 @@ impl Connection {
 
     fn handle_timeout(&mut self, now: Instant) {
         if self.session.needs_peer_progress(now) {
+            if self.receive_buffer.is_none() {
+                self.receive_buffer = receive_window::widen(&self.socket);
+            }
             if let Some(mark) = peer_progress::mark(&self.socket) {
                 self.session.record_peer_progress(now, mark);
             }
         }
         self.session.handle_timeout(now);
+    }
+
+    /// Ends what [`receive_window::widen`] began.
+    fn restore_receive_buffer(&mut self) {
+        if let Some(size) = self.receive_buffer.take() {
+            receive_window::restore(&self.socket, size);
+        }
     }
 
     /// Does what the session wants, until the socket or the log has no room, or [`MAX_STEPS`] are done.
@@ -312,7 +328,8 @@ impl Connection {
     }
 
     /// Detaches the connection: encodes its session, and returns the snapshot with the socket.
-    pub(crate) fn detach(self: Box<Self>, worker: &Worker, now: Instant) -> DetachedConnection {
+    pub(crate) fn detach(mut self: Box<Self>, worker: &Worker, now: Instant) -> DetachedConnection {
+        self.restore_receive_buffer();
         let ConnectionInfo { id, ref listener, peer } = self.info;
         let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
         let snapshot = snapshot::encode(&self.session, &listener.name, id, client, now);
@@ -412,7 +429,7 @@ struct LoggingOutlet<'a, 'w> {
     inner: &'a mut SocketOutlet<'w>,
     worker: &'a Arc<Worker>,
     info: &'a ConnectionInfo,
-    waker: &'a mut Option<Waker>,
+    waker: &'a mut Option<Box<Waker>>,
     key: usize,
     log: LogMessages,
 }
@@ -447,8 +464,9 @@ impl Outlet for LoggingOutlet<'_, '_> {
                 true
             }
             LogMessages::Full => {
-                let make_waker =
-                    || Waker::from(Arc::new(ConnectionWaker { worker: Arc::clone(self.worker), key: self.key }));
+                let make_waker = || {
+                    Box::new(Waker::from(Arc::new(ConnectionWaker { worker: Arc::clone(self.worker), key: self.key })))
+                };
                 let waker = self.waker.get_or_insert_with(make_waker);
                 let message = ReceivedMessage { connection_id, listener: &listener.name, peer, bytes: message };
                 let appended = sink.message_log.try_append(message, waker);

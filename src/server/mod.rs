@@ -21,6 +21,7 @@ mod peer_descriptors;
 mod peer_input;
 mod peer_progress;
 pub mod proxy;
+mod receive_window;
 mod reclaim;
 pub mod socket;
 mod socket_error;

@@ -37,9 +37,9 @@ sockopt_impl!(
     i32
 );
 
-/// The default size of the send buffer of a TCP socket, in bytes. The kernel doubles it (socket(7)): so replies that a client
-/// does not read hold little memory.
-const DEFAULT_SEND_BUFFER: usize = 64 * 1024;
+/// The default size of either buffer of a TCP socket, in bytes. The kernel doubles it (socket(7)). So a client that sends, and
+/// does not read, makes the kernel hold little memory.
+const DEFAULT_BUFFER: usize = 64 * 1024;
 
 /// Sets what the settings say on a socket: a listening one, one of datagrams, or a connection that has not inherited it.
 ///
@@ -53,17 +53,17 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
     match settings.receive_buffer {
         BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_recv_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= RECEIVE_BUFFER_LOCK,
-        // The kernel adapts it. With a fixed size it drops packets that do not fit, though they are in the window; from Linux
-        // 6.5 on it also closes the window then, and while the daemon waits for the peer to take replies, its acknowledgments
-        // are out of the window as well: neither side goes on for seconds.
+        // Not where the socket unit has chosen a size.
+        BufferSize::Default if is_tcp && locks & RECEIVE_BUFFER_LOCK == 0 => {
+            retry_on_intr(|| sockopt::set_socket_recv_buffer_size(&socket, DEFAULT_BUFFER))?;
+        }
         BufferSize::Default => {}
     }
     match settings.send_buffer {
         BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_send_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= SEND_BUFFER_LOCK,
-        // Not where the socket unit has chosen a size.
         BufferSize::Default if is_tcp && locks & SEND_BUFFER_LOCK == 0 => {
-            retry_on_intr(|| sockopt::set_socket_send_buffer_size(&socket, DEFAULT_SEND_BUFFER))?;
+            retry_on_intr(|| sockopt::set_socket_send_buffer_size(&socket, DEFAULT_BUFFER))?;
         }
         BufferSize::Default => {}
     }
@@ -77,7 +77,14 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
     Ok(())
 }
 
-fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
+/// Returns whether the size of the receive buffer was set: the kernel does not adapt it then. Before Linux 5.14, which does not
+/// tell, `false`.
+pub(crate) fn has_fixed_receive_buffer(socket: impl AsFd) -> bool {
+    getsockopt(&socket, BufferLock).unwrap_or_default() & RECEIVE_BUFFER_LOCK != 0
+}
+
+/// Returns whether it is a socket of TCP or MPTCP.
+pub(crate) fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
     // Of Unix sockets there is none.
     let protocol = retry_on_intr(|| sockopt::socket_protocol(&socket))?;
     Ok(matches!(protocol, Some(ipproto::TCP | ipproto::MPTCP)))

@@ -1,5 +1,5 @@
-//! The memory of the kernel that peers make the daemon hold by not reading their replies. It counts as memory of the
-//! service.
+//! The memory of the kernel that peers make the daemon hold by sending, and not reading their replies. It counts as memory of
+//! the service.
 
 use std::os::fd::OwnedFd;
 use std::thread;
@@ -7,18 +7,25 @@ use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::getsockopt;
-use rustix::net::{AddressFamily, SendFlags, send, sockopt};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, recv, send, sockopt};
 
 use crate::common::network::two_machines;
 use crate::common::packets::PacketPeer;
 use crate::common::service_manager::activated_command;
-use crate::common::{Daemon, Peer};
+use crate::common::{Daemon, Peer, wait_until};
 
 /// As many clients as one source may have.
 const CLIENTS: usize = 256;
 
-/// How much memory replies to one client may hold: as docs/configuration.md says.
-const MAX_PER_CONNECTION: usize = 208 * 1024;
+/// How much memory one client may hold with what it sent, and with the replies to it: as docs/configuration.md says.
+const MAX_RECEIVED: usize = 256 * 1024;
+const MAX_REPLIES: usize = 208 * 1024;
+
+/// By how much the kernel may go beyond that: the last packet.
+const PACKET: usize = 64 * 1024;
+
+/// How much memory one source may hold over TCP.
+const MAX_OF_SOURCE: usize = 256 << 20;
 
 /// SO_MEMINFO of asm-generic/socket.h, which no library names.
 const SO_MEMINFO: i32 = 55;
@@ -32,12 +39,21 @@ sockopt_impl!(
     [i32; 9]
 );
 
-/// Returns the memory of the kernel for replies on each connection of a daemon: `None` if this process may not look.
-fn reply_memory(daemon: &Daemon) -> Option<Vec<usize>> {
+/// The memory of the kernel on the daemon's side of a connection, in bytes.
+struct Held {
+    received: usize,
+    replies: usize,
+}
+
+/// Returns the memory of each connection of a daemon: `None` if this process may not look.
+fn held_memory(daemon: &Daemon) -> Option<Vec<Held>> {
     let memory = |socket: OwnedFd| {
-        let [_, _, allocated, _, _, queued, ..] = getsockopt(&socket, MemInfo).expect("it is new");
+        let [received, _, allocated, _, _, queued, ..] = getsockopt(&socket, MemInfo).expect("it is new");
         let is_unix = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX);
-        usize::try_from(if is_unix { allocated } else { queued }).unwrap_or_default()
+        // What is sent to a Unix socket is in the sender's buffer: the daemon does not pay for what it receives.
+        let (received, replies) = if is_unix { (0, allocated) } else { (received, queued) };
+        let bytes = |count| usize::try_from(count).unwrap_or_default();
+        Held { received: bytes(received), replies: bytes(replies) }
     };
     Some(daemon.connections()?.into_iter().map(memory).collect())
 }
@@ -64,16 +80,21 @@ const PATIENT: &str = "[defaults.deadlines]\nread = '10min'\nwrite = '10min'\n[l
 fn check_memory(daemon: &Daemon, name: &str, clients: &[OwnedFd]) {
     let message = [&[b'x'; 1000][..], b"\t"].concat().repeat(10);
     fill(clients, &message);
-    let Some(memory) = reply_memory(daemon) else { return };
-    let (total, most) = (memory.iter().sum::<usize>(), memory.iter().max().copied().unwrap_or_default());
-    assert_eq!(memory.len(), CLIENTS, "{name}: connections are there");
-    assert!(total > 8 << 20, "{name}: {total} bytes in all; the clients did not send");
-    // The kernel may go beyond it by the last packet.
-    assert!(most <= MAX_PER_CONNECTION + 64 * 1024, "{name}: {most} bytes for one connection");
+    let Some(held) = held_memory(daemon) else { return };
+    assert_eq!(held.len(), CLIENTS, "{name}: connections are there");
+    let replies = held.iter().map(|held| held.replies);
+    let total = replies.clone().sum::<usize>();
+    assert!(total > 8 << 20, "{name}: {total} bytes of replies; the clients did not send");
+    let most = replies.max().unwrap_or_default();
+    assert!(most <= MAX_REPLIES + PACKET, "{name}: {most} bytes of replies on one connection");
+    let most = held.iter().map(|held| held.received).max().unwrap_or_default();
+    assert!(most <= MAX_RECEIVED + PACKET, "{name}: {most} bytes received on one connection");
+    let total = held.iter().map(|held| held.received + held.replies).sum::<usize>();
+    assert!(total <= MAX_OF_SOURCE, "{name}: {total} bytes in all");
 }
 
 #[test]
-fn replies_that_remote_clients_do_not_read_hold_a_bounded_memory_of_the_kernel() {
+fn remote_clients_that_send_and_do_not_read_hold_a_bounded_memory_of_the_kernel() {
     let Some([ours, theirs]) = two_machines() else { return };
     let listener = ours.tcp_listener("192.0.2.1:0");
     let address = listener.local_addr().expect("it is bound");
@@ -87,7 +108,7 @@ fn replies_that_remote_clients_do_not_read_hold_a_bounded_memory_of_the_kernel()
 }
 
 #[test]
-fn replies_that_clients_of_this_machine_do_not_read_hold_a_bounded_memory_of_the_kernel() {
+fn clients_of_this_machine_that_send_and_do_not_read_hold_a_bounded_memory_of_the_kernel() {
     for address in ["127.0.0.1:0", "DIR/stream", "seqpacket:DIR/packets"] {
         let daemon = Daemon::start_with(PATIENT, &["--listen", address]);
         let address = &daemon.addresses()[0];
@@ -100,6 +121,38 @@ fn replies_that_clients_of_this_machine_do_not_read_hold_a_bounded_memory_of_the
         };
         let clients: Vec<_> = (0..CLIENTS).map(|_| connect()).collect();
         check_memory(&daemon, address, &clients);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_client_that_is_waited_for_has_a_wider_window_until_it_takes_replies() {
+    // The kernel reports twice what was set.
+    let (usual, wider) = (2 * 64 * 1024, 4 * 64 * 1024);
+    for deadline in ["10min", "off"] {
+        let settings = format!("[defaults.deadlines]\nread = '10min'\nwrite = '{deadline}'\n");
+        let daemon = Daemon::start_with(&settings, &["--listen", "127.0.0.1:0"]);
+        let client: OwnedFd = Peer::connect(&daemon.addresses()[0]).stream().into();
+        let size = || {
+            let connections = daemon.connections()?;
+            let socket = connections.first().expect("the connection is there");
+            Some(sockopt::socket_recv_buffer_size(socket).expect("it is a socket"))
+        };
+        let message = [&[b'x'; 1000][..], b"\t"].concat();
+        send(&client, &message, SendFlags::empty()).expect("there is room");
+        wait_until("the connection is accepted", || daemon.connections().is_none_or(|them| !them.is_empty()));
+        if size().is_none() {
+            return;
+        }
+        assert_eq!(size(), Some(usual), "write = {deadline}");
+        for _ in 0..2 {
+            fill(std::slice::from_ref(&client), &message);
+            wait_until("the window is wider", || size() == Some(wider));
+            wait_until("the window is as before", || {
+                while recv(&client, &mut [0; 64 * 1024], RecvFlags::DONTWAIT).is_ok() {}
+                size() == Some(usual)
+            });
+        }
         daemon.stop();
     }
 }

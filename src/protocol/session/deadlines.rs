@@ -118,7 +118,7 @@ impl Session {
             Awaited::Log | Awaited::DelayOver => None,
             Awaited::Delay(until) => Some((until, Timeout::DelayOver)),
             Awaited::PeerRead(wait) => {
-                let next_check = wait.next_check(self.rules.deadlines.write.as_ref()?.duration());
+                let next_check = wait.next_check(self.rules.deadlines.write.as_ref().map(TimeSpan::duration));
                 let next_check = next_check.map(|at| (at, Timeout::PeerProgress));
                 earlier(self.deadline_after(wait.since(), |d| &d.write, Verdict::WriteDeadline), next_check)
             }
