@@ -95,6 +95,20 @@ fn check_subject(kind: Kind, errno: Errno, run: &Run) -> Result<(), String> {
     if is_said { Ok(()) } else { Err("the log does not say what failed".to_owned()) }
 }
 
+/// Checks that each connection was reported when it was accepted and when it ended, and counted.
+fn check_counts(log: &[String]) -> Result<(), String> {
+    let connections = log.iter().filter(|line| line.starts_with("debug: connection "));
+    let ended = log.iter().filter(|line| line.contains(" ended: ")).count();
+    let opened = connections.filter(|line| !line.contains(" ended: ")).count();
+    let counted = format!(" on {opened} connections in all");
+    let is_counted = log.iter().any(|line| line.contains(&counted));
+    if opened == ended && is_counted {
+        Ok(())
+    } else {
+        Err(format!("{opened} connections were reported when they were accepted, and {ended} when they ended"))
+    }
+}
+
 /// Makes each call on the way of one client of this kind fail with each of its errors.
 fn check_kind(kind: Kind) {
     check_calls(kind, &[], |_| true);
@@ -131,6 +145,10 @@ fn check_row(kind: Kind, always: &[String], call: &Call, errno: Errno, baseline:
         }
         let shown = |failure| format!("{failure}; received {:?}; log {:#?}", run.received, run.log);
         check_subject(kind, errno, &run).map_err(shown)?;
+        // Without the log's own calls, its lines are complete.
+        if call.name != "write" {
+            check_counts(&run.log).map_err(shown)?;
+        }
         if run.calls.len() > baseline.calls.len() + MAX_EXTRA_CALLS {
             return Err(format!("it spins: {} calls instead of {}", run.calls.len(), baseline.calls.len()));
         }

@@ -23,7 +23,7 @@ use super::disposal::Disposal;
 use super::event::{Event, EventHandler, Retry};
 use super::listener_error::{self, Backoff, ListenerErrorKind, MAX_PAUSE};
 use super::packets::rate_limit::RateLimiter;
-use super::packets::seqpacket::SeqpacketConnection;
+use super::packets::seqpacket;
 use super::peer_descriptors::PeerDescriptors;
 use super::proxy::PendingHeader;
 use super::reclaim::{self, Reclaimer};
@@ -233,17 +233,15 @@ impl Dispatcher {
     ) {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(worker) = self.least_loaded_worker() else { return };
-        let name = || Arc::clone(&listener.name);
         let peer = Peer::of(&socket, from);
         let socket = AcceptedSocket::new(socket, listener, inherits);
+        (self.handle_event)(Event::Opened { id, listener: Arc::clone(&listener.name), peer });
+        let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };
         if !inherits {
             if let Err(error) = socket_options::set(&socket, &listener.settings) {
-                (self.handle_event)(Event::SetupFailed { listener: name(), peer, error });
-                return socket.close(&self.disposal, permit);
+                return unserved::end_failed(worker, info, error, Some(socket), permit);
             }
         }
-        (self.handle_event)(Event::Opened { id, listener: name(), peer });
-        let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };
         if listener.awaits_header() {
             let session = Session::new(Arc::clone(&listener.settings.rules), clock());
             return PendingHeader { socket, session, info, permit }.spawn(self);
@@ -357,16 +355,10 @@ impl Dispatcher {
         refused: Option<Verdict>,
     ) {
         let Some(worker) = self.least_loaded_worker() else { return };
-        let (peer, listener) = (info.peer, Arc::clone(&info.listener));
-        if listener.kind == SocketKind::Seqpacket {
-            return match SeqpacketConnection::new(socket, info, Arc::clone(worker), permit) {
-                Ok(connection) => worker.spawn(connection.run(refused)),
-                Err(error) => {
-                    (self.handle_event)(Event::SetupFailed { listener: Arc::clone(&listener.name), peer, error })
-                }
-            };
+        if info.listener.kind == SocketKind::Seqpacket {
+            return seqpacket::spawn(socket, info, worker, permit, refused);
         }
-        let mut session = Session::new(Arc::clone(&listener.settings.rules), clock());
+        let mut session = Session::new(Arc::clone(&info.listener.settings.rules), clock());
         if let Some(verdict) = refused {
             session.refuse(verdict, clock());
         }

@@ -314,10 +314,6 @@ impl Connection {
     pub(crate) fn close(self: Box<Self>, worker: &Worker) {
         // Without a verdict, it is we who stop before it was done.
         self.report_closed(worker, self.session.verdict().unwrap_or(Verdict::Shutdown));
-        self.release(worker);
-    }
-
-    fn release(self: Box<Self>, worker: &Worker) {
         let Self { socket, descriptors, permit, .. } = *self;
         AcceptedSocket { socket, descriptors }.close(&worker.disposal, permit);
     }
@@ -353,11 +349,10 @@ impl Connection {
     }
 
     /// Ends a connection that cannot be served, and reports the error.
-    pub(crate) fn reject(self: Box<Self>, worker: &Worker, error: io::Error) {
-        worker.open.fetch_sub(1, Ordering::Relaxed);
-        let listener = Arc::clone(&self.info.listener.name);
-        (worker.sink.handle_event)(Event::SetupFailed { listener, peer: self.info.peer, error });
-        self.release(worker);
+    pub(crate) fn fail(mut self: Box<Self>, worker: &Worker, error: io::Error) {
+        socket_error::report_failure(error, &self.info, &worker.sink);
+        self.session.handle_reset();
+        self.close(worker);
     }
 }
 

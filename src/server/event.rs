@@ -101,7 +101,7 @@ pub enum Event {
         peer: Peer,
     },
     /// A connection was closed, since a call for it failed through no fault of its peer.
-    SetupFailed {
+    ConnectionFailed {
         /// The listener's name.
         listener: Arc<str>,
         /// The peer.
@@ -162,7 +162,7 @@ pub const NAMES: [&str; 10] = [
     "accept-resumed",
     "listener-failed",
     "resumed",
-    "setup-failed",
+    "connection-failed",
     "datagrams-dropped",
 ];
 
@@ -221,7 +221,7 @@ impl Event {
             Self::AcceptResumed { .. } => "accept-resumed",
             Self::ListenerFailed { .. } => "listener-failed",
             Self::Resumed { .. } => "resumed",
-            Self::SetupFailed { .. } => "setup-failed",
+            Self::ConnectionFailed { .. } => "connection-failed",
             Self::DatagramsDropped { .. } => "datagrams-dropped",
         }
     }
@@ -231,7 +231,7 @@ impl Event {
     pub fn level(&self) -> Level {
         match self {
             Self::ListenerFailed { .. } => Level::Error,
-            Self::LimitReached { .. } | Self::AcceptPaused { .. } | Self::SetupFailed { .. } => Level::Warn,
+            Self::LimitReached { .. } | Self::AcceptPaused { .. } | Self::ConnectionFailed { .. } => Level::Warn,
             Self::AcceptResumed { .. } | Self::Message { .. } | Self::DatagramsDropped { .. } => Level::Info,
             Self::Opened { .. } | Self::Resumed { .. } => Level::Debug,
             Self::Closed { verdict, .. } => match verdict {
@@ -308,7 +308,7 @@ impl fmt::Display for Event {
             Self::Resumed { id, listener, peer } => {
                 write!(f, "connection {id} on {listener} from {peer} goes on")
             }
-            Self::SetupFailed { listener, peer, error } => {
+            Self::ConnectionFailed { listener, peer, error } => {
                 write!(f, "cannot serve {peer} on {listener}: {error}; closed that connection")
             }
             Self::DatagramsDropped { listener, cause, count, last_peer } => {

@@ -197,7 +197,7 @@ impl EventLoop {
                 entry.insert(connection);
                 self.drive(key, readiness, now);
             }
-            Err(error) => connection.reject(&self.worker, error.into()),
+            Err(error) => connection.fail(&self.worker, error.into()),
         }
     }
 
@@ -263,7 +263,7 @@ impl EventLoop {
             let data = EventData::new_u64(key as u64);
             if let Err(error) = retry_on_intr(|| epoll::modify(&self.epoll, connection.socket(), data, interest)) {
                 // Nothing would ever report that it can go on.
-                self.take(key).reject(&self.worker, error.into());
+                self.take(key).fail(&self.worker, error.into());
             }
         }
     }

@@ -11,13 +11,17 @@ use super::connection::ConnectionInfo;
 use super::event::Event;
 use super::worker::EventSink;
 
-/// Reports an error that ended a connection, unless the peer or the network caused it.
+/// Reports an error of a read or a write that ended a connection, unless the peer or the network caused it.
 pub(crate) fn report(error: io::Error, info: &ConnectionInfo, sink: &EventSink) {
-    if Errno::from_io_error(&error).is_some_and(is_from_peer) {
-        return;
+    if !Errno::from_io_error(&error).is_some_and(is_from_peer) {
+        report_failure(error, info, sink);
     }
+}
+
+/// Reports an error of a call that a connection needs to be served.
+pub(crate) fn report_failure(error: io::Error, info: &ConnectionInfo, sink: &EventSink) {
     let (listener, peer) = (Arc::clone(&info.listener.name), info.peer);
-    (sink.handle_event)(Event::SetupFailed { listener, peer, error });
+    (sink.handle_event)(Event::ConnectionFailed { listener, peer, error });
 }
 
 /// Returns whether the peer or the network caused this error: recv(2), send(2), tcp(7), and what ICMP reports (ip(7)).

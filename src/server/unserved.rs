@@ -1,11 +1,15 @@
 //! Connections that end without having been served: they are counted and reported like all others.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::admission::Permit;
 use super::connection::{ConnectionInfo, clock};
 use super::event::Event;
 use super::proxy::BadHeader;
+use super::socket::AcceptedSocket;
+use super::socket_error;
 use super::worker::Worker;
 use crate::protocol::Verdict;
 use crate::protocol::session::Totals;
@@ -31,5 +35,29 @@ pub(crate) fn report(
         totals,
         age: clock().saturating_duration_since(opened),
         bad_header,
+    });
+}
+
+/// Reports a connection that cannot be served, as [`report`], with the error. `worker` is the one that runs this.
+pub(crate) fn report_failure(worker: &Worker, info: &ConnectionInfo, opened: Instant, error: io::Error) {
+    socket_error::report_failure(error, info, &worker.sink);
+    report(worker, info, opened, Verdict::PeerReset, None);
+}
+
+/// Ends a connection that cannot be served, on this worker. To be called from any thread. Without a socket, that was closed.
+pub(crate) fn end_failed(
+    worker: &Arc<Worker>,
+    info: ConnectionInfo,
+    error: io::Error,
+    socket: Option<AcceptedSocket>,
+    permit: Permit,
+) {
+    let (task, opened) = (Arc::clone(worker), clock());
+    worker.spawn(async move {
+        report_failure(&task, &info, opened, error);
+        match socket {
+            Some(socket) => socket.close(&task.disposal, permit),
+            None => drop(permit),
+        }
     });
 }

@@ -196,7 +196,7 @@ fn entry(event: &Event) -> LogEntry {
         | Event::ListenerFailed { listener, .. } => {
             LogEntry { text, listener: Some(Arc::clone(listener)), ..LogEntry::default() }
         }
-        Event::SetupFailed { listener, peer, .. } => {
+        Event::ConnectionFailed { listener, peer, .. } => {
             LogEntry { text, listener: Some(Arc::clone(listener)), peer: Some(peer.to_string()), ..LogEntry::default() }
         }
         _ => LogEntry { text, ..LogEntry::default() },

@@ -30,6 +30,7 @@ use crate::server::peer_progress;
 use crate::server::reclaim::TaskIdleness;
 use crate::server::socket::AcceptedSocket;
 use crate::server::socket_error;
+use crate::server::unserved;
 use crate::server::worker::{StopRequest, Worker};
 
 /// How many packets are taken and dropped at most before a socket is closed: more than wait, unless there are ever new
@@ -37,7 +38,7 @@ use crate::server::worker::{StopRequest, Worker};
 const MAX_DISCARDED: u32 = 1024;
 
 /// A seqpacket connection that is served until it ends.
-pub(crate) struct SeqpacketConnection {
+struct SeqpacketConnection {
     /// There until the drop, which closes it before it releases the permit.
     socket: Option<UnixStream>,
     permit: Option<Permit>,
@@ -62,26 +63,40 @@ pub(crate) struct SeqpacketConnection {
 /// A deadline, and what passing it comes to.
 type Deadline = Option<(Instant, Verdict)>;
 
+/// Serves a connection on this worker, or refuses it.
+pub(crate) fn spawn(
+    socket: AcceptedSocket,
+    info: ConnectionInfo,
+    worker: &Arc<Worker>,
+    permit: Permit,
+    refused: Option<Verdict>,
+) {
+    let AcceptedSocket { socket, descriptors } = socket;
+    match seqpacket_socket::prepare(&socket).and_then(|()| worker.register(socket)) {
+        Ok(socket) => {
+            let connection = SeqpacketConnection::new(socket, descriptors, info, Arc::clone(worker), permit);
+            worker.spawn(connection.run(refused));
+        }
+        Err(error) => unserved::end_failed(worker, info, error, None, permit),
+    }
+}
+
 impl SeqpacketConnection {
-    /// Creates a connection on `socket`, which `worker` is to serve.
-    ///
-    /// # Errors
-    /// It cannot be prepared or registered.
-    pub(crate) fn new(
-        socket: AcceptedSocket,
+    /// Creates a connection on `socket`, which `worker` is to serve, and counts it for that worker.
+    fn new(
+        socket: UnixStream,
+        descriptors: PeerDescriptors,
         info: ConnectionInfo,
         worker: Arc<Worker>,
         permit: Permit,
-    ) -> io::Result<Self> {
-        let AcceptedSocket { socket, descriptors } = socket;
-        seqpacket_socket::prepare(&socket)?;
-        let (socket, now) = (worker.register(socket)?, clock());
+    ) -> Self {
+        let now = clock();
         worker.open.fetch_add(1, Ordering::Relaxed);
         let idleness = Arc::<TaskIdleness>::default();
         if permit.counts() {
             worker.add_task(info.id, Source::of_holder(info.peer), &idleness);
         }
-        Ok(Self {
+        Self {
             socket: Some(socket),
             permit: Some(permit),
             descriptors,
@@ -95,11 +110,11 @@ impl SeqpacketConnection {
             verdict: Verdict::Shutdown,
             send_abandoned: false,
             idleness,
-        })
+        }
     }
 
     /// Serves the connection until it ends. If it is refused, it is closed at once.
-    pub(crate) async fn run(mut self, refused: Option<Verdict>) {
+    async fn run(mut self, refused: Option<Verdict>) {
         self.worker.counters.count_accepted();
         self.verdict = match refused {
             Some(verdict) => verdict,

@@ -17,7 +17,6 @@ use crate::protocol::{Session, Verdict};
 use crate::server::accept::Dispatcher;
 use crate::server::admission::Permit;
 use crate::server::connection::{Connection, ConnectionInfo, clock};
-use crate::server::event::Event;
 use crate::server::socket::{AcceptedSocket, Peer};
 use crate::server::socket_error;
 use crate::server::unserved;
@@ -63,7 +62,7 @@ impl PendingHeader {
         let Self { socket, mut session, mut info, mut permit } = self;
         let mut stream = match InputStream::new(socket, &dispatcher.disposal) {
             Ok(stream) => stream,
-            Err(error) => return setup_failed(&info, error, dispatcher),
+            Err(error) => return unserved::report_failure(worker, &info, session.opened(), error),
         };
         let mut header = Vec::new();
         let outcome = read_header_before(&mut stream, &mut header, deadline(&session), &mut cancelled).await;
@@ -98,17 +97,12 @@ impl PendingHeader {
         }
         let socket = match stream.into_socket() {
             Ok(socket) => socket,
-            Err(error) => return setup_failed(&info, error, dispatcher),
+            Err(error) => return unserved::report_failure(worker, &info, session.opened(), error),
         };
         permit.stop_awaiting_header();
         let Some(worker) = dispatcher.least_loaded_worker() else { return };
         worker.serve(Box::new(Connection::new(socket, session, info, worker, permit)));
     }
-}
-
-fn setup_failed(info: &ConnectionInfo, error: io::Error, dispatcher: &Dispatcher) {
-    let listener = Arc::clone(&info.listener.name);
-    (dispatcher.handle_event)(Event::SetupFailed { listener, peer: info.peer, error });
 }
 
 /// Until when the header of a connection that has just begun has to be there.

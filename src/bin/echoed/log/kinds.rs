@@ -80,7 +80,7 @@ const EVENTS: [EntryKind; 23] = [
     EntryKind { name: "accept-resumed", message_id: "f624e127eca1451d9dfe5e52ef97bc97" },
     EntryKind { name: "listener-failed", message_id: "da4ecab6446d4e33b70af5cba385c61b" },
     EntryKind { name: "resumed", message_id: "5dc55e438e4b4738b8509ecfa945dc3b" },
-    EntryKind { name: "setup-failed", message_id: "b4b07c3686db42608e24c362965647d7" },
+    EntryKind { name: "connection-failed", message_id: "b4b07c3686db42608e24c362965647d7" },
     EntryKind { name: "datagrams-dropped", message_id: "0f5e8ccafc8749e3bd4edac96c87c37b" },
     EntryKind { name: "too-long", message_id: "2c65cc4a3de146e491acc2c7fa4a4129" },
     EntryKind { name: "read-deadline", message_id: "83f62f9c5578440d9af2ad15797375c0" },
