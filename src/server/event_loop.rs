@@ -136,7 +136,7 @@ impl EventLoop {
         report
     }
 
-    /// Closes a connection, if it still exists and has been idle since then. Returns whether its permit is free.
+    /// Closes a connection, if it has been idle since then. Returns whether it ends or has ended.
     fn reclaim(&mut self, key: usize, id: u64, since: Instant, now: Instant) -> bool {
         let exists = |all: &Slab<Box<Connection>>| all.get(key).is_some_and(|one| one.id() == id);
         if exists(&self.connections) {
@@ -319,3 +319,6 @@ impl Drop for EventLoop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

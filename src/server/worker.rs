@@ -209,6 +209,23 @@ fn add(counter: &AtomicU64, more: u64) {
 }
 
 impl Worker {
+    /// Creates a worker without connections, whose tasks run in this runtime.
+    pub(crate) fn new(sink: EventSink, disposal: Disposal, handle: Handle) -> Self {
+        Self {
+            sink,
+            counters: Counters::default(),
+            disposal,
+            open: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            stop_request: watch::Sender::new(StopRequest::None),
+            tasks: Mutex::default(),
+            mailbox: Mutex::default(),
+            // So that the event loop begins by storing its waker.
+            has_commands: AtomicBool::new(true),
+            handle,
+        }
+    }
+
     /// Registers a non-blocking descriptor with this worker's reactor, from any thread: a listening socket, or the
     /// epoll set of an event loop.
     ///
@@ -275,7 +292,8 @@ impl Worker {
         report
     }
 
-    /// Closes a connection that has been idle since then, if it still is. Returns whether its permit is free.
+    /// Closes a connection that has been idle since then, if it still is. Returns whether it ends: its permit is free now, or
+    /// as soon as the descriptors that its peer sent are closed.
     pub(crate) async fn reclaim(&self, connection: ConnectionRef, since: Instant) -> bool {
         match connection {
             ConnectionRef::Stream { key, id } => {
@@ -378,19 +396,7 @@ impl WorkerThread {
     /// The thread or its reactor cannot be made.
     pub(crate) fn start(number: usize, sink: &EventSink, disposal: &Disposal) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().event_interval(EVENT_INTERVAL).build()?;
-        let worker = Arc::new(Worker {
-            sink: sink.clone(),
-            counters: Counters::default(),
-            disposal: disposal.clone(),
-            open: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
-            stop_request: watch::Sender::new(StopRequest::None),
-            tasks: Mutex::default(),
-            mailbox: Mutex::default(),
-            // So that the event loop begins by storing its waker.
-            has_commands: AtomicBool::new(true),
-            handle: runtime.handle().clone(),
-        });
+        let worker = Arc::new(Worker::new(sink.clone(), disposal.clone(), runtime.handle().clone()));
         let entered = runtime.enter();
         let event_loop = EventLoop::new(Arc::clone(&worker))?;
         drop(entered);
