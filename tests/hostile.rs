@@ -13,5 +13,8 @@ mod memory;
 mod places;
 #[path = "hostile/readers.rs"]
 mod readers;
+#[allow(dead_code, reason = "handover.rs uses the rest")]
+#[path = "handover/service.rs"]
+mod service;
 #[path = "hostile/vanished.rs"]
 mod vanished;

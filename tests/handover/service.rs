@@ -42,6 +42,16 @@ impl Service {
 
     /// One on `tcp:NAME`, `unix:NAME`, `seqpacket:NAME` and `unixgram:NAME`; two at most.
     pub(crate) fn start_on(sockets: &[&str], store: FdStore, configuration: &str) -> Self {
+        Self::start_on_with(sockets, store, configuration, |_| {})
+    }
+
+    /// The same, with something more for its command.
+    pub(crate) fn start_on_with(
+        sockets: &[&str],
+        store: FdStore,
+        configuration: &str,
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let (mut bound, mut addresses) = (Vec::new(), Vec::new());
         for (number, wanted) in sockets.iter().enumerate() {
@@ -62,7 +72,7 @@ impl Service {
             bound.push((name.to_owned(), socket));
         }
         let manager = ServiceManager::start();
-        let daemon = spawn_process(&manager, &bound, store, configuration, |_| {});
+        let daemon = spawn_process(&manager, &bound, store, configuration, change);
         Self { manager, daemon, sockets: bound, addresses, store, starts: 1, _directory: directory }.wait_until_ready()
     }
 

@@ -19,6 +19,7 @@ use rustix::process::Signal;
 
 use crate::common::service_manager::activated_command;
 use crate::common::{self, Daemon, Peer, find_program, kernel, skip_test, wait_until};
+use crate::service::{FdStore, Service};
 
 /// The kinds of sockets with connections.
 const KINDS: [SocketType; 2] = [SocketType::STREAM, SocketType::SEQPACKET];
@@ -43,14 +44,9 @@ impl Sockets {
     }
 
     fn connect(&self) -> Client {
-        let client = socket_with(AddressFamily::UNIX, self.kind, SocketFlags::CLOEXEC, None)
-            .expect("sockets can be made and connected");
         let address = SocketAddrUnix::try_from(getsockname(&self.unix).expect("sockets can be made and connected"))
             .expect("sockets can be made and connected");
-        connect(&client, &address).expect("sockets can be made and connected");
-        let stream = UnixStream::from(client);
-        stream.set_read_timeout(Some(common::TEST_TIMEOUT)).expect("sockets can be made and connected");
-        Client { stream, kind: self.kind }
+        Client::connect(self.kind, &address)
     }
 
     fn tcp(&self) -> Peer {
@@ -70,16 +66,7 @@ impl Sockets {
             self.tcp.try_clone().expect("sockets can be made and connected").into(),
         ];
         let mut command = activated_command("3<&0 4<&1", sockets, "echo:echo");
-        let mut wrapper = wrapper.to_owned();
-        if kernel == Kernel::Old {
-            let Some(python) = find_program("python3") else {
-                skip_test("descriptors on old kernels: python3 is not installed");
-                return None;
-            };
-            let old_kernel = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/old_kernel.py");
-            wrapper = format!("{wrapper} {} {old_kernel}", python.display());
-        }
-        command.env("TEST_WRAPPER", wrapper);
+        command.env("TEST_WRAPPER", format!("{wrapper} {}", kernel.wrapper()?));
         let configuration = format!("[service]\nworkers = 1\n{configuration}");
         let daemon = Daemon::spawn_with_stdio(&mut command, &configuration, &[]);
         daemon.wait_for_log_times("listening on", 2);
@@ -94,6 +81,20 @@ enum Kernel {
     Old,
 }
 
+impl Kernel {
+    /// Returns a command that runs another one as on this kernel. `None` if that cannot be tried.
+    fn wrapper(self) -> Option<String> {
+        if self == Self::This {
+            return Some(String::new());
+        }
+        let Some(python) = find_program("python3") else {
+            skip_test("descriptors on old kernels: python3 is not installed");
+            return None;
+        };
+        Some(format!("{} {}", python.display(), concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/old_kernel.py")))
+    }
+}
+
 /// A client on the Unix socket.
 struct Client {
     stream: UnixStream,
@@ -101,6 +102,15 @@ struct Client {
 }
 
 impl Client {
+    fn connect(kind: SocketType, address: &SocketAddrUnix) -> Self {
+        let client = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+            .expect("sockets can be made and connected");
+        connect(&client, address).expect("sockets can be made and connected");
+        let stream = UnixStream::from(client);
+        stream.set_read_timeout(Some(common::TEST_TIMEOUT)).expect("sockets can be made and connected");
+        Self { stream, kind }
+    }
+
     fn message(&self, text: &str) -> String {
         if self.kind == SocketType::STREAM { format!("{text}\t") } else { text.to_owned() }
     }
@@ -269,6 +279,53 @@ fn a_descriptor_that_blocks_its_closer_delays_no_client_while_connections_drain(
         let received = tcp.read_to_end();
         assert!(received.len() > 100_000 && received.ends_with(b"server got:owed\t"), "{} bytes", received.len());
         assert_eq!(daemon.wait().code(), Some(0), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_descriptor_that_blocks_its_closer_delays_no_restart_and_loses_no_message() {
+    for (kind, socket) in KINDS.into_iter().zip(["unix:echo", "seqpacket:echo"]) {
+        let Some(wrapper) = Kernel::Old.wrapper() else { return };
+        let old_kernel = |command: &mut Command| {
+            command.env("TEST_WRAPPER", &wrapper);
+        };
+        let mut service = Service::start_on_with(&[socket], FdStore::Enabled, "", old_kernel);
+        let path = service.address(0).split_once(':').expect("it is one of a Unix socket").1.to_owned();
+        let connect = || Client::connect(kind, &SocketAddrUnix::new(path.as_str()).expect("it is short"));
+        // Connections of packets end with the process.
+        let goes_on = kind == SocketType::STREAM;
+        let (mut evil, mut other) = (connect(), connect());
+        other.exchange("before");
+        // It waits to be closed while the process ends, and the message behind it is not read.
+        let (_first, descriptor) = Blocker::nested();
+        evil.send_with("first", vec![descriptor]).expect("this kernel does not refuse it");
+        evil.expect("first");
+        evil.send_with("second", vec![pipe()]).expect("this kernel does not refuse it");
+        let log = service.stop(Signal::TERM);
+        let outcome = if goes_on { "2 connections handed over" } else { "2 finished" };
+        assert!(log.iter().any(|line| line.contains(outcome)), "{log:#?}");
+        // There is no process.
+        let mut waiting = connect();
+        let (_second, descriptor) = Blocker::nested();
+        waiting.send_with("waiting", vec![descriptor]).expect("the kernel queues it");
+        let mut third = None;
+        if goes_on {
+            let (blocker, descriptor) = Blocker::nested();
+            third = Some(blocker);
+            evil.send_with("third", vec![descriptor]).expect("this kernel does not refuse it");
+            other.send("between");
+        }
+        service.start_next_with("", old_kernel);
+        connect().exchange("new");
+        waiting.expect("waiting");
+        if goes_on {
+            other.expect("between");
+            other.exchange("after");
+            evil.expect("second");
+            evil.expect("third");
+        }
+        service.stop(Signal::TERM);
+        drop(third);
     }
 }
 
