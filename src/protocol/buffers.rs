@@ -137,7 +137,7 @@ impl Buffers {
         self.delay_until.is_some_and(|until| until > now)
     }
 
-    /// Marks the delay as over, if there is one. Messages are taken again after [`Buffers::cancel_delay`].
+    /// Marks the delay as over, if there is one. Messages are taken again after [`Buffers::leave_delay`].
     pub(super) fn mark_delay_over(&mut self) {
         self.delay_until = None;
     }
@@ -303,6 +303,8 @@ impl ByteQueue {
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..self.at);
+        self.at = 0;
         self.bytes.reserve_exact(bytes.len());
         self.bytes.extend_from_slice(bytes);
     }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 const FIRST_CHECK: u32 = 64;
 const NEXT_CHECK: u32 = 8;
 
-/// The longest time until the first look, which is also there without a write deadline: a connection that waits may need a
-/// wider receive window.
+/// The longest times until a look, also without a write deadline: input may have to be read before the peer can go on.
 const MAX_FIRST_CHECK: Duration = Duration::from_millis(100);
+const MAX_NEXT_CHECK: Duration = Duration::from_secs(1);
 
 /// The shortest time between two looks.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(1);
@@ -46,14 +46,10 @@ impl PeerWait {
         self.since
     }
 
-    /// Returns when to look at the peer's progress next, with this write deadline; `None` if that is beyond all times, or if
-    /// there is no deadline and the first look has been.
+    /// Returns when to look at the peer's progress next, with this write deadline; `None` if that is beyond all times.
     pub(crate) fn next_check(self, write: Option<Duration>) -> Option<Instant> {
-        let interval = if self.was_checked {
-            write? / NEXT_CHECK
-        } else {
-            write.map_or(MAX_FIRST_CHECK, |write| (write / FIRST_CHECK).min(MAX_FIRST_CHECK))
-        };
+        let (part, most) = if self.was_checked { (NEXT_CHECK, MAX_NEXT_CHECK) } else { (FIRST_CHECK, MAX_FIRST_CHECK) };
+        let interval = write.map_or(most, |write| (write / part).min(most));
         self.checked.checked_add(interval.max(MIN_CHECK_INTERVAL))
     }
 

@@ -14,11 +14,13 @@
 //!                 or to a message that the log has not accepted yet:            "server got:aaaa<TAB>"
 //! outbound        replies that the peer has not taken yet
 //! inbound         input that was read but not processed yet, because there were enough replies for one call, or
-//!                 because the log accepted no more; after a restore also input to be processed under new rules
+//!                 because the log accepted no more; input that was read ahead; after a restore also input to be
+//!                 processed under new rules
 //! ```
 //!
-//! While `outbound` or `inbound` is not empty, or a message waits for the log, the session reads no input. So
-//! `outbound` is at most 64 KiB and one reply, `inbound` what is left of one read, `pending_reply` one reply.
+//! While `outbound` or `inbound` is not empty, or a message waits for the log, the session reads no input, unless the peer
+//! could not go on otherwise ([`Session::read_ahead`]). So `outbound` is at most 64 KiB and one reply, `inbound` 128 KiB,
+//! `pending_reply` one reply.
 //!
 //! A message is logged before it is answered. No message that was read goes unlogged, whatever becomes of its peer, but
 //! for want of memory ([`Session::handle_out_of_memory`]).
@@ -34,7 +36,7 @@ use std::time::{Duration, Instant};
 
 use super::buffers::{Awaited, Buffers, ByteQueue, MessageState};
 use super::framer::Framer;
-use super::reply::Scratch;
+use super::reply::{READ_SIZE, Scratch};
 use super::rules::{Rules, Unterminated};
 use super::verdict::Verdict;
 
@@ -49,6 +51,9 @@ pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
 /// How much is taken and dropped then, in bytes.
 pub(crate) const LINGER_BYTES: u32 = 1024 * 1024;
+
+/// How long the inbound buffer may get by [`Session::read_ahead`], in bytes.
+const MAX_INBOUND: usize = 2 * READ_SIZE;
 
 /// The protocol state of one connection. See the module documentation.
 #[derive(Debug)]
@@ -336,6 +341,26 @@ impl Session {
         }
         self.answer_pending(now, &mut scratch.output, outlet);
         self.update_phase(now);
+    }
+
+    /// Returns how many bytes [`Session::read_ahead`] may be given: 0 unless replies are owed, and the inbound buffer is short.
+    #[must_use]
+    pub fn read_ahead_room(&self) -> usize {
+        match &self.buffers {
+            Some(buffers) if !buffers.outbound.is_empty() => {
+                MAX_INBOUND.saturating_sub(buffers.inbound.as_slice().len())
+            }
+            _ => 0,
+        }
+    }
+
+    /// Stores input that came while replies are owed, and that the session did not want: the peer cannot take them before some
+    /// of its input is read. It is processed after they were taken, or dropped if no more input is taken.
+    pub fn read_ahead(&mut self, now: Instant, bytes: &[u8]) {
+        if self.phase == Phase::Open && !bytes.is_empty() {
+            self.totals.bytes_in += bytes.len() as u64;
+            self.buffers_mut(now).inbound.push(bytes);
+        }
     }
 
     /// Restarts the idle deadline: the peer has sent something that is not part of the protocol.

@@ -5,7 +5,6 @@
 //! nothing happens here but the session's work: no lock, no log, no shared counter, no timer.
 
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -50,13 +49,11 @@ pub(crate) struct Connection {
     parked: bool,
     /// When its timer fires: no later than its session's deadline.
     pub(crate) timer: Option<Instant>,
-    /// The size of its receive buffer, while that is widened.
-    receive_buffer: Option<NonZeroUsize>,
     session: Session,
     permit: Permit,
     info: ConnectionInfo,
-    /// Woken when the log has room. Made with the first message that is logged whole; in a box, as few have one.
-    waker: Option<Box<Waker>>,
+    /// Woken when the log has room. Made with the first message that is logged whole.
+    waker: Option<Waker>,
 }
 
 /// What identifies a connection: its id, its listener and its peer.
@@ -111,8 +108,7 @@ impl Connection {
         worker.open.fetch_add(1, Ordering::Relaxed);
         let AcceptedSocket { socket, descriptors } = socket;
         let (wants_write, queued, parked) = (false, false, false);
-        let (timer, receive_buffer, waker) = (None, None, None);
-        Self { socket, wants_write, queued, descriptors, parked, timer, receive_buffer, session, permit, info, waker }
+        Self { socket, wants_write, queued, descriptors, parked, timer: None, session, permit, info, waker: None }
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
@@ -137,7 +133,6 @@ impl Connection {
     pub(crate) fn changed_interest(&mut self) -> Option<EventFlags> {
         let wants_write = self.session.wants() == Want::Write;
         (wants_write != self.wants_write).then(|| {
-            self.restore_receive_buffer();
             self.wants_write = wants_write;
             self.interest()
         })
@@ -158,23 +153,23 @@ impl Connection {
             self.session.drain(now);
         }
         if readiness == Readiness::None || self.timer.is_some_and(|at| at <= now) {
-            self.handle_timeout(now);
+            self.handle_timeout(now, scratch, worker);
         }
         let progress = loop {
             let progress = self.run_steps(key, readiness, now, scratch, worker);
             if progress == Progress::Closed || self.session.deadline().is_none_or(|deadline| now < deadline) {
                 break progress;
             }
-            self.handle_timeout(now);
+            self.handle_timeout(now, scratch, worker);
         };
         worker.counters.count_totals(before, self.session.totals());
         progress
     }
 
-    fn handle_timeout(&mut self, now: Instant) {
+    fn handle_timeout(&mut self, now: Instant, scratch: &mut Scratch, worker: &Worker) {
         if self.session.needs_peer_progress(now) {
-            if self.receive_buffer.is_none() {
-                self.receive_buffer = receive_window::widen(&self.socket);
+            if receive_window::is_closed(&self.socket) {
+                self.read_ahead(now, scratch, worker);
             }
             if let Some(mark) = peer_progress::mark(&self.socket) {
                 self.session.record_peer_progress(now, mark);
@@ -183,11 +178,27 @@ impl Connection {
         self.session.handle_timeout(now);
     }
 
-    /// Ends what [`receive_window::widen`] began.
-    fn restore_receive_buffer(&mut self) {
-        if let Some(size) = self.receive_buffer.take() {
-            receive_window::restore(&self.socket, size);
+    /// Reads input though replies are owed: the kernel has closed the receive window, and takes no acknowledgment of the peer
+    /// until something is read. Without memory for it, nothing is read.
+    #[cold]
+    fn read_ahead(&mut self, now: Instant, scratch: &mut Scratch, worker: &Worker) {
+        let (memory, room) = (self.session.memory(), self.session.read_ahead_room());
+        if room == 0 || !self.permit.set_memory(memory + room) {
+            self.permit.set_memory(memory);
+            return;
         }
+        let buffer = scratch.input_room();
+        let size = room.min(buffer.len());
+        match retry_on_intr(|| rustix::net::recv(&self.socket, &mut buffer[..size], RecvFlags::empty())) {
+            // The end of the stream is found again later.
+            Ok((count, _)) => self.session.read_ahead(now, &buffer[..count]),
+            Err(Errno::AGAIN) => {}
+            Err(error) => {
+                self.session.handle_reset();
+                socket_error::report(error.into(), &self.info, &worker.sink);
+            }
+        }
+        self.permit.set_memory(self.session.memory());
     }
 
     /// Does what the session wants, until the socket or the log has no room, or [`MAX_STEPS`] are done.
@@ -324,8 +335,7 @@ impl Connection {
     }
 
     /// Detaches the connection: encodes its session, and returns the snapshot with the socket.
-    pub(crate) fn detach(mut self: Box<Self>, worker: &Worker, now: Instant) -> DetachedConnection {
-        self.restore_receive_buffer();
+    pub(crate) fn detach(self: Box<Self>, worker: &Worker, now: Instant) -> DetachedConnection {
         let ConnectionInfo { id, ref listener, peer } = self.info;
         let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
         let snapshot = snapshot::encode(&self.session, &listener.name, id, client, now);
@@ -424,7 +434,7 @@ struct LoggingOutlet<'a, 'w> {
     inner: &'a mut SocketOutlet<'w>,
     worker: &'a Arc<Worker>,
     info: &'a ConnectionInfo,
-    waker: &'a mut Option<Box<Waker>>,
+    waker: &'a mut Option<Waker>,
     key: usize,
     log: LogMessages,
 }
@@ -459,9 +469,8 @@ impl Outlet for LoggingOutlet<'_, '_> {
                 true
             }
             LogMessages::Full => {
-                let make_waker = || {
-                    Box::new(Waker::from(Arc::new(ConnectionWaker { worker: Arc::clone(self.worker), key: self.key })))
-                };
+                let make_waker =
+                    || Waker::from(Arc::new(ConnectionWaker { worker: Arc::clone(self.worker), key: self.key }));
                 let waker = self.waker.get_or_insert_with(make_waker);
                 let message = ReceivedMessage { connection_id, listener: &listener.name, peer, bytes: message };
                 let appended = sink.message_log.try_append(message, waker);

@@ -1,71 +1,68 @@
-//! Widens the receive window of a TCP connection while the daemon waits for its peer to take replies.
+//! Whether the kernel has closed the receive window of a TCP connection in spite of what it had promised.
 //!
-//! A receive buffer of a fixed size bounds the memory that a peer makes the kernel hold. But when a packet does not fit into
-//! it, a newer kernel (seen with Linux 6.18) takes back the window that it has promised. What the peer has sent is beyond the
-//! window then, and the kernel ignores all of it: also the acknowledgments. A daemon that waits for these before it reads would
-//! wait for ever. With a larger buffer the kernel opens the window again.
+//! When a packet does not fit into the receive buffer, a newer kernel (seen with Linux 6.18) drops it, and takes back the window
+//! that it has promised. What the peer has sent is beyond the window then, and the kernel ignores all of it: also the
+//! acknowledgments. A daemon that waits for these before it reads would wait for ever, so it reads some input first. (Small
+//! packets make that likely: the kernel needs several times their length for each.)
 
-use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 
-use rustix::io::retry_on_intr;
-use rustix::net::sockopt;
+use nix::libc;
+use nix::sys::socket::getsockopt;
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::socket_domain;
 
-use super::socket_options::{has_fixed_receive_buffer, is_tcp};
+/// SO_MEMINFO of asm-generic/socket.h (Linux 4.12), which no library names.
+const SO_MEMINFO: libc::c_int = 55;
 
-/// The largest size that is widened, in bytes: the usual net.core.rmem_max. A larger one may have been forced by the service
-/// manager (`ReceiveBuffer=`), and setting it anew would shrink it.
-const MAX_WIDENED: usize = 208 * 1024;
+/// The indices of SK_MEMINFO_RMEM_ALLOC and SK_MEMINFO_RCVBUF (linux/sock_diag.h) in a [`ReceiveMemory`].
+const RMEM_ALLOC: usize = 0;
+const RCVBUF: usize = 1;
 
-/// Doubles the receive buffer of a TCP connection if its size is fixed, up to net.core.rmem_max. Returns the size for
-/// [`restore`].
-pub(crate) fn widen(socket: impl AsFd) -> Option<NonZeroUsize> {
-    if !is_tcp(&socket).ok()? || !has_fixed_receive_buffer(&socket) {
-        return None;
-    }
-    // The kernel reports twice what was set (socket(7)).
-    let doubled = retry_on_intr(|| sockopt::socket_recv_buffer_size(&socket)).ok()?;
-    if doubled / 2 > MAX_WIDENED {
-        return None;
-    }
-    retry_on_intr(|| sockopt::set_socket_recv_buffer_size(&socket, doubled)).ok()?;
-    NonZeroUsize::new(doubled / 2)
-}
+sockopt_impl!(
+    /// The memory of what was received and not read, and how much of it there may be.
+    ReceiveMemory,
+    GetOnly,
+    libc::SOL_SOCKET,
+    SO_MEMINFO,
+    [u32; 2]
+);
 
-/// Gives the receive buffer back the size that it had before [`widen`].
-pub(crate) fn restore(socket: impl AsFd, size: NonZeroUsize) {
-    // It only fails for what is no socket.
-    let _ = retry_on_intr(|| sockopt::set_socket_recv_buffer_size(&socket, size.get()));
+/// Returns whether the receive buffer of a TCP connection is so full that the kernel may have dropped a packet.
+pub(crate) fn is_closed(socket: impl AsFd) -> bool {
+    socket_domain(&socket).is_ok_and(|domain| domain != AddressFamily::UNIX)
+        && getsockopt(&socket, ReceiveMemory).is_ok_and(|memory| memory[RMEM_ALLOC] > memory[RCVBUF])
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
+
+    use rustix::net::sockopt::set_socket_recv_buffer_size;
 
     use super::*;
 
     #[test]
-    fn a_fixed_buffer_of_tcp_is_doubled_and_restored() {
+    fn a_receive_buffer_that_is_full_closes_the_window() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        sockopt::set_socket_recv_buffer_size(&socket, 30_000).unwrap();
-        let before = widen(&socket).unwrap();
-        assert_eq!(sockopt::socket_recv_buffer_size(&socket).unwrap(), 120_000);
-        restore(&socket, before);
-        assert_eq!(sockopt::socket_recv_buffer_size(&socket).unwrap(), 60_000);
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        client.write_all(&[b'a'; 10_000]).unwrap();
+        // Waits for it.
+        socket.peek(&mut [0]).unwrap();
+        assert!(!is_closed(&socket));
+        // The kernel has a least size for it, which is smaller than that.
+        set_socket_recv_buffer_size(&socket, 1).unwrap();
+        assert!(is_closed(&socket));
     }
 
     #[test]
-    fn what_the_kernel_adapts_and_unix_sockets_stay_as_they_are() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(widen(TcpStream::connect(listener.local_addr().unwrap()).unwrap()), None);
-        let forced = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        if sockopt::set_socket_recv_buffer_size_force(&forced, 300_000).is_ok() {
-            assert_eq!(widen(&forced), None);
-        }
-        let (unix, _peer) = UnixStream::pair().unwrap();
-        sockopt::set_socket_recv_buffer_size(&unix, 30_000).unwrap();
-        assert_eq!(widen(&unix), None);
+    fn a_unix_socket_has_no_window() {
+        let (one, other) = UnixStream::pair().unwrap();
+        (&other).write_all(&[b'a'; 10_000]).unwrap();
+        set_socket_recv_buffer_size(&one, 1).unwrap();
+        assert!(!is_closed(&one));
     }
 }

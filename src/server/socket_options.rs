@@ -50,6 +50,11 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
     // Before Linux 5.14 it is not known whether another process set the sizes.
     let locks = getsockopt(&socket, BufferLock).unwrap_or_default();
     let mut unlock = 0;
+    // Not every kernel knows every option of MPTCP.
+    let optional = |result| match result {
+        Err(Errno::OPNOTSUPP | Errno::NOPROTOOPT) => Ok(()),
+        result => result,
+    };
     match settings.receive_buffer {
         BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_recv_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= RECEIVE_BUFFER_LOCK,
@@ -68,38 +73,29 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
         BufferSize::Default => {}
     }
     if locks & unlock != 0 {
-        setsockopt(&socket, BufferLock, &(locks & !unlock))?;
+        optional(
+            setsockopt(&socket, BufferLock, &(locks & !unlock)).map_err(|error| Errno::from_raw_os_error(error as i32)),
+        )?;
     }
     if is_tcp {
-        retry_on_intr(|| sockopt::set_tcp_nodelay(&socket, settings.nodelay))?;
-        set_keepalive(&socket)?;
+        optional(retry_on_intr(|| sockopt::set_tcp_nodelay(&socket, settings.nodelay)))?;
+        set_keepalive(&socket, optional)?;
     }
     Ok(())
 }
 
-/// Returns whether the size of the receive buffer was set: the kernel does not adapt it then. Before Linux 5.14, which does not
-/// tell, `false`.
-pub(crate) fn has_fixed_receive_buffer(socket: impl AsFd) -> bool {
-    getsockopt(&socket, BufferLock).unwrap_or_default() & RECEIVE_BUFFER_LOCK != 0
-}
-
 /// Returns whether it is a socket of TCP or MPTCP.
-pub(crate) fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
+fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
     // Of Unix sockets there is none.
     let protocol = retry_on_intr(|| sockopt::socket_protocol(&socket))?;
     Ok(matches!(protocol, Some(ipproto::TCP | ipproto::MPTCP)))
 }
 
 /// Has the kernel detect peers that have vanished. A socket that has SO_KEEPALIVE already keeps its times.
-fn set_keepalive(socket: impl AsFd) -> io::Result<()> {
+fn set_keepalive(socket: impl AsFd, optional: impl Fn(Result<(), Errno>) -> Result<(), Errno>) -> io::Result<()> {
     if retry_on_intr(|| sockopt::socket_keepalive(&socket))? {
         return Ok(());
     }
-    // Older kernels do not know the times of MPTCP.
-    let optional = |result| match result {
-        Err(Errno::OPNOTSUPP | Errno::NOPROTOOPT) => Ok(()),
-        result => result,
-    };
     optional(retry_on_intr(|| sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)))?;
     optional(retry_on_intr(|| sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)))?;
     optional(retry_on_intr(|| sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES)))?;

@@ -62,10 +62,19 @@ impl Session {
         match self.awaited() {
             Awaited::PeerRead(wait) => {
                 let checked_at = self.next_deadline().filter(|(_, timeout)| matches!(timeout, Timeout::PeerProgress));
-                let write = self.deadline_after(wait.since(), |d| &d.write, Verdict::WriteDeadline);
-                let lifetime = self.deadline_after(self.opened, |d| &d.lifetime, Verdict::Lifetime);
-                let lifetime = lifetime.filter(|_| matches!(self.phase, Phase::Open | Phase::HalfClosed(_)));
-                checked_at.map_or_else(|| self.deadline(), |_| earlier(write, lifetime).map(|(until, _)| until))
+                let until = match self.phase {
+                    Phase::Stopping(Verdict::Shutdown, _) | Phase::Open | Phase::HalfClosed(_) => {
+                        let write = self.deadline_after(wait.since(), |d| &d.write, Verdict::WriteDeadline);
+                        let lifetime = self.deadline_after(self.opened, |d| &d.lifetime, Verdict::Lifetime);
+                        let lifetime = lifetime.filter(|_| matches!(self.phase, Phase::Open | Phase::HalfClosed(_)));
+                        earlier(write, lifetime)
+                    }
+                    Phase::Stopping(verdict, until) | Phase::Closing(verdict, until) => {
+                        Some((until, Timeout::Verdict(verdict)))
+                    }
+                    Phase::Lingering(..) | Phase::Logging(_) | Phase::Done(_) => None,
+                };
+                checked_at.map_or_else(|| self.deadline(), |_| until.map(|(until, _)| until))
             }
             _ => self.deadline(),
         }
@@ -97,9 +106,10 @@ impl Session {
             Phase::Stopping(Verdict::Shutdown, _) => self.peer_deadline(),
             // The deadline is off while the session waits for the log.
             Phase::Stopping(..) if self.wants() == Want::Log => None,
-            Phase::Stopping(verdict, until) | Phase::Closing(verdict, until) | Phase::Lingering(verdict, until, _) => {
-                Some((until, Timeout::Verdict(verdict)))
+            Phase::Stopping(verdict, until) | Phase::Closing(verdict, until) => {
+                earlier(Some((until, Timeout::Verdict(verdict))), self.next_check())
             }
+            Phase::Lingering(verdict, until, _) => Some((until, Timeout::Verdict(verdict))),
             Phase::Logging(_) | Phase::Done(_) => None,
         }
     }
@@ -118,11 +128,16 @@ impl Session {
             Awaited::Log | Awaited::DelayOver => None,
             Awaited::Delay(until) => Some((until, Timeout::DelayOver)),
             Awaited::PeerRead(wait) => {
-                let next_check = wait.next_check(self.rules.deadlines.write.as_ref().map(TimeSpan::duration));
-                let next_check = next_check.map(|at| (at, Timeout::PeerProgress));
-                earlier(self.deadline_after(wait.since(), |d| &d.write, Verdict::WriteDeadline), next_check)
+                earlier(self.deadline_after(wait.since(), |d| &d.write, Verdict::WriteDeadline), self.next_check())
             }
         }
+    }
+
+    /// Returns when to look at the peer's progress next, if replies are owed.
+    fn next_check(&self) -> Option<(Instant, Timeout)> {
+        let Awaited::PeerRead(wait) = self.awaited() else { return None };
+        let next_check = wait.next_check(self.rules.deadlines.write.as_ref().map(TimeSpan::duration));
+        next_check.map(|at| (at, Timeout::PeerProgress))
     }
 
     fn deadline_after(
