@@ -412,7 +412,7 @@ fn the_resource_limits_of_the_service_are_enough_for_the_default_settings() {
     assert!(limit(&service) >= FdBudget::of(2 * limits.connections, 8).needed());
     assert!(limit(&assignments("echoed@.service")) >= FdBudget::of(1, 1).needed());
     // All connections with full buffers in the kernel: tests/hostile/memory.rs.
-    let in_kernel = (256 + 208) * 1024;
+    let in_kernel = (128 + 208) * 1024;
     let memory = values(&service, "Service", "MemoryMax")[0].strip_suffix('M').unwrap().parse::<usize>().unwrap() << 20;
     assert!(memory >= limits.connections * (in_kernel + 10 * 1024) + limits.buffer_memory);
     // As many workers as can be asked for, the main thread, and those that log.

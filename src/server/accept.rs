@@ -109,6 +109,9 @@ pub(crate) async fn accept(
     // Whether the next connection has inherited them: not those that were in the backlog by then, which come first.
     let mut inherits = false;
     loop {
+        if listener.load().descriptors != PeerDescriptors::None {
+            dispatcher.disposal.wait_for_room().await;
+        }
         dispatcher.wait_for_permit(socket, listener).await;
         // Enabled before the attempt, so that no descriptor becomes free unnoticed.
         let mut ended = pin!(dispatcher.admission.connection_ended().notified());
@@ -167,6 +170,8 @@ pub(crate) async fn accept(
         if backoff.report_pause() {
             (dispatcher.handle_event)(Event::AcceptPaused { listener: name(), kind, error, retry });
         }
+        // Also if what it waits for has happened already.
+        task::yield_now().await;
         match retry {
             // An elapsed second is as good a reason to try again as an ended connection.
             Retry::ConnectionEnded => drop(time::timeout(MAX_PAUSE, ended).await),
@@ -200,7 +205,8 @@ async fn client_waits(socket: &UnixStream) {
             _ => pending().await,
         }
         let mut polled = [PollFd::new(socket, PollFlags::IN)];
-        let is_there = poll(&mut polled, Some(&NO_WAIT)).is_ok_and(|count| count > 0);
+        // If that is unknown, there may be one.
+        let is_there = !matches!(poll(&mut polled, Some(&NO_WAIT)), Ok(0));
         // The reactor does not know that the last one was accepted, unless it is told.
         let told =
             socket.try_io(Interest::READABLE, || if is_there { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) });

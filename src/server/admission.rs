@@ -46,14 +46,13 @@ pub(crate) struct Admission {
     reserved: AtomicUsize,
     /// Refused connections that are not closed yet.
     refused: AtomicUsize,
-    /// Connections among both that have ended, and whose sockets wait to be closed ([`ClosingPermit`]).
+    /// Connections among `open` that have ended, and whose sockets wait to be closed ([`ClosingPermit`]).
     closing: AtomicUsize,
-    /// Those of them that count among `open`.
-    closing_open: AtomicUsize,
     sources: SourceLimits,
     /// Bytes that connections keep in their buffers.
     buffer_memory: AtomicUsize,
-    /// Notified whenever a connection, served or refused, has ended and its descriptor is closed.
+    /// Notified whenever there may be a permit, or one connection less: one has ended, a claim is pending or decided, the limits
+    /// are others.
     connection_ended: Notify,
     started: Instant,
     /// When a connection last ended or a datagram last came, in milliseconds since `started`.
@@ -87,7 +86,6 @@ impl Admission {
             reserved: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
             closing: AtomicUsize::new(0),
-            closing_open: AtomicUsize::new(0),
             sources: SourceLimits::new(limits.connections_per_source),
             buffer_memory: AtomicUsize::new(0),
             connection_ended: Notify::new(),
@@ -210,7 +208,7 @@ impl Admission {
 
     /// Returns how many connections are served, without those that only wait to be closed.
     pub(crate) fn serving(&self) -> usize {
-        self.open().saturating_sub(self.closing_open.load(Ordering::SeqCst))
+        self.open().saturating_sub(self.closing.load(Ordering::SeqCst))
     }
 
     fn is_idle(&self) -> bool {

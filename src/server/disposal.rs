@@ -2,8 +2,8 @@
 //! still be queued.
 //!
 //! close(2) of such a descriptor may take as long as its sender likes: a TCP socket with SO_LINGER and unsent data, a file
-//! on a file system in user space. So no thread that serves ever closes one. A thread of its own does, made at first need;
-//! it may block for good.
+//! on a file system in user space. So no thread that serves closes one (but if a connection cannot be registered, for lack of
+//! memory). A thread of its own does, made at first need; it may block for good.
 //!
 //! ```text
 //! connection ── descriptors ──► queue ──► disposal thread: SO_LINGER off ─► close ─► wake the connection
@@ -12,12 +12,13 @@
 //! ```
 //!
 //! The queue is bounded by its users: a connection is not read while descriptors of it wait, and no more of them are
-//! received than there is room for ([`Disposal::room_beside`]). A socket waits together with its permit, so there are no
-//! more of them than `limits.connections` allows.
+//! received than there is room for ([`Disposal::room_beside`]). A socket waits together with its permit. Those without one, of
+//! connections that were refused, are few ([`MAX_UNLIMITED`]): beyond that, nothing is accepted from Unix sockets.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
@@ -31,6 +32,9 @@ use super::admission::{ClosingPermit, Permit};
 use super::handover::close_gracefully;
 use crate::rlimit::MAX_PEER_FDS;
 
+/// How many sockets of connections that were refused may wait to be closed.
+const MAX_UNLIMITED: usize = 1024;
+
 /// Closes what peers sent, on a thread of its own. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Disposal(Arc<Shared>);
@@ -40,6 +44,10 @@ struct Shared {
     max_waiting: AtomicUsize,
     /// Descriptors that are not closed yet.
     waiting: AtomicUsize,
+    /// Sockets that are not closed yet, and do not count against the limit on connections.
+    unlimited: AtomicUsize,
+    /// Notified when one of them is closed.
+    unlimited_closed: Notify,
     state: Mutex<State>,
     /// Signalled when the queue has an item.
     more: Condvar,
@@ -61,7 +69,7 @@ struct State {
 enum Item {
     /// Descriptors of one message, and what to wake when they are closed.
     Descriptors(Vec<OwnedFd>, Waker),
-    /// A socket, closed before its permit is released.
+    /// A socket, closed before its permit is released, if it has one.
     Socket(OwnedFd, Option<ClosingPermit>),
     /// A connected socket, whose input is dropped before it is closed.
     Unread(OwnedFd),
@@ -77,9 +85,15 @@ impl fmt::Debug for Shared {
 
 impl Default for Disposal {
     fn default() -> Self {
-        let (max_waiting, waiting) = (AtomicUsize::new(MAX_PEER_FDS), AtomicUsize::new(0));
-        let (state, more, idle) = (Mutex::default(), Condvar::new(), Condvar::new());
-        Self(Arc::new(Shared { max_waiting, waiting, state, more, idle }))
+        Self(Arc::new(Shared {
+            max_waiting: AtomicUsize::new(MAX_PEER_FDS),
+            waiting: AtomicUsize::new(0),
+            unlimited: AtomicUsize::new(0),
+            unlimited_closed: Notify::new(),
+            state: Mutex::default(),
+            more: Condvar::new(),
+            idle: Condvar::new(),
+        }))
     }
 }
 
@@ -96,9 +110,14 @@ impl Disposal {
         self.push(Item::Descriptors(descriptors, waker));
     }
 
-    /// Has a socket closed in which descriptors may be queued, and then its permit released.
+    /// Has a socket closed in which descriptors may be queued, and then its permit released. A permit that does not count against
+    /// the limit on connections is released at once: [`Disposal::wait_for_room`] bounds those sockets.
     pub(crate) fn close(&self, socket: OwnedFd, permit: Option<Permit>) {
-        self.push(Item::Socket(socket, permit.map(Permit::into_closing)));
+        let permit = permit.and_then(Permit::into_closing);
+        if permit.is_none() {
+            self.0.unlimited.fetch_add(1, Ordering::SeqCst);
+        }
+        self.push(Item::Socket(socket, permit));
     }
 
     /// Has a connected socket closed with the end of the stream, and without a reset for input that was not read.
@@ -138,6 +157,18 @@ impl Disposal {
             waker.wake();
         } else {
             state.parked.push(waker);
+        }
+    }
+
+    /// Waits until one more socket may wait that does not count against the limit on connections.
+    pub(crate) async fn wait_for_room(&self) {
+        loop {
+            let mut closed = pin!(self.0.unlimited_closed.notified());
+            closed.as_mut().enable();
+            if self.0.unlimited.load(Ordering::SeqCst) < MAX_UNLIMITED {
+                return;
+            }
+            closed.await;
         }
     }
 
@@ -196,9 +227,14 @@ impl Shared {
                     waker.wake();
                     self.unpark();
                 }
-                Item::Socket(socket, permit) => {
+                Item::Socket(socket, Some(permit)) => {
                     drop(socket);
                     drop(permit);
+                }
+                Item::Socket(socket, None) => {
+                    drop(socket);
+                    self.unlimited.fetch_sub(1, Ordering::SeqCst);
+                    self.unlimited_closed.notify_waiters();
                 }
                 Item::Unread(socket) => close_gracefully(socket),
             }

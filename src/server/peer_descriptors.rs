@@ -12,7 +12,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::PassCred;
 use rustix::io::{Errno, IoSliceMut, retry_on_intr};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recv, recvmsg, sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, Shutdown, recv, recvmsg,
+    shutdown, sockopt,
 };
 
 use crate::pass_rights::refuse_descriptors;
@@ -62,7 +63,12 @@ pub(crate) enum PeerDescriptors {
 impl PeerDescriptors {
     /// Has the kernel refuse the descriptors that peers send over `socket`, if it is a Unix socket. Sockets that connect
     /// to a listener afterwards inherit that; those in its backlog do not.
+    ///
+    /// Nor does the kernel itself add descriptors then, as the socket unit or another holder may have asked for.
     pub(crate) fn refuse(socket: impl AsFd) -> Self {
+        // Each fails where the kernel does not know the option, and then it is not set.
+        let _ = setsockopt(&socket, PassPidfd, &false);
+        let _ = setsockopt(&socket, PassSec, &false);
         match sockopt::socket_domain(&socket) {
             Ok(AddressFamily::UNIX) if refuse_descriptors(&socket) => Self::Queued,
             Ok(AddressFamily::UNIX) | Err(_) => Self::Any,
@@ -71,14 +77,33 @@ impl PeerDescriptors {
     }
 }
 
-/// Has one recv(2) go on from the bytes of one writer to those of the next, as on any other stream. With SO_PASSCRED,
-/// SO_PASSPIDFD or SO_PASSSEC, which the socket unit or another holder may have set, the kernel adds who has sent a
-/// message, and stops at each change of writer (unix(7)).
-pub(crate) fn merge_writers(socket: impl AsFd) {
+/// Prepares a Unix stream, so that descriptors are where its bytes are.
+///
+/// One recv(2) goes on from the bytes of one writer to those of the next, as on any other stream. With SO_PASSCRED, which the
+/// socket unit or another holder may have set, the kernel adds who has sent a message, and stops at each change of writer
+/// (unix(7)). And urgent data is in the stream: otherwise recv(2) would discard it together with the descriptors that it brings,
+/// and no look at the next bytes would show them.
+pub(crate) fn prepare_stream(socket: impl AsFd) {
     // Each fails where the kernel does not know the option, and then it is not set.
     let _ = setsockopt(&socket, PassCred, &false);
-    let _ = setsockopt(&socket, PassPidfd, &false);
-    let _ = setsockopt(&socket, PassSec, &false);
+    let _ = retry_on_intr(|| sockopt::set_socket_oobinline(&socket, true));
+}
+
+/// Returns whether no descriptors are queued in a connected Unix socket, and none can come any more: closing it never blocks
+/// then. Ends both directions of it for that.
+pub(crate) fn shut_down_empty(socket: impl AsFd) -> bool {
+    let _ = retry_on_intr(|| shutdown(&socket, Shutdown::Both));
+    // So that a packet of no bytes is told from the end: the credentials of its sender do not fit into the space.
+    if setsockopt(&socket, PassCred, &true).is_err() {
+        return false;
+    }
+    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+    let mut byte = [0];
+    let peek = || recvmsg(&socket, &mut [IoSliceMut::new(&mut byte)], &mut RecvAncillaryBuffer::default(), flags);
+    match retry_on_intr(peek) {
+        Ok(next) => next.bytes == 0 && !next.flags.contains(ReturnFlags::CTRUNC),
+        Err(error) => error == Errno::AGAIN,
+    }
 }
 
 /// What was received from a peer.

@@ -118,15 +118,15 @@ impl AcceptedSocket {
             PeerDescriptors::None => PeerDescriptors::None,
             _ => PeerDescriptors::refuse(&socket),
         };
-        if descriptors != PeerDescriptors::None && listener.kind == SocketKind::Stream {
-            peer_descriptors::merge_writers(&socket);
+        if listener.descriptors != PeerDescriptors::None && listener.kind == SocketKind::Stream {
+            peer_descriptors::prepare_stream(&socket);
         }
         Self { socket, descriptors }
     }
 
-    /// Closes the socket, and then releases the permit: on the disposal thread, if the peer may have sent descriptors.
+    /// Closes the socket, and then releases the permit: on the disposal thread, if descriptors may be queued in it.
     pub(crate) fn close(self, disposal: &Disposal, permit: Permit) {
-        if self.descriptors == PeerDescriptors::None {
+        if self.descriptors == PeerDescriptors::None || peer_descriptors::shut_down_empty(&self.socket) {
             drop(self.socket);
             drop(permit);
         } else {

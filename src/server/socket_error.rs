@@ -1,6 +1,5 @@
-//! Errors of connected sockets. What the peer or the network did is expected: it ends the connection, and its verdict
-//! says so. Any other error (a lack of memory, the policy of a security module) is reported, so that no peer is blamed
-//! for it.
+//! Errors of connected sockets. They end the connection, and its verdict is that it was reset. What the peer or the network did
+//! is expected; any other error (a lack of memory, the policy of a security module) is reported besides.
 
 use std::io;
 use std::sync::Arc;

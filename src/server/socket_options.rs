@@ -78,6 +78,8 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
         )?;
     }
     if is_tcp {
+        // Urgent data is in the stream: no byte that a client sends is lost.
+        optional(retry_on_intr(|| sockopt::set_socket_oobinline(&socket, true)))?;
         optional(retry_on_intr(|| sockopt::set_tcp_nodelay(&socket, settings.nodelay)))?;
         set_keepalive(&socket, optional)?;
     }

@@ -222,6 +222,8 @@ fn a_descriptor_that_blocks_its_closer_delays_no_client() {
 
 #[test]
 fn a_descriptor_that_blocks_its_closer_delays_no_client_while_connections_are_refused() {
+    // Of those that are refused, more wait to be closed than may be served.
+    const LIMITS: &str = "[limits]\nconnections = 20\nconnections_per_source = 1\nreclaim_idle = 'off'\n";
     for kind in KINDS {
         for kernel in [Kernel::This, Kernel::Old] {
             let sockets = Sockets::new(kind);
@@ -229,7 +231,7 @@ fn a_descriptor_that_blocks_its_closer_delays_no_client_while_connections_are_re
             first.send("first");
             // More than get a final reply: the others are closed with what is queued in them.
             let (mut refused, mut blockers) = (Vec::new(), Vec::new());
-            for number in 0..80 {
+            for number in 0..95 {
                 let client = sockets.connect();
                 let descriptor = if number % 20 == 0 {
                     let (blocker, descriptor) = Blocker::nested();
@@ -242,9 +244,9 @@ fn a_descriptor_that_blocks_its_closer_delays_no_client_while_connections_are_re
                 refused.push(client);
             }
             let mut tcp = sockets.tcp();
-            let Some(daemon) = sockets.start(kernel, "[limits]\nconnections_per_source = 1\n") else { continue };
+            let Some(daemon) = sockets.start(kernel, LIMITS) else { continue };
             first.expect("first");
-            daemon.wait_for_log_times("too-many", 80);
+            daemon.wait_for_log_times("too-many", 95);
             for _ in 0..10 {
                 tcp.exchange("tcp");
                 sockets.tcp().exchange("new");
@@ -326,6 +328,25 @@ fn a_descriptor_that_blocks_its_closer_delays_no_restart_and_loses_no_message() 
         }
         service.stop(Signal::TERM);
         drop(third);
+    }
+}
+
+#[test]
+fn a_connection_that_brought_no_descriptor_does_not_wait_for_those_of_another() {
+    for kind in KINDS {
+        let sockets = Sockets::new(kind);
+        let mut evil = sockets.connect();
+        let (_blocker, descriptor) = Blocker::nested();
+        evil.send_with("first", vec![descriptor]).expect("the kernel queues it");
+        let Some(daemon) = sockets.start(Kernel::Old, "[limits]\nconnections = 3\nreclaim_idle = 'off'\n") else {
+            return;
+        };
+        evil.expect("first");
+        // Each needs the permit of one before.
+        for number in 0..10 {
+            sockets.connect().exchange(&number.to_string());
+        }
+        daemon.stop();
     }
 }
 
@@ -644,29 +665,84 @@ fn messages_of_several_writers_on_one_connection_are_all_answered() {
     daemon.stop();
 }
 
-/// Urgent data is no part of the stream (send(2), MSG_OOB): it is dropped wherever it stands.
+/// Urgent data (send(2), MSG_OOB) is in the stream like all other bytes, wherever it stands.
 #[test]
 fn messages_around_urgent_data_are_all_answered() {
     for position in 0..=3 {
         for kernel in [Kernel::This, Kernel::Old] {
             let sockets = Sockets::new(SocketType::STREAM);
-            let mut client = sockets.connect();
+            let (mut client, mut tcp) = (sockets.connect(), sockets.tcp());
             let Some(daemon) = sockets.start(kernel, "") else { continue };
             client.exchange("before");
+            tcp.exchange("before");
+            let mut urgent = "";
             for number in 0..=3 {
                 if number == position {
-                    let sent = send(&client.stream, b"!", SendFlags::OOB);
+                    assert_eq!(send(tcp.fd(), b"!", SendFlags::OOB), Ok(1));
                     // A kernel may be built without it (AF_UNIX_OOB).
-                    assert!(matches!(sent, Ok(1) | Err(Errno::OPNOTSUPP)), "{sent:?}");
+                    match send(&client.stream, b"!", SendFlags::OOB) {
+                        Ok(1) => urgent = "!",
+                        result => assert_eq!(result, Err(Errno::OPNOTSUPP)),
+                    }
                 }
-                if number < 3 {
-                    client.send(&format!("m{number}"));
-                }
+                let message = format!("m{number}");
+                client.send(&message);
+                tcp.send(format!("{message}\t"));
             }
-            for number in 0..3 {
-                client.expect(&format!("m{number}"));
+            for number in 0..=3 {
+                let before = |urgent| if number == position { urgent } else { "" };
+                client.expect(&format!("{}m{number}", before(urgent)));
+                tcp.expect(format!("server got:{}m{number}\t", before("!")));
             }
             client.exchange("after");
+            tcp.exchange("after");
+            daemon.stop();
+        }
+    }
+}
+
+/// Sends a byte of urgent data, with a descriptor of which this process keeps no copy.
+fn send_urgent(client: &Client, descriptor: OwnedFd) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor.as_fd()];
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    sendmsg(&client.stream, &[IoSlice::new(b"!")], &mut ancillary, SendFlags::OOB).map(drop)
+}
+
+#[test]
+fn a_descriptor_that_comes_with_urgent_data_delays_no_client() {
+    if send_urgent(&Sockets::new(SocketType::STREAM).connect(), pipe()) == Err(Errno::OPNOTSUPP) {
+        return skip_test("urgent data on Unix sockets: this kernel is built without it");
+    }
+    // It comes before the daemon starts, or while it serves.
+    for (kernel, early) in [(Kernel::This, true), (Kernel::Old, true), (Kernel::Old, false)] {
+        for rest in ["rest", ""] {
+            println!("{kernel:?}, early: {early}, {rest:?}");
+            let sockets = Sockets::new(SocketType::STREAM);
+            let mut evil = sockets.connect();
+            let (_blocker, descriptor) = Blocker::nested();
+            let mut descriptor = Some(descriptor);
+            let mut queue = |evil: &Client| {
+                send_urgent(evil, descriptor.take().expect("it was not sent")).expect("the kernel queues it");
+            };
+            if early {
+                queue(&evil);
+            }
+            let Some(daemon) = sockets.start(kernel, "") else { continue };
+            if !early {
+                evil.exchange("first");
+                queue(&evil);
+            }
+            if !rest.is_empty() {
+                evil.send(rest);
+            }
+            drop(evil);
+            let mut tcp = sockets.tcp();
+            for number in 0..3 {
+                tcp.exchange(&number.to_string());
+                sockets.connect().exchange("new");
+            }
             daemon.stop();
         }
     }

@@ -219,3 +219,50 @@ fn a_peer_that_reads_slowly_is_not_cut_off_and_one_that_reads_nothing_is() {
 fn the_same_holds_when_the_buffers_of_the_kernel_are_large() {
     check_readers("[defaults]\nsend_buffer = 'auto'\nreceive_buffer = 'auto'\n");
 }
+
+/// Sends small packets as fast as it can, and reads at this rate. Returns the longest time for which nothing came though it was due.
+fn exchange_small_packets(address: &str, rate: usize) -> Result<Duration, Errno> {
+    let peer = Peer::connect(address);
+    let start = common::now();
+    let message = [&[b'x'; 99][..], b"\t"].concat();
+    let (mut unsent, mut received, mut last, mut longest) = (&message[..], 0, start, Duration::ZERO);
+    while start.elapsed() < Duration::from_secs(15) {
+        for _ in 0..20 {
+            match send(peer.fd(), unsent, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) if count < unsent.len() => unsent = &unsent[count..],
+                Ok(_) => unsent = &message,
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let due = rate * usize::try_from(start.elapsed().as_millis()).expect("it is small") / 1000;
+        while received < due {
+            match recv(peer.fd(), &mut [0; 2000][..], RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return Err(Errno::PIPE),
+                Ok((count, _)) => received += count,
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(error),
+            }
+            longest = longest.max(last.elapsed());
+            last = common::now();
+        }
+        if received >= due {
+            // Nothing is due.
+            last = common::now();
+        }
+        thread::sleep(Duration::from_millis(3));
+    }
+    Ok(longest.max(last.elapsed()))
+}
+
+#[test]
+fn a_client_that_reads_goes_on_though_its_packets_fill_the_receive_buffer() {
+    let daemon = Daemon::start_with("", &["--listen", "127.0.0.1:0"]);
+    let address = &daemon.addresses()[0];
+    let waits: Vec<_> = thread::scope(|scope| {
+        let clients: Vec<_> = (0..40).map(|_| scope.spawn(|| exchange_small_packets(address, 100_000))).collect();
+        clients.into_iter().map(|client| client.join().expect("it did not panic")).collect()
+    });
+    assert!(waits.iter().all(|longest| longest.is_ok_and(|longest| longest < Duration::from_secs(5))), "{waits:?}");
+    daemon.stop();
+}

@@ -127,7 +127,7 @@ fn clients_do_not_notice_upgrades<I: Installer>(machine: &Machine) {
 const ADMIN_FILES: [(&str, &str); 4] = [
     ("/etc/echoed/echoed.toml", "# mine\n[defaults]\nprefix = \"mine:\"\n"),
     ("/etc/echoed/echoed.toml.d/50-local.toml", "[defaults.deadlines]\nread = \"10s\"\n"),
-    ("/etc/systemd/system/echoed.service.d/mine.conf", "[Service]\nMemoryMax=3G\n"),
+    ("/etc/systemd/system/echoed.service.d/mine.conf", "[Service]\nMemoryMax=2G\n"),
     (
         "/etc/systemd/system/echoed.socket.d/mine.conf",
         "[Socket]\nListenStream=\nListenStream=127.0.0.1:10007\nListenStream=/run/echoed.sock\n",
@@ -151,7 +151,7 @@ fn an_upgrade_keeps_the_files_of_the_administrator<I: Installer>(machine: &Machi
     for (file, text) in ADMIN_FILES {
         assert_eq!(fs::read_to_string(machine.path(file)).expect("it is there"), text, "{file}");
     }
-    assert_eq!(machine.property("echoed.service", "MemoryMax"), (3_u64 << 30).to_string());
+    assert_eq!(machine.property("echoed.service", "MemoryMax"), (2_u64 << 30).to_string());
     assert_eq!(machine.property("echoed.socket", "UnitFileState"), "enabled");
     // The sockets were there all the time.
     assert_eq!(machine.property("echoed.socket", "ActiveEnterTimestampMonotonic"), socket);

@@ -208,29 +208,21 @@ impl Permit {
 pub(crate) struct ClosingPermit(Permit);
 
 impl Permit {
-    /// Turns this into the permit of a connection whose socket waits to be closed.
-    pub(crate) fn into_closing(mut self) -> ClosingPermit {
-        if let PermitState::Rejected = self.state {
-            // It counts all the same, so that no more sockets wait than connections are allowed.
-            self.admission.open.fetch_add(1, Ordering::SeqCst);
-            self.admission.pending.fetch_sub(1, Ordering::SeqCst);
-            self.state = PermitState::Serving(None);
-        }
-        if self.counts() {
-            self.admission.closing_open.fetch_add(1, Ordering::SeqCst);
+    /// Turns this into the permit of a connection whose socket waits to be closed. `None` if it does not count against the
+    /// limit: then it is released.
+    pub(crate) fn into_closing(self) -> Option<ClosingPermit> {
+        if !matches!(self.state, PermitState::Serving(_) | PermitState::AwaitingHeader) {
+            return None;
         }
         self.admission.closing.fetch_add(1, Ordering::SeqCst);
         self.admission.note_use();
         self.admission.connection_ended.notify_waiters();
-        ClosingPermit(self)
+        Some(ClosingPermit(self))
     }
 }
 
 impl Drop for ClosingPermit {
     fn drop(&mut self) {
-        if self.0.counts() {
-            self.0.admission.closing_open.fetch_sub(1, Ordering::SeqCst);
-        }
         self.0.admission.closing.fetch_sub(1, Ordering::SeqCst);
     }
 }

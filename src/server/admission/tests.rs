@@ -227,15 +227,19 @@ fn refused_connections_do_not_count_against_the_limit_and_are_few() {
 }
 
 #[test]
-fn a_refused_connection_whose_socket_waits_to_be_closed_is_not_pending() {
+fn a_connection_whose_socket_waits_to_be_closed_counts_unless_it_was_refused() {
     let admission = admission(10, 1);
     let first = claimed(&admission, v4(1)).unwrap();
-    let mut permit = pending(&admission, v4(1));
-    assert!(permit.decide().is_err());
-    let closing = permit.into_closing();
-    assert_eq!((admission.open(), admission.serving()), (2, 1));
-    assert_eq!(admission.pending.load(Ordering::Relaxed), 0);
-    drop(first);
+    let mut rejected = pending(&admission, v4(1));
+    assert!(rejected.decide().is_err());
+    assert!(rejected.into_closing().is_none());
+    let mut refused = admission.try_acquire(false).unwrap();
+    assert!(refused.refuse());
+    assert!(refused.into_closing().is_none());
+    let counts = || [&admission.pending, &admission.refused].map(|count| count.load(Ordering::Relaxed));
+    assert_eq!(counts(), [0, 0]);
+    let closing = first.into_closing();
+    assert_eq!((admission.open(), admission.serving()), (1, 0));
     assert!(admission.is_idle());
     drop(closing);
     assert!(admission.is_idle() && admission.open() == 0);

@@ -187,12 +187,15 @@ impl DatagramSocket {
             return Ok(false);
         }
         let Self { socket, ancillary, .. } = self;
+        // Without a call, the reactor knows of no datagram: that says nothing.
+        let mut asked = false;
         // With space for credentials only: no descriptor becomes ours, and the last reference stays in the socket.
         let peeked = socket.try_io(Interest::READABLE, || {
+            asked = true;
             let peeked = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut [], Some(ancillary), PEEK)?;
             Ok(peeked.flags.contains(MsgFlags::MSG_CTRUNC))
         });
-        let is_empty = peeked.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        let is_empty = asked && peeked.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         if is_empty && self.descriptors == PeerDescriptors::Queued {
             self.descriptors = PeerDescriptors::None;
         }

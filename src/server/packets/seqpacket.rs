@@ -265,8 +265,13 @@ impl SeqpacketConnection {
 
     /// Returns the next packet, which stays in the socket; `None` at the end of the stream.
     fn peek(&mut self) -> io::Result<Option<NextPacket>> {
-        let next = self.socket().try_io(Interest::READABLE, || seqpacket_socket::peek(self.socket()));
-        let is_empty = next.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        // Without a call, the reactor knows of no packet: that says nothing.
+        let mut asked = false;
+        let next = self.socket().try_io(Interest::READABLE, || {
+            asked = true;
+            seqpacket_socket::peek(self.socket())
+        });
+        let is_empty = asked && next.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         if matches!(next, Ok(None)) || is_empty && self.descriptors == PeerDescriptors::Queued {
             self.descriptors = PeerDescriptors::None;
         }

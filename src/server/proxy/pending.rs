@@ -69,16 +69,17 @@ impl PendingHeader {
         let now = clock();
         match outcome {
             HeaderOutcome::Header(client) => {
-                session.note_activity(now);
                 info.peer = client.map_or(info.peer, Peer::Proxied);
                 let held = permit.claim(info.peer.source());
                 let claimed = if held { Ok(()) } else { dispatcher.claim_or_refuse(&mut permit, &mut cancelled).await };
+                // Its client has waited for its permit, and is not idle for that.
+                session.note_activity(clock());
                 if let Err(verdict) = claimed {
                     if !permit.refuse() {
                         unserved::report(worker, &info, session.opened(), verdict, None);
                         return stream.close(permit);
                     }
-                    session.refuse(verdict, now);
+                    session.refuse(verdict, clock());
                 }
             }
             HeaderOutcome::Invalid(fault) => {
