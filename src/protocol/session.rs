@@ -19,7 +19,7 @@
 //! ```
 //!
 //! While `outbound` or `inbound` is not empty, or a message waits for the log, the session reads no input, unless the peer
-//! could not go on otherwise ([`Session::read_ahead`]). So `outbound` is at most 64 KiB and one reply, `inbound` 128 KiB,
+//! could not go on otherwise ([`Session::read_ahead`]). So `outbound` is at most 64 KiB and one reply, `inbound` 256 KiB,
 //! `pending_reply` one reply.
 //!
 //! A message is logged before it is answered. No message that was read goes unlogged, whatever becomes of its peer, but
