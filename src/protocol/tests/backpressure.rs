@@ -184,3 +184,45 @@ fn the_final_reply_gets_no_more_time_for_what_is_acknowledged() {
     }
     conn.assert_closed(Verdict::TooMany { limit: 1 });
 }
+
+#[test]
+fn input_that_is_read_ahead_is_answered_in_its_order_after_what_is_owed() {
+    // The message in progress goes on in it; there is input that was not processed, or none.
+    for first in ["a\tbb", &("a\t".repeat(READ_SIZE) + "bb")] {
+        let mut conn = connection();
+        assert_eq!(conn.session().read_ahead_room(), 0);
+        conn.peer_stops_reading();
+        conn.peer_sends(first);
+        conn.reads_ahead("b\tc\td");
+        conn.reads_ahead("d\t");
+        conn.peer_ends();
+        conn.peer_reads_all();
+        let replies = "server got:a\t".repeat(first.matches('a').count());
+        conn.assert_peer_received(replies + "server got:bbb\tserver got:c\tserver got:dd\t");
+        conn.assert_closed(Verdict::PeerClosed);
+    }
+}
+
+#[test]
+fn no_more_is_read_ahead_than_two_reads() {
+    let mut conn = connection();
+    conn.peer_stops_reading();
+    conn.peer_sends("a\t");
+    for room in [2 * READ_SIZE, READ_SIZE, 0] {
+        assert_eq!(conn.session().read_ahead_room(), room);
+        conn.reads_ahead("b".repeat(READ_SIZE));
+    }
+}
+
+#[test]
+fn input_that_is_read_ahead_while_the_session_ends_is_dropped() {
+    let mut conn = connection();
+    conn.peer_stops_reading();
+    conn.peer_sends("a\t");
+    conn.refuse(Verdict::Reclaimed);
+    conn.reads_ahead("b\t");
+    conn.peer_ends();
+    conn.peer_reads_all();
+    conn.assert_peer_received("server got:a\tserver error:connection reclaimed, the server is full\t");
+    assert_eq!(conn.session().totals().bytes_in, 2);
+}

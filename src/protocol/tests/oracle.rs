@@ -252,6 +252,8 @@ proptest! {
 pub(super) enum Event {
     /// A pattern, so many times.
     Sends(&'static str, usize),
+    /// The same, and it is read ahead if replies are owed. In raw framing, where what one read finds is a message, it is only sent.
+    ReadsAhead(&'static str, usize),
     Ends,
     StopsReading,
     Reads(usize),
@@ -268,6 +270,10 @@ impl Event {
     pub(super) fn apply_to(self, conn: &mut SimulatedConnection) {
         match self {
             Self::Sends(pattern, count) => conn.peer_sends(pattern.repeat(count)),
+            Self::ReadsAhead(pattern, count) if conn.session().rules().framing == Framing::Delimited => {
+                conn.reads_ahead(pattern.repeat(count));
+            }
+            Self::ReadsAhead(pattern, count) => conn.peer_sends(pattern.repeat(count)),
             Self::Ends => conn.peer_ends(),
             Self::StopsReading => conn.peer_stops_reading(),
             Self::Reads(count) => conn.peer_reads(count),
@@ -292,6 +298,8 @@ pub(super) fn event() -> impl Strategy<Value = Event> {
     let time = || prop_oneof![0..1_000_u64, 900..1_100_u64, 1_900..2_100_u64, 9_000..11_000_u64, 300_000..301_000_u64];
     prop_oneof![
         10 => (select(PATTERNS), count).prop_map(|(pattern, count)| Event::Sends(pattern, count)),
+        4 => (select(PATTERNS), prop_oneof![3 => Just(1), 1 => 1..100_000_usize])
+            .prop_map(|(pattern, count)| Event::ReadsAhead(pattern, count)),
         6 => prop_oneof![Just(0), 1..20_usize, 1..200_000_usize].prop_map(Event::Reads),
         4 => time().prop_map(|time| Event::TimePasses(millis(time))),
         3 => time().prop_map(|time| Event::RestartsFor(millis(time))),

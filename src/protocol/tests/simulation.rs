@@ -189,6 +189,23 @@ impl SimulatedConnection {
 
     // --- What we do ---
 
+    /// Reads ahead what the session has room for, of `count` bytes that the peer sends. The rest is not read yet.
+    pub(super) fn reads_ahead(&mut self, bytes: impl AsRef<[u8]>) {
+        let bytes = bytes.as_ref();
+        self.note(format_args!("peer sends {} bytes, some of them read ahead: {}", bytes.len(), shown(bytes)));
+        self.unread.extend_from_slice(bytes);
+        let count = self.unread.len().min(self.session.read_ahead_room()).min(READ_SIZE);
+        let ahead: Vec<_> = self.unread.drain(..count).collect();
+        let before = self.session.totals().bytes_in;
+        self.session.read_ahead(self.now, &ahead);
+        if self.session.totals().bytes_in > before {
+            self.bytes_read.extend_from_slice(&ahead);
+            self.read_sizes.push(count);
+        }
+        self.last_read += count;
+        self.serve();
+    }
+
     pub(super) fn reset(&mut self) {
         self.note(format_args!("the connection breaks"));
         self.session.handle_reset();
