@@ -126,7 +126,8 @@ fn a_user_on_a_unix_socket_is_limited_to_connections_per_source() {
 fn closed_connections_do_not_count_against_their_source() {
     let check_with_header = |header: &str, connections: usize| {
         let listener = if header.is_empty() { "" } else { "[defaults]\nproxy_protocol = 'required'\n" };
-        let limits = format!("[limits]\nconnections = {connections}\nconnections_per_source = 4\n");
+        let limits =
+            format!("[limits]\nconnections = {connections}\nconnections_per_source = 4\nreclaim_idle = 'off'\n");
         let config = format!("[service]\nworkers = 2\n{limits}{listener}");
         let daemon = Daemon::start_with(&config, &["--listen", "DIR/echo.sock"]);
         let address = &daemon.addresses()[0];

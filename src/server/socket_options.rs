@@ -37,9 +37,9 @@ sockopt_impl!(
     i32
 );
 
-/// The default size of either buffer of a TCP socket, in bytes. The kernel doubles it (socket(7)). So a client that sends, and
-/// does not read, makes the kernel hold little memory.
-const DEFAULT_BUFFER: usize = 64 * 1024;
+/// The default size of the send buffer of a TCP socket, in bytes. The kernel doubles it (socket(7)): so replies that a client
+/// does not read hold little memory.
+const DEFAULT_SEND_BUFFER: usize = 64 * 1024;
 
 /// Sets what the settings say on a socket: a listening one, one of datagrams, or a connection that has not inherited it.
 ///
@@ -58,17 +58,17 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
     match settings.receive_buffer {
         BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_recv_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= RECEIVE_BUFFER_LOCK,
-        // Not where the socket unit has chosen a size.
-        BufferSize::Default if is_tcp && locks & RECEIVE_BUFFER_LOCK == 0 => {
-            retry_on_intr(|| sockopt::set_socket_recv_buffer_size(&socket, DEFAULT_BUFFER))?;
-        }
+        // The kernel adapts it. With a fixed size it drops packets that do not fit, though they are in the window that it has
+        // promised. While the daemon waits for the log, say, the client's kernel then sends them again ever less often, and
+        // may be so late that the read deadline passes.
         BufferSize::Default => {}
     }
     match settings.send_buffer {
         BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_send_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= SEND_BUFFER_LOCK,
+        // Not where the socket unit has chosen a size.
         BufferSize::Default if is_tcp && locks & SEND_BUFFER_LOCK == 0 => {
-            retry_on_intr(|| sockopt::set_socket_send_buffer_size(&socket, DEFAULT_BUFFER))?;
+            retry_on_intr(|| sockopt::set_socket_send_buffer_size(&socket, DEFAULT_SEND_BUFFER))?;
         }
         BufferSize::Default => {}
     }

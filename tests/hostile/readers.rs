@@ -200,7 +200,8 @@ fn check_readers(settings: &str) {
             scope.spawn(move || {
                 let cut_off = read_nothing(&connect());
                 let most = WRITE + WRITE / 8 + Duration::from_secs(5);
-                assert!(cut_off > WRITE - Duration::from_secs(1) && cut_off < most, "{name}: {cut_off:?}");
+                // The daemon may read something ahead meanwhile, so that its kernel takes more.
+                assert!(cut_off > WRITE / 2 && cut_off < most, "{name}: {cut_off:?}");
             });
         }
     });
@@ -257,7 +258,8 @@ fn exchange_small_packets(address: &str, rate: usize) -> Result<Duration, Errno>
 
 #[test]
 fn a_client_that_reads_goes_on_though_its_packets_fill_the_receive_buffer() {
-    let daemon = Daemon::start_with("", &["--listen", "127.0.0.1:0"]);
+    // The kernel would make it larger.
+    let daemon = Daemon::start_with("[defaults]\nreceive_buffer = '64KiB'\n", &["--listen", "127.0.0.1:0"]);
     let address = &daemon.addresses()[0];
     let waits: Vec<_> = thread::scope(|scope| {
         let clients: Vec<_> = (0..40).map(|_| scope.spawn(|| exchange_small_packets(address, 100_000))).collect();
