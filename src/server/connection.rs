@@ -182,13 +182,12 @@ impl Connection {
     /// until something is read. Without memory for it, nothing is read.
     #[cold]
     fn read_ahead(&mut self, now: Instant, scratch: &mut Scratch, worker: &Worker) {
-        let (memory, room) = (self.session.memory(), self.session.read_ahead_room());
-        if room == 0 || !self.permit.set_memory(memory + room) {
+        let buffer = scratch.input_room();
+        let (memory, size) = (self.session.memory(), self.session.read_ahead_room().min(buffer.len()));
+        if size == 0 || !self.permit.set_memory(memory + size) {
             self.permit.set_memory(memory);
             return;
         }
-        let buffer = scratch.input_room();
-        let size = room.min(buffer.len());
         match retry_on_intr(|| rustix::net::recv(&self.socket, &mut buffer[..size], RecvFlags::empty())) {
             // The end of the stream is found again later.
             Ok((count, _)) => self.session.read_ahead(now, &buffer[..count]),

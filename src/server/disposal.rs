@@ -13,7 +13,7 @@
 //!
 //! The queue is bounded by its users: a connection is not read while descriptors of it wait, and no more of them are
 //! received than there is room for ([`Disposal::room_beside`]). A socket waits together with its permit. Those without one, of
-//! connections that were refused, are few ([`MAX_UNLIMITED`]): beyond that, nothing is accepted from Unix sockets.
+//! connections that were refused, are as few as descriptors: beyond that, nothing is accepted from Unix sockets.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -32,22 +32,19 @@ use super::admission::{ClosingPermit, Permit};
 use super::handover::close_gracefully;
 use crate::rlimit::MAX_PEER_FDS;
 
-/// How many sockets of connections that were refused may wait to be closed.
-const MAX_UNLIMITED: usize = 1024;
-
 /// Closes what peers sent, on a thread of its own. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Disposal(Arc<Shared>);
 
 struct Shared {
-    /// How many descriptors may wait. Workers that receive some at once may pass it, each by those of one message.
+    /// How many descriptors may wait, and how many sockets without a permit. Workers that receive some at once may pass it, each by those of one message.
     max_waiting: AtomicUsize,
     /// Descriptors that are not closed yet.
     waiting: AtomicUsize,
-    /// Sockets that are not closed yet, and do not count against the limit on connections.
-    unlimited: AtomicUsize,
+    /// Sockets that are not closed yet, and have no permit that counts against the limit on connections.
+    unpermitted: AtomicUsize,
     /// Notified when one of them is closed.
-    unlimited_closed: Notify,
+    unpermitted_closed: Notify,
     state: Mutex<State>,
     /// Signalled when the queue has an item.
     more: Condvar,
@@ -88,8 +85,8 @@ impl Default for Disposal {
         Self(Arc::new(Shared {
             max_waiting: AtomicUsize::new(MAX_PEER_FDS),
             waiting: AtomicUsize::new(0),
-            unlimited: AtomicUsize::new(0),
-            unlimited_closed: Notify::new(),
+            unpermitted: AtomicUsize::new(0),
+            unpermitted_closed: Notify::new(),
             state: Mutex::default(),
             more: Condvar::new(),
             idle: Condvar::new(),
@@ -102,6 +99,7 @@ impl Disposal {
     pub(crate) fn set_max_waiting(&self, max_waiting: usize) {
         self.0.max_waiting.store(max_waiting, Ordering::SeqCst);
         self.0.wake_parked();
+        self.0.unpermitted_closed.notify_waiters();
     }
 
     /// Has descriptors closed, and then `waker` woken. Their connection is not to be read until then.
@@ -115,7 +113,7 @@ impl Disposal {
     pub(crate) fn close(&self, socket: OwnedFd, permit: Option<Permit>) {
         let permit = permit.and_then(Permit::into_closing);
         if permit.is_none() {
-            self.0.unlimited.fetch_add(1, Ordering::SeqCst);
+            self.0.unpermitted.fetch_add(1, Ordering::SeqCst);
         }
         self.push(Item::Socket(socket, permit));
     }
@@ -163,9 +161,9 @@ impl Disposal {
     /// Waits until one more socket may wait that does not count against the limit on connections.
     pub(crate) async fn wait_for_room(&self) {
         loop {
-            let mut closed = pin!(self.0.unlimited_closed.notified());
+            let mut closed = pin!(self.0.unpermitted_closed.notified());
             closed.as_mut().enable();
-            if self.0.unlimited.load(Ordering::SeqCst) < MAX_UNLIMITED {
+            if self.0.unpermitted.load(Ordering::SeqCst) < self.0.max_waiting.load(Ordering::SeqCst) {
                 return;
             }
             closed.await;
@@ -233,8 +231,8 @@ impl Shared {
                 }
                 Item::Socket(socket, None) => {
                     drop(socket);
-                    self.unlimited.fetch_sub(1, Ordering::SeqCst);
-                    self.unlimited_closed.notify_waiters();
+                    self.unpermitted.fetch_sub(1, Ordering::SeqCst);
+                    self.unpermitted_closed.notify_waiters();
                 }
                 Item::Unread(socket) => close_gracefully(socket),
             }

@@ -25,6 +25,7 @@ mod receive_window;
 mod reclaim;
 pub mod socket;
 mod socket_error;
+mod socket_memory;
 mod socket_options;
 mod timers;
 mod unserved;
@@ -160,6 +161,9 @@ impl Server {
         socket_options::set(&socket, settings)?;
         let kind = SocketKind::of(&socket)?;
         let descriptors = PeerDescriptors::refuse(&socket);
+        if descriptors != PeerDescriptors::None && kind == SocketKind::Stream {
+            peer_descriptors::merge_writers(&socket);
+        }
         let listener = Arc::new(ListenerHandle::new(new_listener(name, kind, descriptors, settings)));
         let acceptor = self.threads.first().map(|thread| &thread.worker).ok_or(io::ErrorKind::NotFound)?;
         let reserved = Arc::clone(&self.reserved.lock().unwrap_or_else(PoisonError::into_inner));

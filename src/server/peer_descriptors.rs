@@ -77,16 +77,18 @@ impl PeerDescriptors {
     }
 }
 
-/// Prepares a Unix stream, so that descriptors are where its bytes are.
-///
-/// One recv(2) goes on from the bytes of one writer to those of the next, as on any other stream. With SO_PASSCRED, which the
+/// Has one recv(2) go on from the bytes of one writer to those of the next, as on any other stream. With SO_PASSCRED, which the
 /// socket unit or another holder may have set, the kernel adds who has sent a message, and stops at each change of writer
-/// (unix(7)). And urgent data is in the stream: otherwise recv(2) would discard it together with the descriptors that it brings,
-/// and no look at the next bytes would show them.
-pub(crate) fn prepare_stream(socket: impl AsFd) {
-    // Each fails where the kernel does not know the option, and then it is not set.
-    let _ = setsockopt(&socket, PassCred, &false);
-    let _ = retry_on_intr(|| sockopt::set_socket_oobinline(&socket, true));
+/// (unix(7)). Sockets that connect to a listener afterwards inherit that.
+pub(crate) fn merge_writers(stream: impl AsFd) {
+    let _ = setsockopt(&stream, PassCred, &false);
+}
+
+/// Has the kernel leave urgent data in a connected Unix stream. Otherwise recv(2) discards it together with the descriptors that
+/// it brings, and no look at the next bytes shows them.
+pub(crate) fn include_urgent_data(stream: impl AsFd) {
+    // It fails where the kernel has no urgent data on such sockets.
+    let _ = retry_on_intr(|| sockopt::set_socket_oobinline(&stream, true));
 }
 
 /// Returns whether no descriptors are queued in a connected Unix socket, and none can come any more: closing it never blocks

@@ -11,14 +11,10 @@ use nix::sys::socket::getsockopt;
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::socket_domain;
 
-/// SO_MEMINFO of asm-generic/socket.h (Linux 4.12), which no library names.
-const SO_MEMINFO: libc::c_int = 55;
+use super::socket_memory::SocketMemory;
 
 /// The index of `tcpi_bytes_acked` (linux/tcp.h) in a [`TcpInfo`].
 const BYTES_ACKED: usize = 15;
-
-/// The index of SK_MEMINFO_WMEM_ALLOC (linux/sock_diag.h) in a [`MemInfo`].
-const WMEM_ALLOC: usize = 2;
 
 sockopt_impl!(
     /// The beginning of `struct tcp_info`, up to `tcpi_bytes_acked` (Linux 4.1).
@@ -29,21 +25,12 @@ sockopt_impl!(
     [u64; BYTES_ACKED + 1]
 );
 
-sockopt_impl!(
-    /// The memory of a socket, up to that of what was sent and not freed.
-    MemInfo,
-    GetOnly,
-    libc::SOL_SOCKET,
-    SO_MEMINFO,
-    [u32; WMEM_ALLOC + 1]
-);
-
 /// Returns a number that changes whenever the peer takes something, as long as nothing is sent: how many bytes its kernel
 /// has acknowledged (TCP), or how much memory of what was sent the kernel has not freed (Unix, where that happens when a
 /// buffer has been read whole). `None` where that is unknown.
 pub(crate) fn mark(socket: impl AsFd) -> Option<u64> {
     match socket_domain(&socket).ok()? {
-        AddressFamily::UNIX => getsockopt(&socket, MemInfo).ok().map(|info| info[WMEM_ALLOC].into()),
+        AddressFamily::UNIX => SocketMemory::of(&socket).map(|memory| memory.sent.into()),
         _ => getsockopt(&socket, TcpInfo).ok().map(|info| info[BYTES_ACKED]),
     }
 }

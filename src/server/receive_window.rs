@@ -7,31 +7,15 @@
 
 use std::os::fd::AsFd;
 
-use nix::libc;
-use nix::sys::socket::getsockopt;
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::socket_domain;
 
-/// SO_MEMINFO of asm-generic/socket.h (Linux 4.12), which no library names.
-const SO_MEMINFO: libc::c_int = 55;
-
-/// The indices of SK_MEMINFO_RMEM_ALLOC and SK_MEMINFO_RCVBUF (linux/sock_diag.h) in a [`ReceiveMemory`].
-const RMEM_ALLOC: usize = 0;
-const RCVBUF: usize = 1;
-
-sockopt_impl!(
-    /// The memory of what was received and not read, and how much of it there may be.
-    ReceiveMemory,
-    GetOnly,
-    libc::SOL_SOCKET,
-    SO_MEMINFO,
-    [u32; 2]
-);
+use super::socket_memory::SocketMemory;
 
 /// Returns whether the receive buffer of a TCP connection is so full that the kernel may have dropped a packet.
 pub(crate) fn is_closed(socket: impl AsFd) -> bool {
     socket_domain(&socket).is_ok_and(|domain| domain != AddressFamily::UNIX)
-        && getsockopt(&socket, ReceiveMemory).is_ok_and(|memory| memory[RMEM_ALLOC] > memory[RCVBUF])
+        && SocketMemory::of(&socket).is_some_and(|memory| memory.received > memory.receive_limit)
 }
 
 #[cfg(test)]

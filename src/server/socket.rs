@@ -118,8 +118,12 @@ impl AcceptedSocket {
             PeerDescriptors::None => PeerDescriptors::None,
             _ => PeerDescriptors::refuse(&socket),
         };
+        // A Unix stream: no other listener has any.
         if listener.descriptors != PeerDescriptors::None && listener.kind == SocketKind::Stream {
-            peer_descriptors::prepare_stream(&socket);
+            if descriptors != PeerDescriptors::None {
+                peer_descriptors::merge_writers(&socket);
+            }
+            peer_descriptors::include_urgent_data(&socket);
         }
         Self { socket, descriptors }
     }

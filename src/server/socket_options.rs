@@ -50,11 +50,6 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
     // Before Linux 5.14 it is not known whether another process set the sizes.
     let locks = getsockopt(&socket, BufferLock).unwrap_or_default();
     let mut unlock = 0;
-    // Not every kernel knows every option of MPTCP.
-    let optional = |result| match result {
-        Err(Errno::OPNOTSUPP | Errno::NOPROTOOPT) => Ok(()),
-        result => result,
-    };
     match settings.receive_buffer {
         BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_recv_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= RECEIVE_BUFFER_LOCK,
@@ -73,17 +68,24 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
         BufferSize::Default => {}
     }
     if locks & unlock != 0 {
-        optional(
-            setsockopt(&socket, BufferLock, &(locks & !unlock)).map_err(|error| Errno::from_raw_os_error(error as i32)),
-        )?;
+        let unlocked = setsockopt(&socket, BufferLock, &(locks & !unlock));
+        optional(unlocked.map_err(|error| Errno::from_raw_os_error(error as i32)))?;
     }
     if is_tcp {
         // Urgent data is in the stream: no byte that a client sends is lost.
         optional(retry_on_intr(|| sockopt::set_socket_oobinline(&socket, true)))?;
         optional(retry_on_intr(|| sockopt::set_tcp_nodelay(&socket, settings.nodelay)))?;
-        set_keepalive(&socket, optional)?;
+        set_keepalive(&socket)?;
     }
     Ok(())
+}
+
+/// Accepts that the kernel does not know an option: not each kernel knows each option of MPTCP.
+fn optional(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::OPNOTSUPP | Errno::NOPROTOOPT) => Ok(()),
+        result => result,
+    }
 }
 
 /// Returns whether it is a socket of TCP or MPTCP.
@@ -94,7 +96,7 @@ fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
 }
 
 /// Has the kernel detect peers that have vanished. A socket that has SO_KEEPALIVE already keeps its times.
-fn set_keepalive(socket: impl AsFd, optional: impl Fn(Result<(), Errno>) -> Result<(), Errno>) -> io::Result<()> {
+fn set_keepalive(socket: impl AsFd) -> io::Result<()> {
     if retry_on_intr(|| sockopt::socket_keepalive(&socket))? {
         return Ok(());
     }
@@ -108,6 +110,8 @@ fn set_keepalive(socket: impl AsFd, optional: impl Fn(Result<(), Errno>) -> Resu
 mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::{UnixListener, UnixStream};
+
+    use rustix::net::{AddressFamily, SocketType, socket};
 
     use super::*;
     use crate::config::Settings;
@@ -167,6 +171,15 @@ mod tests {
         assert_eq!(locks(), RECEIVE_BUFFER_LOCK);
         set(&listener, &with(BufferSize::Auto, BufferSize::Auto)).unwrap();
         assert_eq!(locks(), 0);
+    }
+
+    #[test]
+    fn an_option_that_mptcp_does_not_have_is_no_failure() {
+        let Ok(mptcp) = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)) else { return };
+        let with = |size| ListenerSettings { receive_buffer: size, send_buffer: size, ..settings() };
+        for size in [BufferSize::Bytes(9000), BufferSize::Auto, BufferSize::Default] {
+            set(&mptcp, &with(size)).unwrap_or_else(|error| panic!("{size:?}: {error}"));
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::libc;
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_linger, set_socket_passcred};
 use rustix::net::{
@@ -663,6 +664,43 @@ fn messages_of_several_writers_on_one_connection_are_all_answered() {
         late.expect(&format!("own{number}"));
     }
     daemon.stop();
+}
+
+/// SO_PASSPIDFD of asm-generic/socket.h (Linux 6.5), which no library names.
+const SO_PASSPIDFD: i32 = 76;
+
+sockopt_impl!(
+    /// Whether each message comes with a descriptor of its sender (`PassPIDFD=` of a socket unit).
+    PassPidfd,
+    SetOnly,
+    libc::SOL_SOCKET,
+    SO_PASSPIDFD,
+    bool
+);
+
+#[test]
+fn descriptors_that_the_kernel_would_add_are_not_collected() {
+    for kind in [KINDS[0], KINDS[1], SocketType::DGRAM] {
+        for kernel in [Kernel::This, Kernel::Old] {
+            let sockets = Sockets::new(kind);
+            if nix::sys::socket::setsockopt(&sockets.unix, PassPidfd, &true).is_err() {
+                return skip_test("descriptors of senders (SO_PASSPIDFD): this kernel is older than 6.5");
+            }
+            let mut client = sockets.connect();
+            if kind == SocketType::DGRAM {
+                bind(&client.stream, &SocketAddrUnix::new_unnamed()).expect("a name can be bound");
+            }
+            let Some(daemon) = sockets.start(kernel, "") else { return };
+            client.exchange("first");
+            let before = daemon.descriptor_count();
+            // Fewer than one source may send in a second.
+            for number in 0..50 {
+                client.exchange(&number.to_string());
+            }
+            assert!(daemon.descriptor_count() <= before + 1, "{kind:?}, {kernel:?}");
+            daemon.stop();
+        }
+    }
 }
 
 /// Urgent data (send(2), MSG_OOB) is in the stream like all other bytes, wherever it stands.

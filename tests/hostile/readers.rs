@@ -200,8 +200,9 @@ fn check_readers(settings: &str) {
             scope.spawn(move || {
                 let cut_off = read_nothing(&connect());
                 let most = WRITE + WRITE / 8 + Duration::from_secs(5);
-                // The daemon may read something ahead meanwhile, so that its kernel takes more.
-                assert!(cut_off > WRITE / 2 && cut_off < most, "{name}: {cut_off:?}");
+                // The daemon reads ahead twice at most, in the first seconds, so that its kernel takes more.
+                let least = WRITE - Duration::from_secs(3);
+                assert!(cut_off > least && cut_off < most, "{name}: {cut_off:?}");
             });
         }
     });
@@ -221,7 +222,8 @@ fn the_same_holds_when_the_buffers_of_the_kernel_are_large() {
     check_readers("[defaults]\nsend_buffer = 'auto'\nreceive_buffer = 'auto'\n");
 }
 
-/// Sends small packets as fast as it can, and reads at this rate. Returns the longest time for which nothing came though it was due.
+/// Sends small packets as fast as it can, and reads at this rate. Returns the longest time for which nothing came though it
+/// was due.
 fn exchange_small_packets(address: &str, rate: usize) -> Result<Duration, Errno> {
     let peer = Peer::connect(address);
     let start = common::now();

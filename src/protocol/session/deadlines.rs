@@ -56,28 +56,10 @@ impl Session {
         matches!(self.awaited(), Awaited::PeerRead(..)) && self.deadline().is_some_and(|until| until <= now)
     }
 
-    /// Returns when the session or its delay ends, unless something else happens before.
+    /// Returns [`Session::deadline`] without the looks at the peer's progress.
     #[cfg(test)]
     pub(in crate::protocol) fn deadline_without_checks(&self) -> Option<Instant> {
-        match self.awaited() {
-            Awaited::PeerRead(wait) => {
-                let checked_at = self.next_deadline().filter(|(_, timeout)| matches!(timeout, Timeout::PeerProgress));
-                let until = match self.phase {
-                    Phase::Stopping(Verdict::Shutdown, _) | Phase::Open | Phase::HalfClosed(_) => {
-                        let write = self.deadline_after(wait.since(), |d| &d.write, Verdict::WriteDeadline);
-                        let lifetime = self.deadline_after(self.opened, |d| &d.lifetime, Verdict::Lifetime);
-                        let lifetime = lifetime.filter(|_| matches!(self.phase, Phase::Open | Phase::HalfClosed(_)));
-                        earlier(write, lifetime)
-                    }
-                    Phase::Stopping(verdict, until) | Phase::Closing(verdict, until) => {
-                        Some((until, Timeout::Verdict(verdict)))
-                    }
-                    Phase::Lingering(..) | Phase::Logging(_) | Phase::Done(_) => None,
-                };
-                checked_at.map_or_else(|| self.deadline(), |_| until.map(|(until, _)| until))
-            }
-            _ => self.deadline(),
-        }
+        self.phase_deadline().map(|(until, _)| until)
     }
 
     /// Records how far the peer has taken what was sent: a number that changes whenever it takes something, as long as
@@ -99,6 +81,12 @@ impl Session {
     // After each drive only the time is asked for, and the rest costs nothing then.
     #[inline(always)]
     fn next_deadline(&self) -> Option<(Instant, Timeout)> {
+        earlier(self.phase_deadline(), self.next_check())
+    }
+
+    /// Returns when the phase or a delay ends, unless something else happens before.
+    #[inline(always)]
+    fn phase_deadline(&self) -> Option<(Instant, Timeout)> {
         match self.phase {
             Phase::Open | Phase::HalfClosed(_) => {
                 earlier(self.peer_deadline(), self.deadline_after(self.opened, |d| &d.lifetime, Verdict::Lifetime))
@@ -106,10 +94,9 @@ impl Session {
             Phase::Stopping(Verdict::Shutdown, _) => self.peer_deadline(),
             // The deadline is off while the session waits for the log.
             Phase::Stopping(..) if self.wants() == Want::Log => None,
-            Phase::Stopping(verdict, until) | Phase::Closing(verdict, until) => {
-                earlier(Some((until, Timeout::Verdict(verdict))), self.next_check())
+            Phase::Stopping(verdict, until) | Phase::Closing(verdict, until) | Phase::Lingering(verdict, until, _) => {
+                Some((until, Timeout::Verdict(verdict)))
             }
-            Phase::Lingering(verdict, until, _) => Some((until, Timeout::Verdict(verdict))),
             Phase::Logging(_) | Phase::Done(_) => None,
         }
     }
@@ -127,13 +114,12 @@ impl Session {
             Awaited::MessageEnd(until) => until.map(|until| (until, Timeout::Verdict(Verdict::ReadDeadline))),
             Awaited::Log | Awaited::DelayOver => None,
             Awaited::Delay(until) => Some((until, Timeout::DelayOver)),
-            Awaited::PeerRead(wait) => {
-                earlier(self.deadline_after(wait.since(), |d| &d.write, Verdict::WriteDeadline), self.next_check())
-            }
+            Awaited::PeerRead(wait) => self.deadline_after(wait.since(), |d| &d.write, Verdict::WriteDeadline),
         }
     }
 
     /// Returns when to look at the peer's progress next, if replies are owed.
+    #[inline]
     fn next_check(&self) -> Option<(Instant, Timeout)> {
         let Awaited::PeerRead(wait) = self.awaited() else { return None };
         let next_check = wait.next_check(self.rules.deadlines.write.as_ref().map(TimeSpan::duration));

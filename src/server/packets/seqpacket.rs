@@ -340,7 +340,9 @@ impl SeqpacketConnection {
                 Err(error) => return Err(self.broken(error)),
             }
             let write_deadline = |wait: PeerWait| wait.since().checked_add(write?);
-            let next_check = wait.next_check(write).into_iter().chain(write_deadline(wait)).min();
+            // Without a deadline, there is nothing to look at.
+            let next_check = write.and_then(|write| wait.next_check(Some(write)));
+            let next_check = next_check.into_iter().chain(write_deadline(wait)).min();
             tokio::select! {
                 biased;
                 verdict = expired(deadline) => {
