@@ -16,6 +16,7 @@ pub mod event;
 mod event_loop;
 mod handover;
 mod listener_error;
+mod outlet;
 mod packets;
 mod peer_descriptors;
 mod peer_input;

@@ -1,0 +1,147 @@
+//! Where the replies and messages of a connection go during one drive: to its socket, and to the log.
+//!
+//! Part of the hot path: see `connection.rs`.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::{Wake, Waker};
+use std::time::Instant;
+
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{RecvFlags, SendFlags};
+
+use super::connection::ConnectionInfo;
+use super::disposal::Disposal;
+use super::event::{Event, ReceivedMessage, summary};
+use super::peer_descriptors::PeerDescriptors;
+use super::peer_input;
+use super::worker::Worker;
+use crate::protocol::rules::LogMessages;
+use crate::protocol::{Outlet, Scratch, Session};
+
+/// The socket, during one drive.
+pub(super) struct SocketOutlet<'a> {
+    pub(super) socket: &'a OwnedFd,
+    /// The socket or the log had no room. epoll reports when the socket has room; the log wakes the waker when it has.
+    pub(super) blocked: bool,
+    /// The error with which the connection broke.
+    pub(super) broken: Option<Errno>,
+}
+
+impl SocketOutlet<'_> {
+    /// Reads once. Returns how many bytes came; 0 at the end of the stream, `None` when nothing did.
+    #[inline]
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        match retry_on_intr(|| rustix::net::recv(self.socket, &mut *buffer, RecvFlags::empty())) {
+            Ok((count, _)) => Some(count),
+            Err(Errno::AGAIN) => None,
+            Err(error) => {
+                self.broken = Some(error);
+                None
+            }
+        }
+    }
+}
+
+/// Apart from the hot path: only Unix sockets, and where the kernel refuses descriptors, only at their beginning.
+impl SocketOutlet<'_> {
+    /// Reads once, as [`SocketOutlet::read`], and has descriptors closed that came with the bytes. The connection is parked
+    /// until they are; or, if too many wait already, until there is room for those that come next.
+    #[inline(never)]
+    pub(super) fn read_with_descriptors(
+        &mut self,
+        buffer: &mut [u8],
+        descriptors: &mut PeerDescriptors,
+        parked: &mut bool,
+        disposal: &Disposal,
+        make_waker: impl Fn() -> Waker,
+    ) -> Option<usize> {
+        let read = peer_input::read_stream(self.socket, buffer, descriptors, parked, disposal, make_waker);
+        read.unwrap_or_else(|error| {
+            self.broken = Some(error);
+            None
+        })
+    }
+}
+
+/// No message is logged.
+impl Outlet for SocketOutlet<'_> {
+    #[inline]
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        match retry_on_intr(|| rustix::net::send(self.socket, bytes, SendFlags::NOSIGNAL)) {
+            Ok(sent) => return sent,
+            Err(Errno::AGAIN) => self.blocked = true,
+            Err(error) => self.broken = Some(error),
+        }
+        0
+    }
+
+    #[inline]
+    fn log(&mut self, _: &[u8]) -> bool {
+        true
+    }
+}
+
+/// The socket, and the log of what comes over it.
+pub(super) struct LoggingOutlet<'a, 'w> {
+    pub(super) inner: &'a mut SocketOutlet<'w>,
+    pub(super) worker: &'a Arc<Worker>,
+    pub(super) info: &'a ConnectionInfo,
+    pub(super) waker: &'a mut Option<Waker>,
+    pub(super) key: usize,
+    pub(super) log: LogMessages,
+}
+
+/// Apart from the hot path: connections whose messages are logged have one of their own.
+impl LoggingOutlet<'_, '_> {
+    #[inline(never)]
+    pub(super) fn receive(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch, count: usize) {
+        session.receive(now, scratch, count, &mut self);
+    }
+
+    #[inline(never)]
+    pub(super) fn process_buffers(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch) {
+        session.process_buffers(now, scratch, &mut self);
+    }
+}
+
+impl Outlet for LoggingOutlet<'_, '_> {
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        self.inner.send(bytes)
+    }
+
+    fn log(&mut self, message: &[u8]) -> bool {
+        let ConnectionInfo { id, ref listener, peer } = *self.info;
+        let connection_id = Some(id);
+        let sink = &self.worker.sink;
+        match self.log {
+            LogMessages::Off => true,
+            LogMessages::Summary => {
+                let listener = Arc::clone(&listener.name);
+                (sink.handle_event)(Event::Message { connection_id, listener, peer, text: summary(message) });
+                true
+            }
+            LogMessages::Full => {
+                let make_waker =
+                    || Waker::from(Arc::new(ConnectionWaker { worker: Arc::clone(self.worker), key: self.key }));
+                let waker = self.waker.get_or_insert_with(make_waker);
+                let message = ReceivedMessage { connection_id, listener: &listener.name, peer, bytes: message };
+                let appended = sink.message_log.try_append(message, waker);
+                self.inner.blocked |= !appended;
+                appended
+            }
+        }
+    }
+}
+
+/// Wakes a connection from any thread. If its key has been reused, the new connection gets one spurious wakeup.
+struct ConnectionWaker {
+    worker: Arc<Worker>,
+    key: usize,
+}
+
+impl Wake for ConnectionWaker {
+    fn wake(self: Arc<Self>) {
+        self.worker.wake(self.key);
+    }
+}
