@@ -7,6 +7,9 @@ extern crate nix;
 mod common;
 #[path = "hostile/descriptors.rs"]
 mod descriptors;
+#[allow(dead_code, reason = "journal.rs uses the rest")]
+#[path = "journal/fake_journald.rs"]
+mod fake_journald;
 #[path = "hostile/memory.rs"]
 mod memory;
 #[path = "hostile/places.rs"]
@@ -18,3 +21,5 @@ mod readers;
 mod service;
 #[path = "hostile/vanished.rs"]
 mod vanished;
+#[path = "hostile/windows.rs"]
+mod windows;

@@ -23,6 +23,7 @@ use super::handover::DetachedConnection;
 use super::outlet::{LoggingOutlet, SocketOutlet};
 use super::peer_descriptors::PeerDescriptors;
 use super::peer_progress;
+use super::receive_buffer::ReceiveBuffer;
 use super::receive_window;
 use super::socket::{AcceptedSocket, Peer};
 use super::socket_error;
@@ -46,6 +47,7 @@ pub(crate) struct Connection {
     descriptors: PeerDescriptors,
     /// Whether descriptors that the peer sent wait to be closed, or its next ones to be received: nothing is read then.
     parked: bool,
+    receive_buffer: ReceiveBuffer,
     /// When its timer fires: no later than its session's deadline.
     pub(crate) timer: Option<Instant>,
     session: Session,
@@ -106,8 +108,20 @@ impl Connection {
     ) -> Self {
         worker.open.fetch_add(1, Ordering::Relaxed);
         let AcceptedSocket { socket, descriptors } = socket;
-        let (wants_write, queued, parked) = (false, false, false);
-        Self { socket, wants_write, queued, descriptors, parked, timer: None, session, permit, info, waker: None }
+        let receive_buffer = ReceiveBuffer::new(info.listener.settings.receive_buffer);
+        Self {
+            socket,
+            wants_write: false,
+            queued: false,
+            descriptors,
+            parked: false,
+            receive_buffer,
+            timer: None,
+            session,
+            permit,
+            info,
+            waker: None,
+        }
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
@@ -161,6 +175,9 @@ impl Connection {
             }
             self.handle_timeout(now, scratch, worker);
         };
+        if progress == Progress::Pending && self.session.wants() != Want::Read {
+            self.receive_buffer.adapt(&self.socket);
+        }
         worker.counters.count_totals(before, self.session.totals());
         progress
     }
@@ -209,7 +226,7 @@ impl Connection {
         scratch: &mut Scratch,
         worker: &Arc<Worker>,
     ) -> Progress {
-        let Self { socket, session, permit, info, waker, descriptors, parked, .. } = self;
+        let Self { socket, session, permit, info, waker, descriptors, parked, receive_buffer, .. } = self;
         let mut outlet = SocketOutlet { socket, blocked: false, broken: None };
         let log = session.rules().log_messages;
         // Whether another read would find nothing, or epoll will report what it would find.
@@ -225,6 +242,7 @@ impl Connection {
                 // One drive answers 64 KiB and one reply at most.
                 Want::Write | Want::Log if steps > 0 => return Progress::Yield,
                 Want::Read => {
+                    receive_buffer.limit(outlet.socket);
                     let buffer = scratch.input_room();
                     let size = buffer.len();
                     let until_blocked =
@@ -333,8 +351,10 @@ impl Connection {
     }
 
     /// Detaches the connection: encodes its session, and returns the snapshot with the socket.
-    pub(crate) fn detach(self: Box<Self>, worker: &Worker, now: Instant) -> DetachedConnection {
+    pub(crate) fn detach(mut self: Box<Self>, worker: &Worker, now: Instant) -> DetachedConnection {
         let ConnectionInfo { id, ref listener, peer } = self.info;
+        // The next process reads it, some time from now.
+        self.receive_buffer.adapt(&self.socket);
         let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
         let snapshot = snapshot::encode(&self.session, &listener.name, id, client, now);
         self.report_closed(worker, Verdict::HandedOver);

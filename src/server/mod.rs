@@ -22,6 +22,7 @@ mod peer_descriptors;
 mod peer_input;
 mod peer_progress;
 pub mod proxy;
+mod receive_buffer;
 mod receive_window;
 mod reclaim;
 pub mod socket;

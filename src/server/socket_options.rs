@@ -26,7 +26,7 @@ const SO_BUF_LOCK: libc::c_int = 72;
 
 /// SOCK_SNDBUF_LOCK and SOCK_RCVBUF_LOCK of linux/socket.h: the size of that buffer was set.
 const SEND_BUFFER_LOCK: i32 = 1;
-const RECEIVE_BUFFER_LOCK: i32 = 2;
+pub(crate) const RECEIVE_BUFFER_LOCK: i32 = 2;
 
 sockopt_impl!(
     /// Which buffers keep their size. The kernel adapts the others.
@@ -53,9 +53,7 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
     match settings.receive_buffer {
         BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_recv_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= RECEIVE_BUFFER_LOCK,
-        // The kernel adapts it. With a fixed size it drops packets that do not fit, though they are in the window that it has
-        // promised. While the daemon waits for the log, say, the client's kernel then sends them again ever less often, and
-        // may be so late that the read deadline passes.
+        // A connection limits it while it is read: `receive_buffer`.
         BufferSize::Default => {}
     }
     match settings.send_buffer {
@@ -89,7 +87,7 @@ fn optional(result: Result<(), Errno>) -> Result<(), Errno> {
 }
 
 /// Returns whether it is a socket of TCP or MPTCP.
-fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
+pub(crate) fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
     // Of Unix sockets there is none.
     let protocol = retry_on_intr(|| sockopt::socket_protocol(&socket))?;
     Ok(matches!(protocol, Some(ipproto::TCP | ipproto::MPTCP)))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::getsockopt;
-use rustix::net::{AddressFamily, SendFlags, send, sockopt};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, recv, send, sockopt};
 
 use crate::common::network::two_machines;
 use crate::common::packets::PacketPeer;
@@ -19,6 +19,12 @@ const CLIENTS: usize = 256;
 
 /// How much memory replies to one client may hold: as docs/configuration.md says.
 const MAX_PER_CONNECTION: usize = 208 * 1024;
+
+/// How much memory all of them may hold.
+const MAX_IN_ALL: usize = 256 << 20;
+
+/// How many bytes of replies some clients read before they stop, so that the kernel sees a reason for large buffers.
+const READ_BEFORE: usize = 8 << 20;
 
 /// SO_MEMINFO of asm-generic/socket.h, which no library names.
 const SO_MEMINFO: i32 = 55;
@@ -32,12 +38,15 @@ sockopt_impl!(
     [i32; 9]
 );
 
-/// Returns the memory of the kernel for replies on each connection of a daemon: `None` if this process may not look.
-fn reply_memory(daemon: &Daemon) -> Option<Vec<usize>> {
+/// Returns the memory of the kernel on each connection of a daemon: for what was received, and for replies. `None` if this
+/// process may not look.
+fn memory_of_connections(daemon: &Daemon) -> Option<Vec<(usize, usize)>> {
     let memory = |socket: OwnedFd| {
-        let [_, _, allocated, _, _, queued, ..] = getsockopt(&socket, MemInfo).expect("it is new");
+        let [received, _, allocated, _, _, queued, ..] = getsockopt(&socket, MemInfo).expect("it is new");
         let is_unix = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX);
-        usize::try_from(if is_unix { allocated } else { queued }).unwrap_or_default()
+        // What a client sends on a Unix socket counts as memory of the client.
+        let (received, replies) = if is_unix { (0, allocated) } else { (received, queued) };
+        (usize::try_from(received).unwrap_or_default(), usize::try_from(replies).unwrap_or_default())
     };
     Some(daemon.connections()?.into_iter().map(memory).collect())
 }
@@ -58,18 +67,41 @@ fn fill(clients: &[OwnedFd], message: &[u8]) {
     }
 }
 
+/// Sends to the daemon and reads as fast as possible, until so much was read.
+fn read_fast(client: &OwnedFd, message: &[u8]) {
+    let mut unsent = message;
+    let mut left = READ_BEFORE;
+    let mut buffer = vec![0; 1 << 20];
+    while left > 0 {
+        if let Ok(count) = send(client, unsent, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            unsent = if count < unsent.len() { &unsent[count..] } else { message };
+        }
+        if let Ok((count, _)) = recv(client, &mut buffer[..], RecvFlags::DONTWAIT) {
+            assert!(count > 0, "a client that reads is cut off");
+            left = left.saturating_sub(count);
+        }
+    }
+}
+
 /// The write deadline is long, so that all connections are there when they are counted.
 const PATIENT: &str = "[defaults.deadlines]\nread = '10min'\nwrite = '10min'\n[limits]\nconnections_per_source = 0\n";
 
 fn check_memory(daemon: &Daemon, name: &str, clients: &[OwnedFd]) {
     let message = [&[b'x'; 1000][..], b"\t"].concat().repeat(10);
+    for client in clients.iter().step_by(16) {
+        read_fast(client, &message);
+    }
     fill(clients, &message);
-    let Some(memory) = reply_memory(daemon) else { return };
-    let (total, most) = (memory.iter().sum::<usize>(), memory.iter().max().copied().unwrap_or_default());
+    let Some(memory) = memory_of_connections(daemon) else { return };
     assert_eq!(memory.len(), CLIENTS, "{name}: connections are there");
-    assert!(total > 8 << 20, "{name}: {total} bytes in all; the clients did not send");
+    let (received, replies): (Vec<_>, Vec<_>) = memory.into_iter().unzip();
+    let total = |all: &[usize]| all.iter().sum::<usize>();
+    assert!(total(&replies) > 8 << 20, "{name}: {} bytes of replies in all; the clients did not send", total(&replies));
     // The kernel may go beyond it by the last packet.
-    assert!(most <= MAX_PER_CONNECTION + 64 * 1024, "{name}: {most} bytes for one connection");
+    let most = replies.iter().max();
+    assert!(most <= Some(&(MAX_PER_CONNECTION + 64 * 1024)), "{name}: {most:?} bytes of replies to one client");
+    let in_all = total(&received) + total(&replies);
+    assert!(in_all <= MAX_IN_ALL, "{name}: {in_all} bytes in all, {} received", total(&received));
 }
 
 #[test]
