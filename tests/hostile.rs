@@ -7,7 +7,6 @@ extern crate nix;
 mod common;
 #[path = "hostile/descriptors.rs"]
 mod descriptors;
-#[allow(dead_code, reason = "journal.rs uses the rest")]
 #[path = "journal/fake_journald.rs"]
 mod fake_journald;
 #[path = "hostile/memory.rs"]
