@@ -53,6 +53,7 @@ use listener_error::Backoff;
 use packets::datagram_server::DatagramServer;
 use packets::rate_limit::RateLimiter;
 use packets::sender_socket::ReservedSockets;
+use packets::user_threads::UserThreads;
 use peer_descriptors::PeerDescriptors;
 use reclaim::Reclaimer;
 use socket::SocketKind;
@@ -69,6 +70,8 @@ pub struct Server {
     acceptor_status: Arc<watch::Sender<AcceptorStatus>>,
     accept_mode: watch::Sender<AcceptMode>,
     reserved: Mutex<ReservedSockets>,
+    /// Send replies to paths, for all listeners.
+    user_threads: UserThreads,
     threads: Vec<WorkerThread>,
 }
 
@@ -137,6 +140,7 @@ impl Server {
             acceptor_status: Arc::default(),
             accept_mode: watch::Sender::new(AcceptMode::Accept),
             reserved: Mutex::default(),
+            user_threads: UserThreads::default(),
             threads,
         })
     }
@@ -169,7 +173,7 @@ impl Server {
         let listener = Arc::new(ListenerHandle::new(new_listener(name, kind, descriptors, settings)));
         let acceptor = self.threads.first().map(|thread| &thread.worker).ok_or(io::ErrorKind::NotFound)?;
         let reserved = Arc::clone(&self.reserved.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut served = ServedSocket::new(socket, kind, acceptor, reserved)?;
+        let mut served = ServedSocket::new(socket, kind, acceptor, &self.user_threads, reserved)?;
         self.listeners().push(Arc::clone(&listener));
         let (dispatcher, status) = (Arc::clone(&self.dispatcher), Arc::clone(&self.acceptor_status));
         let mut mode = self.accept_mode.subscribe();
@@ -361,10 +365,18 @@ impl ServedSocket {
         }
     }
 
-    fn new(socket: OwnedFd, kind: SocketKind, worker: &Arc<Worker>, reserved: ReservedSockets) -> io::Result<Self> {
+    fn new(
+        socket: OwnedFd,
+        kind: SocketKind,
+        worker: &Arc<Worker>,
+        threads: &UserThreads,
+        reserved: ReservedSockets,
+    ) -> io::Result<Self> {
         Ok(match kind {
             SocketKind::Stream | SocketKind::Seqpacket => Self::Connections(worker.register(socket)?),
-            SocketKind::Datagram => Self::Datagrams(Box::new(DatagramServer::open(socket, worker, reserved)?)),
+            SocketKind::Datagram => {
+                Self::Datagrams(Box::new(DatagramServer::open(socket, worker, threads.clone(), reserved)?))
+            }
         })
     }
 }

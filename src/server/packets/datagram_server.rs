@@ -2,7 +2,7 @@
 //! (`protocol/packet.rs`), where it comes from, and how many came from there. Then the datagram is a message, logged
 //! and answered, or it is dropped and counted. Nothing is kept from one to the next.
 //!
-//! A reply goes to the sender only: `sender_socket.rs` finds its socket where it is bound to a path.
+//! A reply goes to the sender only. Where its socket is bound to a path, a thread sends it (`path_replies.rs`).
 
 use std::future::pending;
 use std::io;
@@ -18,7 +18,6 @@ use tokio::sync::watch;
 use tokio::{task, time};
 
 use crate::protocol::packet::{self, DropCause};
-use crate::protocol::rules::ReplyMode;
 use crate::protocol::session::Totals;
 use crate::server::accept::{Dispatcher, Listener, ListenerHandle};
 use crate::server::admission::Source;
@@ -26,10 +25,12 @@ use crate::server::connection::clock;
 use crate::server::disposal::Unparked;
 use crate::server::event::{Event, ReceivedMessage, Retry};
 use crate::server::listener_error::{self, Backoff, ListenerErrorKind};
-use crate::server::packets;
 use crate::server::packets::datagram_socket::{Datagram, DatagramSocket, ReplyTo};
 use crate::server::packets::drop_log::{DropLog, DropReport};
-use crate::server::packets::sender_socket::{FoundSender, ReservedSockets, SenderSockets};
+use crate::server::packets::path_replies::{PathReplies, SentReply};
+use crate::server::packets::sender_socket::ReservedSockets;
+use crate::server::packets::user_threads::UserThreads;
+use crate::server::packets::{self, datagram_socket};
 use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::socket::Peer;
 use crate::server::worker::Worker;
@@ -38,13 +39,16 @@ use crate::server::{AcceptMode, AcceptorStatus};
 /// How many datagrams are received before other tasks of the same worker run.
 const BATCH: usize = 32;
 
+/// How long replies to paths are waited for in the end. What they wait for may never come.
+const END_WAIT: Duration = Duration::from_millis(500);
+
 /// A datagram socket that is being served.
 pub(crate) struct DatagramServer {
     socket: DatagramSocket,
     worker: Arc<Worker>,
     /// Where a datagram is received: as large as the longest message.
     buffer: Vec<u8>,
-    senders: SenderSockets,
+    path_replies: PathReplies,
     /// Woken when there is room for descriptors that peers sent.
     unparked: Arc<Unparked>,
     /// Whether that is awaited: nothing is received then.
@@ -57,13 +61,20 @@ pub(crate) struct DatagramServer {
 }
 
 impl DatagramServer {
-    /// Creates a server for this socket, to be run on `worker`, which sends to none of the `reserved` sockets.
+    /// Creates a server for this socket, to be run on `worker`, which sends to none of the `reserved` sockets. Replies to
+    /// paths are sent by `threads`.
     ///
     /// # Errors
     /// Returns an error if the socket cannot be prepared or registered.
-    pub(crate) fn open(socket: OwnedFd, worker: &Arc<Worker>, reserved: ReservedSockets) -> io::Result<Self> {
+    pub(crate) fn open(
+        socket: OwnedFd,
+        worker: &Arc<Worker>,
+        threads: UserThreads,
+        reserved: ReservedSockets,
+    ) -> io::Result<Self> {
         let socket = DatagramSocket::open(socket, worker)?;
-        let (worker, senders) = (Arc::clone(worker), SenderSockets::new(reserved));
+        let path_replies = PathReplies::new(socket.try_clone()?, threads, reserved);
+        let worker = Arc::clone(worker);
         let (drop_log, totals) = (DropLog::new(), Totals::default());
         let (unparked, parked) = (Arc::default(), false);
         let (backoff, paused_until) = (Backoff::default(), None);
@@ -71,7 +82,7 @@ impl DatagramServer {
             socket,
             worker,
             buffer: Vec::new(),
-            senders,
+            path_replies,
             unparked,
             parked,
             drop_log,
@@ -112,14 +123,7 @@ impl DatagramServer {
                     let reports = self.drop_log.take_due(clock());
                     self.report(&listener.load(), reports);
                 }
-                FoundSender { peer, message, socket } = self.senders.next() => {
-                    let listener = &*listener.load();
-                    let answered = match socket {
-                        Ok(socket) => self.log_and_reply(&message, peer, &ReplyTo::Sender(socket), listener).await,
-                        Err(cause) => Err(cause),
-                    };
-                    self.count(answered, peer, listener);
-                }
+                result = self.path_replies.next() => self.count_sent(result, &listener.load()),
                 () = sleep_until(self.paused_until) => self.paused_until = None,
                 () = self.unparked.wait(), if self.parked => self.parked = false,
                 ready = self.socket.ready(),
@@ -137,10 +141,7 @@ impl DatagramServer {
                 }
             }
         };
-        // Those that still wait: what they wait for may never end.
-        for _ in 0..self.senders.waiting() {
-            self.count(Err(DropCause::NoRoom), Peer::Unknown, &listener.load());
-        }
+        self.finish_path_replies(&listener.load()).await;
         let remaining = self.drop_log.take_all();
         self.report(&listener.load(), remaining);
         ended
@@ -248,7 +249,7 @@ impl DatagramServer {
         }
     }
 
-    /// Logs and answers a datagram if it is safe to, or has its sender looked up first.
+    /// Logs and answers a datagram if it is safe to.
     async fn answer(
         &mut self,
         message: &[u8],
@@ -258,17 +259,7 @@ impl DatagramServer {
     ) -> Result<(), DropCause> {
         let peer = datagram.peer;
         self.check(message, &datagram, listener, dispatcher)?;
-        let reply_to = match datagram.reply_to {
-            ReplyTo::Unix(address) if listener.settings.rules.reply != ReplyMode::None => match address.path() {
-                Some(path) => match self.senders.open_cached(path, peer)? {
-                    Some(socket) => ReplyTo::Sender(socket),
-                    None => return self.senders.look_up(path, peer, message),
-                },
-                None => ReplyTo::Unix(address),
-            },
-            reply_to => reply_to,
-        };
-        self.log_and_reply(message, peer, &reply_to, listener).await
+        self.log_and_reply(message, peer, &datagram.reply_to, listener).await
     }
 
     /// Checks what can be told of a datagram without its sender's socket. Counts it for its source.
@@ -288,8 +279,10 @@ impl DatagramServer {
                 ReplyTo::Unnamed => return Err(DropCause::Nameless),
                 ReplyTo::Ip(from, _) if packet::is_service_port(from.port()) => return Err(DropCause::ServicePort),
                 reply_to if self.socket.is_own_address(reply_to) => return Err(DropCause::OwnAddress),
-                ReplyTo::Unix(from) if !self.senders.is_allowed(from) => return Err(DropCause::UnsafeAddress),
-                ReplyTo::Ip(..) | ReplyTo::Unix(_) | ReplyTo::Sender(_) => {}
+                ReplyTo::Abstract(from) | ReplyTo::Path(from) if !self.path_replies.is_allowed(from, peer) => {
+                    return Err(DropCause::UnsafeAddress);
+                }
+                ReplyTo::Ip(..) | ReplyTo::Abstract(_) | ReplyTo::Path(_) => {}
             }
             if self.socket.is_broadcast(sent_to) {
                 return Err(DropCause::Broadcast);
@@ -319,22 +312,51 @@ impl DatagramServer {
             &self.worker.sink,
         )
         .await;
-        let before = self.totals;
-        self.totals.messages += 1;
-        self.totals.bytes_in += message.len() as u64;
         let sent = match packet::reply(&listener.settings.rules, message) {
-            Some(reply) => {
-                self.socket.send(&reply, reply_to).map(|()| reply.iter().map(|part| part.len() as u64).sum())
-            }
+            Some(reply) => match reply_to {
+                // What becomes of it is counted when it is known.
+                ReplyTo::Path(to) => to.path().map_or(Err(DropCause::UnsafeAddress), |path| {
+                    self.path_replies.send(path, peer, &reply).map(|()| 0)
+                }),
+                reply_to => match self.socket.send(&reply, reply_to) {
+                    Ok(()) => Ok(reply.iter().map(|part| part.len() as u64).sum()),
+                    Err(error) => Err(datagram_socket::drop_cause(error)),
+                },
+            },
             None => Ok(0),
         };
-        self.totals.bytes_out += sent.unwrap_or(0);
+        let (messages, bytes_in) = (1, message.len() as u64);
+        self.count_totals(Totals { messages, bytes_in, bytes_out: sent.unwrap_or(0) });
+        sent.map(drop)
+    }
+
+    /// Waits for the replies to paths, for a while, and counts them.
+    async fn finish_path_replies(&mut self, listener: &Listener) {
+        let until = Some(clock() + END_WAIT);
+        while self.path_replies.waiting() > 0 {
+            tokio::select! {
+                biased;
+                result = self.path_replies.next() => self.count_sent(result, listener),
+                () = sleep_until(until) => break,
+            }
+        }
+        for _ in 0..self.path_replies.waiting() {
+            self.count(Err(DropCause::NoRoom), Peer::Unknown, listener);
+        }
+    }
+
+    /// Counts what became of a reply to a path.
+    fn count_sent(&mut self, SentReply { peer, sent }: SentReply, listener: &Listener) {
+        self.count_totals(Totals { bytes_out: sent.unwrap_or(0), ..Totals::default() });
+        self.count(sent.map(drop), peer, listener);
+    }
+
+    fn count_totals(&mut self, more: Totals) {
+        let before = self.totals;
+        self.totals.messages += more.messages;
+        self.totals.bytes_in += more.bytes_in;
+        self.totals.bytes_out += more.bytes_out;
         self.worker.counters.count_totals(before, self.totals);
-        sent.map(|_| ()).map_err(|error| match error {
-            Errno::EMSGSIZE => DropCause::ReplyTooLong,
-            Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => DropCause::NoRoom,
-            _ => DropCause::Unreachable,
-        })
     }
 
     /// Counts a datagram that was dropped, and reports it if that is due.

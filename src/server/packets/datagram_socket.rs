@@ -6,7 +6,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::task::Waker;
 
 use nix::errno::Errno;
@@ -19,9 +19,8 @@ use rustix::net::AddressFamily;
 use tokio::io::{Interest, Ready};
 use tokio::net::UnixStream;
 
-use crate::protocol::packet::Reply;
+use crate::protocol::packet::{DropCause, Reply};
 use crate::server::disposal::Disposal;
-use crate::server::packets::sender_socket::SenderSocket;
 use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::peer_input::{self, Input};
 use crate::server::socket::Peer;
@@ -79,10 +78,10 @@ pub(crate) enum Destination {
 pub(crate) enum ReplyTo {
     /// To that address, from the local address that the datagram was sent to, where that has to be given.
     Ip(SocketAddr, Option<LocalAddress>),
-    /// To a name in the abstract namespace, or to a path, for which [`ReplyTo::Sender`] is to be found first.
-    Unix(UnixAddr),
-    /// To a sender whose socket was found at its path.
-    Sender(SenderSocket),
+    /// To a name in the abstract namespace.
+    Abstract(UnixAddr),
+    /// To a path, which only `PathReplies` sends to.
+    Path(UnixAddr),
     /// Nowhere: a Unix socket without a name.
     Unnamed,
 }
@@ -235,7 +234,7 @@ impl DatagramSocket {
         Ok((self.socket.into_std()?.into(), self.descriptors))
     }
 
-    /// Sends a reply.
+    /// Sends a reply to where that blocks nobody: not to a path.
     ///
     /// # Errors
     /// What sendmsg(2) says.
@@ -250,9 +249,8 @@ impl DatagramSocket {
                     result => result,
                 }
             }
-            ReplyTo::Unix(to) => self.send_message(&parts, &[], MsgFlags::empty(), to),
-            ReplyTo::Sender(socket) => self.send_message(&parts, &[], MsgFlags::empty(), &socket.address()?),
-            ReplyTo::Unnamed => Err(Errno::EDESTADDRREQ),
+            ReplyTo::Abstract(to) => send_message(self.socket.as_fd(), &parts, &[], MsgFlags::empty(), to),
+            ReplyTo::Path(_) | ReplyTo::Unnamed => Err(Errno::EDESTADDRREQ),
         }
     }
 
@@ -266,7 +264,7 @@ impl DatagramSocket {
                     bound.ip().to_canonical() == from.ip().to_canonical()
                 }
             }
-            (BoundAddress::Unix(bound), ReplyTo::Unix(from)) => bound == from,
+            (BoundAddress::Unix(bound), ReplyTo::Abstract(from) | ReplyTo::Path(from)) => bound == from,
             _ => false,
         }
     }
@@ -313,31 +311,41 @@ impl DatagramSocket {
         flags: MsgFlags,
         to: &SockaddrStorage,
     ) -> Result<(), Errno> {
+        let send = |ancillary: &[ControlMessage<'_>]| send_message(self.socket.as_fd(), parts, ancillary, flags, to);
         match local {
-            Some(LocalAddress::V4(info)) => {
-                self.send_message(parts, &[ControlMessage::Ipv4PacketInfo(&info)], flags, to)
-            }
-            Some(LocalAddress::V6(info)) => {
-                self.send_message(parts, &[ControlMessage::Ipv6PacketInfo(&info)], flags, to)
-            }
-            None => self.send_message(parts, &[], flags, to),
+            Some(LocalAddress::V4(info)) => send(&[ControlMessage::Ipv4PacketInfo(&info)]),
+            Some(LocalAddress::V6(info)) => send(&[ControlMessage::Ipv6PacketInfo(&info)]),
+            None => send(&[]),
         }
     }
+}
 
-    fn send_message(
-        &self,
-        parts: &[IoSlice<'_>],
-        ancillary: &[ControlMessage<'_>],
-        flags: MsgFlags,
-        to: &impl SockaddrLike,
-    ) -> Result<(), Errno> {
-        let flags = flags | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        loop {
-            match sendmsg(self.socket.as_fd().as_raw_fd(), parts, ancillary, flags, Some(to)) {
-                Err(Errno::EINTR) => {}
-                result => return result.map(drop),
-            }
+/// Sends a datagram from a socket, without waiting for room at its receiver.
+///
+/// # Errors
+/// What sendmsg(2) says.
+pub(crate) fn send_message(
+    socket: BorrowedFd<'_>,
+    parts: &[IoSlice<'_>],
+    ancillary: &[ControlMessage<'_>],
+    flags: MsgFlags,
+    to: &impl SockaddrLike,
+) -> Result<(), Errno> {
+    let flags = flags | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    loop {
+        match sendmsg(socket.as_raw_fd(), parts, ancillary, flags, Some(to)) {
+            Err(Errno::EINTR) => {}
+            result => return result.map(drop),
         }
+    }
+}
+
+/// Returns why a datagram is dropped whose reply cannot be sent.
+pub(crate) fn drop_cause(error: Errno) -> DropCause {
+    match error {
+        Errno::EMSGSIZE => DropCause::ReplyTooLong,
+        Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => DropCause::NoRoom,
+        _ => DropCause::Unreachable,
     }
 }
 
@@ -395,7 +403,11 @@ fn unix_datagram(received: &RecvMsg<'_, '_, UnixAddr>) -> Datagram {
         len: received.bytes,
         peer: peer.unwrap_or(Peer::Unknown),
         sent_to: Destination::One,
-        reply_to: named.map_or(ReplyTo::Unnamed, ReplyTo::Unix),
+        reply_to: match named {
+            Some(address) if address.as_abstract().is_none() => ReplyTo::Path(address),
+            Some(address) => ReplyTo::Abstract(address),
+            None => ReplyTo::Unnamed,
+        },
     }
 }
 

@@ -4,6 +4,7 @@
 //! SOCK_SEQPACKET   accept ── permit ──► SeqpacketConnection: a task on the worker with the fewest connections
 //! SOCK_DGRAM       DatagramServer (a task for each listener) ──► datagram: is it safe to answer, and within its rate?
 //!                  then answered, else counted by its cause (DropLog)
+//!                  at a path: PathReplies ──► UserThreads: open, check, send, close ──► result
 //! ```
 //!
 //! Seqpacket connections are few and local, so each is a task, which is simpler than a connection of the event loop.
@@ -12,10 +13,12 @@
 pub(crate) mod datagram_server;
 pub(crate) mod datagram_socket;
 pub(crate) mod drop_log;
+pub(crate) mod path_replies;
 pub(crate) mod rate_limit;
 pub(crate) mod sender_socket;
 pub(crate) mod seqpacket;
 mod seqpacket_socket;
+pub(crate) mod user_threads;
 
 use std::future::poll_fn;
 use std::sync::Arc;

@@ -1,0 +1,266 @@
+//! Threads for work that may block for as long as a user of this machine likes. Work of one user is done in its order and
+//! by one thread at a time, so a user who blocks one keeps the others free for other users.
+//!
+//! ```text
+//! user 1000   task task task ──► thread, which returns to the queue of users after each task
+//! user 1001   task ───────────► thread
+//! ```
+//!
+//! Threads are made at first need, and end when there has been nothing to do for a while. How many there are is bounded,
+//! and so is what waits: in all, and of each user.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::protocol::packet::DropCause;
+
+/// How many threads there are at most. Each may be blocked by one user.
+pub(crate) const MAX_THREADS: usize = 8;
+
+/// How many bytes may wait of one user. A single task may have any size.
+pub(crate) const MAX_USER_BYTES: usize = 1 << 20;
+
+/// How many bytes may wait in all.
+const MAX_BYTES: usize = MAX_THREADS * MAX_USER_BYTES;
+
+/// A thread ends when it has had nothing to do for so long.
+const MAX_IDLE: Duration = Duration::from_secs(10);
+
+type Task = Box<dyn FnOnce() + Send>;
+
+/// Does the work of users on threads. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct UserThreads(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Signalled when a user becomes ready.
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Users with a task that waits or runs.
+    queues: HashMap<u32, Queue>,
+    /// Users with a task that waits and none that runs.
+    ready: VecDeque<u32>,
+    /// What the tasks of all users take, those that run included.
+    bytes: usize,
+    threads: usize,
+    /// Threads that wait for a task.
+    idle: usize,
+}
+
+/// The tasks of one user.
+#[derive(Default)]
+struct Queue {
+    /// Those that wait, each with its size.
+    tasks: VecDeque<(usize, Task)>,
+    /// What they take, the one that runs included.
+    bytes: usize,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UserThreads")
+    }
+}
+
+impl UserThreads {
+    /// Has a task of a user run, after all earlier ones of the same user. `size` is how many bytes it takes until then.
+    ///
+    /// # Errors
+    /// Returns [`DropCause::NoRoom`] if too much waits already, or if the process can have no thread.
+    pub(crate) fn run(&self, uid: u32, size: usize, task: impl FnOnce() + Send + 'static) -> Result<(), DropCause> {
+        let mut state = self.0.lock();
+        let waiting = state.queues.get(&uid).map(|queue| queue.bytes);
+        let is_over = waiting.is_some_and(|waiting| waiting + size > MAX_USER_BYTES);
+        if is_over || state.bytes > 0 && state.bytes + size > MAX_BYTES {
+            return Err(DropCause::NoRoom);
+        }
+        // A user with other tasks has a thread, or waits for one.
+        let is_new = waiting.is_none();
+        if is_new && state.idle <= state.ready.len() && state.threads < MAX_THREADS {
+            let shared = Arc::clone(&self.0);
+            let started = thread::Builder::new().name("replies".to_owned()).spawn(move || shared.work());
+            match started {
+                Ok(_) => state.threads += 1,
+                Err(_) if state.threads == 0 => return Err(DropCause::NoRoom),
+                // One of the others comes to it.
+                Err(_) => {}
+            }
+        }
+        state.bytes += size;
+        let queue = state.queues.entry(uid).or_default();
+        queue.bytes += size;
+        queue.tasks.push_back((size, Box::new(task)));
+        if is_new {
+            state.ready.push_back(uid);
+            drop(state);
+            self.0.more.notify_one();
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Runs tasks until there are none for a while.
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            let Some((uid, size, task)) = state.take() else {
+                state.idle += 1;
+                let is_empty = |state: &mut State| state.ready.is_empty();
+                let waited = self.more.wait_timeout_while(state, MAX_IDLE, is_empty);
+                let timed_out;
+                (state, timed_out) = waited.unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+                if timed_out.timed_out() && state.ready.is_empty() {
+                    state.threads -= 1;
+                    return;
+                }
+                continue;
+            };
+            drop(state);
+            task();
+            state = self.lock();
+            state.finish(uid, size);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Takes the next task of the user who has been ready for longest.
+    fn take(&mut self) -> Option<(u32, usize, Task)> {
+        let uid = self.ready.pop_front()?;
+        let (size, task) = self.queues.get_mut(&uid)?.tasks.pop_front()?;
+        Some((uid, size, task))
+    }
+
+    /// Notes that a task has run. The user is ready again if there are more.
+    fn finish(&mut self, uid: u32, size: usize) {
+        self.bytes -= size;
+        let Some(queue) = self.queues.get_mut(&uid) else { return };
+        queue.bytes -= size;
+        if queue.tasks.is_empty() {
+            self.queues.remove(&uid);
+        } else {
+            // This thread takes the next one, or another that is idle.
+            self.ready.push_back(uid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{self, Receiver, Sender};
+
+    use super::*;
+
+    /// No test waits for so long, unless something is broken.
+    const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+    /// A task that blocks its thread until the returned sender is dropped.
+    fn blocking_task() -> (impl FnOnce() + Send + 'static, Sender<()>) {
+        let (release, released) = mpsc::channel::<()>();
+        (move || drop(released.recv()), release)
+    }
+
+    /// Runs a task that sends a number.
+    fn send(threads: &UserThreads, uid: u32, number: usize, to: &Sender<usize>) -> Result<(), DropCause> {
+        let to = to.clone();
+        threads.run(uid, 1, move || drop(to.send(number)))
+    }
+
+    fn next(from: &Receiver<usize>) -> usize {
+        from.recv_timeout(TEST_TIMEOUT).unwrap()
+    }
+
+    #[test]
+    fn tasks_of_a_user_run_in_order_and_one_at_a_time() {
+        let (threads, (to, from)) = (UserThreads::default(), mpsc::channel());
+        let (task, release) = blocking_task();
+        threads.run(1, 1, task).unwrap();
+        for number in 0..1000 {
+            send(&threads, 1, number, &to).unwrap();
+        }
+        // Others make idle threads, which take nothing of that user.
+        for uid in 2..5 {
+            send(&threads, uid, 5000, &to).unwrap();
+            assert_eq!(next(&from), 5000);
+        }
+        drop(release);
+        assert_eq!((0..1000).map(|_| next(&from)).collect::<Vec<_>>(), (0..1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn users_who_block_all_threads_but_one_do_not_delay_another_user() {
+        let (threads, (to, from)) = (UserThreads::default(), mpsc::channel());
+        let mut blocked = Vec::new();
+        for uid in 1..MAX_THREADS {
+            // However many tasks there are.
+            for _ in 0..10 {
+                let (task, release) = blocking_task();
+                threads.run(uid.try_into().unwrap(), 1, task).unwrap();
+                blocked.push(release);
+            }
+        }
+        for number in 0..100 {
+            send(&threads, 1000, number, &to).unwrap();
+            assert_eq!(next(&from), number);
+        }
+        assert!(threads.0.lock().threads <= MAX_THREADS);
+    }
+
+    #[test]
+    fn a_user_waits_while_others_block_all_threads_and_no_further_thread_is_made() {
+        let (threads, (to, from)) = (UserThreads::default(), mpsc::channel());
+        let mut blocked = Vec::new();
+        for uid in 1..=MAX_THREADS {
+            let (task, release) = blocking_task();
+            threads.run(uid.try_into().unwrap(), 1, task).unwrap();
+            blocked.push(release);
+        }
+        send(&threads, 1000, 1, &to).unwrap();
+        assert_eq!(threads.0.lock().threads, MAX_THREADS);
+        assert!(from.try_recv().is_err());
+        blocked.pop();
+        assert_eq!(next(&from), 1);
+    }
+
+    #[test]
+    fn what_waits_is_bounded_for_each_user_and_in_all() {
+        let threads = UserThreads::default();
+        let mut blocked = Vec::new();
+        let mut run = |uid, size| {
+            let (task, release) = blocking_task();
+            blocked.push(release);
+            threads.run(uid, size, task)
+        };
+        for (size, expected) in
+            [(MAX_USER_BYTES - 10, Ok(())), (11, Err(DropCause::NoRoom)), (10, Ok(())), (1, Err(DropCause::NoRoom))]
+        {
+            assert_eq!(run(1, size), expected, "{size}");
+        }
+        // A single one may have any size, unless others wait.
+        assert_eq!(run(2, MAX_BYTES), Err(DropCause::NoRoom));
+        assert_eq!(run(2, MAX_BYTES - MAX_USER_BYTES), Ok(()));
+        assert_eq!(run(3, 1), Err(DropCause::NoRoom));
+        blocked.clear();
+        let until = crate::server::connection::clock() + TEST_TIMEOUT;
+        while threads.0.lock().bytes > 0 {
+            assert!(crate::server::connection::clock() < until, "what has run takes nothing");
+            thread::yield_now();
+        }
+        assert!(threads.0.lock().queues.is_empty());
+        assert_eq!(threads.run(1, 2 * MAX_BYTES, || {}), Ok(()));
+    }
+}
