@@ -1,5 +1,6 @@
 //! Datagrams (UDP, Unix): one is one message, and one is its reply. The rules against abuse are tested in `safety`,
-//! that replies go to the sender only in `senders` and `broadcasts`; `in_process` has the tests with a server in this
+//! that replies go to the sender only in `senders` and `broadcasts`, that no client's
+//! file system holds up others in `silent`; `in_process` has the tests with a server in this
 //! process.
 
 #[path = "datagrams/broadcasts.rs"]
@@ -11,6 +12,10 @@ mod in_process;
 mod safety;
 #[path = "datagrams/senders.rs"]
 mod senders;
+#[path = "datagrams/silent.rs"]
+mod silent;
+#[path = "datagrams/silent_fs.rs"]
+mod silent_fs;
 
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;

@@ -99,7 +99,7 @@ fn expect_unsafe(daemon: Daemon, victim: &UnixDatagram) {
 }
 
 /// A client at a path, which sends and is answered.
-fn expect_answered(daemon: &Daemon, own: &Path) {
+pub(crate) fn expect_answered(daemon: &Daemon, own: &Path) {
     let client = UnixDatagram::bind(own).expect("it can be bound");
     client.set_read_timeout(Some(TEST_TIMEOUT)).expect("it can be set");
     client.send_to(b"a", daemon.directory().join("socket")).expect("somebody listens there");
@@ -173,12 +173,12 @@ fn a_path_that_leads_to_no_socket_or_nowhere_gets_no_reply() {
 }
 
 /// Sends in the name of a user from the socket, which only root can do.
-fn send_as(sender: &UnixDatagram, uid: u32, daemon: &Daemon) {
+pub(crate) fn send_as(sender: &UnixDatagram, uid: u32, daemon: &Daemon, message: &[u8]) {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let credentials = UCred { pid: getpid(), uid: Uid::from_raw(uid), gid: Gid::ROOT };
     assert!(control.push(SendAncillaryMessage::ScmCredentials(credentials)));
-    let (to, message) = (unix_address(&daemon.addresses()[0]), [IoSlice::new(FORGED.as_bytes())]);
+    let (to, message) = (unix_address(&daemon.addresses()[0]), [IoSlice::new(message)]);
     sendmsg_addr(sender, &to, &message, &mut control, SendFlags::empty()).expect("it can be sent");
 }
 
@@ -200,7 +200,7 @@ fn a_reply_goes_only_to_a_socket_of_the_user_who_sent_the_datagram() {
         let own = daemon.directory().join("own");
         let socket = victim(&own);
         chown(&own, Some(owner), None).unwrap();
-        send_as(&socket, sent_by, &daemon);
+        send_as(&socket, sent_by, &daemon, FORGED.as_bytes());
         if answered {
             socket.set_nonblocking(false).unwrap();
             socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
@@ -224,7 +224,7 @@ fn a_path_whose_directory_is_replaced_by_a_link_leads_to_no_socket_of_another_us
     let sender = UnixDatagram::bind(directory.join("own/notify")).unwrap();
     chown(directory.join("own/notify"), Some(1000), None).unwrap();
     suspend(&daemon);
-    send_as(&sender, 1000, &daemon);
+    send_as(&sender, 1000, &daemon, FORGED.as_bytes());
     fs::rename(directory.join("own"), directory.join("moved")).unwrap();
     symlink("theirs", directory.join("own")).unwrap();
     daemon.signal(Signal::CONT);
@@ -269,7 +269,7 @@ fn users_that_the_daemon_cannot_tell_apart_own_no_socket() {
     let own = daemon.directory().join("own");
     let socket = victim(&own);
     chown(&own, Some(1000), None).unwrap();
-    send_as(&socket, 1001, &daemon);
+    send_as(&socket, 1001, &daemon, FORGED.as_bytes());
     expect_unsafe(daemon, &socket);
 }
 
