@@ -149,9 +149,12 @@ impl DatagramServer {
 
     /// Closes the socket. Datagrams in it may have descriptors queued, if no other process holds it.
     pub(crate) fn close(self) {
-        if let Ok((socket, descriptors)) = self.socket.into_parts() {
+        let Self { socket, path_replies, worker, .. } = self;
+        // Its copy of the socket goes first. The last one is closed by the disposal thread, or by one that sends a reply.
+        drop(path_replies);
+        if let Ok((socket, descriptors)) = socket.into_parts() {
             if descriptors != PeerDescriptors::None {
-                self.worker.disposal.close(socket, None);
+                worker.disposal.close(socket, None);
             }
         }
     }

@@ -103,3 +103,72 @@ fn send(socket: &Weak<OwnedFd>, path: &Path, uid: u32, rules: &OwnerRules, reply
     });
     sent.map(|()| reply.len() as u64).map_err(datagram_socket::drop_cause)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::os::unix::net::UnixDatagram;
+    use std::sync::mpsc as channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn path_replies(threads: &UserThreads) -> PathReplies {
+        PathReplies::new(UnixDatagram::unbound().unwrap().into(), threads.clone(), Arc::default())
+    }
+
+    fn own_uid() -> u32 {
+        rustix::process::getuid().as_raw()
+    }
+
+    #[tokio::test]
+    async fn each_reply_has_a_result() {
+        const COUNT: usize = 16;
+        let directory = tempfile::tempdir().unwrap();
+        let path = |number: usize| directory.path().join(number.to_string());
+        // Every other one is there.
+        let bound: Vec<_> = (0..COUNT).step_by(2).map(|at| UnixDatagram::bind(path(at)).unwrap()).collect();
+        let (mut replies, peer) = (path_replies(&UserThreads::default()), Peer::process(own_uid(), 1));
+        for number in 0..COUNT {
+            replies.send(&path(number), peer, &[b"prefix", &vec![b'x'; number]]).unwrap();
+        }
+        assert_eq!(replies.waiting(), COUNT);
+        for number in 0..COUNT {
+            let SentReply { peer: sent_to, sent } = replies.next().await;
+            assert_eq!(sent_to, peer);
+            assert_eq!(sent, if number % 2 == 0 { Ok(6 + number as u64) } else { Err(DropCause::UnsafeAddress) });
+        }
+        assert_eq!(replies.waiting(), 0);
+        for (at, client) in bound.iter().enumerate() {
+            assert_eq!(client.recv(&mut [0; 100]).unwrap(), 6 + 2 * at);
+        }
+        assert_eq!(replies.send(&path(0), Peer::Unknown, &[b"", b""]), Err(DropCause::UnsafeAddress));
+    }
+
+    #[test]
+    fn replies_that_wait_when_their_listener_ends_are_not_sent() {
+        let (threads, directory) = (UserThreads::default(), tempfile::tempdir().unwrap());
+        let path = directory.path().join("client");
+        let client = UnixDatagram::bind(&path).unwrap();
+        let mut replies = path_replies(&threads);
+        let (release, released) = channel::channel::<()>();
+        threads
+            .run(own_uid(), 1, move || {
+                let _ = released.recv();
+            })
+            .unwrap();
+        replies.send(&path, Peer::process(own_uid(), 1), &[b"a", b"b"]).unwrap();
+        drop(replies);
+        drop(release);
+        // What comes after it has run, so it has, too.
+        let (last, ran) = channel::channel();
+        threads
+            .run(own_uid(), 1, move || {
+                let _ = last.send(());
+            })
+            .unwrap();
+        ran.recv_timeout(Duration::from_secs(30)).unwrap();
+        client.set_nonblocking(true).unwrap();
+        assert_eq!(client.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+}

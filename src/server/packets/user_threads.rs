@@ -171,13 +171,20 @@ mod tests {
     /// A task that blocks its thread until the returned sender is dropped.
     fn blocking_task() -> (impl FnOnce() + Send + 'static, Sender<()>) {
         let (release, released) = mpsc::channel::<()>();
-        (move || drop(released.recv()), release)
+        (
+            move || {
+                let _ = released.recv();
+            },
+            release,
+        )
     }
 
     /// Runs a task that sends a number.
     fn send(threads: &UserThreads, uid: u32, number: usize, to: &Sender<usize>) -> Result<(), DropCause> {
         let to = to.clone();
-        threads.run(uid, 1, move || drop(to.send(number)))
+        threads.run(uid, 1, move || {
+            let _ = to.send(number);
+        })
     }
 
     fn next(from: &Receiver<usize>) -> usize {
