@@ -140,6 +140,8 @@ pub(crate) struct Counters {
     bytes_out: AtomicU64,
     ended: [AtomicU64; verdict::KINDS],
     dropped: [AtomicU64; DROP_CAUSES],
+    /// What threads that send replies to paths have sent. They write it by atomic additions.
+    bytes_to_paths: Arc<AtomicU64>,
 }
 
 /// What a server has done since it started: the counters of all its workers, added up.
@@ -189,12 +191,18 @@ impl Counters {
         add(&self.dropped[cause.index()], 1);
     }
 
+    /// Returns the counter of bytes that other threads send in replies to paths.
+    pub(crate) fn bytes_to_paths(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.bytes_to_paths)
+    }
+
     pub(crate) fn add_to(&self, counts: &mut Counts) {
         counts.accepted += self.accepted.load(Ordering::Relaxed);
         counts.resumed += self.resumed.load(Ordering::Relaxed);
         counts.totals.messages += self.messages.load(Ordering::Relaxed);
         counts.totals.bytes_in += self.bytes_in.load(Ordering::Relaxed);
         counts.totals.bytes_out += self.bytes_out.load(Ordering::Relaxed);
+        counts.totals.bytes_out += self.bytes_to_paths.load(Ordering::Relaxed);
         for (sum, ended) in counts.ended.iter_mut().zip(&self.ended) {
             *sum += ended.load(Ordering::Relaxed);
         }

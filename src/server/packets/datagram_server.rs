@@ -27,7 +27,7 @@ use crate::server::event::{Event, ReceivedMessage, Retry};
 use crate::server::listener_error::{self, Backoff, ListenerErrorKind};
 use crate::server::packets::datagram_socket::{Datagram, DatagramSocket, ReplyTo};
 use crate::server::packets::drop_log::{DropLog, DropReport};
-use crate::server::packets::path_replies::{PathReplies, SentReply};
+use crate::server::packets::path_replies::{FailedReply, PathReplies};
 use crate::server::packets::sender_socket::ReservedSockets;
 use crate::server::packets::user_threads::UserThreads;
 use crate::server::packets::{self, datagram_socket};
@@ -73,7 +73,7 @@ impl DatagramServer {
         reserved: ReservedSockets,
     ) -> io::Result<Self> {
         let socket = DatagramSocket::open(socket, worker)?;
-        let path_replies = PathReplies::new(socket.try_clone()?, threads, reserved);
+        let path_replies = PathReplies::new(socket.try_clone()?, threads, reserved, worker.counters.bytes_to_paths());
         let worker = Arc::clone(worker);
         let (drop_log, totals) = (DropLog::new(), Totals::default());
         let (unparked, parked) = (Arc::default(), false);
@@ -123,7 +123,7 @@ impl DatagramServer {
                     let reports = self.drop_log.take_due(clock());
                     self.report(&listener.load(), reports);
                 }
-                result = self.path_replies.next() => self.count_sent(result, &listener.load()),
+                failed = self.path_replies.next_failure() => self.count_failed(failed, &listener.load()),
                 () = sleep_until(self.paused_until) => self.paused_until = None,
                 () = self.unparked.wait(), if self.parked => self.parked = false,
                 ready = self.socket.ready(),
@@ -315,9 +315,12 @@ impl DatagramServer {
             &self.worker.sink,
         )
         .await;
+        let before = self.totals;
+        self.totals.messages += 1;
+        self.totals.bytes_in += message.len() as u64;
         let sent = match packet::reply(&listener.settings.rules, message) {
             Some(reply) => match reply_to {
-                // What becomes of it is counted when it is known.
+                // Counted when it is sent, or when it has failed.
                 ReplyTo::Path(to) => to.path().map_or(Err(DropCause::UnsafeAddress), |path| {
                     self.path_replies.send(path, peer, &reply).map(|()| 0)
                 }),
@@ -328,38 +331,25 @@ impl DatagramServer {
             },
             None => Ok(0),
         };
-        let (messages, bytes_in) = (1, message.len() as u64);
-        self.count_totals(Totals { messages, bytes_in, bytes_out: sent.unwrap_or(0) });
+        self.totals.bytes_out += sent.unwrap_or(0);
+        self.worker.counters.count_totals(before, self.totals);
         sent.map(drop)
     }
 
     /// Waits for the replies to paths, for a while, and counts them.
     async fn finish_path_replies(&mut self, listener: &Listener) {
-        let until = Some(clock() + END_WAIT);
-        while self.path_replies.waiting() > 0 {
-            tokio::select! {
-                biased;
-                result = self.path_replies.next() => self.count_sent(result, listener),
-                () = sleep_until(until) => break,
-            }
+        let _ = time::timeout(END_WAIT, self.path_replies.finished()).await;
+        let waiting = self.path_replies.waiting();
+        for failed in self.path_replies.take_failures() {
+            self.count_failed(failed, listener);
         }
-        for _ in 0..self.path_replies.waiting() {
+        for _ in 0..waiting {
             self.count(Err(DropCause::NoRoom), Peer::Unknown, listener);
         }
     }
 
-    /// Counts what became of a reply to a path.
-    fn count_sent(&mut self, SentReply { peer, sent }: SentReply, listener: &Listener) {
-        self.count_totals(Totals { bytes_out: sent.unwrap_or(0), ..Totals::default() });
-        self.count(sent.map(drop), peer, listener);
-    }
-
-    fn count_totals(&mut self, more: Totals) {
-        let before = self.totals;
-        self.totals.messages += more.messages;
-        self.totals.bytes_in += more.bytes_in;
-        self.totals.bytes_out += more.bytes_out;
-        self.worker.counters.count_totals(before, self.totals);
+    fn count_failed(&mut self, FailedReply { peer, cause }: FailedReply, listener: &Listener) {
+        self.count(Err(cause), peer, listener);
     }
 
     /// Counts a datagram that was dropped, and reports it if that is due.

@@ -4,7 +4,7 @@
 //! SOCK_SEQPACKET   accept ── permit ──► SeqpacketConnection: a task on the worker with the fewest connections
 //! SOCK_DGRAM       DatagramServer (a task for each listener) ──► datagram: is it safe to answer, and within its rate?
 //!                  then answered, else counted by its cause (DropLog)
-//!                  at a path: PathReplies ──► UserThreads: open, check, send, close ──► result
+//!                  at a path: PathReplies ──► UserThreads: open, check, send, close
 //! ```
 //!
 //! Seqpacket connections are few and local, so each is a task, which is simpler than a connection of the event loop.

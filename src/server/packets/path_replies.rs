@@ -2,15 +2,16 @@
 //!
 //! Opening a path and sending to it can take long: the kernel asks the file system for each directory and for the mode of
 //! the socket, and the file system may be one of another machine or of another program (NFS, FUSE). A sender can name any
-//! path. So no worker touches one: threads do ([`UserThreads`]), and the worker gets the results.
+//! path. So no worker touches one: threads do ([`UserThreads`]). The worker hears of replies that could not be sent.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use nix::sys::socket::{MsgFlags, UnixAddr};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::protocol::packet::{DropCause, Reply};
 use crate::server::packets::datagram_socket;
@@ -28,25 +29,39 @@ pub(crate) struct PathReplies {
     /// A copy of the listener's socket. Threads use it only while it is here.
     socket: Arc<OwnedFd>,
     rules: Arc<OwnerRules>,
-    results: (mpsc::UnboundedSender<SentReply>, mpsc::UnboundedReceiver<SentReply>),
-    /// How many replies have no result yet.
-    waiting: usize,
+    /// Counts the bytes that were sent.
+    bytes_out: Arc<AtomicU64>,
+    progress: Arc<Progress>,
+    failed: (mpsc::UnboundedSender<FailedReply>, mpsc::UnboundedReceiver<FailedReply>),
 }
 
-/// What became of a reply.
-#[derive(Debug)]
-pub(crate) struct SentReply {
+#[derive(Debug, Default)]
+struct Progress {
+    /// How many replies are neither sent nor failed.
+    waiting: AtomicUsize,
+    /// Notified when there are none.
+    finished: Notify,
+}
+
+/// A reply that could not be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FailedReply {
     /// The sender of the datagram.
     pub(crate) peer: Peer,
-    /// How many bytes were sent.
-    pub(crate) sent: Result<u64, DropCause>,
+    pub(crate) cause: DropCause,
 }
 
 impl PathReplies {
-    /// Creates one for the listener with this socket. It refuses all `reserved` sockets.
-    pub(crate) fn new(socket: OwnedFd, threads: UserThreads, reserved: ReservedSockets) -> Self {
+    /// Creates one for the listener with this socket. It refuses all `reserved` sockets, and counts what it sends in
+    /// `bytes_out`.
+    pub(crate) fn new(
+        socket: OwnedFd,
+        threads: UserThreads,
+        reserved: ReservedSockets,
+        bytes_out: Arc<AtomicU64>,
+    ) -> Self {
         let (socket, rules) = (Arc::new(socket), Arc::new(OwnerRules::new(reserved)));
-        Self { threads, socket, rules, results: mpsc::unbounded_channel(), waiting: 0 }
+        Self { threads, socket, rules, bytes_out, progress: Arc::default(), failed: mpsc::unbounded_channel() }
     }
 
     /// Returns whether a reply to `peer` may go to its address, as far as both say by themselves.
@@ -54,44 +69,73 @@ impl PathReplies {
         self.rules.is_allowed(address, peer)
     }
 
-    /// Has a reply sent to the path of a sender, after earlier ones to the same user. [`PathReplies::next`] returns the result.
+    /// Has a reply sent to the path of a sender, after earlier ones to the same user. If that fails,
+    /// [`PathReplies::next_failure`] returns it.
     ///
     /// # Errors
     /// Returns an error if it cannot be sent: too many replies wait, or the sender's user is not known.
-    pub(crate) fn send(&mut self, path: &Path, peer: Peer, reply: &Reply<'_>) -> Result<(), DropCause> {
+    pub(crate) fn send(&self, path: &Path, peer: Peer, reply: &Reply<'_>) -> Result<(), DropCause> {
         let uid = self.rules.known_uid(peer).ok_or(DropCause::UnsafeAddress)?;
         let (path, reply) = (path.to_owned(), reply.concat());
-        let (socket, rules, results) = (Arc::downgrade(&self.socket), Arc::clone(&self.rules), self.results.0.clone());
-        self.threads.run(uid, OVERHEAD + reply.len(), move || {
-            let sent = send(&socket, &path, uid, &rules, &reply);
-            // There is an error if the listener has ended.
-            let _ = results.send(SentReply { peer, sent });
-        })?;
-        self.waiting += 1;
-        Ok(())
+        let (socket, rules) = (Arc::downgrade(&self.socket), Arc::clone(&self.rules));
+        let (bytes_out, progress, failed) =
+            (Arc::clone(&self.bytes_out), Arc::clone(&self.progress), self.failed.0.clone());
+        let size = OVERHEAD + reply.len();
+        // First, since the thread may be faster.
+        self.progress.waiting.fetch_add(1, Ordering::SeqCst);
+        let waits = self.threads.run(uid, size, move || {
+            // The worker is not woken for what was sent.
+            match send(&socket, &path, uid, &rules, &reply) {
+                Ok(()) => _ = bytes_out.fetch_add(reply.len() as u64, Ordering::Relaxed),
+                // There is an error if the listener has ended.
+                Err(cause) => _ = failed.send(FailedReply { peer, cause }),
+            }
+            progress.finish_one();
+        });
+        if waits.is_err() {
+            self.progress.finish_one();
+        }
+        waits
     }
 
-    /// Waits for the next result; forever where no reply waits.
-    pub(crate) async fn next(&mut self) -> SentReply {
-        match self.results.1.recv().await {
-            Some(result) => {
-                self.waiting -= 1;
-                result
-            }
+    /// Waits for the next reply that could not be sent.
+    pub(crate) async fn next_failure(&mut self) -> FailedReply {
+        match self.failed.1.recv().await {
+            Some(failed) => failed,
             // This one has a sender itself.
             None => std::future::pending().await,
         }
     }
 
-    /// Returns how many replies have no result yet.
+    /// Waits until no reply waits.
+    pub(crate) async fn finished(&self) {
+        while self.waiting() > 0 {
+            self.progress.finished.notified().await;
+        }
+    }
+
+    /// Returns how many replies are neither sent nor failed.
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting
+        self.progress.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Returns the replies that could not be sent so far.
+    pub(crate) fn take_failures(&mut self) -> Vec<FailedReply> {
+        std::iter::from_fn(|| self.failed.1.try_recv().ok()).collect()
+    }
+}
+
+impl Progress {
+    fn finish_one(&self) {
+        if self.waiting.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.finished.notify_one();
+        }
     }
 }
 
 /// Sends a reply to the socket of a user at a path. May block for good. What it opened is closed here, too: that may also ask
 /// the file system.
-fn send(socket: &Weak<OwnedFd>, path: &Path, uid: u32, rules: &OwnerRules, reply: &[u8]) -> Result<u64, DropCause> {
+fn send(socket: &Weak<OwnedFd>, path: &Path, uid: u32, rules: &OwnerRules, reply: &[u8]) -> Result<(), DropCause> {
     // Without the socket, the listener has ended, and has counted this reply.
     if socket.strong_count() == 0 {
         return Err(DropCause::NoRoom);
@@ -101,7 +145,7 @@ fn send(socket: &Weak<OwnedFd>, path: &Path, uid: u32, rules: &OwnerRules, reply
     let sent = to.address().and_then(|to| {
         datagram_socket::send_message(socket.as_fd(), &[IoSlice::new(reply)], &[], MsgFlags::empty(), &to)
     });
-    sent.map(|()| reply.len() as u64).map_err(datagram_socket::drop_cause)
+    sent.map_err(datagram_socket::drop_cause)
 }
 
 #[cfg(test)]
@@ -114,7 +158,7 @@ mod tests {
     use super::*;
 
     fn path_replies(threads: &UserThreads) -> PathReplies {
-        PathReplies::new(UnixDatagram::unbound().unwrap().into(), threads.clone(), Arc::default())
+        PathReplies::new(UnixDatagram::unbound().unwrap().into(), threads.clone(), Arc::default(), Arc::default())
     }
 
     fn own_uid() -> u32 {
@@ -122,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_reply_has_a_result() {
+    async fn each_reply_is_sent_and_counted_or_reported_as_failed() {
         const COUNT: usize = 16;
         let directory = tempfile::tempdir().unwrap();
         let path = |number: usize| directory.path().join(number.to_string());
@@ -132,17 +176,17 @@ mod tests {
         for number in 0..COUNT {
             replies.send(&path(number), peer, &[b"prefix", &vec![b'x'; number]]).unwrap();
         }
-        assert_eq!(replies.waiting(), COUNT);
-        for number in 0..COUNT {
-            let SentReply { peer: sent_to, sent } = replies.next().await;
-            assert_eq!(sent_to, peer);
-            assert_eq!(sent, if number % 2 == 0 { Ok(6 + number as u64) } else { Err(DropCause::UnsafeAddress) });
-        }
-        assert_eq!(replies.waiting(), 0);
+        replies.finished().await;
+        assert_eq!(replies.take_failures(), [FailedReply { peer, cause: DropCause::UnsafeAddress }; COUNT / 2]);
+        let mut bytes_out = 0;
         for (at, client) in bound.iter().enumerate() {
-            assert_eq!(client.recv(&mut [0; 100]).unwrap(), 6 + 2 * at);
+            let len = client.recv(&mut [0; 100]).unwrap();
+            assert_eq!(len, 6 + 2 * at);
+            bytes_out += len as u64;
         }
+        assert_eq!(replies.bytes_out.load(Ordering::Relaxed), bytes_out);
         assert_eq!(replies.send(&path(0), Peer::Unknown, &[b"", b""]), Err(DropCause::UnsafeAddress));
+        assert_eq!(replies.waiting(), 0);
     }
 
     #[test]
@@ -150,7 +194,7 @@ mod tests {
         let (threads, directory) = (UserThreads::default(), tempfile::tempdir().unwrap());
         let path = directory.path().join("client");
         let client = UnixDatagram::bind(&path).unwrap();
-        let mut replies = path_replies(&threads);
+        let replies = path_replies(&threads);
         let (release, released) = channel::channel::<()>();
         threads
             .run(own_uid(), 1, move || {
