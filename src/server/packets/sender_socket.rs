@@ -146,7 +146,7 @@ fn open_plain(path: &Path) -> Result<OwnedFd, Errno> {
 /// Why a datagram is dropped whose sender's socket cannot be opened.
 fn cause_of(error: Errno) -> DropCause {
     match error {
-        Errno::MFILE | Errno::NFILE | Errno::NOMEM => DropCause::NoRoom,
+        Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM => DropCause::NoRoom,
         _ => DropCause::UnsafeAddress,
     }
 }
