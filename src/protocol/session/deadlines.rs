@@ -34,7 +34,11 @@ impl Session {
         }
         match timeout {
             Timeout::Verdict(verdict) => match self.phase {
-                Phase::Open | Phase::HalfClosed(_) if verdict != Verdict::WriteDeadline => self.stop(verdict, now),
+                Phase::Open | Phase::HalfClosed(_) if verdict != Verdict::WriteDeadline => {
+                    self.stop(verdict, now);
+                    // It may be time to look at the peer's progress as well.
+                    self.handle_timeout(now);
+                }
                 _ => self.abort(verdict),
             },
             Timeout::DelayOver => {

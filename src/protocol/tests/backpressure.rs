@@ -2,7 +2,7 @@
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::{FLUSH_THRESHOLD, Prefix, READ_SIZE};
-use crate::protocol::rules::Deadlines;
+use crate::protocol::rules::{Deadlines, TimeSpan};
 use crate::protocol::{Rules, Verdict, Want};
 
 fn connection() -> SimulatedConnection {
@@ -172,6 +172,21 @@ fn a_handover_gives_a_peer_that_takes_nothing_no_more_time() {
     conn.assert_open();
     conn.advance_time(millis(1_250));
     conn.assert_closed(Verdict::WriteDeadline);
+}
+
+#[test]
+fn a_lifetime_that_ends_when_it_is_time_to_look_leaves_nothing_to_be_done_at_that_time() {
+    // The looks are at 100 ms and then every second; the simulation checks the rest.
+    for lifetime in [millis(100), millis(1_100)] {
+        let lifetime = Some(TimeSpan::new(lifetime, "a while"));
+        let deadlines = Deadlines { lifetime, ..Deadlines::default() };
+        let mut conn = SimulatedConnection::new(Rules { deadlines, ..Rules::default() });
+        conn.peer_stops_reading();
+        conn.peer_sends("a\t");
+        conn.advance_time(secs(2));
+        conn.peer_reads_all();
+        assert_eq!(conn.session().verdict(), Some(Verdict::Lifetime));
+    }
 }
 
 #[test]
