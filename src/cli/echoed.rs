@@ -12,10 +12,11 @@ use crate::config::{Level, RESERVED_NAMES, Sources, is_listener_name};
 #[command(
     name = "echoed",
     version,
-    after_help = "Without a socket from systemd, without --listen and without a configuration, it serves on\n\
-                  tcp:127.0.0.1:8085. Try it: printf 'aaaa\\t' | nc -N 127.0.0.1 8085\n\n\
+    after_help = "Without a socket from systemd or inetd, without --listen and without a configuration, it\n\
+                  serves on tcp:127.0.0.1:8085. Try it: printf 'aaaa\\t' | nc -N 127.0.0.1 8085\n\n\
                   A variable ECHOED_SECTION__KEY sets one key: ECHOED_DEFAULTS__DEADLINES__READ=10s.\n\n\
-                  Exit codes: 0 done, 2 bad command line, 71 a system call failed at start, 78 bad configuration."
+                  Exit codes: 0 done, 2 bad command line, 71 a system call failed at start, 78 bad configuration\n\
+                  or unsuitable sockets."
 )]
 pub struct Echoed {
     /// Read the settings from this TOML file, in place of all files in /usr/lib/echoed, /run/echoed and /etc/echoed
@@ -27,7 +28,8 @@ pub struct Echoed {
     #[arg(long, value_name = "[NAME=]ADDRESS", value_parser = listen)]
     pub listen: Vec<Listen>,
 
-    /// The section for a connection that systemd has accepted (Accept=yes)
+    /// The section for a connection that systemd has accepted (Accept=yes), or for a socket on stdin (inetd). A Unix
+    /// socket without a name on stdin is served only with this option
     #[arg(long, value_name = "NAME", value_parser = listener)]
     pub listener: Option<String>,
 
@@ -49,6 +51,12 @@ pub struct Echoed {
 }
 
 impl Echoed {
+    /// Returns whether the process is to serve, and not to print something instead.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        !(self.check_config || self.print_config || self.print_default_config)
+    }
+
     /// Where the settings come from, with the environment of this process.
     #[must_use]
     pub fn sources(&self) -> Sources {
@@ -79,15 +87,21 @@ fn listen(text: &str) -> Result<Listen, String> {
         }
         _ => ("echo", text),
     };
-    if RESERVED_NAMES.contains(&name) {
-        return Err(format!("{name} is not the name of an echo listener"));
-    }
+    check_not_reserved(name)?;
     let address = address.parse().map_err(|error| format!("{error}"))?;
     Ok(Listen { name: name.to_owned(), address })
 }
 
 fn listener(name: &str) -> Result<String, String> {
+    check_not_reserved(name)?;
     if is_listener_name(name) { Ok(name.to_owned()) } else { Err(invalid_name_error(name)) }
+}
+
+fn check_not_reserved(name: &str) -> Result<(), String> {
+    if RESERVED_NAMES.contains(&name) {
+        return Err(format!("{name} is not the name of an echo listener"));
+    }
+    Ok(())
 }
 
 fn invalid_name_error(name: &str) -> String {

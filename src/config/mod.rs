@@ -198,7 +198,7 @@ impl Service {
 }
 
 /// Names of sockets that are not echo listeners.
-pub const RESERVED_NAMES: [&str; 2] = ["metrics", "handover"];
+pub const RESERVED_NAMES: [&str; 3] = ["metrics", "handover", "stored"];
 
 /// Whether `name` can name a listener: letters, digits and `_ . @ -`, at least one.
 #[must_use]

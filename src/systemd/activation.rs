@@ -1,23 +1,30 @@
-//! Everything that systemd handed over (`LISTEN_FDS`, sd_listen_fds(3)), taken once, checked one by one, and named.
+//! Everything that the starter of this process handed over, taken once, checked one by one, and named: by systemd in
+//! `LISTEN_FDS` (sd_listen_fds(3)), or by inetd and its like as stdin.
 //!
 //! To be called before there is a second thread: what is taken is removed from the environment, so that it is not taken
-//! twice. Two libraries do it together, and their order matters: sd-notify checks the count and the PID and reads the
-//! names; listenfd then takes ownership, and removes the variables without which the names could not be read.
+//! twice, and stdin, stdout and stderr are replaced. `environment` interprets the variables; listenfd then takes
+//! ownership, and removes them.
 
-use std::fmt;
-use std::io;
-use std::net::SocketAddr;
+mod environment;
+mod error;
+mod socket;
+mod stdin;
+
 use std::os::fd::OwnedFd;
+use std::process;
 
 use listenfd::ListenFd;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, getpeername, getsockname, sockopt};
+use nix::errno::Errno;
+use nix::sys::socket::{SockaddrStorage, getsockname};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::fdstore;
+use environment::{Passed, Variables};
+use socket::Role;
 
-/// The first descriptor that is handed over (SD_LISTEN_FDS_START).
-const LISTEN_FDS_START: i32 = 3;
+pub use error::Error;
+pub use socket::Problem;
+pub use stdin::{StdinSocket, is_stderr_withheld};
 
 /// The types of sockets that may be handed over, the most usual first.
 const SOCKET_TYPES: [SocketType; 4] = [SocketType::STREAM, SocketType::DGRAM, SocketType::SEQPACKET, SocketType::RAW];
@@ -25,13 +32,24 @@ const SOCKET_TYPES: [SocketType; 4] = [SocketType::STREAM, SocketType::DGRAM, So
 /// The numbers of address families are smaller (AF_MAX of linux/socket.h), with room for new ones.
 const MAX_FAMILY: i32 = 64;
 
-/// What to do about a socket that was shut down: systemd holds it as well, and would hand over the same one again.
-const SHUT_DOWN_ADVICE: &str = "stop the service and its socket unit, then start the socket unit";
-
 /// The name of the socket for metrics.
 const METRICS: &str = "metrics";
 
-/// The descriptors that systemd passed to this process.
+/// The name of a socket on stdin, unless another one is given.
+const STDIN_NAME: &str = "echo";
+
+/// What the process has beside what was handed over.
+#[derive(Debug, Default)]
+pub struct Offer<'a> {
+    /// The socket on stdin, if there is one.
+    pub stdin: Option<StdinSocket>,
+    /// The name for that socket.
+    pub stdin_name: Option<&'a str>,
+    /// Whether the process has addresses of its own to listen on. Then stdin is left alone.
+    pub has_addresses: bool,
+}
+
+/// The descriptors that were passed to this process.
 #[derive(Debug)]
 pub struct ActivationFds {
     /// What there is to serve.
@@ -50,7 +68,9 @@ pub enum Sockets {
     Nothing,
     /// Listening sockets, and those of datagrams; at least one.
     Listeners(Vec<NamedSocket>),
-    /// One connection that systemd accepted (`Accept=yes`).
+    /// One listening socket, or one of datagrams, on stdin (inetd's `wait`).
+    StdinListener(NamedSocket),
+    /// One connection: what systemd accepted (`Accept=yes`), or a connected socket on stdin (inetd's `nowait`).
     Connection(NamedSocket),
 }
 
@@ -63,93 +83,69 @@ pub struct NamedSocket {
     pub socket: OwnedFd,
 }
 
-/// Why something that was handed over cannot be served.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Error {
-    /// The variables do not make sense, or do not fit the descriptors.
-    Environment(io::Error),
-    /// Of so many descriptors one does not exist.
-    MissingFd {
-        /// `LISTEN_FDS`.
-        count: String,
-    },
-    /// A descriptor is not what it should be.
-    Socket {
-        /// Its number.
-        fd: i32,
-        /// Its name.
-        name: String,
-        /// What it is, and what to do.
-        problem: String,
-    },
-    /// `Accept=yes`, but not exactly one socket.
-    MixedConnection {
-        /// The connected one's number.
-        fd: i32,
-        /// Its name.
-        name: String,
-        /// How many there are.
-        count: usize,
-    },
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Environment(error) => write!(
-                f,
-                "cannot take over the sockets from systemd: {error}; LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES do not fit together"
-            ),
-            Self::MissingFd { count: socket_count } => write!(
-                f,
-                "cannot take over the sockets from systemd: LISTEN_FDS={socket_count}, but not all of the descriptors from 3 on are open"
-            ),
-            Self::Socket { fd, name, problem } => {
-                write!(f, "descriptor {fd} ({}) from systemd: {problem}", name.escape_debug())
-            }
-            Self::MixedConnection { fd, name, count: socket_count } => write!(
-                f,
-                "descriptor {fd} ({}) from systemd is a connection, but one of {socket_count}; with Accept=yes there is one, else only listening sockets",
-                name.escape_debug()
-            ),
-        }
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Environment(error) => Some(error),
-            _ => None,
-        }
-    }
-}
-
 /// Takes what was handed over to this process. Sockets for another process (`LISTEN_PID`) are left alone.
 ///
 /// # Errors
-/// Something was handed over that cannot be served.
-pub fn take() -> Result<ActivationFds, Error> {
-    let socket_count = std::env::var("LISTEN_FDS").unwrap_or_default();
-    let names: Vec<String> = match sd_notify::listen_fds_with_names() {
-        Ok(named) => named.map(|(_, name)| name).collect(),
-        Err(error) if error.raw_os_error() == Some(Errno::BADF.raw_os_error()) => {
-            return Err(Error::MissingFd { count: socket_count });
+/// Returns an error if something was handed over that cannot be served, or if sockets were handed over to another
+/// process, and this one has nothing to listen on.
+pub fn take(offer: Offer<'_>) -> Result<ActivationFds, Error> {
+    let Offer { stdin, stdin_name, has_addresses } = offer;
+    let own_pid = process::id();
+    let passed = Variables::of_this_process().interpret(own_pid).map_err(Error::Environment)?;
+    let is_stdin_served = !has_addresses && !matches!(passed, Passed::ToUs { .. });
+    let sockets = match stdin {
+        Some(stdin) if is_stdin_served => take_stdin(stdin, stdin_name.unwrap_or(STDIN_NAME))?,
+        stdin => {
+            stdin.into_iter().for_each(StdinSocket::give_back);
+            Sockets::Nothing
         }
-        Err(error) => return Err(Error::Environment(error)),
     };
-    if names.is_empty() {
-        return Ok(ActivationFds { sockets: Sockets::Nothing, bundles: Vec::new(), problems: Vec::new() });
+    let fds = match passed {
+        Passed::ToUs { first, count, names } => take_fds(first, count, names)?,
+        Passed::ToAnother { pid, count } if matches!(sockets, Sockets::Nothing) && !has_addresses => {
+            return Err(Error::OtherProcess { count, pid, own_pid });
+        }
+        Passed::ToAnother { .. } | Passed::Nothing => {
+            return Ok(ActivationFds { sockets, bundles: Vec::new(), problems: Vec::new() });
+        }
+    };
+    if matches!(fds.sockets, Sockets::Nothing) && !has_addresses {
+        return Err(Error::NoListener);
+    }
+    Ok(fds)
+}
+
+/// Takes the socket on stdin.
+fn take_stdin(stdin: StdinSocket, name: &str) -> Result<Sockets, Error> {
+    let socket = stdin.take().map_err(Error::TakeStdin)?;
+    let role = socket::inspect(&socket).map_err(Error::Stdin)?;
+    let named = NamedSocket { name: name.to_owned(), socket };
+    Ok(match role {
+        Role::Listener => Sockets::StdinListener(named),
+        Role::Connection => Sockets::Connection(named),
+    })
+}
+
+/// Takes `count` descriptors from `first` on.
+fn take_fds(first: i32, count: u32, names: Option<Vec<String>>) -> Result<ActivationFds, Error> {
+    let mut fds = (first..).take(usize::try_from(count).unwrap_or(usize::MAX));
+    if fds.any(|fd| !is_open(fd)) {
+        return Err(Error::MissingFd { count, first });
     }
     let mut descriptors = ListenFd::from_env();
     let mut bundles = Vec::new();
     let mut problems = Vec::new();
     let mut listeners = Vec::new();
     let mut connections = Vec::new();
-    for ((index, fd), name) in (0..).zip(LISTEN_FDS_START..).zip(names) {
+    for ((index, fd), name) in (0..).zip(first..).zip(environment::name_all(count, names)) {
+        let taken = take_fd(&mut descriptors, index);
+        let role = taken.as_ref().map(socket::inspect);
+        let is_listener = matches!(role, Some(Ok(Role::Listener)));
+        if is_listener && (name == METRICS || fdstore::is_stored_name(&name)) {
+            return Err(Error::ReservedName { fd, name });
+        }
         if fdstore::is_stored_name(&name) {
-            match take_bundle(&mut descriptors, index) {
+            match taken.filter(is_unix_seqpacket) {
                 Some(bundle) => bundles.push(bundle),
                 None => problems.push(format!(
                     "descriptor {fd} ({name}) from systemd is no Unix seqpacket socket, so there are no connections in it"
@@ -157,13 +153,13 @@ pub fn take() -> Result<ActivationFds, Error> {
             }
             continue;
         }
-        let result = take_socket(&mut descriptors, index, &name);
-        let (socket, is_listening) = result.map_err(|problem| Error::Socket { fd, name: name.clone(), problem })?;
-        let named = NamedSocket { name, socket };
-        if is_listening {
-            listeners.push(named);
-        } else {
-            connections.push((fd, named));
+        let (Some(socket), Some(role)) = (taken, role) else {
+            return Err(Error::Fd { fd, name, problem: Problem::NotASocket });
+        };
+        match role {
+            Ok(Role::Listener) => listeners.push(NamedSocket { name, socket }),
+            Ok(Role::Connection) => connections.push((fd, NamedSocket { name, socket })),
+            Err(problem) => return Err(Error::Fd { fd, name, problem }),
         }
     }
     let socket_count = listeners.len() + connections.len();
@@ -178,97 +174,25 @@ pub fn take() -> Result<ActivationFds, Error> {
     Ok(ActivationFds { sockets, bundles, problems })
 }
 
-/// Takes the bundle at this index. A socket that is not a bundle is closed.
-fn take_bundle(descriptors: &mut ListenFd, index: usize) -> Option<OwnedFd> {
-    let (socket, family, socket_type) = take_fd(descriptors, index)?;
-    ((family, socket_type) == (AddressFamily::UNIX, SocketType::SEQPACKET)).then_some(socket)
+/// Returns whether a descriptor is open, whatever it is.
+fn is_open(fd: i32) -> bool {
+    !matches!(getsockname::<SockaddrStorage>(fd), Err(Errno::EBADF))
 }
 
-/// Takes the socket at this index. Returns it, and whether it listens: a bound datagram socket does.
-fn take_socket(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<(OwnedFd, bool), String> {
-    if name == METRICS {
-        return Err("metrics are not built yet in this version of echoed; stop and disable that socket unit".to_owned());
-    }
-    let Some((socket, family, socket_type)) = take_fd(descriptors, index) else {
-        return Err("it is no socket of a kind that is known; check the Listen…= lines of the socket unit".to_owned());
-    };
-    let what = describe_type(family, socket_type);
-    let inspect_error = |error| format!("cannot look at it: {error}");
-    match (family, socket_type) {
-        (_, SocketType::STREAM) | (AddressFamily::UNIX, SocketType::SEQPACKET) => {
-            let is_listening = sockopt::socket_acceptconn(&socket).map_err(inspect_error)?;
-            // A connection that was reset while it waited has no peer any more, but an error that says so.
-            let has_error = || matches!(sockopt::socket_error(&socket), Ok(Err(_)));
-            if !is_listening && getpeername(&socket).is_err() && !has_error() {
-                // A TCP socket that listened and was shut down is the same.
-                return Err(format!(
-                    "it is {what} that neither listens nor is connected; if it was shut down, {SHUT_DOWN_ADVICE}"
-                ));
-            }
-            if is_listening {
-                check_not_shut_down(&socket, &what)?;
-            }
-            Ok((socket, is_listening))
-        }
-        (AddressFamily::INET | AddressFamily::INET6 | AddressFamily::UNIX, SocketType::DGRAM) => {
-            let bound = getsockname(&socket).map_err(inspect_error)?;
-            let is_bound = match SocketAddr::try_from(bound.clone()) {
-                Ok(ip) => ip.port() != 0,
-                Err(_) => SocketAddrUnix::try_from(bound).is_ok_and(|name| {
-                    let name = name.abstract_name().or_else(|| name.path_bytes());
-                    name.is_some_and(|name| !name.is_empty())
-                }),
-            };
-            if !is_bound {
-                return Err(format!("it is {what} that is not bound"));
-            }
-            check_not_shut_down(&socket, &what)?;
-            Ok((socket, true))
-        }
-        _ => Err(format!(
-            "it is {what}; echoed serves ListenStream=, and on Unix and UDP sockets ListenSequentialPacket= and ListenDatagram="
-        )),
-    }
-}
-
-/// Checks that no process has shut down this listening or bound socket: it would be ready for ever, with nothing in it.
-///
-/// # Errors
-/// Returns what is wrong with the socket, and what to do.
-fn check_not_shut_down(socket: &OwnedFd, what: &str) -> Result<(), String> {
-    let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
-    let no_wait = Timespec { tv_sec: 0, tv_nsec: 0 };
-    retry_on_intr(|| poll(&mut polled, Some(&no_wait))).map_err(|error| format!("cannot look at it: {error}"))?;
-    if polled[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP) {
-        return Err(format!("it is {what} that another process shut down; {SHUT_DOWN_ADVICE}"));
-    }
-    Ok(())
+fn is_unix_seqpacket(socket: &OwnedFd) -> bool {
+    sockopt::socket_domain(socket) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(socket) == Ok(SocketType::SEQPACKET)
 }
 
 /// Takes the descriptor at this index, if it is a socket, whatever its family and its type are.
-fn take_fd(descriptors: &mut ListenFd, index: usize) -> Option<(OwnedFd, AddressFamily, SocketType)> {
+fn take_fd(descriptors: &mut ListenFd, index: usize) -> Option<OwnedFd> {
     let types =
         SOCKET_TYPES.into_iter().flat_map(|socket_type| (1..MAX_FAMILY).map(move |family| (family, socket_type)));
     for (family, socket_type) in types {
         let number = i32::try_from(socket_type.as_raw()).ok()?;
         if let Ok(Some(socket)) = descriptors.take_custom::<OwnedFd>(index, family, number, "socket") {
-            let family = sockopt::socket_domain(&socket).ok()?;
-            return Some((socket, family, socket_type));
+            return Some(socket);
         }
     }
     None
-}
-
-/// What a socket is, for people.
-fn describe_type(family: AddressFamily, socket_type: SocketType) -> String {
-    let known = match (family, socket_type) {
-        (AddressFamily::INET | AddressFamily::INET6, SocketType::STREAM) => "TCP",
-        (AddressFamily::INET | AddressFamily::INET6, SocketType::DGRAM) => "UDP",
-        (AddressFamily::UNIX, SocketType::STREAM) => "Unix stream",
-        (AddressFamily::UNIX, SocketType::DGRAM) => "Unix datagram",
-        (AddressFamily::UNIX, SocketType::SEQPACKET) => "Unix seqpacket",
-        (AddressFamily::NETLINK, _) => "netlink",
-        _ => return format!("a socket of type {} and family {}", socket_type.as_raw(), family.as_raw()),
-    };
-    format!("a {known} socket")
 }

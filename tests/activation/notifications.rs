@@ -85,6 +85,6 @@ fn ready_is_not_sent_if_the_daemon_fails_to_start() {
     let manager = ServiceManager::start();
     let mut command = activated_command("3<&0", vec![netlink()], "echo");
     manager.set_notify_socket(&mut command);
-    assert_eq!(spawn(command, "", &[]).wait().code(), Some(71));
+    assert_eq!(spawn(command, "", &[]).wait().code(), Some(78));
     assert_eq!(manager.state_changes(), [""; 0]);
 }

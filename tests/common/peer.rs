@@ -115,10 +115,19 @@ impl Peer {
 
     /// The next reply, up to the TAB that ends it; or else what comes before the stream ends.
     pub fn next_reply(&mut self) -> Vec<u8> {
+        self.next_until(b'\t')
+    }
+
+    /// The same, up to the line feed that ends a line.
+    pub fn next_line(&mut self) -> String {
+        String::from_utf8_lossy(&self.next_until(b'\n')).into_owned()
+    }
+
+    fn next_until(&mut self, delimiter: u8) -> Vec<u8> {
         let start = self.expected;
         loop {
-            if let Some(tab) = self.received[self.expected..].iter().position(|byte| *byte == b'\t') {
-                self.expected += tab + 1;
+            if let Some(at) = self.received[self.expected..].iter().position(|byte| *byte == delimiter) {
+                self.expected += at + 1;
                 return self.received[start..self.expected].to_vec();
             }
             match self.read_some() {

@@ -46,7 +46,9 @@ pub(crate) fn report_start_failure(error: &StartError) {
         LogTarget::Lines(_) => match error {
             // As compilers say it.
             StartError::Configuration(_) => eprintln!("{error}"),
-            StartError::Activation(_) | StartError::System { .. } => eprintln!("echoed: {error}"),
+            StartError::Usage(_) | StartError::Activation(_) | StartError::System { .. } => {
+                eprintln!("echoed: {error}")
+            }
         },
     }
 }

@@ -1,4 +1,4 @@
-//! The daemon. Joins what the modules of the library know nothing of each other: sockets from systemd go to the server,
+//! The daemon. Joins what the modules of the library know nothing of each other: sockets from its starter go to the server,
 //! its events to the log, signals end it. Reads from top to bottom.
 
 mod handover;
@@ -9,6 +9,7 @@ mod supervisor;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::env;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::panic;
@@ -22,7 +23,7 @@ use echoed::config::{Service, Settings};
 use echoed::rlimit::FdBudget;
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
-use echoed::systemd::activation::{self, ActivationFds, NamedSocket, Sockets};
+use echoed::systemd::activation::{self, ActivationFds, NamedSocket, Offer, Sockets, StdinSocket, is_stderr_withheld};
 use echoed::systemd::journal::JOURNAL_PATH;
 use echoed::systemd::{fdstore, notify};
 use tokio::{runtime, time};
@@ -43,9 +44,18 @@ const DEFAULT_NAME: &str = "echo";
 const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    let arguments = Echoed::parse();
     abort_on_panic();
-    match run(&arguments) {
+    // Before anything can be written to stderr, which may be a client's connection.
+    let stdin =
+        StdinSocket::find(env::args_os().any(|argument| argument.as_encoded_bytes().starts_with(b"--listener")));
+    let result = match Echoed::try_parse() {
+        Ok(arguments) => run(&arguments, stdin),
+        Err(error) if error.use_stderr() && is_stderr_withheld() => {
+            Err(StartError::Usage(error.to_string().trim_end().to_owned()))
+        }
+        Err(error) => error.exit(),
+    };
+    match result {
         Ok(code) => code,
         Err(error) => {
             log::report_start_failure(&error);
@@ -54,10 +64,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Echoed) -> Result<ExitCode, StartError> {
+fn run(arguments: &Echoed, mut stdin: Option<StdinSocket>) -> Result<ExitCode, StartError> {
+    // Whoever has a place to listen on, or only prints, may read stderr although it is a socket.
+    if !arguments.serves() || !arguments.listen.is_empty() {
+        stdin.take().into_iter().for_each(StdinSocket::give_back);
+    }
     let Some(settings) = load_settings(arguments)? else { return Ok(ExitCode::SUCCESS) };
     // Before there is a second thread: it changes the environment.
-    let fds = activation::take()?;
+    let fds = take_sockets(arguments, &settings, stdin)?;
     // So is this: with more threads it would take 10 ms.
     let mode = RunMode::of(&fds.sockets);
     let budget = mode.preallocate_fd_table(&settings, settings.service.worker_threads());
@@ -87,9 +101,7 @@ async fn serve(
     let server = server.map_err(|error| StartError::system("cannot start the workers", error))?;
     server.limit_peer_descriptors(budget.peer_fds());
     server.reserve_sockets(trusting_sockets());
-    let has_listen_addresses =
-        !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty());
-    if has_listen_addresses && mode != RunMode::Standalone {
+    if has_listen_addresses(arguments, settings) && mode != RunMode::Standalone {
         log.note(Note::ListenIgnored, "systemd holds the sockets, so --listen and the listen keys are ignored");
     }
     let (mut named, mut files, mut accepted) = (Named::new(), Vec::new(), None);
@@ -97,6 +109,7 @@ async fn serve(
         Sockets::Listeners(listeners) => {
             named.extend(listeners.into_iter().map(|listener| (listener.name, listener.socket)));
         }
+        Sockets::StdinListener(NamedSocket { name, socket }) => named.push((name, socket)),
         Sockets::Nothing => (named, files) = bind_listeners(arguments, settings)?,
         Sockets::Connection(connection) => accepted = Some(connection),
     }
@@ -209,6 +222,34 @@ fn print(text: &str) -> Result<(), StartError> {
     }
 }
 
+/// Returns whether the process has addresses of its own to listen on.
+fn has_listen_addresses(arguments: &Echoed, settings: &Settings) -> bool {
+    !arguments.listen.is_empty() || settings.listeners.values().any(|one| !one.listen.is_empty())
+}
+
+/// Takes the sockets that the starter of this process passed.
+fn take_sockets(
+    arguments: &Echoed,
+    settings: &Settings,
+    stdin: Option<StdinSocket>,
+) -> Result<ActivationFds, StartError> {
+    let stdin_name = arguments.listener.as_deref();
+    let has_addresses = has_listen_addresses(arguments, settings);
+    let fds = activation::take(Offer { stdin, stdin_name, has_addresses })?;
+    let problem = match fds.sockets {
+        Sockets::Connection(_) | Sockets::StdinListener(_) => return Ok(fds),
+        Sockets::Listeners(_) => "the listening sockets from systemd have names of their own (FileDescriptorName=)",
+        Sockets::Nothing if has_addresses => {
+            "with --listen or listen keys it has no effect: they name their listeners themselves"
+        }
+        Sockets::Nothing => "no connection was handed over, and stdin is not a socket",
+    };
+    match stdin_name {
+        Some(name) => Err(StartError::Usage(format!("--listener {name}: {problem}; leave the option out"))),
+        None => Ok(fds),
+    }
+}
+
 /// Listening sockets, each with the name of its listener.
 type Named = Vec<(String, OwnedFd)>;
 
@@ -247,7 +288,7 @@ fn serve_listeners(server: &Server, settings: &Settings, named: Named, log: &Lev
     Ok(())
 }
 
-/// Serves a connection that systemd accepted.
+/// Serves a connection that the starter of this process accepted.
 fn serve_connection(
     server: &Server,
     settings: &Settings,
@@ -258,7 +299,7 @@ fn serve_connection(
     let name = arguments.listener.as_deref().unwrap_or(&connection.name);
     note_missing_sections(settings, [name], log);
     let served = server.adopt(connection.socket, name, settings.listener_settings(name));
-    served.map_err(|error| StartError::system("cannot serve the connection from systemd", error))
+    served.map_err(|error| StartError::system("cannot serve the connection that was handed over", error))
 }
 
 /// Logs which names have no section of their own; `echo` needs none.

@@ -10,15 +10,23 @@ use echoed::systemd::activation;
 /// Bad configuration (EX_CONFIG of sysexits.h).
 const EX_CONFIG: u8 = 78;
 
+/// Bad command line, as clap has it.
+const USAGE: u8 = 2;
+
 /// A system call failed (EX_OSERR of sysexits.h).
 pub(crate) const EX_OSERR: u8 = 71;
 
 /// Why the daemon does not start.
 #[derive(Debug)]
 pub(crate) enum StartError {
+    /// An option does not fit how the daemon was started.
+    Usage(String),
     Configuration(config::Error),
     Activation(activation::Error),
-    System { what: String, error: io::Error },
+    System {
+        what: String,
+        error: io::Error,
+    },
 }
 
 impl StartError {
@@ -28,7 +36,9 @@ impl StartError {
 
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
+            Self::Usage(_) => USAGE,
             Self::Configuration(_) => EX_CONFIG,
+            Self::Activation(error) if error.is_configuration() => EX_CONFIG,
             Self::Activation(_) | Self::System { .. } => EX_OSERR,
         })
     }
@@ -49,6 +59,7 @@ impl From<activation::Error> for StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Usage(problem) => f.write_str(problem),
             // Begins with the file and the position in it.
             Self::Configuration(error) => error.fmt(f),
             Self::Activation(error) => error.fmt(f),

@@ -51,6 +51,8 @@ pub(crate) enum RunMode {
     Standalone,
     /// When it is not used; the manager starts it again with the next client.
     Activated,
+    /// The same, with a listening socket on stdin. Its starter (inetd) stores no connections for the next process.
+    Stdin,
     /// With the one connection that it was started for.
     SingleConnection,
 }
@@ -60,15 +62,23 @@ impl RunMode {
         match sockets {
             Sockets::Nothing => Self::Standalone,
             Sockets::Listeners(_) => Self::Activated,
+            Sockets::StdinListener(_) => Self::Stdin,
             Sockets::Connection(_) => Self::SingleConnection,
         }
+    }
+
+    /// Returns whether the process ends when it has been idle for long enough.
+    fn ends_when_idle(self) -> bool {
+        matches!(self, Self::Activated | Self::Stdin)
     }
 
     /// Preallocates the table of descriptors for all connections that there may be by these settings, and returns how many
     /// descriptors there can be. `workers` is how many workers run.
     pub(crate) fn preallocate_fd_table(self, settings: &Settings, workers: usize) -> FdBudget {
         match self {
-            Self::Standalone | Self::Activated => rlimit::preallocate_fd_table(settings.limits.connections, workers),
+            Self::Standalone | Self::Activated | Self::Stdin => {
+                rlimit::preallocate_fd_table(settings.limits.connections, workers)
+            }
             Self::SingleConnection => FdBudget::of(1, workers),
         }
     }
@@ -120,7 +130,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
             name = self.handle_signals(signals) => ExitReason::Signal(name),
             () = self.server.all_listeners_failed() => ExitReason::ListenersFailed,
             () = self.server.wait_until_idle(), if self.mode == RunMode::SingleConnection => ExitReason::ConnectionEnded,
-            time = self.wait_until_idle(), if self.mode == RunMode::Activated => ExitReason::Idle(time),
+            time = self.wait_until_idle(), if self.mode.ends_when_idle() => ExitReason::Idle(time),
             never = self.ping_watchdog() => match never {},
             never = self.update_status() => match never {},
         }

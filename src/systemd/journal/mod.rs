@@ -31,6 +31,8 @@ use std::time::{Duration, Instant};
 use queue::{LogQueue, WriterTask};
 use sink::Sink;
 
+use super::activation::is_stderr_withheld;
+
 pub use native::JOURNAL_PATH;
 pub use sink::is_stderr;
 
@@ -146,9 +148,14 @@ pub enum LogTarget {
 }
 
 impl LogTarget {
-    /// stderr: the journal, if stderr leads there.
+    /// stderr: the journal, if stderr leads there. Where stderr is withheld, because it is a client's connection: the
+    /// journal, if it can be reached, or nowhere.
     #[must_use]
     pub fn of_stderr() -> Self {
+        if is_stderr_withheld() {
+            let nowhere = Box::new(io::sink());
+            return if native::is_reachable() { Self::Journal(nowhere) } else { Self::Lines(nowhere) };
+        }
         let stderr = Box::new(io::stderr());
         if is_stderr(env::var("JOURNAL_STREAM").ok().as_deref()) { Self::Journal(stderr) } else { Self::Lines(stderr) }
     }

@@ -26,6 +26,11 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 /// Where journald listens.
 pub const JOURNAL_PATH: &str = "/run/systemd/journal/socket";
 
+/// Returns whether there is a journald to write to.
+pub(super) fn is_reachable() -> bool {
+    UnixDatagram::unbound().is_ok_and(|socket| socket.connect(JOURNAL_PATH).is_ok())
+}
+
 /// How long journald may take before it is an error that it takes nothing.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 

@@ -1,0 +1,92 @@
+//! A socket on stdin, as inetd(8) and its like pass it, and systemd with `StandardInput=socket`.
+//!
+//! Such a starter often makes the same socket stdout and stderr. What is written there would be sent to the client, so
+//! nothing is: from the first moment on, stderr leads nowhere, and the log goes to the journal or nowhere.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{Mode, OFlags, fstat, open};
+use rustix::net::{getsockname, sockopt};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+
+use super::socket::is_unnamed_unix;
+
+/// Whether stderr was the socket on stdin, and leads nowhere.
+static STDERR_IS_WITHHELD: AtomicBool = AtomicBool::new(false);
+
+/// Returns whether nothing may be written to stderr, because it is the socket on stdin.
+#[must_use]
+pub fn is_stderr_withheld() -> bool {
+    STDERR_IS_WITHHELD.load(Ordering::Relaxed)
+}
+
+/// The socket on stdin, to be served or [given back](StdinSocket::give_back).
+#[derive(Debug)]
+#[must_use]
+pub struct StdinSocket {
+    /// What stderr was, if it was the same socket.
+    stderr: Option<OwnedFd>,
+}
+
+impl StdinSocket {
+    /// Returns the socket on stdin, if there is one that may be served. If it is stderr as well, stderr leads nowhere
+    /// from now on. To be called before there is a second thread, and before anything is written.
+    ///
+    /// A Unix socket without a name counts only if `counts_unnamed`: runtimes such as Node give their children an end of
+    /// such a pair as stdin.
+    pub fn find(counts_unnamed: bool) -> Option<Self> {
+        let stdin = io::stdin();
+        sockopt::socket_type(&stdin).ok()?;
+        if !counts_unnamed && getsockname(&stdin).is_ok_and(|name| is_unnamed_unix(&name)) {
+            return None;
+        }
+        let stderr = is_same_file(&stdin, io::stderr()).then(withhold_stderr).flatten();
+        Some(Self { stderr })
+    }
+
+    /// Leaves the socket on stdin alone, which is not to be served. stderr is what it was.
+    pub fn give_back(self) {
+        if self.stderr.is_some_and(|stderr| dup2_stderr(stderr).is_ok()) {
+            STDERR_IS_WITHHELD.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the socket. Afterwards neither stdin nor stdout is this socket, so that it is closed when the one that is
+    /// returned is.
+    ///
+    /// # Errors
+    /// Returns an error if there are not enough descriptors.
+    pub(super) fn take(self) -> io::Result<OwnedFd> {
+        let socket = io::stdin().as_fd().try_clone_to_owned()?;
+        let nowhere = open_nowhere()?;
+        if is_same_file(&socket, io::stdout()) {
+            dup2_stdout(&nowhere)?;
+        }
+        dup2_stdin(&nowhere)?;
+        Ok(socket)
+    }
+}
+
+/// Makes stderr lead nowhere. Returns what it was, if that can be kept.
+fn withhold_stderr() -> Option<OwnedFd> {
+    STDERR_IS_WITHHELD.store(true, Ordering::Relaxed);
+    let kept = io::stderr().as_fd().try_clone_to_owned().ok()?;
+    dup2_stderr(open_nowhere().ok()?).ok()?;
+    Some(kept)
+}
+
+/// Returns /dev/null, or where there is none, a pipe that no process reads.
+fn open_nowhere() -> io::Result<OwnedFd> {
+    match open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(null) => Ok(null),
+        Err(_) => Ok(pipe_with(PipeFlags::CLOEXEC)?.1),
+    }
+}
+
+fn is_same_file(one: impl AsFd, other: impl AsFd) -> bool {
+    let identity = |file: rustix::fs::Stat| (file.st_dev, file.st_ino);
+    matches!((fstat(one), fstat(other)), (Ok(one), Ok(other)) if identity(one) == identity(other))
+}
