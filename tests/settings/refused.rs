@@ -230,6 +230,7 @@ fn invalid_listener_names_are_refused() {
     check_refusals(&[
         ("[listener.metrics]\n", "1:11", "metrics is not the name of an echo listener"),
         ("[listener.handover]\n", "1:11", "handover is not the name of an echo listener"),
+        ("[listener.stored]\n", "1:11", "stored is not the name of an echo listener"),
         ("[listener.\"a b\"]\n", "1:11", "\"a b\" is no name: letters, digits and _ . @ - make one"),
         ("[listener.\"\"]\n", "1:11", "\"\" is no name"),
         ("[listener]\n\"\u{e9}\" = {}\n", "2:1", "\"\u{e9}\" is no name"),

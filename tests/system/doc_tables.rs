@@ -293,6 +293,35 @@ fn each_exit_code_is_as_documented(machine: &Machine) {
         let ended = machine.run(command);
         assert_eq!(ended.code, Some(code), "{command}: {}", ended.output);
     }
+
+    // A socket of a type that is not served. It is tried again, ever more slowly, and clients wait.
+    let row = &table[3][1];
+    machine.sh("systemctl stop echoed.socket");
+    machine.edit("echoed.socket", "[Socket]\nListenFIFO=/run/echoed.fifo\n");
+    assert!(row.contains("`ListenFIFO=`"), "{row}");
+    machine.sh("systemctl start echoed.socket");
+    let mut peer = machine.connect(ADDRESS);
+    peer.send("a\t");
+    machine.wait_for_property("echoed.service", "ExecMainStatus", "78");
+    let line = "not started: descriptor . .echo. from systemd: it is not a socket that echoed knows; ListenFIFO=";
+    machine.wait_for_journal(&format!("--unit=echoed.service --grep='{line}'"));
+    assert_eq!(machine.property("echoed.socket", "ActiveState"), "active");
+    machine.sh("rm -r /etc/systemd/system/echoed.socket.d; systemctl daemon-reload");
+    machine.sh("systemctl stop echoed.service echoed.socket; systemctl start echoed.socket");
+    machine.connect(ADDRESS).exchange("a");
+
+    // A wrapper that forks.
+    machine.sh("systemctl stop echoed.service");
+    machine.edit("echoed.service", "[Service]\nExecStart=\nExecStart=/usr/lib/wrapper\nRootDirectory=\nNoExecPaths=\n");
+    machine.write("/usr/lib/wrapper", "#!/bin/sh\n/usr/sbin/echoed; exit $?\n");
+    machine.sh("chmod 755 /usr/lib/wrapper");
+    let mut peer = machine.connect(ADDRESS);
+    peer.send("a\t");
+    machine.wait_for_property("echoed.service", "ExecMainStatus", "78");
+    machine
+        .wait_for_journal("--unit=echoed.service --grep='are for process [0-9]* .LISTEN_PID., not for this process'");
+    machine.write("/usr/lib/wrapper", "#!/bin/sh\nexec /usr/sbin/echoed\n");
+    peer.expect("server got:a\t");
 }
 
 fn each_systemd_version_has_the_documented_features(machine: &Machine) {

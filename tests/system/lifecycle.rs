@@ -28,6 +28,30 @@ fn the_first_connection_starts_the_service(machine: &Machine) {
         assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
         machine.sh("systemctl stop echoed.service echoed.socket");
     }
+    a_socket_on_stdin_is_served_and_the_log_is_in_the_journal(machine);
+}
+
+/// `StandardInput=socket` makes the socket also stdout and stderr: for one process, and for one of each connection.
+fn a_socket_on_stdin_is_served_and_the_log_is_in_the_journal(machine: &Machine) {
+    const ONE_SOCKET: &str = "[Socket]\nListenStream=\nListenStream=127.0.0.1:8085\n";
+    machine.configure("[log]\nlevel = 'debug'\n");
+    for unit in ["echoed.service", "echoed@.service"] {
+        let accept = unit == "echoed@.service";
+        machine.edit("echoed.socket", &format!("{ONE_SOCKET}Accept={}\n", if accept { "yes" } else { "no" }));
+        machine.edit(unit, "[Service]\nExecStart=\nExecStart=/usr/sbin/echoed\nStandardInput=socket\n");
+        machine.sh("systemctl start echoed.socket");
+        let mut peer = machine.connect(TCP);
+        peer.exchange("aaaa");
+        let process = machine.daemon_pid().map(|pid| machine.pid_inside(pid)).expect("it serves");
+        let descriptors =
+            machine.sh(&format!("readlink /proc/{process}/fd/0 /proc/{process}/fd/1 /proc/{process}/fd/2"));
+        assert_eq!(descriptors, "/dev/null\n".repeat(3), "{unit}");
+        peer.shutdown();
+        peer.expect_close();
+        let entry = machine.wait_for_journal(&format!("_PID={process} VERDICT=peer-closed"));
+        assert!(entry.contains("1 messages"), "{unit}: {entry}");
+        machine.sh("systemctl stop echoed.socket; systemctl stop echoed.service");
+    }
 }
 
 fn a_reload_applies_to_new_connections(machine: &Machine) {
