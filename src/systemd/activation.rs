@@ -38,9 +38,9 @@ const METRICS: &str = "metrics";
 /// The name of a socket on stdin, unless another one is given.
 const STDIN_NAME: &str = "echo";
 
-/// What the process has beside what was handed over.
+/// What the process may listen on where systemd passed it no sockets.
 #[derive(Debug, Default)]
-pub struct Offer<'a> {
+pub struct Fallback<'a> {
     /// The socket on stdin, if there is one.
     pub stdin: Option<StdinSocket>,
     /// The name for that socket.
@@ -88,8 +88,8 @@ pub struct NamedSocket {
 /// # Errors
 /// Returns an error if something was handed over that cannot be served, or if sockets were handed over to another
 /// process, and this one has nothing to listen on.
-pub fn take(offer: Offer<'_>) -> Result<ActivationFds, Error> {
-    let Offer { stdin, stdin_name, has_addresses } = offer;
+pub fn take(fallback: Fallback<'_>) -> Result<ActivationFds, Error> {
+    let Fallback { stdin, stdin_name, has_addresses } = fallback;
     let own_pid = process::id();
     let passed = Variables::of_this_process().interpret(own_pid).map_err(Error::Environment)?;
     let is_stdin_served = !has_addresses && !matches!(passed, Passed::ToUs { .. });

@@ -23,7 +23,9 @@ use echoed::config::{Service, Settings};
 use echoed::rlimit::FdBudget;
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
-use echoed::systemd::activation::{self, ActivationFds, NamedSocket, Offer, Sockets, StdinSocket, is_stderr_withheld};
+use echoed::systemd::activation::{
+    self, ActivationFds, Fallback, NamedSocket, Sockets, StdinSocket, is_stderr_withheld,
+};
 use echoed::systemd::journal::JOURNAL_PATH;
 use echoed::systemd::{fdstore, notify};
 use tokio::{runtime, time};
@@ -235,7 +237,7 @@ fn take_sockets(
 ) -> Result<ActivationFds, StartError> {
     let stdin_name = arguments.listener.as_deref();
     let has_addresses = has_listen_addresses(arguments, settings);
-    let fds = activation::take(Offer { stdin, stdin_name, has_addresses })?;
+    let fds = activation::take(Fallback { stdin, stdin_name, has_addresses })?;
     let problem = match fds.sockets {
         Sockets::Connection(_) | Sockets::StdinListener(_) => return Ok(fds),
         Sockets::Listeners(_) => "the listening sockets from systemd have names of their own (FileDescriptorName=)",

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
-use echoed::systemd::activation::{self, ActivationFds, Sockets};
+use echoed::systemd::activation::{self, ActivationFds, Fallback, Sockets};
 use echoed::systemd::fdstore::{self, StoredConnection};
 use echoed::systemd::notify;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -73,7 +73,8 @@ pub fn is_requested() -> bool {
 
 /// Tampers, and waits for its end.
 pub fn run() -> ! {
-    let ActivationFds { sockets, bundles, .. } = activation::take().expect("the sockets are in order");
+    let ActivationFds { sockets, bundles, .. } =
+        activation::take(Fallback::default()).expect("the sockets are in order");
     let Sockets::Listeners(listeners) = sockets else { panic!("there are listening sockets") };
     let connections = fdstore::unpack(bundles).connections;
     fdstore::remove().expect("systemd listens");
