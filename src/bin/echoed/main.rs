@@ -47,7 +47,8 @@ const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     abort_on_panic();
-    // Before anything can be written to stderr, which may be a client's connection.
+    // Before anything can be written to stderr, which may be a client's connection. So the option is looked for by hand:
+    // clap writes there what is wrong with it.
     let stdin =
         StdinSocket::find(env::args_os().any(|argument| argument.as_encoded_bytes().starts_with(b"--listener")));
     let result = match Echoed::try_parse() {
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Echoed, mut stdin: Option<StdinSocket>) -> Result<ExitCode, StartError> {
-    // Whoever has a place to listen on, or only prints, may read stderr although it is a socket.
+    // Then stdin is not served, and stderr is a log like any other, also for mistakes in the settings.
     if !arguments.serves() || !arguments.listen.is_empty() {
         stdin.take().into_iter().for_each(StdinSocket::give_back);
     }
