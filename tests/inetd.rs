@@ -444,7 +444,7 @@ fn a_socket_on_stdin_is_left_alone_where_systemd_passed_sockets() {
         .stdin(copy(&connection))
         .stdout(OwnedFd::from(listener));
     let daemon = Daemon::spawn_with_stdio(&mut command, "", &[]);
-    drop(connection);
+    drop((command, connection));
     daemon.wait_for_log("listening on");
     Peer::connect(&address).exchange("a");
     peer.send("a\t");
