@@ -36,6 +36,7 @@ const OPERATIONS_SKIPS: Skips = &[
     (Line("make"), "it was built already"),
     (Below("Packages"), "tests/packages does it"),
     (Line("journalctl -u echoed.service -f"), "it does not end"),
+    (Below("Started by inetd, stunnel and others"), "tests/inetd and lifecycle have them start it"),
 ];
 const SETTINGS_SKIPS: Skips = &[
     (Line("[defaults.deadlines]"), "tests/etc/page.rs does it"),
