@@ -1,6 +1,6 @@
-//! A socket on stdin: a connection (inetd's `nowait`) is served until it ends, a listening socket (`wait`) until it is idle,
-//! and nothing but replies is written to either. Here with sockets that the tests make; [`starters`] has the programs that
-//! pass such sockets.
+//! A socket on stdin: a connection (inetd's `nowait`) is served until it ends, a listening socket (`wait`) until it is
+//! idle, and nothing but replies is written to either. Here with sockets that the tests make; [`starters`] has the
+//! programs that pass such sockets.
 
 mod common;
 #[path = "inetd/starters.rs"]

@@ -1,5 +1,5 @@
-//! The daemon. Joins what the modules of the library know nothing of each other: sockets from its starter go to the server,
-//! its events to the log, signals end it. Reads from top to bottom.
+//! The daemon. Joins what the modules of the library know nothing of each other: sockets from its starter go to the
+//! server, its events to the log, signals end it. Reads from top to bottom.
 
 mod handover;
 mod log;
@@ -47,8 +47,8 @@ const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     abort_on_panic();
-    // Before anything can be written to stderr, which may be a client's connection. So the option is looked for by hand:
-    // clap writes there what is wrong with it.
+    // Before anything can be written to stderr, which may be a client's connection. So the option is looked for by
+    // hand: clap writes there what is wrong with it.
     let stdin =
         StdinSocket::find(env::args_os().any(|argument| argument.as_encoded_bytes().starts_with(b"--listener")));
     let result = match Echoed::try_parse() {

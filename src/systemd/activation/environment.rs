@@ -50,8 +50,8 @@ impl Variables {
         }
     }
 
-    /// Interprets the variables for the process with this PID. Without `LISTEN_PID`, descriptors are for any process, as in
-    /// listenfd (`systemfd --no-pid`).
+    /// Interprets the variables for the process with this PID. Without `LISTEN_PID`, descriptors are for any process,
+    /// as in listenfd (`systemfd --no-pid`).
     ///
     /// # Errors
     /// Returns an error if a variable is invalid, or if they contradict each other. Those for another process are not

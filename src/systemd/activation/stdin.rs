@@ -35,8 +35,8 @@ impl StdinSocket {
     /// Returns the socket on stdin, if there is one that may be served. If it is stderr as well, stderr leads nowhere
     /// from now on. To be called before there is a second thread, and before anything is written.
     ///
-    /// A Unix socket without a name counts only if `counts_unnamed`: runtimes such as Node give their children an end of
-    /// such a pair as stdin.
+    /// A Unix socket without a name counts only if `counts_unnamed`: runtimes such as Node give their children an end
+    /// of such a pair as stdin.
     pub fn find(counts_unnamed: bool) -> Option<Self> {
         let stdin = io::stdin();
         sockopt::socket_type(&stdin).ok()?;
