@@ -1,6 +1,7 @@
 //! Accepting: one task for each listener, all on the first worker, for all workers. (A listener that every worker polls
 //! wakes all of them for each connection.) A permit is acquired before a connection is accepted, so that connections
-//! that do not fit wait in the kernel's backlog.
+//! that do not fit wait in the kernel's backlog: but one, if an idle connection may be closed for it (`reclaim.rs`). That
+//! depends on its source, which accept(2) tells.
 
 use std::future::pending;
 use std::io::{self, ErrorKind};
@@ -128,7 +129,7 @@ pub(crate) async fn accept(
         }
         let (mut accepting, mut failure) = (false, None);
         for _ in 0..BATCH {
-            let Some(permit) = dispatcher.admission.try_acquire(listener.awaits_header()) else { break };
+            let Some(permit) = dispatcher.try_acquire(&listener) else { break };
             let error = match socket.try_io(Interest::READABLE, || accept_one(socket)) {
                 Ok((socket, from)) => {
                     backoff.record_success();
@@ -272,6 +273,19 @@ impl Dispatcher {
         });
     }
 
+    /// Returns a permit for one more connection of this listener, or one to be if an idle connection may be closed for it.
+    fn try_acquire(&self, listener: &Listener) -> Option<Permit> {
+        let undecided =
+            || self.decides_before_reclaim(listener).then(|| self.admission.try_accept_undecided()).flatten();
+        self.admission.try_acquire(listener.awaits_header()).or_else(undecided)
+    }
+
+    /// Returns whether connections are accepted without a permit, so that no other is closed for one that is refused. One that
+    /// has to begin with a PROXY header may take its time until its source is known, so it needs a permit before.
+    fn decides_before_reclaim(&self, listener: &Listener) -> bool {
+        self.reclaimer.is_on() && !listener.awaits_header()
+    }
+
     /// Claims the slot that is pending, and then acquires a permit again. A closed connection counts against its source
     /// until its worker has processed the close, so this first waits for a barrier on every worker.
     ///
@@ -314,13 +328,14 @@ impl Dispatcher {
         }
     }
 
-    /// Waits until a permit is available for a connection that `socket` accepts. While all are taken and a client waits,
-    /// closes idle connections.
+    /// Waits until [`Dispatcher::try_acquire`] returns something for a connection that `socket` accepts: while all permits are
+    /// taken, not before a client waits.
     async fn wait_for_permit(&self, socket: &UnixStream, listener: &ListenerHandle) {
         loop {
             let mut ended = pin!(self.admission.connection_ended().notified());
             ended.as_mut().enable();
-            let Some(shortage) = self.admission.shortage(listener.load().awaits_header()) else { return };
+            let listener = listener.load();
+            let Some(shortage) = self.admission.shortage(listener.awaits_header()) else { return };
             self.admission.report_shortage(shortage, |event| (self.handle_event)(event));
             if shortage != Shortage::Connections || !self.reclaimer.is_on() {
                 ended.await;
@@ -330,9 +345,15 @@ impl Dispatcher {
                 () = &mut ended => continue,
                 () = client_waits(socket) => {}
             }
-            // It notifies this as well, as soon as its permit is free.
-            self.reclaim_one().await;
-            let _ = time::timeout(reclaim::RETRY, ended).await;
+            if !self.decides_before_reclaim(&listener) {
+                // It notifies this as well, as soon as its permit is free.
+                self.reclaim_one().await;
+                let _ = time::timeout(reclaim::RETRY, ended).await;
+            } else if self.admission.may_accept_undecided() {
+                return;
+            } else {
+                ended.await;
+            }
         }
     }
 

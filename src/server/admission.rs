@@ -23,8 +23,8 @@ use crate::config::Limits;
 /// `limits.connections`; beyond that number, they are closed without a final reply.
 const MAX_REFUSED: usize = 64;
 
-/// How many connections may wait at once for a decision on their source before accepting waits for it. They do not
-/// count against `limits.connections` either. A decision takes as long as the workers need to process their events.
+/// How many connections may wait at once for a decision on their source, and then for a permit, before accepting waits for it.
+/// They do not count against `limits.connections` either. A decision takes as long as the workers need to process their events.
 const MAX_PENDING: usize = 32;
 
 /// The part of `limits.connections` that may await their PROXY header at once.
@@ -40,9 +40,10 @@ pub(crate) struct Admission {
     open: AtomicUsize,
     /// Connections that await their PROXY header.
     awaiting_header: AtomicUsize,
-    /// Connections that were accepted and have given their permit back, since their source is at its limit.
+    /// Connections that were accepted and have no permit: they have given it back, since their source is at its limit, or there
+    /// was none.
     pending: AtomicUsize,
-    /// Those of them whose source turned out to have room. The next permits are theirs.
+    /// Those of them whose source has room. The next permits are theirs.
     reserved: AtomicUsize,
     /// Refused connections that are not closed yet.
     refused: AtomicUsize,
@@ -144,6 +145,19 @@ impl Admission {
             return None;
         }
         Some(Permit { admission: Arc::clone(self), state, memory: 0 })
+    }
+
+    /// Returns a permit to be, for a connection that is accepted while all permits are taken: so its source is known before
+    /// another connection is closed for it. It is one once it was claimed, decided and reacquired. `None` if another connection
+    /// waits for the next permit, or as many as may for a decision.
+    pub(crate) fn try_accept_undecided(self: &Arc<Self>) -> Option<Permit> {
+        let accepted = self.may_accept_undecided() && increment_below(&self.pending, MAX_PENDING);
+        accepted.then(|| Permit { admission: Arc::clone(self), state: PermitState::Undecided, memory: 0 })
+    }
+
+    /// Returns whether [`Admission::try_accept_undecided`] would return one.
+    pub(crate) fn may_accept_undecided(&self) -> bool {
+        self.reserved.load(Ordering::SeqCst) == 0 && self.pending.load(Ordering::SeqCst) < MAX_PENDING
     }
 
     /// Acquires a permit for a connection that the previous process accepted. It counts, but no limit is checked.

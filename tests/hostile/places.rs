@@ -99,6 +99,30 @@ fn only_an_idle_connection_is_closed_for_another_client() {
 }
 
 #[test]
+fn no_connection_is_closed_for_a_client_that_is_refused() {
+    let refusal = "server error:too many connections from this source (limit 1)";
+    // All users count, and no loopback address does.
+    let limits = "[service]\nworkers = 2\n[limits]\nconnections = 5\nconnections_per_source = 1\n";
+    let addresses = ["DIR/stream", "seqpacket:DIR/packets", "127.0.0.1:0"];
+    let daemon = Daemon::start_with(limits, &addresses.map(|address| ["--listen", address]).concat());
+    let [unix, packets, tcp] = daemon.addresses().try_into().expect("there are three");
+    let mut first = Peer::connect(&unix);
+    let mut holders: Vec<_> = (0..4).map(|_| Peer::connect(&tcp)).collect();
+    holders.iter_mut().chain([&mut first]).for_each(|peer| peer.exchange("holder"));
+    for _ in 0..20 {
+        assert_eq!(Peer::connect(&unix).read_to_end(), format!("{refusal}\t").into_bytes());
+        PacketPeer::connect(&packets).expect(refusal);
+    }
+    let start = common::now();
+    holders.iter_mut().chain([&mut first]).for_each(|peer| peer.exchange("still served"));
+    Peer::connect(&tcp).exchange("served");
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    drop((first, holders));
+    let log = daemon.stop();
+    assert_eq!(log.iter().filter(|line| line.contains("ended: reclaimed")).count(), 1, "{log:#?}");
+}
+
+#[test]
 fn no_connection_of_a_listener_without_an_idle_deadline_is_closed_for_another_client() {
     let (daemon, address, mut holders) = start_full("[defaults]\ndeadlines.idle = 'off'\n");
     let mut waiting = Peer::connect(&address);

@@ -23,11 +23,13 @@ pub(super) enum PermitState {
     Serving(Option<SourceSlot>),
     /// The connection awaits its PROXY header, and counts for no source before.
     AwaitingHeader,
+    /// It was accepted while all permits were taken, and its source is not known yet.
+    Undecided,
     /// It was given back while it is decided whether the source has room, since the connection may be refused. The slot
     /// is pending.
     Pending(Source),
-    /// The source has room: the slot is held. The next permit that is released is this one's.
-    Reserved(Source),
+    /// The source has room: the slot is held, if there is a source. The next permit that is released is this one's.
+    Reserved(Option<Source>),
     /// The source has no room: there is no slot.
     Rejected,
     Refused,
@@ -38,22 +40,28 @@ impl Permit {
     /// Claims a slot of this source, and releases the slot that it had before. The connection no longer counts as one
     /// that awaits its PROXY header. Returns `false` if the slot is pending: then the permit is given back to others
     /// until [`Permit::decide`] and [`Permit::try_reacquire`]. Until then, later connections of that source are pending as
-    /// well.
+    /// well. The same if there was no permit yet.
     pub(crate) fn claim(&mut self, source: Option<Source>) -> bool {
         self.stop_awaiting_header();
         self.release_source();
-        let Some(source) = source else { return true };
-        match self.admission.sources.claim(source) {
-            slot @ SourceSlot::Held(_) => {
-                self.state = PermitState::Serving(Some(slot));
+        let has_permit = !matches!(self.state, PermitState::Undecided);
+        match source.map(|source| self.admission.sources.claim(source)) {
+            Some(SourceSlot::Pending(source)) => {
+                if has_permit {
+                    // In this order, so that the connection is counted all the time.
+                    self.admission.pending.fetch_add(1, Ordering::SeqCst);
+                    self.admission.release_open();
+                    self.admission.connection_ended.notify_waiters();
+                }
+                self.state = PermitState::Pending(source);
+                false
+            }
+            slot if has_permit => {
+                self.state = PermitState::Serving(slot);
                 true
             }
-            SourceSlot::Pending(source) => {
-                // In this order, so that the connection is counted all the time.
-                self.admission.pending.fetch_add(1, Ordering::SeqCst);
-                self.state = PermitState::Pending(source);
-                self.admission.release_open();
-                self.admission.connection_ended.notify_waiters();
+            _ => {
+                self.reserve(source);
                 false
             }
         }
@@ -67,9 +75,14 @@ impl Permit {
         let PermitState::Pending(source) = self.state else { return Ok(()) };
         self.state = PermitState::Rejected;
         self.admission.sources.claim_or_refuse(source)?;
+        self.reserve(Some(source));
+        Ok(())
+    }
+
+    /// Reserves the next permit for a connection that holds a slot of its source, if it has one.
+    fn reserve(&mut self, source: Option<Source>) {
         self.admission.reserved.fetch_add(1, Ordering::SeqCst);
         self.state = PermitState::Reserved(source);
-        Ok(())
     }
 
     /// Acquires a permit for a connection whose source has room. Returns whether it has one. No new connection is accepted
@@ -93,7 +106,7 @@ impl Permit {
 
     fn end_reservation(&mut self) {
         if let PermitState::Reserved(source) = self.state {
-            self.state = PermitState::Serving(Some(SourceSlot::Held(source)));
+            self.state = PermitState::Serving(source.map(SourceSlot::Held));
             self.admission.reserved.fetch_sub(1, Ordering::SeqCst);
             self.admission.pending.fetch_sub(1, Ordering::SeqCst);
             // Acceptors may have waited for this.
@@ -155,8 +168,15 @@ impl Permit {
     /// Releases the permit unused. Notifies no acceptor, since no connection has ended: the one that releases it would
     /// take that for a reason to try again. A connection that waits for its reserved permit has to hear of it.
     pub(crate) fn release_unused(mut self) {
-        if let PermitState::AwaitingHeader = mem::replace(&mut self.state, PermitState::Released) {
-            self.admission.awaiting_header.fetch_sub(1, Ordering::SeqCst);
+        match mem::replace(&mut self.state, PermitState::Released) {
+            PermitState::Undecided => {
+                self.admission.pending.fetch_sub(1, Ordering::SeqCst);
+                return;
+            }
+            PermitState::AwaitingHeader => {
+                self.admission.awaiting_header.fetch_sub(1, Ordering::SeqCst);
+            }
+            _ => {}
         }
         self.admission.open.fetch_sub(1, Ordering::SeqCst);
         if self.admission.reserved.load(Ordering::SeqCst) > 0 {
@@ -186,11 +206,13 @@ impl Permit {
                 admission.pending.fetch_sub(1, Ordering::SeqCst);
             }
             PermitState::Reserved(source) => {
-                admission.sources.release(SourceSlot::Held(source));
+                if let Some(source) = source {
+                    admission.sources.release(SourceSlot::Held(source));
+                }
                 admission.reserved.fetch_sub(1, Ordering::SeqCst);
                 admission.pending.fetch_sub(1, Ordering::SeqCst);
             }
-            PermitState::Rejected => {
+            PermitState::Undecided | PermitState::Rejected => {
                 admission.pending.fetch_sub(1, Ordering::SeqCst);
             }
             PermitState::Refused => {

@@ -114,7 +114,7 @@ impl SourceLimits {
     ///
     /// # Errors
     /// Returns an error if there is no room.
-    pub(super) fn claim_or_refuse(&self, source: Source) -> Result<SourceSlot, Verdict> {
+    pub(super) fn claim_or_refuse(&self, source: Source) -> Result<(), Verdict> {
         let mut all = self.usage();
         let usage = all.entry(source).or_default();
         usage.pending -= 1;
@@ -123,7 +123,7 @@ impl SourceLimits {
             return Err(Verdict::TooMany { limit });
         }
         usage.held += 1;
-        Ok(SourceSlot::Held(source))
+        Ok(())
     }
 
     /// Releases a slot.

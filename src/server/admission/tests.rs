@@ -152,6 +152,36 @@ fn the_next_permit_belongs_to_the_connection_whose_source_turned_out_to_have_roo
 }
 
 #[test]
+fn while_all_permits_are_taken_one_connection_waits_for_the_next_and_those_without_room_are_refused() {
+    let admission = admission(1, 1);
+    let first = claimed(&admission, v4(1)).unwrap();
+    let accept = || admission.try_accept_undecided();
+    let mut refused: Vec<_> = (0..MAX_PENDING).map(|_| accept().unwrap()).collect();
+    assert!(accept().is_none(), "as many as may wait for a decision");
+    for permit in &mut refused {
+        assert!(!permit.claim(Some(v4(1))));
+        assert_eq!(permit.decide(), Err(Verdict::TooMany { limit: 1 }));
+    }
+    drop(refused);
+    for source in [Some(v4(2)), None] {
+        let mut next = accept().unwrap();
+        assert!(!next.claim(source) && next.decide().is_ok() && !next.try_reacquire());
+        assert!(accept().is_none() && !admission.is_idle(), "it waits for the next permit");
+    }
+    let mut next = accept().unwrap();
+    assert!(!next.claim(Some(v4(2))));
+    drop(first);
+    assert!(admission.try_acquire(false).is_none(), "it would overtake the one that was accepted before");
+    assert!(next.try_reacquire());
+    assert_eq!(admission.open(), 1);
+    let unused = accept().unwrap();
+    unused.release_unused();
+    drop((accept(), next));
+    assert!(admission.is_idle() && admission.sources.len() == 0);
+    assert_eq!([&admission.pending, &admission.reserved].map(|count| count.load(Ordering::SeqCst)), [0, 0]);
+}
+
+#[test]
 fn a_quarter_of_all_connections_may_await_their_header_but_always_one() {
     for (connections, expected) in [(1, 1), (3, 1), (8, 2), (4096, 1024)] {
         let admission = admission(connections, 1);
