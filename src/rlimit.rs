@@ -8,10 +8,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Descriptors of a daemon for anything but connections: listeners, the first workers, the log and the like.
 const RESERVED_FDS: u64 = 64;
 
-/// How many descriptors that peers sent (SCM_RIGHTS, unix(7)) may wait to be closed, if the limit leaves as many.
+/// How many connections may be open at once without a permit: those that were refused or reclaimed and wait for their final
+/// reply to arrive, and those that wait for a decision on their source. They do not count against `limits.connections`.
+pub(crate) const MAX_UNPERMITTED: usize = 96;
+
+/// How many descriptors that peers sent (SCM_RIGHTS, unix(7)) may wait to be closed, and how many sockets of refused
+/// connections, if the limit leaves as many.
 pub const MAX_PEER_FDS: usize = 1024;
 
-/// How many of them may wait in any case: they come out of [`RESERVED_FDS`].
+/// How many of each may wait in any case: they come out of [`RESERVED_FDS`].
 const MIN_PEER_FDS: usize = 16;
 
 /// Descriptors for each worker: those of one message (SCM_MAX_FD, unix(7)), by which it may pass [`MAX_PEER_FDS`], and its
@@ -43,15 +48,24 @@ pub struct FdBudget {
     serving: u64,
     /// How many are for its workers.
     workers: u64,
+    /// How many times [`MAX_PEER_FDS`] may wait to be closed: descriptors of peers, and sockets of refused connections.
+    waiting_kinds: u64,
 }
 
 impl FdBudget {
     /// Returns the budget of a daemon with so many connections and workers, under the present limit.
     #[must_use]
     pub fn of(connections: usize, workers: usize) -> Self {
+        let serving = (RESERVED_FDS + MAX_UNPERMITTED as u64).saturating_add(connections as u64);
+        Self { serving, waiting_kinds: 2, ..Self::of_single_connection(workers) }
+    }
+
+    /// Returns the budget of a daemon that serves one connection and accepts none.
+    #[must_use]
+    pub fn of_single_connection(workers: usize) -> Self {
         let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let serving = RESERVED_FDS.saturating_add(connections as u64);
-        Self { allowed, serving, workers: WORKER_FDS.saturating_mul(workers as u64) }
+        let workers = WORKER_FDS.saturating_mul(workers as u64);
+        Self { allowed, serving: RESERVED_FDS + 1, workers, waiting_kinds: 1 }
     }
 
     /// Returns whether there are enough for all connections.
@@ -60,17 +74,17 @@ impl FdBudget {
         self.allowed >= self.serving
     }
 
-    /// Returns how many descriptors that peers sent may wait to be closed.
+    /// Returns how many descriptors that peers sent may wait to be closed, and how many sockets of refused connections.
     #[must_use]
     pub fn peer_fds(&self) -> usize {
-        let left = self.allowed.saturating_sub(self.serving).saturating_sub(self.workers);
+        let left = self.allowed.saturating_sub(self.serving).saturating_sub(self.workers) / self.waiting_kinds;
         usize::try_from(left).unwrap_or(usize::MAX).clamp(MIN_PEER_FDS, MAX_PEER_FDS)
     }
 
     /// Returns how many descriptors it needs for all of that.
     #[must_use]
     pub fn needed(&self) -> u64 {
-        self.serving.saturating_add(self.workers).saturating_add(MAX_PEER_FDS as u64)
+        self.serving.saturating_add(self.workers).saturating_add(self.waiting_kinds * MAX_PEER_FDS as u64)
     }
 }
 
@@ -100,18 +114,20 @@ mod tests {
     #[test]
     fn what_the_limit_leaves_is_for_descriptors_of_peers() {
         let peer_fds = |allowed| FdBudget { allowed, ..FdBudget::of(100, 2) }.peer_fds();
-        let others = 64 + 100 + 2 * 257;
-        assert_eq!(FdBudget::of(100, 2).needed(), others + 1024);
+        // Those of connections without a permit, and their sockets that wait to be closed, are as many in the worst case.
+        let others = 64 + 96 + 100 + 2 * 257;
+        assert_eq!(FdBudget::of(100, 2).needed(), others + 2 * 1024);
         for (allowed, expected) in [
             (u64::MAX, 1024),
-            (others + 1024, 1024),
-            (others + 1023, 1023),
-            (others + 16, 16),
-            (others + 15, 16),
+            (others + 2 * 1024, 1024),
+            (others + 2 * 1024 - 1, 1023),
+            (others + 2 * 16, 16),
+            (others + 2 * 16 - 1, 16),
             (others, 16),
             (0, 16),
         ] {
             assert_eq!(peer_fds(allowed), expected, "{allowed}");
         }
+        assert_eq!(FdBudget::of_single_connection(2).needed(), 64 + 1 + 2 * 257 + 1024);
     }
 }

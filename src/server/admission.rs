@@ -18,6 +18,7 @@ use self::sources::SourceLimits;
 use super::connection::clock;
 use super::event::Event;
 use crate::config::Limits;
+use crate::rlimit::MAX_UNPERMITTED;
 
 /// How many connections that were refused or reclaimed may wait at once for their final reply to arrive. They do not count against
 /// `limits.connections`; beyond that number, they are closed without a final reply.
@@ -26,6 +27,8 @@ const MAX_REFUSED: usize = 64;
 /// How many connections may wait at once for a decision on their source, and then for a permit, before accepting waits for it.
 /// They do not count against `limits.connections` either. A decision takes as long as the workers need to process their events.
 const MAX_PENDING: usize = 32;
+
+const _: () = assert!(MAX_REFUSED + MAX_PENDING == MAX_UNPERMITTED);
 
 /// The part of `limits.connections` that may await their PROXY header at once.
 const AWAITING_HEADER_PART: usize = 4;

@@ -79,7 +79,7 @@ impl RunMode {
             Self::Standalone | Self::Activated | Self::Stdin => {
                 rlimit::preallocate_fd_table(settings.limits.connections, workers)
             }
-            Self::SingleConnection => FdBudget::of(1, workers),
+            Self::SingleConnection => FdBudget::of_single_connection(workers),
         }
     }
 }
