@@ -3,33 +3,16 @@
 mod common;
 
 use std::fs;
-use std::io;
 use std::process::Command;
 use std::time::Duration;
 
 use common::{Daemon, Peer, ServiceManager, now};
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
-
-/// Leaves the daemon `more` descriptors beyond those that it has.
-fn leave_free_descriptors(daemon: &Daemon, more: usize) {
-    let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("it runs");
-    let number = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
-    let open: Vec<u64> = open.filter_map(number).collect();
-    // The limit is not on how many there are, but on the largest number (getrlimit(2)).
-    let limit = (0..).filter(|number| !open.contains(number)).nth(more);
-    set_limit(daemon, limit);
-}
-
-fn set_limit(daemon: &Daemon, current: Option<u64>) {
-    let pid = i32::try_from(daemon.pid()).ok().and_then(Pid::from_raw);
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).expect("it is ours");
-}
+use rustix::process::{Resource, Signal, getrlimit};
 
 /// A daemon that has used up its descriptors, the connections that it serves, and some that wait.
 fn start_without_free_descriptors() -> (Daemon, Vec<Peer>, Vec<Peer>) {
     let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
-    leave_free_descriptors(&daemon, 8);
+    daemon.leave_free_descriptors(8);
     let mut served: Vec<_> = (0..8).map(|_| daemon.connect()).collect();
     for peer in &mut served {
         peer.exchange("before");
@@ -87,7 +70,7 @@ fn waiting_clients_are_served_as_soon_as_a_descriptor_is_free() {
 #[test]
 fn waiting_clients_are_served_soon_after_the_nofile_limit_was_raised() {
     let (daemon, mut served, waiting) = start_without_free_descriptors();
-    set_limit(&daemon, getrlimit(Resource::Nofile).current);
+    daemon.set_nofile_limit(getrlimit(Resource::Nofile).current);
     for mut next in waiting {
         next.expect("server got:waiting\t");
         served.push(next);
@@ -105,7 +88,7 @@ fn watchdog_pings_and_reloads_work_while_no_descriptor_is_free() {
     let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "127.0.0.1:0"]);
     manager.expect_times("WATCHDOG=1", 1);
     let before = manager.expect_times("READY=1", 1).len();
-    leave_free_descriptors(&daemon, 0);
+    daemon.leave_free_descriptors(0);
     let _waiting = daemon.connect();
     daemon.wait_for_log("cannot accept");
     let pings = manager.notifications().iter().filter(|(_, message)| message[0] == "WATCHDOG=1").count();

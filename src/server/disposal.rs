@@ -8,7 +8,7 @@
 //! ```text
 //! connection ── descriptors ──► queue ──► disposal thread: SO_LINGER off ─► close ─► wake the connection
 //! connection ── socket, permit ──►  "      close ─► release the permit
-//! datagrams ─── copy of the socket ─►"     drop one datagram ─► close ─► wake the server of datagrams
+//! datagrams ── second descriptor ──►"      drop one datagram ─► wake the server of datagrams
 //! ```
 //!
 //! The queue is bounded by its users: a connection is not read while descriptors of it wait, and no more of them are
@@ -70,8 +70,8 @@ enum Item {
     Socket(OwnedFd, Option<ClosingPermit>),
     /// A connected socket, whose input is dropped before it is closed.
     Unread(OwnedFd),
-    /// A copy of a socket, whose next packet is dropped, and what to wake then.
-    Packet(OwnedFd, Waker),
+    /// A socket whose next packet is dropped, and what to wake then.
+    Packet(Arc<OwnedFd>, Waker),
 }
 
 impl fmt::Debug for Shared {
@@ -124,7 +124,7 @@ impl Disposal {
     }
 
     /// Has the next packet of `socket` dropped, and then `waker` woken. The socket is not to be read until then.
-    pub(crate) fn drop_packet(&self, socket: OwnedFd, waker: Waker) {
+    pub(crate) fn drop_packet(&self, socket: Arc<OwnedFd>, waker: Waker) {
         self.0.waiting.fetch_add(1, Ordering::SeqCst);
         self.push(Item::Packet(socket, waker));
     }

@@ -1,7 +1,7 @@
 //! The daemon as a child of the test, ended when it is dropped.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,7 +10,10 @@ use std::thread;
 
 use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, getpeername, getsockname};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, getrlimit, kill_process, pidfd_getfd, pidfd_open,
+    prlimit,
+};
 use tempfile::TempDir;
 
 use super::{Peer, TEST_TIMEOUT, now, skip_test};
@@ -178,6 +181,23 @@ impl Daemon {
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         let number = line.and_then(|line| line.split_whitespace().next()).expect("the field exists");
         number.parse().expect("it is a number")
+    }
+
+    /// Leaves it `more` descriptors beyond those that it has.
+    pub fn leave_free_descriptors(&self, more: usize) {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs");
+        let number = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
+        let open: Vec<u64> = open.filter_map(number).collect();
+        // The limit is not on how many there are, but on the largest number (getrlimit(2)).
+        let limit = (0..).filter(|number| !open.contains(number)).nth(more);
+        self.set_nofile_limit(limit);
+    }
+
+    /// Sets its soft limit on descriptors.
+    pub fn set_nofile_limit(&self, current: Option<u64>) {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).expect("it is ours");
     }
 
     /// How many descriptors it has open.

@@ -635,6 +635,20 @@ fn a_datagram_that_brings_more_descriptors_than_the_process_can_have_is_dropped(
 }
 
 #[test]
+fn a_datagram_whose_descriptors_the_process_cannot_have_is_dropped_while_no_descriptor_is_free() {
+    let (sockets, mut client) = datagram_sockets();
+    let Some(daemon) = sockets.start(Kernel::Old, "") else { return };
+    client.exchange("before");
+    daemon.leave_free_descriptors(0);
+    for text in ["one", "other"] {
+        client.send_with(text, vec![pipe()]).expect("this kernel does not refuse it");
+        client.exchange("after");
+    }
+    daemon.wait_for_log("1 datagram dropped on echo");
+    daemon.stop();
+}
+
+#[test]
 fn messages_of_several_writers_on_one_connection_are_all_answered() {
     let sockets = Sockets::new(SocketType::STREAM);
     // As PassCredentials=yes of the socket unit does.

@@ -31,7 +31,6 @@ use crate::server::packets::path_replies::{FailedReply, PathReplies};
 use crate::server::packets::sender_socket::ReservedSockets;
 use crate::server::packets::user_threads::UserThreads;
 use crate::server::packets::{self, datagram_socket};
-use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::socket::Peer;
 use crate::server::worker::Worker;
 use crate::server::{AcceptMode, AcceptorStatus};
@@ -152,10 +151,9 @@ impl DatagramServer {
         let Self { socket, path_replies, worker, .. } = self;
         // Its copy of the socket goes first. The last one is closed by the disposal thread, or by one that sends a reply.
         drop(path_replies);
-        if let Ok((socket, descriptors)) = socket.into_parts() {
-            if descriptors != PeerDescriptors::None {
-                worker.disposal.close(socket, None);
-            }
+        // The second descriptor is open still. If the disposal thread uses that, it closes it as well.
+        if let Some(socket) = socket.close().and_then(Arc::into_inner) {
+            worker.disposal.close(socket, None);
         }
     }
 
@@ -165,10 +163,12 @@ impl DatagramServer {
         let make_waker = || Waker::from(Arc::clone(&self.unparked));
         let received = self.socket.receive_with_descriptors(buffer, &self.worker.disposal, make_waker);
         if received.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMFILE as i32)) {
-            self.worker.disposal.drop_packet(self.socket.try_clone()?, make_waker());
-            self.parked = true;
-            self.count(Err(DropCause::NoRoom), Peer::Unknown, listener);
-            return Ok(None);
+            if let Some(socket) = self.socket.second_descriptor() {
+                self.worker.disposal.drop_packet(socket, make_waker());
+                self.parked = true;
+                self.count(Err(DropCause::NoRoom), Peer::Unknown, listener);
+                return Ok(None);
+            }
         }
         self.parked = matches!(received, Ok(None));
         received

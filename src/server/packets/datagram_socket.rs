@@ -7,6 +7,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::task::Waker;
 
 use nix::errno::Errno;
@@ -41,6 +42,9 @@ const FAMILY_SIZE: usize = size_of::<nix::libc::sa_family_t>();
 /// A datagram socket.
 pub(crate) struct DatagramSocket {
     socket: UnixStream,
+    /// A second descriptor of it, there while descriptors of peers may be queued in it: for the disposal thread to drop a datagram
+    /// when the process can have no further descriptor.
+    second: Option<Arc<OwnedFd>>,
     bound: BoundAddress,
     descriptors: PeerDescriptors,
     /// The buffer for the ancillary data of a datagram.
@@ -118,7 +122,9 @@ impl DatagramSocket {
             (BoundAddress::Ip(bound), nix::cmsg_space!([u8; 256]))
         };
         let descriptors = PeerDescriptors::refuse(&socket);
-        Ok(Self { socket: worker.register(socket)?, bound, descriptors, ancillary })
+        let may_have_descriptors = descriptors != PeerDescriptors::None;
+        let second = may_have_descriptors.then(|| socket.try_clone()).transpose()?.map(Arc::new);
+        Ok(Self { socket: worker.register(socket)?, second, bound, descriptors, ancillary })
     }
 
     /// Returns how large the buffer must be for messages of `max_message` bytes at most.
@@ -196,7 +202,7 @@ impl DatagramSocket {
         });
         let is_empty = asked && peeked.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         if is_empty && self.descriptors == PeerDescriptors::Queued {
-            self.descriptors = PeerDescriptors::None;
+            (self.descriptors, self.second) = (PeerDescriptors::None, None);
         }
         peeked
     }
@@ -229,9 +235,16 @@ impl DatagramSocket {
         self.socket.as_fd().try_clone_to_owned()
     }
 
-    /// Returns the socket, and which descriptors may be queued in it.
-    pub(crate) fn into_parts(self) -> io::Result<(OwnedFd, PeerDescriptors)> {
-        Ok((self.socket.into_std()?.into(), self.descriptors))
+    /// Returns a second descriptor of the socket, if descriptors of peers may be queued in it.
+    pub(crate) fn second_descriptor(&self) -> Option<Arc<OwnedFd>> {
+        self.second.clone()
+    }
+
+    /// Closes the first descriptor of the socket, and returns the second, if there is one: if it is the last, closing it may
+    /// block.
+    pub(crate) fn close(self) -> Option<Arc<OwnedFd>> {
+        drop(self.socket);
+        self.second
     }
 
     /// Sends a reply to where that blocks nobody: not to a path.
@@ -424,7 +437,6 @@ fn ip_address(address: &SockaddrStorage) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
-    use std::sync::Arc;
     use std::task::Waker;
 
     use super::*;
