@@ -2,8 +2,7 @@
 //! still be queued.
 //!
 //! close(2) of such a descriptor may take as long as its sender likes: a TCP socket with SO_LINGER and unsent data, a file
-//! on a file system in user space. So no thread that serves closes one (but if a connection cannot be registered, for lack of
-//! memory). A thread of its own does, made at first need; it may block for good.
+//! on a file system in user space. So no thread that serves closes one. A thread of its own does, made at first need; it may block for good.
 //!
 //! ```text
 //! connection ── descriptors ──► queue ──► disposal thread: SO_LINGER off ─► close ─► wake the connection

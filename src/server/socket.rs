@@ -12,6 +12,7 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{SockaddrStorage, getsockname, getsockopt};
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
+use tokio::net::UnixStream;
 
 use super::accept::Listener;
 use super::admission::{Permit, Source};
@@ -126,6 +127,29 @@ impl AcceptedSocket {
             peer_descriptors::include_urgent_data(&socket);
         }
         Self { socket, descriptors }
+    }
+
+    /// Registers the socket with a reactor. `register` closes its descriptor if it fails: so that this is not the last one of a
+    /// socket in which descriptors may be queued, there is a copy meanwhile.
+    ///
+    /// # Errors
+    /// Returns the error, and the socket if it is still to be closed.
+    pub(crate) fn register(
+        self,
+        register: impl FnOnce(OwnedFd) -> io::Result<UnixStream>,
+    ) -> Result<(UnixStream, PeerDescriptors), (io::Error, Option<Self>)> {
+        let Self { socket, descriptors } = self;
+        let copy = match descriptors {
+            PeerDescriptors::None => None,
+            _ => match socket.try_clone() {
+                Ok(copy) => Some(copy),
+                Err(error) => return Err((error, Some(Self { socket, descriptors }))),
+            },
+        };
+        match register(socket) {
+            Ok(stream) => Ok((stream, descriptors)),
+            Err(error) => Err((error, copy.map(|socket| Self { socket, descriptors }))),
+        }
     }
 
     /// Closes the socket, and then releases the permit: on the disposal thread, if descriptors may be queued in it.
@@ -287,4 +311,27 @@ fn explain(error: io::Error) -> io::Error {
         _ => return error,
     };
     io::Error::new(error.kind(), advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_that_cannot_be_registered_is_not_closed_if_descriptors_may_be_queued_in_it() {
+        for (descriptors, is_open) in
+            [(PeerDescriptors::None, false), (PeerDescriptors::Queued, true), (PeerDescriptors::Any, true)]
+        {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            client.set_nonblocking(true).unwrap();
+            let socket = AcceptedSocket { socket: server.into(), descriptors };
+            let (_, socket) = socket.register(|_| Err(ErrorKind::StorageFull.into())).unwrap_err();
+            // The end of the stream says that it is closed.
+            assert_eq!(client.read(&mut [0]).is_err(), is_open, "{descriptors:?}");
+            assert_eq!(socket.map(|socket| socket.descriptors), Some(descriptors).filter(|_| is_open));
+        }
+    }
 }

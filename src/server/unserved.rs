@@ -38,10 +38,22 @@ pub(crate) fn report(
     });
 }
 
-/// Reports a connection that cannot be served, as [`report`], with the error. `worker` is the one that runs this.
-pub(crate) fn report_failure(worker: &Worker, info: &ConnectionInfo, opened: Instant, error: io::Error) {
+/// Reports a connection that cannot be served, as [`report`], with the error, and closes it. `worker` is the one that runs
+/// this. Without a socket, that was closed.
+pub(crate) fn close_failed(
+    worker: &Worker,
+    info: &ConnectionInfo,
+    opened: Instant,
+    error: io::Error,
+    socket: Option<AcceptedSocket>,
+    permit: Permit,
+) {
     socket_error::report_failure(error, info, &worker.sink);
     report(worker, info, opened, Verdict::PeerReset, None);
+    match socket {
+        Some(socket) => socket.close(&worker.disposal, permit),
+        None => drop(permit),
+    }
 }
 
 /// Ends a connection that cannot be served, on this worker. To be called from any thread. Without a socket, that was closed.
@@ -53,11 +65,5 @@ pub(crate) fn end_failed(
     permit: Permit,
 ) {
     let (task, opened) = (Arc::clone(worker), clock());
-    worker.spawn(async move {
-        report_failure(&task, &info, opened, error);
-        match socket {
-            Some(socket) => socket.close(&task.disposal, permit),
-            None => drop(permit),
-        }
-    });
+    worker.spawn(async move { close_failed(&task, &info, opened, error, socket, permit) });
 }

@@ -71,13 +71,15 @@ pub(crate) fn spawn(
     permit: Permit,
     refused: Option<Verdict>,
 ) {
-    let AcceptedSocket { socket, descriptors } = socket;
-    match seqpacket_socket::prepare(&socket).and_then(|()| worker.register(socket)) {
-        Ok(socket) => {
+    if let Err(error) = seqpacket_socket::prepare(&socket) {
+        return unserved::end_failed(worker, info, error, Some(socket), permit);
+    }
+    match socket.register(|socket| worker.register(socket)) {
+        Ok((socket, descriptors)) => {
             let connection = SeqpacketConnection::new(socket, descriptors, info, Arc::clone(worker), permit);
             worker.spawn(connection.run(refused));
         }
-        Err(error) => unserved::end_failed(worker, info, error, None, permit),
+        Err((error, socket)) => unserved::end_failed(worker, info, error, socket, permit),
     }
 }
 

@@ -32,10 +32,12 @@ impl InputStream {
     /// Registers a socket with the reactor of this thread.
     ///
     /// # Errors
-    /// Returns an error if it cannot be registered.
-    pub(super) fn new(socket: AcceptedSocket, disposal: &Disposal) -> io::Result<Self> {
-        let AcceptedSocket { socket, descriptors } = socket;
-        let stream = UnixStream::from_std(unix::UnixStream::from(socket))?;
+    /// Returns the errors of [`AcceptedSocket::register`].
+    pub(super) fn new(
+        socket: AcceptedSocket,
+        disposal: &Disposal,
+    ) -> Result<Self, (io::Error, Option<AcceptedSocket>)> {
+        let (stream, descriptors) = socket.register(|socket| UnixStream::from_std(unix::UnixStream::from(socket)))?;
         Ok(Self { stream, descriptors, disposal: disposal.clone(), unparked: Arc::default(), parked: false })
     }
 

@@ -62,7 +62,9 @@ impl PendingHeader {
         let Self { socket, mut session, mut info, mut permit } = self;
         let mut stream = match InputStream::new(socket, &dispatcher.disposal) {
             Ok(stream) => stream,
-            Err(error) => return unserved::report_failure(worker, &info, session.opened(), error),
+            Err((error, socket)) => {
+                return unserved::close_failed(worker, &info, session.opened(), error, socket, permit);
+            }
         };
         let mut header = Vec::new();
         let outcome = read_header_before(&mut stream, &mut header, deadline(&session), &mut cancelled).await;
@@ -98,7 +100,7 @@ impl PendingHeader {
         }
         let socket = match stream.into_socket() {
             Ok(socket) => socket,
-            Err(error) => return unserved::report_failure(worker, &info, session.opened(), error),
+            Err(error) => return unserved::close_failed(worker, &info, session.opened(), error, None, permit),
         };
         permit.stop_awaiting_header();
         let Some(worker) = dispatcher.least_loaded_worker() else { return };
