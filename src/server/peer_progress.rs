@@ -25,12 +25,33 @@ sockopt_impl!(
     [u64; BYTES_ACKED + 1]
 );
 
+/// The index of `mptcpi_snd_una` (linux/mptcp.h) in an [`MptcpInfo`].
+const SND_UNA: usize = 3;
+
+/// SOL_MPTCP and MPTCP_INFO of linux/mptcp.h, which no library names.
+const SOL_MPTCP: libc::c_int = 284;
+const MPTCP_INFO: libc::c_int = 1;
+
+sockopt_impl!(
+    /// The beginning of `struct mptcp_info`, up to `mptcpi_snd_una` (Linux 5.16).
+    MptcpInfo,
+    GetOnly,
+    SOL_MPTCP,
+    MPTCP_INFO,
+    [u64; SND_UNA + 1]
+);
+
 /// Returns a number that changes whenever the peer takes something, as long as nothing is sent: how many bytes its kernel
-/// has acknowledged (TCP), or how much memory of what was sent the kernel has not freed (Unix, where that happens when a
+/// has acknowledged (TCP; MPTCP, on whatever subflow), or how much memory of what was sent the kernel has not freed (Unix, where that happens when a
 /// buffer has been read whole). `None` where that is unknown.
 pub(crate) fn mark(socket: impl AsFd) -> Option<u64> {
     match socket_domain(&socket).ok()? {
         AddressFamily::UNIX => SocketMemory::of(&socket).map(|memory| memory.sent.into()),
-        _ => getsockopt(&socket, TcpInfo).ok().map(|info| info[BYTES_ACKED]),
+        // On MPTCP, the information about TCP is that of the first subflow, which may carry nothing, or be gone. Other sockets
+        // do not know this option, among them those of MPTCP that have fallen back to TCP.
+        _ => match getsockopt(&socket, MptcpInfo) {
+            Ok(info) => Some(info[SND_UNA]),
+            Err(_) => getsockopt(&socket, TcpInfo).ok().map(|info| info[BYTES_ACKED]),
+        },
     }
 }
