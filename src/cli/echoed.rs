@@ -23,7 +23,9 @@ pub struct Echoed {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Listen here: tcp:HOST:PORT, unix:/PATH or unix:@NAME. May be given several times. NAME picks the section
+    /// Listen here: tcp:HOST:PORT, tcp4:HOST:PORT, tcp6:HOST:PORT, udp:HOST:PORT, unix:/PATH, seqpacket:/PATH or
+    /// unixgram:/PATH, with @NAME in place of a path for an abstract name; HOST:PORT is TCP, and /PATH and @NAME are Unix
+    /// streams. May be given several times. NAME= picks the section
     /// [listener.NAME], by default echo. Ignored where systemd holds the sockets
     #[arg(long, value_name = "[NAME=]ADDRESS", value_parser = listen)]
     pub listen: Vec<Listen>,

@@ -105,11 +105,31 @@ pub(super) fn time_or_off(value: &Value) -> Result<Option<TimeSpan>, ValueError>
     if matches!(value, Value::Text(text) if text == "off") {
         return Ok(None);
     }
-    let time_span = time(value)?;
-    if time_span.duration() < MIN_DEADLINE {
-        return Err(ValueError::Invalid(format!("{time_span} is too short; write 1ms or more, or \"off\" for none")));
+    let too_short = |text: &str| Err(ValueError::Invalid(format!("{text} is too short; write 1ms or more{OR_OFF}")));
+    if let Some(zero) = bare_zero(value) {
+        return too_short(zero);
     }
-    Ok(Some(time_span))
+    let time_span = time(value).map_err(|error| suggest_off(error, value))?;
+    if time_span.duration() < MIN_DEADLINE { too_short(&time_span.to_string()) } else { Ok(Some(time_span)) }
+}
+
+/// What a key takes besides, that can be switched off.
+const OR_OFF: &str = ", or \"off\" for none";
+
+/// Returns a zero without a unit as it is written: what switches something off elsewhere.
+fn bare_zero(value: &Value) -> Option<&str> {
+    let (Value::Integer(_, text) | Value::Float(text) | Value::Text(text)) = value else { return None };
+    text.trim().parse::<f64>().is_ok_and(|number| number == 0.0).then_some(text)
+}
+
+/// Adds to an error that a key can be switched off, where the value is a word that may mean that: "infinity".
+fn suggest_off(error: ValueError, value: &Value) -> ValueError {
+    match (error, value) {
+        (ValueError::Invalid(message), Value::Text(text)) if !text.contains(|one: char| one.is_ascii_digit()) => {
+            ValueError::Invalid(message + OR_OFF)
+        }
+        (error, _) => error,
+    }
 }
 
 pub(super) fn size(value: &Value, range: RangeInclusive<u64>) -> Result<usize, ValueError> {
@@ -135,12 +155,16 @@ pub(super) fn rate_or_off(value: &Value) -> Result<Option<u32>, ValueError> {
     if matches!(value, Value::Text(text) if text == "off") {
         return Ok(None);
     }
-    let rate = units::parse_rate(with_unit(value, "/s")?).map_err(|error| ValueError::invalid(&error))?;
-    if RATES.contains(&rate) {
-        return Ok(Some(rate));
+    let [from, to] = [*RATES.start(), *RATES.end()].map(units::format_rate);
+    let out_of_range =
+        |rate: &str| Err(ValueError::Invalid(format!("{rate} is out of range; write {from} to {to}{OR_OFF}")));
+    if let Some(zero) = bare_zero(value) {
+        return out_of_range(zero);
     }
-    let [rate, from, to] = [rate, *RATES.start(), *RATES.end()].map(units::format_rate);
-    Err(ValueError::Invalid(format!("{rate} is out of range; write {from} to {to}, or \"off\" for no limit")))
+    let rate = with_unit(value, "/s")
+        .and_then(|text| units::parse_rate(text).map_err(|error| ValueError::invalid(&error)))
+        .map_err(|error| suggest_off(error, value))?;
+    if RATES.contains(&rate) { Ok(Some(rate)) } else { out_of_range(&units::format_rate(rate)) }
 }
 
 pub(super) fn delimiter(value: &Value) -> Result<Delimiter, ValueError> {

@@ -191,6 +191,12 @@ fn values_out_of_range_are_refused_with_the_range() {
         ("[defaults]\nreceive_buffer = \"automatic\"\n", "2:18", "no size"),
         ("[defaults]\nsend_buffer = \"1B\"\n", "2:15", "out of range; write 1KiB to"),
         ("[defaults.deadlines]\nread = \"0s\"\n", "2:8", "0s is too short; write 1ms or more, or \"off\" for none"),
+        ("[limits]\nreclaim_idle = 0\n", "2:16", "0 is too short; write 1ms or more, or \"off\" for none"),
+        ("[service]\nidle_exit = \"0\"\n", "2:13", "0 is too short; write 1ms or more, or \"off\" for none"),
+        ("[defaults.deadlines]\nidle = 0.0\n", "2:8", "0.0 is too short; write 1ms or more, or \"off\" for none"),
+        ("[defaults.deadlines]\nlifetime = \"infinity\"\n", "2:12", "1h 30min, or \"off\" for none"),
+        ("[limits]\ndatagrams_per_source = 0\n", "2:24", "0 is out of range; write 1/s to 1000000/s, or \"off\""),
+        ("[limits]\ndatagrams_per_source = \"none\"\n", "2:24", "for example 100/s, or \"off\" for none"),
         ("[defaults.deadlines]\nread = \"never\"\n", "2:8", "no time"),
         ("[listener.x]\nlisten = [\"8085\"]\n", "2:11", "write 127.0.0.1:8085"),
         ("[listener.x]\nlisten = [\"unix:echo.sock\"]\n", "2:11", "must be absolute"),
@@ -215,7 +221,7 @@ fn numbers_without_a_unit_are_refused_and_a_unit_is_suggested() {
         ("[limits]\ndatagrams_per_source = 100\n", "2:24", "write \"100/s\""),
         ("[limits]\ndatagrams_per_source = \"100\"\n", "2:24", "write 100/s"),
         ("[limits]\ndatagrams_per_source = \"1/min\"\n", "2:24", "only /s is known"),
-        ("[limits]\ndatagrams_per_source = \"0/s\"\n", "2:24", "write 1/s to 1000000/s, or \"off\" for no limit"),
+        ("[limits]\ndatagrams_per_source = \"0/s\"\n", "2:24", "write 1/s to 1000000/s, or \"off\" for none"),
         ("[limits]\ndatagrams_per_source = true\n", "2:24", "is a rate, not a boolean"),
     ]);
 }
