@@ -205,3 +205,31 @@ fn datagrams_are_answered_when_receiving_works_again() {
         assert_eq!((said("cannot receive on echo"), said("receiving on echo again")), (1, 1), "{log:#?}");
     }
 }
+
+#[test]
+fn clients_that_wait_for_a_place_are_served_without_busy_looping_while_it_is_unknown_that_they_wait() {
+    // The look whether a client waits in the backlog.
+    let Some(strace) = trace_failing("ppoll:error=ENOMEM") else { return };
+    let mut command = strace.command(env!("CARGO_BIN_EXE_echoed"));
+    let limit = "[service]\nworkers = 1\n[limits]\nconnections = 1\n[defaults.deadlines]\nread = '1h'\n";
+    let daemon = Daemon::spawn_with(&mut command, limit, &["--listen", "127.0.0.1:0"]);
+    daemon.wait_for_log("listening on");
+    let mut idle = daemon.connect();
+    idle.exchange("first");
+    let mut busy = daemon.connect();
+    busy.exchange("instead of the first");
+    assert_eq!(idle.read_to_end(), b"server error:connection reclaimed, the server is full\t");
+    busy.send("in the middle of a mess");
+    busy.wait_until_read();
+    let (mut waiting, before, start) = (daemon.connect(), strace.injected_count(), common::now());
+    waiting.send("later\t");
+    waiting.expect_silence(Duration::from_secs(3));
+    let (made, elapsed) = (strace.injected_count() - before, start.elapsed());
+    let most = 5 + 2 * usize::try_from(elapsed.as_secs()).expect("it is small");
+    assert!(before > 0 && made <= most, "{made} looks in {elapsed:?}");
+    busy.send("age\t");
+    busy.expect("server got:in the middle of a message\t");
+    waiting.expect("server got:later\t");
+    drop((idle, busy, waiting));
+    daemon.stop();
+}

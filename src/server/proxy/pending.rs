@@ -223,12 +223,28 @@ async fn linger(stream: &mut InputStream, cancelled: &mut watch::Receiver<bool>)
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{IpAddr, Ipv4Addr};
     use std::os::unix::net::UnixStream;
+    use std::sync::atomic::AtomicU64;
+    use std::task::Waker;
+
+    use tokio::runtime::Handle;
+    use tokio::task;
 
     use super::*;
+    use crate::config::{Limits, Settings};
     use crate::protocol::rules::{Deadlines, Rules};
+    use crate::server::accept::Listener;
+    use crate::server::admission::{Admission, Source};
     use crate::server::disposal::Disposal;
+    use crate::server::event::{MessageLog, ReceivedMessage};
+    use crate::server::event_loop::EventLoop;
+    use crate::server::packets::rate_limit::RateLimiter;
     use crate::server::peer_descriptors::PeerDescriptors;
+    use crate::server::reclaim::Reclaimer;
+    use crate::server::socket::SocketKind;
+    use crate::server::worker::EventSink;
 
     /// How long it takes until a connection without a header is given up.
     async fn header_timeout(read: Option<TimeSpan>) -> Duration {
@@ -253,5 +269,72 @@ mod tests {
             // The timer is as fine as a millisecond.
             assert_eq!(took.as_secs(), expected, "{took:?}");
         }
+    }
+
+    struct NoLog;
+
+    impl MessageLog for NoLog {
+        fn try_append(&self, _: ReceivedMessage<'_>, _: &Waker) -> bool {
+            true
+        }
+    }
+
+    fn dispatcher(limits: &Limits) -> Arc<Dispatcher> {
+        let sink = EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoLog) };
+        let worker = Arc::new(Worker::new(sink, Disposal::default(), Handle::current()));
+        tokio::spawn(EventLoop::new(Arc::clone(&worker)).unwrap());
+        Arc::new(Dispatcher {
+            admission: Admission::new(limits),
+            workers: vec![worker],
+            disposal: Disposal::default(),
+            handle_event: Arc::new(|_| {}),
+            last_id: AtomicU64::new(0),
+            rate_limiter: RateLimiter::new(None),
+            reclaimer: Reclaimer::new(None),
+            pending_cancelled: watch::Sender::new(false),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_waits_for_its_permit_is_not_idle_for_that() {
+        let Settings { defaults: settings, limits, .. } = Settings::default();
+        let idle = settings.rules.deadlines.idle.as_ref().unwrap().duration();
+        let dispatcher = dispatcher(&Limits { connections: 2, connections_per_source: 1, ..limits });
+        let admission = &dispatcher.admission;
+        let source = |last| Source::of_ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last)));
+        let mut first = admission.try_acquire(false).unwrap();
+        assert!(first.claim(source(1)));
+        let permit = admission.try_acquire(true).unwrap();
+
+        let (mut client, socket) = UnixStream::pair().unwrap();
+        for one in [&client, &socket] {
+            one.set_nonblocking(true).unwrap();
+        }
+        client.write_all(b"PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n").unwrap();
+        let socket = AcceptedSocket { socket: socket.into(), descriptors: PeerDescriptors::None };
+        let session = Session::new(Arc::clone(&settings.rules), clock());
+        let (kind, descriptors) = (SocketKind::Stream, PeerDescriptors::None);
+        let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings });
+        let info = ConnectionInfo { id: 1, listener, peer: Peer::Unknown };
+        PendingHeader { socket, session, info, permit }.spawn(&dispatcher);
+        // Its source is at its limit, so it gives its permit back. Another one takes that, and then the source has room.
+        let another = loop {
+            let given_back = admission.try_acquire(false);
+            if let Some(permit) = given_back {
+                break permit;
+            }
+            task::yield_now().await;
+        };
+        assert!(first.claim(source(2)));
+        time::sleep(2 * idle).await;
+        assert_eq!(admission.open(), 2);
+        drop(another);
+        time::sleep(idle / 2).await;
+        assert_eq!(admission.open(), 2, "it is served");
+        client.write_all(b"a\t").unwrap();
+        time::sleep(Duration::from_secs(1)).await;
+        let mut reply = [0; 100];
+        let count = client.read(&mut reply).unwrap();
+        assert_eq!(&reply[..count], b"server got:a\t");
     }
 }
