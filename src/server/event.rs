@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Write};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -119,6 +121,8 @@ pub enum Event {
         count: u64,
         /// The peer that sent the last one.
         last_peer: Peer,
+        /// The path that it named, if it came from a Unix socket with one.
+        last_path: Option<PathBuf>,
     },
 }
 
@@ -311,9 +315,14 @@ impl fmt::Display for Event {
             Self::ConnectionFailed { listener, peer, error } => {
                 write!(f, "cannot serve {peer} on {listener}: {error}; closed that connection")
             }
-            Self::DatagramsDropped { listener, cause, count, last_peer } => {
+            Self::DatagramsDropped { listener, cause, count, last_peer, last_path } => {
                 let (s, last) = if *count == 1 { ("", "") } else { ("s", "the last ") };
-                write!(f, "{count} datagram{s} dropped on {listener}: {cause}; {last}from {last_peer}")
+                write!(f, "{count} datagram{s} dropped on {listener}: {cause}; {last}from {last_peer}")?;
+                match (cause, last_path) {
+                    (DropCause::UnsafeAddress, Some(path)) => write!(f, " at {}", quote(path.as_os_str().as_bytes())),
+                    (DropCause::Rate, _) => f.write_str(" (limits.datagrams_per_source)"),
+                    _ => Ok(()),
+                }
             }
         }
     }
@@ -321,6 +330,9 @@ impl fmt::Display for Event {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -355,5 +367,34 @@ mod tests {
             assert_eq!(summary(message.as_bytes()), format!("\"{all}\"… (1 bytes more)"));
         }
         assert_eq!(summary(&[0x80; 300]), format!("\"{}\"… (44 bytes more)", "\\x80".repeat(256)));
+    }
+
+    #[test]
+    fn a_drop_names_the_path_that_is_unsafe_and_the_key_of_the_limit() {
+        let dropped = |cause, count, path: Option<&[u8]>| Event::DatagramsDropped {
+            listener: "echo".into(),
+            cause,
+            count,
+            last_peer: Peer::Process { uid: 1000, pid: Some(7) },
+            last_path: path.map(|path| Path::new(OsStr::from_bytes(path)).to_owned()),
+        };
+        let path = Some(&b"run/x\n\xff"[..]);
+        for (event, text) in [
+            (
+                dropped(DropCause::UnsafeAddress, 1, path),
+                r#"1 datagram dropped on echo: unsafe-address; from uid 1000 pid 7 at "run/x\n\xff""#,
+            ),
+            (
+                dropped(DropCause::UnsafeAddress, 2, None),
+                "2 datagrams dropped on echo: unsafe-address; the last from uid 1000 pid 7",
+            ),
+            (
+                dropped(DropCause::Rate, 2, path),
+                "2 datagrams dropped on echo: rate; the last from uid 1000 pid 7 (limits.datagrams_per_source)",
+            ),
+            (dropped(DropCause::NoRoom, 1, path), "1 datagram dropped on echo: no-room; from uid 1000 pid 7"),
+        ] {
+            assert_eq!(event.to_string(), text);
+        }
     }
 }

@@ -92,7 +92,8 @@ fn expect_unsafe(daemon: Daemon, victim: &UnixDatagram) {
     datagram_peer(&daemon).exchange("harmless");
     expect_nothing();
     // A path that the kernel has not cached may take longer.
-    daemon.wait_for_log("1 datagram dropped on echo: unsafe-address; from ");
+    let line = daemon.wait_for_log("1 datagram dropped on echo: unsafe-address; from ");
+    assert!(line.contains(" at \""), "{line}");
     let log = daemon.stop();
     assert_eq!(count_dropped(&log, "unsafe-address"), 1, "{log:#?}");
     expect_nothing();

@@ -8,11 +8,13 @@ use std::future::pending;
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::socket::UnixAddr;
 use tokio::io::Ready;
 use tokio::sync::watch;
 use tokio::{task, time};
@@ -166,7 +168,7 @@ impl DatagramServer {
             if let Some(socket) = self.socket.second_descriptor() {
                 self.worker.disposal.drop_packet(socket, make_waker());
                 self.parked = true;
-                self.count(Err(DropCause::NoRoom), Peer::Unknown, listener);
+                self.count(Err(DropCause::NoRoom), Peer::Unknown, None, listener);
                 return Ok(None);
             }
         }
@@ -220,14 +222,14 @@ impl DatagramServer {
             };
             self.record_success(listener);
             dispatcher.admission.note_use();
-            let peer = datagram.peer;
+            let (peer, address) = (datagram.peer, datagram.unix_address());
             // As it is after the datagram came: a reload holds for those that are sent after it.
             let listener = &*listener.load();
             let answered = match buffer.get(..datagram.len) {
                 Some(message) => self.answer(message, datagram, listener, dispatcher).await,
                 None => Err(DropCause::TooLong),
             };
-            self.count(answered, peer, listener);
+            self.count(answered, peer, address, listener);
         }
         self.buffer = buffer;
         Ok(())
@@ -321,9 +323,7 @@ impl DatagramServer {
         let sent = match packet::reply(&listener.settings.rules, message) {
             Some(reply) => match reply_to {
                 // Counted when it is sent, or when it has failed.
-                ReplyTo::Path(to) => to.path().map_or(Err(DropCause::UnsafeAddress), |path| {
-                    self.path_replies.send(path, peer, &reply).map(|()| 0)
-                }),
+                ReplyTo::Path(to) => self.path_replies.send(*to, peer, &reply).map(|()| 0),
                 reply_to => match self.socket.send(&reply, reply_to) {
                     Ok(()) => Ok(reply.iter().map(|part| part.len() as u64).sum()),
                     Err(error) => Err(datagram_socket::drop_cause(error)),
@@ -344,27 +344,28 @@ impl DatagramServer {
             self.count_failed(failed, listener);
         }
         for _ in 0..waiting {
-            self.count(Err(DropCause::NoRoom), Peer::Unknown, listener);
+            self.count(Err(DropCause::NoRoom), Peer::Unknown, None, listener);
         }
     }
 
-    fn count_failed(&mut self, FailedReply { peer, cause }: FailedReply, listener: &Listener) {
-        self.count(Err(cause), peer, listener);
+    fn count_failed(&mut self, FailedReply { to, peer, cause }: FailedReply, listener: &Listener) {
+        self.count(Err(cause), peer, Some(to), listener);
     }
 
     /// Counts a datagram that was dropped, and reports it if that is due.
-    fn count(&mut self, answered: Result<(), DropCause>, peer: Peer, listener: &Listener) {
+    fn count(&mut self, answered: Result<(), DropCause>, peer: Peer, address: Option<UnixAddr>, listener: &Listener) {
         if let Err(cause) = answered {
             self.worker.counters.count_dropped(cause);
-            let report = self.drop_log.record(cause, peer, clock());
+            let report = self.drop_log.record(cause, peer, address, clock());
             self.report(listener, report);
         }
     }
 
     fn report(&self, listener: &Listener, reports: impl IntoIterator<Item = DropReport>) {
-        for DropReport { cause, count, last_peer } in reports {
+        for DropReport { cause, count, last_peer, last_address } in reports {
             let listener = Arc::clone(&listener.name);
-            (self.worker.sink.handle_event)(Event::DatagramsDropped { listener, cause, count, last_peer });
+            let last_path = last_address.and_then(|address| address.path().map(Path::to_owned));
+            (self.worker.sink.handle_event)(Event::DatagramsDropped { listener, cause, count, last_peer, last_path });
         }
     }
 }

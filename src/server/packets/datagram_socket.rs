@@ -67,6 +67,16 @@ pub(crate) struct Datagram {
     pub(crate) reply_to: ReplyTo,
 }
 
+impl Datagram {
+    /// Returns the name of the Unix socket that it came from, if it has one.
+    pub(crate) fn unix_address(&self) -> Option<UnixAddr> {
+        match self.reply_to {
+            ReplyTo::Abstract(address) | ReplyTo::Path(address) => Some(address),
+            ReplyTo::Ip(..) | ReplyTo::Unnamed => None,
+        }
+    }
+}
+
 /// How many machines a datagram was sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Destination {

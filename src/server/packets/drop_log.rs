@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::UnixAddr;
+
 use crate::protocol::packet::{DROP_CAUSES, DropCause};
 use crate::server::socket::Peer;
 
@@ -19,6 +21,8 @@ struct DropCounter {
     unreported: u64,
     /// Where the last one came from.
     last_peer: Peer,
+    /// The address that it named, if it came from a Unix socket.
+    last_address: Option<UnixAddr>,
     /// Until when none of them is reported.
     suppressed_until: Option<Instant>,
 }
@@ -29,17 +33,26 @@ pub(crate) struct DropReport {
     pub(crate) cause: DropCause,
     pub(crate) count: u64,
     pub(crate) last_peer: Peer,
+    pub(crate) last_address: Option<UnixAddr>,
 }
 
 impl DropLog {
     pub(crate) fn new() -> Self {
-        Self([DropCounter { unreported: 0, last_peer: Peer::Unknown, suppressed_until: None }; DROP_CAUSES])
+        let none = DropCounter { unreported: 0, last_peer: Peer::Unknown, last_address: None, suppressed_until: None };
+        Self([none; DROP_CAUSES])
     }
 
-    /// Records a dropped datagram. Returns a report, if one is due now.
-    pub(crate) fn record(&mut self, cause: DropCause, peer: Peer, now: Instant) -> Option<DropReport> {
+    /// Records a dropped datagram, and the address that it named if it came from a Unix socket. Returns a report, if one is due
+    /// now.
+    pub(crate) fn record(
+        &mut self,
+        cause: DropCause,
+        peer: Peer,
+        address: Option<UnixAddr>,
+        now: Instant,
+    ) -> Option<DropReport> {
         let counter = &mut self.0[cause.index()];
-        (counter.unreported, counter.last_peer) = (counter.unreported + 1, peer);
+        (counter.unreported, counter.last_peer, counter.last_address) = (counter.unreported + 1, peer, address);
         if counter.suppressed_until.is_some() {
             return None;
         }
@@ -80,7 +93,8 @@ impl DropLog {
 impl DropCounter {
     fn report(&mut self, cause: DropCause) -> Option<DropReport> {
         let count = std::mem::take(&mut self.unreported);
-        (count > 0).then_some(DropReport { cause, count, last_peer: self.last_peer })
+        let (last_peer, last_address) = (self.last_peer, self.last_address);
+        (count > 0).then_some(DropReport { cause, count, last_peer, last_address })
     }
 }
 
@@ -97,31 +111,32 @@ mod tests {
     fn the_first_drop_is_reported_at_once_and_later_ones_together() {
         let (mut log, start) = (DropLog::new(), clock());
         let cause = DropCause::Rate;
+        let report = |count, last_peer| DropReport { cause, count, last_peer, last_address: None };
         assert_eq!(log.next_report_at(), None);
-        assert_eq!(log.record(cause, peer(1), start), Some(DropReport { cause, count: 1, last_peer: peer(1) }));
+        assert_eq!(log.record(cause, peer(1), None, start), Some(report(1, peer(1))));
         for port in 2..1000 {
-            assert_eq!(log.record(cause, peer(port), start), None);
+            assert_eq!(log.record(cause, peer(port), None, start), None);
         }
         assert_eq!(log.next_report_at(), Some(start + REPORT_INTERVAL));
         assert_eq!(log.take_due(start + REPORT_INTERVAL - Duration::from_millis(1)), []);
-        assert_eq!(log.take_due(start + REPORT_INTERVAL), [DropReport { cause, count: 998, last_peer: peer(999) }]);
+        assert_eq!(log.take_due(start + REPORT_INTERVAL), [report(998, peer(999))]);
         // As long as there are more, once in an interval.
-        assert_eq!(log.record(cause, peer(7), start + REPORT_INTERVAL), None);
-        assert_eq!(log.take_due(start + 2 * REPORT_INTERVAL), [DropReport { cause, count: 1, last_peer: peer(7) }]);
+        assert_eq!(log.record(cause, peer(7), None, start + REPORT_INTERVAL), None);
+        assert_eq!(log.take_due(start + 2 * REPORT_INTERVAL), [report(1, peer(7))]);
         // An interval without any, and the next is the first again.
         assert_eq!(log.take_due(start + 3 * REPORT_INTERVAL), []);
         assert_eq!(log.next_report_at(), None);
-        assert!(log.record(cause, peer(8), start + 3 * REPORT_INTERVAL).is_some());
+        assert!(log.record(cause, peer(8), None, start + 3 * REPORT_INTERVAL).is_some());
     }
 
     #[test]
     fn each_cause_is_reported_separately_and_the_rest_at_the_end() {
         let (mut log, start) = (DropLog::new(), clock());
         for cause in DropCause::ALL {
-            assert!(log.record(cause, peer(1), start).is_some());
+            assert!(log.record(cause, peer(1), None, start).is_some());
         }
-        log.record(DropCause::Nameless, Peer::Unknown, start);
-        log.record(DropCause::TooLong, peer(2), start);
+        log.record(DropCause::Nameless, Peer::Unknown, None, start);
+        log.record(DropCause::TooLong, peer(2), None, start);
         let reports: Vec<_> = log.take_all().iter().map(|report| report.cause).collect();
         assert_eq!(reports, [DropCause::TooLong, DropCause::Nameless]);
         assert_eq!(log.take_all(), []);

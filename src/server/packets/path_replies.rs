@@ -6,7 +6,6 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -46,7 +45,8 @@ struct Progress {
 /// A reply that could not be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FailedReply {
-    /// The sender of the datagram.
+    /// The address of the datagram's sender.
+    pub(crate) to: UnixAddr,
     pub(crate) peer: Peer,
     pub(crate) cause: DropCause,
 }
@@ -74,9 +74,9 @@ impl PathReplies {
     ///
     /// # Errors
     /// Returns an error if it cannot be sent: too many replies wait, or the sender's user is not known.
-    pub(crate) fn send(&self, path: &Path, peer: Peer, reply: &Reply<'_>) -> Result<(), DropCause> {
+    pub(crate) fn send(&self, to: UnixAddr, peer: Peer, reply: &Reply<'_>) -> Result<(), DropCause> {
         let uid = self.rules.known_uid(peer).ok_or(DropCause::UnsafeAddress)?;
-        let (path, reply) = (path.to_owned(), reply.concat());
+        let reply = reply.concat();
         let (socket, rules) = (Arc::downgrade(&self.socket), Arc::clone(&self.rules));
         let (bytes_out, progress, failed) =
             (Arc::clone(&self.bytes_out), Arc::clone(&self.progress), self.failed.0.clone());
@@ -85,10 +85,10 @@ impl PathReplies {
         self.progress.waiting.fetch_add(1, Ordering::SeqCst);
         let waits = self.threads.run(uid, size, move || {
             // The worker is not woken for what was sent.
-            match send(&socket, &path, uid, &rules, &reply) {
+            match send(&socket, &to, uid, &rules, &reply) {
                 Ok(()) => _ = bytes_out.fetch_add(reply.len() as u64, Ordering::Relaxed),
                 // There is an error if the listener has ended.
-                Err(cause) => _ = failed.send(FailedReply { peer, cause }),
+                Err(cause) => _ = failed.send(FailedReply { to, peer, cause }),
             }
             progress.finish_one();
         });
@@ -135,11 +135,12 @@ impl Progress {
 
 /// Sends a reply to the socket of a user at a path. May block for good. What it opened is closed here, too: that may also ask
 /// the file system.
-fn send(socket: &Weak<OwnedFd>, path: &Path, uid: u32, rules: &OwnerRules, reply: &[u8]) -> Result<(), DropCause> {
+fn send(socket: &Weak<OwnedFd>, to: &UnixAddr, uid: u32, rules: &OwnerRules, reply: &[u8]) -> Result<(), DropCause> {
     // Without the socket, the listener has ended, and has counted this reply.
     if socket.strong_count() == 0 {
         return Err(DropCause::NoRoom);
     }
+    let path = to.path().ok_or(DropCause::UnsafeAddress)?;
     let to = sender_socket::open(path, uid, rules)?;
     let socket = socket.upgrade().ok_or(DropCause::NoRoom)?;
     let sent = to.address().and_then(|to| {
@@ -170,14 +171,16 @@ mod tests {
         const COUNT: usize = 16;
         let directory = tempfile::tempdir().unwrap();
         let path = |number: usize| directory.path().join(number.to_string());
+        let address = |number: usize| UnixAddr::new(&path(number)).unwrap();
         // Every other one is there.
         let bound: Vec<_> = (0..COUNT).step_by(2).map(|at| UnixDatagram::bind(path(at)).unwrap()).collect();
         let (mut replies, peer) = (path_replies(&UserThreads::default()), Peer::process(own_uid(), 1));
         for number in 0..COUNT {
-            replies.send(&path(number), peer, &[b"prefix", &vec![b'x'; number]]).unwrap();
+            replies.send(address(number), peer, &[b"prefix", &vec![b'x'; number]]).unwrap();
         }
         replies.finished().await;
-        assert_eq!(replies.take_failures(), [FailedReply { peer, cause: DropCause::UnsafeAddress }; COUNT / 2]);
+        let failed = |number: usize| FailedReply { to: address(number), peer, cause: DropCause::UnsafeAddress };
+        assert_eq!(replies.take_failures(), (1..COUNT).step_by(2).map(failed).collect::<Vec<_>>());
         let mut bytes_out = 0;
         for (at, client) in bound.iter().enumerate() {
             let len = client.recv(&mut [0; 100]).unwrap();
@@ -185,7 +188,7 @@ mod tests {
             bytes_out += len as u64;
         }
         assert_eq!(replies.bytes_out.load(Ordering::Relaxed), bytes_out);
-        assert_eq!(replies.send(&path(0), Peer::Unknown, &[b"", b""]), Err(DropCause::UnsafeAddress));
+        assert_eq!(replies.send(address(0), Peer::Unknown, &[b"", b""]), Err(DropCause::UnsafeAddress));
         assert_eq!(replies.waiting(), 0);
     }
 
@@ -201,7 +204,7 @@ mod tests {
                 let _ = released.recv();
             })
             .unwrap();
-        replies.send(&path, Peer::process(own_uid(), 1), &[b"a", b"b"]).unwrap();
+        replies.send(UnixAddr::new(&path).unwrap(), Peer::process(own_uid(), 1), &[b"a", b"b"]).unwrap();
         drop(replies);
         drop(release);
         // What comes after it has run, so it has, too.
