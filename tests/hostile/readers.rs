@@ -318,3 +318,19 @@ fn a_peer_is_not_cut_off_if_it_takes_bytes_by_another_way_than_the_first() {
     assert_eq!(read_slowly(&client, true, reads(8)), None);
     daemon.stop();
 }
+
+#[test]
+fn a_peer_of_multipath_tcp_that_reads_nothing_is_cut_off() {
+    let mptcp = || socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP));
+    let (Ok(listener), Ok(client)) = (mptcp(), mptcp()) else { return skip_test("there is no MPTCP") };
+    bind(&listener, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
+    listen(&listener, 10).expect("it can listen");
+    let address = getsockname(&listener).expect("it is bound");
+    let settings = "[defaults.deadlines]\nread = '1min'\n";
+    let daemon = Daemon::spawn_with_stdio(&mut activated_command("3<&0", vec![listener], "echo"), settings, &[]);
+    connect(&client, &address).expect("it listens");
+    let cut_off = read_nothing(&client);
+    // The kernel's probes of a window that is closed are no progress.
+    assert!(cut_off < WRITE + WRITE / 8 + Duration::from_secs(5), "{cut_off:?}");
+    daemon.stop();
+}
