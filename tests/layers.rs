@@ -4,6 +4,8 @@
 #[path = "layers/command_line.rs"]
 mod command_line;
 mod common;
+#[path = "layers/large.rs"]
+mod large;
 #[path = "layers/refused.rs"]
 mod refused;
 
@@ -179,6 +181,18 @@ fn an_empty_main_file_or_a_link_to_dev_null_masks_the_main_files_below_it() {
     assert_eq!((root.prefix(), root.load().settings.limits.connections), ("server got:".to_owned(), 4096));
     // They do not mask drop-ins.
     assert_eq!(root.load().settings.log_level, Level::Debug);
+}
+
+#[test]
+fn only_dev_null_masks_and_no_other_device() {
+    let root = Root::new();
+    for name in ["etc/50-x.toml", "etc/echoed.toml"] {
+        root.write("usr/lib/50-x.toml", &prefix_document("drop-in")).link(name, "/dev/zero");
+        let error = root.load_error();
+        assert!(error.contains("is another device than /dev/null; only an empty file or a link"), "{error}");
+        root.link(name, "/dev/null");
+        root.load();
+    }
 }
 
 #[test]

@@ -12,12 +12,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::diagnose::{Origin, escape_controls, format_block};
+use super::diagnose::{Error, Origin, SourceText, escape_controls};
 use super::keys::toml_string;
 use super::tree::{Node, Span, Table, Value};
 
@@ -36,11 +37,10 @@ const VARIABLE_PREFIX: &str = "ECHOED_";
 /// One source of settings.
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
-    pub(super) origin: Origin,
     /// The text that the spans of its tree refer to.
-    pub(super) text: String,
-    /// What it sets; or why that cannot be read, as blocks.
-    pub(super) tree: Result<Node, Vec<String>>,
+    pub(super) source: SourceText,
+    /// What it sets; or why that cannot be read.
+    pub(super) tree: Result<Node, Arc<Error>>,
 }
 
 impl Layer {
@@ -49,14 +49,19 @@ impl Layer {
         let origin = Origin::File(escape_controls(name).into_owned());
         // Editors of other systems write one.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text).to_owned();
-        let tree = Node::from_document(index, &text).map_err(|errors| {
-            let mut found: Vec<_> = errors.iter().map(|error| describe_syntax_error(index, &text, error)).collect();
-            found.sort_by_key(|(span, _)| *span);
+        let source = SourceText::new(origin, text);
+        let tree = Node::from_document(index, &source.text).map_err(|errors| {
+            let mut spans: Vec<_> = errors.iter().map(|error| (span_of(index, &source.text, error), error)).collect();
+            spans.sort_by_key(|(span, _)| *span);
             // What else is found in a line follows from the first as a rule.
-            found.dedup_by_key(|(span, _)| text.get(..span.start).unwrap_or(&text).matches('\n').count());
-            found.iter().map(|(span, message)| format_block(&origin, &text, *span, message)).collect()
+            spans.dedup_by_key(|(span, _)| source.line_number(span.start));
+            let mut shown = Error::default();
+            for (span, error) in spans {
+                shown.push(|| source.format_block(span, &describe_syntax_error(&source.text, span, error)));
+            }
+            Arc::new(shown)
         });
-        Self { origin, text, tree }
+        Self { source, tree }
     }
 
     /// Creates the layer number `index` from an environment variable, if its name is one of ours.
@@ -76,8 +81,8 @@ impl Layer {
             start += key.len() + "__".len();
         }
         let node = Node::from_value(index, text.len() + 1, value);
-        let (origin, text) = (Origin::Inline(escape_controls(&text).into_owned()), format!("{text}={value}"));
-        Some(Self { origin, text, tree: Ok(nested(keys, node)) })
+        let origin = Origin::Inline(escape_controls(&text).into_owned());
+        Some(Self { source: SourceText::new(origin, format!("{text}={value}")), tree: Ok(nested(keys, node)) })
     }
 
     /// Creates the layer number `index` from a command line option, which sets a key.
@@ -87,14 +92,20 @@ impl Layer {
         let start = option.len() + 1;
         let range = Span::new(index, start..start + value.len());
         let node = Node { key_span: range, span: range, value: Value::Text(value.to_owned()) };
-        let (origin, text) = (Origin::Inline(option.to_owned()), format!("{option} {value}"));
-        Self { origin, text, tree: Ok(nested(keys, node)) }
+        let source = SourceText::new(Origin::Inline(option.to_owned()), format!("{option} {value}"));
+        Self { source, tree: Ok(nested(keys, node)) }
     }
 
     fn unreadable(name: &str, why: &str) -> Self {
         let name = escape_controls(name).into_owned();
         let problem = format!("{name}: {why}");
-        Self { origin: Origin::File(name), text: String::new(), tree: Err(vec![problem]) }
+        Self::invalid(Origin::File(name), problem)
+    }
+
+    fn invalid(origin: Origin, problem: String) -> Self {
+        let mut error = Error::default();
+        error.push(|| problem);
+        Self { source: SourceText::new(origin, String::new()), tree: Err(Arc::new(error)) }
     }
 }
 
@@ -108,11 +119,14 @@ fn nested(keys: Vec<(String, Span)>, value: Node) -> Node {
     node
 }
 
-fn describe_syntax_error(layer: usize, text: &str, error: &toml::de::Error) -> (Span, String) {
-    let range = error.span().unwrap_or(text.len()..text.len());
-    let there = text.get(range.clone()).unwrap_or_default();
+fn span_of(layer: usize, text: &str, error: &toml::de::Error) -> Span {
+    Span::new(layer, error.span().unwrap_or(text.len()..text.len()))
+}
+
+fn describe_syntax_error(text: &str, span: Span, error: &toml::de::Error) -> String {
+    let there = text.get(span.start..span.end).unwrap_or_default();
     // What is meant by it, where that is certain.
-    let message = match (error.message(), &*there.to_lowercase()) {
+    match (error.message(), &*there.to_lowercase()) {
         (_, "true" | "yes" | "on") => format!("{there} is no value; write true, or \"{there}\""),
         (_, "false" | "no" | "off") => format!("{there} is no value; write false, or \"{there}\""),
         (message, "") if message.starts_with("string values must be quoted") => "a value is missing".to_owned(),
@@ -124,8 +138,7 @@ fn describe_syntax_error(layer: usize, text: &str, error: &toml::de::Error) -> (
         }
         ("duplicate key", _) => "duplicate key; it is there before, and only one can be".to_owned(),
         (message, _) => message.lines().collect::<Vec<_>>().join(", "),
-    };
-    (Span::new(layer, range), message)
+    }
 }
 
 /// The variables that are ours, the more special of two after the other.
@@ -206,13 +219,24 @@ enum FileKind {
     Regular,
 }
 
+/// Returns whether a file is /dev/null (null(4)), whatever it is called.
+fn is_null_device(found: &Metadata) -> bool {
+    found.file_type().is_char_device() && found.rdev() == rustix::fs::makedev(1, 3)
+}
+
 fn classify_file(path: &Path) -> Result<FileKind, Box<Layer>> {
     match fs::metadata(path) {
-        Ok(found) if found.file_type().is_char_device() || (found.is_file() && found.len() == 0) => Ok(FileKind::Mask),
+        Ok(found) if is_null_device(&found) || (found.is_file() && found.len() == 0) => Ok(FileKind::Mask),
         Ok(found) if found.is_file() => Ok(FileKind::Regular),
         Ok(found) => {
-            let what = if found.is_dir() { "is a directory" } else { "is no file" };
-            Err(Box::new(Layer::unreadable(&path.to_string_lossy(), &format!("{what}; a file is expected here"))))
+            let why = match found.file_type() {
+                kind if kind.is_dir() => "is a directory; a file is expected here",
+                kind if kind.is_char_device() => {
+                    "is another device than /dev/null; only an empty file or a link to /dev/null masks others"
+                }
+                _ => "is not a file; a file is expected here",
+            };
+            Err(Box::new(Layer::unreadable(&path.to_string_lossy(), why)))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => match fs::read_link(path) {
             Ok(target) if target == Path::new("/dev/null") => Ok(FileKind::Mask),
@@ -240,11 +264,11 @@ fn read(path: &Path) -> Result<String, Box<Layer>> {
         }
         Ok(_) => String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
-            let (origin, text) =
-                (Origin::File(escape_controls(&name).into_owned()), String::from_utf8_lossy(error.as_bytes()));
+            let origin = Origin::File(escape_controls(&name).into_owned());
+            let source = SourceText::new(origin, String::from_utf8_lossy(error.as_bytes()).into_owned());
             let span = Span::new(0, at..at + char::REPLACEMENT_CHARACTER.len_utf8());
-            let problem = format_block(&origin, &text, span, "this is not UTF-8; save the file as UTF-8");
-            Box::new(Layer { origin, text: String::new(), tree: Err(vec![problem]) })
+            let problem = source.format_block(span, "this is not UTF-8; save the file as UTF-8");
+            Box::new(Layer::invalid(source.origin, problem))
         }),
     }
 }
@@ -261,6 +285,6 @@ fn unreadable_file(path: &Path, error: &io::Error) -> Layer {
 
 /// The files among `layers`, in their order.
 pub(super) fn files(layers: &[Layer]) -> Vec<PathBuf> {
-    let path = |layer: &Layer| if let Origin::File(path) = &layer.origin { Some(path.into()) } else { None };
+    let path = |layer: &Layer| if let Origin::File(path) = &layer.source.origin { Some(path.into()) } else { None };
     layers.iter().filter_map(path).collect()
 }

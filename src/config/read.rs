@@ -43,7 +43,7 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
                 let message = format!("\"{}\" is no name: letters, digits and _ . @ - make one", name.escape_debug());
                 all.report_problem(node.key_span, message);
             }
-            all.section(name, |section| {
+            all.named_section(name, |section| {
                 let mut listener = read_listener(section, settings.defaults.clone(), &mut prefix.clone());
                 read_addresses(section, &mut listener.listen);
                 settings.listeners.insert(name.clone(), listener);

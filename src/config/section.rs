@@ -11,6 +11,8 @@ pub(super) struct Section<'a, 'p> {
     /// As in a header: `defaults.deadlines`; empty for the whole.
     name: String,
     known_keys: Vec<&'a str>,
+    /// Whether its keys are names, which may be any.
+    takes_names: bool,
     /// Keys of features that are not implemented yet: refused with that reason, not ignored.
     pub(super) unimplemented_keys: &'static [&'static str],
     problems: &'p mut Vec<Problem>,
@@ -19,7 +21,14 @@ pub(super) struct Section<'a, 'p> {
 impl<'a, 'p> Section<'a, 'p> {
     /// Reads the whole of a tree.
     pub(super) fn read_all(table: &'a Table, problems: &'p mut Vec<Problem>, read: impl FnOnce(&mut Self)) {
-        let mut root = Self { table, name: String::new(), known_keys: Vec::new(), unimplemented_keys: &[], problems };
+        let mut root = Self {
+            table,
+            name: String::new(),
+            known_keys: Vec::new(),
+            takes_names: false,
+            unimplemented_keys: &[],
+            problems,
+        };
         read(&mut root);
         root.report_unknown_keys();
     }
@@ -35,6 +44,10 @@ impl<'a, 'p> Section<'a, 'p> {
     /// Returns the value of a key, if it is set and was not found invalid before.
     pub(super) fn value(&mut self, key: &'a str) -> Option<&'a Node> {
         self.known_keys.push(key);
+        self.valid_value(key)
+    }
+
+    fn valid_value(&self, key: &str) -> Option<&'a Node> {
         self.table.get(key).filter(|node| node.value != Value::Invalid)
     }
 
@@ -59,20 +72,42 @@ impl<'a, 'p> Section<'a, 'p> {
 
     /// Reads the table of this name, where there is one.
     pub(super) fn section(&mut self, key: &'a str, read: impl FnOnce(&mut Section<'a, '_>)) {
-        let Some(node) = self.value(key) else { return };
+        if let Some(node) = self.value(key) {
+            self.read_section(key, node, read);
+        }
+    }
+
+    /// Reads the table of this name, of which there may be many: no key here is unknown.
+    pub(super) fn named_section(&mut self, name: &'a str, read: impl FnOnce(&mut Section<'a, '_>)) {
+        self.takes_names = true;
+        if let Some(node) = self.valid_value(name) {
+            self.read_section(name, node, read);
+        }
+    }
+
+    fn read_section(&mut self, key: &'a str, node: &'a Node, read: impl FnOnce(&mut Section<'a, '_>)) {
         let name =
             if self.name.is_empty() { keys::toml_key(key) } else { format!("{}.{}", self.name, keys::toml_key(key)) };
         let Value::Table(table) = &node.value else {
             return self.report_problem(node.span, format!("[{name}] is a section, not {}", node.value.kind()));
         };
-        let mut section =
-            Section { table, name, known_keys: Vec::new(), unimplemented_keys: &[], problems: &mut *self.problems };
+        let mut section = Section {
+            table,
+            name,
+            known_keys: Vec::new(),
+            takes_names: false,
+            unimplemented_keys: &[],
+            problems: &mut *self.problems,
+        };
         read(&mut section);
         section.report_unknown_keys();
     }
 
     /// Reports every key that was not asked for, with what may be meant.
     fn report_unknown_keys(self) {
+        if self.takes_names {
+            return;
+        }
         for (name, node) in self.table {
             if self.known_keys.contains(&name.as_str()) {
                 continue;

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::diagnose::{self, Error};
+use super::diagnose::{Error, Problem};
 use super::layers::{self, Layer};
 use super::tree::{Node, Span};
 use super::{Level, Settings, conflicts, merge, print, read};
@@ -73,41 +74,29 @@ pub struct Loaded {
 
 impl Loaded {
     pub(super) fn from_layers(layers: Vec<Layer>, listen: Vec<(String, Address)>) -> Result<Self, Error> {
-        // Blocks with the span by which they are ordered.
-        let (mut blocks, mut problems) = (Vec::new(), Vec::new());
+        let (mut unreadable, mut problems) = (Vec::new(), Vec::new());
         for (index, layer) in layers.iter().enumerate() {
             match &layer.tree {
                 Ok(tree) => problems.extend(read::read_settings(tree).1),
-                Err(unreadable) => blocks.extend(unreadable.iter().map(|block| ((index, 0), block.clone()))),
+                Err(error) => unreadable.push((index, error)),
             }
         }
         let invalid: BTreeSet<_> = problems.iter().map(|problem| problem.span).collect();
         let merged = merge::merge(layers.iter().filter_map(|layer| layer.tree.as_ref().ok()), &invalid);
-        let tree = merged.map_err(|error| Error::new(vec![format!("the layers cannot be merged: {error}")]))?;
+        let tree = merged.map_err(|error| {
+            let mut shown = Error::default();
+            shown.push(|| format!("the layers cannot be merged: {error}"));
+            shown
+        })?;
         let (settings, again) = read::read_settings(&tree);
         problems.extend(again);
         // Where a layer is missing, there may be conflicts that there are not.
-        if blocks.is_empty() {
+        if unreadable.is_empty() {
             problems.extend(conflicts::find(&settings, &tree));
         }
-
-        let origin_of = |span: Span| {
-            let layer = layers.get(span.layer);
-            layer.map(|layer| diagnose::format_origin(&layer.origin, &layer.text, span))
-        };
-        for problem in problems {
-            let mut message = problem.message;
-            for (key, span) in problem.related {
-                let origin = span.and_then(origin_of).unwrap_or_else(|| "its default".to_owned());
-                message.push_str(&format!(" ({key}: {origin})"));
-            }
-            let Some(layer) = layers.get(problem.span.layer) else { continue };
-            let block = diagnose::format_block(&layer.origin, &layer.text, problem.span, &message);
-            blocks.push(((problem.span.layer, problem.span.start), block));
-        }
-        if !blocks.is_empty() {
-            blocks.sort_by_key(|(span, _)| *span);
-            return Err(Error::new(blocks.into_iter().map(|(_, block)| block).collect()));
+        let error = show_problems(&layers, problems, &unreadable);
+        if !error.is_empty() {
+            return Err(error);
         }
         Ok(Self { settings, files: layers::files(&layers), layers, tree, listen })
     }
@@ -139,6 +128,30 @@ impl Loaded {
         };
         let span = own.or_else(inherited).map(|node| node.span);
         let layer = span.and_then(|span| Some((self.layers.get(span.layer)?, span)));
-        layer.map_or("default".to_owned(), |(layer, span)| diagnose::format_origin(&layer.origin, &layer.text, span))
+        layer.map_or("default".to_owned(), |(layer, span)| layer.source.format_origin(span))
     }
+}
+
+/// Returns the error with all problems, in the order of the layers. Those of `unreadable` layers are formatted already.
+fn show_problems(layers: &[Layer], mut problems: Vec<Problem>, unreadable: &[(usize, &Arc<Error>)]) -> Error {
+    let origin_of = |span: Span| layers.get(span.layer).map(|layer| layer.source.format_origin(span));
+    let mut error = Error::default();
+    let mut unreadable = unreadable.iter().peekable();
+    problems.sort_by_key(|problem| (problem.span.layer, problem.span.start));
+    for problem in problems {
+        while let Some((_, earlier)) = unreadable.next_if(|(index, _)| *index <= problem.span.layer) {
+            error.extend(earlier);
+        }
+        let Some(layer) = layers.get(problem.span.layer) else { continue };
+        error.push(|| {
+            let mut message = problem.message;
+            for (key, span) in problem.related {
+                let origin = span.and_then(origin_of).unwrap_or_else(|| "its default".to_owned());
+                message.push_str(&format!(" ({key}: {origin})"));
+            }
+            layer.source.format_block(problem.span, &message)
+        });
+    }
+    unreadable.for_each(|(_, rest)| error.extend(rest));
+    error
 }

@@ -1,6 +1,7 @@
 //! What the keys of the configuration take, each with what is said about anything else.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::BufferSize;
@@ -134,11 +135,18 @@ fn suggest_off(error: ValueError, value: &Value) -> ValueError {
 
 pub(super) fn size(value: &Value, range: RangeInclusive<u64>) -> Result<usize, ValueError> {
     let size = units::parse_size(with_unit(value, "B")?).map_err(|error| ValueError::invalid(&error))?;
+    let range = addressable(&range, usize::MAX as u64);
     let fits = usize::try_from(size).ok().filter(|_| range.contains(&size));
     let (from, to) = (units::format_size(*range.start()), units::format_size(*range.end()));
     fits.ok_or_else(|| {
         ValueError::Invalid(format!("{} is out of range; write {from} to {to}", units::format_size(size)))
     })
+}
+
+/// Returns the part of a range that a machine has addresses for, up to a whole MiB.
+fn addressable(range: &RangeInclusive<u64>, max_address: u64) -> RangeInclusive<u64> {
+    let end = if *range.end() > max_address { max_address >> 20 << 20 } else { *range.end() };
+    *range.start()..=end
 }
 
 /// A size, "default" or "auto".
@@ -183,7 +191,7 @@ pub(super) fn prefix(value: &Value) -> Result<Prefix, ValueError> {
 }
 
 /// Parses a fixed reply.
-pub(super) fn fixed_reply(value: &Value) -> Result<Box<[u8]>, ValueError> {
+pub(super) fn fixed_reply(value: &Value) -> Result<Arc<[u8]>, ValueError> {
     let text = text(value)?.as_bytes();
     if text.len() > MAX_FIXED_REPLY {
         return Err(ValueError::Invalid(format!(
@@ -201,5 +209,17 @@ fn with_unit<'a>(value: &'a Value, unit: &str) -> Result<&'a str, ValueError> {
             Err(ValueError::Invalid(format!("{number} has no unit; write \"{number}{unit}\" if that is meant")))
         }
         value => text(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_end_where_the_addresses_of_the_machine_end() {
+        assert_eq!(addressable(&BUFFER_MEMORY, u64::from(u32::MAX)), 4096..=4095 << 20);
+        assert_eq!(addressable(&BUFFER_MEMORY, u64::MAX), BUFFER_MEMORY);
+        assert_eq!(addressable(&MESSAGE_SIZES, u64::from(u32::MAX)), MESSAGE_SIZES);
     }
 }

@@ -5,6 +5,7 @@
 //! prefix of a lone message is written before it and the reply is sent from where the message lies, without a copy.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// The longest prefix, in bytes.
 pub const MAX_PREFIX: usize = 4096;
@@ -21,7 +22,8 @@ const BLOCK: usize = 64;
 /// What stands before the message in a reply: 0 to [`MAX_PREFIX`] bytes.
 #[derive(Clone)]
 pub struct Prefix {
-    bytes: Box<[u8]>,
+    /// Shared: every listener has one, and most have the same.
+    bytes: Arc<[u8]>,
     /// Its beginning, padded.
     block: [u8; BLOCK],
 }

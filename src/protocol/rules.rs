@@ -1,6 +1,7 @@
 //! The rules of one listener's sessions: plain data, complete, shared by all of them.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::delimiter::Delimiter;
@@ -19,7 +20,7 @@ pub struct Rules {
     pub prefix: Prefix,
     /// What every message is answered with where the reply is [`ReplyMode::Fixed`]: 0 to [`MAX_FIXED_REPLY`] bytes.
     /// Never contains the delimiter, in delimited framing.
-    pub fixed_reply: Box<[u8]>,
+    pub fixed_reply: Arc<[u8]>,
     /// Delay after each reply before the next message of the connection is taken.
     pub reply_delay: TimeSpan,
     /// The longest message, in bytes without its delimiter. 64 KiB fit into one read and are more than any health
@@ -42,7 +43,7 @@ impl Default for Rules {
             delimiter: Delimiter::default(),
             reply: ReplyMode::Echo,
             prefix: Framing::Delimited.default_prefix(),
-            fixed_reply: Box::default(),
+            fixed_reply: Arc::default(),
             reply_delay: TimeSpan::new(Duration::ZERO, "0s"),
             max_message: 64 * 1024,
             unterminated: Unterminated::Discard,

@@ -1,8 +1,10 @@
 //! The command line: the options that check and print, their exit codes and what they do not change.
 
+use std::fs::OpenOptions;
 use std::process::{Command, Output, Stdio};
 
 use echoed::config::Settings;
+use rustix::pipe::PipeFlags;
 
 use crate::{Root, prefix_document};
 
@@ -97,25 +99,6 @@ fn the_defaults_are_printed_even_if_the_configuration_is_invalid() {
 }
 
 #[test]
-fn a_closed_stdout_is_not_an_error_but_a_full_device_is() {
-    let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
-    drop(reader);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
-    let output =
-        command.arg("--print-default-config").stdout(Stdio::from(std::os::fd::OwnedFd::from(writer))).output().unwrap();
-    assert_eq!((output.status.code(), to_text(&output.stderr)), (Some(0), String::new()));
-    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
-    let output = command.arg("--print-default-config").stdout(full).output().unwrap();
-    assert_eq!(output.status.code(), Some(71));
-    assert!(
-        to_text(&output.stderr).starts_with("echoed: cannot write to stdout: No space left"),
-        "{}",
-        to_text(&output.stderr)
-    );
-}
-
-#[test]
 fn a_variable_overrides_the_file_in_the_running_daemon() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
     command.env("ECHOED_DEFAULTS__PREFIX", "variable:");
@@ -126,4 +109,54 @@ fn a_variable_overrides_the_file_in_the_running_daemon() {
     peer.send("a\t");
     peer.expect("variable:a\t");
     daemon.stop();
+}
+
+/// Where nothing can be written: a full device, and a pipe that nobody reads.
+fn unwritable() -> [Stdio; 2] {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).expect("there are pipes");
+    drop(reader);
+    [OpenOptions::new().write(true).open("/dev/full").expect("there is one").into(), writer.into()]
+}
+
+#[test]
+fn the_exit_code_is_the_same_if_stderr_cannot_be_written() {
+    let root = Root::new();
+    root.write("run/x", "[log]\nlevel = \"loud\"\n");
+    let config = root.shown("run/x");
+    let programs = [env!("CARGO_BIN_EXE_echoed"), env!("CARGO_BIN_EXE_echoctl")];
+    for (program, arguments, code) in [
+        (0, &["--config", &config][..], 78),
+        (0, &["--check-config", "--config", &config], 78),
+        (0, &["--config", "/dev/null", "--listen", "192.0.2.1:1"], 71),
+        (0, &["--no-such-option"], 2),
+        (1, &["--no-such-option"], 2),
+        (1, &["send", "--no-such-option"], 2),
+        (1, &["send", "--to", "unix:/no such directory/x", "a"], 2),
+    ] {
+        for stderr in unwritable() {
+            let mut command = Command::new(programs[program]);
+            command.args(arguments).env_clear().stdin(Stdio::null()).stderr(stderr);
+            let status = command.status().expect("it can be started");
+            assert_eq!(status.code(), Some(code), "{arguments:?}: {status}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_printed_exits_with_1_unless_nobody_reads_it() {
+    for (program, options) in [
+        (env!("CARGO_BIN_EXE_echoed"), &["--help", "--version", "--print-config", "--print-default-config"][..]),
+        (env!("CARGO_BIN_EXE_echoed"), &["--check-config"]),
+        (env!("CARGO_BIN_EXE_echoctl"), &["--help", "--version"]),
+    ] {
+        for option in options {
+            for (stdout, code) in unwritable().into_iter().zip([1, 0]) {
+                let mut command = Command::new(program);
+                let output = command.arg(option).env_clear().stdout(stdout).output().expect("it can be started");
+                assert_eq!(output.status.code(), Some(code), "{program} {option}");
+                let said = to_text(&output.stderr);
+                assert_eq!(said.contains("No space left on device"), code == 1, "{program} {option}: {said}");
+            }
+        }
+    }
 }

@@ -210,7 +210,7 @@ fn a_path_that_is_not_a_regular_file_is_named() {
     let pipe = root.path("etc/pipe.toml");
     fs::create_dir_all(pipe.parent().unwrap()).unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-    assert_eq!(headlines(&root)[1], "/etc/echoed/echoed.toml.d/pipe.toml: is no file; a file is expected here");
+    assert_eq!(headlines(&root)[1], "/etc/echoed/echoed.toml.d/pipe.toml: is not a file; a file is expected here");
     root.sources.config = Some(root.path("etc/missing"));
     assert!(headlines(&root)[0].contains("missing: cannot be read: No such file"), "{:#?}", headlines(&root));
 }

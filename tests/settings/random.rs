@@ -33,7 +33,7 @@ fn deadlines() -> impl Strategy<Value = Deadlines> {
 }
 
 /// A framing, a delimiter, and a prefix and a text in which it is not, where it counts.
-fn strings() -> impl Strategy<Value = (Framing, Delimiter, Prefix, Box<[u8]>)> {
+fn strings() -> impl Strategy<Value = (Framing, Delimiter, Prefix, Arc<[u8]>)> {
     let framing = select(vec![Framing::Delimited, Framing::Raw]);
     let delimiter = prop_oneof!["[\\x00-\\x7f]{1,16}", "[a-c]{1,3}", "\\PC{1,4}"];
     let text = || prop_oneof!["[\\x00-\\x7f]{0,90}", "[a-c]{0,9}", "\\PC{0,20}"];
