@@ -95,6 +95,17 @@ pub fn format_time(time: Duration) -> String {
     if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
 }
 
+/// Writes how long something took, for people to read: `0.3ms`, `12ms`, `3.5s`.
+#[must_use]
+pub fn format_age(age: Duration) -> String {
+    let millis = age.as_secs_f64() * 1000.0;
+    match millis {
+        ..10.0 => format!("{millis:.1}ms"),
+        10.0..1000.0 => format!("{millis:.0}ms"),
+        _ => format!("{:.1}s", millis / 1000.0),
+    }
+}
+
 /// Reads a size: a number with `B`, `KiB`, `MiB` or `GiB`.
 ///
 /// # Errors
@@ -184,6 +195,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn ages_are_written_with_the_digits_that_matter() {
+        for (micros, written) in [
+            (0, "0.0ms"),
+            (340, "0.3ms"),
+            (9_900, "9.9ms"),
+            (12_345, "12ms"),
+            (999_000, "999ms"),
+            (1_000_000, "1.0s"),
+            (3_540_000, "3.5s"),
+            (4_000_000_000, "4000.0s"),
+        ] {
+            assert_eq!(format_age(Duration::from_micros(micros)), written);
+        }
+    }
 
     #[test]
     fn times_are_read_and_written() {

@@ -6,6 +6,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
+use common::strace::Strace;
 use common::{Daemon, Peer, ServiceManager, now};
 use rustix::process::{Resource, Signal, getrlimit};
 
@@ -156,4 +157,21 @@ fn a_hard_limit_that_is_too_low_is_logged() {
     daemon.wait_for_log_times("200 descriptors are too few", 2);
     let log = daemon.stop();
     assert_eq!(log.iter().filter(|line| line.starts_with("warn: ")).count(), 2, "{log:#?}");
+}
+
+#[test]
+fn a_thread_that_cannot_be_started_ends_the_start_with_71_and_a_line() {
+    // The log, and two workers.
+    for (number, what) in
+        [(1, "cannot start the log: "), (2, "cannot start the workers: "), (3, "cannot start the workers: ")]
+    {
+        let inject = format!("clone3:error=EAGAIN:when={number}");
+        let Some(strace) = Strace::new("clone3", &[inject]) else { return };
+        let mut command = strace.command(env!("CARGO_BIN_EXE_echoed"));
+        let mut daemon = Daemon::spawn_with(&mut command, "[service]\nworkers = 2\n", &["--listen", "127.0.0.1:0"]);
+        assert_eq!(daemon.wait().code(), Some(71), "thread {number}: {:#?}", daemon.log());
+        let log = daemon.log();
+        let expected = format!("echoed: {what}Resource temporarily unavailable (os error 11)");
+        assert_eq!(log, [expected], "thread {number}");
+    }
 }

@@ -14,6 +14,7 @@ use crate::config::Level;
 use crate::protocol::Verdict;
 use crate::protocol::packet::DropCause;
 use crate::protocol::session::Totals;
+use crate::units::format_age;
 
 /// Handles events. It is called on the worker threads, so it must not block.
 pub type EventHandler = Arc<dyn Fn(Event) + Send + Sync>;
@@ -275,8 +276,8 @@ impl fmt::Display for Event {
                     _ => {}
                 }
                 let Totals { messages, bytes_in, bytes_out } = totals;
-                let age = age.as_secs_f64();
-                write!(f, "; {messages} messages, {bytes_in} bytes in, {bytes_out} bytes out, {age:.1}s")
+                let age = format_age(*age);
+                write!(f, "; {messages} messages, {bytes_in} bytes in, {bytes_out} bytes out, {age}")
             }
             Self::Message { connection_id: Some(connection), listener, peer, text } => {
                 write!(f, "message on connection {connection} on {listener} from {peer}: {text}")

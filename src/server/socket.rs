@@ -1,11 +1,11 @@
 //! What is said about sockets: their kinds, their peers; and listening by hand.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::sockopt::PeerCredentials;
@@ -169,6 +169,9 @@ impl AsFd for AcceptedSocket {
     }
 }
 
+/// Any CID (vsock(7)).
+const ANY_CID: u32 = u32::MAX;
+
 /// What a socket is bound to, as an address that people can use: `tcp:127.0.0.1:8085`, `unix:/run/x.sock`.
 #[must_use]
 pub fn bound_to(socket: impl AsFd) -> String {
@@ -184,7 +187,12 @@ pub fn bound_to(socket: impl AsFd) -> String {
             }
             let Ok(address) = rustix::net::SocketAddrUnix::try_from(address) else {
                 let address = getsockname::<SockaddrStorage>(socket.as_fd().as_raw_fd());
-                return address.map_or("an unknown address".to_owned(), |address| address.to_string());
+                return address.map_or("an unknown address".to_owned(), |address| match address.as_vsock_addr() {
+                    // As systemd.socket(5) has it.
+                    Some(address) if address.cid() == ANY_CID => format!("vsock::{}", address.port()),
+                    Some(address) => format!("vsock:{}:{}", address.cid(), address.port()),
+                    None => address.to_string(),
+                });
             };
             if let Some(name) = address.abstract_name() {
                 return format!("{unix_scheme}:@{}", name.escape_ascii());
@@ -208,15 +216,43 @@ pub struct BoundSocket {
     pub file: Option<SocketFile>,
 }
 
-/// The file of a Unix socket that we bound, removed when this is dropped.
+/// The file of a Unix socket that we bound, removed when this is dropped, unless another one lies there by then.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile {
+    path: PathBuf,
+    id: FileId,
+}
+
+impl SocketFile {
+    /// Takes the file at `path`, which was made just now.
+    fn at(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), id: FileId::of(&fs::symlink_metadata(path)?) })
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // There is nowhere to report an error.
-        let _ = fs::remove_file(&self.0);
+        let _ = remove_file_if(&self.path, self.id);
     }
+}
+
+/// What tells a file from all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    fn of(found: &Metadata) -> Self {
+        Self { device: found.dev(), inode: found.ino() }
+    }
+}
+
+/// Removes the file at `path` if it is this one: another daemon may have replaced it.
+fn remove_file_if(path: &Path, id: FileId) -> io::Result<()> {
+    if FileId::of(&fs::symlink_metadata(path)?) == id { fs::remove_file(path) } else { Ok(()) }
 }
 
 /// Listens on an address: on each of those that its host name stands for.
@@ -268,7 +304,7 @@ fn listen_unix(name: &UnixName, kind: SocketType) -> io::Result<BoundSocket> {
     };
     let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
     rustix::net::bind(&socket, &address).map_err(|error| explain(error.into()))?;
-    let file = path.map(|path| SocketFile(path.clone()));
+    let file = path.map(|path| SocketFile::at(path)).transpose()?;
     if kind != SocketType::DGRAM {
         rustix::net::listen(&socket, MAX_BACKLOG)?;
     }
@@ -296,7 +332,7 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
     // another type (EPROTOTYPE).
     let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None)?;
     match rustix::net::connect(&probe, &rustix::net::SocketAddrUnix::new(path)?) {
-        Err(rustix::io::Errno::CONNREFUSED) => fs::remove_file(path),
+        Err(rustix::io::Errno::CONNREFUSED) => remove_file_if(path, FileId::of(&found)),
         _ => Err(explain(ErrorKind::AddrInUse.into())),
     }
 }

@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio::task;
 
@@ -403,22 +403,39 @@ impl WorkerThread {
     /// # Errors
     /// The thread or its reactor cannot be made.
     pub(crate) fn start(number: usize, sink: &EventSink, disposal: &Disposal) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_io().enable_time().event_interval(EVENT_INTERVAL).build()?;
-        let worker = Arc::new(Worker::new(sink.clone(), disposal.clone(), runtime.handle().clone()));
-        let entered = runtime.enter();
-        let event_loop = EventLoop::new(Arc::clone(&worker))?;
-        drop(entered);
-        runtime.spawn(event_loop);
+        let (sink, disposal) = (sink.clone(), disposal.clone());
         let (stop, stopped) = oneshot::channel();
         let (running, done) = mpsc::channel();
+        let (started, result) = mpsc::sync_channel(1);
         let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-            // An error means that the sender is gone, which says the same.
-            let _ = runtime.block_on(stopped);
-            drop(runtime);
+            // Made here, so that it is dropped here whatever fails: a runtime panics if it is dropped inside another one.
+            match start_runtime(sink, disposal) {
+                Ok((runtime, worker)) => {
+                    let _ = started.send(Ok(worker));
+                    // An error means that the sender is gone, which says the same.
+                    let _ = runtime.block_on(stopped);
+                    drop(runtime);
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                }
+            }
             drop(running);
         })?;
+        let worker = result.recv().map_err(|_| io::Error::other("the thread ended"))??;
         Ok(Self { worker, stop: Some(stop), done, thread: Some(thread) })
     }
+}
+
+/// Makes the runtime of a worker, in which its event loop runs.
+fn start_runtime(sink: EventSink, disposal: Disposal) -> io::Result<(Runtime, Arc<Worker>)> {
+    let runtime = Builder::new_current_thread().enable_io().enable_time().event_interval(EVENT_INTERVAL).build()?;
+    let worker = Arc::new(Worker::new(sink, disposal, runtime.handle().clone()));
+    let entered = runtime.enter();
+    let event_loop = EventLoop::new(Arc::clone(&worker))?;
+    drop(entered);
+    runtime.spawn(event_loop);
+    Ok((runtime, worker))
 }
 
 impl Drop for WorkerThread {
