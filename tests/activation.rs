@@ -43,6 +43,16 @@ fn connect(daemon: &Daemon, socket: &str) -> Peer {
 }
 
 #[test]
+fn a_socket_without_a_name_is_one_of_echo() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let daemon = spawn(activated_command("3<&0", vec![listener.into()], ""), "", &[]);
+    assert!(daemon.wait_for_log("listening on").ends_with(" (echo)"));
+    daemon.connect().exchange("a");
+    let log = daemon.stop();
+    assert!(!log.iter().any(|line| line.contains("there is no section")), "{log:#?}");
+}
+
+#[test]
 fn the_first_client_starts_the_daemon_and_is_served_over_tcp() {
     // systemd-socket-activate takes no port 0. This one stays ours, and is free for whoever may share it, as it does.
     let reserved = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();

@@ -3,10 +3,11 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use common::{Daemon, Peer};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, sockopt};
@@ -235,6 +236,36 @@ fn the_socket_file_is_removed_when_the_daemon_exits() {
         assert!(daemon.wait().success());
         assert!(!path.exists(), "{} is still there", path.display());
     }
+}
+
+#[test]
+fn a_socket_file_that_replaced_the_one_of_the_daemon_is_not_removed() {
+    for address in ["DIR/echo.sock", "seqpacket:DIR/echo.sock", "unixgram:DIR/echo.sock"] {
+        let mut daemon = Daemon::start(&["--listen", address]);
+        let path = daemon.directory().join("echo.sock");
+        fs::remove_file(&path).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        daemon.signal(Signal::TERM);
+        assert!(daemon.wait().success());
+        assert!(path.exists(), "{} of another process was removed", path.display());
+    }
+}
+
+#[test]
+fn log_lines_on_stderr_begin_with_the_time() {
+    let started = SystemTime::now();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
+    command.args(["--config", "/dev/null", "--listen", "127.0.0.1:0"]).env_remove("JOURNAL_STREAM");
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (time, rest) = line.split_once(' ').unwrap();
+    assert!(rest.starts_with("info: listening on tcp:127.0.0.1:"), "{line}");
+    let time = humantime::parse_rfc3339(time).unwrap_or_else(|error| panic!("{line}: {error}"));
+    // It has milliseconds.
+    assert!(time + Duration::from_millis(1) > started && time <= SystemTime::now(), "{line}");
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod traffic;
 use std::thread;
 use std::time::Duration;
 
+use common::hang::hang_thread;
 use common::{Peer, now};
 use rustix::process::Signal;
 use service::{FdStore, Service};
@@ -221,28 +222,48 @@ fn connections_keep_their_ids_over_restarts_and_new_ones_get_new_ids() {
 fn a_hung_worker_loses_only_its_own_connections() {
     let configuration = "[service]\nworkers = 2\n[defaults.deadlines]\nread = '5min'\n";
     let mut service = Service::start_on(&["tcp:echo"], FdStore::Enabled, configuration);
-    service.stop(Signal::INT);
-    service.start_next_with(configuration, |command| {
-        command.env("ECHOED_TEST_HANG_ON_SIGUSR1", "1");
-    });
     // One for each worker.
     let (mut first, mut second) = (service.connect(), service.connect());
     for peer in [&mut first, &mut second] {
         peer.send("a\thalf");
         peer.expect("server got:a\t");
     }
-    service.daemon.signal(Signal::USR1);
-    // It may still be about to hang.
-    common::wait_until("it hangs", || {
-        let mut peer = service.connect();
-        peer.send("a\t");
-        peer.receive_for(Duration::from_millis(100)) == 0
-    });
+    if !hang_thread(service.daemon.pid(), "worker-0") {
+        return;
+    }
     let log = service.restart(configuration);
     assert!(connection_outcomes(&log)[2] >= 1, "{log:#?}");
     assert!(log.iter().any(|line| line.contains("their worker does not answer")), "{log:#?}");
     second.send("\t");
     second.expect("server got:half\t");
     first.read_to_end();
+    service.daemon.stop();
+}
+
+#[test]
+fn signals_during_the_barrier_of_a_slow_service_manager_lose_no_connection() {
+    const CONNECTIONS: usize = 50;
+    let mut service = Service::start("");
+    let mut peers: Vec<_> = (0..CONNECTIONS).map(|_| service.connect()).collect();
+    for peer in &mut peers {
+        peer.send("a\thalf");
+        peer.expect("server got:a\t");
+    }
+    service.manager.delay_barriers(Duration::from_millis(500));
+    service.daemon.signal(Signal::TERM);
+    service.manager.expect("BARRIER=1");
+    for signal in [Signal::HUP, Signal::INT, Signal::TERM] {
+        service.daemon.signal(signal);
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(service.daemon.wait().success());
+    let log = service.daemon.log();
+    assert_eq!(connection_outcomes(&log), [CONNECTIONS, 0, 0]);
+    assert!(!log.iter().any(|line| line.starts_with("warn: ")), "{log:#?}");
+    service.start_next("");
+    for peer in &mut peers {
+        peer.send("\t");
+        peer.expect("server got:half\t");
+    }
     service.daemon.stop();
 }

@@ -8,7 +8,9 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use common::hang::hang_thread;
 use common::{Daemon, Peer, ServiceManager, TEST_TIMEOUT, now};
+use rustix::fs::{FileType, Mode};
 use rustix::process::Signal;
 
 const ECHOED: &str = env!("CARGO_BIN_EXE_echoed");
@@ -130,14 +132,15 @@ fn watchdog_pings_are_sent_at_half_the_watchdog_interval() {
 #[test]
 fn a_hung_worker_stops_the_watchdog_pings_while_others_still_serve() {
     let manager = ServiceManager::start();
-    let hook = [("WATCHDOG_USEC", "200000"), ("ECHOED_TEST_HANG_ON_SIGUSR1", "1")];
-    let daemon = start_with_manager(&manager, "[service]\nworkers = 2\n", &hook);
+    let daemon = start_with_manager(&manager, "[service]\nworkers = 2\n", &[("WATCHDOG_USEC", "200000")]);
     // The second connection is on the second worker, which goes on.
     let (mut first, mut second) = (daemon.connect(), daemon.connect());
     first.exchange("a");
     second.exchange("a");
     manager.expect_times("WATCHDOG=1", 3);
-    daemon.signal(Signal::USR1);
+    if !hang_thread(daemon.pid(), "worker-0") {
+        return;
+    }
     daemon.wait_for_log("a worker does not answer");
     let count = || manager.notifications().iter().filter(|(_, message)| message[0] == "WATCHDOG=1").count();
     let pings = count();
@@ -146,14 +149,6 @@ fn a_hung_worker_stops_the_watchdog_pings_while_others_still_serve() {
     first.expect_silence(Duration::from_secs(1));
     second.exchange("c");
     assert_eq!(count(), pings);
-}
-
-#[test]
-fn without_the_test_hook_sigusr1_ends_the_process() {
-    let manager = ServiceManager::start();
-    let mut daemon = start_with_manager(&manager, "", &[]);
-    daemon.signal(Signal::USR1);
-    assert!(!daemon.wait().success(), "nothing catches it, so it ends the process");
 }
 
 #[test]
@@ -227,4 +222,105 @@ fn clients_are_served_while_the_service_manager_does_not_read() {
     manager.expect_times("WATCHDOG=1", 5);
     assert!(manager.notifications().len() > before);
     daemon.stop();
+}
+
+#[test]
+fn signals_do_not_prolong_the_wait_for_the_notify_barrier() {
+    // No process reads from this socket, which has room for the notifications.
+    let directory = tempfile::tempdir().unwrap();
+    let _socket = std::os::unix::net::UnixDatagram::bind(directory.path().join("notify")).unwrap();
+    let mut command = Command::new(ECHOED);
+    command.env("NOTIFY_SOCKET", directory.path().join("notify"));
+    let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "127.0.0.1:0"]);
+    daemon.wait_for_log("listening on");
+    let start = now();
+    daemon.signal(Signal::TERM);
+    while !daemon.log().iter().any(|line| line.contains("cannot notify the service manager")) {
+        assert!(start.elapsed() < TEST_TIMEOUT, "it still waits");
+        // Some more often than the time that is waited for.
+        daemon.signal(Signal::HUP);
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(start.elapsed() > Duration::from_millis(4900), "{:?}", start.elapsed());
+}
+
+#[test]
+fn an_address_of_the_service_manager_that_is_not_supported_is_reported_once() {
+    for address in ["vsock-stream:2:1234", "vsock:2:1234", "notify", "@", "/"] {
+        let mut command = Command::new(ECHOED);
+        command.env("NOTIFY_SOCKET", address).env("WATCHDOG_USEC", "20000").env_remove("WATCHDOG_PID");
+        let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "127.0.0.1:0"]);
+        let said = daemon.wait_for_log("NOTIFY_SOCKET=");
+        let expected = format!("warn: ignoring NOTIFY_SOCKET={address}: only a path and @NAME are supported");
+        assert!(said.starts_with(&expected), "{said}");
+        daemon.wait_for_log("listening on");
+        daemon.connect().exchange("a");
+        thread::sleep(Duration::from_millis(300));
+        let log = daemon.stop();
+        assert_eq!(log.iter().filter(|line| line.contains("notif")).count(), 1, "{log:#?}");
+    }
+}
+
+#[test]
+fn a_service_manager_that_cannot_be_reached_is_reported_once() {
+    let mut command = Command::new(ECHOED);
+    command.env("NOTIFY_SOCKET", "/no such directory/notify");
+    command.env("WATCHDOG_USEC", "20000").env_remove("WATCHDOG_PID");
+    let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "127.0.0.1:0"]);
+    daemon.wait_for_log("cannot notify the service manager on /no such directory/notify: No such file");
+    daemon.wait_for_log("listening on");
+    daemon.connect().exchange("a");
+    // Some pings.
+    thread::sleep(Duration::from_millis(300));
+    let log = daemon.stop();
+    assert_eq!(log.iter().filter(|line| line.contains("cannot notify")).count(), 1, "{log:#?}");
+}
+
+/// Replaces the configuration by a pipe to which nobody writes yet.
+fn replace_configuration_by_pipe(daemon: &Daemon) -> std::path::PathBuf {
+    let path = daemon.directory().join("echoed.toml");
+    fs::remove_file(&path).expect("the directory is ours");
+    rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+        .expect("there are pipes");
+    path
+}
+
+#[test]
+fn a_reload_that_takes_long_delays_neither_watchdog_pings_nor_the_status() {
+    let manager = ServiceManager::start();
+    let daemon = start_with_manager(&manager, "[limits]\nconnections = 7\n", &[("WATCHDOG_USEC", "100000")]);
+    let pipe = replace_configuration_by_pipe(&daemon);
+    daemon.signal(Signal::HUP);
+    manager.expect("RELOADING=1");
+    let count =
+        |what: &str| manager.notifications().iter().filter(|(_, sent)| sent.iter().any(|one| one == what)).count();
+    let before = count("WATCHDOG=1");
+    let mut peer = daemon.connect();
+    peer.exchange("a");
+    manager.expect_times("WATCHDOG=1", before + 5);
+    manager.expect("STATUS=1/7 connections, 1 listener, 1 messages");
+    assert_eq!(count("READY=1"), 1);
+    // What is asked for meanwhile is done afterwards.
+    daemon.signal(Signal::HUP);
+    fs::write(&pipe, "[limits]\nconnections = 8\n").expect("it is read");
+    manager.expect_times("READY=1", 2);
+    manager.expect_times("RELOADING=1", 2);
+    fs::write(&pipe, "[limits]\nconnections = 9\n").expect("it is read");
+    manager.expect_times("READY=1", 3);
+    assert_eq!(manager.expect_matching("STATUS=", |_| true), "1/9 connections, 1 listener, 1 messages");
+    daemon.stop();
+}
+
+#[test]
+fn a_daemon_whose_reload_takes_long_ends_when_it_is_asked_to() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let manager = ServiceManager::start();
+        let mut daemon = start_with_manager(&manager, "[limits]\nconnections = 7\n", &[]);
+        replace_configuration_by_pipe(&daemon);
+        daemon.signal(Signal::HUP);
+        manager.expect("RELOADING=1");
+        daemon.signal(signal);
+        assert!(daemon.wait().success());
+        assert_eq!(manager.state_changes(), ["READY=1", "RELOADING=1", "STOPPING=1"]);
+    }
 }

@@ -2,13 +2,18 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Daemon, Peer, now};
+use common::{Daemon, Peer, now, program_or_skip, wait_until};
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::process::Signal;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 /// Rewrites the configuration and has it read; waits until the log says what came of it the `times`th time.
 fn reload(daemon: &Daemon, configuration: &str, said: &str, times: usize) -> String {
@@ -191,5 +196,77 @@ fn messages_are_answered_during_repeated_reloads() {
             assert!(slowest < Duration::from_secs(5), "{slowest:?}");
         }
     });
+    daemon.stop();
+}
+
+#[test]
+fn a_reload_requested_while_the_daemon_starts_is_done_when_it_is_ready() {
+    // The daemon waits for its settings, which are in a pipe.
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let arguments = ["--listen", "127.0.0.1:0", "--config", pipe.to_str().unwrap()];
+    let daemon = Daemon::spawn_with(&mut Command::new(env!("CARGO_BIN_EXE_echoed")), "", &arguments);
+    let mut writer = None;
+    wait_until("it reads its settings", || {
+        writer = OpenOptions::new().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&pipe).ok();
+        writer.is_some()
+    });
+    daemon.signal(Signal::HUP);
+    drop(writer);
+    daemon.wait_for_log("listening on");
+    // The reload reads from the pipe again.
+    fs::write(&pipe, "[defaults]\nprefix = 'new:'\n").unwrap();
+    daemon.wait_for_log(RELOADED);
+    let mut peer = daemon.connect();
+    peer.send("a\t");
+    peer.expect("new:a\t");
+    daemon.stop();
+}
+
+/// Starts a daemon from a terminal of its own, by this command in front of it. Returns the other end of the terminal as
+/// well.
+fn start_from_terminal(command: &[&str]) -> Option<(Daemon, OwnedFd)> {
+    let setsid = program_or_skip("setsid")?;
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&controller).unwrap();
+    unlockpt(&controller).unwrap();
+    let name = ptsname(&controller, Vec::new()).unwrap();
+    let terminal = OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let mut setsid = Command::new(setsid);
+    setsid.arg("--ctty").args(command).arg(env!("CARGO_BIN_EXE_echoed")).stdin(terminal).stdout(Stdio::null());
+    let daemon = Daemon::spawn_with_stdio(&mut setsid, "[defaults]\nprefix = 'old:'\n", &["--listen", "127.0.0.1:0"]);
+    daemon.wait_for_log("listening on");
+    Some((daemon, controller))
+}
+
+#[test]
+fn a_daemon_whose_terminal_hangs_up_drains_and_ends() {
+    let Some((mut daemon, controller)) = start_from_terminal(&[]) else { return };
+    let mut peer = daemon.connect();
+    peer.send("a\t");
+    peer.expect("old:a\t");
+    // A reload, as long as the terminal is there.
+    fs::write(daemon.directory().join("echoed.toml"), "[defaults]\nprefix = 'new:'\n").unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_log(RELOADED);
+    drop(controller);
+    peer.expect_close();
+    assert!(daemon.wait().success());
+    daemon.wait_for_log("stopping: SIGHUP, the terminal has hung up");
+    daemon.wait_for_log("stopped: 1 connections finished, 0 cut");
+}
+
+#[test]
+fn a_daemon_under_nohup_goes_on_when_its_terminal_hangs_up() {
+    if program_or_skip("nohup").is_none() {
+        return;
+    }
+    let Some((daemon, controller)) = start_from_terminal(&["nohup"]) else { return };
+    drop(controller);
+    daemon.wait_for_log(RELOADED);
+    let mut peer = daemon.connect();
+    peer.send("a\t");
+    peer.expect("old:a\t");
     daemon.stop();
 }

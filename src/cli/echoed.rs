@@ -15,8 +15,8 @@ use crate::config::{Level, RESERVED_NAMES, Sources, is_listener_name};
     after_help = "Without a socket from systemd or inetd, without --listen and without a configuration, it\n\
                   serves on tcp:127.0.0.1:8085. Try it: printf 'aaaa\\t' | nc -N 127.0.0.1 8085\n\n\
                   A variable ECHOED_SECTION__KEY sets one key: ECHOED_DEFAULTS__DEADLINES__READ=10s.\n\n\
-                  Exit codes: 0 done, 2 bad command line, 71 a system call failed at start, 78 bad configuration\n\
-                  or unsuitable sockets."
+                  Exit codes: 0 done, 1 stdout failed, 2 bad command line, 71 a system call failed at start,\n\
+                  78 bad configuration or unsuitable sockets."
 )]
 pub struct Echoed {
     /// Read the settings from this TOML file, in place of all files in /usr/lib/echoed, /run/echoed and /etc/echoed

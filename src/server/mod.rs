@@ -287,17 +287,6 @@ impl Server {
         }
     }
 
-    /// Makes the first worker hang, for tests of the watchdog.
-    pub fn hang_worker(&self) {
-        if let Some(thread) = self.threads.first() {
-            thread.worker.spawn(async {
-                loop {
-                    std::thread::park();
-                }
-            });
-        }
-    }
-
     /// Listeners being served.
     #[must_use]
     pub fn listener_count(&self) -> usize {

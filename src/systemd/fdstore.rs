@@ -24,7 +24,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::sockopt;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::notify;
@@ -130,6 +131,18 @@ fn store_bundles(
         problem = Some(if max_per_bundle < usize::MAX { pack::TOO_MANY_IN_FLIGHT.to_owned() } else { full() });
     }
     StoreResult { stored, remaining: connections, problem, unconfirmed: None }
+}
+
+/// Returns the SO_COOKIE of a socket.
+fn socket_cookie(socket: &OwnedFd) -> io::Result<u64> {
+    retry_on_intr(|| sockopt::socket_cookie(socket)).map_err(|error| match error {
+        Errno::NOPROTOOPT => io::Error::new(
+            io::ErrorKind::Unsupported,
+            "this kernel has no SO_COOKIE (socket(7)), and without it connections cannot be handed over; it takes Linux \
+             4.12 or newer",
+        ),
+        error => error.into(),
+    })
 }
 
 fn is_too_many_in_flight(error: &io::Error) -> bool {

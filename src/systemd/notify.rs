@@ -1,5 +1,5 @@
 //! Notifications to systemd (sd_notify(3)). Without a manager to notify, `NOTIFY_SOCKET` is not set, and nothing is
-//! sent.
+//! sent. Nothing is sent either if it names a socket of another kind than a Unix one ([`unsupported_address`]).
 //!
 //! Each call may block, so it must not be made on a thread that serves.
 
@@ -12,10 +12,10 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
 use sd_notify::NotifyState;
@@ -34,13 +34,24 @@ const MAX_STATUS_BYTES: usize = 1000;
 /// Returns whether there is a manager to notify.
 #[must_use]
 pub fn is_enabled() -> bool {
-    env::var_os("NOTIFY_SOCKET").is_some()
+    manager_address().is_some()
 }
 
 /// Returns the address of the manager's socket: a path, or `@` and a name in the abstract namespace.
 #[must_use]
 pub fn manager_address() -> Option<OsString> {
-    env::var_os("NOTIFY_SOCKET")
+    env::var_os("NOTIFY_SOCKET").filter(|address| is_supported(address))
+}
+
+/// Returns what `NOTIFY_SOCKET` is set to, if no notification can be sent there: `vsock:` and its kin, which the manager of a
+/// virtual machine sets for the first process in it, or a relative path.
+#[must_use]
+pub fn unsupported_address() -> Option<OsString> {
+    env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty() && !is_supported(address))
+}
+
+fn is_supported(address: &OsStr) -> bool {
+    matches!(address.as_bytes(), [b'/' | b'@', _, ..])
 }
 
 /// Sends READY=1: everything is being served. `status` says in one line what that is.
@@ -112,12 +123,22 @@ pub fn barrier() -> io::Result<()> {
     notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
     drop(theirs);
     let mut answer = [PollFd::new(&ours, PollFlags::empty())];
-    let timeout = Timespec::try_from(BARRIER_TIMEOUT).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // What interrupts it is seldom: then the manager has that much more time.
-    match retry_on_intr(|| poll(&mut answer, Some(&timeout)))? {
-        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not listen")),
-        _ => Ok(()),
+    let deadline = now() + BARRIER_TIMEOUT;
+    loop {
+        let remaining = deadline.saturating_duration_since(now());
+        let timeout = Timespec::try_from(remaining).map_err(|_| io::ErrorKind::InvalidInput)?;
+        match poll(&mut answer, Some(&timeout)) {
+            // A signal: poll(2) is never restarted, whatever its handler is.
+            Err(Errno::INTR) => {}
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 s")),
+            result => return Ok(result.map(drop)?),
+        }
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the runtime of the process, and its clock, wait for this")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Sends FDSTORE=1: the manager keeps this socket under this name, whatever becomes of its other end, and passes it to
@@ -143,7 +164,7 @@ fn notify_states(states: &[NotifyState<'_>]) -> io::Result<()> {
 
 /// Sends a notification with descriptors: one at most.
 fn notify_with_fds(states: &[NotifyState<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let Some(name) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let Some(name) = manager_address() else { return Ok(()) };
     let text: String = states.iter().map(|state| format!("{state}\n")).collect();
     let mut manager = MANAGER.lock().unwrap_or_else(PoisonError::into_inner);
     if manager.as_ref().is_some_and(|cached| send(cached, &text, fds).is_ok()) {

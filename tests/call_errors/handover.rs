@@ -167,6 +167,10 @@ fn check(process: Process, call: &Call, errno: Errno) -> Result<(), String> {
         if handed_over + cut != CONNECTIONS {
             return fail("they are not all counted");
         }
+        let is_named = || log.iter().any(|line| line.contains("this kernel has no SO_COOKIE"));
+        if call.text.contains("SO_COOKIE") && errno == ENOPROTOOPT && !is_named() {
+            return fail("the kernel is not named");
+        }
         let says_error = log.iter().any(|line| line.contains(&format!("(os error {})", errno as i32)));
         let says_it = says_error || log.iter().any(|line| line.contains("cut: ") || line.contains("cannot go on with"));
         if process == Process::Storing && handed_over != survivors {

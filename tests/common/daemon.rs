@@ -42,6 +42,13 @@ impl Log {
     }
 }
 
+/// A line of the log without its time: `2026-11-30T08:09:37.123Z `.
+pub fn strip_time(line: &str) -> &str {
+    let Some((time, rest)) = line.split_once(' ') else { return line };
+    let is_time = time.len() == "2026-11-30T08:09:37.123Z".len() && time.ends_with('Z') && time.as_bytes()[10] == b'T';
+    if is_time { rest } else { line }
+}
+
 impl Daemon {
     /// Starts it with these arguments and waits until it serves on each listener among them.
     pub fn start(arguments: &[&str]) -> Self {
@@ -87,7 +94,7 @@ impl Daemon {
         thread::spawn(move || {
             for line in BufReader::new(stderr).lines() {
                 let Ok(line) = line else { break };
-                writer.lines().0.push(line);
+                writer.lines().0.push(strip_time(&line).to_owned());
                 writer.changed.notify_all();
             }
             writer.lines().1 = true;
@@ -117,7 +124,7 @@ impl Daemon {
         }
     }
 
-    /// All lines of its log so far.
+    /// All lines of its log so far, without their times.
     pub fn log(&self) -> Vec<String> {
         self.log.lines().0.clone()
     }

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio, id};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tempfile::TempDir;
@@ -64,6 +64,8 @@ struct State {
     /// What is stored, each with its name.
     stored: Vec<(String, OwnedFd)>,
     reading: Reading,
+    /// How long a barrier waits for its answer.
+    barrier_delay: Duration,
     stopped: bool,
 }
 
@@ -180,6 +182,11 @@ impl ServiceManager {
         state.stored.iter().map(copy).collect()
     }
 
+    /// Answers barriers only after this time.
+    pub fn delay_barriers(&self, delay: Duration) {
+        self.shared.lock().barrier_delay = delay;
+    }
+
     /// Stops reading with a full queue, until the next call that waits for a notification: nothing can be sent to it.
     pub fn suspend_reading(&self) {
         let filler = UnixDatagram::unbound().expect("a socket can be made");
@@ -273,7 +280,11 @@ fn receive_notifications(socket: &UnixDatagram, shared: &Shared) {
         if has_assignment("FDSTOREREMOVE=1") {
             state.stored.retain(|(stored, _)| Some(&**stored) != name);
         }
+        let barrier_delay = if has_assignment("BARRIER=1") { state.barrier_delay } else { Duration::ZERO };
         state.notifications.push((now(), assignments));
         shared.changed.notify_all();
+        drop(state);
+        // Its descriptors are closed after that.
+        thread::sleep(barrier_delay);
     }
 }

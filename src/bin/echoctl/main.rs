@@ -21,10 +21,11 @@ const NOT_STARTED: u8 = 2;
 fn main() -> ExitCode {
     let arguments = match Echoctl::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) if error.exit_code() == 0 => {
-            // Help and version. That they cannot be printed is not an error.
-            let _ = error.print();
-            return ExitCode::SUCCESS;
+        Err(help) if help.exit_code() == 0 => {
+            return match ignore_broken_pipe(help.print().and_then(|()| io::stdout().flush())) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => error.report(),
+            };
         }
         Err(error) => return Error::from_clap(&error).report(),
     };

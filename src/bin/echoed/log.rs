@@ -3,9 +3,9 @@
 mod kinds;
 
 use std::env;
-use std::io;
-use std::sync::Arc;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ pub(crate) struct LeveledLog {
     log: journal::Log,
     lossless_log: lossless::LosslessLog,
     level: Arc<AtomicU8>,
+    /// Why systemd could not be notified the last time.
+    notify_error: Arc<Mutex<Option<String>>>,
 }
 
 /// The threads that write. To be closed last.
@@ -32,24 +34,33 @@ pub(crate) struct LogWriters {
     final_log: LeveledLog,
 }
 
-/// Reports why the daemon does not start: in one entry, if stderr leads to the journal.
+/// Reports why the daemon does not start: in one entry, if stderr leads to the journal. Without a place for it, nothing is
+/// said.
 pub(crate) fn report_start_failure(error: &StartError) {
+    let note = Note::StartFailed;
     match LogTarget::of_stderr() {
-        LogTarget::Journal(_) => {
-            // Without a thread to write there is nowhere to say it.
-            if let Ok((log, writer)) = LeveledLog::start(Level::Error) {
-                log.note(Note::StartFailed, &format!("not started: {error}"));
-                drop(log);
-                writer.close(None);
+        target @ LogTarget::Journal(_) => {
+            let text = format!("not started: {error}");
+            match LeveledLog::start(Level::Error) {
+                Ok((log, writer)) => {
+                    log.note(note, &text);
+                    drop(log);
+                    writer.close(None);
+                }
+                // There can be no further thread, which may be what the text says.
+                Err(_) => journal::write_now(
+                    target,
+                    note.kind(),
+                    priority(note.level()),
+                    &LogEntry { text, multiline: true, ..LogEntry::default() },
+                ),
             }
         }
-        LogTarget::Lines(_) => match error {
-            // As compilers say it.
-            StartError::Configuration(_) => eprintln!("{error}"),
-            StartError::Usage(_) | StartError::Activation(_) | StartError::System { .. } => {
-                eprintln!("echoed: {error}")
-            }
-        },
+        LogTarget::Lines(mut stderr) => {
+            // The text about settings begins with their file, as compilers have it.
+            let program = if let StartError::Configuration(_) = error { "" } else { "echoed: " };
+            let _ = writeln!(stderr, "{program}{error}");
+        }
     }
 }
 
@@ -61,7 +72,8 @@ impl LeveledLog {
     pub(crate) fn start(level: Level) -> io::Result<(Self, LogWriters)> {
         let (log, log_writer) = journal::start(LogTarget::of_stderr())?;
         let (lossless_log, lossless_writer) = lossless::open(LogTarget::of_stderr(), log.clone());
-        let log = Self { log, lossless_log, level: Arc::new(AtomicU8::new(level as u8)) };
+        let level = Arc::new(AtomicU8::new(level as u8));
+        let log = Self { log, lossless_log, level, notify_error: Arc::default() };
         let final_log = log.clone();
         Ok((log, LogWriters { log: log_writer, messages: lossless_writer, final_log }))
     }
@@ -115,12 +127,19 @@ impl LeveledLog {
         Arc::new(LosslessMessages(self.lossless_log.clone()))
     }
 
-    /// Logs it if systemd could not be notified.
+    /// Logs it if systemd could not be notified: once, until it can be notified again, or there is another error.
     pub(crate) fn check_notified(&self, result: io::Result<()>) {
-        if let Err(error) = result {
-            let socket = env::var("NOTIFY_SOCKET").unwrap_or_default();
+        let error = result.err().map(|error| error.to_string());
+        let mut last = self.notify_error.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last == error {
+            return;
+        }
+        if let Some(error) = &error {
+            let socket = env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+            let socket = socket.to_string_lossy();
             self.note(Note::NotifyFailed, &format!("cannot notify the service manager on {socket}: {error}, ignoring"));
         }
+        *last = error;
     }
 }
 

@@ -32,7 +32,7 @@ use tokio::{runtime, time};
 
 use log::{LeveledLog, Note};
 use signals::{Signals, TERMINATE};
-use start_error::{EX_OSERR, StartError};
+use start_error::{EX_OSERR, EX_USAGE, StartError};
 use supervisor::{ExitReason, RunMode, Supervisor};
 
 /// How long whole messages may take to be written at the end. Together with `service.drain_timeout`, less than systemd
@@ -46,6 +46,7 @@ const DEFAULT_NAME: &str = "echo";
 const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
+    signals::block_hangup();
     abort_on_panic();
     // Before anything can be written to stderr, which may be a client's connection. So the option is looked for by
     // hand: clap writes there what is wrong with it.
@@ -56,7 +57,12 @@ fn main() -> ExitCode {
         Err(error) if error.use_stderr() && is_stderr_withheld() => {
             Err(StartError::Usage(error.to_string().trim_end().to_owned()))
         }
-        Err(error) => error.exit(),
+        Err(error) if error.use_stderr() => {
+            // If this fails, there is no other place to report it.
+            let _ = error.print();
+            Ok(ExitCode::from(EX_USAGE))
+        }
+        Err(help) => check_stdout(help.print()).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,
@@ -81,6 +87,15 @@ fn run(arguments: &Echoed, mut stdin: Option<StdinSocket>) -> Result<ExitCode, S
     let started = LeveledLog::start(settings.log_level);
     let (log, writer) = started.map_err(|error| StartError::system("cannot start the log", error))?;
     supervisor::warn_low_nofile(budget, &settings, &log);
+    if let Some(address) = notify::unsupported_address() {
+        log.note(
+            Note::NotifyFailed,
+            &format!(
+                "ignoring NOTIFY_SOCKET={}: only a path and @NAME are supported; the service manager is not notified",
+                address.to_string_lossy()
+            ),
+        );
+    }
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| StartError::system("cannot start the runtime", error))?;
     let result = runtime.block_on(serve(arguments, &settings, mode, budget, fds, &log));
@@ -123,8 +138,9 @@ async fn serve(
     if let Some(connection) = accepted {
         serve_connection(&server, settings, arguments, connection, log)?;
     }
+    let sources = arguments.sources();
     let supervisor =
-        Supervisor::new(&server, mode, settings, log, || arguments.sources().load().map(|loaded| loaded.settings));
+        Supervisor::new(&server, mode, settings, log, move || sources.load().map(|loaded| loaded.settings));
     let reason = supervisor.run(&mut signals).await;
     let Service { drain_timeout, handover, .. } = supervisor.service();
     if let ExitReason::ConnectionEnded = reason {
@@ -213,14 +229,15 @@ fn load_settings(arguments: &Echoed) -> Result<Option<Settings>, StartError> {
     Ok(None)
 }
 
-/// Writes to stdout. That nobody reads it any more is no failure.
+/// Writes to stdout.
 fn print(text: &str) -> Result<(), StartError> {
-    let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(StartError::system("cannot write to stdout", error))
-        }
+    check_stdout(io::stdout().write_all(text.as_bytes()))
+}
+
+/// Checks that everything was written to stdout. That its reader is gone is not an error.
+fn check_stdout(written: io::Result<()>) -> Result<(), StartError> {
+    match written.and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(StartError::Output(error)),
         _ => Ok(()),
     }
 }

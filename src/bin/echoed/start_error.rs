@@ -11,10 +11,13 @@ use echoed::systemd::activation;
 const EX_CONFIG: u8 = 78;
 
 /// Bad command line, as clap has it.
-const USAGE: u8 = 2;
+pub(crate) const EX_USAGE: u8 = 2;
 
 /// A system call failed (EX_OSERR of sysexits.h).
 pub(crate) const EX_OSERR: u8 = 71;
+
+/// What was to be printed could not be.
+const EX_OUTPUT: u8 = 1;
 
 /// Why the daemon does not start.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub(crate) enum StartError {
         what: String,
         error: io::Error,
     },
+    /// What was to be printed could not be written to stdout.
+    Output(io::Error),
 }
 
 impl StartError {
@@ -36,10 +41,11 @@ impl StartError {
 
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Usage(_) => USAGE,
+            Self::Usage(_) => EX_USAGE,
             Self::Configuration(_) => EX_CONFIG,
             Self::Activation(error) if error.is_configuration() => EX_CONFIG,
             Self::Activation(_) | Self::System { .. } => EX_OSERR,
+            Self::Output(_) => EX_OUTPUT,
         })
     }
 }
@@ -64,6 +70,7 @@ impl fmt::Display for StartError {
             Self::Configuration(error) => error.fmt(f),
             Self::Activation(error) => error.fmt(f),
             Self::System { what, error } => write!(f, "{what}: {error}"),
+            Self::Output(error) => write!(f, "cannot write to stdout: {error}"),
         }
     }
 }

@@ -5,6 +5,9 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::pending;
+use std::io;
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use echoed::config::{self, Service, Settings};
@@ -13,7 +16,7 @@ use echoed::rlimit::{self, FdBudget};
 use echoed::server::{Counts, Server};
 use echoed::systemd::activation::Sockets;
 use echoed::systemd::notify;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time;
 
 use crate::log::{LeveledLog, Note};
@@ -89,7 +92,7 @@ pub(crate) struct Supervisor<'a, Load> {
     server: &'a Server,
     mode: RunMode,
     log: &'a LeveledLog,
-    load_settings: Load,
+    load_settings: Arc<Load>,
     /// What the process was started with.
     initial_settings: &'a Settings,
     /// The current settings.
@@ -100,8 +103,9 @@ pub(crate) struct Supervisor<'a, Load> {
     last_status: RefCell<String>,
 }
 
-impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
-    /// Creates the supervisor of `server`, which was started with these settings. `load_settings` reads them anew.
+impl<'a, Load: Fn() -> Result<Settings, config::Error> + Send + Sync + 'static> Supervisor<'a, Load> {
+    /// Creates the supervisor of `server`, which was started with these settings. `load_settings` reads them anew, on a
+    /// thread of its own.
     pub(crate) fn new(
         server: &'a Server,
         mode: RunMode,
@@ -115,7 +119,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
             server,
             mode,
             log,
-            load_settings,
+            load_settings: Arc::new(load_settings),
             initial_settings,
             settings: watch::Sender::new(settings.clone()),
             reload_error,
@@ -143,19 +147,35 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
 
     /// Handles signals, until one asks to end. Returns its name.
     async fn handle_signals(&self, signals: &mut Signals) -> &'static str {
+        let mut reload_requested = false;
         loop {
-            match signals.next().await {
-                SignalRequest::Stop(name) => return name,
-                SignalRequest::Reload => self.reload(),
-                SignalRequest::HangWorker => self.server.hang_worker(),
+            let request = if reload_requested { SignalRequest::Reload } else { signals.next().await };
+            if let SignalRequest::Stop(name) = request {
+                return name;
+            }
+            reload_requested = false;
+            let mut reload = std::pin::pin!(self.reload());
+            // Signals are handled meanwhile: reading a file may take any time.
+            loop {
+                tokio::select! {
+                    () = &mut reload => break,
+                    request = signals.next() => match request {
+                        SignalRequest::Stop(name) => return name,
+                        SignalRequest::Reload => reload_requested = true,
+                    }
+                }
+            }
+            // The terminal may have hung up just after its SIGHUP.
+            if let SignalRequest::Stop(name) = signals.hangup_request() {
+                return name;
             }
         }
     }
 
     /// Reads the settings anew. They hold as a whole, or not at all.
-    fn reload(&self) {
+    async fn reload(&self) {
         self.log.check_notified(notify::reloading());
-        let reload_error = match (self.load_settings)() {
+        let reload_error = match self.load_settings().await {
             Ok(new) => {
                 for key in self.initial_settings.keys_needing_restart(&new) {
                     let text = format!("{key} changed, which holds after a restart; it stays as it was");
@@ -172,15 +192,28 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
                 None
             }
             Err(error) => {
-                let text = error.to_string();
-                self.log.note(Note::ReloadFailed, &format!("not reloaded, the old settings stay:\n{text}"));
-                let others = error.headlines().count().saturating_sub(1);
-                let more = if others == 0 { String::new() } else { format!(" (and {others} more)") };
-                error.headlines().next().map(|first| format!("{first}{more}"))
+                self.log.note(Note::ReloadFailed, &format!("not reloaded, the old settings stay:\n{error}"));
+                Some(error.summary())
             }
         };
         self.reload_error.replace(reload_error);
         self.notify_ready();
+    }
+
+    /// Reads and checks the settings on a thread of their own: the watchdog, the status and signals do not wait for it.
+    async fn load_settings(&self) -> Result<Settings, ReloadError> {
+        let (answer, answered) = oneshot::channel();
+        let load_settings = Arc::clone(&self.load_settings);
+        let thread = thread::Builder::new().name("settings".to_owned()).spawn(move || {
+            // There is no receiver left if the daemon ends.
+            let _ = answer.send(load_settings());
+        });
+        thread.map_err(ReloadError::Thread)?;
+        // A panic ends the process.
+        answered
+            .await
+            .map_err(|_| ReloadError::Thread(io::ErrorKind::BrokenPipe.into()))?
+            .map_err(ReloadError::Settings)
     }
 
     /// Waits until there was no connection for `service.idle_exit`, and accepting has stopped.
@@ -264,6 +297,37 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error>> Supervisor<'a, Load> {
         format!(
             "{open}/{limit} connections, {listeners} listener{plural}, {messages} messages{resumed_text}{reload_error}"
         )
+    }
+}
+
+/// Why settings were not reloaded.
+enum ReloadError {
+    Settings(config::Error),
+    /// There is no thread to read them.
+    Thread(io::Error),
+}
+
+impl ReloadError {
+    /// Returns what is wrong in one line.
+    fn summary(&self) -> String {
+        let Self::Settings(error) = self else { return self.to_string() };
+        let others = error.count().saturating_sub(1);
+        let more = if others == 0 { String::new() } else { format!(" (and {others} more)") };
+        format!("{}{more}", error.headlines().next().unwrap_or_default())
+    }
+}
+
+impl fmt::Display for ReloadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Settings(error) => error.fmt(f),
+            Self::Thread(error) => {
+                write!(
+                    f,
+                    "cannot start a thread that reads them: {error}; raise TasksMax= of the service (ulimit -u of a shell)"
+                )
+            }
+        }
     }
 }
 

@@ -14,8 +14,8 @@ use rustix::net::{
     sockopt,
 };
 
-use super::StoredConnection;
 use super::manifest::{self, Entry};
+use super::{StoredConnection, socket_cookie};
 
 /// How many descriptors go into a message at most (SCM_MAX_FD, unix(7)).
 pub(super) const MAX_FDS_PER_MESSAGE: usize = 253;
@@ -110,8 +110,8 @@ pub(super) fn send_fds(sender: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> Resu
 
 /// Creates the manifest of these connections, in sealed memory.
 fn create_manifest(connections: &[StoredConnection], time: Duration) -> io::Result<OwnedFd> {
-    let cookie = |connection: &StoredConnection| retry_on_intr(|| sockopt::socket_cookie(&connection.socket));
-    let cookies: Vec<_> = connections.iter().map(cookie).collect::<Result<_, _>>()?;
+    let cookies = connections.iter().map(|connection| socket_cookie(&connection.socket));
+    let cookies = cookies.collect::<io::Result<Vec<_>>>()?;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let new = |more| retry_on_intr(|| memfd_create("echoed-handover", flags | more));
     let memory = match new(MemfdFlags::NOEXEC_SEAL) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, IoSliceMut};
+use std::io::{BufReader, ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -15,9 +15,9 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketType, getpeername, recvmsg, sockopt,
 };
 
-use super::StoredConnection;
 use super::manifest::{self, Manifest};
 use super::pack::MAX_FDS_PER_MESSAGE;
+use super::{StoredConnection, socket_cookie};
 
 /// The content of a bundle.
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ fn unpack_connections(bundle: &OwnedFd, manifest: Manifest, unpacked: &mut Unpac
     // An entry that is there twice counts once.
     let mut snapshots: HashMap<_, _> =
         manifest.entries.into_iter().map(|entry| (entry.cookie, entry.snapshot)).collect();
-    let (mut unlisted, mut unconnected) = (0, 0);
+    let (mut unlisted, mut unconnected, mut unsupported) = (0, 0, None);
     // Each message has a connection at least, so there are no more messages than entries, and then the end.
     for _ in 0..=listed {
         let message = match receive(bundle) {
@@ -65,8 +65,12 @@ fn unpack_connections(bundle: &OwnedFd, manifest: Manifest, unpacked: &mut Unpac
             unpacked.problems.push(problem.to_owned());
         }
         for socket in message.fds {
-            let cookie = retry_on_intr(|| sockopt::socket_cookie(&socket)).ok();
-            match cookie.and_then(|cookie| snapshots.remove(&cookie)) {
+            let cookie = socket_cookie(&socket);
+            // Another error is one of this descriptor, which is not in the manifest then.
+            if let Some(error) = cookie.as_ref().err().filter(|error| error.kind() == ErrorKind::Unsupported) {
+                unsupported.get_or_insert_with(|| error.to_string());
+            }
+            match cookie.ok().and_then(|cookie| snapshots.remove(&cookie)) {
                 Some(snapshot) if is_connection(&socket) => {
                     unpacked.connections.push(StoredConnection { socket, snapshot })
                 }
@@ -75,6 +79,7 @@ fn unpack_connections(bundle: &OwnedFd, manifest: Manifest, unpacked: &mut Unpac
             }
         }
     }
+    unpacked.problems.extend(unsupported);
     let mut report = |count: usize, what: &str| {
         if count > 0 {
             unpacked.problems.push(format!("{count} {what}"));

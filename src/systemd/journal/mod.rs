@@ -169,6 +169,13 @@ pub fn start(target: LogTarget) -> io::Result<(Log, LogWriter)> {
     start_with(target, INTERVAL)
 }
 
+/// Writes one entry on this thread, without starting another one. May block.
+pub fn write_now(target: LogTarget, kind: EntryKind, priority: Priority, entry: &LogEntry) {
+    let mut sink = Sink::open(target);
+    sink.write(kind, priority, entry);
+    sink.flush();
+}
+
 fn start_with(target: LogTarget, interval: Duration) -> io::Result<(Log, LogWriter)> {
     let queue = Arc::new(LogQueue::new(interval));
     let shared_queue = Arc::clone(&queue);

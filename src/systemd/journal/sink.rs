@@ -1,6 +1,7 @@
 //! Where entries end: the journal, through tracing-journald, or lines.
 
 use std::io::{self, Write};
+use std::time::SystemTime;
 
 use rustix::fs::fstat;
 use tracing::{Dispatch, Level, dispatcher, event};
@@ -21,7 +22,7 @@ pub fn is_stderr(journal_stream: Option<&str>) -> bool {
 /// How a line says its priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PriorityStyle {
-    /// `info: `
+    /// `2026-11-30T08:09:37.123Z info: `
     Names,
     /// `<6>`, as systemd reads it from the stderr of a service (sd-daemon(3)).
     Numbers,
@@ -77,10 +78,17 @@ impl Sink {
 }
 
 /// A line with its line feed. Where the text has several, the further ones are indented: none of them can be mistaken
-/// for an entry of its own.
+/// for an entry of its own. Without systemd to read it, the line has the time at which it is written.
 pub(super) fn format_line(style: PriorityStyle, priority: Priority, text: &str) -> String {
+    format_line_at(SystemTime::now(), style, priority, text)
+}
+
+fn format_line_at(time: SystemTime, style: PriorityStyle, priority: Priority, text: &str) -> String {
     match style {
-        PriorityStyle::Names => format!("{}: {}\n", priority.name(), text.replace('\n', "\n  ")),
+        PriorityStyle::Names => {
+            let time = humantime::format_rfc3339_millis(time);
+            format!("{time} {}: {}\n", priority.name(), text.replace('\n', "\n  "))
+        }
         PriorityStyle::Numbers => {
             let prefix = format!("<{}>", priority as u8);
             format!("{prefix}{}\n", text.replace('\n', &format!("\n{prefix}  ")))
@@ -132,6 +140,8 @@ fn send(kind: EntryKind, priority: Priority, entry: &LogEntry, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -147,7 +157,9 @@ mod tests {
 
     #[test]
     fn further_lines_cannot_be_mistaken_for_entries() {
-        assert_eq!(format_line(PriorityStyle::Names, Priority::Error, "one\nwarn: two"), "error: one\n  warn: two\n");
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_796_026_177_023);
+        let line = format_line_at(time, PriorityStyle::Names, Priority::Error, "one\nwarn: two");
+        assert_eq!(line, "2026-11-30T08:09:37.023Z error: one\n  warn: two\n");
         assert_eq!(format_line(PriorityStyle::Numbers, Priority::Info, "one\n<3>two"), "<6>one\n<6>  <3>two\n");
     }
 }

@@ -17,9 +17,11 @@ struct Slow {
 struct Written(Arc<Mutex<Vec<u8>>>);
 
 impl Written {
+    /// The lines, without their times.
     fn lines(&self) -> Vec<String> {
         let bytes = self.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+        let without_time = |line: &str| line.split_once("Z ").map_or(line, |(_, rest)| rest).to_owned();
+        String::from_utf8(bytes).unwrap().lines().map(without_time).collect()
     }
 
     /// Waits until there are so many lines.
