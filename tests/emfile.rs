@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::strace::Strace;
-use common::{Daemon, Peer, ServiceManager, now};
+use common::{Daemon, Peer, ServiceManager, now, program_or_skip};
 use rustix::process::{Resource, Signal, getrlimit};
 
 /// A daemon that has used up its descriptors, the connections that it serves, and some that wait.
@@ -173,5 +173,22 @@ fn a_thread_that_cannot_be_started_ends_the_start_with_71_and_a_line() {
         let log = daemon.log();
         let expected = format!("echoed: {what}Resource temporarily unavailable (os error 11)");
         assert_eq!(log, [expected], "thread {number}");
+    }
+}
+
+#[test]
+fn too_few_descriptors_for_a_start_end_it_with_71_and_a_line() {
+    if program_or_skip("prlimit").is_none() {
+        return;
+    }
+    // One for a library that is loaded; too few for two workers.
+    for limit in 4..=16 {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={limit}")).arg(env!("CARGO_BIN_EXE_echoed"));
+        let mut daemon = Daemon::spawn_with(&mut command, "[service]\nworkers = 2\n", &["--listen", "127.0.0.1:0"]);
+        assert_eq!(daemon.wait().code(), Some(71), "{limit} descriptors: {:#?}", daemon.log());
+        let log = daemon.log();
+        let is_named = |line: &String| line.starts_with("echoed: cannot start the ") && line.ends_with("(os error 24)");
+        assert!(log.last().is_some_and(is_named), "{limit} descriptors: {log:#?}");
     }
 }

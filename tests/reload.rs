@@ -228,11 +228,16 @@ fn a_reload_requested_while_the_daemon_starts_is_done_when_it_is_ready() {
 /// well.
 fn start_from_terminal(command: &[&str]) -> Option<(Daemon, OwnedFd)> {
     let setsid = program_or_skip("setsid")?;
-    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-    grantpt(&controller).unwrap();
-    unlockpt(&controller).unwrap();
-    let name = ptsname(&controller, Vec::new()).unwrap();
-    let terminal = OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let controller =
+        openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("there are terminals");
+    grantpt(&controller).expect("there are terminals");
+    unlockpt(&controller).expect("there are terminals");
+    let name = ptsname(&controller, Vec::new()).expect("there are terminals");
+    let terminal = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(name.to_str().expect("there are terminals"))
+        .expect("there are terminals");
     let mut setsid = Command::new(setsid);
     setsid.arg("--ctty").args(command).arg(env!("CARGO_BIN_EXE_echoed")).stdin(terminal).stdout(Stdio::null());
     let daemon = Daemon::spawn_with_stdio(&mut setsid, "[defaults]\nprefix = 'old:'\n", &["--listen", "127.0.0.1:0"]);

@@ -445,3 +445,23 @@ fn the_protocol_by_itself_builds() {
     let output = run(cargo(&arguments).arg(target));
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn the_programs_have_no_hooks_for_tests() {
+    let mut directories = vec![Path::new(ROOT).join("src")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).expect("there are sources") {
+            let path = entry.expect("it can be read").path();
+            // Unit tests are in no program.
+            if path.file_stem().is_some_and(|name| name == "tests") {
+                continue;
+            }
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("sources are text");
+            assert!(!text.contains("ECHOED_TEST"), "{} reads a variable of the tests", path.display());
+        }
+    }
+}

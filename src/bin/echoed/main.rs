@@ -12,6 +12,7 @@ use std::convert::Infallible;
 use std::env;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::panic;
 use std::process::{ExitCode, abort};
 use std::time::Duration;
@@ -96,12 +97,18 @@ fn run(arguments: &Echoed, mut stdin: Option<StdinSocket>) -> Result<ExitCode, S
             ),
         );
     }
-    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = check_descriptors().and_then(|()| runtime::Builder::new_current_thread().enable_all().build());
     let runtime = runtime.map_err(|error| StartError::system("cannot start the runtime", error))?;
     let result = runtime.block_on(serve(arguments, &settings, mode, budget, fds, &log));
     drop(log);
     writer.close(Some(LOSSLESS_CLOSE_TIMEOUT));
     result
+}
+
+/// Checks that there are descriptors for a runtime with its signals: for want of them, tokio panics.
+fn check_descriptors() -> io::Result<()> {
+    let pairs: io::Result<Vec<_>> = (0..4).map(|_| UnixStream::pair()).collect();
+    pairs.map(drop)
 }
 
 /// Serves until a signal, or the end of all there was to serve.
