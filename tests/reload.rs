@@ -209,7 +209,11 @@ fn a_reload_requested_while_the_daemon_starts_is_done_when_it_is_ready() {
     let daemon = Daemon::spawn_with(&mut Command::new(env!("CARGO_BIN_EXE_echoed")), "", &arguments);
     let mut writer = None;
     wait_until("it reads its settings", || {
-        writer = OpenOptions::new().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&pipe).ok();
+        writer = OpenOptions::new()
+            .write(true)
+            .custom_flags(i32::try_from(OFlags::NONBLOCK.bits()).unwrap())
+            .open(&pipe)
+            .ok();
         writer.is_some()
     });
     daemon.signal(Signal::HUP);
