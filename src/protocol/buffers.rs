@@ -191,6 +191,11 @@ impl Buffers {
         self.wait = PeerWait::new(since);
     }
 
+    /// Returns whether a message waits for the log, or will when `outbound` is empty.
+    pub(super) fn has_unlogged(&self) -> bool {
+        self.message_state == MessageState::Unlogged
+    }
+
     /// Returns the whole reply to the message that waits for the log, if `outbound` is empty.
     pub(super) fn unlogged(&self) -> Option<&[u8]> {
         (self.message_state == MessageState::Unlogged && self.outbound.is_empty()).then_some(&self.pending_reply)

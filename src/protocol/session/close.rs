@@ -2,8 +2,10 @@
 
 use std::time::Instant;
 
+use super::general_path::next_frame;
 use super::{LINGER, LINGER_BYTES, Phase, Session, Want};
-use crate::protocol::framer::Framer;
+use crate::protocol::buffers::ByteQueue;
+use crate::protocol::framer::{Frame, Framer};
 use crate::protocol::rules::LogMessages;
 use crate::protocol::verdict::Verdict;
 
@@ -54,8 +56,11 @@ impl Session {
     /// Takes no more input, and closes the session as soon as what was read is answered.
     pub(super) fn stop(&mut self, verdict: Verdict, now: Instant) {
         if matches!(self.phase, Phase::Open | Phase::HalfClosed(_)) {
-            self.framer = Framer::default();
-            self.take_message();
+            // Its end may have been read ahead.
+            if self.buffers.as_ref().is_none_or(|buffers| buffers.inbound.is_empty()) {
+                self.framer = Framer::default();
+                self.take_message();
+            }
             self.leave_delay();
             self.phase = Phase::Stopping(verdict, self.final_reply_deadline(now));
             self.update_phase(now);
@@ -86,7 +91,21 @@ impl Session {
     /// Aborts the connection: drops all replies, but keeps messages that still have to be logged whole.
     pub(super) fn abort(&mut self, verdict: Verdict) {
         if let (LogMessages::Full, Some(buffers)) = (self.rules.log_messages, &mut self.buffers) {
+            // The end of the message in progress may have been read ahead.
+            let finished = buffers.take_message().and_then(|(_, mut reply)| {
+                let Frame::Complete(taken) = next_frame(&mut self.framer, &self.rules, buffers.inbound.as_slice())
+                else {
+                    buffers.inbound = ByteQueue::default();
+                    return None;
+                };
+                reply.extend_from_slice(&buffers.inbound.as_slice()[..taken]);
+                buffers.inbound.advance(taken);
+                Some(reply)
+            });
             buffers.drop_replies();
+            if let Some(reply) = finished {
+                buffers.await_log(buffers.wait.since(), reply);
+            }
             if buffers.is_reading_blocked() {
                 self.framer = Framer::default();
                 self.phase = Phase::Logging(verdict);

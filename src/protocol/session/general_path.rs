@@ -14,7 +14,7 @@ use super::{Outlet, Phase, Session};
 use crate::protocol::buffers::ByteQueue;
 use crate::protocol::framer::{Frame, Framer};
 use crate::protocol::reply::{FLUSH_THRESHOLD, Output, READ_SIZE};
-use crate::protocol::rules::{Framing, ReplyMode, Rules};
+use crate::protocol::rules::{Framing, LogMessages, ReplyMode, Rules};
 use crate::protocol::verdict::Verdict;
 
 /// The longest delay: 100 years, so that no clock overflows.
@@ -220,6 +220,21 @@ impl Session {
         }
     }
 
+    /// Returns how many whole messages were read that have to be logged whole yet, and so are not answered.
+    #[must_use]
+    pub fn unlogged_messages(&self) -> usize {
+        let Self { rules, framer, buffers: Some(buffers), .. } = self else { return 0 };
+        if rules.log_messages != LogMessages::Full {
+            return 0;
+        }
+        let (mut framer, mut rest) = (framer.clone(), buffers.inbound.as_slice());
+        let mut count = usize::from(buffers.has_unlogged());
+        while let Frame::Complete(taken) = next_frame(&mut framer, rules, rest) {
+            (count, rest) = (count + 1, &rest[taken..]);
+        }
+        count
+    }
+
     /// Logs the messages that were read from a peer that is lost. They are not answered.
     pub(super) fn log_remaining(&mut self, verdict: Verdict, outlet: &mut impl Outlet) {
         if !self.retry_log(outlet) {
@@ -239,7 +254,7 @@ impl Session {
 }
 
 /// Finds where the message in progress ends.
-fn next_frame(framer: &mut Framer, rules: &Rules, chunk: &[u8]) -> Frame {
+pub(super) fn next_frame(framer: &mut Framer, rules: &Rules, chunk: &[u8]) -> Frame {
     match rules.framing {
         Framing::Delimited => framer.next(&rules.delimiter, rules.max_message, chunk),
         Framing::Raw if chunk.is_empty() => Frame::Incomplete,

@@ -219,6 +219,18 @@ fn input_that_is_read_ahead_is_answered_in_its_order_after_what_is_owed() {
 }
 
 #[test]
+fn a_message_whose_end_was_read_ahead_is_answered_whole_when_we_stop() {
+    let mut conn = connection();
+    conn.peer_stops_reading();
+    conn.peer_sends("a\tbb");
+    conn.reads_ahead("b\tc\td");
+    conn.drain();
+    conn.peer_reads_all();
+    conn.assert_peer_received("server got:a\tserver got:bbb\tserver got:c\t");
+    conn.assert_lingering(Verdict::Shutdown);
+}
+
+#[test]
 fn no_more_is_read_ahead_than_two_reads() {
     let mut conn = connection();
     conn.peer_stops_reading();

@@ -336,6 +336,44 @@ fn messages_of_a_disconnected_peer_are_still_logged() {
 }
 
 #[test]
+fn of_a_lost_peer_a_message_whose_end_was_read_ahead_is_logged_whole_and_its_rest_is_not() {
+    for (ahead, logged) in [("b\tc\td", &["a", "bbb", "c"][..]), ("b", &["a"])] {
+        let mut conn = SimulatedConnection::new(rules_with_full_logging());
+        conn.peer_stops_reading();
+        conn.peer_sends("a\tbb");
+        conn.reads_ahead(ahead);
+        conn.reset();
+        assert_logged(&conn, logged);
+        conn.assert_closed(Verdict::PeerReset);
+    }
+}
+
+#[test]
+fn messages_that_were_read_and_not_logged_are_counted_until_they_are() {
+    let mut conn = with_stopped_log(rules_with_full_logging());
+    conn.peer_sends("half");
+    assert_eq!(conn.session().unlogged_messages(), 0);
+    conn.peer_sends("a\tb\tc\tpart");
+    for count in [3, 2, 1] {
+        assert_eq!(conn.session().unlogged_messages(), count, "{conn}");
+        conn.log_accepts(1);
+    }
+    assert_eq!(conn.session().unlogged_messages(), 0);
+    // Also those behind replies that the peer does not take.
+    conn.peer_stops_reading();
+    conn.log_accepts(1);
+    conn.peer_sends("\t");
+    conn.reads_ahead("d\te\t");
+    assert_eq!(conn.session().unlogged_messages(), 2, "{conn}");
+    let off = Rules { log_messages: LogMessages::Off, ..Rules::default() };
+    let mut conn = SimulatedConnection::new(off);
+    conn.peer_stops_reading();
+    conn.peer_sends("a\t");
+    conn.reads_ahead("b\t");
+    assert_eq!(conn.session().unlogged_messages(), 0);
+}
+
+#[test]
 fn without_full_logging_nothing_is_kept_of_a_disconnected_peer() {
     let mut conn = with_stopped_log(Rules { log_messages: LogMessages::Off, ..Rules::default() });
     conn.peer_sends("a\tb\t");
