@@ -43,13 +43,13 @@ fn connect(daemon: &Daemon, socket: &str) -> Peer {
 }
 
 #[test]
-fn a_socket_without_a_name_is_one_of_echo() {
+fn a_socket_with_an_empty_name_is_called_unknown_as_one_without_a_name() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let daemon = spawn(activated_command("3<&0", vec![listener.into()], ""), "", &[]);
-    assert!(daemon.wait_for_log("listening on").ends_with(" (echo)"));
+    assert!(daemon.wait_for_log("listening on").ends_with(" (unknown)"));
     daemon.connect().exchange("a");
     let log = daemon.stop();
-    assert!(!log.iter().any(|line| line.contains("there is no section")), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("no section [listener.unknown]")), "{log:#?}");
 }
 
 #[test]

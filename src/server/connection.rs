@@ -44,10 +44,7 @@ pub(crate) struct Connection {
     wants_write: bool,
     /// Whether it is in the run queue.
     pub(crate) queued: bool,
-    descriptors: PeerDescriptors,
-    /// Whether descriptors that the peer sent wait to be closed, or its next ones to be received: nothing is read then.
-    parked: bool,
-    receive_buffer: ReceiveBuffer,
+    input: InputKind,
     /// When its timer fires: no later than its session's deadline.
     pub(crate) timer: Option<Instant>,
     session: Session,
@@ -55,6 +52,36 @@ pub(crate) struct Connection {
     info: ConnectionInfo,
     /// Woken when the log has room. Made with the first message that is logged whole.
     waker: Option<Waker>,
+}
+
+/// What else may come with input, and how much of it.
+enum InputKind {
+    /// Bytes alone.
+    Bytes(ReceiveBuffer),
+    /// Descriptors as well, over a Unix socket.
+    WithDescriptors {
+        descriptors: PeerDescriptors,
+        /// Whether descriptors that the peer sent wait to be closed, or its next ones to be received: nothing is read then.
+        parked: bool,
+    },
+}
+
+impl InputKind {
+    fn is_parked(&self) -> bool {
+        matches!(self, Self::WithDescriptors { parked: true, .. })
+    }
+
+    /// Returns which descriptors may be queued in the socket.
+    fn descriptors(&self) -> PeerDescriptors {
+        if let Self::WithDescriptors { descriptors, .. } = self { *descriptors } else { PeerDescriptors::None }
+    }
+
+    /// The daemon does not read for a while, however much comes.
+    fn pause(&mut self, socket: impl AsFd) {
+        if let Self::Bytes(receive_buffer) = self {
+            receive_buffer.adapt(socket);
+        }
+    }
 }
 
 /// What identifies a connection: its id, its listener and its peer.
@@ -108,20 +135,12 @@ impl Connection {
     ) -> Self {
         worker.open.fetch_add(1, Ordering::Relaxed);
         let AcceptedSocket { socket, descriptors } = socket;
-        let receive_buffer = ReceiveBuffer::new(info.listener.settings.receive_buffer);
-        Self {
-            socket,
-            wants_write: false,
-            queued: false,
-            descriptors,
-            parked: false,
-            receive_buffer,
-            timer: None,
-            session,
-            permit,
-            info,
-            waker: None,
-        }
+        let input = if descriptors == PeerDescriptors::None {
+            InputKind::Bytes(ReceiveBuffer::new(info.listener.settings.receive_buffer))
+        } else {
+            InputKind::WithDescriptors { descriptors, parked: false }
+        };
+        Self { socket, wants_write: false, queued: false, input, timer: None, session, permit, info, waker: None }
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
@@ -176,7 +195,7 @@ impl Connection {
             self.handle_timeout(now, scratch, worker);
         };
         if progress == Progress::Pending && self.session.wants() != Want::Read {
-            self.receive_buffer.adapt(&self.socket);
+            self.input.pause(&self.socket);
         }
         worker.counters.count_totals(before, self.session.totals());
         progress
@@ -226,7 +245,7 @@ impl Connection {
         scratch: &mut Scratch,
         worker: &Arc<Worker>,
     ) -> Progress {
-        let Self { socket, session, permit, info, waker, descriptors, parked, receive_buffer, .. } = self;
+        let Self { socket, session, permit, info, waker, input: kind, .. } = self;
         let mut outlet = SocketOutlet { socket, blocked: false, broken: None };
         let log = session.rules().log_messages;
         // Whether another read would find nothing, or epoll will report what it would find.
@@ -237,22 +256,26 @@ impl Connection {
             match session.wants() {
                 Want::Close => return Progress::Closed,
                 Want::Delay => return Progress::Pending,
-                Want::Read if input_exhausted || *parked => return Progress::Pending,
+                Want::Read if input_exhausted || kind.is_parked() => return Progress::Pending,
                 Want::Read if steps == MAX_STEPS => return Progress::Yield,
                 // One drive answers 64 KiB and one reply at most.
                 Want::Write | Want::Log if steps > 0 => return Progress::Yield,
                 Want::Read => {
-                    receive_buffer.limit(outlet.socket);
                     let buffer = scratch.input_room();
                     let size = buffer.len();
                     let until_blocked =
-                        readiness == Readiness::ReadUntilBlocked || *descriptors == PeerDescriptors::Queued;
-                    let input = if *descriptors == PeerDescriptors::None {
-                        outlet.read(buffer)
-                    } else {
-                        let wake =
-                            || Waker::from(Arc::new(UnparkWaker { worker: Arc::clone(worker), key, id: info.id }));
-                        outlet.read_with_descriptors(buffer, descriptors, parked, &worker.disposal, wake)
+                        readiness == Readiness::ReadUntilBlocked || kind.descriptors() == PeerDescriptors::Queued;
+                    let input = match kind {
+                        InputKind::Bytes(receive_buffer) => {
+                            receive_buffer.limit(outlet.socket);
+                            outlet.read(buffer)
+                        }
+                        InputKind::WithDescriptors { descriptors: PeerDescriptors::None, .. } => outlet.read(buffer),
+                        InputKind::WithDescriptors { descriptors, parked } => {
+                            let wake =
+                                || Waker::from(Arc::new(UnparkWaker { worker: Arc::clone(worker), key, id: info.id }));
+                            outlet.read_with_descriptors(buffer, descriptors, parked, &worker.disposal, wake)
+                        }
                     };
                     match input {
                         Some(0) => session.handle_end_of_input(now),
@@ -321,7 +344,7 @@ impl Connection {
 
     /// Returns since when it is idle: [`Session::idle_since`]. What may have come and was not read is activity.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
-        if self.queued || self.parked { None } else { self.session.idle_since() }
+        if self.queued || self.input.is_parked() { None } else { self.session.idle_since() }
     }
 
     /// Ends the connection for a client that waits, and frees its permit. Returns `false` if it is to be closed at once, since many
@@ -341,20 +364,24 @@ impl Connection {
     pub(crate) fn close(self: Box<Self>, worker: &Worker) {
         // Without a verdict, it is we who stop before it was done.
         self.report_closed(worker, self.session.verdict().unwrap_or(Verdict::Shutdown));
-        let Self { socket, descriptors, permit, .. } = *self;
+        let Self { socket, input, permit, .. } = *self;
+        let descriptors = input.descriptors();
         AcceptedSocket { socket, descriptors }.close(&worker.disposal, permit);
     }
 
     /// Reads again, after descriptors were closed. Returns whether the connection with this id waited for that.
     pub(crate) fn unpark(&mut self, id: u64) -> bool {
-        self.info.id == id && std::mem::replace(&mut self.parked, false)
+        match &mut self.input {
+            InputKind::WithDescriptors { parked, .. } if self.info.id == id => std::mem::replace(parked, false),
+            _ => false,
+        }
     }
 
     /// Detaches the connection: encodes its session, and returns the snapshot with the socket.
     pub(crate) fn detach(mut self: Box<Self>, worker: &Worker, now: Instant) -> DetachedConnection {
         let ConnectionInfo { id, ref listener, peer } = self.info;
         // The next process reads it, some time from now.
-        self.receive_buffer.adapt(&self.socket);
+        self.input.pause(&self.socket);
         let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
         let snapshot = snapshot::encode(&self.session, &listener.name, id, client, now);
         self.report_closed(worker, Verdict::HandedOver);
