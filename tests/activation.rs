@@ -1,5 +1,5 @@
 //! Sockets from systemd: sockets of every family are served ([`families`]), others are refused with a reason
-//! ([`refused`]), so are those that somebody has shut down ([`shut_down`]), those for another process are left alone
+//! ([`refused`]), so are those that another process has shut down ([`shut_down`]), those for another process are left alone
 //! ([`other_process`]), and the service manager is notified ([`notifications`]). First under
 //! systemd-socket-activate, then with descriptors that the tests make.
 

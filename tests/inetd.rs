@@ -58,7 +58,7 @@ fn copy(socket: impl AsFd) -> OwnedFd {
     socket.as_fd().try_clone_to_owned().expect("it can be duplicated")
 }
 
-/// The command of the daemon, without settings of this machine and without sockets of anybody's.
+/// The command of the daemon, without settings of this machine and without sockets from systemd.
 fn daemon_command(arguments: &[&str]) -> Command {
     let mut command = Command::new(ECHOED);
     command.args(arguments).env_remove("LISTEN_FDS").env_remove("NOTIFY_SOCKET");

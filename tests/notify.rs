@@ -276,7 +276,7 @@ fn a_service_manager_that_cannot_be_reached_is_reported_once() {
     assert_eq!(log.iter().filter(|line| line.contains("cannot notify")).count(), 1, "{log:#?}");
 }
 
-/// Replaces the configuration by a pipe to which nobody writes yet.
+/// Replaces the configuration by a pipe to which no process writes yet.
 fn replace_configuration_by_pipe(daemon: &Daemon) -> std::path::PathBuf {
     let path = daemon.directory().join("echoed.toml");
     fs::remove_file(&path).expect("the directory is ours");

@@ -76,7 +76,7 @@ impl InputKind {
         if let Self::WithDescriptors { descriptors, .. } = self { *descriptors } else { PeerDescriptors::None }
     }
 
-    /// The daemon does not read for a while, however much comes.
+    /// Notes that the daemon does not read for a while, however much comes: the kernel may enlarge the receive buffer of TCP.
     fn pause(&mut self, socket: impl AsFd) {
         if let Self::Bytes(receive_buffer) = self {
             receive_buffer.adapt(socket);

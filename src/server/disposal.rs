@@ -2,7 +2,8 @@
 //! still be queued.
 //!
 //! close(2) of such a descriptor may take as long as its sender likes: a TCP socket with SO_LINGER and unsent data, a file
-//! on a file system in user space. So no thread that serves closes one. A thread of its own does, made at first need; it may block for good.
+//! on a file system in user space. So no thread that serves closes one. A thread of its own does, made at first need; it may
+//! block for good.
 //!
 //! ```text
 //! connection ── descriptors ──► queue ──► disposal thread: SO_LINGER off ─► close ─► wake the connection
@@ -36,7 +37,8 @@ use crate::rlimit::MAX_PEER_FDS;
 pub(crate) struct Disposal(Arc<Shared>);
 
 struct Shared {
-    /// How many descriptors may wait, and how many sockets without a permit. Workers that receive some at once may pass it, each by those of one message.
+    /// How many descriptors may wait, and how many sockets without a permit. Workers that receive some at once may pass it,
+    /// each by those of one message.
     max_waiting: AtomicUsize,
     /// Descriptors that are not closed yet.
     waiting: AtomicUsize,

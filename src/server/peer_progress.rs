@@ -42,8 +42,8 @@ sockopt_impl!(
 );
 
 /// Returns a number that changes whenever the peer takes something, as long as nothing is sent: how many bytes its kernel
-/// has acknowledged (TCP; MPTCP, on whatever subflow), or how much memory of what was sent the kernel has not freed (Unix, where that happens when a
-/// buffer has been read whole). `None` where that is unknown.
+/// has acknowledged (TCP; MPTCP, on whatever subflow), or how much memory of what was sent the kernel has not freed (Unix,
+/// where that happens when a buffer has been read whole). `None` where that is unknown.
 pub(crate) fn mark(socket: impl AsFd) -> Option<u64> {
     match socket_domain(&socket).ok()? {
         AddressFamily::UNIX => SocketMemory::of(&socket).map(|memory| memory.sent.into()),

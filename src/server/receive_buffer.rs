@@ -29,7 +29,7 @@ pub(crate) enum ReceiveBuffer {
     Adapted,
     /// It has the fixed size of this module.
     Limited,
-    /// It stays as it is: the settings or the socket unit have chosen its size, it is no TCP, or the kernel cannot do it.
+    /// It stays as it is: the settings or the socket unit have chosen its size, it is not TCP, or the kernel cannot do it.
     Untouched,
 }
 

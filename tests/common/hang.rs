@@ -24,7 +24,7 @@ pub fn hang_thread(process: u32, name: &str) -> bool {
     let thread = threads.iter().find(has_name).unwrap_or_else(|| panic!("{process} has no thread {name}"));
     let tid = Pid::from_raw(thread.parse().expect("a number"));
     let (sender, stopped) = mpsc::channel();
-    // Whoever stops it has to stay, and to wait for its end.
+    // The thread that stops it has to stay, and to wait for its end.
     thread::spawn(move || {
         let stop = || {
             ptrace::seize(tid, ptrace::Options::empty())?;

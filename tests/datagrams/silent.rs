@@ -65,7 +65,7 @@ fn a_user_whose_file_system_never_answers_delays_no_other_user_and_a_stop_only_b
     daemon.wait_for_log("1 datagram dropped on echo: no-room; from uid 1000 ");
     expect_other_answered("second");
 
-    // Those that wait are counted in the end, and nobody waits for the file system.
+    // Those that wait are counted in the end, and the daemon does not wait for the file system.
     daemon.signal(Signal::TERM);
     daemon.wait_for_log("stopped: ");
     drop(file_system);

@@ -45,7 +45,7 @@ pub(crate) struct SilentFs {
 }
 
 impl SilentFs {
-    /// Mounts one whose files all belong to this user, and may be written to by everybody. If that is not possible here,
+    /// Mounts one whose files all belong to this user, and may be written to by every user. If that is not possible here,
     /// reports that the calling test is skipped.
     pub(crate) fn mount(owner: u32) -> Option<Self> {
         if !getuid().is_root() {

@@ -26,8 +26,8 @@ fn settings() -> (TempDir, String) {
     (directory, path)
 }
 
-/// A port of TCP or UDP for a program that cannot choose a free one. It stays ours, and whoever shares it as inetd does
-/// (SO_REUSEADDR) has it.
+/// A port of TCP or UDP for a program that cannot choose a free one. It stays ours, and a program that shares it as inetd does
+/// (SO_REUSEADDR) can bind it.
 struct Port {
     address: SocketAddr,
     _reserved: OwnedFd,
@@ -117,7 +117,7 @@ fn xinetd_starts_a_process_for_its_datagram_socket() {
     let ((directory, config), port) = (settings(), Port::reserve(SocketType::DGRAM));
     let service = "socket_type = dgram, protocol = udp, wait = yes";
     let Some(_xinetd) = start_xinetd(directory.path(), &config, &port, service) else { return };
-    // Until xinetd shares the port, nobody answers.
+    // Until xinetd shares the port, no reply comes.
     let asking = UdpSocket::bind("127.0.0.1:0").unwrap();
     asking.set_read_timeout(Some(std::time::Duration::from_millis(100))).unwrap();
     wait_until("it answers", || {

@@ -111,7 +111,7 @@ fn a_variable_overrides_the_file_in_the_running_daemon() {
     daemon.stop();
 }
 
-/// Where nothing can be written: a full device, and a pipe that nobody reads.
+/// Where nothing can be written: a full device, and a pipe without a reader.
 fn unwritable() -> [Stdio; 2] {
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).expect("there are pipes");
     drop(reader);

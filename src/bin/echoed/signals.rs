@@ -70,8 +70,8 @@ impl Signals {
         }
     }
 
-    /// Returns what SIGHUP asks for: to end, if the terminal has hung up that the daemon was started from. Without it nobody
-    /// could stop the daemon with Ctrl-C, and its addresses would stay in use.
+    /// Returns what SIGHUP asks for: to end, if the terminal has hung up that the daemon was started from. Otherwise Ctrl-C
+    /// could no longer stop the daemon, and its addresses would stay in use.
     pub(crate) fn hangup_request(&self) -> SignalRequest {
         if self.terminal.has_hung_up() { SignalRequest::Stop(HANGUP) } else { SignalRequest::Reload }
     }

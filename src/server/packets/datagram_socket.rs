@@ -42,8 +42,8 @@ const FAMILY_SIZE: usize = size_of::<nix::libc::sa_family_t>();
 /// A datagram socket.
 pub(crate) struct DatagramSocket {
     socket: UnixStream,
-    /// A second descriptor of it, there while descriptors of peers may be queued in it: for the disposal thread to drop a datagram
-    /// when the process can have no further descriptor.
+    /// A second descriptor of it, there while descriptors of peers may be queued in it: for the disposal thread to drop a
+    /// datagram when the process can have no further descriptor.
     second: Option<Arc<OwnedFd>>,
     bound: BoundAddress,
     descriptors: PeerDescriptors,
@@ -257,7 +257,7 @@ impl DatagramSocket {
         self.second
     }
 
-    /// Sends a reply to where that blocks nobody: not to a path.
+    /// Sends a reply to an address for which the kernel asks no file system: not to a path.
     ///
     /// # Errors
     /// What sendmsg(2) says.

@@ -137,8 +137,8 @@ fn open_path(path: &Path) -> Result<OwnedFd, Errno> {
     retry_on_intr(|| openat2(CWD, path, OPEN_FLAGS, Mode::empty(), ResolveFlags::NO_MAGICLINKS))
 }
 
-/// The same without openat2(2), which systemd forbids with `RestrictSUIDSGID=`. Links of /proc are followed on the way, but what they lead to has to be the sender's
-/// own socket all the same.
+/// Opens a path as [`open_path`], without openat2(2), which systemd forbids with `RestrictSUIDSGID=`. Links of /proc are
+/// followed on the way, but what they lead to has to be the sender's own socket all the same.
 fn open_plain(path: &Path) -> Result<OwnedFd, Errno> {
     retry_on_intr(|| rustix::fs::open(path, OPEN_FLAGS, Mode::empty()))
 }
