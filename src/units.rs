@@ -100,8 +100,8 @@ pub fn format_time(time: Duration) -> String {
 pub fn format_age(age: Duration) -> String {
     let millis = age.as_secs_f64() * 1000.0;
     match millis {
-        ..10.0 => format!("{millis:.1}ms"),
-        10.0..1000.0 => format!("{millis:.0}ms"),
+        ..9.95 => format!("{millis:.1}ms"),
+        9.95..999.5 => format!("{millis:.0}ms"),
         _ => format!("{:.1}s", millis / 1000.0),
     }
 }
@@ -202,8 +202,10 @@ mod tests {
             (0, "0.0ms"),
             (340, "0.3ms"),
             (9_900, "9.9ms"),
+            (9_960, "10ms"),
             (12_345, "12ms"),
             (999_000, "999ms"),
+            (999_700, "1.0s"),
             (1_000_000, "1.0s"),
             (3_540_000, "3.5s"),
             (4_000_000_000, "4000.0s"),

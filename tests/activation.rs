@@ -320,7 +320,7 @@ fn an_invalid_handover_descriptor_is_closed_and_not_served() {
     daemon.wait_for_log("listening on");
     assert_eq!(daemon.addresses(), [format!("tcp:{address}")]);
     stored.expect_close();
-    daemon.wait_for_log_times("is no Unix seqpacket socket", 4);
+    daemon.wait_for_log_times("is not a Unix seqpacket socket", 4);
     daemon.stop();
 
     let (mut peer, connection) = tcp_connection();

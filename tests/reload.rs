@@ -2,9 +2,10 @@
 
 mod common;
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,6 +15,7 @@ use common::{Daemon, Peer, now, program_or_skip, wait_until};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use tempfile::TempDir;
 
 /// Rewrites the configuration and has it read; waits until the log says what came of it the `times`th time.
 fn reload(daemon: &Daemon, configuration: &str, said: &str, times: usize) -> String {
@@ -199,23 +201,31 @@ fn messages_are_answered_during_repeated_reloads() {
     daemon.stop();
 }
 
-#[test]
-fn a_reload_requested_while_the_daemon_starts_is_done_when_it_is_ready() {
-    // The daemon waits for its settings, which are in a pipe.
-    let directory = tempfile::tempdir().unwrap();
+/// Makes a pipe for settings: a daemon waits for them until they are written.
+fn pipe_for_settings(directory: &TempDir) -> String {
     let pipe = directory.path().join("pipe");
     mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-    let arguments = ["--listen", "127.0.0.1:0", "--config", pipe.to_str().unwrap()];
-    let daemon = Daemon::spawn_with(&mut Command::new(env!("CARGO_BIN_EXE_echoed")), "", &arguments);
+    pipe.to_str().unwrap().to_owned()
+}
+
+/// Waits until a daemon reads its settings from that pipe. It does so until the file that this returns is closed.
+fn wait_until_it_reads(pipe: &str) -> File {
     let mut writer = None;
     wait_until("it reads its settings", || {
-        writer = OpenOptions::new()
-            .write(true)
-            .custom_flags(i32::try_from(OFlags::NONBLOCK.bits()).unwrap())
-            .open(&pipe)
-            .ok();
+        let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap();
+        writer = OpenOptions::new().write(true).custom_flags(nonblocking).open(pipe).ok();
         writer.is_some()
     });
+    writer.unwrap()
+}
+
+#[test]
+fn a_reload_requested_while_the_daemon_starts_is_done_when_it_is_ready() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = pipe_for_settings(&directory);
+    let arguments = ["--listen", "127.0.0.1:0", "--config", &pipe];
+    let daemon = Daemon::spawn_with(&mut Command::new(env!("CARGO_BIN_EXE_echoed")), "", &arguments);
+    let writer = wait_until_it_reads(&pipe);
     daemon.signal(Signal::HUP);
     drop(writer);
     daemon.wait_for_log("listening on");
@@ -231,6 +241,14 @@ fn a_reload_requested_while_the_daemon_starts_is_done_when_it_is_ready() {
 /// Starts a daemon from a terminal of its own, by this command in front of it. Returns the other end of the terminal as
 /// well.
 fn start_from_terminal(command: &[&str]) -> Option<(Daemon, OwnedFd)> {
+    let (daemon, controller) =
+        spawn_from_terminal(command, "[defaults]\nprefix = 'old:'\n", &["--listen", "127.0.0.1:0"])?;
+    daemon.wait_for_log("listening on");
+    Some((daemon, controller))
+}
+
+/// The same with these settings and arguments, without waiting for the daemon.
+fn spawn_from_terminal(command: &[&str], settings: &str, arguments: &[&str]) -> Option<(Daemon, OwnedFd)> {
     let setsid = program_or_skip("setsid")?;
     let controller =
         openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("there are terminals");
@@ -244,9 +262,7 @@ fn start_from_terminal(command: &[&str]) -> Option<(Daemon, OwnedFd)> {
         .expect("there are terminals");
     let mut setsid = Command::new(setsid);
     setsid.arg("--ctty").args(command).arg(env!("CARGO_BIN_EXE_echoed")).stdin(terminal).stdout(Stdio::null());
-    let daemon = Daemon::spawn_with_stdio(&mut setsid, "[defaults]\nprefix = 'old:'\n", &["--listen", "127.0.0.1:0"]);
-    daemon.wait_for_log("listening on");
-    Some((daemon, controller))
+    Some((Daemon::spawn_with_stdio(&mut setsid, settings, arguments), controller))
 }
 
 #[test]
@@ -264,6 +280,30 @@ fn a_daemon_whose_terminal_hangs_up_drains_and_ends() {
     assert!(daemon.wait().success());
     daemon.wait_for_log("stopping: SIGHUP, the terminal has hung up");
     daemon.wait_for_log("stopped: 1 connections finished, 0 cut");
+}
+
+#[test]
+fn a_daemon_whose_terminal_hangs_up_while_it_starts_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = pipe_for_settings(&directory);
+    let arguments = ["--listen", "127.0.0.1:0", "--config", &pipe];
+    let Some((mut daemon, controller)) = spawn_from_terminal(&[], "", &arguments) else { return };
+    let writer = wait_until_it_reads(&pipe);
+    drop(controller);
+    drop(writer);
+    assert!(daemon.wait().success());
+    daemon.wait_for_log("stopping: SIGHUP, the terminal has hung up");
+}
+
+#[test]
+fn a_check_of_settings_ends_when_its_terminal_hangs_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = pipe_for_settings(&directory);
+    let arguments = ["--check-config", "--config", &pipe];
+    let Some((mut daemon, controller)) = spawn_from_terminal(&[], "", &arguments) else { return };
+    let _writer = wait_until_it_reads(&pipe);
+    drop(controller);
+    assert_eq!(daemon.wait().signal(), Some(Signal::HUP.as_raw()));
 }
 
 #[test]

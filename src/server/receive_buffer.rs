@@ -14,9 +14,10 @@ use std::os::fd::AsFd;
 
 use nix::sys::socket::{getsockopt, setsockopt};
 use rustix::io::retry_on_intr;
-use rustix::net::sockopt::set_socket_recv_buffer_size;
+use rustix::net::ipproto;
+use rustix::net::sockopt::{set_socket_recv_buffer_size, socket_protocol};
 
-use super::socket_options::{self, BufferLock, RECEIVE_BUFFER_LOCK};
+use super::socket_options::{BufferLock, RECEIVE_BUFFER_LOCK};
 use crate::config::BufferSize;
 
 /// The size while the daemon reads, in bytes. The kernel doubles it, and promises half of that as the receive window at first.
@@ -58,9 +59,9 @@ impl ReceiveBuffer {
 
 #[cold]
 fn limit(socket: impl AsFd) -> ReceiveBuffer {
-    // Before Linux 5.14, and on MPTCP, it could not be undone.
+    // Before Linux 5.14 it could not be undone, nor on MPTCP.
     let is_ours = || getsockopt(&socket, BufferLock).is_ok_and(|locks| locks & RECEIVE_BUFFER_LOCK == 0);
-    let is_tcp = socket_options::is_tcp(&socket).unwrap_or(false);
+    let is_tcp = socket_protocol(&socket) == Ok(Some(ipproto::TCP));
     if is_tcp && is_ours() && retry_on_intr(|| set_socket_recv_buffer_size(&socket, SIZE)).is_ok() {
         ReceiveBuffer::Limited
     } else {

@@ -87,7 +87,7 @@ fn optional(result: Result<(), Errno>) -> Result<(), Errno> {
 }
 
 /// Returns whether it is a socket of TCP or MPTCP.
-pub(crate) fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
+fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
     // Of Unix sockets there is none.
     let protocol = retry_on_intr(|| sockopt::socket_protocol(&socket))?;
     Ok(matches!(protocol, Some(ipproto::TCP | ipproto::MPTCP)))

@@ -128,8 +128,8 @@ fn take_stdin(stdin: StdinSocket, name: &str) -> Result<Sockets, Error> {
 
 /// Takes `count` descriptors from `first` on.
 fn take_fds(first: i32, count: u32, names: Option<Vec<String>>) -> Result<ActivationFds, Error> {
-    let mut fds = (first..).take(usize::try_from(count).unwrap_or(usize::MAX));
-    if fds.any(|fd| !is_open(fd)) {
+    let fds = first..first.saturating_add_unsigned(count);
+    if fds.clone().any(|fd| !is_open(fd)) {
         return Err(Error::MissingFd { count, first });
     }
     let mut descriptors = ListenFd::from_env();
@@ -137,7 +137,7 @@ fn take_fds(first: i32, count: u32, names: Option<Vec<String>>) -> Result<Activa
     let mut problems = Vec::new();
     let mut listeners = Vec::new();
     let mut connections = Vec::new();
-    for ((index, fd), name) in (0..).zip(first..).zip(environment::name_all(count, names)) {
+    for ((index, fd), name) in (0..).zip(fds).zip(environment::name_all(count, names)) {
         let taken = take_fd(&mut descriptors, index);
         let role = taken.as_ref().map(socket::inspect);
         let is_listener = matches!(role, Some(Ok(Role::Listener)));
@@ -148,7 +148,7 @@ fn take_fds(first: i32, count: u32, names: Option<Vec<String>>) -> Result<Activa
             match taken.filter(is_unix_seqpacket) {
                 Some(bundle) => bundles.push(bundle),
                 None => problems.push(format!(
-                    "descriptor {fd} ({name}) from systemd is no Unix seqpacket socket, so there are no connections in it"
+                    "descriptor {fd} ({name}) from systemd is not a Unix seqpacket socket, so there are no connections in it"
                 )),
             }
             continue;

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
 
@@ -12,11 +13,13 @@ use nix::sys::socket::getsockopt;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_recv_buffer_size;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketType, bind, connect, getsockname, ipproto, listen, recv, send, socket,
+};
 
 use crate::common::network::{Network, two_machines};
 use crate::common::service_manager::activated_command;
-use crate::common::{Daemon, Peer, now, wait_until};
+use crate::common::{Daemon, Peer, now, skip_test, wait_until};
 use crate::fake_journald::FakeJournald;
 
 /// SO_BUF_LOCK of asm-generic/socket.h, and SOCK_RCVBUF_LOCK of linux/socket.h, which no library names.
@@ -88,6 +91,11 @@ fn no_packet_is_dropped_while_the_daemon_does_not_read() {
     let results: Vec<_> = thread::scope(|scope| {
         let client = || send_small_packets(&network, address);
         let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        // Otherwise nothing is shown.
+        wait_until("the daemon does not read some client", || {
+            let locks = |socket: &OwnedFd| getsockopt(socket, BufferLock).unwrap_or(RECEIVE_BUFFER_LOCK);
+            daemon.connections().is_none_or(|all| all.iter().any(|socket| locks(socket) & RECEIVE_BUFFER_LOCK == 0))
+        });
         clients.into_iter().map(|client| client.join().expect("it does not panic")).collect()
     });
     assert_eq!(results, [Ok(()); CLIENTS], "how it ended for each client");
@@ -106,8 +114,8 @@ fn receive_buffer(daemon: &Daemon) -> Option<(bool, usize)> {
 fn check_receive_buffer(
     daemon: &Daemon,
     peer: &mut Peer,
-    stop_reading: impl FnOnce(&mut Peer),
-    go_on: impl FnOnce(&mut Peer),
+    mut stop_reading: impl FnMut(&mut Peer),
+    mut go_on: impl FnMut(&mut Peer),
 ) {
     peer.exchange("a message");
     if receive_buffer(daemon).is_none() {
@@ -115,10 +123,14 @@ fn check_receive_buffer(
     }
     let reads = || receive_buffer(daemon) == Some((true, 128 * 1024));
     wait_until("the size is fixed", reads);
-    stop_reading(peer);
-    wait_until("the size is not fixed", || receive_buffer(daemon).is_some_and(|(is_fixed, _)| !is_fixed));
-    go_on(peer);
-    wait_until("the size is fixed again", reads);
+    wait_until("the size is not fixed", || {
+        stop_reading(peer);
+        receive_buffer(daemon).is_some_and(|(is_fixed, _)| !is_fixed)
+    });
+    wait_until("the size is fixed again", || {
+        go_on(peer);
+        reads()
+    });
 }
 
 fn receive_all(peer: &mut Peer) {
@@ -168,5 +180,21 @@ fn the_receive_buffer_is_fixed_unless_the_daemon_waits_for_the_log() {
     };
     check_receive_buffer(&daemon, &mut peer, fill_the_log, go_on);
     drop(journal);
+    daemon.stop();
+}
+
+#[test]
+fn the_receive_buffer_is_not_fixed_where_that_cannot_be_undone() {
+    let mptcp = || socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP));
+    let (Ok(listener), Ok(client)) = (mptcp(), mptcp()) else { return skip_test("there is no MPTCP") };
+    bind(&listener, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
+    listen(&listener, 10).expect("it can listen");
+    let address = getsockname(&listener).expect("it is bound");
+    let daemon = Daemon::spawn_with_stdio(&mut activated_command("3<&0", vec![listener], "echo"), "", &[]);
+    connect(&client, &address).expect("it listens");
+    send(&client, b"a\t", SendFlags::empty()).expect("it is connected");
+    recv(&client, &mut [0; 100][..], RecvFlags::empty()).expect("there is a reply");
+    let is_fixed = receive_buffer(&daemon).map(|(is_fixed, _)| is_fixed);
+    assert!(is_fixed != Some(true));
     daemon.stop();
 }

@@ -10,6 +10,7 @@ mod supervisor;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::env;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -32,7 +33,7 @@ use echoed::systemd::{fdstore, notify};
 use tokio::{runtime, time};
 
 use log::{LeveledLog, Note};
-use signals::{Signals, TERMINATE};
+use signals::{BlockedHangup, Signals, TERMINATE};
 use start_error::{EX_OSERR, EX_USAGE, StartError};
 use supervisor::{ExitReason, RunMode, Supervisor};
 
@@ -43,18 +44,26 @@ const LOSSLESS_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The name of listeners that were given none.
 const DEFAULT_NAME: &str = "echo";
 
+/// Half of the descriptors that a runtime of tokio takes with its signals: an epoll set, an eventfd, the ends of a pair of sockets,
+/// and copies of those, with some to spare.
+const RUNTIME_PAIRS: usize = 4;
+
 /// How often the stop timeout is extended while the server drains.
 const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    signals::block_hangup();
+    let hangup = signals::block_hangup();
     abort_on_panic();
     // Before anything can be written to stderr, which may be a client's connection. So the option is looked for by
     // hand: clap writes there what is wrong with it.
-    let stdin =
-        StdinSocket::find(env::args_os().any(|argument| argument.as_encoded_bytes().starts_with(b"--listener")));
+    let has_listener = |argument: OsString| {
+        let argument = argument.as_encoded_bytes();
+        argument == b"--listener" || argument.starts_with(b"--listener=")
+    };
+    let stdin = StdinSocket::find(env::args_os().any(has_listener));
+    let stdin = stdin.map_err(|error| StartError::system("cannot keep the log from the client on stdin", error));
     let result = match Echoed::try_parse() {
-        Ok(arguments) => run(&arguments, stdin),
+        Ok(arguments) => stdin.and_then(|stdin| run(&arguments, stdin, hangup)),
         Err(error) if error.use_stderr() && is_stderr_withheld() => {
             Err(StartError::Usage(error.to_string().trim_end().to_owned()))
         }
@@ -74,7 +83,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Echoed, mut stdin: Option<StdinSocket>) -> Result<ExitCode, StartError> {
+fn run(arguments: &Echoed, mut stdin: Option<StdinSocket>, hangup: BlockedHangup) -> Result<ExitCode, StartError> {
+    if !arguments.serves() {
+        hangup.unblock();
+    }
     // Then stdin is not served, and stderr is a log like any other, also for mistakes in the settings.
     if !arguments.serves() || !arguments.listen.is_empty() {
         stdin.take().into_iter().for_each(StdinSocket::give_back);
@@ -99,7 +111,7 @@ fn run(arguments: &Echoed, mut stdin: Option<StdinSocket>) -> Result<ExitCode, S
     }
     let runtime = check_descriptors().and_then(|()| runtime::Builder::new_current_thread().enable_all().build());
     let runtime = runtime.map_err(|error| StartError::system("cannot start the runtime", error))?;
-    let result = runtime.block_on(serve(arguments, &settings, mode, budget, fds, &log));
+    let result = runtime.block_on(serve(arguments, &settings, mode, budget, fds, hangup, &log));
     drop(log);
     writer.close(Some(LOSSLESS_CLOSE_TIMEOUT));
     result
@@ -107,7 +119,7 @@ fn run(arguments: &Echoed, mut stdin: Option<StdinSocket>) -> Result<ExitCode, S
 
 /// Checks that there are descriptors for a runtime with its signals: for want of them, tokio panics.
 fn check_descriptors() -> io::Result<()> {
-    let pairs: io::Result<Vec<_>> = (0..4).map(|_| UnixStream::pair()).collect();
+    let pairs: io::Result<Vec<_>> = (0..RUNTIME_PAIRS).map(|_| UnixStream::pair()).collect();
     pairs.map(drop)
 }
 
@@ -118,10 +130,11 @@ async fn serve(
     mode: RunMode,
     budget: FdBudget,
     ActivationFds { sockets, bundles, problems }: ActivationFds,
+    hangup: BlockedHangup,
     log: &LeveledLog,
 ) -> Result<ExitCode, StartError> {
     // Before READY=1, after which a reload may be asked for.
-    let mut signals = Signals::catch().map_err(|error| StartError::system("cannot catch signals", error))?;
+    let mut signals = Signals::catch(hangup).map_err(|error| StartError::system("cannot catch signals", error))?;
     let server = Server::start(settings, log.event_handler(), log.message_log());
     let server = server.map_err(|error| StartError::system("cannot start the workers", error))?;
     server.limit_peer_descriptors(budget.peer_fds());

@@ -24,13 +24,28 @@ pub(crate) enum SignalRequest {
     Reload,
 }
 
+/// SIGHUP, blocked, and the terminal that may cause it.
+#[derive(Debug)]
+pub(crate) struct BlockedHangup {
+    terminal: Terminal,
+}
+
 /// Blocks SIGHUP until [`Signals::catch`]: it would end the process. One that comes meanwhile is obeyed then. To be called
 /// first of all, since threads inherit what is blocked.
 ///
 /// (SIGINT and SIGTERM end the process as they are: nothing has begun.)
-pub(crate) fn block_hangup() {
+pub(crate) fn block_hangup() -> BlockedHangup {
     // There is no error for what is blocked here.
     let _ = hangup_set().thread_block();
+    // Now, since it may hang up before the signals are caught.
+    BlockedHangup { terminal: Terminal::of_this_process() }
+}
+
+impl BlockedHangup {
+    /// Unblocks SIGHUP, which ends a process that does not serve.
+    pub(crate) fn unblock(&self) {
+        let _ = hangup_set().thread_unblock();
+    }
 }
 
 fn hangup_set() -> SigSet {
@@ -48,9 +63,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    pub(crate) fn catch() -> io::Result<Self> {
-        // Before SIGHUP is caught, so that it is known whether it was ignored.
-        let terminal = Terminal::of_this_process();
+    pub(crate) fn catch(BlockedHangup { terminal }: BlockedHangup) -> io::Result<Self> {
         let signals = Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

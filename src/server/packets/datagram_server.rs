@@ -150,9 +150,9 @@ impl DatagramServer {
 
     /// Closes the socket. Datagrams in it may have descriptors queued, if no other process holds it.
     pub(crate) fn close(self) {
-        let Self { socket, path_replies, worker, .. } = self;
+        let Self { socket, mut path_replies, worker, .. } = self;
         // Its copy of the socket goes first. The last one is closed by the disposal thread, or by one that sends a reply.
-        drop(path_replies);
+        path_replies.end();
         // The second descriptor is open still. If the disposal thread uses that, it closes it as well.
         if let Some(socket) = socket.close().and_then(Arc::into_inner) {
             worker.disposal.close(socket, None);
@@ -339,7 +339,7 @@ impl DatagramServer {
     /// Waits for the replies to paths, for a while, and counts them.
     async fn finish_path_replies(&mut self, listener: &Listener) {
         let _ = time::timeout(END_WAIT, self.path_replies.finished()).await;
-        let waiting = self.path_replies.waiting();
+        let waiting = self.path_replies.end();
         for failed in self.path_replies.take_failures() {
             self.count_failed(failed, listener);
         }

@@ -6,8 +6,8 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use nix::sys::socket::{MsgFlags, UnixAddr};
 use tokio::sync::{Notify, mpsc};
@@ -25,8 +25,8 @@ const OVERHEAD: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct PathReplies {
     threads: UserThreads,
-    /// A copy of the listener's socket. Threads use it only while it is here.
-    socket: Arc<OwnedFd>,
+    /// A copy of the listener's socket, until the listener ends. Threads use it only while it is here.
+    socket: Option<Arc<OwnedFd>>,
     rules: Arc<OwnerRules>,
     /// Counts the bytes that were sent.
     bytes_out: Arc<AtomicU64>,
@@ -36,10 +36,17 @@ pub(crate) struct PathReplies {
 
 #[derive(Debug, Default)]
 struct Progress {
-    /// How many replies are neither sent nor failed.
-    waiting: AtomicUsize,
-    /// Notified when there are none.
+    state: Mutex<ProgressState>,
+    /// Notified when no reply waits.
     finished: Notify,
+}
+
+#[derive(Debug, Default)]
+struct ProgressState {
+    /// How many replies are neither sent nor failed.
+    waiting: usize,
+    /// Whether the listener has ended: those that waited then are counted.
+    has_ended: bool,
 }
 
 /// A reply that could not be sent.
@@ -60,7 +67,7 @@ impl PathReplies {
         reserved: ReservedSockets,
         bytes_out: Arc<AtomicU64>,
     ) -> Self {
-        let (socket, rules) = (Arc::new(socket), Arc::new(OwnerRules::new(reserved)));
+        let (socket, rules) = (Some(Arc::new(socket)), Arc::new(OwnerRules::new(reserved)));
         Self { threads, socket, rules, bytes_out, progress: Arc::default(), failed: mpsc::unbounded_channel() }
     }
 
@@ -77,23 +84,23 @@ impl PathReplies {
     pub(crate) fn send(&self, to: UnixAddr, peer: Peer, reply: &Reply<'_>) -> Result<(), DropCause> {
         let uid = self.rules.known_uid(peer).ok_or(DropCause::UnsafeAddress)?;
         let reply = reply.concat();
-        let (socket, rules) = (Arc::downgrade(&self.socket), Arc::clone(&self.rules));
+        let socket = self.socket.as_ref().map(Arc::downgrade).unwrap_or_default();
+        let rules = Arc::clone(&self.rules);
         let (bytes_out, progress, failed) =
             (Arc::clone(&self.bytes_out), Arc::clone(&self.progress), self.failed.0.clone());
         let size = OVERHEAD + reply.len();
         // First, since the thread may be faster.
-        self.progress.waiting.fetch_add(1, Ordering::SeqCst);
+        self.progress.lock().waiting += 1;
         let waits = self.threads.run(uid, size, move || {
-            // The worker is not woken for what was sent.
-            match send(&socket, &to, uid, &rules, &reply) {
+            let sent = send(&socket, &to, uid, &rules, &reply);
+            progress.finish_one(|| match sent {
+                // The worker is not woken for what was sent.
                 Ok(()) => _ = bytes_out.fetch_add(reply.len() as u64, Ordering::Relaxed),
-                // There is an error if the listener has ended.
                 Err(cause) => _ = failed.send(FailedReply { to, peer, cause }),
-            }
-            progress.finish_one();
+            });
         });
         if waits.is_err() {
-            self.progress.finish_one();
+            self.progress.finish_one(|| ());
         }
         waits
     }
@@ -115,8 +122,17 @@ impl PathReplies {
     }
 
     /// Returns how many replies are neither sent nor failed.
-    pub(crate) fn waiting(&self) -> usize {
-        self.progress.waiting.load(Ordering::SeqCst)
+    fn waiting(&self) -> usize {
+        self.progress.lock().waiting
+    }
+
+    /// Ends: replies that still wait are not sent. Returns how many there are. One that is being sent at this moment counts
+    /// as well.
+    pub(crate) fn end(&mut self) -> usize {
+        self.socket = None;
+        let mut state = self.progress.lock();
+        state.has_ended = true;
+        state.waiting
     }
 
     /// Returns the replies that could not be sent so far.
@@ -126,8 +142,18 @@ impl PathReplies {
 }
 
 impl Progress {
-    fn finish_one(&self) {
-        if self.waiting.fetch_sub(1, Ordering::SeqCst) == 1 {
+    fn lock(&self) -> MutexGuard<'_, ProgressState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finishes one reply: counts it with `count`, unless it was counted when the listener ended.
+    fn finish_one(&self, count: impl FnOnce()) {
+        let mut state = self.lock();
+        state.waiting -= 1;
+        if !state.has_ended {
+            count();
+        }
+        if state.waiting == 0 {
             self.finished.notify_one();
         }
     }

@@ -57,7 +57,7 @@ impl Variables {
     /// Returns an error if a variable is invalid, or if they contradict each other. Those for another process are not
     /// looked at.
     pub(super) fn interpret(&self, own_pid: u32) -> Result<Passed, String> {
-        let Some(fds) = self.fds.as_deref().filter(|fds| *fds != "0") else { return Ok(Passed::Nothing) };
+        let Some(fds) = self.fds.as_deref().filter(|fds| fds.parse() != Ok(0)) else { return Ok(Passed::Nothing) };
         if let Some(pid) = self.pid.as_deref().filter(|pid| !pid.is_empty()) {
             let invalid = |_| format!("invalid LISTEN_PID \"{}\" (example: {own_pid})", pid.escape_debug());
             let pid = pid.parse().map_err(invalid)?;
@@ -80,7 +80,10 @@ impl Variables {
             }
         };
         // Descriptors are taken with listenfd, which reads this variable like this.
-        let first = self.first_fd.as_deref().and_then(|first| first.parse().ok()).unwrap_or(LISTEN_FDS_START);
+        let first: i32 = self.first_fd.as_deref().and_then(|first| first.parse().ok()).unwrap_or(LISTEN_FDS_START);
+        if first.checked_add_unsigned(count).is_none() {
+            return Err(format!("LISTEN_FDS={count} and LISTEN_FDS_FIRST_FD={first}: there are no such descriptors"));
+        }
         Ok(Passed::ToUs { first, count, names })
     }
 }
@@ -126,7 +129,7 @@ mod tests {
 
     #[test]
     fn no_descriptors_are_nothing_whatever_else_is_set() {
-        for fds in ["unset", "0"] {
+        for fds in ["unset", "0", "00"] {
             for pid in ["unset", "", "1", "42", "me"] {
                 assert_eq!(interpret(fds, pid, "echo:echo"), Ok(Passed::Nothing), "{fds} {pid}");
             }
@@ -149,6 +152,11 @@ mod tests {
             let first_fd = first_fd.map(str::to_owned);
             let variables = Variables { fds: Some("1".to_owned()), first_fd, ..Variables::default() };
             assert_eq!(variables.interpret(OWN_PID), Ok(Passed::ToUs { first, count: 1, names: None }));
+        }
+        for (count, first_fd) in [("1", "2147483647"), ("4294967295", "3")] {
+            let (fds, first_fd) = (Some(count.to_owned()), Some(first_fd.to_owned()));
+            let problem = Variables { fds, first_fd, ..Variables::default() }.interpret(OWN_PID).unwrap_err();
+            assert!(problem.contains("there are no such descriptors"), "{problem}");
         }
     }
 }

@@ -37,14 +37,19 @@ impl StdinSocket {
     ///
     /// A Unix socket without a name counts only if `counts_unnamed`: runtimes such as Node give their children an end
     /// of such a pair as stdin.
-    pub fn find(counts_unnamed: bool) -> Option<Self> {
+    ///
+    /// # Errors
+    /// Returns an error if stderr cannot lead nowhere: there are not enough descriptors.
+    pub fn find(counts_unnamed: bool) -> io::Result<Option<Self>> {
         let stdin = io::stdin();
-        sockopt::socket_type(&stdin).ok()?;
-        if !counts_unnamed && getsockname(&stdin).is_ok_and(|name| is_unnamed_unix(&name)) {
-            return None;
+        if sockopt::socket_type(&stdin).is_err() {
+            return Ok(None);
         }
-        let stderr = is_same_file(&stdin, io::stderr()).then(withhold_stderr).flatten();
-        Some(Self { stderr })
+        if !counts_unnamed && getsockname(&stdin).is_ok_and(|name| is_unnamed_unix(&name)) {
+            return Ok(None);
+        }
+        let stderr = if is_same_file(&stdin, io::stderr()) { withhold_stderr()? } else { None };
+        Ok(Some(Self { stderr }))
     }
 
     /// Leaves the socket on stdin alone, which is not to be served. stderr is what it was.
@@ -71,11 +76,12 @@ impl StdinSocket {
 }
 
 /// Makes stderr lead nowhere. Returns what it was, if that can be kept.
-fn withhold_stderr() -> Option<OwnedFd> {
+fn withhold_stderr() -> io::Result<Option<OwnedFd>> {
     STDERR_IS_WITHHELD.store(true, Ordering::Relaxed);
-    let kept = io::stderr().as_fd().try_clone_to_owned().ok()?;
-    dup2_stderr(open_nowhere().ok()?).ok()?;
-    Some(kept)
+    let nowhere = open_nowhere()?;
+    let kept = io::stderr().as_fd().try_clone_to_owned().ok();
+    dup2_stderr(nowhere)?;
+    Ok(kept)
 }
 
 /// Returns /dev/null, or where there is none, a pipe that no process reads.

@@ -42,7 +42,7 @@ const FORGERIES: &[(&str, usize, &[&str])] = &[
         0,
         &[
             "its manifest is not one of echoed",
-            ".handover. from systemd is no Unix seqpacket",
+            ".handover. from systemd is not a Unix seqpacket",
             ".stored. from systemd is no",
         ],
     ),
