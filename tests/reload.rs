@@ -204,19 +204,19 @@ fn messages_are_answered_during_repeated_reloads() {
 /// Makes a pipe for settings: a daemon waits for them until they are written.
 fn pipe_for_settings(directory: &TempDir) -> String {
     let pipe = directory.path().join("pipe");
-    mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-    pipe.to_str().unwrap().to_owned()
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("pipes can be made");
+    pipe.to_str().expect("pipes can be made").to_owned()
 }
 
 /// Waits until a daemon reads its settings from that pipe. It does so until the file that this returns is closed.
 fn wait_until_it_reads(pipe: &str) -> File {
     let mut writer = None;
     wait_until("it reads its settings", || {
-        let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap();
+        let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).expect("it is small");
         writer = OpenOptions::new().write(true).custom_flags(nonblocking).open(pipe).ok();
         writer.is_some()
     });
-    writer.unwrap()
+    writer.expect("it is open")
 }
 
 #[test]
