@@ -128,7 +128,8 @@ fn describe_syntax_error(text: &str, span: Span, error: &toml::de::Error) -> Str
     // What is meant by it, where that is certain.
     match (error.message(), &*there.to_lowercase()) {
         (_, "true" | "yes" | "on") => format!("{there} is no value; write true, or \"{there}\""),
-        (_, "false" | "no" | "off") => format!("{there} is no value; write false, or \"{there}\""),
+        (_, "off") => format!("{there} is not a value; write \"{there}\", or false for a key that is true or false"),
+        (_, "false" | "no") => format!("{there} is no value; write false, or \"{there}\""),
         (message, "") if message.starts_with("string values must be quoted") => "a value is missing".to_owned(),
         (message, word)
             if message.starts_with("string values must be quoted")

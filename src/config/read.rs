@@ -7,7 +7,9 @@ use std::sync::Arc;
 use super::diagnose::Problem;
 use super::section::Section;
 use super::tree::{Node, Table, Value};
-use super::value::{self, BOOLEAN, BUFFER_MEMORY, MESSAGE_SIZES, NUMBER, RATE, SIZE, STRING, TIME, WORD};
+use super::value::{
+    self, BOOLEAN, BUFFER_MEMORY, MESSAGE_SIZES, NUMBER, RATE_OR_OFF, SIZE, STRING, TIME, TIME_OR_OFF, WORD,
+};
 use super::{Level, Limits, ListenerSettings, RESERVED_NAMES, Service, Settings, is_listener_name};
 use crate::address::Address;
 use crate::protocol::reply::Prefix;
@@ -55,7 +57,7 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
 
 fn read_service(section: &mut Section<'_, '_>, service: &mut Service) {
     section.set(&mut service.workers, "workers", NUMBER, |value| value::integer(value, 0..=64));
-    section.set(&mut service.idle_exit, "idle_exit", TIME, value::time_or_off);
+    section.set(&mut service.idle_exit, "idle_exit", TIME_OR_OFF, value::time_or_off);
     section.set(&mut service.drain_timeout, "drain_timeout", TIME, value::time);
     section.set(&mut service.handover, "handover", BOOLEAN, value::boolean);
 }
@@ -64,9 +66,9 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {
     section.set(&mut limits.connections, "connections", NUMBER, |value| value::integer(value, 1..=1_000_000));
     let per_source = &mut limits.connections_per_source;
     section.set(per_source, "connections_per_source", NUMBER, |value| value::integer(value, 0..=1_000_000));
-    section.set(&mut limits.reclaim_idle, "reclaim_idle", TIME, value::time_or_off);
+    section.set(&mut limits.reclaim_idle, "reclaim_idle", TIME_OR_OFF, value::time_or_off);
     section.set(&mut limits.buffer_memory, "buffer_memory", SIZE, |value| value::size(value, BUFFER_MEMORY));
-    section.set(&mut limits.datagrams_per_source, "datagrams_per_source", RATE, value::rate_or_off);
+    section.set(&mut limits.datagrams_per_source, "datagrams_per_source", RATE_OR_OFF, value::rate_or_off);
 }
 
 /// One listener's settings, where those that are not set are `base`'s. `prefix` is the one that is set there, if one
@@ -105,10 +107,10 @@ fn read_listener(
 }
 
 fn read_deadlines(section: &mut Section<'_, '_>, deadlines: &mut Deadlines) {
-    section.set(&mut deadlines.idle, "idle", TIME, value::time_or_off);
-    section.set(&mut deadlines.read, "read", TIME, value::time_or_off);
-    section.set(&mut deadlines.write, "write", TIME, value::time_or_off);
-    section.set(&mut deadlines.lifetime, "lifetime", TIME, value::time_or_off);
+    section.set(&mut deadlines.idle, "idle", TIME_OR_OFF, value::time_or_off);
+    section.set(&mut deadlines.read, "read", TIME_OR_OFF, value::time_or_off);
+    section.set(&mut deadlines.write, "write", TIME_OR_OFF, value::time_or_off);
+    section.set(&mut deadlines.lifetime, "lifetime", TIME_OR_OFF, value::time_or_off);
 }
 
 /// Reads a list of addresses; each that is wrong is a problem of its own.

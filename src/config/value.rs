@@ -34,7 +34,8 @@ pub(super) const NUMBER: &str = "a number";
 pub(super) const BOOLEAN: &str = "true or false";
 pub(super) const TIME: &str = "a time";
 pub(super) const SIZE: &str = "a size";
-pub(super) const RATE: &str = "a rate";
+pub(super) const TIME_OR_OFF: &str = "a time or \"off\"";
+pub(super) const RATE_OR_OFF: &str = "a rate or \"off\"";
 pub(super) const WORD: &str = "a word";
 
 /// Why a value cannot be what it should be.

@@ -102,7 +102,7 @@ fn values_of_the_wrong_type_are_refused_and_not_converted() {
         ("[service]\nworkers = 2.7\n", "2:11", "workers is a number, not a float"),
         ("[service]\nworkers = inf\n", "2:11", "not a float"),
         ("[service]\nworkers = [2]\n", "2:11", "not an array"),
-        ("[service]\nidle_exit = true\n", "2:13", "idle_exit is a time, not a boolean"),
+        ("[service]\nidle_exit = true\n", "2:13", "idle_exit is a time or \"off\", not a boolean"),
         ("[defaults]\nprefix = 3\n", "2:10", "prefix is a string, not an integer; write \"3\""),
         ("[defaults]\nprefix = 3.5\n", "2:10", "not a float; write \"3.5\""),
         ("[defaults]\nprefix = true\n", "2:10", "not a boolean; write \"true\""),
@@ -123,7 +123,7 @@ fn values_of_the_wrong_type_are_refused_and_not_converted() {
         ("[defaults]\nprefix = {}\n", "2:10", "not a table"),
         ("[defaults]\nmax_message = [\"1KiB\"]\n", "2:15", "not an array"),
         ("[defaults]\ndeadlines = \"2s\"\n", "2:13", "[defaults.deadlines] is a section, not a string"),
-        ("[defaults.deadlines]\nread = false\n", "2:8", "not a boolean"),
+        ("[defaults.deadlines]\nread = false\n", "2:8", "read is a time or \"off\", not a boolean"),
         ("[defaults.deadlines]\nread = 2026-01-01\n", "2:8", "not a datetime"),
         ("listener = 3\n", "1:12", "[listener] is a section, not an integer"),
         ("[listener]\nx = \"127.0.0.1:0\"\n", "2:5", "[listener.x] is a section, not a string"),
@@ -222,7 +222,7 @@ fn numbers_without_a_unit_are_refused_and_a_unit_is_suggested() {
         ("[limits]\ndatagrams_per_source = \"100\"\n", "2:24", "write 100/s"),
         ("[limits]\ndatagrams_per_source = \"1/min\"\n", "2:24", "only /s is known"),
         ("[limits]\ndatagrams_per_source = \"0/s\"\n", "2:24", "write 1/s to 1000000/s, or \"off\" for none"),
-        ("[limits]\ndatagrams_per_source = true\n", "2:24", "is a rate, not a boolean"),
+        ("[limits]\ndatagrams_per_source = true\n", "2:24", "is a rate or \"off\", not a boolean"),
     ]);
 }
 
@@ -249,7 +249,11 @@ fn invalid_toml_is_shown_with_the_position_of_the_error() {
     check_refusals(&[
         ("[log]\nlevel = info\n", "2:9", "info is no value; strings stand in quotes: \"info\""),
         ("[defaults.deadlines]\nidle = 5min\n", "2:8", "5min is no value; strings stand in quotes: \"5min\""),
-        ("[defaults.deadlines]\nidle = off\n", "2:8", "off is no value; write false, or \"off\""),
+        (
+            "[defaults.deadlines]\nidle = off\n",
+            "2:8",
+            "off is not a value; write \"off\", or false for a key that is true or false",
+        ),
         ("[defaults]\nnodelay = True\n", "2:11", "True is no value; write true, or \"True\""),
         ("[defaults]\nunterminated = \"acept\"\n", "2:16", "is accept meant?"),
         ("[defaults]\nframing = \"delimiter\"\n", "2:11", "is not one of delimited, raw; is delimited meant?"),
