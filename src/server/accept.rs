@@ -346,6 +346,7 @@ impl Dispatcher {
                 () = client_waits(socket) => {}
             }
             if !self.decides_before_reclaim(&listener) {
+                let _waiting = self.admission.wait_with_client();
                 // It notifies this as well, as soon as its permit is free.
                 self.reclaim_one().await;
                 let _ = time::timeout(reclaim::RETRY, ended).await;

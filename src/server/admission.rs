@@ -48,6 +48,8 @@ pub(crate) struct Admission {
     pending: AtomicUsize,
     /// Those of them whose source has room. The next permits are theirs.
     reserved: AtomicUsize,
+    /// How many [`WaitingAcceptor`] there are.
+    waiting_acceptors: AtomicUsize,
     /// Refused connections that are not closed yet.
     refused: AtomicUsize,
     /// Connections among `open` that have ended, and whose sockets wait to be closed ([`ClosingPermit`]).
@@ -66,6 +68,18 @@ pub(crate) struct Admission {
     limit_reported: AtomicBool,
     /// The same for connections that await their PROXY header.
     header_limit_reported: AtomicBool,
+}
+
+/// [`Admission::wait_with_client`].
+pub(crate) struct WaitingAcceptor(Arc<Admission>);
+
+impl Drop for WaitingAcceptor {
+    fn drop(&mut self) {
+        // When there is none, others may go on.
+        if self.0.waiting_acceptors.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.connection_ended.notify_waiters();
+        }
+    }
 }
 
 /// Why no connection can be accepted.
@@ -88,6 +102,7 @@ impl Admission {
             awaiting_header: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
             reserved: AtomicUsize::new(0),
+            waiting_acceptors: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
             closing: AtomicUsize::new(0),
             sources: SourceLimits::new(limits.connections_per_source),
@@ -160,7 +175,16 @@ impl Admission {
 
     /// Returns whether [`Admission::try_accept_undecided`] would return one.
     pub(crate) fn may_accept_undecided(&self) -> bool {
-        self.reserved.load(Ordering::SeqCst) == 0 && self.pending.load(Ordering::SeqCst) < MAX_PENDING
+        self.waiting_acceptors.load(Ordering::SeqCst) == 0
+            && self.reserved.load(Ordering::SeqCst) == 0
+            && self.pending.load(Ordering::SeqCst) < MAX_PENDING
+    }
+
+    /// Notes until it is dropped that a client waits for whom an acceptor needs a permit before it accepts. Meanwhile no connection
+    /// is accepted undecided: these would get every permit that is released, since they wait already.
+    pub(crate) fn wait_with_client(self: &Arc<Self>) -> WaitingAcceptor {
+        self.waiting_acceptors.fetch_add(1, Ordering::SeqCst);
+        WaitingAcceptor(Arc::clone(self))
     }
 
     /// Acquires a permit for a connection that the previous process accepted. It counts, but no limit is checked.

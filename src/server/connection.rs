@@ -76,10 +76,16 @@ impl InputKind {
         if let Self::WithDescriptors { descriptors, .. } = self { *descriptors } else { PeerDescriptors::None }
     }
 
-    /// Notes that the daemon does not read for a while, however much comes: the kernel may enlarge the receive buffer of TCP.
-    fn pause(&mut self, socket: impl AsFd) {
+    /// Prepares for what comes while the connection waits, and whether that is read: if not, the kernel may enlarge the receive
+    /// buffer of TCP.
+    #[inline]
+    fn prepare(&mut self, reads: bool, socket: impl AsFd) {
         if let Self::Bytes(receive_buffer) = self {
-            receive_buffer.adapt(socket);
+            if reads {
+                receive_buffer.limit(socket);
+            } else {
+                receive_buffer.adapt(socket);
+            }
         }
     }
 }
@@ -194,8 +200,8 @@ impl Connection {
             }
             self.handle_timeout(now, scratch, worker);
         };
-        if progress == Progress::Pending && self.session.wants() != Want::Read {
-            self.input.pause(&self.socket);
+        if progress == Progress::Pending {
+            self.input.prepare(self.session.wants() == Want::Read, &self.socket);
         }
         worker.counters.count_totals(before, self.session.totals());
         progress
@@ -381,7 +387,7 @@ impl Connection {
     pub(crate) fn detach(mut self: Box<Self>, worker: &Worker, now: Instant) -> DetachedConnection {
         let ConnectionInfo { id, ref listener, peer } = self.info;
         // The next process reads it, some time from now.
-        self.input.pause(&self.socket);
+        self.input.prepare(false, &self.socket);
         let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
         let snapshot = snapshot::encode(&self.session, &listener.name, id, client, now);
         self.report_closed(worker, Verdict::HandedOver);

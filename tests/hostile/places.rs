@@ -1,5 +1,7 @@
 //! Clients that hold all permits and send nothing: others are served all the same, and no message or reply is lost.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use rustix::io::ioctl_fionread;
@@ -149,5 +151,49 @@ fn a_message_that_was_not_read_yet_keeps_its_connection_from_being_closed_for_an
         holder.expect("server got:just in time\t");
     }
     assert_eq!(holders[3].read_to_end(), format!("{RECLAIMED}\t").into_bytes());
+    daemon.stop();
+}
+
+/// Connects again and again, has a message answered each time, and keeps the connection for a moment. Returns how often, when it
+/// is to stop.
+fn come_and_go(address: &str, stop: &AtomicBool) -> usize {
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let mut peer = Peer::connect(address);
+        // It is never idle.
+        peer.send("a\tb");
+        peer.expect("server got:a\t");
+        thread::sleep(Duration::from_millis(20));
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn clients_that_come_and_go_do_not_keep_a_load_balancer_out_of_a_full_server() {
+    let settings = "[limits]\nconnections = 4\n[defaults]\ndeadlines.read = 'off'\n\
+                    [listener.proxied]\nproxy_protocol = 'required'\n";
+    let addresses = ["plain=127.0.0.1:0", "proxied=127.0.0.1:0"];
+    let daemon = Daemon::start_with(settings, &addresses.map(|address| ["--listen", address]).concat());
+    let [plain, proxied] = daemon.addresses().try_into().expect("there are two");
+    let busy = [0; 3].map(|_| {
+        let mut peer = Peer::connect(&plain);
+        peer.send("a\tb");
+        peer.expect("server got:a\t");
+        peer
+    });
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let others: Vec<_> = (0..4).map(|_| scope.spawn(|| come_and_go(&plain, &stop))).collect();
+        for _ in 0..3 {
+            let mut balancer = Peer::connect(&proxied);
+            balancer.send("PROXY TCP4 192.0.2.9 198.51.100.7 40123 8085\r\n");
+            balancer.exchange("served");
+        }
+        stop.store(true, Ordering::Relaxed);
+        let served: usize = others.into_iter().map(|other| other.join().expect("each reply came")).sum();
+        assert!(served > 0);
+    });
+    drop(busy);
     daemon.stop();
 }

@@ -427,6 +427,8 @@ fn unix_datagram(received: &RecvMsg<'_, '_, UnixAddr>) -> Datagram {
         peer: peer.unwrap_or(Peer::Unknown),
         sent_to: Destination::One,
         reply_to: match named {
+            // A path of 108 bytes has no end: nix reads beyond it.
+            Some(address) if address.len() as usize > size_of::<nix::libc::sockaddr_un>() => ReplyTo::Unnamed,
             Some(address) if address.as_abstract().is_none() => ReplyTo::Path(address),
             Some(address) => ReplyTo::Abstract(address),
             None => ReplyTo::Unnamed,

@@ -11,10 +11,12 @@ use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
+use crate::config::BufferSize;
 use crate::server::admission::Permit;
 use crate::server::disposal::{Disposal, Unparked};
 use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::peer_input;
+use crate::server::receive_buffer::ReceiveBuffer;
 use crate::server::socket::AcceptedSocket;
 
 /// A connection that is read before it is served.
@@ -26,19 +28,29 @@ pub(super) struct InputStream {
     unparked: Arc<Unparked>,
     /// Whether that is awaited: nothing is read then.
     parked: bool,
+    receive_buffer: ReceiveBuffer,
 }
 
 impl InputStream {
-    /// Registers a socket with the reactor of this thread.
+    /// Registers a socket with the reactor of this thread. Its receive buffer is limited, unless the setting is another.
     ///
     /// # Errors
     /// Returns the errors of [`AcceptedSocket::register`].
     pub(super) fn new(
         socket: AcceptedSocket,
         disposal: &Disposal,
+        setting: BufferSize,
     ) -> Result<Self, (io::Error, Option<AcceptedSocket>)> {
+        let mut receive_buffer = ReceiveBuffer::new(setting);
+        receive_buffer.limit(&socket);
         let (stream, descriptors) = socket.register(|socket| UnixStream::from_std(unix::UnixStream::from(socket)))?;
-        Ok(Self { stream, descriptors, disposal: disposal.clone(), unparked: Arc::default(), parked: false })
+        let (disposal, unparked) = (disposal.clone(), Arc::default());
+        Ok(Self { stream, descriptors, disposal, unparked, parked: false, receive_buffer })
+    }
+
+    /// Notes that nothing is read for a while.
+    pub(super) fn stop_reading(&mut self) {
+        self.receive_buffer.adapt(&self.stream);
     }
 
     /// Waits until there may be input: not before the descriptors are closed that came with the last.
@@ -74,7 +86,7 @@ impl InputStream {
     /// # Errors
     /// Returns an error if recvmsg(2) fails; [`ErrorKind::WouldBlock`] if there is no input.
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        let Self { stream, descriptors, disposal, unparked, parked } = self;
+        let Self { stream, descriptors, disposal, unparked, parked, receive_buffer: _ } = self;
         stream.try_io(Interest::READABLE, || {
             if *descriptors == PeerDescriptors::None {
                 return Ok(Some(retry_on_intr(|| recv(&*stream, &mut *buffer, RecvFlags::empty()))?.0));

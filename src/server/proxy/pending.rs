@@ -60,7 +60,8 @@ impl PendingHeader {
     /// `cancelled` is kept to the end: [`Dispatcher::cancel_pending`] waits until it is dropped. `worker` runs this.
     async fn wait(self, mut cancelled: watch::Receiver<bool>, dispatcher: &Dispatcher, worker: &Worker) {
         let Self { socket, mut session, mut info, mut permit } = self;
-        let mut stream = match InputStream::new(socket, &dispatcher.disposal) {
+        let setting = info.listener.settings.receive_buffer;
+        let mut stream = match InputStream::new(socket, &dispatcher.disposal, setting) {
             Ok(stream) => stream,
             Err((error, socket)) => {
                 return unserved::close_failed(worker, &info, session.opened(), error, socket, permit);
@@ -71,6 +72,8 @@ impl PendingHeader {
         let now = clock();
         match outcome {
             HeaderOutcome::Header(client) => {
+                // It may wait for its permit.
+                stream.stop_reading();
                 info.peer = client.map_or(info.peer, Peer::Proxied);
                 let held = permit.claim(info.peer.source());
                 let claimed = if held { Ok(()) } else { dispatcher.claim_or_refuse(&mut permit, &mut cancelled).await };
@@ -233,6 +236,7 @@ mod tests {
     use tokio::task;
 
     use super::*;
+    use crate::config::BufferSize;
     use crate::config::{Limits, Settings};
     use crate::protocol::rules::{Deadlines, Rules};
     use crate::server::accept::Listener;
@@ -255,7 +259,7 @@ mod tests {
         let mut header = Vec::new();
         socket.set_nonblocking(true).unwrap();
         let socket = AcceptedSocket { socket: socket.into(), descriptors: PeerDescriptors::None };
-        let mut stream = InputStream::new(socket, &Disposal::default()).unwrap();
+        let mut stream = InputStream::new(socket, &Disposal::default(), BufferSize::Default).unwrap();
         let outcome =
             read_header_before(&mut stream, &mut header, deadline(&session), &mut cancelled.subscribe()).await;
         assert_eq!((outcome, header), (HeaderOutcome::Invalid(HeaderFault::Timeout), Vec::new()));
