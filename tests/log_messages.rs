@@ -5,12 +5,13 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::Shutdown;
+use std::net::{Shutdown, UdpSocket};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::Waker;
 use std::thread;
 use std::time::Duration;
 
+use common::packets::PacketPeer;
 use common::{Peer, TEST_TIMEOUT, wait_until};
 use echoed::address::Address;
 use echoed::config::{Level, ListenerSettings, Settings};
@@ -146,8 +147,13 @@ impl ServerFixture {
 
 /// Serves a listener by these rules. Returns its address.
 fn listen(server: &Server, name: &str, rules: Rules) -> String {
-    let any: Address = "tcp:127.0.0.1:0".parse().expect("an address");
-    let bound = socket::listen(&any).expect("a port is free").remove(0);
+    listen_on(server, "tcp:127.0.0.1:0", name, rules)
+}
+
+/// The same, on this address.
+fn listen_on(server: &Server, address: &str, name: &str, rules: Rules) -> String {
+    let address: Address = address.parse().expect("an address");
+    let bound = socket::listen(&address).expect("it is free").remove(0);
     let address = socket::bound_to(&bound.socket);
     let listener = ListenerSettings { rules: Arc::new(rules), ..Settings::default().defaults };
     server.listen(bound.socket, name, &listener).expect("it can be served");
@@ -316,13 +322,33 @@ fn messages_read_before_the_drain_are_logged_and_answered() {
 fn a_dropped_server_does_not_wait_for_the_log() {
     let fixture = ServerFixture::start(full_logging());
     let mut peer = fixture.connect();
-    peer.send("a\t");
+    peer.send("a\tb\thalf");
     fixture.log.wait_for_refused(1);
+    let unlogged = fixture.server.unlogged_messages();
+    wait_until("it is counted", || (unlogged.waiting(), unlogged.lost()) == (1, 0));
     drop(fixture.server);
     peer.expect_close();
+    assert_eq!((unlogged.waiting(), unlogged.lost()), (0, 2));
     // The connection to wake is gone.
     fixture.log.add_capacity(1);
     assert!(fixture.log.logged_texts().is_empty());
+}
+
+#[test]
+fn packets_that_wait_for_the_log_are_counted_and_lost_with_the_server() {
+    let fixture = ServerFixture::start(full_logging());
+    let name = format!("seqpacket:@echoed-log-messages-{}", std::process::id());
+    let [seqpacket, datagrams] =
+        [&*name, "udp:127.0.0.1:0"].map(|address| listen_on(&fixture.server, address, "packets", full_logging()));
+    let peer = PacketPeer::connect(&seqpacket);
+    peer.send("a");
+    let sender = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
+    sender.send_to(b"b", datagrams.strip_prefix("udp:").expect("it is UDP")).expect("it can be sent");
+    fixture.log.wait_for_refused(2);
+    let unlogged = fixture.server.unlogged_messages();
+    wait_until("both are counted", || (unlogged.waiting(), unlogged.lost()) == (2, 0));
+    drop(fixture.server);
+    assert_eq!((unlogged.waiting(), unlogged.lost()), (0, 2));
 }
 
 #[test]

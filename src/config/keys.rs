@@ -38,7 +38,11 @@ pub(super) const KEYS: [Key; 28] = [
     key("defaults", "reply_delay", "a time; after a reply, until the next message of that connection is taken"),
     key("defaults", "unterminated", "discard, accept; bytes after the last delimiter: dropped, or a last message"),
     key("defaults", "error_replies", "true, false; whether a final reply says why a connection is closed"),
-    key("defaults", "log_messages", "off; summary: an entry per message, cut at 256 bytes; full: whole, never lost"),
+    key(
+        "defaults",
+        "log_messages",
+        "off; summary: an entry per message, cut at 256 bytes; full: whole, before its reply",
+    ),
     key("defaults", "max_message", "a size; the longest message, without its delimiter"),
     key("defaults", "proxy_protocol", "off, required; a PROXY v1 or v2 header starts every connection"),
     key("defaults", "nodelay", "true, false; TCP_NODELAY"),

@@ -4,8 +4,10 @@
 //! They come from [`Sources`]: files, variables of the environment, options. Each of these is a layer (`layers`), which
 //! is a `tree` of values with their spans. It is checked by itself (`read`), so that a problem is shown where it is
 //! (`diagnose`); then all are merged (`merge`), and what is wrong only with all of them together is looked for
-//! (`conflicts`). Every problem is reported, not only the first. `print` is the way back, from settings to a document.
+//! (`conflicts`). Every problem is reported, not only the first; `advice` warns about what may be one. `print` is the
+//! way back, from settings to a document.
 
+mod advice;
 mod conflicts;
 mod diagnose;
 mod keys;

@@ -20,7 +20,7 @@ use super::accept::Listener;
 use super::admission::{Permit, Source};
 use super::event::Event;
 use super::handover::DetachedConnection;
-use super::outlet::{LoggingOutlet, SocketOutlet};
+use super::outlet::{ConnectionWaker, LoggingOutlet, SocketOutlet};
 use super::peer_descriptors::PeerDescriptors;
 use super::peer_progress;
 use super::receive_buffer::ReceiveBuffer;
@@ -45,13 +45,15 @@ pub(crate) struct Connection {
     /// Whether it is in the run queue.
     pub(crate) queued: bool,
     input: InputKind,
+    /// Whether a message waits for the lossless log, and is counted for that.
+    awaits_log: bool,
     /// When its timer fires: no later than its session's deadline.
     pub(crate) timer: Option<Instant>,
     session: Session,
     permit: Permit,
     info: ConnectionInfo,
     /// Woken when the log has room. Made with the first message that is logged whole.
-    waker: Option<Waker>,
+    waker: Option<Arc<ConnectionWaker>>,
 }
 
 /// What else may come with input, and how much of it.
@@ -146,7 +148,18 @@ impl Connection {
         } else {
             InputKind::WithDescriptors { descriptors, parked: false }
         };
-        Self { socket, wants_write: false, queued: false, input, timer: None, session, permit, info, waker: None }
+        Self {
+            socket,
+            wants_write: false,
+            queued: false,
+            input,
+            awaits_log: false,
+            timer: None,
+            session,
+            permit,
+            info,
+            waker: None,
+        }
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
@@ -251,7 +264,7 @@ impl Connection {
         scratch: &mut Scratch,
         worker: &Arc<Worker>,
     ) -> Progress {
-        let Self { socket, session, permit, info, waker, input: kind, .. } = self;
+        let Self { socket, session, permit, info, waker, input: kind, awaits_log, .. } = self;
         let mut outlet = SocketOutlet { socket, blocked: false, broken: None };
         let log = session.rules().log_messages;
         // Whether another read would find nothing, or epoll will report what it would find.
@@ -293,7 +306,8 @@ impl Connection {
                             if log == LogMessages::Off {
                                 session.receive(now, scratch, count, &mut outlet);
                             } else {
-                                let outlet = LoggingOutlet { inner: &mut outlet, worker, info, waker, key, log };
+                                let outlet =
+                                    LoggingOutlet { inner: &mut outlet, worker, info, waker, awaits_log, key, log };
                                 outlet.receive(session, now, scratch, count);
                             }
                         }
@@ -307,7 +321,7 @@ impl Connection {
                     if log == LogMessages::Off {
                         session.process_buffers(now, scratch, &mut outlet);
                     } else {
-                        let outlet = LoggingOutlet { inner: &mut outlet, worker, info, waker, key, log };
+                        let outlet = LoggingOutlet { inner: &mut outlet, worker, info, waker, awaits_log, key, log };
                         outlet.process_buffers(session, now, scratch);
                     }
                 }
@@ -368,6 +382,7 @@ impl Connection {
     /// Ends the connection, and reports why. The descriptor is closed, and the permit is released: on another thread, if
     /// the peer may have sent descriptors that were not received.
     pub(crate) fn close(self: Box<Self>, worker: &Worker) {
+        worker.sink.unlogged.add_lost(self.session.unlogged_messages());
         // Without a verdict, it is we who stop before it was done.
         self.report_closed(worker, self.session.verdict().unwrap_or(Verdict::Shutdown));
         let Self { socket, input, permit, .. } = *self;
@@ -390,14 +405,18 @@ impl Connection {
         self.input.prepare(false, &self.socket);
         let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
         let snapshot = snapshot::encode(&self.session, &listener.name, id, client, now);
+        let unlogged = self.session.unlogged_messages();
         self.report_closed(worker, Verdict::HandedOver);
         let Self { socket, .. } = *self;
-        DetachedConnection { socket, snapshot }
+        DetachedConnection { socket, snapshot, unlogged }
     }
 
     fn report_closed(&self, worker: &Worker, verdict: Verdict) {
         worker.open.fetch_sub(1, Ordering::Relaxed);
         worker.counters.count_ended(verdict);
+        if self.awaits_log {
+            worker.sink.unlogged.end_wait();
+        }
         (worker.sink.handle_event)(Event::Closed {
             id: self.info.id,
             listener: Arc::clone(&self.info.listener.name),

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -151,10 +152,45 @@ pub struct ReceivedMessage<'a> {
 
 /// The lossless log, which gets whole messages. It is called on the worker threads, so it must not block.
 pub trait MessageLog: Send + Sync {
-    /// Appends the message, which is not lost then. Returns `false` if there is no room for it now; then `waker` is
-    /// woken when it makes sense to try again. A connection that is woken need not try again: it may have ended, or may
-    /// have replies to send first.
+    /// Appends the message, and returns `true` when it is written: what is accepted cannot be lost by this process. Or
+    /// returns `false`; then `waker` is woken when it makes sense to try again, with the same message and the same
+    /// waker. A connection that is woken need not try again: it may have ended, or may have replies to send first.
     fn try_append(&self, message: ReceivedMessage<'_>, waker: &Waker) -> bool;
+}
+
+/// The messages that the log has not accepted: how many wait for it, and how many are lost. They were not answered.
+#[derive(Debug, Default)]
+pub struct UnloggedMessages {
+    waiting: AtomicUsize,
+    lost: AtomicUsize,
+}
+
+impl UnloggedMessages {
+    /// Returns how many messages wait for the log: of each connection the next one.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many messages were lost with their connections. When the server has ended, nothing waits any longer
+    /// but what a worker that does not respond has kept.
+    #[must_use]
+    pub fn lost(&self) -> usize {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Counts messages that are lost.
+    pub fn add_lost(&self, count: usize) {
+        self.lost.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn begin_wait(&self) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end_wait(&self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The names of all kinds of events.

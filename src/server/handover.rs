@@ -42,6 +42,8 @@ pub struct DetachedConnection {
     pub socket: OwnedFd,
     /// Its session as bytes: [`crate::protocol::snapshot`].
     pub snapshot: Vec<u8>,
+    /// How many messages in the snapshot have to be logged yet. They are lost if it is not restored.
+    pub unlogged: usize,
 }
 
 /// The result of [`Server::detach`].
@@ -108,7 +110,7 @@ impl Server {
         let mut listeners = HashMap::new();
         let mut per_worker: Vec<_> = self.threads.iter().map(|_| Vec::new()).collect();
         let handle_event = &self.dispatcher.handle_event;
-        for DetachedConnection { socket, snapshot } in detached {
+        for DetachedConnection { socket, snapshot, .. } in detached {
             let snapshot = match read_snapshot(&snapshot, &socket) {
                 Ok(snapshot) => snapshot,
                 Err(problem) => {

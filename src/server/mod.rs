@@ -48,7 +48,7 @@ use crate::protocol::rules::TimeSpan;
 use accept::{Dispatcher, Listener, ListenerHandle};
 use admission::Admission;
 use disposal::Disposal;
-use event::{Event, EventHandler, MessageLog};
+use event::{Event, EventHandler, MessageLog, UnloggedMessages};
 use listener_error::Backoff;
 use packets::datagram_server::DatagramServer;
 use packets::rate_limit::RateLimiter;
@@ -72,6 +72,7 @@ pub struct Server {
     reserved: Mutex<ReservedSockets>,
     /// Send replies to paths, for all listeners.
     user_threads: UserThreads,
+    unlogged: Arc<UnloggedMessages>,
     threads: Vec<WorkerThread>,
 }
 
@@ -116,7 +117,8 @@ impl Server {
         message_log: Arc<dyn MessageLog>,
     ) -> io::Result<Self> {
         let admission = Admission::new(&settings.limits);
-        let sink = EventSink { handle_event: Arc::clone(&handle_event), message_log };
+        let unlogged = Arc::<UnloggedMessages>::default();
+        let sink = EventSink { handle_event: Arc::clone(&handle_event), message_log, unlogged: Arc::clone(&unlogged) };
         let disposal = Disposal::default();
         let start = |number| WorkerThread::start(number, &sink, &disposal);
         let threads = (0..settings.service.worker_threads()).map(start).collect::<io::Result<Vec<_>>>()?;
@@ -141,6 +143,7 @@ impl Server {
             accept_mode: watch::Sender::new(AcceptMode::Accept),
             reserved: Mutex::default(),
             user_threads: UserThreads::default(),
+            unlogged,
             threads,
         })
     }
@@ -285,6 +288,12 @@ impl Server {
             // An error means that the worker is gone, with everything else.
             let _ = ponged.await;
         }
+    }
+
+    /// Returns the counts of messages that the log has not accepted. They can be read after the server has ended.
+    #[must_use]
+    pub fn unlogged_messages(&self) -> Arc<UnloggedMessages> {
+        Arc::clone(&self.unlogged)
     }
 
     /// Listeners being served.

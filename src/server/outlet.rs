@@ -87,7 +87,9 @@ pub(super) struct LoggingOutlet<'a, 'w> {
     pub(super) inner: &'a mut SocketOutlet<'w>,
     pub(super) worker: &'a Arc<Worker>,
     pub(super) info: &'a ConnectionInfo,
-    pub(super) waker: &'a mut Option<Waker>,
+    pub(super) waker: &'a mut Option<Arc<ConnectionWaker>>,
+    /// Whether a message waits for the log: [`UnloggedMessages`](super::event::UnloggedMessages) counts it.
+    pub(super) awaits_log: &'a mut bool,
     pub(super) key: usize,
     pub(super) log: LogMessages,
 }
@@ -122,12 +124,18 @@ impl Outlet for LoggingOutlet<'_, '_> {
                 true
             }
             LogMessages::Full => {
-                let make_waker =
-                    || Waker::from(Arc::new(ConnectionWaker { worker: Arc::clone(self.worker), key: self.key }));
-                let waker = self.waker.get_or_insert_with(make_waker);
+                let make_waker = || Arc::new(ConnectionWaker { worker: Arc::clone(self.worker), key: self.key });
+                // It is the same one each time, as the log demands.
+                let waker = Waker::from(Arc::clone(self.waker.get_or_insert_with(make_waker)));
                 let message = ReceivedMessage { connection_id, listener: &listener.name, peer, bytes: message };
-                let appended = sink.message_log.try_append(message, waker);
+                let appended = sink.message_log.try_append(message, &waker);
                 self.inner.blocked |= !appended;
+                match (appended, *self.awaits_log) {
+                    (false, false) => sink.unlogged.begin_wait(),
+                    (true, true) => sink.unlogged.end_wait(),
+                    _ => {}
+                }
+                *self.awaits_log = !appended;
                 appended
             }
         }
@@ -135,7 +143,7 @@ impl Outlet for LoggingOutlet<'_, '_> {
 }
 
 /// Wakes a connection from any thread. If its key has been reused, the new connection gets one spurious wakeup.
-struct ConnectionWaker {
+pub(super) struct ConnectionWaker {
     worker: Arc<Worker>,
     key: usize,
 }

@@ -25,7 +25,7 @@ use super::accept::Listener;
 use super::admission::Source;
 use super::connection::Connection;
 use super::disposal::Disposal;
-use super::event::{EventHandler, MessageLog};
+use super::event::{EventHandler, MessageLog, UnloggedMessages};
 use super::event_loop::EventLoop;
 use super::handover::DetachedConnection;
 use super::reclaim::{ConnectionRef, IdleReport, TaskIdleness};
@@ -121,6 +121,7 @@ impl fmt::Debug for Commands {
 pub(crate) struct EventSink {
     pub(crate) handle_event: EventHandler,
     pub(crate) message_log: Arc<dyn MessageLog>,
+    pub(crate) unlogged: Arc<UnloggedMessages>,
 }
 
 impl fmt::Debug for EventSink {

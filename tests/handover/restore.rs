@@ -51,7 +51,7 @@ fn runtime() -> Runtime {
 fn detached(session: &Session, number: u64) -> (DetachedConnection, Peer) {
     let (ours, theirs) = UnixStream::pair().expect("a pair can be made");
     let snapshot = snapshot::encode(session, "main", number, None, now());
-    (DetachedConnection { socket: ours.into(), snapshot }, Peer::from_stream(theirs))
+    (DetachedConnection { socket: ours.into(), snapshot, unlogged: 0 }, Peer::from_stream(theirs))
 }
 
 fn session() -> Session {
@@ -94,9 +94,13 @@ fn a_descriptor_that_is_not_a_connection_is_closed() {
     let file = tempfile::tempfile().expect("a file can be made");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let all = vec![
-        DetachedConnection { socket: file.into(), snapshot: encoded() },
-        DetachedConnection { socket: listener.into(), snapshot: encoded() },
-        DetachedConnection { socket: UnixStream::pair().expect("a pair can be made").0.into(), snapshot: encoded() },
+        DetachedConnection { socket: file.into(), snapshot: encoded(), unlogged: 0 },
+        DetachedConnection { socket: listener.into(), snapshot: encoded(), unlogged: 0 },
+        DetachedConnection {
+            socket: UnixStream::pair().expect("a pair can be made").0.into(),
+            snapshot: encoded(),
+            unlogged: 0,
+        },
     ];
     server.restore(all, Duration::ZERO, &settings, &["main"]);
     wait_until("all have ended", || server.connection_count() == 0);

@@ -93,6 +93,10 @@ struct State {
     entries: Vec<Entry>,
     suspended: bool,
     ended: bool,
+    /// Whether the socket is to be there.
+    down: bool,
+    /// Whether it is not.
+    is_down: bool,
 }
 
 impl FakeJournald {
@@ -108,7 +112,8 @@ impl FakeJournald {
             return None;
         };
         let directory = tempfile::tempdir().expect("a directory can be made");
-        let socket = UnixDatagram::bind(directory.path().join("socket")).expect("the path is free");
+        let path = directory.path().join("socket");
+        let mut socket = Some(UnixDatagram::bind(&path).expect("the path is free"));
         let shared = Arc::new(Shared::default());
         let state = Arc::clone(&shared);
         thread::spawn(move || {
@@ -117,11 +122,21 @@ impl FakeJournald {
                 while state_guard.suspended {
                     state_guard = state.changed.wait(state_guard).unwrap_or_else(PoisonError::into_inner);
                 }
+                if state_guard.down {
+                    socket = None;
+                    std::fs::remove_file(&path).expect("it is there");
+                    state_guard.is_down = true;
+                    state.changed.notify_all();
+                    let waited = state.changed.wait_while(state_guard, |state| state.down);
+                    state_guard = waited.unwrap_or_else(PoisonError::into_inner);
+                    state_guard.is_down = false;
+                }
                 drop(state_guard);
-                let received = receive(&socket);
+                let socket = socket.get_or_insert_with(|| UnixDatagram::bind(&path).expect("the path is free"));
+                let received = receive(socket);
                 let mut state_guard = state.lock();
                 match received {
-                    // tracing-journald's way to see whether journald is there.
+                    // There is something else to do.
                     Received::Empty => {}
                     Received::Entry(entry) => state_guard.entries.push(entry),
                     Received::End => {
@@ -163,6 +178,21 @@ impl FakeJournald {
     /// Reads again.
     pub fn resume(&self) {
         self.shared.lock().suspended = false;
+        self.shared.changed.notify_all();
+    }
+
+    /// Closes the socket, as systemd does when journald's socket units are stopped.
+    pub fn take_down(&self) {
+        self.shared.lock().down = true;
+        let socket = UnixDatagram::unbound().expect("a socket can be made");
+        socket.send_to(b"", self.directory.path().join("socket")).expect("it is there");
+        let waited = self.shared.changed.wait_while(self.shared.lock(), |state| !state.is_down);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Makes the socket anew, at the same path.
+    pub fn bring_up(&self) {
+        self.shared.lock().down = false;
         self.shared.changed.notify_all();
     }
 

@@ -34,6 +34,17 @@ fn a_valid_configuration_is_checked_without_opening_a_socket() {
 }
 
 #[test]
+fn a_check_warns_about_whole_messages_that_the_journal_may_drop() {
+    let root = Root::new();
+    root.write("run/x", "[listener.lines]\nlog_messages = \"full\"\nmax_message = \"9MiB\"\n");
+    let output = echoed(&["--check-config", "--config", &root.shown("run/x")], &[]);
+    assert_eq!((output.status.code(), to_text(&output.stderr)), (Some(0), String::new()));
+    let said = to_text(&output.stdout);
+    let warning = said.lines().last().expect("there is one");
+    assert!(warning.starts_with("warning: [listener.lines] logs messages of up to 9MiB "), "{said}");
+}
+
+#[test]
 fn an_invalid_configuration_exits_with_78_and_lists_its_errors() {
     let root = Root::new();
     root.write("run/x", "[log]\nlevel = \"loud\"\n");

@@ -99,7 +99,7 @@ fn clients_on_a_unix_datagram_socket_are_answered_where_the_service_can_see_that
     const REPLY: &str = "server got:x\nWATCHDOG=trigger";
     machine.edit("echoed.socket", "[Socket]\nListenDatagram=/run/datagrams.sock\nSocketMode=0666\nPassCredentials=yes");
     machine.write("/usr/lib/client", DATAGRAM_CLIENT);
-    machine.sh("mkdir -p /run/echoed/clients/run/systemd; chown 1000 /run/echoed/clients
+    machine.sh("mkdir -p /run/echoed/clients/run/systemd /run/journal; chown 1000 /run/echoed/clients
         systemctl start echoed.socket");
     let send = |user: u32, own: &str, is_answered: bool| {
         let answered = if is_answered { "answered" } else { "" };
@@ -118,6 +118,9 @@ fn clients_on_a_unix_datagram_socket_are_answered_where_the_service_can_see_that
         (1000, "/tmp/client", false),
         // In the directory of the service, this is the socket of systemd.
         (0, "run/systemd/notify", false),
+        // What the service sees there are the journal's own.
+        (0, "/run/journal/dev-log", false),
+        (0, "/run/journal/socket", false),
     ] {
         let reply = send(user, own, is_answered);
         assert_eq!(reply, if is_answered { REPLY } else { "" }, "{user} {own}");

@@ -1,7 +1,8 @@
 //! The handover of live connections: from the server into the manager's fd store, and in the next process from there
 //! into the server.
 
-use std::os::fd::OwnedFd;
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use echoed::config::Settings;
@@ -15,20 +16,26 @@ use crate::log::{LeveledLog, Note};
 /// How long it may take to close what could not be stored: a peer may have sent descriptors that take longer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Stores all connections for the next process, and ends the server.
-pub(crate) async fn store_connections(server: Server, log: &LeveledLog) {
+/// Stores all connections for the next process, and ends the server. Returns how many messages wait for the log with
+/// them.
+pub(crate) async fn store_connections(server: Server, log: &LeveledLog) -> usize {
     let (began, ended_before) = (Instant::now(), ended_count(&server));
+    // What is not logged by now, the next process logs.
+    log.freeze_messages();
     let Detached { connections, unresponsive } = server.detach().await;
     let detached = connections.len();
     let finished = ended_count(&server).saturating_sub(ended_before + detached as u64);
     if unresponsive > 0 {
         log.note(Note::StoreFailed, &format!("{unresponsive} connections are cut: their worker does not answer"));
     }
+    let waiting = connections.iter().filter(|connection| connection.unlogged > 0);
+    let mut waiting: HashMap<_, _> = waiting.map(|one| (one.socket.as_raw_fd(), one.unlogged)).collect();
     let (stored, remaining) = store_in_fdstore(connections, log);
     let took = milliseconds(began.elapsed());
     // These are closed without waiting for their end.
     let cut = unresponsive + detached - stored;
     for connection in remaining {
+        server.unlogged_messages().add_lost(waiting.remove(&connection.socket.as_raw_fd()).unwrap_or_default());
         server.close_gracefully(connection.socket);
     }
     server.flush_closed(CLOSE_TIMEOUT);
@@ -42,6 +49,7 @@ pub(crate) async fn store_connections(server: Server, log: &LeveledLog) {
              {messages} messages on {accepted} connections in all"
         ),
     );
+    waiting.into_values().sum()
 }
 
 /// How many connections have ended.
@@ -59,7 +67,7 @@ fn store_in_fdstore(connections: Vec<DetachedConnection>, log: &LeveledLog) -> (
     }
     let connections = connections
         .into_iter()
-        .map(|DetachedConnection { socket, snapshot }| StoredConnection { socket, snapshot })
+        .map(|DetachedConnection { socket, snapshot, .. }| StoredConnection { socket, snapshot })
         .collect();
     let StoreResult { stored, remaining, problem, unconfirmed } = fdstore::store(connections);
     if let Some(problem) = problem {
@@ -94,7 +102,7 @@ pub(crate) async fn restore_connections(
     problems.extend(bundle_problems);
     let detached: Vec<_> = connections
         .into_iter()
-        .map(|StoredConnection { socket, snapshot }| DetachedConnection { socket, snapshot })
+        .map(|StoredConnection { socket, snapshot }| DetachedConnection { socket, snapshot, unlogged: 0 })
         .collect();
     let count = detached.len();
     let Restored { resumed, orphaned, rejected } = server.restore(detached, age, settings, serving);

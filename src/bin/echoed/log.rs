@@ -7,9 +7,8 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
-use std::time::Duration;
 
-use echoed::config::Level;
+use echoed::config::{Level, Settings};
 use echoed::server::event::{Event, EventHandler, MessageLog, ReceivedMessage};
 use echoed::systemd::journal::{self, EntryKind, LogEntry, LogTarget, Priority, RateLimit, lossless};
 
@@ -27,13 +26,6 @@ pub(crate) struct LeveledLog {
     notify_error: Arc<Mutex<Option<String>>>,
 }
 
-/// The threads that write. To be closed last.
-pub(crate) struct LogWriters {
-    log: journal::LogWriter,
-    messages: lossless::LosslessWriter,
-    final_log: LeveledLog,
-}
-
 /// Reports why the daemon does not start: in one entry, if stderr leads to the journal. Without a place for it, nothing is
 /// said.
 pub(crate) fn report_start_failure(error: &StartError) {
@@ -45,7 +37,7 @@ pub(crate) fn report_start_failure(error: &StartError) {
                 Ok((log, writer)) => {
                     log.note(note, &text);
                     drop(log);
-                    writer.close(None);
+                    writer.close();
                 }
                 // There can be no further thread, which may be what the text says.
                 Err(_) => journal::write_now(
@@ -68,14 +60,12 @@ impl LeveledLog {
     /// Begins to write: to the journal if stderr leads there, else to stderr.
     ///
     /// # Errors
-    /// A thread cannot be made.
-    pub(crate) fn start(level: Level) -> io::Result<(Self, LogWriters)> {
-        let (log, log_writer) = journal::start(LogTarget::of_stderr())?;
-        let (lossless_log, lossless_writer) = lossless::open(LogTarget::of_stderr(), log.clone());
+    /// Returns an error if the thread that writes cannot be made.
+    pub(crate) fn start(level: Level) -> io::Result<(Self, journal::LogWriter)> {
+        let (log, writer) = journal::start(LogTarget::of_stderr())?;
+        let lossless_log = lossless::open(LogTarget::of_stderr(), log.clone());
         let level = Arc::new(AtomicU8::new(level as u8));
-        let log = Self { log, lossless_log, level, notify_error: Arc::default() };
-        let final_log = log.clone();
-        Ok((log, LogWriters { log: log_writer, messages: lossless_writer, final_log }))
+        Ok((Self { log, lossless_log, level, notify_error: Arc::default() }, writer))
     }
 
     /// Sets a new level.
@@ -127,6 +117,29 @@ impl LeveledLog {
         Arc::new(LosslessMessages(self.lossless_log.clone()))
     }
 
+    /// Warns about settings that may not do what they say.
+    pub(crate) fn warn_about(&self, settings: &Settings) {
+        // Lines on stderr may be of any length.
+        if self.lossless_log.writes_to_journal() {
+            for warning in settings.warnings() {
+                self.note(Note::LargeMessages, &warning);
+            }
+        }
+    }
+
+    /// Stops writing messages of peers behind the backs of their connections: [`lossless::LosslessLog::freeze`].
+    pub(crate) fn freeze_messages(&self) {
+        self.lossless_log.freeze();
+    }
+
+    /// Returns how many entries wait because the log cannot be written to; `None` if it can. `messages` of peers wait
+    /// for it besides.
+    pub(crate) fn backlog(&self, messages: usize) -> Option<usize> {
+        let backlog = self.log.backlog();
+        let is_failing = backlog.is_some() || self.lossless_log.is_failing() && messages > 0;
+        is_failing.then(|| backlog.unwrap_or_default() + messages)
+    }
+
     /// Logs it if systemd could not be notified: once, until it can be notified again, or there is another error.
     pub(crate) fn check_notified(&self, result: io::Result<()>) {
         let error = result.err().map(|error| error.to_string());
@@ -140,20 +153,6 @@ impl LeveledLog {
             self.note(Note::NotifyFailed, &format!("cannot notify the service manager on {socket}: {error}, ignoring"));
         }
         *last = error;
-    }
-}
-
-impl LogWriters {
-    /// Waits until everything is written: whole messages for `timeout`, or without one for ever; the rest of the log
-    /// for a second. Returns how many messages are lost. All threads that log must have ended.
-    pub(crate) fn close(self, timeout: Option<Duration>) -> usize {
-        let lost = self.messages.close(timeout);
-        if lost > 0 {
-            let text = format!("{lost} messages of peers are lost, they could not be written before the end");
-            self.final_log.note(Note::MessagesLost, &text);
-        }
-        self.log.close();
-        lost
     }
 }
 

@@ -15,6 +15,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic;
+use std::path::Path;
 use std::process::{ExitCode, abort};
 use std::time::Duration;
 
@@ -28,18 +29,23 @@ use echoed::server::{Counts, Server};
 use echoed::systemd::activation::{
     self, ActivationFds, Fallback, NamedSocket, Sockets, StdinSocket, is_stderr_withheld,
 };
-use echoed::systemd::journal::JOURNAL_PATH;
+use echoed::systemd::journal::JOURNAL_DIRECTORIES;
 use echoed::systemd::{fdstore, notify};
 use tokio::{runtime, time};
 
 use log::{LeveledLog, Note};
 use signals::{BlockedHangup, Signals, TERMINATE};
-use start_error::{EX_OSERR, EX_USAGE, StartError};
+use start_error::{EX_IOERR, EX_OSERR, EX_USAGE, StartError};
 use supervisor::{ExitReason, RunMode, Supervisor};
 
-/// How long whole messages may take to be written at the end. Together with `service.drain_timeout`, less than systemd
-/// waits.
-const LOSSLESS_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long messages that wait for the lossless log may do so when the drain is over.
+const UNLOGGED_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether some still wait.
+const UNLOGGED_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The sockets of datagrams that are with journald's own: its two, and that of a syslog daemon.
+const JOURNAL_SOCKETS: [&str; 3] = ["socket", "dev-log", "syslog"];
 
 /// The name of listeners that were given none.
 const DEFAULT_NAME: &str = "echo";
@@ -109,12 +115,43 @@ fn run(arguments: &Echoed, mut stdin: Option<StdinSocket>, hangup: BlockedHangup
             ),
         );
     }
+    log.warn_about(&settings);
     let runtime = check_descriptors().and_then(|()| runtime::Builder::new_current_thread().enable_all().build());
     let runtime = runtime.map_err(|error| StartError::system("cannot start the runtime", error))?;
     let result = runtime.block_on(serve(arguments, &settings, mode, budget, fds, hangup, &log));
     drop(log);
-    writer.close(Some(LOSSLESS_CLOSE_TIMEOUT));
-    result
+    let lost_entries = writer.close();
+    result.map(|Ended { code, lost_messages, waiting_messages }| {
+        report_unlogged(lost_messages, waiting_messages, lost_entries);
+        if lost_messages > 0 { ExitCode::from(EX_IOERR) } else { code }
+    })
+}
+
+/// How it ended.
+struct Ended {
+    code: ExitCode,
+    /// Messages that should have been logged whole, and were not.
+    lost_messages: usize,
+    /// Messages that the next process has to log.
+    waiting_messages: usize,
+}
+
+/// Tells the manager what is not in the log: the log itself cannot say it.
+fn report_unlogged(lost_messages: usize, waiting_messages: usize, lost_entries: usize) {
+    let some = |count: usize, one: &str, many: &str| {
+        (count > 0).then(|| if count == 1 { format!("1 {one}") } else { format!("{count} {many}") })
+    };
+    let messages =
+        some(lost_messages, "message of a peer, which was not answered", "messages of peers, which were not answered");
+    let lost: Vec<_> = messages.into_iter().chain(some(lost_entries, "entry", "entries")).collect();
+    let lost = (!lost.is_empty()).then(|| format!("could not be logged: {}", lost.join("; ")));
+    let wait = "wait for the log with their connections";
+    let waiting = some(waiting_messages, "message", "messages").map(|messages| format!("{messages} {wait}"));
+    let status: Vec<_> = lost.into_iter().chain(waiting).collect();
+    if !status.is_empty() {
+        // There is nowhere to say that this failed.
+        let _ = notify::status(&format!("stopped; {}", status.join("; "))).and_then(|()| notify::barrier());
+    }
 }
 
 /// Checks that there are descriptors for a runtime with its signals: for want of them, tokio panics.
@@ -132,7 +169,7 @@ async fn serve(
     ActivationFds { sockets, bundles, problems }: ActivationFds,
     hangup: BlockedHangup,
     log: &LeveledLog,
-) -> Result<ExitCode, StartError> {
+) -> Result<Ended, StartError> {
     // Before READY=1, after which a reload may be asked for.
     let mut signals = Signals::catch(hangup).map_err(|error| StartError::system("cannot catch signals", error))?;
     let server = Server::start(settings, log.event_handler(), log.message_log());
@@ -163,25 +200,35 @@ async fn serve(
         Supervisor::new(&server, mode, settings, log, move || sources.load().map(|loaded| loaded.settings));
     let reason = supervisor.run(&mut signals).await;
     let Service { drain_timeout, handover, .. } = supervisor.service();
+    let unlogged = server.unlogged_messages();
     if let ExitReason::ConnectionEnded = reason {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(Ended { code: ExitCode::SUCCESS, lost_messages: unlogged.lost(), waiting_messages: 0 });
     }
     let wanted = handover && mode == RunMode::Activated && matches!(reason, ExitReason::Signal(TERMINATE));
     let hands_over = wanted && fdstore::is_available();
     let suffix = if hands_over { "; connections go on in the next process" } else { "" };
     log.check_notified(notify::stopping(&format!("stopping: {reason}{suffix}")));
     log.note(Note::Stopping, &format!("stopping: {reason}{suffix}"));
+    let mut waiting_messages = 0;
     if hands_over {
-        handover::store_connections(server, log).await;
+        waiting_messages = handover::store_connections(server, log).await;
     } else {
         drain(server, drain_timeout.duration(), &mut signals, log).await;
         drop(files);
         log.check_notified(notify::barrier());
     }
-    Ok(match reason {
+    // What a hung worker has kept is lost, too.
+    let lost_messages = unlogged.lost() + unlogged.waiting();
+    if lost_messages > 0 {
+        let plural = if lost_messages == 1 { "" } else { "s" };
+        let text = format!("{lost_messages} message{plural} could not be logged before the end, and got no reply");
+        log.note(Note::MessagesLost, &text);
+    }
+    let code = match reason {
         ExitReason::ListenersFailed => ExitCode::from(EX_OSERR),
         ExitReason::Signal(_) | ExitReason::ConnectionEnded | ExitReason::Idle(_) => ExitCode::SUCCESS,
-    })
+    };
+    Ok(Ended { code, lost_messages, waiting_messages })
 }
 
 /// Returns the sockets whose owners take what this process sends there for its own word.
@@ -191,19 +238,32 @@ fn trusting_sockets() -> Vec<UnixName> {
             Some(name) => UnixName::Abstract(name.to_owned()),
             None => UnixName::Path(address.into()),
         });
-    manager.into_iter().chain([UnixName::Path(JOURNAL_PATH.into())]).collect()
+    let journal =
+        JOURNAL_DIRECTORIES.iter().flat_map(|directory| JOURNAL_SOCKETS.map(|name| Path::new(directory).join(name)));
+    manager.into_iter().chain(journal.map(UnixName::Path)).collect()
 }
 
-/// Drains: replies that are owed may take as long as `service.drain_timeout` says, or until a second signal. The rest
-/// is cut.
+/// Drains: replies that are owed may take as long as `service.drain_timeout` says, messages that wait for the log a
+/// while longer; a second signal ends both. The rest is cut.
 async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &LeveledLog) {
     let open = server.connection_count();
     let done = async {
         server.drain().await;
         server.wait_until_idle().await;
     };
+    let unlogged = server.unlogged_messages();
+    let drained = async {
+        if time::timeout(timeout, done).await.is_err() {
+            let logged = async {
+                while unlogged.waiting() > 0 {
+                    time::sleep(UNLOGGED_INTERVAL).await;
+                }
+            };
+            let _ = time::timeout(UNLOGGED_TIMEOUT, logged).await;
+        }
+    };
     tokio::select! {
-        _ = time::timeout(timeout, done) => {}
+        () = drained => {}
         never = extend_stop_timeout(log) => match never {},
         signal = signals.stop() => log.note(Note::DrainAborted, &format!("not waiting any longer: {signal}")),
     }
@@ -242,7 +302,9 @@ fn load_settings(arguments: &Echoed) -> Result<Option<Settings>, StartError> {
     } else if arguments.check_config {
         let files: Vec<_> = loaded.files.iter().map(|file| format!("  {}\n", file.display())).collect();
         let read = if files.is_empty() { "no file was read".to_owned() } else { "these files were read:".to_owned() };
-        print(&format!("The configuration is good; {read}\n{}", files.concat()))?;
+        let warnings = loaded.settings.warnings();
+        let warnings: Vec<_> = warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+        print(&format!("The configuration is good; {read}\n{}{}", files.concat(), warnings.concat()))?;
     } else {
         return Ok(Some(loaded.settings));
     }

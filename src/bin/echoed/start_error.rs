@@ -19,6 +19,9 @@ pub(crate) const EX_OSERR: u8 = 71;
 /// What was to be printed could not be.
 const EX_OUTPUT: u8 = 1;
 
+/// Something could not be written (EX_IOERR of sysexits.h): messages that should have been logged whole.
+pub(crate) const EX_IOERR: u8 = 74;
+
 /// Why the daemon does not start.
 #[derive(Debug)]
 pub(crate) enum StartError {

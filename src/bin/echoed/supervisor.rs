@@ -25,6 +25,9 @@ use crate::signals::{SignalRequest, Signals};
 /// How often STATUS= is sent at most.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether the log can be written to, before the process ends because it is not used.
+const BACKLOG_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Why the daemon ends.
 pub(crate) enum ExitReason {
     Signal(&'static str),
@@ -187,6 +190,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error> + Send + Sync + 'static> 
                 let budget = self.mode.preallocate_fd_table(&new, workers);
                 self.server.limit_peer_descriptors(budget.peer_fds());
                 warn_low_nofile(budget, &new, self.log);
+                self.log.warn_about(&new);
                 self.settings.send_replace(new);
                 self.log.note(Note::Reloaded, "reloaded: the new settings hold for new connections");
                 None
@@ -225,7 +229,10 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error> + Send + Sync + 'static> 
                 // While there is a connection, the time begins later than now.
                 limit.duration().saturating_sub(self.server.idle_for().unwrap_or_default())
             });
-            if let Some(limit) = idle_exit.filter(|_| remaining == Some(Duration::ZERO)) {
+            if remaining == Some(Duration::ZERO) && self.log_backlog().is_some() {
+                // They would be lost with the process.
+                time::sleep(BACKLOG_INTERVAL).await;
+            } else if let Some(limit) = idle_exit.filter(|_| remaining == Some(Duration::ZERO)) {
                 if self.server.stop_if_idle(limit.duration()).await {
                     return limit;
                 }
@@ -243,6 +250,11 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error> + Send + Sync + 'static> 
                 }
             }
         }
+    }
+
+    /// Returns how many entries wait because the log cannot be written to; `None` if it can.
+    fn log_backlog(&self) -> Option<usize> {
+        self.log.backlog(self.server.unlogged_messages().waiting())
     }
 
     /// Sends WATCHDOG=1, twice as often as the manager requires, and only when every worker has responded.
@@ -294,8 +306,10 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error> + Send + Sync + 'static> 
         let resumed_text = if resumed == 0 { String::new() } else { format!(", {} resumed here", grouped(resumed)) };
         let reload_error =
             self.reload_error.borrow().as_ref().map(|what| format!("; not reloaded: {what}")).unwrap_or_default();
+        let backlog = self.log_backlog().map(describe_backlog).unwrap_or_default();
         format!(
-            "{open}/{limit} connections, {listeners} listener{plural}, {messages} messages{resumed_text}{reload_error}"
+            "{open}/{limit} connections, {listeners} listener{plural}, \
+             {messages} messages{resumed_text}{backlog}{reload_error}"
         )
     }
 }
@@ -341,6 +355,11 @@ pub(crate) fn warn_low_nofile(budget: FdBudget, settings: &Settings, log: &Level
         );
         log.note(Note::LowNofile, &text);
     }
+}
+
+/// Returns what the status says while entries wait because the log cannot be written to.
+fn describe_backlog(waiting: usize) -> String {
+    format!("; log unavailable, {} {} waiting", grouped(waiting as u64), if waiting == 1 { "entry" } else { "entries" })
 }
 
 /// A number as people read it: 18,400.

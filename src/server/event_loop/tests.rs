@@ -48,7 +48,7 @@ impl OneConnection {
                 *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
             }
         });
-        let sink = EventSink { handle_event, message_log: Arc::new(NoLog) };
+        let sink = EventSink { handle_event, message_log: Arc::new(NoLog), unlogged: Arc::default() };
         let worker = Arc::new(Worker::new(sink, Disposal::default(), Handle::current()));
         let mut event_loop = EventLoop::new(Arc::clone(&worker)).unwrap();
 

@@ -467,7 +467,8 @@ mod tests {
     /// Only with another machine could a datagram come from one, so the socket is asked directly.
     #[test]
     fn addresses_of_this_machine_are_recognized() {
-        let sink = EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoMessages) };
+        let sink =
+            EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoMessages), unlogged: Arc::default() };
         let thread = WorkerThread::start(0, &sink, &Disposal::default()).unwrap();
         for (bound, own, remote) in [
             ("0.0.0.0:0", &["127.0.0.1:9", "127.1.2.3:9"][..], &["192.0.2.1:9", "8.8.8.8:9"][..]),
@@ -488,7 +489,8 @@ mod tests {
 
     #[test]
     fn probing_an_address_sends_nothing() {
-        let sink = EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoMessages) };
+        let sink =
+            EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoMessages), unlogged: Arc::default() };
         let thread = WorkerThread::start(0, &sink, &Disposal::default()).unwrap();
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.set_nonblocking(true).unwrap();

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use super::accept::Listener;
-use super::event::{Event, ReceivedMessage, summary};
+use super::event::{Event, ReceivedMessage, UnloggedMessages, summary};
 use super::worker::EventSink;
 use crate::protocol::rules::LogMessages;
 
@@ -39,10 +39,42 @@ pub(crate) async fn log(message: ReceivedMessage<'_>, listener: &Listener, sink:
             (sink.handle_event)(Event::Message { connection_id, listener, peer, text });
         }
         LogMessages::Full => {
-            poll_fn(
-                |cx| if sink.message_log.try_append(message, cx.waker()) { Poll::Ready(()) } else { Poll::Pending },
-            )
+            let mut waiting = None;
+            poll_fn(|cx| {
+                if sink.message_log.try_append(message, cx.waker()) {
+                    return Poll::Ready(());
+                }
+                waiting.get_or_insert_with(|| WaitingMessage::new(&sink.unlogged));
+                Poll::Pending
+            })
             .await;
+            waiting.into_iter().for_each(WaitingMessage::accept);
+        }
+    }
+}
+
+/// A message that waits for the lossless log. If its task ends before that, it is lost.
+struct WaitingMessage<'a> {
+    unlogged: &'a UnloggedMessages,
+    accepted: bool,
+}
+
+impl<'a> WaitingMessage<'a> {
+    fn new(unlogged: &'a UnloggedMessages) -> Self {
+        unlogged.begin_wait();
+        Self { unlogged, accepted: false }
+    }
+
+    fn accept(mut self) {
+        self.accepted = true;
+    }
+}
+
+impl Drop for WaitingMessage<'_> {
+    fn drop(&mut self) {
+        self.unlogged.end_wait();
+        if !self.accepted {
+            self.unlogged.add_lost(1);
         }
     }
 }

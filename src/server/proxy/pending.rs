@@ -284,7 +284,7 @@ mod tests {
     }
 
     fn dispatcher(limits: &Limits) -> Arc<Dispatcher> {
-        let sink = EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoLog) };
+        let sink = EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoLog), unlogged: Arc::default() };
         let worker = Arc::new(Worker::new(sink, Disposal::default(), Handle::current()));
         tokio::spawn(EventLoop::new(Arc::clone(&worker)).unwrap());
         Arc::new(Dispatcher {

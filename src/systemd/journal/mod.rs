@@ -3,7 +3,7 @@
 //!
 //! Writing may block for as long as the reader likes, so no thread that serves connections does it: one thread does
 //! nothing else, behind a bounded queue. What does not fit is counted, and the number is written as soon as there is
-//! room again.
+//! room again. While the journal cannot be reached, entries wait, and the thread tries again ([`Log::backlog`]).
 //!
 //! **Rate limit.** Of each [`EntryKind`] at most [`BURST`] entries are queued in [`INTERVAL`], whatever their priority.
 //! Further ones are suppressed: counted, and not formatted. When the interval is over, one entry says how many of which
@@ -13,8 +13,8 @@
 //! **Hostile text.** The names of fields are fixed here, values are sent with their lengths, and control characters are
 //! escaped; so nothing that comes from a peer can make a field, an entry or a line.
 //!
-//! **Whole messages** ([`lossless`]) are the exception to all of this: they are never suppressed, and their senders
-//! wait.
+//! **Whole messages** ([`lossless`]) are the exception to all of this: they are never suppressed nor queued, and their
+//! senders wait.
 
 pub mod lossless;
 mod native;
@@ -33,7 +33,7 @@ use sink::Sink;
 
 use super::activation::is_stderr_withheld;
 
-pub use native::JOURNAL_PATH;
+pub use native::JOURNAL_DIRECTORIES;
 pub use sink::is_stderr;
 
 /// How many entries may wait to be written.
@@ -44,6 +44,15 @@ pub const BURST: u64 = 100;
 
 /// The time that [`BURST`] is counted in. It begins with the first entry after a calm.
 pub const INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long the journal may have no room, before it is an error.
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The first retry delay after a failure; each further one is twice as long, up to [`MAX_RETRY_DELAY`].
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(10);
+
+/// The longest retry delay.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// How long the last entries may take to be written when the log is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -172,7 +181,8 @@ pub fn start(target: LogTarget) -> io::Result<(Log, LogWriter)> {
 /// Writes one entry on this thread, without starting another one. May block.
 pub fn write_now(target: LogTarget, kind: EntryKind, priority: Priority, entry: &LogEntry) {
     let mut sink = Sink::open(target);
-    sink.write(kind, priority, entry);
+    // If it cannot be written, there is no other place to report it.
+    let _ = sink.write(kind, priority, entry);
     sink.flush();
 }
 
@@ -180,13 +190,15 @@ fn start_with(target: LogTarget, interval: Duration) -> io::Result<(Log, LogWrit
     let queue = Arc::new(LogQueue::new(interval));
     let shared_queue = Arc::clone(&queue);
     let thread = thread::Builder::new().name("log".to_owned()).spawn(move || {
-        // Even this may block.
         let mut sink = Sink::open(target);
         loop {
             match shared_queue.next() {
-                WriterTask::Write(queued) => sink.write(queued.kind, queued.priority, &queued.entry),
+                WriterTask::Write(queued) => {
+                    deliver(&mut sink, &shared_queue, queued.kind, queued.priority, &queued.entry);
+                }
                 WriterTask::Report(kind, priority, text) => {
-                    sink.write(kind, priority, &LogEntry { text, ..LogEntry::default() })
+                    let entry = LogEntry { text, ..LogEntry::default() };
+                    deliver(&mut sink, &shared_queue, kind, priority, &entry);
                 }
                 WriterTask::End => break,
             }
@@ -197,7 +209,24 @@ fn start_with(target: LogTarget, interval: Duration) -> io::Result<(Log, LogWrit
     Ok((Log { queue: Arc::clone(&queue) }, LogWriter { queue, thread }))
 }
 
+/// Writes an entry, however long it takes: the journal may be stopped, and started again.
+fn deliver(sink: &mut Sink, queue: &LogQueue, kind: EntryKind, priority: Priority, entry: &LogEntry) {
+    let mut delay = FIRST_RETRY_DELAY;
+    while sink.write(kind, priority, entry).is_err() {
+        queue.set_unavailable(true);
+        thread::sleep(delay);
+        delay = (delay * 2).min(MAX_RETRY_DELAY);
+    }
+    queue.set_unavailable(false);
+}
+
 impl Log {
+    /// Returns how many entries wait because the journal cannot be reached; `None` if it can.
+    #[must_use]
+    pub fn backlog(&self) -> Option<usize> {
+        self.queue.backlog()
+    }
+
     /// Has an entry written, as soon as those before it are. Never waits. `entry` is only called if the entry is not
     /// suppressed.
     pub fn write(&self, kind: EntryKind, priority: Priority, rate_limit: RateLimit, entry: impl FnOnce() -> LogEntry) {
@@ -213,13 +242,16 @@ impl Log {
 }
 
 impl LogWriter {
-    /// Waits until everything is written, but not for ever. What is written from now on is dropped.
-    pub fn close(self) {
-        // If not, the reader of the log is stuck. The thread ends with the process.
-        if self.queue.close(CLOSE_TIMEOUT) {
+    /// Waits until everything is written, but not for ever. What is written from now on is dropped. Returns how many
+    /// entries are lost.
+    pub fn close(self) -> usize {
+        let lost = self.queue.close(CLOSE_TIMEOUT);
+        // If some are, the reader of the log is stuck. The thread ends with the process.
+        if lost == 0 {
             // A panic was reported where it happened.
             let _ = self.thread.join();
         }
+        lost
     }
 }
 

@@ -1,4 +1,4 @@
-//! The native protocol of journald, for what must not be lost: tracing-journald throws errors away, this returns them.
+//! The native protocol of journald.
 //!
 //! A datagram is an entry (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>). A field that may have any bytes is
 //!
@@ -9,96 +9,183 @@
 //! ```
 //!
 //! What is too large for a datagram is sent as a descriptor of sealed memory that has the same bytes in it.
+//!
+//! There are crates for this, and they drop errors or wait without a limit; here a call returns the error, and never
+//! waits. When the kernel has queued the datagram at journald's socket, the entry is journald's.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, ErrorKind, IoSlice, Write};
+use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::cmsg_space;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-/// Where journald listens.
-pub const JOURNAL_PATH: &str = "/run/systemd/journal/socket";
+/// Where journald listens. The first directory that exists is used: a service with `LogNamespace=` has that of its
+/// namespace at the first, and the shipped unit binds that of the machine to the second. (Bound to the first, it would
+/// cover the namespace.) A socket in the first that was bound there by itself (by `BindLogSockets=`, which is implied
+/// from systemd 257 on, or by the profile of a portable service) is passed over when it is dead, since journald's
+/// sockets were made anew.
+pub const JOURNAL_DIRECTORIES: [&str; 2] = ["/run/systemd/journal", "/run/journal"];
+
+/// The name of journald's socket there.
+const SOCKET_NAME: &str = "socket";
 
 /// Returns whether there is a journald to write to.
 pub(super) fn is_reachable() -> bool {
-    UnixDatagram::unbound().is_ok_and(|socket| socket.connect(JOURNAL_PATH).is_ok())
+    JournalSocket::of_machine().connect().is_ok()
 }
-
-/// How long journald may take before it is an error that it takes nothing.
-const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Adds a field to an entry. `name` must be one of ours.
 pub(super) fn put_field(entry: &mut Vec<u8>, name: &str, value: &[u8]) {
-    entry.extend_from_slice(name.as_bytes());
-    entry.push(b'\n');
-    entry.extend_from_slice(&(value.len() as u64).to_le_bytes());
+    put_field_start(entry, name, value.len());
     entry.extend_from_slice(value);
     entry.push(b'\n');
 }
 
-/// A connection to journald, made when it is needed.
+/// Adds the beginning of a field, whose value of `len` bytes and a line feed come next.
+pub(super) fn put_field_start(entry: &mut Vec<u8>, name: &str, len: usize) {
+    entry.extend_from_slice(name.as_bytes());
+    entry.push(b'\n');
+    entry.extend_from_slice(&(len as u64).to_le_bytes());
+}
+
+/// A connection to journald, made when it is needed, and again when journald's socket was made anew. Any thread may
+/// send.
 #[derive(Debug)]
 pub(super) struct JournalSocket {
-    path: PathBuf,
-    socket: Option<UnixDatagram>,
+    directories: Vec<PathBuf>,
+    socket: Mutex<Option<Arc<UnixDatagram>>>,
 }
 
 impl JournalSocket {
-    pub(super) fn at(path: PathBuf) -> Self {
-        Self { path, socket: None }
+    /// Returns the journal of this machine, or of the namespace of this service.
+    pub(super) fn of_machine() -> Self {
+        Self::below(JOURNAL_DIRECTORIES.into_iter().map(PathBuf::from).collect())
     }
 
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Returns the journal whose socket is in the first of these directories that exists.
+    pub(super) fn below(directories: Vec<PathBuf>) -> Self {
+        Self { directories, socket: Mutex::default() }
     }
 
-    /// Sends an entry; waits for journald up to [`SEND_TIMEOUT`].
+    /// Returns the path of journald's socket.
+    pub(super) fn path(&self) -> PathBuf {
+        let exists = |directory: &&PathBuf| directory.is_dir() && !is_unlinked(&directory.join(SOCKET_NAME));
+        let directory = self.directories.iter().find(exists).or_else(|| self.directories.first());
+        directory.map_or_else(PathBuf::new, |directory| directory.join(SOCKET_NAME))
+    }
+
+    /// Sends an entry, which consists of these parts. Never waits.
     ///
     /// # Errors
-    /// It was not sent. Everything is in order for the next try.
-    pub(super) fn send(&mut self, entry: &[u8]) -> io::Result<()> {
-        let cached = self.socket.is_some();
-        match self.try_send(entry) {
-            // A journald that was started anew may have a new socket.
-            Err(error) if cached && error.kind() != ErrorKind::WouldBlock => self.try_send(entry),
-            result => result,
+    /// Returns an error if the entry was not sent: [`ErrorKind::WouldBlock`] if journald's socket has no room. The next
+    /// call begins anew.
+    pub(super) fn try_send(&self, entry: &[IoSlice<'_>]) -> io::Result<()> {
+        let cached = self.lock().clone();
+        if let Some(socket) = cached {
+            match send(&socket, entry) {
+                Ok(()) => return Ok(()),
+                Err(error @ (Errno::AGAIN | Errno::NOBUFS)) => return Err(blocked(error)),
+                // A journald that was started anew may have a new socket.
+                Err(_) => self.forget(&socket),
+            }
+        }
+        let socket = self.connect()?;
+        send(&socket, entry).map_err(|error| match error {
+            Errno::AGAIN | Errno::NOBUFS => blocked(error),
+            error => {
+                self.forget(&socket);
+                error.into()
+            }
+        })
+    }
+
+    /// Waits until journald's socket has room, for `timeout` at most. Returns whether it has.
+    ///
+    /// # Errors
+    /// Returns an error if there is no connection to journald.
+    pub(super) fn wait_for_room(&self, timeout: Duration) -> io::Result<bool> {
+        let socket = self.connect()?;
+        has_room(&socket, timeout)
+    }
+
+    /// Returns the connection; makes it if there is none.
+    pub(super) fn connect(&self) -> io::Result<Arc<UnixDatagram>> {
+        let mut cached = self.lock();
+        if let Some(socket) = &*cached {
+            return Ok(Arc::clone(socket));
+        }
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        socket.connect(self.path())?;
+        Ok(Arc::clone(cached.insert(Arc::new(socket))))
+    }
+
+    /// Has the next call make a new connection, unless there is one already.
+    fn forget(&self, broken: &Arc<UnixDatagram>) {
+        let mut cached = self.lock();
+        if cached.as_ref().is_some_and(|socket| Arc::ptr_eq(socket, broken)) {
+            mem::take(&mut *cached);
         }
     }
 
-    fn try_send(&mut self, entry: &[u8]) -> io::Result<()> {
-        let socket = match self.socket.take() {
-            Some(socket) => socket,
-            None => connect(&self.path)?,
-        };
-        let result = match rustix::net::send(&socket, entry, SendFlags::NOSIGNAL) {
-            Err(Errno::MSGSIZE) => create_sealed_memfd(entry).and_then(|memory| send_fd(&socket, &memory)),
-            result => result.map(drop),
-        };
-        // After any other error, the next try begins with a new socket.
-        if matches!(result, Ok(()) | Err(Errno::AGAIN)) {
-            self.socket = Some(socket);
-        }
-        Ok(result?)
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<UnixDatagram>>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn connect(path: &Path) -> io::Result<UnixDatagram> {
-    let socket = UnixDatagram::unbound()?;
-    socket.connect(path)?;
-    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
-    Ok(socket)
+/// Returns whether the file has no name any more in its own directory; a bind mount still shows it.
+fn is_unlinked(path: &Path) -> bool {
+    path.metadata().is_ok_and(|file| file.nlink() == 0)
+}
+
+/// Both say that it can be sent when journald has read.
+fn blocked(error: Errno) -> io::Error {
+    io::Error::new(ErrorKind::WouldBlock, io::Error::from(error))
+}
+
+fn send(socket: &UnixDatagram, entry: &[IoSlice<'_>]) -> Result<(), Errno> {
+    let mut none = SendAncillaryBuffer::default();
+    match retry_on_intr(|| sendmsg(socket, entry, &mut none, SendFlags::NOSIGNAL)) {
+        Err(Errno::MSGSIZE) => send_in_memory(socket, entry),
+        result => result.map(drop),
+    }
+}
+
+/// Sends an entry that is too large for a datagram. Its memory is only made if there is room at this moment.
+fn send_in_memory(socket: &UnixDatagram, entry: &[IoSlice<'_>]) -> Result<(), Errno> {
+    if !has_room(socket, Duration::ZERO).unwrap_or(true) {
+        return Err(Errno::AGAIN);
+    }
+    let memory = create_sealed_memfd(entry)?;
+    let descriptors = [memory.as_fd()];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    retry_on_intr(|| sendmsg(socket, &[], &mut control, SendFlags::NOSIGNAL)).map(drop)
+}
+
+fn has_room(socket: &UnixDatagram, timeout: Duration) -> io::Result<bool> {
+    let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
+    match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        // The caller asks again.
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Creates sealed memory with these bytes, so that journald may read it where it is.
-fn create_sealed_memfd(bytes: &[u8]) -> Result<OwnedFd, Errno> {
+fn create_sealed_memfd(entry: &[IoSlice<'_>]) -> Result<OwnedFd, Errno> {
     let new = |flags| memfd_create("echoed-message", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags);
     // Not with NOEXEC_SEAL, if that can be had: journald drops memory that has one more seal than those below, without
     // a word (systemd 252).
@@ -110,15 +197,9 @@ fn create_sealed_memfd(bytes: &[u8]) -> Result<OwnedFd, Errno> {
         result => result,
     }?;
     let mut file = File::from(memory);
-    file.write_all(bytes).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    for part in entry {
+        file.write_all(part).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    }
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
     Ok(file.into())
-}
-
-fn send_fd(socket: &UnixDatagram, descriptor: &OwnedFd) -> Result<(), Errno> {
-    let descriptors = [descriptor.as_fd()];
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    sendmsg(socket, &[], &mut control, SendFlags::NOSIGNAL).map(drop)
 }

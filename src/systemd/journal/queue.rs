@@ -28,8 +28,19 @@ struct QueueState {
     interval_ends: Option<Instant>,
     /// Kinds with suppressed entries in the interval that has just ended.
     suppressed: Vec<KindCount>,
+    /// Whether an entry is being written.
+    writing: bool,
+    /// Whether it cannot be written, and is tried again and again.
+    unavailable: bool,
     closing: bool,
     done: bool,
+}
+
+impl QueueState {
+    /// Returns how many entries wait, the one that is being written included.
+    fn waiting(&self) -> usize {
+        self.queued.len() + usize::from(self.writing)
+    }
 }
 
 /// How many entries of a kind there were.
@@ -106,13 +117,16 @@ impl LogQueue {
     /// Waits for something to do.
     pub(super) fn next(&self) -> WriterTask {
         let mut state = self.state();
+        state.writing = false;
         loop {
             if state.lost > 0 {
+                state.writing = true;
                 let lost = std::mem::take(&mut state.lost);
                 let text = format!("{lost} entries were left out here, the log was too slow");
                 return WriterTask::Report(LOST, Priority::Warning, text);
             }
             if let Some(KindCount { kind, priority, count: counts }) = state.suppressed.pop() {
+                state.writing = true;
                 let (suppressed, time) = (counts - BURST, self.interval.as_secs());
                 let text = format!(
                     "{suppressed} more entries of the kind {} were left out: only {BURST} of a kind are logged in {time}s",
@@ -134,6 +148,7 @@ impl LogQueue {
                 continue;
             }
             if let Some(queued) = state.queued.pop_front() {
+                state.writing = true;
                 return WriterTask::Write(Box::new(queued));
             }
             if state.closing {
@@ -149,14 +164,25 @@ impl LogQueue {
         }
     }
 
+    /// Records whether entries cannot be written now.
+    pub(super) fn set_unavailable(&self, unavailable: bool) {
+        self.state().unavailable = unavailable;
+    }
+
+    /// Returns how many entries wait because none can be written; `None` if they can be.
+    pub(super) fn backlog(&self) -> Option<usize> {
+        let state = self.state();
+        state.unavailable.then(|| state.waiting())
+    }
+
     /// The thread that writes has ended.
     pub(super) fn set_done(&self) {
         self.state().done = true;
         self.done.notify_all();
     }
 
-    /// Takes nothing more, and waits until all is written, for so long. Returns whether it is.
-    pub(super) fn close(&self, within: Duration) -> bool {
+    /// Takes nothing more, and waits until all is written, for so long. Returns how many entries are not.
+    pub(super) fn close(&self, within: Duration) -> usize {
         let mut state = self.state();
         state.closing = true;
         self.more.notify_one();
@@ -168,7 +194,7 @@ impl LogQueue {
             }
             state = self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.done
+        if state.done { 0 } else { state.waiting() }
     }
 
     fn state(&self) -> MutexGuard<'_, QueueState> {

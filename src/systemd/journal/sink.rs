@@ -1,15 +1,13 @@
-//! Where entries end: the journal, through tracing-journald, or lines.
+//! Where entries end: the journal, or lines.
 
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, IoSlice, Write};
 use std::time::SystemTime;
 
 use rustix::fs::fstat;
-use tracing::{Dispatch, Level, dispatcher, event};
-use tracing_journald::{Layer, Priority as Syslog, PriorityMappings};
-use tracing_subscriber::layer::SubscriberExt;
 
+use super::native::{self, JournalSocket};
 use super::text::escape_control;
-use super::{EntryKind, IDENTIFIER, LogEntry, LogTarget, Priority};
+use super::{EntryKind, IDENTIFIER, LogEntry, LogTarget, Priority, STALL_TIMEOUT};
 
 /// Whether stderr is the stream that systemd connected to the journal (systemd.exec(5), `$JOURNAL_STREAM`): it may have
 /// been redirected since, so the numbers must be its own.
@@ -30,51 +28,114 @@ pub(super) enum PriorityStyle {
 
 /// Where entries end.
 pub(super) enum Sink {
-    Journal(Dispatch),
-    Lines(Box<dyn Write + Send>, PriorityStyle),
+    Journal {
+        journal: JournalSocket,
+        /// Takes lines instead, as long as no entry has reached the journal: there may be none.
+        fallback: Option<Lines>,
+    },
+    Lines(Lines),
+}
+
+/// Entries as lines.
+pub(super) struct Lines {
+    out: Box<dyn Write + Send>,
+    style: PriorityStyle,
 }
 
 impl Sink {
-    /// May block: the journal is asked whether it is there.
+    /// Opens the target. May block: without a journal, that is written to stderr.
     pub(super) fn open(target: LogTarget) -> Self {
         match target {
-            LogTarget::Lines(out) => Self::Lines(out, PriorityStyle::Names),
-            LogTarget::Journal(out) => match tracing_journald::layer() {
-                Ok(layer) => Self::Journal(Dispatch::new(tracing_subscriber::registry().with(configure(layer)))),
-                Err(error) => {
-                    let mut sink = Self::Lines(out, PriorityStyle::Numbers);
+            LogTarget::Lines(out) => Self::Lines(Lines { out, style: PriorityStyle::Names }),
+            LogTarget::Journal(out) => {
+                let journal = JournalSocket::of_machine();
+                let mut lines = Lines { out, style: PriorityStyle::Numbers };
+                let fallback = journal.connect().err().map(|error| {
+                    let path = journal.path();
                     let text = format!(
-                        "cannot reach the journal at {}: {error}; its fields are missing",
-                        super::native::JOURNAL_PATH
+                        "cannot reach the journal at {}: {error}; until it can be reached, entries have no fields",
+                        path.display()
                     );
-                    sink.line(Priority::Warning, &text);
-                    sink
-                }
-            },
+                    // If this fails, so does what comes next.
+                    let _ = lines.write(Priority::Warning, &text);
+                    lines
+                });
+                Self::Journal { journal, fallback }
+            }
         }
     }
 
-    /// Writes an entry. May block. A log that cannot be written to is no reason to stop serving, and there is nowhere
-    /// to say so.
-    pub(super) fn write(&mut self, kind: EntryKind, priority: Priority, entry: &LogEntry) {
+    /// Writes an entry. May block.
+    ///
+    /// # Errors
+    /// Returns an error if the entry should be written again later. Lines never are: a log that cannot be written to is
+    /// not a reason to stop serving, and there is nowhere to say so.
+    pub(super) fn write(&mut self, kind: EntryKind, priority: Priority, entry: &LogEntry) -> io::Result<()> {
         let text = escape_control(&entry.text, entry.multiline);
         match self {
-            Self::Journal(dispatch) => dispatcher::with_default(dispatch, || send(kind, priority, entry, &text)),
-            Self::Lines(..) => self.line(priority, &text),
+            Self::Journal { journal, fallback } => {
+                let result = send(journal, &encode(kind, priority, entry, &text));
+                match (result, &mut *fallback) {
+                    (Ok(()), _) => *fallback = None,
+                    (Err(error), Some(lines)) if error.kind() != ErrorKind::WouldBlock => {
+                        lines.write(priority, &text)?;
+                    }
+                    (Err(error), _) => return Err(error),
+                }
+            }
+            Self::Lines(lines) => drop(lines.write(priority, &text)),
         }
+        Ok(())
     }
 
     pub(super) fn flush(&mut self) {
-        if let Self::Lines(out, _) = self {
-            let _ = out.flush();
+        if let Self::Lines(lines) = self {
+            let _ = lines.out.flush();
         }
     }
+}
 
-    fn line(&mut self, priority: Priority, text: &str) {
-        if let Self::Lines(out, style) = self {
-            let _ = out.write_all(format_line(*style, priority, text).as_bytes());
-        }
+impl Lines {
+    fn write(&mut self, priority: Priority, text: &str) -> io::Result<()> {
+        self.out.write_all(format_line(self.style, priority, text).as_bytes())
     }
+}
+
+/// Sends an entry, and waits for journald up to [`STALL_TIMEOUT`].
+fn send(journal: &JournalSocket, entry: &[u8]) -> io::Result<()> {
+    let entry = [IoSlice::new(entry)];
+    match journal.try_send(&entry) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            journal.wait_for_room(STALL_TIMEOUT)?;
+            journal.try_send(&entry)
+        }
+        result => result,
+    }
+}
+
+/// Returns the bytes of an entry. All names of fields are here.
+fn encode(kind: EntryKind, priority: Priority, entry: &LogEntry, text: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(512);
+    let mut put = |name, value: Option<&str>| {
+        if let Some(value) = value {
+            native::put_field(&mut bytes, name, value.as_bytes());
+        }
+    };
+    let number = |number: Option<u64>| number.map(|number| number.to_string());
+    let escaped = |text: Option<&str>| text.map(|text| escape_control(text, false).into_owned());
+    put("PRIORITY", Some(&(priority as u8).to_string()));
+    put("SYSLOG_IDENTIFIER", Some(IDENTIFIER));
+    put("MESSAGE_ID", Some(kind.message_id));
+    put("LISTENER", escaped(entry.listener.as_deref()).as_deref());
+    put("PEER", escaped(entry.peer.as_deref()).as_deref());
+    put("CONNECTION", number(entry.connection).as_deref());
+    put("VERDICT", entry.verdict);
+    put("REASON", entry.reason);
+    put("BYTES_IN", number(entry.bytes_in).as_deref());
+    put("BYTES_OUT", number(entry.bytes_out).as_deref());
+    put("MESSAGES", number(entry.messages).as_deref());
+    put("MESSAGE", Some(text));
+    bytes
 }
 
 /// A line with its line feed. Where the text has several, the further ones are indented: none of them can be mistaken
@@ -93,48 +154,6 @@ fn format_line_at(time: SystemTime, style: PriorityStyle, priority: Priority, te
             let prefix = format!("<{}>", priority as u8);
             format!("{prefix}{}\n", text.replace('\n', &format!("\n{prefix}  ")))
         }
-    }
-}
-
-fn configure(layer: Layer) -> Layer {
-    let priorities = PriorityMappings {
-        error: Syslog::Error,
-        warn: Syslog::Warning,
-        info: Syslog::Informational,
-        debug: Syslog::Debug,
-        trace: Syslog::Debug,
-    };
-    // Without a prefix, so that MESSAGE_ID is what it says. All names of fields are in `send`.
-    layer.with_field_prefix(None).with_priority_mappings(priorities).with_syslog_identifier(IDENTIFIER.to_owned())
-}
-
-fn send(kind: EntryKind, priority: Priority, entry: &LogEntry, text: &str) {
-    let listener = entry.listener.as_deref().map(|name| escape_control(name, false));
-    let peer = entry.peer.as_deref().map(|peer| escape_control(peer, false));
-    // The level must be known when this is compiled.
-    macro_rules! send_at {
-        ($level:expr) => {
-            event!(
-                target: "echoed",
-                $level,
-                MESSAGE_ID = kind.message_id,
-                LISTENER = listener.as_deref(),
-                PEER = peer.as_deref(),
-                CONNECTION = entry.connection,
-                VERDICT = entry.verdict,
-                REASON = entry.reason,
-                BYTES_IN = entry.bytes_in,
-                BYTES_OUT = entry.bytes_out,
-                MESSAGES = entry.messages,
-                message = text,
-            )
-        };
-    }
-    match priority {
-        Priority::Error => send_at!(Level::ERROR),
-        Priority::Warning => send_at!(Level::WARN),
-        Priority::Info => send_at!(Level::INFO),
-        Priority::Debug => send_at!(Level::DEBUG),
     }
 }
 

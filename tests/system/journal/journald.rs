@@ -16,7 +16,7 @@ use crate::machine::Machine;
 tests![
     a_journald_that_hangs_for_30_s_under_load_delays_no_client,
     full_messages_wait_for_a_hung_journald,
-    a_restarted_journald_gets_new_entries,
+    a_restarted_journald_gets_new_entries_also_if_its_sockets_are_made_anew_and_in_a_namespace,
     no_full_message_is_lost_when_journald_restarts,
 ];
 
@@ -109,13 +109,45 @@ fn full_messages_wait_for_a_hung_journald(machine: &Machine) {
     expect_explained(machine, "Messages of clients are written again");
 }
 
-fn a_restarted_journald_gets_new_entries(machine: &Machine) {
-    listen(machine, "[log]\nlevel = 'debug'");
+fn a_restarted_journald_gets_new_entries_also_if_its_sockets_are_made_anew_and_in_a_namespace(machine: &Machine) {
+    listen(machine, "[log]\nlevel = 'debug'\n[defaults]\nlog_messages = 'full'");
     for connection in 1..=3 {
-        machine.connect(TCP).exchange("a");
-        wait_for_entries(machine, &format!("-u echoed CONNECTION={connection}"), 2);
+        machine.connect(TCP).exchange(&connection.to_string());
+        wait_for_entries(machine, &format!("-u echoed CONNECTION={connection}"), 3);
         machine.sh("systemctl restart systemd-journald");
     }
+    let daemon = machine.daemon_pid();
+    let sockets = "systemd-journald.socket systemd-journald-dev-log.socket";
+    let units = format!("systemd-journald.service {sockets}");
+    machine.sh(&format!("systemctl stop {units}"));
+    let mut peer = machine.connect(TCP);
+    peer.send("4\t");
+    wait_until("the status says that it waits", || {
+        let status = machine.sh("systemctl show --property=StatusText echoed.service");
+        status.contains("; log unavailable, ") && status.trim_end().ends_with(" entries waiting")
+    });
+    machine.sh(&format!("systemctl start {units}"));
+    peer.expect("server got:4\t");
+    drop(peer);
+    assert_eq!(machine.daemon_pid(), daemon);
+    wait_for_entries(machine, "-u echoed CONNECTION=4", 3);
+    assert_eq!(message_texts(machine, ""), ["1", "2", "3", "4"]);
+
+    machine.write("/etc/systemd/system/echoed.service.d/50-test.conf", "[Service]\nLogNamespace=own");
+    machine.sh("systemctl daemon-reload && systemctl restart echoed");
+    machine.connect(TCP).exchange("5");
+    // (To stop its socket would stop the service: systemd makes it require the socket.)
+    machine.sh("systemctl restart systemd-journald@own.service");
+    machine.connect(TCP).exchange("6");
+    wait_for_entries(machine, &format!("--namespace=own {MESSAGE}"), 2);
+    assert_eq!(message_texts(machine, "--namespace=own"), ["5", "6"]);
+    wait_for_entries(machine, "--namespace=own -u echoed VERDICT=peer-closed", 2);
+    assert_eq!(message_texts(machine, ""), ["1", "2", "3", "4"]);
+}
+
+/// The messages in a journal, in their order.
+fn message_texts(machine: &Machine, journal: &str) -> Vec<String> {
+    entries(machine, &format!("{journal} {MESSAGE}")).iter().map(|entry| entry.text("MESSAGE")).collect()
 }
 
 fn no_full_message_is_lost_when_journald_restarts(machine: &Machine) {

@@ -41,6 +41,8 @@ notes! {
     NoSection = Info, "no-section", "45c815dc38eb4772aa17ba0811358e92";
     /// There can be fewer descriptors than connections are allowed.
     LowNofile = Warn, "low-nofile", "cfcac218e4c24991b87c03b2a3647731";
+    /// Whole messages may be larger than what the journal takes.
+    LargeMessages = Warn, "large-messages", "96be8f99f57d4e84b285ef88492e4a6e";
     /// The service manager could not be notified.
     NotifyFailed = Warn, "notify-failed", "5a2e8712a7c746e0b51d8a61e5f2f5cb";
     /// It does not start.
@@ -63,7 +65,7 @@ notes! {
     NeedsRestart = Warn, "needs-restart", "10d3232c44304b0b8a4600f3c5d85ea6";
     /// New settings are wrong; the old ones stay.
     ReloadFailed = Error, "reload-failed", "d6fdeeed241c4bb2a0a6970afa179744";
-    /// Whole messages could not be written before the end.
+    /// Messages could not be logged whole before the end.
     MessagesLost = Error, "messages-lost", "85aa8511363c4110aec26f61f8b7f565";
     /// A worker does not respond.
     WorkerHung = Error, "worker-hung", "c23afd953c994d5faca7c84a4df579f4";

@@ -1,14 +1,26 @@
 use std::collections::HashMap;
+use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::task::Wake;
+use std::thread;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::*;
+use crate::systemd::journal::{LogWriter, now, start};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A sender that waits until it is woken.
+struct TestSender {
+    waker: Waker,
+    counter: Arc<Counter>,
+    wakes: Receiver<()>,
+}
 
 /// Counts how often it is woken, and says so.
 struct Counter {
@@ -23,13 +35,39 @@ impl Wake for Counter {
     }
 }
 
+impl TestSender {
+    fn new() -> Self {
+        let (woken, wakes) = channel();
+        let counter = Arc::new(Counter { count: AtomicUsize::new(0), woken });
+        Self { waker: Waker::from(Arc::clone(&counter)), counter, wakes }
+    }
+
+    fn try_append(&self, log: &LosslessLog, bytes: &[u8]) -> bool {
+        let listener = "echo".into();
+        log.try_append(
+            ReceivedMessage { connection_id: Some(7), listener: &listener, peer: &"somebody", bytes },
+            &self.waker,
+        )
+    }
+
+    fn wait(&self) {
+        self.wakes.recv_timeout(TEST_TIMEOUT).expect("it is woken");
+    }
+
+    /// Appends a message, and waits until it is accepted.
+    fn append(&self, log: &LosslessLog, bytes: &[u8]) {
+        while !self.try_append(log, bytes) {
+            self.wait();
+        }
+    }
+}
+
 /// A fake journal that takes an entry when the test reads one, the lossless log that writes to it, and the lines of the
 /// other log.
 struct Setup {
     journal: UnixDatagram,
-    messages: LosslessLog,
-    writer: LosslessWriter,
-    log_writer: crate::systemd::journal::LogWriter,
+    log: LosslessLog,
+    log_writer: LogWriter,
     lines: Arc<Mutex<Vec<u8>>>,
     directory: TempDir,
 }
@@ -49,25 +87,16 @@ impl Write for Lines {
 
 fn set_up() -> Setup {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("socket");
-    let journal = UnixDatagram::bind(&path).unwrap();
+    let journal = UnixDatagram::bind(directory.path().join("socket")).unwrap();
     journal.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let lines = Arc::new(Mutex::default());
-    let (log, log_writer) =
-        crate::systemd::journal::start(LogTarget::Lines(Box::new(Lines(Arc::clone(&lines))))).unwrap();
-    let (messages, writer) = open_at(LogTarget::Journal(Box::new(io::sink())), path, log);
-    Setup { journal, messages, writer, log_writer, lines, directory }
+    let (other, log_writer) = start(LogTarget::Lines(Box::new(Lines(Arc::clone(&lines))))).unwrap();
+    let socket = JournalSocket::below(vec![directory.path().into()]);
+    let log = open_at(LogTarget::Journal(Box::new(io::sink())), socket, other);
+    Setup { journal, log, log_writer, lines, directory }
 }
 
 impl Setup {
-    fn try_append(&self, bytes: &[u8], waker: &Waker) -> bool {
-        let listener = "echo".into();
-        self.messages.try_append(
-            ReceivedMessage { connection_id: Some(7), listener: &listener, peer: &"somebody", bytes },
-            waker,
-        )
-    }
-
     fn text(&self) -> String {
         String::from_utf8(self.lines.lock().unwrap().clone()).unwrap()
     }
@@ -77,6 +106,35 @@ impl Setup {
         while !self.text().contains(text) {
             assert!(now() < until, "no \"{text}\": {}", self.text());
             thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Fills the queue of the journal's socket.
+    fn fill(&self) {
+        let filler = UnixDatagram::unbound().unwrap();
+        filler.set_nonblocking(true).unwrap();
+        filler.connect_addr(&self.journal.local_addr().unwrap()).unwrap();
+        while filler.send(b"FILLED\n\0\0\0\0\0\0\0\0\n").is_ok() {}
+    }
+
+    /// Returns the next message, after what only filled the queue.
+    fn next(&self) -> Vec<u8> {
+        next(&self.journal).expect("an entry comes")
+    }
+
+    /// Returns the messages that are in the socket by now.
+    fn rest(&self) -> Vec<Vec<u8>> {
+        self.journal.set_nonblocking(true).unwrap();
+        std::iter::from_fn(|| next(&self.journal)).collect()
+    }
+}
+
+fn next(journal: &UnixDatagram) -> Option<Vec<u8>> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let count = journal.recv(&mut buffer).ok()?;
+        if let Some(message) = fields(&buffer[..count]).remove("MESSAGE") {
+            return Some(message);
         }
     }
 }
@@ -96,23 +154,12 @@ fn fields(mut entry: &[u8]) -> HashMap<String, Vec<u8>> {
     fields
 }
 
-/// The next message, after what only filled the queue.
-fn next(journal: &UnixDatagram) -> Vec<u8> {
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let count = journal.recv(&mut buffer).expect("an entry comes");
-        if let Some(message) = fields(&buffer[..count]).remove("MESSAGE") {
-            return message;
-        }
-    }
-}
-
 #[test]
 fn a_message_is_one_entry_whatever_bytes_it_has() {
-    let setup = set_up();
+    let (setup, sender) = (set_up(), TestSender::new());
     let hostile = b"a\nPRIORITY=0\nMESSAGE_ID\n\x01\0\0\0\0\0\0\0x\n\xff\0";
-    assert!(setup.try_append(hostile, Waker::noop()));
-    assert!(setup.try_append(b"", Waker::noop()));
+    sender.append(&setup.log, hostile);
+    sender.append(&setup.log, b"");
     let mut buffer = [0; 4096];
     let count = setup.journal.recv(&mut buffer).unwrap();
     let found = fields(&buffer[..count]);
@@ -128,161 +175,246 @@ fn a_message_is_one_entry_whatever_bytes_it_has() {
     .map(|(name, value)| (name.to_owned(), value.to_vec()))
     .into();
     assert_eq!(found, expected);
-    assert_eq!(next(&setup.journal), b"");
-    assert_eq!(setup.writer.close(None), 0);
+    assert_eq!(setup.next(), b"");
     setup.log_writer.close();
     assert_eq!(setup.lines.lock().unwrap().len(), 0);
 }
 
 #[test]
-fn refused_senders_are_woken_when_half_of_the_queue_is_free_and_no_message_is_lost() {
+fn an_accepted_message_is_in_the_socket_of_the_journal_and_a_refused_one_is_not() {
+    let (setup, sender) = (set_up(), TestSender::new());
+    assert!(sender.try_append(&setup.log, b"accepted"));
+    // It is there already, whatever becomes of this process.
+    setup.journal.set_nonblocking(true).unwrap();
+    assert_eq!(setup.next(), b"accepted");
+    setup.fill();
+    assert!(!sender.try_append(&setup.log, b"refused"));
+    assert_eq!(setup.rest(), [b""; 0]);
+    sender.wait();
+    sender.append(&setup.log, b"refused");
+    assert_eq!(setup.rest(), [b"refused"]);
+}
+
+#[test]
+fn every_refused_sender_gets_its_turn_and_none_is_woken_for_each_entry() {
+    const SENDERS: usize = 500;
+    const MESSAGES: usize = 4;
     let setup = set_up();
-    let (woken, wakes) = channel();
-    let counter = Arc::new(Counter { count: AtomicUsize::new(0), woken });
-    let waker = Waker::from(Arc::clone(&counter));
-    let total = 10 * MAX_MESSAGES;
-    // So that nothing is written until we read.
-    fill(&setup.journal);
-    thread::scope(|scope| {
-        let (setup, waker) = (&setup, &waker);
-        scope.spawn(move || {
-            for number in 0..total {
-                while !setup.try_append(number.to_string().as_bytes(), waker) {
-                    // Trying again changes nothing: each waker is stored once.
-                    wakes.recv_timeout(TEST_TIMEOUT).expect("somebody wakes us");
+    setup.fill();
+    let wakes = thread::scope(|scope| {
+        let run = |number: usize| {
+            let (sender, log) = (TestSender::new(), &setup.log);
+            move || {
+                for message in 0..MESSAGES {
+                    sender.append(log, format!("{number}:{message}").as_bytes());
                 }
+                sender.counter.count.load(Ordering::SeqCst)
             }
-        });
-        // It waits, and what waits is bounded.
-        let until = now() + TEST_TIMEOUT;
-        while setup.messages.queue.state().wakers.is_empty() {
-            assert!(now() < until);
-            thread::sleep(Duration::from_millis(2));
+        };
+        let threads: Vec<_> = (0..SENDERS).map(|number| scope.spawn(run(number))).collect();
+        let mut of_senders: HashMap<usize, Vec<usize>> = HashMap::new();
+        for _ in 0..SENDERS * MESSAGES {
+            let text = String::from_utf8(setup.next()).unwrap();
+            let (sender, message) = text.split_once(':').unwrap();
+            of_senders.entry(sender.parse().unwrap()).or_default().push(message.parse().unwrap());
         }
-        assert_eq!(setup.messages.queue.state().unwritten, MAX_MESSAGES);
-        assert!(!setup.try_append(b"no", waker) && !setup.try_append(b"no", waker));
-        assert_eq!(setup.messages.queue.state().wakers.len(), 1);
-        assert_eq!(counter.count.load(Ordering::SeqCst), 0);
-        for number in 0..total {
-            assert_eq!(next(&setup.journal), number.to_string().as_bytes());
-        }
+        assert_eq!(of_senders.len(), SENDERS);
+        assert!(of_senders.values().all(|messages| messages.iter().copied().eq(0..MESSAGES)), "{of_senders:?}");
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>()
     });
-    // Not for each message: each time half of the queue was free.
-    let wakes = counter.count.load(Ordering::SeqCst);
-    assert!((1..=4 * total / MAX_MESSAGES).contains(&wakes), "{wakes}");
-    assert_eq!(setup.writer.close(None), 0);
+    // If all of them were woken each time, there would be a hundred times as many.
+    assert!(wakes < SENDERS * MESSAGES * 20, "{wakes}");
 }
 
 #[test]
-fn queued_bytes_are_bounded_but_a_single_message_may_be_longer() {
+fn senders_that_do_not_try_again_hold_up_no_other() {
     let setup = set_up();
-    // The journal is busy with this one.
-    let large = vec![b'x'; MAX_BYTES + 1];
-    fill(&setup.journal);
-    assert!(setup.try_append(&large, Waker::noop()));
-    assert!(!setup.try_append(b"", Waker::noop()));
-    let lost = setup.writer.close(Some(Duration::from_millis(10)));
-    assert_eq!(lost, 1);
-    assert!(!setup.messages.queue.reserve(1, Waker::noop()));
-}
-
-/// Fills the queue of the journal's socket.
-fn fill(journal: &UnixDatagram) {
-    let filler = UnixDatagram::unbound().unwrap();
-    filler.set_nonblocking(true).unwrap();
-    filler.connect_addr(&journal.local_addr().unwrap()).unwrap();
-    while filler.send(b"FILLED\n\0\0\0\0\0\0\0\0\n").is_ok() {}
+    setup.fill();
+    let gone: Vec<_> = (0..100).map(|_| TestSender::new()).collect();
+    for sender in &gone {
+        assert!(!sender.try_append(&setup.log, b"x") && !sender.try_append(&setup.log, b"x"));
+    }
+    let last = TestSender::new();
+    assert!(!last.try_append(&setup.log, b"last"));
+    assert_eq!(setup.rest(), [b""; 0]);
+    last.wait();
+    last.append(&setup.log, b"last");
+    assert_eq!(setup.rest(), [b"last"]);
+    for sender in &gone {
+        // Nothing keeps it.
+        assert_eq!(Arc::strong_count(&sender.counter), 2);
+        assert_eq!(sender.counter.count.load(Ordering::SeqCst), 1);
+    }
 }
 
 #[test]
-fn a_hanging_journal_is_reported_once_and_queued_messages_are_written_in_the_end() {
-    let setup = set_up();
-    fill(&setup.journal);
-    assert!(setup.try_append(b"one", Waker::noop()) && setup.try_append(b"two", Waker::noop()));
+fn a_hanging_journal_is_reported_once_and_the_message_is_written_in_the_end() {
+    let (setup, sender) = (set_up(), TestSender::new());
+    setup.fill();
+    assert!(!sender.try_append(&setup.log, b"one"));
     setup.wait_for_line("takes nothing; messages of peers wait until it works again");
-    assert_eq!(next(&setup.journal), b"one");
-    assert_eq!(next(&setup.journal), b"two");
+    assert!(setup.log.is_failing());
+    thread::scope(|scope| {
+        let log = &setup.log;
+        scope.spawn(move || sender.append(log, b"one"));
+        assert_eq!(setup.next(), b"one");
+    });
     setup.wait_for_line("messages of peers are written again");
-    assert_eq!(setup.writer.close(None), 0);
+    assert!(!setup.log.is_failing());
     assert_eq!(setup.lines.lock().unwrap().iter().filter(|byte| **byte == b'\n').count(), 2);
 }
 
 #[test]
 fn a_journal_that_goes_away_and_comes_back_gets_every_message() {
-    let setup = set_up();
-    assert!(setup.try_append(b"before", Waker::noop()));
-    assert_eq!(next(&setup.journal), b"before");
+    let (setup, sender) = (set_up(), TestSender::new());
+    sender.append(&setup.log, b"before");
+    assert_eq!(setup.next(), b"before");
     let path = setup.directory.path().join("socket");
-    // Closing it refuses; without the path there is nobody at all.
+    // A socket that is shut down refuses; without the path, there is none.
     rustix::net::shutdown(&setup.journal, rustix::net::Shutdown::Both).unwrap();
     std::fs::remove_file(&path).unwrap();
-    assert!(setup.try_append(b"meanwhile", Waker::noop()));
+    assert!(!sender.try_append(&setup.log, b"meanwhile"));
     setup.wait_for_line("cannot send to the journal at");
     let anew = UnixDatagram::bind(&path).unwrap();
     anew.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-    assert_eq!(next(&anew), b"meanwhile");
-    assert!(setup.try_append(b"after", Waker::noop()));
-    assert_eq!(next(&anew), b"after");
-    assert_eq!(setup.writer.close(None), 0);
-    setup.log_writer.close();
+    sender.wait();
+    sender.append(&setup.log, b"meanwhile");
+    assert_eq!(next(&anew).unwrap(), b"meanwhile");
+    sender.append(&setup.log, b"after");
+    assert_eq!(next(&anew).unwrap(), b"after");
+    // Made anew once more: no sender has to wait for that.
+    drop(anew);
+    std::fs::remove_file(&path).unwrap();
+    let anew = UnixDatagram::bind(&path).unwrap();
+    assert!(sender.try_append(&setup.log, b"at once"));
+    assert_eq!(next(&anew).unwrap(), b"at once");
 }
 
 #[test]
-fn stale_wakers_do_not_accumulate_while_the_journal_is_stuck() {
-    let setup = set_up();
-    fill(&setup.journal);
-    while setup.try_append(b"x", Waker::noop()) {}
-    let (woken, _wakes) = channel();
-    let gone: Vec<_> =
-        (0..100).map(|_| Arc::new(Counter { count: AtomicUsize::new(0), woken: woken.clone() })).collect();
-    for counter in &gone {
-        assert!(!setup.try_append(b"x", &Waker::from(Arc::clone(counter))));
+fn the_journal_of_a_namespace_comes_before_that_of_the_machine() {
+    let directory = tempfile::tempdir().unwrap();
+    let [namespace, machine] = ["namespace", "machine"].map(|name| directory.path().join(name));
+    let socket = || JournalSocket::below(vec![namespace.clone(), machine.clone()]);
+    std::fs::create_dir(&machine).unwrap();
+    assert_eq!(socket().path(), machine.join("socket"));
+    // Also while there is no socket in it: entries of a namespace do not go elsewhere.
+    std::fs::create_dir(&namespace).unwrap();
+    assert_eq!(socket().path(), namespace.join("socket"));
+    // As a bind mount shows a socket that was made anew elsewhere.
+    let path = directory.path().join("bound");
+    drop(UnixDatagram::bind(&path).unwrap());
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    let dead = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap();
+    let shown = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&dead));
+    std::os::unix::fs::symlink(shown, namespace.join("socket")).unwrap();
+    assert_eq!(socket().path(), namespace.join("socket"));
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(socket().path(), machine.join("socket"));
+}
+
+/// An output that takes three bytes at a time, and often none, once it is open.
+#[derive(Clone, Default)]
+struct Tight(Arc<(Mutex<TightState>, Condvar)>);
+
+#[derive(Default)]
+struct TightState {
+    is_open: bool,
+    calls: usize,
+    written: Vec<u8>,
+}
+
+impl Tight {
+    fn open(&self) {
+        self.0.0.lock().unwrap().is_open = true;
+        self.0.1.notify_all();
     }
-    assert_eq!(setup.messages.queue.state().wakers.len(), 101);
-    // As if it were long ago.
-    setup.messages.queue.state().last_wake_all = now().checked_sub(WAKE_ALL_INTERVAL);
-    assert!(!setup.try_append(b"x", Waker::noop()));
-    assert_eq!(setup.messages.queue.state().wakers.len(), 1);
-    for counter in &gone {
-        assert_eq!((counter.count.load(Ordering::SeqCst), Arc::strong_count(counter)), (1, 1));
+
+    /// The lines, without their times.
+    fn text(&self) -> String {
+        let written = String::from_utf8(self.0.0.lock().unwrap().written.clone()).unwrap();
+        let without_time = |line| str::split_once(line, "Z ").map_or(line, |(_, rest)| rest);
+        written.split_inclusive('\n').map(without_time).collect()
     }
-    assert!(setup.writer.close(Some(Duration::ZERO)) > 0);
+}
+
+impl Write for Tight {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let state = self.0.1.wait_while(self.0.0.lock().unwrap(), |state| !state.is_open);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        state.calls += 1;
+        if state.calls % 40 == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let count = bytes.len().min(3);
+        state.written.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn log_to(output: &Tight) -> LosslessLog {
+    let (other, _) = start(LogTarget::Lines(Box::new(io::sink()))).unwrap();
+    open(LogTarget::Lines(Box::new(output.clone())), other)
 }
 
 #[test]
-fn without_the_journal_each_message_is_a_whole_line_even_with_partial_writes() {
-    /// Takes three bytes at a time, and often an error.
-    struct Tight(Arc<Mutex<Vec<u8>>>, usize);
+fn without_the_journal_a_message_is_accepted_when_its_line_is_written_whole() {
+    let (output, sender) = (Tight::default(), TestSender::new());
+    let log = log_to(&output);
+    let first = "two\nerror: lines\x1b[2J".as_bytes();
+    assert!(!sender.try_append(&log, first) && !sender.try_append(&log, first));
+    // Another one is not mistaken for it.
+    let other = TestSender::new();
+    assert!(!other.try_append(&log, b"other"));
+    output.open();
+    sender.append(&log, first);
+    let start = "info: message on connection 7 on echo from somebody: \"";
+    let first = format!("{start}two\\nerror: lines\\x1b[2J\"\n");
+    assert!(output.text().starts_with(&first), "{}", output.text());
+    other.append(&log, b"other");
+    sender.append(&log, &[b'y'; 1000]);
+    assert_eq!(output.text(), format!("{first}{start}other\"\n{start}{}\"\n", "y".repeat(1000)));
+}
 
-    impl Write for Tight {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.1 += 1;
-            if self.1 % 40 == 0 {
-                return Err(ErrorKind::WouldBlock.into());
-            }
-            let count = bytes.len().min(3);
-            self.0.lock().unwrap().extend_from_slice(&bytes[..count]);
-            Ok(count)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
+#[test]
+fn copies_for_stderr_are_bounded_but_a_single_message_may_be_longer() {
+    let output = Tight::default();
+    let log = log_to(&output);
+    let senders: Vec<_> = (0..10).map(|_| TestSender::new()).collect();
+    let large = vec![b'x'; lines::MAX_BYTES / 4];
+    for sender in &senders {
+        assert!(!sender.try_append(&log, &large));
     }
+    let Target::Lines(lines) = &log.target else { panic!("it goes to stderr") };
+    assert_eq!(lines.copied_count(), 3);
+    let single = TestSender::new();
+    let log = log_to(&output);
+    assert!(!single.try_append(&log, &vec![b'x'; lines::MAX_BYTES + 1]));
+    let Target::Lines(lines) = &log.target else { panic!("it goes to stderr") };
+    assert_eq!(lines.copied_count(), 1);
+}
 
-    let (log, log_writer) = crate::systemd::journal::start(LogTarget::Lines(Box::new(io::sink()))).unwrap();
-    let written = Arc::new(Mutex::default());
-    let (messages, writer) = open(LogTarget::Lines(Box::new(Tight(Arc::clone(&written), 0))), log);
-    let listener = "echo".into();
-    for bytes in ["two\nerror: lines\x1b[2J".as_bytes(), &[b'y'; 1000]] {
-        let message = ReceivedMessage { connection_id: Some(7), listener: &listener, peer: &"some\nbody", bytes };
-        assert!(messages.try_append(message, Waker::noop()));
-    }
-    assert_eq!(writer.close(None), 0);
-    log_writer.close();
-    let written = String::from_utf8(written.lock().unwrap().clone()).unwrap();
-    // Each line begins with its time.
-    let written: String = written.split_inclusive('\n').map(|line| line.split_once("Z ").unwrap().1).collect();
-    let start = "info: message on connection 7 on echo from some\\nbody: \"";
-    assert_eq!(written, format!("{start}two\\nerror: lines\\x1b[2J\"\n{start}{}\"\n", "y".repeat(1000)));
+#[test]
+fn a_frozen_log_writes_no_line_that_its_sender_still_has() {
+    let (output, [first, second]) = (Tight::default(), [TestSender::new(), TestSender::new()]);
+    let log = log_to(&output);
+    assert!(!first.try_append(&log, b"first"));
+    assert!(!second.try_append(&log, b"second"));
+    thread::scope(|scope| {
+        scope.spawn(|| log.freeze());
+        let Target::Lines(lines) = &log.target else { panic!("it goes to stderr") };
+        let until = now() + TEST_TIMEOUT;
+        while lines.copied_count() > 1 {
+            assert!(now() < until, "it is not frozen");
+            thread::sleep(Duration::from_millis(2));
+        }
+        output.open();
+    });
+    first.wait();
+    assert!(first.try_append(&log, b"first"));
+    assert!(!second.try_append(&log, b"second"));
+    assert!(output.text().ends_with(": \"first\"\n"), "{}", output.text());
 }
