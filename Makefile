@@ -34,6 +34,9 @@ ZSHCOMPDIR ?= $(PREFIX)/share/zsh/site-functions
 FISHCOMPDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 # The root directory of the service: no files, only places where the units mount some.
 ROOTDIR ?= $(PREFIX)/share/echoed/root
+# What /run/systemd is for the service: links, each to its place in /run (LINKS, below). Not in ROOTDIR, where the units mount
+# something on /run.
+LINKSDIR ?= $(PREFIX)/share/echoed/links
 # The version of systemd that the units are for: it decides which drop-ins are installed.
 SYSTEMD_VERSION ?= $(or $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p'),252)
 DESTDIR ?=
@@ -54,6 +57,10 @@ VENDOR = $(DISTDIR)/echoed-$(VERSION)-vendor.tar.xz
 
 # What systemd mounts something on in the root directory of the service, or else would make there.
 PLACES = bin dev etc/echoed lib lib64 proc root run sbin sys tmp usr/lib usr/lib64 var/tmp
+
+# What the units or systemd mount in /run/systemd. A mount on a file of ours would go when an upgrade replaces the file, so
+# links lead to places that systemd makes.
+LINKS = incoming journal notify
 
 REQUIRE ?=
 
@@ -128,7 +135,8 @@ install:
 	$(INSTALL) -m 755 "$(BUILDDIR)/echoctl" "$(DESTDIR)$(BINDIR)/echoctl"
 	$(INSTALL) -m 644 systemd/echoed.socket "$(DESTDIR)$(UNITDIR)/echoed.socket"
 	@for unit in echoed.service echoed@.service; do \
-	    sed 's|@SBINDIR@|$(SBINDIR)|g; s|@ROOTDIR@|$(ROOTDIR)|g' "systemd/$$unit" >"$(DESTDIR)$(UNITDIR)/$$unit" && \
+	    sed 's|@SBINDIR@|$(SBINDIR)|g; s|@ROOTDIR@|$(ROOTDIR)|g; s|@LINKSDIR@|$(LINKSDIR)|g' \
+	        "systemd/$$unit" >"$(DESTDIR)$(UNITDIR)/$$unit" && \
 	    chmod 644 "$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; done
 	@for file in systemd/versions/*.conf; do \
 	    version=$${file##*/}; unit=$${version#*-}; version=$${version%%-*}; unit=$${unit%.conf}; \
@@ -141,6 +149,10 @@ install:
 	@# Not replaced: a mount on it would go with it.
 	@test -e "$(DESTDIR)$(ROOTDIR)$(SBINDIR)/echoed" || \
 	    $(INSTALL) -m 644 /dev/null "$(DESTDIR)$(ROOTDIR)$(SBINDIR)/echoed"
+	$(INSTALL) -d "$(DESTDIR)$(LINKSDIR)/systemd"
+	@# The directories are there so that no link leads nowhere.
+	@for link in $(LINKS); do $(INSTALL) -d "$(DESTDIR)$(LINKSDIR)/$$link" && \
+	    ln -sfn "../$$link" "$(DESTDIR)$(LINKSDIR)/systemd/$$link" || exit 1; done
 	$(INSTALL) -d "$(DESTDIR)$(TMPFILESDIR)"
 	$(INSTALL) -m 644 systemd/tmpfiles/echoed.conf "$(DESTDIR)$(TMPFILESDIR)/echoed.conf"
 	$(INSTALL) -d "$(DESTDIR)$(DOCDIR)/examples"
@@ -174,8 +186,8 @@ uninstall:
 	@for page in $(PAGES); do rm -f "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page"; done
 	@for program in echoed echoctl; do rm -f "$(DESTDIR)$(BASHCOMPDIR)/$$program" \
 	    "$(DESTDIR)$(ZSHCOMPDIR)/_$$program" "$(DESTDIR)$(FISHCOMPDIR)/$$program.fish"; done
-	rm -rf "$(DESTDIR)$(ROOTDIR)"
-	@rmdir "$(DESTDIR)$(dir $(ROOTDIR))" 2>/dev/null; true
+	rm -rf "$(DESTDIR)$(ROOTDIR)" "$(DESTDIR)$(LINKSDIR)"
+	@rmdir "$(DESTDIR)$(dir $(ROOTDIR))" "$(DESTDIR)$(dir $(LINKSDIR))" 2>/dev/null; true
 	rm -rf "$(DESTDIR)$(DOCDIR)"
 	@# Settings that somebody changed stay.
 	@if cmp -s etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"; then \

@@ -20,9 +20,11 @@ use fake_journald::{Entry, FakeJournald};
 use rustix::process::Signal;
 
 /// All fields that there may be.
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 15] = [
     "BYTES_IN",
     "BYTES_OUT",
+    "CODE_FILE",
+    "CODE_LINE",
     "CONNECTION",
     "LISTENER",
     "MESSAGE",
@@ -32,6 +34,7 @@ const FIELDS: [&str; 12] = [
     "PRIORITY",
     "REASON",
     "SYSLOG_IDENTIFIER",
+    "TARGET",
     "VERDICT",
 ];
 
@@ -47,12 +50,12 @@ fn has_subject(text: &str) -> impl Fn(&Entry) -> bool {
     move |entry| subject(entry).contains(text)
 }
 
-/// What can be said beforehand of an entry: all its fields but its kind and its text.
+/// What can be said beforehand of an entry: all its fields but those that say where in the source it was made.
 fn stable_fields(entry: &Entry) -> BTreeMap<&str, String> {
     for name in entry.fields.keys() {
         assert!(FIELDS.contains(&&**name), "{name} is none of ours");
     }
-    let unknown = ["MESSAGE_ID", "MESSAGE"];
+    let unknown = ["CODE_FILE", "CODE_LINE", "TARGET", "MESSAGE_ID", "MESSAGE"];
     let names = entry.fields.keys().map(|name| &**name).filter(|name| !unknown.contains(name));
     names.map(|name| (name, entry.text(name))).collect()
 }

@@ -111,6 +111,7 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
         ("usr/lib/systemd/catalog/echoed.catalog", 0o644),
         ("usr/lib/tmpfiles.d/echoed.conf", 0o644),
         ("usr/share/echoed/root/usr/sbin/echoed", 0o644),
+        ("usr/share/echoed/links/systemd/journal", 0o777),
         ("etc/echoed/echoed.toml", 0o644),
         ("usr/share/man/man8/echoed.8", 0o644),
         ("usr/share/man/man1/echoctl.1", 0o644),
@@ -139,7 +140,7 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
     let socket = fs::read_to_string(destination.join("usr/lib/systemd/system/echoed.socket")).unwrap();
     assert!(service.lines().any(|line| line == "RootDirectory=/usr/share/echoed/root"), "{service}");
     for text in [&service, &socket] {
-        let left = ["@SBINDIR@", "@ROOTDIR@", destination.to_str().unwrap()];
+        let left = ["@SBINDIR@", "@ROOTDIR@", "@LINKSDIR@", destination.to_str().unwrap()];
         assert!(!left.iter().any(|left| text.contains(left)), "{text}");
     }
     // Places for all that the service sees, and nothing in them.
@@ -149,6 +150,14 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
     }
     assert_eq!(files(&root), [("usr/sbin/echoed".to_owned(), 0o644)]);
     assert_eq!(fs::read(root.join("usr/sbin/echoed")).unwrap(), b"");
+    // Links that lead somewhere, also where nothing is mounted.
+    let links = destination.join("usr/share/echoed/links/systemd");
+    for link in ["incoming", "journal", "notify"] {
+        assert_eq!(fs::read_link(links.join(link)).unwrap(), Path::new("..").join(link));
+        assert!(links.join(link).is_dir(), "{link}");
+    }
+    let bound = "BindReadOnlyPaths=/usr/share/echoed/links/systemd:/run/systemd";
+    assert!(service.lines().any(|line| line == bound), "{service}");
     // Settings that somebody changed stay, whatever is installed or removed.
     let settings = destination.join("etc/echoed/echoed.toml");
     let shipped = fs::read_to_string(&settings).unwrap();
@@ -189,6 +198,7 @@ fn install_units(directory: &Path) -> Option<PathBuf> {
         ("CATALOGDIR", place("catalog")),
         ("TMPFILESDIR", place("tmpfiles")),
         ("ROOTDIR", place("root")),
+        ("LINKSDIR", place("links")),
         ("SYSCONFDIR", place("etc")),
         ("DOCDIR", place("doc")),
         ("MANDIR", place("man")),

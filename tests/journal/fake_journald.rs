@@ -136,7 +136,7 @@ impl FakeJournald {
                 let received = receive(socket);
                 let mut state_guard = state.lock();
                 match received {
-                    // There is something else to do.
+                    // tracing-journald's way to see whether journald is there; or there is something else to do.
                     Received::Empty => {}
                     Received::Entry(entry) => state_guard.entries.push(entry),
                     Received::End => {

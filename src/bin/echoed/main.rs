@@ -29,7 +29,7 @@ use echoed::server::{Counts, Server};
 use echoed::systemd::activation::{
     self, ActivationFds, Fallback, NamedSocket, Sockets, StdinSocket, is_stderr_withheld,
 };
-use echoed::systemd::journal::JOURNAL_DIRECTORIES;
+use echoed::systemd::journal::JOURNAL_PATH;
 use echoed::systemd::{fdstore, notify};
 use tokio::{runtime, time};
 
@@ -238,9 +238,8 @@ fn trusting_sockets() -> Vec<UnixName> {
             Some(name) => UnixName::Abstract(name.to_owned()),
             None => UnixName::Path(address.into()),
         });
-    let journal =
-        JOURNAL_DIRECTORIES.iter().flat_map(|directory| JOURNAL_SOCKETS.map(|name| Path::new(directory).join(name)));
-    manager.into_iter().chain(journal.map(UnixName::Path)).collect()
+    let journal = JOURNAL_SOCKETS.map(|name| UnixName::Path(Path::new(JOURNAL_PATH).with_file_name(name)));
+    manager.into_iter().chain(journal).collect()
 }
 
 /// Drains: replies that are owed may take as long as `service.drain_timeout` says, messages that wait for the log a

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 
-use super::native::JournalSocket;
+use super::native::{JOURNAL_PATH, JournalSocket};
 use super::{
     EntryKind, FIRST_RETRY_DELAY, Log, LogEntry, LogTarget, MAX_RETRY_DELAY, Priority, RateLimit, STALL_TIMEOUT,
 };
@@ -63,7 +63,7 @@ enum Target {
 /// Opens the lossless log on this target. What goes wrong is reported in `log`.
 #[must_use]
 pub fn open(target: LogTarget, log: Log) -> LosslessLog {
-    open_at(target, JournalSocket::of_machine(), log)
+    open_at(target, JournalSocket::at(JOURNAL_PATH), log)
 }
 
 fn open_at(target: LogTarget, journal: JournalSocket, log: Log) -> LosslessLog {

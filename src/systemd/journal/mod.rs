@@ -33,7 +33,7 @@ use sink::Sink;
 
 use super::activation::is_stderr_withheld;
 
-pub use native::JOURNAL_DIRECTORIES;
+pub use native::JOURNAL_PATH;
 pub use sink::is_stderr;
 
 /// How many entries may wait to be written.

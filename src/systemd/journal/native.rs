@@ -10,14 +10,14 @@
 //!
 //! What is too large for a datagram is sent as a descriptor of sealed memory that has the same bytes in it.
 //!
-//! There are crates for this, and they drop errors or wait without a limit; here a call returns the error, and never
-//! waits. When the kernel has queued the datagram at journald's socket, the entry is journald's.
+//! tracing-journald, which writes the daemon's own entries, drops errors and waits without a limit. Messages of peers
+//! must not be lost, and their senders must not wait: here a call returns the error, and never waits. When the kernel
+//! has queued the datagram at journald's socket, the entry is journald's.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,19 +29,23 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-/// Where journald listens. The first directory that exists is used: a service with `LogNamespace=` has that of its
-/// namespace at the first, and the shipped unit binds that of the machine to the second. (Bound to the first, it would
-/// cover the namespace.) A socket in the first that was bound there by itself (by `BindLogSockets=`, which is implied
-/// from systemd 257 on, or by the profile of a portable service) is passed over when it is dead, since journald's
-/// sockets were made anew.
-pub const JOURNAL_DIRECTORIES: [&str; 2] = ["/run/systemd/journal", "/run/journal"];
-
-/// The name of journald's socket there.
-const SOCKET_NAME: &str = "socket";
+/// Where journald listens: the path that tracing-journald uses. The shipped unit has the directory of the machine's
+/// journal there, so that sockets that are made anew are seen, or that of its `LogNamespace=`.
+pub const JOURNAL_PATH: &str = "/run/systemd/journal/socket";
 
 /// Returns whether there is a journald to write to.
 pub(super) fn is_reachable() -> bool {
-    JournalSocket::of_machine().connect().is_ok()
+    connect(Path::new(JOURNAL_PATH)).is_ok()
+}
+
+/// Waits until an entry can be sent to journald, for `timeout` at most. A new connection is made for it: an old one
+/// does not tell whether journald's socket was made anew.
+///
+/// # Errors
+/// Returns an error if no entry can be sent: [`ErrorKind::WouldBlock`] if journald's socket has no room.
+pub(super) fn wait_until_writable(timeout: Duration) -> io::Result<()> {
+    let socket = connect(Path::new(JOURNAL_PATH))?;
+    if has_room(&socket, timeout)? { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) }
 }
 
 /// Adds a field to an entry. `name` must be one of ours.
@@ -62,26 +66,19 @@ pub(super) fn put_field_start(entry: &mut Vec<u8>, name: &str, len: usize) {
 /// send.
 #[derive(Debug)]
 pub(super) struct JournalSocket {
-    directories: Vec<PathBuf>,
+    path: PathBuf,
     socket: Mutex<Option<Arc<UnixDatagram>>>,
 }
 
 impl JournalSocket {
-    /// Returns the journal of this machine, or of the namespace of this service.
-    pub(super) fn of_machine() -> Self {
-        Self::below(JOURNAL_DIRECTORIES.into_iter().map(PathBuf::from).collect())
-    }
-
-    /// Returns the journal whose socket is in the first of these directories that exists.
-    pub(super) fn below(directories: Vec<PathBuf>) -> Self {
-        Self { directories, socket: Mutex::default() }
+    /// Returns the journal whose socket is at this path.
+    pub(super) fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), socket: Mutex::default() }
     }
 
     /// Returns the path of journald's socket.
-    pub(super) fn path(&self) -> PathBuf {
-        let exists = |directory: &&PathBuf| directory.is_dir() && !is_unlinked(&directory.join(SOCKET_NAME));
-        let directory = self.directories.iter().find(exists).or_else(|| self.directories.first());
-        directory.map_or_else(PathBuf::new, |directory| directory.join(SOCKET_NAME))
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Sends an entry, which consists of these parts. Never waits.
@@ -124,10 +121,7 @@ impl JournalSocket {
         if let Some(socket) = &*cached {
             return Ok(Arc::clone(socket));
         }
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        socket.connect(self.path())?;
-        Ok(Arc::clone(cached.insert(Arc::new(socket))))
+        Ok(Arc::clone(cached.insert(Arc::new(connect(&self.path)?))))
     }
 
     /// Has the next call make a new connection, unless there is one already.
@@ -143,9 +137,11 @@ impl JournalSocket {
     }
 }
 
-/// Returns whether the file has no name any more in its own directory; a bind mount still shows it.
-fn is_unlinked(path: &Path) -> bool {
-    path.metadata().is_ok_and(|file| file.nlink() == 0)
+fn connect(path: &Path) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.connect(path)?;
+    Ok(socket)
 }
 
 /// Both say that it can be sent when journald has read.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{BURST, EntryKind, LOST, LogEntry, MAX_QUEUED, Priority, RateLimit, SUPPRESSED, now};
+use super::{BURST, EntryKind, LOST, LogEntry, MAX_QUEUED, Priority, RateLimit, STALL_TIMEOUT, SUPPRESSED, now};
 
 /// The queue between the threads that log and the thread that writes.
 #[derive(Debug)]
@@ -28,8 +28,8 @@ struct QueueState {
     interval_ends: Option<Instant>,
     /// Kinds with suppressed entries in the interval that has just ended.
     suppressed: Vec<KindCount>,
-    /// Whether an entry is being written.
-    writing: bool,
+    /// Since when an entry is being written, if one is.
+    writing_since: Option<Instant>,
     /// Whether it cannot be written, and is tried again and again.
     unavailable: bool,
     closing: bool,
@@ -39,7 +39,7 @@ struct QueueState {
 impl QueueState {
     /// Returns how many entries wait, the one that is being written included.
     fn waiting(&self) -> usize {
-        self.queued.len() + usize::from(self.writing)
+        self.queued.len() + usize::from(self.writing_since.is_some())
     }
 }
 
@@ -117,16 +117,16 @@ impl LogQueue {
     /// Waits for something to do.
     pub(super) fn next(&self) -> WriterTask {
         let mut state = self.state();
-        state.writing = false;
+        state.writing_since = None;
         loop {
             if state.lost > 0 {
-                state.writing = true;
+                state.writing_since = Some(now());
                 let lost = std::mem::take(&mut state.lost);
                 let text = format!("{lost} entries were left out here, the log was too slow");
                 return WriterTask::Report(LOST, Priority::Warning, text);
             }
             if let Some(KindCount { kind, priority, count: counts }) = state.suppressed.pop() {
-                state.writing = true;
+                state.writing_since = Some(now());
                 let (suppressed, time) = (counts - BURST, self.interval.as_secs());
                 let text = format!(
                     "{suppressed} more entries of the kind {} were left out: only {BURST} of a kind are logged in {time}s",
@@ -148,7 +148,7 @@ impl LogQueue {
                 continue;
             }
             if let Some(queued) = state.queued.pop_front() {
-                state.writing = true;
+                state.writing_since = Some(now());
                 return WriterTask::Write(Box::new(queued));
             }
             if state.closing {
@@ -169,10 +169,11 @@ impl LogQueue {
         self.state().unavailable = unavailable;
     }
 
-    /// Returns how many entries wait because none can be written; `None` if they can be.
+    /// Returns how many entries wait because none can be written, or one takes very long; `None` if they can be.
     pub(super) fn backlog(&self) -> Option<usize> {
+        let stalls = |since| now().saturating_duration_since(since) >= STALL_TIMEOUT;
         let state = self.state();
-        state.unavailable.then(|| state.waiting())
+        (state.unavailable || state.writing_since.is_some_and(stalls)).then(|| state.waiting())
     }
 
     /// The thread that writes has ended.

@@ -1,11 +1,14 @@
-//! Where entries end: the journal, or lines.
+//! Where entries end: the journal, through tracing-journald, or lines.
 
-use std::io::{self, ErrorKind, IoSlice, Write};
+use std::io::{self, ErrorKind, Write};
 use std::time::SystemTime;
 
 use rustix::fs::fstat;
+use tracing::{Dispatch, Level, dispatcher, event};
+use tracing_journald::{Layer, Priority as Syslog, PriorityMappings};
+use tracing_subscriber::layer::SubscriberExt;
 
-use super::native::{self, JournalSocket};
+use super::native::{self, JOURNAL_PATH};
 use super::text::escape_control;
 use super::{EntryKind, IDENTIFIER, LogEntry, LogTarget, Priority, STALL_TIMEOUT};
 
@@ -29,8 +32,9 @@ pub(super) enum PriorityStyle {
 /// Where entries end.
 pub(super) enum Sink {
     Journal {
-        journal: JournalSocket,
-        /// Takes lines instead, as long as no entry has reached the journal: there may be none.
+        /// What hands entries to tracing-journald: `None` until the journal could be reached.
+        dispatch: Option<Dispatch>,
+        /// Takes lines instead, as long as the journal has not been reached: there may be none.
         fallback: Option<Lines>,
     },
     Lines(Lines),
@@ -48,19 +52,22 @@ impl Sink {
         match target {
             LogTarget::Lines(out) => Self::Lines(Lines { out, style: PriorityStyle::Names }),
             LogTarget::Journal(out) => {
-                let journal = JournalSocket::of_machine();
                 let mut lines = Lines { out, style: PriorityStyle::Numbers };
-                let fallback = journal.connect().err().map(|error| {
-                    let path = journal.path();
-                    let text = format!(
-                        "cannot reach the journal at {}: {error}; until it can be reached, entries have no fields",
-                        path.display()
-                    );
-                    // If this fails, so does what comes next.
-                    let _ = lines.write(Priority::Warning, &text);
-                    lines
-                });
-                Self::Journal { journal, fallback }
+                let (dispatch, fallback) = match connect() {
+                    Ok(dispatch) => (Some(dispatch), None),
+                    // It is there.
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => (None, None),
+                    Err(error) => {
+                        let text = format!(
+                            "cannot reach the journal at {JOURNAL_PATH}: {error}; until it can be reached, entries have \
+                             no fields"
+                        );
+                        // If this fails, so does what comes next.
+                        let _ = lines.write(Priority::Warning, &text);
+                        (None, Some(lines))
+                    }
+                };
+                Self::Journal { dispatch, fallback }
             }
         }
     }
@@ -73,16 +80,14 @@ impl Sink {
     pub(super) fn write(&mut self, kind: EntryKind, priority: Priority, entry: &LogEntry) -> io::Result<()> {
         let text = escape_control(&entry.text, entry.multiline);
         match self {
-            Self::Journal { journal, fallback } => {
-                let result = send(journal, &encode(kind, priority, entry, &text));
-                match (result, &mut *fallback) {
-                    (Ok(()), _) => *fallback = None,
-                    (Err(error), Some(lines)) if error.kind() != ErrorKind::WouldBlock => {
-                        lines.write(priority, &text)?;
-                    }
-                    (Err(error), _) => return Err(error),
+            Self::Journal { dispatch, fallback } => match (reach(dispatch), &mut *fallback) {
+                (Ok(dispatch), _) => {
+                    *fallback = None;
+                    dispatcher::with_default(dispatch, || send(kind, priority, entry, &text));
                 }
-            }
+                (Err(error), Some(lines)) if error.kind() != ErrorKind::WouldBlock => lines.write(priority, &text)?,
+                (Err(error), _) => return Err(error),
+            },
             Self::Lines(lines) => drop(lines.write(priority, &text)),
         }
         Ok(())
@@ -101,41 +106,27 @@ impl Lines {
     }
 }
 
-/// Sends an entry, and waits for journald up to [`STALL_TIMEOUT`].
-fn send(journal: &JournalSocket, entry: &[u8]) -> io::Result<()> {
-    let entry = [IoSlice::new(entry)];
-    match journal.try_send(&entry) {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => {
-            journal.wait_for_room(STALL_TIMEOUT)?;
-            journal.try_send(&entry)
-        }
-        result => result,
+/// Returns what hands entries to tracing-journald, at a moment when journald takes them.
+///
+/// tracing-journald throws errors away: an entry that it cannot send is lost, so it gets none while journald cannot be
+/// reached. What can still be lost is the entry for which this was asked, if journald's socket is closed before it is
+/// sent, some microseconds later. If only the room is taken by another sender meanwhile, tracing-journald waits.
+///
+/// # Errors
+/// Returns an error if journald takes nothing now.
+fn reach(dispatch: &mut Option<Dispatch>) -> io::Result<&Dispatch> {
+    match dispatch {
+        // tracing-journald looks up the path for each entry, so it finds a socket that was made anew.
+        Some(dispatch) => native::wait_until_writable(STALL_TIMEOUT).map(|()| &*dispatch),
+        None => connect().map(|connected| &*dispatch.insert(connected)),
     }
 }
 
-/// Returns the bytes of an entry. All names of fields are here.
-fn encode(kind: EntryKind, priority: Priority, entry: &LogEntry, text: &str) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(512);
-    let mut put = |name, value: Option<&str>| {
-        if let Some(value) = value {
-            native::put_field(&mut bytes, name, value.as_bytes());
-        }
-    };
-    let number = |number: Option<u64>| number.map(|number| number.to_string());
-    let escaped = |text: Option<&str>| text.map(|text| escape_control(text, false).into_owned());
-    put("PRIORITY", Some(&(priority as u8).to_string()));
-    put("SYSLOG_IDENTIFIER", Some(IDENTIFIER));
-    put("MESSAGE_ID", Some(kind.message_id));
-    put("LISTENER", escaped(entry.listener.as_deref()).as_deref());
-    put("PEER", escaped(entry.peer.as_deref()).as_deref());
-    put("CONNECTION", number(entry.connection).as_deref());
-    put("VERDICT", entry.verdict);
-    put("REASON", entry.reason);
-    put("BYTES_IN", number(entry.bytes_in).as_deref());
-    put("BYTES_OUT", number(entry.bytes_out).as_deref());
-    put("MESSAGES", number(entry.messages).as_deref());
-    put("MESSAGE", Some(text));
-    bytes
+/// Connects tracing-journald, when journald takes entries: it sends an empty one, to see whether journald is there.
+fn connect() -> io::Result<Dispatch> {
+    native::wait_until_writable(STALL_TIMEOUT)?;
+    let layer = tracing_journald::layer()?;
+    Ok(Dispatch::new(tracing_subscriber::registry().with(configure(layer))))
 }
 
 /// A line with its line feed. Where the text has several, the further ones are indented: none of them can be mistaken
@@ -154,6 +145,48 @@ fn format_line_at(time: SystemTime, style: PriorityStyle, priority: Priority, te
             let prefix = format!("<{}>", priority as u8);
             format!("{prefix}{}\n", text.replace('\n', &format!("\n{prefix}  ")))
         }
+    }
+}
+
+fn configure(layer: Layer) -> Layer {
+    let priorities = PriorityMappings {
+        error: Syslog::Error,
+        warn: Syslog::Warning,
+        info: Syslog::Informational,
+        debug: Syslog::Debug,
+        trace: Syslog::Debug,
+    };
+    // Without a prefix, so that MESSAGE_ID is what it says. All names of fields are in `send`.
+    layer.with_field_prefix(None).with_priority_mappings(priorities).with_syslog_identifier(IDENTIFIER.to_owned())
+}
+
+fn send(kind: EntryKind, priority: Priority, entry: &LogEntry, text: &str) {
+    let listener = entry.listener.as_deref().map(|name| escape_control(name, false));
+    let peer = entry.peer.as_deref().map(|peer| escape_control(peer, false));
+    // The level must be known when this is compiled.
+    macro_rules! send_at {
+        ($level:expr) => {
+            event!(
+                target: "echoed",
+                $level,
+                MESSAGE_ID = kind.message_id,
+                LISTENER = listener.as_deref(),
+                PEER = peer.as_deref(),
+                CONNECTION = entry.connection,
+                VERDICT = entry.verdict,
+                REASON = entry.reason,
+                BYTES_IN = entry.bytes_in,
+                BYTES_OUT = entry.bytes_out,
+                MESSAGES = entry.messages,
+                message = text,
+            )
+        };
+    }
+    match priority {
+        Priority::Error => send_at!(Level::ERROR),
+        Priority::Warning => send_at!(Level::WARN),
+        Priority::Info => send_at!(Level::INFO),
+        Priority::Debug => send_at!(Level::DEBUG),
     }
 }
 

@@ -95,6 +95,28 @@ fn closing_a_log_without_a_reader_does_not_block() {
 }
 
 #[test]
+fn entries_behind_one_that_takes_very_long_are_a_backlog_until_it_is_written() {
+    let (begins, begun) = channel();
+    let (go, may) = channel();
+    let slow = Slow { begins, may, written: Written::default() };
+    let (log, writer) = start(LogTarget::Lines(Box::new(slow))).unwrap();
+    say(&log, KIND, RateLimit::Exempt, "first");
+    begun.recv().unwrap();
+    say(&log, KIND, RateLimit::Exempt, "second");
+    let wait_for = |backlog| {
+        let until = now() + Duration::from_secs(30);
+        while log.backlog() != backlog {
+            assert!(now() < until, "{:?}", log.backlog());
+            thread::sleep(Duration::from_millis(2));
+        }
+    };
+    wait_for(Some(2));
+    drop(go);
+    wait_for(None);
+    assert_eq!(writer.close(), 0);
+}
+
+#[test]
 fn entries_of_one_kind_are_rate_limited_and_the_suppressed_ones_counted_at_the_end() {
     let written = Written::default();
     let (log, writer) = start(LogTarget::Lines(Box::new(written.clone()))).unwrap();

@@ -28,6 +28,9 @@ const OURS: [&str; 12] = [
     "MESSAGES",
 ];
 
+/// Where in its source it did so.
+const SOURCE: [&str; 3] = ["CODE_FILE", "CODE_LINE", "TARGET"];
+
 impl Entry {
     /// The only value of a field; `None` if it is not there.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
@@ -44,7 +47,7 @@ impl Entry {
     /// The fields that the daemon sent, after a check that it sent no others and none twice.
     pub fn ours(&self) -> BTreeMap<&str, String> {
         for name in self.0.keys() {
-            let known = name.starts_with('_') || OURS.contains(&&**name);
+            let known = name.starts_with('_') || OURS.contains(&&**name) || SOURCE.contains(&&**name);
             assert!(known, "{name} is none of ours: {self:?}");
         }
         OURS.into_iter().filter(|name| self.0.contains_key(*name)).map(|name| (name, self.text(name))).collect()

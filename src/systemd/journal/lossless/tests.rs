@@ -91,7 +91,7 @@ fn set_up() -> Setup {
     journal.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let lines = Arc::new(Mutex::default());
     let (other, log_writer) = start(LogTarget::Lines(Box::new(Lines(Arc::clone(&lines))))).unwrap();
-    let socket = JournalSocket::below(vec![directory.path().into()]);
+    let socket = JournalSocket::at(directory.path().join("socket"));
     let log = open_at(LogTarget::Journal(Box::new(io::sink())), socket, other);
     Setup { journal, log, log_writer, lines, directory }
 }
@@ -290,34 +290,14 @@ fn a_journal_that_goes_away_and_comes_back_gets_every_message() {
     assert_eq!(next(&anew).unwrap(), b"at once");
 }
 
-#[test]
-fn the_journal_of_a_namespace_comes_before_that_of_the_machine() {
-    let directory = tempfile::tempdir().unwrap();
-    let [namespace, machine] = ["namespace", "machine"].map(|name| directory.path().join(name));
-    let socket = || JournalSocket::below(vec![namespace.clone(), machine.clone()]);
-    std::fs::create_dir(&machine).unwrap();
-    assert_eq!(socket().path(), machine.join("socket"));
-    // Also while there is no socket in it: entries of a namespace do not go elsewhere.
-    std::fs::create_dir(&namespace).unwrap();
-    assert_eq!(socket().path(), namespace.join("socket"));
-    // As a bind mount shows a socket that was made anew elsewhere.
-    let path = directory.path().join("bound");
-    drop(UnixDatagram::bind(&path).unwrap());
-    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
-    let dead = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap();
-    let shown = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&dead));
-    std::os::unix::fs::symlink(shown, namespace.join("socket")).unwrap();
-    assert_eq!(socket().path(), namespace.join("socket"));
-    std::fs::remove_file(&path).unwrap();
-    assert_eq!(socket().path(), machine.join("socket"));
-}
-
 /// An output that takes three bytes at a time, and often none, once it is open.
 #[derive(Clone, Default)]
 struct Tight(Arc<(Mutex<TightState>, Condvar)>);
 
 #[derive(Default)]
 struct TightState {
+    /// Whether something was to be written.
+    has_begun: bool,
     is_open: bool,
     calls: usize,
     written: Vec<u8>,
@@ -327,6 +307,13 @@ impl Tight {
     fn open(&self) {
         self.0.0.lock().unwrap().is_open = true;
         self.0.1.notify_all();
+    }
+
+    /// Waits until something is being written.
+    fn wait_until_begun(&self) {
+        let state = self.0.0.lock().unwrap();
+        let (state, _) = self.0.1.wait_timeout_while(state, TEST_TIMEOUT, |state| !state.has_begun).unwrap();
+        assert!(state.has_begun, "nothing is written");
     }
 
     /// The lines, without their times.
@@ -339,7 +326,10 @@ impl Tight {
 
 impl Write for Tight {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let state = self.0.1.wait_while(self.0.0.lock().unwrap(), |state| !state.is_open);
+        let mut state = self.0.0.lock().unwrap();
+        state.has_begun = true;
+        self.0.1.notify_all();
+        let state = self.0.1.wait_while(state, |state| !state.is_open);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         state.calls += 1;
         if state.calls % 40 == 0 {
@@ -403,6 +393,7 @@ fn a_frozen_log_writes_no_line_that_its_sender_still_has() {
     let log = log_to(&output);
     assert!(!first.try_append(&log, b"first"));
     assert!(!second.try_append(&log, b"second"));
+    output.wait_until_begun();
     thread::scope(|scope| {
         scope.spawn(|| log.freeze());
         let Target::Lines(lines) = &log.target else { panic!("it goes to stderr") };
