@@ -38,14 +38,32 @@ pub(super) fn is_reachable() -> bool {
     connect(Path::new(JOURNAL_PATH)).is_ok()
 }
 
-/// Waits until an entry can be sent to journald, for `timeout` at most. A new connection is made for it: an old one
-/// does not tell whether journald's socket was made anew.
-///
-/// # Errors
-/// Returns an error if no entry can be sent: [`ErrorKind::WouldBlock`] if journald's socket has no room.
-pub(super) fn wait_until_writable(timeout: Duration) -> io::Result<()> {
-    let socket = connect(Path::new(JOURNAL_PATH))?;
-    if has_room(&socket, timeout)? { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) }
+/// Asks whether journald takes an entry, for a sender that would not say that it does not.
+#[derive(Debug)]
+pub(super) struct Probe {
+    /// Kept, since there may be no descriptor for another one when there is something to log about that.
+    socket: Option<UnixDatagram>,
+}
+
+impl Probe {
+    /// Creates a probe, with its socket if there is a descriptor for it.
+    pub(super) fn new() -> Self {
+        Self { socket: unconnected_socket().ok() }
+    }
+
+    /// Waits until an entry can be sent to journald, for `timeout` at most.
+    ///
+    /// # Errors
+    /// Returns an error if no entry can be sent: [`ErrorKind::WouldBlock`] if journald's socket has no room.
+    pub(super) fn wait_until_writable(&mut self, timeout: Duration) -> io::Result<()> {
+        let socket = match &mut self.socket {
+            Some(socket) => socket,
+            none => none.insert(unconnected_socket()?),
+        };
+        // Each time anew: the connection of before does not tell whether journald's socket was made anew.
+        socket.connect(JOURNAL_PATH)?;
+        if has_room(socket, timeout)? { Ok(()) } else { Err(ErrorKind::WouldBlock.into()) }
+    }
 }
 
 /// Adds a field to an entry. `name` must be one of ours.
@@ -138,9 +156,14 @@ impl JournalSocket {
 }
 
 fn connect(path: &Path) -> io::Result<UnixDatagram> {
+    let socket = unconnected_socket()?;
+    socket.connect(path)?;
+    Ok(socket)
+}
+
+fn unconnected_socket() -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;
-    socket.connect(path)?;
     Ok(socket)
 }
 

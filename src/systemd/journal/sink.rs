@@ -8,7 +8,7 @@ use tracing::{Dispatch, Level, dispatcher, event};
 use tracing_journald::{Layer, Priority as Syslog, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::native::{self, JOURNAL_PATH};
+use super::native::{JOURNAL_PATH, Probe};
 use super::text::escape_control;
 use super::{EntryKind, IDENTIFIER, LogEntry, LogTarget, Priority, STALL_TIMEOUT};
 
@@ -31,13 +31,17 @@ pub(super) enum PriorityStyle {
 
 /// Where entries end.
 pub(super) enum Sink {
-    Journal {
-        /// What hands entries to tracing-journald: `None` until the journal could be reached.
-        dispatch: Option<Dispatch>,
-        /// Takes lines instead, as long as the journal has not been reached: there may be none.
-        fallback: Option<Lines>,
-    },
+    Journal(Journal),
     Lines(Lines),
+}
+
+/// Entries in the journal, through tracing-journald.
+pub(super) struct Journal {
+    probe: Probe,
+    /// What hands entries to tracing-journald: `None` until the journal could be reached.
+    dispatch: Option<Dispatch>,
+    /// Takes lines instead, as long as the journal has not been reached: there may be none.
+    fallback: Option<Lines>,
 }
 
 /// Entries as lines.
@@ -51,24 +55,7 @@ impl Sink {
     pub(super) fn open(target: LogTarget) -> Self {
         match target {
             LogTarget::Lines(out) => Self::Lines(Lines { out, style: PriorityStyle::Names }),
-            LogTarget::Journal(out) => {
-                let mut lines = Lines { out, style: PriorityStyle::Numbers };
-                let (dispatch, fallback) = match connect() {
-                    Ok(dispatch) => (Some(dispatch), None),
-                    // It is there.
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => (None, None),
-                    Err(error) => {
-                        let text = format!(
-                            "cannot reach the journal at {JOURNAL_PATH}: {error}; until it can be reached, entries have \
-                             no fields"
-                        );
-                        // If this fails, so does what comes next.
-                        let _ = lines.write(Priority::Warning, &text);
-                        (None, Some(lines))
-                    }
-                };
-                Self::Journal { dispatch, fallback }
-            }
+            LogTarget::Journal(out) => Self::Journal(Journal::open(Lines { out, style: PriorityStyle::Numbers })),
         }
     }
 
@@ -80,15 +67,8 @@ impl Sink {
     pub(super) fn write(&mut self, kind: EntryKind, priority: Priority, entry: &LogEntry) -> io::Result<()> {
         let text = escape_control(&entry.text, entry.multiline);
         match self {
-            Self::Journal { dispatch, fallback } => match (reach(dispatch), &mut *fallback) {
-                (Ok(dispatch), _) => {
-                    *fallback = None;
-                    dispatcher::with_default(dispatch, || send(kind, priority, entry, &text));
-                }
-                (Err(error), Some(lines)) if error.kind() != ErrorKind::WouldBlock => lines.write(priority, &text)?,
-                (Err(error), _) => return Err(error),
-            },
-            Self::Lines(lines) => drop(lines.write(priority, &text)),
+            Self::Journal(journal) => return journal.write(kind, priority, entry, &text),
+            Self::Lines(lines) => lines.write(priority, &text),
         }
         Ok(())
     }
@@ -101,32 +81,62 @@ impl Sink {
 }
 
 impl Lines {
-    fn write(&mut self, priority: Priority, text: &str) -> io::Result<()> {
-        self.out.write_all(format_line(self.style, priority, text).as_bytes())
+    /// Writes a line. If this fails, so does what comes next.
+    fn write(&mut self, priority: Priority, text: &str) {
+        let _ = self.out.write_all(format_line(self.style, priority, text).as_bytes());
     }
 }
 
-/// Returns what hands entries to tracing-journald, at a moment when journald takes them.
-///
-/// tracing-journald throws errors away: an entry that it cannot send is lost, so it gets none while journald cannot be
-/// reached. What can still be lost is the entry for which this was asked, if journald's socket is closed before it is
-/// sent, some microseconds later. If only the room is taken by another sender meanwhile, tracing-journald waits.
-///
-/// # Errors
-/// Returns an error if journald takes nothing now.
-fn reach(dispatch: &mut Option<Dispatch>) -> io::Result<&Dispatch> {
-    match dispatch {
-        // tracing-journald looks up the path for each entry, so it finds a socket that was made anew.
-        Some(dispatch) => native::wait_until_writable(STALL_TIMEOUT).map(|()| &*dispatch),
-        None => connect().map(|connected| &*dispatch.insert(connected)),
+impl Journal {
+    fn open(mut lines: Lines) -> Self {
+        let mut journal = Self { probe: Probe::new(), dispatch: None, fallback: None };
+        match journal.reach() {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => {
+                let text = format!(
+                    "cannot reach the journal at {JOURNAL_PATH}: {error}; until it can be reached, entries have no fields"
+                );
+                lines.write(Priority::Warning, &text);
+                journal.fallback = Some(lines);
+            }
+            _ => {}
+        }
+        journal
     }
-}
 
-/// Connects tracing-journald, when journald takes entries: it sends an empty one, to see whether journald is there.
-fn connect() -> io::Result<Dispatch> {
-    native::wait_until_writable(STALL_TIMEOUT)?;
-    let layer = tracing_journald::layer()?;
-    Ok(Dispatch::new(tracing_subscriber::registry().with(configure(layer))))
+    fn write(&mut self, kind: EntryKind, priority: Priority, entry: &LogEntry, text: &str) -> io::Result<()> {
+        match (self.reach(), &mut self.fallback) {
+            (Ok(dispatch), _) => {
+                self.fallback = None;
+                dispatcher::with_default(&dispatch, || send(kind, priority, entry, text));
+            }
+            (Err(error), Some(lines)) if error.kind() != ErrorKind::WouldBlock => lines.write(priority, text),
+            (Err(error), _) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Returns what hands entries to tracing-journald, at a moment when journald takes them.
+    ///
+    /// tracing-journald throws errors away: an entry that it cannot send is lost, so it gets none while journald cannot
+    /// be reached. What can still be lost is the one entry for which this was asked, if journald's socket is closed
+    /// before it is sent, some microseconds later. If only the room is taken by another sender meanwhile,
+    /// tracing-journald waits.
+    ///
+    /// # Errors
+    /// Returns an error if journald takes nothing now.
+    fn reach(&mut self) -> io::Result<Dispatch> {
+        self.probe.wait_until_writable(STALL_TIMEOUT)?;
+        let dispatch = match &mut self.dispatch {
+            // tracing-journald looks up the path for each entry, so it finds a socket that was made anew.
+            Some(dispatch) => dispatch,
+            // It sends an empty entry, to see whether journald is there.
+            none => {
+                let layer = configure(tracing_journald::layer()?);
+                none.insert(Dispatch::new(tracing_subscriber::registry().with(layer)))
+            }
+        };
+        Ok(dispatch.clone())
+    }
 }
 
 /// A line with its line feed. Where the text has several, the further ones are indented: none of them can be mistaken
