@@ -117,9 +117,12 @@ fn run(arguments: &Echoed, mut stdin: Option<StdinSocket>, hangup: BlockedHangup
     }
     log.warn_about(&settings);
     let runtime = check_descriptors().and_then(|()| runtime::Builder::new_current_thread().enable_all().build());
-    let runtime = runtime.map_err(|error| StartError::system("cannot start the runtime", error))?;
-    let result = runtime.block_on(serve(arguments, &settings, mode, budget, fds, hangup, &log));
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(serve(arguments, &settings, mode, budget, fds, hangup, &log)),
+        Err(error) => Err(StartError::system("cannot start the runtime", error)),
+    };
     drop(log);
+    // Also after an error, which is reported next: what was logged before comes first.
     let lost_entries = writer.close();
     result.map(|Ended { code, lost_messages, waiting_messages }| {
         report_unlogged(lost_messages, waiting_messages, lost_entries);
