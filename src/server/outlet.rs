@@ -17,7 +17,7 @@ use super::peer_descriptors::PeerDescriptors;
 use super::peer_input;
 use super::worker::Worker;
 use crate::protocol::rules::LogMessages;
-use crate::protocol::{Outlet, Scratch, Session};
+use crate::protocol::{Outlet, Scratch, Session, Want};
 
 /// The socket, during one drive.
 pub(super) struct SocketOutlet<'a> {
@@ -88,7 +88,7 @@ pub(super) struct LoggingOutlet<'a, 'w> {
     pub(super) worker: &'a Arc<Worker>,
     pub(super) info: &'a ConnectionInfo,
     pub(super) waker: &'a mut Option<Arc<ConnectionWaker>>,
-    /// Whether a message waits for the log: [`UnloggedMessages`](super::event::UnloggedMessages) counts it.
+    /// Whether messages wait for the log: [`UnloggedMessages`](super::event::UnloggedMessages) counts it.
     pub(super) awaits_log: &'a mut bool,
     pub(super) key: usize,
     pub(super) log: LogMessages,
@@ -99,11 +99,22 @@ impl LoggingOutlet<'_, '_> {
     #[inline(never)]
     pub(super) fn receive(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch, count: usize) {
         session.receive(now, scratch, count, &mut self);
+        self.end_wait(session);
     }
 
     #[inline(never)]
     pub(super) fn process_buffers(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch) {
         session.process_buffers(now, scratch, &mut self);
+        self.end_wait(session);
+    }
+
+    /// Notes that no message waits for the log any longer, if that is so. Not with each one that the log accepts: a drain
+    /// that ends between two of them would cut the connection, before the next is logged and this one is answered.
+    fn end_wait(&mut self, session: &Session) {
+        if *self.awaits_log && !matches!(session.wants(), Want::Log) && session.unlogged_messages() == 0 {
+            *self.awaits_log = false;
+            self.worker.sink.unlogged.end_wait();
+        }
     }
 }
 
@@ -130,12 +141,10 @@ impl Outlet for LoggingOutlet<'_, '_> {
                 let message = ReceivedMessage { connection_id, listener: &listener.name, peer, bytes: message };
                 let appended = sink.message_log.try_append(message, &waker);
                 self.inner.blocked |= !appended;
-                match (appended, *self.awaits_log) {
-                    (false, false) => sink.unlogged.begin_wait(),
-                    (true, true) => sink.unlogged.end_wait(),
-                    _ => {}
+                if !appended && !*self.awaits_log {
+                    *self.awaits_log = true;
+                    sink.unlogged.begin_wait();
                 }
-                *self.awaits_log = !appended;
                 appended
             }
         }
