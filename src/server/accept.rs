@@ -309,7 +309,7 @@ impl Dispatcher {
     }
 
     /// Waits for a barrier on every worker.
-    async fn barrier(&self) {
+    pub(crate) async fn barrier(&self) {
         for worker in &self.workers {
             worker.barrier().await;
         }

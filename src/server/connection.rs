@@ -374,6 +374,21 @@ impl Connection {
         self.permit.refuse()
     }
 
+    /// Returns whether it waits for its peer to take replies.
+    pub(crate) fn is_blocked_by_peer(&self) -> bool {
+        self.session.wants() == Want::Write
+    }
+
+    /// Ends its session, if messages of it are not logged yet that have to be. Returns whether there are such messages: the next
+    /// drive logs them, as far as the log takes them.
+    pub(crate) fn abandon_unlogged(&mut self) -> bool {
+        let is_unlogged = self.session.unlogged_messages() > 0;
+        if is_unlogged {
+            self.session.abandon();
+        }
+        is_unlogged
+    }
+
     /// Returns whether it belongs to this listener.
     pub(crate) fn belongs_to(&self, listener: &Arc<Listener>) -> bool {
         Arc::ptr_eq(&self.info.listener, listener)

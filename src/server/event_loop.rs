@@ -114,6 +114,9 @@ impl EventLoop {
                 self.drive(key, Readiness::None, now);
             }
         }
+        if commands.give_up_blocked {
+            self.log_remaining(Connection::is_blocked_by_peer, now);
+        }
         if !commands.close_listeners.is_empty() {
             self.close_listeners(&commands.close_listeners);
         }
@@ -181,8 +184,23 @@ impl EventLoop {
     fn close_listeners(&mut self, listeners: &[Arc<Listener>]) {
         let is_closed = |connection: &Connection| listeners.iter().any(|listener| connection.belongs_to(listener));
         let closed: Vec<_> = self.connections.iter().filter(|(_, one)| is_closed(one)).map(|(key, _)| key).collect();
+        self.log_remaining(is_closed, clock());
         for key in closed {
-            self.remove(key);
+            // It may have ended.
+            if self.connections.contains(key) {
+                self.remove(key);
+            }
+        }
+    }
+
+    /// Ends these connections as far as they have messages that are to be logged whole and were not yet: they are logged, and not
+    /// answered. What the log does not take at once waits for it.
+    fn log_remaining(&mut self, wanted: impl Fn(&Connection) -> bool, now: Instant) {
+        let wanted: Vec<_> = self.connections.iter().filter(|(_, one)| wanted(one)).map(|(key, _)| key).collect();
+        for key in wanted {
+            if self.connections[key].abandon_unlogged() {
+                self.drive(key, Readiness::None, now);
+            }
         }
     }
 
@@ -313,6 +331,7 @@ impl Future for EventLoop {
 
 impl Drop for EventLoop {
     fn drop(&mut self) {
+        self.log_remaining(|_| true, clock());
         let commands = self.worker.take_commands(std::task::Waker::noop());
         for connection in self.connections.drain().chain(commands.accepted).chain(commands.restored) {
             connection.close(&self.worker);

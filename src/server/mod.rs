@@ -277,6 +277,15 @@ impl Server {
         }
     }
 
+    /// Gives up the connections whose peers do not take replies: their messages that have to be logged whole are logged, and not
+    /// answered. Returns when each worker has begun with that; [`UnloggedMessages::waiting`] says what waits for the log.
+    pub async fn log_blocked(&self) {
+        for thread in &self.threads {
+            thread.worker.give_up_blocked();
+        }
+        self.dispatcher.barrier().await;
+    }
+
     /// Waits until every worker has run a task for this, which it does between two passes of its event loop.
     pub async fn ping_workers(&self) {
         for thread in &self.threads {

@@ -90,6 +90,8 @@ pub(crate) struct Commands {
     pub(crate) reclaims: Vec<Reclaim>,
     /// Whether all connections are to be driven, since they are to drain.
     pub(crate) drain: bool,
+    /// Whether connections whose messages are not logged since their peers do not read are to be given up.
+    pub(crate) give_up_blocked: bool,
     /// Listeners whose connections are to end at once.
     pub(crate) close_listeners: Vec<Arc<Listener>>,
     /// Where to send all connections once they are detached.
@@ -365,6 +367,11 @@ impl Worker {
         self.draining.store(true, Ordering::SeqCst);
         self.stop_request.send_replace(StopRequest::Graceful);
         self.post(|commands| commands.drain = true);
+    }
+
+    /// Gives up the connections whose peers do not read, so that their messages are not logged: they are logged, and not answered.
+    pub(crate) fn give_up_blocked(&self) {
+        self.post(|commands| commands.give_up_blocked = true);
     }
 
     /// Has every connection that is not in the event loop end, without waiting for its peer.

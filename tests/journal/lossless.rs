@@ -236,3 +236,22 @@ fn message_summaries_are_never_suppressed() {
     assert_eq!((summary.text("CONNECTION"), summary.text("PRIORITY")), ("1".to_owned(), "6".to_owned()));
     assert!(!entries.iter().any(has_subject("suppressed")));
 }
+
+#[test]
+fn messages_of_a_client_that_does_not_read_are_logged_when_it_is_cut_off_at_the_end() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let configuration = format!("{FULL}[service]\ndrain_timeout = '100ms'\n[log]\nlevel = 'debug'\n");
+    let mut daemon = spawn(&journal, &configuration, &["--listen", "DIR/socket"]);
+    let mut peer = Peer::connect(&journal.addresses(1)[0]);
+    // More than fits: it is the client's own replies that are in the way of its messages.
+    peer.send_what_fits(&b"a message\t".repeat(1_000_000));
+    daemon.signal(rustix::process::Signal::INT);
+    assert_eq!(daemon.wait().code(), Some(0));
+    let entries = journal.stop_and_collect();
+    let logged = entries.iter().filter(|entry| is_message(entry)).count();
+    let ended = entries.iter().find(|entry| entry.text("VERDICT") == "shutdown").expect("it is logged");
+    let read: usize = ended.text("BYTES_IN").parse().expect("it is a number");
+    // The last message may be incomplete.
+    assert_eq!(logged, read / 10);
+    assert!(logged > 1000, "{logged}");
+}

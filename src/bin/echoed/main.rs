@@ -257,6 +257,7 @@ async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &L
     let drained = async {
         if time::timeout(timeout, done).await.is_err() {
             let logged = async {
+                server.log_blocked().await;
                 while unlogged.waiting() > 0 {
                     time::sleep(UNLOGGED_INTERVAL).await;
                 }

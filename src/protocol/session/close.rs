@@ -88,6 +88,14 @@ impl Session {
         self.phase = Phase::Closing(verdict, until);
     }
 
+    /// Ends the session at once: what was read is not answered. Messages among it that have to be logged whole are still logged:
+    /// then it wants [`Want::Log`].
+    pub fn abandon(&mut self) {
+        if !matches!(self.phase, Phase::Logging(_) | Phase::Done(_)) {
+            self.abort(self.verdict().unwrap_or(Verdict::Shutdown));
+        }
+    }
+
     /// Aborts the connection: drops all replies, but keeps messages that still have to be logged whole.
     pub(super) fn abort(&mut self, verdict: Verdict) {
         if let (LogMessages::Full, Some(buffers)) = (self.rules.log_messages, &mut self.buffers) {
