@@ -111,14 +111,18 @@ impl JournalSocket {
                 Ok(()) => return Ok(()),
                 Err(error @ (Errno::AGAIN | Errno::NOBUFS)) => return Err(blocked(error)),
                 // A journald that was started anew may have a new socket.
-                Err(_) => self.forget(&socket),
+                Err(error) if is_broken(error) => self.forget(&socket),
+                // The entry's memory, say: other entries can be sent.
+                Err(error) => return Err(error.into()),
             }
         }
         let socket = self.connect()?;
         send(&socket, entry).map_err(|error| match error {
             Errno::AGAIN | Errno::NOBUFS => blocked(error),
             error => {
-                self.forget(&socket);
+                if is_broken(error) {
+                    self.forget(&socket);
+                }
                 error.into()
             }
         })
@@ -167,6 +171,13 @@ fn unconnected_socket() -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
+/// Returns whether an error says that nothing can be sent by this connection any longer. One that can be used must not be given
+/// up: there may be no descriptor for another.
+fn is_broken(error: Errno) -> bool {
+    use Errno as E;
+    matches!(error, E::CONNREFUSED | E::CONNRESET | E::NOTCONN | E::DESTADDRREQ | E::PIPE | E::NOENT)
+}
+
 /// Both say that it can be sent when journald has read.
 fn blocked(error: Errno) -> io::Error {
     io::Error::new(ErrorKind::WouldBlock, io::Error::from(error))
@@ -194,12 +205,14 @@ fn send_in_memory(socket: &UnixDatagram, entry: &[IoSlice<'_>]) -> Result<(), Er
 }
 
 fn has_room(socket: &UnixDatagram, timeout: Duration) -> io::Result<bool> {
-    let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
-    match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&timeout)) {
-        Ok(ready) => Ok(ready > 0),
-        // The caller asks again.
-        Err(Errno::INTR) => Ok(false),
-        Err(error) => Err(error.into()),
+    let until = super::now() + timeout;
+    loop {
+        let left = Timespec::try_from(until.saturating_duration_since(super::now())).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
@@ -221,4 +234,20 @@ fn create_sealed_memfd(entry: &[IoSlice<'_>]) -> Result<OwnedFd, Errno> {
     }
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
     Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_breaks_the_connection_gives_it_up() {
+        for error in [Errno::CONNREFUSED, Errno::NOTCONN, Errno::PIPE] {
+            assert!(is_broken(error), "{error}");
+        }
+        // Of the memory for a large entry, and of the descriptor that is sent.
+        for error in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::PERM, Errno::TOOMANYREFS, Errno::NOSPC] {
+            assert!(!is_broken(error), "{error}");
+        }
+    }
 }

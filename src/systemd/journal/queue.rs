@@ -195,7 +195,7 @@ impl LogQueue {
             }
             state = self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        if state.done { 0 } else { state.waiting() }
+        if state.done { 0 } else { state.waiting() + usize::try_from(state.lost).unwrap_or(usize::MAX) }
     }
 
     fn state(&self) -> MutexGuard<'_, QueueState> {
