@@ -29,6 +29,7 @@ mod restart;
 mod sandbox;
 mod sandbox_allowed;
 
+use std::env;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -75,7 +76,7 @@ fn main() -> ExitCode {
     }
     let mut trials = Vec::new();
     for debian in &DEBIANS {
-        for (file, tests) in FILES {
+        for (file, tests) in FILES.iter().filter(|(file, _)| is_in_part(file)) {
             for test in *tests {
                 let is_supported = arguments.list || debian.installed().systemd >= test.since;
                 if is_supported {
@@ -86,6 +87,16 @@ fn main() -> ExitCode {
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Returns whether a file of tests is in the part that `ECHOED_TEST_SYSTEM` names; without it, each is.
+fn is_in_part(file: &str) -> bool {
+    let is_journal = file.starts_with("journal");
+    match env::var("ECHOED_TEST_SYSTEM").as_deref() {
+        Ok("journal") => is_journal,
+        Ok("rest") => !is_journal,
+        _ => true,
+    }
 }
 
 /// Puts echoed on a machine, unless there are machines on it already.
