@@ -382,7 +382,7 @@ impl Connection {
     /// Ends its session, if messages of it are not logged yet that have to be. Returns whether there are such messages: the next
     /// drive logs them, as far as the log takes them.
     pub(crate) fn abandon_unlogged(&mut self) -> bool {
-        let is_unlogged = self.session.unlogged_messages() > 0;
+        let is_unlogged = self.session.has_unlogged_messages();
         if is_unlogged {
             self.session.abandon();
         }

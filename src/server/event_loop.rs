@@ -183,13 +183,10 @@ impl EventLoop {
     /// Ends the connections of these listeners, whatever they are owed.
     fn close_listeners(&mut self, listeners: &[Arc<Listener>]) {
         let is_closed = |connection: &Connection| listeners.iter().any(|listener| connection.belongs_to(listener));
-        let closed: Vec<_> = self.connections.iter().filter(|(_, one)| is_closed(one)).map(|(key, _)| key).collect();
         self.log_remaining(is_closed, clock());
+        let closed: Vec<_> = self.connections.iter().filter(|(_, one)| is_closed(one)).map(|(key, _)| key).collect();
         for key in closed {
-            // It may have ended.
-            if self.connections.contains(key) {
-                self.remove(key);
-            }
+            self.remove(key);
         }
     }
 

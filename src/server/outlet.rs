@@ -111,7 +111,7 @@ impl LoggingOutlet<'_, '_> {
     /// Notes that no message waits for the log any longer, if that is so. Not with each one that the log accepts: a drain
     /// that ends between two of them would cut the connection, before the next is logged and this one is answered.
     fn end_wait(&mut self, session: &Session) {
-        if *self.awaits_log && !matches!(session.wants(), Want::Log) && session.unlogged_messages() == 0 {
+        if *self.awaits_log && !matches!(session.wants(), Want::Log) && !session.has_unlogged_messages() {
             *self.awaits_log = false;
             self.worker.sink.unlogged.end_wait();
         }

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use super::general_path::next_frame;
 use super::{LINGER, LINGER_BYTES, Phase, Session, Want};
-use crate::protocol::buffers::ByteQueue;
+use crate::protocol::buffers::{Buffers, ByteQueue};
 use crate::protocol::framer::{Frame, Framer};
-use crate::protocol::rules::LogMessages;
+use crate::protocol::rules::{LogMessages, Rules};
 use crate::protocol::verdict::Verdict;
 
 impl Session {
@@ -99,17 +99,7 @@ impl Session {
     /// Aborts the connection: drops all replies, but keeps messages that still have to be logged whole.
     pub(super) fn abort(&mut self, verdict: Verdict) {
         if let (LogMessages::Full, Some(buffers)) = (self.rules.log_messages, &mut self.buffers) {
-            // The end of the message in progress may have been read ahead.
-            let finished = buffers.take_message().and_then(|(_, mut reply)| {
-                let Frame::Complete(taken) = next_frame(&mut self.framer, &self.rules, buffers.inbound.as_slice())
-                else {
-                    buffers.inbound = ByteQueue::default();
-                    return None;
-                };
-                reply.extend_from_slice(&buffers.inbound.as_slice()[..taken]);
-                buffers.inbound.advance(taken);
-                Some(reply)
-            });
+            let finished = take_finished_message(buffers, &mut self.framer, &self.rules);
             buffers.drop_replies();
             if let Some(reply) = finished {
                 buffers.await_log(buffers.wait.since(), reply);
@@ -129,4 +119,16 @@ impl Session {
         self.buffers = None;
         self.phase = Phase::Done(verdict);
     }
+}
+
+/// Takes the reply to the message in progress, if its end was read ahead. Otherwise drops what was read of it.
+fn take_finished_message(buffers: &mut Buffers, framer: &mut Framer, rules: &Rules) -> Option<Vec<u8>> {
+    let (_, mut reply) = buffers.take_message()?;
+    let Frame::Complete(taken) = next_frame(framer, rules, buffers.inbound.as_slice()) else {
+        buffers.inbound = ByteQueue::default();
+        return None;
+    };
+    reply.extend_from_slice(&buffers.inbound.as_slice()[..taken]);
+    buffers.inbound.advance(taken);
+    Some(reply)
 }

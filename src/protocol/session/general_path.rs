@@ -223,13 +223,25 @@ impl Session {
     /// Returns how many whole messages were read that have to be logged whole yet, and so are not answered.
     #[must_use]
     pub fn unlogged_messages(&self) -> usize {
+        self.count_unlogged(usize::MAX)
+    }
+
+    /// Returns whether there are such messages.
+    #[must_use]
+    pub fn has_unlogged_messages(&self) -> bool {
+        self.count_unlogged(1) > 0
+    }
+
+    /// Returns how many such messages there are, `most` at most.
+    fn count_unlogged(&self, most: usize) -> usize {
         let Self { rules, framer, buffers: Some(buffers), .. } = self else { return 0 };
         if rules.log_messages != LogMessages::Full {
             return 0;
         }
         let (mut framer, mut rest) = (framer.clone(), buffers.inbound.as_slice());
         let mut count = usize::from(buffers.has_unlogged());
-        while let Frame::Complete(taken) = next_frame(&mut framer, rules, rest) {
+        while count < most {
+            let Frame::Complete(taken) = next_frame(&mut framer, rules, rest) else { break };
             (count, rest) = (count + 1, &rest[taken..]);
         }
         count
