@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use common::hang::hang_thread;
 use common::{Daemon, Peer, ServiceManager, TEST_TIMEOUT, now};
 use rustix::fs::{FileType, Mode};
 use rustix::process::Signal;
+use tempfile::TempDir;
 
 const ECHOED: &str = env!("CARGO_BIN_EXE_echoed");
 
@@ -193,15 +195,21 @@ fn the_daemon_waits_for_the_notify_barrier_before_it_exits() {
     }
 }
 
+/// Starts a daemon whose service manager has a socket with room for the notifications, and reads nothing. Returns that as well.
+fn start_with_silent_manager() -> (Daemon, (TempDir, UnixDatagram)) {
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("the path is free");
+    let mut command = Command::new(ECHOED);
+    command.env("NOTIFY_SOCKET", path);
+    let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "127.0.0.1:0"]);
+    daemon.wait_for_log("listening on");
+    (daemon, (directory, socket))
+}
+
 #[test]
 fn a_service_manager_that_no_longer_reads_delays_the_exit_by_at_most_5_seconds() {
-    // No process reads from this socket, which has room for the notifications.
-    let directory = tempfile::tempdir().unwrap();
-    let _socket = std::os::unix::net::UnixDatagram::bind(directory.path().join("notify")).unwrap();
-    let mut command = Command::new(ECHOED);
-    command.env("NOTIFY_SOCKET", directory.path().join("notify"));
-    let mut daemon = Daemon::spawn_with(&mut command, "", &["--listen", "127.0.0.1:0"]);
-    daemon.wait_for_log("listening on");
+    let (mut daemon, _manager) = start_with_silent_manager();
     let start = now();
     daemon.signal(Signal::TERM);
     assert!(daemon.wait().success());
@@ -226,13 +234,7 @@ fn clients_are_served_while_the_service_manager_does_not_read() {
 
 #[test]
 fn signals_do_not_prolong_the_wait_for_the_notify_barrier() {
-    // No process reads from this socket, which has room for the notifications.
-    let directory = tempfile::tempdir().unwrap();
-    let _socket = std::os::unix::net::UnixDatagram::bind(directory.path().join("notify")).unwrap();
-    let mut command = Command::new(ECHOED);
-    command.env("NOTIFY_SOCKET", directory.path().join("notify"));
-    let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "127.0.0.1:0"]);
-    daemon.wait_for_log("listening on");
+    let (daemon, _manager) = start_with_silent_manager();
     let start = now();
     daemon.signal(Signal::TERM);
     while !daemon.log().iter().any(|line| line.contains("cannot notify the service manager")) {

@@ -127,15 +127,15 @@ fn describe_syntax_error(text: &str, span: Span, error: &toml::de::Error) -> Str
     let there = text.get(span.start..span.end).unwrap_or_default();
     // What is meant by it, where that is certain.
     match (error.message(), &*there.to_lowercase()) {
-        (_, "true" | "yes" | "on") => format!("{there} is no value; write true, or \"{there}\""),
+        (_, "true" | "yes" | "on") => format!("{there} is not a value; write true, or \"{there}\""),
         (_, "off") => format!("{there} is not a value; write \"{there}\", or false for a key that is true or false"),
-        (_, "false" | "no") => format!("{there} is no value; write false, or \"{there}\""),
+        (_, "false" | "no") => format!("{there} is not a value; write false, or \"{there}\""),
         (message, "") if message.starts_with("string values must be quoted") => "a value is missing".to_owned(),
         (message, word)
             if message.starts_with("string values must be quoted")
                 || (message.starts_with("invalid ") && word.bytes().all(|byte| byte.is_ascii_lowercase())) =>
         {
-            format!("{there} is no value; strings stand in quotes: {}", toml_string(there))
+            format!("{there} is not a value; strings stand in quotes: {}", toml_string(there))
         }
         ("duplicate key", _) => "duplicate key; it is there before, and only one can be".to_owned(),
         (message, _) => message.lines().collect::<Vec<_>>().join(", "),

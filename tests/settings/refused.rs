@@ -247,14 +247,14 @@ fn invalid_listener_names_are_refused() {
 #[test]
 fn invalid_toml_is_shown_with_the_position_of_the_error() {
     check_refusals(&[
-        ("[log]\nlevel = info\n", "2:9", "info is no value; strings stand in quotes: \"info\""),
-        ("[defaults.deadlines]\nidle = 5min\n", "2:8", "5min is no value; strings stand in quotes: \"5min\""),
+        ("[log]\nlevel = info\n", "2:9", "info is not a value; strings stand in quotes: \"info\""),
+        ("[defaults.deadlines]\nidle = 5min\n", "2:8", "5min is not a value; strings stand in quotes: \"5min\""),
         (
             "[defaults.deadlines]\nidle = off\n",
             "2:8",
             "off is not a value; write \"off\", or false for a key that is true or false",
         ),
-        ("[defaults]\nnodelay = True\n", "2:11", "True is no value; write true, or \"True\""),
+        ("[defaults]\nnodelay = True\n", "2:11", "True is not a value; write true, or \"True\""),
         ("[defaults]\nunterminated = \"acept\"\n", "2:16", "is accept meant?"),
         ("[defaults]\nframing = \"delimiter\"\n", "2:11", "is not one of delimited, raw; is delimited meant?"),
         ("[defaults]\nreply = \"off\"\n", "2:9", "is not one of echo, fixed, none"),

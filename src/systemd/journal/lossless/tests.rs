@@ -45,7 +45,7 @@ impl TestSender {
     fn try_append(&self, log: &LosslessLog, bytes: &[u8]) -> bool {
         let listener = "echo".into();
         log.try_append(
-            ReceivedMessage { connection_id: Some(7), listener: &listener, peer: &"somebody", bytes },
+            ReceivedMessage { connection_id: Some(7), listener: &listener, peer: &"uid 1000", bytes },
             &self.waker,
         )
     }
@@ -168,7 +168,7 @@ fn a_message_is_one_entry_whatever_bytes_it_has() {
         ("SYSLOG_IDENTIFIER", b"echoed"),
         ("MESSAGE_ID", MESSAGE.message_id.as_bytes()),
         ("LISTENER", b"echo"),
-        ("PEER", b"somebody"),
+        ("PEER", b"uid 1000"),
         ("CONNECTION", b"7"),
         ("MESSAGE", hostile),
     ]
@@ -361,7 +361,7 @@ fn without_the_journal_a_message_is_accepted_when_its_line_is_written_whole() {
     assert!(!other.try_append(&log, b"other"));
     output.open();
     sender.append(&log, first);
-    let start = "info: message on connection 7 on echo from somebody: \"";
+    let start = "info: message on connection 7 on echo from uid 1000: \"";
     let first = format!("{start}two\\nerror: lines\\x1b[2J\"\n");
     assert!(output.text().starts_with(&first), "{}", output.text());
     other.append(&log, b"other");
