@@ -11,6 +11,8 @@ mod descriptors;
 mod fake_journald;
 #[path = "hostile/memory.rs"]
 mod memory;
+#[path = "hostile/mptcp.rs"]
+mod mptcp;
 #[path = "hostile/places.rs"]
 mod places;
 #[path = "hostile/readers.rs"]

@@ -1,8 +1,6 @@
 //! A peer that reads slowly is not cut off, and one that reads nothing is: what counts is what its kernel takes, not how much
 //! room there is in ours.
 
-use std::fs;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
@@ -10,14 +8,13 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_recv_buffer_size;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketType, bind, connect, getsockname, ipproto, listen, recv, send, socket,
-};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use crate::common::network::{Network, two_machines};
+use crate::common::network::two_machines;
 use crate::common::packets::PacketPeer;
 use crate::common::service_manager::activated_command;
-use crate::common::{self, Daemon, Peer, TEST_TIMEOUT, skip_test, wait_until};
+use crate::common::{self, Daemon, Peer, TEST_TIMEOUT};
+use crate::mptcp;
 
 /// The write deadline of these tests: the default.
 const WRITE: Duration = Duration::from_secs(10);
@@ -275,45 +272,10 @@ fn a_client_that_reads_goes_on_though_its_packets_fill_the_receive_buffer() {
     daemon.stop();
 }
 
-/// Connects from one machine to another by MPTCP, and ends the first subflow when there is a second. `None` if there is no MPTCP
-/// here.
-fn connect_without_first_subflow([daemons, clients]: &[Network; 2]) -> Option<(Daemon, OwnedFd)> {
-    let mptcp =
-        |network: &Network| network.run(|| socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)));
-    let Ok(listener) = mptcp(daemons) else {
-        skip_test("there is no MPTCP");
-        return None;
-    };
-    bind(&listener, &"192.0.2.1:0".parse::<SocketAddr>().expect("it is an address")).expect("it is free");
-    listen(&listener, 10).expect("it can listen");
-    let address = getsockname(&listener).expect("it is bound");
-    [daemons, clients].iter().for_each(|network| network.ip("mptcp limits set subflows 1 add_addr_accepted 0"));
-    clients.ip("address add 192.0.2.4/24 dev veth0");
-    clients.ip("mptcp endpoint add 192.0.2.4 dev veth0 subflow");
-    // So large that the kernel reports room in it too late.
-    let settings = "[defaults]\nsend_buffer = '1MiB'\n[defaults.deadlines]\nread = '1min'\n";
-    let daemon = Daemon::spawn_with_stdio(&mut activated_command("3<&0", vec![listener], "echo"), settings, &[]);
-    // Not earlier: the kernel looks what ways there are when it makes the socket.
-    let client = mptcp(clients).expect("there is MPTCP");
-    connect(&client, &address).expect("it listens");
-    let established = || {
-        let table = clients.run(|| fs::read_to_string("/proc/thread-self/net/tcp").expect("/proc is mounted"));
-        // proc_net_tcp(5): number, local and remote address, state.
-        table.lines().filter(|line| line.split_whitespace().nth(3) == Some("01")).count()
-    };
-    // The second one begins when data has gone both ways.
-    send(&client, b"a\t", SendFlags::NOSIGNAL).expect("it is connected");
-    recv(&client, &mut [0; 100][..], RecvFlags::empty()).expect("the reply comes");
-    wait_until("there are two subflows", || established() == 2);
-    clients.ip("mptcp endpoint delete id 0 192.0.2.2");
-    wait_until("the first has ended", || established() == 1);
-    Some((daemon, client))
-}
-
 #[test]
 fn a_peer_is_not_cut_off_if_it_takes_bytes_by_another_way_than_the_first() {
     let Some(machines) = two_machines() else { return };
-    let Some((daemon, client)) = connect_without_first_subflow(&machines) else { return };
+    let Some((daemon, client)) = mptcp::connect_without_first_subflow(&machines) else { return };
     set_socket_recv_buffer_size(&client, 64 * 1024).expect("it can be set");
     assert_eq!(read_slowly(&client, true, reads(8)), None);
     daemon.stop();
@@ -321,14 +283,7 @@ fn a_peer_is_not_cut_off_if_it_takes_bytes_by_another_way_than_the_first() {
 
 #[test]
 fn a_peer_of_multipath_tcp_that_reads_nothing_is_cut_off() {
-    let mptcp = || socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP));
-    let (Ok(listener), Ok(client)) = (mptcp(), mptcp()) else { return skip_test("there is no MPTCP") };
-    bind(&listener, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
-    listen(&listener, 10).expect("it can listen");
-    let address = getsockname(&listener).expect("it is bound");
-    let settings = "[defaults.deadlines]\nread = '1min'\n";
-    let daemon = Daemon::spawn_with_stdio(&mut activated_command("3<&0", vec![listener], "echo"), settings, &[]);
-    connect(&client, &address).expect("it listens");
+    let Some((daemon, client)) = mptcp::connect("[defaults.deadlines]\nread = '1min'\n") else { return };
     let cut_off = read_nothing(&client);
     // The kernel's probes of a window that is closed are no progress.
     assert!(cut_off < WRITE + WRITE / 8 + Duration::from_secs(5), "{cut_off:?}");

@@ -13,14 +13,13 @@ use nix::sys::socket::getsockopt;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_recv_buffer_size;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketType, bind, connect, getsockname, ipproto, listen, recv, send, socket,
-};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::common::network::{Network, two_machines};
 use crate::common::service_manager::activated_command;
-use crate::common::{Daemon, Peer, now, skip_test, wait_until};
+use crate::common::{Daemon, Peer, now, wait_until};
 use crate::fake_journald::FakeJournald;
+use crate::mptcp;
 
 /// SO_BUF_LOCK of asm-generic/socket.h, and SOCK_RCVBUF_LOCK of linux/socket.h, which no library names.
 const SO_BUF_LOCK: i32 = 72;
@@ -196,13 +195,7 @@ fn the_receive_buffer_is_fixed_unless_the_daemon_waits_for_the_log() {
 
 #[test]
 fn the_receive_buffer_is_not_fixed_where_that_cannot_be_undone() {
-    let mptcp = || socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP));
-    let (Ok(listener), Ok(client)) = (mptcp(), mptcp()) else { return skip_test("there is no MPTCP") };
-    bind(&listener, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
-    listen(&listener, 10).expect("it can listen");
-    let address = getsockname(&listener).expect("it is bound");
-    let daemon = Daemon::spawn_with_stdio(&mut activated_command("3<&0", vec![listener], "echo"), "", &[]);
-    connect(&client, &address).expect("it listens");
+    let Some((daemon, client)) = mptcp::connect("") else { return };
     send(&client, b"a\t", SendFlags::empty()).expect("it is connected");
     recv(&client, &mut [0; 100][..], RecvFlags::empty()).expect("there is a reply");
     let is_fixed = receive_buffer(&daemon).map(|(is_fixed, _)| is_fixed);

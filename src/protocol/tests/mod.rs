@@ -8,6 +8,7 @@ mod general_path;
 mod logging;
 mod oracle;
 mod reply_delay;
+mod simulated_outlet;
 mod simulation;
 mod snapshot;
 mod tables;

@@ -6,7 +6,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::simulation::{SimulatedConnection, expected_reply, millis, secs, shown};
+use super::simulated_outlet::expected_reply;
+use super::simulation::{SimulatedConnection, millis, secs, shown};
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
 use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::{Delimiter, Rules, Verdict, Want};

@@ -8,10 +8,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::simulated_outlet::SimulatedOutlet;
 use crate::protocol::reply::{FLUSH_THRESHOLD, READ_SIZE};
-use crate::protocol::rules::ReplyMode;
 use crate::protocol::session::Totals;
-use crate::protocol::{Outlet, Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
+use crate::protocol::{Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 
 /// More than any error text has.
 const MAX_FINAL_REPLY: usize = 128;
@@ -43,24 +43,6 @@ pub(super) struct SimulatedConnection {
     /// Whether it is stored and restored after each call.
     restarts_after_each_call: bool,
     history: Vec<String>,
-}
-
-/// Where bytes leave the session to: the peer's side of the connection, and the log.
-struct SimulatedOutlet {
-    /// How many bytes the peer's side takes: the kernel's send buffer.
-    send_capacity: usize,
-    received: Vec<u8>,
-    received_total: usize,
-    /// How many messages the log accepts.
-    log_capacity: usize,
-    logged: Vec<Vec<u8>>,
-    /// The rules by which replies are built.
-    rules: Rules,
-    /// How many bytes may be sent by now: replies to messages that were logged, and final replies.
-    allowed: usize,
-    /// Whether the peer took less than it was given, in this call of the session; or the log nothing.
-    full: bool,
-    log_refused: bool,
 }
 
 pub(super) fn secs(secs: u64) -> Duration {
@@ -485,51 +467,6 @@ impl fmt::Display for SimulatedConnection {
             writeln!(f, "  {line}")?;
         }
         writeln!(f, "  {:?}: wants {:?}, {:?}", self.now - self.start, self.session.wants(), self.session.totals())
-    }
-}
-
-impl SimulatedOutlet {
-    /// A call of the session begins.
-    fn begin_call(&mut self, sends_final_reply: bool) {
-        (self.full, self.log_refused) = (false, false);
-        if sends_final_reply {
-            self.allowed = usize::MAX;
-        }
-    }
-}
-
-impl Outlet for SimulatedOutlet {
-    fn send(&mut self, bytes: &[u8]) -> usize {
-        assert!(!bytes.is_empty(), "nothing was given to be sent");
-        assert!(!self.full, "asked again, after fewer bytes were taken than were given");
-        assert!(self.received_total + bytes.len() <= self.allowed, "a message is answered that was not logged");
-        let taken = bytes.len().min(self.send_capacity);
-        self.full = taken < bytes.len();
-        self.received.extend_from_slice(&bytes[..taken]);
-        self.received_total += taken;
-        self.send_capacity -= taken;
-        taken
-    }
-
-    fn log(&mut self, message: &[u8]) -> bool {
-        assert!(!self.log_refused, "asked again, after a message was not logged");
-        self.log_refused = self.log_capacity == 0;
-        if self.log_refused {
-            return false;
-        }
-        self.log_capacity -= 1;
-        self.logged.push(message.to_vec());
-        self.allowed = self.allowed.saturating_add(expected_reply(&self.rules, message).len());
-        true
-    }
-}
-
-/// What a message is answered with.
-pub(super) fn expected_reply(rules: &Rules, message: &[u8]) -> Vec<u8> {
-    match rules.reply {
-        ReplyMode::Echo => [rules.prefix.as_bytes(), message, rules.terminator()].concat(),
-        ReplyMode::Fixed => [&rules.fixed_reply, rules.terminator()].concat(),
-        ReplyMode::None => Vec::new(),
     }
 }
 

@@ -1,0 +1,67 @@
+//! The outlet of a simulated connection: the peer's side of it, and the log.
+
+use crate::protocol::rules::ReplyMode;
+use crate::protocol::{Outlet, Rules};
+
+/// Where bytes leave the session to: the peer's side of the connection, and the log.
+pub(super) struct SimulatedOutlet {
+    /// How many bytes the peer's side takes: the kernel's send buffer.
+    pub(super) send_capacity: usize,
+    pub(super) received: Vec<u8>,
+    pub(super) received_total: usize,
+    /// How many messages the log accepts.
+    pub(super) log_capacity: usize,
+    pub(super) logged: Vec<Vec<u8>>,
+    /// The rules by which replies are built.
+    pub(super) rules: Rules,
+    /// How many bytes may be sent by now: replies to messages that were logged, and final replies.
+    pub(super) allowed: usize,
+    /// Whether the peer took less than it was given, in this call of the session; or the log nothing.
+    pub(super) full: bool,
+    pub(super) log_refused: bool,
+}
+
+impl SimulatedOutlet {
+    /// Notes that a call of the session begins.
+    pub(super) fn begin_call(&mut self, sends_final_reply: bool) {
+        (self.full, self.log_refused) = (false, false);
+        if sends_final_reply {
+            self.allowed = usize::MAX;
+        }
+    }
+}
+
+impl Outlet for SimulatedOutlet {
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        assert!(!bytes.is_empty(), "nothing was given to be sent");
+        assert!(!self.full, "asked again, after fewer bytes were taken than were given");
+        assert!(self.received_total + bytes.len() <= self.allowed, "a message is answered that was not logged");
+        let taken = bytes.len().min(self.send_capacity);
+        self.full = taken < bytes.len();
+        self.received.extend_from_slice(&bytes[..taken]);
+        self.received_total += taken;
+        self.send_capacity -= taken;
+        taken
+    }
+
+    fn log(&mut self, message: &[u8]) -> bool {
+        assert!(!self.log_refused, "asked again, after a message was not logged");
+        self.log_refused = self.log_capacity == 0;
+        if self.log_refused {
+            return false;
+        }
+        self.log_capacity -= 1;
+        self.logged.push(message.to_vec());
+        self.allowed = self.allowed.saturating_add(expected_reply(&self.rules, message).len());
+        true
+    }
+}
+
+/// What a message is answered with.
+pub(super) fn expected_reply(rules: &Rules, message: &[u8]) -> Vec<u8> {
+    match rules.reply {
+        ReplyMode::Echo => [rules.prefix.as_bytes(), message, rules.terminator()].concat(),
+        ReplyMode::Fixed => [&rules.fixed_reply, rules.terminator()].concat(),
+        ReplyMode::None => Vec::new(),
+    }
+}
