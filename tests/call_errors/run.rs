@@ -158,8 +158,14 @@ pub(crate) fn run(kind: Kind, inject: &[String]) -> Option<Run> {
     daemon.wait_for_log("listening on");
     let address = daemon.addresses().remove(0);
     let path = |name: &str| daemon.directory().join(name);
-    let mut others: Vec<_> =
-        (0..EARLIER_CLIENTS).map(|number| Other::new(kind, &address, path(&number.to_string()))).collect();
+    let new_client = |name: &str| {
+        let mut client = Other::new(kind, &address, path(name));
+        // How many calls a connection takes must not depend on what has arrived when it is accepted.
+        wait_until_idle(&strace);
+        client.introduce(kind);
+        client
+    };
+    let mut others: Vec<_> = (0..EARLIER_CLIENTS).map(|number| new_client(&number.to_string())).collect();
     for _ in 0..3 {
         others.iter_mut().for_each(|other| other.exchange("before"));
     }
@@ -194,7 +200,7 @@ pub(crate) fn run(kind: Kind, inject: &[String]) -> Option<Run> {
     let received = subject.finish();
     record(begin);
 
-    Other::new(kind, &address, path("new")).exchange("new");
+    new_client("new").exchange("new");
     others.iter_mut().for_each(|other| other.exchange("after"));
     drop(others);
     let log = daemon.stop();
@@ -222,15 +228,17 @@ enum Other {
 impl Other {
     fn new(kind: Kind, address: &str, path: PathBuf) -> Self {
         match kind {
-            Kind::Tcp | Kind::PatientTcp | Kind::Unix => Self::Stream(Peer::connect(address)),
-            Kind::Proxy => {
-                let mut peer = Peer::connect(address);
-                peer.send("PROXY TCP4 192.0.2.2 198.51.100.7 40123 8085\r\n");
-                Self::Stream(peer)
-            }
+            Kind::Tcp | Kind::PatientTcp | Kind::Proxy | Kind::Unix => Self::Stream(Peer::connect(address)),
             Kind::Seqpacket => Self::Packets(PacketPeer::connect(address)),
             Kind::Udp => Self::Udp(DatagramPeer::to(address)),
             Kind::UnixDatagram => Self::Unix(DatagramSubject::new(address, path)),
+        }
+    }
+
+    /// Sends its PROXY header, if there is to be one.
+    fn introduce(&mut self, kind: Kind) {
+        if let (Kind::Proxy, Self::Stream(peer)) = (kind, self) {
+            peer.send("PROXY TCP4 192.0.2.2 198.51.100.7 40123 8085\r\n");
         }
     }
 
