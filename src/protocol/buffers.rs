@@ -191,14 +191,14 @@ impl Buffers {
         self.wait = PeerWait::new(since);
     }
 
-    /// Returns whether a message waits for the log, or will when `outbound` is empty.
+    /// Returns whether a message waits for the log.
     pub(super) fn has_unlogged(&self) -> bool {
         self.message_state == MessageState::Unlogged
     }
 
-    /// Returns the whole reply to the message that waits for the log, if `outbound` is empty.
+    /// Returns the whole reply to the message that waits for the log.
     pub(super) fn unlogged(&self) -> Option<&[u8]> {
-        (self.message_state == MessageState::Unlogged && self.outbound.is_empty()).then_some(&self.pending_reply)
+        self.has_unlogged().then_some(&self.pending_reply)
     }
 
     /// Takes the whole reply to the message that waited for the log, with the time it began to wait.

@@ -20,7 +20,7 @@
 //!
 //! While `outbound` or `inbound` is not empty, or a message waits for the log, the session reads no input, unless the peer
 //! could not go on otherwise ([`Session::read_ahead`]). So `outbound` is at most 64 KiB and one reply, `inbound` 256 KiB,
-//! `pending_reply` one reply.
+//! `pending_reply` one reply; when the log accepts that message while replies are owed, its reply moves to `outbound`.
 //!
 //! A message is logged before it is answered. No message that was read goes unlogged, whatever becomes of its peer, but
 //! for want of memory ([`Session::handle_out_of_memory`]).
@@ -328,7 +328,7 @@ impl Session {
 
     /// Sends what is owed, then processes the message that waits for the log and the inbound buffer, until `outlet`
     /// takes less than it is given, or there were 64 KiB of further replies, or a delay begins. To be called when there
-    /// may be room again, for output or in the log.
+    /// may be room again, for output or in the log. The log is asked also while replies are owed.
     pub fn process_buffers(&mut self, now: Instant, scratch: &mut Scratch, outlet: &mut impl Outlet) {
         if let Phase::Logging(verdict) = self.phase {
             return self.log_remaining(verdict, outlet);

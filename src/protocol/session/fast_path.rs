@@ -106,16 +106,20 @@ impl Session {
         end
     }
 
-    /// Answers the message that waited for the log, and then those in the inbound buffer, unless something is owed.
+    /// Answers the message that waited for the log, and then those in the inbound buffer. While something is owed, only the
+    /// former.
     pub(super) fn answer_pending(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         output.clear();
+        if self.has_outbound() {
+            return self.answer_behind_outbound(now, outlet);
+        }
         if !self.uses_fast_path {
             return self.answer_pending_general(now, output, outlet);
         }
         if !self.retry_log(outlet) {
             return;
         }
-        let Some(buffers) = self.buffers.as_mut().filter(|buffers| buffers.outbound.is_empty()) else { return };
+        let Some(buffers) = self.buffers.as_mut() else { return };
         if let Some((since, reply)) = buffers.take_unlogged() {
             self.exclude_log_wait(since, now);
             if !self.push_or_send(now, reply, output, outlet) {

@@ -84,7 +84,7 @@ impl Session {
     #[inline(never)]
     pub(super) fn answer_pending_general(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         let Some(buffers) = self.buffers.as_mut() else { return };
-        if !buffers.outbound.is_empty() || buffers.is_delayed(now) {
+        if buffers.is_delayed(now) {
             return;
         }
         buffers.leave_delay();
@@ -149,13 +149,16 @@ impl Session {
             }
             ReplyMode::None => {}
         }
-        let delay = rules.reply_delay.duration().min(MAX_DELAY);
-        if delay.is_zero() || self.phase != Phase::Open {
-            return true;
-        }
+        let Some(delay_until) = self.delay_after_reply(now, rules) else { return true };
         self.flush_output(now, output, outlet);
-        self.buffers_mut(now).start_delay(now + delay);
+        self.buffers_mut(now).start_delay(delay_until);
         false
+    }
+
+    /// Returns when the delay after a reply that is made now ends, if there is one.
+    fn delay_after_reply(&self, now: Instant, rules: &Rules) -> Option<Instant> {
+        let delay = rules.reply_delay.duration().min(MAX_DELAY);
+        (!delay.is_zero() && self.phase == Phase::Open).then(|| now + delay)
     }
 
     /// Answers messages with the same bytes: with as many of them at once as there are.
@@ -193,7 +196,7 @@ impl Session {
         at
     }
 
-    fn has_outbound(&self) -> bool {
+    pub(super) fn has_outbound(&self) -> bool {
         self.buffers.as_ref().is_some_and(|buffers| !buffers.outbound.is_empty())
     }
 }
@@ -208,6 +211,27 @@ impl Session {
         complete_message.is_none_or(|complete_message| {
             outlet.log(message_in(complete_message, prefix..complete_message.len(), terminator_len))
         })
+    }
+
+    /// Asks the log for the message that waits for it, though replies are owed: the log may have written it, and knows that its
+    /// sender has heard of it only when it is asked. The reply goes behind those that are owed.
+    #[cold]
+    pub(super) fn answer_behind_outbound(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        if !self.retry_log(outlet) {
+            return;
+        }
+        let rules = Arc::clone(&self.rules);
+        let Some((_, echo)) = self.buffers_mut(now).take_unlogged() else { return };
+        self.totals.messages += 1;
+        let outbound = &mut self.buffers_mut(now).outbound;
+        match rules.reply {
+            ReplyMode::Echo => outbound.push(&echo),
+            ReplyMode::Fixed => outbound.push(&[&rules.fixed_reply, rules.terminator()].concat()),
+            ReplyMode::None => {}
+        }
+        if let Some(delay_until) = self.delay_after_reply(now, &rules) {
+            self.buffers_mut(now).start_delay(delay_until);
+        }
     }
 
     /// Extends the deadline by the time since `since`, in which a message waited for the log: the peer did not cause that

@@ -2,7 +2,7 @@
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::{Prefix, READ_SIZE};
-use crate::protocol::rules::{Deadlines, LogMessages, TimeSpan, Unterminated};
+use crate::protocol::rules::{Deadlines, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::{Delimiter, Rules, Verdict, Want};
 
 /// All messages are logged whole.
@@ -276,6 +276,32 @@ fn after_the_lifetime_the_deadline_for_the_last_replies_is_extended_while_a_mess
     conn.advance_time(millis(1));
     conn.assert_peer_received("server got:a\t");
     conn.assert_closed(Verdict::Lifetime);
+}
+
+#[test]
+fn a_message_is_logged_while_earlier_replies_are_owed_and_answered_after_them() {
+    let echo = rules_with_full_logging();
+    let fixed = Rules { reply: ReplyMode::Fixed, fixed_reply: b"text"[..].into(), ..echo.clone() };
+    for (rules, [first, second, third]) in
+        [(echo, ["server got:a\t", "server got:b\t", "server got:c\t"]), (fixed, ["text\t"; 3])]
+    {
+        let mut conn = with_stopped_log(rules);
+        conn.log_accepts(1);
+        conn.peer_stops_reading();
+        conn.peer_sends("a\tb\tc\t");
+        conn.log_accepts(1);
+        assert_logged(&conn, &["a", "b"]);
+        assert_eq!(conn.session().totals().messages, 2, "{conn}");
+        // The next one waits for the peer.
+        conn.log_accepts(1);
+        assert_logged(&conn, &["a", "b"]);
+        conn.peer_reads(3);
+        conn.peer_reads_all();
+        conn.assert_peer_received([first, second, third].concat());
+        assert_logged(&conn, &["a", "b", "c"]);
+        conn.assert_open();
+        assert_eq!(conn.session().memory(), 0, "{conn}");
+    }
 }
 
 // --- Other ends ------------------------------------------------------------------------------------------------------

@@ -162,6 +162,12 @@ impl SimulatedConnection {
     pub(super) fn log_accepts(&mut self, count: usize) {
         self.note(format_args!("the log takes {count}"));
         self.outlet.log_capacity = self.outlet.log_capacity.saturating_add(count);
+        // It wakes the connection, also if that waits for its peer as well.
+        if self.session.wants() == Want::Write && self.session.has_unlogged_messages() {
+            self.outlet.begin_call(self.session.verdict().is_some());
+            self.session.process_buffers(self.now, &mut self.scratch, &mut self.outlet);
+            self.check();
+        }
         self.serve();
     }
 
