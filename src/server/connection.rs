@@ -379,10 +379,15 @@ impl Connection {
         self.session.wants() == Want::Write
     }
 
+    /// Returns whether messages of it are not logged yet that have to be.
+    pub(crate) fn has_unlogged(&self) -> bool {
+        self.session.has_unlogged_messages()
+    }
+
     /// Ends its session, if messages of it are not logged yet that have to be. Returns whether there are such messages: the next
     /// drive logs them, as far as the log takes them.
     pub(crate) fn abandon_unlogged(&mut self) -> bool {
-        let is_unlogged = self.session.has_unlogged_messages();
+        let is_unlogged = self.has_unlogged();
         if is_unlogged {
             self.session.abandon();
         }
@@ -397,7 +402,8 @@ impl Connection {
     /// Ends the connection, and reports why. The descriptor is closed, and the permit is released: on another thread, if
     /// the peer may have sent descriptors that were not received.
     pub(crate) fn close(self: Box<Self>, worker: &Worker) {
-        worker.sink.unlogged.add_lost(self.session.unlogged_messages());
+        let is_written = self.abandon_log(worker);
+        worker.sink.unlogged.add_lost(self.session.unlogged_messages().saturating_sub(is_written.into()));
         // Without a verdict, it is we who stop before it was done.
         self.report_closed(worker, self.session.verdict().unwrap_or(Verdict::Shutdown));
         let Self { socket, input, permit, .. } = *self;
@@ -421,9 +427,16 @@ impl Connection {
         let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
         let snapshot = snapshot::encode(&self.session, &listener.name, id, client, now);
         let unlogged = self.session.unlogged_messages();
+        // From now on it is up to the next process to have it logged.
+        self.abandon_log(worker);
         self.report_closed(worker, Verdict::HandedOver);
         let Self { socket, .. } = *self;
         DetachedConnection { socket, snapshot, unlogged }
+    }
+
+    /// Tells the log that the message that waits for it is not asked about any longer. Returns whether it was written already.
+    fn abandon_log(&self, worker: &Worker) -> bool {
+        self.waker.as_ref().is_some_and(|waker| worker.sink.message_log.abandon(&Waker::from(Arc::clone(waker))))
     }
 
     fn report_closed(&self, worker: &Worker, verdict: Verdict) {

@@ -154,8 +154,15 @@ pub struct ReceivedMessage<'a> {
 pub trait MessageLog: Send + Sync {
     /// Appends the message, and returns `true` when it is written: what is accepted cannot be lost by this process. Or
     /// returns `false`; then `waker` is woken when it makes sense to try again, with the same message and the same
-    /// waker. A connection that is woken need not try again: it may have ended, or may have replies to send first.
+    /// waker. One that does not try again abandons it.
     fn try_append(&self, message: ReceivedMessage<'_>, waker: &Waker) -> bool;
+
+    /// Forgets the message that was last refused with this waker, if there is one: it is not to be written from now on. Returns
+    /// whether it was written already. A log that keeps nothing of what it refuses has nothing to do.
+    fn abandon(&self, waker: &Waker) -> bool {
+        let _ = waker;
+        false
+    }
 }
 
 /// The messages that the log has not accepted: how many wait for it, and how many are lost. They were not answered.

@@ -180,11 +180,13 @@ impl EventLoop {
         self.connections.drain().map(detach).collect()
     }
 
-    /// Ends the connections of these listeners, whatever they are owed.
+    /// Ends the connections of these listeners, whatever they are owed. Those with messages that wait for the log end when it
+    /// has accepted them.
     fn close_listeners(&mut self, listeners: &[Arc<Listener>]) {
         let is_closed = |connection: &Connection| listeners.iter().any(|listener| connection.belongs_to(listener));
         self.log_remaining(is_closed, clock());
-        let closed: Vec<_> = self.connections.iter().filter(|(_, one)| is_closed(one)).map(|(key, _)| key).collect();
+        let ends = |connection: &Connection| is_closed(connection) && !connection.has_unlogged();
+        let closed: Vec<_> = self.connections.iter().filter(|(_, one)| ends(one)).map(|(key, _)| key).collect();
         for key in closed {
             self.remove(key);
         }

@@ -3,8 +3,10 @@
 #[path = "../journal/fake_journald.rs"]
 mod fake_journald;
 
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::thread;
 use std::time::Duration;
 
 use fake_journald::FakeJournald;
@@ -12,12 +14,25 @@ use rustix::process::Signal;
 
 use super::common::service_manager::activated_command;
 use super::common::{Daemon, ServiceManager};
+use super::service::Service;
 use super::{Peer, connection_outcomes};
 
 /// How many messages there are: more than the journal's socket takes.
 const MESSAGES: usize = 6000;
 
 const CONFIGURATION: &str = "[defaults]\nlog_messages = 'full'\n[defaults.deadlines]\nwrite = 'off'\n";
+
+/// The number that is a message.
+fn number(text: &str) -> Option<usize> {
+    text.trim_matches('"').parse().ok()
+}
+
+/// Those of the lines on stderr that are messages.
+fn numbers_on_stderr(log: &[String]) -> impl Iterator<Item = usize> {
+    log.iter()
+        .filter(|line| line.contains("message on connection "))
+        .filter_map(|line| number(line.rsplit(": ").next()?))
+}
 
 #[test]
 fn each_full_message_is_logged_once_and_in_order_over_a_handover() {
@@ -54,13 +69,44 @@ fn each_full_message_is_logged_once_and_in_order_over_a_handover() {
     let log = daemon.stop();
     assert_eq!(connection_outcomes(&log)[0], 2);
 
-    let number = |text: &str| text.trim_matches('"').parse::<usize>().ok();
     let mut written: Vec<_> =
         journal.stop_and_collect().iter().filter_map(|entry| number(&entry.text("MESSAGE"))).collect();
     let before = written.len();
-    let message =
-        |line: &String| line.contains("message on connection ").then(|| line.rsplit(": ").next().and_then(number));
-    written.extend(log.iter().filter_map(message).flatten());
+    written.extend(numbers_on_stderr(&log));
     assert!(before > 0 && before < MESSAGES, "{before} were taken by the first process");
     assert!(written == (0..MESSAGES).collect::<Vec<_>>(), "each once, in order: {} after {before}", written.len());
+}
+
+#[test]
+fn each_message_is_one_line_on_stderr_though_its_client_does_not_read_before_the_handover() {
+    // All of them have seven digits and a delimiter.
+    const LENGTH: usize = 8;
+    let configuration = CONFIGURATION.replacen("[defaults]\n", "[defaults]\nsend_buffer = '4KiB'\n", 1);
+    let mut service = Service::start(&configuration);
+    let mut peer = service.connect();
+    let messages: String = (0..200_000).map(|number| format!("{number:07}\t")).collect();
+    // Until the daemon is stuck: then a message has come to the log behind replies that the client does not take.
+    let mut sent = 0;
+    loop {
+        let count = peer.send_what_fits(&messages.as_bytes()[sent..]);
+        sent += count;
+        if count == 0 && peer.queued_bytes().to_daemon > 0 {
+            break;
+        }
+    }
+    let mut log = service.restart(&configuration);
+    assert_eq!(connection_outcomes(&log), [1, 0, 0]);
+    let count = sent.div_ceil(LENGTH);
+    let mut sender = peer.stream();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let rest = &messages.as_bytes()[sent..count * LENGTH];
+            sender.write_all(rest).expect("it can be sent");
+        });
+        peer.expect((0..count).map(|number| format!("server got:{number:07}\t")).collect::<String>());
+    });
+    log.extend(service.daemon.stop());
+    let written: Vec<_> = numbers_on_stderr(&log).collect();
+    let repeated = written.windows(2).find(|pair| pair[0] >= pair[1]);
+    assert_eq!((written.len(), repeated), (count, None));
 }

@@ -164,6 +164,10 @@ impl MessageLog for LosslessMessages {
         let ReceivedMessage { connection_id, listener, peer, bytes } = message;
         self.0.try_append(lossless::ReceivedMessage { connection_id, listener, peer: &peer, bytes }, waker)
     }
+
+    fn abandon(&self, waker: &Waker) -> bool {
+        self.0.abandon(waker)
+    }
 }
 
 fn priority(level: Level) -> Priority {

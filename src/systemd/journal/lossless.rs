@@ -7,15 +7,20 @@
 //!                └─ no room, or no journal ─► the sender waits; a thread waits for the journal, and wakes senders
 //! stderr    try_append ─► a copy for a thread, since write(2) may block ─► written ─► sender woken ─► accepted
 //! ```
+//!
+//! A copy is a promise: when it is written, its sender hears of it the next time that it asks, however late that is. A sender
+//! that does not ask again says so ([`LosslessLog::abandon`]).
 
 mod journal;
 mod lines;
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
+use std::thread;
 
 use super::native::{JOURNAL_PATH, JournalSocket};
 use super::{
@@ -63,16 +68,23 @@ enum Target {
 /// Opens the lossless log on this target. What goes wrong is reported in `log`.
 #[must_use]
 pub fn open(target: LogTarget, log: Log) -> LosslessLog {
-    open_at(target, JournalSocket::at(JOURNAL_PATH), log)
+    open_at(target, JournalSocket::at(JOURNAL_PATH), log, start_thread)
 }
 
-fn open_at(target: LogTarget, journal: JournalSocket, log: Log) -> LosslessLog {
+fn open_at(target: LogTarget, journal: JournalSocket, log: Log, start_thread: StartThread) -> LosslessLog {
     let health = Health { log, failing: AtomicBool::new(false) };
     let target = match target {
-        LogTarget::Journal(_) => Target::Journal(Arc::new(JournalMessages::new(journal, health))),
-        LogTarget::Lines(output) => Target::Lines(Arc::new(LineMessages::new(output, health))),
+        LogTarget::Journal(_) => Target::Journal(Arc::new(JournalMessages::new(journal, health, start_thread))),
+        LogTarget::Lines(output) => Target::Lines(Arc::new(LineMessages::new(output, health, start_thread))),
     };
     LosslessLog { target }
+}
+
+/// Starts the thread of a log.
+type StartThread = fn(Box<dyn FnOnce() + Send>) -> io::Result<()>;
+
+fn start_thread(run: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    thread::Builder::new().name("messages".to_owned()).spawn(run).map(drop)
 }
 
 impl LosslessLog {
@@ -83,6 +95,16 @@ impl LosslessLog {
         match &self.target {
             Target::Journal(journal) => journal.try_append(message, waker),
             Target::Lines(lines) => lines.try_append(message, waker),
+        }
+    }
+
+    /// Forgets the message of a sender that was refused and does not ask again: it is not written from now on. Returns whether
+    /// it was written already. (One that is being written at this moment may be written and was not.)
+    pub fn abandon(&self, waker: &Waker) -> bool {
+        match &self.target {
+            // Nothing of it is kept but the waker.
+            Target::Journal(_) => false,
+            Target::Lines(lines) => lines.abandon(waker),
         }
     }
 
@@ -143,6 +165,12 @@ impl Health {
         }
     }
 
+    /// Wakes a sender in a while: for one that no thread of the log can wake. The thread that writes entries does it. If that
+    /// cannot write either, waking the sender would not help.
+    fn wake_later(&self, waker: &Waker) {
+        self.log.wake_later(waker);
+    }
+
     fn note(&self, kind: EntryKind, priority: Priority, text: String) {
         self.log.write(kind, priority, RateLimit::Enforced, || LogEntry { text, ..LogEntry::default() });
     }
@@ -150,20 +178,20 @@ impl Health {
 
 /// The senders that were refused, in the order in which they were. Each is in it once.
 #[derive(Debug, Default)]
-struct WakerQueue {
+pub(super) struct WakerQueue {
     wakers: VecDeque<Waker>,
     /// What tells them apart: each is kept above, so the memory that it points to is not used for another.
     keys: HashSet<usize>,
 }
 
 impl WakerQueue {
-    fn push(&mut self, waker: &Waker) {
+    pub(super) fn push(&mut self, waker: &Waker) {
         if self.keys.insert(key_of(waker)) {
             self.wakers.push_back(waker.clone());
         }
     }
 
-    fn pop_up_to(&mut self, count: usize) -> Vec<Waker> {
+    pub(super) fn pop_up_to(&mut self, count: usize) -> Vec<Waker> {
         let wakers: Vec<_> = self.wakers.drain(..count.min(self.wakers.len())).collect();
         for waker in &wakers {
             self.keys.remove(&key_of(waker));

@@ -25,6 +25,7 @@ mod text;
 use std::env;
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::task::Waker;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -200,6 +201,7 @@ fn start_with(target: LogTarget, interval: Duration) -> io::Result<(Log, LogWrit
                     let entry = LogEntry { text, ..LogEntry::default() };
                     deliver(&mut sink, &shared_queue, kind, priority, &entry);
                 }
+                WriterTask::Wake(wakers) => wakers.into_iter().for_each(Waker::wake),
                 WriterTask::End => break,
             }
         }
@@ -233,6 +235,11 @@ impl Log {
         if self.queue.admit(kind, priority, rate_limit) {
             self.queue.push(kind, priority, entry());
         }
+    }
+
+    /// Has this woken in a second.
+    fn wake_later(&self, waker: &Waker) {
+        self.queue.wake_later(waker);
     }
 
     /// Reports what was suppressed so far before the entries to come, so that a last entry can be the last.

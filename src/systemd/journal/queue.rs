@@ -2,9 +2,14 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::lossless::WakerQueue;
 use super::{BURST, EntryKind, LOST, LogEntry, MAX_QUEUED, Priority, RateLimit, STALL_TIMEOUT, SUPPRESSED, now};
+
+/// How long senders of messages wait that no other thread can wake.
+const WAKE_DELAY: Duration = Duration::from_secs(1);
 
 /// The queue between the threads that log and the thread that writes.
 #[derive(Debug)]
@@ -32,6 +37,9 @@ struct QueueState {
     writing_since: Option<Instant>,
     /// Whether it cannot be written, and is tried again and again.
     unavailable: bool,
+    /// What to wake, and when, if there is something.
+    wakers: WakerQueue,
+    wake_at: Option<Instant>,
     closing: bool,
     done: bool,
 }
@@ -64,6 +72,8 @@ pub(super) enum WriterTask {
     Write(Box<QueuedEntry>),
     /// An entry of the log itself.
     Report(EntryKind, Priority, String),
+    /// Wake them.
+    Wake(Vec<Waker>),
     /// Nothing any more.
     End,
 }
@@ -102,6 +112,15 @@ impl LogQueue {
             return;
         }
         state.queued.push_back(QueuedEntry { kind, priority, entry });
+        drop(state);
+        self.more.notify_one();
+    }
+
+    /// Has this woken in [`WAKE_DELAY`].
+    pub(super) fn wake_later(&self, waker: &Waker) {
+        let mut state = self.state();
+        state.wakers.push(waker);
+        state.wake_at.get_or_insert_with(|| now() + WAKE_DELAY);
         drop(state);
         self.more.notify_one();
     }
@@ -147,6 +166,10 @@ impl LogQueue {
                 state.suppressed = counts;
                 continue;
             }
+            if state.wake_at.is_some_and(|at| at <= now()) {
+                state.wake_at = None;
+                return WriterTask::Wake(state.wakers.pop_up_to(usize::MAX));
+            }
             if let Some(queued) = state.queued.pop_front() {
                 state.writing_since = Some(now());
                 return WriterTask::Write(Box::new(queued));
@@ -154,9 +177,9 @@ impl LogQueue {
             if state.closing {
                 return WriterTask::End;
             }
-            state = match interval_ends {
-                Some(interval_ends) => {
-                    let left = interval_ends.saturating_duration_since(now());
+            state = match interval_ends.into_iter().chain(state.wake_at).min() {
+                Some(until) => {
+                    let left = until.saturating_duration_since(now());
                     self.more.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
                 }
                 None => self.more.wait(state).unwrap_or_else(PoisonError::into_inner),

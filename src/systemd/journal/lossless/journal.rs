@@ -9,7 +9,9 @@ use std::task::Waker;
 use std::thread;
 use std::time::Duration;
 
-use super::{FIRST_RETRY_DELAY, Health, MAX_RETRY_DELAY, MESSAGE, ReceivedMessage, STALL_TIMEOUT, WakerQueue};
+use super::{
+    FIRST_RETRY_DELAY, Health, MAX_RETRY_DELAY, MESSAGE, ReceivedMessage, STALL_TIMEOUT, StartThread, WakerQueue,
+};
 use crate::systemd::journal::native::{self, JournalSocket};
 use crate::systemd::journal::{IDENTIFIER, Priority};
 
@@ -27,6 +29,7 @@ const BATCH_INTERVAL: Duration = Duration::from_micros(100);
 #[derive(Debug)]
 pub(super) struct JournalMessages {
     pub(super) health: Health,
+    start_thread: StartThread,
     journal: JournalSocket,
     waiting: Mutex<Waiting>,
     /// There is a sender to wake.
@@ -45,8 +48,8 @@ struct Waiting {
 }
 
 impl JournalMessages {
-    pub(super) fn new(journal: JournalSocket, health: Health) -> Self {
-        Self { health, journal, waiting: Mutex::default(), more: Condvar::new() }
+    pub(super) fn new(journal: JournalSocket, health: Health, start_thread: StartThread) -> Self {
+        Self { health, start_thread, journal, waiting: Mutex::default(), more: Condvar::new() }
     }
 
     /// Does what [`LosslessLog::try_append`](super::LosslessLog::try_append) does.
@@ -76,15 +79,12 @@ impl JournalMessages {
         }
         if !waiting.thread_runs {
             let this = Arc::clone(self);
-            match thread::Builder::new().name("messages".to_owned()).spawn(move || this.wake_senders()) {
-                Ok(_) => waiting.thread_runs = true,
+            match (self.start_thread)(Box::new(move || this.wake_senders())) {
+                Ok(()) => waiting.thread_runs = true,
                 Err(error) => {
-                    drop(waiting);
                     let problem = format!("cannot start the thread that waits for the journal: {error}");
                     self.health.report_failure(problem);
-                    // Rather busy than stuck.
-                    waker.wake_by_ref();
-                    return;
+                    self.health.wake_later(waker);
                 }
             }
         }

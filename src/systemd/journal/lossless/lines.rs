@@ -1,7 +1,7 @@
 //! Messages that become lines on stderr. write(2) may block there, so a thread writes a copy; the sender waits until it
 //! is written.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::{ErrorKind, Write};
 use std::mem;
@@ -10,16 +10,15 @@ use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{FIRST_RETRY_DELAY, Health, MAX_RETRY_DELAY, ReceivedMessage, STALL_TIMEOUT, WakerQueue, key_of};
+use super::{
+    FIRST_RETRY_DELAY, Health, MAX_RETRY_DELAY, ReceivedMessage, STALL_TIMEOUT, StartThread, WakerQueue, key_of,
+};
 use crate::systemd::journal::sink::{PriorityStyle, format_line};
 use crate::systemd::journal::text::{escape_bytes, escape_control};
 use crate::systemd::journal::{Priority, now};
 
 /// How many bytes may be copied for the thread; one line may be longer, when it is alone.
 pub(super) const MAX_BYTES: usize = 4 * 1024 * 1024;
-
-/// How long it is remembered that a message was written whose sender does not ask: its connection has ended.
-const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a line that is being written may take until it is left alone.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -28,6 +27,7 @@ const FREEZE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct LineMessages {
     pub(super) health: Health,
+    start_thread: StartThread,
     state: Mutex<State>,
     /// There is something to do for the thread that writes.
     more: Condvar,
@@ -37,16 +37,17 @@ pub(super) struct LineMessages {
 
 #[derive(Default)]
 struct State {
-    /// Lines to write, with the keys of their senders.
-    queued: VecDeque<(usize, String)>,
+    /// Lines to write, by their numbers, with the keys of their senders.
+    queued: BTreeMap<u64, (usize, String)>,
+    /// The number of the last line.
+    last_number: u64,
     /// How long they are together, the one that is being written included.
     bytes: usize,
     /// Since when a line is being written, if one is.
     writing_since: Option<Instant>,
-    /// The messages of senders that have not been told that theirs is written. Each sender has one at most.
+    /// The messages of senders that have not been told that theirs is written. Each sender has one at most, until it asks
+    /// for it once more, or abandons it.
     tickets: HashMap<usize, Ticket>,
-    /// Which of them are written, the oldest first.
-    written: VecDeque<(Instant, usize)>,
     /// Senders for whose message there was no room.
     refused: WakerQueue,
     frozen: bool,
@@ -57,8 +58,11 @@ struct State {
 
 #[derive(Debug)]
 struct Ticket {
+    /// Also keeps the key from being used for another sender.
     waker: Waker,
-    written: Option<Instant>,
+    /// The number of the line.
+    number: u64,
+    is_written: bool,
 }
 
 impl fmt::Debug for State {
@@ -67,10 +71,17 @@ impl fmt::Debug for State {
     }
 }
 
+impl State {
+    /// Takes the senders for whose messages there may be room now.
+    fn take_refused(&mut self) -> Vec<Waker> {
+        if self.bytes <= MAX_BYTES / 2 && !self.frozen { self.refused.pop_up_to(usize::MAX) } else { Vec::new() }
+    }
+}
+
 impl LineMessages {
-    pub(super) fn new(output: Box<dyn Write + Send>, health: Health) -> Self {
+    pub(super) fn new(output: Box<dyn Write + Send>, health: Health, start_thread: StartThread) -> Self {
         let state = Mutex::new(State { output: Some(output), ..State::default() });
-        Self { health, state, more: Condvar::new(), written: Condvar::new() }
+        Self { health, start_thread, state, more: Condvar::new(), written: Condvar::new() }
     }
 
     /// Does what [`LosslessLog::try_append`](super::LosslessLog::try_append) does.
@@ -78,27 +89,42 @@ impl LineMessages {
         let key = key_of(waker);
         let mut state = self.lock();
         match state.tickets.get(&key) {
-            Some(Ticket { written: Some(_), .. }) => {
+            Some(Ticket { is_written: true, .. }) => {
                 state.tickets.remove(&key);
                 return true;
             }
-            Some(Ticket { written: None, .. }) => return false,
-            None => {}
+            Some(Ticket { is_written: false, .. }) => {}
+            // The line is about as long.
+            None if state.frozen || state.bytes > 0 && state.bytes + message.bytes.len() > MAX_BYTES => {
+                state.refused.push(waker);
+            }
+            None => {
+                let line = format(&message);
+                state.last_number += 1;
+                let number = state.last_number;
+                state.bytes += line.len();
+                state.queued.insert(number, (key, line));
+                state.tickets.insert(key, Ticket { waker: waker.clone(), number, is_written: false });
+            }
         }
-        // The line is about as long.
-        if state.frozen || state.bytes > 0 && state.bytes + message.bytes.len() > MAX_BYTES {
-            state.refused.push(waker);
-            return false;
-        }
-        let line = format(&message);
-        state.bytes += line.len();
-        state.queued.push_back((key, line));
-        state.tickets.insert(key, Ticket { waker: waker.clone(), written: None });
-        if !state.thread_runs {
-            self.start_thread(&mut state);
+        if !state.frozen {
+            self.run_thread(&mut state, waker);
         }
         self.more.notify_one();
         false
+    }
+
+    /// Does what [`LosslessLog::abandon`](super::LosslessLog::abandon) does.
+    pub(super) fn abandon(&self, waker: &Waker) -> bool {
+        let mut state = self.lock();
+        let Some(ticket) = state.tickets.remove(&key_of(waker)) else { return false };
+        if let Some((_, line)) = state.queued.remove(&ticket.number) {
+            state.bytes -= line.len();
+        }
+        let woken = state.take_refused();
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+        ticket.is_written
     }
 
     /// Returns whether a line could not be written, or takes very long.
@@ -111,7 +137,7 @@ impl LineMessages {
     pub(super) fn freeze(&self) {
         let mut state = self.lock();
         state.frozen = true;
-        for (key, line) in mem::take(&mut state.queued) {
+        for (key, line) in mem::take(&mut state.queued).into_values() {
             state.bytes -= line.len();
             state.tickets.remove(&key);
         }
@@ -119,14 +145,17 @@ impl LineMessages {
         drop(written);
     }
 
-    /// Starts the thread that writes. If that fails, the next message tries it again.
-    fn start_thread(self: &Arc<Self>, state: &mut State) {
+    /// Starts the thread that writes, unless it runs. If that fails, this sender tries it again later.
+    fn run_thread(self: &Arc<Self>, state: &mut State, waker: &Waker) {
+        if state.thread_runs {
+            return;
+        }
         let this = Arc::clone(self);
-        match thread::Builder::new().name("messages".to_owned()).spawn(move || this.write_lines()) {
-            Ok(_) => state.thread_runs = true,
+        match (self.start_thread)(Box::new(move || this.write_lines())) {
+            Ok(()) => state.thread_runs = true,
             Err(error) => {
-                let problem = format!("cannot start the thread that writes messages of peers: {error}");
-                self.health.report_failure(problem);
+                self.health.report_failure(format!("cannot start the thread that writes messages of peers: {error}"));
+                self.health.wake_later(waker);
             }
         }
     }
@@ -137,11 +166,11 @@ impl LineMessages {
         loop {
             let waiting = self.more.wait_while(self.lock(), |state| state.queued.is_empty());
             let mut state = waiting.unwrap_or_else(PoisonError::into_inner);
-            let Some((key, line)) = state.queued.pop_front() else { continue };
+            let Some((number, (key, line))) = state.queued.pop_first() else { continue };
             state.writing_since = Some(now());
             drop(state);
             self.write_line(&mut *output, line.as_bytes());
-            self.finish(key, line.len());
+            self.finish(number, key, line.len());
         }
     }
 
@@ -168,26 +197,15 @@ impl LineMessages {
         self.health.report_success();
     }
 
-    /// Has the sender of a line told that it is written.
-    fn finish(&self, key: usize, len: usize) {
-        let now = now();
+    /// Has the sender of a line told that it is written, unless it has abandoned it.
+    fn finish(&self, number: u64, key: usize, len: usize) {
         let mut state = self.lock();
         state.writing_since = None;
         state.bytes -= len;
-        let mut woken = Vec::new();
-        if let Some(ticket) = state.tickets.get_mut(&key) {
-            ticket.written = Some(now);
+        let mut woken = state.take_refused();
+        if let Some(ticket) = state.tickets.get_mut(&key).filter(|ticket| ticket.number == number) {
+            ticket.is_written = true;
             woken.push(ticket.waker.clone());
-            state.written.push_back((now, key));
-        }
-        while let Some(&(at, key)) = state.written.front().filter(|(at, _)| now.duration_since(*at) >= CLAIM_TIMEOUT) {
-            state.written.pop_front();
-            if state.tickets.get(&key).is_some_and(|ticket| ticket.written == Some(at)) {
-                state.tickets.remove(&key);
-            }
-        }
-        if state.bytes <= MAX_BYTES / 2 {
-            woken.extend(state.refused.pop_up_to(usize::MAX));
         }
         self.written.notify_all();
         drop(state);
@@ -199,6 +217,12 @@ impl LineMessages {
     pub(super) fn copied_count(&self) -> usize {
         let state = self.lock();
         state.queued.len() + usize::from(state.writing_since.is_some())
+    }
+
+    /// Returns how many senders have a message here.
+    #[cfg(test)]
+    pub(super) fn ticket_count(&self) -> usize {
+        self.lock().tickets.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

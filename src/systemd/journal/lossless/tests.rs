@@ -1,5 +1,6 @@
+use std::cell::Cell;
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -92,8 +93,19 @@ fn set_up() -> Setup {
     let lines = Arc::new(Mutex::default());
     let (other, log_writer) = start(LogTarget::Lines(Box::new(Lines(Arc::clone(&lines))))).unwrap();
     let socket = JournalSocket::at(directory.path().join("socket"));
-    let log = open_at(LogTarget::Journal(Box::new(io::sink())), socket, other);
+    let log = open_at(LogTarget::Journal(Box::new(io::sink())), socket, other, start_thread_in_the_end);
     Setup { journal, log, log_writer, lines, directory }
+}
+
+thread_local! {
+    /// How many threads of logs cannot be started next.
+    static FAILING_STARTS: Cell<usize> = const { Cell::new(0) };
+}
+
+fn start_thread_in_the_end(run: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    let failing = FAILING_STARTS.get();
+    FAILING_STARTS.set(failing.saturating_sub(1));
+    if failing > 0 { Err(ErrorKind::WouldBlock.into()) } else { start_thread(run) }
 }
 
 impl Setup {
@@ -347,7 +359,13 @@ impl Write for Tight {
 
 fn log_to(output: &Tight) -> LosslessLog {
     let (other, _) = start(LogTarget::Lines(Box::new(io::sink()))).unwrap();
-    open(LogTarget::Lines(Box::new(output.clone())), other)
+    let journal = JournalSocket::at("/nonexistent");
+    open_at(LogTarget::Lines(Box::new(output.clone())), journal, other, start_thread_in_the_end)
+}
+
+fn lines(log: &LosslessLog) -> &LineMessages {
+    let Target::Lines(lines) = &log.target else { panic!("it goes to stderr") };
+    lines
 }
 
 #[test]
@@ -378,13 +396,11 @@ fn copies_for_stderr_are_bounded_but_a_single_message_may_be_longer() {
     for sender in &senders {
         assert!(!sender.try_append(&log, &large));
     }
-    let Target::Lines(lines) = &log.target else { panic!("it goes to stderr") };
-    assert_eq!(lines.copied_count(), 3);
+    assert_eq!(lines(&log).copied_count(), 3);
     let single = TestSender::new();
     let log = log_to(&output);
     assert!(!single.try_append(&log, &vec![b'x'; lines::MAX_BYTES + 1]));
-    let Target::Lines(lines) = &log.target else { panic!("it goes to stderr") };
-    assert_eq!(lines.copied_count(), 1);
+    assert_eq!(lines(&log).copied_count(), 1);
 }
 
 #[test]
@@ -396,9 +412,8 @@ fn a_frozen_log_writes_no_line_that_its_sender_still_has() {
     output.wait_until_begun();
     thread::scope(|scope| {
         scope.spawn(|| log.freeze());
-        let Target::Lines(lines) = &log.target else { panic!("it goes to stderr") };
         let until = now() + TEST_TIMEOUT;
-        while lines.copied_count() > 1 {
+        while lines(&log).copied_count() > 1 {
             assert!(now() < until, "it is not frozen");
             thread::sleep(Duration::from_millis(2));
         }
@@ -408,4 +423,82 @@ fn a_frozen_log_writes_no_line_that_its_sender_still_has() {
     assert!(first.try_append(&log, b"first"));
     assert!(!second.try_append(&log, b"second"));
     assert!(output.text().ends_with(": \"first\"\n"), "{}", output.text());
+}
+
+#[test]
+fn an_abandoned_message_is_not_written_and_leaves_nothing() {
+    let (output, [first, second, third]) = (Tight::default(), [(); 3].map(|()| TestSender::new()));
+    let log = log_to(&output);
+    assert!(!first.try_append(&log, b"first"));
+    output.wait_until_begun();
+    assert!(!second.try_append(&log, b"second"));
+    assert!(!log.abandon(&second.waker), "it is not written");
+    assert!(!log.abandon(&third.waker), "there is none");
+    output.open();
+    third.append(&log, b"third");
+    first.wait();
+    assert!(log.abandon(&first.waker), "it is written");
+    let start = "info: message on connection 7 on echo from uid 1000: \"";
+    assert_eq!(output.text(), format!("{start}first\"\n{start}third\"\n"));
+    assert_eq!((lines(&log).ticket_count(), lines(&log).copied_count()), (0, 0));
+}
+
+#[test]
+fn a_message_is_not_mistaken_for_one_that_its_sender_abandoned_while_it_was_written() {
+    let (output, sender) = (Tight::default(), TestSender::new());
+    let log = log_to(&output);
+    assert!(!sender.try_append(&log, b"first"));
+    output.wait_until_begun();
+    assert!(!log.abandon(&sender.waker));
+    assert!(!sender.try_append(&log, b"second"));
+    output.open();
+    sender.append(&log, b"second");
+    assert!(output.text().ends_with(": \"second\"\n"), "{}", output.text());
+}
+
+#[test]
+fn room_that_an_abandoned_message_leaves_is_for_those_that_were_refused() {
+    let (output, [first, second, third]) = (Tight::default(), [(); 3].map(|()| TestSender::new()));
+    let log = log_to(&output);
+    assert!(!first.try_append(&log, b"first"));
+    output.wait_until_begun();
+    let large = vec![b'x'; lines::MAX_BYTES - 1000];
+    assert!(!second.try_append(&log, &large));
+    assert!(!third.try_append(&log, &large));
+    log.abandon(&second.waker);
+    third.wait();
+    assert!(!third.try_append(&log, &large));
+    assert_eq!(lines(&log).copied_count(), 2);
+}
+
+#[test]
+fn a_sender_is_woken_again_but_not_at_once_if_the_thread_that_writes_cannot_be_started() {
+    let (output, sender, start) = (Tight::default(), TestSender::new(), now());
+    output.open();
+    let log = log_to(&output);
+    FAILING_STARTS.set(2);
+    sender.append(&log, b"in the end");
+    assert!(output.text().ends_with(": \"in the end\"\n"));
+    assert!(now() - start >= Duration::from_secs(2));
+    assert_eq!(sender.counter.count.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn a_sender_is_woken_again_but_not_at_once_if_the_thread_that_waits_for_the_journal_cannot_be_started() {
+    let (setup, sender, start) = (set_up(), TestSender::new(), now());
+    setup.fill();
+    FAILING_STARTS.set(2);
+    assert!(!sender.try_append(&setup.log, b"in the end"));
+    setup.wait_for_line("cannot start the thread that waits for the journal");
+    sender.wait();
+    assert!(!sender.try_append(&setup.log, b"in the end"));
+    sender.wait();
+    assert!(now() - start >= Duration::from_secs(2));
+    assert_eq!(sender.counter.count.load(Ordering::SeqCst), 2);
+    thread::scope(|scope| {
+        let log = &setup.log;
+        assert!(!sender.try_append(log, b"in the end"));
+        scope.spawn(move || sender.append(log, b"in the end"));
+        assert_eq!(setup.next(), b"in the end");
+    });
 }
