@@ -4,8 +4,10 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::io::Write;
 use std::net::{Shutdown, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::Waker;
 use std::thread;
@@ -33,6 +35,8 @@ struct State {
     logged: Vec<LoggedMessage>,
     /// The wakers of connections whose messages were refused since the capacity was last raised.
     wakers: Vec<Waker>,
+    /// How many wakers do not ask again.
+    abandoned: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +54,8 @@ impl MessageLog for SlowLog {
             state.capacity -= 1;
             let ReceivedMessage { connection_id, listener, bytes, .. } = message;
             state.logged.push(LoggedMessage {
-                connection: connection_id.expect("it is a stream"),
+                // A datagram has none.
+                connection: connection_id.unwrap_or_default(),
                 listener: listener.to_string(),
                 bytes: bytes.to_vec(),
             });
@@ -59,6 +64,12 @@ impl MessageLog for SlowLog {
         }
         self.changed.notify_all();
         accepts
+    }
+
+    fn abandon(&self, waker: &Waker) -> bool {
+        let mut state = self.lock();
+        state.abandoned += usize::from(state.wakers.iter().any(|refused| refused.data() == waker.data()));
+        false
     }
 }
 
@@ -303,8 +314,7 @@ fn messages_read_before_the_drain_are_logged_and_answered() {
     let mut peer = fixture.connect();
     peer.send("a\tb\tc\thalf");
     fixture.log.wait_for_refused(1);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(fixture.server.drain());
+    block_on(fixture.server.drain());
     fixture.log.add_capacity(1);
     peer.expect("server got:a\t");
     fixture.log.wait_for_refused(1);
@@ -329,15 +339,17 @@ fn a_dropped_server_does_not_wait_for_the_log() {
     drop(fixture.server);
     peer.expect_close();
     assert_eq!((unlogged.waiting(), unlogged.lost()), (0, 2));
+    assert_eq!(fixture.log.lock().abandoned, 1);
     // The connection to wake is gone.
     fixture.log.add_capacity(1);
     assert!(fixture.log.logged_texts().is_empty());
 }
 
-#[test]
-fn packets_that_wait_for_the_log_are_counted_and_lost_with_the_server() {
-    let fixture = ServerFixture::start(full_logging());
-    let name = format!("seqpacket:@echoed-log-messages-{}", std::process::id());
+/// A message on a seqpacket connection and a datagram, which wait for the log.
+fn send_packets(fixture: &ServerFixture) -> PacketPeer {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("seqpacket:@echoed-log-messages-{}-{number}", std::process::id());
     let [seqpacket, datagrams] =
         [&*name, "udp:127.0.0.1:0"].map(|address| listen_on(&fixture.server, address, "packets", full_logging()));
     let peer = PacketPeer::connect(&seqpacket);
@@ -345,10 +357,81 @@ fn packets_that_wait_for_the_log_are_counted_and_lost_with_the_server() {
     let sender = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
     sender.send_to(b"b", datagrams.strip_prefix("udp:").expect("it is UDP")).expect("it can be sent");
     fixture.log.wait_for_refused(2);
+    wait_until("both are counted", || {
+        let unlogged = fixture.server.unlogged_messages();
+        (unlogged.waiting(), unlogged.lost()) == (2, 0)
+    });
+    peer
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async { tokio::time::timeout(TEST_TIMEOUT, future).await }).expect("it ends")
+}
+
+#[test]
+fn packets_that_wait_for_the_log_are_counted_and_lost_with_the_server() {
+    let fixture = ServerFixture::start(full_logging());
+    let _peer = send_packets(&fixture);
     let unlogged = fixture.server.unlogged_messages();
-    wait_until("both are counted", || (unlogged.waiting(), unlogged.lost()) == (2, 0));
     drop(fixture.server);
     assert_eq!((unlogged.waiting(), unlogged.lost()), (0, 2));
+    assert_eq!(fixture.log.lock().abandoned, 2);
+}
+
+#[test]
+fn streams_are_drained_while_packets_wait_for_the_log() {
+    let fixture = ServerFixture::start(full_logging());
+    let packet_peer = send_packets(&fixture);
+    let mut peer = fixture.connect();
+    wait_until("it is accepted", || fixture.server.connection_count() == 2);
+    let (log, unlogged) = (&fixture.log, fixture.server.unlogged_messages());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            peer.expect_close();
+            assert_eq!(unlogged.waiting(), 2);
+            log.add_capacity(2);
+        });
+        block_on(fixture.server.drain());
+    });
+    packet_peer.expect("server got:a");
+    assert_eq!(unlogged.lost(), 0);
+}
+
+#[test]
+fn packets_that_wait_for_the_log_are_given_up_at_a_handover_and_no_worker_is_said_to_hang() {
+    let fixture = ServerFixture::start(full_logging());
+    let _packet_peer = send_packets(&fixture);
+    let mut peer = fixture.connect();
+    peer.send("c\t");
+    fixture.log.wait_for_refused(3);
+    let mut is_frozen = false;
+    let detached = block_on(fixture.server.detach(|| {
+        is_frozen = true;
+        // They have had their time, and streams have not.
+        assert_eq!(fixture.server.unlogged_messages().lost(), 2);
+        assert_eq!(fixture.server.connection_count(), 1);
+    }));
+    assert!(is_frozen);
+    assert_eq!((detached.connections.len(), detached.unresponsive), (1, 0));
+    assert_eq!(detached.connections[0].unlogged, 1);
+    let unlogged = fixture.server.unlogged_messages();
+    assert_eq!((unlogged.waiting(), unlogged.lost()), (0, 2));
+    assert_eq!(fixture.log.lock().abandoned, 3);
+}
+
+#[test]
+fn packets_that_the_log_accepts_soon_are_answered_at_a_handover() {
+    let fixture = ServerFixture::start(full_logging());
+    let packet_peer = send_packets(&fixture);
+    let detached = block_on(async {
+        // After it has begun.
+        let accepts = async { fixture.log.add_capacity(2) };
+        tokio::join!(biased; fixture.server.detach(|| ()), accepts).0
+    });
+    assert_eq!((detached.connections.len(), detached.unresponsive), (0, 0));
+    packet_peer.expect("server got:a");
+    assert_eq!(fixture.server.unlogged_messages().lost(), 0);
 }
 
 #[test]

@@ -67,18 +67,26 @@ pub struct Restored {
 }
 
 impl Server {
-    /// Stops accepting, and detaches every connection; seqpacket connections end here. The event loops try once more to
-    /// send what is owed, and wait for no peer. A worker that does not respond for some seconds is skipped.
-    pub async fn detach(&self) -> Detached {
+    /// Stops accepting, and detaches every connection; seqpacket connections end here. Packets wait for the log half a second
+    /// longer, and are then lost: they cannot be handed over. After that, `freeze_log` is called; what the log has not written
+    /// by then is for the next process to log. The event loops try once more to send what is owed, and wait for no peer. A
+    /// worker that does not respond for some seconds is skipped.
+    pub async fn detach(&self, freeze_log: impl FnOnce()) -> Detached {
         self.accept_mode.send_replace(AcceptMode::Stop);
+        self.threads.iter().for_each(|thread| thread.worker.stop_now());
         // Every acceptor keeps its receiver until it has dropped its socket; one whose worker hangs keeps it for ever.
         let closed = async {
             self.accept_mode.closed().await;
             self.dispatcher.cancel_pending().await;
+            // A packet that was received by now waits for the log by then.
+            self.dispatcher.barrier().await;
+            for thread in &self.threads {
+                thread.worker.packets_logged().await;
+            }
         };
         let _ = time::timeout(HANG_TIMEOUT, closed).await;
+        freeze_log();
         let requested: Vec<_> = self.threads.iter().map(|thread| thread.worker.detach()).collect();
-        self.threads.iter().for_each(|thread| thread.worker.stop_now());
         let until = time::Instant::now() + HANG_TIMEOUT;
         let mut connections = Vec::new();
         for answer in requested {

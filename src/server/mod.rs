@@ -265,16 +265,17 @@ impl Server {
         idle
     }
 
-    /// Stops accepting, then drains every connection. Returns when all acceptors have ended;
-    /// [`Server::wait_until_idle`] waits until the connections have ended.
+    /// Stops accepting, and drains every connection. Returns when all acceptors have ended, those of datagrams when their
+    /// message is logged; [`Server::wait_until_idle`] waits until the connections have ended.
     pub async fn drain(&self) {
         self.accept_mode.send_replace(AcceptMode::Stop);
-        // Every acceptor keeps its receiver until it has dropped its socket.
-        self.accept_mode.closed().await;
-        self.dispatcher.cancel_pending().await;
+        // Also the connections drain that are accepted meanwhile, or waited for something.
         for thread in &self.threads {
             thread.worker.drain();
         }
+        // Every acceptor keeps its receiver until it has dropped its socket.
+        self.accept_mode.closed().await;
+        self.dispatcher.cancel_pending().await;
     }
 
     /// Gives up the connections whose peers do not take replies: their messages that have to be logged whole are logged, and not

@@ -54,6 +54,8 @@ pub(crate) struct Worker {
     draining: AtomicBool,
     /// The same, for seqpacket connections, which are not in the event loop.
     stop_request: watch::Sender<StopRequest>,
+    /// Each packet that waits for the log has a receiver.
+    pub(crate) packets_awaiting_log: watch::Sender<()>,
     /// Seqpacket connections, by their ids.
     tasks: Mutex<HashMap<u64, (Source, Arc<TaskIdleness>)>>,
     mailbox: Mutex<Commands>,
@@ -229,6 +231,7 @@ impl Worker {
             open: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             stop_request: watch::Sender::new(StopRequest::None),
+            packets_awaiting_log: watch::Sender::new(()),
             tasks: Mutex::default(),
             mailbox: Mutex::default(),
             // So that the event loop begins by storing its waker.
@@ -374,7 +377,7 @@ impl Worker {
         self.post(|commands| commands.give_up_blocked = true);
     }
 
-    /// Has every connection that is not in the event loop end, without waiting for its peer.
+    /// Has every connection that is not in the event loop end, without waiting for its peer, and for the log not for long.
     pub(crate) fn stop_now(&self) {
         self.stop_request.send_replace(StopRequest::Immediate);
     }
@@ -383,6 +386,16 @@ impl Worker {
     pub(crate) async fn stop_requested(&self, how: StopRequest) {
         // The sender is here, so there is no error.
         let _ = self.stop_request.subscribe().wait_for(|request| *request >= how).await;
+    }
+
+    /// Returns whether connections that are not in the event loop are to end without waiting for their peers.
+    pub(crate) fn stops_now(&self) -> bool {
+        *self.stop_request.borrow() == StopRequest::Immediate
+    }
+
+    /// Waits until no packet waits for the log.
+    pub(crate) async fn packets_logged(&self) {
+        self.packets_awaiting_log.closed().await;
     }
 
     fn lock_tasks(&self) -> MutexGuard<'_, HashMap<u64, (Source, Arc<TaskIdleness>)>> {

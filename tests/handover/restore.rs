@@ -156,7 +156,7 @@ fn messages_that_wait_for_the_log_are_handed_over_and_logged_once() {
     wait_until("both messages wait for the log", || full.offered().len() >= 2);
     gone.reset();
     wait_until("the reset is noticed", || full.offered().len() >= 3);
-    let detached = runtime().block_on(before.detach());
+    let detached = runtime().block_on(before.detach(|| ()));
     assert_eq!((detached.connections.len(), detached.unresponsive), (2, 0));
     drop(before);
 

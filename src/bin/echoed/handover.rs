@@ -20,9 +20,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// them.
 pub(crate) async fn store_connections(server: Server, log: &LeveledLog) -> usize {
     let (began, ended_before) = (Instant::now(), ended_count(&server));
-    // What is not logged by now, the next process logs.
-    log.freeze_messages();
-    let Detached { connections, unresponsive } = server.detach().await;
+    let Detached { connections, unresponsive } = server.detach(|| log.freeze_messages()).await;
     let detached = connections.len();
     let finished = ended_count(&server).saturating_sub(ended_before + detached as u64);
     if unresponsive > 0 {

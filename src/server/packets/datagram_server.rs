@@ -32,16 +32,13 @@ use crate::server::packets::drop_log::{DropLog, DropReport};
 use crate::server::packets::path_replies::{FailedReply, PathReplies};
 use crate::server::packets::sender_socket::ReservedSockets;
 use crate::server::packets::user_threads::UserThreads;
-use crate::server::packets::{self, datagram_socket};
+use crate::server::packets::{self, END_WAIT, datagram_socket};
 use crate::server::socket::Peer;
 use crate::server::worker::Worker;
 use crate::server::{AcceptMode, AcceptorStatus};
 
 /// How many datagrams are received before other tasks of the same worker run.
 const BATCH: usize = 32;
-
-/// How long replies to paths are waited for in the end. What they wait for may never come.
-const END_WAIT: Duration = Duration::from_millis(500);
 
 /// A datagram socket that is being served.
 pub(crate) struct DatagramServer {
@@ -193,6 +190,10 @@ impl DatagramServer {
         // Put back below. After an error there is no next batch.
         let mut buffer = mem::take(&mut self.buffer);
         for _ in 0..BATCH {
+            // Those that are left are for the next process.
+            if self.worker.stops_now() {
+                break;
+            }
             let received = match self.socket.has_descriptors() {
                 Ok(false) => self.socket.receive(&mut buffer),
                 Ok(true) => match self.receive_with_descriptors(&mut buffer, &listener.load()) {
@@ -311,12 +312,10 @@ impl DatagramServer {
         listener: &Listener,
     ) -> Result<(), DropCause> {
         // Those that come meanwhile wait in the kernel.
-        packets::log(
-            ReceivedMessage { connection_id: None, listener: &listener.name, peer, bytes: message },
-            listener,
-            &self.worker.sink,
-        )
-        .await;
+        let logged = ReceivedMessage { connection_id: None, listener: &listener.name, peer, bytes: message };
+        if !packets::log(logged, listener, &self.worker).await {
+            return Err(DropCause::NoRoom);
+        }
         let before = self.totals;
         self.totals.messages += 1;
         self.totals.bytes_in += message.len() as u64;

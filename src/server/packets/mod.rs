@@ -22,15 +22,25 @@ pub(crate) mod user_threads;
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time;
 
 use super::accept::Listener;
-use super::event::{Event, ReceivedMessage, UnloggedMessages, summary};
-use super::worker::EventSink;
+use super::event::{Event, ReceivedMessage, summary};
+use super::worker::{EventSink, StopRequest, Worker};
 use crate::protocol::rules::LogMessages;
 
-/// Logs a message of this listener, if it logs messages. Waits for the lossless log, however long it takes.
-pub(crate) async fn log(message: ReceivedMessage<'_>, listener: &Listener, sink: &EventSink) {
+/// How long something that may never come is waited for in the end: the log, and replies to paths.
+pub(crate) const END_WAIT: Duration = Duration::from_millis(500);
+
+/// Logs a message of this listener, if it logs messages. Waits for the lossless log, until `worker` has to stop at once and
+/// [`END_WAIT`] is over. Returns `false` if the message was given up then: it is lost, and not to be answered.
+#[must_use]
+pub(crate) async fn log(message: ReceivedMessage<'_>, listener: &Listener, worker: &Worker) -> bool {
+    let sink = &worker.sink;
     match listener.settings.rules.log_messages {
         LogMessages::Off => {}
         LogMessages::Summary => {
@@ -40,29 +50,42 @@ pub(crate) async fn log(message: ReceivedMessage<'_>, listener: &Listener, sink:
         }
         LogMessages::Full => {
             let mut waiting = None;
-            poll_fn(|cx| {
+            let appended = poll_fn(|cx| {
                 if sink.message_log.try_append(message, cx.waker()) {
                     return Poll::Ready(());
                 }
-                waiting.get_or_insert_with(|| WaitingMessage::new(&sink.unlogged));
+                waiting.get_or_insert_with(|| WaitingMessage::new(worker, cx.waker()));
                 Poll::Pending
-            })
-            .await;
+            });
+            let given_up = async {
+                worker.stop_requested(StopRequest::Immediate).await;
+                time::sleep(END_WAIT).await;
+            };
+            tokio::select! {
+                biased;
+                () = appended => {}
+                () = given_up => return false,
+            }
             waiting.into_iter().for_each(WaitingMessage::accept);
         }
     }
+    true
 }
 
 /// A message that waits for the lossless log. If its task ends before that, it is lost.
 struct WaitingMessage<'a> {
-    unlogged: &'a UnloggedMessages,
+    sink: &'a EventSink,
+    waker: Waker,
     accepted: bool,
+    /// [`Worker::packets_logged`] waits until it is dropped.
+    _wait: watch::Receiver<()>,
 }
 
 impl<'a> WaitingMessage<'a> {
-    fn new(unlogged: &'a UnloggedMessages) -> Self {
-        unlogged.begin_wait();
-        Self { unlogged, accepted: false }
+    fn new(worker: &'a Worker, waker: &Waker) -> Self {
+        worker.sink.unlogged.begin_wait();
+        let wait = worker.packets_awaiting_log.subscribe();
+        Self { sink: &worker.sink, waker: waker.clone(), accepted: false, _wait: wait }
     }
 
     fn accept(mut self) {
@@ -72,9 +95,9 @@ impl<'a> WaitingMessage<'a> {
 
 impl Drop for WaitingMessage<'_> {
     fn drop(&mut self) {
-        self.unlogged.end_wait();
-        if !self.accepted {
-            self.unlogged.add_lost(1);
+        self.sink.unlogged.end_wait();
+        if !self.accepted && !self.sink.message_log.abandon(&self.waker) {
+            self.sink.unlogged.add_lost(1);
         }
     }
 }

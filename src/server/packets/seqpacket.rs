@@ -160,7 +160,9 @@ impl SeqpacketConnection {
         let message = message?;
         let ConnectionInfo { id, ref listener, peer } = self.info;
         let logged = ReceivedMessage { connection_id: Some(id), listener: &listener.name, peer, bytes: &message };
-        packets::log(logged, listener, &self.worker.sink).await;
+        if !packets::log(logged, listener, &self.worker).await {
+            return Err(Verdict::Shutdown);
+        }
         let before = self.totals;
         self.totals.messages += 1;
         self.totals.bytes_in += message.len() as u64;
