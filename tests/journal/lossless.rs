@@ -164,7 +164,7 @@ fn messages_that_wait_for_the_journal_are_logged_and_answered_before_the_daemon_
     let mut peer = Peer::connect(&journal.addresses(1)[0]);
     journal.suspend();
     write_to(&peer, (0..2000).map(|number| format!("{number}\t")).collect::<String>().as_bytes());
-    let answered = receive_until_silent(&mut peer);
+    let answered = receive_until_silent(&peer);
     assert!(answered < 2000, "{answered}");
     daemon.signal(rustix::process::Signal::TERM);
     // Longer than the drain would take: messages that wait for the log have more time.
@@ -180,8 +180,38 @@ fn messages_that_wait_for_the_journal_are_logged_and_answered_before_the_daemon_
     assert!(entries.iter().any(has_subject("The daemon has stopped")));
 }
 
+#[test]
+fn a_large_message_that_waited_for_a_full_journal_is_logged_and_answered_though_the_drain_is_over() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let settings = FULL.replacen("log_messages", "send_buffer = '4KiB'\nlog_messages", 1);
+    let configuration = format!("{settings}[service]\ndrain_timeout = '100ms'\n");
+    let mut daemon = spawn(&journal, &configuration, &["--listen", "127.0.0.1:0"]);
+    let address = &journal.addresses(1)[0];
+    let (filler, mut peer) = (Peer::connect(address), Peer::connect(address));
+    journal.suspend();
+    // Until the journal's socket is full.
+    write_to(&filler, (0..2000).map(|number| format!("{number}\t")).collect::<String>().as_bytes());
+    receive_until_silent(&filler);
+    let large = "x".repeat(1024 * 1024);
+    write_to(&peer, format!("{large}\t").as_bytes());
+    peer.wait_until_read();
+    daemon.signal(rustix::process::Signal::TERM);
+    // Longer than the drain would take.
+    peer.expect_silence(Duration::from_millis(1500));
+    journal.resume();
+    let entry = journal.expect("the large message", |entry| is_message(entry) && entry.fields["MESSAGE"].len() > 2000);
+    assert!(entry.in_memory && entry.fields["MESSAGE"] == large.as_bytes());
+    // The reply does not fit into the socket at once, and the client takes its time.
+    thread::sleep(Duration::from_millis(200));
+    peer.expect(format!("server got:{large}\t"));
+    peer.expect_close();
+    assert!(daemon.wait().success());
+    let entries = journal.stop_and_collect();
+    assert_eq!(entries.iter().filter(|entry| is_message(entry)).count(), 2001);
+}
+
 /// Receives replies until no more come. Returns how many there were.
-fn receive_until_silent(peer: &mut Peer) -> usize {
+fn receive_until_silent(peer: &Peer) -> usize {
     let mut replies = Replies::new(peer);
     std::iter::from_fn(|| replies.next_within(Duration::from_millis(500))).count()
 }
@@ -190,10 +220,10 @@ fn receive_until_silent(peer: &mut Peer) -> usize {
 fn every_answered_message_is_in_the_journal_even_if_the_daemon_is_killed() {
     let Some(journal) = FakeJournald::start() else { return };
     let mut daemon = spawn(&journal, FULL, &["--listen", "127.0.0.1:0"]);
-    let mut peer = Peer::connect(&journal.addresses(1)[0]);
+    let peer = Peer::connect(&journal.addresses(1)[0]);
     journal.suspend();
     write_to(&peer, (0..2000).map(|number| format!("{number}\t")).collect::<String>().as_bytes());
-    let answered = receive_until_silent(&mut peer);
+    let answered = receive_until_silent(&peer);
     assert!(answered > 0);
     daemon.signal(rustix::process::Signal::KILL);
     assert!(!daemon.wait().success());

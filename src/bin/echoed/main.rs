@@ -41,6 +41,9 @@ use supervisor::{ExitReason, RunMode, Supervisor};
 /// How long messages that wait for the lossless log may do so when the drain is over.
 const UNLOGGED_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the connections that had such messages may take to send what they owe then.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How often it is looked whether some still wait.
 const UNLOGGED_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -258,9 +261,13 @@ async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &L
         if time::timeout(timeout, done).await.is_err() {
             let logged = async {
                 server.log_blocked().await;
+                if unlogged.waiting() == 0 {
+                    return;
+                }
                 while unlogged.waiting() > 0 {
                     time::sleep(UNLOGGED_INTERVAL).await;
                 }
+                let _ = time::timeout(FINISH_TIMEOUT, server.wait_until_idle()).await;
             };
             let _ = time::timeout(UNLOGGED_TIMEOUT, logged).await;
         }
@@ -272,6 +279,8 @@ async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &L
     }
     let cut = server.connection_count();
     let Counts { accepted, totals, .. } = server.counts();
+    // What is counted as lost next is not written after that.
+    log.freeze_messages();
     // Ends the workers, and with them the connections that are left.
     drop(server);
     let (finished, messages) = (open.saturating_sub(cut), totals.messages);
