@@ -55,9 +55,9 @@ pub struct StoredConnection {
 /// The result of [`store`].
 #[derive(Debug, Default)]
 pub struct StoreResult {
-    /// How many were sent to the manager.
+    /// How many were sent to the manager: the first ones.
     pub stored: usize,
-    /// The connections that were not stored, as they were.
+    /// The connections that were not stored, as they were, in their order.
     pub remaining: Vec<StoredConnection>,
     /// Why some were not stored, and what to do about it.
     pub problem: Option<String>,

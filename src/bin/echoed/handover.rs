@@ -1,8 +1,7 @@
 //! The handover of live connections: from the server into the manager's fd store, and in the next process from there
 //! into the server.
 
-use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use echoed::config::Settings;
@@ -26,14 +25,15 @@ pub(crate) async fn store_connections(server: Server, log: &LeveledLog) -> usize
     if unresponsive > 0 {
         log.note(Note::StoreFailed, &format!("{unresponsive} connections are cut: their worker does not answer"));
     }
-    let waiting = connections.iter().filter(|connection| connection.unlogged > 0);
-    let mut waiting: HashMap<_, _> = waiting.map(|one| (one.socket.as_raw_fd(), one.unlogged)).collect();
+    let unlogged: Vec<_> = connections.iter().map(|connection| connection.unlogged).collect();
     let (stored, remaining) = store_in_fdstore(connections, log);
     let took = milliseconds(began.elapsed());
     // These are closed without waiting for their end.
     let cut = unresponsive + detached - stored;
+    // The first of them are stored, and the last remain.
+    let (waiting, lost) = unlogged.split_at(stored);
+    server.unlogged_messages().add_lost(lost.iter().sum());
     for connection in remaining {
-        server.unlogged_messages().add_lost(waiting.remove(&connection.socket.as_raw_fd()).unwrap_or_default());
         server.close_gracefully(connection.socket);
     }
     server.flush_closed(CLOSE_TIMEOUT);
@@ -47,7 +47,7 @@ pub(crate) async fn store_connections(server: Server, log: &LeveledLog) -> usize
              {messages} messages on {accepted} connections in all"
         ),
     );
-    waiting.into_values().sum()
+    waiting.iter().sum()
 }
 
 /// How many connections have ended.
