@@ -21,8 +21,8 @@ use tempfile::TempDir;
 
 use crate::common::{TEST_TIMEOUT, now, skip_test};
 
-/// Puts a socket where journald's is, says that stderr is the journal, and becomes the daemon. A listener may lie in its
-/// stdin; then its name is in `LISTEN_FDNAMES`.
+/// Puts a socket where journald's is, says that stderr is the journal, and becomes the daemon, or the program that is to run it
+/// (`TEST_WRAPPER`), if there is one. A listener may lie in its stdin; then its name is in `LISTEN_FDNAMES`.
 const SCRIPT: &str = r#"set -e
 mount -t tmpfs none /run
 mkdir -p /run/systemd/journal
@@ -33,7 +33,7 @@ if [ -n "$LISTEN_FDNAMES" ]; then
     exec 3<&0
     export LISTEN_PID=$$ LISTEN_FDS=1
 fi
-exec "$0" "$@" </dev/null"#;
+exec $TEST_WRAPPER "$0" "$@" </dev/null"#;
 
 /// An entry, by the names of its fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,6 +167,7 @@ impl FakeJournald {
         let mut command = Command::new("unshare");
         command.args([unshare, "sh", "-c", SCRIPT, env!("CARGO_BIN_EXE_echoed")]);
         command.env_remove("LISTEN_FDNAMES").env_remove("NOTIFY_SOCKET").env("TEST_JOURNAL", "");
+        command.env_remove("TEST_WRAPPER");
         command
     }
 

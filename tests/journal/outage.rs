@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::common::{Daemon, Peer, ServiceManager};
+use crate::common::strace::Strace;
+use crate::common::{Daemon, Peer, ServiceManager, now, wait_until};
 use crate::fake_journald::{Entry, FakeJournald};
 use crate::has_subject;
 
@@ -155,4 +156,25 @@ fn whole_messages_larger_than_usual_journal_files_are_warned_about_at_the_start(
     daemon.signal(Signal::TERM);
     assert!(daemon.wait().success());
     journal.stop_and_collect();
+}
+
+#[test]
+fn a_journal_for_whose_entries_the_kernel_has_no_memory_is_reported_like_one_that_takes_nothing() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let Some(strace) = Strace::new("sendmsg", &["sendmsg:error=ENOBUFS".to_owned()]) else { return };
+    // Entries of the daemon itself are sent by another call.
+    let mut command = journal.command();
+    command.env("TEST_WRAPPER", strace.wrapper());
+    let mut daemon = Daemon::spawn_with(&mut command, FULL, &["--listen", "127.0.0.1:0"]);
+    let mut peer = Peer::connect(&journal.addresses(1)[0]);
+    peer.send("a\t");
+    let failed = journal.expect("a report", has_subject("Messages of clients cannot be written"));
+    assert!(failed.text("MESSAGE").contains(" takes nothing"), "{failed:?}");
+    // And nothing spins.
+    let (before, start) = (strace.injected_count(), now());
+    wait_until("it is tried again", || strace.injected_count() > before + 1);
+    let per_second = (strace.injected_count() - before) as f64 / start.elapsed().as_secs_f64();
+    assert!(per_second < 200.0, "{per_second}");
+    daemon.signal(Signal::KILL);
+    daemon.wait();
 }

@@ -4,6 +4,7 @@ use std::cmp;
 use std::fmt::Write;
 use std::io::{self, ErrorKind, IoSlice};
 use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::thread;
@@ -31,6 +32,8 @@ pub(super) struct JournalMessages {
     pub(super) health: Health,
     start_thread: StartThread,
     journal: JournalSocket,
+    /// Whether the journal has taken an entry since the last batch of senders was woken.
+    took_entry: AtomicBool,
     waiting: Mutex<Waiting>,
     /// There is a sender to wake.
     more: Condvar,
@@ -49,7 +52,14 @@ struct Waiting {
 
 impl JournalMessages {
     pub(super) fn new(journal: JournalSocket, health: Health, start_thread: StartThread) -> Self {
-        Self { health, start_thread, journal, waiting: Mutex::default(), more: Condvar::new() }
+        Self {
+            health,
+            start_thread,
+            journal,
+            took_entry: AtomicBool::new(false),
+            waiting: Mutex::default(),
+            more: Condvar::new(),
+        }
     }
 
     /// Does what [`LosslessLog::try_append`](super::LosslessLog::try_append) does.
@@ -59,6 +69,10 @@ impl JournalMessages {
         match self.journal.try_send(&entry) {
             Ok(()) => {
                 self.health.report_success();
+                // Mostly it is set already, so that workers do not take the memory from each other.
+                if !self.took_entry.load(Ordering::Relaxed) {
+                    self.took_entry.store(true, Ordering::Relaxed);
+                }
                 true
             }
             Err(error) => {
@@ -94,9 +108,22 @@ impl JournalMessages {
     /// Waits for the journal and wakes senders, until the process ends.
     fn wake_senders(&self) {
         let (mut delay, mut batch) = (FIRST_RETRY_DELAY, MIN_BATCH);
+        // For how long there has been room, and nothing was taken.
+        let mut refusing = Duration::ZERO;
         loop {
             let (error, was_full) = self.next();
+            if self.took_entry.swap(false, Ordering::Relaxed) {
+                refusing = Duration::ZERO;
+            } else if was_full {
+                refusing += BATCH_INTERVAL;
+            }
             match error.map_or_else(|| self.journal.wait_for_room(STALL_TIMEOUT), Err) {
+                // The kernel has no memory for an entry (ENOBUFS), say.
+                Ok(true) if refusing >= STALL_TIMEOUT => {
+                    self.report_stall();
+                    thread::sleep(delay);
+                    delay = cmp::min(delay * 2, MAX_RETRY_DELAY);
+                }
                 Ok(true) => delay = FIRST_RETRY_DELAY,
                 Ok(false) => {
                     self.report_stall();
