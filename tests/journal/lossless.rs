@@ -201,6 +201,7 @@ fn a_large_message_that_waited_for_a_full_journal_is_logged_and_answered_though_
     journal.resume();
     let entry = journal.expect("the large message", |entry| is_message(entry) && entry.fields["MESSAGE"].len() > 2000);
     assert!(entry.in_memory && entry.fields["MESSAGE"] == large.as_bytes());
+    journal.expect_times("all messages", 2001, is_message);
     // The reply does not fit into the socket at once, and the client takes its time.
     thread::sleep(Duration::from_millis(200));
     peer.expect(format!("server got:{large}\t"));
