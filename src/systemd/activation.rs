@@ -24,7 +24,7 @@ use socket::Role;
 
 pub use error::Error;
 pub use socket::Problem;
-pub use stdin::{StdinSocket, is_stderr_withheld};
+pub use stdin::StdinSocket;
 
 /// The types of sockets that may be handed over, the most usual first.
 const SOCKET_TYPES: [SocketType; 4] = [SocketType::STREAM, SocketType::DGRAM, SocketType::SEQPACKET, SocketType::RAW];
@@ -41,8 +41,8 @@ const STDIN_NAME: &str = "echo";
 /// What the process may listen on where systemd passed it no sockets.
 #[derive(Debug, Default)]
 pub struct Fallback<'a> {
-    /// The socket on stdin, if there is one.
-    pub stdin: Option<StdinSocket>,
+    /// The socket on stdin, if there is one. If it is not served, it is given back.
+    pub stdin: Option<&'a mut StdinSocket>,
     /// The name for that socket.
     pub stdin_name: Option<&'a str>,
     /// Whether the process has addresses of its own to listen on. Then stdin is left alone.
@@ -96,7 +96,9 @@ pub fn take(fallback: Fallback<'_>) -> Result<ActivationFds, Error> {
     let sockets = match stdin {
         Some(stdin) if is_stdin_served => take_stdin(stdin, stdin_name.unwrap_or(STDIN_NAME))?,
         stdin => {
-            stdin.into_iter().for_each(StdinSocket::give_back);
+            if let Some(stdin) = stdin {
+                stdin.give_back();
+            }
             Sockets::Nothing
         }
     };
@@ -116,7 +118,7 @@ pub fn take(fallback: Fallback<'_>) -> Result<ActivationFds, Error> {
 }
 
 /// Takes the socket on stdin.
-fn take_stdin(stdin: StdinSocket, name: &str) -> Result<Sockets, Error> {
+fn take_stdin(stdin: &StdinSocket, name: &str) -> Result<Sockets, Error> {
     let socket = stdin.take().map_err(Error::TakeStdin)?;
     let role = socket::inspect(&socket).map_err(Error::Stdin)?;
     let named = NamedSocket { name: name.to_owned(), socket };

@@ -27,13 +27,13 @@ pub(crate) struct LeveledLog {
 }
 
 /// Reports why the daemon does not start: in one entry, if stderr leads to the journal. Without a place for it, nothing is
-/// said.
-pub(crate) fn report_start_failure(error: &StartError) {
+/// said; stderr is none if it is withheld, because it is a client's connection.
+pub(crate) fn report_start_failure(error: &StartError, is_stderr_withheld: bool) {
     let note = Note::StartFailed;
-    match LogTarget::of_stderr() {
+    match LogTarget::of_stderr(is_stderr_withheld) {
         target @ LogTarget::Journal(_) => {
             let text = format!("not started: {error}");
-            match LeveledLog::start(Level::Error) {
+            match LeveledLog::start(Level::Error, is_stderr_withheld) {
                 Ok((log, writer)) => {
                     log.note(note, &text);
                     drop(log);
@@ -57,13 +57,13 @@ pub(crate) fn report_start_failure(error: &StartError) {
 }
 
 impl LeveledLog {
-    /// Begins to write: to the journal if stderr leads there, else to stderr.
+    /// Begins to write: to the journal if stderr leads there or is withheld, else to stderr.
     ///
     /// # Errors
     /// Returns an error if the thread that writes cannot be made.
-    pub(crate) fn start(level: Level) -> io::Result<(Self, journal::LogWriter)> {
-        let (log, writer) = journal::start(LogTarget::of_stderr())?;
-        let lossless_log = lossless::open(LogTarget::of_stderr(), log.clone());
+    pub(crate) fn start(level: Level, is_stderr_withheld: bool) -> io::Result<(Self, journal::LogWriter)> {
+        let (log, writer) = journal::start(LogTarget::of_stderr(is_stderr_withheld))?;
+        let lossless_log = lossless::open(LogTarget::of_stderr(is_stderr_withheld), log.clone());
         let level = Arc::new(AtomicU8::new(level as u8));
         Ok((Self { log, lossless_log, level, notify_error: Arc::default() }, writer))
     }

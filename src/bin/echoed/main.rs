@@ -26,9 +26,7 @@ use echoed::config::{Service, Settings};
 use echoed::rlimit::FdBudget;
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
-use echoed::systemd::activation::{
-    self, ActivationFds, Fallback, NamedSocket, Sockets, StdinSocket, is_stderr_withheld,
-};
+use echoed::systemd::activation::{self, ActivationFds, Fallback, NamedSocket, Sockets, StdinSocket};
 use echoed::systemd::journal::JOURNAL_PATH;
 use echoed::systemd::{fdstore, notify};
 use tokio::{runtime, time};
@@ -69,11 +67,17 @@ fn main() -> ExitCode {
         let argument = argument.as_encoded_bytes();
         argument == b"--listener" || argument.starts_with(b"--listener=")
     };
-    let stdin = StdinSocket::find(env::args_os().any(has_listener));
-    let stdin = stdin.map_err(|error| StartError::system("cannot keep the log from the client on stdin", error));
+    let mut stdin = match StdinSocket::find(env::args_os().any(has_listener)) {
+        Ok(stdin) => stdin,
+        Err(error) => {
+            let error = StartError::system("cannot keep the log from the client on stdin", error);
+            log::report_start_failure(&error, true);
+            return error.exit_code();
+        }
+    };
     let result = match Echoed::try_parse() {
-        Ok(arguments) => stdin.and_then(|stdin| run(&arguments, stdin, hangup)),
-        Err(error) if error.use_stderr() && is_stderr_withheld() => {
+        Ok(arguments) => run(&arguments, &mut stdin, hangup),
+        Err(error) if error.use_stderr() && withholds_stderr(stdin.as_ref()) => {
             Err(StartError::Usage(error.to_string().trim_end().to_owned()))
         }
         Err(error) if error.use_stderr() => {
@@ -86,27 +90,33 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            log::report_start_failure(&error);
+            log::report_start_failure(&error, withholds_stderr(stdin.as_ref()));
             error.exit_code()
         }
     }
 }
 
-fn run(arguments: &Echoed, mut stdin: Option<StdinSocket>, hangup: BlockedHangup) -> Result<ExitCode, StartError> {
+/// Returns whether nothing may be written to stderr, because it is the socket on stdin.
+fn withholds_stderr(stdin: Option<&StdinSocket>) -> bool {
+    stdin.is_some_and(StdinSocket::withholds_stderr)
+}
+
+fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangup) -> Result<ExitCode, StartError> {
+    let mut offered = stdin.as_mut();
     if !arguments.serves() {
         hangup.unblock();
     }
     // Then stdin is not served, and stderr is a log like any other, also for mistakes in the settings.
     if !arguments.serves() || !arguments.listen.is_empty() {
-        stdin.take().into_iter().for_each(StdinSocket::give_back);
+        offered.take().into_iter().for_each(StdinSocket::give_back);
     }
     let Some(settings) = load_settings(arguments)? else { return Ok(ExitCode::SUCCESS) };
     // Before there is a second thread: it changes the environment.
-    let fds = take_sockets(arguments, &settings, stdin)?;
+    let fds = take_sockets(arguments, &settings, offered)?;
     // So is this: with more threads it would take 10 ms.
     let mode = RunMode::of(&fds.sockets);
     let budget = mode.preallocate_fd_table(&settings, settings.service.worker_threads());
-    let started = LeveledLog::start(settings.log_level);
+    let started = LeveledLog::start(settings.log_level, withholds_stderr(stdin.as_ref()));
     let (log, writer) = started.map_err(|error| StartError::system("cannot start the log", error))?;
     supervisor::warn_low_nofile(budget, &settings, &log);
     if let Some(address) = notify::unsupported_address() {
@@ -345,7 +355,7 @@ fn has_listen_addresses(arguments: &Echoed, settings: &Settings) -> bool {
 fn take_sockets(
     arguments: &Echoed,
     settings: &Settings,
-    stdin: Option<StdinSocket>,
+    stdin: Option<&mut StdinSocket>,
 ) -> Result<ActivationFds, StartError> {
     let stdin_name = arguments.listener.as_deref();
     let has_addresses = has_listen_addresses(arguments, settings);

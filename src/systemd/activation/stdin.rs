@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Mode, OFlags, fstat, open};
 use rustix::net::{getsockname, sockopt};
@@ -14,20 +13,13 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::socket::is_unnamed_unix;
 
-/// Whether stderr was the socket on stdin, and leads nowhere.
-static STDERR_IS_WITHHELD: AtomicBool = AtomicBool::new(false);
-
-/// Returns whether nothing may be written to stderr, because it is the socket on stdin.
-#[must_use]
-pub fn is_stderr_withheld() -> bool {
-    STDERR_IS_WITHHELD.load(Ordering::Relaxed)
-}
-
 /// The socket on stdin, to be served or [given back](StdinSocket::give_back).
 #[derive(Debug)]
 #[must_use]
 pub struct StdinSocket {
-    /// What stderr was, if it was the same socket.
+    /// Whether stderr was the same socket, and leads nowhere.
+    withholds_stderr: bool,
+    /// What stderr was then, if that could be kept.
     stderr: Option<OwnedFd>,
 }
 
@@ -39,7 +31,8 @@ impl StdinSocket {
     /// of such a pair as stdin.
     ///
     /// # Errors
-    /// Returns an error if stderr cannot lead nowhere: there are not enough descriptors.
+    /// Returns an error if stderr is the same socket and cannot lead nowhere: there are not enough descriptors. Nothing may be
+    /// written to stderr then.
     pub fn find(counts_unnamed: bool) -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if sockopt::socket_type(&stdin).is_err() {
@@ -48,14 +41,21 @@ impl StdinSocket {
         if !counts_unnamed && getsockname(&stdin).is_ok_and(|name| is_unnamed_unix(&name)) {
             return Ok(None);
         }
-        let stderr = if is_same_file(&stdin, io::stderr()) { withhold_stderr()? } else { None };
-        Ok(Some(Self { stderr }))
+        let withholds_stderr = is_same_file(&stdin, io::stderr());
+        let stderr = if withholds_stderr { withhold_stderr()? } else { None };
+        Ok(Some(Self { withholds_stderr, stderr }))
+    }
+
+    /// Returns whether stderr was the same socket, and leads nowhere.
+    #[must_use]
+    pub fn withholds_stderr(&self) -> bool {
+        self.withholds_stderr
     }
 
     /// Leaves the socket on stdin alone, which is not to be served. stderr is what it was.
-    pub fn give_back(self) {
-        if self.stderr.is_some_and(|stderr| dup2_stderr(stderr).is_ok()) {
-            STDERR_IS_WITHHELD.store(false, Ordering::Relaxed);
+    pub fn give_back(&mut self) {
+        if self.stderr.take().is_some_and(|stderr| dup2_stderr(stderr).is_ok()) {
+            self.withholds_stderr = false;
         }
     }
 
@@ -64,7 +64,7 @@ impl StdinSocket {
     ///
     /// # Errors
     /// Returns an error if there are not enough descriptors.
-    pub(super) fn take(self) -> io::Result<OwnedFd> {
+    pub(super) fn take(&self) -> io::Result<OwnedFd> {
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
         let nowhere = open_nowhere()?;
         if is_same_file(&socket, io::stdout()) {
@@ -77,7 +77,6 @@ impl StdinSocket {
 
 /// Makes stderr lead nowhere. Returns what it was, if that can be kept.
 fn withhold_stderr() -> io::Result<Option<OwnedFd>> {
-    STDERR_IS_WITHHELD.store(true, Ordering::Relaxed);
     let nowhere = open_nowhere()?;
     let kept = io::stderr().as_fd().try_clone_to_owned().ok();
     dup2_stderr(nowhere)?;

@@ -32,8 +32,6 @@ use std::time::{Duration, Instant};
 use queue::{LogQueue, WriterTask};
 use sink::Sink;
 
-use super::activation::is_stderr_withheld;
-
 pub use native::JOURNAL_PATH;
 pub use sink::is_stderr;
 
@@ -158,11 +156,11 @@ pub enum LogTarget {
 }
 
 impl LogTarget {
-    /// stderr: the journal, if stderr leads there. Where stderr is withheld, because it is a client's connection: the
+    /// Returns stderr: the journal, if stderr leads there. Where stderr is withheld, because it is a client's connection: the
     /// journal, if it can be reached, or nowhere.
     #[must_use]
-    pub fn of_stderr() -> Self {
-        if is_stderr_withheld() {
+    pub fn of_stderr(is_withheld: bool) -> Self {
+        if is_withheld {
             let nowhere = Box::new(io::sink());
             return if native::is_reachable() { Self::Journal(nowhere) } else { Self::Lines(nowhere) };
         }
