@@ -468,6 +468,35 @@ fn messages_that_wait_for_the_log_count_as_buffer_memory() {
 }
 
 #[test]
+fn messages_that_are_lost_for_want_of_memory_are_counted_and_reported_at_once() {
+    let fixture = ServerFixture::start_with(full_logging(), |settings| settings.limits.buffer_memory = 100_000);
+    let mut first = fixture.connect();
+    first.send("x".repeat(60_000) + "\t");
+    fixture.log.wait_for_refused(1);
+    let mut second = fixture.connect();
+    second.send(format!("a\t{}\tb\thalf", "x".repeat(60_000)));
+    second.expect("server error:out of buffer memory\t");
+    let unlogged = fixture.server.unlogged_messages();
+    let reported = || {
+        let events = fixture.events.lock().expect("no thread panicked");
+        let lost = events.iter().filter(|event| matches!(event, Event::MessagesLost { .. }));
+        lost.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    wait_until("it is reported", || !reported().is_empty());
+    let lost = unlogged.lost();
+    assert!((1..=3).contains(&lost), "{lost}");
+    assert_eq!(fixture.log.lock().abandoned, 1);
+    let events = reported();
+    assert_eq!(events.len(), 1, "{events:?}");
+    let plural = if lost == 1 { "" } else { "s" };
+    assert!(
+        events[0].starts_with(&format!("{lost} message{plural} on connection 2 on main from 127.0.0.1:")),
+        "{events:?}"
+    );
+    second.expect_close();
+}
+
+#[test]
 fn each_message_summary_is_one_event_on_one_line() {
     let fixture = ServerFixture::start(Rules { log_messages: LogMessages::Summary, ..Rules::default() });
     let mut peer = fixture.connect();

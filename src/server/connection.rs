@@ -27,7 +27,7 @@ use super::receive_buffer::ReceiveBuffer;
 use super::receive_window;
 use super::socket::{AcceptedSocket, Peer};
 use super::socket_error;
-use super::worker::Worker;
+use super::worker::{EventSink, Worker};
 use crate::protocol::rules::LogMessages;
 use crate::protocol::snapshot;
 use crate::protocol::{Scratch, Session, Verdict, Want};
@@ -337,8 +337,11 @@ impl Connection {
                 socket_error::report(error.into(), info, &worker.sink);
             }
             if session.memory() != memory_before && !permit.set_memory(session.memory()) {
+                let unlogged = session.unlogged_messages();
                 session.handle_out_of_memory(now);
                 permit.set_memory(session.memory());
+                let lost = unlogged.saturating_sub(session.unlogged_messages());
+                report_lost(lost, waker.as_ref(), info, &worker.sink);
                 // What had no room, for output or in the log, is not what it wants now.
                 outlet.blocked = false;
             }
@@ -402,8 +405,13 @@ impl Connection {
     /// Ends the connection, and reports why. The descriptor is closed, and the permit is released: on another thread, if
     /// the peer may have sent descriptors that were not received.
     pub(crate) fn close(self: Box<Self>, worker: &Worker) {
-        let is_written = self.abandon_log(worker);
+        let is_written = abandon_message(self.waker.as_ref(), &worker.sink);
         worker.sink.unlogged.add_lost(self.session.unlogged_messages().saturating_sub(is_written.into()));
+        self.end(worker);
+    }
+
+    /// Ends the connection, of which no message waits for the log any longer.
+    fn end(self: Box<Self>, worker: &Worker) {
         // Without a verdict, it is we who stop before it was done.
         self.report_closed(worker, self.session.verdict().unwrap_or(Verdict::Shutdown));
         let Self { socket, input, permit, .. } = *self;
@@ -428,15 +436,10 @@ impl Connection {
         let snapshot = snapshot::encode(&self.session, &listener.name, id, client, now);
         let unlogged = self.session.unlogged_messages();
         // From now on it is up to the next process to have it logged.
-        self.abandon_log(worker);
+        abandon_message(self.waker.as_ref(), &worker.sink);
         self.report_closed(worker, Verdict::HandedOver);
         let Self { socket, .. } = *self;
         DetachedConnection { socket, snapshot, unlogged }
-    }
-
-    /// Tells the log that the message that waits for it is not asked about any longer. Returns whether it was written already.
-    fn abandon_log(&self, worker: &Worker) -> bool {
-        self.waker.as_ref().is_some_and(|waker| worker.sink.message_log.abandon(&Waker::from(Arc::clone(waker))))
     }
 
     fn report_closed(&self, worker: &Worker, verdict: Verdict) {
@@ -460,7 +463,28 @@ impl Connection {
     pub(crate) fn fail(mut self: Box<Self>, worker: &Worker, error: io::Error) {
         socket_error::report_failure(error, &self.info, &worker.sink);
         self.session.handle_reset();
-        self.close(worker);
+        report_lost(self.session.unlogged_messages(), self.waker.as_ref(), &self.info, &worker.sink);
+        self.end(worker);
+    }
+}
+
+/// Tells the log that the message that waits for it is not asked about any longer. Returns whether it was written already.
+fn abandon_message(waker: Option<&Arc<ConnectionWaker>>, sink: &EventSink) -> bool {
+    waker.is_some_and(|waker| sink.message_log.abandon(&Waker::from(Arc::clone(waker))))
+}
+
+/// Counts messages of a connection that have to be logged, and will not be, and reports them. Those that are lost when the
+/// server ends are reported by the embedder, as one number.
+#[cold]
+pub(crate) fn report_lost(count: usize, waker: Option<&Arc<ConnectionWaker>>, info: &ConnectionInfo, sink: &EventSink) {
+    if count == 0 {
+        return;
+    }
+    let count = count.saturating_sub(abandon_message(waker, sink).into());
+    if count > 0 {
+        sink.unlogged.add_lost(count);
+        let (listener, peer) = (Arc::clone(&info.listener.name), info.peer);
+        (sink.handle_event)(Event::MessagesLost { id: info.id, listener, peer, count });
     }
 }
 

@@ -113,6 +113,17 @@ pub enum Event {
         /// What failed.
         error: io::Error,
     },
+    /// Messages of a connection that goes on or ends while the server runs are lost: they were to be logged whole, and were not.
+    MessagesLost {
+        /// The id of the connection.
+        id: u64,
+        /// The listener's name.
+        listener: Arc<str>,
+        /// The peer that sent them.
+        peer: Peer,
+        /// How many.
+        count: usize,
+    },
     /// Datagrams were dropped: the first for this cause, or all since the last report.
     DatagramsDropped {
         /// The listener's name.
@@ -201,7 +212,7 @@ impl UnloggedMessages {
 }
 
 /// The names of all kinds of events.
-pub const NAMES: [&str; 10] = [
+pub const NAMES: [&str; 11] = [
     "opened",
     "closed",
     "message",
@@ -211,6 +222,7 @@ pub const NAMES: [&str; 10] = [
     "listener-failed",
     "resumed",
     "connection-failed",
+    "messages-unlogged",
     "datagrams-dropped",
 ];
 
@@ -270,6 +282,7 @@ impl Event {
             Self::ListenerFailed { .. } => "listener-failed",
             Self::Resumed { .. } => "resumed",
             Self::ConnectionFailed { .. } => "connection-failed",
+            Self::MessagesLost { .. } => "messages-unlogged",
             Self::DatagramsDropped { .. } => "datagrams-dropped",
         }
     }
@@ -279,7 +292,10 @@ impl Event {
     pub fn level(&self) -> Level {
         match self {
             Self::ListenerFailed { .. } => Level::Error,
-            Self::LimitReached { .. } | Self::AcceptPaused { .. } | Self::ConnectionFailed { .. } => Level::Warn,
+            Self::LimitReached { .. }
+            | Self::AcceptPaused { .. }
+            | Self::ConnectionFailed { .. }
+            | Self::MessagesLost { .. } => Level::Warn,
             Self::AcceptResumed { .. } | Self::Message { .. } | Self::DatagramsDropped { .. } => Level::Info,
             Self::Opened { .. } | Self::Resumed { .. } => Level::Debug,
             Self::Closed { verdict, .. } => match verdict {
@@ -358,6 +374,13 @@ impl fmt::Display for Event {
             }
             Self::ConnectionFailed { listener, peer, error } => {
                 write!(f, "cannot serve {peer} on {listener}: {error}; closed that connection")
+            }
+            Self::MessagesLost { id, listener, peer, count } => {
+                let s = if *count == 1 { "" } else { "s" };
+                write!(
+                    f,
+                    "{count} message{s} on connection {id} on {listener} from {peer} could not be logged, and got no reply"
+                )
             }
             Self::DatagramsDropped { listener, cause, count, last_peer, last_path } => {
                 let (s, last) = if *count == 1 { ("", "") } else { ("s", "the last ") };

@@ -20,7 +20,7 @@ use rustix::net::{RecvFlags, Shutdown};
 use tokio::time;
 
 use super::accept::Listener;
-use super::connection::{Connection, ConnectionInfo, clock};
+use super::connection::{Connection, ConnectionInfo, clock, report_lost};
 use super::event::Event;
 use super::peer_descriptors::PeerDescriptors;
 use super::socket::{AcceptedSocket, Peer, SocketKind};
@@ -152,6 +152,7 @@ impl Server {
             } else {
                 admission.acquire_unchecked(peer.source())
             };
+            let unlogged = session.unlogged_messages();
             if !permit.set_memory(session.memory()) {
                 session.handle_out_of_memory(now);
                 permit.set_memory(session.memory());
@@ -162,6 +163,7 @@ impl Server {
             let least_loaded = least_loaded.min_by_key(|(thread, _)| thread.worker.open.load(Ordering::Relaxed));
             let Some((thread, worker_connections)) = least_loaded else { continue };
             let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };
+            report_lost(unlogged.saturating_sub(session.unlogged_messages()), None, &info, &thread.worker.sink);
             let descriptors =
                 if let Peer::Ip(_) = peer { PeerDescriptors::None } else { PeerDescriptors::refuse(&socket) };
             let socket = AcceptedSocket { socket, descriptors };

@@ -182,7 +182,9 @@ fn priority(level: Level) -> Priority {
 fn entry(event: &Event) -> LogEntry {
     let text = event.to_string();
     match event {
-        Event::Opened { id, listener, peer } | Event::Resumed { id, listener, peer } => LogEntry {
+        Event::Opened { id, listener, peer }
+        | Event::Resumed { id, listener, peer }
+        | Event::MessagesLost { id, listener, peer, .. } => LogEntry {
             text,
             listener: Some(Arc::clone(listener)),
             peer: Some(peer.to_string()),

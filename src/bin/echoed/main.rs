@@ -233,11 +233,11 @@ async fn serve(
         drop(files);
         log.check_notified(notify::barrier());
     }
-    // What a hung worker has kept is lost, too.
+    // What a hung worker has kept is lost, too; of each of its connections, one message counts.
     let lost_messages = unlogged.lost() + unlogged.waiting();
     if lost_messages > 0 {
         let plural = if lost_messages == 1 { "" } else { "s" };
-        let text = format!("{lost_messages} message{plural} could not be logged before the end, and got no reply");
+        let text = format!("{lost_messages} message{plural} could not be logged, and got no reply");
         log.note(Note::MessagesLost, &text);
     }
     let code = match reason {

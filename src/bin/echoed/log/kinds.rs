@@ -74,7 +74,7 @@ notes! {
 }
 
 /// Events, by [`Event::name`]; the end of a connection by the name of its verdict.
-const EVENTS: [EntryKind; 23] = [
+const EVENTS: [EntryKind; 24] = [
     EntryKind { name: "opened", message_id: "5e6bb97ac5ed4e8b88b6ad89fce92c4f" },
     EntryKind { name: "message", message_id: "51a1cd7c305043978fb018e4cab91a97" },
     EntryKind { name: "limit-reached", message_id: "57727963c3e2428fa10d2b030090ee72" },
@@ -83,6 +83,7 @@ const EVENTS: [EntryKind; 23] = [
     EntryKind { name: "listener-failed", message_id: "da4ecab6446d4e33b70af5cba385c61b" },
     EntryKind { name: "resumed", message_id: "5dc55e438e4b4738b8509ecfa945dc3b" },
     EntryKind { name: "connection-failed", message_id: "b4b07c3686db42608e24c362965647d7" },
+    EntryKind { name: "messages-unlogged", message_id: "4eebff74ebaf445e8687edabd1bd86d1" },
     EntryKind { name: "datagrams-dropped", message_id: "0f5e8ccafc8749e3bd4edac96c87c37b" },
     EntryKind { name: "too-long", message_id: "2c65cc4a3de146e491acc2c7fa4a4129" },
     EntryKind { name: "read-deadline", message_id: "83f62f9c5578440d9af2ad15797375c0" },
