@@ -11,6 +11,7 @@ use rustix::net::{
 use rustix::process::{Signal, geteuid};
 
 use super::common::program_or_skip;
+use super::common::strace::Strace;
 use super::service::Service;
 use super::{Peer, connection_outcomes};
 
@@ -61,6 +62,26 @@ fn the_daemon_starts_and_serves_whatever_is_in_the_fd_store() {
         service.daemon.wait_for_log("warn: cannot go on with all that the process before has stored: ");
     }
     service.daemon.stop();
+}
+
+#[test]
+fn connections_that_a_failed_start_cuts_are_counted_with_their_messages() {
+    let Some(strace) = Strace::new("setsockopt", &["setsockopt:error=ENOBUFS".to_owned()]) else { return };
+    let mut service = Service::start("");
+    let [mut first, mut second] = [service.connect(), service.connect()];
+    first.exchange("a");
+    second.exchange("a");
+    service.stop(Signal::TERM);
+    service.spawn_next_with("", |command| {
+        command.env("TEST_WRAPPER", strace.wrapper());
+    });
+    assert_eq!(service.daemon.wait().code(), Some(71));
+    let log = service.daemon.log();
+    let cut = "warn: cut 2 connections of the process before, since the start fails";
+    assert!(log.iter().any(|line| line == cut), "{log:#?}");
+    for peer in [&mut first, &mut second] {
+        peer.expect_close();
+    }
 }
 
 #[test]

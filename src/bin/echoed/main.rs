@@ -207,9 +207,13 @@ async fn serve(
     // Before new connections are accepted.
     let names: Vec<_> = named.iter().map(|(name, _)| &**name).collect();
     handover::restore_connections(&server, bundles, problems, settings, &names, log).await;
-    serve_listeners(&server, settings, named, log)?;
-    if let Some(connection) = accepted {
-        serve_connection(&server, settings, arguments, connection, log)?;
+    let served = serve_listeners(&server, settings, named, log).and_then(|()| match accepted {
+        Some(connection) => serve_connection(&server, settings, arguments, connection, log),
+        None => Ok(()),
+    });
+    if let Err(error) = served {
+        end_failed_start(server, log);
+        return Err(error);
     }
     let sources = arguments.sources();
     let supervisor =
@@ -245,6 +249,23 @@ async fn serve(
         ExitReason::Signal(_) | ExitReason::ConnectionEnded | ExitReason::Idle(_) => ExitCode::SUCCESS,
     };
     Ok(Ended { code, lost_messages, waiting_messages })
+}
+
+/// Ends the server of a start that fails, with the connections of the previous process: they were taken out of the fd store, and
+/// are cut.
+fn end_failed_start(server: Server, log: &LeveledLog) {
+    let (cut, unlogged) = (server.connection_count(), server.unlogged_messages());
+    log.freeze_messages();
+    drop(server);
+    let plural = |count: usize| if count == 1 { "" } else { "s" };
+    if cut > 0 {
+        let lost = match unlogged.lost() {
+            0 => String::new(),
+            lost => format!("; {lost} message{} could not be logged", plural(lost)),
+        };
+        let text = format!("cut {cut} connection{} of the process before, since the start fails{lost}", plural(cut));
+        log.note(Note::RestoreFailed, &text);
+    }
 }
 
 /// Returns the sockets whose owners take what this process sends there for its own word.
