@@ -39,6 +39,10 @@ pub(super) fn is_reachable() -> bool {
 }
 
 /// Asks whether journald takes an entry, for a sender that would not say that it does not.
+///
+/// The answer is a guess. It holds for the moment of the question, for a datagram (an entry that is sent as memory also needs a
+/// descriptor and memory), and while the kernel has memory. If it turns out wrong, the sender waits only where the room is taken
+/// by then; in all other cases its entry is lost, and not counted.
 #[derive(Debug)]
 pub(super) struct Probe {
     /// Kept, since there may be no descriptor for another one when there is something to log about that.
