@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 
+use crate::common::wait_until;
 use crate::machine::Machine;
 
 tests![
@@ -62,6 +63,10 @@ fn systemd_analyze_verify_reports_nothing_about_the_units_and_the_examples(machi
     }
 }
 
+/// What journald keeps beside its sockets, in any version.
+const JOURNALD_FILES: [&str; 8] =
+    ["dev-log", "flushed", "io.systemd.journal", "kernel-seqnum", "seqnum", "socket", "stdout", "streams"];
+
 /// Checks the process of the service, and then a process of a single connection (`Accept=yes`).
 fn check_each_process(machine: &Machine, check: fn(&Machine, u32)) {
     machine.sh("systemctl start echoed.socket");
@@ -69,7 +74,8 @@ fn check_each_process(machine: &Machine, check: fn(&Machine, u32)) {
         // (Not the Unix socket: from 257 on, Accept= gives up when it cannot see the client's process, and ours is outside.)
         let mut peer = machine.connect("tcp:127.0.0.1:8085");
         peer.exchange("aaaa");
-        assert_eq!(machine.property(unit, "ActiveState"), "active");
+        // It answers before systemd has heard that it is ready.
+        wait_until("it is active", || machine.property(unit, "ActiveState") == "active");
         check(machine, machine.daemon_pid().expect("it serves"));
         machine.sh("mkdir -p /etc/systemd/system/echoed.socket.d
             cp /usr/share/doc/echoed/examples/accept.conf /etc/systemd/system/echoed.socket.d
@@ -130,7 +136,20 @@ fn the_service_sees_only_its_own_files(machine: &Machine) {
         assert_eq!(seen("/etc"), ["echoed"]);
         assert_eq!(seen("/usr"), ["lib", "lib64", "sbin"]);
         assert_eq!(seen("/usr/sbin"), ["echoed"]);
+        // What the unit binds; some versions of systemd make places of their own.
+        let mut run = seen("/run");
+        run.retain(|name| !["host", "incoming", "notify"].contains(&&**name));
+        assert_eq!(run, ["echoed", "journal", "systemd"]);
         assert_eq!(seen("/run/systemd"), ["incoming", "journal", "notify"]);
+        // The directory of journald's sockets is bound as a whole, so that sockets that are made anew are there. So all that
+        // journald keeps in it can be seen: which streams there are, and numbers. Entries lie elsewhere.
+        let journal = seen("/run/journal");
+        for name in &journal {
+            assert!(JOURNALD_FILES.contains(&&**name), "{name} in {journal:?}");
+        }
+        for socket in ["dev-log", "socket", "stdout"] {
+            assert!(journal.iter().any(|name| name == socket), "{socket} in {journal:?}");
+        }
         for empty in ["/bin", "/root", "/sbin", "/tmp", "/var/tmp", "/dev/shm"] {
             assert_eq!(seen(empty), [""; 0], "{empty}");
         }
