@@ -1,13 +1,19 @@
 //! The lossless log, `log_messages = "full"`; and summaries of messages.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, ErrorKind};
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::mem;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use crate::common::{Daemon, Peer, TEST_TIMEOUT};
+use rustix::io::ioctl_fionread as fionread;
+use rustix::pipe::{PipeFlags, fcntl_getpipe_size, pipe_with};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::common::{Daemon, Peer, TEST_TIMEOUT, wait_until};
 use crate::fake_journald::{Entry, FakeJournald};
 use crate::{has_subject, spawn, stable_fields, stop_and_collect, write_to};
 
@@ -166,7 +172,7 @@ fn messages_that_wait_for_the_journal_are_logged_and_answered_before_the_daemon_
     write_to(&peer, (0..2000).map(|number| format!("{number}\t")).collect::<String>().as_bytes());
     let answered = receive_until_silent(&peer);
     assert!(answered < 2000, "{answered}");
-    daemon.signal(rustix::process::Signal::TERM);
+    daemon.signal(Signal::TERM);
     // Longer than the drain would take: messages that wait for the log have more time.
     peer.expect_silence(Duration::from_millis(1500));
     journal.resume();
@@ -195,7 +201,7 @@ fn a_large_message_that_waited_for_a_full_journal_is_logged_and_answered_though_
     let large = "x".repeat(1024 * 1024);
     write_to(&peer, format!("{large}\t").as_bytes());
     peer.wait_until_read();
-    daemon.signal(rustix::process::Signal::TERM);
+    daemon.signal(Signal::TERM);
     // Longer than the drain would take.
     peer.expect_silence(Duration::from_millis(1500));
     journal.resume();
@@ -226,7 +232,7 @@ fn every_answered_message_is_in_the_journal_even_if_the_daemon_is_killed() {
     write_to(&peer, (0..2000).map(|number| format!("{number}\t")).collect::<String>().as_bytes());
     let answered = receive_until_silent(&peer);
     assert!(answered > 0);
-    daemon.signal(rustix::process::Signal::KILL);
+    daemon.signal(Signal::KILL);
     assert!(!daemon.wait().success());
     journal.resume();
     let entries = journal.stop_and_collect();
@@ -276,7 +282,7 @@ fn messages_of_a_client_that_does_not_read_are_logged_when_it_is_cut_off_at_the_
     let mut peer = Peer::connect(&journal.addresses(1)[0]);
     // More than fits: it is the client's own replies that are in the way of its messages.
     peer.send_what_fits(&b"a message\t".repeat(1_000_000));
-    daemon.signal(rustix::process::Signal::INT);
+    daemon.signal(Signal::INT);
     assert_eq!(daemon.wait().code(), Some(0));
     let entries = journal.stop_and_collect();
     let logged = entries.iter().filter(|entry| is_message(entry)).count();
@@ -285,4 +291,38 @@ fn messages_of_a_client_that_does_not_read_are_logged_when_it_is_cut_off_at_the_
     // The last message may be incomplete.
     assert_eq!(logged, read / 10);
     assert!(logged > 1000, "{logged}");
+}
+
+#[test]
+fn a_message_that_is_counted_as_lost_at_the_end_is_not_written_to_stderr_afterwards() {
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let path = |name: &str| directory.path().join(name).to_str().expect("it is text").to_owned();
+    let (socket, configuration) = (path("socket"), path("echoed.toml"));
+    std::fs::write(&configuration, FULL).expect("it can be written");
+    let (stderr, writer) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe can be made");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
+    command.args(["--config", &configuration, "--listen", &socket]).stderr(writer);
+    let mut daemon = command.spawn().expect("it can be started");
+    // The parent's copy of the pipe.
+    drop(command);
+    wait_until("it listens", || UnixStream::connect(&socket).is_ok());
+    let [mut first, mut second] = [(); 2].map(|()| Peer::connect(&format!("unix:{socket}")));
+    // A little more than a pipe takes.
+    let long = "x".repeat(70 * 1024);
+    write_to(&first, format!("{long}\t").as_bytes());
+    // The line before it may leave most of a page.
+    let capacity = fcntl_getpipe_size(&stderr).expect("it can be asked") as u64;
+    wait_until("it is stuck", || fionread(&stderr).expect("it can be asked") + 4096 > capacity);
+    second.send("second\t");
+    second.expect_silence(Duration::from_millis(20));
+    let pid = Pid::from_child(&daemon);
+    kill_process(pid, Signal::INT).expect("it can be signalled");
+    // Once the drain has begun, the next signal ends it.
+    first.expect_silence(Duration::from_millis(100));
+    kill_process(pid, Signal::TERM).expect("it can be signalled");
+    second.expect_close();
+    let mut written = String::new();
+    File::from(stderr).read_to_string(&mut written).expect("it is text");
+    assert_eq!(daemon.wait().expect("it ends").code(), Some(74));
+    assert!(!written.contains("second"), "{}", written.replace(&long, "..."));
 }
