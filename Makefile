@@ -26,6 +26,7 @@ BINDIR ?= $(PREFIX)/bin
 DOCDIR ?= $(PREFIX)/share/doc/echoed
 SYSCONFDIR ?= /etc
 UNITDIR ?= $(PREFIX)/lib/systemd/system
+USERUNITDIR ?= $(PREFIX)/lib/systemd/user
 CATALOGDIR ?= $(PREFIX)/lib/systemd/catalog
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 MANDIR ?= $(PREFIX)/share/man
@@ -40,6 +41,31 @@ LINKSDIR ?= $(PREFIX)/share/echoed/links
 # The version of systemd that the units are for: it decides which drop-ins are installed.
 SYSTEMD_VERSION ?= $(or $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p'),252)
 DESTDIR ?=
+
+# The units of the system and of user managers. echoed-instance@.service is echoed.service with other names (INSTANCE).
+UNITS = echoed.socket echoed.service echoed@.service echoed-instance@.socket echoed-instance@.service
+USERUNITS = echoed.socket echoed.service
+
+# What is put into units in place of the names of these directories.
+FILL_IN = s|@SBINDIR@|$(SBINDIR)|g; s|@ROOTDIR@|$(ROOTDIR)|g; s|@LINKSDIR@|$(LINKSDIR)|g
+
+# How echoed.service becomes the service of an instance: one sandbox for both.
+INSTANCE = s|^Description=.*|Description=Delimited echo service, the instance %i|; \
+    s|echoed\.socket|echoed-instance@%i.socket|; \
+    s|^\# The settings are in .*|\# The settings are in /etc/echoed/instances/%i: echoed.toml and echoed.toml.d, not in /etc/echoed.|; \
+    s|^ConfigurationDirectory=echoed|ConfigurationDirectory=echoed/instances/%i|
+
+# The drop-ins of units for versions of systemd.
+VERSIONS = systemd/versions/*.conf systemd/user/*.conf
+
+# Of one of them ($$file): the version, and the directories of the units that it is for. An instance has what echoed.socket and
+# echoed.service have, a user manager the same without users (which it cannot choose) and what is for it alone.
+define DROP_IN
+version=$${file##*/}; unit=$${version#*-}; version=$${version%%-*}; unit=$${unit%.conf}; \
+	    own="$(UNITDIR)/$$unit.d" instance="$(UNITDIR)/echoed-instance@.$${unit##*.}.d" user="$(USERUNITDIR)/$$unit.d"; \
+	    case $$file in systemd/user/*) own='' instance='' ;; *@*) instance='' user='' ;; esac; \
+	    if grep -q '^PrivateUsers=' "$$file"; then user=''; fi
+endef
 
 # Where cargo puts what it builds.
 TARGETDIR ?= $(or $(CARGO_TARGET_DIR),target)
@@ -129,21 +155,26 @@ test-packages: $(if $(REBUILD),deb rpm arch)
 install:
 	@for program in echoed echoctl; do test -x "$(BUILDDIR)/$$program" || { \
 	    echo "$(BUILDDIR)/$$program is not built: run make first (not as root)" >&2; exit 1; }; done
-	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(UNITDIR)" \
-	    "$(DESTDIR)$(CATALOGDIR)" "$(DESTDIR)$(SYSCONFDIR)/echoed" "$(DESTDIR)$(DOCDIR)"
+	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(USERUNITDIR)" \
+	    "$(DESTDIR)$(CATALOGDIR)" "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml.d" "$(DESTDIR)$(DOCDIR)"
 	$(INSTALL) -m 755 "$(BUILDDIR)/echoed" "$(DESTDIR)$(SBINDIR)/echoed"
 	$(INSTALL) -m 755 "$(BUILDDIR)/echoctl" "$(DESTDIR)$(BINDIR)/echoctl"
-	$(INSTALL) -m 644 systemd/echoed.socket "$(DESTDIR)$(UNITDIR)/echoed.socket"
-	@for unit in echoed.service echoed@.service; do \
-	    sed 's|@SBINDIR@|$(SBINDIR)|g; s|@ROOTDIR@|$(ROOTDIR)|g; s|@LINKSDIR@|$(LINKSDIR)|g' \
-	        "systemd/$$unit" >"$(DESTDIR)$(UNITDIR)/$$unit" && \
-	    chmod 644 "$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; done
-	@for file in systemd/versions/*.conf; do \
-	    version=$${file##*/}; unit=$${version#*-}; version=$${version%%-*}; unit=$${unit%.conf}; \
-	    rm -f "$(DESTDIR)$(UNITDIR)/$$unit.d/$$version.conf"; \
-	    test "$$version" -gt "$(SYSTEMD_VERSION)" || { \
-	        $(INSTALL) -d "$(DESTDIR)$(UNITDIR)/$$unit.d" && \
-	        $(INSTALL) -m 644 "$$file" "$(DESTDIR)$(UNITDIR)/$$unit.d/$$version.conf"; } || exit 1; done
+	@for unit in $(UNITS); do \
+	    case $$unit in *.socket) sed='' ;; *) sed='$(FILL_IN)' ;; esac; \
+	    case $$unit in echoed-instance@.service) source=echoed.service sed="$$sed; $(INSTANCE)" ;; *) source=$$unit ;; esac; \
+	    $(INSTALL) -m 644 /dev/null "$(DESTDIR)$(UNITDIR)/$$unit" && \
+	    sed "$$sed" "systemd/$$source" >"$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; done
+	@for unit in $(USERUNITS); do \
+	    $(INSTALL) -m 644 /dev/null "$(DESTDIR)$(USERUNITDIR)/$$unit" && \
+	    sed '$(FILL_IN)' "systemd/user/$$unit" >"$(DESTDIR)$(USERUNITDIR)/$$unit" || exit 1; done
+	@for file in $(VERSIONS); do \
+	    $(DROP_IN); \
+	    for directory in "$$own" "$$instance" "$$user"; do \
+	        test -n "$$directory" || continue; \
+	        rm -f "$(DESTDIR)$$directory/$$version.conf"; \
+	        test "$$version" -gt "$(SYSTEMD_VERSION)" || { \
+	            $(INSTALL) -d "$(DESTDIR)$$directory" && \
+	            $(INSTALL) -m 644 "$$file" "$(DESTDIR)$$directory/$$version.conf"; } || exit 1; done; done
 	@for place in $(PLACES); do $(INSTALL) -d "$(DESTDIR)$(ROOTDIR)/$$place" || exit 1; done
 	$(INSTALL) -d "$(DESTDIR)$(ROOTDIR)$(SBINDIR)"
 	@# Not replaced: a mount on it would go with it.
@@ -177,11 +208,14 @@ install:
 
 uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/echoed" "$(DESTDIR)$(BINDIR)/echoctl"
-	rm -f "$(DESTDIR)$(UNITDIR)/echoed.socket" "$(DESTDIR)$(UNITDIR)/echoed.service" "$(DESTDIR)$(UNITDIR)/echoed@.service"
-	for file in systemd/versions/*.conf; do \
-	    version=$${file##*/}; unit=$${version#*-}; unit=$${unit%.conf}; \
-	    rm -f "$(DESTDIR)$(UNITDIR)/$$unit.d/$${version%%-*}.conf"; \
-	    rmdir "$(DESTDIR)$(UNITDIR)/$$unit.d" 2>/dev/null; done; true
+	for unit in $(UNITS); do rm -f "$(DESTDIR)$(UNITDIR)/$$unit"; done
+	for unit in $(USERUNITS); do rm -f "$(DESTDIR)$(USERUNITDIR)/$$unit"; done
+	for file in $(VERSIONS); do \
+	    $(DROP_IN); \
+	    for directory in "$$own" "$$instance" "$$user"; do \
+	        test -n "$$directory" || continue; \
+	        rm -f "$(DESTDIR)$$directory/$$version.conf"; \
+	        rmdir "$(DESTDIR)$$directory" 2>/dev/null; done; done; true
 	rm -f "$(DESTDIR)$(CATALOGDIR)/echoed.catalog" "$(DESTDIR)$(TMPFILESDIR)/echoed.conf"
 	@for page in $(PAGES); do rm -f "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page"; done
 	@for program in echoed echoctl; do rm -f "$(DESTDIR)$(BASHCOMPDIR)/$$program" \
@@ -192,7 +226,8 @@ uninstall:
 	@# Settings that somebody changed stay.
 	@if cmp -s etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"; then \
 	    rm -f "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"; fi
-	@rmdir "$(DESTDIR)$(SYSCONFDIR)/echoed" 2>/dev/null; true
+	@rmdir "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml.d" "$(DESTDIR)$(SYSCONFDIR)/echoed/instances" \
+	    "$(DESTDIR)$(SYSCONFDIR)/echoed" 2>/dev/null; true
 
 clean:
 	$(CARGO) clean

@@ -9,9 +9,13 @@
 //!
 //! This is how systemd and much around it do it (UAPI.6, the configuration files specification), except that there of
 //! several main files only the last is read.
+//!
+//! A service that has directories of its own (`ConfigurationDirectory=`: an instance, the service of a user) has its
+//! settings there, and not in `/run/echoed` and `/etc/echoed`.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -22,8 +26,30 @@ use super::diagnose::{Error, Origin, SourceText, escape_controls};
 use super::keys::toml_string;
 use super::tree::{Node, Span, Table, Value};
 
-/// The directories of the configuration, the strongest last.
-const DIRECTORIES: [&str; 3] = ["usr/lib/echoed", "run/echoed", "etc/echoed"];
+/// The directory of what the distribution sets, below the root.
+const VENDOR_DIRECTORY: &str = "usr/lib/echoed";
+
+/// The directories of what the administrator sets, until the next boot and for ever, below the root.
+const ADMIN_DIRECTORIES: [&str; 2] = ["run/echoed", "etc/echoed"];
+
+/// Returns the directories of the configuration below `root`, the strongest last. `assigned` is what the service manager
+/// has set for this process (`CONFIGURATION_DIRECTORY`, systemd.exec(5)): absolute paths with colons between them.
+pub(super) fn directories(root: &Path, assigned: Option<&OsStr>) -> Vec<PathBuf> {
+    let admin = ADMIN_DIRECTORIES.map(|directory| Path::new("/").join(directory));
+    let assigned: Vec<_> =
+        assigned.into_iter().flat_map(env::split_paths).filter(|directory| directory.is_absolute()).collect();
+    let mut directories = vec![Path::new("/").join(VENDOR_DIRECTORY)];
+    // Those of echoed.service, which has this one assigned.
+    if assigned.is_empty() || assigned.contains(&admin[1]) {
+        directories.extend(admin);
+    }
+    for directory in assigned {
+        if !directories.contains(&directory) {
+            directories.push(directory);
+        }
+    }
+    directories.iter().map(|directory| root.join(directory.strip_prefix("/").unwrap_or(directory))).collect()
+}
 
 /// The largest file, in bytes: a hundred times a usual one, and small enough to read at once.
 const MAX_FILE_SIZE: u64 = 1 << 20;
@@ -159,44 +185,50 @@ pub(super) fn add_file(path: &Path, layers: &mut Vec<Layer>) {
     layers.push(layer);
 }
 
-/// The files below `root` (`/`, except in tests). Those that are not there set nothing.
-pub(super) fn add_files(root: &Path, layers: &mut Vec<Layer>) {
-    let mut main_files = Vec::new();
-    for parent in DIRECTORIES {
-        let directory = root.join(parent);
+/// Adds the files in these directories. Those that are not there set nothing. Returns the masks.
+pub(super) fn add_files(directories: &[PathBuf], layers: &mut Vec<Layer>) -> Vec<PathBuf> {
+    let (mut found_files, mut masks) = (Vec::new(), Vec::new());
+    for directory in directories {
         // In a mount namespace we keep the one that was there when we started.
-        if fs::metadata(&directory).is_ok_and(|found| found.nlink() == 0) {
+        if fs::metadata(directory).is_ok_and(|found| found.nlink() == 0) {
             let why = "was removed or replaced while echoed runs, which cannot see the new one; restart the service";
-            main_files.push(Err(Box::new(Layer::unreadable(&directory.to_string_lossy(), why))));
+            found_files.push(Err(Box::new(Layer::unreadable(&directory.to_string_lossy(), why))));
         }
         let path = directory.join("echoed.toml");
         match classify_file(&path) {
             Ok(FileKind::Missing) => {}
-            Ok(FileKind::Mask) => main_files.clear(),
-            Ok(FileKind::Regular) => main_files.push(Ok(path)),
-            Err(layer) => main_files.push(Err(layer)),
+            Ok(FileKind::Mask) => {
+                found_files.clear();
+                masks.push(path);
+            }
+            Ok(FileKind::Regular) => found_files.push(Ok(path)),
+            Err(layer) => found_files.push(Err(layer)),
         }
     }
     let mut drop_ins = BTreeMap::new();
-    for parent in DIRECTORIES {
-        let directory = root.join(parent).join("echoed.toml.d");
+    for directory in directories {
+        let directory = directory.join("echoed.toml.d");
         match list_drop_ins(&directory) {
             Ok(names) => drop_ins.extend(names.into_iter().map(|name| (name.clone(), directory.join(name)))),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => main_files.push(Err(Box::new(unreadable_file(&directory, &error)))),
+            Err(error) => found_files.push(Err(Box::new(unreadable_file(&directory, &error)))),
         }
     }
-    let drop_ins = drop_ins.into_values().filter_map(|path| match classify_file(&path) {
-        Ok(FileKind::Missing | FileKind::Mask) => None,
-        Ok(FileKind::Regular) => Some(Ok(path)),
-        Err(layer) => Some(Err(layer)),
-    });
-    for found in main_files.into_iter().chain(drop_ins) {
+    for path in drop_ins.into_values() {
+        match classify_file(&path) {
+            Ok(FileKind::Missing) => {}
+            Ok(FileKind::Mask) => masks.push(path),
+            Ok(FileKind::Regular) => found_files.push(Ok(path)),
+            Err(layer) => found_files.push(Err(layer)),
+        }
+    }
+    for found in found_files {
         match found {
             Ok(path) => add_file(&path, layers),
             Err(layer) => layers.push(*layer),
         }
     }
+    masks
 }
 
 /// The names of the drop-ins in a directory. What editors leave behind has other endings or begins with a point.

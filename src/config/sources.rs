@@ -12,6 +12,9 @@ use super::tree::{Node, Span};
 use super::{Level, Settings, conflicts, merge, print, read};
 use crate::address::Address;
 
+/// The variable in which the service manager names the directories of a service with settings (systemd.exec(5)).
+const CONFIGURATION_DIRECTORY: &str = "CONFIGURATION_DIRECTORY";
+
 /// Where settings come from. They can be [loaded](Self::load) again and again.
 #[derive(Debug, Clone)]
 pub struct Sources {
@@ -19,7 +22,8 @@ pub struct Sources {
     pub root: PathBuf,
     /// A file that replaces all files below `root`.
     pub config: Option<PathBuf>,
-    /// The environment, of which `ECHOED_SECTION__KEY` are settings.
+    /// The environment, of which `ECHOED_SECTION__KEY` are settings, and `CONFIGURATION_DIRECTORY` takes the place of
+    /// `run/echoed` and `etc/echoed`.
     pub environment: Vec<(OsString, OsString)>,
     /// `--log-level`.
     pub log_level: Option<Level>,
@@ -47,16 +51,22 @@ impl Sources {
     /// # Errors
     /// Something cannot be read or is wrong: then all of that is reported, wherever it is.
     pub fn load(&self) -> Result<Loaded, Error> {
-        let mut layers = Vec::new();
+        let (mut layers, mut masks) = (Vec::new(), Vec::new());
         match &self.config {
             Some(path) => layers::add_file(path, &mut layers),
-            None => layers::add_files(&self.root, &mut layers),
+            None => masks = layers::add_files(&self.directories(), &mut layers),
         }
         layers::add_variables(&self.environment, &mut layers);
         if let Some(level) = self.log_level {
             layers.push(Layer::from_option(layers.len(), "--log-level", &["log", "level"], level.as_str()));
         }
-        Loaded::from_layers(layers, self.listen.clone())
+        Ok(Loaded { masks, ..Loaded::from_layers(layers, self.listen.clone())? })
+    }
+
+    /// Returns the directories with settings, the strongest last.
+    fn directories(&self) -> Vec<PathBuf> {
+        let assigned = self.environment.iter().find(|(name, _)| name == CONFIGURATION_DIRECTORY);
+        layers::directories(&self.root, assigned.map(|(_, value)| &**value))
     }
 }
 
@@ -67,6 +77,8 @@ pub struct Loaded {
     pub settings: Settings,
     /// The files that were read, the strongest last.
     pub files: Vec<PathBuf>,
+    /// The files that hide others: empty ones, and links to /dev/null.
+    pub masks: Vec<PathBuf>,
     layers: Vec<Layer>,
     tree: Node,
     listen: Vec<(String, Address)>,
@@ -98,7 +110,7 @@ impl Loaded {
         if !error.is_empty() {
             return Err(error);
         }
-        Ok(Self { settings, files: layers::files(&layers), layers, tree, listen })
+        Ok(Self { settings, files: layers::files(&layers), masks: Vec::new(), layers, tree, listen })
     }
 
     /// The settings as a document that can be loaded, with every key, and where it comes from as a comment:

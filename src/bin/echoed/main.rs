@@ -15,14 +15,14 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, abort};
 use std::time::Duration;
 
 use clap::Parser;
 use echoed::address::{Address, Family, UnixName};
 use echoed::cli::echoed::Echoed;
-use echoed::config::{Service, Settings};
+use echoed::config::{Loaded, Service, Settings};
 use echoed::rlimit::FdBudget;
 use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
@@ -217,7 +217,7 @@ async fn serve(
     }
     let sources = arguments.sources();
     let supervisor =
-        Supervisor::new(&server, mode, settings, log, move || sources.load().map(|loaded| loaded.settings));
+        Supervisor::new(&server, mode, settings, log, move || sources.load());
     let reason = supervisor.run(&mut signals).await;
     let Service { drain_timeout, handover, .. } = supervisor.service();
     let unlogged = server.unlogged_messages();
@@ -343,15 +343,25 @@ fn load_settings(arguments: &Echoed) -> Result<Option<Settings>, StartError> {
     if arguments.print_config {
         print(&loaded.print())?;
     } else if arguments.check_config {
-        let files: Vec<_> = loaded.files.iter().map(|file| format!("  {}\n", file.display())).collect();
-        let read = if files.is_empty() { "no file was read".to_owned() } else { "these files were read:".to_owned() };
-        let warnings = loaded.settings.warnings();
-        let warnings: Vec<_> = warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
-        print(&format!("The configuration is good; {read}\n{}{}", files.concat(), warnings.concat()))?;
+        print(&describe_check(&loaded))?;
     } else {
         return Ok(Some(loaded.settings));
     }
     Ok(None)
+}
+
+/// Returns what `--check-config` says about good settings.
+fn describe_check(loaded: &Loaded) -> String {
+    let list = |files: &[PathBuf]| files.iter().map(|file| format!("  {}\n", file.display())).collect::<String>();
+    let read = if loaded.files.is_empty() { "no file was read" } else { "these files were read:" };
+    let mut text = format!("The configuration is good; {read}\n{}", list(&loaded.files));
+    if !loaded.masks.is_empty() {
+        text += &format!("these files are masks (empty, or links to /dev/null):\n{}", list(&loaded.masks));
+    }
+    for warning in loaded.settings.warnings() {
+        text += &format!("warning: {warning}\n");
+    }
+    text
 }
 
 /// Writes to stdout.

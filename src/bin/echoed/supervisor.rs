@@ -6,11 +6,12 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::pending;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use echoed::config::{self, Service, Settings};
+use echoed::config::{self, Loaded, Service, Settings};
 use echoed::protocol::rules::TimeSpan;
 use echoed::rlimit::{self, FdBudget};
 use echoed::server::{Counts, Server};
@@ -106,7 +107,7 @@ pub(crate) struct Supervisor<'a, Load> {
     last_status: RefCell<String>,
 }
 
-impl<'a, Load: Fn() -> Result<Settings, config::Error> + Send + Sync + 'static> Supervisor<'a, Load> {
+impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Supervisor<'a, Load> {
     /// Creates the supervisor of `server`, which was started with these settings. `load_settings` reads them anew, on a
     /// thread of its own.
     pub(crate) fn new(
@@ -179,7 +180,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error> + Send + Sync + 'static> 
     async fn reload(&self) {
         self.log.check_notified(notify::reloading());
         let reload_error = match self.load_settings().await {
-            Ok(new) => {
+            Ok(Loaded { settings: new, files, .. }) => {
                 for key in self.initial_settings.keys_needing_restart(&new) {
                     let text = format!("{key} changed, which holds after a restart; it stays as it was");
                     self.log.note(Note::NeedsRestart, &text);
@@ -192,7 +193,8 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error> + Send + Sync + 'static> 
                 warn_low_nofile(budget, &new, self.log);
                 self.log.warn_about(&new);
                 self.settings.send_replace(new);
-                self.log.note(Note::Reloaded, "reloaded: the new settings hold for new connections");
+                let text = format!("reloaded: the new settings hold for new connections ({})", describe_files(&files));
+                self.log.note(Note::Reloaded, &text);
                 None
             }
             Err(error) => {
@@ -205,7 +207,7 @@ impl<'a, Load: Fn() -> Result<Settings, config::Error> + Send + Sync + 'static> 
     }
 
     /// Reads and checks the settings on a thread of their own: the watchdog, the status and signals do not wait for it.
-    async fn load_settings(&self) -> Result<Settings, ReloadError> {
+    async fn load_settings(&self) -> Result<Loaded, ReloadError> {
         let (answer, answered) = oneshot::channel();
         let load_settings = Arc::clone(&self.load_settings);
         let thread = thread::Builder::new().name("settings".to_owned()).spawn(move || {
@@ -360,6 +362,12 @@ pub(crate) fn warn_low_nofile(budget: FdBudget, settings: &Settings, log: &Level
 /// Returns what the status says while entries wait because the log cannot be written to.
 fn describe_backlog(waiting: usize) -> String {
     format!("; log unavailable, {} {} waiting", grouped(waiting as u64), if waiting == 1 { "entry" } else { "entries" })
+}
+
+/// Returns which files were read, on one line: the service may see other files than its administrator.
+fn describe_files(files: &[PathBuf]) -> String {
+    let names: Vec<_> = files.iter().map(|file| file.display().to_string().escape_debug().to_string()).collect();
+    if names.is_empty() { "no file was read".to_owned() } else { format!("read {}", names.join(", ")) }
 }
 
 /// A number as people read it: 18,400.
