@@ -183,6 +183,42 @@ fn an_empty_main_file_or_a_link_to_dev_null_masks_the_main_files_below_it() {
     assert_eq!(root.load().settings.log_level, Level::Debug);
 }
 
+/// Where a service manager has assigned directories (`CONFIGURATION_DIRECTORY`), they are in the place of /run and /etc.
+#[test]
+fn assigned_directories_replace_those_of_the_service_of_the_system() {
+    const OWN: &str = "/etc/echoed/instances/blue";
+    let with_directories = |assigned: &str| {
+        let mut root = Root::new();
+        root.write("usr/lib/10-vendor.toml", "[limits]\nconnections = 7\n");
+        root.write("run/echoed.toml", &prefix_document("run")).write("etc/echoed.toml", &prefix_document("etc"));
+        let own = root.sources.root.join(OWN.trim_start_matches('/'));
+        fs::create_dir_all(own.join("echoed.toml.d")).unwrap();
+        fs::write(own.join("echoed.toml"), "[log]\nlevel = 'debug'\n").unwrap();
+        fs::write(own.join("echoed.toml.d/50-x.toml"), prefix_document("own")).unwrap();
+        root.set_variable("CONFIGURATION_DIRECTORY", assigned);
+        (root.prefix(), root.load().settings.log_level, root.load().settings.limits.connections)
+    };
+    assert_eq!(with_directories(OWN), ("own".to_owned(), Level::Debug, 7));
+    // What systemd assigns to echoed.service, alone and with others.
+    assert_eq!(with_directories("/etc/echoed"), ("etc".to_owned(), Level::Info, 7));
+    assert_eq!(with_directories(&format!("/etc/echoed:{OWN}")), ("own".to_owned(), Level::Debug, 7));
+    // What is not a directory that systemd could assign.
+    for other in ["", "etc/echoed/instances/blue"] {
+        assert_eq!(with_directories(other), ("etc".to_owned(), Level::Info, 7), "{other:?}");
+    }
+    // One that is not there, as one of a user without settings.
+    assert_eq!(with_directories("/home/user/.config/echoed"), ("server got:".to_owned(), Level::Info, 7));
+}
+
+#[test]
+fn masks_are_listed_unless_they_are_replaced() {
+    let root = Root::new();
+    root.write("etc/echoed.toml", "").link("etc/50-x.toml", "/dev/null").write("run/60-y.toml", "");
+    root.write("etc/60-y.toml", "[log]\nlevel = 'debug'\n");
+    assert_eq!(root.load().masks, [root.path("etc/echoed.toml"), root.path("etc/50-x.toml")]);
+    assert_eq!(root.load().files, [root.path("etc/60-y.toml")]);
+}
+
 #[test]
 fn only_dev_null_masks_and_no_other_device() {
     let root = Root::new();

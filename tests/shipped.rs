@@ -108,6 +108,12 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
         ("usr/lib/systemd/system/echoed.service", 0o644),
         ("usr/lib/systemd/system/echoed@.service", 0o644),
         ("usr/lib/systemd/system/echoed.service.d/254.conf", 0o644),
+        ("usr/lib/systemd/system/echoed-instance@.socket", 0o644),
+        ("usr/lib/systemd/system/echoed-instance@.service", 0o644),
+        ("usr/lib/systemd/system/echoed-instance@.service.d/254.conf", 0o644),
+        ("usr/lib/systemd/user/echoed.socket", 0o644),
+        ("usr/lib/systemd/user/echoed.service", 0o644),
+        ("usr/lib/systemd/user/echoed.service.d/254.conf", 0o644),
         ("usr/lib/systemd/catalog/echoed.catalog", 0o644),
         ("usr/lib/tmpfiles.d/echoed.conf", 0o644),
         ("usr/share/echoed/root/usr/sbin/echoed", 0o644),
@@ -133,6 +139,8 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
     ] {
         assert!(found.contains(&(expected.0.to_owned(), expected.1)), "{expected:?} is not in {found:#?}");
     }
+    // For the settings of the administrator, who finds it there.
+    assert!(destination.join("etc/echoed/echoed.toml.d").is_dir());
     // What is newer than the version asked for is not there.
     assert!(!found.iter().any(|(name, _)| name.contains("echoed.socket.d/")), "{found:#?}");
     let service = fs::read_to_string(destination.join("usr/lib/systemd/system/echoed.service")).unwrap();
@@ -195,6 +203,7 @@ fn install_units(directory: &Path) -> Option<PathBuf> {
         ("SBINDIR", place("sbin")),
         ("BINDIR", place("bin")),
         ("UNITDIR", place("units")),
+        ("USERUNITDIR", place("user-units")),
         ("CATALOGDIR", place("catalog")),
         ("TMPFILESDIR", place("tmpfiles")),
         ("ROOTDIR", place("root")),
@@ -233,7 +242,14 @@ fn systemd_version() -> u32 {
 fn systemd_analyze_verify_reports_nothing_about_the_units() {
     let directory = tempfile::tempdir().unwrap();
     let Some(units) = install_units(directory.path()) else { return };
-    let Some(said) = verify_units(&units, &["echoed.socket", "echoed.service", "echoed@x.service"]) else { return };
+    let shipped = [
+        "echoed.socket",
+        "echoed.service",
+        "echoed@x.service",
+        "echoed-instance@x.socket",
+        "echoed-instance@x.service",
+    ];
+    let Some(said) = verify_units(&units, &shipped) else { return };
     assert_eq!(said, "");
 
     // It would have something to say: a check of the check.
@@ -318,12 +334,32 @@ fn every_example_socket_has_a_settings_section_and_the_readme_lists_both() {
 }
 
 #[test]
-fn both_service_units_have_the_same_sandbox() {
+fn all_service_units_of_the_system_have_the_same_sandbox() {
     let sandbox = |unit: &str| {
         let text = fs::read_to_string(Path::new(ROOT).join("systemd").join(unit)).expect("it is shipped");
         text.split_once("# It needs the sockets").expect("that is where it begins").1.to_owned()
     };
     assert_eq!(sandbox("echoed.service"), sandbox("echoed@.service"));
+    // The third is made of the first (Makefile), but for the names.
+    let directory = tempfile::tempdir().unwrap();
+    if let Some(units) = install_units(directory.path()) {
+        let lines = |unit: &str| {
+            let text = fs::read_to_string(units.join(unit)).unwrap();
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (service, instance) = (lines("echoed.service"), lines("echoed-instance@.service"));
+        assert_eq!(service.len(), instance.len());
+        let differing = service.iter().zip(&instance).filter(|(one, other)| one != other);
+        let differing: Vec<_> =
+            differing.map(|(_, other)| other.as_str()).filter(|line| !line.starts_with('#')).collect();
+        let expected = [
+            "Description=Delimited echo service, the instance %i",
+            "Requires=echoed-instance@%i.socket",
+            "After=echoed-instance@%i.socket",
+            "ConfigurationDirectory=echoed/instances/%i",
+        ];
+        assert_eq!(differing, expected);
+    }
     for version in ["257", "258"] {
         let drop_in =
             |unit: &str| fs::read_to_string(Path::new(ROOT).join(format!("systemd/versions/{version}-{unit}.conf")));

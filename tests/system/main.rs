@@ -22,12 +22,14 @@ mod examples;
 mod failure;
 mod handover;
 mod idle_exit;
+mod instances;
 mod journal;
 mod lifecycle;
 mod reconnecting_clients;
 mod restart;
 mod sandbox;
 mod sandbox_allowed;
+mod user_manager;
 
 use std::env;
 use std::path::Path;
@@ -48,6 +50,8 @@ const FILES: &[(&str, &[Test])] = &[
     ("examples", examples::TESTS),
     ("failure", failure::TESTS),
     ("idle_exit", idle_exit::TESTS),
+    ("instances", instances::TESTS),
+    ("user_manager", user_manager::TESTS),
     ("sandbox_allowed", sandbox_allowed::TESTS),
     ("journal", journal::TESTS),
     ("journal::catalog", journal::catalog::TESTS),

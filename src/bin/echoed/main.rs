@@ -216,8 +216,7 @@ async fn serve(
         return Err(error);
     }
     let sources = arguments.sources();
-    let supervisor =
-        Supervisor::new(&server, mode, settings, log, move || sources.load());
+    let supervisor = Supervisor::new(&server, mode, settings, log, move || sources.load());
     let reason = supervisor.run(&mut signals).await;
     let Service { drain_timeout, handover, .. } = supervisor.service();
     let unlogged = server.unlogged_messages();
@@ -397,7 +396,10 @@ fn take_sockets(
         Sockets::Nothing if has_addresses => {
             "with --listen or listen keys it has no effect: they name their listeners themselves"
         }
-        Sockets::Nothing => "no connection was handed over, and stdin is not a socket",
+        Sockets::Nothing => {
+            "no connection was handed over, and stdin is not a socket (systemd starts echoed@.service for each connection \
+             of echoed.socket with Accept=yes, not by hand; a second instance is echoed-instance@NAME.socket)"
+        }
     };
     match stdin_name {
         Some(name) => Err(StartError::Usage(format!("--listener {name}: {problem}; leave the option out"))),
