@@ -49,6 +49,13 @@ USERUNITS = echoed.socket echoed.service
 # What is put into units in place of the names of these directories.
 FILL_IN = s|@SBINDIR@|$(SBINDIR)|g; s|@ROOTDIR@|$(ROOTDIR)|g; s|@LINKSDIR@|$(LINKSDIR)|g
 
+# What is put into documents in place of the directories that they name, which are those of PREFIX=/usr/local; the longer
+# before the shorter. Links lead to where things are when they are installed; what is not installed is not linked.
+FILL_IN_PATHS = s|/usr/local/share/doc/echoed|$(DOCDIR)|g; s|/usr/local/lib/systemd/system|$(UNITDIR)|g; \
+    s|/usr/local/sbin|$(SBINDIR)|g; s|/usr/local/bin|$(BINDIR)|g; s|/usr/local|$(PREFIX)|g
+FILL_IN_LINKS = s|](docs/|](|g; s|](systemd/examples)|](examples)|g; s|](etc/echoed\.toml)|](/etc/echoed/echoed.toml)|g; \
+    s|\[\([^]]*\)\](\.\./[^)]*)|\1|g
+
 # How echoed.service becomes the service of an instance: one sandbox for both.
 INSTANCE = s|^Description=.*|Description=Delimited echo service, the instance %i|; \
     s|echoed\.socket|echoed-instance@%i.socket|; \
@@ -191,20 +198,22 @@ install:
 	$(INSTALL) -m 644 systemd/catalog/echoed.catalog "$(DESTDIR)$(CATALOGDIR)/echoed.catalog"
 	@test -e "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml" || \
 	    $(INSTALL) -m 644 etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"
-	$(INSTALL) -m 644 README.md NEWS.md docs/architecture.md docs/configuration.md docs/echoctl-json.md \
-	    docs/operations.md docs/performance.md docs/performance-*.svg docs/protocol.md LICENSE-MIT LICENSE-APACHE \
+	$(INSTALL) -m 644 NEWS.md docs/performance-*.svg LICENSE-MIT LICENSE-APACHE \
 	    packaging/third-party.md packaging/echoed.cdx.json "$(DESTDIR)$(DOCDIR)"
+	@for page in README.md docs/*.md; do \
+	    $(INSTALL) -m 644 /dev/null "$(DESTDIR)$(DOCDIR)/$${page##*/}" && \
+	    sed '$(FILL_IN_PATHS); $(FILL_IN_LINKS)' "$$page" >"$(DESTDIR)$(DOCDIR)/$${page##*/}" || exit 1; done
 	@for page in $(PAGES); do \
 	    $(INSTALL) -d "$(DESTDIR)$(MANDIR)/man$${page##*.}" && \
-	    $(INSTALL) -m 644 "docs/man/$$page" "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page" || exit 1; done
+	    $(INSTALL) -m 644 /dev/null "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page" && \
+	    sed '$(FILL_IN_PATHS)' "docs/man/$$page" >"$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page" || exit 1; done
 	$(INSTALL) -d "$(DESTDIR)$(BASHCOMPDIR)" "$(DESTDIR)$(ZSHCOMPDIR)" "$(DESTDIR)$(FISHCOMPDIR)"
 	@for program in echoed echoctl; do \
 	    $(INSTALL) -m 644 packaging/completions/$$program.bash "$(DESTDIR)$(BASHCOMPDIR)/$$program" && \
 	    $(INSTALL) -m 644 packaging/completions/_$$program "$(DESTDIR)$(ZSHCOMPDIR)/_$$program" && \
 	    $(INSTALL) -m 644 packaging/completions/$$program.fish "$(DESTDIR)$(FISHCOMPDIR)/$$program.fish" || exit 1; done
-	@test -n "$(DESTDIR)" || \
-	    echo "Now: systemctl daemon-reload && systemd-tmpfiles --create echoed.conf && journalctl --update-catalog &&" \
-	        "systemctl enable --now echoed.socket"
+	@test -n "$(DESTDIR)" || { echo "Now, as root:"; printf '  %s\n' 'systemctl daemon-reload' \
+	    'systemd-tmpfiles --create echoed.conf' 'journalctl --update-catalog' 'systemctl enable --now echoed.socket'; }
 
 uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/echoed" "$(DESTDIR)$(BINDIR)/echoctl"

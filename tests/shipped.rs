@@ -196,6 +196,11 @@ fn make_install_fails_before_a_build_and_installs_nothing() {
 
 /// The units of an installation for the systemd of this machine, in a directory below `directory`.
 fn install_units(directory: &Path) -> Option<PathBuf> {
+    install_units_and_output(directory).map(|(units, _)| units)
+}
+
+/// The same, and what "make install" says.
+fn install_units_and_output(directory: &Path) -> Option<(PathBuf, String)> {
     let built = link_programs(directory);
     let place = |name: &str| directory.join(name).into_os_string();
     let variables = [
@@ -215,7 +220,84 @@ fn install_units(directory: &Path) -> Option<PathBuf> {
         ("ZSHCOMPDIR", place("zsh")),
         ("FISHCOMPDIR", place("fish")),
     ];
-    make("install", &variables).map(|_| directory.join("units"))
+    let output = make("install", &variables)?;
+    Some((directory.join("units"), String::from_utf8(output.stdout).expect("it is text")))
+}
+
+/// The commands in the first block of a page that has this line, from the line after it.
+fn commands_after(page: &str, line: &str) -> Vec<String> {
+    let text = fs::read_to_string(Path::new(ROOT).join(page)).unwrap();
+    let without_comment = |line: &str| line.split(" #").next().unwrap_or_default().trim_end().to_owned();
+    let lines = text.lines().map(without_comment).skip_while(|found| found != line);
+    lines
+        .take_while(|found| !found.starts_with("echoctl") && !found.starts_with("printf"))
+        .filter_map(|found| found.strip_prefix("sudo ").map(str::to_owned))
+        .filter(|found| !found.starts_with("make"))
+        .collect()
+}
+
+#[test]
+fn make_install_the_readme_and_operations_md_say_the_same_about_what_comes_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((_, said)) = install_units_and_output(directory.path()) else { return };
+    let printed: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    assert_eq!(printed.len(), 4, "{said}");
+    for page in ["README.md", "docs/operations.md"] {
+        assert_eq!(commands_after(page, "sudo make install"), printed, "{page}");
+    }
+}
+
+/// Every document as it is installed with these variables: its name and its text.
+fn installed_documents(directory: &Path, variables: &[(&str, &str)]) -> Option<Vec<(String, String)>> {
+    let (built, destination) = (link_programs(directory), directory.join("destination"));
+    let mut all = vec![("DESTDIR", destination.as_os_str()), ("BUILDDIR", built.as_os_str())];
+    all.extend(variables.iter().map(|(name, value)| (*name, OsStr::new(value))));
+    make("install", &all)?;
+    let is_document = |name: &str| name.contains("/share/man/") || name.ends_with(".md");
+    let found = files(&destination).into_iter().map(|(name, _)| name).filter(|name| is_document(name));
+    Some(found.map(|name| (name.clone(), fs::read_to_string(destination.join(&name)).unwrap())).collect())
+}
+
+#[test]
+fn installed_documents_name_the_directories_of_the_installation() {
+    let directory = tempfile::tempdir().unwrap();
+    let variables = [("PREFIX", "/usr"), ("SBINDIR", "/usr/bin"), ("DOCDIR", "/usr/share/doc/packages/echoed")];
+    let Some(documents) = installed_documents(directory.path(), &variables) else { return };
+    let named = |name: &str| &documents.iter().find(|(found, _)| found.ends_with(name)).expect("it is installed").1;
+    for (name, text) in &documents {
+        assert!(!text.contains("/usr/local"), "{name}");
+    }
+    assert!(
+        named("operations.md")
+            .contains("-t /etc/systemd/system /usr/share/doc/packages/echoed/examples/echoed-lines.socket")
+    );
+    assert!(named("operations.md").contains("units in /usr/lib/systemd/system"));
+    assert!(named("echoed.8").contains("nobody /usr/bin/echoed"));
+    // Those of the project are as they are installed by default.
+    let directory = tempfile::tempdir().unwrap();
+    let documents = installed_documents(directory.path(), &[]).expect("make is there");
+    let (_, operations) = documents.iter().find(|(name, _)| name.ends_with("operations.md")).expect("it is installed");
+    assert!(*operations == fs::read_to_string(Path::new(ROOT).join("docs/operations.md")).unwrap());
+}
+
+#[test]
+fn every_link_in_an_installed_document_leads_to_something_that_is_installed() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(documents) = installed_documents(directory.path(), &[("PREFIX", "/usr")]) else { return };
+    let destination = directory.path().join("destination");
+    let mut checked = 0;
+    for (name, text) in documents.iter().filter(|(name, _)| name.ends_with(".md")) {
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        for link in links.filter(|link| !link.is_empty() && !link.contains("://")) {
+            let target = match link.strip_prefix('/') {
+                Some(absolute) => destination.join(absolute),
+                None => destination.join(name).with_file_name(link),
+            };
+            assert!(target.exists(), "{name} links to {link}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 20, "{checked}");
 }
 
 /// What systemd has to say about units.
