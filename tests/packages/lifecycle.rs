@@ -6,6 +6,7 @@ use std::fs;
 
 use crate::common::wait_until;
 use crate::machine::{Machine, TCP, UNIX};
+use crate::page_runner::run_installed_pages;
 use crate::reconnecting_clients;
 use crate::snapshot::Snapshot;
 use crate::staging::STAGING_DIR;
@@ -66,7 +67,33 @@ pub fn tests<I: Installer>() -> &'static [Test] {
         a_port_in_use_is_reported_and_can_be_changed,
         a_downgrade_serves_as_before,
         a_removal_keeps_changed_settings_and_a_purge_leaves_nothing,
+        an_upgrade_restarts_instances_and_a_removal_stops_them,
+        the_installed_documents_work_as_installed,
     ]
+}
+
+/// They have units of their own, which package managers do not know by name.
+fn an_upgrade_restarts_instances_and_a_removal_stops_them<I: Installer>(machine: &Machine) {
+    const SERVICE: &str = "echoed-instance@blue.service";
+    I::prepare(machine);
+    I::install(machine, OLDER);
+    machine.sh("systemctl start echoed-instance@blue.socket");
+    let mut peer = machine.connect("unix:/run/echoed-blue.sock");
+    peer.exchange("aaaa");
+    let process = machine.property(SERVICE, "MainPID");
+    I::install(machine, PACKAGE);
+    assert_ne!(machine.property(SERVICE, "MainPID"), process);
+    peer.exchange("bbbb");
+    I::remove(machine);
+    let left = machine.sh("systemctl list-units --plain --no-legend --state=active 'echoed-instance@*'");
+    assert_eq!(left, "");
+}
+
+fn the_installed_documents_work_as_installed<I: Installer>(machine: &Machine) {
+    I::prepare(machine);
+    I::install(machine, PACKAGE);
+    machine.sh(I::START_COMMAND);
+    run_installed_pages(machine);
 }
 
 fn a_fresh_installation_is_started_by_its_socket<I: Installer>(machine: &Machine) {
@@ -85,8 +112,14 @@ fn a_fresh_installation_is_started_by_its_socket<I: Installer>(machine: &Machine
     let listed = machine.sh("journalctl --list-catalog");
     assert!(listed.contains(" echoed: "), "{listed}");
     assert!(machine.path("/run/echoed").is_dir());
-    let output = machine.sh("systemd-analyze verify --man=no echoed.socket echoed.service echoed@x.service");
-    assert_eq!(output, "");
+    let units = "echoed.socket echoed.service echoed@x.service echoed-instance@x.socket echoed-instance@x.service";
+    assert_eq!(machine.sh(&format!("systemd-analyze verify --man=no {units}")), "");
+    for unit in ["echoed.socket", "echoed.service"] {
+        assert!(machine.path(&format!("/usr/lib/systemd/user/{unit}")).is_file(), "{unit}");
+    }
+    // For users to enable.
+    assert!(!machine.path("/etc/systemd/user/sockets.target.wants/echoed.socket").is_symlink());
+    assert!(machine.path("/etc/echoed/echoed.toml.d").is_dir());
     assert_eq!(I::altered_files(machine), "");
     let docs = machine.sh("find /usr/share/doc/echoed /usr/share/licenses/echoed* || true");
     for file in ["third-party.md", "echoed.cdx.json", "operations.md"] {

@@ -17,6 +17,13 @@ mod rootfs;
 #[macro_use]
 #[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
 mod test;
+#[path = "../system/doc_page.rs"]
+mod doc_page;
+#[path = "../system/doc_skips.rs"]
+mod doc_skips;
+#[path = "../system/page_runner.rs"]
+#[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
+mod page_runner;
 #[path = "../system/reconnecting_clients.rs"]
 mod reconnecting_clients;
 

@@ -1,0 +1,37 @@
+//! What is not done when the pages for administrators are run, and why.
+
+use crate::page_runner::Skip::{Line, Section as Below};
+use crate::page_runner::Skips;
+
+pub const OPERATIONS: Skips = &[
+    (Line("make"), "it was built already"),
+    (Below("Packages"), "tests/packages does it"),
+    (Line("journalctl -u echoed.service -f"), "it does not end"),
+    (Line("listen echo-tls"), "tests/tls.rs does it"),
+    (Line("foreground = quiet"), "tests/tls.rs does it"),
+    (Line(r"printf 'aaaa\t' | socat -t2 - OPENSSL:localhost:8443,cafile=echo.pem"), "tests/tls.rs does it"),
+    (Line("systemctl --user enable --now echoed.socket"), "user_manager does it"),
+    (Line("[Socket]"), "user_manager does it"),
+    (Below("Started by inetd, stunnel and others"), "tests/inetd and lifecycle have them start it"),
+];
+pub const SETTINGS: Skips = &[
+    (Line("[defaults.deadlines]"), "tests/etc/page.rs does it"),
+    (Line("[listener.local.deadlines]"), "tests/etc/page.rs does it"),
+    (Below("When something is wrong"), "tests/etc/page.rs does it"),
+];
+pub const README: Skips = &[
+    (Line("C: aaaa<TAB>"), "shows the protocol"),
+    (Below("Try it"), "for a machine on which it is built; tests/programs.rs has these programs talk to it"),
+    (Line("make"), "it was built already"),
+    (
+        Line(r#"/etc/echoed/echoed.toml.d/50-local.toml:2:8: read: 10 has no unit; write "10s" if that is meant"#),
+        "tests/etc/page.rs does it",
+    ),
+];
+
+/// Besides, where a package is installed, or what looks like one.
+pub const PACKAGED_OPERATIONS: Skips = &[
+    (Line("sudo make install"), "the package was installed"),
+    (Line("sudo make uninstall"), "the package would be removed"),
+];
+pub const PACKAGED_README: Skips = &[(Line("sudo make install"), "the package was installed")];
