@@ -1,6 +1,8 @@
 //! Where to listen or to connect: `tcp:HOST:PORT`, `unix:/PATH`, their kin of packets, and what people write instead.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -8,7 +10,7 @@ use std::str::FromStr;
 const MAX_PATH: usize = 107;
 
 /// An address as it was written. Names are looked up when it is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// `tcp:HOST:PORT`, `tcp4:HOST:PORT`, `tcp6:HOST:PORT`.
     Tcp {
@@ -35,7 +37,7 @@ pub enum Address {
 }
 
 /// What a Unix socket is bound to (unix(7)).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum UnixName {
     /// An absolute path.
     Path(PathBuf),
@@ -51,8 +53,17 @@ impl Address {
     }
 }
 
+/// Returns the positions of the first address that is there twice, both. Port 0, which picks one, may be there again.
+#[must_use]
+pub fn first_repeated(addresses: &[&Address]) -> Option<(usize, usize)> {
+    let mut seen = HashMap::new();
+    let picks_port = |address: &Address| matches!(address, Address::Tcp { port: 0, .. } | Address::Udp { port: 0, .. });
+    let fixed = addresses.iter().enumerate().filter(|(_, address)| !picks_port(address));
+    fixed.fold(None, |found, (at, address)| found.or_else(|| seen.insert(*address, at).map(|first| (first, at))))
+}
+
 /// Which addresses of a host are meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
     /// IPv4 and IPv6.
     Any,
@@ -151,6 +162,8 @@ fn parse_host_and_port(scheme: &str, text: &str) -> Result<(String, u16), String
         let Some((host, port)) = text.rsplit_once(':') else {
             return Err(if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
                 format!("a port needs a host; write {scheme}127.0.0.1:{text} or {scheme}[::1]:{text}")
+            } else if text == "*" || text.parse::<Ipv4Addr>().is_ok() {
+                missing_port(scheme, text)
             } else if scheme == "udp:" {
                 "write udp:HOST:PORT".to_owned()
             } else {
@@ -167,6 +180,14 @@ fn parse_host_and_port(scheme: &str, text: &str) -> Result<(String, u16), String
             "a port needs a host; write {scheme}127.0.0.1:{port}, or {scheme}0.0.0.0:{port} for every interface"
         ));
     }
+    if port.is_empty() {
+        return Err(missing_port(scheme, host));
+    }
+    if host == "*" {
+        return Err(format!(
+            "* is not a host; write {scheme}0.0.0.0:{port} for every address of IPv4, {scheme}[::]:{port} for those of IPv6"
+        ));
+    }
     if host.bytes().any(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control() || byte == b'/') {
         return Err(format!("a host name has no blanks and no slashes; write {scheme}HOST:PORT, or unix:/PATH"));
     }
@@ -174,6 +195,16 @@ fn parse_host_and_port(scheme: &str, text: &str) -> Result<(String, u16), String
     let number = port.parse().ok().filter(|_| is_numeric);
     let port = number.ok_or_else(|| format!("\"{port}\" is no port; write a number from 0 to 65535"))?;
     Ok((host.to_owned(), port))
+}
+
+/// Returns what is said about a host without a port.
+fn missing_port(scheme: &str, host: &str) -> String {
+    let host = match host {
+        "*" => "0.0.0.0".to_owned(),
+        _ if host.contains(':') => format!("[{host}]"),
+        _ => host.to_owned(),
+    };
+    format!("the port is missing; write {scheme}{host}:PORT")
 }
 
 /// `/PATH`, `@NAME`: what comes after the scheme.
@@ -263,6 +294,15 @@ mod tests {
             ("unixgram:@", "write unixgram:/PATH or unixgram:@NAME"),
             ("unixgram:run/x", "write unixgram:/PATH"),
             ("tcp:a b:7", "no blanks"),
+            ("0.0.0.0", "the port is missing; write 0.0.0.0:PORT"),
+            ("tcp:127.0.0.1", "the port is missing; write 127.0.0.1:PORT"),
+            ("udp:0.0.0.0", "the port is missing; write udp:0.0.0.0:PORT"),
+            ("127.0.0.1:", "the port is missing; write 127.0.0.1:PORT"),
+            ("[::1]:", "the port is missing; write [::1]:PORT"),
+            ("localhost:", "the port is missing; write localhost:PORT"),
+            ("*", "the port is missing; write 0.0.0.0:PORT"),
+            ("*:8085", "write 0.0.0.0:8085 for every address of IPv4, [::]:8085 for those of IPv6"),
+            ("udp:*:7", "write udp:0.0.0.0:7 for"),
         ] {
             let error = text.parse::<Address>().expect_err(text).to_string();
             assert!(error.contains(hint), "{text}: {error}");

@@ -465,6 +465,6 @@ fn keys_that_need_a_restart_are_named() {
                    listen = [\"@a\"]\n[listener.\"x.y\"]\nlisten = [\"@x\"]\n[listener.z]\n";
     let new = settings(changed);
     assert_eq!(old.keys_needing_restart(&new), ["service.workers", "listener.b.listen", "listener.\"x.y\".listen"]);
-    let moved = settings("[service]\nworkers = 1\n[listener.a]\nlisten = [\"@b\"]\n[listener.b]\nlisten = [\"@b\"]\n");
+    let moved = settings("[service]\nworkers = 1\n[listener.a]\nlisten = [\"@c\"]\n[listener.b]\nlisten = [\"@b\"]\n");
     assert_eq!(old.keys_needing_restart(&moved), ["listener.a.listen"]);
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::address::Address;
+use crate::address::{Address, first_repeated};
 use crate::config::{Level, RESERVED_NAMES, Sources, is_listener_name};
 
 /// Serves the delimited echo protocol on sockets from systemd, or on its own.
@@ -57,6 +57,13 @@ impl Echoed {
     #[must_use]
     pub fn serves(&self) -> bool {
         !(self.check_config || self.print_config || self.print_default_config)
+    }
+
+    /// Returns an address that `--listen` has more than once, which can be bound once only.
+    #[must_use]
+    pub fn repeated_address(&self) -> Option<&Address> {
+        let addresses: Vec<_> = self.listen.iter().map(|listen| &listen.address).collect();
+        first_repeated(&addresses).map(|(_, at)| addresses[at])
     }
 
     /// Where the settings come from, with the environment of this process.

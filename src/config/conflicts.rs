@@ -3,6 +3,7 @@
 use super::Settings;
 use super::diagnose::Problem;
 use super::tree::{Node, Value};
+use crate::address::first_repeated;
 use crate::protocol::Rules;
 use crate::protocol::reply::Prefix;
 use crate::protocol::rules::Framing;
@@ -16,7 +17,27 @@ pub(super) fn find(settings: &Settings, tree: &Node) -> Vec<Problem> {
         let rules = &listener.rules;
         check_section(tree, &["listener", name], rules, settings.limits.buffer_memory, &mut problems);
     }
+    problems.extend(find_repeated_address(settings, tree));
     problems
+}
+
+/// Finds an address of the `listen` keys that is there before: it can be bound once only.
+fn find_repeated_address(settings: &Settings, tree: &Node) -> Option<Problem> {
+    let (mut addresses, mut places) = (Vec::new(), Vec::new());
+    for (name, listener) in &settings.listeners {
+        let key = tree.find(&["listener", name, "listen"]);
+        let nodes = match key.map(|node| &node.value) {
+            Some(Value::Array(nodes)) if nodes.len() == listener.listen.len() => nodes.as_slice(),
+            _ => &[],
+        };
+        for (at, address) in listener.listen.iter().enumerate() {
+            addresses.push(address);
+            places.push(nodes.get(at).or(key).map(|node| node.span));
+        }
+    }
+    let (first, at) = first_repeated(&addresses)?;
+    let message = format!("{} is there twice; leave one of them out", addresses[at]);
+    Some(Problem { span: places[at]?, message, related: vec![("listen", places[first])] })
 }
 
 fn check_section(tree: &Node, section: &[&str], rules: &Rules, buffer_memory: usize, problems: &mut Vec<Problem>) {

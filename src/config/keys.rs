@@ -71,6 +71,13 @@ pub(super) fn sections_of(name: &str) -> Vec<&'static str> {
     }
 }
 
+/// Returns the variable that sets a key, where a name has one underscore in place of two: `LOG_LEVEL` for `LOG__LEVEL`.
+pub(super) fn variable_meant_by(name: &str) -> Option<String> {
+    let variable =
+        |key: &Key, between: &str| format!("{}.{}", key.section, key.name).replace('.', between).to_uppercase();
+    KEYS.iter().find(|key| variable(key, "_") == name).map(|key| variable(key, "__"))
+}
+
 /// Returns the description of a key.
 pub(super) fn description(section: &str, name: &str) -> &'static str {
     KEYS.iter().find(|key| key.section == section && key.name == name).map_or("", |key| key.description)

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::diagnose::{Error, Origin, SourceText, escape_controls};
-use super::keys::toml_string;
+use super::keys::{self, toml_string};
 use super::tree::{Node, Span, Table, Value};
 
 /// The directory of what the distribution sets, below the root.
@@ -151,6 +151,14 @@ fn span_of(layer: usize, text: &str, error: &toml::de::Error) -> Span {
 
 fn describe_syntax_error(text: &str, span: Span, error: &toml::de::Error) -> String {
     let there = text.get(span.start..span.end).unwrap_or_default();
+    let (before, after) = (text.get(..span.start).unwrap_or(text), text.get(span.end..).unwrap_or_default());
+    let (start, end) = (before.lines().next_back().unwrap_or_default(), after.lines().next().unwrap_or_default());
+    if there.contains(is_typographic_quote) || there.is_empty() && start.contains(is_typographic_quote) {
+        return format!("typographic quotes quote nothing; write {}", toml_string(trim_quotes(there)));
+    }
+    if there == ":" && error.message().starts_with("invalid unquoted key") {
+        return format!("a key and its value stand at an equals sign; write {} = {}", start.trim(), end.trim());
+    }
     // What is meant by it, where that is certain.
     match (error.message(), &*there.to_lowercase()) {
         (_, "true" | "yes" | "on") => format!("{there} is not a value; write true, or \"{there}\""),
@@ -166,6 +174,28 @@ fn describe_syntax_error(text: &str, span: Span, error: &toml::de::Error) -> Str
         ("duplicate key", _) => "duplicate key; it is there before, and only one can be".to_owned(),
         (message, _) => message.lines().collect::<Vec<_>>().join(", "),
     }
+}
+
+/// Returns whether this is a quotation mark of text, which word processors and web pages put in place of `"` and `'`.
+fn is_typographic_quote(character: char) -> bool {
+    matches!(character, '\u{2018}'..='\u{201f}' | '\u{ab}' | '\u{bb}')
+}
+
+/// Returns what is quoted, or `...` where that is not in the text.
+fn trim_quotes(text: &str) -> &str {
+    let quoted =
+        text.trim_matches(|character| is_typographic_quote(character) || character == '"' || character == '\'');
+    if quoted.is_empty() { "..." } else { quoted }
+}
+
+/// Warns about variables that are not ours, but look as if they should be: `ECHOED_LOG_LEVEL`.
+pub(super) fn warn_about_variables(environment: &[(OsString, OsString)]) -> Vec<String> {
+    let names = environment.iter().filter_map(|(name, _)| name.to_str());
+    let warn = |name: &str| {
+        let meant = keys::variable_meant_by(name.strip_prefix(VARIABLE_PREFIX)?)?;
+        Some(format!("the variable {name} is not read; write {VARIABLE_PREFIX}{meant} if that is meant"))
+    };
+    names.filter_map(warn).collect()
 }
 
 /// The variables that are ours, the more special of two after the other.

@@ -41,7 +41,10 @@ impl FromStr for Level {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|level| level.as_str() == text);
-        found.ok_or_else(|| "write one of error, warn, info, debug, trace".to_owned())
+        found.ok_or_else(|| match Self::ALL.into_iter().find(|level| level.as_str().eq_ignore_ascii_case(text)) {
+            Some(level) => format!("write {level}, in lower case"),
+            None => "write one of error, warn, info, debug, trace".to_owned(),
+        })
     }
 }
 

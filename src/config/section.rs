@@ -116,13 +116,19 @@ impl<'a, 'p> Section<'a, 'p> {
                 format!("{name} is not built yet in this version of echoed; remove it")
             } else {
                 let location = if self.name.is_empty() { String::new() } else { format!(" in [{}]", self.name) };
-                format!("there is no key {}{location}; {}", name.escape_debug(), self.hint(name))
+                format!("there is no key {}{location}; {}", name.escape_debug(), self.hint(name, &node.value))
             };
             self.problems.push(Problem { span: node.key_span, message, related: Vec::new() });
         }
     }
 
-    fn hint(&self, name: &str) -> String {
+    fn hint(&self, name: &str, value: &Value) -> String {
+        // Names of systemd's sockets have points: [listener.echoed.socket].
+        if let (Some(listener), Value::Table(_), None) =
+            (self.name.strip_prefix("listener."), value, closest(name, &self.known_keys))
+        {
+            return format!("a name with a point stands in quotes: [listener.\"{listener}.{name}\"]");
+        }
         let elsewhere = keys::sections_of(name);
         if !elsewhere.is_empty() {
             return format!("it belongs in {}", elsewhere.join(" or "));

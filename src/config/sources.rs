@@ -60,7 +60,8 @@ impl Sources {
         if let Some(level) = self.log_level {
             layers.push(Layer::from_option(layers.len(), "--log-level", &["log", "level"], level.as_str()));
         }
-        Ok(Loaded { masks, ..Loaded::from_layers(layers, self.listen.clone())? })
+        let warnings = layers::warn_about_variables(&self.environment);
+        Ok(Loaded { masks, warnings, ..Loaded::from_layers(layers, self.listen.clone())? })
     }
 
     /// Returns the directories with settings, the strongest last.
@@ -79,6 +80,8 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
     /// The files that hide others: empty ones, and links to /dev/null.
     pub masks: Vec<PathBuf>,
+    /// What was set and is not read, each in one line.
+    pub warnings: Vec<String>,
     layers: Vec<Layer>,
     tree: Node,
     listen: Vec<(String, Address)>,
@@ -110,7 +113,15 @@ impl Loaded {
         if !error.is_empty() {
             return Err(error);
         }
-        Ok(Self { settings, files: layers::files(&layers), masks: Vec::new(), layers, tree, listen })
+        Ok(Self {
+            settings,
+            files: layers::files(&layers),
+            masks: Vec::new(),
+            warnings: Vec::new(),
+            layers,
+            tree,
+            listen,
+        })
     }
 
     /// The settings as a document that can be loaded, with every key, and where it comes from as a comment:

@@ -74,9 +74,24 @@ pub(super) fn word<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T, Val
     let found = words.iter().find(|(word, _)| *word == text);
     found.map(|(_, meaning)| *meaning).ok_or_else(|| {
         let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-        let hint = closest(text, &known).map(|word| format!("; is {word} meant?")).unwrap_or_default();
+        let hint = lower_case_hint(text, &known)
+            .or_else(|| closest(text, &known).map(|word| format!("; is {word} meant?")))
+            .unwrap_or_default();
         ValueError::Invalid(format!("\"{}\" is not one of {}{hint}", text.escape_debug(), known.join(", ")))
     })
+}
+
+/// Returns a hint where a text is one of the known words but for its case.
+fn lower_case_hint(text: &str, known: &[&str]) -> Option<String> {
+    let word = known.iter().find(|word| word.eq_ignore_ascii_case(text))?;
+    Some(format!("; write \"{word}\", in lower case"))
+}
+
+/// Returns the error for a text that is one of the known words but for its case.
+fn check_case(value: &Value, known: &[&str]) -> Result<(), ValueError> {
+    let Value::Text(text) = value else { return Ok(()) };
+    let invalid = |hint| ValueError::Invalid(format!("\"{}\" is invalid{hint}", text.escape_debug()));
+    lower_case_hint(text, known).map_or(Ok(()), |hint| Err(invalid(hint)))
 }
 
 pub(super) fn text(value: &Value) -> Result<&str, ValueError> {
@@ -107,6 +122,7 @@ pub(super) fn time_or_off(value: &Value) -> Result<Option<TimeSpan>, ValueError>
     if matches!(value, Value::Text(text) if text == "off") {
         return Ok(None);
     }
+    check_case(value, &["off"])?;
     let too_short = |text: &str| Err(ValueError::Invalid(format!("{text} is too short; write 1ms or more{OR_OFF}")));
     if let Some(zero) = bare_zero(value) {
         return too_short(zero);
@@ -155,7 +171,7 @@ pub(super) fn buffer_size(value: &Value) -> Result<BufferSize, ValueError> {
     match value {
         Value::Text(text) if text == "default" => Ok(BufferSize::Default),
         Value::Text(text) if text == "auto" => Ok(BufferSize::Auto),
-        _ => size(value, SOCKET_BUFFERS).map(BufferSize::Bytes),
+        _ => check_case(value, &["default", "auto"]).and_then(|()| size(value, SOCKET_BUFFERS)).map(BufferSize::Bytes),
     }
 }
 
@@ -164,6 +180,7 @@ pub(super) fn rate_or_off(value: &Value) -> Result<Option<u32>, ValueError> {
     if matches!(value, Value::Text(text) if text == "off") {
         return Ok(None);
     }
+    check_case(value, &["off"])?;
     let [from, to] = [*RATES.start(), *RATES.end()].map(units::format_rate);
     let out_of_range =
         |rate: &str| Err(ValueError::Invalid(format!("{rate} is out of range; write {from} to {to}{OR_OFF}")));

@@ -45,6 +45,17 @@ fn a_check_warns_about_whole_messages_that_the_journal_may_drop() {
 }
 
 #[test]
+fn a_check_warns_about_variables_with_one_underscore_for_two() {
+    let variables = [("ECHOED_LOG_LEVEL", "debug"), ("ECHOED_DEFAULTS_DEADLINES_READ", "1s"), ("ECHOED_OTHER", "1")];
+    let output = echoed(&["--check-config", "--config", "/dev/null"], &variables);
+    let said = to_text(&output.stdout);
+    let warnings: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("warning: ")).collect();
+    assert_eq!(warnings.len(), 2, "{said}");
+    assert!(said.contains("the variable ECHOED_LOG_LEVEL is not read; write ECHOED_LOG__LEVEL if that"), "{said}");
+    assert!(said.contains("write ECHOED_DEFAULTS__DEADLINES__READ if"), "{said}");
+}
+
+#[test]
 fn an_invalid_configuration_exits_with_78_and_lists_its_errors() {
     let root = Root::new();
     root.write("run/x", "[log]\nlevel = \"loud\"\n");

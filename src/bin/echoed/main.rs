@@ -106,6 +106,9 @@ fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangu
     if !arguments.serves() {
         hangup.unblock();
     }
+    if let Some(twice) = arguments.repeated_address() {
+        return Err(StartError::Usage(format!("--listen: {twice} is given twice; leave one of them out")));
+    }
     // Then stdin is not served, and stderr is a log like any other, also for mistakes in the settings.
     if !arguments.serves() || !arguments.listen.is_empty() {
         offered.take().into_iter().for_each(StdinSocket::give_back);
@@ -357,7 +360,7 @@ fn describe_check(loaded: &Loaded) -> String {
     if !loaded.masks.is_empty() {
         text += &format!("these files are masks (empty, or links to /dev/null):\n{}", list(&loaded.masks));
     }
-    for warning in loaded.settings.warnings() {
+    for warning in loaded.warnings.iter().chain(&loaded.settings.warnings()) {
         text += &format!("warning: {warning}\n");
     }
     text
