@@ -44,7 +44,9 @@ fn new_connections_use_the_new_settings_and_existing_ones_keep_theirs() {
         delimiter = \"\\n\"
         prefix = 'three:'
     ";
-    reload(&daemon, second, RELOADED, 1);
+    let said = reload(&daemon, second, RELOADED, 1);
+    let file = daemon.directory().join("echoed.toml");
+    assert!(said.ends_with(&format!("the new settings hold for new connections (read {})", file.display())), "{said}");
     let mut new = Peer::connect(&addresses[0]);
     new.send("a\tbegun");
     new.expect("two:a\tserver error:message not finished within 50ms\t");

@@ -226,7 +226,7 @@ fn install_units_and_output(directory: &Path) -> Option<(PathBuf, String)> {
 
 /// The commands in the first block of a page that has this line, from the line after it.
 fn commands_after(page: &str, line: &str) -> Vec<String> {
-    let text = fs::read_to_string(Path::new(ROOT).join(page)).unwrap();
+    let text = fs::read_to_string(Path::new(ROOT).join(page)).expect("it is there");
     let without_comment = |line: &str| line.split(" #").next().unwrap_or_default().trim_end().to_owned();
     let lines = text.lines().map(without_comment).skip_while(|found| found != line);
     lines
@@ -255,7 +255,7 @@ fn installed_documents(directory: &Path, variables: &[(&str, &str)]) -> Option<V
     make("install", &all)?;
     let is_document = |name: &str| name.contains("/share/man/") || name.ends_with(".md");
     let found = files(&destination).into_iter().map(|(name, _)| name).filter(|name| is_document(name));
-    Some(found.map(|name| (name.clone(), fs::read_to_string(destination.join(&name)).unwrap())).collect())
+    Some(found.map(|name| (name.clone(), fs::read_to_string(destination.join(&name)).expect("it is text"))).collect())
 }
 
 #[test]

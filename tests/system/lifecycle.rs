@@ -15,6 +15,7 @@ use crate::machine::{Machine, TCP, UNIX};
 tests![
     the_first_connection_starts_the_service,
     a_reload_applies_to_new_connections,
+    a_reload_names_the_files_that_the_service_has_read,
     systemctl_reload_returns_when_the_new_settings_apply since 253,
     an_invalid_setting_changes_nothing_and_is_reported_with_its_position,
     with_handover_off_a_stop_delivers_pending_replies_to_a_slow_client,
@@ -66,6 +67,23 @@ fn a_reload_applies_to_new_connections(machine: &Machine) {
     old.exchange("bbbb");
     assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
     assert_eq!(machine.daemon_pid(), process);
+}
+
+/// A directory that was made after the start is not in the service's file system: others see more files than it does.
+fn a_reload_names_the_files_that_the_service_has_read(machine: &Machine) {
+    const HIDDEN: &str = "/run/echoed/echoed.toml.d/50-hidden.toml";
+    machine.sh("rm -r /run/echoed; systemctl start echoed.socket echoed.service");
+    machine.configure("[defaults.deadlines]\nread = '5s'\n");
+    machine.write(HIDDEN, "[defaults]\nprefix = 'new:'\n");
+    machine.sh("systemctl reload echoed.service");
+    let said = machine.wait_for_journal("--identifier=echoed --grep='^reloaded' --output=cat");
+    let files = "/etc/echoed/echoed.toml, /etc/echoed/echoed.toml.d/50-test.toml";
+    assert_eq!(said.trim_end(), format!("reloaded: the new settings hold for new connections (read {files})"));
+    assert!(machine.sh("echoed --check-config").contains(HIDDEN));
+    assert_eq!(reply(machine, "aaaa"), "server got:aaaa\t");
+    // What the page says of it.
+    machine.sh("systemctl restart echoed.service");
+    assert_eq!(reply(machine, "aaaa"), "new:aaaa\t");
 }
 
 fn systemctl_reload_returns_when_the_new_settings_apply(machine: &Machine) {
