@@ -22,6 +22,7 @@ use tokio::time;
 use super::accept::Listener;
 use super::connection::{Connection, ConnectionInfo, clock, report_lost};
 use super::event::Event;
+use super::packets::END_WAIT;
 use super::peer_descriptors::PeerDescriptors;
 use super::socket::{AcceptedSocket, Peer, SocketKind};
 use super::worker::HANG_TIMEOUT;
@@ -78,13 +79,19 @@ impl Server {
         let closed = async {
             self.accept_mode.closed().await;
             self.dispatcher.cancel_pending().await;
-            // A packet that was received by now waits for the log by then.
+        };
+        let _ = time::timeout(HANG_TIMEOUT, closed).await;
+        let packets_logged = async {
+            // A packet that was received by now waits for the log after that.
             self.dispatcher.barrier().await;
             for thread in &self.threads {
                 thread.worker.packets_logged().await;
             }
         };
-        let _ = time::timeout(HANG_TIMEOUT, closed).await;
+        // They have been told already to wait no longer than half of that. Those of datagrams have ended.
+        if self.threads.iter().any(|thread| thread.worker.has_tasks()) {
+            let _ = time::timeout(2 * END_WAIT, packets_logged).await;
+        }
         freeze_log();
         let requested: Vec<_> = self.threads.iter().map(|thread| thread.worker.detach()).collect();
         let until = time::Instant::now() + HANG_TIMEOUT;

@@ -393,6 +393,11 @@ impl Worker {
         *self.stop_request.borrow() == StopRequest::Immediate
     }
 
+    /// Returns whether it has connections that are tasks.
+    pub(crate) fn has_tasks(&self) -> bool {
+        !self.lock_tasks().is_empty()
+    }
+
     /// Waits until no packet waits for the log.
     pub(crate) async fn packets_logged(&self) {
         self.packets_awaiting_log.closed().await;

@@ -41,7 +41,7 @@ struct State {
     queued: BTreeMap<u64, (usize, String)>,
     /// The number of the last line.
     last_number: u64,
-    /// How long they are together, the one that is being written included.
+    /// How long the lines are together, the one that is being written included.
     bytes: usize,
     /// Since when a line is being written, if one is.
     writing_since: Option<Instant>,
