@@ -7,10 +7,11 @@
 #               measure the protocol alone, without sockets: per byte and per message
 # make pages    write the man pages and the completions anew, from the command lines and the documents
 # make crates   write the lists of the crates anew: third-party.md, the bill of materials, debian/copyright
+# make project  write the addresses of the project anew wherever packages say them, from Cargo.toml
 # make dist     make a tarball of the sources, as of the last commit
 # make vendor   make a tarball of the crates that a build on Linux takes
 # make deb, make rpm, make arch
-#               build the package from both, in a clean Debian 13 without network; takes root and debootstrap
+#               build the package from both, in a clean Debian 13 without network; takes root, debootstrap and iproute2
 # make test-packages
 #               build all three, and install, upgrade, remove and purge them on booted machines; QUICK=1 without
 #               their own tests and not optimized; REBUILD= takes those that are there, ONLY=debian13::deb is for some of the tests
@@ -105,7 +106,7 @@ ARGS ?=
 # Where the results are written, beside stdout: only those of a whole run, unless asked.
 REPORT ?= $(if $(QUICK)$(ARGS),,docs/performance.md)
 
-.PHONY: all run test bench bench-core pages crates dist vendor deb rpm arch test-packages \
+.PHONY: all run test bench bench-core pages project crates dist vendor deb rpm arch test-packages \
     install uninstall clean
 
 all:
@@ -138,19 +139,27 @@ bench-core:
 pages:
 	ECHOED_WRITE_PAGES=1 $(CARGO) test --locked --test pages generated_files_are_up_to_date
 
-crates:
+project:
+	python3 packaging/project.py write
+
+# debian/copyright has both.
+crates: project
 	CARGO="$(CARGO)" python3 packaging/crates.py write
 
 dist:
 	@git rev-parse --verify --quiet HEAD >/dev/null || { echo "a tarball is made from a commit: this is no git tree" >&2; exit 1; }
 	@test -z "$$(git status --porcelain)" || echo "what is not committed is not in the tarball" >&2
 	@mkdir -p "$(DISTDIR)"
-	git -c tar.umask=022 archive --format=tar --prefix="echoed-$(VERSION)/" HEAD -- . ':(exclude).ci' | \
-	    gzip -9n >"$(DISTDIR)/echoed-$(VERSION).tar.gz"
+	@# Named when it is whole: a half one would be taken for it. (The tarball's own format runs gzip, and fails if that does.)
+	@partial="$(DISTDIR)/.partial-$$$$.tar.gz"; trap 'rm -f "$$partial"' EXIT; \
+	    git -c tar.umask=022 -c tar.tar.gz.command='gzip -9n' archive --format=tar.gz --prefix="echoed-$(VERSION)/" \
+	        --output="$$partial" HEAD -- . ':(exclude).ci' && \
+	    mv "$$partial" "$(DISTDIR)/echoed-$(VERSION).tar.gz"
 
 vendor: $(VENDOR)
 
 $(VENDOR): Cargo.lock packaging/crates.py
+	@command -v python3 >/dev/null || { echo "make vendor takes python3 (3.11 or newer), which is not installed" >&2; exit 1; }
 	CARGO="$(CARGO)" python3 packaging/crates.py vendor "$@"
 
 deb rpm arch: dist vendor

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The crates that echoed is made with: their sources for packagers, and who they are.
 
-    crates.py write          write the lists anew: third-party.md, echoed.cdx.json, debian/copyright
+    crates.py write          write the lists anew: third-party.md, echoed.cdx.json, LICENSE.dependencies, debian/copyright
     crates.py check          say which of them are stale
     crates.py vendor FILE    the sources of all crates that a build on Linux takes, as FILE (.tar.xz)
 
@@ -17,8 +17,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
+import uuid
+from datetime import timezone
+from email.utils import parseaddr, parsedate_to_datetime
 from pathlib import Path
+
+try:
+    import tomllib
+except ModuleNotFoundError:
+    sys.exit("packaging/crates.py takes Python 3.11 or newer (tomllib); this is "
+             f"{sys.version_info.major}.{sys.version_info.minor}")
+
+# Nothing is left in the tree by it.
+sys.dont_write_bytecode = True
+import project  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -183,8 +195,35 @@ def debian_copyright(crates):
     return head + "\n".join(stanzas) + licences
 
 
+def licence_list(crates):
+    """LICENSE.dependencies, as Fedora's %cargo_license writes it: the licence of each crate in the programs."""
+    return "".join(sorted(f"{expression(package)}: {package['name']} v{package['version']}\n" for package in crates.linked()))
+
+
+def day_of_version():
+    """Returns when the version was made, in RFC 3339: as Debian's changelog has it."""
+    changelog = (HERE / "debian" / "changelog").read_text()
+    made = parsedate_to_datetime(re.search(r"(?m)^ -- .*>  (.*)$", changelog)[1])
+    return made.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def supplier(values):
+    """Returns the supplier of the programs, as an entity, and the addresses of the project, as external references."""
+    name, address = parseaddr(values["maintainer"])
+    entity = {"name": name or project.NAME}
+    if values["homepage"]:
+        entity["url"] = [values["homepage"]]
+    if address:
+        entity["contact"] = [{"name": name, "email": address}]
+    security = values["security"]
+    places = [("website", values["homepage"]), ("vcs", values["repository"]), ("issue-tracker", values["issues"]),
+              ("distribution", project.address_of_downloads(values, values["version"])),
+              ("security-contact", f"mailto:{security}" if "@" in security and "/" not in security else security)]
+    return entity, [{"type": kind, "url": place} for kind, place in places if place]
+
+
 def bill_of_materials(crates):
-    """The programs as CycloneDX 1.5 lists them."""
+    """The programs as CycloneDX 1.5 lists them, with what NTIA's minimum elements ask for."""
     def reference(package):
         return f"pkg:cargo/{package['name']}@{package['version']}"
 
@@ -193,8 +232,11 @@ def bill_of_materials(crates):
     own = crates.packages[crates.root]
     components = []
     for package in linked:
-        component = {"type": "library", "bom-ref": reference(package), "name": package["name"],
-                     "version": package["version"], "scope": "required"}
+        # They come from there, whoever wrote them.
+        component = {"type": "library", "bom-ref": reference(package),
+                     "supplier": {"name": "crates.io", "url": [f"https://crates.io/crates/{package['name']}"]},
+                     "author": ", ".join(package["authors"]) or f"the developers of {package['name']}",
+                     "name": package["name"], "version": package["version"], "scope": "required"}
         if crates.checksum(package):
             component["hashes"] = [{"alg": "SHA-256", "content": crates.checksum(package)}]
         component["licenses"] = [{"expression": expression(package)}]
@@ -206,14 +248,22 @@ def bill_of_materials(crates):
     for package in [own, *linked]:
         normal = [identity for identity, kinds in crates.edges[package["id"]].items() if None in kinds and identity in known]
         dependencies.append({"ref": reference(package), "dependsOn": sorted(reference(crates.packages[one]) for one in normal)})
-    bill = {
-        "$schema": "http://cyclonedx.org/schema/bom-1.5.schema.json", "bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1,
-        "metadata": {"component": {"type": "application", "bom-ref": reference(own), "name": own["name"],
-                                   "version": own["version"], "licenses": [{"expression": expression(own)}],
-                                   "purl": reference(own)}},
+    us, places = supplier(project.values())
+    program = {"type": "application", "bom-ref": reference(own), "supplier": us, "name": own["name"], "version": own["version"],
+               "licenses": [{"expression": expression(own)}], "purl": reference(own)}
+    if places:
+        program["externalReferences"] = places
+    tool = {"type": "application", "supplier": us, "name": "packaging/crates.py", "version": own["version"]}
+    content = {
+        "metadata": {"timestamp": day_of_version(), "tools": {"components": [tool]}, "authors": [{"name": us["name"]}],
+                     "component": program, "supplier": us},
         "components": components,
         "dependencies": dependencies,
     }
+    # Of what it says, so that two runs have one number, and two lists do not.
+    number = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(content, sort_keys=True))
+    bill = {"$schema": "http://cyclonedx.org/schema/bom-1.5.schema.json", "bomFormat": "CycloneDX", "specVersion": "1.5",
+            "serialNumber": f"urn:uuid:{number}", "version": 1} | content
     return json.dumps(bill, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -222,6 +272,7 @@ def lists():
     return {
         HERE / "third-party.md": third_party(crates),
         HERE / "echoed.cdx.json": bill_of_materials(crates),
+        HERE / "LICENSE.dependencies": licence_list(crates),
         HERE / "debian" / "copyright": debian_copyright(crates),
     }
 
@@ -249,8 +300,38 @@ def stub(directory, checksum):
     (directory / ".cargo-checksum.json").write_text(json.dumps({"files": {}, "package": checksum}))
 
 
+def require(purpose, *programs):
+    """Ends with an error that names the programs that are not installed, if any, before anything is done."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        sys.exit(f"{purpose} takes {', '.join(missing)}, which cannot be found; install it, and repeat "
+                 "(on Debian: apt install cargo tar xz-utils)")
+
+
+def pack(directory, name, archive):
+    """Packs the directory `name` in `directory`, as `archive`. A half archive never has that name: make would take it for a
+    whole one."""
+    tar = ["tar", "--create", "--format=gnu", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner",
+           "--directory", directory, name]
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    # (Builds copy all tarballs whose names begin with echoed-, so this one begins otherwise.)
+    partial = archive.with_name(f".partial-{os.getpid()}-{archive.name}")
+    try:
+        with open(partial, "wb") as file:
+            packed = subprocess.Popen(tar, stdout=subprocess.PIPE, env=os.environ | {"LC_ALL": "C"})
+            compressed = subprocess.run(["xz", "--threads=1", "-6"], stdin=packed.stdout, stdout=file)
+            packed.stdout.close()
+            for program, status in [("tar", packed.wait()), ("xz", compressed.returncode)]:
+                if status != 0:
+                    sys.exit(f"{archive} is not made: {program} failed (status {status})")
+        partial.replace(archive)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def vendor(archive):
     """Makes the archive: vendor/ with a directory for each crate, and config.toml, which makes Cargo use it."""
+    require("make vendor", CARGO, "tar", "xz")
     crates = Crates(offline=False)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "vendor"
@@ -264,14 +345,7 @@ def vendor(archive):
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() else 0o644)
         directory.chmod(0o755)
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        tar = ["tar", "--create", "--format=gnu", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner",
-               "--directory", temporary, "vendor"]
-        with open(archive, "wb") as file:
-            packed = subprocess.Popen(tar, stdout=subprocess.PIPE, env=os.environ | {"LC_ALL": "C"})
-            subprocess.run(["xz", "--threads=1", "-6"], stdin=packed.stdout, stdout=file, check=True)
-            if packed.wait() != 0:
-                sys.exit("tar failed")
+        pack(temporary, "vendor", archive)
     print(f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  {archive}")
 
 
@@ -291,4 +365,5 @@ def main():
             sys.exit(__doc__)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,16 @@
-//! What packages are made from: the source tarball, the lists of crates, one version everywhere.
+//! What packages are made from: the tarballs, the lists of crates, the project's addresses, one version everywhere.
 //!
 //! The packages themselves are built and tried out by `make test-packages` (tests/packages).
 
 mod common;
+#[path = "packaging/project.rs"]
+mod project;
+#[path = "packaging/tarballs.rs"]
+mod tarballs;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{program_or_skip, skip_test};
@@ -19,6 +23,18 @@ fn read_file(path: &str) -> String {
 
 fn run(command: &mut Command) -> Output {
     command.current_dir(ROOT).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// Returns the Python that the packaging scripts run on: the program itself, not a script that finds it. If there is none,
+/// reports that the calling test is skipped.
+fn python_or_skip() -> Option<PathBuf> {
+    let python = program_or_skip("python3")?;
+    let found = run(Command::new(&python).args(["-c", "import sys, tomllib; print(sys.executable)"]));
+    if !found.status.success() {
+        skip_test("python3 is older than 3.11");
+        return None;
+    }
+    Some(String::from_utf8_lossy(&found.stdout).trim().into())
 }
 
 /// What stands after `start`, in the first line that begins with it.
@@ -159,46 +175,31 @@ fn the_packages_declare_our_licences_and_those_of_the_crates() {
 }
 
 #[test]
-fn the_lists_of_crates_are_up_to_date() {
-    let Some(python) = program_or_skip("python3") else { return };
-    if !run(Command::new(&python).args(["-c", "import tomllib"])).status.success() {
-        return skip_test("python3 is older than 3.11");
-    }
-    let checked = run(Command::new(python).args(["packaging/crates.py", "check"]));
-    let said = [checked.stdout, checked.stderr].concat();
-    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&said));
+fn the_bill_of_materials_names_its_number_its_tool_and_who_supplies_what() {
+    let bill = read_file("packaging/echoed.cdx.json");
+    let number = value_after(&bill, " \"serialNumber\": \"urn:uuid:");
+    assert_eq!(number.trim_end_matches(['"', ',']).len(), 36, "{number}");
+    assert!(bill.contains("\"name\": \"packaging/crates.py\""), "the tool");
+    assert!(bill.contains("\"timestamp\": \"20"), "the time");
+    let components = bill.matches("\"type\": \"library\"").count();
+    assert!(components > 20, "{components}");
+    assert_eq!(bill.matches("\"name\": \"crates.io\"").count(), components, "suppliers");
+    assert_eq!(bill.matches("\"author\": \"").count(), components, "authors");
 }
 
 #[test]
-fn the_source_tarball_has_the_sources_and_is_the_same_each_time() {
-    let (Some(make), Some(git), Some(tar)) = (program_or_skip("make"), program_or_skip("git"), program_or_skip("tar"))
-    else {
-        return;
-    };
-    if !run(Command::new(git).args(["rev-parse", "--verify", "--quiet", "HEAD"])).status.success() {
-        return skip_test("these sources are not in git");
+fn the_licences_of_the_crates_are_listed_as_fedora_does_it() {
+    let list = read_file("packaging/LICENSE.dependencies");
+    for (name, version) in linked_crates() {
+        let end = format!(": {name} v{version}");
+        assert!(list.lines().any(|line| line.ends_with(&end) && line.len() > end.len()), "{name} {version}: {list}");
     }
-    let directory = tempfile::tempdir().unwrap();
-    let tarballs = ["a", "b"].map(|name| {
-        let target_dir = directory.path().join(name);
-        let mut command = Command::new("sh");
-        let umask = if name == "a" { "022" } else { "077" };
-        command.args(["-c", &format!("umask {umask} && exec \"$@\""), "sh"]).arg(&make);
-        command.args(["-s", "dist"]).arg(format!("DISTDIR={}", target_dir.display()));
-        command.env("TZ", if name == "a" { "UTC" } else { "Pacific/Kiritimati" });
-        // Not those of a "make test" that we may run under.
-        for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"] {
-            command.env_remove(variable);
-        }
-        let made = run(&mut command);
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        target_dir.join(concat!("echoed-", env!("CARGO_PKG_VERSION"), ".tar.gz"))
-    });
-    assert!(fs::read(&tarballs[0]).unwrap() == fs::read(&tarballs[1]).unwrap(), "two tarballs of one commit differ");
-    let listed = run(Command::new(tar).arg("-tf").arg(&tarballs[0]));
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    for file in ["Cargo.lock", "Makefile", "src/lib.rs", "systemd/echoed.socket", "tests/run"] {
-        assert!(listed.contains(&format!("{}/{file}\n", concat!("echoed-", env!("CARGO_PKG_VERSION")))), "{file}");
-    }
-    assert!(!listed.contains("/target/") && !listed.contains("/.ci/"), "{listed}");
+}
+
+#[test]
+fn the_lists_of_crates_are_up_to_date() {
+    let Some(python) = python_or_skip() else { return };
+    let checked = run(Command::new(python).args(["packaging/crates.py", "check"]));
+    let said = [checked.stdout, checked.stderr].concat();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&said));
 }

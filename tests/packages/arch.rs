@@ -12,7 +12,7 @@ tests![
 ];
 
 /// What systemd's hooks of pacman do there, after a transaction that has put something into its directories, or taken it away.
-const HOOKS: &str = "systemctl daemon-reload; journalctl --update-catalog;
+const HOOKS: &str = "systemctl daemon-reload; systemctl reload-or-restart --marked; journalctl --update-catalog;
     ! test -e /usr/lib/tmpfiles.d/echoed.conf || systemd-tmpfiles --create echoed.conf";
 
 /// Makes the older package from the files of the other one.

@@ -30,6 +30,7 @@ mod reconnecting_clients;
 mod apparmor;
 mod arch;
 mod deb;
+mod debootstrap;
 mod guest;
 mod images;
 mod lifecycle;
@@ -60,6 +61,11 @@ fn main() -> ExitCode {
     for debian in &DEBIANS[1..] {
         add(&mut trials, debian, "deb", lifecycle::tests::<deb::Dpkg>());
         add(&mut trials, debian, "deb", deb::TESTS);
+        let name = "build::the_build_script_makes_its_debian_with_its_own_debootstrap";
+        trials.push(Trial::test(format!("{}::{name}", debian.name), move || {
+            debootstrap::the_build_script_makes_its_debian_with_the_debootstrap_of(debian);
+            Ok(())
+        }));
     }
     add(&mut trials, &TOOLS, "deb", deb::TESTS_WITH_TOOLS);
     add(&mut trials, &TOOLS, "rpm", lifecycle::tests::<rpm::Rpm>());

@@ -40,7 +40,7 @@ const MAKE_OLDER: &str = r#"
     mv /tmp/older/tree/usr/share/licenses/echoed*/* /tmp/older/licences
     rm -rf /tmp/older/tree/usr/share/licenses /tmp/older/tree/usr/lib/.build-id
     sed -e 's/^Version:.*/Version: 0.0.1/' -e '/^Source/d' -e 's|packaging/third-party|third-party|' \
-        -e '/^%prep/,/^cargo test/c %prep\ncp /tmp/older/licences/* .\n%install\ncp -a /tmp/older/tree/. %{buildroot}\nmkdir -p %{buildroot}/run/echoed' \
+        -e '/^%prep/,/^# The socket is enabled/c %prep\ncp /tmp/older/licences/* .\n%install\ncp -a /tmp/older/tree/. %{buildroot}\nmkdir -p %{buildroot}/run/echoed' \
         "$staging/packaging/rpm/echoed.spec" >/tmp/older/echoed.spec
     rpmbuild -bb --nodeps --load="$staging/packaging/rpm/macros.systemd" --define "_topdir /tmp/older" \
         --define "_tmppath /tmp" --define "debug_package %{nil}" --define "__os_install_post %{nil}" /tmp/older/echoed.spec
