@@ -1,6 +1,11 @@
 //! The package for Arch, by pacman on a Debian: there is no database of packages that knows the C library, so dependencies are
 //! not looked at, and nobody but these tests does what pacman's hooks for systemd do there.
 
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
 use crate::lifecycle::{Installer, OLDER, OLDER_SETTINGS, PACKAGE};
 use crate::machine::{Machine, TCP};
 use crate::staging::STAGING_DIR;
@@ -113,4 +118,28 @@ fn the_package_can_be_installed_without_a_running_systemd(machine: &Machine) {
     pacman("-Rdd echoed");
     assert!(!machine.path(WANTED).is_symlink());
     assert!(!machine.path("/usr/bin/echoed").exists());
+}
+
+/// What is published beside the package, for the AUR.
+pub fn the_pkgbuild_to_publish_has_the_sums_of_the_tarballs() {
+    let built = env::var_os("ECHOED_PACKAGES").map(PathBuf::from).expect("ECHOED_PACKAGES says where the packages are");
+    let read = |file: &str| {
+        fs::read_to_string(built.join("arch").join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+    };
+    let (build, info) = (read("PKGBUILD"), read(".SRCINFO"));
+    for name in [
+        concat!("echoed-", env!("CARGO_PKG_VERSION"), ".tar.gz"),
+        concat!("echoed-", env!("CARGO_PKG_VERSION"), "-vendor.tar.xz"),
+    ] {
+        let output = Command::new("sha256sum").arg(built.join(name)).output().expect("sha256sum can be started");
+        let output = String::from_utf8_lossy(&output.stdout);
+        let sum = output.split(' ').next().expect("a sum");
+        assert!(sum.len() == 64 && build.contains(&format!("'{sum}'")), "{name}: {sum}: {build}");
+        assert!(info.contains(&format!("\tsha256sums = {sum}\n")), "{name}: {sum}: {info}");
+        let is_source = |line: &str| line.starts_with("\tsource = ") && line.ends_with(name);
+        assert!(info.lines().any(is_source), "{name}: {info}");
+    }
+    assert!(info.contains("pkgbase = echoed\n") && info.contains("\tinstall = echoed.install\n"), "{info}");
+    let install = read("echoed.install");
+    assert!(!install.contains("restart echoed"), "{install}");
 }

@@ -81,6 +81,10 @@ fn main() -> ExitCode {
         apparmor::the_profile_allows_what_the_service_needs_and_nothing_else(&TOOLS);
         Ok(())
     }));
+    trials.push(Trial::test("arch::the_pkgbuild_to_publish_has_the_sums_of_the_tarballs", || {
+        arch::the_pkgbuild_to_publish_has_the_sums_of_the_tarballs();
+        Ok(())
+    }));
     if !arguments.list {
         for debian in DEBIANS[1..].iter().chain([&TOOLS]) {
             debian.prepare("packages", |layer, _| staging::stage(layer)).unwrap_or_else(|reason| panic!("{reason}"));

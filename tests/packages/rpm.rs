@@ -12,7 +12,13 @@ tests![
     an_upgrade_does_not_start_a_stopped_service,
     erasing_the_package_removes_its_directory_in_run,
     the_package_lists_its_bundled_crates_and_licences,
+    the_spec_calls_the_macros_of_cargo_where_a_distribution_has_them,
 ];
+
+/// The macros of cargo-rpm-macros that the spec calls, each as a word that says that it was called.
+const CARGO_MACROS: &str = "%cargo_prep(V:v:) called prep %{-v*}\n%cargo_build(naf:) called build\n\
+    %cargo_license_summary(naf:) called summary\n%cargo_license(naf:) called license\n\
+    %cargo_vendor_manifest() called manifest\n%cargo_test(naf:) called test %{**}\n";
 
 /// What the scriptlets of packages call there, as far as ours do: %post, %preun and %postun.
 const UPDATE_HELPER: &str = r#"#!/bin/sh
@@ -153,7 +159,31 @@ fn the_package_lists_its_bundled_crates_and_licences(machine: &Machine) {
         assert!(provided.lines().any(|provided| provided == line), "{line}: {provided}");
     }
     let licences = query("--licensefiles");
-    for file in ["LICENSE-MIT", "LICENSE-APACHE", "third-party.md"] {
+    for file in ["LICENSE-MIT", "LICENSE-APACHE", "LICENSE.dependencies", "third-party.md"] {
         assert!(licences.contains(file), "{file}: {licences}");
     }
+}
+
+/// On Fedora and RHEL they build, test and list the licences; elsewhere the spec does so itself.
+fn the_spec_calls_the_macros_of_cargo_where_a_distribution_has_them(machine: &Machine) {
+    machine.write("/root/macros.cargo", CARGO_MACROS);
+    let parse = |words: &str| {
+        let directory = format!("{STAGING_DIR}/packaging/rpm");
+        machine.sh(&format!("rpmspec --load={directory}/macros.systemd {words} --parse {directory}/echoed.spec"))
+    };
+    for system in ["fedora 43", "rhel 10"] {
+        let spec = parse(&format!("--load=/root/macros.cargo --define '{system}'"));
+        let lines =
+            ["prep vendor", "build", "summary", "license > LICENSE.dependencies", "manifest", "test -- --locked"];
+        for line in lines {
+            assert!(spec.contains(&format!("\ncalled {line}\n")), "{system}: {line}: {spec}");
+        }
+        for line in ["BuildRequires:  cargo-rpm-macros >= 26", "%license cargo-vendor.txt"] {
+            assert!(spec.contains(&format!("\n{line}\n")), "{system}: {line}: {spec}");
+        }
+        assert!(spec.contains("make install BUILDDIR=target/rpm ") && !spec.contains("make all"), "{system}: {spec}");
+    }
+    let spec = parse("");
+    assert!(!spec.contains("cargo-rpm-macros") && !spec.contains("cargo-vendor.txt"), "{spec}");
+    assert!(spec.contains("\nmake all\n") && spec.contains("\ncargo test --locked --no-fail-fast\n"), "{spec}");
 }

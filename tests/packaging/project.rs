@@ -80,7 +80,7 @@ struct Copy {
 
 impl Copy {
     fn make(python: PathBuf) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().expect("a directory can be made");
         for file in ["Cargo.toml", "Cargo.lock", "NEWS.md", "packaging", "src", "tests", "benches"] {
             assert!(run(Command::new("cp").args(["-r", file]).arg(directory.path())).status.success(), "{file}");
         }
@@ -93,11 +93,12 @@ impl Copy {
 
     /// Writes a value into Cargo.toml.
     fn fill(&self, key: &str, value: &str) {
-        let text = fs::read_to_string(self.path("Cargo.toml")).unwrap();
+        let text = fs::read_to_string(self.path("Cargo.toml")).expect("it can be read");
         let (package, rest) = text.split_once("[package.metadata.project]\n").expect("the table is there");
         let line = rest.lines().find(|line| line.starts_with(&format!("{key} = "))).expect("the key is there");
         let rest = rest.replacen(line, &format!("{key} = \"{value}\""), 1);
-        fs::write(self.path("Cargo.toml"), format!("{package}[package.metadata.project]\n{rest}")).unwrap();
+        fs::write(self.path("Cargo.toml"), format!("{package}[package.metadata.project]\n{rest}"))
+            .expect("it can be written");
     }
 
     fn run(&self, script: &str, command: &str) -> Output {

@@ -24,10 +24,10 @@ fn make(make: &Path) -> Command {
 
 /// Makes a directory for `PATH` that has these programs, as far as they are installed.
 fn path_with(programs: &[&str]) -> TempDir {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().expect("a directory can be made");
     for program in programs {
         if let Some(path) = find_program(program) {
-            symlink(path, directory.path().join(program)).unwrap();
+            symlink(path, directory.path().join(program)).expect("a link can be made");
         }
     }
     directory
@@ -36,8 +36,8 @@ fn path_with(programs: &[&str]) -> TempDir {
 /// Puts a program there that writes something, and fails.
 fn add_failing(directory: &Path, program: &str) {
     let path = directory.join(program);
-    fs::write(&path, "#!/bin/sh\necho half\nexit 3\n").unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&path, "#!/bin/sh\necho half\nexit 3\n").expect("a program can be written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it can be made executable");
 }
 
 fn text(output: &Output) -> String {
@@ -46,7 +46,9 @@ fn text(output: &Output) -> String {
 
 /// Returns what is in a directory, hidden files too.
 fn files(directory: &Path) -> Vec<PathBuf> {
-    fs::read_dir(directory).map(|entries| entries.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
+    fs::read_dir(directory)
+        .map(|entries| entries.map(|entry| entry.expect("it can be listed").path()).collect())
+        .unwrap_or_default()
 }
 
 #[test]
