@@ -192,7 +192,15 @@ def debian_copyright(crates):
         holders_lines = "\n           ".join(holders(package))
         stanzas.append(f"Files: vendor/{package['name']}-{package['version']}/*\nCopyright: {holders_lines}\n"
                        f"License: {debian_licence(package)}\n")
-    return head + "\n".join(stanzas) + licences
+    named = head + "".join(stanzas)
+    used = [paragraph for paragraph in re.split(r"(?m)^(?=License: )", licences)
+            if not (name := re.match(r"License: (\S+)", paragraph)) or is_named(name[1], named)]
+    return head + "\n".join(stanzas) + "".join(used).rstrip("\n") + "\n"
+
+
+def is_named(licence, paragraphs):
+    """Returns whether a paragraph about files has this licence among its own."""
+    return re.search(rf"(?m)^License: (.* )?{re.escape(licence)}(,| |$)", paragraphs) is not None
 
 
 def licence_list(crates):
@@ -300,6 +308,25 @@ def stub(directory, checksum):
     (directory / ".cargo-checksum.json").write_text(json.dumps({"files": {}, "package": checksum}))
 
 
+# What a crate has beside what is built, in its directory: its own tests, and what tools generated from them.
+UNUSED = {"tests", "benches", "examples", "fuzz", "proptest-regressions", ".github", "Cargo.toml.orig", "tarpaulin-report.html"}
+
+
+def prune(directory):
+    """Takes out of a crate what no build of ours uses: generated files whose source is elsewhere, and tests with their data."""
+    for name in UNUSED:
+        path = directory / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    # Cargo looks at the sums of all files that are listed.
+    listing = directory / ".cargo-checksum.json"
+    told = json.loads(listing.read_text())
+    told["files"] = {path: told["files"][path] for path in sorted(told["files"]) if path.split("/")[0] not in UNUSED}
+    listing.write_text(json.dumps(told))
+
+
 def require(purpose, *programs):
     """Ends with an error that names the programs that are not installed, if any, before anything is done."""
     missing = [program for program in programs if shutil.which(program) is None]
@@ -340,6 +367,8 @@ def vendor(archive):
         for (name, version), checksum in crates.checksums.items():
             if checksum and f"{name}-{version}" not in taken:
                 stub(directory / f"{name}-{version}", checksum)
+            elif checksum:
+                prune(directory / f"{name}-{version}")
         (directory / "config.toml").write_text(CONFIG)
         for path in directory.rglob("*"):
             if not path.is_symlink():

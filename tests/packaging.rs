@@ -197,6 +197,21 @@ fn the_licences_of_the_crates_are_listed_as_fedora_does_it() {
 }
 
 #[test]
+fn every_licence_in_the_copyright_of_debian_is_that_of_some_files() {
+    let copyright = read_file("packaging/debian/copyright");
+    let paragraphs: Vec<_> = copyright.split("\n\n").collect();
+    let (texts, files): (Vec<_>, Vec<_>) = paragraphs.iter().partition(|text| text.starts_with("License: "));
+    let files: Vec<_> = files.iter().filter_map(|text| Some(text.split_once("\nLicense: ")?.1)).collect();
+    let used: BTreeSet<_> =
+        files.iter().flat_map(|text| text.lines().next().expect("a line").split([' ', ','])).collect();
+    let explained: Vec<_> = texts.iter().map(|text| value_after(text, "License: ")).collect();
+    assert!(explained.len() > 3, "{explained:?}");
+    for licence in explained {
+        assert!(used.contains(licence.as_str()), "{licence} is not used");
+    }
+}
+
+#[test]
 fn the_lists_of_crates_are_up_to_date() {
     let Some(python) = python_or_skip() else { return };
     let checked = run(Command::new(python).args(["packaging/crates.py", "check"]));

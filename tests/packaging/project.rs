@@ -140,6 +140,8 @@ fn a_value_that_is_filled_in_appears_in_its_fields_and_files_and_goes_with_it() 
     for file in ["packaging/debian/watch", "packaging/debian/upstream", "SECURITY.md"] {
         assert!(!copy.path(file).exists(), "{file}");
     }
+    let overrides = || contents("packaging/debian/source/lintian-overrides").expect("the overrides are there");
+    assert!(overrides().contains("\nechoed source: no-homepage-field\n"), "{}", overrides());
 
     for (key, value) in VALUES {
         copy.fill(key, value);
@@ -152,6 +154,7 @@ fn a_value_that_is_filled_in_appears_in_its_fields_and_files_and_goes_with_it() 
             assert!(text.contains(field), "{file} has no {field:?}: {text}");
         }
     }
+    assert!(!overrides().contains("no-homepage-field") && !overrides().contains("public"), "{}", overrides());
     let written: Vec<_> = FIELDS.iter().map(|(file, _)| contents(file)).collect();
     copy.write();
     assert!(written == FIELDS.iter().map(|(file, _)| contents(file)).collect::<Vec<_>>(), "the second time differs");

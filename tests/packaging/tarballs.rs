@@ -140,14 +140,46 @@ fn a_tarball_of_crates_that_cannot_be_compressed_is_not_left_half() {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir_all(directory.path().join("vendor")).unwrap();
     let dist = directory.path().join("dist");
-    let script = "import sys; sys.path.insert(0, 'packaging'); sys.dont_write_bytecode = True; import crates; \
-                  from pathlib import Path; crates.pack(sys.argv[1], 'vendor', Path(sys.argv[2]))";
-    let made = run(Command::new(python)
-        .args(["-c", script])
+    let made = run(crates_py(&python, "crates.pack(sys.argv[1], 'vendor', Path(sys.argv[2]))")
         .arg(directory.path())
         .arg(dist.join(VENDOR_TARBALL))
         .env("PATH", path.path()));
     let said = text(&made);
     assert!(!made.status.success() && said.contains("xz failed (status 3)"), "{said}");
     assert!(files(&dist).is_empty(), "{:?}", files(&dist));
+}
+
+/// Returns a command that runs a statement of Python with the functions of crates.py.
+fn crates_py(python: &Path, statement: &str) -> Command {
+    let mut command = Command::new(python);
+    let imports = "import sys; sys.path.insert(0, 'packaging'); sys.dont_write_bytecode = True; import crates; from pathlib import Path";
+    command.args(["-c", &format!("{imports}; {statement}")]);
+    command
+}
+
+/// Reviewers look for the sources of what tools have generated, and crates do not have them.
+#[test]
+fn vendored_crates_are_without_tests_and_generated_files() {
+    let Some(python) = python_or_skip() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let pruned = ["tests/a.rs", "benches/b.rs", "examples/c/d.rs", "Cargo.toml.orig", "tarpaulin-report.html"];
+    let kept = ["src/lib.rs", "src/tests/mod.rs", "LICENSE-MIT", "README.md"];
+    for file in pruned.iter().chain(&kept) {
+        fs::create_dir_all(root.join(file).parent().expect("it is in a directory")).unwrap();
+        fs::write(root.join(file), "").unwrap();
+    }
+    let sums: Vec<_> = pruned.iter().chain(&kept).map(|file| format!("\"{file}\":\"00\"")).collect();
+    let listing = root.join(".cargo-checksum.json");
+    fs::write(&listing, format!("{{\"files\":{{{}}},\"package\":\"11\"}}", sums.join(","))).unwrap();
+    let ended = run(crates_py(&python, "crates.prune(Path(sys.argv[1]))").arg(root));
+    assert!(ended.status.success(), "{}", text(&ended));
+    let listing = fs::read_to_string(listing).unwrap();
+    for file in pruned {
+        assert!(!root.join(file).exists() && !listing.contains(&format!("\"{file}\"")), "{file}: {listing}");
+    }
+    for file in kept {
+        assert!(root.join(file).exists() && listing.contains(&format!("\"{file}\"")), "{file}: {listing}");
+    }
+    assert!(listing.contains("\"package\": \"11\""), "{listing}");
 }
