@@ -199,9 +199,9 @@ fn the_licences_of_the_crates_are_listed_as_fedora_does_it() {
 #[test]
 fn every_licence_in_the_copyright_of_debian_is_that_of_some_files() {
     let copyright = read_file("packaging/debian/copyright");
-    let paragraphs: Vec<_> = copyright.split("\n\n").collect();
-    let (texts, files): (Vec<_>, Vec<_>) = paragraphs.iter().partition(|text| text.starts_with("License: "));
-    let files: Vec<_> = files.iter().filter_map(|text| Some(text.split_once("\nLicense: ")?.1)).collect();
+    let (texts, others): (Vec<&str>, Vec<&str>) =
+        copyright.split("\n\n").partition(|paragraph| paragraph.starts_with("License: "));
+    let files: Vec<_> = others.iter().filter_map(|text| Some(text.split_once("\nLicense: ")?.1)).collect();
     let used: BTreeSet<_> =
         files.iter().flat_map(|text| text.lines().next().expect("a line").split([' ', ','])).collect();
     let explained: Vec<_> = texts.iter().map(|text| value_after(text, "License: ")).collect();
