@@ -314,7 +314,10 @@ UNUSED = {"tests", "benches", "examples", "fuzz", "proptest-regressions", ".gith
 
 def prune(directory):
     """Takes out of a crate what no build of ours uses: generated files whose source is elsewhere, and tests with their data."""
-    for name in UNUSED:
+    code = "".join(path.read_text(encoding="utf-8", errors="replace") for path in directory.glob("src/**/*.rs"))
+    # Some programs and documents of a crate are included in its code.
+    unused = {name for name in UNUSED if not re.search(rf'"(\.\./)+{re.escape(name)}[/"]', code)}
+    for name in unused:
         path = directory / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -323,7 +326,7 @@ def prune(directory):
     # Cargo looks at the sums of all files that are listed.
     listing = directory / ".cargo-checksum.json"
     told = json.loads(listing.read_text())
-    told["files"] = {path: told["files"][path] for path in sorted(told["files"]) if path.split("/")[0] not in UNUSED}
+    told["files"] = {path: told["files"][path] for path in sorted(told["files"]) if path.split("/")[0] not in unused}
     listing.write_text(json.dumps(told))
 
 

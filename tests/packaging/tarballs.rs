@@ -164,11 +164,12 @@ fn vendored_crates_are_without_tests_and_generated_files() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     let pruned = ["tests/a.rs", "benches/b.rs", "examples/c/d.rs", "Cargo.toml.orig", "tarpaulin-report.html"];
-    let kept = ["src/lib.rs", "src/tests/mod.rs", "LICENSE-MIT", "README.md"];
+    let kept = ["src/lib.rs", "src/tests/mod.rs", "LICENSE-MIT", "README.md", "fuzz/included.rs"];
     for file in pruned.iter().chain(&kept) {
         fs::create_dir_all(root.join(file).parent().expect("it is in a directory")).unwrap();
         fs::write(root.join(file), "").unwrap();
     }
+    fs::write(root.join("src/lib.rs"), "#![doc = include_str!(\"../fuzz/included.rs\")]").unwrap();
     let sums: Vec<_> = pruned.iter().chain(&kept).map(|file| format!("\"{file}\":\"00\"")).collect();
     let listing = root.join(".cargo-checksum.json");
     fs::write(&listing, format!("{{\"files\":{{{}}},\"package\":\"11\"}}", sums.join(","))).unwrap();
