@@ -33,8 +33,9 @@ root=$1 sources=$2 directory=$3 unshare --mount --pid --fork --kill-child sh -eu
     cp -r "$sources/packaging" root/srv
     chroot root env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
         ECHOED_TEST_ROOTS=/srv/cache sh -euc "
-            apt-get -qq update
-            apt-get -qq install -y --no-install-recommends debootstrap iproute2
+            # By the lists that the Debian was made from, unless the mirror has gone on since.
+            get() { apt-get -qq install -y --no-install-recommends debootstrap iproute2; }
+            get || { apt-get -qq update && get; }
             debootstrap --version
             /srv/packaging/build nothing /srv/dist"
 '
