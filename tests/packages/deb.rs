@@ -59,6 +59,9 @@ fn the_package_has_the_files_that_debian_requires(machine: &Machine) {
     for file in ["copyright", "README.Debian"] {
         assert!(docs.contains(file), "{file}: {docs}");
     }
+    let changelog = machine.sh("zcat /usr/share/doc/echoed/changelog.gz");
+    assert!(changelog.starts_with(concat!("# News\n\n## ", env!("CARGO_PKG_VERSION"))), "{changelog}");
+    assert_eq!(machine.sh("zcat /usr/share/doc/echoed/NEWS.md.gz"), changelog);
 }
 
 fn policy_rc_d_prevents_the_start(machine: &Machine) {
