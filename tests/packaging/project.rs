@@ -1,6 +1,7 @@
 //! The project's addresses: held in one place, and omitted everywhere while they are empty.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -83,6 +84,13 @@ impl Copy {
         let directory = tempfile::tempdir().expect("a directory can be made");
         for file in ["Cargo.toml", "Cargo.lock", "NEWS.md", "packaging", "src", "tests", "benches"] {
             assert!(run(Command::new("cp").args(["-r", file]).arg(directory.path())).status.success(), "{file}");
+        }
+        // Where a package is built, the crates are there.
+        for name in [".cargo", "vendor"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+            if path.is_dir() {
+                symlink(path, directory.path().join(name)).expect("a link can be made");
+            }
         }
         Self { directory, python }
     }
