@@ -240,7 +240,7 @@ def bill_of_materials(crates):
     own = crates.packages[crates.root]
     components = []
     for package in linked:
-        # They come from there, whoever wrote them.
+        # crates.io supplies them; the authors are named beside it.
         component = {"type": "library", "bom-ref": reference(package),
                      "supplier": {"name": "crates.io", "url": [f"https://crates.io/crates/{package['name']}"]},
                      "author": ", ".join(package["authors"]) or f"the developers of {package['name']}",
@@ -351,7 +351,8 @@ def pack(directory, name, archive):
             packed = subprocess.Popen(tar, stdout=subprocess.PIPE, env=os.environ | {"LC_ALL": "C"})
             compressed = subprocess.run(["xz", "--threads=1", "-6"], stdin=packed.stdout, stdout=file)
             packed.stdout.close()
-            for program, status in [("tar", packed.wait()), ("xz", compressed.returncode)]:
+            # xz first: without it, tar ends by SIGPIPE.
+            for program, status in [("xz", compressed.returncode), ("tar", packed.wait())]:
                 if status != 0:
                     sys.exit(f"{archive} is not made: {program} failed (status {status})")
         partial.replace(archive)

@@ -85,7 +85,7 @@ def debian_copyright(project, text):
 
 
 def source_overrides(project, text):
-    """debian/source/lintian-overrides: what lintian misses while there are no addresses."""
+    """debian/source/lintian-overrides: the tags that lintian reports while values are empty."""
     tags = [("debian-watch-file-is-missing", debian_watch(project)), ("no-homepage-field", project["homepage"]),
             ("upstream-metadata-file-is-missing", upstream_metadata(project))]
     lines = [f"echoed source: {tag}\n" for tag, value in tags if not value]

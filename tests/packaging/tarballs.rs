@@ -138,7 +138,9 @@ fn a_tarball_of_crates_that_cannot_be_compressed_is_not_left_half() {
     let path = path_with(&["tar", "sh"]);
     add_failing(path.path(), "xz");
     let directory = tempfile::tempdir().unwrap();
+    // More than a pipe takes, so that tar is ended as well.
     fs::create_dir_all(directory.path().join("vendor")).unwrap();
+    fs::write(directory.path().join("vendor/large"), vec![0; 1 << 20]).unwrap();
     let dist = directory.path().join("dist");
     let made = run(crates_py(&python, "crates.pack(sys.argv[1], 'vendor', Path(sys.argv[2]))")
         .arg(directory.path())
