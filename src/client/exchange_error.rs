@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::connect::ConnectError;
-use super::input::InputError;
+use super::next_message::InputError;
 use super::quote::{Cut, MAX_QUOTED, Quoted, reason};
 use crate::protocol::Delimiter;
 use crate::units::format_time;

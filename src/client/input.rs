@@ -3,15 +3,14 @@
 //! A thread reads the stream, since reading a terminal or a pipe blocks. It is at most two reads ahead, and may well be
 //! blocked in one when the program ends: the program does not wait for it.
 
-use std::fmt;
 use std::io::{self, ErrorKind, Read};
 use std::thread;
 use std::vec;
 
 use tokio::sync::mpsc;
 
-use super::message::{MAX_MESSAGE, Message, MessageError};
-use super::quote::reason;
+use super::message::{MAX_MESSAGE, Message};
+use super::next_message::{InputError, Next};
 use super::repeat::{RepeatedMessages, Repetition};
 use crate::protocol::Delimiter;
 
@@ -28,57 +27,6 @@ enum InputKind {
     Repeated(Box<RepeatedMessages>),
     Lines(Box<Lines>),
     Chunks(Chunks),
-}
-
-/// What [`Messages::next`] has now.
-#[derive(Debug)]
-pub(super) enum Next {
-    Message(Message),
-    /// No message yet: [`Messages::wait`].
-    Pending,
-    /// There are no more.
-    End,
-}
-
-/// Why there are no more messages although there should be.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum InputError {
-    /// A message of the command line cannot be sent.
-    Argument {
-        /// Counted from 1.
-        number: u64,
-        /// What is wrong with it.
-        error: MessageError,
-    },
-    /// A line cannot be sent.
-    Line {
-        /// Counted from 1.
-        number: u64,
-        /// What is wrong with it.
-        error: MessageError,
-    },
-    /// The stream cannot be read.
-    Read(io::Error),
-}
-
-impl fmt::Display for InputError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Argument { number, error } => write!(f, "message {number} {error}"),
-            Self::Line { number, error } => write!(f, "line {number} {error}"),
-            Self::Read(error) => write!(f, "cannot read stdin: {}", reason(error)),
-        }
-    }
-}
-
-impl std::error::Error for InputError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Argument { error, .. } | Self::Line { error, .. } => Some(error),
-            Self::Read(error) => Some(error),
-        }
-    }
 }
 
 impl Messages {

@@ -20,8 +20,9 @@ use tokio::time::{Instant, sleep_until};
 use super::connection::Connection;
 use super::exchange_error::ExchangeError;
 use super::expectation::{Expectation, ExpectedReply};
-use super::input::{InputError, Messages, Next};
+use super::input::Messages;
 use super::message::Message;
+use super::next_message::{InputError, Next};
 use super::output::{Reply, ReplySink};
 use crate::protocol::verdict::SERVER_ERROR;
 

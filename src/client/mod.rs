@@ -14,6 +14,7 @@ pub mod expectation;
 pub mod input;
 pub mod lockstep;
 pub mod message;
+pub mod next_message;
 pub mod output;
 pub mod packets;
 pub mod ping;

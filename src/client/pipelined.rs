@@ -21,7 +21,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::exchange_error::ExchangeError;
 use super::expectation::{Expectation, MAX_EXCESS};
-use super::input::{InputError, Messages, Next};
+use super::input::Messages;
+use super::next_message::{InputError, Next};
 use super::output::{Reply, ReplySink};
 use super::send_queue::SendQueue;
 use crate::protocol::Delimiter;

@@ -8,8 +8,8 @@ use tokio::select;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use super::input::{InputError, Next};
 use super::message::Message;
+use super::next_message::{InputError, Next};
 use crate::protocol::Delimiter;
 
 /// The placeholder of the number in the text of a message.
