@@ -39,6 +39,10 @@ impl Outlet for CountingOutlet {
     fn log(&mut self, _: &[u8]) -> bool {
         true
     }
+
+    fn is_logging(&self) -> bool {
+        false
+    }
 }
 
 /// A connection that lasts as long as its measurement.

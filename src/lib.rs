@@ -17,7 +17,7 @@
 //!          +-----> protocol <--------------+
 //! ```
 //!
-//! One message, socket to socket: `server/accept` → `server/connection` (read) → `protocol/session` →
+//! One message, socket to socket: `server/acceptor` → `server/connection` (read) → `protocol/session` →
 //! `protocol/framer` → `protocol/reply` → `server/connection` (write).
 
 #[cfg(any(feature = "daemon", feature = "client"))]
@@ -26,6 +26,8 @@ extern crate nix;
 
 #[cfg(any(feature = "daemon", feature = "client"))]
 pub mod address;
+#[cfg(feature = "daemon")]
+pub mod bind;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "client")]

@@ -19,9 +19,9 @@ pub const MAX_PEER_FDS: usize = 1024;
 /// How many of each may wait in any case: they come out of [`RESERVED_FDS`].
 const MIN_PEER_FDS: usize = 16;
 
-/// Descriptors for each worker: those of one message (SCM_MAX_FD, unix(7)), by which it may pass [`MAX_PEER_FDS`], and its
-/// own.
-const WORKER_FDS: u64 = 253 + 4;
+/// Descriptors for each thread that serves, a worker or the services: those of one message (SCM_MAX_FD, unix(7)), by which it
+/// may pass [`MAX_PEER_FDS`], and its own.
+const THREAD_FDS: u64 = 253 + 4;
 
 /// Raises the limit on descriptors of this process to `needed`, as far as it may. What counts is the soft limit, which
 /// many shells set to 1,024, and which can be raised up to the hard limit (getrlimit(2), `RLIMIT_NOFILE`). Returns how
@@ -46,8 +46,8 @@ pub struct FdBudget {
     pub allowed: u64,
     /// How many of those are for its connections, and what else it needs to serve them.
     serving: u64,
-    /// How many are for its workers.
-    workers: u64,
+    /// How many are for the threads that serve.
+    threads: u64,
     /// How many times [`MAX_PEER_FDS`] may wait to be closed: descriptors of peers, and sockets of refused connections.
     waiting_kinds: u64,
 }
@@ -64,8 +64,8 @@ impl FdBudget {
     #[must_use]
     pub fn of_single_connection(workers: usize) -> Self {
         let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let workers = WORKER_FDS.saturating_mul(workers as u64);
-        Self { allowed, serving: RESERVED_FDS + 1, workers, waiting_kinds: 1 }
+        let threads = THREAD_FDS.saturating_mul(workers as u64 + 1);
+        Self { allowed, serving: RESERVED_FDS + 1, threads, waiting_kinds: 1 }
     }
 
     /// Returns whether there are enough for all connections.
@@ -77,14 +77,14 @@ impl FdBudget {
     /// Returns how many descriptors that peers sent may wait to be closed, and how many sockets of refused connections.
     #[must_use]
     pub fn peer_fds(&self) -> usize {
-        let left = self.allowed.saturating_sub(self.serving).saturating_sub(self.workers) / self.waiting_kinds;
+        let left = self.allowed.saturating_sub(self.serving).saturating_sub(self.threads) / self.waiting_kinds;
         usize::try_from(left).unwrap_or(usize::MAX).clamp(MIN_PEER_FDS, MAX_PEER_FDS)
     }
 
     /// Returns how many descriptors it needs for all of that.
     #[must_use]
     pub fn needed(&self) -> u64 {
-        self.serving.saturating_add(self.workers).saturating_add(self.waiting_kinds * MAX_PEER_FDS as u64)
+        self.serving.saturating_add(self.threads).saturating_add(self.waiting_kinds * MAX_PEER_FDS as u64)
     }
 }
 
@@ -115,7 +115,7 @@ mod tests {
     fn what_the_limit_leaves_is_for_descriptors_of_peers() {
         let peer_fds = |allowed| FdBudget { allowed, ..FdBudget::of(100, 2) }.peer_fds();
         // Those of connections without a permit, and their sockets that wait to be closed, are as many in the worst case.
-        let others = 64 + 96 + 100 + 2 * 257;
+        let others = 64 + 96 + 100 + 3 * 257;
         assert_eq!(FdBudget::of(100, 2).needed(), others + 2 * 1024);
         for (allowed, expected) in [
             (u64::MAX, 1024),
@@ -128,6 +128,6 @@ mod tests {
         ] {
             assert_eq!(peer_fds(allowed), expected, "{allowed}");
         }
-        assert_eq!(FdBudget::of_single_connection(2).needed(), 64 + 1 + 2 * 257 + 1024);
+        assert_eq!(FdBudget::of_single_connection(2).needed(), 64 + 1 + 3 * 257 + 1024);
     }
 }

@@ -354,6 +354,38 @@ fn a_quarter_of_all_connections_may_await_their_header_and_others_are_served_mea
 }
 
 #[test]
+fn two_listeners_with_headers_wait_for_room_without_busy_looping() {
+    let configuration = "[limits]\nconnections = 4\n[defaults]\nproxy_protocol = 'required'\ndeadlines.read = '1h'\n";
+    let daemon = Daemon::start_with(configuration, &["--listen", "127.0.0.1:0", "--listen", "DIR/proxied"]);
+    let addresses = daemon.addresses();
+    // In the middle of a message, none of them is closed for another one.
+    let mut holders: Vec<_> = (0..4)
+        .map(|_| {
+            let mut peer = Peer::connect(&addresses[0]);
+            peer.send([V1_HEADER, "one\tha"].concat());
+            peer.expect("server got:one\t");
+            peer
+        })
+        .collect();
+    let mut waiting: Vec<_> = addresses.iter().map(|address| Peer::connect(address)).collect();
+    for peer in &mut waiting {
+        peer.send([V1_HEADER, "later\t"].concat());
+        peer.expect_silence(Duration::from_millis(100));
+    }
+    // Unless something else needs its time meanwhile, twice at most.
+    wait_until("the daemon is idle", || {
+        let before = daemon.cpu_nanos();
+        holders[0].expect_silence(Duration::from_millis(500));
+        daemon.cpu_nanos() - before < 100_000_000
+    });
+    holders.truncate(2);
+    for peer in &mut waiting {
+        peer.expect("server got:later\t");
+    }
+    daemon.stop();
+}
+
+#[test]
 fn connections_without_a_header_hold_no_permits_while_they_are_closed() {
     let daemon = start_daemon("[limits]\nconnections = 1\n");
     let address = &daemon.addresses()[0];

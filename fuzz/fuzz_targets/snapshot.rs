@@ -28,6 +28,10 @@ impl Outlet for LimitedOutlet {
         self.1 = self.1.saturating_sub(1);
         taken
     }
+
+    fn is_logging(&self) -> bool {
+        true
+    }
 }
 
 /// What peers send.

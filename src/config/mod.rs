@@ -195,7 +195,11 @@ impl Service {
         if self.workers > 0 {
             return self.workers;
         }
-        std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(8))
+        // std::thread::available_parallelism would also read the quotas of all control groups that the process is in:
+        // seventeen files, at each start.
+        let cpus = rustix::thread::sched_getaffinity(None).map(|cpus| cpus.count() as usize);
+        // More CPUs than the mask has room for.
+        cpus.unwrap_or(8).clamp(1, 8)
     }
 }
 

@@ -95,6 +95,11 @@ impl Delimiter {
         self.search(&mut 0, bytes).is_some()
     }
 
+    /// Returns its byte, if it is only one.
+    pub(super) fn single(&self) -> Option<u8> {
+        (self.len == 1).then_some(self.bytes[0])
+    }
+
     /// Where in `chunk` the delimiter's first occurrence ends (the index after its last byte).
     ///
     /// `matched` is how many of its bytes the input before `chunk` ended with (0 at the start of a message); when
@@ -182,6 +187,24 @@ fn find(byte: u8, chunk: &[u8]) -> Option<usize> {
     memchr::memchr(byte, &chunk[NEAR..]).map(|at| NEAR + at)
 }
 
+/// Returns where `byte` is in the first `len` bytes of a block: a bit for each place.
+#[inline]
+pub(super) fn positions(byte: u8, block: &[u8; 64], len: usize) -> u64 {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const LOW: u64 = ONES * 0x7f;
+    /// Moves the highest bit of each byte to the top byte, in order.
+    const GATHER: u64 = 0x0002_0408_1020_4081;
+    let pattern = ONES * u64::from(byte);
+    let mut found = 0;
+    for at in (0..len.min(64)).step_by(8) {
+        let differs = block[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word)) ^ pattern;
+        // The high bit of every byte that is 0, and of no other.
+        let equal = !(((differs & LOW) + LOW) | differs | LOW);
+        found |= (equal.wrapping_mul(GATHER) >> 56) << at;
+    }
+    if len < 64 { found & ((1 << len) - 1) } else { found }
+}
+
 /// The border table of a pattern of at most [`MAX_LEN`] bytes.
 fn borders(pattern: &[u8]) -> [u8; MAX_LEN] {
     let mut borders = [0; MAX_LEN];
@@ -250,6 +273,23 @@ pub fn unescape(text: &str) -> Result<Vec<u8>, DelimiterError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn positions_are_those_of_the_byte_and_no_other_in_the_first_bytes_of_a_block() {
+        // Bytes that differ from the one that is looked for by one bit, or by a borrow.
+        for byte in [b'\t', 0, 0x7f, 0x80, 0xff] {
+            let near = [byte, byte ^ 1, byte ^ 0x80, byte.wrapping_add(1), byte.wrapping_sub(1)];
+            for shift in 0..near.len() {
+                let mut block = [0; 64];
+                (0..64).for_each(|at| block[at] = near[(at * 7 / 3 + shift) % near.len()]);
+                for len in 0..=64 {
+                    let is_there = |at: &usize| *at < len && block[*at] == byte;
+                    let expected = (0..64).filter(is_there).fold(0, |found, at| found | 1 << at);
+                    assert_eq!(positions(byte, &block, len), expected, "{byte} {len} {block:?}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn escapes_stand_for_their_bytes() {

@@ -17,7 +17,7 @@ pub const READ_SIZE: usize = 128 * 1024;
 pub(super) const FLUSH_THRESHOLD: usize = 64 * 1024;
 
 /// Short things are copied as one block of this fixed size: a few vector moves, no call and no loop.
-const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 64;
 
 /// What stands before the message in a reply: 0 to [`MAX_PREFIX`] bytes.
 #[derive(Clone)]
@@ -26,6 +26,8 @@ pub struct Prefix {
     bytes: Arc<[u8]>,
     /// Its beginning, padded.
     block: [u8; BLOCK],
+    /// Its end, with padding before it.
+    end_block: [u8; BLOCK],
 }
 
 impl Prefix {
@@ -36,7 +38,10 @@ impl Prefix {
         let mut block = [0; BLOCK];
         let beginning = &bytes[..bytes.len().min(BLOCK)];
         block[..beginning.len()].copy_from_slice(beginning);
-        Self { bytes: bytes.into(), block }
+        let mut end_block = [0; BLOCK];
+        let end = &bytes[bytes.len().saturating_sub(BLOCK)..];
+        end_block[BLOCK - end.len()..].copy_from_slice(end);
+        Self { bytes: bytes.into(), block, end_block }
     }
 
     /// Its bytes.
@@ -48,6 +53,20 @@ impl Prefix {
 
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Returns whether it fits into a block: then replies can be put together by [`Prefix::put_before`] and
+    /// [`Output::push_reply`] without a call.
+    pub(super) fn is_short(&self) -> bool {
+        self.len() <= BLOCK
+    }
+
+    /// Writes a short prefix into `input` before `at`, and something else before that: a block in all. Returns `false` if
+    /// there is no room for a block.
+    #[inline]
+    pub(super) fn put_before(&self, input: &mut [u8], at: usize) -> bool {
+        let room = input.get_mut(..at).and_then(|input| input.last_chunk_mut::<BLOCK>());
+        room.map(|room| *room = self.end_block).is_some()
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::delimiter::Delimiter;
-use super::reply::Prefix;
+use super::reply::{BLOCK, Prefix};
 
 /// The rules of the sessions on one listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +73,15 @@ impl Rules {
     /// Returns whether the rules are those of the delimited echo without a delay, which has the fast path.
     pub(super) fn is_plain_echo(&self) -> bool {
         self.framing == Framing::Delimited && self.reply == ReplyMode::Echo && self.reply_delay.duration().is_zero()
+    }
+
+    /// Returns whether messages can be looked for and answered by blocks, as far as they are short.
+    pub(super) fn allows_blocks(&self) -> bool {
+        self.is_plain_echo()
+            && self.log_messages == LogMessages::Off
+            && self.delimiter.single().is_some()
+            && self.max_message >= BLOCK
+            && self.prefix.is_short()
     }
 
     /// Whether replies are the same bytes as the messages, and nothing is between them.

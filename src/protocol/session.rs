@@ -65,6 +65,8 @@ pub struct Session {
     input_ended: bool,
     /// Whether its rules are [`Rules::is_plain_echo`].
     uses_fast_path: bool,
+    /// Whether nothing is logged besides, and messages can be looked for by blocks.
+    uses_blocks: bool,
     opened: Instant,
     last_activity: Instant,
     totals: Totals,
@@ -98,6 +100,9 @@ pub trait Outlet {
     /// Logs a message, which is given without its delimiter, and returns `true`; also where messages are not logged. Or
     /// there is no room: then it returns `false`, and the session stops there and wants [`Want::Log`].
     fn log(&mut self, message: &[u8]) -> bool;
+
+    /// Returns whether messages are logged. If not, [`Outlet::log`] need not be called.
+    fn is_logging(&self) -> bool;
 }
 
 /// What went through a session.
@@ -193,8 +198,16 @@ impl Session {
         is_idle.then_some(self.last_activity)
     }
 
+    /// Returns whether it is open, nothing is unfinished, and nothing is logged.
+    #[must_use]
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        self.buffers.is_none() && self.uses_blocks && matches!(self.phase, Phase::Open)
+    }
+
     /// What went through it.
     #[must_use]
+    #[inline]
     pub fn totals(&self) -> Totals {
         self.totals
     }
@@ -239,6 +252,7 @@ impl Session {
     pub fn new(rules: Arc<Rules>, now: Instant) -> Self {
         Self {
             uses_fast_path: rules.is_plain_echo(),
+            uses_blocks: rules.allows_blocks(),
             rules,
             framer: Framer::default(),
             phase: Phase::Open,

@@ -7,16 +7,18 @@ mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use self::permit::PermitState;
 pub(crate) use self::permit::{ClosingPermit, Permit};
-pub(crate) use self::sources::Source;
 use self::sources::SourceLimits;
-use super::connection::clock;
+use super::clock::clock;
 use super::event::Event;
+use super::peer::Source;
 use crate::config::Limits;
 use crate::rlimit::MAX_UNPERMITTED;
 
@@ -50,6 +52,8 @@ pub(crate) struct Admission {
     reserved: AtomicUsize,
     /// How many [`WaitingAcceptor`] there are.
     waiting_acceptors: AtomicUsize,
+    /// Whether the next permit is theirs, since another acceptor got the last one.
+    waiting_come_first: AtomicBool,
     /// Refused connections that are not closed yet.
     refused: AtomicUsize,
     /// Connections among `open` that have ended, and whose sockets wait to be closed ([`ClosingPermit`]).
@@ -59,7 +63,7 @@ pub(crate) struct Admission {
     buffer_memory: AtomicUsize,
     /// Notified whenever there may be a permit, or one connection less: one has ended, a claim is pending or decided, the limits
     /// are others.
-    connection_ended: Notify,
+    connection_ended: Ends,
     started: Instant,
     /// When a connection last ended or a datagram last came, in milliseconds since `started`.
     last_use: AtomicU64,
@@ -70,6 +74,49 @@ pub(crate) struct Admission {
     header_limit_reported: AtomicBool,
 }
 
+/// The acceptors and tasks that wait for connections to end. Without any, an end costs nothing.
+#[derive(Debug)]
+struct Ends {
+    /// Whether acceptors pause for that, and what runs them.
+    acceptors_wait: AtomicBool,
+    acceptors: Waker,
+    /// How many tasks wait, and what they wait for.
+    tasks: AtomicUsize,
+    notify: Notify,
+}
+
+impl Ends {
+    fn new(acceptors: Waker) -> Self {
+        Self { acceptors_wait: AtomicBool::new(false), acceptors, tasks: AtomicUsize::new(0), notify: Notify::new() }
+    }
+
+    /// Notifies the acceptors and tasks that wait. To be called after the count has changed, sequentially consistent with that.
+    fn notify(&self) {
+        if self.acceptors_wait.load(Ordering::SeqCst) && self.acceptors_wait.swap(false, Ordering::SeqCst) {
+            self.acceptors.wake_by_ref();
+        }
+        if self.tasks.load(Ordering::SeqCst) > 0 {
+            self.notify.notify_waiters();
+        }
+    }
+}
+
+/// [`Admission::watch_ends`].
+pub(crate) struct EndWatch<'a>(&'a Ends);
+
+impl EndWatch<'_> {
+    /// Waits until a connection ends. It has to be enabled before looking at what is waited for.
+    pub(crate) fn next(&self) -> Notified<'_> {
+        self.0.notify.notified()
+    }
+}
+
+impl Drop for EndWatch<'_> {
+    fn drop(&mut self) {
+        self.0.tasks.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// [`Admission::wait_with_client`].
 pub(crate) struct WaitingAcceptor(Arc<Admission>);
 
@@ -77,7 +124,8 @@ impl Drop for WaitingAcceptor {
     fn drop(&mut self) {
         // When there is none, others may go on.
         if self.0.waiting_acceptors.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.connection_ended.notify_waiters();
+            self.0.waiting_come_first.store(false, Ordering::SeqCst);
+            self.0.connection_ended.notify();
         }
     }
 }
@@ -91,10 +139,13 @@ pub(crate) enum Shortage {
     AwaitingHeader,
     /// As many connections as may wait for a decision on their source.
     Pending,
+    /// The next permit is that of an acceptor whose client waits for it ([`Admission::wait_with_client`]).
+    Turn,
 }
 
 impl Admission {
-    pub(crate) fn new(limits: &Limits) -> Arc<Self> {
+    /// Creates the counts of a server that has no connections. `acceptors` runs the acceptors that pause.
+    pub(crate) fn new(limits: &Limits, acceptors: Waker) -> Arc<Self> {
         Arc::new(Self {
             max_connections: AtomicUsize::new(limits.connections),
             max_buffer_memory: AtomicUsize::new(limits.buffer_memory),
@@ -103,11 +154,12 @@ impl Admission {
             pending: AtomicUsize::new(0),
             reserved: AtomicUsize::new(0),
             waiting_acceptors: AtomicUsize::new(0),
+            waiting_come_first: AtomicBool::new(false),
             refused: AtomicUsize::new(0),
             closing: AtomicUsize::new(0),
             sources: SourceLimits::new(limits.connections_per_source),
             buffer_memory: AtomicUsize::new(0),
-            connection_ended: Notify::new(),
+            connection_ended: Ends::new(acceptors),
             started: clock(),
             last_use: AtomicU64::new(0),
             limit_reported: AtomicBool::new(false),
@@ -117,13 +169,13 @@ impl Admission {
 
     /// Sets new limits. Connections that are served already stay.
     pub(crate) fn set_limits(&self, limits: &Limits) {
-        self.max_connections.store(limits.connections, Ordering::Relaxed);
+        self.max_connections.store(limits.connections, Ordering::SeqCst);
         self.sources.set_limit(limits.connections_per_source);
         self.max_buffer_memory.store(limits.buffer_memory, Ordering::Relaxed);
         self.limit_reported.store(false, Ordering::Relaxed);
         self.header_limit_reported.store(false, Ordering::Relaxed);
         // Acceptors that wait for a permit check again.
-        self.connection_ended.notify_waiters();
+        self.connection_ended.notify();
     }
 
     /// Returns how many connections are served at once at most.
@@ -144,6 +196,8 @@ impl Admission {
             Some(Shortage::AwaitingHeader)
         } else if self.pending.load(Ordering::Relaxed) >= MAX_PENDING {
             Some(Shortage::Pending)
+        } else if !awaits_header && self.waiting_come_first.load(Ordering::SeqCst) {
+            Some(Shortage::Turn)
         } else {
             None
         }
@@ -162,6 +216,8 @@ impl Admission {
             self.open.fetch_sub(1, Ordering::SeqCst);
             return None;
         }
+        let others_wait = self.waiting_acceptors.load(Ordering::SeqCst) > 0;
+        self.waiting_come_first.store(others_wait && !awaits_header, Ordering::SeqCst);
         Some(Permit { admission: Arc::clone(self), state, memory: 0 })
     }
 
@@ -180,8 +236,9 @@ impl Admission {
             && self.pending.load(Ordering::SeqCst) < MAX_PENDING
     }
 
-    /// Notes until it is dropped that a client waits for whom an acceptor needs a permit before it accepts. Meanwhile no connection
-    /// is accepted undecided: these would get every permit that is released, since they wait already.
+    /// Notes until it is dropped that a client waits for whom an acceptor needs a permit before it accepts: one of a listener
+    /// that demands a PROXY header. Meanwhile no connection is accepted undecided: these would get every permit that is
+    /// released, since they wait already. And other acceptors get only every other permit.
     pub(crate) fn wait_with_client(self: &Arc<Self>) -> WaitingAcceptor {
         self.waiting_acceptors.fetch_add(1, Ordering::SeqCst);
         WaitingAcceptor(Arc::clone(self))
@@ -196,7 +253,7 @@ impl Admission {
 
     /// The same for one that was refused there, and waits for its final reply to arrive.
     pub(crate) fn acquire_refused_unchecked(self: &Arc<Self>) -> Permit {
-        self.refused.fetch_add(1, Ordering::Relaxed);
+        self.refused.fetch_add(1, Ordering::SeqCst);
         Permit { admission: Arc::clone(self), state: PermitState::Refused, memory: 0 }
     }
 
@@ -206,16 +263,22 @@ impl Admission {
         let (reported, awaiting_header) = match shortage {
             Shortage::Connections => (&self.limit_reported, None),
             Shortage::AwaitingHeader => (&self.header_limit_reported, Some(self.header_limit())),
-            Shortage::Pending => return,
+            Shortage::Pending | Shortage::Turn => return,
         };
         if !reported.swap(true, Ordering::Relaxed) {
             report(Event::LimitReached { limit, awaiting_header });
         }
     }
 
-    /// Returns what is notified whenever a connection has ended.
-    pub(crate) fn connection_ended(&self) -> &Notify {
-        &self.connection_ended
+    /// Has acceptors run once a connection has ended from now on. To be called before a last look at whether they must wait.
+    pub(crate) fn wake_acceptors_at_end(&self) {
+        self.connection_ended.acceptors_wait.store(true, Ordering::SeqCst);
+    }
+
+    /// Watches for connections that end, until this is dropped. To be called before looking at what is waited for.
+    pub(crate) fn watch_ends(&self) -> EndWatch<'_> {
+        self.connection_ended.tasks.fetch_add(1, Ordering::SeqCst);
+        EndWatch(&self.connection_ended)
     }
 
     /// Connections being served.
@@ -262,8 +325,9 @@ impl Admission {
 
     /// Waits until there is no connection at all.
     pub(crate) async fn wait_until_idle(&self) {
+        let ends = self.watch_ends();
         loop {
-            let mut ended = std::pin::pin!(self.connection_ended.notified());
+            let mut ended = std::pin::pin!(ends.next());
             ended.as_mut().enable();
             if self.is_idle() {
                 return;

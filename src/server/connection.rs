@@ -7,27 +7,26 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Wake, Waker};
+use std::task::Waker;
 use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, Shutdown};
-use tokio::time;
 
-use super::accept::Listener;
-use super::admission::{Permit, Source};
-use super::event::Event;
-use super::handover::DetachedConnection;
-use super::outlet::{ConnectionWaker, LoggingOutlet, SocketOutlet};
+use super::accepted_socket::AcceptedSocket;
+use super::admission::Permit;
+use super::clock::clock;
+use super::event::{Event, EventSink};
+use super::listener::{ConnectionInfo, Listener};
+use super::outlet::{LoggingOutlet, SocketOutlet};
+use super::peer::{Peer, Source};
 use super::peer_descriptors::PeerDescriptors;
 use super::peer_progress;
 use super::receive_buffer::ReceiveBuffer;
 use super::receive_window;
-use super::socket::{AcceptedSocket, Peer};
 use super::socket_error;
-use super::worker::{EventSink, Worker};
+use super::worker_state::WorkerState;
 use crate::protocol::rules::LogMessages;
 use crate::protocol::snapshot;
 use crate::protocol::{Scratch, Session, Verdict, Want};
@@ -53,7 +52,7 @@ pub(crate) struct Connection {
     permit: Permit,
     info: ConnectionInfo,
     /// Woken when the log has room. Made with the first message that is logged whole.
-    waker: Option<Arc<ConnectionWaker>>,
+    waker: Option<Box<Waker>>,
 }
 
 /// What else may come with input, and how much of it.
@@ -71,6 +70,15 @@ enum InputKind {
 impl InputKind {
     fn is_parked(&self) -> bool {
         matches!(self, Self::WithDescriptors { parked: true, .. })
+    }
+
+    /// Returns whether only bytes come, and the receive buffer is as it is to be while the connection is read.
+    #[inline]
+    fn is_settled(&self) -> bool {
+        match self {
+            Self::Bytes(receive_buffer) => *receive_buffer != ReceiveBuffer::Adapted,
+            Self::WithDescriptors { descriptors, parked } => *descriptors == PeerDescriptors::None && !parked,
+        }
     }
 
     /// Returns which descriptors may be queued in the socket.
@@ -92,12 +100,24 @@ impl InputKind {
     }
 }
 
-/// What identifies a connection: its id, its listener and its peer.
-pub(crate) struct ConnectionInfo {
-    /// Counted from 1 over all listeners.
-    pub(crate) id: u64,
-    pub(crate) listener: Arc<Listener>,
-    pub(crate) peer: Peer,
+/// A connection that was detached, to be restored in another process.
+#[derive(Debug)]
+pub struct DetachedConnection {
+    /// Its socket, with everything in the kernel that belongs to it.
+    pub socket: OwnedFd,
+    /// Its session as bytes: [`crate::protocol::snapshot`].
+    pub snapshot: Vec<u8>,
+    /// How many messages in the snapshot have to be logged yet. They are lost if it is not restored.
+    pub unlogged: usize,
+}
+
+/// Makes what wakes a connection from any thread.
+pub(crate) trait ConnectionWakers {
+    /// Returns a waker that has the connection with this key driven.
+    fn drive_waker(&self, key: usize) -> Waker;
+
+    /// Returns a waker that has the connection with this key read again, if it has this id.
+    fn unpark_waker(&self, key: usize, id: u64) -> Waker;
 }
 
 /// What is known about the readiness of a socket when its connection is driven.
@@ -133,15 +153,15 @@ pub(crate) enum Progress {
 }
 
 impl Connection {
-    /// Creates a connection on `socket`, and counts it for `worker`, which is to serve it.
+    /// Creates a connection on `socket`, and counts it for the worker that is to serve it, of which this is the state.
     pub(crate) fn new(
         socket: AcceptedSocket,
         session: Session,
         info: ConnectionInfo,
-        worker: &Worker,
+        state: &WorkerState,
         permit: Permit,
     ) -> Self {
-        worker.open.fetch_add(1, Ordering::Relaxed);
+        state.add_connection();
         let AcceptedSocket { socket, descriptors } = socket;
         let input = if descriptors == PeerDescriptors::None {
             InputKind::Bytes(ReceiveBuffer::new(info.listener.settings.receive_buffer))
@@ -164,6 +184,17 @@ impl Connection {
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Returns whether it has just begun: a drive would do nothing.
+    #[inline]
+    pub(crate) fn is_new(&self) -> bool {
+        self.session.wants() == Want::Read && self.session.memory() == 0 && !self.input.is_parked()
+    }
+
+    /// Prepares the socket for being read when something comes.
+    pub(crate) fn prepare_to_read(&mut self) {
+        self.input.prepare(true, &self.socket);
     }
 
     /// Returns when it must be driven at the latest.
@@ -189,6 +220,44 @@ impl Connection {
         })
     }
 
+    /// Returns whether [`Connection::exchange`] does all that a drive does, as long as nothing unusual comes: nothing is
+    /// unfinished, and its timer has not expired.
+    #[inline]
+    pub(crate) fn is_quiet(&self, now: Instant) -> bool {
+        self.session.is_quiet() && self.input.is_settled() && self.timer.is_none_or(|at| now < at)
+    }
+
+    /// Reads once, and answers. Returns how it is to be driven besides, if it is.
+    #[inline]
+    pub(crate) fn exchange(&mut self, now: Instant, scratch: &mut Scratch, state: &WorkerState) -> Option<Readiness> {
+        let Self { socket, session, info, .. } = self;
+        let mut outlet = SocketOutlet { socket, blocked: false, broken: None };
+        let buffer = scratch.input_room();
+        let size = buffer.len();
+        let next = match outlet.read(buffer) {
+            Some(0) => {
+                session.handle_end_of_input(now);
+                Some(Readiness::None)
+            }
+            Some(count) => {
+                let before = session.totals();
+                session.receive(now, scratch, count, &mut outlet);
+                state.counters.count_totals(before, session.totals());
+                if count == size {
+                    Some(Readiness::ReadUntilBlocked)
+                } else {
+                    // Quiet as before: epoll reports what comes next.
+                    (!session.is_quiet()).then_some(Readiness::None)
+                }
+            }
+            None => None,
+        };
+        let Some(error) = outlet.broken else { return next };
+        session.handle_reset();
+        socket_error::report(error.into(), info, &state.sink);
+        Some(Readiness::None)
+    }
+
     /// Does everything that the session wants and the socket allows, once. `key` is its key in the event loop.
     #[inline]
     pub(crate) fn drive(
@@ -197,33 +266,34 @@ impl Connection {
         readiness: Readiness,
         now: Instant,
         scratch: &mut Scratch,
-        worker: &Arc<Worker>,
+        state: &WorkerState,
+        wakers: &impl ConnectionWakers,
     ) -> Progress {
         let before = self.session.totals();
-        if worker.is_draining() {
+        if state.is_draining() {
             self.session.drain(now);
         }
         if readiness == Readiness::None || self.timer.is_some_and(|at| at <= now) {
-            self.handle_timeout(now, scratch, worker);
+            self.handle_timeout(now, scratch, state);
         }
         let progress = loop {
-            let progress = self.run_steps(key, readiness, now, scratch, worker);
+            let progress = self.run_steps(key, readiness, now, scratch, state, wakers);
             if progress == Progress::Closed || self.session.deadline().is_none_or(|deadline| now < deadline) {
                 break progress;
             }
-            self.handle_timeout(now, scratch, worker);
+            self.handle_timeout(now, scratch, state);
         };
         if progress == Progress::Pending {
             self.input.prepare(self.session.wants() == Want::Read, &self.socket);
         }
-        worker.counters.count_totals(before, self.session.totals());
+        state.counters.count_totals(before, self.session.totals());
         progress
     }
 
-    fn handle_timeout(&mut self, now: Instant, scratch: &mut Scratch, worker: &Worker) {
+    fn handle_timeout(&mut self, now: Instant, scratch: &mut Scratch, state: &WorkerState) {
         if self.session.needs_peer_progress(now) {
             if receive_window::is_closed(&self.socket) {
-                self.read_ahead(now, scratch, worker);
+                self.read_ahead(now, scratch, state);
             }
             if let Some(mark) = peer_progress::mark(&self.socket) {
                 self.session.record_peer_progress(now, mark);
@@ -235,7 +305,7 @@ impl Connection {
     /// Reads input though replies are owed: the kernel has closed the receive window, and takes no acknowledgment of the peer
     /// until something is read. Without memory for it, nothing is read.
     #[cold]
-    fn read_ahead(&mut self, now: Instant, scratch: &mut Scratch, worker: &Worker) {
+    fn read_ahead(&mut self, now: Instant, scratch: &mut Scratch, state: &WorkerState) {
         let buffer = scratch.input_room();
         let (memory, size) = (self.session.memory(), self.session.read_ahead_room().min(buffer.len()));
         if size == 0 || !self.permit.set_memory(memory + size) {
@@ -248,7 +318,7 @@ impl Connection {
             Err(Errno::AGAIN) => {}
             Err(error) => {
                 self.session.handle_reset();
-                socket_error::report(error.into(), &self.info, &worker.sink);
+                socket_error::report(error.into(), &self.info, &state.sink);
             }
         }
         self.permit.set_memory(self.session.memory());
@@ -262,7 +332,8 @@ impl Connection {
         readiness: Readiness,
         now: Instant,
         scratch: &mut Scratch,
-        worker: &Arc<Worker>,
+        state: &WorkerState,
+        wakers: &impl ConnectionWakers,
     ) -> Progress {
         let Self { socket, session, permit, info, waker, input: kind, awaits_log, .. } = self;
         let mut outlet = SocketOutlet { socket, blocked: false, broken: None };
@@ -270,8 +341,9 @@ impl Connection {
         // Whether another read would find nothing, or epoll will report what it would find.
         let mut input_exhausted = readiness == Readiness::None;
         let mut steps = 0;
+        // An exchange before this may have left something unfinished.
+        account_memory(session, permit, waker.as_deref(), info, &state.sink, now);
         loop {
-            let memory_before = session.memory();
             match session.wants() {
                 Want::Close => return Progress::Closed,
                 Want::Delay => return Progress::Pending,
@@ -291,9 +363,8 @@ impl Connection {
                         }
                         InputKind::WithDescriptors { descriptors: PeerDescriptors::None, .. } => outlet.read(buffer),
                         InputKind::WithDescriptors { descriptors, parked } => {
-                            let wake =
-                                || Waker::from(Arc::new(UnparkWaker { worker: Arc::clone(worker), key, id: info.id }));
-                            outlet.read_with_descriptors(buffer, descriptors, parked, &worker.disposal, wake)
+                            let wake = || wakers.unpark_waker(key, info.id);
+                            outlet.read_with_descriptors(buffer, descriptors, parked, &state.disposal, wake)
                         }
                     };
                     match input {
@@ -306,8 +377,15 @@ impl Connection {
                             if log == LogMessages::Off {
                                 session.receive(now, scratch, count, &mut outlet);
                             } else {
-                                let outlet =
-                                    LoggingOutlet { inner: &mut outlet, worker, info, waker, awaits_log, key, log };
+                                let outlet = LoggingOutlet {
+                                    inner: &mut outlet,
+                                    sink: &state.sink,
+                                    make_waker: || wakers.drive_waker(key),
+                                    info,
+                                    waker,
+                                    awaits_log,
+                                    log,
+                                };
                                 outlet.receive(session, now, scratch, count);
                             }
                         }
@@ -321,7 +399,15 @@ impl Connection {
                     if log == LogMessages::Off {
                         session.process_buffers(now, scratch, &mut outlet);
                     } else {
-                        let outlet = LoggingOutlet { inner: &mut outlet, worker, info, waker, awaits_log, key, log };
+                        let outlet = LoggingOutlet {
+                            inner: &mut outlet,
+                            sink: &state.sink,
+                            make_waker: || wakers.drive_waker(key),
+                            info,
+                            waker,
+                            awaits_log,
+                            log,
+                        };
                         outlet.process_buffers(session, now, scratch);
                     }
                 }
@@ -334,14 +420,9 @@ impl Connection {
             steps += 1;
             if let Some(error) = outlet.broken.take() {
                 session.handle_reset();
-                socket_error::report(error.into(), info, &worker.sink);
+                socket_error::report(error.into(), info, &state.sink);
             }
-            if session.memory() != memory_before && !permit.set_memory(session.memory()) {
-                let unlogged = session.unlogged_messages();
-                session.handle_out_of_memory(now);
-                permit.set_memory(session.memory());
-                let lost = unlogged.saturating_sub(session.unlogged_messages());
-                report_lost(lost, waker.as_ref(), info, &worker.sink);
+            if !account_memory(session, permit, waker.as_deref(), info, &state.sink, now) {
                 // What had no room, for output or in the log, is not what it wants now.
                 outlet.blocked = false;
             }
@@ -404,19 +485,19 @@ impl Connection {
 
     /// Ends the connection, and reports why. The descriptor is closed, and the permit is released: on another thread, if
     /// the peer may have sent descriptors that were not received.
-    pub(crate) fn close(self: Box<Self>, worker: &Worker) {
-        let is_written = abandon_message(self.waker.as_ref(), &worker.sink);
-        worker.sink.unlogged.add_lost(self.session.unlogged_messages().saturating_sub(is_written.into()));
-        self.end(worker);
+    pub(crate) fn close(self: Box<Self>, state: &WorkerState) {
+        let is_written = abandon_message(self.waker.as_deref(), &state.sink);
+        state.sink.unlogged.add_lost(self.session.unlogged_messages().saturating_sub(is_written.into()));
+        self.end(state);
     }
 
     /// Ends the connection, of which no message waits for the log any longer.
-    fn end(self: Box<Self>, worker: &Worker) {
+    fn end(self: Box<Self>, state: &WorkerState) {
         // Without a verdict, it is we who stop before it was done.
-        self.report_closed(worker, self.session.verdict().unwrap_or(Verdict::Shutdown));
+        self.report_closed(state, self.session.verdict().unwrap_or(Verdict::Shutdown));
         let Self { socket, input, permit, .. } = *self;
         let descriptors = input.descriptors();
-        AcceptedSocket { socket, descriptors }.close(&worker.disposal, permit);
+        AcceptedSocket { socket, descriptors }.close(&state.disposal, permit);
     }
 
     /// Reads again, after descriptors were closed. Returns whether the connection with this id waited for that.
@@ -428,7 +509,7 @@ impl Connection {
     }
 
     /// Detaches the connection: encodes its session, and returns the snapshot with the socket.
-    pub(crate) fn detach(mut self: Box<Self>, worker: &Worker, now: Instant) -> DetachedConnection {
+    pub(crate) fn detach(mut self: Box<Self>, state: &WorkerState, now: Instant) -> DetachedConnection {
         let ConnectionInfo { id, ref listener, peer } = self.info;
         // The next process reads it, some time from now.
         self.input.prepare(false, &self.socket);
@@ -436,19 +517,22 @@ impl Connection {
         let snapshot = snapshot::encode(&self.session, &listener.name, id, client, now);
         let unlogged = self.session.unlogged_messages();
         // From now on it is up to the next process to have it logged.
-        abandon_message(self.waker.as_ref(), &worker.sink);
-        self.report_closed(worker, Verdict::HandedOver);
+        abandon_message(self.waker.as_deref(), &state.sink);
+        self.report_closed(state, Verdict::HandedOver);
         let Self { socket, .. } = *self;
         DetachedConnection { socket, snapshot, unlogged }
     }
 
-    fn report_closed(&self, worker: &Worker, verdict: Verdict) {
-        worker.open.fetch_sub(1, Ordering::Relaxed);
-        worker.counters.count_ended(verdict);
+    fn report_closed(&self, state: &WorkerState, verdict: Verdict) {
+        state.remove_connection();
+        state.counters.count_ended(verdict);
         if self.awaits_log {
-            worker.sink.unlogged.end_wait();
+            state.sink.unlogged.end_wait();
         }
-        (worker.sink.handle_event)(Event::Closed {
+        if !state.sink.handler.wants_closed(verdict) {
+            return;
+        }
+        state.sink.report(Event::Closed {
             id: self.info.id,
             listener: Arc::clone(&self.info.listener.name),
             peer: self.info.peer,
@@ -460,23 +544,44 @@ impl Connection {
     }
 
     /// Ends a connection that cannot be served, and reports the error.
-    pub(crate) fn fail(mut self: Box<Self>, worker: &Worker, error: io::Error) {
-        socket_error::report_failure(error, &self.info, &worker.sink);
+    pub(crate) fn fail(mut self: Box<Self>, state: &WorkerState, error: io::Error) {
+        socket_error::report_failure(error, &self.info, &state.sink);
         self.session.handle_reset();
-        report_lost(self.session.unlogged_messages(), self.waker.as_ref(), &self.info, &worker.sink);
-        self.end(worker);
+        report_lost(self.session.unlogged_messages(), self.waker.as_deref(), &self.info, &state.sink);
+        self.end(state);
     }
 }
 
+/// Counts the memory of a session in its permit. If there is too much, the session ends; returns `false` then.
+#[inline]
+fn account_memory(
+    session: &mut Session,
+    permit: &mut Permit,
+    waker: Option<&Waker>,
+    info: &ConnectionInfo,
+    sink: &EventSink,
+    now: Instant,
+) -> bool {
+    if session.memory() == permit.memory() || permit.set_memory(session.memory()) {
+        return true;
+    }
+    let unlogged = session.unlogged_messages();
+    session.handle_out_of_memory(now);
+    permit.set_memory(session.memory());
+    let lost = unlogged.saturating_sub(session.unlogged_messages());
+    report_lost(lost, waker, info, sink);
+    false
+}
+
 /// Tells the log that the message that waits for it is not asked about any longer. Returns whether it was written already.
-fn abandon_message(waker: Option<&Arc<ConnectionWaker>>, sink: &EventSink) -> bool {
-    waker.is_some_and(|waker| sink.message_log.abandon(&Waker::from(Arc::clone(waker))))
+fn abandon_message(waker: Option<&Waker>, sink: &EventSink) -> bool {
+    waker.is_some_and(|waker| sink.message_log.abandon(waker))
 }
 
 /// Counts messages of a connection that have to be logged, and will not be, and reports them. Those that are lost when the
 /// server ends are reported by the embedder, as one number.
 #[cold]
-pub(crate) fn report_lost(count: usize, waker: Option<&Arc<ConnectionWaker>>, info: &ConnectionInfo, sink: &EventSink) {
+pub(crate) fn report_lost(count: usize, waker: Option<&Waker>, info: &ConnectionInfo, sink: &EventSink) {
     if count == 0 {
         return;
     }
@@ -484,26 +589,8 @@ pub(crate) fn report_lost(count: usize, waker: Option<&Arc<ConnectionWaker>>, in
     if count > 0 {
         sink.unlogged.add_lost(count);
         let (listener, peer) = (Arc::clone(&info.listener.name), info.peer);
-        (sink.handle_event)(Event::MessagesLost { id: info.id, listener, peer, count });
+        sink.report(Event::MessagesLost { id: info.id, listener, peer, count });
     }
-}
-
-/// Wakes a parked connection from any thread.
-struct UnparkWaker {
-    worker: Arc<Worker>,
-    key: usize,
-    id: u64,
-}
-
-impl Wake for UnparkWaker {
-    fn wake(self: Arc<Self>) {
-        self.worker.unpark(self.key, self.id);
-    }
-}
-
-/// The server's one clock, which tests can stop.
-pub(crate) fn clock() -> Instant {
-    time::Instant::now().into_std()
 }
 
 #[cfg(test)]

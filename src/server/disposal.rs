@@ -18,19 +18,21 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use rustix::net::{RecvFlags, recv, sockopt};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, Shutdown, recv, sockopt};
 use tokio::sync::Notify;
 
 use super::admission::{ClosingPermit, Permit};
-use super::handover::close_gracefully;
 use crate::rlimit::MAX_PEER_FDS;
+
+/// How many bytes are taken and dropped at most before a socket is closed.
+const MAX_DISCARDED_BYTES: usize = 1024 * 1024;
 
 /// Closes what peers sent, on a thread of its own. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -44,8 +46,6 @@ struct Shared {
     waiting: AtomicUsize,
     /// Sockets that are not closed yet, and have no permit that counts against the limit on connections.
     unpermitted: AtomicUsize,
-    /// Notified when one of them is closed.
-    unpermitted_closed: Notify,
     state: Mutex<State>,
     /// Signalled when the queue has an item.
     more: Condvar,
@@ -58,6 +58,8 @@ struct State {
     queue: VecDeque<Item>,
     /// Woken when there is room again.
     parked: Vec<Waker>,
+    /// Woken when a socket is closed that has no permit.
+    refused: Vec<Waker>,
     /// Whether the thread runs.
     has_thread: bool,
     /// Whether the thread is closing an item.
@@ -87,7 +89,6 @@ impl Default for Disposal {
             max_waiting: AtomicUsize::new(MAX_PEER_FDS),
             waiting: AtomicUsize::new(0),
             unpermitted: AtomicUsize::new(0),
-            unpermitted_closed: Notify::new(),
             state: Mutex::default(),
             more: Condvar::new(),
             idle: Condvar::new(),
@@ -100,7 +101,7 @@ impl Disposal {
     pub(crate) fn set_max_waiting(&self, max_waiting: usize) {
         self.0.max_waiting.store(max_waiting, Ordering::SeqCst);
         self.0.wake_parked();
-        self.0.unpermitted_closed.notify_waiters();
+        self.0.wake_refused();
     }
 
     /// Has descriptors closed, and then `waker` woken. Their connection is not to be read until then.
@@ -110,7 +111,7 @@ impl Disposal {
     }
 
     /// Has a socket closed in which descriptors may be queued, and then its permit released. A permit that does not count against
-    /// the limit on connections is released at once: [`Disposal::wait_for_room`] bounds those sockets.
+    /// the limit on connections is released at once: [`Disposal::has_room`] bounds those sockets.
     pub(crate) fn close(&self, socket: OwnedFd, permit: Option<Permit>) {
         let permit = permit.and_then(Permit::into_closing);
         if permit.is_none() {
@@ -159,16 +160,20 @@ impl Disposal {
         }
     }
 
-    /// Waits until one more socket may wait that does not count against the limit on connections.
-    pub(crate) async fn wait_for_room(&self) {
-        loop {
-            let mut closed = pin!(self.0.unpermitted_closed.notified());
-            closed.as_mut().enable();
-            if self.0.unpermitted.load(Ordering::SeqCst) < self.0.max_waiting.load(Ordering::SeqCst) {
-                return;
-            }
-            closed.await;
+    /// Returns whether one more socket may wait that does not count against the limit on connections. If not, `waker` is
+    /// woken when that may have changed.
+    pub(crate) fn has_room(&self, waker: &Waker) -> bool {
+        let has_room = || self.0.unpermitted.load(Ordering::SeqCst) < self.0.max_waiting.load(Ordering::SeqCst);
+        if has_room() {
+            return true;
         }
+        let mut state = self.0.lock();
+        if !state.refused.iter().any(|refused| refused.will_wake(waker)) {
+            state.refused.push(waker.clone());
+        }
+        drop(state);
+        // A socket may have been closed in between.
+        has_room()
     }
 
     fn push(&self, item: Item) {
@@ -233,7 +238,7 @@ impl Shared {
                 Item::Socket(socket, None) => {
                     drop(socket);
                     self.unpermitted.fetch_sub(1, Ordering::SeqCst);
-                    self.unpermitted_closed.notify_waiters();
+                    self.wake_refused();
                 }
                 Item::Unread(socket) => close_gracefully(socket),
             }
@@ -265,7 +270,27 @@ impl Shared {
         parked.into_iter().for_each(Waker::wake);
     }
 
+    fn wake_refused(&self) {
+        let refused = std::mem::take(&mut self.lock().refused);
+        refused.into_iter().for_each(Waker::wake);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closes a connection without waiting: with the end of the stream, and without a reset for input that was not read.
+pub(crate) fn close_gracefully(socket: OwnedFd) {
+    // A peer that is gone does not mind.
+    let _ = rustix::net::shutdown(&socket, Shutdown::Write);
+    let (mut buffer, mut remaining) = ([0; 16 * 1024], MAX_DISCARDED_BYTES);
+    while remaining > 0 {
+        match rustix::net::recv(&socket, &mut buffer, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => break,
+            Ok((count, _)) => remaining = remaining.saturating_sub(count),
+            Err(Errno::INTR) => {}
+            Err(_) => break,
+        }
     }
 }

@@ -2,27 +2,44 @@
 
 use std::fmt::{self, Write};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
+use super::peer::Peer;
 use super::proxy::BadHeader;
-use super::socket::{Peer, SocketKind};
-use crate::config::Level;
+use super::socket::SocketKind;
 use crate::protocol::Verdict;
 use crate::protocol::packet::DropCause;
 use crate::protocol::session::Totals;
-use crate::units::format_age;
 
-/// Handles events. It is called on the worker threads, so it must not block.
-pub type EventHandler = Arc<dyn Fn(Event) + Send + Sync>;
+/// Handles events. It is called on the threads that serve, so it must not block.
+pub trait EventHandler: Send + Sync {
+    /// Handles an event.
+    fn handle(&self, event: Event);
+
+    /// Returns whether [`Event::Opened`] is of interest. If not, it need not be made.
+    fn wants_opened(&self) -> bool {
+        true
+    }
+
+    /// Returns the same of [`Event::Closed`] with this verdict.
+    fn wants_closed(&self, _: Verdict) -> bool {
+        true
+    }
+}
+
+/// Handles all events.
+impl<F: Fn(Event) + Send + Sync> EventHandler for F {
+    fn handle(&self, event: Event) {
+        self(event);
+    }
+}
 
 /// Something that happened.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Event {
     /// A connection was accepted.
     Opened {
@@ -92,7 +109,7 @@ pub enum Event {
     ListenerFailed {
         /// The listener's name.
         listener: Arc<str>,
-        /// What accept(2), recvmsg(2) or the reactor said.
+        /// What accept(2) or recvmsg(2) said, or what waits for the socket.
         error: io::Error,
     },
     /// A connection that the previous process accepted was restored, and resumes.
@@ -211,6 +228,27 @@ impl UnloggedMessages {
     }
 }
 
+/// Where connections report their events and append their messages. Implements `Debug`, which its fields do not.
+#[derive(Clone)]
+pub(crate) struct EventSink {
+    pub(crate) handler: Arc<dyn EventHandler>,
+    pub(crate) message_log: Arc<dyn MessageLog>,
+    pub(crate) unlogged: Arc<UnloggedMessages>,
+}
+
+impl fmt::Debug for EventSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EventSink")
+    }
+}
+
+impl EventSink {
+    /// Reports an event.
+    pub(crate) fn report(&self, event: Event) {
+        self.handler.handle(event);
+    }
+}
+
 /// The names of all kinds of events.
 pub const NAMES: [&str; 11] = [
     "opened",
@@ -249,7 +287,8 @@ pub fn summary(message: &[u8]) -> String {
 }
 
 /// Bytes on one line, in quotation marks: text as it is, the rest as escapes.
-pub(crate) fn quote(bytes: &[u8]) -> String {
+#[must_use]
+pub fn quote(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() + 2);
     text.push('"');
     for chunk in bytes.utf8_chunks() {
@@ -286,119 +325,10 @@ impl Event {
             Self::DatagramsDropped { .. } => "datagrams-dropped",
         }
     }
-
-    /// How urgent it is. What a peer did is never more than `Info`; `Info` where it broke a rule.
-    #[must_use]
-    pub fn level(&self) -> Level {
-        match self {
-            Self::ListenerFailed { .. } => Level::Error,
-            Self::LimitReached { .. }
-            | Self::AcceptPaused { .. }
-            | Self::ConnectionFailed { .. }
-            | Self::MessagesLost { .. } => Level::Warn,
-            Self::AcceptResumed { .. } | Self::Message { .. } | Self::DatagramsDropped { .. } => Level::Info,
-            Self::Opened { .. } | Self::Resumed { .. } => Level::Debug,
-            Self::Closed { verdict, .. } => match verdict {
-                Verdict::TooLong
-                | Verdict::ReadDeadline
-                | Verdict::WriteDeadline
-                | Verdict::TooMany { .. }
-                | Verdict::Busy
-                | Verdict::BadProxyHeader
-                | Verdict::Reclaimed => Level::Info,
-                Verdict::IdleDeadline
-                | Verdict::Lifetime
-                | Verdict::PeerClosed
-                | Verdict::PeerReset
-                | Verdict::Unterminated { .. }
-                | Verdict::Shutdown
-                | Verdict::HandedOver => Level::Debug,
-            },
-        }
-    }
-}
-
-impl fmt::Display for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Opened { id, listener, peer } => {
-                write!(f, "connection {id} on {listener} from {peer}")
-            }
-            Self::Closed { id, listener, peer, verdict, totals, age, bad_header } => {
-                write!(f, "connection {id} on {listener} from {peer} ended: {verdict}")?;
-                if let Some(bad_header) = bad_header {
-                    write!(f, " ({bad_header})")?;
-                }
-                match verdict {
-                    Verdict::Unterminated { bytes } => write!(f, " ({bytes} bytes)")?,
-                    Verdict::TooMany { limit } => write!(f, " (limits.connections_per_source={limit})")?,
-                    _ => {}
-                }
-                let Totals { messages, bytes_in, bytes_out } = totals;
-                let age = format_age(*age);
-                write!(f, "; {messages} messages, {bytes_in} bytes in, {bytes_out} bytes out, {age}")
-            }
-            Self::Message { connection_id: Some(connection), listener, peer, text } => {
-                write!(f, "message on connection {connection} on {listener} from {peer}: {text}")
-            }
-            Self::Message { connection_id: None, listener, peer, text } => {
-                write!(f, "message on {listener} from {peer}: {text}")
-            }
-            Self::LimitReached { limit, awaiting_header: Some(count) } => {
-                let s = if *count == 1 { " waits for its" } else { "s wait for their" };
-                write!(
-                    f,
-                    "{count} connection{s} PROXY header (a quarter of limits.connections={limit}), further ones wait"
-                )
-            }
-            Self::LimitReached { limit, awaiting_header: None } => {
-                write!(f, "{limit} connections (limits.connections={limit}), further ones wait until one ends")
-            }
-            Self::AcceptPaused { listener, kind, error, retry } => {
-                let operation = if *kind == SocketKind::Datagram { "receive" } else { "accept" };
-                let when = match retry {
-                    Retry::ConnectionEnded => "when a connection ends",
-                    Retry::After(_) => "after pauses of up to 1s",
-                };
-                write!(f, "cannot {operation} on {listener}: {error}; trying again {when}")
-            }
-            Self::AcceptResumed { listener, kind } => {
-                let operation = if *kind == SocketKind::Datagram { "receiving" } else { "accepting" };
-                write!(f, "{operation} on {listener} again")
-            }
-            Self::ListenerFailed { listener, error } => {
-                write!(f, "cannot serve {listener}: {error}; this listener is not served any more")
-            }
-            Self::Resumed { id, listener, peer } => {
-                write!(f, "connection {id} on {listener} from {peer} goes on")
-            }
-            Self::ConnectionFailed { listener, peer, error } => {
-                write!(f, "cannot serve {peer} on {listener}: {error}; closed that connection")
-            }
-            Self::MessagesLost { id, listener, peer, count } => {
-                let s = if *count == 1 { "" } else { "s" };
-                write!(
-                    f,
-                    "{count} message{s} on connection {id} on {listener} from {peer} could not be logged, and got no reply"
-                )
-            }
-            Self::DatagramsDropped { listener, cause, count, last_peer, last_path } => {
-                let (s, last) = if *count == 1 { ("", "") } else { ("s", "the last ") };
-                write!(f, "{count} datagram{s} dropped on {listener}: {cause}; {last}from {last_peer}")?;
-                match (cause, last_path) {
-                    (DropCause::UnsafeAddress, Some(path)) => write!(f, " at {}", quote(path.as_os_str().as_bytes())),
-                    (DropCause::Rate, _) => f.write_str(" (limits.datagrams_per_source)"),
-                    _ => Ok(()),
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsStr;
-    use std::path::Path;
 
     use super::*;
 
@@ -434,34 +364,5 @@ mod tests {
             assert_eq!(summary(message.as_bytes()), format!("\"{all}\"… (1 bytes more)"));
         }
         assert_eq!(summary(&[0x80; 300]), format!("\"{}\"… (44 bytes more)", "\\x80".repeat(256)));
-    }
-
-    #[test]
-    fn a_drop_names_the_path_that_is_unsafe_and_the_key_of_the_limit() {
-        let dropped = |cause, count, path: Option<&[u8]>| Event::DatagramsDropped {
-            listener: "echo".into(),
-            cause,
-            count,
-            last_peer: Peer::Process { uid: 1000, pid: Some(7) },
-            last_path: path.map(|path| Path::new(OsStr::from_bytes(path)).to_owned()),
-        };
-        let path = Some(&b"run/x\n\xff"[..]);
-        for (event, text) in [
-            (
-                dropped(DropCause::UnsafeAddress, 1, path),
-                r#"1 datagram dropped on echo: unsafe-address; from uid 1000 pid 7 at "run/x\n\xff""#,
-            ),
-            (
-                dropped(DropCause::UnsafeAddress, 2, None),
-                "2 datagrams dropped on echo: unsafe-address; the last from uid 1000 pid 7",
-            ),
-            (
-                dropped(DropCause::Rate, 2, path),
-                "2 datagrams dropped on echo: rate; the last from uid 1000 pid 7 (limits.datagrams_per_source)",
-            ),
-            (dropped(DropCause::NoRoom, 1, path), "1 datagram dropped on echo: no-room; from uid 1000 pid 7"),
-        ] {
-            assert_eq!(event.to_string(), text);
-        }
     }
 }

@@ -1,97 +1,214 @@
-//! All connections of one worker, and an epoll set of their own that reports which of them are ready.
+//! All connections of one worker, and the epoll set that reports which of them are ready.
 //!
-//! It is one task of the worker's runtime. Connections could be tasks of that runtime as well; but a task, its timer
-//! and its registration cost more than all else that we do for a small message, and many times the memory.
+//! Connections could be tasks of an asynchronous runtime; but a task, its timer and its registration cost more than all
+//! else that we do for a small message, and many times the memory.
 //!
 //! ```text
-//! runtime: epoll_wait ─► event loop: epoll_wait ─► for each ready connection: drive (recv, session, send)
+//! epoll_wait ─► for each ready connection: drive (recv, session, send) ─► commands ─► run queue ─► timers ─► epoll_wait
+//!             └► for each ready listener: accept
 //! ```
 //!
-//! The set is edge-triggered: a level-triggered socket is looked at once more, in vain, after every message. So a
-//! connection that is ready is driven until its socket has no more input, or goes into the run queue of the next pass.
-//! EPOLLOUT is registered only while output is pending: a Unix socket reports it after each read of its peer.
+//! Connections are watched edge-triggered: a level-triggered socket is looked at once more, in vain, after every message.
+//! So a connection that is ready is driven until its socket has no more input, or goes into the run queue of the next
+//! pass. EPOLLOUT is registered only while output is pending: a Unix socket reports it after each read of its peer.
+//! Listeners are watched level-triggered: what is not accepted in one pass is reported again in the next.
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::mem::{self, MaybeUninit};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
-use rustix::event::epoll::{self, CreateFlags, Event, EventData};
-use rustix::io::retry_on_intr;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::{Errno, retry_on_intr};
 use slab::Slab;
-use tokio::io::Interest;
-use tokio::net::UnixStream;
 use tokio::sync::oneshot;
-use tokio::time::{self, Sleep};
 
-use super::accept::Listener;
-use super::connection::{Connection, Progress, Readiness, clock};
-use super::handover::DetachedConnection;
-use super::reclaim::{ConnectionRef, IdleReport};
-use super::timers::TimerQueue;
-use super::worker::{Reclaim, Worker};
+use super::clock::clock;
+use super::connection::{Connection, DetachedConnection, Progress, Readiness};
+use super::idleness::{ConnectionRef, IdleReport};
+use super::listener::Listener;
+use super::mailbox::{Acceptor, Mailbox, NextRun, Reclaim};
+use super::timers::{TimerQueue, WakeupTimer};
+use super::worker_state::WorkerState;
 use crate::protocol::Scratch;
 
-/// How many ready connections are driven before epoll is asked for more.
+/// How many events are taken from epoll at once.
 const BATCH: usize = 64;
 
-/// How far ahead `sleep` is set at most, which is less than what timers can do. It is set again when it ends.
-const MAX_SLEEP: Duration = Duration::from_secs(86_400);
+/// How long to wait after epoll_wait(2) has failed, so that an error that lasts does not take all time.
+const ERROR_PAUSE: Duration = Duration::from_millis(1);
+
+/// The keys of acceptors in the epoll set begin here. Those of connections are their keys.
+const ACCEPTORS: u64 = 1 << 63;
+
+/// The key of the mailbox in the epoll set.
+const MAILBOX: u64 = u64::MAX;
+
+/// The key of the timer in the epoll set.
+const TIMER: u64 = u64::MAX - 1;
 
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// The connections of a worker. As a future it never ends.
+/// How long epoll is waited for at most when the timer could not be set.
+const TIMER_RETRY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// The connections of a worker, and the acceptors that run on its thread.
 pub(crate) struct EventLoop {
-    worker: Arc<Worker>,
-    /// The epoll set, as something that the reactor can wait for ([`Worker::register`]).
-    epoll: UnixStream,
+    mailbox: Arc<Mailbox>,
+    state: Arc<WorkerState>,
+    epoll: rustix::fd::OwnedFd,
     connections: Slab<Box<Connection>>,
+    acceptors: Slab<WatchedAcceptor>,
     timers: TimerQueue,
-    /// Ends when the first timer fires, or before.
-    sleep: Pin<Box<Sleep>>,
+    /// Expires with the first of the timers and of the pauses of acceptors, or before.
+    wakeup_timer: WakeupTimer,
+    /// Whether it has expired.
+    timers_expired: bool,
     /// Keys of connections that are driven in the next pass even if epoll does not report them.
     run_queue: Vec<usize>,
     /// The scratch of this thread, made when its first connection is served.
     scratch: Option<Box<Scratch>>,
+    barriers: Barriers,
+}
+
+/// An acceptor, and when it is to be run.
+struct WatchedAcceptor {
+    acceptor: Box<dyn Acceptor>,
+    next: NextRun,
+    /// Whether its socket is in the epoll set.
+    watched: bool,
+}
+
+/// The barriers that wait until all connections that are ready have been driven.
+#[derive(Default)]
+struct Barriers {
+    waiting: Vec<oneshot::Sender<Infallible>>,
+    /// How many more times epoll is to be asked: so many times that it has reported all that were ready.
+    waits: usize,
 }
 
 impl EventLoop {
-    /// Creates an empty event loop. To be called in the runtime of its worker.
+    /// Creates an empty event loop.
     ///
     /// # Errors
-    /// Returns an error if the epoll set cannot be made or registered.
-    pub(crate) fn new(worker: Arc<Worker>) -> io::Result<Self> {
+    /// Returns an error if the epoll set or its timer cannot be made.
+    pub(crate) fn new(mailbox: Arc<Mailbox>, state: Arc<WorkerState>) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        rustix::io::ioctl_fionbio(&epoll, true)?;
+        let wakes = EventFlags::IN | EventFlags::ET;
+        retry_on_intr(|| epoll::add(&epoll, mailbox.eventfd(), EventData::new_u64(MAILBOX), wakes))?;
+        let wakeup_timer = WakeupTimer::new()?;
+        retry_on_intr(|| epoll::add(&epoll, wakeup_timer.descriptor(), EventData::new_u64(TIMER), wakes))?;
         Ok(Self {
-            epoll: worker.register(epoll)?,
-            worker,
+            mailbox,
+            state,
+            epoll,
             connections: Slab::new(),
+            acceptors: Slab::new(),
             timers: TimerQueue::default(),
-            sleep: Box::pin(time::sleep(Duration::ZERO)),
+            wakeup_timer,
+            timers_expired: false,
             run_queue: Vec::new(),
             scratch: None,
+            barriers: Barriers::default(),
         })
     }
 
-    /// Runs the commands of other threads. Returns how many more times than once epoll is to be polled, and the
-    /// barriers that wait for that.
-    fn run_commands(&mut self, cx: &Context<'_>, now: Instant) -> (usize, Vec<oneshot::Sender<Infallible>>) {
-        let commands = self.worker.take_commands(cx.waker());
-        let accepted = commands.accepted.len();
+    /// Runs until it is told to stop.
+    pub(crate) fn run(mut self) {
+        let mut events = [const { MaybeUninit::uninit() }; BATCH];
+        while self.pass(&mut events, self.has_work()) {}
+    }
+
+    /// Runs one pass, without waiting for anything. Returns whether another pass is to follow.
+    #[cfg(test)]
+    pub(crate) fn pass_once(&mut self) -> bool {
+        // Its clock may be another one than that of the kernel.
+        self.timers_expired = true;
+        self.pass(&mut [const { MaybeUninit::uninit() }; BATCH], true)
+    }
+
+    /// Runs one pass: waits until something happens, unless there is work, and drives each connection that has a reason to be
+    /// driven. Returns whether another pass is to follow.
+    #[inline]
+    fn pass(&mut self, events: &mut [MaybeUninit<Event>; BATCH], has_work: bool) -> bool {
+        let is_timed = self.wakeup_timer.has_failed();
+        let timeout = if has_work { Some(&NO_WAIT) } else { is_timed.then_some(&TIMER_RETRY) };
+        let ready: &[Event] = match epoll::wait(&self.epoll, &mut events[..], timeout) {
+            Ok((ready, _)) => ready,
+            Err(error) => {
+                if error != Errno::INTR {
+                    thread::sleep(ERROR_PAUSE);
+                }
+                &[]
+            }
+        };
+        let now = clock();
+        // Connections with little to do come before those in the run queue.
+        let run_queue = if has_work { mem::take(&mut self.run_queue) } else { Vec::new() };
+        for &Event { flags, data } in ready {
+            let key = data.u64();
+            if key < ACCEPTORS {
+                self.drive_ready(index(key), Readiness::from_epoll(flags), now);
+            } else {
+                self.handle_event(key, flags, now);
+            }
+        }
+        if has_work {
+            self.barriers.note_wait(ready.len());
+        }
+        if self.mailbox.has_commands() && !self.run_commands(now) {
+            return false;
+        }
+        for key in run_queue {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.queued = false;
+            }
+            self.drive(key, Readiness::ReadUntilBlocked, now);
+        }
+        if self.timers_expired || is_timed {
+            self.fire_timers(now);
+        }
+        true
+    }
+
+    /// Returns whether there is something to do even if nothing happens.
+    #[inline]
+    fn has_work(&self) -> bool {
+        !self.run_queue.is_empty() || !self.barriers.waiting.is_empty()
+    }
+
+    /// Handles an event that is not that of a connection.
+    #[cold]
+    fn handle_event(&mut self, key: u64, flags: EventFlags, now: Instant) {
+        match key {
+            MAILBOX => {}
+            TIMER => self.timers_expired = true,
+            key => self.run_acceptor(index(key - ACCEPTORS), flags, now),
+        }
+    }
+
+    /// Runs the commands of other threads. Returns whether the event loop is to go on.
+    fn run_commands(&mut self, now: Instant) -> bool {
+        let commands = self.mailbox.take();
         for connection in commands.accepted {
-            self.worker.counters.count_accepted();
-            self.insert(connection, Readiness::None, now);
+            self.serve(connection, now);
         }
         for connection in commands.restored {
-            self.worker.counters.count_resumed();
+            self.state.counters.count_resumed();
             // A deadline may have passed during the handover, but not for input that came before it.
             self.insert(connection, Readiness::ReadUntilBlocked, now);
+        }
+        for acceptor in commands.acceptors {
+            let key = self.acceptors.insert(WatchedAcceptor { acceptor, next: NextRun::Paused(None), watched: false });
+            self.run_acceptor(key, EventFlags::empty(), now);
+        }
+        if commands.run_acceptors {
+            self.run_acceptors(now, |_| true);
+        } else if commands.resume_acceptors {
+            self.run_acceptors(now, |one| matches!(one.next, NextRun::Paused(_)));
         }
         for key in commands.woken {
             self.drive(key, Readiness::ReadUntilBlocked, now);
@@ -124,17 +241,19 @@ impl EventLoop {
         if let Some(answer) = commands.detach.filter(|answer| !answer.is_closed()) {
             let _ = answer.send(self.detach(now));
         }
-        // A closed connection counts until the close is processed. So that closed connections do not accumulate, as
-        // many events are polled as connections were accepted; for a barrier, as many as there are connections.
-        let connections = if commands.barriers.is_empty() { accepted } else { self.connections.len() };
-        (connections / BATCH, commands.barriers)
+        // The mailbox and the timer among them.
+        let watched = self.connections.len() + self.acceptors.len() + 2;
+        self.barriers.add(commands.barriers, watched);
+        // Not earlier: what was asked before has been done.
+        drop(commands.pings);
+        !commands.stop
     }
 
     fn report_idle(&self) -> IdleReport {
         let mut report = IdleReport::default();
         for (key, connection) in self.connections.iter().filter(|(_, connection)| connection.counts()) {
             let (id, source) = (connection.id(), connection.holder());
-            report.add(source, connection.idle_since(), ConnectionRef::Stream { key, id });
+            report.add(id, source, connection.idle_since(), ConnectionRef::Stream { key, id });
         }
         report
     }
@@ -170,12 +289,12 @@ impl EventLoop {
             self.drive(key, Readiness::None, now);
         }
         (self.timers, self.run_queue) = (TimerQueue::default(), Vec::new());
-        let (epoll, worker) = (&self.epoll, &self.worker);
+        let (epoll, state) = (&self.epoll, &self.state);
         let detach = |connection: Box<Connection>| {
             // Its socket stays open, so epoll would go on reporting it. Deleting a socket that is in the set does not
             // fail.
             let _ = epoll::delete(epoll, connection.socket());
-            connection.detach(worker, now)
+            connection.detach(state, now)
         };
         self.connections.drain().map(detach).collect()
     }
@@ -203,6 +322,12 @@ impl EventLoop {
         }
     }
 
+    /// Serves a connection that was accepted.
+    fn serve(&mut self, connection: Box<Connection>, now: Instant) {
+        self.state.counters.count_accepted();
+        self.insert(connection, Readiness::None, now);
+    }
+
     /// Inserts a connection, and drives it for the first time. `readiness` is what is known about its socket.
     fn insert(&mut self, connection: Box<Connection>, readiness: Readiness, now: Instant) {
         let entry = self.connections.vacant_entry();
@@ -211,82 +336,97 @@ impl EventLoop {
         let data = EventData::new_u64(key as u64);
         match retry_on_intr(|| epoll::add(&self.epoll, connection.socket(), data, interest)) {
             Ok(()) => {
-                entry.insert(connection);
-                self.drive(key, readiness, now);
+                let connection = entry.insert(connection);
+                if readiness == Readiness::None && connection.is_new() && !self.state.is_draining() {
+                    // Nothing is known that there would be to do.
+                    connection.prepare_to_read();
+                    self.set_timer(key, now);
+                } else {
+                    self.drive(key, readiness, now);
+                }
             }
-            Err(error) => connection.fail(&self.worker, error.into()),
+            Err(error) => connection.fail(&self.state, error.into()),
         }
     }
 
-    /// Polls epoll, and drives the connections that are ready. Returns whether there may be more of them already.
-    fn poll_events(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        // An error says that the runtime ends.
-        if !matches!(self.epoll.poll_read_ready(cx), Poll::Ready(Ok(()))) {
-            return false;
-        }
-        let mut events = [const { MaybeUninit::<Event>::uninit() }; BATCH];
-        let mut ready: &[Event] = &[];
-        let more = self.epoll.try_io(Interest::READABLE, || {
-            ready = epoll::wait(&self.epoll, &mut events[..], Some(&NO_WAIT))?.0;
-            // Then there are no more, and the reactor reports whatever comes from now on.
-            if ready.len() < BATCH { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
-        });
-        for &Event { flags, data } in ready {
-            #[expect(clippy::cast_possible_truncation, reason = "it was a usize")]
-            let key = data.u64() as usize;
-            self.drive(key, Readiness::from_epoll(flags), now);
-        }
-        // Leaves our waker with the reactor, if nothing came meanwhile.
-        more.is_ok() || self.epoll.poll_read_ready(cx).is_ready()
-    }
-
-    fn fire_timers(&mut self, cx: &mut Context<'_>, now: Instant) {
+    /// Drives the connections whose timers have expired, and runs the acceptors whose pauses are over.
+    #[cold]
+    fn fire_timers(&mut self, now: Instant) {
+        self.timers_expired = false;
+        self.wakeup_timer.note_expired();
         while let Some(key) = self.timers.pop_expired(now) {
             self.connections[key].timer = None;
             self.drive(key, Readiness::None, now);
         }
-        let Some(next) = self.timers.next_deadline() else { return };
-        let set_for = self.sleep.deadline().into_std();
-        if next < set_for || set_for <= now {
-            self.sleep.as_mut().reset(time::Instant::from_std(next.min(now + MAX_SLEEP)));
-            if self.sleep.as_mut().poll(cx).is_ready() {
-                cx.waker().wake_by_ref();
-            }
+        self.run_acceptors(now, |one| one.paused_until().is_some_and(|until| until <= now));
+        let paused = self.acceptors.iter().filter_map(|(_, one)| one.paused_until());
+        if let Some(next) = paused.chain(self.timers.next_deadline()).min() {
+            self.wakeup_timer.set(next, now);
         }
     }
 
-    /// Drives a connection, and arranges its next drive: by its timer, the run queue or epoll.
+    /// Drives a connection whose socket is ready. Mostly that is one read and one reply, and nothing else is asked.
     #[inline]
+    fn drive_ready(&mut self, key: usize, readiness: Readiness, now: Instant) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let mut readiness = readiness;
+        if readiness == Readiness::Ready && connection.is_quiet(now) && !self.state.is_draining() {
+            let scratch = self.scratch.get_or_insert_with(Box::default);
+            match connection.exchange(now, scratch, &self.state) {
+                None => return,
+                // There may be more, after other connections have run.
+                Some(Readiness::ReadUntilBlocked) => return self.queue(key),
+                Some(next) => readiness = next,
+            }
+        }
+        self.drive(key, readiness, now);
+    }
+
+    /// Drives a connection, and arranges its next drive: by its timer, the run queue or epoll.
     fn drive(&mut self, key: usize, readiness: Readiness, now: Instant) {
         // It may have ended since there was a reason to drive it.
         let Some(connection) = self.connections.get_mut(key) else { return };
         let scratch = self.scratch.get_or_insert_with(Box::default);
-        let progress = connection.drive(key, readiness, now, scratch, &self.worker);
+        let progress = connection.drive(key, readiness, now, scratch, &self.state, &self.mailbox);
         if progress == Progress::Closed {
             return self.remove(key);
         }
-        // A timer that fires too early is cheaper than one that is set with each message.
-        if let Some(deadline) = connection.deadline() {
-            if connection.timer.is_none_or(|at| deadline < at) {
-                self.timers.set(key, connection.timer.replace(deadline), deadline);
-            }
-        }
+        self.set_timer(key, now);
+        let connection = &mut self.connections[key];
         if progress == Progress::Yield {
-            if !mem::replace(&mut connection.queued, true) {
-                self.run_queue.push(key);
-            }
+            self.queue(key);
         } else if let Some(interest) = connection.changed_interest() {
             // Readiness that exists already is reported, too.
             let data = EventData::new_u64(key as u64);
             if let Err(error) = retry_on_intr(|| epoll::modify(&self.epoll, connection.socket(), data, interest)) {
                 // Nothing would ever report that it can go on.
-                self.take(key).fail(&self.worker, error.into());
+                self.take(key).fail(&self.state, error.into());
+            }
+        }
+    }
+
+    /// Has a connection driven in the next pass.
+    fn queue(&mut self, key: usize) {
+        if !mem::replace(&mut self.connections[key].queued, true) {
+            self.run_queue.push(key);
+        }
+    }
+
+    /// Sets the timer of a connection, if its deadline is earlier. One that fires too early is cheaper than one that is set
+    /// with each message.
+    #[inline]
+    fn set_timer(&mut self, key: usize, now: Instant) {
+        let connection = &mut self.connections[key];
+        if let Some(deadline) = connection.deadline() {
+            if connection.timer.is_none_or(|at| deadline < at) {
+                self.timers.set(key, connection.timer.replace(deadline), deadline);
+                self.wakeup_timer.set(deadline, now);
             }
         }
     }
 
     fn remove(&mut self, key: usize) {
-        self.take(key).close(&self.worker);
+        self.take(key).close(&self.state);
     }
 
     fn take(&mut self, key: usize) -> Box<Connection> {
@@ -294,46 +434,85 @@ impl EventLoop {
         self.timers.cancel(key, connection.timer);
         connection
     }
+
+    // --- Acceptors ---------------------------------------------------------------------------------------------------
+
+    /// Runs those acceptors that are wanted.
+    fn run_acceptors(&mut self, now: Instant, wanted: impl Fn(&WatchedAcceptor) -> bool) {
+        let keys: Vec<_> = self.acceptors.iter().filter(|(_, one)| wanted(one)).map(|(key, _)| key).collect();
+        for key in keys {
+            self.run_acceptor(key, EventFlags::empty(), now);
+        }
+    }
+
+    /// Runs an acceptor, and arranges its next run. Serves what it accepts for this event loop.
+    fn run_acceptor(&mut self, key: usize, flags: EventFlags, now: Instant) {
+        let Some(watched) = self.acceptors.get_mut(key) else { return };
+        let mut accepted = Vec::new();
+        watched.next = watched.acceptor.run(flags, now, &mut |connection| accepted.push(connection));
+        let is_watched = watched.next == NextRun::Ready;
+        if watched.watched && !is_watched {
+            // Deleting a socket that is in the set does not fail. It would stay there if another process holds it as well;
+            // and without any interest in it, epoll would report that it was shut down again and again.
+            let _ = epoll::delete(&self.epoll, watched.acceptor.socket());
+        } else if !watched.watched && is_watched {
+            let data = EventData::new_u64(ACCEPTORS + key as u64);
+            let interest = EventFlags::IN | EventFlags::RDHUP;
+            if let Err(error) = retry_on_intr(|| epoll::add(&self.epoll, watched.acceptor.socket(), data, interest)) {
+                watched.next = NextRun::Paused(Some(watched.acceptor.watch_failed(error.into(), now)));
+            }
+        }
+        watched.watched = watched.next == NextRun::Ready;
+        if let Some(until) = watched.paused_until() {
+            self.wakeup_timer.set(until, now);
+        }
+        if watched.next == NextRun::Never {
+            self.acceptors.remove(key);
+        }
+        for connection in accepted {
+            self.serve(connection, now);
+        }
+    }
 }
 
-impl Future for EventLoop {
-    type Output = ();
-
-    /// Runs one pass: drives each connection that has a reason to be driven.
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        let now = clock();
-        let (extra_polls, barriers) =
-            if this.worker.has_commands() { this.run_commands(cx, now) } else { (0, Vec::new()) };
-        // Connections with little to do come before those in the run queue.
-        let run_queue = mem::take(&mut this.run_queue);
-        let mut more = this.poll_events(cx, now);
-        for _ in 0..extra_polls {
-            if more {
-                more = this.poll_events(cx, now);
-            }
-        }
-        drop(barriers);
-        for key in run_queue {
-            if let Some(connection) = this.connections.get_mut(key) {
-                connection.queued = false;
-            }
-            this.drive(key, Readiness::ReadUntilBlocked, now);
-        }
-        this.fire_timers(cx, now);
-        if more || !this.run_queue.is_empty() {
-            cx.waker().wake_by_ref();
-        }
-        Poll::Pending
+impl WatchedAcceptor {
+    fn paused_until(&self) -> Option<Instant> {
+        if let NextRun::Paused(until) = self.next { until } else { None }
     }
+}
+
+impl Barriers {
+    /// Adds barriers, while so many descriptors are watched.
+    fn add(&mut self, waiting: Vec<oneshot::Sender<Infallible>>, watched: usize) {
+        if !waiting.is_empty() {
+            self.waiting.extend(waiting);
+            self.waits = watched / BATCH + 1;
+        }
+    }
+
+    /// Notes that epoll has reported so many events, whose connections have been driven.
+    fn note_wait(&mut self, reported: usize) {
+        if !self.waiting.is_empty() {
+            self.waits = if reported < BATCH { 0 } else { self.waits.saturating_sub(1) };
+            if self.waits == 0 {
+                self.waiting.clear();
+            }
+        }
+    }
+}
+
+fn index(key: u64) -> usize {
+    #[expect(clippy::cast_possible_truncation, reason = "it was a usize")]
+    let key = key as usize;
+    key
 }
 
 impl Drop for EventLoop {
     fn drop(&mut self) {
         self.log_remaining(|_| true, clock());
-        let commands = self.worker.take_commands(std::task::Waker::noop());
+        let commands = self.mailbox.take();
         for connection in self.connections.drain().chain(commands.accepted).chain(commands.restored) {
-            connection.close(&self.worker);
+            connection.close(&self.state);
         }
     }
 }

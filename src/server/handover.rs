@@ -15,37 +15,28 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::io::retry_on_intr;
 use tokio::time;
 
-use super::accept::Listener;
-use super::connection::{Connection, ConnectionInfo, clock, report_lost};
+use super::Server;
+use super::accept_mode::AcceptMode;
+use super::accepted_socket::AcceptedSocket;
+use super::clock::clock;
+use super::connection::{Connection, DetachedConnection, report_lost};
+use super::disposal::close_gracefully;
 use super::event::Event;
+use super::listener::{ConnectionInfo, Listener};
 use super::packets::END_WAIT;
+use super::peer::Peer;
 use super::peer_descriptors::PeerDescriptors;
-use super::socket::{AcceptedSocket, Peer, SocketKind};
+use super::services::StopRequest;
+use super::socket::SocketKind;
 use super::worker::HANG_TIMEOUT;
-use super::{AcceptMode, Server, new_listener};
 use crate::config::Settings;
 use crate::protocol::snapshot::Snapshot;
 
 /// The highest id that is accepted from a snapshot. Counting on from there takes longer than any machine runs.
 const MAX_ID: u64 = 1 << 62;
-
-/// How many bytes are taken and dropped at most before a socket is closed.
-const MAX_DISCARDED_BYTES: usize = 1024 * 1024;
-
-/// A connection that was detached, to be restored in another process.
-#[derive(Debug)]
-pub struct DetachedConnection {
-    /// Its socket, with everything in the kernel that belongs to it.
-    pub socket: OwnedFd,
-    /// Its session as bytes: [`crate::protocol::snapshot`].
-    pub snapshot: Vec<u8>,
-    /// How many messages in the snapshot have to be logged yet. They are lost if it is not restored.
-    pub unlogged: usize,
-}
 
 /// The result of [`Server::detach`].
 #[derive(Debug)]
@@ -73,8 +64,8 @@ impl Server {
     /// by then is for the next process to log. The event loops try once more to send what is owed, and wait for no peer. A
     /// worker that does not respond for some seconds is skipped.
     pub async fn detach(&self, freeze_log: impl FnOnce()) -> Detached {
-        self.accept_mode.send_replace(AcceptMode::Stop);
-        self.threads.iter().for_each(|thread| thread.worker.stop_now());
+        self.set_accept_mode(AcceptMode::Stop);
+        self.dispatcher.services.request_stop(StopRequest::Immediate);
         // Every acceptor keeps its receiver until it has dropped its socket; one whose worker hangs keeps it for ever.
         let closed = async {
             self.accept_mode.closed().await;
@@ -83,13 +74,11 @@ impl Server {
         let _ = time::timeout(HANG_TIMEOUT, closed).await;
         let packets_logged = async {
             // A packet that was received by now waits for the log after that.
-            self.dispatcher.barrier().await;
-            for thread in &self.threads {
-                thread.worker.packets_logged().await;
-            }
+            self.dispatcher.services.barrier().await;
+            self.dispatcher.services.packets_logged().await;
         };
         // They have been told already to wait no longer than half of that. Those of datagrams have ended.
-        if self.threads.iter().any(|thread| thread.worker.has_tasks()) {
+        if self.dispatcher.services.has_tasks() {
             let _ = time::timeout(2 * END_WAIT, packets_logged).await;
         }
         freeze_log();
@@ -124,7 +113,6 @@ impl Server {
         let mut restored = Restored::default();
         let mut listeners = HashMap::new();
         let mut per_worker: Vec<_> = self.threads.iter().map(|_| Vec::new()).collect();
-        let handle_event = &self.dispatcher.handle_event;
         for DetachedConnection { socket, snapshot, .. } in detached {
             let snapshot = match read_snapshot(&snapshot, &socket) {
                 Ok(snapshot) => snapshot,
@@ -136,7 +124,7 @@ impl Server {
             };
             let name = snapshot.listener_name();
             let (listener, serving) = listeners.entry(name.to_owned()).or_insert_with(|| {
-                let listener: Arc<Listener> = Arc::new(new_listener(
+                let listener: Arc<Listener> = Arc::new(Listener::new(
                     name,
                     SocketKind::Stream,
                     PeerDescriptors::None,
@@ -165,16 +153,16 @@ impl Server {
                 permit.set_memory(session.memory());
             }
             self.dispatcher.last_id.fetch_max(id, Ordering::Relaxed);
-            handle_event(Event::Resumed { id, listener: Arc::clone(&listener.name), peer });
+            self.dispatcher.sink.report(Event::Resumed { id, listener: Arc::clone(&listener.name), peer });
             let least_loaded = self.threads.iter().zip(&mut per_worker);
-            let least_loaded = least_loaded.min_by_key(|(thread, _)| thread.worker.open.load(Ordering::Relaxed));
+            let least_loaded = least_loaded.min_by_key(|(thread, _)| thread.worker.state.connection_count());
             let Some((thread, worker_connections)) = least_loaded else { continue };
             let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };
-            report_lost(unlogged.saturating_sub(session.unlogged_messages()), None, &info, &thread.worker.sink);
+            report_lost(unlogged.saturating_sub(session.unlogged_messages()), None, &info, &thread.worker.state.sink);
             let descriptors =
                 if let Peer::Ip(_) = peer { PeerDescriptors::None } else { PeerDescriptors::refuse(&socket) };
             let socket = AcceptedSocket { socket, descriptors };
-            worker_connections.push(Box::new(Connection::new(socket, session, info, &thread.worker, permit)));
+            worker_connections.push(Box::new(Connection::new(socket, session, info, &thread.worker.state, permit)));
         }
         for (thread, connections) in self.threads.iter().zip(per_worker) {
             thread.worker.restore(connections);
@@ -190,13 +178,13 @@ impl Server {
         if PeerDescriptors::refuse(&socket) == PeerDescriptors::None {
             close_gracefully(socket);
         } else {
-            self.dispatcher.disposal.close_gracefully(socket);
+            self.dispatcher.services.state.disposal.close_gracefully(socket);
         }
     }
 
     /// Waits until all connections are closed that have ended, for so long at most. Blocks its thread.
     pub fn flush_closed(&self, timeout: Duration) {
-        self.dispatcher.disposal.flush(timeout);
+        self.dispatcher.services.state.disposal.flush(timeout);
     }
 
     /// Ends the connections of these listeners when so much time has passed.
@@ -204,12 +192,14 @@ impl Server {
         if listeners.is_empty() {
             return;
         }
-        for thread in &self.threads {
-            let (worker, listeners) = (Arc::clone(&thread.worker), listeners.clone());
-            thread.worker.spawn(async move {
-                time::sleep(time).await;
-                worker.close_listeners(&listeners);
-            });
+        let (dispatcher, closed) = (Arc::clone(&self.dispatcher), listeners.clone());
+        let close = async move {
+            time::sleep(time).await;
+            dispatcher.workers.iter().for_each(|worker| worker.close_listeners(&closed));
+        };
+        // Without the thread, at once: their clients have been told to go.
+        if self.dispatcher.services.spawn(close).is_err() {
+            self.threads.iter().for_each(|thread| thread.worker.close_listeners(&listeners));
         }
     }
 }
@@ -225,19 +215,4 @@ fn read_snapshot(bytes: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
     let set = retry_on_intr(|| rustix::io::ioctl_fionbio(socket, true));
     set.map_err(|error| format!("its socket cannot be made non-blocking: {error}"))?;
     Ok(snapshot)
-}
-
-/// Closes a connection without waiting: with the end of the stream, and without a reset for input that was not read.
-pub(super) fn close_gracefully(socket: OwnedFd) {
-    // A peer that is gone does not mind.
-    let _ = rustix::net::shutdown(&socket, Shutdown::Write);
-    let (mut buffer, mut remaining) = ([0; 16 * 1024], MAX_DISCARDED_BYTES);
-    while remaining > 0 {
-        match rustix::net::recv(&socket, &mut buffer, RecvFlags::DONTWAIT) {
-            Ok((0, _)) => break,
-            Ok((count, _)) => remaining = remaining.saturating_sub(count),
-            Err(Errno::INTR) => {}
-            Err(_) => break,
-        }
-    }
 }

@@ -14,9 +14,9 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_acceptconn;
-use tokio::io::Ready;
 
 /// The longest pause, and how long accepting pauses when resources are exhausted, if no connection ends before.
 pub(crate) const MAX_PAUSE: Duration = Duration::from_secs(1);
@@ -88,9 +88,8 @@ impl Backoff {
 }
 
 /// Returns whether the readiness of a socket on which nothing waits says that another process has shut it down.
-/// (tokio never clears this readiness, so waiting for it would not wait.)
-pub(crate) fn is_shut_down(ready: Ready) -> bool {
-    ready.is_read_closed()
+pub(crate) fn is_shut_down(flags: EventFlags) -> bool {
+    flags.intersects(EventFlags::RDHUP | EventFlags::HUP)
 }
 
 /// The error of a listener whose socket another process has shut down.

@@ -4,20 +4,29 @@
 //! ```text
 //! accept (first worker) ── permit ──► connection (on the worker with the fewest)
 //!                            │          socket → scratch → session → socket
-//!                            └─ PROXY header ─┘ where the listener demands one
-//! datagram (first worker) ── rate limit ──► socket → buffer → socket
+//!                            └─ PROXY header (services) ─┘ where the listener demands one
+//! datagram (services) ── rate limit ──► socket → buffer → socket
 //! ```
 
-mod accept;
+mod accept_mode;
+mod accepted_socket;
+mod acceptor;
 mod admission;
+mod clock;
 mod connection;
+mod counters;
+mod dispatch;
 mod disposal;
 pub mod event;
 mod event_loop;
 mod handover;
+mod idleness;
+mod listener;
 mod listener_error;
+mod mailbox;
 mod outlet;
 mod packets;
+pub mod peer;
 mod peer_descriptors;
 mod peer_input;
 mod peer_progress;
@@ -25,6 +34,7 @@ pub mod proxy;
 mod receive_buffer;
 mod receive_window;
 mod reclaim;
+mod services;
 pub mod socket;
 mod socket_error;
 mod socket_memory;
@@ -32,35 +42,42 @@ mod socket_options;
 mod timers;
 mod unserved;
 mod worker;
+mod worker_state;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
-use tokio::net::UnixStream;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use crate::address::UnixName;
 use crate::config::{self, Settings};
 use crate::protocol::rules::TimeSpan;
-use accept::{Dispatcher, Listener, ListenerHandle};
+use accept_mode::{AcceptControl, AcceptMode, AcceptorStatus};
+use acceptor::{AdoptedConnection, ListenerAcceptor};
 use admission::Admission;
+use dispatch::Dispatcher;
 use disposal::Disposal;
-use event::{Event, EventHandler, MessageLog, UnloggedMessages};
-use listener_error::Backoff;
-use packets::datagram_server::DatagramServer;
+use event::{Event, EventHandler, EventSink, MessageLog, UnloggedMessages};
+use listener::{Listener, ListenerHandle};
+use mailbox::AcceptorWaker;
+use packets::datagram_server::{DatagramServer, Limits};
 use packets::rate_limit::RateLimiter;
 use packets::sender_socket::ReservedSockets;
 use packets::user_threads::UserThreads;
 use peer_descriptors::PeerDescriptors;
 use reclaim::Reclaimer;
+use services::{Services, StopRequest};
 use socket::SocketKind;
-use worker::{EventSink, Worker, WorkerThread};
+use worker::WorkerThread;
+use worker_state::WorkerState;
 
-pub use handover::{Detached, DetachedConnection, Restored};
-pub use worker::Counts;
+pub use connection::DetachedConnection;
+pub use counters::Counts;
+pub use handover::{Detached, Restored};
 
 /// A running server. Dropping it ends everything at once.
 pub struct Server {
@@ -76,65 +93,34 @@ pub struct Server {
     threads: Vec<WorkerThread>,
 }
 
-/// What the acceptors are to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum AcceptMode {
-    /// Accept.
-    Accept,
-    /// Probe the backlog once; then accept nothing until the mode is [`AcceptMode::Accept`] again.
-    Probe,
-    /// Close the socket and end.
-    Stop,
-}
-
-/// The state of all acceptors together.
-#[derive(Debug, Default)]
-struct AcceptorStatus {
-    /// Listeners being served.
-    serving: usize,
-    /// Acceptors that have probed their backlog.
-    probed: usize,
-    /// Whether one of them found a client.
-    found_client: bool,
-}
-
-impl AcceptorStatus {
-    /// Records that an acceptor has probed its backlog, and whether it found a client.
-    fn record_probe(&mut self, found_client: bool) {
-        self.probed += 1;
-        self.found_client |= found_client;
-    }
-}
-
 impl Server {
     /// Starts the workers. They do nothing until there is something to serve.
     ///
     /// # Errors
-    /// A thread or its reactor cannot be made.
+    /// Returns an error if a thread, its epoll set or its mailbox cannot be made.
     pub fn start(
         settings: &Settings,
-        handle_event: EventHandler,
+        handler: Arc<dyn EventHandler>,
         message_log: Arc<dyn MessageLog>,
     ) -> io::Result<Self> {
-        let admission = Admission::new(&settings.limits);
         let unlogged = Arc::<UnloggedMessages>::default();
-        let sink = EventSink { handle_event: Arc::clone(&handle_event), message_log, unlogged: Arc::clone(&unlogged) };
+        let sink = EventSink { handler, message_log, unlogged: Arc::clone(&unlogged) };
         let disposal = Disposal::default();
         let start = |number| WorkerThread::start(number, &sink, &disposal);
-        let threads = (0..settings.service.worker_threads()).map(start).collect::<io::Result<Vec<_>>>()?;
-        let workers = threads.iter().map(|thread| Arc::clone(&thread.worker)).collect();
-        let rate_limiter = RateLimiter::new(settings.limits.datagrams_per_source);
-        let (last_id, pending_cancelled) = (AtomicU64::new(0), watch::Sender::new(false));
-        let reclaimer = Reclaimer::new(reclaim_idle(settings));
+        let threads = (0..settings.service.worker_threads().max(1)).map(start).collect::<io::Result<Vec<_>>>()?;
+        let workers: Vec<_> = threads.iter().map(|thread| thread.worker.clone()).collect();
+        let acceptors = Waker::from(Arc::new(AcceptorWaker(Arc::clone(&workers[0].mailbox))));
         let dispatcher = Dispatcher {
-            admission,
+            admission: Admission::new(&settings.limits, acceptors.clone()),
             workers,
-            disposal,
-            handle_event,
-            last_id,
-            rate_limiter,
-            reclaimer,
-            pending_cancelled,
+            services: Arc::new(Services::new(WorkerState::new(sink.clone(), disposal))),
+            sink,
+            last_id: AtomicU64::new(0),
+            rate_limiter: RateLimiter::new(settings.limits.datagrams_per_source),
+            reclaimer: Reclaimer::new(reclaim_idle(settings)),
+            acceptors,
+            reclaim: Mutex::default(),
+            pending_cancelled: watch::Sender::new(false),
         };
         Ok(Self {
             dispatcher: Arc::new(dispatcher),
@@ -157,7 +143,7 @@ impl Server {
     /// Sets how many descriptors that peers sent over Unix sockets may wait to be closed. At first it is
     /// [`MAX_PEER_FDS`](crate::rlimit::MAX_PEER_FDS).
     pub fn limit_peer_descriptors(&self, max_waiting: usize) {
-        self.dispatcher.disposal.set_max_waiting(max_waiting);
+        self.dispatcher.services.state.disposal.set_max_waiting(max_waiting);
     }
 
     /// Serves a listening socket, or one of datagrams, under a name, by these settings. When this returns, connections
@@ -173,26 +159,49 @@ impl Server {
         if descriptors != PeerDescriptors::None && kind == SocketKind::Stream {
             peer_descriptors::merge_writers(&socket);
         }
-        let listener = Arc::new(ListenerHandle::new(new_listener(name, kind, descriptors, settings)));
-        let acceptor = self.threads.first().map(|thread| &thread.worker).ok_or(io::ErrorKind::NotFound)?;
-        let reserved = Arc::clone(&self.reserved.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut served = ServedSocket::new(socket, kind, acceptor, &self.user_threads, reserved)?;
-        self.listeners().push(Arc::clone(&listener));
-        let (dispatcher, status) = (Arc::clone(&self.dispatcher), Arc::clone(&self.acceptor_status));
-        let mut mode = self.accept_mode.subscribe();
-        status.send_modify(|status| status.serving += 1);
-        acceptor.spawn(async move {
-            let ended = match &mut served {
-                ServedSocket::Connections(socket) => {
-                    run_acceptor(socket, &listener, &dispatcher, &status, &mut mode).await
+        let listener = Arc::new(ListenerHandle::new(Listener::new(name, kind, descriptors, settings)));
+        let status = Arc::clone(&self.acceptor_status);
+        let control = AcceptControl { mode: self.accept_mode.subscribe(), status };
+        match kind {
+            SocketKind::Datagram => self.serve_datagrams(socket, Arc::clone(&listener), control)?,
+            SocketKind::Stream | SocketKind::Seqpacket => {
+                if kind == SocketKind::Seqpacket || settings.proxy_protocol {
+                    // Its connections need it: rather no start than no service.
+                    self.dispatcher.services.start()?;
                 }
-                ServedSocket::Datagrams(server) => server.run(&listener, &dispatcher, &status, &mut mode).await,
-            };
-            served.close(&listener.load(), &dispatcher);
+                let (dispatcher, worker) = (Arc::clone(&self.dispatcher), &self.threads[0].worker);
+                let state = Arc::clone(&worker.state);
+                self.acceptor_status.send_modify(|status| status.serving += 1);
+                let acceptor = ListenerAcceptor::new(socket, Arc::clone(&listener), dispatcher, state, control);
+                worker.accept(Box::new(acceptor));
+            }
+        }
+        self.listeners().push(listener);
+        Ok(())
+    }
+
+    /// Serves a socket of datagrams.
+    fn serve_datagrams(
+        &self,
+        socket: OwnedFd,
+        listener: Arc<ListenerHandle>,
+        mut control: AcceptControl,
+    ) -> io::Result<()> {
+        let dispatcher = Arc::clone(&self.dispatcher);
+        let reserved = Arc::clone(&self.reserved.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut server = DatagramServer::open(socket, &dispatcher.services, self.user_threads.clone(), reserved)?;
+        let runtime = dispatcher.services.start()?;
+        control.status.send_modify(|status| status.serving += 1);
+        runtime.spawn(async move {
+            let limits = Limits { admission: &dispatcher.admission, rate_limiter: &dispatcher.rate_limiter };
+            let ended = server.run(&listener, limits, &mut control).await;
+            server.close();
+            let AcceptControl { mode, status } = control;
             // Not earlier: `drain` waits until this receiver is dropped.
             drop(mode);
             if let Err(error) = ended {
-                (dispatcher.handle_event)(Event::ListenerFailed { listener: Arc::clone(&listener.load().name), error });
+                let listener = Arc::clone(&listener.load().name);
+                dispatcher.sink.report(Event::ListenerFailed { listener, error });
             }
             status.send_modify(|status| status.serving -= 1);
         });
@@ -207,9 +216,11 @@ impl Server {
         let full = || io::Error::new(io::ErrorKind::QuotaExceeded, "limits.connections is reached");
         rustix::io::ioctl_fionbio(&socket, true)?;
         let descriptors = PeerDescriptors::refuse(&socket);
-        let listener = Arc::new(new_listener(name, SocketKind::of(&socket)?, descriptors, settings));
+        let listener = Arc::new(Listener::new(name, SocketKind::of(&socket)?, descriptors, settings));
         let permit = self.dispatcher.admission.try_acquire(listener.awaits_header()).ok_or_else(full)?;
-        self.dispatcher.dispatch(socket, None, &listener, false, permit);
+        let (dispatcher, worker) = (Arc::clone(&self.dispatcher), &self.threads[0].worker);
+        let (accepted, state) = (Some((socket, permit)), Arc::clone(&worker.state));
+        worker.accept(Box::new(AdoptedConnection { accepted, listener, dispatcher, state }));
         Ok(())
     }
 
@@ -249,7 +260,7 @@ impl Server {
     /// Returns whether it stopped; later clients then wait in the backlog for the next process.
     pub async fn stop_if_idle(&self, unused: Duration) -> bool {
         self.acceptor_status.send_modify(|status| (status.probed, status.found_client) = (0, false));
-        self.accept_mode.send_replace(AcceptMode::Probe);
+        self.set_accept_mode(AcceptMode::Probe);
         let mut status = self.acceptor_status.subscribe();
         let all_probed = status.wait_for(|status| status.probed >= status.serving).await;
         let idle = all_probed.is_ok_and(|status| !status.found_client);
@@ -260,7 +271,7 @@ impl Server {
         // A client that came before the probe may have been accepted without it, and may have gone again.
         let idle = idle && self.idle_for().is_some_and(|idle| idle >= unused);
         if !idle {
-            self.accept_mode.send_replace(AcceptMode::Accept);
+            self.set_accept_mode(AcceptMode::Accept);
         }
         idle
     }
@@ -268,14 +279,22 @@ impl Server {
     /// Stops accepting, and drains every connection. Returns when all acceptors have ended, those of datagrams when their
     /// message is logged; [`Server::wait_until_idle`] waits until the connections have ended.
     pub async fn drain(&self) {
-        self.accept_mode.send_replace(AcceptMode::Stop);
+        self.set_accept_mode(AcceptMode::Stop);
         // Also the connections drain that are accepted meanwhile, or waited for something.
         for thread in &self.threads {
             thread.worker.drain();
         }
+        self.dispatcher.services.request_stop(StopRequest::Graceful);
         // Every acceptor keeps its receiver until it has dropped its socket.
         self.accept_mode.closed().await;
         self.dispatcher.cancel_pending().await;
+    }
+
+    /// Tells all that accepts connections or receives datagrams what to do.
+    fn set_accept_mode(&self, mode: AcceptMode) {
+        self.accept_mode.send_replace(mode);
+        // The servers of datagrams wait for it.
+        self.threads[0].worker.run_acceptors();
     }
 
     /// Gives up the connections whose peers do not take replies: their messages that have to be logged whole are logged, and not
@@ -287,17 +306,12 @@ impl Server {
         self.dispatcher.barrier().await;
     }
 
-    /// Waits until every worker has run a task for this, which it does between two passes of its event loop.
+    /// Waits until every thread that serves has responded: each event loop between two passes, and the services by a task.
     pub async fn ping_workers(&self) {
         for thread in &self.threads {
-            let (pong, ponged) = oneshot::channel();
-            thread.worker.spawn(async move {
-                // The caller may have stopped waiting.
-                let _ = pong.send(());
-            });
-            // An error means that the worker is gone, with everything else.
-            let _ = ponged.await;
+            thread.worker.ping().await;
         }
+        self.dispatcher.services.ping().await;
     }
 
     /// Returns the counts of messages that the log has not accepted. They can be read after the server has ended.
@@ -328,13 +342,14 @@ impl Server {
         self.dispatcher.admission.serving()
     }
 
-    /// Returns the counters of all workers, added up.
+    /// Returns the counters of all threads, added up.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for thread in &self.threads {
-            thread.worker.counters.add_to(&mut counts);
+            thread.worker.state.counters.add_to(&mut counts);
         }
+        self.dispatcher.services.state.counters.add_to(&mut counts);
         counts
     }
 }
@@ -343,84 +358,9 @@ fn reclaim_idle(settings: &Settings) -> Option<Duration> {
     settings.limits.reclaim_idle.as_ref().map(TimeSpan::duration)
 }
 
-fn new_listener(
-    name: &str,
-    kind: SocketKind,
-    descriptors: PeerDescriptors,
-    settings: &config::ListenerSettings,
-) -> Listener {
-    Listener { name: name.into(), kind, descriptors, settings: settings.clone() }
-}
-
-/// A socket that is being served.
-enum ServedSocket {
-    /// Connections are accepted on it.
-    Connections(UnixStream),
-    Datagrams(Box<DatagramServer>),
-}
-
-impl ServedSocket {
-    /// Closes the socket. Connections in its backlog may have descriptors queued, if no other process holds it.
-    fn close(self, listener: &Listener, dispatcher: &Dispatcher) {
-        match self {
-            Self::Connections(socket) if listener.descriptors != PeerDescriptors::None => {
-                if let Ok(socket) = socket.into_std() {
-                    dispatcher.disposal.close(socket.into(), None);
-                }
-            }
-            Self::Connections(socket) => drop(socket),
-            Self::Datagrams(server) => server.close(),
-        }
-    }
-
-    fn new(
-        socket: OwnedFd,
-        kind: SocketKind,
-        worker: &Arc<Worker>,
-        threads: &UserThreads,
-        reserved: ReservedSockets,
-    ) -> io::Result<Self> {
-        Ok(match kind {
-            SocketKind::Stream | SocketKind::Seqpacket => Self::Connections(worker.register(socket)?),
-            SocketKind::Datagram => {
-                Self::Datagrams(Box::new(DatagramServer::open(socket, worker, threads.clone(), reserved)?))
-            }
-        })
-    }
-}
-
-/// Runs the acceptor of a listener as the mode says, until it is [`AcceptMode::Stop`].
-///
-/// # Errors
-/// Returns an error if the listener failed.
-async fn run_acceptor(
-    socket: &UnixStream,
-    listener: &ListenerHandle,
-    dispatcher: &Arc<Dispatcher>,
-    status: &watch::Sender<AcceptorStatus>,
-    mode: &mut watch::Receiver<AcceptMode>,
-) -> io::Result<()> {
-    let mut backoff = Backoff::default();
-    loop {
-        let now = *mode.borrow_and_update();
-        match now {
-            AcceptMode::Accept => {}
-            AcceptMode::Probe => {
-                let found_client = accept::probe_backlog(socket, listener, dispatcher);
-                status.send_modify(|status| status.record_probe(found_client));
-            }
-            AcceptMode::Stop => return Ok(()),
-        }
-        tokio::select! {
-            changed = mode.changed() => {
-                if changed.is_err() {
-                    // The server is gone.
-                    return Ok(());
-                }
-            }
-            error = accept::accept(socket, listener, dispatcher, &mut backoff), if now == AcceptMode::Accept => {
-                return Err(error);
-            }
-        }
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Before the workers, to which its tasks may still give connections.
+        self.dispatcher.services.end();
     }
 }

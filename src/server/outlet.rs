@@ -4,18 +4,17 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::task::{Wake, Waker};
+use std::task::Waker;
 use std::time::Instant;
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::connection::ConnectionInfo;
 use super::disposal::Disposal;
-use super::event::{Event, ReceivedMessage, summary};
+use super::event::{Event, EventSink, ReceivedMessage, summary};
+use super::listener::ConnectionInfo;
 use super::peer_descriptors::PeerDescriptors;
 use super::peer_input;
-use super::worker::Worker;
 use crate::protocol::rules::LogMessages;
 use crate::protocol::{Outlet, Scratch, Session, Want};
 
@@ -80,22 +79,28 @@ impl Outlet for SocketOutlet<'_> {
     fn log(&mut self, _: &[u8]) -> bool {
         true
     }
+
+    #[inline]
+    fn is_logging(&self) -> bool {
+        false
+    }
 }
 
 /// The socket, and the log of what comes over it.
-pub(super) struct LoggingOutlet<'a, 'w> {
+pub(super) struct LoggingOutlet<'a, 'w, M> {
     pub(super) inner: &'a mut SocketOutlet<'w>,
-    pub(super) worker: &'a Arc<Worker>,
+    pub(super) sink: &'a EventSink,
+    /// Makes a waker for this connection.
+    pub(super) make_waker: M,
     pub(super) info: &'a ConnectionInfo,
-    pub(super) waker: &'a mut Option<Arc<ConnectionWaker>>,
+    pub(super) waker: &'a mut Option<Box<Waker>>,
     /// Whether messages wait for the log: [`UnloggedMessages`](super::event::UnloggedMessages) counts it.
     pub(super) awaits_log: &'a mut bool,
-    pub(super) key: usize,
     pub(super) log: LogMessages,
 }
 
 /// Apart from the hot path: connections whose messages are logged have one of their own.
-impl LoggingOutlet<'_, '_> {
+impl<M: Fn() -> Waker> LoggingOutlet<'_, '_, M> {
     #[inline(never)]
     pub(super) fn receive(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch, count: usize) {
         session.receive(now, scratch, count, &mut self);
@@ -113,33 +118,36 @@ impl LoggingOutlet<'_, '_> {
     fn end_wait(&mut self, session: &Session) {
         if *self.awaits_log && !matches!(session.wants(), Want::Log) && !session.has_unlogged_messages() {
             *self.awaits_log = false;
-            self.worker.sink.unlogged.end_wait();
+            self.sink.unlogged.end_wait();
         }
     }
 }
 
-impl Outlet for LoggingOutlet<'_, '_> {
+impl<M: Fn() -> Waker> Outlet for LoggingOutlet<'_, '_, M> {
     fn send(&mut self, bytes: &[u8]) -> usize {
         self.inner.send(bytes)
+    }
+
+    fn is_logging(&self) -> bool {
+        true
     }
 
     fn log(&mut self, message: &[u8]) -> bool {
         let ConnectionInfo { id, ref listener, peer } = *self.info;
         let connection_id = Some(id);
-        let sink = &self.worker.sink;
+        let sink = self.sink;
         match self.log {
             LogMessages::Off => true,
             LogMessages::Summary => {
                 let listener = Arc::clone(&listener.name);
-                (sink.handle_event)(Event::Message { connection_id, listener, peer, text: summary(message) });
+                sink.report(Event::Message { connection_id, listener, peer, text: summary(message) });
                 true
             }
             LogMessages::Full => {
-                let make_waker = || Arc::new(ConnectionWaker { worker: Arc::clone(self.worker), key: self.key });
                 // It is the same one each time, as the log demands.
-                let waker = Waker::from(Arc::clone(self.waker.get_or_insert_with(make_waker)));
+                let waker = self.waker.get_or_insert_with(|| Box::new((self.make_waker)()));
                 let message = ReceivedMessage { connection_id, listener: &listener.name, peer, bytes: message };
-                let appended = sink.message_log.try_append(message, &waker);
+                let appended = sink.message_log.try_append(message, waker);
                 self.inner.blocked |= !appended;
                 if !appended && !*self.awaits_log {
                     *self.awaits_log = true;
@@ -148,17 +156,5 @@ impl Outlet for LoggingOutlet<'_, '_> {
                 appended
             }
         }
-    }
-}
-
-/// Wakes a connection from any thread. If its key has been reused, the new connection gets one spurious wakeup.
-pub(super) struct ConnectionWaker {
-    worker: Arc<Worker>,
-    key: usize,
-}
-
-impl Wake for ConnectionWaker {
-    fn wake(self: Arc<Self>) {
-        self.worker.wake(self.key);
     }
 }

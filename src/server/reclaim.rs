@@ -7,13 +7,15 @@
 //! ```
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{self, Notify, oneshot};
+use tokio::sync;
 
-use super::admission::Source;
-use super::connection::clock;
+use super::clock::clock;
+use super::idleness::{ConnectionRef, IdleConnection, IdleReport};
+use super::peer::Source;
+use super::services::Services;
 use super::worker::Worker;
 
 /// How many connections are chosen at a time at most.
@@ -25,43 +27,10 @@ const MAX_AGE: Duration = Duration::from_millis(100);
 /// How long to wait after nothing could be closed.
 pub(crate) const RETRY: Duration = Duration::from_secs(1);
 
-/// Which connections of a worker are idle.
-#[derive(Debug, Default)]
-pub(crate) struct IdleReport {
-    /// How many connections each source has, idle or not.
-    held: HashMap<Source, usize>,
-    idle: Vec<IdleConnection>,
-}
-
-#[derive(Debug)]
-struct IdleConnection {
-    source: Source,
-    since: Instant,
-    connection: ConnectionRef,
-}
-
-/// A connection of a worker.
-#[derive(Debug, Clone)]
-pub(crate) enum ConnectionRef {
-    /// One in the event loop, where it has this key as long as it has this id.
-    Stream { key: usize, id: u64 },
-    /// One that is a task.
-    Task(Arc<TaskIdleness>),
-}
-
-impl IdleReport {
-    /// Adds a connection of this source, which has been idle since then if it is.
-    pub(crate) fn add(&mut self, source: Source, idle_since: Option<Instant>, connection: ConnectionRef) {
-        *self.held.entry(source).or_default() += 1;
-        if let Some(since) = idle_since {
-            self.idle.push(IdleConnection { source, since, connection });
-        }
-    }
-}
-
-/// A connection that may be closed, and its worker.
+/// A connection that may be closed.
 #[derive(Debug)]
 struct Candidate {
+    /// The number of its worker. One that is a task has none.
     worker: usize,
     since: Instant,
     connection: ConnectionRef,
@@ -80,7 +49,8 @@ fn choose(reports: Vec<IdleReport>, limit: usize, min_idle: Duration, now: Insta
         }
         idle.extend(report.idle.into_iter().map(|one| (worker, one)));
     }
-    idle.sort_by_key(|(_, one)| one.since);
+    // Those that were accepted in one pass have the same time.
+    idle.sort_by_key(|(_, one)| (one.since, one.id));
     let take = |spare: &dyn Fn(&IdleConnection) -> usize| {
         let mut taken: HashMap<Source, usize> = HashMap::new();
         let may_close = |(_, one): &&(usize, IdleConnection)| {
@@ -130,9 +100,13 @@ struct Choice {
 
 impl Choice {
     /// Closes the next one that is still idle. Returns whether there was one.
-    async fn reclaim_next(&mut self, workers: &[Arc<Worker>]) -> bool {
+    async fn reclaim_next(&mut self, workers: &[Worker]) -> bool {
         while let Some(Candidate { worker, since, connection }) = self.candidates.pop() {
-            if workers[worker].reclaim(connection, since).await {
+            let closed = match connection {
+                ConnectionRef::Stream { key, id } => workers[worker].reclaim(key, id, since).await,
+                ConnectionRef::Task(idleness) => idleness.request(since).await,
+            };
+            if closed {
                 self.closed_any = true;
                 return true;
             }
@@ -147,95 +121,44 @@ impl Reclaimer {
     }
 
     pub(crate) fn set_min_idle(&self, min_idle: Option<Duration>) {
-        *lock(&self.min_idle) = min_idle;
+        *self.lock_min_idle() = min_idle;
     }
 
     /// Returns whether connections are closed at all.
     pub(crate) fn is_on(&self) -> bool {
-        lock(&self.min_idle).is_some()
+        self.lock_min_idle().is_some()
     }
 
-    /// Closes one idle connection, if one may be closed.
-    pub(crate) async fn reclaim_one(&self, workers: &[Arc<Worker>], limit: usize) {
-        let Some(min_idle) = *lock(&self.min_idle) else { return };
+    /// Closes one idle connection, if one may be closed. Returns whether one was.
+    pub(crate) async fn reclaim_one(&self, workers: &[Worker], services: &Services, limit: usize) -> bool {
+        let Some(min_idle) = *self.lock_min_idle() else { return false };
         // One after the other, since a choice depends on what is left.
         let mut choice = self.choice.lock().await;
         if choice.made_at.is_some_and(|at| clock().saturating_duration_since(at) > MAX_AGE) {
             *choice = Choice::default();
         }
         if choice.reclaim_next(workers).await {
-            return;
+            return true;
         }
         if choice.made_at.is_some() && !choice.closed_any {
             // Another choice would find none either, so soon after.
-            return;
+            return false;
         }
-        let mut reports = Vec::with_capacity(workers.len());
+        let mut reports = Vec::with_capacity(workers.len() + 1);
         for worker in workers {
             reports.push(worker.report_idle().await);
         }
+        reports.push(services.report_idle());
         let now = clock();
         let candidates = choose(reports, limit, min_idle, now);
         *choice = Choice { made_at: Some(now), candidates, closed_any: false };
-        choice.reclaim_next(workers).await;
-    }
-}
-
-/// Whether a connection that is a task of its own is idle, and the request to close it if it is.
-#[derive(Debug, Default)]
-pub(crate) struct TaskIdleness {
-    state: Mutex<TaskState>,
-    requested: Notify,
-}
-
-#[derive(Debug, Default)]
-struct TaskState {
-    idle_since: Option<Instant>,
-    /// Answered with whether the connection ends.
-    request: Option<oneshot::Sender<bool>>,
-}
-
-impl TaskIdleness {
-    /// Records since when the connection is idle; `None` while it is not. A request is then denied.
-    pub(crate) fn set_idle_since(&self, since: Option<Instant>) {
-        let mut state = lock(&self.state);
-        state.idle_since = since;
-        state.request = None;
+        choice.reclaim_next(workers).await
     }
 
-    pub(crate) fn idle_since(&self) -> Option<Instant> {
-        lock(&self.state).idle_since
+    fn lock_min_idle(&self) -> MutexGuard<'_, Option<Duration>> {
+        // A value is stored in one step, so it is right even if a thread panicked.
+        self.min_idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Asks the connection to end, if it has been idle since then. Returns whether it does.
-    pub(crate) async fn request(&self, since: Instant) -> bool {
-        let (answer, answered) = oneshot::channel();
-        {
-            let mut state = lock(&self.state);
-            if state.idle_since != Some(since) {
-                return false;
-            }
-            state.request = Some(answer);
-        }
-        self.requested.notify_one();
-        // An error says that it is no longer idle.
-        answered.await.unwrap_or(false)
-    }
-
-    /// Waits until the connection is asked to end.
-    pub(crate) async fn requested(&self) -> oneshot::Sender<bool> {
-        loop {
-            self.requested.notified().await;
-            if let Some(request) = lock(&self.state).request.take() {
-                return request;
-            }
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A value is stored in one step, so it is right even if a thread panicked.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -255,7 +178,8 @@ mod tests {
         let mut reports = [IdleReport::default(), IdleReport::default()];
         for (number, (last, idle)) in connections.iter().enumerate() {
             let since = idle.map(|idle| now - Duration::from_secs(idle));
-            reports[number % 2].add(source(*last), since, ConnectionRef::Stream { key: number, id: 0 });
+            let id = number as u64;
+            reports[number % 2].add(id, source(*last), since, ConnectionRef::Stream { key: number, id });
         }
         let mut chosen = choose(reports.into(), limit, Duration::from_secs(min_idle), now);
         chosen.reverse();
@@ -303,22 +227,23 @@ mod tests {
     }
 
     #[test]
-    fn few_are_chosen_at_a_time() {
-        assert_eq!(chosen(1000, 60, &idle(1, 0..1000)).len(), MAX_CHOSEN);
+    fn of_connections_that_have_been_idle_equally_long_the_first_one_is_closed_first() {
+        let now = clock();
+        let mut reports = [IdleReport::default(), IdleReport::default()];
+        for id in 0..8 {
+            let connection = ConnectionRef::Stream { key: 0, id };
+            reports[usize::from(id % 2 == 0)].add(id, source(1), Some(now), connection);
+        }
+        let chosen = choose(reports.into(), 8, Duration::ZERO, now);
+        let ids = chosen.iter().rev().map(|one| match one.connection {
+            ConnectionRef::Stream { id, .. } => id,
+            ConnectionRef::Task(_) => unreachable!("there are none"),
+        });
+        assert_eq!(ids.collect::<Vec<_>>(), [0, 1, 2, 3]);
     }
 
-    #[tokio::test]
-    async fn a_task_is_asked_only_while_it_is_idle() {
-        let idleness = Arc::new(TaskIdleness::default());
-        let now = clock();
-        assert!(!idleness.request(now).await);
-        idleness.set_idle_since(Some(now));
-        assert!(!idleness.request(now + RETRY).await);
-        let task = Arc::clone(&idleness);
-        let asked = tokio::spawn(async move { task.requested().await.send(true) });
-        assert!(idleness.request(now).await);
-        asked.await.unwrap().unwrap();
-        let (asked, ()) = tokio::join!(idleness.request(now), async { idleness.set_idle_since(None) });
-        assert!(!asked);
+    #[test]
+    fn few_are_chosen_at_a_time() {
+        assert_eq!(chosen(1000, 60, &idle(1, 0..1000)).len(), MAX_CHOSEN);
     }
 }

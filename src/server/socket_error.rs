@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::connection::ConnectionInfo;
-use super::event::Event;
-use super::worker::EventSink;
+use super::event::{Event, EventSink};
+use super::listener::ConnectionInfo;
 
 /// Reports an error of a read or a write that ended a connection, unless the peer or the network caused it.
 pub(crate) fn report(error: io::Error, info: &ConnectionInfo, sink: &EventSink) {
@@ -20,7 +19,7 @@ pub(crate) fn report(error: io::Error, info: &ConnectionInfo, sink: &EventSink) 
 /// Reports an error of a call that a connection needs to be served.
 pub(crate) fn report_failure(error: io::Error, info: &ConnectionInfo, sink: &EventSink) {
     let (listener, peer) = (Arc::clone(&info.listener.name), info.peer);
-    (sink.handle_event)(Event::ConnectionFailed { listener, peer, error });
+    sink.report(Event::ConnectionFailed { listener, peer, error });
 }
 
 /// Returns whether the peer or the network caused this error: recv(2), send(2), tcp(7), and what ICMP reports (ip(7)).

@@ -4,30 +4,31 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::accepted_socket::AcceptedSocket;
 use super::admission::Permit;
-use super::connection::{ConnectionInfo, clock};
+use super::clock::clock;
 use super::event::Event;
+use super::listener::ConnectionInfo;
 use super::proxy::BadHeader;
-use super::socket::AcceptedSocket;
 use super::socket_error;
-use super::worker::Worker;
+use super::worker_state::WorkerState;
 use crate::protocol::Verdict;
 use crate::protocol::session::Totals;
 
-/// Counts a connection that was accepted and has ended, and reports why. `worker` is the one that runs this. To be called
+/// Counts a connection that was accepted and has ended, and reports why. `state` is that of the thread that runs this. To be called
 /// before the permit is released: the server may end then.
 pub(crate) fn report(
-    worker: &Worker,
+    state: &WorkerState,
     info: &ConnectionInfo,
     opened: Instant,
     verdict: Verdict,
     bad_header: Option<BadHeader>,
 ) {
     let totals = Totals { bytes_in: bad_header.as_ref().map_or(0, |header| header.len), ..Totals::default() };
-    worker.counters.count_accepted();
-    worker.counters.count_totals(Totals::default(), totals);
-    worker.counters.count_ended(verdict);
-    (worker.sink.handle_event)(Event::Closed {
+    state.counters.count_accepted();
+    state.counters.count_totals(Totals::default(), totals);
+    state.counters.count_ended(verdict);
+    state.sink.report(Event::Closed {
         id: info.id,
         listener: Arc::clone(&info.listener.name),
         peer: info.peer,
@@ -38,32 +39,20 @@ pub(crate) fn report(
     });
 }
 
-/// Reports a connection that cannot be served, as [`report`], with the error, and closes it. `worker` is the one that runs
-/// this. Without a socket, that was closed.
+/// Reports a connection that cannot be served, as [`report`], with the error, and closes it. `state` is that of the
+/// thread that runs this. Without a socket, that was closed.
 pub(crate) fn close_failed(
-    worker: &Worker,
+    state: &WorkerState,
     info: &ConnectionInfo,
     opened: Instant,
     error: io::Error,
     socket: Option<AcceptedSocket>,
     permit: Permit,
 ) {
-    socket_error::report_failure(error, info, &worker.sink);
-    report(worker, info, opened, Verdict::PeerReset, None);
+    socket_error::report_failure(error, info, &state.sink);
+    report(state, info, opened, Verdict::PeerReset, None);
     match socket {
-        Some(socket) => socket.close(&worker.disposal, permit),
+        Some(socket) => socket.close(&state.disposal, permit),
         None => drop(permit),
     }
-}
-
-/// Ends a connection that cannot be served, on this worker. To be called from any thread. Without a socket, that was closed.
-pub(crate) fn end_failed(
-    worker: &Arc<Worker>,
-    info: ConnectionInfo,
-    error: io::Error,
-    socket: Option<AcceptedSocket>,
-    permit: Permit,
-) {
-    let (task, opened) = (Arc::clone(worker), clock());
-    worker.spawn(async move { close_failed(&task, &info, opened, error, socket, permit) });
 }

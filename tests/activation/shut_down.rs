@@ -93,6 +93,30 @@ fn the_other_listeners_are_served_without_busy_looping_when_a_socket_is_shut_dow
     }
 }
 
+#[test]
+fn a_full_server_does_not_busy_loop_when_a_socket_is_shut_down_and_says_so_when_it_has_room() {
+    let directory = tempfile::tempdir().unwrap();
+    // Those that accept connections.
+    for (_, socket) in sockets(&directory).into_iter().take(3) {
+        let other = tcp_listener();
+        let address = address_of(&other);
+        let command = activated_command("3<&0 4<&1", vec![copy(&socket), other.into()], "dead:alive");
+        let configuration = "[limits]\nconnections = 1\n[defaults]\ndeadlines.read = '1h'\n";
+        let daemon = spawn(command, configuration, &[]);
+        daemon.wait_for_log_times("listening on", 2);
+        let mut connected = Peer::connect(&address);
+        // In the middle of a message, it is not closed for another one.
+        connected.send("before\tha");
+        connected.expect("server got:before\t");
+        shut_down(&socket, Shutdown::Both);
+        check_idle(&daemon, &mut connected);
+        drop(connected);
+        check_line(&daemon.wait_for_log("cannot serve"));
+        Peer::connect(&address).exchange("after");
+        daemon.stop();
+    }
+}
+
 /// Checks that the daemon uses next to no time of the processor while nothing happens.
 fn check_idle(daemon: &Daemon, connected: &mut Peer) {
     // Unless something else needs its time meanwhile, twice at most.

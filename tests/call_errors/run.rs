@@ -94,6 +94,7 @@ impl Kind {
 
 /// What happened in a run.
 pub(crate) struct Run {
+    kind: Kind,
     /// All calls of the daemon.
     pub(crate) calls: Vec<Call>,
     /// Which of them were made for the client under test, and nothing else.
@@ -104,9 +105,12 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// The calls that were made for the client under test.
+    /// The calls that were made for the client under test: with a PROXY header, by the thread that reads it. (After that, it
+    /// is a client like any other.)
     fn subjects(&self) -> impl Iterator<Item = &Call> {
-        self.windows.iter().flat_map(|window| &self.calls[window.clone()])
+        let peek = self.calls.iter().find(|call| self.kind == Kind::Proxy && call.text.contains("MSG_PEEK"));
+        let calls = self.windows.iter().flat_map(|window| &self.calls[window.clone()]);
+        calls.filter(move |call| peek.is_none_or(|peek| peek.thread == call.thread))
     }
 
     /// A few of them, of each kind.
@@ -150,6 +154,10 @@ fn kind_of(call: &Call) -> (&str, Option<&str>, Option<&str>) {
 /// the thread that serves makes so many.
 const EARLIER_CLIENTS: usize = 8;
 
+/// The same with PROXY headers, which another thread reads: by then it has made more calls than the thread that serves ever
+/// makes, since only one of these clients sends messages before the end.
+const EARLIER_PROXY_CLIENTS: usize = 24;
+
 /// Runs a daemon whose calls fail as `inject` says, with a client of this kind. `None` if nothing can be traced here.
 pub(crate) fn run(kind: Kind, inject: &[String]) -> Option<Run> {
     let strace = Strace::new(TRACE, inject)?;
@@ -165,9 +173,11 @@ pub(crate) fn run(kind: Kind, inject: &[String]) -> Option<Run> {
         client.introduce(kind);
         client
     };
-    let mut others: Vec<_> = (0..EARLIER_CLIENTS).map(|number| new_client(&number.to_string())).collect();
+    let (clients, busy_clients) =
+        if kind == Kind::Proxy { (EARLIER_PROXY_CLIENTS, 1) } else { (EARLIER_CLIENTS, EARLIER_CLIENTS) };
+    let mut others: Vec<_> = (0..clients).map(|number| new_client(&number.to_string())).collect();
     for _ in 0..3 {
-        others.iter_mut().for_each(|other| other.exchange("before"));
+        others.iter_mut().take(busy_clients).for_each(|other| other.exchange("before"));
     }
     wait_until_idle(&strace);
 
@@ -175,7 +185,7 @@ pub(crate) fn run(kind: Kind, inject: &[String]) -> Option<Run> {
     let mut record = |begin: usize| {
         wait_until_idle(&strace);
         windows.push(begin..strace.calls().len());
-        others.iter_mut().for_each(|other| other.exchange("meanwhile"));
+        others.iter_mut().take(busy_clients).for_each(|other| other.exchange("meanwhile"));
         wait_until_idle(&strace);
         strace.calls().len()
     };
@@ -205,7 +215,7 @@ pub(crate) fn run(kind: Kind, inject: &[String]) -> Option<Run> {
     drop(others);
     let log = daemon.stop();
     assert!(!log.iter().any(|line| line.contains("panicked")), "{log:#?}");
-    Some(Run { calls: strace.calls(), windows, received, log })
+    Some(Run { kind, calls: strace.calls(), windows, received, log })
 }
 
 /// Waits until the daemon makes no call for a moment.

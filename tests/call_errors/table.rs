@@ -116,6 +116,7 @@ pub(crate) fn errors(kind: Kind, call: &Call) -> Option<Vec<Errno>> {
         "recvfrom" | "recvmsg" if call.text.ends_with("= 0") => &RECEIVE[1..],
         "recvfrom" | "recvmsg" => RECEIVE,
         "sendto" | "sendmsg" => SEND,
+        "timerfd_settime" => &[EBADF, EFAULT, EINVAL, EINTR, EPERM],
         "shutdown" => SHUTDOWN,
         // Wakes a thread. mio panics after any other error than EAGAIN, and there is none.
         "write" if has("eventfd") => &[EAGAIN],

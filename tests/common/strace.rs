@@ -20,6 +20,8 @@ pub struct Strace {
 /// A call that a thread of the program made.
 #[derive(Debug, Clone)]
 pub struct Call {
+    /// The thread that made it.
+    pub thread: String,
     pub name: String,
     /// How many calls of this name the same thread had made when it began this one, this one included: what strace's
     /// `when=` counts.
@@ -93,7 +95,8 @@ impl Strace {
             if rest.ends_with("<unfinished ...>") {
                 unfinished.insert(thread.to_owned(), calls.len());
             }
-            calls.push(Call { name: name.to_owned(), number: *number, text: arguments.to_owned() });
+            let thread = thread.to_owned();
+            calls.push(Call { thread, name: name.to_owned(), number: *number, text: arguments.to_owned() });
         }
         calls
     }

@@ -6,11 +6,12 @@ use std::task::Waker;
 use std::time::Duration;
 
 use echoed::address::Address;
+use echoed::bind;
 use echoed::config::Settings;
 use echoed::protocol::rules::LogMessages;
 use echoed::protocol::{Rules, Session, Verdict, snapshot};
 use echoed::server::event::{MessageLog, ReceivedMessage};
-use echoed::server::{DetachedConnection, Restored, Server, socket};
+use echoed::server::{DetachedConnection, Restored, Server};
 use tokio::runtime::{Builder, Runtime};
 
 use super::Peer;
@@ -146,8 +147,8 @@ fn messages_that_wait_for_the_log_are_handed_over_and_logged_once() {
     let full = StubLog::new(false);
     let before = server(&settings, Arc::clone(&full));
     let any: Address = "tcp:127.0.0.1:0".parse().expect("an address");
-    let bound = socket::listen(&any).expect("a port is free").remove(0);
-    let address = socket::bound_to(&bound.socket);
+    let bound = bind::listen(&any).expect("a port is free").remove(0);
+    let address = bind::bound_to(&bound.socket);
     before.listen(bound.socket, "main", &settings.defaults).expect("it can be served");
     let (mut peer, mut gone) = (Peer::connect(&address), Peer::connect(&address));
     for peer in [&mut peer, &mut gone] {

@@ -1,5 +1,6 @@
 //! The log of the daemon: makes entries of its own notes and of its server's events, up to a level.
 
+mod events;
 mod kinds;
 
 use std::env;
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 
 use echoed::config::{Level, Settings};
+use echoed::protocol::Verdict;
 use echoed::server::event::{Event, EventHandler, MessageLog, ReceivedMessage};
 use echoed::systemd::journal::{self, EntryKind, LogEntry, LogTarget, Priority, RateLimit, lossless};
 
@@ -101,15 +103,10 @@ impl LeveledLog {
         }
     }
 
-    /// Returns the handler that logs the server's events. It runs on the workers, so it only formats what is really
-    /// logged.
-    pub(crate) fn event_handler(&self) -> EventHandler {
-        let log = self.clone();
-        Arc::new(move |event| {
-            // If messages are logged, the user wants to see each of them.
-            let rate_limit = if let Event::Message { .. } = event { RateLimit::Exempt } else { RateLimit::Enforced };
-            log.write(kinds::of_event(&event), event.level(), rate_limit, || entry(&event));
-        })
+    /// Returns the handler that logs the server's events. It runs on the threads that serve, so it only formats what is
+    /// really logged.
+    pub(crate) fn event_handler(&self) -> Arc<dyn EventHandler> {
+        Arc::new(self.clone())
     }
 
     /// Returns the lossless log, for the messages of listeners that log them whole.
@@ -156,6 +153,22 @@ impl LeveledLog {
     }
 }
 
+impl EventHandler for LeveledLog {
+    fn handle(&self, event: Event) {
+        // If messages are logged, the user wants to see each of them.
+        let rate_limit = if let Event::Message { .. } = event { RateLimit::Exempt } else { RateLimit::Enforced };
+        self.write(kinds::of_event(&event), events::level(&event), rate_limit, || entry(&event));
+    }
+
+    fn wants_opened(&self) -> bool {
+        self.is_enabled(events::OPENED)
+    }
+
+    fn wants_closed(&self, verdict: Verdict) -> bool {
+        self.is_enabled(events::level_of_end(verdict))
+    }
+}
+
 /// The lossless log, as the server uses it.
 struct LosslessMessages(lossless::LosslessLog);
 
@@ -180,7 +193,7 @@ fn priority(level: Level) -> Priority {
 }
 
 fn entry(event: &Event) -> LogEntry {
-    let text = event.to_string();
+    let text = events::Text(event).to_string();
     match event {
         Event::Opened { id, listener, peer }
         | Event::Resumed { id, listener, peer }

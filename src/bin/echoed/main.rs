@@ -21,10 +21,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use echoed::address::{Address, Family, UnixName};
+use echoed::bind::{self, SocketFile};
 use echoed::cli::echoed::Echoed;
 use echoed::config::{Loaded, Service, Settings};
 use echoed::rlimit::FdBudget;
-use echoed::server::socket::{self, SocketFile};
 use echoed::server::{Counts, Server};
 use echoed::systemd::activation::{self, ActivationFds, Fallback, NamedSocket, Sockets, StdinSocket};
 use echoed::systemd::journal::JOURNAL_PATH;
@@ -428,7 +428,7 @@ fn bind_listeners(arguments: &Echoed, settings: &Settings) -> Result<(Named, Vec
     }
     let (mut named, mut files) = (Vec::new(), Vec::new());
     for (name, address) in addresses {
-        let bound = socket::listen(&address);
+        let bound = bind::listen(&address);
         for bound in bound.map_err(|error| StartError::system(&format!("cannot listen on {address}"), error))? {
             named.push((name.to_owned(), bound.socket));
             files.extend(bound.file);
@@ -440,7 +440,7 @@ fn bind_listeners(arguments: &Echoed, settings: &Settings) -> Result<(Named, Vec
 fn serve_listeners(server: &Server, settings: &Settings, named: Named, log: &LeveledLog) -> Result<(), StartError> {
     note_missing_sections(settings, named.iter().map(|(name, _)| &**name), log);
     for (name, socket) in named {
-        let address = socket::bound_to(&socket);
+        let address = bind::bound_to(&socket);
         let served = server.listen(socket, &name, settings.listener_settings(&name));
         served.map_err(|error| StartError::system(&format!("cannot serve {address} ({name})"), error))?;
         log.note_on(Note::Listening, &name, &format!("listening on {address} ({name})"));

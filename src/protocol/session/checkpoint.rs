@@ -30,6 +30,7 @@ impl Checkpoint<'_> {
         let buffers = self.buffers.restore(&rules, stored_at, &mut framer);
         let mut session = Session {
             uses_fast_path: rules.is_plain_echo(),
+            uses_blocks: rules.allows_blocks(),
             rules,
             framer,
             phase: self.phase.map(|until| until.to_instant(stored_at)),

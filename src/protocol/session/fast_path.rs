@@ -10,8 +10,9 @@ use std::time::Instant;
 
 use super::{Outlet, Session};
 use crate::protocol::buffers::ByteQueue;
+use crate::protocol::delimiter::positions;
 use crate::protocol::framer::Frame;
-use crate::protocol::reply::{FLUSH_THRESHOLD, Output, READ_SIZE};
+use crate::protocol::reply::{BLOCK, FLUSH_THRESHOLD, Output, READ_SIZE};
 use crate::protocol::verdict::Verdict;
 
 /// A reply that is complete but was begun in an earlier call is copied together with those after it up to this size,
@@ -39,6 +40,13 @@ impl Session {
                 // Enough for one call, even if all of it was taken: other connections wait to be driven.
                 self.flush_output(now, output, outlet);
                 return at;
+            }
+            if self.uses_blocks && !outlet.is_logging() && !self.framer.in_progress() {
+                let up_to = self.answer_block(now, input, at..end, output, outlet);
+                if up_to > at {
+                    at = up_to;
+                    continue;
+                }
             }
             match self.framer.next(&self.rules.delimiter, self.rules.max_message, &input[at..end]) {
                 Frame::Complete(taken) => {
@@ -102,8 +110,53 @@ impl Session {
                 }
             }
         }
-        self.flush_output(now, output, outlet);
+        if output.len() > 0 {
+            self.flush_output(now, output, outlet);
+        }
         end
+    }
+
+    /// Answers the messages that end in the next block of `input[range]`, and returns up to where it came: to the end of the
+    /// last one. No message is in progress, and none is logged.
+    #[inline(always)]
+    fn answer_block(
+        &mut self,
+        now: Instant,
+        input: &mut [u8],
+        range: Range<usize>,
+        output: &mut Output,
+        outlet: &mut impl Outlet,
+    ) -> usize {
+        let (mut at, end) = (range.start, range.end);
+        let block = input.get(at..).and_then(|input| input.first_chunk::<BLOCK>());
+        let Some((byte, block)) = self.rules.delimiter.single().zip(block) else { return at };
+        let mut found = positions(byte, block, end - at);
+        if found == 0 {
+            return at;
+        }
+        if at + found.trailing_zeros() as usize + 1 == end
+            && output.len() == 0
+            && self.rules.prefix.put_before(input, at)
+        {
+            // Answered where it lies. What is overwritten was answered before.
+            self.totals.messages += 1;
+            let reply = &input[at - self.rules.prefix.len()..end];
+            let taken = outlet.send(reply);
+            self.count_sent(now, taken);
+            if taken < reply.len() {
+                self.set_outbound(now, ByteQueue::from_slice(&reply[taken..]));
+            }
+            return end;
+        }
+        self.totals.messages += u64::from(found.count_ones());
+        let start = at;
+        while found != 0 {
+            let message_end = start + found.trailing_zeros() as usize + 1;
+            output.push_reply(&self.rules.prefix, input, at, message_end);
+            at = message_end;
+            found &= found - 1;
+        }
+        at
     }
 
     /// Answers the message that waited for the log, and then those in the inbound buffer. While something is owed, only the

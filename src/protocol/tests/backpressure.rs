@@ -63,6 +63,20 @@ fn a_reply_has_the_full_write_deadline_however_long_its_message_took() {
 }
 
 #[test]
+fn where_nothing_is_logged_a_flood_gets_little_more_than_one_block_of_replies_at_once() {
+    let mut conn = connection().without_log();
+    conn.peer_stops_reading();
+    let flood = 100_000;
+    conn.peer_sends("\t".repeat(flood));
+    let most = FLUSH_THRESHOLD / "server got:\t".len() + 1 + 64;
+    assert!(conn.session().totals().messages <= most as u64, "{conn}");
+    while conn.session().wants() == Want::Write {
+        conn.peer_reads(70_001);
+    }
+    conn.assert_peer_received("server got:\t".repeat(flood));
+}
+
+#[test]
 fn a_peer_that_floods_and_does_not_read_is_not_read_from() {
     let mut conn = connection();
     conn.peer_stops_reading();

@@ -57,6 +57,10 @@ impl Outlet for LimitedOutlet {
         self.1 = self.1.saturating_sub(1);
         self.1 > 0
     }
+
+    fn is_logging(&self) -> bool {
+        true
+    }
 }
 
 fn outlet_limits() -> impl Strategy<Value = (usize, usize)> {

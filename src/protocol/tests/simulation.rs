@@ -64,6 +64,7 @@ impl SimulatedConnection {
             received_total: 0,
             log_capacity: usize::MAX,
             logged: Vec::new(),
+            logs: true,
             rules: rules.clone(),
             allowed: 0,
             full: false,
@@ -152,6 +153,13 @@ impl SimulatedConnection {
     }
 
     // --- What the log does ---
+
+    /// Logs nothing from now on, as where `log_messages` is off.
+    pub(super) fn without_log(mut self) -> Self {
+        self.note(format_args!("nothing is logged"));
+        self.outlet.logs = false;
+        self
+    }
 
     pub(super) fn log_stops(&mut self) {
         self.note(format_args!("the log stops"));

@@ -223,8 +223,16 @@ fn the_debug_format_of_a_delimiter_can_be_parsed_again() {
 
 /// Runs a case, cut before each of the bytes `cuts`, with this prefix, and compares.
 fn check_case(case: &Case, prefix: &[u8], cuts: &[usize]) {
+    for logs in [true, false] {
+        check_case_where(logs, case, prefix, cuts);
+    }
+}
+
+/// The same where messages are logged, or are not.
+fn check_case_where(logs: bool, case: &Case, prefix: &[u8], cuts: &[usize]) {
     let (delimiter, max_message, wire, messages, rest) = *case;
-    let mut conn = SimulatedConnection::new(rules(delimiter, max_message, prefix));
+    let conn = SimulatedConnection::new(rules(delimiter, max_message, prefix));
+    let mut conn = if logs { conn } else { conn.without_log() };
     let mut at = 0;
     for next in cuts.iter().copied().chain([wire.len()]).filter(|next| *next > 0) {
         conn.peer_sends(&wire[at..next]);

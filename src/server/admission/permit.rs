@@ -4,9 +4,10 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::sources::{Source, SourceSlot};
+use super::sources::SourceSlot;
 use super::{Admission, MAX_REFUSED, increment_below};
 use crate::protocol::Verdict;
+use crate::server::peer::Source;
 
 /// The right to have one more connection, and its share of the buffer memory. Released when it is dropped.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ impl Permit {
                     // In this order, so that the connection is counted all the time.
                     self.admission.pending.fetch_add(1, Ordering::SeqCst);
                     self.admission.release_open();
-                    self.admission.connection_ended.notify_waiters();
+                    self.admission.connection_ended.notify();
                 }
                 self.state = PermitState::Pending(source);
                 false
@@ -110,7 +111,7 @@ impl Permit {
             self.admission.reserved.fetch_sub(1, Ordering::SeqCst);
             self.admission.pending.fetch_sub(1, Ordering::SeqCst);
             // Acceptors may have waited for this.
-            self.admission.connection_ended.notify_waiters();
+            self.admission.connection_ended.notify();
         }
     }
 
@@ -128,7 +129,7 @@ impl Permit {
         if matches!(self.state, PermitState::AwaitingHeader) {
             self.state = PermitState::Serving(None);
             self.admission.release_awaiting_header();
-            self.admission.connection_ended.notify_waiters();
+            self.admission.connection_ended.notify();
         }
     }
 
@@ -136,7 +137,7 @@ impl Permit {
     /// Returns `false`, and leaves the permit as it is, if there are [`MAX_REFUSED`] of those.
     pub(crate) fn refuse(&mut self) -> bool {
         let below = |refused| (refused < MAX_REFUSED).then_some(refused + 1);
-        if self.admission.refused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).is_err() {
+        if self.admission.refused.fetch_update(Ordering::SeqCst, Ordering::SeqCst, below).is_err() {
             return false;
         }
         self.release();
@@ -147,6 +148,12 @@ impl Permit {
     /// Returns whether the connection counts against the limit: it was not refused.
     pub(crate) fn counts(&self) -> bool {
         !matches!(self.state, PermitState::Refused)
+    }
+
+    /// Returns how many bytes the connection keeps in its buffers, as far as that was set.
+    #[inline]
+    pub(crate) fn memory(&self) -> usize {
+        self.memory
     }
 
     /// Sets how many bytes the connection keeps in its buffers. Returns whether that fits into the budget of all
@@ -180,7 +187,7 @@ impl Permit {
         }
         self.admission.open.fetch_sub(1, Ordering::SeqCst);
         if self.admission.reserved.load(Ordering::SeqCst) > 0 {
-            self.admission.connection_ended.notify_waiters();
+            self.admission.connection_ended.notify();
         }
     }
 
@@ -216,11 +223,11 @@ impl Permit {
                 admission.pending.fetch_sub(1, Ordering::SeqCst);
             }
             PermitState::Refused => {
-                admission.refused.fetch_sub(1, Ordering::Relaxed);
+                admission.refused.fetch_sub(1, Ordering::SeqCst);
             }
             PermitState::Released => return,
         }
-        self.admission.connection_ended.notify_waiters();
+        self.admission.connection_ended.notify();
     }
 }
 
@@ -238,7 +245,7 @@ impl Permit {
         }
         self.admission.closing.fetch_add(1, Ordering::SeqCst);
         self.admission.note_use();
-        self.admission.connection_ended.notify_waiters();
+        self.admission.connection_ended.notify();
         Some(ClosingPermit(self))
     }
 }

@@ -7,7 +7,7 @@ use crate::config::Settings;
 use crate::protocol::Verdict;
 
 fn admission(connections: usize, connections_per_source: u32) -> Arc<Admission> {
-    Admission::new(&Limits { connections, connections_per_source, ..limits(1000) })
+    Admission::new(&Limits { connections, connections_per_source, ..limits(1000) }, Waker::noop().clone())
 }
 
 fn limits(buffer_memory: usize) -> Limits {
@@ -36,6 +36,31 @@ fn the_number_of_permits_is_exactly_the_limit() {
     drop(first);
     assert!(admission.try_acquire(false).is_some());
     assert_eq!(admission.open(), 1);
+}
+
+#[test]
+fn while_a_client_waits_for_whom_a_permit_is_needed_first_other_acceptors_get_every_other_permit() {
+    let admission = admission(2, 0);
+    let mut held = vec![admission.try_acquire(false).unwrap(), admission.try_acquire(false).unwrap()];
+    let waiting = admission.wait_with_client();
+    held.remove(0);
+    held.push(admission.try_acquire(false).unwrap());
+    held.remove(0);
+    assert_eq!(admission.shortage(false), Some(Shortage::Turn));
+    assert!(admission.try_acquire(false).is_none());
+    held.push(admission.try_acquire(true).unwrap());
+    drop(waiting);
+    held.remove(0);
+    held.push(admission.try_acquire(false).unwrap());
+
+    let waiting = admission.wait_with_client();
+    held.remove(0);
+    held.push(admission.try_acquire(false).unwrap());
+    held.remove(0);
+    assert!(admission.try_acquire(false).is_none());
+    // Its client has gone.
+    drop(waiting);
+    assert!(admission.try_acquire(false).is_some());
 }
 
 #[test]

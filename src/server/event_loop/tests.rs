@@ -6,18 +6,17 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::task::Waker;
 
-use tokio::runtime::Handle;
-
 use super::*;
 use crate::config::Settings;
 use crate::protocol::{Session, Verdict};
+use crate::server::accepted_socket::AcceptedSocket;
 use crate::server::admission::Admission;
-use crate::server::connection::{ConnectionInfo, clock};
 use crate::server::disposal::Disposal;
-use crate::server::event::{Event as ServerEvent, MessageLog, ReceivedMessage};
+use crate::server::event::{Event as ServerEvent, EventSink, MessageLog, ReceivedMessage};
+use crate::server::listener::ConnectionInfo;
+use crate::server::peer::Peer;
 use crate::server::peer_descriptors::PeerDescriptors;
-use crate::server::socket::{AcceptedSocket, Peer, SocketKind};
-use crate::server::worker::EventSink;
+use crate::server::socket::SocketKind;
 
 struct NoLog;
 
@@ -39,31 +38,31 @@ struct OneConnection {
 const ID: u64 = 7;
 
 impl OneConnection {
-    /// To be called in a runtime.
     fn new() -> Self {
         let verdict = Arc::new(Mutex::new(None));
         let ended = Arc::clone(&verdict);
-        let handle_event = Arc::new(move |event| {
+        let handler = Arc::new(move |event| {
             if let ServerEvent::Closed { verdict, .. } = event {
                 *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
             }
         });
-        let sink = EventSink { handle_event, message_log: Arc::new(NoLog), unlogged: Arc::default() };
-        let worker = Arc::new(Worker::new(sink, Disposal::default(), Handle::current()));
-        let mut event_loop = EventLoop::new(Arc::clone(&worker)).unwrap();
+        let sink = EventSink { handler, message_log: Arc::new(NoLog), unlogged: Arc::default() };
+        let state = Arc::new(WorkerState::new(sink, Disposal::default()));
+        let mailbox = Arc::new(Mailbox::new().unwrap());
+        let mut event_loop = EventLoop::new(mailbox, Arc::clone(&state)).unwrap();
 
         let Settings { defaults, limits, .. } = Settings::default();
         let (client, server) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
         server.set_nonblocking(true).unwrap();
         let socket = AcceptedSocket { socket: server.into(), descriptors: PeerDescriptors::None };
-        let permit = Admission::new(&limits).try_acquire(false).unwrap();
+        let permit = Admission::new(&limits, Waker::noop().clone()).try_acquire(false).unwrap();
         let now = clock();
         let session = Session::new(Arc::clone(&defaults.rules), now);
         let (kind, descriptors) = (SocketKind::Stream, PeerDescriptors::None);
         let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings: defaults });
         let info = ConnectionInfo { id: ID, listener, peer: Peer::Unknown };
-        let connection = Box::new(Connection::new(socket, session, info, &worker, permit));
+        let connection = Box::new(Connection::new(socket, session, info, &state, permit));
         event_loop.insert(connection, Readiness::None, now);
         Self { event_loop, client, since: now, verdict }
     }
@@ -84,15 +83,15 @@ impl OneConnection {
     }
 }
 
-#[tokio::test]
-async fn an_idle_connection_is_reclaimed_and_told_so() {
+#[test]
+fn an_idle_connection_is_reclaimed_and_told_so() {
     let mut one = OneConnection::new();
     assert!(one.reclaim(ID, one.since));
     assert_eq!(one.received(), "server error:connection reclaimed, the server is full\t");
 }
 
-#[tokio::test]
-async fn a_message_that_no_event_has_reported_yet_is_answered_and_its_connection_is_not_reclaimed() {
+#[test]
+fn a_message_that_no_event_has_reported_yet_is_answered_and_its_connection_is_not_reclaimed() {
     for (sent, reply) in [("aaaa\t", "server got:aaaa\t"), ("aaaa", "")] {
         let mut one = OneConnection::new();
         one.client.write_all(sent.as_bytes()).unwrap();
@@ -106,16 +105,16 @@ async fn a_message_that_no_event_has_reported_yet_is_answered_and_its_connection
     }
 }
 
-#[tokio::test]
-async fn a_connection_that_its_client_has_ended_meanwhile_counts_as_reclaimed() {
+#[test]
+fn a_connection_that_its_client_has_ended_meanwhile_counts_as_reclaimed() {
     let mut one = OneConnection::new();
     one.client.shutdown(std::net::Shutdown::Both).unwrap();
     assert!(one.reclaim(ID, one.since));
     assert_eq!(one.verdict(), Some(Verdict::PeerClosed));
 }
 
-#[tokio::test]
-async fn only_the_connection_that_was_chosen_is_reclaimed() {
+#[test]
+fn only_the_connection_that_was_chosen_is_reclaimed() {
     let mut one = OneConnection::new();
     // Another one has its key by now: the one that was chosen has ended.
     assert!(one.reclaim(ID - 1, one.since));

@@ -16,34 +16,41 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::socket::UnixAddr;
 use tokio::io::Ready;
-use tokio::sync::watch;
 use tokio::{task, time};
 
 use crate::protocol::packet::{self, DropCause};
 use crate::protocol::session::Totals;
-use crate::server::accept::{Dispatcher, Listener, ListenerHandle};
-use crate::server::admission::Source;
-use crate::server::connection::clock;
+use crate::server::accept_mode::{AcceptControl, AcceptMode};
+use crate::server::admission::Admission;
+use crate::server::clock::clock;
 use crate::server::disposal::Unparked;
 use crate::server::event::{Event, ReceivedMessage, Retry};
+use crate::server::listener::{Listener, ListenerHandle};
 use crate::server::listener_error::{self, Backoff, ListenerErrorKind};
 use crate::server::packets::datagram_socket::{Datagram, DatagramSocket, ReplyTo};
 use crate::server::packets::drop_log::{DropLog, DropReport};
 use crate::server::packets::path_replies::{FailedReply, PathReplies};
+use crate::server::packets::rate_limit::RateLimiter;
 use crate::server::packets::sender_socket::ReservedSockets;
 use crate::server::packets::user_threads::UserThreads;
 use crate::server::packets::{self, END_WAIT, datagram_socket};
-use crate::server::socket::Peer;
-use crate::server::worker::Worker;
-use crate::server::{AcceptMode, AcceptorStatus};
+use crate::server::peer::{Peer, Source};
+use crate::server::services::Services;
 
-/// How many datagrams are received before other tasks of the same worker run.
+/// How many datagrams are received before other tasks run.
 const BATCH: usize = 32;
+
+/// The limits that datagrams of all listeners count against.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits<'a> {
+    pub(crate) admission: &'a Admission,
+    pub(crate) rate_limiter: &'a RateLimiter,
+}
 
 /// A datagram socket that is being served.
 pub(crate) struct DatagramServer {
     socket: DatagramSocket,
-    worker: Arc<Worker>,
+    services: Arc<Services>,
     /// Where a datagram is received: as large as the longest message.
     buffer: Vec<u8>,
     path_replies: PathReplies,
@@ -59,26 +66,26 @@ pub(crate) struct DatagramServer {
 }
 
 impl DatagramServer {
-    /// Creates a server for this socket, to be run on `worker`, which sends to none of the `reserved` sockets. Replies to
+    /// Creates a server for this socket, to be run by `services`, which sends to none of the `reserved` sockets. Replies to
     /// paths are sent by `threads`.
     ///
     /// # Errors
     /// Returns an error if the socket cannot be prepared or registered.
     pub(crate) fn open(
         socket: OwnedFd,
-        worker: &Arc<Worker>,
+        services: &Arc<Services>,
         threads: UserThreads,
         reserved: ReservedSockets,
     ) -> io::Result<Self> {
-        let socket = DatagramSocket::open(socket, worker)?;
-        let path_replies = PathReplies::new(socket.try_clone()?, threads, reserved, worker.counters.bytes_to_paths());
-        let worker = Arc::clone(worker);
+        let socket = DatagramSocket::open(socket, services)?;
+        let sent = services.state.counters.bytes_to_paths();
+        let path_replies = PathReplies::new(socket.try_clone()?, threads, reserved, sent);
         let (drop_log, totals) = (DropLog::new(), Totals::default());
         let (unparked, parked) = (Arc::default(), false);
         let (backoff, paused_until) = (Backoff::default(), None);
         Ok(Self {
             socket,
-            worker,
+            services: Arc::clone(services),
             buffer: Vec::new(),
             path_replies,
             unparked,
@@ -97,10 +104,10 @@ impl DatagramServer {
     pub(crate) async fn run(
         &mut self,
         listener: &ListenerHandle,
-        dispatcher: &Dispatcher,
-        status: &watch::Sender<AcceptorStatus>,
-        mode: &mut watch::Receiver<AcceptMode>,
+        limits: Limits<'_>,
+        control: &mut AcceptControl,
     ) -> io::Result<()> {
+        let AcceptControl { mode, status } = control;
         let ended = loop {
             let now = *mode.borrow_and_update();
             match now {
@@ -129,7 +136,7 @@ impl DatagramServer {
                 {
                     // Not given up in between: a message may be waiting for the log.
                     let received = match ready {
-                        Ok(ready) => self.receive_batch(listener, dispatcher, ready).await,
+                        Ok(ready) => self.receive_batch(listener, limits, ready).await,
                         Err(error) => Err(error),
                     };
                     if let Err(error) = received {
@@ -147,12 +154,12 @@ impl DatagramServer {
 
     /// Closes the socket. Datagrams in it may have descriptors queued, if no other process holds it.
     pub(crate) fn close(self) {
-        let Self { socket, mut path_replies, worker, .. } = self;
+        let Self { socket, mut path_replies, services, .. } = self;
         // Its copy of the socket goes first. The last one is closed by the disposal thread, or by one that sends a reply.
         path_replies.end();
         // The second descriptor is open still. If the disposal thread uses that, it closes it as well.
         if let Some(socket) = socket.close().and_then(Arc::into_inner) {
-            worker.disposal.close(socket, None);
+            services.state.disposal.close(socket, None);
         }
     }
 
@@ -160,10 +167,10 @@ impl DatagramServer {
     /// room for its descriptors, or it is dropped, since the process cannot have them.
     fn receive_with_descriptors(&mut self, buffer: &mut [u8], listener: &Listener) -> io::Result<Option<Datagram>> {
         let make_waker = || Waker::from(Arc::clone(&self.unparked));
-        let received = self.socket.receive_with_descriptors(buffer, &self.worker.disposal, make_waker);
+        let received = self.socket.receive_with_descriptors(buffer, &self.services.state.disposal, make_waker);
         if received.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMFILE as i32)) {
             if let Some(socket) = self.socket.second_descriptor() {
-                self.worker.disposal.drop_packet(socket, make_waker());
+                self.services.state.disposal.drop_packet(socket, make_waker());
                 self.parked = true;
                 self.count(Err(DropCause::NoRoom), Peer::Unknown, None, listener);
                 return Ok(None);
@@ -177,12 +184,7 @@ impl DatagramServer {
     ///
     /// # Errors
     /// Returns an error if the socket failed.
-    async fn receive_batch(
-        &mut self,
-        listener: &ListenerHandle,
-        dispatcher: &Dispatcher,
-        ready: Ready,
-    ) -> io::Result<()> {
+    async fn receive_batch(&mut self, listener: &ListenerHandle, limits: Limits<'_>, ready: Ready) -> io::Result<()> {
         let size = self.socket.buffer_size(listener.load().settings.rules.max_message);
         if self.buffer.len() != size {
             self.buffer = vec![0; size];
@@ -191,7 +193,7 @@ impl DatagramServer {
         let mut buffer = mem::take(&mut self.buffer);
         for _ in 0..BATCH {
             // Those that are left are for the next process.
-            if self.worker.stops_now() {
+            if self.services.stops_now() {
                 break;
             }
             let received = match self.socket.has_descriptors() {
@@ -205,7 +207,7 @@ impl DatagramServer {
             };
             let datagram = match received {
                 Ok(datagram) => datagram,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && listener_error::is_shut_down(ready) => {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && ready.is_read_closed() => {
                     return Err(listener_error::shut_down_error());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -222,12 +224,12 @@ impl DatagramServer {
                 },
             };
             self.record_success(listener);
-            dispatcher.admission.note_use();
+            limits.admission.note_use();
             let (peer, address) = (datagram.peer, datagram.unix_address());
             // As it is after the datagram came: a reload holds for those that are sent after it.
             let listener = &*listener.load();
             let answered = match buffer.get(..datagram.len) {
-                Some(message) => self.answer(message, datagram, listener, dispatcher).await,
+                Some(message) => self.answer(message, datagram, listener, limits).await,
                 None => Err(DropCause::TooLong),
             };
             self.count(answered, peer, address, listener);
@@ -242,7 +244,7 @@ impl DatagramServer {
         if self.backoff.report_pause() {
             let Listener { ref name, kind, .. } = *listener.load();
             let (listener, retry) = (Arc::clone(name), Retry::After(pause));
-            (self.worker.sink.handle_event)(Event::AcceptPaused { listener, kind, error, retry });
+            self.services.state.sink.report(Event::AcceptPaused { listener, kind, error, retry });
         }
     }
 
@@ -251,7 +253,7 @@ impl DatagramServer {
         self.backoff.record_success();
         if self.backoff.report_end() {
             let Listener { ref name, kind, .. } = *listener.load();
-            (self.worker.sink.handle_event)(Event::AcceptResumed { listener: Arc::clone(name), kind });
+            self.services.state.sink.report(Event::AcceptResumed { listener: Arc::clone(name), kind });
         }
     }
 
@@ -261,10 +263,10 @@ impl DatagramServer {
         message: &[u8],
         datagram: Datagram,
         listener: &Listener,
-        dispatcher: &Dispatcher,
+        limits: Limits<'_>,
     ) -> Result<(), DropCause> {
         let peer = datagram.peer;
-        self.check(message, &datagram, listener, dispatcher)?;
+        self.check(message, &datagram, listener, limits)?;
         self.log_and_reply(message, peer, &datagram.reply_to, listener).await
     }
 
@@ -277,7 +279,7 @@ impl DatagramServer {
         message: &[u8],
         datagram: &Datagram,
         listener: &Listener,
-        dispatcher: &Dispatcher,
+        limits: Limits<'_>,
     ) -> Result<(), DropCause> {
         let Datagram { peer, sent_to, ref reply_to, .. } = *datagram;
         if let Some(reply) = packet::reply(&listener.settings.rules, message) {
@@ -297,7 +299,7 @@ impl DatagramServer {
                 return Err(cause);
             }
         }
-        if !dispatcher.rate_limiter.admit(Source::of_datagram(peer), clock()) {
+        if !limits.rate_limiter.admit(Source::of_datagram(peer), clock()) {
             return Err(DropCause::Rate);
         }
         Ok(())
@@ -313,7 +315,7 @@ impl DatagramServer {
     ) -> Result<(), DropCause> {
         // Those that come meanwhile wait in the kernel.
         let logged = ReceivedMessage { connection_id: None, listener: &listener.name, peer, bytes: message };
-        if !packets::log(logged, listener, &self.worker).await {
+        if !packets::log(logged, listener, &self.services).await {
             return Err(DropCause::NoRoom);
         }
         let before = self.totals;
@@ -331,7 +333,7 @@ impl DatagramServer {
             None => Ok(0),
         };
         self.totals.bytes_out += sent.unwrap_or(0);
-        self.worker.counters.count_totals(before, self.totals);
+        self.services.state.counters.count_totals(before, self.totals);
         sent.map(drop)
     }
 
@@ -354,7 +356,7 @@ impl DatagramServer {
     /// Counts a datagram that was dropped, and reports it if that is due.
     fn count(&mut self, answered: Result<(), DropCause>, peer: Peer, address: Option<UnixAddr>, listener: &Listener) {
         if let Err(cause) = answered {
-            self.worker.counters.count_dropped(cause);
+            self.services.state.counters.count_dropped(cause);
             let report = self.drop_log.record(cause, peer, address, clock());
             self.report(listener, report);
         }
@@ -364,7 +366,7 @@ impl DatagramServer {
         for DropReport { cause, count, last_peer, last_address } in reports {
             let listener = Arc::clone(&listener.name);
             let last_path = last_address.and_then(|address| address.path().map(Path::to_owned));
-            (self.worker.sink.handle_event)(Event::DatagramsDropped { listener, cause, count, last_peer, last_path });
+            self.services.state.sink.report(Event::DatagramsDropped { listener, cause, count, last_peer, last_path });
         }
     }
 }

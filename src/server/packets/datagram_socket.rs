@@ -22,10 +22,10 @@ use tokio::net::UnixStream;
 
 use crate::protocol::packet::{DropCause, Reply};
 use crate::server::disposal::Disposal;
+use crate::server::peer::Peer;
 use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::peer_input::{self, Input};
-use crate::server::socket::Peer;
-use crate::server::worker::Worker;
+use crate::server::services::Services;
 
 /// The longest datagram of UDP.
 const MAX_UDP_SIZE: usize = 65_535;
@@ -111,11 +111,11 @@ pub(crate) enum LocalAddress {
 }
 
 impl DatagramSocket {
-    /// Opens a bound, non-blocking datagram socket, and registers it with the reactor of `worker`.
+    /// Opens a bound, non-blocking datagram socket, and registers it with the reactor of `services`.
     ///
     /// # Errors
     /// It cannot be prepared or registered.
-    pub(crate) fn open(socket: OwnedFd, worker: &Worker) -> io::Result<Self> {
+    pub(crate) fn open(socket: OwnedFd, services: &Services) -> io::Result<Self> {
         let family = rustix::net::sockopt::socket_domain(&socket)?;
         let (bound, ancillary) = if family == AddressFamily::UNIX {
             setsockopt(&socket, sockopt::PassCred, &true)?;
@@ -134,7 +134,7 @@ impl DatagramSocket {
         let descriptors = PeerDescriptors::refuse(&socket);
         let may_have_descriptors = descriptors != PeerDescriptors::None;
         let second = may_have_descriptors.then(|| socket.try_clone()).transpose()?.map(Arc::new);
-        Ok(Self { socket: worker.register(socket)?, second, bound, descriptors, ancillary })
+        Ok(Self { socket: services.register(socket)?, second, bound, descriptors, ancillary })
     }
 
     /// Returns how large the buffer must be for messages of `max_message` bytes at most.
@@ -453,8 +453,8 @@ mod tests {
 
     use super::*;
     use crate::server::disposal::Disposal;
-    use crate::server::event::{self, MessageLog};
-    use crate::server::worker::{EventSink, WorkerThread};
+    use crate::server::event::{self, EventSink, MessageLog};
+    use crate::server::worker_state::WorkerState;
 
     struct NoMessages;
 
@@ -464,12 +464,15 @@ mod tests {
         }
     }
 
+    fn services() -> Services {
+        let sink = EventSink { handler: Arc::new(|_| {}), message_log: Arc::new(NoMessages), unlogged: Arc::default() };
+        Services::new(WorkerState::new(sink, Disposal::default()))
+    }
+
     /// Only with another machine could a datagram come from one, so the socket is asked directly.
     #[test]
     fn addresses_of_this_machine_are_recognized() {
-        let sink =
-            EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoMessages), unlogged: Arc::default() };
-        let thread = WorkerThread::start(0, &sink, &Disposal::default()).unwrap();
+        let services = services();
         for (bound, own, remote) in [
             ("0.0.0.0:0", &["127.0.0.1:9", "127.1.2.3:9"][..], &["192.0.2.1:9", "8.8.8.8:9"][..]),
             (
@@ -480,7 +483,7 @@ mod tests {
         ] {
             let socket = UdpSocket::bind(bound).unwrap();
             socket.set_nonblocking(true).unwrap();
-            let socket = DatagramSocket::open(socket.into(), &thread.worker).unwrap();
+            let socket = DatagramSocket::open(socket.into(), &services).unwrap();
             let is_local = |address: &&str| socket.is_local(address.parse().unwrap());
             assert_eq!(own.iter().filter(|message| !is_local(message)).collect::<Vec<_>>(), [&""; 0]);
             assert_eq!(remote.iter().filter(|message| is_local(message)).collect::<Vec<_>>(), [&""; 0]);
@@ -489,13 +492,11 @@ mod tests {
 
     #[test]
     fn probing_an_address_sends_nothing() {
-        let sink =
-            EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoMessages), unlogged: Arc::default() };
-        let thread = WorkerThread::start(0, &sink, &Disposal::default()).unwrap();
+        let services = services();
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let socket = DatagramSocket::open(socket.into(), &thread.worker).unwrap();
+        let socket = DatagramSocket::open(socket.into(), &services).unwrap();
         let address = other.local_addr().unwrap();
         assert!(socket.is_local(address));
         // What came before it would be there first.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::UnixAddr;
 
 use crate::protocol::packet::{DROP_CAUSES, DropCause};
-use crate::server::socket::Peer;
+use crate::server::peer::Peer;
 
 /// How long one cause is not reported again.
 pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(60);
@@ -101,7 +101,7 @@ impl DropCounter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::connection::clock;
+    use crate::server::clock::clock;
 
     fn peer(port: u16) -> Peer {
         Peer::Ip(([192, 0, 2, 1], port).into())

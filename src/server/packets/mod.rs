@@ -1,7 +1,7 @@
 //! Packets: one is one message, and one is its reply. What the protocol says of them is in `protocol/packet.rs`.
 //!
 //! ```text
-//! SOCK_SEQPACKET   accept ── permit ──► SeqpacketConnection: a task on the worker with the fewest connections
+//! SOCK_SEQPACKET   accept ── permit ──► SeqpacketConnection: a task of the services
 //! SOCK_DGRAM       DatagramServer (a task for each listener) ──► datagram: is it safe to answer, and within its rate?
 //!                  then answered, else counted by its cause (DropLog)
 //!                  at a path: PathReplies ──► UserThreads: open, check, send, close
@@ -28,25 +28,25 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time;
 
-use super::accept::Listener;
-use super::event::{Event, ReceivedMessage, summary};
-use super::worker::{EventSink, StopRequest, Worker};
+use super::event::{Event, EventSink, ReceivedMessage, summary};
+use super::listener::Listener;
+use super::services::{Services, StopRequest};
 use crate::protocol::rules::LogMessages;
 
 /// How long something that may never come is waited for in the end: the log, and replies to paths.
 pub(crate) const END_WAIT: Duration = Duration::from_millis(500);
 
-/// Logs a message of this listener, if it logs messages. Waits for the lossless log, until `worker` has to stop at once and
+/// Logs a message of this listener, if it logs messages. Waits for the lossless log, until connections have to end at once and
 /// [`END_WAIT`] is over. Returns `false` if the message was given up then: it is lost, and not to be answered.
 #[must_use]
-pub(crate) async fn log(message: ReceivedMessage<'_>, listener: &Listener, worker: &Worker) -> bool {
-    let sink = &worker.sink;
+pub(crate) async fn log(message: ReceivedMessage<'_>, listener: &Listener, services: &Services) -> bool {
+    let sink = &services.state.sink;
     match listener.settings.rules.log_messages {
         LogMessages::Off => {}
         LogMessages::Summary => {
             let ReceivedMessage { connection_id, peer, bytes, .. } = message;
             let (listener, text) = (Arc::clone(&listener.name), summary(bytes));
-            (sink.handle_event)(Event::Message { connection_id, listener, peer, text });
+            sink.report(Event::Message { connection_id, listener, peer, text });
         }
         LogMessages::Full => {
             let mut waiting = None;
@@ -54,11 +54,11 @@ pub(crate) async fn log(message: ReceivedMessage<'_>, listener: &Listener, worke
                 if sink.message_log.try_append(message, cx.waker()) {
                     return Poll::Ready(());
                 }
-                waiting.get_or_insert_with(|| WaitingMessage::new(worker, cx.waker()));
+                waiting.get_or_insert_with(|| WaitingMessage::new(services, cx.waker()));
                 Poll::Pending
             });
             let given_up = async {
-                worker.stop_requested(StopRequest::Immediate).await;
+                services.stop_requested(StopRequest::Immediate).await;
                 time::sleep(END_WAIT).await;
             };
             tokio::select! {
@@ -77,15 +77,16 @@ struct WaitingMessage<'a> {
     sink: &'a EventSink,
     waker: Waker,
     accepted: bool,
-    /// [`Worker::packets_logged`] waits until it is dropped.
+    /// [`Services::packets_logged`] waits until it is dropped.
     _wait: watch::Receiver<()>,
 }
 
 impl<'a> WaitingMessage<'a> {
-    fn new(worker: &'a Worker, waker: &Waker) -> Self {
-        worker.sink.unlogged.begin_wait();
-        let wait = worker.packets_awaiting_log.subscribe();
-        Self { sink: &worker.sink, waker: waker.clone(), accepted: false, _wait: wait }
+    fn new(services: &'a Services, waker: &Waker) -> Self {
+        let sink = &services.state.sink;
+        sink.unlogged.begin_wait();
+        let wait = services.packets_awaiting_log.subscribe();
+        Self { sink, waker: waker.clone(), accepted: false, _wait: wait }
     }
 
     fn accept(mut self) {

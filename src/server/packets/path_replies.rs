@@ -2,7 +2,7 @@
 //!
 //! Opening a path and sending to it can take long: the kernel asks the file system for each directory and for the mode of
 //! the socket, and the file system may be one of another machine or of another program (NFS, FUSE). A sender can name any
-//! path. So no worker touches one: threads do ([`UserThreads`]). The worker hears of replies that could not be sent.
+//! path. So the services touch none: other threads do ([`UserThreads`]). The services hear of replies that could not be sent.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,7 +16,7 @@ use crate::protocol::packet::{DropCause, Reply};
 use crate::server::packets::datagram_socket;
 use crate::server::packets::sender_socket::{self, OwnerRules, ReservedSockets};
 use crate::server::packets::user_threads::UserThreads;
-use crate::server::socket::Peer;
+use crate::server::peer::Peer;
 
 /// What a reply takes besides its bytes while it waits.
 const OVERHEAD: usize = 1024;
@@ -94,7 +94,7 @@ impl PathReplies {
         let waits = self.threads.run(uid, size, move || {
             let sent = send(&socket, &to, uid, &rules, &reply);
             progress.finish_one(|| match sent {
-                // The worker is not woken for what was sent.
+                // Nobody is woken for what was sent.
                 Ok(()) => _ = bytes_out.fetch_add(reply.len() as u64, Ordering::Relaxed),
                 Err(cause) => _ = failed.send(FailedReply { to, peer, cause }),
             });

@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::server::admission::Source;
+use crate::server::peer::Source;
 
 /// How many sources the table holds: about 2 MiB when it is full.
 const MAX_SOURCES: usize = 16_384;
@@ -105,7 +105,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::server::connection::clock;
+    use crate::server::clock::clock;
 
     fn source(number: u32) -> Source {
         Source::V4(Ipv4Addr::from(number))

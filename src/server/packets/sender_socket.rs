@@ -22,7 +22,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair}
 
 use crate::address::UnixName;
 use crate::protocol::packet::DropCause;
-use crate::server::socket::Peer;
+use crate::server::peer::Peer;
 
 /// What the kernel shows for a user that has no number here, unless `kernel.overflowuid` says otherwise.
 const DEFAULT_OVERFLOW_UID: u32 = 65534;

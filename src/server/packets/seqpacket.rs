@@ -4,7 +4,6 @@
 use std::future::pending;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -19,19 +18,22 @@ use crate::protocol::packet::{self, Reply};
 use crate::protocol::peer_wait::PeerWait;
 use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
 use crate::protocol::session::{FINAL_REPLY_TIMEOUT, LINGER, LINGER_BYTES, Totals};
-use crate::server::admission::{Permit, Source};
-use crate::server::connection::{ConnectionInfo, clock};
+use crate::server::accepted_socket::AcceptedSocket;
+use crate::server::admission::Permit;
+use crate::server::clock::clock;
 use crate::server::disposal::{Disposal, Unparked};
 use crate::server::event::{Event, ReceivedMessage};
+use crate::server::idleness::TaskIdleness;
+use crate::server::listener::ConnectionInfo;
 use crate::server::packets;
+use crate::server::peer::Source;
 use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::peer_input::Input;
 use crate::server::peer_progress;
-use crate::server::reclaim::TaskIdleness;
-use crate::server::socket::AcceptedSocket;
+use crate::server::services::{Services, StopRequest};
 use crate::server::socket_error;
 use crate::server::unserved;
-use crate::server::worker::{StopRequest, Worker};
+use crate::server::worker_state::WorkerState;
 
 /// How many packets are taken and dropped at most before a socket is closed: more than wait, unless there are ever new
 /// ones.
@@ -48,7 +50,7 @@ struct SeqpacketConnection {
     /// Whether that is awaited: nothing is read then.
     parked: bool,
     info: ConnectionInfo,
-    worker: Arc<Worker>,
+    services: Arc<Services>,
     opened: Instant,
     /// When a packet last went in either direction.
     last_packet: Instant,
@@ -63,40 +65,48 @@ struct SeqpacketConnection {
 /// A deadline, and what passing it comes to.
 type Deadline = Option<(Instant, Verdict)>;
 
-/// Serves a connection on this worker, or refuses it.
+/// Serves a connection in a task, or refuses it. `state` is that of the thread that runs this.
 pub(crate) fn spawn(
     socket: AcceptedSocket,
     info: ConnectionInfo,
-    worker: &Arc<Worker>,
+    services: &Arc<Services>,
     permit: Permit,
     refused: Option<Verdict>,
+    state: &WorkerState,
 ) {
-    if let Err(error) = seqpacket_socket::prepare(&socket) {
-        return unserved::end_failed(worker, info, error, Some(socket), permit);
-    }
-    match socket.register(|socket| worker.register(socket)) {
-        Ok((socket, descriptors)) => {
-            let connection = SeqpacketConnection::new(socket, descriptors, info, Arc::clone(worker), permit);
-            worker.spawn(connection.run(refused));
+    let runtime = match services.start() {
+        Ok(runtime) => runtime,
+        Err(error) => return unserved::close_failed(state, &info, clock(), error, Some(socket), permit),
+    };
+    let services = Arc::clone(services);
+    runtime.spawn(async move {
+        let state = &services.state;
+        if let Err(error) = seqpacket_socket::prepare(&socket) {
+            return unserved::close_failed(state, &info, clock(), error, Some(socket), permit);
         }
-        Err((error, socket)) => unserved::end_failed(worker, info, error, socket, permit),
-    }
+        match socket.register(|socket| services.register(socket)) {
+            Ok((socket, descriptors)) => {
+                SeqpacketConnection::new(socket, descriptors, info, services, permit).run(refused).await;
+            }
+            Err((error, socket)) => unserved::close_failed(state, &info, clock(), error, socket, permit),
+        }
+    });
 }
 
 impl SeqpacketConnection {
-    /// Creates a connection on `socket`, which `worker` is to serve, and counts it for that worker.
+    /// Creates a connection on `socket`, and counts it.
     fn new(
         socket: UnixStream,
         descriptors: PeerDescriptors,
         info: ConnectionInfo,
-        worker: Arc<Worker>,
+        services: Arc<Services>,
         permit: Permit,
     ) -> Self {
         let now = clock();
-        worker.open.fetch_add(1, Ordering::Relaxed);
+        services.state.add_connection();
         let idleness = Arc::<TaskIdleness>::default();
         if permit.counts() {
-            worker.add_task(info.id, Source::of_holder(info.peer), &idleness);
+            services.add_task(info.id, Source::of_holder(info.peer), &idleness);
         }
         Self {
             socket: Some(socket),
@@ -105,7 +115,7 @@ impl SeqpacketConnection {
             unparked: Arc::default(),
             parked: false,
             info,
-            worker,
+            services,
             opened: now,
             last_packet: now,
             totals: Totals::default(),
@@ -117,7 +127,7 @@ impl SeqpacketConnection {
 
     /// Serves the connection until it ends. If it is refused, it is closed at once.
     async fn run(mut self, refused: Option<Verdict>) {
-        self.worker.counters.count_accepted();
+        self.services.state.counters.count_accepted();
         self.verdict = match refused {
             Some(verdict) => verdict,
             None => self.serve().await,
@@ -160,7 +170,7 @@ impl SeqpacketConnection {
         let message = message?;
         let ConnectionInfo { id, ref listener, peer } = self.info;
         let logged = ReceivedMessage { connection_id: Some(id), listener: &listener.name, peer, bytes: &message };
-        if !packets::log(logged, listener, &self.worker).await {
+        if !packets::log(logged, listener, &self.services).await {
             return Err(Verdict::Shutdown);
         }
         let before = self.totals;
@@ -176,7 +186,7 @@ impl SeqpacketConnection {
             }
         };
         self.set_memory(0);
-        self.worker.counters.count_totals(before, self.totals);
+        self.services.state.counters.count_totals(before, self.totals);
         sent?;
         let delay = listener.settings.rules.reply_delay.duration();
         if delay.is_zero() { Ok(()) } else { self.delay_next_message(delay).await }
@@ -187,7 +197,7 @@ impl SeqpacketConnection {
         let lifetime = deadline_after(self.opened, self.deadlines().lifetime.as_ref(), Verdict::Lifetime);
         tokio::select! {
             biased;
-            () = self.worker.stop_requested(StopRequest::Graceful) => return Err(Verdict::Shutdown),
+            () = self.services.stop_requested(StopRequest::Graceful) => return Err(Verdict::Shutdown),
             verdict = expired(lifetime) => return Err(verdict),
             () = time::sleep(delay) => {}
         }
@@ -207,7 +217,7 @@ impl SeqpacketConnection {
             idleness.set_idle_since(Some(self.last_packet).filter(|_| may_be_reclaimed && !self.parked));
             tokio::select! {
                 biased;
-                () = self.worker.stop_requested(StopRequest::Graceful) => return Err(Verdict::Shutdown),
+                () = self.services.stop_requested(StopRequest::Graceful) => return Err(Verdict::Shutdown),
                 verdict = expired(deadline) => return Err(verdict),
                 request = idleness.requested() => {
                     // What has come meanwhile is answered.
@@ -256,14 +266,14 @@ impl SeqpacketConnection {
 
     /// Frees the permit for a client that waits. If many wait for their final reply to arrive, nothing more is sent.
     fn reclaim(&mut self) {
-        self.worker.remove_task(self.info.id);
+        self.services.remove_task(self.info.id);
         let lingers = self.permit.as_mut().is_some_and(Permit::refuse);
         self.send_abandoned = !lingers;
     }
 
     /// Returns the verdict of a connection that broke, and reports the error if it is not the peer's.
     fn broken(&self, error: io::Error) -> Verdict {
-        socket_error::report(error, &self.info, &self.worker.sink);
+        socket_error::report(error, &self.info, &self.services.state.sink);
         Verdict::PeerReset
     }
 
@@ -288,7 +298,7 @@ impl SeqpacketConnection {
         let mut packet = vec![0; len];
         let len = if next.has_descriptors {
             let make_waker = || Waker::from(Arc::clone(&self.unparked));
-            let (socket, disposal) = (self.socket(), &self.worker.disposal);
+            let (socket, disposal) = (self.socket(), &self.services.state.disposal);
             let input = seqpacket_socket::receive_with_descriptors(socket, &mut packet, disposal, make_waker)?;
             self.parked = !matches!(input, Input::Bytes(_));
             match input {
@@ -364,7 +374,7 @@ impl SeqpacketConnection {
                     }
                     wait.record_check(now);
                 }
-                () = self.worker.stop_requested(StopRequest::Immediate) => {
+                () = self.services.stop_requested(StopRequest::Immediate) => {
                     self.send_abandoned = true;
                     return Err(Verdict::Shutdown);
                 }
@@ -382,7 +392,7 @@ impl SeqpacketConnection {
             // If it cannot be sent, there is no other way to report it to the peer.
             let _ = self.send(&[&final_reply, &[]], deadline, None).await;
         }
-        self.worker.counters.count_totals(before, self.totals);
+        self.services.state.counters.count_totals(before, self.totals);
         let silence = clock().saturating_duration_since(self.last_packet);
         // After a while of silence, nothing is on its way.
         if !self.send_abandoned && silence < LINGER {
@@ -400,7 +410,7 @@ impl SeqpacketConnection {
             tokio::select! {
                 biased;
                 _ = expired(Some((until, self.verdict))) => return,
-                () = self.worker.stop_requested(StopRequest::Immediate) => return,
+                () = self.services.stop_requested(StopRequest::Immediate) => return,
                 ready = self.socket().readable() => if ready.is_err() { return },
             }
             match self.discard_next() {
@@ -427,10 +437,10 @@ impl Drop for SeqpacketConnection {
                 break;
             }
         }
-        self.worker.remove_task(self.info.id);
-        self.worker.open.fetch_sub(1, Ordering::Relaxed);
-        self.worker.counters.count_ended(self.verdict);
-        (self.worker.sink.handle_event)(Event::Closed {
+        self.services.remove_task(self.info.id);
+        self.services.state.remove_connection();
+        self.services.state.counters.count_ended(self.verdict);
+        self.services.state.sink.report(Event::Closed {
             id: self.info.id,
             listener: Arc::clone(&self.info.listener.name),
             peer: self.info.peer,
@@ -441,7 +451,7 @@ impl Drop for SeqpacketConnection {
         });
         // Last, since the server may end when the permit is released, and the connection has to be counted by then.
         if let (Some(socket), Some(permit)) = (self.socket.take(), self.permit.take()) {
-            close(socket, permit, self.descriptors, &self.worker.disposal);
+            close(socket, permit, self.descriptors, &self.services.state.disposal);
         }
     }
 }

@@ -262,9 +262,9 @@ mod tests {
         assert_eq!(run(2, MAX_BYTES - MAX_USER_BYTES), Ok(()));
         assert_eq!(run(3, 1), Err(DropCause::NoRoom));
         blocked.clear();
-        let until = crate::server::connection::clock() + TEST_TIMEOUT;
+        let until = crate::server::clock::clock() + TEST_TIMEOUT;
         while threads.0.lock().bytes > 0 {
-            assert!(crate::server::connection::clock() < until, "what has run takes nothing");
+            assert!(crate::server::clock::clock() < until, "what has run takes nothing");
             thread::yield_now();
         }
         assert!(threads.0.lock().queues.is_empty());

@@ -12,12 +12,12 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use crate::config::BufferSize;
+use crate::server::accepted_socket::AcceptedSocket;
 use crate::server::admission::Permit;
 use crate::server::disposal::{Disposal, Unparked};
 use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::peer_input;
 use crate::server::receive_buffer::ReceiveBuffer;
-use crate::server::socket::AcceptedSocket;
 
 /// A connection that is read before it is served.
 pub(super) struct InputStream {

@@ -14,13 +14,16 @@ use super::input_stream::InputStream;
 use crate::protocol::rules::TimeSpan;
 use crate::protocol::session::{LINGER, LINGER_BYTES};
 use crate::protocol::{Session, Verdict};
-use crate::server::accept::Dispatcher;
+use crate::server::accepted_socket::AcceptedSocket;
 use crate::server::admission::Permit;
-use crate::server::connection::{Connection, ConnectionInfo, clock};
-use crate::server::socket::{AcceptedSocket, Peer};
+use crate::server::clock::clock;
+use crate::server::connection::Connection;
+use crate::server::dispatch::Dispatcher;
+use crate::server::listener::ConnectionInfo;
+use crate::server::peer::Peer;
 use crate::server::socket_error;
 use crate::server::unserved;
-use crate::server::worker::Worker;
+use crate::server::worker_state::WorkerState;
 
 /// How long a header may take where `deadlines.read` is off. The standard asks for 3 s at least, for one lost packet.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,23 +51,30 @@ pub(crate) struct PendingHeader {
 }
 
 impl PendingHeader {
-    /// Waits for the header in a task on one of the workers. Then the connection is served, or refused.
-    pub(crate) fn spawn(self, dispatcher: &Arc<Dispatcher>) {
-        let number = usize::try_from(self.info.id).unwrap_or_default();
-        let Some(worker) = dispatcher.workers.get(number % dispatcher.workers.len().max(1)) else { return };
-        let (cancelled, dispatcher) = (dispatcher.pending_cancelled.subscribe(), Arc::clone(dispatcher));
-        let (task, worker) = (Arc::clone(worker), worker);
-        worker.spawn(async move { self.wait(cancelled, &dispatcher, &task).await });
+    /// Waits for the header in a task. Then the connection is served, or refused. `state` is that of the thread that runs
+    /// this.
+    pub(crate) fn spawn(self, dispatcher: &Arc<Dispatcher>, state: &WorkerState) {
+        match dispatcher.services.start() {
+            Ok(runtime) => {
+                let (cancelled, dispatcher) = (dispatcher.pending_cancelled.subscribe(), Arc::clone(dispatcher));
+                runtime.spawn(async move { self.wait(cancelled, &dispatcher).await });
+            }
+            Err(error) => {
+                let Self { socket, session, info, permit } = self;
+                unserved::close_failed(state, &info, session.opened(), error, Some(socket), permit);
+            }
+        }
     }
 
-    /// `cancelled` is kept to the end: [`Dispatcher::cancel_pending`] waits until it is dropped. `worker` runs this.
-    async fn wait(self, mut cancelled: watch::Receiver<bool>, dispatcher: &Dispatcher, worker: &Worker) {
+    /// `cancelled` is kept to the end: [`Dispatcher::cancel_pending`] waits until it is dropped.
+    async fn wait(self, mut cancelled: watch::Receiver<bool>, dispatcher: &Dispatcher) {
         let Self { socket, mut session, mut info, mut permit } = self;
+        let state = &*dispatcher.services.state;
         let setting = info.listener.settings.receive_buffer;
-        let mut stream = match InputStream::new(socket, &dispatcher.disposal, setting) {
+        let mut stream = match InputStream::new(socket, &state.disposal, setting) {
             Ok(stream) => stream,
             Err((error, socket)) => {
-                return unserved::close_failed(worker, &info, session.opened(), error, socket, permit);
+                return unserved::close_failed(state, &info, session.opened(), error, socket, permit);
             }
         };
         let mut header = Vec::new();
@@ -81,7 +91,7 @@ impl PendingHeader {
                 session.note_activity(clock());
                 if let Err(verdict) = claimed {
                     if !permit.refuse() {
-                        unserved::report(worker, &info, session.opened(), verdict, None);
+                        unserved::report(state, &info, session.opened(), verdict, None);
                         return stream.close(permit);
                     }
                     session.refuse(verdict, clock());
@@ -90,24 +100,24 @@ impl PendingHeader {
             HeaderOutcome::Invalid(fault) => {
                 let excerpt = header[..header.len().min(MAX_EXCERPT)].to_vec();
                 let bad_header = BadHeader { fault, excerpt, len: header.len() as u64 };
-                return reject(stream, bad_header, &info, session.opened(), permit, &mut cancelled, worker).await;
+                return reject(stream, bad_header, &info, session.opened(), permit, &mut cancelled, state).await;
             }
             HeaderOutcome::ClosedEarly => {}
             HeaderOutcome::Broken(error) => {
                 session.handle_reset();
                 if let Some(error) = error {
-                    socket_error::report(error.into(), &info, &worker.sink);
+                    socket_error::report(error.into(), &info, &state.sink);
                 }
             }
             HeaderOutcome::Cancelled => session.drain(now),
         }
         let socket = match stream.into_socket() {
             Ok(socket) => socket,
-            Err(error) => return unserved::close_failed(worker, &info, session.opened(), error, None, permit),
+            Err(error) => return unserved::close_failed(state, &info, session.opened(), error, None, permit),
         };
         permit.stop_awaiting_header();
         let Some(worker) = dispatcher.least_loaded_worker() else { return };
-        worker.serve(Box::new(Connection::new(socket, session, info, worker, permit)));
+        worker.serve(Box::new(Connection::new(socket, session, info, &worker.state, permit)));
     }
 }
 
@@ -188,13 +198,13 @@ async fn reject(
     opened: Instant,
     mut permit: Permit,
     cancelled: &mut watch::Receiver<bool>,
-    worker: &Worker,
+    state: &WorkerState,
 ) {
     // If there are many of them, it is closed at once.
     if permit.refuse() {
         bad_header.len += linger(&mut stream, cancelled).await;
     }
-    unserved::report(worker, info, opened, Verdict::BadProxyHeader, Some(bad_header));
+    unserved::report(state, info, opened, Verdict::BadProxyHeader, Some(bad_header));
     // Last, since the server may end when the permit is released, and the connection has to be counted by then.
     stream.close(permit);
 }
@@ -229,6 +239,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{IpAddr, Ipv4Addr};
     use std::os::unix::net::UnixStream;
+    use std::sync::Mutex;
     use std::sync::atomic::AtomicU64;
     use std::task::Waker;
 
@@ -239,16 +250,20 @@ mod tests {
     use crate::config::BufferSize;
     use crate::config::{Limits, Settings};
     use crate::protocol::rules::{Deadlines, Rules};
-    use crate::server::accept::Listener;
-    use crate::server::admission::{Admission, Source};
+    use crate::server::admission::Admission;
     use crate::server::disposal::Disposal;
+    use crate::server::event::EventSink;
     use crate::server::event::{MessageLog, ReceivedMessage};
     use crate::server::event_loop::EventLoop;
+    use crate::server::listener::Listener;
+    use crate::server::mailbox::Mailbox;
     use crate::server::packets::rate_limit::RateLimiter;
+    use crate::server::peer::Source;
     use crate::server::peer_descriptors::PeerDescriptors;
     use crate::server::reclaim::Reclaimer;
+    use crate::server::services::Services;
     use crate::server::socket::SocketKind;
-    use crate::server::worker::EventSink;
+    use crate::server::worker::Worker;
 
     /// How long it takes until a connection without a header is given up.
     async fn header_timeout(read: Option<TimeSpan>) -> Duration {
@@ -283,20 +298,31 @@ mod tests {
         }
     }
 
+    /// Returns a dispatcher with one worker, whose event loop is a task here, in which the clock can be stopped.
     fn dispatcher(limits: &Limits) -> Arc<Dispatcher> {
-        let sink = EventSink { handle_event: Arc::new(|_| {}), message_log: Arc::new(NoLog), unlogged: Arc::default() };
-        let worker = Arc::new(Worker::new(sink, Disposal::default(), Handle::current()));
-        tokio::spawn(EventLoop::new(Arc::clone(&worker)).unwrap());
-        Arc::new(Dispatcher {
-            admission: Admission::new(limits),
+        let sink = EventSink { handler: Arc::new(|_| {}), message_log: Arc::new(NoLog), unlogged: Arc::default() };
+        let new_state = || WorkerState::new(sink.clone(), Disposal::default());
+        let worker = Worker { state: Arc::new(new_state()), mailbox: Arc::new(Mailbox::new().unwrap()) };
+        let mut event_loop = EventLoop::new(Arc::clone(&worker.mailbox), Arc::clone(&worker.state)).unwrap();
+        tokio::spawn(async move {
+            while event_loop.pass_once() {
+                time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        let acceptors = Waker::noop().clone();
+        let dispatcher = Dispatcher {
+            admission: Admission::new(limits, acceptors.clone()),
             workers: vec![worker],
-            disposal: Disposal::default(),
-            handle_event: Arc::new(|_| {}),
+            services: Arc::new(Services::on(Handle::current(), new_state())),
+            sink,
             last_id: AtomicU64::new(0),
             rate_limiter: RateLimiter::new(None),
             reclaimer: Reclaimer::new(None),
+            acceptors,
+            reclaim: Mutex::default(),
             pending_cancelled: watch::Sender::new(false),
-        })
+        };
+        Arc::new(dispatcher)
     }
 
     #[tokio::test(start_paused = true)]
@@ -320,7 +346,7 @@ mod tests {
         let (kind, descriptors) = (SocketKind::Stream, PeerDescriptors::None);
         let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings });
         let info = ConnectionInfo { id: 1, listener, peer: Peer::Unknown };
-        PendingHeader { socket, session, info, permit }.spawn(&dispatcher);
+        PendingHeader { socket, session, info, permit }.spawn(&dispatcher, &dispatcher.services.state);
         // Its source is at its limit, so it gives its permit back. Another one takes that, and then the source has room.
         let another = loop {
             let given_back = admission.try_acquire(false);

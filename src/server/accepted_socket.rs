@@ -1,0 +1,101 @@
+//! A connection's socket, from accept(2) until it is served or closed.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use tokio::net::UnixStream;
+
+use super::admission::Permit;
+use super::disposal::Disposal;
+use super::listener::Listener;
+use super::peer_descriptors::{self, PeerDescriptors};
+use super::socket::SocketKind;
+
+/// A connected socket, and which descriptors its peer may have sent.
+#[derive(Debug)]
+pub(crate) struct AcceptedSocket {
+    pub(crate) socket: OwnedFd,
+    pub(crate) descriptors: PeerDescriptors,
+}
+
+impl AcceptedSocket {
+    /// Takes a socket that was accepted from `listener`; `inherits` says that it has connected after the options of the
+    /// listener were set.
+    pub(crate) fn new(socket: OwnedFd, listener: &Listener, inherits: bool) -> Self {
+        let descriptors = match listener.descriptors {
+            PeerDescriptors::Queued if inherits => PeerDescriptors::None,
+            PeerDescriptors::None => PeerDescriptors::None,
+            _ => PeerDescriptors::refuse(&socket),
+        };
+        // A Unix stream: no other listener has any.
+        if listener.descriptors != PeerDescriptors::None && listener.kind == SocketKind::Stream {
+            if descriptors != PeerDescriptors::None {
+                peer_descriptors::merge_writers(&socket);
+            }
+            peer_descriptors::include_urgent_data(&socket);
+        }
+        Self { socket, descriptors }
+    }
+
+    /// Registers the socket with a reactor. `register` closes its descriptor if it fails: so that this is not the last one of a
+    /// socket in which descriptors may be queued, there is a copy meanwhile.
+    ///
+    /// # Errors
+    /// Returns the error, and the socket if it is still to be closed.
+    pub(crate) fn register(
+        self,
+        register: impl FnOnce(OwnedFd) -> io::Result<UnixStream>,
+    ) -> Result<(UnixStream, PeerDescriptors), (io::Error, Option<Self>)> {
+        let Self { socket, descriptors } = self;
+        let copy = match descriptors {
+            PeerDescriptors::None => None,
+            _ => match socket.try_clone() {
+                Ok(copy) => Some(copy),
+                Err(error) => return Err((error, Some(Self { socket, descriptors }))),
+            },
+        };
+        match register(socket) {
+            Ok(stream) => Ok((stream, descriptors)),
+            Err(error) => Err((error, copy.map(|socket| Self { socket, descriptors }))),
+        }
+    }
+
+    /// Closes the socket, and then releases the permit: on the disposal thread, if descriptors may be queued in it.
+    pub(crate) fn close(self, disposal: &Disposal, permit: Permit) {
+        if self.descriptors == PeerDescriptors::None || peer_descriptors::shut_down_empty(&self.socket) {
+            drop(self.socket);
+            drop(permit);
+        } else {
+            disposal.close(self.socket, Some(permit));
+        }
+    }
+}
+
+impl AsFd for AcceptedSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_that_cannot_be_registered_is_not_closed_if_descriptors_may_be_queued_in_it() {
+        for (descriptors, is_open) in
+            [(PeerDescriptors::None, false), (PeerDescriptors::Queued, true), (PeerDescriptors::Any, true)]
+        {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            client.set_nonblocking(true).unwrap();
+            let socket = AcceptedSocket { socket: server.into(), descriptors };
+            let (_, socket) = socket.register(|_| Err(ErrorKind::StorageFull.into())).unwrap_err();
+            // The end of the stream says that it is closed.
+            assert_eq!(client.read(&mut [0]).is_err(), is_open, "{descriptors:?}");
+            assert_eq!(socket.map(|socket| socket.descriptors), Some(descriptors).filter(|_| is_open));
+        }
+    }
+}

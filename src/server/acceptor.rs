@@ -1,0 +1,373 @@
+//! Accepting: one acceptor for each listener, all on the first worker, for all workers. (A listener that every worker
+//! polls wakes all of them for each connection.) A permit is acquired before a connection is accepted, so that connections
+//! that do not fit wait in the kernel's backlog: but one, if an idle connection may be closed for it (`reclaim.rs`). That
+//! depends on its source, which accept(2) tells.
+
+use std::io::{self, ErrorKind};
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::epoll::EventFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
+
+use super::accept_mode::{AcceptControl, AcceptMode};
+use super::admission::{Permit, Shortage, WaitingAcceptor};
+use super::connection::Connection;
+use super::dispatch::Dispatcher;
+use super::event::{Event, Retry};
+use super::listener::{Listener, ListenerHandle};
+use super::listener_error::{self, Backoff, ListenerErrorKind, MAX_PAUSE};
+use super::mailbox::{Acceptor, NextRun};
+use super::peer_descriptors::PeerDescriptors;
+use super::reclaim;
+use super::socket_options;
+use super::worker_state::WorkerState;
+
+/// How many connections are accepted before the first worker's connections run.
+const BATCH: usize = 32;
+
+const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+/// Accepts the connections of one listener.
+pub(crate) struct ListenerAcceptor {
+    /// There until the drop.
+    socket: Option<OwnedFd>,
+    listener: Arc<ListenerHandle>,
+    dispatcher: Arc<Dispatcher>,
+    /// The state of the worker that runs it.
+    state: Arc<WorkerState>,
+    control: AcceptControl,
+    /// Whether it has been run.
+    has_begun: bool,
+    /// The settings whose options the socket has.
+    applied: Option<Arc<Listener>>,
+    /// Whether the next connection has inherited them: not those that were in the backlog by then, which come first.
+    inherits: bool,
+    backoff: Backoff,
+    /// Until when nothing is accepted, after errors in a row.
+    paused_until: Option<Instant>,
+    /// Whether the socket could not be watched the last time.
+    watch_failed: bool,
+    /// There while a client waits for whom another connection is to be closed.
+    waiting: Option<WaitingAcceptor>,
+    /// Why the listener failed, if it did.
+    failure: Option<io::Error>,
+}
+
+impl ListenerAcceptor {
+    /// Creates the acceptor of a listening, non-blocking socket, to be run by the worker that has this state.
+    pub(crate) fn new(
+        socket: OwnedFd,
+        listener: Arc<ListenerHandle>,
+        dispatcher: Arc<Dispatcher>,
+        state: Arc<WorkerState>,
+        control: AcceptControl,
+    ) -> Self {
+        Self {
+            socket: Some(socket),
+            listener,
+            dispatcher,
+            state,
+            control,
+            has_begun: false,
+            applied: None,
+            inherits: false,
+            backoff: Backoff::default(),
+            paused_until: None,
+            watch_failed: false,
+            waiting: None,
+            failure: None,
+        }
+    }
+
+    fn socket(&self) -> &OwnedFd {
+        let Some(socket) = &self.socket else { unreachable!("it is there until the drop") };
+        socket
+    }
+
+    /// Accepts what waits, as far as there are permits.
+    ///
+    /// # Errors
+    /// Returns an error if the listener failed.
+    fn accept(
+        &mut self,
+        flags: EventFlags,
+        now: Instant,
+        serve: &mut dyn FnMut(Box<Connection>),
+    ) -> io::Result<NextRun> {
+        if let Some(until) = self.paused_until.filter(|until| now < *until) {
+            return Ok(NextRun::Paused(Some(until)));
+        }
+        self.paused_until = None;
+        let listener = self.listener.load();
+        if !mem::replace(&mut self.has_begun, true) {
+            self.apply_options(&listener);
+            return Ok(NextRun::Ready);
+        }
+        if let Some(next) = self.wait_for_permit(&listener, flags, now) {
+            return Ok(next);
+        }
+        if listener.descriptors != PeerDescriptors::None && !self.dispatcher.has_disposal_room() {
+            return Ok(NextRun::Paused(None));
+        }
+        self.apply_options(&listener);
+        let (mut accepting, mut ends_are_watched, mut failure) = (false, false, None);
+        for _ in 0..BATCH {
+            let Some(permit) = self.dispatcher.try_acquire(&listener) else { break };
+            let error = match accept_one(self.socket()) {
+                Ok((socket, from)) => {
+                    self.backoff.record_success();
+                    accepting = true;
+                    self.admit(socket, from, &listener, self.inherits, permit, now, serve);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            permit.release_unused();
+            if error.kind() == ErrorKind::WouldBlock {
+                self.inherits = self.applied.is_some();
+                if listener_error::is_shut_down(flags) {
+                    return Err(listener_error::shut_down_error());
+                }
+                self.backoff.record_success();
+                // Linux makes room for a connection before it looks whether there is one.
+                accepting = true;
+                break;
+            }
+            match ListenerErrorKind::of(&error) {
+                ListenerErrorKind::Fatal => return Err(listener_error::explain(error, self.socket())),
+                ListenerErrorKind::ResourcesExhausted if !ends_are_watched => {
+                    // Once more after that, so that no descriptor becomes free unnoticed.
+                    self.dispatcher.admission.wake_acceptors_at_end();
+                    ends_are_watched = true;
+                    continue;
+                }
+                ListenerErrorKind::ResourcesExhausted => failure = Some((error, Retry::ConnectionEnded)),
+                ListenerErrorKind::Transient => match self.backoff.record_error() {
+                    Some(pause) => failure = Some((error, Retry::After(pause))),
+                    None => continue,
+                },
+            }
+            break;
+        }
+        self.watch_failed &= flags.is_empty();
+        if accepting && failure.is_none() && !self.watch_failed && self.backoff.report_end() {
+            let (listener, kind) = (Arc::clone(&listener.name), listener.kind);
+            self.report(Event::AcceptResumed { listener, kind });
+        }
+        let Some((error, retry)) = failure else {
+            if let Some(shortage) = self.dispatcher.admission.shortage(listener.awaits_header()) {
+                self.dispatcher.admission.report_shortage(shortage, |event| self.report(event));
+            }
+            return Ok(NextRun::Ready);
+        };
+        Ok(self.pause(error, retry, now))
+    }
+
+    /// Serves or refuses a connection.
+    #[expect(clippy::too_many_arguments, reason = "what is known about it")]
+    fn admit(
+        &self,
+        socket: OwnedFd,
+        from: Option<SocketAddrAny>,
+        listener: &Arc<Listener>,
+        inherits: bool,
+        permit: Permit,
+        now: Instant,
+        serve: &mut dyn FnMut(Box<Connection>),
+    ) {
+        let assigned = self.dispatcher.admit(socket, from, listener, inherits, permit, &self.state, now);
+        let Some(assigned) = assigned else { return };
+        if Arc::ptr_eq(&assigned.worker.state, &self.state) {
+            serve(assigned.connection);
+        } else {
+            assigned.deliver();
+        }
+    }
+
+    /// Sets the options of the settings on the socket, if it does not have them.
+    fn apply_options(&mut self, listener: &Arc<Listener>) {
+        if !self.applied.as_ref().is_some_and(|applied| Arc::ptr_eq(applied, listener)) {
+            self.inherits = false;
+            // Otherwise each connection gets them, and says what fails.
+            let set = socket_options::set(self.socket(), &listener.settings);
+            self.applied = set.is_ok().then(|| Arc::clone(listener));
+        }
+    }
+
+    /// Returns what to wait for if [`Dispatcher::try_acquire`] would return nothing. While all permits are taken and a client
+    /// waits, an idle connection is closed for it, if one may be.
+    fn wait_for_permit(&mut self, listener: &Listener, flags: EventFlags, now: Instant) -> Option<NextRun> {
+        let admission = Arc::clone(&self.dispatcher.admission);
+        let shortage = || admission.shortage(listener.awaits_header());
+        // Kept below if its client still waits.
+        let waiting = self.waiting.take();
+        let reason = shortage()?;
+        admission.report_shortage(reason, |event| self.report(event));
+        // Before it is looked at once more, so that no permit is released unnoticed.
+        admission.wake_acceptors_at_end();
+        let is_shut_down = listener_error::is_shut_down(flags);
+        if reason != Shortage::Connections || !self.dispatcher.reclaimer.is_on() || is_shut_down {
+            return shortage().map(|_| NextRun::Paused(None));
+        }
+        if self.dispatcher.decides_before_reclaim(listener) {
+            let must_wait = || shortage().is_some() && !admission.may_accept_undecided();
+            return match client_waits(self.socket()) {
+                _ if shortage().is_none() => None,
+                // It is accepted without a permit.
+                true => must_wait().then_some(NextRun::Paused(None)),
+                false => Some(NextRun::Ready),
+            };
+        }
+        if !client_waits(self.socket()) {
+            return shortage().map(|_| NextRun::Ready);
+        }
+        self.waiting = Some(waiting.unwrap_or_else(|| admission.wait_with_client()));
+        shortage().map(|_| {
+            self.dispatcher.start_reclaim();
+            NextRun::Paused(Some(now + reclaim::RETRY))
+        })
+    }
+
+    /// Pauses after an error, and reports the first such pause.
+    fn pause(&mut self, error: io::Error, retry: Retry, now: Instant) -> NextRun {
+        if self.backoff.report_pause() {
+            let Listener { ref name, kind, .. } = *self.listener.load();
+            self.report(Event::AcceptPaused { listener: Arc::clone(name), kind, error, retry });
+        }
+        match retry {
+            // An elapsed second is as good a reason to try again as an ended connection.
+            Retry::ConnectionEnded => NextRun::Paused(Some(now + MAX_PAUSE)),
+            Retry::After(pause) => {
+                self.paused_until = Some(now + pause);
+                NextRun::Paused(self.paused_until)
+            }
+        }
+    }
+
+    /// Probes the backlog, and accepts the first connection in it. Returns whether the listener must be served further: also
+    /// when that could not be determined.
+    fn probe(&self, now: Instant, serve: &mut dyn FnMut(Box<Connection>)) -> bool {
+        let listener = self.listener.load();
+        let Some(permit) = self.dispatcher.admission.try_acquire(listener.awaits_header()) else { return true };
+        match accept_one(self.socket()) {
+            Ok((socket, from)) => {
+                self.admit(socket, from, &listener, false, permit, now, serve);
+                true
+            }
+            Err(error) => {
+                permit.release_unused();
+                error.kind() != ErrorKind::WouldBlock
+            }
+        }
+    }
+
+    fn report(&self, event: Event) {
+        self.state.sink.report(event);
+    }
+}
+
+/// Closes the socket, and reports why if the listener has failed.
+impl Drop for ListenerAcceptor {
+    fn drop(&mut self) {
+        let listener = self.listener.load();
+        let socket = self.socket.take();
+        if listener.descriptors == PeerDescriptors::None {
+            drop(socket);
+        } else if let Some(socket) = socket {
+            // Connections in its backlog may have descriptors queued, if no other process holds it.
+            self.state.disposal.close(socket, None);
+        }
+        self.waiting = None;
+        if let Some(error) = self.failure.take() {
+            self.report(Event::ListenerFailed { listener: Arc::clone(&listener.name), error });
+        }
+        self.control.status.send_modify(|status| status.serving -= 1);
+    }
+}
+
+impl Acceptor for ListenerAcceptor {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.socket().as_fd()
+    }
+
+    fn run(&mut self, flags: EventFlags, now: Instant, serve: &mut dyn FnMut(Box<Connection>)) -> NextRun {
+        // An error means that the server is gone.
+        let Ok(is_new) = self.control.mode.has_changed() else { return NextRun::Never };
+        let mode = *self.control.mode.borrow_and_update();
+        match mode {
+            AcceptMode::Accept => match self.accept(flags, now, serve) {
+                Ok(next) => next,
+                Err(error) => {
+                    self.failure = Some(error);
+                    NextRun::Never
+                }
+            },
+            AcceptMode::Probe => {
+                if is_new {
+                    let found_client = self.probe(now, serve);
+                    self.control.status.send_modify(|status| status.record_probe(found_client));
+                }
+                NextRun::Paused(None)
+            }
+            AcceptMode::Stop => NextRun::Never,
+        }
+    }
+
+    fn watch_failed(&mut self, error: io::Error, now: Instant) -> Instant {
+        self.dispatcher.admission.wake_acceptors_at_end();
+        self.watch_failed = true;
+        self.pause(error, Retry::ConnectionEnded, now);
+        now + MAX_PAUSE
+    }
+}
+
+/// A connection that another process accepted: it is dispatched once.
+pub(crate) struct AdoptedConnection {
+    /// There until that is done.
+    pub(crate) accepted: Option<(OwnedFd, Permit)>,
+    pub(crate) listener: Arc<Listener>,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    /// The state of the worker that runs this.
+    pub(crate) state: Arc<WorkerState>,
+}
+
+impl Acceptor for AdoptedConnection {
+    fn socket(&self) -> BorrowedFd<'_> {
+        unreachable!("it is run once")
+    }
+
+    fn run(&mut self, _: EventFlags, now: Instant, serve: &mut dyn FnMut(Box<Connection>)) -> NextRun {
+        if let Some((socket, permit)) = self.accepted.take() {
+            let assigned = self.dispatcher.admit(socket, None, &self.listener, false, permit, &self.state, now);
+            match assigned {
+                Some(assigned) if Arc::ptr_eq(&assigned.worker.state, &self.state) => serve(assigned.connection),
+                Some(assigned) => assigned.deliver(),
+                None => {}
+            }
+        }
+        NextRun::Never
+    }
+
+    fn watch_failed(&mut self, _: io::Error, now: Instant) -> Instant {
+        now
+    }
+}
+
+/// Returns whether a client waits in the backlog. On a socket that was shut down there is none.
+fn client_waits(socket: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::IN | PollFlags::RDHUP)];
+    // If that is unknown, there may be one.
+    match poll(&mut polled, Some(&NO_WAIT)) {
+        Ok(0) => false,
+        Ok(_) => !polled[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP),
+        Err(_) => true,
+    }
+}
+
+fn accept_one(socket: impl AsFd) -> io::Result<(OwnedFd, Option<SocketAddrAny>)> {
+    Ok(acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?)
+}

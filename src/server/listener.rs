@@ -1,0 +1,69 @@
+//! Listeners, and what identifies their connections.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::peer::Peer;
+use super::peer_descriptors::PeerDescriptors;
+use super::socket::SocketKind;
+use crate::config;
+
+/// A listener, as a connection gets it when it is accepted: its name and its settings.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) name: Arc<str>,
+    /// The kind of its socket.
+    pub(crate) kind: SocketKind,
+    /// Which descriptors peers may send: [`PeerDescriptors::refuse`].
+    pub(crate) descriptors: PeerDescriptors,
+    pub(crate) settings: config::ListenerSettings,
+}
+
+impl Listener {
+    /// Creates a listener with a name and with these settings.
+    pub(crate) fn new(
+        name: &str,
+        kind: SocketKind,
+        descriptors: PeerDescriptors,
+        settings: &config::ListenerSettings,
+    ) -> Self {
+        Self { name: name.into(), kind, descriptors, settings: settings.clone() }
+    }
+
+    /// Returns whether its connections have to begin with a PROXY header. Packets have none.
+    pub(crate) fn awaits_header(&self) -> bool {
+        self.settings.proxy_protocol && self.kind == SocketKind::Stream
+    }
+}
+
+/// The current [`Listener`], which new connections get. A reload replaces it.
+#[derive(Debug)]
+pub(crate) struct ListenerHandle(Mutex<Arc<Listener>>);
+
+impl ListenerHandle {
+    pub(crate) fn new(listener: Listener) -> Self {
+        Self(Mutex::new(Arc::new(listener)))
+    }
+
+    pub(crate) fn load(&self) -> Arc<Listener> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces the settings, for new connections.
+    pub(crate) fn store(&self, settings: &config::ListenerSettings) {
+        let mut listener = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *listener = Arc::new(Listener {
+            name: Arc::clone(&listener.name),
+            kind: listener.kind,
+            descriptors: listener.descriptors,
+            settings: settings.clone(),
+        });
+    }
+}
+
+/// What identifies a connection: its id, its listener and its peer.
+pub(crate) struct ConnectionInfo {
+    /// Counted from 1 over all listeners.
+    pub(crate) id: u64,
+    pub(crate) listener: Arc<Listener>,
+    pub(crate) peer: Peer,
+}

@@ -1,0 +1,195 @@
+//! The mailbox of an event loop: what other threads ask of it.
+
+use std::convert::Infallible;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Wake, Waker};
+use std::time::Instant;
+
+use rustix::event::epoll::EventFlags;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::retry_on_intr;
+use tokio::sync::oneshot;
+
+use super::connection::{Connection, ConnectionWakers, DetachedConnection};
+use super::idleness::IdleReport;
+use super::listener::Listener;
+
+/// What other threads ask of an event loop.
+#[derive(Default)]
+pub(crate) struct Commands {
+    /// Connections to be served.
+    #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
+    pub(crate) accepted: Vec<Box<Connection>>,
+    /// Connections to be served that were restored from the previous process.
+    #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
+    pub(crate) restored: Vec<Box<Connection>>,
+    /// Acceptors to be run from now on.
+    pub(crate) acceptors: Vec<Box<dyn Acceptor>>,
+    /// Whether all acceptors are to run: what they are told to do has changed.
+    pub(crate) run_acceptors: bool,
+    /// Whether those that pause are to run: what they wait for may have happened.
+    pub(crate) resume_acceptors: bool,
+    /// Keys of connections that are to be driven.
+    pub(crate) woken: Vec<usize>,
+    /// Keys and ids of connections that are to be read again, after descriptors that their peers sent were closed.
+    pub(crate) unparked: Vec<(usize, u64)>,
+    /// Where to send which connections are idle.
+    pub(crate) idle_reports: Vec<oneshot::Sender<IdleReport>>,
+    /// Connections that are to be closed if they have been idle since then, and where to send whether they are.
+    pub(crate) reclaims: Vec<Reclaim>,
+    /// Whether all connections are to be driven, since they are to drain.
+    pub(crate) drain: bool,
+    /// Whether connections whose messages are not logged since their peers do not read are to be given up.
+    pub(crate) give_up_blocked: bool,
+    /// Listeners whose connections are to end at once.
+    pub(crate) close_listeners: Vec<Arc<Listener>>,
+    /// Where to send all connections once they are detached.
+    pub(crate) detach: Option<oneshot::Sender<Vec<DetachedConnection>>>,
+    /// Dropped when all connections that are ready have been driven.
+    pub(crate) barriers: Vec<oneshot::Sender<Infallible>>,
+    /// Dropped when the commands before have been run.
+    pub(crate) pings: Vec<oneshot::Sender<Infallible>>,
+    /// Whether the event loop is to end.
+    pub(crate) stop: bool,
+}
+
+/// A connection that is to be closed if it is still idle.
+pub(crate) struct Reclaim {
+    pub(crate) key: usize,
+    pub(crate) id: u64,
+    /// Since when it was idle.
+    pub(crate) since: Instant,
+    /// Where to send whether it is closed.
+    pub(crate) answer: oneshot::Sender<bool>,
+}
+
+/// What accepts connections on the thread of an event loop.
+pub(crate) trait Acceptor: Send {
+    /// Returns the socket that is to be watched.
+    fn socket(&self) -> BorrowedFd<'_>;
+
+    /// Accepts what waits, but not so much that connections are kept waiting. `flags` is the readiness of the socket, as far
+    /// as that is known. Those connections that this event loop is to serve go to `serve`.
+    fn run(&mut self, flags: EventFlags, now: Instant, serve: &mut dyn FnMut(Box<Connection>)) -> NextRun;
+
+    /// Notes that the socket cannot be watched. Returns when to try it again.
+    fn watch_failed(&mut self, error: io::Error, now: Instant) -> Instant;
+}
+
+/// When an acceptor is to be run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NextRun {
+    /// When its socket is ready.
+    Ready,
+    /// When acceptors that pause are to run, or at this time at the latest.
+    Paused(Option<Instant>),
+    /// Never: it has ended.
+    Never,
+}
+
+/// The mailbox of one event loop.
+pub(crate) struct Mailbox {
+    commands: Mutex<Commands>,
+    /// Whether there are commands.
+    has_commands: AtomicBool,
+    /// Ends the wait of the event loop. It is watched edge-triggered, so it is never read.
+    eventfd: OwnedFd,
+}
+
+impl std::fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mailbox").finish_non_exhaustive()
+    }
+}
+
+impl Mailbox {
+    /// Creates an empty mailbox.
+    ///
+    /// # Errors
+    /// Returns the errors of eventfd(2).
+    pub(crate) fn new() -> io::Result<Self> {
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { commands: Mutex::default(), has_commands: AtomicBool::new(false), eventfd })
+    }
+
+    /// Returns the descriptor that becomes readable with the first command in an empty mailbox.
+    pub(crate) fn eventfd(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+
+    /// Puts commands in, and wakes the event loop if it does not know of any yet.
+    pub(crate) fn post(&self, put: impl FnOnce(&mut Commands)) {
+        let mut commands = self.lock();
+        put(&mut commands);
+        let is_known = self.has_commands.swap(true, Ordering::AcqRel);
+        drop(commands);
+        if !is_known {
+            // It fails only when it was never read 2^64 - 2 times.
+            let _ = retry_on_intr(|| rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes()));
+        }
+    }
+
+    #[inline]
+    pub(crate) fn has_commands(&self) -> bool {
+        self.has_commands.load(Ordering::Acquire)
+    }
+
+    /// Takes all commands.
+    pub(crate) fn take(&self) -> Commands {
+        let mut commands = self.lock();
+        self.has_commands.store(false, Ordering::Release);
+        mem::take(&mut *commands)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Commands> {
+        // A command is put in as a whole.
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes connections from any thread. If the key of one has been reused, the new connection gets one spurious wakeup.
+impl ConnectionWakers for Arc<Mailbox> {
+    fn drive_waker(&self, key: usize) -> Waker {
+        Waker::from(Arc::new(DriveWaker { mailbox: Self::clone(self), key }))
+    }
+
+    fn unpark_waker(&self, key: usize, id: u64) -> Waker {
+        Waker::from(Arc::new(UnparkWaker { mailbox: Self::clone(self), key, id }))
+    }
+}
+
+struct DriveWaker {
+    mailbox: Arc<Mailbox>,
+    key: usize,
+}
+
+impl Wake for DriveWaker {
+    fn wake(self: Arc<Self>) {
+        self.mailbox.post(|commands| commands.woken.push(self.key));
+    }
+}
+
+struct UnparkWaker {
+    mailbox: Arc<Mailbox>,
+    key: usize,
+    id: u64,
+}
+
+impl Wake for UnparkWaker {
+    fn wake(self: Arc<Self>) {
+        self.mailbox.post(|commands| commands.unparked.push((self.key, self.id)));
+    }
+}
+
+/// Runs the acceptors of an event loop that pause.
+pub(crate) struct AcceptorWaker(pub(crate) Arc<Mailbox>);
+
+impl Wake for AcceptorWaker {
+    fn wake(self: Arc<Self>) {
+        self.0.post(|commands| commands.resume_acceptors = true);
+    }
+}

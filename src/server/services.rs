@@ -1,0 +1,241 @@
+//! The thread of services: what peers can make busy, and event loops do not serve. It is a runtime, made when it is first
+//! needed, on which tasks run: connections that await their PROXY header or a decision on their source, seqpacket
+//! connections, datagrams. Nothing of a peer runs on the thread that handles signals and the service manager.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net as unix;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{oneshot, watch};
+use tokio::task;
+
+use super::idleness::{ConnectionRef, IdleReport, TaskIdleness};
+use super::peer::Source;
+use super::worker;
+use super::worker_state::WorkerState;
+
+/// Runs tasks on the thread of services.
+#[derive(Debug)]
+pub(crate) struct Services {
+    pub(crate) state: Arc<WorkerState>,
+    stop_request: watch::Sender<StopRequest>,
+    /// Each packet that waits for the log has a receiver.
+    pub(crate) packets_awaiting_log: watch::Sender<()>,
+    /// Connections that are tasks, by their ids.
+    tasks: Mutex<HashMap<u64, (Source, Arc<TaskIdleness>)>>,
+    thread: Mutex<ThreadState>,
+}
+
+/// Whether there is a thread.
+#[derive(Debug, Default)]
+enum ThreadState {
+    #[default]
+    NotStarted,
+    Running(ServicesThread),
+    Ended,
+}
+
+/// How connections that are tasks are to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum StopRequest {
+    None,
+    /// As soon as they have finished what they owe.
+    Graceful,
+    Immediate,
+}
+
+/// The thread, and its runtime.
+#[derive(Debug)]
+struct ServicesThread {
+    handle: Handle,
+    /// What is needed to end it, unless it is the test's.
+    end: Option<End>,
+}
+
+#[derive(Debug)]
+struct End {
+    stop: oneshot::Sender<()>,
+    /// There is an error when it is done.
+    done: mpsc::Receiver<Infallible>,
+    thread: JoinHandle<()>,
+}
+
+impl Services {
+    /// Creates services without a thread.
+    pub(crate) fn new(state: WorkerState) -> Self {
+        let (stop_request, tasks) = (watch::Sender::new(StopRequest::None), Mutex::default());
+        let packets_awaiting_log = watch::Sender::new(());
+        Self { state: Arc::new(state), stop_request, packets_awaiting_log, tasks, thread: Mutex::default() }
+    }
+
+    /// Creates services whose tasks run in this runtime.
+    #[cfg(test)]
+    pub(crate) fn on(handle: Handle, state: WorkerState) -> Self {
+        let services = Self::new(state);
+        *services.lock_thread() = ThreadState::Running(ServicesThread { handle, end: None });
+        services
+    }
+
+    /// Returns the runtime, which is made if there is none yet.
+    ///
+    /// # Errors
+    /// Returns an error if the thread or its reactor cannot be made, or if it has ended with the server.
+    pub(crate) fn start(&self) -> io::Result<Handle> {
+        let mut thread = self.lock_thread();
+        match &*thread {
+            ThreadState::Running(thread) => Ok(thread.handle.clone()),
+            ThreadState::Ended => Err(io::Error::other("the server ends")),
+            ThreadState::NotStarted => {
+                let started = ServicesThread::start()?;
+                let handle = started.handle.clone();
+                *thread = ThreadState::Running(started);
+                Ok(handle)
+            }
+        }
+    }
+
+    /// Runs a task.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Services::start`]; the task is dropped then.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        self.start()?.spawn(task);
+        Ok(())
+    }
+
+    /// Registers a non-blocking descriptor with the reactor.
+    ///
+    /// The reactor does not care what it is. tokio's `UnixStream` can be made of any descriptor that epoll takes, and
+    /// lets us wait for it and make the calls by ourselves.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Services::start`], and an error if it cannot be registered with epoll.
+    pub(crate) fn register(&self, descriptor: OwnedFd) -> io::Result<UnixStream> {
+        let runtime = self.start()?;
+        let _reactor = runtime.enter();
+        UnixStream::from_std(unix::UnixStream::from(descriptor))
+    }
+
+    /// Waits until all tasks that are ready by now have run. So connections that their peers have closed have ended.
+    pub(crate) async fn barrier(&self) {
+        self.run(async {
+            // The runtime polls the reactor, and the tasks that are ready run before this one.
+            task::yield_now().await;
+            task::yield_now().await;
+        })
+        .await;
+    }
+
+    /// Waits until a task has run for this; not at all if there is no thread.
+    pub(crate) async fn ping(&self) {
+        self.run(async {}).await;
+    }
+
+    /// Runs a task to its end, if there is a thread.
+    async fn run(&self, run: impl Future<Output = ()> + Send + 'static) {
+        let handle = match &*self.lock_thread() {
+            ThreadState::Running(thread) => Some(thread.handle.clone()),
+            ThreadState::NotStarted | ThreadState::Ended => None,
+        };
+        if let Some(handle) = handle {
+            // An error means that the thread is gone, with everything else.
+            let _ = handle.spawn(run).await;
+        }
+    }
+
+    /// Adds a connection that is a task, and that records there whether it is idle.
+    pub(crate) fn add_task(&self, id: u64, source: Source, idleness: &Arc<TaskIdleness>) {
+        self.lock_tasks().insert(id, (source, Arc::clone(idleness)));
+    }
+
+    /// Removes a connection that was a task.
+    pub(crate) fn remove_task(&self, id: u64) {
+        self.lock_tasks().remove(&id);
+    }
+
+    /// Returns which connections are idle.
+    pub(crate) fn report_idle(&self) -> IdleReport {
+        let mut report = IdleReport::default();
+        for (id, (source, idleness)) in &*self.lock_tasks() {
+            report.add(*id, *source, idleness.idle_since(), ConnectionRef::Task(Arc::clone(idleness)));
+        }
+        report
+    }
+
+    /// Has every connection that is a task end like this: if at once, without waiting for its peer, and for the log not for
+    /// long.
+    pub(crate) fn request_stop(&self, how: StopRequest) {
+        self.stop_request.send_replace(how);
+    }
+
+    /// Waits until connections are to end like this, or more quickly.
+    pub(crate) async fn stop_requested(&self, how: StopRequest) {
+        // The sender is here, so there is no error.
+        let _ = self.stop_request.subscribe().wait_for(|request| *request >= how).await;
+    }
+
+    /// Returns whether connections are to end without waiting for their peers.
+    pub(crate) fn stops_now(&self) -> bool {
+        *self.stop_request.borrow() == StopRequest::Immediate
+    }
+
+    /// Returns whether there are connections that are tasks.
+    pub(crate) fn has_tasks(&self) -> bool {
+        !self.lock_tasks().is_empty()
+    }
+
+    /// Waits until no packet waits for the log.
+    pub(crate) async fn packets_logged(&self) {
+        self.packets_awaiting_log.closed().await;
+    }
+
+    /// Ends the thread, and with it all tasks. If it hangs, it is left running.
+    pub(crate) fn end(&self) {
+        let thread = std::mem::replace(&mut *self.lock_thread(), ThreadState::Ended);
+        if let ThreadState::Running(ServicesThread { end: Some(End { stop, done, thread }), .. }) = thread {
+            drop(stop);
+            worker::join(&done, Some(thread));
+        }
+    }
+
+    fn lock_tasks(&self) -> MutexGuard<'_, HashMap<u64, (Source, Arc<TaskIdleness>)>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_thread(&self) -> MutexGuard<'_, ThreadState> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ServicesThread {
+    fn start() -> io::Result<Self> {
+        let (stop, stopped) = oneshot::channel();
+        let (running, done) = mpsc::channel();
+        let (started, result) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new().name("services".to_owned()).spawn(move || {
+            // Made here, so that it is dropped here whatever fails: a runtime panics if it is dropped inside another one.
+            match Builder::new_current_thread().enable_io().enable_time().build() {
+                Ok(runtime) => {
+                    let _ = started.send(Ok(runtime.handle().clone()));
+                    // An error means that the sender is gone, which says the same.
+                    let _ = runtime.block_on(stopped);
+                    drop(runtime);
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                }
+            }
+            drop(running);
+        })?;
+        let handle = result.recv().map_err(|_| io::Error::other("the thread ended"))??;
+        Ok(Self { handle, end: Some(End { stop, done, thread }) })
+    }
+}
