@@ -94,7 +94,7 @@ impl PathReplies {
         let waits = self.threads.run(uid, size, move || {
             let sent = send(&socket, &to, uid, &rules, &reply);
             progress.finish_one(|| match sent {
-                // Nobody is woken for what was sent.
+                // What was sent wakes no task.
                 Ok(()) => _ = bytes_out.fetch_add(reply.len() as u64, Ordering::Relaxed),
                 Err(cause) => _ = failed.send(FailedReply { to, peer, cause }),
             });
