@@ -52,6 +52,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time;
 
 use crate::address::UnixName;
 use crate::config::{self, Settings};
@@ -72,7 +73,7 @@ use peer_descriptors::PeerDescriptors;
 use reclaim::Reclaimer;
 use services::{Services, StopRequest};
 use socket::SocketKind;
-use worker::WorkerThread;
+use worker::{HANG_TIMEOUT, WorkerThread};
 use worker_state::WorkerState;
 
 pub use connection::DetachedConnection;
@@ -280,7 +281,9 @@ impl Server {
     /// message is logged; [`Server::wait_until_idle`] waits until the connections have ended.
     pub async fn drain(&self) {
         self.set_accept_mode(AcceptMode::Stop);
-        // Also the connections drain that are accepted meanwhile, or waited for something.
+        // Acceptors of connections have closed their sockets then. Datagrams may wait for the log, and no stream for them.
+        let _ = time::timeout(HANG_TIMEOUT, self.threads[0].worker.ping()).await;
+        // Also the connections drain that wait for something before they are served.
         for thread in &self.threads {
             thread.worker.drain();
         }

@@ -10,6 +10,10 @@ use rustix::event::Timespec;
 use rustix::io::retry_on_intr;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
+/// How much later than the first timer the kernel's expires. The deadline of a message counts from when a pass of the event loop
+/// began, which may be a little before the message came: so no deadline passes early.
+const SLACK: Duration = Duration::from_millis(1);
+
 /// Timers, each with the key of its connection.
 #[derive(Debug, Default)]
 pub(crate) struct TimerQueue(BTreeSet<(Instant, usize)>);
@@ -76,13 +80,13 @@ impl WakeupTimer {
         self.has_failed
     }
 
-    /// Has it expire at this time, if it would not do so before.
+    /// Has it expire at this time, or up to [`SLACK`] later, if it would not do so before.
     pub(crate) fn set(&mut self, at: Instant, now: Instant) {
         if self.set_for.is_some_and(|set_for| set_for <= at) {
             return;
         }
-        // A time of 0 would stop it. A time that is too long for the kernel never comes.
-        let left = at.saturating_duration_since(now).max(Duration::from_nanos(1));
+        // (A time of 0 would stop it. A time that is too long for the kernel never comes.)
+        let left = at.saturating_duration_since(now).saturating_add(SLACK);
         let it_value = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
         let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
         let set = retry_on_intr(|| timerfd_settime(&self.descriptor, TimerfdTimerFlags::empty(), &once));
