@@ -239,7 +239,10 @@ impl EventLoop {
         }
         // A caller that no longer waits for the connections would lose them.
         if let Some(answer) = commands.detach.filter(|answer| !answer.is_closed()) {
-            let _ = answer.send(self.detach(now));
+            if let Err(lost) = answer.send(self.detach(now)) {
+                // It has stopped waiting meanwhile.
+                self.state.sink.unlogged.add_lost(lost.iter().map(|one| one.unlogged).sum());
+            }
         }
         // The mailbox and the timer among them.
         let watched = self.connections.len() + self.acceptors.len() + 2;

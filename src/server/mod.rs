@@ -281,13 +281,10 @@ impl Server {
     /// message is logged; [`Server::wait_until_idle`] waits until the connections have ended.
     pub async fn drain(&self) {
         self.set_accept_mode(AcceptMode::Stop);
+        let draining = DrainOnDrop(self);
         // Acceptors of connections have closed their sockets then. Datagrams may wait for the log, and no stream for them.
         let _ = time::timeout(HANG_TIMEOUT, self.threads[0].worker.ping()).await;
-        // Also the connections drain that wait for something before they are served.
-        for thread in &self.threads {
-            thread.worker.drain();
-        }
-        self.dispatcher.services.request_stop(StopRequest::Graceful);
+        drop(draining);
         // Every acceptor keeps its receiver until it has dropped its socket.
         self.accept_mode.closed().await;
         self.dispatcher.cancel_pending().await;
@@ -306,7 +303,8 @@ impl Server {
         for thread in &self.threads {
             thread.worker.give_up_blocked();
         }
-        self.dispatcher.barrier().await;
+        // A worker that hangs does not begin.
+        let _ = time::timeout(HANG_TIMEOUT, self.dispatcher.barrier()).await;
     }
 
     /// Waits until every thread that serves has responded: each event loop between two passes, and the services by a task.
@@ -359,6 +357,19 @@ impl Server {
 
 fn reclaim_idle(settings: &Settings) -> Option<Duration> {
     settings.limits.reclaim_idle.as_ref().map(TimeSpan::duration)
+}
+
+/// Has all connections drain when it is dropped: also where that is not waited for to the end. Those that wait for something
+/// before they are served drain as well.
+struct DrainOnDrop<'a>(&'a Server);
+
+impl Drop for DrainOnDrop<'_> {
+    fn drop(&mut self) {
+        for thread in &self.0.threads {
+            thread.worker.drain();
+        }
+        self.0.dispatcher.services.request_stop(StopRequest::Graceful);
+    }
 }
 
 impl Drop for Server {

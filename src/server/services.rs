@@ -182,9 +182,9 @@ impl Services {
         let _ = self.stop_request.subscribe().wait_for(|request| *request >= how).await;
     }
 
-    /// Returns whether connections are to end without waiting for their peers.
-    pub(crate) fn stops_now(&self) -> bool {
-        *self.stop_request.borrow() == StopRequest::Immediate
+    /// Returns whether connections are to end.
+    pub(crate) fn is_stopping(&self) -> bool {
+        *self.stop_request.borrow() != StopRequest::None
     }
 
     /// Returns whether there are connections that are tasks.

@@ -77,7 +77,7 @@ fn connections_that_a_failed_start_cuts_are_counted_with_their_messages() {
     });
     assert_eq!(service.daemon.wait().code(), Some(71));
     let log = service.daemon.log();
-    let cut = "warn: cut 2 connections of the process before, since the start fails";
+    let cut = "warn: cut 2 connections of the previous process, because the start failed";
     assert!(log.iter().any(|line| line == cut), "{log:#?}");
     for peer in [&mut first, &mut second] {
         peer.expect_close();

@@ -265,7 +265,8 @@ fn end_failed_start(server: Server, log: &LeveledLog) {
             0 => String::new(),
             lost => format!("; {lost} message{} could not be logged", plural(lost)),
         };
-        let text = format!("cut {cut} connection{} of the process before, since the start fails{lost}", plural(cut));
+        let text =
+            format!("cut {cut} connection{} of the previous process, because the start failed{lost}", plural(cut));
         log.note(Note::RestoreFailed, &text);
     }
 }
@@ -297,8 +298,13 @@ async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &L
                 if unlogged.waiting() == 0 {
                     return;
                 }
+                let give_up_at = time::Instant::now() + FINISH_TIMEOUT;
                 while unlogged.waiting() > 0 {
                     time::sleep(UNLOGGED_INTERVAL).await;
+                    if time::Instant::now() >= give_up_at {
+                        // Those whose clients have stopped reading since then.
+                        server.log_blocked().await;
+                    }
                 }
                 let _ = time::timeout(FINISH_TIMEOUT, server.wait_until_idle()).await;
             };

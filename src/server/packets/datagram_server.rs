@@ -193,7 +193,7 @@ impl DatagramServer {
         let mut buffer = mem::take(&mut self.buffer);
         for _ in 0..BATCH {
             // Those that are left are for the next process.
-            if self.services.stops_now() {
+            if self.services.is_stopping() {
                 break;
             }
             let received = match self.socket.has_descriptors() {
