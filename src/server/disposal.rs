@@ -39,8 +39,8 @@ const MAX_DISCARDED_BYTES: usize = 1024 * 1024;
 pub(crate) struct Disposal(Arc<Shared>);
 
 struct Shared {
-    /// How many descriptors may wait, and how many sockets without a permit. Workers that receive some at once may pass it,
-    /// each by those of one message.
+    /// How many descriptors may wait, and how many sockets without a permit. Threads that receive some at once may
+    /// pass it, each by those of one message.
     max_waiting: AtomicUsize,
     /// Descriptors that are not closed yet.
     waiting: AtomicUsize,

@@ -178,7 +178,8 @@ pub struct ReceivedMessage<'a> {
     pub bytes: &'a [u8],
 }
 
-/// The lossless log, which gets whole messages. It is called on the worker threads, so it must not block.
+/// The lossless log, which gets whole messages. It is called on the threads that serve, so it must not
+/// block.
 pub trait MessageLog: Send + Sync {
     /// Appends the message, and returns `true` when it is written: what is accepted cannot be lost by this process. Or
     /// returns `false`; then `waker` is woken when it makes sense to try again, with the same message and the same

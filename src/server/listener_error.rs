@@ -3,7 +3,7 @@
 //! Only an error that no later call can be spared from ends a listener. Anything else may pass: a lack of descriptors,
 //! the policy of a security module or of a BPF program (EPERM, EACCES, whatever they choose), a pending error of the
 //! network. One such error says nothing about the next call, which is made at once. If that fails as well, the listener
-//! pauses, so that an error that lasts costs nothing, and the connections of its worker run.
+//! pauses, so that an error that lasts costs nothing, and the connections of its thread run.
 //!
 //! The listener reports an error only when it pauses. A single error is mostly the peer's doing (ECONNABORTED: the
 //! connection was reset while it waited in the backlog), the listener loses nothing by it, and peers could repeat it at

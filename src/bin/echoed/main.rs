@@ -318,7 +318,7 @@ async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &L
     }
     let cut = server.connection_count();
     let Counts { accepted, totals, .. } = server.counts();
-    // What is counted as lost next is not written after that.
+    // From here on, the log writes no message that is counted as lost.
     log.freeze_messages();
     // Ends the workers, and with them the connections that are left.
     drop(server);

@@ -33,7 +33,8 @@ use super::listener::Listener;
 use super::services::{Services, StopRequest};
 use crate::protocol::rules::LogMessages;
 
-/// How long something that may never come is waited for in the end: the log, and replies to paths.
+/// How long a packet waits for the log after a restart has begun, and a listener of datagrams for its replies to paths at its end:
+/// both may wait for something that never comes.
 pub(crate) const END_WAIT: Duration = Duration::from_millis(500);
 
 /// Logs a message of this listener, if it logs messages. Waits for the lossless log, until connections have to end at once and
