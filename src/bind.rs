@@ -102,10 +102,11 @@ fn remove_file_if(path: &Path, id: FileId) -> io::Result<()> {
 
 /// Listens on an address: on each of those that its host name stands for.
 ///
-/// A Unix path with a socket on it that nobody listens on is replaced.
+/// A Unix path with a socket on which no process listens is replaced.
 ///
 /// # Errors
-/// The name is not known, the address is taken or not ours, something that is no dead socket lies at the path. The
+/// Returns an error if the name is not known, if the address is taken or not ours, or if something other than such a socket
+/// lies at the path. The
 /// error says what to do.
 pub fn listen(address: &Address) -> io::Result<Vec<BoundSocket>> {
     let bound = |socket| BoundSocket { socket, file: None };
@@ -171,7 +172,10 @@ fn listen_tcp(ip: SocketAddr, only_v6: bool) -> io::Result<OwnedFd> {
 fn remove_stale_socket(path: &Path) -> io::Result<()> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     if !found.file_type().is_socket() {
-        return Err(io::Error::new(ErrorKind::AlreadyExists, "something that is no socket is in the way; remove it"));
+        return Err(io::Error::new(
+            ErrorKind::AlreadyExists,
+            "something that is not a socket is in the way; remove it",
+        ));
     }
     // Does not wait: a listener whose backlog is full lives as well (EAGAIN, connect(2)), and so does a socket of
     // another type (EPROTOTYPE).

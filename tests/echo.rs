@@ -314,7 +314,7 @@ fn a_file_that_is_not_a_socket_is_not_replaced() {
     symlink(path("nowhere"), path("link")).unwrap();
     for name in ["file", "directory", "link"] {
         let address = format!("unix:{}", path(name).display());
-        let advice = "something that is no socket is in the way; remove it";
+        let advice = "something that is not a socket is in the way; remove it";
         assert_eq!(startup_error(&address), format!("echoed: cannot listen on {address}: {advice}"));
         assert!(fs::symlink_metadata(path(name)).is_ok(), "{name} is gone");
     }

@@ -18,6 +18,7 @@ use super::accepted_socket::AcceptedSocket;
 use super::admission::Permit;
 use super::clock::clock;
 use super::event::{Event, EventSink};
+use super::input_kind::InputKind;
 use super::listener::{ConnectionInfo, Listener};
 use super::outlet::{LoggingOutlet, SocketOutlet};
 use super::peer::{Peer, Source};
@@ -53,51 +54,6 @@ pub(crate) struct Connection {
     info: ConnectionInfo,
     /// Woken when the log has room. Made with the first message that is logged whole.
     waker: Option<Box<Waker>>,
-}
-
-/// What else may come with input, and how much of it.
-enum InputKind {
-    /// Bytes alone.
-    Bytes(ReceiveBuffer),
-    /// Descriptors as well, over a Unix socket.
-    WithDescriptors {
-        descriptors: PeerDescriptors,
-        /// Whether descriptors that the peer sent wait to be closed, or its next ones to be received: nothing is read then.
-        parked: bool,
-    },
-}
-
-impl InputKind {
-    fn is_parked(&self) -> bool {
-        matches!(self, Self::WithDescriptors { parked: true, .. })
-    }
-
-    /// Returns whether only bytes come, and the receive buffer is as it is to be while the connection is read.
-    #[inline]
-    fn is_settled(&self) -> bool {
-        match self {
-            Self::Bytes(receive_buffer) => *receive_buffer != ReceiveBuffer::Adapted,
-            Self::WithDescriptors { descriptors, parked } => *descriptors == PeerDescriptors::None && !parked,
-        }
-    }
-
-    /// Returns which descriptors may be queued in the socket.
-    fn descriptors(&self) -> PeerDescriptors {
-        if let Self::WithDescriptors { descriptors, .. } = self { *descriptors } else { PeerDescriptors::None }
-    }
-
-    /// Prepares for what comes while the connection waits, and whether that is read: if not, the kernel may enlarge the receive
-    /// buffer of TCP.
-    #[inline]
-    fn prepare(&mut self, reads: bool, socket: impl AsFd) {
-        if let Self::Bytes(receive_buffer) = self {
-            if reads {
-                receive_buffer.limit(socket);
-            } else {
-                receive_buffer.adapt(socket);
-            }
-        }
-    }
 }
 
 /// A connection that was detached, to be restored in another process.

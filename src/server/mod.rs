@@ -21,6 +21,7 @@ pub mod event;
 mod event_loop;
 mod handover;
 mod idleness;
+mod input_kind;
 mod listener;
 mod listener_error;
 mod mailbox;
