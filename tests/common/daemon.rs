@@ -124,6 +124,23 @@ impl Daemon {
         }
     }
 
+    /// Waits until it says that it listens, or ends: whether it listens.
+    pub fn starts(&self) -> bool {
+        let until = now() + TEST_TIMEOUT;
+        let mut lines = self.log.lines();
+        loop {
+            if lines.0.iter().any(|line| line.contains("listening on")) {
+                return true;
+            }
+            let left = until.saturating_duration_since(now());
+            assert!(!left.is_zero(), "{} neither listens nor ends; its log: {:#?}", self.command, lines.0);
+            if lines.1 {
+                return false;
+            }
+            lines = self.log.changed.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// All lines of its log so far, without their times.
     pub fn log(&self) -> Vec<String> {
         self.log.lines().0.clone()
