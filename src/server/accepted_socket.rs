@@ -9,21 +9,23 @@ use super::admission::Permit;
 use super::disposal::Disposal;
 use super::listener::Listener;
 use super::peer_descriptors::{self, PeerDescriptors};
+use super::receive_buffer::ReceiveBuffer;
 use super::socket::SocketKind;
 
-/// A connected socket, and which descriptors its peer may have sent.
+/// A connected socket, which descriptors its peer may have sent, and what its receive buffer is.
 #[derive(Debug)]
 pub(crate) struct AcceptedSocket {
     pub(crate) socket: OwnedFd,
     pub(crate) descriptors: PeerDescriptors,
+    pub(crate) receive_buffer: ReceiveBuffer,
 }
 
 impl AcceptedSocket {
-    /// Takes a socket that was accepted from `listener`; `inherits` says that it has connected after the options of the
-    /// listener were set.
-    pub(crate) fn new(socket: OwnedFd, listener: &Listener, inherits: bool) -> Self {
+    /// Takes a socket that was accepted from `listener`. `inherited` is the receive buffer of the listener, if the client has
+    /// connected after the options of the listener were set.
+    pub(crate) fn new(socket: OwnedFd, listener: &Listener, inherited: Option<ReceiveBuffer>) -> Self {
         let descriptors = match listener.descriptors {
-            PeerDescriptors::Queued if inherits => PeerDescriptors::None,
+            PeerDescriptors::Queued if inherited.is_some() => PeerDescriptors::None,
             PeerDescriptors::None => PeerDescriptors::None,
             _ => PeerDescriptors::refuse(&socket),
         };
@@ -34,7 +36,8 @@ impl AcceptedSocket {
             }
             peer_descriptors::include_urgent_data(&socket);
         }
-        Self { socket, descriptors }
+        let receive_buffer = inherited.unwrap_or_else(|| ReceiveBuffer::of(&socket, listener.settings.receive_buffer));
+        Self { socket, descriptors, receive_buffer }
     }
 
     /// Registers the socket with a reactor. `register` closes its descriptor if it fails: so that this is not the last one of a
@@ -46,28 +49,33 @@ impl AcceptedSocket {
         self,
         register: impl FnOnce(OwnedFd) -> io::Result<UnixStream>,
     ) -> Result<(UnixStream, PeerDescriptors), (io::Error, Option<Self>)> {
-        let Self { socket, descriptors } = self;
+        let Self { socket, descriptors, receive_buffer } = self;
         let copy = match descriptors {
             PeerDescriptors::None => None,
             _ => match socket.try_clone() {
                 Ok(copy) => Some(copy),
-                Err(error) => return Err((error, Some(Self { socket, descriptors }))),
+                Err(error) => return Err((error, Some(Self { socket, descriptors, receive_buffer }))),
             },
         };
         match register(socket) {
             Ok(stream) => Ok((stream, descriptors)),
-            Err(error) => Err((error, copy.map(|socket| Self { socket, descriptors }))),
+            Err(error) => Err((error, copy.map(|socket| Self { socket, descriptors, receive_buffer }))),
         }
     }
 
     /// Closes the socket, and then releases the permit: on the disposal thread, if descriptors may be queued in it.
     pub(crate) fn close(self, disposal: &Disposal, permit: Permit) {
-        if self.descriptors == PeerDescriptors::None || peer_descriptors::shut_down_empty(&self.socket) {
-            drop(self.socket);
-            drop(permit);
-        } else {
-            disposal.close(self.socket, Some(permit));
-        }
+        close(self.socket, self.descriptors, disposal, permit);
+    }
+}
+
+/// Closes a socket in which these descriptors may be queued, and then releases the permit.
+pub(crate) fn close(socket: OwnedFd, descriptors: PeerDescriptors, disposal: &Disposal, permit: Permit) {
+    if descriptors == PeerDescriptors::None || peer_descriptors::shut_down_empty(&socket) {
+        drop(socket);
+        drop(permit);
+    } else {
+        disposal.close(socket, Some(permit));
     }
 }
 
@@ -91,7 +99,8 @@ mod tests {
         {
             let (mut client, server) = UnixStream::pair().unwrap();
             client.set_nonblocking(true).unwrap();
-            let socket = AcceptedSocket { socket: server.into(), descriptors };
+            let receive_buffer = ReceiveBuffer::Untouched;
+            let socket = AcceptedSocket { socket: server.into(), descriptors, receive_buffer };
             let (_, socket) = socket.register(|_| Err(ErrorKind::StorageFull.into())).unwrap_err();
             // The end of the stream says that it is closed.
             assert_eq!(client.read(&mut [0]).is_err(), is_open, "{descriptors:?}");

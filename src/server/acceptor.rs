@@ -22,6 +22,7 @@ use super::listener::{Listener, ListenerHandle};
 use super::listener_error::{self, Backoff, ListenerErrorKind, MAX_PAUSE};
 use super::mailbox::{Acceptor, NextRun};
 use super::peer_descriptors::PeerDescriptors;
+use super::receive_buffer::ReceiveBuffer;
 use super::reclaim;
 use super::socket_options;
 use super::worker_state::WorkerState;
@@ -42,8 +43,8 @@ pub(crate) struct ListenerAcceptor {
     control: AcceptControl,
     /// Whether it has been run.
     has_begun: bool,
-    /// The settings whose options the socket has.
-    applied: Option<Arc<Listener>>,
+    /// The settings whose options the socket has, and its receive buffer with these.
+    applied: Option<(Arc<Listener>, ReceiveBuffer)>,
     /// Whether the next connection has inherited them: not those that were in the backlog by then, which come first.
     inherits: bool,
     backoff: Backoff,
@@ -121,7 +122,7 @@ impl ListenerAcceptor {
                 Ok((socket, from)) => {
                     self.backoff.record_success();
                     accepting = true;
-                    self.admit(socket, from, &listener, self.inherits, permit, now, serve);
+                    self.admit(socket, from, &listener, self.inherited(), permit, now, serve);
                     continue;
                 }
                 Err(error) => error,
@@ -174,12 +175,12 @@ impl ListenerAcceptor {
         socket: OwnedFd,
         from: Option<SocketAddrAny>,
         listener: &Arc<Listener>,
-        inherits: bool,
+        inherited: Option<ReceiveBuffer>,
         permit: Permit,
         now: Instant,
         serve: &mut dyn FnMut(Box<Connection>),
     ) {
-        let assigned = self.dispatcher.admit(socket, from, listener, inherits, permit, &self.state, now);
+        let assigned = self.dispatcher.admit(socket, from, listener, inherited, permit, &self.state, now);
         let Some(assigned) = assigned else { return };
         if Arc::ptr_eq(&assigned.worker.state, &self.state) {
             serve(assigned.connection);
@@ -190,12 +191,18 @@ impl ListenerAcceptor {
 
     /// Sets the options of the settings on the socket, if it does not have them.
     fn apply_options(&mut self, listener: &Arc<Listener>) {
-        if !self.applied.as_ref().is_some_and(|applied| Arc::ptr_eq(applied, listener)) {
+        if !self.applied.as_ref().is_some_and(|(applied, _)| Arc::ptr_eq(applied, listener)) {
             self.inherits = false;
             // Otherwise each connection gets them, and says what fails.
             let set = socket_options::set(self.socket(), &listener.settings);
-            self.applied = set.is_ok().then(|| Arc::clone(listener));
+            let receive_buffer = ReceiveBuffer::of(self.socket(), listener.settings.receive_buffer);
+            self.applied = set.is_ok().then(|| (Arc::clone(listener), receive_buffer));
         }
+    }
+
+    /// Returns the receive buffer that the next connection has inherited, if it has inherited the options of the settings.
+    fn inherited(&self) -> Option<ReceiveBuffer> {
+        self.applied.as_ref().filter(|_| self.inherits).map(|(_, receive_buffer)| *receive_buffer)
     }
 
     /// Returns what to wait for if [`Dispatcher::try_acquire`] would return nothing. While all permits are taken and a client
@@ -255,7 +262,7 @@ impl ListenerAcceptor {
         let Some(permit) = self.dispatcher.admission.try_acquire(listener.awaits_header()) else { return true };
         match accept_one(self.socket()) {
             Ok((socket, from)) => {
-                self.admit(socket, from, &listener, false, permit, now, serve);
+                self.admit(socket, from, &listener, None, permit, now, serve);
                 true
             }
             Err(error) => {
@@ -342,7 +349,7 @@ impl Acceptor for AdoptedConnection {
 
     fn run(&mut self, _: EventFlags, now: Instant, serve: &mut dyn FnMut(Box<Connection>)) -> NextRun {
         if let Some((socket, permit)) = self.accepted.take() {
-            let assigned = self.dispatcher.admit(socket, None, &self.listener, false, permit, &self.state, now);
+            let assigned = self.dispatcher.admit(socket, None, &self.listener, None, permit, &self.state, now);
             match assigned {
                 Some(assigned) if Arc::ptr_eq(&assigned.worker.state, &self.state) => serve(assigned.connection),
                 Some(assigned) => assigned.deliver(),

@@ -14,7 +14,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, Shutdown};
 
-use super::accepted_socket::AcceptedSocket;
+use super::accepted_socket::{self, AcceptedSocket};
 use super::admission::Permit;
 use super::clock::clock;
 use super::event::{Event, EventSink};
@@ -24,7 +24,6 @@ use super::outlet::{LoggingOutlet, SocketOutlet};
 use super::peer::{Peer, Source};
 use super::peer_descriptors::PeerDescriptors;
 use super::peer_progress;
-use super::receive_buffer::ReceiveBuffer;
 use super::receive_window;
 use super::socket_error;
 use super::worker_state::WorkerState;
@@ -118,9 +117,9 @@ impl Connection {
         permit: Permit,
     ) -> Self {
         state.add_connection();
-        let AcceptedSocket { socket, descriptors } = socket;
+        let AcceptedSocket { socket, descriptors, receive_buffer } = socket;
         let input = if descriptors == PeerDescriptors::None {
-            InputKind::Bytes(ReceiveBuffer::new(info.listener.settings.receive_buffer))
+            InputKind::Bytes(receive_buffer)
         } else {
             InputKind::WithDescriptors { descriptors, parked: false }
         };
@@ -453,7 +452,7 @@ impl Connection {
         self.report_closed(state, self.session.verdict().unwrap_or(Verdict::Shutdown));
         let Self { socket, input, permit, .. } = *self;
         let descriptors = input.descriptors();
-        AcceptedSocket { socket, descriptors }.close(&state.disposal, permit);
+        accepted_socket::close(socket, descriptors, &state.disposal, permit);
     }
 
     /// Reads again, after descriptors were closed. Returns whether the connection with this id waited for that.

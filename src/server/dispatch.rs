@@ -26,6 +26,7 @@ use super::packets::rate_limit::RateLimiter;
 use super::packets::seqpacket;
 use super::peer::Peer;
 use super::proxy::PendingHeader;
+use super::receive_buffer::ReceiveBuffer;
 use super::reclaim::{self, Reclaimer};
 use super::services::Services;
 use super::socket::SocketKind;
@@ -80,27 +81,27 @@ impl Dispatcher {
     }
 
     /// Dispatches an accepted connection: it is served, or refused if its source has too many. If it has to begin with
-    /// a PROXY header, its source is not known before that has come. `inherits` says that it has connected after the
-    /// options of its listener were set. `state` is that of the thread that runs this.
+    /// a PROXY header, its source is not known before that has come. `inherited` is the receive buffer of its
+    /// listener, if it has connected after the options of the listener were set. `state` is that of the thread that runs this.
     #[expect(clippy::too_many_arguments, reason = "what is known about it")]
     pub(crate) fn admit(
         self: &Arc<Self>,
         socket: OwnedFd,
         from: Option<SocketAddrAny>,
         listener: &Arc<Listener>,
-        inherits: bool,
+        inherited: Option<ReceiveBuffer>,
         mut permit: Permit,
         state: &WorkerState,
         now: Instant,
     ) -> Option<Assigned<'_>> {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let peer = Peer::of(&socket, from);
-        let socket = AcceptedSocket::new(socket, listener, inherits);
+        let socket = AcceptedSocket::new(socket, listener, inherited);
         if self.sink.handler.wants_opened() {
             self.sink.report(Event::Opened { id, listener: Arc::clone(&listener.name), peer });
         }
         let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };
-        if !inherits {
+        if inherited.is_none() {
             if let Err(error) = socket_options::set(&socket, &listener.settings) {
                 unserved::close_failed(state, &info, now, error, Some(socket), permit);
                 return None;

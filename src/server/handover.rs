@@ -29,6 +29,7 @@ use super::listener::{ConnectionInfo, Listener};
 use super::packets::END_WAIT;
 use super::peer::Peer;
 use super::peer_descriptors::PeerDescriptors;
+use super::receive_buffer::ReceiveBuffer;
 use super::services::StopRequest;
 use super::socket::SocketKind;
 use super::worker::HANG_TIMEOUT;
@@ -161,7 +162,8 @@ impl Server {
             report_lost(unlogged.saturating_sub(session.unlogged_messages()), None, &info, &thread.worker.state.sink);
             let descriptors =
                 if let Peer::Ip(_) = peer { PeerDescriptors::None } else { PeerDescriptors::refuse(&socket) };
-            let socket = AcceptedSocket { socket, descriptors };
+            let receive_buffer = ReceiveBuffer::of(&socket, listener.settings.receive_buffer);
+            let socket = AcceptedSocket { socket, descriptors, receive_buffer };
             worker_connections.push(Box::new(Connection::new(socket, session, info, &thread.worker.state, permit)));
         }
         for (thread, connections) in self.threads.iter().zip(per_worker) {

@@ -35,9 +35,12 @@ pub(crate) enum ReceiveBuffer {
 }
 
 impl ReceiveBuffer {
-    /// Returns what a connection begins with, on a listener with this setting.
-    pub(crate) fn new(setting: BufferSize) -> Self {
-        if setting == BufferSize::Default { Self::Adapted } else { Self::Untouched }
+    /// Returns what the receive buffer of this socket is, with this setting. Connections inherit it from their listener.
+    pub(crate) fn of(socket: impl AsFd, setting: BufferSize) -> Self {
+        // Before Linux 5.14 a limit could not be undone, nor on MPTCP.
+        let is_ours = || getsockopt(&socket, BufferLock).is_ok_and(|locks| locks & RECEIVE_BUFFER_LOCK == 0);
+        let is_tcp = || socket_protocol(&socket) == Ok(Some(ipproto::TCP));
+        if setting == BufferSize::Default && is_tcp() && is_ours() { Self::Adapted } else { Self::Untouched }
     }
 
     /// Limits the buffer: the daemon is going to read.
@@ -59,14 +62,8 @@ impl ReceiveBuffer {
 
 #[cold]
 fn limit(socket: impl AsFd) -> ReceiveBuffer {
-    // Before Linux 5.14 it could not be undone, nor on MPTCP.
-    let is_ours = || getsockopt(&socket, BufferLock).is_ok_and(|locks| locks & RECEIVE_BUFFER_LOCK == 0);
-    let is_tcp = socket_protocol(&socket) == Ok(Some(ipproto::TCP));
-    if is_tcp && is_ours() && retry_on_intr(|| set_socket_recv_buffer_size(&socket, SIZE)).is_ok() {
-        ReceiveBuffer::Limited
-    } else {
-        ReceiveBuffer::Untouched
-    }
+    let limited = retry_on_intr(|| set_socket_recv_buffer_size(&socket, SIZE));
+    if limited.is_ok() { ReceiveBuffer::Limited } else { ReceiveBuffer::Untouched }
 }
 
 #[cold]

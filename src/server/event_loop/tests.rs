@@ -16,6 +16,7 @@ use crate::server::event::{Event as ServerEvent, EventSink, MessageLog, Received
 use crate::server::listener::ConnectionInfo;
 use crate::server::peer::Peer;
 use crate::server::peer_descriptors::PeerDescriptors;
+use crate::server::receive_buffer::ReceiveBuffer;
 use crate::server::socket::SocketKind;
 
 struct NoLog;
@@ -55,7 +56,8 @@ impl OneConnection {
         let (client, server) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
         server.set_nonblocking(true).unwrap();
-        let socket = AcceptedSocket { socket: server.into(), descriptors: PeerDescriptors::None };
+        let (descriptors, receive_buffer) = (PeerDescriptors::None, ReceiveBuffer::Untouched);
+        let socket = AcceptedSocket { socket: server.into(), descriptors, receive_buffer };
         let permit = Admission::new(&limits, Waker::noop().clone()).try_acquire(false).unwrap();
         let now = clock();
         let session = Session::new(Arc::clone(&defaults.rules), now);

@@ -18,7 +18,7 @@ use crate::protocol::packet::{self, Reply};
 use crate::protocol::peer_wait::PeerWait;
 use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
 use crate::protocol::session::{FINAL_REPLY_TIMEOUT, LINGER, LINGER_BYTES, Totals};
-use crate::server::accepted_socket::AcceptedSocket;
+use crate::server::accepted_socket::{self, AcceptedSocket};
 use crate::server::admission::Permit;
 use crate::server::clock::clock;
 use crate::server::disposal::{Disposal, Unparked};
@@ -459,7 +459,7 @@ impl Drop for SeqpacketConnection {
 /// Closes the socket, and then releases the permit: on the disposal thread, if the peer may have sent descriptors.
 fn close(socket: UnixStream, permit: Permit, descriptors: PeerDescriptors, disposal: &Disposal) {
     if let Ok(socket) = socket.into_std() {
-        AcceptedSocket { socket: socket.into(), descriptors }.close(disposal, permit);
+        accepted_socket::close(socket.into(), descriptors, disposal, permit);
     }
 }
 

@@ -11,7 +11,6 @@ use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use crate::config::BufferSize;
 use crate::server::accepted_socket::AcceptedSocket;
 use crate::server::admission::Permit;
 use crate::server::disposal::{Disposal, Unparked};
@@ -32,16 +31,15 @@ pub(super) struct InputStream {
 }
 
 impl InputStream {
-    /// Registers a socket with the reactor of this thread. Its receive buffer is limited, unless the setting is another.
+    /// Registers a socket with the reactor of this thread. Its receive buffer is limited, if that is ours to do.
     ///
     /// # Errors
     /// Returns the errors of [`AcceptedSocket::register`].
     pub(super) fn new(
         socket: AcceptedSocket,
         disposal: &Disposal,
-        setting: BufferSize,
     ) -> Result<Self, (io::Error, Option<AcceptedSocket>)> {
-        let mut receive_buffer = ReceiveBuffer::new(setting);
+        let mut receive_buffer = socket.receive_buffer;
         receive_buffer.limit(&socket);
         let (stream, descriptors) = socket.register(|socket| UnixStream::from_std(unix::UnixStream::from(socket)))?;
         let (disposal, unparked) = (disposal.clone(), Arc::default());
@@ -110,7 +108,8 @@ impl InputStream {
     /// # Errors
     /// Returns an error if its registration cannot be removed.
     pub(super) fn into_socket(self) -> io::Result<AcceptedSocket> {
-        Ok(AcceptedSocket { socket: OwnedFd::from(self.stream.into_std()?), descriptors: self.descriptors })
+        let Self { stream, descriptors, receive_buffer, .. } = self;
+        Ok(AcceptedSocket { socket: OwnedFd::from(stream.into_std()?), descriptors, receive_buffer })
     }
 
     /// Closes the socket, and then releases the permit: [`AcceptedSocket::close`].

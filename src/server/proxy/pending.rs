@@ -70,8 +70,7 @@ impl PendingHeader {
     async fn wait(self, mut cancelled: watch::Receiver<bool>, dispatcher: &Dispatcher) {
         let Self { socket, mut session, mut info, mut permit } = self;
         let state = &*dispatcher.services.state;
-        let setting = info.listener.settings.receive_buffer;
-        let mut stream = match InputStream::new(socket, &state.disposal, setting) {
+        let mut stream = match InputStream::new(socket, &state.disposal) {
             Ok(stream) => stream,
             Err((error, socket)) => {
                 return unserved::close_failed(state, &info, session.opened(), error, socket, permit);
@@ -247,7 +246,6 @@ mod tests {
     use tokio::task;
 
     use super::*;
-    use crate::config::BufferSize;
     use crate::config::{Limits, Settings};
     use crate::protocol::rules::{Deadlines, Rules};
     use crate::server::admission::Admission;
@@ -260,10 +258,16 @@ mod tests {
     use crate::server::packets::rate_limit::RateLimiter;
     use crate::server::peer::Source;
     use crate::server::peer_descriptors::PeerDescriptors;
+    use crate::server::receive_buffer::ReceiveBuffer;
     use crate::server::reclaim::Reclaimer;
     use crate::server::services::Services;
     use crate::server::socket::SocketKind;
     use crate::server::worker::Worker;
+
+    fn accepted(socket: UnixStream) -> AcceptedSocket {
+        let (descriptors, receive_buffer) = (PeerDescriptors::None, ReceiveBuffer::Untouched);
+        AcceptedSocket { socket: socket.into(), descriptors, receive_buffer }
+    }
 
     /// How long it takes until a connection without a header is given up.
     async fn header_timeout(read: Option<TimeSpan>) -> Duration {
@@ -273,8 +277,8 @@ mod tests {
         let session = Session::new(rules.into(), begun.into());
         let mut header = Vec::new();
         socket.set_nonblocking(true).unwrap();
-        let socket = AcceptedSocket { socket: socket.into(), descriptors: PeerDescriptors::None };
-        let mut stream = InputStream::new(socket, &Disposal::default(), BufferSize::Default).unwrap();
+        let socket = accepted(socket);
+        let mut stream = InputStream::new(socket, &Disposal::default()).unwrap();
         let outcome =
             read_header_before(&mut stream, &mut header, deadline(&session), &mut cancelled.subscribe()).await;
         assert_eq!((outcome, header), (HeaderOutcome::Invalid(HeaderFault::Timeout), Vec::new()));
@@ -341,7 +345,7 @@ mod tests {
             one.set_nonblocking(true).unwrap();
         }
         client.write_all(b"PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n").unwrap();
-        let socket = AcceptedSocket { socket: socket.into(), descriptors: PeerDescriptors::None };
+        let socket = accepted(socket);
         let session = Session::new(Arc::clone(&settings.rules), clock());
         let (kind, descriptors) = (SocketKind::Stream, PeerDescriptors::None);
         let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings });
