@@ -316,6 +316,20 @@ fn a_client_that_does_not_read_is_cut_at_the_drain_timeout() {
 }
 
 #[test]
+fn without_a_drain_timeout_a_client_that_does_not_read_is_cut_at_once() {
+    let mut daemon = Daemon::start_with("[service]\ndrain_timeout = '0s'\n", &TCP);
+    let mut non_reading = daemon.connect();
+    send_until_blocked(&mut non_reading);
+    let start = now();
+    daemon.signal(Signal::TERM);
+    let status = daemon.wait();
+    assert!(start.elapsed() < TWO_SECONDS, "{:?}", start.elapsed());
+    let last = daemon.log().pop().unwrap();
+    assert!(last.starts_with("info: stopped: 0 connections finished, 1 cut; "), "{last}");
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
 fn a_second_signal_cuts_all_connections_at_once() {
     let config = "[service]\ndrain_timeout = '1h'\n[defaults.deadlines]\nwrite = 'off'\n";
     for (first, second, name) in [

@@ -16,7 +16,7 @@ use crate::{Context as _, Result, now, progress};
 /// `systemd-socket-activate`.
 pub(crate) fn start(plan: &Plan) -> Result<Vec<Table>> {
     const TIMES: usize = 15;
-    let candidates = plan.programs.count();
+    let candidates = plan.programs.count_at_start();
     let mut samples = vec![Vec::new(); candidates];
     progress(format_args!("start: {TIMES} times each"));
     for round in 0..TIMES {

@@ -18,12 +18,18 @@ pub(crate) enum Kind {
 }
 
 /// The other servers, with their names on the command line.
-pub(crate) const OTHERS: [(&str, OtherServer); 3] =
-    [("uring", OtherServer::Uring), ("codec", OtherServer::Codec), ("go", OtherServer::Go)];
+pub(crate) const OTHERS: [(&str, OtherServer); 4] = [
+    ("level", OtherServer::Level),
+    ("uring", OtherServer::Uring),
+    ("codec", OtherServer::Codec),
+    ("go", OtherServer::Go),
+];
 
 /// Another server that speaks the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum OtherServer {
+    /// The reference, level-triggered: where that is cheaper, it is nearer to the limit.
+    Level,
     /// `benches/reference/uring.c`.
     Uring,
     /// tokio with tokio-util's codec: this program, started with `--serve codec`.
@@ -63,17 +69,23 @@ impl Candidate {
         Self { name, kind: Kind::Daemon, program, arguments: &[] }
     }
 
+    /// The daemon, linked statically.
+    pub(crate) fn static_daemon(program: PathBuf) -> Self {
+        Self { name: "echoed, static".to_owned(), kind: Kind::Daemon, program, arguments: &[] }
+    }
+
     /// Builds another server. Fails if this machine lacks something for it.
     pub(crate) fn other(other: OtherServer, directory: &Path) -> Result<Self> {
-        let (name, program, arguments): (_, _, &[_]) = match other {
-            OtherServer::Uring => ("C io_uring", uring(directory)?, &[]),
+        let (name, kind, program, arguments): (_, _, _, &[_]) = match other {
+            OtherServer::Level => ("C level", Kind::Epoll, compile("epoll", directory)?, &["-l"]),
+            OtherServer::Uring => ("C io_uring", Kind::Plain, uring(directory)?, &[]),
             OtherServer::Codec => {
                 let program = std::env::current_exe().context("asking for the path of this program")?;
-                ("tokio codec", program, &["--serve", "codec"])
+                ("tokio codec", Kind::Plain, program, &["--serve", "codec"])
             }
-            OtherServer::Go => ("Go", go(directory)?, &[]),
+            OtherServer::Go => ("Go", Kind::Plain, go(directory)?, &[]),
         };
-        Ok(Self { name: name.to_owned(), kind: Kind::Plain, program, arguments })
+        Ok(Self { name: name.to_owned(), kind, program, arguments })
     }
 
     /// Returns its command line. Without `listen` it inherits the listener. `config` is for a daemon with this many

@@ -3,10 +3,10 @@
 //! ```text
 //! cargo bench --bench loopback -- [--only SECTION]... [--case [tcp:|unix:]CASE]...
 //!                                 [--rounds N] [--seconds S] [--server PATH | --server reference]
-//!                                 [--peers NAME,... | --peers none] [--quick] [--report FILE]
+//!                                 [--static PATH] [--peers NAME,... | --peers none] [--quick] [--report FILE]
 //! ```
 //!
-//! The reference is `benches/reference/epoll.c`, compiled on the spot. The other candidates are the same on io_uring,
+//! The reference is `benches/reference/epoll.c`, compiled on the spot. The other candidates are the same level-triggered and on io_uring,
 //! tokio with tokio-util's codec, and Go's standard library, as far as this machine has what they need. All of them run
 //! with one worker on one CPU, the load runs on another, one thread that checks every byte of every reply. They are
 //! started anew for every round and loaded in short slices, one after the other, so that what disturbs the machine
@@ -128,7 +128,7 @@ fn measure(options: Options) -> Result<()> {
         progress(format_args!("servers and load share the only CPU: the figures will say little"));
     }
     pin(&[cpus.load])?;
-    let Options { only, mut cases, rounds, sample, subject, others, file } = options;
+    let Options { only, mut cases, rounds, sample, subject, static_daemon, others, file } = options;
     for (_, case) in &mut cases {
         case.connections = case.connections.min(max_connections / 2);
     }
@@ -138,7 +138,7 @@ fn measure(options: Options) -> Result<()> {
         cases,
         many_connections,
         max_connections,
-        programs: Programs::prepare(subject, &others, cpus)?,
+        programs: Programs::prepare(subject, static_daemon, &others, cpus)?,
     };
 
     let wanted = |section: Section| only.is_empty() || only.contains(&section);

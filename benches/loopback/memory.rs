@@ -17,7 +17,7 @@ pub(crate) fn memory(plan: &Plan) -> Result<ReportSection> {
         ["server", "resident at rest, KiB", "B per connection", "B after 16 B and 4 KiB messages", "B after closing"],
     );
     let mut groups = Vec::new();
-    for candidate in 0..plan.programs.count() {
+    for candidate in 0..plan.programs.count_at_start() {
         let name = plan.programs.name(candidate);
         progress(format_args!("memory: {name}"));
         let mut server = plan.programs.start(candidate, Transport::Tcp)?;

@@ -16,7 +16,7 @@ pub(crate) const USAGE: &str = "\
 usage: loopback [--only cpu|connect|scaling|memory|start|fairness|cores|cat]...
                 [--case [tcp:|unix:]SIZE-DEPTH-CONNECTIONS]...
                 [--rounds N] [--seconds S] [--server PATH | --server reference]
-                [--peers NAME,... | --peers none] [--quick] [--report FILE]
+                [--static PATH] [--peers NAME,... | --peers none] [--quick] [--report FILE]
 
   --only      measure this section only; may be repeated (--case alone means --only cpu)
   --case      measure this case only in the section cpu, such as 16-1-64; may be repeated
@@ -24,7 +24,8 @@ usage: loopback [--only cpu|connect|scaling|memory|start|fairness|cores|cat]...
   --seconds   length of a sample in the section cpu (1.0); other sections take less
   --server    measure this program, which takes the daemon's options, instead of the daemon;
               `reference`: the reference itself, to see how much is noise
-  --peers     measure these others too: uring, codec, go (all that this machine can)
+  --static    measure this daemon, too, at its start and at rest
+  --peers     measure these others too: level, uring, codec, go (all that this machine can)
   --quick     two short rounds: three minutes at most
   --report    also write the results to this file, between its marks, and plots beside it";
 
@@ -94,6 +95,8 @@ pub(crate) struct Options {
     pub(crate) sample: Duration,
     /// What is compared with the reference first of all.
     pub(crate) subject: Subject,
+    /// The daemon that is linked statically.
+    pub(crate) static_daemon: Option<PathBuf>,
     /// The other servers that are measured.
     pub(crate) others: Vec<&'static (&'static str, OtherServer)>,
     /// Where the results are written, beside stdout.
@@ -109,6 +112,7 @@ impl Options {
             rounds: 5,
             sample: Duration::from_secs(1),
             subject: Subject::Daemon(DAEMON.into()),
+            static_daemon: None,
             others: OTHERS.iter().collect(),
             file: None,
         };
@@ -130,6 +134,7 @@ impl Options {
                     options.subject =
                         if path == "reference" { Subject::Reference } else { Subject::Daemon(PathBuf::from(path)) };
                 }
+                "--static" => options.static_daemon = Some(value()?.into()),
                 "--quick" => (options.rounds, options.sample) = (2, Duration::from_millis(250)),
                 "--report" => options.file = Some(value()?.into()),
                 "--peers" => options.others = Self::others(&value()?)?,
@@ -153,7 +158,9 @@ impl Options {
         words
             .map(|word| {
                 let found = OTHERS.iter().find(|(name, _)| *name == word);
-                found.ok_or_else(|| Failure::new(format_args!("there is no peer {word:?}, only uring, codec, go")))
+                found.ok_or_else(|| {
+                    Failure::new(format_args!("there is no peer {word:?}, only level, uring, codec, go"))
+                })
             })
             .collect()
     }

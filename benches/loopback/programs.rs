@@ -35,6 +35,9 @@ pub(crate) enum Subject {
 pub(crate) struct Programs {
     /// The reference first.
     candidates: Vec<Candidate>,
+    /// How many of them are measured in all sections. The daemon that is linked statically comes after them: it differs at its
+    /// start and at rest.
+    common: usize,
     /// Why others are missing, a sentence each.
     pub(crate) missing: Vec<String>,
     directory: PathBuf,
@@ -45,7 +48,12 @@ pub(crate) struct Programs {
 
 impl Programs {
     /// Makes the directory and builds all that is to be compared.
-    pub(crate) fn prepare(subject: Subject, others: &[&(&str, OtherServer)], cpus: Cpus) -> Result<Self> {
+    pub(crate) fn prepare(
+        subject: Subject,
+        static_daemon: Option<PathBuf>,
+        others: &[&(&str, OtherServer)],
+        cpus: Cpus,
+    ) -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("echoed-bench-{}", std::process::id()));
         fs::DirBuilder::new().mode(0o700).create(&directory).context(format_args!("making {}", directory.display()))?;
         let cleanup = Rc::new(CleanupShell::start(&directory)?);
@@ -62,11 +70,22 @@ impl Programs {
                 Err(why) => missing.push(format!("{name}: {why}")),
             }
         }
-        Ok(Self { candidates, missing, directory, cleanup, cpus })
+        let common = candidates.len();
+        match static_daemon {
+            Some(program) if program.exists() => candidates.push(Candidate::static_daemon(program)),
+            Some(program) => missing.push(format!("echoed, static: there is no {}", program.display())),
+            None => {}
+        }
+        Ok(Self { candidates, common, missing, directory, cleanup, cpus })
     }
 
-    /// Returns how many candidates there are; they are identified by their index, and 0 is the reference.
+    /// Returns how many candidates are measured in all sections; they are identified by their index, and 0 is the reference.
     pub(crate) fn count(&self) -> usize {
+        self.common
+    }
+
+    /// Returns how many there are at the start and at rest: the first are those of all sections.
+    pub(crate) fn count_at_start(&self) -> usize {
         self.candidates.len()
     }
 

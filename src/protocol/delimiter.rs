@@ -173,7 +173,8 @@ fn find(byte: u8, chunk: &[u8]) -> Option<usize> {
     const NEAR: usize = 32;
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
-    let Some(near) = chunk.first_chunk::<NEAR>() else { return memchr::memchr(byte, chunk) };
+    // Nor is there a message yet when settings are read: then, memchr would find out first what the CPU can do.
+    let Some(near) = chunk.first_chunk::<NEAR>() else { return chunk.iter().position(|one| *one == byte) };
     let pattern = ONES * u64::from(byte);
     for at in (0..NEAR).step_by(8) {
         let word = near[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word));

@@ -59,7 +59,8 @@ pub(crate) struct ListenerAcceptor {
 }
 
 impl ListenerAcceptor {
-    /// Creates the acceptor of a listening, non-blocking socket, to be run by the worker that has this state.
+    /// Creates the acceptor of a listening, non-blocking socket that has the options of its settings, to be run by the worker that
+    /// has this state.
     pub(crate) fn new(
         socket: OwnedFd,
         listener: Arc<ListenerHandle>,
@@ -67,6 +68,8 @@ impl ListenerAcceptor {
         state: Arc<WorkerState>,
         control: AcceptControl,
     ) -> Self {
+        let settings = listener.load();
+        let receive_buffer = ReceiveBuffer::of(&socket, settings.settings.receive_buffer);
         Self {
             socket: Some(socket),
             listener,
@@ -74,7 +77,7 @@ impl ListenerAcceptor {
             state,
             control,
             has_begun: false,
-            applied: None,
+            applied: Some((settings, receive_buffer)),
             inherits: false,
             backoff: Backoff::default(),
             paused_until: None,

@@ -123,7 +123,6 @@ impl EventLoop {
     }
 
     /// Runs one pass, without waiting for anything. Returns whether another pass is to follow.
-    #[cfg(test)]
     pub(crate) fn pass_once(&mut self) -> bool {
         // Its clock may be another one than that of the kernel.
         self.timers_expired = true;

@@ -81,6 +81,10 @@ pub use connection::DetachedConnection;
 pub use counters::Counts;
 pub use handover::{Detached, Restored};
 
+/// In how many passes of an event loop a client that waits is served: one begins to watch the listener, one accepts the
+/// connection, one reads and replies.
+const FIRST_PASSES: usize = 3;
+
 /// A running server. Dropping it ends everything at once.
 pub struct Server {
     dispatcher: Arc<Dispatcher>,
@@ -96,11 +100,25 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the workers. They do nothing until there is something to serve.
+    /// Makes a server, and starts its workers. They do nothing until there is something to serve.
     ///
     /// # Errors
-    /// Returns an error if a thread, its epoll set or its mailbox cannot be made.
+    /// Returns the errors of [`Server::new`] and [`Server::start_workers`].
     pub fn start(
+        settings: &Settings,
+        handler: Arc<dyn EventHandler>,
+        message_log: Arc<dyn MessageLog>,
+    ) -> io::Result<Self> {
+        let mut server = Self::new(settings, handler, message_log)?;
+        server.start_workers()?;
+        Ok(server)
+    }
+
+    /// Makes a server whose workers are to be started.
+    ///
+    /// # Errors
+    /// Returns an error if an epoll set or a mailbox of a worker cannot be made.
+    pub fn new(
         settings: &Settings,
         handler: Arc<dyn EventHandler>,
         message_log: Arc<dyn MessageLog>,
@@ -108,8 +126,8 @@ impl Server {
         let unlogged = Arc::<UnloggedMessages>::default();
         let sink = EventSink { handler, message_log, unlogged: Arc::clone(&unlogged) };
         let disposal = Disposal::default();
-        let start = |number| WorkerThread::start(number, &sink, &disposal);
-        let threads = (0..settings.service.worker_threads().max(1)).map(start).collect::<io::Result<Vec<_>>>()?;
+        let threads = (0..settings.service.worker_threads().max(1)).map(|_| WorkerThread::new(&sink, &disposal));
+        let threads = threads.collect::<io::Result<Vec<_>>>()?;
         let workers: Vec<_> = threads.iter().map(|thread| thread.worker.clone()).collect();
         let acceptors = Waker::from(Arc::new(AcceptorWaker(Arc::clone(&workers[0].mailbox))));
         let dispatcher = Dispatcher {
@@ -134,6 +152,22 @@ impl Server {
             unlogged,
             threads,
         })
+    }
+
+    /// Serves the clients that wait already, on this thread, as far as that takes no waiting. To be called before the workers are
+    /// started: a client whose connection starts this process has its reply before any thread is made.
+    pub fn serve_waiting_clients(&mut self) {
+        for _ in 0..FIRST_PASSES {
+            self.threads.iter_mut().for_each(WorkerThread::pass_once);
+        }
+    }
+
+    /// Starts the workers, if they are not started.
+    ///
+    /// # Errors
+    /// Returns an error if a thread cannot be made. The server is of no use then.
+    pub fn start_workers(&mut self) -> io::Result<()> {
+        self.threads.iter_mut().enumerate().try_for_each(|(number, thread)| thread.start(number))
     }
 
     /// Reserves Unix sockets: listeners of datagrams that are served from now on send no reply to them, whatever sender

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
@@ -110,36 +111,71 @@ impl Worker {
 
 /// The thread of a worker. It ends, and with it all that still runs on it, when this is dropped. If the thread hangs,
 /// it is left running.
-#[derive(Debug)]
 pub(crate) struct WorkerThread {
     pub(crate) worker: Worker,
-    /// There is an error when it is done.
-    done: mpsc::Receiver<Infallible>,
-    thread: Option<JoinHandle<()>>,
+    run: Run,
+}
+
+/// Where an event loop runs.
+enum Run {
+    /// Nowhere yet.
+    Waiting(Box<EventLoop>),
+    /// In its thread.
+    Started {
+        /// There is an error when it is done.
+        done: mpsc::Receiver<Infallible>,
+        thread: Option<JoinHandle<()>>,
+    },
+    /// Its thread could not be made.
+    Failed,
 }
 
 impl WorkerThread {
-    /// Starts a worker.
+    /// Makes a worker, whose thread is to be started.
     ///
     /// # Errors
-    /// Returns an error if the thread, its epoll set or its mailbox cannot be made.
-    pub(crate) fn start(number: usize, sink: &EventSink, disposal: &Disposal) -> io::Result<Self> {
+    /// Returns an error if its epoll set or its mailbox cannot be made.
+    pub(crate) fn new(sink: &EventSink, disposal: &Disposal) -> io::Result<Self> {
         let (state, mailbox) = (WorkerState::new(sink.clone(), disposal.clone()), Mailbox::new()?);
         let worker = Worker { state: Arc::new(state), mailbox: Arc::new(mailbox) };
         let event_loop = EventLoop::new(Arc::clone(&worker.mailbox), Arc::clone(&worker.state))?;
-        let (running, done) = mpsc::channel();
-        let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-            event_loop.run();
-            drop(running);
-        })?;
-        Ok(Self { worker, done, thread: Some(thread) })
+        Ok(Self { worker, run: Run::Waiting(Box::new(event_loop)) })
+    }
+
+    /// Runs one pass of the event loop on this thread, without waiting, if its own is not started.
+    pub(crate) fn pass_once(&mut self) {
+        if let Run::Waiting(event_loop) = &mut self.run {
+            // Nobody has told it to stop.
+            event_loop.pass_once();
+        }
+    }
+
+    /// Starts the thread, if it is not started.
+    ///
+    /// # Errors
+    /// Returns an error if the thread cannot be made. What the event loop has is lost then.
+    pub(crate) fn start(&mut self, number: usize) -> io::Result<()> {
+        match mem::replace(&mut self.run, Run::Failed) {
+            Run::Waiting(event_loop) => {
+                let (running, done) = mpsc::channel();
+                let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                    event_loop.run();
+                    drop(running);
+                })?;
+                self.run = Run::Started { done, thread: Some(thread) };
+            }
+            run => self.run = run,
+        }
+        Ok(())
     }
 }
 
 impl Drop for WorkerThread {
     fn drop(&mut self) {
-        self.worker.mailbox.post(|commands| commands.stop = true);
-        join(&self.done, self.thread.take());
+        if let Run::Started { done, thread } = &mut self.run {
+            self.worker.mailbox.post(|commands| commands.stop = true);
+            join(done, thread.take());
+        }
     }
 }
 

@@ -80,8 +80,8 @@ fn store_in_fdstore(connections: Vec<DetachedConnection>, log: &LeveledLog) -> (
     (stored, remaining)
 }
 
-/// Restores the connections of the previous process, if there are any; `serving` has the names of the listeners that
-/// will be served. `problems` are about descriptors that looked like bundles.
+/// Restores the connections of the previous process; `serving` has the names of the listeners that will be served. `problems`
+/// are about descriptors that looked like bundles. The workers have to be started.
 pub(crate) async fn restore_connections(
     server: &Server,
     bundles: Vec<OwnedFd>,
@@ -90,9 +90,6 @@ pub(crate) async fn restore_connections(
     serving: &[&str],
     log: &LeveledLog,
 ) {
-    if bundles.is_empty() && problems.is_empty() {
-        return;
-    }
     // Before the bundles are used: one that crashes the process is tried only once.
     log.check_notified(fdstore::remove());
     let began = Instant::now();

@@ -35,19 +35,15 @@ pub(crate) fn report_start_failure(error: &StartError, is_stderr_withheld: bool)
     match LogTarget::of_stderr(is_stderr_withheld) {
         target @ LogTarget::Journal(_) => {
             let text = format!("not started: {error}");
-            match LeveledLog::start(Level::Error, is_stderr_withheld) {
-                Ok((log, writer)) => {
-                    log.note(note, &text);
-                    drop(log);
-                    writer.close();
-                }
+            let (log, mut writer) = LeveledLog::open(Level::Error, is_stderr_withheld);
+            if writer.start().is_ok() {
+                log.note(note, &text);
+                drop(log);
+                writer.close();
+            } else {
                 // There can be no further thread, which may be what the text says.
-                Err(_) => journal::write_now(
-                    target,
-                    note.kind(),
-                    priority(note.level()),
-                    &LogEntry { text, multiline: true, ..LogEntry::default() },
-                ),
+                let entry = LogEntry { text, multiline: true, ..LogEntry::default() };
+                journal::write_now(target, note.kind(), priority(note.level()), &entry);
             }
         }
         LogTarget::Lines(mut stderr) => {
@@ -59,15 +55,12 @@ pub(crate) fn report_start_failure(error: &StartError, is_stderr_withheld: bool)
 }
 
 impl LeveledLog {
-    /// Begins to write: to the journal if stderr leads there or is withheld, else to stderr.
-    ///
-    /// # Errors
-    /// Returns an error if the thread that writes cannot be made.
-    pub(crate) fn start(level: Level, is_stderr_withheld: bool) -> io::Result<(Self, journal::LogWriter)> {
-        let (log, writer) = journal::start(LogTarget::of_stderr(is_stderr_withheld))?;
+    /// Opens the log: the journal if stderr leads there or is withheld, else stderr. Entries wait until the writer is started.
+    pub(crate) fn open(level: Level, is_stderr_withheld: bool) -> (Self, journal::LogWriter) {
+        let (log, writer) = journal::open(LogTarget::of_stderr(is_stderr_withheld));
         let lossless_log = lossless::open(LogTarget::of_stderr(is_stderr_withheld), log.clone());
         let level = Arc::new(AtomicU8::new(level as u8));
-        Ok((Self { log, lossless_log, level, notify_error: Arc::default() }, writer))
+        (Self { log, lossless_log, level, notify_error: Arc::default() }, writer)
     }
 
     /// Sets a new level.

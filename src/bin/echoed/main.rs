@@ -5,45 +5,36 @@ mod handover;
 mod log;
 mod signals;
 mod start_error;
+mod stop;
 mod supervisor;
 
 use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, abort};
-use std::time::Duration;
 
 use clap::Parser;
 use echoed::address::{Address, Family, UnixName};
 use echoed::bind::{self, SocketFile};
 use echoed::cli::echoed::Echoed;
-use echoed::config::{Loaded, Service, Settings};
+use echoed::config::{Loaded, Settings};
 use echoed::rlimit::FdBudget;
-use echoed::server::{Counts, Server};
+use echoed::server::Server;
 use echoed::systemd::activation::{self, ActivationFds, Fallback, NamedSocket, Sockets, StdinSocket};
-use echoed::systemd::journal::JOURNAL_PATH;
-use echoed::systemd::{fdstore, notify};
-use tokio::{runtime, time};
+use echoed::systemd::journal::{JOURNAL_PATH, LogWriter};
+use echoed::systemd::notify;
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::runtime;
 
 use log::{LeveledLog, Note};
-use signals::{BlockedHangup, Signals, TERMINATE};
-use start_error::{EX_IOERR, EX_OSERR, EX_USAGE, StartError};
-use supervisor::{ExitReason, RunMode, Supervisor};
-
-/// How long messages that wait for the lossless log may do so when the drain is over.
-const UNLOGGED_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long the connections that had such messages may take to send what they owe then.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often it is looked whether some still wait.
-const UNLOGGED_INTERVAL: Duration = Duration::from_millis(20);
+use signals::{BlockedHangup, Signals};
+use start_error::{EX_IOERR, EX_USAGE, StartError};
+use stop::Ended;
+use supervisor::{RunMode, Supervisor};
 
 /// The sockets of datagrams that are with journald's own: its two, and that of a syslog daemon.
 const JOURNAL_SOCKETS: [&str; 3] = ["socket", "dev-log", "syslog"];
@@ -51,12 +42,9 @@ const JOURNAL_SOCKETS: [&str; 3] = ["socket", "dev-log", "syslog"];
 /// The name of listeners that were given none.
 const DEFAULT_NAME: &str = "echo";
 
-/// Half of the descriptors that a runtime of tokio takes with its signals: an epoll set, an eventfd, the ends of a pair of sockets,
+/// How many descriptors a runtime of tokio takes with its signals: an epoll set, an eventfd, the ends of a pair of sockets,
 /// and copies of those, with some to spare.
-const RUNTIME_PAIRS: usize = 4;
-
-/// How often the stop timeout is extended while the server drains.
-const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
+const RUNTIME_FDS: usize = 8;
 
 fn main() -> ExitCode {
     let hangup = signals::block_hangup();
@@ -119,8 +107,7 @@ fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangu
     // So is this: with more threads it would take 10 ms.
     let mode = RunMode::of(&fds.sockets);
     let budget = mode.preallocate_fd_table(&settings, settings.service.worker_threads());
-    let started = LeveledLog::start(settings.log_level, withholds_stderr(stdin.as_ref()));
-    let (log, writer) = started.map_err(|error| StartError::system("cannot start the log", error))?;
+    let (log, mut writer) = LeveledLog::open(settings.log_level, withholds_stderr(stdin.as_ref()));
     supervisor::warn_low_nofile(budget, &settings, &log);
     if let Some(address) = notify::unsupported_address() {
         log.note(
@@ -134,65 +121,50 @@ fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangu
     log.warn_about(&settings);
     let runtime = check_descriptors().and_then(|()| runtime::Builder::new_current_thread().enable_all().build());
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(serve(arguments, &settings, mode, budget, fds, hangup, &log)),
+        Ok(runtime) => {
+            let start = Start { arguments, settings: &settings, mode, budget, log: &log };
+            runtime.block_on(serve(start, fds, hangup, &mut writer))
+        }
         Err(error) => Err(StartError::system("cannot start the runtime", error)),
     };
     drop(log);
     // Also after an error, which is reported next: what was logged before comes first.
     let lost_entries = writer.close();
     result.map(|Ended { code, lost_messages, waiting_messages }| {
-        report_unlogged(lost_messages, waiting_messages, lost_entries);
+        stop::report_unlogged(lost_messages, waiting_messages, lost_entries);
         if lost_messages > 0 { ExitCode::from(EX_IOERR) } else { code }
     })
 }
 
-/// How it ended.
-struct Ended {
-    code: ExitCode,
-    /// Messages that should have been logged whole, and were not.
-    lost_messages: usize,
-    /// Messages that the next process has to log.
-    waiting_messages: usize,
-}
-
-/// Tells the manager what is not in the log: the log itself cannot say it.
-fn report_unlogged(lost_messages: usize, waiting_messages: usize, lost_entries: usize) {
-    let some = |count: usize, one: &str, many: &str| {
-        (count > 0).then(|| if count == 1 { format!("1 {one}") } else { format!("{count} {many}") })
-    };
-    let messages =
-        some(lost_messages, "message of a peer, which was not answered", "messages of peers, which were not answered");
-    let lost: Vec<_> = messages.into_iter().chain(some(lost_entries, "entry", "entries")).collect();
-    let lost = (!lost.is_empty()).then(|| format!("could not be logged: {}", lost.join("; ")));
-    let wait = "wait for the log with their connections";
-    let waiting = some(waiting_messages, "message", "messages").map(|messages| format!("{messages} {wait}"));
-    let status: Vec<_> = lost.into_iter().chain(waiting).collect();
-    if !status.is_empty() {
-        // There is nowhere to say that this failed.
-        let _ = notify::status(&format!("stopped; {}", status.join("; "))).and_then(|()| notify::barrier());
-    }
-}
-
 /// Checks that there are descriptors for a runtime with its signals: for want of them, tokio panics.
 fn check_descriptors() -> io::Result<()> {
-    let pairs: io::Result<Vec<_>> = (0..RUNTIME_PAIRS).map(|_| UnixStream::pair()).collect();
-    pairs.map(drop)
+    // Cheaper to open and to close than what the runtime opens.
+    let eventfds: Result<Vec<_>, _> = (0..RUNTIME_FDS).map(|_| eventfd(0, EventfdFlags::CLOEXEC)).collect();
+    Ok(eventfds.map(drop)?)
 }
 
-/// Serves until a signal, or the end of all there was to serve.
-async fn serve(
-    arguments: &Echoed,
-    settings: &Settings,
+/// What a start goes by.
+struct Start<'a> {
+    arguments: &'a Echoed,
+    settings: &'a Settings,
     mode: RunMode,
     budget: FdBudget,
+    log: &'a LeveledLog,
+}
+
+/// Serves until a signal, or the end of all there was to serve. Threads come last: the client that has this process started
+/// does not wait for them.
+async fn serve(
+    Start { arguments, settings, mode, budget, log }: Start<'_>,
     ActivationFds { sockets, bundles, problems }: ActivationFds,
     hangup: BlockedHangup,
-    log: &LeveledLog,
+    writer: &mut LogWriter,
 ) -> Result<Ended, StartError> {
     // Before READY=1, after which a reload may be asked for.
     let mut signals = Signals::catch(hangup).map_err(|error| StartError::system("cannot catch signals", error))?;
-    let server = Server::start(settings, log.event_handler(), log.message_log());
-    let server = server.map_err(|error| StartError::system("cannot start the workers", error))?;
+    let workers_failed = |error| StartError::system("cannot start the workers", error);
+    let server = Server::new(settings, log.event_handler(), log.message_log());
+    let mut server = server.map_err(workers_failed)?;
     server.limit_peer_descriptors(budget.peer_fds());
     server.reserve_sockets(trusting_sockets());
     if has_listen_addresses(arguments, settings) && mode != RunMode::Standalone {
@@ -207,68 +179,30 @@ async fn serve(
         Sockets::Nothing => (named, files) = bind_listeners(arguments, settings)?,
         Sockets::Connection(connection) => accepted = Some(connection),
     }
-    // Before new connections are accepted.
-    let names: Vec<_> = named.iter().map(|(name, _)| &**name).collect();
-    handover::restore_connections(&server, bundles, problems, settings, &names, log).await;
+    if !bundles.is_empty() || !problems.is_empty() {
+        // Before new connections are accepted. The workers report when all have been driven once.
+        server.start_workers().map_err(workers_failed)?;
+        let names: Vec<_> = named.iter().map(|(name, _)| &**name).collect();
+        handover::restore_connections(&server, bundles, problems, settings, &names, log).await;
+    }
     let served = serve_listeners(&server, settings, named, log).and_then(|()| match accepted {
         Some(connection) => serve_connection(&server, settings, arguments, connection, log),
         None => Ok(()),
     });
-    if let Err(error) = served {
-        end_failed_start(server, log);
+    let started = served.and_then(|()| {
+        server.serve_waiting_clients();
+        writer.start().map_err(|error| StartError::system("cannot start the log", error))?;
+        server.start_workers().map_err(workers_failed)
+    });
+    if let Err(error) = started {
+        stop::end_failed_start(server, log);
         return Err(error);
     }
     let sources = arguments.sources();
     let supervisor = Supervisor::new(&server, mode, settings, log, move || sources.load());
     let reason = supervisor.run(&mut signals).await;
-    let Service { drain_timeout, handover, .. } = supervisor.service();
-    let unlogged = server.unlogged_messages();
-    if let ExitReason::ConnectionEnded = reason {
-        return Ok(Ended { code: ExitCode::SUCCESS, lost_messages: unlogged.lost(), waiting_messages: 0 });
-    }
-    let wanted = handover && mode == RunMode::Activated && matches!(reason, ExitReason::Signal(TERMINATE));
-    let hands_over = wanted && fdstore::is_available();
-    let suffix = if hands_over { "; connections go on in the next process" } else { "" };
-    log.check_notified(notify::stopping(&format!("stopping: {reason}{suffix}")));
-    log.note(Note::Stopping, &format!("stopping: {reason}{suffix}"));
-    let mut waiting_messages = 0;
-    if hands_over {
-        waiting_messages = handover::store_connections(server, log).await;
-    } else {
-        drain(server, drain_timeout.duration(), &mut signals, log).await;
-        drop(files);
-        log.check_notified(notify::barrier());
-    }
-    // What a hung worker has kept is lost, too; of each of its connections, one message counts.
-    let lost_messages = unlogged.lost() + unlogged.waiting();
-    if lost_messages > 0 {
-        let plural = if lost_messages == 1 { "" } else { "s" };
-        let text = format!("{lost_messages} message{plural} could not be logged, and got no reply");
-        log.note(Note::MessagesLost, &text);
-    }
-    let code = match reason {
-        ExitReason::ListenersFailed => ExitCode::from(EX_OSERR),
-        ExitReason::Signal(_) | ExitReason::ConnectionEnded | ExitReason::Idle(_) => ExitCode::SUCCESS,
-    };
-    Ok(Ended { code, lost_messages, waiting_messages })
-}
-
-/// Ends the server of a start that fails, with the connections of the previous process: they were taken out of the fd store, and
-/// are cut.
-fn end_failed_start(server: Server, log: &LeveledLog) {
-    let (cut, unlogged) = (server.connection_count(), server.unlogged_messages());
-    log.freeze_messages();
-    drop(server);
-    let plural = |count: usize| if count == 1 { "" } else { "s" };
-    if cut > 0 {
-        let lost = match unlogged.lost() {
-            0 => String::new(),
-            lost => format!("; {lost} message{} could not be logged", plural(lost)),
-        };
-        let text =
-            format!("cut {cut} connection{} of the previous process, because the start failed{lost}", plural(cut));
-        log.note(Note::RestoreFailed, &text);
-    }
+    let service = supervisor.service();
+    Ok(stop::stop(server, reason, mode, &service, files, &mut signals, log).await)
 }
 
 /// Returns the sockets whose owners take what this process sends there for its own word.
@@ -280,63 +214,6 @@ fn trusting_sockets() -> Vec<UnixName> {
         });
     let journal = JOURNAL_SOCKETS.map(|name| UnixName::Path(Path::new(JOURNAL_PATH).with_file_name(name)));
     manager.into_iter().chain(journal).collect()
-}
-
-/// Drains: replies that are owed may take as long as `service.drain_timeout` says, messages that wait for the log a
-/// while longer; a second signal ends both. The rest is cut.
-async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &LeveledLog) {
-    let open = server.connection_count();
-    let done = async {
-        server.drain().await;
-        server.wait_until_idle().await;
-    };
-    let unlogged = server.unlogged_messages();
-    let drained = async {
-        if time::timeout(timeout, done).await.is_err() {
-            let logged = async {
-                server.log_blocked().await;
-                if unlogged.waiting() == 0 {
-                    return;
-                }
-                let give_up_at = time::Instant::now() + FINISH_TIMEOUT;
-                while unlogged.waiting() > 0 {
-                    time::sleep(UNLOGGED_INTERVAL).await;
-                    if time::Instant::now() >= give_up_at {
-                        // Those whose clients have stopped reading since then.
-                        server.log_blocked().await;
-                    }
-                }
-                let _ = time::timeout(FINISH_TIMEOUT, server.wait_until_idle()).await;
-            };
-            let _ = time::timeout(UNLOGGED_TIMEOUT, logged).await;
-        }
-    };
-    tokio::select! {
-        () = drained => {}
-        never = extend_stop_timeout(log) => match never {},
-        signal = signals.stop() => log.note(Note::DrainAborted, &format!("not waiting any longer: {signal}")),
-    }
-    let cut = server.connection_count();
-    let Counts { accepted, totals, .. } = server.counts();
-    // From here on, the log writes no message that is counted as lost.
-    log.freeze_messages();
-    // Ends the workers, and with them the connections that are left.
-    drop(server);
-    let (finished, messages) = (open.saturating_sub(cut), totals.messages);
-    log.note(
-        Note::Stopped,
-        &format!(
-            "stopped: {finished} connections finished, {cut} cut; {messages} messages on {accepted} connections in all"
-        ),
-    );
-}
-
-/// Extends the stop timeout again and again, so that the manager waits for the end of the drain.
-async fn extend_stop_timeout(log: &LeveledLog) -> Infallible {
-    loop {
-        log.check_notified(notify::extend_timeout(2 * EXTEND_INTERVAL));
-        time::sleep(EXTEND_INTERVAL).await;
-    }
 }
 
 // --- Settings and sockets --------------------------------------------------------------------------------------------

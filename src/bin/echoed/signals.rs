@@ -109,8 +109,8 @@ enum Terminal {
 
 impl Terminal {
     fn of_this_process() -> Self {
-        let ignores_hangup = fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status));
-        if open_terminal().is_ok() && !ignores_hangup { Self::Present } else { Self::Irrelevant }
+        let ignores_hangup = || fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status));
+        if open_terminal().is_ok() && !ignores_hangup() { Self::Present } else { Self::Irrelevant }
     }
 
     fn has_hung_up(self) -> bool {

@@ -24,7 +24,7 @@ mod text;
 
 use std::env;
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -140,11 +140,12 @@ pub struct Log {
     queue: Arc<LogQueue>,
 }
 
-/// The writing thread. To be closed last.
-#[derive(Debug)]
+/// What writes the log: a thread, once it is started. To be closed last.
 pub struct LogWriter {
     queue: Arc<LogQueue>,
-    thread: JoinHandle<()>,
+    /// Where it writes, until the thread takes it.
+    target: Arc<Mutex<Option<LogTarget>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// Where entries go.
@@ -172,9 +173,17 @@ impl LogTarget {
 /// Starts to write.
 ///
 /// # Errors
-/// The thread cannot be made.
+/// Returns an error if the thread cannot be made.
 pub fn start(target: LogTarget) -> io::Result<(Log, LogWriter)> {
-    start_with(target, INTERVAL)
+    let (log, mut writer) = open(target);
+    writer.start()?;
+    Ok((log, writer))
+}
+
+/// Opens a log. Its entries wait until the writer is started.
+#[must_use]
+pub fn open(target: LogTarget) -> (Log, LogWriter) {
+    open_with(target, INTERVAL)
 }
 
 /// Writes one entry on this thread, without starting another one. May block.
@@ -185,28 +194,27 @@ pub fn write_now(target: LogTarget, kind: EntryKind, priority: Priority, entry: 
     sink.flush();
 }
 
-fn start_with(target: LogTarget, interval: Duration) -> io::Result<(Log, LogWriter)> {
+fn open_with(target: LogTarget, interval: Duration) -> (Log, LogWriter) {
     let queue = Arc::new(LogQueue::new(interval));
-    let shared_queue = Arc::clone(&queue);
-    let thread = thread::Builder::new().name("log".to_owned()).spawn(move || {
-        let mut sink = Sink::open(target);
-        loop {
-            match shared_queue.next() {
-                WriterTask::Write(queued) => {
-                    deliver(&mut sink, &shared_queue, queued.kind, queued.priority, &queued.entry);
-                }
-                WriterTask::Report(kind, priority, text) => {
-                    let entry = LogEntry { text, ..LogEntry::default() };
-                    deliver(&mut sink, &shared_queue, kind, priority, &entry);
-                }
-                WriterTask::Wake(wakers) => wakers.into_iter().for_each(Waker::wake),
-                WriterTask::End => break,
+    (Log { queue: Arc::clone(&queue) }, LogWriter { queue, target: Arc::new(Mutex::new(Some(target))), thread: None })
+}
+
+/// Writes what is in the queue, until that is closed.
+fn write_queue(queue: &LogQueue, target: LogTarget) {
+    let mut sink = Sink::open(target);
+    loop {
+        match queue.next() {
+            WriterTask::Write(queued) => deliver(&mut sink, queue, queued.kind, queued.priority, &queued.entry),
+            WriterTask::Report(kind, priority, text) => {
+                let entry = LogEntry { text, ..LogEntry::default() };
+                deliver(&mut sink, queue, kind, priority, &entry);
             }
+            WriterTask::Wake(wakers) => wakers.into_iter().for_each(Waker::wake),
+            WriterTask::End => break,
         }
-        sink.flush();
-        shared_queue.set_done();
-    })?;
-    Ok((Log { queue: Arc::clone(&queue) }, LogWriter { queue, thread }))
+    }
+    sink.flush();
+    queue.set_done();
 }
 
 /// Writes an entry, however long it takes: the journal may be stopped, and started again.
@@ -247,14 +255,32 @@ impl Log {
 }
 
 impl LogWriter {
+    /// Starts to write, if that has not begun.
+    ///
+    /// # Errors
+    /// Returns an error if the thread cannot be made.
+    pub fn start(&mut self) -> io::Result<()> {
+        if self.thread.is_some() {
+            return Ok(());
+        }
+        let (queue, target) = (Arc::clone(&self.queue), Arc::clone(&self.target));
+        let thread = thread::Builder::new().name("log".to_owned()).spawn(move || {
+            let target = target.lock().unwrap_or_else(PoisonError::into_inner).take();
+            target.into_iter().for_each(|target| write_queue(&queue, target));
+        })?;
+        self.thread = Some(thread);
+        Ok(())
+    }
+
     /// Waits until everything is written, but not for ever. What is written from now on is dropped. Returns how many
-    /// entries are lost.
-    pub fn close(self) -> usize {
-        let lost = self.queue.close(CLOSE_TIMEOUT);
+    /// entries are lost: all of them, if there can be no thread.
+    pub fn close(mut self) -> usize {
+        let within = if self.start().is_ok() { CLOSE_TIMEOUT } else { Duration::ZERO };
+        let lost = self.queue.close(within);
         // If some are, the reader of the log is stuck. The thread ends with the process.
-        if lost == 0 {
+        if let Some(thread) = self.thread.filter(|_| lost == 0) {
             // A panic was reported where it happened.
-            let _ = self.thread.join();
+            let _ = thread.join();
         }
         lost
     }

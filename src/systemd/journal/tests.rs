@@ -168,7 +168,8 @@ fn the_number_of_suppressed_entries_is_logged_at_the_end_of_the_interval() {
     let (go, may) = channel();
     let written = Written::default();
     let slow = Slow { begins, may, written: written.clone() };
-    let (log, writer) = start_with(LogTarget::Lines(Box::new(slow)), Duration::from_millis(50)).unwrap();
+    let (log, mut writer) = open_with(LogTarget::Lines(Box::new(slow)), Duration::from_millis(50));
+    writer.start().unwrap();
     say(&log, KIND, RateLimit::Enforced, "first");
     begun.recv().unwrap();
     // While the first is being written, no interval ends.
