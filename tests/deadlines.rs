@@ -3,14 +3,16 @@
 
 mod common;
 
-use std::io::Write;
+use std::fs;
+use std::io::{self, Write};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Daemon, Peer, now};
+use common::packets::PacketPeer;
+use common::{Daemon, Peer, now, wait_until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::set_socket_recv_buffer_size;
+use rustix::net::sockopt::{set_socket_recv_buffer_size, socket_error};
 use rustix::process::Signal;
 
 const TCP: [&str; 2] = ["--listen", "127.0.0.1:0"];
@@ -144,6 +146,70 @@ fn nothing_extends_the_lifetime_of_a_connection() {
         assert_eq!(replies, b"server got:a\t".repeat(replies.len() / 13));
         assert!(took >= lifetime && took < lifetime + HALF_A_SECOND, "{took:?}");
     });
+    daemon.stop();
+}
+
+#[test]
+fn what_came_in_time_is_answered_though_the_daemon_was_stopped_until_after_the_deadline() {
+    const DEADLINE: Duration = Duration::from_secs(3);
+    let config = "[defaults.deadlines]\nidle = '3s'\nread = '3s'\n";
+    let daemon =
+        Daemon::start_with(config, &["--listen", "127.0.0.1:0", "--listen", "DIR/s", "--listen", "seqpacket:DIR/p"]);
+    let addresses = daemon.addresses();
+    let streams = || [0, 1].map(|at| Peer::connect(&addresses[at]));
+    let ([mut idle_streams, mut begun_streams, mut late_streams], packets) =
+        ([streams(), streams(), streams()], PacketPeer::connect(&addresses[2]));
+    for peer in idle_streams.iter_mut().chain(&mut begun_streams).chain(&mut late_streams) {
+        peer.exchange("a");
+    }
+    packets.exchange("a");
+    for peer in begun_streams.iter_mut().chain(&mut late_streams) {
+        // It has read the half, since it came together with this.
+        peer.send("b\tha");
+        peer.expect("server got:b\t");
+    }
+    stop_process(&daemon);
+    let stopped = now();
+    idle_streams.iter_mut().for_each(|peer| peer.send("c\t"));
+    begun_streams.iter_mut().for_each(|peer| peer.send("lf\t"));
+    packets.send("c");
+    thread::sleep((stopped + DEADLINE + HALF_A_SECOND).saturating_duration_since(now()));
+    daemon.signal(Signal::CONT);
+    idle_streams.iter_mut().for_each(|peer| peer.expect("server got:c\t"));
+    begun_streams.iter_mut().for_each(|peer| peer.expect("server got:half\t"));
+    packets.expect("server got:c");
+    late_streams.iter_mut().for_each(|peer| peer.expect("server error:message not finished within 3s\t"));
+    daemon.stop();
+}
+
+/// Stops all threads of the daemon (SIGSTOP).
+fn stop_process(daemon: &Daemon) {
+    daemon.signal(Signal::STOP);
+    let tasks = || fs::read_dir(format!("/proc/{}/task", daemon.pid())).expect("it runs");
+    let is_stopped = |task: io::Result<fs::DirEntry>| {
+        let stat = fs::read_to_string(task.expect("it can be read").path().join("stat"));
+        stat.is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+    };
+    wait_until("the daemon is stopped", || tasks().all(is_stopped));
+}
+
+#[test]
+fn input_that_came_during_a_delay_does_not_reset_a_connection_that_ends_meanwhile() {
+    let config = "[log]\nlevel = 'debug'\n[service]\nworkers = 1\n[defaults]\nreply_delay = '1h'\nerror_replies = false\n\
+                  [defaults.deadlines]\nlifetime = '1s'\n";
+    let daemon = Daemon::start_with(config, &TCP_AND_UNIX);
+    for (number, address) in daemon.addresses().iter().enumerate() {
+        let mut peer = Peer::connect(address);
+        peer.exchange("a");
+        peer.send("b\t");
+        daemon.wait_for_log_times("ended: lifetime", 2 * number + 1);
+        // Its worker has closed it by now.
+        daemon.connect().exchange("a");
+        daemon.wait_for_log_times("ended: ", 2 * number + 2);
+        // It has lingered, and so dropped what came.
+        assert_eq!(socket_error(peer.fd()), Ok(Ok(())), "{address}");
+        peer.expect_close();
+    }
     daemon.stop();
 }
 

@@ -377,7 +377,8 @@ impl Session {
         }
     }
 
-    /// Restarts the idle deadline: the peer has sent something that is not part of the protocol.
+    /// Notes that the peer has sent something that was not read, or is not part of the protocol: its idle deadline begins anew,
+    /// and the session lingers if it ends now.
     pub fn note_activity(&mut self, now: Instant) {
         self.last_activity = now;
     }

@@ -11,7 +11,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::{Errno, ioctl_fionread, retry_on_intr};
 use rustix::net::{RecvFlags, Shutdown};
 
 use super::accepted_socket::{self, AcceptedSocket};
@@ -225,11 +225,19 @@ impl Connection {
         wakers: &impl ConnectionWakers,
     ) -> Progress {
         let before = self.session.totals();
+        let (mut readiness, reads) = (readiness, self.session.wants() == Want::Read);
         if state.is_draining() {
             self.session.drain(now);
         }
-        if readiness == Readiness::None || self.timer.is_some_and(|at| at <= now) {
+        if reads && self.session.deadline().is_some_and(|deadline| deadline <= now) {
+            // What came in time is answered: it may be this process that is late.
+            readiness = Readiness::ReadUntilBlocked;
+        } else if readiness == Readiness::None || self.timer.is_some_and(|at| at <= now) {
             self.handle_timeout(now, scratch, state);
+        }
+        if !reads {
+            // What epoll has reported meanwhile was not read.
+            readiness = Readiness::ReadUntilBlocked;
         }
         let progress = loop {
             let progress = self.run_steps(key, readiness, now, scratch, state, wakers);
@@ -367,6 +375,10 @@ impl Connection {
                     }
                 }
                 Want::Shutdown => {
+                    // To close a connection with input that was not read is to reset it.
+                    if ioctl_fionread(outlet.socket).is_ok_and(|unread| unread > 0) {
+                        session.note_activity(now);
+                    }
                     // A peer that is gone does not mind; the next read says so.
                     let _ = rustix::net::shutdown(outlet.socket, Shutdown::Write);
                     session.handle_shutdown_sent(now);

@@ -209,8 +209,8 @@ impl SeqpacketConnection {
     /// Waits for the next packet.
     async fn next_message(&mut self) -> Result<Vec<u8>, Verdict> {
         let Deadlines { idle, lifetime, .. } = self.deadlines();
-        let idle = deadline_after(self.last_packet, idle.as_ref(), Verdict::IdleDeadline);
-        let deadline = earlier(idle, deadline_after(self.opened, lifetime.as_ref(), Verdict::Lifetime));
+        let mut idle = deadline_after(self.last_packet, idle.as_ref(), Verdict::IdleDeadline);
+        let lifetime = deadline_after(self.opened, lifetime.as_ref(), Verdict::Lifetime);
         let may_be_reclaimed = idle.is_some();
         let idleness = Arc::clone(&self.idleness);
         loop {
@@ -218,11 +218,18 @@ impl SeqpacketConnection {
             tokio::select! {
                 biased;
                 () = self.services.stop_requested(StopRequest::Graceful) => return Err(Verdict::Shutdown),
-                verdict = expired(deadline) => return Err(verdict),
+                verdict = expired(lifetime) => return Err(verdict),
+                verdict = expired(idle) => {
+                    if self.parked || self.is_empty() {
+                        return Err(verdict);
+                    }
+                    // What came in time is answered: it may be this process that is late.
+                    idle = None;
+                    continue;
+                }
                 request = idleness.requested() => {
                     // What has come meanwhile is answered.
-                    let is_empty = seqpacket_socket::peek(self.socket()).is_err_and(|error| is_retryable(&error));
-                    if is_empty {
+                    if self.is_empty() {
                         self.reclaim();
                         // The one that asked may have stopped waiting.
                         let _ = request.send(true);
@@ -275,6 +282,11 @@ impl SeqpacketConnection {
     fn broken(&self, error: io::Error) -> Verdict {
         socket_error::report(error, &self.info, &self.services.state.sink);
         Verdict::PeerReset
+    }
+
+    /// Returns whether nothing has come: also nothing that the reactor does not know of.
+    fn is_empty(&self) -> bool {
+        seqpacket_socket::peek(self.socket()).is_err_and(|error| is_retryable(&error))
     }
 
     /// Returns the next packet, which stays in the socket; `None` at the end of the stream.
@@ -466,10 +478,6 @@ fn close(socket: UnixStream, permit: Permit, descriptors: PeerDescriptors, dispo
 fn deadline_after(since: Instant, span: Option<&TimeSpan>, verdict: Verdict) -> Deadline {
     // A time beyond all times never comes.
     Some((since.checked_add(span?.duration())?, verdict))
-}
-
-fn earlier(one: Deadline, other: Deadline) -> Deadline {
-    one.into_iter().chain(other).min_by_key(|(at, _)| *at)
 }
 
 async fn expired(deadline: Deadline) -> Verdict {
