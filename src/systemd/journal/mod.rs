@@ -16,6 +16,7 @@
 //! **Whole messages** ([`lossless`]) are the exception to all of this: they are never suppressed nor queued, and their
 //! senders wait.
 
+mod line_lock;
 pub mod lossless;
 mod native;
 mod queue;
@@ -29,6 +30,7 @@ use std::task::Waker;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use line_lock::LineLock;
 use queue::{LogQueue, WriterTask};
 use sink::Sink;
 
@@ -138,11 +140,14 @@ pub struct LogEntry {
 #[derive(Debug, Clone)]
 pub struct Log {
     queue: Arc<LogQueue>,
+    /// Held while a line is written to stderr.
+    line_lock: Arc<LineLock>,
 }
 
 /// What writes the log: a thread, once it is started. To be closed last.
 pub struct LogWriter {
     queue: Arc<LogQueue>,
+    line_lock: Arc<LineLock>,
     /// Where it writes, until the thread takes it.
     target: Arc<Mutex<Option<LogTarget>>>,
     thread: Option<JoinHandle<()>>,
@@ -188,20 +193,25 @@ pub fn open(target: LogTarget) -> (Log, LogWriter) {
 
 /// Writes one entry on this thread, without starting another one. May block.
 pub fn write_now(target: LogTarget, kind: EntryKind, priority: Priority, entry: &LogEntry) {
-    let mut sink = Sink::open(target);
+    let mut sink = Sink::open(target, Arc::default());
     // If it cannot be written, there is no other place to report it.
     let _ = sink.write(kind, priority, entry);
     sink.flush();
 }
 
 fn open_with(target: LogTarget, interval: Duration) -> (Log, LogWriter) {
-    let queue = Arc::new(LogQueue::new(interval));
-    (Log { queue: Arc::clone(&queue) }, LogWriter { queue, target: Arc::new(Mutex::new(Some(target))), thread: None })
+    let (queue, line_lock) = (Arc::new(LogQueue::new(interval)), Arc::<LineLock>::default());
+    let writer = LogWriter {
+        queue: Arc::clone(&queue),
+        line_lock: Arc::clone(&line_lock),
+        target: Arc::new(Mutex::new(Some(target))),
+        thread: None,
+    };
+    (Log { queue, line_lock }, writer)
 }
 
 /// Writes what is in the queue, until that is closed.
-fn write_queue(queue: &LogQueue, target: LogTarget) {
-    let mut sink = Sink::open(target);
+fn write_queue(queue: &LogQueue, mut sink: Sink) {
     loop {
         match queue.next() {
             WriterTask::Write(queued) => deliver(&mut sink, queue, queued.kind, queued.priority, &queued.entry),
@@ -263,10 +273,13 @@ impl LogWriter {
         if self.thread.is_some() {
             return Ok(());
         }
-        let (queue, target) = (Arc::clone(&self.queue), Arc::clone(&self.target));
+        let (queue, target, line_lock) =
+            (Arc::clone(&self.queue), Arc::clone(&self.target), Arc::clone(&self.line_lock));
         let thread = thread::Builder::new().name("log".to_owned()).spawn(move || {
             let target = target.lock().unwrap_or_else(PoisonError::into_inner).take();
-            target.into_iter().for_each(|target| write_queue(&queue, target));
+            if let Some(target) = target {
+                write_queue(&queue, Sink::open(target, line_lock));
+            }
         })?;
         self.thread = Some(thread);
         Ok(())

@@ -1,6 +1,7 @@
 //! Where entries end: the journal, through tracing-journald, or lines.
 
 use std::io::{self, ErrorKind, Write};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustix::fs::fstat;
@@ -8,6 +9,7 @@ use tracing::{Dispatch, Level, dispatcher, event};
 use tracing_journald::{Layer, Priority as Syslog, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt;
 
+use super::line_lock::LineLock;
 use super::native::{JOURNAL_PATH, Probe};
 use super::text::escape_control;
 use super::{EntryKind, IDENTIFIER, LogEntry, LogTarget, Priority, STALL_TIMEOUT};
@@ -48,14 +50,15 @@ pub(super) struct Journal {
 pub(super) struct Lines {
     out: Box<dyn Write + Send>,
     style: PriorityStyle,
+    lock: Arc<LineLock>,
 }
 
 impl Sink {
-    /// Opens the target. May block: without a journal, that is written to stderr.
-    pub(super) fn open(target: LogTarget) -> Self {
+    /// Opens the target; `lock` is held while a line is written. May block: without a journal, that is written to stderr.
+    pub(super) fn open(target: LogTarget, lock: Arc<LineLock>) -> Self {
         match target {
-            LogTarget::Lines(out) => Self::Lines(Lines { out, style: PriorityStyle::Names }),
-            LogTarget::Journal(out) => Self::Journal(Journal::open(Lines { out, style: PriorityStyle::Numbers })),
+            LogTarget::Lines(out) => Self::Lines(Lines { out, style: PriorityStyle::Names, lock }),
+            LogTarget::Journal(out) => Self::Journal(Journal::open(Lines { out, style: PriorityStyle::Numbers, lock })),
         }
     }
 
@@ -81,9 +84,11 @@ impl Sink {
 }
 
 impl Lines {
-    /// Writes a line. If this fails, so does what comes next.
+    /// Writes a line. If this fails, so does what comes next. An output that only has no room is waited for, whether or not
+    /// its writes block.
     fn write(&mut self, priority: Priority, text: &str) {
-        let _ = self.out.write_all(format_line(self.style, priority, text).as_bytes());
+        let line = format_line(self.style, priority, text);
+        self.lock.write(&mut *self.out, line.as_bytes(), |error, _| error.kind() == ErrorKind::WouldBlock);
     }
 }
 

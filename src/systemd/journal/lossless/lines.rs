@@ -7,12 +7,9 @@ use std::io::{ErrorKind, Write};
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{
-    FIRST_RETRY_DELAY, Health, MAX_RETRY_DELAY, ReceivedMessage, STALL_TIMEOUT, StartThread, WakerQueue, key_of,
-};
+use super::{Health, MAX_RETRY_DELAY, ReceivedMessage, STALL_TIMEOUT, StartThread, WakerQueue, key_of};
 use crate::systemd::journal::sink::{PriorityStyle, format_line};
 use crate::systemd::journal::text::{escape_bytes, escape_control};
 use crate::systemd::journal::{Priority, now};
@@ -176,24 +173,13 @@ impl LineMessages {
 
     /// Writes a line, however long it takes.
     fn write_line(&self, output: &mut dyn Write, line: &[u8]) {
-        let (mut at, mut delay) = (0, FIRST_RETRY_DELAY);
-        while at < line.len() {
-            let error = match output.write(&line[at..]) {
-                Ok(0) => ErrorKind::WriteZero.into(),
-                Ok(count) => {
-                    (at, delay) = (at + count, FIRST_RETRY_DELAY);
-                    continue;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => error,
-            };
+        self.health.log.line_lock.write(output, line, |error, delay| {
             // A reader that is only slow is not reported.
             if error.kind() != ErrorKind::WouldBlock || delay == MAX_RETRY_DELAY {
                 self.health.report_failure(format!("cannot write to stderr: {error}"));
             }
-            thread::sleep(delay);
-            delay = (delay * 2).min(MAX_RETRY_DELAY);
-        }
+            true
+        });
         self.health.report_success();
     }
 

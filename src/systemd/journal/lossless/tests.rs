@@ -388,6 +388,30 @@ fn without_the_journal_a_message_is_accepted_when_its_line_is_written_whole() {
 }
 
 #[test]
+fn lines_of_the_daemon_itself_do_not_cut_those_of_messages() {
+    let (output, sender) = (Tight::default(), TestSender::new());
+    output.open();
+    let (other, writer) = start(LogTarget::Lines(Box::new(output.clone()))).unwrap();
+    let journal = JournalSocket::at("/nonexistent");
+    let log = open_at(LogTarget::Lines(Box::new(output.clone())), journal, other.clone(), start_thread);
+    let note = |number: usize| format!("{number} {}", "n".repeat(50));
+    let message = |number: usize| format!("{number} {}", "m".repeat(200));
+    for number in 0..5 {
+        let entry = || LogEntry { text: note(number), ..LogEntry::default() };
+        other.write(WRITE_RESUMED, Priority::Info, RateLimit::Enforced, entry);
+        sender.append(&log, message(number).as_bytes());
+    }
+    assert_eq!(writer.close(), 0);
+    let text = output.text();
+    let mut lines: Vec<_> = text.lines().collect();
+    lines.sort_unstable();
+    let start = "info: message on connection 7 on echo from uid 1000: ";
+    let notes = (0..5).map(|number| format!("info: {}", note(number)));
+    let messages = (0..5).map(|number| format!("{start}\"{}\"", message(number)));
+    assert_eq!(lines, notes.chain(messages).collect::<Vec<_>>());
+}
+
+#[test]
 fn copies_for_stderr_are_bounded_but_a_single_message_may_be_longer() {
     let output = Tight::default();
     let log = log_to(&output);
