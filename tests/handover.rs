@@ -111,6 +111,8 @@ fn a_client_that_stopped_reading_gets_all_its_replies_after_restarts() {
     const SMALL: &str = "[defaults]\nsend_buffer = '4KiB'\n[defaults.deadlines]\nwrite = 'off'\n";
     let mut service = Service::start(SMALL);
     let mut peer = service.connect();
+    // Now it is accepted.
+    peer.exchange("before");
     let messages = "aaaaaaaaa\t".repeat(10_000);
     // Until the daemon is stuck: then it has replies for all that it has read.
     let mut sent = 0;
