@@ -15,6 +15,7 @@ use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
 
 use super::accept_mode::{AcceptControl, AcceptMode};
 use super::admission::{Permit, Shortage, WaitingAcceptor};
+use super::clock::clock;
 use super::connection::Connection;
 use super::dispatch::Dispatcher;
 use super::event::{Event, Retry};
@@ -125,7 +126,7 @@ impl ListenerAcceptor {
                 Ok((socket, from)) => {
                     self.backoff.record_success();
                     accepting = true;
-                    self.admit(socket, from, &listener, self.inherited(), permit, now, serve);
+                    self.admit(socket, from, &listener, self.inherited(), permit, serve);
                     continue;
                 }
                 Err(error) => error,
@@ -171,8 +172,7 @@ impl ListenerAcceptor {
         Ok(self.pause(error, retry, now))
     }
 
-    /// Serves or refuses a connection.
-    #[expect(clippy::too_many_arguments, reason = "what is known about it")]
+    /// Serves or refuses a connection, which begins now: its client may have connected after the pass of the event loop began.
     fn admit(
         &self,
         socket: OwnedFd,
@@ -180,10 +180,9 @@ impl ListenerAcceptor {
         listener: &Arc<Listener>,
         inherited: Option<ReceiveBuffer>,
         permit: Permit,
-        now: Instant,
         serve: &mut dyn FnMut(Box<Connection>),
     ) {
-        let assigned = self.dispatcher.admit(socket, from, listener, inherited, permit, &self.state, now);
+        let assigned = self.dispatcher.admit(socket, from, listener, inherited, permit, &self.state, clock());
         let Some(assigned) = assigned else { return };
         if Arc::ptr_eq(&assigned.worker.state, &self.state) {
             serve(assigned.connection);
@@ -260,12 +259,12 @@ impl ListenerAcceptor {
 
     /// Probes the backlog, and accepts the first connection in it. Returns whether the listener must be served further: also
     /// when that could not be determined.
-    fn probe(&self, now: Instant, serve: &mut dyn FnMut(Box<Connection>)) -> bool {
+    fn probe(&self, serve: &mut dyn FnMut(Box<Connection>)) -> bool {
         let listener = self.listener.load();
         let Some(permit) = self.dispatcher.admission.try_acquire(listener.awaits_header()) else { return true };
         match accept_one(self.socket()) {
             Ok((socket, from)) => {
-                self.admit(socket, from, &listener, None, permit, now, serve);
+                self.admit(socket, from, &listener, None, permit, serve);
                 true
             }
             Err(error) => {
@@ -318,7 +317,7 @@ impl Acceptor for ListenerAcceptor {
             },
             AcceptMode::Probe => {
                 if is_new {
-                    let found_client = self.probe(now, serve);
+                    let found_client = self.probe(serve);
                     self.control.status.send_modify(|status| status.record_probe(found_client));
                 }
                 NextRun::Paused(None)
@@ -380,4 +379,76 @@ fn client_waits(socket: &OwnedFd) -> bool {
 
 fn accept_one(socket: impl AsFd) -> io::Result<(OwnedFd, Option<SocketAddrAny>)> {
     Ok(acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicU64;
+    use std::task::Waker;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::config::Settings;
+    use crate::protocol::rules::TimeSpan;
+    use crate::server::accept_mode::AcceptorStatus;
+    use crate::server::admission::Admission;
+    use crate::server::disposal::Disposal;
+    use crate::server::event::{EventSink, MessageLog, ReceivedMessage};
+    use crate::server::mailbox::Mailbox;
+    use crate::server::packets::rate_limit::RateLimiter;
+    use crate::server::reclaim::Reclaimer;
+    use crate::server::services::Services;
+    use crate::server::socket::SocketKind;
+    use crate::server::worker::Worker;
+
+    struct NoLog;
+
+    impl MessageLog for NoLog {
+        fn try_append(&self, _: ReceivedMessage<'_>, _: &Waker) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_connection_begins_when_it_is_accepted_and_not_with_the_pass_that_accepts_it() {
+        let Settings { defaults: settings, limits, .. } = Settings::default();
+        let idle = settings.rules.deadlines.idle.as_ref().map(TimeSpan::duration).unwrap();
+        let sink = EventSink { handler: Arc::new(|_| {}), message_log: Arc::new(NoLog), unlogged: Arc::default() };
+        let new_state = || WorkerState::new(sink.clone(), Disposal::default());
+        let state = Arc::new(new_state());
+        let dispatcher = Dispatcher {
+            admission: Admission::new(&limits, Waker::noop().clone()),
+            workers: vec![Worker { state: Arc::clone(&state), mailbox: Arc::new(Mailbox::new().unwrap()) }],
+            services: Arc::new(Services::new(new_state())),
+            sink: sink.clone(),
+            last_id: AtomicU64::new(0),
+            rate_limiter: RateLimiter::new(None),
+            reclaimer: Reclaimer::new(None),
+            acceptors: Waker::noop().clone(),
+            reclaim: Mutex::default(),
+            pending_cancelled: watch::Sender::new(false),
+        };
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        let listener = Listener::new("echo", SocketKind::Stream, PeerDescriptors::None, &settings);
+        let listener = Arc::new(ListenerHandle::new(listener));
+        let (mode, status) = (watch::Sender::new(AcceptMode::Accept), Arc::<watch::Sender<AcceptorStatus>>::default());
+        status.send_modify(|status| status.serving += 1);
+        let control = AcceptControl { mode: mode.subscribe(), status };
+        let mut acceptor = ListenerAcceptor::new(socket.into(), listener, Arc::new(dispatcher), state, control);
+
+        let pass_began = clock();
+        // Prepares the socket.
+        acceptor.run(EventFlags::empty(), pass_began, &mut |_| {});
+        let _client = TcpStream::connect(address).unwrap();
+        let connected = clock();
+        let mut accepted = Vec::new();
+        acceptor.run(EventFlags::IN, pass_began, &mut |connection| accepted.push(connection));
+        assert_eq!(accepted.len(), 1);
+        assert!(accepted[0].deadline().unwrap() >= connected + idle);
+    }
 }
