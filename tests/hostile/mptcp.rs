@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketType, bind, connect as connect_to, getsockname, ipproto, listen, recv,
-    send, socket,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, connect as connect_to, getsockname, ipproto,
+    listen, recv, send, socket_with,
 };
 
 use crate::common::network::Network;
@@ -15,7 +15,7 @@ use crate::common::{Daemon, skip_test, wait_until};
 
 /// Makes a socket of MPTCP. If there is none here, reports that the calling test is skipped.
 fn make_socket() -> Option<OwnedFd> {
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)).ok();
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::MPTCP)).ok();
     if socket.is_none() {
         skip_test("there is no MPTCP");
     }
