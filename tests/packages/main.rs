@@ -17,10 +17,14 @@ mod rootfs;
 #[macro_use]
 #[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
 mod test;
+#[path = "../system/clean_root.rs"]
+mod clean_root;
 #[path = "../system/doc_page.rs"]
 mod doc_page;
 #[path = "../system/doc_skips.rs"]
 mod doc_skips;
+#[path = "../system/in_debian.rs"]
+mod in_debian;
 #[path = "../system/page_runner.rs"]
 #[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
 mod page_runner;
@@ -29,6 +33,7 @@ mod reconnecting_clients;
 
 mod apparmor;
 mod arch;
+mod clean;
 mod deb;
 mod debootstrap;
 mod guest;
@@ -67,6 +72,7 @@ fn main() -> ExitCode {
             Ok(())
         }));
     }
+    trials.push(Trial::test(format!("debian13::clean::{}", clean::TEST.name), || clean::run(&DEBIANS[1])));
     add(&mut trials, &TOOLS, "deb", deb::TESTS_WITH_TOOLS);
     add(&mut trials, &TOOLS, "rpm", lifecycle::tests::<rpm::Rpm>());
     add(&mut trials, &TOOLS, "rpm", rpm::TESTS);

@@ -16,17 +16,9 @@ pub fn stage(layer: &Path) {
     }
     let staging = layer.join(STAGING_DIR.trim_start_matches('/'));
     fs::create_dir_all(&staging).expect("the tests' directory can be written to");
-    let built = env::var_os("ECHOED_PACKAGES").map(PathBuf::from);
-    let built = built.expect("ECHOED_PACKAGES says where the packages are: run make test-packages");
     // Those that are built: who tries out one alone needs no other.
     let copy_package = |kind: &str, to: &str| {
-        let found = find_only(&built.join(kind), |name| {
-            let is_other =
-                ["dbgsym", "debuginfo", "debugsource", "debug-", ".src."].iter().any(|other| name.contains(other));
-            name.starts_with("echoed")
-                && [".deb", ".rpm", ".pkg.tar.zst"].iter().any(|end| name.ends_with(end))
-                && !is_other
-        });
+        let found = find_package(kind);
         if let Some(from) = &found {
             fs::copy(from, staging.join(to)).expect("it can be copied");
         }
@@ -49,6 +41,19 @@ pub fn stage(layer: &Path) {
         deb = deb.display(),
         older = older.display(),
     ));
+}
+
+/// The package of a kind (deb, rpm, arch), if it is built.
+pub fn find_package(kind: &str) -> Option<PathBuf> {
+    let built = env::var_os("ECHOED_PACKAGES").map(PathBuf::from);
+    let built = built.expect("ECHOED_PACKAGES says where the packages are: run make test-packages");
+    find_only(&built.join(kind), |name| {
+        let is_other =
+            ["dbgsym", "debuginfo", "debugsource", "debug-", ".src."].iter().any(|other| name.contains(other));
+        name.starts_with("echoed")
+            && [".deb", ".rpm", ".pkg.tar.zst"].iter().any(|end| name.ends_with(end))
+            && !is_other
+    })
 }
 
 /// The only file of a directory that is called so, if there is the directory.

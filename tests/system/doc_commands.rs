@@ -17,7 +17,12 @@ const SETTINGS: &str = include_str!("../../docs/configuration.md");
 const README: &str = include_str!("../../README.md");
 
 fn every_command_in_operations_md_works_as_documented(machine: &Machine) {
-    PageRunner::on_new_machine(machine, "docs/operations.md", &[doc_skips::OPERATIONS]).run_page(OPERATIONS);
+    PageRunner::on_new_machine(
+        machine,
+        "docs/operations.md",
+        &[doc_skips::OPERATIONS, doc_skips::BUILT, doc_skips::PREPARED],
+    )
+    .run_page(OPERATIONS);
     // It ends with the uninstallation.
     let left = machine.sh("find /usr/local /etc /run /var -xdev -name '*echo[ed]*' -not -path '/var/log/*'");
     assert_eq!(left, "/run/echoed\n");
@@ -31,7 +36,8 @@ fn every_command_in_configuration_md_works_as_documented(machine: &Machine) {
 }
 
 fn every_command_in_the_readme_works_as_documented(machine: &Machine) {
-    PageRunner::on_new_machine(machine, "README.md", &[doc_skips::README]).run_page(README);
+    PageRunner::on_new_machine(machine, "README.md", &[doc_skips::README, doc_skips::BUILT, doc_skips::PREPARED])
+        .run_page(README);
 }
 
 /// As packages install them. (tests/packages does it with packages.)

@@ -4,7 +4,6 @@ use crate::page_runner::Skip::{Line, Section as Below};
 use crate::page_runner::Skips;
 
 pub const OPERATIONS: Skips = &[
-    (Line("make"), "it was built already"),
     (Below("Packages"), "tests/packages does it"),
     (Line("journalctl -u echoed.service -f"), "it does not end"),
     (Line("listen echo-tls"), "tests/tls.rs does it"),
@@ -22,16 +21,17 @@ pub const SETTINGS: Skips = &[
 pub const README: Skips = &[
     (Line("C: aaaa<TAB>"), "shows the protocol"),
     (Below("Try it"), "for a machine on which it is built; tests/programs.rs has these programs talk to it"),
-    (Line("make"), "it was built already"),
     (
         Line(r#"/etc/echoed/echoed.toml.d/50-local.toml:2:8: read: 10 has no unit; write "10s" if that is meant"#),
         "tests/etc/page.rs does it",
     ),
 ];
 
+/// Besides, where it was built elsewhere.
+pub const BUILT: Skips =
+    &[(Line("sudo apt install cargo make"), "it was built already"), (Line("make"), "it was built already")];
+/// Besides, on a machine with what tests use: it has no network.
+pub const PREPARED: Skips = &[(Line("sudo apt install netcat-openbsd socat"), "the machine has them")];
 /// Besides, where a package is installed, or what looks like one.
-pub const PACKAGED_OPERATIONS: Skips = &[
-    (Line("sudo make install"), "the package was installed"),
-    (Line("sudo make uninstall"), "the package would be removed"),
-];
-pub const PACKAGED_README: Skips = &[(Line("sudo make install"), "the package was installed")];
+pub const PACKAGED: Skips = &[(Line("sudo make install"), "the package was installed")];
+pub const PACKAGED_OPERATIONS: Skips = &[(Line("sudo make uninstall"), "the package would be removed")];

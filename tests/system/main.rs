@@ -7,10 +7,12 @@
 
 #![allow(unreachable_pub, reason = "as in tests/common, what is for other files is pub")]
 
+mod clean_root;
 #[path = "../common/mod.rs"]
 mod common;
 mod doc_page;
 mod doc_skips;
+mod in_debian;
 mod machine;
 mod page_runner;
 mod rootfs;
@@ -18,6 +20,7 @@ mod rootfs;
 mod test;
 
 mod cleanup;
+mod doc_clean;
 mod doc_commands;
 mod doc_tables;
 mod examples;
@@ -91,6 +94,9 @@ fn main() -> ExitCode {
                 }
             }
         }
+    }
+    if is_in_part("doc_clean") {
+        trials.push(doc_clean::trial(&DEBIANS[1]));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -38,14 +38,27 @@ const RESET_SCRIPT: &str = "
 const READ_ONLY_COMMANDS: [&str; 6] =
     ["journalctl ", "systemctl status ", "systemctl show ", "systemctl is-active ", "systemctl list-units ", "ss "];
 
+/// Builds in a third of the time; what is built is slower.
+const QUICK_BUILD: &str =
+    "CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16";
+
 /// Where the daemon may be installed.
 const PROGRAMS: [&str; 3] = ["/usr/local/sbin/echoed", "/usr/sbin/echoed", "/usr/bin/echoed"];
 
 /// Runs the pages for administrators as they are installed on a machine, by a package or below /usr.
 pub fn run_installed_pages(machine: &Machine) {
     const PAGES: [(&str, &[Skips]); 3] = [
-        ("operations.md", &[doc_skips::OPERATIONS, doc_skips::PACKAGED_OPERATIONS]),
-        ("README.md", &[doc_skips::README, doc_skips::PACKAGED_README]),
+        (
+            "operations.md",
+            &[
+                doc_skips::OPERATIONS,
+                doc_skips::BUILT,
+                doc_skips::PREPARED,
+                doc_skips::PACKAGED,
+                doc_skips::PACKAGED_OPERATIONS,
+            ],
+        ),
+        ("README.md", &[doc_skips::README, doc_skips::BUILT, doc_skips::PREPARED, doc_skips::PACKAGED]),
         // Last: it replaces /etc/echoed/echoed.toml.
         ("configuration.md", &[doc_skips::SETTINGS]),
     ];
@@ -55,6 +68,9 @@ pub fn run_installed_pages(machine: &Machine) {
     }
 }
 
+/// The user of a machine who administers it: their directory is /home/admin, and they may use sudo(8).
+pub const ADMIN: &str = "admin";
+
 /// Runs the commands of a page on a machine.
 pub struct PageRunner<'a> {
     machine: &'a Machine,
@@ -62,6 +78,8 @@ pub struct PageRunner<'a> {
     skips: &'static [Skips],
     /// Those of them that the page has.
     used_skips: BTreeSet<&'static Skip>,
+    /// The directory in which the administrator runs them; without one, root does, in /.
+    admin_directory: Option<&'static str>,
 }
 
 impl<'a> PageRunner<'a> {
@@ -75,9 +93,19 @@ impl<'a> PageRunner<'a> {
     fn new(machine: &'a Machine, page: &'static str, skips: &'static [Skips]) -> Self {
         machine.write("/usr/local/bin/sudo", "#!/bin/sh\nexec \"$@\"\n");
         machine.sh("chmod 755 /usr/local/bin/sudo; systemctl daemon-reload");
+        Self { admin_directory: None, ..Self::as_admin(machine, "/", page, skips) }
+    }
+
+    /// Comes to a machine as its administrator, into a directory.
+    pub fn as_admin(
+        machine: &'a Machine,
+        directory: &'static str,
+        page: &'static str,
+        skips: &'static [Skips],
+    ) -> Self {
         // What the pages call the machine's address in its network.
         machine.sh("ip address replace 192.0.2.1/24 dev lo");
-        Self { machine, page, skips, used_skips: BTreeSet::new() }
+        Self { machine, page, skips, used_skips: BTreeSet::new(), admin_directory: Some(directory) }
     }
 
     pub fn reset(&self) {
@@ -93,12 +121,22 @@ impl<'a> PageRunner<'a> {
             if PROGRAMS.iter().any(|program| self.machine.path(program).exists()) {
                 self.reset();
             }
-            for block in blocks {
-                self.run_block(&block);
-            }
+            self.run_blocks(&blocks);
         }
         for (skip, _) in self.skips.iter().copied().flatten() {
             assert!(self.used_skips.contains(skip), "{} has no {skip:?} that could be skipped", self.page);
+        }
+    }
+
+    /// Does what one section says, and nothing of what is above or below it.
+    pub fn run_section(&mut self, page: &str, heading: &str) {
+        let section = sections(page).into_iter().find(|section| section.heading == heading);
+        self.run_blocks(&section.unwrap_or_else(|| panic!("{} has no section {heading}", self.page)).blocks);
+    }
+
+    fn run_blocks(&mut self, blocks: &[Block]) {
+        for block in blocks {
+            self.run_block(block);
         }
     }
 
@@ -159,14 +197,21 @@ impl<'a> PageRunner<'a> {
         Ok(all)
     }
 
-    fn run(&self, command: &str) -> CommandResult {
+    /// Runs a command as whoever runs the page.
+    pub fn run(&self, command: &str) -> CommandResult {
+        self.machine.write("/run/command", command);
+        let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
+        if let Some(directory) = self.admin_directory {
+            return self.machine.run(&format!(
+                "cd {directory} && runuser --user {ADMIN} -- env {path} HOME=/home/{ADMIN} {QUICK_BUILD} timeout 600 \
+                 bash -o pipefail /run/command"
+            ));
+        }
         if let Some(words) = without_comment(command).strip_prefix("sudo make ") {
             // From here: the sources are not there.
             make(words, &self.machine.path("/"), self.machine.version());
             return CommandResult { code: Some(0), output: String::new() };
         }
-        self.machine.write("/run/command", command);
-        let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
         self.machine.run(&format!("{path} timeout 60 bash -o pipefail /run/command"))
     }
 

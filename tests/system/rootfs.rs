@@ -37,13 +37,24 @@ pub static DEBIANS: [Debian; 3] =
     [Debian::new("debian12", "bookworm"), Debian::new("debian13", "trixie"), Debian::new("sid", "sid")];
 
 impl Debian {
-    const fn new(name: &'static str, suite: &'static str) -> Self {
+    /// A Debian without packages besides.
+    pub const fn new(name: &'static str, suite: &'static str) -> Self {
         Self::with_tools(name, suite, "")
     }
 
     /// A Debian with these packages besides.
     pub const fn with_tools(name: &'static str, suite: &'static str, tools: &'static str) -> Self {
         Self { name, suite, tools, installed: OnceLock::new() }
+    }
+
+    /// Has it be this root file system, which was made in another way, with what is put on it.
+    ///
+    /// # Errors
+    /// Returns an error if there is no systemd in it.
+    pub fn take(&self, root: PathBuf, layer: PathBuf) -> Result<(), String> {
+        let systemd = systemd_version(&root)?;
+        self.installed.get_or_init(|| Installed { root, layer, systemd });
+        Ok(())
     }
 
     /// It with what is put on it. [`Debian::prepare`] must have been called.
