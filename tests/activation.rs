@@ -55,7 +55,9 @@ fn a_socket_with_an_empty_name_is_called_unknown_as_one_without_a_name() {
 #[test]
 fn the_first_client_starts_the_daemon_and_is_served_over_tcp() {
     // systemd-socket-activate takes no port 0. This one stays ours, and is free for whoever may share it, as it does.
-    let reserved = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    let reserved =
+        rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, rustix::net::SocketFlags::CLOEXEC, None)
+            .unwrap();
     sockopt::set_socket_reuseaddr(&reserved, true).unwrap();
     rustix::net::bind(&reserved, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address = TcpListener::from(reserved.try_clone().unwrap()).local_addr().unwrap().to_string();

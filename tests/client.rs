@@ -758,7 +758,9 @@ struct FullBacklog {
 
 impl FullBacklog {
     fn tcp() -> Self {
-        let listener = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("there are sockets");
+        let listener =
+            rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, rustix::net::SocketFlags::CLOEXEC, None)
+                .expect("there are sockets");
         rustix::net::bind(&listener, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("there is a free port");
         rustix::net::listen(&listener, 0).expect("it is bound");
         let listener = TcpListener::from(listener);
@@ -774,7 +776,9 @@ impl FullBacklog {
     fn unix() -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let path = directory.path().join("echo.sock");
-        let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("there are sockets");
+        let listener =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, rustix::net::SocketFlags::CLOEXEC, None)
+                .expect("there are sockets");
         let address = rustix::net::SocketAddrUnix::new(&path).expect("it is short enough");
         rustix::net::bind(&listener, &address).expect("the path is free");
         rustix::net::listen(&listener, 0).expect("it is bound");

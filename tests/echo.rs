@@ -296,7 +296,9 @@ fn the_socket_file_of_a_running_process_is_not_replaced() {
 fn the_socket_file_of_a_process_with_a_full_backlog_is_not_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("busy.sock");
-    let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    let listener =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, rustix::net::SocketFlags::CLOEXEC, None)
+            .unwrap();
     rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
     let _queued = std::os::unix::net::UnixStream::connect(&path).unwrap();

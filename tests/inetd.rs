@@ -18,7 +18,7 @@ use common::packets::{DatagramPeer, PacketPeer};
 use common::service_manager::activated_command;
 use common::{Daemon, Peer, ServiceManager, TEST_TIMEOUT, find_program, now, wait_until};
 use rustix::net::{
-    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, shutdown, socket,
+    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, shutdown, socket_with,
     socketpair,
 };
 use rustix::process::Signal;
@@ -105,7 +105,8 @@ fn unix_connection(directory: &TempDir) -> (Peer, UnixStream) {
 }
 
 fn seqpacket_listener(path: &Path) -> OwnedFd {
-    let seqpacket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).expect("there are such sockets");
+    let seqpacket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .expect("there are such sockets");
     bind(&seqpacket, &SocketAddrUnix::new(path).expect("it is short")).expect("the path is free");
     listen(&seqpacket, 10).expect("it can listen");
     seqpacket
@@ -147,7 +148,7 @@ fn a_seqpacket_connection_on_stdin_is_served() {
     let path = directory.path().join("seqpacket");
     let listener = seqpacket_listener(&path);
     let peer = PacketPeer::connect(&format!("seqpacket:{}", path.display()));
-    let mut process = spawn_on(accept(&listener).unwrap(), LOG_ALL);
+    let mut process = spawn_on(accept_with(&listener, SocketFlags::CLOEXEC).unwrap(), LOG_ALL);
     peer.exchange("a");
     peer.shutdown();
     peer.expect_close();
@@ -353,9 +354,9 @@ fn what_is_asked_for_is_printed_on_a_connection() {
 
 #[test]
 fn a_socket_on_stdin_that_cannot_be_served_is_refused() {
-    let netlink = socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap();
-    let unbound = socket(AddressFamily::INET, SocketType::DGRAM, None).unwrap();
-    let unconnected = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None).unwrap();
+    let unbound = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
+    let unconnected = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
     let (shut_down, _) = tcp_listener();
     shutdown(&shut_down, Shutdown::Both).unwrap();
     let (_other, datagram_pair) = UnixDatagram::pair().unwrap();

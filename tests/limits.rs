@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::peer::QueuedBytes;
 use common::{Daemon, Peer, ensure_nofile_limit, now, wait_until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketType, send, socket};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, send, socket_with};
 use rustix::process::Signal;
 
 // --- Connections -------------------------------------------------------------------------------------------------------
@@ -222,7 +222,8 @@ fn every_refused_connection_is_counted_and_logged() {
         let path = daemon.directory().join("echo.sock");
         let connect = || {
             let kind = if kind.is_empty() { SocketType::STREAM } else { SocketType::SEQPACKET };
-            let socket = socket(AddressFamily::UNIX, kind, None).expect("there are descriptors");
+            let socket =
+                socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).expect("there are descriptors");
             rustix::net::connect(&socket, &SocketAddrUnix::new(&path).expect("it is short")).expect("it listens");
             // It may have been refused already.
             let _ = send(&socket, header.as_bytes(), SendFlags::NOSIGNAL);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::packets::{PacketPeer, unix_address};
 use common::service_manager::activated_command;
 use common::{Daemon, Peer, now, wait_until};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket, socketpair};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, socketpair};
 use rustix::process::Signal;
 
 const LISTEN: [&str; 2] = ["--listen", "seqpacket:DIR/packets"];
@@ -385,7 +385,7 @@ fn a_stale_socket_file_is_replaced_a_live_one_is_kept_and_ours_is_removed_at_exi
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("packets");
     let address = format!("seqpacket:{}", path.display());
-    let stale = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    let stale = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     bind(&stale, &unix_address(&address)).unwrap();
     drop(stale);
     assert!(path.exists());
@@ -418,7 +418,7 @@ fn an_abstract_unix_address_is_served() {
 fn a_socket_passed_by_systemd_is_served_with_clients_that_connected_before_the_start() {
     let directory = tempfile::tempdir().unwrap();
     let address = format!("seqpacket:{}", directory.path().join("packets").display());
-    let listener = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     bind(&listener, &unix_address(&address)).unwrap();
     listen(&listener, 10).unwrap();
     let (empty, ended) = (PacketPeer::connect(&address), PacketPeer::connect(&address));

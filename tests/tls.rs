@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use common::{Daemon, program_or_skip, wait_until};
-use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
 use tempfile::TempDir;
 
 const PAGE: &str = include_str!("../docs/operations.md");
@@ -62,7 +62,8 @@ impl Setup {
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let both = [certificate, key].map(|file| fs::read_to_string(file).expect("it was made"));
         fs::write(directory.path().join("echo.pem"), both.concat()).expect("the directory is ours");
-        let reserved = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket can be made");
+        let reserved = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .expect("a socket can be made");
         sockopt::set_socket_reuseaddr(&reserved, true).expect("it can be shared");
         bind(&reserved, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("there is a free port");
         let address = getsockname(&reserved).ok().and_then(|name| name.try_into().ok()).expect("it is bound");

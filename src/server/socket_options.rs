@@ -109,7 +109,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::{UnixListener, UnixStream};
 
-    use rustix::net::{AddressFamily, SocketType, socket};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
     use super::*;
     use crate::config::Settings;
@@ -173,7 +173,11 @@ mod tests {
 
     #[test]
     fn an_option_that_mptcp_does_not_have_is_no_failure() {
-        let Ok(mptcp) = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)) else { return };
+        let Ok(mptcp) =
+            socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::MPTCP))
+        else {
+            return;
+        };
         let with = |size| ListenerSettings { receive_buffer: size, send_buffer: size, ..settings() };
         for size in [BufferSize::Bytes(9000), BufferSize::Auto, BufferSize::Default] {
             set(&mptcp, &with(size)).unwrap_or_else(|error| panic!("{size:?}: {error}"));

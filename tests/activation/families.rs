@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{VsockAddr, getsockname};
-use rustix::net::{AddressFamily, SocketType, bind, ipproto, listen, socket};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with};
 
 use crate::common::service_manager::activated_command;
 use crate::common::{Peer, skip_test};
@@ -18,7 +18,7 @@ const ANY: u32 = u32::MAX;
 /// `SocketProtocol=mptcp`.
 #[test]
 fn a_multipath_tcp_socket_is_served() {
-    match socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)) {
+    match socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::MPTCP)) {
         Ok(multipath) => {
             bind(&multipath, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
             listen(&multipath, 10).unwrap();
@@ -47,7 +47,7 @@ fn a_vsock_socket_is_served() {
     let address: VsockAddr = getsockname(listener.as_raw_fd()).unwrap();
     let daemon = spawn(activated_command("3<&0", vec![listener], "echo"), "", &[]);
     daemon.wait_for_log(&format!("listening on vsock:1:{} ", address.port()));
-    let client = socket(AddressFamily::VSOCK, SocketType::STREAM, None).unwrap();
+    let client = socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
     nix::sys::socket::connect(client.as_raw_fd(), &address).unwrap();
     // Reading and writing are the same for all of them.
     let mut client = UnixStream::from(client);
@@ -61,7 +61,7 @@ fn a_vsock_socket_is_served() {
 
 /// A socket that listens for virtual machines at a free port.
 fn vsock_listener(cid: u32) -> std::io::Result<OwnedFd> {
-    let listener = socket(AddressFamily::VSOCK, SocketType::STREAM, None)?;
+    let listener = socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     nix::sys::socket::bind(listener.as_raw_fd(), &VsockAddr::new(cid, ANY))?;
     listen(&listener, 10)?;
     Ok(listener)

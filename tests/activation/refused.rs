@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket, socketpair};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, socketpair};
 use tempfile::TempDir;
 
 use crate::common::Daemon;
@@ -31,12 +31,12 @@ fn startup_error_for(redirections: &str, sockets: Vec<OwnedFd>, names: &str, cod
 }
 
 pub(crate) fn netlink() -> OwnedFd {
-    socket(AddressFamily::NETLINK, SocketType::RAW, None).expect("there are such sockets")
+    socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None).expect("there are such sockets")
 }
 
 #[test]
 fn unsupported_descriptors_are_refused_and_their_type_is_named() {
-    let unbound_socket = |family, kind| vec![socket(family, kind, None).unwrap()];
+    let unbound_socket = |family, kind| vec![socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap()];
     let udp = |family| unbound_socket(family, SocketType::DGRAM);
     let seqpacket = unbound_socket(AddressFamily::UNIX, SocketType::SEQPACKET);
     let neither = "a Unix seqpacket socket that neither listens nor is connected";
@@ -59,7 +59,7 @@ fn unsupported_descriptors_are_refused_and_their_type_is_named() {
 
 #[test]
 fn a_socket_that_neither_listens_nor_is_connected_is_refused() {
-    let stream = |family| socket(family, SocketType::STREAM, None).unwrap();
+    let stream = |family| socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
     let bound = stream(AddressFamily::INET);
     bind(&bound, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     for (socket, said) in [
@@ -125,7 +125,7 @@ fn invalid_activation_variables_are_refused() {
 fn a_listening_socket_under_a_reserved_name_is_refused() {
     let udp = || OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap());
     let unix_seqpacket = |directory: &TempDir| {
-        let seqpacket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        let seqpacket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         bind(&seqpacket, &SocketAddrUnix::new(directory.path().join("socket")).unwrap()).unwrap();
         listen(&seqpacket, 10).unwrap();
         seqpacket

@@ -6,7 +6,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketType, bind, listen, shutdown, socket};
+use rustix::net::{
+    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, bind, listen, shutdown, socket_with,
+};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -20,7 +22,8 @@ const CURE: &str = "stop the service and its socket unit, then start the socket 
 /// A socket of each kind that can be served, bound in `directory` if it is a Unix socket.
 fn sockets(directory: &TempDir) -> Vec<(&'static str, OwnedFd)> {
     let path = |name: &str| directory.path().join(name);
-    let seqpacket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).expect("there are such sockets");
+    let seqpacket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .expect("there are such sockets");
     let name = SocketAddrUnix::new(path("seqpacket")).expect("it is short");
     bind(&seqpacket, &name).and_then(|()| listen(&seqpacket, 10)).expect("the path is free");
     let udp = UdpSocket::bind("127.0.0.1:0").expect("there is a free port");

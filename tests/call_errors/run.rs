@@ -8,7 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketType, connect, recv, send, shutdown, socket};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, connect, recv, send, shutdown, socket_with,
+};
 
 use crate::common::packets::{DatagramPeer, PacketPeer, unix_address};
 use crate::common::strace::{Call, Strace};
@@ -299,7 +301,8 @@ impl Subject {
         let socket: OwnedFd = match kind {
             Kind::Tcp | Kind::PatientTcp | Kind::Proxy | Kind::Unix => Peer::connect(address).into_stream().into(),
             Kind::Seqpacket => {
-                let peer = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).expect("there are such sockets");
+                let peer = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                    .expect("there are such sockets");
                 connect(&peer, &unix_address(address)).expect("it listens");
                 peer
             }

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketType, accept,
-    bind, listen, recv, recvfrom, send, sendmsg, sendmsg_addr, socket,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType, accept_with, bind, listen, recv, recvfrom, send, sendmsg, sendmsg_addr, socket_with,
 };
 
 use super::{MAX_WAIT, Output, Server, Watchdog, command, echoctl, finish, now, reply_and_wait, run, skip_test};
@@ -144,11 +144,11 @@ fn packets_without_end_neither_extend_the_timeout_nor_the_exchange() {
     ] {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("flood.sock");
-        let listener = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         listen(&listener, 1).unwrap();
         let flood = thread::spawn(move || {
-            let client = accept(&listener).unwrap();
+            let client = accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
             recv(&client, &mut [0; 10], RecvFlags::empty()).unwrap();
             while send(&client, b"x", SendFlags::NOSIGNAL).is_ok() {}
         });
@@ -205,7 +205,7 @@ fn a_server_cannot_send_descriptors_if_the_kernel_can_refuse_them() {
             }
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("server.sock");
-            let listener = socket(AddressFamily::UNIX, kind, None).unwrap();
+            let listener = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
             bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
             if kind != SocketType::DGRAM {
                 listen(&listener, 10).unwrap();
@@ -216,7 +216,7 @@ fn a_server_cannot_send_descriptors_if_the_kernel_can_refuse_them() {
                     return send_descriptor(&listener, Some(&from.unwrap().try_into().unwrap()));
                 }
                 loop {
-                    let client = accept(&listener).unwrap();
+                    let client = accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
                     // The first connection of bench may only try whether the server is there.
                     if recv(&client, &mut [0; 100], RecvFlags::empty()).is_ok_and(|(count, _)| count > 0) {
                         return send_descriptor(&client, None);

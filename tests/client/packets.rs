@@ -10,8 +10,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendFlags, SocketAddrAny, SocketAddrUnix, SocketType, accept, bind,
-    connect, listen, recvmsg, send, sendto, socket,
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType,
+    accept_with, bind, connect, listen, recvmsg, send, sendto, socket_with,
 };
 
 use super::{MAX_WAIT, command, echoctl, echoctl_with, finish, now, skip_test};
@@ -34,7 +34,8 @@ impl Server {
         let socket = if kind == "unixgram" {
             UnixDatagram::bind(&path).expect("the path is free").into()
         } else {
-            let listener = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).expect("there are sockets");
+            let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .expect("there are sockets");
             bind(&listener, &SocketAddrUnix::new(&path).expect("it is short enough")).expect("the path is free");
             listen(&listener, 1).expect("it is bound");
             listener
@@ -56,7 +57,11 @@ impl Server {
     ) -> Self {
         let is_connection = address.starts_with("seqpacket");
         let thread = thread::spawn(move || {
-            let socket = if is_connection { accept(&socket).expect("somebody connects") } else { socket };
+            let socket = if is_connection {
+                accept_with(&socket, SocketFlags::CLOEXEC).expect("somebody connects")
+            } else {
+                socket
+            };
             let timeout = rustix::net::sockopt::Timeout::Recv;
             rustix::net::sockopt::set_socket_timeout(&socket, timeout, Some(MAX_WAIT)).expect("it can be set");
             let mut received = Vec::new();
@@ -123,7 +128,7 @@ fn client_connects_to_packet_sockets_by_abstract_name() {
     let server = Server::spawn(datagrams.into(), format!("unixgram:@{name}"), 1, echo);
     echoctl(&["send", &server.address, "aaaa"]).check(0, "server got:aaaa\n", "");
     server.expect_received(&["aaaa"]);
-    let listener = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     bind(&listener, &SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap()).unwrap();
     listen(&listener, 1).unwrap();
     let server = Server::spawn(listener, format!("seqpacket:@{name}"), 1, echo);
@@ -258,17 +263,17 @@ fn connecting_to_a_packet_socket_ends_after_the_connect_timeout() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");
     let address = SocketAddrUnix::new(&path).unwrap();
-    let listener = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     bind(&listener, &address).unwrap();
     listen(&listener, 0).unwrap();
-    let waiting = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    let waiting = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     connect(&waiting, &address).unwrap();
     let address = format!("seqpacket:{}", path.display());
     let output = echoctl(&["send", "--connect-timeout", "300ms", &address, "a"]);
     output.check(2, "", &format!("cannot connect to {address}: timed out after 300ms (--connect-timeout); "));
 
     let child = command(&["send", "--connect-timeout", "30s", &address, "a"]).spawn().unwrap();
-    drop(accept(&listener).unwrap());
+    drop(accept_with(&listener, SocketFlags::CLOEXEC).unwrap());
     let server = Server::spawn(listener, address, 1, echo);
     finish(child, Vec::new()).check(0, "server got:a\n", "");
     server.expect_received(&["a"]);

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketType, connect, recv, send, shutdown, socket,
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send,
+    shutdown, socket_with,
 };
 
 use super::{TEST_TIMEOUT, now};
@@ -30,7 +31,8 @@ pub struct PacketPeer(OwnedFd);
 impl PacketPeer {
     /// Connects to an address as the daemon writes it: `seqpacket:/PATH`, `seqpacket:@NAME`.
     pub fn connect(address: &str) -> Self {
-        let peer = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).expect("there are such sockets");
+        let peer = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .expect("there are such sockets");
         connect(&peer, &unix_address(address)).unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
         Self::from_fd(peer)
     }
@@ -111,7 +113,8 @@ impl DatagramPeer {
     pub fn to(address: &str) -> Self {
         let Some(ip) = address.strip_prefix("udp:") else {
             // An empty name is one that the kernel picks (autobind of unix(7)).
-            let socket = socket(AddressFamily::UNIX, SocketType::DGRAM, None).expect("there are such sockets");
+            let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+                .expect("there are such sockets");
             rustix::net::bind(&socket, &SocketAddrUnix::new_unnamed()).expect("it gets a name");
             return Self { socket: Socket::Unix(socket.into()), to: address.to_owned() }.with_timeouts();
         };

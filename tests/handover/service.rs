@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::process::Command;
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -136,7 +136,8 @@ impl Service {
 }
 
 fn listen_seqpacket(path: &Path) -> OwnedFd {
-    let socket = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).expect("there are such sockets");
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .expect("there are such sockets");
     bind(&socket, &SocketAddrUnix::new(path).expect("it is short")).expect("the path is free");
     listen(&socket, 10).expect("it can listen");
     socket

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
 use tempfile::TempDir;
 
 use crate::common::packets::DatagramPeer;
@@ -35,7 +35,8 @@ struct Port {
 
 impl Port {
     fn reserve(socket_type: SocketType) -> Self {
-        let reserved = socket(AddressFamily::INET, socket_type, None).expect("a socket can be made");
+        let reserved =
+            socket_with(AddressFamily::INET, socket_type, SocketFlags::CLOEXEC, None).expect("a socket can be made");
         sockopt::set_socket_reuseaddr(&reserved, true).expect("it can be shared");
         bind(&reserved, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("there is a free port");
         let address = getsockname(&reserved).ok().and_then(|name| name.try_into().ok()).expect("it is bound");

@@ -5,6 +5,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use libtest_mimic::Failed;
 
 use crate::doc_page::{BlockKind, sections};
 use crate::in_debian::{GET_DEBOOTSTRAP, run_in_debian};
@@ -12,8 +15,6 @@ use crate::machine::Machine;
 use crate::page_runner::ADMIN;
 use crate::rootfs::Debian;
 use crate::test::Test;
-
-use libtest_mimic::Failed;
 
 static CLEAN_DEBIAN: Debian = Debian::new("debian13", "trixie");
 
@@ -53,7 +54,7 @@ pub fn run_on_clean_debian(
     let home = layer.join("home").join(ADMIN);
     fs::create_dir_all(&home).expect("the tests' directory can be written to");
     fill(&home);
-    let chown = std::process::Command::new("chown").args(["-R", "1000:1000"]).arg(&home).status();
+    let chown = Command::new("chown").args(["-R", "1000:1000"]).arg(&home).status();
     assert!(chown.is_ok_and(|status| status.success()), "{} cannot be given to the administrator", home.display());
     CLEAN_DEBIAN.take(directory.0.join("kept/root"), layer)?;
     test.run_on(&CLEAN_DEBIAN)

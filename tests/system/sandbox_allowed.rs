@@ -66,7 +66,8 @@ fn datagrams_and_seqpackets_are_answered(machine: &Machine) {
     let count = client.recv(&mut reply).expect("a reply comes, from there");
     assert_eq!(&reply[..count], b"server got:aaaa");
     // ... and which ones are its own. (Forged, as it were: from a socket that shares its port.)
-    let own = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).expect("there are such sockets");
+    let own = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, rustix::net::SocketFlags::CLOEXEC, None)
+        .expect("there are such sockets");
     set_socket_reuseport(&own, true).expect("it can be set");
     rustix::net::bind(&own, &SocketAddr::from(([127, 0, 0, 1], 8085))).expect("the port is shared");
     UdpSocket::from(own).send_to(b"aaaa", "127.0.0.5:8085").expect("somebody listens there");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect, socket};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with};
 
 use super::entries::{Entry, entries, exported, journalctl, wait_for_entries};
 use super::{TCP, listen};
@@ -97,7 +97,8 @@ fn full_messages_cannot_forge_fields_or_entries(machine: &Machine) {
 
 fn the_name_of_a_clients_socket_is_not_in_the_journal(machine: &Machine) {
     listen(machine, "[log]\nlevel = 'debug'");
-    let client = socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("sockets can be made");
+    let client =
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("sockets can be made");
     let name = b"evil\nPRIORITY=0\n\x1b[2J";
     bind(&client, &SocketAddrUnix::new_abstract_name(name).expect("it is short")).expect("it can be bound");
     let path = machine.path("/run/echoed.sock");

@@ -160,8 +160,10 @@ fn descriptors_that_are_not_connections_are_closed() {
         packets,
         TcpListener::bind("127.0.0.1:0").unwrap().into(),
         UnixListener::bind(directory.path().join("socket")).unwrap().into(),
-        rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap(),
-        rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap(),
+        rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, rustix::net::SocketFlags::CLOEXEC, None)
+            .unwrap(),
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, rustix::net::SocketFlags::CLOEXEC, None)
+            .unwrap(),
         std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(),
     ];
     let connections = sockets.map(|socket| StoredConnection { socket, snapshot: Vec::new() });
