@@ -6,7 +6,7 @@ use std::path::Path;
 
 use libtest_mimic::Failed;
 
-use crate::clean_root::{find_remains, run_on_clean_debian};
+use crate::clean_root::{CleanDebian, find_remains};
 use crate::doc_skips;
 use crate::machine::Machine;
 use crate::page_runner::{PageRunner, Skips};
@@ -27,7 +27,7 @@ pub static TEST: Test = Test::new(
 
 /// Runs the test on a clean Debian, which the debootstrap of this one makes.
 pub fn run(debian: &Debian) -> Result<(), Failed> {
-    run_on_clean_debian("packages", &TEST, debian, &[README, OPERATIONS], |home| {
+    CleanDebian::make("packages", debian, &[README, OPERATIONS])?.run(&TEST, |home| {
         let package = find_package("deb").expect("ECHOED_PACKAGES has the package for Debian");
         let name = package.file_name().expect("it is a file");
         fs::copy(&package, Path::new(home).join(name)).expect("it can be copied");

@@ -34,30 +34,39 @@ const MAKE: &str = r#"
     rm root/etc/resolv.conf
 "#;
 
-/// Makes the Debian with the debootstrap of another one, and runs a test on a machine with it. `fill` puts into a directory what
-/// the administrator has in theirs (/home/admin), `pages` are the documents that the test follows. `program` is whose test it is.
-pub fn run_on_clean_debian(
-    program: &str,
-    test: &'static Test,
-    debian: &Debian,
-    pages: &[&str],
-    fill: impl FnOnce(&Path),
-) -> Result<(), Failed> {
-    let directory = Directory(Path::new(env!("CARGO_TARGET_TMPDIR")).join(program).join("clean"));
-    directory.remove();
-    let packages: BTreeSet<_> = pages.iter().flat_map(|page| packages(page)).collect();
-    assert!(!packages.is_empty(), "the documents do not say what to install");
-    let packages = packages.into_iter().collect::<Vec<_>>().join(" ");
-    let script = format!("{GET_DEBOOTSTRAP}\nadmin={ADMIN} packages='{packages}'\n{MAKE}");
-    run_in_debian(&debian.installed().root, &directory.0, &script)?;
-    let layer = directory.0.join("layer");
-    let home = layer.join("home").join(ADMIN);
-    fs::create_dir_all(&home).expect("the tests' directory can be written to");
-    fill(&home);
-    let chown = Command::new("chown").args(["-R", "1000:1000"]).arg(&home).status();
-    assert!(chown.is_ok_and(|status| status.success()), "{} cannot be given to the administrator", home.display());
-    CLEAN_DEBIAN.take(directory.0.join("kept/root"), layer)?;
-    test.run_on(&CLEAN_DEBIAN)
+/// A clean Debian. It is gone when it is dropped.
+pub struct CleanDebian {
+    directory: Directory,
+}
+
+impl CleanDebian {
+    /// Makes it with the debootstrap of another Debian. `pages` are the documents that are followed on it, `program` is whose tests
+    /// do that.
+    ///
+    /// # Errors
+    /// Returns what failed: there may be no network.
+    pub fn make(program: &str, debian: &Debian, pages: &[&str]) -> Result<Self, String> {
+        let directory = Directory(Path::new(env!("CARGO_TARGET_TMPDIR")).join(program).join("clean"));
+        directory.remove();
+        let packages: BTreeSet<_> = pages.iter().flat_map(|page| packages(page)).collect();
+        assert!(!packages.is_empty(), "the documents do not say what to install");
+        let packages = packages.into_iter().collect::<Vec<_>>().join(" ");
+        let script = format!("{GET_DEBOOTSTRAP}\nadmin={ADMIN} packages='{packages}'\n{MAKE}");
+        run_in_debian(&debian.installed().root, &directory.0, &script)?;
+        Ok(Self { directory })
+    }
+
+    /// Runs a test on a machine with it. `fill` puts into a directory what the administrator has in theirs (/home/admin).
+    pub fn run(&self, test: &'static Test, fill: impl FnOnce(&Path)) -> Result<(), Failed> {
+        let layer = self.directory.0.join("layer");
+        let home = layer.join("home").join(ADMIN);
+        fs::create_dir_all(&home).expect("the tests' directory can be written to");
+        fill(&home);
+        let chown = Command::new("chown").args(["-R", "1000:1000"]).arg(&home).status();
+        assert!(chown.is_ok_and(|status| status.success()), "{} cannot be given to the administrator", home.display());
+        CLEAN_DEBIAN.take(self.directory.0.join("kept/root"), layer)?;
+        test.run_on(&CLEAN_DEBIAN)
+    }
 }
 
 /// What was made by echoed or for it, wherever it may be; nothing of the system itself is called so.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use libtest_mimic::Trial;
 
-use crate::clean_root::{find_remains, run_on_clean_debian};
+use crate::clean_root::{CleanDebian, find_remains};
 use crate::common::{find_program, skip_test};
 use crate::doc_skips;
 use crate::machine::Machine;
@@ -35,7 +35,13 @@ pub fn trial(debian: &'static Debian) -> Trial {
                 return Ok(());
             }
         }
-        run_on_clean_debian("system", &TEST, debian, &[README, OPERATIONS], copy_sources)
+        match CleanDebian::make("system", debian, &[README, OPERATIONS]) {
+            Ok(clean) => clean.run(&TEST, copy_sources),
+            Err(reason) => {
+                skip_test(&format!("a Debian cannot be made: {}", reason.lines().last().unwrap_or_default()));
+                Ok(())
+            }
+        }
     })
 }
 

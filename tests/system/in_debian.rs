@@ -12,10 +12,10 @@ pub const GET_DEBOOTSTRAP: &str = r#"
 "#;
 
 /// Runs a shell script on a Debian with this root file system, in a directory beside which nothing else is. /srv/kept is the
-/// directory `kept` there, which is made. Returns what the script said, or the last of it, if it failed.
+/// directory `kept` there, which is made. Returns what the script said.
 ///
 /// # Errors
-/// Returns an error if the script fails.
+/// Returns what it said if it failed.
 pub fn run_in_debian(root: &Path, directory: &Path, script: &str) -> Result<String, String> {
     let kept = directory.join("kept");
     fs::create_dir_all(&kept).expect("the tests' directory can be written to");

@@ -2,7 +2,7 @@
 //! of several Debians. `machine.sh` tells how, `Machine` what a test can do with it.
 //!
 //! It takes root, systemd-nspawn and, for the first time, debootstrap and a Debian mirror; the root file systems are kept in
-//! /var/cache/echoed-tests (or in `$ECHOED_TEST_ROOTS`). One test on one Debian:
+//! /var/cache/echoed-tests (or in `$ECHOED_TEST_ROOTS`). (`doc_clean` makes one anew each time.) One test on one Debian:
 //! `cargo test --test system debian13::lifecycle::reload`.
 
 #![allow(unreachable_pub, reason = "as in tests/common, what is for other files is pub")]
