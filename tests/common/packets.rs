@@ -7,6 +7,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net as unix;
 use std::time::Duration;
 
+use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send,
@@ -62,7 +63,7 @@ impl PacketPeer {
     /// The next packet; at the end of the stream an empty one.
     pub fn receive(&self) -> Vec<u8> {
         let mut buffer = vec![0; 300_000];
-        let (_, len) = recv(&self.0, &mut buffer[..], RecvFlags::TRUNC).expect("a packet comes");
+        let (_, len) = retry_on_intr(|| recv(&self.0, &mut buffer[..], RecvFlags::TRUNC)).expect("a packet comes");
         assert!(len <= buffer.len(), "{len}");
         buffer.truncate(len);
         buffer
@@ -163,7 +164,7 @@ impl DatagramPeer {
 
     pub fn receive(&self) -> Vec<u8> {
         let mut buffer = vec![0; 300_000];
-        let (_, len) = recv(self.fd(), &mut buffer[..], RecvFlags::TRUNC).expect("a datagram comes");
+        let (_, len) = retry_on_intr(|| recv(self.fd(), &mut buffer[..], RecvFlags::TRUNC)).expect("a datagram comes");
         buffer.truncate(len);
         buffer
     }
@@ -184,7 +185,7 @@ impl DatagramPeer {
         set_socket_timeout(self.fd(), Timeout::Recv, Some(time)).expect("a timeout can be set");
         let (mut count, until) = (0, now() + TEST_TIMEOUT);
         loop {
-            match recv(self.fd(), &mut [0; 1][..], RecvFlags::empty()) {
+            match retry_on_intr(|| recv(self.fd(), &mut [0; 1][..], RecvFlags::empty())) {
                 Ok(_) => count += 1,
                 Err(error) if std::io::Error::from(error).kind() == ErrorKind::WouldBlock => break,
                 Err(error) => panic!("{error}"),

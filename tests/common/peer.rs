@@ -283,9 +283,16 @@ impl Peer {
 
     fn read_some(&mut self) -> std::io::Result<usize> {
         let mut chunk = [0; 65536];
-        let count = match &mut self.stream {
-            Stream::Tcp(stream) => stream.read(&mut chunk)?,
-            Stream::Unix(stream) => stream.read(&mut chunk)?,
+        let count = loop {
+            let read = match &mut self.stream {
+                Stream::Tcp(stream) => stream.read(&mut chunk),
+                Stream::Unix(stream) => stream.read(&mut chunk),
+            };
+            match read {
+                // A wait with a timeout is interrupted also where no signal has a handler: by a stop, a debugger (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => break read?,
+            }
         };
         self.received.extend_from_slice(&chunk[..count]);
         Ok(count)
