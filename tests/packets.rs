@@ -256,7 +256,7 @@ fn closed_connections_do_not_count_against_their_source() {
 
 #[test]
 fn connections_beyond_the_limit_wait() {
-    let daemon = start("[limits]\nconnections = 1\n");
+    let daemon = start("[limits]\nconnections = 1\nreclaim_idle = 'off'\n");
     let first = connect(&daemon);
     first.exchange("a");
     let second = connect(&daemon);
