@@ -1,5 +1,6 @@
-//! docs/operations.md followed with the package on a clean Debian 13: it is installed and purged as the table of package managers
-//! says, and the documents that are there then work as they are. (tests/system does it from the sources.)
+//! docs/operations.md followed with the package on a clean Debian 13: it is installed and purged as the table of
+//! package managers says, and the documents that are there then work as they are. (tests/system does it from the
+//! sources.)
 
 use std::fs;
 use std::path::Path;

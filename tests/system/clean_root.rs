@@ -1,6 +1,6 @@
-//! A Debian 13 as its installer leaves it: made anew by Debian 13's own debootstrap, with nothing for the tests in it but the
-//! account of an administrator. Its machines have no network, so what the documents have the administrator install
-//! (`sudo apt install …`) is downloaded to where apt looks for it before it asks a mirror.
+//! A Debian 13 as its installer leaves it: made anew by Debian 13's own debootstrap, with nothing for the tests in it
+//! but the account of an administrator. Its machines have no network, so what the documents have the administrator
+//! install (`sudo apt install …`) is downloaded to where apt looks for it before it asks a mirror.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,8 +18,8 @@ use crate::test::Test;
 
 static CLEAN_DEBIAN: Debian = Debian::new("debian13", "trixie");
 
-/// Makes the Debian, and the account as the installer does: sudo, and the bus by which a user who is not root talks to systemd.
-/// Nobody is there to be asked whether packages may be installed.
+/// Makes the Debian, and the account as the installer does: sudo, and the bus by which a user who is not root talks to
+/// systemd. Nobody is there to be asked whether packages may be installed.
 const MAKE: &str = r#"
     get_debootstrap
     cd /srv/kept
@@ -40,8 +40,8 @@ pub struct CleanDebian {
 }
 
 impl CleanDebian {
-    /// Makes it with the debootstrap of another Debian. `pages` are the documents that are followed on it, `program` is whose tests
-    /// do that.
+    /// Makes it with the debootstrap of another Debian. `pages` are the documents that are followed on it, `program` is
+    /// whose tests do that.
     ///
     /// # Errors
     /// Returns what failed: there may be no network.
@@ -56,7 +56,8 @@ impl CleanDebian {
         Ok(Self { directory })
     }
 
-    /// Runs a test on a machine with it. `fill` puts into a directory what the administrator has in theirs (/home/admin).
+    /// Runs a test on a machine with it. `fill` puts into a directory what the administrator has in theirs
+    /// (/home/admin).
     pub fn run(&self, test: &'static Test, fill: impl FnOnce(&Path)) -> Result<(), Failed> {
         let layer = self.directory.0.join("layer");
         let home = layer.join("home").join(ADMIN);

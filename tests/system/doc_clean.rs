@@ -1,5 +1,5 @@
-//! README.md and docs/operations.md, followed from the sources on a clean Debian 13: what they say is built and installed, and
-//! the documents that are there then work as they are. (tests/packages does it with the package.)
+//! README.md and docs/operations.md, followed from the sources on a clean Debian 13: what they say is built and
+//! installed, and the documents that are there then work as they are. (tests/packages does it with the package.)
 
 use std::path::Path;
 use std::process::Command;

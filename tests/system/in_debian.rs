@@ -4,15 +4,15 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Installs debootstrap (and what else is named after it) by the lists that the Debian was made from, unless the mirror has gone
-/// on since.
+/// Installs debootstrap (and what else is named after it) by the lists that the Debian was made from, unless the mirror
+/// has gone on since.
 pub const GET_DEBOOTSTRAP: &str = r#"
     get() { apt-get -qq install -y --no-install-recommends debootstrap "$@"; }
     get_debootstrap() { get "$@" || { apt-get -qq update && get "$@"; }; debootstrap --version; }
 "#;
 
-/// Runs a shell script on a Debian with this root file system, in a directory beside which nothing else is. /srv/kept is the
-/// directory `kept` there, which is made. Returns what the script said.
+/// Runs a shell script on a Debian with this root file system, in a directory beside which nothing else is. /srv/kept
+/// is the directory `kept` there, which is made. Returns what the script said.
 ///
 /// # Errors
 /// Returns what it said if it failed.

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs a shell script on a Debian as it is, with network, in namespaces of its own: with what it installs there, and in /tmp,
-# everything is gone afterwards, except what it puts into /srv/kept.
+# Runs a shell script on a Debian as it is, with network, in namespaces of its own. What it does there is gone afterwards,
+# except what it puts into /srv/kept.
 #
 #   in_debian.sh ROOT WORK KEPT SCRIPT
 #
