@@ -1,5 +1,5 @@
-# make          build the programs; with STATIC=1, here and for "make install", such that need no library: smaller in memory and
-#               quicker to start (docs/performance.md says what that costs)
+# make          build the programs; with STATIC=1, here and for "make install", programs that need no shared library: smaller
+#               in memory and quicker to start (docs/performance.md says what that costs)
 # make run      build the daemon and run it on 127.0.0.1:8085
 # make test     run everything that this machine can run, and say what was skipped and why;
 #               with REQUIRE=all, build the packages and try them out, too, and fail if anything is skipped
@@ -81,13 +81,14 @@ endef
 TARGETDIR ?= $(or $(CARGO_TARGET_DIR),target)
 STATIC ?=
 ifneq ($(STATIC),)
-# With a target, the flags are not for what runs during the build.
-HOST := $(shell rustc -vV | sed -n 's/^host: //p')
-STATIC_FLAGS = --target $(HOST)
 STATIC_ENV = RUSTFLAGS="$(strip $(RUSTFLAGS) -C target-feature=+crt-static)"
+# With a target, the flags are not for what runs during the build.
+STATIC_FLAGS = --target-dir "$(TARGETDIR)/static" --target "$$(rustc -vV | sed -n 's/^host: //p')"
+STATIC_DIR = $(patsubst %/echoed,%,$(firstword $(wildcard $(TARGETDIR)/static/*/release/echoed)))
+BUILDDIR ?= $(or $(STATIC_DIR),$(error there are no static programs to install: "make STATIC=1" first))
 endif
 # Where the programs to install are.
-BUILDDIR ?= $(TARGETDIR)$(if $(STATIC),/$(HOST))/release
+BUILDDIR ?= $(TARGETDIR)/release
 
 # The man pages, each in its section.
 PAGES = echoctl.1 echoed.toml.5 echoed-protocol.7 echoed.8
@@ -140,7 +141,7 @@ test:
 bench: all
 	-$(MAKE) --no-print-directory STATIC=1 all
 	$(CARGO) bench --locked --target-dir "$(TARGETDIR)/bench" --bench loopback -- --server "$(BUILDDIR)/echoed" \
-	    --static "$(TARGETDIR)/$$(rustc -vV | sed -n 's/^host: //p')/release/echoed" \
+	    --static "$$(ls "$(TARGETDIR)"/static/*/release/echoed | head -n 1)" \
 	    $(if $(QUICK),--quick) $(if $(REPORT),--report "$(REPORT)") $(ARGS)
 
 # Without the programs, which would be linked for it too.

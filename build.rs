@@ -1,4 +1,4 @@
-//! Links what unwinds the stack into the programs, so that the dynamic linker has one library less to load at each start.
+//! Links libgcc's unwinder statically, so that the dynamic linker has one library less to load at each start.
 //!
 //! Rust links its standard library with libgcc_s.so. In a directory that is searched first, there is a linker script of that name
 //! that takes the static library instead, as `cc -static-libgcc` does.

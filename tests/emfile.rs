@@ -3,9 +3,11 @@
 mod common;
 
 use std::fs;
+use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
+use common::service_manager::activated_command;
 use common::strace::Strace;
 use common::{Daemon, Peer, ServiceManager, now, program_or_skip};
 use rustix::process::{Resource, Signal, getrlimit};
@@ -161,7 +163,7 @@ fn a_hard_limit_that_is_too_low_is_logged() {
 
 #[test]
 fn a_thread_that_cannot_be_started_ends_the_start_with_71_and_a_line() {
-    // The log, and two workers. Clients could connect by then.
+    // The log, and two workers.
     for (number, what) in
         [(1, "cannot start the log: "), (2, "cannot start the workers: "), (3, "cannot start the workers: ")]
     {
@@ -175,6 +177,29 @@ fn a_thread_that_cannot_be_started_ends_the_start_with_71_and_a_line() {
         let (last, before) = log.split_last().expect("there is a line");
         assert_eq!(*last, expected, "thread {number}");
         assert!(before.iter().all(|line| line.starts_with("info: listening on ")), "thread {number}: {log:#?}");
+    }
+}
+
+#[test]
+fn clients_that_were_served_before_a_thread_could_not_be_started_are_counted() {
+    for number in 1..=3 {
+        let inject = format!("clone3:error=EAGAIN:when={number}");
+        let Some(strace) = Strace::new("clone3", &[inject]) else { return };
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = format!("tcp:{}", listener.local_addr().expect("it is bound"));
+        let mut peers: Vec<_> = (0..3).map(|_| Peer::connect(&address)).collect();
+        peers.iter_mut().for_each(|peer| peer.send("whole\thalf"));
+        let mut command = activated_command("3<&0", vec![listener.into()], "echo");
+        command.env("TEST_WRAPPER", strace.wrapper());
+        let mut daemon = Daemon::spawn_with_stdio(&mut command, "[service]\nworkers = 2\n", &[]);
+        assert_eq!(daemon.wait().code(), Some(71), "thread {number}: {:#?}", daemon.log());
+        for peer in &mut peers {
+            peer.expect("server got:whole\t");
+            peer.expect_close();
+        }
+        let log = daemon.log();
+        let cut = "error: cut 3 connections, because the start failed";
+        assert!(log.iter().any(|line| line == cut), "thread {number}: {log:#?}");
     }
 }
 

@@ -8,12 +8,12 @@ use std::{env, fs};
 
 use common::{Daemon, program_or_skip, skip_test};
 
-/// Where it is built: cargo keeps it, so only the first time takes a minute.
+/// Where the programs are built: cargo keeps them, so only the first time takes a minute.
 fn target_directory() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("static")
 }
 
-/// Builds it as `make STATIC=1` does, but in less time.
+/// Builds static programs as `make STATIC=1` does, but in less time.
 fn build() -> Option<PathBuf> {
     if env::var_os("ECHOED_TEST_REQUIRE").is_none_or(|all| all != "all") {
         skip_test("only REQUIRE=all builds static programs");
@@ -22,17 +22,17 @@ fn build() -> Option<PathBuf> {
     program_or_skip("make")?;
     let mut make = Command::new("make");
     make.args(["STATIC=1", "all"]).arg(format!("TARGETDIR={}", target_directory().display()));
-    make.env("CARGO_TARGET_DIR", target_directory()).current_dir(env!("CARGO_MANIFEST_DIR"));
+    make.current_dir(env!("CARGO_MANIFEST_DIR"));
     for (key, value) in [("LTO", "off"), ("OPT_LEVEL", "0"), ("CODEGEN_UNITS", "16")] {
         make.env(format!("CARGO_PROFILE_RELEASE_{key}"), value);
     }
-    // This is a make of its own, whoever has called the tests.
+    // It is a make of its own, also if make runs the tests.
     for inherited in ["MAKEFLAGS", "MAKELEVEL", "MFLAGS"] {
         make.env_remove(inherited);
     }
     let built = make.stdin(Stdio::null()).status().expect("make can be run");
     assert!(built.success(), "make STATIC=1: {built}");
-    let hosts = fs::read_dir(target_directory()).expect("it was made");
+    let hosts = fs::read_dir(target_directory().join("static")).expect("it was made");
     let programs = hosts.filter_map(|host| Some(host.ok()?.path().join("release/echoed")));
     programs.into_iter().find(|program| program.exists())
 }

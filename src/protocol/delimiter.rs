@@ -173,7 +173,7 @@ fn find(byte: u8, chunk: &[u8]) -> Option<usize> {
     const NEAR: usize = 32;
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
-    // Nor is there a message yet when settings are read: then, memchr would find out first what the CPU can do.
+    // Settings are parsed with this as well: memchr would first detect what the CPU can do, which delays the start.
     let Some(near) = chunk.first_chunk::<NEAR>() else { return chunk.iter().position(|one| *one == byte) };
     let pattern = ONES * u64::from(byte);
     for at in (0..NEAR).step_by(8) {

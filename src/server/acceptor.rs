@@ -44,8 +44,8 @@ pub(crate) struct ListenerAcceptor {
     control: AcceptControl,
     /// Whether it has been run.
     has_begun: bool,
-    /// The settings whose options the socket has, and its receive buffer with these.
-    applied: Option<(Arc<Listener>, ReceiveBuffer)>,
+    /// The settings whose options the socket has, and the receive buffer that connections inherit with them.
+    applied: Option<(Arc<Listener>, Option<ReceiveBuffer>)>,
     /// Whether the next connection has inherited them: not those that were in the backlog by then, which come first.
     inherits: bool,
     backoff: Backoff,
@@ -70,7 +70,7 @@ impl ListenerAcceptor {
         control: AcceptControl,
     ) -> Self {
         let settings = listener.load();
-        let receive_buffer = ReceiveBuffer::of(&socket, settings.settings.receive_buffer);
+        let receive_buffer = ReceiveBuffer::inherited_from(&socket, settings.settings.receive_buffer);
         Self {
             socket: Some(socket),
             listener,
@@ -197,14 +197,15 @@ impl ListenerAcceptor {
             self.inherits = false;
             // Otherwise each connection gets them, and says what fails.
             let set = socket_options::set(self.socket(), &listener.settings);
-            let receive_buffer = ReceiveBuffer::of(self.socket(), listener.settings.receive_buffer);
+            let receive_buffer = ReceiveBuffer::inherited_from(self.socket(), listener.settings.receive_buffer);
             self.applied = set.is_ok().then(|| (Arc::clone(listener), receive_buffer));
         }
     }
 
-    /// Returns the receive buffer that the next connection has inherited, if it has inherited the options of the settings.
+    /// Returns the receive buffer that the next connection has inherited. `None` if it is to be asked, and gets the options of the
+    /// settings.
     fn inherited(&self) -> Option<ReceiveBuffer> {
-        self.applied.as_ref().filter(|_| self.inherits).map(|(_, receive_buffer)| *receive_buffer)
+        self.applied.as_ref().filter(|_| self.inherits).and_then(|(_, receive_buffer)| *receive_buffer)
     }
 
     /// Returns what to wait for if [`Dispatcher::try_acquire`] would return nothing. While all permits are taken and a client

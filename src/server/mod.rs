@@ -155,7 +155,7 @@ impl Server {
     }
 
     /// Serves the clients that wait already, on this thread, as far as that takes no waiting. To be called before the workers are
-    /// started: a client whose connection starts this process has its reply before any thread is made.
+    /// started: a client whose connection starts this process has its reply before their threads are made.
     pub fn serve_waiting_clients(&mut self) {
         for _ in 0..FIRST_PASSES {
             self.threads.iter_mut().for_each(WorkerThread::pass_once);
@@ -165,7 +165,7 @@ impl Server {
     /// Starts the workers, if they are not started.
     ///
     /// # Errors
-    /// Returns an error if a thread cannot be made. The server is of no use then.
+    /// Returns an error if a thread cannot be made.
     pub fn start_workers(&mut self) -> io::Result<()> {
         self.threads.iter_mut().enumerate().try_for_each(|(number, thread)| thread.start(number))
     }

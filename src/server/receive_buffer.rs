@@ -35,12 +35,19 @@ pub(crate) enum ReceiveBuffer {
 }
 
 impl ReceiveBuffer {
-    /// Returns what the receive buffer of this socket is, with this setting. Connections inherit it from their listener.
-    pub(crate) fn of(socket: impl AsFd, setting: BufferSize) -> Self {
+    /// Returns what the receive buffer of a connection is, with this setting.
+    pub(crate) fn of(connection: impl AsFd, setting: BufferSize) -> Self {
         // Before Linux 5.14 a limit could not be undone, nor on MPTCP.
-        let is_ours = || getsockopt(&socket, BufferLock).is_ok_and(|locks| locks & RECEIVE_BUFFER_LOCK == 0);
-        let is_tcp = || socket_protocol(&socket) == Ok(Some(ipproto::TCP));
+        let is_ours = || getsockopt(&connection, BufferLock).is_ok_and(|locks| locks & RECEIVE_BUFFER_LOCK == 0);
+        let is_tcp = || socket_protocol(&connection) == Ok(Some(ipproto::TCP));
         if setting == BufferSize::Default && is_tcp() && is_ours() { Self::Adapted } else { Self::Untouched }
+    }
+
+    /// Returns what that of a connection is which has inherited it from this listener. `None` if each connection has to be asked:
+    /// on a listener of MPTCP, those of clients without MPTCP are plain TCP.
+    pub(crate) fn inherited_from(listener: impl AsFd, setting: BufferSize) -> Option<Self> {
+        let is_mptcp = socket_protocol(&listener) == Ok(Some(ipproto::MPTCP));
+        (setting != BufferSize::Default || !is_mptcp).then(|| Self::of(listener, setting))
     }
 
     /// Limits the buffer: the daemon is going to read.

@@ -1,6 +1,7 @@
 //! The thread of services: what peers can make busy, and event loops do not serve. It is a runtime, made when it is first
 //! needed, on which tasks run: connections that await their PROXY header or a decision on their source, seqpacket
-//! connections, datagrams. Nothing of a peer runs on the thread that handles signals and the service manager.
+//! connections, datagrams. Once the process has started, nothing of a peer runs on the thread that handles
+//! signals and the service manager.
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
@@ -113,21 +112,16 @@ impl Worker {
 /// it is left running.
 pub(crate) struct WorkerThread {
     pub(crate) worker: Worker,
-    run: Run,
+    /// There until the thread has it.
+    event_loop: Option<Box<EventLoop>>,
+    thread: Option<Thread>,
 }
 
-/// Where an event loop runs.
-enum Run {
-    /// Nowhere yet.
-    Waiting(Box<EventLoop>),
-    /// In its thread.
-    Started {
-        /// There is an error when it is done.
-        done: mpsc::Receiver<Infallible>,
-        thread: Option<JoinHandle<()>>,
-    },
-    /// Its thread could not be made.
-    Failed,
+/// A thread that runs.
+struct Thread {
+    handle: JoinHandle<()>,
+    /// There is an error when it is done.
+    done: mpsc::Receiver<Infallible>,
 }
 
 impl WorkerThread {
@@ -139,13 +133,13 @@ impl WorkerThread {
         let (state, mailbox) = (WorkerState::new(sink.clone(), disposal.clone()), Mailbox::new()?);
         let worker = Worker { state: Arc::new(state), mailbox: Arc::new(mailbox) };
         let event_loop = EventLoop::new(Arc::clone(&worker.mailbox), Arc::clone(&worker.state))?;
-        Ok(Self { worker, run: Run::Waiting(Box::new(event_loop)) })
+        Ok(Self { worker, event_loop: Some(Box::new(event_loop)), thread: None })
     }
 
     /// Runs one pass of the event loop on this thread, without waiting, if its own is not started.
     pub(crate) fn pass_once(&mut self) {
-        if let Run::Waiting(event_loop) = &mut self.run {
-            // Nobody has told it to stop.
+        if let Some(event_loop) = &mut self.event_loop {
+            // No command to stop can be in its mailbox yet.
             event_loop.pass_once();
         }
     }
@@ -153,28 +147,33 @@ impl WorkerThread {
     /// Starts the thread, if it is not started.
     ///
     /// # Errors
-    /// Returns an error if the thread cannot be made. What the event loop has is lost then.
+    /// Returns an error if the thread cannot be made. The event loop stays here then.
     pub(crate) fn start(&mut self, number: usize) -> io::Result<()> {
-        match mem::replace(&mut self.run, Run::Failed) {
-            Run::Waiting(event_loop) => {
-                let (running, done) = mpsc::channel();
-                let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-                    event_loop.run();
-                    drop(running);
-                })?;
-                self.run = Run::Started { done, thread: Some(thread) };
-            }
-            run => self.run = run,
+        if self.thread.is_some() {
+            return Ok(());
         }
+        let (give, take) = mpsc::channel::<Box<EventLoop>>();
+        let (running, done) = mpsc::channel();
+        let handle = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            if let Ok(event_loop) = take.recv() {
+                event_loop.run();
+            }
+            drop(running);
+        })?;
+        if let Some(event_loop) = self.event_loop.take() {
+            // The thread waits for it.
+            let _ = give.send(event_loop);
+        }
+        self.thread = Some(Thread { handle, done });
         Ok(())
     }
 }
 
 impl Drop for WorkerThread {
     fn drop(&mut self) {
-        if let Run::Started { done, thread } = &mut self.run {
+        if let Some(Thread { handle, done }) = self.thread.take() {
             self.worker.mailbox.post(|commands| commands.stop = true);
-            join(done, thread.take());
+            join(&done, Some(handle));
         }
     }
 }

@@ -124,7 +124,7 @@ impl Daemon {
         }
     }
 
-    /// Waits until it says that it listens, or ends: whether it listens.
+    /// Waits until it listens or ends. Returns whether it listens.
     pub fn starts(&self) -> bool {
         let until = now() + TEST_TIMEOUT;
         let mut lines = self.log.lines();

@@ -77,11 +77,31 @@ fn connections_that_a_failed_start_cuts_are_counted_with_their_messages() {
     });
     assert_eq!(service.daemon.wait().code(), Some(71));
     let log = service.daemon.log();
-    let cut = "warn: cut 2 connections of the previous process, because the start failed";
+    let cut = "error: cut 2 connections, because the start failed";
     assert!(log.iter().any(|line| line == cut), "{log:#?}");
     for peer in [&mut first, &mut second] {
         peer.expect_close();
     }
+}
+
+#[test]
+fn connections_wait_in_the_fd_store_while_threads_cannot_be_started() {
+    let two_workers = "[service]\nworkers = 2\n";
+    let mut service = Service::start(two_workers);
+    let mut peer = service.connect();
+    peer.exchange("a");
+    service.stop(Signal::TERM);
+    // The log, and two workers.
+    for number in 1..=3 {
+        let Some(strace) = Strace::new("clone3", &[format!("clone3:error=EAGAIN:when={number}")]) else { return };
+        service.spawn_next_with(two_workers, |command| {
+            command.env("TEST_WRAPPER", strace.wrapper());
+        });
+        assert_eq!(service.daemon.wait().code(), Some(71), "thread {number}");
+    }
+    service.start_next(two_workers);
+    peer.exchange("b");
+    service.daemon.stop();
 }
 
 #[test]

@@ -24,13 +24,22 @@ fn make_socket() -> Option<OwnedFd> {
 
 /// Starts a daemon with these settings, and connects to it over loopback.
 pub(crate) fn connect(settings: &str) -> Option<(Daemon, OwnedFd)> {
-    let (listener, client) = (make_socket()?, make_socket()?);
-    bind(&listener, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
-    listen(&listener, 10).expect("it can listen");
-    let address = getsockname(&listener).expect("it is bound");
-    let daemon = Daemon::spawn_with_stdio(&mut activated_command("3<&0", vec![listener], "echo"), settings, &[]);
+    let client = make_socket()?;
+    let (daemon, address) = start(settings)?;
+    let address: SocketAddr = address.trim_start_matches("tcp:").parse().expect("it is an address");
     connect_to(&client, &address).expect("it listens");
     Some((daemon, client))
+}
+
+/// Starts a daemon on a listener of MPTCP. Returns its address besides.
+pub(crate) fn start(settings: &str) -> Option<(Daemon, String)> {
+    let listener = make_socket()?;
+    bind(&listener, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
+    listen(&listener, 10).expect("it can listen");
+    let address = SocketAddr::try_from(getsockname(&listener).expect("it is bound")).expect("it is an IP address");
+    let daemon = Daemon::spawn_with_stdio(&mut activated_command("3<&0", vec![listener], "echo"), settings, &[]);
+    daemon.wait_for_log("listening on");
+    Some((daemon, format!("tcp:{address}")))
 }
 
 /// Connects from one machine to another by MPTCP, and ends the first subflow when there is a second. `None` if there is no MPTCP

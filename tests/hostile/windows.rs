@@ -155,6 +155,21 @@ fn the_receive_buffer_is_fixed_unless_the_client_does_not_read() {
 }
 
 #[test]
+fn the_receive_buffer_of_a_client_without_mptcp_is_fixed_on_a_listener_of_mptcp() {
+    let Some((daemon, address)) = mptcp::start("") else { return };
+    // The first connection is accepted before any can have inherited something.
+    for _ in 0..2 {
+        let mut peer = Peer::connect(&address);
+        peer.exchange("a message");
+        let is_fixed = || receive_buffer(&daemon) == Some((true, 128 * 1024));
+        wait_until("the size is fixed", || is_fixed() || daemon.connections().is_none());
+        drop(peer);
+        wait_until("it has ended", || daemon.connections().is_none_or(|all| all.is_empty()));
+    }
+    daemon.stop();
+}
+
+#[test]
 fn the_receive_buffer_is_fixed_while_a_proxy_header_is_awaited() {
     let settings = "[defaults]\nproxy_protocol = 'required'\ndeadlines.read = '1h'\n";
     let daemon = Daemon::start_with(settings, &["--listen", "127.0.0.1:0"]);

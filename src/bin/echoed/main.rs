@@ -152,8 +152,8 @@ struct Start<'a> {
     log: &'a LeveledLog,
 }
 
-/// Serves until a signal, or the end of all there was to serve. Threads come last: the client that has this process started
-/// does not wait for them.
+/// Serves until a signal, or the end of all there was to serve. The threads of the log and of the workers come last: the client
+/// that has this process started does not wait for them.
 async fn serve(
     Start { arguments, settings, mode, budget, log }: Start<'_>,
     ActivationFds { sockets, bundles, problems }: ActivationFds,
@@ -162,6 +162,7 @@ async fn serve(
 ) -> Result<Ended, StartError> {
     // Before READY=1, after which a reload may be asked for.
     let mut signals = Signals::catch(hangup).map_err(|error| StartError::system("cannot catch signals", error))?;
+    let log_failed = |error| StartError::system("cannot start the log", error);
     let workers_failed = |error| StartError::system("cannot start the workers", error);
     let server = Server::new(settings, log.event_handler(), log.message_log());
     let mut server = server.map_err(workers_failed)?;
@@ -180,7 +181,9 @@ async fn serve(
         Sockets::Connection(connection) => accepted = Some(connection),
     }
     if !bundles.is_empty() || !problems.is_empty() {
-        // Before new connections are accepted. The workers report when all have been driven once.
+        // Before new connections are accepted. The workers report when all have been driven once. A start that fails here leaves
+        // the connections in the fd store.
+        writer.start().map_err(log_failed)?;
         server.start_workers().map_err(workers_failed)?;
         let names: Vec<_> = named.iter().map(|(name, _)| &**name).collect();
         handover::restore_connections(&server, bundles, problems, settings, &names, log).await;
@@ -191,7 +194,7 @@ async fn serve(
     });
     let started = served.and_then(|()| {
         server.serve_waiting_clients();
-        writer.start().map_err(|error| StartError::system("cannot start the log", error))?;
+        writer.start().map_err(log_failed)?;
         server.start_workers().map_err(workers_failed)
     });
     if let Err(error) = started {

@@ -147,9 +147,8 @@ pub(crate) fn end_failed_start(server: Server, log: &LeveledLog) {
             0 => String::new(),
             lost => format!("; {lost} message{} could not be logged", plural(lost)),
         };
-        let text =
-            format!("cut {cut} connection{} of the previous process, because the start failed{lost}", plural(cut));
-        log.note(Note::RestoreFailed, &text);
+        let text = format!("cut {cut} connection{}, because the start failed{lost}", plural(cut));
+        log.note(Note::StartFailed, &text);
     }
 }
 

@@ -209,7 +209,8 @@ impl SeqpacketConnection {
     /// Waits for the next packet.
     async fn next_message(&mut self) -> Result<Vec<u8>, Verdict> {
         let Deadlines { idle, lifetime, .. } = self.deadlines();
-        let mut idle = deadline_after(self.last_packet, idle.as_ref(), Verdict::IdleDeadline);
+        let idle_deadline = deadline_after(self.last_packet, idle.as_ref(), Verdict::IdleDeadline);
+        let mut idle = idle_deadline;
         let lifetime = deadline_after(self.opened, lifetime.as_ref(), Verdict::Lifetime);
         let may_be_reclaimed = idle.is_some();
         let idleness = Arc::clone(&self.idleness);
@@ -257,6 +258,8 @@ impl SeqpacketConnection {
                         }
                         Ok(None) => {
                             self.set_memory(0);
+                            // It cannot be received yet, and is not waited for longer than any other.
+                            idle = idle_deadline;
                         }
                         // It is still there.
                         Err(error) if is_retryable(&error) => {

@@ -17,7 +17,7 @@ pub(super) struct LineLock {
 }
 
 impl LineLock {
-    /// Writes a line with its line feed, however long it takes. After an error it tries again, ever later, if `retries` says so,
+    /// Writes a line with its line feed, however long it takes; other lines wait meanwhile, once it has begun. After an error it tries again, ever later, if `retries` says so,
     /// which is given that delay; otherwise the line is given up.
     pub(super) fn write(
         &self,
@@ -41,7 +41,8 @@ impl LineLock {
                     Err(error) => error,
                 };
                 if !retries(&error, delay) {
-                    *is_torn |= at > 0;
+                    // The line feed that ends a torn line is not one of this line.
+                    *is_torn = if *is_torn { at != 1 } else { at > 0 };
                     return;
                 }
                 if at == 0 {
