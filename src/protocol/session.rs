@@ -288,8 +288,9 @@ impl Session {
         }
         self.totals.bytes_in += count as u64;
         self.last_activity = now;
-        let end = Scratch::INPUT_START + count;
-        let (Scratch { input, output }, range) = (scratch, Scratch::INPUT_START..end);
+        let Scratch { input, input_start, output } = scratch;
+        let end = *input_start + count;
+        let range = *input_start..end;
         output.clear();
         let at = if self.uses_fast_path {
             self.answer_fast::<false>(now, input, range, output, outlet)
