@@ -1,7 +1,7 @@
 //! Imports in `src` go one way: following them never leads back. So each file can be read after those that it imports.
 //!
-//! Looked at are the `use` declarations with paths that begin with `crate` or `super`, those of tests aside. A module and
-//! the modules inside it count as one.
+//! Looked at are the `use` declarations with paths that begin with `crate` or `super`, those of tests aside. What a module hands
+//! on from a module inside it counts as imported from there. Imports between a module and those inside it do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -53,28 +53,48 @@ fn expand(tree: &str) -> Vec<String> {
     parts.flat_map(|part| expand(part).into_iter().map(|path| format!("{}{path}", &tree[..open]))).collect()
 }
 
-/// Returns the paths that a file uses, from the root of its crate.
-fn imports(text: &str, module: &Module) -> Vec<Vec<String>> {
+/// Returns the paths of the `use` declarations of a file, as they are written.
+fn declarations(text: &str) -> Vec<String> {
     // Tests come last in a file.
     let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
     let mut paths = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find("use ") {
-        let is_declaration = rest[..at].is_empty() || rest[..at].ends_with(['\n', ' ', ')']);
+        let before = rest[..at].rsplit('\n').next().unwrap_or_default().trim_start();
+        let is_declaration = before.is_empty() || before.starts_with("pub");
         rest = &rest[at + "use ".len()..];
         let Some(end) = rest.find(';').filter(|_| is_declaration) else { continue };
         let tree = &rest[..end];
-        if tree.starts_with("crate::") || tree.starts_with("super::") {
+        // Text in quotation marks may begin with that word, too.
+        if tree.chars().all(|one| one.is_alphanumeric() || "_:{}*, \n".contains(one)) {
             paths.extend(expand(&tree.replace('\n', " ")));
         }
     }
+    paths
+}
+
+/// Returns the paths that a file uses, from the root of its crate.
+fn imports(text: &str, module: &Module) -> Vec<Vec<String>> {
+    let is_ours = |path: &String| path.starts_with("crate::") || path.starts_with("super::");
+    let paths = declarations(text).into_iter().filter(is_ours);
     let resolve = |path: String| {
         let names: Vec<_> = path.split("::").map(|name| name.trim().to_owned()).collect();
         let supers = names.iter().take_while(|name| *name == "super").count();
         let base = module[..module.len().saturating_sub(supers)].iter().cloned();
         if supers > 0 { base.chain(names[supers..].iter().cloned()).collect() } else { names[1..].to_vec() }
     };
-    paths.into_iter().map(resolve).collect()
+    paths.map(resolve).collect()
+}
+
+/// Returns what a module hands on from modules inside it: the path that others use, and the module.
+fn handed_on(text: &str, module: &Module, modules: &BTreeSet<Module>) -> Vec<(Vec<String>, Module)> {
+    let inside = |path: String| {
+        let (child, name) = path.rsplit_once("::").unwrap_or_default();
+        let child: Module = module.iter().cloned().chain(child.split("::").map(str::to_owned)).collect();
+        let used = module.iter().cloned().chain([name.trim().to_owned()]).collect();
+        modules.contains(&child).then_some((used, child))
+    };
+    declarations(text).into_iter().filter_map(inside).collect()
 }
 
 /// Returns the imports between the modules below `root`.
@@ -85,7 +105,13 @@ fn graph(root: &Path) -> BTreeMap<Module, BTreeSet<Module>> {
         .filter(|file| !file.iter().any(|part| part == "tests" || part == "bin"))
         .collect();
     let modules: BTreeSet<_> = files.iter().map(|file| module_of(file, root)).collect();
+    let read = |file: &PathBuf| fs::read_to_string(file).expect("it can be read");
+    let re_exported: BTreeMap<_, _> =
+        files.iter().flat_map(|file| handed_on(&read(file), &module_of(file, root), &modules)).collect();
     let module_in = |path: &[String]| {
+        if let Some(module) = re_exported.get(path) {
+            return module.clone();
+        }
         let mut longest = path.to_vec();
         while !longest.is_empty() && !modules.contains(&longest) {
             longest.pop();
@@ -95,8 +121,7 @@ fn graph(root: &Path) -> BTreeMap<Module, BTreeSet<Module>> {
     let mut graph = BTreeMap::new();
     for file in &files {
         let module = module_of(file, root);
-        let text = fs::read_to_string(file).expect("it can be read");
-        let used = imports(&text, &module).into_iter().map(|path| module_in(&path));
+        let used = imports(&read(file), &module).into_iter().map(|path| module_in(&path));
         let is_other = |used: &Module| !used.is_empty() && !used.starts_with(&module) && !module.starts_with(used);
         graph.insert(module.clone(), used.filter(is_other).collect());
     }
@@ -156,5 +181,9 @@ fn a_circle_is_found_whatever_the_imports_look_like() {
     assert_eq!(circle(&graph(directory.path())), None);
     write("b/inner.rs", "use super::super::c::Any as Some;\n");
     let names = |way: Vec<Module>| way.iter().map(|module| module.join("::")).collect::<Vec<_>>();
+    assert_eq!(circle(&graph(directory.path())).map(names), Some(vec!["a".to_owned(), "b::inner".into(), "c".into()]));
+    // The same through a module that hands it on.
+    write("b.rs", "mod inner;\npub(crate) use inner::Two;\n");
+    write("a.rs", "use super::b::Two;\n");
     assert_eq!(circle(&graph(directory.path())).map(names), Some(vec!["a".to_owned(), "b::inner".into(), "c".into()]));
 }

@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use echoed::server::proxy::{HeaderParse, MAX_HEADER};
+use echoed::server::proxy_header::{HeaderParse, MAX_HEADER};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -109,7 +109,7 @@ impl Dispatcher {
         }
         if listener.awaits_header() {
             let session = Session::new(Arc::clone(&listener.settings.rules), now);
-            PendingHeader { socket, session, info, permit }.spawn(self, state);
+            self.await_header(PendingHeader { socket, session, info, permit }, state);
             return None;
         }
         if permit.claim(peer.source()) {
@@ -151,6 +151,37 @@ impl Dispatcher {
             // Not earlier: `cancel_pending` waits until this receiver is dropped.
             drop(cancelled);
         });
+    }
+
+    /// Waits for the header of a connection in a task. Then the connection is served, or refused. `state` is that of the thread
+    /// that runs this.
+    pub(crate) fn await_header(self: &Arc<Self>, pending: PendingHeader, state: &WorkerState) {
+        let runtime = match self.services.start() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let PendingHeader { socket, session, info, permit } = pending;
+                return unserved::close_failed(state, &info, session.opened(), error, Some(socket), permit);
+            }
+        };
+        let (mut cancelled, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
+        runtime.spawn(async move {
+            dispatcher.serve_presented(pending, &mut cancelled).await;
+            // Not earlier: `cancel_pending` waits until this receiver is dropped.
+            drop(cancelled);
+        });
+    }
+
+    async fn serve_presented(&self, pending: PendingHeader, cancelled: &mut watch::Receiver<bool>) {
+        let state = &*self.services.state;
+        let Some(mut connection) = pending.read_header(cancelled, state).await else { return };
+        if let Some(permit) = connection.undecided() {
+            let decision = self.claim_or_refuse(permit, cancelled).await;
+            let Some(decided) = connection.decide(decision, state) else { return };
+            connection = decided;
+        }
+        let Some((socket, session, info, permit)) = connection.into_parts(state) else { return };
+        let Some(worker) = self.least_loaded_worker() else { return };
+        worker.serve(Box::new(Connection::new(socket, session, info, &worker.state, permit)));
     }
 
     /// Assigns a connection to the worker with the fewest connections: to be served, or to be refused. A connection of

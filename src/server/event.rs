@@ -9,7 +9,8 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::peer::Peer;
-use super::proxy::BadHeader;
+use super::proxy_header::BadHeader;
+use super::quote::quote;
 use super::socket::SocketKind;
 use crate::protocol::Verdict;
 use crate::protocol::packet::DropCause;
@@ -284,27 +285,6 @@ pub fn summary(message: &[u8]) -> String {
     if omitted > 0 {
         let _ = write!(text, "… ({omitted} bytes more)");
     }
-    text
-}
-
-/// Bytes on one line, in quotation marks: text as it is, the rest as escapes.
-#[must_use]
-pub fn quote(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() + 2);
-    text.push('"');
-    for chunk in bytes.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            match character {
-                '\'' => text.push(character),
-                _ => text.extend(character.escape_debug()),
-            }
-        }
-        for byte in chunk.invalid() {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "\\x{byte:02x}");
-        }
-    }
-    text.push('"');
     text
 }
 

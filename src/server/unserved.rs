@@ -9,7 +9,7 @@ use super::admission::Permit;
 use super::clock::clock;
 use super::event::Event;
 use super::listener::ConnectionInfo;
-use super::proxy::BadHeader;
+use super::proxy_header::BadHeader;
 use super::socket_error;
 use super::worker_state::WorkerState;
 use crate::protocol::Verdict;

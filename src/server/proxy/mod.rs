@@ -6,9 +6,7 @@
 //! the header and is consumed, so the kernel's buffer may be smaller than the header. Once it is complete, not a byte
 //! more is consumed: so what lies behind it is the connection's first input, as if there had been no header.
 
-mod header;
 mod input_stream;
 mod pending;
 
-pub use header::{BadHeader, HeaderFault, HeaderParse, MAX_EXCERPT, MAX_HEADER};
 pub(crate) use pending::PendingHeader;

@@ -1,15 +1,13 @@
-//! Waits for the PROXY header of a connection, in a task, before the connection is served.
+//! Waits for the PROXY header of a connection, before the connection is served.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::time;
 
-use super::header::{BadHeader, HeaderFault, HeaderParse, MAX_EXCERPT, MAX_HEADER};
 use super::input_stream::InputStream;
 use crate::protocol::rules::TimeSpan;
 use crate::protocol::session::{LINGER, LINGER_BYTES};
@@ -17,10 +15,9 @@ use crate::protocol::{Session, Verdict};
 use crate::server::accepted_socket::AcceptedSocket;
 use crate::server::admission::Permit;
 use crate::server::clock::clock;
-use crate::server::connection::Connection;
-use crate::server::dispatch::Dispatcher;
 use crate::server::listener::ConnectionInfo;
 use crate::server::peer::Peer;
+use crate::server::proxy_header::{BadHeader, HeaderFault, HeaderParse, MAX_EXCERPT, MAX_HEADER};
 use crate::server::socket_error;
 use crate::server::unserved;
 use crate::server::worker_state::WorkerState;
@@ -50,56 +47,48 @@ pub(crate) struct PendingHeader {
     pub(crate) permit: Permit,
 }
 
-impl PendingHeader {
-    /// Waits for the header in a task. Then the connection is served, or refused. `state` is that of the thread that runs
-    /// this.
-    pub(crate) fn spawn(self, dispatcher: &Arc<Dispatcher>, state: &WorkerState) {
-        match dispatcher.services.start() {
-            Ok(runtime) => {
-                let (cancelled, dispatcher) = (dispatcher.pending_cancelled.subscribe(), Arc::clone(dispatcher));
-                runtime.spawn(async move { self.wait(cancelled, &dispatcher).await });
-            }
-            Err(error) => {
-                let Self { socket, session, info, permit } = self;
-                unserved::close_failed(state, &info, session.opened(), error, Some(socket), permit);
-            }
-        }
-    }
+/// A connection whose header has come, or that is served without one because it ends.
+pub(crate) struct PresentedConnection {
+    stream: InputStream,
+    session: Session,
+    info: ConnectionInfo,
+    permit: Permit,
+    /// Whether its source may be at its limit.
+    is_undecided: bool,
+}
 
-    /// `cancelled` is kept to the end: [`Dispatcher::cancel_pending`] waits until it is dropped.
-    async fn wait(self, mut cancelled: watch::Receiver<bool>, dispatcher: &Dispatcher) {
+impl PendingHeader {
+    /// Waits for the header. Returns nothing if the connection was closed without one. `state` is that of the thread that runs
+    /// this.
+    pub(crate) async fn read_header(
+        self,
+        cancelled: &mut watch::Receiver<bool>,
+        state: &WorkerState,
+    ) -> Option<PresentedConnection> {
         let Self { socket, mut session, mut info, mut permit } = self;
-        let state = &*dispatcher.services.state;
         let mut stream = match InputStream::new(socket, &state.disposal) {
             Ok(stream) => stream,
             Err((error, socket)) => {
-                return unserved::close_failed(state, &info, session.opened(), error, socket, permit);
+                unserved::close_failed(state, &info, session.opened(), error, socket, permit);
+                return None;
             }
         };
         let mut header = Vec::new();
-        let outcome = read_header_before(&mut stream, &mut header, deadline(&session), &mut cancelled).await;
-        let now = clock();
+        let outcome = read_header_before(&mut stream, &mut header, deadline(&session), cancelled).await;
+        let mut is_undecided = false;
         match outcome {
             HeaderOutcome::Header(client) => {
                 // It may wait for its permit.
                 stream.stop_reading();
                 info.peer = client.map_or(info.peer, Peer::Proxied);
-                let held = permit.claim(info.peer.source());
-                let claimed = if held { Ok(()) } else { dispatcher.claim_or_refuse(&mut permit, &mut cancelled).await };
-                // Its client has waited for its permit, and is not idle for that.
+                is_undecided = !permit.claim(info.peer.source());
                 session.note_activity(clock());
-                if let Err(verdict) = claimed {
-                    if !permit.refuse() {
-                        unserved::report(state, &info, session.opened(), verdict, None);
-                        return stream.close(permit);
-                    }
-                    session.refuse(verdict, clock());
-                }
             }
             HeaderOutcome::Invalid(fault) => {
                 let excerpt = header[..header.len().min(MAX_EXCERPT)].to_vec();
                 let bad_header = BadHeader { fault, excerpt, len: header.len() as u64 };
-                return reject(stream, bad_header, &info, session.opened(), permit, &mut cancelled, state).await;
+                reject(stream, bad_header, &info, session.opened(), permit, cancelled, state).await;
+                return None;
             }
             HeaderOutcome::ClosedEarly => {}
             HeaderOutcome::Broken(error) => {
@@ -108,15 +97,46 @@ impl PendingHeader {
                     socket_error::report(error.into(), &info, &state.sink);
                 }
             }
-            HeaderOutcome::Cancelled => session.drain(now),
+            HeaderOutcome::Cancelled => session.drain(clock()),
         }
-        let socket = match stream.into_socket() {
-            Ok(socket) => socket,
-            Err(error) => return unserved::close_failed(state, &info, session.opened(), error, None, permit),
-        };
-        permit.stop_awaiting_header();
-        let Some(worker) = dispatcher.least_loaded_worker() else { return };
-        worker.serve(Box::new(Connection::new(socket, session, info, &worker.state, permit)));
+        Some(PresentedConnection { stream, session, info, permit, is_undecided })
+    }
+}
+
+impl PresentedConnection {
+    /// Returns the permit, if it is to be decided whether the source has room.
+    pub(crate) fn undecided(&mut self) -> Option<&mut Permit> {
+        self.is_undecided.then_some(&mut self.permit)
+    }
+
+    /// Notes the decision. Returns nothing if the connection was closed for it.
+    pub(crate) fn decide(mut self, decision: Result<(), Verdict>, state: &WorkerState) -> Option<Self> {
+        // Its client has waited for that, and is not idle for it.
+        self.session.note_activity(clock());
+        if let Err(verdict) = decision {
+            if !self.permit.refuse() {
+                unserved::report(state, &self.info, self.session.opened(), verdict, None);
+                self.stream.close(self.permit);
+                return None;
+            }
+            self.session.refuse(verdict, clock());
+        }
+        Some(self)
+    }
+
+    /// Returns what a worker serves.
+    pub(crate) fn into_parts(self, state: &WorkerState) -> Option<(AcceptedSocket, Session, ConnectionInfo, Permit)> {
+        let Self { stream, session, info, mut permit, .. } = self;
+        match stream.into_socket() {
+            Ok(socket) => {
+                permit.stop_awaiting_header();
+                Some((socket, session, info, permit))
+            }
+            Err(error) => {
+                unserved::close_failed(state, &info, session.opened(), error, None, permit);
+                None
+            }
+        }
     }
 }
 
@@ -238,8 +258,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{IpAddr, Ipv4Addr};
     use std::os::unix::net::UnixStream;
-    use std::sync::Mutex;
     use std::sync::atomic::AtomicU64;
+    use std::sync::{Arc, Mutex};
     use std::task::Waker;
 
     use tokio::runtime::Handle;
@@ -249,6 +269,7 @@ mod tests {
     use crate::config::{Limits, Settings};
     use crate::protocol::rules::{Deadlines, Rules};
     use crate::server::admission::Admission;
+    use crate::server::dispatch::Dispatcher;
     use crate::server::disposal::Disposal;
     use crate::server::event::EventSink;
     use crate::server::event::{MessageLog, ReceivedMessage};
@@ -350,7 +371,7 @@ mod tests {
         let (kind, descriptors) = (SocketKind::Stream, PeerDescriptors::None);
         let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings });
         let info = ConnectionInfo { id: 1, listener, peer: Peer::Unknown };
-        PendingHeader { socket, session, info, permit }.spawn(&dispatcher, &dispatcher.services.state);
+        dispatcher.await_header(PendingHeader { socket, session, info, permit }, &dispatcher.services.state);
         // Its source is at its limit, so it gives its permit back. Another one takes that, and then the source has room.
         let another = loop {
             let given_back = admission.try_acquire(false);

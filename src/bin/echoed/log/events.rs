@@ -7,7 +7,8 @@ use echoed::config::Level;
 use echoed::protocol::Verdict;
 use echoed::protocol::packet::DropCause;
 use echoed::protocol::session::Totals;
-use echoed::server::event::{Event, Retry, quote};
+use echoed::server::event::{Event, Retry};
+use echoed::server::quote::quote;
 use echoed::server::socket::SocketKind;
 use echoed::units::format_age;
 
