@@ -11,17 +11,19 @@ use nix::unistd::Pid;
 
 use super::{skip_test, wait_until};
 
-/// Stops the thread of this name of a process until the process ends. Returns whether it could; if not, reports that the
-/// calling test is skipped.
+/// Stops the thread of this name of a process, which may not have begun, until the process ends. Returns whether it could; if
+/// not, reports that the calling test is skipped.
 pub fn hang_thread(process: u32, name: &str) -> bool {
     let tasks = format!("/proc/{process}/task");
-    let entries = fs::read_dir(&tasks).expect("the process runs");
-    let threads: Vec<_> =
-        entries.map(|entry| entry.expect("it runs").file_name().into_string().expect("a number")).collect();
-    let has_name = |thread: &&String| {
-        fs::read_to_string(format!("{tasks}/{thread}/comm")).is_ok_and(|comm| comm.trim_end() == name)
+    let find_thread = || {
+        let entries = fs::read_dir(&tasks).expect("the process runs");
+        let mut threads = entries.map(|entry| entry.expect("it runs").file_name().into_string().expect("a number"));
+        threads.find(|thread| {
+            fs::read_to_string(format!("{tasks}/{thread}/comm")).is_ok_and(|comm| comm.trim_end() == name)
+        })
     };
-    let thread = threads.iter().find(has_name).unwrap_or_else(|| panic!("{process} has no thread {name}"));
+    wait_until(&format!("{process} has a thread {name}"), || find_thread().is_some());
+    let thread = find_thread().expect("it does not end");
     let tid = Pid::from_raw(thread.parse().expect("a number"));
     let (sender, stopped) = mpsc::channel();
     // The thread that stops it has to stay, and to wait for its end.
