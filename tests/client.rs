@@ -650,7 +650,7 @@ impl Server {
     fn tcp_on(listener: TcpListener, serve: impl FnOnce(TcpStream) -> Vec<u8> + Send + 'static) -> Self {
         let address = format!("tcp:{}", listener.local_addr().expect("it is bound"));
         let thread = thread::spawn(move || {
-            let (stream, _) = listener.accept().expect("somebody connects");
+            let (stream, _) = listener.accept().expect("a client connects");
             stream.set_read_timeout(Some(MAX_WAIT)).expect("it can be set");
             stream.set_write_timeout(Some(MAX_WAIT)).expect("it can be set");
             serve(stream)
@@ -659,7 +659,7 @@ impl Server {
     }
 
     fn unix(listener: UnixListener, address: &str, serve: impl FnOnce(UnixStream) -> Vec<u8> + Send + 'static) -> Self {
-        let thread = thread::spawn(move || serve(listener.accept().expect("somebody connects").0));
+        let thread = thread::spawn(move || serve(listener.accept().expect("a client connects").0));
         Self { address: address.to_owned(), thread }
     }
 

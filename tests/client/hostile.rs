@@ -36,7 +36,7 @@ impl Flood {
         let listener = UnixListener::bind(&path).expect("the path is free");
         let address = format!("unix:{}", path.display());
         let thread = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().expect("somebody connects");
+            let (mut stream, _) = listener.accept().expect("a client connects");
             stream.set_read_timeout(Some(MAX_WAIT)).expect("it can be set");
             stream.set_write_timeout(Some(MAX_WAIT)).expect("it can be set");
             stream.read_exact(&mut [0]).expect("a message comes");

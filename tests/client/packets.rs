@@ -58,7 +58,7 @@ impl Server {
         let is_connection = address.starts_with("seqpacket");
         let thread = thread::spawn(move || {
             let socket = if is_connection {
-                accept_with(&socket, SocketFlags::CLOEXEC).expect("somebody connects")
+                accept_with(&socket, SocketFlags::CLOEXEC).expect("a client connects")
             } else {
                 socket
             };

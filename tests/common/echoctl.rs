@@ -26,7 +26,7 @@ pub fn start_server(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) ->
     let serve = Arc::new(serve);
     thread::spawn(move || {
         for (number, stream) in listener.incoming().enumerate() {
-            let (serve, stream) = (Arc::clone(&serve), stream.expect("somebody connects"));
+            let (serve, stream) = (Arc::clone(&serve), stream.expect("a client connects"));
             stream.set_nodelay(true).expect("it can be set");
             thread::spawn(move || serve(number, stream));
         }

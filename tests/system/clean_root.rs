@@ -19,7 +19,7 @@ use crate::test::Test;
 static CLEAN_DEBIAN: Debian = Debian::new("debian13", "trixie");
 
 /// Makes the Debian, and the account as the installer does: sudo, and the bus by which a user who is not root talks to
-/// systemd. Nobody is there to be asked whether packages may be installed.
+/// systemd. apt asks no question before it installs packages, since no terminal could answer.
 const MAKE: &str = r#"
     get_debootstrap
     cd /srv/kept

@@ -197,7 +197,7 @@ impl<'a> PageRunner<'a> {
         Ok(all)
     }
 
-    /// Runs a command as whoever runs the page.
+    /// Runs a command as the user who follows the page.
     pub fn run(&self, command: &str) -> CommandResult {
         self.machine.write("/run/command", command);
         let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";

@@ -28,7 +28,7 @@ const UNLOGGED_INTERVAL: Duration = Duration::from_millis(20);
 /// How often the stop timeout is extended while the server drains.
 const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How it ended.
+/// How the process ends.
 pub(crate) struct Ended {
     pub(crate) code: ExitCode,
     /// Messages that should have been logged whole, and were not.
@@ -80,7 +80,7 @@ pub(crate) async fn stop(
 
 /// Drains: replies that are owed may take as long as `service.drain_timeout` says, messages that wait for the log a
 /// while longer; a second signal ends both. The rest is cut.
-pub(crate) async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &LeveledLog) {
+async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &LeveledLog) {
     let open = server.connection_count();
     let done = async {
         server.drain().await;
@@ -135,8 +135,8 @@ async fn extend_stop_timeout(log: &LeveledLog) -> Infallible {
     }
 }
 
-/// Ends the server of a start that fails, with the connections of the previous process: they were taken out of the fd store, and
-/// are cut.
+/// Ends the server of a start that fails. Its connections are cut: those of the previous process, which are no longer in the fd
+/// store, and those of clients that were served before a thread could not be made.
 pub(crate) fn end_failed_start(server: Server, log: &LeveledLog) {
     let (cut, unlogged) = (server.connection_count(), server.unlogged_messages());
     log.freeze_messages();
