@@ -13,7 +13,8 @@
 //! pass. EPOLLOUT is registered only while output is pending: a Unix socket reports it after each read of its peer.
 //! Listeners are watched level-triggered: what is not accepted in one pass is reported again in the next.
 
-use std::convert::Infallible;
+mod barriers;
+
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::sync::Arc;
@@ -24,7 +25,6 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::{Errno, retry_on_intr};
 use slab::Slab;
-use tokio::sync::oneshot;
 
 use super::clock::clock;
 use super::connection::{Connection, DetachedConnection, Progress, Readiness};
@@ -34,6 +34,7 @@ use super::mailbox::{Acceptor, Mailbox, NextRun, Reclaim};
 use super::timers::{TimerQueue, WakeupTimer};
 use super::worker_state::WorkerState;
 use crate::protocol::Scratch;
+use barriers::Barriers;
 
 /// How many events are taken from epoll at once.
 const BATCH: usize = 64;
@@ -80,14 +81,6 @@ struct WatchedAcceptor {
     next: NextRun,
     /// Whether its socket is in the epoll set.
     watched: bool,
-}
-
-/// The barriers that wait until all connections that are ready have been driven.
-#[derive(Default)]
-struct Barriers {
-    waiting: Vec<oneshot::Sender<Infallible>>,
-    /// How many more times epoll is to be asked: so many times that it has reported all that were ready.
-    waits: usize,
 }
 
 impl EventLoop {
@@ -176,7 +169,7 @@ impl EventLoop {
     /// Returns whether there is something to do even if nothing happens.
     #[inline]
     fn has_work(&self) -> bool {
-        !self.run_queue.is_empty() || !self.barriers.waiting.is_empty()
+        !self.run_queue.is_empty() || !self.barriers.is_empty()
     }
 
     /// Handles an event that is not that of a connection.
@@ -480,26 +473,6 @@ impl EventLoop {
 impl WatchedAcceptor {
     fn paused_until(&self) -> Option<Instant> {
         if let NextRun::Paused(until) = self.next { until } else { None }
-    }
-}
-
-impl Barriers {
-    /// Adds barriers, while so many descriptors are watched.
-    fn add(&mut self, waiting: Vec<oneshot::Sender<Infallible>>, watched: usize) {
-        if !waiting.is_empty() {
-            self.waiting.extend(waiting);
-            self.waits = watched / BATCH + 1;
-        }
-    }
-
-    /// Notes that epoll has reported so many events, whose connections have been driven.
-    fn note_wait(&mut self, reported: usize) {
-        if !self.waiting.is_empty() {
-            self.waits = if reported < BATCH { 0 } else { self.waits.saturating_sub(1) };
-            if self.waits == 0 {
-                self.waiting.clear();
-            }
-        }
     }
 }
 
