@@ -1,7 +1,9 @@
 //! Datagrams (UDP, Unix): one is one message, and one is its reply. The rules against abuse are tested in `safety`,
 //! that replies go to the sender only in `senders` and `broadcasts`, that no client's file system holds up others in
-//! `silent`; `in_process` has the tests with a server in this process.
+//! `silent`, what is received with one call in `batches`; `in_process` has the tests with a server in this process.
 
+#[path = "datagrams/batches.rs"]
+mod batches;
 #[path = "datagrams/broadcasts.rs"]
 mod broadcasts;
 mod common;

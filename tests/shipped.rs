@@ -543,10 +543,10 @@ fn the_resource_limits_of_the_service_are_enough_for_the_default_settings() {
     let in_kernel = (128 + 208) * 1024;
     let memory = values(&service, "Service", "MemoryMax")[0].strip_suffix('M').unwrap().parse::<usize>().unwrap() << 20;
     assert!(memory >= limits.connections * (in_kernel + 10 * 1024) + limits.buffer_memory);
-    // As many workers as can be asked for, the main thread, those that log, the one that closes what peers sent, and those
-    // that send replies to paths.
+    // As many workers as can be asked for, the main thread, the services, those that log, the one that closes what peers sent,
+    // those that send replies to paths, and one for each of 64 datagram sockets.
     let tasks: usize = values(&service, "Service", "TasksMax")[0].parse().unwrap();
-    assert!(tasks >= 64 + 1 + 2 + 1 + 8);
+    assert!(tasks >= 64 + 1 + 1 + 2 + 1 + 8 + 64);
     let stop = &values(&service, "Service", "TimeoutStopSec")[0];
     let stop = echoed::units::parse_time(stop).unwrap();
     assert!(stop > echoed::config::Settings::default().service.drain_timeout.duration());

@@ -56,10 +56,13 @@ pub enum DropCause {
     NoRoom,
     /// Its reply could not be sent: there is no route to its source, or no socket is bound there.
     Unreachable,
+    /// The kernel dropped it, since the socket's receive buffer was full (or, over UDP, since it was damaged). It is not known
+    /// where it came from.
+    ReceiveBufferFull,
 }
 
 /// How many causes there are.
-pub const DROP_CAUSES: usize = 12;
+pub const DROP_CAUSES: usize = 13;
 
 /// The names of all causes, in the order of [`DropCause::index`].
 pub const DROP_NAMES: [&str; DROP_CAUSES] = [
@@ -75,6 +78,7 @@ pub const DROP_NAMES: [&str; DROP_CAUSES] = [
     "unsafe-address",
     "no-room",
     "unreachable",
+    "receive-buffer-full",
 ];
 
 impl DropCause {
@@ -92,6 +96,7 @@ impl DropCause {
         Self::UnsafeAddress,
         Self::NoRoom,
         Self::Unreachable,
+        Self::ReceiveBufferFull,
     ];
 
     /// Its one name, in lower case with hyphens: the same in the log, in the metrics and in tests.

@@ -66,8 +66,8 @@ impl Counters {
         add(&self.ended[verdict.index()], 1);
     }
 
-    pub(crate) fn count_dropped(&self, cause: DropCause) {
-        add(&self.dropped[cause.index()], 1);
+    pub(crate) fn count_dropped(&self, cause: DropCause, more: u64) {
+        add(&self.dropped[cause.index()], more);
     }
 
     /// Returns the counter of bytes that other threads send in replies to paths.

@@ -66,7 +66,7 @@ impl Server {
     /// worker that does not respond for some seconds is skipped.
     pub async fn detach(&self, freeze_log: impl FnOnce()) -> Detached {
         self.set_accept_mode(AcceptMode::Stop);
-        self.dispatcher.services.request_stop(StopRequest::Immediate);
+        self.request_stop(StopRequest::Immediate);
         // Every acceptor keeps its receiver until it has dropped its socket; one whose worker hangs keeps it for ever.
         let closed = async {
             self.accept_mode.closed().await;

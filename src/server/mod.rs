@@ -5,7 +5,7 @@
 //! accept (first worker) ── permit ──► connection (on the worker with the fewest)
 //!                            │          socket → scratch → session → socket
 //!                            └─ PROXY header (services) ─┘ where the listener demands one
-//! datagram (services) ── rate limit ──► socket → buffer → socket
+//! datagram (a thread for each socket) ── rate limit ──► socket → buffer → socket
 //! ```
 
 mod accept_mode;
@@ -69,6 +69,7 @@ use event::{Event, EventHandler, EventSink, MessageLog, UnloggedMessages};
 use listener::{Listener, ListenerHandle};
 use mailbox::AcceptorWaker;
 use packets::datagram_server::{DatagramServer, Limits};
+use packets::datagram_thread::{DatagramThread, ThreadControl};
 use packets::rate_limit::RateLimiter;
 use packets::sender_socket::ReservedSockets;
 use packets::user_threads::UserThreads;
@@ -99,6 +100,7 @@ pub struct Server {
     user_threads: UserThreads,
     unlogged: Arc<UnloggedMessages>,
     threads: Vec<WorkerThread>,
+    datagram_threads: Mutex<Vec<Arc<DatagramThread>>>,
 }
 
 impl Server {
@@ -153,6 +155,7 @@ impl Server {
             user_threads: UserThreads::default(),
             unlogged,
             threads,
+            datagram_threads: Mutex::default(),
         })
     }
 
@@ -218,23 +221,27 @@ impl Server {
         Ok(())
     }
 
-    /// Serves a socket of datagrams.
+    /// Serves a datagram socket, on a thread of its own.
     fn serve_datagrams(
         &self,
         socket: OwnedFd,
         listener: Arc<ListenerHandle>,
-        mut control: AcceptControl,
+        mut accept: AcceptControl,
     ) -> io::Result<()> {
         let dispatcher = Arc::clone(&self.dispatcher);
         let reserved = Arc::clone(&self.reserved.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut server = DatagramServer::open(socket, &dispatcher.services, self.user_threads.clone(), reserved)?;
-        let runtime = dispatcher.services.start()?;
-        control.status.send_modify(|status| status.serving += 1);
-        runtime.spawn(async move {
+        let control = Arc::new(ThreadControl::new()?);
+        let disposal = dispatcher.services.state.disposal.clone();
+        let state = Arc::new(WorkerState::new(dispatcher.sink.clone(), disposal));
+        let threads = self.user_threads.clone();
+        let mut server = DatagramServer::open(socket, &dispatcher.services, threads, reserved, &state, &control)?;
+        let status = Arc::clone(&accept.status);
+        status.send_modify(|status| status.serving += 1);
+        let serve = move || {
             let limits = Limits { admission: &dispatcher.admission, rate_limiter: &dispatcher.rate_limiter };
-            let ended = server.run(&listener, limits, &mut control).await;
+            let ended = server.run(&listener, limits, &mut accept);
             server.close();
-            let AcceptControl { mode, status } = control;
+            let AcceptControl { mode, status } = accept;
             // Not earlier: `drain` waits until this receiver is dropped.
             drop(mode);
             if let Err(error) = ended {
@@ -242,7 +249,12 @@ impl Server {
                 dispatcher.sink.report(Event::ListenerFailed { listener, error });
             }
             status.send_modify(|status| status.serving -= 1);
-        });
+        };
+        let started = DatagramThread::start(control, state, serve);
+        if started.is_err() {
+            status.send_modify(|status| status.serving -= 1);
+        }
+        self.datagram_threads().push(Arc::new(started?));
         Ok(())
     }
 
@@ -330,8 +342,8 @@ impl Server {
     /// Tells all that accepts connections or receives datagrams what to do.
     fn set_accept_mode(&self, mode: AcceptMode) {
         self.accept_mode.send_replace(mode);
-        // The servers of datagrams wait for it.
         self.threads[0].worker.run_acceptors();
+        self.wake_datagram_threads();
     }
 
     /// Gives up the connections whose peers do not take replies: their messages that have to be logged whole are logged, and not
@@ -344,12 +356,17 @@ impl Server {
         let _ = time::timeout(HANG_TIMEOUT, self.dispatcher.barrier()).await;
     }
 
-    /// Waits until every thread that serves has responded: each event loop between two passes, and the services by a task.
+    /// Waits until every thread that serves has responded: each event loop and each server of datagrams between two passes, and
+    /// the services by a task.
     pub async fn ping_workers(&self) {
         for thread in &self.threads {
             thread.worker.ping().await;
         }
         self.dispatcher.services.ping().await;
+        let datagram_threads = self.datagram_threads().clone();
+        for thread in datagram_threads {
+            thread.ping().await;
+        }
     }
 
     /// Returns the counts of messages that the log has not accepted. They can be read after the server has ended.
@@ -370,6 +387,20 @@ impl Server {
         self.dispatcher.admission.limit()
     }
 
+    /// Has all connections that are tasks end like this, and the servers of datagrams look at it.
+    fn request_stop(&self, how: StopRequest) {
+        self.dispatcher.services.request_stop(how);
+        self.wake_datagram_threads();
+    }
+
+    fn wake_datagram_threads(&self) {
+        self.datagram_threads().iter().for_each(|thread| thread.wake());
+    }
+
+    fn datagram_threads(&self) -> MutexGuard<'_, Vec<Arc<DatagramThread>>> {
+        self.datagram_threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn listeners(&self) -> MutexGuard<'_, Vec<Arc<ListenerHandle>>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -388,6 +419,9 @@ impl Server {
             thread.worker.state.counters.add_to(&mut counts);
         }
         self.dispatcher.services.state.counters.add_to(&mut counts);
+        for thread in &*self.datagram_threads() {
+            thread.state.counters.add_to(&mut counts);
+        }
         counts
     }
 }
@@ -405,12 +439,13 @@ impl Drop for DrainOnDrop<'_> {
         for thread in &self.0.threads {
             thread.worker.drain();
         }
-        self.0.dispatcher.services.request_stop(StopRequest::Graceful);
+        self.0.request_stop(StopRequest::Graceful);
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        self.datagram_threads().clear();
         // Before the workers, to which its tasks may still give connections.
         self.dispatcher.services.end();
     }

@@ -183,9 +183,9 @@ impl Services {
         let _ = self.stop_request.subscribe().wait_for(|request| *request >= how).await;
     }
 
-    /// Returns whether connections are to end.
-    pub(crate) fn is_stopping(&self) -> bool {
-        *self.stop_request.borrow() != StopRequest::None
+    /// Returns how connections are to end.
+    pub(crate) fn stop_request(&self) -> StopRequest {
+        *self.stop_request.borrow()
     }
 
     /// Returns whether there are connections that are tasks.

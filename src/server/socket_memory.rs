@@ -17,6 +17,15 @@ sockopt_impl!(
     [u32; 3]
 );
 
+sockopt_impl!(
+    /// All of it.
+    WholeMemInfo,
+    GetOnly,
+    libc::SOL_SOCKET,
+    SO_MEMINFO,
+    [u32; 9]
+);
+
 /// The memory that a socket holds, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SocketMemory {
@@ -26,6 +35,12 @@ pub(crate) struct SocketMemory {
     pub(crate) receive_limit: u32,
     /// What was sent and not freed (SK_MEMINFO_WMEM_ALLOC).
     pub(crate) sent: u32,
+}
+
+/// Returns how many packets the kernel has dropped since the socket was made, for want of room in it or since they were damaged
+/// (SK_MEMINFO_DROPS); `None` if the kernel does not tell.
+pub(crate) fn drops(socket: impl AsFd) -> Option<u32> {
+    Some(getsockopt(&socket, WholeMemInfo).ok()?[8])
 }
 
 impl SocketMemory {

@@ -230,7 +230,7 @@ fn the_service_leaves_nothing_in_its_root_directory_and_starts_on_a_read_only_fi
 
 fn the_resource_limits_of_the_service_are_set(machine: &Machine) {
     let property = |unit: &str, name: &str| machine.property(unit, name);
-    for (unit, memory, tasks) in [("echoed.service", 1536 << 20, 80), ("echoed@x.service", 128 << 20, 16)] {
+    for (unit, memory, tasks) in [("echoed.service", 1536 << 20, 144), ("echoed@x.service", 128 << 20, 16)] {
         assert_eq!(property(unit, "MemoryMax"), memory.to_string());
         assert_eq!(property(unit, "TasksMax"), tasks.to_string());
         let mut denied: Vec<_> = property(unit, "IPAddressDeny").split(' ').map(str::to_owned).collect();

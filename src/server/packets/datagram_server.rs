@@ -1,13 +1,16 @@
-//! The server of datagrams: a task for each listener. It checks whether each datagram is safe to answer
+//! The server of a datagram socket, on a thread of its own. It checks whether each datagram is safe to answer
 //! (`protocol/packet.rs`), where it comes from, and how many came from there. Then the datagram is a message, logged
 //! and answered, or it is dropped and counted. Nothing is kept from one to the next.
 //!
-//! A reply goes to the sender only. Where its socket is bound to a path, a thread sends it (`path_replies.rs`).
+//! ```text
+//! wait ─► receive a batch ─► check each, log it, add its reply to a batch ─► send the batch
+//! ```
+//!
+//! A reply goes to the sender only. Where its socket is bound to a path, another thread sends it (`path_replies.rs`).
 
-use std::future::pending;
 use std::io;
 use std::mem;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::task::Waker;
@@ -15,30 +18,31 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::UnixAddr;
-use tokio::io::Ready;
-use tokio::{task, time};
+use rustix::event::PollFlags;
 
 use crate::protocol::packet::{self, DropCause};
+use crate::protocol::rules::LogMessages;
 use crate::protocol::session::Totals;
 use crate::server::accept_mode::{AcceptControl, AcceptMode};
 use crate::server::admission::Admission;
 use crate::server::clock::clock;
-use crate::server::disposal::Unparked;
 use crate::server::event::{Event, ReceivedMessage, Retry};
 use crate::server::listener::{Listener, ListenerHandle};
 use crate::server::listener_error::{self, Backoff, ListenerErrorKind};
-use crate::server::packets::datagram_socket::{Datagram, DatagramSocket, ReplyTo};
+use crate::server::packets::END_WAIT;
+use crate::server::packets::datagram_address::{Datagram, ReplyTo};
+use crate::server::packets::datagram_batch::{Batch, ReplyBatch};
+use crate::server::packets::datagram_log;
+use crate::server::packets::datagram_socket::{self, DatagramSocket, MAX_BATCH};
+use crate::server::packets::datagram_thread::ThreadControl;
 use crate::server::packets::drop_log::{DropLog, DropReport};
 use crate::server::packets::path_replies::{FailedReply, PathReplies};
 use crate::server::packets::rate_limit::RateLimiter;
 use crate::server::packets::sender_socket::ReservedSockets;
 use crate::server::packets::user_threads::UserThreads;
-use crate::server::packets::{self, END_WAIT, datagram_socket};
 use crate::server::peer::{Peer, Source};
 use crate::server::services::Services;
-
-/// How many datagrams are received before other tasks run.
-const BATCH: usize = 32;
+use crate::server::worker_state::WorkerState;
 
 /// The limits that datagrams of all listeners count against.
 #[derive(Clone, Copy)]
@@ -50,15 +54,17 @@ pub(crate) struct Limits<'a> {
 /// A datagram socket that is being served.
 pub(crate) struct DatagramServer {
     socket: DatagramSocket,
+    state: Arc<WorkerState>,
+    control: Arc<ThreadControl>,
     services: Arc<Services>,
-    /// Where a datagram is received: as large as the longest message.
-    buffer: Vec<u8>,
-    path_replies: PathReplies,
-    /// Woken when there is room for descriptors that peers sent.
-    unparked: Arc<Unparked>,
-    /// Whether that is awaited: nothing is received then.
+    batch: Batch,
+    /// Of a Unix socket.
+    path_replies: Option<PathReplies>,
+    /// Whether the thread is to be woken when there is room for descriptors that peers sent: nothing is received then.
     parked: bool,
     drop_log: DropLog,
+    /// How many datagrams the kernel has dropped for want of room in the socket, and are counted.
+    lost: u32,
     totals: Totals,
     backoff: Backoff,
     /// Until when nothing is received, after an error that may pass.
@@ -66,113 +72,155 @@ pub(crate) struct DatagramServer {
 }
 
 impl DatagramServer {
-    /// Creates a server for this socket, to be run by `services`, which sends to none of the `reserved` sockets. Replies to
-    /// paths are sent by `threads`.
+    /// Creates a server for this socket, which sends to none of the `reserved` sockets. Replies to paths are sent by
+    /// `threads`. It counts in `state`, and is woken by `control`.
     ///
     /// # Errors
-    /// Returns an error if the socket cannot be prepared or registered.
+    /// Returns an error if the socket cannot be prepared.
     pub(crate) fn open(
         socket: OwnedFd,
         services: &Arc<Services>,
         threads: UserThreads,
         reserved: ReservedSockets,
+        state: &Arc<WorkerState>,
+        control: &Arc<ThreadControl>,
     ) -> io::Result<Self> {
-        let socket = DatagramSocket::open(socket, services)?;
-        let sent = services.state.counters.bytes_to_paths();
-        let path_replies = PathReplies::new(socket.try_clone()?, threads, reserved, sent);
-        let (drop_log, totals) = (DropLog::new(), Totals::default());
-        let (unparked, parked) = (Arc::default(), false);
-        let (backoff, paused_until) = (Backoff::default(), None);
+        let socket = DatagramSocket::open(socket)?;
+        let path_replies = if socket.is_unix() {
+            let (sent, waker) = (state.counters.bytes_to_paths(), Waker::from(Arc::clone(control)));
+            Some(PathReplies::new(socket.try_clone()?, threads, reserved, sent, waker))
+        } else {
+            None
+        };
         Ok(Self {
+            lost: socket.lost().unwrap_or(0),
             socket,
+            state: Arc::clone(state),
+            control: Arc::clone(control),
             services: Arc::clone(services),
-            buffer: Vec::new(),
+            batch: Batch::new(),
             path_replies,
-            unparked,
-            parked,
-            drop_log,
-            totals,
-            backoff,
-            paused_until,
+            parked: false,
+            drop_log: DropLog::new(),
+            totals: Totals::default(),
+            backoff: Backoff::default(),
+            paused_until: None,
         })
     }
 
-    /// Receives datagrams as the mode says, until it is [`AcceptMode::Stop`].
+    /// Receives datagrams as the mode says, until it is [`AcceptMode::Stop`], or the thread is to end.
     ///
     /// # Errors
     /// Returns an error if the socket failed.
-    pub(crate) async fn run(
+    pub(crate) fn run(
         &mut self,
         listener: &ListenerHandle,
         limits: Limits<'_>,
-        control: &mut AcceptControl,
+        accept: &mut AcceptControl,
     ) -> io::Result<()> {
-        let AcceptControl { mode, status } = control;
+        let mut mode = *accept.mode.borrow_and_update();
+        let mut readiness = PollFlags::empty();
         let ended = loop {
-            let now = *mode.borrow_and_update();
-            match now {
-                AcceptMode::Accept => {}
-                AcceptMode::Probe => status.send_modify(|status| status.record_probe(self.socket.has_datagram())),
-                AcceptMode::Stop => break Ok(()),
+            if self.control.take_wakeup() {
+                self.parked = false;
+                self.count_failures(&listener.load());
+                // An error means that the server is gone.
+                if accept.mode.has_changed().unwrap_or(true) {
+                    mode = *accept.mode.borrow_and_update();
+                    if mode == AcceptMode::Probe {
+                        let found = self.socket.has_datagram();
+                        accept.status.send_modify(|status| status.record_probe(found));
+                    }
+                }
             }
-            let due = self.drop_log.next_report_at();
-            tokio::select! {
-                biased;
-                changed = mode.changed() => {
-                    if changed.is_err() {
-                        // The server is gone.
-                        break Ok(());
-                    }
+            if mode == AcceptMode::Stop || self.control.has_ended() {
+                break Ok(());
+            }
+            self.report_due(listener);
+            let receives = mode == AcceptMode::Accept && !self.parked && self.paused_until.is_none();
+            if receives {
+                match self.serve_batch(listener, limits, readiness) {
+                    // The socket is not asked whether there are more.
+                    Ok(true) => continue,
+                    Ok(false) => {}
+                    Err(error) => break Err(error),
                 }
-                () = sleep_until(due) => {
-                    let reports = self.drop_log.take_due(clock());
-                    self.report(&listener.load(), reports);
-                }
-                failed = self.path_replies.next_failure() => self.count_failed(failed, &listener.load()),
-                () = sleep_until(self.paused_until) => self.paused_until = None,
-                () = self.unparked.wait(), if self.parked => self.parked = false,
-                ready = self.socket.ready(),
-                    if now == AcceptMode::Accept && self.paused_until.is_none() && !self.parked =>
-                {
-                    // Not given up in between: a message may be waiting for the log.
-                    let received = match ready {
-                        Ok(ready) => self.receive_batch(listener, limits, ready).await,
-                        Err(error) => Err(error),
-                    };
-                    if let Err(error) = received {
-                        break Err(error);
-                    }
-                    task::yield_now().await;
-                }
+            }
+            // What was received may have changed it.
+            let receives = receives && !self.parked && self.paused_until.is_none();
+            let until = self.drop_log.next_report_at().into_iter().chain(self.paused_until).min();
+            readiness = self.control.wait(receives.then(|| self.socket.as_fd()), until);
+            if self.paused_until.is_some_and(|until| until <= clock()) {
+                self.paused_until = None;
             }
         };
-        self.finish_path_replies(&listener.load()).await;
+        let listener = listener.load();
+        self.finish_path_replies(&listener);
+        if let Some(lost) = self.socket.lost() {
+            self.count_lost(lost, &listener);
+        }
         let remaining = self.drop_log.take_all();
-        self.report(&listener.load(), remaining);
+        self.report(&listener, remaining);
         ended
     }
 
     /// Closes the socket. Datagrams in it may have descriptors queued, if no other process holds it.
     pub(crate) fn close(self) {
-        let Self { socket, mut path_replies, services, .. } = self;
+        let Self { socket, mut path_replies, state, .. } = self;
         // Its copy of the socket goes first. The last one is closed by the disposal thread, or by one that sends a reply.
-        path_replies.end();
+        path_replies.iter_mut().for_each(|path_replies| _ = path_replies.end());
         // The second descriptor is open still. If the disposal thread uses that, it closes it as well.
         if let Some(socket) = socket.close().and_then(Arc::into_inner) {
-            services.state.disposal.close(socket, None);
+            state.disposal.close(socket, None);
+        }
+    }
+
+    /// Serves the datagrams that are there, those of one call at most. Returns whether there may be more. `readiness` is that of
+    /// the socket, as far as it is known.
+    ///
+    /// # Errors
+    /// Returns an error if the socket failed.
+    fn serve_batch(&mut self, listener: &ListenerHandle, limits: Limits<'_>, readiness: PollFlags) -> io::Result<bool> {
+        // Put back below. After an error there is no next batch.
+        let mut batch = mem::replace(&mut self.batch, Batch::new());
+        let received = self.receive(&mut batch, &listener.load());
+        let more = match received {
+            Ok(more) => {
+                self.record_success(listener);
+                // As it is after the datagrams came: a reload holds for those that are sent after it.
+                self.serve(&batch, &listener.load(), limits);
+                Ok(more)
+            }
+            Err(error) => self.handle_error(listener, error, readiness),
+        };
+        self.batch = batch;
+        more
+    }
+
+    /// Receives datagrams, those of one call at most. Returns whether there may be more.
+    fn receive(&mut self, batch: &mut Batch, listener: &Listener) -> io::Result<bool> {
+        let rules = &listener.settings.rules;
+        batch.set_max_message(self.socket.buffer_size(rules.max_message));
+        // A message that waits for the log holds those that were received with it: the next process has them otherwise.
+        let is_single = rules.log_messages == LogMessages::Full || self.socket.may_have_descriptors();
+        if self.socket.has_descriptors()? {
+            batch.receive_one(|buffer| self.receive_with_descriptors(buffer, listener))?;
+            Ok(!self.parked)
+        } else {
+            batch.receive(&self.socket, if is_single { 1 } else { MAX_BATCH })
         }
     }
 
     /// Receives one datagram, and has its descriptors closed. Returns `None` if nothing is to be received now: there is no
     /// room for its descriptors, or it is dropped, since the process cannot have them.
     fn receive_with_descriptors(&mut self, buffer: &mut [u8], listener: &Listener) -> io::Result<Option<Datagram>> {
-        let make_waker = || Waker::from(Arc::clone(&self.unparked));
-        let received = self.socket.receive_with_descriptors(buffer, &self.services.state.disposal, make_waker);
+        let make_waker = || Waker::from(Arc::clone(&self.control));
+        let received = self.socket.receive_with_descriptors(buffer, &self.state.disposal, make_waker);
         if received.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMFILE as i32)) {
             if let Some(socket) = self.socket.second_descriptor() {
-                self.services.state.disposal.drop_packet(socket, make_waker());
+                self.state.disposal.drop_packet(socket, make_waker());
                 self.parked = true;
-                self.count(Err(DropCause::NoRoom), Peer::Unknown, None, listener);
+                self.count_dropped(DropCause::NoRoom, 1, Peer::Unknown, None, listener);
                 return Ok(None);
             }
         }
@@ -180,62 +228,21 @@ impl DatagramServer {
         received
     }
 
-    /// Receives the datagrams that are there, [`BATCH`] at most. `ready` is the readiness of the socket.
-    ///
-    /// # Errors
-    /// Returns an error if the socket failed.
-    async fn receive_batch(&mut self, listener: &ListenerHandle, limits: Limits<'_>, ready: Ready) -> io::Result<()> {
-        let size = self.socket.buffer_size(listener.load().settings.rules.max_message);
-        if self.buffer.len() != size {
-            self.buffer = vec![0; size];
-        }
-        // Put back below. After an error there is no next batch.
-        let mut buffer = mem::take(&mut self.buffer);
-        for _ in 0..BATCH {
-            // Those that are left are for the next process.
-            if self.services.is_stopping() {
-                break;
+    /// Handles an error of receiving. Returns whether to try again at once.
+    fn handle_error(&mut self, listener: &ListenerHandle, error: io::Error, readiness: PollFlags) -> io::Result<bool> {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            if readiness.contains(PollFlags::RDHUP) {
+                return Err(listener_error::shut_down_error());
             }
-            let received = match self.socket.has_descriptors() {
-                Ok(false) => self.socket.receive(&mut buffer),
-                Ok(true) => match self.receive_with_descriptors(&mut buffer, &listener.load()) {
-                    Ok(Some(datagram)) => Ok(datagram),
-                    Ok(None) => break,
-                    Err(error) => Err(error),
-                },
-                Err(error) => Err(error),
-            };
-            let datagram = match received {
-                Ok(datagram) => datagram,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && ready.is_read_closed() => {
-                    return Err(listener_error::shut_down_error());
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.record_success(listener);
-                    break;
-                }
-                Err(error) if ListenerErrorKind::of(&error) == ListenerErrorKind::Fatal => return Err(error),
-                Err(error) => match self.backoff.record_error() {
-                    Some(pause) => {
-                        self.pause(listener, error, pause);
-                        break;
-                    }
-                    None => continue,
-                },
-            };
             self.record_success(listener);
-            limits.admission.note_use();
-            let (peer, address) = (datagram.peer, datagram.unix_address());
-            // As it is after the datagram came: a reload holds for those that are sent after it.
-            let listener = &*listener.load();
-            let answered = match buffer.get(..datagram.len) {
-                Some(message) => self.answer(message, datagram, listener, limits).await,
-                None => Err(DropCause::TooLong),
-            };
-            self.count(answered, peer, address, listener);
+            return Ok(false);
         }
-        self.buffer = buffer;
-        Ok(())
+        if ListenerErrorKind::of(&error) == ListenerErrorKind::Fatal {
+            return Err(error);
+        }
+        let Some(pause) = self.backoff.record_error() else { return Ok(true) };
+        self.pause(listener, error, pause);
+        Ok(false)
     }
 
     /// Receives nothing for so long, after errors in a row.
@@ -244,7 +251,7 @@ impl DatagramServer {
         if self.backoff.report_pause() {
             let Listener { ref name, kind, .. } = *listener.load();
             let (listener, retry) = (Arc::clone(name), Retry::After(pause));
-            self.services.state.sink.report(Event::AcceptPaused { listener, kind, error, retry });
+            self.state.sink.report(Event::AcceptPaused { listener, kind, error, retry });
         }
     }
 
@@ -253,21 +260,51 @@ impl DatagramServer {
         self.backoff.record_success();
         if self.backoff.report_end() {
             let Listener { ref name, kind, .. } = *listener.load();
-            self.services.state.sink.report(Event::AcceptResumed { listener: Arc::clone(name), kind });
+            self.state.sink.report(Event::AcceptResumed { listener: Arc::clone(name), kind });
         }
     }
 
-    /// Logs and answers a datagram if it is safe to.
-    async fn answer(
-        &mut self,
-        message: &[u8],
-        datagram: Datagram,
-        listener: &Listener,
-        limits: Limits<'_>,
-    ) -> Result<(), DropCause> {
-        let peer = datagram.peer;
-        self.check(message, &datagram, listener, limits)?;
-        self.log_and_reply(message, peer, &datagram.reply_to, listener).await
+    /// Logs and answers the datagrams of a batch, as far as that is safe. The others are dropped and counted.
+    fn serve(&mut self, batch: &Batch, listener: &Listener, limits: Limits<'_>) {
+        limits.admission.note_use();
+        let (before, now) = (self.totals, clock());
+        let mut replies = ReplyBatch::new();
+        for (datagram, bytes) in batch.iter() {
+            if let Some(lost) = datagram.lost_before {
+                self.count_lost(lost, listener);
+            }
+            let taken = match bytes {
+                Some(message) => self
+                    .check(message, datagram, listener, limits, now)
+                    .and_then(|()| self.log(message, datagram.peer, listener))
+                    .map(|()| message),
+                None => Err(DropCause::TooLong),
+            };
+            let message = match taken {
+                Ok(message) => message,
+                Err(cause) => {
+                    self.count_dropped(cause, 1, datagram.peer, datagram.unix_address(), listener);
+                    continue;
+                }
+            };
+            self.totals.messages += 1;
+            self.totals.bytes_in += message.len() as u64;
+            let Some(reply) = packet::reply(&listener.settings.rules, message) else { continue };
+            if let ReplyTo::Path(to) = datagram.reply_to {
+                // Counted when it is sent, or when it has failed.
+                let path_replies = self.path_replies.as_ref().ok_or(DropCause::UnsafeAddress);
+                if let Err(cause) = path_replies.and_then(|replies| replies.send(to, datagram.peer, &reply)) {
+                    self.count_dropped(cause, 1, datagram.peer, Some(to), listener);
+                }
+                continue;
+            }
+            if !replies.has_room_for(datagram) {
+                self.send(&mut replies, listener);
+            }
+            replies.push(datagram, &reply);
+        }
+        self.send(&mut replies, listener);
+        self.state.counters.count_totals(before, self.totals);
     }
 
     /// Checks what can be told of a datagram without its sender's socket. Counts it for its source.
@@ -280,6 +317,7 @@ impl DatagramServer {
         datagram: &Datagram,
         listener: &Listener,
         limits: Limits<'_>,
+        now: Instant,
     ) -> Result<(), DropCause> {
         let Datagram { peer, sent_to, ref reply_to, .. } = *datagram;
         if let Some(reply) = packet::reply(&listener.settings.rules, message) {
@@ -287,7 +325,7 @@ impl DatagramServer {
                 ReplyTo::Unnamed => return Err(DropCause::Nameless),
                 ReplyTo::Ip(from, _) if packet::is_service_port(from.port()) => return Err(DropCause::ServicePort),
                 reply_to if self.socket.is_own_address(reply_to) => return Err(DropCause::OwnAddress),
-                ReplyTo::Abstract(from) | ReplyTo::Path(from) if !self.path_replies.is_allowed(from, peer) => {
+                ReplyTo::Abstract(from) | ReplyTo::Path(from) if !self.is_allowed(from, peer) => {
                     return Err(DropCause::UnsafeAddress);
                 }
                 ReplyTo::Ip(..) | ReplyTo::Abstract(_) | ReplyTo::Path(_) => {}
@@ -299,66 +337,88 @@ impl DatagramServer {
                 return Err(cause);
             }
         }
-        if !limits.rate_limiter.admit(Source::of_datagram(peer), clock()) {
+        if !limits.rate_limiter.admit(Source::of_datagram(peer), now) {
             return Err(DropCause::Rate);
         }
         Ok(())
     }
 
-    /// Logs a message and answers it.
-    async fn log_and_reply(
-        &mut self,
-        message: &[u8],
-        peer: Peer,
-        reply_to: &ReplyTo,
-        listener: &Listener,
-    ) -> Result<(), DropCause> {
-        // Those that come meanwhile wait in the kernel.
-        let logged = ReceivedMessage { connection_id: None, listener: &listener.name, peer, bytes: message };
-        if !packets::log(logged, listener, &self.services).await {
-            return Err(DropCause::NoRoom);
+    /// Returns whether a reply to `peer` may go to its address, as far as both say by themselves.
+    fn is_allowed(&self, address: &UnixAddr, peer: Peer) -> bool {
+        self.path_replies.as_ref().is_some_and(|path_replies| path_replies.is_allowed(address, peer))
+    }
+
+    /// Logs a message, if the listener logs messages. Those that come meanwhile wait in the kernel.
+    fn log(&self, message: &[u8], peer: Peer, listener: &Listener) -> Result<(), DropCause> {
+        let message = ReceivedMessage { connection_id: None, listener: &listener.name, peer, bytes: message };
+        let is_logged = datagram_log::log(message, listener, &self.services, &self.control);
+        if is_logged { Ok(()) } else { Err(DropCause::NoRoom) }
+    }
+
+    /// Sends replies, and counts them.
+    fn send(&mut self, replies: &mut ReplyBatch<'_>, listener: &Listener) {
+        let mut failed = Vec::new();
+        replies.send(&self.socket, |datagram, sent| match sent {
+            Ok(bytes) => self.totals.bytes_out += bytes,
+            Err(error) => failed.push((datagram, datagram_socket::drop_cause(error))),
+        });
+        for (datagram, cause) in failed {
+            self.count_dropped(cause, 1, datagram.peer, datagram.unix_address(), listener);
         }
-        let before = self.totals;
-        self.totals.messages += 1;
-        self.totals.bytes_in += message.len() as u64;
-        let sent = match packet::reply(&listener.settings.rules, message) {
-            Some(reply) => match reply_to {
-                // Counted when it is sent, or when it has failed.
-                ReplyTo::Path(to) => self.path_replies.send(*to, peer, &reply).map(|()| 0),
-                reply_to => match self.socket.send(&reply, reply_to) {
-                    Ok(()) => Ok(reply.iter().map(|part| part.len() as u64).sum()),
-                    Err(error) => Err(datagram_socket::drop_cause(error)),
-                },
-            },
-            None => Ok(0),
-        };
-        self.totals.bytes_out += sent.unwrap_or(0);
-        self.services.state.counters.count_totals(before, self.totals);
-        sent.map(drop)
     }
 
     /// Waits for the replies to paths, for a while, and counts them.
-    async fn finish_path_replies(&mut self, listener: &Listener) {
-        let _ = time::timeout(END_WAIT, self.path_replies.finished()).await;
-        let waiting = self.path_replies.end();
-        for failed in self.path_replies.take_failures() {
-            self.count_failed(failed, listener);
+    fn finish_path_replies(&mut self, listener: &Listener) {
+        let Some(path_replies) = &self.path_replies else { return };
+        let until = clock() + END_WAIT;
+        while !path_replies.finish() && clock() < until && !self.control.has_ended() {
+            self.control.wait(None, Some(until));
+            self.control.take_wakeup();
         }
-        for _ in 0..waiting {
-            self.count(Err(DropCause::NoRoom), Peer::Unknown, None, listener);
+        let waiting = self.path_replies.as_mut().map_or(0, PathReplies::end);
+        self.count_failures(listener);
+        if waiting > 0 {
+            self.count_dropped(DropCause::NoRoom, waiting as u64, Peer::Unknown, None, listener);
         }
     }
 
-    fn count_failed(&mut self, FailedReply { to, peer, cause }: FailedReply, listener: &Listener) {
-        self.count(Err(cause), peer, Some(to), listener);
+    /// Counts replies to paths that could not be sent.
+    fn count_failures(&mut self, listener: &Listener) {
+        let failures = self.path_replies.as_mut().map(PathReplies::take_failures).unwrap_or_default();
+        for FailedReply { to, peer, cause } in failures {
+            self.count_dropped(cause, 1, peer, Some(to), listener);
+        }
     }
 
-    /// Counts a datagram that was dropped, and reports it if that is due.
-    fn count(&mut self, answered: Result<(), DropCause>, peer: Peer, address: Option<UnixAddr>, listener: &Listener) {
-        if let Err(cause) = answered {
-            self.services.state.counters.count_dropped(cause);
-            let report = self.drop_log.record(cause, peer, address, clock());
-            self.report(listener, report);
+    /// Counts datagrams that the kernel has dropped: `lost` since the socket was made. Those that a previous process has left
+    /// in the socket may tell of fewer than are counted.
+    fn count_lost(&mut self, lost: u32, listener: &Listener) {
+        let more = lost.wrapping_sub(self.lost);
+        if (1..=u32::MAX / 2).contains(&more) {
+            self.lost = lost;
+            self.count_dropped(DropCause::ReceiveBufferFull, more.into(), Peer::Unknown, None, listener);
+        }
+    }
+
+    /// Counts datagrams that were dropped, and reports it if that is due.
+    fn count_dropped(
+        &mut self,
+        cause: DropCause,
+        count: u64,
+        peer: Peer,
+        address: Option<UnixAddr>,
+        listener: &Listener,
+    ) {
+        self.state.counters.count_dropped(cause, count);
+        let report = self.drop_log.record(cause, count, peer, address, clock());
+        self.report(listener, report);
+    }
+
+    /// Reports what was dropped in intervals that are over.
+    fn report_due(&mut self, listener: &ListenerHandle) {
+        if self.drop_log.next_report_at().is_some() {
+            let reports = self.drop_log.take_due(clock());
+            self.report(&listener.load(), reports);
         }
     }
 
@@ -366,14 +426,7 @@ impl DatagramServer {
         for DropReport { cause, count, last_peer, last_address } in reports {
             let listener = Arc::clone(&listener.name);
             let last_path = last_address.and_then(|address| address.path().map(Path::to_owned));
-            self.services.state.sink.report(Event::DatagramsDropped { listener, cause, count, last_peer, last_path });
+            self.state.sink.report(Event::DatagramsDropped { listener, cause, count, last_peer, last_path });
         }
-    }
-}
-
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(due) => time::sleep_until(due.into()).await,
-        None => pending().await,
     }
 }

@@ -42,17 +42,18 @@ impl DropLog {
         Self([none; DROP_CAUSES])
     }
 
-    /// Records a dropped datagram, and the address that it named if it came from a Unix socket. Returns a report, if one is due
-    /// now.
+    /// Records so many dropped datagrams, where the last one came from, and the address that it named if it came from a Unix
+    /// socket. Returns a report, if one is due now.
     pub(crate) fn record(
         &mut self,
         cause: DropCause,
+        more: u64,
         peer: Peer,
         address: Option<UnixAddr>,
         now: Instant,
     ) -> Option<DropReport> {
         let counter = &mut self.0[cause.index()];
-        (counter.unreported, counter.last_peer, counter.last_address) = (counter.unreported + 1, peer, address);
+        (counter.unreported, counter.last_peer, counter.last_address) = (counter.unreported + more, peer, address);
         if counter.suppressed_until.is_some() {
             return None;
         }
@@ -113,30 +114,30 @@ mod tests {
         let cause = DropCause::Rate;
         let report = |count, last_peer| DropReport { cause, count, last_peer, last_address: None };
         assert_eq!(log.next_report_at(), None);
-        assert_eq!(log.record(cause, peer(1), None, start), Some(report(1, peer(1))));
+        assert_eq!(log.record(cause, 1, peer(1), None, start), Some(report(1, peer(1))));
         for port in 2..1000 {
-            assert_eq!(log.record(cause, peer(port), None, start), None);
+            assert_eq!(log.record(cause, 1, peer(port), None, start), None);
         }
         assert_eq!(log.next_report_at(), Some(start + REPORT_INTERVAL));
         assert_eq!(log.take_due(start + REPORT_INTERVAL - Duration::from_millis(1)), []);
         assert_eq!(log.take_due(start + REPORT_INTERVAL), [report(998, peer(999))]);
         // As long as there are more, once in an interval.
-        assert_eq!(log.record(cause, peer(7), None, start + REPORT_INTERVAL), None);
+        assert_eq!(log.record(cause, 1, peer(7), None, start + REPORT_INTERVAL), None);
         assert_eq!(log.take_due(start + 2 * REPORT_INTERVAL), [report(1, peer(7))]);
         // An interval without any, and the next is the first again.
         assert_eq!(log.take_due(start + 3 * REPORT_INTERVAL), []);
         assert_eq!(log.next_report_at(), None);
-        assert!(log.record(cause, peer(8), None, start + 3 * REPORT_INTERVAL).is_some());
+        assert!(log.record(cause, 1, peer(8), None, start + 3 * REPORT_INTERVAL).is_some());
     }
 
     #[test]
     fn each_cause_is_reported_separately_and_the_rest_at_the_end() {
         let (mut log, start) = (DropLog::new(), clock());
         for cause in DropCause::ALL {
-            assert!(log.record(cause, peer(1), None, start).is_some());
+            assert!(log.record(cause, 1, peer(1), None, start).is_some());
         }
-        log.record(DropCause::Nameless, Peer::Unknown, None, start);
-        log.record(DropCause::TooLong, peer(2), None, start);
+        log.record(DropCause::Nameless, 1, Peer::Unknown, None, start);
+        log.record(DropCause::TooLong, 1, peer(2), None, start);
         let reports: Vec<_> = log.take_all().iter().map(|report| report.cause).collect();
         assert_eq!(reports, [DropCause::TooLong, DropCause::Nameless]);
         assert_eq!(log.take_all(), []);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! SOCK_SEQPACKET   accept ── permit ──► SeqpacketConnection: a task of the services
-//! SOCK_DGRAM       DatagramServer (a task for each listener) ──► datagram: is it safe to answer, and within its rate?
+//! SOCK_DGRAM       DatagramServer (a thread for each socket) ──► datagram: is it safe to answer, and within its rate?
 //!                  then answered, else counted by its cause (DropLog)
 //!                  at a path: PathReplies ──► UserThreads: open, check, send, close
 //! ```
@@ -10,8 +10,12 @@
 //! Seqpacket connections are few and local, so each is a task, which is simpler than a connection of the event loop.
 //! The event loop does not know them.
 
+mod datagram_address;
+mod datagram_batch;
+mod datagram_log;
 pub(crate) mod datagram_server;
-pub(crate) mod datagram_socket;
+mod datagram_socket;
+pub(crate) mod datagram_thread;
 pub(crate) mod drop_log;
 pub(crate) mod path_replies;
 pub(crate) mod rate_limit;
@@ -44,11 +48,7 @@ pub(crate) async fn log(message: ReceivedMessage<'_>, listener: &Listener, servi
     let sink = &services.state.sink;
     match listener.settings.rules.log_messages {
         LogMessages::Off => {}
-        LogMessages::Summary => {
-            let ReceivedMessage { connection_id, peer, bytes, .. } = message;
-            let (listener, text) = (Arc::clone(&listener.name), summary(bytes));
-            sink.report(Event::Message { connection_id, listener, peer, text });
-        }
+        LogMessages::Summary => log_summary(message, listener, sink),
         LogMessages::Full => {
             let mut waiting = None;
             let appended = poll_fn(|cx| {
@@ -71,6 +71,13 @@ pub(crate) async fn log(message: ReceivedMessage<'_>, listener: &Listener, servi
         }
     }
     true
+}
+
+/// Logs the beginning of a message.
+fn log_summary(message: ReceivedMessage<'_>, listener: &Listener, sink: &EventSink) {
+    let ReceivedMessage { connection_id, peer, bytes, .. } = message;
+    let (listener, text) = (Arc::clone(&listener.name), summary(bytes));
+    sink.report(Event::Message { connection_id, listener, peer, text });
 }
 
 /// A message that waits for the lossless log. If its task ends before that, it is lost.

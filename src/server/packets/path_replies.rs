@@ -2,15 +2,15 @@
 //!
 //! Opening a path and sending to it can take long: the kernel asks the file system for each directory and for the mode of
 //! the socket, and the file system may be one of another machine or of another program (NFS, FUSE). A sender can name any
-//! path. So the services touch none: other threads do ([`UserThreads`]). The services hear of replies that could not be sent.
+//! path. So the thread of the listener touches none: other threads do ([`UserThreads`]). They wake it when a reply could not be sent.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
 
 use nix::sys::socket::{MsgFlags, UnixAddr};
-use tokio::sync::{Notify, mpsc};
 
 use crate::protocol::packet::{DropCause, Reply};
 use crate::server::packets::datagram_socket;
@@ -31,20 +31,23 @@ pub(crate) struct PathReplies {
     /// Counts the bytes that were sent.
     bytes_out: Arc<AtomicU64>,
     progress: Arc<Progress>,
-    failed: (mpsc::UnboundedSender<FailedReply>, mpsc::UnboundedReceiver<FailedReply>),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Progress {
     state: Mutex<ProgressState>,
-    /// Notified when no reply waits.
-    finished: Notify,
+    /// Woken when a reply could not be sent, and when none waits any longer if that is awaited.
+    waker: Waker,
 }
 
 #[derive(Debug, Default)]
 struct ProgressState {
     /// How many replies are neither sent nor failed.
     waiting: usize,
+    /// Replies that could not be sent.
+    failed: Vec<FailedReply>,
+    /// Whether the listener waits until no reply waits.
+    is_finishing: bool,
     /// Whether the listener has ended: those that waited then are counted.
     has_ended: bool,
 }
@@ -60,15 +63,17 @@ pub(crate) struct FailedReply {
 
 impl PathReplies {
     /// Creates one for the listener with this socket. It refuses all `reserved` sockets, and counts what it sends in
-    /// `bytes_out`.
+    /// `bytes_out`. It wakes the listener by `waker`.
     pub(crate) fn new(
         socket: OwnedFd,
         threads: UserThreads,
         reserved: ReservedSockets,
         bytes_out: Arc<AtomicU64>,
+        waker: Waker,
     ) -> Self {
         let (socket, rules) = (Some(Arc::new(socket)), Arc::new(OwnerRules::new(reserved)));
-        Self { threads, socket, rules, bytes_out, progress: Arc::default(), failed: mpsc::unbounded_channel() }
+        let progress = Arc::new(Progress { state: Mutex::default(), waker });
+        Self { threads, socket, rules, bytes_out, progress }
     }
 
     /// Returns whether a reply to `peer` may go to its address, as far as both say by themselves.
@@ -77,7 +82,7 @@ impl PathReplies {
     }
 
     /// Has a reply sent to the path of a sender, after earlier ones to the same user. If that fails,
-    /// [`PathReplies::next_failure`] returns it.
+    /// [`PathReplies::take_failures`] returns it.
     ///
     /// # Errors
     /// Returns an error if it cannot be sent: too many replies wait, or the sender's user is not known.
@@ -86,44 +91,28 @@ impl PathReplies {
         let reply = reply.concat();
         let socket = self.socket.as_ref().map(Arc::downgrade).unwrap_or_default();
         let rules = Arc::clone(&self.rules);
-        let (bytes_out, progress, failed) =
-            (Arc::clone(&self.bytes_out), Arc::clone(&self.progress), self.failed.0.clone());
+        let (bytes_out, progress) = (Arc::clone(&self.bytes_out), Arc::clone(&self.progress));
         let size = OVERHEAD + reply.len();
         // First, since the thread may be faster.
         self.progress.lock().waiting += 1;
         let waits = self.threads.run(uid, size, move || {
             let sent = send(&socket, &to, uid, &rules, &reply);
-            progress.finish_one(|| match sent {
-                // What was sent wakes no task.
+            progress.finish_one(|failed| match sent {
                 Ok(()) => _ = bytes_out.fetch_add(reply.len() as u64, Ordering::Relaxed),
-                Err(cause) => _ = failed.send(FailedReply { to, peer, cause }),
+                Err(cause) => failed.push(FailedReply { to, peer, cause }),
             });
         });
         if waits.is_err() {
-            self.progress.finish_one(|| ());
+            self.progress.finish_one(|_| ());
         }
         waits
     }
 
-    /// Waits for the next reply that could not be sent.
-    pub(crate) async fn next_failure(&mut self) -> FailedReply {
-        match self.failed.1.recv().await {
-            Some(failed) => failed,
-            // This one has a sender itself.
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Waits until no reply waits.
-    pub(crate) async fn finished(&self) {
-        while self.waiting() > 0 {
-            self.progress.finished.notified().await;
-        }
-    }
-
-    /// Returns how many replies are neither sent nor failed.
-    fn waiting(&self) -> usize {
-        self.progress.lock().waiting
+    /// Has the listener woken when no reply waits. Returns whether none does now.
+    pub(crate) fn finish(&self) -> bool {
+        let mut state = self.progress.lock();
+        state.is_finishing = true;
+        state.waiting == 0
     }
 
     /// Ends: replies that still wait are not sent. Returns how many there are. One that is being sent at this moment counts
@@ -135,9 +124,9 @@ impl PathReplies {
         state.waiting
     }
 
-    /// Returns the replies that could not be sent so far.
+    /// Returns the replies that could not be sent since the last call.
     pub(crate) fn take_failures(&mut self) -> Vec<FailedReply> {
-        std::iter::from_fn(|| self.failed.1.try_recv().ok()).collect()
+        std::mem::take(&mut self.progress.lock().failed)
     }
 }
 
@@ -146,15 +135,19 @@ impl Progress {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finishes one reply: counts it with `count`, unless it was counted when the listener ended.
-    fn finish_one(&self, count: impl FnOnce()) {
+    /// Finishes one reply: counts it with `count`, which adds it to those that failed if it did, unless it was counted when the
+    /// listener ended.
+    fn finish_one(&self, count: impl FnOnce(&mut Vec<FailedReply>)) {
         let mut state = self.lock();
         state.waiting -= 1;
         if !state.has_ended {
-            count();
+            count(&mut state.failed);
         }
-        if state.waiting == 0 {
-            self.finished.notify_one();
+        // What was sent wakes nothing.
+        let wakes = !state.failed.is_empty() || state.is_finishing && state.waiting == 0;
+        drop(state);
+        if wakes {
+            self.waker.wake_by_ref();
         }
     }
 }
@@ -180,20 +173,33 @@ mod tests {
     use std::io::ErrorKind;
     use std::os::unix::net::UnixDatagram;
     use std::sync::mpsc as channel;
+    use std::task::Wake;
+    use std::thread;
     use std::time::Duration;
 
     use super::*;
 
     fn path_replies(threads: &UserThreads) -> PathReplies {
-        PathReplies::new(UnixDatagram::unbound().unwrap().into(), threads.clone(), Arc::default(), Arc::default())
+        let (socket, waker) =
+            (UnixDatagram::unbound().unwrap().into(), Waker::from(Arc::new(TestThread(thread::current()))));
+        PathReplies::new(socket, threads.clone(), Arc::default(), Arc::default(), waker)
+    }
+
+    /// The thread of a test.
+    struct TestThread(thread::Thread);
+
+    impl Wake for TestThread {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
     }
 
     fn own_uid() -> u32 {
         rustix::process::getuid().as_raw()
     }
 
-    #[tokio::test]
-    async fn each_reply_is_sent_and_counted_or_reported_as_failed() {
+    #[test]
+    fn each_reply_is_sent_and_counted_or_reported_as_failed() {
         const COUNT: usize = 16;
         let directory = tempfile::tempdir().unwrap();
         let path = |number: usize| directory.path().join(number.to_string());
@@ -204,7 +210,9 @@ mod tests {
         for number in 0..COUNT {
             replies.send(address(number), peer, &[b"prefix", &vec![b'x'; number]]).unwrap();
         }
-        replies.finished().await;
+        while !replies.finish() {
+            thread::park();
+        }
         let failed = |number: usize| FailedReply { to: address(number), peer, cause: DropCause::UnsafeAddress };
         assert_eq!(replies.take_failures(), (1..COUNT).step_by(2).map(failed).collect::<Vec<_>>());
         let mut bytes_out = 0;
@@ -215,7 +223,7 @@ mod tests {
         }
         assert_eq!(replies.bytes_out.load(Ordering::Relaxed), bytes_out);
         assert_eq!(replies.send(address(0), Peer::Unknown, &[b"", b""]), Err(DropCause::UnsafeAddress));
-        assert_eq!(replies.waiting(), 0);
+        assert!(replies.finish());
     }
 
     #[test]

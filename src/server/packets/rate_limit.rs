@@ -10,26 +10,35 @@
 //! holds.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::server::peer::Source;
 
-/// How many sources the table holds: about 2 MiB when it is full.
+/// How many sources all tables hold: about 2 MiB when they are full.
 const MAX_SOURCES: usize = 16_384;
+
+/// How many tables there are: threads that serve sockets of one port seldom wait for each other.
+const TABLES: usize = 16;
 
 /// What a bucket holds.
 const BURST: Duration = Duration::from_secs(1);
 
-/// What sources have used of their rate.
+/// What sources have used of their rate. A source is in the table that its hash says, which clients cannot foresee.
 #[derive(Debug)]
-pub(crate) struct RateLimiter(Mutex<BucketTable>);
-
-#[derive(Debug)]
-struct BucketTable {
+pub(crate) struct RateLimiter {
+    /// What one datagram takes, in nanoseconds; 0: there is no limit.
+    interval: AtomicU64,
+    tables: [Mutex<BucketTable>; TABLES],
+    /// How many sources each table holds.
     max_sources: usize,
-    /// What one datagram takes; `None`: there is no limit.
-    interval: Option<Duration>,
+    hasher: RandomState,
+}
+
+#[derive(Debug, Default)]
+struct BucketTable {
     /// When the bucket of each source will be full.
     full_at: HashMap<Source, Instant>,
     /// The same, the next one first.
@@ -43,33 +52,36 @@ impl RateLimiter {
     }
 
     fn with_max_sources(limit: Option<u32>, max_sources: usize) -> Self {
-        let interval = limit.map(interval);
-        Self(Mutex::new(BucketTable { max_sources, interval, full_at: HashMap::new(), by_full_at: BTreeSet::new() }))
+        let (interval, tables) = (AtomicU64::new(interval(limit)), Default::default());
+        Self { interval, tables, max_sources: max_sources / TABLES, hasher: RandomState::new() }
     }
 
     /// Sets a new limit.
     pub(crate) fn set_limit(&self, limit: Option<u32>) {
-        self.with(|table| table.interval = limit.map(interval));
+        self.interval.store(interval(limit), Ordering::Relaxed);
     }
 
     /// Counts a datagram of this source. Returns whether it is within the rate.
     pub(crate) fn admit(&self, source: Source, now: Instant) -> bool {
-        self.with(|table| table.admit(source, now))
-    }
-
-    fn with<T>(&self, act: impl FnOnce(&mut BucketTable) -> T) -> T {
+        let interval = Duration::from_nanos(self.interval.load(Ordering::Relaxed));
+        if interval.is_zero() {
+            return true;
+        }
+        let table = self.hasher.hash_one(source) as usize % TABLES;
         // At worst one source is in one half of the table only, where it is forgotten in time.
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut table = self.tables[table].lock().unwrap_or_else(PoisonError::into_inner);
+        table.admit(source, now, interval, self.max_sources)
     }
 }
 
-fn interval(per_second: u32) -> Duration {
-    BURST / per_second.max(1)
+/// Returns what one datagram takes at this rate, in nanoseconds; 0 without one.
+fn interval(per_second: Option<u32>) -> u64 {
+    const SECOND: u64 = BURST.as_secs() * 1_000_000_000;
+    per_second.map_or(0, |per_second| SECOND / u64::from(per_second.max(1)))
 }
 
 impl BucketTable {
-    fn admit(&mut self, source: Source, now: Instant) -> bool {
-        let Some(interval) = self.interval else { return true };
+    fn admit(&mut self, source: Source, now: Instant, interval: Duration, max_sources: usize) -> bool {
         // More than one at a time, so that it shrinks when fewer come.
         for _ in 0..2 {
             if self.by_full_at.first().is_some_and(|(at, _)| *at <= now) {
@@ -85,7 +97,7 @@ impl BucketTable {
             Some(at) => {
                 self.by_full_at.remove(&(at, source));
             }
-            None if self.full_at.len() >= self.max_sources => self.evict_next(),
+            None if self.full_at.len() >= max_sources => self.evict_next(),
             None => {}
         }
         self.full_at.insert(source, full_at);
@@ -117,10 +129,12 @@ mod tests {
     }
 
     fn known(limiter: &RateLimiter) -> usize {
-        limiter.with(|table| {
+        let known = |table: &Mutex<BucketTable>| {
+            let table = table.lock().unwrap();
             assert_eq!(table.full_at.len(), table.by_full_at.len());
             table.by_full_at.len()
-        })
+        };
+        limiter.tables.iter().map(known).sum()
     }
 
     #[test]
@@ -130,7 +144,11 @@ mod tests {
             let most = usize::try_from(limit).unwrap();
             let burst = admitted(&limiter, source(1), start, most + 10);
             assert_eq!(burst, most, "{limit}");
-            assert_eq!(admitted(&limiter, source(1), start + interval(limit), 2), 1, "{limit}");
+            assert_eq!(
+                admitted(&limiter, source(1), start + Duration::from_nanos(interval(Some(limit))), 2),
+                1,
+                "{limit}"
+            );
             assert_eq!(admitted(&limiter, source(1), start + Duration::from_secs(60), most + 10), burst, "{limit}");
         }
     }
@@ -167,15 +185,16 @@ mod tests {
             assert!(limiter.admit(source(number), start));
         }
         assert_eq!(known(&limiter), 1000);
-        for _ in 0..1000 {
-            limiter.admit(source(5000), start + Duration::from_secs(1));
+        // Each makes room in its own table.
+        for number in 5000..6000 {
+            limiter.admit(source(number), start + Duration::from_secs(1));
         }
-        assert_eq!(known(&limiter), 1);
+        assert_eq!(known(&limiter), 1000);
     }
 
     #[test]
     fn a_flood_of_forged_sources_neither_frees_the_one_that_sends_most_nor_locks_others_out() {
-        let (limiter, start) = (RateLimiter::with_max_sources(Some(10), 100), clock());
+        let (limiter, start) = (RateLimiter::with_max_sources(Some(10), 160), clock());
         assert_eq!(admitted(&limiter, source(1), start, 100), 10);
         assert_eq!(admitted(&limiter, source(2), start, 9), 9);
         for number in 1000..11_000 {
@@ -183,6 +202,6 @@ mod tests {
             assert!(!limiter.admit(source(1), start), "it has used up its rate, and is not forgotten");
         }
         assert_eq!(admitted(&limiter, source(2), start, 9), 1, "nor is what others have used");
-        assert_eq!(known(&limiter), 100);
+        assert_eq!(known(&limiter), 160);
     }
 }

@@ -118,7 +118,11 @@ impl fmt::Display for Text<'_> {
             }
             Event::DatagramsDropped { listener, cause, count, last_peer, last_path } => {
                 let (s, last) = if *count == 1 { ("", "") } else { ("s", "the last ") };
-                write!(f, "{count} datagram{s} dropped on {listener}: {cause}; {last}from {last_peer}")?;
+                write!(f, "{count} datagram{s} dropped on {listener}: {cause}")?;
+                if *cause == DropCause::ReceiveBufferFull {
+                    return f.write_str("; the kernel had no room for more (ReceiveBuffer= of the socket unit)");
+                }
+                write!(f, "; {last}from {last_peer}")?;
                 match (cause, last_path) {
                     (DropCause::UnsafeAddress, Some(path)) => write!(f, " at {}", quote(path.as_os_str().as_bytes())),
                     (DropCause::Rate, _) => f.write_str(" (limits.datagrams_per_source)"),
@@ -163,6 +167,11 @@ mod tests {
                 "2 datagrams dropped on echo: rate; the last from uid 1000 pid 7 (limits.datagrams_per_source)",
             ),
             (dropped(DropCause::NoRoom, 1, path), "1 datagram dropped on echo: no-room; from uid 1000 pid 7"),
+            (
+                dropped(DropCause::ReceiveBufferFull, 3, None),
+                "3 datagrams dropped on echo: receive-buffer-full; \
+                    the kernel had no room for more (ReceiveBuffer= of the socket unit)",
+            ),
         ] {
             assert_eq!(Text(&event).to_string(), text);
         }

@@ -1,0 +1,165 @@
+//! The thread of a datagram socket: how it waits, and what other threads ask of it.
+//!
+//! Each datagram socket has a thread of its own, so sockets that share a port (SO_REUSEPORT) are served on as many CPUs.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::task::Wake;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::retry_on_intr;
+use tokio::sync::oneshot;
+
+use crate::server::clock::clock;
+use crate::server::worker;
+use crate::server::worker_state::WorkerState;
+
+/// Wakes the thread of a datagram socket, from any thread.
+#[derive(Debug)]
+pub(crate) struct ThreadControl {
+    /// Readable when the thread was woken and has not noticed it.
+    eventfd: OwnedFd,
+    woken: AtomicBool,
+    /// Whether the thread is to end at once.
+    has_ended: AtomicBool,
+    /// Dropped when the thread notices that it was woken; `None` when it is done.
+    pings: Mutex<Option<Vec<oneshot::Sender<Infallible>>>>,
+}
+
+impl ThreadControl {
+    /// Creates one for a thread.
+    ///
+    /// # Errors
+    /// Returns the errors of eventfd(2).
+    pub(crate) fn new() -> io::Result<Self> {
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let (woken, has_ended) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { eventfd, woken, has_ended, pings: Mutex::new(Some(Vec::new())) })
+    }
+
+    /// Ends the thread's wait: what it is to do may have changed.
+    fn notify(&self) {
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            // It fails only when it was never read 2^64 - 2 times.
+            let _ = retry_on_intr(|| rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes()));
+        }
+    }
+
+    /// Returns whether the thread was woken since the last call. For its thread.
+    pub(crate) fn take_wakeup(&self) -> bool {
+        if !self.woken.load(Ordering::Acquire) {
+            return false;
+        }
+        // Before the flag is taken back: what wakes from then on writes again.
+        let _ = retry_on_intr(|| rustix::io::read(&self.eventfd, &mut [0_u8; 8]));
+        self.woken.store(false, Ordering::Release);
+        self.pings.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().for_each(Vec::clear);
+        true
+    }
+
+    /// Returns whether the thread is to end at once.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// Waits until `socket` is ready, if there is one, until the thread is woken, or until a time. Returns the readiness of
+    /// the socket, as far as it is known.
+    pub(crate) fn wait(&self, socket: Option<BorrowedFd<'_>>, until: Option<Instant>) -> PollFlags {
+        let timeout = until.map(|until| {
+            let remaining = until.saturating_duration_since(clock());
+            // What does not fit is as good as never.
+            Timespec::try_from(remaining).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
+        });
+        let wakeup = PollFd::new(&self.eventfd, PollFlags::IN);
+        // The socket first: when it is ready, nothing is registered for the wakeup.
+        let mut polled = match socket {
+            Some(ref socket) => [PollFd::new(socket, PollFlags::IN | PollFlags::RDHUP), wakeup],
+            None => [wakeup.clone(), wakeup],
+        };
+        match poll(&mut polled, timeout.as_ref()) {
+            Ok(_) if socket.is_some() => polled[0].revents(),
+            // An interrupted call is a wakeup for nothing. Without memory, the next call of the socket says so.
+            _ => PollFlags::empty(),
+        }
+    }
+}
+
+impl Wake for ThreadControl {
+    fn wake(self: Arc<Self>) {
+        self.notify();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.notify();
+    }
+}
+
+/// The thread of a datagram socket. It ends when this is dropped. If it hangs, it is left running.
+pub(crate) struct DatagramThread {
+    control: Arc<ThreadControl>,
+    pub(crate) state: Arc<WorkerState>,
+    handle: Option<JoinHandle<()>>,
+    /// There is an error when it is done.
+    done: mpsc::Receiver<Infallible>,
+}
+
+impl DatagramThread {
+    /// Starts a thread that serves, with this state.
+    ///
+    /// # Errors
+    /// Returns an error if the thread cannot be made.
+    pub(crate) fn start(
+        control: Arc<ThreadControl>,
+        state: Arc<WorkerState>,
+        serve: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
+        let (running, done) = mpsc::channel();
+        let control_of_thread = Arc::clone(&control);
+        let handle = thread::Builder::new().name("datagrams".to_owned()).spawn(move || {
+            // Also if it panics: nothing waits for it then.
+            let _done = NoPings(control_of_thread);
+            serve();
+            drop(running);
+        })?;
+        Ok(Self { control, state, handle: Some(handle), done })
+    }
+
+    /// Has the thread look at what it is to do.
+    pub(crate) fn wake(&self) {
+        self.control.notify();
+    }
+
+    /// Waits until the thread responds, or has ended.
+    pub(crate) async fn ping(&self) {
+        let (answer, answered) = oneshot::channel();
+        match &mut *self.control.pings.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(pings) => pings.push(answer),
+            None => return,
+        }
+        self.wake();
+        // There is an error when it is done.
+        let _ = answered.await;
+    }
+}
+
+/// Drops all pings of a thread when it is dropped.
+struct NoPings(Arc<ThreadControl>);
+
+impl Drop for NoPings {
+    fn drop(&mut self) {
+        *self.0.pings.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl Drop for DatagramThread {
+    fn drop(&mut self) {
+        self.control.has_ended.store(true, Ordering::Release);
+        self.wake();
+        worker::join(&self.done, self.handle.take());
+    }
+}
