@@ -230,6 +230,22 @@ fn icmp_errors_do_not_break_the_listener() {
 }
 
 #[test]
+fn errors_that_wait_in_a_socket_keep_the_daemon_neither_from_serving_nor_busy() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    setsockopt(&socket, sockopt::Ipv4RecvErr, &true).unwrap();
+    let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Each is refused, which the kernel keeps in the socket. It may say so at the next call already.
+    (0..10).for_each(|_| _ = socket.send_to(b"a", closed));
+    let daemon = start_on("", &socket);
+    datagram_peer(&daemon).exchange("b");
+    let before = daemon.cpu_nanos();
+    thread::sleep(Duration::from_millis(500));
+    let busy = daemon.cpu_nanos() - before;
+    assert!(busy < 200_000_000, "{busy} ns of CPU time in half a second");
+    daemon.stop();
+}
+
+#[test]
 fn a_client_that_does_not_read_its_replies_does_not_delay_others() {
     let daemon = start("[limits]\ndatagrams_per_source = 'off'\n", "unixgram:DIR/socket");
     let (non_reading, other) = (datagram_peer(&daemon), datagram_peer(&daemon));

@@ -100,7 +100,7 @@ pub struct Server {
     user_threads: UserThreads,
     unlogged: Arc<UnloggedMessages>,
     threads: Vec<WorkerThread>,
-    datagram_threads: Mutex<Vec<Arc<DatagramThread>>>,
+    datagram_threads: Mutex<Vec<DatagramThread>>,
 }
 
 impl Server {
@@ -254,7 +254,7 @@ impl Server {
         if started.is_err() {
             status.send_modify(|status| status.serving -= 1);
         }
-        self.datagram_threads().push(Arc::new(started?));
+        self.datagram_threads().push(started?);
         Ok(())
     }
 
@@ -363,9 +363,9 @@ impl Server {
             thread.worker.ping().await;
         }
         self.dispatcher.services.ping().await;
-        let datagram_threads = self.datagram_threads().clone();
-        for thread in datagram_threads {
-            thread.ping().await;
+        let controls: Vec<_> = self.datagram_threads().iter().map(|thread| Arc::clone(&thread.control)).collect();
+        for control in controls {
+            control.ping().await;
         }
     }
 
@@ -394,10 +394,10 @@ impl Server {
     }
 
     fn wake_datagram_threads(&self) {
-        self.datagram_threads().iter().for_each(|thread| thread.wake());
+        self.datagram_threads().iter().for_each(|thread| thread.control.notify());
     }
 
-    fn datagram_threads(&self) -> MutexGuard<'_, Vec<Arc<DatagramThread>>> {
+    fn datagram_threads(&self) -> MutexGuard<'_, Vec<DatagramThread>> {
         self.datagram_threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

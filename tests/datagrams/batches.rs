@@ -22,21 +22,24 @@ const UNLIMITED: &str = "[limits]\ndatagrams_per_source = 'off'\n";
 
 /// A socket for the daemon, with its address, and a client.
 fn socket_and_client() -> (UdpSocket, SocketAddr, UdpSocket) {
-    let (socket, client) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
-    client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-    let address = socket.local_addr().unwrap();
+    let (socket, client) = (
+        UdpSocket::bind("127.0.0.1:0").expect("sockets can be bound"),
+        UdpSocket::bind("127.0.0.1:0").expect("sockets can be bound"),
+    );
+    client.set_read_timeout(Some(TEST_TIMEOUT)).expect("it can be set");
+    let address = socket.local_addr().expect("it is bound");
     (socket, address, client)
 }
 
 fn receive(client: &UdpSocket) -> String {
     let mut buffer = [0; 4096];
-    let count = client.recv(&mut buffer).unwrap();
-    String::from_utf8(buffer[..count].to_vec()).unwrap()
+    let count = client.recv(&mut buffer).expect("a reply comes");
+    String::from_utf8(buffer[..count].to_vec()).expect("it is text")
 }
 
 /// Checks that nothing else comes. The daemon has ended: what it has sent over the loopback interface is here.
 fn expect_nothing(client: &UdpSocket) {
-    client.set_nonblocking(true).unwrap();
+    client.set_nonblocking(true).expect("it can be set");
     assert!(client.recv(&mut [0; 10]).is_err(), "there was another reply");
 }
 
@@ -194,7 +197,7 @@ fn what_is_lost_after_the_last_datagram_is_counted_at_the_end() {
 fn sockets_of_one_port_are_served_by_a_thread_each_and_have_one_rate_together() {
     let bind = |address: SocketAddr| {
         let (domain, kind) = (rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM);
-        let socket = rustix::net::socket(domain, kind, None).unwrap();
+        let socket = rustix::net::socket_with(domain, kind, rustix::net::SocketFlags::CLOEXEC, None).unwrap();
         sockopt::set_socket_reuseport(&socket, true).unwrap();
         rustix::net::bind(&socket, &address).unwrap();
         UdpSocket::from(socket)
@@ -235,9 +238,9 @@ fn sockets_of_one_port_are_served_by_a_thread_each_and_have_one_rate_together() 
 
 /// The memory of a process that is resident, in bytes.
 fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("there is such a line");
+    line.trim().strip_suffix(" kB").expect("a number").parse::<u64>().expect("a number") * 1024
 }
 
 #[test]

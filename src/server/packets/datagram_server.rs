@@ -234,6 +234,9 @@ impl DatagramServer {
             if readiness.contains(PollFlags::RDHUP) {
                 return Err(listener_error::shut_down_error());
             }
+            if readiness.contains(PollFlags::ERR) {
+                self.socket.clear_errors();
+            }
             self.record_success(listener);
             return Ok(false);
         }

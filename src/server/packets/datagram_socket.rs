@@ -82,6 +82,11 @@ impl DatagramSocket {
                 setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
             }
             setsockopt(&socket, sockopt::RxqOvfl, &1)?;
+            // What the network says of a reply to one client would be told at the next call, which is for another one.
+            setsockopt(&socket, sockopt::Ipv4RecvErr, &false)?;
+            if bound.is_ipv6() {
+                setsockopt(&socket, sockopt::Ipv6RecvErr, &false)?;
+            }
             (BoundAddress::Ip(bound), vec![0; MAX_ANCILLARY])
         };
         let descriptors = PeerDescriptors::refuse(&socket);
@@ -112,6 +117,15 @@ impl DatagramSocket {
     /// Returns how many datagrams the kernel has dropped for want of room in the socket, since the socket was made.
     pub(crate) fn lost(&self) -> Option<u32> {
         socket_memory::drops(&self.socket)
+    }
+
+    /// Forgets errors that are reported by no call for datagrams, so that the socket is not ready for them any longer: those of
+    /// replies by an earlier process.
+    pub(crate) fn clear_errors(&self) {
+        let _ = rustix::net::sockopt::socket_error(&self.socket);
+        // The queue is bounded by the receive buffer, and nothing is added to it any more.
+        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+        while recvmsg::<()>(self.socket.as_raw_fd(), &mut [], None, flags).is_ok() {}
     }
 
     /// Receives the datagrams that wait, as many as there are places, one into each, in their order; what
@@ -211,9 +225,12 @@ impl DatagramSocket {
         match reply_to {
             ReplyTo::Ip(to, local) => {
                 let to = SockaddrStorage::from(*to);
-                match self.send_from(*local, &parts, MsgFlags::empty(), &to) {
+                let send = |local| self.send_from(local, &parts, MsgFlags::empty(), &to);
+                match send(*local) {
                     // Nothing can be sent from an IPv6 address that is ours by its route alone.
-                    Err(Errno::EINVAL) if local.is_some() => self.send_from(None, &parts, MsgFlags::empty(), &to),
+                    Err(Errno::EINVAL) if local.is_some() => send(None),
+                    // Of a connected socket, that may be what the network said of an earlier reply.
+                    Err(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => send(*local),
                     result => result,
                 }
             }

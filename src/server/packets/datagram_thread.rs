@@ -43,11 +43,23 @@ impl ThreadControl {
     }
 
     /// Ends the thread's wait: what it is to do may have changed.
-    fn notify(&self) {
+    pub(crate) fn notify(&self) {
         if !self.woken.swap(true, Ordering::AcqRel) {
             // It fails only when it was never read 2^64 - 2 times.
             let _ = retry_on_intr(|| rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes()));
         }
+    }
+
+    /// Waits until the thread responds, or has ended.
+    pub(crate) async fn ping(&self) {
+        let (answer, answered) = oneshot::channel();
+        match &mut *self.pings.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(pings) => pings.push(answer),
+            None => return,
+        }
+        self.notify();
+        // There is an error when it is done.
+        let _ = answered.await;
     }
 
     /// Returns whether the thread was woken since the last call. For its thread.
@@ -101,7 +113,7 @@ impl Wake for ThreadControl {
 
 /// The thread of a datagram socket. It ends when this is dropped. If it hangs, it is left running.
 pub(crate) struct DatagramThread {
-    control: Arc<ThreadControl>,
+    pub(crate) control: Arc<ThreadControl>,
     pub(crate) state: Arc<WorkerState>,
     handle: Option<JoinHandle<()>>,
     /// There is an error when it is done.
@@ -128,23 +140,6 @@ impl DatagramThread {
         })?;
         Ok(Self { control, state, handle: Some(handle), done })
     }
-
-    /// Has the thread look at what it is to do.
-    pub(crate) fn wake(&self) {
-        self.control.notify();
-    }
-
-    /// Waits until the thread responds, or has ended.
-    pub(crate) async fn ping(&self) {
-        let (answer, answered) = oneshot::channel();
-        match &mut *self.control.pings.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(pings) => pings.push(answer),
-            None => return,
-        }
-        self.wake();
-        // There is an error when it is done.
-        let _ = answered.await;
-    }
 }
 
 /// Drops all pings of a thread when it is dropped.
@@ -159,7 +154,7 @@ impl Drop for NoPings {
 impl Drop for DatagramThread {
     fn drop(&mut self) {
         self.control.has_ended.store(true, Ordering::Release);
-        self.wake();
+        self.control.notify();
         worker::join(&self.done, self.handle.take());
     }
 }

@@ -21,7 +21,7 @@ use crate::server::peer::Source;
 const MAX_SOURCES: usize = 16_384;
 
 /// How many tables there are: threads that serve sockets of one port seldom wait for each other.
-const TABLES: usize = 16;
+const TABLES: u8 = 16;
 
 /// What a bucket holds.
 const BURST: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ const BURST: Duration = Duration::from_secs(1);
 pub(crate) struct RateLimiter {
     /// What one datagram takes, in nanoseconds; 0: there is no limit.
     interval: AtomicU64,
-    tables: [Mutex<BucketTable>; TABLES],
+    tables: [Mutex<BucketTable>; TABLES as usize],
     /// How many sources each table holds.
     max_sources: usize,
     hasher: RandomState,
@@ -53,7 +53,7 @@ impl RateLimiter {
 
     fn with_max_sources(limit: Option<u32>, max_sources: usize) -> Self {
         let (interval, tables) = (AtomicU64::new(interval(limit)), Default::default());
-        Self { interval, tables, max_sources: max_sources / TABLES, hasher: RandomState::new() }
+        Self { interval, tables, max_sources: max_sources / usize::from(TABLES), hasher: RandomState::new() }
     }
 
     /// Sets a new limit.
@@ -67,7 +67,7 @@ impl RateLimiter {
         if interval.is_zero() {
             return true;
         }
-        let table = self.hasher.hash_one(source) as usize % TABLES;
+        let table = usize::from(self.hasher.hash_one(source).to_le_bytes()[0] % TABLES);
         // At worst one source is in one half of the table only, where it is forgotten in time.
         let mut table = self.tables[table].lock().unwrap_or_else(PoisonError::into_inner);
         table.admit(source, now, interval, self.max_sources)
