@@ -93,7 +93,7 @@ pub(crate) fn errors(kind: Kind, call: &Call) -> Option<Vec<Errno>> {
     let errors = match &*call.name {
         // The next client is served: `listener_errors.rs`.
         "accept4" => &[],
-        "recvmsg" if kind.is_datagram() => &[],
+        "recvmsg" | "recvmmsg" if kind.is_datagram() => &[],
         // strace would leave the descriptor open, which Linux closes in any case. The program ignores the result.
         "close" => &[],
         // A check of the standard library before each close, in test builds.
@@ -111,15 +111,17 @@ pub(crate) fn errors(kind: Kind, call: &Call) -> Option<Vec<Errno>> {
         // Of the reactor. What else the manual page has (EBADF, EFAULT, EINVAL) is a bug of the program: tokio panics.
         "epoll_wait" => &[EINTR],
         "epoll_pwait" => &[EBADF, EFAULT, EINTR, EINVAL],
+        "poll" | "ppoll" => &[EFAULT, EINTR, EINVAL, ENOMEM],
         // It found nothing, or the end of the stream; after that, nothing more is reported.
         "recvfrom" | "recvmsg" if has("= -1") => &[],
         "recvfrom" | "recvmsg" if call.text.ends_with("= 0") => &RECEIVE[1..],
         "recvfrom" | "recvmsg" => RECEIVE,
-        "sendto" | "sendmsg" => SEND,
+        "sendto" | "sendmsg" | "sendmmsg" => SEND,
         "timerfd_settime" => &[EBADF, EFAULT, EINVAL, EINTR, EPERM],
         "shutdown" => SHUTDOWN,
         // Wakes a thread. mio panics after any other error than EAGAIN, and there is none.
         "write" if has("eventfd") => &[EAGAIN],
+        "read" if has("eventfd") => &[EAGAIN, EBADF, EINTR, EINVAL],
         "write" => WRITE,
         "openat2" | "openat" => OPENAT2,
         "statx" => STATX,

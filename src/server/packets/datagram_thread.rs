@@ -9,15 +9,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::task::Wake;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use tokio::sync::oneshot;
 
 use crate::server::clock::clock;
 use crate::server::worker;
 use crate::server::worker_state::WorkerState;
+
+/// How long to wait after poll(2) has failed, so that an error that lasts does not take all time.
+const ERROR_PAUSE: Duration = Duration::from_millis(1);
 
 /// Wakes the thread of a datagram socket, from any thread.
 #[derive(Debug)]
@@ -95,8 +98,12 @@ impl ThreadControl {
         };
         match poll(&mut polled, timeout.as_ref()) {
             Ok(_) if socket.is_some() => polled[0].revents(),
-            // An interrupted call is a wakeup for nothing. Without memory, the next call of the socket says so.
-            _ => PollFlags::empty(),
+            // An interrupted call is a wakeup for nothing.
+            Ok(_) | Err(Errno::INTR) => PollFlags::empty(),
+            Err(_) => {
+                thread::sleep(ERROR_PAUSE);
+                PollFlags::empty()
+            }
         }
     }
 }
