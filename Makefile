@@ -4,7 +4,7 @@
 # make test     run everything that this machine can run, and say what was skipped and why;
 #               with REQUIRE=all, build the packages and try them out, too, and fail if anything is skipped
 # make bench    measure against a reference in C and other servers, and write docs/performance.md;
-#               with QUICK=1, in three minutes after building, and without writing it
+#               with QUICK=1, in four minutes after building, and without writing it
 # make bench-core
 #               measure the protocol alone, without sockets: per byte and per message
 # make pages    write the man pages and the completions anew, from the command lines and the documents

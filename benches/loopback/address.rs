@@ -10,18 +10,38 @@ pub(crate) enum Transport {
     Tcp,
     /// A Unix stream socket.
     Unix,
+    /// UDP over the loopback interface.
+    Udp,
+    /// A Unix datagram socket. Its clients have names in the abstract namespace.
+    Unixgram,
+    /// A Unix datagram socket, whose clients are bound to paths.
+    UnixgramPath,
+    /// A Unix seqpacket socket.
+    Seqpacket,
 }
 
 impl Transport {
-    /// Both.
-    pub(crate) const ALL: [Self; 2] = [Self::Tcp, Self::Unix];
+    /// Those that carry streams.
+    pub(crate) const STREAMS: [Self; 2] = [Self::Tcp, Self::Unix];
+
+    /// Those that carry packets.
+    pub(crate) const PACKETS: [Self; 4] = [Self::Udp, Self::Unixgram, Self::UnixgramPath, Self::Seqpacket];
 
     /// As it is written in the results.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Unix => "unix",
+            Self::Udp => "udp",
+            Self::Unixgram => "unixgram",
+            Self::UnixgramPath => "unixgram-path",
+            Self::Seqpacket => "seqpacket",
         }
+    }
+
+    /// Whether it carries packets, and no stream.
+    pub(crate) fn is_packets(self) -> bool {
+        Self::PACKETS.contains(&self)
     }
 }
 
@@ -32,6 +52,12 @@ pub(crate) enum Address {
     Tcp(SocketAddrV4),
     /// The path of a socket.
     Unix(PathBuf),
+    /// An address of the loopback interface, for datagrams.
+    Udp(SocketAddrV4),
+    /// The path of a socket, for datagrams.
+    Unixgram(PathBuf),
+    /// The path of a socket, for connections of packets.
+    Seqpacket(PathBuf),
 }
 
 impl Address {
@@ -43,6 +69,9 @@ impl Address {
         match word.split_once(':')? {
             ("tcp", address) => address.parse().ok().map(Self::Tcp),
             ("unix", path) => Some(Self::Unix(path.into())),
+            ("udp", address) => address.parse().ok().map(Self::Udp),
+            ("unixgram", path) => Some(Self::Unixgram(path.into())),
+            ("seqpacket", path) => Some(Self::Seqpacket(path.into())),
             _ => None,
         }
     }

@@ -38,7 +38,21 @@ pub(crate) enum OtherServer {
     Go,
 }
 
+/// The other servers of packets, with their names on the command line.
+pub(crate) const PACKET_SERVERS: [(&str, PacketServer); 2] =
+    [("single", PacketServer::Single), ("datagrams", PacketServer::Datagrams)];
+
+/// Another server of packets that speaks the protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PacketServer {
+    /// `benches/reference/packets.c` with a call for each packet.
+    Single,
+    /// tokio's sockets of datagrams: this program, started with `--serve datagrams`.
+    Datagrams,
+}
+
 /// A server to measure.
+#[derive(Clone)]
 pub(crate) struct Candidate {
     /// Its name in the results.
     pub(crate) name: String,
@@ -61,6 +75,21 @@ impl Candidate {
     /// Returns the reference once more: any difference from 1.00 is noise then.
     pub(crate) fn duplicate(&self) -> Self {
         Self { name: "C again".to_owned(), kind: self.kind, program: self.program.clone(), arguments: &[] }
+    }
+
+    /// A program that takes only an address, behind these arguments, and has one thread.
+    pub(crate) fn plain(name: &str, program: PathBuf, arguments: &'static [&'static str]) -> Self {
+        Self { name: name.to_owned(), kind: Kind::Plain, program, arguments }
+    }
+
+    /// Where its program is.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.program.clone()
+    }
+
+    /// Whether its program takes the daemon's command line.
+    pub(crate) fn is_daemon(&self) -> bool {
+        self.kind == Kind::Daemon
     }
 
     /// A program that takes the daemon's command line.
@@ -107,7 +136,7 @@ impl Candidate {
 }
 
 /// Compiles `benches/reference/NAME.c`.
-fn compile(name: &str, directory: &Path) -> Result<PathBuf> {
+pub(crate) fn compile(name: &str, directory: &Path) -> Result<PathBuf> {
     let source = source(&format!("{name}.c"));
     let program = directory.join(name);
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());

@@ -22,6 +22,20 @@ pub(crate) struct Answered {
     pub(crate) time: Duration,
 }
 
+/// A load that keeps a server busy.
+pub(crate) trait Run {
+    /// Keeps the server busy for a time; returns when all is answered.
+    fn run(&mut self, time: Duration) -> Result<Answered>;
+
+    /// Returns how long a burst lasts.
+    fn burst_length(&self) -> Duration;
+}
+
+/// Returns how long a burst of so many connections or sources lasts.
+pub(crate) fn burst_length(connections: usize) -> Duration {
+    BURST * u32::try_from(connections / 200).unwrap_or(u32::MAX).max(1)
+}
+
 /// Connections that send a batch of messages, wait for all the replies, and send the next batch.
 pub(crate) struct Load {
     poll: Poll,
@@ -79,25 +93,6 @@ impl Load {
     /// Sends one batch on every connection; returns when all is answered.
     pub(crate) fn exchange_batch(&mut self) -> Result<()> {
         self.run_burst(Duration::ZERO)
-    }
-
-    /// Keeps all connections busy for a time; returns when all is answered.
-    ///
-    /// Two programs that feed each other fall into step, in one of several ways: now this one finds many events at a
-    /// time and the other few, now the reverse. It lasts for seconds, and one way costs a quarter more than another.
-    /// Therefore the load runs in bursts and waits after each until all is answered, so that a sample is a mean over
-    /// many beginnings.
-    pub(crate) fn run(&mut self, time: Duration) -> Result<Answered> {
-        let (start, before) = (now(), self.answered);
-        while start.elapsed() < time {
-            self.run_burst(self.burst_length().min(time))?;
-        }
-        Ok(Answered { messages: self.answered - before, time: start.elapsed() })
-    }
-
-    /// Returns how long a burst lasts.
-    pub(crate) fn burst_length(&self) -> Duration {
-        BURST * u32::try_from(self.connections.len() / 200).unwrap_or(u32::MAX).max(1)
     }
 
     fn run_burst(&mut self, time: Duration) -> Result<()> {
@@ -171,6 +166,26 @@ impl Load {
                 return Ok(false);
             }
         }
+    }
+}
+
+impl Run for Load {
+    /// Keeps all connections busy for a time; returns when all is answered.
+    ///
+    /// Two programs that feed each other fall into step, in one of several ways: now this one finds many events at a
+    /// time and the other few, now the reverse. It lasts for seconds, and one way costs a quarter more than another.
+    /// Therefore the load runs in bursts and waits after each until all is answered, so that a sample is a mean over
+    /// many beginnings.
+    fn run(&mut self, time: Duration) -> Result<Answered> {
+        let (start, before) = (now(), self.answered);
+        while start.elapsed() < time {
+            self.run_burst(self.burst_length().min(time))?;
+        }
+        Ok(Answered { messages: self.answered - before, time: start.elapsed() })
+    }
+
+    fn burst_length(&self) -> Duration {
+        burst_length(self.connections.len())
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench loopback -- [--only SECTION]... [--case [tcp:|unix:]CASE]...
+//!                                 [--case udp:|unixgram:|unixgram-path:|seqpacket:CASE]...
 //!                                 [--rounds N] [--seconds S] [--server PATH | --server reference]
 //!                                 [--static PATH] [--peers NAME,... | --peers none] [--quick] [--report FILE]
 //! ```
@@ -13,6 +14,8 @@
 //! disturbs all; a figure is the median over the rounds, and the range beside a ratio is that of the rounds. As the
 //! load costs about as much as the server, CPU time per message says more than messages per second. Whether a
 //! difference means anything can be seen with `--server reference`, which compares the reference with itself.
+//!
+//! Packets (`packets.rs`) are measured beside `benches/reference/packets.c`.
 //!
 //! The tables on stdout are Markdown; progress is on stderr. A failure ends the program with status 1, and
 //! the servers end with it.
@@ -27,9 +30,11 @@ mod cpus;
 mod fairness;
 mod frameless;
 mod load;
+mod load_thread;
 mod memory;
 mod messages;
 mod options;
+mod packets;
 mod plan;
 mod plot;
 mod programs;
@@ -128,14 +133,29 @@ fn measure(options: Options) -> Result<()> {
         progress(format_args!("servers and load share the only CPU: the figures will say little"));
     }
     pin(&[cpus.load])?;
-    let Options { only, mut cases, rounds, sample, subject, static_daemon, others, file } = options;
-    for (_, case) in &mut cases {
+    let Options {
+        only,
+        mut cases,
+        mut packet_cases,
+        only_packet_cases,
+        rounds,
+        sample,
+        subject,
+        static_daemon,
+        others,
+        packet_servers,
+        file,
+    } = options;
+    for (_, case) in cases.iter_mut().chain(&mut packet_cases) {
         case.connections = case.connections.min(max_connections / 2);
     }
     let plan = Plan {
         rounds,
         sample,
         cases,
+        packet_cases,
+        only_packet_cases,
+        packet_servers,
         many_connections,
         max_connections,
         programs: Programs::prepare(subject, static_daemon, &others, cpus)?,
@@ -168,6 +188,7 @@ fn measure(options: Options) -> Result<()> {
             Section::Fairness => fairness::fairness(&plan),
             Section::Cores => cores::cores(&plan).map(ReportSection::from),
             Section::Cat => frameless::cat(&plan).map(ReportSection::from),
+            Section::Packets => packets::packets(&plan),
         }
         .context(name)?;
         if part.tables.is_empty() {
@@ -178,12 +199,13 @@ fn measure(options: Options) -> Result<()> {
     report.finish()
 }
 
-/// Runs `--serve codec [ADDRESS]`: this program as one of the candidates.
+/// Runs `--serve codec [ADDRESS]` or `--serve datagrams ADDRESS`: this program as one of the candidates.
 fn serve() -> Option<Result<()>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--serve", "codec"] => Some(codec::run(None)),
         ["--serve", "codec", address] => Some(codec::run(Some(address))),
+        ["--serve", "datagrams", address] => Some(packets::serve_datagrams(address)),
         _ => None,
     }
 }

@@ -40,7 +40,7 @@ pub(crate) fn cpu(plan: &Plan) -> Result<ReportSection> {
         first_colour: 1,
         mark: Some(1.0),
     };
-    let tables = Figures::tables("message", "size-depth-connections", &rows, &plan.programs, candidates);
+    let tables = Figures::tables("message", "size-depth-connections", &rows, &plan.programs.names());
     Ok(ReportSection { tables: tables.into(), plots: vec![plot] })
 }
 

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::address::Transport;
-use crate::candidates::{OTHERS, OtherServer};
+use crate::candidates::{OTHERS, OtherServer, PACKET_SERVERS, PacketServer};
 use crate::messages::CASES;
+use crate::packets;
 use crate::plan::Plan;
 use crate::programs::Subject;
 use crate::socket_io::Case;
@@ -13,24 +14,30 @@ use crate::{Context as _, Failure, Result};
 
 /// What `--help` says.
 pub(crate) const USAGE: &str = "\
-usage: loopback [--only cpu|connect|scaling|memory|start|fairness|cores|cat]...
+usage: loopback [--only cpu|connect|scaling|memory|start|fairness|cores|cat|packets]...
                 [--case [tcp:|unix:]SIZE-DEPTH-CONNECTIONS]...
+                [--case udp:|unixgram:|unixgram-path:|seqpacket:SIZE-DEPTH-SOURCES]...
                 [--rounds N] [--seconds S] [--server PATH | --server reference]
                 [--static PATH] [--peers NAME,... | --peers none] [--quick] [--report FILE]
 
-  --only      measure this section only; may be repeated (--case alone means --only cpu)
-  --case      measure this case only in the section cpu, such as 16-1-64; may be repeated
+  --only      measure this section only; may be repeated (--case alone means --only cpu, or packets)
+  --case      measure this case only in the section cpu, such as 16-1-64, or packets, such as
+              udp:16-1-64, and there nothing else; may be repeated
   --rounds    samples of every figure (5)
   --seconds   length of a sample in the section cpu (1.0); other sections take less
   --server    measure this program, which takes the daemon's options, instead of the daemon;
               `reference`: the reference itself, to see how much is noise
   --static    measure this daemon, too, at its start and at rest
-  --peers     measure these others too: level, uring, codec, go (all that this machine can)
-  --quick     two short rounds: three minutes at most
+  --peers     measure these others too: level, uring, codec, go, and of packets: single, datagrams
+              (all that this machine can)
+  --quick     two short rounds, and few cases of packets: four minutes at most
   --report    also write the results to this file, between its marks, and plots beside it";
 
 /// The daemon that was built together with this program, with the features of its libraries that tests need.
 const DAEMON: &str = env!("CARGO_BIN_EXE_echoed");
+
+/// Other servers, of streams and of packets.
+type Others = (Vec<&'static (&'static str, OtherServer)>, Vec<&'static (&'static str, PacketServer)>);
 
 /// The parts of the results, in their order.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,11 +58,13 @@ pub(crate) enum Section {
     Cores,
     /// Compared with servers that start `cat` for every connection.
     Cat,
+    /// All about packets.
+    Packets,
 }
 
 impl Section {
     /// All, with their names.
-    pub(crate) const ALL: [(&'static str, Self); 8] = [
+    pub(crate) const ALL: [(&'static str, Self); 9] = [
         ("cpu", Self::Cpu),
         ("connect", Self::Connect),
         ("scaling", Self::Scaling),
@@ -64,6 +73,7 @@ impl Section {
         ("fairness", Self::Fairness),
         ("cores", Self::Cores),
         ("cat", Self::Cat),
+        ("packets", Self::Packets),
     ];
 
     /// About how long it takes.
@@ -79,6 +89,7 @@ impl Section {
             Self::Fairness => each * 4.0 * (0.45 * sample + 0.1),
             Self::Cores => rounds * 12.0 * (0.7 * sample + 0.2),
             Self::Cat => rounds * (candidates + 4.0) * (0.6 * sample + 0.1),
+            Self::Packets => packets::seconds(plan),
         }
     }
 }
@@ -89,6 +100,10 @@ pub(crate) struct Options {
     pub(crate) only: Vec<Section>,
     /// Cases of the section `cpu`.
     pub(crate) cases: Vec<(Transport, Case)>,
+    /// Cases of the section `packets`.
+    pub(crate) packet_cases: Vec<(Transport, Case)>,
+    /// Whether these were chosen, so that the section has nothing else.
+    pub(crate) only_packet_cases: bool,
     /// Samples of every figure.
     pub(crate) rounds: usize,
     /// Length of a sample.
@@ -99,6 +114,8 @@ pub(crate) struct Options {
     pub(crate) static_daemon: Option<PathBuf>,
     /// The other servers that are measured.
     pub(crate) others: Vec<&'static (&'static str, OtherServer)>,
+    /// The other servers of packets that are measured.
+    pub(crate) packet_servers: Vec<&'static (&'static str, PacketServer)>,
     /// Where the results are written, beside stdout.
     pub(crate) file: Option<PathBuf>,
 }
@@ -109,13 +126,17 @@ impl Options {
         let mut options = Self {
             only: Vec::new(),
             cases: Vec::new(),
+            packet_cases: Vec::new(),
+            only_packet_cases: false,
             rounds: 5,
             sample: Duration::from_secs(1),
             subject: Subject::Daemon(DAEMON.into()),
             static_daemon: None,
             others: OTHERS.iter().collect(),
+            packet_servers: PACKET_SERVERS.iter().collect(),
             file: None,
         };
+        let mut is_quick = false;
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| Failure::new(format_args!("{word} needs a value")));
             match word.as_str() {
@@ -123,7 +144,13 @@ impl Options {
                 "--bench" => {}
                 "--help" | "-h" => return Ok(None),
                 "--only" => options.only.push(Self::section(&value()?)?),
-                "--case" => options.cases.extend(Self::case(&value()?)?),
+                "--case" => {
+                    let cases = Self::case(&value()?)?;
+                    let (packets, streams): (Vec<_>, Vec<_>) =
+                        cases.into_iter().partition(|(transport, _)| transport.is_packets());
+                    options.cases.extend(streams);
+                    options.packet_cases.extend(packets);
+                }
                 "--rounds" => options.rounds = value()?.parse().context("--rounds")?,
                 "--seconds" => {
                     options.sample =
@@ -135,34 +162,46 @@ impl Options {
                         if path == "reference" { Subject::Reference } else { Subject::Daemon(PathBuf::from(path)) };
                 }
                 "--static" => options.static_daemon = Some(value()?.into()),
-                "--quick" => (options.rounds, options.sample) = (2, Duration::from_millis(250)),
+                "--quick" => {
+                    is_quick = true;
+                    (options.rounds, options.sample) = (2, Duration::from_millis(250));
+                }
                 "--report" => options.file = Some(value()?.into()),
-                "--peers" => options.others = Self::others(&value()?)?,
+                "--peers" => (options.others, options.packet_servers) = Self::others(&value()?)?,
                 _ => return Err(Failure::new(format_args!("unknown option {word:?}"))),
             }
         }
         if options.rounds == 0 || options.sample < Duration::from_millis(10) {
             return Err(Failure::new("it takes one round at least, and a hundredth of a second"));
         }
-        if options.only.is_empty() && !options.cases.is_empty() {
-            options.only.push(Section::Cpu);
+        options.only_packet_cases = !options.packet_cases.is_empty();
+        if options.only.is_empty() {
+            options.only.extend((!options.cases.is_empty()).then_some(Section::Cpu));
+            options.only.extend(options.only_packet_cases.then_some(Section::Packets));
         }
         if options.cases.is_empty() {
-            options.cases = Transport::ALL.iter().flat_map(|&transport| CASES.map(|case| (transport, case))).collect();
+            let cases = |&transport| CASES.map(|case| (transport, case));
+            options.cases = Transport::STREAMS.iter().flat_map(cases).collect();
+        }
+        if options.packet_cases.is_empty() {
+            options.packet_cases = packets::cases(is_quick);
         }
         Ok(Some(options))
     }
 
-    fn others(words: &str) -> Result<Vec<&'static (&'static str, OtherServer)>> {
-        let words = words.split(',').filter(|&word| word != "none");
-        words
-            .map(|word| {
-                let found = OTHERS.iter().find(|(name, _)| *name == word);
-                found.ok_or_else(|| {
-                    Failure::new(format_args!("there is no peer {word:?}, only level, uring, codec, go"))
-                })
-            })
-            .collect()
+    fn others(words: &str) -> Result<Others> {
+        let (mut streams, mut packets) = (Vec::new(), Vec::new());
+        for word in words.split(',').filter(|&word| word != "none") {
+            let known = (streams.len(), packets.len());
+            streams.extend(OTHERS.iter().find(|(name, _)| *name == word));
+            packets.extend(PACKET_SERVERS.iter().find(|(name, _)| *name == word));
+            if (streams.len(), packets.len()) == known {
+                let names: Vec<_> =
+                    OTHERS.iter().map(|(name, _)| *name).chain(PACKET_SERVERS.iter().map(|(name, _)| *name)).collect();
+                return Err(Failure::new(format_args!("there is no peer {word:?}, only {}", names.join(", "))));
+            }
+        }
+        Ok((streams, packets))
     }
 
     fn section(word: &str) -> Result<Section> {
@@ -174,12 +213,21 @@ impl Options {
     }
 
     fn case(word: &str) -> Result<Vec<(Transport, Case)>> {
-        let named = Transport::ALL.into_iter().find_map(|transport| {
-            let case = word.strip_prefix(transport.name())?.strip_prefix(':')?;
+        let mut all = Transport::STREAMS.into_iter().chain(Transport::PACKETS);
+        let named = word.split_once(':').and_then(|(name, case)| {
+            let transport = all.find(|transport| transport.name() == name)?;
             Some((vec![transport], case))
         });
-        let (transports, case) = named.unwrap_or((Transport::ALL.to_vec(), word));
-        let case = case.parse()?;
+        let (transports, case) = named.unwrap_or((Transport::STREAMS.to_vec(), word));
+        let case: Case = case.parse()?;
+        let is_packets = transports.iter().any(|transport| transport.is_packets());
+        if is_packets && (case.size < packets::HEAD || case.depth > packets::MAX_WINDOW) {
+            return Err(Failure::new(format_args!(
+                "{word:?}: packets have {} bytes at least, and at most {} of a source are on the way",
+                packets::HEAD,
+                packets::MAX_WINDOW
+            )));
+        }
         Ok(transports.into_iter().map(|transport| (transport, case)).collect())
     }
 }

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::address::Transport;
-use crate::load::{Answered, Load};
+use crate::candidates::PacketServer;
+use crate::load::{Answered, Load, Run};
 use crate::programs::Programs;
 use crate::server::Server;
 use crate::socket_io::Case;
@@ -23,12 +24,30 @@ pub(crate) struct Plan {
     pub(crate) sample: Duration,
     /// The cases of the section `cpu`, on these transports.
     pub(crate) cases: Vec<(Transport, Case)>,
+    /// The cases of the section `packets`, on these transports.
+    pub(crate) packet_cases: Vec<(Transport, Case)>,
+    /// Whether the section `packets` has nothing but these cases.
+    pub(crate) only_packet_cases: bool,
+    /// The other servers of packets that are measured.
+    pub(crate) packet_servers: Vec<&'static (&'static str, PacketServer)>,
     /// The number of connections that are "very many".
     pub(crate) many_connections: usize,
     /// How many connections may be open at the same time.
     pub(crate) max_connections: usize,
     /// What to start.
     pub(crate) programs: Programs,
+}
+
+/// A server and its load.
+pub(crate) struct Loaded<L> {
+    /// Which candidate it is.
+    pub(crate) candidate: usize,
+    /// The name of the candidate.
+    pub(crate) name: String,
+    /// The server.
+    pub(crate) server: Server,
+    /// What loads it, and is connected.
+    pub(crate) load: L,
 }
 
 /// The messages that one server has answered, and the time that it has spent.
@@ -68,29 +87,31 @@ impl Figures {
 
     /// Adds a round: a sample of every candidate.
     pub(crate) fn push(&mut self, samples: &[Sample]) {
-        for (candidate, sample) in samples.iter().enumerate() {
-            self.cpu.push(candidate, sample.cpu_nanoseconds as f64 / sample.messages as f64);
-            self.rate.push(candidate, sample.messages as f64 / sample.time.as_secs_f64());
+        for (candidate, &sample) in samples.iter().enumerate() {
+            self.push_sample(candidate, sample);
         }
     }
 
-    /// Formats two tables of the same cases: the figures of the first candidate, and the ratios of the others among the
-    /// first `candidates`.
-    pub(crate) fn tables(
-        title: &str,
-        first: &str,
-        cases: &[(String, Self)],
-        programs: &Programs,
-        candidates: usize,
-    ) -> [Table; 2] {
+    /// Adds a sample of one candidate, where not all have one.
+    pub(crate) fn push_sample(&mut self, candidate: usize, sample: Sample) {
+        self.cpu.push(candidate, sample.cpu_nanoseconds as f64 / sample.messages as f64);
+        self.rate.push(candidate, sample.messages as f64 / sample.time.as_secs_f64());
+    }
+
+    /// Formats two tables of the same cases: the figures of the first candidate, and the ratios of the others; `names` are
+    /// those of the candidates, of the first ones at least.
+    pub(crate) fn tables(title: &str, first: &str, cases: &[(String, Self)], names: &[&str]) -> [Table; 2] {
         let table = |title: String, unit: &str, figure: fn(&Self) -> &Samples| {
-            let mut headings = vec![first.to_owned(), format!("{} {unit}", programs.name(0))];
-            headings.extend((1..candidates).map(|candidate| programs.name(candidate).to_owned()));
+            let mut headings = vec![first.to_owned(), format!("{} {unit}", names[0])];
+            headings.extend(names[1..].iter().map(|&name| name.to_owned()));
             let mut table = Table::new(title, headings);
             for (case, figures) in cases {
                 let samples = figure(figures);
                 let mut row = vec![case.clone(), format_short(samples.median(0))];
-                row.extend((1..candidates).map(|candidate| samples.ratio_and_range(candidate)));
+                row.extend((1..names.len()).map(|candidate| match samples.count(candidate) {
+                    0 => "-".to_owned(),
+                    _ => samples.ratio_and_range(candidate),
+                }));
                 table.row(row);
             }
             table
@@ -129,7 +150,7 @@ impl Plan {
     ) -> Result<Vec<Sample>> {
         let count = self.programs.count();
         let mut samples = vec![Sample::default(); count];
-        let group_size = (self.max_connections / case.connections).clamp(2, count);
+        let group_size = self.group_size(case, count);
         for start in (0..count).step_by(group_size) {
             self.sample_some(start..count.min(start + group_size), transport, case, length, round, &mut samples)?;
         }
@@ -145,21 +166,39 @@ impl Plan {
         round: usize,
         samples: &mut [Sample],
     ) -> Result<()> {
-        let mut servers = Vec::new();
-        for candidate in candidates.clone() {
-            let name = self.programs.name(candidate);
+        let mut loaded = Vec::new();
+        for candidate in candidates {
+            let name = self.programs.name(candidate).to_owned();
             let server = self.programs.start(candidate, transport)?;
-            let mut load = Load::connect(server.address(), case).context(name)?;
-            load.exchange_batch().context(name)?;
-            load.run(self.warm_up()).context(name)?;
-            servers.push((server, load));
+            let mut load = Load::connect(server.address(), case).context(&name)?;
+            load.exchange_batch().context(&name)?;
+            loaded.push(Loaded { candidate, name, server, load });
         }
-        let max_slices = length.as_micros() / servers[0].1.burst_length().as_micros();
+        self.sample_loaded(&mut loaded, length, round, samples)
+    }
+
+    /// Returns the loads of how many candidates, of so many, may be open at a time: two at least.
+    pub(crate) fn group_size(&self, case: Case, candidates: usize) -> usize {
+        (self.max_connections / case.connections).clamp(2, candidates.max(2))
+    }
+
+    /// Warms servers up and takes a sample of each, in slices in rotation.
+    pub(crate) fn sample_loaded(
+        &self,
+        loaded: &mut [Loaded<impl Run>],
+        length: Duration,
+        round: usize,
+        samples: &mut [Sample],
+    ) -> Result<()> {
+        for Loaded { name, load, .. } in &mut *loaded {
+            load.run(self.warm_up()).context(name)?;
+        }
+        let max_slices = length.as_micros() / loaded[0].load.burst_length().as_micros();
         let slices = u32::try_from(max_slices).unwrap_or(u32::MAX).clamp(1, SLICES);
         for slice in 0..slices {
-            for candidate in Self::rotated(candidates.clone(), round + slice as usize) {
-                let (server, load) = &mut servers[candidate - candidates.start];
-                samples[candidate].add(server, || load.run(length / slices)).context(self.programs.name(candidate))?;
+            for index in Self::rotated(0..loaded.len(), round + slice as usize) {
+                let Loaded { candidate, name, server, load } = &mut loaded[index];
+                samples[*candidate].add(server, || load.run(length / slices)).context(name)?;
             }
         }
         Ok(())

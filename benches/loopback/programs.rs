@@ -1,8 +1,9 @@
 //! The candidates to compare, and how they are started.
 
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 
@@ -18,6 +19,7 @@ const CONFIG: &str = r#"
 [limits]
 connections = 16000
 connections_per_source = 0
+datagrams_per_source = "off"
 buffer_memory = "256MiB"
 
 [service]
@@ -94,12 +96,27 @@ impl Programs {
         &self.candidates[candidate].name
     }
 
+    /// Returns the names of those that are measured in all sections.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.candidates[..self.common].iter().map(|candidate| &*candidate.name).collect()
+    }
+
+    /// Returns the daemon, unless the reference is compared with itself.
+    pub(crate) fn daemon(&self) -> Option<&Candidate> {
+        self.candidates.get(1).filter(|candidate| candidate.is_daemon())
+    }
+
+    /// The directory for whatever a bench needs.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Returns the command line of a candidate. `listen` is `None` if it inherits the listener.
-    fn command(&self, candidate: usize, listen: Option<&str>, threads: usize) -> Result<Vec<PathBuf>> {
+    fn command(&self, candidate: &Candidate, listen: Option<&str>, threads: usize) -> Result<Vec<PathBuf>> {
         let config = self.directory.join(format!("config-{threads}.toml"));
         let settings = format!("{CONFIG}workers = {threads}\n");
         fs::write(&config, settings).context(format_args!("writing {}", config.display()))?;
-        Ok(self.candidates[candidate].command(listen, threads, &config))
+        Ok(candidate.command(listen, threads, &config))
     }
 
     /// Starts a server of its own on a free port or path, and waits until it listens.
@@ -109,13 +126,49 @@ impl Programs {
 
     /// Starts a server as [`Self::start`] does, with a worker for each of these CPUs.
     pub(crate) fn start_on(&self, candidate: usize, transport: Transport, cpus: &[usize]) -> Result<Server> {
-        let listen = match transport {
-            Transport::Tcp => "tcp:127.0.0.1:0".to_owned(),
-            Transport::Unix => format!("unix:{}", self.unused_path("socket").display()),
+        self.start_candidate(&self.candidates[candidate], transport, cpus)
+    }
+
+    /// Starts a server as [`Self::start_on`] does.
+    pub(crate) fn start_candidate(
+        &self,
+        candidate: &Candidate,
+        transport: Transport,
+        cpus: &[usize],
+    ) -> Result<Server> {
+        let (kind, path) = match transport {
+            Transport::Tcp => ("tcp", None),
+            Transport::Udp => ("udp", None),
+            Transport::Unix => ("unix", Some(self.unused_path("socket"))),
+            Transport::Unixgram | Transport::UnixgramPath => ("unixgram", Some(self.unused_path("socket"))),
+            Transport::Seqpacket => ("seqpacket", Some(self.unused_path("socket"))),
         };
-        let mut server =
-            self.spawn_on(&self.command(candidate, Some(&listen), cpus.len())?, self.name(candidate).to_owned(), cpus)?;
+        let place = path.map_or_else(|| "127.0.0.1:0".to_owned(), |path| path.display().to_string());
+        let listen = format!("{kind}:{place}");
+        let words = self.command(candidate, Some(&listen), cpus.len())?;
+        let mut server = self.spawn_on(&words, candidate.name.clone(), cpus)?;
         server.wait_for_address()?;
+        Ok(server)
+    }
+
+    /// Starts a server that takes over two sockets at `address`, as from a service manager, and has a thread for each of
+    /// these CPUs.
+    pub(crate) fn start_with_sockets(
+        &self,
+        candidate: &Candidate,
+        sockets: [OwnedFd; 2],
+        address: Address,
+        cpus: &[usize],
+    ) -> Result<Server> {
+        // The sockets come as stdin and stdout, and go where sd_listen_fds(3) has them.
+        const SCRIPT: &str = r#"exec 3<&0 4<&1 </dev/null >/dev/null
+            export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=echo:echo
+            exec "$0" "$@""#;
+        let [first, second] = sockets;
+        let mut command = Command::new("sh");
+        command.args(["-c", SCRIPT]).args(self.command(candidate, None, cpus.len())?).stdin(first).stdout(second);
+        let mut server = self.spawn_command(command, candidate.name.clone(), cpus)?;
+        server.wait_until_listening(address, |server| server.log().contains("listening on"))?;
         Ok(server)
     }
 
@@ -125,7 +178,7 @@ impl Programs {
         let socket = self.unused_path("socket");
         let mut words = ["systemd-socket-activate", "--fdname=echo", "-l"].map(PathBuf::from).to_vec();
         words.push(socket.clone());
-        words.extend(self.command(candidate, None, 1)?);
+        words.extend(self.command(&self.candidates[candidate], None, 1)?);
         if !installed("systemd-socket-activate") {
             return Ok(None);
         }
@@ -141,14 +194,18 @@ impl Programs {
     }
 
     fn spawn_on(&self, words: &[PathBuf], what: String, cpus: &[usize]) -> Result<Server> {
-        let log = self.unused_path("log");
-        let stderr = File::create(&log).context(format_args!("making {}", log.display()))?;
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
+        self.spawn_command(command, what, cpus)
+    }
+
+    fn spawn_command(&self, mut command: Command, what: String, cpus: &[usize]) -> Result<Server> {
+        let log = self.unused_path("log");
+        command.stderr(File::create(&log).context(format_args!("making {}", log.display()))?);
         pin(cpus)?;
         let child = command.spawn();
         pin(&[self.cpus.load])?;
-        let child = child.context(format_args!("starting {}", words[0].display()))?;
+        let child = child.context(format_args!("starting {}", command.get_program().display()))?;
         Server::new(child, &self.cleanup, what, log)
     }
 

@@ -14,7 +14,7 @@ const CONCURRENCY: usize = 64;
 pub(crate) fn connect(plan: &Plan) -> Result<Vec<Table>> {
     let candidates = plan.programs.count();
     let mut rows = Vec::new();
-    for transport in Transport::ALL {
+    for transport in Transport::STREAMS {
         let mut figures = Figures::of(candidates);
         progress(format_args!("connect: {}", transport.name()));
         for round in 0..plan.rounds {
@@ -23,7 +23,7 @@ pub(crate) fn connect(plan: &Plan) -> Result<Vec<Table>> {
         rows.push((transport.name().to_owned(), figures));
     }
     let what = format!("connect, one message of 16 bytes, close, {CONCURRENCY} at once");
-    Ok(Figures::tables(&what, "over", &rows, &plan.programs, candidates).into())
+    Ok(Figures::tables(&what, "over", &rows, &plan.programs.names()).into())
 }
 
 fn sample(plan: &Plan, transport: Transport, round: usize) -> Result<Vec<Sample>> {

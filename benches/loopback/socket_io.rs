@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
@@ -17,9 +18,9 @@ use crate::address::Address;
 use crate::{Context as _, Failure, Result};
 
 /// How long the load waits for any event before the server counts as stuck.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-const PREFIX: &[u8] = b"server got:";
+pub(crate) const PREFIX: &[u8] = b"server got:";
 const DELIMITER: u8 = b'\t';
 
 /// Messages of one size, each different, and the replies to them, both as they stand on the wire one after
@@ -86,28 +87,45 @@ impl Workload {
     }
 }
 
-/// Opens a connection. TCP connections come from changing addresses of the loopback network, chosen by
-/// `number`, because the ports of one address are soon used up by connections that were closed within the
-/// last minute.
+/// Opens a connection, or connects a socket of datagrams. TCP connections come from changing addresses of the loopback
+/// network, chosen by `number`, because the ports of one address are soon used up by connections that were closed within
+/// the last minute. A Unix socket of datagrams gets a name in the abstract namespace from the kernel.
 pub(crate) fn open_connection(address: &Address, number: usize) -> Result<OwnedFd> {
-    let family = match address {
-        Address::Tcp(_) => AddressFamily::INET,
-        Address::Unix(_) => AddressFamily::UNIX,
-    };
-    let opened = (|| {
-        let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        match address {
-            Address::Tcp(address) => {
-                let last = u8::try_from(1 + number % 250).unwrap_or(1);
-                bind(&socket, &SocketAddrV4::new(Ipv4Addr::new(127, 0, 1, last), 0))?;
-                set_tcp_nodelay(&socket, true)?;
-                connect(&socket, address)?;
-            }
-            Address::Unix(path) => connect(&socket, &SocketAddrUnix::new(path)?)?,
+    let last = u8::try_from(1 + number % 250).unwrap_or(1);
+    let own = SocketAddrV4::new(Ipv4Addr::new(127, 0, 1, last), 0);
+    let opened = (|| match address {
+        Address::Tcp(address) => {
+            let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            bind(&socket, &own)?;
+            set_tcp_nodelay(&socket, true)?;
+            connect(&socket, address)?;
+            Ok(socket)
         }
-        Ok::<_, Errno>(socket)
+        Address::Udp(address) => {
+            let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+            bind(&socket, &own)?;
+            connect(&socket, address)?;
+            Ok(socket)
+        }
+        Address::Unix(path) => connect_unix(SocketType::STREAM, None, path),
+        Address::Seqpacket(path) => connect_unix(SocketType::SEQPACKET, None, path),
+        Address::Unixgram(path) => connect_unix(SocketType::DGRAM, Some(&SocketAddrUnix::new_unnamed()), path),
     })();
     opened.context(format_args!("connecting to {address:?} (connection {number})"))
+}
+
+/// Connects a Unix socket, which is bound to `own` before, if that is given.
+pub(crate) fn connect_unix(
+    socket_type: SocketType,
+    own: Option<&SocketAddrUnix>,
+    path: &Path,
+) -> std::result::Result<OwnedFd, Errno> {
+    let socket = socket_with(AddressFamily::UNIX, socket_type, SocketFlags::CLOEXEC, None)?;
+    if let Some(own) = own {
+        bind(&socket, own)?;
+    }
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
 }
 
 /// Sends without waiting; 0: the socket takes nothing now.
@@ -125,6 +143,15 @@ pub(crate) fn try_receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<
         Err(Errno::AGAIN) => Ok(None),
         Ok((_, 0)) => Err(Failure::new("receiving: the server has closed the connection")),
         received => received.map(|(_, size)| Some(size)).context("receiving"),
+    }
+}
+
+/// Receives a packet without waiting, and returns its size; `None`: there is nothing now. What does not fit into the buffer
+/// is lost.
+pub(crate) fn receive_packet(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>> {
+    match recv(socket, buffer, RecvFlags::DONTWAIT) {
+        Err(Errno::AGAIN) => Ok(None),
+        received => received.map(|(size, _)| Some(size)).context("receiving"),
     }
 }
 
@@ -168,6 +195,11 @@ impl Interest {
     }
 }
 
+/// The failure of a server that has not replied for [`REPLY_TIMEOUT`].
+pub(crate) fn no_reply() -> Failure {
+    Failure::new(format_args!("no reply for {} s, though some are owed", REPLY_TIMEOUT.as_secs()))
+}
+
 /// An epoll set and the events that it reported last.
 pub(crate) struct Poll {
     set: OwnedFd,
@@ -206,14 +238,19 @@ impl Poll {
 
     /// Waits for events and returns how many there are; a long silence is a failure.
     pub(crate) fn wait(&mut self) -> Result<usize> {
-        let timeout = Timespec::try_from(REPLY_TIMEOUT).context("converting a time")?;
+        match self.wait_for(REPLY_TIMEOUT)? {
+            Some(0) => Err(no_reply()),
+            count => Ok(count.unwrap_or(0)),
+        }
+    }
+
+    /// Waits for events for some time, and returns how many there are. `None`: a signal came.
+    pub(crate) fn wait_for(&mut self, time: Duration) -> Result<Option<usize>> {
+        let timeout = Timespec::try_from(time).context("converting a time")?;
         self.events.clear();
         match epoll::wait(&self.set, rustix::buffer::spare_capacity(&mut self.events), Some(&timeout)) {
-            Ok(0) => {
-                Err(Failure::new(format_args!("no reply for {} s, though some are owed", REPLY_TIMEOUT.as_secs())))
-            }
-            Ok(count) => Ok(count),
-            Err(Errno::INTR) => Ok(0),
+            Ok(count) => Ok(Some(count)),
+            Err(Errno::INTR) => Ok(None),
             Err(error) => Err(error).context("waiting for events"),
         }
     }

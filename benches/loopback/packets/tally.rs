@@ -1,0 +1,40 @@
+//! What became of messages.
+
+use std::ops::AddAssign;
+
+/// What became of the messages of a load.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Tally {
+    /// Had the right reply in time.
+    pub(crate) answered: u64,
+    /// Had none for a second, and were sent anew.
+    pub(crate) lost: u64,
+    /// Of the lost ones: had a reply later.
+    pub(crate) late: u64,
+    /// Replies to a message that had one already.
+    pub(crate) twice: u64,
+    /// Replies that are not what any message was owed.
+    pub(crate) wrong: u64,
+}
+
+impl Tally {
+    /// Whether all went as it should.
+    pub(crate) fn is_clean(&self) -> bool {
+        [self.lost, self.late, self.twice, self.wrong] == [0; 4]
+    }
+
+    /// The cells of a table.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = String> + use<> {
+        [self.answered, self.lost, self.late, self.twice, self.wrong].into_iter().map(|number| number.to_string())
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.answered += other.answered;
+        self.lost += other.lost;
+        self.late += other.late;
+        self.twice += other.twice;
+        self.wrong += other.wrong;
+    }
+}
