@@ -14,10 +14,12 @@ const BUFFER_SIZE: usize = 256 * 1024;
 const BURST: Duration = Duration::from_millis(5);
 
 /// How many messages were answered, and in which time.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Answered {
     /// Messages whose replies have been received whole.
     pub(crate) messages: u64,
+    /// Messages that had no reply in time. Of a stream there are none.
+    pub(crate) lost: u64,
     /// The time it took.
     pub(crate) time: Duration,
 }
@@ -181,7 +183,7 @@ impl Run for Load {
         while start.elapsed() < time {
             self.run_burst(self.burst_length().min(time))?;
         }
-        Ok(Answered { messages: self.answered - before, time: start.elapsed() })
+        Ok(Answered { messages: self.answered - before, lost: 0, time: start.elapsed() })
     }
 
     fn burst_length(&self) -> Duration {
@@ -244,7 +246,7 @@ impl<'a> ShortConnections<'a> {
                 }
             }
         }
-        Ok(Answered { messages, time: start.elapsed() })
+        Ok(Answered { messages, lost: 0, time: start.elapsed() })
     }
 
     /// Returns whether the reply is now there whole.

@@ -40,10 +40,11 @@ pub(crate) fn run_all(load_threads: &[LoadThread], time: Duration) -> Result<Ans
     for load_thread in load_threads {
         load_thread.commands.send(time).context("starting a load")?;
     }
-    let mut sum = Answered { messages: 0, time: Duration::ZERO };
+    let mut sum = Answered::default();
     for load_thread in load_threads {
         let answered = load_thread.results.recv().context("waiting for a load")??;
         sum.messages += answered.messages;
+        sum.lost += answered.lost;
         sum.time = sum.time.max(answered.time);
     }
     Ok(sum)

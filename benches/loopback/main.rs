@@ -170,7 +170,7 @@ fn measure(options: Options) -> Result<()> {
     let Cpus { server, load, .. } = plan.programs.cpus;
     report.paragraph(&format!(
         "{}; servers on CPU {server}, load on CPU {load}; {rounds} rounds, samples of {} s.\nThe figures are medians; \
-         a ratio is that to {}, with its range over the rounds.",
+         a ratio is that to {} (of packets: C mmsg), with its range over the rounds.",
         machine(plan.programs.cpus.count())?,
         sample.as_secs_f64(),
         plan.programs.name(0)

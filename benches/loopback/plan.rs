@@ -55,6 +55,8 @@ pub(crate) struct Loaded<L> {
 pub(crate) struct Sample {
     cpu_nanoseconds: u64,
     messages: u64,
+    /// Messages that had no reply in time.
+    pub(crate) lost: u64,
     time: Duration,
 }
 
@@ -65,6 +67,7 @@ impl Sample {
         let answered = load()?;
         self.cpu_nanoseconds += server.wait_until_idle()? - before;
         self.messages += answered.messages;
+        self.lost += answered.lost;
         self.time += answered.time;
         Ok(())
     }

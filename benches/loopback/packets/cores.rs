@@ -29,13 +29,18 @@ pub(crate) fn cores(plan: &Plan, candidates: &PacketCandidates<'_>) -> Result<Ve
     }
     let shared = if servers == loads { ", which the load shares" } else { "" };
     let mut rows: Vec<_> = CASES.iter().map(|case| (format!("udp {case}"), Figures::of(CANDIDATES))).collect();
+    let mut lost = [[0; CANDIDATES]; CASES.len()];
     for round in 0..plan.rounds {
-        for (case, (name, figures)) in CASES.iter().zip(&mut rows) {
+        for ((case, (name, figures)), lost) in CASES.iter().zip(&mut rows).zip(&mut lost) {
             progress(format_args!("packets, two sockets, round {} of {}: {name}", round + 1, plan.rounds));
-            for (candidate, sample) in sample(plan, candidates, *case, round).context(&*name)?.into_iter().enumerate() {
-                figures.push_sample(candidate, sample);
-            }
+            let samples = sample(plan, candidates, *case, round).context(&*name)?;
+            figures.push(&samples);
+            *lost = [0, 1].map(|candidate| lost[candidate] + samples[candidate].lost);
         }
+    }
+    for ((name, _), lost) in rows.iter_mut().zip(lost).filter(|(_, lost)| *lost != [0; CANDIDATES]) {
+        let of = |candidate: usize| format!("{} lost {}", candidates.name(candidate), lost[candidate]);
+        *name = format!("{name} ({}, {})", of(0), of(1));
     }
     let title = format!("packet, two sockets of one UDP port (SO_REUSEPORT), two threads on two CPUs{shared}");
     Ok(Figures::tables(&title, "size-depth-sources", &rows, &candidates.names()[..CANDIDATES]).into())
@@ -43,7 +48,8 @@ pub(crate) fn cores(plan: &Plan, candidates: &PacketCandidates<'_>) -> Result<Ve
 
 fn sample(plan: &Plan, candidates: &PacketCandidates<'_>, case: Case, round: usize) -> Result<Vec<Sample>> {
     let (server_cpus, load_cpus) = plan.programs.cpus.split_two();
-    let case_of_thread = Case { connections: case.connections / load_cpus.len(), ..case };
+    let loads = load_cpus.len();
+    let case_of_thread = Case { connections: case.connections / loads, ..case };
     let mut servers = Vec::new();
     for candidate in 0..CANDIDATES {
         let (sockets, address) = two_sockets().context("binding two sockets to one port")?;
@@ -51,7 +57,10 @@ fn sample(plan: &Plan, candidates: &PacketCandidates<'_>, case: Case, round: usi
         let server = plan.programs.start_with_sockets(candidate, sockets, Address::Udp(address), &server_cpus)?;
         let load_thread = |&cpu: &usize| {
             let address = server.address().clone();
-            LoadThread::start(cpu, move || PacketLoad::open(&address, Transport::Udp, case_of_thread))
+            // All sources of both loads may come to the same socket.
+            LoadThread::start(cpu, move || {
+                Ok(PacketLoad::open(&address, Transport::Udp, case_of_thread)?.share_buffer(loads))
+            })
         };
         let loads: Vec<_> = load_cpus.iter().map(load_thread).collect();
         run_all(&loads, plan.warm_up())?;

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use crate::address::{Address, Transport};
 use crate::candidates::installed;
-use crate::load::Run as _;
+use crate::load::{Answered, Run as _};
 use crate::packets::candidates::PacketCandidates;
 use crate::packets::content::Content;
 use crate::packets::load::PacketLoad;
 use crate::plan::Plan;
 use crate::server::Server;
 use crate::socket_io::Case;
-use crate::stats::{Samples, format_short};
+use crate::stats::{format_short, median};
 use crate::table::Table;
 use crate::{Context as _, Failure, Result, progress};
 
@@ -36,23 +36,23 @@ pub(crate) fn frameless(plan: &Plan, candidates: &PacketCandidates<'_>) -> Resul
         }
         found
     });
-    let mut samples = Samples::of(count + PROGRAMS.len());
+    let mut outcomes = vec![Vec::new(); count + PROGRAMS.len()];
     for round in 0..plan.rounds {
         progress(format_args!("packets, without a prefix, round {} of {}", round + 1, plan.rounds));
         for candidate in 0..count {
             let server = candidates.start(candidate, Transport::Udp)?;
-            let rate = rate(&server, Content::new(CASE.size), plan.sample / 4);
-            samples.push(candidate, rate.context(candidates.name(candidate))?);
+            let answered = measure(&server, Content::new(CASE.size), plan.sample / 4);
+            outcomes[candidate].push(answered.context(candidates.name(candidate))?);
         }
         // A program that does not work is skipped: it is not ours.
         programs.retain(|&(index, program, _)| {
             let measured = start(plan, program)
-                .and_then(|server| rate(&server, Content::without_prefix(CASE.size), plan.sample / 4));
+                .and_then(|server| measure(&server, Content::without_prefix(CASE.size), plan.sample / 4));
             match measured {
-                Ok(rate) => samples.push(index, rate),
+                Ok(answered) => outcomes[index].push(answered),
                 Err(failure) => progress(format_args!("packets: {program} is left out: {failure}")),
             }
-            samples.count(index) > round
+            outcomes[index].len() > round
         });
     }
     let mut table = Table::new(
@@ -60,23 +60,38 @@ pub(crate) fn frameless(plan: &Plan, candidates: &PacketCandidates<'_>) -> Resul
             "Packets of UDP answered in a second: {} bytes, {} sources, one message at a time",
             CASE.size, CASE.connections
         ),
-        ["server", "/s", "ratio"],
+        ["server", "/s", "ratio", "lost, %"],
     );
     let names = candidates.names().into_iter().enumerate();
     for (index, name) in names.chain(programs.iter().map(|&(index, _, name)| (index, name))) {
-        table.row(vec![name.to_owned(), format_short(samples.median(index)), format!("{:.4}", samples.ratio(index))]);
+        let (own, lost) = (rate(&outcomes[index]), lost_per_cent(&outcomes[index]));
+        let ratio = own / rate(&outcomes[0]);
+        table.row(vec![name.to_owned(), format_short(own), format!("{ratio:.4}"), format!("{lost:.1}")]);
     }
     Ok(vec![table])
 }
 
-fn rate(server: &Server, content: Content, time: Duration) -> Result<f64> {
+fn measure(server: &Server, content: Content, time: Duration) -> Result<Answered> {
     let mut load = PacketLoad::with_content(server.address(), Transport::Udp, CASE, content)?;
     load.run(time / 5)?;
     let answered = load.run(time)?;
     if load.tally().wrong > 0 {
         return Err(Failure::new(format_args!("{} replies were wrong", load.tally().wrong)));
     }
-    Ok(answered.messages as f64 / answered.time.as_secs_f64())
+    Ok(answered)
+}
+
+/// Returns the median of the rates.
+fn rate(outcomes: &[Answered]) -> f64 {
+    let rates = outcomes.iter().map(|answered| answered.messages as f64 / answered.time.as_secs_f64());
+    median(&rates.collect::<Vec<_>>())
+}
+
+/// Returns how many of a hundred messages were lost.
+fn lost_per_cent(outcomes: &[Answered]) -> f64 {
+    let lost: u64 = outcomes.iter().map(|answered| answered.lost).sum();
+    let messages: u64 = outcomes.iter().map(|answered| answered.messages).sum();
+    100.0 * lost as f64 / (lost + messages) as f64
 }
 
 /// Starts one of these programs on a port that was free a moment ago.

@@ -15,8 +15,8 @@ const DESCRIPTION: usize = 256;
 ///
 /// The receive buffer of a UDP socket takes a few hundred small ones (net.core.rmem_default), and what does not fit is
 /// dropped. A Unix socket of datagrams has a send buffer for all the replies that are not read yet, and servers drop
-/// what does not fit. A quarter is left free, since the kernel counts some of what was received for a while. Connections
-/// have buffers of their own.
+/// what does not fit. Three eighths are left free: the kernel counts up to a quarter of the buffer for a while after it was
+/// received. Connections have buffers of their own.
 pub(crate) fn most_in_flight(transport: Transport, size: usize) -> Result<usize> {
     let buffer = match transport {
         Transport::Udp => setting("net/core/rmem_default")?,
@@ -24,7 +24,7 @@ pub(crate) fn most_in_flight(transport: Transport, size: usize) -> Result<usize>
         Transport::Tcp | Transport::Unix | Transport::Seqpacket => return Ok(usize::MAX),
     };
     let packet = (PREFIX.len() + size + HEADERS).next_power_of_two() + DESCRIPTION;
-    Ok((buffer * 3 / 4 / packet).max(1))
+    Ok((buffer / 8 * 5 / packet).max(1))
 }
 
 /// Returns how many messages may wait in the server's socket: beyond that, clients wait before they send

@@ -70,6 +70,12 @@ impl PacketLoad {
         })
     }
 
+    /// Leaves the server's receive buffer to so many loads, of which this is one.
+    pub(crate) fn share_buffer(mut self, loads: usize) -> Self {
+        self.most_in_flight /= loads;
+        self
+    }
+
     /// Changes what the sources send, between two rounds.
     pub(crate) fn set_message_size(&mut self, size: usize) {
         self.io = PacketIo::new(Content::new(size));
@@ -168,11 +174,12 @@ impl PacketLoad {
 impl Run for PacketLoad {
     /// Keeps all sources busy for a time, in bursts, as a load of streams does; returns when all is answered.
     fn run(&mut self, time: Duration) -> Result<Answered> {
-        let (start, before) = (now(), self.tally.answered);
+        let (start, before) = (now(), self.tally);
         while start.elapsed() < time {
             self.run_burst(self.burst_length().min(time))?;
         }
-        Ok(Answered { messages: self.tally.answered - before, time: start.elapsed() })
+        let messages = self.tally.answered - before.answered;
+        Ok(Answered { messages, lost: self.tally.lost - before.lost, time: start.elapsed() })
     }
 
     fn burst_length(&self) -> Duration {
