@@ -95,6 +95,31 @@ static void *check_alloc(void *memory)
     return memory;
 }
 
+/* Turns the first `count` messages into their replies. */
+static void prepare_replies(struct batch *batch, int count)
+{
+    for (int i = 0; i < count; i++) {
+        struct msghdr *header = &batch->headers[i].msg_hdr;
+
+        batch->replies[i].iov_len = PREFIX_SIZE + batch->headers[i].msg_len;
+        header->msg_iov = &batch->replies[i];
+        /* Without an address the kernel does not send it. */
+        if (batch->headers[i].msg_len > MAX_MESSAGE)
+            header->msg_namelen = 0;
+    }
+}
+
+/* Makes the first `count` slots ready for the next messages: what comes in batches of one is not to pay for a large one. */
+static void prepare_messages(struct batch *batch, int count)
+{
+    for (int i = 0; i < count; i++) {
+        struct msghdr *header = &batch->headers[i].msg_hdr;
+
+        header->msg_iov = &batch->received[i];
+        header->msg_namelen = header->msg_name ? sizeof *batch->senders : 0;
+    }
+}
+
 /* Makes the slots of a thread. Connections have a sender each, so there `with_senders` is false. */
 static struct batch make_batch(bool with_senders)
 {
@@ -119,29 +144,8 @@ static struct batch make_batch(bool with_senders)
         if (with_senders)
             batch.headers[i].msg_hdr.msg_name = &batch.senders[i];
     }
+    prepare_messages(&batch, batch_size);
     return batch;
-}
-
-/* Receives up to a batch. Returns how many packets came, or -1. */
-static int receive(struct batch *batch, int fd, int flags)
-{
-    for (unsigned i = 0; i < batch_size; i++) {
-        batch->headers[i].msg_hdr.msg_iov = &batch->received[i];
-        batch->headers[i].msg_hdr.msg_namelen = sizeof(struct sockaddr_storage);
-    }
-    return recvmmsg(fd, batch->headers, batch_size, flags, NULL);
-}
-
-/* Turns the first `count` messages into their replies. */
-static void prepare_replies(struct batch *batch, int count)
-{
-    for (int i = 0; i < count; i++) {
-        batch->replies[i].iov_len = PREFIX_SIZE + batch->headers[i].msg_len;
-        batch->headers[i].msg_hdr.msg_iov = &batch->replies[i];
-        /* Without an address the kernel does not send it. */
-        if (batch->headers[i].msg_len > MAX_MESSAGE)
-            batch->headers[i].msg_hdr.msg_namelen = 0;
-    }
 }
 
 /* ---- datagrams ---------------------------------------------------------------------------------------- */
@@ -166,13 +170,14 @@ static void serve_batches(int fd)
     struct batch batch = make_batch(true);
 
     for (;;) {
-        int count = receive(&batch, fd, MSG_WAITFORONE);
+        int count = recvmmsg(fd, batch.headers, batch_size, MSG_WAITFORONE, NULL);
 
         if (count < 0 && errno != EINTR)
             die("recvmmsg");
         if (count > 0) {
             prepare_replies(&batch, count);
             send_datagrams(fd, batch.headers, count);
+            prepare_messages(&batch, count);
         }
     }
 }
@@ -258,7 +263,7 @@ static int receive_packets(struct batch *batch, int fd)
         batch->headers[0].msg_len = count > 0 ? count : 0;
         count = count < 0 ? -1 : 1;
     } else {
-        count = receive(batch, fd, 0);
+        count = recvmmsg(fd, batch->headers, batch_size, 0, NULL);
     }
     return count < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : count;
 }
@@ -299,6 +304,7 @@ static void serve_connection(int epoll, struct connection *c, struct batch *batc
         if (count > 0) {
             prepare_replies(batch, count);
             sent = send_packets(batch, c->fd, count);
+            prepare_messages(batch, received);
             if (sent >= 0 && sent < count && !ended) {
                 store_unsent(epoll, c, batch->replies + sent, count - sent);
                 return;

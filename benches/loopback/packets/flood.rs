@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use crate::address::{Address, Transport};
 use crate::packets::content::Content;
 use crate::packets::in_flight::{most_in_flight, most_queued};
-use crate::packets::load::CHECK_INTERVAL;
 use crate::packets::packet_io::PacketIo;
-use crate::packets::source::Source;
+use crate::packets::source::{CHECK_INTERVAL, Source};
 use crate::packets::tally::Tally;
 use crate::packets::window::MAX_WINDOW;
 use crate::socket_io::{Interest, Poll};
@@ -33,9 +32,8 @@ impl PacketFlood {
     /// Opens this many flooding sources, with messages of `size` bytes, and the probe.
     pub(crate) fn open(address: &Address, transport: Transport, size: usize, flooding: usize) -> Result<Self> {
         let poll = Poll::new()?;
-        let time = now();
         let open = |key| {
-            let source = Source::open(address, transport, key, time)?;
+            let source = Source::open(address, transport, key)?;
             poll.add(&source.socket, key, Interest::ReadEdge)?;
             Ok(source)
         };
@@ -66,12 +64,12 @@ impl PacketFlood {
             if continue_sending {
                 for source in &mut self.flooding {
                     let missing = self.window.saturating_sub(source.outstanding());
-                    source.send(&mut self.io, missing, now())?;
+                    source.send(&mut self.io, missing)?;
                 }
                 if self.probe.outstanding() == 0 {
                     // If the server takes no more now, that time counts.
-                    let first_try = *probe_sent.get_or_insert_with(now);
-                    self.probe.send(&mut self.probe_io, 1, first_try)?;
+                    probe_sent.get_or_insert_with(now);
+                    self.probe.send(&mut self.probe_io, 1)?;
                 }
             } else if self.outstanding() == 0 {
                 return Ok(times);
@@ -79,7 +77,7 @@ impl PacketFlood {
             let events = self.poll.wait_for(CHECK_INTERVAL)?.unwrap_or(0);
             // The probe first: that the others are many is not to be its loss here.
             if (0..events).any(|index| self.poll.event(index).key == self.flooding.len()) {
-                let answered = self.probe.receive(&mut self.probe_io, &mut self.tally, now())?;
+                let answered = self.probe.receive(&mut self.probe_io, &mut self.tally)?;
                 if let Some(sent) = probe_sent.filter(|_| answered > 0) {
                     times.push(sent.elapsed().as_secs_f64());
                     probe_sent = None;
@@ -87,13 +85,13 @@ impl PacketFlood {
             }
             for index in 0..events {
                 if let Some(source) = self.flooding.get_mut(self.poll.event(index).key) {
-                    source.receive(&mut self.io, &mut self.tally, now())?;
+                    source.receive(&mut self.io, &mut self.tally)?;
                 }
             }
             if last_check.elapsed() > CHECK_INTERVAL {
                 last_check = now();
                 for source in self.flooding.iter_mut().chain([&mut self.probe]) {
-                    source.give_up_overdue(&mut self.tally, last_check);
+                    source.give_up_overdue(&mut self.tally);
                 }
             }
         }

@@ -8,13 +8,10 @@ use crate::load::{Answered, Run, burst_length};
 use crate::packets::content::Content;
 use crate::packets::in_flight::most_in_flight;
 use crate::packets::packet_io::PacketIo;
-use crate::packets::source::Source;
+use crate::packets::source::{CHECK_INTERVAL, Source};
 use crate::packets::tally::Tally;
 use crate::socket_io::{Case, Interest, Poll, REPLY_TIMEOUT, no_reply};
 use crate::{Result, now};
-
-/// How often it is looked at what is overdue.
-pub(crate) const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Sources that send some messages, wait for all the replies, and send the next.
 pub(crate) struct PacketLoad {
@@ -51,7 +48,7 @@ impl PacketLoad {
         let time = now();
         let mut sources = Vec::with_capacity(case.connections);
         for key in 0..case.connections {
-            let source = Source::open(address, transport, key, time)?;
+            let source = Source::open(address, transport, key)?;
             poll.add(&source.socket, key, Interest::ReadEdge)?;
             sources.push(LoadSource { source, unsent: 0 });
         }
@@ -127,7 +124,7 @@ impl PacketLoad {
             if self.in_flight > 0 && self.in_flight + *unsent > self.most_in_flight {
                 break;
             }
-            let sent = source.send(&mut self.io, *unsent, self.time)?;
+            let sent = source.send(&mut self.io, *unsent)?;
             *unsent -= sent;
             self.in_flight += sent;
             if *unsent > 0 {
@@ -142,7 +139,7 @@ impl PacketLoad {
     /// Returns whether all that the source had sent is answered now.
     fn receive(&mut self, key: usize) -> Result<bool> {
         let LoadSource { source, unsent } = &mut self.sources[key];
-        let answered = source.receive(&mut self.io, &mut self.tally, self.time)?;
+        let answered = source.receive(&mut self.io, &mut self.tally)?;
         if answered > 0 {
             self.in_flight -= answered;
             self.last_reply = self.time;
@@ -161,7 +158,7 @@ impl PacketLoad {
         }
         for key in 0..self.sources.len() {
             let LoadSource { source, unsent } = &mut self.sources[key];
-            let lost = source.give_up_overdue(&mut self.tally, self.time);
+            let lost = source.give_up_overdue(&mut self.tally);
             self.in_flight -= lost;
             if lost > 0 && *unsent == 0 {
                 self.enqueue(key);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::{SocketAddrUnix, SocketType};
 
@@ -13,8 +13,12 @@ use crate::packets::window::{MAX_WINDOW, Reply, Window};
 use crate::socket_io::{connect_unix, open_connection};
 use crate::{Context as _, Result};
 
-/// After how long a message counts as lost.
-const LOST_AFTER: Duration = Duration::from_secs(1);
+/// How often a load is to call [`Source::give_up_overdue`].
+pub(crate) const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// After how many of these calls a message counts as lost. They are counted, not timed: when the load itself had to wait for
+/// the CPU, replies may be there that it has not seen.
+const LOST_AFTER: u32 = 10;
 
 /// A source of packets.
 pub(crate) struct Source {
@@ -22,13 +26,13 @@ pub(crate) struct Source {
     pub(crate) socket: OwnedFd,
     key: u32,
     window: Window,
-    /// Since when no reply has come.
-    waiting_since: Instant,
+    /// How often it was looked at since a reply came.
+    checks: u32,
 }
 
 impl Source {
     /// Opens a source. `key` is its number among those of the server at `address`.
-    pub(crate) fn open(address: &Address, transport: Transport, key: usize, time: Instant) -> Result<Self> {
+    pub(crate) fn open(address: &Address, transport: Transport, key: usize) -> Result<Self> {
         let socket = match (transport, address) {
             (Transport::UnixgramPath, Address::Unixgram(server)) => {
                 let mut path = server.as_os_str().to_owned();
@@ -42,7 +46,7 @@ impl Source {
             _ => open_connection(address, key)?,
         };
         let key = u32::try_from(key).context("numbering a source")?;
-        Ok(Self { socket, key, window: Window::default(), waiting_since: time })
+        Ok(Self { socket, key, window: Window::default(), checks: 0 })
     }
 
     /// How many messages are on the way.
@@ -51,21 +55,21 @@ impl Source {
     }
 
     /// Sends so many messages, or as many as the socket takes now, and returns how many these are.
-    pub(crate) fn send(&mut self, io: &mut PacketIo, count: usize, time: Instant) -> Result<usize> {
+    pub(crate) fn send(&mut self, io: &mut PacketIo, count: usize) -> Result<usize> {
         let count = count.min(self.window.room());
         if count == 0 {
             return Ok(0);
         }
         let sent = io.send(&self.socket, self.key, self.window.next(), count)?;
         if self.window.outstanding() == 0 {
-            self.waiting_since = time;
+            self.checks = 0;
         }
         self.window.note_sent(sent);
         Ok(sent)
     }
 
     /// Receives the replies that are there, and returns how many messages these answer.
-    pub(crate) fn receive(&mut self, io: &mut PacketIo, tally: &mut Tally, time: Instant) -> Result<usize> {
+    pub(crate) fn receive(&mut self, io: &mut PacketIo, tally: &mut Tally) -> Result<usize> {
         let before = self.window.outstanding();
         loop {
             let asked = self.window.outstanding().clamp(1, MAX_WINDOW);
@@ -84,14 +88,15 @@ impl Source {
         }
         let answered = before - self.window.outstanding();
         if answered > 0 {
-            self.waiting_since = time;
+            self.checks = 0;
         }
         Ok(answered)
     }
 
     /// Gives up what has had no reply for too long, and returns how many messages these are.
-    pub(crate) fn give_up_overdue(&mut self, tally: &mut Tally, time: Instant) -> usize {
-        if self.window.outstanding() == 0 || time.saturating_duration_since(self.waiting_since) < LOST_AFTER {
+    pub(crate) fn give_up_overdue(&mut self, tally: &mut Tally) -> usize {
+        self.checks += 1;
+        if self.window.outstanding() == 0 || self.checks <= LOST_AFTER {
             return 0;
         }
         let lost = self.window.give_up();
