@@ -205,7 +205,7 @@ impl Programs {
         pin(cpus)?;
         let child = command.spawn();
         pin(&[self.cpus.load])?;
-        let child = child.context(format_args!("starting {}", command.get_program().display()))?;
+        let child = child.context(format_args!("starting {}", command.get_program().to_string_lossy()))?;
         Server::new(child, &self.cleanup, what, log)
     }
 

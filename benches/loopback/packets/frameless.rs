@@ -39,10 +39,10 @@ pub(crate) fn frameless(plan: &Plan, candidates: &PacketCandidates<'_>) -> Resul
     let mut outcomes = vec![Vec::new(); count + PROGRAMS.len()];
     for round in 0..plan.rounds {
         progress(format_args!("packets, without a prefix, round {} of {}", round + 1, plan.rounds));
-        for candidate in 0..count {
+        for (candidate, outcomes) in outcomes.iter_mut().enumerate().take(count) {
             let server = candidates.start(candidate, Transport::Udp)?;
             let answered = measure(&server, Content::new(CASE.size), plan.sample / 4);
-            outcomes[candidate].push(answered.context(candidates.name(candidate))?);
+            outcomes.push(answered.context(candidates.name(candidate))?);
         }
         // A program that does not work is skipped: it is not ours.
         programs.retain(|&(index, program, _)| {

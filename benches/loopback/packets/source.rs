@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::net::{SocketAddrUnix, SocketType};
@@ -35,11 +36,10 @@ impl Source {
     pub(crate) fn open(address: &Address, transport: Transport, key: usize) -> Result<Self> {
         let socket = match (transport, address) {
             (Transport::UnixgramPath, Address::Unixgram(server)) => {
-                let mut path = server.as_os_str().to_owned();
-                path.push(format!("-{key}"));
+                let path = PathBuf::from(format!("{}-{key}", server.display()));
                 // One of a load that has ended.
                 drop(fs::remove_file(&path));
-                let own = SocketAddrUnix::new(&*path);
+                let own = SocketAddrUnix::new(&path);
                 let socket = own.and_then(|own| connect_unix(SocketType::DGRAM, Some(&own), server));
                 socket.context(format_args!("connecting to {address:?} from {}", path.display()))?
             }
