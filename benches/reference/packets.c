@@ -15,7 +15,7 @@
  * - A message is received behind the prefix, where it is its own reply: nothing is copied.
  * - Datagrams: a thread for each socket blocks in recvmmsg() until one is there, takes those that wait, BATCH at most, and
  *   sends all replies with one sendmmsg(). There is no epoll set, which would cost a call more for each batch. A reply
- *   that cannot be sent is dropped.
+ *   that cannot be sent is dropped. BATCH is 64; from 16 to 256 it makes no difference.
  * - Connections: an epoll set, edge-triggered. A wake-up costs one recvmmsg() and one sendmmsg(); a short batch has
  *   emptied the socket. While replies cannot be sent, they are kept and the server does not read from the connection.
  * - With -1 there are no batches: recvfrom() and sendto(), one packet at a time; connections are level-triggered, so that

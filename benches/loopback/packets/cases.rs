@@ -35,8 +35,8 @@ pub(crate) fn cases(quick: bool) -> Vec<(Transport, Case)> {
     let all: &[Case] = if quick { &QUICK_CASES } else { &CASES };
     let mut cases = Vec::new();
     for transport in transports {
-        let is_apt = |case: &&Case| case.depth == 1 || transport != Transport::Unixgram;
-        cases.extend(all.iter().filter(is_apt).map(|&case| (transport, case)));
+        let is_measured = |case: &&Case| case.depth == 1 || transport != Transport::Unixgram;
+        cases.extend(all.iter().filter(is_measured).map(|&case| (transport, case)));
     }
     cases.push((Transport::UnixgramPath, Case::new(16, 1, 64)));
     cases
