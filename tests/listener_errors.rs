@@ -1,4 +1,4 @@
-//! Calls of a listener that fail: accept(2), recvmsg(2). Nothing spins, connections are served meanwhile, and only an
+//! Calls of a listener that fail: accept(2), recvmmsg(2). Nothing spins, connections are served meanwhile, and only an
 //! error that no later call is spared from ends a listener. strace makes the calls fail.
 
 mod common;
@@ -13,7 +13,7 @@ use common::{Daemon, Peer};
 /// Errors that end a listener.
 const FATAL: [&str; 6] = ["EBADF", "ENOTSOCK", "EINVAL", "EFAULT", "ENOSYS", "EOPNOTSUPP"];
 
-/// Errors that end no listener: those of accept(2) and recvmsg(2), and what a security module may choose.
+/// Errors that end no listener: those of accept(2) and recvmmsg(2), and what a security module may choose.
 const TRANSIENT: [&str; 20] = [
     "EPERM",
     "EACCES",
@@ -71,7 +71,7 @@ fn a_listener_survives_every_error_of_accept_that_may_pass() {
 #[test]
 fn a_listener_of_datagrams_survives_every_error_that_may_pass() {
     for error in TRANSIENT {
-        let inject = format!("recvmsg:error={error}:when=2");
+        let inject = format!("recvmmsg:error={error}:when=2");
         let Some((daemon, _strace)) = start_failing(&inject, &["udp:127.0.0.1:0"]) else { return };
         let peer = DatagramPeer::to(&daemon.addresses()[0]);
         peer.exchange("first");
@@ -83,7 +83,7 @@ fn a_listener_of_datagrams_survives_every_error_that_may_pass() {
 #[test]
 fn an_error_that_cannot_pass_ends_the_listener_and_with_the_last_one_the_daemon() {
     for error in FATAL {
-        for (call, address) in [("accept4", "DIR/stream"), ("recvmsg", "unixgram:DIR/datagrams")] {
+        for (call, address) in [("accept4", "DIR/stream"), ("recvmmsg", "unixgram:DIR/datagrams")] {
             let Some((mut daemon, _strace)) = start_failing(&format!("{call}:error={error}"), &[address]) else {
                 return;
             };
@@ -156,7 +156,7 @@ fn packet_connections_are_served_without_busy_looping_while_every_accept_fails()
 #[test]
 fn connections_are_served_without_busy_looping_while_no_datagram_can_be_received() {
     let addresses = ["127.0.0.1:0", "udp:127.0.0.1:0"];
-    let Some((daemon, strace)) = start_failing("recvmsg:error=EPERM", &addresses) else { return };
+    let Some((daemon, strace)) = start_failing("recvmmsg:error=EPERM", &addresses) else { return };
     let mut connected = daemon.connect();
     DatagramPeer::to(&daemon.addresses()[1]).send("a");
     let line = daemon.wait_for_log("warn: cannot receive on echo: Operation not permitted");
@@ -195,7 +195,7 @@ fn waiting_clients_are_served_when_accept_works_again() {
 #[test]
 fn datagrams_are_answered_when_receiving_works_again() {
     for address in ["udp:127.0.0.1:0", "unixgram:DIR/datagrams"] {
-        let Some((daemon, _strace)) = start_failing("recvmsg:error=EPERM:when=2..10", &[address]) else { return };
+        let Some((daemon, _strace)) = start_failing("recvmmsg:error=EPERM:when=2..10", &[address]) else { return };
         let peer = DatagramPeer::to(&daemon.addresses()[0]);
         peer.exchange("first");
         peer.exchange("waiting");

@@ -1,4 +1,4 @@
-//! What errors of accept(2) and recvmsg(2) mean for a listener, and how long it pauses after them.
+//! What errors of accept(2) and recvmmsg(2) mean for a listener, and how long it pauses after them.
 //!
 //! Only an error that no later call can be spared from ends a listener. Anything else may pass: a lack of descriptors,
 //! the policy of a security module or of a BPF program (EPERM, EACCES, whatever they choose), a pending error of the
@@ -29,7 +29,7 @@ const MIN_PAUSE: Duration = Duration::from_millis(1);
 const SHUT_DOWN: &str =
     "another process shut the socket down; stop the service and its socket unit, then start the socket unit";
 
-/// What an error of accept(2) or recvmsg(2) asks for.
+/// What an error of accept(2) or recvmmsg(2) asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ListenerErrorKind {
     /// The next call may succeed.
