@@ -24,8 +24,9 @@ use crate::server::socket_memory;
 /// The longest datagram of UDP.
 const MAX_UDP_SIZE: usize = 65_535;
 
-/// How much ancillary data a datagram may have: with room for what else systemd may have enabled (Timestamping= and its kin).
-const MAX_ANCILLARY: usize = 256;
+/// How much ancillary data a datagram may have, of IPv4 and on a socket of IPv6, in bytes: the address that it was sent to, of IPv6
+/// that of IPv4, too, and how many were lost (88 of these bytes); and what else systemd may have enabled (Timestamping=).
+const MAX_ANCILLARY: [usize; 2] = [128, 192];
 
 /// Go as far as the route and then send nothing (MSG_PROBE of linux/socket.h, which no library names).
 const PROBE: MsgFlags = MsgFlags::from_bits_retain(0x10);
@@ -87,7 +88,7 @@ impl DatagramSocket {
             if bound.is_ipv6() {
                 setsockopt(&socket, sockopt::Ipv6RecvErr, &false)?;
             }
-            (BoundAddress::Ip(bound), vec![0; MAX_ANCILLARY])
+            (BoundAddress::Ip(bound), vec![0; MAX_ANCILLARY[usize::from(bound.is_ipv6())]])
         };
         let descriptors = PeerDescriptors::refuse(&socket);
         let may_have_descriptors = descriptors != PeerDescriptors::None;
