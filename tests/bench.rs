@@ -1,8 +1,10 @@
-//! `echoctl bench` as a program: against the daemon, and against servers that the tests play.
+//! `echoctl bench` as a program: against the daemon, and against servers that the tests play; over packets in `packets`.
 
 #![cfg(all(feature = "daemon", feature = "client", feature = "cli"))]
 
 mod common;
+#[path = "bench/packets.rs"]
+mod packets;
 #[path = "bench/terminal.rs"]
 mod terminal;
 

@@ -52,8 +52,8 @@ complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s q -l quiet -d '
 complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s D -l timestamps -d 'Print the time of day before each line, in seconds since 1970'
 complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -l json -d 'Print a JSON object for each line'
 complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s C -l connections -d 'Connections at once' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s d -l depth -d 'Messages of each connection that are on their way at once' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s C -l connections -d 'Connections at once; with udp: and unixgram: sources, each a socket of its own' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s d -l depth -d 'Messages of each connection that are on their way at once [default: 1; no limit for packets at a rate]' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s s -l size -d 'The size of each message, the delimiter not counted: 0B, 16B, 1KiB' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s t -l duration -d 'How long to send messages, after the warm-up [default: 10s, unless --count is given]' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s c -l count -d 'How many messages to send, those of the warm-up among them' -r
@@ -63,8 +63,8 @@ complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s T -l threads -
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l delimiter -d 'What ends messages and replies, 1 to 16 bytes' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l prefix -d 'What replies begin with, 0 to 4096 bytes' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l connect-timeout -d 'How long connecting may take, the lookup of the name included' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l timeout -d 'How long each reply may take' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l no-verify -d 'Do not compare the replies, only count their bytes'
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l timeout -d 'How long each reply may take [default: 5s; packets: 1s]' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l no-verify -d 'Do not compare the replies, only count their bytes; of packets, compare no more than prefix, numbers and length'
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l json -d 'Print one JSON object instead'
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "send" -d 'Send messages and print the replies'

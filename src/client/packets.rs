@@ -61,9 +61,7 @@ impl PacketSocket {
                 Self::connect_udp(address, resolved)
             }
             Address::Unixgram(name) => {
-                let socket = open_unix_socket(SocketType::DGRAM).map_err(|error| unix_error(error.into()))?;
-                // A name of its own, which the kernel picks (unix(7)): without one it cannot be answered.
-                bind(&socket, &SocketAddrUnix::new_unnamed()).map_err(|error| unix_error(error.into()))?;
+                let socket = open_unixgram_socket().map_err(|error| unix_error(error.into()))?;
                 unix_socket_address(name)
                     .and_then(|destination| Ok(connect(&socket, &destination)?))
                     .map_err(unix_error)?;
@@ -95,7 +93,7 @@ impl PacketSocket {
         let mut untried = resolved.into_iter();
         let mut refused = Vec::new();
         for candidate in untried.by_ref() {
-            let socket = open_udp_socket(candidate).and_then(|socket| Self::new(address, socket, false));
+            let socket = connect_udp_socket(candidate).and_then(|socket| Self::new(address, socket, false));
             match socket {
                 Ok(packets) => return Ok(Self { current_address: Some(candidate), untried, refused, ..packets }),
                 Err(error) => refused.push((candidate, error)),
@@ -179,7 +177,7 @@ impl PacketSocket {
         let Some(previous) = self.current_address else { return false };
         self.refused.push((previous, Errno::CONNREFUSED.into()));
         for candidate in self.untried.by_ref() {
-            let socket = open_udp_socket(candidate).and_then(register_socket);
+            let socket = connect_udp_socket(candidate).and_then(register_socket);
             match socket {
                 Ok(socket) => {
                     (self.current_address, self.socket) = (Some(candidate), socket);
@@ -236,11 +234,23 @@ fn register_socket(socket: OwnedFd) -> io::Result<UnixDatagram> {
     UnixDatagram::from_std(unix::UnixDatagram::from(socket))
 }
 
-fn open_udp_socket(candidate: SocketAddr) -> io::Result<OwnedFd> {
-    let family = if candidate.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
+fn connect_udp_socket(candidate: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = open_udp_socket(&candidate)?;
     connect(&socket, &candidate)?;
+    Ok(socket)
+}
+
+/// Opens a socket for datagrams to this address.
+pub(super) fn open_udp_socket(destination: &SocketAddr) -> rustix::io::Result<OwnedFd> {
+    let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+/// Opens a Unix socket for datagrams. It has a name of its own, which the kernel picks (unix(7)): without one it cannot be
+/// answered.
+pub(super) fn open_unixgram_socket() -> rustix::io::Result<OwnedFd> {
+    let socket = open_unix_socket(SocketType::DGRAM)?;
+    bind(&socket, &SocketAddrUnix::new_unnamed())?;
     Ok(socket)
 }
 

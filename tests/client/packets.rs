@@ -405,9 +405,3 @@ fn pings_are_lost_if_no_server_listens() {
     assert_eq!(output.code, Some(1));
     echoctl(&["ping", "seqpacket:/nowhere/at.all"]).check(2, "", "cannot connect to seqpacket:/nowhere/at.all: ");
 }
-
-#[test]
-fn bench_refuses_packet_sockets() {
-    let output = echoctl(&["bench", "udp:127.0.0.1:1"]);
-    output.check(2, "", "echoctl: cannot connect to udp:127.0.0.1:1: this takes a stream; write tcp:HOST:PORT or");
-}

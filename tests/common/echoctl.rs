@@ -162,9 +162,13 @@ impl Running {
         }
     }
 
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     /// Ctrl-C.
     pub fn interrupt(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::INT).expect("it runs");
+        kill_process(self.pid(), Signal::INT).expect("it runs");
     }
 
     pub fn wait(mut self) -> Output {

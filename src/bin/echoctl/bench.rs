@@ -8,8 +8,7 @@ use std::time::Duration;
 use echoed::address::Address;
 use echoed::cli::echoctl::{self as cli, Common};
 use echoed::client::bench::report::{Style, json, progress_bar, text};
-use echoed::client::bench::{Bench, BenchProgress, BenchSettings, Control, Outcome};
-use echoed::client::connect::connect;
+use echoed::client::bench::{Bench, BenchProgress, BenchSettings, Control, Destination, Outcome};
 use echoed::rlimit;
 use rustix::termios::tcgetwinsize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +22,12 @@ const FRAME_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How long to send by default.
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
+
+/// How long a reply may take by default.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The same of a packet, which is not sent again if it is lost.
+const DEFAULT_PACKET_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Descriptors besides the connections, with some to spare.
 const OTHER_DESCRIPTORS: u64 = 32;
@@ -47,7 +52,10 @@ pub(super) fn bench(arguments: cli::Bench) -> Result<bool, Error> {
 }
 
 fn settings_from(arguments: cli::Bench) -> Result<(Address, BenchSettings, bool), Error> {
-    check_prefix(&arguments.common)?;
+    let is_packets = arguments.address.is_packets();
+    if !is_packets {
+        check_prefix(&arguments.common)?;
+    }
     let Common { delimiter, prefix, connect_timeout } = arguments.common;
     if arguments.threads > arguments.connections {
         let (threads, connections) = (arguments.threads, arguments.connections);
@@ -71,7 +79,7 @@ fn settings_from(arguments: cli::Bench) -> Result<(Address, BenchSettings, bool)
         delimiter,
         prefix,
         connect_timeout,
-        timeout: arguments.timeout,
+        timeout: arguments.timeout.unwrap_or(if is_packets { DEFAULT_PACKET_TIMEOUT } else { DEFAULT_TIMEOUT }),
     };
     Ok((arguments.address, settings, arguments.json))
 }
@@ -90,11 +98,11 @@ fn raise_descriptor_limit(connections: usize, threads: usize) -> Result<(), Erro
 async fn run(address: &Address, settings: &BenchSettings) -> Result<Outcome, Error> {
     let not_started = |error: &dyn std::fmt::Display| Error::not_started(error.to_string());
     let mut interrupts = signal(SignalKind::interrupt()).map_err(|error| not_started(&error))?;
-    let first = select! {
-        first = connect(address, settings.connect_timeout) => first.map_err(|error| not_started(&error))?,
+    let destination = select! {
+        found = Destination::connect(address, settings.connect_timeout) => found.map_err(|error| not_started(&error))?,
         _ = interrupts.recv() => return Err(Error::not_started(format!("interrupted while connecting to {address}"))),
     };
-    let bench = Bench::new(settings.clone(), address, first).map_err(|error| not_started(&error))?;
+    let bench = Bench::new(settings.clone(), destination).map_err(|error| not_started(&error))?;
     let control = bench.control();
     let mut running = task::spawn_blocking(move || bench.run());
     let mut display = ProgressDisplay::new(settings);

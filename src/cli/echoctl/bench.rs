@@ -10,20 +10,24 @@ use crate::units::parse_size;
 /// The options of `echoctl bench`.
 #[derive(Debug, clap::Args)]
 pub struct Bench {
-    /// Where to connect: tcp:HOST:PORT, unix:/PATH or unix:@NAME
+    /// Where to connect: tcp:HOST:PORT, unix:/PATH, udp:HOST:PORT, seqpacket:/PATH or unixgram:/PATH
     ///
-    /// As with echoctl send. The name is looked up once, and all connections go to the address that took the first.
+    /// As with echoctl send. The name is looked up once, and all connections go to the address that took the first; those of
+    /// UDP to the first one at which a socket listens.
     pub address: Address,
 
-    /// Connections at once
+    /// Connections at once; with udp: and unixgram: sources, each a socket of its own
     #[arg(short = 'C', long, value_name = "NUMBER", default_value_t = 1, value_parser = at_least_one)]
     pub connections: usize,
 
-    /// Messages of each connection that are on their way at once
-    #[arg(short = 'd', long, value_name = "NUMBER", default_value_t = 1, value_parser = at_least_one)]
-    pub depth: usize,
+    /// Messages of each connection that are on their way at once [default: 1; no limit for packets at a rate]
+    #[arg(short = 'd', long, value_name = "NUMBER", value_parser = at_least_one)]
+    pub depth: Option<usize>,
 
     /// The size of each message, the delimiter not counted: 0B, 16B, 1KiB
+    ///
+    /// Packets have at least 12B, for the numbers of their source and message. A datagram of UDP has at most 65507B (over
+    /// IPv6 65527B), and so has the reply.
     #[arg(short, long, value_name = "SIZE", default_value = "16B", value_parser = size)]
     pub size: usize,
 
@@ -46,7 +50,8 @@ pub struct Bench {
     ///
     /// The connections take turns. What is due when --depth messages of its connection are already on their way is sent
     /// as soon as there is room, and its latency includes the wait: so a server that stands still for a second shows it
-    /// in the percentiles (no "coordinated omission"). What is due and never sent is told.
+    /// in the percentiles (no "coordinated omission"). What is due and never sent is told. Packets wait for no room unless
+    /// --depth is given: so a lost one delays none of those after it.
     #[arg(short, long, value_name = "RATE", value_parser = rate)]
     pub rate: Option<f64>,
 
@@ -54,7 +59,7 @@ pub struct Bench {
     #[arg(short = 'T', long, value_name = "NUMBER", default_value_t = 1, value_parser = threads)]
     pub threads: usize,
 
-    /// Do not compare the replies, only count their bytes
+    /// Do not compare the replies, only count their bytes; of packets, compare no more than prefix, numbers and length
     #[arg(long)]
     pub no_verify: bool,
 
@@ -62,12 +67,13 @@ pub struct Bench {
     #[command(flatten)]
     pub common: Common,
 
-    /// How long each reply may take
+    /// How long each reply may take [default: 5s; packets: 1s]
     ///
     /// Counted from when it is the next one awaited and its message was sent. What a connection owes when one is late is
-    /// lost, and another connection takes its place.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
-    pub timeout: Duration,
+    /// lost, and another connection takes its place. For a packet it counts from when the packet was sent, and only the
+    /// message without a reply is lost.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub timeout: Option<Duration>,
 
     /// Print one JSON object instead
     ///

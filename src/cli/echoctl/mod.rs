@@ -107,13 +107,22 @@ pub enum Command {
     ///
     /// A connection that ends, or cannot be made, is counted by its cause and made anew, after a pause of 10 ms to 1 s if it
     /// had brought no reply. Only when already the first one cannot be made, nothing is begun.
+    ///
+    /// With udp:, seqpacket: and unixgram:, each message is one packet, each reply is one, and --delimiter means nothing.
+    /// Each message has the number of its source and its own in it, and the next is sent when one is answered or lost. One
+    /// without a reply within --timeout is lost; a reply after that is late, another one to the same message is a duplicate.
+    /// A reply is wrong if no message had asked for it; if the number in it can be read, its message is lost. Replies that
+    /// overtake others are counted as reordered, which is no error. At the end, 50 ms are left for replies that no message
+    /// awaits. A server may limit the datagrams of an address or a user, as echoed does (limits.datagrams_per_source): all
+    /// sources of this command are one for it.
     #[command(
         after_help = "Exit codes: 0 all answered as expected; 1 answered wrongly, late or not at all, or not connected later on;\n\
                       2 could not connect or bad command line.",
         after_long_help = "Examples:\n  \
                   echoctl bench 127.0.0.1:8085\n  \
                   echoctl bench --connections 64 --depth 16 --duration 30s unix:/run/echoed.sock\n  \
-                  echoctl bench --rate 5000/s --connections 100 --size 1KiB --json 127.0.0.1:8085 >now.json\n\n\
+                  echoctl bench --rate 5000/s --connections 100 --size 1KiB --json 127.0.0.1:8085 >now.json\n  \
+                  echoctl bench --rate 80/s --connections 8 --prefix '' udp:echo.example:7\n\n\
                   Exit codes:\n  \
                   0  all answered as expected\n  \
                   1  answered wrongly, late or not at all, or a connection could not be made later on\n  \

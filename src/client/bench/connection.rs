@@ -1,7 +1,8 @@
-//! One connection: what it has sent, and what it is owed.
+//! One connection, or one source of datagrams: what it has sent, and what it is owed.
 
 use std::os::fd::OwnedFd;
 
+use super::window::Window;
 use super::workload::Workload;
 
 /// The state of a connection.
@@ -15,6 +16,18 @@ pub(super) enum State {
     Connected { socket: OwnedFd },
     /// A wrong reply has come, this much of it so far. The rest is awaited, to be shown.
     WrongReply { socket: OwnedFd, reply: Vec<u8> },
+    /// The socket is one of packets and can be used.
+    Packets { socket: OwnedFd, window: Box<Window> },
+}
+
+impl State {
+    /// Returns the socket over which messages are sent, if they can be.
+    pub(super) fn open_socket(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Connected { socket } | Self::Packets { socket, .. } => Some(socket),
+            Self::Disconnected { .. } | Self::Connecting { .. } | Self::WrongReply { .. } => None,
+        }
+    }
 }
 
 /// One connection of the load, and those that replace it later.
@@ -143,7 +156,7 @@ mod tests {
     use crate::protocol::reply::Prefix;
 
     fn workload(depth: usize) -> Workload {
-        Workload::new(5, depth, &Delimiter::default(), &Prefix::new(b"server got:")).unwrap()
+        Workload::new(5, depth, Delimiter::default().as_bytes(), &Prefix::new(b"server got:")).unwrap()
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Control of a load from other threads while it runs: stop requests and progress.
 
 use std::io;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use super::poll::Waker;
 
@@ -9,6 +9,10 @@ use super::poll::Waker;
 #[derive(Debug)]
 pub struct Control {
     stop_count: AtomicU8,
+    /// Whether any thread has received a reply.
+    answered: AtomicBool,
+    /// Whether no socket listened before that.
+    refused: AtomicBool,
     threads: Vec<ThreadControl>,
 }
 
@@ -41,21 +45,48 @@ impl Control {
     pub(super) fn new(threads: usize) -> io::Result<Self> {
         let thread_control =
             |_| Ok(ThreadControl { waker: Waker::new()?, answered: AtomicU64::new(0), errors: AtomicU64::new(0) });
-        Ok(Self { stop_count: AtomicU8::new(0), threads: (0..threads).map(thread_control).collect::<io::Result<_>>()? })
+        Ok(Self {
+            stop_count: AtomicU8::new(0),
+            answered: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
+            threads: (0..threads).map(thread_control).collect::<io::Result<_>>()?,
+        })
     }
 
     /// Ends the load: nothing more is sent, and replies on their way have a second. The second time it ends at once.
     pub fn stop(&self) {
         self.stop_count.fetch_add(1, Ordering::Relaxed);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
         for thread_control in &self.threads {
             thread_control.waker.wake();
         }
     }
 
+    /// Notes that a server has answered.
+    pub(super) fn note_answer(&self) {
+        self.answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the load at once if no server has answered: the address is one at which no socket listens.
+    pub(super) fn report_refusal(&self) {
+        if !self.answered.load(Ordering::Relaxed) {
+            self.refused.store(true, Ordering::Relaxed);
+            self.wake_all();
+        }
+    }
+
+    /// Returns whether a refusal has ended the load, and takes it back.
+    pub(super) fn take_refusal(&self) -> bool {
+        self.refused.swap(false, Ordering::Relaxed)
+    }
+
     /// Returns whether a stop was requested.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        self.stop_request() != StopRequest::None
+        self.stop_count.load(Ordering::Relaxed) > 0
     }
 
     /// Returns the progress of the load.
@@ -72,6 +103,7 @@ impl Control {
 
     pub(super) fn stop_request(&self) -> StopRequest {
         match self.stop_count.load(Ordering::Relaxed) {
+            _ if self.refused.load(Ordering::Relaxed) => StopRequest::Immediate,
             0 => StopRequest::None,
             1 => StopRequest::Graceful,
             _ => StopRequest::Immediate,

@@ -4,6 +4,7 @@
 //! BenchSettings ──> Bench ──> Worker (one each thread) ──> Outcome ──> report
 //!                               connection   what one connection is owed     workload   the messages and their replies
 //!                               traffic      receive, compare, count, send   schedule   when, where there is a rate
+//!                               packets      the same of packets             window     which of them are awaited
 //!                               poll         the epoll set, the timer        target     new connections
 //! ```
 //!
@@ -12,13 +13,17 @@
 
 mod connection;
 mod control;
+mod destination;
 mod latencies;
+mod packet_format;
+mod packets;
 mod poll;
 pub mod report;
 mod schedule;
 mod stats;
 mod target;
 mod traffic;
+mod window;
 mod worker;
 mod workload;
 
@@ -30,16 +35,18 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use super::connect::Stream;
-use crate::address::Address;
+use super::connect::ConnectError;
 use crate::protocol::Delimiter;
 use crate::protocol::reply::Prefix;
 
 pub use control::{BenchProgress, Control};
+pub use destination::Destination;
 pub use latencies::{HistogramBar, LatencyHistogram};
+pub use packet_format::MIN_PACKET;
 pub use stats::{Cause, Failures, Stats};
 pub use workload::{MAX_BATCH, TooLarge};
 
+use packet_format::PacketFormat;
 use poll::Clock;
 use target::Target;
 use worker::{LoadThread, ThreadResult};
@@ -48,10 +55,10 @@ use workload::Workload;
 /// The settings of a load.
 #[derive(Debug, Clone)]
 pub struct BenchSettings {
-    /// Connections at once, at least 1.
+    /// Connections at once, or sources of datagrams; at least 1.
     pub connections: usize,
-    /// Messages of a connection on their way at once, at least 1.
-    pub depth: usize,
+    /// Messages of a connection on their way at once, at least 1. `None`: as many as the rate has (packets), or 1.
+    pub depth: Option<usize>,
     /// The size of each message in bytes, its delimiter not counted.
     pub size: usize,
     /// Threads, from 1 to the number of connections.
@@ -64,18 +71,27 @@ pub struct BenchSettings {
     /// What happens in this time is counted apart.
     pub warm_up: Duration,
     /// Messages a second, more than 0; latencies then count from when a message was due. `None`: each connection sends
-    /// its next `depth` messages when all before are answered.
+    /// its next `depth` messages when all before are answered, and the next packet when one is answered or lost.
     pub rate: Option<f64>,
     /// Whether each byte of the replies is compared. Otherwise they are only counted.
     pub verify: bool,
-    /// Ends messages and replies.
+    /// Ends messages and replies, except packets.
     pub delimiter: Delimiter,
     /// What replies begin with.
     pub prefix: Prefix,
     /// How long a connection may take.
     pub connect_timeout: Duration,
-    /// How long a reply may take, from when it is the next one awaited and its message was sent.
+    /// How long a reply may take, from when it is the next one awaited and its message was sent; that to a packet from
+    /// when it was sent.
     pub timeout: Duration,
+}
+
+impl BenchSettings {
+    /// Returns how many messages of a connection may be on their way at once; `None` if any number may.
+    fn max_owed(&self, is_packets: bool) -> Option<usize> {
+        let is_unlimited = is_packets && self.rate.is_some();
+        self.depth.or(if is_unlimited { None } else { Some(1) })
+    }
 }
 
 /// Why a load cannot be started.
@@ -84,6 +100,24 @@ pub struct BenchSettings {
 pub enum BenchError {
     /// See [`TooLarge`].
     TooLarge(TooLarge),
+    /// A packet is too short for the numbers that are in each (less than [`MIN_PACKET`] bytes).
+    PacketTooShort {
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// A message, or the reply to it, is longer than a packet can be. Sizes are in bytes.
+    PacketTooLong {
+        /// The size of a message.
+        size: usize,
+        /// The size of a reply.
+        reply_size: usize,
+        /// The size of the longest packet.
+        max: usize,
+        /// Whether that is the longest one that this side can send; the reply may be longer.
+        is_send_limit: bool,
+    },
+    /// No socket listens at the address.
+    Refused(ConnectError),
     /// A setting is zero (connections, depth, rate or threads), or there are more threads than connections.
     InvalidSettings,
     /// The system refuses something that it should not.
@@ -94,6 +128,25 @@ impl fmt::Display for BenchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLarge(error) => error.fmt(f),
+            Self::PacketTooShort { size } => write!(
+                f,
+                "--size {size}B is too short: each packet has its number in it, so it has at least {MIN_PACKET} bytes"
+            ),
+            Self::PacketTooLong { size, max, is_send_limit: true, .. } => write!(
+                f,
+                "--size {size}B does not fit into one packet, which has at most {max} bytes here \
+                 (net.core.wmem_default); give a smaller --size"
+            ),
+            Self::PacketTooLong { size, max, is_send_limit: false, .. } if size > max => write!(
+                f,
+                "--size {size}B does not fit into one datagram, which has at most {max} bytes; give a smaller --size"
+            ),
+            Self::PacketTooLong { size, reply_size, max, .. } => write!(
+                f,
+                "the reply to --size {size}B would have {reply_size} bytes with the prefix, and a datagram has at most \
+                 {max}; give a smaller --size"
+            ),
+            Self::Refused(error) => error.fmt(f),
             Self::InvalidSettings => {
                 f.write_str("a load needs connections, a depth, a rate, and no more threads than connections")
             }
@@ -107,7 +160,8 @@ impl std::error::Error for BenchError {
         match self {
             Self::TooLarge(error) => Some(error),
             Self::System(error) => Some(error),
-            Self::InvalidSettings => None,
+            Self::Refused(error) => Some(error),
+            Self::InvalidSettings | Self::PacketTooShort { .. } | Self::PacketTooLong { .. } => None,
         }
     }
 }
@@ -122,8 +176,9 @@ impl From<io::Error> for BenchError {
 pub struct Bench {
     settings: BenchSettings,
     workload: Workload,
-    target: Target,
-    first: OwnedFd,
+    /// How packets are told apart, if it is packets that are sent.
+    packet_format: Option<PacketFormat>,
+    destination: Destination,
     control: Arc<Control>,
 }
 
@@ -162,24 +217,31 @@ fn per_second(count: u64, time: Duration) -> f64 {
 }
 
 impl Bench {
-    /// Prepares a load on `address`. `first` is a connection to it, which becomes one of the load's; all others go to
-    /// where that one went, so that a name is looked up only once.
+    /// Prepares a load on `destination`.
     ///
     /// # Errors
     /// See [`BenchError`].
-    pub fn new(settings: BenchSettings, address: &Address, first: Stream) -> Result<Self, BenchError> {
+    pub fn new(settings: BenchSettings, destination: Destination) -> Result<Self, BenchError> {
         let is_valid = NonZeroUsize::new(settings.threads).is_some_and(|threads| threads.get() <= settings.connections)
-            && settings.depth > 0
+            && settings.depth.is_none_or(|depth| depth > 0)
             && settings.rate.is_none_or(|rate| rate.is_finite() && rate > 0.0);
         if !is_valid {
             return Err(BenchError::InvalidSettings);
         }
-        let workload = Workload::new(settings.size, settings.depth, &settings.delimiter, &settings.prefix)
-            .map_err(BenchError::TooLarge)?;
-        let first = first.into_std()?;
-        let target = Target::from_connected(address, &first)?;
+        let is_packets = destination.address.is_packets();
+        if is_packets {
+            check_packet_size(&settings, &destination)?;
+        }
+        let (depth, delimiter) = match settings.max_owed(is_packets) {
+            Some(depth) if !is_packets => (depth, settings.delimiter.as_bytes()),
+            // Each is written when it is sent.
+            _ => (1, &[][..]),
+        };
+        let workload =
+            Workload::new(settings.size, depth, delimiter, &settings.prefix).map_err(BenchError::TooLarge)?;
+        let packet_format = is_packets.then(|| PacketFormat::new(&workload, &settings.prefix));
         let control = Arc::new(Control::new(settings.threads)?);
-        Ok(Self { settings, workload, target, first: first.into(), control })
+        Ok(Self { settings, workload, packet_format, destination, control })
     }
 
     /// Returns the control of the load, which ends it early and reports its progress.
@@ -191,50 +253,82 @@ impl Bench {
     /// Runs it to its end. This blocks.
     ///
     /// # Errors
-    /// The system refuses to wait for sockets or to make a thread. What peers do is never an error, it is counted.
-    pub fn run(self) -> Result<Outcome, BenchError> {
-        let Self { settings, workload, target, first, control } = self;
-        let barrier = Barrier::new(settings.threads);
-        let mut first = Some(first);
-        let results: Vec<io::Result<ThreadResult>> = thread::scope(|scope| {
-            let (settings, workload, target, control, barrier) = (&settings, &workload, &target, &*control, &barrier);
-            let clock = Clock::start();
-            let start = |number| {
-                let first = first.take();
-                scope.spawn(move || match LoadThread::new(number, settings, workload, target, control, clock, first) {
-                    Ok(worker) => worker.run(barrier),
-                    Err(error) => {
-                        // The others wait there for all.
-                        barrier.wait();
-                        Err(error)
-                    }
-                })
-            };
-            let threads: Vec<_> = (0..settings.threads).map(start).collect();
-            let joined = threads.into_iter().map(|thread| thread.join());
-            joined.map(|results| results.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-        });
-        let mut outcome = Outcome {
-            measured: Stats::default(),
-            warm_up: Stats::default(),
-            time: Duration::ZERO,
-            unsent: 0,
-            interrupted: control.is_stopped(),
-        };
-        for results in results {
-            let ThreadResult { measured, warm_up, time, unsent } = results?;
-            outcome.measured.merge(measured);
-            outcome.warm_up.merge(warm_up);
-            outcome.time = outcome.time.max(time);
-            outcome.unsent += unsent;
+    /// The system refuses to wait for sockets or to make a thread; or, over UDP, no socket listens at any address of the
+    /// host. Whatever else peers do is never an error, it is counted.
+    pub fn run(mut self) -> Result<Outcome, BenchError> {
+        let mut first = self.destination.first.take();
+        for target in &self.destination.targets {
+            let outcome = run_threads(&self, target, first.take())?;
+            if !self.control.take_refusal() || outcome.measured.answered + outcome.warm_up.answered > 0 {
+                return Ok(outcome);
+            }
         }
-        Ok(outcome)
+        let Destination { address, targets, failed, .. } = self.destination;
+        Err(BenchError::Refused(Destination::refused(address, &targets, failed)))
     }
+}
+
+/// Runs the load with one address, in its threads.
+fn run_threads(bench: &Bench, target: &Target, first: Option<OwnedFd>) -> Result<Outcome, BenchError> {
+    let Bench { settings, control, .. } = bench;
+    let barrier = Barrier::new(settings.threads);
+    let mut first = first;
+    let results: Vec<io::Result<ThreadResult>> = thread::scope(|scope| {
+        let (clock, barrier) = (Clock::start(), &barrier);
+        let start = |number| {
+            let first = first.take();
+            scope.spawn(move || match LoadThread::new(number, bench, target, clock, first) {
+                Ok(worker) => worker.run(barrier),
+                Err(error) => {
+                    // The others wait there for all.
+                    barrier.wait();
+                    Err(error)
+                }
+            })
+        };
+        let threads: Vec<_> = (0..settings.threads).map(start).collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined.map(|results| results.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let mut outcome = Outcome {
+        measured: Stats::default(),
+        warm_up: Stats::default(),
+        time: Duration::ZERO,
+        unsent: 0,
+        interrupted: control.is_stopped(),
+    };
+    for results in results {
+        let ThreadResult { measured, warm_up, time, unsent } = results?;
+        outcome.measured.merge(measured);
+        outcome.warm_up.merge(warm_up);
+        outcome.time = outcome.time.max(time);
+        outcome.unsent += unsent;
+    }
+    Ok(outcome)
+}
+
+/// Checks that the messages fit into packets, and the numbers into the messages.
+fn check_packet_size(settings: &BenchSettings, destination: &Destination) -> Result<(), BenchError> {
+    let size = settings.size;
+    if size < MIN_PACKET {
+        return Err(BenchError::PacketTooShort { size });
+    }
+    let reply_size = size.saturating_add(settings.prefix.as_bytes().len());
+    let first = destination.first.as_ref();
+    let limits = destination.targets.iter().filter_map(|target| target.max_packet(first));
+    let Some(max) = limits.min() else { return Ok(()) };
+    // Of a Unix socket, only this side is known.
+    let is_send_limit = first.is_some();
+    let longest = if is_send_limit { size } else { reply_size };
+    if longest > max { Err(BenchError::PacketTooLong { size, reply_size, max, is_send_limit }) } else { Ok(()) }
 }
 
 impl fmt::Debug for Bench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bench").field("load", &self.settings).field("target", &self.target).finish_non_exhaustive()
+        f.debug_struct("Bench")
+            .field("load", &self.settings)
+            .field("destination", &self.destination)
+            .finish_non_exhaustive()
     }
 }
 

@@ -12,8 +12,18 @@ pub enum Cause {
     WrongReply,
     /// The server has sent a final reply that says what is wrong.
     ServerError,
-    /// A reply did not come within the timeout.
+    /// A packet got no reply within the timeout.
+    Lost,
+    /// A reply of a stream did not come within the timeout. Of packets: it came after its message was lost.
     Late,
+    /// A packet came as the reply to a message that was answered before.
+    Duplicate,
+    /// The network reports that no socket receives the datagrams.
+    Refused,
+    /// The network reports for another reason that datagrams do not arrive.
+    Unreachable,
+    /// The system did not send a datagram.
+    NotSent,
     /// The server ended the connection while replies were owed.
     Closed,
     /// The connection was reset while replies were owed.
@@ -39,7 +49,12 @@ impl Cause {
         match self {
             Self::WrongReply => "wrong-reply",
             Self::ServerError => "server-error",
+            Self::Lost => "lost",
             Self::Late => "late",
+            Self::Duplicate => "duplicate",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::NotSent => "not-sent",
             Self::Closed => "closed",
             Self::Reset => "reset",
             Self::Broken => "broken",
@@ -76,6 +91,8 @@ pub struct Stats {
     pub sent: u64,
     /// Messages that were answered as they should.
     pub answered: u64,
+    /// First replies to a message that came after the reply to a later one (packets).
+    pub reordered: u64,
     /// Bytes that the system took.
     pub bytes_sent: u64,
     /// Bytes of replies.
@@ -101,6 +118,7 @@ impl Stats {
     pub(super) fn merge(&mut self, other: Self) {
         self.sent += other.sent;
         self.answered += other.answered;
+        self.reordered += other.reordered;
         self.bytes_sent += other.bytes_sent;
         self.bytes_received += other.bytes_received;
         self.latencies.merge(&other.latencies);
@@ -112,6 +130,18 @@ impl Stats {
             failures.times += theirs.times;
             failures.messages += theirs.messages;
         }
+    }
+
+    /// Returns the number of messages that were sent and not answered as they should.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.sent.saturating_sub(self.answered)
+    }
+
+    /// Returns how often this has happened.
+    #[must_use]
+    pub fn times(&self, cause: Cause) -> u64 {
+        self.failures.get(&cause).map_or(0, |failures| failures.times)
     }
 
     /// Returns the number of failures that are errors.

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::connection::{Mismatch, State};
+use super::packets::NOT_LISTENING;
 use super::poll::Interest;
 use super::stats::Cause;
 use super::target::ConnectAttempt;
@@ -46,7 +47,7 @@ impl LoadThread<'_> {
     pub(super) fn receive(&mut self, key: usize, ended: bool) {
         loop {
             let State::Connected { socket } = &self.connections[key].state else {
-                return self.receive_wrong_reply(key);
+                return self.receive_otherwise(key, ended);
             };
             let size = match recv(socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
                 Ok((_, 0)) => return self.handle_closed(key),
@@ -81,12 +82,12 @@ impl LoadThread<'_> {
     /// ([`Self::handle_answered`] and [`Self::send_next`] do the same in general.)
     #[inline]
     fn try_next_batch(&mut self, key: usize, size: usize, at: u64) -> bool {
-        let (connection, workload, count) = (&mut self.connections[key], self.workload, self.settings.depth as u64);
+        let (connection, workload, count) = (&mut self.connections[key], self.workload, self.depth as u64);
         let Batch { messages, replies, step } = self.batch;
         let State::Connected { socket } = &connection.state else { return false };
         // The size: the buffer may be smaller than a batch.
         if size != replies
-            || connection.owed != self.settings.depth
+            || connection.owed != self.depth
             || connection.received != 0
             || connection.written != messages
             || self.messages_left < count
@@ -159,9 +160,9 @@ impl LoadThread<'_> {
     pub(super) fn send_next(&mut self, key: usize, at: u64) {
         let connection = &self.connections[key];
         if !matches!(connection.state, State::Connected { .. }) {
-            return;
+            return self.send_packets(key, at);
         }
-        let available = self.settings.depth - connection.owed;
+        let available = self.depth - connection.owed;
         let wanted = match &self.schedule {
             None if connection.owed > 0 => return,
             None => available as u64,
@@ -187,7 +188,7 @@ impl LoadThread<'_> {
     #[inline]
     fn flush(&mut self, key: usize) {
         let connection = &mut self.connections[key];
-        let State::Connected { socket } = &connection.state else { return };
+        let State::Connected { socket } = &connection.state else { return self.send_packets(key, self.clock.now()) };
         let bytes = connection.unwritten(self.workload);
         let (sent, wanted) = (send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL), bytes.len());
         self.handle_sent(key, sent, wanted);
@@ -211,11 +212,16 @@ impl LoadThread<'_> {
 
     // --- Rarely ------------------------------------------------------------------------------------------------------
 
+    /// Receives where a connection is none of a stream, or has brought a wrong reply.
+    fn receive_otherwise(&mut self, key: usize, ended: bool) {
+        if self.packets.is_some() { self.receive_packets(key, ended) } else { self.receive_wrong_reply(key) }
+    }
+
     #[cold]
-    fn watch_writable(&mut self, key: usize, blocked: bool) {
+    pub(super) fn watch_writable(&mut self, key: usize, blocked: bool) {
         let connection = &mut self.connections[key];
         connection.write_blocked = blocked;
-        let State::Connected { socket } = &connection.state else { return };
+        let Some(socket) = connection.state.open_socket() else { return };
         let interest = if blocked { Interest::ReadWrite } else { Interest::Read };
         match self.poll.modify(socket, key, interest) {
             Ok(()) => connection.watches_writable = blocked,
@@ -224,12 +230,10 @@ impl LoadThread<'_> {
     }
 
     /// Counts one connection less that waits for replies while the load finishes.
-    fn decrement_waiting(&mut self) {
+    pub(super) fn decrement_waiting(&mut self) {
         if self.phase == Phase::Finishing {
             self.waiting_connections = self.waiting_connections.saturating_sub(1);
-            if self.waiting_connections == 0 {
-                self.phase = Phase::Done;
-            }
+            self.end_if_answered();
         }
     }
 
@@ -243,19 +247,21 @@ impl LoadThread<'_> {
     }
 
     #[cold]
-    fn handle_closed(&mut self, key: usize) {
+    pub(super) fn handle_closed(&mut self, key: usize) {
         let cause = if self.connections[key].owed > 0 { Cause::Closed } else { Cause::EndedIdle };
         self.fail_connection(key, cause, self.clock.now(), || "the server ended the connection".to_owned());
     }
 
     #[cold]
-    fn handle_io_error(&mut self, key: usize, error: io::Error) {
+    pub(super) fn handle_io_error(&mut self, key: usize, error: io::Error) {
         let cause = match error.kind() {
             _ if self.connections[key].owed == 0 => Cause::EndedIdle,
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotConnected => Cause::Refused,
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Cause::Reset,
             _ => Cause::Broken,
         };
-        self.fail_connection(key, cause, self.clock.now(), || format!("the connection broke ({})", reason(&error)));
+        let what = if cause == Cause::Refused { NOT_LISTENING } else { "the connection broke" };
+        self.fail_connection(key, cause, self.clock.now(), || format!("{what} ({})", reason(&error)));
     }
 
     /// Handles a wrong reply or a server error. Replies before it count; the rest of it is awaited.
@@ -422,7 +428,10 @@ impl LoadThread<'_> {
             return self.handle_connect_error(key, &error, at);
         }
         let connection = &mut self.connections[key];
-        connection.state = State::Connected { socket };
+        connection.state = match &self.packets {
+            Some(packets) => State::Packets { socket, window: Box::new(packets.new_window(connection.slots_used)) },
+            None => State::Connected { socket },
+        };
         connection.attempted = true;
         (connection.write_blocked, connection.watches_writable) = (false, false);
         if self.phase == Phase::Sending {

@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use super::connection::{BenchConnection, State};
 use super::control::{Control, StopRequest};
+use super::packets::PacketTraffic;
 use super::poll::{Clock, Event, Poll};
 use super::schedule::Schedule;
 use super::stats::{Cause, Stats};
 use super::target::Target;
 use super::workload::Workload;
-use super::{BenchSettings, nanos};
+use super::{Bench, BenchSettings, nanos};
 use crate::units::format_time;
 
 /// The most that a single receive may bring, in bytes.
@@ -34,15 +35,18 @@ const SHORT_SWEEP_INTERVAL: u64 = 10_000_000;
 /// After Ctrl-C, how long replies are still waited for.
 const GRACE_PERIOD: u64 = 1_000_000_000;
 
+/// How long packets may still come that no message awaits, when all others have come: replies that come twice or late.
+const SURPLUS_PERIOD: u64 = 50_000_000;
+
 /// One thread with its share of the connections.
 pub(super) struct LoadThread<'a> {
     pub(super) settings: &'a BenchSettings,
     pub(super) workload: &'a Workload,
     target: &'a Target,
-    control: &'a Control,
+    pub(super) control: &'a Control,
     pub(super) clock: Clock,
     /// The number of this thread.
-    thread_number: usize,
+    pub(super) thread_number: usize,
     pub(super) poll: Poll,
     pub(super) connections: Vec<BenchConnection>,
     pub(super) buffer: Vec<u8>,
@@ -51,6 +55,10 @@ pub(super) struct LoadThread<'a> {
     pub(super) phase: Phase,
     pub(super) schedule: Option<Schedule>,
     pub(super) batch: Batch,
+    /// What it needs for packets, if it sends those.
+    pub(super) packets: Option<PacketTraffic<'a>>,
+    /// How many messages of a connection may be on their way at once.
+    pub(super) depth: usize,
     /// How many slots have been released: their messages may be sent.
     slots_released: u64,
     /// How many messages may still be sent.
@@ -107,13 +115,15 @@ impl<'a> LoadThread<'a> {
     /// Creates thread number `thread_number` of a load, with its share of the connections; `first` is one of them.
     pub(super) fn new(
         thread_number: usize,
-        settings: &'a BenchSettings,
-        workload: &'a Workload,
+        bench: &'a Bench,
         target: &'a Target,
-        control: &'a Control,
         clock: Clock,
         first: Option<OwnedFd>,
     ) -> io::Result<Self> {
+        let Bench { settings, workload, packet_format, control, .. } = bench;
+        let packets = packet_format.as_ref().map(|format| PacketTraffic::new(format, settings));
+        let depth = settings.max_owed(packets.is_some()).unwrap_or(usize::MAX);
+        let batch_depth = if packets.is_some() { 1 } else { depth };
         let mut connections: Vec<_> = (0..connections_of_thread(settings.connections, settings.threads, thread_number))
             .map(|_| BenchConnection::new())
             .collect();
@@ -130,16 +140,19 @@ impl<'a> LoadThread<'a> {
             thread_number,
             poll,
             connections,
-            buffer: vec![0; BUFFER_SIZE],
+            // What is longer than a right reply in a packet must not look like one.
+            buffer: vec![0; BUFFER_SIZE.max(packet_format.as_ref().map_or(0, |format| format.reply_size() + 1))],
             stats: Stats::default(),
             warm_up: Stats::default(),
             phase: Phase::Connecting,
             schedule: None,
             batch: Batch {
-                messages: settings.depth * workload.message_size(),
-                replies: settings.depth * workload.reply_size(),
-                step: settings.depth % workload.distinct_messages(),
+                messages: batch_depth * workload.message_size(),
+                replies: batch_depth * workload.reply_size(),
+                step: batch_depth % workload.distinct_messages(),
             },
+            packets,
+            depth,
             slots_released: 0,
             messages_left: settings
                 .count
@@ -240,7 +253,19 @@ impl<'a> LoadThread<'a> {
         self.measure_end = at;
         self.waiting_connections = self.connections.iter().filter(|connection| connection.owed > 0).count();
         self.finish_until = at.saturating_add(grace);
-        if self.waiting_connections == 0 {
+        self.end_if_answered();
+    }
+
+    /// Ends the load if no connection waits for replies while it finishes.
+    pub(super) fn end_if_answered(&mut self) {
+        if self.phase != Phase::Finishing || self.waiting_connections > 0 {
+            return;
+        }
+        if self.packets.is_some() {
+            let now = self.clock.now();
+            self.finish_until = self.finish_until.min(now + SURPLUS_PERIOD);
+            self.set_timer(now);
+        } else {
             self.phase = Phase::Done;
         }
     }
@@ -293,6 +318,7 @@ impl<'a> LoadThread<'a> {
         if self.phase == Phase::Finishing && at >= self.finish_until {
             for key in 0..self.connections.len() {
                 self.finish_wrong_reply(key, at);
+                self.drain_packets(key, false);
                 if self.connections[key].owed > 0 {
                     self.fail_connection(key, Cause::Unanswered, at, || "interrupted before the reply came".to_owned());
                 }
@@ -363,13 +389,14 @@ impl<'a> LoadThread<'a> {
                         self.fail_connection(key, Cause::Late, at, || format!("no reply within {limit} (--timeout)"));
                     }
                 }
+                State::Packets { .. } => self.sweep_packets(key, at),
                 State::WrongReply { .. } if since > timeout => self.finish_wrong_reply(key, at),
                 State::Connecting { .. } if since > connect_timeout => self.handle_connect_timeout(key, at),
                 State::Connecting { socket: None } => self.retry_connect(key, at),
                 State::Disconnected { retry_at } if at >= retry_at && self.may_connect() => self.start_connect(key, at),
                 _ => {}
             }
-            missing |= !matches!(self.connections[key].state, State::Connected { .. });
+            missing |= self.connections[key].state.open_socket().is_none();
         }
         let period = if missing { SHORT_SWEEP_INTERVAL } else { SWEEP_INTERVAL };
         self.next_sweep = at + period.min(nanos(self.settings.timeout) / 8).max(1_000_000);

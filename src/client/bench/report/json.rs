@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{MAX_BARS, PERCENTILES};
 use crate::address::Address;
-use crate::client::bench::{BenchSettings, LatencyHistogram, Outcome, Stats, per_second};
+use crate::client::bench::{BenchSettings, Cause, LatencyHistogram, Outcome, Stats, per_second};
 use crate::client::json::push_json_string;
 
 /// The version of the schema. It grows when a key changes its meaning or goes; new keys may come without that.
@@ -24,10 +24,12 @@ fn write_report(json: &mut String, address: &Address, settings: &BenchSettings, 
     let measured = &outcome.measured;
     write!(json, "{{\"schema\":\"echoctl-bench\",\"version\":{SCHEMA_VERSION},\"address\":")?;
     push_json_string(json, address.to_string().as_bytes());
-    write_settings(json, settings)?;
+    write_settings(json, address, settings)?;
     write!(json, ",\"interrupted\":{},\"ok\":{}", outcome.interrupted, outcome.is_ok())?;
     write!(json, ",\"seconds\":{:.6}", outcome.time.as_secs_f64())?;
-    write!(json, ",\"sent\":{},\"answered\":{},\"unsent\":{}", measured.sent, measured.answered, outcome.unsent)?;
+    write!(json, ",\"sent\":{},\"answered\":{}", measured.sent, measured.answered)?;
+    write!(json, ",\"lost\":{},\"unsent\":{}", measured.lost(), outcome.unsent)?;
+    write_surplus(json, address, measured)?;
     write!(json, ",\"messages_per_second\":{:.3}", per_second(measured.answered, outcome.time))?;
     write!(json, ",\"bytes_sent\":{},\"bytes_received\":{}", measured.bytes_sent, measured.bytes_received)?;
     write_latencies(json, &measured.latencies)?;
@@ -38,8 +40,9 @@ fn write_report(json: &mut String, address: &Address, settings: &BenchSettings, 
     json.write_str("}}\n")
 }
 
-fn write_settings(json: &mut String, settings: &BenchSettings) -> std::fmt::Result {
-    write!(json, ",\"load\":{{\"connections\":{},\"depth\":{}", settings.connections, settings.depth)?;
+fn write_settings(json: &mut String, address: &Address, settings: &BenchSettings) -> std::fmt::Result {
+    write!(json, ",\"load\":{{\"connections\":{}", settings.connections)?;
+    write!(json, ",\"depth\":{}", or_null(settings.max_owed(address.is_packets())))?;
     write!(json, ",\"size\":{},\"threads\":{}", settings.size, settings.threads)?;
     write!(json, ",\"duration_seconds\":{}", or_null(settings.duration.map(|time| time.as_secs_f64())))?;
     write!(json, ",\"count\":{}", or_null(settings.count))?;
@@ -51,6 +54,20 @@ fn write_settings(json: &mut String, settings: &BenchSettings) -> std::fmt::Resu
     push_json_string(json, settings.prefix.as_bytes());
     write!(json, ",\"connect_timeout_seconds\":{}", settings.connect_timeout.as_secs_f64())?;
     write!(json, ",\"timeout_seconds\":{}}}", settings.timeout.as_secs_f64())
+}
+
+/// Writes how many replies there were besides those that answered a message, where these are told apart.
+fn write_surplus(json: &mut String, address: &Address, stats: &Stats) -> std::fmt::Result {
+    let counts = [
+        ("late", stats.times(Cause::Late)),
+        ("duplicates", stats.times(Cause::Duplicate)),
+        ("wrong", stats.times(Cause::WrongReply)),
+        ("reordered", stats.reordered),
+    ];
+    for (key, count) in counts {
+        write!(json, ",\"{key}\":{}", or_null(address.is_packets().then_some(count)))?;
+    }
+    Ok(())
 }
 
 fn write_latencies(json: &mut String, latencies: &LatencyHistogram) -> std::fmt::Result {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::histogram::render_histogram;
 use super::{PERCENTILES, Style, format_bytes, format_number, format_rate, format_time};
 use crate::address::Address;
-use crate::client::bench::{BenchSettings, Outcome, Stats, per_second};
+use crate::client::bench::{BenchSettings, Cause, Outcome, Stats, per_second};
 
 /// Formats the outcome of a load on `address`, in lines.
 #[must_use]
@@ -27,17 +27,18 @@ fn write_report(
     let plural = |count: usize| if count == 1 { "" } else { "s" };
     write!(
         text,
-        "{address}: {} connection{}",
+        "{address}: {} {}{}",
         format_number(settings.connections as u64),
+        if matches!(address, Address::Udp { .. } | Address::Unixgram(_)) { "source" } else { "connection" },
         plural(settings.connections)
     )?;
-    write!(
-        text,
-        ", {} message{} of {} B at once",
-        format_number(settings.depth as u64),
-        plural(settings.depth),
-        format_number(settings.size as u64)
-    )?;
+    let size = format_number(settings.size as u64);
+    match settings.max_owed(address.is_packets()) {
+        Some(depth) => {
+            write!(text, ", {} message{} of {size} B at once", format_number(depth as u64), plural(depth))?;
+        }
+        None => write!(text, ", messages of {size} B")?,
+    }
     write!(text, ", {} thread{}", settings.threads, plural(settings.threads))?;
     if let Some(wanted) = settings.rate {
         write!(text, ", {}/s wanted", format_rate(wanted))?;
@@ -54,9 +55,15 @@ fn write_report(
         format_number(measured.answered),
         format_rate(outcome.rate())
     )?;
+    if address.is_packets() {
+        writeln!(text, "           {} sent, {} lost", format_number(measured.sent), format_number(measured.lost()))?;
+    }
     if outcome.unsent > 0 {
         let (count, why) = (format_number(outcome.unsent), if settings.rate.is_some() { "due, but" } else { "more" });
         writeln!(text, "           {count} {why} not sent")?;
+    }
+    if address.is_packets() {
+        write_surplus(text, measured)?;
     }
     let throughput =
         |count| format!("{} ({}/s)", format_bytes(count as f64), format_bytes(per_second(count, outcome.time)));
@@ -88,6 +95,14 @@ fn write_report(
         writeln!(text, "{}", line.trim_end())?;
     }
     Ok(())
+}
+
+/// Writes how many replies there were that did not simply answer a message.
+fn write_surplus(text: &mut String, stats: &Stats) -> std::fmt::Result {
+    let [late, duplicate, wrong] =
+        [Cause::Late, Cause::Duplicate, Cause::WrongReply].map(|cause| format_number(stats.times(cause)));
+    let reordered = format_number(stats.reordered);
+    writeln!(text, "replies    {late} late, {duplicate} duplicate, {wrong} wrong, {reordered} reordered")
 }
 
 fn write_errors(text: &mut String, stats: &Stats) -> std::fmt::Result {
