@@ -27,7 +27,7 @@ use std::time::Duration;
 use common::packets::DatagramPeer;
 use common::service_manager::activated_command;
 use common::{Daemon, Peer, now, wait_until};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{TimestampingFlag, setsockopt, sockopt};
 use rustix::process::Signal;
 
 /// A daemon that listens on an address.
@@ -230,19 +230,30 @@ fn icmp_errors_do_not_break_the_listener() {
 }
 
 #[test]
-fn errors_that_wait_in_a_socket_keep_the_daemon_neither_from_serving_nor_busy() {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    setsockopt(&socket, sockopt::Ipv4RecvErr, &true).unwrap();
-    let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    // Each is refused, which the kernel keeps in the socket. It may say so at the next call already.
-    (0..10).for_each(|_| _ = socket.send_to(b"a", closed));
-    let daemon = start_on("", &socket);
-    datagram_peer(&daemon).exchange("b");
-    let before = daemon.cpu_nanos();
-    thread::sleep(Duration::from_millis(500));
-    let busy = daemon.cpu_nanos() - before;
-    assert!(busy < 200_000_000, "{busy} ns of CPU time in half a second");
-    daemon.stop();
+fn what_the_kernel_reports_beside_datagrams_does_not_keep_the_daemon_busy() {
+    let refused = |socket: &UdpSocket| {
+        setsockopt(socket, sockopt::Ipv4RecvErr, &true).unwrap();
+        let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        // The kernel keeps each error in the socket. It may say so at the next call already.
+        (0..10).for_each(|_| _ = socket.send_to(b"a", closed));
+    };
+    let stamped = |socket: &UdpSocket| {
+        // Each reply comes back to the socket with its time.
+        let flags = TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE;
+        setsockopt(socket, sockopt::Timestamping, &flags).unwrap();
+    };
+    for prepare in [&refused as &dyn Fn(&UdpSocket), &stamped] {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        prepare(&socket);
+        let daemon = start_on("", &socket);
+        datagram_peer(&daemon).exchange("a");
+        datagram_peer(&daemon).exchange("b");
+        let before = daemon.cpu_nanos();
+        thread::sleep(Duration::from_millis(500));
+        let busy = daemon.cpu_nanos() - before;
+        assert!(busy < 200_000_000, "{busy} ns of CPU time in half a second");
+        daemon.stop();
+    }
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixDatagram;
 
 use nix::libc::{in_addr, in_pktinfo};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
@@ -13,7 +12,7 @@ use rustix::process::Signal;
 use crate::common::service_manager::activated_command;
 use crate::common::{Daemon, TEST_TIMEOUT, wait_until};
 use crate::safety::count_dropped;
-use crate::start_on;
+use crate::{datagram_peer, start, start_on};
 
 /// More than one call receives.
 const MANY: usize = 100;
@@ -93,37 +92,36 @@ fn each_reply_of_a_batch_leaves_from_the_address_that_was_asked() {
 
 #[test]
 fn a_reply_that_cannot_be_sent_keeps_no_other_of_its_batch_from_being_sent() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("socket");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    // What is asked of the kernel at the end is a name that it makes up.
-    let bind = || {
-        let client = UnixDatagram::unbound().unwrap();
-        nix::sys::socket::bind(client.as_raw_fd(), &nix::sys::socket::UnixAddr::new_unnamed()).unwrap();
-        client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-        client
-    };
-    let (client, mut gone) = (bind(), 0);
+    let daemon = start(UNLIMITED, "unixgram:DIR/socket");
+    let (client, mut gone) = (datagram_peer(&daemon), 0);
+    // From now on, it does not ask each datagram whether descriptors come with it.
+    client.exchange("first");
+    pause(&daemon);
     // No more than fit into the queue of a Unix socket (net.unix.max_dgram_qlen), which are 10 on some machines.
     for number in 0..10 {
         if [0, 4, 5, 9].contains(&number) {
-            bind().send_to(b"gone", &path).unwrap();
+            datagram_peer(&daemon).send("gone");
             gone += 1;
         } else {
-            client.send_to(number.to_string().as_bytes(), &path).unwrap();
+            client.send(number.to_string());
         }
     }
-    let mut command = activated_command("3<&0", vec![socket.try_clone().unwrap().into()], "echo");
-    let daemon = Daemon::spawn_with_stdio(&mut command, UNLIMITED, &[]);
+    daemon.signal(Signal::CONT);
     for number in [1, 2, 3, 6, 7, 8] {
-        let mut buffer = [0; 100];
-        let count = client.recv(&mut buffer).unwrap();
-        assert_eq!(&buffer[..count], format!("server got:{number}").as_bytes());
+        client.expect(format!("server got:{number}"));
     }
-    client.send_to(b"last", &path).unwrap();
-    client.recv(&mut [0; 100]).unwrap();
+    client.exchange("last");
     let log = daemon.stop();
     assert_eq!(count_dropped(&log, "unreachable"), gone, "{log:#?}");
+}
+
+/// Stops a daemon until it gets SIGCONT.
+fn pause(daemon: &Daemon) {
+    daemon.signal(Signal::STOP);
+    wait_until("it is stopped", || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).expect("it runs");
+        stat.rsplit(')').next().is_some_and(|fields| fields.starts_with(" T"))
+    });
 }
 
 /// Waits until the daemon has received everything.
@@ -153,11 +151,7 @@ fn what_the_kernel_drops_is_counted_exactly() {
     wait_until_empty(&socket);
     client.send_to(b"first", address).unwrap();
     assert!(count_before(&client, "server got:first") < SENT);
-    daemon.signal(Signal::STOP);
-    wait_until("it is stopped", || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
-        stat.rsplit(')').next().unwrap().starts_with(" T")
-    });
+    pause(&daemon);
     flood();
     daemon.signal(Signal::CONT);
     wait_until_empty(&socket);
@@ -177,7 +171,7 @@ fn what_is_lost_after_the_last_datagram_is_counted_at_the_end() {
     let daemon = start_on("[defaults]\nlog_messages = 'full'\n", &socket);
     client.send_to(b"first", address).unwrap();
     receive(&client);
-    daemon.signal(Signal::STOP);
+    pause(&daemon);
     (0..1000).for_each(|_| _ = client.send_to(&[b'x'; 100], address).unwrap());
     // It is to end when it goes on, and receives nothing any more.
     daemon.signal(Signal::TERM);
