@@ -56,9 +56,9 @@ pub enum DropCause {
     NoRoom,
     /// Its reply could not be sent: there is no route to its source, or no socket is bound there.
     Unreachable,
-    /// The kernel dropped it, since the socket's receive buffer was full (or, over UDP, since it was damaged). It is not known
-    /// where it came from.
-    ReceiveBufferFull,
+    /// The kernel dropped it: the socket's receive buffer was full, it was damaged, or a filter refused it. It is not known where it
+    /// came from.
+    Kernel,
 }
 
 /// How many causes there are.
@@ -78,7 +78,7 @@ pub const DROP_NAMES: [&str; DROP_CAUSES] = [
     "unsafe-address",
     "no-room",
     "unreachable",
-    "receive-buffer-full",
+    "kernel",
 ];
 
 impl DropCause {
@@ -96,7 +96,7 @@ impl DropCause {
         Self::UnsafeAddress,
         Self::NoRoom,
         Self::Unreachable,
-        Self::ReceiveBufferFull,
+        Self::Kernel,
     ];
 
     /// Its one name, in lower case with hyphens: the same in the log, in the metrics and in tests.

@@ -37,8 +37,8 @@ pub(crate) struct SocketMemory {
     pub(crate) sent: u32,
 }
 
-/// Returns how many packets the kernel has dropped since the socket was made, for want of room in it or since they were damaged
-/// (SK_MEMINFO_DROPS); `None` if the kernel does not tell.
+/// Returns how many packets the kernel has dropped since the socket was made: for want of room in it, since they were damaged, or
+/// since a filter refused them, such as that of `IPAddressDeny=` (SK_MEMINFO_DROPS); `None` if the kernel does not tell.
 pub(crate) fn drops(socket: impl AsFd) -> Option<u32> {
     Some(getsockopt(&socket, WholeMemInfo).ok()?[8])
 }

@@ -157,7 +157,7 @@ fn what_the_kernel_drops_is_counted_exactly() {
     wait_until_empty(&socket);
     client.send_to(b"second", address).unwrap();
     let answered = count_before(&client, "server got:second");
-    let lost = |log: &[String]| usize::try_from(count_dropped(log, "receive-buffer-full")).unwrap();
+    let lost = |log: &[String]| usize::try_from(count_dropped(log, "kernel")).unwrap();
     // The first report is made at once.
     wait_until("it is logged", || lost(&daemon.log()) == SENT - answered);
     assert_eq!(lost(&daemon.stop()), SENT - answered);
@@ -182,7 +182,7 @@ fn what_is_lost_after_the_last_datagram_is_counted_at_the_end() {
         left += 1;
     }
     let logged = log.iter().filter(|line| line.contains(": \"xxx")).count();
-    let dropped = ["rate", "receive-buffer-full"].map(|cause| usize::try_from(count_dropped(&log, cause)).unwrap());
+    let dropped = ["rate", "kernel"].map(|cause| usize::try_from(count_dropped(&log, cause)).unwrap());
     assert_eq!(logged + dropped[0] + dropped[1] + left, 1000, "{log:#?}");
     assert!(dropped[1] > 0, "{log:#?}");
 }
@@ -267,6 +267,6 @@ fn two_hundred_thousand_sources_take_little_memory() {
     // The table of 16,384 sources takes 2 MiB.
     assert!(grown < 4 << 20, "{grown} bytes more");
     let log = daemon.stop();
-    let lost = count_dropped(&log, "receive-buffer-full");
+    let lost = count_dropped(&log, "kernel");
     assert!(log.iter().any(|line| line.contains(&format!("{} messages on 0 connections", 200_000 - lost))), "{log:#?}");
 }

@@ -12,7 +12,7 @@ use echoed::server::Server;
 use echoed::server::event::{MessageLog, ReceivedMessage};
 
 use crate::common::packets::DatagramPeer;
-use crate::common::wait_until;
+use crate::common::{TEST_TIMEOUT, wait_until};
 
 /// Takes messages as long as it is open.
 #[derive(Default)]
@@ -123,4 +123,14 @@ fn messages_bytes_and_drops_are_counted() {
     let mut dropped = [0; DROP_CAUSES];
     dropped[DropCause::TooLong.index()] = 2;
     assert_eq!(counts.dropped, dropped);
+}
+
+#[test]
+fn a_server_that_is_idle_at_once_stops_at_once() {
+    for attempt in 0..200 {
+        let (server, _log, _peer) = serve("");
+        // Its thread may not run yet.
+        let stopped = block_on(async { tokio::time::timeout(TEST_TIMEOUT, server.stop_if_idle(Duration::ZERO)).await });
+        assert_eq!(stopped, Ok(true), "attempt {attempt}");
+    }
 }

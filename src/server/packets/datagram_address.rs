@@ -22,8 +22,7 @@ pub(crate) struct Datagram {
     pub(crate) peer: Peer,
     pub(crate) sent_to: Destination,
     pub(crate) reply_to: ReplyTo,
-    /// How many datagrams the kernel had dropped by then, for want of room in the socket, since the socket was made
-    /// (SO_RXQ_OVFL, socket(7)); `None` if it had dropped none.
+    /// How many datagrams the kernel had dropped by then since the socket was made (SO_RXQ_OVFL, socket(7)); `None` if it had dropped none.
     pub(crate) lost_before: Option<u32>,
 }
 

@@ -34,7 +34,7 @@ use crate::server::packets::datagram_address::{Datagram, ReplyTo};
 use crate::server::packets::datagram_batch::{Batch, ReplyBatch};
 use crate::server::packets::datagram_log;
 use crate::server::packets::datagram_socket::{self, DatagramSocket, MAX_BATCH};
-use crate::server::packets::datagram_thread::ThreadControl;
+use crate::server::packets::datagram_thread::{RoomWaker, ThreadControl};
 use crate::server::packets::drop_log::{DropLog, DropReport};
 use crate::server::packets::path_replies::{FailedReply, PathReplies};
 use crate::server::packets::rate_limit::RateLimiter;
@@ -60,15 +60,19 @@ pub(crate) struct DatagramServer {
     batch: Batch,
     /// Of a Unix socket.
     path_replies: Option<PathReplies>,
-    /// Whether the thread is to be woken when there is room for descriptors that peers sent: nothing is received then.
+    /// Woken when there is room for descriptors that peers sent.
+    room: Arc<RoomWaker>,
+    /// Whether that is awaited: nothing is received then.
     parked: bool,
     drop_log: DropLog,
-    /// How many datagrams the kernel has dropped for want of room in the socket, and are counted.
+    /// How many datagrams the kernel has dropped, and are counted.
     lost: u32,
     totals: Totals,
     backoff: Backoff,
     /// Until when nothing is received, after an error that may pass.
     paused_until: Option<Instant>,
+    /// When messages that wait for the log are given up, once that is known.
+    given_up_at: Option<Instant>,
 }
 
 impl DatagramServer {
@@ -100,11 +104,13 @@ impl DatagramServer {
             services: Arc::clone(services),
             batch: Batch::new(),
             path_replies,
+            room: RoomWaker::new(Arc::clone(control)),
             parked: false,
             drop_log: DropLog::new(),
             totals: Totals::default(),
             backoff: Backoff::default(),
             paused_until: None,
+            given_up_at: None,
         })
     }
 
@@ -118,11 +124,12 @@ impl DatagramServer {
         limits: Limits<'_>,
         accept: &mut AcceptControl,
     ) -> io::Result<()> {
-        let mut mode = *accept.mode.borrow_and_update();
+        // Not as seen: a probe that was asked for before this thread runs has to be recorded, too.
+        let mut mode = *accept.mode.borrow();
         let mut readiness = PollFlags::empty();
         let ended = loop {
             if self.control.take_wakeup() {
-                self.parked = false;
+                self.parked &= !self.room.take();
                 self.count_failures(&listener.load());
                 // An error means that the server is gone.
                 if accept.mode.has_changed().unwrap_or(true) {
@@ -187,7 +194,7 @@ impl DatagramServer {
         let more = match received {
             Ok(more) => {
                 self.record_success(listener);
-                // As it is after the datagrams came: a reload holds for those that are sent after it.
+                // As it is after the datagrams came: a reload holds for those that are sent after it, but for how long they may be.
                 self.serve(&batch, &listener.load(), limits);
                 Ok(more)
             }
@@ -214,7 +221,7 @@ impl DatagramServer {
     /// Receives one datagram, and has its descriptors closed. Returns `None` if nothing is to be received now: there is no
     /// room for its descriptors, or it is dropped, since the process cannot have them.
     fn receive_with_descriptors(&mut self, buffer: &mut [u8], listener: &Listener) -> io::Result<Option<Datagram>> {
-        let make_waker = || Waker::from(Arc::clone(&self.control));
+        let make_waker = || Waker::from(Arc::clone(&self.room));
         let received = self.socket.receive_with_descriptors(buffer, &self.state.disposal, make_waker);
         if received.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMFILE as i32)) {
             if let Some(socket) = self.socket.second_descriptor() {
@@ -275,6 +282,10 @@ impl DatagramServer {
         for (datagram, bytes) in batch.iter() {
             if let Some(lost) = datagram.lost_before {
                 self.count_lost(lost, listener);
+            }
+            if listener.settings.rules.log_messages == LogMessages::Full {
+                // This one may wait for the log, and others of its batch have been logged: a reload may have made it so.
+                self.send(&mut replies, listener);
             }
             let taken = match bytes {
                 Some(message) => self
@@ -352,9 +363,9 @@ impl DatagramServer {
     }
 
     /// Logs a message, if the listener logs messages. Those that come meanwhile wait in the kernel.
-    fn log(&self, message: &[u8], peer: Peer, listener: &Listener) -> Result<(), DropCause> {
+    fn log(&mut self, message: &[u8], peer: Peer, listener: &Listener) -> Result<(), DropCause> {
         let message = ReceivedMessage { connection_id: None, listener: &listener.name, peer, bytes: message };
-        let is_logged = datagram_log::log(message, listener, &self.services, &self.control);
+        let is_logged = datagram_log::log(message, listener, &self.services, &self.control, &mut self.given_up_at);
         if is_logged { Ok(()) } else { Err(DropCause::NoRoom) }
     }
 
@@ -399,7 +410,7 @@ impl DatagramServer {
         let more = lost.wrapping_sub(self.lost);
         if (1..=u32::MAX / 2).contains(&more) {
             self.lost = lost;
-            self.count_dropped(DropCause::ReceiveBufferFull, more.into(), Peer::Unknown, None, listener);
+            self.count_dropped(DropCause::Kernel, more.into(), Peer::Unknown, None, listener);
         }
     }
 

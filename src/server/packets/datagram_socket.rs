@@ -25,7 +25,7 @@ use crate::server::socket_memory;
 const MAX_UDP_SIZE: usize = 65_535;
 
 /// How much ancillary data a datagram may have, of IPv4 and on a socket of IPv6, in bytes: the address that it was sent to, of IPv6
-/// that of IPv4, too, and how many were lost (88 of these bytes); and what else systemd may have enabled (Timestamping=).
+/// that of IPv4, too, and how many were lost (96 of these bytes); and what else systemd may have enabled (Timestamping=).
 const MAX_ANCILLARY: [usize; 2] = [128, 192];
 
 /// Go as far as the route and then send nothing (MSG_PROBE of linux/socket.h, which no library names).
@@ -51,6 +51,9 @@ enum BoundAddress {
     Ip(SocketAddr),
     Unix(UnixAddr),
 }
+
+/// How many reports of the kernel are forgotten before datagrams are received.
+const MAX_FORGOTTEN: u32 = 1024;
 
 /// How many datagrams one call receives or sends at most.
 pub(crate) const MAX_BATCH: usize = 32;
@@ -115,7 +118,7 @@ impl DatagramSocket {
         !matches!(rustix::io::retry_on_intr(peek), Err(rustix::io::Errno::AGAIN))
     }
 
-    /// Returns how many datagrams the kernel has dropped for want of room in the socket, since the socket was made.
+    /// Returns how many datagrams the kernel has dropped since the socket was made: [`socket_memory::drops`].
     pub(crate) fn lost(&self) -> Option<u32> {
         socket_memory::drops(&self.socket)
     }
@@ -124,9 +127,13 @@ impl DatagramSocket {
     /// replies by an earlier process.
     pub(crate) fn clear_errors(&self) {
         let _ = rustix::net::sockopt::socket_error(&self.socket);
-        // The queue is bounded by the receive buffer, and nothing is added to it any more.
-        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-        while recvmsg::<()>(self.socket.as_raw_fd(), &mut [], None, flags).is_ok() {}
+        // A Unix socket has no such queue, and returns datagrams.
+        if let BoundAddress::Ip(_) = self.bound {
+            let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+            let forget = || recvmsg::<()>(self.socket.as_raw_fd(), &mut [], None, flags).is_ok();
+            // If there are more, the socket is ready for them still.
+            let _ = (0..MAX_FORGOTTEN).all(|_| forget());
+        }
     }
 
     /// Receives the datagrams that wait, as many as there are places, one into each, in their order; what

@@ -48,7 +48,7 @@ impl ThreadControl {
     /// Ends the thread's wait: what it is to do may have changed.
     pub(crate) fn notify(&self) {
         if !self.woken.swap(true, Ordering::AcqRel) {
-            // It fails only when it was never read 2^64 - 2 times.
+            // It fails only when the counter is full, and then it is readable.
             let _ = retry_on_intr(|| rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes()));
         }
     }
@@ -67,12 +67,9 @@ impl ThreadControl {
 
     /// Returns whether the thread was woken since the last call. For its thread.
     pub(crate) fn take_wakeup(&self) -> bool {
-        if !self.woken.load(Ordering::Acquire) {
+        if !self.woken.load(Ordering::Relaxed) || !self.woken.swap(false, Ordering::AcqRel) {
             return false;
         }
-        // Before the flag is taken back: what wakes from then on writes again.
-        let _ = retry_on_intr(|| rustix::io::read(&self.eventfd, &mut [0_u8; 8]));
-        self.woken.store(false, Ordering::Release);
         self.pings.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().for_each(Vec::clear);
         true
     }
@@ -96,15 +93,21 @@ impl ThreadControl {
             Some(ref socket) => [PollFd::new(socket, PollFlags::IN | PollFlags::RDHUP), wakeup],
             None => [wakeup.clone(), wakeup],
         };
-        match poll(&mut polled, timeout.as_ref()) {
-            Ok(_) if socket.is_some() => polled[0].revents(),
+        let [readiness, wakeup] = match poll(&mut polled, timeout.as_ref()) {
+            Ok(_) => polled.map(|polled| polled.revents()),
             // An interrupted call is a wakeup for nothing.
-            Ok(_) | Err(Errno::INTR) => PollFlags::empty(),
+            Err(Errno::INTR) => [PollFlags::empty(); 2],
             Err(_) => {
                 thread::sleep(ERROR_PAUSE);
-                PollFlags::empty()
+                [PollFlags::empty(); 2]
             }
+        };
+        if !wakeup.is_empty() {
+            // Here and not where the flag is taken: the flag may be set before this is written. A thread that has waited looks
+            // at the flag before it waits again.
+            let _ = retry_on_intr(|| rustix::io::read(&self.eventfd, &mut [0_u8; 8]));
         }
+        if socket.is_some() { readiness } else { PollFlags::empty() }
     }
 }
 
@@ -115,6 +118,31 @@ impl Wake for ThreadControl {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.notify();
+    }
+}
+
+/// Wakes the thread of a datagram socket when there is room for descriptors that peers sent. Until then, nothing is received.
+#[derive(Debug)]
+pub(crate) struct RoomWaker {
+    control: Arc<ThreadControl>,
+    has_room: AtomicBool,
+}
+
+impl RoomWaker {
+    pub(crate) fn new(control: Arc<ThreadControl>) -> Arc<Self> {
+        Arc::new(Self { control, has_room: AtomicBool::new(false) })
+    }
+
+    /// Returns whether it was woken since the last call.
+    pub(crate) fn take(&self) -> bool {
+        self.has_room.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl Wake for RoomWaker {
+    fn wake(self: Arc<Self>) {
+        self.has_room.store(true, Ordering::Release);
+        self.control.notify();
     }
 }
 
@@ -163,5 +191,39 @@ impl Drop for DatagramThread {
         self.control.has_ended.store(true, Ordering::Release);
         self.control.notify();
         worker::join(&self.done, self.handle.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wakeup_ends_one_wait_whenever_it_comes() {
+        let control = Arc::new(ThreadControl::new().unwrap());
+        let waker = Arc::clone(&control);
+        let other = thread::spawn(move || (0..100_000).for_each(|_| waker.notify()));
+        // As a thread that is busy: it never waits.
+        while !other.is_finished() {
+            control.take_wakeup();
+        }
+        other.join().unwrap();
+        let (mut wakeups, start) = (0, clock());
+        let until = start + Duration::from_millis(50);
+        while clock() < until {
+            control.wait(None, Some(until));
+            control.take_wakeup();
+            wakeups += 1;
+        }
+        assert!(wakeups <= 3, "{wakeups} waits in 50 ms");
+    }
+
+    #[test]
+    fn a_wakeup_before_a_wait_is_not_lost() {
+        let control = ThreadControl::new().unwrap();
+        control.notify();
+        control.wait(None, None);
+        assert!(control.take_wakeup());
+        assert!(!control.take_wakeup());
     }
 }

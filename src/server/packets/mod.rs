@@ -25,6 +25,7 @@ mod seqpacket_socket;
 pub(crate) mod user_threads;
 
 use std::future::poll_fn;
+use std::mem;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -99,6 +100,15 @@ impl<'a> WaitingMessage<'a> {
 
     fn accept(mut self) {
         self.accepted = true;
+    }
+
+    /// Gives it up. Returns whether it was written in the last moment; if not, it is lost.
+    fn give_up(mut self) -> bool {
+        self.accepted = self.sink.message_log.abandon(&self.waker);
+        if !self.accepted {
+            self.sink.unlogged.add_lost(1);
+        }
+        mem::replace(&mut self.accepted, true)
     }
 }
 

@@ -119,8 +119,8 @@ impl fmt::Display for Text<'_> {
             Event::DatagramsDropped { listener, cause, count, last_peer, last_path } => {
                 let (s, last) = if *count == 1 { ("", "") } else { ("s", "the last ") };
                 write!(f, "{count} datagram{s} dropped on {listener}: {cause}")?;
-                if *cause == DropCause::ReceiveBufferFull {
-                    return f.write_str("; the kernel had no room for more (ReceiveBuffer= of the socket unit)");
+                if *cause == DropCause::Kernel {
+                    return f.write_str("; no room (ReceiveBuffer=), damaged, or refused by a filter (IPAddressDeny=)");
                 }
                 write!(f, "; {last}from {last_peer}")?;
                 match (cause, last_path) {
@@ -168,9 +168,9 @@ mod tests {
             ),
             (dropped(DropCause::NoRoom, 1, path), "1 datagram dropped on echo: no-room; from uid 1000 pid 7"),
             (
-                dropped(DropCause::ReceiveBufferFull, 3, None),
-                "3 datagrams dropped on echo: receive-buffer-full; \
-                    the kernel had no room for more (ReceiveBuffer= of the socket unit)",
+                dropped(DropCause::Kernel, 3, None),
+                "3 datagrams dropped on echo: kernel; \
+                    no room (ReceiveBuffer=), damaged, or refused by a filter (IPAddressDeny=)",
             ),
         ] {
             assert_eq!(Text(&event).to_string(), text);
