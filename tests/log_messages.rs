@@ -411,7 +411,7 @@ fn packets_that_wait_for_the_log_are_given_up_at_a_handover_and_no_worker_is_sai
         is_frozen = true;
         // They have had their time, and streams have not.
         assert_eq!(fixture.server.unlogged_messages().lost(), 2);
-        assert_eq!(fixture.server.connection_count(), 1);
+        wait_until("the connection of packets has ended", || fixture.server.connection_count() == 1);
     }));
     assert!(is_frozen);
     assert_eq!((detached.connections.len(), detached.unresponsive), (1, 0));

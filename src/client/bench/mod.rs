@@ -16,6 +16,7 @@ mod control;
 mod destination;
 mod latencies;
 mod packet_format;
+mod packet_traffic;
 mod packets;
 mod poll;
 pub mod report;

@@ -15,11 +15,9 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::connection::State;
-use super::packet_format::PacketFormat;
 use super::stats::Cause;
-use super::window::{MessageState, Window};
+use super::window::MessageState;
 use super::worker::{LoadThread, Phase};
-use super::{BenchSettings, nanos};
 use crate::client::exchange_error::Difference;
 use crate::client::quote::{Cut, Quoted, reason};
 use crate::protocol::verdict::SERVER_ERROR;
@@ -37,19 +35,6 @@ const MAX_UNREAD: u64 = 32;
 /// So many messages are sent over a socket before others have their turn.
 const MAX_BURST: u64 = 1024;
 
-/// How many lost messages are remembered by all sources together, and at least by each.
-const MAX_LOST: usize = 4_000_000;
-const MIN_LOST: usize = 64;
-
-/// What a thread needs for packets.
-pub(super) struct PacketTraffic<'a> {
-    format: &'a PacketFormat,
-    /// The message that is sent next.
-    message: Vec<u8>,
-    timeout: u64,
-    max_lost: usize,
-}
-
 /// Why no more comes from a socket.
 enum End {
     Closed,
@@ -64,22 +49,6 @@ enum Arrival {
     Awaited,
     Surplus,
     End(End),
-}
-
-impl<'a> PacketTraffic<'a> {
-    pub(super) fn new(format: &'a PacketFormat, settings: &BenchSettings) -> Self {
-        Self {
-            format,
-            message: format.template().to_vec(),
-            timeout: nanos(settings.timeout),
-            max_lost: (MAX_LOST / settings.connections).max(MIN_LOST),
-        }
-    }
-
-    /// Returns the window of a new socket, from which message number `first` is sent next.
-    pub(super) fn new_window(&self, first: u64) -> Window {
-        Window::new(first, self.max_lost)
-    }
 }
 
 impl LoadThread<'_> {

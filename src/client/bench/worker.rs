@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::connection::{BenchConnection, State};
 use super::control::{Control, StopRequest};
-use super::packets::PacketTraffic;
+use super::packet_traffic::PacketTraffic;
 use super::poll::{Clock, Event, Poll};
 use super::schedule::Schedule;
 use super::stats::{Cause, Stats};
