@@ -13,7 +13,8 @@ use crate::server::packets::{self, END_WAIT, WaitingMessage};
 use crate::server::services::{Services, StopRequest};
 
 /// Logs a message of this listener, if it logs messages. Waits for the lossless log, until the thread has to end, or until
-/// connections have to end at once and [`END_WAIT`] is over: `given_up_at`, once that is known. Returns `false` if the message was given up then: it is lost, and not to be answered.
+/// connections have to end at once and [`END_WAIT`] is over: `given_up_at`, once that is known. Returns `false` if the message was
+/// given up then: it is lost, and not to be answered.
 #[must_use]
 pub(crate) fn log(
     message: ReceivedMessage<'_>,
