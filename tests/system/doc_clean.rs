@@ -47,7 +47,7 @@ pub fn trial(debian: &'static Debian) -> Trial {
 
 fn the_documents_work_from_the_sources_on_a_clean_debian(machine: &Machine) {
     let new_runner = |page, skips| PageRunner::as_admin(machine, SOURCES, page, skips);
-    new_runner("README.md", &[doc_skips::README]).run_section(README, "With systemd");
+    new_runner("README.md", &[doc_skips::README]).run_section(README, "Install");
     for (page, skips) in [("README.md", &[doc_skips::README]), ("operations.md", &[doc_skips::OPERATIONS])] {
         let text = machine.sh(&format!("cat /usr/local/share/doc/echoed/{page}"));
         new_runner(page, skips).run_page(&text);

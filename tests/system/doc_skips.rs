@@ -19,8 +19,11 @@ pub const SETTINGS: Skips = &[
     (Below("When something is wrong"), "tests/etc/page.rs does it"),
 ];
 pub const README: Skips = &[
-    (Line("C: aaaa<TAB>"), "shows the protocol"),
-    (Below("Try it"), "for a machine on which it is built; tests/programs.rs has these programs talk to it"),
+    (
+        Below("Try it without installing"),
+        "for a machine on which it is built; tests/programs.rs has these programs talk to it",
+    ),
+    (Line("backend echo"), "tests/proxy/haproxy.rs does it"),
     (
         Line(r#"/etc/echoed/echoed.toml.d/50-local.toml:2:8: read: 10 has no unit; write "10s" if that is meant"#),
         "tests/etc/page.rs does it",

@@ -54,21 +54,21 @@ fn each_signal_works_as_documented(machine: &Machine) {
             let process = machine.property("echoed.service", "MainPID");
             machine.sh(&format!("systemctl kill --signal={signal} echoed.service"));
             let runs_on = match effect {
-                _ if effect.starts_with("reads the settings anew") => {
+                _ if effect.starts_with("reloads the settings") => {
                     machine.wait_for_journal(&format!("_PID={process} --grep=reloaded"));
                     true
                 }
-                "nothing" => true,
-                _ if effect.starts_with("ends: ") => {
+                "none" => true,
+                _ if effect.starts_with("stops: ") => {
                     peer.expect_close();
                     machine.wait_for_property("echoed.service", "ActiveState", "inactive");
                     assert_eq!(machine.property("echoed.service", "Result"), "success", "{signal}");
                     false
                 }
-                _ if effect.ends_with("systemd starts it anew") => {
+                _ if effect.ends_with("systemd restarts it") => {
                     peer.read_to_end();
                     let restarted = || !["0", &process].contains(&&*machine.property("echoed.service", "MainPID"));
-                    wait_until(&format!("it is started anew after {signal}"), restarted);
+                    wait_until(&format!("it is restarted after {signal}"), restarted);
                     false
                 }
                 other => panic!("what is meant by \"{other}\"?"),
@@ -113,7 +113,7 @@ const ACTIONS: &[(&str, &str)] = &[
     ("idle exit", ""),
     ("crash, `kill -9`", "systemctl kill --signal=KILL echoed.service"),
     ("hang", ""),
-    ("stop of the socket (which the service follows)", "systemctl stop echoed.socket; systemctl start echoed.socket"),
+    ("stop of the socket (which stops the service)", "systemctl stop echoed.socket; systemctl start echoed.socket"),
     // Not tried: the machine is gone then.
     ("reboot", ""),
 ];
@@ -146,7 +146,7 @@ fn what_survives_each_event_is_as_documented(machine: &Machine) {
             machine.sh("systemctl reload echoed.service");
             drop((first, second));
             machine.wait_for_property("echoed.service", "ActiveState", "inactive");
-            assert_eq!(live, "there are none");
+            assert_eq!(live, "do not exist");
             assert!(PAGE.contains("`stopping: no connection for 5min (service.idle_exit)`"));
             machine.wait_for_journal("_COMM=echoed --grep='stopping: no connection for 1ms .service.idle_exit.'");
             write_settings(machine, "10", "");
@@ -165,11 +165,11 @@ fn what_survives_each_event_is_as_documented(machine: &Machine) {
                 machine.wait_for_journal(&format!("_PID={process} --grep=reloaded"));
             }
             match live {
-                "stay" | "stay, with the settings they came to" => {
+                "stay" | "stay, with their settings" => {
                     first.exchange("still");
                     drop(first);
                 }
-                "go on, with the settings of now" => {
+                "move to the new process, with the new settings" => {
                     first.send("still\t");
                     first.expect("new:still\t");
                     drop(first);
@@ -342,7 +342,7 @@ fn each_systemd_version_has_the_documented_features(machine: &Machine) {
             _ if what.contains("FileDescriptorStorePreserve=yes") => {
                 machine.sh("systemctl show echoed.service").contains("\nFileDescriptorStorePreserve=")
             }
-            _ if what.contains("started anew after 0.1 s") => {
+            _ if what.contains("restarted after 0.1 s") => {
                 machine.sh("systemctl show echoed.service").contains("\nRestartSteps=6\n")
             }
             _ if what.contains("activations") => {
