@@ -65,7 +65,7 @@ fn every_cause_of_a_dropped_datagram_is_explained_in_the_catalog_and_in_the_prot
         .filter_map(|line| line.split(' ').next())
         .collect();
     assert_eq!(listed, DROP_NAMES);
-    let (_, table) = protocol.split_once("| cause | it |\n").expect("there is a table");
+    let (_, table) = protocol.split_once("| cause | the datagram |\n").expect("there is a table");
     let rows = table.lines().skip(1).map_while(|line| line.strip_prefix("| `")?.split('`').next());
     assert_eq!(rows.collect::<Vec<_>>(), DROP_NAMES);
 }
