@@ -113,7 +113,7 @@ fn a_bad_proxy_header_is_logged_with_its_reason() {
         peer.expect_close();
         drop(peer);
         let entry = journal.expect(reason, |entry| {
-            has_subject("@PEER@ began with no valid PROXY header")(entry)
+            has_subject("@PEER@ sent no valid PROXY header")(entry)
                 && entry.text("CONNECTION") == format!("{number}")
         });
         let fields = stable_fields(&entry);
@@ -143,10 +143,10 @@ fn each_entry_has_the_priority_of_its_level_and_an_explanation_in_the_catalog() 
     for (subject, priority) in [
         ("Serving on a listener", "6"),
         ("Connection @CONNECTION@ from @PEER@", "7"),
-        ("As many connections as are allowed", "4"),
+        ("The limit on connections is reached", "4"),
         ("@PEER@ sent a message that is too long", "6"),
-        ("Listener @LISTENER@ is broken", "3"),
-        ("The daemon begins to stop", "6"),
+        ("Listener @LISTENER@ has failed", "3"),
+        ("The daemon is stopping", "6"),
         ("The daemon has stopped", "6"),
     ] {
         let entry = entries.iter().find(|entry| has_subject(subject)(entry));

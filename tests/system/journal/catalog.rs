@@ -76,7 +76,7 @@ fn events_at_the_start_are_explained(machine: &Machine) {
         "Serving on a listener: @LISTENER@",
         "Addresses in the settings are ignored",
         "Listener @LISTENER@ has no section of its own",
-        "There cannot be as many connections as are allowed",
+        "Too few descriptors for limits.connections",
         "systemd could not be notified",
     ] {
         expect_explained(machine, subject);
@@ -102,19 +102,19 @@ fn a_stop_and_its_reason_are_explained(machine: &Machine) {
     while non_reading.send_what_fits(&[b'\t'; 4096]) > 0 {}
     wait_until("it is answered", || non_reading.readable_bytes() > 0);
     machine.sh("systemctl kill --signal=INT echoed.service");
-    let entry = expect_explained(machine, "The daemon begins to stop");
+    let entry = expect_explained(machine, "The daemon is stopping");
     assert_eq!(entry.text("MESSAGE"), "stopping: SIGINT");
     expect_explained(machine, "The connection of @PEER@ ended because the daemon stops");
     drained.expect_close();
     machine.sh("systemctl kill echoed.service");
-    expect_explained(machine, "The last replies are not waited for");
+    expect_explained(machine, "The drain was cut short");
     let entry = expect_explained(machine, "The daemon has stopped");
     assert!(entry.text("MESSAGE").starts_with("stopped: 1 connections finished, 1 cut; "), "{entry:?}");
 
     configure(machine, "[service]\nidle_exit = '10ms'");
     machine.connect(TCP).exchange("a");
     wait_until("it says that it was not used", || {
-        let why = expect_explained(machine, "The daemon begins to stop").text("MESSAGE");
+        let why = expect_explained(machine, "The daemon is stopping").text("MESSAGE");
         why == "stopping: no connection for 10ms (service.idle_exit)"
     });
 }
@@ -128,7 +128,7 @@ fn reloads_are_explained(machine: &Machine) {
     expect_explained(machine, "New settings are in use");
     configure(machine, "[service]\nworkers = 'many'");
     machine.run("systemctl reload echoed");
-    let entry = expect_explained(machine, "The new settings are wrong and not used");
+    let entry = expect_explained(machine, "The new settings are invalid and ignored");
     assert_eq!(entry.ours()["PRIORITY"], "3");
     assert!(entry.text("MESSAGE").contains(&format!("{SETTINGS}:2:11: ")), "{entry:?}");
 }
@@ -138,11 +138,11 @@ fn handed_over_connections_are_explained(machine: &Machine) {
     let mut peer = machine.connect(TCP);
     peer.exchange("a");
     machine.sh("systemctl restart echoed");
-    expect_explained(machine, "The connection of @PEER@ goes on in the next process");
-    expect_explained(machine, "Connection @CONNECTION@ from @PEER@ goes on");
-    expect_explained(machine, "Connections of the previous process go on");
+    expect_explained(machine, "The connection of @PEER@ continues in the next process");
+    expect_explained(machine, "Connection @CONNECTION@ from @PEER@ continues");
+    expect_explained(machine, "Connections of the previous process were restored");
     tamper(machine, "empty");
-    let entry = expect_explained(machine, "Connections of the previous process cannot go on");
+    let entry = expect_explained(machine, "Connections of the previous process could not be restored");
     assert_eq!(entry.ours()["PRIORITY"], "4");
     let mut peers: Vec<_> = (0..20).map(|_| machine.connect(TCP)).collect();
     peers.iter_mut().for_each(|peer| peer.exchange("a"));
@@ -209,11 +209,11 @@ fn reached_limits_are_explained(machine: &Machine) {
     drop_in(machine, "echoed.service", "[Service]\nLimitNOFILE=64");
     listen(machine, "[limits]\nconnections = 1\nreclaim_idle = 'off'");
     machine.connect(TCP).exchange("a");
-    let entry = expect_explained(machine, "As many connections as are allowed");
+    let entry = expect_explained(machine, "The limit on connections is reached");
     assert_eq!(entry.ours()["PRIORITY"], "4");
     restart(machine, "[limits]\nconnections = 80");
     let peers: Vec<_> = (0..80).map(|_| machine.connect(TCP)).collect();
-    expect_explained(machine, "Nothing can be accepted on @LISTENER@ now");
+    expect_explained(machine, "Accepting is paused on @LISTENER@");
     drop(peers);
     expect_explained(machine, "Clients are accepted on @LISTENER@ again");
 }
@@ -240,7 +240,7 @@ fn a_broken_listener_is_explained(machine: &Machine) {
     let process = pidfd_open(daemon, PidfdFlags::empty()).expect("it runs");
     let listener = pidfd_getfd(process, 3, PidfdGetfdFlags::empty()).expect("it has sockets");
     assert!(matches!(shutdown(&listener, Shutdown::Both), Ok(()) | Err(Errno::NOTCONN)));
-    let entry = expect_explained(machine, "Listener @LISTENER@ is broken");
+    let entry = expect_explained(machine, "Listener @LISTENER@ has failed");
     assert_eq!(entry.ours()["PRIORITY"], "3");
     // The other one is served.
     machine.connect("unix:/run/echoed.sock").exchange("a");
@@ -253,5 +253,5 @@ fn a_hung_worker_is_explained(machine: &Machine) {
     if !hang_thread(machine.daemon_pid().expect("it runs"), "worker-0") {
         return;
     }
-    expect_explained(machine, "A thread that serves does not answer");
+    expect_explained(machine, "A worker thread does not respond");
 }
