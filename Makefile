@@ -7,7 +7,10 @@
 #               with QUICK=1, in four minutes after building, and without writing it
 # make bench-core
 #               measure the protocol alone, without sockets: per byte and per message
-# make pages    write the man pages and the completions anew, from the command lines and the documents
+# make pages    generate the man pages, docs/messages.md and the completions, from the command lines, the documents and the catalog
+# make recording
+#               record docs/restart.svg anew: echoctl ping during a restart, on a booted machine; takes root, debootstrap and
+#               systemd-container
 # make crates   write the lists of the crates anew: third-party.md, the bill of materials, debian/copyright
 # make project  write the addresses of the project anew wherever packages say them, from Cargo.toml
 # make dist     make a tarball of the sources, as of the last commit
@@ -57,7 +60,7 @@ FILL_IN = s|@SBINDIR@|$(SBINDIR)|g; s|@ROOTDIR@|$(ROOTDIR)|g; s|@LINKSDIR@|$(LIN
 FILL_IN_PATHS = s|/usr/local/share/doc/echoed|$(DOCDIR)|g; s|/usr/local/lib/systemd/system|$(UNITDIR)|g; \
     s|/usr/local/sbin|$(SBINDIR)|g; s|/usr/local/bin|$(BINDIR)|g; s|/usr/local|$(PREFIX)|g
 FILL_IN_LINKS = s|](docs/|](|g; s|](systemd/examples)|](examples)|g; s|](etc/echoed\.toml)|](/etc/echoed/echoed.toml)|g; \
-    s|\[\([^]]*\)\](\.\./[^)]*)|\1|g
+    s|\[\([^]]*\)\](\.\./[^)]*)|\1|g; s|\[\([^]]*\)\]([A-Z_]*\.md)|\1|g
 
 # How echoed.service becomes the service of an instance: one sandbox for both.
 INSTANCE = s|^Description=.*|Description=Delimited echo service, the instance %i|; \
@@ -116,7 +119,7 @@ ARGS ?=
 # Where the results are written, beside stdout: only those of a whole run, unless asked.
 REPORT ?= $(if $(QUICK)$(ARGS),,docs/performance.md)
 
-.PHONY: all run test bench bench-core pages project crates dist vendor deb rpm arch test-packages \
+.PHONY: all run test bench bench-core pages recording project crates dist vendor deb rpm arch test-packages \
     install uninstall clean
 
 all:
@@ -126,9 +129,9 @@ run:
 	$(CARGO) build --locked
 	@echo
 	@echo "Talk to it from another terminal:"
+	@echo "  $(TARGETDIR)/debug/echoctl send 127.0.0.1:8085 aaaa"
 	@printf '  %s\n' "printf 'aaaa\t' | nc -N 127.0.0.1 8085"
 	@printf '  %s\n' "printf 'aaaa\t' | socat -t2 - TCP:127.0.0.1:8085"
-	@echo "  $(TARGETDIR)/debug/echoctl send 127.0.0.1:8085 aaaa"
 	@echo "Ctrl-C ends it."
 	@echo
 	@exec $(TARGETDIR)/debug/echoed
@@ -150,6 +153,10 @@ bench-core:
 
 pages:
 	ECHOED_WRITE_PAGES=1 $(CARGO) test --locked --test pages generated_files_are_up_to_date
+
+# A systemd that is not too old to keep connections over a restart.
+recording:
+	ECHOED_WRITE_RECORDING=1 ECHOED_TEST_REQUIRE=all $(CARGO) test --locked --test system -- debian13::doc_recording
 
 project:
 	python3 packaging/project.py write
@@ -219,7 +226,7 @@ install:
 	$(INSTALL) -m 644 systemd/catalog/echoed.catalog "$(DESTDIR)$(CATALOGDIR)/echoed.catalog"
 	@test -e "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml" || \
 	    $(INSTALL) -m 644 etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"
-	$(INSTALL) -m 644 NEWS.md docs/performance-*.svg LICENSE-MIT LICENSE-APACHE \
+	$(INSTALL) -m 644 NEWS.md docs/*.svg LICENSE-MIT LICENSE-APACHE \
 	    packaging/third-party.md packaging/echoed.cdx.json "$(DESTDIR)$(DOCDIR)"
 	@for page in README.md docs/*.md; do \
 	    $(INSTALL) -m 644 /dev/null "$(DESTDIR)$(DOCDIR)/$${page##*/}" && \
@@ -253,7 +260,7 @@ uninstall:
 	rm -rf "$(DESTDIR)$(ROOTDIR)" "$(DESTDIR)$(LINKSDIR)"
 	@rmdir "$(DESTDIR)$(dir $(ROOTDIR))" "$(DESTDIR)$(dir $(LINKSDIR))" 2>/dev/null; true
 	rm -rf "$(DESTDIR)$(DOCDIR)"
-	@# Settings that somebody changed stay.
+	@# Settings that were changed stay.
 	@if cmp -s etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"; then \
 	    rm -f "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"; fi
 	@rmdir "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml.d" "$(DESTDIR)$(SYSCONFDIR)/echoed/instances" \

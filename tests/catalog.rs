@@ -3,8 +3,10 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
+use common::catalog::catalog_entries;
 use common::program_or_skip;
 use echoed::protocol::packet::DROP_NAMES;
 
@@ -13,27 +15,19 @@ const CATALOG: &str = include_str!("../systemd/catalog/echoed.catalog");
 /// The fields that an explanation may quote.
 const FIELDS: [&str; 8] = ["LISTENER", "PEER", "CONNECTION", "VERDICT", "REASON", "BYTES_IN", "BYTES_OUT", "MESSAGES"];
 
-/// Each explanation: its MESSAGE_ID, its headers, its text.
-fn catalog_entries() -> Vec<(&'static str, Vec<&'static str>, &'static str)> {
-    let (_, all) = CATALOG.split_once("\n-- ").expect("there is one");
-    let parts = all.split("\n-- ").map(|part| {
-        let (head, text) = part.split_once("\n\n").expect("an empty line ends the headers");
-        let mut head = head.lines();
-        (head.next().expect("an ID"), head.collect(), text)
-    });
-    parts.collect()
-}
-
 #[test]
-fn every_catalog_entry_has_all_headers_and_a_text_that_fits_80_columns() {
+fn every_catalog_entry_has_all_headers_a_cause_and_a_cure_that_fit_80_columns() {
     let entries = catalog_entries();
     assert!(entries.len() > 30);
-    for (id, head, text) in entries {
-        let names: Vec<_> = head.iter().filter_map(|line| line.split_once(": ")).map(|(name, _)| name).collect();
-        assert_eq!(names, ["Subject", "Defined-By", "Support"], "{id}");
-        assert!(text.split_whitespace().count() >= 15, "{id}: {text}");
-        for line in text.lines() {
-            assert!(line.len() <= 80, "{id}: too wide for a terminal: {line}");
+    for entry in entries {
+        let names: Vec<_> = entry.headers.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["Subject", "Defined-By", "Support"], "{}", entry.id);
+        let (cause, cure) = entry.cause_and_cure();
+        let words = cause.iter().flat_map(|paragraph| paragraph.split_whitespace()).count();
+        assert!(words >= 8, "{}: the first paragraph is the cause: {cause:?}", entry.id);
+        assert!(!cure.is_empty(), "{}: a paragraph after the cause is the cure", entry.id);
+        for line in entry.paragraphs.iter().flat_map(|paragraph| paragraph.lines()) {
+            assert!(line.len() <= 80, "{}: too wide for a terminal: {line}", entry.id);
         }
     }
 }
@@ -41,11 +35,12 @@ fn every_catalog_entry_has_all_headers_and_a_text_that_fits_80_columns() {
 #[test]
 fn catalog_entries_refer_only_to_existing_fields() {
     let mut quoted = 0;
-    for (id, head, text) in catalog_entries() {
-        for line in head.into_iter().chain(text.lines()) {
+    for entry in catalog_entries() {
+        let lines = entry.paragraphs.iter().flat_map(|paragraph| paragraph.lines());
+        for line in lines.chain([entry.header("Subject")]) {
             let inside = line.split('@').skip(1).step_by(2);
             for name in inside {
-                assert!(FIELDS.contains(&name), "{id}: @{name}@");
+                assert!(FIELDS.contains(&name), "{}: @{name}@", entry.id);
                 quoted += 1;
             }
         }
@@ -53,10 +48,60 @@ fn catalog_entries_refer_only_to_existing_fields() {
     assert!(quoted > 20, "{quoted}");
 }
 
+/// All sources of the daemon, with each part of a text that varies as `…`, and without the line breaks within literals.
+fn source_texts() -> String {
+    let mut sources = String::new();
+    let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).expect("there are sources") {
+            let path = entry.expect("it can be read").path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.file_stem().is_some_and(|name| name != "tests") {
+                let text = fs::read_to_string(&path).expect("sources are text");
+                // Tests repeat the words, which may not be those of the program any longer.
+                sources.push_str(text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default());
+            }
+        }
+    }
+    let joined: Vec<_> = sources.split("\\\n").map(str::trim_start).collect();
+    let sources = joined.concat().replace("\\\"", "\"").replace("\\n", " ");
+    let mut parts = sources.split('{');
+    let mut texts = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        texts.push('…');
+        texts.push_str(part.split_once('}').filter(|(name, _)| !name.contains('\n')).map_or(part, |(_, after)| after));
+    }
+    texts
+}
+
+/// What an administrator reads in the journal is found in docs/messages.md, which is made of these comments.
+#[test]
+fn the_words_of_each_catalog_entry_are_those_of_the_program() {
+    let sources = source_texts();
+    for entry in catalog_entries() {
+        assert!(!entry.messages.is_empty(), "{}: a comment before it has its severity and its words", entry.id);
+        for (severity, words) in entry.messages {
+            let severities = ["error", "warning", "info", "debug", "any"];
+            assert!(severities.contains(&severity), "{}: the severity \"{severity}\"", entry.id);
+            for part in words.split('…').flat_map(|part| part.split(';')).map(str::trim) {
+                // Verdicts are listed by their names.
+                let part = part.strip_prefix("ended: ").unwrap_or(part);
+                assert!(
+                    sources.contains(part),
+                    "{}: no text in src has \"{part}\"; correct the comment \"# {severity}: {words}\" in \
+                     systemd/catalog/echoed.catalog, and: make pages",
+                    entry.id
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn every_cause_of_a_dropped_datagram_is_explained_in_the_catalog_and_in_the_protocol() {
     let protocol = include_str!("../docs/protocol.md");
-    let (_, listed) = CATALOG.split_once("is the cause:\n\n").expect("there is a list");
+    let (_, listed) = CATALOG.split_once("VERDICT is the cause:\n\n").expect("there is a list");
     let (listed, _) = listed.split_once("\n\n").expect("it ends");
     let listed: Vec<_> = listed
         .lines()
@@ -88,9 +133,12 @@ fn journalctl_accepts_the_catalog() {
     };
     run("--update-catalog");
     let listed = run("--list-catalog");
-    for (id, head, _) in catalog_entries() {
-        let subject = head[0].strip_prefix("Subject: ").unwrap();
-        assert!(listed.contains(&format!("{id} echoed: {subject}\n")), "{id}: {listed}");
+    for entry in catalog_entries() {
+        let line = format!("{} echoed: {}\n", entry.id, entry.header("Subject"));
+        assert!(listed.contains(&line), "{line} is not in {listed}");
     }
     assert_eq!(listed.lines().count(), catalog_entries().len());
+    // What is for docs/messages.md is for readers of the file only.
+    let explanations = run("--dump-catalog");
+    assert!(!explanations.contains("# info") && !explanations.contains("# warning"), "{explanations}");
 }

@@ -1,9 +1,9 @@
-//! The man pages and the completions: they are what the command lines, the settings and the documents make of them, have
-//! all there is, and can be read and used.
+//! The man pages, the page of log messages and the completions: they are up to date with their sources, complete, and can be
+//! read and used.
 //!
-//! They are written ahead, since packages do not run what they have just built: `make pages` does it, which is this
-//! program with `ECHOED_WRITE_PAGES=1`. What a page is made of is in `docs/man/NAME.md`: Markdown, and comments for what is
-//! put in their place ([`sources`]).
+//! They are generated in advance, because packages do not run the programs that they have just built: `make pages` runs this
+//! program with `ECHOED_WRITE_PAGES=1`. The source of a man page is `docs/man/NAME.md` or a document: Markdown, with comments
+//! that are replaced ([`sources`]). The source of docs/messages.md is the catalog of the journal.
 
 #![allow(unreachable_pub, reason = "as in tests/common, what is for other files is pub")]
 
@@ -12,10 +12,14 @@ mod command;
 mod common;
 #[path = "pages/markdown.rs"]
 mod markdown;
+#[path = "pages/messages.rs"]
+mod messages;
 #[path = "pages/roff.rs"]
 mod roff;
 #[path = "pages/sources.rs"]
 mod sources;
+#[path = "pages/words.rs"]
+mod words;
 
 use std::collections::BTreeSet;
 use std::env;
@@ -56,6 +60,7 @@ fn command_line(program: &str) -> clap::Command {
 fn generated_files() -> Vec<(String, String)> {
     let mut files: Vec<_> =
         PAGES.iter().map(|page| (format!("docs/man/{}", page.name), sources::generate_page(page))).collect();
+    files.push(("docs/messages.md".to_owned(), messages::generate_page()));
     for (shell, program, file) in COMPLETIONS {
         let mut script = Vec::new();
         generate(shell, &mut command_line(program), program, &mut script);
@@ -192,6 +197,17 @@ fn man_and_mandoc_report_no_problems_in_the_pages() {
             let warnings = String::from_utf8_lossy(&lint.stdout);
             assert!(lint.status.success() && warnings.is_empty(), "{warnings}");
         }
+    }
+}
+
+/// A man page is read where there are no documents of the project, perhaps.
+#[test]
+fn every_man_page_has_examples_and_refers_to_no_markdown_file() {
+    for page in PAGES {
+        let Some(text) = render_page(page.name) else { return };
+        assert!(text.contains("\nEXAMPLES\n"), "{} has no examples", page.name);
+        let pointer = text.lines().find(|line| line.split_whitespace().any(|word| word.contains(".md")));
+        assert_eq!(pointer, None, "{}: name a man page instead, or describe it here", page.name);
     }
 }
 

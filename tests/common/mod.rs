@@ -6,6 +6,7 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test program uses its own part")]
 
+pub mod catalog;
 pub mod daemon;
 #[cfg(all(feature = "client", feature = "cli"))]
 pub mod echoctl;

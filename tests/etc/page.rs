@@ -76,7 +76,7 @@ fn the_readme_shows_a_real_error_message_and_valid_settings() {
 
 #[test]
 fn the_worked_example_on_the_page_prints_what_the_page_shows() {
-    let blocks = code_blocks("An example: another deadline for one of two sockets");
+    let blocks = code_blocks("Examples");
     let drop_in = blocks.iter().find(|(language, _)| *language == "toml").unwrap().1;
     let shown = blocks.iter().find(|(language, _)| language.is_empty()).unwrap().1;
     let printed = load_drop_in(drop_in).unwrap_or_else(|error| panic!("{error}"));

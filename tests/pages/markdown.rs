@@ -7,8 +7,13 @@ use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use crate::roff::{Roff, bold, escape};
 
 /// What readers of man pages have in place of a document of the project.
-const PAGES: [(&str, &str); 3] =
-    [("configuration.md", "echoed.toml(5)"), ("protocol.md", "echoed-protocol(7)"), ("README.md", "echoed(8)")];
+const PAGES: [(&str, &str); 5] = [
+    ("configuration.md", "echoed.toml(5)"),
+    ("protocol.md", "echoed-protocol(7)"),
+    ("echoctl-json.md", "echoctl(1)"),
+    ("operations.md", "echoed(8)"),
+    ("README.md", "echoed(8)"),
+];
 
 /// Adds a text to a page. Its title is left out.
 pub fn markdown(page: &mut Roff, text: &str) {

@@ -19,7 +19,7 @@ pub struct Page {
 
 /// All of them.
 pub const PAGES: [Page; 4] = [
-    Page { name: "echoed.8", about: "delimited echo service, started by its sockets", text: "docs/man/echoed.8.md" },
+    Page { name: "echoed.8", about: "echo server that systemd starts on demand", text: "docs/man/echoed.8.md" },
     Page { name: "echoctl.1", about: "talk to servers of the delimited echo protocol", text: "docs/man/echoctl.1.md" },
     Page { name: "echoed.toml.5", about: "settings of echoed", text: "docs/configuration.md" },
     Page { name: "echoed-protocol.7", about: "the delimited echo protocol", text: "docs/protocol.md" },
@@ -28,7 +28,7 @@ pub const PAGES: [Page; 4] = [
 /// A page as it belongs into its file.
 ///
 /// A line `<!-- WORDS -->` of its text is replaced: `synopsis PROGRAM`, `options PROGRAM` and `command PROGRAM COMMAND` are
-/// of the command line, `FILE.md: HEADING` is that section of a document.
+/// of the command line, `FILE.md: HEADING` is that section of a document, `FILE.md` a whole document below the last heading.
 pub fn generate_page(page: &Page) -> String {
     let (name, section) = page.name.rsplit_once('.').expect("a page has a section");
     let source = concat!("echoed ", env!("CARGO_PKG_VERSION"));
@@ -72,11 +72,17 @@ fn expand(page: &mut Roff, words: &str) {
         markdown(page, section.split("\n## ").next().unwrap_or_default());
         return;
     }
+    if words.ends_with(".md") {
+        let document = read_file(&format!("docs/{words}"));
+        let (_, text) = document.split_once("\n\n").expect("a title and a text");
+        markdown(page, &text.replace("\n## ", "\n### "));
+        return;
+    }
     match words.split(' ').collect::<Vec<_>>()[..] {
         ["synopsis", program] => command::synopsis(page, &command_line(program)),
         ["options", program] => command::options(page, &command_line(program)),
         ["command", program, name] => command::subcommand(page, &command_line(program), name),
-        _ => panic!("nobody knows what to put for {words:?}"),
+        _ => panic!("unknown comment {words:?}"),
     }
 }
 

@@ -33,7 +33,8 @@ pub fn expect_explained(machine: &Machine, subject: &str) -> Entry {
     machine.sh("journalctl --update-catalog");
     let (before, after) = CATALOG.split_once(&format!("\nSubject: {subject}\n")).expect("it is in the catalog");
     let (_, id) = before.rsplit_once("-- ").expect("an ID comes before it");
-    let rest = after.split("\n-- ").next().unwrap_or_default().trim_end();
+    // Comments are not printed.
+    let rest = after.split("\n\n# ").next().unwrap_or_default().trim_end();
     let mut found = Vec::new();
     wait_until(&format!("there is an entry \"{subject}\""), || {
         found = entries(machine, &format!("-u echoed MESSAGE_ID={id}"));

@@ -117,7 +117,7 @@ pub(super) fn of_event(event: &Event) -> EntryKind {
 mod tests {
     use std::collections::BTreeSet;
 
-    use echoed::protocol::verdict;
+    use echoed::protocol::{Verdict, verdict};
     use echoed::server::event;
     use echoed::systemd::journal::{self, lossless};
 
@@ -158,6 +158,51 @@ mod tests {
         for id in sent {
             let digits = id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
             assert!(id.len() == 32 && digits, "{id}");
+        }
+    }
+
+    /// The severities in the comments before an explanation, which docs/messages.md has.
+    fn listed_severities(kind: EntryKind) -> BTreeSet<&'static str> {
+        let (before, _) = CATALOG.split_once(&format!("-- {}\n", kind.message_id)).expect("it is explained");
+        let comments = before.lines().rev().map_while(|line| line.strip_prefix("# "));
+        comments.filter_map(|comment| comment.split(": ").next()).collect()
+    }
+
+    fn name_of(level: Level) -> &'static str {
+        match level {
+            Level::Error => "error",
+            Level::Warn => "warning",
+            Level::Info => "info",
+            Level::Debug | Level::Trace => "debug",
+        }
+    }
+
+    #[test]
+    fn the_catalog_has_the_severity_of_every_note_and_every_verdict() {
+        for note in Note::ALL {
+            assert_eq!(listed_severities(note.kind()), BTreeSet::from([name_of(note.level())]), "{note:?}");
+        }
+        let verdicts = [
+            Verdict::TooLong,
+            Verdict::ReadDeadline,
+            Verdict::IdleDeadline,
+            Verdict::Lifetime,
+            Verdict::TooMany { limit: 1 },
+            Verdict::Busy,
+            Verdict::WriteDeadline,
+            Verdict::PeerClosed,
+            Verdict::PeerReset,
+            Verdict::Unterminated { bytes: 1 },
+            Verdict::Shutdown,
+            Verdict::HandedOver,
+            Verdict::BadProxyHeader,
+            Verdict::Reclaimed,
+        ];
+        assert_eq!(verdicts.len(), verdict::NAMES.len());
+        for verdict in verdicts {
+            let kind = EVENTS.into_iter().find(|kind| kind.name == verdict.name()).expect("every verdict has a kind");
+            let level = super::super::events::level_of_end(verdict);
+            assert_eq!(listed_severities(kind), BTreeSet::from([name_of(level)]), "{verdict}");
         }
     }
 }
