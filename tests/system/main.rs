@@ -22,6 +22,7 @@ mod test;
 mod cleanup;
 mod doc_clean;
 mod doc_commands;
+mod doc_recording;
 mod doc_tables;
 mod examples;
 mod failure;
@@ -65,6 +66,7 @@ const FILES: &[(&str, &[Test])] = &[
     ("journal::journald", journal::journald::TESTS),
     ("lifecycle", lifecycle::TESTS),
     ("doc_commands", doc_commands::TESTS),
+    ("doc_recording", doc_recording::TESTS),
     ("restart", restart::TESTS),
     ("sandbox", sandbox::TESTS),
     ("doc_tables", doc_tables::TESTS),
