@@ -97,6 +97,22 @@ fn health_checks_of_haproxy_are_answered() {
 }
 
 #[test]
+fn the_health_check_in_the_readme_is_answered() {
+    let (_, check) = include_str!("../../README.md").split_once("\nbackend echo\n").expect("it is there");
+    let check = check.split("```").next().unwrap_or_default();
+    let daemon = Daemon::start_with(
+        "[log]\nlevel = \"debug\"\n",
+        &["--listen", "127.0.0.1:0", "--listen", "DIR/echo.sock"],
+    );
+    daemon.wait_for_log_times("listening on", 2);
+    let backend = check.replace("127.0.0.1:8085", "TCP").replace("inter 2s", "inter 100ms");
+    assert!(backend.contains(" TCP check inter 100ms"), "{backend}");
+    let Some(_haproxy) = Haproxy::start(&daemon, &backend) else { return };
+    daemon.wait_for_log_times("; 1 messages, 6 bytes in, 17 bytes out", 3);
+    daemon.stop();
+}
+
+#[test]
 fn haproxy_without_the_header_is_rejected() {
     let daemon = start_daemon("");
     let Some(haproxy) = Haproxy::start(&daemon, "  server echo TCP") else { return };
