@@ -7,47 +7,47 @@ use clap::Parser;
 use crate::address::{Address, first_repeated};
 use crate::config::{Level, RESERVED_NAMES, Sources, is_listener_name};
 
-/// Serves the delimited echo protocol on sockets from systemd, or on its own.
+/// Serves the delimited echo protocol, on sockets from systemd or on its own.
 #[derive(Debug, Parser)]
 #[command(
     name = "echoed",
     version,
-    after_help = "Without a socket from systemd or inetd, without --listen and without a configuration, it\n\
-                  serves on tcp:127.0.0.1:8085. Try it: printf 'aaaa\\t' | nc -N 127.0.0.1 8085\n\n\
-                  A variable ECHOED_SECTION__KEY sets one key: ECHOED_DEFAULTS__DEADLINES__READ=10s.\n\n\
-                  Exit codes: 0 done, 1 stdout failed, 2 bad command line, 71 a system call failed at start,\n\
-                  78 bad configuration or unsuitable sockets."
+    after_help = "Without a socket from systemd or inetd, --listen and addresses in the settings, it listens on\n\
+                  tcp:127.0.0.1:8085. Try it: echoctl send 127.0.0.1:8085 aaaa\n\n\
+                  The environment variable ECHOED_SECTION__KEY sets one key: ECHOED_DEFAULTS__DEADLINES__READ=10s.\n\n\
+                  Exit codes: 0 done, 1 stdout failed, 2 invalid command line, 71 a system call failed at the start,\n\
+                  74 messages were not logged, 78 invalid settings or unsuitable sockets."
 )]
 pub struct Echoed {
-    /// Read the settings from this TOML file, in place of all files in /usr/lib/echoed, /run/echoed and /etc/echoed
+    /// Read the settings from this TOML file instead of all files in /usr/lib/echoed, /run/echoed and /etc/echoed
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Listen here: tcp:HOST:PORT, tcp4:HOST:PORT, tcp6:HOST:PORT, udp:HOST:PORT, unix:/PATH, seqpacket:/PATH or
-    /// unixgram:/PATH, with @NAME in place of a path for an abstract name; HOST:PORT is TCP, and /PATH and @NAME are Unix
-    /// streams. May be given several times. NAME= picks the section
-    /// [listener.NAME], by default echo. Ignored where systemd holds the sockets
+    /// Listen on this address: tcp:HOST:PORT, tcp4:HOST:PORT, tcp6:HOST:PORT, udp:HOST:PORT, unix:/PATH, seqpacket:/PATH or
+    /// unixgram:/PATH, with @NAME instead of a path for an abstract name; HOST:PORT is TCP, /PATH and @NAME are Unix
+    /// streams. May be repeated. NAME= selects the section [listener.NAME], by default echo. Ignored if systemd passes
+    /// sockets
     #[arg(long, value_name = "[NAME=]ADDRESS", value_parser = listen)]
     pub listen: Vec<Listen>,
 
-    /// The section for a connection that systemd has accepted (Accept=yes), or for a socket on stdin (inetd). A Unix
-    /// socket without a name on stdin is served only with this option
+    /// Use this section for a connection that systemd has accepted (Accept=yes), or for a socket on stdin (inetd). An
+    /// unnamed Unix socket on stdin is served only with this option
     #[arg(long, value_name = "NAME", value_parser = listener)]
     pub listener: Option<String>,
 
-    /// How much to log: error, warn, info, debug or trace [default: info]
+    /// Log up to this level: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<Level>,
 
-    /// Check the settings, say which files were read, and exit
+    /// Check the settings, list the files that were read, and exit
     #[arg(long, group = "instead")]
     pub check_config: bool,
 
-    /// Print the settings that hold as TOML, each with where it comes from, and exit
+    /// Print the settings in effect as TOML, each with its source, and exit
     #[arg(long, group = "instead")]
     pub print_config: bool,
 
-    /// Print every setting with its default and what it is, as TOML, and exit
+    /// Print every setting with its default and its description, as TOML, and exit
     #[arg(long, group = "instead")]
     pub print_default_config: bool,
 }

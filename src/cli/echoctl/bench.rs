@@ -12,22 +12,22 @@ use crate::units::parse_size;
 pub struct Bench {
     /// Where to connect: tcp:HOST:PORT, unix:/PATH, udp:HOST:PORT, seqpacket:/PATH or unixgram:/PATH
     ///
-    /// As with echoctl send. The name is looked up once, and all connections go to the address that took the first; those of
-    /// UDP to the first one at which a socket listens.
+    /// As with echoctl send. The name is looked up once, and all connections use the address of the first one; with UDP, the
+    /// first address at which a socket listens.
     pub address: Address,
 
-    /// Connections at once; with udp: and unixgram: sources, each a socket of its own
+    /// The number of connections; with udp: and unixgram: of sources, each with its own socket
     #[arg(short = 'C', long, value_name = "NUMBER", default_value_t = 1, value_parser = at_least_one)]
     pub connections: usize,
 
-    /// Messages of each connection that are on their way at once [default: 1; no limit for packets at a rate]
+    /// How many messages of each connection may be on their way [default: 1; unlimited for packets at a rate]
     #[arg(short = 'd', long, value_name = "NUMBER", value_parser = at_least_one)]
     pub depth: Option<usize>,
 
-    /// The size of each message, the delimiter not counted: 0B, 16B, 1KiB
+    /// The size of each message, without the delimiter: 0B, 16B, 1KiB
     ///
-    /// Packets have at least 12B, for the numbers of their source and message. A datagram of UDP has at most 65507B (over
-    /// IPv6 65527B), and so has the reply.
+    /// Packets need at least 12B, for the numbers of their source and message. A UDP datagram has at most 65507B (65527B over
+    /// IPv6), and so has its reply.
     #[arg(short, long, value_name = "SIZE", default_value = "16B", value_parser = size)]
     pub size: usize,
 
@@ -35,31 +35,30 @@ pub struct Bench {
     #[arg(short = 't', long, value_name = "TIME", value_parser = time)]
     pub duration: Option<Duration>,
 
-    /// How many messages to send, those of the warm-up among them
+    /// How many messages to send, including those of the warm-up
     ///
-    /// It also ends when nothing but failures has happened for as long as --connect-timeout and --timeout together,
-    /// unless there is a --duration.
+    /// Without --duration, it also ends when it has had nothing but failures for --connect-timeout and --timeout together.
     #[arg(short, long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 
-    /// Keep what happens in this time out of the numbers
+    /// Run for this time before measuring
     #[arg(short, long, value_name = "TIME", value_parser = time)]
     pub warm_up: Option<Duration>,
 
-    /// Send so many messages a second, and count latencies from when each was due: 500/s
+    /// Send messages at this rate, and measure latencies from when each was due: 500/s
     ///
-    /// The connections take turns. What is due when --depth messages of its connection are already on their way is sent
-    /// as soon as there is room, and its latency includes the wait: so a server that stands still for a second shows it
-    /// in the percentiles (no "coordinated omission"). What is due and never sent is told. Packets wait for no room unless
-    /// --depth is given: so a lost one delays none of those after it.
+    /// The connections take turns. A message that is due while --depth messages of its connection are on their way waits,
+    /// and its latency includes the wait, so the percentiles show a server that stalls for a second (no "coordinated
+    /// omission"). Messages that were due and never sent are reported. Packets wait only with --depth, so a lost packet does
+    /// not delay later ones.
     #[arg(short, long, value_name = "RATE", value_parser = rate)]
     pub rate: Option<f64>,
 
-    /// Threads to send from, at most one for each connection
+    /// The number of sending threads, at most one for each connection
     #[arg(short = 'T', long, value_name = "NUMBER", default_value_t = 1, value_parser = threads)]
     pub threads: usize,
 
-    /// Do not compare the replies, only count their bytes; of packets, compare no more than prefix, numbers and length
+    /// Do not compare the replies, only count their bytes; of packets, compare only prefix, numbers and length
     #[arg(long)]
     pub no_verify: bool,
 
@@ -69,15 +68,15 @@ pub struct Bench {
 
     /// How long each reply may take [default: 5s; packets: 1s]
     ///
-    /// Counted from when it is the next one awaited and its message was sent. What a connection owes when one is late is
-    /// lost, and another connection takes its place. For a packet it counts from when the packet was sent, and only the
+    /// Counted from when it is the next reply and its message was sent. If one is late, all replies that the connection owes
+    /// are lost, and another connection replaces it. For a packet it counts from when the packet was sent, and only the
     /// message without a reply is lost.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
 
     /// Print one JSON object instead
     ///
-    /// Its keys are in echoctl-json.md.
+    /// The manual page describes its keys.
     #[arg(long)]
     pub json: bool,
 }

@@ -24,8 +24,8 @@ pub use ping::Ping;
     version,
     // An error of one line instead.
     arg_required_else_help = false,
-    after_help = "Exit codes: 0 all answered as expected; 1 answered wrongly, late or not at all; 2 could not connect,\n\
-                  bad command line, or nothing that could be sent."
+    after_help = "Exit codes: 0 every reply was as expected; 1 a reply was wrong, late or missing; 2 no connection,\n\
+                  an invalid command line, or no message that can be sent."
 )]
 pub struct Echoctl {
     /// What to do.
@@ -38,25 +38,25 @@ pub struct Echoctl {
 pub enum Command {
     /// Send messages and print the replies
     ///
-    /// Sends messages, or without any the lines of stdin, over one connection. Prints each reply on a line of its own: as
-    /// it came, with its prefix, without the delimiter.
+    /// Sends messages over one connection: those of the command line, or otherwise the lines of stdin. Prints each reply on
+    /// a line of its own, with its prefix and without the delimiter.
     ///
-    /// Messages are sent without waiting for the replies to those before. A reply must be prefix + message exactly, or
-    /// what --expect says. The first one that is not, or is late, or does not come, ends the command; so does an error that
-    /// the server reports. Of a reply, no more is read than the right one has, and 4 KiB.
+    /// It sends messages without waiting for the replies to earlier ones. A reply must be exactly prefix + message, or the
+    /// bytes of --expect. A reply that is wrong, late or missing ends the command, and so does an error that the server
+    /// reports. It reads at most 4 KiB more of a reply than the right one has.
     ///
-    /// If stdout is a terminal, what a terminal would obey or not show is printed as an escape (\u{1b}, \xff), except line
-    /// feeds and tabs. Pipes and files get the bytes as they came.
+    /// If stdout is a terminal, characters that it would interpret or not show are printed as escapes (\u{1b}, \xff), except
+    /// line feeds and tabs. Pipes and files get the bytes unchanged.
     ///
-    /// With udp:, seqpacket: and unixgram:, each message is one packet, each reply is one, and --delimiter means nothing. A
-    /// message is sent when the one before is answered; a packet that is lost is late.
+    /// With udp:, seqpacket: and unixgram:, each message and each reply is one packet, and --delimiter has no effect. A
+    /// message is sent after the reply to the one before; a lost packet is late.
     ///
-    /// A line of stdin ends with a line feed, which is not sent; a carriage return before it is. The last line need not
-    /// end with one. A message that contains the delimiter is refused: one on the command line before anything is sent,
-    /// a line of stdin when it is its turn, after the lines before it were answered.
+    /// A line of stdin ends with a line feed, which is not sent; a carriage return before it is sent. The last line need not
+    /// end with a line feed. A message that contains the delimiter is refused: on the command line before anything is sent,
+    /// on stdin after the lines before it were answered.
     #[command(
-        after_help = "Exit codes: 0 all answered as expected; 1 answered wrongly, late or not at all;\n\
-                            2 could not connect, bad command line, or the first line of stdin cannot be sent.",
+        after_help = "Exit codes: 0 every reply was as expected; 1 a reply was wrong, late or missing;\n\
+                            2 no connection, an invalid command line, or a first line of stdin that cannot be sent.",
         after_long_help = "Examples:\n  \
                   echoctl send 127.0.0.1:8085 aaaa bbbb\n  \
                   seq 100000 | echoctl send unix:/run/echoed.sock | tail -1\n  \
@@ -65,68 +65,70 @@ pub enum Command {
                   echoctl send --raw --expect 'Hello, client!\\n' tcp:greeter.example:8080 hello\n  \
                   echoctl send --count 3 seqpacket:/run/echoed.seqpacket 'number %d'\n\n\
                   Exit codes:\n  \
-                  0  all answered as expected; also when nobody reads stdout any more\n  \
-                  1  answered wrongly, late or not at all\n  \
-                  2  could not connect, bad command line, or the first line of stdin cannot be sent"
+                  0  every reply was as expected; also after the reader of stdout has closed it\n  \
+                  1  a reply was wrong, late or missing\n  \
+                  2  no connection, an invalid command line, or a first line of stdin that cannot be sent"
     )]
     Send(Send),
     /// Measure round trip times, one message after the other
     ///
-    /// Sends a numbered message every --interval, whether the one before was answered or not, over one connection. Prints a
-    /// line for each reply and a summary at the end, which -c or Ctrl-C brings about.
+    /// Sends a numbered message every --interval over one connection, whether the one before was answered or not. Prints a
+    /// line for each reply, and a summary after -c messages or at Ctrl-C.
     ///
-    /// Every reply is compared with its message. One that comes later than --timeout is lost; should it still come, that is
-    /// told, and it is not taken for the next one. When the connection ends, what was on its way is lost, and the next
-    /// message is sent over a new one; the time that connecting takes is not part of the round trip.
+    /// It compares every reply with its message. A message without a reply within --timeout is lost; a later reply is
+    /// reported as late and not taken for that of another message. When the connection ends, the messages on their way are
+    /// lost, and the next one is sent over a new connection; the time to connect is not part of the round trip.
     ///
-    /// Of a reply, no more is read than the right one has, and 4 KiB. A connection ends when it has brought 1024 more
-    /// replies without a message than there were messages.
+    /// It reads at most 4 KiB more of a reply than the right one has, and ends a connection after 1024 more replies that no
+    /// message asked for than messages.
     ///
-    /// With Ctrl-C, replies on their way are waited for no longer than twice the longest round trip (0.1s at least); if none
-    /// has ever come, not at all. A second Ctrl-C does not wait.
+    /// At Ctrl-C it waits for replies on their way for at most twice the longest round trip (at least 0.1s), or not at all
+    /// if it has got none. A second Ctrl-C ends the wait.
     #[command(
-        after_help = "Exit codes: 0 all answered as expected; 1 answered wrongly, late or not at all;\n\
-                      2 could not connect for the first message, or bad command line.",
+        after_help = "Exit codes: 0 every reply was as expected; 1 a reply was wrong, late or missing;\n\
+                      2 no connection for the first message, or an invalid command line.",
         after_long_help = "Examples:\n  \
                   echoctl ping 127.0.0.1:8085\n  \
                   echoctl ping -c 10 -i 200ms unix:/run/echoed.sock\n  \
-                  echoctl ping -q -c 5 -W 1s tcp:echo.example:8085 || echo 'it is in trouble'\n\n\
+                  echoctl ping -q -c 5 -W 1s tcp:echo.example:8085 || echo 'the service is slow or down'\n\n\
                   Exit codes:\n  \
-                  0  all answered as expected\n  \
-                  1  answered wrongly, late or not at all\n  \
-                  2  could not connect for the first message, or bad command line"
+                  0  every reply was as expected\n  \
+                  1  a reply was wrong, late or missing\n  \
+                  2  no connection for the first message, or an invalid command line"
     )]
     Ping(Ping),
-    /// Put load on a server, and tell its throughput and latencies
+    /// Put load on a server and report its throughput and latencies
     ///
-    /// Opens connections and keeps each of them busy: it sends --depth messages at once, and when all are answered the next.
-    /// With --rate, messages are sent when they are due, whatever was answered. Every byte of the replies is compared.
+    /// Opens connections and keeps each of them busy: it sends --depth messages at once, and the next ones when all are
+    /// answered. With --rate, it sends messages when they are due, regardless of replies. It compares every byte of the
+    /// replies.
     ///
-    /// It ends after --duration, after --count messages or with Ctrl-C, whichever is first, and prints throughput, errors by
-    /// cause, latencies and their histogram. Ctrl-C waits for replies on their way for a second, a second one does not.
+    /// It ends after --duration, after --count messages or at Ctrl-C, whichever is first, and prints throughput, errors by
+    /// cause, latencies and their histogram. At Ctrl-C it waits a second for replies on their way; a second Ctrl-C ends the
+    /// wait.
     ///
-    /// A connection that ends, or cannot be made, is counted by its cause and made anew, after a pause of 10 ms to 1 s if it
-    /// had brought no reply. Only when already the first one cannot be made, nothing is begun.
+    /// A connection that ends or cannot be established is counted by its cause and replaced, after a pause of 10 ms to 1 s
+    /// if it had no reply. If the very first connection fails, the command ends.
     ///
-    /// With udp:, seqpacket: and unixgram:, each message is one packet, each reply is one, and --delimiter means nothing.
-    /// Each message has the number of its source and its own in it, and the next is sent when one is answered or lost. One
-    /// without a reply within --timeout is lost; a reply after that is late, another one to the same message is a duplicate.
-    /// A reply is wrong if no message had asked for it; if the number in it can be read, its message is lost. Replies that
-    /// overtake others are counted as reordered, which is no error. At the end, 50 ms are left for replies that no message
-    /// awaits. A server may limit the datagrams of an address or a user, as echoed does (limits.datagrams_per_source): all
+    /// With udp:, seqpacket: and unixgram:, each message and each reply is one packet, and --delimiter has no effect. Each
+    /// message contains the number of its source and its own, and the next one is sent when one is answered or lost. A
+    /// message without a reply within --timeout is lost; a reply after that is late, and a second reply to a message is a
+    /// duplicate. A reply is wrong if no message asked for it; if it has a readable number, its message is lost. Replies
+    /// that overtake others are counted as reordered, which is not an error. At the end, it waits 50 ms for unexpected
+    /// replies. A server may limit the datagrams of an address or a user, as echoed does (limits.datagrams_per_source): all
     /// sources of this command are one for it.
     #[command(
-        after_help = "Exit codes: 0 all answered as expected; 1 answered wrongly, late or not at all, or not connected later on;\n\
-                      2 could not connect or bad command line.",
+        after_help = "Exit codes: 0 every reply was as expected; 1 a reply was wrong, late or missing, or a later connection\n\
+                      failed; 2 no first connection, or an invalid command line.",
         after_long_help = "Examples:\n  \
                   echoctl bench 127.0.0.1:8085\n  \
                   echoctl bench --connections 64 --depth 16 --duration 30s unix:/run/echoed.sock\n  \
                   echoctl bench --rate 5000/s --connections 100 --size 1KiB --json 127.0.0.1:8085 >now.json\n  \
                   echoctl bench --rate 80/s --connections 8 --prefix '' udp:echo.example:7\n\n\
                   Exit codes:\n  \
-                  0  all answered as expected\n  \
-                  1  answered wrongly, late or not at all, or a connection could not be made later on\n  \
-                  2  could not connect, or bad command line"
+                  0  every reply was as expected\n  \
+                  1  a reply was wrong, late or missing, or a later connection failed\n  \
+                  2  no first connection, or an invalid command line"
     )]
     Bench(Bench),
 }
@@ -134,21 +136,21 @@ pub enum Command {
 /// The options that all commands have.
 #[derive(Debug, clap::Args)]
 pub struct Common {
-    /// What ends messages and replies, 1 to 16 bytes
+    /// The end of messages and replies, 1 to 16 bytes
     ///
     /// Takes the escapes of TOML strings (\t \n \r \" \\ \b \f \e \uNNNN \UNNNNNNNN), \0, and \xNN for any byte.
     #[arg(long, value_name = "BYTES", default_value = "\\t", value_parser = Delimiter::from_escaped)]
     pub delimiter: Delimiter,
 
-    /// What replies begin with, 0 to 4096 bytes
+    /// The beginning of replies, 0 to 4096 bytes
     ///
-    /// Takes the same escapes as --delimiter, which it must not contain.
+    /// Takes the same escapes as --delimiter. It must not contain the delimiter.
     #[arg(long, value_name = "BYTES", default_value = "server got:", value_parser = prefix)]
     pub prefix: Prefix,
 
-    /// How long connecting may take, the lookup of the name included
+    /// How long connecting may take, including the lookup of the name
     ///
-    /// A time is numbers with units, added up: 500ms, 2s, 1min 30s.
+    /// A time is a number with a unit, or the sum of several: 500ms, 2s, 1min 30s.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
     pub connect_timeout: Duration,
 }
@@ -158,14 +160,14 @@ pub struct Common {
 pub struct Send {
     /// Where to connect: tcp:HOST:PORT, unix:/PATH, udp:HOST:PORT, seqpacket:/PATH or unixgram:/PATH
     ///
-    /// tcp4: and tcp6: take addresses of one family only; an IPv6 address stands in brackets. @NAME in place of /PATH is a
-    /// name in the abstract namespace. Without a scheme, HOST:PORT is TCP, and /PATH and @NAME are Unix streams. All
-    /// addresses of a host are tried; those of UDP until somebody answers.
+    /// tcp4: and tcp6: use one address family only; an IPv6 address needs brackets. @NAME instead of /PATH is a name in the
+    /// abstract namespace. Without a scheme, HOST:PORT is TCP, and /PATH and @NAME are Unix streams. All addresses of a host
+    /// are tried, with UDP until one replies.
     pub address: Address,
 
-    /// What to send; without any, each line of stdin is a message
+    /// The messages; without any, each line of stdin is a message
     ///
-    /// Any bytes but the delimiter. "" is a message, too. What begins with - goes after --.
+    /// Any bytes without the delimiter. "" is a message, too. Write -- before messages that begin with -.
     #[arg(value_name = "MESSAGE")]
     pub messages: Vec<OsString>,
 
@@ -175,56 +177,53 @@ pub struct Send {
 
     /// How long each reply may take
     ///
-    /// Counted from when it is the next one awaited and its message was sent. Nor may the server, for longer than this,
-    /// take nothing of what is sent.
+    /// Counted from when it is the next reply and its message was sent. Also limits how long the server may go without
+    /// reading.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
     pub timeout: Duration,
 
     /// Expect no replies: for sinks
     ///
-    /// What comes is dropped, except an error that the server reports. At the end the server has the time of --timeout to
-    /// end its stream, which tells that it has taken everything.
+    /// Drops the server's output, except an error that it reports. At the end the server has the time of --timeout to end
+    /// its stream, which shows that it has read everything.
     #[arg(long)]
     pub no_reply: bool,
 
-    /// Take exactly these bytes as the reply to each message
+    /// Expect exactly these bytes as the reply to each message
     ///
-    /// In place of prefix + message. Takes the escapes of --delimiter, which is not part of it.
+    /// Instead of prefix + message. Takes the escapes of --delimiter. The delimiter is not part of it.
     #[arg(long, value_name = "BYTES", value_parser = ExpectedBytes::parse, conflicts_with_all = ["no_reply", "prefix"])]
     pub expect: Option<ExpectedBytes>,
 
-    /// Send no delimiter, and print what comes back as it comes
+    /// Send no delimiter, and print the server's output as it arrives
     ///
-    /// What comes is not checked, unless there is --expect. Nobody knows where a reply ends: so the next message is sent
-    /// when something has come after the one before. After the last the stream is ended, and the server has the time of
-    /// --timeout to end its own, whatever comes meanwhile; the time that printing takes does not count for the first 16
-    /// MiB. With --expect, as many bytes are a reply.
+    /// The output is checked only with --expect, which also gives the length of a reply. Otherwise the end of a reply is
+    /// unknown, so the next message is sent after any output. After the last message the stream is ended, and the server has
+    /// the time of --timeout to end its own, regardless of its output; the time to print the first 16 MiB does not count.
     ///
-    /// Without MESSAGE, stdin is sent as it is, line feeds included. Of packets, each is a reply, and a line of stdin is a
-    /// message as ever.
+    /// Without MESSAGE, stdin is sent unchanged, including line feeds. With packets, each packet is a reply, and each line of
+    /// stdin is a message.
     #[arg(long, conflicts_with_all = ["delimiter", "prefix"])]
     pub raw: bool,
 
-    /// Send so many messages: the MESSAGEs in turn, again and again
+    /// Send this number of messages: the MESSAGEs in turn, repeatedly
     ///
     /// In each, %d becomes its number, from 1 on.
     #[arg(short, long, value_name = "NUMBER", requires = "messages", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 
-    /// Send a message every so often: the MESSAGEs in turn, until --count or Ctrl-C
+    /// Send a message at this interval: the MESSAGEs in turn, until --count or Ctrl-C
     ///
-    /// By the clock, however long a reply takes. Where messages take turns (packets, --raw), at most one waits for the reply
-    /// to the one before; others that are due meanwhile are left out. In each, %d becomes its number, from 1 on. With Ctrl-C no more are sent, and those sent
-    /// may still be answered; a second Ctrl-C does not wait.
+    /// Keeps to the clock, regardless of replies. With packets and --raw, a message waits for the reply to the one before;
+    /// further ones that become due meanwhile are skipped. In each, %d becomes its number, from 1 on. At Ctrl-C it sends no
+    /// more and waits for owed replies; a second Ctrl-C ends the wait.
     #[arg(short, long, value_name = "TIME", requires = "messages", value_parser = interval)]
     pub interval: Option<Duration>,
 
     /// Print a JSON object for each reply
     ///
-    /// One per line, the wrong one included: {"reply":"server got:a","message":"a","ok":true,"rtt_us":57}, with the round
-    /// trip in microseconds. Bytes that are not UTF-8 become U+FFFD; what a terminal would obey or not show is escaped. A
-    /// reply that is too long is cut. A reply that no message had asked for has null for message and rtt_us. With
-    /// --raw, what came at once is a reply, to the message that was sent last.
+    /// One per line, also for a wrong reply: {"reply":"server got:a","message":"a","ok":true,"rtt_us":57}, with the round
+    /// trip in microseconds. The manual page describes its keys.
     #[arg(long)]
     pub json: bool,
 }
@@ -250,7 +249,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 fn time(text: &str) -> Result<Duration, String> {
     match parse_time(text) {
-        Ok(Duration::ZERO) => Err("that is no time at all; write for example 5s".to_owned()),
+        Ok(Duration::ZERO) => Err("a time must be longer than 0 (example: 5s)".to_owned()),
         Ok(time) => Ok(time),
         Err(error) => Err(error.to_string()),
     }

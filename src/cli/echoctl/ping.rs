@@ -15,14 +15,14 @@ pub struct Ping {
     /// As with echoctl send.
     pub address: Address,
 
-    /// How many messages to send; without it, Ctrl-C is the end
+    /// How many messages to send [default: until Ctrl-C]
     #[arg(short, long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 
-    /// From one message to the next, at least 1ms
+    /// The time from one message to the next, at least 1ms
     ///
-    /// By the clock, however long anything takes: messages do not drift. One that was not sent before the next is due is
-    /// left out.
+    /// Keeps to the clock, so messages do not drift. A message that could not be sent before the next one is due is
+    /// skipped.
     #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = interval)]
     pub interval: Duration,
 
@@ -30,7 +30,7 @@ pub struct Ping {
     #[arg(short = 'W', long, value_name = "TIME", default_value = "5s", value_parser = time)]
     pub timeout: Duration,
 
-    /// The size of each message, the delimiter not counted
+    /// The size of each message, without the delimiter
     #[arg(short, long, value_name = "SIZE", default_value = "16B", value_parser = size)]
     pub size: usize,
 
@@ -48,7 +48,7 @@ pub struct Ping {
 
     /// Print a JSON object for each line
     ///
-    /// Its keys are in echoctl-json.md.
+    /// The manual page describes its keys.
     #[arg(long)]
     pub json: bool,
 }
