@@ -453,7 +453,7 @@ fn a_bad_command_line_is_one_line_on_stderr() {
         (&["send", "--prefix", r"\q", "127.0.0.1:1", "a"], r"unknown escape \q"),
         (&["send", "--prefix", r"a\tb", "127.0.0.1:1", "a"], r#"the prefix "a\tb" contains the delimiter "\t""#),
         (&["send", "--timeout", "5", "127.0.0.1:1", "a"], "write 5s if seconds are meant"),
-        (&["send", "--connect-timeout", "0s", "127.0.0.1:1", "a"], "write for example 5s"),
+        (&["send", "--connect-timeout", "0s", "127.0.0.1:1", "a"], "a time must be longer than 0"),
     ] {
         let output = echoctl(arguments);
         output.check(2, "", error);
