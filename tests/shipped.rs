@@ -249,6 +249,26 @@ fn make_install_the_readme_and_operations_md_say_the_same_about_what_comes_after
     }
 }
 
+/// `make bench` writes the one table, and nothing writes the other.
+#[test]
+fn the_figures_in_the_readme_are_those_of_the_last_measurement() {
+    let [readme, measured] = ["README.md", "docs/performance.md"]
+        .map(|page| fs::read_to_string(Path::new(ROOT).join(page)).expect("it is there"));
+    let rows = |page: &str, heading: &str| -> Vec<Vec<String>> {
+        let (_, below) = page.split_once(heading).unwrap_or_else(|| panic!("no table below \"{heading}\""));
+        let rows = below.lines().skip_while(|line| !line.starts_with("|--")).skip(1);
+        let rows = rows.map_while(|line| line.strip_prefix('|')?.strip_suffix('|'));
+        rows.map(|row| row.split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+    };
+    let measured = rows(&measured, "\n### TCP connections served in a second");
+    let shown = rows(&readme, "| server | connections per second |");
+    assert_eq!(shown.len(), 4, "{shown:?}");
+    for row in shown {
+        let found = measured.iter().find(|found| found[0] == row[0]).map(|found| &found[1]);
+        assert_eq!(found, Some(&row[1]), "correct {} in README.md, after a new measurement in docs/performance.md", row[0]);
+    }
+}
+
 /// Every document as it is installed with these variables: its name and its text.
 fn installed_documents(directory: &Path, variables: &[(&str, &str)]) -> Option<Vec<(String, String)>> {
     let (built, destination) = (link_programs(directory), directory.join("destination"));

@@ -114,7 +114,7 @@ fn check_not_reserved(name: &str) -> Result<(), String> {
 }
 
 fn invalid_name_error(name: &str) -> String {
-    format!("\"{}\" is no name for a listener; letters, digits and _ . @ - make one", name.escape_debug())
+    format!("invalid listener name \"{}\" (allowed: letters, digits and _ . @ -)", name.escape_debug())
 }
 
 #[cfg(test)]

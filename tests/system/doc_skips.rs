@@ -20,6 +20,10 @@ pub const SETTINGS: Skips = &[
 ];
 pub const README: Skips = &[
     (
+        Line("first terminal:   echoctl ping --count 20 --interval 100ms 127.0.0.1:8085"),
+        "doc_recording does it, and so does the section that installs",
+    ),
+    (
         Below("Try it without installing"),
         "for a machine on which it is built; tests/programs.rs has these programs talk to it",
     ),

@@ -106,14 +106,14 @@ fn rate(text: &str) -> Result<f64, String> {
         let unit = if text.parse::<f64>().is_ok() {
             format!("{text} has no unit; write {text}/s")
         } else {
-            format!("\"{}\" is no rate; write for example 500/s", text.escape_debug())
+            format!("invalid rate \"{}\" (example: 500/s)", text.escape_debug())
         };
         return Err(unit);
     };
     match number.trim().parse::<f64>() {
         Ok(rate) if (0.001..=1e9).contains(&rate) => Ok(rate),
         Ok(_) => Err("a rate is at least 0.001/s and at most 1000000000/s".to_owned()),
-        Err(_) => Err(format!("\"{}\" is no rate; write for example 500/s", text.escape_debug())),
+        Err(_) => Err(format!("invalid rate \"{}\" (example: 500/s)", text.escape_debug())),
     }
 }
 
@@ -131,8 +131,8 @@ mod tests {
             ("-1/s", "at least 0.001/s"),
             ("NaN/s", "at least 0.001/s"),
             ("inf/s", "at most 1000000000/s"),
-            ("x/s", "is no rate"),
-            ("", "is no rate"),
+            ("x/s", "invalid rate"),
+            ("", "invalid rate"),
         ] {
             assert!(rate(text).unwrap_err().contains(error), "{text}");
         }
