@@ -113,8 +113,7 @@ fn a_bad_proxy_header_is_logged_with_its_reason() {
         peer.expect_close();
         drop(peer);
         let entry = journal.expect(reason, |entry| {
-            has_subject("@PEER@ sent no valid PROXY header")(entry)
-                && entry.text("CONNECTION") == format!("{number}")
+            has_subject("@PEER@ sent no valid PROXY header")(entry) && entry.text("CONNECTION") == format!("{number}")
         });
         let fields = stable_fields(&entry);
         assert_eq!((&*fields["VERDICT"], &*fields["REASON"]), ("bad-proxy-header", reason));

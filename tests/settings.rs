@@ -214,9 +214,17 @@ fn help_and_version_are_printed_to_stdout_without_starting() {
     let help = run(&["--help"]);
     assert_eq!((help.status.code(), help.stderr.len()), (Some(0), 0));
     let help = String::from_utf8(help.stdout).unwrap();
-    for part in
-        ["--config", "--listen", "--listener", "--log-level", "tcp:127.0.0.1:8085", "echoctl send", "71", "78", "unix:/PATH"]
-    {
+    for part in [
+        "--config",
+        "--listen",
+        "--listener",
+        "--log-level",
+        "tcp:127.0.0.1:8085",
+        "echoctl send",
+        "71",
+        "78",
+        "unix:/PATH",
+    ] {
         assert!(help.contains(part), "{part} is not in:\n{help}");
     }
     let version = run(&["--version"]);

@@ -265,7 +265,12 @@ fn the_figures_in_the_readme_are_those_of_the_last_measurement() {
     assert_eq!(shown.len(), 4, "{shown:?}");
     for row in shown {
         let found = measured.iter().find(|found| found[0] == row[0]).map(|found| &found[1]);
-        assert_eq!(found, Some(&row[1]), "correct {} in README.md, after a new measurement in docs/performance.md", row[0]);
+        assert_eq!(
+            found,
+            Some(&row[1]),
+            "correct {} in README.md, after a new measurement in docs/performance.md",
+            row[0]
+        );
     }
 }
 

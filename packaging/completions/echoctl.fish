@@ -28,46 +28,46 @@ complete -c echoctl -n "__fish_echoctl_needs_command" -s h -l help -d 'Print hel
 complete -c echoctl -n "__fish_echoctl_needs_command" -s V -l version -d 'Print version'
 complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "send" -d 'Send messages and print the replies'
 complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "ping" -d 'Measure round trip times, one message after the other'
-complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "bench" -d 'Put load on a server, and tell its throughput and latencies'
+complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "bench" -d 'Put load on a server and report its throughput and latencies'
 complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l delimiter -d 'What ends messages and replies, 1 to 16 bytes' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l prefix -d 'What replies begin with, 0 to 4096 bytes' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l connect-timeout -d 'How long connecting may take, the lookup of the name included' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l delimiter -d 'The end of messages and replies, 1 to 16 bytes' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l prefix -d 'The beginning of replies, 0 to 4096 bytes' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l connect-timeout -d 'How long connecting may take, including the lookup of the name' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l timeout -d 'How long each reply may take' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l expect -d 'Take exactly these bytes as the reply to each message' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand send" -s c -l count -d 'Send so many messages: the MESSAGEs in turn, again and again' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand send" -s i -l interval -d 'Send a message every so often: the MESSAGEs in turn, until --count or Ctrl-C' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l expect -d 'Expect exactly these bytes as the reply to each message' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -s c -l count -d 'Send this number of messages: the MESSAGEs in turn, repeatedly' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -s i -l interval -d 'Send a message at this interval: the MESSAGEs in turn, until --count or Ctrl-C' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l no-reply -d 'Expect no replies: for sinks'
-complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l raw -d 'Send no delimiter, and print what comes back as it comes'
+complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l raw -d 'Send no delimiter, and print the server\'s output as it arrives'
 complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l json -d 'Print a JSON object for each reply'
 complete -c echoctl -n "__fish_echoctl_using_subcommand send" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s c -l count -d 'How many messages to send; without it, Ctrl-C is the end' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s i -l interval -d 'From one message to the next, at least 1ms' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s c -l count -d 'How many messages to send [default: until Ctrl-C]' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s i -l interval -d 'The time from one message to the next, at least 1ms' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s W -l timeout -d 'How long each reply may take' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s s -l size -d 'The size of each message, the delimiter not counted' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -l delimiter -d 'What ends messages and replies, 1 to 16 bytes' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -l prefix -d 'What replies begin with, 0 to 4096 bytes' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -l connect-timeout -d 'How long connecting may take, the lookup of the name included' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s s -l size -d 'The size of each message, without the delimiter' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -l delimiter -d 'The end of messages and replies, 1 to 16 bytes' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -l prefix -d 'The beginning of replies, 0 to 4096 bytes' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -l connect-timeout -d 'How long connecting may take, including the lookup of the name' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s q -l quiet -d 'Print the summary only'
 complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s D -l timestamps -d 'Print the time of day before each line, in seconds since 1970'
 complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -l json -d 'Print a JSON object for each line'
 complete -c echoctl -n "__fish_echoctl_using_subcommand ping" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s C -l connections -d 'Connections at once; with udp: and unixgram: sources, each a socket of its own' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s d -l depth -d 'Messages of each connection that are on their way at once [default: 1; no limit for packets at a rate]' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s s -l size -d 'The size of each message, the delimiter not counted: 0B, 16B, 1KiB' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s C -l connections -d 'The number of connections; with udp: and unixgram: of sources, each with its own socket' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s d -l depth -d 'How many messages of each connection may be on their way [default: 1; unlimited for packets at a rate]' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s s -l size -d 'The size of each message, without the delimiter: 0B, 16B, 1KiB' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s t -l duration -d 'How long to send messages, after the warm-up [default: 10s, unless --count is given]' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s c -l count -d 'How many messages to send, those of the warm-up among them' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s w -l warm-up -d 'Keep what happens in this time out of the numbers' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s r -l rate -d 'Send so many messages a second, and count latencies from when each was due: 500/s' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s T -l threads -d 'Threads to send from, at most one for each connection' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l delimiter -d 'What ends messages and replies, 1 to 16 bytes' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l prefix -d 'What replies begin with, 0 to 4096 bytes' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l connect-timeout -d 'How long connecting may take, the lookup of the name included' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s c -l count -d 'How many messages to send, including those of the warm-up' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s w -l warm-up -d 'Run for this time before measuring' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s r -l rate -d 'Send messages at this rate, and measure latencies from when each was due: 500/s' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s T -l threads -d 'The number of sending threads, at most one for each connection' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l delimiter -d 'The end of messages and replies, 1 to 16 bytes' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l prefix -d 'The beginning of replies, 0 to 4096 bytes' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l connect-timeout -d 'How long connecting may take, including the lookup of the name' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l timeout -d 'How long each reply may take [default: 5s; packets: 1s]' -r
-complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l no-verify -d 'Do not compare the replies, only count their bytes; of packets, compare no more than prefix, numbers and length'
+complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l no-verify -d 'Do not compare the replies, only count their bytes; of packets, compare only prefix, numbers and length'
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l json -d 'Print one JSON object instead'
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "send" -d 'Send messages and print the replies'
 complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "ping" -d 'Measure round trip times, one message after the other'
-complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "bench" -d 'Put load on a server, and tell its throughput and latencies'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "bench" -d 'Put load on a server and report its throughput and latencies'
 complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -43,7 +43,8 @@ pub fn catalog_entries() -> Vec<CatalogEntry> {
                 // The comment belongs to the next entry.
                 (block, &rest[block.len() + 2..])
             });
-            let (head, text) = block.split_once("\n\n").unwrap_or_else(|| panic!("{id}: no empty line ends the headers"));
+            let (head, text) =
+                block.split_once("\n\n").unwrap_or_else(|| panic!("{id}: no empty line ends the headers"));
             let headers = head.lines().skip(1).filter_map(|line| line.split_once(": ")).collect();
             let paragraphs = text.trim_end().split("\n\n").collect();
             entries.push(CatalogEntry { id, messages: std::mem::take(&mut comments), headers, paragraphs });

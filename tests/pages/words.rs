@@ -19,27 +19,44 @@ fn documents_help_and_catalog_name_who_acts_and_have_no_foreign_grammar() {
     assert!(found.is_empty(), "tests/pages/words.rs says why these words are not used:\n{}", found.join("\n"));
 }
 
+/// Directories, and how the names of their files end that users read.
+const DIRECTORIES: [(&str, &str); 8] = [
+    ("docs", ".md"),
+    ("docs/man", ".md"),
+    ("etc", ".toml"),
+    ("systemd", ".socket"),
+    ("systemd", ".service"),
+    ("systemd/catalog", ".catalog"),
+    ("systemd/examples", ""),
+    ("systemd/user", ""),
+];
+
+/// Documents beside the sources. (A code of conduct is about people, not programs.)
+const DOCUMENTS: [&str; 4] = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"];
+
 /// Everything that users read, by where it is.
 fn user_texts() -> Vec<(String, String)> {
-    let mut texts = Vec::new();
-    for directory in ["", "docs", "docs/man", "etc", "systemd", "systemd/catalog", "systemd/examples", "systemd/user"] {
-        for entry in fs::read_dir(Path::new(ROOT).join(directory)).expect("it is a directory") {
-            let path = entry.expect("it can be listed").path();
-            let name = path.strip_prefix(ROOT).expect("it is below").display().to_string();
-            let ends = [".md", ".toml", ".catalog", ".socket", ".service", ".conf"];
-            let is_text = ends.iter().any(|end| name.ends_with(end)) && !["Cargo.toml", "clippy.toml", "rustfmt.toml"].contains(&&*name);
-            if is_text && path.is_file() {
-                let text = fs::read_to_string(&path).expect("it is text");
-                texts.push((name.clone(), if name.ends_with(".md") { without_code(&text) } else { text }));
-            }
-        }
+    let mut paths: Vec<_> =
+        DOCUMENTS.iter().map(|name| Path::new(ROOT).join(name)).filter(|path| path.exists()).collect();
+    for (directory, end) in DIRECTORIES {
+        let entries = fs::read_dir(Path::new(ROOT).join(directory)).expect("it is a directory");
+        let files = entries.map(|entry| entry.expect("it can be listed").path()).filter(|path| path.is_file());
+        paths.extend(files.filter(|path| path.to_string_lossy().ends_with(end)));
+    }
+    let mut texts = vec![("echoed --print-default-config".to_owned(), echoed::config::Settings::print_default())];
+    for path in paths {
+        let name = path.strip_prefix(ROOT).expect("it is below").display().to_string();
+        let text = fs::read_to_string(&path).expect("it is text");
+        let text = if name.ends_with(".md") { without_code(&text) } else { text };
+        texts.push((name, text));
     }
     for program in ["echoed", "echoctl"] {
         let mut command = command_line(program);
         command.build();
         texts.push((format!("{program} --help"), command.render_long_help().to_string()));
         for subcommand in command.get_subcommands_mut() {
-            texts.push((format!("{program} {} --help", subcommand.get_name()), subcommand.render_long_help().to_string()));
+            let name = format!("{program} {} --help", subcommand.get_name());
+            texts.push((name, subcommand.render_long_help().to_string()));
         }
     }
     texts
@@ -64,7 +81,9 @@ fn without_code(page: &str) -> String {
 fn denied(name: &str, text: &str) -> Vec<String> {
     // Comments go over several lines, and a phrase from one line to the next.
     let words: Vec<_> = text.split_whitespace().filter(|word| *word != "#").collect();
-    let bare = |at: usize| words.get(at).map_or(String::new(), |word| word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase());
+    let bare = |at: usize| {
+        words.get(at).map_or(String::new(), |word| word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase())
+    };
     let is_denied = |at: usize| {
         PRONOUNS.contains(&&*bare(at))
             // "there is no key X" and "is no longer" are English.

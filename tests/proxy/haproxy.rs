@@ -100,10 +100,8 @@ fn health_checks_of_haproxy_are_answered() {
 fn the_health_check_in_the_readme_is_answered() {
     let (_, check) = include_str!("../../README.md").split_once("\nbackend echo\n").expect("it is there");
     let check = check.split("```").next().unwrap_or_default();
-    let daemon = Daemon::start_with(
-        "[log]\nlevel = \"debug\"\n",
-        &["--listen", "127.0.0.1:0", "--listen", "DIR/echo.sock"],
-    );
+    let daemon =
+        Daemon::start_with("[log]\nlevel = \"debug\"\n", &["--listen", "127.0.0.1:0", "--listen", "DIR/echo.sock"]);
     daemon.wait_for_log_times("listening on", 2);
     let backend = check.replace("127.0.0.1:8085", "TCP").replace("inter 2s", "inter 100ms");
     assert!(backend.contains(" TCP check inter 100ms"), "{backend}");
