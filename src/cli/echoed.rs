@@ -134,8 +134,8 @@ mod tests {
             let listen = listen(text).unwrap();
             assert_eq!((&*listen.name, &*listen.address.to_string()), (name, address), "{text}");
         }
-        assert!(listen("a b=127.0.0.1:1").unwrap_err().contains("no name"));
-        assert!(listen("=127.0.0.1:1").unwrap_err().contains("no name"));
+        assert!(listen("a b=127.0.0.1:1").unwrap_err().contains("invalid listener name"));
+        assert!(listen("=127.0.0.1:1").unwrap_err().contains("invalid listener name"));
         assert!(listen("x=1").unwrap_err().contains("write 127.0.0.1:1"));
     }
 }
