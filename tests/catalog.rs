@@ -48,7 +48,8 @@ fn catalog_entries_refer_only_to_existing_fields() {
     assert!(quoted > 20, "{quoted}");
 }
 
-/// All sources of the daemon, with each part of a text that varies as `…`, and without the line breaks within literals.
+/// All sources without their comments and tests, with each part of a text that varies as `…`, and without the line breaks within
+/// literals.
 fn source_texts() -> String {
     let mut sources = String::new();
     let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
@@ -60,7 +61,9 @@ fn source_texts() -> String {
             } else if path.file_stem().is_some_and(|name| name != "tests") {
                 let text = fs::read_to_string(&path).expect("sources are text");
                 // Tests repeat the words, which may not be those of the program any longer.
-                sources.push_str(text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default());
+                let program = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
+                let code = program.lines().filter(|line| !line.trim_start().starts_with("//"));
+                sources.extend(code.flat_map(|line| [line, "\n"]));
             }
         }
     }
