@@ -278,6 +278,16 @@ pub(crate) struct Flood {
     connections: Vec<FloodConnection>,
     workload: Workload,
     buffer: Vec<u8>,
+    /// How many bytes of replies the flooding connections received.
+    received: u64,
+}
+
+/// What a run beside a flood measured.
+pub(crate) struct FloodRun {
+    /// The round trip times of the probe, in seconds.
+    pub(crate) times: Vec<f64>,
+    /// The replies a second that all flooding connections received.
+    pub(crate) rate: f64,
 }
 
 struct FloodConnection {
@@ -305,13 +315,15 @@ impl Flood {
             connections,
             workload: Workload::new(size, 2 * Self::MAX_TRANSFER / (size + 1)),
             buffer: vec![0; Self::MAX_TRANSFER],
+            received: 0,
         })
     }
 
-    /// Runs for a time, and returns the round trip times of the probe, in seconds.
-    pub(crate) fn run(&mut self, time: Duration) -> Result<Vec<f64>> {
+    /// Runs for a time.
+    pub(crate) fn run(&mut self, time: Duration) -> Result<FloodRun> {
         let start = now();
         let mut times = Vec::new();
+        let received_before = self.received;
         let mut probe_sent = self.send_probe()?;
         while now() - start < time {
             let count = self.poll.wait()?;
@@ -338,11 +350,15 @@ impl Flood {
                 }
             }
         }
+        let count = self.workload.count();
+        let replies =
+            (self.received - received_before) as f64 * count as f64 / self.workload.replies(0, count).len() as f64;
+        let rate = replies / (now() - start).as_secs_f64();
         // One probe is still unanswered; its reply must not be left to the next run.
         while !self.receive(self.connections.len() - 1)? {
             self.poll.wait()?;
         }
-        Ok(times)
+        Ok(FloodRun { times, rate })
     }
 
     fn send_probe(&self) -> Result<Instant> {
@@ -357,10 +373,13 @@ impl Flood {
 
     /// Returns whether the stream is now at the end of the expected replies.
     fn receive(&mut self, key: usize) -> Result<bool> {
-        let expected =
-            self.workload.replies(0, if key + 1 == self.connections.len() { 1 } else { self.workload.count() });
+        let is_probe = key + 1 == self.connections.len();
+        let expected = self.workload.replies(0, if is_probe { 1 } else { self.workload.count() });
         let connection = &mut self.connections[key];
         let Some(size) = try_receive(&connection.socket, &mut self.buffer)? else { return Ok(false) };
+        if !is_probe {
+            self.received += size as u64;
+        }
         let (mut rest, mut received) = (&self.buffer[..size], connection.received);
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min(expected.len() - received));

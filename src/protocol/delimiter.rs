@@ -189,7 +189,7 @@ fn find(byte: u8, chunk: &[u8]) -> Option<usize> {
 }
 
 /// Returns where `byte` is in the first `len` bytes of a block: a bit for each place.
-#[inline]
+#[inline(always)]
 pub(super) fn positions(byte: u8, block: &[u8; 64], len: usize) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const LOW: u64 = ONES * 0x7f;

@@ -35,14 +35,20 @@ use crate::protocol::{Scratch, Session, Verdict, Want};
 /// Then other connections run.
 const MAX_STEPS: u32 = 2;
 
+/// A connection whose last read brought this many bytes waits for its turn behind those that send little: a drive of it takes
+/// some ten times as long as theirs.
+const BULK: usize = 32 * 1024;
+
 /// A connection that is served until it ends.
 pub(crate) struct Connection {
     // Dropped from top to bottom: the descriptor is closed before the permit is released.
     socket: OwnedFd,
     /// Whether EPOLLOUT is registered, and input is not.
     wants_write: bool,
-    /// Whether it is in the run queue.
-    pub(crate) queued: bool,
+    /// What it is driven with when its turn in the run queue comes; `None` if it is not in it.
+    pub(crate) queued: Option<Readiness>,
+    /// Whether its last read brought at least [`BULK`] bytes.
+    is_bulk: bool,
     input: InputKind,
     /// Whether a message waits for the lossless log, and is counted for that.
     awaits_log: bool,
@@ -76,7 +82,7 @@ pub(crate) trait ConnectionWakers {
 }
 
 /// What is known about the readiness of a socket when its connection is driven.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Readiness {
     /// Nothing: a deadline or a command is the reason for the drive. If the socket is ready, epoll reports it
     /// separately.
@@ -126,7 +132,8 @@ impl Connection {
         Self {
             socket,
             wants_write: false,
-            queued: false,
+            queued: None,
+            is_bulk: false,
             input,
             awaits_log: false,
             timer: None,
@@ -175,6 +182,12 @@ impl Connection {
         })
     }
 
+    /// Returns whether it is to be driven from the run queue, after connections that send little.
+    #[inline]
+    pub(crate) fn waits_its_turn(&self) -> bool {
+        self.is_bulk || self.queued.is_some()
+    }
+
     /// Returns whether [`Connection::exchange`] does all that a drive does, as long as nothing unusual comes: nothing is
     /// unfinished, and its timer has not expired.
     #[inline]
@@ -185,7 +198,7 @@ impl Connection {
     /// Reads once, and answers. Returns how it is to be driven besides, if it is.
     #[inline]
     pub(crate) fn exchange(&mut self, now: Instant, scratch: &mut Scratch, state: &WorkerState) -> Option<Readiness> {
-        let Self { socket, session, info, .. } = self;
+        let Self { socket, session, info, is_bulk, .. } = self;
         let mut outlet = SocketOutlet { socket, blocked: false, broken: None };
         let buffer = scratch.input_room();
         let size = buffer.len();
@@ -195,6 +208,7 @@ impl Connection {
                 Some(Readiness::None)
             }
             Some(count) => {
+                *is_bulk = count >= BULK;
                 let before = session.totals();
                 session.receive(now, scratch, count, &mut outlet);
                 state.counters.count_totals(before, session.totals());
@@ -298,7 +312,7 @@ impl Connection {
         state: &WorkerState,
         wakers: &impl ConnectionWakers,
     ) -> Progress {
-        let Self { socket, session, permit, info, waker, input: kind, awaits_log, .. } = self;
+        let Self { socket, session, permit, info, waker, input: kind, awaits_log, is_bulk, .. } = self;
         let mut outlet = SocketOutlet { socket, blocked: false, broken: None };
         let log = session.rules().log_messages;
         // Whether another read would find nothing, or epoll will report what it would find.
@@ -333,6 +347,7 @@ impl Connection {
                     match input {
                         Some(0) => session.handle_end_of_input(now),
                         Some(count) => {
+                            *is_bulk = count >= BULK;
                             input_exhausted = count < size && !until_blocked;
                             if count == size {
                                 steps = MAX_STEPS - 1;
@@ -415,7 +430,7 @@ impl Connection {
 
     /// Returns since when it is idle: [`Session::idle_since`]. What may have come and was not read is activity.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
-        if self.queued || self.input.is_parked() { None } else { self.session.idle_since() }
+        if self.queued.is_some() || self.input.is_parked() { None } else { self.session.idle_since() }
     }
 
     /// Ends the connection for a client that waits, and frees its permit. Returns `false` if it is to be closed at once, since many

@@ -8,15 +8,18 @@
 //!             └► for each ready listener: accept
 //! ```
 //!
+//! A connection that sends much waits in the run queue, of which each pass drives one: then those that send little are asked
+//! for again. So they wait for one drive of a connection that sends much, however many of those there are.
+//!
 //! Connections are watched edge-triggered: a level-triggered socket is looked at once more, in vain, after every message.
-//! So a connection that is ready is driven until its socket has no more input, or goes into the run queue of the next
-//! pass. EPOLLOUT is registered only while output is pending: a Unix socket reports it after each read of its peer.
+//! So a connection that is ready is driven until its socket has no more input, or goes into the run queue. EPOLLOUT is registered only while output is pending: a Unix socket reports it after each read of its peer.
 //! Listeners are watched level-triggered: what is not accepted in one pass is reported again in the next.
 
 mod barriers;
 
+use std::collections::VecDeque;
 use std::io;
-use std::mem::{self, MaybeUninit};
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -68,8 +71,8 @@ pub(crate) struct EventLoop {
     wakeup_timer: WakeupTimer,
     /// Whether it has expired.
     timers_expired: bool,
-    /// Keys of connections that are driven in the next pass even if epoll does not report them.
-    run_queue: Vec<usize>,
+    /// Keys of connections that are driven, one in each pass, even if epoll does not report them.
+    run_queue: VecDeque<usize>,
     /// The scratch of this thread, made when its first connection is served.
     scratch: Option<Box<Scratch>>,
     barriers: Barriers,
@@ -103,7 +106,7 @@ impl EventLoop {
             timers: TimerQueue::default(),
             wakeup_timer,
             timers_expired: false,
-            run_queue: Vec::new(),
+            run_queue: VecDeque::new(),
             scratch: None,
             barriers: Barriers::default(),
         })
@@ -138,8 +141,6 @@ impl EventLoop {
             }
         };
         let now = clock();
-        // Connections with little to do come before those in the run queue.
-        let run_queue = if has_work { mem::take(&mut self.run_queue) } else { Vec::new() };
         for &Event { flags, data } in ready {
             let key = data.u64();
             if key < ACCEPTORS {
@@ -148,18 +149,14 @@ impl EventLoop {
                 self.handle_event(key, flags, now);
             }
         }
-        if has_work {
+        if !self.barriers.is_empty() {
+            self.drive_queued(self.run_queue.len(), now);
             self.barriers.note_wait(ready.len());
         }
         if self.mailbox.has_commands() && !self.run_commands(now) {
             return false;
         }
-        for key in run_queue {
-            if let Some(connection) = self.connections.get_mut(key) {
-                connection.queued = false;
-            }
-            self.drive(key, Readiness::ReadUntilBlocked, now);
-        }
+        self.drive_queued(1, now);
         if self.timers_expired || is_timed {
             self.fire_timers(now);
         }
@@ -283,7 +280,7 @@ impl EventLoop {
             // Tries once more to send what is owed.
             self.drive(key, Readiness::None, now);
         }
-        (self.timers, self.run_queue) = (TimerQueue::default(), Vec::new());
+        (self.timers, self.run_queue) = (TimerQueue::default(), VecDeque::new());
         let (epoll, state) = (&self.epoll, &self.state);
         let detach = |connection: Box<Connection>| {
             // Its socket stays open, so epoll would go on reporting it. Deleting a socket that is in the set does not
@@ -360,9 +357,31 @@ impl EventLoop {
         }
     }
 
-    /// Drives a connection whose socket is ready. Mostly that is one read and one reply, and nothing else is asked.
+    /// Drives a connection whose socket is ready, or has it wait for its turn.
     #[inline]
     fn drive_ready(&mut self, key: usize, readiness: Readiness, now: Instant) {
+        match self.connections.get(key) {
+            Some(connection) if connection.waits_its_turn() => self.queue(key, readiness),
+            Some(_) => self.drive_now(key, readiness, now),
+            None => {}
+        }
+    }
+
+    /// Drives so many connections of the run queue.
+    #[inline]
+    fn drive_queued(&mut self, count: usize, now: Instant) {
+        for _ in 0..count {
+            let Some(key) = self.run_queue.pop_front() else { return };
+            // It may have ended meanwhile.
+            if let Some(readiness) = self.connections.get_mut(key).and_then(|connection| connection.queued.take()) {
+                self.drive_now(key, readiness, now);
+            }
+        }
+    }
+
+    /// Drives a connection whose socket is ready. Mostly that is one read and one reply, and nothing else is asked.
+    #[inline]
+    fn drive_now(&mut self, key: usize, readiness: Readiness, now: Instant) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let mut readiness = readiness;
         if readiness == Readiness::Ready && connection.is_quiet(now) && !self.state.is_draining() {
@@ -370,7 +389,7 @@ impl EventLoop {
             match connection.exchange(now, scratch, &self.state) {
                 None => return,
                 // There may be more, after other connections have run.
-                Some(Readiness::ReadUntilBlocked) => return self.queue(key),
+                Some(next @ Readiness::ReadUntilBlocked) => return self.queue(key, next),
                 Some(next) => readiness = next,
             }
         }
@@ -389,7 +408,7 @@ impl EventLoop {
         self.set_timer(key, now);
         let connection = &mut self.connections[key];
         if progress == Progress::Yield {
-            self.queue(key);
+            self.queue(key, Readiness::ReadUntilBlocked);
         } else if let Some(interest) = connection.changed_interest() {
             // Readiness that exists already is reported, too.
             let data = EventData::new_u64(key as u64);
@@ -400,11 +419,13 @@ impl EventLoop {
         }
     }
 
-    /// Has a connection driven in the next pass.
-    fn queue(&mut self, key: usize) {
-        if !mem::replace(&mut self.connections[key].queued, true) {
-            self.run_queue.push(key);
+    /// Has a connection driven when its turn comes.
+    fn queue(&mut self, key: usize, readiness: Readiness) {
+        let queued = &mut self.connections[key].queued;
+        if queued.is_none() {
+            self.run_queue.push_back(key);
         }
+        *queued = (*queued).max(Some(readiness));
     }
 
     /// Sets the timer of a connection, if its deadline is earlier. One that fires too early is cheaper than one that is set

@@ -35,13 +35,15 @@ impl Session {
         outlet: &mut impl Outlet,
     ) -> usize {
         let (mut at, end) = (range.start, range.end);
+        // Whether the last message would have fitted into a block: the next one probably does as well.
+        let mut is_short = true;
         while at < end {
             if output.len() >= FLUSH_THRESHOLD {
                 // Enough for one call, even if all of it was taken: other connections wait to be driven.
                 self.flush_output(now, output, outlet);
                 return at;
             }
-            if self.uses_blocks && !outlet.is_logging() && !self.framer.in_progress() {
+            if is_short && self.uses_blocks && !outlet.is_logging() && !self.framer.in_progress() {
                 let up_to = self.answer_block(now, input, at..end, output, outlet);
                 if up_to > at {
                     at = up_to;
@@ -52,6 +54,7 @@ impl Session {
                 Frame::Complete(taken) => {
                     let from = at;
                     at += taken;
+                    is_short = taken <= BLOCK;
                     let long = INBOUND && taken > READ_SIZE;
                     if long && output.len() > 0 {
                         self.flush_output(now, output, outlet);
@@ -127,10 +130,10 @@ impl Session {
         output: &mut Output,
         outlet: &mut impl Outlet,
     ) -> usize {
-        let (mut at, end) = (range.start, range.end);
+        let Range { start: at, end } = range;
         let block = input.get(at..).and_then(|input| input.first_chunk::<BLOCK>());
         let Some((byte, block)) = self.rules.delimiter.single().zip(block) else { return at };
-        let mut found = positions(byte, block, end - at);
+        let found = positions(byte, block, end - at);
         if found == 0 {
             return at;
         }
@@ -149,14 +152,7 @@ impl Session {
             return end;
         }
         self.totals.messages += u64::from(found.count_ones());
-        let start = at;
-        while found != 0 {
-            let message_end = start + found.trailing_zeros() as usize + 1;
-            output.push_reply(&self.rules.prefix, input, at, message_end);
-            at = message_end;
-            found &= found - 1;
-        }
-        at
+        output.push_replies(&self.rules.prefix, input, at, found)
     }
 
     /// Answers the message that waited for the log, and then those in the inbound buffer. While something is owed, only the

@@ -52,20 +52,8 @@ impl OneConnection {
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let mut event_loop = EventLoop::new(mailbox, Arc::clone(&state)).unwrap();
 
-        let Settings { defaults, limits, .. } = Settings::default();
-        let (client, server) = UnixStream::pair().unwrap();
-        client.set_nonblocking(true).unwrap();
-        server.set_nonblocking(true).unwrap();
-        let (descriptors, receive_buffer) = (PeerDescriptors::None, ReceiveBuffer::Untouched);
-        let socket = AcceptedSocket { socket: server.into(), descriptors, receive_buffer };
-        let permit = Admission::new(&limits, Waker::noop().clone()).try_acquire(false).unwrap();
         let now = clock();
-        let session = Session::new(Arc::clone(&defaults.rules), now);
-        let (kind, descriptors) = (SocketKind::Stream, PeerDescriptors::None);
-        let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings: defaults });
-        let info = ConnectionInfo { id: ID, listener, peer: Peer::Unknown };
-        let connection = Box::new(Connection::new(socket, session, info, &state, permit));
-        event_loop.insert(connection, Readiness::None, now);
+        let client = connect(&mut event_loop, &state, now);
         Self { event_loop, client, since: now, verdict }
     }
 
@@ -83,6 +71,24 @@ impl OneConnection {
     fn verdict(&self) -> Option<Verdict> {
         *self.verdict.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Connects a client to the event loop.
+fn connect(event_loop: &mut EventLoop, state: &WorkerState, now: Instant) -> UnixStream {
+    let Settings { defaults, limits, .. } = Settings::default();
+    let (client, server) = UnixStream::pair().unwrap();
+    client.set_nonblocking(true).unwrap();
+    server.set_nonblocking(true).unwrap();
+    let (descriptors, receive_buffer) = (PeerDescriptors::None, ReceiveBuffer::Untouched);
+    let socket = AcceptedSocket { socket: server.into(), descriptors, receive_buffer };
+    let permit = Admission::new(&limits, Waker::noop().clone()).try_acquire(false).unwrap();
+    let session = Session::new(Arc::clone(&defaults.rules), now);
+    let (kind, descriptors) = (SocketKind::Stream, PeerDescriptors::None);
+    let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings: defaults });
+    let info = ConnectionInfo { id: ID, listener, peer: Peer::Unknown };
+    let connection = Box::new(Connection::new(socket, session, info, state, permit));
+    event_loop.insert(connection, Readiness::None, now);
+    client
 }
 
 #[test]
@@ -124,4 +130,33 @@ fn only_the_connection_that_was_chosen_is_reclaimed() {
     one.client.write_all(b"aaaa\t").unwrap();
     one.event_loop.drive(0, Readiness::Ready, clock());
     assert_eq!(one.received(), "server got:aaaa\t");
+}
+
+#[test]
+fn a_client_that_sends_little_waits_for_one_drive_of_those_that_send_much_and_all_of_them_are_served_in_turn() {
+    let OneConnection { mut event_loop, client: mut calm, .. } = OneConnection::new();
+    let state = Arc::clone(&event_loop.state);
+    let mut floods: Vec<_> = (0..4).map(|_| connect(&mut event_loop, &state, clock())).collect();
+    let much = b"aaaa\t".repeat(20_000);
+    let mut buffer = vec![0; 1 << 20];
+    // The event loop learns who sends much from what it has read.
+    let send = |flood: &mut UnixStream| flood.write(&much).unwrap_or_default();
+    for _ in 0..8 {
+        floods.iter_mut().for_each(|flood| _ = send(flood));
+        event_loop.pass_once();
+        floods.iter_mut().for_each(|flood| _ = flood.read(&mut buffer));
+    }
+
+    let mut served = [0; 4];
+    for round in 0..20 {
+        floods.iter_mut().for_each(|flood| _ = send(flood));
+        calm.write_all(b"aaaa\t").unwrap();
+        event_loop.pass_once();
+        let count = calm.read(&mut buffer).unwrap();
+        assert_eq!(&buffer[..count], b"server got:aaaa\t", "round {round}");
+        let answered: Vec<_> = (0..4).filter(|at| floods[*at].read(&mut buffer).is_ok_and(|count| count > 0)).collect();
+        assert!(answered.len() <= 1, "round {round}: {answered:?}");
+        answered.iter().for_each(|at| served[*at] += 1);
+    }
+    assert!(served.iter().all(|times| *times >= 4), "{served:?}");
 }
