@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 
+use echoed::protocol::packet::Reply;
 use echoed::protocol::{Outlet, Rules, Scratch, Session, Want};
 
 /// Lengths of messages, in bytes without the delimiter. The last is the longest that is allowed by default.
@@ -34,6 +35,10 @@ impl Outlet for CountingOutlet {
     fn send(&mut self, bytes: &[u8]) -> usize {
         self.byte_count += black_box(bytes).len() as u64;
         bytes.len()
+    }
+
+    fn send_packets(&mut self, replies: &[Reply<'_>]) -> usize {
+        replies.len()
     }
 
     fn log(&mut self, _: &[u8]) -> bool {

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use echoed::protocol::packet::Reply;
 use echoed::protocol::rules::{Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use echoed::protocol::{Delimiter, Outlet, Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 use libfuzzer_sys::fuzz_target;
@@ -21,6 +22,10 @@ impl Outlet for LimitedOutlet {
         let taken = bytes.len().min(self.0);
         self.0 -= taken;
         taken
+    }
+
+    fn send_packets(&mut self, replies: &[Reply<'_>]) -> usize {
+        replies.iter().take_while(|reply| reply.concat().len() <= self.0).count()
     }
 
     fn log(&mut self, _: &[u8]) -> bool {

@@ -12,6 +12,9 @@ use super::reply::{BLOCK, Prefix};
 pub struct Rules {
     /// What a message is.
     pub framing: Framing,
+    /// Whether messages come as packets (SOCK_SEQPACKET): each is a message, and the framing only says whether a peer may get a
+    /// final reply. [`Session`](super::Session) has more about it.
+    pub packets: bool,
     /// What ends a message, in delimited framing.
     pub delimiter: Delimiter,
     /// What a message is answered with.
@@ -40,6 +43,7 @@ impl Default for Rules {
     fn default() -> Self {
         Self {
             framing: Framing::Delimited,
+            packets: false,
             delimiter: Delimiter::default(),
             reply: ReplyMode::Echo,
             prefix: Framing::Delimited.default_prefix(),
@@ -65,14 +69,17 @@ impl Rules {
     #[must_use]
     pub fn terminator(&self) -> &[u8] {
         match self.framing {
-            Framing::Delimited => self.delimiter.as_bytes(),
-            Framing::Raw => &[],
+            Framing::Delimited if !self.packets => self.delimiter.as_bytes(),
+            Framing::Delimited | Framing::Raw => &[],
         }
     }
 
     /// Returns whether the rules are those of the delimited echo without a delay, which has the fast path.
     pub(super) fn is_plain_echo(&self) -> bool {
-        self.framing == Framing::Delimited && self.reply == ReplyMode::Echo && self.reply_delay.duration().is_zero()
+        self.framing == Framing::Delimited
+            && !self.packets
+            && self.reply == ReplyMode::Echo
+            && self.reply_delay.duration().is_zero()
     }
 
     /// Returns whether messages can be looked for and answered by blocks, as far as they are short.

@@ -22,6 +22,9 @@
 //! could not go on otherwise ([`Session::read_ahead`]). So `outbound` is at most 64 KiB and one reply, `inbound` 256 KiB,
 //! `pending_reply` one reply; when the log accepts that message while replies are owed, its reply moves to `outbound`.
 //!
+//! Of a connection of packets ([`Rules::packets`]), the session gets packets, and `outbound` consists of packets; there is neither a
+//! message in progress nor `inbound`.
+//!
 //! A message is logged before it is answered. No message that was read goes unlogged, whatever becomes of its peer, but
 //! for want of memory ([`Session::handle_out_of_memory`]).
 
@@ -30,17 +33,21 @@ mod close;
 mod deadlines;
 mod fast_path;
 mod general_path;
+mod packets;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::buffers::{Awaited, Buffers, ByteQueue, MessageState};
 use super::framer::Framer;
+use super::packet::Reply;
 use super::reply::{READ_SIZE, Scratch};
 use super::rules::{Rules, Unterminated};
 use super::verdict::Verdict;
 
 pub(super) use checkpoint::Checkpoint;
+pub(super) use packets::are_packets;
+pub use packets::{HEADROOM, MAX_PACKETS, ReceivedPacket};
 
 /// How long the final reply may take where `deadlines.write` is off.
 pub(crate) const FINAL_REPLY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -96,6 +103,10 @@ pub trait Outlet {
     /// Takes as many of `bytes` to the peer as there is room for, and says how many. When it takes fewer than it was
     /// given, it is not asked again in the same call of the session.
     fn send(&mut self, bytes: &[u8]) -> usize;
+
+    /// Takes as many of these replies to the peer as there is room for, each as one packet and in their order, and says how many.
+    /// There is one at least. Only sessions of packets call it, and they do not call [`Outlet::send`].
+    fn send_packets(&mut self, replies: &[Reply<'_>]) -> usize;
 
     /// Logs a message, which is given without its delimiter, and returns `true`; also where messages are not logged. Or
     /// there is no room: then it returns `false`, and the session stops there and wants [`Want::Log`].
@@ -264,31 +275,20 @@ impl Session {
         }
     }
 
-    /// `count` bytes came, and lie in `scratch`. Messages and their replies go to `outlet`, as far as it takes them.
+    /// `count` bytes came, and lie in `scratch`. Messages and their replies go to `outlet`, as far as it takes them. Where messages
+    /// are packets, the bytes are one packet.
     #[inline]
     pub fn receive(&mut self, now: Instant, scratch: &mut Scratch, count: usize, outlet: &mut impl Outlet) {
-        match &mut self.phase {
-            Phase::Open => {}
-            // The peer broke no rule: what it is owed lies in the kernel, and would be lost if we closed before it has
-            // stopped sending. The caller of `drain` limits how long all that may take.
-            Phase::Lingering(Verdict::Shutdown, until, _) => {
-                *until = now + LINGER;
-                return;
-            }
-            Phase::Lingering(verdict, _, remaining) => {
-                *remaining = remaining.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
-                if *remaining == 0 {
-                    self.phase = Phase::Done(*verdict);
-                }
-                return;
-            }
-            Phase::Stopping(..) | Phase::HalfClosed(_) | Phase::Closing(..) | Phase::Logging(_) | Phase::Done(_) => {
-                return;
-            }
+        if self.phase != Phase::Open {
+            return self.drop_input(now, count);
+        }
+        let Scratch { input, input_start, output } = scratch;
+        if !self.uses_fast_path && self.rules.packets {
+            let room = &mut input[*input_start - HEADROOM..];
+            return self.receive_packet(now, ReceivedPacket { room, len: count }, outlet);
         }
         self.totals.bytes_in += count as u64;
         self.last_activity = now;
-        let Scratch { input, input_start, output } = scratch;
         let end = *input_start + count;
         let range = *input_start..end;
         output.clear();
@@ -301,6 +301,27 @@ impl Session {
             self.buffers_mut(now).inbound = ByteQueue::from_slice(&input[at..end]);
         }
         self.update_phase(now);
+    }
+
+    /// `count` bytes came that are not processed.
+    fn drop_input(&mut self, now: Instant, count: usize) {
+        match &mut self.phase {
+            // The peer broke no rule: what it is owed lies in the kernel, and would be lost if we closed before it has
+            // stopped sending. The caller of `drain` limits how long all that may take.
+            Phase::Lingering(Verdict::Shutdown, until, _) => *until = now + LINGER,
+            Phase::Lingering(verdict, _, remaining) => {
+                *remaining = remaining.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+                if *remaining == 0 {
+                    self.phase = Phase::Done(*verdict);
+                }
+            }
+            Phase::Open
+            | Phase::Stopping(..)
+            | Phase::HalfClosed(_)
+            | Phase::Closing(..)
+            | Phase::Logging(_)
+            | Phase::Done(_) => {}
+        }
     }
 
     /// The peer has ended its stream: no more input will come.
@@ -345,6 +366,9 @@ impl Session {
     /// takes less than it is given, or there were 64 KiB of further replies, or a delay begins. To be called when there
     /// may be room again, for output or in the log. The log is asked also while replies are owed.
     pub fn process_buffers(&mut self, now: Instant, scratch: &mut Scratch, outlet: &mut impl Outlet) {
+        if self.rules.packets {
+            return self.process_packets(now, outlet);
+        }
         if let Phase::Logging(verdict) = self.phase {
             return self.log_remaining(verdict, outlet);
         }
@@ -362,7 +386,7 @@ impl Session {
     #[must_use]
     pub fn read_ahead_room(&self) -> usize {
         match &self.buffers {
-            Some(buffers) if !buffers.outbound.is_empty() => {
+            Some(buffers) if !buffers.outbound.is_empty() && !self.rules.packets => {
                 MAX_INBOUND.saturating_sub(buffers.inbound.as_slice().len())
             }
             _ => 0,
@@ -372,7 +396,7 @@ impl Session {
     /// Stores input that came while replies are owed, and that the session did not want: the peer cannot take them before some
     /// of its input is read. It is processed after they were taken, or dropped if no more input is taken.
     pub fn read_ahead(&mut self, now: Instant, bytes: &[u8]) {
-        if self.phase == Phase::Open && !bytes.is_empty() {
+        if self.phase == Phase::Open && !bytes.is_empty() && !self.rules.packets {
             self.totals.bytes_in += bytes.len() as u64;
             self.buffers_mut(now).inbound.push(bytes);
         }

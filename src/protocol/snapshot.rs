@@ -10,6 +10,7 @@
 //! 00 01                                         version: u16
 //! 00 00 00 00 00 00 00 07                       connection id: u64
 //! 00 00 00 00 00 00 00 04 65 63 68 6f           name of the listener, UTF-8: bytes                       "echo"
+//! 00                                            kind (below)                                             a stream
 //! 00                                            phase (below)                                            open
 //! 00                                            whether the peer has ended its stream: 0, 1
 //! ff ff ff ff c4 65 36 00                       when the connection was opened: time                     1 s ago
@@ -27,6 +28,11 @@
 //! 7f ff ff ff ff ff ff ff                       when the delay after a reply ends: time                  none
 //! 00                                            client (below)                                           none
 //! ```
+//!
+//! | kind | | |
+//! |---|---|---|
+//! | 0 | a stream | |
+//! | 1 | packets | *outbound* consists of packets, each as *bytes*; *inbound* is empty, and no message is in progress |
 //!
 //! | phase | | followed by |
 //! |---|---|---|
@@ -78,7 +84,7 @@ use std::time::Instant;
 use super::buffers::{BuffersCheckpoint, MessageCheckpoint};
 use super::relative_time::RelativeTime;
 use super::rules::Rules;
-use super::session::{Checkpoint, Phase, Session, Totals};
+use super::session::{self, Checkpoint, Phase, Session, Totals};
 use super::verdict::Verdict;
 use bytes::{Reader, Writer};
 pub use error::Error;
@@ -102,6 +108,7 @@ pub fn encode(
     writer.u16(VERSION);
     writer.u64(connection_id);
     writer.bytes(listener_name.as_bytes());
+    writer.u8(session.rules().packets.into());
     write_phase(&mut writer, phase);
     writer.u8(input_ended.into());
     writer.time(opened);
@@ -135,6 +142,7 @@ pub struct Snapshot {
     listener_name: String,
     connection_id: u64,
     client: Option<SocketAddr>,
+    has_packets: bool,
     checkpoint: Checkpoint<'static>,
 }
 
@@ -152,12 +160,9 @@ impl Snapshot {
         let connection_id = reader.u64("connection's number")?;
         let listener_name = reader.bytes("listener's name")?.to_vec();
         let listener_name = String::from_utf8(listener_name).map_err(|_| Error::NotUtf8)?;
+        let has_packets = read_flag(&mut reader, "kind")?;
         let phase = read_phase(&mut reader)?;
-        let input_ended = match reader.u8("end of input")? {
-            0 => false,
-            1 => true,
-            code => return Err(Error::UnknownCode { field: "end of input", code }),
-        };
+        let input_ended = read_flag(&mut reader, "end of input")?;
         let opened = reader.time("time of its beginning")?;
         let last_activity = reader.time("time of its last byte")?;
         let bytes_in = reader.count("number of bytes received")?;
@@ -181,10 +186,10 @@ impl Snapshot {
         let totals = Totals { bytes_in, bytes_out, messages };
         let buffers = BuffersCheckpoint { message, waiting_since, delay_until, outbound, inbound };
         let checkpoint = Checkpoint { phase, input_ended, opened, last_activity, totals, buffers };
-        if !is_consistent(&checkpoint) {
+        if !is_consistent(&checkpoint) || has_packets && !is_of_packets(&checkpoint) {
             return Err(Error::Inconsistent);
         }
-        Ok(Self { listener_name, connection_id, client, checkpoint })
+        Ok(Self { listener_name, connection_id, client, has_packets, checkpoint })
     }
 
     /// Returns the name of the listener.
@@ -205,11 +210,19 @@ impl Snapshot {
         self.client
     }
 
-    /// Restores the session under the current rules of its listener. `stored_at` is when it was stored, on the clock of this
+    /// Returns whether it is of a connection of packets.
+    #[must_use]
+    pub fn has_packets(&self) -> bool {
+        self.has_packets
+    }
+
+    /// Restores the session under the current rules of its listener; only whether messages are packets stays. `stored_at` is when it was stored, on the clock of this
     /// process. The next [`Session::handle_timeout`] acts on deadlines that have passed since.
     #[must_use]
     pub fn restore(self, rules: Arc<Rules>, stored_at: Instant) -> Session {
-        self.checkpoint.restore(rules, stored_at)
+        let Self { has_packets: packets, checkpoint, .. } = self;
+        let rules = if rules.packets == packets { rules } else { Arc::new(Rules { packets, ..(*rules).clone() }) };
+        checkpoint.restore(rules, stored_at)
     }
 }
 
@@ -233,6 +246,20 @@ fn is_consistent(checkpoint: &Checkpoint<'_>) -> bool {
             outbound.is_empty()
                 && (matches!(message, MessageCheckpoint::Unlogged(_)) || no_message && !inbound.is_empty())
         }
+    }
+}
+
+/// Returns whether the buffers are those of a connection of packets.
+fn is_of_packets(checkpoint: &Checkpoint<'_>) -> bool {
+    let BuffersCheckpoint { message, outbound, inbound, .. } = &checkpoint.buffers;
+    !matches!(message, MessageCheckpoint::InProgress(..)) && inbound.is_empty() && session::are_packets(outbound)
+}
+
+fn read_flag(reader: &mut Reader<'_>, field: &'static str) -> Result<bool, Error> {
+    match reader.u8(field)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        code => Err(Error::UnknownCode { field, code }),
     }
 }
 

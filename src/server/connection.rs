@@ -3,6 +3,10 @@
 //! THE HOT PATH. In one drive, a connection reads once or twice into the scratch of its thread, answers at once from
 //! where the input lies, and waits for readiness; it owns no buffers unless something is unfinished. Per message
 //! nothing happens here but the session's work: no lock, no log, no shared counter, no timer.
+//!
+//! Connections of packets have steps of their own: `connection/packets.rs`.
+
+mod packets;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,13 +22,15 @@ use super::accepted_socket::{self, AcceptedSocket};
 use super::admission::Permit;
 use super::clock::clock;
 use super::event::{Event, EventSink};
-use super::input_kind::InputKind;
+use super::input_kind::{InputKind, Pace};
 use super::listener::{ConnectionInfo, Listener};
 use super::outlet::{LoggingOutlet, SocketOutlet};
+use super::packet_scratch::PacketScratch;
 use super::peer::{Peer, Source};
 use super::peer_descriptors::PeerDescriptors;
 use super::peer_progress;
 use super::receive_window;
+use super::socket::SocketKind;
 use super::socket_error;
 use super::worker_state::WorkerState;
 use crate::protocol::rules::LogMessages;
@@ -43,8 +49,8 @@ const BULK: usize = 32 * 1024;
 pub(crate) struct Connection {
     // Dropped from top to bottom: the descriptor is closed before the permit is released.
     socket: OwnedFd,
-    /// Whether EPOLLOUT is registered, and input is not.
-    wants_write: bool,
+    /// What is registered with epoll.
+    interest: Interest,
     /// What it is driven with when its turn in the run queue comes; `None` if it is not in it.
     pub(crate) queued: Option<Readiness>,
     /// Whether its last read brought at least [`BULK`] bytes.
@@ -70,6 +76,26 @@ pub struct DetachedConnection {
     pub snapshot: Vec<u8>,
     /// How many messages in the snapshot have to be logged yet. They are lost if it is not restored.
     pub unlogged: usize,
+}
+
+/// The buffers of a thread, which all its connections use one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct ThreadScratch {
+    pub(crate) bytes: Scratch,
+    packets: PacketScratch,
+}
+
+/// What epoll is to report of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Interest {
+    /// Input.
+    Read,
+    /// Input, as long as there is any.
+    ReadPackets,
+    /// Room for output, and no input.
+    Write,
+    /// Only that the connection breaks.
+    Nothing,
 }
 
 /// Makes what wakes a connection from any thread.
@@ -124,14 +150,14 @@ impl Connection {
     ) -> Self {
         state.add_connection();
         let AcceptedSocket { socket, descriptors, receive_buffer } = socket;
-        let input = if descriptors == PeerDescriptors::None {
-            InputKind::Bytes(receive_buffer)
-        } else {
-            InputKind::WithDescriptors { descriptors, parked: false }
+        let input = match (info.listener.kind, descriptors) {
+            (SocketKind::Seqpacket, _) => InputKind::Packets { descriptors, parked: false, pace: Pace::START },
+            (_, PeerDescriptors::None) => InputKind::Bytes(receive_buffer),
+            _ => InputKind::WithDescriptors { descriptors, parked: false },
         };
         Self {
             socket,
-            wants_write: false,
+            interest: if input.is_packets() { Interest::ReadPackets } else { Interest::Read },
             queued: None,
             is_bulk: false,
             input,
@@ -167,17 +193,29 @@ impl Connection {
 
     /// Returns the epoll flags to register.
     pub(crate) fn interest(&self) -> EventFlags {
-        let readiness =
-            if self.wants_write { EventFlags::OUT } else { EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI };
-        readiness | EventFlags::ET
+        match self.interest {
+            Interest::Read => EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI | EventFlags::ET,
+            Interest::ReadPackets => EventFlags::IN | EventFlags::RDHUP,
+            Interest::Write => EventFlags::OUT | EventFlags::ET,
+            Interest::Nothing => EventFlags::ET,
+        }
     }
 
     /// Returns the epoll flags to register from now on, if they differ from those before.
     #[inline]
     pub(crate) fn changed_interest(&mut self) -> Option<EventFlags> {
-        let wants_write = self.session.wants() == Want::Write;
-        (wants_write != self.wants_write).then(|| {
-            self.wants_write = wants_write;
+        let wants = self.session.wants();
+        let interest = if wants == Want::Write {
+            Interest::Write
+        } else if !self.input.is_packets() {
+            Interest::Read
+        } else if wants == Want::Read && !self.input.is_parked() {
+            Interest::ReadPackets
+        } else {
+            Interest::Nothing
+        };
+        (interest != self.interest).then(|| {
+            self.interest = interest;
             self.interest()
         })
     }
@@ -234,7 +272,7 @@ impl Connection {
         key: usize,
         readiness: Readiness,
         now: Instant,
-        scratch: &mut Scratch,
+        scratch: &mut ThreadScratch,
         state: &WorkerState,
         wakers: &impl ConnectionWakers,
     ) -> Progress {
@@ -247,18 +285,22 @@ impl Connection {
             // What came in time is answered: it may be this process that is late.
             readiness = Readiness::ReadUntilBlocked;
         } else if readiness == Readiness::None || self.timer.is_some_and(|at| at <= now) {
-            self.handle_timeout(now, scratch, state);
+            self.handle_timeout(now, &mut scratch.bytes, state);
         }
         if !reads {
             // What epoll has reported meanwhile was not read.
             readiness = Readiness::ReadUntilBlocked;
         }
         let progress = loop {
-            let progress = self.run_steps(key, readiness, now, scratch, state, wakers);
+            let progress = if self.input.is_packets() {
+                self.run_packet_steps(key, readiness, now, &mut scratch.packets, state, wakers)
+            } else {
+                self.run_steps(key, readiness, now, &mut scratch.bytes, state, wakers)
+            };
             if progress == Progress::Closed || self.session.deadline().is_none_or(|deadline| now < deadline) {
                 break progress;
             }
-            self.handle_timeout(now, scratch, state);
+            self.handle_timeout(now, &mut scratch.bytes, state);
         };
         if progress == Progress::Pending {
             self.input.prepare(self.session.wants() == Want::Read, &self.socket);
@@ -334,6 +376,7 @@ impl Connection {
                     let until_blocked =
                         readiness == Readiness::ReadUntilBlocked || kind.descriptors() == PeerDescriptors::Queued;
                     let input = match kind {
+                        InputKind::Packets { .. } => unreachable!("they have steps of their own"),
                         InputKind::Bytes(receive_buffer) => {
                             receive_buffer.limit(outlet.socket);
                             outlet.read(buffer)
@@ -476,7 +519,11 @@ impl Connection {
     /// Ends the connection, of which no message waits for the log any longer.
     fn end(self: Box<Self>, state: &WorkerState) {
         // Without a verdict, it is we who stop before it was done.
-        self.report_closed(state, self.session.verdict().unwrap_or(Verdict::Shutdown));
+        let verdict = self.session.verdict().unwrap_or(Verdict::Shutdown);
+        self.report_closed(state, verdict);
+        if self.input.is_packets() {
+            self.discard_packets();
+        }
         let Self { socket, input, permit, .. } = *self;
         let descriptors = input.descriptors();
         accepted_socket::close(socket, descriptors, &state.disposal, permit);
@@ -484,10 +531,7 @@ impl Connection {
 
     /// Reads again, after descriptors were closed. Returns whether the connection with this id waited for that.
     pub(crate) fn unpark(&mut self, id: u64) -> bool {
-        match &mut self.input {
-            InputKind::WithDescriptors { parked, .. } if self.info.id == id => std::mem::replace(parked, false),
-            _ => false,
-        }
+        self.info.id == id && self.input.unpark()
     }
 
     /// Detaches the connection: encodes its session, and returns the snapshot with the socket.

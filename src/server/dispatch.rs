@@ -5,6 +5,7 @@
 //!                (a task of the services)                       └ none, or not certain: a task decides, or refuses it
 //! ```
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,8 +23,8 @@ use super::clock::clock;
 use super::connection::Connection;
 use super::event::{Event, EventSink};
 use super::listener::{ConnectionInfo, Listener};
+use super::packet_socket;
 use super::packets::rate_limit::RateLimiter;
-use super::packets::seqpacket;
 use super::peer::Peer;
 use super::proxy::PendingHeader;
 use super::receive_buffer::ReceiveBuffer;
@@ -102,7 +103,11 @@ impl Dispatcher {
         }
         let info = ConnectionInfo { id, listener: Arc::clone(listener), peer };
         if inherited.is_none() {
-            if let Err(error) = socket_options::set(&socket, &listener.settings) {
+            let prepared = socket_options::set(&socket, &listener.settings).and_then(|()| match listener.kind {
+                SocketKind::Seqpacket => packet_socket::prepare(&socket).map_err(io::Error::from),
+                SocketKind::Stream | SocketKind::Datagram => Ok(()),
+            });
+            if let Err(error) = prepared {
                 unserved::close_failed(state, &info, now, error, Some(socket), permit);
                 return None;
             }
@@ -113,7 +118,7 @@ impl Dispatcher {
             return None;
         }
         if permit.claim(peer.source()) {
-            return self.assign(socket, info, permit, None, state, now);
+            return self.assign(socket, info, permit, None, now);
         }
         self.decide(socket, info, permit, state, now);
         None
@@ -136,10 +141,8 @@ impl Dispatcher {
         runtime.spawn(async move {
             let state = &*dispatcher.services.state;
             let assigned = match dispatcher.claim_or_refuse(&mut permit, &mut cancelled).await {
-                Ok(()) => dispatcher.assign(socket, info, permit, None, state, clock()),
-                Err(verdict) if permit.refuse() => {
-                    dispatcher.assign(socket, info, permit, Some(verdict), state, clock())
-                }
+                Ok(()) => dispatcher.assign(socket, info, permit, None, clock()),
+                Err(verdict) if permit.refuse() => dispatcher.assign(socket, info, permit, Some(verdict), clock()),
                 // There are many of them: it is closed at once.
                 Err(verdict) => {
                     unserved::report(state, &info, clock(), verdict, None);
@@ -184,21 +187,15 @@ impl Dispatcher {
         worker.serve(Box::new(Connection::new(socket, session, info, &worker.state, permit)));
     }
 
-    /// Assigns a connection to the worker with the fewest connections: to be served, or to be refused. A connection of
-    /// packets becomes a task. `state` is that of the thread that runs this.
+    /// Assigns a connection to the worker with the fewest connections: to be served, or to be refused.
     fn assign(
         &self,
         socket: AcceptedSocket,
         info: ConnectionInfo,
         permit: Permit,
         refused: Option<Verdict>,
-        state: &WorkerState,
         now: Instant,
     ) -> Option<Assigned<'_>> {
-        if info.listener.kind == SocketKind::Seqpacket {
-            seqpacket::spawn(socket, info, &self.services, permit, refused, state);
-            return None;
-        }
         let worker = self.least_loaded_worker()?;
         let mut session = Session::new(Arc::clone(&info.listener.settings.rules), now);
         if let Some(verdict) = refused {
@@ -301,7 +298,7 @@ impl Dispatcher {
             self.barrier().await;
             // If the limit was lowered, no connection is closed for that.
             let limit = self.admission.limit();
-            self.admission.open() == limit && self.reclaimer.reclaim_one(&self.workers, &self.services, limit).await
+            self.admission.open() == limit && self.reclaimer.reclaim_one(&self.workers, limit).await
         };
         time::timeout(HANG_TIMEOUT, reclaim).await.unwrap_or(false)
     }

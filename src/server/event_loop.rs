@@ -12,8 +12,10 @@
 //! for again. So they wait for one drive of a connection that sends much, however many of those there are.
 //!
 //! Connections are watched edge-triggered: a level-triggered socket is looked at once more, in vain, after every message.
-//! So a connection that is ready is driven until its socket has no more input, or goes into the run queue. EPOLLOUT is registered only while output is pending: a Unix socket reports it after each read of its peer.
-//! Listeners are watched level-triggered: what is not accepted in one pass is reported again in the next.
+//! So a connection that is ready is driven until its socket has no more input, or goes into the run queue. EPOLLOUT is
+//! registered only while output is pending: a Unix socket reports it after each read of its peer. Listeners are watched
+//! level-triggered, and so are connections of packets while they are read: what is not accepted or received in one pass is
+//! reported again in the next.
 
 mod barriers;
 
@@ -30,13 +32,12 @@ use rustix::io::{Errno, retry_on_intr};
 use slab::Slab;
 
 use super::clock::clock;
-use super::connection::{Connection, DetachedConnection, Progress, Readiness};
-use super::idleness::{ConnectionRef, IdleReport};
+use super::connection::{Connection, DetachedConnection, Progress, Readiness, ThreadScratch};
+use super::idleness::IdleReport;
 use super::listener::Listener;
 use super::mailbox::{Acceptor, Mailbox, NextRun, Reclaim};
 use super::timers::{TimerQueue, WakeupTimer};
 use super::worker_state::WorkerState;
-use crate::protocol::Scratch;
 use barriers::Barriers;
 
 /// How many events are taken from epoll at once.
@@ -74,7 +75,7 @@ pub(crate) struct EventLoop {
     /// Keys of connections that are driven, one in each pass, even if epoll does not report them.
     run_queue: VecDeque<usize>,
     /// The scratch of this thread, made when its first connection is served.
-    scratch: Option<Box<Scratch>>,
+    scratch: Option<Box<ThreadScratch>>,
     barriers: Barriers,
 }
 
@@ -245,7 +246,7 @@ impl EventLoop {
         let mut report = IdleReport::default();
         for (key, connection) in self.connections.iter().filter(|(_, connection)| connection.counts()) {
             let (id, source) = (connection.id(), connection.holder());
-            report.add(id, source, connection.idle_since(), ConnectionRef::Stream { key, id });
+            report.add(key, id, source, connection.idle_since());
         }
         report
     }
@@ -386,7 +387,7 @@ impl EventLoop {
         let mut readiness = readiness;
         if readiness == Readiness::Ready && connection.is_quiet(now) && !self.state.is_draining() {
             let scratch = self.scratch.get_or_insert_with(Box::default);
-            match connection.exchange(now, scratch, &self.state) {
+            match connection.exchange(now, &mut scratch.bytes, &self.state) {
                 None => return,
                 // There may be more, after other connections have run.
                 Some(next @ Readiness::ReadUntilBlocked) => return self.queue(key, next),

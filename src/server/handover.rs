@@ -26,11 +26,10 @@ use super::connection::{Connection, DetachedConnection, report_lost};
 use super::disposal::close_gracefully;
 use super::event::Event;
 use super::listener::{ConnectionInfo, Listener};
-use super::packets::END_WAIT;
+use super::packet_socket;
 use super::peer::Peer;
 use super::peer_descriptors::PeerDescriptors;
 use super::receive_buffer::ReceiveBuffer;
-use super::services::StopRequest;
 use super::socket::SocketKind;
 use super::worker::HANG_TIMEOUT;
 use crate::config::Settings;
@@ -60,28 +59,19 @@ pub struct Restored {
 }
 
 impl Server {
-    /// Stops accepting, and detaches every connection; seqpacket connections end here. Packets wait for the log half a second
+    /// Stops accepting, and detaches every connection. Datagrams wait for the log half a second
     /// longer, and are then lost: they cannot be handed over. After that, `freeze_log` is called; what the log has not written
     /// by then is for the next process to log. The event loops try once more to send what is owed, and wait for no peer. A
     /// worker that does not respond for some seconds is skipped.
     pub async fn detach(&self, freeze_log: impl FnOnce()) -> Detached {
         self.set_accept_mode(AcceptMode::Stop);
-        self.request_stop(StopRequest::Immediate);
+        self.datagram_threads().iter().for_each(|thread| thread.control.end_log_wait());
         // Every acceptor keeps its receiver until it has dropped its socket; one whose worker hangs keeps it for ever.
         let closed = async {
             self.accept_mode.closed().await;
             self.dispatcher.cancel_pending().await;
         };
         let _ = time::timeout(HANG_TIMEOUT, closed).await;
-        let packets_logged = async {
-            // A packet that was received by now waits for the log after that.
-            self.dispatcher.services.barrier().await;
-            self.dispatcher.services.packets_logged().await;
-        };
-        // They have been told already to wait no longer than half of that. Those of datagrams have ended.
-        if self.dispatcher.services.has_tasks() {
-            let _ = time::timeout(2 * END_WAIT, packets_logged).await;
-        }
         freeze_log();
         let requested: Vec<_> = self.threads.iter().map(|thread| thread.worker.detach()).collect();
         let until = time::Instant::now() + HANG_TIMEOUT;
@@ -91,8 +81,6 @@ impl Server {
                 connections.extend(detached);
             }
         }
-        // The seqpacket connections, which end.
-        let _ = time::timeout_at(until, self.wait_until_idle()).await;
         Detached { connections, unresponsive: self.connection_count() }
     }
 
@@ -124,14 +112,10 @@ impl Server {
                 }
             };
             let name = snapshot.listener_name();
-            let (listener, serving) = listeners.entry(name.to_owned()).or_insert_with(|| {
-                let listener: Arc<Listener> = Arc::new(Listener::new(
-                    name,
-                    SocketKind::Stream,
-                    PeerDescriptors::None,
-                    settings.listener_settings(name),
-                ));
-                (listener, serving.contains(&name))
+            let kind = if snapshot.has_packets() { SocketKind::Seqpacket } else { SocketKind::Stream };
+            let (listener, serving) = listeners.entry((name.to_owned(), kind)).or_insert_with(|| {
+                let listener = Listener::new(name, kind, PeerDescriptors::None, settings.listener_settings(name));
+                (Arc::new(listener), serving.contains(&name))
             });
             let peer = snapshot.client().map_or_else(|| Peer::of(&socket, None), Peer::Proxied);
             let id = snapshot.connection_id();
@@ -214,6 +198,14 @@ fn read_snapshot(bytes: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
         return Err(format!("{id} is not the number of a connection"));
     }
     // A socket that echoed stored is non-blocking already.
+    if snapshot.has_packets() {
+        if !SocketKind::of(socket).is_ok_and(|kind| kind == SocketKind::Seqpacket) {
+            return Err("its socket carries no packets".to_owned());
+        }
+        // A socket that echoed stored is prepared already.
+        let prepared = packet_socket::prepare(socket);
+        prepared.map_err(|error| format!("its socket cannot be prepared: {error}"))?;
+    }
     let set = retry_on_intr(|| rustix::io::ioctl_fionbio(socket, true));
     set.map_err(|error| format!("its socket cannot be made non-blocking: {error}"))?;
     Ok(snapshot)

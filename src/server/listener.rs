@@ -26,13 +26,22 @@ impl Listener {
         descriptors: PeerDescriptors,
         settings: &config::ListenerSettings,
     ) -> Self {
-        Self { name: name.into(), kind, descriptors, settings: settings.clone() }
+        Self { name: name.into(), kind, descriptors, settings: settings_of(kind, settings) }
     }
 
     /// Returns whether its connections have to begin with a PROXY header. Packets have none.
     pub(crate) fn awaits_header(&self) -> bool {
         self.settings.proxy_protocol && self.kind == SocketKind::Stream
     }
+}
+
+/// Returns the settings of a listener of this kind.
+fn settings_of(kind: SocketKind, settings: &config::ListenerSettings) -> config::ListenerSettings {
+    let mut settings = settings.clone();
+    if kind == SocketKind::Seqpacket {
+        Arc::make_mut(&mut settings.rules).packets = true;
+    }
+    settings
 }
 
 /// The current [`Listener`], which new connections get. A reload replaces it.
@@ -55,7 +64,7 @@ impl ListenerHandle {
             name: Arc::clone(&listener.name),
             kind: listener.kind,
             descriptors: listener.descriptors,
-            settings: settings.clone(),
+            settings: settings_of(listener.kind, settings),
         });
     }
 }

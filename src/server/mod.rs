@@ -26,6 +26,8 @@ mod listener;
 mod listener_error;
 mod mailbox;
 mod outlet;
+mod packet_scratch;
+mod packet_socket;
 mod packets;
 pub mod peer;
 mod peer_descriptors;
@@ -75,7 +77,7 @@ use packets::sender_socket::ReservedSockets;
 use packets::user_threads::UserThreads;
 use peer_descriptors::PeerDescriptors;
 use reclaim::Reclaimer;
-use services::{Services, StopRequest};
+use services::Services;
 use socket::SocketKind;
 use worker::{HANG_TIMEOUT, WorkerThread};
 use worker_state::WorkerState;
@@ -197,8 +199,10 @@ impl Server {
         socket_options::set(&socket, settings)?;
         let kind = SocketKind::of(&socket)?;
         let descriptors = PeerDescriptors::refuse(&socket);
-        if descriptors != PeerDescriptors::None && kind == SocketKind::Stream {
-            peer_descriptors::merge_writers(&socket);
+        match kind {
+            SocketKind::Stream if descriptors != PeerDescriptors::None => peer_descriptors::merge_writers(&socket),
+            SocketKind::Seqpacket => packet_socket::prepare(&socket)?,
+            SocketKind::Stream | SocketKind::Datagram => {}
         }
         let listener = Arc::new(ListenerHandle::new(Listener::new(name, kind, descriptors, settings)));
         let status = Arc::clone(&self.acceptor_status);
@@ -206,7 +210,7 @@ impl Server {
         match kind {
             SocketKind::Datagram => self.serve_datagrams(socket, Arc::clone(&listener), control)?,
             SocketKind::Stream | SocketKind::Seqpacket => {
-                if kind == SocketKind::Seqpacket || settings.proxy_protocol {
+                if listener.load().awaits_header() {
                     // Its connections need it: rather no start than no service.
                     self.dispatcher.services.start()?;
                 }
@@ -234,7 +238,7 @@ impl Server {
         let disposal = dispatcher.services.state.disposal.clone();
         let state = Arc::new(WorkerState::new(dispatcher.sink.clone(), disposal));
         let threads = self.user_threads.clone();
-        let mut server = DatagramServer::open(socket, &dispatcher.services, threads, reserved, &state, &control)?;
+        let mut server = DatagramServer::open(socket, threads, reserved, &state, &control)?;
         let status = Arc::clone(&accept.status);
         status.send_modify(|status| status.serving += 1);
         let serve = move || {
@@ -387,12 +391,6 @@ impl Server {
         self.dispatcher.admission.limit()
     }
 
-    /// Has all connections that are tasks end like this, and the servers of datagrams look at it.
-    fn request_stop(&self, how: StopRequest) {
-        self.dispatcher.services.request_stop(how);
-        self.wake_datagram_threads();
-    }
-
     fn wake_datagram_threads(&self) {
         self.datagram_threads().iter().for_each(|thread| thread.control.notify());
     }
@@ -439,7 +437,6 @@ impl Drop for DrainOnDrop<'_> {
         for thread in &self.0.threads {
             thread.worker.drain();
         }
-        self.0.request_stop(StopRequest::Graceful);
     }
 }
 

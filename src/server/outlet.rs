@@ -13,8 +13,10 @@ use rustix::net::{RecvFlags, SendFlags};
 use super::disposal::Disposal;
 use super::event::{Event, EventSink, ReceivedMessage, summary};
 use super::listener::ConnectionInfo;
+use super::packet_socket;
 use super::peer_descriptors::PeerDescriptors;
 use super::peer_input;
+use crate::protocol::packet::Reply;
 use crate::protocol::rules::LogMessages;
 use crate::protocol::{Outlet, Scratch, Session, Want};
 
@@ -75,6 +77,31 @@ impl Outlet for SocketOutlet<'_> {
         0
     }
 
+    fn send_packets(&mut self, replies: &[Reply<'_>]) -> usize {
+        let mut sent = 0;
+        // What the kernel says of the one at which it stopped is known when that is sent again.
+        while let Some((next, more)) = replies.get(sent..).and_then(<[_]>::split_first) {
+            let result = if more.is_empty() {
+                packet_socket::send(self.socket, next).map(|()| 1)
+            } else {
+                packet_socket::send_many(self.socket, &replies[sent..])
+            };
+            match result {
+                Ok(count) => sent += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    self.blocked = true;
+                    break;
+                }
+                Err(error) => {
+                    self.broken = Some(error);
+                    break;
+                }
+            }
+        }
+        sent
+    }
+
     #[inline]
     fn log(&mut self, _: &[u8]) -> bool {
         true
@@ -115,7 +142,8 @@ impl<M: Fn() -> Waker> LoggingOutlet<'_, '_, M> {
 
     /// Notes that no message waits for the log any longer, if that is so. Not with each one that the log accepts: a drain
     /// that ends between two of them would cut the connection, before the next is logged and this one is answered.
-    fn end_wait(&mut self, session: &Session) {
+    #[inline]
+    pub(super) fn end_wait(&mut self, session: &Session) {
         if *self.awaits_log && !matches!(session.wants(), Want::Log) && !session.has_unlogged_messages() {
             *self.awaits_log = false;
             self.sink.unlogged.end_wait();
@@ -126,6 +154,10 @@ impl<M: Fn() -> Waker> LoggingOutlet<'_, '_, M> {
 impl<M: Fn() -> Waker> Outlet for LoggingOutlet<'_, '_, M> {
     fn send(&mut self, bytes: &[u8]) -> usize {
         self.inner.send(bytes)
+    }
+
+    fn send_packets(&mut self, replies: &[Reply<'_>]) -> usize {
+        self.inner.send_packets(replies)
     }
 
     fn is_logging(&self) -> bool {

@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 use tokio::sync;
 
 use super::clock::clock;
-use super::idleness::{ConnectionRef, IdleConnection, IdleReport};
+use super::idleness::{IdleConnection, IdleReport};
 use super::peer::Source;
-use super::services::Services;
 use super::worker::Worker;
 
 /// How many connections are chosen at a time at most.
@@ -30,10 +29,11 @@ pub(crate) const RETRY: Duration = Duration::from_secs(1);
 /// A connection that may be closed.
 #[derive(Debug)]
 struct Candidate {
-    /// The number of its worker. One that is a task has none.
+    /// The number of its worker.
     worker: usize,
     since: Instant,
-    connection: ConnectionRef,
+    key: usize,
+    id: u64,
 }
 
 /// Chooses which connections may be closed, of those that the workers have reported; the one to be closed first is the last.
@@ -61,7 +61,8 @@ fn choose(reports: Vec<IdleReport>, limit: usize, min_idle: Duration, now: Insta
         let candidate = |(worker, one): &(usize, IdleConnection)| Candidate {
             worker: *worker,
             since: one.since,
-            connection: one.connection.clone(),
+            key: one.key,
+            id: one.id,
         };
         let mut chosen: Vec<_> = idle.iter().filter(may_close).take(MAX_CHOSEN).map(candidate).collect();
         chosen.reverse();
@@ -101,12 +102,8 @@ struct Choice {
 impl Choice {
     /// Closes the next one that is still idle. Returns whether there was one.
     async fn reclaim_next(&mut self, workers: &[Worker]) -> bool {
-        while let Some(Candidate { worker, since, connection }) = self.candidates.pop() {
-            let closed = match connection {
-                ConnectionRef::Stream { key, id } => workers[worker].reclaim(key, id, since).await,
-                ConnectionRef::Task(idleness) => idleness.request(since).await,
-            };
-            if closed {
+        while let Some(Candidate { worker, since, key, id }) = self.candidates.pop() {
+            if workers[worker].reclaim(key, id, since).await {
                 self.closed_any = true;
                 return true;
             }
@@ -130,7 +127,7 @@ impl Reclaimer {
     }
 
     /// Closes one idle connection, if one may be closed. Returns whether one was.
-    pub(crate) async fn reclaim_one(&self, workers: &[Worker], services: &Services, limit: usize) -> bool {
+    pub(crate) async fn reclaim_one(&self, workers: &[Worker], limit: usize) -> bool {
         let Some(min_idle) = *self.lock_min_idle() else { return false };
         // One after the other, since a choice depends on what is left.
         let mut choice = self.choice.lock().await;
@@ -144,11 +141,10 @@ impl Reclaimer {
             // Another choice would find none either, so soon after.
             return false;
         }
-        let mut reports = Vec::with_capacity(workers.len() + 1);
+        let mut reports = Vec::with_capacity(workers.len());
         for worker in workers {
             reports.push(worker.report_idle().await);
         }
-        reports.push(services.report_idle());
         let now = clock();
         let candidates = choose(reports, limit, min_idle, now);
         *choice = Choice { made_at: Some(now), candidates, closed_any: false };
@@ -179,7 +175,7 @@ mod tests {
         for (number, (last, idle)) in connections.iter().enumerate() {
             let since = idle.map(|idle| now - Duration::from_secs(idle));
             let id = number as u64;
-            reports[number % 2].add(id, source(*last), since, ConnectionRef::Stream { key: number, id });
+            reports[number % 2].add(number, id, source(*last), since);
         }
         let mut chosen = choose(reports.into(), limit, Duration::from_secs(min_idle), now);
         chosen.reverse();
@@ -231,14 +227,10 @@ mod tests {
         let now = clock();
         let mut reports = [IdleReport::default(), IdleReport::default()];
         for id in 0..8 {
-            let connection = ConnectionRef::Stream { key: 0, id };
-            reports[usize::from(id % 2 == 0)].add(id, source(1), Some(now), connection);
+            reports[usize::from(id % 2 == 0)].add(0, id, source(1), Some(now));
         }
         let chosen = choose(reports.into(), 8, Duration::ZERO, now);
-        let ids = chosen.iter().rev().map(|one| match one.connection {
-            ConnectionRef::Stream { id, .. } => id,
-            ConnectionRef::Task(_) => unreachable!("there are none"),
-        });
+        let ids = chosen.iter().rev().map(|one| one.id);
         assert_eq!(ids.collect::<Vec<_>>(), [0, 1, 2, 3]);
     }
 

@@ -1,25 +1,18 @@
 //! The thread of services: what peers can make busy, and event loops do not serve. It is a runtime, made when it is first
-//! needed, on which tasks run: connections that await their PROXY header or a decision on their source, seqpacket
-//! connections, datagrams. Once the process has started, nothing of a peer runs on the thread that handles
-//! signals and the service manager.
+//! needed, on which tasks run: connections that await their PROXY header or a decision on their source, and the closing of idle
+//! connections. Once the process has started, nothing of a peer runs on the thread that handles signals and the service manager.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net as unix;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task;
 
-use super::idleness::{ConnectionRef, IdleReport, TaskIdleness};
-use super::peer::Source;
 use super::worker;
 use super::worker_state::WorkerState;
 
@@ -27,11 +20,6 @@ use super::worker_state::WorkerState;
 #[derive(Debug)]
 pub(crate) struct Services {
     pub(crate) state: Arc<WorkerState>,
-    stop_request: watch::Sender<StopRequest>,
-    /// Each packet that waits for the log has a receiver.
-    pub(crate) packets_awaiting_log: watch::Sender<()>,
-    /// Connections that are tasks, by their ids.
-    tasks: Mutex<HashMap<u64, (Source, Arc<TaskIdleness>)>>,
     thread: Mutex<ThreadState>,
 }
 
@@ -42,15 +30,6 @@ enum ThreadState {
     NotStarted,
     Running(ServicesThread),
     Ended,
-}
-
-/// How connections that are tasks are to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum StopRequest {
-    None,
-    /// As soon as they have finished what they owe.
-    Graceful,
-    Immediate,
 }
 
 /// The thread, and its runtime.
@@ -72,9 +51,7 @@ struct End {
 impl Services {
     /// Creates services without a thread.
     pub(crate) fn new(state: WorkerState) -> Self {
-        let (stop_request, tasks) = (watch::Sender::new(StopRequest::None), Mutex::default());
-        let packets_awaiting_log = watch::Sender::new(());
-        Self { state: Arc::new(state), stop_request, packets_awaiting_log, tasks, thread: Mutex::default() }
+        Self { state: Arc::new(state), thread: Mutex::default() }
     }
 
     /// Creates services whose tasks run in this runtime.
@@ -112,19 +89,6 @@ impl Services {
         Ok(())
     }
 
-    /// Registers a non-blocking descriptor with the reactor.
-    ///
-    /// The reactor does not care what it is. tokio's `UnixStream` can be made of any descriptor that epoll takes, and
-    /// lets us wait for it and make the calls by ourselves.
-    ///
-    /// # Errors
-    /// Returns the errors of [`Services::start`], and an error if it cannot be registered with epoll.
-    pub(crate) fn register(&self, descriptor: OwnedFd) -> io::Result<UnixStream> {
-        let runtime = self.start()?;
-        let _reactor = runtime.enter();
-        UnixStream::from_std(unix::UnixStream::from(descriptor))
-    }
-
     /// Waits until all tasks that are ready by now have run. So connections that their peers have closed have ended.
     pub(crate) async fn barrier(&self) {
         self.run(async {
@@ -152,52 +116,6 @@ impl Services {
         }
     }
 
-    /// Adds a connection that is a task, and that records there whether it is idle.
-    pub(crate) fn add_task(&self, id: u64, source: Source, idleness: &Arc<TaskIdleness>) {
-        self.lock_tasks().insert(id, (source, Arc::clone(idleness)));
-    }
-
-    /// Removes a connection that was a task.
-    pub(crate) fn remove_task(&self, id: u64) {
-        self.lock_tasks().remove(&id);
-    }
-
-    /// Returns which connections are idle.
-    pub(crate) fn report_idle(&self) -> IdleReport {
-        let mut report = IdleReport::default();
-        for (id, (source, idleness)) in &*self.lock_tasks() {
-            report.add(*id, *source, idleness.idle_since(), ConnectionRef::Task(Arc::clone(idleness)));
-        }
-        report
-    }
-
-    /// Has every connection that is a task end like this: if at once, without waiting for its peer, and for the log not for
-    /// long.
-    pub(crate) fn request_stop(&self, how: StopRequest) {
-        self.stop_request.send_replace(how);
-    }
-
-    /// Waits until connections are to end like this, or more quickly.
-    pub(crate) async fn stop_requested(&self, how: StopRequest) {
-        // The sender is here, so there is no error.
-        let _ = self.stop_request.subscribe().wait_for(|request| *request >= how).await;
-    }
-
-    /// Returns how connections are to end.
-    pub(crate) fn stop_request(&self) -> StopRequest {
-        *self.stop_request.borrow()
-    }
-
-    /// Returns whether there are connections that are tasks.
-    pub(crate) fn has_tasks(&self) -> bool {
-        !self.lock_tasks().is_empty()
-    }
-
-    /// Waits until no packet waits for the log.
-    pub(crate) async fn packets_logged(&self) {
-        self.packets_awaiting_log.closed().await;
-    }
-
     /// Ends the thread, and with it all tasks. If it hangs, it is left running.
     pub(crate) fn end(&self) {
         let thread = std::mem::replace(&mut *self.lock_thread(), ThreadState::Ended);
@@ -205,10 +123,6 @@ impl Services {
             drop(stop);
             worker::join(&done, Some(thread));
         }
-    }
-
-    fn lock_tasks(&self) -> MutexGuard<'_, HashMap<u64, (Source, Arc<TaskIdleness>)>> {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_thread(&self) -> MutexGuard<'_, ThreadState> {

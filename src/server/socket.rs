@@ -7,7 +7,7 @@ use rustix::net::SocketType;
 use rustix::net::sockopt;
 
 /// What a socket carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SocketKind {
     /// Connections, each a stream of bytes: SOCK_STREAM of any family.
     Stream,

@@ -46,7 +46,7 @@ pub(super) fn is_stored_name(name: &str) -> bool {
 /// A connection that is to be stored, or that was stored.
 #[derive(Debug)]
 pub struct StoredConnection {
-    /// The connection itself: a connected stream socket.
+    /// The connection itself: a connected socket of a stream or of packets.
     pub socket: OwnedFd,
     /// Its session, as bytes.
     pub snapshot: Vec<u8>,

@@ -168,10 +168,17 @@ pub(crate) fn run(kind: Kind, inject: &[String]) -> Option<Run> {
     daemon.wait_for_log("listening on");
     let address = daemon.addresses().remove(0);
     let path = |name: &str| daemon.directory().join(name);
-    let new_client = |name: &str| {
-        let mut client = Other::new(kind, &address, path(name));
-        // How many calls a connection takes must not depend on what has arrived when it is accepted.
+    // How many calls a connection takes must not depend on what has arrived when it is accepted; nor on how many are accepted
+    // together: the first ones do not inherit the options of the listener.
+    let wait_until_accepted = |count: usize| {
+        wait_until("it is accepted", || kind.is_datagram() || is_accepted(&strace, count));
         wait_until_idle(&strace);
+    };
+    let mut client_count = 0;
+    let mut new_client = |name: &str| {
+        let mut client = Other::new(kind, &address, path(name));
+        client_count += 1;
+        wait_until_accepted(client_count);
         client.introduce(kind);
         client
     };
@@ -193,6 +200,7 @@ pub(crate) fn run(kind: Kind, inject: &[String]) -> Option<Run> {
     };
     let mut begin = strace.calls().len();
     let subject = Subject::new(kind, &address, path("subject"));
+    wait_until_accepted(clients + 1);
     begin = record(begin);
     if kind == Kind::Proxy {
         for part in ["PROXY TCP4 192.0.2.1 198.", "51.100.7 40123 8085\r\n"] {
@@ -212,12 +220,23 @@ pub(crate) fn run(kind: Kind, inject: &[String]) -> Option<Run> {
     let received = subject.finish();
     record(begin);
 
-    new_client("new").exchange("new");
+    let mut last = Other::new(kind, &address, path("new"));
+    wait_until_accepted(clients + 2);
+    last.introduce(kind);
+    last.exchange("new");
     others.iter_mut().for_each(|other| other.exchange("after"));
     drop(others);
     let log = daemon.stop();
     assert!(!log.iter().any(|line| line.contains("panicked")), "{log:#?}");
     Some(Run { kind, calls: strace.calls(), windows, received, log })
+}
+
+/// Returns whether so many connections have been accepted, and no further one waits.
+fn is_accepted(strace: &Strace, count: usize) -> bool {
+    let calls = strace.calls();
+    let accepts: Vec<_> = calls.iter().filter(|call| call.name == "accept4").collect();
+    let succeeded = accepts.iter().filter(|call| !call.text.contains("= -1") && !call.text.contains("<unfinished"));
+    succeeded.count() == count && accepts.last().is_some_and(|call| call.text.contains("EAGAIN"))
 }
 
 /// Waits until the daemon makes no call for a moment.

@@ -113,9 +113,9 @@ pub(crate) fn errors(kind: Kind, call: &Call) -> Option<Vec<Errno>> {
         "epoll_pwait" => &[EBADF, EFAULT, EINTR, EINVAL],
         "poll" | "ppoll" => &[EFAULT, EINTR, EINVAL, ENOMEM],
         // It found nothing, or the end of the stream; after that, nothing more is reported.
-        "recvfrom" | "recvmsg" if has("= -1") => &[],
+        "recvfrom" | "recvmsg" | "recvmmsg" if has("= -1") => &[],
         "recvfrom" | "recvmsg" if call.text.ends_with("= 0") => &RECEIVE[1..],
-        "recvfrom" | "recvmsg" => RECEIVE,
+        "recvfrom" | "recvmsg" | "recvmmsg" => RECEIVE,
         "sendto" | "sendmsg" | "sendmmsg" => SEND,
         "timerfd_settime" => &[EBADF, EFAULT, EINVAL, EINTR, EPERM],
         "shutdown" => SHUTDOWN,

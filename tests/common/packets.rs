@@ -57,7 +57,12 @@ impl PacketPeer {
 
     /// Sends packets as long as there is room for more; returns how many.
     pub fn send_what_fits(&self, packet: &[u8]) -> usize {
-        (0..).find(|_| send(&self.0, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_err()).expect("it ends")
+        (0..).find(|_| !self.try_send(packet)).expect("it ends")
+    }
+
+    /// Sends one packet if there is room for it. Returns whether there was.
+    pub fn try_send(&self, packet: &[u8]) -> bool {
+        send(&self.0, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok()
     }
 
     /// The next packet; at the end of the stream an empty one.

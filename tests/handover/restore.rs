@@ -1,5 +1,6 @@
 //! Restoring connections, with the server as a library: the snapshots may contain anything.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
@@ -14,7 +15,10 @@ use echoed::server::event::{MessageLog, ReceivedMessage};
 use echoed::server::{DetachedConnection, Restored, Server};
 use tokio::runtime::{Builder, Runtime};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
 use super::Peer;
+use super::common::packets::PacketPeer;
 use super::common::{now, wait_until};
 
 /// A log that takes nothing, or everything.
@@ -105,6 +109,74 @@ fn a_descriptor_that_is_not_a_connection_is_closed() {
     ];
     server.restore(all, Duration::ZERO, &settings, &["main"]);
     wait_until("all have ended", || server.connection_count() == 0);
+}
+
+/// Returns the two ends of a connection of packets.
+fn packet_pair() -> (OwnedFd, PacketPeer) {
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let (ours, theirs) = pair.expect("a pair can be made");
+    (ours, PacketPeer::from_fd(theirs))
+}
+
+fn packet_session() -> Session {
+    Session::new(Arc::new(Rules { packets: true, ..Rules::default() }), now())
+}
+
+#[test]
+fn connections_of_packets_are_restored_on_sockets_of_packets_alone() {
+    let settings = Settings::default();
+    let server = server(&settings, StubLog::new(true));
+    let snapshot = |number| snapshot::encode(&packet_session(), "main", number, None, now());
+    let (ours, peer) = packet_pair();
+    let (stream, mut other) = detached(&session(), 2);
+    let (both, mut stream_peer) = detached(&session(), 3);
+    let all = vec![
+        // It is non-blocking from now on, and tells an empty packet from the end.
+        DetachedConnection { socket: ours, snapshot: snapshot(1), unlogged: 0 },
+        DetachedConnection { snapshot: snapshot(2), ..stream },
+        // Under the same name.
+        both,
+    ];
+    let Restored { resumed, rejected, .. } = server.restore(all, Duration::ZERO, &settings, &["main"]);
+    assert_eq!((resumed, &rejected[..]), (2, &["its socket carries no packets".to_owned()][..]));
+    other.expect_close();
+    for message in ["", "a\tb"] {
+        peer.exchange(message);
+    }
+    stream_peer.exchange("a");
+}
+
+#[test]
+fn packets_that_wait_for_the_log_are_handed_over_and_logged_once() {
+    let mut settings = Settings::default();
+    let rules = Rules { log_messages: LogMessages::Full, ..Rules::default() };
+    settings.defaults.rules = Arc::new(rules);
+    let full = StubLog::new(false);
+    let before = server(&settings, Arc::clone(&full));
+    let ((ours, peer), (gone_ours, gone)) = (packet_pair(), packet_pair());
+    for (socket, peer) in [(ours, &peer), (gone_ours, &gone)] {
+        before.adopt(socket, "main", &settings.defaults).expect("it can be served");
+        peer.send("one");
+        peer.send("two");
+    }
+    wait_until("both first messages wait for the log", || full.offered().len() >= 2);
+    drop(gone);
+    let detached = runtime().block_on(before.detach(|| ()));
+    assert_eq!((detached.connections.len(), detached.unresponsive), (2, 0));
+    assert_eq!(detached.connections.iter().map(|one| one.unlogged).collect::<Vec<_>>(), [1, 1]);
+    drop(before);
+
+    let empty = StubLog::new(true);
+    let after = server(&settings, Arc::clone(&empty));
+    after.restore(detached.connections, Duration::ZERO, &settings, &["main"]);
+    peer.expect("server got:one");
+    peer.expect("server got:two");
+    wait_until("the other has ended", || after.connection_count() == 1);
+    let mut offered = empty.offered();
+    offered.sort();
+    // Of the one that is gone, what was not read was not answered, so it need not be logged.
+    offered.dedup();
+    assert_eq!(offered, [b"one", b"two"]);
 }
 
 #[test]

@@ -58,6 +58,7 @@ fn rules(buffer_memory: usize) -> impl Strategy<Value = Rules> {
             let (framing, delimiter, prefix, fixed_reply) = strings;
             Rules {
                 framing,
+                packets: false,
                 delimiter,
                 reply,
                 prefix,

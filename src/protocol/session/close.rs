@@ -3,9 +3,11 @@
 use std::time::Instant;
 
 use super::general_path::next_frame;
+use super::packets::append;
 use super::{LINGER, LINGER_BYTES, Phase, Session, Want};
 use crate::protocol::buffers::{Buffers, ByteQueue};
 use crate::protocol::framer::{Frame, Framer};
+use crate::protocol::packet;
 use crate::protocol::rules::{LogMessages, Rules};
 use crate::protocol::verdict::Verdict;
 
@@ -78,7 +80,13 @@ impl Session {
         self.framer = Framer::default();
         let mut outbound = self.buffers.take().map(|buffers| buffers.outbound).unwrap_or_default();
         if self.rules.error_replies {
-            if let Some(reply) = verdict.final_reply(&self.rules) {
+            if self.rules.packets {
+                if let Some(reply) = packet::final_reply(&self.rules, verdict) {
+                    let mut packets = Vec::new();
+                    append(&mut packets, &[&reply, &[]]);
+                    outbound.push(&packets);
+                }
+            } else if let Some(reply) = verdict.final_reply(&self.rules) {
                 outbound.push(&reply);
             }
         }

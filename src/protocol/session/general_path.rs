@@ -149,15 +149,15 @@ impl Session {
             }
             ReplyMode::None => {}
         }
-        let Some(delay_until) = self.delay_after_reply(now, rules) else { return true };
+        let Some(delay_until) = self.delay_after_reply(now) else { return true };
         self.flush_output(now, output, outlet);
         self.buffers_mut(now).start_delay(delay_until);
         false
     }
 
     /// Returns when the delay after a reply that is made now ends, if there is one.
-    fn delay_after_reply(&self, now: Instant, rules: &Rules) -> Option<Instant> {
-        let delay = rules.reply_delay.duration().min(MAX_DELAY);
+    pub(super) fn delay_after_reply(&self, now: Instant) -> Option<Instant> {
+        let delay = self.rules.reply_delay.duration().min(MAX_DELAY);
         (!delay.is_zero() && self.phase == Phase::Open).then(|| now + delay)
     }
 
@@ -229,7 +229,7 @@ impl Session {
             ReplyMode::Fixed => outbound.push(&[&rules.fixed_reply, rules.terminator()].concat()),
             ReplyMode::None => {}
         }
-        if let Some(delay_until) = self.delay_after_reply(now, &rules) {
+        if let Some(delay_until) = self.delay_after_reply(now) {
             self.buffers_mut(now).start_delay(delay_until);
         }
     }

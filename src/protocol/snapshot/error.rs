@@ -44,7 +44,7 @@ impl fmt::Display for Error {
             Self::TrailingBytes(count) => write!(f, "damaged snapshot: {count} bytes follow its end"),
             Self::UnknownCode { field, code } => write!(f, "damaged snapshot: {code} is no {field}"),
             Self::CountTooLarge { field, count } => write!(f, "damaged snapshot: {count} is no {field}"),
-            Self::Inconsistent => write!(f, "damaged snapshot: what it keeps does not go with its phase"),
+            Self::Inconsistent => write!(f, "damaged snapshot: what it keeps does not go with its kind and phase"),
             Self::NotUtf8 => write!(f, "damaged snapshot: its listener's name is not UTF-8"),
         }
     }

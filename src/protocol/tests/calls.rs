@@ -9,6 +9,7 @@ use proptest::sample::select;
 
 use super::oracle::{PATTERNS, config, some_rules};
 use super::simulation::millis;
+use crate::protocol::packet::Reply;
 use crate::protocol::reply::READ_SIZE;
 use crate::protocol::rules::{LogMessages, Rules, TimeSpan};
 use crate::protocol::{Outlet, Scratch, Session, Snapshot, Verdict, Want, snapshot};
@@ -51,6 +52,10 @@ pub(super) struct LimitedOutlet(pub(super) usize, pub(super) usize);
 impl Outlet for LimitedOutlet {
     fn send(&mut self, bytes: &[u8]) -> usize {
         bytes.len().min(self.0)
+    }
+
+    fn send_packets(&mut self, replies: &[Reply<'_>]) -> usize {
+        replies.iter().take_while(|reply| reply.concat().len() <= self.0).count()
     }
 
     fn log(&mut self, _: &[u8]) -> bool {

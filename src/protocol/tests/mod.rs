@@ -7,6 +7,7 @@ mod deadlines;
 mod general_path;
 mod logging;
 mod oracle;
+mod packets;
 mod reply_delay;
 mod simulated_outlet;
 mod simulation;

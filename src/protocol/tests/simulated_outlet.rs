@@ -1,5 +1,6 @@
 //! The outlet of a simulated connection: the peer's side of it, and the log.
 
+use crate::protocol::packet::Reply;
 use crate::protocol::rules::ReplyMode;
 use crate::protocol::{Outlet, Rules};
 
@@ -44,6 +45,22 @@ impl Outlet for SimulatedOutlet {
         self.received.extend_from_slice(&bytes[..taken]);
         self.received_total += taken;
         self.send_capacity -= taken;
+        taken
+    }
+
+    fn send_packets(&mut self, replies: &[Reply<'_>]) -> usize {
+        let has_room = |room: &mut usize, reply: &[u8]| {
+            *room = room.checked_sub(reply.len())?;
+            Some(())
+        };
+        let mut room = self.send_capacity;
+        let replies: Vec<_> = replies.iter().map(|reply| reply.concat()).collect();
+        let taken = replies.iter().take_while(|reply| has_room(&mut room, reply).is_some()).count();
+        let bytes = replies[..taken].concat();
+        if !bytes.is_empty() {
+            self.send(&bytes);
+        }
+        self.full = taken < replies.len();
         taken
     }
 

@@ -6,11 +6,10 @@ use std::time::Instant;
 
 use crate::protocol::rules::LogMessages;
 use crate::server::clock::clock;
-use crate::server::event::ReceivedMessage;
+use crate::server::event::{Event, EventSink, ReceivedMessage, summary};
 use crate::server::listener::Listener;
+use crate::server::packets::END_WAIT;
 use crate::server::packets::datagram_thread::ThreadControl;
-use crate::server::packets::{self, END_WAIT, WaitingMessage};
-use crate::server::services::{Services, StopRequest};
 
 /// Logs a message of this listener, if it logs messages. Waits for the lossless log, until the thread has to end, or until
 /// connections have to end at once and [`END_WAIT`] is over: `given_up_at`, once that is known. Returns `false` if the message was
@@ -19,46 +18,53 @@ use crate::server::services::{Services, StopRequest};
 pub(crate) fn log(
     message: ReceivedMessage<'_>,
     listener: &Listener,
-    services: &Services,
+    sink: &EventSink,
     control: &Arc<ThreadControl>,
     given_up_at: &mut Option<Instant>,
 ) -> bool {
     match listener.settings.rules.log_messages {
         LogMessages::Off => true,
         LogMessages::Summary => {
-            packets::log_summary(message, listener, &services.state.sink);
+            let ReceivedMessage { connection_id, peer, bytes, .. } = message;
+            let (listener, text) = (Arc::clone(&listener.name), summary(bytes));
+            sink.report(Event::Message { connection_id, listener, peer, text });
             true
         }
-        LogMessages::Full => log_whole(message, services, control, given_up_at),
+        LogMessages::Full => log_whole(message, sink, control, given_up_at),
     }
 }
 
 fn log_whole(
     message: ReceivedMessage<'_>,
-    services: &Services,
+    sink: &EventSink,
     control: &Arc<ThreadControl>,
     given_up_at: &mut Option<Instant>,
 ) -> bool {
     let waker = Waker::from(Arc::clone(control));
-    if services.state.sink.message_log.try_append(message, &waker) {
+    if sink.message_log.try_append(message, &waker) {
         return true;
     }
-    let waiting = WaitingMessage::new(services, &waker);
-    let logged = loop {
+    sink.unlogged.begin_wait();
+    let is_logged = loop {
         control.wait(None, *given_up_at);
         control.take_wakeup();
-        if services.state.sink.message_log.try_append(message, &waker) {
-            waiting.accept();
+        if sink.message_log.try_append(message, &waker) {
             break true;
         }
-        if given_up_at.is_none() && services.stop_request() == StopRequest::Immediate {
+        if given_up_at.is_none() && control.ends_log_wait() {
             *given_up_at = Some(clock() + END_WAIT);
         }
         if control.has_ended() || given_up_at.is_some_and(|at| at <= clock()) {
-            break waiting.give_up();
+            // It may have been written in the last moment.
+            let is_written = sink.message_log.abandon(&waker);
+            if !is_written {
+                sink.unlogged.add_lost(1);
+            }
+            break is_written;
         }
     };
+    sink.unlogged.end_wait();
     // What woke the thread meanwhile may not have been the log.
     waker.wake();
-    logged
+    is_logged
 }

@@ -41,7 +41,6 @@ use crate::server::packets::rate_limit::RateLimiter;
 use crate::server::packets::sender_socket::ReservedSockets;
 use crate::server::packets::user_threads::UserThreads;
 use crate::server::peer::{Peer, Source};
-use crate::server::services::Services;
 use crate::server::worker_state::WorkerState;
 
 /// The limits that datagrams of all listeners count against.
@@ -56,7 +55,6 @@ pub(crate) struct DatagramServer {
     socket: DatagramSocket,
     state: Arc<WorkerState>,
     control: Arc<ThreadControl>,
-    services: Arc<Services>,
     batch: Batch,
     /// Of a Unix socket.
     path_replies: Option<PathReplies>,
@@ -83,7 +81,6 @@ impl DatagramServer {
     /// Returns an error if the socket cannot be prepared.
     pub(crate) fn open(
         socket: OwnedFd,
-        services: &Arc<Services>,
         threads: UserThreads,
         reserved: ReservedSockets,
         state: &Arc<WorkerState>,
@@ -101,7 +98,6 @@ impl DatagramServer {
             socket,
             state: Arc::clone(state),
             control: Arc::clone(control),
-            services: Arc::clone(services),
             batch: Batch::new(),
             path_replies,
             room: RoomWaker::new(Arc::clone(control)),
@@ -365,7 +361,7 @@ impl DatagramServer {
     /// Logs a message, if the listener logs messages. Those that come meanwhile wait in the kernel.
     fn log(&mut self, message: &[u8], peer: Peer, listener: &Listener) -> Result<(), DropCause> {
         let message = ReceivedMessage { connection_id: None, listener: &listener.name, peer, bytes: message };
-        let is_logged = datagram_log::log(message, listener, &self.services, &self.control, &mut self.given_up_at);
+        let is_logged = datagram_log::log(message, listener, &self.state.sink, &self.control, &mut self.given_up_at);
         if is_logged { Ok(()) } else { Err(DropCause::NoRoom) }
     }
 

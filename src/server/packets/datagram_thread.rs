@@ -30,6 +30,8 @@ pub(crate) struct ThreadControl {
     woken: AtomicBool,
     /// Whether the thread is to end at once.
     has_ended: AtomicBool,
+    /// Whether it is to wait for the log no longer than [`END_WAIT`](super::END_WAIT).
+    ends_log_wait: AtomicBool,
     /// Dropped when the thread notices that it was woken; `None` when it is done.
     pings: Mutex<Option<Vec<oneshot::Sender<Infallible>>>>,
 }
@@ -41,8 +43,8 @@ impl ThreadControl {
     /// Returns the errors of eventfd(2).
     pub(crate) fn new() -> io::Result<Self> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let (woken, has_ended) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { eventfd, woken, has_ended, pings: Mutex::new(Some(Vec::new())) })
+        let [woken, has_ended, ends_log_wait] = [const { AtomicBool::new(false) }; 3];
+        Ok(Self { eventfd, woken, has_ended, ends_log_wait, pings: Mutex::new(Some(Vec::new())) })
     }
 
     /// Ends the thread's wait: what it is to do may have changed.
@@ -51,6 +53,12 @@ impl ThreadControl {
             // It fails only when the counter is full, and then it is readable.
             let _ = retry_on_intr(|| rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes()));
         }
+    }
+
+    /// Has a message wait for the log no longer than [`END_WAIT`](super::END_WAIT) from now on.
+    pub(crate) fn end_log_wait(&self) {
+        self.ends_log_wait.store(true, Ordering::Release);
+        self.notify();
     }
 
     /// Waits until the thread responds, or has ended.
@@ -77,6 +85,11 @@ impl ThreadControl {
     /// Returns whether the thread is to end at once.
     pub(crate) fn has_ended(&self) -> bool {
         self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// Returns whether a message is to wait for the log no longer than [`END_WAIT`](super::END_WAIT).
+    pub(crate) fn ends_log_wait(&self) -> bool {
+        self.ends_log_wait.load(Ordering::Acquire)
     }
 
     /// Waits until `socket` is ready, if there is one, until the thread is woken, or until a time. Returns the readiness of

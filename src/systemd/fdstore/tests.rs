@@ -236,7 +236,9 @@ fn connections_beyond_the_limit_on_descriptors_in_flight_are_returned() {
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }).unwrap();
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (sending, _receiving) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-    pack::send_fds(&sending, &[sending.as_fd(); 253]).expect("the limit is on those before");
+    // The limit is on those before. Other processes of this user may have reached it.
+    let sent = pack::send_fds(&sending, &[sending.as_fd(); 253]);
+    assert!(matches!(sent, Ok(()) | Err(Errno::TOOMANYREFS)), "{sent:?}");
     let (bundles, stored) = packed(connections, &BundleLimits::default());
     assert!(bundles.is_empty() && stored.stored == 0, "{stored:?}");
     assert!(stored.problem.is_some_and(|problem| problem.contains("LimitNOFILE=")));

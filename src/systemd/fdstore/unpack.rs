@@ -150,9 +150,9 @@ fn receive(bundle: &OwnedFd) -> Result<Option<BundleMessage>, Errno> {
     Ok(Some(BundleMessage { fds, is_truncated: received.flags.contains(ReturnFlags::CTRUNC) }))
 }
 
-/// Returns whether this is a connected stream socket, or was one and still has a pending error.
+/// Returns whether this is a connected socket of a stream or of packets, or was one and still has a pending error.
 fn is_connection(socket: &OwnedFd) -> bool {
-    retry_on_intr(|| sockopt::socket_type(socket)) == Ok(SocketType::STREAM)
+    matches!(retry_on_intr(|| sockopt::socket_type(socket)), Ok(SocketType::STREAM | SocketType::SEQPACKET))
         && retry_on_intr(|| sockopt::socket_acceptconn(socket)) == Ok(false)
         && (retry_on_intr(|| getpeername(socket)).is_ok() || has_error(socket))
 }

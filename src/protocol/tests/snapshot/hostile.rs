@@ -105,12 +105,15 @@ fn impossible_session_states_are_rejected() {
         (state.setup)().snapshot()
     };
     // Where the phase is, and a verdict of it.
-    let phase = 2 + 8 + 8 + 4;
+    let phase = 2 + 8 + 8 + 4 + 1;
     let with = |name: &str, at: usize, code: u8| {
         let mut bytes = bytes(name);
         bytes[at] = code;
         Snapshot::decode(&bytes).map(drop)
     };
+    for name in ["in progress", "with outbound replies, and a message in progress", "half-closed"] {
+        assert_eq!(with(name, phase - 1, 1), Err(Error::Inconsistent), "{name}, of packets");
+    }
     assert_eq!(with("in progress", phase, 7), Err(Error::UnknownCode { field: "phase", code: 7 }));
     assert_eq!(with("in progress", phase + 1, 2), Err(Error::UnknownCode { field: "end of input", code: 2 }));
     assert_eq!(with("stopping", phase + 1, 0), Err(Error::UnknownCode { field: "verdict", code: 0 }));
@@ -144,7 +147,7 @@ fn errors_describe_the_problem() {
         (Error::TrailingBytes(3), "damaged snapshot: 3 bytes follow its end".to_owned()),
         (Error::UnknownCode { field: "phase", code: 9 }, "damaged snapshot: 9 is no phase".to_owned()),
         (Error::NotUtf8, "damaged snapshot: its listener's name is not UTF-8".to_owned()),
-        (Error::Inconsistent, "damaged snapshot: what it keeps does not go with its phase".to_owned()),
+        (Error::Inconsistent, "damaged snapshot: what it keeps does not go with its kind and phase".to_owned()),
     ] {
         assert_eq!(error.to_string(), words);
     }
@@ -179,7 +182,7 @@ proptest! {
     #[test]
     fn times_beyond_the_range_of_the_clock_are_safe(times in vec(prop_oneof![Just(i64::MIN), Just(i64::MAX), any::<i64>()], 3)) {
         let mut bytes = STATES[0].snapshot();
-        let opened = 2 + 8 + 8 + 4 + 2;
+        let opened = 2 + 8 + 8 + 4 + 1 + 2;
         for (at, time) in [opened, opened + 8, opened + 16 + 24 + 1].into_iter().zip(times) {
             bytes[at..at + 8].copy_from_slice(&time.to_be_bytes());
         }

@@ -71,7 +71,7 @@ pub(super) const STATES: &[StateCase] = &[
             conn.assert_peer_received("server got:bbbb\t");
             conn.assert_open();
         },
-        encoded: "0001000000000000000700000000000000046563686f0000ffffffffc4653600ffffffffe2329b000000000000000007\
+        encoded: "0001000000000000000700000000000000046563686f000000ffffffffc4653600ffffffffe2329b000000000000000007\
              00000000000000100000000000000001010000000059682f0000000000000000026262ffffffffe2329b000000000000\
              00000000000000000000007fffffffffffffff00",
     },
@@ -90,7 +90,7 @@ pub(super) const STATES: &[StateCase] = &[
             conn.assert_peer_received("server error:no message within 5min\t");
             conn.assert_lingering(Verdict::IdleDeadline);
         },
-        encoded: "0001000000000000000700000000000000046563686f0000ffffffd15144cb00ffffffd16f1230000000000000000007\
+        encoded: "0001000000000000000700000000000000046563686f000000ffffffd15144cb00ffffffd16f1230000000000000000007\
              00000000000000100000000000000001017fffffffffffffff00000000000000020d0affffffd16f1230000000000000\
              00000000000000000000007fffffffffffffff00",
     },
@@ -111,7 +111,7 @@ pub(super) const STATES: &[StateCase] = &[
             conn.assert_peer_received("server error:message not finished within 2s\t");
             conn.assert_lingering(Verdict::ReadDeadline);
         },
-        encoded: "0001000000000000000700000000000000046563686f0000fffffffdc9c18100fffffffde78ee6000000000000000008\
+        encoded: "0001000000000000000700000000000000046563686f000000fffffffdc9c18100fffffffde78ee6000000000000000008\
              00000000000000130000000000000002010000000077359400000000000000000163fffffffde78ee600000000000000\
              000a76657220676f743a620900000000000000007fffffffffffffff00",
     },
@@ -131,7 +131,7 @@ pub(super) const STATES: &[StateCase] = &[
             conn.assert_peer_received("server got:dd\t");
             conn.assert_open();
         },
-        encoded: "0001000000000000000700000000000000046563686f0000fffffffb3a1ad300fffffffb57e83800000000000000000b\
+        encoded: "0001000000000000000700000000000000046563686f000000fffffffb3a1ad300fffffffb57e83800000000000000000b\
              0000000000000010000000000000000102000000000000000162fffffffb57e838000000000000000000000000000000\
              0004636309647fffffffffffffff00",
     },
@@ -149,7 +149,7 @@ pub(super) const STATES: &[StateCase] = &[
             conn.assert_peer_received("server got:b\tserver error:too many connections from this source (limit 3)\t");
             conn.assert_lingering(Verdict::TooMany { limit: 3 });
         },
-        encoded: "0001000000000000000700000000000000046563686f0105000000030000000165a0bc0000fffffffef3c77300ffffff\
+        encoded: "0001000000000000000700000000000000046563686f000105000000030000000165a0bc0000fffffffef3c77300ffffff\
              ff1194d80000000000000000080000000000000010000000000000000200ffffffff1194d800000000000000000d7365\
              7276657220676f743a620900000000000000007fffffffffffffff00",
     },
@@ -166,7 +166,7 @@ pub(super) const STATES: &[StateCase] = &[
             conn.assert_peer_received("server got:ccc\t");
             conn.assert_closed(Verdict::PeerClosed);
         },
-        encoded: "0001000000000000000700000000000000046563686f020801ffffffffe2329b00000000000000000000000000000000\
+        encoded: "0001000000000000000700000000000000046563686f00020801ffffffffe2329b00000000000000000000000000000000\
              0800000000000000100000000000000002000000000000000000000000000000000f73657276657220676f743a636363\
              0900000000000000007fffffffffffffff00",
     },
@@ -183,7 +183,7 @@ pub(super) const STATES: &[StateCase] = &[
             conn.assert_peer_received("server error:message exceeds 8 bytes\t");
             conn.assert_lingering(Verdict::TooLong);
         },
-        encoded: "0001000000000000000700000000000000046563686f0301000000003b9aca0000fffffffdc9c18100fffffffde78ee6\
+        encoded: "0001000000000000000700000000000000046563686f000301000000003b9aca0000fffffffdc9c18100fffffffde78ee6\
              00000000000000000e0000000000000010000000000000000100fffffffde78ee6000000000000000025736572766572\
              206572726f723a6d657373616765206578636565647320382062797465730900000000000000007fffffffffffffff00",
     },
@@ -204,7 +204,7 @@ pub(super) const STATES: &[StateCase] = &[
             conn.advance_time(millis(1));
             conn.assert_closed(Verdict::TooLong);
         },
-        encoded: "0001000000000000000700000000000000046563686f04010000000029b92700000fffff00ffffffffd050f800ffffff\
+        encoded: "0001000000000000000700000000000000046563686f0004010000000029b92700000fffff00ffffffffd050f800ffffff\
              ffee1e5d00000000000000000e0000000000000035000000000000000100000000000000000000000000000000000000\
              0000000000007fffffffffffffff00",
     },
@@ -222,7 +222,7 @@ pub(super) const STATES: &[StateCase] = &[
             assert!(conn.logged().ends_with(&[b"b".to_vec(), b"cc".to_vec()]), "{conn}");
             conn.assert_closed(Verdict::PeerReset);
         },
-        encoded: "0001000000000000000700000000000000046563686f050900ffffffffe2329b00000000000000000000000000000000\
+        encoded: "0001000000000000000700000000000000046563686f00050900ffffffffe2329b00000000000000000000000000000000\
              0a0000000000000010000000000000000102000000000000000162000000000000000000000000000000000000000000\
              0000036363097fffffffffffffff00",
     },
@@ -246,7 +246,7 @@ pub(super) const STATES: &[StateCase] = &[
             conn.advance_time(secs(2));
             conn.assert_closed(Verdict::PeerClosed);
         },
-        encoded: "0001000000000000000700000000000000046563686f0000ffffffffe2329b00ffffffffe2329b000000000000000009\
+        encoded: "0001000000000000000700000000000000046563686f000000ffffffffe2329b00ffffffffe2329b000000000000000009\
              0000000000000006000000000000000100ffffffffe2329b000000000000000000000000000000000562626262630000\
              000059682f0000",
     },
@@ -258,7 +258,7 @@ pub(super) const STATES: &[StateCase] = &[
             conn
         },
         check_after: |conn| conn.assert_closed(Verdict::PeerClosed),
-        encoded: "0001000000000000000700000000000000046563686f060801ffffffffe2329b00000000000000000000000000000000\
+        encoded: "0001000000000000000700000000000000046563686f00060801ffffffffe2329b00000000000000000000000000000000\
              0500000000000000100000000000000001000000000000000000000000000000000000000000000000007fffffffffff\
              ffff00",
     },
@@ -312,8 +312,8 @@ fn the_encoding_of_every_verdict_is_stable() {
         let mut conn = SimulatedConnection::new(rules());
         conn.refuse(verdict);
         let bytes = conn.snapshot();
-        assert_eq!(bytes[22], 4, "{conn}");
-        assert!(bytes[23..].starts_with(code), "{conn}");
+        assert_eq!(bytes[23], 4, "{conn}");
+        assert!(bytes[24..].starts_with(code), "{conn}");
         // And is read as what it was.
         conn.restart();
         conn.assert_lingering(verdict);

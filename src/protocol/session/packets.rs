@@ -1,0 +1,244 @@
+//! Sessions of packets ([`Rules::packets`]): one packet is one message, and one is its reply.
+//!
+//! A packet comes as a whole, so no message is ever in progress, and `inbound` is never used: where a message may have to wait, for
+//! the log or for the end of a delay, packets come one at a time ([`Session::max_packets`]). In `outbound`, each reply stands behind
+//! its length.
+
+use std::time::Instant;
+
+use super::{Outlet, Phase, Session};
+use crate::protocol::buffers::ByteQueue;
+use crate::protocol::packet::{self, Reply};
+use crate::protocol::reply::BLOCK;
+use crate::protocol::rules::{LogMessages, ReplyMode, Rules};
+use crate::protocol::verdict::Verdict;
+
+/// How many packets a session takes at once at most.
+pub const MAX_PACKETS: usize = 32;
+
+/// How much room there is before a packet that was received, in bytes: for the prefix of its reply.
+pub const HEADROOM: usize = BLOCK;
+
+/// How many bytes the length of a reply in `outbound` has.
+const LENGTH_SIZE: usize = size_of::<u64>();
+
+/// A packet that was received.
+#[derive(Debug)]
+pub struct ReceivedPacket<'a> {
+    /// [`HEADROOM`] bytes, then the packet. There has to be room for [`Rules::max_message`] bytes; of a longer packet, the rest is
+    /// missing.
+    pub room: &'a mut [u8],
+    /// How long the packet is, in bytes.
+    pub len: usize,
+}
+
+impl<'a> ReceivedPacket<'a> {
+    fn message(&self) -> &[u8] {
+        &self.room[HEADROOM..HEADROOM + self.len]
+    }
+
+    /// Returns its reply: in one part, where it lies, if the prefix fits before it.
+    fn into_reply<'b>(self, rules: &'b Rules) -> Option<Reply<'b>>
+    where
+        'a: 'b,
+    {
+        let Self { room, len } = self;
+        let end = HEADROOM + len;
+        if rules.reply == ReplyMode::Echo && rules.prefix.is_short() && rules.prefix.put_before(room, HEADROOM) {
+            return Some([&room[HEADROOM - rules.prefix.len()..end], &[]]);
+        }
+        packet::reply(rules, &room[HEADROOM..end])
+    }
+}
+
+impl Session {
+    /// Returns how many packets [`Session::receive_packets`] may be given.
+    #[must_use]
+    pub fn max_packets(&self) -> usize {
+        let may_wait = self.rules.log_messages == LogMessages::Full || !self.rules.reply_delay.duration().is_zero();
+        if may_wait { 1 } else { MAX_PACKETS }
+    }
+
+    /// A packet came. Its message and the reply go to `outlet`, as far as it takes them.
+    pub fn receive_packet(&mut self, now: Instant, packet: ReceivedPacket<'_>, outlet: &mut impl Outlet) {
+        self.take_packets::<1>(now, [packet].into_iter(), outlet);
+    }
+
+    /// Packets came, [`Session::max_packets`] at most. Their messages and the replies go to `outlet`, as far as it takes them.
+    pub fn receive_packets<'a>(
+        &mut self,
+        now: Instant,
+        packets: impl Iterator<Item = ReceivedPacket<'a>>,
+        outlet: &mut impl Outlet,
+    ) {
+        self.take_packets::<MAX_PACKETS>(now, packets, outlet);
+    }
+
+    /// Does what both do, with room for `N` replies.
+    #[inline]
+    fn take_packets<'a, const N: usize>(
+        &mut self,
+        now: Instant,
+        packets: impl Iterator<Item = ReceivedPacket<'a>>,
+        outlet: &mut impl Outlet,
+    ) {
+        if self.phase != Phase::Open {
+            return self.drop_input(now, packets.map(|packet| packet.len).sum());
+        }
+        self.last_activity = now;
+        let Self { rules, totals, .. } = self;
+        let (before, mut replies, mut count) = (totals.messages, [[&[][..]; 2]; N], 0);
+        let (mut is_too_long, mut unlogged) = (false, None);
+        for packet in packets.take(N) {
+            if packet.len > rules.max_message {
+                is_too_long = true;
+                break;
+            }
+            totals.bytes_in += packet.len as u64;
+            if !outlet.log(packet.message()) {
+                unlogged = Some([rules.prefix.as_bytes(), packet.message()].concat());
+                break;
+            }
+            totals.messages += 1;
+            if let Some(reply) = packet.into_reply(rules) {
+                replies[count] = reply;
+                count += 1;
+            }
+        }
+        let is_answered = totals.messages > before;
+        let replies = &replies[..count];
+        let taken = if count == 0 { 0 } else { outlet.send_packets(replies).min(count) };
+        totals.bytes_out += replies[..taken].iter().map(length).sum::<u64>();
+        if taken < count {
+            let outbound = replies[taken..].iter().fold(Vec::new(), |mut outbound, reply| {
+                append(&mut outbound, reply);
+                outbound
+            });
+            self.set_outbound(now, ByteQueue::from_vec(outbound, 0));
+        }
+        if let Some(reply) = unlogged {
+            self.buffers_mut(now).await_log(now, reply);
+        } else if is_too_long {
+            self.close(Verdict::TooLong, now);
+        } else if let Some(until) = self.delay_after_reply(now).filter(|_| is_answered) {
+            self.buffers_mut(now).start_delay(until);
+        }
+        self.update_phase(now);
+    }
+
+    /// Does what [`Session::process_buffers`] does, where messages are packets.
+    #[inline(never)]
+    pub fn process_packets(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        if let Phase::Logging(verdict) = self.phase {
+            return self.log_remaining(verdict, outlet);
+        }
+        self.send_outbound_packets(now, outlet);
+        if !self.has_outbound() {
+            self.answer_pending_packet(now, outlet);
+        }
+        self.update_phase(now);
+    }
+
+    /// Sends the replies in `outbound`, until `outlet` takes fewer than it is given.
+    fn send_outbound_packets(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        let Self { buffers: Some(buffers), totals, last_activity, .. } = self else { return };
+        while !buffers.outbound.is_empty() {
+            let (mut replies, mut count) = ([[&[][..]; 2]; MAX_PACKETS], 0);
+            for (reply, packet) in replies.iter_mut().zip(Packets(buffers.outbound.as_slice())) {
+                *reply = [packet, &[]];
+                count += 1;
+            }
+            let taken = outlet.send_packets(&replies[..count]).min(count);
+            let sent = replies[..taken].iter().map(length).sum::<u64>();
+            let consumed = replies[..taken].iter().map(|[reply, _]| LENGTH_SIZE + reply.len()).sum();
+            buffers.advance_outbound(now, consumed);
+            totals.bytes_out += sent;
+            if taken > 0 {
+                *last_activity = now;
+            }
+            if taken < count || count == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Answers the message that waited for the log, if it is logged now, and ends a delay that is over.
+    fn answer_pending_packet(&mut self, now: Instant, outlet: &mut impl Outlet) {
+        let Some(buffers) = self.buffers.as_mut() else { return };
+        if buffers.is_delayed(now) {
+            return;
+        }
+        buffers.leave_delay();
+        if !self.retry_log(outlet) {
+            return;
+        }
+        if let Some((since, echo)) = self.buffers_mut(now).take_unlogged() {
+            self.exclude_log_wait(since, now);
+            self.totals.messages += 1;
+            let reply: Option<&[u8]> = match self.rules.reply {
+                ReplyMode::Echo => Some(&echo),
+                ReplyMode::Fixed => Some(&self.rules.fixed_reply),
+                ReplyMode::None => None,
+            };
+            if let Some(reply) = reply.map(|reply| [reply, &[]]) {
+                if outlet.send_packets(&[reply]) > 0 {
+                    self.totals.bytes_out += length(&reply);
+                } else {
+                    let mut outbound = Vec::new();
+                    append(&mut outbound, &reply);
+                    self.set_outbound(now, ByteQueue::from_vec(outbound, 0));
+                }
+            }
+            if let Some(until) = self.delay_after_reply(now) {
+                self.buffers_mut(now).start_delay(until);
+            }
+        }
+        if !self.is_reading_blocked() {
+            // The session read no input until now, so the peer was not idle, though nothing may have been sent.
+            self.last_activity = now;
+        }
+    }
+
+    /// The next reply is longer than a packet can be. The message was too long then: the peer gets the final reply instead, and
+    /// what else it is owed is dropped.
+    pub fn handle_unsendable_reply(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::Open | Phase::Stopping(..) | Phase::HalfClosed(_)) {
+            return self.handle_reset();
+        }
+        if let Some(buffers) = &mut self.buffers {
+            buffers.outbound = ByteQueue::default();
+        }
+        self.close(Verdict::TooLong, now);
+    }
+}
+
+/// The replies in `outbound`.
+struct Packets<'a>(&'a [u8]);
+
+impl<'a> Iterator for Packets<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (length, rest) = self.0.split_first_chunk::<LENGTH_SIZE>()?;
+        let (packet, rest) = rest.split_at_checked(usize::try_from(u64::from_be_bytes(*length)).ok()?)?;
+        self.0 = rest;
+        Some(packet)
+    }
+}
+
+/// Returns whether these bytes are replies as they stand in `outbound`, and nothing else.
+pub(in crate::protocol) fn are_packets(bytes: &[u8]) -> bool {
+    let mut packets = Packets(bytes);
+    packets.by_ref().for_each(drop);
+    packets.0.is_empty()
+}
+
+/// Appends a reply as it stands in `outbound`.
+pub(super) fn append(outbound: &mut Vec<u8>, reply: &Reply<'_>) {
+    outbound.extend_from_slice(&length(reply).to_be_bytes());
+    reply.iter().for_each(|part| outbound.extend_from_slice(part));
+}
+
+fn length(reply: &Reply<'_>) -> u64 {
+    reply.iter().map(|part| part.len() as u64).sum()
+}

@@ -1,0 +1,219 @@
+//! The steps of a connection of packets: as those of a stream in `connection.rs`, but packets are received and sent whole, and as
+//! many at once as wait.
+//!
+//! While packets are read, the socket is watched level-triggered: an edge-triggered one would have to be read until it is empty,
+//! which costs a call more for each lone packet. So what one drive leaves is reported again, behind other connections.
+
+use std::os::fd::OwnedFd;
+use std::task::Waker;
+use std::time::Instant;
+
+use rustix::io::Errno;
+use rustix::net::Shutdown;
+
+use super::{Connection, ConnectionWakers, Progress, Readiness, account_memory};
+use crate::protocol::session::{HEADROOM, MAX_PACKETS, ReceivedPacket};
+use crate::protocol::{Outlet, Session, Verdict, Want};
+use crate::server::disposal::Disposal;
+use crate::server::input_kind::InputKind;
+use crate::server::outlet::{LoggingOutlet, SocketOutlet};
+use crate::server::packet_scratch::PacketScratch;
+use crate::server::packet_socket;
+use crate::server::peer_descriptors::PeerDescriptors;
+use crate::server::peer_input::Input;
+use crate::server::socket_error;
+use crate::server::worker_state::WorkerState;
+
+impl Connection {
+    /// Does what [`Connection::run_steps`] does. One drive receives [`MAX_PACKETS`] at most.
+    pub(super) fn run_packet_steps(
+        &mut self,
+        key: usize,
+        readiness: Readiness,
+        now: Instant,
+        scratch: &mut PacketScratch,
+        state: &WorkerState,
+        wakers: &impl ConnectionWakers,
+    ) -> Progress {
+        let Self { socket, session, permit, info, waker, input, awaits_log, .. } = self;
+        let InputKind::Packets { descriptors, parked, pace } = input else { return Progress::Pending };
+        let (socket, log): (&OwnedFd, _) = (socket, session.rules().log_messages);
+        let mut socket_outlet = SocketOutlet { socket, blocked: false, broken: None };
+        let make_waker = || wakers.drive_waker(key);
+        let mut outlet =
+            LoggingOutlet { inner: &mut socket_outlet, sink: &state.sink, make_waker, info, waker, awaits_log, log };
+        let mut has_received = readiness == Readiness::None;
+        let mut budget = MAX_PACKETS;
+        loop {
+            match session.wants() {
+                Want::Close => return Progress::Closed,
+                Want::Delay => return Progress::Pending,
+                Want::Read if has_received || *parked => return Progress::Pending,
+                Want::Read => {
+                    let until_blocked =
+                        readiness == Readiness::ReadUntilBlocked || *descriptors == PeerDescriptors::Queued;
+                    let wanted = if until_blocked { MAX_PACKETS } else { pace.next() }.min(budget);
+                    let received = if *descriptors == PeerDescriptors::None {
+                        // epoll has reported input, and not the end of the stream.
+                        let is_packet = readiness == Readiness::Ready;
+                        receive(socket, session, now, scratch, (wanted, is_packet), &mut outlet)
+                    } else {
+                        let make_waker = || wakers.unpark_waker(key, info.id);
+                        let with = DescriptorInput { descriptors, parked, disposal: &state.disposal, make_waker };
+                        with.receive(socket, session, now, scratch, &mut outlet)
+                    };
+                    match received {
+                        Ok(count) => {
+                            if !until_blocked {
+                                pace.note(count);
+                            }
+                            budget -= count.min(budget);
+                            has_received = !until_blocked || budget == 0;
+                        }
+                        Err(Errno::INTR) => {}
+                        Err(Errno::AGAIN) => has_received = true,
+                        Err(error) => outlet.inner.broken = Some(error),
+                    }
+                }
+                Want::Write | Want::Log => session.process_packets(now, &mut outlet),
+                Want::Shutdown => {
+                    // To close a connection with packets that were not read is to break it.
+                    if packet_socket::has_unread(socket) {
+                        session.note_activity(now);
+                    }
+                    // A peer that is gone does not mind; the next read says so.
+                    let _ = rustix::net::shutdown(socket, Shutdown::Write);
+                    session.handle_shutdown_sent(now);
+                }
+            }
+            outlet.end_wait(session);
+            match outlet.inner.broken.take() {
+                // It is longer than the send buffer.
+                Some(Errno::MSGSIZE) => session.handle_unsendable_reply(now),
+                Some(error) => {
+                    session.handle_reset();
+                    socket_error::report(error.into(), info, &state.sink);
+                }
+                None => {}
+            }
+            if !account_memory(session, permit, outlet.waker.as_deref(), info, &state.sink, now) {
+                // What had no room, for output or in the log, is not what it wants now.
+                outlet.inner.blocked = false;
+            }
+            if outlet.inner.blocked {
+                return Progress::Pending;
+            }
+        }
+    }
+
+    /// Ends the stream, also where another process holds the socket, and drops packets that were not read.
+    #[cold]
+    pub(super) fn discard_packets(&self) {
+        // A peer that is gone does not mind.
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+        if self.session.verdict() != Some(Verdict::PeerClosed) {
+            packet_socket::discard_unread(&self.socket, self.input.descriptors());
+        }
+    }
+}
+
+/// Receives up to `wanted` packets, with which no descriptors can come, and gives them to the session. `is_packet` says that one
+/// waits. Returns how many; at the end of the stream, the session knows of it.
+///
+/// # Errors
+/// Returns an error if nothing could be received; [`Errno::AGAIN`] if nothing is there.
+#[inline]
+fn receive(
+    socket: &OwnedFd,
+    session: &mut Session,
+    now: Instant,
+    scratch: &mut PacketScratch,
+    (wanted, is_packet): (usize, bool),
+    outlet: &mut impl Outlet,
+) -> Result<usize, Errno> {
+    let end = HEADROOM + session.rules().max_message;
+    let mut rooms = scratch.rooms(session.rules().max_message);
+    let wanted = wanted.min(session.max_packets()).min(rooms.len());
+    if let (0..=1, Some(room)) = (wanted, rooms.next()) {
+        let place = &mut room[HEADROOM..end];
+        let len = if is_packet {
+            Some(packet_socket::receive_waiting(socket, place)?)
+        } else {
+            packet_socket::receive(socket, place)?
+        };
+        match len {
+            Some(len) => session.receive_packet(now, ReceivedPacket { room, len }, outlet),
+            None => session.handle_end_of_input(now),
+        }
+        return Ok(len.is_some().into());
+    }
+    let (mut lengths, mut count, mut has_ended) = ([0; MAX_PACKETS], 0, false);
+    let rooms = scratch.rooms(session.rules().max_message);
+    let places = rooms.take(wanted).map(|room| &mut room[HEADROOM..end]);
+    packet_socket::receive_many(socket, places, |packet| match packet {
+        Some(len) => {
+            lengths[count] = len;
+            count += 1;
+        }
+        // And so are all that come after it.
+        None => has_ended = true,
+    })?;
+    let rooms = scratch.rooms(session.rules().max_message);
+    let packets = rooms.zip(&lengths[..count]).map(|(room, &len)| ReceivedPacket { room, len });
+    session.receive_packets(now, packets, outlet);
+    if has_ended {
+        session.handle_end_of_input(now);
+    }
+    Ok(count)
+}
+
+/// The input of a connection whose peer may send descriptors.
+struct DescriptorInput<'a, W> {
+    descriptors: &'a mut PeerDescriptors,
+    parked: &'a mut bool,
+    disposal: &'a Disposal,
+    /// Makes what is woken when descriptors are closed.
+    make_waker: W,
+}
+
+impl<W: Fn() -> Waker> DescriptorInput<'_, W> {
+    /// Does what [`receive`] does, with one packet, and has its descriptors closed. The connection is parked until they are; or, if
+    /// too many wait already, until there is room for those that come next.
+    ///
+    /// # Errors
+    /// Returns the errors of [`receive`].
+    #[cold]
+    fn receive(
+        self,
+        socket: &OwnedFd,
+        session: &mut Session,
+        now: Instant,
+        scratch: &mut PacketScratch,
+        outlet: &mut impl Outlet,
+    ) -> Result<usize, Errno> {
+        let end = HEADROOM + session.rules().max_message;
+        let Some(room) = scratch.rooms(session.rules().max_message).next() else { return Ok(0) };
+        let next = packet_socket::peek(socket);
+        // Nothing that was queued is left.
+        if matches!(next, Ok(None)) || next == Err(Errno::AGAIN) && *self.descriptors == PeerDescriptors::Queued {
+            *self.descriptors = PeerDescriptors::None;
+        }
+        let Some(next) = next? else {
+            session.handle_end_of_input(now);
+            return Ok(0);
+        };
+        let place = &mut room[HEADROOM..end];
+        if next.has_descriptors {
+            let input = packet_socket::receive_with_descriptors(socket, place, self.disposal, self.make_waker)?;
+            *self.parked = !matches!(input, Input::Bytes(_));
+            if input == Input::Parked {
+                return Ok(0);
+            }
+        } else if packet_socket::receive(socket, place)?.is_none() {
+            session.handle_end_of_input(now);
+            return Ok(0);
+        }
+        session.receive_packet(now, ReceivedPacket { room, len: next.len }, outlet);
+        Ok(1)
+    }
+}
