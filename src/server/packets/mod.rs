@@ -17,6 +17,7 @@ pub(crate) mod datagram_server;
 mod datagram_socket;
 pub(crate) mod datagram_thread;
 pub(crate) mod drop_log;
+mod parking;
 pub(crate) mod path_replies;
 pub(crate) mod rate_limit;
 pub(crate) mod sender_socket;
