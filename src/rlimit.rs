@@ -26,8 +26,8 @@ const THREAD_FDS: u64 = 253 + 4;
 /// Descriptors for each thread of a UDP socket: the socket, and what wakes the thread.
 const UDP_THREAD_FDS: u64 = 2;
 
-/// Descriptors for the threads that reply to Unix datagram sockets at paths: each of them opens one path at a time.
-const REPLY_THREAD_FDS: u64 = 8;
+/// Descriptors for the threads that reply to Unix datagram sockets at paths: there are eight, and each has 16 paths open at most.
+const REPLY_THREAD_FDS: u64 = 8 * 16;
 
 /// How many threads of a daemon serve, besides that of the services.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -165,7 +165,7 @@ mod tests {
         let needed = |udp, unixgram| FdBudget::of(100, ServingThreads { udp, unixgram, ..TWO_WORKERS }).needed();
         let without = needed(0, 0);
         assert_eq!(needed(3, 0), without + 3 * 2);
-        assert_eq!(needed(0, 1), without + 257 + 8);
-        assert_eq!(needed(3, 2), without + 3 * 2 + 2 * 257 + 8);
+        assert_eq!(needed(0, 1), without + 257 + 128);
+        assert_eq!(needed(3, 2), without + 3 * 2 + 2 * 257 + 128);
     }
 }

@@ -37,10 +37,9 @@ use crate::server::packets::datagram_socket::{self, DatagramSocket, MAX_BATCH};
 use crate::server::packets::datagram_thread::ThreadControl;
 use crate::server::packets::drop_log::{DropLog, DropReport};
 use crate::server::packets::parking::Parking;
-use crate::server::packets::path_replies::{FailedReply, PathReplies};
+use crate::server::packets::path_replies::{FailedReply, PathReplies, ReplyThreads};
 use crate::server::packets::rate_limit::RateLimiter;
 use crate::server::packets::sender_socket::ReservedSockets;
-use crate::server::packets::user_threads::UserThreads;
 use crate::server::peer::{Peer, Source};
 use crate::server::services::Services;
 use crate::server::worker_state::WorkerState;
@@ -82,7 +81,7 @@ impl DatagramServer {
     pub(crate) fn open(
         socket: OwnedFd,
         services: &Arc<Services>,
-        threads: UserThreads,
+        threads: ReplyThreads,
         reserved: ReservedSockets,
         state: &Arc<WorkerState>,
         control: &Arc<ThreadControl>,

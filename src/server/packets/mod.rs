@@ -23,7 +23,7 @@ pub(crate) mod rate_limit;
 pub(crate) mod sender_socket;
 pub(crate) mod seqpacket;
 mod seqpacket_socket;
-pub(crate) mod user_threads;
+mod user_threads;
 
 use std::future::poll_fn;
 use std::mem;
