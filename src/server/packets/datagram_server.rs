@@ -288,7 +288,7 @@ impl DatagramServer {
             let taken = match bytes {
                 Some(message) => self
                     .check(message, datagram, listener, limits, now)
-                    .and_then(|()| self.log(message, datagram.peer, listener))
+                    .and_then(|()| self.log(message, datagram, listener))
                     .map(|()| message),
                 None => Err(DropCause::TooLong),
             };
@@ -361,8 +361,9 @@ impl DatagramServer {
     }
 
     /// Logs a message, if the listener logs messages. Those that come meanwhile wait in the kernel.
-    fn log(&mut self, message: &[u8], peer: Peer, listener: &Listener) -> Result<(), DropCause> {
-        let message = ReceivedMessage { connection_id: None, listener: &listener.name, peer, bytes: message };
+    fn log(&mut self, bytes: &[u8], datagram: &Datagram, listener: &Listener) -> Result<(), DropCause> {
+        let Datagram { peer, received_at, .. } = *datagram;
+        let message = ReceivedMessage { connection_id: None, listener: &listener.name, peer, received_at, bytes };
         let is_logged = datagram_log::log(message, listener, &self.services, &self.control, &mut self.given_up_at);
         if is_logged { Ok(()) } else { Err(DropCause::NoRoom) }
     }

@@ -77,9 +77,9 @@ pub(crate) async fn log(message: ReceivedMessage<'_>, listener: &Listener, servi
 
 /// Logs the beginning of a message.
 fn log_summary(message: ReceivedMessage<'_>, listener: &Listener, sink: &EventSink) {
-    let ReceivedMessage { connection_id, peer, bytes, .. } = message;
+    let ReceivedMessage { connection_id, peer, received_at, bytes, .. } = message;
     let (listener, text) = (Arc::clone(&listener.name), summary(bytes));
-    sink.report(Event::Message { connection_id, listener, peer, text });
+    sink.report(Event::Message { connection_id, listener, peer, received_at, text });
 }
 
 /// A message that waits for the lossless log. If its task ends before that, it is lost.

@@ -169,7 +169,8 @@ impl SeqpacketConnection {
         self.idleness.set_idle_since(None);
         let message = message?;
         let ConnectionInfo { id, ref listener, peer } = self.info;
-        let logged = ReceivedMessage { connection_id: Some(id), listener: &listener.name, peer, bytes: &message };
+        let (connection_id, received_at) = (Some(id), None);
+        let logged = ReceivedMessage { connection_id, listener: &listener.name, peer, received_at, bytes: &message };
         if !packets::log(logged, listener, &self.services).await {
             return Err(Verdict::Shutdown);
         }
