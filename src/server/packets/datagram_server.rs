@@ -373,7 +373,7 @@ impl DatagramServer {
         let mut failed = Vec::new();
         replies.send(&self.socket, |datagram, sent| match sent {
             Ok(bytes) => self.totals.bytes_out += bytes,
-            Err(error) => failed.push((datagram, datagram_socket::drop_cause(error))),
+            Err(error) => failed.push((datagram, datagram_socket::drop_cause(error, &self.socket))),
         });
         for (datagram, cause) in failed {
             self.count_dropped(cause, 1, datagram.peer, datagram.unix_address(), listener);

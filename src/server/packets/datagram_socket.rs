@@ -20,7 +20,7 @@ use crate::server::disposal::Disposal;
 use crate::server::packets::datagram_address::{Datagram, Destination, LocalAddress, ReplyTo};
 use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::peer_input::{self, Input};
-use crate::server::socket_memory;
+use crate::server::socket_memory::{self, SocketMemory};
 
 /// The longest datagram of UDP.
 const MAX_UDP_SIZE: usize = 65_535;
@@ -382,10 +382,12 @@ pub(crate) fn send_message(
     }
 }
 
-/// Returns why a datagram is dropped whose reply cannot be sent.
-pub(crate) fn drop_cause(error: Errno) -> DropCause {
+/// Returns why a datagram is dropped whose reply could not be sent from this socket.
+pub(crate) fn drop_cause(error: Errno, socket: impl AsFd) -> DropCause {
+    let is_full = || SocketMemory::of(&socket).is_some_and(SocketMemory::is_send_buffer_full);
     match error {
         Errno::EMSGSIZE => DropCause::ReplyTooLong,
+        Errno::EAGAIN if is_full() => DropCause::SendBuffer,
         Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => DropCause::NoRoom,
         _ => DropCause::Unreachable,
     }

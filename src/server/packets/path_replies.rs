@@ -219,7 +219,7 @@ fn send(sender: &ReplySender, uid: u32, of_paths: &[&[PathReply]]) {
 fn send_one(socket: &Weak<OwnedFd>, to: &UnixAddr, reply: &[u8]) -> Result<(), DropCause> {
     let socket = socket.upgrade().ok_or(DropCause::NoRoom)?;
     let sent = datagram_socket::send_message(socket.as_fd(), &[IoSlice::new(reply)], &[], MsgFlags::empty(), to);
-    sent.map_err(datagram_socket::drop_cause)
+    sent.map_err(|error| datagram_socket::drop_cause(error, socket))
 }
 
 #[cfg(test)]

@@ -130,6 +130,7 @@ impl fmt::Display for Text<'_> {
                 match (cause, last_path) {
                     (DropCause::UnsafeAddress, Some(path)) => write!(f, " at {}", quote(path.as_os_str().as_bytes())),
                     (DropCause::Rate, _) => f.write_str(" (limits.datagrams_per_source)"),
+                    (DropCause::SendBuffer, _) => f.write_str(" (SendBuffer=)"),
                     _ => Ok(()),
                 }
             }
@@ -172,6 +173,10 @@ mod tests {
                 "2 datagrams dropped on echo: rate; the last from uid 1000 pid 7 (limits.datagrams_per_source)",
             ),
             (dropped(DropCause::NoRoom, 1, path), "1 datagram dropped on echo: no-room; from uid 1000 pid 7"),
+            (
+                dropped(DropCause::SendBuffer, 2, None),
+                "2 datagrams dropped on echo: send-buffer; the last from uid 1000 pid 7 (SendBuffer=)",
+            ),
             (
                 dropped(DropCause::Kernel, 3, None),
                 "3 datagrams dropped on echo: kernel; \
