@@ -19,9 +19,37 @@ pub const MAX_PEER_FDS: usize = 1024;
 /// How many of each may wait in any case: they come out of [`RESERVED_FDS`].
 const MIN_PEER_FDS: usize = 16;
 
-/// Descriptors for each thread that serves, a worker or the services: those of one message (SCM_MAX_FD, unix(7)), by which it
-/// may pass [`MAX_PEER_FDS`], and its own.
+/// Descriptors for each thread that may receive some, a worker, the services or that of a Unix datagram socket: those of one
+/// message (SCM_MAX_FD, unix(7)), by which it may pass [`MAX_PEER_FDS`], and its own.
 const THREAD_FDS: u64 = 253 + 4;
+
+/// Descriptors for each thread of a UDP socket: the socket, and what wakes the thread.
+const UDP_THREAD_FDS: u64 = 2;
+
+/// Descriptors for the threads that reply to Unix datagram sockets at paths: there are eight, and each has 16 paths open at most.
+const REPLY_THREAD_FDS: u64 = 8 * 16;
+
+/// How many threads of a daemon serve, besides that of the services.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ServingThreads {
+    /// Those of connections.
+    pub workers: usize,
+    /// Those of UDP sockets.
+    pub udp: usize,
+    /// Those of Unix datagram sockets.
+    pub unixgram: usize,
+}
+
+impl ServingThreads {
+    /// Returns how many descriptors they need, with the thread of the services.
+    fn fds(self) -> u64 {
+        let Self { workers, udp, unixgram } = self;
+        let receiving = (workers as u64).saturating_add(unixgram as u64).saturating_add(1);
+        let replies = if unixgram > 0 { REPLY_THREAD_FDS } else { 0 };
+        let udp = UDP_THREAD_FDS.saturating_mul(udp as u64);
+        THREAD_FDS.saturating_mul(receiving).saturating_add(udp).saturating_add(replies)
+    }
+}
 
 /// Raises the limit on descriptors of this process to `needed`, as far as it may. What counts is the soft limit, which
 /// many shells set to 1,024, and which can be raised up to the hard limit (getrlimit(2), `RLIMIT_NOFILE`). Returns how
@@ -53,19 +81,18 @@ pub struct FdBudget {
 }
 
 impl FdBudget {
-    /// Returns the budget of a daemon with so many connections and workers, under the present limit.
+    /// Returns the budget of a daemon with so many connections and these threads, under the present limit.
     #[must_use]
-    pub fn of(connections: usize, workers: usize) -> Self {
+    pub fn of(connections: usize, threads: ServingThreads) -> Self {
+        let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let serving = (RESERVED_FDS + MAX_UNPERMITTED as u64).saturating_add(connections as u64);
-        Self { serving, waiting_kinds: 2, ..Self::of_single_connection(workers) }
+        Self { allowed, serving, threads: threads.fds(), waiting_kinds: 2 }
     }
 
     /// Returns the budget of a daemon that serves one connection and accepts none.
     #[must_use]
-    pub fn of_single_connection(workers: usize) -> Self {
-        let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let threads = THREAD_FDS.saturating_mul(workers as u64 + 1);
-        Self { allowed, serving: RESERVED_FDS + 1, threads, waiting_kinds: 1 }
+    pub fn of_single_connection(threads: ServingThreads) -> Self {
+        Self { serving: RESERVED_FDS + 1, waiting_kinds: 1, ..Self::of(0, threads) }
     }
 
     /// Returns whether there are enough for all connections.
@@ -88,7 +115,7 @@ impl FdBudget {
     }
 }
 
-/// Raises the limit to what a daemon with so many connections and workers needs, as far as it may, and preallocates the
+/// Raises the limit to what a daemon with so many connections and these threads needs, as far as it may, and preallocates the
 /// table of descriptors for them, which takes 8 bytes for each. Best called while there is only one thread.
 ///
 /// The kernel's table of descriptors grows in powers of two when it is full. A process of several threads waits for a
@@ -96,8 +123,8 @@ impl FdBudget {
 /// it: the 65th connection, the 257th, the 513th, and so on. A process of one thread does not wait, and the table never
 /// shrinks.
 #[must_use]
-pub fn preallocate_fd_table(connections: usize, workers: usize) -> FdBudget {
-    let budget = FdBudget::of(connections, workers);
+pub fn preallocate_fd_table(connections: usize, threads: ServingThreads) -> FdBudget {
+    let budget = FdBudget::of(connections, threads);
     let allowed = raise_nofile(budget.needed());
     let mut highest_fd = RawFd::try_from(budget.needed().min(allowed)).unwrap_or(RawFd::MAX) - 1;
     // It is closed at once. There is an error where so much memory cannot be had.
@@ -111,12 +138,14 @@ pub fn preallocate_fd_table(connections: usize, workers: usize) -> FdBudget {
 mod tests {
     use super::*;
 
+    const TWO_WORKERS: ServingThreads = ServingThreads { workers: 2, udp: 0, unixgram: 0 };
+
     #[test]
     fn what_the_limit_leaves_is_for_descriptors_of_peers() {
-        let peer_fds = |allowed| FdBudget { allowed, ..FdBudget::of(100, 2) }.peer_fds();
+        let peer_fds = |allowed| FdBudget { allowed, ..FdBudget::of(100, TWO_WORKERS) }.peer_fds();
         // Those of connections without a permit, and their sockets that wait to be closed, are as many in the worst case.
         let others = 64 + 96 + 100 + 3 * 257;
-        assert_eq!(FdBudget::of(100, 2).needed(), others + 2 * 1024);
+        assert_eq!(FdBudget::of(100, TWO_WORKERS).needed(), others + 2 * 1024);
         for (allowed, expected) in [
             (u64::MAX, 1024),
             (others + 2 * 1024, 1024),
@@ -128,6 +157,15 @@ mod tests {
         ] {
             assert_eq!(peer_fds(allowed), expected, "{allowed}");
         }
-        assert_eq!(FdBudget::of_single_connection(2).needed(), 64 + 1 + 3 * 257 + 1024);
+        assert_eq!(FdBudget::of_single_connection(TWO_WORKERS).needed(), 64 + 1 + 3 * 257 + 1024);
+    }
+
+    #[test]
+    fn threads_of_datagram_sockets_have_descriptors_too() {
+        let needed = |udp, unixgram| FdBudget::of(100, ServingThreads { udp, unixgram, ..TWO_WORKERS }).needed();
+        let without = needed(0, 0);
+        assert_eq!(needed(3, 0), without + 3 * 2);
+        assert_eq!(needed(0, 1), without + 257 + 128);
+        assert_eq!(needed(3, 2), without + 3 * 2 + 2 * 257 + 128);
     }
 }

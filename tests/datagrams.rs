@@ -1,6 +1,7 @@
 //! Datagrams (UDP, Unix): one is one message, and one is its reply. The rules against abuse are tested in `safety`,
 //! that replies go to the sender only in `senders` and `broadcasts`, that no client's file system holds up others in
-//! `silent`, what is received with one call in `batches`; `in_process` has the tests with a server in this process.
+//! `silent`, what is received with one call in `batches`, the times of the kernel in `timestamps`; `in_process` has the
+//! tests with a server in this process.
 
 #[path = "datagrams/batches.rs"]
 mod batches;
@@ -17,6 +18,8 @@ mod senders;
 mod silent;
 #[path = "datagrams/silent_fs.rs"]
 mod silent_fs;
+#[path = "datagrams/timestamps.rs"]
+mod timestamps;
 
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;

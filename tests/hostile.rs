@@ -5,6 +5,8 @@
 extern crate nix;
 
 mod common;
+#[path = "hostile/datagrams.rs"]
+mod datagrams;
 #[path = "hostile/descriptors.rs"]
 mod descriptors;
 #[path = "journal/fake_journald.rs"]

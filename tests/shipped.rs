@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use echoed::rlimit::FdBudget;
+use echoed::rlimit::{FdBudget, ServingThreads};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -563,9 +563,10 @@ fn the_resource_limits_of_the_service_are_enough_for_the_default_settings() {
     let service = assignments("echoed.service");
     let limits = echoed::config::Settings::default().limits;
     let limit = |service| values(service, "Service", "LimitNOFILE")[0].parse::<u64>().unwrap();
+    let workers = |workers| ServingThreads { workers, ..ServingThreads::default() };
     // Each connection twice while it is handed over, for as many workers as there are by default at most.
-    assert!(limit(&service) >= FdBudget::of(2 * limits.connections, 8).needed());
-    assert!(limit(&assignments("echoed@.service")) >= FdBudget::of_single_connection(1).needed());
+    assert!(limit(&service) >= FdBudget::of(2 * limits.connections, workers(8)).needed());
+    assert!(limit(&assignments("echoed@.service")) >= FdBudget::of_single_connection(workers(1)).needed());
     // All connections with full buffers in the kernel, as large as those to receive are at first.
     let in_kernel = (128 + 208) * 1024;
     let memory = values(&service, "Service", "MemoryMax")[0].strip_suffix('M').unwrap().parse::<usize>().unwrap() << 20;

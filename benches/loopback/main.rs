@@ -189,6 +189,7 @@ fn measure(options: Options) -> Result<()> {
             Section::Cores => cores::cores(&plan).map(ReportSection::from),
             Section::Cat => frameless::cat(&plan).map(ReportSection::from),
             Section::Packets => packets::packets(&plan),
+            Section::PacketCores => packets::cores(&plan).map(ReportSection::from),
         }
         .context(name)?;
         if part.tables.is_empty() {

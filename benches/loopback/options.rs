@@ -14,7 +14,7 @@ use crate::{Context as _, Failure, Result};
 
 /// What `--help` says.
 pub(crate) const USAGE: &str = "\
-usage: loopback [--only cpu|connect|scaling|memory|start|fairness|cores|cat|packets]...
+usage: loopback [--only cpu|connect|scaling|memory|start|fairness|cores|cat|packets|packet-cores]...
                 [--case [tcp:|unix:]SIZE-DEPTH-CONNECTIONS]...
                 [--case udp:|unixgram:|unixgram-path:|seqpacket:SIZE-DEPTH-SOURCES]...
                 [--rounds N] [--seconds S] [--server PATH | --server reference]
@@ -58,13 +58,15 @@ pub(crate) enum Section {
     Cores,
     /// Compared with servers that start `cat` for every connection.
     Cat,
-    /// All about packets.
+    /// All about packets but their cores.
     Packets,
+    /// Packets on two cores.
+    PacketCores,
 }
 
 impl Section {
     /// All, with their names.
-    pub(crate) const ALL: [(&'static str, Self); 9] = [
+    pub(crate) const ALL: [(&'static str, Self); 10] = [
         ("cpu", Self::Cpu),
         ("connect", Self::Connect),
         ("scaling", Self::Scaling),
@@ -74,6 +76,7 @@ impl Section {
         ("cores", Self::Cores),
         ("cat", Self::Cat),
         ("packets", Self::Packets),
+        ("packet-cores", Self::PacketCores),
     ];
 
     /// About how long it takes.
@@ -90,6 +93,7 @@ impl Section {
             Self::Cores => rounds * 12.0 * (0.7 * sample + 0.2),
             Self::Cat => rounds * (candidates + 4.0) * (0.6 * sample + 0.1),
             Self::Packets => packets::seconds(plan),
+            Self::PacketCores => rounds * 16.0 * (0.7 * sample + 0.2),
         }
     }
 }

@@ -19,6 +19,7 @@ mod window;
 use crate::Result;
 use crate::plan::Plan;
 use crate::report::ReportSection;
+use crate::table::Table;
 
 use self::candidates::PacketCandidates;
 pub(crate) use self::cases::cases;
@@ -26,7 +27,7 @@ pub(crate) use self::content::HEAD;
 pub(crate) use self::service::run as serve_datagrams;
 pub(crate) use self::window::MAX_WINDOW;
 
-/// All about packets; only the costs of the cases, if these were chosen.
+/// All about packets but their cores; only the costs of the cases, if these were chosen.
 pub(crate) fn packets(plan: &Plan) -> Result<ReportSection> {
     let candidates = PacketCandidates::prepare(&plan.programs, &plan.packet_servers)?;
     let mut section = cases::costs(plan, &candidates)?;
@@ -36,13 +37,17 @@ pub(crate) fn packets(plan: &Plan) -> Result<ReportSection> {
     let ReportSection { tables, plots } = fairness::fairness(plan, &candidates)?;
     section.tables.extend(tables);
     section.plots.extend(plots);
-    section.tables.extend(cores::cores(plan, &candidates)?);
     section.tables.push(memory::memory(plan, &candidates)?);
     section.tables.extend(frameless::frameless(plan, &candidates)?);
     Ok(section)
 }
 
-/// About how many seconds that takes.
+/// Packets with two sockets of one port, and with one.
+pub(crate) fn cores(plan: &Plan) -> Result<Vec<Table>> {
+    cores::cores(plan, &PacketCandidates::prepare(&plan.programs, &[])?)
+}
+
+/// About how many seconds [`packets`] takes.
 pub(crate) fn seconds(plan: &Plan) -> f64 {
     let (candidates, rounds) = (2.0 + plan.packet_servers.len() as f64, plan.rounds as f64);
     let sample = plan.sample.as_secs_f64();
@@ -51,7 +56,6 @@ pub(crate) fn seconds(plan: &Plan) -> f64 {
         return costs;
     }
     let fairness = candidates * rounds * 6.0 * (0.45 * sample + 0.1);
-    let cores = rounds * 8.0 * (0.7 * sample + 0.2);
     let frameless = rounds * (candidates + 2.0) * (0.3 * sample + 0.1);
-    costs + fairness + cores + candidates + frameless
+    costs + fairness + candidates + frameless
 }

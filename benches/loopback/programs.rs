@@ -151,22 +151,26 @@ impl Programs {
         Ok(server)
     }
 
-    /// Starts a server that takes over two sockets at `address`, as from a service manager, and has a thread for each of
+    /// Starts a server that takes over one socket or two at `address`, as from a service manager, and has workers for as many as
     /// these CPUs.
     pub(crate) fn start_with_sockets(
         &self,
         candidate: &Candidate,
-        sockets: [OwnedFd; 2],
+        first: OwnedFd,
+        second: Option<OwnedFd>,
         address: Address,
         cpus: &[usize],
     ) -> Result<Server> {
         // The sockets come as stdin and stdout, and go where sd_listen_fds(3) has them.
         const SCRIPT: &str = r#"exec 3<&0 4<&1 </dev/null >/dev/null
-            export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=echo:echo
+            export LISTEN_PID=$$
             exec "$0" "$@""#;
-        let [first, second] = sockets;
+        let names = if second.is_some() { "echo:echo" } else { "echo" };
         let mut command = Command::new("sh");
-        command.args(["-c", SCRIPT]).args(self.command(candidate, None, cpus.len())?).stdin(first).stdout(second);
+        command.args(["-c", SCRIPT]).args(self.command(candidate, None, cpus.len())?);
+        command.env("LISTEN_FDS", names.split(':').count().to_string()).env("LISTEN_FDNAMES", names);
+        // Without the second one, descriptor 4 is /dev/null, which is not passed.
+        command.stdin(first).stdout(second.map_or_else(Stdio::null, Stdio::from));
         let mut server = self.spawn_command(command, candidate.name.clone(), cpus)?;
         server.wait_until_listening(address, |server| server.log().contains("listening on"))?;
         Ok(server)

@@ -54,6 +54,9 @@ pub enum DropCause {
     UnsafeAddress,
     /// There was no room for its reply on the way to its source.
     NoRoom,
+    /// The send buffer of the listener's socket was full: of replies that the network has not taken yet, or that clients of a
+    /// Unix socket have not read, whichever clients these are.
+    SendBuffer,
     /// Its reply could not be sent: there is no route to its source, or no socket is bound there.
     Unreachable,
     /// The kernel dropped it: the socket's receive buffer was full, it was damaged, or a filter refused it. It is not known where it
@@ -62,7 +65,7 @@ pub enum DropCause {
 }
 
 /// How many causes there are.
-pub const DROP_CAUSES: usize = 13;
+pub const DROP_CAUSES: usize = 14;
 
 /// The names of all causes, in the order of [`DropCause::index`].
 pub const DROP_NAMES: [&str; DROP_CAUSES] = [
@@ -77,6 +80,7 @@ pub const DROP_NAMES: [&str; DROP_CAUSES] = [
     "nameless",
     "unsafe-address",
     "no-room",
+    "send-buffer",
     "unreachable",
     "kernel",
 ];
@@ -95,6 +99,7 @@ impl DropCause {
         Self::Nameless,
         Self::UnsafeAddress,
         Self::NoRoom,
+        Self::SendBuffer,
         Self::Unreachable,
         Self::Kernel,
     ];

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::peer::Peer;
 use super::proxy_header::BadHeader;
@@ -76,6 +76,8 @@ pub enum Event {
         listener: Arc<str>,
         /// The peer that sent it.
         peer: Peer,
+        /// When the kernel received it: for datagrams, if their socket asks for that.
+        received_at: Option<SystemTime>,
         /// The message without its delimiter, for people to read: see [`summary`].
         text: String,
     },
@@ -175,6 +177,8 @@ pub struct ReceivedMessage<'a> {
     pub listener: &'a Arc<str>,
     /// The peer that sent it.
     pub peer: Peer,
+    /// When the kernel received it: for datagrams, if their socket asks for that.
+    pub received_at: Option<SystemTime>,
     /// All of it, without the delimiter. Anything may be in it.
     pub bytes: &'a [u8],
 }

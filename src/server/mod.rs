@@ -72,9 +72,9 @@ use listener::{Listener, ListenerHandle};
 use mailbox::AcceptorWaker;
 use packets::datagram_server::{DatagramServer, Limits};
 use packets::datagram_thread::{DatagramThread, ThreadControl};
+use packets::path_replies::ReplyThreads;
 use packets::rate_limit::RateLimiter;
 use packets::sender_socket::ReservedSockets;
-use packets::user_threads::UserThreads;
 use peer_descriptors::PeerDescriptors;
 use reclaim::Reclaimer;
 use services::Services;
@@ -99,7 +99,7 @@ pub struct Server {
     accept_mode: watch::Sender<AcceptMode>,
     reserved: Mutex<ReservedSockets>,
     /// Send replies to paths, for all listeners.
-    user_threads: UserThreads,
+    reply_threads: ReplyThreads,
     unlogged: Arc<UnloggedMessages>,
     threads: Vec<WorkerThread>,
     datagram_threads: Mutex<Vec<DatagramThread>>,
@@ -154,7 +154,7 @@ impl Server {
             acceptor_status: Arc::default(),
             accept_mode: watch::Sender::new(AcceptMode::Accept),
             reserved: Mutex::default(),
-            user_threads: UserThreads::default(),
+            reply_threads: ReplyThreads::default(),
             unlogged,
             threads,
             datagram_threads: Mutex::default(),
@@ -237,7 +237,7 @@ impl Server {
         let control = Arc::new(ThreadControl::new()?);
         let disposal = dispatcher.services.state.disposal.clone();
         let state = Arc::new(WorkerState::new(dispatcher.sink.clone(), disposal));
-        let threads = self.user_threads.clone();
+        let threads = self.reply_threads.clone();
         let mut server = DatagramServer::open(socket, threads, reserved, &state, &control)?;
         let status = Arc::clone(&accept.status);
         status.send_modify(|status| status.serving += 1);

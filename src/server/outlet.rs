@@ -166,19 +166,22 @@ impl<M: Fn() -> Waker> Outlet for LoggingOutlet<'_, '_, M> {
 
     fn log(&mut self, message: &[u8]) -> bool {
         let ConnectionInfo { id, ref listener, peer } = *self.info;
-        let connection_id = Some(id);
+        // Of a stream, the kernel does not say when a message came.
+        let (connection_id, received_at) = (Some(id), None);
         let sink = self.sink;
         match self.log {
             LogMessages::Off => true,
             LogMessages::Summary => {
                 let listener = Arc::clone(&listener.name);
-                sink.report(Event::Message { connection_id, listener, peer, text: summary(message) });
+                let text = summary(message);
+                sink.report(Event::Message { connection_id, listener, peer, received_at, text });
                 true
             }
             LogMessages::Full => {
                 // It is the same one each time, as the log demands.
                 let waker = self.waker.get_or_insert_with(|| Box::new((self.make_waker)()));
-                let message = ReceivedMessage { connection_id, listener: &listener.name, peer, bytes: message };
+                let (listener, bytes) = (&listener.name, message);
+                let message = ReceivedMessage { connection_id, listener, peer, received_at, bytes };
                 let appended = sink.message_log.try_append(message, waker);
                 self.inner.blocked |= !appended;
                 if !appended && !*self.awaits_log {

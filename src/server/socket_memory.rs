@@ -14,7 +14,7 @@ sockopt_impl!(
     GetOnly,
     libc::SOL_SOCKET,
     SO_MEMINFO,
-    [u32; 3]
+    [u32; 4]
 );
 
 sockopt_impl!(
@@ -35,6 +35,8 @@ pub(crate) struct SocketMemory {
     pub(crate) receive_limit: u32,
     /// What was sent and not freed (SK_MEMINFO_WMEM_ALLOC).
     pub(crate) sent: u32,
+    /// How much of that the kernel allows (SK_MEMINFO_SNDBUF): it sends while there is less.
+    pub(crate) send_limit: u32,
 }
 
 /// Returns how many packets the kernel has dropped since the socket was made: for want of room in it, since they were damaged, or
@@ -46,7 +48,12 @@ pub(crate) fn drops(socket: impl AsFd) -> Option<u32> {
 impl SocketMemory {
     /// Returns the memory of a socket; `None` if the kernel does not tell.
     pub(crate) fn of(socket: impl AsFd) -> Option<Self> {
-        let [received, receive_limit, sent] = getsockopt(&socket, MemInfo).ok()?;
-        Some(Self { received, receive_limit, sent })
+        let [received, receive_limit, sent, send_limit] = getsockopt(&socket, MemInfo).ok()?;
+        Some(Self { received, receive_limit, sent, send_limit })
+    }
+
+    /// Returns whether nothing more can be sent until some of what was sent is freed.
+    pub(crate) fn is_send_buffer_full(self) -> bool {
+        self.sent >= self.send_limit
     }
 }

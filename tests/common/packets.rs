@@ -26,6 +26,22 @@ pub fn unix_address(address: &str) -> SocketAddrUnix {
     address.expect("it is short")
 }
 
+/// How many were dropped for a cause, as the log says in the end.
+pub fn count_dropped(log: &[String], cause: &str) -> u64 {
+    let of_cause = log.iter().filter(|line| line.contains(&format!(" dropped on echo: {cause}; ")));
+    let count = |line: &String| {
+        let (before, _) = line.split_once(" datagram")?;
+        before.split_whitespace().last()?.parse::<u64>().ok()
+    };
+    of_cause.map(|line| count(line).unwrap_or_else(|| panic!("{line}"))).sum()
+}
+
+/// How many datagrams and packets were messages, as the log says in the end.
+pub fn count_messages(log: &[String]) -> u64 {
+    let count = |line: &String| line.split_once(" messages on ")?.0.rsplit(' ').next()?.parse().ok();
+    log.iter().find_map(count).unwrap_or_else(|| panic!("{log:#?}"))
+}
+
 /// A connection of packets.
 pub struct PacketPeer(OwnedFd);
 

@@ -9,9 +9,9 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use rustix::net::sockopt;
 use rustix::process::Signal;
 
+use crate::common::packets::count_dropped;
 use crate::common::service_manager::activated_command;
 use crate::common::{Daemon, TEST_TIMEOUT, wait_until};
-use crate::safety::count_dropped;
 use crate::{datagram_peer, start, start_on};
 
 /// More than one call receives.

@@ -4,8 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use crate::common::network::two_machines;
+use crate::common::packets::count_dropped;
 use crate::common::{Daemon, TEST_TIMEOUT};
-use crate::safety::count_dropped;
 use crate::{start, start_on};
 
 #[test]

@@ -9,19 +9,9 @@ use std::time::Duration;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, UCred, sendmsg_addr};
 use rustix::process::{Gid, Uid, getgid, getpid, getuid};
 
-use crate::common::packets::{DatagramPeer, unix_address};
+use crate::common::packets::{DatagramPeer, count_dropped, unix_address};
 use crate::common::{Daemon, skip_test};
 use crate::{datagram_peer, start, start_on};
-
-/// How many were dropped for a cause, as the log says in the end.
-pub(crate) fn count_dropped(log: &[String], cause: &str) -> u64 {
-    let of_cause = log.iter().filter(|line| line.contains(&format!(" dropped on echo: {cause}; ")));
-    let count = |line: &String| {
-        let (before, _) = line.split_once(" datagram")?;
-        before.split_whitespace().last()?.parse::<u64>().ok()
-    };
-    of_cause.map(|line| count(line).unwrap_or_else(|| panic!("{line}"))).sum()
-}
 
 /// Sends it and something harmless after it, which is what comes back: the other one is dropped, for this cause alone.
 fn expect_dropped(daemon: Daemon, peer: &DatagramPeer, datagram: &[u8], cause: &str) {

@@ -12,9 +12,8 @@ use std::process::Command;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, UCred, sendmsg_addr};
 use rustix::process::{Gid, Signal, Uid, getpid, getuid};
 
-use crate::common::packets::unix_address;
+use crate::common::packets::{count_dropped, unix_address};
 use crate::common::{Daemon, TEST_TIMEOUT, program_or_skip, skip_test, wait_until};
-use crate::safety::count_dropped;
 use crate::{datagram_peer, start};
 
 /// Binds a socket to its second argument, and sends its third to the first from there.

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use rustix::process::Signal;
 
+use crate::common::packets::count_dropped;
 use crate::common::{Daemon, Peer, skip_test};
 use crate::datagram_peer;
-use crate::safety::count_dropped;
 use crate::senders::{expect_answered, send_as};
 use crate::silent_fs::{SilentFs, bind};
 

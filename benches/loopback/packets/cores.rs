@@ -1,4 +1,4 @@
-//! Two sockets of one UDP port, against the reference with a thread for each.
+//! Two sockets of one UDP port, against the reference with a thread for each, and one socket beside them.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
@@ -18,32 +18,48 @@ use crate::{Context as _, Failure, Result, progress};
 
 const CASES: [Case; 4] = [Case::new(16, 1, 64), Case::new(16, 16, 64), Case::new(1024, 1, 64), Case::new(1024, 16, 64)];
 
-/// The reference and the daemon; the others have one thread only.
-const CANDIDATES: usize = 2;
+/// The reference and the daemon, each with two sockets and with one; the others have one thread only.
+const CANDIDATES: [Sockets; 4] = [
+    Sockets { candidate: 0, has_two: true },
+    Sockets { candidate: 1, has_two: true },
+    Sockets { candidate: 0, has_two: false },
+    Sockets { candidate: 1, has_two: false },
+];
 
-/// CPU time per packet and packets per second, with two sockets of one port.
+/// A server, and how many sockets it has.
+struct Sockets {
+    candidate: usize,
+    has_two: bool,
+}
+
+/// CPU time per packet and packets per second, with two sockets of one port and with one.
 pub(crate) fn cores(plan: &Plan, candidates: &PacketCandidates<'_>) -> Result<Vec<Table>> {
     let (servers, loads) = plan.programs.cpus.split_two();
     if servers.len() < 2 {
         return Ok(Vec::new());
     }
     let shared = if servers == loads { ", which the load shares" } else { "" };
-    let mut rows: Vec<_> = CASES.iter().map(|case| (format!("udp {case}"), Figures::of(CANDIDATES))).collect();
-    let mut lost = [[0; CANDIDATES]; CASES.len()];
+    let names = CANDIDATES.map(|Sockets { candidate, has_two }| {
+        let name = candidates.name(candidate);
+        if has_two { name.to_owned() } else { format!("{name}, one socket") }
+    });
+    let names = names.each_ref().map(|name| &**name);
+    let mut rows: Vec<_> = CASES.iter().map(|case| (format!("udp {case}"), Figures::of(CANDIDATES.len()))).collect();
+    let mut lost = [[0; CANDIDATES.len()]; CASES.len()];
     for round in 0..plan.rounds {
         for ((case, (name, figures)), lost) in CASES.iter().zip(&mut rows).zip(&mut lost) {
             progress(format_args!("packets, two sockets, round {} of {}: {name}", round + 1, plan.rounds));
             let samples = sample(plan, candidates, *case, round).context(&*name)?;
             figures.push(&samples);
-            *lost = [0, 1].map(|candidate| lost[candidate] + samples[candidate].lost);
+            lost.iter_mut().zip(&samples).for_each(|(lost, sample)| *lost += sample.lost);
         }
     }
-    for ((name, _), lost) in rows.iter_mut().zip(lost).filter(|(_, lost)| *lost != [0; CANDIDATES]) {
-        let of = |candidate: usize| format!("{} lost {}", candidates.name(candidate), lost[candidate]);
-        *name = format!("{name} ({}, {})", of(0), of(1));
+    for ((name, _), lost) in rows.iter_mut().zip(lost).filter(|(_, lost)| lost.iter().any(|lost| *lost > 0)) {
+        let of = names.iter().zip(lost).map(|(candidate, lost)| format!("{candidate} lost {lost}"));
+        *name = format!("{name} ({})", of.collect::<Vec<_>>().join("; "));
     }
     let title = format!("packet, two sockets of one UDP port (SO_REUSEPORT), two threads on two CPUs{shared}");
-    Ok(Figures::tables(&title, "size-depth-sources", &rows, &candidates.names()[..CANDIDATES]).into())
+    Ok(Figures::tables(&title, "size-depth-sources", &rows, &names).into())
 }
 
 fn sample(plan: &Plan, candidates: &PacketCandidates<'_>, case: Case, round: usize) -> Result<Vec<Sample>> {
@@ -51,10 +67,10 @@ fn sample(plan: &Plan, candidates: &PacketCandidates<'_>, case: Case, round: usi
     let loads = load_cpus.len();
     let case_of_thread = Case { connections: case.connections / loads, ..case };
     let mut servers = Vec::new();
-    for candidate in 0..CANDIDATES {
-        let (sockets, address) = two_sockets().context("binding two sockets to one port")?;
-        let candidate = candidates.candidate(candidate);
-        let server = plan.programs.start_with_sockets(candidate, sockets, Address::Udp(address), &server_cpus)?;
+    for Sockets { candidate, has_two } in CANDIDATES {
+        let ([first, second], address) = two_sockets().context("binding two sockets to one port")?;
+        let (candidate, second) = (candidates.candidate(candidate), has_two.then_some(second));
+        let server = plan.programs.start_with_sockets(candidate, first, second, Address::Udp(address), &server_cpus)?;
         let load_thread = |&cpu: &usize| {
             let address = server.address().clone();
             // All sources of both loads may come to the same socket.
@@ -66,12 +82,12 @@ fn sample(plan: &Plan, candidates: &PacketCandidates<'_>, case: Case, round: usi
         run_all(&loads, plan.warm_up())?;
         servers.push((server, loads));
     }
-    let mut samples = vec![Sample::default(); CANDIDATES];
+    let mut samples = vec![Sample::default(); CANDIDATES.len()];
     for slice in 0..SLICES {
-        for candidate in Plan::rotated(0..CANDIDATES, round + slice as usize) {
+        for candidate in Plan::rotated(0..CANDIDATES.len(), round + slice as usize) {
             let (server, loads) = &mut servers[candidate];
             let run = || run_all(loads, sample_length(plan) / SLICES);
-            samples[candidate].add(server, run).context(candidates.name(candidate))?;
+            samples[candidate].add(server, run).context(candidates.name(CANDIDATES[candidate].candidate))?;
         }
     }
     Ok(samples)

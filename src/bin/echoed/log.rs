@@ -167,8 +167,9 @@ struct LosslessMessages(lossless::LosslessLog);
 
 impl MessageLog for LosslessMessages {
     fn try_append(&self, message: ReceivedMessage<'_>, waker: &Waker) -> bool {
-        let ReceivedMessage { connection_id, listener, peer, bytes } = message;
-        self.0.try_append(lossless::ReceivedMessage { connection_id, listener, peer: &peer, bytes }, waker)
+        let ReceivedMessage { connection_id, listener, peer, received_at, bytes } = message;
+        let message = lossless::ReceivedMessage { connection_id, listener, peer: &peer, received_at, bytes };
+        self.0.try_append(message, waker)
     }
 
     fn abandon(&self, waker: &Waker) -> bool {
@@ -197,11 +198,12 @@ fn entry(event: &Event) -> LogEntry {
             connection: Some(*id),
             ..LogEntry::default()
         },
-        Event::Message { connection_id, listener, peer, .. } => LogEntry {
+        Event::Message { connection_id, listener, peer, received_at, .. } => LogEntry {
             text,
             listener: Some(Arc::clone(listener)),
             peer: Some(peer.to_string()),
             connection: *connection_id,
+            received_at: *received_at,
             ..LogEntry::default()
         },
         Event::DatagramsDropped { listener, cause, last_peer, .. } => LogEntry {
@@ -222,6 +224,7 @@ fn entry(event: &Event) -> LogEntry {
             bytes_in: Some(totals.bytes_in),
             bytes_out: Some(totals.bytes_out),
             messages: Some(totals.messages),
+            received_at: None,
         },
         Event::AcceptPaused { listener, .. }
         | Event::AcceptResumed { listener, .. }

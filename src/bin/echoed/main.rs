@@ -22,12 +22,15 @@ use echoed::address::{Address, Family, UnixName};
 use echoed::bind::{self, SocketFile};
 use echoed::cli::echoed::Echoed;
 use echoed::config::{Loaded, Settings};
-use echoed::rlimit::FdBudget;
+use echoed::rlimit::{FdBudget, ServingThreads};
 use echoed::server::Server;
+use echoed::server::socket::SocketKind;
 use echoed::systemd::activation::{self, ActivationFds, Fallback, NamedSocket, Sockets, StdinSocket};
 use echoed::systemd::journal::{JOURNAL_PATH, LogWriter};
 use echoed::systemd::notify;
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::socket_domain;
 use tokio::runtime;
 
 use log::{LeveledLog, Note};
@@ -106,7 +109,8 @@ fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangu
     let fds = take_sockets(arguments, &settings, offered)?;
     // So is this: with more threads it would take 10 ms.
     let mode = RunMode::of(&fds.sockets);
-    let budget = mode.preallocate_fd_table(&settings, settings.service.worker_threads());
+    let threads = serving_threads(arguments, &settings, &fds.sockets);
+    let budget = mode.preallocate_fd_table(&settings, threads);
     let (log, mut writer) = LeveledLog::open(settings.log_level, withholds_stderr(stdin.as_ref()));
     supervisor::warn_low_nofile(budget, &settings, &log);
     if let Some(address) = notify::unsupported_address() {
@@ -122,7 +126,7 @@ fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangu
     let runtime = check_descriptors().and_then(|()| runtime::Builder::new_current_thread().enable_all().build());
     let result = match runtime {
         Ok(runtime) => {
-            let start = Start { arguments, settings: &settings, mode, budget, log: &log };
+            let start = Start { arguments, settings: &settings, mode, threads, budget, log: &log };
             runtime.block_on(serve(start, fds, hangup, &mut writer))
         }
         Err(error) => Err(StartError::system("cannot start the runtime", error)),
@@ -148,6 +152,7 @@ struct Start<'a> {
     arguments: &'a Echoed,
     settings: &'a Settings,
     mode: RunMode,
+    threads: ServingThreads,
     budget: FdBudget,
     log: &'a LeveledLog,
 }
@@ -155,7 +160,7 @@ struct Start<'a> {
 /// Serves until a signal, or the end of all there was to serve. The threads of the log and of the workers come last: the client
 /// that has this process started does not wait for them.
 async fn serve(
-    Start { arguments, settings, mode, budget, log }: Start<'_>,
+    Start { arguments, settings, mode, threads, budget, log }: Start<'_>,
     ActivationFds { sockets, bundles, problems }: ActivationFds,
     hangup: BlockedHangup,
     writer: &mut LogWriter,
@@ -202,7 +207,7 @@ async fn serve(
         return Err(error);
     }
     let sources = arguments.sources();
-    let supervisor = Supervisor::new(&server, mode, settings, log, move || sources.load());
+    let supervisor = Supervisor::new(&server, mode, threads, settings, log, move || sources.load());
     let reason = supervisor.run(&mut signals).await;
     let service = supervisor.service();
     Ok(stop::stop(server, reason, mode, &service, files, &mut signals, log).await)
@@ -299,8 +304,9 @@ fn take_sockets(
 /// Listening sockets, each with the name of its listener.
 type Named = Vec<(String, OwnedFd)>;
 
-/// Listens by hand: where the command line says, else where the settings say, else on the usual port.
-fn bind_listeners(arguments: &Echoed, settings: &Settings) -> Result<(Named, Vec<SocketFile>), StartError> {
+/// Returns where to listen by hand, each address with the name of its listener: where the command line says, else where the
+/// settings say, else on the usual port.
+fn listen_addresses<'a>(arguments: &'a Echoed, settings: &'a Settings) -> Vec<(&'a str, Address)> {
     let mut addresses: Vec<(&str, Address)> =
         arguments.listen.iter().map(|listen| (&*listen.name, listen.address.clone())).collect();
     if addresses.is_empty() {
@@ -312,6 +318,39 @@ fn bind_listeners(arguments: &Echoed, settings: &Settings) -> Result<(Named, Vec
         let default = Address::Tcp { family: Family::Any, host: "127.0.0.1".to_owned(), port: 8085 };
         addresses.push((DEFAULT_NAME, default));
     }
+    addresses
+}
+
+/// Returns the threads that will serve. Names of hosts are not looked up: each counts as one address.
+fn serving_threads(arguments: &Echoed, settings: &Settings, sockets: &Sockets) -> ServingThreads {
+    let is_unix: Vec<bool> = match sockets {
+        Sockets::Listeners(listeners) => listeners.iter().filter_map(is_unix_datagrams).collect(),
+        Sockets::StdinListener(listener) => is_unix_datagrams(listener).into_iter().collect(),
+        Sockets::Connection(_) => Vec::new(),
+        Sockets::Nothing => {
+            let addresses = listen_addresses(arguments, settings).into_iter();
+            let is_unix = |(_, address)| match address {
+                Address::Udp { .. } => Some(false),
+                Address::Unixgram(_) => Some(true),
+                Address::Tcp { .. } | Address::Unix(_) | Address::Seqpacket(_) => None,
+            };
+            addresses.filter_map(is_unix).collect()
+        }
+    };
+    let unixgram = is_unix.iter().filter(|is_unix| **is_unix).count();
+    ServingThreads { workers: settings.service.worker_threads(), udp: is_unix.len() - unixgram, unixgram }
+}
+
+/// Returns whether a socket of datagrams is a Unix socket; `None` if it is not one of datagrams.
+fn is_unix_datagrams(listener: &NamedSocket) -> Option<bool> {
+    let is_datagrams = SocketKind::of(&listener.socket).is_ok_and(|kind| kind == SocketKind::Datagram);
+    let is_unix = socket_domain(&listener.socket).is_ok_and(|domain| domain == AddressFamily::UNIX);
+    is_datagrams.then_some(is_unix)
+}
+
+/// Listens by hand.
+fn bind_listeners(arguments: &Echoed, settings: &Settings) -> Result<(Named, Vec<SocketFile>), StartError> {
+    let addresses = listen_addresses(arguments, settings);
     let (mut named, mut files) = (Vec::new(), Vec::new());
     for (name, address) in addresses {
         let bound = bind::listen(&address);

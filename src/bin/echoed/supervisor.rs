@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use echoed::config::{self, Loaded, Service, Settings};
 use echoed::protocol::rules::TimeSpan;
-use echoed::rlimit::{self, FdBudget};
+use echoed::rlimit::{self, FdBudget, ServingThreads};
 use echoed::server::{Counts, Server};
 use echoed::systemd::activation::Sockets;
 use echoed::systemd::notify;
@@ -80,13 +80,13 @@ impl RunMode {
     }
 
     /// Preallocates the table of descriptors for all connections that there may be by these settings, and returns how many
-    /// descriptors there can be. `workers` is how many workers run.
-    pub(crate) fn preallocate_fd_table(self, settings: &Settings, workers: usize) -> FdBudget {
+    /// descriptors there can be. `threads` are those that serve.
+    pub(crate) fn preallocate_fd_table(self, settings: &Settings, threads: ServingThreads) -> FdBudget {
         match self {
             Self::Standalone | Self::Activated | Self::Stdin => {
-                rlimit::preallocate_fd_table(settings.limits.connections, workers)
+                rlimit::preallocate_fd_table(settings.limits.connections, threads)
             }
-            Self::SingleConnection => FdBudget::of_single_connection(workers),
+            Self::SingleConnection => FdBudget::of_single_connection(threads),
         }
     }
 }
@@ -95,6 +95,8 @@ impl RunMode {
 pub(crate) struct Supervisor<'a, Load> {
     server: &'a Server,
     mode: RunMode,
+    /// Those that serve.
+    threads: ServingThreads,
     log: &'a LeveledLog,
     load_settings: Arc<Load>,
     /// What the process was started with.
@@ -108,11 +110,12 @@ pub(crate) struct Supervisor<'a, Load> {
 }
 
 impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Supervisor<'a, Load> {
-    /// Creates the supervisor of `server`, which was started with these settings. `load_settings` reads them anew, on a
+    /// Creates the supervisor of `server`, which was started with these settings and threads. `load_settings` reads them anew, on a
     /// thread of its own.
     pub(crate) fn new(
         server: &'a Server,
         mode: RunMode,
+        threads: ServingThreads,
         settings: &'a Settings,
         log: &'a LeveledLog,
         load_settings: Load,
@@ -122,6 +125,7 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         Self {
             server,
             mode,
+            threads,
             log,
             load_settings: Arc::new(load_settings),
             initial_settings,
@@ -187,8 +191,7 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
                 }
                 self.log.set_level(new.log_level);
                 self.server.reload(&new);
-                let workers = self.initial_settings.service.worker_threads();
-                let budget = self.mode.preallocate_fd_table(&new, workers);
+                let budget = self.mode.preallocate_fd_table(&new, self.threads);
                 self.server.limit_peer_descriptors(budget.peer_fds());
                 warn_low_nofile(budget, &new, self.log);
                 self.log.warn_about(&new);

@@ -5,9 +5,11 @@
 //! that address: a connected client takes it from no other.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo, sockaddr_un};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, RecvMsg, SockaddrLike, SockaddrStorage, UnixAddr};
+use nix::sys::time::TimeValLike;
 
 use crate::server::peer::Peer;
 
@@ -24,6 +26,8 @@ pub(crate) struct Datagram {
     pub(crate) reply_to: ReplyTo,
     /// How many datagrams the kernel had dropped by then since the socket was made (SO_RXQ_OVFL, socket(7)); `None` if it had dropped none.
     pub(crate) lost_before: Option<u32>,
+    /// When the kernel received it, if the socket asks for that (SO_TIMESTAMP, SO_TIMESTAMPNS, socket(7)).
+    pub(crate) received_at: Option<SystemTime>,
 }
 
 /// How many machines a datagram was sent to.
@@ -68,11 +72,12 @@ impl Datagram {
 
     /// Returns what was received on a socket of IP. `is_wildcard`: the socket is bound to every address.
     pub(crate) fn from_ip(received: &RecvMsg<'_, '_, SockaddrStorage>, is_wildcard: bool) -> Self {
-        let (mut sent_to, mut local, mut lost_before) = (None, None, None);
+        let (mut sent_to, mut local, mut lost_before, mut received_at) = (None, None, None, None);
         for message in received.cmsgs().into_iter().flatten() {
             match message {
                 ControlMessageOwned::RxqOvfl(count) => lost_before = Some(count),
                 message => {
+                    received_at = received_at.or_else(|| receive_time(&message));
                     sent_to = sent_to.or_else(|| Destination::from_ancillary(&message));
                     local = local.or_else(|| LocalAddress::from_ancillary(&message));
                 }
@@ -86,12 +91,17 @@ impl Datagram {
             sent_to: sent_to.unwrap_or(Destination::Many),
             reply_to: from.map_or(ReplyTo::Unnamed, |from| ReplyTo::Ip(from, local.filter(|_| is_wildcard))),
             lost_before,
+            received_at,
         }
     }
 
     /// Returns what was received on a Unix socket.
     pub(crate) fn from_unix(received: &RecvMsg<'_, '_, UnixAddr>) -> Self {
-        let peer = received.cmsgs().into_iter().flatten().find_map(|message| peer_from_credentials(&message));
+        let (mut peer, mut received_at) = (None, None);
+        for message in received.cmsgs().into_iter().flatten() {
+            peer = peer.or_else(|| peer_from_credentials(&message));
+            received_at = received_at.or_else(|| receive_time(&message));
+        }
         let named = received.address.filter(|address| address.len() as usize > FAMILY_SIZE);
         Self {
             len: received.bytes,
@@ -105,6 +115,7 @@ impl Datagram {
                 None => ReplyTo::Unnamed,
             },
             lost_before: None,
+            received_at,
         }
     }
 }
@@ -171,6 +182,16 @@ impl Destination {
             _ => None,
         }
     }
+}
+
+/// Returns when the kernel received a datagram, from its ancillary data.
+fn receive_time(ancillary: &ControlMessageOwned) -> Option<SystemTime> {
+    let since_1970 = match ancillary {
+        ControlMessageOwned::ScmTimestamp(time) => Duration::from_micros(time.num_microseconds().try_into().ok()?),
+        ControlMessageOwned::ScmTimestampns(time) => Duration::from_nanos(time.num_nanoseconds().try_into().ok()?),
+        _ => return None,
+    };
+    UNIX_EPOCH.checked_add(since_1970)
 }
 
 fn peer_from_credentials(ancillary: &ControlMessageOwned) -> Option<Peer> {

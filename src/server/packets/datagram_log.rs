@@ -25,9 +25,9 @@ pub(crate) fn log(
     match listener.settings.rules.log_messages {
         LogMessages::Off => true,
         LogMessages::Summary => {
-            let ReceivedMessage { connection_id, peer, bytes, .. } = message;
+            let ReceivedMessage { connection_id, peer, received_at, bytes, .. } = message;
             let (listener, text) = (Arc::clone(&listener.name), summary(bytes));
-            sink.report(Event::Message { connection_id, listener, peer, text });
+            sink.report(Event::Message { connection_id, listener, peer, received_at, text });
             true
         }
         LogMessages::Full => log_whole(message, sink, control, given_up_at),

@@ -34,12 +34,12 @@ use crate::server::packets::datagram_address::{Datagram, ReplyTo};
 use crate::server::packets::datagram_batch::{Batch, ReplyBatch};
 use crate::server::packets::datagram_log;
 use crate::server::packets::datagram_socket::{self, DatagramSocket, MAX_BATCH};
-use crate::server::packets::datagram_thread::{RoomWaker, ThreadControl};
+use crate::server::packets::datagram_thread::ThreadControl;
 use crate::server::packets::drop_log::{DropLog, DropReport};
-use crate::server::packets::path_replies::{FailedReply, PathReplies};
+use crate::server::packets::parking::Parking;
+use crate::server::packets::path_replies::{FailedReply, PathReplies, ReplyThreads};
 use crate::server::packets::rate_limit::RateLimiter;
 use crate::server::packets::sender_socket::ReservedSockets;
-use crate::server::packets::user_threads::UserThreads;
 use crate::server::peer::{Peer, Source};
 use crate::server::worker_state::WorkerState;
 
@@ -58,10 +58,7 @@ pub(crate) struct DatagramServer {
     batch: Batch,
     /// Of a Unix socket.
     path_replies: Option<PathReplies>,
-    /// Woken when there is room for descriptors that peers sent.
-    room: Arc<RoomWaker>,
-    /// Whether that is awaited: nothing is received then.
-    parked: bool,
+    parking: Parking,
     drop_log: DropLog,
     /// How many datagrams the kernel has dropped, and are counted.
     lost: u32,
@@ -81,7 +78,7 @@ impl DatagramServer {
     /// Returns an error if the socket cannot be prepared.
     pub(crate) fn open(
         socket: OwnedFd,
-        threads: UserThreads,
+        threads: ReplyThreads,
         reserved: ReservedSockets,
         state: &Arc<WorkerState>,
         control: &Arc<ThreadControl>,
@@ -100,8 +97,7 @@ impl DatagramServer {
             control: Arc::clone(control),
             batch: Batch::new(),
             path_replies,
-            room: RoomWaker::new(Arc::clone(control)),
-            parked: false,
+            parking: Parking::new(control),
             drop_log: DropLog::new(),
             totals: Totals::default(),
             backoff: Backoff::default(),
@@ -125,7 +121,7 @@ impl DatagramServer {
         let mut readiness = PollFlags::empty();
         let ended = loop {
             if self.control.take_wakeup() {
-                self.parked &= !self.room.take();
+                self.parking.update();
                 self.count_failures(&listener.load());
                 // An error means that the server is gone.
                 if accept.mode.has_changed().unwrap_or(true) {
@@ -140,7 +136,7 @@ impl DatagramServer {
                 break Ok(());
             }
             self.report_due(listener);
-            let receives = mode == AcceptMode::Accept && !self.parked && self.paused_until.is_none();
+            let receives = mode == AcceptMode::Accept && !self.parking.is_parked() && self.paused_until.is_none();
             if receives {
                 match self.serve_batch(listener, limits, readiness) {
                     // The socket is not asked whether there are more.
@@ -150,7 +146,7 @@ impl DatagramServer {
                 }
             }
             // What was received may have changed it.
-            let receives = receives && !self.parked && self.paused_until.is_none();
+            let receives = receives && !self.parking.is_parked() && self.paused_until.is_none();
             let until = self.drop_log.next_report_at().into_iter().chain(self.paused_until).min();
             readiness = self.control.wait(receives.then(|| self.socket.as_fd()), until);
             if self.paused_until.is_some_and(|until| until <= clock()) {
@@ -208,7 +204,7 @@ impl DatagramServer {
         let is_single = rules.log_messages == LogMessages::Full || self.socket.may_have_descriptors();
         if self.socket.has_descriptors()? {
             batch.receive_one(|buffer| self.receive_with_descriptors(buffer, listener))?;
-            Ok(!self.parked)
+            Ok(!self.parking.is_parked())
         } else {
             batch.receive(&self.socket, if is_single { 1 } else { MAX_BATCH })
         }
@@ -217,17 +213,19 @@ impl DatagramServer {
     /// Receives one datagram, and has its descriptors closed. Returns `None` if nothing is to be received now: there is no
     /// room for its descriptors, or it is dropped, since the process cannot have them.
     fn receive_with_descriptors(&mut self, buffer: &mut [u8], listener: &Listener) -> io::Result<Option<Datagram>> {
-        let make_waker = || Waker::from(Arc::clone(&self.room));
+        let make_waker = || self.parking.room_waker();
         let received = self.socket.receive_with_descriptors(buffer, &self.state.disposal, make_waker);
         if received.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMFILE as i32)) {
             if let Some(socket) = self.socket.second_descriptor() {
-                self.state.disposal.drop_packet(socket, make_waker());
-                self.parked = true;
+                let dropped = self.parking.await_drop();
+                self.state.disposal.drop_packet(socket, dropped);
                 self.count_dropped(DropCause::NoRoom, 1, Peer::Unknown, None, listener);
                 return Ok(None);
             }
         }
-        self.parked = matches!(received, Ok(None));
+        if matches!(received, Ok(None)) {
+            self.parking.await_room();
+        }
         received
     }
 
@@ -286,7 +284,7 @@ impl DatagramServer {
             let taken = match bytes {
                 Some(message) => self
                     .check(message, datagram, listener, limits, now)
-                    .and_then(|()| self.log(message, datagram.peer, listener))
+                    .and_then(|()| self.log(message, datagram, listener))
                     .map(|()| message),
                 None => Err(DropCause::TooLong),
             };
@@ -359,8 +357,9 @@ impl DatagramServer {
     }
 
     /// Logs a message, if the listener logs messages. Those that come meanwhile wait in the kernel.
-    fn log(&mut self, message: &[u8], peer: Peer, listener: &Listener) -> Result<(), DropCause> {
-        let message = ReceivedMessage { connection_id: None, listener: &listener.name, peer, bytes: message };
+    fn log(&mut self, bytes: &[u8], datagram: &Datagram, listener: &Listener) -> Result<(), DropCause> {
+        let Datagram { peer, received_at, .. } = *datagram;
+        let message = ReceivedMessage { connection_id: None, listener: &listener.name, peer, received_at, bytes };
         let is_logged = datagram_log::log(message, listener, &self.state.sink, &self.control, &mut self.given_up_at);
         if is_logged { Ok(()) } else { Err(DropCause::NoRoom) }
     }
@@ -370,7 +369,7 @@ impl DatagramServer {
         let mut failed = Vec::new();
         replies.send(&self.socket, |datagram, sent| match sent {
             Ok(bytes) => self.totals.bytes_out += bytes,
-            Err(error) => failed.push((datagram, datagram_socket::drop_cause(error))),
+            Err(error) => failed.push((datagram, datagram_socket::drop_cause(error, &self.socket))),
         });
         for (datagram, cause) in failed {
             self.count_dropped(cause, 1, datagram.peer, datagram.unix_address(), listener);

@@ -10,8 +10,9 @@ use std::task::Waker;
 use nix::errno::Errno;
 use nix::sys::socket::{
     ControlMessage, MsgFlags, MultiHeaders, RecvMsg, SockaddrLike, SockaddrStorage, UnixAddr, UnixCredentials,
-    getsockname, recvmmsg, recvmsg, sendmmsg, sendmsg, setsockopt, sockopt,
+    getsockname, getsockopt, recvmmsg, recvmsg, sendmmsg, sendmsg, setsockopt, sockopt,
 };
+use nix::sys::time::TimeSpec;
 use rustix::net::AddressFamily;
 
 use crate::protocol::packet::{DropCause, Reply};
@@ -19,13 +20,13 @@ use crate::server::disposal::Disposal;
 use crate::server::packets::datagram_address::{Datagram, Destination, LocalAddress, ReplyTo};
 use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::peer_input::{self, Input};
-use crate::server::socket_memory;
+use crate::server::socket_memory::{self, SocketMemory};
 
 /// The longest datagram of UDP.
 const MAX_UDP_SIZE: usize = 65_535;
 
 /// How much ancillary data a datagram may have, of IPv4 and on a socket of IPv6, in bytes: the address that it was sent to, of IPv6
-/// that of IPv4, too, and how many were lost (96 of these bytes); and what else systemd may have enabled (Timestamping=).
+/// that of IPv4, too, and how many were lost (96 of these bytes); and when it was received (32), or what else its holder has enabled.
 const MAX_ANCILLARY: [usize; 2] = [128, 192];
 
 /// Go as far as the route and then send nothing (MSG_PROBE of linux/socket.h, which no library names).
@@ -76,7 +77,13 @@ impl DatagramSocket {
         let family = rustix::net::sockopt::socket_domain(&socket)?;
         let (bound, ancillary) = if family == AddressFamily::UNIX {
             setsockopt(&socket, sockopt::PassCred, &true)?;
-            (BoundAddress::Unix(getsockname(socket.as_raw_fd())?), nix::cmsg_space!(UnixCredentials))
+            // No more than comes: what is cut are descriptors.
+            let ancillary = if has_timestamps(&socket) {
+                nix::cmsg_space!(UnixCredentials, TimeSpec)
+            } else {
+                nix::cmsg_space!(UnixCredentials)
+            };
+            (BoundAddress::Unix(getsockname(socket.as_raw_fd())?), ancillary)
         } else {
             let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
             // On a socket for IPv6, too: of a datagram that came over IPv4, IPV6_PKTINFO does not say whether it is a
@@ -175,7 +182,7 @@ impl DatagramSocket {
         if !self.may_have_descriptors() {
             return Ok(false);
         }
-        // With space for credentials only: no descriptor becomes ours, and the last reference stays in the socket.
+        // With space for nothing but what always comes: no descriptor becomes ours, and the last reference stays in the socket.
         let peeked = recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut [], Some(&mut self.ancillary), PEEK);
         let has_descriptors = peeked.map(|peeked| peeked.flags.contains(MsgFlags::MSG_CTRUNC));
         if has_descriptors == Err(Errno::EAGAIN) && self.descriptors == PeerDescriptors::Queued {
@@ -333,6 +340,12 @@ impl AsFd for DatagramSocket {
     }
 }
 
+/// Returns whether each datagram comes with the time when it was received: systemd asks the kernel for that with `Timestamping=`.
+fn has_timestamps(socket: &OwnedFd) -> bool {
+    let microseconds = getsockopt(socket, sockopt::ReceiveTimestamp);
+    microseconds == Ok(true) || getsockopt(socket, sockopt::ReceiveTimestampns) == Ok(true)
+}
+
 /// Receives datagrams with one call, one into each place, with so much space for the ancillary data of each.
 fn receive_many<'a, S: SockaddrLike + Copy>(
     descriptor: RawFd,
@@ -369,10 +382,12 @@ pub(crate) fn send_message(
     }
 }
 
-/// Returns why a datagram is dropped whose reply cannot be sent.
-pub(crate) fn drop_cause(error: Errno) -> DropCause {
+/// Returns why a datagram is dropped whose reply could not be sent from this socket.
+pub(crate) fn drop_cause(error: Errno, socket: impl AsFd) -> DropCause {
+    let is_full = || SocketMemory::of(&socket).is_some_and(SocketMemory::is_send_buffer_full);
     match error {
         Errno::EMSGSIZE => DropCause::ReplyTooLong,
+        Errno::EAGAIN if is_full() => DropCause::SendBuffer,
         Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => DropCause::NoRoom,
         _ => DropCause::Unreachable,
     }

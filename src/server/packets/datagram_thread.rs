@@ -134,31 +134,6 @@ impl Wake for ThreadControl {
     }
 }
 
-/// Wakes the thread of a datagram socket when there is room for descriptors that peers sent. Until then, nothing is received.
-#[derive(Debug)]
-pub(crate) struct RoomWaker {
-    control: Arc<ThreadControl>,
-    has_room: AtomicBool,
-}
-
-impl RoomWaker {
-    pub(crate) fn new(control: Arc<ThreadControl>) -> Arc<Self> {
-        Arc::new(Self { control, has_room: AtomicBool::new(false) })
-    }
-
-    /// Returns whether it was woken since the last call.
-    pub(crate) fn take(&self) -> bool {
-        self.has_room.swap(false, Ordering::AcqRel)
-    }
-}
-
-impl Wake for RoomWaker {
-    fn wake(self: Arc<Self>) {
-        self.has_room.store(true, Ordering::Release);
-        self.control.notify();
-    }
-}
-
 /// The thread of a datagram socket. It ends when this is dropped. If it hangs, it is left running.
 pub(crate) struct DatagramThread {
     pub(crate) control: Arc<ThreadControl>,

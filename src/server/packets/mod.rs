@@ -14,10 +14,11 @@ pub(crate) mod datagram_server;
 mod datagram_socket;
 pub(crate) mod datagram_thread;
 pub(crate) mod drop_log;
+mod parking;
 pub(crate) mod path_replies;
 pub(crate) mod rate_limit;
 pub(crate) mod sender_socket;
-pub(crate) mod user_threads;
+mod user_threads;
 
 use std::time::Duration;
 

@@ -4,8 +4,10 @@
 //! the socket, and the file system may be one of another machine or of another program (NFS, FUSE). A sender can name any
 //! path. So the thread of the listener touches none: other threads do ([`UserThreads`]). They wake it when a reply could not be sent.
 
+use std::ffi::OsStr;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
@@ -14,28 +16,50 @@ use nix::sys::socket::{MsgFlags, UnixAddr};
 
 use crate::protocol::packet::{DropCause, Reply};
 use crate::server::packets::datagram_socket;
-use crate::server::packets::sender_socket::{self, OwnerRules, ReservedSockets};
-use crate::server::packets::user_threads::UserThreads;
+use crate::server::packets::sender_socket::{OwnerRules, ReservedSockets, SenderSocket};
+use crate::server::packets::user_threads::{UserTask, UserThreads};
 use crate::server::peer::Peer;
 
 /// What a reply takes besides its bytes while it waits.
 const OVERHEAD: usize = 1024;
 
+/// How many paths a thread has open at once, at most.
+const MAX_OPEN: usize = 16;
+
+/// The threads that send the replies of all listeners to paths.
+pub(crate) type ReplyThreads = UserThreads<PathReply>;
+
 /// Sends the replies of a listener to paths.
 #[derive(Debug)]
 pub(crate) struct PathReplies {
-    threads: UserThreads,
+    threads: ReplyThreads,
     /// A copy of the listener's socket, until the listener ends. Threads use it only while it is here.
     socket: Option<Arc<OwnedFd>>,
-    rules: Arc<OwnerRules>,
-    /// Counts the bytes that were sent.
-    bytes_out: Arc<AtomicU64>,
-    progress: Arc<Progress>,
+    sender: Arc<ReplySender>,
+}
+
+/// What threads need for the replies of a listener.
+#[derive(Debug)]
+struct ReplySender {
+    socket: Weak<OwnedFd>,
+    rules: OwnerRules,
+    progress: Progress,
+}
+
+/// A reply that waits to be sent.
+#[derive(Debug)]
+pub(crate) struct PathReply {
+    sender: Arc<ReplySender>,
+    to: UnixAddr,
+    peer: Peer,
+    bytes: Vec<u8>,
 }
 
 #[derive(Debug)]
 struct Progress {
     state: Mutex<ProgressState>,
+    /// Counts the bytes that were sent.
+    bytes_out: Arc<AtomicU64>,
     /// Woken when a reply could not be sent, and when none waits any longer if that is awaited.
     waker: Waker,
 }
@@ -66,51 +90,44 @@ impl PathReplies {
     /// `bytes_out`. It wakes the listener by `waker`.
     pub(crate) fn new(
         socket: OwnedFd,
-        threads: UserThreads,
+        threads: ReplyThreads,
         reserved: ReservedSockets,
         bytes_out: Arc<AtomicU64>,
         waker: Waker,
     ) -> Self {
-        let (socket, rules) = (Some(Arc::new(socket)), Arc::new(OwnerRules::new(reserved)));
-        let progress = Arc::new(Progress { state: Mutex::default(), waker });
-        Self { threads, socket, rules, bytes_out, progress }
+        let socket = Arc::new(socket);
+        let progress = Progress { state: Mutex::default(), bytes_out, waker };
+        let rules = OwnerRules::new(reserved);
+        let sender = Arc::new(ReplySender { socket: Arc::downgrade(&socket), rules, progress });
+        Self { threads, socket: Some(socket), sender }
     }
 
     /// Returns whether a reply to `peer` may go to its address, as far as both say by themselves.
     pub(crate) fn is_allowed(&self, address: &UnixAddr, peer: Peer) -> bool {
-        self.rules.is_allowed(address, peer)
+        self.sender.rules.is_allowed(address, peer)
     }
 
-    /// Has a reply sent to the path of a sender, after earlier ones to the same user. If that fails,
+    /// Has a reply sent to the path of a sender, after earlier ones to the same path. If that fails,
     /// [`PathReplies::take_failures`] returns it.
     ///
     /// # Errors
     /// Returns an error if it cannot be sent: too many replies wait, or the sender's user is not known.
     pub(crate) fn send(&self, to: UnixAddr, peer: Peer, reply: &Reply<'_>) -> Result<(), DropCause> {
-        let uid = self.rules.known_uid(peer).ok_or(DropCause::UnsafeAddress)?;
-        let reply = reply.concat();
-        let socket = self.socket.as_ref().map(Arc::downgrade).unwrap_or_default();
-        let rules = Arc::clone(&self.rules);
-        let (bytes_out, progress) = (Arc::clone(&self.bytes_out), Arc::clone(&self.progress));
-        let size = OVERHEAD + reply.len();
+        let uid = self.sender.rules.known_uid(peer).ok_or(DropCause::UnsafeAddress)?;
+        let bytes = reply.concat();
+        let size = OVERHEAD + bytes.len();
         // First, since the thread may be faster.
-        self.progress.lock().waiting += 1;
-        let waits = self.threads.run(uid, size, move || {
-            let sent = send(&socket, &to, uid, &rules, &reply);
-            progress.finish_one(|failed| match sent {
-                Ok(()) => _ = bytes_out.fetch_add(reply.len() as u64, Ordering::Relaxed),
-                Err(cause) => failed.push(FailedReply { to, peer, cause }),
-            });
-        });
+        self.sender.progress.lock().waiting += 1;
+        let waits = self.threads.run(uid, size, PathReply { sender: Arc::clone(&self.sender), to, peer, bytes });
         if waits.is_err() {
-            self.progress.finish_one(|_| ());
+            self.sender.progress.finish_one(Ok(0));
         }
         waits
     }
 
     /// Has the listener woken when no reply waits. Returns whether none does now.
     pub(crate) fn finish(&self) -> bool {
-        let mut state = self.progress.lock();
+        let mut state = self.sender.progress.lock();
         state.is_finishing = true;
         state.waiting == 0
     }
@@ -119,14 +136,14 @@ impl PathReplies {
     /// as well.
     pub(crate) fn end(&mut self) -> usize {
         self.socket = None;
-        let mut state = self.progress.lock();
+        let mut state = self.sender.progress.lock();
         state.has_ended = true;
         state.waiting
     }
 
     /// Returns the replies that could not be sent since the last call.
     pub(crate) fn take_failures(&mut self) -> Vec<FailedReply> {
-        std::mem::take(&mut self.progress.lock().failed)
+        std::mem::take(&mut self.sender.progress.lock().failed)
     }
 }
 
@@ -135,13 +152,16 @@ impl Progress {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finishes one reply: counts it with `count`, which adds it to those that failed if it did, unless it was counted when the
-    /// listener ended.
-    fn finish_one(&self, count: impl FnOnce(&mut Vec<FailedReply>)) {
+    /// Finishes one reply, of which so many bytes were sent, or which has failed. It is not counted if it was when the listener
+    /// ended.
+    fn finish_one(&self, sent: Result<usize, FailedReply>) {
         let mut state = self.lock();
         state.waiting -= 1;
         if !state.has_ended {
-            count(&mut state.failed);
+            match sent {
+                Ok(bytes) => _ = self.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed),
+                Err(failed) => state.failed.push(failed),
+            }
         }
         // What was sent wakes nothing.
         let wakes = !state.failed.is_empty() || state.is_finishing && state.waiting == 0;
@@ -152,34 +172,65 @@ impl Progress {
     }
 }
 
-/// Sends a reply to the socket of a user at a path. May block for good. What it opened is closed here, too: that may also ask
-/// the file system.
-fn send(socket: &Weak<OwnedFd>, to: &UnixAddr, uid: u32, rules: &OwnerRules, reply: &[u8]) -> Result<(), DropCause> {
-    // Without the socket, the listener has ended, and has counted this reply.
-    if socket.strong_count() == 0 {
-        return Err(DropCause::NoRoom);
+impl PathReply {
+    /// Returns by what replies are put together that go to the same socket: listener, then path.
+    fn destination(&self) -> (*const ReplySender, Option<&OsStr>) {
+        (Arc::as_ptr(&self.sender), self.to.path().map(Path::as_os_str))
     }
-    let path = to.path().ok_or(DropCause::UnsafeAddress)?;
-    let to = sender_socket::open(path, uid, rules)?;
+}
+
+impl UserTask for PathReply {
+    /// Opens each path once for all replies that go there: they were all asked for before.
+    fn run_all(uid: u32, replies: &mut Vec<Self>) {
+        // Those to one path keep their order.
+        replies.sort_by(|one, other| one.destination().cmp(&other.destination()));
+        for of_listener in replies.chunk_by(|one, other| Arc::ptr_eq(&one.sender, &other.sender)) {
+            let of_paths: Vec<_> =
+                of_listener.chunk_by(|one, other| one.destination() == other.destination()).collect();
+            of_paths.chunks(MAX_OPEN).for_each(|of_paths| send(&of_listener[0].sender, uid, of_paths));
+        }
+    }
+}
+
+/// Sends replies of a listener to sockets of a user, those of one slice to the same path. May block for good. What it opened is
+/// closed here, too: that may also ask the file system.
+fn send(sender: &ReplySender, uid: u32, of_paths: &[&[PathReply]]) {
+    // Without the socket, the listener has ended, and has counted these replies.
+    let open = |replies: &&[PathReply]| {
+        let path = replies[0].to.path().filter(|_| sender.socket.strong_count() > 0);
+        SenderSocket::open(path.ok_or(DropCause::NoRoom)?, uid)
+    };
+    let sockets: Vec<_> = of_paths.iter().map(open).collect();
+    let reserved = sender.rules.reserved_files();
+    for (replies, socket) in of_paths.iter().zip(&sockets) {
+        let to = socket.as_ref().map_err(|cause| *cause).and_then(|socket| {
+            let reserved = reserved.as_ref().map_err(|cause| *cause)?;
+            socket.address(reserved)
+        });
+        for PathReply { to: address, peer, bytes, .. } in *replies {
+            let sent = to.and_then(|to| send_one(&sender.socket, &to, bytes));
+            let sent = sent.map(|()| bytes.len());
+            // Each at once: the next one may block.
+            sender.progress.finish_one(sent.map_err(|cause| FailedReply { to: *address, peer: *peer, cause }));
+        }
+    }
+}
+
+fn send_one(socket: &Weak<OwnedFd>, to: &UnixAddr, reply: &[u8]) -> Result<(), DropCause> {
     let socket = socket.upgrade().ok_or(DropCause::NoRoom)?;
-    let sent = to.address().and_then(|to| {
-        datagram_socket::send_message(socket.as_fd(), &[IoSlice::new(reply)], &[], MsgFlags::empty(), &to)
-    });
-    sent.map_err(datagram_socket::drop_cause)
+    let sent = datagram_socket::send_message(socket.as_fd(), &[IoSlice::new(reply)], &[], MsgFlags::empty(), to);
+    sent.map_err(|error| datagram_socket::drop_cause(error, socket))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::ErrorKind;
     use std::os::unix::net::UnixDatagram;
-    use std::sync::mpsc as channel;
     use std::task::Wake;
     use std::thread;
-    use std::time::Duration;
 
     use super::*;
 
-    fn path_replies(threads: &UserThreads) -> PathReplies {
+    fn path_replies(threads: &ReplyThreads) -> PathReplies {
         let (socket, waker) =
             (UnixDatagram::unbound().unwrap().into(), Waker::from(Arc::new(TestThread(thread::current()))));
         PathReplies::new(socket, threads.clone(), Arc::default(), Arc::default(), waker)
@@ -206,7 +257,7 @@ mod tests {
         let address = |number: usize| UnixAddr::new(&path(number)).unwrap();
         // Every other one is there.
         let bound: Vec<_> = (0..COUNT).step_by(2).map(|at| UnixDatagram::bind(path(at)).unwrap()).collect();
-        let (mut replies, peer) = (path_replies(&UserThreads::default()), Peer::process(own_uid(), 1));
+        let (mut replies, peer) = (path_replies(&ReplyThreads::default()), Peer::process(own_uid(), 1));
         for number in 0..COUNT {
             replies.send(address(number), peer, &[b"prefix", &vec![b'x'; number]]).unwrap();
         }
@@ -214,42 +265,76 @@ mod tests {
             thread::park();
         }
         let failed = |number: usize| FailedReply { to: address(number), peer, cause: DropCause::UnsafeAddress };
-        assert_eq!(replies.take_failures(), (1..COUNT).step_by(2).map(failed).collect::<Vec<_>>());
+        let mut failures = replies.take_failures();
+        // Those to different paths may be sent in another order.
+        failures.sort_by_key(|failed| {
+            failed.to.path().unwrap().file_name().unwrap().to_str().unwrap().parse::<u32>().unwrap()
+        });
+        assert_eq!(failures, (1..COUNT).step_by(2).map(failed).collect::<Vec<_>>());
         let mut bytes_out = 0;
         for (at, client) in bound.iter().enumerate() {
             let len = client.recv(&mut [0; 100]).unwrap();
             assert_eq!(len, 6 + 2 * at);
             bytes_out += len as u64;
         }
-        assert_eq!(replies.bytes_out.load(Ordering::Relaxed), bytes_out);
+        assert_eq!(replies.sender.progress.bytes_out.load(Ordering::Relaxed), bytes_out);
         assert_eq!(replies.send(address(0), Peer::Unknown, &[b"", b""]), Err(DropCause::UnsafeAddress));
         assert!(replies.finish());
     }
 
+    /// A reply that waits, and that no thread has.
+    fn waiting_reply(replies: &PathReplies, to: &Path, bytes: &[u8]) -> PathReply {
+        replies.sender.progress.lock().waiting += 1;
+        let (sender, peer) = (Arc::clone(&replies.sender), Peer::process(own_uid(), 1));
+        PathReply { sender, to: UnixAddr::new(to).unwrap(), peer, bytes: bytes.to_vec() }
+    }
+
+    #[test]
+    fn replies_that_are_sent_together_come_to_each_path_in_their_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |number: usize| directory.path().join(number.to_string());
+        // More than are open at once.
+        let clients: Vec<_> = (0..MAX_OPEN + 2).map(|at| UnixDatagram::bind(path(at)).unwrap()).collect();
+        // Of two listeners.
+        let listeners = [(); 2].map(|()| path_replies(&ReplyThreads::default()));
+        let mut waiting = Vec::new();
+        for number in 0..4_u8 {
+            for at in 0..clients.len() {
+                waiting.push(waiting_reply(&listeners[usize::from(number % 2)], &path(at), &[number]));
+            }
+        }
+        PathReply::run_all(own_uid(), &mut waiting);
+        for client in &clients {
+            client.set_nonblocking(true).unwrap();
+            let mut received = Vec::new();
+            let mut byte = [0];
+            while client.recv(&mut byte).is_ok() {
+                received.push(byte[0]);
+            }
+            // Those of one listener are in order.
+            received.sort_by_key(|number| number % 2);
+            assert_eq!(received, [0, 2, 1, 3]);
+        }
+        assert!(listeners.iter().all(PathReplies::finish));
+    }
+
     #[test]
     fn replies_that_wait_when_their_listener_ends_are_not_sent() {
-        let (threads, directory) = (UserThreads::default(), tempfile::tempdir().unwrap());
+        let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("client");
         let client = UnixDatagram::bind(&path).unwrap();
-        let replies = path_replies(&threads);
-        let (release, released) = channel::channel::<()>();
-        threads
-            .run(own_uid(), 1, move || {
-                let _ = released.recv();
-            })
-            .unwrap();
-        replies.send(UnixAddr::new(&path).unwrap(), Peer::process(own_uid(), 1), &[b"a", b"b"]).unwrap();
-        drop(replies);
-        drop(release);
-        // What comes after it has run, so it has, too.
-        let (last, ran) = channel::channel();
-        threads
-            .run(own_uid(), 1, move || {
-                let _ = last.send(());
-            })
-            .unwrap();
-        ran.recv_timeout(Duration::from_secs(30)).unwrap();
         client.set_nonblocking(true).unwrap();
-        assert_eq!(client.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        for ends in [false, true] {
+            let mut replies = path_replies(&ReplyThreads::default());
+            let mut waiting = vec![waiting_reply(&replies, &path, b"a"), waiting_reply(&replies, &path, b"b")];
+            if ends {
+                assert_eq!(replies.end(), 2);
+            }
+            PathReply::run_all(own_uid(), &mut waiting);
+            let received = (0..3).map_while(|_| client.recv(&mut [0; 10]).ok()).count();
+            assert_eq!(received, if ends { 0 } else { 2 });
+            // They are counted once.
+            assert_eq!(replies.take_failures(), []);
+        }
     }
 }

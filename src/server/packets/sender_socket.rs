@@ -29,15 +29,43 @@ const DEFAULT_OVERFLOW_UID: u32 = 65534;
 
 /// The socket of a sender, open as a path.
 #[derive(Debug)]
-pub(crate) struct SenderSocket(OwnedFd);
+pub(crate) struct SenderSocket {
+    descriptor: OwnedFd,
+    identity: FileIdentity,
+}
 
 impl SenderSocket {
-    /// Returns the address that leads to this socket, whatever lies at its path by now.
+    /// Opens the socket of a user at a path. Nothing may be sent to it before [`SenderSocket::address`] has compared it with
+    /// the reserved ones.
     ///
     /// # Errors
-    /// Returns an error if the address does not fit; it always does.
-    pub(crate) fn address(&self) -> Result<UnixAddr, nix::errno::Errno> {
-        UnixAddr::new(Path::new(&format!("/proc/self/fd/{}", self.0.as_raw_fd())))
+    /// Returns an error if there is none of that user.
+    pub(crate) fn open(path: &Path, uid: u32) -> Result<Self, DropCause> {
+        let opened = match open_path(path) {
+            Err(Errno::NOSYS | Errno::PERM) => open_plain(path),
+            opened => opened,
+        };
+        let descriptor = opened.map_err(cause_of)?;
+        let fields = StatxFlags::TYPE | StatxFlags::UID | StatxFlags::INO;
+        let found = retry_on_intr(|| statx(&descriptor, "", AtFlags::EMPTY_PATH, fields)).map_err(cause_of)?;
+        if FileType::from_raw_mode(found.stx_mode.into()) != FileType::Socket || found.stx_uid != uid {
+            return Err(DropCause::UnsafeAddress);
+        }
+        Ok(Self { descriptor, identity: identity(&found) })
+    }
+
+    /// Returns the address that leads to this socket, whatever lies at its path by now. `reserved` was asked for after the
+    /// socket was opened.
+    ///
+    /// # Errors
+    /// Returns an error if the socket is a reserved one.
+    pub(crate) fn address(&self, reserved: &ReservedFiles) -> Result<UnixAddr, DropCause> {
+        if reserved.0.contains(&self.identity) {
+            return Err(DropCause::UnsafeAddress);
+        }
+        // It is short enough.
+        let path = format!("/proc/self/fd/{}", self.descriptor.as_raw_fd());
+        UnixAddr::new(Path::new(&path)).map_err(|_| DropCause::UnsafeAddress)
     }
 }
 
@@ -82,54 +110,38 @@ impl OwnerRules {
         }
     }
 
-    /// Returns the socket if it is one of the user who sent the datagram, and not a reserved one.
-    fn check(&self, socket: OwnedFd, uid: u32) -> Result<SenderSocket, DropCause> {
-        let fields = StatxFlags::TYPE | StatxFlags::UID | StatxFlags::INO;
-        let found = retry_on_intr(|| statx(&socket, "", AtFlags::EMPTY_PATH, fields)).map_err(cause_of)?;
-        let is_socket = FileType::from_raw_mode(found.stx_mode.into()) == FileType::Socket;
-        if is_socket && uid == found.stx_uid && !self.is_reserved_file(&found).map_err(cause_of)? {
-            Ok(SenderSocket(socket))
-        } else {
-            Err(DropCause::UnsafeAddress)
-        }
-    }
-
-    /// Asked anew each time: the journal's socket is made anew when its unit is restarted.
+    /// Returns the files that are reserved now. To be asked after the sockets were opened that are compared with them: the
+    /// journal's socket is made anew when its unit is restarted.
     ///
     /// # Errors
-    /// Returns an error if a file cannot be compared, so that it may be the same.
-    fn is_reserved_file(&self, found: &Statx) -> Result<bool, Errno> {
+    /// Returns an error if a file cannot be compared, so that any may be the same.
+    pub(crate) fn reserved_files(&self) -> Result<ReservedFiles, DropCause> {
+        let mut files = Vec::new();
         for one in &*self.reserved {
             let UnixName::Path(path) = one else { continue };
             match retry_on_intr(|| statx(CWD, path, AtFlags::empty(), StatxFlags::INO)) {
-                Ok(reserved) if identity(&reserved) == identity(found) => return Ok(true),
-                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => {}
-                Err(error) => return Err(error),
+                Ok(reserved) => files.push(identity(&reserved)),
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(error) => return Err(cause_of(error)),
             }
         }
-        Ok(false)
+        Ok(ReservedFiles(files))
     }
 }
 
+/// The files of reserved sockets, as they are at one time.
+#[derive(Debug)]
+pub(crate) struct ReservedFiles(Vec<FileIdentity>);
+
 /// The device and the number of a file.
-fn identity(file: &Statx) -> (u32, u32, u64) {
+type FileIdentity = (u32, u32, u64);
+
+fn identity(file: &Statx) -> FileIdentity {
     (file.stx_dev_major, file.stx_dev_minor, file.stx_ino)
 }
 
 /// How a path is opened: itself, not what it links to, and neither for reading nor for writing.
 const OPEN_FLAGS: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// Opens the socket of a user at a path.
-///
-/// # Errors
-/// Returns an error if there is none to which a reply may go.
-pub(crate) fn open(path: &Path, uid: u32, rules: &OwnerRules) -> Result<SenderSocket, DropCause> {
-    let opened = match open_path(path) {
-        Err(Errno::NOSYS | Errno::PERM) => open_plain(path),
-        opened => opened,
-    };
-    rules.check(opened.map_err(cause_of)?, uid)
-}
 
 /// Opens a path itself and not what it links to. A sender cannot be bound to a link. One of /proc on the way leads to
 /// where this process is, and not the sender.
@@ -211,8 +223,34 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let _bound = UnixDatagram::bind(&path).unwrap();
-        let (rules, own) = (OwnerRules::new(Arc::default()), rustix::process::getuid().as_raw());
-        assert_eq!(open(&path, own, &rules).err(), None);
-        assert_eq!(open(&path, own + 1, &rules).err(), Some(DropCause::UnsafeAddress));
+        let own = rustix::process::getuid().as_raw();
+        assert_eq!(SenderSocket::open(&path, own).err(), None);
+        assert_eq!(SenderSocket::open(&path, own + 1).err(), Some(DropCause::UnsafeAddress));
+    }
+
+    #[test]
+    fn a_reserved_socket_has_no_address_also_if_it_is_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("reserved"), directory.path().join("other"));
+        let rules = OwnerRules::new([UnixName::Path(path.clone())].into());
+        let own = rustix::process::getuid().as_raw();
+        let is_reserved = |path: &Path| {
+            let socket = SenderSocket::open(path, own).unwrap();
+            socket.address(&rules.reserved_files().unwrap()).err()
+        };
+        let _other = UnixDatagram::bind(&other).unwrap();
+        for _ in 0..2 {
+            // While there is none, none is reserved.
+            assert_eq!(is_reserved(&other), None);
+            let _reserved = UnixDatagram::bind(&path).unwrap();
+            assert_eq!(is_reserved(&path), Some(DropCause::UnsafeAddress));
+            // By whatever name.
+            let link = directory.path().join("link");
+            fs::hard_link(&path, &link).unwrap();
+            assert_eq!(is_reserved(&link), Some(DropCause::UnsafeAddress));
+            assert_eq!(is_reserved(&other), None);
+            fs::remove_file(&path).unwrap();
+            fs::remove_file(&link).unwrap();
+        }
     }
 }

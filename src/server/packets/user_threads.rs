@@ -1,8 +1,8 @@
-//! Threads for work that may block for as long as a user of this machine likes. Work of one user is done in its order and
-//! by one thread at a time, so a user who blocks one keeps the others free for other users.
+//! Threads for work that may block for as long as a user of this machine likes. Work of one user is done by one thread at a
+//! time, so a user who blocks one keeps the others free for other users.
 //!
 //! ```text
-//! user 1000   task task task ──► thread, which returns to the queue of users after each task
+//! user 1000   task task task ──► thread, which takes the tasks that wait, some at a time, and returns to the queue of users
 //! user 1001   task ───────────► thread
 //! ```
 //!
@@ -23,29 +23,34 @@ pub(crate) const MAX_THREADS: usize = 8;
 /// How many bytes may wait of one user. A single task may have any size.
 pub(crate) const MAX_USER_BYTES: usize = 1 << 20;
 
+/// How many tasks of a user a thread takes at once, at most.
+const MAX_TASKS: usize = 64;
+
 /// How many bytes may wait in all.
 const MAX_BYTES: usize = MAX_THREADS * MAX_USER_BYTES;
 
 /// A thread ends when it has had nothing to do for so long.
 const MAX_IDLE: Duration = Duration::from_secs(10);
 
-type Task = Box<dyn FnOnce() + Send>;
+/// Work of users.
+pub(crate) trait UserTask: Send + Sized + 'static {
+    /// Does tasks of one user, in the order in which they were given, and leaves none. All of them were given before it is
+    /// called.
+    fn run_all(uid: u32, tasks: &mut Vec<Self>);
+}
 
 /// Does the work of users on threads. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct UserThreads(Arc<Shared>);
+pub(crate) struct UserThreads<Task>(Arc<Shared<Task>>);
 
-#[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct Shared<Task> {
+    state: Mutex<State<Task>>,
     /// Signalled when a user becomes ready.
     more: Condvar,
 }
 
-#[derive(Default)]
-struct State {
+struct State<Task> {
     /// Users with a task that waits or runs.
-    queues: HashMap<u32, Queue>,
+    queues: HashMap<u32, Queue<Task>>,
     /// Users with a task that waits and none that runs.
     ready: VecDeque<u32>,
     /// What the tasks of all users take, those that run included.
@@ -56,26 +61,40 @@ struct State {
 }
 
 /// The tasks of one user.
-#[derive(Default)]
-struct Queue {
+struct Queue<Task> {
     /// Those that wait, each with its size.
     tasks: VecDeque<(usize, Task)>,
-    /// What they take, the one that runs included.
+    /// What they take, those that run included.
     bytes: usize,
 }
 
-impl fmt::Debug for Shared {
+impl<Task> Clone for UserThreads<Task> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<Task> Default for UserThreads<Task> {
+    fn default() -> Self {
+        let (queues, ready) = (HashMap::new(), VecDeque::new());
+        let state = Mutex::new(State { queues, ready, bytes: 0, threads: 0, idle: 0 });
+        Self(Arc::new(Shared { state, more: Condvar::new() }))
+    }
+}
+
+impl<Task> fmt::Debug for UserThreads<Task> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("UserThreads")
     }
 }
 
-impl UserThreads {
-    /// Has a task of a user run, after all earlier ones of the same user. `size` is how many bytes it takes until then.
+impl<Task: UserTask> UserThreads<Task> {
+    /// Has a task of a user run, after all earlier ones of the same user or together with them. `size` is how many bytes it
+    /// takes until then.
     ///
     /// # Errors
     /// Returns [`DropCause::NoRoom`] if too much waits already, or if the process can have no thread.
-    pub(crate) fn run(&self, uid: u32, size: usize, task: impl FnOnce() + Send + 'static) -> Result<(), DropCause> {
+    pub(crate) fn run(&self, uid: u32, size: usize, task: Task) -> Result<(), DropCause> {
         let mut state = self.0.lock();
         let waiting = state.queues.get(&uid).map(|queue| queue.bytes);
         let is_over = waiting.is_some_and(|waiting| waiting + size > MAX_USER_BYTES);
@@ -95,9 +114,9 @@ impl UserThreads {
             }
         }
         state.bytes += size;
-        let queue = state.queues.entry(uid).or_default();
+        let queue = state.queues.entry(uid).or_insert_with(|| Queue { tasks: VecDeque::new(), bytes: 0 });
         queue.bytes += size;
-        queue.tasks.push_back((size, Box::new(task)));
+        queue.tasks.push_back((size, task));
         if is_new {
             state.ready.push_back(uid);
             drop(state);
@@ -107,14 +126,15 @@ impl UserThreads {
     }
 }
 
-impl Shared {
+impl<Task: UserTask> Shared<Task> {
     /// Runs tasks until there are none for a while.
     fn work(&self) {
+        let mut tasks = Vec::new();
         let mut state = self.lock();
         loop {
-            let Some((uid, size, task)) = state.take() else {
+            let Some((uid, size)) = state.take(&mut tasks) else {
                 state.idle += 1;
-                let is_empty = |state: &mut State| state.ready.is_empty();
+                let is_empty = |state: &mut State<Task>| state.ready.is_empty();
                 let waited = self.more.wait_timeout_while(state, MAX_IDLE, is_empty);
                 let timed_out;
                 (state, timed_out) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -126,26 +146,34 @@ impl Shared {
                 continue;
             };
             drop(state);
-            task();
+            Task::run_all(uid, &mut tasks);
+            tasks.clear();
             state = self.lock();
             state.finish(uid, size);
         }
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<Task> Shared<Task> {
+    fn lock(&self) -> MutexGuard<'_, State<Task>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    /// Takes the next task of the user who has been ready for longest.
-    fn take(&mut self) -> Option<(u32, usize, Task)> {
+impl<Task> State<Task> {
+    /// Takes the next tasks of the user who has been ready for longest, [`MAX_TASKS`] at most. Returns the user, and their size.
+    fn take(&mut self, tasks: &mut Vec<Task>) -> Option<(u32, usize)> {
         let uid = self.ready.pop_front()?;
-        let (size, task) = self.queues.get_mut(&uid)?.tasks.pop_front()?;
-        Some((uid, size, task))
+        let waiting = &mut self.queues.get_mut(&uid)?.tasks;
+        let mut size = 0;
+        for (one, task) in waiting.drain(..waiting.len().min(MAX_TASKS)) {
+            size += one;
+            tasks.push(task);
+        }
+        Some((uid, size))
     }
 
-    /// Notes that a task has run. The user is ready again if there are more.
+    /// Notes that tasks have run. The user is ready again if there are more.
     fn finish(&mut self, uid: u32, size: usize) {
         self.bytes -= size;
         let Some(queue) = self.queues.get_mut(&uid) else { return };
@@ -153,7 +181,7 @@ impl State {
         if queue.tasks.is_empty() {
             self.queues.remove(&uid);
         } else {
-            // This thread takes the next one, or another that is idle.
+            // This thread takes the next ones, or another that is idle.
             self.ready.push_back(uid);
         }
     }
@@ -165,26 +193,33 @@ mod tests {
 
     use super::*;
 
+    type Task = Box<dyn FnOnce() + Send>;
+
+    impl UserTask for Task {
+        fn run_all(_: u32, tasks: &mut Vec<Self>) {
+            tasks.drain(..).for_each(|task| task());
+        }
+    }
+
     /// No test waits for so long, unless something is broken.
     const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
     /// A task that blocks its thread until the returned sender is dropped.
-    fn blocking_task() -> (impl FnOnce() + Send + 'static, Sender<()>) {
+    fn blocking_task() -> (Task, Sender<()>) {
         let (release, released) = mpsc::channel::<()>();
-        (
-            move || {
-                let _ = released.recv();
-            },
-            release,
-        )
+        let task = move || {
+            let _ = released.recv();
+        };
+        (Box::new(task), release)
     }
 
     /// Runs a task that sends a number.
-    fn send(threads: &UserThreads, uid: u32, number: usize, to: &Sender<usize>) -> Result<(), DropCause> {
+    fn send(threads: &UserThreads<Task>, uid: u32, number: usize, to: &Sender<usize>) -> Result<(), DropCause> {
         let to = to.clone();
-        threads.run(uid, 1, move || {
+        let task = move || {
             let _ = to.send(number);
-        })
+        };
+        threads.run(uid, 1, Box::new(task))
     }
 
     fn next(from: &Receiver<usize>) -> usize {
@@ -206,6 +241,26 @@ mod tests {
         }
         drop(release);
         assert_eq!((0..1000).map(|_| next(&from)).collect::<Vec<_>>(), (0..1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_user_with_many_tasks_does_not_keep_a_thread_from_others() {
+        let threads = UserThreads::default();
+        let (to, from) = mpsc::channel();
+        let mut blocked = Vec::new();
+        for uid in 1..=MAX_THREADS {
+            let (task, release) = blocking_task();
+            threads.run(uid.try_into().unwrap(), 1, task).unwrap();
+            blocked.push(release);
+        }
+        // All threads are blocked, and these wait for the first that is not.
+        for number in 0..2 * MAX_TASKS {
+            send(&threads, 1000, number, &to).unwrap();
+        }
+        send(&threads, 1001, 5000, &to).unwrap();
+        blocked.pop();
+        let order: Vec<_> = (0..=2 * MAX_TASKS).map(|_| next(&from)).collect();
+        assert_eq!(order.iter().position(|number| *number == 5000), Some(MAX_TASKS));
     }
 
     #[test]
@@ -268,6 +323,6 @@ mod tests {
             thread::yield_now();
         }
         assert!(threads.0.lock().queues.is_empty());
-        assert_eq!(threads.run(1, 2 * MAX_BYTES, || {}), Ok(()));
+        assert_eq!(threads.run(1, 2 * MAX_BYTES, Box::new(|| {})), Ok(()));
     }
 }

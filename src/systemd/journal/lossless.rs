@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 use std::thread;
+use std::time::SystemTime;
 
 use super::native::{JOURNAL_PATH, JournalSocket};
 use super::{
@@ -49,6 +50,8 @@ pub struct ReceivedMessage<'a> {
     pub listener: &'a Arc<str>,
     /// PEER.
     pub peer: &'a dyn fmt::Display,
+    /// RECEIVED_NSEC, where it is known.
+    pub received_at: Option<SystemTime>,
     /// MESSAGE. Anything may be in it.
     pub bytes: &'a [u8],
 }

@@ -28,7 +28,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use line_lock::LineLock;
 use queue::{LogQueue, WriterTask};
@@ -134,6 +134,13 @@ pub struct LogEntry {
     pub bytes_out: Option<u64>,
     /// MESSAGES.
     pub messages: Option<u64>,
+    /// RECEIVED_NSEC.
+    pub received_at: Option<SystemTime>,
+}
+
+/// Returns a time as RECEIVED_NSEC has it; `None` if it does not fit.
+fn nanos_since_1970(time: SystemTime) -> Option<u64> {
+    time.duration_since(UNIX_EPOCH).ok()?.as_nanos().try_into().ok()
 }
 
 /// The handle for writing to the log; cheap to clone.

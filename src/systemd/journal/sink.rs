@@ -12,7 +12,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use super::line_lock::LineLock;
 use super::native::{JOURNAL_PATH, Probe};
 use super::text::escape_control;
-use super::{EntryKind, IDENTIFIER, LogEntry, LogTarget, Priority, STALL_TIMEOUT};
+use super::{EntryKind, IDENTIFIER, LogEntry, LogTarget, Priority, STALL_TIMEOUT, nanos_since_1970};
 
 /// Whether stderr is the stream that systemd connected to the journal (systemd.exec(5), `$JOURNAL_STREAM`): it may have
 /// been redirected since, so the numbers must be its own.
@@ -178,6 +178,7 @@ fn configure(layer: Layer) -> Layer {
 fn send(kind: EntryKind, priority: Priority, entry: &LogEntry, text: &str) {
     let listener = entry.listener.as_deref().map(|name| escape_control(name, false));
     let peer = entry.peer.as_deref().map(|peer| escape_control(peer, false));
+    let received_nsec = entry.received_at.and_then(nanos_since_1970);
     // The level must be known when this is compiled.
     macro_rules! send_at {
         ($level:expr) => {
@@ -193,6 +194,7 @@ fn send(kind: EntryKind, priority: Priority, entry: &LogEntry, text: &str) {
                 BYTES_IN = entry.bytes_in,
                 BYTES_OUT = entry.bytes_out,
                 MESSAGES = entry.messages,
+                RECEIVED_NSEC = received_nsec,
                 message = text,
             )
         };

@@ -72,11 +72,15 @@ impl fmt::Display for Text<'_> {
                 let age = format_age(*age);
                 write!(f, "; {messages} messages, {bytes_in} bytes in, {bytes_out} bytes out, {age}")
             }
-            Event::Message { connection_id: Some(connection), listener, peer, text } => {
-                write!(f, "message on connection {connection} on {listener} from {peer}: {text}")
-            }
-            Event::Message { connection_id: None, listener, peer, text } => {
-                write!(f, "message on {listener} from {peer}: {text}")
+            Event::Message { connection_id, listener, peer, received_at, text } => {
+                let at = received_at.map(|time| format!(" at {}", humantime::format_rfc3339_nanos(time)));
+                let at = at.unwrap_or_default();
+                match connection_id {
+                    Some(connection) => {
+                        write!(f, "message on connection {connection} on {listener} from {peer}{at}: {text}")
+                    }
+                    None => write!(f, "message on {listener} from {peer}{at}: {text}"),
+                }
             }
             Event::LimitReached { limit, awaiting_header: Some(count) } => {
                 let s = if *count == 1 { " waits for its" } else { "s wait for their" };
@@ -126,6 +130,7 @@ impl fmt::Display for Text<'_> {
                 match (cause, last_path) {
                     (DropCause::UnsafeAddress, Some(path)) => write!(f, " at {}", quote(path.as_os_str().as_bytes())),
                     (DropCause::Rate, _) => f.write_str(" (limits.datagrams_per_source)"),
+                    (DropCause::SendBuffer, _) => f.write_str(" (SendBuffer=)"),
                     _ => Ok(()),
                 }
             }
@@ -138,6 +143,7 @@ mod tests {
     use std::ffi::OsStr;
     use std::path::Path;
     use std::sync::Arc;
+    use std::time::{Duration, SystemTime};
 
     use echoed::server::peer::Peer;
 
@@ -168,6 +174,10 @@ mod tests {
             ),
             (dropped(DropCause::NoRoom, 1, path), "1 datagram dropped on echo: no-room; from uid 1000 pid 7"),
             (
+                dropped(DropCause::SendBuffer, 2, None),
+                "2 datagrams dropped on echo: send-buffer; the last from uid 1000 pid 7 (SendBuffer=)",
+            ),
+            (
                 dropped(DropCause::Kernel, 3, None),
                 "3 datagrams dropped on echo: kernel; \
                     no room (ReceiveBuffer=), damaged, or refused by a filter (IPAddressDeny=)",
@@ -180,10 +190,17 @@ mod tests {
     #[test]
     fn messages_say_whose_they_are_and_those_that_are_lost_are_a_warning() {
         let (listener, peer) = (Arc::<str>::from("echo"), Peer::Unknown);
-        let message =
-            Event::Message { connection_id: Some(7), listener: Arc::clone(&listener), peer, text: "\"a\"".to_owned() };
-        assert_eq!(Text(&message).to_string(), "message on connection 7 on echo from unknown: \"a\"");
-        assert_eq!(level(&message), Level::Info);
+        let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_796_026_177_023_000_001);
+        for (connection_id, received_at, expected) in [
+            (Some(7), None, "message on connection 7 on echo from unknown: \"a\""),
+            (None, None, "message on echo from unknown: \"a\""),
+            (None, Some(time), "message on echo from unknown at 2026-11-30T08:09:37.023000001Z: \"a\""),
+        ] {
+            let (listener, text) = (Arc::clone(&listener), "\"a\"".to_owned());
+            let message = Event::Message { connection_id, listener, peer, received_at, text };
+            assert_eq!(Text(&message).to_string(), expected);
+            assert_eq!(level(&message), Level::Info);
+        }
         for (count, begin) in [(1, "1 message on"), (2, "2 messages on")] {
             let lost = Event::MessagesLost { id: 7, listener: Arc::clone(&listener), peer, count };
             let end = "connection 7 on echo from unknown could not be logged, and got no reply";

@@ -14,7 +14,7 @@ use super::{
     FIRST_RETRY_DELAY, Health, MAX_RETRY_DELAY, MESSAGE, ReceivedMessage, STALL_TIMEOUT, StartThread, WakerQueue,
 };
 use crate::systemd::journal::native::{self, JournalSocket};
-use crate::systemd::journal::{IDENTIFIER, Priority};
+use crate::systemd::journal::{IDENTIFIER, Priority, nanos_since_1970};
 
 /// How many senders are woken at first when the journal has room; twice as many each time it still has room then.
 const MIN_BATCH: usize = 16;
@@ -166,7 +166,7 @@ impl JournalMessages {
 
 /// Returns the entry up to the bytes of the message. After those comes a line feed.
 fn encode_head(message: &ReceivedMessage<'_>) -> Vec<u8> {
-    let ReceivedMessage { connection_id, listener, peer, bytes } = message;
+    let ReceivedMessage { connection_id, listener, peer, received_at, bytes } = message;
     let mut head = Vec::with_capacity(384);
     native::put_field(&mut head, "PRIORITY", (Priority::Info as u8).to_string().as_bytes());
     native::put_field(&mut head, "SYSLOG_IDENTIFIER", IDENTIFIER.as_bytes());
@@ -180,6 +180,9 @@ fn encode_head(message: &ReceivedMessage<'_>) -> Vec<u8> {
         text.clear();
         let _ = write!(text, "{connection}");
         native::put_field(&mut head, "CONNECTION", text.as_bytes());
+    }
+    if let Some(received) = received_at.and_then(nanos_since_1970) {
+        native::put_field(&mut head, "RECEIVED_NSEC", received.to_string().as_bytes());
     }
     native::put_field_start(&mut head, "MESSAGE", bytes.len());
     head

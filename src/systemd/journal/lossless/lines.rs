@@ -217,8 +217,9 @@ impl LineMessages {
 }
 
 fn format(message: &ReceivedMessage<'_>) -> String {
-    let ReceivedMessage { connection_id, listener, peer, bytes } = message;
+    let ReceivedMessage { connection_id, listener, peer, received_at, bytes } = message;
     let on = connection_id.map(|connection| format!("connection {connection} on ")).unwrap_or_default();
-    let text = format!("message on {on}{listener} from {peer}: {}", escape_bytes(bytes));
+    let at = received_at.map(|time| format!(" at {}", humantime::format_rfc3339_nanos(time))).unwrap_or_default();
+    let text = format!("message on {on}{listener} from {peer}{at}: {}", escape_bytes(bytes));
     format_line(PriorityStyle::Names, Priority::Info, &escape_control(&text, false))
 }

@@ -44,11 +44,13 @@ impl TestSender {
     }
 
     fn try_append(&self, log: &LosslessLog, bytes: &[u8]) -> bool {
-        let listener = "echo".into();
-        log.try_append(
-            ReceivedMessage { connection_id: Some(7), listener: &listener, peer: &"uid 1000", bytes },
-            &self.waker,
-        )
+        self.try_append_at(log, None, bytes)
+    }
+
+    fn try_append_at(&self, log: &LosslessLog, received_at: Option<SystemTime>, bytes: &[u8]) -> bool {
+        let (connection_id, listener) = (Some(7), "echo".into());
+        let message = ReceivedMessage { connection_id, listener: &listener, peer: &"uid 1000", received_at, bytes };
+        log.try_append(message, &self.waker)
     }
 
     fn wait(&self) {
@@ -190,6 +192,17 @@ fn a_message_is_one_entry_whatever_bytes_it_has() {
     assert_eq!(setup.next(), b"");
     setup.log_writer.close();
     assert_eq!(setup.lines.lock().unwrap().len(), 0);
+}
+
+#[test]
+fn the_time_when_a_message_was_received_is_a_field_where_it_is_known() {
+    let (setup, sender) = (set_up(), TestSender::new());
+    let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_796_026_177_023_000_001);
+    assert!(sender.try_append_at(&setup.log, Some(time), b"a"));
+    let mut buffer = [0; 4096];
+    let count = setup.journal.recv(&mut buffer).unwrap();
+    assert_eq!(fields(&buffer[..count])["RECEIVED_NSEC"], b"1796026177023000001");
+    setup.log_writer.close();
 }
 
 #[test]
