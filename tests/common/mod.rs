@@ -10,7 +10,6 @@ pub mod daemon;
 #[cfg(all(feature = "client", feature = "cli"))]
 pub mod echoctl;
 pub mod hang;
-pub mod json;
 pub mod kernel;
 pub mod network;
 pub mod packets;
