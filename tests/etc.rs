@@ -40,7 +40,10 @@ pub(crate) fn expect_all_keys(file: &str, found: &[(String, String, String)]) {
     assert!(missing.is_empty(), "add to {file}, as src/config/print.rs has it:{missing}");
     assert!(surplus.is_empty(), "remove from {file}, or add to src/config/print.rs:{surplus}");
     let misplaced = printed.iter().zip(found).find(|(printed, found)| printed != found);
-    assert!(misplaced.is_none() && printed.len() == found.len(), "not in the order of src/config/print.rs: {file}, at {misplaced:?}");
+    assert!(
+        misplaced.is_none() && printed.len() == found.len(),
+        "not in the order of src/config/print.rs: {file}, at {misplaced:?}"
+    );
 }
 
 /// The shipped file with every key set: what has a `#` without a blank after it is a key or a header.

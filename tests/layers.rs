@@ -404,7 +404,8 @@ fn the_printed_configuration_names_the_origin_of_every_key_and_can_be_loaded_aga
             section = line;
             continue;
         }
-        let (key, origin) = (line.split(' ').next().unwrap(), line.rsplit_once(" # ").expect("each key has its origin").1);
+        let (key, origin) =
+            (line.split(' ').next().unwrap(), line.rsplit_once(" # ").expect("each key has its origin").1);
         // Where the file says it: the line that has the key after its section; of inline tables there is only one.
         let line_of = |text: &str, section: &str| {
             let within = |line: &str| line.split([' ', '.']).any(|word| word == key);

@@ -87,7 +87,10 @@ fn a_release_updates_the_version_and_the_date_in_every_file() {
         assert!(!succeeded && said.contains(complaint), "{arguments:?}: {said}");
     }
     for (text, complaint) in [
-        (format!("# Changelog\n\n## [Unreleased]\n\n## [{version}] - 2029-01-02\n\n- One thing.\n"), "already; a release has a later version"),
+        (
+            format!("# Changelog\n\n## [Unreleased]\n\n## [{version}] - 2029-01-02\n\n- One thing.\n"),
+            "already; a release has a later version",
+        ),
         ("# Changelog\n\n## [Unreleased]\n\n## [0.0.9] - 2029-01-02\n\n- One thing.\n".to_owned(), "has nothing under"),
         (format!("{unreleased}\n## [99.0.0] - 2029-01-02\n"), "has 99.0.0 already"),
     ] {
@@ -110,9 +113,11 @@ fn a_release_updates_the_version_and_the_date_in_every_file() {
         expect_version(&target_dir, version);
         let read = |path: &str| fs::read_to_string(target_dir.join(path)).unwrap();
         let news = read("CHANGELOG.md");
-        let heading = format!("# Changelog\n\n## [Unreleased]\n\n## [{version}] - {day}\n\n### Added\n\n- One thing.\n");
+        let heading =
+            format!("# Changelog\n\n## [Unreleased]\n\n## [{version}] - {day}\n\n### Added\n\n- One thing.\n");
         assert!(news.starts_with(&heading), "{news}");
-        fs::write(&changelog, news.replacen("[Unreleased]\n", "[Unreleased]\n\n### Added\n\n- One thing.\n", 1)).unwrap();
+        fs::write(&changelog, news.replacen("[Unreleased]\n", "[Unreleased]\n\n### Added\n\n- One thing.\n", 1))
+            .unwrap();
         let changelog = read("packaging/debian/changelog");
         assert_eq!(value_after(&changelog, " -- "), format!("Somebody & Sons <some/body@example.org>  {written}"));
         assert!(changelog.lines().next().unwrap().contains(" unstable; "), "{changelog}");
