@@ -137,15 +137,15 @@ impl ExpectJson for Value {
     }
 
     fn is_null_at(&self, key: &str) -> bool {
-        self.get(key) == Some(&Value::Null)
+        self.get(key) == Some(&Self::Null)
     }
 
     fn keys(&self) -> Vec<&str> {
         match self {
-            Value::Object(object) => {
+            Self::Object(object) => {
                 object.iter().flat_map(|(key, value)| [vec![&**key], value.keys()].concat()).collect()
             }
-            Value::Array(list) => list.iter().flat_map(ExpectJson::keys).collect(),
+            Self::Array(list) => list.iter().flat_map(ExpectJson::keys).collect(),
             _ => Vec::new(),
         }
     }
