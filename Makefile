@@ -1,12 +1,13 @@
 # make          build the programs; with STATIC=1, here and for "make install", programs that need no shared library: smaller
 #               in memory and quicker to start (docs/performance.md says what that costs)
 # make run      build the daemon and run it on 127.0.0.1:8085
-# make test     run everything that this machine can run, and say what was skipped and why;
+# make test     run everything that this machine can run, and say what that takes, what was skipped and why;
 #               with REQUIRE=all, build the packages and try them out, too, and fail if anything is skipped
 # make bench    measure against a reference in C and other servers, and write docs/performance.md;
 #               with QUICK=1, in four minutes after building, and without writing it
 # make bench-core
 #               measure the protocol alone, without sockets: per byte and per message
+# make fuzz     run each fuzz target for FUZZ_SECONDS (60); takes cargo-fuzz and a nightly Rust
 # make pages    generate the man pages, docs/messages.md and the completions, from the command lines, the documents and the catalog
 # make recording
 #               record docs/restart.svg anew: echoctl ping during a restart, on a booted machine; takes root, debootstrap and
@@ -60,7 +61,7 @@ FILL_IN = s|@SBINDIR@|$(SBINDIR)|g; s|@ROOTDIR@|$(ROOTDIR)|g; s|@LINKSDIR@|$(LIN
 FILL_IN_PATHS = s|/usr/local/share/doc/echoed|$(DOCDIR)|g; s|/usr/local/lib/systemd/system|$(UNITDIR)|g; \
     s|/usr/local/sbin|$(SBINDIR)|g; s|/usr/local/bin|$(BINDIR)|g; s|/usr/local|$(PREFIX)|g
 FILL_IN_LINKS = s|](docs/|](|g; s|](systemd/examples)|](examples)|g; s|](etc/echoed\.toml)|](/etc/echoed/echoed.toml)|g; \
-    s|\[\([^]]*\)\](\.\./[^)]*)|\1|g; s|\[\([^]]*\)\]([A-Z_]*\.md)|\1|g
+    s|\[\([^]]*\)\](\.\./[^)]*)|\1|g; s|\[\([^]]*\)\](CO[A-Z_]*\.md)|\1|g
 
 # How echoed.service becomes the service of an instance: one sandbox for both.
 INSTANCE = s|^Description=.*|Description=Delimited echo service, the instance %i|; \
@@ -119,7 +120,9 @@ ARGS ?=
 # Where the results are written, beside stdout: only those of a whole run, unless asked.
 REPORT ?= $(if $(QUICK)$(ARGS),,docs/performance.md)
 
-.PHONY: all run test bench bench-core pages recording project crates dist vendor deb rpm arch test-packages \
+FUZZ_SECONDS ?= 60
+
+.PHONY: all run test bench bench-core fuzz pages recording project crates dist vendor deb rpm arch test-packages \
     install uninstall clean
 
 all:
@@ -150,6 +153,10 @@ bench: all
 # Without the programs, which would be linked for it too.
 bench-core:
 	$(CARGO) bench --locked --no-default-features --bench framer --bench session $(if $(ARGS),-- $(ARGS))
+
+fuzz:
+	@for target in fuzz/fuzz_targets/*.rs; do target=$${target##*/}; \
+	    $(CARGO) +nightly fuzz run "$${target%.rs}" -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 pages:
 	ECHOED_WRITE_PAGES=1 $(CARGO) test --locked --test pages generated_files_are_up_to_date
@@ -226,9 +233,9 @@ install:
 	$(INSTALL) -m 644 systemd/catalog/echoed.catalog "$(DESTDIR)$(CATALOGDIR)/echoed.catalog"
 	@test -e "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml" || \
 	    $(INSTALL) -m 644 etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"
-	$(INSTALL) -m 644 NEWS.md docs/*.svg LICENSE-MIT LICENSE-APACHE \
+	$(INSTALL) -m 644 CHANGELOG.md docs/*.svg LICENSE-MIT LICENSE-APACHE \
 	    packaging/third-party.md packaging/echoed.cdx.json "$(DESTDIR)$(DOCDIR)"
-	@for page in README.md docs/*.md; do \
+	@for page in README.md SECURITY.md docs/*.md; do \
 	    $(INSTALL) -m 644 /dev/null "$(DESTDIR)$(DOCDIR)/$${page##*/}" && \
 	    sed '$(FILL_IN_PATHS); $(FILL_IN_LINKS)' "$$page" >"$(DESTDIR)$(DOCDIR)/$${page##*/}" || exit 1; done
 	@for page in $(PAGES); do \

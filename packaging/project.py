@@ -113,6 +113,29 @@ def pkgbuild(project, text):
     return with_fields(text, "arch=", r"url=", [("url='", project["homepage"] or project["repository"], "'")])
 
 
+def with_marked_line(text, line):
+    """Replaces the line below the marker, which readers of the page do not see."""
+    marker = '<!-- Written by "make project", from Cargo.toml: -->\n'
+    before, after = text.split(marker)
+    return before + marker + line + "\n" + after.split("\n", 1)[1]
+
+
+def security_policy(project, text):
+    """SECURITY.md: the contact."""
+    contact = (f"Report it to <{project['security']}>, and not in public before a corrected version is released."
+               if project["security"] else
+               "The project has no public contact yet. Report it to the place from which you got echoed, and not in public.")
+    return with_marked_line(text, contact)
+
+
+def code_of_conduct(project, text):
+    """CODE_OF_CONDUCT.md: the contact."""
+    maintainer = project["maintainer"]
+    contact = (f"Report what breaks these rules to {maintainer}." if maintainer else
+               "The project has no public contact yet. Report what breaks these rules to a maintainer whom you know.")
+    return with_marked_line(text, contact)
+
+
 def address_of_downloads(project, version):
     """Returns what stands before the names of the tarballs of a version: their directory, or nothing."""
     address = project["downloads"].replace("@VERSION@", version)
@@ -141,21 +164,11 @@ def upstream_metadata(project):
     return "".join(["---\n", *lines]) if lines else None
 
 
-def security_policy(project):
-    """Returns SECURITY.md, where forges and reviewers look for it."""
-    if not project["security"]:
-        return None
-    return ("# Security\n\n"
-            f"Report a vulnerability to <{project['security']}>, and not in public before there is a version without it. Say\n"
-            "which version it is (`echoed --version`), how it was installed, and how to reproduce it.\n\n"
-            "The newest version is the one that is corrected.\n")
-
-
 FIELDS = {"Cargo.toml": cargo, "packaging/debian/control": debian_control, "packaging/debian/copyright.in": debian_copyright,
           "packaging/debian/source/lintian-overrides": source_overrides,
-          "packaging/rpm/echoed.spec": spec, "packaging/arch/PKGBUILD": pkgbuild}
-FILES = {"packaging/debian/watch": debian_watch, "packaging/debian/upstream/metadata": upstream_metadata,
-         "SECURITY.md": security_policy}
+          "packaging/rpm/echoed.spec": spec, "packaging/arch/PKGBUILD": pkgbuild,
+          "SECURITY.md": security_policy, "CODE_OF_CONDUCT.md": code_of_conduct}
+FILES = {"packaging/debian/watch": debian_watch, "packaging/debian/upstream/metadata": upstream_metadata}
 
 
 def wanted():

@@ -28,6 +28,24 @@ pub(crate) fn keys(text: &str) -> Vec<(String, String, String)> {
     found
 }
 
+/// Checks that a file has the keys of the daemon with their defaults, in their order. Otherwise it says what to edit there.
+#[track_caller]
+pub(crate) fn expect_all_keys(file: &str, found: &[(String, String, String)]) {
+    let printed = printed_keys();
+    let list = |keys: &[(String, String, String)], others: &[(String, String, String)]| {
+        let differing = keys.iter().filter(|key| !others.contains(key));
+        differing.map(|(section, key, value)| format!("\n  [{section}] {key} = {value}")).collect::<String>()
+    };
+    let (missing, surplus) = (list(&printed, found), list(found, &printed));
+    assert!(missing.is_empty(), "add to {file}, as src/config/print.rs has it:{missing}");
+    assert!(surplus.is_empty(), "remove from {file}, or add to src/config/print.rs:{surplus}");
+    let misplaced = printed.iter().zip(found).find(|(printed, found)| printed != found);
+    assert!(
+        misplaced.is_none() && printed.len() == found.len(),
+        "not in the order of src/config/print.rs: {file}, at {misplaced:?}"
+    );
+}
+
 /// The shipped file with every key set: what has a `#` without a blank after it is a key or a header.
 fn uncommented() -> String {
     let line = |line: &str| match line.strip_prefix('#') {
@@ -52,8 +70,8 @@ fn the_shipped_file_sets_nothing() {
 #[test]
 fn the_shipped_file_with_every_key_set_has_exactly_the_defaults() {
     let text = uncommented();
+    expect_all_keys("etc/echoed.toml", &keys(&text));
     assert_eq!(load(&text), Settings::default());
-    assert_eq!(keys(&text), printed_keys());
 }
 
 #[test]

@@ -404,12 +404,17 @@ fn the_printed_configuration_names_the_origin_of_every_key_and_can_be_loaded_aga
             section = line;
             continue;
         }
-        let (key, origin) = (line.split(' ').next().unwrap(), line.rsplit_once(" # ").unwrap().1);
+        let (key, origin) =
+            (line.split(' ').next().unwrap(), line.rsplit_once(" # ").expect("each key has its origin").1);
         // Where the file says it: the line that has the key after its section; of inline tables there is only one.
         let line_of = |text: &str, section: &str| {
             let within = |line: &str| line.split([' ', '.']).any(|word| word == key);
             let start = text.lines().position(|line| line == section).unwrap_or(0);
-            text.lines().enumerate().skip(start).find(|(_, line)| within(line)).map(|(number, _)| number + 1)
+            let found = text.lines().enumerate().skip(start).find(|(_, line)| within(line));
+            let (number, _) = found.unwrap_or_else(|| {
+                panic!("add {key} to OTHER in tests/layers.rs, with another value than its default, below {section}")
+            });
+            number + 1
         };
         let expected = match (section, key) {
             ("[log]", _) => "--log-level".to_owned(),
@@ -418,12 +423,12 @@ fn the_printed_configuration_names_the_origin_of_every_key_and_can_be_loaded_aga
             ("[listener.y]", "nodelay") => format!("{drop_in}:5"),
             ("[listener.y]", "listen") => "default".to_owned(),
             ("[listener.\"a.b@c\"]", "listen" | "delimiter" | "prefix") => {
-                format!("{base}:{}", line_of(OTHER, section).unwrap())
+                format!("{base}:{}", line_of(OTHER, section))
             }
-            ("[listener.\"a.b@c\".deadlines]", "read") => format!("{base}:{}", line_of(OTHER, section).unwrap()),
-            ("[listener.y]" | "[listener.\"a.b@c\"]", _) => format!("{base}:{}", line_of(OTHER, "[defaults]").unwrap()),
-            _ if section.ends_with("deadlines]") => format!("{base}:{}", line_of(OTHER, "[defaults]").unwrap()),
-            _ => format!("{base}:{}", line_of(OTHER, section).unwrap()),
+            ("[listener.\"a.b@c\".deadlines]", "read") => format!("{base}:{}", line_of(OTHER, section)),
+            ("[listener.y]" | "[listener.\"a.b@c\"]", _) => format!("{base}:{}", line_of(OTHER, "[defaults]")),
+            _ if section.ends_with("deadlines]") => format!("{base}:{}", line_of(OTHER, "[defaults]")),
+            _ => format!("{base}:{}", line_of(OTHER, section)),
         };
         assert_eq!(origin, expected, "{section} {line}");
     }

@@ -52,8 +52,12 @@ fn expect_version(directory: &Path, version: &str) {
     assert!(changelog.starts_with(&format!("echoed ({version}-")), "{changelog}");
     assert_eq!(value_after(&read("packaging/rpm/echoed.spec"), "Version:"), version);
     assert_eq!(value_after(&read("packaging/arch/PKGBUILD"), "pkgver="), version);
-    let news = value_after(&read("NEWS.md"), "## ");
-    assert_eq!(news.split(' ').next(), Some(version), "{news}");
+    let changelog = read("CHANGELOG.md");
+    let mut headings = changelog.lines().filter_map(|line| line.strip_prefix("## "));
+    assert_eq!(headings.next(), Some("[Unreleased]"), "the first heading of CHANGELOG.md");
+    if let Some(heading) = headings.next() {
+        assert!(heading.starts_with(&format!("[{version}] - ")), "the second heading of CHANGELOG.md: {heading}");
+    }
 }
 
 #[test]
@@ -66,7 +70,7 @@ fn a_release_updates_the_version_and_the_date_in_every_file() {
     let directory = tempfile::tempdir().unwrap();
     let target_dir = directory.path().join("echoed");
     fs::create_dir(&target_dir).unwrap();
-    for file in ["Cargo.toml", "Cargo.lock", "NEWS.md", "packaging"] {
+    for file in ["Cargo.toml", "Cargo.lock", "CHANGELOG.md", "packaging"] {
         assert!(run(Command::new("cp").args(["-r", file]).arg(&target_dir)).status.success(), "{file}");
     }
     let release = |arguments: &[&str]| {
@@ -74,34 +78,46 @@ fn a_release_updates_the_version_and_the_date_in_every_file() {
         let output = run(command.args(arguments).env("RELEASE_BY", "Somebody & Sons <some/body@example.org>"));
         (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
     };
-    let (version, news) = (env!("CARGO_PKG_VERSION"), read_file("NEWS.md"));
-    for (arguments, complaint) in
-        [(&["1.2"][..], "is no version"), (&["99.0.0"], "NEWS.md begins with"), (&[version, "soon"], "is no day")]
-    {
+    let version = env!("CARGO_PKG_VERSION");
+    let changelog = target_dir.join("CHANGELOG.md");
+    let unreleased = "# Changelog\n\n## [Unreleased]\n\n### Added\n\n- One thing.\n";
+    fs::write(&changelog, unreleased).unwrap();
+    for (arguments, complaint) in [(&["1.2"][..], "is no version"), (&[version, "soon"], "is no day")] {
         let (succeeded, said) = release(arguments);
         assert!(!succeeded && said.contains(complaint), "{arguments:?}: {said}");
     }
-    assert_eq!(
-        fs::read_to_string(target_dir.join("NEWS.md")).unwrap(),
-        news,
-        "a refused release has changed something"
-    );
+    for (text, complaint) in [
+        (
+            format!("# Changelog\n\n## [Unreleased]\n\n## [{version}] - 2029-01-02\n\n- One thing.\n"),
+            "already; a release has a later version",
+        ),
+        ("# Changelog\n\n## [Unreleased]\n\n## [0.0.9] - 2029-01-02\n\n- One thing.\n".to_owned(), "has nothing under"),
+        (format!("{unreleased}\n## [99.0.0] - 2029-01-02\n"), "has 99.0.0 already"),
+    ] {
+        fs::write(&changelog, &text).unwrap();
+        let (succeeded, said) = release(&[version, "2030-01-02"]);
+        assert!(!succeeded && said.contains(complaint), "{text}: {said}");
+        assert_eq!(fs::read_to_string(&changelog).unwrap(), text, "a refused release has changed something");
+    }
 
     // This one, if it is not released yet, and the next.
     let mut entries = read_file("packaging/debian/changelog").matches("\nechoed (").count() + 1;
+    fs::write(&changelog, unreleased).unwrap();
     for (version, day, written) in [
         (version, "2030-01-02", "Wed, 02 Jan 2030 12:00:00 +0000"),
         ("98.7.6", "2030-02-03", "Sun, 03 Feb 2030 12:00:00 +0000"),
     ] {
-        let (_, rest) = news.split_once("\n## ").unwrap();
-        let (_, rest) = rest.split_once('\n').unwrap();
-        fs::write(target_dir.join("NEWS.md"), format!("# News\n\n## {version} (not released)\n{rest}")).unwrap();
         entries += usize::from(version == "98.7.6");
         let (succeeded, said) = release(&[version, day]);
         assert!(succeeded, "{said}");
         expect_version(&target_dir, version);
         let read = |path: &str| fs::read_to_string(target_dir.join(path)).unwrap();
-        assert_eq!(value_after(&read("NEWS.md"), "## "), format!("{version} ({day})"));
+        let news = read("CHANGELOG.md");
+        let heading =
+            format!("# Changelog\n\n## [Unreleased]\n\n## [{version}] - {day}\n\n### Added\n\n- One thing.\n");
+        assert!(news.starts_with(&heading), "{news}");
+        fs::write(&changelog, news.replacen("[Unreleased]\n", "[Unreleased]\n\n### Added\n\n- One thing.\n", 1))
+            .unwrap();
         let changelog = read("packaging/debian/changelog");
         assert_eq!(value_after(&changelog, " -- "), format!("Somebody & Sons <some/body@example.org>  {written}"));
         assert!(changelog.lines().next().unwrap().contains(" unstable; "), "{changelog}");

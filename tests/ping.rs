@@ -12,10 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::echoctl::{
-    Running, command, each_message, echoctl, reset_when_closed, start_server, try_send, try_send_bytewise,
+    ExpectJson, Running, command, each_message, echoctl, reset_when_closed, start_server, try_send, try_send_bytewise,
     unused_address,
 };
-use common::json::Json;
 use common::{Daemon, now};
 
 /// The lines before the summary, without the first.
@@ -65,7 +64,7 @@ fn every_reply_is_a_line_and_the_summary_counts_them() {
 fn json_is_one_object_per_line() {
     let address = correct_server();
     let output = echoctl(&["ping", "--json", "-D", "-c", "2", "-i", "1ms", "-s", "100B", &address]);
-    let lines: Vec<_> = output.check(0).stdout.lines().map(Json::parse).collect();
+    let lines = output.check(0).json_lines();
     assert_eq!(lines.len(), 3, "{output:#?}");
     for (number, line) in [(1.0, &lines[0]), (2.0, &lines[1])] {
         assert_eq!((line["type"].text(), line["seq"].number(), line["bytes"].number()), ("reply", number, 111.0));
@@ -78,8 +77,7 @@ fn json_is_one_object_per_line() {
     assert_eq!(["sent", "received", "lost", "loss_percent"].map(|key| summary[key].number()), [2.0, 2.0, 0.0, 0.0]);
     // Every key is in its page, and the page has an example of each.
     let page = include_str!("../docs/echoctl-json.md");
-    for key in lines.iter().flat_map(Json::keys) {
-        let key = key.rsplit('.').next().unwrap().to_owned();
+    for key in lines.iter().flat_map(ExpectJson::keys) {
         assert!(page.contains(&format!("`{key}`")), "{key} is not in docs/echoctl-json.md");
     }
 }
@@ -157,7 +155,7 @@ fn a_server_that_never_answers_is_all_loss() {
     assert!(!output.stdout.contains("rtt"), "{output:#?}");
     let output = echoctl(&["ping", "-q", "--json", "-c", "1", "-W", "50ms", &address]);
     let json = output.check(1).json();
-    assert!(json["rtt_us"] == Json::Null && json["loss_percent"].number() == 100.0 && !json["ok"].is_true());
+    assert!(json.is_null_at("rtt_us") && json["loss_percent"].number() == 100.0 && !json["ok"].is_true());
 }
 
 #[test]

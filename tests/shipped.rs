@@ -137,6 +137,8 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
         ("usr/share/doc/echoed/echoctl-json.md", 0o644),
         ("usr/share/doc/echoed/examples/ipv6.conf", 0o644),
         ("usr/share/doc/echoed/README.md", 0o644),
+        ("usr/share/doc/echoed/CHANGELOG.md", 0o644),
+        ("usr/share/doc/echoed/SECURITY.md", 0o644),
         ("usr/share/doc/echoed/LICENSE-MIT", 0o644),
     ] {
         assert!(found.contains(&(expected.0.to_owned(), expected.1)), "{expected:?} is not in {found:#?}");

@@ -1,10 +1,11 @@
 //! The output of the replies.
 
-use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 use std::time::Duration;
 
-use super::json::push_json_string;
+use serde::Serialize;
+
+use super::json::{self, Text};
 use super::quote::write_escaped;
 use crate::escape::is_unsafe;
 
@@ -73,7 +74,7 @@ impl<W: Write> ReplySink for Printer<W> {
                 self.output.write_all(reply.bytes)?;
                 self.output.write_all(b"\n")
             }
-            Format::Json => self.output.write_all(format_json(reply).as_bytes()),
+            Format::Json => json::write_line(&mut self.output, &ReplyObject::from(reply)),
         }
     }
 
@@ -136,19 +137,20 @@ fn incomplete_len(bytes: &[u8]) -> usize {
     (1..=bytes.len().min(3)).find(is_incomplete).unwrap_or(0)
 }
 
-fn format_json(reply: Reply<'_>) -> String {
-    let mut line = String::with_capacity(64 + 2 * reply.bytes.len());
-    line.push_str("{\"reply\":");
-    push_json_string(&mut line, reply.bytes);
-    line.push_str(",\"message\":");
-    match reply.message {
-        Some(message) => push_json_string(&mut line, message),
-        None => line.push_str("null"),
+/// A reply in JSON.
+#[derive(Serialize)]
+struct ReplyObject<'a> {
+    reply: Text<'a>,
+    message: Option<Text<'a>>,
+    ok: bool,
+    rtt_us: Option<u128>,
+}
+
+impl<'a> From<Reply<'a>> for ReplyObject<'a> {
+    fn from(reply: Reply<'a>) -> Self {
+        let rtt_us = reply.round_trip.map(|time| time.as_micros());
+        Self { reply: Text(reply.bytes), message: reply.message.map(Text), ok: reply.ok, rtt_us }
     }
-    let round_trip = reply.round_trip.map_or_else(|| "null".to_owned(), |time| time.as_micros().to_string());
-    // Writing to a string cannot fail.
-    let _ = writeln!(line, ",\"ok\":{},\"rtt_us\":{round_trip}}}", reply.ok);
-    line
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::thread;
 
-use super::common::echoctl::{Output, Running, command};
+use super::common::echoctl::{ExpectJson, Output, Running, command};
 use super::{bench, check_count, correct_server};
 
 /// Runs it with a terminal as its stderr, and returns what that has shown.

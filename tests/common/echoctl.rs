@@ -9,9 +9,9 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use super::TEST_TIMEOUT;
-use super::json::Json;
 
 /// Returns an address on which no process listens.
 pub fn unused_address() -> String {
@@ -91,9 +91,63 @@ impl Output {
 
     /// Its stdout as JSON: the last line.
     #[track_caller]
-    pub fn json(&self) -> Json {
-        let last = self.stdout.lines().last().unwrap_or_else(|| panic!("nothing was printed: {self:#?}"));
-        Json::parse(last)
+    pub fn json(&self) -> Value {
+        self.json_lines().pop().unwrap_or_else(|| panic!("nothing was printed: {self:#?}"))
+    }
+
+    /// Its stdout as JSON, a value for each line.
+    #[track_caller]
+    pub fn json_lines(&self) -> Vec<Value> {
+        let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        self.stdout.lines().map(parse).collect()
+    }
+}
+
+/// What tests expect of JSON: each panics with the value if it is something else, as a key that is not there (null).
+pub trait ExpectJson {
+    fn number(&self) -> f64;
+    fn text(&self) -> &str;
+    fn list(&self) -> &[Value];
+    fn is_true(&self) -> bool;
+    /// Whether an object has this key, and its value is null.
+    fn is_null_at(&self, key: &str) -> bool;
+    /// All keys, those of inner objects too.
+    fn keys(&self) -> Vec<&str>;
+}
+
+impl ExpectJson for Value {
+    #[track_caller]
+    fn number(&self) -> f64 {
+        self.as_f64().unwrap_or_else(|| panic!("{self} is not a number"))
+    }
+
+    #[track_caller]
+    fn text(&self) -> &str {
+        self.as_str().unwrap_or_else(|| panic!("{self} is not a string"))
+    }
+
+    #[track_caller]
+    fn list(&self) -> &[Value] {
+        self.as_array().unwrap_or_else(|| panic!("{self} is not a list"))
+    }
+
+    #[track_caller]
+    fn is_true(&self) -> bool {
+        self.as_bool().unwrap_or_else(|| panic!("{self} is neither true nor false"))
+    }
+
+    fn is_null_at(&self, key: &str) -> bool {
+        self.get(key) == Some(&Self::Null)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        match self {
+            Self::Object(object) => {
+                object.iter().flat_map(|(key, value)| [vec![&**key], value.keys()].concat()).collect()
+            }
+            Self::Array(list) => list.iter().flat_map(ExpectJson::keys).collect(),
+            _ => Vec::new(),
+        }
     }
 }
 

@@ -11,7 +11,6 @@ pub mod daemon;
 #[cfg(all(feature = "client", feature = "cli"))]
 pub mod echoctl;
 pub mod hang;
-pub mod json;
 pub mod kernel;
 pub mod network;
 pub mod packets;
@@ -43,8 +42,16 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
+/// The programs that tests run, with their packages: `make test` says which packages are missing.
+const PROGRAMS: &str = include_str!("../programs.txt");
+
 /// Returns the path of a program. If it is not installed, reports that the calling test is skipped.
+///
+/// # Panics
+/// Panics if tests/programs.txt does not have it.
 pub fn program_or_skip(name: &str) -> Option<PathBuf> {
+    let is_listed = PROGRAMS.lines().any(|line| line.split(' ').next() == Some(name));
+    assert!(is_listed, "{name} is not in tests/programs.txt: add it there, with its package of Debian");
     let found = find_program(name);
     if found.is_none() {
         skip_test(&format!("{name} is not installed"));

@@ -60,8 +60,8 @@ fn the_package_has_the_files_that_debian_requires(machine: &Machine) {
         assert!(docs.contains(file), "{file}: {docs}");
     }
     let changelog = machine.sh("zcat /usr/share/doc/echoed/changelog.gz");
-    assert!(changelog.starts_with(concat!("# News\n\n## ", env!("CARGO_PKG_VERSION"))), "{changelog}");
-    assert_eq!(machine.sh("zcat /usr/share/doc/echoed/NEWS.md.gz"), changelog);
+    assert!(changelog.starts_with("# Changelog\n") && changelog.contains("\n## ["), "{changelog}");
+    assert_eq!(machine.sh("zcat /usr/share/doc/echoed/CHANGELOG.md.gz"), changelog);
 }
 
 fn policy_rc_d_prevents_the_start(machine: &Machine) {

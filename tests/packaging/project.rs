@@ -21,7 +21,7 @@ const VALUES: [(&str, &str); 6] = [
 ];
 
 /// What is in which file once they are filled in, and in none of them before.
-const FIELDS: [(&str, &[&str]); 9] = [
+const FIELDS: [(&str, &[&str]); 10] = [
     (
         "Cargo.toml",
         &["\nhomepage = \"https://echoed.example.org\"\nrepository = \"https://git.example.org/echoed\"\ncat"],
@@ -48,7 +48,8 @@ const FIELDS: [(&str, &[&str]); 9] = [
             "\nSecurity-Contact: security@example.org\n",
         ],
     ),
-    ("SECURITY.md", &["<security@example.org>"]),
+    ("SECURITY.md", &["\nReport it to <security@example.org>, and not"]),
+    ("CODE_OF_CONDUCT.md", &["\nReport what breaks these rules to Ann O. Body <ann@example.org>.\n"]),
     (
         "packaging/rpm/echoed.spec",
         &[
@@ -82,7 +83,9 @@ struct Copy {
 impl Copy {
     fn make(python: PathBuf) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
-        for file in ["Cargo.toml", "Cargo.lock", "NEWS.md", "packaging", "src", "tests", "benches"] {
+        for file in
+            ["Cargo.toml", "Cargo.lock", "SECURITY.md", "CODE_OF_CONDUCT.md", "packaging", "src", "tests", "benches"]
+        {
             assert!(run(Command::new("cp").args(["-r", file]).arg(directory.path())).status.success(), "{file}");
         }
         // Where a package is built, the crates are there.
@@ -145,7 +148,7 @@ fn a_value_that_is_filled_in_appears_in_its_fields_and_files_and_goes_with_it() 
             assert!(!text.as_ref().is_some_and(|text| text.contains(field)), "{file}: {field}");
         }
     }
-    for file in ["packaging/debian/watch", "packaging/debian/upstream", "SECURITY.md"] {
+    for file in ["packaging/debian/watch", "packaging/debian/upstream"] {
         assert!(!copy.path(file).exists(), "{file}");
     }
     let overrides = || contents("packaging/debian/source/lintian-overrides").expect("the overrides are there");

@@ -41,13 +41,13 @@ pub(super) fn bench(arguments: cli::Bench) -> Result<bool, Error> {
     // A lookup that has timed out may go on for long.
     runtime.shutdown_background();
     let outcome = outcome?;
-    let report = if as_json {
-        json::format_report(&address, &settings, &outcome)
-    } else {
-        text::format_report(&address, &settings, &outcome, style())
-    };
     let mut stdout = io::stdout().lock();
-    ignore_broken_pipe(stdout.write_all(report.as_bytes()).and_then(|()| stdout.flush()))?;
+    let written = if as_json {
+        json::write_report(&mut stdout, &address, &settings, &outcome)
+    } else {
+        stdout.write_all(text::format_report(&address, &settings, &outcome, style()).as_bytes())
+    };
+    ignore_broken_pipe(written.and_then(|()| stdout.flush()))?;
     Ok(outcome.is_ok())
 }
 

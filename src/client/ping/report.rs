@@ -3,9 +3,11 @@
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::statistics::Statistics;
+use serde::Serialize;
+
+use super::statistics::{RoundTrips, Statistics};
 use crate::address::Address;
-use crate::client::json::push_json_string;
+use crate::client::json::{self, Number};
 
 /// The version of the schema. It grows when a key changes its meaning or goes; new keys may come without that.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -96,9 +98,10 @@ impl<W: Write> Printer<W> {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         if self.options.json {
-            self.append_json(event, now)
+            let time = self.options.timestamps.then(|| Number::new(format_seconds(now)));
+            json::write_line(&mut self.output, &EventObject { time, event: EventFields::from(event) })?;
         } else {
-            self.append_text(event, now)
+            self.append_text(event, now);
         }
         self.flush()
     }
@@ -123,43 +126,15 @@ impl<W: Write> Printer<W> {
         self.line.push('\n');
     }
 
-    fn append_json(&mut self, event: &Event, now: Duration) {
-        let line = &mut self.line;
-        line.push('{');
-        if self.options.timestamps {
-            line.push_str(&format!("\"time\":{},", format_seconds(now)));
-        }
-        match event {
-            Event::Reply { seq, bytes, round_trip } => line.push_str(&format!(
-                "\"type\":\"reply\",\"seq\":{seq},\"bytes\":{bytes},\"rtt_us\":{}",
-                format_micros(*round_trip)
-            )),
-            Event::Lost { seq, reason } => {
-                line.push_str(&format!("\"type\":\"lost\",\"seq\":{seq},\"reason\":"));
-                push_json_string(line, reason.as_bytes());
-            }
-            Event::Late { seq, round_trip } => {
-                let time = round_trip.map_or_else(|| "null".to_owned(), format_micros);
-                line.push_str(&format!("\"type\":\"late\",\"seq\":{seq},\"rtt_us\":{time}"));
-            }
-            Event::Duplicate { seq } => line.push_str(&format!("\"type\":\"duplicate\",\"seq\":{seq}")),
-            Event::Note { text } => {
-                line.push_str("\"type\":\"note\",\"text\":");
-                push_json_string(line, text.as_bytes());
-            }
-        }
-        line.push_str("}\n");
-    }
-
     /// Prints the summary of a run that took `time`.
     ///
     /// # Errors
     /// Returns an error if it cannot be printed.
     pub fn print_summary(&mut self, statistics: &Statistics, time: Duration) -> io::Result<()> {
         if self.options.json {
-            self.append_json_summary(statistics, time)
+            json::write_line(&mut self.output, &SummaryObject::new(&self.address, statistics, time))?;
         } else {
-            self.append_text_summary(statistics, time)
+            self.append_text_summary(statistics, time);
         }
         self.flush()
     }
@@ -183,32 +158,102 @@ impl<W: Write> Printer<W> {
         }
     }
 
-    fn append_json_summary(&mut self, statistics: &Statistics, time: Duration) {
-        let Statistics { sent, received, late, duplicates, wrong, .. } = statistics;
-        let line = &mut self.line;
-        line.push_str(&format!(
-            "{{\"type\":\"summary\",\"schema\":\"echoctl-ping\",\"version\":{SCHEMA_VERSION},\"address\":"
-        ));
-        push_json_string(line, self.address.as_bytes());
-        line.push_str(&format!(",\"ok\":{},\"sent\":{sent},\"received\":{received}", statistics.is_ok()));
-        line.push_str(&format!(",\"lost\":{},\"loss_percent\":{:.3}", statistics.lost(), statistics.loss_percent()));
-        line.push_str(&format!(",\"late\":{late},\"duplicates\":{duplicates},\"wrong\":{wrong}"));
-        line.push_str(&format!(",\"seconds\":{:.6},\"rtt_us\":", time.as_secs_f64()));
-        match statistics.round_trips() {
-            Some(trips) => {
-                let [min, avg, max, mdev] = [trips.min, trips.avg, trips.max, trips.mdev].map(format_micros);
-                line.push_str(&format!("{{\"min\":{min},\"avg\":{avg},\"max\":{max},\"mdev\":{mdev}}}"));
-            }
-            None => line.push_str("null"),
-        }
-        line.push_str("}\n");
-    }
-
     fn flush(&mut self) -> io::Result<()> {
         let written = self.output.write_all(self.line.as_bytes());
         self.line.clear();
         written.and_then(|()| self.output.flush())
     }
+}
+
+/// An event in JSON.
+#[derive(Serialize)]
+struct EventObject<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<Number>,
+    #[serde(flatten)]
+    event: EventFields<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum EventFields<'a> {
+    Reply { seq: u64, bytes: usize, rtt_us: Number },
+    Lost { seq: u64, reason: &'a str },
+    Late { seq: u64, rtt_us: Option<Number> },
+    Duplicate { seq: u64 },
+    Note { text: &'a str },
+}
+
+impl<'a> From<&'a Event> for EventFields<'a> {
+    fn from(event: &'a Event) -> Self {
+        match event {
+            Event::Reply { seq, bytes, round_trip } => {
+                Self::Reply { seq: *seq, bytes: *bytes, rtt_us: micros(*round_trip) }
+            }
+            Event::Lost { seq, reason } => Self::Lost { seq: *seq, reason },
+            Event::Late { seq, round_trip } => Self::Late { seq: *seq, rtt_us: round_trip.map(micros) },
+            Event::Duplicate { seq } => Self::Duplicate { seq: *seq },
+            Event::Note { text } => Self::Note { text },
+        }
+    }
+}
+
+/// The summary in JSON.
+#[derive(Serialize)]
+struct SummaryObject<'a> {
+    r#type: &'static str,
+    schema: &'static str,
+    version: u32,
+    address: &'a str,
+    ok: bool,
+    sent: u64,
+    received: u64,
+    lost: u64,
+    loss_percent: Number,
+    late: u64,
+    duplicates: u64,
+    wrong: u64,
+    seconds: Number,
+    rtt_us: Option<RoundTripsObject>,
+}
+
+#[derive(Serialize)]
+struct RoundTripsObject {
+    min: Number,
+    avg: Number,
+    max: Number,
+    mdev: Number,
+}
+
+impl<'a> SummaryObject<'a> {
+    fn new(address: &'a str, statistics: &Statistics, time: Duration) -> Self {
+        Self {
+            r#type: "summary",
+            schema: "echoctl-ping",
+            version: SCHEMA_VERSION,
+            address,
+            ok: statistics.is_ok(),
+            sent: statistics.sent,
+            received: statistics.received,
+            lost: statistics.lost(),
+            loss_percent: Number::with_decimals(statistics.loss_percent(), 3),
+            late: statistics.late,
+            duplicates: statistics.duplicates,
+            wrong: statistics.wrong,
+            seconds: Number::with_decimals(time.as_secs_f64(), 6),
+            rtt_us: statistics.round_trips().map(|RoundTrips { min, avg, max, mdev }| RoundTripsObject {
+                min: micros(min),
+                avg: micros(avg),
+                max: micros(max),
+                mdev: micros(mdev),
+            }),
+        }
+    }
+}
+
+/// Returns microseconds with three decimals.
+fn micros(time: Duration) -> Number {
+    Number::with_decimals(time.as_secs_f64() * 1e6, 3)
 }
 
 fn format_seconds(time: Duration) -> String {
@@ -218,10 +263,6 @@ fn format_seconds(time: Duration) -> String {
 /// Formats milliseconds with three decimals, as ping(8).
 fn format_millis(time: Duration) -> String {
     format!("{:.3}", time.as_secs_f64() * 1e3)
-}
-
-fn format_micros(time: Duration) -> String {
-    format!("{:.3}", time.as_secs_f64() * 1e6)
 }
 
 /// Formats a percentage with at most one decimal. It is never rounded to 0 or to 100.

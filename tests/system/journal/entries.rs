@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::iter::Peekable;
-use std::slice::Iter;
+
+use serde_json::Value;
 
 use crate::common::wait_until;
 use crate::machine::Machine;
@@ -94,93 +94,24 @@ pub fn journalctl(machine: &Machine, arguments: &str) -> Vec<u8> {
 /// (a field that is there several times).
 fn from_json(lines: &[u8]) -> Vec<Entry> {
     let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    lines.map(|line| Json { rest: line.iter().peekable() }.entry()).collect()
+    lines
+        .map(|line| {
+            let fields: BTreeMap<String, Value> = serde_json::from_slice(line)
+                .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(line)));
+            Entry(fields.into_iter().map(|(name, value)| (name, values(&value))).collect())
+        })
+        .collect()
 }
 
-struct Json<'a> {
-    rest: Peekable<Iter<'a, u8>>,
-}
-
-impl Json<'_> {
-    fn entry(mut self) -> Entry {
-        let mut entry = Entry::default();
-        self.list(b'{', b'}', |json| {
-            let name = json.string();
-            json.expect(b':');
-            for value in json.values() {
-                entry.add(&name, value);
-            }
-        });
-        entry
-    }
-
-    fn values(&mut self) -> Vec<Vec<u8>> {
-        if self.peek() == b'"' {
-            return vec![self.string()];
+fn values(value: &Value) -> Vec<Vec<u8>> {
+    match value {
+        Value::Array(list) if list.iter().any(|item| !item.is_number()) => list.iter().flat_map(values).collect(),
+        Value::Array(bytes) => {
+            let byte = |number: &Value| number.as_u64().and_then(|number| u8::try_from(number).ok());
+            vec![bytes.iter().map(|number| byte(number).expect("a byte")).collect()]
         }
-        let (mut values, mut bytes) = (Vec::new(), Vec::new());
-        self.list(b'[', b']', |json| match json.peek() {
-            b'"' | b'[' => values.extend(json.values()),
-            _ => bytes.push(json.number()),
-        });
-        if values.is_empty() { vec![bytes] } else { values }
-    }
-
-    fn list(&mut self, first: u8, last: u8, mut item: impl FnMut(&mut Self)) {
-        self.expect(first);
-        while self.peek() != last {
-            item(self);
-            if self.peek() == b',' {
-                self.expect(b',');
-            }
-        }
-        self.expect(last);
-    }
-
-    fn string(&mut self) -> Vec<u8> {
-        let mut text = Vec::new();
-        self.expect(b'"');
-        loop {
-            match self.rest.next().expect("a string ends") {
-                b'"' => return text,
-                b'\\' => match self.rest.next().expect("an escape ends") {
-                    b'u' => {
-                        let digits: String = self.rest.by_ref().take(4).map(|byte| char::from(*byte)).collect();
-                        let code = u32::from_str_radix(&digits, 16).expect("hexadecimal digits");
-                        let escaped = char::from_u32(code).expect("journalctl writes only control characters so");
-                        text.extend(escaped.to_string().bytes());
-                    }
-                    escape => text.push(match escape {
-                        b'n' => b'\n',
-                        b'r' => b'\r',
-                        b't' => b'\t',
-                        b'b' => 8,
-                        b'f' => 12,
-                        other => *other,
-                    }),
-                },
-                other => text.push(*other),
-            }
-        }
-    }
-
-    fn number(&mut self) -> u8 {
-        let mut digits = String::new();
-        while let Some(digit) = self.rest.next_if(|byte| byte.is_ascii_digit()) {
-            digits.push(char::from(*digit));
-        }
-        digits.parse().expect("a byte")
-    }
-
-    /// What comes next, after blanks.
-    fn peek(&mut self) -> u8 {
-        while self.rest.next_if(|byte| byte.is_ascii_whitespace()).is_some() {}
-        **self.rest.peek().expect("the line does not end here")
-    }
-
-    fn expect(&mut self, expected: u8) {
-        assert_eq!(char::from(self.peek()), char::from(expected));
-        self.rest.next();
+        Value::String(text) => vec![text.clone().into_bytes()],
+        other => panic!("{other} is neither text nor bytes"),
     }
 }
 
