@@ -172,10 +172,7 @@ fn listen_tcp(ip: SocketAddr, only_v6: bool) -> io::Result<OwnedFd> {
 fn remove_stale_socket(path: &Path) -> io::Result<()> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     if !found.file_type().is_socket() {
-        return Err(io::Error::new(
-            ErrorKind::AlreadyExists,
-            "something that is not a socket is in the way; remove it",
-        ));
+        return Err(io::Error::new(ErrorKind::AlreadyExists, "a file that is not a socket has this path; remove it"));
     }
     // Does not wait: a listener whose backlog is full lives as well (EAGAIN, connect(2)), and so does a socket of
     // another type (EPROTOTYPE).
@@ -191,7 +188,7 @@ fn explain(error: io::Error) -> io::Error {
     let advice = match error.kind() {
         ErrorKind::AddrInUse => "another process listens there; stop it or choose another address",
         ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
-        ErrorKind::PermissionDenied => "permission denied; ports below 1024 and most directories are root's",
+        ErrorKind::PermissionDenied => "permission denied; only root may use ports below 1024 and most directories",
         ErrorKind::NotFound => "the directory does not exist",
         _ => return error,
     };

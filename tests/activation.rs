@@ -346,7 +346,7 @@ fn addresses_in_the_file_and_on_the_command_line_are_ignored_and_logged_once() {
         daemon.connect().exchange("a");
         assert!(["file", "other", "line"].iter().all(|name| !daemon.directory().join(name).exists()));
         let log = daemon.stop();
-        assert_eq!(log.iter().filter(|line| line.contains("ignored")).count(), 1, "{log:#?}");
+        assert_eq!(log.iter().filter(|line| line.contains("ignoring")).count(), 1, "{log:#?}");
     }
 }
 

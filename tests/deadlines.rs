@@ -413,7 +413,7 @@ fn a_second_signal_cuts_all_connections_at_once() {
         let status = daemon.wait();
         assert!(start.elapsed() < TWO_SECONDS, "{:?}", start.elapsed());
         let log = daemon.log();
-        assert_eq!(log[log.len() - 2], format!("info: not waiting any longer: {name}"));
+        assert_eq!(log[log.len() - 2], format!("info: drain aborted: {name}"));
         assert!(log[log.len() - 1].starts_with("info: stopped: 0 connections finished, 1 cut; "), "{log:#?}");
         assert_eq!(status.code(), Some(0));
     }

@@ -152,7 +152,7 @@ impl Load {
         loop {
             let Some(size) = try_receive(&connection.socket, &mut self.buffer)? else { return Ok(false) };
             let Some(received) = connection.received else {
-                return Err(Failure::new(format_args!("{size} bytes came that nobody had asked for")));
+                return Err(Failure::new(format_args!("{size} unexpected bytes were received")));
             };
             let owed = &self.workload.replies(connection.first, self.depth)[received..];
             check_reply(&self.buffer[..size], owed)?;

@@ -304,7 +304,7 @@ impl std::str::FromStr for Case {
         let numbers: Vec<usize> = text.split('-').filter_map(|number| number.parse().ok()).collect();
         match numbers[..] {
             [size, depth, connections] if depth > 0 && connections > 0 => Ok(Self { size, depth, connections }),
-            _ => Err(Failure::new(format_args!("{text:?} is no case; one is SIZE-DEPTH-CONNECTIONS, such as 16-1-64"))),
+            _ => Err(Failure::new(format_args!("invalid case {text:?} (SIZE-DEPTH-CONNECTIONS, example: 16-1-64)"))),
         }
     }
 }

@@ -36,7 +36,7 @@ fn find_repeated_address(settings: &Settings, tree: &Node) -> Option<Problem> {
         }
     }
     let (first, at) = first_repeated(&addresses)?;
-    let message = format!("{} is there twice; leave one of them out", addresses[at]);
+    let message = format!("{} is listed twice; remove one of them", addresses[at]);
     Some(Problem { span: places[at]?, message, related: vec![("listen", places[first])] })
 }
 

@@ -33,7 +33,7 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
     root.section("defaults", |section| {
         settings.defaults = read_listener(section, settings.defaults.clone(), &mut prefix);
         if let Some(node) = section.value("listen") {
-            let message = "where to listen stands in [listener.NAME], not in [defaults]";
+            let message = "listen belongs in [listener.NAME], not in [defaults]";
             section.report_problem(node.span, message.to_owned());
         }
     });
@@ -42,7 +42,8 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
             if RESERVED_NAMES.contains(&name.as_str()) {
                 all.report_problem(node.key_span, format!("{name} is not the name of an echo listener"));
             } else if !is_listener_name(name) {
-                let message = format!("\"{}\" is no name: letters, digits and _ . @ - make one", name.escape_debug());
+                let message =
+                    format!("invalid listener name \"{}\" (allowed: letters, digits and _ . @ -)", name.escape_debug());
                 all.report_problem(node.key_span, message);
             }
             all.named_section(name, |section| {

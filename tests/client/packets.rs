@@ -399,7 +399,7 @@ fn pings_are_lost_if_no_server_listens() {
     let output = echoctl(&["ping", "-c", "2", "-i", "10ms", &address]);
     let text = String::from_utf8_lossy(&output.stdout);
     for seq in 1..=2 {
-        let lost = format!("lost: seq={seq}: nobody listens there (Connection refused)\n");
+        let lost = format!("lost: seq={seq}: no socket listens there (Connection refused)\n");
         assert!(text.contains(&lost), "{output:?}");
     }
     assert_eq!(output.code, Some(1));

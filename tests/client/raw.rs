@@ -234,7 +234,10 @@ fn contradictory_options_are_refused_before_connecting() {
         (&["--expect", "x", "--prefix", "y", "ADDRESS", "a"], "cannot be used with"),
         (&["--expect", r"\q", "ADDRESS", "a"], r"unknown escape \q"),
         (&["--expect", r"a\t", "ADDRESS", "a"], r#"--expect contains the delimiter "\t", so no reply can be that"#),
-        (&["--raw", "--expect", "", "ADDRESS", "a"], "no reply can be seen to be empty; use --no-reply for none"),
+        (
+            &["--raw", "--expect", "", "ADDRESS", "a"],
+            "an empty reply cannot be recognized; use --no-reply to expect none",
+        ),
         (&["--raw", "ADDRESS", "a", ""], "message 2 is empty: without a delimiter that is nothing to send"),
         (&["--count", "3", "ADDRESS"], "required arguments were not provided: <MESSAGE>"),
         (&["--interval", "1s", "ADDRESS"], "required arguments were not provided: <MESSAGE>"),

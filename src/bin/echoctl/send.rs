@@ -93,7 +93,8 @@ fn expectation(arguments: &cli::Send, delimiter: Option<&Delimiter>) -> Result<E
                 return Err(Error::not_started(text));
             }
             if bytes.is_empty() && *raw && !arguments.address.is_packets() {
-                let text = "without a delimiter, no reply can be seen to be empty; use --no-reply for none".to_owned();
+                let text = "without a delimiter, an empty reply cannot be recognized; use --no-reply to expect none"
+                    .to_owned();
                 return Err(Error::not_started(text));
             }
             ExpectedReply::Exact(bytes.clone())

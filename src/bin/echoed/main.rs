@@ -98,7 +98,7 @@ fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangu
         hangup.unblock();
     }
     if let Some(twice) = arguments.repeated_address() {
-        return Err(StartError::Usage(format!("--listen: {twice} is given twice; leave one of them out")));
+        return Err(StartError::Usage(format!("--listen: {twice} is given twice; remove one of them")));
     }
     // Then stdin is not served, and stderr is a log like any other, also for mistakes in the settings.
     if !arguments.serves() || !arguments.listen.is_empty() {
@@ -174,7 +174,7 @@ async fn serve(
     server.limit_peer_descriptors(budget.peer_fds());
     server.reserve_sockets(trusting_sockets());
     if has_listen_addresses(arguments, settings) && mode != RunMode::Standalone {
-        log.note(Note::ListenIgnored, "systemd holds the sockets, so --listen and the listen keys are ignored");
+        log.note(Note::ListenIgnored, "systemd passed the sockets, ignoring --listen and the listen keys");
     }
     let (mut named, mut files, mut accepted) = (Named::new(), Vec::new(), None);
     match sockets {
@@ -247,7 +247,7 @@ fn load_settings(arguments: &Echoed) -> Result<Option<Settings>, StartError> {
 fn describe_check(loaded: &Loaded) -> String {
     let list = |files: &[PathBuf]| files.iter().map(|file| format!("  {}\n", file.display())).collect::<String>();
     let read = if loaded.files.is_empty() { "no file was read" } else { "these files were read:" };
-    let mut text = format!("The configuration is good; {read}\n{}", list(&loaded.files));
+    let mut text = format!("The configuration is valid; {read}\n{}", list(&loaded.files));
     if !loaded.masks.is_empty() {
         text += &format!("these files are masks (empty, or links to /dev/null):\n{}", list(&loaded.masks));
     }

@@ -11,7 +11,7 @@ use echoed::systemd::{fdstore, notify};
 use tokio::time;
 
 use crate::handover;
-use crate::log::{LeveledLog, Note};
+use crate::log::{LeveledLog, Note, plural};
 use crate::signals::{Signals, TERMINATE};
 use crate::start_error::EX_OSERR;
 use crate::supervisor::{ExitReason, RunMode};
@@ -53,7 +53,7 @@ pub(crate) async fn stop(
     }
     let wanted = service.handover && mode == RunMode::Activated && matches!(reason, ExitReason::Signal(TERMINATE));
     let hands_over = wanted && fdstore::is_available();
-    let suffix = if hands_over { "; connections go on in the next process" } else { "" };
+    let suffix = if hands_over { "; handing connections over to the next process" } else { "" };
     log.check_notified(notify::stopping(&format!("stopping: {reason}{suffix}")));
     log.note(Note::Stopping, &format!("stopping: {reason}{suffix}"));
     let mut waiting_messages = 0;
@@ -67,8 +67,8 @@ pub(crate) async fn stop(
     // What a hung worker has kept is lost, too; of each of its connections, one message counts.
     let lost_messages = unlogged.lost() + unlogged.waiting();
     if lost_messages > 0 {
-        let plural = if lost_messages == 1 { "" } else { "s" };
-        let text = format!("{lost_messages} message{plural} could not be logged, and got no reply");
+        let s = plural(lost_messages);
+        let text = format!("{lost_messages} message{s} could not be logged, and got no reply");
         log.note(Note::MessagesLost, &text);
     }
     let code = match reason {
@@ -110,7 +110,7 @@ async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &L
     tokio::select! {
         () = drained => {}
         never = extend_stop_timeout(log) => match never {},
-        signal = signals.stop() => log.note(Note::DrainAborted, &format!("not waiting any longer: {signal}")),
+        signal = signals.stop() => log.note(Note::DrainAborted, &format!("drain aborted: {signal}")),
     }
     let cut = server.connection_count();
     let Counts { accepted, totals, .. } = server.counts();
@@ -141,7 +141,6 @@ pub(crate) fn end_failed_start(server: Server, log: &LeveledLog) {
     let (cut, unlogged) = (server.connection_count(), server.unlogged_messages());
     log.freeze_messages();
     drop(server);
-    let plural = |count: usize| if count == 1 { "" } else { "s" };
     if cut > 0 {
         let lost = match unlogged.lost() {
             0 => String::new(),

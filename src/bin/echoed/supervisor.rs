@@ -20,7 +20,7 @@ use echoed::systemd::notify;
 use tokio::sync::{oneshot, watch};
 use tokio::time;
 
-use crate::log::{LeveledLog, Note};
+use crate::log::{LeveledLog, Note, plural};
 use crate::signals::{SignalRequest, Signals};
 
 /// How often STATUS= is sent at most.
@@ -44,7 +44,7 @@ impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signal(name) => f.write_str(name),
-            Self::ListenersFailed => f.write_str("no listener is left"),
+            Self::ListenersFailed => f.write_str("all listeners failed"),
             Self::ConnectionEnded => f.write_str("the connection ended"),
             Self::Idle(time) => write!(f, "no connection for {time} (service.idle_exit)"),
         }
@@ -186,7 +186,7 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         let reload_error = match self.load_settings().await {
             Ok(Loaded { settings: new, files, .. }) => {
                 for key in self.initial_settings.keys_needing_restart(&new) {
-                    let text = format!("{key} changed, which holds after a restart; it stays as it was");
+                    let text = format!("{key} changed, but takes effect only after a restart; keeping the old value");
                     self.log.note(Note::NeedsRestart, &text);
                 }
                 self.log.set_level(new.log_level);
@@ -196,12 +196,12 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
                 warn_low_nofile(budget, &new, self.log);
                 self.log.warn_about(&new);
                 self.settings.send_replace(new);
-                let text = format!("reloaded: the new settings hold for new connections ({})", describe_files(&files));
+                let text = format!("reloaded: the new settings apply to new connections ({})", describe_files(&files));
                 self.log.note(Note::Reloaded, &text);
                 None
             }
             Err(error) => {
-                self.log.note(Note::ReloadFailed, &format!("not reloaded, the old settings stay:\n{error}"));
+                self.log.note(Note::ReloadFailed, &format!("failed to reload, keeping the old settings:\n{error}"));
                 Some(error.summary())
             }
         };
@@ -269,12 +269,9 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
             time::sleep(interval / 2).await;
             let mut pong = std::pin::pin!(self.server.ping_workers());
             if time::timeout(interval / 4, &mut pong).await.is_err() {
-                self.log.note(
-                    Note::WorkerHung,
-                    "a worker does not answer; the service manager is not told that we are well",
-                );
+                self.log.note(Note::WorkerHung, "a worker thread is not responding, withholding WATCHDOG=1");
                 pong.await;
-                self.log.note(Note::WorkersResponding, "all workers answer again");
+                self.log.note(Note::WorkersResponding, "all worker threads are responding again");
             }
             self.log.check_notified(notify::watchdog());
         }
@@ -307,13 +304,13 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         let (open, limit) = (self.server.connection_count(), self.server.connection_limit());
         let Counts { totals, resumed, .. } = self.server.counts();
         let (listeners, messages) = (self.server.listener_count(), grouped(totals.messages));
-        let plural = if listeners == 1 { "" } else { "s" };
+        let s = plural(listeners);
         let resumed_text = if resumed == 0 { String::new() } else { format!(", {} resumed here", grouped(resumed)) };
         let reload_error =
-            self.reload_error.borrow().as_ref().map(|what| format!("; not reloaded: {what}")).unwrap_or_default();
+            self.reload_error.borrow().as_ref().map(|what| format!("; failed to reload: {what}")).unwrap_or_default();
         let backlog = self.log_backlog().map(describe_backlog).unwrap_or_default();
         format!(
-            "{open}/{limit} connections, {listeners} listener{plural}, \
+            "{open}/{limit} connections, {listeners} listener{s}, \
              {messages} messages{resumed_text}{backlog}{reload_error}"
         )
     }
@@ -355,7 +352,7 @@ pub(crate) fn warn_low_nofile(budget: FdBudget, settings: &Settings, log: &Level
     if !budget.fits_connections() {
         let (allowed, connections) = (budget.allowed, settings.limits.connections);
         let text = format!(
-            "{allowed} descriptors are too few for limits.connections={connections}, clients beyond them will wait; \
+            "{allowed} descriptors are too few for limits.connections={connections}, further clients will wait; \
              raise LimitNOFILE= of the service (ulimit -Hn of a shell)"
         );
         log.note(Note::LowNofile, &text);

@@ -425,7 +425,7 @@ async fn wait_for_connect(connecting: Option<&mut (Connecting<'_>, u64)>) -> Res
 fn connection_error_text(error: &io::Error) -> String {
     if error.kind() == ErrorKind::ConnectionRefused {
         // With datagrams, this error is reported after they were sent.
-        return format!("nobody listens there ({})", reason(error));
+        return format!("no socket listens there ({})", reason(error));
     }
     format!("the connection broke ({})", reason(error))
 }

@@ -55,8 +55,8 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotASocket => f.write_str(
-                "it is not a socket that echoed knows; ListenFIFO= and the like are not supported, \
-                 check the Listen…= lines of the socket unit",
+                "unsupported socket type; check the Listen*= settings of the socket unit (ListenFIFO= and the like \
+                 are not supported)",
             ),
             Self::UnsupportedType(what) => write!(
                 f,

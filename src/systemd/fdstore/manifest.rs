@@ -67,7 +67,7 @@ pub(super) enum ManifestError {
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::BadMagic => f.write_str("is not one of echoed"),
+            Self::BadMagic => f.write_str("is not from echoed"),
             Self::UnknownVersion(version) => {
                 write!(f, "has version {version}, and this version of echoed knows {VERSION} at most")
             }

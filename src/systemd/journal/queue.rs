@@ -141,15 +141,17 @@ impl LogQueue {
             if state.lost > 0 {
                 state.writing_since = Some(now());
                 let lost = std::mem::take(&mut state.lost);
-                let text = format!("{lost} entries were left out here, the log was too slow");
+                let entries = if lost == 1 { "entry" } else { "entries" };
+                let text = format!("dropped {lost} log {entries} here: writing the log was too slow");
                 return WriterTask::Report(LOST, Priority::Warning, text);
             }
             if let Some(KindCount { kind, priority, count: counts }) = state.suppressed.pop() {
                 state.writing_since = Some(now());
                 let (suppressed, time) = (counts - BURST, self.interval.as_secs());
                 let text = format!(
-                    "{suppressed} more entries of the kind {} were left out: only {BURST} of a kind are logged in {time}s",
-                    kind.name
+                    "suppressed {suppressed} {} message{} (limit: {BURST} per {time}s)",
+                    kind.name,
+                    if suppressed == 1 { "" } else { "s" }
                 );
                 return WriterTask::Report(SUPPRESSED, priority, text);
             }

@@ -98,7 +98,7 @@ impl Journal {
         match journal.reach() {
             Err(error) if error.kind() != ErrorKind::WouldBlock => {
                 let text = format!(
-                    "cannot reach the journal at {JOURNAL_PATH}: {error}; until it can be reached, entries have no fields"
+                    "failed to reach the journal at {JOURNAL_PATH}: {error}; entries have no fields until it is reached"
                 );
                 lines.write(Priority::Warning, &text);
                 journal.fallback = Some(lines);

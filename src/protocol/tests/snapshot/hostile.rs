@@ -145,9 +145,9 @@ fn errors_describe_the_problem() {
         (Error::UnknownVersion(9), format!("snapshot of unknown version 9 (known: up to {VERSION})")),
         (Error::Truncated("replies"), "damaged snapshot: it ends within its replies".to_owned()),
         (Error::TrailingBytes(3), "damaged snapshot: 3 bytes follow its end".to_owned()),
-        (Error::UnknownCode { field: "phase", code: 9 }, "damaged snapshot: 9 is no phase".to_owned()),
+        (Error::UnknownCode { field: "phase", code: 9 }, "damaged snapshot: invalid phase 9".to_owned()),
         (Error::NotUtf8, "damaged snapshot: its listener's name is not UTF-8".to_owned()),
-        (Error::Inconsistent, "damaged snapshot: what it keeps does not go with its kind and phase".to_owned()),
+        (Error::Inconsistent, "damaged snapshot: its content contradicts its kind and phase".to_owned()),
     ] {
         assert_eq!(error.to_string(), words);
     }

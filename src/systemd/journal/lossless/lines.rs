@@ -151,7 +151,8 @@ impl LineMessages {
         match (self.start_thread)(Box::new(move || this.write_lines())) {
             Ok(()) => state.thread_runs = true,
             Err(error) => {
-                self.health.report_failure(format!("cannot start the thread that writes messages of peers: {error}"));
+                self.health
+                    .report_failure(format!("failed to start the thread that writes messages of peers: {error}"));
                 self.health.wake_later(waker);
             }
         }
@@ -176,7 +177,7 @@ impl LineMessages {
         self.health.log.line_lock.write(output, line, |error, delay| {
             // A reader that is only slow is not reported.
             if error.kind() != ErrorKind::WouldBlock || delay == MAX_RETRY_DELAY {
-                self.health.report_failure(format!("cannot write to stderr: {error}"));
+                self.health.report_failure(format!("failed to write to stderr: {error}"));
             }
             true
         });
