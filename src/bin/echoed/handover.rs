@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::log::{LeveledLog, Note, plural};
 
-/// How long it may take to close what could not be stored: a peer may have sent descriptors that take longer.
+/// How long closing connections that could not be stored may take: a peer may have sent descriptors that take longer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Stores all connections for the next process, and ends the server. Returns how many messages wait for the log with
@@ -31,7 +31,7 @@ pub(crate) async fn store_connections(server: Server, log: &LeveledLog) -> usize
     let took = milliseconds(began.elapsed());
     // These are closed without waiting for their end.
     let cut = unresponsive + detached - stored;
-    // The first of them are stored, and the last remain.
+    // Connections are stored in their order, so those that remain are the last ones.
     let (waiting, lost) = unlogged.split_at(stored);
     server.unlogged_messages().add_lost(lost.iter().sum());
     for connection in remaining {
@@ -51,7 +51,7 @@ pub(crate) async fn store_connections(server: Server, log: &LeveledLog) -> usize
     waiting.iter().sum()
 }
 
-/// How many connections have ended.
+/// Returns how many connections have ended.
 fn ended_count(server: &Server) -> u64 {
     server.counts().ended.iter().sum()
 }

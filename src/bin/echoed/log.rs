@@ -81,7 +81,7 @@ impl LeveledLog {
         self.write(note.kind(), note.level(), RateLimit::Enforced, entry);
     }
 
-    /// The same, about a listener.
+    /// Logs a note about a listener.
     pub(crate) fn note_on(&self, note: Note, listener: &str, text: &str) {
         let (text, listener) = (text.to_owned(), Some(listener.into()));
         let entry = || LogEntry { text, multiline: true, listener, ..LogEntry::default() };

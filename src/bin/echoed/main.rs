@@ -147,7 +147,7 @@ fn check_descriptors() -> io::Result<()> {
     Ok(eventfds.map(drop)?)
 }
 
-/// What a start goes by.
+/// The parameters of a start.
 struct Start<'a> {
     arguments: &'a Echoed,
     settings: &'a Settings,
@@ -213,7 +213,7 @@ async fn serve(
     Ok(stop::stop(server, reason, mode, &service, files, &mut signals, log).await)
 }
 
-/// Returns the sockets whose owners take what this process sends there for its own word.
+/// Returns the sockets whose readers take what this process sends there for its own messages.
 fn trusting_sockets() -> Vec<UnixName> {
     let manager =
         notify::manager_address().map(|address| match address.to_str().and_then(|name| name.strip_prefix('@')) {
@@ -226,7 +226,7 @@ fn trusting_sockets() -> Vec<UnixName> {
 
 // --- Settings and sockets --------------------------------------------------------------------------------------------
 
-/// The settings; none where they, or the defaults, were only to be checked or printed.
+/// Loads the settings; `None` if the command line asked only to check or print them.
 fn load_settings(arguments: &Echoed) -> Result<Option<Settings>, StartError> {
     if arguments.print_default_config {
         print(&Settings::print_default())?;
@@ -262,7 +262,7 @@ fn print(text: &str) -> Result<(), StartError> {
     check_stdout(io::stdout().write_all(text.as_bytes()))
 }
 
-/// Checks that everything was written to stdout. That its reader is gone is not an error.
+/// Checks that everything was written to stdout. A reader that is gone is not an error.
 fn check_stdout(written: io::Result<()>) -> Result<(), StartError> {
     match written.and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(StartError::Output(error)),
@@ -399,7 +399,7 @@ fn note_missing_sections<'a>(settings: &Settings, names: impl IntoIterator<Item 
     }
 }
 
-/// A panic is a bug of ours. The process ends with SIGABRT, and systemd starts it anew.
+/// Makes a panic, which is a bug, end the process with SIGABRT. systemd starts it again.
 fn abort_on_panic() {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {

@@ -16,13 +16,13 @@ use crate::signals::{Signals, TERMINATE};
 use crate::start_error::EX_OSERR;
 use crate::supervisor::{ExitReason, RunMode};
 
-/// How long messages that wait for the lossless log may do so when the drain is over.
+/// How long messages may wait for the lossless log after the drain.
 const UNLOGGED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the connections that had such messages may take to send what they owe then.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether some still wait.
+/// How often the drain checks whether messages still wait.
 const UNLOGGED_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How often the stop timeout is extended while the server drains.
@@ -64,7 +64,7 @@ pub(crate) async fn stop(
         drop(files);
         log.check_notified(notify::barrier());
     }
-    // What a hung worker has kept is lost, too; of each of its connections, one message counts.
+    // Messages of a hung worker are lost, too: at most one of each of its connections.
     let lost_messages = unlogged.lost() + unlogged.waiting();
     if lost_messages > 0 {
         let s = plural(lost_messages);
@@ -98,7 +98,7 @@ async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &L
                 while unlogged.waiting() > 0 {
                     time::sleep(UNLOGGED_INTERVAL).await;
                     if time::Instant::now() >= give_up_at {
-                        // Those whose clients have stopped reading since then.
+                        // Connections whose clients have stopped reading since then.
                         server.log_blocked().await;
                     }
                 }
@@ -164,7 +164,7 @@ pub(crate) fn report_unlogged(lost_messages: usize, waiting_messages: usize, los
     let waiting = some(waiting_messages, "message", "messages").map(|messages| format!("{messages} {wait}"));
     let status: Vec<_> = lost.into_iter().chain(waiting).collect();
     if !status.is_empty() {
-        // There is nowhere to say that this failed.
+        // If this fails, there is no other place to report it.
         let _ = notify::status(&format!("stopped; {}", status.join("; "))).and_then(|()| notify::barrier());
     }
 }

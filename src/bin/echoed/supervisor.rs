@@ -26,7 +26,7 @@ use crate::signals::{SignalRequest, Signals};
 /// How often STATUS= is sent at most.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether the log can be written to, before the process ends because it is not used.
+/// How often an idle process checks whether the log can be written to before it ends.
 const BACKLOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why the daemon ends.
@@ -36,7 +36,7 @@ pub(crate) enum ExitReason {
     ListenersFailed,
     /// The one connection that it was started for has ended.
     ConnectionEnded,
-    /// There was no connection for so long.
+    /// There was no connection for this time.
     Idle(TimeSpan),
 }
 
@@ -56,9 +56,9 @@ impl fmt::Display for ExitReason {
 pub(crate) enum RunMode {
     /// Never: it holds the sockets itself.
     Standalone,
-    /// When it is not used; the manager starts it again with the next client.
+    /// When it is idle; the manager starts it again for the next client.
     Activated,
-    /// The same, with a listening socket on stdin. Its starter (inetd) stores no connections for the next process.
+    /// When it is idle, with a listening socket on stdin. Its starter (inetd) stores no connections for the next process.
     Stdin,
     /// With the one connection that it was started for.
     SingleConnection,
@@ -99,11 +99,11 @@ pub(crate) struct Supervisor<'a, Load> {
     threads: ServingThreads,
     log: &'a LeveledLog,
     load_settings: Arc<Load>,
-    /// What the process was started with.
+    /// The settings that the process was started with.
     initial_settings: &'a Settings,
     /// The current settings.
     settings: watch::Sender<Settings>,
-    /// What was wrong with the settings when they were last read, in one line.
+    /// The problem with the settings when they were last read, in one line.
     reload_error: RefCell<Option<String>>,
     /// The status that was sent last.
     last_status: RefCell<String>,
@@ -180,7 +180,7 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         }
     }
 
-    /// Reads the settings anew. They hold as a whole, or not at all.
+    /// Reloads the settings: all of them, or none.
     async fn reload(&self) {
         self.log.check_notified(notify::reloading());
         let reload_error = match self.load_settings().await {
@@ -235,7 +235,7 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
                 limit.duration().saturating_sub(self.server.idle_for().unwrap_or_default())
             });
             if remaining == Some(Duration::ZERO) && self.log_backlog().is_some() {
-                // They would be lost with the process.
+                // Entries that wait would be lost with the process.
                 time::sleep(BACKLOG_INTERVAL).await;
             } else if let Some(limit) = idle_exit.filter(|_| remaining == Some(Duration::ZERO)) {
                 if self.server.stop_if_idle(limit.duration()).await {
@@ -292,7 +292,7 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         }
     }
 
-    /// Sends READY=1 and STATUS=. What clients do meanwhile is sent later.
+    /// Sends READY=1 and STATUS=. Later changes of the status are sent with the next one.
     fn notify_ready(&self) {
         let status = self.status();
         self.log.check_notified(notify::ready(&status));
@@ -359,7 +359,7 @@ pub(crate) fn warn_low_nofile(budget: FdBudget, settings: &Settings, log: &Level
     }
 }
 
-/// Returns what the status says while entries wait because the log cannot be written to.
+/// Describes, for the status, entries that wait because the log cannot be written to.
 fn describe_backlog(waiting: usize) -> String {
     format!("; log unavailable, {} {} waiting", grouped(waiting as u64), if waiting == 1 { "entry" } else { "entries" })
 }
@@ -370,7 +370,7 @@ fn describe_files(files: &[PathBuf]) -> String {
     if names.is_empty() { "no file was read".to_owned() } else { format!("read {}", names.join(", ")) }
 }
 
-/// A number as people read it: 18,400.
+/// Formats a number with its digits grouped: 18,400.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();

@@ -1,4 +1,4 @@
-//! What the server's events say in the log, and how urgent they are.
+//! The text and the severity of the server's events.
 
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
