@@ -112,7 +112,7 @@ fn read_manifest(bundle: &OwnedFd) -> Result<Manifest, String> {
     };
     let (length, blocks) =
         rewind_and_measure().map_err(|error: Errno| format!("its manifest cannot be read: {error}"))?;
-    // What has holes may be longer than there is memory.
+    // A memfd with holes may be longer than there is memory.
     if blocks.saturating_mul(512) < length {
         return Err("its manifest has holes".to_owned());
     }
@@ -127,7 +127,7 @@ struct BundleMessage {
     is_truncated: bool,
 }
 
-/// The next message, if there is one. Does not wait for one.
+/// Receives the next message, if there is one, without waiting.
 fn receive(bundle: &OwnedFd) -> Result<Option<BundleMessage>, Errno> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS_PER_MESSAGE))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

@@ -68,7 +68,7 @@ enum Target {
     Lines(Arc<LineMessages>),
 }
 
-/// Opens the lossless log on this target. What goes wrong is reported in `log`.
+/// Opens the lossless log on this target. Failures are reported in `log`.
 #[must_use]
 pub fn open(target: LogTarget, log: Log) -> LosslessLog {
     open_at(target, JournalSocket::at(JOURNAL_PATH), log, start_thread)

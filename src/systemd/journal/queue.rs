@@ -27,7 +27,7 @@ struct QueueState {
     queued: VecDeque<QueuedEntry>,
     /// How many did not fit.
     lost: u64,
-    /// What came in this interval. As long as there are kinds.
+    /// The counts of this interval, one for each kind.
     counts: Vec<KindCount>,
     /// When the interval ends; `None` while nothing has come.
     interval_ends: Option<Instant>,
@@ -37,7 +37,7 @@ struct QueueState {
     writing_since: Option<Instant>,
     /// Whether it cannot be written, and is tried again and again.
     unavailable: bool,
-    /// What to wake, and when, if there is something.
+    /// The wakers to wake, and when, if there are any.
     wakers: WakerQueue,
     wake_at: Option<Instant>,
     closing: bool,
@@ -67,14 +67,14 @@ pub(super) struct QueuedEntry {
     pub(super) entry: LogEntry,
 }
 
-/// What is to be written next.
+/// The next task of the writer.
 pub(super) enum WriterTask {
     Write(Box<QueuedEntry>),
     /// An entry of the log itself.
     Report(EntryKind, Priority, String),
     /// Wake them.
     Wake(Vec<Waker>),
-    /// Nothing any more.
+    /// Nothing; the queue is closed.
     End,
 }
 
@@ -201,7 +201,7 @@ impl LogQueue {
         (state.unavailable || state.writing_since.is_some_and(stalls)).then(|| state.waiting())
     }
 
-    /// The thread that writes has ended.
+    /// Notes that the writer thread has ended.
     pub(super) fn set_done(&self) {
         self.state().done = true;
         self.done.notify_all();

@@ -17,7 +17,7 @@ struct Slow {
 struct Written(Arc<Mutex<Vec<u8>>>);
 
 impl Written {
-    /// The lines, without their times.
+    /// Returns the lines without their times.
     fn lines(&self) -> Vec<String> {
         let bytes = self.0.lock().unwrap().clone();
         let without_time = |line: &str| line.split_once("Z ").map_or(line, |(_, rest)| rest).to_owned();

@@ -153,7 +153,7 @@ fn next(journal: &UnixDatagram) -> Option<Vec<u8>> {
     }
 }
 
-/// The fields of an entry, all in the form for any bytes.
+/// Returns the fields of an entry, all in the form for any bytes.
 fn fields(mut entry: &[u8]) -> HashMap<String, Vec<u8>> {
     let mut fields = HashMap::new();
     while let Some(end) = entry.iter().position(|byte| *byte == b'\n') {
@@ -341,7 +341,7 @@ impl Tight {
         assert!(state.has_begun, "nothing is written");
     }
 
-    /// The lines, without their times.
+    /// Returns the lines without their times.
     fn text(&self) -> String {
         let written = String::from_utf8(self.0.0.lock().unwrap().written.clone()).unwrap();
         let without_time = |line| str::split_once(line, "Z ").map_or(line, |(_, rest)| rest);
