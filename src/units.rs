@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// What is wrong with a time, a size or a rate, in words.
+/// The error of an invalid time, size or rate, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitError(String);
 
@@ -16,7 +16,7 @@ impl fmt::Display for UnitError {
 
 impl std::error::Error for UnitError {}
 
-/// The longest time, 10,000 days: beyond it somebody means "off", and sums of times stay far from overflow.
+/// The longest time, 10,000 days: a longer one probably means "off". Sums of times stay far from overflow.
 pub const MAX_TIME: Duration = Duration::from_secs(10_000 * 86_400);
 
 /// The units of time, in nanoseconds. The first of each length is the one that is printed.
@@ -52,7 +52,7 @@ const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB"
 /// is below a microsecond is left out.
 ///
 /// # Errors
-/// Not a time, a number without a unit, a unit that is not known, or more than [`MAX_TIME`].
+/// Returns an error if the text is not a time, a number has no unit or an unknown one, or the time exceeds [`MAX_TIME`].
 pub fn parse_time(text: &str) -> Result<Duration, UnitError> {
     let mut rest = text.trim();
     if rest.is_empty() {
@@ -109,7 +109,7 @@ pub fn format_age(age: Duration) -> String {
 /// Reads a size: a number with `B`, `KiB`, `MiB` or `GiB`.
 ///
 /// # Errors
-/// Not a size, a number without a unit, or a unit that is not known; powers of ten are among those.
+/// Returns an error if the text is not a size, or its unit is missing or unknown; units of powers of ten (kB) are unknown.
 pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     let (number, unit, after) = split_number_and_unit(text.trim());
     if number.is_empty() {
@@ -135,7 +135,7 @@ pub fn format_size(bytes: u64) -> String {
 /// Reads a rate: a whole number `/s`.
 ///
 /// # Errors
-/// Not a rate, a number without a unit, or a unit that is not known.
+/// Returns an error if the text is not a rate, or its unit is missing or unknown.
 pub fn parse_rate(text: &str) -> Result<u32, UnitError> {
     let (number, unit) = text.split_once('/').map_or((text, None), |(number, unit)| (number, Some(unit.trim())));
     let number = number.trim();
@@ -155,10 +155,10 @@ pub fn format_rate(per_second: u32) -> String {
     format!("{per_second}/s")
 }
 
-/// The number that `text` begins with, the unit that follows it, and what comes after.
+/// Splits `text` into the number at its beginning, the unit that follows, and the rest.
 fn split_number_and_unit(text: &str) -> (&str, &str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    // A point alone is no number, nor are digits with two.
+    // A point alone is not a number, and digits with two points are not either.
     let is_number = text[..end].contains(|c: char| c.is_ascii_digit()) && text[..end].matches('.').count() < 2;
     let end = if is_number { end } else { 0 };
     let (number, rest) = text.split_at(end);
@@ -168,7 +168,7 @@ fn split_number_and_unit(text: &str) -> (&str, &str, &str) {
     (number, unit, rest)
 }
 
-/// A decimal number times `unit`, rounded down to a whole number.
+/// Multiplies a decimal number by `unit`, rounded down to a whole number.
 fn scale_number(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     // More digits would not change a thing.
@@ -307,7 +307,7 @@ mod tests {
         }
     }
 
-    /// Something like a time or a size, most often a good one.
+    /// Generates texts like a time or a size, most of them valid.
     fn notation(units: &'static [&'static str]) -> impl Strategy<Value = String> {
         let number = prop_oneof!["[0-9]{1,6}", "[0-9]{0,3}\\.[0-9]{0,20}", "[0-9]{18,21}"];
         let part = (number, "[ \t]{0,2}", prop::sample::select(units), "[ \n]?");

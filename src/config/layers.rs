@@ -65,7 +65,7 @@ const VARIABLE_PREFIX: &str = "ECHOED_";
 pub(super) struct Layer {
     /// The text that the spans of its tree refer to.
     pub(super) source: SourceText,
-    /// What it sets; or why that cannot be read.
+    /// The settings in it, or why they cannot be read.
     pub(super) tree: Result<Node, Arc<Error>>,
 }
 
@@ -79,7 +79,7 @@ impl Layer {
         let tree = Node::from_document(index, &source.text).map_err(|errors| {
             let mut spans: Vec<_> = errors.iter().map(|error| (span_of(index, &source.text, error), error)).collect();
             spans.sort_by_key(|(span, _)| *span);
-            // What else is found in a line follows from the first as a rule.
+            // Further errors in the same line usually follow from the first.
             spans.dedup_by_key(|(span, _)| source.line_number(span.start));
             let mut shown = Error::default();
             for (span, error) in spans {
@@ -135,7 +135,7 @@ impl Layer {
     }
 }
 
-/// A tree in which nothing is set but what these keys lead to.
+/// Returns a tree in which only the value at the path `keys` is set.
 fn nested(keys: Vec<(String, Span)>, value: Node) -> Node {
     let mut node = value;
     for (key, range) in keys.into_iter().rev() {
@@ -159,7 +159,7 @@ fn describe_syntax_error(text: &str, span: Span, error: &toml::de::Error) -> Str
     if there == ":" && error.message().starts_with("invalid unquoted key") {
         return format!("an equals sign separates a key from its value; write {} = {}", start.trim(), end.trim());
     }
-    // What is meant by it, where that is certain.
+    // The intended value, if it is certain.
     match (error.message(), &*there.to_lowercase()) {
         (_, "true" | "yes" | "on") => format!("invalid value {there}; write true, or \"{there}\""),
         (_, "off") => format!("invalid value {there}; write \"{there}\", or false for a key that is true or false"),
@@ -198,7 +198,7 @@ pub(super) fn warn_about_variables(environment: &[(OsString, OsString)]) -> Vec<
     names.filter_map(warn).collect()
 }
 
-/// The variables that are ours, the more special of two after the other.
+/// Adds the variables of echoed, the more specific of two after the other.
 pub(super) fn add_variables(environment: &[(OsString, OsString)], layers: &mut Vec<Layer>) {
     let sorted: BTreeMap<_, _> = environment.iter().map(|(name, value)| (name, value)).collect();
     for (name, value) in sorted {
@@ -215,7 +215,7 @@ pub(super) fn add_file(path: &Path, layers: &mut Vec<Layer>) {
     layers.push(layer);
 }
 
-/// Adds the files in these directories. Those that are not there set nothing. Returns the masks.
+/// Adds the files in these directories. Missing files set nothing. Returns the masks.
 pub(super) fn add_files(directories: &[PathBuf], layers: &mut Vec<Layer>) -> Vec<PathBuf> {
     let (mut found_files, mut masks) = (Vec::new(), Vec::new());
     for directory in directories {
@@ -261,7 +261,7 @@ pub(super) fn add_files(directories: &[PathBuf], layers: &mut Vec<Layer>) -> Vec
     masks
 }
 
-/// The names of the drop-ins in a directory. What editors leave behind has other endings or begins with a point.
+/// Lists the names of the drop-ins in a directory. Files that editors leave have other endings or begin with a dot.
 fn list_drop_ins(directory: &Path) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -346,7 +346,7 @@ fn unreadable_file(path: &Path, error: &io::Error) -> Layer {
     Layer::unreadable(&path.to_string_lossy(), &format!("cannot be read: {error}{hint}"))
 }
 
-/// The files among `layers`, in their order.
+/// Returns the files among `layers`, in their order.
 pub(super) fn files(layers: &[Layer]) -> Vec<PathBuf> {
     let path = |layer: &Layer| if let Origin::File(path) = &layer.source.origin { Some(path.into()) } else { None };
     layers.iter().filter_map(path).collect()

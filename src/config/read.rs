@@ -72,7 +72,7 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {
     section.set(&mut limits.datagrams_per_source, "datagrams_per_source", RATE_OR_OFF, value::rate_or_off);
 }
 
-/// One listener's settings, where those that are not set are `base`'s. `prefix` is the one that is set there, if one
+/// Reads one listener's settings; those that are not set are `base`'s. `prefix` is the one that is set there, if one
 /// is, and then here: otherwise it follows from the framing.
 fn read_listener(
     section: &mut Section<'_, '_>,
