@@ -1,10 +1,10 @@
-//! What is wrong with bytes that should be a snapshot.
+//! The errors of invalid snapshots.
 
 use std::fmt;
 
 use super::VERSION;
 
-/// Why some bytes are no snapshot.
+/// Why bytes are not a valid snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -18,14 +18,14 @@ pub enum Error {
     UnknownCode {
         /// The part of it.
         field: &'static str,
-        /// What stands there.
+        /// The value in the snapshot.
         code: u8,
     },
     /// More than could have been counted.
     CountTooLarge {
         /// The part of it.
         field: &'static str,
-        /// What stands there.
+        /// The value in the snapshot.
         count: u64,
     },
     /// Its listener's name is not UTF-8.

@@ -1,4 +1,4 @@
-//! Bytes that somebody else has written: refused with words, or a session like any other.
+//! Snapshots of any bytes: rejected with an error, or a valid session.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,7 +30,7 @@ impl Tester {
         Self { now: Instant::now(), scratch: Scratch::new() }
     }
 
-    /// Everything that can be done with a snapshot. Returns whether it is one.
+    /// Does everything that can be done with a snapshot. Returns whether the bytes are one.
     fn exercise(&mut self, bytes: &[u8]) -> bool {
         let mut accepted = false;
         for log in [LogMessages::Off, LogMessages::Full] {
