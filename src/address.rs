@@ -36,7 +36,7 @@ pub enum Address {
     Unixgram(UnixName),
 }
 
-/// What a Unix socket is bound to (unix(7)).
+/// The name that a Unix socket is bound to (unix(7)).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum UnixName {
     /// An absolute path.
@@ -46,7 +46,7 @@ pub enum UnixName {
 }
 
 impl Address {
-    /// Whether what goes there are packets, each of which is a message, and not a stream.
+    /// Returns whether its sockets carry packets, each of which is a message, instead of a stream.
     #[must_use]
     pub fn is_packets(&self) -> bool {
         matches!(self, Self::Udp { .. } | Self::Seqpacket(_) | Self::Unixgram(_))
@@ -73,7 +73,7 @@ pub enum Family {
     V6,
 }
 
-/// What is wrong with an address, in a sentence that says what to write.
+/// The error of an invalid address, which says what to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddressError {
     text: String,
@@ -149,7 +149,7 @@ fn parse_address(text: &str) -> Result<Address, String> {
     }
 }
 
-/// `HOST:PORT`, `[IPv6]:PORT`. What should have been written begins with `scheme`.
+/// Parses `HOST:PORT` or `[IPv6]:PORT`. Suggestions in errors begin with `scheme`.
 fn parse_host_and_port(scheme: &str, text: &str) -> Result<(String, u16), String> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').ok_or("the bracket is not closed; write [IPv6]:PORT")?;
@@ -207,7 +207,7 @@ fn missing_port(scheme: &str, host: &str) -> String {
     format!("the port is missing; write {scheme}{host}:PORT")
 }
 
-/// `/PATH`, `@NAME`: what comes after the scheme.
+/// Parses `/PATH` or `@NAME`, the part after the scheme.
 fn parse_unix_name(scheme: &str, text: &str) -> Result<UnixName, String> {
     let name = text.strip_prefix('@').unwrap_or(text);
     if name.is_empty() {

@@ -118,7 +118,7 @@ impl BenchConnection {
         if bytes.len() < awaited.len() {
             return self.advance(bytes.len(), workload);
         }
-        // All of it. What answers a message that was not sent whole, answers none.
+        // All of it: a reply to a message that was not sent whole is wrong.
         if self.written < self.owed * workload.message_size() {
             return Err(Mismatch);
         }
