@@ -7,7 +7,7 @@ use crate::address::Address;
 use crate::socket_io::{Case, Interest, Poll, Workload, check_reply, open_connection, try_receive, try_send};
 use crate::{Failure, Result, now};
 
-/// What a single receive may bring.
+/// The size of the receive buffer.
 const BUFFER_SIZE: usize = 256 * 1024;
 
 /// How long a burst of few connections lasts.
@@ -282,7 +282,7 @@ pub(crate) struct Flood {
     received: u64,
 }
 
-/// What a run beside a flood measured.
+/// The result of a run beside a flood.
 pub(crate) struct FloodRun {
     /// The round trip times of the probe, in seconds.
     pub(crate) times: Vec<f64>,
