@@ -1,4 +1,4 @@
-//! What everybody sees who talks to it, and where it can be found.
+//! What every client sees, and the addresses that it can use.
 
 mod common;
 

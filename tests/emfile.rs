@@ -1,4 +1,4 @@
-//! No descriptors left: those who are connected notice nothing, the others wait, and nobody spins.
+//! No descriptors left: connected clients notice nothing, the others wait, and the daemon does not spin.
 
 mod common;
 
@@ -59,7 +59,7 @@ fn waiting_clients_are_served_as_soon_as_a_descriptor_is_free() {
     // If they were served only at the next try, a second after the last, these six would take more than five.
     assert!(start.elapsed() < Duration::from_millis(2_500), "{:?}", start.elapsed());
     drop(served);
-    // Nobody waits any more, and there are enough: that is known without a next client.
+    // No client waits, and there are enough descriptors: the daemon notices without another client.
     daemon.wait_for_log("info: accepting on echo again");
     daemon.connect().exchange("after");
     let log = daemon.stop();

@@ -1,5 +1,5 @@
-//! What is shared is limited: connections, buffers, time on a worker. Exactly as many as the limit says, and nobody pays
-//! for what somebody else does.
+//! Limits of shared resources: connections, buffers, time on a worker. Exactly as many as the limit says, and no client pays
+//! for another one.
 
 mod common;
 

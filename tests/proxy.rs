@@ -312,7 +312,7 @@ fn before_its_header_arrives_a_connection_counts_against_no_source() {
         peer.exchange("served");
     }
     drop(waiting);
-    // One whose header names no client counts for our user from then on.
+    // A connection whose header names no client counts for our user from then on.
     let mut unnamed: Vec<_> = (0..4).map(|_| Peer::connect(address)).collect();
     let (last, first) = unnamed.split_last_mut().expect("there are four");
     for peer in first {

@@ -1,4 +1,4 @@
-//! Reading the settings anew (SIGHUP): as a whole or not at all, for new connections, and nobody notices.
+//! Reloading the settings (SIGHUP): all or none, for new connections, and no client notices.
 
 mod common;
 

@@ -163,7 +163,7 @@ fn client_sends_datagrams_over_ipv6_if_the_machine_has_it() {
 
 #[test]
 fn datagrams_go_to_the_address_of_the_host_where_a_server_answers() {
-    // Where localhost has two addresses, the one that nobody listens on may come first.
+    // If localhost has two addresses, the one without a listener may come first.
     let server = Server::start("udp", 2, echo);
     let port = server.address.rsplit(':').next().unwrap().to_owned();
     echoctl(&["send", &format!("udp:localhost:{port}"), "a", "b"]).check(0, "server got:a\nserver got:b\n", "");

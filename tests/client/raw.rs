@@ -195,7 +195,7 @@ fn a_reply_must_be_exactly_what_is_expected() {
         let server = Server::tcp(move |stream| answer_each_read(stream, answer));
         run(&server).check(1, "", error);
     }
-    // What is too short may go on.
+    // Input that is too short may continue.
     let server = Server::tcp(|stream| reply_and_wait(stream, "a", b"Hello"));
     let mut arguments = with(&server).to_vec();
     arguments.insert(1, "--timeout=200ms".to_owned());

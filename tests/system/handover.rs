@@ -154,7 +154,7 @@ fn restart_with_connections(machine: &Machine, count: usize) {
     let shown: Vec<_> = waits.iter().map(|wait| wait.as_millis().to_string()).collect();
     println!("systemd {}: restart with {count} connections: a client waits {} ms", machine.version(), shown.join(", "));
     assert!(waits.iter().all(|wait| *wait < TEST_TIMEOUT / 3), "{waits:?}");
-    // Who is gone is noticed.
+    // Clients that are gone are noticed.
     drop(clients);
     let no_connections = || machine.property("echoed.service", "StatusText").starts_with("0/");
     wait_until("all are gone", no_connections);

@@ -96,14 +96,14 @@ fn systemctl_reload_returns_when_the_new_settings_apply(machine: &Machine) {
 
     // With others, systemd might believe that it is over before it has begun; too seldom to be seen here.
     assert_eq!(machine.property("echoed.service", "Type"), "notify-reload");
-    // Who reads a pipe waits until somebody has written.
+    // A reader of a pipe waits for a writer.
     machine.sh("cd /etc/echoed; mkfifo --mode=644 pipe; mv pipe given.toml");
     let mut reload =
         machine.command("systemctl reload echoed.service").stdin(Stdio::null()).spawn().expect("it starts");
     let mut has_returned = || reload.try_wait().expect("it is our child").is_some();
     let mut writer = None;
     wait_until("the daemon reads its settings", || {
-        // Only possible while somebody reads.
+        // Only possible while there is a reader.
         writer = open(&settings, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok();
         writer.is_some()
     });

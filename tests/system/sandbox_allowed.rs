@@ -82,7 +82,7 @@ fn datagrams_and_seqpackets_are_answered(machine: &Machine) {
     });
 }
 
-/// Binds a socket to a path that everybody may write to, sends what has systemd end a service if it comes from there,
+/// Binds a socket to a path that every user may write to, sends what has systemd end a service if it comes from there,
 /// and prints the reply, if there is to be one.
 const DATAGRAM_CLIENT: &str = r#"
     use Socket;
