@@ -36,7 +36,7 @@ fn delimiter(bytes: &[u8]) -> Delimiter {
     Delimiter::new(bytes).expect("1 to 16 bytes")
 }
 
-/// `len` bytes like those of a text, none of them in a delimiter.
+/// Returns `len` bytes like those of a text, none of them in a delimiter.
 fn text(len: usize) -> Vec<u8> {
     b"the quick brown fox jumps over the lazy dog, ".iter().copied().cycle().take(len).collect()
 }

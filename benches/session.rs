@@ -93,7 +93,7 @@ impl PreparedInput {
     }
 }
 
-/// A message of `len` bytes with the default delimiter.
+/// Returns a message of `len` bytes with the default delimiter.
 fn message(len: usize) -> Vec<u8> {
     let mut message = vec![b'a'; len];
     message.push(b'\t');

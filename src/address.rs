@@ -36,7 +36,7 @@ pub enum Address {
     Unixgram(UnixName),
 }
 
-/// What a Unix socket is bound to (unix(7)).
+/// The name that a Unix socket is bound to (unix(7)).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum UnixName {
     /// An absolute path.
@@ -46,7 +46,7 @@ pub enum UnixName {
 }
 
 impl Address {
-    /// Whether what goes there are packets, each of which is a message, and not a stream.
+    /// Returns whether its sockets carry packets, each of which is a message, instead of a stream.
     #[must_use]
     pub fn is_packets(&self) -> bool {
         matches!(self, Self::Udp { .. } | Self::Seqpacket(_) | Self::Unixgram(_))
@@ -73,7 +73,7 @@ pub enum Family {
     V6,
 }
 
-/// What is wrong with an address, in a sentence that says what to write.
+/// The error of an invalid address, which says what to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddressError {
     text: String,
@@ -82,7 +82,7 @@ pub struct AddressError {
 
 impl fmt::Display for AddressError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\" is no address: {}", self.text.escape_debug(), self.problem)
+        write!(f, "invalid address \"{}\": {}", self.text.escape_debug(), self.problem)
     }
 }
 
@@ -149,12 +149,12 @@ fn parse_address(text: &str) -> Result<Address, String> {
     }
 }
 
-/// `HOST:PORT`, `[IPv6]:PORT`. What should have been written begins with `scheme`.
+/// Parses `HOST:PORT` or `[IPv6]:PORT`. Suggestions in errors begin with `scheme`.
 fn parse_host_and_port(scheme: &str, text: &str) -> Result<(String, u16), String> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').ok_or("the bracket is not closed; write [IPv6]:PORT")?;
         if host.parse::<std::net::Ipv6Addr>().is_err() && !host.contains('%') {
-            return Err(format!("[{host}] is no IPv6 address; brackets are for those only"));
+            return Err(format!("invalid IPv6 address [{host}]; only IPv6 addresses are written in brackets"));
         }
         let port = rest.strip_prefix(':').ok_or("the port is missing; write [IPv6]:PORT")?;
         (host, port)
@@ -171,7 +171,7 @@ fn parse_host_and_port(scheme: &str, text: &str) -> Result<(String, u16), String
             });
         };
         if host.contains(':') {
-            return Err(format!("an IPv6 address stands in brackets; write {scheme}[IPv6]:PORT"));
+            return Err(format!("an IPv6 address needs brackets; write {scheme}[IPv6]:PORT"));
         }
         (host, port)
     };
@@ -189,11 +189,11 @@ fn parse_host_and_port(scheme: &str, text: &str) -> Result<(String, u16), String
         ));
     }
     if host.bytes().any(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control() || byte == b'/') {
-        return Err(format!("a host name has no blanks and no slashes; write {scheme}HOST:PORT, or unix:/PATH"));
+        return Err(format!("a host name must not contain spaces or slashes; write {scheme}HOST:PORT, or unix:/PATH"));
     }
     let is_numeric = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
     let number = port.parse().ok().filter(|_| is_numeric);
-    let port = number.ok_or_else(|| format!("\"{port}\" is no port; write a number from 0 to 65535"))?;
+    let port = number.ok_or_else(|| format!("invalid port \"{port}\"; write a number from 0 to 65535"))?;
     Ok((host.to_owned(), port))
 }
 
@@ -207,7 +207,7 @@ fn missing_port(scheme: &str, host: &str) -> String {
     format!("the port is missing; write {scheme}{host}:PORT")
 }
 
-/// `/PATH`, `@NAME`: what comes after the scheme.
+/// Parses `/PATH` or `@NAME`, the part after the scheme.
 fn parse_unix_name(scheme: &str, text: &str) -> Result<UnixName, String> {
     let name = text.strip_prefix('@').unwrap_or(text);
     if name.is_empty() {
@@ -217,7 +217,7 @@ fn parse_unix_name(scheme: &str, text: &str) -> Result<UnixName, String> {
         return Err(format!("a Unix socket's path has at most {MAX_PATH} bytes, this one has {}", name.len()));
     }
     if name.contains('\0') {
-        return Err("a path has no NUL byte".to_owned());
+        return Err("a path must not contain a NUL byte".to_owned());
     }
     if text.starts_with('@') {
         Ok(UnixName::Abstract(name.to_owned()))
@@ -277,7 +277,7 @@ mod tests {
             ("udp:::1:8085", "write udp:[IPv6]:PORT"),
             ("[::1]", "write [IPv6]:PORT"),
             ("[::1:8085", "write [IPv6]:PORT"),
-            ("[localhost]:1", "no IPv6 address"),
+            ("[localhost]:1", "invalid IPv6 address"),
             ("127.0.0.1:65536", "from 0 to 65535"),
             ("127.0.0.1:+1", "from 0 to 65535"),
             ("127.0.0.1:http", "from 0 to 65535"),
@@ -293,7 +293,7 @@ mod tests {
             ("seqpacket:localhost:7", "write seqpacket:/PATH, not seqpacket:localhost:7"),
             ("unixgram:@", "write unixgram:/PATH or unixgram:@NAME"),
             ("unixgram:run/x", "write unixgram:/PATH"),
-            ("tcp:a b:7", "no blanks"),
+            ("tcp:a b:7", "must not contain spaces"),
             ("0.0.0.0", "the port is missing; write 0.0.0.0:PORT"),
             ("tcp:127.0.0.1", "the port is missing; write 127.0.0.1:PORT"),
             ("udp:0.0.0.0", "the port is missing; write udp:0.0.0.0:PORT"),

@@ -17,7 +17,7 @@ use crate::server::socket::SocketKind;
 /// Any CID (vsock(7)).
 const ANY_CID: u32 = u32::MAX;
 
-/// What a socket is bound to, as an address that people can use: `tcp:127.0.0.1:8085`, `unix:/run/x.sock`.
+/// Returns the address that a socket is bound to, as clients can use it: `tcp:127.0.0.1:8085`, `unix:/run/x.sock`.
 #[must_use]
 pub fn bound_to(socket: impl AsFd) -> String {
     let (ip_scheme, unix_scheme) = match SocketKind::of(&socket) {
@@ -82,7 +82,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// What tells a file from all others.
+/// The identity of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FileId {
     device: u64,
@@ -130,7 +130,7 @@ pub fn listen(address: &Address) -> io::Result<Vec<BoundSocket>> {
     }
 }
 
-/// Those addresses of a host that are wanted; at least one.
+/// Resolves a host to its wanted addresses; at least one.
 fn resolve(host: &str, port: u16, wanted: impl Fn(&SocketAddr) -> bool) -> io::Result<Vec<SocketAddr>> {
     let mut found: Vec<_> = (host, port).to_socket_addrs()?.filter(wanted).collect();
     found.dedup();
@@ -172,10 +172,7 @@ fn listen_tcp(ip: SocketAddr, only_v6: bool) -> io::Result<OwnedFd> {
 fn remove_stale_socket(path: &Path) -> io::Result<()> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     if !found.file_type().is_socket() {
-        return Err(io::Error::new(
-            ErrorKind::AlreadyExists,
-            "something that is not a socket is in the way; remove it",
-        ));
+        return Err(io::Error::new(ErrorKind::AlreadyExists, "a file that is not a socket has this path; remove it"));
     }
     // Does not wait: a listener whose backlog is full lives as well (EAGAIN, connect(2)), and so does a socket of
     // another type (EPROTOTYPE).
@@ -186,12 +183,12 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
     }
 }
 
-/// What to do about an address that cannot be had.
+/// Adds to an error of bind(2) what to do about it.
 fn explain(error: io::Error) -> io::Error {
     let advice = match error.kind() {
         ErrorKind::AddrInUse => "another process listens there; stop it or choose another address",
         ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
-        ErrorKind::PermissionDenied => "permission denied; ports below 1024 and most directories are root's",
+        ErrorKind::PermissionDenied => "permission denied; only root may use ports below 1024 and most directories",
         ErrorKind::NotFound => "the directory does not exist",
         _ => return error,
     };

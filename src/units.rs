@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// What is wrong with a time, a size or a rate, in words.
+/// The error of an invalid time, size or rate, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitError(String);
 
@@ -16,7 +16,7 @@ impl fmt::Display for UnitError {
 
 impl std::error::Error for UnitError {}
 
-/// The longest time, 10,000 days: beyond it somebody means "off", and sums of times stay far from overflow.
+/// The longest time, 10,000 days: a longer one probably means "off". Sums of times stay far from overflow.
 pub const MAX_TIME: Duration = Duration::from_secs(10_000 * 86_400);
 
 /// The units of time, in nanoseconds. The first of each length is the one that is printed.
@@ -52,24 +52,24 @@ const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB"
 /// is below a microsecond is left out.
 ///
 /// # Errors
-/// Not a time, a number without a unit, a unit that is not known, or more than [`MAX_TIME`].
+/// Returns an error if the text is not a time, a number has no unit or an unknown one, or the time exceeds [`MAX_TIME`].
 pub fn parse_time(text: &str) -> Result<Duration, UnitError> {
     let mut rest = text.trim();
     if rest.is_empty() {
-        return Err(UnitError("a time is missing; write for example 2s, 500ms or 1h 30min".to_owned()));
+        return Err(UnitError("missing time (examples: 2s, 500ms, 1h 30min)".to_owned()));
     }
     let mut total = 0_u64;
     while !rest.is_empty() {
         let (number, unit, after) = split_number_and_unit(rest);
         if number.is_empty() {
-            return Err(UnitError(format!("\"{}\" is no time; write for example 2s, 500ms or 1h 30min", escape(text))));
+            return Err(UnitError(format!("invalid time \"{}\" (examples: 2s, 500ms, 1h 30min)", escape(text))));
         }
         if unit.is_empty() {
             return Err(UnitError(format!("{number} has no unit; write {number}s if seconds are meant")));
         }
         let Some((_, nanos)) = TIME_UNITS.iter().find(|(name, _)| *name == unit) else {
-            let known = "known are us, ms, s, min, h, d, w";
-            return Err(UnitError(format!("\"{}\" is no unit of time; {known}", escape(unit))));
+            let known = "known: us, ms, s, min, h, d, w";
+            return Err(UnitError(format!("unknown unit of time \"{}\" ({known})", escape(unit))));
         };
         let part = scale_number(number, *nanos).ok_or_else(|| too_long_error(text))?;
         total = total.checked_add(part).ok_or_else(|| too_long_error(text))?;
@@ -109,20 +109,20 @@ pub fn format_age(age: Duration) -> String {
 /// Reads a size: a number with `B`, `KiB`, `MiB` or `GiB`.
 ///
 /// # Errors
-/// Not a size, a number without a unit, or a unit that is not known; powers of ten are among those.
+/// Returns an error if the text is not a size, or its unit is missing or unknown; units of powers of ten (kB) are unknown.
 pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     let (number, unit, after) = split_number_and_unit(text.trim());
     if number.is_empty() {
-        return Err(UnitError(format!("\"{}\" is no size; write for example 512B, 64KiB or 1MiB", escape(text))));
+        return Err(UnitError(format!("invalid size \"{}\" (examples: 512B, 64KiB, 1MiB)", escape(text))));
     }
     if unit.is_empty() {
         return Err(UnitError(format!("{number} has no unit; write {number}B if bytes are meant")));
     }
     let Some((_, bytes)) = SIZE_UNITS.iter().find(|(name, _)| *name == unit).filter(|_| after.is_empty()) else {
         let wrong = escape(&text.trim()[number.len()..]);
-        return Err(UnitError(format!("\"{}\" is no unit of size; known are B, KiB, MiB, GiB", wrong.trim())));
+        return Err(UnitError(format!("unknown unit of size \"{}\" (known: B, KiB, MiB, GiB)", wrong.trim())));
     };
-    scale_number(number, *bytes).ok_or_else(|| UnitError(format!("{} is more than can be counted", escape(text))))
+    scale_number(number, *bytes).ok_or_else(|| UnitError(format!("{} is too large", escape(text))))
 }
 
 /// Writes a size with the largest unit that divides it: `64KiB`.
@@ -135,17 +135,17 @@ pub fn format_size(bytes: u64) -> String {
 /// Reads a rate: a whole number `/s`.
 ///
 /// # Errors
-/// Not a rate, a number without a unit, or a unit that is not known.
+/// Returns an error if the text is not a rate, or its unit is missing or unknown.
 pub fn parse_rate(text: &str) -> Result<u32, UnitError> {
     let (number, unit) = text.split_once('/').map_or((text, None), |(number, unit)| (number, Some(unit.trim())));
     let number = number.trim();
     if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(UnitError(format!("\"{}\" is no rate; write for example 100/s", escape(text))));
+        return Err(UnitError(format!("invalid rate \"{}\" (example: 100/s)", escape(text))));
     }
     match unit {
         None => Err(UnitError(format!("{number} has no unit; write {number}/s if that is meant"))),
-        Some("s") => number.parse().map_err(|_| UnitError(format!("{} is more than can be counted", escape(text)))),
-        Some(unit) => Err(UnitError(format!("\"/{}\" is no unit of a rate; only /s is known", escape(unit)))),
+        Some("s") => number.parse().map_err(|_| UnitError(format!("{} is too large", escape(text)))),
+        Some(unit) => Err(UnitError(format!("unknown unit of rate \"/{}\" (known: /s)", escape(unit)))),
     }
 }
 
@@ -155,10 +155,10 @@ pub fn format_rate(per_second: u32) -> String {
     format!("{per_second}/s")
 }
 
-/// The number that `text` begins with, the unit that follows it, and what comes after.
+/// Splits `text` into the number at its beginning, the unit that follows, and the rest.
 fn split_number_and_unit(text: &str) -> (&str, &str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    // A point alone is no number, nor are digits with two.
+    // A point alone is not a number, and digits with two points are not either.
     let is_number = text[..end].contains(|c: char| c.is_ascii_digit()) && text[..end].matches('.').count() < 2;
     let end = if is_number { end } else { 0 };
     let (number, rest) = text.split_at(end);
@@ -168,7 +168,7 @@ fn split_number_and_unit(text: &str) -> (&str, &str, &str) {
     (number, unit, rest)
 }
 
-/// A decimal number times `unit`, rounded down to a whole number.
+/// Multiplies a decimal number by `unit`, rounded down to a whole number.
 fn scale_number(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     // More digits would not change a thing.
@@ -180,10 +180,7 @@ fn scale_number(number: &str, unit: u64) -> Option<u64> {
 }
 
 fn too_long_error(text: &str) -> UnitError {
-    UnitError(format!(
-        "{} is too long, at most 10000d are possible; write \"off\" where there is to be no limit",
-        escape(text)
-    ))
+    UnitError(format!("{} is too long (maximum: 10000d); write \"off\" for no limit", escape(text)))
 }
 
 fn escape(text: &str) -> String {
@@ -239,15 +236,15 @@ mod tests {
     #[test]
     fn invalid_time_error_says_what_to_write() {
         for (text, hint) in [
-            ("", "a time is missing"),
+            ("", "missing time"),
             ("5", "write 5s"),
             ("1h 30", "write 30s"),
-            ("5 parsecs", "no unit of time"),
-            ("soon", "is no time"),
-            ("-1s", "is no time"),
-            ("10001d", "at most 10000d"),
-            ("99999999999999999999s", "at most 10000d"),
-            ("1.2.3s", "is no time"),
+            ("5 parsecs", "unknown unit of time"),
+            ("soon", "invalid time"),
+            ("-1s", "invalid time"),
+            ("10001d", "maximum: 10000d"),
+            ("99999999999999999999s", "maximum: 10000d"),
+            ("1.2.3s", "invalid time"),
         ] {
             let error = parse_time(text).expect_err(text).to_string();
             assert!(error.contains(hint), "{text}: {error}");
@@ -275,13 +272,13 @@ mod tests {
     fn invalid_size_error_says_what_to_write() {
         for (text, hint) in [
             ("64", "write 64B"),
-            ("64KB", "known are B, KiB"),
-            ("64kib", "known are B, KiB"),
-            ("64KiB 1B", "known are B, KiB"),
-            ("big", "is no size"),
-            ("1.2.3KiB", "is no size"),
-            ("", "is no size"),
-            ("99999999999999999999GiB", "more than"),
+            ("64KB", "(known: B, KiB"),
+            ("64kib", "(known: B, KiB"),
+            ("64KiB 1B", "(known: B, KiB"),
+            ("big", "invalid size"),
+            ("1.2.3KiB", "invalid size"),
+            ("", "invalid size"),
+            ("99999999999999999999GiB", "too large"),
         ] {
             let error = parse_size(text).expect_err(text).to_string();
             assert!(error.contains(hint), "{text}: {error}");
@@ -296,21 +293,21 @@ mod tests {
         }
         for (text, hint) in [
             ("100", "write 100/s"),
-            ("100/min", "only /s is known"),
-            ("100/", "only /s is known"),
-            ("", "is no rate"),
-            ("/s", "is no rate"),
-            ("-1/s", "is no rate"),
-            ("1.5/s", "is no rate"),
-            ("many", "is no rate"),
-            ("4294967296/s", "more than"),
+            ("100/min", "(known: /s)"),
+            ("100/", "(known: /s)"),
+            ("", "invalid rate"),
+            ("/s", "invalid rate"),
+            ("-1/s", "invalid rate"),
+            ("1.5/s", "invalid rate"),
+            ("many", "invalid rate"),
+            ("4294967296/s", "too large"),
         ] {
             let error = parse_rate(text).expect_err(text).to_string();
             assert!(error.contains(hint), "{text}: {error}");
         }
     }
 
-    /// Something like a time or a size, most often a good one.
+    /// Generates texts like a time or a size, most of them valid.
     fn notation(units: &'static [&'static str]) -> impl Strategy<Value = String> {
         let number = prop_oneof!["[0-9]{1,6}", "[0-9]{0,3}\\.[0-9]{0,20}", "[0-9]{18,21}"];
         let part = (number, "[ \t]{0,2}", prop::sample::select(units), "[ \n]?");

@@ -54,7 +54,7 @@ fn a_socket_with_an_empty_name_is_called_unknown_as_one_without_a_name() {
 
 #[test]
 fn the_first_client_starts_the_daemon_and_is_served_over_tcp() {
-    // systemd-socket-activate takes no port 0. This one stays ours, and is free for whoever may share it, as it does.
+    // systemd-socket-activate takes no port 0. This socket keeps the port and shares it (SO_REUSEPORT).
     let reserved =
         rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, rustix::net::SocketFlags::CLOEXEC, None)
             .unwrap();
@@ -285,14 +285,14 @@ fn a_process_for_one_connection_exits_with_0_when_the_connection_ends() {
 
 #[test]
 fn a_client_that_closed_before_the_process_started_is_not_an_error() {
-    // Ended: what it said is still answered, though nobody listens any more.
+    // Ended: its message still gets a reply, although no socket listens.
     let (client, connection) = UnixStream::pair().unwrap();
     rustix::io::write(&client, b"a\t").unwrap();
     drop(client);
     let mut daemon = spawn(activated_command("3<&0", vec![connection.into()], "connection"), "", &[]);
     assert_eq!(daemon.wait().code(), Some(0), "ended");
 
-    // Broken off, as by somebody who looks for open ports.
+    // Reset, as by a port scanner.
     let (peer, connection) = tcp_connection();
     peer.reset();
     common::wait_until("the reset has come", || connection.peer_addr().is_err());
@@ -346,7 +346,7 @@ fn addresses_in_the_file_and_on_the_command_line_are_ignored_and_logged_once() {
         daemon.connect().exchange("a");
         assert!(["file", "other", "line"].iter().all(|name| !daemon.directory().join(name).exists()));
         let log = daemon.stop();
-        assert_eq!(log.iter().filter(|line| line.contains("ignored")).count(), 1, "{log:#?}");
+        assert_eq!(log.iter().filter(|line| line.contains("ignoring")).count(), 1, "{log:#?}");
     }
 }
 

@@ -69,7 +69,7 @@ fn client_connects_over_ipv6_if_the_machine_has_it() {
 
 #[test]
 fn all_addresses_of_a_host_are_tried() {
-    // Where localhost has two addresses, the one that nobody listens on may come first.
+    // If localhost has two addresses, the one without a listener may come first.
     let server = Server::tcp(echo);
     let port = server.address.rsplit(':').next().unwrap().to_owned();
     echoctl(&["send", &format!("localhost:{port}"), "aaaa"]).check(0, "server got:aaaa\n", "");
@@ -238,7 +238,7 @@ fn time_while_the_client_was_stopped_does_not_count_for_the_reply() {
         stream.read_exact(&mut message).unwrap();
         sent.send("the first byte is here").unwrap();
         stopped.recv().unwrap();
-        // Now there is room for more, and nobody who would send it.
+        // Now there is room for more, but no sender.
         message.resize(10_000_000, 0);
         stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let mut len = 1;
@@ -481,7 +481,7 @@ fn a_message_with_the_delimiter_is_refused_before_anything_is_sent() {
         let address = listener.local_addr().unwrap().to_string();
         let arguments = ["send", &format!("--delimiter={delimiter}"), &address, "a", message];
         echoctl(&arguments).check(2, "", &format!("echoctl: message 2 contains the delimiter \"{delimiter}\", "));
-        // Nobody has even connected.
+        // No client has connected.
         listener.set_nonblocking(true).unwrap();
         assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     }

@@ -42,7 +42,7 @@ fn while_sending(peer: &mut Peer, bytes: &[u8], interval: Duration, during: impl
     });
 }
 
-// --- Deadlines of those who do not send --------------------------------------------------------------------------------
+// --- Deadlines of clients that do not send -----------------------------------------------------------------------------
 
 #[test]
 fn an_unfinished_message_ends_the_connection_after_two_seconds() {
@@ -213,7 +213,7 @@ fn input_that_came_during_a_delay_does_not_reset_a_connection_that_ends_meanwhil
     daemon.stop();
 }
 
-// --- Those who do not read ---------------------------------------------------------------------------------------------
+// --- Clients that do not read ------------------------------------------------------------------------------------------
 
 #[test]
 fn a_client_that_never_reads_is_closed_at_the_write_deadline_and_uses_little_memory() {
@@ -413,7 +413,7 @@ fn a_second_signal_cuts_all_connections_at_once() {
         let status = daemon.wait();
         assert!(start.elapsed() < TWO_SECONDS, "{:?}", start.elapsed());
         let log = daemon.log();
-        assert_eq!(log[log.len() - 2], format!("info: not waiting any longer: {name}"));
+        assert_eq!(log[log.len() - 2], format!("info: drain aborted: {name}"));
         assert!(log[log.len() - 1].starts_with("info: stopped: 0 connections finished, 1 cut; "), "{log:#?}");
         assert_eq!(status.code(), Some(0));
     }

@@ -1,4 +1,4 @@
-//! What everybody sees who talks to it, and where it can be found.
+//! What every client sees, and the addresses that it can use.
 
 mod common;
 
@@ -276,7 +276,7 @@ fn the_socket_file_of_a_killed_daemon_is_replaced() {
     let mut killed = Daemon::start(&["--listen", path]);
     killed.signal(Signal::KILL);
     killed.wait();
-    assert!(fs::exists(path).unwrap(), "nobody could remove it");
+    assert!(fs::exists(path).unwrap(), "the daemon cannot remove it");
     let daemon = Daemon::start(&["--listen", path]);
     daemon.connect().exchange("a");
     daemon.stop();
@@ -316,7 +316,7 @@ fn a_file_that_is_not_a_socket_is_not_replaced() {
     symlink(path("nowhere"), path("link")).unwrap();
     for name in ["file", "directory", "link"] {
         let address = format!("unix:{}", path(name).display());
-        let advice = "something that is not a socket is in the way; remove it";
+        let advice = "a file that is not a socket has this path; remove it";
         assert_eq!(startup_error(&address), format!("echoed: cannot listen on {address}: {advice}"));
         assert!(fs::symlink_metadata(path(name)).is_ok(), "{name} is gone");
     }

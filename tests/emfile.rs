@@ -1,4 +1,4 @@
-//! No descriptors left: those who are connected notice nothing, the others wait, and nobody spins.
+//! No descriptors left: connected clients notice nothing, the others wait, and the daemon does not spin.
 
 mod common;
 
@@ -24,9 +24,8 @@ fn start_without_free_descriptors() -> (Daemon, Vec<Peer>, Vec<Peer>) {
     for peer in &mut waiting {
         peer.send("waiting\t");
     }
-    let line = daemon.wait_for_log("cannot accept");
-    let expected =
-        "warn: cannot accept on echo: Too many open files (os error 24); trying again when a connection ends";
+    let line = daemon.wait_for_log("failed to accept");
+    let expected = "warn: failed to accept on echo: Too many open files (os error 24); retrying when a connection ends";
     assert_eq!(line, expected);
     (daemon, served, waiting)
 }
@@ -60,11 +59,11 @@ fn waiting_clients_are_served_as_soon_as_a_descriptor_is_free() {
     // If they were served only at the next try, a second after the last, these six would take more than five.
     assert!(start.elapsed() < Duration::from_millis(2_500), "{:?}", start.elapsed());
     drop(served);
-    // Nobody waits any more, and there are enough: that is known without a next client.
+    // No client waits, and there are enough descriptors: the daemon notices without another client.
     daemon.wait_for_log("info: accepting on echo again");
     daemon.connect().exchange("after");
     let log = daemon.stop();
-    for text in ["cannot accept on echo", "accepting on echo again"] {
+    for text in ["failed to accept on echo", "accepting on echo again"] {
         let said = log.iter().filter(|line| line.contains(text)).count();
         assert_eq!(said, 1, "it was one shortage: {log:#?}");
     }
@@ -93,7 +92,7 @@ fn watchdog_pings_and_reloads_work_while_no_descriptor_is_free() {
     let before = manager.expect_times("READY=1", 1).len();
     daemon.leave_free_descriptors(0);
     let _waiting = daemon.connect();
-    daemon.wait_for_log("cannot accept");
+    daemon.wait_for_log("failed to accept");
     let pings = manager.notifications().iter().filter(|(_, message)| message[0] == "WATCHDOG=1").count();
     manager.expect_times("WATCHDOG=1", pings + 3);
     daemon.signal(Signal::HUP);
@@ -146,7 +145,7 @@ fn the_soft_limit_is_raised_to_what_the_connections_need() {
 #[test]
 fn a_hard_limit_that_is_too_low_is_logged() {
     let daemon = start_with_ulimit("ulimit -n 200", "[limits]\nconnections = 200\n");
-    let warning = "warn: 200 descriptors are too few for limits.connections=200, clients beyond them will wait; \
+    let warning = "warn: 200 descriptors are too few for limits.connections=200, further clients will wait; \
                    raise LimitNOFILE= of the service (ulimit -Hn of a shell)";
     assert_eq!(daemon.wait_for_log("too few"), warning);
     daemon.connect().exchange("served all the same");

@@ -54,7 +54,7 @@ fn a_message_split_by_a_restart_is_answered() {
         assert_eq!(connection_outcomes(&service.restart("")), [1, 0, 0]);
         peer.send("lf\t");
         peer.expect("server got:half\t");
-        service.daemon.wait_for_log("1 connections of the process before go on");
+        service.daemon.wait_for_log("restored 1 connection from the previous process");
         assert!(service.manager.stored_descriptors().is_empty(), "nothing stays in the store");
         peer.exchange("after");
         service.daemon.stop();
@@ -211,7 +211,7 @@ fn connections_keep_their_ids_over_restarts_and_new_ones_get_new_ids() {
         for number in 1..=2 * (restart + 1) {
             let prefix = format!("connection {number} on echo from ");
             assert!(log.iter().any(|line| line.contains(&prefix) && line.contains(" ended: handed-over; 1 messages")));
-            assert!(service.daemon.wait_for_log(&prefix).ends_with(" goes on"));
+            assert!(service.daemon.wait_for_log(&prefix).ends_with(" resumed"));
         }
     }
     let mut last = service.connect();
@@ -235,7 +235,7 @@ fn a_hung_worker_loses_only_its_own_connections() {
     }
     let log = service.restart(configuration);
     assert!(connection_outcomes(&log)[2] >= 1, "{log:#?}");
-    assert!(log.iter().any(|line| line.contains("their worker does not answer")), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains(": the worker thread is not responding")), "{log:#?}");
     second.send("\t");
     second.expect("server got:half\t");
     first.read_to_end();

@@ -1,4 +1,4 @@
-//! The end of a process that nobody uses (`service.idle_exit`), and that no client is lost over it.
+//! The exit of an idle process (`service.idle_exit`), which loses no client.
 
 mod common;
 
@@ -129,7 +129,7 @@ fn a_client_that_connects_at_the_idle_exit_is_served_and_the_process_stays() {
     let daemon = Daemon::spawn_with_stdio(&mut command, "[service]\nidle_exit = '2s'\nworkers = 1\n", &[]);
     // It is stopped within this time.
     daemon.wait_for_log("listening on");
-    // The process sleeps over its time, and finds both things done when it wakes: the time over, and somebody waiting.
+    // The process is stopped over its time. When it continues, the time is over and a client waits.
     daemon.signal(Signal::STOP);
     thread::sleep(Duration::from_millis(2_100));
     let mut peer = Peer::connect(&address);

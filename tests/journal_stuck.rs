@@ -148,7 +148,7 @@ fn a_hung_journal_under_load_delays_no_client_and_memory_does_not_grow() {
     });
 
     journal.resume();
-    let is_lost = |entry: &Entry| entry.text("MESSAGE").ends_with("entries were left out here, the log was too slow");
+    let is_lost = |entry: &Entry| entry.text("MESSAGE").ends_with("log entries here: writing the log was too slow");
     journal.expect("the number of lost entries", is_lost);
     // It goes on as if nothing had been.
     let mut last = Peer::connect(&addresses[0]);

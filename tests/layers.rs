@@ -172,7 +172,7 @@ fn an_empty_main_file_or_a_link_to_dev_null_masks_the_main_files_below_it() {
     root.write("usr/lib/echoed.toml", &prefix_document("vendor"))
         .write("run/echoed.toml", "[limits]\nconnections = 7\n");
     root.write("usr/lib/50-x.toml", "[log]\nlevel = \"debug\"\n");
-    // Comments are no mask.
+    // A file with comments only is not a mask.
     root.write("etc/echoed.toml", "# nothing yet\n");
     assert_eq!((root.prefix(), root.load().settings.limits.connections), ("vendor".to_owned(), 7));
     root.write("run/echoed.toml", "");

@@ -1,5 +1,5 @@
-//! What is shared is limited: connections, buffers, time on a worker. Exactly as many as the limit says, and nobody pays
-//! for what somebody else does.
+//! Limits of shared resources: connections, buffers, time on a worker. Exactly as many as the limit says, and no client pays
+//! for another one.
 
 mod common;
 
@@ -36,7 +36,7 @@ fn a_connection_beyond_the_limit_waits_until_another_one_ends() {
         peer.exchange("served");
     }
     let line = daemon.wait_for_log("limits.connections");
-    assert_eq!(line, "warn: 8 connections (limits.connections=8), further ones wait until one ends");
+    assert_eq!(line, "warn: connection limit reached (limits.connections=8), new connections wait in the backlog");
 
     // Each client that goes releases a permit for one of those that wait, in their order.
     let mut waiting: Vec<_> = (0..7).map(|_| daemon.connect()).collect();
@@ -56,7 +56,7 @@ fn a_connection_beyond_the_limit_waits_until_another_one_ends() {
     drop(served);
     let log = daemon.stop();
     let said = log.iter().filter(|line| line.contains("limits.connections")).count();
-    assert_eq!(said, 1, "coming and going at the limit is no news: {log:#?}");
+    assert_eq!(said, 1, "connects and closes at the limit are not logged again: {log:#?}");
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn reaching_a_small_limit_is_logged_only_once() {
 /// Opens connections until one is served.
 fn connect_until_served(address: &str) -> Peer {
     let mut served = None;
-    wait_until("somebody is served again", || {
+    wait_until("a client is served again", || {
         let mut peer = Peer::connect(address);
         peer.send("a\t");
         let is_served = peer.next_reply() == b"server got:a\t";

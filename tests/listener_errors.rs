@@ -95,8 +95,8 @@ fn an_error_that_cannot_pass_ends_the_listener_and_with_the_last_one_the_daemon(
                     None
                 }
             };
-            let line = daemon.wait_for_log("cannot serve echo: ");
-            assert!(line.starts_with("error: ") && line.ends_with("; this listener is not served any more"), "{line}");
+            let line = daemon.wait_for_log("failed to serve echo: ");
+            assert!(line.starts_with("error: ") && line.ends_with("; this listener is no longer served"), "{line}");
             assert_eq!(daemon.wait().code(), Some(71), "{call}: {error}");
         }
     }
@@ -109,7 +109,7 @@ fn check_pauses(daemon: &Daemon, strace: &Strace, served: &mut impl FnMut(&str))
     }
     check_call_rate(strace, 1);
     served("afterwards");
-    assert_eq!(daemon.log().iter().filter(|line| line.contains("trying again")).count(), 1, "{:#?}", daemon.log());
+    assert_eq!(daemon.log().iter().filter(|line| line.contains("; retrying ")).count(), 1, "{:#?}", daemon.log());
 }
 
 /// Checks that a call which fails all the time is made again, with pauses: in the end so often in a second.
@@ -131,8 +131,8 @@ fn connections_are_served_without_busy_looping_while_every_accept_fails() {
         let mut first = daemon.connect();
         first.exchange("first");
         let mut waiting = daemon.connect();
-        let line = daemon.wait_for_log("warn: cannot accept on echo: ");
-        assert!(line.ends_with("; trying again after pauses of up to 1s"), "{line}");
+        let line = daemon.wait_for_log("warn: failed to accept on echo: ");
+        assert!(line.ends_with("; retrying after pauses of up to 1s"), "{line}");
         check_pauses(&daemon, &strace, &mut |message| first.exchange(message));
         waiting.expect_silence(Duration::from_millis(1));
         drop((first, waiting));
@@ -148,7 +148,7 @@ fn packet_connections_are_served_without_busy_looping_while_every_accept_fails()
     let first = PacketPeer::connect(address);
     first.exchange("first");
     let _waiting = PacketPeer::connect(address);
-    daemon.wait_for_log("warn: cannot accept on echo: Operation not permitted");
+    daemon.wait_for_log("warn: failed to accept on echo: Operation not permitted");
     check_pauses(&daemon, &strace, &mut |message| first.exchange(message));
     daemon.stop();
 }
@@ -159,8 +159,8 @@ fn connections_are_served_without_busy_looping_while_no_datagram_can_be_received
     let Some((daemon, strace)) = start_failing("recvmmsg:error=EPERM", &addresses) else { return };
     let mut connected = daemon.connect();
     DatagramPeer::to(&daemon.addresses()[1]).send("a");
-    let line = daemon.wait_for_log("warn: cannot receive on echo: Operation not permitted");
-    assert!(line.ends_with("; trying again after pauses of up to 1s"), "{line}");
+    let line = daemon.wait_for_log("warn: failed to receive on echo: Operation not permitted");
+    assert!(line.ends_with("; retrying after pauses of up to 1s"), "{line}");
     check_pauses(&daemon, &strace, &mut |message| connected.exchange(message));
     drop(connected);
     daemon.stop();
@@ -174,11 +174,11 @@ fn an_idle_daemon_does_not_busy_loop_while_accept_fails() {
     let mut command = activated_command("3<&0", vec![listener.into()], "echo");
     command.env("TEST_WRAPPER", strace.wrapper());
     let daemon = Daemon::spawn_with_stdio(&mut command, "[service]\nidle_exit = \"500ms\"\n", &[]);
-    daemon.wait_for_log("warn: cannot accept on echo: Operation not permitted");
+    daemon.wait_for_log("warn: failed to accept on echo: Operation not permitted");
     // Twice a second, it looks whether a client waits, and then tries to accept it.
     check_call_rate(&strace, 4);
     let log = daemon.stop();
-    assert_eq!(log.iter().filter(|line| line.contains("trying again")).count(), 1, "{log:#?}");
+    assert_eq!(log.iter().filter(|line| line.contains("; retrying ")).count(), 1, "{log:#?}");
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn waiting_clients_are_served_when_accept_works_again() {
     daemon.wait_for_log("info: accepting on echo again");
     let log = daemon.stop();
     let said = |text: &str| log.iter().filter(|line| line.contains(text)).count();
-    assert_eq!((said("cannot accept on echo"), said("accepting on echo again")), (1, 1), "{log:#?}");
+    assert_eq!((said("failed to accept on echo"), said("accepting on echo again")), (1, 1), "{log:#?}");
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn datagrams_are_answered_when_receiving_works_again() {
         daemon.wait_for_log("info: receiving on echo again");
         let log = daemon.stop();
         let said = |text: &str| log.iter().filter(|line| line.contains(text)).count();
-        assert_eq!((said("cannot receive on echo"), said("receiving on echo again")), (1, 1), "{log:#?}");
+        assert_eq!((said("failed to receive on echo"), said("receiving on echo again")), (1, 1), "{log:#?}");
     }
 }
 

@@ -61,7 +61,7 @@ fn a_failed_reload_ends_with_ready_and_the_status_shows_the_error() {
     manager.expect_times("READY=1", 2);
     let status = manager.expect_matching("STATUS=", |_| true);
     let file = daemon.directory().join("echoed.toml");
-    let start = format!("0/7 connections, 1 listener, 0 messages; not reloaded: {}:3:1: ", file.display());
+    let start = format!("0/7 connections, 1 listener, 0 messages; failed to reload: {}:3:1: ", file.display());
     assert!(status.starts_with(&start) && status.contains("is connections meant?"), "{status}");
 
     write_configuration(&daemon, "[limits]\nconnections = 8\n");
@@ -143,7 +143,7 @@ fn a_hung_worker_stops_the_watchdog_pings_while_others_still_serve() {
     if !hang_thread(daemon.pid(), "worker-0") {
         return;
     }
-    daemon.wait_for_log("a worker does not answer");
+    daemon.wait_for_log("a worker thread is not responding");
     let count = || manager.notifications().iter().filter(|(_, message)| message[0] == "WATCHDOG=1").count();
     let pings = count();
     second.exchange("b");
@@ -215,7 +215,7 @@ fn a_service_manager_that_no_longer_reads_delays_the_exit_by_at_most_5_seconds()
     assert!(daemon.wait().success());
     let time = start.elapsed();
     assert!(time > Duration::from_millis(4900) && time < TEST_TIMEOUT, "{time:?}");
-    daemon.wait_for_log("cannot notify the service manager");
+    daemon.wait_for_log("failed to notify the service manager");
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn signals_do_not_prolong_the_wait_for_the_notify_barrier() {
     let (daemon, _manager) = start_with_silent_manager();
     let start = now();
     daemon.signal(Signal::TERM);
-    while !daemon.log().iter().any(|line| line.contains("cannot notify the service manager")) {
+    while !daemon.log().iter().any(|line| line.contains("failed to notify the service manager")) {
         assert!(start.elapsed() < TEST_TIMEOUT, "it still waits");
         // Some more often than the time that is waited for.
         daemon.signal(Signal::HUP);
@@ -276,11 +276,11 @@ fn a_service_manager_that_cannot_be_reached_is_reported_once() {
     command.env("NOTIFY_SOCKET", "/no such directory/notify");
     command.env("WATCHDOG_USEC", "20000").env_remove("WATCHDOG_PID");
     let daemon = Daemon::spawn_with(&mut command, "", &["--listen", "127.0.0.1:0"]);
-    daemon.wait_for_log("cannot notify the service manager on /no such directory/notify: No such file");
+    daemon.wait_for_log("failed to notify the service manager on /no such directory/notify: No such file");
     daemon.wait_for_log("listening on");
     notify_again(&daemon);
     let log = daemon.stop();
-    assert_eq!(log.iter().filter(|line| line.contains("cannot notify")).count(), 1, "{log:#?}");
+    assert_eq!(log.iter().filter(|line| line.contains("failed to notify")).count(), 1, "{log:#?}");
 }
 
 /// Replaces the configuration by a pipe to which no process writes yet.

@@ -191,7 +191,7 @@ fn the_packages_declare_our_licences_and_those_of_the_crates() {
 }
 
 #[test]
-fn the_bill_of_materials_names_its_number_its_tool_and_who_supplies_what() {
+fn the_bill_of_materials_names_its_number_its_tool_and_the_supplier_of_each_part() {
     let bill = read_file("packaging/echoed.cdx.json");
     let number = value_after(&bill, " \"serialNumber\": \"urn:uuid:");
     assert_eq!(number.trim_end_matches(['"', ',']).len(), 36, "{number}");

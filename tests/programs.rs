@@ -121,7 +121,7 @@ fn check_pipe(name: &str, arguments: &[&str]) {
 }
 
 // How long socat (-t) and nc.traditional (-q) wait for the reply after the end of their input is longer here than
-// anybody would write, for machines with much to do. They end when the daemon does, which is at once.
+// anyone would write, for busy machines. They end when the daemon does, which is at once.
 
 #[test]
 fn socat_gets_its_reply_over_tcp() {

@@ -312,7 +312,7 @@ fn before_its_header_arrives_a_connection_counts_against_no_source() {
         peer.exchange("served");
     }
     drop(waiting);
-    // One whose header names no client counts for our user from then on.
+    // A connection whose header names no client counts for our user from then on.
     let mut unnamed: Vec<_> = (0..4).map(|_| Peer::connect(address)).collect();
     let (last, first) = unnamed.split_last_mut().expect("there are four");
     for peer in first {
@@ -336,7 +336,8 @@ fn a_quarter_of_all_connections_may_await_their_header_and_others_are_served_mea
     let addresses = daemon.addresses();
     let mut waiting = [Peer::connect(&addresses[0]), Peer::connect(&addresses[0])];
     let line = daemon.wait_for_log("PROXY header");
-    let expected = "2 connections wait for their PROXY header (a quarter of limits.connections=8), further ones wait";
+    let expected = "PROXY header limit reached (2 connections, a quarter of limits.connections=8), new connections wait in the \
+                    backlog";
     assert!(line.starts_with("warn: ") && line.contains(expected), "{line}");
     let mut third = Peer::connect(&addresses[0]);
     third.send([V1_HEADER, "a\t"].concat());
@@ -425,7 +426,7 @@ fn connections_that_wait_for_a_header_do_not_delay_the_exit() {
     let daemon = start_daemon("deadlines.read = \"1h\"\n[limits]\nconnections = 8\n");
     let mut waiting = [daemon.connect(), daemon.connect()];
     waiting[0].send(&V1_HEADER[..10]);
-    daemon.wait_for_log("2 connections wait for their PROXY header");
+    daemon.wait_for_log("PROXY header limit reached (2 connections");
     let mut third = daemon.connect();
     third.send([V1_HEADER, "a\t"].concat());
     third.expect_silence(Duration::from_millis(200));

@@ -1,4 +1,4 @@
-//! Reading the settings anew (SIGHUP): as a whole or not at all, for new connections, and nobody notices.
+//! Reloading the settings (SIGHUP): all or none, for new connections, and no client notices.
 
 mod common;
 
@@ -46,7 +46,7 @@ fn new_connections_use_the_new_settings_and_existing_ones_keep_theirs() {
     ";
     let said = reload(&daemon, second, RELOADED, 1);
     let file = daemon.directory().join("echoed.toml");
-    assert!(said.ends_with(&format!("the new settings hold for new connections (read {})", file.display())), "{said}");
+    assert!(said.ends_with(&format!("the new settings apply to new connections (read {})", file.display())), "{said}");
     let mut new = Peer::connect(&addresses[0]);
     new.send("a\tbegun");
     new.expect("two:a\tserver error:message not finished within 50ms\t");
@@ -113,7 +113,7 @@ fn invalid_settings_change_nothing_and_all_errors_are_logged() {
     let daemon = Daemon::start_with(right, &["--listen", "127.0.0.1:0"]);
     // The first line alone would be right.
     let wrong = "[limits]\nconnections = 2\nreclaim_idle = 'off'\n[defaults]\nprefix = 'two:'\nmax_message = 3\nunterminted = 'x'\n";
-    let said = reload(&daemon, wrong, "not reloaded, the old settings stay", 1);
+    let said = reload(&daemon, wrong, "failed to reload, keeping the old settings", 1);
     assert!(said.starts_with("error: "), "{said}");
     let position = |line: usize| format!("{}:{line}:", daemon.directory().join("echoed.toml").display());
     assert!(daemon.wait_for_log(&position(6)).contains("3 has no unit"));
@@ -188,7 +188,7 @@ fn messages_are_answered_during_repeated_reloads() {
             let configuration = configurations[round % 3];
             if configuration == "wrong" {
                 bad += 1;
-                reload(&daemon, configuration, "not reloaded", bad);
+                reload(&daemon, configuration, "failed to reload", bad);
             } else {
                 good += 1;
                 reload(&daemon, configuration, RELOADED, good);

@@ -1,4 +1,4 @@
-//! Other framings and replies: the classic small services, as those see them who talk to them.
+//! Other framings and replies: the classic small services, as their clients see them.
 
 #[path = "services/clients.rs"]
 mod clients;

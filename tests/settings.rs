@@ -244,7 +244,7 @@ fn an_unavailable_address_is_named_with_advice() {
     for (address, said) in [
         (&*addresses[0], "another process listens there"),
         (&addresses[1], "another process listens there"),
-        (&file, "not a socket is in the way"),
+        (&file, "not a socket has this path"),
         ("unix:/no such directory/socket", "the directory does not exist"),
         ("tcp:192.0.2.1:1", "no interface of this machine has that address"),
         ("tcp6:127.0.0.1:1", "no address of this kind"),

@@ -170,7 +170,7 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
     }
     let bound = "BindReadOnlyPaths=/usr/share/echoed/links/systemd:/run/systemd";
     assert!(service.lines().any(|line| line == bound), "{service}");
-    // Settings that somebody changed stay, whatever is installed or removed.
+    // Changed settings stay, whatever is installed or removed.
     let settings = destination.join("etc/echoed/echoed.toml");
     let shipped = fs::read_to_string(&settings).unwrap();
     fs::write(&settings, "# mine\n").unwrap();
@@ -419,7 +419,7 @@ fn every_example_socket_has_a_settings_section_and_the_readme_lists_both() {
         assert_eq!(values(&socket, "Socket", "Service"), ["echoed.service"], "{unit}");
         assert_eq!(values(&socket, "Unit", "PartOf"), ["echoed.socket"], "{unit}");
         assert_eq!(values(&socket, "Install", "WantedBy"), ["echoed.socket"], "{unit}");
-        // Nobody but this machine can reach what somebody has just tried out.
+        // Only this machine can reach a daemon that a user has just tried out.
         for key in ["ListenStream", "ListenDatagram", "ListenSequentialPacket"] {
             for address in values(&socket, "Socket", key) {
                 assert!(address.starts_with("127.0.0.1:") || address.starts_with("/run/"), "{unit}: {address}");

@@ -1,4 +1,4 @@
-//! Where a server listens, and over what.
+//! The address and the transport of a server.
 
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
@@ -21,13 +21,13 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    /// Those that carry streams.
+    /// The transports that carry streams.
     pub(crate) const STREAMS: [Self; 2] = [Self::Tcp, Self::Unix];
 
-    /// Those that carry packets.
+    /// The transports that carry packets.
     pub(crate) const PACKETS: [Self; 4] = [Self::Udp, Self::Unixgram, Self::UnixgramPath, Self::Seqpacket];
 
-    /// As it is written in the results.
+    /// Returns its name in the results.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -39,13 +39,13 @@ impl Transport {
         }
     }
 
-    /// Whether it carries packets, and no stream.
+    /// Returns whether it carries packets instead of a stream.
     pub(crate) fn is_packets(self) -> bool {
         Self::PACKETS.contains(&self)
     }
 }
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, Debug)]
 pub(crate) enum Address {
     /// An address of the loopback interface.

@@ -77,28 +77,28 @@ impl Candidate {
         Self { name: "C again".to_owned(), kind: self.kind, program: self.program.clone(), arguments: &[] }
     }
 
-    /// A program that takes only an address, behind these arguments, and has one thread.
+    /// Returns a program with one thread, which takes these arguments and an address.
     pub(crate) fn plain(name: &str, program: PathBuf, arguments: &'static [&'static str]) -> Self {
         Self { name: name.to_owned(), kind: Kind::Plain, program, arguments }
     }
 
-    /// Where its program is.
+    /// Returns the path of its program.
     pub(crate) fn program(&self) -> PathBuf {
         self.program.clone()
     }
 
-    /// Whether its program takes the daemon's command line.
+    /// Returns whether its program takes the daemon's command line.
     pub(crate) fn is_daemon(&self) -> bool {
         self.kind == Kind::Daemon
     }
 
-    /// A program that takes the daemon's command line.
+    /// Returns a program that takes the daemon's command line.
     pub(crate) fn daemon(program: PathBuf) -> Self {
         let name = program.file_name().map_or_else(|| "?".into(), |name| name.to_string_lossy().into_owned());
         Self { name, kind: Kind::Daemon, program, arguments: &[] }
     }
 
-    /// The daemon, linked statically.
+    /// Returns the daemon, linked statically.
     pub(crate) fn static_daemon(program: PathBuf) -> Self {
         Self { name: "echoed, static".to_owned(), kind: Kind::Daemon, program, arguments: &[] }
     }
@@ -188,7 +188,7 @@ fn succeeded(output: &Output, what: impl fmt::Display) -> Result<()> {
     Err(Failure::new(what))
 }
 
-/// Whether the search path has a program of this name.
+/// Returns whether the search path has a program of this name.
 pub(crate) fn installed(program: &str) -> bool {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(program).exists())
 }

@@ -13,7 +13,7 @@ const CASES: [Case; 3] = [Case::new(16, 1, 64), Case::new(16, 16, 64), Case::new
 /// The reference and the daemon; the others have one thread only.
 const CANDIDATES: usize = 2;
 
-/// CPU time per message and messages per second, case by case.
+/// Measures CPU time per message and messages per second, case by case.
 pub(crate) fn cores(plan: &Plan) -> Result<Vec<Table>> {
     let (servers, loads) = plan.programs.cpus.split_two();
     if servers.len() < 2 {

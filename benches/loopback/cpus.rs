@@ -7,16 +7,16 @@ use crate::{Context as _, Failure, Result};
 /// The CPUs of the server and of the load. They are the same one on a machine that has no other.
 #[derive(Clone, Debug)]
 pub(crate) struct Cpus {
-    /// Where the servers run.
+    /// The CPU of the servers.
     pub(crate) server: usize,
-    /// Where this program runs.
+    /// The CPU of this program.
     pub(crate) load: usize,
     /// All that this process may use.
     all: Vec<usize>,
 }
 
 impl Cpus {
-    /// The first two that this process may use.
+    /// Returns the first two CPUs that this process may use.
     pub(crate) fn available() -> Result<Self> {
         let allowed = sched_getaffinity(None).context("asking for the CPUs of this process")?;
         let all: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect();
@@ -24,12 +24,12 @@ impl Cpus {
         Ok(Self { server, load: all.get(1).copied().unwrap_or(server), all })
     }
 
-    /// How many there are for this process.
+    /// Returns the number of CPUs that this process may use.
     pub(crate) fn count(&self) -> usize {
         self.all.len()
     }
 
-    /// Two for a server and two for its loads; the same ones where there are fewer than four.
+    /// Returns two CPUs for a server and two for its loads; the same two if there are fewer than four.
     pub(crate) fn split_two(&self) -> (Vec<usize>, Vec<usize>) {
         let first: Vec<usize> = self.all.iter().copied().take(2).collect();
         let second = self.all.get(2..4).map_or_else(|| first.clone(), <[usize]>::to_vec);

@@ -9,7 +9,7 @@ use crate::stats::{Samples, format_short, percentile};
 use crate::table::Table;
 use crate::{Result, progress};
 
-/// How long a well-behaved connection waits beside others that send without waiting for replies.
+/// Measures how long a well-behaved connection waits beside others that send without waiting for replies.
 pub(crate) fn fairness(plan: &Plan) -> Result<ReportSection> {
     const FLOODING: usize = 4;
     let candidates = plan.programs.count();

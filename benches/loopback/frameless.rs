@@ -22,7 +22,7 @@ const CONCURRENCY: usize = 8;
 
 const PROGRAMS: [&str; 4] = ["socat", "ncat", "xinetd", "systemd-socket-activate"];
 
-/// Connections served in a second, by the servers that frame and by those that do not.
+/// Measures connections served in a second, by the servers that frame and by those that do not.
 pub(crate) fn cat(plan: &Plan) -> Result<Vec<Table>> {
     let count = plan.programs.count();
     let mut programs: Vec<_> = PROGRAMS.into_iter().filter(|program| installed(program)).collect();

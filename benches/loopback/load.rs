@@ -7,7 +7,7 @@ use crate::address::Address;
 use crate::socket_io::{Case, Interest, Poll, Workload, check_reply, open_connection, try_receive, try_send};
 use crate::{Failure, Result, now};
 
-/// What a single receive may bring.
+/// The size of the receive buffer.
 const BUFFER_SIZE: usize = 256 * 1024;
 
 /// How long a burst of few connections lasts.
@@ -152,7 +152,7 @@ impl Load {
         loop {
             let Some(size) = try_receive(&connection.socket, &mut self.buffer)? else { return Ok(false) };
             let Some(received) = connection.received else {
-                return Err(Failure::new(format_args!("{size} bytes came that nobody had asked for")));
+                return Err(Failure::new(format_args!("{size} unexpected bytes were received")));
             };
             let owed = &self.workload.replies(connection.first, self.depth)[received..];
             check_reply(&self.buffer[..size], owed)?;
@@ -282,7 +282,7 @@ pub(crate) struct Flood {
     received: u64,
 }
 
-/// What a run beside a flood measured.
+/// The result of a run beside a flood.
 pub(crate) struct FloodRun {
     /// The round trip times of the probe, in seconds.
     pub(crate) times: Vec<f64>,

@@ -61,7 +61,7 @@ use crate::report::{Report, ReportSection, machine};
 const MANY_CONNECTIONS: usize = 10_000;
 const FEWER_CONNECTIONS: usize = 9000;
 
-/// Open files that are no connections.
+/// Open files that are not connections.
 const OTHER_FILES: usize = 200;
 
 /// Why the measurement could not go on, in a sentence for the user.
@@ -69,7 +69,7 @@ const OTHER_FILES: usize = 200;
 pub(crate) struct Failure(String);
 
 impl Failure {
-    /// A failure of its own.
+    /// Makes a failure from a text.
     pub(crate) fn new(what: impl fmt::Display) -> Self {
         Self(what.to_string())
     }
@@ -96,7 +96,7 @@ impl<T, E: fmt::Display> Context<T> for std::result::Result<T, E> {
     }
 }
 
-/// The time.
+/// Returns the time.
 #[expect(clippy::disallowed_methods, reason = "here it is the real time that counts")]
 pub(crate) fn now() -> Instant {
     Instant::now()

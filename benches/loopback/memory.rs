@@ -1,4 +1,4 @@
-//! What a server keeps in memory, at rest and for each connection.
+//! The memory of a server, at rest and for each connection.
 
 use crate::address::Transport;
 use crate::load::Load;
@@ -10,7 +10,7 @@ use crate::socket_io::Case;
 use crate::table::Table;
 use crate::{Result, progress};
 
-/// Memory at rest, and what an idle connection adds to it.
+/// Measures the memory at rest, and what an idle connection adds to it.
 pub(crate) fn memory(plan: &Plan) -> Result<ReportSection> {
     let mut table = Table::new(
         format!("Memory: the server's own (user) memory; {} idle TCP connections", plan.many_connections),
@@ -24,7 +24,7 @@ pub(crate) fn memory(plan: &Plan) -> Result<ReportSection> {
         server.wait_until_idle()?;
         let Memory { resident, .. } = server.memory()?;
 
-        // What the first connection brings with it, such as scratch buffers, is not the price of one.
+        // The first connection also allocates shared memory, such as scratch buffers.
         let mut first = Load::connect(server.address(), Case::new(16, 1, 1))?;
         exchange_messages(&mut first)?;
         drop(first);

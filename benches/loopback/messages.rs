@@ -1,4 +1,4 @@
-//! What a message costs: the cases, and what it costs as connections become more.
+//! The cost of a message: case by case, and as the number of connections grows.
 
 use crate::address::Transport;
 use crate::plan::{Figures, Plan};
@@ -20,7 +20,7 @@ pub(crate) const CASES: [Case; 6] = [
     Case::new(65_536, 1, 8),
 ];
 
-/// CPU time per message and messages per second, case by case.
+/// Measures CPU time per message and messages per second, case by case.
 pub(crate) fn cpu(plan: &Plan) -> Result<ReportSection> {
     let named = plan.cases.iter().map(|(transport, case)| format!("{} {case}", transport.name()));
     let mut rows: Vec<_> = named.map(|name| (name, Figures::of(plan.programs.count()))).collect();
@@ -44,7 +44,7 @@ pub(crate) fn cpu(plan: &Plan) -> Result<ReportSection> {
     Ok(ReportSection { tables: tables.into(), plots: vec![plot] })
 }
 
-/// CPU time per message as the number of connections grows.
+/// Measures CPU time per message as the number of connections grows.
 pub(crate) fn scaling(plan: &Plan) -> Result<Vec<Table>> {
     let counts = [64, 1000.min(plan.many_connections), plan.many_connections];
     let candidates = plan.programs.count();

@@ -79,7 +79,7 @@ impl Section {
         ("packet-cores", Self::PacketCores),
     ];
 
-    /// About how long it takes.
+    /// Estimates how long it takes, in seconds.
     pub(crate) fn seconds(self, plan: &Plan) -> f64 {
         let (candidates, rounds) = (plan.programs.count() as f64, plan.rounds as f64);
         let (sample, each) = (plan.sample.as_secs_f64(), candidates * rounds);
@@ -112,7 +112,7 @@ pub(crate) struct Options {
     pub(crate) rounds: usize,
     /// Length of a sample.
     pub(crate) sample: Duration,
-    /// What is compared with the reference first of all.
+    /// The program that is compared with the reference first.
     pub(crate) subject: Subject,
     /// The daemon that is linked statically.
     pub(crate) static_daemon: Option<PathBuf>,
@@ -120,12 +120,12 @@ pub(crate) struct Options {
     pub(crate) others: Vec<&'static (&'static str, OtherServer)>,
     /// The other servers of packets that are measured.
     pub(crate) packet_servers: Vec<&'static (&'static str, PacketServer)>,
-    /// Where the results are written, beside stdout.
+    /// The file for the results, besides stdout.
     pub(crate) file: Option<PathBuf>,
 }
 
 impl Options {
-    /// `None`: help was asked for.
+    /// Parses the arguments; `None` if help was requested.
     pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Self>> {
         let mut options = Self {
             only: Vec::new(),

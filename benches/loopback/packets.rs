@@ -1,4 +1,4 @@
-//! What packets cost: UDP, datagrams and connections of packets on Unix sockets.
+//! The cost of packets: UDP, datagrams and connections of packets on Unix sockets.
 
 mod candidates;
 mod cases;
@@ -27,7 +27,7 @@ pub(crate) use self::content::HEAD;
 pub(crate) use self::service::run as serve_datagrams;
 pub(crate) use self::window::MAX_WINDOW;
 
-/// All about packets but their cores; only the costs of the cases, if these were chosen.
+/// Measures everything about packets except [`cores`], or only the costs of the cases if cases were chosen.
 pub(crate) fn packets(plan: &Plan) -> Result<ReportSection> {
     let candidates = PacketCandidates::prepare(&plan.programs, &plan.packet_servers)?;
     let mut section = cases::costs(plan, &candidates)?;
@@ -42,12 +42,12 @@ pub(crate) fn packets(plan: &Plan) -> Result<ReportSection> {
     Ok(section)
 }
 
-/// Packets with two sockets of one port, and with one.
+/// Measures packets with two sockets of one port, and with one.
 pub(crate) fn cores(plan: &Plan) -> Result<Vec<Table>> {
     cores::cores(plan, &PacketCandidates::prepare(&plan.programs, &[])?)
 }
 
-/// About how many seconds [`packets`] takes.
+/// Estimates how many seconds [`packets`] takes.
 pub(crate) fn seconds(plan: &Plan) -> f64 {
     let (candidates, rounds) = (2.0 + plan.packet_servers.len() as f64, plan.rounds as f64);
     let sample = plan.sample.as_secs_f64();

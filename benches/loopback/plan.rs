@@ -34,7 +34,7 @@ pub(crate) struct Plan {
     pub(crate) many_connections: usize,
     /// How many connections may be open at the same time.
     pub(crate) max_connections: usize,
-    /// What to start.
+    /// The program to start.
     pub(crate) programs: Programs,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Loaded<L> {
     pub(crate) name: String,
     /// The server.
     pub(crate) server: Server,
-    /// What loads it, and is connected.
+    /// The load, which is connected to it.
     pub(crate) load: L,
 }
 
@@ -127,7 +127,7 @@ impl Figures {
 }
 
 impl Plan {
-    /// How long a server is loaded before it is measured.
+    /// Returns how long a server is loaded before it is measured.
     pub(crate) fn warm_up(&self) -> Duration {
         self.sample / 5
     }

@@ -17,9 +17,9 @@ const TOP: usize = 62;
 pub(crate) struct Plot {
     /// The end of its file's name.
     pub(crate) name: &'static str,
-    /// What is shown.
+    /// The title.
     pub(crate) title: String,
-    /// What the colours mean.
+    /// The legend.
     pub(crate) series: Vec<String>,
     /// The groups, with their names; a value that is not a number is skipped.
     pub(crate) groups: Vec<(String, Vec<f64>)>,
@@ -30,7 +30,7 @@ pub(crate) struct Plot {
 }
 
 impl Plot {
-    /// The finished image.
+    /// Returns the finished image.
     pub(crate) fn render(&self) -> String {
         let values =
             || self.groups.iter().flat_map(|(_, values)| values).copied().chain(self.mark).filter(|value| *value > 0.0);

@@ -25,7 +25,7 @@ buffer_memory = "256MiB"
 [service]
 "#;
 
-/// What is compared with the reference first of all.
+/// The program that is compared with the reference first.
 pub(crate) enum Subject {
     /// A program that takes the daemon's command line.
     Daemon(PathBuf),
@@ -106,7 +106,7 @@ impl Programs {
         self.candidates.get(1).filter(|candidate| candidate.is_daemon())
     }
 
-    /// The directory for whatever a bench needs.
+    /// Returns the directory for the files of a benchmark.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }

@@ -8,11 +8,11 @@ use crate::plot::Plot;
 use crate::table::Table;
 use crate::{Context as _, Result};
 
-/// What stands between these lines is written anew each time; what stands around them stays.
+/// The text between these lines is replaced each time; the text around them stays.
 const BEGIN: &str = "<!-- figures: written by make bench -->";
 const END: &str = "<!-- end of figures -->";
 
-/// What a section of the results consists of.
+/// The parts of a section of the results.
 pub(crate) struct ReportSection {
     /// Its tables.
     pub(crate) tables: Vec<Table>,
@@ -26,7 +26,7 @@ impl From<Vec<Table>> for ReportSection {
     }
 }
 
-/// What has been measured so far. It is printed at once, and written to a file at the end.
+/// The results so far. They are printed at once, and written to a file at the end.
 pub(crate) struct Report {
     file: Option<PathBuf>,
     text: String,
@@ -34,7 +34,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// A report that is also written to `file`.
+    /// Starts a report that is also written to `file`.
     pub(crate) fn new(file: Option<PathBuf>) -> Self {
         Self { file, text: String::new(), images: Vec::new() }
     }
@@ -82,7 +82,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).context(format_args!("writing {}", path.display()))
 }
 
-/// The machine, of which so many CPUs may be used, in a sentence.
+/// Describes the machine, with the number of usable CPUs, in a sentence.
 pub(crate) fn machine(cpus: usize) -> Result<String> {
     let setting = |name: &str| {
         let path = format!("/proc/sys/{name}");

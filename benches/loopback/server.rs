@@ -45,7 +45,7 @@ impl Server {
         self.wait_for("it to listen", |server| ready(server))
     }
 
-    /// Where it listens.
+    /// Returns the address it listens on.
     pub(crate) fn address(&self) -> &Address {
         self.address.as_ref().expect("a server is handed out when its address is known")
     }
@@ -65,7 +65,7 @@ impl Server {
         Ok(last)
     }
 
-    /// `None` while a thread is running, or when it has ended in between.
+    /// Returns the CPU time; `None` while a thread is running, or if it has ended in between.
     fn cpu_nanoseconds_if_asleep(&self) -> Option<u64> {
         let mut sum = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.child.id())).ok()? {
@@ -82,7 +82,7 @@ impl Server {
         Some(sum)
     }
 
-    /// Its memory as the kernel sees it.
+    /// Returns its memory as the kernel reports it.
     pub(crate) fn memory(&self) -> Result<Memory> {
         let path = format!("/proc/{}/smaps_rollup", self.child.id());
         let text = fs::read_to_string(&path).context(format_args!("reading {path}"))?;
@@ -99,7 +99,7 @@ impl Server {
         self.wait_for("its connections", |server| server.open_files().is_ok_and(|open| open >= least))
     }
 
-    /// The number of its open descriptors.
+    /// Returns the number of its open descriptors.
     pub(crate) fn open_files(&self) -> Result<usize> {
         let path = format!("/proc/{}/fd", self.child.id());
         Ok(fs::read_dir(&path).context(format_args!("reading {path}"))?.count())
@@ -137,12 +137,12 @@ impl Drop for Server {
     }
 }
 
-/// What a process keeps in memory, in bytes.
+/// The memory of a process, in bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Memory {
     /// All that is resident.
     pub(crate) resident: u64,
-    /// What is not backed by a file: heap, stacks and whatever else is its own alone.
+    /// Memory that is not backed by a file: heap, stacks and other private memory.
     pub(crate) anonymous: u64,
 }
 

@@ -10,7 +10,7 @@ use crate::{Context as _, Result, progress};
 /// How many connections there are at a time.
 const CONCURRENCY: usize = 64;
 
-/// CPU time and rate of connect, one message, close.
+/// Measures CPU time and rate of connect, one message, close.
 pub(crate) fn connect(plan: &Plan) -> Result<Vec<Table>> {
     let candidates = plan.programs.count();
     let mut rows = Vec::new();

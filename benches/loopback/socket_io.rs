@@ -1,4 +1,4 @@
-//! What goes over the wire: the workload of messages and replies, the sockets of the load, and an epoll set.
+//! The traffic of a load: the workload of messages and replies, the sockets of the load, and an epoll set.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -61,12 +61,12 @@ impl Workload {
         Self { messages, replies, message_size: size + 1, reply_size: PREFIX.len() + size + 1 }
     }
 
-    /// The number of messages.
+    /// Returns the number of messages.
     pub(crate) fn count(&self) -> usize {
         self.messages.len() / self.message_size
     }
 
-    /// The bytes of a reply, its delimiter counted.
+    /// Returns the bytes of a reply, including its delimiter.
     pub(crate) fn reply_size(&self) -> usize {
         self.reply_size
     }
@@ -76,12 +76,12 @@ impl Workload {
         self.count() - depth + 1
     }
 
-    /// `depth` messages from the `first` one on.
+    /// Returns `depth` messages, beginning with number `first`.
     pub(crate) fn messages(&self, first: usize, depth: usize) -> &[u8] {
         &self.messages[first * self.message_size..][..depth * self.message_size]
     }
 
-    /// The replies to [`Self::messages`].
+    /// Returns the replies to [`Self::messages`].
     pub(crate) fn replies(&self, first: usize, depth: usize) -> &[u8] {
         &self.replies[first * self.reply_size()..][..depth * self.reply_size()]
     }
@@ -170,7 +170,7 @@ pub(crate) fn check_reply(received: &[u8], owed: &[u8]) -> Result<()> {
     )))
 }
 
-/// What a socket is watched for.
+/// The events that a socket is watched for.
 #[derive(Clone, Copy)]
 pub(crate) enum Interest {
     /// Changes from nothing to read to something to read.
@@ -195,7 +195,7 @@ impl Interest {
     }
 }
 
-/// The failure of a server that has not replied for [`REPLY_TIMEOUT`].
+/// Returns the failure of a server that has not replied for [`REPLY_TIMEOUT`].
 pub(crate) fn no_reply() -> Failure {
     Failure::new(format_args!("no reply for {} s, though some are owed", REPLY_TIMEOUT.as_secs()))
 }
@@ -206,7 +206,7 @@ pub(crate) struct Poll {
     events: Vec<epoll::Event>,
 }
 
-/// What happened to one socket.
+/// The event of one socket.
 #[derive(Clone, Copy)]
 pub(crate) struct Ready {
     /// The number it was added with.
@@ -218,7 +218,7 @@ pub(crate) struct Ready {
 }
 
 impl Poll {
-    /// An empty set.
+    /// Makes an empty set.
     pub(crate) fn new() -> Result<Self> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC).context("making an epoll set")?;
         Ok(Self { set, events: Vec::with_capacity(512) })
@@ -255,7 +255,7 @@ impl Poll {
         }
     }
 
-    /// An event of the last wait.
+    /// Returns an event of the last wait.
     pub(crate) fn event(&self, index: usize) -> Ready {
         use epoll::EventFlags as Flags;
         let epoll::Event { flags, data } = self.events[index];
@@ -280,7 +280,7 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// A case.
+    /// Makes a case.
     pub(crate) const fn new(size: usize, depth: usize, connections: usize) -> Self {
         Self { size, depth, connections }
     }
@@ -304,7 +304,7 @@ impl std::str::FromStr for Case {
         let numbers: Vec<usize> = text.split('-').filter_map(|number| number.parse().ok()).collect();
         match numbers[..] {
             [size, depth, connections] if depth > 0 && connections > 0 => Ok(Self { size, depth, connections }),
-            _ => Err(Failure::new(format_args!("{text:?} is no case; one is SIZE-DEPTH-CONNECTIONS, such as 16-1-64"))),
+            _ => Err(Failure::new(format_args!("invalid case {text:?} (SIZE-DEPTH-CONNECTIONS, example: 16-1-64)"))),
         }
     }
 }

@@ -31,7 +31,7 @@ impl Samples {
         self.median(candidate) / self.median(0)
     }
 
-    /// The ratio of the medians, with the least and the greatest ratio within one round: `1.02 (0.99-1.05)`.
+    /// Returns the ratio of the medians, with the least and the greatest ratio within one round: `1.02 (0.99-1.05)`.
     pub(crate) fn ratio_and_range(&self, candidate: usize) -> String {
         let ratios = || self.0[candidate].iter().zip(&self.0[0]).map(|(candidate, first)| candidate / first);
         let least = ratios().fold(f64::INFINITY, f64::min);
@@ -40,7 +40,7 @@ impl Samples {
     }
 }
 
-/// The middle sample, or the mean of the two in the middle. NaN of nothing.
+/// Returns the middle sample, or the mean of the two in the middle; NaN if there are no samples.
 pub(crate) fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -52,7 +52,7 @@ pub(crate) fn median(samples: &[f64]) -> f64 {
     }
 }
 
-/// The sample that `per_mille` of a thousand samples do not exceed. NaN of nothing.
+/// Returns the sample that `per_mille` of a thousand samples do not exceed; NaN if there are no samples.
 pub(crate) fn percentile(samples: &[f64], per_mille: usize) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -60,7 +60,7 @@ pub(crate) fn percentile(samples: &[f64], per_mille: usize) -> f64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
-/// A number with as many digits as are worth reading: `62.4M`, `4.21M`, `278k`, `12.6k`, `835`, `3.10`.
+/// Formats a number with three significant digits: `62.4M`, `4.21M`, `278k`, `12.6k`, `835`, `3.10`.
 pub(crate) fn format_short(number: f64) -> String {
     let (number, unit) = match number {
         n if n >= 1e6 => (n / 1e6, "M"),

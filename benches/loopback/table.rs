@@ -9,7 +9,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// A table without rows.
+    /// Makes a table without rows.
     pub(crate) fn new<T: Into<String>>(title: impl Into<String>, headings: impl IntoIterator<Item = T>) -> Self {
         Self { title: title.into(), rows: vec![headings.into_iter().map(Into::into).collect()] }
     }
@@ -20,7 +20,7 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// The finished table, in Markdown, which reads well as it is.
+    /// Returns the finished table, in Markdown.
     pub(crate) fn render(&self) -> String {
         let widths: Vec<usize> = (0..self.rows[0].len())
             .map(|column| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(2))

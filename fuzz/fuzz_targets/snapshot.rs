@@ -39,7 +39,7 @@ impl Outlet for LimitedOutlet {
     }
 }
 
-/// What peers send.
+/// The input from peers.
 const INPUT: [&[u8]; 8] =
     [b"\t", b"aaaa\t", b"a", b"\r\n", b"-\t-", b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", b"--", b"\t\t\t\t\t"];
 

@@ -66,7 +66,7 @@ impl Echoed {
         first_repeated(&addresses).map(|(_, at)| addresses[at])
     }
 
-    /// Where the settings come from, with the environment of this process.
+    /// Returns the sources of the settings, including the environment of this process.
     #[must_use]
     pub fn sources(&self) -> Sources {
         Sources {
@@ -87,7 +87,7 @@ pub struct Listen {
     pub address: Address,
 }
 
-/// `[NAME=]ADDRESS`. A path may contain `=`, so only what can be a name counts as one.
+/// Parses `[NAME=]ADDRESS`. A path may contain `=`, so the part before it counts as a name only if it is a valid one.
 fn listen(text: &str) -> Result<Listen, String> {
     let (name, address) = match text.split_once('=') {
         Some((name, address)) if is_listener_name(name) => (name, address),

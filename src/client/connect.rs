@@ -21,7 +21,7 @@ use crate::units::format_time;
 /// calls as a Unix socket, so that one type will do.
 pub type Stream = UnixStream;
 
-/// How long to wait before a Unix socket is tried again whose backlog is full.
+/// How long to wait before retrying a Unix socket whose backlog is full.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why there is no connection. Each is a sentence that says what to do.
@@ -32,7 +32,7 @@ pub enum ConnectError {
     Lookup {
         /// The address.
         address: Address,
-        /// What the resolver says.
+        /// The error of the resolver.
         error: io::Error,
     },
     /// The host has no address of the family that was asked for.
@@ -51,14 +51,14 @@ pub enum ConnectError {
     Refused {
         /// The address.
         address: Address,
-        /// What happened at each of them, in turn; at least one.
+        /// The error of each of them, in turn; at least one.
         attempts: Vec<(SocketAddr, io::Error)>,
     },
     /// The Unix socket did not take the connection, or the first packet.
     Unix {
         /// The address.
         address: Address,
-        /// What connect(2) says.
+        /// The error of connect(2).
         error: io::Error,
     },
     /// A stream is required, and the address is one of packets.
@@ -161,7 +161,8 @@ fn unix_hint(error: &io::Error) -> &'static str {
 /// tried too.
 ///
 /// # Errors
-/// See [`ConnectError`]. Returns [`ConnectError::StreamRequired`] if `address` is one of packets.
+/// Returns an error if the server cannot be reached; see [`ConnectError`]. Returns
+/// [`ConnectError::StreamRequired`] if `address` is one of packets.
 pub async fn connect(address: &Address, limit: Duration) -> Result<Stream, ConnectError> {
     let deadline = Instant::now() + limit;
     let timed_out = |_| ConnectError::TimedOut { address: address.clone(), limit };
@@ -178,7 +179,7 @@ pub async fn connect(address: &Address, limit: Duration) -> Result<Stream, Conne
     connected.map_err(timed_out)?.map_err(|error| ConnectError::Unix { address: address.clone(), error })
 }
 
-/// The addresses of a host, in the order in which the resolver returns them.
+/// Looks up the addresses of a host, in the order in which the resolver returns them.
 pub(super) async fn look_up(
     address: &Address,
     family: Family,

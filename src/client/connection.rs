@@ -26,7 +26,7 @@ impl Connection {
     /// Connects to `address` within `limit`, the lookup of its name included.
     ///
     /// # Errors
-    /// See [`ConnectError`].
+    /// Returns an error if the server cannot be reached; see [`ConnectError`].
     pub async fn connect(address: &Address, limit: Duration) -> Result<Self, ConnectError> {
         if address.is_packets() {
             PacketSocket::connect(address, limit).await.map(Self::Packets)
@@ -72,7 +72,7 @@ impl Connection {
         }
     }
 
-    /// How much was read; `None` if the server has ended its stream.
+    /// Reads what has arrived. Returns its length; `None` if the server has ended its stream.
     pub(super) fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         match self {
             Self::Stream(stream) => stream.try_read(buffer).map(|count| (count > 0).then_some(count)),

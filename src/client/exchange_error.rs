@@ -23,14 +23,14 @@ pub enum ExchangeError {
     WrongReply {
         /// Counted from 1.
         number: u64,
-        /// What the reply should be.
+        /// The expected reply.
         expected: Vec<u8>,
-        /// What it is.
+        /// The received reply.
         got: Vec<u8>,
     },
     /// A reply came that no message had asked for.
     UnexpectedReply {
-        /// What it is.
+        /// The received reply.
         got: Vec<u8>,
     },
     /// The server has said what is wrong.
@@ -48,9 +48,9 @@ pub enum ExchangeError {
         message: Vec<u8>,
         /// The time that there was.
         timeout: Duration,
-        /// What would have ended the reply, if anything.
+        /// The delimiter that would have ended the reply, if there is one.
         delimiter: Option<Box<Delimiter>>,
-        /// What has come of it.
+        /// The part that was received.
         rest: Vec<u8>,
     },
     /// A reply is so much longer than the right one that its end is not awaited.
@@ -59,9 +59,9 @@ pub enum ExchangeError {
         number: u64,
         /// The length of the right one, in bytes.
         expected_len: usize,
-        /// What has come of it.
+        /// The part that was received.
         got: Vec<u8>,
-        /// What would have ended it.
+        /// The delimiter that would have ended it.
         delimiter: Box<Delimiter>,
     },
     /// A message is larger than a packet can be.
@@ -94,7 +94,7 @@ pub enum ExchangeError {
     },
     /// There are no more messages although there should be. Those before were sent and answered.
     Input {
-        /// What is wrong with the next one.
+        /// The error of the next one.
         error: InputError,
         /// How many were sent.
         sent: u64,

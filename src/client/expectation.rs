@@ -1,4 +1,4 @@
-//! What the client expects of the server: the reply to a message, and the time that it may take.
+//! The expectations of the client: the reply to a message, and the time that it may take.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::protocol::reply::Prefix;
 /// reports. The client reads no more than that of a reply.
 pub const MAX_EXCESS: usize = 4096;
 
-/// What the client expects of the server.
+/// The expectations of the client.
 #[derive(Debug, Clone)]
 pub struct Expectation {
     /// The reply to a message.

@@ -1,4 +1,4 @@
-//! Where messages come from: the command line, once or again and again, or a stream, line by line or as it comes.
+//! The sources of messages: the command line, once or repeated, or a stream, by lines or in chunks.
 //!
 //! A thread reads the stream, since reading a terminal or a pipe blocks. It is at most two reads ahead, and may well be
 //! blocked in one when the program ends: the program does not wait for it.
@@ -30,10 +30,10 @@ enum InputKind {
 }
 
 impl Messages {
-    /// These messages, all of them checked.
+    /// Checks these messages and returns them as an input.
     ///
     /// # Errors
-    /// One of them cannot be sent.
+    /// Returns an error if one of them cannot be sent.
     pub fn from_arguments(
         messages: impl IntoIterator<Item = Vec<u8>>,
         delimiter: Option<&Delimiter>,
@@ -47,7 +47,7 @@ impl Messages {
     /// Repeats these messages in rotation, each with its number. The first of each is checked.
     ///
     /// # Errors
-    /// One of them cannot be sent.
+    /// Returns an error if one of them cannot be sent.
     pub fn repeated(
         messages: impl IntoIterator<Item = Vec<u8>>,
         delimiter: Option<&Delimiter>,
@@ -57,11 +57,11 @@ impl Messages {
         Ok(Self(InputKind::Repeated(Box::new(repeated))))
     }
 
-    /// The lines of `input`. Lines end with a line feed, which is not part of the message (a carriage return before it
+    /// Reads the lines of `input`. Lines end with a line feed, which is not part of the message (a carriage return before it
     /// is); the last one need not have it.
     ///
     /// # Errors
-    /// The thread that reads them cannot be started.
+    /// Returns an error if the reader thread cannot be started.
     pub fn lines(input: impl Read + Send + 'static, delimiter: Option<&Delimiter>) -> io::Result<Self> {
         Ok(Self(InputKind::Lines(Box::new(Lines {
             chunks: spawn_reader(input)?,
@@ -74,15 +74,15 @@ impl Messages {
         }))))
     }
 
-    /// What is read of `input` at once, as it is.
+    /// Reads chunks of `input`: the bytes of each read, unchanged.
     ///
     /// # Errors
-    /// The thread that reads cannot be started.
+    /// Returns an error if the reader thread cannot be started.
     pub fn chunks(input: impl Read + Send + 'static) -> io::Result<Self> {
         Ok(Self(InputKind::Chunks(Chunks { chunks: spawn_reader(input)?, next: None })))
     }
 
-    /// The next message, if it is there.
+    /// Returns the next message, if it is there.
     pub(super) fn next(&mut self) -> Result<Next, InputError> {
         match &mut self.0 {
             InputKind::Arguments(messages) => Ok(messages.next().map_or(Next::End, Next::Message)),
@@ -158,7 +158,7 @@ impl Lines {
 #[derive(Debug)]
 struct Chunks {
     chunks: mpsc::Receiver<io::Result<Vec<u8>>>,
-    /// What has come; within, `None` is the end.
+    /// The chunks that were read; `None` in the channel is the end.
     next: Option<Option<io::Result<Vec<u8>>>>,
 }
 
@@ -207,7 +207,7 @@ mod tests {
 
     use super::*;
 
-    /// All lines of an input that gives at most `size` bytes per read, and how they end.
+    /// Returns all lines of an input that gives at most `size` bytes per read, and its error.
     async fn lines(input: &'static [u8], size: usize) -> (Vec<Vec<u8>>, Option<InputError>) {
         struct Slowly(Cursor<&'static [u8]>, usize);
         impl Read for Slowly {

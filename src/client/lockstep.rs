@@ -1,4 +1,4 @@
-//! Exchanges messages in lockstep: sends the next message when the one before is answered.
+//! Exchanges messages in lockstep: sends a message when the previous one has its reply.
 //!
 //! ```text
 //! Messages ──> one message ──> stream or packets ──> what comes ──> compared with it ──> ReplySink
@@ -90,12 +90,12 @@ struct CurrentMessage {
     written: usize,
     /// When its last byte was written, if it is: just before the call.
     sent_at: Option<Instant>,
-    /// What has come of its reply.
+    /// The received part of its reply.
     reply: Vec<u8>,
     answered: bool,
 }
 
-/// What has come since the deadline began to run.
+/// The input since the deadline began to run.
 #[derive(Debug, Default)]
 struct Patience {
     /// How many bytes were read.
@@ -128,7 +128,7 @@ struct LockstepExchange<'a, R> {
     /// When something of the current message was written last, or it became the current one.
     last_written: Instant,
     patience: Patience,
-    /// Why nothing can be written any more.
+    /// The write error, after which nothing can be written.
     write_error: Option<io::Error>,
     /// When the server has ended its stream with nothing owed, while there may still be messages.
     server_ended: Option<Instant>,
@@ -169,7 +169,7 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
         self.current.as_ref().is_some_and(|current| current.sent_at.is_none())
     }
 
-    /// Returns whether to look for the next message: already while the one before is not answered, to know which is the
+    /// Returns whether to look for the next message: already while the previous one awaits its reply, to know which is the
     /// last.
     fn wants_message(&self) -> bool {
         self.messages_end.is_none() && self.next.is_none() && !self.is_current_unsent()
@@ -221,7 +221,7 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
 
     // --- What happens ------------------------------------------------------------------------------------------------
 
-    /// Takes the next message if it is there, and makes it the current one if the one before is done.
+    /// Takes the next message if it is there, and makes it the current one if the previous one is done.
     fn take_message(&mut self) -> Result<(), ExchangeError> {
         if self.wants_message() {
             match self.messages.next() {
@@ -278,7 +278,7 @@ impl<'a, R: ReplySink> LockstepExchange<'a, R> {
             Err(error) => Err(self.end_error(Some(error))),
         };
         if read.is_err() {
-            // The wrong reply is to be seen, too. That this cannot be printed is not what went wrong first.
+            // The wrong reply is printed, too. If printing fails, the wrong reply is still the first error.
             let _ = self.sink.flush();
         }
         read.map(|()| true)

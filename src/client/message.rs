@@ -1,4 +1,4 @@
-//! What may be sent: bytes that the server will take for exactly one message.
+//! A valid message: bytes that the server will take for exactly one message.
 
 use std::fmt;
 
@@ -42,10 +42,10 @@ impl fmt::Display for MessageError {
 impl std::error::Error for MessageError {}
 
 impl Message {
-    /// A message of these bytes. Without a delimiter, they are what is sent.
+    /// Makes a message of these bytes. Without a delimiter, they are sent unchanged.
     ///
     /// # Errors
-    /// They contain the delimiter, or end so that the delimiter after them is found too early (`a` before `aa`), or
+    /// Returns an error if they contain the delimiter, end so that the delimiter is found too early (`a` before `aa`), or
     /// are more than [`MAX_MESSAGE`].
     pub fn new(bytes: Vec<u8>, delimiter: Option<&Delimiter>) -> Result<Self, MessageError> {
         let len = bytes.len();
@@ -62,13 +62,13 @@ impl Message {
         }
     }
 
-    /// Its bytes, without the delimiter.
+    /// Returns its bytes without the delimiter.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.terminated[..self.len]
     }
 
-    /// Its bytes and the delimiter, if there is one: as they are sent.
+    /// Returns the bytes that are sent: its own, and the delimiter if there is one.
     #[must_use]
     pub fn terminated(&self) -> &[u8] {
         &self.terminated

@@ -1,4 +1,4 @@
-//! What a source of messages comes to: the next one, or why there is none.
+//! The result of asking a source of messages: the next one, or why there is none.
 
 use std::fmt;
 use std::io;
@@ -6,7 +6,7 @@ use std::io;
 use super::message::{Message, MessageError};
 use super::quote::reason;
 
-/// What a source of messages has now.
+/// The current state of a source of messages.
 #[derive(Debug)]
 pub(super) enum Next {
     Message(Message),
@@ -24,14 +24,14 @@ pub enum InputError {
     Argument {
         /// Counted from 1.
         number: u64,
-        /// What is wrong with it.
+        /// The error of the message.
         error: MessageError,
     },
     /// A line cannot be sent.
     Line {
         /// Counted from 1.
         number: u64,
-        /// What is wrong with it.
+        /// The error of the message.
         error: MessageError,
     },
     /// The stream cannot be read.

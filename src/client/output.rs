@@ -33,7 +33,7 @@ pub trait ReplySink {
     /// Flushes the replies: no more have come for the moment.
     ///
     /// # Errors
-    /// As with [`ReplySink::write_reply`].
+    /// Returns an error in the same cases as [`ReplySink::write_reply`].
     fn flush(&mut self) -> io::Result<()>;
 }
 

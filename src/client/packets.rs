@@ -51,7 +51,8 @@ impl PacketSocket {
     /// Connects to `address` within `limit`.
     ///
     /// # Errors
-    /// See [`ConnectError`]. Returns [`ConnectError::PacketsRequired`] if `address` is not one of packets.
+    /// Returns an error if the server cannot be reached; see [`ConnectError`]. Returns
+    /// [`ConnectError::PacketsRequired`] if `address` is not one of packets.
     pub async fn connect(address: &Address, limit: Duration) -> Result<Self, ConnectError> {
         let deadline = Instant::now() + limit;
         let unix_error = |error: io::Error| ConnectError::Unix { address: address.clone(), error };
@@ -121,7 +122,7 @@ impl PacketSocket {
     /// Sends one packet, whole.
     ///
     /// # Errors
-    /// As send(2): it would block, or no socket listens, where that can be known.
+    /// Returns an error of send(2): it would block, or no socket listens, as far as the kernel reports that.
     pub(super) fn try_send(&mut self, packet: &[u8]) -> io::Result<()> {
         let sent = try_ignoring_readiness(&self.socket, Interest::WRITABLE, |socket| {
             Ok(send(socket, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
@@ -137,11 +138,11 @@ impl PacketSocket {
         }
     }
 
-    /// The length of the packet that comes next; `None` if the other side has ended the connection.
+    /// Receives the next packet. Returns its length; `None` if the peer has ended the connection.
     ///
     /// # Errors
-    /// As recv(2): it would block, or no socket listens, where that can be known, or the packet is longer than
-    /// `buffer`.
+    /// Returns an error of recv(2): it would block, or no socket listens, as far as the kernel reports that; or if the packet
+    /// is longer than `buffer`.
     pub(super) fn try_receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             let received = try_ignoring_readiness(&self.socket, Interest::READABLE, |socket| {
@@ -182,7 +183,7 @@ impl PacketSocket {
                 Ok(socket) => {
                     (self.current_address, self.socket) = (Some(candidate), socket);
                     if let Some(last) = &self.last_packet {
-                        // What goes wrong shows in what is read.
+                        // The next read reports an error.
                         let _ = send(&self.socket, last, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
                     }
                     return true;

@@ -122,7 +122,7 @@ struct PipelinedExchange<'a, R> {
     /// How the messages ended, when they have.
     messages_end: Option<Result<(), InputError>>,
     send_queue: SendQueue,
-    /// Why nothing can be written any more.
+    /// The write error, after which nothing can be written.
     write_error: Option<io::Error>,
     framer: Framer,
     /// The reply in progress.
@@ -327,7 +327,7 @@ impl<'a, R: ReplySink> PipelinedExchange<'a, R> {
         let bytes = &terminated[..terminated.len() - self.delimiter.len()];
         let awaited = self.send_queue.next_awaited();
         let message = awaited.map(|(message, _)| message.as_bytes());
-        // What answers a message that is not even sent yet, answers none.
+        // A reply to a message that was not sent yet is wrong.
         let sent = awaited.and_then(|(_, sent)| sent);
         let is_match = |message| self.expectation.reply.matches(bytes, message);
         let expected = sent.is_some() && message.is_some_and(is_match);

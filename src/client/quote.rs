@@ -67,7 +67,7 @@ pub(super) fn write_escaped(output: &mut impl Write, bytes: &[u8], is_kept: impl
     Ok(())
 }
 
-/// What an I/O error says, without its number.
+/// Returns the text of an I/O error without its number.
 pub(super) fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     match text.split_once(" (os error ") {

@@ -60,7 +60,7 @@ impl RepeatedMessages {
         Message::new(text, self.delimiter.as_ref()).map_err(|error| InputError::Argument { number, error })
     }
 
-    /// The next message, if its time has come.
+    /// Returns the next message, if its time has come.
     pub(super) fn next(&mut self) -> Result<Next, InputError> {
         if self.stopped || self.repetition.count.is_some_and(|count| self.number >= count) {
             return Ok(Next::End);
@@ -80,7 +80,7 @@ impl RepeatedMessages {
         message.map(Next::Message)
     }
 
-    /// Waits until the next is due, or none is wanted any more.
+    /// Waits until the next message is due, or no further one is wanted.
     pub(super) async fn wait(&mut self) {
         let Some(ticker) = &mut self.ticker else { return };
         select! {
@@ -115,7 +115,7 @@ mod tests {
         (RepeatedMessages::new(templates, Some(&Delimiter::default()), repetition).expect("they can be sent"), stop)
     }
 
-    /// The next message, and when it came.
+    /// Returns the next message, and when it came.
     async fn next(repeated: &mut RepeatedMessages) -> Option<String> {
         loop {
             match repeated.next().expect("it can be sent") {

@@ -35,7 +35,7 @@ pub(super) struct SendQueue {
 #[derive(Debug)]
 struct AwaitedMessage {
     message: Message,
-    /// Where its last byte is among those of all messages.
+    /// The position of its last byte in the bytes of all messages.
     end: u64,
     /// When its last byte was written, if it is: just before the call.
     sent_at: Option<Instant>,
@@ -73,7 +73,7 @@ impl SendQueue {
         &self.bytes[self.written..]
     }
 
-    /// When something was written last; at first, when there was something to write.
+    /// Returns when something was last written; before that, when there was something to write.
     pub(super) fn last_progress(&self) -> Instant {
         self.last_progress
     }
@@ -83,12 +83,12 @@ impl SendQueue {
         !self.awaited.is_empty()
     }
 
-    /// The message whose reply comes next, and when it was sent, if it is.
+    /// Returns the message whose reply comes next, and when it was sent, if it was.
     pub(super) fn next_awaited(&self) -> Option<(&Message, Option<Instant>)> {
         self.awaited.front().map(|awaited| (&awaited.message, awaited.sent_at))
     }
 
-    /// When the message was sent whose reply comes next.
+    /// Returns when the message whose reply comes next was sent.
     pub(super) fn next_sent(&self) -> Option<Instant> {
         self.awaited.front()?.sent_at
     }

@@ -55,7 +55,7 @@ fn messages(messages: &[&str]) -> Messages {
         .unwrap()
 }
 
-/// What an exchange came to.
+/// The result of an exchange.
 struct Outcome<T> {
     result: Result<(), ExchangeError>,
     sink: RecordingSink,

@@ -1,4 +1,4 @@
-//! What is allowed, and works only under conditions that echoed does not know.
+//! Warnings about valid settings that work only under conditions that echoed cannot check.
 
 use super::Settings;
 use crate::protocol::Rules;
@@ -17,7 +17,7 @@ impl Settings {
         let defaults = &self.defaults.rules;
         let mut warnings: Vec<_> = warn_large_entries("[defaults]", defaults).into_iter().collect();
         for (name, listener) in &self.listeners {
-            // What only the defaults are to blame for is said there.
+            // A problem of the defaults is reported there only.
             let inherits = |rules: &Rules| (rules.log_messages, rules.max_message);
             if inherits(&listener.rules) != inherits(defaults) {
                 warnings.extend(warn_large_entries(&format!("[listener.{name}]"), &listener.rules));

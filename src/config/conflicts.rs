@@ -1,4 +1,4 @@
-//! What is wrong only with all layers together: values that are good by themselves, and not beside each other.
+//! Conflicts between settings: values that are valid by themselves, but not together.
 
 use super::Settings;
 use super::diagnose::Problem;
@@ -36,7 +36,7 @@ fn find_repeated_address(settings: &Settings, tree: &Node) -> Option<Problem> {
         }
     }
     let (first, at) = first_repeated(&addresses)?;
-    let message = format!("{} is there twice; leave one of them out", addresses[at]);
+    let message = format!("{} is listed twice; remove one of them", addresses[at]);
     Some(Problem { span: places[at]?, message, related: vec![("listen", places[first])] })
 }
 
@@ -46,7 +46,7 @@ fn check_section(tree: &Node, section: &[&str], rules: &Rules, buffer_memory: us
     let setting = |key| own(key).or_else(|| tree.find(&["defaults", key]));
     let budget = tree.find(&["limits", "buffer_memory"]);
 
-    // What only the defaults are to blame for is reported there.
+    // A problem of the defaults is reported there only.
     for (key, bytes) in [("prefix", rules.prefix.as_bytes()), ("fixed_reply", &rules.fixed_reply)] {
         let is_own = is_defaults || [key, "delimiter", "framing"].iter().any(|key| own(key).is_some());
         if is_own && rules.framing == Framing::Delimited && rules.delimiter.is_in(bytes) {
@@ -71,7 +71,7 @@ fn check_section(tree: &Node, section: &[&str], rules: &Rules, buffer_memory: us
 /// One side of a conflict: its key, what it is set to, and the same if that is in the section in question.
 type Side<'a> = (&'static str, Option<&'a Node>, Option<&'a Node>);
 
-/// The problem is shown where the last layer has set one of the two, and says where the other is set.
+/// Returns the problem, at the place where the last layer set one of the two, with the place of the other.
 fn conflict(sides: [Side<'_>; 2], message: String) -> Option<Problem> {
     if sides.iter().any(|(_, node, _)| node.is_some_and(|node| node.value == Value::Invalid)) {
         return None;

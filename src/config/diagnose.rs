@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use super::tree::Span;
 
-/// Where a layer comes from.
+/// The origin of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The path of a file, as it is shown.
@@ -26,7 +26,7 @@ pub(super) enum Origin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
     pub(super) span: Span,
-    /// What is wrong and what to write instead, in one line.
+    /// The problem and what to write instead, in one line.
     pub(super) message: String,
     /// Other keys that are part of it, and where they are set; nowhere is their default.
     pub(super) related: Vec<(&'static str, Option<Span>)>,
@@ -66,7 +66,7 @@ impl Error {
         self.blocks.is_empty()
     }
 
-    /// What is wrong, in one line for each problem that is shown.
+    /// Returns one line for each problem that is shown.
     pub fn headlines(&self) -> impl Iterator<Item = &str> {
         self.blocks.iter().filter_map(|block| block.lines().next())
     }
@@ -116,7 +116,7 @@ impl SourceText {
         self.line_starts[number - 1]..end
     }
 
-    /// `FILE:LINE`, or the name of a variable or an option.
+    /// Returns `FILE:LINE`, or the name of a variable or an option.
     pub(super) fn format_origin(&self, span: Span) -> String {
         match &self.origin {
             Origin::File(path) => {

@@ -54,7 +54,7 @@ pub(super) const KEYS: [Key; 28] = [
     key("defaults.deadlines", "lifetime", "a time, or \"off\"; of the whole connection"),
 ];
 
-/// The sections in which a key of this name stands, as headers.
+/// Returns the sections that have a key of this name, as headers.
 pub(super) fn sections_of(name: &str) -> Vec<&'static str> {
     let section = match name {
         "listen" => return vec!["[listener.NAME]"],

@@ -65,7 +65,7 @@ const VARIABLE_PREFIX: &str = "ECHOED_";
 pub(super) struct Layer {
     /// The text that the spans of its tree refer to.
     pub(super) source: SourceText,
-    /// What it sets; or why that cannot be read.
+    /// The settings in it, or why they cannot be read.
     pub(super) tree: Result<Node, Arc<Error>>,
 }
 
@@ -79,7 +79,7 @@ impl Layer {
         let tree = Node::from_document(index, &source.text).map_err(|errors| {
             let mut spans: Vec<_> = errors.iter().map(|error| (span_of(index, &source.text, error), error)).collect();
             spans.sort_by_key(|(span, _)| *span);
-            // What else is found in a line follows from the first as a rule.
+            // Further errors in the same line usually follow from the first.
             spans.dedup_by_key(|(span, _)| source.line_number(span.start));
             let mut shown = Error::default();
             for (span, error) in spans {
@@ -135,7 +135,7 @@ impl Layer {
     }
 }
 
-/// A tree in which nothing is set but what these keys lead to.
+/// Returns a tree in which only the value at the path `keys` is set.
 fn nested(keys: Vec<(String, Span)>, value: Node) -> Node {
     let mut node = value;
     for (key, range) in keys.into_iter().rev() {
@@ -154,24 +154,24 @@ fn describe_syntax_error(text: &str, span: Span, error: &toml::de::Error) -> Str
     let (before, after) = (text.get(..span.start).unwrap_or(text), text.get(span.end..).unwrap_or_default());
     let (start, end) = (before.lines().next_back().unwrap_or_default(), after.lines().next().unwrap_or_default());
     if there.contains(is_typographic_quote) || there.is_empty() && start.contains(is_typographic_quote) {
-        return format!("typographic quotes quote nothing; write {}", toml_string(trim_quotes(there)));
+        return format!("typographic quotes are not quotes in TOML; write {}", toml_string(trim_quotes(there)));
     }
     if there == ":" && error.message().starts_with("invalid unquoted key") {
-        return format!("a key and its value stand at an equals sign; write {} = {}", start.trim(), end.trim());
+        return format!("an equals sign separates a key from its value; write {} = {}", start.trim(), end.trim());
     }
-    // What is meant by it, where that is certain.
+    // The intended value, if it is certain.
     match (error.message(), &*there.to_lowercase()) {
-        (_, "true" | "yes" | "on") => format!("{there} is not a value; write true, or \"{there}\""),
-        (_, "off") => format!("{there} is not a value; write \"{there}\", or false for a key that is true or false"),
-        (_, "false" | "no") => format!("{there} is not a value; write false, or \"{there}\""),
+        (_, "true" | "yes" | "on") => format!("invalid value {there}; write true, or \"{there}\""),
+        (_, "off") => format!("invalid value {there}; write \"{there}\", or false for a key that is true or false"),
+        (_, "false" | "no") => format!("invalid value {there}; write false, or \"{there}\""),
         (message, "") if message.starts_with("string values must be quoted") => "a value is missing".to_owned(),
         (message, word)
             if message.starts_with("string values must be quoted")
                 || (message.starts_with("invalid ") && word.bytes().all(|byte| byte.is_ascii_lowercase())) =>
         {
-            format!("{there} is not a value; strings stand in quotes: {}", toml_string(there))
+            format!("invalid value {there}; strings need quotes: {}", toml_string(there))
         }
-        ("duplicate key", _) => "duplicate key; it is there before, and only one can be".to_owned(),
+        ("duplicate key", _) => "duplicate key; it is already set above".to_owned(),
         (message, _) => message.lines().collect::<Vec<_>>().join(", "),
     }
 }
@@ -198,7 +198,7 @@ pub(super) fn warn_about_variables(environment: &[(OsString, OsString)]) -> Vec<
     names.filter_map(warn).collect()
 }
 
-/// The variables that are ours, the more special of two after the other.
+/// Adds the variables of echoed, the more specific of two after the other.
 pub(super) fn add_variables(environment: &[(OsString, OsString)], layers: &mut Vec<Layer>) {
     let sorted: BTreeMap<_, _> = environment.iter().map(|(name, value)| (name, value)).collect();
     for (name, value) in sorted {
@@ -215,7 +215,7 @@ pub(super) fn add_file(path: &Path, layers: &mut Vec<Layer>) {
     layers.push(layer);
 }
 
-/// Adds the files in these directories. Those that are not there set nothing. Returns the masks.
+/// Adds the files in these directories. Missing files set nothing. Returns the masks.
 pub(super) fn add_files(directories: &[PathBuf], layers: &mut Vec<Layer>) -> Vec<PathBuf> {
     let (mut found_files, mut masks) = (Vec::new(), Vec::new());
     for directory in directories {
@@ -261,7 +261,7 @@ pub(super) fn add_files(directories: &[PathBuf], layers: &mut Vec<Layer>) -> Vec
     masks
 }
 
-/// The names of the drop-ins in a directory. What editors leave behind has other endings or begins with a point.
+/// Lists the names of the drop-ins in a directory. Files that editors leave have other endings or begin with a dot.
 fn list_drop_ins(directory: &Path) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -305,7 +305,7 @@ fn classify_file(path: &Path) -> Result<FileKind, Box<Layer>> {
             Ok(target) if target == Path::new("/dev/null") => Ok(FileKind::Mask),
             Ok(target) => {
                 let why =
-                    format!("is a link to {}, which is not there{SANDBOX_HINT}; mend or remove it", target.display());
+                    format!("is a link to {}, which does not exist{SANDBOX_HINT}; fix or remove it", target.display());
                 Err(Box::new(Layer::unreadable(&path.to_string_lossy(), &why)))
             }
             Err(_) => Ok(FileKind::Missing),
@@ -322,7 +322,7 @@ fn read(path: &Path) -> Result<String, Box<Layer>> {
     match read {
         Err(error) => Err(Box::new(unreadable_file(path, &error))),
         Ok(count) if count as u64 > MAX_FILE_SIZE => {
-            let why = "has more than 1MiB, so it is probably not what was meant; configurations are smaller";
+            let why = "is larger than 1MiB, the maximum for a configuration file";
             Err(Box::new(Layer::unreadable(&name, why)))
         }
         Ok(_) => String::from_utf8(bytes).map_err(|error| {
@@ -330,7 +330,7 @@ fn read(path: &Path) -> Result<String, Box<Layer>> {
             let origin = Origin::File(escape_controls(&name).into_owned());
             let source = SourceText::new(origin, String::from_utf8_lossy(error.as_bytes()).into_owned());
             let span = Span::new(0, at..at + char::REPLACEMENT_CHARACTER.len_utf8());
-            let problem = source.format_block(span, "this is not UTF-8; save the file as UTF-8");
+            let problem = source.format_block(span, "invalid UTF-8; save the file as UTF-8");
             Box::new(Layer::invalid(source.origin, problem))
         }),
     }
@@ -338,7 +338,7 @@ fn read(path: &Path) -> Result<String, Box<Layer>> {
 
 fn unreadable_file(path: &Path, error: &io::Error) -> Layer {
     let hint = match error.kind() {
-        ErrorKind::NotFound => "; --config takes a file that is there",
+        ErrorKind::NotFound => "; --config needs an existing file",
         ErrorKind::PermissionDenied => "; let the user that echoed runs as read it",
         ErrorKind::IsADirectory => "; a file is expected here",
         _ => "",
@@ -346,7 +346,7 @@ fn unreadable_file(path: &Path, error: &io::Error) -> Layer {
     Layer::unreadable(&path.to_string_lossy(), &format!("cannot be read: {error}{hint}"))
 }
 
-/// The files among `layers`, in their order.
+/// Returns the files among `layers`, in their order.
 pub(super) fn files(layers: &[Layer]) -> Vec<PathBuf> {
     let path = |layer: &Layer| if let Origin::File(path) = &layer.source.origin { Some(path.into()) } else { None };
     layers.iter().filter_map(path).collect()

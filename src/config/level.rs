@@ -11,7 +11,7 @@ pub enum Level {
     Error,
     /// Something is not as it should be; the message says what is done instead.
     Warn,
-    /// What happens to the daemon, and peers that broke a rule.
+    /// Events of the daemon, and peers that broke a rule.
     Info,
     /// Every connection.
     Debug,
@@ -23,7 +23,7 @@ impl Level {
     /// All of them, the most urgent first.
     pub const ALL: [Self; 5] = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
 
-    /// Its name.
+    /// Returns its name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -14,7 +14,7 @@ use super::tree::{Node, Span, Table, Value};
 /// a key is omitted, such a value becomes [`Value::Invalid`], and so hides those of the layers below.
 ///
 /// # Errors
-/// None is expected, for all that can be wrong with a layer was found before.
+/// Returns an error of the `config` crate. None is expected, because every layer was checked before.
 pub(super) fn merge<'a>(
     layers: impl IntoIterator<Item = &'a Node>,
     invalid: &BTreeSet<Span>,

@@ -40,9 +40,9 @@ pub struct Settings {
     pub log_level: Level,
     /// The process.
     pub service: Service,
-    /// What all connections together may use.
+    /// The limits on all connections together.
     pub limits: Limits,
-    /// What listeners without a section of their own obey.
+    /// The settings of listeners without a section of their own.
     pub defaults: ListenerSettings,
     /// The sections `[listener.NAME]`, complete.
     pub listeners: BTreeMap<String, ListenerSettings>,
@@ -63,7 +63,7 @@ pub struct Service {
     pub handover: bool,
 }
 
-/// What all connections together may use.
+/// The limits on all connections together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Connections at once. When reached, the rest waits in the kernel's backlog.
@@ -84,7 +84,7 @@ pub struct Limits {
 /// The settings of one listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSettings {
-    /// Where to listen when the service manager passes no socket.
+    /// The addresses to listen on if the service manager passes no socket.
     pub listen: Vec<Address>,
     /// The rules of its sessions.
     pub rules: Arc<Rules>,
@@ -141,21 +141,21 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The settings of one document, which problems call by this name.
+    /// Reads the settings of one document, which is called `name` in problems.
     ///
     /// # Errors
-    /// It is no TOML or something in it is wrong: then all of that is reported.
+    /// Returns all problems of the document, if it is not TOML or has invalid settings.
     pub fn from_toml(name: &str, text: &str) -> Result<Self, Error> {
         Loaded::from_layers(vec![layers::Layer::from_document(0, name, text)], Vec::new()).map(|loaded| loaded.settings)
     }
 
-    /// A document from which they can be loaded again, with every key.
+    /// Returns a document with every key, from which they can be loaded again.
     #[must_use]
     pub fn to_toml(&self) -> String {
         print::document(self, |_, _| String::new())
     }
 
-    /// The defaults as a document, each key with what it is.
+    /// Returns the defaults as a document that explains each key.
     #[must_use]
     pub fn print_default() -> String {
         print::defaults()
@@ -189,7 +189,7 @@ impl Settings {
 }
 
 impl Service {
-    /// How many threads serve connections: at least 1.
+    /// Returns how many threads serve connections: at least 1.
     #[must_use]
     pub fn worker_threads(&self) -> usize {
         if self.workers > 0 {
@@ -206,7 +206,7 @@ impl Service {
 /// Names of sockets that are not echo listeners.
 pub const RESERVED_NAMES: [&str; 3] = ["metrics", "handover", "stored"];
 
-/// Whether `name` can name a listener: letters, digits and `_ . @ -`, at least one.
+/// Returns whether `name` is a valid listener name: letters, digits and `_ . @ -`, at least one.
 #[must_use]
 pub fn is_listener_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.@-".contains(&byte))

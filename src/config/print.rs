@@ -5,7 +5,7 @@ use super::{BufferSize, ListenerSettings, Settings};
 use crate::protocol::rules::{Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::units::{format_rate, format_size};
 
-/// Where comments begin, where there is room.
+/// The column where comments begin, if there is room.
 const COMMENT_COLUMN: usize = 31;
 
 /// A section: its path, and its keys with their values.
@@ -14,7 +14,7 @@ struct Section {
     keys: Vec<(&'static str, String)>,
 }
 
-/// All settings. `comment` is given the path of a section and a key in it.
+/// Prints all settings. `comment` is given the path of a section and a key in it.
 pub(super) fn document(settings: &Settings, comment: impl Fn(&[&str], &str) -> String) -> String {
     let mut text = String::new();
     for Section { path, keys } in sections(settings) {
@@ -36,7 +36,7 @@ pub(super) fn document(settings: &Settings, comment: impl Fn(&[&str], &str) -> S
     text
 }
 
-/// The defaults, each with what it is.
+/// Prints the defaults, each key with its explanation.
 pub(super) fn defaults() -> String {
     let text = document(&Settings::default(), |section, key| description(&section.join("."), key).to_owned());
     format!(

@@ -33,7 +33,7 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
     root.section("defaults", |section| {
         settings.defaults = read_listener(section, settings.defaults.clone(), &mut prefix);
         if let Some(node) = section.value("listen") {
-            let message = "where to listen stands in [listener.NAME], not in [defaults]";
+            let message = "listen belongs in [listener.NAME], not in [defaults]";
             section.report_problem(node.span, message.to_owned());
         }
     });
@@ -42,7 +42,8 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
             if RESERVED_NAMES.contains(&name.as_str()) {
                 all.report_problem(node.key_span, format!("{name} is not the name of an echo listener"));
             } else if !is_listener_name(name) {
-                let message = format!("\"{}\" is no name: letters, digits and _ . @ - make one", name.escape_debug());
+                let message =
+                    format!("invalid listener name \"{}\" (allowed: letters, digits and _ . @ -)", name.escape_debug());
                 all.report_problem(node.key_span, message);
             }
             all.named_section(name, |section| {
@@ -71,7 +72,7 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {
     section.set(&mut limits.datagrams_per_source, "datagrams_per_source", RATE_OR_OFF, value::rate_or_off);
 }
 
-/// One listener's settings, where those that are not set are `base`'s. `prefix` is the one that is set there, if one
+/// Reads one listener's settings; those that are not set are `base`'s. `prefix` is the one that is set there, if one
 /// is, and then here: otherwise it follows from the framing.
 fn read_listener(
     section: &mut Section<'_, '_>,

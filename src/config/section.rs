@@ -127,7 +127,7 @@ impl<'a, 'p> Section<'a, 'p> {
         if let (Some(listener), Value::Table(_), None) =
             (self.name.strip_prefix("listener."), value, closest(name, &self.known_keys))
         {
-            return format!("a name with a point stands in quotes: [listener.\"{listener}.{name}\"]");
+            return format!("a name with a dot needs quotes: [listener.\"{listener}.{name}\"]");
         }
         let elsewhere = keys::sections_of(name);
         if !elsewhere.is_empty() {

@@ -15,7 +15,7 @@ use crate::address::Address;
 /// The variable in which the service manager names the directories of a service with settings (systemd.exec(5)).
 const CONFIGURATION_DIRECTORY: &str = "CONFIGURATION_DIRECTORY";
 
-/// Where settings come from. They can be [loaded](Self::load) again and again.
+/// The sources of settings. They can be [loaded](Self::load) repeatedly.
 #[derive(Debug, Clone)]
 pub struct Sources {
     /// Below this are `usr/lib/echoed`, `run/echoed` and `etc/echoed`: `/`, except in tests.
@@ -40,7 +40,7 @@ impl Default for Sources {
 }
 
 impl Sources {
-    /// The usual files and the environment of this process.
+    /// Returns the default files and the environment of this process.
     #[must_use]
     pub fn of_this_process() -> Self {
         Self { environment: env::vars_os().collect(), ..Self::default() }
@@ -49,7 +49,7 @@ impl Sources {
     /// Reads and checks everything, as it is now.
     ///
     /// # Errors
-    /// Something cannot be read or is wrong: then all of that is reported, wherever it is.
+    /// Returns all problems of all sources, if one cannot be read or has invalid settings.
     pub fn load(&self) -> Result<Loaded, Error> {
         let (mut layers, mut masks) = (Vec::new(), Vec::new());
         match &self.config {
@@ -74,13 +74,13 @@ impl Sources {
 /// Settings, and where each of them comes from.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// What they are.
+    /// The settings.
     pub settings: Settings,
     /// The files that were read, the strongest last.
     pub files: Vec<PathBuf>,
     /// The files that hide others: empty ones, and links to /dev/null.
     pub masks: Vec<PathBuf>,
-    /// What was set and is not read, each in one line.
+    /// Settings that were set but are not read, each in one line.
     pub warnings: Vec<String>,
     layers: Vec<Layer>,
     tree: Node,
@@ -105,7 +105,7 @@ impl Loaded {
         })?;
         let (settings, again) = read::read_settings(&tree);
         problems.extend(again);
-        // Where a layer is missing, there may be conflicts that there are not.
+        // Without the missing layer, conflicts may be reported that do not exist.
         if unreadable.is_empty() {
             problems.extend(conflicts::find(&settings, &tree));
         }
@@ -124,7 +124,7 @@ impl Loaded {
         })
     }
 
-    /// The settings as a document that can be loaded, with every key, and where it comes from as a comment:
+    /// Prints the settings as a document that can be loaded, with every key and its origin as a comment:
     /// `FILE:LINE`, a variable, an option, or `default`.
     #[must_use]
     pub fn print(&self) -> String {
@@ -144,7 +144,7 @@ impl Loaded {
             return "--listen".to_owned();
         }
         let own = self.tree.find(&[section, &[key]].concat());
-        // What a listener does not set itself, it has from the defaults.
+        // A listener takes the settings that it does not set from the defaults.
         let inherited = || match section {
             ["listener", _, rest @ ..] => self.tree.find(&[&["defaults"], rest, &[key]].concat()),
             _ => None,

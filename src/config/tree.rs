@@ -68,7 +68,7 @@ impl Node {
     /// Parses the tree of a document.
     ///
     /// # Errors
-    /// It is no TOML: everything that the parser found.
+    /// Returns all errors that the parser found, if the text is not TOML.
     pub(super) fn from_document(layer: usize, text: &str) -> Result<Self, Vec<TomlError>> {
         let (document, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
@@ -87,7 +87,7 @@ impl Node {
         Self { key_span: span, span, value }
     }
 
-    /// What stands below these keys.
+    /// Returns the node below these keys.
     pub(super) fn find(&self, path: &[&str]) -> Option<&Self> {
         path.iter().try_fold(self, |node, key| node.table()?.get(*key))
     }
@@ -98,7 +98,7 @@ impl Node {
 }
 
 impl Value {
-    /// What it is, with its article: "an integer".
+    /// Returns its type with an article: "an integer".
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Text(_) => "a string",

@@ -1,4 +1,4 @@
-//! What the keys of the configuration take, each with what is said about anything else.
+//! The values that the keys of the configuration take, and the errors about other values.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub(super) const RATES: RangeInclusive<u32> = 1..=1_000_000;
 /// The shortest time that a deadline can be.
 const MIN_DEADLINE: Duration = Duration::from_millis(1);
 
-/// What keys are said to take.
+/// The types of values, as errors name them.
 pub(super) const STRING: &str = "a string";
 pub(super) const NUMBER: &str = "a number";
 pub(super) const BOOLEAN: &str = "true or false";
@@ -68,7 +68,7 @@ pub(super) fn suggest(kind: &str, value: &Value) -> Option<String> {
     }
 }
 
-/// One of a few words.
+/// Reads one of a few words.
 pub(super) fn word<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T, ValueError> {
     let text = text(value)?;
     let found = words.iter().find(|(word, _)| *word == text);
@@ -117,7 +117,7 @@ pub(super) fn time(value: &Value) -> Result<TimeSpan, ValueError> {
     Ok(TimeSpan::new(time, &text.split_whitespace().collect::<Vec<_>>().join(" ")))
 }
 
-/// A time, or "off".
+/// Reads a time, or "off".
 pub(super) fn time_or_off(value: &Value) -> Result<Option<TimeSpan>, ValueError> {
     if matches!(value, Value::Text(text) if text == "off") {
         return Ok(None);
@@ -131,7 +131,7 @@ pub(super) fn time_or_off(value: &Value) -> Result<Option<TimeSpan>, ValueError>
     if time_span.duration() < MIN_DEADLINE { too_short(&time_span.to_string()) } else { Ok(Some(time_span)) }
 }
 
-/// What a key takes besides, that can be switched off.
+/// The addition to an error of a key that can be switched off.
 const OR_OFF: &str = ", or \"off\" for none";
 
 /// Returns a zero without a unit as it is written: what switches something off elsewhere.
@@ -166,7 +166,7 @@ fn addressable(range: &RangeInclusive<u64>, max_address: u64) -> RangeInclusive<
     *range.start()..=end
 }
 
-/// A size, "default" or "auto".
+/// Reads a size, "default" or "auto".
 pub(super) fn buffer_size(value: &Value) -> Result<BufferSize, ValueError> {
     match value {
         Value::Text(text) if text == "default" => Ok(BufferSize::Default),
@@ -175,7 +175,7 @@ pub(super) fn buffer_size(value: &Value) -> Result<BufferSize, ValueError> {
     }
 }
 
-/// A rate per second, or "off".
+/// Reads a rate per second, or "off".
 pub(super) fn rate_or_off(value: &Value) -> Result<Option<u32>, ValueError> {
     if matches!(value, Value::Text(text) if text == "off") {
         return Ok(None);
@@ -220,7 +220,7 @@ pub(super) fn fixed_reply(value: &Value) -> Result<Arc<[u8]>, ValueError> {
     Ok(text.into())
 }
 
-/// The text of a value that has a unit; a bare number is answered with what was probably meant.
+/// Returns the text of a value that has a unit. The error for a bare number suggests the unit.
 fn with_unit<'a>(value: &'a Value, unit: &str) -> Result<&'a str, ValueError> {
     match value {
         Value::Integer(_, number) | Value::Float(number) => {

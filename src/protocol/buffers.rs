@@ -34,7 +34,7 @@ pub(super) struct Buffers {
     pub(super) inbound: ByteQueue,
 }
 
-/// What the session waits for: the peer, the log, or the end of a delay.
+/// The event that the session waits for: the peer, the log, or the end of a delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
     /// The peer is to begin a message.
@@ -105,7 +105,7 @@ impl Buffers {
             || matches!(self.message_state, MessageState::Unlogged | MessageState::Delayed)
     }
 
-    /// Bytes that the buffers occupy.
+    /// Returns the bytes that the buffers occupy.
     pub(super) fn memory(&self) -> usize {
         self.pending_reply.capacity() + self.outbound.bytes.capacity() + self.inbound.bytes.capacity()
     }
@@ -132,7 +132,7 @@ impl Buffers {
         self.delay_until = Some(until);
     }
 
-    /// Whether there is a delay, and it is not over.
+    /// Returns whether there is a delay that is not over.
     pub(super) fn is_delayed(&self, now: Instant) -> bool {
         self.delay_until.is_some_and(|until| until > now)
     }
@@ -164,14 +164,14 @@ impl Buffers {
         pending_reply.extend_from_slice(bytes);
         self.message_state = self.message_state.extended_by(bytes);
         self.read_timer = match (self.read_timer, &rules.deadlines.read) {
-            // A person's line end is no message begun.
+            // A line end that a person typed does not begin a message.
             _ if self.message_state == MessageState::LineEnds => ReadTimer::Off,
             (ReadTimer::Off, Some(read)) => ReadTimer::running_until(now.checked_add(read.duration())),
             (timer, _) => timer,
         };
     }
 
-    /// The message in progress, if there is one: what it consists of, and its reply as far as it is known.
+    /// Takes the message in progress, if there is one, and its reply as far as it is known.
     #[inline]
     pub(super) fn take_message(&mut self) -> Option<(MessageState, Vec<u8>)> {
         match self.message_state {
@@ -261,14 +261,14 @@ fn reserve_message(pending_reply: &mut Vec<u8>, more: usize, rules: &Rules) {
 }
 
 impl ReadTimer {
-    /// A time beyond all times never comes.
+    /// Returns a running timer; one that is off if `time` is beyond all times.
     fn running_until(time: Option<Instant>) -> Self {
         time.map_or(Self::Off, |until| Self::Running { until })
     }
 }
 
 impl MessageState {
-    /// What it is after `bytes` more. Looks no further than the first byte that is no line end.
+    /// Returns the state after `bytes` more. Looks at most at the first byte that is not a line end.
     fn extended_by(self, bytes: &[u8]) -> Self {
         let mut state = self;
         for byte in bytes {

@@ -11,7 +11,7 @@ use memchr::memmem::Finder;
 /// The longest delimiter, in bytes.
 pub const MAX_LEN: usize = 16;
 
-/// What ends a message: 1 to 16 bytes of any value; one TAB (0x09) by default.
+/// The end of a message: 1 to 16 bytes of any value; one TAB (0x09) by default.
 #[derive(Clone)]
 pub struct Delimiter {
     bytes: [u8; MAX_LEN],
@@ -52,10 +52,10 @@ impl fmt::Display for DelimiterError {
 impl std::error::Error for DelimiterError {}
 
 impl Delimiter {
-    /// A delimiter of exactly these bytes.
+    /// Makes a delimiter of exactly these bytes.
     ///
     /// # Errors
-    /// None, or more than [`MAX_LEN`].
+    /// Returns an error if there are no bytes, or more than [`MAX_LEN`].
     pub fn new(bytes: &[u8]) -> Result<Self, DelimiterError> {
         if bytes.is_empty() {
             return Err(DelimiterError::Empty);
@@ -68,28 +68,28 @@ impl Delimiter {
         Ok(Self { bytes: padded, len, borders: borders(bytes), finder })
     }
 
-    /// A delimiter written as on a command line ([`unescape`]).
+    /// Parses a delimiter as written on a command line ([`unescape`]).
     ///
     /// # Errors
-    /// An unknown escape, or a length that [`Delimiter::new`] refuses.
+    /// Returns an error if an escape is unknown, or if [`Delimiter::new`] refuses the length.
     pub fn from_escaped(text: &str) -> Result<Self, DelimiterError> {
         Self::new(&unescape(text)?)
     }
 
-    /// Its bytes.
+    /// Returns its bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
 
-    /// How many bytes it has: 1 to 16.
+    /// Returns its length in bytes: 1 to 16.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> usize {
         usize::from(self.len)
     }
 
-    /// Whether it occurs in `bytes`.
+    /// Returns whether it occurs in `bytes`.
     #[must_use]
     pub fn is_in(&self, bytes: &[u8]) -> bool {
         self.search(&mut 0, bytes).is_some()
@@ -100,7 +100,7 @@ impl Delimiter {
         (self.len == 1).then_some(self.bytes[0])
     }
 
-    /// Where in `chunk` the delimiter's first occurrence ends (the index after its last byte).
+    /// Returns where the delimiter's first occurrence in `chunk` ends (the index after its last byte).
     ///
     /// `matched` is how many of its bytes the input before `chunk` ended with (0 at the start of a message); when
     /// nothing is found, it becomes the same for the end of `chunk`.
@@ -166,7 +166,7 @@ impl fmt::Debug for Delimiter {
     }
 }
 
-/// Where `byte` is first in `chunk`. Looks at a few words by itself first: for a short message, the call of a search
+/// Finds `byte` in `chunk`. Looks at a few words by itself first: for a short message, the call of a search
 /// that is made for long ones costs more than the search.
 #[inline]
 fn find(byte: u8, chunk: &[u8]) -> Option<usize> {
@@ -206,7 +206,7 @@ pub(super) fn positions(byte: u8, block: &[u8; 64], len: usize) -> u64 {
     if len < 64 { found & ((1 << len) - 1) } else { found }
 }
 
-/// The border table of a pattern of at most [`MAX_LEN`] bytes.
+/// Computes the border table of a pattern of at most [`MAX_LEN`] bytes.
 fn borders(pattern: &[u8]) -> [u8; MAX_LEN] {
     let mut borders = [0; MAX_LEN];
     let mut border = 0_u8;
@@ -222,11 +222,11 @@ fn borders(pattern: &[u8]) -> [u8; MAX_LEN] {
     borders
 }
 
-/// The bytes that a text stands for, which is written as on a command line: with the escapes of a TOML string, `\0`,
-/// and `\xNN` for any byte.
+/// Decodes a text as written on a command line: with the escapes of a TOML string, `\0`, and
+/// `\xNN` for any byte.
 ///
 /// # Errors
-/// An unknown escape.
+/// Returns an error if an escape is unknown.
 pub fn unescape(text: &str) -> Result<Vec<u8>, DelimiterError> {
     let mut bytes = Vec::new();
     let mut rest = text;

@@ -22,7 +22,7 @@ pub struct Framer {
     matched: u8,
 }
 
-/// What the bytes of a chunk came to.
+/// The result of framing a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame {
     /// The message in progress ends with this many bytes of the chunk, its delimiter included.
@@ -51,7 +51,7 @@ impl Framer {
         if self.certain_len() > max { Frame::TooLong } else { Frame::Incomplete }
     }
 
-    /// Whether a message has begun and not ended.
+    /// Returns whether a message has begun and not ended.
     #[must_use]
     pub fn in_progress(&self) -> bool {
         self.consumed > 0

@@ -104,13 +104,13 @@ impl DropCause {
         Self::Kernel,
     ];
 
-    /// Its one name, in lower case with hyphens: the same in the log, in the metrics and in tests.
+    /// Returns its name, in lower case with hyphens: the same in the log, in the metrics and in tests.
     #[must_use]
     pub fn name(self) -> &'static str {
         DROP_NAMES[self.index()]
     }
 
-    /// Its number among the causes: less than [`DROP_CAUSES`].
+    /// Returns its number among the causes: less than [`DROP_CAUSES`].
     #[must_use]
     pub fn index(self) -> usize {
         self as usize
@@ -123,7 +123,7 @@ impl fmt::Display for DropCause {
     }
 }
 
-/// The reply to a packet, by these rules; `None` where nothing is answered.
+/// Returns the reply to a packet under these rules; `None` if there is no reply.
 #[must_use]
 pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
     match rules.reply {
@@ -142,7 +142,7 @@ pub fn final_reply(rules: &Rules, verdict: Verdict) -> Option<Vec<u8>> {
     Some([SERVER_ERROR, text.as_bytes()].concat())
 }
 
-/// Whether a port of UDP is not one of clients.
+/// Returns whether a UDP port belongs to services, not to clients.
 #[must_use]
 pub fn is_service_port(port: u16) -> bool {
     port < FIRST_CLIENT_PORT

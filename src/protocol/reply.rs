@@ -19,10 +19,10 @@ pub(super) const FLUSH_THRESHOLD: usize = 64 * 1024;
 /// Short things are copied as one block of this fixed size: a few vector moves, no call and no loop.
 pub(super) const BLOCK: usize = 64;
 
-/// What the buffers of a scratch are aligned to.
+/// The alignment of the buffers of a scratch.
 const CACHE_LINE: usize = 64;
 
-/// What stands before the message in a reply: 0 to [`MAX_PREFIX`] bytes.
+/// The bytes before the message in a reply: 0 to [`MAX_PREFIX`] bytes.
 #[derive(Clone)]
 pub struct Prefix {
     /// Shared: every listener has one, and most have the same.
@@ -34,7 +34,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// A prefix of these bytes; those beyond [`MAX_PREFIX`] are cut off, which the settings refuse beforehand.
+    /// Makes a prefix of these bytes. Cuts off bytes beyond [`MAX_PREFIX`]; the settings refuse them beforehand.
     #[must_use]
     pub fn new(text: &[u8]) -> Self {
         let bytes = &text[..text.len().min(MAX_PREFIX)];
@@ -47,7 +47,7 @@ impl Prefix {
         Self { bytes: bytes.into(), block, end_block }
     }
 
-    /// Its bytes.
+    /// Returns its bytes.
     #[must_use]
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
@@ -96,7 +96,7 @@ impl fmt::Debug for Prefix {
 /// where the destination is 16 bytes behind the beginning of a page, which is where malloc(3) would put it.
 pub struct Scratch {
     pub(super) input: Box<[u8]>,
-    /// Where input starts: before it is room for a prefix.
+    /// The index of the input; before it is room for a prefix.
     pub(super) input_start: usize,
     pub(super) output: Output,
 }
@@ -113,7 +113,7 @@ impl Scratch {
         Self { input, input_start, output: Output { bytes, start, end: start } }
     }
 
-    /// Where the next input goes: [`READ_SIZE`] bytes.
+    /// Returns the room for the next input: [`READ_SIZE`] bytes.
     pub fn input_room(&mut self) -> &mut [u8] {
         &mut self.input[self.input_start..self.input_start + READ_SIZE]
     }
@@ -139,9 +139,9 @@ impl fmt::Debug for Scratch {
 /// Replies put together. Holds [`FLUSH_THRESHOLD`] bytes and one more reply to a message that came in one read.
 pub(super) struct Output {
     bytes: Box<[u8]>,
-    /// Where the replies start.
+    /// The index where the replies start.
     start: usize,
-    /// Where they end.
+    /// The index where they end.
     end: usize,
 }
 
@@ -162,7 +162,7 @@ impl Output {
     #[inline]
     pub(super) fn push_reply(&mut self, prefix: &Prefix, input: &[u8], from: usize, to: usize) {
         match self.bytes.get_mut(self.end..).and_then(|room| room.first_chunk_mut()) {
-            // What is too much is overwritten by the message.
+            // The message overwrites the excess bytes.
             Some(room) if prefix.is_short() && to - from >= BLOCK => {
                 *room = prefix.block;
                 self.end += prefix.len();
@@ -184,7 +184,7 @@ impl Output {
             remaining &= remaining - 1;
             let room = self.bytes.get_mut(end..).and_then(|room| room.first_chunk_mut::<{ 2 * BLOCK }>());
             match (input.get(from..).and_then(|message| message.first_chunk::<BLOCK>()), room) {
-                // What is too much is overwritten by what comes next.
+                // The next part overwrites the excess bytes.
                 (Some(message), Some(room)) if head <= BLOCK => {
                     room[..BLOCK].copy_from_slice(&block);
                     room[head..head + BLOCK].copy_from_slice(message);

@@ -10,18 +10,18 @@ use super::reply::{BLOCK, Prefix};
 /// The rules of the sessions on one listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
-    /// What a message is.
+    /// The bytes that are a message.
     pub framing: Framing,
     /// Whether messages come as packets (SOCK_SEQPACKET): each is a message, and the framing only says whether a peer may get a
     /// final reply. [`Session`](super::Session) has more about it.
     pub packets: bool,
-    /// What ends a message, in delimited framing.
+    /// The delimiter of messages, in delimited framing.
     pub delimiter: Delimiter,
-    /// What a message is answered with.
+    /// The reply to a message.
     pub reply: ReplyMode,
-    /// What stands before the message in a reply. Never contains the delimiter, in delimited framing.
+    /// The bytes before the message in a reply. Never contains the delimiter, in delimited framing.
     pub prefix: Prefix,
-    /// What every message is answered with where the reply is [`ReplyMode::Fixed`]: 0 to [`MAX_FIXED_REPLY`] bytes.
+    /// The reply to every message in [`ReplyMode::Fixed`]: 0 to [`MAX_FIXED_REPLY`] bytes.
     /// Never contains the delimiter, in delimited framing.
     pub fixed_reply: Arc<[u8]>,
     /// Delay after each reply before the next message of the connection is taken.
@@ -29,7 +29,7 @@ pub struct Rules {
     /// The longest message, in bytes without its delimiter. 64 KiB fit into one read and are more than any health
     /// check or log line needs. In raw framing there are none of more than 512 bytes.
     pub max_message: usize,
-    /// What becomes of bytes after the last delimiter when the peer ends its stream.
+    /// The treatment of bytes after the last delimiter when the peer ends its stream.
     pub unterminated: Unterminated,
     /// Whether a peer that is cut off gets a final reply that says why.
     pub error_replies: bool,
@@ -91,7 +91,7 @@ impl Rules {
             && self.prefix.is_short()
     }
 
-    /// Whether replies are the same bytes as the messages, and nothing is between them.
+    /// Returns whether replies are the same bytes as the messages, with nothing between them.
     pub(super) fn is_verbatim(&self) -> bool {
         self.framing == Framing::Raw
             && self.reply == ReplyMode::Echo
@@ -105,17 +105,17 @@ impl Rules {
     }
 }
 
-/// What a message is.
+/// The bytes that are a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// What stands before a delimiter.
+    /// The bytes before a delimiter.
     Delimited,
-    /// What comes: up to 512 bytes, or `max_message` if that is less. There are no error replies.
+    /// Any input: up to 512 bytes, or `max_message` if that is less. There are no error replies.
     Raw,
 }
 
 impl Framing {
-    /// The prefix where none is set: `server got:`, and nothing where replies are bytes as they come.
+    /// Returns the prefix if none is set: `server got:`, or nothing in raw framing.
     #[must_use]
     pub fn default_prefix(self) -> Prefix {
         match self {
@@ -125,7 +125,7 @@ impl Framing {
     }
 }
 
-/// What a message is answered with.
+/// The reply to a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplyMode {
     /// The prefix and the message.
@@ -136,7 +136,7 @@ pub enum ReplyMode {
     None,
 }
 
-/// What becomes of bytes after the last delimiter when the peer ends its stream.
+/// The treatment of bytes after the last delimiter when the peer ends its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unterminated {
     /// They are not a message: dropped and counted.

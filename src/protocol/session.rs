@@ -7,7 +7,7 @@
 //! not taken: between any two calls all pending data is inside it, and it can be stored and restored in another
 //! process.
 //!
-//! What it may have to keep are three buffers, each empty (and not allocated) most of the time:
+//! It has three buffers, each empty (and not allocated) most of the time:
 //!
 //! ```text
 //! pending_reply   the reply to the message in progress, as far as it is known:  "server got:aa"
@@ -94,11 +94,11 @@ pub enum Want {
     Delay,
     /// The end of our stream to be sent: shut down the sending side, then [`Session::handle_shutdown_sent`].
     Shutdown,
-    /// Nothing any more; close the connection.
+    /// Nothing; close the connection.
     Close,
 }
 
-/// Where bytes leave a session to.
+/// The destination of a session's output.
 pub trait Outlet {
     /// Takes as many of `bytes` to the peer as there is room for, and says how many. When it takes fewer than it was
     /// given, it is not asked again in the same call of the session.
@@ -116,7 +116,7 @@ pub trait Outlet {
     fn is_logging(&self) -> bool;
 }
 
-/// What went through a session.
+/// The counts of a session.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Totals {
     /// Bytes received, those dropped at the end not counted.
@@ -130,8 +130,8 @@ pub struct Totals {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase<Time = Instant> {
     Open,
-    /// We stop for this reason: no input is taken any more, what was read gets its replies. Unless we drain, they have
-    /// until then.
+    /// Ending with this verdict: no further input is read, messages that were read get their replies. Except in a drain, they
+    /// have until then.
     Stopping(Verdict, Time),
     /// The peer has ended its stream; what was read gets its replies.
     HalfClosed(Verdict),
@@ -168,7 +168,7 @@ impl Session {
         }
     }
 
-    /// Why it ended, once that is certain.
+    /// Returns why it ended, once that is certain.
     #[must_use]
     pub fn verdict(&self) -> Option<Verdict> {
         match self.phase {
@@ -216,7 +216,7 @@ impl Session {
         self.buffers.is_none() && self.uses_blocks && matches!(self.phase, Phase::Open)
     }
 
-    /// What went through it.
+    /// Returns the counts of bytes and messages so far.
     #[must_use]
     #[inline]
     pub fn totals(&self) -> Totals {
@@ -229,19 +229,19 @@ impl Session {
         self.buffers.as_ref().map_or(0, |buffers| buffers.memory())
     }
 
-    /// When it began.
+    /// Returns when it began.
     #[must_use]
     pub fn opened(&self) -> Instant {
         self.opened
     }
 
-    /// The rules it was accepted with.
+    /// Returns the rules it was accepted with.
     #[must_use]
     pub fn rules(&self) -> &Rules {
         &self.rules
     }
 
-    /// The same, to be shared.
+    /// Returns the rules as a shared pointer.
     #[cfg(test)]
     pub(super) fn shared_rules(&self) -> &Arc<Rules> {
         &self.rules
@@ -275,8 +275,8 @@ impl Session {
         }
     }
 
-    /// `count` bytes came, and lie in `scratch`. Messages and their replies go to `outlet`, as far as it takes them. Where messages
-    /// are packets, the bytes are one packet.
+    /// Processes `count` bytes of input in `scratch`. Messages and their replies go to `outlet`, as far as it takes them. If
+    /// messages are packets, the bytes are one packet.
     #[inline]
     pub fn receive(&mut self, now: Instant, scratch: &mut Scratch, count: usize, outlet: &mut impl Outlet) {
         if self.phase != Phase::Open {
@@ -303,7 +303,7 @@ impl Session {
         self.update_phase(now);
     }
 
-    /// `count` bytes came that are not processed.
+    /// Drops `count` bytes of input.
     fn drop_input(&mut self, now: Instant, count: usize) {
         match &mut self.phase {
             // The peer broke no rule: what it is owed lies in the kernel, and would be lost if we closed before it has
@@ -324,7 +324,7 @@ impl Session {
         }
     }
 
-    /// The peer has ended its stream: no more input will come.
+    /// Notes that the peer has ended its stream: no more input will come.
     pub fn handle_end_of_input(&mut self, now: Instant) {
         self.input_ended = true;
         match self.phase {
@@ -417,7 +417,7 @@ impl Session {
         self.buffers.get_or_insert_with(|| Box::new(Buffers::new(now)))
     }
 
-    /// The message in progress, if there is one: what it consists of, and its reply as far as it is known.
+    /// Takes the message in progress, if there is one, and its reply as far as it is known.
     #[inline]
     fn take_message(&mut self) -> Option<(MessageState, Vec<u8>)> {
         self.buffers.as_mut()?.take_message()

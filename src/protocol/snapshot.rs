@@ -37,7 +37,7 @@
 //! | phase | | followed by |
 //! |---|---|---|
 //! | 0 | open | |
-//! | 1 | stopping: no input is taken any more | verdict, until when: time |
+//! | 1 | stopping: no further input is read | verdict, until when: time |
 //! | 2 | half-closed: the peer has ended its stream | verdict |
 //! | 3 | closing: the final reply is being sent | verdict, until when: time |
 //! | 4 | lingering: input is dropped | verdict, until when: time, how many bytes more: `u32` |
@@ -71,7 +71,7 @@
 //!
 //! # Safe against any bytes
 //!
-//! What [`Snapshot::decode`] accepts is a state that a session can be in, whoever wrote the bytes, and takes no more memory
+//! [`Snapshot::decode`] accepts only states that a session can be in, even from hostile bytes, and takes no more memory
 //! than they do.
 
 mod bytes;
@@ -89,7 +89,7 @@ use super::verdict::Verdict;
 use bytes::{Reader, Writer};
 pub use error::Error;
 
-/// The latest version. Those from 1 on are read.
+/// The latest version. All versions from 1 on can be read.
 pub const VERSION: u16 = 1;
 
 /// Encodes a session as it is between two calls at `now`, with the name of its listener, the id of its connection, and the

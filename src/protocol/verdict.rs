@@ -1,4 +1,4 @@
-//! Why a connection ended. What a peer did is never an error of ours: it is expected, named and counted.
+//! The reason why a connection ended. An action of a peer is never an error of the daemon: it is expected, named and counted.
 
 use std::fmt;
 
@@ -17,10 +17,10 @@ pub enum Verdict {
     Lifetime,
     /// The peer's source has as many connections as `limits.connections_per_source` allows.
     TooMany {
-        /// That limit.
+        /// The limit.
         limit: u32,
     },
-    /// What the connection would have to keep does not fit into `limits.buffer_memory`.
+    /// The buffers of the connection do not fit into `limits.buffer_memory`.
     Busy,
     /// The peer's kernel took no byte of what the peer was owed for `deadlines.write`.
     WriteDeadline,
@@ -43,20 +43,20 @@ pub enum Verdict {
     Reclaimed,
 }
 
-/// What a final reply begins with, instead of a prefix.
+/// The beginning of a final reply, instead of a prefix.
 pub const SERVER_ERROR: &[u8] = b"server error:";
 
 /// How many kinds of verdicts there are.
 pub const KINDS: usize = 14;
 
 impl Verdict {
-    /// Its one name, in lower case with hyphens.
+    /// Returns its name, in lower case with hyphens.
     #[must_use]
     pub fn name(self) -> &'static str {
         NAMES[self.index()]
     }
 
-    /// Its number among the kinds: less than [`KINDS`]; the index into [`NAMES`] and into counters.
+    /// Returns its number among the kinds: less than [`KINDS`]; the index into [`NAMES`] and into counters.
     #[must_use]
     pub fn index(self) -> usize {
         match self {

@@ -38,7 +38,7 @@ const METRICS: &str = "metrics";
 /// The name of a socket on stdin, unless another one is given.
 const STDIN_NAME: &str = "echo";
 
-/// What the process may listen on where systemd passed it no sockets.
+/// The sockets to listen on if systemd passed none.
 #[derive(Debug, Default)]
 pub struct Fallback<'a> {
     /// The socket on stdin, if there is one. If it is not served, it is given back.
@@ -52,7 +52,7 @@ pub struct Fallback<'a> {
 /// The descriptors that were passed to this process.
 #[derive(Debug)]
 pub struct ActivationFds {
-    /// What there is to serve.
+    /// The sockets to serve.
     pub sockets: Sockets,
     /// Bundles that the previous process stored, in any order.
     pub bundles: Vec<OwnedFd>,
@@ -61,7 +61,7 @@ pub struct ActivationFds {
     pub problems: Vec<String>,
 }
 
-/// What there is to serve.
+/// The sockets to serve.
 #[derive(Debug)]
 pub enum Sockets {
     /// Nothing was handed over.

@@ -72,7 +72,7 @@ pub struct Unpacked {
     pub connections: Vec<StoredConnection>,
     /// How long ago they were stored, with the time that the machine slept. Zero for what comes from the future.
     pub age: Duration,
-    /// What was not as it should be, each in one line. What it was about is closed.
+    /// The problems, each in one line. The descriptors in question are closed.
     pub problems: Vec<String>,
 }
 
@@ -176,7 +176,7 @@ pub fn unpack(bundles: Vec<OwnedFd>) -> Unpacked {
     unpacked
 }
 
-/// The time since the machine was booted, also while it slept. It is the same for all processes.
+/// Returns the time since the machine was booted, including sleep. It is the same for all processes.
 fn now() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }

@@ -27,7 +27,7 @@ static MANAGER: Mutex<Option<UnixDatagram>> = Mutex::new(None);
 /// How long the manager may take to process all notifications. The same as in systemd-notify(1).
 const BARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest status, in bytes; what is beyond is cut. More than anybody reads in `systemctl status`, and far below
+/// The longest status, in bytes; the rest is cut. More than `systemctl status` shows in a line, and far below
 /// what fits into a datagram.
 const MAX_STATUS_BYTES: usize = 1000;
 
@@ -195,7 +195,7 @@ fn send(socket: &UnixDatagram, text: &str, fds: &[BorrowedFd<'_>]) -> io::Result
     Ok(())
 }
 
-/// `text` without anything that ends a line or is not to be seen, and not too long.
+/// Returns `text` in one line, without invisible characters, and cut if it is too long.
 fn one_line(text: &str) -> String {
     let mut line = String::new();
     for c in text.chars() {

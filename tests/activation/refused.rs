@@ -39,20 +39,25 @@ fn unsupported_descriptors_are_refused_and_their_type_is_named() {
     let unbound_socket = |family, kind| vec![socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap()];
     let udp = |family| unbound_socket(family, SocketType::DGRAM);
     let seqpacket = unbound_socket(AddressFamily::UNIX, SocketType::SEQPACKET);
-    let neither = "a Unix seqpacket socket that neither listens nor is connected";
-    let no_socket = "not a socket that echoed knows; ListenFIFO= and the like are not supported";
+    let neither = "it is a Unix seqpacket socket that neither listens nor is connected";
+    let no_socket = "unsupported socket type; check the Listen*= settings of the socket unit (ListenFIFO=";
     for (redirection, sockets, code, said) in [
-        ("3<&0", vec![netlink()], CONFIGURATION, "a netlink socket; echoed serves ListenStream="),
-        ("3<&0", udp(AddressFamily::INET), SYSTEM, "a UDP socket that is not bound"),
-        ("3<&0", udp(AddressFamily::INET6), SYSTEM, "a UDP socket that is not bound"),
-        ("3<&0", vec![UnixDatagram::unbound().unwrap().into()], SYSTEM, "a Unix datagram socket that is not bound"),
+        ("3<&0", vec![netlink()], CONFIGURATION, "it is a netlink socket; echoed serves ListenStream="),
+        ("3<&0", udp(AddressFamily::INET), SYSTEM, "it is a UDP socket that is not bound"),
+        ("3<&0", udp(AddressFamily::INET6), SYSTEM, "it is a UDP socket that is not bound"),
+        (
+            "3<&0",
+            vec![UnixDatagram::unbound().unwrap().into()],
+            SYSTEM,
+            "it is a Unix datagram socket that is not bound",
+        ),
         ("3<&0", seqpacket, SYSTEM, neither),
         ("3<\"$0\"", vec![], CONFIGURATION, no_socket),
         ("3</dev/null", vec![], CONFIGURATION, no_socket),
         ("3<&2", vec![], CONFIGURATION, no_socket),
     ] {
         let error = startup_error_for(redirection, sockets, "some.name", code);
-        let expected = format!("echoed: descriptor 3 (some.name) from systemd: it is {said}");
+        let expected = format!("echoed: descriptor 3 (some.name) from systemd: {said}");
         assert!(error.starts_with(&expected), "{error}, expected {expected}");
     }
 }

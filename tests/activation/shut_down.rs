@@ -56,7 +56,7 @@ fn exchange(kind: &str, address: &str) {
 }
 
 fn check_line(line: &str) {
-    assert!(line.starts_with("error: cannot serve dead: another process shut the socket down; "), "{line}");
+    assert!(line.starts_with("error: failed to serve dead: another process shut the socket down; "), "{line}");
     assert!(line.contains(CURE), "{line}");
 }
 
@@ -70,7 +70,7 @@ fn the_last_listener_ends_when_its_socket_is_shut_down_and_the_daemon_exits_with
             exchange(kind, &daemon.addresses()[0]);
             shut_down(&socket, how);
             assert_eq!(daemon.wait().code(), Some(71), "{kind}");
-            check_line(&daemon.wait_for_log("cannot serve"));
+            check_line(&daemon.wait_for_log("failed to serve"));
         }
     }
 }
@@ -88,10 +88,10 @@ fn the_other_listeners_are_served_without_busy_looping_when_a_socket_is_shut_dow
         connected.exchange("before");
         exchange(kind, &daemon.addresses()[0]);
         shut_down(&socket, Shutdown::Both);
-        check_line(&daemon.wait_for_log("cannot serve"));
+        check_line(&daemon.wait_for_log("failed to serve"));
         check_idle(&daemon, &mut connected);
         Peer::connect(&address).exchange("after");
-        assert_eq!(daemon.log().iter().filter(|line| line.contains("cannot serve")).count(), 1);
+        assert_eq!(daemon.log().iter().filter(|line| line.contains("failed to serve")).count(), 1);
         daemon.stop();
     }
 }
@@ -114,7 +114,7 @@ fn a_full_server_does_not_busy_loop_when_a_socket_is_shut_down_and_says_so_when_
         shut_down(&socket, Shutdown::Both);
         check_idle(&daemon, &mut connected);
         drop(connected);
-        check_line(&daemon.wait_for_log("cannot serve"));
+        check_line(&daemon.wait_for_log("failed to serve"));
         Peer::connect(&address).exchange("after");
         daemon.stop();
     }
@@ -150,7 +150,7 @@ fn clients_that_connected_before_the_shutdown_are_served() {
         peer.exchange("waiting");
     }
     served.exchange("after");
-    check_line(&daemon.wait_for_log("cannot serve"));
+    check_line(&daemon.wait_for_log("failed to serve"));
     drop((served, waiting));
     daemon.stop();
 }

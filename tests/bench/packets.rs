@@ -335,7 +335,7 @@ fn lost_and_duplicate_packets_of_many_sources_are_counted_exactly_at_a_rate() {
 }
 
 #[test]
-fn overtaken_replies_are_counted_and_are_no_error() {
+fn overtaken_replies_are_counted_and_are_not_an_error() {
     for kind in KINDS {
         let mut held = Vec::new();
         let server = Server::start(kind, move |message| {

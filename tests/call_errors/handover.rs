@@ -182,7 +182,8 @@ fn check(process: Process, call: &Call, errno: Errno) -> Result<(), String> {
             return fail("the kernel is not named");
         }
         let says_error = log.iter().any(|line| line.contains(&format!("(os error {})", errno as i32)));
-        let says_it = says_error || log.iter().any(|line| line.contains("cut: ") || line.contains("cannot go on with"));
+        let says_it =
+            says_error || log.iter().any(|line| line.contains("cutting them: ") || line.contains("failed to restore"));
         if process == Process::Storing && handed_over != survivors {
             return fail("other ones are said to go on");
         }

@@ -163,7 +163,7 @@ fn client_sends_datagrams_over_ipv6_if_the_machine_has_it() {
 
 #[test]
 fn datagrams_go_to_the_address_of_the_host_where_a_server_answers() {
-    // Where localhost has two addresses, the one that nobody listens on may come first.
+    // If localhost has two addresses, the one without a listener may come first.
     let server = Server::start("udp", 2, echo);
     let port = server.address.rsplit(':').next().unwrap().to_owned();
     echoctl(&["send", &format!("udp:localhost:{port}"), "a", "b"]).check(0, "server got:a\nserver got:b\n", "");
@@ -399,7 +399,7 @@ fn pings_are_lost_if_no_server_listens() {
     let output = echoctl(&["ping", "-c", "2", "-i", "10ms", &address]);
     let text = String::from_utf8_lossy(&output.stdout);
     for seq in 1..=2 {
-        let lost = format!("lost: seq={seq}: nobody listens there (Connection refused)\n");
+        let lost = format!("lost: seq={seq}: no socket listens there (Connection refused)\n");
         assert!(text.contains(&lost), "{output:?}");
     }
     assert_eq!(output.code, Some(1));

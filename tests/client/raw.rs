@@ -195,7 +195,7 @@ fn a_reply_must_be_exactly_what_is_expected() {
         let server = Server::tcp(move |stream| answer_each_read(stream, answer));
         run(&server).check(1, "", error);
     }
-    // What is too short may go on.
+    // Input that is too short may continue.
     let server = Server::tcp(|stream| reply_and_wait(stream, "a", b"Hello"));
     let mut arguments = with(&server).to_vec();
     arguments.insert(1, "--timeout=200ms".to_owned());
@@ -234,7 +234,10 @@ fn contradictory_options_are_refused_before_connecting() {
         (&["--expect", "x", "--prefix", "y", "ADDRESS", "a"], "cannot be used with"),
         (&["--expect", r"\q", "ADDRESS", "a"], r"unknown escape \q"),
         (&["--expect", r"a\t", "ADDRESS", "a"], r#"--expect contains the delimiter "\t", so no reply can be that"#),
-        (&["--raw", "--expect", "", "ADDRESS", "a"], "no reply can be seen to be empty; use --no-reply for none"),
+        (
+            &["--raw", "--expect", "", "ADDRESS", "a"],
+            "an empty reply cannot be recognized; use --no-reply to expect none",
+        ),
         (&["--raw", "ADDRESS", "a", ""], "message 2 is empty: without a delimiter that is nothing to send"),
         (&["--count", "3", "ADDRESS"], "required arguments were not provided: <MESSAGE>"),
         (&["--interval", "1s", "ADDRESS"], "required arguments were not provided: <MESSAGE>"),

@@ -59,7 +59,7 @@ fn the_daemon_starts_and_serves_whatever_is_in_the_fd_store() {
         println!("{what}: {:?}", service.daemon.log());
         service.connect().exchange("new");
         assert!(service.manager.stored_descriptors().is_empty(), "{what}");
-        service.daemon.wait_for_log("warn: cannot go on with all that the process before has stored: ");
+        service.daemon.wait_for_log("warn: failed to restore some connections from the previous process: ");
     }
     service.daemon.stop();
 }
@@ -192,7 +192,7 @@ fn connections_beyond_the_limit_on_descriptors_in_flight_are_cut_and_logged() {
     let log = second.restart("");
     let [handed_over, _, cut] = connection_outcomes(&log);
     assert!(handed_over > 0 && cut > 0 && handed_over + cut == SECOND_CONNECTIONS, "{log:#?}");
-    let said = format!("{cut} of {SECOND_CONNECTIONS} connections are cut: ");
+    let said = format!("failed to store {cut} of {SECOND_CONNECTIONS} connections, cutting them: ");
     let line = log.iter().find(|line| line.contains(&said)).unwrap_or_else(|| panic!("not said: {log:#?}"));
     assert!(line.contains("LimitNOFILE="), "{line}");
     // The end of the stream, not a reset.

@@ -35,7 +35,7 @@ fn the_client_address_from_the_proxy_header_survives_restarts() {
                 peer.send("\tbegun");
                 peer.expect("server got:begun\t");
             }
-            let log = service.daemon.wait_for_log_times(" goes on", 4);
+            let log = service.daemon.wait_for_log_times(" resumed", 4);
             for client in ["192.0.2.1:40123", "192.0.2.1:40124", "[2001:db8::1]:40125"] {
                 assert!(log.iter().any(|line| line.contains(&format!(" from {client} "))), "{client}: {log:#?}");
             }

@@ -35,8 +35,8 @@ fn connections_of_a_removed_listener_are_drained_and_closed() {
     lines.expect_close();
     echo.send("\t");
     echo.expect("server got:half\t");
-    service.daemon.wait_for_log("1 connections of the process before go on");
-    service.daemon.wait_for_log("1 of listeners that are no more");
+    service.daemon.wait_for_log("restored 1 connection from the previous process");
+    service.daemon.wait_for_log("1 orphaned");
     service.daemon.stop();
 }
 

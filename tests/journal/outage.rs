@@ -169,7 +169,7 @@ fn a_journal_for_whose_entries_the_kernel_has_no_memory_is_reported_like_one_tha
     let mut peer = Peer::connect(&journal.addresses(1)[0]);
     peer.send("a\t");
     let failed = journal.expect("a report", has_subject("Messages of clients cannot be written"));
-    assert!(failed.text("MESSAGE").contains(" takes nothing"), "{failed:?}");
+    assert!(failed.text("MESSAGE").contains(" is not accepting entries"), "{failed:?}");
     // And nothing spins.
     let (before, start) = (strace.injected_count(), now());
     wait_until("it is tried again", || strace.injected_count() > before + 1);

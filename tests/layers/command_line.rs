@@ -26,11 +26,11 @@ fn a_valid_configuration_is_checked_without_opening_a_socket() {
     root.write("run/x", &format!("[listener.a]\nlisten = [\"unix:{}\", \"192.0.2.1:1\"]\n", socket.display()));
     let output = echoed(&["--check-config", "--config", &root.shown("run/x")], &[]);
     assert_eq!((output.status.code(), to_text(&output.stderr)), (Some(0), String::new()));
-    let said = format!("The configuration is good; these files were read:\n  {}\n", root.shown("run/x"));
+    let said = format!("The configuration is valid; these files were read:\n  {}\n", root.shown("run/x"));
     assert_eq!(to_text(&output.stdout), said);
     assert!(!socket.exists());
     let output = echoed(&["--check-config", "--config", "/dev/null"], &[]);
-    assert_eq!(to_text(&output.stdout), "The configuration is good; these files were read:\n  /dev/null\n");
+    assert_eq!(to_text(&output.stdout), "The configuration is valid; these files were read:\n  /dev/null\n");
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn the_exit_code_is_the_same_if_stderr_cannot_be_written() {
 }
 
 #[test]
-fn what_cannot_be_printed_exits_with_1_unless_nobody_reads_it() {
+fn failed_output_exits_with_1_unless_the_reader_is_gone() {
     for (program, options) in [
         (env!("CARGO_BIN_EXE_echoed"), &["--help", "--version", "--print-config", "--print-default-config"][..]),
         (env!("CARGO_BIN_EXE_echoed"), &["--check-config"]),

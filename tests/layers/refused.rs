@@ -26,7 +26,7 @@ fn errors_in_several_layers_are_all_reported_in_order() {
         "/etc/echoed/echoed.toml.d/10-x.toml:1:5: unclosed table",
         "/run/echoed/echoed.toml.d/20-x.toml:4:11: workers: -1 is out of range",
         "/etc/echoed/echoed.toml.d/30-x.toml:2:17: drain_timeout: 5 has no unit; write \"5s\"",
-        "/etc/echoed/echoed.toml.d/40-x.toml: is a link to nowhere, which is not there (the service sees",
+        "/etc/echoed/echoed.toml.d/40-x.toml: is a link to nowhere, which does not exist (the service sees",
         "ECHOED_LIMITS__CONNECTIONS: connections: 0 is out of range; write 1 to 1000000",
         "ECHOED_LOG__COLOUR: there is no key colour in [log]; known are level",
     ];
@@ -124,7 +124,7 @@ fn an_invalid_value_is_not_also_reported_as_a_conflict() {
     root.write("usr/lib/echoed.toml", "[limits]\nbuffer_memory = \"1MiB\"\n[defaults]\nmax_message = \"1KiB\"\n")
         .write("etc/echoed.toml", "[limits]\nbuffer_memory = \"100 MB\"\n[defaults]\nmax_message = \"65MiB\"\n");
     let said = headlines(&root);
-    assert!(said.len() == 1 && said[0].contains("known are B, KiB, MiB, GiB"), "{said:#?}");
+    assert!(said.len() == 1 && said[0].contains("(known: B, KiB, MiB, GiB)"), "{said:#?}");
 }
 
 #[test]
@@ -149,10 +149,10 @@ fn invalid_variables_are_refused_and_shown_with_a_caret() {
         ("ECHOED_DEFAULTS__PREFIX", "3", "prefix is a string, not an integer; write \"3\""),
         ("ECHOED_DEFAULTS__DEADLINES__READ", "2", "read: 2 has no unit; write \"2s\" if that is meant"),
         ("ECHOED_DEFAULTS__DEADLINES", "2s", "[defaults.deadlines] is a section, not a string"),
-        ("ECHOED_DEFAULTS__LISTEN", "[]", "where to listen stands in [listener.NAME], not in [defaults]"),
+        ("ECHOED_DEFAULTS__LISTEN", "[]", "listen belongs in [listener.NAME], not in [defaults]"),
         ("ECHOED_LISTENER__A__LISTEN", "@a", "listen is a list of addresses, not a string; write [\"@a\"]"),
         ("ECHOED_LISTENER__METRICS__PREFIX", "a", "metrics is not the name of an echo listener"),
-        ("ECHOED_LISTENER__A-B=__PREFIX", "a", "\"a-b=\" is no name: letters, digits and _ . @ - make one"),
+        ("ECHOED_LISTENER__A-B=__PREFIX", "a", "invalid listener name \"a-b=\" (allowed: letters, digits and _ . @ -)"),
         ("ECHOED_LOG__LEVLE", "info", "there is no key levle in [log]; is level meant?"),
         ("ECHOED_LGO__LEVEL", "info", "there is no key lgo; is log meant?"),
         ("ECHOED_LOG__", "info", "there is no key  in [log]; known are level"),
@@ -235,7 +235,7 @@ fn a_file_of_1_mib_is_read_and_a_larger_one_is_refused() {
     root.write("etc/echoed.toml", &text(1 << 20));
     assert_eq!(root.prefix(), "x");
     root.write("etc/echoed.toml", &text((1 << 20) + 1));
-    assert!(root.load_error().starts_with("/etc/echoed/echoed.toml: has more than 1MiB"), "{}", root.load_error());
+    assert!(root.load_error().starts_with("/etc/echoed/echoed.toml: is larger than 1MiB"), "{}", root.load_error());
     root.sources.config = Some("/dev/zero".into());
-    assert!(root.load_error().starts_with("/dev/zero: has more than 1MiB"), "{}", root.load_error());
+    assert!(root.load_error().starts_with("/dev/zero: is larger than 1MiB"), "{}", root.load_error());
 }

@@ -85,7 +85,7 @@ pub fn the_profile_allows_what_the_service_needs_and_nothing_else(debian: &Debia
     );
     assert_eq!(denials(&mut guest), "");
 
-    // Somebody has taken the root directory away. The profile still holds.
+    // The root directory is gone. The profile still applies.
     guest.sh("set -e; mkdir -p /srv; printf '[defaults]\\nprefix = \"mine:\"\\n' >/srv/echoed.toml; systemctl stop echoed.service");
     guest.sh(&format!(
         "set -e

@@ -1,5 +1,5 @@
 //! The package for Arch, by pacman on a Debian: there is no database of packages that knows the C library, so dependencies are
-//! not looked at, and nobody but these tests does what pacman's hooks for systemd do there.
+//! not checked, and these tests run the hooks that pacman has for systemd.
 
 use std::env;
 use std::fs;
@@ -100,7 +100,7 @@ fn an_upgrade_does_not_start_a_stopped_service(machine: &Machine) {
     machine.connect(TCP).exchange("aaaa");
 }
 
-/// As who makes an image does it: all is there, but nothing runs.
+/// As in an image build: everything is there, but nothing runs.
 fn the_package_can_be_installed_without_a_running_systemd(machine: &Machine) {
     const WANTED: &str = "/etc/systemd/system/sockets.target.wants/echoed.socket";
     Pacman::prepare(machine);

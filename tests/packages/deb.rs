@@ -10,7 +10,7 @@ tests![the_package_has_the_files_that_debian_requires, policy_rc_d_prevents_the_
 /// Those that need more than every Debian has.
 pub const TESTS_WITH_TOOLS: &[Test] = &[Test::new("autopkgtest_passes", autopkgtest_passes)];
 
-/// dpkg, as apt calls it when nobody is there to be asked.
+/// dpkg, as apt calls it without a terminal.
 pub struct Dpkg;
 
 impl Installer for Dpkg {

@@ -1,4 +1,4 @@
-//! A guest: a machine with a kernel of its own, for what is not in everybody's kernel. `guest.sh` tells how.
+//! A guest: a machine with its own kernel, for features that not every kernel has. `guest.sh` describes it.
 //!
 //! It is emulated, and takes minutes for what a machine in a container does in seconds.
 

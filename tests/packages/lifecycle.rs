@@ -1,5 +1,5 @@
-//! What every package has to do, whoever installs it: installed, upgraded while it is in use, downgraded, removed and purged,
-//! as an administrator does it.
+//! What every package has to do under each package manager: installed, upgraded while it is in use, downgraded, removed
+//! and purged, as an administrator does it.
 
 use std::cell::RefCell;
 use std::fs;
@@ -18,13 +18,13 @@ pub const PACKAGE: &str = "echoed";
 pub const OLDER: &str = "older";
 pub const OLDER_SETTINGS: &str = "# As it was then.";
 
-/// Who puts packages onto a machine: dpkg, rpm, pacman.
+/// A package manager: dpkg, rpm, pacman.
 pub trait Installer {
     /// What is left to be done after the first installation, so that it listens.
     const START_COMMAND: &'static str;
-    /// Where the settings of a new version are put when somebody has changed the old ones.
+    /// Where the settings of a new version are put if the old ones were changed.
     const NEW_SETTINGS_FILE: &'static str;
-    /// Where settings that somebody has changed are when the package was removed.
+    /// Where changed settings are after the package was removed.
     const SAVED_SETTINGS_FILE: &'static str;
     /// What stays when the package was purged, and the reason why it may: what the installer knows, and what is gone with the
     /// next boot.
@@ -42,7 +42,7 @@ pub trait Installer {
     /// The files of the package that are not as it has put them there, in some way; nothing, if all are.
     fn altered_files(machine: &Machine) -> String;
 
-    /// Removes it, but not what somebody has changed.
+    /// Removes it, but not changed files.
     fn remove(machine: &Machine);
 
     /// Removes what is left of it.
@@ -128,7 +128,7 @@ fn a_fresh_installation_is_started_by_its_socket<I: Installer>(machine: &Machine
 }
 
 /// 200 clients are in the middle of a message while the package is upgraded and downgraded, and 200 others come again and
-/// again. Nobody is refused, no connection ends, and every message has its reply.
+/// again. No client is refused, no connection ends, and every message gets its reply.
 fn clients_do_not_notice_upgrades<I: Installer>(machine: &Machine) {
     const CLIENTS: usize = 200;
     I::prepare(machine);
@@ -195,7 +195,7 @@ fn an_upgrade_keeps_the_files_of_the_administrator<I: Installer>(machine: &Machi
         "{new_settings}"
     );
 
-    // Settings that nobody touched are those of the new version.
+    // Unchanged settings are replaced by those of the new version.
     I::remove(machine);
     I::purge(machine);
     machine.sh("rm -r /etc/systemd/system/echoed.*.d");

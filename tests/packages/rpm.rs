@@ -1,5 +1,5 @@
 //! The package for Fedora and its kin, by rpm on a Debian: there is no database of packages that knows the C library, so
-//! dependencies are not looked at, and nobody but these tests does what systemd's package does there ([`UPDATE_HELPER`],
+//! dependencies are not checked, and these tests do what systemd's package does there ([`UPDATE_HELPER`],
 //! [`TRIGGERS`]).
 
 use crate::lifecycle::{Installer, OLDER, OLDER_SETTINGS, PACKAGE};
@@ -143,7 +143,7 @@ fn erasing_the_package_removes_its_directory_in_run(machine: &Machine) {
     assert!(!machine.path("/etc/echoed").exists());
 }
 
-/// For those who look for a crate with a hole in it, or for a licence.
+/// For searches for a vulnerable crate, or for a licence.
 fn the_package_lists_its_bundled_crates_and_licences(machine: &Machine) {
     let query = |what: &str| machine.sh(&format!("rpm --query --package {what} {STAGING_DIR}/{PACKAGE}.rpm"));
     assert_eq!(query("--configfiles"), "/etc/echoed/echoed.toml\n");

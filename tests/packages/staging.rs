@@ -16,7 +16,7 @@ pub fn stage(layer: &Path) {
     }
     let staging = layer.join(STAGING_DIR.trim_start_matches('/'));
     fs::create_dir_all(&staging).expect("the tests' directory can be written to");
-    // Those that are built: who tries out one alone needs no other.
+    // The packages that were built: a run of one suite needs no other.
     let copy_package = |kind: &str, to: &str| {
         let found = find_package(kind);
         if let Some(from) = &found {

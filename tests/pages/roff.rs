@@ -24,7 +24,7 @@ impl Roff {
         self.text.push('\n');
     }
 
-    /// A line of text that was escaped. It is no request, whatever it begins with.
+    /// A line of escaped text. It is never a request, whatever it begins with.
     pub fn text(&mut self, text: &str) {
         let text = text.trim();
         if text.starts_with(['.', '\'']) {

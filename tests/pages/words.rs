@@ -12,11 +12,55 @@ use crate::{ROOT, command_line};
 const PRONOUNS: [&str; 5] = ["nobody", "somebody", "whoever", "everybody", "anybody"];
 
 #[test]
-fn documents_help_and_catalog_name_who_acts_and_have_no_foreign_grammar() {
+fn documents_help_and_catalog_name_the_actor_and_have_no_foreign_grammar() {
     let texts = user_texts();
     assert!(texts.len() > 30, "{}", texts.len());
     let found: Vec<_> = texts.iter().flat_map(|(name, text)| denied(name, text)).collect();
     assert!(found.is_empty(), "tests/pages/words.rs says why these words are not used:\n{}", found.join("\n"));
+}
+
+/// Log lines, errors and the status are literals of the program.
+#[test]
+fn literals_of_the_program_name_the_actor_and_have_no_foreign_grammar() {
+    let (mut found, mut count) = (Vec::new(), 0);
+    let mut directories = vec![Path::new(ROOT).join("src")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).expect("it is a directory") {
+            let path = entry.expect("it can be listed").path();
+            if path.file_stem().is_some_and(|name| name == "tests") {
+                continue;
+            }
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(ROOT).expect("it is below").display().to_string();
+            for literal in literals(&fs::read_to_string(&path).expect("it is text")) {
+                count += 1;
+                found.extend(denied(&name, &literal));
+            }
+        }
+    }
+    assert!(count > 1_000, "{count}");
+    assert!(found.is_empty(), "tests/pages/words.rs says why these words are not used:\n{}", found.join("\n"));
+}
+
+/// Returns the string literals of a source, without those of comments and of its tests.
+fn literals(source: &str) -> Vec<String> {
+    let program = source.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    // Quotation marks that begin no literal would make literals of what is between literals.
+    let code = program.replace("'\"'", "").replace("\\\"", "'");
+    let lines: Vec<_> = code.lines().map(str::trim).filter(|line| !line.starts_with("//")).collect();
+    // A literal over several lines is one text.
+    let joined = lines.join("\n").replace("\\\n", "");
+    joined.lines().flat_map(|line| line.split('"').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+#[test]
+fn literals_are_found_over_line_breaks_and_without_comments() {
+    let source =
+        "// \"nobody\"\nlet a = f('\"', \"it is \\\n    no \\\"x\\\"\");\n#[cfg(test)]\nmod tests {\n\"nobody\"";
+    assert_eq!(literals(source), ["it is no 'x'"]);
 }
 
 /// Directories, and how the names of their files end that users read.

@@ -88,7 +88,7 @@ fn health_checks_of_haproxy_are_answered() {
         );
         let Some(haproxy) = Haproxy::start(&daemon, &backend) else { return };
         let ends = daemon.wait_for_log_times("; 1 messages, 6 bytes in, 17 bytes out", 3);
-        // They come from HAProxy itself, and nobody else.
+        // They come from HAProxy itself.
         assert!(ends.iter().all(|line| line.contains(" from 127.0.0.1:")), "{ends:#?}");
         check_client(&daemon, &haproxy);
         let log = daemon.stop();

@@ -1,4 +1,4 @@
-// A client as one writes it in C, which knows nothing of who serves it.
+// A typical client in C, which knows nothing about echoed.
 //
 //	client tcp|udp HOST:PORT WAY | client unix|unixpacket PATH WAY
 //

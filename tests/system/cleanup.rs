@@ -1,6 +1,6 @@
 //! The test bed itself: nothing is left of a machine, however it ends.
 //!
-//! Who looks must not be who ends, so tests run this program again: the same test of it, which then does nothing but have a
+//! The process that checks must not be the one that ends, so tests run this program again: the same test, which then only has a
 //! machine until it is ended.
 
 use std::env;
@@ -48,7 +48,7 @@ fn only_control_groups_are_left_when_the_machine_script_is_killed(machine: &Mach
     kill_process(Pid::from_child(machine.script()), Signal::KILL).expect("it can be killed");
     wait_until("its processes and mounts are gone", || {
         let Leftovers { processes, mounts, control_groups: _ } = Leftovers::of_machine(machine.name());
-        // Whom we started, we have to bury: its keeper.
+        // The keeper is our child, so it has to be waited for.
         processes.iter().all(|process| process.starts_with(&format!("{} ", machine.script().id()))) && mounts.is_empty()
     });
     // So that nothing is left by this test either.
@@ -132,7 +132,7 @@ impl Drop for Inner {
 struct Leftovers {
     /// Their numbers and command lines.
     processes: Vec<String>,
-    /// Those that everybody sees. What a machine mounts for itself goes with its last process.
+    /// Mounts of the host. What a machine mounts for itself goes with its last process.
     mounts: Vec<String>,
     control_groups: Vec<PathBuf>,
 }

@@ -308,7 +308,7 @@ fn each_exit_code_is_as_documented(machine: &Machine) {
     let mut peer = machine.connect(ADDRESS);
     peer.send("a\t");
     machine.wait_for_property("echoed.service", "ExecMainStatus", "78");
-    let line = "not started: descriptor . .echo. from systemd: it is not a socket that echoed knows; ListenFIFO=";
+    let line = "failed to start: descriptor . .echo. from systemd: unsupported socket type; check the Listen";
     machine.wait_for_journal(&format!("--unit=echoed.service --grep='{line}'"));
     assert_eq!(machine.property("echoed.socket", "ActiveState"), "active");
     machine.sh("rm -r /etc/systemd/system/echoed.socket.d; systemctl daemon-reload");

@@ -117,7 +117,7 @@ fn no_line_of_100000_is_lost_while_journald_hangs_for_10_s(machine: &Machine) {
             });
         }
         thread::sleep(Duration::from_secs(10));
-        assert_eq!(done.load(Ordering::Relaxed), 0, "who sends more than there is room for waits");
+        assert_eq!(done.load(Ordering::Relaxed), 0, "a client that sends more than fits waits");
         drop(suspended);
     });
     assert_eq!(machine.daemon_pid(), daemon);

@@ -154,7 +154,7 @@ fn restart_with_connections(machine: &Machine, count: usize) {
     let shown: Vec<_> = waits.iter().map(|wait| wait.as_millis().to_string()).collect();
     println!("systemd {}: restart with {count} connections: a client waits {} ms", machine.version(), shown.join(", "));
     assert!(waits.iter().all(|wait| *wait < TEST_TIMEOUT / 3), "{waits:?}");
-    // Who is gone is noticed.
+    // Clients that are gone are noticed.
     drop(clients);
     let no_connections = || machine.property("echoed.service", "StatusText").starts_with("0/");
     wait_until("all are gone", no_connections);
@@ -165,7 +165,7 @@ fn messages_split_by_a_restart_are_answered(machine: &Machine) {
     for count in [1, 100, 1000] {
         restart_with_connections(machine, count);
     }
-    machine.wait_for_journal("--identifier=echoed --grep='1001 connections of the process before go on'");
+    machine.wait_for_journal("--identifier=echoed --grep='restored 1001 connections from the previous process'");
     expect_no_warnings(machine);
 }
 
@@ -180,7 +180,7 @@ fn nine_thousand_connections_survive_restarts(machine: &Machine) {
     }
     start(machine, PATIENT);
     restart_with_connections(machine, 9000);
-    machine.wait_for_journal("--identifier=echoed --grep='9001 connections of the process before go on'");
+    machine.wait_for_journal("--identifier=echoed --grep='restored 9001 connections from the previous process'");
     expect_no_warnings(machine);
 }
 

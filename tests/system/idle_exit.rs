@@ -1,4 +1,4 @@
-//! A process that nobody uses ends (`service.idle_exit`), and is back with the next client.
+//! An idle process exits (`service.idle_exit`), and is started again for the next client.
 
 use std::thread;
 use std::time::Duration;

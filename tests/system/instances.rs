@@ -82,7 +82,7 @@ fn a_unit_for_one_connection_that_is_started_by_hand_says_what_it_is_for(machine
     let started = machine.run("systemctl start echoed@2.service");
     assert_ne!(started.code, Some(0), "{}", started.output);
     // Not by its unit: journald may look for that when the process has ended.
-    let said = machine.wait_for_journal("--identifier=echoed --grep='^not started'");
+    let said = machine.wait_for_journal("--identifier=echoed --grep='^failed to start'");
     assert!(said.contains("systemd starts echoed@.service for each connection"), "{said}");
     assert!(said.contains("echoed-instance@NAME.socket"), "{said}");
 }

@@ -72,7 +72,7 @@ fn a_connection_closed_for_a_violation_is_logged_with_all_its_fields(machine: &M
         ("SYSLOG_IDENTIFIER", "echoed"),
     ];
     assert_eq!(ours, fields(expected));
-    // These are journald's own, which nobody can forge.
+    // These are journald's own, which cannot be forged.
     assert_eq!(entry.text("_SYSTEMD_UNIT"), "echoed.service");
     assert_eq!((entry.text("_TRANSPORT"), entry.text("_COMM")), ("journal".into(), "echoed".into()));
 }

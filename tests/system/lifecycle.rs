@@ -78,7 +78,7 @@ fn a_reload_names_the_files_that_the_service_has_read(machine: &Machine) {
     machine.sh("systemctl reload echoed.service");
     let said = machine.wait_for_journal("--identifier=echoed --grep='^reloaded' --output=cat");
     let files = "/etc/echoed/echoed.toml, /etc/echoed/echoed.toml.d/50-test.toml";
-    assert_eq!(said.trim_end(), format!("reloaded: the new settings hold for new connections (read {files})"));
+    assert_eq!(said.trim_end(), format!("reloaded: the new settings apply to new connections (read {files})"));
     assert!(machine.sh("echoed --check-config").contains(HIDDEN));
     assert_eq!(reply(machine, "aaaa"), "server got:aaaa\t");
     // What the page says of it.
@@ -96,14 +96,14 @@ fn systemctl_reload_returns_when_the_new_settings_apply(machine: &Machine) {
 
     // With others, systemd might believe that it is over before it has begun; too seldom to be seen here.
     assert_eq!(machine.property("echoed.service", "Type"), "notify-reload");
-    // Who reads a pipe waits until somebody has written.
+    // A reader of a pipe waits for a writer.
     machine.sh("cd /etc/echoed; mkfifo --mode=644 pipe; mv pipe given.toml");
     let mut reload =
         machine.command("systemctl reload echoed.service").stdin(Stdio::null()).spawn().expect("it starts");
     let mut has_returned = || reload.try_wait().expect("it is our child").is_some();
     let mut writer = None;
     wait_until("the daemon reads its settings", || {
-        // Only possible while somebody reads.
+        // Only possible while there is a reader.
         writer = open(&settings, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok();
         writer.is_some()
     });
@@ -111,7 +111,7 @@ fn systemctl_reload_returns_when_the_new_settings_apply(machine: &Machine) {
     assert!(!has_returned(), "the settings are not read yet");
 
     let mut writer = File::from(writer.expect("it is open"));
-    writer.write_all(b"[defaults]\nprefix = 'new:'\n").expect("somebody reads");
+    writer.write_all(b"[defaults]\nprefix = 'new:'\n").expect("there is a reader");
     drop(writer);
     assert!(reload.wait().expect("it is our child").success());
     assert_eq!(reply(machine, "aaaa"), "new:aaaa\t");
@@ -127,7 +127,7 @@ fn an_invalid_setting_changes_nothing_and_is_reported_with_its_position(machine:
 
     machine.configure("[defaults.deadlines]\nread = 10\nidle = 5\n[defaults]\nprefix = 'new:'\n");
     machine.sh("systemctl reload echoed.service");
-    wait_until("the mistake is in the status", || status_text().contains("not reloaded"));
+    wait_until("the mistake is in the status", || status_text().contains("failed to reload"));
     // All of it is in one line.
     let status = machine.sh("systemctl status --full --lines=0 echoed.service");
     let line = status.lines().find(|line| line.trim_start().starts_with("Status: ")).expect("there is a status");
@@ -140,7 +140,7 @@ fn an_invalid_setting_changes_nothing_and_is_reported_with_its_position(machine:
     machine.configure("[defaults]\nprefix = 'new:'\n");
     machine.sh("systemctl reload echoed.service");
     wait_until("the new settings hold", || reply(machine, "aaaa") == "new:aaaa\t");
-    wait_until("the mistake is not in the status", || !status_text().contains("not reloaded"));
+    wait_until("the mistake is not in the status", || !status_text().contains("failed to reload"));
 }
 
 fn with_handover_off_a_stop_delivers_pending_replies_to_a_slow_client(machine: &Machine) {

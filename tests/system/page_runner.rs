@@ -173,7 +173,7 @@ impl<'a> PageRunner<'a> {
             }
             BlockKind::Other => {
                 let is_skipped = self.skips_line(&block.text);
-                assert!(is_skipped, "{page}:{line}: nobody does anything with this block:\n{}", block.text);
+                assert!(is_skipped, "{page}:{line}: no test uses this block:\n{}", block.text);
             }
         }
     }

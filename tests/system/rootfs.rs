@@ -83,7 +83,7 @@ impl Debian {
     }
 }
 
-/// Makes the root file system of a suite, unless it is there. Who else wants it waits meanwhile.
+/// Makes the root file system of a suite, unless it is there. Other processes that need it wait meanwhile.
 fn make_root(cache: &Path, suite: &str, root: &Path) -> Result<(), String> {
     let failed = |what: &str, error: &dyn std::fmt::Display| Err(format!("{what}: {error}"));
     if let Err(error) = fs::create_dir_all(cache) {

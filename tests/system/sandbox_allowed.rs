@@ -59,9 +59,9 @@ fn datagrams_and_seqpackets_are_answered(machine: &Machine) {
 
     // It has no network of its own, and yet knows of the one that its socket is in: the address that was asked, ...
     let client = UdpSocket::bind("127.0.0.1:0").expect("there is a free port");
-    client.connect("127.0.0.5:8085").expect("that needs nobody");
+    client.connect("127.0.0.5:8085").expect("UDP needs no peer");
     client.set_read_timeout(Some(TEST_TIMEOUT)).expect("it can be set");
-    client.send(b"aaaa").expect("somebody listens there");
+    client.send(b"aaaa").expect("a socket listens there");
     let mut reply = [0; 100];
     let count = client.recv(&mut reply).expect("a reply comes, from there");
     assert_eq!(&reply[..count], b"server got:aaaa");
@@ -70,7 +70,7 @@ fn datagrams_and_seqpackets_are_answered(machine: &Machine) {
         .expect("there are such sockets");
     set_socket_reuseport(&own, true).expect("it can be set");
     rustix::net::bind(&own, &SocketAddr::from(([127, 0, 0, 1], 8085))).expect("the port is shared");
-    UdpSocket::from(own).send_to(b"aaaa", "127.0.0.5:8085").expect("somebody listens there");
+    UdpSocket::from(own).send_to(b"aaaa", "127.0.0.5:8085").expect("a socket listens there");
     machine.wait_for_journal("--unit=echoed.service VERDICT=own-address");
     // Root is known, whatever systemd it is.
     machine.configure("[defaults]\nlog_messages = 'summary'");
@@ -82,7 +82,7 @@ fn datagrams_and_seqpackets_are_answered(machine: &Machine) {
     });
 }
 
-/// Binds a socket to a path that everybody may write to, sends what has systemd end a service if it comes from there,
+/// Binds a socket to a path that every user may write to, sends what has systemd end a service if it comes from there,
 /// and prints the reply, if there is to be one.
 const DATAGRAM_CLIENT: &str = r#"
     use Socket;

@@ -20,7 +20,7 @@ struct PacketCandidate {
 }
 
 impl<'a> PacketCandidates<'a> {
-    /// The reference, the daemon, and `others`; the first two come first.
+    /// Prepares the reference, the daemon, and `others`; the first two come first.
     pub(crate) fn prepare(programs: &'a Programs, others: &[&(&str, PacketServer)]) -> Result<Self> {
         let reference = Candidate::plain("C mmsg", compile("packets", programs.directory())?, &[]);
         let subject = programs.daemon().cloned().unwrap_or_else(|| reference.duplicate());
@@ -40,29 +40,29 @@ impl<'a> PacketCandidates<'a> {
         Ok(Self { programs, candidates })
     }
 
-    /// How many there are.
+    /// Returns the number of candidates.
     pub(crate) fn count(&self) -> usize {
         self.candidates.len()
     }
 
-    /// Those that serve what goes over `transport`.
+    /// Returns the candidates that serve `transport`.
     pub(crate) fn serving(&self, transport: Transport) -> Vec<usize> {
         let all = self.candidates.iter().enumerate();
         let serving = all.filter(|(_, one)| one.with_connections || transport != Transport::Seqpacket);
         serving.map(|(index, _)| index).collect()
     }
 
-    /// Their names in the results.
+    /// Returns their names in the results.
     pub(crate) fn names(&self) -> Vec<&str> {
         self.candidates.iter().map(|one| &*one.candidate.name).collect()
     }
 
-    /// The name of one of them.
+    /// Returns the name of one candidate.
     pub(crate) fn name(&self, index: usize) -> &str {
         &self.candidates[index].candidate.name
     }
 
-    /// One of them.
+    /// Returns one candidate.
     pub(crate) fn candidate(&self, index: usize) -> &Candidate {
         &self.candidates[index].candidate
     }

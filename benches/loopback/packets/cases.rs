@@ -1,4 +1,4 @@
-//! What a packet costs: the cases.
+//! The cost of a packet, case by case.
 
 use std::time::Duration;
 
@@ -42,12 +42,12 @@ pub(crate) fn cases(quick: bool) -> Vec<(Transport, Case)> {
     cases
 }
 
-/// The length of a sample of a case.
+/// Returns the length of a sample of a case.
 pub(crate) fn sample_length(plan: &Plan) -> Duration {
     plan.sample / 2
 }
 
-/// CPU time per packet and packets per second, case by case, and what became of the packets.
+/// Measures CPU time per packet and packets per second, case by case, and counts lost packets.
 pub(crate) fn costs(plan: &Plan, candidates: &PacketCandidates<'_>) -> Result<ReportSection> {
     let count = candidates.count();
     let named = plan.packet_cases.iter().map(|(transport, case)| format!("{} {case}", transport.name()));
@@ -106,7 +106,7 @@ fn sample(
     Ok(samples)
 }
 
-/// A table of what became of the packets: of all cases, and of those in which not all went well.
+/// Returns a table of outcomes: of all cases, and of the cases in which packets were lost.
 fn outcome<'a>(names: &[&str], cases: impl Iterator<Item = (&'a str, &'a Vec<Tally>)> + Clone) -> Table {
     let mut table = Table::new(
         "Packets of all these cases; lost: without a reply for a second",

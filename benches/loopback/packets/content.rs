@@ -1,15 +1,15 @@
-//! What is in the packets: each differs from the others on the way, and says whose it is, so that every byte of a reply
+//! The content of packets: each differs from the others on the way and names its source, so that every byte of a reply
 //! can be checked, and a reply that is late or comes twice is recognized.
 
 use crate::socket_io::{PREFIX, Workload};
 
-/// What a message begins with: the number of its source, and its own number.
+/// The beginning of a message: the number of its source, and its own number.
 pub(crate) const HEAD: usize = 8;
 
 /// How many different ends messages have.
 const ENDS: usize = 1024;
 
-/// Messages of one size, and their replies.
+/// Prepares messages of one size, and their replies.
 pub(crate) struct Content {
     size: usize,
     prefix: &'static [u8],
@@ -18,23 +18,23 @@ pub(crate) struct Content {
 }
 
 impl Content {
-    /// Messages of `size` bytes, [`HEAD`] at least, and replies as the protocol has them.
+    /// Prepares messages of `size` bytes, [`HEAD`] at least, and replies as the protocol has them.
     pub(crate) fn new(size: usize) -> Self {
         let pattern = Workload::new(size + ENDS, 1).messages(0, 1).to_vec();
         Self { size, prefix: PREFIX, pattern }
     }
 
-    /// The same for a server that sends back the bytes as they are.
+    /// Prepares messages and replies for a server that echoes without a prefix.
     pub(crate) fn without_prefix(size: usize) -> Self {
         Self { prefix: &[], ..Self::new(size) }
     }
 
-    /// The bytes of a message.
+    /// Returns the bytes of a message.
     pub(crate) fn size(&self) -> usize {
         self.size
     }
 
-    /// The bytes of a reply.
+    /// Returns the bytes of a reply.
     pub(crate) fn reply_size(&self) -> usize {
         self.prefix.len() + self.size
     }

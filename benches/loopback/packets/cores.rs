@@ -32,7 +32,7 @@ struct Sockets {
     has_two: bool,
 }
 
-/// CPU time per packet and packets per second, with two sockets of one port and with one.
+/// Measures CPU time per packet and packets per second, with two sockets of one port and with one.
 pub(crate) fn cores(plan: &Plan, candidates: &PacketCandidates<'_>) -> Result<Vec<Table>> {
     let (servers, loads) = plan.programs.cpus.split_two();
     if servers.len() < 2 {

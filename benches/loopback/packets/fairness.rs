@@ -23,7 +23,7 @@ const CASES: [(Transport, usize); 6] = [
     (Transport::Seqpacket, 1024),
 ];
 
-/// How long a source waits that has one message on the way, beside others that have as many as they may.
+/// Measures how long a source with one message on the way waits beside others that have as many as they may.
 pub(crate) fn fairness(plan: &Plan, candidates: &PacketCandidates<'_>) -> Result<ReportSection> {
     let mut groups = Vec::new();
     let mut table = Table::new(

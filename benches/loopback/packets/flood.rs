@@ -39,7 +39,7 @@ impl PacketFlood {
         };
         let mut sources = (0..=flooding).map(open).collect::<Result<Vec<_>>>()?;
         let probe = sources.pop().expect("there is one more than flood");
-        // The probe needs room, too. Were the queue of the server full, the probe would wait before it sends, for a
+        // The probe needs room, too. If the queue of the server were full, the probe would wait before it sends, for a
         // turn that this program gives, and not the server.
         let room = most_in_flight(transport, size)?.min(most_queued(transport)?) - 1;
         Ok(Self {
@@ -97,7 +97,7 @@ impl PacketFlood {
         }
     }
 
-    /// What has become of all messages so far.
+    /// Returns the outcomes of all messages so far.
     pub(crate) fn tally(&self) -> Tally {
         self.tally
     }

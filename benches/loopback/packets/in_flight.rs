@@ -6,8 +6,8 @@ use crate::address::Transport;
 use crate::socket_io::PREFIX;
 use crate::{Context as _, Failure, Result};
 
-/// What the kernel counts for a packet besides its bytes: headers and the descriptions of a buffer, before the sum is rounded
-/// up to a power of two, and the description of the packet.
+/// The bytes that the kernel counts for a packet besides its content: headers and the descriptions of a buffer, before the
+/// sum is rounded up to a power of two, and the description of the packet.
 const HEADERS: usize = 64 + 320;
 const DESCRIPTION: usize = 256;
 

@@ -42,7 +42,7 @@ impl PacketLoad {
         Self::with_content(address, transport, case, Content::new(case.size))
     }
 
-    /// The same for messages and replies with other content.
+    /// Starts a load of messages and replies with other content.
     pub(crate) fn with_content(address: &Address, transport: Transport, case: Case, content: Content) -> Result<Self> {
         let poll = Poll::new()?;
         let time = now();
@@ -83,7 +83,7 @@ impl PacketLoad {
         self.run_burst(Duration::ZERO)
     }
 
-    /// What has become of all messages so far.
+    /// Returns the outcomes of all messages so far.
     pub(crate) fn tally(&self) -> Tally {
         self.tally
     }

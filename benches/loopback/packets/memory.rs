@@ -1,4 +1,4 @@
-//! What a server keeps in memory for connections of packets.
+//! The memory of a server for connections of packets.
 
 use crate::address::Transport;
 use crate::packets::candidates::PacketCandidates;
@@ -12,7 +12,7 @@ use crate::{Result, progress};
 /// How many connections there are.
 const CONNECTIONS: usize = 1000;
 
-/// What an idle connection of packets adds to the memory at rest.
+/// Measures what an idle connection of packets adds to the memory at rest.
 pub(crate) fn memory(plan: &Plan, candidates: &PacketCandidates<'_>) -> Result<Table> {
     let connections = CONNECTIONS.min(plan.max_connections);
     let mut table = Table::new(
@@ -28,7 +28,7 @@ pub(crate) fn memory(plan: &Plan, candidates: &PacketCandidates<'_>) -> Result<T
         server.wait_until_idle()?;
         let Memory { resident, .. } = server.memory()?;
 
-        // What the first connection brings with it, such as scratch buffers, is not the price of one.
+        // The first connection also allocates shared memory, such as scratch buffers.
         let mut first = open(&server, 1)?;
         exchange_messages(&mut first)?;
         drop(first);

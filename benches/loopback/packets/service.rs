@@ -10,7 +10,7 @@ use crate::{Context as _, Failure, Result};
 
 const MAX_MESSAGE: usize = 64 * 1024;
 
-/// A reply is put together where the message was received, behind the prefix.
+/// Returns a buffer that begins with the prefix, behind which messages are received.
 fn buffer() -> Vec<u8> {
     let mut buffer = vec![0; PREFIX.len() + MAX_MESSAGE];
     buffer[..PREFIX.len()].copy_from_slice(PREFIX);

@@ -49,7 +49,7 @@ impl Source {
         Ok(Self { socket, key, window: Window::default(), checks: 0 })
     }
 
-    /// How many messages are on the way.
+    /// Returns the number of messages on the way.
     pub(crate) fn outstanding(&self) -> usize {
         self.window.outstanding()
     }

@@ -1,8 +1,8 @@
-//! What became of messages.
+//! The outcomes of messages.
 
 use std::ops::AddAssign;
 
-/// What became of the messages of a load.
+/// The outcomes of the messages of a load.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Tally {
     /// Had the right reply in time.
@@ -18,12 +18,12 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Whether all went as it should.
+    /// Returns whether every message got the right reply.
     pub(crate) fn is_clean(&self) -> bool {
         [self.lost, self.late, self.twice, self.wrong] == [0; 4]
     }
 
-    /// The cells of a table.
+    /// Returns the cells of a table.
     pub(crate) fn cells(&self) -> impl Iterator<Item = String> + use<> {
         [self.answered, self.lost, self.late, self.twice, self.wrong].into_iter().map(|number| number.to_string())
     }

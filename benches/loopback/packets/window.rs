@@ -16,7 +16,7 @@ pub(crate) struct Window {
     lost: Vec<u32>,
 }
 
-/// What a reply is.
+/// The kinds of replies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Reply {
     /// The first one to its message, which was on the way.
@@ -30,17 +30,17 @@ pub(crate) enum Reply {
 }
 
 impl Window {
-    /// How many messages are on the way.
+    /// Returns the number of messages on the way.
     pub(crate) fn outstanding(&self) -> usize {
         (self.next.wrapping_sub(self.first) - self.answered.count_ones()) as usize
     }
 
-    /// How many more may be sent now.
+    /// Returns how many more messages may be sent now.
     pub(crate) fn room(&self) -> usize {
         MAX_WINDOW - self.next.wrapping_sub(self.first) as usize
     }
 
-    /// The number of the next message.
+    /// Returns the number of the next message.
     pub(crate) fn next(&self) -> u32 {
         self.next
     }

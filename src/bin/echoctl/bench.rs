@@ -191,7 +191,7 @@ fn columns(terminal: &impl AsFd) -> Option<usize> {
     (columns > 0).then_some(usize::from(columns))
 }
 
-/// What stdout can show.
+/// Returns what stdout can show.
 fn style() -> Style {
     let stdout = io::stdout();
     if !stdout.is_terminal() {

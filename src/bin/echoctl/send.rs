@@ -77,7 +77,7 @@ fn output(format: Format) -> Box<dyn Write> {
     }
 }
 
-/// What ends messages and replies, if anything does.
+/// Returns the delimiter of messages and replies, if they have one.
 fn delimiter(arguments: &cli::Send) -> Option<Delimiter> {
     let needed = !arguments.raw && !arguments.address.is_packets();
     needed.then(|| arguments.common.delimiter.clone())
@@ -93,7 +93,8 @@ fn expectation(arguments: &cli::Send, delimiter: Option<&Delimiter>) -> Result<E
                 return Err(Error::not_started(text));
             }
             if bytes.is_empty() && *raw && !arguments.address.is_packets() {
-                let text = "without a delimiter, no reply can be seen to be empty; use --no-reply for none".to_owned();
+                let text = "without a delimiter, an empty reply cannot be recognized; use --no-reply to expect none"
+                    .to_owned();
                 return Err(Error::not_started(text));
             }
             ExpectedReply::Exact(bytes.clone())
@@ -110,7 +111,7 @@ fn expectation(arguments: &cli::Send, delimiter: Option<&Delimiter>) -> Result<E
     Ok(Expectation { reply, timeout: *timeout })
 }
 
-/// The messages of the command line, if there are any.
+/// Returns the messages of the command line, if there are any.
 fn messages_from_arguments(
     arguments: &cli::Send,
     delimiter: Option<&Delimiter>,

@@ -10,9 +10,9 @@ use echoed::systemd::fdstore::{self, StoreResult, StoredConnection, Unpacked};
 use echoed::systemd::notify;
 use tokio::time::Instant;
 
-use crate::log::{LeveledLog, Note};
+use crate::log::{LeveledLog, Note, plural};
 
-/// How long it may take to close what could not be stored: a peer may have sent descriptors that take longer.
+/// How long closing connections that could not be stored may take: a peer may have sent descriptors that take longer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Stores all connections for the next process, and ends the server. Returns how many messages wait for the log with
@@ -23,14 +23,15 @@ pub(crate) async fn store_connections(server: Server, log: &LeveledLog) -> usize
     let detached = connections.len();
     let finished = ended_count(&server).saturating_sub(ended_before + detached as u64);
     if unresponsive > 0 {
-        log.note(Note::StoreFailed, &format!("{unresponsive} connections are cut: their worker does not answer"));
+        let s = plural(unresponsive);
+        log.note(Note::StoreFailed, &format!("cut {unresponsive} connection{s}: the worker thread is not responding"));
     }
     let unlogged: Vec<_> = connections.iter().map(|connection| connection.unlogged).collect();
     let (stored, remaining) = store_in_fdstore(connections, log);
     let took = milliseconds(began.elapsed());
     // These are closed without waiting for their end.
     let cut = unresponsive + detached - stored;
-    // The first of them are stored, and the last remain.
+    // Connections are stored in their order, so those that remain are the last ones.
     let (waiting, lost) = unlogged.split_at(stored);
     server.unlogged_messages().add_lost(lost.iter().sum());
     for connection in remaining {
@@ -50,7 +51,7 @@ pub(crate) async fn store_connections(server: Server, log: &LeveledLog) -> usize
     waiting.iter().sum()
 }
 
-/// How many connections have ended.
+/// Returns how many connections have ended.
 fn ended_count(server: &Server) -> u64 {
     server.counts().ended.iter().sum()
 }
@@ -69,12 +70,14 @@ fn store_in_fdstore(connections: Vec<DetachedConnection>, log: &LeveledLog) -> (
         .collect();
     let StoreResult { stored, remaining, problem, unconfirmed } = fdstore::store(connections);
     if let Some(problem) = problem {
-        log.note(Note::StoreFailed, &format!("{} of {count} connections are cut: {problem}", remaining.len()));
+        log.note(
+            Note::StoreFailed,
+            &format!("failed to store {} of {count} connections, cutting them: {problem}", remaining.len()),
+        );
     }
     if let Some(error) = unconfirmed {
-        let text = format!(
-            "the service manager was sent {stored} of {count} connections, but did not confirm that it has them: {error}"
-        );
+        let text =
+            format!("the service manager did not confirm that it stored {stored} of {count} connections: {error}");
         log.note(Note::StoreFailed, &text);
     }
     (stored, remaining)
@@ -106,16 +109,16 @@ pub(crate) async fn restore_connections(
     let closed = rejected.len();
     let rejected = rejected.into_iter().map(|problem| format!("closed a connection: {problem}"));
     for problem in problems.into_iter().chain(rejected) {
-        let text = format!("cannot go on with all that the process before has stored: {problem}");
+        let text = format!("failed to restore some connections from the previous process: {problem}");
         log.note(Note::RestoreFailed, &text);
     }
     if count > 0 {
-        let took = milliseconds(age + began.elapsed());
+        let (s, stored_ago) = (plural(resumed), milliseconds(age + began.elapsed()));
         log.note(
             Note::ConnectionsRestored,
             &format!(
-                "{resumed} connections of the process before go on, {took} ms after it stored them; {closed} refused, \
-                 {orphaned} of listeners that are no more"
+                "restored {resumed} connection{s} from the previous process, stored {stored_ago} ms ago; \
+                 {closed} rejected, {orphaned} orphaned"
             ),
         );
     }

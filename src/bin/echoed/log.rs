@@ -34,7 +34,7 @@ pub(crate) fn report_start_failure(error: &StartError, is_stderr_withheld: bool)
     let note = Note::StartFailed;
     match LogTarget::of_stderr(is_stderr_withheld) {
         target @ LogTarget::Journal(_) => {
-            let text = format!("not started: {error}");
+            let text = format!("failed to start: {error}");
             let (log, mut writer) = LeveledLog::open(Level::Error, is_stderr_withheld);
             if writer.start().is_ok() {
                 log.note(note, &text);
@@ -81,7 +81,7 @@ impl LeveledLog {
         self.write(note.kind(), note.level(), RateLimit::Enforced, entry);
     }
 
-    /// The same, about a listener.
+    /// Logs a note about a listener.
     pub(crate) fn note_on(&self, note: Note, listener: &str, text: &str) {
         let (text, listener) = (text.to_owned(), Some(listener.into()));
         let entry = || LogEntry { text, multiline: true, listener, ..LogEntry::default() };
@@ -140,7 +140,10 @@ impl LeveledLog {
         if let Some(error) = &error {
             let socket = env::var_os("NOTIFY_SOCKET").unwrap_or_default();
             let socket = socket.to_string_lossy();
-            self.note(Note::NotifyFailed, &format!("cannot notify the service manager on {socket}: {error}, ignoring"));
+            self.note(
+                Note::NotifyFailed,
+                &format!("failed to notify the service manager on {socket}: {error}, ignoring"),
+            );
         }
         *last = error;
     }
@@ -236,4 +239,9 @@ fn entry(event: &Event) -> LogEntry {
         }
         _ => LogEntry { text, ..LogEntry::default() },
     }
+}
+
+/// Returns the ending of a noun after its count.
+pub(crate) fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }

@@ -98,7 +98,7 @@ fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangu
         hangup.unblock();
     }
     if let Some(twice) = arguments.repeated_address() {
-        return Err(StartError::Usage(format!("--listen: {twice} is given twice; leave one of them out")));
+        return Err(StartError::Usage(format!("--listen: {twice} is given twice; remove one of them")));
     }
     // Then stdin is not served, and stderr is a log like any other, also for mistakes in the settings.
     if !arguments.serves() || !arguments.listen.is_empty() {
@@ -147,7 +147,7 @@ fn check_descriptors() -> io::Result<()> {
     Ok(eventfds.map(drop)?)
 }
 
-/// What a start goes by.
+/// The parameters of a start.
 struct Start<'a> {
     arguments: &'a Echoed,
     settings: &'a Settings,
@@ -174,7 +174,7 @@ async fn serve(
     server.limit_peer_descriptors(budget.peer_fds());
     server.reserve_sockets(trusting_sockets());
     if has_listen_addresses(arguments, settings) && mode != RunMode::Standalone {
-        log.note(Note::ListenIgnored, "systemd holds the sockets, so --listen and the listen keys are ignored");
+        log.note(Note::ListenIgnored, "systemd passed the sockets, ignoring --listen and the listen keys");
     }
     let (mut named, mut files, mut accepted) = (Named::new(), Vec::new(), None);
     match sockets {
@@ -213,7 +213,7 @@ async fn serve(
     Ok(stop::stop(server, reason, mode, &service, files, &mut signals, log).await)
 }
 
-/// Returns the sockets whose owners take what this process sends there for its own word.
+/// Returns the sockets whose readers take what this process sends there for its own messages.
 fn trusting_sockets() -> Vec<UnixName> {
     let manager =
         notify::manager_address().map(|address| match address.to_str().and_then(|name| name.strip_prefix('@')) {
@@ -226,7 +226,7 @@ fn trusting_sockets() -> Vec<UnixName> {
 
 // --- Settings and sockets --------------------------------------------------------------------------------------------
 
-/// The settings; none where they, or the defaults, were only to be checked or printed.
+/// Loads the settings; `None` if the command line asked only to check or print them.
 fn load_settings(arguments: &Echoed) -> Result<Option<Settings>, StartError> {
     if arguments.print_default_config {
         print(&Settings::print_default())?;
@@ -247,7 +247,7 @@ fn load_settings(arguments: &Echoed) -> Result<Option<Settings>, StartError> {
 fn describe_check(loaded: &Loaded) -> String {
     let list = |files: &[PathBuf]| files.iter().map(|file| format!("  {}\n", file.display())).collect::<String>();
     let read = if loaded.files.is_empty() { "no file was read" } else { "these files were read:" };
-    let mut text = format!("The configuration is good; {read}\n{}", list(&loaded.files));
+    let mut text = format!("The configuration is valid; {read}\n{}", list(&loaded.files));
     if !loaded.masks.is_empty() {
         text += &format!("these files are masks (empty, or links to /dev/null):\n{}", list(&loaded.masks));
     }
@@ -262,7 +262,7 @@ fn print(text: &str) -> Result<(), StartError> {
     check_stdout(io::stdout().write_all(text.as_bytes()))
 }
 
-/// Checks that everything was written to stdout. That its reader is gone is not an error.
+/// Checks that everything was written to stdout. A reader that is gone is not an error.
 fn check_stdout(written: io::Result<()>) -> Result<(), StartError> {
     match written.and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(StartError::Output(error)),
@@ -399,7 +399,7 @@ fn note_missing_sections<'a>(settings: &Settings, names: impl IntoIterator<Item 
     }
 }
 
-/// A panic is a bug of ours. The process ends with SIGABRT, and systemd starts it anew.
+/// Makes a panic, which is a bug, end the process with SIGABRT. systemd starts it again.
 fn abort_on_panic() {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {

@@ -15,7 +15,7 @@ pub(crate) const TERMINATE: &str = "SIGTERM";
 /// SIGHUP that asks to end.
 const HANGUP: &str = "SIGHUP, the terminal has hung up";
 
-/// What a signal asks for.
+/// The request of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SignalRequest {
     /// To end; the name of the signal.
@@ -54,7 +54,7 @@ fn hangup_set() -> SigSet {
     set
 }
 
-/// Those signals, caught from when this is made.
+/// The signals of the daemon, caught while this exists.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,

@@ -16,7 +16,7 @@ pub(crate) const EX_USAGE: u8 = 2;
 /// A system call failed (EX_OSERR of sysexits.h).
 pub(crate) const EX_OSERR: u8 = 71;
 
-/// What was to be printed could not be.
+/// The output could not be printed.
 const EX_OUTPUT: u8 = 1;
 
 /// Something could not be written (EX_IOERR of sysexits.h): messages that should have been logged whole.
@@ -33,7 +33,7 @@ pub(crate) enum StartError {
         what: String,
         error: io::Error,
     },
-    /// What was to be printed could not be written to stdout.
+    /// The output could not be written to stdout.
     Output(io::Error),
 }
 

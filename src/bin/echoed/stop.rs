@@ -11,18 +11,18 @@ use echoed::systemd::{fdstore, notify};
 use tokio::time;
 
 use crate::handover;
-use crate::log::{LeveledLog, Note};
+use crate::log::{LeveledLog, Note, plural};
 use crate::signals::{Signals, TERMINATE};
 use crate::start_error::EX_OSERR;
 use crate::supervisor::{ExitReason, RunMode};
 
-/// How long messages that wait for the lossless log may do so when the drain is over.
+/// How long messages may wait for the lossless log after the drain.
 const UNLOGGED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the connections that had such messages may take to send what they owe then.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether some still wait.
+/// How often the drain checks whether messages still wait.
 const UNLOGGED_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How often the stop timeout is extended while the server drains.
@@ -53,7 +53,7 @@ pub(crate) async fn stop(
     }
     let wanted = service.handover && mode == RunMode::Activated && matches!(reason, ExitReason::Signal(TERMINATE));
     let hands_over = wanted && fdstore::is_available();
-    let suffix = if hands_over { "; connections go on in the next process" } else { "" };
+    let suffix = if hands_over { "; handing connections over to the next process" } else { "" };
     log.check_notified(notify::stopping(&format!("stopping: {reason}{suffix}")));
     log.note(Note::Stopping, &format!("stopping: {reason}{suffix}"));
     let mut waiting_messages = 0;
@@ -64,11 +64,11 @@ pub(crate) async fn stop(
         drop(files);
         log.check_notified(notify::barrier());
     }
-    // What a hung worker has kept is lost, too; of each of its connections, one message counts.
+    // Messages of a hung worker are lost, too: at most one of each of its connections.
     let lost_messages = unlogged.lost() + unlogged.waiting();
     if lost_messages > 0 {
-        let plural = if lost_messages == 1 { "" } else { "s" };
-        let text = format!("{lost_messages} message{plural} could not be logged, and got no reply");
+        let s = plural(lost_messages);
+        let text = format!("{lost_messages} message{s} could not be logged, and got no reply");
         log.note(Note::MessagesLost, &text);
     }
     let code = match reason {
@@ -98,7 +98,7 @@ async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &L
                 while unlogged.waiting() > 0 {
                     time::sleep(UNLOGGED_INTERVAL).await;
                     if time::Instant::now() >= give_up_at {
-                        // Those whose clients have stopped reading since then.
+                        // Connections whose clients have stopped reading since then.
                         server.log_blocked().await;
                     }
                 }
@@ -110,7 +110,7 @@ async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &L
     tokio::select! {
         () = drained => {}
         never = extend_stop_timeout(log) => match never {},
-        signal = signals.stop() => log.note(Note::DrainAborted, &format!("not waiting any longer: {signal}")),
+        signal = signals.stop() => log.note(Note::DrainAborted, &format!("drain aborted: {signal}")),
     }
     let cut = server.connection_count();
     let Counts { accepted, totals, .. } = server.counts();
@@ -141,7 +141,6 @@ pub(crate) fn end_failed_start(server: Server, log: &LeveledLog) {
     let (cut, unlogged) = (server.connection_count(), server.unlogged_messages());
     log.freeze_messages();
     drop(server);
-    let plural = |count: usize| if count == 1 { "" } else { "s" };
     if cut > 0 {
         let lost = match unlogged.lost() {
             0 => String::new(),
@@ -165,7 +164,7 @@ pub(crate) fn report_unlogged(lost_messages: usize, waiting_messages: usize, los
     let waiting = some(waiting_messages, "message", "messages").map(|messages| format!("{messages} {wait}"));
     let status: Vec<_> = lost.into_iter().chain(waiting).collect();
     if !status.is_empty() {
-        // There is nowhere to say that this failed.
+        // If this fails, there is no other place to report it.
         let _ = notify::status(&format!("stopped; {}", status.join("; "))).and_then(|()| notify::barrier());
     }
 }

@@ -20,13 +20,13 @@ use echoed::systemd::notify;
 use tokio::sync::{oneshot, watch};
 use tokio::time;
 
-use crate::log::{LeveledLog, Note};
+use crate::log::{LeveledLog, Note, plural};
 use crate::signals::{SignalRequest, Signals};
 
 /// How often STATUS= is sent at most.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether the log can be written to, before the process ends because it is not used.
+/// How often an idle process checks whether the log can be written to before it ends.
 const BACKLOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why the daemon ends.
@@ -36,7 +36,7 @@ pub(crate) enum ExitReason {
     ListenersFailed,
     /// The one connection that it was started for has ended.
     ConnectionEnded,
-    /// There was no connection for so long.
+    /// There was no connection for this time.
     Idle(TimeSpan),
 }
 
@@ -44,7 +44,7 @@ impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signal(name) => f.write_str(name),
-            Self::ListenersFailed => f.write_str("no listener is left"),
+            Self::ListenersFailed => f.write_str("all listeners failed"),
             Self::ConnectionEnded => f.write_str("the connection ended"),
             Self::Idle(time) => write!(f, "no connection for {time} (service.idle_exit)"),
         }
@@ -56,9 +56,9 @@ impl fmt::Display for ExitReason {
 pub(crate) enum RunMode {
     /// Never: it holds the sockets itself.
     Standalone,
-    /// When it is not used; the manager starts it again with the next client.
+    /// When it is idle; the manager starts it again for the next client.
     Activated,
-    /// The same, with a listening socket on stdin. Its starter (inetd) stores no connections for the next process.
+    /// When it is idle, with a listening socket on stdin. Its starter (inetd) stores no connections for the next process.
     Stdin,
     /// With the one connection that it was started for.
     SingleConnection,
@@ -99,11 +99,11 @@ pub(crate) struct Supervisor<'a, Load> {
     threads: ServingThreads,
     log: &'a LeveledLog,
     load_settings: Arc<Load>,
-    /// What the process was started with.
+    /// The settings that the process was started with.
     initial_settings: &'a Settings,
     /// The current settings.
     settings: watch::Sender<Settings>,
-    /// What was wrong with the settings when they were last read, in one line.
+    /// The problem with the settings when they were last read, in one line.
     reload_error: RefCell<Option<String>>,
     /// The status that was sent last.
     last_status: RefCell<String>,
@@ -180,13 +180,13 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         }
     }
 
-    /// Reads the settings anew. They hold as a whole, or not at all.
+    /// Reloads the settings: all of them, or none.
     async fn reload(&self) {
         self.log.check_notified(notify::reloading());
         let reload_error = match self.load_settings().await {
             Ok(Loaded { settings: new, files, .. }) => {
                 for key in self.initial_settings.keys_needing_restart(&new) {
-                    let text = format!("{key} changed, which holds after a restart; it stays as it was");
+                    let text = format!("{key} changed, but takes effect only after a restart; keeping the old value");
                     self.log.note(Note::NeedsRestart, &text);
                 }
                 self.log.set_level(new.log_level);
@@ -196,12 +196,12 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
                 warn_low_nofile(budget, &new, self.log);
                 self.log.warn_about(&new);
                 self.settings.send_replace(new);
-                let text = format!("reloaded: the new settings hold for new connections ({})", describe_files(&files));
+                let text = format!("reloaded: the new settings apply to new connections ({})", describe_files(&files));
                 self.log.note(Note::Reloaded, &text);
                 None
             }
             Err(error) => {
-                self.log.note(Note::ReloadFailed, &format!("not reloaded, the old settings stay:\n{error}"));
+                self.log.note(Note::ReloadFailed, &format!("failed to reload, keeping the old settings:\n{error}"));
                 Some(error.summary())
             }
         };
@@ -235,7 +235,7 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
                 limit.duration().saturating_sub(self.server.idle_for().unwrap_or_default())
             });
             if remaining == Some(Duration::ZERO) && self.log_backlog().is_some() {
-                // They would be lost with the process.
+                // Entries that wait would be lost with the process.
                 time::sleep(BACKLOG_INTERVAL).await;
             } else if let Some(limit) = idle_exit.filter(|_| remaining == Some(Duration::ZERO)) {
                 if self.server.stop_if_idle(limit.duration()).await {
@@ -269,12 +269,9 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
             time::sleep(interval / 2).await;
             let mut pong = std::pin::pin!(self.server.ping_workers());
             if time::timeout(interval / 4, &mut pong).await.is_err() {
-                self.log.note(
-                    Note::WorkerHung,
-                    "a worker does not answer; the service manager is not told that we are well",
-                );
+                self.log.note(Note::WorkerHung, "a worker thread is not responding, withholding WATCHDOG=1");
                 pong.await;
-                self.log.note(Note::WorkersResponding, "all workers answer again");
+                self.log.note(Note::WorkersResponding, "all worker threads are responding again");
             }
             self.log.check_notified(notify::watchdog());
         }
@@ -295,7 +292,7 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         }
     }
 
-    /// Sends READY=1 and STATUS=. What clients do meanwhile is sent later.
+    /// Sends READY=1 and STATUS=. Later changes of the status are sent with the next one.
     fn notify_ready(&self) {
         let status = self.status();
         self.log.check_notified(notify::ready(&status));
@@ -307,13 +304,13 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         let (open, limit) = (self.server.connection_count(), self.server.connection_limit());
         let Counts { totals, resumed, .. } = self.server.counts();
         let (listeners, messages) = (self.server.listener_count(), grouped(totals.messages));
-        let plural = if listeners == 1 { "" } else { "s" };
+        let s = plural(listeners);
         let resumed_text = if resumed == 0 { String::new() } else { format!(", {} resumed here", grouped(resumed)) };
         let reload_error =
-            self.reload_error.borrow().as_ref().map(|what| format!("; not reloaded: {what}")).unwrap_or_default();
+            self.reload_error.borrow().as_ref().map(|what| format!("; failed to reload: {what}")).unwrap_or_default();
         let backlog = self.log_backlog().map(describe_backlog).unwrap_or_default();
         format!(
-            "{open}/{limit} connections, {listeners} listener{plural}, \
+            "{open}/{limit} connections, {listeners} listener{s}, \
              {messages} messages{resumed_text}{backlog}{reload_error}"
         )
     }
@@ -355,14 +352,14 @@ pub(crate) fn warn_low_nofile(budget: FdBudget, settings: &Settings, log: &Level
     if !budget.fits_connections() {
         let (allowed, connections) = (budget.allowed, settings.limits.connections);
         let text = format!(
-            "{allowed} descriptors are too few for limits.connections={connections}, clients beyond them will wait; \
+            "{allowed} descriptors are too few for limits.connections={connections}, further clients will wait; \
              raise LimitNOFILE= of the service (ulimit -Hn of a shell)"
         );
         log.note(Note::LowNofile, &text);
     }
 }
 
-/// Returns what the status says while entries wait because the log cannot be written to.
+/// Describes, for the status, entries that wait because the log cannot be written to.
 fn describe_backlog(waiting: usize) -> String {
     format!("; log unavailable, {} {} waiting", grouped(waiting as u64), if waiting == 1 { "entry" } else { "entries" })
 }
@@ -373,7 +370,7 @@ fn describe_files(files: &[PathBuf]) -> String {
     if names.is_empty() { "no file was read".to_owned() } else { format!("read {}", names.join(", ")) }
 }
 
-/// A number as people read it: 18,400.
+/// Formats a number with its digits grouped: 18,400.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();

@@ -238,7 +238,7 @@ impl ExpectedBytes {
     }
 }
 
-/// From one message to the next.
+/// Parses the interval from one message to the next.
 fn interval(text: &str) -> Result<Duration, String> {
     let time = time(text)?;
     if time < Duration::from_millis(1) {
@@ -255,7 +255,7 @@ fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A prefix with the escapes of a delimiter.
+/// Parses a prefix, which has the escapes of a delimiter.
 fn prefix(text: &str) -> Result<Prefix, String> {
     let bytes = unescape(text).map_err(|error| error.to_string())?;
     if bytes.len() > MAX_PREFIX {

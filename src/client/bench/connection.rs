@@ -118,7 +118,7 @@ impl BenchConnection {
         if bytes.len() < awaited.len() {
             return self.advance(bytes.len(), workload);
         }
-        // All of it. What answers a message that was not sent whole, answers none.
+        // All of it: a reply to a message that was not sent whole is wrong.
         if self.written < self.owed * workload.message_size() {
             return Err(Mismatch);
         }
@@ -218,7 +218,7 @@ mod tests {
         for verify in [true, false] {
             let mut connection = BenchConnection::new();
             let reply = workload.replies(0, 1).to_vec();
-            assert_eq!(connection.consume(&reply, &workload, verify), Err(Mismatch), "nobody asked");
+            assert_eq!(connection.consume(&reply, &workload, verify), Err(Mismatch), "it was not asked for");
             connection.enqueue(1, 1);
             assert_eq!(connection.consume(&reply, &workload, verify), Err(Mismatch), "it is not even sent");
             connection.written = workload.message_size();

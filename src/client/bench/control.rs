@@ -28,7 +28,7 @@ struct ThreadControl {
 pub struct BenchProgress {
     /// Messages that were answered, in the warm-up too. At most a tenth of a second old.
     pub answered: u64,
-    /// What went wrong.
+    /// The failures.
     pub errors: u64,
 }
 

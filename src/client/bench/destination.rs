@@ -1,4 +1,4 @@
-//! Where a load goes: found out before it begins.
+//! The destination of a load, looked up before it begins.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use super::target::{ConnectAttempt, Target};
 use crate::address::{Address, Family};
 use crate::client::connect::{ConnectError, RETRY_INTERVAL, connect, look_up, unix_socket_address};
 
-/// Where a load goes. A name is looked up only once.
+/// The destination of a load. A name is looked up only once.
 #[derive(Debug)]
 pub struct Destination {
     pub(super) address: Address,
@@ -29,7 +29,7 @@ impl Destination {
     /// that no socket listens shows only in the load.
     ///
     /// # Errors
-    /// See [`ConnectError`].
+    /// Returns an error if the server cannot be reached; see [`ConnectError`].
     pub async fn connect(address: &Address, limit: Duration) -> Result<Self, ConnectError> {
         let unix_error = |error| ConnectError::Unix { address: address.clone(), error };
         let (target, first) = match address {
@@ -130,7 +130,7 @@ mod tests {
         (socket, address)
     }
 
-    /// A host with these addresses.
+    /// Returns a host with these addresses.
     fn destination(candidates: &[SocketAddr]) -> Destination {
         Destination {
             address: "udp:several.example:1".parse().unwrap(),

@@ -80,32 +80,32 @@ impl LatencyHistogram {
         self.max = self.max.max(other.max);
     }
 
-    /// How many there are.
+    /// Returns the number of latencies.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The shortest, exactly; 0 if there are none.
+    /// Returns the shortest latency, exact; 0 if there are none.
     #[must_use]
     pub fn min(&self) -> Duration {
         Duration::from_nanos(if self.count == 0 { 0 } else { self.min })
     }
 
-    /// The longest, exactly; 0 if there are none.
+    /// Returns the longest latency, exact; 0 if there are none.
     #[must_use]
     pub fn max(&self) -> Duration {
         Duration::from_nanos(self.max)
     }
 
-    /// The mean, exactly; 0 if there are none.
+    /// Returns the mean latency, exact; 0 if there are none.
     #[must_use]
     pub fn mean(&self) -> Duration {
         let mean = self.sum.checked_div(u128::from(self.count)).unwrap_or(0);
         Duration::from_nanos(u64::try_from(mean).unwrap_or(u64::MAX))
     }
 
-    /// The time in which so many percent (0 to 100) of them were done.
+    /// Returns the latency that `percent` (0 to 100) of them did not exceed.
     #[must_use]
     pub fn percentile(&self, percent: f64) -> Duration {
         // Of a million, 99.99 % are not to be 999,901 for the sake of a fraction.
@@ -132,7 +132,7 @@ impl LatencyHistogram {
         for number in 1..=max_bars {
             let edge = round_to_u64(min * factor.powi(i32::try_from(number).unwrap_or(i32::MAX)));
             let to = if number == max_bars { bucket_of(self.max) } else { bucket_of(edge.clamp(self.min, self.max)) };
-            // Where all are close together, several bars would be the same.
+            // If all latencies are close together, several bars would be the same.
             if to >= from {
                 let count = self.counts[from..=to].iter().sum();
                 bars.push(HistogramBar { upper_bound: Duration::from_nanos(bucket_max(to).min(self.max)), count });

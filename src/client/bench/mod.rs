@@ -9,7 +9,7 @@
 //! ```
 //!
 //! No async runtime: for each wake-up of a connection there is one receive, one comparison, one look at the clock and
-//! one send. What is measured should be the server.
+//! one send. The benchmark should measure the server, not itself.
 
 mod connection;
 mod control;
@@ -69,7 +69,7 @@ pub struct BenchSettings {
     /// How many messages are sent, those of the warm-up among them. Without a duration, the load also ends when for
     /// `connect_timeout` and `timeout` together there were nothing but failures.
     pub count: Option<u64>,
-    /// What happens in this time is counted apart.
+    /// Messages in this time are counted apart.
     pub warm_up: Duration,
     /// Messages a second, more than 0; latencies then count from when a message was due. `None`: each connection sends
     /// its next `depth` messages when all before are answered, and the next packet when one is answered or lost.
@@ -78,7 +78,7 @@ pub struct BenchSettings {
     pub verify: bool,
     /// Ends messages and replies, except packets.
     pub delimiter: Delimiter,
-    /// What replies begin with.
+    /// The prefix of replies.
     pub prefix: Prefix,
     /// How long a connection may take.
     pub connect_timeout: Duration,
@@ -186,9 +186,9 @@ pub struct Bench {
 /// The outcome of a load.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// What was counted after the warm-up.
+    /// The counts after the warm-up.
     pub measured: Stats,
-    /// What was counted in it.
+    /// The counts of the warm-up.
     pub warm_up: Stats,
     /// The measured time: until nothing more was sent, or until the last reply, whichever was later.
     pub time: Duration,
@@ -199,20 +199,20 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether messages were answered and nothing went wrong, in the warm-up neither.
+    /// Returns whether messages were answered and nothing went wrong, including the warm-up.
     #[must_use]
     pub fn is_ok(&self) -> bool {
         self.measured.answered + self.warm_up.answered > 0 && self.measured.errors() + self.warm_up.errors() == 0
     }
 
-    /// Answered messages a second; 0 if there was no time.
+    /// Returns the answered messages a second; 0 if no time passed.
     #[must_use]
     pub fn rate(&self) -> f64 {
         per_second(self.measured.answered, self.time)
     }
 }
 
-/// So many in a time; 0 in none.
+/// Returns the rate of `count` in `time`; 0 if no time passed.
 fn per_second(count: u64, time: Duration) -> f64 {
     if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
 }
@@ -221,7 +221,8 @@ impl Bench {
     /// Prepares a load on `destination`.
     ///
     /// # Errors
-    /// See [`BenchError`].
+    /// Returns an error if a setting is zero or they contradict each other, or if a packet has no room for its
+    /// content; see [`BenchError`].
     pub fn new(settings: BenchSettings, destination: Destination) -> Result<Self, BenchError> {
         let is_valid = NonZeroUsize::new(settings.threads).is_some_and(|threads| threads.get() <= settings.connections)
             && settings.depth.is_none_or(|depth| depth > 0)
@@ -254,8 +255,8 @@ impl Bench {
     /// Runs it to its end. This blocks.
     ///
     /// # Errors
-    /// The system refuses to wait for sockets or to make a thread; or, over UDP, no socket listens at any address of the
-    /// host. Whatever else peers do is never an error, it is counted.
+    /// Returns an error if the system refuses to create a thread or an epoll set, or, over UDP, if no socket listens at any
+    /// address of the host. Anything else that peers do is counted, and is not an error.
     pub fn run(mut self) -> Result<Outcome, BenchError> {
         let mut first = self.destination.first.take();
         for target in &self.destination.targets {
@@ -333,7 +334,7 @@ impl fmt::Debug for Bench {
     }
 }
 
-/// In nanoseconds; beyond 584 years it is 584 years.
+/// Returns a time in nanoseconds, at most 584 years.
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -19,7 +19,7 @@ pub const MIN_PACKET: usize = 12;
 /// The bits of a message's number. After that many messages the numbers begin anew; no reply is awaited for so long.
 const NUMBER_BITS: u32 = 28;
 
-/// What is left of a message's number where it is sent.
+/// The bits of a message's number that are sent.
 const NUMBER_MASK: u64 = (1 << NUMBER_BITS) - 1;
 
 /// The digits, and those that replace the one with which replies begin. No message begins like a reply or like
@@ -58,7 +58,7 @@ impl PacketFormat {
         &self.template
     }
 
-    /// The bytes of a reply.
+    /// Returns the bytes of a reply.
     pub(super) fn reply_size(&self) -> usize {
         self.prefix.len() + self.template.len()
     }

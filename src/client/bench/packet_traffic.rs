@@ -1,4 +1,4 @@
-//! What a thread of the load needs for packets, beside its sockets.
+//! The state of a load thread for packets, besides its sockets.
 
 use super::packet_format::PacketFormat;
 use super::window::Window;
@@ -8,7 +8,7 @@ use super::{BenchSettings, nanos};
 const MAX_LOST: usize = 4_000_000;
 const MIN_LOST: usize = 64;
 
-/// What a thread needs for packets.
+/// The state of a thread for packets.
 pub(super) struct PacketTraffic<'a> {
     pub(super) format: &'a PacketFormat,
     /// The message that is sent next.

@@ -1,4 +1,4 @@
-//! What a thread does for every packet: receive it, find the message that it answers, count it, and send the next.
+//! The work of a thread for every packet: receive it, find the message that it answers, count it, and send the next.
 //!
 //! ```text
 //! reply ──> format: is it right? ──yes──> window: what is its message? ── awaited ──> answered; if overdue, late
@@ -7,7 +7,7 @@
 //!                                                                      └─ unsent ───> wrong
 //! ```
 //!
-//! Each message that is sent is answered or lost at the end. What is counted besides are replies.
+//! At the end, each message that was sent is answered or lost. The other counts are of replies.
 
 use std::io;
 
@@ -23,7 +23,7 @@ use crate::client::quote::{Cut, Quoted, reason};
 use crate::protocol::verdict::SERVER_ERROR;
 use crate::units::format_time;
 
-/// What it means that a connection, or a datagram, is refused.
+/// The failure of a refused connection or datagram.
 pub(super) const NOT_LISTENING: &str = "no socket listens there";
 
 /// So many packets that no message awaits are received from a socket before others have their turn.
@@ -43,7 +43,7 @@ enum End {
     ServerError(String),
 }
 
-/// What a packet was.
+/// The kinds of received packets.
 enum Arrival {
     /// The reply to a message that was awaited, be it right or wrong.
     Awaited,
@@ -79,7 +79,7 @@ impl LoadThread<'_> {
                     self.handle_network_error(error);
                     Arrival::Surplus
                 }
-                // What came before is still there.
+                // Packets that came before are still there.
                 Err(Errno::CONNRESET) if !reset => {
                     reset = true;
                     continue;

@@ -1,4 +1,4 @@
-//! What a thread waits for: its sockets, its timer, and its waker.
+//! The epoll set of a thread: its sockets, its timer, and its waker.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,7 +36,7 @@ impl Clock {
     }
 }
 
-/// What a socket is watched for. All events are edge-triggered, so that unread input costs nothing until it is read.
+/// The events that a socket is watched for. All events are edge-triggered, so that unread input costs nothing until it is read.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Interest {
     /// Something to read, or the end.
@@ -134,7 +134,7 @@ impl Poll {
         }
     }
 
-    /// An event of the last wait.
+    /// Returns an event of the last wait.
     #[inline]
     pub(super) fn event(&self, index: usize) -> Event {
         let epoll::Event { flags, data } = self.events[index];

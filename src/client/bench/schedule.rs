@@ -20,7 +20,7 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// `rate` slots a second (more than 0) for so many connections (at least one).
+    /// Makes a schedule of `rate` slots a second (more than 0) for `connections` (at least one).
     pub(super) fn new(start: u64, rate: f64, connections: usize) -> Self {
         Self { start, interval: 1e9 / rate, connections: connections as u64 }
     }

@@ -38,12 +38,12 @@ pub enum Cause {
     ConnectTimeout,
     /// No connection for another reason.
     ConnectFailed,
-    /// The connection ended with nothing owed, which is no error.
+    /// The connection ended with no reply owed, which is not an error.
     EndedIdle,
 }
 
 impl Cause {
-    /// Its name in JSON.
+    /// Returns its name in JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -66,7 +66,7 @@ impl Cause {
         }
     }
 
-    /// Whether it is the server's or the network's fault that something went wrong.
+    /// Returns whether it is a fault of the server or the network.
     #[must_use]
     pub fn is_error(self) -> bool {
         self != Self::EndedIdle
@@ -80,7 +80,7 @@ pub struct Failures {
     pub times: u64,
     /// How many messages stay unanswered for it.
     pub messages: u64,
-    /// What happened, the first time.
+    /// The first occurrence, in words.
     pub example: String,
 }
 

@@ -17,7 +17,7 @@ use crate::address::Address;
 use crate::client::connect::{open_unix_socket, unix_socket_address};
 use crate::client::packets::{open_udp_socket, open_unixgram_socket};
 
-/// Where connections go to: one address, looked up once.
+/// The target of connections: one address, looked up once.
 #[derive(Debug, Clone)]
 pub(super) enum Target {
     Tcp(SocketAddr),

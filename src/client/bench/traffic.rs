@@ -1,4 +1,4 @@
-//! What a thread does for every message: receive, compare, count, send. One receive and one send for each wake-up of a
+//! The work of a thread for every message: receive, compare, count, send. One receive and one send for each wake-up of a
 //! connection, one look at the clock, no allocation. Below that, the handling of failures and of new connections.
 
 use std::io;
@@ -271,7 +271,7 @@ impl LoadThread<'_> {
         let connection = &mut self.connections[key];
         let awaited = connection.awaited(workload);
         let mut matching = bytes.iter().zip(awaited).take_while(|(received, awaited)| received == awaited).count();
-        // What was not sent yet cannot be right.
+        // A reply to a message that was not sent yet cannot be right.
         matching = matching.min(
             (connection.written / workload.message_size() * workload.reply_size()).saturating_sub(connection.received),
         );

@@ -36,7 +36,7 @@ pub(super) struct Window {
     highest_end: u64,
 }
 
-/// What a message is that a reply belongs to.
+/// The state of the message that a reply belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageState {
     /// It was sent at this time, and no reply has come.
@@ -48,7 +48,7 @@ pub(super) enum MessageState {
 }
 
 impl Window {
-    /// The next message is number `first`. Keeps the numbers of `max_lost` lost messages.
+    /// Makes a window whose next message is number `first`. It keeps the numbers of `max_lost` lost messages.
     pub(super) fn new(first: u64, max_lost: usize) -> Self {
         Self {
             first,
@@ -61,7 +61,7 @@ impl Window {
         }
     }
 
-    /// The numbers of all messages that were sent.
+    /// Returns the numbers of all messages that were sent.
     fn numbers(&self) -> Range<u64> {
         self.first..self.base + self.sent_at.len() as u64
     }
@@ -100,7 +100,7 @@ impl Window {
         usize::try_from(number - self.base).unwrap_or(usize::MAX)
     }
 
-    /// Awaits this message no longer. What comes for it from now on comes a second time.
+    /// Awaits this message no longer. Further replies to it are duplicates.
     #[inline]
     pub(super) fn settle(&mut self, number: u64) {
         if number < self.base {
@@ -152,7 +152,7 @@ impl Window {
 mod tests {
     use super::*;
 
-    /// Messages that were sent at 100, 200, 300 …
+    /// Returns a window with messages that were sent at 100, 200, 300 …
     fn window(count: u64) -> Window {
         let mut window = Window::new(0, 100);
         (1..=count).for_each(|number| window.push(number * 100));

@@ -4,7 +4,7 @@
 //! connecting ──all threads──> sending (warm-up, then measured) ──time, count or Ctrl-C──> finishing ──> done
 //! ```
 //!
-//! What a thread does for each message is in [`super::traffic`], where every instruction counts. What is here runs once
+//! The work for each message is in [`super::traffic`], where every instruction counts. The code here runs once
 //! a tick.
 
 use std::io;
@@ -55,7 +55,7 @@ pub(super) struct LoadThread<'a> {
     pub(super) phase: Phase,
     pub(super) schedule: Option<Schedule>,
     pub(super) batch: Batch,
-    /// What it needs for packets, if it sends those.
+    /// The state for packets, if it sends packets.
     pub(super) packets: Option<PacketTraffic<'a>>,
     /// How many messages of a connection may be on their way at once.
     pub(super) depth: usize,
@@ -140,7 +140,7 @@ impl<'a> LoadThread<'a> {
             thread_number,
             poll,
             connections,
-            // What is longer than a right reply in a packet must not look like one.
+            // A packet that is longer than the right reply must not look like one.
             buffer: vec![0; BUFFER_SIZE.max(packet_format.as_ref().map_or(0, |format| format.reply_size() + 1))],
             stats: Stats::default(),
             warm_up: Stats::default(),
@@ -330,7 +330,7 @@ impl<'a> LoadThread<'a> {
 
     fn end_warm_up(&mut self) {
         self.warm_up = std::mem::take(&mut self.stats);
-        // What is on its way belongs to the time in which it is answered.
+        // A message on its way counts for the time in which it is answered.
         let owed: usize = self.connections.iter().map(|connection| connection.owed).sum();
         self.warm_up.sent -= owed as u64;
         self.stats.sent = owed as u64;

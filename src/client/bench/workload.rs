@@ -79,12 +79,12 @@ impl Workload {
         self.distinct_messages
     }
 
-    /// The bytes of a message, its delimiter counted.
+    /// Returns the bytes of a message, including its delimiter.
     pub(super) fn message_size(&self) -> usize {
         self.message_size
     }
 
-    /// The bytes of a reply, its delimiter counted.
+    /// Returns the bytes of a reply, including its delimiter.
     pub(super) fn reply_size(&self) -> usize {
         self.reply_size
     }
@@ -96,7 +96,7 @@ impl Workload {
         &self.messages[first * self.message_size..][..count * self.message_size]
     }
 
-    /// The replies to [`Self::messages`].
+    /// Returns the replies to [`Self::messages`].
     #[inline(always)]
     pub(super) fn replies(&self, first: usize, count: usize) -> &[u8] {
         &self.replies[first * self.reply_size..][..count * self.reply_size]

@@ -32,7 +32,7 @@ pub(super) struct PingConnection {
     pub(super) surplus: u64,
 }
 
-/// What was received.
+/// A received packet or event.
 pub(super) enum Received {
     /// A reply, without its delimiter, and when its last byte came.
     Reply(Vec<u8>, Instant),

@@ -57,11 +57,11 @@ const MIN_GRACE: Duration = Duration::from_millis(100);
 /// The settings of a run.
 #[derive(Debug, Clone)]
 pub struct PingSettings {
-    /// Where to.
+    /// The address of the server.
     pub address: Address,
     /// Ends messages and replies.
     pub delimiter: Delimiter,
-    /// What replies begin with.
+    /// The prefix of replies.
     pub prefix: Prefix,
     /// How long connecting may take, each time.
     pub connect_timeout: Duration,
@@ -81,7 +81,7 @@ pub struct PingSettings {
 pub enum PingError {
     /// There was no first connection.
     Connect(ConnectError),
-    /// What happened could not be printed.
+    /// The output could not be printed.
     Output(io::Error),
 }
 
@@ -115,7 +115,8 @@ impl From<io::Error> for PingError {
 /// 0.1 s; none if there was no reply yet. The second time it ends at once.
 ///
 /// # Errors
-/// See [`PingError`]. That later connections fail is no error here, but in the statistics.
+/// Returns an error if the first connection fails; see [`PingError`]. Failures of later connections are counted in the
+/// statistics.
 pub async fn ping<W: Write>(
     settings: &PingSettings,
     printer: &mut Printer<W>,
@@ -425,7 +426,7 @@ async fn wait_for_connect(connecting: Option<&mut (Connecting<'_>, u64)>) -> Res
 fn connection_error_text(error: &io::Error) -> String {
     if error.kind() == ErrorKind::ConnectionRefused {
         // With datagrams, this error is reported after they were sent.
-        return format!("nobody listens there ({})", reason(error));
+        return format!("no socket listens there ({})", reason(error));
     }
     format!("the connection broke ({})", reason(error))
 }

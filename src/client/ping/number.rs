@@ -35,7 +35,7 @@ impl NumberCodec {
         Self { digits, size }
     }
 
-    /// The size of each, in bytes.
+    /// Returns the size of each message, in bytes.
     pub(super) fn size(&self) -> usize {
         self.size
     }

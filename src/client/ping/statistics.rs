@@ -1,13 +1,13 @@
-//! What is counted, and how round trips are distributed.
+//! The counts, and the distribution of round trips.
 
 use std::time::Duration;
 
-/// What became of the messages so far.
+/// The outcomes of the messages so far.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Statistics {
     /// Messages whose time had come, whether they could be sent or not.
     pub sent: u64,
-    /// Those that were answered as they should, in time.
+    /// Messages with the right reply in time.
     pub received: u64,
     /// Right replies that came too late: their messages count as lost.
     pub late: u64,
@@ -47,19 +47,19 @@ impl Statistics {
         self.squares += difference * (seconds - self.mean);
     }
 
-    /// Messages without a reply in time, those on their way included.
+    /// Returns the number of messages without a reply in time, including those on their way.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.sent - self.received
     }
 
-    /// How many percent of the messages were lost; 0 if there were none.
+    /// Returns the percentage of lost messages; 0 if there were no messages.
     #[must_use]
     pub fn loss_percent(&self) -> f64 {
         if self.sent == 0 { 0.0 } else { self.lost() as f64 / self.sent as f64 * 100.0 }
     }
 
-    /// How long replies took; `None` if there were none.
+    /// Returns the round-trip times of replies; `None` if there were no replies.
     #[must_use]
     pub fn round_trips(&self) -> Option<RoundTrips> {
         let mdev = (self.squares / self.received as f64).max(0.0).sqrt();
@@ -67,7 +67,7 @@ impl Statistics {
         self.min.map(|min| RoundTrips { min, avg: seconds(self.mean.max(0.0)), max: self.max, mdev: seconds(mdev) })
     }
 
-    /// Whether every message was answered once, and nothing else came.
+    /// Returns whether every message was answered once, and nothing else came.
     #[must_use]
     pub fn is_ok(&self) -> bool {
         self.sent > 0 && self.lost() == 0 && self.duplicates == 0 && self.wrong == 0

@@ -72,7 +72,7 @@ impl Session {
 }
 
 impl<T> Phase<T> {
-    /// The same phase, in other times.
+    /// Converts the times of a phase.
     fn map<U>(self, time: impl FnOnce(T) -> U) -> Phase<U> {
         match self {
             Self::Open => Phase::Open,

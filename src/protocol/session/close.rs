@@ -27,19 +27,19 @@ impl Session {
         }
     }
 
-    /// The connection broke: nothing can be sent or received any more.
+    /// Ends the session after the connection broke: nothing can be sent or received.
     pub fn handle_reset(&mut self) {
         self.abort(self.verdict().unwrap_or(Verdict::PeerReset));
     }
 
-    /// We want to stop: nothing more is read, what was read is answered, then the stream ends.
+    /// Drains: no more input is read, messages that were read are answered, then the stream ends.
     pub fn drain(&mut self, now: Instant) {
         if self.phase == Phase::Open {
             self.stop(Verdict::Shutdown, now);
         }
     }
 
-    /// We cannot serve this peer any further: `verdict` says why. What was read before is answered.
+    /// Ends the session with `verdict`, because this peer cannot be served. Messages that were read before are answered.
     pub fn refuse(&mut self, verdict: Verdict, now: Instant) {
         self.stop(verdict, now);
     }

@@ -7,7 +7,7 @@ use crate::protocol::buffers::Awaited;
 use crate::protocol::rules::{Deadlines, TimeSpan};
 use crate::protocol::verdict::Verdict;
 
-/// What it means that a deadline passes.
+/// The consequence of a passed deadline.
 #[derive(Debug, Clone, Copy)]
 enum Timeout {
     /// The session ends, and this is why.

@@ -88,7 +88,7 @@ impl Session {
                     }
                     self.totals.messages += 1;
                     if at == end && output.len() == 0 && from >= self.rules.prefix.len() {
-                        // Answered where it lies. What is overwritten was answered before.
+                        // Answered in place. The overwritten bytes were answered before.
                         let start = from - self.rules.prefix.len();
                         input[start..from].copy_from_slice(self.rules.prefix.as_bytes());
                         let reply = &input[start..end];
@@ -141,7 +141,7 @@ impl Session {
             && output.len() == 0
             && self.rules.prefix.put_before(input, at)
         {
-            // Answered where it lies. What is overwritten was answered before.
+            // Answered in place. The overwritten bytes were answered before.
             self.totals.messages += 1;
             let reply = &input[at - self.rules.prefix.len()..end];
             let taken = outlet.send(reply);

@@ -27,7 +27,7 @@ impl Writer {
         self.0.extend_from_slice(&number.to_be_bytes());
     }
 
-    /// A number of things that were counted.
+    /// Writes a count.
     pub(super) fn count(&mut self, count: u64) {
         self.u64(count.min(MAX_COUNT));
     }
@@ -81,7 +81,7 @@ impl<'a> Reader<'a> {
         self.array(field).map(u64::from_be_bytes)
     }
 
-    /// A number of things that were counted.
+    /// Writes a count.
     pub(super) fn count(&mut self, field: &'static str) -> Result<u64, Error> {
         let count = self.u64(field)?;
         if count > MAX_COUNT { Err(Error::CountTooLarge { field, count }) } else { Ok(count) }
@@ -98,7 +98,7 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
-    /// That was all.
+    /// Checks that all bytes were read.
     pub(super) fn expect_end(self) -> Result<(), Error> {
         if self.0.is_empty() { Ok(()) } else { Err(Error::TrailingBytes(self.0.len())) }
     }

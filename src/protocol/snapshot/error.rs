@@ -1,10 +1,10 @@
-//! What is wrong with bytes that should be a snapshot.
+//! The errors of invalid snapshots.
 
 use std::fmt;
 
 use super::VERSION;
 
-/// Why some bytes are no snapshot.
+/// Why bytes are not a valid snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -18,14 +18,14 @@ pub enum Error {
     UnknownCode {
         /// The part of it.
         field: &'static str,
-        /// What stands there.
+        /// The value in the snapshot.
         code: u8,
     },
     /// More than could have been counted.
     CountTooLarge {
         /// The part of it.
         field: &'static str,
-        /// What stands there.
+        /// The value in the snapshot.
         count: u64,
     },
     /// Its listener's name is not UTF-8.
@@ -42,9 +42,9 @@ impl fmt::Display for Error {
             }
             Self::Truncated(field) => write!(f, "damaged snapshot: it ends within its {field}"),
             Self::TrailingBytes(count) => write!(f, "damaged snapshot: {count} bytes follow its end"),
-            Self::UnknownCode { field, code } => write!(f, "damaged snapshot: {code} is no {field}"),
-            Self::CountTooLarge { field, count } => write!(f, "damaged snapshot: {count} is no {field}"),
-            Self::Inconsistent => write!(f, "damaged snapshot: what it keeps does not go with its kind and phase"),
+            Self::UnknownCode { field, code } => write!(f, "damaged snapshot: invalid {field} {code}"),
+            Self::CountTooLarge { field, count } => write!(f, "damaged snapshot: invalid {field} {count}"),
+            Self::Inconsistent => write!(f, "damaged snapshot: its content contradicts its kind and phase"),
             Self::NotUtf8 => write!(f, "damaged snapshot: its listener's name is not UTF-8"),
         }
     }

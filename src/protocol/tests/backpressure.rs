@@ -36,7 +36,7 @@ fn a_peer_that_reads_one_byte_every_nine_seconds_is_not_closed() {
     conn.peer_stops_reading();
     conn.advance_time(secs(20));
     conn.assert_open();
-    // What is owed next has its own ten seconds.
+    // The next reply has its own ten seconds.
     conn.peer_sends("b\t");
     conn.advance_time(millis(9_999));
     conn.assert_open();
@@ -141,7 +141,7 @@ fn a_flooding_peer_that_reads_fast_does_not_starve_other_connections() {
     );
 }
 
-/// A connection whose peer reads nothing and has a reply owed, at time 0; what its kernel acknowledges is known.
+/// Returns a connection whose peer reads nothing and has a reply owed, at time 0; what its kernel acknowledges is known.
 fn with_reply_owed() -> SimulatedConnection {
     let mut conn = connection();
     conn.peer_stops_reading();

@@ -14,7 +14,7 @@ fn with_unterminated_accepted() -> SimulatedConnection {
     SimulatedConnection::new(Rules { unterminated: Unterminated::Accept, ..Rules::default() })
 }
 
-/// At most four bytes in a message: five are an error.
+/// Returns a connection with at most four bytes in a message: five are an error.
 fn with_short_messages() -> SimulatedConnection {
     SimulatedConnection::new(Rules { max_message: 4, ..Rules::default() })
 }
@@ -368,7 +368,7 @@ fn a_reset_gives_the_verdict_peer_reset_unless_there_was_one_before() {
         assert_ne!(conn.session().wants(), Want::Close, "{name}\n{conn}");
         conn.reset();
         conn.assert_closed(verdict);
-        // Nor does anything that comes later change it.
+        // Later events do not change it.
         conn.drain();
         conn.run_out_of_memory();
         conn.reset();

@@ -6,12 +6,12 @@ use crate::protocol::reply::{Prefix, READ_SIZE};
 use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::{Delimiter, Rules, Verdict};
 
-/// RFC 862.
+/// Returns the rules of RFC 862.
 pub(super) fn raw_echo() -> Rules {
     Rules { framing: Framing::Raw, prefix: Framing::Raw.default_prefix(), ..Rules::default() }
 }
 
-/// RFC 863.
+/// Returns the rules of RFC 863.
 fn discard() -> Rules {
     Rules { reply: ReplyMode::None, ..raw_echo() }
 }
@@ -23,7 +23,7 @@ pub(super) fn greeter() -> Rules {
 
 pub(super) const GREETING: &str = "Hello, client!\n";
 
-/// Every line is one entry of the log.
+/// Returns rules under which every line is one entry of the log.
 fn line_sink() -> Rules {
     Rules {
         delimiter: Delimiter::new(b"\n").unwrap(),

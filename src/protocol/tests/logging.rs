@@ -5,7 +5,7 @@ use crate::protocol::reply::{Prefix, READ_SIZE};
 use crate::protocol::rules::{Deadlines, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::{Delimiter, Rules, Verdict, Want};
 
-/// All messages are logged whole.
+/// Returns rules under which all messages are logged whole.
 fn rules_with_full_logging() -> Rules {
     Rules { log_messages: LogMessages::Full, ..Rules::default() }
 }

@@ -14,10 +14,10 @@ use crate::protocol::{Delimiter, Rules, Verdict, Want};
 
 // --- The oracle ------------------------------------------------------------------------------------------------------
 
-/// What a stream comes to.
+/// The result of a stream.
 struct Split<'a> {
     messages: Vec<&'a [u8]>,
-    /// What follows the last message.
+    /// The bytes after the last message.
     rest: &'a [u8],
     /// Whether `rest` begins with a message that is certain to be too long.
     too_long: bool,
@@ -112,7 +112,7 @@ fn wire_of(alphabet: &'static [u8], delimiter: Vec<u8>, pieces: usize) -> impl S
     vec(piece, 0..pieces).prop_map(|pieces| pieces.concat())
 }
 
-/// A prefix of bytes that may begin the delimiter, but never contains it.
+/// Makes a prefix of bytes that may begin the delimiter, but never contains it.
 fn prefix_of(alphabet: &'static [u8], delimiter: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
     let length = prop_oneof![Just(0), 1..20_usize, 60..70_usize, 65..=MAX_PREFIX];
     (length, vec(select(alphabet), 64)).prop_map(move |(length, pattern)| {
@@ -254,7 +254,7 @@ proptest! {
 
 // --- Random events ---------------------------------------------------------------------------------------------------
 
-/// What can happen on a connection.
+/// An event on a connection.
 #[derive(Debug, Clone)]
 pub(super) enum Event {
     /// A pattern, so many times.
@@ -295,7 +295,7 @@ impl Event {
     }
 }
 
-/// What peers send: whole messages, several, the end of one, the beginning.
+/// Input of peers: whole messages, several, the end of one, the beginning.
 pub(super) const PATTERNS: &[&str] = &["aa\t", "\t", "\n", "a", "b\taaab\t", "aaaaaa", "\ta"];
 
 const DELIMITERS: &[&[u8]] = &[b"\t", b"\t\t", b"aab"];

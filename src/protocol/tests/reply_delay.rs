@@ -17,7 +17,7 @@ fn a_greeter_reads_nothing_during_the_reply_delay() {
     assert_eq!(conn.session().wants(), Want::Delay, "{conn}");
     conn.peer_sends("b");
     conn.advance_time(secs(1));
-    // What comes meanwhile comes together, and is one message then.
+    // Input during the delay arrives together and is one message.
     conn.peer_sends("c");
     assert_eq!(conn.session().totals().bytes_in, 1, "{conn}");
     conn.advance_time(millis(999));

@@ -4,7 +4,7 @@ use crate::protocol::packet::Reply;
 use crate::protocol::rules::ReplyMode;
 use crate::protocol::{Outlet, Rules};
 
-/// Where bytes leave the session to: the peer's side of the connection, and the log.
+/// The destination of the session's output: the peer's side of the connection, and the log.
 pub(super) struct SimulatedOutlet {
     /// How many bytes the peer's side takes: the kernel's send buffer.
     pub(super) send_capacity: usize,
@@ -81,7 +81,7 @@ impl Outlet for SimulatedOutlet {
     }
 }
 
-/// What a message is answered with.
+/// Returns the expected reply to a message.
 pub(super) fn expected_reply(rules: &Rules, message: &[u8]) -> Vec<u8> {
     match rules.reply {
         ReplyMode::Echo => [rules.prefix.as_bytes(), message, rules.terminator()].concat(),

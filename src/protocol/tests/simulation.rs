@@ -22,7 +22,7 @@ pub(super) struct SimulatedConnection {
     scratch: Scratch,
     start: Instant,
     now: Instant,
-    /// What the peer has sent and the session has not read: the kernel's receive buffer.
+    /// The kernel's receive buffer: bytes that the peer has sent and the session has not read.
     unread: Vec<u8>,
     peer_ended: bool,
     end_reported: bool,
@@ -463,7 +463,7 @@ impl SimulatedConnection {
         self.verdict = session.verdict();
     }
 
-    /// All that can be seen of the session.
+    /// Returns everything that is visible of the session.
     fn state(&self) -> (Want, Option<Instant>, Option<Verdict>, Totals, usize) {
         let session = &self.session;
         (session.wants(), session.deadline_without_checks(), session.verdict(), session.totals(), session.memory())
@@ -484,7 +484,7 @@ impl fmt::Display for SimulatedConnection {
     }
 }
 
-/// Bytes for a person to read, cut when there are many.
+/// Formats bytes for messages of tests, cut if there are many.
 pub(super) fn shown(bytes: &[u8]) -> String {
     let more = if bytes.len() > 120 { " …" } else { "" };
     format!("\"{}\"{more}", bytes[..bytes.len().min(120)].escape_ascii())

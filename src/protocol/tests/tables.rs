@@ -6,7 +6,7 @@ use crate::protocol::rules::Unterminated;
 use crate::protocol::verdict::{KINDS, NAMES};
 use crate::protocol::{Delimiter, Rules, Verdict, Want};
 
-/// What comes after the last whole message.
+/// The bytes after the last whole message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Remainder {
     Nothing,
@@ -228,7 +228,7 @@ fn check_case(case: &Case, prefix: &[u8], cuts: &[usize]) {
     }
 }
 
-/// The same where messages are logged, or are not.
+/// Checks a case, with or without a log of messages.
 fn check_case_where(logs: bool, case: &Case, prefix: &[u8], cuts: &[usize]) {
     let (delimiter, max_message, wire, messages, rest) = *case;
     let conn = SimulatedConnection::new(rules(delimiter, max_message, prefix));

@@ -1,4 +1,4 @@
-//! What the variables of sd_listen_fds(3) say: for which process descriptors are, how many, and their names.
+//! The variables of sd_listen_fds(3): for which process descriptors are, how many, and their names.
 
 use std::env;
 
@@ -18,7 +18,7 @@ pub(super) struct Variables {
     pub(super) first_fd: Option<String>,
 }
 
-/// What the variables say.
+/// The content of the variables.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Passed {
     /// No descriptors were passed.

@@ -34,7 +34,7 @@ pub enum Error {
         fd: i32,
         /// Its name.
         name: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: Problem,
     },
     /// A listening socket has a name that is reserved.

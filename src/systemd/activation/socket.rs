@@ -8,10 +8,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketType, getpeername, getsockname, sockopt};
 
-/// What to do about a socket that was shut down: its starter holds it as well, and would pass the same one again.
+/// The advice about a socket that was shut down: its starter holds it as well, and would pass the same one again.
 const SHUT_DOWN_ADVICE: &str = "stop the service and its socket unit, then start the socket unit";
 
-/// What a socket is to this process.
+/// The role of a socket in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     /// It listens, or is a bound datagram socket.
@@ -34,7 +34,7 @@ pub enum Problem {
     Unconnected(String),
     /// Another process shut it down.
     ShutDown(String),
-    /// What it is cannot be found out.
+    /// Its type cannot be read.
     Unreadable(Errno),
 }
 
@@ -55,8 +55,8 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotASocket => f.write_str(
-                "it is not a socket that echoed knows; ListenFIFO= and the like are not supported, \
-                 check the Listen…= lines of the socket unit",
+                "unsupported socket type; check the Listen*= settings of the socket unit (ListenFIFO= and the like \
+                 are not supported)",
             ),
             Self::UnsupportedType(what) => write!(
                 f,

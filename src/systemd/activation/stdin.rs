@@ -19,7 +19,7 @@ use super::socket::is_unnamed_unix;
 pub struct StdinSocket {
     /// Whether stderr was the same socket, and leads nowhere.
     withholds_stderr: bool,
-    /// What stderr was then, if that could be kept.
+    /// A duplicate of the earlier stderr, if there could be one.
     stderr: Option<OwnedFd>,
 }
 

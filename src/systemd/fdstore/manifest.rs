@@ -18,7 +18,7 @@ use std::time::Duration;
 
 const MAGIC: [u8; 16] = *b"echoed bundle\n\x1a\0";
 
-/// The version that is written. Who changes what is written raises it, and goes on reading the older ones.
+/// The version that is written. Every change of the format raises it; older versions stay readable.
 const VERSION: u32 = 1;
 
 /// The bytes before the first entry.
@@ -45,11 +45,11 @@ pub(super) struct Manifest {
     pub(super) count: u32,
     /// The entries that are whole.
     pub(super) entries: Vec<Entry<Vec<u8>>>,
-    /// What is wrong with the others.
+    /// The problem with the others.
     pub(super) problem: Option<ManifestError>,
 }
 
-/// What is wrong with a manifest.
+/// The problem with a manifest.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ManifestError {
     /// It is not a manifest of echoed.
@@ -67,7 +67,7 @@ pub(super) enum ManifestError {
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::BadMagic => f.write_str("is not one of echoed"),
+            Self::BadMagic => f.write_str("is not from echoed"),
             Self::UnknownVersion(version) => {
                 write!(f, "has version {version}, and this version of echoed knows {VERSION} at most")
             }
@@ -90,7 +90,7 @@ impl From<io::Error> for ManifestError {
 /// Writes a manifest.
 ///
 /// # Errors
-/// It cannot be written.
+/// Returns an error if the manifest cannot be written.
 pub(super) fn write<'a>(
     to: &mut impl Write,
     time: Duration,

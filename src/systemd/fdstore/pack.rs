@@ -20,7 +20,7 @@ use super::{StoredConnection, socket_cookie};
 /// How many descriptors go into a message at most (SCM_MAX_FD, unix(7)).
 pub(super) const MAX_FDS_PER_MESSAGE: usize = 253;
 
-/// What to do about too many descriptors in flight.
+/// The advice about too many descriptors in flight.
 pub(super) const TOO_MANY_IN_FLIGHT: &str =
     "more would be in flight than LimitNOFILE= of the unit allows; it should be twice limits.connections";
 
@@ -44,10 +44,10 @@ impl Default for BundleLimits {
 }
 
 /// Packs the first of these connections, as many as fit, but one at least. Returns the bundle, and how many are in it.
-/// Nothing changes for the connections.
+/// The connections stay unchanged.
 ///
 /// # Errors
-/// Not a single one can be packed.
+/// Returns an error if not a single connection can be packed.
 pub(super) fn pack(
     connections: &[StoredConnection],
     time: Duration,

@@ -16,7 +16,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use super::*;
 
-/// Connections with both ends here: those to be stored, and their peers.
+/// Makes connections with both ends here: those to be stored, and their peers.
 fn connect(count: usize) -> (Vec<StoredConnection>, Vec<UnixStream>) {
     may_open(4 * count);
     let pair = |number: usize| {
@@ -26,7 +26,7 @@ fn connect(count: usize) -> (Vec<StoredConnection>, Vec<UnixStream>) {
     (0..count).map(pair).unzip()
 }
 
-/// Of different lengths, also none.
+/// Returns snapshots of different lengths, also empty ones.
 fn snapshot(number: usize) -> Vec<u8> {
     format!("{number},").repeat(number % 7).into_bytes()
 }

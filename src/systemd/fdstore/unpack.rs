@@ -33,7 +33,7 @@ pub(super) fn unpack_bundle(bundle: &OwnedFd) -> UnpackedBundle {
     let mut unpacked = UnpackedBundle::default();
     match read_manifest(bundle) {
         Ok(manifest) => unpack_connections(bundle, manifest, &mut unpacked),
-        Err(problem) => unpacked.problems.push(format!("{problem}; all that is in it is closed")),
+        Err(problem) => unpacked.problems.push(format!("{problem}; closed all of its connections")),
     }
     unpacked
 }
@@ -56,12 +56,12 @@ fn unpack_connections(bundle: &OwnedFd, manifest: Manifest, unpacked: &mut Unpac
             Ok(Some(message)) => message,
             Ok(None) => break,
             Err(error) => {
-                unpacked.problems.push(format!("cannot take more out of it: {error}"));
+                unpacked.problems.push(format!("failed to receive more of it: {error}"));
                 break;
             }
         };
         if message.is_truncated {
-            let problem = "descriptors were lost on the way; LimitNOFILE= of the unit is too small for all";
+            let problem = "descriptors were lost in transit; LimitNOFILE= of the unit is too low";
             unpacked.problems.push(problem.to_owned());
         }
         for socket in message.fds {
@@ -86,7 +86,7 @@ fn unpack_connections(bundle: &OwnedFd, manifest: Manifest, unpacked: &mut Unpac
         }
     };
     report(unlisted, "descriptors in it are not in its manifest, closed");
-    report(unconnected, "descriptors in it are no connections, closed");
+    report(unconnected, "descriptors in it are not connections, closed");
     report(snapshots.len(), "connections in its manifest are not in it");
 }
 
@@ -94,7 +94,7 @@ fn read_manifest(bundle: &OwnedFd) -> Result<Manifest, String> {
     let first = match receive(bundle) {
         Ok(Some(first)) => first,
         Ok(None) => return Err("it is empty".to_owned()),
-        Err(error) => return Err(format!("cannot take anything out of it: {error}")),
+        Err(error) => return Err(format!("failed to receive any of it: {error}")),
     };
     let Ok([memory]) = <[OwnedFd; 1]>::try_from(first.fds) else {
         return Err("it does not begin with its manifest".to_owned());
@@ -112,7 +112,7 @@ fn read_manifest(bundle: &OwnedFd) -> Result<Manifest, String> {
     };
     let (length, blocks) =
         rewind_and_measure().map_err(|error: Errno| format!("its manifest cannot be read: {error}"))?;
-    // What has holes may be longer than there is memory.
+    // A memfd with holes may be longer than there is memory.
     if blocks.saturating_mul(512) < length {
         return Err("its manifest has holes".to_owned());
     }
@@ -127,7 +127,7 @@ struct BundleMessage {
     is_truncated: bool,
 }
 
-/// The next message, if there is one. Does not wait for one.
+/// Receives the next message, if there is one, without waiting.
 fn receive(bundle: &OwnedFd) -> Result<Option<BundleMessage>, Errno> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS_PER_MESSAGE))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

@@ -68,7 +68,7 @@ enum Target {
     Lines(Arc<LineMessages>),
 }
 
-/// Opens the lossless log on this target. What goes wrong is reported in `log`.
+/// Opens the lossless log on this target. Failures are reported in `log`.
 #[must_use]
 pub fn open(target: LogTarget, log: Log) -> LosslessLog {
     open_at(target, JournalSocket::at(JOURNAL_PATH), log, start_thread)
@@ -156,7 +156,7 @@ impl Health {
     /// Reports a failure, unless it was reported already.
     fn report_failure(&self, problem: impl fmt::Display) {
         if !self.failing.swap(true, Ordering::Relaxed) {
-            let text = format!("{problem}; messages of peers wait until it works again, and their senders with them");
+            let text = format!("{problem}; messages of peers and their senders wait until it works again");
             self.note(WRITE_FAILED, Priority::Warning, text);
         }
     }
@@ -164,7 +164,7 @@ impl Health {
     /// Reports that a message was written, if that failed before.
     fn report_success(&self) {
         if self.is_failing() && self.failing.swap(false, Ordering::Relaxed) {
-            self.note(WRITE_RESUMED, Priority::Info, "messages of peers are written again".to_owned());
+            self.note(WRITE_RESUMED, Priority::Info, "writing messages of peers again".to_owned());
         }
     }
 

@@ -58,7 +58,7 @@ const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How long the last entries may take to be written when the log is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Who we are in the journal.
+/// The SYSLOG_IDENTIFIER of entries.
 const IDENTIFIER: &str = "echoed";
 
 /// A kind of entries. Each has its own rate limit.
@@ -80,18 +80,18 @@ pub const LOST: EntryKind = EntryKind { name: "lost", message_id: "c60cb380c4514
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Priority {
-    /// Something failed that somebody has to see to.
+    /// A failure that an administrator has to look at.
     Error = 3,
-    /// Something is not as it should be.
+    /// A problem that echoed works around.
     Warning = 4,
-    /// The normal course of things.
+    /// Normal operation.
     Info = 6,
-    /// For who looks closely.
+    /// Details for debugging.
     Debug = 7,
 }
 
 impl Priority {
-    /// Its name at the beginning of a line.
+    /// Returns its name at the beginning of a line.
     fn name(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -102,16 +102,16 @@ impl Priority {
     }
 }
 
-/// Whether the rate limit holds for an entry.
+/// Whether the rate limit applies to an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RateLimit {
-    /// It does: the entry counts.
+    /// It applies: the entry is counted.
     Enforced,
-    /// It does not: the user asked for every entry. Only the queue is a limit.
+    /// It does not apply: the user asked for every entry. Only the queue limits these.
     Exempt,
 }
 
-/// What an entry says.
+/// The fields of an entry.
 #[derive(Debug, Clone, Default)]
 pub struct LogEntry {
     /// MESSAGE, the text for people.
@@ -151,16 +151,16 @@ pub struct Log {
     line_lock: Arc<LineLock>,
 }
 
-/// What writes the log: a thread, once it is started. To be closed last.
+/// The writer of the log: a thread, once it is started. Must be closed last.
 pub struct LogWriter {
     queue: Arc<LogQueue>,
     line_lock: Arc<LineLock>,
-    /// Where it writes, until the thread takes it.
+    /// The target, until the thread takes it.
     target: Arc<Mutex<Option<LogTarget>>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Where entries go.
+/// The target of entries.
 pub enum LogTarget {
     /// Into the journal. What is here takes lines instead if the journal cannot be reached.
     Journal(Box<dyn Write + Send>),
@@ -182,7 +182,7 @@ impl LogTarget {
     }
 }
 
-/// Starts to write.
+/// Starts the writer thread.
 ///
 /// # Errors
 /// Returns an error if the thread cannot be made.
@@ -234,7 +234,7 @@ fn write_queue(queue: &LogQueue, mut sink: Sink) {
     queue.set_done();
 }
 
-/// Writes an entry, however long it takes: the journal may be stopped, and started again.
+/// Writes an entry, however long it takes: journald may be restarting.
 fn deliver(sink: &mut Sink, queue: &LogQueue, kind: EntryKind, priority: Priority, entry: &LogEntry) {
     let mut delay = FIRST_RETRY_DELAY;
     while sink.write(kind, priority, entry).is_err() {
@@ -252,7 +252,7 @@ impl Log {
         self.queue.backlog()
     }
 
-    /// Has an entry written, as soon as those before it are. Never waits. `entry` is only called if the entry is not
+    /// Queues an entry. Never waits. `entry` is only called if the entry is not
     /// suppressed.
     pub fn write(&self, kind: EntryKind, priority: Priority, rate_limit: RateLimit, entry: impl FnOnce() -> LogEntry) {
         if self.queue.admit(kind, priority, rate_limit) {
@@ -260,12 +260,12 @@ impl Log {
         }
     }
 
-    /// Has this woken in a second.
+    /// Wakes this waker in a second.
     fn wake_later(&self, waker: &Waker) {
         self.queue.wake_later(waker);
     }
 
-    /// Reports what was suppressed so far before the entries to come, so that a last entry can be the last.
+    /// Reports suppressed entries now, so that the last entry of the process stays the last.
     pub fn flush_suppressed(&self) {
         self.queue.end_interval();
     }
@@ -292,12 +292,12 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Waits until everything is written, but not for ever. What is written from now on is dropped. Returns how many
+    /// Waits until everything is written, but not for ever. Later entries are dropped. Returns how many
     /// entries are lost: all of them, if there can be no thread.
     pub fn close(mut self) -> usize {
         let within = if self.start().is_ok() { CLOSE_TIMEOUT } else { Duration::ZERO };
         let lost = self.queue.close(within);
-        // If some are, the reader of the log is stuck. The thread ends with the process.
+        // If entries are left, the reader of the log is stuck. The thread ends with the process.
         if let Some(thread) = self.thread.filter(|_| lost == 0) {
             // A panic was reported where it happened.
             let _ = thread.join();
@@ -306,7 +306,7 @@ impl LogWriter {
     }
 }
 
-/// Now, for the threads of the log.
+/// Returns the time, for the threads of the log.
 #[expect(clippy::disallowed_methods, reason = "the log has threads of its own, without a runtime and its clock")]
 fn now() -> Instant {
     Instant::now()

@@ -8,7 +8,7 @@
 //! 61 0a 0a                  the value, and a line feed after it
 //! ```
 //!
-//! What is too large for a datagram is sent as a descriptor of sealed memory that has the same bytes in it.
+//! An entry that is too large for a datagram is sent as a descriptor of sealed memory with the same bytes.
 //!
 //! tracing-journald, which writes the daemon's own entries, drops errors and waits without a limit. Messages of peers
 //! must not be lost, and their senders must not wait: here a call returns the error, and never waits. When the kernel
@@ -182,7 +182,7 @@ fn is_broken(error: Errno) -> bool {
     matches!(error, E::CONNREFUSED | E::CONNRESET | E::NOTCONN | E::DESTADDRREQ | E::PIPE | E::NOENT)
 }
 
-/// Both say that it can be sent when journald has read.
+/// Returns the one error for both that mean that journald has to read first.
 fn blocked(error: Errno) -> io::Error {
     io::Error::new(ErrorKind::WouldBlock, io::Error::from(error))
 }

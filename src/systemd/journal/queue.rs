@@ -27,7 +27,7 @@ struct QueueState {
     queued: VecDeque<QueuedEntry>,
     /// How many did not fit.
     lost: u64,
-    /// What came in this interval. As long as there are kinds.
+    /// The counts of this interval, one for each kind.
     counts: Vec<KindCount>,
     /// When the interval ends; `None` while nothing has come.
     interval_ends: Option<Instant>,
@@ -37,7 +37,7 @@ struct QueueState {
     writing_since: Option<Instant>,
     /// Whether it cannot be written, and is tried again and again.
     unavailable: bool,
-    /// What to wake, and when, if there is something.
+    /// The wakers to wake, and when, if there are any.
     wakers: WakerQueue,
     wake_at: Option<Instant>,
     closing: bool,
@@ -67,14 +67,14 @@ pub(super) struct QueuedEntry {
     pub(super) entry: LogEntry,
 }
 
-/// What is to be written next.
+/// The next task of the writer.
 pub(super) enum WriterTask {
     Write(Box<QueuedEntry>),
     /// An entry of the log itself.
     Report(EntryKind, Priority, String),
     /// Wake them.
     Wake(Vec<Waker>),
-    /// Nothing any more.
+    /// Nothing; the queue is closed.
     End,
 }
 
@@ -141,15 +141,17 @@ impl LogQueue {
             if state.lost > 0 {
                 state.writing_since = Some(now());
                 let lost = std::mem::take(&mut state.lost);
-                let text = format!("{lost} entries were left out here, the log was too slow");
+                let entries = if lost == 1 { "entry" } else { "entries" };
+                let text = format!("dropped {lost} log {entries} here: writing the log was too slow");
                 return WriterTask::Report(LOST, Priority::Warning, text);
             }
             if let Some(KindCount { kind, priority, count: counts }) = state.suppressed.pop() {
                 state.writing_since = Some(now());
                 let (suppressed, time) = (counts - BURST, self.interval.as_secs());
                 let text = format!(
-                    "{suppressed} more entries of the kind {} were left out: only {BURST} of a kind are logged in {time}s",
-                    kind.name
+                    "suppressed {suppressed} {} message{} (limit: {BURST} per {time}s)",
+                    kind.name,
+                    if suppressed == 1 { "" } else { "s" }
                 );
                 return WriterTask::Report(SUPPRESSED, priority, text);
             }
@@ -199,7 +201,7 @@ impl LogQueue {
         (state.unavailable || state.writing_since.is_some_and(stalls)).then(|| state.waiting())
     }
 
-    /// The thread that writes has ended.
+    /// Notes that the writer thread has ended.
     pub(super) fn set_done(&self) {
         self.state().done = true;
         self.done.notify_all();

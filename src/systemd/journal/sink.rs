@@ -1,4 +1,4 @@
-//! Where entries end: the journal, through tracing-journald, or lines.
+//! The sinks of entries: the journal, through tracing-journald, or lines.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::native::{JOURNAL_PATH, Probe};
 use super::text::escape_control;
 use super::{EntryKind, IDENTIFIER, LogEntry, LogTarget, Priority, STALL_TIMEOUT, nanos_since_1970};
 
-/// Whether stderr is the stream that systemd connected to the journal (systemd.exec(5), `$JOURNAL_STREAM`): it may have
+/// Returns whether stderr is the stream that systemd connected to the journal (systemd.exec(5), `$JOURNAL_STREAM`): it may have
 /// been redirected since, so the numbers must be its own.
 #[must_use]
 pub fn is_stderr(journal_stream: Option<&str>) -> bool {
@@ -31,7 +31,7 @@ pub(super) enum PriorityStyle {
     Numbers,
 }
 
-/// Where entries end.
+/// The sink of entries.
 pub(super) enum Sink {
     Journal(Journal),
     Lines(Lines),
@@ -40,7 +40,7 @@ pub(super) enum Sink {
 /// Entries in the journal, through tracing-journald.
 pub(super) struct Journal {
     probe: Probe,
-    /// What hands entries to tracing-journald: `None` until the journal could be reached.
+    /// The layer that hands entries to tracing-journald; `None` until the journal could be reached.
     dispatch: Option<Dispatch>,
     /// Takes lines instead, as long as the journal has not been reached: there may be none.
     fallback: Option<Lines>,
@@ -98,7 +98,7 @@ impl Journal {
         match journal.reach() {
             Err(error) if error.kind() != ErrorKind::WouldBlock => {
                 let text = format!(
-                    "cannot reach the journal at {JOURNAL_PATH}: {error}; until it can be reached, entries have no fields"
+                    "failed to reach the journal at {JOURNAL_PATH}: {error}; entries have no fields until it is reached"
                 );
                 lines.write(Priority::Warning, &text);
                 journal.fallback = Some(lines);
@@ -144,7 +144,7 @@ impl Journal {
     }
 }
 
-/// A line with its line feed. Where the text has several, the further ones are indented: none of them can be mistaken
+/// Returns a line with its line feed. Further lines of the text are indented: none of them can be mistaken
 /// for an entry of its own. Without systemd to read it, the line has the time at which it is written.
 pub(super) fn format_line(style: PriorityStyle, priority: Priority, text: &str) -> String {
     format_line_at(SystemTime::now(), style, priority, text)

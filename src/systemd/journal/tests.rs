@@ -17,7 +17,7 @@ struct Slow {
 struct Written(Arc<Mutex<Vec<u8>>>);
 
 impl Written {
-    /// The lines, without their times.
+    /// Returns the lines without their times.
     fn lines(&self) -> Vec<String> {
         let bytes = self.0.lock().unwrap().clone();
         let without_time = |line: &str| line.split_once("Z ").map_or(line, |(_, rest)| rest).to_owned();
@@ -79,7 +79,7 @@ fn a_slow_reader_blocks_no_writer_and_lost_entries_are_counted() {
     drop(go);
     writer.close();
     let lines = written.lines();
-    let lost = "warn: 7 entries were left out here, the log was too slow";
+    let lost = "warn: dropped 7 log entries here: writing the log was too slow";
     assert_eq!(lines[..3], ["info: first", lost, "info: line 0"]);
     assert_eq!(lines.len(), MAX_QUEUED + 2);
 }
@@ -129,8 +129,7 @@ fn entries_of_one_kind_are_rate_limited_and_the_suppressed_ones_counted_at_the_e
     say(&log, KIND, RateLimit::Exempt, "wanted");
     writer.close();
     let lines = written.lines();
-    let some =
-        format!("info: 23 more entries of the kind some were left out: only {BURST} of a kind are logged in 10s");
+    let some = format!("info: suppressed 23 some messages (limit: {BURST} per 10s)");
     let expected: Vec<_> = (0..BURST)
         .map(|number| format!("info: {number}"))
         .chain(["info: rare".to_owned(), "info: wanted".to_owned(), some])
@@ -159,7 +158,7 @@ fn suppressed_entries_are_neither_formatted_nor_queued() {
     writer.close();
     let lines = written.lines();
     assert!(lines.contains(&"info: rare".to_owned()), "{lines:#?}");
-    assert!(lines.last().unwrap().starts_with("error: 10140 more entries of the kind some"), "{lines:#?}");
+    assert!(lines.last().unwrap().starts_with("error: suppressed 10140 some messages"), "{lines:#?}");
 }
 
 #[test]
@@ -179,7 +178,7 @@ fn the_number_of_suppressed_entries_is_logged_at_the_end_of_the_interval() {
     drop(go);
     let all = usize::try_from(BURST).unwrap() + 1;
     let lines = written.wait_for(all);
-    assert!(lines.iter().any(|line| line.starts_with("info: 5 more entries of the kind some")), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.starts_with("info: suppressed 5 some messages")), "{lines:#?}");
     // In the next interval there is room again.
     say(&log, KIND, RateLimit::Enforced, "later");
     assert_eq!(written.wait_for(all + 1).last().unwrap(), "info: later");
@@ -202,5 +201,5 @@ fn suppressed_entries_can_be_reported_before_the_last_entry() {
     writer.close();
     let lines = written.lines();
     assert_eq!(lines.last().unwrap(), "info: last");
-    assert!(lines.iter().any(|line| line.starts_with("info: 3 more entries of the kind some")), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.starts_with("info: suppressed 3 some messages")), "{lines:#?}");
 }

@@ -19,7 +19,7 @@ pub(super) fn escape_control(text: &str, multiline: bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Any bytes as text in quotation marks, in one line, so that no two are the same: text stays readable, all else
+/// Escapes any bytes as text in quotation marks, in one line, so that no two are the same: text stays readable, all else
 /// becomes `\n`, `\x1b`, `\u{202e}`.
 #[must_use]
 pub(super) fn escape_bytes(bytes: &[u8]) -> String {

@@ -108,7 +108,7 @@ fn forge(forgery: &str, connections: Vec<StoredConnection>, listener: BorrowedFd
         // Its first two bytes are its version.
         "later-snapshot" => manifest.entries[last].snapshot[..2].copy_from_slice(&[0, 99]),
         "forged" => {
-            // A socket that is no connection, an entry without a socket, and one connection twice.
+            // A socket that is not a connection, an entry without a socket, and one connection twice.
             manifest.entries[last].cookie = sockopt::socket_cookie(listener).expect("it is a socket");
             sockets[last] = listener;
             manifest.entries[last - 1].cookie = u64::MAX;

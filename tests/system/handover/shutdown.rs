@@ -105,7 +105,9 @@ fn connections_that_cannot_be_stored_are_closed_and_logged(machine: &Machine) {
     for mut peer in peers {
         peer.expect_close();
     }
-    machine.wait_for_journal("--identifier=echoed --priority=warning --grep='100 of 100 connections are cut: '");
+    machine.wait_for_journal(
+        "--identifier=echoed --priority=warning --grep='failed to store 100 of 100 connections, cutting them: '",
+    );
     machine.connect(TCP).exchange("aaaa");
     expect_empty_store(machine);
 }

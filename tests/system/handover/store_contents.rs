@@ -30,7 +30,7 @@ const FORGERIES: &[(&str, usize, &[&str])] = &[
         "forged",
         2,
         &[
-            "1 descriptors in it are no connections",
+            "1 descriptors in it are not connections",
             "2 descriptors in it are not in its manifest",
             "1 connections in its manifest are not in it",
         ],
@@ -41,7 +41,7 @@ const FORGERIES: &[(&str, usize, &[&str])] = &[
         "foreign",
         0,
         &[
-            "its manifest is not one of echoed",
+            "its manifest is not from echoed",
             ".handover. from systemd is not a Unix seqpacket",
             ".stored. from systemd is no",
         ],

@@ -90,7 +90,7 @@ fn a_failed_start_is_explained(machine: &Machine) {
     let entry = expect_explained(machine, "The daemon cannot start");
     assert_eq!(entry.ours()["PRIORITY"], "3");
     let text = entry.text("MESSAGE");
-    assert!(text.starts_with(&format!("not started: {SETTINGS}:2:1: there is no key connectons")), "{text}");
+    assert!(text.starts_with(&format!("failed to start: {SETTINGS}:2:1: there is no key connectons")), "{text}");
     assert!(text.contains("buffer_memory: 7 has no unit"), "{text}");
 }
 
@@ -222,8 +222,8 @@ fn reached_limits_are_explained(machine: &Machine) {
 fn datagrams_that_are_not_answered_are_explained(machine: &Machine) {
     drop_in(machine, "echoed.socket", "[Socket]\nListenDatagram=127.0.0.1:8085");
     listen(machine, "");
-    let service = UdpSocket::bind("127.0.0.1:1000").expect("nobody has that port");
-    service.send_to(b"a", "127.0.0.1:8085").expect("somebody listens there");
+    let service = UdpSocket::bind("127.0.0.1:1000").expect("the port is free");
+    service.send_to(b"a", "127.0.0.1:8085").expect("a socket listens there");
     let entry = expect_explained(machine, "Datagrams on @LISTENER@ are not answered (@VERDICT@)");
     let message = "1 datagram dropped on echo: service-port; from 127.0.0.1:1000";
     let expected = [("MESSAGE", message), ("PEER", "127.0.0.1:1000"), ("VERDICT", "service-port"), ("PRIORITY", "6")];

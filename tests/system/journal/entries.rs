@@ -90,7 +90,7 @@ pub fn journalctl(machine: &Machine, arguments: &str) -> Vec<u8> {
     said
 }
 
-/// An object in each line. A value is a string, an array of numbers (bytes that are no text), or an array of such values
+/// An object in each line. A value is a string, an array of numbers (bytes that are not text), or an array of such values
 /// (a field that is there several times).
 fn from_json(lines: &[u8]) -> Vec<Entry> {
     let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());

@@ -46,10 +46,10 @@ fn a_journald_that_hangs_for_30_s_under_load_delays_no_client(machine: &Machine)
             scope.spawn(|| longest_run(until, || connect_once("unix:/run/echoed.sock"))),
             scope.spawn(|| longest_run(until, || first.exchange("a"))),
         ];
-        threads.map(|thread| thread.join().expect("nobody was refused"))
+        threads.map(|thread| thread.join().expect("no client was refused"))
     });
     drop((suspended, first));
-    println!("{connected:?} connections while journald hung; the longest that anybody waited: {longest:?}");
+    println!("{connected:?} connections while journald hung; the longest wait: {longest:?}");
     assert!(longest.iter().all(|longest| *longest < MAX_DELAY), "{longest:?}");
     // Each connection is two entries. They are logged, or said to be missing.
     let (opened, ended) = ("5e6bb97ac5ed4e8b88b6ad89fce92c4f", "d1ac960d4f644c8a808b48f90e84cb07");

@@ -1,4 +1,4 @@
-//! What the server's events say in the log, and how urgent they are.
+//! The text and the severity of the server's events.
 
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -83,14 +83,15 @@ impl fmt::Display for Text<'_> {
                 }
             }
             Event::LimitReached { limit, awaiting_header: Some(count) } => {
-                let s = if *count == 1 { " waits for its" } else { "s wait for their" };
+                let s = if *count == 1 { "" } else { "s" };
                 write!(
                     f,
-                    "{count} connection{s} PROXY header (a quarter of limits.connections={limit}), further ones wait"
+                    "PROXY header limit reached ({count} connection{s}, a quarter of limits.connections={limit}), \
+                     new connections wait in the backlog"
                 )
             }
             Event::LimitReached { limit, awaiting_header: None } => {
-                write!(f, "{limit} connections (limits.connections={limit}), further ones wait until one ends")
+                write!(f, "connection limit reached (limits.connections={limit}), new connections wait in the backlog")
             }
             Event::AcceptPaused { listener, kind, error, retry } => {
                 let operation = if *kind == SocketKind::Datagram { "receive" } else { "accept" };
@@ -98,20 +99,20 @@ impl fmt::Display for Text<'_> {
                     Retry::ConnectionEnded => "when a connection ends",
                     Retry::After(_) => "after pauses of up to 1s",
                 };
-                write!(f, "cannot {operation} on {listener}: {error}; trying again {when}")
+                write!(f, "failed to {operation} on {listener}: {error}; retrying {when}")
             }
             Event::AcceptResumed { listener, kind } => {
                 let operation = if *kind == SocketKind::Datagram { "receiving" } else { "accepting" };
                 write!(f, "{operation} on {listener} again")
             }
             Event::ListenerFailed { listener, error } => {
-                write!(f, "cannot serve {listener}: {error}; this listener is not served any more")
+                write!(f, "failed to serve {listener}: {error}; this listener is no longer served")
             }
             Event::Resumed { id, listener, peer } => {
-                write!(f, "connection {id} on {listener} from {peer} goes on")
+                write!(f, "connection {id} on {listener} from {peer} resumed")
             }
             Event::ConnectionFailed { listener, peer, error } => {
-                write!(f, "cannot serve {peer} on {listener}: {error}; closed that connection")
+                write!(f, "failed to serve {peer} on {listener}: {error}; connection closed")
             }
             Event::MessagesLost { id, listener, peer, count } => {
                 let s = if *count == 1 { "" } else { "s" };

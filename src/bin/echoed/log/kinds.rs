@@ -7,7 +7,7 @@ use echoed::systemd::journal::EntryKind;
 
 macro_rules! notes {
     ($($(#[$doc:meta])* $note:ident = $level:ident, $name:literal, $id:literal;)*) => {
-        /// What the daemon itself logs; what its server reports is an [`Event`].
+        /// An entry of the daemon itself; its server reports an [`Event`].
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum Note {
             $($(#[$doc])* $note,)*
@@ -35,7 +35,7 @@ macro_rules! notes {
 notes! {
     /// A listener is being served.
     Listening = Info, "listening", "13d58fdc96214753bccfd6c8208d569c";
-    /// Addresses to listen on are ignored, since systemd holds the sockets.
+    /// Addresses to listen on are ignored, because systemd passed the sockets.
     ListenIgnored = Info, "listen-ignored", "5fec47d1fa8d4594b462f352d376ec42";
     /// A listener has no section of its own.
     NoSection = Info, "no-section", "45c815dc38eb4772aa17ba0811358e92";
@@ -104,7 +104,7 @@ const EVENTS: [EntryKind; 24] = [
 /// What is not listed, which a test rules out.
 const OTHER: EntryKind = EntryKind { name: "other", message_id: "27540d2c17cb4936b0d23619aca0961f" };
 
-/// The kind of an event.
+/// Returns the kind of an event.
 pub(super) fn of_event(event: &Event) -> EntryKind {
     let name = match event {
         Event::Closed { verdict, .. } => verdict.name(),
@@ -125,7 +125,7 @@ mod tests {
 
     const CATALOG: &str = include_str!("../../../../systemd/catalog/echoed.catalog");
 
-    /// Every kind that can be logged.
+    /// Returns every kind that can be logged.
     fn kinds() -> Vec<EntryKind> {
         let journal = [
             journal::SUPPRESSED,
@@ -161,7 +161,7 @@ mod tests {
         }
     }
 
-    /// The severities in the comments before an explanation, which docs/messages.md has.
+    /// Returns the severities in the comments before an explanation, which docs/messages.md has.
     fn listed_severities(kind: EntryKind) -> BTreeSet<&'static str> {
         let (before, _) = CATALOG.split_once(&format!("-- {}\n", kind.message_id)).expect("it is explained");
         let comments = before.lines().rev().map_while(|line| line.strip_prefix("# "));

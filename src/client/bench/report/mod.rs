@@ -14,7 +14,7 @@ const PERCENTILES: [(&str, f64); 5] = [("p50", 50.0), ("p90", 90.0), ("p99", 99.
 /// The most bars of the histogram.
 const MAX_BARS: usize = 16;
 
-/// What the output can show.
+/// The abilities of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
     /// Columns.
@@ -31,7 +31,7 @@ impl Style {
 /// Formats a time with three digits: `12.3 us`.
 fn format_time(time: Duration, style: Style) -> String {
     let nanos = time.as_nanos() as f64;
-    // What would be rounded to four digits has the next unit.
+    // A number that would be rounded to four digits gets the next unit.
     let units = [("ns", 1.0), (if style.unicode { "µs" } else { "us" }, 1e3), ("ms", 1e6), ("s", 1e9)];
     let (unit, size) = units.into_iter().find(|(_, size)| nanos / size < 999.5).unwrap_or(("s", 1e9));
     let number = nanos / size;

@@ -14,7 +14,7 @@ pub struct ProgressBar {
     pub elapsed: Duration,
     /// Messages a second of late.
     pub rate: f64,
-    /// What was counted so far.
+    /// The counts so far.
     pub progress: BenchProgress,
 }
 

@@ -1,4 +1,4 @@
-//! Bytes that somebody else has written: refused with words, or a session like any other.
+//! Snapshots of any bytes: rejected with an error, or a valid session.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,7 +30,7 @@ impl Tester {
         Self { now: Instant::now(), scratch: Scratch::new() }
     }
 
-    /// Everything that can be done with a snapshot. Returns whether it is one.
+    /// Does everything that can be done with a snapshot. Returns whether the bytes are one.
     fn exercise(&mut self, bytes: &[u8]) -> bool {
         let mut accepted = false;
         for log in [LogMessages::Off, LogMessages::Full] {
@@ -145,9 +145,9 @@ fn errors_describe_the_problem() {
         (Error::UnknownVersion(9), format!("snapshot of unknown version 9 (known: up to {VERSION})")),
         (Error::Truncated("replies"), "damaged snapshot: it ends within its replies".to_owned()),
         (Error::TrailingBytes(3), "damaged snapshot: 3 bytes follow its end".to_owned()),
-        (Error::UnknownCode { field: "phase", code: 9 }, "damaged snapshot: 9 is no phase".to_owned()),
+        (Error::UnknownCode { field: "phase", code: 9 }, "damaged snapshot: invalid phase 9".to_owned()),
         (Error::NotUtf8, "damaged snapshot: its listener's name is not UTF-8".to_owned()),
-        (Error::Inconsistent, "damaged snapshot: what it keeps does not go with its kind and phase".to_owned()),
+        (Error::Inconsistent, "damaged snapshot: its content contradicts its kind and phase".to_owned()),
     ] {
         assert_eq!(error.to_string(), words);
     }

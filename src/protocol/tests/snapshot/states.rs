@@ -25,8 +25,8 @@ impl StateCase {
     }
 }
 
-/// All messages are logged whole, and none is longer than 8 bytes; the last may be without a delimiter; nothing lasts
-/// longer than an hour.
+/// Returns rules under which all messages are logged whole, and none is longer than 8 bytes. The last may be without a
+/// delimiter; no connection lasts longer than an hour.
 fn rules() -> Rules {
     let lifetime = Some(TimeSpan::new(secs(3_600), "1h"));
     let deadlines = Deadlines { lifetime, ..Deadlines::default() };
@@ -34,7 +34,7 @@ fn rules() -> Rules {
     Rules { log_messages: LogMessages::Full, max_message: 8, unterminated, deadlines, ..Rules::default() }
 }
 
-/// Every 4 bytes are answered with the same text, and then nothing for 2 s.
+/// Returns rules under which every 4 bytes get a fixed reply, and then nothing for 2 s.
 fn rules_with_reply_delay() -> Rules {
     let reply_delay = TimeSpan::new(secs(2), "2s");
     Rules {
@@ -47,7 +47,7 @@ fn rules_with_reply_delay() -> Rules {
     }
 }
 
-/// One that has existed for half a second, and was answered before that.
+/// Returns a connection that has existed for half a second and has had a reply.
 fn connection_after_one_reply() -> SimulatedConnection {
     let mut conn = SimulatedConnection::new(rules());
     conn.advance_time(millis(500));

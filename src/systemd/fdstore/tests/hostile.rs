@@ -80,13 +80,13 @@ fn a_bundle_can_be_unpacked_only_once() {
     expect_connected(unpack(bundles).connections, &mut peers, 0);
     let (connections, said) = problems(again);
     assert!(connections.is_empty());
-    assert_eq!(said, ["it is empty; all that is in it is closed"]);
+    assert_eq!(said, ["it is empty; closed all of its connections"]);
 }
 
 #[test]
 fn unpacking_does_not_wait_for_another_holder_of_the_bundle() {
     let (bundle, _sending) = bundle_of(&[]);
-    assert_eq!(problems(bundle).1, ["it is empty; all that is in it is closed"]);
+    assert_eq!(problems(bundle).1, ["it is empty; closed all of its connections"]);
     let (connections, mut peers) = connect(3);
     let manifest = memory(&manifest_of(&connections), SEALED);
     let (bundle, _sending) = bundle_of(&[&[manifest.as_fd()], &[connections[0].socket.as_fd()]]);
@@ -168,8 +168,8 @@ fn descriptors_that_are_not_connections_are_closed() {
     ];
     let connections = sockets.map(|socket| StoredConnection { socket, snapshot: Vec::new() });
     let (restored, said) = unpack_with_manifest(&manifest_of(&connections), &connections);
-    assert_eq!((restored, said), (2, vec!["5 descriptors in it are no connections, closed".to_owned()]));
-    // What is no socket has no cookie.
+    assert_eq!((restored, said), (2, vec!["5 descriptors in it are not connections, closed".to_owned()]));
+    // A descriptor that is not a socket has no cookie.
     let manifest = memory(&manifest_of(&connections[..1]), SEALED);
     let (restored, said) = problems(bundle_of(&[&[manifest.as_fd()], &[manifest.as_fd()]]).0);
     assert_eq!(restored.len(), 0);
@@ -194,7 +194,7 @@ fn a_bundle_without_a_manifest_is_closed() {
     ] {
         let (connections, said) = problems(bundle_of(&[first, &sockets]).0);
         assert!(connections.is_empty());
-        assert_eq!(said, [format!("{expected}; all that is in it is closed")]);
+        assert_eq!(said, [format!("{expected}; closed all of its connections")]);
     }
     drop(connections);
     assert!(peers.iter_mut().all(closed));
@@ -207,7 +207,7 @@ fn a_manifest_that_is_not_sealed_is_not_read() {
     for missing in [SealFlags::WRITE, SealFlags::GROW, SealFlags::SHRINK] {
         let manifest = memory(&manifest_of(&connections), SEALED.difference(missing));
         let (_, said) = problems(bundle_of(&[&[manifest.as_fd()], &sockets]).0);
-        assert_eq!(said, ["it does not begin with sealed memory; all that is in it is closed"]);
+        assert_eq!(said, ["it does not begin with sealed memory; closed all of its connections"]);
     }
 }
 
@@ -232,7 +232,7 @@ fn a_sparse_manifest_is_not_read() {
     manifest.set_len(1 << 40).unwrap();
     fcntl_add_seals(&manifest, SEALED).unwrap();
     let (_, said) = problems(bundle_of(&[&[manifest.as_fd()], &[connections[0].socket.as_fd()]]).0);
-    assert_eq!(said, ["its manifest has holes; all that is in it is closed"]);
+    assert_eq!(said, ["its manifest has holes; closed all of its connections"]);
 }
 
 #[test]
@@ -244,14 +244,14 @@ fn foreign_and_later_manifests_are_rejected() {
     let mut later = good.clone();
     later[19] = 2;
     for (bytes, expected) in [
-        (&b""[..], "its manifest is not one of echoed"),
-        (b"any text that is as long as the header of a manifest is, or longer", "its manifest is not one of echoed"),
-        (&foreign, "its manifest is not one of echoed"),
-        (&good[..31], "its manifest is not one of echoed"),
+        (&b""[..], "its manifest is not from echoed"),
+        (b"any text that is as long as the header of a manifest is, or longer", "its manifest is not from echoed"),
+        (&foreign, "its manifest is not from echoed"),
+        (&good[..31], "its manifest is not from echoed"),
         (&later, "its manifest has version 2, and this version of echoed knows 1 at most"),
     ] {
         let found = unpack_with_manifest(bytes, &connections);
-        assert_eq!(found, (0, vec![format!("{expected}; all that is in it is closed")]));
+        assert_eq!(found, (0, vec![format!("{expected}; closed all of its connections")]));
     }
 }
 

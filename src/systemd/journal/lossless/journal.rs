@@ -96,7 +96,7 @@ impl JournalMessages {
             match (self.start_thread)(Box::new(move || this.wake_senders())) {
                 Ok(()) => waiting.thread_runs = true,
                 Err(error) => {
-                    let problem = format!("cannot start the thread that waits for the journal: {error}");
+                    let problem = format!("failed to start the thread that waits for the journal: {error}");
                     self.health.report_failure(problem);
                     self.health.wake_later(waker);
                 }
@@ -132,7 +132,7 @@ impl JournalMessages {
                 }
                 Err(error) => {
                     let path = self.journal.path();
-                    self.health.report_failure(format!("cannot send to the journal at {}: {error}", path.display()));
+                    self.health.report_failure(format!("failed to send to the journal at {}: {error}", path.display()));
                     thread::sleep(delay);
                     delay = cmp::min(delay * 2, MAX_RETRY_DELAY);
                     // If there is no journal yet, no sender needs to find that out.
@@ -156,7 +156,8 @@ impl JournalMessages {
     }
 
     fn report_stall(&self) {
-        self.health.report_failure(format!("the journal at {} takes nothing", self.journal.path().display()));
+        self.health
+            .report_failure(format!("the journal at {} is not accepting entries", self.journal.path().display()));
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {

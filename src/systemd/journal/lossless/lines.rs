@@ -45,10 +45,10 @@ struct State {
     /// The messages of senders that have not been told that theirs is written. Each sender has one at most, until it asks
     /// for it once more, or abandons it.
     tickets: HashMap<usize, Ticket>,
-    /// Senders for whose message there was no room.
+    /// Senders that wait for room for their message.
     refused: WakerQueue,
     frozen: bool,
-    /// Where lines are written to, until the thread has it.
+    /// The target of lines, until the thread takes it.
     output: Option<Box<dyn Write + Send>>,
     thread_runs: bool,
 }
@@ -69,7 +69,7 @@ impl fmt::Debug for State {
 }
 
 impl State {
-    /// Takes the senders for whose messages there may be room now.
+    /// Takes the senders that may have room for their messages now.
     fn take_refused(&mut self) -> Vec<Waker> {
         if self.bytes <= MAX_BYTES / 2 && !self.frozen { self.refused.pop_up_to(usize::MAX) } else { Vec::new() }
     }
@@ -151,7 +151,8 @@ impl LineMessages {
         match (self.start_thread)(Box::new(move || this.write_lines())) {
             Ok(()) => state.thread_runs = true,
             Err(error) => {
-                self.health.report_failure(format!("cannot start the thread that writes messages of peers: {error}"));
+                self.health
+                    .report_failure(format!("failed to start the thread that writes messages of peers: {error}"));
                 self.health.wake_later(waker);
             }
         }
@@ -176,7 +177,7 @@ impl LineMessages {
         self.health.log.line_lock.write(output, line, |error, delay| {
             // A reader that is only slow is not reported.
             if error.kind() != ErrorKind::WouldBlock || delay == MAX_RETRY_DELAY {
-                self.health.report_failure(format!("cannot write to stderr: {error}"));
+                self.health.report_failure(format!("failed to write to stderr: {error}"));
             }
             true
         });

@@ -153,7 +153,7 @@ fn next(journal: &UnixDatagram) -> Option<Vec<u8>> {
     }
 }
 
-/// The fields of an entry, all in the form for any bytes.
+/// Returns the fields of an entry, all in the form for any bytes.
 fn fields(mut entry: &[u8]) -> HashMap<String, Vec<u8>> {
     let mut fields = HashMap::new();
     while let Some(end) = entry.iter().position(|byte| *byte == b'\n') {
@@ -277,14 +277,14 @@ fn a_hanging_journal_is_reported_once_and_the_message_is_written_in_the_end() {
     let (setup, sender) = (set_up(), TestSender::new());
     setup.fill();
     assert!(!sender.try_append(&setup.log, b"one"));
-    setup.wait_for_line("takes nothing; messages of peers wait until it works again");
+    setup.wait_for_line("is not accepting entries; messages of peers and their senders wait");
     assert!(setup.log.is_failing());
     thread::scope(|scope| {
         let log = &setup.log;
         scope.spawn(move || sender.append(log, b"one"));
         assert_eq!(setup.next(), b"one");
     });
-    setup.wait_for_line("messages of peers are written again");
+    setup.wait_for_line("writing messages of peers again");
     assert!(!setup.log.is_failing());
     assert_eq!(setup.lines.lock().unwrap().iter().filter(|byte| **byte == b'\n').count(), 2);
 }
@@ -299,7 +299,7 @@ fn a_journal_that_goes_away_and_comes_back_gets_every_message() {
     rustix::net::shutdown(&setup.journal, rustix::net::Shutdown::Both).unwrap();
     std::fs::remove_file(&path).unwrap();
     assert!(!sender.try_append(&setup.log, b"meanwhile"));
-    setup.wait_for_line("cannot send to the journal at");
+    setup.wait_for_line("failed to send to the journal at");
     let anew = UnixDatagram::bind(&path).unwrap();
     anew.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     sender.wait();
@@ -341,7 +341,7 @@ impl Tight {
         assert!(state.has_begun, "nothing is written");
     }
 
-    /// The lines, without their times.
+    /// Returns the lines without their times.
     fn text(&self) -> String {
         let written = String::from_utf8(self.0.0.lock().unwrap().written.clone()).unwrap();
         let without_time = |line| str::split_once(line, "Z ").map_or(line, |(_, rest)| rest);
@@ -526,7 +526,7 @@ fn a_sender_is_woken_again_but_not_at_once_if_the_thread_that_waits_for_the_jour
     setup.fill();
     FAILING_STARTS.set(2);
     assert!(!sender.try_append(&setup.log, b"in the end"));
-    setup.wait_for_line("cannot start the thread that waits for the journal");
+    setup.wait_for_line("failed to start the thread that waits for the journal");
     sender.wait();
     assert!(!sender.try_append(&setup.log, b"in the end"));
     sender.wait();
