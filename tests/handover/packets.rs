@@ -73,7 +73,7 @@ fn seqpacket_connections_go_on_after_restarts() {
     ended.expect_close();
     silent.exchange("after");
     let log = service.daemon.stop();
-    assert!(log.iter().any(|line| line.contains("3 connections of the process before go on")), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("restored 3 connections from the previous process")), "{log:#?}");
 }
 
 #[test]
