@@ -261,7 +261,7 @@ fn connections_beyond_the_limit_wait() {
     first.exchange("a");
     let second = connect(&daemon);
     second.send("b");
-    daemon.wait_for_log("1 connections (limits.connections=1)");
+    daemon.wait_for_log("connection limit reached (limits.connections=1)");
     first.exchange("c");
     drop(first);
     second.expect("server got:b");
