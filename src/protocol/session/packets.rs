@@ -59,7 +59,7 @@ impl Session {
         if may_wait { 1 } else { MAX_PACKETS }
     }
 
-    /// A packet came. Its message and the reply go to `outlet`, as far as it takes them.
+    /// Processes a packet. Its message and the reply go to `outlet`, as far as it takes them.
     pub fn receive_packet(&mut self, now: Instant, packet: ReceivedPacket<'_>, outlet: &mut impl Outlet) {
         self.take_packets::<1>(now, [packet].into_iter(), outlet);
     }
@@ -199,8 +199,8 @@ impl Session {
         }
     }
 
-    /// The next reply is longer than a packet can be. The message was too long then: the peer gets the final reply instead, and
-    /// what else it is owed is dropped.
+    /// Handles a next reply that is longer than a packet can be. The message was too long then: the peer gets the final
+    /// reply instead, and other owed replies are dropped.
     pub fn handle_unsendable_reply(&mut self, now: Instant) {
         if !matches!(self.phase, Phase::Open | Phase::Stopping(..) | Phase::HalfClosed(_)) {
             return self.handle_reset();
