@@ -276,7 +276,7 @@ fn settings_that_the_service_cannot_see_are_reported_and_not_ignored(machine: &M
     machine.write("/srv/elsewhere.toml", "");
     machine.sh("mkdir /etc/echoed/echoed.toml.d; ln -s /srv/elsewhere.toml /etc/echoed/echoed.toml.d/50-local.toml");
     expect(
-        "/etc/echoed/echoed.toml.d/50-local.toml: is a link to /srv/elsewhere.toml, which is not there (the service sees",
+        "/etc/echoed/echoed.toml.d/50-local.toml: is a link to /srv/elsewhere.toml, which does not exist (the service sees",
     );
     machine.sh("rm -r /etc/echoed/echoed.toml.d /run/echoed");
     machine.write("/run/echoed/echoed.toml.d/50-local.toml", &prefix_document("new:"));
