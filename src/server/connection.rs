@@ -457,6 +457,11 @@ impl Connection {
         }
     }
 
+    /// Returns whether it is a connection of packets.
+    pub(crate) fn is_packets(&self) -> bool {
+        self.input.is_packets()
+    }
+
     pub(crate) fn id(&self) -> u64 {
         self.info.id
     }

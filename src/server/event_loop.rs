@@ -448,6 +448,11 @@ impl EventLoop {
 
     fn take(&mut self, key: usize) -> Box<Connection> {
         let connection = self.connections.remove(key);
+        // Its socket may stay open, in the disposal thread or in another process; where it is watched level-triggered, epoll
+        // would go on reporting it. Deleting a socket that is in the set does not fail.
+        if connection.is_packets() {
+            let _ = epoll::delete(&self.epoll, connection.socket());
+        }
         self.timers.cancel(key, connection.timer);
         connection
     }
