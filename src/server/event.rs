@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use super::peer::Peer;
 use super::proxy_header::BadHeader;
-use super::quote::quote;
 use super::socket::SocketKind;
+use crate::escape::quote;
 use crate::protocol::Verdict;
 use crate::protocol::packet::DropCause;
 use crate::protocol::session::Totals;

@@ -4,11 +4,11 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 
 use echoed::config::Level;
+use echoed::escape::quote;
 use echoed::protocol::Verdict;
 use echoed::protocol::packet::DropCause;
 use echoed::protocol::session::Totals;
 use echoed::server::event::{Event, Retry};
-use echoed::server::quote::quote;
 use echoed::server::socket::SocketKind;
 use echoed::units::format_age;
 
