@@ -4,6 +4,8 @@
 
 #[path = "client/hostile.rs"]
 mod hostile;
+#[path = "common/descriptors.rs"]
+mod descriptors;
 #[path = "common/kernel.rs"]
 mod kernel;
 #[path = "client/packets.rs"]

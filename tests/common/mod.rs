@@ -8,6 +8,7 @@
 
 pub mod catalog;
 pub mod daemon;
+pub mod descriptors;
 #[cfg(all(feature = "client", feature = "cli"))]
 pub mod echoctl;
 pub mod hang;
