@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::packets::{PacketPeer, unix_address};
 use common::service_manager::activated_command;
 use common::{Daemon, Peer, now, wait_until};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, socketpair};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, socketpair, sockopt};
 use rustix::process::Signal;
 
 const LISTEN: [&str; 2] = ["--listen", "seqpacket:DIR/packets"];
@@ -285,6 +285,27 @@ fn replies_that_exceed_the_buffer_memory_end_their_connection() {
         peer.send([b'y'; 60_000]);
         assert_eq!(peer.receive().len(), 60_011);
     }
+    drop(non_reading);
+    daemon.stop();
+}
+
+#[test]
+fn clients_that_send_much_at_once_and_do_not_read_leave_memory_to_others() {
+    let limits = "[limits]\nbuffer_memory = '32MiB'\nconnections_per_source = 0\n";
+    let daemon = start(&format!("{limits}[defaults.deadlines]\nwrite = 'off'\n"));
+    let non_reading: Vec<_> = (0..200).map(|_| connect(&daemon)).collect();
+    for peer in &non_reading {
+        sockopt::set_socket_send_buffer_size(peer.fd(), 1 << 20).unwrap();
+    }
+    for _ in 0..4 {
+        for peer in &non_reading {
+            peer.send_what_fits(&[b'x'; 60_000]);
+        }
+    }
+    let other = connect(&daemon);
+    other.send([b'y'; 60_000]);
+    assert_eq!(other.receive().len(), 60_011);
+    assert!(!daemon.log().iter().any(|line| line.contains("ended: busy")), "{:#?}", daemon.log());
     drop(non_reading);
     daemon.stop();
 }

@@ -23,7 +23,8 @@
 //! `pending_reply` one reply; when the log accepts that message while replies are owed, its reply moves to `outbound`.
 //!
 //! Of a connection of packets ([`Rules::packets`]), the session gets packets, and `outbound` consists of packets; there is neither a
-//! message in progress nor `inbound`.
+//! message in progress nor `inbound`. The caller limits the bytes of the packets of one call, and with it those of the replies that are
+//! kept.
 //!
 //! A message is logged before it is answered. No message that was read goes unlogged, whatever becomes of its peer, but
 //! for want of memory ([`Session::handle_out_of_memory`]).

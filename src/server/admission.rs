@@ -286,6 +286,12 @@ impl Admission {
         self.open.load(Ordering::SeqCst)
     }
 
+    /// Returns how many bytes the buffers of all connections keep.
+    #[cfg(test)]
+    pub(crate) fn buffer_memory(&self) -> usize {
+        self.buffer_memory.load(Ordering::SeqCst)
+    }
+
     /// Returns for how long there has been no connection at all; `None` while there is one.
     pub(crate) fn idle_for(&self) -> Option<Duration> {
         let last_use = self.started + Duration::from_millis(self.last_use.load(Ordering::SeqCst));

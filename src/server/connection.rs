@@ -53,7 +53,7 @@ pub(crate) struct Connection {
     interest: Interest,
     /// What it is driven with when its turn in the run queue comes; `None` if it is not in it.
     pub(crate) queued: Option<Readiness>,
-    /// Whether its last read brought at least [`BULK`] bytes.
+    /// Whether its last read, or the last drive that received packets, brought at least [`BULK`] bytes.
     is_bulk: bool,
     input: InputKind,
     /// Whether a message waits for the lossless log, and is counted for that.
@@ -115,16 +115,28 @@ pub(crate) enum Readiness {
     None,
     /// Input that one read finds, or room for output.
     Ready,
-    /// There may be more behind that: the end of the stream, or input that the last drive did not read.
+    /// There may be more behind that: input that the last drive did not read.
     ReadUntilBlocked,
+    /// The same, and the peer has ended its stream, or the connection is broken.
+    Ended,
 }
 
 impl Readiness {
     /// Returns the readiness that epoll_wait(2) reports.
     pub(crate) fn from_epoll(flags: EventFlags) -> Self {
-        // PRI: one recv(2) does not go beyond urgent data.
-        let until_blocked = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI;
-        if flags.intersects(until_blocked) { Self::ReadUntilBlocked } else { Self::Ready }
+        if flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR) {
+            Self::Ended
+        } else if flags.contains(EventFlags::PRI) {
+            // One recv(2) does not go beyond urgent data.
+            Self::ReadUntilBlocked
+        } else {
+            Self::Ready
+        }
+    }
+
+    /// Returns whether the socket is to be read until it has no more input.
+    fn is_until_blocked(self) -> bool {
+        self >= Self::ReadUntilBlocked
     }
 }
 
@@ -291,8 +303,9 @@ impl Connection {
             // What epoll has reported meanwhile was not read.
             readiness = Readiness::ReadUntilBlocked;
         }
+        let has_packets = self.input.is_packets();
         let progress = loop {
-            let progress = if self.input.is_packets() {
+            let progress = if has_packets {
                 self.run_packet_steps(key, readiness, now, &mut scratch.packets, state, wakers)
             } else {
                 self.run_steps(key, readiness, now, &mut scratch.bytes, state, wakers)
@@ -305,7 +318,11 @@ impl Connection {
         if progress == Progress::Pending {
             self.input.prepare(self.session.wants() == Want::Read, &self.socket);
         }
-        state.counters.count_totals(before, self.session.totals());
+        let totals = self.session.totals();
+        if has_packets && totals.bytes_in > before.bytes_in {
+            self.is_bulk = totals.bytes_in - before.bytes_in >= BULK as u64;
+        }
+        state.counters.count_totals(before, totals);
         progress
     }
 
@@ -373,8 +390,7 @@ impl Connection {
                 Want::Read => {
                     let buffer = scratch.input_room();
                     let size = buffer.len();
-                    let until_blocked =
-                        readiness == Readiness::ReadUntilBlocked || kind.descriptors() == PeerDescriptors::Queued;
+                    let until_blocked = readiness.is_until_blocked() || kind.descriptors() == PeerDescriptors::Queued;
                     let input = match kind {
                         InputKind::Packets { .. } => unreachable!("they have steps of their own"),
                         InputKind::Bytes(receive_buffer) => {

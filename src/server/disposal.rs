@@ -25,7 +25,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, Shutdown, recv, sockopt};
+use rustix::net::{RecvFlags, Shutdown, SocketType, recv, sockopt};
 use tokio::sync::Notify;
 
 use super::admission::{ClosingPermit, Permit};
@@ -33,6 +33,9 @@ use crate::rlimit::MAX_PEER_FDS;
 
 /// How many bytes are taken and dropped at most before a socket is closed.
 const MAX_DISCARDED_BYTES: usize = 1024 * 1024;
+
+/// As how many bytes a short packet counts at least there: so at most 1,024 packets are dropped.
+const MIN_PACKET_COUNT: usize = 1024;
 
 /// Closes what peers sent, on a thread of its own. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -284,11 +287,13 @@ impl Shared {
 pub(crate) fn close_gracefully(socket: OwnedFd) {
     // A peer that is gone does not mind.
     let _ = rustix::net::shutdown(&socket, Shutdown::Write);
+    // Then nothing tells the end of the stream from an empty packet. After the end, further calls return at once.
+    let has_packets = sockopt::socket_type(&socket).is_ok_and(|kind| kind == SocketType::SEQPACKET);
     let (mut buffer, mut remaining) = ([0; 16 * 1024], MAX_DISCARDED_BYTES);
     while remaining > 0 {
         match rustix::net::recv(&socket, &mut buffer, RecvFlags::DONTWAIT) {
-            Ok((0, _)) => break,
-            Ok((count, _)) => remaining = remaining.saturating_sub(count),
+            Ok((0, _)) if !has_packets => break,
+            Ok((count, _)) => remaining = remaining.saturating_sub(count.max(MIN_PACKET_COUNT)),
             Err(Errno::INTR) => {}
             Err(_) => break,
         }

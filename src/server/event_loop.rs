@@ -151,7 +151,7 @@ impl EventLoop {
             }
         }
         if !self.barriers.is_empty() {
-            self.drive_queued(self.run_queue.len(), now);
+            self.drive_ended(now);
             self.barriers.note_wait(ready.len());
         }
         if self.mailbox.has_commands() && !self.run_commands(now) {
@@ -380,6 +380,20 @@ impl EventLoop {
         }
     }
 
+    /// Drives the connections of the run queue whose peers have ended them; the others keep their turns.
+    #[cold]
+    fn drive_ended(&mut self, now: Instant) {
+        for _ in 0..self.run_queue.len() {
+            let Some(key) = self.run_queue.pop_front() else { return };
+            if self.connections.get(key).is_some_and(|one| one.queued == Some(Readiness::Ended)) {
+                self.connections[key].queued = None;
+                self.drive_now(key, Readiness::Ended, now);
+            } else {
+                self.run_queue.push_back(key);
+            }
+        }
+    }
+
     /// Drives a connection whose socket is ready. Mostly that is one read and one reply, and nothing else is asked.
     #[inline]
     fn drive_now(&mut self, key: usize, readiness: Readiness, now: Instant) {
@@ -422,11 +436,13 @@ impl EventLoop {
 
     /// Has a connection driven when its turn comes.
     fn queue(&mut self, key: usize, readiness: Readiness) {
-        let queued = &mut self.connections[key].queued;
+        let connection = &mut self.connections[key];
+        // That a packet waits may not be true any more by then, and an empty one looks like the end of the stream.
+        let least = if connection.is_packets() { Readiness::ReadUntilBlocked } else { Readiness::None };
+        let queued = connection.queued.replace(readiness.max(least).max(connection.queued.unwrap_or(least)));
         if queued.is_none() {
             self.run_queue.push_back(key);
         }
-        *queued = (*queued).max(Some(readiness));
     }
 
     /// Sets the timer of a connection, if its deadline is earlier. One that fires too early is cheaper than one that is set

@@ -197,11 +197,14 @@ fn read_snapshot(bytes: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
     if id > MAX_ID {
         return Err(format!("{id} is not the number of a connection"));
     }
+    match (SocketKind::of(socket), snapshot.has_packets()) {
+        (Ok(SocketKind::Stream), false) | (Ok(SocketKind::Seqpacket), true) => {}
+        (Ok(_), true) => return Err("its socket carries no packets".to_owned()),
+        (Ok(_), false) => return Err("its socket carries no stream".to_owned()),
+        (Err(error), _) => return Err(format!("its socket cannot be used: {error}")),
+    }
     // A socket that echoed stored is non-blocking already.
     if snapshot.has_packets() {
-        if !SocketKind::of(socket).is_ok_and(|kind| kind == SocketKind::Seqpacket) {
-            return Err("its socket carries no packets".to_owned());
-        }
         // A socket that echoed stored is prepared already.
         let prepared = packet_socket::prepare(socket);
         prepared.map_err(|error| format!("its socket cannot be prepared: {error}"))?;

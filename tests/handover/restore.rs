@@ -130,16 +130,26 @@ fn connections_of_packets_are_restored_on_sockets_of_packets_alone() {
     let (ours, peer) = packet_pair();
     let (stream, mut other) = detached(&session(), 2);
     let (both, mut stream_peer) = detached(&session(), 3);
+    let (without_stream, lost_peer) = packet_pair();
+    // So that its other end learns of the end of the stream, and not of a reset.
+    ["", "unread"].iter().for_each(|packet| lost_peer.send(packet));
     let all = vec![
         // It is non-blocking from now on, and tells an empty packet from the end.
         DetachedConnection { socket: ours, snapshot: snapshot(1), unlogged: 0 },
         DetachedConnection { snapshot: snapshot(2), ..stream },
         // Under the same name.
         both,
+        DetachedConnection {
+            socket: without_stream,
+            snapshot: snapshot::encode(&session(), "main", 4, None, now()),
+            unlogged: 0,
+        },
     ];
     let Restored { resumed, rejected, .. } = server.restore(all, Duration::ZERO, &settings, &["main"]);
-    assert_eq!((resumed, &rejected[..]), (2, &["its socket carries no packets".to_owned()][..]));
+    let errors = ["its socket carries no packets", "its socket carries no stream"].map(str::to_owned);
+    assert_eq!((resumed, &rejected[..]), (2, &errors[..]));
     other.expect_close();
+    lost_peer.expect_close();
     for message in ["", "a\tb"] {
         peer.exchange(message);
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::general_path::next_frame;
-use super::packets::append;
+use super::packets::stored;
 use super::{LINGER, LINGER_BYTES, Phase, Session, Want};
 use crate::protocol::buffers::{Buffers, ByteQueue};
 use crate::protocol::framer::{Frame, Framer};
@@ -82,9 +82,7 @@ impl Session {
         if self.rules.error_replies {
             if self.rules.packets {
                 if let Some(reply) = packet::final_reply(&self.rules, verdict) {
-                    let mut packets = Vec::new();
-                    append(&mut packets, &[&reply, &[]]);
-                    outbound.push(&packets);
+                    outbound.push(&stored(&[[&reply, &[]]]));
                 }
             } else if let Some(reply) = verdict.final_reply(&self.rules) {
                 outbound.push(&reply);

@@ -25,14 +25,17 @@ const LENGTH_SIZE: usize = size_of::<u64>();
 /// A packet that was received.
 #[derive(Debug)]
 pub struct ReceivedPacket<'a> {
-    /// [`HEADROOM`] bytes, then the packet. There has to be room for [`Rules::max_message`] bytes; of a longer packet, the rest is
-    /// missing.
+    /// [`HEADROOM`] bytes, then the packet. Of a packet that is longer than the room, the rest is missing.
     pub room: &'a mut [u8],
-    /// How long the packet is, in bytes.
+    /// How long the packet is, in bytes. If it is longer than the room or than [`Rules::max_message`], it is too long.
     pub len: usize,
 }
 
 impl<'a> ReceivedPacket<'a> {
+    fn is_too_long(&self, rules: &Rules) -> bool {
+        self.len > rules.max_message.min(self.room.len() - HEADROOM)
+    }
+
     fn message(&self) -> &[u8] {
         &self.room[HEADROOM..HEADROOM + self.len]
     }
@@ -90,7 +93,7 @@ impl Session {
         let (before, mut replies, mut count) = (totals.messages, [[&[][..]; 2]; N], 0);
         let (mut is_too_long, mut unlogged) = (false, None);
         for packet in packets.take(N) {
-            if packet.len > rules.max_message {
+            if packet.is_too_long(rules) {
                 is_too_long = true;
                 break;
             }
@@ -110,11 +113,8 @@ impl Session {
         let taken = if count == 0 { 0 } else { outlet.send_packets(replies).min(count) };
         totals.bytes_out += replies[..taken].iter().map(length).sum::<u64>();
         if taken < count {
-            let outbound = replies[taken..].iter().fold(Vec::new(), |mut outbound, reply| {
-                append(&mut outbound, reply);
-                outbound
-            });
-            self.set_outbound(now, ByteQueue::from_vec(outbound, 0));
+            let outbound = ByteQueue::from_vec(stored(&replies[taken..]), 0);
+            self.set_outbound(now, outbound);
         }
         if let Some(reply) = unlogged {
             self.buffers_mut(now).await_log(now, reply);
@@ -184,9 +184,7 @@ impl Session {
                 if outlet.send_packets(&[reply]) > 0 {
                     self.totals.bytes_out += length(&reply);
                 } else {
-                    let mut outbound = Vec::new();
-                    append(&mut outbound, &reply);
-                    self.set_outbound(now, ByteQueue::from_vec(outbound, 0));
+                    self.set_outbound(now, ByteQueue::from_vec(stored(&[reply]), 0));
                 }
             }
             if let Some(until) = self.delay_after_reply(now) {
@@ -200,15 +198,24 @@ impl Session {
     }
 
     /// Handles a next reply that is longer than a packet can be. The message was too long then: the peer gets the final
-    /// reply instead, and other owed replies are dropped.
+    /// reply instead, and other owed replies are dropped. If it is the final reply that is too long, the connection is broken.
     pub fn handle_unsendable_reply(&mut self, now: Instant) {
-        if !matches!(self.phase, Phase::Open | Phase::Stopping(..) | Phase::HalfClosed(_)) {
+        let is_closing = matches!(self.phase, Phase::Closing(..));
+        if !is_closing && !matches!(self.phase, Phase::Open | Phase::Stopping(..) | Phase::HalfClosed(_)) {
             return self.handle_reset();
         }
         if let Some(buffers) = &mut self.buffers {
-            buffers.outbound = ByteQueue::default();
+            let mut unsent = Packets(buffers.outbound.as_slice()).skip(1);
+            let final_reply = unsent.next().map(|first| unsent.last().unwrap_or(first));
+            let kept = final_reply.filter(|_| is_closing).map(|reply| stored(&[[reply, &[]]]));
+            if is_closing && kept.is_none() {
+                return self.handle_reset();
+            }
+            buffers.outbound = kept.map_or_else(ByteQueue::default, |packet| ByteQueue::from_vec(packet, 0));
         }
-        self.close(Verdict::TooLong, now);
+        if !is_closing {
+            self.close(Verdict::TooLong, now);
+        }
     }
 }
 
@@ -233,10 +240,15 @@ pub(in crate::protocol) fn are_packets(bytes: &[u8]) -> bool {
     packets.0.is_empty()
 }
 
-/// Appends a reply as it stands in `outbound`.
-pub(super) fn append(outbound: &mut Vec<u8>, reply: &Reply<'_>) {
-    outbound.extend_from_slice(&length(reply).to_be_bytes());
-    reply.iter().for_each(|part| outbound.extend_from_slice(part));
+/// Returns replies as they stand in `outbound`.
+pub(super) fn stored(replies: &[Reply<'_>]) -> Vec<u8> {
+    let size = |reply: &Reply<'_>| LENGTH_SIZE + reply[0].len() + reply[1].len();
+    let mut stored = Vec::with_capacity(replies.iter().map(size).sum());
+    for reply in replies {
+        stored.extend_from_slice(&length(reply).to_be_bytes());
+        reply.iter().for_each(|part| stored.extend_from_slice(part));
+    }
+    stored
 }
 
 fn length(reply: &Reply<'_>) -> u64 {

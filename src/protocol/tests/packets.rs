@@ -206,6 +206,15 @@ fn a_packet_that_is_too_long_ends_the_session_after_the_replies_to_those_before(
 }
 
 #[test]
+fn a_packet_that_is_longer_than_its_room_is_too_long() {
+    let mut conn = Connection::new(packet_rules());
+    let mut room = [b'x'; HEADROOM + 5];
+    conn.session.receive_packet(conn.now, ReceivedPacket { room: &mut room, len: 6 }, &mut conn.peer);
+    conn.process();
+    conn.assert_received(&["server error:message exceeds 10 bytes"]);
+}
+
+#[test]
 fn a_peer_that_lingers_is_dropped_after_so_many_bytes_of_packets() {
     let mut conn = Connection::new(Rules { error_replies: false, max_message: 1 << 20, ..packet_rules() });
     conn.session.refuse(Verdict::Busy, conn.now);
@@ -236,6 +245,17 @@ fn a_reply_that_no_packet_can_hold_ends_the_session_with_a_final_reply() {
     conn.process();
     conn.assert_received(&["server got:a", "server error:message exceeds 10 bytes"]);
     assert_eq!(conn.session.verdict(), Some(Verdict::TooLong));
+    // Also if a message of the same call was too long.
+    for packets in [&["a", "b", "c", "0123456789x"][..], &["a", "b", "0123456789x"]] {
+        let mut conn = Connection::new(packet_rules());
+        conn.peer.room = 1;
+        conn.receive(packets);
+        conn.session.handle_unsendable_reply(conn.now);
+        conn.peer.room = usize::MAX;
+        conn.process();
+        conn.assert_received(&["server got:a", "server error:message exceeds 10 bytes"]);
+        assert_eq!((conn.session.wants(), conn.session.verdict()), (Want::Shutdown, Some(Verdict::TooLong)));
+    }
     // If that is too long as well, it ends.
     let mut conn = Connection::new(packet_rules());
     conn.peer.room = 0;

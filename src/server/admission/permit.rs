@@ -172,6 +172,13 @@ impl Permit {
         self.admission.buffer_memory.fetch_add(more, Ordering::Relaxed) + more <= budget
     }
 
+    /// Returns whether the buffers of all connections keep more than half of what they may.
+    #[inline]
+    pub(crate) fn is_memory_scarce(&self) -> bool {
+        let budget = self.admission.max_buffer_memory.load(Ordering::Relaxed);
+        self.admission.buffer_memory.load(Ordering::Relaxed) > budget / 2
+    }
+
     /// Releases the permit unused. Notifies no acceptor, since no connection has ended: the one that releases it would
     /// take that for a reason to try again. A connection that waits for its reserved permit has to hear of it.
     pub(crate) fn release_unused(mut self) {

@@ -3,12 +3,15 @@
 //!
 //! While packets are read, the socket is watched level-triggered: an edge-triggered one would have to be read until it is empty,
 //! which costs a call more for each lone packet. So what one drive leaves is reported again, behind other connections.
+//!
+//! Of packets that are received with one call, all replies may have to be kept. So that they are not many bytes, the kernel is
+//! asked before how many bytes wait ([`may_receive_many`]).
 
 use std::os::fd::OwnedFd;
 use std::task::Waker;
 use std::time::Instant;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::Shutdown;
 
 use super::{Connection, ConnectionWakers, Progress, Readiness, account_memory};
@@ -23,6 +26,9 @@ use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::peer_input::Input;
 use crate::server::socket_error;
 use crate::server::worker_state::WorkerState;
+
+/// How many bytes of packets one drive receives, and a packet more at most.
+const MAX_BYTES: usize = 64 * 1024;
 
 impl Connection {
     /// Does what [`Connection::run_steps`] does. One drive receives [`MAX_PACKETS`] at most.
@@ -43,19 +49,24 @@ impl Connection {
         let mut outlet =
             LoggingOutlet { inner: &mut socket_outlet, sink: &state.sink, make_waker, info, waker, awaits_log, log };
         let mut has_received = readiness == Readiness::None;
-        let mut budget = MAX_PACKETS;
+        // Whether packets are received one at a time though more wait.
+        let mut one_by_one = false;
+        let mut budget = Budget { packets: MAX_PACKETS, bytes: MAX_BYTES };
         loop {
             match session.wants() {
                 Want::Close => return Progress::Closed,
                 Want::Delay => return Progress::Pending,
                 Want::Read if has_received || *parked => return Progress::Pending,
                 Want::Read => {
-                    let until_blocked =
-                        readiness == Readiness::ReadUntilBlocked || *descriptors == PeerDescriptors::Queued;
-                    let wanted = if until_blocked { MAX_PACKETS } else { pace.next() }.min(budget);
+                    let until_blocked = readiness.is_until_blocked() || *descriptors == PeerDescriptors::Queued;
+                    let wanted = if until_blocked { MAX_PACKETS } else { pace.next() }.min(budget.packets);
+                    one_by_one |= wanted > 1 && (permit.is_memory_scarce() || !may_receive_many(socket));
+                    let wanted = if one_by_one { 1 } else { wanted };
+                    let until_blocked = until_blocked || one_by_one;
+                    let before = session.totals().bytes_in;
                     let received = if *descriptors == PeerDescriptors::None {
                         // epoll has reported input, and not the end of the stream.
-                        let is_packet = readiness == Readiness::Ready;
+                        let is_packet = readiness == Readiness::Ready && !until_blocked;
                         receive(socket, session, now, scratch, (wanted, is_packet), &mut outlet)
                     } else {
                         let make_waker = || wakers.unpark_waker(key, info.id);
@@ -67,8 +78,8 @@ impl Connection {
                             if !until_blocked {
                                 pace.note(count);
                             }
-                            budget -= count.min(budget);
-                            has_received = !until_blocked || budget == 0;
+                            budget.spend(count, session.totals().bytes_in - before);
+                            has_received = !until_blocked || budget.is_spent();
                         }
                         Err(Errno::INTR) => {}
                         Err(Errno::AGAIN) => has_received = true,
@@ -117,6 +128,31 @@ impl Connection {
     }
 }
 
+/// What one drive may still receive.
+struct Budget {
+    packets: usize,
+    bytes: usize,
+}
+
+impl Budget {
+    /// Deducts so many packets, and so many bytes.
+    fn spend(&mut self, packets: usize, bytes: u64) {
+        self.packets = self.packets.saturating_sub(packets);
+        self.bytes = self.bytes.saturating_sub(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+
+    fn is_spent(&self) -> bool {
+        self.packets == 0 || self.bytes == 0
+    }
+}
+
+/// Returns whether the packets that wait are short enough to be received with one call. A peer that sends while they are received
+/// may make them longer: that is why it is not done while memory is scarce.
+#[inline]
+fn may_receive_many(socket: &OwnedFd) -> bool {
+    ioctl_fionread(socket).is_ok_and(|unread| unread <= MAX_BYTES as u64)
+}
+
 /// Receives up to `wanted` packets, with which no descriptors can come, and gives them to the session. `is_packet` says that one
 /// waits. Returns how many; at the end of the stream, the session knows of it.
 ///
@@ -131,11 +167,10 @@ fn receive(
     (wanted, is_packet): (usize, bool),
     outlet: &mut impl Outlet,
 ) -> Result<usize, Errno> {
-    let end = HEADROOM + session.rules().max_message;
     let mut rooms = scratch.rooms(session.rules().max_message);
     let wanted = wanted.min(session.max_packets()).min(rooms.len());
     if let (0..=1, Some(room)) = (wanted, rooms.next()) {
-        let place = &mut room[HEADROOM..end];
+        let place = &mut room[HEADROOM..];
         let len = if is_packet {
             Some(packet_socket::receive_waiting(socket, place)?)
         } else {
@@ -149,7 +184,7 @@ fn receive(
     }
     let (mut lengths, mut count, mut has_ended) = ([0; MAX_PACKETS], 0, false);
     let rooms = scratch.rooms(session.rules().max_message);
-    let places = rooms.take(wanted).map(|room| &mut room[HEADROOM..end]);
+    let places = rooms.take(wanted).map(|room| &mut room[HEADROOM..]);
     packet_socket::receive_many(socket, places, |packet| match packet {
         Some(len) => {
             lengths[count] = len;
@@ -191,7 +226,6 @@ impl<W: Fn() -> Waker> DescriptorInput<'_, W> {
         scratch: &mut PacketScratch,
         outlet: &mut impl Outlet,
     ) -> Result<usize, Errno> {
-        let end = HEADROOM + session.rules().max_message;
         let Some(room) = scratch.rooms(session.rules().max_message).next() else { return Ok(0) };
         let next = packet_socket::peek(socket);
         // Nothing that was queued is left.
@@ -202,18 +236,28 @@ impl<W: Fn() -> Waker> DescriptorInput<'_, W> {
             session.handle_end_of_input(now);
             return Ok(0);
         };
-        let place = &mut room[HEADROOM..end];
-        if next.has_descriptors {
-            let input = packet_socket::receive_with_descriptors(socket, place, self.disposal, self.make_waker)?;
-            *self.parked = !matches!(input, Input::Bytes(_));
-            if input == Input::Parked {
-                return Ok(0);
+        let place = &mut room[HEADROOM..];
+        let received = if next.has_descriptors {
+            match packet_socket::receive_with_descriptors(socket, place, self.disposal, self.make_waker)? {
+                Input::Bytes(len) => Some(len),
+                Input::WithDescriptors(len) => {
+                    *self.parked = true;
+                    Some(len)
+                }
+                Input::Parked => {
+                    *self.parked = true;
+                    return Ok(0);
+                }
             }
-        } else if packet_socket::receive(socket, place)?.is_none() {
+        } else {
+            packet_socket::receive(socket, place)?
+        };
+        // It may be another one than that at which we looked: another process may hold the socket, too.
+        let Some(len) = received else {
             session.handle_end_of_input(now);
             return Ok(0);
-        }
-        session.receive_packet(now, ReceivedPacket { room, len: next.len }, outlet);
+        };
+        session.receive_packet(now, ReceivedPacket { room, len }, outlet);
         Ok(1)
     }
 }

@@ -1,19 +1,24 @@
 //! Tests of what other threads ask of the event loop.
 
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::task::Waker;
 
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair, sockopt};
+use tokio::sync::oneshot;
+
 use super::*;
 use crate::config::Settings;
-use crate::protocol::{Session, Verdict};
+use crate::protocol::{Rules, Session, Verdict};
 use crate::server::accepted_socket::AcceptedSocket;
 use crate::server::admission::Admission;
 use crate::server::disposal::Disposal;
 use crate::server::event::{Event as ServerEvent, EventSink, MessageLog, ReceivedMessage};
 use crate::server::listener::ConnectionInfo;
+use crate::server::packet_socket;
 use crate::server::peer::Peer;
 use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::receive_buffer::ReceiveBuffer;
@@ -75,20 +80,66 @@ impl OneConnection {
 
 /// Connects a client to the event loop.
 fn connect(event_loop: &mut EventLoop, state: &WorkerState, now: Instant) -> UnixStream {
-    let Settings { defaults, limits, .. } = Settings::default();
     let (client, server) = UnixStream::pair().unwrap();
     client.set_nonblocking(true).unwrap();
     server.set_nonblocking(true).unwrap();
+    insert(event_loop, state, now, (server.into(), SocketKind::Stream), &admission());
+    client
+}
+
+fn admission() -> Arc<Admission> {
+    Admission::new(&Settings::default().limits, Waker::noop().clone())
+}
+
+/// Has the event loop serve this socket.
+fn insert(
+    event_loop: &mut EventLoop,
+    state: &WorkerState,
+    now: Instant,
+    (socket, kind): (OwnedFd, SocketKind),
+    admission: &Arc<Admission>,
+) {
+    let Settings { defaults, .. } = Settings::default();
     let (descriptors, receive_buffer) = (PeerDescriptors::None, ReceiveBuffer::Untouched);
-    let socket = AcceptedSocket { socket: server.into(), descriptors, receive_buffer };
-    let permit = Admission::new(&limits, Waker::noop().clone()).try_acquire(false).unwrap();
-    let session = Session::new(Arc::clone(&defaults.rules), now);
-    let (kind, descriptors) = (SocketKind::Stream, PeerDescriptors::None);
+    let socket = AcceptedSocket { socket, descriptors, receive_buffer };
+    let permit = admission.try_acquire(false).unwrap();
+    let rules = Rules { packets: kind == SocketKind::Seqpacket, ..(*defaults.rules).clone() };
+    let session = Session::new(Arc::new(rules), now);
     let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings: defaults });
     let info = ConnectionInfo { id: ID, listener, peer: Peer::Unknown };
     let connection = Box::new(Connection::new(socket, session, info, state, permit));
     event_loop.insert(connection, Readiness::None, now);
-    client
+}
+
+/// A client that sends packets, and the end of its connection that the event loop serves, which another process may hold, too.
+struct PacketClient {
+    socket: OwnedFd,
+    served: OwnedFd,
+}
+
+impl PacketClient {
+    fn connect(event_loop: &mut EventLoop, state: &WorkerState, admission: &Arc<Admission>) -> Self {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (socket, server) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        packet_socket::prepare(&server).unwrap();
+        sockopt::set_socket_send_buffer_size(&socket, 1 << 20).unwrap();
+        let served = server.try_clone().unwrap();
+        insert(event_loop, state, clock(), (server, SocketKind::Seqpacket), admission);
+        Self { socket, served }
+    }
+
+    /// Sends a packet, if there is room.
+    fn send(&self, packet: &[u8]) -> bool {
+        send(&self.socket, packet, SendFlags::NOSIGNAL).is_ok()
+    }
+
+    /// Receives a packet, if one has come.
+    fn receive(&self) -> Option<Vec<u8>> {
+        let mut buffer = vec![0; 1 << 17];
+        let (_, count) = recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT).ok()?;
+        buffer.truncate(count);
+        Some(buffer)
+    }
 }
 
 #[test]
@@ -159,4 +210,121 @@ fn a_client_that_sends_little_waits_for_one_drive_of_those_that_send_much_and_al
         answered.iter().for_each(|at| served[*at] += 1);
     }
     assert!(served.iter().all(|times| *times >= 4), "{served:?}");
+}
+
+#[test]
+fn a_client_that_sends_little_waits_for_one_drive_of_those_that_send_many_packets() {
+    let OneConnection { mut event_loop, client: mut calm, .. } = OneConnection::new();
+    let (state, admission) = (Arc::clone(&event_loop.state), admission());
+    let floods: Vec<_> = (0..4).map(|_| PacketClient::connect(&mut event_loop, &state, &admission)).collect();
+    let much = [b'x'; 8 * 1024];
+    let exchange = |flood: &PacketClient| {
+        let answered = std::iter::from_fn(|| flood.receive()).count();
+        while flood.send(&much) {}
+        answered
+    };
+    for _ in 0..16 {
+        floods.iter().for_each(|flood| _ = exchange(flood));
+        event_loop.pass_once();
+    }
+
+    let mut served = [0; 4];
+    let mut buffer = [0; 100];
+    for round in 0..20 {
+        floods.iter().for_each(|flood| _ = exchange(flood));
+        calm.write_all(b"aaaa\t").unwrap();
+        event_loop.pass_once();
+        let count = calm.read(&mut buffer).unwrap();
+        assert_eq!(&buffer[..count], b"server got:aaaa\t", "round {round}");
+        let answered: Vec<_> = (0..4).filter(|at| exchange(&floods[*at]) > 0).collect();
+        assert!(answered.len() <= 1, "round {round}: {answered:?}");
+        answered.iter().for_each(|at| served[*at] += 1);
+    }
+    assert!(served.iter().all(|times| *times >= 4), "{served:?}");
+}
+
+#[test]
+fn a_connection_of_packets_keeps_few_replies_however_many_packets_wait() {
+    let mut event_loop = OneConnection::new().event_loop;
+    let (state, admission) = (Arc::clone(&event_loop.state), admission());
+    let client = PacketClient::connect(&mut event_loop, &state, &admission);
+    // Room for one reply or two.
+    sockopt::set_socket_send_buffer_size(&client.served, 64 * 1024).unwrap();
+    let packet = vec![b'x'; 60_000];
+    let mut sent = 0;
+    for _ in 0..8 {
+        sent += std::iter::repeat_with(|| client.send(&packet)).take_while(|sent| *sent).count();
+        event_loop.pass_once();
+        // 64 KiB and a reply, with the lengths of both.
+        let memory = admission.buffer_memory();
+        assert!(memory <= 64 * 1024 + packet.len() + 100, "{memory} bytes");
+    }
+    assert!(sent > 4, "{sent} fit into the buffer");
+    for reply in 0..sent {
+        let received = client.receive().or_else(|| {
+            event_loop.pass_once();
+            client.receive()
+        });
+        assert_eq!(received.map(|reply| reply.len()), Some(packet.len() + 11), "reply {reply}");
+    }
+    assert_eq!(admission.buffer_memory(), 0);
+}
+
+#[test]
+fn a_connection_of_packets_that_has_ended_is_not_reported_though_another_process_holds_it() {
+    let OneConnection { mut event_loop, client: _client, .. } = OneConnection::new();
+    let (state, admission) = (Arc::clone(&event_loop.state), admission());
+    let PacketClient { socket, served } = PacketClient::connect(&mut event_loop, &state, &admission);
+    drop(socket);
+    let connected = event_loop.connections.len();
+    event_loop.pass_once();
+    assert_eq!(event_loop.connections.len(), connected - 1);
+    // The next one, which has its key, is not disturbed by it.
+    let next = PacketClient::connect(&mut event_loop, &state, &admission);
+    for _ in 0..2 {
+        let mut events = [const { MaybeUninit::uninit() }; BATCH];
+        let (reported, _) = epoll::wait(&event_loop.epoll, &mut events[..], Some(&NO_WAIT)).unwrap();
+        assert_eq!(reported.len(), 0);
+        assert!(next.send(b"a"));
+        event_loop.pass_once();
+        assert_eq!(next.receive().as_deref(), Some(&b"server got:a"[..]));
+    }
+    drop(served);
+}
+
+#[test]
+fn other_threads_wait_for_connections_that_have_ended_and_not_for_those_that_send_much() {
+    let OneConnection { mut event_loop, .. } = OneConnection::new();
+    let state = Arc::clone(&event_loop.state);
+    let mut floods: Vec<_> = (0..4).map(|_| connect(&mut event_loop, &state, clock())).collect();
+    let much = b"aaaa\t".repeat(20_000);
+    let mut buffer = vec![0; 1 << 20];
+    for _ in 0..8 {
+        floods.iter_mut().for_each(|flood| _ = flood.write(&much));
+        event_loop.pass_once();
+        floods.iter_mut().for_each(|flood| _ = flood.read(&mut buffer));
+    }
+
+    for round in 0..10 {
+        floods.iter_mut().for_each(|flood| _ = flood.write(&much));
+        let (barrier, mut passed) = oneshot::channel();
+        event_loop.barriers.add(vec![barrier], BATCH);
+        event_loop.pass_once();
+        assert_eq!(passed.try_recv(), Err(oneshot::error::TryRecvError::Closed), "round {round}");
+        let mut is_answered = |mut flood: &UnixStream| flood.read(&mut buffer).is_ok_and(|count| count > 0);
+        let answered = floods.iter().filter(|flood| is_answered(flood)).count();
+        assert!(answered <= 1, "round {round}: {answered}");
+    }
+
+    // Though it waits its turn.
+    let connected = event_loop.connections.len();
+    while floods.iter_mut().any(|flood| flood.read(&mut buffer).is_ok_and(|count| count > 0)) {
+        event_loop.pass_once();
+    }
+    floods.iter_mut().for_each(|flood| _ = flood.write(&much));
+    floods.iter_mut().for_each(|flood| flood.shutdown(std::net::Shutdown::Both).unwrap());
+    let (barrier, _passed) = oneshot::channel();
+    event_loop.barriers.add(vec![barrier], BATCH);
+    event_loop.pass_once();
+    assert_eq!(event_loop.connections.len(), connected - floods.len());
 }
