@@ -6,7 +6,8 @@ use std::fmt::{self, Write};
 /// Returns whether a character acts on the terminal or cannot be seen, instead of being shown: controls (C0, DEL, C1),
 /// format characters (direction, joining, tags), separators of lines and paragraphs, and what has no width (Unicode's
 /// `Default_Ignorable_Code_Point`).
-pub(crate) fn is_unsafe(c: char) -> bool {
+#[must_use]
+pub fn is_unsafe(c: char) -> bool {
     // Most text is ASCII.
     if c.is_ascii() {
         return c.is_ascii_control();
@@ -44,7 +45,7 @@ pub(crate) fn is_unsafe(c: char) -> bool {
 
 /// The notation of controls of ASCII without a letter of their own (`\n` has one).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Controls {
+pub enum Controls {
     /// As characters of Rust: `\u{1b}`, `\0`.
     Unicode,
     /// As bytes: `\x1b`, `\x00`.
@@ -57,7 +58,7 @@ pub(crate) enum Controls {
 ///
 /// # Errors
 /// Returns an error if `output` does.
-pub(crate) fn write_escaped(
+pub fn write_escaped(
     output: &mut impl Write,
     bytes: &[u8],
     controls: Controls,
@@ -84,7 +85,8 @@ pub(crate) fn write_escaped(
 }
 
 /// Escapes the characters of a text for which [`is_unsafe`] returns true and `is_kept` does not.
-pub(crate) fn escape_unsafe(text: &str, controls: Controls, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
+#[must_use]
+pub fn escape_unsafe(text: &str, controls: Controls, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
     let is_kept = |c| !is_unsafe(c) || is_kept(c);
     if text.chars().all(is_kept) {
         return Cow::Borrowed(text);

@@ -2,10 +2,10 @@
 
 #![cfg(all(feature = "client", feature = "cli"))]
 
-#[path = "client/hostile.rs"]
-mod hostile;
 #[path = "common/descriptors.rs"]
 mod descriptors;
+#[path = "client/hostile.rs"]
+mod hostile;
 #[path = "common/kernel.rs"]
 mod kernel;
 #[path = "client/packets.rs"]

@@ -23,7 +23,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::diagnose::{Error, Origin, SourceText};
-use super::keys::{self, toml_string};
+use super::keys;
+use super::notation::toml_string;
 use super::tree::{Node, Span, Table, Value};
 use crate::escape::{Controls, escape_unsafe};
 

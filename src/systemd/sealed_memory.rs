@@ -1,7 +1,7 @@
 //! Sealed memory: bytes behind a descriptor, which cannot change any longer (memfd_create(2), F_ADD_SEALS of fcntl(2)).
 
 use std::fs::File;
-use std::io::{self, BufWriter, IntoInnerError, Write};
+use std::io::{self, BufWriter, IntoInnerError};
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -39,7 +39,7 @@ pub(super) fn create(
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Seek};
+    use std::io::{Read, Seek, Write};
 
     use rustix::fs::fcntl_get_seals;
 

@@ -475,7 +475,8 @@ fn a_connection_that_awaits_its_proxy_header_is_not_read_while_its_descriptors_w
             let sockets = Sockets::new(SocketType::STREAM);
             let mut evil = sockets.connect();
             let (blocker, descriptor) = Blocker::nested();
-            send_descriptors(&evil.stream, first.as_bytes(), &[descriptor], SendFlags::empty()).expect("the kernel queues it");
+            send_descriptors(&evil.stream, first.as_bytes(), &[descriptor], SendFlags::empty())
+                .expect("the kernel queues it");
             send(&evil.stream, rest.as_bytes(), SendFlags::NOSIGNAL).unwrap();
             let Some(daemon) = sockets.start(kernel, PROXIED) else { continue };
             let mut other = sockets.connect();
@@ -495,7 +496,8 @@ fn a_header_with_descriptors_waits_until_there_is_room_for_them() {
     let sockets = Sockets::new(SocketType::STREAM);
     let (blocker, descriptor) = Blocker::nested();
     let mut blocking = sockets.connect();
-    send_descriptors(&blocking.stream, b"PROXY UNKNOWN\r\n", &[descriptor], SendFlags::empty()).expect("the kernel queues it");
+    send_descriptors(&blocking.stream, b"PROXY UNKNOWN\r\n", &[descriptor], SendFlags::empty())
+        .expect("the kernel queues it");
     blocking.send("blocking");
     let Some(daemon) = sockets.start(Kernel::Old, PROXIED) else { return };
     let mut without = sockets.connect();
@@ -510,8 +512,13 @@ fn a_header_with_descriptors_waits_until_there_is_room_for_them() {
     // The fifth of them does not fit.
     wait_until("the daemon holds four messages", || daemon.descriptor_count() >= before + 5 + 4 * 253);
     let mut waiting = sockets.connect();
-    send_descriptors(&waiting.stream, b"PROXY UNKNOWN\r\n", &(0..20).map(|_| pipe()).collect::<Vec<_>>(), SendFlags::empty())
-        .expect("this kernel does not refuse it");
+    send_descriptors(
+        &waiting.stream,
+        b"PROXY UNKNOWN\r\n",
+        &(0..20).map(|_| pipe()).collect::<Vec<_>>(),
+        SendFlags::empty(),
+    )
+    .expect("this kernel does not refuse it");
     waiting.send("aaaa");
     without.exchange("again");
     expect_silence(&mut waiting);

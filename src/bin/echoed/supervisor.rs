@@ -306,7 +306,8 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         let Counts { totals, resumed, .. } = self.server.counts();
         let (listeners, messages) = (self.server.listener_count(), format_number(totals.messages));
         let s = plural(listeners);
-        let resumed_text = if resumed == 0 { String::new() } else { format!(", {} resumed here", format_number(resumed)) };
+        let resumed_text =
+            if resumed == 0 { String::new() } else { format!(", {} resumed here", format_number(resumed)) };
         let reload_error =
             self.reload_error.borrow().as_ref().map(|what| format!("; failed to reload: {what}")).unwrap_or_default();
         let backlog = self.log_backlog().map(describe_backlog).unwrap_or_default();
@@ -362,7 +363,11 @@ pub(crate) fn warn_low_nofile(budget: FdBudget, settings: &Settings, log: &Level
 
 /// Describes, for the status, entries that wait because the log cannot be written to.
 fn describe_backlog(waiting: usize) -> String {
-    format!("; log unavailable, {} {} waiting", format_number(waiting as u64), if waiting == 1 { "entry" } else { "entries" })
+    format!(
+        "; log unavailable, {} {} waiting",
+        format_number(waiting as u64),
+        if waiting == 1 { "entry" } else { "entries" }
+    )
 }
 
 /// Returns which files were read, on one line: the service may see other files than its administrator.

@@ -193,8 +193,20 @@ fn each_verdict_has_a_unique_name_and_the_code_of_its_position() {
     assert_eq!(names.len(), KINDS, "two verdicts have the same name: {NAMES:?}");
     // Snapshots of other versions have these codes.
     let first = [
-        "too-long", "read-deadline", "idle-deadline", "lifetime", "too-many", "busy", "write-deadline", "peer-closed",
-        "peer-reset", "unterminated", "shutdown", "handed-over", "bad-proxy-header", "reclaimed",
+        "too-long",
+        "read-deadline",
+        "idle-deadline",
+        "lifetime",
+        "too-many",
+        "busy",
+        "write-deadline",
+        "peer-closed",
+        "peer-reset",
+        "unterminated",
+        "shutdown",
+        "handed-over",
+        "bad-proxy-header",
+        "reclaimed",
     ];
     assert!(NAMES.starts_with(&first), "a code is never used again for another verdict: {NAMES:?}");
 }

@@ -266,7 +266,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Limits, Settings};
-    use crate::protocol::rules::{Deadlines, Rules};
+    use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
     use crate::server::admission::Admission;
     use crate::server::dispatch::Dispatcher;
     use crate::server::disposal::Disposal;

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sendmsg, socketpair, sockopt};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair, sockopt};
 
 use super::{closed, connect, expect_connected, packed_whole};
 use crate::systemd::fdstore::manifest::{self, Entry};
