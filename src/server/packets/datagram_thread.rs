@@ -101,14 +101,14 @@ impl ThreadControl {
             Timespec::try_from(remaining).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
         });
         let wakeup = PollFd::new(&self.eventfd, PollFlags::IN);
-        // The socket first: when it is ready, nothing is registered for the wakeup.
+        // The socket first: if it is ready, poll(2) does not have to register a wait for the eventfd.
         let mut polled = match socket {
             Some(ref socket) => [PollFd::new(socket, PollFlags::IN | PollFlags::RDHUP), wakeup],
             None => [wakeup.clone(), wakeup],
         };
         let [readiness, wakeup] = match poll(&mut polled, timeout.as_ref()) {
             Ok(_) => polled.map(|polled| polled.revents()),
-            // An interrupted call is a wakeup for nothing.
+            // An interrupted call counts as a spurious wakeup.
             Err(Errno::INTR) => [PollFlags::empty(); 2],
             Err(_) => {
                 thread::sleep(ERROR_PAUSE);
@@ -116,8 +116,8 @@ impl ThreadControl {
             }
         };
         if !wakeup.is_empty() {
-            // Here and not where the flag is taken: the flag may be set before this is written. A thread that has waited looks
-            // at the flag before it waits again.
+            // Read here, and not in `take_wakeup`: `notify` sets the flag before it writes to the eventfd. A thread that has
+            // waited checks the flag before it waits again.
             let _ = retry_on_intr(|| rustix::io::read(&self.eventfd, &mut [0_u8; 8]));
         }
         if socket.is_some() { readiness } else { PollFlags::empty() }

@@ -312,7 +312,7 @@ mod tests {
             while client.recv(&mut byte).is_ok() {
                 received.push(byte[0]);
             }
-            // Those of one listener are in order.
+            // The replies of one listener are in order.
             received.sort_by_key(|number| number % 2);
             assert_eq!(received, [0, 2, 1, 3]);
         }
@@ -334,7 +334,7 @@ mod tests {
             PathReply::run_all(own_uid(), &mut waiting);
             let received = (0..3).map_while(|_| client.recv(&mut [0; 10]).ok()).count();
             assert_eq!(received, if ends { 0 } else { 2 });
-            // They are counted once.
+            // The replies are counted once.
             assert_eq!(replies.take_failures(), []);
         }
     }

@@ -242,7 +242,7 @@ mod tests {
             assert_eq!(is_reserved(&other), None);
             let _reserved = UnixDatagram::bind(&path).unwrap();
             assert_eq!(is_reserved(&path), Some(DropCause::UnsafeAddress));
-            // By whatever name.
+            // Also under another name.
             let link = directory.path().join("link");
             fs::hard_link(&path, &link).unwrap();
             assert_eq!(is_reserved(&link), Some(DropCause::UnsafeAddress));
