@@ -19,7 +19,7 @@ pub enum SocketKind {
 }
 
 impl SocketKind {
-    /// The kind of a socket.
+    /// Returns the kind of a socket.
     ///
     /// # Errors
     /// Returns the error of getsockopt(2), or an error if the socket is of another kind.
