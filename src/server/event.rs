@@ -61,7 +61,7 @@ pub enum Event {
         peer: Peer,
         /// Why it ended.
         verdict: Verdict,
-        /// What the connection received and sent.
+        /// The counts of its bytes and messages.
         totals: Totals,
         /// The time since it was accepted.
         age: Duration,

@@ -39,7 +39,7 @@ fn the_number_of_permits_is_exactly_the_limit() {
 }
 
 #[test]
-fn while_a_client_waits_for_whom_a_permit_is_needed_first_other_acceptors_get_every_other_permit() {
+fn while_an_acceptor_waits_with_a_client_other_acceptors_get_every_other_permit() {
     let admission = admission(2, 0);
     let mut held = vec![admission.try_acquire(false).unwrap(), admission.try_acquire(false).unwrap()];
     let waiting = admission.wait_with_client();
