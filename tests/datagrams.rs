@@ -222,7 +222,7 @@ fn icmp_errors_do_not_break_the_listener() {
     setsockopt(&socket, sockopt::Ipv4RecvErr, &true).unwrap();
     let daemon = start_on("", &socket);
     for _ in 0..20 {
-        // Nobody is there any more when the reply comes, or nearly so.
+        // The peer is usually gone when the reply comes.
         let peer = datagram_peer(&daemon);
         peer.send("a");
         drop(peer);

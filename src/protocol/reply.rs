@@ -91,7 +91,7 @@ impl fmt::Debug for Prefix {
 
 /// The buffers of one thread, for input and for replies. They hold no data between calls of a session.
 ///
-/// Both are aligned to [`CACHE_LINE`] bytes. Some CPUs copy a large message half as fast to a destination that is 16 bytes
+/// Both are aligned to a cache line. Some CPUs copy a large message half as fast to a destination that is 16 bytes
 /// behind the beginning of a page, which is where malloc(3) would put it.
 pub struct Scratch {
     pub(super) input: Box<[u8]>,

@@ -73,7 +73,7 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A socket that must get nothing, though everybody may send to it.
+/// A socket that must get nothing, although all users may send to it.
 fn victim(path: &Path) -> UnixDatagram {
     fs::create_dir_all(path.parent().expect("it is in a directory")).expect("it can be made");
     let victim = UnixDatagram::bind(path).expect("it can be bound");
@@ -102,7 +102,7 @@ fn expect_unsafe(daemon: Daemon, victim: &UnixDatagram) {
 pub(crate) fn expect_answered(daemon: &Daemon, own: &Path) {
     let client = UnixDatagram::bind(own).expect("it can be bound");
     client.set_read_timeout(Some(TEST_TIMEOUT)).expect("it can be set");
-    client.send_to(b"a", daemon.directory().join("socket")).expect("somebody listens there");
+    client.send_to(b"a", daemon.directory().join("socket")).expect("the daemon listens there");
     let mut reply = [0; 100];
     let count = client.recv(&mut reply).expect("a reply comes");
     assert_eq!(&reply[..count], b"server got:a", "{own:?}");
@@ -192,11 +192,11 @@ fn a_reply_goes_only_to_a_socket_of_the_user_who_sent_the_datagram() {
         (1000, 1001, false),
         (1000, 0, false),
         (0, 1000, false),
-        // What the kernel shows for users that it has no number for.
+        // The UID that the kernel shows for users without a UID in this user namespace.
         (65534, 65534, false),
     ] {
         let daemon = start("", LISTENER);
-        // Where everybody may enter; whose directory it is does not count.
+        // All users may enter the directory, and its owner does not matter.
         let own = daemon.directory().join("own");
         let socket = victim(&own);
         chown(&own, Some(owner), None).unwrap();

@@ -171,7 +171,7 @@ impl Blocker {
         (Self { receiver }, sender.into())
     }
 
-    /// The same inside of another socket, where SO_LINGER cannot be turned off: it blocks whoever closes it.
+    /// The same inside another socket, where SO_LINGER cannot be turned off: closing it blocks.
     fn nested() -> (Self, OwnedFd) {
         let (blocker, inner) = Self::new();
         let (outer, carrier) = UnixStream::pair().expect("sockets can be made and connected");

@@ -105,7 +105,7 @@ fn new_connections_do_not_overtake_pending_ones_of_their_source() {
     assert!(third.try_reacquire());
     assert_eq!(fourth.decide(), Err(Verdict::TooMany { limit: 2 }));
     drop(second);
-    assert!(fourth.claim(Some(v4(1))), "no slot is pending any more");
+    assert!(fourth.claim(Some(v4(1))), "no slot is pending");
     assert!(!acquire().claim(Some(v4(1))), "and it ended while its slot was pending");
     drop((third, fourth));
     assert!(admission.sources.len() == 0);
