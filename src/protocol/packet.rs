@@ -133,6 +133,12 @@ pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
     }
 }
 
+/// Returns whether replies under these rules say only what the sender of the packet says: its own bytes, without a prefix.
+#[must_use]
+pub fn is_plain_echo(rules: &Rules) -> bool {
+    rules.reply == rules::ReplyMode::Echo && rules.prefix.as_bytes().is_empty()
+}
+
 /// Returns the final reply to a peer that is cut off: `server error:` and the text. `None` where there is no text, and
 /// where only bytes that the peer sent may be sent back ([`Framing::Raw`]).
 #[must_use]

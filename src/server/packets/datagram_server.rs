@@ -336,6 +336,10 @@ impl DatagramServer {
                 ReplyTo::Abstract(from) | ReplyTo::Path(from) if !self.is_allowed(from, peer) => {
                     return Err(DropCause::UnsafeAddress);
                 }
+                // The reply may go to the socket of another program, so it must not say what the sender chose.
+                ReplyTo::Abstract(_) if packet::is_plain_echo(&listener.settings.rules) && !self.socket.shares_names() => {
+                    return Err(DropCause::UnsafeAddress);
+                }
                 ReplyTo::Ip(..) | ReplyTo::Abstract(_) | ReplyTo::Path(_) => {}
             }
             if self.socket.is_broadcast(sent_to) {

@@ -119,6 +119,12 @@ impl DatagramSocket {
         matches!(self.bound, BoundAddress::Unix(_))
     }
 
+    /// Returns whether abstract names of senders lead to the same sockets from here: a sender that knows this socket by an
+    /// abstract name is in its network namespace. A path can be reached from all of them.
+    pub(crate) fn shares_names(&self) -> bool {
+        matches!(&self.bound, BoundAddress::Unix(bound) if bound.as_abstract().is_some())
+    }
+
     /// Returns whether a datagram waits. An error counts as one: the next call of `receive` returns it.
     pub(crate) fn has_datagram(&self) -> bool {
         let peek = || rustix::net::recv(&self.socket, &mut [0; 0], rustix::net::RecvFlags::PEEK);
