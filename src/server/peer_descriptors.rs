@@ -108,6 +108,13 @@ pub(crate) fn shut_down_empty(socket: impl AsFd) -> bool {
     }
 }
 
+/// Whether the kernel adds the credentials of its sender to each message (SO_PASSCRED, unix(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Credentials {
+    None,
+    Included,
+}
+
 /// What was received from a peer.
 #[derive(Debug)]
 pub(crate) enum Received {
@@ -127,8 +134,13 @@ pub(crate) enum Received {
 /// them all, the socket's own are received and dropped: none of those is the last then.
 ///
 /// # Errors
-/// Returns an error if recvmsg(2) fails.
-pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8], room: usize) -> Result<Received, Errno> {
+/// Returns an error if recvmsg(2) or setsockopt(2) fails.
+pub(crate) fn receive(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    credentials: Credentials,
+    room: usize,
+) -> Result<Received, Errno> {
     let mut space = [MaybeUninit::uninit(); ANCILLARY_SIZE];
     let size = match room {
         0 => 0,
@@ -137,7 +149,16 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8], room: usize) -> Resu
     };
     let mut ancillary = RecvAncillaryBuffer::new(&mut space[..size]);
     let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
-    let peeked = retry_on_intr(|| recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags))?;
+    let set_pass_cred = |pass_cred| match credentials {
+        Credentials::None => Ok(()),
+        Credentials::Included => retry_on_intr(|| sockopt::set_socket_passcred(&socket, pass_cred)),
+    };
+    // Without the credentials, which rustix cannot represent for a process of another PID namespace. What is sent meanwhile never
+    // has any before Linux 6.16. So it is for this call only, which makes no room: if the socket is full, nothing is sent.
+    set_pass_cred(false)?;
+    let peeked = retry_on_intr(|| recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags));
+    set_pass_cred(true)?;
+    let peeked = peeked?;
     let descriptors = take_descriptors(&mut ancillary);
     if peeked.flags.contains(ReturnFlags::CTRUNC) {
         return Ok(Received::NoRoom(descriptors));

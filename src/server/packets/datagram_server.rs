@@ -337,7 +337,9 @@ impl DatagramServer {
                     return Err(DropCause::UnsafeAddress);
                 }
                 // The reply may go to the socket of another program, so it must not say what the sender chose.
-                ReplyTo::Abstract(_) if packet::is_plain_echo(&listener.settings.rules) && !self.socket.shares_names() => {
+                ReplyTo::Abstract(_)
+                    if packet::is_plain_echo(&listener.settings.rules) && !self.socket.shares_names() =>
+                {
                     return Err(DropCause::UnsafeAddress);
                 }
                 ReplyTo::Ip(..) | ReplyTo::Abstract(_) | ReplyTo::Path(_) => {}

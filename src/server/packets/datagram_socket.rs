@@ -18,7 +18,7 @@ use rustix::net::AddressFamily;
 use crate::protocol::packet::{DropCause, Reply};
 use crate::server::disposal::Disposal;
 use crate::server::packets::datagram_address::{Datagram, Destination, LocalAddress, ReplyTo};
-use crate::server::peer_descriptors::PeerDescriptors;
+use crate::server::peer_descriptors::{Credentials, PeerDescriptors};
 use crate::server::peer_input::{self, Input};
 use crate::server::socket_memory::{self, SocketMemory};
 
@@ -210,11 +210,8 @@ impl DatagramSocket {
     ) -> io::Result<Option<Datagram>> {
         let peeked = recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut [], Some(&mut self.ancillary), PEEK)?;
         let datagram = Datagram::from_unix(&peeked);
-        // Without the credentials, which rustix cannot represent for a process of another PID namespace.
-        setsockopt(&self.socket, sockopt::PassCred, &false)?;
-        let received = peer_input::receive(&self.socket, buffer, disposal, make_waker);
-        setsockopt(&self.socket, sockopt::PassCred, &true)?;
-        Ok((received? != Input::Parked).then_some(datagram))
+        let received = peer_input::receive(&self.socket, buffer, Credentials::Included, disposal, make_waker)?;
+        Ok((received != Input::Parked).then_some(datagram))
     }
 
     /// Returns a copy of the socket.
