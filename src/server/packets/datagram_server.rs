@@ -50,6 +50,9 @@ pub(crate) struct Limits<'a> {
     pub(crate) rate_limiter: &'a RateLimiter,
 }
 
+/// How long to wait before the disposal thread is tried to be made again.
+const START_PAUSE: Duration = Duration::from_millis(100);
+
 /// A datagram socket that is being served.
 pub(crate) struct DatagramServer {
     socket: DatagramSocket,
@@ -147,7 +150,9 @@ impl DatagramServer {
             }
             // What was received may have changed it.
             let receives = receives && !self.parking.is_parked() && self.paused_until.is_none();
-            let until = self.drop_log.next_report_at().into_iter().chain(self.paused_until).min();
+            let waits_for_thread = self.parking.is_parked() && !self.state.disposal.retry_start();
+            let retry_at = waits_for_thread.then(|| clock() + START_PAUSE);
+            let until = self.drop_log.next_report_at().into_iter().chain(self.paused_until).chain(retry_at).min();
             readiness = self.control.wait(receives.then(|| self.socket.as_fd()), until);
             if self.paused_until.is_some_and(|until| until <= clock()) {
                 self.paused_until = None;
