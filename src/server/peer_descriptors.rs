@@ -25,6 +25,9 @@ const MAX_PER_MESSAGE: usize = 253;
 /// and pidfd come before the descriptors.
 const OTHER_MESSAGES: usize = 1024;
 
+/// Space for when a datagram was received (SO_TIMESTAMP, SO_TIMESTAMPNS, socket(7)), which comes before the descriptors.
+const TIMESTAMP: usize = size_of::<libc::cmsghdr>() + size_of::<libc::timespec>();
+
 /// Space for everything that may come with a message.
 pub(crate) const ANCILLARY_SIZE: usize = OTHER_MESSAGES + rustix::cmsg_space!(ScmRights(MAX_PER_MESSAGE));
 
@@ -145,7 +148,8 @@ pub(crate) fn receive(
     let size = match room {
         0 => 0,
         MAX_PER_MESSAGE.. => ANCILLARY_SIZE,
-        room => rustix::cmsg_space!(ScmRights(room)),
+        // Without a time, a few more than there is room for may fit.
+        room => TIMESTAMP + rustix::cmsg_space!(ScmRights(room)),
     };
     let mut ancillary = RecvAncillaryBuffer::new(&mut space[..size]);
     let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
@@ -177,4 +181,43 @@ fn take_descriptors(ancillary: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
         }
     }
     descriptors
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::os::unix::net::UnixDatagram;
+
+    use nix::sys::socket::sockopt::{ReceiveTimestamp, ReceiveTimestampns};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+    use super::*;
+
+    /// The least room of a daemon that may have few descriptors.
+    const ROOM: usize = 16;
+
+    fn receive_with(sent: usize, set: impl Fn(&UnixDatagram)) -> Received {
+        let (sender, receiver) = UnixDatagram::pair().unwrap();
+        set(&receiver);
+        let descriptors = vec![sender.as_fd(); sent];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PER_MESSAGE))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        sendmsg(&sender, &[IoSlice::new(b"a")], &mut ancillary, SendFlags::empty()).unwrap();
+        receive(&receiver, &mut [0; 10], Credentials::None, ROOM).unwrap()
+    }
+
+    #[test]
+    fn descriptors_for_which_there_is_room_are_received_also_with_the_time() {
+        for set in [
+            (|_| {}) as fn(&UnixDatagram),
+            |socket| setsockopt(socket, ReceiveTimestamp, &true).unwrap(),
+            |socket| setsockopt(socket, ReceiveTimestampns, &true).unwrap(),
+        ] {
+            let received = receive_with(ROOM, set);
+            assert!(matches!(&received, Received::Complete(1, all) if all.len() == ROOM), "{received:?}");
+            let received = receive_with(MAX_PER_MESSAGE, set);
+            assert!(matches!(&received, Received::NoRoom(some) if some.len() >= ROOM), "{received:?}");
+        }
+    }
 }
