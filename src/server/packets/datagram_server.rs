@@ -124,7 +124,7 @@ impl DatagramServer {
         let mut readiness = PollFlags::empty();
         let ended = loop {
             if self.control.take_wakeup() {
-                self.parking.update();
+                self.update_parking(&listener.load());
                 self.count_failures(&listener.load());
                 // An error means that the server is gone.
                 if accept.mode.has_changed().unwrap_or(true) {
@@ -159,6 +159,7 @@ impl DatagramServer {
             }
         };
         let listener = listener.load();
+        self.update_parking(&listener);
         self.finish_path_replies(&listener);
         if let Some(lost) = self.socket.lost() {
             self.count_lost(lost, &listener);
@@ -208,7 +209,7 @@ impl DatagramServer {
         // A message that waits for the log holds those that were received with it: the next process has them otherwise.
         let is_single = rules.log_messages == LogMessages::Full || self.socket.may_have_descriptors();
         if self.socket.has_descriptors()? {
-            batch.receive_one(|buffer| self.receive_with_descriptors(buffer, listener))?;
+            batch.receive_one(|buffer| self.receive_with_descriptors(buffer))?;
             Ok(!self.parking.is_parked())
         } else {
             batch.receive(&self.socket, if is_single { 1 } else { MAX_BATCH })
@@ -217,14 +218,13 @@ impl DatagramServer {
 
     /// Receives one datagram, and has its descriptors closed. Returns `None` if nothing is to be received now: there is no
     /// room for its descriptors, or it is dropped, since the process cannot have them.
-    fn receive_with_descriptors(&mut self, buffer: &mut [u8], listener: &Listener) -> io::Result<Option<Datagram>> {
+    fn receive_with_descriptors(&mut self, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
         let make_waker = || self.parking.room_waker();
         let received = self.socket.receive_with_descriptors(buffer, &self.state.disposal, make_waker);
         if received.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMFILE as i32)) {
             if let Some(socket) = self.socket.second_descriptor() {
                 let dropped = self.parking.await_drop();
                 self.state.disposal.drop_packet(socket, dropped);
-                self.count_dropped(DropCause::NoRoom, 1, Peer::Unknown, None, listener);
                 return Ok(None);
             }
         }
@@ -232,6 +232,14 @@ impl DatagramServer {
             self.parking.await_room();
         }
         received
+    }
+
+    /// Looks whether what is awaited has happened, and counts a datagram that was dropped: now and not when it was found, since the
+    /// next process finds it as well if this one ends before.
+    fn update_parking(&mut self, listener: &Listener) {
+        if self.parking.update() {
+            self.count_dropped(DropCause::NoRoom, 1, Peer::Unknown, None, listener);
+        }
     }
 
     /// Handles an error of receiving. Returns whether to try again at once.

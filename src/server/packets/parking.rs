@@ -61,8 +61,8 @@ impl Parking {
         Waker::from(Arc::clone(&self.dropped))
     }
 
-    /// Looks whether what is awaited has happened. To be called when the thread was woken.
-    pub(crate) fn update(&mut self) {
+    /// Looks whether what is awaited has happened. To be called when the thread was woken. Returns whether a datagram was dropped.
+    pub(crate) fn update(&mut self) -> bool {
         // Both are taken: what was not awaited is not remembered.
         let (has_room, is_dropped) = (self.room.take(), self.dropped.take());
         match self.awaited {
@@ -70,6 +70,7 @@ impl Parking {
             Awaited::Dropped if is_dropped => self.awaited = Awaited::Nothing,
             Awaited::Nothing | Awaited::Room | Awaited::Dropped => {}
         }
+        is_dropped
     }
 }
 
@@ -102,11 +103,11 @@ mod tests {
         // Of descriptors that came with an earlier datagram.
         parking.room_waker().wake();
         assert!(control.take_wakeup());
-        parking.update();
+        assert!(!parking.update());
         assert!(parking.is_parked());
         dropped.wake();
         assert!(control.take_wakeup());
-        parking.update();
+        assert!(parking.update());
         assert!(!parking.is_parked());
     }
 
@@ -115,14 +116,14 @@ mod tests {
         let (mut parking, _control) = parking();
         for _ in 0..2 {
             parking.await_room();
-            parking.update();
+            assert!(!parking.update());
             assert!(parking.is_parked());
             parking.room_waker().wake();
-            parking.update();
+            assert!(!parking.update());
             assert!(!parking.is_parked());
             // It was for this time only.
             parking.room_waker().wake();
-            parking.update();
+            assert!(!parking.update());
         }
     }
 }
