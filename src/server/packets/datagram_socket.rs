@@ -13,7 +13,7 @@ use nix::sys::socket::{
     getsockname, getsockopt, recvmmsg, recvmsg, sendmmsg, sendmsg, setsockopt, sockopt,
 };
 use nix::sys::time::TimeSpec;
-use rustix::net::AddressFamily;
+use rustix::net::{AddressFamily, RecvFlags};
 
 use crate::protocol::packet::{DropCause, Reply};
 use crate::server::disposal::Disposal;
@@ -127,7 +127,9 @@ impl DatagramSocket {
 
     /// Returns whether a datagram waits. An error counts as one: the next call of `receive` returns it.
     pub(crate) fn has_datagram(&self) -> bool {
-        let peek = || rustix::net::recv(&self.socket, &mut [0; 0], rustix::net::RecvFlags::PEEK);
+        // Another holder of the socket may have made it blocking.
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peek = || rustix::net::recv(&self.socket, &mut [0; 0], flags);
         !matches!(rustix::io::retry_on_intr(peek), Err(rustix::io::Errno::AGAIN))
     }
 
@@ -399,8 +401,10 @@ pub(crate) fn drop_cause(error: Errno, socket: impl AsFd) -> DropCause {
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
+    use std::time::Duration;
 
     use super::*;
+    use crate::server::clock::clock;
 
     /// Only with another machine could a datagram come from one, so the socket is asked directly.
     #[test]
@@ -418,6 +422,21 @@ mod tests {
             assert_eq!(own.iter().filter(|message| !is_local(message)).collect::<Vec<_>>(), [&""; 0]);
             assert_eq!(remote.iter().filter(|message| is_local(message)).collect::<Vec<_>>(), [&""; 0]);
         }
+    }
+
+    #[test]
+    fn a_blocking_socket_is_probed_without_waiting() {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        // It ends the wait of a probe that blocks.
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let address = socket.local_addr().unwrap();
+        let socket = DatagramSocket::open(socket.into()).unwrap();
+        let start = clock();
+        assert!(!socket.has_datagram());
+        assert!(clock() < start + Duration::from_millis(200));
+        client.send_to(b"a", address).unwrap();
+        assert!(socket.has_datagram());
     }
 
     #[test]
