@@ -132,6 +132,12 @@ pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
     }
 }
 
+/// Returns whether replies under these rules say only what the sender of the packet says: its own bytes, without a prefix.
+#[must_use]
+pub fn is_plain_echo(rules: &Rules) -> bool {
+    rules.reply == rules::ReplyMode::Echo && rules.prefix.as_bytes().is_empty()
+}
+
 /// Returns the final reply to a peer whose connection is closed: `server error:` and the text. `None` if the verdict has no
 /// text, if error replies are off, or in raw framing, where only bytes of the peer are sent back.
 #[must_use]

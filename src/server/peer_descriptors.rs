@@ -25,6 +25,9 @@ const MAX_PER_MESSAGE: usize = 253;
 /// sender's credentials, security label and pidfd. In bytes.
 const OTHER_MESSAGES: usize = 1024;
 
+/// Space for when a datagram was received (SO_TIMESTAMP, SO_TIMESTAMPNS, socket(7)), which comes before the descriptors.
+const TIMESTAMP: usize = size_of::<libc::cmsghdr>() + size_of::<libc::timespec>();
+
 /// Space for all ancillary data that may come with a message, in bytes.
 pub(crate) const ANCILLARY_SIZE: usize = OTHER_MESSAGES + rustix::cmsg_space!(ScmRights(MAX_PER_MESSAGE));
 
@@ -108,6 +111,13 @@ pub(crate) fn shut_down_empty(socket: impl AsFd) -> bool {
     }
 }
 
+/// Whether the kernel adds the credentials of its sender to each message (SO_PASSCRED, unix(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Credentials {
+    None,
+    Included,
+}
+
 /// The result of [`receive`].
 #[derive(Debug)]
 pub(crate) enum Received {
@@ -127,17 +137,32 @@ pub(crate) enum Received {
 /// copies of all, it receives the bytes with recv(2), which drops the originals: these are not the last references then.
 ///
 /// # Errors
-/// Returns an error if recvmsg(2) fails.
-pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8], room: usize) -> Result<Received, Errno> {
+/// Returns an error if recvmsg(2) or setsockopt(2) fails.
+pub(crate) fn receive(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    credentials: Credentials,
+    room: usize,
+) -> Result<Received, Errno> {
     let mut space = [MaybeUninit::uninit(); ANCILLARY_SIZE];
     let size = match room {
         0 => 0,
         MAX_PER_MESSAGE.. => ANCILLARY_SIZE,
-        room => rustix::cmsg_space!(ScmRights(room)),
+        // Without a time, a few more than there is room for may fit.
+        room => TIMESTAMP + rustix::cmsg_space!(ScmRights(room)),
     };
     let mut ancillary = RecvAncillaryBuffer::new(&mut space[..size]);
     let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
-    let peeked = retry_on_intr(|| recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags))?;
+    let set_pass_cred = |pass_cred| match credentials {
+        Credentials::None => Ok(()),
+        Credentials::Included => retry_on_intr(|| sockopt::set_socket_passcred(&socket, pass_cred)),
+    };
+    // Without the credentials, which rustix cannot represent for a process of another PID namespace. What is sent meanwhile never
+    // has any before Linux 6.16. So it is for this call only, which makes no room: if the socket is full, nothing is sent.
+    set_pass_cred(false)?;
+    let peeked = retry_on_intr(|| recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags));
+    set_pass_cred(true)?;
+    let peeked = peeked?;
     let descriptors = take_descriptors(&mut ancillary);
     if peeked.flags.contains(ReturnFlags::CTRUNC) {
         return Ok(Received::NoRoom(descriptors));
@@ -156,4 +181,43 @@ fn take_descriptors(ancillary: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
         }
     }
     descriptors
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::os::unix::net::UnixDatagram;
+
+    use nix::sys::socket::sockopt::{ReceiveTimestamp, ReceiveTimestampns};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+    use super::*;
+
+    /// The least room of a daemon that may have few descriptors.
+    const ROOM: usize = 16;
+
+    fn receive_with(sent: usize, set: impl Fn(&UnixDatagram)) -> Received {
+        let (sender, receiver) = UnixDatagram::pair().unwrap();
+        set(&receiver);
+        let descriptors = vec![sender.as_fd(); sent];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PER_MESSAGE))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        sendmsg(&sender, &[IoSlice::new(b"a")], &mut ancillary, SendFlags::empty()).unwrap();
+        receive(&receiver, &mut [0; 10], Credentials::None, ROOM).unwrap()
+    }
+
+    #[test]
+    fn descriptors_for_which_there_is_room_are_received_also_with_the_time() {
+        for set in [
+            (|_| {}) as fn(&UnixDatagram),
+            |socket| setsockopt(socket, ReceiveTimestamp, &true).unwrap(),
+            |socket| setsockopt(socket, ReceiveTimestampns, &true).unwrap(),
+        ] {
+            let received = receive_with(ROOM, set);
+            assert!(matches!(&received, Received::Complete(1, all) if all.len() == ROOM), "{received:?}");
+            let received = receive_with(MAX_PER_MESSAGE, set);
+            assert!(matches!(&received, Received::NoRoom(some) if some.len() >= ROOM), "{received:?}");
+        }
+    }
 }

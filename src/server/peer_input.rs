@@ -9,7 +9,7 @@ use std::task::Waker;
 use rustix::io::Errno;
 
 use super::disposal::Disposal;
-use super::peer_descriptors::{self, PeerDescriptors, Received};
+use super::peer_descriptors::{self, Credentials, PeerDescriptors, Received};
 
 /// The result of [`receive`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +30,12 @@ pub(crate) enum Input {
 pub(crate) fn receive(
     socket: impl AsFd,
     buffer: &mut [u8],
+    credentials: Credentials,
     disposal: &Disposal,
     make_waker: impl Fn() -> Waker,
 ) -> Result<Input, Errno> {
     let waiting = disposal.waiting();
-    match peer_descriptors::receive(socket, buffer, disposal.room_beside(waiting))? {
+    match peer_descriptors::receive(socket, buffer, credentials, disposal.room_beside(waiting))? {
         Received::Complete(count, descriptors) if descriptors.is_empty() => Ok(Input::Bytes(count)),
         Received::Complete(count, descriptors) => {
             disposal.dispose(descriptors, make_waker());
@@ -72,7 +73,7 @@ pub(crate) fn read_stream(
     disposal: &Disposal,
     make_waker: impl Fn() -> Waker,
 ) -> Result<Option<usize>, Errno> {
-    let input = receive(socket, buffer, disposal, make_waker);
+    let input = receive(socket, buffer, Credentials::None, disposal, make_waker);
     *parked |= matches!(input, Ok(Input::WithDescriptors(_) | Input::Parked));
     match input {
         Ok(Input::Bytes(count) | Input::WithDescriptors(count)) => {

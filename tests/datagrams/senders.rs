@@ -306,3 +306,45 @@ fn the_socket_of_the_service_manager_gets_no_reply_whoever_seems_to_be_bound_the
         assert_eq!(count_dropped(&log, "unsafe-address"), 1, "{log:#?}");
     }
 }
+
+#[test]
+fn a_reply_of_bytes_that_the_sender_chose_goes_to_no_abstract_name_of_another_network_namespace() {
+    let Some(options) = namespace("--net") else { return };
+    let name = format!("echoed-test-victim-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    for (configuration, prefix) in
+        [("prefix = ''\n", ""), ("framing = 'raw'\n", ""), ("reply = 'fixed'\nfixed_reply = 'hello'\n", "hello")]
+    {
+        let victim = UnixDatagram::bind_addr(&address).unwrap();
+        victim.set_nonblocking(true).unwrap();
+        let daemon = start(&format!("[defaults]\n{configuration}"), LISTENER);
+        let Some(mut sender) = sender_in(&options, "", &daemon, &format!("@{name}")) else { return };
+        run(&mut sender);
+        // It is served after that one.
+        let client = UnixDatagram::bind(daemon.directory().join("client")).unwrap();
+        client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+        client.send_to(b"a", daemon.directory().join("socket")).unwrap();
+        client.recv(&mut [0; 100]).expect("a path is answered");
+        let log = daemon.stop();
+        let mut reply = [0; 100];
+        let received = victim.recv(&mut reply).map(|count| String::from_utf8_lossy(&reply[..count]).into_owned());
+        if prefix.is_empty() {
+            assert_eq!(received.map_err(|error| error.kind()), Err(ErrorKind::WouldBlock), "{configuration}");
+            assert_eq!(count_dropped(&log, "unsafe-address"), 1, "{log:#?}");
+        } else {
+            // It cannot be told from a reply to a client here, and it says nothing but what the daemon says.
+            assert_eq!(received.unwrap(), prefix);
+        }
+    }
+}
+
+#[test]
+fn a_listener_with_an_abstract_name_echoes_to_abstract_names() {
+    let name = format!("echoed-test-echo-{}", std::process::id());
+    let daemon = start("[defaults]\nframing = 'raw'\n", &format!("unixgram:@{name}"));
+    let peer = datagram_peer(&daemon);
+    peer.send("a");
+    peer.expect("a");
+    let log = daemon.stop();
+    assert!(!log.iter().any(|line| line.contains("dropped")), "{log:#?}");
+}

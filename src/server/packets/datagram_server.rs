@@ -51,6 +51,9 @@ pub(crate) struct Limits<'a> {
     pub(crate) rate_limiter: &'a RateLimiter,
 }
 
+/// How long to wait before the disposal thread is tried to be made again.
+const START_PAUSE: Duration = Duration::from_millis(100);
+
 /// A datagram socket that is being served.
 pub(crate) struct DatagramServer {
     socket: DatagramSocket,
@@ -123,7 +126,7 @@ impl DatagramServer {
         let mut readiness = PollFlags::empty();
         let ended = loop {
             if self.control.take_wakeup() {
-                self.parking.update();
+                self.update_parking(&listener.load());
                 self.count_failures(&listener.load());
                 // An error means that the server is gone.
                 if accept.mode.has_changed().unwrap_or(true) {
@@ -149,13 +152,16 @@ impl DatagramServer {
             }
             // The last batch may have changed the condition.
             let receives = receives && !self.parking.is_parked() && self.paused_until.is_none();
-            let until = self.drop_log.next_report_at().into_iter().chain(self.paused_until).min();
+            let waits_for_thread = self.parking.is_parked() && !self.state.disposal.retry_start();
+            let retry_at = waits_for_thread.then(|| clock() + START_PAUSE);
+            let until = self.drop_log.next_report_at().into_iter().chain(self.paused_until).chain(retry_at).min();
             readiness = self.control.wait(receives.then(|| self.socket.as_fd()), until);
             if self.paused_until.is_some_and(|until| until <= clock()) {
                 self.paused_until = None;
             }
         };
         let listener = listener.load();
+        self.update_parking(&listener);
         self.finish_path_replies(&listener);
         if let Some(lost) = self.socket.lost() {
             self.count_lost(lost, &listener);
@@ -208,7 +214,7 @@ impl DatagramServer {
         // served by the next process.
         let is_single = rules.log_messages == LogMessages::Full || self.socket.may_have_descriptors();
         if self.socket.has_descriptors()? {
-            batch.receive_one(|buffer| self.receive_with_descriptors(buffer, listener))?;
+            batch.receive_one(|buffer| self.receive_with_descriptors(buffer))?;
             Ok(!self.parking.is_parked())
         } else {
             batch.receive(&self.socket, if is_single { 1 } else { MAX_BATCH })
@@ -217,14 +223,13 @@ impl DatagramServer {
 
     /// Receives one datagram, and passes its descriptors to the disposal thread. Returns `None` if receiving has to wait,
     /// because there is no room for its descriptors, or because it is dropped: the process cannot have its descriptors.
-    fn receive_with_descriptors(&mut self, buffer: &mut [u8], listener: &Listener) -> io::Result<Option<Datagram>> {
+    fn receive_with_descriptors(&mut self, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
         let make_waker = || self.parking.room_waker();
         let received = self.socket.receive_with_descriptors(buffer, &self.state.disposal, make_waker);
         if received.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMFILE as i32)) {
             if let Some(socket) = self.socket.second_descriptor() {
                 let dropped = self.parking.await_drop();
                 self.state.disposal.drop_packet(socket, dropped);
-                self.count_dropped(DropCause::NoRoom, 1, Peer::Unknown, None, listener);
                 return Ok(None);
             }
         }
@@ -232,6 +237,14 @@ impl DatagramServer {
             self.parking.await_room();
         }
         received
+    }
+
+    /// Looks whether what is awaited has happened, and counts a datagram that was dropped: now and not when it was found, since the
+    /// next process finds it as well if this one ends before.
+    fn update_parking(&mut self, listener: &Listener) {
+        if self.parking.update() {
+            self.count_dropped(DropCause::NoRoom, 1, Peer::Unknown, None, listener);
+        }
     }
 
     /// Handles an error of receiving. Returns whether to try again at once.
@@ -339,6 +352,12 @@ impl DatagramServer {
                 ReplyTo::Ip(from, _) if packet::is_service_port(from.port()) => return Err(DropCause::ServicePort),
                 reply_to if self.socket.is_own_address(reply_to) => return Err(DropCause::OwnAddress),
                 ReplyTo::Abstract(from) | ReplyTo::Path(from) if !self.is_allowed(from, peer) => {
+                    return Err(DropCause::UnsafeAddress);
+                }
+                // The reply may go to the socket of another program, so it must not say what the sender chose.
+                ReplyTo::Abstract(_)
+                    if packet::is_plain_echo(&listener.settings.rules) && !self.socket.shares_names() =>
+                {
                     return Err(DropCause::UnsafeAddress);
                 }
                 ReplyTo::Ip(..) | ReplyTo::Abstract(_) | ReplyTo::Path(_) => {}

@@ -13,12 +13,12 @@ use nix::sys::socket::{
     getsockname, getsockopt, recvmmsg, recvmsg, sendmmsg, sendmsg, setsockopt, sockopt,
 };
 use nix::sys::time::TimeSpec;
-use rustix::net::AddressFamily;
+use rustix::net::{AddressFamily, RecvFlags};
 
 use crate::protocol::packet::{DropCause, Reply};
 use crate::server::disposal::Disposal;
 use crate::server::packets::datagram_address::{Datagram, Destination, LocalAddress, ReplyTo};
-use crate::server::peer_descriptors::PeerDescriptors;
+use crate::server::peer_descriptors::{Credentials, PeerDescriptors};
 use crate::server::peer_input::{self, Input};
 use crate::server::socket_memory::{self, SocketMemory};
 
@@ -119,9 +119,17 @@ impl DatagramSocket {
         matches!(self.bound, BoundAddress::Unix(_))
     }
 
+    /// Returns whether abstract names of senders lead to the same sockets from here: a sender that knows this socket by an
+    /// abstract name is in its network namespace. A path can be reached from all of them.
+    pub(crate) fn shares_names(&self) -> bool {
+        matches!(&self.bound, BoundAddress::Unix(bound) if bound.as_abstract().is_some())
+    }
+
     /// Returns whether a datagram is waiting. A pending error counts as one: the next receiving call returns it.
     pub(crate) fn has_datagram(&self) -> bool {
-        let peek = || rustix::net::recv(&self.socket, &mut [0; 0], rustix::net::RecvFlags::PEEK);
+        // Another holder of the socket may have made it blocking.
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peek = || rustix::net::recv(&self.socket, &mut [0; 0], flags);
         !matches!(rustix::io::retry_on_intr(peek), Err(rustix::io::Errno::AGAIN))
     }
 
@@ -205,11 +213,8 @@ impl DatagramSocket {
     ) -> io::Result<Option<Datagram>> {
         let peeked = recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut [], Some(&mut self.ancillary), PEEK)?;
         let datagram = Datagram::from_unix(&peeked);
-        // Without credentials, because rustix cannot represent those of a process in another PID namespace.
-        setsockopt(&self.socket, sockopt::PassCred, &false)?;
-        let received = peer_input::receive(&self.socket, buffer, disposal, make_waker);
-        setsockopt(&self.socket, sockopt::PassCred, &true)?;
-        Ok((received? != Input::Parked).then_some(datagram))
+        let received = peer_input::receive(&self.socket, buffer, Credentials::Included, disposal, make_waker)?;
+        Ok((received != Input::Parked).then_some(datagram))
     }
 
     /// Returns a further descriptor of the socket.
@@ -398,8 +403,10 @@ pub(crate) fn drop_cause(error: Errno, socket: impl AsFd) -> DropCause {
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
+    use std::time::Duration;
 
     use super::*;
+    use crate::server::clock::clock;
 
     /// Checks addresses without datagrams, because real ones from remote addresses would need another machine.
     #[test]
@@ -417,6 +424,21 @@ mod tests {
             assert_eq!(own.iter().filter(|message| !is_local(message)).collect::<Vec<_>>(), [&""; 0]);
             assert_eq!(remote.iter().filter(|message| is_local(message)).collect::<Vec<_>>(), [&""; 0]);
         }
+    }
+
+    #[test]
+    fn a_blocking_socket_is_probed_without_waiting() {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        // It ends the wait of a probe that blocks.
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let address = socket.local_addr().unwrap();
+        let socket = DatagramSocket::open(socket.into()).unwrap();
+        let start = clock();
+        assert!(!socket.has_datagram());
+        assert!(clock() < start + Duration::from_millis(200));
+        client.send_to(b"a", address).unwrap();
+        assert!(socket.has_datagram());
     }
 
     #[test]

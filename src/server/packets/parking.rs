@@ -63,7 +63,8 @@ impl Parking {
     }
 
     /// Ends the parking if the awaited event has occurred. Call it whenever the thread was woken.
-    pub(crate) fn update(&mut self) {
+    /// Returns whether a datagram was dropped.
+    pub(crate) fn update(&mut self) -> bool {
         // Both flags are reset, so that an event that was not awaited is forgotten.
         let (has_room, is_dropped) = (self.room.take(), self.dropped.take());
         match self.awaited {
@@ -71,6 +72,7 @@ impl Parking {
             Awaited::Dropped if is_dropped => self.awaited = Awaited::Nothing,
             Awaited::Nothing | Awaited::Room | Awaited::Dropped => {}
         }
+        is_dropped
     }
 }
 
@@ -103,11 +105,11 @@ mod tests {
         // For descriptors of an earlier datagram.
         parking.room_waker().wake();
         assert!(control.take_wakeup());
-        parking.update();
+        assert!(!parking.update());
         assert!(parking.is_parked());
         dropped.wake();
         assert!(control.take_wakeup());
-        parking.update();
+        assert!(parking.update());
         assert!(!parking.is_parked());
     }
 
@@ -116,14 +118,14 @@ mod tests {
         let (mut parking, _control) = parking();
         for _ in 0..2 {
             parking.await_room();
-            parking.update();
+            assert!(!parking.update());
             assert!(parking.is_parked());
             parking.room_waker().wake();
-            parking.update();
+            assert!(!parking.update());
             assert!(!parking.is_parked());
             // A wakeup while the thread is not parked is not remembered.
             parking.room_waker().wake();
-            parking.update();
+            assert!(!parking.update());
         }
     }
 }

@@ -11,6 +11,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -57,6 +58,9 @@ struct State<Task> {
     threads: usize,
     /// The number of threads that wait for a task.
     idle: usize,
+    /// How many times a thread cannot be made.
+    #[cfg(test)]
+    failing_starts: u32,
 }
 
 /// The tasks of one user.
@@ -75,9 +79,21 @@ impl<Task> Clone for UserThreads<Task> {
 
 impl<Task> Default for UserThreads<Task> {
     fn default() -> Self {
-        let (queues, ready) = (HashMap::new(), VecDeque::new());
-        let state = Mutex::new(State { queues, ready, bytes: 0, threads: 0, idle: 0 });
-        Self(Arc::new(Shared { state, more: Condvar::new() }))
+        Self(Arc::new(Shared { state: Mutex::default(), more: Condvar::new() }))
+    }
+}
+
+impl<Task> Default for State<Task> {
+    fn default() -> Self {
+        Self {
+            queues: HashMap::new(),
+            ready: VecDeque::new(),
+            bytes: 0,
+            threads: 0,
+            idle: 0,
+            #[cfg(test)]
+            failing_starts: 0,
+        }
     }
 }
 
@@ -102,13 +118,13 @@ impl<Task: UserTask> UserThreads<Task> {
         }
         // A user with other tasks has a thread already, or is in the queue for one.
         let is_new = waiting.is_none();
-        if is_new && state.idle <= state.ready.len() && state.threads < MAX_THREADS {
-            let shared = Arc::clone(&self.0);
-            let started = thread::Builder::new().name("replies".to_owned()).spawn(move || shared.work());
-            match started {
-                Ok(_) => state.threads += 1,
+        let ready = state.ready.len() + usize::from(is_new);
+        // Also for users who wait since an earlier thread could not be made.
+        if state.idle < ready && state.threads < MAX_THREADS {
+            match self.start(&mut state) {
+                Ok(()) => state.threads += 1,
                 Err(_) if state.threads == 0 => return Err(DropCause::NoRoom),
-                // Another thread will run it.
+                // Another thread will run it, unless the next task finds a thread for it.
                 Err(_) => {}
             }
         }
@@ -122,6 +138,13 @@ impl<Task: UserTask> UserThreads<Task> {
             self.0.more.notify_one();
         }
         Ok(())
+    }
+
+    /// Makes a thread.
+    fn start(&self, state: &mut State<Task>) -> io::Result<()> {
+        state.check_start()?;
+        let shared = Arc::clone(&self.0);
+        thread::Builder::new().name("replies".to_owned()).spawn(move || shared.work()).map(drop)
     }
 }
 
@@ -160,6 +183,16 @@ impl<Task> Shared<Task> {
 }
 
 impl<Task> State<Task> {
+    /// Returns the error of a thread that cannot be made, as far as a test decides that.
+    fn check_start(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        if self.failing_starts > 0 {
+            self.failing_starts -= 1;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(())
+    }
+
     /// Takes the next tasks of the user that has been ready for longest, [`MAX_TASKS`] at most. Returns the UID, and the size
     /// of the tasks.
     fn take(&mut self, tasks: &mut Vec<Task>) -> Option<(u32, usize)> {
@@ -324,5 +357,20 @@ mod tests {
         }
         assert!(threads.0.lock().queues.is_empty());
         assert_eq!(threads.run(1, 2 * MAX_BYTES, Box::new(|| {})), Ok(()));
+    }
+
+    #[test]
+    fn a_user_for_whom_no_thread_could_be_made_gets_one_at_the_next_task() {
+        // Of the same user, or of another one.
+        for next_uid in [1000, 1001] {
+            let (threads, (to, from)) = (UserThreads::default(), mpsc::channel());
+            let (task, _release) = blocking_task();
+            threads.run(1, 1, task).unwrap();
+            threads.0.lock().failing_starts = 1;
+            send(&threads, 1000, 0, &to).unwrap();
+            assert!(from.try_recv().is_err());
+            send(&threads, next_uid, 1, &to).unwrap();
+            assert_eq!([next(&from), next(&from)], [0, 1]);
+        }
     }
 }
