@@ -20,7 +20,7 @@ use rustix::net::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::machine::Machine;
+use common::machines::machine::Machine;
 
 /// Set for the program on the machine: what it is to do.
 const FORGE: &str = "ECHOED_TEST_FORGE";
