@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::delimiter::Delimiter;
 use super::reply::{BLOCK, Prefix};
@@ -202,6 +202,13 @@ impl TimeSpan {
     pub fn duration(&self) -> Duration {
         self.duration
     }
+}
+
+/// Returns the end of a limit that begins at `since`. Where there is no limit, or it ends beyond the range of the clock,
+/// `default` applies.
+pub(crate) fn end_of_limit(limit: Option<&TimeSpan>, default: Duration, since: Instant) -> Instant {
+    let limit = limit.map_or(default, TimeSpan::duration);
+    since.checked_add(limit).unwrap_or_else(|| since + default)
 }
 
 /// Two time spans are equal if their durations are equal, however they are written.

@@ -4,7 +4,8 @@
 //!
 //! Numbers are big-endian. A *time* is an `i64`: nanoseconds after the session was stored, negative if before; so the time
 //! between storing and restoring counts. `7f ff ff ff ff ff ff ff` is a time that never comes. *Bytes* are a `u64`, their
-//! number, and then the bytes. A *verdict* is one byte; two of them have a number, which follows as a `u32`.
+//! number, and then the bytes. A *verdict* is one byte, its code in the table of [`verdict`](super::verdict); `too-many` and
+//! `unterminated` have a number, which follows as a `u32`.
 //!
 //! ```text
 //! 00 01                                         version: u16
@@ -55,15 +56,6 @@
 //! | 0 | none: no PROXY header named one | |
 //! | 4 | IPv4 | 4 bytes of address, port: `u16` |
 //! | 6 | IPv6 | 16 bytes of address, port: `u16` |
-//!
-//! | verdict | | verdict | | verdict | |
-//! |---|---|---|---|---|---|
-//! | 1 | too-long | 5 | too-many, `u32` | 9 | peer-reset |
-//! | 2 | read-deadline | 6 | busy | 10 | unterminated, `u32` |
-//! | 3 | idle-deadline | 7 | write-deadline | 11 | shutdown |
-//! | 4 | lifetime | 8 | peer-closed | 12 | handed-over |
-//! | | | | | 13 | bad-proxy-header |
-//! | | | | | 14 | reclaimed |
 //!
 //! There is one version so far. A later daemon must write the lowest version that can express the session, so that an older
 //! one can go on with it where possible, and read all versions up to its own. A code or a version is never used again for
@@ -338,46 +330,13 @@ fn read_phase(reader: &mut Reader<'_>) -> Result<Phase<RelativeTime>, Error> {
 }
 
 fn write_verdict(writer: &mut Writer, verdict: Verdict) {
-    match verdict {
-        Verdict::TooLong => writer.u8(1),
-        Verdict::ReadDeadline => writer.u8(2),
-        Verdict::IdleDeadline => writer.u8(3),
-        Verdict::Lifetime => writer.u8(4),
-        Verdict::TooMany { limit } => {
-            writer.u8(5);
-            writer.u32(limit);
-        }
-        Verdict::Busy => writer.u8(6),
-        Verdict::WriteDeadline => writer.u8(7),
-        Verdict::PeerClosed => writer.u8(8),
-        Verdict::PeerReset => writer.u8(9),
-        Verdict::Unterminated { bytes } => {
-            writer.u8(10);
-            writer.u32(bytes);
-        }
-        Verdict::Shutdown => writer.u8(11),
-        Verdict::HandedOver => writer.u8(12),
-        Verdict::BadProxyHeader => writer.u8(13),
-        Verdict::Reclaimed => writer.u8(14),
+    writer.u8(verdict.code());
+    if let Some(number) = verdict.number() {
+        writer.u32(number);
     }
 }
 
 fn read_verdict(reader: &mut Reader<'_>) -> Result<Verdict, Error> {
-    Ok(match reader.u8("verdict")? {
-        1 => Verdict::TooLong,
-        2 => Verdict::ReadDeadline,
-        3 => Verdict::IdleDeadline,
-        4 => Verdict::Lifetime,
-        5 => Verdict::TooMany { limit: reader.u32("verdict's limit")? },
-        6 => Verdict::Busy,
-        7 => Verdict::WriteDeadline,
-        8 => Verdict::PeerClosed,
-        9 => Verdict::PeerReset,
-        10 => Verdict::Unterminated { bytes: reader.u32("verdict's bytes")? },
-        11 => Verdict::Shutdown,
-        12 => Verdict::HandedOver,
-        13 => Verdict::BadProxyHeader,
-        14 => Verdict::Reclaimed,
-        code => return Err(Error::UnknownCode { field: "verdict", code }),
-    })
+    let code = reader.u8("verdict")?;
+    Verdict::from_code(code, |field| reader.u32(field))?.ok_or(Error::UnknownCode { field: "verdict", code })
 }

@@ -2,52 +2,110 @@
 
 use std::fmt;
 
-use super::rules::{Framing, Rules, TimeSpan};
+use super::rules::{Framing, Rules};
 
-/// Why a connection ended. Each has one name ([`Verdict::name`]) on the wire, in the log, in the metrics and in tests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+/// Defines all verdicts: the code of each in a snapshot, its name, and the text that the peer gets about it; `None` where the
+/// peer could do nothing about it or could not read it.
+macro_rules! verdicts {
+    (|$rules:ident| $(
+        $(#[$doc:meta])*
+        $verdict:ident $({ $(#[$field_doc:meta])* $field:ident })? = $code:literal, $name:literal, $text:expr;
+    )*) => {
+        /// Why a connection ended. Each has one name ([`Verdict::name`]) on the wire, in the log, in the metrics and in tests.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Verdict {
+            $($(#[$doc])* $verdict $({ $(#[$field_doc])* $field: u32 })?,)*
+        }
+
+        /// The names of all verdicts, in the order of [`Verdict::index`].
+        pub const NAMES: [&str; KINDS] = [$($name,)*];
+
+        /// How many kinds of verdicts there are.
+        pub const KINDS: usize = [$($name,)*].len();
+
+        impl Verdict {
+            /// Each of them once, in the order of [`Verdict::index`]; those with a number with 0.
+            pub const ALL: [Self; KINDS] = [$(Self::$verdict $({ $field: 0 })?,)*];
+
+            /// Returns its code in a snapshot.
+            pub(super) fn code(self) -> u8 {
+                match self { $(Self::$verdict { .. } => $code,)* }
+            }
+
+            /// Returns the number that it has.
+            pub(super) fn number(self) -> Option<u32> {
+                match self {
+                    $($(Self::$verdict { $field } => Some($field),)?)*
+                    _ => None,
+                }
+            }
+
+            /// Returns the verdict with this code. `read_number` is called if it has a number, with a name for that.
+            ///
+            /// # Errors
+            /// Returns the error of `read_number`.
+            pub(super) fn from_code<E>(
+                code: u8,
+                read_number: impl FnOnce(&'static str) -> Result<u32, E>,
+            ) -> Result<Option<Self>, E> {
+                Ok(Some(match code {
+                    $($code => Self::$verdict $({ $field: read_number(concat!("verdict's ", stringify!($field)))? })?,)*
+                    _ => return Ok(None),
+                }))
+            }
+
+            /// Returns the text that the peer gets about it; `None` where the peer could do nothing about it or could not
+            /// read it.
+            #[must_use]
+            #[expect(unused_variables, reason = "the text does not have every number")]
+            pub fn text(self, $rules: &Rules) -> Option<String> {
+                match self { $(Self::$verdict $({ $field })? => $text,)* }
+            }
+        }
+    };
+}
+
+// A code is never used again for something else.
+verdicts! { |rules|
     /// The message in progress passed `max_message`.
-    TooLong,
+    TooLong = 1, "too-long", Some(format!("message exceeds {} bytes", rules.max_message));
     /// The message in progress was not finished within `deadlines.read`.
-    ReadDeadline,
+    ReadDeadline = 2, "read-deadline",
+        rules.deadlines.read.as_ref().map(|time| format!("message not finished within {time}"));
     /// No message within `deadlines.idle`.
-    IdleDeadline,
+    IdleDeadline = 3, "idle-deadline", rules.deadlines.idle.as_ref().map(|time| format!("no message within {time}"));
     /// The connection reached `deadlines.lifetime`.
-    Lifetime,
+    Lifetime = 4, "lifetime", rules.deadlines.lifetime.as_ref().map(|time| format!("connection older than {time}"));
     /// The peer's source has as many connections as `limits.connections_per_source` allows.
     TooMany {
         /// The limit.
-        limit: u32,
-    },
+        limit
+    } = 5, "too-many", Some(format!("too many connections from this source (limit {limit})"));
     /// The buffers of the connection do not fit into `limits.buffer_memory`.
-    Busy,
+    Busy = 6, "busy", Some("out of buffer memory".to_owned());
     /// The peer's kernel took no byte of what the peer was owed for `deadlines.write`.
-    WriteDeadline,
+    WriteDeadline = 7, "write-deadline", None;
     /// The peer ended its stream after a whole message, and got every reply.
-    PeerClosed,
+    PeerClosed = 8, "peer-closed", None;
     /// The connection broke: the peer broke it off, or a call for it failed, which is reported then.
-    PeerReset,
+    PeerReset = 9, "peer-reset", None;
     /// The peer ended its stream in the middle of a message.
     Unterminated {
         /// How many bytes of it had come; stands still at the most that fit.
-        bytes: u32,
-    },
+        bytes
+    } = 10, "unterminated", None;
     /// We end: the daemon stops.
-    Shutdown,
+    Shutdown = 11, "shutdown", None;
     /// It has not ended: it was handed over to the next process of the daemon.
-    HandedOver,
+    HandedOver = 12, "handed-over", None;
     /// It did not begin with a PROXY header, as its listener demands, or not in time.
-    BadProxyHeader,
+    BadProxyHeader = 13, "bad-proxy-header", None;
     /// It was idle, all permits were taken, and another client waited: `limits.reclaim_idle`.
-    Reclaimed,
+    Reclaimed = 14, "reclaimed", Some("connection reclaimed, the server is full".to_owned());
 }
 
 /// The beginning of a final reply, instead of a prefix.
 pub const SERVER_ERROR: &[u8] = b"server error:";
-
-/// How many kinds of verdicts there are.
-pub const KINDS: usize = 14;
 
 impl Verdict {
     /// Returns its name, in lower case with hyphens.
@@ -59,47 +117,7 @@ impl Verdict {
     /// Returns its number among the kinds: less than [`KINDS`]; the index into [`NAMES`] and into counters.
     #[must_use]
     pub fn index(self) -> usize {
-        match self {
-            Self::TooLong => 0,
-            Self::ReadDeadline => 1,
-            Self::IdleDeadline => 2,
-            Self::Lifetime => 3,
-            Self::TooMany { .. } => 4,
-            Self::Busy => 5,
-            Self::WriteDeadline => 6,
-            Self::PeerClosed => 7,
-            Self::PeerReset => 8,
-            Self::Unterminated { .. } => 9,
-            Self::Shutdown => 10,
-            Self::HandedOver => 11,
-            Self::BadProxyHeader => 12,
-            Self::Reclaimed => 13,
-        }
-    }
-
-    /// Returns the text that the peer gets about it; `None` where the peer could do nothing about it or could not read
-    /// it.
-    #[must_use]
-    pub fn text(self, rules: &Rules) -> Option<String> {
-        let deadlines = &rules.deadlines;
-        match self {
-            Self::TooLong => Some(format!("message exceeds {} bytes", rules.max_message)),
-            Self::ReadDeadline => {
-                deadline_text(deadlines.read.as_ref(), |d| format!("message not finished within {d}"))
-            }
-            Self::IdleDeadline => deadline_text(deadlines.idle.as_ref(), |d| format!("no message within {d}")),
-            Self::Lifetime => deadline_text(deadlines.lifetime.as_ref(), |d| format!("connection older than {d}")),
-            Self::TooMany { limit } => Some(format!("too many connections from this source (limit {limit})")),
-            Self::Busy => Some("out of buffer memory".to_owned()),
-            Self::Reclaimed => Some("connection reclaimed, the server is full".to_owned()),
-            Self::WriteDeadline
-            | Self::PeerClosed
-            | Self::PeerReset
-            | Self::Unterminated { .. }
-            | Self::Shutdown
-            | Self::HandedOver
-            | Self::BadProxyHeader => None,
-        }
+        usize::from(self.code()) - 1
     }
 
     /// Returns the final reply: `server error:`, the text, the delimiter. `None` where there is no text, where the
@@ -114,31 +132,8 @@ impl Verdict {
     }
 }
 
-/// The names of all verdicts, in the order of [`Verdict::index`].
-pub const NAMES: [&str; KINDS] = [
-    "too-long",
-    "read-deadline",
-    "idle-deadline",
-    "lifetime",
-    "too-many",
-    "busy",
-    "write-deadline",
-    "peer-closed",
-    "peer-reset",
-    "unterminated",
-    "shutdown",
-    "handed-over",
-    "bad-proxy-header",
-    "reclaimed",
-];
-
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
-}
-
-/// Returns the text about a deadline that has passed. It can only have passed where there is one.
-fn deadline_text(deadline: Option<&TimeSpan>, text: impl Fn(&TimeSpan) -> String) -> Option<String> {
-    deadline.map(text)
 }

@@ -24,7 +24,7 @@ use std::task::{Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, Shutdown, SocketType, recv, sockopt};
 use tokio::sync::Notify;
 
@@ -288,7 +288,7 @@ pub(crate) fn close_gracefully(socket: OwnedFd) {
     // A peer that is gone does not mind.
     let _ = rustix::net::shutdown(&socket, Shutdown::Write);
     // Then nothing tells the end of the stream from an empty packet. After the end, further calls return at once.
-    let has_packets = sockopt::socket_type(&socket).is_ok_and(|kind| kind == SocketType::SEQPACKET);
+    let has_packets = retry_on_intr(|| sockopt::socket_type(&socket)).is_ok_and(|kind| kind == SocketType::SEQPACKET);
     let (mut buffer, mut remaining) = ([0; 16 * 1024], MAX_DISCARDED_BYTES);
     while remaining > 0 {
         match rustix::net::recv(&socket, &mut buffer, RecvFlags::DONTWAIT) {

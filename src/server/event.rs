@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use super::peer::Peer;
 use super::proxy_header::BadHeader;
-use super::quote::quote;
 use super::socket::SocketKind;
+use crate::escape::quote;
 use crate::protocol::Verdict;
 use crate::protocol::packet::DropCause;
 use crate::protocol::session::Totals;
@@ -255,21 +255,6 @@ impl EventSink {
     }
 }
 
-/// The names of all kinds of events.
-pub const NAMES: [&str; 11] = [
-    "opened",
-    "closed",
-    "message",
-    "limit-reached",
-    "accept-paused",
-    "accept-resumed",
-    "listener-failed",
-    "resumed",
-    "connection-failed",
-    "messages-unlogged",
-    "datagrams-dropped",
-];
-
 /// How many bytes of a message a summary shows.
 const MAX_SUMMARY_BYTES: usize = 256;
 
@@ -290,26 +275,6 @@ pub fn summary(message: &[u8]) -> String {
         let _ = write!(text, "… ({omitted} bytes more)");
     }
     text
-}
-
-impl Event {
-    /// What kind of event it is: one of [`NAMES`].
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Opened { .. } => "opened",
-            Self::Closed { .. } => "closed",
-            Self::Message { .. } => "message",
-            Self::LimitReached { .. } => "limit-reached",
-            Self::AcceptPaused { .. } => "accept-paused",
-            Self::AcceptResumed { .. } => "accept-resumed",
-            Self::ListenerFailed { .. } => "listener-failed",
-            Self::Resumed { .. } => "resumed",
-            Self::ConnectionFailed { .. } => "connection-failed",
-            Self::MessagesLost { .. } => "messages-unlogged",
-            Self::DatagramsDropped { .. } => "datagrams-dropped",
-        }
-    }
 }
 
 #[cfg(test)]

@@ -35,7 +35,6 @@ mod peer_input;
 mod peer_progress;
 mod proxy;
 pub mod proxy_header;
-pub mod quote;
 mod receive_buffer;
 mod receive_window;
 mod reclaim;

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 
 use proxy_header::ParseConfig;
 
-use super::quote::quote;
+use crate::escape::quote;
 
 /// The longest header, in bytes.
 pub const MAX_HEADER: usize = 4096;

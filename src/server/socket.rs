@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 
+use rustix::io::retry_on_intr;
 use rustix::net::SocketType;
 use rustix::net::sockopt;
 
@@ -23,7 +24,7 @@ impl SocketKind {
     /// # Errors
     /// What getsockopt(2) says; it is of another kind.
     pub fn of(socket: impl AsFd) -> io::Result<Self> {
-        match sockopt::socket_type(socket)? {
+        match retry_on_intr(|| sockopt::socket_type(&socket))? {
             SocketType::STREAM => Ok(Self::Stream),
             SocketType::SEQPACKET => Ok(Self::Seqpacket),
             SocketType::DGRAM => Ok(Self::Datagram),

@@ -8,6 +8,7 @@
 
 pub mod catalog;
 pub mod daemon;
+pub mod descriptors;
 pub mod echoctl;
 pub mod fake_journald;
 pub mod hang;

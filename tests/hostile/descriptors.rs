@@ -1,10 +1,9 @@
 //! Descriptors that peers send (SCM_RIGHTS, unix(7)): closing one may block for as long as its sender likes. No client
 //! notices, on this kernel and on one that cannot refuse them.
 
-use std::io::{ErrorKind, IoSlice, Read};
-use std::mem::MaybeUninit;
+use std::io::{ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -14,11 +13,12 @@ use nix::libc;
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_linger, set_socket_passcred};
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind,
-    connect, getsockname, listen, send, sendmsg, socket_with,
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen, send,
+    socket_with,
 };
 use rustix::process::Signal;
 
+use common::descriptors::send_descriptors;
 use common::service::{FdStore, Service};
 use common::service_manager::activated_command;
 use common::{self, Daemon, Peer, find_program, kernel, skip_test, wait_until};
@@ -120,7 +120,7 @@ impl Client {
     /// Sends a message, with descriptors of which this process keeps no copy.
     fn send_with(&self, text: &str, descriptors: Vec<OwnedFd>) -> Result<(), Errno> {
         let message = self.message(text);
-        let result = send_descriptors(self.stream.as_fd(), message.as_bytes(), &descriptors);
+        let result = send_descriptors(&self.stream, message.as_bytes(), &descriptors, SendFlags::empty());
         if result.is_err() {
             // This process is not to wait for them either.
             for descriptor in &descriptors {
@@ -154,14 +154,6 @@ impl Client {
     }
 }
 
-fn send_descriptors(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[OwnedFd]) -> Result<(), Errno> {
-    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)));
-    sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
-}
-
 /// A TCP connection whose last close(2) blocks for an hour, unless its receiver goes away.
 struct Blocker {
     receiver: TcpStream,
@@ -183,7 +175,7 @@ impl Blocker {
     fn nested() -> (Self, OwnedFd) {
         let (blocker, inner) = Self::new();
         let (outer, carrier) = UnixStream::pair().expect("sockets can be made and connected");
-        send_descriptors(carrier.as_fd(), b"x", &[inner]).expect("sockets can be made and connected");
+        send_descriptors(&carrier, b"x", &[inner], SendFlags::empty()).expect("sockets can be made and connected");
         (blocker, outer.into())
     }
 
@@ -483,7 +475,8 @@ fn a_connection_that_awaits_its_proxy_header_is_not_read_while_its_descriptors_w
             let sockets = Sockets::new(SocketType::STREAM);
             let mut evil = sockets.connect();
             let (blocker, descriptor) = Blocker::nested();
-            send_descriptors(evil.stream.as_fd(), first.as_bytes(), &[descriptor]).expect("the kernel queues it");
+            send_descriptors(&evil.stream, first.as_bytes(), &[descriptor], SendFlags::empty())
+                .expect("the kernel queues it");
             send(&evil.stream, rest.as_bytes(), SendFlags::NOSIGNAL).unwrap();
             let Some(daemon) = sockets.start(kernel, PROXIED) else { continue };
             let mut other = sockets.connect();
@@ -503,7 +496,8 @@ fn a_header_with_descriptors_waits_until_there_is_room_for_them() {
     let sockets = Sockets::new(SocketType::STREAM);
     let (blocker, descriptor) = Blocker::nested();
     let mut blocking = sockets.connect();
-    send_descriptors(blocking.stream.as_fd(), b"PROXY UNKNOWN\r\n", &[descriptor]).expect("the kernel queues it");
+    send_descriptors(&blocking.stream, b"PROXY UNKNOWN\r\n", &[descriptor], SendFlags::empty())
+        .expect("the kernel queues it");
     blocking.send("blocking");
     let Some(daemon) = sockets.start(Kernel::Old, PROXIED) else { return };
     let mut without = sockets.connect();
@@ -513,13 +507,18 @@ fn a_header_with_descriptors_waits_until_there_is_room_for_them() {
     let many: Vec<_> = (0..5).map(|_| sockets.connect()).collect();
     for client in &many {
         let pipes: Vec<_> = (0..253).map(|_| pipe()).collect();
-        send_descriptors(client.stream.as_fd(), b"P", &pipes).expect("this kernel does not refuse it");
+        send_descriptors(&client.stream, b"P", &pipes, SendFlags::empty()).expect("this kernel does not refuse it");
     }
     // The fifth of them does not fit.
     wait_until("the daemon holds four messages", || daemon.descriptor_count() >= before + 5 + 4 * 253);
     let mut waiting = sockets.connect();
-    send_descriptors(waiting.stream.as_fd(), b"PROXY UNKNOWN\r\n", &(0..20).map(|_| pipe()).collect::<Vec<_>>())
-        .expect("this kernel does not refuse it");
+    send_descriptors(
+        &waiting.stream,
+        b"PROXY UNKNOWN\r\n",
+        &(0..20).map(|_| pipe()).collect::<Vec<_>>(),
+        SendFlags::empty(),
+    )
+    .expect("this kernel does not refuse it");
     waiting.send("aaaa");
     without.exchange("again");
     expect_silence(&mut waiting);
@@ -748,11 +747,7 @@ fn messages_around_urgent_data_are_all_answered() {
 
 /// Sends a byte of urgent data, with a descriptor of which this process keeps no copy.
 fn send_urgent(client: &Client, descriptor: OwnedFd) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [descriptor.as_fd()];
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    sendmsg(&client.stream, &[IoSlice::new(b"!")], &mut ancillary, SendFlags::OOB).map(drop)
+    send_descriptors(&client.stream, b"!", &[descriptor], SendFlags::OOB)
 }
 
 #[test]

@@ -52,6 +52,8 @@ mod reload;
 
 // Settings.
 
+/// No tests: the tables of that page, which tell `settings` and `etc` what each key takes.
+mod configuration;
 /// The settings file that is shipped, and the page about it.
 mod etc;
 /// Where settings come from, and which of them wins.

@@ -129,6 +129,8 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
         ("usr/share/doc/echoed/performance-cpu.svg", 0o644),
         ("usr/share/doc/echoed/performance-fairness.svg", 0o644),
         ("usr/share/doc/echoed/performance-memory.svg", 0o644),
+        ("usr/share/doc/echoed/performance-packets-fairness.svg", 0o644),
+        ("usr/share/doc/echoed/performance-packets.svg", 0o644),
         ("usr/share/doc/echoed/performance.md", 0o644),
         ("usr/share/doc/echoed/restart.svg", 0o644),
         ("usr/share/doc/echoed/messages.md", 0o644),

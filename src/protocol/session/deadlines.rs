@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{FINAL_REPLY_TIMEOUT, Phase, Session, Want};
 use crate::protocol::buffers::Awaited;
-use crate::protocol::rules::{Deadlines, TimeSpan};
+use crate::protocol::rules::{Deadlines, TimeSpan, end_of_limit};
 use crate::protocol::verdict::Verdict;
 
 /// The consequence of a passed deadline.
@@ -77,8 +77,7 @@ impl Session {
     /// Returns until when the final reply may be sent. The time is bounded as a whole: a peer that takes a byte now and
     /// then gains nothing by it.
     pub(super) fn final_reply_deadline(&self, now: Instant) -> Instant {
-        let limit = self.rules.deadlines.write.as_ref().map_or(FINAL_REPLY_TIMEOUT, TimeSpan::duration);
-        now.checked_add(limit).unwrap_or(now + FINAL_REPLY_TIMEOUT)
+        end_of_limit(self.rules.deadlines.write.as_ref(), FINAL_REPLY_TIMEOUT, now)
     }
 
     /// Returns the next deadline, and what it means that it passes.

@@ -329,8 +329,8 @@ fn after_the_lifetime_replies_and_the_final_reply_share_one_deadline() {
 #[test]
 fn a_deadline_beyond_the_range_of_the_clock_never_expires() {
     let forever = || Some(TimeSpan::new(std::time::Duration::MAX, "forever"));
-    let deadlines = Deadlines { idle: forever(), read: forever(), write: forever(), lifetime: forever() };
-    let mut conn = with_deadlines(deadlines);
+    let of_messages = Deadlines { idle: forever(), read: forever(), ..Deadlines::default() };
+    let mut conn = with_deadlines(Deadlines { write: forever(), lifetime: forever(), ..of_messages });
     conn.peer_sends("a\tb");
     conn.advance_time(secs(1_000_000));
     conn.assert_peer_received("server got:a\t");

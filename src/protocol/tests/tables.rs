@@ -1,5 +1,7 @@
 //! One table of wires and what they come to, whole, byte by byte, and cut at every position.
 
+use std::collections::BTreeSet;
+
 use super::simulation::{SimulatedConnection, shown};
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
 use crate::protocol::rules::Unterminated;
@@ -182,33 +184,46 @@ fn a_message_that_is_too_long_ends_the_session_at_the_first_byte_that_makes_it_c
 }
 
 #[test]
-fn each_verdict_has_a_unique_name_and_its_text() {
-    let rules = Rules { max_message: 7, ..Rules::default() };
-    let table: [_; KINDS] = [
-        (Verdict::TooLong, "too-long", Some("message exceeds 7 bytes")),
-        (Verdict::ReadDeadline, "read-deadline", Some("message not finished within 2s")),
-        (Verdict::IdleDeadline, "idle-deadline", Some("no message within 5min")),
-        (Verdict::Lifetime, "lifetime", None),
-        (Verdict::TooMany { limit: 3 }, "too-many", Some("too many connections from this source (limit 3)")),
-        (Verdict::Busy, "busy", Some("out of buffer memory")),
-        (Verdict::WriteDeadline, "write-deadline", None),
-        (Verdict::PeerClosed, "peer-closed", None),
-        (Verdict::PeerReset, "peer-reset", None),
-        (Verdict::Unterminated { bytes: 3 }, "unterminated", None),
-        (Verdict::Shutdown, "shutdown", None),
-        (Verdict::HandedOver, "handed-over", None),
-        (Verdict::BadProxyHeader, "bad-proxy-header", None),
-        (Verdict::Reclaimed, "reclaimed", Some("connection reclaimed, the server is full")),
+fn each_verdict_has_a_unique_name_and_the_code_of_its_position() {
+    for (index, verdict) in Verdict::ALL.into_iter().enumerate() {
+        assert_eq!((verdict.index(), verdict.name()), (index, NAMES[index]));
+        assert_eq!(usize::from(verdict.code()), index + 1, "{verdict}: the next free code, at the end of the table");
+    }
+    let names: BTreeSet<_> = NAMES.into_iter().collect();
+    assert_eq!(names.len(), KINDS, "two verdicts have the same name: {NAMES:?}");
+    // Snapshots of other versions have these codes.
+    let first = [
+        "too-long",
+        "read-deadline",
+        "idle-deadline",
+        "lifetime",
+        "too-many",
+        "busy",
+        "write-deadline",
+        "peer-closed",
+        "peer-reset",
+        "unterminated",
+        "shutdown",
+        "handed-over",
+        "bad-proxy-header",
+        "reclaimed",
     ];
-    for (verdict, name, text) in table {
-        assert_eq!(verdict.name(), name);
-        assert_eq!(NAMES[verdict.index()], name);
+    assert!(NAMES.starts_with(&first), "a code is never used again for another verdict: {NAMES:?}");
+}
+
+#[test]
+fn final_replies_have_the_values_of_the_rules() {
+    let rules = Rules { max_message: 7, ..Rules::default() };
+    for (verdict, text) in [
+        (Verdict::TooLong, Some("message exceeds 7 bytes")),
+        (Verdict::ReadDeadline, Some("message not finished within 2s")),
+        (Verdict::IdleDeadline, Some("no message within 5min")),
+        // It is off.
+        (Verdict::Lifetime, None),
+        (Verdict::TooMany { limit: 3 }, Some("too many connections from this source (limit 3)")),
+    ] {
         assert_eq!(verdict.text(&rules).as_deref(), text, "{verdict}");
     }
-    let mut names = NAMES.to_vec();
-    names.sort_unstable();
-    names.dedup();
-    assert_eq!(names.len(), KINDS, "two verdicts have the same name: {NAMES:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time;
 
 use super::input_stream::InputStream;
-use crate::protocol::rules::TimeSpan;
+use crate::protocol::rules::end_of_limit;
 use crate::protocol::session::{LINGER, LINGER_BYTES};
 use crate::protocol::{Session, Verdict};
 use crate::server::accepted_socket::AcceptedSocket;
@@ -142,8 +142,7 @@ impl PresentedConnection {
 
 /// Until when the header of a connection that has just begun has to be there.
 fn deadline(session: &Session) -> Instant {
-    let limit = session.rules().deadlines.read.as_ref().map_or(DEFAULT_TIMEOUT, TimeSpan::duration);
-    session.opened().checked_add(limit).unwrap_or_else(|| session.opened() + DEFAULT_TIMEOUT)
+    end_of_limit(session.rules().deadlines.read.as_ref(), DEFAULT_TIMEOUT, session.opened())
 }
 
 /// Waits for the header until the deadline, or until it is cancelled, and consumes it. What was consumed is in
@@ -267,7 +266,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Limits, Settings};
-    use crate::protocol::rules::{Deadlines, Rules};
+    use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
     use crate::server::admission::Admission;
     use crate::server::dispatch::Dispatcher;
     use crate::server::disposal::Disposal;

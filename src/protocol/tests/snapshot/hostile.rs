@@ -12,6 +12,7 @@ use crate::protocol::snapshot::{Error, VERSION};
 use crate::protocol::tests::calls::{LimitedOutlet, run_to_close};
 use crate::protocol::tests::oracle::config;
 use crate::protocol::tests::simulation::secs;
+use crate::protocol::verdict::KINDS;
 use crate::protocol::{Delimiter, Rules, Scratch, Session, Snapshot};
 
 /// Rules by which it comes to an end whatever was written.
@@ -117,7 +118,8 @@ fn impossible_session_states_are_rejected() {
     assert_eq!(with("in progress", phase, 7), Err(Error::UnknownCode { field: "phase", code: 7 }));
     assert_eq!(with("in progress", phase + 1, 2), Err(Error::UnknownCode { field: "end of input", code: 2 }));
     assert_eq!(with("stopping", phase + 1, 0), Err(Error::UnknownCode { field: "verdict", code: 0 }));
-    assert_eq!(with("stopping", phase + 1, 15), Err(Error::UnknownCode { field: "verdict", code: 15 }));
+    let code = u8::try_from(KINDS + 1).unwrap();
+    assert_eq!(with("stopping", phase + 1, code), Err(Error::UnknownCode { field: "verdict", code }));
     assert_eq!(with("half-closed", phase, 5), Err(Error::Inconsistent), "logging, but with outbound replies");
     assert_eq!(with("logging", phase, 6), Err(Error::Inconsistent), "done, but with inbound messages");
     assert_eq!(with("in progress", 18, 0xff), Err(Error::NotUtf8));
