@@ -16,7 +16,7 @@ use rustix::process::{
 };
 use tempfile::TempDir;
 
-use super::{Peer, TEST_TIMEOUT, now, skip_test};
+use super::{Peer, TEST_TIMEOUT, now, program, skip_test};
 
 /// A running daemon (or a program that runs it).
 pub struct Daemon {
@@ -58,7 +58,7 @@ impl Daemon {
     /// Starts it with this configuration and these arguments, and waits until it serves. `DIR` in either is a directory
     /// of its own.
     pub fn start_with(configuration: &str, arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_echoed"));
+        let mut command = Command::new(program("echoed"));
         let daemon = Self::spawn_with(&mut command, configuration, arguments);
         let listeners = arguments.iter().filter(|argument| **argument == "--listen").count();
         daemon.wait_for_log_times("listening on", listeners.max(1));

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 /// Sends a message with descriptors, or with none.
-pub(crate) fn send_descriptors(
+pub fn send_descriptors(
     socket: impl AsFd,
     bytes: &[u8],
     descriptors: &[impl AsFd],

@@ -11,7 +11,7 @@ use std::thread;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::TEST_TIMEOUT;
+use super::{TEST_TIMEOUT, program};
 
 /// Returns an address on which no process listens.
 pub fn unused_address() -> String {
@@ -67,9 +67,13 @@ pub fn reset_when_closed(stream: &TcpStream) {
 /// What echoctl did.
 #[derive(Debug)]
 pub struct Output {
+    /// The command line.
     pub command: String,
+    /// The exit code; `None` if a signal ended it.
     pub code: Option<i32>,
+    /// What it printed.
     pub stdout: String,
+    /// Its errors.
     pub stderr: String,
 }
 
@@ -105,9 +109,13 @@ impl Output {
 
 /// What tests expect of JSON: each panics with the value if it is something else, as a key that is not there (null).
 pub trait ExpectJson {
+    /// Returns the number.
     fn number(&self) -> f64;
+    /// Returns the text.
     fn text(&self) -> &str;
+    /// Returns the elements of the array.
     fn list(&self) -> &[Value];
+    /// Returns the truth value.
     fn is_true(&self) -> bool;
     /// Whether an object has this key, and its value is null.
     fn is_null_at(&self, key: &str) -> bool;
@@ -151,12 +159,14 @@ impl ExpectJson for Value {
     }
 }
 
+/// Returns a command that runs echoctl, with its output to be read.
 pub fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_echoctl"));
+    let mut command = Command::new(program("echoctl"));
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
+/// Runs echoctl to its end.
 pub fn echoctl(arguments: &[&str]) -> Output {
     Running::start(&mut command(arguments)).wait()
 }
@@ -172,6 +182,7 @@ pub struct Running {
 }
 
 impl Running {
+    /// Starts a command that runs echoctl.
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let (sender, lines) = mpsc::channel();
@@ -216,6 +227,7 @@ impl Running {
         }
     }
 
+    /// Returns the process number.
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
@@ -225,6 +237,7 @@ impl Running {
         kill_process(self.pid(), Signal::INT).expect("it runs");
     }
 
+    /// Waits until it has ended by itself.
     pub fn wait(mut self) -> Output {
         let status = self.child.wait().expect("it can be waited for");
         assert!(status.signal().is_none(), "{}: {status}; {:#?}", self.command, self.received);

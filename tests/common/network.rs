@@ -16,6 +16,7 @@ use super::{TEST_TIMEOUT, program_or_skip, skip_test};
 pub struct Network(Child);
 
 impl Network {
+    /// Makes a network with nothing in it.
     pub fn new() -> Self {
         // The shell writes a line once it runs in the namespace, and ends when its stdin is closed.
         let mut command = Command::new("unshare");

@@ -54,12 +54,14 @@ impl PacketPeer {
         Self::from_fd(peer)
     }
 
+    /// Takes a connected socket.
     pub fn from_fd(socket: OwnedFd) -> Self {
         set_socket_timeout(&socket, Timeout::Recv, Some(TEST_TIMEOUT)).expect("a timeout can be set");
         set_socket_timeout(&socket, Timeout::Send, Some(TEST_TIMEOUT)).expect("a timeout can be set");
         Self(socket)
     }
 
+    /// Returns the socket.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -90,6 +92,7 @@ impl PacketPeer {
         buffer
     }
 
+    /// Receives a packet; panics unless it is this one.
     pub fn expect(&self, packet: impl AsRef<[u8]>) {
         let (packet, received) = (packet.as_ref(), self.receive());
         let shown = |bytes: &[u8]| format!("{} bytes: {}", bytes.len(), bytes[..bytes.len().min(100)].escape_ascii());
@@ -162,6 +165,7 @@ impl DatagramPeer {
         self
     }
 
+    /// Returns the socket.
     pub fn fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
             Socket::Udp(socket) => socket.as_fd(),
@@ -169,6 +173,7 @@ impl DatagramPeer {
         }
     }
 
+    /// Sends a datagram.
     pub fn send(&self, datagram: impl AsRef<[u8]>) {
         let datagram = datagram.as_ref();
         let sent = match &self.socket {
@@ -183,6 +188,7 @@ impl DatagramPeer {
         assert_eq!(sent.unwrap_or_else(|error| panic!("cannot send to {}: {error}", self.to)), datagram.len());
     }
 
+    /// Receives a datagram.
     pub fn receive(&self) -> Vec<u8> {
         let mut buffer = vec![0; 300_000];
         let (_, len) = retry_on_intr(|| recv(self.fd(), &mut buffer[..], RecvFlags::TRUNC)).expect("a datagram comes");
@@ -190,12 +196,14 @@ impl DatagramPeer {
         buffer
     }
 
+    /// Receives a datagram; panics unless it is this one.
     pub fn expect(&self, datagram: impl AsRef<[u8]>) {
         let (datagram, received) = (datagram.as_ref(), self.receive());
         let shown = |bytes: &[u8]| format!("{} bytes: {}", bytes.len(), bytes[..bytes.len().min(100)].escape_ascii());
         assert!(received == datagram, "received {}, expected {}", shown(&received), shown(datagram));
     }
 
+    /// Sends a message and expects its reply.
     pub fn exchange(&self, message: &str) {
         self.send(message);
         self.expect(format!("server got:{message}"));

@@ -42,6 +42,7 @@ impl Peer {
         Self::try_connect(address).unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"))
     }
 
+    /// Connects, or returns why that is not possible.
     pub fn try_connect(address: &str) -> std::io::Result<Self> {
         let stream = if let Some(name) = address.strip_prefix("unix:@") {
             let address = unix::SocketAddr::from_abstract_name(name)?;

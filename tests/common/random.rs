@@ -21,6 +21,7 @@ impl Random {
         random
     }
 
+    /// Returns the next number.
     pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

@@ -20,7 +20,7 @@ use rustix::net::{
 use tempfile::TempDir;
 
 use super::descriptors::send_descriptors;
-use super::{TEST_TIMEOUT, now};
+use super::{TEST_TIMEOUT, now, program};
 
 /// The shell that runs this becomes the daemon, or the program that is to run the daemon (`TEST_WRAPPER`), if there is
 /// one; the process number stays. The sockets are its stdin and stdout.
@@ -37,7 +37,7 @@ pub fn activated_command(redirections: &str, sockets: Vec<OwnedFd>, names: &str)
     assert!(sockets.len() <= 2, "there are only two places");
     let mut sockets = sockets.into_iter().map(Stdio::from);
     let mut command = Command::new("sh");
-    command.arg("-c").arg(SCRIPT.replace("REDIRECTIONS", redirections)).arg(env!("CARGO_BIN_EXE_echoed"));
+    command.arg("-c").arg(SCRIPT.replace("REDIRECTIONS", redirections)).arg(program("echoed"));
     command.stdin(sockets.next().unwrap_or_else(Stdio::null)).stdout(sockets.next().unwrap_or_else(Stdio::null));
     command.env_remove("LISTEN_PID").env("LISTEN_FDS", names.split(':').count().to_string());
     command.env("LISTEN_FDNAMES", names).env_remove("NOTIFY_SOCKET").env_remove("FDSTORE").env_remove("TEST_WRAPPER");

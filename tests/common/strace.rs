@@ -22,6 +22,7 @@ pub struct Strace {
 pub struct Call {
     /// The thread that made it.
     pub thread: String,
+    /// The name of the system call.
     pub name: String,
     /// How many calls of this name the same thread had made when it began this one, this one included: what strace's
     /// `when=` counts.

@@ -14,10 +14,10 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, getsockopt, sendmsg
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 use rustix::process::Signal;
 
-use crate::common::packets::{DatagramPeer, count_dropped, count_messages};
-use crate::common::service_manager::activated_command;
-use crate::common::{self, Daemon, wait_until};
 use crate::memory::MemInfo;
+use common::packets::{DatagramPeer, count_dropped, count_messages};
+use common::service_manager::activated_command;
+use common::{self, Daemon, wait_until};
 
 /// How long another client may have to wait, whatever floods.
 const SOON: Duration = Duration::from_secs(5);

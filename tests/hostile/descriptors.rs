@@ -19,11 +19,11 @@ use rustix::net::{
 };
 use rustix::process::Signal;
 
-use crate::common::descriptors::send_descriptors;
-use crate::common::packets::count_dropped;
-use crate::common::service_manager::activated_command;
-use crate::common::{self, Daemon, Peer, find_program, kernel, skip_test, wait_until};
-use crate::service::{FdStore, Service};
+use common::descriptors::send_descriptors;
+use common::packets::count_dropped;
+use common::service::{FdStore, Service};
+use common::service_manager::activated_command;
+use common::{self, Daemon, Peer, find_program, kernel, skip_test, wait_until};
 
 /// The kinds of sockets with connections.
 const KINDS: [SocketType; 2] = [SocketType::STREAM, SocketType::SEQPACKET];

@@ -9,10 +9,10 @@ use nix::libc;
 use nix::sys::socket::getsockopt;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, recv, send, sockopt};
 
-use crate::common::network::two_machines;
-use crate::common::packets::PacketPeer;
-use crate::common::service_manager::activated_command;
-use crate::common::{Daemon, Peer};
+use common::network::two_machines;
+use common::packets::PacketPeer;
+use common::service_manager::activated_command;
+use common::{Daemon, Peer};
 
 /// As many clients as one source may have.
 const CLIENTS: usize = 256;

@@ -9,9 +9,9 @@ use rustix::net::{
     listen, recv, send, socket_with,
 };
 
-use crate::common::network::Network;
-use crate::common::service_manager::activated_command;
-use crate::common::{Daemon, skip_test, wait_until};
+use common::network::Network;
+use common::service_manager::activated_command;
+use common::{Daemon, skip_test, wait_until};
 
 /// Makes a socket of MPTCP. If there is none here, reports that the calling test is skipped.
 fn make_socket() -> Option<OwnedFd> {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use rustix::io::ioctl_fionread;
 use rustix::process::Signal;
 
-use crate::common::packets::PacketPeer;
-use crate::common::{self, Daemon, Peer, ensure_nofile_limit};
+use common::packets::PacketPeer;
+use common::{self, Daemon, Peer, ensure_nofile_limit};
 
 /// How long another client may have to wait, whatever holds the places.
 const SOON: Duration = Duration::from_secs(5);

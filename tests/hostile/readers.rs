@@ -10,11 +10,11 @@ use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use crate::common::network::two_machines;
-use crate::common::packets::PacketPeer;
-use crate::common::service_manager::activated_command;
-use crate::common::{self, Daemon, Peer, TEST_TIMEOUT};
 use crate::mptcp;
+use common::network::two_machines;
+use common::packets::PacketPeer;
+use common::service_manager::activated_command;
+use common::{self, Daemon, Peer, TEST_TIMEOUT};
 
 /// The write deadline of these tests: the default.
 const WRITE: Duration = Duration::from_secs(10);

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 
-use crate::common::network::two_machines;
-use crate::common::service_manager::activated_command;
-use crate::common::{Daemon, Peer, wait_until};
+use common::network::two_machines;
+use common::service_manager::activated_command;
+use common::{Daemon, Peer, wait_until};
 
 /// A line sink, with three places.
 const LINES: &str = "[log]\nlevel = 'debug'\n[limits]\nconnections = 3\n[defaults]\ndelimiter = '\\n'\nreply = 'none'\ndeadlines.idle = 'off'\n";

@@ -15,11 +15,11 @@ use rustix::io::Errno;
 use rustix::net::sockopt::socket_recv_buffer_size;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use crate::common::network::{Network, two_machines};
-use crate::common::service_manager::activated_command;
-use crate::common::{Daemon, Peer, now, wait_until};
-use crate::fake_journald::FakeJournald;
 use crate::mptcp;
+use common::fake_journald::FakeJournald;
+use common::network::{Network, two_machines};
+use common::service_manager::activated_command;
+use common::{Daemon, Peer, now, wait_until};
 
 /// SO_BUF_LOCK of asm-generic/socket.h, and SOCK_RCVBUF_LOCK of linux/socket.h, which no library names.
 const SO_BUF_LOCK: i32 = 72;

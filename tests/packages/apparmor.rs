@@ -1,8 +1,8 @@
 //! The AppArmor profile of the package for Debian, enforced by Debian's kernel in a guest.
 
 use crate::guest::Guest;
-use crate::rootfs::Debian;
 use crate::staging::STAGING_DIR;
+use common::machines::rootfs::Debian;
 
 /// All that the service does: by its own sockets and by those of the examples, with connections handed over at a
 /// restart, one process for each connection, and settings that are read anew.

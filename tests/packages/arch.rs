@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::lifecycle::{Installer, OLDER, OLDER_SETTINGS, PACKAGE};
-use crate::machine::{Machine, TCP};
 use crate::staging::STAGING_DIR;
+use common::machines::machine::{Machine, TCP};
 
 tests![
     nothing_is_enabled_and_the_enable_command_is_printed,

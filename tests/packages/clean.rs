@@ -7,13 +7,13 @@ use std::path::Path;
 
 use libtest_mimic::Failed;
 
-use crate::clean_root::{CleanDebian, find_remains};
-use crate::doc_skips;
-use crate::machine::Machine;
-use crate::page_runner::{PageRunner, Skips};
-use crate::rootfs::Debian;
 use crate::staging::find_package;
-use crate::test::Test;
+use common::machines::clean_root::{CleanDebian, find_remains};
+use common::machines::doc_skips;
+use common::machines::machine::Machine;
+use common::machines::page_runner::{PageRunner, Skips};
+use common::machines::rootfs::Debian;
+use common::machines::test::Test;
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 const README: &str = include_str!("../../README.md");
@@ -28,7 +28,7 @@ pub static TEST: Test = Test::new(
 
 /// Runs the test on a clean Debian, which the debootstrap of this one makes.
 pub fn run(debian: &Debian) -> Result<(), Failed> {
-    CleanDebian::make("packages", debian, &[README, OPERATIONS])?.run(&TEST, |home| {
+    CleanDebian::make(Path::new(crate::DIRECTORY), debian, &[README, OPERATIONS])?.run(&TEST, |home| {
         let package = find_package("deb").expect("ECHOED_PACKAGES has the package for Debian");
         let name = package.file_name().expect("it is a file");
         fs::copy(&package, Path::new(home).join(name)).expect("it can be copied");

@@ -1,9 +1,9 @@
 //! The package for Debian.
 
 use crate::lifecycle::{Installer, PACKAGE};
-use crate::machine::Machine;
 use crate::staging::STAGING_DIR;
-use crate::test::Test;
+use common::machines::machine::Machine;
+use common::machines::test::Test;
 
 tests![the_package_has_the_files_that_debian_requires, policy_rc_d_prevents_the_start];
 

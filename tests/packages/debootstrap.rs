@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::in_debian::{GET_DEBOOTSTRAP, run_in_debian};
-use crate::rootfs::Debian;
+use common::machines::in_debian::{GET_DEBOOTSTRAP, run_in_debian};
+use common::machines::rootfs::Debian;
 
 /// `packaging/build` makes its Debian with the debootstrap of this one, and works in it as a user without rights.
 pub fn the_build_script_makes_its_debian_with_the_debootstrap_of(debian: &Debian) {

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::machine::CommandResult;
-use crate::rootfs::Debian;
+use common::machines::machine::CommandResult;
+use common::machines::rootfs::Debian;
 
 /// How long anything may take there.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(900);

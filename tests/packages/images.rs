@@ -1,7 +1,7 @@
 //! The portable service.
 
-use crate::machine::Machine;
 use crate::staging::STAGING_DIR;
+use common::machines::machine::Machine;
 
 tests![a_portable_image_is_attached_serves_and_is_detached];
 

@@ -4,13 +4,13 @@
 use std::cell::RefCell;
 use std::fs;
 
-use crate::common::wait_until;
-use crate::machine::{Machine, TCP, UNIX};
-use crate::page_runner::run_installed_pages;
-use crate::reconnecting_clients;
 use crate::snapshot::Snapshot;
 use crate::staging::STAGING_DIR;
-use crate::test::Test;
+use common::machines::machine::{Machine, TCP, UNIX};
+use common::machines::page_runner::run_installed_pages;
+use common::machines::reconnecting_clients;
+use common::machines::test::Test;
+use common::wait_until;
 
 /// The package, and an older version of it with the same programs and other settings: these stand at the end of
 /// /etc/echoed/echoed.toml.

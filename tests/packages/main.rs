@@ -5,31 +5,8 @@
 
 #![allow(unreachable_pub, reason = "as in tests/common, what is for other files is pub")]
 
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../system/machine.rs"]
-#[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
-mod machine;
-#[path = "../system/rootfs.rs"]
-#[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
-mod rootfs;
-#[path = "../system/test.rs"]
-#[macro_use]
-#[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
-mod test;
-#[path = "../system/clean_root.rs"]
-mod clean_root;
-#[path = "../system/doc_page.rs"]
-mod doc_page;
-#[path = "../system/doc_skips.rs"]
-mod doc_skips;
-#[path = "../system/in_debian.rs"]
-mod in_debian;
-#[path = "../system/page_runner.rs"]
-#[allow(dead_code, reason = "shared with tests/system, which uses more of it")]
-mod page_runner;
-#[path = "../system/reconnecting_clients.rs"]
-mod reconnecting_clients;
+#[macro_use(tests)]
+extern crate common;
 
 mod apparmor;
 mod arch;
@@ -44,12 +21,16 @@ mod rpm;
 mod snapshot;
 mod staging;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
-use rootfs::{DEBIANS, Debian};
-use test::Test;
+use common::machines::rootfs::{DEBIANS, Debian};
+use common::machines::test::Test;
+
+/// Where what is put on machines is made.
+const DIRECTORY: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/packages");
 
 /// The package managers that are not Debian's, and what tries its packages out.
 static TOOLS: Debian = Debian::with_tools(
@@ -93,7 +74,9 @@ fn main() -> ExitCode {
     }));
     if !arguments.list {
         for debian in DEBIANS[1..].iter().chain([&TOOLS]) {
-            debian.prepare("packages", |layer, _| staging::stage(layer)).unwrap_or_else(|reason| panic!("{reason}"));
+            debian
+                .prepare(Path::new(DIRECTORY), |layer, _| staging::stage(layer))
+                .unwrap_or_else(|reason| panic!("{reason}"));
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()

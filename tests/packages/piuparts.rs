@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::rootfs::Debian;
+use common::machines::rootfs::Debian;
 
 /// On the packages that were put on `tools`, in a plain `base`.
 pub fn piuparts_passes(tools: &Debian, base: &Debian) {

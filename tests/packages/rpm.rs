@@ -3,8 +3,8 @@
 //! [`TRIGGERS`]).
 
 use crate::lifecycle::{Installer, OLDER, OLDER_SETTINGS, PACKAGE};
-use crate::machine::{Machine, TCP};
 use crate::staging::STAGING_DIR;
+use common::machines::machine::{Machine, TCP};
 
 tests![
     the_socket_is_enabled_only_by_a_preset,

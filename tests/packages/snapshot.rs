@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::machine::Machine;
+use common::machines::machine::Machine;
 
 /// Every file, with its kind, mode, owner, size, and what is in it.
 pub struct Snapshot(BTreeMap<String, String>);

@@ -12,8 +12,8 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use crate::common::wait_until;
-use crate::machine::Machine;
+use common::machines::machine::Machine;
+use common::wait_until;
 
 tests![
     nothing_is_left_after_a_machine_stops,

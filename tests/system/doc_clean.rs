@@ -6,13 +6,13 @@ use std::process::Command;
 
 use libtest_mimic::Trial;
 
-use crate::clean_root::{CleanDebian, find_remains};
-use crate::common::{find_program, skip_test};
-use crate::doc_skips;
-use crate::machine::Machine;
-use crate::page_runner::PageRunner;
-use crate::rootfs::Debian;
-use crate::test::Test;
+use common::machines::clean_root::{CleanDebian, find_remains};
+use common::machines::doc_skips;
+use common::machines::machine::Machine;
+use common::machines::page_runner::PageRunner;
+use common::machines::rootfs::Debian;
+use common::machines::test::Test;
+use common::{find_program, skip_test};
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 const README: &str = include_str!("../../README.md");
@@ -35,7 +35,7 @@ pub fn trial(debian: &'static Debian) -> Trial {
                 return Ok(());
             }
         }
-        match CleanDebian::make("system", debian, &[README, OPERATIONS]) {
+        match CleanDebian::make(Path::new(crate::DIRECTORY), debian, &[README, OPERATIONS]) {
             Ok(clean) => clean.run(&TEST, copy_sources),
             Err(reason) => {
                 skip_test(&format!("a Debian cannot be made: {}", reason.lines().last().unwrap_or_default()));

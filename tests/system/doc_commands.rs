@@ -1,9 +1,9 @@
 //! Every command of the pages for administrators is run, and does what they say.
 
-use crate::doc_skips;
-use crate::machine::Machine;
-use crate::page_runner::{PageRunner, run_installed_pages};
-use crate::rootfs::make;
+use common::machines::doc_skips;
+use common::machines::machine::Machine;
+use common::machines::page_runner::{PageRunner, run_installed_pages};
+use common::machines::rootfs::make;
 
 tests![
     every_command_in_operations_md_works_as_documented,

@@ -5,7 +5,7 @@ use std::env;
 use std::fs;
 use std::path::Path;
 
-use crate::machine::Machine;
+use common::machines::machine::Machine;
 
 tests![no_message_is_lost_during_the_recorded_restart];
 

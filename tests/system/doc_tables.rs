@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::common::hang::hang_thread;
-use crate::common::{Peer, wait_until};
-use crate::machine::Machine;
+use common::hang::hang_thread;
+use common::machines::machine::Machine;
+use common::{Peer, wait_until};
 
 tests![
     each_signal_works_as_documented,

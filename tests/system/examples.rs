@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use echoed::systemd::journal::lossless::MESSAGE;
 
-use crate::common::now;
-use crate::common::packets::{DatagramPeer, PacketPeer};
 use crate::journal::entries::{Entry, journalctl, wait_for_entries};
 use crate::journal::rate_limit::assert_in_order;
-use crate::machine::{Machine, TCP};
+use common::machines::machine::{Machine, TCP};
+use common::now;
+use common::packets::{DatagramPeer, PacketPeer};
 
 tests![
     lines_are_logged_completely_and_not_answered,

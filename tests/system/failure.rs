@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::common::hang::hang_thread;
-use crate::machine::{Machine, TCP, UNIX};
+use common::hang::hang_thread;
+use common::machines::machine::{Machine, TCP, UNIX};
 
 tests![
     a_killed_process_is_restarted_and_serves_the_next_clients,

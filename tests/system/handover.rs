@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 
-use crate::common::{Peer, TEST_TIMEOUT, ensure_nofile_limit, now, wait_until};
-use crate::machine::{Machine, TCP, UNIX};
+use common::machines::machine::{Machine, TCP, UNIX};
+use common::{Peer, TEST_TIMEOUT, ensure_nofile_limit, now, wait_until};
 
 tests![
     messages_split_by_a_restart_are_answered,

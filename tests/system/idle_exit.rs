@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::common::wait_until;
-use crate::machine::{Machine, TCP, UNIX};
+use common::machines::machine::{Machine, TCP, UNIX};
+use common::wait_until;
 
 tests![
     an_idle_process_exits_and_is_started_again_for_the_next_client,

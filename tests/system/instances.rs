@@ -1,7 +1,7 @@
 //! Instances: processes beside echoed.service, each with sockets, settings and limits of its own.
 
-use crate::common::wait_until;
-use crate::machine::{Machine, TCP};
+use common::machines::machine::{Machine, TCP};
+use common::wait_until;
 
 tests![
     an_instance_has_sockets_settings_and_limits_of_its_own,

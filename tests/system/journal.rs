@@ -9,8 +9,8 @@ pub mod rate_limit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use crate::common::Peer;
-use crate::machine::Machine;
+use common::Peer;
+use common::machines::machine::Machine;
 use entries::wait_for_entries;
 
 tests![

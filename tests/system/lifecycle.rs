@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 
-use crate::common::{Peer, now, wait_until};
-use crate::machine::{Machine, TCP, UNIX};
+use common::machines::machine::{Machine, TCP, UNIX};
+use common::{Peer, now, wait_until};
 
 tests![
     the_first_connection_starts_the_service,

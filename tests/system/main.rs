@@ -7,17 +7,8 @@
 
 #![allow(unreachable_pub, reason = "as in tests/common, what is for other files is pub")]
 
-mod clean_root;
-#[path = "../common/mod.rs"]
-mod common;
-mod doc_page;
-mod doc_skips;
-mod in_debian;
-mod machine;
-mod page_runner;
-mod rootfs;
-#[macro_use]
-mod test;
+#[macro_use(tests)]
+extern crate common;
 
 mod cleanup;
 mod doc_clean;
@@ -31,7 +22,6 @@ mod idle_exit;
 mod instances;
 mod journal;
 mod lifecycle;
-mod reconnecting_clients;
 mod restart;
 mod sandbox;
 mod sandbox_allowed;
@@ -43,8 +33,11 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
-use rootfs::DEBIANS;
-use test::Test;
+use common::machines::rootfs::DEBIANS;
+use common::machines::test::Test;
+
+/// Where what is put on machines is made.
+const DIRECTORY: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/system");
 
 /// The files of tests, by their names.
 const FILES: &[(&str, &[Test])] = &[
@@ -79,7 +72,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     if !arguments.list {
         for debian in &DEBIANS {
-            if let Err(reason) = can_run().and_then(|()| debian.prepare("system", install)) {
+            if let Err(reason) = can_run().and_then(|()| debian.prepare(Path::new(DIRECTORY), install)) {
                 common::skip_test(&format!("the tests on booted machines: {reason}"));
                 return ExitCode::SUCCESS;
             }
@@ -119,7 +112,7 @@ fn is_in_part(file: &str) -> bool {
 /// Puts echoed on a machine, unless there are machines on it already.
 fn install(layer: &Path, systemd: u32) {
     if !cleanup::is_inner() {
-        rootfs::install(layer, systemd);
+        common::machines::rootfs::install(layer, systemd);
     }
 }
 

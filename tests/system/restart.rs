@@ -1,7 +1,7 @@
 //! Restarts: clients come all the time.
 
-use crate::machine::{Machine, TCP, UNIX};
-use crate::reconnecting_clients;
+use common::machines::machine::{Machine, TCP, UNIX};
+use common::machines::reconnecting_clients;
 
 tests![every_client_is_answered_during_restarts, the_sockets_survive_twenty_quick_restarts];
 

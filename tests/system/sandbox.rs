@@ -6,8 +6,8 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::wait_until;
-use crate::machine::Machine;
+use common::machines::machine::Machine;
+use common::wait_until;
 
 tests![
     the_exposure_level_of_the_units_is_at_most_0_1,

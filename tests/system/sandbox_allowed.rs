@@ -9,9 +9,9 @@ use echoed::systemd::journal::lossless::MESSAGE;
 use rustix::net::sockopt::set_socket_reuseport;
 use rustix::net::{AddressFamily, SocketType};
 
-use crate::common::packets::{DatagramPeer, PacketPeer};
-use crate::common::{TEST_TIMEOUT, wait_until};
-use crate::machine::Machine;
+use common::machines::machine::Machine;
+use common::packets::{DatagramPeer, PacketPeer};
+use common::{TEST_TIMEOUT, wait_until};
 
 tests![
     tcp_and_unix_clients_are_served,

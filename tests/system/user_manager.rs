@@ -1,7 +1,7 @@
 //! The units for user managers: a plain user, who is not logged in, has a service of their own (lingering).
 
-use crate::common::{Peer, wait_until};
-use crate::machine::Machine;
+use common::machines::machine::Machine;
+use common::{Peer, wait_until};
 
 tests![
     a_plain_user_has_a_service_with_settings_of_their_own,

@@ -16,8 +16,8 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::net::sockopt;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::common::service_manager::bundle_of;
-use crate::machine::Machine;
+use common::machines::machine::Machine;
+use common::service_manager::bundle_of;
 
 /// Set for the program on the machine: what it is to do.
 const FORGE: &str = "ECHOED_TEST_FORGE";

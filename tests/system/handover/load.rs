@@ -9,10 +9,10 @@ use std::thread;
 use std::time::Duration;
 
 use super::{PATIENT, expect_no_warnings, restart, start};
-use crate::common::random::seed;
-use crate::common::{Random, wait_until};
-use crate::machine::{Machine, TCP, UNIX};
-use crate::reconnecting_clients::OnDrop;
+use common::machines::machine::{Machine, TCP, UNIX};
+use common::machines::reconnecting_clients::OnDrop;
+use common::random::seed;
+use common::{Random, wait_until};
 
 tests![two_hundred_clients_lose_nothing_in_ten_restarts];
 

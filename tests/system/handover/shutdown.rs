@@ -4,8 +4,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::{PATIENT, expect_empty_store, expect_no_warnings, restart, start};
-use crate::common::{Peer, wait_until};
-use crate::machine::{Machine, TCP, UNIX};
+use common::machines::machine::{Machine, TCP, UNIX};
+use common::{Peer, wait_until};
 
 tests![
     a_stop_closes_all_connections,

@@ -6,8 +6,8 @@ use rustix::net::{RecvFlags, recv};
 
 use super::forger::tamper;
 use super::{Clients, PATIENT, expect_empty_store, start};
-use crate::common::Peer;
-use crate::machine::{Machine, TCP};
+use common::Peer;
+use common::machines::machine::{Machine, TCP};
 
 tests![the_service_restores_the_valid_connections_of_a_tampered_fd_store];
 

@@ -8,10 +8,10 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use super::entries::{Entry, entries, journalctl};
 use super::{SETTINGS, TCP, configure, listen};
-use crate::common::hang::hang_thread;
-use crate::common::wait_until;
 use crate::handover::forger::tamper;
-use crate::machine::Machine;
+use common::hang::hang_thread;
+use common::machines::machine::Machine;
+use common::wait_until;
 
 tests![
     events_at_the_start_are_explained,

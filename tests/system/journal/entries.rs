@@ -5,8 +5,8 @@ use std::io::Read;
 
 use serde_json::Value;
 
-use crate::common::wait_until;
-use crate::machine::Machine;
+use common::machines::machine::Machine;
+use common::wait_until;
 
 /// An entry: all values of each field.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

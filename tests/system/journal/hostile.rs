@@ -7,7 +7,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 
 use super::entries::{Entry, entries, exported, journalctl, wait_for_entries};
 use super::{TCP, listen};
-use crate::machine::Machine;
+use common::machines::machine::Machine;
 
 tests![
     message_summaries_cannot_forge_fields_or_entries,

@@ -10,8 +10,8 @@ use super::catalog::expect_explained;
 use super::entries::{entries, wait_for_entries};
 use super::rate_limit::assert_in_order;
 use super::{TCP, listen};
-use crate::common::{Peer, now, wait_until};
-use crate::machine::Machine;
+use common::machines::machine::Machine;
+use common::{Peer, now, wait_until};
 
 tests![
     a_journald_that_hangs_for_30_s_under_load_delays_no_client,

@@ -4,7 +4,7 @@
 use super::catalog::expect_explained;
 use super::entries::{Entry, entries, wait_for_entries};
 use super::{TCP, listen};
-use crate::machine::Machine;
+use common::machines::machine::Machine;
 
 tests![
     messages_of_one_kind_are_rate_limited_and_the_suppressed_ones_counted,
