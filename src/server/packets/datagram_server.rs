@@ -51,6 +51,10 @@ pub(crate) struct Limits<'a> {
     pub(crate) rate_limiter: &'a RateLimiter,
 }
 
+/// How long to receive nothing after a datagram with descriptors. Those who wait for the room that it has made send meanwhile, and
+/// not when the next one comes: before Linux 6.16, what is sent at that moment has no credentials (`peer_descriptors.rs`).
+const DESCRIPTORS_PAUSE: Duration = Duration::from_micros(100);
+
 /// How long to wait before the disposal thread is tried to be made again.
 const START_PAUSE: Duration = Duration::from_millis(100);
 
@@ -226,6 +230,7 @@ impl DatagramServer {
     fn receive_with_descriptors(&mut self, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
         let make_waker = || self.parking.room_waker();
         let received = self.socket.receive_with_descriptors(buffer, &self.state.disposal, make_waker);
+        self.paused_until = Some(clock() + DESCRIPTORS_PAUSE);
         if received.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMFILE as i32)) {
             if let Some(socket) = self.socket.second_descriptor() {
                 let dropped = self.parking.await_drop();
