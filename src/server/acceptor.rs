@@ -1,7 +1,8 @@
-//! Accepting: one acceptor for each listener, all on the first worker, for all workers. (A listener that every worker
-//! polls wakes all of them for each connection.) A permit is acquired before a connection is accepted, so that connections
-//! that do not fit wait in the kernel's backlog: but one, if an idle connection may be closed for it (`reclaim.rs`). That
-//! depends on its source, which accept(2) tells.
+//! Accepting. Each listener has one acceptor; all acceptors run on the first worker and accept for all workers. (If
+//! every worker polled the listener, each new connection would wake all of them.) An acceptor acquires a permit before
+//! it accepts, so that excess connections stay in the kernel's backlog. The exception: if an idle connection may be
+//! closed for a new one (`reclaim.rs`), the new one is accepted first, because the decision depends on its source,
+//! which only accept(2) reveals.
 
 use std::io::{self, ErrorKind};
 use std::mem;
@@ -28,40 +29,41 @@ use super::reclaim;
 use super::socket_options;
 use super::worker_state::WorkerState;
 
-/// How many connections are accepted before the first worker's connections run.
+/// The most connections that are accepted before the connections of the first worker are driven.
 const BATCH: usize = 32;
 
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Accepts the connections of one listener.
 pub(crate) struct ListenerAcceptor {
-    /// There until the drop.
+    /// `None` only while being dropped.
     socket: Option<OwnedFd>,
     listener: Arc<ListenerHandle>,
     dispatcher: Arc<Dispatcher>,
-    /// The state of the worker that runs it.
+    /// The state of the worker that runs this acceptor.
     state: Arc<WorkerState>,
     control: AcceptControl,
-    /// Whether it has been run.
+    /// Whether [`Acceptor::run`] was called before.
     has_begun: bool,
-    /// The settings whose options the socket has, and the receive buffer that connections inherit with them.
+    /// The settings that were applied to the socket, with the receive buffer that its connections inherit.
     applied: Option<(Arc<Listener>, Option<ReceiveBuffer>)>,
-    /// Whether the next connection has inherited them: not those that were in the backlog by then, which come first.
+    /// Whether the next connection has inherited the options. Connections that were in the backlog when the options
+    /// were set have not; they are accepted first.
     inherits: bool,
     backoff: Backoff,
-    /// Until when nothing is accepted, after errors in a row.
+    /// The end of the pause after repeated errors.
     paused_until: Option<Instant>,
-    /// Whether the socket could not be watched the last time.
+    /// Whether the last attempt to watch the socket failed.
     watch_failed: bool,
-    /// There while a client waits for whom another connection is to be closed.
+    /// Set while a client waits for another connection to be closed.
     waiting: Option<WaitingAcceptor>,
-    /// Why the listener failed, if it did.
+    /// The reason why the listener failed.
     failure: Option<io::Error>,
 }
 
 impl ListenerAcceptor {
-    /// Creates the acceptor of a listening, non-blocking socket that has the options of its settings, to be run by the worker that
-    /// has this state.
+    /// Creates the acceptor of a non-blocking listening socket on which the options of its settings are set. `state` is
+    /// that of the worker that runs it.
     pub(crate) fn new(
         socket: OwnedFd,
         listener: Arc<ListenerHandle>,
@@ -93,7 +95,7 @@ impl ListenerAcceptor {
         socket
     }
 
-    /// Accepts what waits, as far as there are permits.
+    /// Accepts waiting connections, as far as there are permits.
     ///
     /// # Errors
     /// Returns an error if the listener failed.
@@ -138,14 +140,14 @@ impl ListenerAcceptor {
                     return Err(listener_error::shut_down_error());
                 }
                 self.backoff.record_success();
-                // Linux makes room for a connection before it looks whether there is one.
+                // Linux allocates the new socket before it checks whether a connection waits: resources are not exhausted.
                 accepting = true;
                 break;
             }
             match ListenerErrorKind::of(&error) {
                 ListenerErrorKind::Fatal => return Err(listener_error::explain(error, self.socket())),
                 ListenerErrorKind::ResourcesExhausted if !ends_are_watched => {
-                    // Once more after that, so that no descriptor becomes free unnoticed.
+                    // Checks again after this, so that no released descriptor is missed.
                     self.dispatcher.admission.wake_acceptors_at_end();
                     ends_are_watched = true;
                     continue;
@@ -172,7 +174,8 @@ impl ListenerAcceptor {
         Ok(self.pause(error, retry, now))
     }
 
-    /// Serves or refuses a connection, which begins now: its client may have connected after the pass of the event loop began.
+    /// Serves or refuses a connection. Takes its own time of acceptance: the client may have connected after this pass
+    /// of the event loop began.
     fn admit(
         &self,
         socket: OwnedFd,
@@ -191,33 +194,33 @@ impl ListenerAcceptor {
         }
     }
 
-    /// Sets the options of the settings on the socket, if it does not have them.
+    /// Applies changed settings to the socket.
     fn apply_options(&mut self, listener: &Arc<Listener>) {
         if !self.applied.as_ref().is_some_and(|(applied, _)| Arc::ptr_eq(applied, listener)) {
             self.inherits = false;
-            // Otherwise each connection gets them, and says what fails.
+            // If this fails, each connection gets the options itself and reports the error.
             let set = socket_options::set(self.socket(), &listener.settings);
             let receive_buffer = ReceiveBuffer::inherited_from(self.socket(), listener.settings.receive_buffer);
             self.applied = set.is_ok().then(|| (Arc::clone(listener), receive_buffer));
         }
     }
 
-    /// Returns the receive buffer that the next connection has inherited. `None` if it is to be asked, and gets the options of the
-    /// settings.
+    /// Returns the receive buffer that the next connection has inherited; `None` if it has to be queried and the
+    /// options have to be set on the connection.
     fn inherited(&self) -> Option<ReceiveBuffer> {
         self.applied.as_ref().filter(|_| self.inherits).and_then(|(_, receive_buffer)| *receive_buffer)
     }
 
-    /// Returns what to wait for if [`Dispatcher::try_acquire`] would return nothing. While all permits are taken and a client
-    /// waits, an idle connection is closed for it, if one may be.
+    /// Returns what to wait for if [`Dispatcher::try_acquire`] would return `None`. While all permits are taken and a
+    /// client waits, starts closing an idle connection.
     fn wait_for_permit(&mut self, listener: &Listener, flags: EventFlags, now: Instant) -> Option<NextRun> {
         let admission = Arc::clone(&self.dispatcher.admission);
         let shortage = || admission.shortage(listener.awaits_header());
-        // Kept below if its client still waits.
+        // Put back below if its client still waits.
         let waiting = self.waiting.take();
         let reason = shortage()?;
         admission.report_shortage(reason, |event| self.report(event));
-        // Before it is looked at once more, so that no permit is released unnoticed.
+        // Registered before the final check, so that no released permit is missed.
         admission.wake_acceptors_at_end();
         let is_shut_down = listener_error::is_shut_down(flags);
         if reason != Shortage::Connections || !self.dispatcher.reclaimer.is_on() || is_shut_down {
@@ -227,7 +230,7 @@ impl ListenerAcceptor {
             let must_wait = || shortage().is_some() && !admission.may_accept_undecided();
             return match client_waits(self.socket()) {
                 _ if shortage().is_none() => None,
-                // It is accepted without a permit.
+                // The client is accepted without a permit.
                 true => must_wait().then_some(NextRun::Paused(None)),
                 false => Some(NextRun::Ready),
             };
@@ -242,14 +245,14 @@ impl ListenerAcceptor {
         })
     }
 
-    /// Pauses after an error, and reports the first such pause.
+    /// Pauses after an error, and reports the first pause of a series.
     fn pause(&mut self, error: io::Error, retry: Retry, now: Instant) -> NextRun {
         if self.backoff.report_pause() {
             let Listener { ref name, kind, .. } = *self.listener.load();
             self.report(Event::AcceptPaused { listener: Arc::clone(name), kind, error, retry });
         }
         match retry {
-            // An elapsed second is as good a reason to try again as an ended connection.
+            // The error may also pass without a connection ending, so the pause is limited.
             Retry::ConnectionEnded => NextRun::Paused(Some(now + MAX_PAUSE)),
             Retry::After(pause) => {
                 self.paused_until = Some(now + pause);
@@ -258,8 +261,8 @@ impl ListenerAcceptor {
         }
     }
 
-    /// Probes the backlog, and accepts the first connection in it. Returns whether the listener must be served further: also
-    /// when that could not be determined.
+    /// Probes the backlog and accepts its first connection. Returns whether the listener must stay in service; `true`
+    /// also if that is unknown.
     fn probe(&self, serve: &mut dyn FnMut(Box<Connection>)) -> bool {
         let listener = self.listener.load();
         let Some(permit) = self.dispatcher.admission.try_acquire(listener.awaits_header()) else { return true };
@@ -288,7 +291,8 @@ impl Drop for ListenerAcceptor {
         if listener.descriptors == PeerDescriptors::None {
             drop(socket);
         } else if let Some(socket) = socket {
-            // Connections in its backlog may have descriptors queued, if no other process holds it.
+            // If no other process holds the socket, closing it also closes the connections in its backlog, which may
+            // have descriptors queued.
             self.state.disposal.close(socket, None);
         }
         self.waiting = None;
@@ -305,7 +309,7 @@ impl Acceptor for ListenerAcceptor {
     }
 
     fn run(&mut self, flags: EventFlags, now: Instant, serve: &mut dyn FnMut(Box<Connection>)) -> NextRun {
-        // An error means that the server is gone.
+        // An error means that the server has been dropped.
         let Ok(is_new) = self.control.mode.has_changed() else { return NextRun::Never };
         let mode = *self.control.mode.borrow_and_update();
         match mode {
@@ -335,9 +339,9 @@ impl Acceptor for ListenerAcceptor {
     }
 }
 
-/// A connection that another process accepted: it is dispatched once.
+/// A connection accepted by another process. It is dispatched once.
 pub(crate) struct AdoptedConnection {
-    /// There until that is done.
+    /// `None` after it was dispatched.
     pub(crate) accepted: Option<(OwnedFd, Permit)>,
     pub(crate) listener: Arc<Listener>,
     pub(crate) dispatcher: Arc<Dispatcher>,
@@ -367,10 +371,10 @@ impl Acceptor for AdoptedConnection {
     }
 }
 
-/// Returns whether a client waits in the backlog. On a socket that was shut down there is none.
+/// Returns whether a client waits in the backlog; `false` for a socket that was shut down.
 fn client_waits(socket: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(socket, PollFlags::IN | PollFlags::RDHUP)];
-    // If that is unknown, there may be one.
+    // If poll(2) fails, a client may be waiting.
     match poll(&mut polled, Some(&NO_WAIT)) {
         Ok(0) => false,
         Ok(_) => !polled[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP),
@@ -443,7 +447,7 @@ mod tests {
         let mut acceptor = ListenerAcceptor::new(socket.into(), listener, Arc::new(dispatcher), state, control);
 
         let pass_began = clock();
-        // Prepares the socket.
+        // The first run prepares the socket.
         acceptor.run(EventFlags::empty(), pass_began, &mut |_| {});
         let _client = TcpStream::connect(address).unwrap();
         let connected = clock();

@@ -1,4 +1,4 @@
-//! Listeners, and what identifies their connections.
+//! Listeners, and the identity of their connections.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,19 +7,19 @@ use super::peer_descriptors::PeerDescriptors;
 use super::socket::SocketKind;
 use crate::config;
 
-/// A listener, as a connection gets it when it is accepted: its name and its settings.
+/// The name and settings of a listener, as a connection gets them when it is accepted.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) name: Arc<str>,
-    /// The kind of its socket.
+    /// The kind of the listening socket.
     pub(crate) kind: SocketKind,
-    /// Which descriptors peers may send: [`PeerDescriptors::refuse`].
+    /// Which file descriptors peers may send ([`PeerDescriptors::refuse`]).
     pub(crate) descriptors: PeerDescriptors,
     pub(crate) settings: config::ListenerSettings,
 }
 
 impl Listener {
-    /// Creates a listener with a name and with these settings.
+    /// Creates a listener.
     pub(crate) fn new(
         name: &str,
         kind: SocketKind,
@@ -29,13 +29,13 @@ impl Listener {
         Self { name: name.into(), kind, descriptors, settings: settings_of(kind, settings) }
     }
 
-    /// Returns whether its connections have to begin with a PROXY header. Packets have none.
+    /// Returns whether each connection must begin with a PROXY header. Connections of packets never do.
     pub(crate) fn awaits_header(&self) -> bool {
         self.settings.proxy_protocol && self.kind == SocketKind::Stream
     }
 }
 
-/// Returns the settings of a listener of this kind.
+/// Returns the settings, adjusted to the kind of socket.
 fn settings_of(kind: SocketKind, settings: &config::ListenerSettings) -> config::ListenerSettings {
     let mut settings = settings.clone();
     if kind == SocketKind::Seqpacket {
@@ -44,7 +44,7 @@ fn settings_of(kind: SocketKind, settings: &config::ListenerSettings) -> config:
     settings
 }
 
-/// The current [`Listener`], which new connections get. A reload replaces it.
+/// The current [`Listener`] for new connections. A reload replaces it.
 #[derive(Debug)]
 pub(crate) struct ListenerHandle(Mutex<Arc<Listener>>);
 
@@ -57,7 +57,7 @@ impl ListenerHandle {
         Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Replaces the settings, for new connections.
+    /// Replaces the settings for new connections.
     pub(crate) fn store(&self, settings: &config::ListenerSettings) {
         let mut listener = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *listener = Arc::new(Listener {
@@ -69,9 +69,9 @@ impl ListenerHandle {
     }
 }
 
-/// What identifies a connection: its id, its listener and its peer.
+/// The identity of a connection: its id, its listener and its peer.
 pub(crate) struct ConnectionInfo {
-    /// Counted from 1 over all listeners.
+    /// Counted from 1 across all listeners.
     pub(crate) id: u64,
     pub(crate) listener: Arc<Listener>,
     pub(crate) peer: Peer,

@@ -1,8 +1,7 @@
-//! Whether the peer of a connection takes what was sent, as the kernel knows it.
+//! Asks the kernel whether the peer of a connection takes what was sent.
 //!
-//! A full socket says nothing about that: the kernel reports room for output only when a good part of the buffer is free
-//! again, and that takes a slow reader as long as its rate and the buffer say. So before a connection is cut off because its
-//! peer takes nothing, the kernel is asked.
+//! A full send buffer does not answer that: the kernel reports room only when a good part of the buffer is free, which
+//! takes a slow reader a long time. So the daemon asks the kernel before it closes a connection for lack of progress.
 
 use std::os::fd::AsFd;
 
@@ -41,14 +40,15 @@ sockopt_impl!(
     [u64; SND_UNA + 1]
 );
 
-/// Returns a number that changes whenever the peer takes something, as long as nothing is sent: how many bytes its kernel
-/// has acknowledged (TCP; MPTCP, on whatever subflow), or how much memory of what was sent the kernel has not freed (Unix,
-/// where that happens when a buffer has been read whole). `None` where that is unknown.
+/// Returns a number that changes whenever the peer takes something, as long as nothing is sent; `None` if the kernel
+/// does not tell. For TCP and MPTCP, it is the number of acknowledged bytes (for MPTCP, over all subflows). For Unix
+/// sockets, it is the memory of sent data that the kernel has not freed; the kernel frees a buffer once all of it was
+/// read.
 pub(crate) fn mark(socket: impl AsFd) -> Option<u64> {
     match socket_domain(&socket).ok()? {
         AddressFamily::UNIX => SocketMemory::of(&socket).map(|memory| memory.sent.into()),
-        // On MPTCP, the information about TCP is that of the first subflow, which may carry nothing, or be gone. Other sockets
-        // do not know this option, among them those of MPTCP that have fallen back to TCP.
+        // For MPTCP, TCP_INFO describes only the first subflow, which may be idle or closed. Other sockets, including
+        // MPTCP sockets that fell back to TCP, do not support MPTCP_INFO.
         _ => match getsockopt(&socket, MptcpInfo) {
             Ok(info) => Some(info[SND_UNA]),
             Err(_) => getsockopt(&socket, TcpInfo).ok().map(|info| info[BYTES_ACKED]),

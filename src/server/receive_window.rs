@@ -1,9 +1,10 @@
-//! Whether the kernel has closed the receive window of a TCP connection in spite of what it had promised.
+//! Detects that the kernel has closed the receive window of a TCP connection below what it had advertised.
 //!
-//! When a packet does not fit into the receive buffer, a newer kernel (seen with Linux 6.18) drops it, and takes back the window
-//! that it has promised. What the peer has sent is beyond the window then, and the kernel ignores all of it: also the
-//! acknowledgments. A daemon that waits for these before it reads would wait for ever, so it reads some input first. (Small
-//! packets make that likely: the kernel needs several times their length for each.)
+//! When a packet does not fit into the receive buffer, newer kernels (seen with Linux 6.18) drop it and shrink the
+//! window that they advertised before. Everything that the peer has already sent is then outside the window, and the
+//! kernel ignores it, including acknowledgments. A daemon that waits for acknowledgments before it reads would wait
+//! forever, so it must read some input first. Small packets make this likely, because each of them occupies several
+//! times its length in the buffer.
 
 use std::os::fd::AsFd;
 
@@ -34,10 +35,10 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, _) = listener.accept().unwrap();
         client.write_all(&[b'a'; 10_000]).unwrap();
-        // Waits for it.
+        // Blocks until input has arrived.
         socket.peek(&mut [0]).unwrap();
         assert!(!is_closed(&socket));
-        // The kernel has a least size for it, which is smaller than that.
+        // The kernel rounds this up to its minimum, which is smaller than the queued input.
         set_socket_recv_buffer_size(&socket, 1).unwrap();
         assert!(is_closed(&socket));
     }

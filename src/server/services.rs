@@ -1,6 +1,6 @@
-//! The thread of services: what peers can make busy, and event loops do not serve. It is a runtime, made when it is first
-//! needed, on which tasks run: connections that await their PROXY header or a decision on their source, and the closing of idle
-//! connections. Once the process has started, nothing of a peer runs on the thread that handles signals and the service manager.
+//! The services thread: runs work that depends on peers but does not belong on an event loop. It has a tokio runtime,
+//! started on first use. Its tasks read PROXY headers, decide on sources that may be at their limit, and close idle
+//! connections. So no peer can delay the thread that handles signals and talks to the service manager.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,14 +16,14 @@ use tokio::task;
 use super::worker;
 use super::worker_state::WorkerState;
 
-/// Runs tasks on the thread of services.
+/// The services thread and its state. The thread starts on first use.
 #[derive(Debug)]
 pub(crate) struct Services {
     pub(crate) state: Arc<WorkerState>,
     thread: Mutex<ThreadState>,
 }
 
-/// Whether there is a thread.
+/// The state of the services thread.
 #[derive(Debug, Default)]
 enum ThreadState {
     #[default]
@@ -32,29 +32,29 @@ enum ThreadState {
     Ended,
 }
 
-/// The thread, and its runtime.
+/// The running thread, and the handle of its runtime.
 #[derive(Debug)]
 struct ServicesThread {
     handle: Handle,
-    /// What is needed to end it, unless it is the test's.
+    /// How to end the thread; `None` if a test owns the runtime.
     end: Option<End>,
 }
 
 #[derive(Debug)]
 struct End {
     stop: oneshot::Sender<()>,
-    /// There is an error when it is done.
+    /// Disconnected when the thread has ended.
     done: mpsc::Receiver<Infallible>,
     thread: JoinHandle<()>,
 }
 
 impl Services {
-    /// Creates services without a thread.
+    /// Creates the services; the thread is not started.
     pub(crate) fn new(state: WorkerState) -> Self {
         Self { state: Arc::new(state), thread: Mutex::default() }
     }
 
-    /// Creates services whose tasks run in this runtime.
+    /// Creates services whose tasks run on an existing runtime.
     #[cfg(test)]
     pub(crate) fn on(handle: Handle, state: WorkerState) -> Self {
         let services = Self::new(state);
@@ -62,10 +62,10 @@ impl Services {
         services
     }
 
-    /// Returns the runtime, which is made if there is none yet.
+    /// Returns the runtime, and starts its thread if needed.
     ///
     /// # Errors
-    /// Returns an error if the thread or its reactor cannot be made, or if it has ended with the server.
+    /// Returns an error if the thread or its reactor cannot be created, or if the server has ended the thread.
     pub(crate) fn start(&self) -> io::Result<Handle> {
         let mut thread = self.lock_thread();
         match &*thread {
@@ -80,43 +80,44 @@ impl Services {
         }
     }
 
-    /// Runs a task.
+    /// Spawns a task.
     ///
     /// # Errors
-    /// Returns the errors of [`Services::start`]; the task is dropped then.
+    /// Returns the errors of [`Services::start`]; the task is then dropped.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
         self.start()?.spawn(task);
         Ok(())
     }
 
-    /// Waits until all tasks that are ready by now have run. So connections that their peers have closed have ended.
+    /// Waits until every task that is ready now has run, so that connections closed by their peers have ended.
     pub(crate) async fn barrier(&self) {
         self.run(async {
-            // The runtime polls the reactor, and the tasks that are ready run before this one.
+            // The first yield lets the runtime poll its reactor, the second lets the tasks that became ready run before
+            // this one.
             task::yield_now().await;
             task::yield_now().await;
         })
         .await;
     }
 
-    /// Waits until a task has run for this; not at all if there is no thread.
+    /// Waits until the thread has run a task. Returns at once if there is no thread.
     pub(crate) async fn ping(&self) {
         self.run(async {}).await;
     }
 
-    /// Runs a task to its end, if there is a thread.
+    /// Runs a task to completion, if there is a thread.
     async fn run(&self, run: impl Future<Output = ()> + Send + 'static) {
         let handle = match &*self.lock_thread() {
             ThreadState::Running(thread) => Some(thread.handle.clone()),
             ThreadState::NotStarted | ThreadState::Ended => None,
         };
         if let Some(handle) = handle {
-            // An error means that the thread is gone, with everything else.
+            // An error means that the runtime has shut down.
             let _ = handle.spawn(run).await;
         }
     }
 
-    /// Ends the thread, and with it all tasks. If it hangs, it is left running.
+    /// Ends the thread and all its tasks. A thread that hangs is left running.
     pub(crate) fn end(&self) {
         let thread = std::mem::replace(&mut *self.lock_thread(), ThreadState::Ended);
         if let ThreadState::Running(ServicesThread { end: Some(End { stop, done, thread }), .. }) = thread {
@@ -136,11 +137,11 @@ impl ServicesThread {
         let (running, done) = mpsc::channel();
         let (started, result) = mpsc::sync_channel(1);
         let thread = thread::Builder::new().name("services".to_owned()).spawn(move || {
-            // Made here, so that it is dropped here whatever fails: a runtime panics if it is dropped inside another one.
+            // The runtime is created and dropped on this thread: dropping it inside another runtime would panic.
             match Builder::new_current_thread().enable_io().enable_time().build() {
                 Ok(runtime) => {
                     let _ = started.send(Ok(runtime.handle().clone()));
-                    // An error means that the sender is gone, which says the same.
+                    // The sender is never used; dropping it is the signal to stop.
                     let _ = runtime.block_on(stopped);
                     drop(runtime);
                 }

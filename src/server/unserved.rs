@@ -1,4 +1,4 @@
-//! Connections that end without having been served: they are counted and reported like all others.
+//! Connections that end before a worker serves them. They are counted and reported like all others.
 
 use std::io;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use super::worker_state::WorkerState;
 use crate::protocol::Verdict;
 use crate::protocol::session::Totals;
 
-/// Counts a connection that was accepted and has ended, and reports why. `state` is that of the thread that runs this. To be called
-/// before the permit is released: the server may end then.
+/// Counts and reports the end of an accepted connection. `state` is that of the calling thread. Must be called before
+/// the permit is released, because the server may end then.
 pub(crate) fn report(
     state: &WorkerState,
     info: &ConnectionInfo,
@@ -39,8 +39,8 @@ pub(crate) fn report(
     });
 }
 
-/// Reports a connection that cannot be served, as [`report`], with the error, and closes it. `state` is that of the
-/// thread that runs this. Without a socket, that was closed.
+/// Closes a connection that cannot be served, and reports the error and the end ([`report`]). `state` is that of the
+/// calling thread; `socket` is `None` if it was closed already.
 pub(crate) fn close_failed(
     state: &WorkerState,
     info: &ConnectionInfo,
