@@ -1,26 +1,26 @@
-//! What acceptors and servers of datagrams are to do, and what they report.
+//! The mode of acceptors and datagram servers, and their reports.
 
 use tokio::sync::watch;
 
-/// What acceptors and servers of datagrams are to do.
+/// The mode of all acceptors and datagram servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AcceptMode {
     /// Accept.
     Accept,
-    /// Probe the backlog once; then accept nothing until the mode is [`AcceptMode::Accept`] again.
+    /// Probe the backlog once, then accept nothing until the mode changes back to [`AcceptMode::Accept`].
     Probe,
     /// Close the socket and end.
     Stop,
 }
 
-/// The state of all acceptors together.
+/// The combined state of all acceptors.
 #[derive(Debug, Default)]
 pub(crate) struct AcceptorStatus {
-    /// Listeners being served.
+    /// The number of listeners that are served.
     pub(crate) serving: usize,
-    /// Acceptors that have probed their backlog.
+    /// The number of acceptors that have probed their backlog.
     pub(crate) probed: usize,
-    /// Whether one of them found a client.
+    /// Whether any probe found a client.
     pub(crate) found_client: bool,
 }
 
@@ -32,9 +32,9 @@ impl AcceptorStatus {
     }
 }
 
-/// What an acceptor is told, and where it reports.
+/// The mode of an acceptor, and the status to which it reports.
 pub(crate) struct AcceptControl {
-    /// The server waits until all of these are dropped.
+    /// The server waits until every receiver is dropped.
     pub(crate) mode: watch::Receiver<AcceptMode>,
     pub(crate) status: std::sync::Arc<watch::Sender<AcceptorStatus>>,
 }

@@ -1,13 +1,13 @@
-//! What errors of accept(2) and recvmmsg(2) mean for a listener, and how long it pauses after them.
+//! Errors of accept(2) and recvmmsg(2): which of them end a listener, and how long it pauses after the others.
 //!
-//! Only an error that no later call can be spared from ends a listener. Anything else may pass: a lack of descriptors,
-//! the policy of a security module or of a BPF program (EPERM, EACCES, whatever they choose), a pending error of the
-//! network. One such error says nothing about the next call, which is made at once. If that fails as well, the listener
-//! pauses, so that an error that lasts costs nothing, and the connections of its thread run.
+//! An error ends a listener only if every later call must fail too. All other errors may pass: a lack of descriptors or
+//! memory, the policy of a security module or BPF program (EPERM, EACCES or any other code), a pending network error.
+//! After a single error the next call is made at once. If it fails too, the listener pauses, so that a lasting error
+//! costs no CPU time and the other connections of its thread run.
 //!
-//! The listener reports an error only when it pauses. A single error is mostly the peer's doing (ECONNABORTED: the
-//! connection was reset while it waited in the backlog), the listener loses nothing by it, and peers could repeat it at
-//! will. An error that has another reason returns with the next call, and is reported then.
+//! A listener reports an error only when it pauses. Most single errors are caused by the peer (ECONNABORTED: the
+//! connection was reset in the backlog); they do no harm, and peers could repeat them at will. An error with another
+//! cause also occurs on the next call, and is reported then.
 
 use std::io;
 use std::mem;
@@ -18,25 +18,26 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_acceptconn;
 
-/// The longest pause, and how long accepting pauses when resources are exhausted, if no connection ends before.
+/// The longest pause between calls. When resources are exhausted, accepting pauses for this time unless a connection
+/// ends earlier.
 pub(crate) const MAX_PAUSE: Duration = Duration::from_secs(1);
 
-/// The first pause. Each further one is twice as long, up to [`MAX_PAUSE`].
+/// The first pause. Each further pause is twice as long, up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(1);
 
-/// What to say about a socket that another process has shut down, such as a service manager that holds it as well. It
-/// would hand over the same socket again, so only a new one helps.
+/// The error text for a socket that another process has shut down, such as a service manager that holds it too.
+/// Restarting the service does not help, because the manager passes the same socket again.
 const SHUT_DOWN: &str =
     "another process shut the socket down; stop the service and its socket unit, then start the socket unit";
 
-/// What an error of accept(2) or recvmmsg(2) asks for.
+/// The kind of an error of accept(2) or recvmmsg(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ListenerErrorKind {
     /// The next call may succeed.
     Transient,
-    /// Descriptors or memory have run out.
+    /// File descriptors or memory are exhausted.
     ResourcesExhausted,
-    /// No later call will succeed.
+    /// No later call can succeed.
     Fatal,
 }
 
@@ -52,18 +53,18 @@ impl ListenerErrorKind {
     }
 }
 
-/// The errors of a listener since a call last succeeded.
+/// The state of a listener's consecutive errors.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
-    /// Transient errors in a row.
+    /// The number of transient errors since the last successful call.
     failures: u32,
-    /// Whether it was reported that the listener pauses.
+    /// Whether the pause was reported.
     reported: bool,
 }
 
 impl Backoff {
-    /// Records an error. Returns how long to pause before the next call: not at all after the first error, and then
-    /// ever longer.
+    /// Records an error. Returns how long to pause before the next call: `None` after the first error, then increasing
+    /// pauses.
     pub(crate) fn record_error(&mut self) -> Option<Duration> {
         let doublings = self.failures.checked_sub(1);
         self.failures = self.failures.saturating_add(1);
@@ -76,29 +77,29 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// Returns whether a pause that begins now is to be reported: once, until it is over.
+    /// Marks the pause as reported. Returns whether the caller must report it: `true` once until
+    /// [`Backoff::report_end`].
     pub(crate) fn report_pause(&mut self) -> bool {
         !mem::replace(&mut self.reported, true)
     }
 
-    /// Returns whether the end of the pauses is to be reported.
+    /// Returns whether the caller must report the end of the pauses.
     pub(crate) fn report_end(&mut self) -> bool {
         mem::replace(&mut self.reported, false)
     }
 }
 
-/// Returns whether the readiness of a socket on which nothing waits says that another process has shut it down.
+/// Returns whether the readiness of an empty socket shows that another process has shut it down.
 pub(crate) fn is_shut_down(flags: EventFlags) -> bool {
     flags.intersects(EventFlags::RDHUP | EventFlags::HUP)
 }
 
-/// The error of a listener whose socket another process has shut down.
+/// Returns the error for a listener whose socket another process has shut down.
 pub(crate) fn shut_down_error() -> io::Error {
     io::Error::other(SHUT_DOWN)
 }
 
-/// Explains a fatal error of accept(2): a TCP socket that was shut down no longer listens, and says no more than
-/// EINVAL.
+/// Replaces the error EINVAL of accept(2) by an explanation, if it means that the TCP socket was shut down.
 pub(crate) fn explain(error: io::Error, socket: impl AsFd) -> io::Error {
     let is_listening = socket_acceptconn(socket).unwrap_or(true);
     if Errno::from_io_error(&error) == Some(Errno::INVAL) && !is_listening { shut_down_error() } else { error }
@@ -113,7 +114,7 @@ mod tests {
 
     #[test]
     fn only_six_errors_end_a_listener() {
-        // All that Linux has, and some more.
+        // All error numbers of Linux, and a few beyond.
         for errno in (1..200).map(Errno::from_raw_os_error) {
             let expected = if FATAL.contains(&errno) {
                 ListenerErrorKind::Fatal

@@ -1,4 +1,4 @@
-//! The mailbox of an event loop: what other threads ask of it.
+//! The mailbox of an event loop, through which other threads send commands to it.
 
 use std::convert::Infallible;
 use std::io;
@@ -18,85 +18,85 @@ use super::connection::{Connection, ConnectionWakers, DetachedConnection};
 use super::idleness::IdleReport;
 use super::listener::Listener;
 
-/// What other threads ask of an event loop.
+/// The commands for an event loop that have not been run yet.
 #[derive(Default)]
 pub(crate) struct Commands {
-    /// Connections to be served.
+    /// Connections to serve.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) accepted: Vec<Box<Connection>>,
-    /// Connections to be served that were restored from the previous process.
+    /// Connections to serve that were restored from the previous process.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) restored: Vec<Box<Connection>>,
-    /// Acceptors to be run from now on.
+    /// Acceptors to run from now on.
     pub(crate) acceptors: Vec<Box<dyn Acceptor>>,
-    /// Whether all acceptors are to run: what they are told to do has changed.
+    /// Whether to run all acceptors, because the accept mode or the settings have changed.
     pub(crate) run_acceptors: bool,
-    /// Whether those that pause are to run: what they wait for may have happened.
+    /// Whether to run the acceptors that pause, because the event for which they wait may have happened.
     pub(crate) resume_acceptors: bool,
-    /// Keys of connections that are to be driven.
+    /// Keys of connections to drive.
     pub(crate) woken: Vec<usize>,
-    /// Keys and ids of connections that are to be read again, after descriptors that their peers sent were closed.
+    /// Keys and ids of connections to read again, because descriptors that their peers sent were closed.
     pub(crate) unparked: Vec<(usize, u64)>,
-    /// Where to send which connections are idle.
+    /// Receivers of a report of idle connections.
     pub(crate) idle_reports: Vec<oneshot::Sender<IdleReport>>,
-    /// Connections that are to be closed if they have been idle since then, and where to send whether they are.
+    /// Connections to close if they are still idle.
     pub(crate) reclaims: Vec<Reclaim>,
-    /// Whether all connections are to be driven, since they are to drain.
+    /// Whether to drive all connections, because they have to drain.
     pub(crate) drain: bool,
-    /// Whether connections whose messages are not logged since their peers do not read are to be given up.
+    /// Whether to give up connections whose messages are not logged because their peers do not read.
     pub(crate) give_up_blocked: bool,
-    /// Listeners whose connections are to end at once.
+    /// Listeners whose connections end at once.
     pub(crate) close_listeners: Vec<Arc<Listener>>,
-    /// Where to send all connections once they are detached.
+    /// Receiver of all connections, which are detached.
     pub(crate) detach: Option<oneshot::Sender<Vec<DetachedConnection>>>,
     /// Dropped when all connections that are ready have been driven.
     pub(crate) barriers: Vec<oneshot::Sender<Infallible>>,
-    /// Dropped when the commands before have been run.
+    /// Dropped when the commands of the same batch have been run.
     pub(crate) pings: Vec<oneshot::Sender<Infallible>>,
-    /// Whether the event loop is to end.
+    /// Whether the event loop ends.
     pub(crate) stop: bool,
 }
 
-/// A connection that is to be closed if it is still idle.
+/// A request to close a connection if it is still idle.
 pub(crate) struct Reclaim {
     pub(crate) key: usize,
     pub(crate) id: u64,
-    /// Since when it was idle.
+    /// The start of its idle time when it was chosen.
     pub(crate) since: Instant,
-    /// Where to send whether it is closed.
+    /// Receives whether the connection is closed.
     pub(crate) answer: oneshot::Sender<bool>,
 }
 
-/// What accepts connections on the thread of an event loop.
+/// A source of connections that runs on the thread of an event loop.
 pub(crate) trait Acceptor: Send {
-    /// Returns the socket that is to be watched.
+    /// Returns the socket to watch.
     fn socket(&self) -> BorrowedFd<'_>;
 
-    /// Accepts what waits, but not so much that connections are kept waiting. `flags` is the readiness of the socket, as far
-    /// as that is known. Those connections that this event loop is to serve go to `serve`.
+    /// Accepts waiting connections, but only so many at once that other connections are not delayed. `flags` is the
+    /// known readiness of the socket. Calls `serve` for each connection that this event loop serves.
     fn run(&mut self, flags: EventFlags, now: Instant, serve: &mut dyn FnMut(Box<Connection>)) -> NextRun;
 
-    /// Notes that the socket cannot be watched. Returns when to try it again.
+    /// Notes that the socket could not be watched. Returns when to try again.
     fn watch_failed(&mut self, error: io::Error, now: Instant) -> Instant;
 }
 
-/// When an acceptor is to be run again.
+/// When to run an acceptor again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NextRun {
     /// When its socket is ready.
     Ready,
-    /// When acceptors that pause are to run, or at this time at the latest.
+    /// When the acceptors that pause are run, or at this time if that is earlier.
     Paused(Option<Instant>),
-    /// Never: it has ended.
+    /// Never: the acceptor has ended.
     Never,
 }
 
 /// The mailbox of one event loop.
 pub(crate) struct Mailbox {
     commands: Mutex<Commands>,
-    /// Whether there are commands.
+    /// Whether `commands` is not empty.
     has_commands: AtomicBool,
-    /// Ends the wait of the event loop. It is watched edge-triggered, so it is never read.
+    /// Wakes the event loop. It is watched edge-triggered, so its counter is never read.
     eventfd: OwnedFd,
 }
 
@@ -116,19 +116,19 @@ impl Mailbox {
         Ok(Self { commands: Mutex::default(), has_commands: AtomicBool::new(false), eventfd })
     }
 
-    /// Returns the descriptor that becomes readable with the first command in an empty mailbox.
+    /// Returns the file descriptor that becomes readable when the first command is posted to an empty mailbox.
     pub(crate) fn eventfd(&self) -> BorrowedFd<'_> {
         self.eventfd.as_fd()
     }
 
-    /// Puts commands in, and wakes the event loop if it does not know of any yet.
+    /// Posts commands. Wakes the event loop if the mailbox was empty.
     pub(crate) fn post(&self, put: impl FnOnce(&mut Commands)) {
         let mut commands = self.lock();
         put(&mut commands);
         let is_known = self.has_commands.swap(true, Ordering::AcqRel);
         drop(commands);
         if !is_known {
-            // It fails only when it was never read 2^64 - 2 times.
+            // Fails only after 2^64 - 2 writes, because the counter is never reset.
             let _ = retry_on_intr(|| rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes()));
         }
     }
@@ -146,7 +146,7 @@ impl Mailbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, Commands> {
-        // A command is put in as a whole.
+        // A thread that panics cannot leave half a command behind.
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -185,7 +185,7 @@ impl Wake for UnparkWaker {
     }
 }
 
-/// Runs the acceptors of an event loop that pause.
+/// Makes an event loop run its acceptors that pause.
 pub(crate) struct AcceptorWaker(pub(crate) Arc<Mailbox>);
 
 impl Wake for AcceptorWaker {

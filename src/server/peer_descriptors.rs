@@ -1,8 +1,9 @@
-//! Descriptors that peers send over Unix sockets (SCM_RIGHTS, unix(7)). The protocol has no use for them.
+//! File descriptors that peers send over Unix sockets (SCM_RIGHTS, unix(7)). The protocol does not use them.
 //!
-//! recv(2) closes them itself, in the thread that calls it, and close(2) may block for as long as their sender likes. So
-//! the kernel refuses them where it can (SO_PASSRIGHTS, Linux 6.16): sendmsg(2) of the peer then fails with EPERM. Those
-//! that were queued before, and all of them on older kernels, are received, and closed by the disposal thread.
+//! recv(2) closes them in the calling thread, and close(2) may block for as long as their sender likes. So the daemon
+//! asks the kernel to refuse them (SO_PASSRIGHTS, Linux 6.16): sendmsg(2) of the peer then fails with EPERM.
+//! Descriptors that were queued before that, and all of them on older kernels, are received and closed on the disposal
+//! thread.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,21 +19,21 @@ use rustix::net::{
 
 use crate::pass_rights::refuse_descriptors;
 
-/// How many descriptors come with one message at most (SCM_MAX_FD, unix(7)).
+/// The most descriptors that one message can carry (SCM_MAX_FD, unix(7)).
 const MAX_PER_MESSAGE: usize = 253;
 
-/// Space for what another holder of the socket may have asked the kernel to add: the sender's credentials, security label
-/// and pidfd come before the descriptors.
+/// Space for the sender's credentials, security label and pidfd, which the kernel adds before the descriptors if
+/// another holder of the socket has enabled them.
 const OTHER_MESSAGES: usize = 1024;
 
-/// Space for everything that may come with a message.
+/// Space for all ancillary data of one message.
 pub(crate) const ANCILLARY_SIZE: usize = OTHER_MESSAGES + rustix::cmsg_space!(ScmRights(MAX_PER_MESSAGE));
 
-/// SO_PASSPIDFD of asm-generic/socket.h (Linux 6.5), which no library names.
+/// SO_PASSPIDFD of asm-generic/socket.h (Linux 6.5), which no library defines.
 const SO_PASSPIDFD: libc::c_int = 76;
 
 sockopt_impl!(
-    /// Whether each message comes with a descriptor of its sender.
+    /// Whether the kernel adds a pidfd of the sender to each message.
     PassPidfd,
     SetOnly,
     libc::SOL_SOCKET,
@@ -41,7 +42,7 @@ sockopt_impl!(
 );
 
 sockopt_impl!(
-    /// Whether each message comes with the security label of its sender.
+    /// Whether the kernel adds the sender's security label to each message.
     PassSec,
     SetOnly,
     libc::SOL_SOCKET,
@@ -49,24 +50,24 @@ sockopt_impl!(
     bool
 );
 
-/// Which descriptors may come with the input of a socket.
+/// Which file descriptors may arrive with the input of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PeerDescriptors {
-    /// None: recv(2) serves.
+    /// None: recv(2) is safe.
     None,
-    /// Those that were queued before the kernel refused them. Once the socket has been empty, there are none.
+    /// Only descriptors that were queued before the kernel refused them; none once the socket has been empty.
     Queued,
     /// Any, at any time: the kernel cannot refuse them.
     Any,
 }
 
 impl PeerDescriptors {
-    /// Has the kernel refuse the descriptors that peers send over `socket`, if it is a Unix socket. Sockets that connect
-    /// to a listener afterwards inherit that; those in its backlog do not.
+    /// Makes the kernel refuse descriptors that peers send over `socket`, if it is a Unix socket. Sockets that connect
+    /// to a listener afterwards inherit this; those already in its backlog do not.
     ///
-    /// Nor does the kernel itself add descriptors then, as the socket unit or another holder may have asked for.
+    /// Also disables the pidfd and the security label, which the socket unit or another holder may have enabled.
     pub(crate) fn refuse(socket: impl AsFd) -> Self {
-        // Each fails where the kernel does not know the option, and then it is not set.
+        // Each call fails if the kernel does not support the option; then the option is not set either.
         let _ = setsockopt(&socket, PassPidfd, &false);
         let _ = setsockopt(&socket, PassSec, &false);
         match sockopt::socket_domain(&socket) {
@@ -77,25 +78,25 @@ impl PeerDescriptors {
     }
 }
 
-/// Has one recv(2) go on from the bytes of one writer to those of the next, as on any other stream. With SO_PASSCRED, which the
-/// socket unit or another holder may have set, the kernel adds who has sent a message, and stops at each change of writer
-/// (unix(7)). Sockets that connect to a listener afterwards inherit that.
+/// Makes one recv(2) return the bytes of several writers, as on any other stream. With SO_PASSCRED, which the socket
+/// unit or another holder may have set, the kernel adds the sender's credentials and stops at each change of sender
+/// (unix(7)). Sockets that connect to a listener afterwards inherit the setting.
 pub(crate) fn merge_writers(stream: impl AsFd) {
     let _ = setsockopt(&stream, PassCred, &false);
 }
 
-/// Has the kernel leave urgent data in a connected Unix stream. Otherwise recv(2) discards it together with the descriptors that
-/// it brings, and no look at the next bytes shows them.
+/// Makes the kernel deliver urgent data of a connected Unix stream in line. Otherwise recv(2) discards urgent data
+/// together with its descriptors, and peeking does not reveal them.
 pub(crate) fn include_urgent_data(stream: impl AsFd) {
-    // It fails where the kernel has no urgent data on such sockets.
+    // The call fails on kernels without urgent data on Unix sockets.
     let _ = retry_on_intr(|| sockopt::set_socket_oobinline(&stream, true));
 }
 
-/// Returns whether no descriptors are queued in a connected Unix socket, and none can come any more: closing it never blocks
-/// then. Ends both directions of it for that.
+/// Shuts down both directions of a connected Unix socket. Returns whether no descriptors are queued in it: then none
+/// can arrive any longer, and closing the socket never blocks.
 pub(crate) fn shut_down_empty(socket: impl AsFd) -> bool {
     let _ = retry_on_intr(|| shutdown(&socket, Shutdown::Both));
-    // So that a packet of no bytes is told from the end: the credentials of its sender do not fit into the space.
+    // Distinguishes an empty packet from the end of the stream: its credentials do not fit into the empty space.
     if setsockopt(&socket, PassCred, &true).is_err() {
         return false;
     }
@@ -108,23 +109,24 @@ pub(crate) fn shut_down_empty(socket: impl AsFd) -> bool {
     }
 }
 
-/// What was received from a peer.
+/// The result of [`receive`].
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// So many bytes, with the descriptors that came along.
+    /// This many bytes, and the descriptors that came with them.
     Complete(usize, Vec<OwnedFd>),
-    /// Nothing: more descriptors come with the next bytes than there is room for, and all of that stays in the socket. These
-    /// are copies of some, which are to be closed like all others.
+    /// Nothing: the next bytes carry more descriptors than there is room for, and stay in the socket. The descriptors
+    /// are copies of some of them, and must be closed like all others.
     NoRoom(Vec<OwnedFd>),
-    /// The bytes could not be received. These are copies of their descriptors.
+    /// Receiving failed. The descriptors are copies of those that are still in the socket.
     Failed(Errno, Vec<OwnedFd>),
 }
 
-/// Receives bytes of a stream or a packet, and the descriptors that come along, if there is `room` for all of them.
+/// Receives bytes of a stream or a packet with their descriptors, if there is `room` for all of these.
 ///
-/// The kernel closes descriptors for which it finds no room in the buffer or in the process (`RLIMIT_NOFILE`), or which a
-/// security module denies, in this thread. So they are peeked at first, which copies them. Only once this process has
-/// them all, the socket's own are received and dropped: none of those is the last then.
+/// The kernel closes descriptors in the calling thread if the buffer or the process (`RLIMIT_NOFILE`) has no room for
+/// them, or if a security module denies them. So this first peeks, which copies the descriptors. Once the process has
+/// all copies, it receives the bytes and drops the originals: closing these does not block, since they are not the last
+/// reference.
 ///
 /// # Errors
 /// Returns an error if recvmsg(2) fails.

@@ -1,7 +1,7 @@
-//! Receives from sockets whose peers may send descriptors (SCM_RIGHTS, unix(7)): the one rule for all of them.
+//! Receives from Unix sockets whose peers may send file descriptors (SCM_RIGHTS, unix(7)).
 //!
-//! Descriptors that came along go to the disposal thread, and the peer is not read until they are closed. If more wait
-//! already than may, it is not read until there is room.
+//! Received descriptors go to the disposal thread, and nothing more is read from the peer until they are closed. If too
+//! many descriptors of all peers are waiting to be closed, nothing is read until there is room.
 
 use std::os::fd::AsFd;
 use std::task::Waker;
@@ -11,22 +11,22 @@ use rustix::io::Errno;
 use super::disposal::Disposal;
 use super::peer_descriptors::{self, PeerDescriptors, Received};
 
-/// What one call came to.
+/// The result of [`receive`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Input {
-    /// So many bytes, and no descriptors.
+    /// This many bytes, without descriptors.
     Bytes(usize),
-    /// So many bytes, whose descriptors wait to be closed: the waker is woken then.
+    /// This many bytes. Their descriptors are being closed; the waker is woken after that.
     WithDescriptors(usize),
-    /// Nothing, since too many descriptors wait for those that come next: the waker is woken when there is room.
+    /// Nothing, because too many descriptors wait to be closed. The waker is woken when there is room.
     Parked,
 }
 
-/// Receives bytes of a stream or a packet, and has descriptors closed that came along. `make_waker` makes what is woken
-/// when the next call makes sense, unless that depends on the socket alone.
+/// Receives bytes of a stream or a packet, and passes the descriptors that came with them to the disposal thread. Calls
+/// `make_waker` if the next call has to wait for more than the socket.
 ///
 /// # Errors
-/// Returns an error if recvmsg(2) fails; [`Errno::MFILE`] if the process cannot have the descriptors that come next.
+/// Returns an error if recvmsg(2) fails; [`Errno::MFILE`] if the process has no room for the descriptors.
 pub(crate) fn receive(
     socket: impl AsFd,
     buffer: &mut [u8],
@@ -59,11 +59,11 @@ pub(crate) fn receive(
     }
 }
 
-/// Reads a stream once. Returns how many bytes came; 0 at the end of the stream, `None` when nothing did. Sets `parked` if
-/// the connection is not to be read until the waker is woken.
+/// Reads a stream once. Returns the number of bytes: 0 at the end of the stream, `None` if no input has arrived. Sets
+/// `parked` if the connection must not be read until the waker is woken.
 ///
 /// # Errors
-/// Returns the errors of [`receive`], but [`Errno::AGAIN`].
+/// Returns the errors of [`receive`], except [`Errno::AGAIN`].
 pub(crate) fn read_stream(
     socket: impl AsFd,
     buffer: &mut [u8],
@@ -77,7 +77,7 @@ pub(crate) fn read_stream(
     match input {
         Ok(Input::Bytes(count) | Input::WithDescriptors(count)) => {
             if count == 0 {
-                // Nothing can be queued behind the end of the stream.
+                // Descriptors cannot follow the end of the stream.
                 *descriptors = PeerDescriptors::None;
             }
             Ok(Some(count))

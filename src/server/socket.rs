@@ -6,22 +6,22 @@ use std::os::fd::AsFd;
 use rustix::net::SocketType;
 use rustix::net::sockopt;
 
-/// What a socket carries.
+/// The kind of data that a socket carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SocketKind {
-    /// Connections, each a stream of bytes: SOCK_STREAM of any family.
+    /// Connections that are streams of bytes: SOCK_STREAM of any address family.
     Stream,
     /// Connections of packets: SOCK_SEQPACKET.
     Seqpacket,
-    /// Packets from anybody: SOCK_DGRAM.
+    /// Datagrams from any sender: SOCK_DGRAM.
     Datagram,
 }
 
 impl SocketKind {
-    /// The kind of a socket.
+    /// Returns the kind of a socket.
     ///
     /// # Errors
-    /// What getsockopt(2) says; it is of another kind.
+    /// Returns the error of getsockopt(2), or an error if the socket is of another kind.
     pub fn of(socket: impl AsFd) -> io::Result<Self> {
         match sockopt::socket_type(socket)? {
             SocketType::STREAM => Ok(Self::Stream),

@@ -1,5 +1,5 @@
-//! Workers: each a thread with an event loop and its connections. A connection lives and ends on its worker; nothing on its
-//! way from socket to socket is shared with another thread.
+//! Workers. A worker is a thread with an event loop and its connections. A connection stays on its worker until it
+//! ends; while a message passes from socket to socket, no other thread is involved.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,11 +19,11 @@ use super::listener::Listener;
 use super::mailbox::{Acceptor, Mailbox, Reclaim};
 use super::worker_state::WorkerState;
 
-/// A thread that does not respond for so long at the end hangs. A drive takes far less than a millisecond, so this is
-/// time for a machine that is very busy.
+/// How long a thread may take to respond before it counts as hung. A drive takes far less than a millisecond, so this
+/// allows for a very busy machine.
 pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What can be asked of a worker, from any thread. Cheap to clone.
+/// A handle for sending commands to a worker from any thread. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Worker {
     pub(crate) state: Arc<WorkerState>,
@@ -31,65 +31,65 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Has the event loop serve a connection.
+    /// Makes the event loop serve a connection.
     pub(crate) fn serve(&self, connection: Box<Connection>) {
         self.mailbox.post(|commands| commands.accepted.push(connection));
     }
 
-    /// Has the event loop serve connections that were restored from the previous process.
+    /// Makes the event loop serve connections that were restored from the previous process.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) fn restore(&self, connections: Vec<Box<Connection>>) {
         self.mailbox.post(|commands| commands.restored.extend(connections));
     }
 
-    /// Has the event loop run an acceptor.
+    /// Makes the event loop run an acceptor.
     pub(crate) fn accept(&self, acceptor: Box<dyn Acceptor>) {
         self.mailbox.post(|commands| commands.acceptors.push(acceptor));
     }
 
-    /// Has the event loop run all its acceptors.
+    /// Makes the event loop run all its acceptors.
     pub(crate) fn run_acceptors(&self) {
         self.mailbox.post(|commands| commands.run_acceptors = true);
     }
 
-    /// Has the event loop detach all its connections, including those that are still in the mailbox.
+    /// Makes the event loop detach all its connections, including those that are still in the mailbox.
     pub(crate) fn detach(&self) -> oneshot::Receiver<Vec<DetachedConnection>> {
         let (answer, detached) = oneshot::channel();
         self.mailbox.post(|commands| commands.detach = Some(answer));
         detached
     }
 
-    /// Has the event loop end the connections of these listeners.
+    /// Makes the event loop end the connections of these listeners.
     pub(crate) fn close_listeners(&self, listeners: &[Arc<Listener>]) {
         self.mailbox.post(|commands| commands.close_listeners.extend_from_slice(listeners));
     }
 
-    /// Waits until the event loop has driven all connections that are ready by now. So connections that their peers have
-    /// closed have ended.
+    /// Waits until the event loop has driven all connections that are ready now, so that connections closed by their
+    /// peers have ended.
     pub(crate) async fn barrier(&self) {
         let (answer, answered) = oneshot::channel();
         self.mailbox.post(|commands| commands.barriers.push(answer));
-        // There is an error when it is done.
+        // The sender is only dropped, so this ends with an error.
         let _ = answered.await;
     }
 
-    /// Waits until the event loop runs commands, which it does in each pass.
+    /// Waits until the event loop has run its commands, which it does in each pass.
     pub(crate) async fn ping(&self) {
         let (answer, answered) = oneshot::channel();
         self.mailbox.post(|commands| commands.pings.push(answer));
-        // There is an error when it is done, and when the worker is gone, with everything else.
+        // The sender is only dropped, here or with the event loop, so this ends with an error.
         let _ = answered.await;
     }
 
-    /// Returns which connections are idle; nothing if the worker is gone.
+    /// Returns a report of idle connections; an empty one if the worker has ended.
     pub(crate) async fn report_idle(&self) -> IdleReport {
         let (answer, answered) = oneshot::channel();
         self.mailbox.post(|commands| commands.idle_reports.push(answer));
         answered.await.unwrap_or_default()
     }
 
-    /// Closes a connection that has been idle since then, if it still is. Returns whether it ends: its permit is free now, or
-    /// as soon as the descriptors that its peer sent are closed.
+    /// Closes a connection if it has been idle since `since`. Returns whether it ends. Its permit is then free, or will
+    /// be as soon as the descriptors that its peer sent are closed.
     pub(crate) async fn reclaim(&self, key: usize, id: u64, since: Instant) -> bool {
         let (answer, answered) = oneshot::channel();
         self.mailbox.post(|commands| commands.reclaims.push(Reclaim { key, id, since, answer }));
@@ -102,33 +102,32 @@ impl Worker {
         self.mailbox.post(|commands| commands.drain = true);
     }
 
-    /// Gives up the connections whose peers do not read, so that their messages are not logged: they are logged, and not answered.
+    /// Gives up the connections whose peers do not read: their messages are logged but not answered.
     pub(crate) fn give_up_blocked(&self) {
         self.mailbox.post(|commands| commands.give_up_blocked = true);
     }
 }
 
-/// The thread of a worker. It ends, and with it all that still runs on it, when this is dropped. If the thread hangs,
-/// it is left running.
+/// The thread of a worker. Dropping this ends the thread and everything on it. A thread that hangs is left running.
 pub(crate) struct WorkerThread {
     pub(crate) worker: Worker,
-    /// There until the thread has it.
+    /// The event loop, until the thread takes it.
     event_loop: Option<Box<EventLoop>>,
     thread: Option<Thread>,
 }
 
-/// A thread that runs.
+/// A running thread.
 struct Thread {
     handle: JoinHandle<()>,
-    /// There is an error when it is done.
+    /// Disconnected when the thread has ended.
     done: mpsc::Receiver<Infallible>,
 }
 
 impl WorkerThread {
-    /// Makes a worker, whose thread is to be started.
+    /// Creates a worker; its thread is not started.
     ///
     /// # Errors
-    /// Returns an error if its epoll set or its mailbox cannot be made.
+    /// Returns an error if the epoll set or the mailbox cannot be created.
     pub(crate) fn new(sink: &EventSink, disposal: &Disposal) -> io::Result<Self> {
         let (state, mailbox) = (WorkerState::new(sink.clone(), disposal.clone()), Mailbox::new()?);
         let worker = Worker { state: Arc::new(state), mailbox: Arc::new(mailbox) };
@@ -136,18 +135,18 @@ impl WorkerThread {
         Ok(Self { worker, event_loop: Some(Box::new(event_loop)), thread: None })
     }
 
-    /// Runs one pass of the event loop on this thread, without waiting, if its own is not started.
+    /// Runs one pass of the event loop on the calling thread without waiting. Does nothing once the thread has started.
     pub(crate) fn pass_once(&mut self) {
         if let Some(event_loop) = &mut self.event_loop {
-            // No command to stop can be in its mailbox yet.
+            // The mailbox cannot contain a command to stop yet.
             event_loop.pass_once();
         }
     }
 
-    /// Starts the thread, if it is not started.
+    /// Starts the thread, if it has not been started.
     ///
     /// # Errors
-    /// Returns an error if the thread cannot be made. The event loop stays here then.
+    /// Returns an error if the thread cannot be created. The event loop then stays here.
     pub(crate) fn start(&mut self, number: usize) -> io::Result<()> {
         if self.thread.is_some() {
             return Ok(());
@@ -161,7 +160,7 @@ impl WorkerThread {
             drop(running);
         })?;
         if let Some(event_loop) = self.event_loop.take() {
-            // The thread waits for it.
+            // The thread is waiting for the event loop, so this succeeds.
             let _ = give.send(event_loop);
         }
         self.thread = Some(Thread { handle, done });
@@ -178,13 +177,13 @@ impl Drop for WorkerThread {
     }
 }
 
-/// Waits for the end of a thread that was told to end, unless it hangs. `done` is disconnected by its end.
+/// Joins a thread that was told to end, unless it hangs. `done` is disconnected when the thread ends.
 pub(crate) fn join(done: &mpsc::Receiver<Infallible>, thread: Option<JoinHandle<()>>) {
     if done.recv_timeout(HANG_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
         return;
     }
     if let Some(thread) = thread {
-        // A panic was reported where it happened.
+        // The panic hook has already reported a panic.
         let _ = thread.join();
     }
 }
