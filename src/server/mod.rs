@@ -1,5 +1,5 @@
-//! Serves listening sockets and their connections. The embedder passes the sockets and says when to stop; this module
-//! neither binds sockets, nor reads signals or files, nor logs.
+//! Serves listening sockets and their connections. The embedder passes the sockets and decides when to stop. This
+//! module does not bind sockets, handle signals, read files or write logs.
 //!
 //! ```text
 //! accept (first worker) ── permit ──► connection (on the worker with the fewest)
@@ -86,19 +86,19 @@ pub use connection::DetachedConnection;
 pub use counters::Counts;
 pub use handover::{Detached, Restored};
 
-/// In how many passes of an event loop a client that waits is served: one begins to watch the listener, one accepts the
-/// connection, one reads and replies.
+/// The number of passes in which an event loop serves a waiting client: the first watches the listener, the second
+/// accepts the connection, the third reads and replies.
 const FIRST_PASSES: usize = 3;
 
-/// A running server. Dropping it ends everything at once.
+/// A running server. Dropping it ends all connections and threads at once.
 pub struct Server {
     dispatcher: Arc<Dispatcher>,
-    /// The listeners that are served. A reload replaces their settings.
+    /// The listeners in service. A reload replaces their settings.
     listeners: Mutex<Vec<Arc<ListenerHandle>>>,
     acceptor_status: Arc<watch::Sender<AcceptorStatus>>,
     accept_mode: watch::Sender<AcceptMode>,
     reserved: Mutex<ReservedSockets>,
-    /// Send replies to paths, for all listeners.
+    /// The threads that send replies to Unix sockets bound to paths, shared by all listeners.
     reply_threads: ReplyThreads,
     unlogged: Arc<UnloggedMessages>,
     threads: Vec<WorkerThread>,
@@ -106,7 +106,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Makes a server, and starts its workers. They do nothing until there is something to serve.
+    /// Creates a server and starts its workers, which are idle until there is something to serve.
     ///
     /// # Errors
     /// Returns the errors of [`Server::new`] and [`Server::start_workers`].
@@ -120,10 +120,10 @@ impl Server {
         Ok(server)
     }
 
-    /// Makes a server whose workers are to be started.
+    /// Creates a server. Its workers are not started.
     ///
     /// # Errors
-    /// Returns an error if an epoll set or a mailbox of a worker cannot be made.
+    /// Returns an error if the epoll set or the mailbox of a worker cannot be created.
     pub fn new(
         settings: &Settings,
         handler: Arc<dyn EventHandler>,
@@ -161,39 +161,39 @@ impl Server {
         })
     }
 
-    /// Serves the clients that wait already, on this thread, as far as that takes no waiting. To be called before the workers are
-    /// started: a client whose connection starts this process has its reply before their threads are made.
+    /// Serves clients that are already waiting, on the calling thread and without blocking. Called before the workers
+    /// are started, it replies to the client whose connection started this process before any thread is created.
     pub fn serve_waiting_clients(&mut self) {
         for _ in 0..FIRST_PASSES {
             self.threads.iter_mut().for_each(WorkerThread::pass_once);
         }
     }
 
-    /// Starts the workers, if they are not started.
+    /// Starts the workers that are not running.
     ///
     /// # Errors
-    /// Returns an error if a thread cannot be made.
+    /// Returns an error if a thread cannot be created.
     pub fn start_workers(&mut self) -> io::Result<()> {
         self.threads.iter_mut().enumerate().try_for_each(|(number, thread)| thread.start(number))
     }
 
-    /// Reserves Unix sockets: listeners of datagrams that are served from now on send no reply to them, whatever sender
-    /// a datagram claims. To be used for sockets whose owners trust this process.
+    /// Reserves Unix sockets whose owners trust this process. Datagram listeners that are served from now on never
+    /// reply to them, whatever sender address a datagram has.
     pub fn reserve_sockets(&self, sockets: impl IntoIterator<Item = UnixName>) {
         *self.reserved.lock().unwrap_or_else(PoisonError::into_inner) = sockets.into_iter().collect();
     }
 
-    /// Sets how many descriptors that peers sent over Unix sockets may wait to be closed. At first it is
+    /// Sets how many descriptors sent by peers over Unix sockets may wait to be closed. The initial value is
     /// [`MAX_PEER_FDS`](crate::rlimit::MAX_PEER_FDS).
     pub fn limit_peer_descriptors(&self, max_waiting: usize) {
         self.dispatcher.services.state.disposal.set_max_waiting(max_waiting);
     }
 
-    /// Serves a listening socket, or one of datagrams, under a name, by these settings. When this returns, connections
-    /// are accepted, or datagrams received.
+    /// Serves a listening socket or a datagram socket under this name and these settings. When this returns, the server
+    /// accepts connections or receives datagrams.
     ///
     /// # Errors
-    /// The socket cannot be prepared or registered.
+    /// Returns an error if the socket cannot be prepared or its thread cannot be created.
     pub fn listen(&self, socket: OwnedFd, name: &str, settings: &config::ListenerSettings) -> io::Result<()> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         socket_options::set(&socket, settings)?;
@@ -211,7 +211,8 @@ impl Server {
             SocketKind::Datagram => self.serve_datagrams(socket, Arc::clone(&listener), control)?,
             SocketKind::Stream | SocketKind::Seqpacket => {
                 if listener.load().awaits_header() {
-                    // Its connections need it: rather no start than no service.
+                    // Connections of this listener need the thread; failing now is better than failing for each
+                    // connection.
                     self.dispatcher.services.start()?;
                 }
                 let (dispatcher, worker) = (Arc::clone(&self.dispatcher), &self.threads[0].worker);
@@ -225,7 +226,7 @@ impl Server {
         Ok(())
     }
 
-    /// Serves a datagram socket, on a thread of its own.
+    /// Serves a datagram socket on a separate thread.
     fn serve_datagrams(
         &self,
         socket: OwnedFd,
@@ -246,7 +247,7 @@ impl Server {
             let ended = server.run(&listener, limits, &mut accept);
             server.close();
             let AcceptControl { mode, status } = accept;
-            // Not earlier: `drain` waits until this receiver is dropped.
+            // Dropped only now: `drain` waits for this.
             drop(mode);
             if let Err(error) = ended {
                 let listener = Arc::clone(&listener.load().name);
@@ -262,7 +263,7 @@ impl Server {
         Ok(())
     }
 
-    /// Serves a connection that another process accepted.
+    /// Serves one connection that another process accepted.
     ///
     /// # Errors
     /// Returns an error if no permit is available, or if the socket cannot be prepared.
@@ -278,40 +279,40 @@ impl Server {
         Ok(())
     }
 
-    /// From now on, new connections obey these settings, and all connections these limits. The number of workers and
-    /// what is listened on stay.
+    /// Applies new settings: those of listeners to new connections, the limits at once to everything. The number of
+    /// workers and the sockets do not change.
     pub fn reload(&self, settings: &Settings) {
         self.dispatcher.rate_limiter.set_limit(settings.limits.datagrams_per_source);
         self.dispatcher.reclaimer.set_min_idle(reclaim_idle(settings));
         for listener in &*self.listeners() {
             listener.store(settings.listener_settings(&listener.load().name));
         }
-        // Last: it wakes acceptors that wait for a permit.
+        // Last, because it wakes acceptors that wait for a permit.
         self.dispatcher.admission.set_limits(&settings.limits);
     }
 
-    /// Waits until the last listener has failed. Never returns while one is served, or if there was none.
+    /// Waits until all listeners have failed. Never returns if there was no listener.
     pub async fn all_listeners_failed(&self) {
         if self.listeners().is_empty() {
             std::future::pending::<()>().await;
         }
-        // The sender is here, so there is no error.
+        // The sender is a field of `self`, so this cannot fail.
         let _ = self.acceptor_status.subscribe().wait_for(|status| status.serving == 0).await;
     }
 
-    /// Waits until there is no connection, served or refused.
+    /// Waits until there is no connection, including refused ones.
     pub async fn wait_until_idle(&self) {
         self.dispatcher.admission.wait_until_idle().await;
     }
 
-    /// Returns for how long there has been no connection, served or refused; `None` while there is one.
+    /// Returns for how long there has been no connection, including refused ones; `None` while there is one.
     #[must_use]
     pub fn idle_for(&self) -> Option<Duration> {
         self.dispatcher.admission.idle_for()
     }
 
-    /// Stops accepting, unless a client is waiting in a backlog, or the server was in use within the last `unused`.
-    /// Returns whether it stopped; later clients then wait in the backlog for the next process.
+    /// Stops accepting if no client waits in a backlog and the server has been unused for at least `unused`. Returns
+    /// whether it stopped; later clients then wait in the backlog for the next process.
     pub async fn stop_if_idle(&self, unused: Duration) -> bool {
         self.acceptor_status.send_modify(|status| (status.probed, status.found_client) = (0, false));
         self.set_accept_mode(AcceptMode::Probe);
@@ -319,10 +320,10 @@ impl Server {
         let all_probed = status.wait_for(|status| status.probed >= status.serving).await;
         let idle = all_probed.is_ok_and(|status| !status.found_client);
         if !idle {
-            // Also if it is not known whether a client waits: the next attempt is as far away as this one was.
+            // Also if a probe failed, so that the next attempt comes only after another `unused`.
             self.dispatcher.admission.note_use();
         }
-        // A client that came before the probe may have been accepted without it, and may have gone again.
+        // A client may have been accepted before the probe, and may already have left.
         let idle = idle && self.idle_for().is_some_and(|idle| idle >= unused);
         if !idle {
             self.set_accept_mode(AcceptMode::Accept);
@@ -330,12 +331,13 @@ impl Server {
         idle
     }
 
-    /// Stops accepting, and drains every connection. Returns when all acceptors have ended, those of datagrams when their
-    /// message is logged; [`Server::wait_until_idle`] waits until the connections have ended.
+    /// Stops accepting, and drains every connection. Returns when all acceptors and datagram servers have ended;
+    /// [`Server::wait_until_idle`] waits for the connections. A datagram server ends when its last message is logged.
     pub async fn drain(&self) {
         self.set_accept_mode(AcceptMode::Stop);
         let draining = DrainOnDrop(self);
-        // Acceptors of connections have closed their sockets then. Datagrams may wait for the log, and no stream for them.
+        // Afterwards the acceptors of connections have closed their sockets. Datagram servers may still wait for the
+        // log; connections drain without waiting for that.
         let _ = time::timeout(HANG_TIMEOUT, self.threads[0].worker.ping()).await;
         drop(draining);
         // Every acceptor keeps its receiver until it has dropped its socket.
@@ -343,25 +345,26 @@ impl Server {
         self.dispatcher.cancel_pending().await;
     }
 
-    /// Tells all that accepts connections or receives datagrams what to do.
+    /// Sets the mode of all acceptors and datagram servers.
     fn set_accept_mode(&self, mode: AcceptMode) {
         self.accept_mode.send_replace(mode);
         self.threads[0].worker.run_acceptors();
         self.wake_datagram_threads();
     }
 
-    /// Gives up the connections whose peers do not take replies: their messages that have to be logged whole are logged, and not
-    /// answered. Returns when each worker has begun with that; [`UnloggedMessages::waiting`] says what waits for the log.
+    /// Gives up the connections whose peers do not take replies: their messages that must be logged are logged but not
+    /// answered. Returns when each worker has started this, or after [`HANG_TIMEOUT`]; [`UnloggedMessages::waiting`]
+    /// counts the messages that still wait for the log.
     pub async fn log_blocked(&self) {
         for thread in &self.threads {
             thread.worker.give_up_blocked();
         }
-        // A worker that hangs does not begin.
+        // A worker that hangs would block this forever.
         let _ = time::timeout(HANG_TIMEOUT, self.dispatcher.barrier()).await;
     }
 
-    /// Waits until every thread that serves has responded: each event loop and each server of datagrams between two passes, and
-    /// the services by a task.
+    /// Waits until every thread that serves has responded: event loops and datagram servers between two passes, the
+    /// services thread by running a task.
     pub async fn ping_workers(&self) {
         for thread in &self.threads {
             thread.worker.ping().await;
@@ -373,19 +376,19 @@ impl Server {
         }
     }
 
-    /// Returns the counts of messages that the log has not accepted. They can be read after the server has ended.
+    /// Returns the counts of messages that the log has not accepted. They remain readable after the server has ended.
     #[must_use]
     pub fn unlogged_messages(&self) -> Arc<UnloggedMessages> {
         Arc::clone(&self.unlogged)
     }
 
-    /// Listeners being served.
+    /// Returns the number of listeners in service.
     #[must_use]
     pub fn listener_count(&self) -> usize {
         self.acceptor_status.borrow().serving
     }
 
-    /// How many connections are served at once at most.
+    /// Returns the limit on simultaneous connections.
     #[must_use]
     pub fn connection_limit(&self) -> usize {
         self.dispatcher.admission.limit()
@@ -403,13 +406,13 @@ impl Server {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Connections being served.
+    /// Returns the number of connections in service.
     #[must_use]
     pub fn connection_count(&self) -> usize {
         self.dispatcher.admission.serving()
     }
 
-    /// Returns the counters of all threads, added up.
+    /// Returns the sum of the counters of all threads.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
@@ -428,8 +431,8 @@ fn reclaim_idle(settings: &Settings) -> Option<Duration> {
     settings.limits.reclaim_idle.as_ref().map(TimeSpan::duration)
 }
 
-/// Has all connections drain when it is dropped: also where that is not waited for to the end. Those that wait for something
-/// before they are served drain as well.
+/// Makes all connections drain when dropped, even if the caller stops waiting. Connections that reach a worker later
+/// drain as well.
 struct DrainOnDrop<'a>(&'a Server);
 
 impl Drop for DrainOnDrop<'_> {
@@ -443,7 +446,7 @@ impl Drop for DrainOnDrop<'_> {
 impl Drop for Server {
     fn drop(&mut self) {
         self.datagram_threads().clear();
-        // Before the workers, to which its tasks may still give connections.
+        // Before the workers, because tasks of the services may still pass connections to them.
         self.dispatcher.services.end();
     }
 }

@@ -1,4 +1,4 @@
-//! Parses PROXY headers: bytes in, the client out.
+//! The parser of PROXY headers.
 //!
 //! ```text
 //! 1   "PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n"
@@ -19,50 +19,50 @@ use super::quote::quote;
 /// The longest header, in bytes.
 pub const MAX_HEADER: usize = 4096;
 
-/// The longest header of version 1, in bytes, its line feed among them.
+/// The longest header of version 1, in bytes, including its line feed.
 const MAX_V1_LEN: usize = 107;
 
 const V1_PREFIX: &[u8] = b"PROXY ";
 const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// The bytes of version 2 before those that it counts.
+/// The length in bytes of the fixed part of version 2, which its length field does not count.
 const V2_FIXED_LEN: usize = 16;
 
-/// What some bytes are that a connection begins with.
+/// The result of parsing the first bytes of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeaderParse {
-    /// The beginning of a header.
+    /// The beginning of a header; more bytes are needed.
     Incomplete,
-    /// A header.
+    /// A complete header.
     Complete {
-        /// Its length in bytes; more may follow it.
+        /// The length of the header in bytes. Other bytes may follow it.
         len: usize,
-        /// The client that the load balancer speaks for; `None` where it does not say (UNKNOWN, LOCAL, and addresses
-        /// that are not of the internet).
+        /// The client for which the load balancer speaks; `None` if the header does not name one (UNKNOWN, LOCAL, or an
+        /// address that is neither IPv4 nor IPv6).
         client: Option<SocketAddr>,
     },
-    /// Not a header, whatever follows.
+    /// Not a header, whatever bytes follow.
     Invalid(HeaderFault),
 }
 
-/// What is wrong with what a connection began with.
+/// The reason why a connection has no valid header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeaderFault {
-    /// It does not begin like a header.
+    /// The bytes do not begin like a header.
     Missing,
-    /// It begins like a header, but breaks a rule of its version, or ends in the middle.
+    /// The bytes begin like a header, but violate its version's format, or the stream ends within it.
     Malformed,
-    /// It is longer than a header may be.
+    /// The header is longer than allowed.
     TooLong,
-    /// It was not complete in time.
+    /// The header was not complete in time.
     Timeout,
 }
 
 impl HeaderFault {
-    /// All of them.
+    /// All faults.
     pub const ALL: [Self; 4] = [Self::Missing, Self::Malformed, Self::TooLong, Self::Timeout];
 
-    /// Returns its name in the log: lower case with hyphens.
+    /// Returns the fault's name in the log, in lower case with hyphens.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -85,18 +85,18 @@ impl fmt::Display for HeaderFault {
     }
 }
 
-/// What a connection began with instead of a header, for the log.
+/// The first bytes of a connection without a valid header, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadHeader {
-    /// What is wrong with it.
+    /// The reason why the header is invalid.
     pub fault: HeaderFault,
-    /// Its first bytes, [`MAX_EXCERPT`] at most.
+    /// The first bytes, at most [`MAX_EXCERPT`].
     pub excerpt: Vec<u8>,
-    /// How many bytes came in all.
+    /// The number of bytes that were received.
     pub len: u64,
 }
 
-/// How many bytes of a bad header are logged.
+/// The most bytes of a bad header that are logged.
 pub const MAX_EXCERPT: usize = 32;
 
 impl fmt::Display for BadHeader {
@@ -150,7 +150,8 @@ impl HeaderParse {
         }
         match bytes.get(..len) {
             None => Self::Incomplete,
-            // Of the load balancer's own accord, such as a health check: whatever else it says does not count.
+            // LOCAL: the load balancer speaks for itself, for example in a health check. The rest of the header is
+            // ignored.
             Some(_) if command == 0x20 => Self::Complete { len, client: None },
             Some(header) => Self::parse_complete(header),
         }
@@ -178,7 +179,7 @@ mod tests {
         HeaderParse::Complete { len, client: client.parse().ok() }
     }
 
-    /// A header of version 2.
+    /// Builds a header of version 2.
     fn v2_header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
         let len = u16::try_from(rest.len()).unwrap().to_be_bytes();
         [V2_SIGNATURE, &[command, family], &len, rest].concat()
@@ -192,7 +193,7 @@ mod tests {
         [&octets(from)[..], &octets(to), &[0x9c, 0xbb, 0x1f, 0x95]].concat()
     }
 
-    /// Headers, and the clients that they name; `-` where there is none.
+    /// Returns headers with the clients that they name; `-` if they name none.
     fn valid_headers() -> Vec<(Vec<u8>, &'static str)> {
         let unix = [0; 216];
         let with_more = [&V4[..], &[3, 0, 4, 1, 2, 3, 4]].concat();

@@ -1,15 +1,15 @@
-//! The memory that a socket holds in the kernel.
+//! The kernel memory of a socket.
 
 use std::os::fd::AsFd;
 
 use nix::libc;
 use nix::sys::socket::getsockopt;
 
-/// SO_MEMINFO of asm-generic/socket.h (Linux 4.12), which no library names.
+/// SO_MEMINFO of asm-generic/socket.h (Linux 4.12), which no library defines.
 const SO_MEMINFO: libc::c_int = 55;
 
 sockopt_impl!(
-    /// The beginning of what linux/sock_diag.h lists (SK_MEMINFO_VARS).
+    /// The first values of SO_MEMINFO (SK_MEMINFO_VARS of linux/sock_diag.h).
     MemInfo,
     GetOnly,
     libc::SOL_SOCKET,
@@ -18,7 +18,7 @@ sockopt_impl!(
 );
 
 sockopt_impl!(
-    /// All of it.
+    /// All values of SO_MEMINFO.
     WholeMemInfo,
     GetOnly,
     libc::SOL_SOCKET,
@@ -26,21 +26,22 @@ sockopt_impl!(
     [u32; 9]
 );
 
-/// The memory that a socket holds, in bytes.
+/// The kernel memory of a socket, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SocketMemory {
-    /// What was received and not read (SK_MEMINFO_RMEM_ALLOC).
+    /// Memory of received data that was not read (SK_MEMINFO_RMEM_ALLOC).
     pub(crate) received: u32,
-    /// How much of that the kernel allows (SK_MEMINFO_RCVBUF).
+    /// The limit on `received` (SK_MEMINFO_RCVBUF).
     pub(crate) receive_limit: u32,
-    /// What was sent and not freed (SK_MEMINFO_WMEM_ALLOC).
+    /// Memory of sent data that was not freed (SK_MEMINFO_WMEM_ALLOC).
     pub(crate) sent: u32,
-    /// How much of that the kernel allows (SK_MEMINFO_SNDBUF): it sends while there is less.
+    /// The limit on `sent` (SK_MEMINFO_SNDBUF). The kernel accepts more data while `sent` is below it.
     pub(crate) send_limit: u32,
 }
 
-/// Returns how many packets the kernel has dropped since the socket was made: for want of room in it, since they were damaged, or
-/// since a filter refused them, such as that of `IPAddressDeny=` (SK_MEMINFO_DROPS); `None` if the kernel does not tell.
+/// Returns how many packets the kernel has dropped since the socket was created (SK_MEMINFO_DROPS); `None` if the
+/// kernel does not tell. The causes are a full receive buffer, damaged packets, and filters such as that of
+/// `IPAddressDeny=`.
 pub(crate) fn drops(socket: impl AsFd) -> Option<u32> {
     Some(getsockopt(&socket, WholeMemInfo).ok()?[8])
 }
@@ -52,7 +53,7 @@ impl SocketMemory {
         Some(Self { received, receive_limit, sent, send_limit })
     }
 
-    /// Returns whether nothing more can be sent until some of what was sent is freed.
+    /// Returns whether nothing can be sent until some sent data is freed.
     pub(crate) fn is_send_buffer_full(self) -> bool {
         self.sent >= self.send_limit
     }
