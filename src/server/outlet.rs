@@ -1,4 +1,4 @@
-//! Where the replies and messages of a connection go during one drive: to its socket, and to the log.
+//! The outlets of a connection during one drive: its socket, and the log of messages.
 //!
 //! Part of the hot path: see `connection.rs`.
 
@@ -20,17 +20,17 @@ use crate::protocol::packet::Reply;
 use crate::protocol::rules::LogMessages;
 use crate::protocol::{Outlet, Scratch, Session, Want};
 
-/// The socket, during one drive.
+/// The outlet of a connection whose messages are not logged.
 pub(super) struct SocketOutlet<'a> {
     pub(super) socket: &'a OwnedFd,
-    /// The socket or the log had no room. epoll reports when the socket has room; the log wakes the waker when it has.
+    /// Whether the socket or the log had no room. epoll reports when the socket has room; the log wakes the waker.
     pub(super) blocked: bool,
     /// The error with which the connection broke.
     pub(super) broken: Option<Errno>,
 }
 
 impl SocketOutlet<'_> {
-    /// Reads once. Returns how many bytes came; 0 at the end of the stream, `None` when nothing did.
+    /// Reads once. Returns the number of bytes: 0 at the end of the stream, `None` if no input was available.
     #[inline]
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
         match retry_on_intr(|| rustix::net::recv(self.socket, &mut *buffer, RecvFlags::empty())) {
@@ -44,10 +44,11 @@ impl SocketOutlet<'_> {
     }
 }
 
-/// Apart from the hot path: only Unix sockets, and where the kernel refuses descriptors, only at their beginning.
+/// Not on the hot path: used for Unix sockets only, and if the kernel refuses descriptors, only at first.
 impl SocketOutlet<'_> {
-    /// Reads once, as [`SocketOutlet::read`], and has descriptors closed that came with the bytes. The connection is parked
-    /// until they are; or, if too many wait already, until there is room for those that come next.
+    /// Reads once, as [`SocketOutlet::read`], and passes descriptors that came with the bytes to the disposal thread.
+    /// The connection is parked until they are closed, or, if too many are waiting, until there is room for the next
+    /// ones.
     #[inline(never)]
     pub(super) fn read_with_descriptors(
         &mut self,
@@ -65,7 +66,7 @@ impl SocketOutlet<'_> {
     }
 }
 
-/// No message is logged.
+/// Messages are not logged.
 impl Outlet for SocketOutlet<'_> {
     #[inline]
     fn send(&mut self, bytes: &[u8]) -> usize {
@@ -79,7 +80,7 @@ impl Outlet for SocketOutlet<'_> {
 
     fn send_packets(&mut self, replies: &[Reply<'_>]) -> usize {
         let mut sent = 0;
-        // What the kernel says of the one at which it stopped is known when that is sent again.
+        // If not all are sent, the next iteration sends the first of the rest again and gets its error.
         while let Some((next, more)) = replies.get(sent..).and_then(<[_]>::split_first) {
             let result = if more.is_empty() {
                 packet_socket::send(self.socket, next).map(|()| 1)
@@ -113,20 +114,20 @@ impl Outlet for SocketOutlet<'_> {
     }
 }
 
-/// The socket, and the log of what comes over it.
+/// The outlet of a connection whose messages are logged.
 pub(super) struct LoggingOutlet<'a, 'w, M> {
     pub(super) inner: &'a mut SocketOutlet<'w>,
     pub(super) sink: &'a EventSink,
-    /// Makes a waker for this connection.
+    /// Creates a waker for this connection.
     pub(super) make_waker: M,
     pub(super) info: &'a ConnectionInfo,
     pub(super) waker: &'a mut Option<Box<Waker>>,
-    /// Whether messages wait for the log: [`UnloggedMessages`](super::event::UnloggedMessages) counts it.
+    /// Whether messages wait for the log, which [`UnloggedMessages`](super::event::UnloggedMessages) counts.
     pub(super) awaits_log: &'a mut bool,
     pub(super) log: LogMessages,
 }
 
-/// Apart from the hot path: connections whose messages are logged have one of their own.
+/// Separate functions keep logging off the hot path of other connections.
 impl<M: Fn() -> Waker> LoggingOutlet<'_, '_, M> {
     #[inline(never)]
     pub(super) fn receive(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch, count: usize) {
@@ -140,8 +141,9 @@ impl<M: Fn() -> Waker> LoggingOutlet<'_, '_, M> {
         self.end_wait(session);
     }
 
-    /// Notes that no message waits for the log any longer, if that is so. Not with each one that the log accepts: a drain
-    /// that ends between two of them would cut the connection, before the next is logged and this one is answered.
+    /// Notes that no message waits for the log any longer, if that is true. This is not done after each accepted
+    /// message: a drain that ends between two messages would close the connection before the second is logged and the
+    /// first is answered.
     #[inline]
     pub(super) fn end_wait(&mut self, session: &Session) {
         if *self.awaits_log && !matches!(session.wants(), Want::Log) && !session.has_unlogged_messages() {
@@ -166,7 +168,7 @@ impl<M: Fn() -> Waker> Outlet for LoggingOutlet<'_, '_, M> {
 
     fn log(&mut self, message: &[u8]) -> bool {
         let ConnectionInfo { id, ref listener, peer } = *self.info;
-        // Of a stream, the kernel does not say when a message came.
+        // The kernel does not timestamp the bytes of a stream.
         let (connection_id, received_at) = (Some(id), None);
         let sink = self.sink;
         match self.log {
@@ -178,7 +180,7 @@ impl<M: Fn() -> Waker> Outlet for LoggingOutlet<'_, '_, M> {
                 true
             }
             LogMessages::Full => {
-                // It is the same one each time, as the log demands.
+                // The log requires the same waker for each attempt.
                 let waker = self.waker.get_or_insert_with(|| Box::new((self.make_waker)()));
                 let (listener, bytes) = (&listener.name, message);
                 let message = ReceivedMessage { connection_id, listener, peer, received_at, bytes };

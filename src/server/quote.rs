@@ -1,8 +1,8 @@
-//! Bytes of peers, for the log.
+//! Quotes bytes from peers for the log.
 
 use std::fmt::Write;
 
-/// Bytes on one line, in quotation marks: text as it is, the rest as escapes.
+/// Returns the bytes as one line in quotation marks: printable text unchanged, everything else escaped.
 #[must_use]
 pub fn quote(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() + 2);

@@ -1,5 +1,6 @@
-//! Errors of connected sockets. They end the connection, and its verdict is that it was reset. What the peer or the network did
-//! is expected; any other error (a lack of memory, the policy of a security module) is reported besides.
+//! Errors of connected sockets. They end the connection with the verdict that the peer reset it. Errors caused by the
+//! peer or the network are expected; any other error (lack of memory, the policy of a security module) is also
+//! reported.
 
 use std::io;
 use std::sync::Arc;
@@ -9,20 +10,21 @@ use rustix::io::Errno;
 use super::event::{Event, EventSink};
 use super::listener::ConnectionInfo;
 
-/// Reports an error of a read or a write that ended a connection, unless the peer or the network caused it.
+/// Reports an error of a read or write that ended a connection, unless the peer or the network caused it.
 pub(crate) fn report(error: io::Error, info: &ConnectionInfo, sink: &EventSink) {
     if !Errno::from_io_error(&error).is_some_and(is_from_peer) {
         report_failure(error, info, sink);
     }
 }
 
-/// Reports an error of a call that a connection needs to be served.
+/// Reports an error of a call without which a connection cannot be served.
 pub(crate) fn report_failure(error: io::Error, info: &ConnectionInfo, sink: &EventSink) {
     let (listener, peer) = (Arc::clone(&info.listener.name), info.peer);
     sink.report(Event::ConnectionFailed { listener, peer, error });
 }
 
-/// Returns whether the peer or the network caused this error: recv(2), send(2), tcp(7), and what ICMP reports (ip(7)).
+/// Returns whether the peer or the network caused this error (recv(2), send(2), tcp(7)), including errors reported by
+/// ICMP (ip(7)).
 fn is_from_peer(error: Errno) -> bool {
     matches!(
         error,

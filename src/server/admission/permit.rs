@@ -1,4 +1,4 @@
-//! Permits: the right of a connection to exist, from before it is accepted until its socket is closed.
+//! Permits: the right to have one more connection, from before accept(2) until the socket is closed.
 
 use std::mem;
 use std::sync::Arc;
@@ -9,39 +9,42 @@ use super::{Admission, MAX_REFUSED, increment_below};
 use crate::protocol::Verdict;
 use crate::server::peer::Source;
 
-/// The right to have one more connection, and its share of the buffer memory. Released when it is dropped.
+/// The right to have one more connection, with its share of the buffer memory. Released when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     pub(super) admission: Arc<Admission>,
     pub(super) state: PermitState,
-    /// Bytes that the connection keeps in its buffers.
+    /// Bytes in the connection's buffers.
     pub(super) memory: usize,
 }
 
 #[derive(Debug)]
 pub(super) enum PermitState {
-    /// With its slot, if it has a source.
+    /// The connection may be served. It holds a slot if it has a source.
     Serving(Option<SourceSlot>),
-    /// The connection awaits its PROXY header, and counts for no source before.
+    /// The connection awaits its PROXY header, and does not count for any source yet.
     AwaitingHeader,
-    /// It was accepted while all permits were taken, and its source is not known yet.
+    /// The connection was accepted while all permits were taken, and has not claimed a slot yet.
     Undecided,
-    /// It was given back while it is decided whether the source has room, since the connection may be refused. The slot
-    /// is pending.
+    /// The connection has no permit until it is decided whether its source has room, because it may be refused. Its
+    /// slot is pending.
     Pending(Source),
-    /// The source has room: the slot is held, if there is a source. The next permit that is released is this one's.
+    /// The source has room, and its slot is held if there is a source. The connection gets the next permit that is
+    /// released.
     Reserved(Option<Source>),
-    /// The source has no room: there is no slot.
+    /// The source has no room, and there is no slot.
     Rejected,
     Refused,
     Released,
 }
 
 impl Permit {
-    /// Claims a slot of this source, and releases the slot that it had before. The connection no longer counts as one
-    /// that awaits its PROXY header. Returns `false` if the slot is pending: then the permit is given back to others
-    /// until [`Permit::decide`] and [`Permit::try_reacquire`]. Until then, later connections of that source are pending as
-    /// well. The same if there was no permit yet.
+    /// Claims a slot of this source, and releases the previous slot. The connection no longer counts as awaiting its
+    /// PROXY header. Returns whether it may be served now.
+    ///
+    /// If the slot is pending, the permit is given back until [`Permit::decide`] and [`Permit::try_reacquire`] succeed.
+    /// Until then, slots of later connections of that source are pending as well. If there was no permit yet, it has to
+    /// be reacquired in any case.
     pub(crate) fn claim(&mut self, source: Option<Source>) -> bool {
         self.stop_awaiting_header();
         self.release_source();
@@ -49,7 +52,7 @@ impl Permit {
         match source.map(|source| self.admission.sources.claim(source)) {
             Some(SourceSlot::Pending(source)) => {
                 if has_permit {
-                    // In this order, so that the connection is counted all the time.
+                    // In this order, so that the connection is counted at every moment.
                     self.admission.pending.fetch_add(1, Ordering::SeqCst);
                     self.admission.release_open();
                     self.admission.connection_ended.notify();
@@ -68,10 +71,10 @@ impl Permit {
         }
     }
 
-    /// Claims the slot that is pending. If that succeeds, the permit is to be acquired again.
+    /// Claims the pending slot. On success, the permit must be acquired again.
     ///
     /// # Errors
-    /// Returns an error if the source has as many connections as it may have. The permit has no slot then.
+    /// Returns an error if the source is at its limit; the permit then has no slot.
     pub(crate) fn decide(&mut self) -> Result<(), Verdict> {
         let PermitState::Pending(source) = self.state else { return Ok(()) };
         self.state = PermitState::Rejected;
@@ -80,14 +83,14 @@ impl Permit {
         Ok(())
     }
 
-    /// Reserves the next permit for a connection that holds a slot of its source, if it has one.
+    /// Reserves the next permit for a connection that holds a slot of its source, or has no source.
     fn reserve(&mut self, source: Option<Source>) {
         self.admission.reserved.fetch_add(1, Ordering::SeqCst);
         self.state = PermitState::Reserved(source);
     }
 
-    /// Acquires a permit for a connection whose source has room. Returns whether it has one. No new connection is accepted
-    /// before it has.
+    /// Acquires a reserved permit. Returns whether that succeeded. While a permit is reserved, no new connection is
+    /// accepted before it.
     pub(crate) fn try_reacquire(&mut self) -> bool {
         let is_reserved = matches!(self.state, PermitState::Reserved(_));
         if is_reserved && !increment_below(&self.admission.open, self.admission.limit()) {
@@ -97,7 +100,7 @@ impl Permit {
         true
     }
 
-    /// The same at once, whatever the limit: nothing is accepted any more.
+    /// Acquires a reserved permit without checking the limit. Used when nothing is accepted any longer.
     pub(crate) fn reacquire_unchecked(&mut self) {
         if matches!(self.state, PermitState::Reserved(_)) {
             self.admission.open.fetch_add(1, Ordering::SeqCst);
@@ -110,12 +113,12 @@ impl Permit {
             self.state = PermitState::Serving(source.map(SourceSlot::Held));
             self.admission.reserved.fetch_sub(1, Ordering::SeqCst);
             self.admission.pending.fetch_sub(1, Ordering::SeqCst);
-            // Acceptors may have waited for this.
+            // Acceptors may have waited for the end of the reservation.
             self.admission.connection_ended.notify();
         }
     }
 
-    /// Releases the slot, if it has one.
+    /// Releases the slot, if any.
     fn release_source(&mut self) {
         if let PermitState::Serving(slot) = &mut self.state {
             if let Some(slot) = slot.take() {
@@ -124,7 +127,7 @@ impl Permit {
         }
     }
 
-    /// No longer counts the connection as one that awaits its PROXY header.
+    /// Stops counting the connection as awaiting its PROXY header.
     pub(crate) fn stop_awaiting_header(&mut self) {
         if matches!(self.state, PermitState::AwaitingHeader) {
             self.state = PermitState::Serving(None);
@@ -133,8 +136,8 @@ impl Permit {
         }
     }
 
-    /// Turns this into the permit of a connection that is closed outside the limit, since it was refused or reclaimed.
-    /// Returns `false`, and leaves the permit as it is, if there are [`MAX_REFUSED`] of those.
+    /// Turns this into the permit of a refused or reclaimed connection, which does not count against the limit. Returns
+    /// `false` and changes nothing if there are already [`MAX_REFUSED`] of those.
     pub(crate) fn refuse(&mut self) -> bool {
         let below = |refused| (refused < MAX_REFUSED).then_some(refused + 1);
         if self.admission.refused.fetch_update(Ordering::SeqCst, Ordering::SeqCst, below).is_err() {
@@ -145,19 +148,19 @@ impl Permit {
         true
     }
 
-    /// Returns whether the connection counts against the limit: it was not refused.
+    /// Returns whether the connection counts against the limit, which a refused one does not.
     pub(crate) fn counts(&self) -> bool {
         !matches!(self.state, PermitState::Refused)
     }
 
-    /// Returns how many bytes the connection keeps in its buffers, as far as that was set.
+    /// Returns the bytes in the connection's buffers, as last set.
     #[inline]
     pub(crate) fn memory(&self) -> usize {
         self.memory
     }
 
-    /// Sets how many bytes the connection keeps in its buffers. Returns whether that fits into the budget of all
-    /// connections; it counts in any case.
+    /// Sets the bytes in the connection's buffers. Returns whether the total is within the budget of all connections;
+    /// the bytes count in any case.
     #[inline]
     pub(crate) fn set_memory(&mut self, bytes: usize) -> bool {
         let before = mem::replace(&mut self.memory, bytes);
@@ -172,15 +175,15 @@ impl Permit {
         self.admission.buffer_memory.fetch_add(more, Ordering::Relaxed) + more <= budget
     }
 
-    /// Returns whether the buffers of all connections keep more than half of what they may.
+    /// Returns whether more than half of the budget for buffers is used.
     #[inline]
     pub(crate) fn is_memory_scarce(&self) -> bool {
         let budget = self.admission.max_buffer_memory.load(Ordering::Relaxed);
         self.admission.buffer_memory.load(Ordering::Relaxed) > budget / 2
     }
 
-    /// Releases the permit unused. Notifies no acceptor, since no connection has ended: the one that releases it would
-    /// take that for a reason to try again. A connection that waits for its reserved permit has to hear of it.
+    /// Releases an unused permit. Acceptors are not notified, because no connection has ended and the calling acceptor
+    /// would try again at once. Connections that wait for a reserved permit are notified.
     pub(crate) fn release_unused(mut self) {
         match mem::replace(&mut self.state, PermitState::Released) {
             PermitState::Undecided => {
@@ -238,14 +241,14 @@ impl Permit {
     }
 }
 
-/// The permit of a connection that has ended, and whose socket waits to be closed. It counts against the limits, but no
-/// shutdown waits for it.
+/// The permit of a connection that has ended, but whose socket is not closed yet. It counts against the limits, but a
+/// shutdown does not wait for it.
 #[derive(Debug)]
 pub(crate) struct ClosingPermit(Permit);
 
 impl Permit {
-    /// Turns this into the permit of a connection whose socket waits to be closed. `None` if it does not count against the
-    /// limit: then it is released.
+    /// Turns this into the permit of a connection whose socket is not closed yet. If the permit does not count against
+    /// the limit, releases it and returns `None`.
     pub(crate) fn into_closing(self) -> Option<ClosingPermit> {
         if !matches!(self.state, PermitState::Serving(_) | PermitState::AwaitingHeader) {
             return None;

@@ -1,4 +1,4 @@
-//! A connection that is read by a task, before it is served.
+//! The input of a connection that a task reads before a worker serves it.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -18,20 +18,20 @@ use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::peer_input;
 use crate::server::receive_buffer::ReceiveBuffer;
 
-/// A connection that is read before it is served.
+/// A connection that a task reads before a worker serves it.
 pub(super) struct InputStream {
     stream: UnixStream,
     descriptors: PeerDescriptors,
     disposal: Disposal,
-    /// Notified when descriptors that the peer sent are closed, and when there is room for further ones.
+    /// Notified when the peer's descriptors are closed, and when there is room for more.
     unparked: Arc<Unparked>,
-    /// Whether that is awaited: nothing is read then.
+    /// Whether reading is suspended until `unparked` is notified.
     parked: bool,
     receive_buffer: ReceiveBuffer,
 }
 
 impl InputStream {
-    /// Registers a socket with the reactor of this thread. Its receive buffer is limited, if that is ours to do.
+    /// Registers a socket with the reactor of this thread, and limits its receive buffer.
     ///
     /// # Errors
     /// Returns the errors of [`AcceptedSocket::register`].
@@ -46,21 +46,21 @@ impl InputStream {
         Ok(Self { stream, descriptors, disposal, unparked, parked: false, receive_buffer })
     }
 
-    /// Notes that nothing is read for a while.
+    /// Lets the kernel adapt the receive buffer, because nothing will be read for a while.
     pub(super) fn stop_reading(&mut self) {
         self.receive_buffer.adapt(&self.stream);
     }
 
-    /// Waits until there may be input: not before the descriptors are closed that came with the last.
+    /// Waits until there may be input, and until the descriptors that came with the last input are closed.
     ///
     /// # Errors
-    /// Returns an error if the runtime ends.
+    /// Returns an error if the runtime has shut down.
     pub(super) async fn readable(&mut self) -> io::Result<()> {
         self.unparked().await;
         self.stream.readable().await
     }
 
-    /// Waits until the descriptors are closed that came with the last input, or until there is room for the next ones.
+    /// Waits until the descriptors that came with the last input are closed, or there is room for the next ones.
     pub(super) async fn unparked(&mut self) {
         if self.parked {
             self.unparked.wait().await;
@@ -68,18 +68,19 @@ impl InputStream {
         }
     }
 
-    /// Returns how many bytes are there, which stay in the socket; 0 at the end of the stream.
+    /// Returns how many bytes are queued, and copies them into `buffer` without consuming them; 0 at the end of the
+    /// stream.
     ///
     /// # Errors
     /// Returns an error if recv(2) fails; [`ErrorKind::WouldBlock`] if there is no input.
     pub(super) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        // Descriptors that come along stay in the socket as well.
+        // Descriptors that belong to the bytes stay in the socket, too.
         let peek = || Ok(retry_on_intr(|| recv(&self.stream, &mut *buffer, RecvFlags::PEEK))?.0);
         self.stream.try_io(Interest::READABLE, peek)
     }
 
-    /// Receives bytes, and has descriptors closed that came along. Returns how many bytes came; 0 at the end of the stream,
-    /// `None` if none are received until there is room for the descriptors.
+    /// Receives bytes, and passes their descriptors to the disposal thread. Returns the number of bytes: 0 at the end
+    /// of the stream, `None` if there is no room for the descriptors yet.
     ///
     /// # Errors
     /// Returns an error if recvmsg(2) fails; [`ErrorKind::WouldBlock`] if there is no input.
@@ -97,22 +98,22 @@ impl InputStream {
         })
     }
 
-    /// Ends our side of the stream.
+    /// Sends the end of our stream.
     pub(super) fn shut_down_writes(&self) {
-        // A peer that is gone does not mind; the next read says so.
+        // If the peer has gone, the next read reports it.
         let _ = shutdown(&self.stream, Shutdown::Write);
     }
 
-    /// Returns the socket, no longer registered.
+    /// Deregisters the socket and returns it.
     ///
     /// # Errors
-    /// Returns an error if its registration cannot be removed.
+    /// Returns an error if the socket cannot be deregistered.
     pub(super) fn into_socket(self) -> io::Result<AcceptedSocket> {
         let Self { stream, descriptors, receive_buffer, .. } = self;
         Ok(AcceptedSocket { socket: OwnedFd::from(stream.into_std()?), descriptors, receive_buffer })
     }
 
-    /// Closes the socket, and then releases the permit: [`AcceptedSocket::close`].
+    /// Closes the socket, and then releases the permit ([`AcceptedSocket::close`]).
     pub(super) fn close(self, permit: Permit) {
         let disposal = self.disposal.clone();
         if let Ok(socket) = self.into_socket() {

@@ -1,10 +1,10 @@
-//! The PROXY protocol (haproxy.org, doc/proxy-protocol.txt), versions 1 and 2: what a load balancer says of the client
-//! before anything else.
+//! The PROXY protocol, versions 1 and 2 (haproxy.org, doc/proxy-protocol.txt): a load balancer names the client at the
+//! beginning of a connection.
 //!
-//! A connection whose listener demands the header waits for it apart from those that are served, and costs them
-//! nothing. What comes is looked at in the kernel's buffer first. While the header is incomplete, all of it belongs to
-//! the header and is consumed, so the kernel's buffer may be smaller than the header. Once it is complete, not a byte
-//! more is consumed: so what lies behind it is the connection's first input, as if there had been no header.
+//! A task waits for the header, so that served connections do not pay for it. It first peeks at the bytes in the
+//! kernel's buffer. While the header is incomplete, all of them belong to it and are consumed, so the header may be
+//! longer than the kernel's buffer. Once the header is complete, no byte after it is consumed: the session starts with
+//! the first byte after the header.
 
 mod input_stream;
 mod pending;

@@ -22,24 +22,25 @@ use crate::server::socket_error;
 use crate::server::unserved;
 use crate::server::worker_state::WorkerState;
 
-/// How long a header may take where `deadlines.read` is off. The standard asks for 3 s at least, for one lost packet.
+/// The deadline for the header if `deadlines.read` is off. The specification recommends at least 3 s, so that one lost
+/// packet can be retransmitted.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What came of waiting for a header.
+/// The result of waiting for a header.
 #[derive(Debug, PartialEq, Eq)]
 enum HeaderOutcome {
     Header(Option<SocketAddr>),
-    /// There will be none that is right, or not in time.
+    /// The header is invalid, or did not arrive in time.
     Invalid(HeaderFault),
-    /// The connection ended before its first byte. The event loop sees that as well.
+    /// The connection ended before its first byte. The event loop handles that.
     ClosedEarly,
-    /// The connection broke: with this error, unless it is the runtime that ends.
+    /// The connection broke. The error is `None` if the runtime has shut down.
     Broken(Option<Errno>),
-    /// The server stops.
+    /// The server is stopping.
     Cancelled,
 }
 
-/// A connection that was accepted and waits for its header.
+/// An accepted connection that waits for its header.
 pub(crate) struct PendingHeader {
     pub(crate) socket: AcceptedSocket,
     pub(crate) session: Session,
@@ -47,7 +48,7 @@ pub(crate) struct PendingHeader {
     pub(crate) permit: Permit,
 }
 
-/// A connection whose header has come, or that is served without one because it ends.
+/// A connection that a worker has to serve: its header has arrived, or it has ended without one.
 pub(crate) struct PresentedConnection {
     stream: InputStream,
     session: Session,
@@ -58,8 +59,8 @@ pub(crate) struct PresentedConnection {
 }
 
 impl PendingHeader {
-    /// Waits for the header. Returns nothing if the connection was closed without one. `state` is that of the thread that runs
-    /// this.
+    /// Waits for the header. Returns `None` if the connection was closed without a valid one. `state` is that of the
+    /// calling thread.
     pub(crate) async fn read_header(
         self,
         cancelled: &mut watch::Receiver<bool>,
@@ -78,7 +79,7 @@ impl PendingHeader {
         let mut is_undecided = false;
         match outcome {
             HeaderOutcome::Header(client) => {
-                // It may wait for its permit.
+                // The connection may have to wait for its permit.
                 stream.stop_reading();
                 info.peer = client.map_or(info.peer, Peer::Proxied);
                 is_undecided = !permit.claim(info.peer.source());
@@ -104,14 +105,14 @@ impl PendingHeader {
 }
 
 impl PresentedConnection {
-    /// Returns the permit, if it is to be decided whether the source has room.
+    /// Returns the permit if the caller must decide whether the source has room.
     pub(crate) fn undecided(&mut self) -> Option<&mut Permit> {
         self.is_undecided.then_some(&mut self.permit)
     }
 
-    /// Notes the decision. Returns nothing if the connection was closed for it.
+    /// Applies the decision. Returns `None` if the connection was closed because of it.
     pub(crate) fn decide(mut self, decision: Result<(), Verdict>, state: &WorkerState) -> Option<Self> {
-        // Its client has waited for that, and is not idle for it.
+        // The client was waiting for the decision, not idle.
         self.session.note_activity(clock());
         if let Err(verdict) = decision {
             if !self.permit.refuse() {
@@ -124,7 +125,7 @@ impl PresentedConnection {
         Some(self)
     }
 
-    /// Returns what a worker serves.
+    /// Returns the parts of the connection for a worker; `None` if it had to be closed.
     pub(crate) fn into_parts(self, state: &WorkerState) -> Option<(AcceptedSocket, Session, ConnectionInfo, Permit)> {
         let Self { stream, session, info, mut permit, .. } = self;
         match stream.into_socket() {
@@ -140,14 +141,13 @@ impl PresentedConnection {
     }
 }
 
-/// Until when the header of a connection that has just begun has to be there.
+/// Returns the deadline for the header of a new connection.
 fn deadline(session: &Session) -> Instant {
     let limit = session.rules().deadlines.read.as_ref().map_or(DEFAULT_TIMEOUT, TimeSpan::duration);
     session.opened().checked_add(limit).unwrap_or_else(|| session.opened() + DEFAULT_TIMEOUT)
 }
 
-/// Waits for the header until the deadline, or until it is cancelled, and consumes it. What was consumed is in
-/// `header`.
+/// Waits for the header until the deadline or a cancellation, and consumes it. `header` receives the consumed bytes.
 async fn read_header_before(
     stream: &mut InputStream,
     header: &mut Vec<u8>,
@@ -155,11 +155,11 @@ async fn read_header_before(
     cancelled: &mut watch::Receiver<bool>,
 ) -> HeaderOutcome {
     tokio::select! {
-        // What came while this process was stopped is not late.
+        // First, so that a header that arrived while this process was stopped is not late.
         biased;
         outcome = read_header(stream, header) => outcome,
         () = time::sleep_until(until.into()) => HeaderOutcome::Invalid(HeaderFault::Timeout),
-        // An error means that the server is gone.
+        // An error means that the server has been dropped.
         _ = cancelled.wait_for(|cancelled| *cancelled) => HeaderOutcome::Cancelled,
     }
 }
@@ -172,15 +172,15 @@ async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOu
         }
         match read_available(stream, header) {
             Ok(Some(HeaderParse::Complete { client, .. })) => {
-                // Nor are its messages read before the descriptors of its header are closed.
+                // The first message is read only after the descriptors sent with the header are closed.
                 stream.unparked().await;
                 return HeaderOutcome::Header(client);
             }
             Ok(Some(HeaderParse::Invalid(fault))) => return HeaderOutcome::Invalid(fault),
-            // There may be more.
+            // More bytes may already be queued.
             Ok(Some(HeaderParse::Incomplete)) => {}
             Ok(None) if header.is_empty() => return HeaderOutcome::ClosedEarly,
-            // It ended in the middle.
+            // The stream ended within the header.
             Ok(None) => return HeaderOutcome::Invalid(HeaderFault::Malformed),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return HeaderOutcome::Broken(Errno::from_io_error(&error)),
@@ -188,8 +188,9 @@ async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOu
     }
 }
 
-/// Consumes what has come of the header, adds it to `header`, and parses that; `None` at the end of the stream. Bytes
-/// behind a header are not consumed. The header is incomplete as long as some of its bytes cannot be consumed.
+/// Consumes the available part of the header, appends it to `header`, and parses `header`. Returns `None` at the end of
+/// the stream. Bytes after the header are not consumed. The result is incomplete while some bytes of the header cannot
+/// be consumed.
 fn read_available(stream: &mut InputStream, header: &mut Vec<u8>) -> io::Result<Option<HeaderParse>> {
     let mut buffer = [0; MAX_HEADER];
     let consumed = header.len();
@@ -201,7 +202,7 @@ fn read_available(stream: &mut InputStream, header: &mut Vec<u8>) -> io::Result<
     let parsed = HeaderParse::parse(header);
     let len = if let HeaderParse::Complete { len, .. } = parsed { len } else { header.len() };
     header.truncate(consumed);
-    // One call receives all of it, unless descriptors come with a part.
+    // One call receives all of these bytes, unless descriptors were sent with some of them.
     match stream.receive(&mut buffer[..len - consumed])? {
         Some(0) => return Err(ErrorKind::UnexpectedEof.into()),
         received => header.extend_from_slice(&buffer[..received.unwrap_or(0)]),
@@ -209,7 +210,7 @@ fn read_available(stream: &mut InputStream, header: &mut Vec<u8>) -> io::Result<
     Ok(Some(if header.len() < len { HeaderParse::Incomplete } else { parsed }))
 }
 
-/// Closes a connection without a header, and reports it. It holds no place any longer.
+/// Closes and reports a connection without a valid header. It no longer counts against the limit.
 async fn reject(
     mut stream: InputStream,
     mut bad_header: BadHeader,
@@ -219,17 +220,17 @@ async fn reject(
     cancelled: &mut watch::Receiver<bool>,
     state: &WorkerState,
 ) {
-    // If there are many of them, it is closed at once.
+    // If too many refused connections are open, this one is closed at once.
     if permit.refuse() {
         bad_header.len += linger(&mut stream, cancelled).await;
     }
     unserved::report(state, info, opened, Verdict::BadProxyHeader, Some(bad_header));
-    // Last, since the server may end when the permit is released, and the connection has to be counted by then.
+    // Last, because the server may end when the permit is released, and the connection must be counted before that.
     stream.close(permit);
 }
 
-/// Ends our stream, and drops what still comes: closing with unread input would reset the connection. Returns how many
-/// bytes came.
+/// Sends the end of our stream, and discards further input, because closing with unread input would reset the
+/// connection. Returns how many bytes were discarded.
 async fn linger(stream: &mut InputStream, cancelled: &mut watch::Receiver<bool>) -> u64 {
     stream.shut_down_writes();
     let mut dropped = 0;
@@ -247,7 +248,7 @@ async fn linger(stream: &mut InputStream, cancelled: &mut watch::Receiver<bool>)
         biased;
         () = drop_input => {}
         () = time::sleep(LINGER) => {}
-        // An error means that the server is gone.
+        // An error means that the server has been dropped.
         _ = cancelled.wait_for(|cancelled| *cancelled) => {}
     }
     dropped
@@ -290,7 +291,7 @@ mod tests {
         AcceptedSocket { socket: socket.into(), descriptors, receive_buffer }
     }
 
-    /// How long it takes until a connection without a header is given up.
+    /// Returns how long the task waits for a header that never arrives.
     async fn header_timeout(read: Option<TimeSpan>) -> Duration {
         let (_silent, socket) = UnixStream::pair().unwrap();
         let (begun, cancelled) = (time::Instant::now(), watch::Sender::new(false));
@@ -310,7 +311,7 @@ mod tests {
     async fn a_header_has_the_read_deadline_or_else_10_s() {
         for (read, expected) in [(Some(2), 2), (Some(60), 60), (None, 10)] {
             let took = header_timeout(read.map(|read| TimeSpan::new(Duration::from_secs(read), "so long"))).await;
-            // The timer is as fine as a millisecond.
+            // Timers have a resolution of 1 ms.
             assert_eq!(took.as_secs(), expected, "{took:?}");
         }
     }
@@ -323,7 +324,7 @@ mod tests {
         }
     }
 
-    /// Returns a dispatcher with one worker, whose event loop is a task here, in which the clock can be stopped.
+    /// Returns a dispatcher with one worker. Its event loop runs as a task of this runtime, whose clock can be paused.
     fn dispatcher(limits: &Limits) -> Arc<Dispatcher> {
         let sink = EventSink { handler: Arc::new(|_| {}), message_log: Arc::new(NoLog), unlogged: Arc::default() };
         let new_state = || WorkerState::new(sink.clone(), Disposal::default());
@@ -372,7 +373,8 @@ mod tests {
         let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings });
         let info = ConnectionInfo { id: 1, listener, peer: Peer::Unknown };
         dispatcher.await_header(PendingHeader { socket, session, info, permit }, &dispatcher.services.state);
-        // Its source is at its limit, so it gives its permit back. Another one takes that, and then the source has room.
+        // The source is at its limit, so the connection gives its permit back. Another connection takes the permit, and
+        // then the source gets room.
         let another = loop {
             let given_back = admission.try_acquire(false);
             if let Some(permit) = given_back {
