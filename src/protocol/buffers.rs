@@ -1,6 +1,6 @@
-//! The buffers that a session keeps from one call to the next: a message in progress or one that waits for the log,
-//! replies that were not taken (`outbound`), input that was not processed (`inbound`), and the times from which their
-//! deadlines count.
+//! The buffers that a session keeps between two calls: a message in progress or one that waits for the log, replies
+//! that the peer has not taken (`outbound`), unprocessed input (`inbound`), and the times from which their deadlines
+//! count.
 
 mod checkpoint;
 
@@ -12,65 +12,66 @@ use super::rules::Rules;
 
 pub(super) use checkpoint::{BuffersCheckpoint, MessageCheckpoint};
 
-/// The least capacity for a message in progress, in bytes: a short one does not have to be moved when its rest comes.
+/// The least capacity for a message in progress, in bytes, so that the rest of a short one needs no reallocation.
 const MIN_CAPACITY: usize = 64;
 
-/// Buffers of one session. At least one of the three is not empty between calls of the session, or there is a delay.
+/// The buffers of one session. Between two calls of the session, at least one of the three is not empty or there is a
+/// delay; otherwise they are freed.
 #[derive(Debug)]
 pub(super) struct Buffers {
-    /// The reply to the message in progress, as far as it is known: the prefix and the bytes that came. Or all of the
+    /// The known part of the reply to the message in progress: the prefix and the bytes received so far. Or the whole
     /// reply to a message that waits for the log.
     pending_reply: Vec<u8>,
     message_state: MessageState,
     read_timer: ReadTimer,
-    /// When the delay after a reply ends; `None` where there is none, or where it is over.
+    /// When the delay after a reply ends; `None` if there is no delay or it is over.
     delay_until: Option<Instant>,
     /// Replies that the peer has not taken.
     pub(super) outbound: ByteQueue,
-    /// The wait since the peer last took a byte, or since replies were first stored in `outbound`; or since a message began
-    /// to wait for the log.
+    /// The wait for the peer, since it last took a byte or since replies were first stored in `outbound`. Or the wait
+    /// for the log.
     pub(super) wait: PeerWait,
-    /// Input that was not processed.
+    /// Input that has not been processed.
     pub(super) inbound: ByteQueue,
 }
 
-/// The event that the session waits for: the peer, the log, or the end of a delay.
+/// The event for which the session waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
-    /// The peer is to begin a message.
+    /// The peer begins a message.
     MessageStart,
-    /// The peer is to finish the message that it has begun; until then, if there is a deadline.
+    /// The peer finishes the message that it has begun, at the latest by this deadline, if there is one.
     MessageEnd(Option<Instant>),
-    /// The peer is to take what it is owed.
+    /// The peer takes the replies that it is owed.
     PeerRead(PeerWait),
-    /// The log is to accept a message.
+    /// The log accepts a message.
     Log,
-    /// The delay is to end; no message is taken until then.
+    /// The delay ends at this time. No message is processed before.
     Delay(Instant),
-    /// Nothing: the delay is over, and the session can go on.
+    /// None: the delay is over, and the session can continue.
     DelayOver,
 }
 
-/// What the message in progress consists of: a person at a terminal types TAB, Enter, and the line feed is then no
-/// message begun, but what ends the line before.
+/// The content of the message in progress. A user at a terminal types TAB and Enter; the line feed then ends the
+/// previous line and does not begin a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageState {
     /// There is no message in progress.
     None,
-    /// Whole line ends (LF or CR LF).
+    /// Only complete line ends (LF or CR LF).
     LineEnds,
-    /// Line ends and a CR.
+    /// Line ends followed by a CR.
     LineEndsCr,
-    /// Anything else.
+    /// Other bytes.
     Other,
-    /// All of it came, its delimiter too; it waits for the log.
+    /// The complete message, with its delimiter; it waits for the log.
     Unlogged,
-    /// There is no message in progress, and none is taken: there is a delay after a reply, or it is over and was not
-    /// processed yet.
+    /// No message is in progress and none is processed: a delay after a reply is running, or is over but not handled
+    /// yet.
     Delayed,
 }
 
-/// The timer of the read deadline, which is suspended while the session reads no input.
+/// The timer of the read deadline. It is suspended while the session does not read input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReadTimer {
     Off,
@@ -91,13 +92,13 @@ impl Buffers {
         }
     }
 
-    /// Returns whether the buffers can be freed: they are empty, and there is no delay.
+    /// Returns whether the buffers can be freed: all are empty, and there is no delay.
     pub(super) fn is_empty(&self) -> bool {
         self.message_state == MessageState::None && !self.is_reading_blocked()
     }
 
-    /// Returns whether no input is read: replies are owed, `inbound` is not empty, a message waits for the log, or
-    /// there is a delay.
+    /// Returns whether the session reads no input: replies are owed, `inbound` is not empty, a message waits for the
+    /// log, or there is a delay.
     #[inline]
     pub(super) fn is_reading_blocked(&self) -> bool {
         !self.outbound.is_empty()
@@ -105,12 +106,12 @@ impl Buffers {
             || matches!(self.message_state, MessageState::Unlogged | MessageState::Delayed)
     }
 
-    /// Returns the bytes that the buffers occupy.
+    /// Returns the capacity of the buffers in bytes.
     pub(super) fn memory(&self) -> usize {
         self.pending_reply.capacity() + self.outbound.bytes.capacity() + self.inbound.bytes.capacity()
     }
 
-    /// Returns what the session waits for.
+    /// Returns the event for which the session waits.
     #[inline]
     pub(super) fn awaited(&self) -> Awaited {
         if !self.outbound.is_empty() {
@@ -125,24 +126,24 @@ impl Buffers {
         }
     }
 
-    /// Takes no message until then. There is none in progress.
+    /// Starts a delay until `until`. No message may be in progress.
     pub(super) fn start_delay(&mut self, until: Instant) {
         self.message_state = MessageState::Delayed;
         self.read_timer = ReadTimer::Off;
         self.delay_until = Some(until);
     }
 
-    /// Returns whether there is a delay that is not over.
+    /// Returns whether there is a delay that is not over at `now`.
     pub(super) fn is_delayed(&self, now: Instant) -> bool {
         self.delay_until.is_some_and(|until| until > now)
     }
 
-    /// Marks the delay as over, if there is one. Messages are taken again after [`Buffers::leave_delay`].
+    /// Marks the delay as over, if there is one. Messages are processed again after [`Buffers::leave_delay`].
     pub(super) fn mark_delay_over(&mut self) {
         self.delay_until = None;
     }
 
-    /// Takes messages again, whether or not the delay is over.
+    /// Ends the delay, whether or not its time is over.
     pub(super) fn leave_delay(&mut self) {
         if self.message_state == MessageState::Delayed {
             self.message_state = MessageState::None;
@@ -150,7 +151,7 @@ impl Buffers {
         }
     }
 
-    /// Keeps the bytes of a message that goes on in the next input.
+    /// Stores the received part of a message that continues in the next input.
     pub(super) fn buffer_message(&mut self, now: Instant, rules: &Rules, bytes: &[u8]) {
         let pending_reply = &mut self.pending_reply;
         if matches!(self.message_state, MessageState::None | MessageState::Unlogged | MessageState::Delayed) {
@@ -164,14 +165,14 @@ impl Buffers {
         pending_reply.extend_from_slice(bytes);
         self.message_state = self.message_state.extended_by(bytes);
         self.read_timer = match (self.read_timer, &rules.deadlines.read) {
-            // A line end that a person typed does not begin a message.
+            // A line end typed by a user does not begin a message.
             _ if self.message_state == MessageState::LineEnds => ReadTimer::Off,
             (ReadTimer::Off, Some(read)) => ReadTimer::running_until(now.checked_add(read.duration())),
             (timer, _) => timer,
         };
     }
 
-    /// Takes the message in progress, if there is one, and its reply as far as it is known.
+    /// Takes the message in progress with the known part of its reply, if there is one.
     #[inline]
     pub(super) fn take_message(&mut self) -> Option<(MessageState, Vec<u8>)> {
         match self.message_state {
@@ -183,7 +184,7 @@ impl Buffers {
         }
     }
 
-    /// Keeps the whole reply to a message that the log has not taken, since then.
+    /// Stores the whole reply to a message that the log has not accepted since `since`.
     pub(super) fn await_log(&mut self, since: Instant, reply: Vec<u8>) {
         (self.read_timer, self.delay_until) = (ReadTimer::Off, None);
         self.pending_reply = reply;
@@ -201,27 +202,27 @@ impl Buffers {
         self.has_unlogged().then_some(&self.pending_reply)
     }
 
-    /// Takes the whole reply to the message that waited for the log, with the time it began to wait.
+    /// Takes the whole reply to the message that waits for the log, with the time when it began to wait.
     pub(super) fn take_unlogged(&mut self) -> Option<(Instant, Vec<u8>)> {
         self.unlogged()?;
         self.message_state = MessageState::None;
         Some((self.wait.since(), mem::take(&mut self.pending_reply)))
     }
 
-    /// Drops the replies and the message in progress: the peer will neither take the ones nor finish the other.
+    /// Drops the replies and the message in progress, because the peer will not take or finish them.
     pub(super) fn drop_replies(&mut self) {
         self.outbound = ByteQueue::default();
         self.leave_delay();
         self.take_message();
     }
 
-    /// Stores replies that were not taken; there were none before.
+    /// Stores replies that the peer has not taken. `outbound` must be empty.
     pub(super) fn set_outbound(&mut self, now: Instant, queue: ByteQueue) {
         self.outbound = queue;
         self.wait = PeerWait::new(now);
     }
 
-    /// Removes `count` bytes that the peer took from `outbound`.
+    /// Removes `count` bytes from `outbound`, which the peer has taken.
     pub(super) fn advance_outbound(&mut self, now: Instant, count: usize) {
         if count > 0 {
             self.outbound.advance(count);
@@ -229,7 +230,7 @@ impl Buffers {
         }
     }
 
-    /// Takes the inbound buffer, if `outbound` is empty, with the index at which to go on.
+    /// Takes the inbound buffer with the index of its first unprocessed byte, if `outbound` is empty.
     pub(super) fn take_inbound(&mut self) -> Option<(Vec<u8>, usize)> {
         if !self.outbound.is_empty() || self.inbound.is_empty() {
             return None;
@@ -250,7 +251,7 @@ impl Buffers {
     }
 }
 
-/// Reserves room for `more` bytes of a message: by doubling, but not past the longest one.
+/// Reserves room for `more` bytes of a message. The capacity doubles, but does not exceed that for the longest message.
 #[inline]
 fn reserve_message(pending_reply: &mut Vec<u8>, more: usize, rules: &Rules) {
     if pending_reply.capacity() - pending_reply.len() < more {
@@ -261,14 +262,14 @@ fn reserve_message(pending_reply: &mut Vec<u8>, more: usize, rules: &Rules) {
 }
 
 impl ReadTimer {
-    /// Returns a running timer; one that is off if `time` is beyond all times.
+    /// Returns a running timer, or one that is off if `time` is out of range (`None`).
     fn running_until(time: Option<Instant>) -> Self {
         time.map_or(Self::Off, |until| Self::Running { until })
     }
 }
 
 impl MessageState {
-    /// Returns the state after `bytes` more. Looks at most at the first byte that is not a line end.
+    /// Returns the state after `bytes`. Stops at the first byte that does not belong to a line end.
     fn extended_by(self, bytes: &[u8]) -> Self {
         let mut state = self;
         for byte in bytes {
@@ -282,7 +283,7 @@ impl MessageState {
     }
 }
 
-/// A queue of bytes. Its memory is freed when all of them have been consumed.
+/// A queue of bytes. Its memory is freed when all bytes have been consumed.
 #[derive(Debug, Default)]
 pub(super) struct ByteQueue {
     bytes: Vec<u8>,
@@ -290,7 +291,7 @@ pub(super) struct ByteQueue {
 }
 
 impl ByteQueue {
-    /// Creates a queue of these bytes, of which the first `at` have been consumed.
+    /// Creates a queue of these bytes, of which the first `at` are consumed.
     pub(super) fn from_vec(bytes: Vec<u8>, at: usize) -> Self {
         Self { bytes, at }
     }

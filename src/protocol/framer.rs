@@ -1,4 +1,4 @@
-//! Chunks in, messages out.
+//! The framer: splits chunks of bytes into messages.
 //!
 //! ```text
 //! chunks    "aa"      "aa\tb"             "\t"
@@ -6,38 +6,38 @@
 //! messages             "aaaa"                 "b"
 //! ```
 //!
-//! The framer keeps two numbers and no byte: the session keeps the bytes of an incomplete message.
+//! The framer stores two numbers and no bytes. The session stores the bytes of an incomplete message.
 
 use super::delimiter::Delimiter;
 
-/// The largest limit on messages, in bytes: 1 GiB.
+/// The highest possible limit on the length of messages, in bytes: 1 GiB.
 pub const MAX_MESSAGE: usize = 1 << 30;
 
-/// Cuts a stream of bytes into messages.
+/// Splits a stream of bytes into messages.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Framer {
-    /// Bytes of the message in progress that were consumed so far, those of a partial delimiter included.
+    /// The number of consumed bytes of the message in progress, including those of a partial delimiter.
     consumed: u32,
-    /// How many bytes at their end match the beginning of the delimiter.
+    /// How many of the last consumed bytes match the beginning of the delimiter.
     matched: u8,
 }
 
 /// The result of framing a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame {
-    /// The message in progress ends with this many bytes of the chunk, its delimiter included.
+    /// The message in progress ends after this many bytes of the chunk, which include the delimiter.
     Complete(usize),
     /// The whole chunk belongs to the message in progress.
     Incomplete,
-    /// The message in progress is certain to pass the limit. The stream cannot be followed any further.
+    /// The message in progress is certain to exceed the limit. Framing cannot continue.
     TooLong,
 }
 
 impl Framer {
-    /// Looks for the end of the message in progress in `chunk`, the bytes that follow those of the last call.
+    /// Searches `chunk`, which continues the bytes of the last call, for the end of the message in progress.
     ///
-    /// A message of `max` bytes (at most [`MAX_MESSAGE`]) is allowed; at one more, as soon as that is certain, it is
-    /// [`Frame::TooLong`]. Bytes that may begin the delimiter are not certain yet.
+    /// A message may have `max` bytes (at most [`MAX_MESSAGE`]). The result is [`Frame::TooLong`] as soon as it is
+    /// certain that the message is longer; bytes that may begin the delimiter do not count yet.
     #[inline]
     pub fn next(&mut self, delimiter: &Delimiter, max: usize, chunk: &[u8]) -> Frame {
         let remaining = max + delimiter.len() - self.consumed();
@@ -46,24 +46,25 @@ impl Framer {
             self.consumed = 0;
             return Frame::Complete(end);
         }
-        // No overflow: it is less than `max` and a delimiter.
+        // Cannot overflow: less than `max` and a delimiter.
         self.consumed += u32::try_from(window.len()).unwrap_or(u32::MAX);
         if self.certain_len() > max { Frame::TooLong } else { Frame::Incomplete }
     }
 
-    /// Returns whether a message has begun and not ended.
+    /// Returns whether a message is in progress.
     #[must_use]
     pub fn in_progress(&self) -> bool {
         self.consumed > 0
     }
 
-    /// Returns how many bytes of the message in progress were consumed, if no delimiter follows: at most `max` + 15.
+    /// Returns how many bytes of the message in progress were consumed, at most `max` + 15.
     #[must_use]
     pub fn consumed(&self) -> usize {
         self.consumed as usize
     }
 
-    /// Returns how many bytes belong to the message in progress whatever comes next.
+    /// Returns how many bytes certainly belong to the message in progress: the consumed bytes without a partial
+    /// delimiter.
     fn certain_len(&self) -> usize {
         self.consumed() - usize::from(self.matched)
     }

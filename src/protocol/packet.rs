@@ -1,73 +1,73 @@
-//! Packets: one of them is one message, and one is its reply. No delimiter is looked for or added.
+//! The protocol of packets: each packet is a message, and each reply is a packet. There are no delimiters.
 //!
 //! ```text
 //! C: 61 61 61 61                                     aaaa
 //! S: 73 65 72 76 65 72 20 67 6f 74 3a 61 61 61 61    server got:aaaa
 //! ```
 //!
-//! An empty packet is a message. One beyond `max_message` is never answered with a part of it.
+//! An empty packet is a message. A packet longer than `max_message` is never answered in part.
 //!
-//! The sender of a datagram can write any source address on it. So a reply can hit another host: with more bytes than
-//! were sent ([`DropCause::Amplifies`]), or without end, if that host answers too ([`DropCause::OwnReply`] and others).
-//! Such datagrams are not answered, but counted by their cause.
+//! The sender of a datagram can forge its source address, so that the reply goes to another host. That can amplify an
+//! attack ([`DropCause::Amplifies`]), or start an endless exchange if that host replies too ([`DropCause::OwnReply`]
+//! and others). Such datagrams are not answered but counted by cause.
 
 use std::fmt;
 
 use super::rules::{self, Framing, Rules};
 use super::verdict::{SERVER_ERROR, Verdict};
 
-/// A reply: one packet, of these two parts. What begins each of a listener's replies is the first.
+/// A reply: one packet of two parts. The first part is the same in all replies of a listener.
 pub type Reply<'a> = [&'a [u8]; 2];
 
-/// Headers on the wire: 20 bytes of IPv4 and 8 of UDP.
+/// The length of the headers of a datagram, in bytes: 20 of IPv4 and 8 of UDP.
 const HEADERS: usize = 28;
 
-/// A reply may be so many times as large as what it answers, headers counted.
+/// The most that a reply may exceed its datagram, as a factor, including headers.
 const MAX_AMPLIFICATION: usize = 3;
 
-/// Ports below it are those of services, not of clients: a reply would go to a service that may answer, too.
+/// The first UDP port that does not belong to a service by convention. A service might answer the reply.
 const FIRST_CLIENT_PORT: u16 = 1024;
 
-/// Why a datagram got no reply, though its listener replies.
+/// The reason why a datagram got no reply although its listener replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropCause {
-    /// It is longer than `max_message`.
+    /// The datagram is longer than `max_message`.
     TooLong,
-    /// Its reply would be longer than a packet can be.
+    /// The reply would be longer than a packet can be.
     ReplyTooLong,
-    /// It comes from a port below 1024.
+    /// The source port is below 1024.
     ServicePort,
-    /// It comes from an address on which the listener itself listens.
+    /// The source is an address on which the listener itself receives.
     OwnAddress,
-    /// It was sent to a broadcast or multicast address.
+    /// The datagram was sent to a broadcast or multicast address.
     Broadcast,
-    /// It begins like a reply of the listener's, or with `server error:`.
+    /// The datagram begins like a reply of the listener, or with `server error:`.
     OwnReply,
-    /// Its reply would be more than three times as large.
+    /// The reply would be more than three times as long, including headers.
     Amplifies,
-    /// Its source has used up `limits.datagrams_per_source`.
+    /// The source has used up `limits.datagrams_per_source`.
     Rate,
-    /// It comes from a Unix socket without a name, to which nothing can be sent.
+    /// The source is a Unix socket without a name, so that no reply can be sent to it.
     Nameless,
-    /// It comes from a Unix socket at a path that is relative, leads to no socket that the daemon can see, or to one
-    /// that is not the sender's own.
+    /// The source is a Unix socket with an unsafe path: relative, leading to no socket that the daemon can see, or
+    /// leading to a socket that is not the sender's own.
     UnsafeAddress,
-    /// There was no room for its reply on the way to its source.
+    /// There was no room for the reply on the way to its source.
     NoRoom,
-    /// The send buffer of the listener's socket was full: of replies that the network has not taken yet, or that clients of a
-    /// Unix socket have not read, whichever clients these are.
+    /// The send buffer of the listener's socket was full of replies that the network has not taken, or that any clients
+    /// of a Unix socket have not read.
     SendBuffer,
-    /// Its reply could not be sent: there is no route to its source, or no socket is bound there.
+    /// The reply could not be sent: there is no route to the source, or no socket is bound there.
     Unreachable,
-    /// The kernel dropped it: the socket's receive buffer was full, it was damaged, or a filter refused it. It is not known where it
-    /// came from.
+    /// The kernel dropped the datagram: the receive buffer was full, the datagram was damaged, or a filter refused it.
+    /// Its source is not known.
     Kernel,
 }
 
-/// How many causes there are.
+/// The number of causes.
 pub const DROP_CAUSES: usize = 14;
 
-/// The names of all causes, in the order of [`DropCause::index`].
+/// The names of the causes, in the order of [`DropCause::index`].
 pub const DROP_NAMES: [&str; DROP_CAUSES] = [
     "too-long",
     "reply-too-long",
@@ -86,7 +86,7 @@ pub const DROP_NAMES: [&str; DROP_CAUSES] = [
 ];
 
 impl DropCause {
-    /// Each of them once.
+    /// All causes, in the order of [`DropCause::index`].
     pub const ALL: [Self; DROP_CAUSES] = [
         Self::TooLong,
         Self::ReplyTooLong,
@@ -104,13 +104,13 @@ impl DropCause {
         Self::Kernel,
     ];
 
-    /// Returns its name, in lower case with hyphens: the same in the log, in the metrics and in tests.
+    /// Returns the cause's name in lower case with hyphens, as in the log, the metrics and tests.
     #[must_use]
     pub fn name(self) -> &'static str {
         DROP_NAMES[self.index()]
     }
 
-    /// Returns its number among the causes: less than [`DROP_CAUSES`].
+    /// Returns the index of the cause: less than [`DROP_CAUSES`].
     #[must_use]
     pub fn index(self) -> usize {
         self as usize
@@ -123,7 +123,7 @@ impl fmt::Display for DropCause {
     }
 }
 
-/// Returns the reply to a packet under these rules; `None` if there is no reply.
+/// Returns the reply to a packet under these rules; `None` if the rules have no reply.
 #[must_use]
 pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
     match rules.reply {
@@ -133,8 +133,8 @@ pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
     }
 }
 
-/// Returns the final reply to a peer that is cut off: `server error:` and the text. `None` where there is no text, and
-/// where only bytes that the peer sent may be sent back ([`Framing::Raw`]).
+/// Returns the final reply to a peer: `server error:` and the text. `None` if the verdict has no text, or in raw
+/// framing ([`Framing::Raw`]), where every byte that is sent must be an echo.
 #[must_use]
 pub fn final_reply(rules: &Rules, verdict: Verdict) -> Option<Vec<u8>> {
     let is_told = rules.error_replies && rules.framing != Framing::Raw;
@@ -142,13 +142,13 @@ pub fn final_reply(rules: &Rules, verdict: Verdict) -> Option<Vec<u8>> {
     Some([SERVER_ERROR, text.as_bytes()].concat())
 }
 
-/// Returns whether a UDP port belongs to services, not to clients.
+/// Returns whether a UDP port belongs to a service by convention.
 #[must_use]
 pub fn is_service_port(port: u16) -> bool {
     port < FIRST_CLIENT_PORT
 }
 
-/// Returns why sending this reply to this datagram is unsafe, judged by their contents; `None` if it is safe.
+/// Returns why sending `reply` to `message` is unsafe, judged by their contents; `None` if it is safe.
 #[must_use]
 pub fn unsafe_to_answer(message: &[u8], reply: &Reply<'_>) -> Option<DropCause> {
     let [own, _] = reply;
@@ -190,7 +190,7 @@ mod tests {
         for message in [&b""[..], b"a\tb"] {
             assert_eq!(reply(&rules, message).unwrap().concat(), b"hello");
         }
-        // Two of them would greet each other without end.
+        // Two listeners with this prefix would answer each other endlessly.
         let own = reply(&rules, b"hello").unwrap();
         assert_eq!(unsafe_to_answer(b"hello", &own), Some(DropCause::OwnReply));
         rules.reply = rules::ReplyMode::None;
@@ -219,7 +219,7 @@ mod tests {
         for message in [&b"server got"[..], b"server error", b" server got:", b"Server got:a", b""] {
             assert_eq!(drop_cause_of(b"server got:", message), None);
         }
-        // An empty prefix begins everything, and says nothing.
+        // Every datagram begins with an empty prefix, so the prefix proves nothing.
         assert_eq!(drop_cause_of(b"", b"a"), None);
         assert_eq!(drop_cause_of(b"", b""), None);
         assert_eq!(drop_cause_of(b"", b"server error:x"), Some(DropCause::OwnReply));
@@ -227,8 +227,8 @@ mod tests {
 
     #[test]
     fn a_reply_with_headers_is_at_most_three_times_as_large_as_its_message() {
-        // 28 bytes of headers: 84 for an empty message, so 56 of reply; three more for each byte, of which it is one
-        // itself.
+        // The headers have 28 bytes, so an empty message allows a packet of 84 bytes, 56 of them reply. Each byte of
+        // the message allows three more, one of which is its echo.
         for (message, prefix) in [(0, 56), (1, 58), (100, 256)] {
             let message = vec![b'x'; message];
             assert_eq!(drop_cause_of(&vec![b'p'; prefix], &message), None, "{prefix}");

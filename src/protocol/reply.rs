@@ -1,8 +1,8 @@
-//! Replies into output: prefix + message + delimiter.
+//! Builds replies: prefix, message, delimiter.
 //!
-//! One [`Scratch`] serves all connections of a thread, one after the other, so that a connection needs no buffers of
-//! its own unless it has to keep data. Input is read behind some room in front ([`Scratch::input_room`]), so that the
-//! prefix of a lone message is written before it and the reply is sent from where the message lies, without a copy.
+//! One [`Scratch`] serves all connections of a thread in turn, so a connection needs buffers of its own only for data
+//! that it has to keep. Input is read with room in front of it ([`Scratch::input_room`]). So the prefix of a single
+//! message is written before the message, and the reply is sent from there without a copy.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,31 +10,33 @@ use std::sync::Arc;
 /// The longest prefix, in bytes.
 pub const MAX_PREFIX: usize = 4096;
 
-/// The most that is taken in one read, in bytes: a message of the default `max_message` fits whole.
+/// The most bytes that one read returns. A message of the default `max_message` fits.
 pub const READ_SIZE: usize = 128 * 1024;
 
-/// When this many bytes of replies are ready, they are sent before more input is looked at.
+/// Once replies have this many bytes, they are sent before more input is processed.
 pub(super) const FLUSH_THRESHOLD: usize = 64 * 1024;
 
-/// Short things are copied as one block of this fixed size: a few vector moves, no call and no loop.
+/// The size of a block, in bytes. Short data is copied as one block of fixed size, which compiles to a few vector moves
+/// without a call or loop.
 pub(super) const BLOCK: usize = 64;
 
 /// The alignment of the buffers of a scratch.
 const CACHE_LINE: usize = 64;
 
-/// The bytes before the message in a reply: 0 to [`MAX_PREFIX`] bytes.
+/// The prefix of replies: 0 to [`MAX_PREFIX`] bytes.
 #[derive(Clone)]
 pub struct Prefix {
-    /// Shared: every listener has one, and most have the same.
+    /// Shared, because every listener has a prefix, and most have the same.
     bytes: Arc<[u8]>,
-    /// Its beginning, padded.
+    /// The beginning of the prefix, padded at the end.
     block: [u8; BLOCK],
-    /// Its end, with padding before it.
+    /// The end of the prefix, padded at the beginning.
     end_block: [u8; BLOCK],
 }
 
 impl Prefix {
-    /// Makes a prefix of these bytes. Cuts off bytes beyond [`MAX_PREFIX`]; the settings refuse them beforehand.
+    /// Creates a prefix of these bytes. Bytes beyond [`MAX_PREFIX`] are cut off; the settings reject such a prefix
+    /// earlier.
     #[must_use]
     pub fn new(text: &[u8]) -> Self {
         let bytes = &text[..text.len().min(MAX_PREFIX)];
@@ -47,7 +49,7 @@ impl Prefix {
         Self { bytes: bytes.into(), block, end_block }
     }
 
-    /// Returns its bytes.
+    /// Returns the prefix's bytes.
     #[must_use]
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
@@ -58,14 +60,14 @@ impl Prefix {
         self.bytes.len()
     }
 
-    /// Returns whether it fits into a block: then replies can be put together by [`Prefix::put_before`] and
-    /// [`Output::push_replies`] without a call.
+    /// Returns whether the prefix fits into a block, so that [`Prefix::put_before`] and [`Output::push_replies`] can
+    /// copy it without a call.
     pub(super) fn is_short(&self) -> bool {
         self.len() <= BLOCK
     }
 
-    /// Writes a short prefix into `input` before `at`, and something else before that: a block in all. Returns `false` if
-    /// there is no room for a block.
+    /// Writes a short prefix into `input` before `at`. Overwrites a whole block, also before the prefix. Returns
+    /// `false` if there is no room for a block.
     #[inline]
     pub(super) fn put_before(&self, input: &mut [u8], at: usize) -> bool {
         let room = input.get_mut(..at).and_then(|input| input.last_chunk_mut::<BLOCK>());
@@ -81,7 +83,7 @@ impl PartialEq for Prefix {
 
 impl Eq for Prefix {}
 
-/// Its first 64 bytes, in quotes.
+/// Formats the first 64 bytes, in quotes.
 impl fmt::Debug for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (shown, more) = self.bytes.split_at(self.len().min(BLOCK));
@@ -89,20 +91,19 @@ impl fmt::Debug for Prefix {
     }
 }
 
-/// The buffers of one thread: where input is read to, and where replies are put together. Nothing stays in them from
-/// one call of a session to the next.
+/// The buffers of one thread for input and for replies. They hold no data between two calls of a session.
 ///
-/// The kernel copies to and from both at multiples of [`CACHE_LINE`] bytes: for a large message, some CPUs take twice the time
-/// where the destination is 16 bytes behind the beginning of a page, which is where malloc(3) would put it.
+/// Both buffers are aligned to [`CACHE_LINE`] bytes. For large messages, some CPUs copy at half the speed if the
+/// destination is 16 bytes behind the start of a page, which is where malloc(3) would put it.
 pub struct Scratch {
     pub(super) input: Box<[u8]>,
-    /// The index of the input; before it is room for a prefix.
+    /// The index of the input. The bytes before it are room for a prefix.
     pub(super) input_start: usize,
     pub(super) output: Output,
 }
 
 impl Scratch {
-    /// Buffers of about 330 KiB, zeroed once; their pages become resident as they are first used.
+    /// Allocates about 330 KiB of zeroed buffers. Their pages become resident when they are first used.
     #[must_use]
     pub fn new() -> Self {
         let zeroed = |len| vec![0; len + CACHE_LINE].into_boxed_slice();
@@ -119,7 +120,7 @@ impl Scratch {
     }
 }
 
-/// Returns the first place from `at` on that is aligned to a cache line.
+/// Returns the first index from `at` on that is aligned to a cache line.
 fn align(bytes: &[u8], at: usize) -> usize {
     at + bytes[at..].as_ptr().align_offset(CACHE_LINE).min(CACHE_LINE)
 }
@@ -136,12 +137,13 @@ impl fmt::Debug for Scratch {
     }
 }
 
-/// Replies put together. Holds [`FLUSH_THRESHOLD`] bytes and one more reply to a message that came in one read.
+/// A buffer of replies. It has room for [`FLUSH_THRESHOLD`] bytes and one more reply to a message that was read at
+/// once.
 pub(super) struct Output {
     bytes: Box<[u8]>,
-    /// The index where the replies start.
+    /// The index of the first byte.
     start: usize,
-    /// The index where they end.
+    /// The index after the last byte.
     end: usize,
 }
 
@@ -158,11 +160,11 @@ impl Output {
         self.end - self.start
     }
 
-    /// Adds the reply to the message at `from..to` of `input`, its delimiter included.
+    /// Appends the reply to the message at `from..to` of `input`, which includes its delimiter.
     #[inline]
     pub(super) fn push_reply(&mut self, prefix: &Prefix, input: &[u8], from: usize, to: usize) {
         match self.bytes.get_mut(self.end..).and_then(|room| room.first_chunk_mut()) {
-            // The message overwrites the excess bytes.
+            // The message overwrites the padding.
             Some(room) if prefix.is_short() && to - from >= BLOCK => {
                 *room = prefix.block;
                 self.end += prefix.len();
@@ -172,9 +174,10 @@ impl Output {
         self.push(&input[from..to]);
     }
 
-    /// Adds the replies to the messages in `input` that begin at `at`, one behind the other, and whose last bytes are at the
-    /// places of a block from `at` on that have their bit in `last_bytes`. Returns where the last message ends.
-    // Into its only caller, with all that it counts in registers: most of what a message in a row costs is spent here.
+    /// Appends the replies to consecutive messages in `input`, of which the first begins at `at`. Each bit of
+    /// `last_bytes` marks the last byte of a message in the block at `at`. Returns the index after the last message.
+    // Inlined into its only caller, which keeps the counts in registers: most of the cost of a pipelined message is
+    // spent here.
     #[inline(always)]
     pub(super) fn push_replies(&mut self, prefix: &Prefix, input: &[u8], at: usize, last_bytes: u64) -> usize {
         let (head, block) = (prefix.len(), prefix.block);
@@ -184,7 +187,7 @@ impl Output {
             remaining &= remaining - 1;
             let room = self.bytes.get_mut(end..).and_then(|room| room.first_chunk_mut::<{ 2 * BLOCK }>());
             match (input.get(from..).and_then(|message| message.first_chunk::<BLOCK>()), room) {
-                // The next part overwrites the excess bytes.
+                // The next copy overwrites the excess bytes.
                 (Some(message), Some(room)) if head <= BLOCK => {
                     room[..BLOCK].copy_from_slice(&block);
                     room[head..head + BLOCK].copy_from_slice(message);
@@ -202,7 +205,7 @@ impl Output {
         from
     }
 
-    /// Adds bytes as they are.
+    /// Appends bytes unchanged.
     #[inline]
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes[self.end..self.end + bytes.len()].copy_from_slice(bytes);

@@ -1,4 +1,4 @@
-//! The rules of one listener's sessions: plain data, complete, shared by all of them.
+//! The rules of the sessions of one listener.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,35 +7,35 @@ use std::time::Duration;
 use super::delimiter::Delimiter;
 use super::reply::{BLOCK, Prefix};
 
-/// The rules of the sessions on one listener.
+/// The rules of the sessions of one listener, which all of them share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
-    /// The bytes that are a message.
+    /// How input is split into messages.
     pub framing: Framing,
-    /// Whether messages come as packets (SOCK_SEQPACKET): each is a message, and the framing only says whether a peer may get a
-    /// final reply. [`Session`](super::Session) has more about it.
+    /// Whether the connection carries packets (SOCK_SEQPACKET). Each packet is then a message; the framing only decides
+    /// whether a peer may get a final reply. See [`Session`](super::Session).
     pub packets: bool,
-    /// The delimiter of messages, in delimited framing.
+    /// The delimiter of messages in delimited framing.
     pub delimiter: Delimiter,
     /// The reply to a message.
     pub reply: ReplyMode,
-    /// The bytes before the message in a reply. Never contains the delimiter, in delimited framing.
+    /// The bytes before the message in a reply. In delimited framing, they never contain the delimiter.
     pub prefix: Prefix,
-    /// The reply to every message in [`ReplyMode::Fixed`]: 0 to [`MAX_FIXED_REPLY`] bytes.
-    /// Never contains the delimiter, in delimited framing.
+    /// The reply to every message in [`ReplyMode::Fixed`]: 0 to [`MAX_FIXED_REPLY`] bytes. In delimited framing, they
+    /// never contain the delimiter.
     pub fixed_reply: Arc<[u8]>,
-    /// Delay after each reply before the next message of the connection is taken.
+    /// The delay after each reply before the next message of the connection is processed.
     pub reply_delay: TimeSpan,
-    /// The longest message, in bytes without its delimiter. 64 KiB fit into one read and are more than any health
-    /// check or log line needs. In raw framing there are none of more than 512 bytes.
+    /// The longest message, in bytes without its delimiter. 64 KiB fit into one read, and exceed every health check and
+    /// log line. In raw framing, messages have at most 512 bytes.
     pub max_message: usize,
     /// The treatment of bytes after the last delimiter when the peer ends its stream.
     pub unterminated: Unterminated,
-    /// Whether a peer that is cut off gets a final reply that says why.
+    /// Whether a peer that is cut off gets a final reply with the reason.
     pub error_replies: bool,
-    /// Whether its messages are logged.
+    /// Whether messages are logged.
     pub log_messages: LogMessages,
-    /// How long a peer may take.
+    /// The deadlines for peers.
     pub deadlines: Deadlines,
 }
 
@@ -65,7 +65,7 @@ pub const MAX_FIXED_REPLY: usize = 4096;
 const MAX_RAW_MESSAGE: usize = 512;
 
 impl Rules {
-    /// Returns what ends a message and a reply: the delimiter, or nothing.
+    /// Returns the terminator of a message and a reply: the delimiter, or nothing in raw framing.
     #[must_use]
     pub fn terminator(&self) -> &[u8] {
         match self.framing {
@@ -74,7 +74,7 @@ impl Rules {
         }
     }
 
-    /// Returns whether the rules are those of the delimited echo without a delay, which has the fast path.
+    /// Returns whether these rules are plain delimited echo without a delay, which the fast path serves.
     pub(super) fn is_plain_echo(&self) -> bool {
         self.framing == Framing::Delimited
             && !self.packets
@@ -82,7 +82,7 @@ impl Rules {
             && self.reply_delay.duration().is_zero()
     }
 
-    /// Returns whether messages can be looked for and answered by blocks, as far as they are short.
+    /// Returns whether short messages can be found and answered block by block.
     pub(super) fn allows_blocks(&self) -> bool {
         self.is_plain_echo()
             && self.log_messages == LogMessages::Off
@@ -91,7 +91,7 @@ impl Rules {
             && self.prefix.is_short()
     }
 
-    /// Returns whether replies are the same bytes as the messages, with nothing between them.
+    /// Returns whether the replies to consecutive messages are exactly the messages' bytes.
     pub(super) fn is_verbatim(&self) -> bool {
         self.framing == Framing::Raw
             && self.reply == ReplyMode::Echo
@@ -99,23 +99,24 @@ impl Rules {
             && self.reply_delay.duration().is_zero()
     }
 
-    /// Returns the longest message in raw framing.
+    /// Returns the longest message in raw framing, in bytes.
     pub(super) fn max_raw_message(&self) -> usize {
         self.max_message.clamp(1, MAX_RAW_MESSAGE)
     }
 }
 
-/// The bytes that are a message.
+/// The way in which input is split into messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// The bytes before a delimiter.
+    /// A delimiter ends each message.
     Delimited,
-    /// Any input: up to 512 bytes, or `max_message` if that is less. There are no error replies.
+    /// All bytes of one read are a message: up to 512 bytes, or `max_message` if that is less. There are no error
+    /// replies.
     Raw,
 }
 
 impl Framing {
-    /// Returns the prefix if none is set: `server got:`, or nothing in raw framing.
+    /// Returns the default prefix: `server got:`, or nothing in raw framing.
     #[must_use]
     pub fn default_prefix(self) -> Prefix {
         match self {
@@ -139,36 +140,36 @@ pub enum ReplyMode {
 /// The treatment of bytes after the last delimiter when the peer ends its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unterminated {
-    /// They are not a message: dropped and counted.
+    /// They are dropped and counted, not answered.
     Discard,
-    /// They are the last message, and are answered like one.
+    /// They are the last message, and are answered.
     Accept,
 }
 
 /// Whether messages are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogMessages {
-    /// They are not.
+    /// Messages are not logged.
     Off,
-    /// One entry for each message, escaped and cut at 256 bytes. When the log is slow, entries are dropped and counted.
+    /// One entry per message, escaped and truncated to 256 bytes. If the log is slow, entries are dropped and counted.
     Summary,
-    /// One entry for each message, whole. None is lost: when the log is slow, the peer waits.
+    /// One entry per message, complete. No entry is lost: if the log is slow, the peer has to wait.
     Full,
 }
 
-/// How long a peer may take; `None` is as long as it likes.
+/// The deadlines for peers; `None` for no deadline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deadlines {
-    /// Without a message in progress and without a reply owed, since the last byte in either direction. 5 min: longer
-    /// than the intervals of health checks, which so keep their connection.
+    /// The longest time without a message in progress and without an owed reply, since the last byte in either
+    /// direction. 5 min exceed the usual intervals of health checks, so these can keep their connections.
     pub idle: Option<TimeSpan>,
-    /// From the first byte of a message to its delimiter; further bytes do not extend it. 2 s: a message is sent at
-    /// once or the sender hangs.
+    /// The longest time from the first byte of a message to its delimiter; more bytes do not extend it. 2 s: most
+    /// clients send a message at once, and a slower one hangs.
     pub read: Option<TimeSpan>,
-    /// Without the peer taking a single byte of what it is owed. 10 s: enough for a peer that swaps or a route that
-    /// changes, too little to hoard replies.
+    /// The longest time in which the peer takes none of the bytes that it is owed. 10 s are enough for a peer that
+    /// swaps or a route that changes, and too short for hoarding replies.
     pub write: Option<TimeSpan>,
-    /// Of the whole connection. Off: there is no reason to cut a peer that behaves.
+    /// The longest time that a connection may exist. Off, because a peer that behaves need not be cut off.
     pub lifetime: Option<TimeSpan>,
 }
 
@@ -183,7 +184,7 @@ impl Default for Deadlines {
     }
 }
 
-/// A duration together with the notation in which it was configured, which is also sent to peers.
+/// A duration with its notation in the settings, which is also sent to peers.
 #[derive(Debug, Clone)]
 pub struct TimeSpan {
     duration: Duration,
@@ -191,7 +192,7 @@ pub struct TimeSpan {
 }
 
 impl TimeSpan {
-    /// Creates the time span `duration`, written as `notation`.
+    /// Creates a time span of `duration`, written as `notation`.
     #[must_use]
     pub fn new(duration: Duration, notation: &str) -> Self {
         Self { duration, notation: notation.into() }
@@ -204,7 +205,7 @@ impl TimeSpan {
     }
 }
 
-/// Two time spans are equal if their durations are equal, however they are written.
+/// Compares the durations, not the notations.
 impl PartialEq for TimeSpan {
     fn eq(&self, other: &Self) -> bool {
         self.duration == other.duration

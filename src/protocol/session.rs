@@ -1,13 +1,12 @@
 //! The protocol state of one connection.
 //!
-//! A [`Session`] is a value: input, the end of input, room for output and time go in; replies, the next deadline, what
-//! it wants next ([`Want`]) and at last its [`Verdict`] come out. It does no I/O. Replies leave through an [`Outlet`]
-//! that takes bytes and says how many of them the peer's side has room for, so that they can be sent from the thread's
-//! [`Scratch`] without passing through the session; so do messages that are to be logged. The session keeps whatever is
-//! not taken: between any two calls all pending data is inside it, and it can be stored and restored in another
-//! process.
+//! A [`Session`] does no I/O. Its inputs are received bytes, the end of input, room for output, and time. Its outputs
+//! are replies, the next deadline, the action that it wants next ([`Want`]), and finally a [`Verdict`]. Replies and
+//! messages to log go to an [`Outlet`], which returns how much it has taken; so replies are sent directly from the
+//! thread's [`Scratch`]. The session stores what is not taken. Between two calls, it holds all pending data, and can be
+//! stored and restored in another process.
 //!
-//! It has three buffers, each empty (and not allocated) most of the time:
+//! A session has three buffers, most of the time empty and not allocated:
 //!
 //! ```text
 //! pending_reply   the reply to the message in progress, as far as it is known:  "server got:aa"
@@ -18,16 +17,17 @@
 //!                 processed under new rules
 //! ```
 //!
-//! While `outbound` or `inbound` is not empty, or a message waits for the log, the session reads no input, unless the peer
-//! could not go on otherwise ([`Session::read_ahead`]). So `outbound` is at most 64 KiB and one reply, `inbound` 256 KiB,
-//! `pending_reply` one reply; when the log accepts that message while replies are owed, its reply moves to `outbound`.
+//! While `outbound` or `inbound` is not empty, or a message waits for the log, the session reads no input, unless the
+//! peer could not continue otherwise ([`Session::read_ahead`]). So `outbound` has at most 64 KiB and one reply,
+//! `inbound` 256 KiB, and `pending_reply` one reply. If the log accepts that message while replies are owed, its reply
+//! moves to `outbound`.
 //!
-//! Of a connection of packets ([`Rules::packets`]), the session gets packets, and `outbound` consists of packets; there is neither a
-//! message in progress nor `inbound`. The caller limits the bytes of the packets of one call, and with it those of the replies that are
-//! kept.
+//! For a connection of packets ([`Rules::packets`]), input and `outbound` consist of packets; no message is in
+//! progress, and `inbound` is not used. The caller limits the bytes of the packets in one call, and thereby those of
+//! stored replies.
 //!
-//! A message is logged before it is answered. No message that was read goes unlogged, whatever becomes of its peer, but
-//! for want of memory ([`Session::handle_out_of_memory`]).
+//! A message is logged before it is answered. Every message that was read is logged, even if its peer is lost, unless
+//! memory runs out ([`Session::handle_out_of_memory`]).
 
 mod checkpoint;
 mod close;
@@ -50,17 +50,17 @@ pub(super) use checkpoint::Checkpoint;
 pub(super) use packets::are_packets;
 pub use packets::{HEADROOM, MAX_PACKETS, ReceivedPacket};
 
-/// How long the final reply may take where `deadlines.write` is off.
+/// The deadline for the final reply if `deadlines.write` is off.
 pub(crate) const FINAL_REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After the end of our stream, how long input is still taken and dropped, so that closing sends no reset which would
-/// destroy what is on its way to the peer.
+/// How long input is discarded after our stream has ended. Closing earlier could send a reset, which would destroy data
+/// that is on its way to the peer.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
-/// How much is taken and dropped then, in bytes.
+/// The most bytes that are discarded then.
 pub(crate) const LINGER_BYTES: u32 = 1024 * 1024;
 
-/// How long the inbound buffer may get by [`Session::read_ahead`], in bytes.
+/// The limit on the inbound buffer for [`Session::read_ahead`], in bytes.
 const MAX_INBOUND: usize = 2 * READ_SIZE;
 
 /// The protocol state of one connection. See the module documentation.
@@ -71,46 +71,46 @@ pub struct Session {
     phase: Phase,
     /// Whether the peer has ended its stream.
     input_ended: bool,
-    /// Whether its rules are [`Rules::is_plain_echo`].
+    /// Whether the rules are plain echo ([`Rules::is_plain_echo`]).
     uses_fast_path: bool,
-    /// Whether nothing is logged besides, and messages can be looked for by blocks.
+    /// Whether nothing is logged, and messages can be processed block by block.
     uses_blocks: bool,
     opened: Instant,
     last_activity: Instant,
     totals: Totals,
-    /// Buffers kept from one call to the next. `None` most of the time, which then takes no memory.
+    /// The buffers that are kept between two calls. `None` most of the time, to save memory.
     buffers: Option<Box<Buffers>>,
 }
 
-/// What a session wants to happen next.
+/// The action that a session wants next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
-    /// Input: [`Session::receive`], or [`Session::handle_end_of_input`].
+    /// Read input: [`Session::receive`], or [`Session::handle_end_of_input`].
     Read,
-    /// Room for output, or another call to process its buffers: [`Session::process_buffers`].
+    /// Wait for room for output, or just call [`Session::process_buffers`] again.
     Write,
-    /// Room in the log of messages: [`Session::process_buffers`].
+    /// Wait for room in the log, then call [`Session::process_buffers`].
     Log,
-    /// The end of the delay: [`Session::handle_timeout`] at [`Session::deadline`].
+    /// Wait for the end of the delay: [`Session::handle_timeout`] at [`Session::deadline`].
     Delay,
-    /// The end of our stream to be sent: shut down the sending side, then [`Session::handle_shutdown_sent`].
+    /// Shut down our side of the stream, then call [`Session::handle_shutdown_sent`].
     Shutdown,
-    /// Nothing; close the connection.
+    /// Close the connection.
     Close,
 }
 
 /// The destination of a session's output.
 pub trait Outlet {
-    /// Takes as many of `bytes` to the peer as there is room for, and says how many. When it takes fewer than it was
-    /// given, it is not asked again in the same call of the session.
+    /// Sends as many of `bytes` to the peer as there is room for, and returns how many. If not all were taken, the
+    /// session does not call it again in the same call.
     fn send(&mut self, bytes: &[u8]) -> usize;
 
-    /// Takes as many of these replies to the peer as there is room for, each as one packet and in their order, and says how many.
-    /// There is one at least. Only sessions of packets call it, and they do not call [`Outlet::send`].
+    /// Sends as many of these replies to the peer as there is room for, each as one packet and in order, and returns
+    /// how many. `replies` is not empty. Only sessions of packets call it, instead of [`Outlet::send`].
     fn send_packets(&mut self, replies: &[Reply<'_>]) -> usize;
 
-    /// Logs a message, which is given without its delimiter, and returns `true`; also where messages are not logged. Or
-    /// there is no room: then it returns `false`, and the session stops there and wants [`Want::Log`].
+    /// Logs a message, given without its delimiter. Returns `false` if the log has no room: the session then stops
+    /// there and wants [`Want::Log`]. Returns `true` if messages are not logged.
     fn log(&mut self, message: &[u8]) -> bool;
 
     /// Returns whether messages are logged. If not, [`Outlet::log`] need not be called.
@@ -120,27 +120,27 @@ pub trait Outlet {
 /// The counts of a session.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Totals {
-    /// Bytes received, those dropped at the end not counted.
+    /// Bytes received, without those discarded at the end.
     pub bytes_in: u64,
-    /// Bytes that the peer's side took.
+    /// Bytes taken by the peer's side.
     pub bytes_out: u64,
-    /// Messages answered; those that get no reply count as well.
+    /// Messages answered, including those without a reply.
     pub messages: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase<Time = Instant> {
     Open,
-    /// Ending with this verdict: no further input is read, messages that were read get their replies. Except in a drain, they
-    /// have until then.
+    /// Ends with this verdict: reads no more input, and replies to the messages that were read, until this time. During
+    /// a drain, the time does not apply.
     Stopping(Verdict, Time),
-    /// The peer has ended its stream; what was read gets its replies.
+    /// The peer has ended its stream. The messages that were read get their replies.
     HalfClosed(Verdict),
-    /// The final reply is being sent; it has until then.
+    /// Sends the final reply, until this time.
     Closing(Verdict, Time),
-    /// Our stream has ended; input is dropped until then, this many more bytes of it.
+    /// Our stream has ended. Discards input until this time, and at most this many more bytes.
     Lingering(Verdict, Time, u32),
-    /// The connection is broken or aborted; messages that were read wait for the log.
+    /// The connection is broken or aborted. Messages that were read wait for the log.
     Logging(Verdict),
     Done(Verdict),
 }
@@ -148,8 +148,9 @@ pub(super) enum Phase<Time = Instant> {
 // --- Outputs ---------------------------------------------------------------------------------------------------------
 
 impl Session {
-    /// Returns what the session wants next. Do it before asking again; [`Session::handle_timeout`] may be called at any
-    /// time. Input that the session does not want replaces its inbound buffer, which is then lost.
+    /// Returns the action that the session wants next. Perform it before the next call of this function;
+    /// [`Session::handle_timeout`] may be called at any time. Passing input that was not wanted replaces the inbound
+    /// buffer, whose bytes are lost.
     #[must_use]
     #[inline]
     pub fn wants(&self) -> Want {
@@ -169,11 +170,11 @@ impl Session {
         }
     }
 
-    /// Returns why it ended, once that is certain.
+    /// Returns why the session ended, once that is certain.
     #[must_use]
     pub fn verdict(&self) -> Option<Verdict> {
         match self.phase {
-            // Something else may still come between.
+            // Another event may still change the verdict.
             Phase::Open | Phase::Stopping(..) | Phase::HalfClosed(_) => None,
             Phase::Closing(verdict, _)
             | Phase::Lingering(verdict, ..)
@@ -182,8 +183,8 @@ impl Session {
         }
     }
 
-    /// Returns whether it ends outside the limit on connections: it was refused because its source has too many of them, or
-    /// reclaimed for another one ([`Session::refuse`]).
+    /// Returns whether the connection does not count against the limit on connections: it was refused because its
+    /// source is at its limit, or reclaimed ([`Session::refuse`]).
     #[must_use]
     pub fn is_outside_limit(&self) -> bool {
         match self.phase {
@@ -199,8 +200,8 @@ impl Session {
         }
     }
 
-    /// Returns since when it is idle: no message is in progress, no reply is owed, nothing waits for the log. `None` if it
-    /// is not, or if it has no deadline for that.
+    /// Returns since when the session is idle: no message is in progress, no reply is owed, and no message waits for
+    /// the log. `None` if it is not idle, or has no idle deadline.
     #[must_use]
     pub fn idle_since(&self) -> Option<Instant> {
         let is_idle = self.phase == Phase::Open
@@ -210,7 +211,7 @@ impl Session {
         is_idle.then_some(self.last_activity)
     }
 
-    /// Returns whether it is open, nothing is unfinished, and nothing is logged.
+    /// Returns whether the session is open without buffers, and messages are not logged.
     #[must_use]
     #[inline]
     pub fn is_quiet(&self) -> bool {
@@ -224,19 +225,19 @@ impl Session {
         self.totals
     }
 
-    /// Returns the memory of its buffers in bytes: 0 while it has none.
+    /// Returns the memory of its buffers in bytes; 0 while it has none.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.buffers.as_ref().map_or(0, |buffers| buffers.memory())
     }
 
-    /// Returns when it began.
+    /// Returns when the connection began.
     #[must_use]
     pub fn opened(&self) -> Instant {
         self.opened
     }
 
-    /// Returns the rules it was accepted with.
+    /// Returns the rules of the session.
     #[must_use]
     pub fn rules(&self) -> &Rules {
         &self.rules
@@ -248,8 +249,7 @@ impl Session {
         &self.rules
     }
 
-    /// Returns whether no input is read: replies are owed, `inbound` is not empty, a message waits for the log, or
-    /// there is a delay.
+    /// Returns whether the session reads no input ([`Buffers::is_reading_blocked`]).
     #[inline]
     fn is_reading_blocked(&self) -> bool {
         self.buffers.as_ref().is_some_and(|buffers| buffers.is_reading_blocked())
@@ -276,8 +276,8 @@ impl Session {
         }
     }
 
-    /// Processes `count` bytes of input in `scratch`. Messages and their replies go to `outlet`, as far as it takes them. If
-    /// messages are packets, the bytes are one packet.
+    /// Processes `count` bytes of input in `scratch`. Messages and replies go to `outlet`, as far as it takes them. For
+    /// a connection of packets, the bytes are one packet.
     #[inline]
     pub fn receive(&mut self, now: Instant, scratch: &mut Scratch, count: usize, outlet: &mut impl Outlet) {
         if self.phase != Phase::Open {
@@ -307,8 +307,8 @@ impl Session {
     /// Drops `count` bytes of input.
     fn drop_input(&mut self, now: Instant, count: usize) {
         match &mut self.phase {
-            // The peer broke no rule: what it is owed lies in the kernel, and would be lost if we closed before it has
-            // stopped sending. The caller of `drain` limits how long all that may take.
+            // The peer has broken no rule. Replies may still be in the kernel, and would be lost if we closed before
+            // the peer has stopped sending. The caller of `drain` limits the total time.
             Phase::Lingering(Verdict::Shutdown, until, _) => *until = now + LINGER,
             Phase::Lingering(verdict, _, remaining) => {
                 *remaining = remaining.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
@@ -325,7 +325,7 @@ impl Session {
         }
     }
 
-    /// Notes that the peer has ended its stream: no more input will come.
+    /// Notes that the peer has ended its stream.
     pub fn handle_end_of_input(&mut self, now: Instant) {
         self.input_ended = true;
         match self.phase {
@@ -340,7 +340,7 @@ impl Session {
         }
         let bytes = self.framer.consumed();
         if bytes > self.rules.max_message {
-            // Bytes that might have begun the delimiter did not.
+            // The bytes that might have begun the delimiter belong to the message, so it is too long.
             return self.close(Verdict::TooLong, now);
         }
         let mut verdict = Verdict::PeerClosed;
@@ -363,9 +363,9 @@ impl Session {
         self.update_phase(now);
     }
 
-    /// Sends what is owed, then processes the message that waits for the log and the inbound buffer, until `outlet`
-    /// takes less than it is given, or there were 64 KiB of further replies, or a delay begins. To be called when there
-    /// may be room again, for output or in the log. The log is asked also while replies are owed.
+    /// Sends owed replies, then processes the message that waits for the log and the inbound buffer. Stops when
+    /// `outlet` does not take everything, after 64 KiB of further replies, or when a delay begins. Must be called when
+    /// there may be room for output or in the log. Asks the log even while replies are owed.
     pub fn process_buffers(&mut self, now: Instant, scratch: &mut Scratch, outlet: &mut impl Outlet) {
         if self.rules.packets {
             return self.process_packets(now, outlet);
@@ -383,7 +383,8 @@ impl Session {
         self.update_phase(now);
     }
 
-    /// Returns how many bytes [`Session::read_ahead`] may be given: 0 unless replies are owed, and the inbound buffer is short.
+    /// Returns how many bytes [`Session::read_ahead`] accepts: 0 unless replies are owed and the inbound buffer has
+    /// room.
     #[must_use]
     pub fn read_ahead_room(&self) -> usize {
         match &self.buffers {
@@ -394,8 +395,8 @@ impl Session {
         }
     }
 
-    /// Stores input that came while replies are owed, and that the session did not want: the peer cannot take them before some
-    /// of its input is read. It is processed after they were taken, or dropped if no more input is taken.
+    /// Stores input that the session did not want because replies are owed: the peer cannot take these before some of
+    /// its input is read. The input is processed later, or dropped if the session takes no more input.
     pub fn read_ahead(&mut self, now: Instant, bytes: &[u8]) {
         if self.phase == Phase::Open && !bytes.is_empty() && !self.rules.packets {
             self.totals.bytes_in += bytes.len() as u64;
@@ -403,8 +404,8 @@ impl Session {
         }
     }
 
-    /// Notes that the peer has sent something that was not read, or is not part of the protocol: its idle deadline begins anew,
-    /// and the session lingers if it ends now.
+    /// Notes that the peer has sent something that was not read, or does not belong to the protocol. Restarts the idle
+    /// deadline; if the session ends now, it lingers.
     pub fn note_activity(&mut self, now: Instant) {
         self.last_activity = now;
     }
@@ -418,20 +419,20 @@ impl Session {
         self.buffers.get_or_insert_with(|| Box::new(Buffers::new(now)))
     }
 
-    /// Takes the message in progress, if there is one, and its reply as far as it is known.
+    /// Takes the message in progress with the known part of its reply, if there is one.
     #[inline]
     fn take_message(&mut self) -> Option<(MessageState, Vec<u8>)> {
         self.buffers.as_mut()?.take_message()
     }
 
-    /// Takes messages again, whether or not the delay is over.
+    /// Ends the delay, whether or not its time is over.
     fn leave_delay(&mut self) {
         if let Some(buffers) = &mut self.buffers {
             buffers.leave_delay();
         }
     }
 
-    /// Stores replies that were not taken; there were none before.
+    /// Stores replies that the peer has not taken. `outbound` must be empty.
     fn set_outbound(&mut self, now: Instant, queue: ByteQueue) {
         self.buffers_mut(now).set_outbound(now, queue);
     }
@@ -444,16 +445,16 @@ impl Session {
         }
     }
 
-    /// Updates the buffers and the phase. To be called after every input.
+    /// Updates the buffers and the phase. Must be called after every input.
     #[inline]
     fn update_phase(&mut self, now: Instant) {
-        // Mostly there is nothing to do.
+        // Checked here and inlined, because mostly there is nothing to do.
         if self.buffers.is_some() || self.phase != Phase::Open {
             self.update_buffers_and_phase(now);
         }
     }
 
-    /// Suspends or resumes the read timer, frees empty buffers, and ends the phase if nothing keeps it open.
+    /// Suspends or resumes the read timer, frees empty buffers, and ends the phase if nothing is left to do in it.
     fn update_buffers_and_phase(&mut self, now: Instant) {
         let mut reading = true;
         if let Some(buffers) = &mut self.buffers {

@@ -1,10 +1,11 @@
-//! A session as bytes, to go on in another process.
+//! The encoding of a session, with which another process restores it.
 //!
 //! # Notation
 //!
-//! Numbers are big-endian. A *time* is an `i64`: nanoseconds after the session was stored, negative if before; so the time
-//! between storing and restoring counts. `7f ff ff ff ff ff ff ff` is a time that never comes. *Bytes* are a `u64`, their
-//! number, and then the bytes. A *verdict* is one byte; two of them have a number, which follows as a `u32`.
+//! Numbers are big-endian. A *time* is an `i64`: nanoseconds after the session was stored, negative if before. So the
+//! time between storing and restoring counts. `7f ff ff ff ff ff ff ff` is a time that never comes. *Bytes* are a
+//! `u64`, the number of bytes, followed by the bytes. A *verdict* is one byte; two verdicts have a number, which
+//! follows as a `u32`.
 //!
 //! ```text
 //! 00 01                                         version: u16
@@ -65,14 +66,14 @@
 //! | | | | | 13 | bad-proxy-header |
 //! | | | | | 14 | reclaimed |
 //!
-//! There is one version so far. A later daemon must write the lowest version that can express the session, so that an older
-//! one can go on with it where possible, and read all versions up to its own. A code or a version is never used again for
-//! something else.
+//! So far there is one version. A later daemon must read all versions up to its own, and write the lowest version that
+//! can express the session, so that an older daemon can restore it where possible. Codes and versions are never reused
+//! with another meaning.
 //!
 //! # Safe against any bytes
 //!
-//! [`Snapshot::decode`] accepts only states that a session can be in, even from hostile bytes, and takes no more memory
-//! than they do.
+//! [`Snapshot::decode`] accepts only states that a session can have, even from hostile bytes, and allocates no more
+//! memory than they occupy.
 
 mod bytes;
 mod error;
@@ -89,12 +90,12 @@ use super::verdict::Verdict;
 use bytes::{Reader, Writer};
 pub use error::Error;
 
-/// The latest version. All versions from 1 on can be read.
+/// The latest version. All versions from 1 on can be decoded.
 pub const VERSION: u16 = 1;
 
-/// Encodes a session as it is between two calls at `now`, with the name of its listener, the id of its connection, and the
-/// client that a PROXY header named. A session that is done ([`super::Want::Close`]) is still done when it is restored, so
-/// there is no reason to store it.
+/// Encodes the state of a session between two calls at `now`, with the name of its listener, the id of its connection,
+/// and the client that a PROXY header named. A session that is done ([`super::Want::Close`]) need not be stored,
+/// because restoring does not change that.
 #[must_use]
 pub fn encode(
     session: &Session,
@@ -147,10 +148,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Decodes what [`encode`] wrote, in this version or an older one.
+    /// Decodes a snapshot that [`encode`] of this version or an older one has written.
     ///
     /// # Errors
-    /// Returns an error if the version is unknown, or if no version writes these bytes.
+    /// Returns an error if the version is unknown, or if [`encode`] cannot have written these bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
         let mut reader = Reader::new(bytes);
         let version = reader.u16("version")?;
@@ -210,14 +211,15 @@ impl Snapshot {
         self.client
     }
 
-    /// Returns whether it is of a connection of packets.
+    /// Returns whether the connection carries packets.
     #[must_use]
     pub fn has_packets(&self) -> bool {
         self.has_packets
     }
 
-    /// Restores the session under the current rules of its listener; only whether messages are packets stays. `stored_at` is when it was stored, on the clock of this
-    /// process. The next [`Session::handle_timeout`] acts on deadlines that have passed since.
+    /// Restores the session under the current rules of its listener, but keeps whether it carries packets. `stored_at`
+    /// is the time when it was stored, on the clock of this process. The next [`Session::handle_timeout`] handles
+    /// deadlines that have passed since.
     #[must_use]
     pub fn restore(self, rules: Arc<Rules>, stored_at: Instant) -> Session {
         let Self { has_packets: packets, checkpoint, .. } = self;
@@ -226,7 +228,7 @@ impl Snapshot {
     }
 }
 
-/// Returns whether the buffers are possible in the phase.
+/// Returns whether a session in this phase can have these buffers.
 fn is_consistent(checkpoint: &Checkpoint<'_>) -> bool {
     let BuffersCheckpoint { message, delay_until, outbound, inbound, .. } = &checkpoint.buffers;
     if *delay_until != RelativeTime::NEVER
@@ -249,7 +251,7 @@ fn is_consistent(checkpoint: &Checkpoint<'_>) -> bool {
     }
 }
 
-/// Returns whether the buffers are those of a connection of packets.
+/// Returns whether a connection of packets can have these buffers.
 fn is_of_packets(checkpoint: &Checkpoint<'_>) -> bool {
     let BuffersCheckpoint { message, outbound, inbound, .. } = &checkpoint.buffers;
     !matches!(message, MessageCheckpoint::InProgress(..)) && inbound.is_empty() && session::are_packets(outbound)
@@ -278,7 +280,7 @@ fn write_client(writer: &mut Writer, client: Option<SocketAddr>) {
     writer.u16(client.port());
 }
 
-/// Returns `None` if the snapshot names no client.
+/// Reads the client; `None` if the snapshot has none.
 fn read_client(reader: &mut Reader<'_>) -> Result<Option<SocketAddr>, Error> {
     let ip = match reader.u8("kind of address")? {
         0 => return Ok(None),

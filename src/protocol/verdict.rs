@@ -1,62 +1,64 @@
-//! The reason why a connection ended. An action of a peer is never an error of the daemon: it is expected, named and counted.
+//! Verdicts: the reasons why connections end. An action of a peer is never an error of the daemon: it is expected,
+//! named and counted.
 
 use std::fmt;
 
 use super::rules::{Framing, Rules, TimeSpan};
 
-/// Why a connection ended. Each has one name ([`Verdict::name`]) on the wire, in the log, in the metrics and in tests.
+/// The reason why a connection ended. Each verdict has one name ([`Verdict::name`]), used in the log, the metrics and
+/// tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The message in progress passed `max_message`.
+    /// The message in progress exceeded `max_message`.
     TooLong,
     /// The message in progress was not finished within `deadlines.read`.
     ReadDeadline,
-    /// No message within `deadlines.idle`.
+    /// No message began within `deadlines.idle`.
     IdleDeadline,
     /// The connection reached `deadlines.lifetime`.
     Lifetime,
-    /// The peer's source has as many connections as `limits.connections_per_source` allows.
+    /// The peer's source has reached `limits.connections_per_source`.
     TooMany {
         /// The limit.
         limit: u32,
     },
-    /// The buffers of the connection do not fit into `limits.buffer_memory`.
+    /// The buffers of the connection did not fit into `limits.buffer_memory`.
     Busy,
-    /// The peer's kernel took no byte of what the peer was owed for `deadlines.write`.
+    /// The peer's kernel took no byte of the owed replies for `deadlines.write`.
     WriteDeadline,
-    /// The peer ended its stream after a whole message, and got every reply.
+    /// The peer ended its stream after a complete message, and got every reply.
     PeerClosed,
-    /// The connection broke: the peer broke it off, or a call for it failed, which is reported then.
+    /// The connection broke: the peer reset it, or a system call failed, which is then reported.
     PeerReset,
     /// The peer ended its stream in the middle of a message.
     Unterminated {
-        /// How many bytes of it had come; stands still at the most that fit.
+        /// The number of bytes received of that message; saturates.
         bytes: u32,
     },
-    /// We end: the daemon stops.
+    /// The daemon ended the connection because it stops.
     Shutdown,
-    /// It has not ended: it was handed over to the next process of the daemon.
+    /// The connection has not ended: it was handed over to the next process of the daemon.
     HandedOver,
-    /// It did not begin with a PROXY header, as its listener demands, or not in time.
+    /// The connection did not begin with the PROXY header that its listener demands, or not in time.
     BadProxyHeader,
-    /// It was idle, all permits were taken, and another client waited: `limits.reclaim_idle`.
+    /// The connection was idle while all permits were taken and another client waited (`limits.reclaim_idle`).
     Reclaimed,
 }
 
-/// The beginning of a final reply, instead of a prefix.
+/// The beginning of a final reply, in place of the prefix.
 pub const SERVER_ERROR: &[u8] = b"server error:";
 
-/// How many kinds of verdicts there are.
+/// The number of kinds of verdicts.
 pub const KINDS: usize = 14;
 
 impl Verdict {
-    /// Returns its name, in lower case with hyphens.
+    /// Returns the verdict's name, in lower case with hyphens.
     #[must_use]
     pub fn name(self) -> &'static str {
         NAMES[self.index()]
     }
 
-    /// Returns its number among the kinds: less than [`KINDS`]; the index into [`NAMES`] and into counters.
+    /// Returns the index of the verdict in [`NAMES`] and in counters: less than [`KINDS`].
     #[must_use]
     pub fn index(self) -> usize {
         match self {
@@ -77,8 +79,7 @@ impl Verdict {
         }
     }
 
-    /// Returns the text that the peer gets about it; `None` where the peer could do nothing about it or could not read
-    /// it.
+    /// Returns the text that is sent to the peer; `None` if the peer could not act on it or could not read it.
     #[must_use]
     pub fn text(self, rules: &Rules) -> Option<String> {
         let deadlines = &rules.deadlines;
@@ -102,8 +103,8 @@ impl Verdict {
         }
     }
 
-    /// Returns the final reply: `server error:`, the text, the delimiter. `None` where there is no text, where the
-    /// delimiter would be found before its position, or where there is none.
+    /// Returns the final reply: `server error:`, the text, the delimiter. `None` in raw framing, if there is no text,
+    /// or if the delimiter would be found before the end of the reply.
     pub(super) fn final_reply(self, rules: &Rules) -> Option<Vec<u8>> {
         if rules.framing == Framing::Raw {
             return None;
@@ -138,7 +139,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Returns the text about a deadline that has passed. It can only have passed where there is one.
+/// Returns the text about a passed deadline. A deadline that passed is always set.
 fn deadline_text(deadline: Option<&TimeSpan>, text: impl Fn(&TimeSpan) -> String) -> Option<String> {
     deadline.map(text)
 }

@@ -58,7 +58,7 @@ pub(crate) struct Connection {
     input: InputKind,
     /// Whether a message waits for the lossless log and is counted as waiting.
     awaits_log: bool,
-    /// When its timer fires, which is no later than the session's deadline.
+    /// When its timer fires: at the session's deadline or earlier.
     pub(crate) timer: Option<Instant>,
     session: Session,
     permit: Permit,
@@ -646,8 +646,8 @@ pub(crate) fn report_lost(count: usize, waker: Option<&Waker>, info: &Connection
 mod tests {
     use super::*;
 
-    /// An idle connection fits into a block of 256 bytes, of which the allocator uses 8. One byte more would cost every
-    /// idle connection 16 bytes.
+    /// Checks that an idle connection fits into a block of 256 bytes, of which the allocator uses 8. One byte more
+    /// would cost every idle connection 16 bytes.
     #[test]
     fn a_connection_is_small() {
         assert!(size_of::<Connection>() <= 248, "{} bytes", size_of::<Connection>());

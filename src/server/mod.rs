@@ -353,8 +353,8 @@ impl Server {
     }
 
     /// Gives up the connections whose peers do not take replies: their messages that must be logged are logged but not
-    /// answered. Returns when each worker has started this, or after [`HANG_TIMEOUT`]; [`UnloggedMessages::waiting`]
-    /// counts the messages that still wait for the log.
+    /// answered. Returns when each worker has started this, or after 2 s if a worker hangs;
+    /// [`UnloggedMessages::waiting`] counts the messages that still wait for the log.
     pub async fn log_blocked(&self) {
         for thread in &self.threads {
             thread.worker.give_up_blocked();

@@ -1,4 +1,4 @@
-//! How a session ends: after what was read is answered, with a final reply, or at once.
+//! The ways in which a session ends: after replying to everything that was read, with a final reply, or at once.
 
 use std::time::Instant;
 
@@ -12,8 +12,8 @@ use crate::protocol::rules::{LogMessages, Rules};
 use crate::protocol::verdict::Verdict;
 
 impl Session {
-    /// Records that our end of the stream was sent, as [`Want::Shutdown`] asked. If nothing has passed for a while in
-    /// either direction, there is nothing on its way that closing could destroy.
+    /// Records that the end of our stream was sent, as [`Want::Shutdown`] asked. If no byte has passed in either
+    /// direction for a second, nothing is in flight that closing could destroy, so the session does not linger.
     pub fn handle_shutdown_sent(&mut self, now: Instant) {
         if self.wants() != Want::Shutdown {
             return;
@@ -27,25 +27,26 @@ impl Session {
         }
     }
 
-    /// Ends the session after the connection broke: nothing can be sent or received.
+    /// Ends the session after the connection broke: nothing can be sent or received any longer.
     pub fn handle_reset(&mut self) {
         self.abort(self.verdict().unwrap_or(Verdict::PeerReset));
     }
 
-    /// Drains: no more input is read, messages that were read are answered, then the stream ends.
+    /// Ends the session gracefully: reads no more input, replies to the messages that were read, then ends the stream.
     pub fn drain(&mut self, now: Instant) {
         if self.phase == Phase::Open {
             self.stop(Verdict::Shutdown, now);
         }
     }
 
-    /// Ends the session with `verdict`, because this peer cannot be served. Messages that were read before are answered.
+    /// Ends the session with `verdict`, because this peer cannot be served. Messages that were read before are
+    /// answered.
     pub fn refuse(&mut self, verdict: Verdict, now: Instant) {
         self.stop(verdict, now);
     }
 
-    /// Frees all buffers, because there is no memory for them: input that was not processed and the message that waits
-    /// for the log are lost. If the peer has not taken all its replies, it loses them and gets no final reply.
+    /// Frees all buffers because memory has run out. Unprocessed input and the message that waits for the log are lost.
+    /// If the peer has not taken all its replies, these are lost too, and there is no final reply.
     pub fn handle_out_of_memory(&mut self, now: Instant) {
         let has_outbound = self.buffers.as_ref().is_some_and(|buffers| !buffers.outbound.is_empty());
         if has_outbound || matches!(self.phase, Phase::Logging(_)) {
@@ -55,10 +56,10 @@ impl Session {
         }
     }
 
-    /// Takes no more input, and closes the session as soon as what was read is answered.
+    /// Takes no more input, and closes the session once everything that was read is answered.
     pub(super) fn stop(&mut self, verdict: Verdict, now: Instant) {
         if matches!(self.phase, Phase::Open | Phase::HalfClosed(_)) {
-            // Its end may have been read ahead.
+            // Otherwise the end of the message may have been read ahead.
             if self.buffers.as_ref().is_none_or(|buffers| buffers.inbound.is_empty()) {
                 self.framer = Framer::default();
                 self.take_message();
@@ -69,8 +70,8 @@ impl Session {
         }
     }
 
-    /// Closes the session from our side: drops input, and adds the final reply. It gets no more time than the replies
-    /// before it were given.
+    /// Closes the session from our side: drops input, and appends the final reply. After [`Session::stop`], the final
+    /// reply has no more time than the replies before it; after a drain, it has its own.
     pub(super) fn close(&mut self, verdict: Verdict, now: Instant) {
         let until = match self.phase {
             Phase::Stopping(Verdict::Shutdown, _) => self.final_reply_deadline(now),
@@ -94,15 +95,15 @@ impl Session {
         self.phase = Phase::Closing(verdict, until);
     }
 
-    /// Ends the session at once: what was read is not answered. Messages among it that have to be logged whole are still logged:
-    /// then it wants [`Want::Log`].
+    /// Ends the session at once, without replying to what was read. Messages that must be logged are still logged: the
+    /// session then wants [`Want::Log`].
     pub fn abandon(&mut self) {
         if !matches!(self.phase, Phase::Logging(_) | Phase::Done(_)) {
             self.abort(self.verdict().unwrap_or(Verdict::Shutdown));
         }
     }
 
-    /// Aborts the connection: drops all replies, but keeps messages that still have to be logged whole.
+    /// Aborts the connection: drops all replies, but keeps messages that must be logged.
     pub(super) fn abort(&mut self, verdict: Verdict) {
         if let (LogMessages::Full, Some(buffers)) = (self.rules.log_messages, &mut self.buffers) {
             let finished = take_finished_message(buffers, &mut self.framer, &self.rules);
@@ -127,7 +128,8 @@ impl Session {
     }
 }
 
-/// Takes the reply to the message in progress, if its end was read ahead. Otherwise drops what was read of it.
+/// Takes the reply to the message in progress if the end of the message was read ahead. Otherwise drops the read part
+/// of the message.
 fn take_finished_message(buffers: &mut Buffers, framer: &mut Framer, rules: &Rules) -> Option<Vec<u8>> {
     let (_, mut reply) = buffers.take_message()?;
     let Frame::Complete(taken) = next_frame(framer, rules, buffers.inbound.as_slice()) else {

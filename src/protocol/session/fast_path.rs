@@ -1,8 +1,8 @@
-//! The delimited echo: from the bytes of messages to replies on their way, each after its message was logged.
+//! The fast path: delimited echo. Each message is logged, then answered.
 //!
-//! A message that the log does not accept stops the session there: its whole reply is kept in place of the message in
-//! progress, the input after it goes to `inbound`, and [`Session::process_buffers`] asks the log again. No byte of it
-//! is searched again for that.
+//! If the log does not accept a message, the session stops there: the whole reply replaces the message in progress, the
+//! following input goes to `inbound`, and [`Session::process_buffers`] asks the log again. The bytes of the message are
+//! not searched again.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use crate::protocol::framer::Frame;
 use crate::protocol::reply::{BLOCK, FLUSH_THRESHOLD, Output, READ_SIZE};
 use crate::protocol::verdict::Verdict;
 
-/// A reply that is complete but was begun in an earlier call is copied together with those after it up to this size,
-/// in bytes; a larger one is sent by itself.
+/// The largest reply to a message of several calls that is copied to the output, in bytes, so that it is sent with the
+/// replies after it. A larger one is sent separately.
 const MAX_COALESCED: usize = 4096;
 
 impl Session {
-    /// Answers the messages in `input[range]`, and returns up to where it came: to the end, or until there were replies
-    /// enough for one call, or the log accepted no more. Nothing is owed when it is called. `input` before the range
-    /// may be overwritten. Only input from the inbound buffer (`INBOUND`) may be longer than one read: other rules
-    /// applied when it came.
-    // Into both of its callers: a call would cost a tenth of what a lone message costs.
+    /// Answers the messages in `input[range]`. Stops when there are enough replies for one call, or when the log
+    /// accepts no more. Returns the index of the first unprocessed byte. No reply may be owed. `input` before the range
+    /// may be overwritten. Only the inbound buffer (`INBOUND`) may have messages longer than one read, because other
+    /// rules may have applied when it was read.
+    // Inlined into both callers: a call would cost a tenth of the time for a single message.
     #[inline(always)]
     pub(super) fn answer_fast<const INBOUND: bool>(
         &mut self,
@@ -35,11 +35,11 @@ impl Session {
         outlet: &mut impl Outlet,
     ) -> usize {
         let (mut at, end) = (range.start, range.end);
-        // Whether the last message would have fitted into a block: the next one probably does as well.
+        // Whether the last message fitted into a block; the next one probably does too.
         let mut is_short = true;
         while at < end {
             if output.len() >= FLUSH_THRESHOLD {
-                // Enough for one call, even if all of it was taken: other connections wait to be driven.
+                // Stops even if the peer takes everything, so that other connections are driven.
                 self.flush_output(now, output, outlet);
                 return at;
             }
@@ -74,7 +74,7 @@ impl Session {
                             self.buffers_mut(now).await_log(now, reply);
                             return at;
                         }
-                        // It is the first of this input, so output is empty.
+                        // This is the first reply of this input, so output is empty.
                         if !self.push_or_send(now, reply, output, outlet) {
                             return at;
                         }
@@ -88,7 +88,7 @@ impl Session {
                     }
                     self.totals.messages += 1;
                     if at == end && output.len() == 0 && from >= self.rules.prefix.len() {
-                        // Answered in place. The overwritten bytes were answered before.
+                        // Answers in place. The overwritten bytes before the message were already processed.
                         let start = from - self.rules.prefix.len();
                         input[start..from].copy_from_slice(self.rules.prefix.as_bytes());
                         let reply = &input[start..end];
@@ -119,8 +119,8 @@ impl Session {
         end
     }
 
-    /// Answers the messages that end in the next block of `input[range]`, and returns up to where it came: to the end of the
-    /// last one. No message is in progress, and none is logged.
+    /// Answers the messages that end in the next block of `input[range]`. Returns the index after the last of them. No
+    /// message may be in progress, and messages must not be logged.
     #[inline(always)]
     fn answer_block(
         &mut self,
@@ -141,7 +141,7 @@ impl Session {
             && output.len() == 0
             && self.rules.prefix.put_before(input, at)
         {
-            // Answered in place. The overwritten bytes were answered before.
+            // Answers in place. The overwritten bytes before the message were already processed.
             self.totals.messages += 1;
             let reply = &input[at - self.rules.prefix.len()..end];
             let taken = outlet.send(reply);
@@ -155,8 +155,8 @@ impl Session {
         output.push_replies(&self.rules.prefix, input, at, found)
     }
 
-    /// Answers the message that waited for the log, and then those in the inbound buffer. While something is owed, only the
-    /// former.
+    /// Answers the message that waits for the log, then the messages in the inbound buffer. While replies are owed,
+    /// only asks the log for the former.
     pub(super) fn answer_pending(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         output.clear();
         if self.has_outbound() {
@@ -186,8 +186,8 @@ impl Session {
         }
     }
 
-    /// Adds the whole reply to a message that was logged to `output`, which is empty; a large one is sent by itself.
-    /// Returns `false` if not all of that was taken.
+    /// Appends the whole reply to a logged message to `output`, which must be empty, or sends a large reply directly.
+    /// Returns whether all of a large reply was taken.
     fn push_or_send(&mut self, now: Instant, reply: Vec<u8>, output: &mut Output, outlet: &mut impl Outlet) -> bool {
         self.totals.messages += 1;
         if reply.len() <= MAX_COALESCED {
@@ -203,7 +203,7 @@ impl Session {
         true
     }
 
-    /// Sends `output` and empties it; what is not taken goes to `outbound`.
+    /// Sends `output` and empties it. Bytes that are not taken go to `outbound`.
     #[inline]
     pub(super) fn flush_output(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         if output.len() > 0 {
@@ -218,9 +218,9 @@ impl Session {
     }
 }
 
-/// Returns the message at `range` of `bytes`, without the `terminator_len` bytes that it ends with.
+/// Returns the message at `range` of `bytes`, without its `terminator_len` last bytes.
 #[inline]
 pub(super) fn message_in(bytes: &[u8], range: Range<usize>, terminator_len: usize) -> &[u8] {
-    // Indexing could panic, so it would be done even where nothing is logged.
+    // An index operation could panic, so the compiler would have to keep it even if nothing is logged.
     bytes.get(range.start..range.end - terminator_len).unwrap_or_default()
 }

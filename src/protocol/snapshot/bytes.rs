@@ -1,12 +1,12 @@
-//! Numbers and bytes, one after the other.
+//! A writer and a reader of numbers and bytes.
 
 use super::Error;
 use crate::protocol::relative_time::RelativeTime;
 
-/// The most that can have been counted: what is added to it later does not overflow.
+/// The highest valid count. Adding to it later cannot overflow.
 const MAX_COUNT: u64 = u64::MAX / 2;
 
-/// Bytes that are being written.
+/// Writes a snapshot.
 #[derive(Debug, Default)]
 pub(super) struct Writer(Vec<u8>);
 
@@ -50,7 +50,7 @@ impl Writer {
     }
 }
 
-/// Bytes that are being read, and what is left of them. Each read says what it is after, for the error.
+/// Reads a snapshot; holds the bytes that are left. Each read takes the name of its field for the error.
 #[derive(Debug)]
 pub(super) struct Reader<'a>(&'a [u8]);
 
@@ -81,7 +81,7 @@ impl<'a> Reader<'a> {
         self.array(field).map(u64::from_be_bytes)
     }
 
-    /// Writes a count.
+    /// Reads a count.
     pub(super) fn count(&mut self, field: &'static str) -> Result<u64, Error> {
         let count = self.u64(field)?;
         if count > MAX_COUNT { Err(Error::CountTooLarge { field, count }) } else { Ok(count) }

@@ -4,33 +4,33 @@ use std::fmt;
 
 use super::VERSION;
 
-/// Why bytes are not a valid snapshot.
+/// The reason why bytes are not a valid snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// Written by a version that is not known here.
+    /// The version is unknown to this daemon.
     UnknownVersion(u16),
-    /// It ends within this part of it.
+    /// The snapshot ends within this field.
     Truncated(&'static str),
-    /// So many bytes follow its end.
+    /// This many bytes follow the end of the snapshot.
     TrailingBytes(usize),
-    /// A code that stands for nothing.
+    /// A field has an unknown code.
     UnknownCode {
-        /// The part of it.
+        /// The field.
         field: &'static str,
         /// The value in the snapshot.
         code: u8,
     },
-    /// More than could have been counted.
+    /// A count is impossibly high.
     CountTooLarge {
-        /// The part of it.
+        /// The field.
         field: &'static str,
         /// The value in the snapshot.
         count: u64,
     },
-    /// Its listener's name is not UTF-8.
+    /// The name of the listener is not UTF-8.
     NotUtf8,
-    /// Its parts contradict each other.
+    /// The fields contradict each other.
     Inconsistent,
 }
 

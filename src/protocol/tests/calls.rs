@@ -1,4 +1,4 @@
-//! Random calls of a session, in any order, whether they are wanted or not.
+//! Random calls of a session in any order, wanted or not.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use crate::protocol::reply::READ_SIZE;
 use crate::protocol::rules::{LogMessages, Rules, TimeSpan};
 use crate::protocol::{Outlet, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 
-/// Everything that can be called, whether it is wanted or not.
+/// A call of the session, wanted or not.
 #[derive(Debug, Clone)]
 enum Call {
-    /// A pattern, so many times.
+    /// Input: a pattern, repeated this often.
     Receive(&'static str, usize),
     EndOfInput,
     ProcessBuffers,
@@ -46,7 +46,7 @@ fn call() -> impl Strategy<Value = Call> {
     ]
 }
 
-/// An outlet that takes at most this many bytes at a time, and logs fewer messages than the second number.
+/// An outlet that takes at most this many bytes in one call, and logs fewer messages than the second number.
 pub(super) struct LimitedOutlet(pub(super) usize, pub(super) usize);
 
 impl Outlet for LimitedOutlet {
@@ -119,9 +119,9 @@ proptest! {
     }
 }
 
-/// Runs the session until it closes, with a peer that only takes what it is sent, and a log that accepts everything.
+/// Runs the session until it closes, with a peer that only reads and a log that accepts everything.
 pub(super) fn run_to_close(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
-    // With a reply delay, three steps for each message.
+    // With a reply delay, each message takes three steps.
     for _ in 0..1_000_000 {
         match session.wants() {
             Want::Read | Want::Delay => {
@@ -140,8 +140,8 @@ pub(super) fn run_to_close(mut session: Session, mut now: Instant, scratch: &mut
     assert_eq!(session.memory(), 0);
 }
 
-/// Input that comes although the session does not want it ends the delay: a message that then waits for the log must not
-/// wait for the delay as well, since nothing would wake the session for that.
+/// Checks that unwanted input ends the delay. A message that then waits for the log must not also wait for the delay,
+/// because nothing would wake the session.
 #[test]
 fn a_message_that_waits_for_the_log_does_not_wait_for_a_delay_too() {
     #[expect(clippy::disallowed_methods, reason = "an instant to count from")]

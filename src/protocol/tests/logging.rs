@@ -1,16 +1,16 @@
-//! Tests on a fake clock of a slow log: messages wait for it, and with them their peers, for as long as it takes.
+//! Tests on a fake clock: a slow log, for which messages and their peers wait as long as necessary.
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::{Prefix, READ_SIZE};
 use crate::protocol::rules::{Deadlines, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::{Delimiter, Rules, Verdict, Want};
 
-/// Returns rules under which all messages are logged whole.
+/// Returns rules with `log_messages = "full"`.
 fn rules_with_full_logging() -> Rules {
     Rules { log_messages: LogMessages::Full, ..Rules::default() }
 }
 
-/// Returns a connection whose log accepts nothing yet.
+/// Returns a connection whose log does not accept any message yet.
 fn with_stopped_log(rules: Rules) -> SimulatedConnection {
     let mut conn = SimulatedConnection::new(rules);
     conn.log_stops();
@@ -76,7 +76,7 @@ fn each_message_is_logged_once_and_in_order_however_the_stream_is_split_and_howe
     ];
     for (delimiter, messages) in streams {
         let wire: Vec<u8> = messages.iter().flat_map(|message| [message, delimiter].concat().into_bytes()).collect();
-        // At every pair of positions.
+        // Split at every pair of positions.
         for (first, second) in (0..wire.len()).flat_map(|first| (first..wire.len()).map(move |second| (first, second)))
         {
             let delimiter = Delimiter::new(delimiter.as_bytes()).unwrap();
@@ -146,7 +146,7 @@ fn a_message_that_is_too_long_ends_the_session_after_earlier_messages_are_logged
 
 #[test]
 fn an_accepted_unterminated_message_is_logged_before_it_is_answered() {
-    // Of which a delimiter would begin too early.
+    // In `ba` + `aa`, the first occurrence of the delimiter begins one byte early.
     let delimiter = Delimiter::new(b"aa").unwrap();
     for (rest, prefix) in [("ba", ""), ("ba", "server got:"), ("x", "server got:")] {
         let mut conn = with_stopped_log(Rules {
@@ -197,7 +197,7 @@ fn no_deadline_runs_while_a_message_waits_for_the_log() {
         conn.assert_peer_received("server got:aa\t");
         conn.advance_time(secs(1_000));
         conn.assert_open();
-        // The deadlines of what comes next begin when we go on.
+        // The next deadlines begin when the session continues.
         conn.log_accepts_all();
         conn.assert_peer_received("server got:b\t");
         conn.advance_time(millis(1_999));
@@ -238,7 +238,7 @@ fn the_write_deadline_applies_while_another_message_waits_for_the_log() {
     conn.assert_open();
     conn.advance_time(millis(1));
     assert_eq!(conn.session().verdict(), Some(Verdict::WriteDeadline), "{conn}");
-    // But its messages are not lost.
+    // The messages are not lost.
     conn.log_accepts(1);
     assert_logged(&conn, &["a", "b"]);
     conn.log_accepts(1);
@@ -266,7 +266,7 @@ fn after_the_lifetime_the_deadline_for_the_last_replies_is_extended_while_a_mess
     conn.log_accepts(1);
     conn.peer_stops_reading();
     conn.peer_sends("a\tb\t");
-    // Four seconds of its ten.
+    // Four of the ten seconds have passed.
     conn.advance_time(secs(9));
     conn.peer_reads("server got:a\t".len());
     conn.advance_time(secs(1_000));
@@ -292,7 +292,7 @@ fn a_message_is_logged_while_earlier_replies_are_owed_and_answered_after_them() 
         conn.log_accepts(1);
         assert_logged(&conn, &["a", "b"]);
         assert_eq!(conn.session().totals().messages, 2, "{conn}");
-        // The next one waits for the peer.
+        // The next message waits for the peer.
         conn.log_accepts(1);
         assert_logged(&conn, &["a", "b"]);
         conn.peer_reads(3);
@@ -329,8 +329,8 @@ fn a_peer_whose_messages_wait_for_the_log_is_drained_when_they_are_logged_and_an
 #[test]
 fn messages_of_a_disconnected_peer_are_still_logged() {
     let unterminated = Unterminated::Accept;
-    // Messages that came in one piece and in several, with a rest that is a message because the stream has ended, or is
-    // not one; and so many that not all are processed, though the log accepts them all.
+    // Messages in one piece and in several. The last bytes are a message because the stream has ended, or are not a
+    // message. Or there are so many messages that not all are processed, although the log accepts them all.
     let many = "x\t".repeat(10_000);
     for (pieces, ends, count) in
         [(&["a\tb\t"][..], false, 2), (&["a", "\tb\t", "c"], false, 2), (&["a"], true, 1), (&[&many], false, 10_000)]
@@ -385,7 +385,7 @@ fn messages_that_were_read_and_not_logged_are_counted_until_they_are() {
         conn.log_accepts(1);
     }
     assert_eq!(conn.session().unlogged_messages(), 0);
-    // Also those behind replies that the peer does not take.
+    // Messages behind replies that the peer does not take are logged too.
     conn.peer_stops_reading();
     conn.log_accepts(1);
     conn.peer_sends("\t");

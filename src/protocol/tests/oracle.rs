@@ -1,4 +1,4 @@
-//! Random streams and events, compared with a naive split.
+//! Random streams and events, compared with a naive implementation.
 
 use std::time::Duration;
 
@@ -14,16 +14,16 @@ use crate::protocol::{Delimiter, Rules, Verdict, Want};
 
 // --- The oracle ------------------------------------------------------------------------------------------------------
 
-/// The result of a stream.
+/// The expected result of a stream.
 struct Split<'a> {
     messages: Vec<&'a [u8]>,
     /// The bytes after the last message.
     rest: &'a [u8],
-    /// Whether `rest` begins with a message that is certain to be too long.
+    /// Whether `rest` begins with a message that certainly exceeds the limit.
     too_long: bool,
 }
 
-/// Splits a stream. The first occurrence wins, looked for at every position, again for every message.
+/// Splits a stream at the first occurrence of the delimiter, searching every position again for each message.
 fn split<'a>(delimiter: &[u8], max_message: usize, mut rest: &'a [u8]) -> Split<'a> {
     let mut messages = Vec::new();
     while let Some(length) = (0..rest.len()).find(|at| rest[*at..].starts_with(delimiter)) {
@@ -60,8 +60,8 @@ fn is_line_ends(rest: &[u8]) -> bool {
     String::from_utf8_lossy(rest).replace("\r\n", "").replace('\n', "").is_empty()
 }
 
-/// Returns the messages that are answered, of a stream that was read in pieces of these sizes and has `ended` or goes
-/// on, and its verdict, if it ends there.
+/// Returns the messages that must be answered and the verdict. The stream was read in pieces of the sizes `reads`;
+/// `ended` says whether it then ended.
 fn messages<'a>(rules: &Rules, wire: &'a [u8], reads: &[usize], ended: bool) -> (Vec<&'a [u8]>, Verdict) {
     if rules.framing == Framing::Raw {
         let mut rest = wire;
@@ -86,21 +86,21 @@ fn messages<'a>(rules: &Rules, wire: &'a [u8], reads: &[usize], ended: bool) -> 
     }
 }
 
-/// Returns all bytes that the peer receives.
+/// Returns all bytes that the peer must receive.
 fn expected_output(rules: &Rules, messages: &[&[u8]], verdict: Verdict) -> Vec<u8> {
     [replies(rules, messages), final_reply(rules, verdict)].concat()
 }
 
 // --- Random streams --------------------------------------------------------------------------------------------------
 
-/// The delimiters are made of few different bytes, none of which is in an error text.
+/// Alphabets with few different bytes, none of which occurs in an error text.
 const ALPHABETS: [&[u8]; 5] = [b"\t", b"\t\0", b"\0\xff\n", b"\r\n", b"\xfe\xff"];
 
 fn delimiter_of(alphabet: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![vec(select(alphabet), 1..=3), vec(select(alphabet), 1..=16)]
 }
 
-/// Generates a stream of delimiters, partial ones, and other bytes of the same alphabet.
+/// Generates a stream of delimiters, partial delimiters, and other bytes of the same alphabet.
 fn wire_of(alphabet: &'static [u8], delimiter: Vec<u8>, pieces: usize) -> impl Strategy<Value = Vec<u8>> {
     let length = delimiter.len();
     let piece = prop_oneof![
@@ -112,7 +112,7 @@ fn wire_of(alphabet: &'static [u8], delimiter: Vec<u8>, pieces: usize) -> impl S
     vec(piece, 0..pieces).prop_map(|pieces| pieces.concat())
 }
 
-/// Makes a prefix of bytes that may begin the delimiter, but never contains it.
+/// Generates a prefix that may begin the delimiter but does not contain it.
 fn prefix_of(alphabet: &'static [u8], delimiter: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
     let length = prop_oneof![Just(0), 1..20_usize, 60..70_usize, 65..=MAX_PREFIX];
     (length, vec(select(alphabet), 64)).prop_map(move |(length, pattern)| {
@@ -128,7 +128,7 @@ fn max_message() -> impl Strategy<Value = usize> {
     prop_oneof![2 => 0..8_usize, 2 => 8..40_usize, 3 => Just(64 * 1024)]
 }
 
-/// Generates the delimited echo as often as any other combination of a framing, a reply and a delay.
+/// Generates combinations of framing, reply and delay, half of which are plain delimited echo.
 fn combination() -> impl Strategy<Value = (Framing, ReplyMode, TimeSpan)> {
     let framing = select(&[Framing::Delimited, Framing::Raw][..]);
     let reply = select(&[ReplyMode::Echo, ReplyMode::Fixed, ReplyMode::None][..]);
@@ -162,7 +162,8 @@ fn rules_and_wire(pieces: usize) -> impl Strategy<Value = (Rules, Vec<u8>)> {
     })
 }
 
-/// Generates how much a peer reads at a time. At the end of the cycle it reads something, so that it makes progress.
+/// Generates how many bytes the peer reads at a time. The last size of the cycle is not zero, so that the peer makes
+/// progress.
 fn peer_read_sizes() -> impl Strategy<Value = Vec<usize>> {
     let count = prop_oneof![2 => Just(0), 3 => 1..20_usize, 2 => 1..5_000_usize, 1 => 1..200_000_usize];
     vec(count, 0..10).prop_map(|mut takes| {
@@ -257,9 +258,10 @@ proptest! {
 /// An event on a connection.
 #[derive(Debug, Clone)]
 pub(super) enum Event {
-    /// A pattern, so many times.
+    /// Input: a pattern, repeated this often.
     Sends(&'static str, usize),
-    /// The same, and it is read ahead if replies are owed. In raw framing, where what one read finds is a message, it is only sent.
+    /// Input that is also read ahead while replies are owed. In raw framing, where every read is a message, it is only
+    /// sent.
     ReadsAhead(&'static str, usize),
     Ends,
     StopsReading,
@@ -295,7 +297,7 @@ impl Event {
     }
 }
 
-/// Input of peers: whole messages, several, the end of one, the beginning.
+/// Input of peers: one complete message, several, the end of one, the beginning of one.
 pub(super) const PATTERNS: &[&str] = &["aa\t", "\t", "\n", "a", "b\taaab\t", "aaaaaa", "\ta"];
 
 const DELIMITERS: &[&[u8]] = &[b"\t", b"\t\t", b"aab"];
@@ -371,7 +373,7 @@ proptest! {
         let logged = conn.logged().len();
         prop_assert!(logged <= messages.len() && conn.logged() == &messages[..logged], "{}", conn);
         if verdict == Verdict::Busy {
-            // Messages that had not been processed are lost.
+            // Unprocessed messages are lost.
             messages.truncate(logged);
         } else if rules.log_messages == LogMessages::Full && !no_memory {
             prop_assert_eq!(logged, messages.len(), "{}", conn);

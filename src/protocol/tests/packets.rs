@@ -1,4 +1,4 @@
-//! Sessions of packets: what is special about them. Their phases and deadlines are those of streams.
+//! Tests of the aspects in which sessions of packets differ from those of streams. Phases and deadlines are the same.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::protocol::session::{HEADROOM, MAX_PACKETS, ReceivedPacket, Totals};
 use crate::protocol::snapshot::Error;
 use crate::protocol::{Outlet, Rules, Session, Snapshot, Verdict, Want, snapshot};
 
-/// A peer that takes so many packets more, and a log that takes so many messages more.
+/// A peer that takes this many more packets, and a log that accepts this many more messages.
 struct Peer {
     room: usize,
     log_room: usize,
@@ -46,7 +46,7 @@ impl Outlet for Peer {
     }
 }
 
-/// A session with its peer, on a clock that is moved by hand.
+/// A session and its peer on a fake clock.
 struct Connection {
     session: Session,
     peer: Peer,
@@ -65,7 +65,7 @@ impl Connection {
         Self { session: Session::new(Arc::new(rules), now), peer, now }
     }
 
-    /// Receives these packets with one call. Of those that are too long, their end is missing.
+    /// Receives these packets with one call. Packets that are too long are truncated.
     fn receive(&mut self, packets: &[&str]) {
         let most = self.session.rules().max_message;
         let mut rooms: Vec<_> = packets
@@ -130,7 +130,7 @@ fn replies_are_those_of_the_rules() {
         conn.assert_received(expected);
         assert_eq!(conn.session.totals().messages, 2);
     }
-    // Longer than the room before a packet, and as long.
+    // Prefixes as long as the room before a packet, and longer.
     for length in [HEADROOM, HEADROOM + 1] {
         let prefix = "p".repeat(length);
         let mut conn = Connection::new(Rules { prefix: Prefix::new(prefix.as_bytes()), ..packet_rules() });
@@ -245,7 +245,7 @@ fn a_reply_that_no_packet_can_hold_ends_the_session_with_a_final_reply() {
     conn.process();
     conn.assert_received(&["server got:a", "server error:message exceeds 10 bytes"]);
     assert_eq!(conn.session.verdict(), Some(Verdict::TooLong));
-    // Also if a message of the same call was too long.
+    // Also if one packet of the same call was too long.
     for packets in [&["a", "b", "c", "0123456789x"][..], &["a", "b", "0123456789x"]] {
         let mut conn = Connection::new(packet_rules());
         conn.peer.room = 1;
@@ -256,7 +256,7 @@ fn a_reply_that_no_packet_can_hold_ends_the_session_with_a_final_reply() {
         conn.assert_received(&["server got:a", "server error:message exceeds 10 bytes"]);
         assert_eq!((conn.session.wants(), conn.session.verdict()), (Want::Shutdown, Some(Verdict::TooLong)));
     }
-    // If that is too long as well, it ends.
+    // If the final reply is also too long, the connection ends.
     let mut conn = Connection::new(packet_rules());
     conn.peer.room = 0;
     conn.receive(&["a"]);
@@ -282,7 +282,7 @@ fn a_message_waits_for_the_log_before_it_is_answered_also_over_a_restart() {
     assert_eq!(conn.peer.logged, [b"a\tb"]);
     conn.assert_received(&["server got:a\tb"]);
     assert_eq!((conn.session.wants(), conn.session.memory()), (Want::Read, 0));
-    // Also where the peer is gone.
+    // The message is logged even if the peer has gone.
     conn.peer.log_room = 0;
     conn.receive(&["lost"]);
     conn.session.handle_reset();
@@ -308,7 +308,7 @@ fn after_a_reply_there_is_a_delay_also_over_a_restart() {
     conn.advance(millis(1));
     conn.process();
     assert_eq!(conn.session.wants(), Want::Read);
-    // The peer was not idle meanwhile.
+    // The peer was not idle while it waited.
     assert_eq!(conn.session.idle_since(), Some(conn.now));
 }
 
@@ -334,12 +334,12 @@ fn snapshots_that_no_session_of_packets_has_are_rejected() {
     conn.peer.room = 0;
     conn.receive(&["a", ""]);
     let bytes = snapshot::encode(&conn.session, "echo", 7, None, conn.now);
-    // The length of the first packet, which is the last 8 bytes before it.
+    // The length of the first packet is in the last 8 bytes before it.
     let at = bytes.windows(12).position(|bytes| bytes == b"server got:a").unwrap() - 1;
     for length in [0, 11, 13, 255] {
         let mut wrong = bytes.clone();
         wrong[at] = length;
-        // None of the lengths that follow from it fits.
+        // These wrong lengths do not fit the bytes.
         assert_eq!(Snapshot::decode(&wrong).map(drop), Err(Error::Inconsistent), "{length}");
     }
     let mut unknown = bytes;

@@ -1,4 +1,4 @@
-//! Tests on a fake clock of the delay after a reply (`reply_delay`).
+//! Tests on a fake clock: the delay after a reply (`reply_delay`).
 
 use super::general_path::{GREETING, greeter};
 use super::simulation::{SimulatedConnection, millis, secs};
@@ -55,7 +55,7 @@ fn the_reply_delay_applies_in_delimited_framing_too() {
     conn.advance_time(secs(2));
     conn.assert_peer_received("server got:bb\t");
     conn.peer_sends("cc\t");
-    // The read timer of the message in progress, which was not processed, has not started.
+    // The message in progress is not processed yet, so its read timer has not started.
     conn.advance_time(millis(1_999));
     conn.assert_peer_received("");
     conn.advance_time(millis(1));
@@ -223,7 +223,7 @@ fn the_reply_delay_is_capped_by_the_new_rules_after_a_restart() {
         }
         conn.assert_peer_received(GREETING);
     }
-    // There is no delay under rules that have none.
+    // If the new rules have no delay, the delay ends.
     let mut conn = SimulatedConnection::new(echo_with_reply_delay());
     conn.peer_sends("a\tb\tc");
     conn.restart_with(Rules::default());

@@ -1,31 +1,31 @@
-//! The outlet of a simulated connection: the peer's side of it, and the log.
+//! The outlet of a simulated connection: the peer's side, and the log.
 
 use crate::protocol::packet::Reply;
 use crate::protocol::rules::ReplyMode;
 use crate::protocol::{Outlet, Rules};
 
-/// The destination of the session's output: the peer's side of the connection, and the log.
+/// The outlet of a simulated connection.
 pub(super) struct SimulatedOutlet {
-    /// How many bytes the peer's side takes: the kernel's send buffer.
+    /// How many more bytes the peer's side takes: the room in the kernel's send buffer.
     pub(super) send_capacity: usize,
     pub(super) received: Vec<u8>,
     pub(super) received_total: usize,
-    /// How many messages the log accepts.
+    /// How many more messages the log accepts.
     pub(super) log_capacity: usize,
     pub(super) logged: Vec<Vec<u8>>,
-    /// Whether messages are logged. Otherwise the session need not ask the log.
+    /// Whether messages are logged. If not, the session need not call [`Outlet::log`].
     pub(super) logs: bool,
-    /// The rules by which replies are built.
+    /// The rules for building replies.
     pub(super) rules: Rules,
-    /// How many bytes may be sent by now: replies to messages that were logged, and final replies.
+    /// How many bytes the session may have sent so far: replies to logged messages, and final replies.
     pub(super) allowed: usize,
-    /// Whether the peer took less than it was given, in this call of the session; or the log nothing.
+    /// Whether the peer did not take everything, or the log refused a message, in this call of the session.
     pub(super) full: bool,
     pub(super) log_refused: bool,
 }
 
 impl SimulatedOutlet {
-    /// Notes that a call of the session begins.
+    /// Notes the beginning of a call of the session.
     pub(super) fn begin_call(&mut self, sends_final_reply: bool) {
         (self.full, self.log_refused) = (false, false);
         if sends_final_reply {

@@ -1,7 +1,7 @@
-//! A simulated connection: a session, served as a server would serve it, its peer, a log and a fake clock.
+//! A simulated connection: a session with a simulated server, peer, log and clock.
 //!
-//! What must hold at every moment is checked at every moment ([`SimulatedConnection::check`]); a failure prints all
-//! that happened so far.
+//! The invariants are checked after every call ([`SimulatedConnection::check`]). A failure prints the history of the
+//! connection.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,34 +13,34 @@ use crate::protocol::reply::{FLUSH_THRESHOLD, READ_SIZE};
 use crate::protocol::session::Totals;
 use crate::protocol::{Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 
-/// More than any error text has.
+/// More bytes than any error text has.
 const MAX_FINAL_REPLY: usize = 128;
 
-/// A simulated connection. The peer and the log have room for everything unless a test says otherwise.
+/// A simulated connection. By default, the peer and the log take everything.
 pub(super) struct SimulatedConnection {
     session: Session,
     scratch: Scratch,
     start: Instant,
     now: Instant,
-    /// The kernel's receive buffer: bytes that the peer has sent and the session has not read.
+    /// The kernel's receive buffer: bytes that the peer has sent but the session has not read.
     unread: Vec<u8>,
     peer_ended: bool,
     end_reported: bool,
     outlet: SimulatedOutlet,
-    /// The most that was sent in one call of the session.
+    /// The most bytes sent in one call of the session.
     max_sent_at_once: usize,
-    /// All bytes that the session took before it had a verdict, and how many of them at a time.
+    /// All bytes that the session read before it had a verdict, and the size of each read.
     bytes_read: Vec<u8>,
     read_sizes: Vec<usize>,
-    /// Whether it then took the end of the peer's stream too.
+    /// Whether the session also read the end of the peer's stream before that.
     end_read: bool,
     last_read: usize,
     /// Whether the peer has seen the end of our stream.
     shutdown_sent: bool,
     verdict: Option<Verdict>,
-    /// How much the peer's kernel has acknowledged, if that is known.
+    /// How many bytes the peer's kernel has acknowledged, if known.
     acknowledged: Option<u64>,
-    /// Whether it is stored and restored after each call.
+    /// Whether the session is stored and restored after each call.
     restarts_after_each_call: bool,
     history: Vec<String>,
 }
@@ -105,12 +105,12 @@ impl SimulatedConnection {
         conn
     }
 
-    /// Returns the session as bytes.
+    /// Returns the encoded session.
     pub(super) fn snapshot(&self) -> Vec<u8> {
         self.snapshot_with_client(None)
     }
 
-    /// Returns the session as bytes, behind a load balancer that has named this client.
+    /// Returns the encoded session with the client that a PROXY header named.
     pub(super) fn snapshot_with_client(&self, client: Option<SocketAddr>) -> Vec<u8> {
         snapshot::encode(&self.session, "echo", 7, client, self.now)
     }
@@ -135,14 +135,14 @@ impl SimulatedConnection {
         self.outlet.send_capacity = 0;
     }
 
-    /// Lets the peer read `count` bytes more, as soon as there are any.
+    /// Makes the peer read the next `count` bytes.
     pub(super) fn peer_reads(&mut self, count: usize) {
         self.note(format_args!("peer takes {count}"));
         self.outlet.send_capacity = self.outlet.send_capacity.saturating_add(count);
         self.serve();
     }
 
-    /// Lets the peer's kernel acknowledge something, which makes no room for output yet.
+    /// Makes the peer's kernel acknowledge data, without making room for output.
     pub(super) fn peer_acknowledges(&mut self) {
         self.note(format_args!("peer acknowledges"));
         *self.acknowledged.get_or_insert_default() += 1;
@@ -154,7 +154,7 @@ impl SimulatedConnection {
 
     // --- What the log does ---
 
-    /// Logs nothing from now on, as where `log_messages` is off.
+    /// Turns the log off, as `log_messages = "off"` does.
     pub(super) fn without_log(mut self) -> Self {
         self.note(format_args!("nothing is logged"));
         self.outlet.logs = false;
@@ -166,11 +166,11 @@ impl SimulatedConnection {
         self.outlet.log_capacity = 0;
     }
 
-    /// Lets the log accept `count` messages more, as soon as there are any.
+    /// Makes the log accept the next `count` messages.
     pub(super) fn log_accepts(&mut self, count: usize) {
         self.note(format_args!("the log takes {count}"));
         self.outlet.log_capacity = self.outlet.log_capacity.saturating_add(count);
-        // It wakes the connection, also if that waits for its peer as well.
+        // The log wakes the connection even if that is also waiting for its peer.
         if self.session.wants() == Want::Write && self.session.has_unlogged_messages() {
             self.outlet.begin_call(self.session.verdict().is_some());
             self.session.process_buffers(self.now, &mut self.scratch, &mut self.outlet);
@@ -185,7 +185,7 @@ impl SimulatedConnection {
 
     // --- What we do ---
 
-    /// Reads ahead what the session has room for, of `count` bytes that the peer sends. The rest is not read yet.
+    /// Sends `bytes` from the peer, and makes the session read ahead as many as it has room for. The rest stays unread.
     pub(super) fn reads_ahead(&mut self, bytes: impl AsRef<[u8]>) {
         let bytes = bytes.as_ref();
         self.note(format_args!("peer sends {} bytes, some of them read ahead: {}", bytes.len(), shown(bytes)));
@@ -231,7 +231,7 @@ impl SimulatedConnection {
         self.restart_for(Duration::ZERO);
     }
 
-    /// Hands the session over to another process. This takes `time`, in which no deadline is acted on.
+    /// Hands the session over to another process. The handover takes `time`; deadlines are not handled during it.
     pub(super) fn restart_for(&mut self, time: Duration) {
         self.note(format_args!("we restart within {time:?}"));
         self.hand_over(time, Arc::clone(self.session.shared_rules()));
@@ -239,7 +239,7 @@ impl SimulatedConnection {
         self.serve();
     }
 
-    /// Hands the session over to another process, in which other rules apply.
+    /// Hands the session over to another process with other rules.
     pub(super) fn restart_with(&mut self, rules: Rules) {
         self.note(format_args!("we restart with {rules:?}"));
         self.outlet.rules = rules.clone();
@@ -276,7 +276,7 @@ impl SimulatedConnection {
         self.now += time;
     }
 
-    /// Reports the end of our stream though it was not asked for: a mistake of the server.
+    /// Reports that the end of our stream was sent although the session did not want it, as a faulty server would.
     pub(super) fn report_shutdown_too_early(&mut self) {
         self.note(format_args!("our stream is said to have ended"));
         self.session.handle_shutdown_sent(self.now);
@@ -285,10 +285,10 @@ impl SimulatedConnection {
 
     // --- What time does ---
 
-    /// Advances the clock, with a call of `handle_timeout` just before each deadline, which must do nothing, and one at
-    /// it, which must do something.
+    /// Advances the clock. Calls `handle_timeout` just before each deadline, when it must do nothing, and at the
+    /// deadline, when it must do something.
     pub(super) fn advance_time(&mut self, time: Duration) {
-        // Counted from the beginning, since the clock may be another one after each call.
+        // Relative to the start, because the clock may be replaced in each call.
         let until = self.now - self.start + time;
         while let Some(deadline) = self.session.deadline().filter(|deadline| *deadline - self.start <= until) {
             let before = deadline - Duration::from_nanos(1);
@@ -317,7 +317,7 @@ impl SimulatedConnection {
 
     // --- What can be seen ---
 
-    /// Asserts what the peer has received since the last assertion, exactly.
+    /// Asserts exactly what the peer has received since the last assertion.
     #[track_caller]
     pub(super) fn assert_peer_received(&mut self, expected: impl AsRef<[u8]>) {
         let (received, expected) = (std::mem::take(&mut self.outlet.received), expected.as_ref());
@@ -339,7 +339,7 @@ impl SimulatedConnection {
         assert!(!self.shutdown_sent, "it should go on, but our stream has ended\n{self}");
     }
 
-    /// Asserts that the session is closed: it wants nothing, keeps nothing, and has no deadline.
+    /// Asserts that the session is closed: it wants [`Want::Close`], has no buffers, and has no deadline.
     #[track_caller]
     pub(super) fn assert_closed(&self, verdict: Verdict) {
         assert_eq!(self.session.verdict(), Some(verdict), "{self}");
@@ -347,7 +347,7 @@ impl SimulatedConnection {
         assert_eq!(self.session.deadline(), None, "{self}");
     }
 
-    /// Asserts that our stream has ended and the session waits for the end of the peer's.
+    /// Asserts that our stream has ended, and the session waits for the end of the peer's stream.
     #[track_caller]
     pub(super) fn assert_lingering(&self, verdict: Verdict) {
         assert_eq!(self.session.verdict(), Some(verdict), "{self}");
@@ -359,7 +359,7 @@ impl SimulatedConnection {
         &self.session
     }
 
-    /// Returns the deadline of the session, counted from the beginning of the connection.
+    /// Returns the session's deadline, relative to the start of the connection.
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.session.deadline_without_checks().map(|deadline| deadline - self.start)
     }
@@ -368,7 +368,7 @@ impl SimulatedConnection {
         &self.outlet.received
     }
 
-    /// Returns the messages that the log has accepted, in its order.
+    /// Returns the messages that the log has accepted, in order.
     pub(super) fn logged(&self) -> &[Vec<u8>] {
         &self.outlet.logged
     }
@@ -437,14 +437,14 @@ impl SimulatedConnection {
         self.check();
     }
 
-    /// Holds at every moment.
+    /// Checks the invariants.
     fn check(&mut self) {
         let (session, rules) = (&self.session, self.session.rules());
         let longest = rules.prefix.as_bytes().len() + rules.max_message + rules.delimiter.len();
         let most = match session.wants() {
-            // The message in progress, and nothing else.
+            // Only the message in progress is stored.
             Want::Read => longest,
-            // `outbound`, and what is left of one read: `inbound`, or with its prefix the message in progress.
+            // `outbound`, and the rest of one read: in `inbound`, or with its prefix in the message in progress.
             _ => {
                 let prefix_or_text = rules.prefix.as_bytes().len().max(rules.fixed_reply.len());
                 FLUSH_THRESHOLD + longest + MAX_FINAL_REPLY + self.last_read + prefix_or_text
@@ -463,7 +463,7 @@ impl SimulatedConnection {
         self.verdict = session.verdict();
     }
 
-    /// Returns everything that is visible of the session.
+    /// Returns the visible state of the session.
     fn state(&self) -> (Want, Option<Instant>, Option<Verdict>, Totals, usize) {
         let session = &self.session;
         (session.wants(), session.deadline_without_checks(), session.verdict(), session.totals(), session.memory())
@@ -474,7 +474,7 @@ impl SimulatedConnection {
     }
 }
 
-/// The history so far.
+/// Formats the history.
 impl fmt::Display for SimulatedConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for line in &self.history {
@@ -484,7 +484,7 @@ impl fmt::Display for SimulatedConnection {
     }
 }
 
-/// Formats bytes for messages of tests, cut if there are many.
+/// Formats bytes for test messages, truncated if there are many.
 pub(super) fn shown(bytes: &[u8]) -> String {
     let more = if bytes.len() > 120 { " …" } else { "" };
     format!("\"{}\"{more}", bytes[..bytes.len().min(120)].escape_ascii())

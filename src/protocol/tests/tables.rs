@@ -1,4 +1,4 @@
-//! One table of wires and what they come to, whole, byte by byte, and cut at every position.
+//! A table of streams and their expected results, received whole, byte by byte, and split at every position.
 
 use super::simulation::{SimulatedConnection, shown};
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
@@ -6,31 +6,31 @@ use crate::protocol::rules::Unterminated;
 use crate::protocol::verdict::{KINDS, NAMES};
 use crate::protocol::{Delimiter, Rules, Verdict, Want};
 
-/// The bytes after the last whole message.
+/// The bytes after the last complete message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Remainder {
     Nothing,
     /// Only line ends.
     LineEnds,
-    /// So many bytes that are not a message.
+    /// This many bytes, which are not a message.
     Unterminated(usize),
-    /// A message that is too long, which is certain with this byte of the wire (counted from 1). Those after it are
-    /// not looked at.
+    /// A message that is too long. This is certain at this byte of the stream (counted from 1), and later bytes are not
+    /// processed.
     TooLong(usize),
-    /// A message that is too long since the bytes that began the delimiter at its end did not go on.
+    /// A message that is too long because the bytes at its end that began the delimiter did not continue it.
     TooLongAtEnd,
 }
 
 use Remainder::{LineEnds, Nothing, TooLong, TooLongAtEnd, Unterminated as Left};
 
-/// Delimiter, `max_message`, bytes on the wire, messages in them, what is left.
+/// A delimiter, `max_message`, the stream, its messages, and the remainder.
 type Case = (&'static [u8], usize, &'static [u8], &'static [&'static [u8]], Remainder);
 
 const B63: &[u8; 63] = &[b'x'; 63];
 const DEFAULT_MAX_MESSAGE: usize = 64 * 1024;
 
 const CASES: &[Case] = &[
-    // One byte, any byte.
+    // A delimiter of one byte, of any value.
     (b"\t", DEFAULT_MAX_MESSAGE, b"", &[], Nothing),
     (b"\t", DEFAULT_MAX_MESSAGE, b"aaaa\t", &[b"aaaa"], Nothing),
     (b"\t", DEFAULT_MAX_MESSAGE, b"a\tbb\tccc\t", &[b"a", b"bb", b"ccc"], Nothing),
@@ -49,7 +49,7 @@ const CASES: &[Case] = &[
     (b"\0", DEFAULT_MAX_MESSAGE, b"a\0\xff\0\0", &[b"a", b"\xff", b""], Nothing),
     (b"\xff", DEFAULT_MAX_MESSAGE, b"a\xff\0\xff\t\xff", &[b"a", b"\0", b"\t"], Nothing),
     (b"\n", DEFAULT_MAX_MESSAGE, b"a\r\n\nb", &[b"a\r", b""], Left(1)),
-    // Two bytes.
+    // A delimiter of two bytes.
     (b"\r\n", DEFAULT_MAX_MESSAGE, b"a\r\nbb\r\n", &[b"a", b"bb"], Nothing),
     (b"\r\n", DEFAULT_MAX_MESSAGE, b"\r\n\r\n", &[b"", b""], Nothing),
     (b"\r\n", DEFAULT_MAX_MESSAGE, b"\r\r\n\n\r\n", &[b"\r", b"\n"], Nothing),
@@ -58,7 +58,7 @@ const CASES: &[Case] = &[
     (b"\r\n", DEFAULT_MAX_MESSAGE, b"a\r\n\n", &[b"a"], LineEnds),
     (b"\0\0", DEFAULT_MAX_MESSAGE, b"\0a\0\0\0", &[b"\0a"], Left(1)),
     (b"\xff\0", DEFAULT_MAX_MESSAGE, b"\xff\xff\0\0\xff\0", &[b"\xff", b"\0"], Nothing),
-    // Delimiters that begin again within themselves: the first occurrence wins.
+    // A delimiter that contains its own beginning: the first occurrence wins.
     (b"aa", DEFAULT_MAX_MESSAGE, b"aaa", &[b""], Left(1)),
     (b"aa", DEFAULT_MAX_MESSAGE, b"aaaabaa", &[b"", b"", b"b"], Nothing),
     (b"aba", DEFAULT_MAX_MESSAGE, b"ababa", &[b""], Left(2)),
@@ -69,7 +69,7 @@ const CASES: &[Case] = &[
     (b"aabaa", DEFAULT_MAX_MESSAGE, b"aabaabaaa", &[b""], Left(4)),
     (b"aabaac", DEFAULT_MAX_MESSAGE, b"aabaabaac", &[b"aab"], Nothing),
     (b"aabaac", DEFAULT_MAX_MESSAGE, b"aabaaaabaac", &[b"aabaa"], Nothing),
-    // Sixteen bytes.
+    // A delimiter of sixteen bytes.
     (b"0123456789abcdef", DEFAULT_MAX_MESSAGE, b"x0123456789abcdef", &[b"x"], Nothing),
     (b"0123456789abcdef", DEFAULT_MAX_MESSAGE, b"0123456789abcde0123456789abcdef", &[b"0123456789abcde"], Nothing),
     (b"aaaaaaaaaaaaaaab", DEFAULT_MAX_MESSAGE, b"aaaaaaaaaaaaaaabaaaaaaaaaaaaaaab", &[b"", b""], Nothing),
@@ -79,7 +79,7 @@ const CASES: &[Case] = &[
     (b"abababababababac", DEFAULT_MAX_MESSAGE, b"abababababababababac", &[b"abab"], Nothing),
     (b"abababababababac", DEFAULT_MAX_MESSAGE, b"abababababababaabababababababac", &[b"abababababababa"], Nothing),
     (b"abababababababac", DEFAULT_MAX_MESSAGE, b"abababababababacabababababababab", &[b""], Left(16)),
-    // Replies around the size of the block in which short things are copied.
+    // Replies around the size of a block.
     (b"\t", DEFAULT_MAX_MESSAGE, B63, &[], Left(63)),
     (
         b"\t",
@@ -91,7 +91,7 @@ const CASES: &[Case] = &[
         &[B63, &[b'x'; 64], &[b'x'; 65], &[b'x'; 62]],
         Nothing,
     ),
-    // Exactly the longest message, one byte more, and when that is certain.
+    // The longest message, one byte more, and the moment at which that is certain.
     (b"\t", 4, b"aaaa\taaaa\t", &[b"aaaa", b"aaaa"], Nothing),
     (b"\t", 4, b"aaaa", &[], Left(4)),
     (b"\t", 4, b"aaaaa\t", &[], TooLong(5)),
@@ -126,7 +126,7 @@ fn replies_do_not_depend_on_how_the_stream_is_split() {
         check_case(case, b"server got:", &(0..wire.len()).collect::<Vec<_>>());
         for first in 1..wire.len() {
             check_case(case, b"server got:", &[first]);
-            // At every pair of positions, while there are not too many.
+            // Split at every pair of positions, unless there are too many.
             for second in (first + 1..wire.len()).take_while(|_| wire.len() <= 32) {
                 check_case(case, b"server got:", &[first, second]);
             }
@@ -221,14 +221,14 @@ fn the_debug_format_of_a_delimiter_can_be_parsed_again() {
     }
 }
 
-/// Runs a case, cut before each of the bytes `cuts`, with this prefix, and compares.
+/// Checks a case with this prefix. The stream is split before each position in `cuts`.
 fn check_case(case: &Case, prefix: &[u8], cuts: &[usize]) {
     for logs in [true, false] {
         check_case_where(logs, case, prefix, cuts);
     }
 }
 
-/// Checks a case, with or without a log of messages.
+/// Checks a case with or without a message log.
 fn check_case_where(logs: bool, case: &Case, prefix: &[u8], cuts: &[usize]) {
     let (delimiter, max_message, wire, messages, rest) = *case;
     let conn = SimulatedConnection::new(rules(delimiter, max_message, prefix));

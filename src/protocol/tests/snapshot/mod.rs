@@ -1,4 +1,5 @@
-//! Sessions that are stored and restored: at any moment, over deadlines, under other rules, and from bytes of any origin.
+//! Tests of sessions that are stored and restored: at any moment, across deadlines, under other rules, and from
+//! arbitrary bytes.
 
 mod hostile;
 mod restarts;
@@ -18,7 +19,7 @@ proptest! {
         let (mut plain, mut restarting) = (SimulatedConnection::new(rules.clone()), SimulatedConnection::new(rules));
         restarting.restart_after_each_call();
         for event in events {
-            // They are restarted like it, and for a while no call tells them the time.
+            // Both are restarted, and no call tells them the time for a while.
             let event = match event {
                 Event::RestartsFor(time) => Event::TimePasses(time),
                 event => event,

@@ -1,4 +1,4 @@
-//! One session in each state in which it can be stored: its encoding, and what it does when it is restored.
+//! One session in each state in which it can be stored: its encoding, and its behaviour after it is restored.
 
 use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::snapshot::Error;
@@ -6,7 +6,7 @@ use crate::protocol::tests::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::verdict::KINDS;
 use crate::protocol::{Rules, Snapshot, Verdict};
 
-/// A state: how a session gets into it, and what must follow.
+/// A state: how a session reaches it, and what must follow.
 pub(super) struct StateCase {
     pub(super) name: &'static str,
     pub(super) setup: fn() -> SimulatedConnection,
@@ -25,8 +25,8 @@ impl StateCase {
     }
 }
 
-/// Returns rules under which all messages are logged whole, and none is longer than 8 bytes. The last may be without a
-/// delimiter; no connection lasts longer than an hour.
+/// Returns rules with full logging and messages of at most 8 bytes, of which the last may lack its delimiter.
+/// Connections last at most an hour.
 fn rules() -> Rules {
     let lifetime = Some(TimeSpan::new(secs(3_600), "1h"));
     let deadlines = Deadlines { lifetime, ..Deadlines::default() };
@@ -34,7 +34,7 @@ fn rules() -> Rules {
     Rules { log_messages: LogMessages::Full, max_message: 8, unterminated, deadlines, ..Rules::default() }
 }
 
-/// Returns rules under which every 4 bytes get a fixed reply, and then nothing for 2 s.
+/// Returns rules under which every 4 bytes get a fixed reply, followed by a delay of 2 s.
 fn rules_with_reply_delay() -> Rules {
     let reply_delay = TimeSpan::new(secs(2), "2s");
     Rules {
@@ -47,7 +47,7 @@ fn rules_with_reply_delay() -> Rules {
     }
 }
 
-/// Returns a connection that has existed for half a second and has had a reply.
+/// Returns a connection that is half a second old and has received one reply.
 fn connection_after_one_reply() -> SimulatedConnection {
     let mut conn = SimulatedConnection::new(rules());
     conn.advance_time(millis(500));
@@ -282,7 +282,7 @@ fn every_state_is_restored_from_its_recorded_encoding() {
     for state in STATES {
         let mut conn = SimulatedConnection::restored(&parse_hex(state.encoded), state.rules());
         (state.check_after)(&mut conn);
-        // And does so without a restart.
+        // The same must follow without a restart.
         let mut conn = (state.setup)();
         conn.log_accepts_all();
         conn.peer_reads_all();
@@ -314,7 +314,7 @@ fn the_encoding_of_every_verdict_is_stable() {
         let bytes = conn.snapshot();
         assert_eq!(bytes[23], 4, "{conn}");
         assert!(bytes[24..].starts_with(code), "{conn}");
-        // And is read as what it was.
+        // The snapshot is decoded to the same state.
         conn.restart();
         conn.assert_lingering(verdict);
     }
