@@ -35,7 +35,7 @@ pub mod client;
 #[cfg(feature = "daemon")]
 pub mod config;
 #[cfg(any(feature = "daemon", feature = "client"))]
-mod escape;
+pub mod escape;
 #[cfg(any(feature = "daemon", feature = "client"))]
 mod pass_rights;
 pub mod protocol;

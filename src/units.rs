@@ -1,5 +1,5 @@
-//! Times, sizes and rates as people write them: `2s`, `1h 30min`, `64KiB`, `100/s`. The notation of times is that of
-//! systemd.time(7). A bare number is refused, with the unit that was probably meant.
+//! Times, sizes, rates and numbers as people write them: `2s`, `1h 30min`, `64KiB`, `100/s`, `18,400`. The notation of
+//! times is that of systemd.time(7). A bare number is refused, with the unit that was probably meant.
 
 use std::fmt;
 use std::time::Duration;
@@ -62,14 +62,14 @@ pub fn parse_time(text: &str) -> Result<Duration, UnitError> {
     while !rest.is_empty() {
         let (number, unit, after) = split_number_and_unit(rest);
         if number.is_empty() {
-            return Err(UnitError(format!("invalid time \"{}\" (examples: 2s, 500ms, 1h 30min)", escape(text))));
+            return Err(UnitError(format!("invalid time \"{}\" (examples: 2s, 500ms, 1h 30min)", text.escape_debug())));
         }
         if unit.is_empty() {
             return Err(UnitError(format!("{number} has no unit; write {number}s if seconds are meant")));
         }
         let Some((_, nanos)) = TIME_UNITS.iter().find(|(name, _)| *name == unit) else {
             let known = "known: us, ms, s, min, h, d, w";
-            return Err(UnitError(format!("unknown unit of time \"{}\" ({known})", escape(unit))));
+            return Err(UnitError(format!("unknown unit of time \"{}\" ({known})", unit.escape_debug())));
         };
         let part = scale_number(number, *nanos).ok_or_else(|| too_long_error(text))?;
         total = total.checked_add(part).ok_or_else(|| too_long_error(text))?;
@@ -106,6 +106,20 @@ pub fn format_age(age: Duration) -> String {
     }
 }
 
+/// Writes a number with its digits grouped: `18,400`.
+#[must_use]
+pub fn format_number(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::with_capacity(digits.len() * 4 / 3 + 1);
+    for (at, digit) in digits.char_indices() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
 /// Reads a size: a number with `B`, `KiB`, `MiB` or `GiB`.
 ///
 /// # Errors
@@ -113,16 +127,16 @@ pub fn format_age(age: Duration) -> String {
 pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     let (number, unit, after) = split_number_and_unit(text.trim());
     if number.is_empty() {
-        return Err(UnitError(format!("invalid size \"{}\" (examples: 512B, 64KiB, 1MiB)", escape(text))));
+        return Err(UnitError(format!("invalid size \"{}\" (examples: 512B, 64KiB, 1MiB)", text.escape_debug())));
     }
     if unit.is_empty() {
         return Err(UnitError(format!("{number} has no unit; write {number}B if bytes are meant")));
     }
     let Some((_, bytes)) = SIZE_UNITS.iter().find(|(name, _)| *name == unit).filter(|_| after.is_empty()) else {
-        let wrong = escape(&text.trim()[number.len()..]);
-        return Err(UnitError(format!("unknown unit of size \"{}\" (known: B, KiB, MiB, GiB)", wrong.trim())));
+        let wrong = text.trim()[number.len()..].trim().escape_debug();
+        return Err(UnitError(format!("unknown unit of size \"{wrong}\" (known: B, KiB, MiB, GiB)")));
     };
-    scale_number(number, *bytes).ok_or_else(|| UnitError(format!("{} is too large", escape(text))))
+    scale_number(number, *bytes).ok_or_else(|| UnitError(format!("{} is too large", text.escape_debug())))
 }
 
 /// Writes a size with the largest unit that divides it: `64KiB`.
@@ -140,12 +154,12 @@ pub fn parse_rate(text: &str) -> Result<u32, UnitError> {
     let (number, unit) = text.split_once('/').map_or((text, None), |(number, unit)| (number, Some(unit.trim())));
     let number = number.trim();
     if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(UnitError(format!("invalid rate \"{}\" (example: 100/s)", escape(text))));
+        return Err(UnitError(format!("invalid rate \"{}\" (example: 100/s)", text.escape_debug())));
     }
     match unit {
         None => Err(UnitError(format!("{number} has no unit; write {number}/s if that is meant"))),
-        Some("s") => number.parse().map_err(|_| UnitError(format!("{} is too large", escape(text)))),
-        Some(unit) => Err(UnitError(format!("unknown unit of rate \"/{}\" (known: /s)", escape(unit)))),
+        Some("s") => number.parse().map_err(|_| UnitError(format!("{} is too large", text.escape_debug()))),
+        Some(unit) => Err(UnitError(format!("unknown unit of rate \"/{}\" (known: /s)", unit.escape_debug()))),
     }
 }
 
@@ -180,11 +194,7 @@ fn scale_number(number: &str, unit: u64) -> Option<u64> {
 }
 
 fn too_long_error(text: &str) -> UnitError {
-    UnitError(format!("{} is too long (maximum: 10000d); write \"off\" for no limit", escape(text)))
-}
-
-fn escape(text: &str) -> String {
-    text.escape_debug().to_string()
+    UnitError(format!("{} is too long (maximum: 10000d); write \"off\" for no limit", text.escape_debug()))
 }
 
 #[cfg(test)]
@@ -304,6 +314,13 @@ mod tests {
         ] {
             let error = parse_rate(text).expect_err(text).to_string();
             assert!(error.contains(hint), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (18_400, "18,400"), (1_234_567, "1,234,567")] {
+            assert_eq!(format_number(number), text);
         }
     }
 

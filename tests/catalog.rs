@@ -5,10 +5,13 @@ mod common;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use common::catalog::catalog_entries;
 use common::program_or_skip;
 use echoed::protocol::packet::DROP_NAMES;
+use echoed::protocol::rules::{Deadlines, TimeSpan};
+use echoed::protocol::{Rules, Verdict};
 
 const CATALOG: &str = include_str!("../systemd/catalog/echoed.catalog");
 
@@ -117,6 +120,25 @@ fn every_cause_of_a_dropped_datagram_is_explained_in_the_catalog_and_in_the_prot
     let (_, table) = protocol.split_once("| cause | the datagram |\n").expect("there is a table");
     let rows = table.lines().skip(1).map_while(|line| line.strip_prefix("| `")?.split('`').next());
     assert_eq!(rows.collect::<Vec<_>>(), DROP_NAMES);
+}
+
+#[test]
+fn every_verdict_is_on_the_page_of_the_protocol_with_its_final_reply() {
+    let page = include_str!("../docs/protocol.md");
+    let (_, rest) = page.split_once("| verdict | text | when |\n").expect("there is a table");
+    let (table, rest) = rest.split_once("These verdicts have no final reply: ").expect("the others are below it");
+    let (others, _) = rest.split_once("\n\n").expect("it ends");
+    // The letters on the page stand for the values of the settings.
+    let time = |letter| Some(TimeSpan::new(Duration::ZERO, letter));
+    let deadlines = Deadlines { idle: time("D"), read: time("D"), lifetime: time("D"), ..Deadlines::default() };
+    let rules = Rules { deadlines, max_message: 0, ..Rules::default() };
+    for verdict in Verdict::ALL {
+        let hint = format!("docs/protocol.md, \"Being cut off\": the verdict {verdict} and its final reply");
+        match verdict.text(&rules) {
+            Some(text) => assert!(table.contains(&format!("| `{verdict}` | `{}` |", text.replace('0', "N"))), "{hint}"),
+            None => assert!(others.contains(&format!("`{verdict}`")), "{hint}"),
+        }
+    }
 }
 
 #[test]

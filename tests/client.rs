@@ -2,6 +2,8 @@
 
 #![cfg(all(feature = "client", feature = "cli"))]
 
+#[path = "common/descriptors.rs"]
+mod descriptors;
 #[path = "client/hostile.rs"]
 mod hostile;
 #[path = "common/kernel.rs"]

@@ -1,6 +1,7 @@
 //! The configuration file that is shipped, the defaults that are printed, and the administrator's page: each key is in
 //! all of them, with the same default, and what the page shows is what the daemon says.
 
+mod common;
 #[path = "etc/page.rs"]
 mod page;
 
@@ -37,12 +38,12 @@ pub(crate) fn expect_all_keys(file: &str, found: &[(String, String, String)]) {
         differing.map(|(section, key, value)| format!("\n  [{section}] {key} = {value}")).collect::<String>()
     };
     let (missing, surplus) = (list(&printed, found), list(found, &printed));
-    assert!(missing.is_empty(), "add to {file}, as src/config/print.rs has it:{missing}");
-    assert!(surplus.is_empty(), "remove from {file}, or add to src/config/print.rs:{surplus}");
+    assert!(missing.is_empty(), "add to {file}, as src/config/keys.rs has it:{missing}");
+    assert!(surplus.is_empty(), "remove from {file}, or add to src/config/keys.rs:{surplus}");
     let misplaced = printed.iter().zip(found).find(|(printed, found)| printed != found);
     assert!(
         misplaced.is_none() && printed.len() == found.len(),
-        "not in the order of src/config/print.rs: {file}, at {misplaced:?}"
+        "not in the order of src/config/keys.rs: {file}, at {misplaced:?}"
     );
 }
 

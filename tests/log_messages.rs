@@ -279,7 +279,7 @@ fn a_slow_log_gets_every_message_of_many_peers_once_and_in_order() {
 #[test]
 fn deadlines_are_suspended_while_a_message_waits_for_the_log() {
     let short = || Some(TimeSpan::new(Duration::from_millis(50), "50ms"));
-    let deadlines = Deadlines { idle: None, read: short(), write: short(), lifetime: None };
+    let deadlines = Deadlines { idle: None, read: short(), write: short(), ..Deadlines::default() };
     let fixture = ServerFixture::start(Rules { deadlines, ..full_logging() });
     let mut peer = fixture.connect();
     peer.send("a\tb\thalf");

@@ -131,6 +131,8 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
         ("usr/share/doc/echoed/performance-cpu.svg", 0o644),
         ("usr/share/doc/echoed/performance-fairness.svg", 0o644),
         ("usr/share/doc/echoed/performance-memory.svg", 0o644),
+        ("usr/share/doc/echoed/performance-packets-fairness.svg", 0o644),
+        ("usr/share/doc/echoed/performance-packets.svg", 0o644),
         ("usr/share/doc/echoed/performance.md", 0o644),
         ("usr/share/doc/echoed/restart.svg", 0o644),
         ("usr/share/doc/echoed/messages.md", 0o644),
@@ -143,7 +145,7 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
     ] {
         assert!(found.contains(&(expected.0.to_owned(), expected.1)), "{expected:?} is not in {found:#?}");
     }
-    // For the settings of the administrator, who finds it there.
+    // The directory for the settings of the administrator.
     assert!(destination.join("etc/echoed/echoed.toml.d").is_dir());
     // What is newer than the version asked for is not there.
     assert!(!found.iter().any(|(name, _)| name.contains("echoed.socket.d/")), "{found:#?}");

@@ -15,9 +15,10 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::select;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::connection::Connection;
+use super::deadline;
 use super::exchange_error::ExchangeError;
 use super::expectation::{Expectation, ExpectedReply};
 use super::input::Messages;
@@ -64,7 +65,7 @@ pub async fn exchange_lockstep<R: ReplySink>(
                 yield_now().await;
             }
             () = exchange.messages.wait(), if exchange.wants_message() => {}
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+            () = deadline::passed(deadline) => {
                 // A reply that came while this process was stopped is not late: try once more before giving up.
                 yield_now().await;
                 let has_ended = exchange.server_ended.is_some();

@@ -21,6 +21,7 @@ pub mod ping;
 pub mod pipelined;
 pub mod repeat;
 
+mod deadline;
 mod json;
 mod quote;
 mod send_queue;

@@ -6,8 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::json::{self, Text};
-use super::quote::write_escaped;
-use crate::escape::is_unsafe;
+use crate::escape::{Controls, is_unsafe, write_escaped};
 
 /// A reply, right or wrong.
 #[derive(Debug, Clone, Copy)]
@@ -101,7 +100,7 @@ impl<W: Write> TerminalWriter<W> {
     fn write_text(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut text = String::with_capacity(bytes.len());
         // Writing to a string cannot fail.
-        let _ = write_escaped(&mut text, bytes, |c| !is_unsafe(c) || matches!(c, '\n' | '\t'));
+        let _ = write_escaped(&mut text, bytes, Controls::Unicode, |c| !is_unsafe(c) || matches!(c, '\n' | '\t'));
         self.terminal.write_all(text.as_bytes())
     }
 }

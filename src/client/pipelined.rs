@@ -17,8 +17,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::select;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
+use super::deadline;
 use super::exchange_error::ExchangeError;
 use super::expectation::{Expectation, MAX_EXCESS};
 use super::input::Messages;
@@ -74,7 +75,7 @@ where
                 exchange.handle_written(written, at);
             }
             () = exchange.messages.wait(), if exchange.wants_messages() => {}
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+            () = deadline::passed(deadline) => {
                 if exchange.server_ended.is_some() {
                     return Err(exchange.end_error(None));
                 }

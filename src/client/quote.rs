@@ -1,10 +1,10 @@
 //! Bytes of the other side as text: escaped, so that they stay on their line and a terminal does not obey them; in our
 //! sentences also cut.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::io;
 
-use crate::escape::is_unsafe;
+use crate::escape::{Controls, write_escaped};
 
 /// At most this many bytes of a quotation are shown.
 pub(super) const MAX_QUOTED: usize = 200;
@@ -42,29 +42,8 @@ struct Escaped<'a>(&'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_escaped(f, self.0, |character| character == '\'')
+        write_escaped(f, self.0, Controls::Unicode, |character| character == '\'')
     }
-}
-
-/// Writes bytes as text. Characters for which `is_kept` returns true are written as they are. Of the others, quotation
-/// marks, backslashes and what is not shown become escapes (`\"`, `\n`, `\u{202e}`), and so do bytes that are not UTF-8
-/// (`\xff`).
-pub(super) fn write_escaped(output: &mut impl Write, bytes: &[u8], is_kept: impl Fn(char) -> bool) -> fmt::Result {
-    for chunk in bytes.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            if is_kept(character) {
-                output.write_char(character)?;
-            } else if is_unsafe(character) && !character.is_ascii() {
-                write!(output, "{}", character.escape_unicode())?;
-            } else {
-                write!(output, "{}", character.escape_debug())?;
-            }
-        }
-        for byte in chunk.invalid() {
-            write!(output, "\\x{byte:02x}")?;
-        }
-    }
-    Ok(())
 }
 
 /// Returns the text of an I/O error without its number.

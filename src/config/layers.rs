@@ -22,9 +22,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::diagnose::{Error, Origin, SourceText, escape_controls};
-use super::keys::{self, toml_string};
+use super::diagnose::{Error, Origin, SourceText};
+use super::keys;
+use super::notation::toml_string;
 use super::tree::{Node, Span, Table, Value};
+use crate::escape::{Controls, escape_unsafe};
 
 /// The directory of what the distribution sets, below the root.
 const VENDOR_DIRECTORY: &str = "usr/lib/echoed";
@@ -72,7 +74,7 @@ pub(super) struct Layer {
 impl Layer {
     /// Creates the layer number `index` from a document.
     pub(super) fn from_document(index: usize, name: &str, text: &str) -> Self {
-        let origin = Origin::File(escape_controls(name).into_owned());
+        let origin = Origin::File(escape_name(name));
         // Editors of other systems write one.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text).to_owned();
         let source = SourceText::new(origin, text);
@@ -107,7 +109,7 @@ impl Layer {
             start += key.len() + "__".len();
         }
         let node = Node::from_value(index, text.len() + 1, value);
-        let origin = Origin::Inline(escape_controls(&text).into_owned());
+        let origin = Origin::Inline(escape_name(&text));
         Some(Self { source: SourceText::new(origin, format!("{text}={value}")), tree: Ok(nested(keys, node)) })
     }
 
@@ -123,7 +125,7 @@ impl Layer {
     }
 
     fn unreadable(name: &str, why: &str) -> Self {
-        let name = escape_controls(name).into_owned();
+        let name = escape_name(name);
         let problem = format!("{name}: {why}");
         Self::invalid(Origin::File(name), problem)
     }
@@ -143,6 +145,11 @@ fn nested(keys: Vec<(String, Span)>, value: Node) -> Node {
         node = Node { key_span: range, span: range, value: Value::Table(Table::from([(key, node)])) };
     }
     node
+}
+
+/// Returns a name as it is shown, on one line.
+fn escape_name(name: &str) -> String {
+    escape_unsafe(name, Controls::Unicode, |_| false).into_owned()
 }
 
 fn span_of(layer: usize, text: &str, error: &toml::de::Error) -> Span {
@@ -327,7 +334,7 @@ fn read(path: &Path) -> Result<String, Box<Layer>> {
         }
         Ok(_) => String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
-            let origin = Origin::File(escape_controls(&name).into_owned());
+            let origin = Origin::File(escape_name(&name));
             let source = SourceText::new(origin, String::from_utf8_lossy(error.as_bytes()).into_owned());
             let span = Span::new(0, at..at + char::REPLACEMENT_CHARACTER.len_utf8());
             let problem = source.format_block(span, "invalid UTF-8; save the file as UTF-8");

@@ -5,7 +5,7 @@
 //! is a `tree` of values with their spans. It is checked by itself (`read`), so that a problem is shown where it is
 //! (`diagnose`); then all are merged (`merge`), and what is wrong only with all of them together is looked for
 //! (`conflicts`). Every problem is reported, not only the first; `advice` warns about what may be one. `print` is the
-//! way back, from settings to a document.
+//! way back, from settings to a document. What a key takes is in `keys`.
 
 mod advice;
 mod conflicts;
@@ -14,6 +14,7 @@ mod keys;
 mod layers;
 mod level;
 mod merge;
+mod notation;
 mod print;
 mod read;
 mod section;
@@ -152,7 +153,7 @@ impl Settings {
     /// Returns a document with every key, from which they can be loaded again.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        print::document(self, |_, _| String::new())
+        print::document(self.clone(), |_, _| String::new())
     }
 
     /// Returns the defaults as a document that explains each key.
@@ -175,7 +176,7 @@ impl Settings {
         let names: BTreeSet<_> = self.listeners.keys().chain(new.listeners.keys()).collect();
         for name in names {
             if addresses(self, name) != addresses(new, name) {
-                keys.push(format!("listener.{}.listen", keys::toml_key(name)));
+                keys.push(format!("listener.{}.listen", notation::toml_key(name)));
             }
         }
         keys

@@ -5,15 +5,12 @@
 use std::sync::Arc;
 
 use super::diagnose::Problem;
+use super::notation::toml_string;
 use super::section::Section;
 use super::tree::{Node, Table, Value};
-use super::value::{
-    self, BOOLEAN, BUFFER_MEMORY, MESSAGE_SIZES, NUMBER, RATE_OR_OFF, SIZE, STRING, TIME, TIME_OR_OFF, WORD,
-};
-use super::{Level, Limits, ListenerSettings, RESERVED_NAMES, Service, Settings, is_listener_name};
+use super::{ListenerSettings, RESERVED_NAMES, Settings, is_listener_name, keys};
 use crate::address::Address;
-use crate::protocol::reply::Prefix;
-use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, Rules, Unterminated};
+use crate::protocol::Rules;
 
 /// Returns the settings of a tree, with the defaults where it sets nothing, and all problems in it.
 pub(super) fn read_settings(tree: &Node) -> (Settings, Vec<Problem>) {
@@ -23,15 +20,13 @@ pub(super) fn read_settings(tree: &Node) -> (Settings, Vec<Problem>) {
 }
 
 fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
-    root.section("log", |log| {
-        let levels = Level::ALL.map(|level| (level.as_str(), level));
-        log.set(&mut settings.log_level, "level", WORD, |value| value::word(value, &levels));
-    });
-    root.section("service", |section| read_service(section, &mut settings.service));
-    root.section("limits", |section| read_limits(section, &mut settings.limits));
-    let mut prefix = None;
+    root.section("log", |section| keys::log(section, &mut settings.log_level));
+    root.section("service", |section| keys::service(section, &mut settings.service));
+    root.section("limits", |section| keys::limits(section, &mut settings.limits));
+    let mut is_prefix_set = false;
     root.section("defaults", |section| {
-        settings.defaults = read_listener(section, settings.defaults.clone(), &mut prefix);
+        is_prefix_set = section.sets("prefix");
+        read_listener(section, &mut settings.defaults, is_prefix_set);
         if let Some(node) = section.value("listen") {
             let message = "listen belongs in [listener.NAME], not in [defaults]";
             section.report_problem(node.span, message.to_owned());
@@ -47,7 +42,8 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
                 all.report_problem(node.key_span, message);
             }
             all.named_section(name, |section| {
-                let mut listener = read_listener(section, settings.defaults.clone(), &mut prefix.clone());
+                let mut listener = settings.defaults.clone();
+                read_listener(section, &mut listener, is_prefix_set || section.sets("prefix"));
                 read_addresses(section, &mut listener.listen);
                 settings.listeners.insert(name.clone(), listener);
             });
@@ -56,62 +52,16 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
     root.unimplemented_keys = &["metrics"];
 }
 
-fn read_service(section: &mut Section<'_, '_>, service: &mut Service) {
-    section.set(&mut service.workers, "workers", NUMBER, |value| value::integer(value, 0..=64));
-    section.set(&mut service.idle_exit, "idle_exit", TIME_OR_OFF, value::time_or_off);
-    section.set(&mut service.drain_timeout, "drain_timeout", TIME, value::time);
-    section.set(&mut service.handover, "handover", BOOLEAN, value::boolean);
-}
-
-fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits) {
-    section.set(&mut limits.connections, "connections", NUMBER, |value| value::integer(value, 1..=1_000_000));
-    let per_source = &mut limits.connections_per_source;
-    section.set(per_source, "connections_per_source", NUMBER, |value| value::integer(value, 0..=1_000_000));
-    section.set(&mut limits.reclaim_idle, "reclaim_idle", TIME_OR_OFF, value::time_or_off);
-    section.set(&mut limits.buffer_memory, "buffer_memory", SIZE, |value| value::size(value, BUFFER_MEMORY));
-    section.set(&mut limits.datagrams_per_source, "datagrams_per_source", RATE_OR_OFF, value::rate_or_off);
-}
-
-/// Reads one listener's settings; those that are not set are `base`'s. `prefix` is the one that is set there, if one
-/// is, and then here: otherwise it follows from the framing.
-fn read_listener(
-    section: &mut Section<'_, '_>,
-    base: ListenerSettings,
-    prefix: &mut Option<Prefix>,
-) -> ListenerSettings {
-    let mut listener = base;
+/// Reads one listener's settings over those that it has. Its prefix follows from the framing, unless it is set.
+fn read_listener(section: &mut Section<'_, '_>, listener: &mut ListenerSettings, is_prefix_set: bool) {
     let mut rules = Rules::clone(&listener.rules);
-    let words = [("delimited", Framing::Delimited), ("raw", Framing::Raw)];
-    section.set(&mut rules.framing, "framing", WORD, |value| value::word(value, &words));
-    section.set(&mut rules.delimiter, "delimiter", STRING, value::delimiter);
-    let words = [("echo", ReplyMode::Echo), ("fixed", ReplyMode::Fixed), ("none", ReplyMode::None)];
-    section.set(&mut rules.reply, "reply", WORD, |value| value::word(value, &words));
-    section.set(prefix, "prefix", STRING, |value| value::prefix(value).map(Some));
-    rules.prefix = prefix.clone().unwrap_or_else(|| rules.framing.default_prefix());
-    section.set(&mut rules.fixed_reply, "fixed_reply", STRING, value::fixed_reply);
-    section.set(&mut rules.reply_delay, "reply_delay", TIME, value::time);
-    let words = [("discard", Unterminated::Discard), ("accept", Unterminated::Accept)];
-    section.set(&mut rules.unterminated, "unterminated", WORD, |value| value::word(value, &words));
-    section.set(&mut rules.error_replies, "error_replies", BOOLEAN, value::boolean);
-    let words = [("off", LogMessages::Off), ("summary", LogMessages::Summary), ("full", LogMessages::Full)];
-    section.set(&mut rules.log_messages, "log_messages", WORD, |value| value::word(value, &words));
-    section.set(&mut rules.max_message, "max_message", SIZE, |value| value::size(value, MESSAGE_SIZES));
-    section.section("deadlines", |section| read_deadlines(section, &mut rules.deadlines));
+    keys::rules(section, &mut rules);
+    if !is_prefix_set {
+        rules.prefix = rules.framing.default_prefix();
+    }
+    section.section("deadlines", |section| keys::deadlines(section, &mut rules.deadlines));
     listener.rules = Arc::new(rules);
-
-    let words = [("off", false), ("required", true)];
-    section.set(&mut listener.proxy_protocol, "proxy_protocol", WORD, |value| value::word(value, &words));
-    section.set(&mut listener.nodelay, "nodelay", BOOLEAN, value::boolean);
-    section.set(&mut listener.receive_buffer, "receive_buffer", SIZE, value::buffer_size);
-    section.set(&mut listener.send_buffer, "send_buffer", SIZE, value::buffer_size);
-    listener
-}
-
-fn read_deadlines(section: &mut Section<'_, '_>, deadlines: &mut Deadlines) {
-    section.set(&mut deadlines.idle, "idle", TIME_OR_OFF, value::time_or_off);
-    section.set(&mut deadlines.read, "read", TIME_OR_OFF, value::time_or_off);
-    section.set(&mut deadlines.write, "write", TIME_OR_OFF, value::time_or_off);
-    section.set(&mut deadlines.lifetime, "lifetime", TIME_OR_OFF, value::time_or_off);
+    keys::listener(section, listener);
 }
 
 /// Reads a list of addresses; each that is wrong is a problem of its own.
@@ -120,7 +70,7 @@ fn read_addresses(section: &mut Section<'_, '_>, addresses: &mut Vec<Address>) {
     let Value::Array(nodes) = &node.value else {
         let hint = match &node.value {
             Value::Text(text) if text.parse::<Address>().is_ok() => {
-                format!("; write [{}]", super::keys::toml_string(text))
+                format!("; write [{}]", toml_string(text))
             }
             _ => String::new(),
         };

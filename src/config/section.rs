@@ -1,9 +1,10 @@
 //! One table of the configuration while it is read. Keys that were not asked for by then are reported as unknown.
 
 use super::diagnose::{Problem, closest};
-use super::keys;
+use super::keys::{self, KeyVisitor};
+use super::notation::toml_key;
 use super::tree::{Node, Span, Table, Value};
-use super::value::{self, ValueError};
+use super::value::{self, Kind, ValueError};
 
 /// A table while it is read.
 pub(super) struct Section<'a, 'p> {
@@ -47,27 +48,13 @@ impl<'a, 'p> Section<'a, 'p> {
         self.valid_value(key)
     }
 
-    fn valid_value(&self, key: &str) -> Option<&'a Node> {
-        self.table.get(key).filter(|node| node.value != Value::Invalid)
+    /// Returns whether a key is set to a value that was not found invalid before.
+    pub(super) fn sets(&self, key: &str) -> bool {
+        self.valid_value(key).is_some()
     }
 
-    /// Sets `target` where the key is set. A value that `parse` refuses is a problem; `kind` is what it should be.
-    pub(super) fn set<T>(
-        &mut self,
-        target: &mut T,
-        key: &'a str,
-        kind: &str,
-        parse: impl FnOnce(&'a Value) -> Result<T, ValueError>,
-    ) {
-        let Some(node) = self.value(key) else { return };
-        match parse(&node.value) {
-            Ok(value) => *target = value,
-            Err(ValueError::WrongType) => {
-                let hint = value::suggest(kind, &node.value).map(|hint| format!("; write {hint}")).unwrap_or_default();
-                self.report_problem(node.span, format!("{key} is {kind}, not {}{hint}", node.value.kind()));
-            }
-            Err(ValueError::Invalid(reason)) => self.report_problem(node.span, format!("{key}: {reason}")),
-        }
+    fn valid_value(&self, key: &str) -> Option<&'a Node> {
+        self.table.get(key).filter(|node| node.value != Value::Invalid)
     }
 
     /// Reads the table of this name, where there is one.
@@ -86,8 +73,7 @@ impl<'a, 'p> Section<'a, 'p> {
     }
 
     fn read_section(&mut self, key: &'a str, node: &'a Node, read: impl FnOnce(&mut Section<'a, '_>)) {
-        let name =
-            if self.name.is_empty() { keys::toml_key(key) } else { format!("{}.{}", self.name, keys::toml_key(key)) };
+        let name = if self.name.is_empty() { toml_key(key) } else { format!("{}.{}", self.name, toml_key(key)) };
         let Value::Table(table) = &node.value else {
             return self.report_problem(node.span, format!("[{name}] is a section, not {}", node.value.kind()));
         };
@@ -136,6 +122,23 @@ impl<'a, 'p> Section<'a, 'p> {
         match closest(name, &self.known_keys) {
             Some(nearest) => format!("is {nearest} meant?"),
             None => format!("known are {}", self.known_keys.join(", ")),
+        }
+    }
+}
+
+/// Sets each setting whose key is set. An invalid value is a problem.
+impl KeyVisitor for Section<'_, '_> {
+    fn visit<T>(&mut self, name: &'static str, setting: &mut T, kind: &Kind<T>, _: &'static str) {
+        let Some(node) = self.value(name) else { return };
+        match (kind.read)(&node.value) {
+            Ok(value) => *setting = value,
+            Err(ValueError::WrongType) => {
+                let hint =
+                    value::suggest(kind.name, &node.value).map(|hint| format!("; write {hint}")).unwrap_or_default();
+                let message = format!("{name} is {}, not {}{hint}", kind.name, node.value.kind());
+                self.report_problem(node.span, message);
+            }
+            Err(ValueError::Invalid(reason)) => self.report_problem(node.span, format!("{name}: {reason}")),
         }
     }
 }

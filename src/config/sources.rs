@@ -136,7 +136,7 @@ impl Loaded {
             let listener = settings.listeners.entry(name.clone()).or_insert_with(|| settings.defaults.clone());
             listener.listen.push(address.clone());
         }
-        print::document(&settings, |section, key| self.origin(section, key))
+        print::document(settings, |section, key| self.origin(section, key.name))
     }
 
     fn origin(&self, section: &[&str], key: &str) -> String {

@@ -1,6 +1,5 @@
-//! The buffers that a session keeps between two calls: a message in progress or one that waits for the log, replies
-//! that the peer has not taken (`outbound`), unprocessed input (`inbound`), and the times from which their deadlines
-//! count.
+//! The buffers that a session keeps between calls: a message that is in progress or waits for the log, replies that the peer
+//! has not taken (`outbound`), input that was not processed (`inbound`), and the times from which their deadlines count.
 
 mod checkpoint;
 
@@ -12,62 +11,61 @@ use super::rules::Rules;
 
 pub(super) use checkpoint::{BuffersCheckpoint, MessageCheckpoint};
 
-/// The least capacity for a message in progress, in bytes, so that the rest of a short one needs no reallocation.
+/// The minimum capacity for a message in progress, in bytes, so that a short message is not reallocated when its rest comes.
 const MIN_CAPACITY: usize = 64;
 
-/// The buffers of one session. Between two calls of the session, at least one of the three is not empty or there is a
-/// delay; otherwise they are freed.
+/// The buffers of one session. Between calls, at least one of the three is not empty, or there is a delay.
 #[derive(Debug)]
 pub(super) struct Buffers {
-    /// The known part of the reply to the message in progress: the prefix and the bytes received so far. Or the whole
-    /// reply to a message that waits for the log.
+    /// The beginning of the reply to the message in progress: the prefix and the bytes that have come. Or the whole reply to a
+    /// message that waits for the log.
     pending_reply: Vec<u8>,
     message_state: MessageState,
     read_timer: ReadTimer,
-    /// When the delay after a reply ends; `None` if there is no delay or it is over.
+    /// When the delay after a reply ends; `None` if there is none, or if it is over.
     delay_until: Option<Instant>,
     /// Replies that the peer has not taken.
     pub(super) outbound: ByteQueue,
-    /// The wait for the peer, since it last took a byte or since replies were first stored in `outbound`. Or the wait
-    /// for the log.
+    /// The wait since the peer last took a byte, since replies were first stored in `outbound`, or since a message began to
+    /// wait for the log.
     pub(super) wait: PeerWait,
     /// Input that has not been processed.
     pub(super) inbound: ByteQueue,
 }
 
-/// The event for which the session waits.
+/// The event that a session waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
     /// The peer begins a message.
     MessageStart,
-    /// The peer finishes the message that it has begun, at the latest by this deadline, if there is one.
+    /// The peer finishes the message in progress. With its deadline, if there is one.
     MessageEnd(Option<Instant>),
     /// The peer takes the replies that it is owed.
     PeerRead(PeerWait),
     /// The log accepts a message.
     Log,
-    /// The delay ends at this time. No message is processed before.
+    /// The delay ends, at this time. No message is taken until then.
     Delay(Instant),
-    /// None: the delay is over, and the session can continue.
+    /// Nothing: the delay is over, and the session can continue.
     DelayOver,
 }
 
-/// The content of the message in progress. A user at a terminal types TAB and Enter; the line feed then ends the
-/// previous line and does not begin a message.
+/// The state of the message in progress. Line ends are distinguished, because a person at a terminal types TAB and Enter: the
+/// line feed then ends a line, and does not begin a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageState {
     /// There is no message in progress.
     None,
-    /// Only complete line ends (LF or CR LF).
+    /// Only whole line ends (LF or CR LF).
     LineEnds,
-    /// Line ends followed by a CR.
+    /// Line ends, then a CR.
     LineEndsCr,
     /// Other bytes.
     Other,
-    /// The complete message, with its delimiter; it waits for the log.
+    /// The message is complete, and waits for the log.
     Unlogged,
-    /// No message is in progress and none is processed: a delay after a reply is running, or is over but not handled
-    /// yet.
+    /// There is no message in progress, and none is taken, because of a delay after a reply. The delay may be over, but was not
+    /// processed yet.
     Delayed,
 }
 
@@ -106,12 +104,12 @@ impl Buffers {
             || matches!(self.message_state, MessageState::Unlogged | MessageState::Delayed)
     }
 
-    /// Returns the capacity of the buffers in bytes.
+    /// Returns the memory of the buffers, in bytes.
     pub(super) fn memory(&self) -> usize {
         self.pending_reply.capacity() + self.outbound.bytes.capacity() + self.inbound.bytes.capacity()
     }
 
-    /// Returns the event for which the session waits.
+    /// Returns the event that the session waits for.
     #[inline]
     pub(super) fn awaited(&self) -> Awaited {
         if !self.outbound.is_empty() {
@@ -126,7 +124,7 @@ impl Buffers {
         }
     }
 
-    /// Starts a delay until `until`. No message may be in progress.
+    /// Starts a delay, in which no message is taken. No message may be in progress.
     pub(super) fn start_delay(&mut self, until: Instant) {
         self.message_state = MessageState::Delayed;
         self.read_timer = ReadTimer::Off;
@@ -138,7 +136,7 @@ impl Buffers {
         self.delay_until.is_some_and(|until| until > now)
     }
 
-    /// Marks the delay as over, if there is one. Messages are processed again after [`Buffers::leave_delay`].
+    /// Marks the delay as over. Messages are taken again after [`Buffers::leave_delay`].
     pub(super) fn mark_delay_over(&mut self) {
         self.delay_until = None;
     }
@@ -151,7 +149,7 @@ impl Buffers {
         }
     }
 
-    /// Stores the received part of a message that continues in the next input.
+    /// Stores bytes of a message that continues in the next input.
     pub(super) fn buffer_message(&mut self, now: Instant, rules: &Rules, bytes: &[u8]) {
         let pending_reply = &mut self.pending_reply;
         if matches!(self.message_state, MessageState::None | MessageState::Unlogged | MessageState::Delayed) {
@@ -165,14 +163,14 @@ impl Buffers {
         pending_reply.extend_from_slice(bytes);
         self.message_state = self.message_state.extended_by(bytes);
         self.read_timer = match (self.read_timer, &rules.deadlines.read) {
-            // A line end typed by a user does not begin a message.
+            // Line ends alone do not begin a message.
             _ if self.message_state == MessageState::LineEnds => ReadTimer::Off,
             (ReadTimer::Off, Some(read)) => ReadTimer::running_until(now.checked_add(read.duration())),
             (timer, _) => timer,
         };
     }
 
-    /// Takes the message in progress with the known part of its reply, if there is one.
+    /// Takes the message in progress, if there is one: its state, and the beginning of its reply.
     #[inline]
     pub(super) fn take_message(&mut self) -> Option<(MessageState, Vec<u8>)> {
         match self.message_state {
@@ -184,7 +182,7 @@ impl Buffers {
         }
     }
 
-    /// Stores the whole reply to a message that the log has not accepted since `since`.
+    /// Stores the whole reply to a message that has been waiting for the log since `since`.
     pub(super) fn await_log(&mut self, since: Instant, reply: Vec<u8>) {
         (self.read_timer, self.delay_until) = (ReadTimer::Off, None);
         self.pending_reply = reply;
@@ -202,14 +200,14 @@ impl Buffers {
         self.has_unlogged().then_some(&self.pending_reply)
     }
 
-    /// Takes the whole reply to the message that waits for the log, with the time when it began to wait.
+    /// Takes the whole reply to the message that waited for the log, with the time when the wait began.
     pub(super) fn take_unlogged(&mut self) -> Option<(Instant, Vec<u8>)> {
         self.unlogged()?;
         self.message_state = MessageState::None;
         Some((self.wait.since(), mem::take(&mut self.pending_reply)))
     }
 
-    /// Drops the replies and the message in progress, because the peer will not take or finish them.
+    /// Drops the replies and the message in progress, because the peer is gone.
     pub(super) fn drop_replies(&mut self) {
         self.outbound = ByteQueue::default();
         self.leave_delay();
@@ -230,7 +228,7 @@ impl Buffers {
         }
     }
 
-    /// Takes the inbound buffer with the index of its first unprocessed byte, if `outbound` is empty.
+    /// Takes the inbound buffer and the index of its first unprocessed byte, if `outbound` is empty.
     pub(super) fn take_inbound(&mut self) -> Option<(Vec<u8>, usize)> {
         if !self.outbound.is_empty() || self.inbound.is_empty() {
             return None;
@@ -251,7 +249,7 @@ impl Buffers {
     }
 }
 
-/// Reserves room for `more` bytes of a message. The capacity doubles, but does not exceed that for the longest message.
+/// Reserves room for `more` bytes of a message. The capacity doubles, but does not exceed that of the longest message.
 #[inline]
 fn reserve_message(pending_reply: &mut Vec<u8>, more: usize, rules: &Rules) {
     if pending_reply.capacity() - pending_reply.len() < more {
@@ -262,14 +260,14 @@ fn reserve_message(pending_reply: &mut Vec<u8>, more: usize, rules: &Rules) {
 }
 
 impl ReadTimer {
-    /// Returns a running timer, or one that is off if `time` is out of range (`None`).
+    /// Returns a running timer, or one that is off if the clock cannot represent the time.
     fn running_until(time: Option<Instant>) -> Self {
         time.map_or(Self::Off, |until| Self::Running { until })
     }
 }
 
 impl MessageState {
-    /// Returns the state after `bytes`. Stops at the first byte that does not belong to a line end.
+    /// Returns the state after further bytes. Stops at the first byte that is not part of a line end.
     fn extended_by(self, bytes: &[u8]) -> Self {
         let mut state = self;
         for byte in bytes {

@@ -1,7 +1,7 @@
-//! The delimiter that ends a message, and the search for it.
+//! Delimiters: the bytes that end a message, and the search for them.
 //!
-//! A search continues where the previous one stopped. It needs a single number from the previous chunk: how many bytes
-//! of the delimiter its end matches. So no byte is searched twice, however small the chunks are.
+//! A search continues where it stopped. Its state is one number: how many bytes of the delimiter match at the end of the last
+//! chunk. So no byte is searched twice, however small the chunks are.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use memchr::memmem::Finder;
 /// The longest delimiter, in bytes.
 pub const MAX_LEN: usize = 16;
 
-/// The delimiter of messages: 1 to 16 bytes of any value; one TAB (0x09) by default.
+/// The end of a message: 1 to 16 bytes of any value. The default is one TAB (0x09).
 #[derive(Clone)]
 pub struct Delimiter {
     bytes: [u8; MAX_LEN],
@@ -18,11 +18,11 @@ pub struct Delimiter {
     /// `borders[i]`: the length of the longest proper prefix of `bytes[..=i]` that is also its suffix (Knuth, Morris,
     /// Pratt).
     borders: [u8; MAX_LEN],
-    /// The searcher for delimiters of more than one byte.
+    /// The searcher for delimiters of several bytes; `None` for one byte.
     finder: Option<Box<Finder<'static>>>,
 }
 
-/// The reason why bytes or a text are not a valid delimiter.
+/// The reason why bytes or a text cannot be a delimiter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DelimiterError {
@@ -95,15 +95,15 @@ impl Delimiter {
         self.search(&mut 0, bytes).is_some()
     }
 
-    /// Returns the only byte of a delimiter of one byte.
+    /// Returns its byte if it has only one.
     pub(super) fn single(&self) -> Option<u8> {
         (self.len == 1).then_some(self.bytes[0])
     }
 
     /// Searches `chunk` for the delimiter. Returns the index after the last byte of its first occurrence.
     ///
-    /// `matched` is the number of delimiter bytes at the end of the input before `chunk`, 0 at the start of a message.
-    /// If nothing is found, it is updated for the end of `chunk`.
+    /// `matched` is the number of bytes of the delimiter that match at the end of the input before `chunk` (0 at the start of a
+    /// message). If nothing is found, it is updated for the end of `chunk`.
     pub(super) fn search(&self, matched: &mut u8, chunk: &[u8]) -> Option<usize> {
         let Some(finder) = &self.finder else {
             return find(self.bytes[0], chunk).map(|at| at + 1);
@@ -127,8 +127,7 @@ impl Delimiter {
         None
     }
 
-    /// Returns how many bytes of the delimiter match after `byte`, if `matched` bytes (fewer than all) matched before
-    /// it.
+    /// Returns how many bytes of the delimiter match after `byte`, if `matched` (fewer than all) matched before it.
     fn advance(&self, mut matched: u8, byte: u8) -> u8 {
         while matched > 0 && self.bytes[usize::from(matched)] != byte {
             matched = self.borders[usize::from(matched) - 1];
@@ -153,7 +152,7 @@ impl PartialEq for Delimiter {
 
 impl Eq for Delimiter {}
 
-/// Formats the delimiter in quotes, so that [`Delimiter::from_escaped`] can parse it.
+/// Formats it as [`Delimiter::from_escaped`] reads it, in quotes.
 impl fmt::Debug for Delimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("\"")?;
@@ -167,21 +166,20 @@ impl fmt::Debug for Delimiter {
     }
 }
 
-/// Finds `byte` in `chunk`. Checks the first 32 bytes itself: for a short message, calling a search for long inputs
-/// would cost more than the search.
+/// Finds `byte` in `chunk`. Searches the first 32 bytes without memchr, because for a short message the call costs more than
+/// the search.
 #[inline]
 fn find(byte: u8, chunk: &[u8]) -> Option<usize> {
     const NEAR: usize = 32;
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
-    // Parsing the settings searches short texts too. memchr would first detect the CPU's features, which delays the
-    // start.
+    // Parsing settings also ends up here. memchr would first detect CPU features, which delays the start of the process.
     let Some(near) = chunk.first_chunk::<NEAR>() else { return chunk.iter().position(|one| *one == byte) };
     let pattern = ONES * u64::from(byte);
     for at in (0..NEAR).step_by(8) {
         let word = near[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
         let differs = word ^ pattern;
-        // Sets the high bit of every zero byte, and possibly of some bytes after the first zero byte.
+        // The high bit of every byte that is 0, and perhaps of later bytes.
         let equal = differs.wrapping_sub(ONES) & !differs & HIGH;
         if equal != 0 {
             return Some(at + equal.trailing_zeros() as usize / 8);
@@ -190,7 +188,7 @@ fn find(byte: u8, chunk: &[u8]) -> Option<usize> {
     memchr::memchr(byte, &chunk[NEAR..]).map(|at| NEAR + at)
 }
 
-/// Returns the positions of `byte` in the first `len` bytes of a block, one bit for each position.
+/// Returns the positions of `byte` in the first `len` bytes of a block, as a bit set.
 #[inline(always)]
 pub(super) fn positions(byte: u8, block: &[u8; 64], len: usize) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
@@ -201,14 +199,14 @@ pub(super) fn positions(byte: u8, block: &[u8; 64], len: usize) -> u64 {
     let mut found = 0;
     for at in (0..len.min(64)).step_by(8) {
         let differs = block[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word)) ^ pattern;
-        // Sets the high bit of every zero byte, and no other bit.
+        // The high bit of exactly the bytes that are 0.
         let equal = !(((differs & LOW) + LOW) | differs | LOW);
         found |= (equal.wrapping_mul(GATHER) >> 56) << at;
     }
     if len < 64 { found & ((1 << len) - 1) } else { found }
 }
 
-/// Computes the border table of a pattern of at most [`MAX_LEN`] bytes.
+/// Computes [`Delimiter::borders`] of a pattern of at most [`MAX_LEN`] bytes.
 fn borders(pattern: &[u8]) -> [u8; MAX_LEN] {
     let mut borders = [0; MAX_LEN];
     let mut border = 0_u8;
@@ -224,7 +222,7 @@ fn borders(pattern: &[u8]) -> [u8; MAX_LEN] {
     borders
 }
 
-/// Decodes a text as written on a command line: the escapes of a TOML string, `\0`, and `\xNN` for any byte.
+/// Decodes a text of a command line, with the escapes of a TOML string, `\0`, and `\xNN` for any byte.
 ///
 /// # Errors
 /// Returns an error if an escape is unknown.

@@ -1,4 +1,4 @@
-//! The framer: splits chunks of bytes into messages.
+//! Cuts a stream of bytes into messages.
 //!
 //! ```text
 //! chunks    "aa"      "aa\tb"             "\t"
@@ -16,9 +16,9 @@ pub const MAX_MESSAGE: usize = 1 << 30;
 /// Splits a stream of bytes into messages.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Framer {
-    /// The number of consumed bytes of the message in progress, including those of a partial delimiter.
+    /// The bytes of the message in progress that were consumed so far, including those of a partial delimiter.
     consumed: u32,
-    /// How many of the last consumed bytes match the beginning of the delimiter.
+    /// The number of bytes at their end that match the beginning of the delimiter.
     matched: u8,
 }
 
@@ -29,15 +29,15 @@ pub enum Frame {
     Complete(usize),
     /// The whole chunk belongs to the message in progress.
     Incomplete,
-    /// The message in progress is certain to exceed the limit. Framing cannot continue.
+    /// The message in progress is certain to exceed the limit. The rest of the stream cannot be framed.
     TooLong,
 }
 
 impl Framer {
-    /// Searches `chunk`, which continues the bytes of the last call, for the end of the message in progress.
+    /// Searches for the end of the message in progress in `chunk`, the bytes that follow those of the last call.
     ///
-    /// A message may have `max` bytes (at most [`MAX_MESSAGE`]). The result is [`Frame::TooLong`] as soon as it is
-    /// certain that the message is longer; bytes that may begin the delimiter do not count yet.
+    /// A message may have `max` bytes (at most [`MAX_MESSAGE`]). The result is [`Frame::TooLong`] as soon as it is certain that
+    /// the message has more. Bytes that may begin the delimiter are not counted yet.
     #[inline]
     pub fn next(&mut self, delimiter: &Delimiter, max: usize, chunk: &[u8]) -> Frame {
         let remaining = max + delimiter.len() - self.consumed();
@@ -46,7 +46,7 @@ impl Framer {
             self.consumed = 0;
             return Frame::Complete(end);
         }
-        // Cannot overflow: less than `max` and a delimiter.
+        // No overflow: the sum is less than `max` and a delimiter.
         self.consumed += u32::try_from(window.len()).unwrap_or(u32::MAX);
         if self.certain_len() > max { Frame::TooLong } else { Frame::Incomplete }
     }
@@ -57,14 +57,14 @@ impl Framer {
         self.consumed > 0
     }
 
-    /// Returns how many bytes of the message in progress were consumed, at most `max` + 15.
+    /// Returns the number of consumed bytes of the message in progress, including those of a partial delimiter: at most `max` +
+    /// 15.
     #[must_use]
     pub fn consumed(&self) -> usize {
         self.consumed as usize
     }
 
-    /// Returns how many bytes certainly belong to the message in progress: the consumed bytes without a partial
-    /// delimiter.
+    /// Returns the number of consumed bytes that cannot be part of the delimiter.
     fn certain_len(&self) -> usize {
         self.consumed() - usize::from(self.matched)
     }

@@ -2,20 +2,20 @@
 //!
 //! # On the wire
 //!
-//! A *message* is any sequence of bytes without the *delimiter*, followed by the delimiter: 1 to 16 bytes, by default
-//! one TAB. All other byte values are data. The *reply* consists of the prefix, the message and the delimiter. An empty
-//! message is a message.
+//! A *message* is any sequence of bytes that does not contain the *delimiter*, followed by the delimiter: 1 to 16 bytes, by
+//! default one TAB. All other byte values are data. The *reply* is the prefix, the message, the delimiter. An empty message is
+//! valid.
 //!
 //! ```text
 //! C: 61 61 61 61 09                                     aaaa<TAB>
 //! S: 73 65 72 76 65 72 20 67 6f 74 3a 61 61 61 61 09    server got:aaaa<TAB>
 //! ```
 //!
-//! Replies are sent in the order of the messages. A client may send any number of messages without waiting for replies.
-//! It may end its stream after the last message, and still gets all replies before the end of the stream. Replies do
-//! not depend on how the client's bytes are split into packets.
+//! Replies come in the order of the messages. A client may send any number of messages without waiting, and may end its stream
+//! after the last. It still gets every reply, and then the end of the stream. The replies do not depend on how the bytes are
+//! split into packets.
 //!
-//! If a client can act on the reason, a final reply precedes the end of the connection:
+//! If the client can act on the reason, a final reply tells it before the connection ends:
 //!
 //! ```text
 //! C: 61 61                                              aa   … and nothing more for 2 s
@@ -24,10 +24,9 @@
 //!
 //! # Here
 //!
-//! This module does no I/O, reads no clock, writes no log, and uses no other library than memchr. A message goes
-//! through [`session`], which uses [`framer`] to find its end and [`reply`] to build the reply by the [`rules`] of its
-//! listener; a session ends with a [`verdict`]. Between two calls, a session can be stored as a [`snapshot`] and
-//! restored in another process.
+//! This module has no I/O, no clock and no log, and uses only the library memchr. A [`session`] finds the end of a message with
+//! its [`framer`] and builds the reply with [`reply`], by the [`rules`] of its listener, until it ends with a [`verdict`].
+//! Between two calls, a session can be stored as a [`snapshot`] and restored in another process.
 
 mod buffers;
 pub mod delimiter;

@@ -1,23 +1,23 @@
 //! Builds replies: prefix, message, delimiter.
 //!
-//! One [`Scratch`] serves all connections of a thread in turn, so a connection needs buffers of its own only for data
-//! that it has to keep. Input is read with room in front of it ([`Scratch::input_room`]). So the prefix of a single
-//! message is written before the message, and the reply is sent from there without a copy.
+//! All connections of a thread share one [`Scratch`], so a connection needs no buffers of its own unless it has to store data.
+//! There is room before the input ([`Scratch::input_room`]), so the prefix of a single message can be written before it, and
+//! the reply is sent without copying the message.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// The longest prefix, in bytes.
+/// The maximum length of a prefix, in bytes.
 pub const MAX_PREFIX: usize = 4096;
 
-/// The most bytes that one read returns. A message of the default `max_message` fits.
+/// The maximum size of one read, in bytes. A message of the default `max_message` fits.
 pub const READ_SIZE: usize = 128 * 1024;
 
-/// Once replies have this many bytes, they are sent before more input is processed.
+/// When this many bytes of replies are ready, they are sent before more input is processed.
 pub(super) const FLUSH_THRESHOLD: usize = 64 * 1024;
 
-/// The size of a block, in bytes. Short data is copied as one block of fixed size, which compiles to a few vector moves
-/// without a call or loop.
+/// Short prefixes and messages are copied as one block of this fixed size, in bytes: a few vector moves without a call or a
+/// loop.
 pub(super) const BLOCK: usize = 64;
 
 /// The alignment of the buffers of a scratch.
@@ -26,17 +26,16 @@ const CACHE_LINE: usize = 64;
 /// The prefix of replies: 0 to [`MAX_PREFIX`] bytes.
 #[derive(Clone)]
 pub struct Prefix {
-    /// Shared, because every listener has a prefix, and most have the same.
+    /// Shared, because most listeners have the same prefix.
     bytes: Arc<[u8]>,
-    /// The beginning of the prefix, padded at the end.
+    /// Its first bytes, padded.
     block: [u8; BLOCK],
-    /// The end of the prefix, padded at the beginning.
+    /// Its last bytes, with padding before them.
     end_block: [u8; BLOCK],
 }
 
 impl Prefix {
-    /// Creates a prefix of these bytes. Bytes beyond [`MAX_PREFIX`] are cut off; the settings reject such a prefix
-    /// earlier.
+    /// Creates a prefix of these bytes. Truncates it to [`MAX_PREFIX`]; the settings refuse longer ones beforehand.
     #[must_use]
     pub fn new(text: &[u8]) -> Self {
         let bytes = &text[..text.len().min(MAX_PREFIX)];
@@ -60,14 +59,13 @@ impl Prefix {
         self.bytes.len()
     }
 
-    /// Returns whether the prefix fits into a block, so that [`Prefix::put_before`] and [`Output::push_replies`] can
-    /// copy it without a call.
+    /// Returns whether it fits into a block, as [`Prefix::put_before`] and [`Output::push_replies`] require.
     pub(super) fn is_short(&self) -> bool {
         self.len() <= BLOCK
     }
 
-    /// Writes a short prefix into `input` before `at`. Overwrites a whole block, also before the prefix. Returns
-    /// `false` if there is no room for a block.
+    /// Writes a short prefix into `input` before `at`, as the end of a block whose other bytes are arbitrary. Returns `false`
+    /// if there is no room for a block.
     #[inline]
     pub(super) fn put_before(&self, input: &mut [u8], at: usize) -> bool {
         let room = input.get_mut(..at).and_then(|input| input.last_chunk_mut::<BLOCK>());
@@ -83,7 +81,7 @@ impl PartialEq for Prefix {
 
 impl Eq for Prefix {}
 
-/// Formats the first 64 bytes, in quotes.
+/// Formats its first 64 bytes, in quotes.
 impl fmt::Debug for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (shown, more) = self.bytes.split_at(self.len().min(BLOCK));
@@ -91,19 +89,19 @@ impl fmt::Debug for Prefix {
     }
 }
 
-/// The buffers of one thread for input and for replies. They hold no data between two calls of a session.
+/// The buffers of one thread, for input and for replies. They hold no data between calls of a session.
 ///
-/// Both buffers are aligned to [`CACHE_LINE`] bytes. For large messages, some CPUs copy at half the speed if the
-/// destination is 16 bytes behind the start of a page, which is where malloc(3) would put it.
+/// Both are aligned to a cache line. Some CPUs copy a large message half as fast to a destination that is 16 bytes
+/// behind the beginning of a page, which is where malloc(3) would put it.
 pub struct Scratch {
     pub(super) input: Box<[u8]>,
-    /// The index of the input. The bytes before it are room for a prefix.
+    /// The index of the input. There is room for a prefix before it.
     pub(super) input_start: usize,
     pub(super) output: Output,
 }
 
 impl Scratch {
-    /// Allocates about 330 KiB of zeroed buffers. Their pages become resident when they are first used.
+    /// Creates buffers of about 330 KiB. Their pages become resident when they are first used.
     #[must_use]
     pub fn new() -> Self {
         let zeroed = |len| vec![0; len + CACHE_LINE].into_boxed_slice();
@@ -137,8 +135,7 @@ impl fmt::Debug for Scratch {
     }
 }
 
-/// A buffer of replies. It has room for [`FLUSH_THRESHOLD`] bytes and one more reply to a message that was read at
-/// once.
+/// Replies that are sent together. Has room for [`FLUSH_THRESHOLD`] bytes, and one more reply to a message of one read.
 pub(super) struct Output {
     bytes: Box<[u8]>,
     /// The index of the first byte.
@@ -160,7 +157,7 @@ impl Output {
         self.end - self.start
     }
 
-    /// Appends the reply to the message at `from..to` of `input`, which includes its delimiter.
+    /// Adds the reply to the message at `from..to` of `input`, which includes its delimiter.
     #[inline]
     pub(super) fn push_reply(&mut self, prefix: &Prefix, input: &[u8], from: usize, to: usize) {
         match self.bytes.get_mut(self.end..).and_then(|room| room.first_chunk_mut()) {
@@ -174,10 +171,10 @@ impl Output {
         self.push(&input[from..to]);
     }
 
-    /// Appends the replies to consecutive messages in `input`, of which the first begins at `at`. Each bit of
-    /// `last_bytes` marks the last byte of a message in the block at `at`. Returns the index after the last message.
-    // Inlined into its only caller, which keeps the counts in registers: most of the cost of a pipelined message is
-    // spent here.
+    /// Adds the replies to the messages in `input` that follow each other from `at` on. `last_bytes` has a bit for the last
+    /// byte of each message, relative to `at`. Returns the end of the last message.
+    // Inlined into its only caller, so that its variables are in registers: messages that follow each other cost most of their
+    // time here.
     #[inline(always)]
     pub(super) fn push_replies(&mut self, prefix: &Prefix, input: &[u8], at: usize, last_bytes: u64) -> usize {
         let (head, block) = (prefix.len(), prefix.block);
@@ -205,7 +202,7 @@ impl Output {
         from
     }
 
-    /// Appends bytes unchanged.
+    /// Adds bytes.
     #[inline]
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes[self.end..self.end + bytes.len()].copy_from_slice(bytes);

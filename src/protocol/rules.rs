@@ -1,8 +1,8 @@
-//! The rules of the sessions of one listener.
+//! The rules of the sessions on one listener: plain data that all of them share.
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::delimiter::Delimiter;
 use super::reply::{BLOCK, Prefix};
@@ -12,8 +12,8 @@ use super::reply::{BLOCK, Prefix};
 pub struct Rules {
     /// How input is split into messages.
     pub framing: Framing,
-    /// Whether the connection carries packets (SOCK_SEQPACKET). Each packet is then a message; the framing only decides
-    /// whether a peer may get a final reply. See [`Session`](super::Session).
+    /// Whether each packet is a message (SOCK_SEQPACKET). The framing then only tells whether a peer may get a final reply. See
+    /// [`Session`](super::Session).
     pub packets: bool,
     /// The delimiter of messages in delimited framing.
     pub delimiter: Delimiter,
@@ -24,18 +24,18 @@ pub struct Rules {
     /// The reply to every message in [`ReplyMode::Fixed`]: 0 to [`MAX_FIXED_REPLY`] bytes. In delimited framing, they
     /// never contain the delimiter.
     pub fixed_reply: Arc<[u8]>,
-    /// The delay after each reply before the next message of the connection is processed.
+    /// The delay after each reply before the next message of the connection is taken.
     pub reply_delay: TimeSpan,
-    /// The longest message, in bytes without its delimiter. 64 KiB fit into one read, and exceed every health check and
-    /// log line. In raw framing, messages have at most 512 bytes.
+    /// The maximum length of a message, in bytes without its delimiter. The default of 64 KiB fits into one read, and is more
+    /// than a health check or a log line needs. Raw framing also limits it to 512 bytes.
     pub max_message: usize,
     /// The treatment of bytes after the last delimiter when the peer ends its stream.
     pub unterminated: Unterminated,
-    /// Whether a peer that is cut off gets a final reply with the reason.
+    /// Whether a peer gets a final reply when its connection is closed.
     pub error_replies: bool,
-    /// Whether messages are logged.
+    /// Whether and how messages are logged.
     pub log_messages: LogMessages,
-    /// The deadlines for peers.
+    /// The deadlines of peers.
     pub deadlines: Deadlines,
 }
 
@@ -58,14 +58,14 @@ impl Default for Rules {
     }
 }
 
-/// The longest fixed reply, in bytes.
+/// The maximum length of a fixed reply, in bytes.
 pub const MAX_FIXED_REPLY: usize = 4096;
 
-/// The longest message in raw framing, in bytes.
+/// The maximum length of a message in raw framing, in bytes.
 const MAX_RAW_MESSAGE: usize = 512;
 
 impl Rules {
-    /// Returns the terminator of a message and a reply: the delimiter, or nothing in raw framing.
+    /// Returns the bytes that end a message and a reply: the delimiter, or nothing.
     #[must_use]
     pub fn terminator(&self) -> &[u8] {
         match self.framing {
@@ -74,7 +74,7 @@ impl Rules {
         }
     }
 
-    /// Returns whether these rules are plain delimited echo without a delay, which the fast path serves.
+    /// Returns whether the fast path applies: a delimited echo without a delay.
     pub(super) fn is_plain_echo(&self) -> bool {
         self.framing == Framing::Delimited
             && !self.packets
@@ -82,7 +82,7 @@ impl Rules {
             && self.reply_delay.duration().is_zero()
     }
 
-    /// Returns whether short messages can be found and answered block by block.
+    /// Returns whether short messages can be found and answered in blocks.
     pub(super) fn allows_blocks(&self) -> bool {
         self.is_plain_echo()
             && self.log_messages == LogMessages::Off
@@ -99,7 +99,7 @@ impl Rules {
             && self.reply_delay.duration().is_zero()
     }
 
-    /// Returns the longest message in raw framing, in bytes.
+    /// Returns the maximum length of a message in raw framing, in bytes.
     pub(super) fn max_raw_message(&self) -> usize {
         self.max_message.clamp(1, MAX_RAW_MESSAGE)
     }
@@ -108,10 +108,9 @@ impl Rules {
 /// The way in which input is split into messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// A delimiter ends each message.
+    /// A message is the bytes before a delimiter.
     Delimited,
-    /// All bytes of one read are a message: up to 512 bytes, or `max_message` if that is less. There are no error
-    /// replies.
+    /// A message is any input of up to 512 bytes, or `max_message` if that is less. There are no final replies.
     Raw,
 }
 
@@ -140,7 +139,7 @@ pub enum ReplyMode {
 /// The treatment of bytes after the last delimiter when the peer ends its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unterminated {
-    /// They are dropped and counted, not answered.
+    /// They are not a message. They are dropped and counted.
     Discard,
     /// They are the last message, and are answered.
     Accept,
@@ -151,25 +150,26 @@ pub enum Unterminated {
 pub enum LogMessages {
     /// Messages are not logged.
     Off,
-    /// One entry per message, escaped and truncated to 256 bytes. If the log is slow, entries are dropped and counted.
+    /// One entry for each message, escaped and truncated to 256 bytes. If the log is slow, entries are dropped and counted.
     Summary,
-    /// One entry per message, complete. No entry is lost: if the log is slow, the peer has to wait.
+    /// One entry with each whole message. If the log is slow, the peer waits, and no entry is lost.
     Full,
 }
 
-/// The deadlines for peers; `None` for no deadline.
+/// The deadlines of peers. `None` means no deadline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deadlines {
-    /// The longest time without a message in progress and without an owed reply, since the last byte in either
-    /// direction. 5 min exceed the usual intervals of health checks, so these can keep their connections.
+    /// The maximum time since the last byte in either direction, while no message is in progress and no reply is owed. The
+    /// default of 5 min is longer than the intervals of health checks, so these keep their connection.
     pub idle: Option<TimeSpan>,
-    /// The longest time from the first byte of a message to its delimiter; more bytes do not extend it. 2 s: most
-    /// clients send a message at once, and a slower one hangs.
+    /// The maximum time from the first byte of a message to its delimiter. Further bytes do not extend it. The default of 2 s
+    /// assumes that a client sends a message at once.
     pub read: Option<TimeSpan>,
-    /// The longest time in which the peer takes none of the bytes that it is owed. 10 s are enough for a peer that
-    /// swaps or a route that changes, and too short for hoarding replies.
+    /// The maximum time in which the peer takes no byte of the replies that it is owed. The default of 10 s tolerates a peer
+    /// that swaps or a route that changes.
     pub write: Option<TimeSpan>,
-    /// The longest time that a connection may exist. Off, because a peer that behaves need not be cut off.
+    /// The maximum age of the connection. Off by default, because there is no reason to close connections of peers that obey
+    /// the protocol.
     pub lifetime: Option<TimeSpan>,
 }
 
@@ -205,7 +205,14 @@ impl TimeSpan {
     }
 }
 
-/// Compares the durations, not the notations.
+/// Returns the end of a limit that begins at `since`. Where there is no limit, or it ends beyond the range of the clock,
+/// `default` applies.
+pub(crate) fn end_of_limit(limit: Option<&TimeSpan>, default: Duration, since: Instant) -> Instant {
+    let limit = limit.map_or(default, TimeSpan::duration);
+    since.checked_add(limit).unwrap_or_else(|| since + default)
+}
+
+/// Two time spans are equal if their durations are equal, however they are written.
 impl PartialEq for TimeSpan {
     fn eq(&self, other: &Self) -> bool {
         self.duration == other.duration

@@ -1,12 +1,12 @@
 //! The protocol state of one connection.
 //!
-//! A [`Session`] does no I/O. Its inputs are received bytes, the end of input, room for output, and time. Its outputs
-//! are replies, the next deadline, the action that it wants next ([`Want`]), and finally a [`Verdict`]. Replies and
-//! messages to log go to an [`Outlet`], which returns how much it has taken; so replies are sent directly from the
-//! thread's [`Scratch`]. The session stores what is not taken. Between two calls, it holds all pending data, and can be
-//! stored and restored in another process.
+//! A [`Session`] is a value without I/O. Its inputs are bytes, the end of input, room for output, and time. Its outputs are
+//! replies, the next deadline, the next action that it wants ([`Want`]), and finally its [`Verdict`]. Replies and messages for
+//! the log leave through an [`Outlet`], directly from the thread's [`Scratch`]. The outlet returns how many bytes the peer has
+//! taken, and the session stores the rest. So between two calls, all pending data is inside the session, and it can be stored
+//! and restored in another process.
 //!
-//! A session has three buffers, most of the time empty and not allocated:
+//! It has three buffers, which are empty and not allocated most of the time:
 //!
 //! ```text
 //! pending_reply   the reply to the message in progress, as far as it is known:  "server got:aa"
@@ -17,17 +17,16 @@
 //!                 processed under new rules
 //! ```
 //!
-//! While `outbound` or `inbound` is not empty, or a message waits for the log, the session reads no input, unless the
-//! peer could not continue otherwise ([`Session::read_ahead`]). So `outbound` has at most 64 KiB and one reply,
-//! `inbound` 256 KiB, and `pending_reply` one reply. If the log accepts that message while replies are owed, its reply
-//! moves to `outbound`.
+//! While `outbound` or `inbound` is not empty, or a message waits for the log, the session reads no input, unless the peer
+//! could not continue otherwise ([`Session::read_ahead`]). So `outbound` has at most 64 KiB and one reply, `inbound` 256 KiB,
+//! `pending_reply` one reply. If the log accepts that message while replies are owed, its reply moves to `outbound`.
 //!
-//! For a connection of packets ([`Rules::packets`]), input and `outbound` consist of packets; no message is in
-//! progress, and `inbound` is not used. The caller limits the bytes of the packets in one call, and thereby those of
-//! stored replies.
+//! The session of a connection of packets ([`Rules::packets`]) gets packets, and its `outbound` consists of packets. It has no
+//! message in progress and no `inbound`. The caller limits the size of the packets of one call, and thereby the size of
+//! `outbound`.
 //!
-//! A message is logged before it is answered. Every message that was read is logged, even if its peer is lost, unless
-//! memory runs out ([`Session::handle_out_of_memory`]).
+//! A message is logged before it is answered. Every message that was read is logged, even if the peer is lost, unless memory
+//! runs out ([`Session::handle_out_of_memory`]).
 
 mod checkpoint;
 mod close;
@@ -50,17 +49,17 @@ pub(super) use checkpoint::Checkpoint;
 pub(super) use packets::are_packets;
 pub use packets::{HEADROOM, MAX_PACKETS, ReceivedPacket};
 
-/// The deadline for the final reply if `deadlines.write` is off.
+/// The deadline of the final reply if `deadlines.write` is off.
 pub(crate) const FINAL_REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long input is discarded after our stream has ended. Closing earlier could send a reset, which would destroy data
-/// that is on its way to the peer.
+/// How long input is dropped after the end of the daemon's stream. Closing with unread input would send a reset, which would
+/// destroy data on its way to the peer.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
-/// The most bytes that are discarded then.
+/// The maximum number of bytes that are dropped then.
 pub(crate) const LINGER_BYTES: u32 = 1024 * 1024;
 
-/// The limit on the inbound buffer for [`Session::read_ahead`], in bytes.
+/// The maximum length of the inbound buffer in [`Session::read_ahead`], in bytes.
 const MAX_INBOUND: usize = 2 * READ_SIZE;
 
 /// The protocol state of one connection. See the module documentation.
@@ -71,29 +70,29 @@ pub struct Session {
     phase: Phase,
     /// Whether the peer has ended its stream.
     input_ended: bool,
-    /// Whether the rules are plain echo ([`Rules::is_plain_echo`]).
+    /// [`Rules::is_plain_echo`] of its rules.
     uses_fast_path: bool,
-    /// Whether nothing is logged, and messages can be processed block by block.
+    /// [`Rules::allows_blocks`] of its rules.
     uses_blocks: bool,
     opened: Instant,
     last_activity: Instant,
     totals: Totals,
-    /// The buffers that are kept between two calls. `None` most of the time, to save memory.
+    /// The buffers between calls. `None` most of the time.
     buffers: Option<Box<Buffers>>,
 }
 
-/// The action that a session wants next.
+/// The next action that a session wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
-    /// Read input: [`Session::receive`], or [`Session::handle_end_of_input`].
+    /// Read input: [`Session::receive`] or [`Session::handle_end_of_input`].
     Read,
-    /// Wait for room for output, or just call [`Session::process_buffers`] again.
+    /// Call [`Session::process_buffers`] when there is room for output.
     Write,
-    /// Wait for room in the log, then call [`Session::process_buffers`].
+    /// Call [`Session::process_buffers`] when the lossless log has room.
     Log,
     /// Wait for the end of the delay: [`Session::handle_timeout`] at [`Session::deadline`].
     Delay,
-    /// Shut down our side of the stream, then call [`Session::handle_shutdown_sent`].
+    /// Shut down the output of the connection, then call [`Session::handle_shutdown_sent`].
     Shutdown,
     /// Close the connection.
     Close,
@@ -101,16 +100,16 @@ pub enum Want {
 
 /// The destination of a session's output.
 pub trait Outlet {
-    /// Sends as many of `bytes` to the peer as there is room for, and returns how many. If not all were taken, the
-    /// session does not call it again in the same call.
+    /// Sends as many of `bytes` as there is room for, and returns their number. If this is less than all, the session does not
+    /// call it again in the same call.
     fn send(&mut self, bytes: &[u8]) -> usize;
 
-    /// Sends as many of these replies to the peer as there is room for, each as one packet and in order, and returns
-    /// how many. `replies` is not empty. Only sessions of packets call it, instead of [`Outlet::send`].
+    /// Sends as many of these replies as there is room for, each as one packet, in order, and returns their number. `replies`
+    /// is not empty. Only sessions of packets call it, and they do not call [`Outlet::send`].
     fn send_packets(&mut self, replies: &[Reply<'_>]) -> usize;
 
-    /// Logs a message, given without its delimiter. Returns `false` if the log has no room: the session then stops
-    /// there and wants [`Want::Log`]. Returns `true` if messages are not logged.
+    /// Logs a message, without its delimiter, and returns `true`, also if messages are not logged. Returns `false` if there is
+    /// no room: the session then stops, and wants [`Want::Log`].
     fn log(&mut self, message: &[u8]) -> bool;
 
     /// Returns whether messages are logged. If not, [`Outlet::log`] need not be called.
@@ -120,25 +119,25 @@ pub trait Outlet {
 /// The counts of a session.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Totals {
-    /// Bytes received, without those discarded at the end.
+    /// Bytes received, without those that were dropped while lingering.
     pub bytes_in: u64,
-    /// Bytes taken by the peer's side.
+    /// Bytes sent.
     pub bytes_out: u64,
-    /// Messages answered, including those without a reply.
+    /// Messages answered, including those for which no reply is configured.
     pub messages: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase<Time = Instant> {
     Open,
-    /// Ends with this verdict: reads no more input, and replies to the messages that were read, until this time. During
-    /// a drain, the time does not apply.
+    /// Ending with this verdict: no input is read, and messages that were read get their replies, until this time except in a
+    /// drain.
     Stopping(Verdict, Time),
-    /// The peer has ended its stream. The messages that were read get their replies.
+    /// The peer has ended its stream. Messages that were read get their replies.
     HalfClosed(Verdict),
-    /// Sends the final reply, until this time.
+    /// The final reply is being sent, until this time.
     Closing(Verdict, Time),
-    /// Our stream has ended. Discards input until this time, and at most this many more bytes.
+    /// The daemon's stream has ended. Input is dropped until this time, up to this many bytes.
     Lingering(Verdict, Time, u32),
     /// The connection is broken or aborted. Messages that were read wait for the log.
     Logging(Verdict),
@@ -148,9 +147,8 @@ pub(super) enum Phase<Time = Instant> {
 // --- Outputs ---------------------------------------------------------------------------------------------------------
 
 impl Session {
-    /// Returns the action that the session wants next. Perform it before the next call of this function;
-    /// [`Session::handle_timeout`] may be called at any time. Passing input that was not wanted replaces the inbound
-    /// buffer, whose bytes are lost.
+    /// Returns the next action that the session wants. [`Session::handle_timeout`] may be called at any time. Input that the
+    /// session does not want replaces its inbound buffer, which is then lost.
     #[must_use]
     #[inline]
     pub fn wants(&self) -> Want {
@@ -170,11 +168,11 @@ impl Session {
         }
     }
 
-    /// Returns why the session ended, once that is certain.
+    /// Returns its verdict, once that is certain.
     #[must_use]
     pub fn verdict(&self) -> Option<Verdict> {
         match self.phase {
-            // Another event may still change the verdict.
+            // The verdict may still change.
             Phase::Open | Phase::Stopping(..) | Phase::HalfClosed(_) => None,
             Phase::Closing(verdict, _)
             | Phase::Lingering(verdict, ..)
@@ -183,8 +181,8 @@ impl Session {
         }
     }
 
-    /// Returns whether the connection does not count against the limit on connections: it was refused because its
-    /// source is at its limit, or reclaimed ([`Session::refuse`]).
+    /// Returns whether it was refused because its source has too many connections, or was reclaimed ([`Session::refuse`]). It
+    /// then no longer counts against `limits.connections`.
     #[must_use]
     pub fn is_outside_limit(&self) -> bool {
         match self.phase {
@@ -200,8 +198,8 @@ impl Session {
         }
     }
 
-    /// Returns since when the session is idle: no message is in progress, no reply is owed, and no message waits for
-    /// the log. `None` if it is not idle, or has no idle deadline.
+    /// Returns the time since which it has been idle: no message is in progress, no reply is owed, and no message waits for the
+    /// log. `None` if it is not idle, or if it has no idle deadline.
     #[must_use]
     pub fn idle_since(&self) -> Option<Instant> {
         let is_idle = self.phase == Phase::Open
@@ -211,7 +209,7 @@ impl Session {
         is_idle.then_some(self.last_activity)
     }
 
-    /// Returns whether the session is open without buffers, and messages are not logged.
+    /// Returns whether it is open and has no buffers, and short messages can be answered in blocks.
     #[must_use]
     #[inline]
     pub fn is_quiet(&self) -> bool {
@@ -231,13 +229,13 @@ impl Session {
         self.buffers.as_ref().map_or(0, |buffers| buffers.memory())
     }
 
-    /// Returns when the connection began.
+    /// Returns when the connection was opened.
     #[must_use]
     pub fn opened(&self) -> Instant {
         self.opened
     }
 
-    /// Returns the rules of the session.
+    /// Returns its rules.
     #[must_use]
     pub fn rules(&self) -> &Rules {
         &self.rules
@@ -259,7 +257,7 @@ impl Session {
 // --- Inputs ----------------------------------------------------------------------------------------------------------
 
 impl Session {
-    /// Creates the session of a connection that begins at `now`.
+    /// Creates the session of a connection that was opened at `now`.
     #[must_use]
     pub fn new(rules: Arc<Rules>, now: Instant) -> Self {
         Self {
@@ -276,8 +274,8 @@ impl Session {
         }
     }
 
-    /// Processes `count` bytes of input in `scratch`. Messages and replies go to `outlet`, as far as it takes them. For
-    /// a connection of packets, the bytes are one packet.
+    /// Processes `count` bytes of input in `scratch`, or one packet of this length. Messages and their replies go to `outlet`,
+    /// as far as it takes them.
     #[inline]
     pub fn receive(&mut self, now: Instant, scratch: &mut Scratch, count: usize, outlet: &mut impl Outlet) {
         if self.phase != Phase::Open {
@@ -307,8 +305,8 @@ impl Session {
     /// Drops `count` bytes of input.
     fn drop_input(&mut self, now: Instant, count: usize) {
         match &mut self.phase {
-            // The peer has broken no rule. Replies may still be in the kernel, and would be lost if we closed before
-            // the peer has stopped sending. The caller of `drain` limits the total time.
+            // The peer broke no rule. Its replies may still be in the kernel, and a reset would destroy them, so the session
+            // lingers until the peer stops sending. The caller of `drain` limits the total time.
             Phase::Lingering(Verdict::Shutdown, until, _) => *until = now + LINGER,
             Phase::Lingering(verdict, _, remaining) => {
                 *remaining = remaining.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
@@ -325,7 +323,7 @@ impl Session {
         }
     }
 
-    /// Notes that the peer has ended its stream.
+    /// Records that the peer has ended its stream.
     pub fn handle_end_of_input(&mut self, now: Instant) {
         self.input_ended = true;
         match self.phase {
@@ -340,7 +338,7 @@ impl Session {
         }
         let bytes = self.framer.consumed();
         if bytes > self.rules.max_message {
-            // The bytes that might have begun the delimiter belong to the message, so it is too long.
+            // The partial delimiter at the end is part of the message.
             return self.close(Verdict::TooLong, now);
         }
         let mut verdict = Verdict::PeerClosed;
@@ -363,9 +361,9 @@ impl Session {
         self.update_phase(now);
     }
 
-    /// Sends owed replies, then processes the message that waits for the log and the inbound buffer. Stops when
-    /// `outlet` does not take everything, after 64 KiB of further replies, or when a delay begins. Must be called when
-    /// there may be room for output or in the log. Asks the log even while replies are owed.
+    /// Sends owed replies, then processes the message that waits for the log, and then the inbound buffer. Stops when `outlet`
+    /// takes less than it is given, after 64 KiB of further replies, or at a delay. Call it when there may be room for output
+    /// or in the log. The log is asked also while replies are owed.
     pub fn process_buffers(&mut self, now: Instant, scratch: &mut Scratch, outlet: &mut impl Outlet) {
         if self.rules.packets {
             return self.process_packets(now, outlet);
@@ -383,8 +381,7 @@ impl Session {
         self.update_phase(now);
     }
 
-    /// Returns how many bytes [`Session::read_ahead`] accepts: 0 unless replies are owed and the inbound buffer has
-    /// room.
+    /// Returns how many bytes [`Session::read_ahead`] may get: 0 unless replies are owed.
     #[must_use]
     pub fn read_ahead_room(&self) -> usize {
         match &self.buffers {
@@ -395,8 +392,8 @@ impl Session {
         }
     }
 
-    /// Stores input that the session did not want because replies are owed: the peer cannot take these before some of
-    /// its input is read. The input is processed later, or dropped if the session takes no more input.
+    /// Stores input that the session does not want, because replies are owed and the peer cannot take them before some of its
+    /// input is read. The input is processed when the peer has taken the replies, or dropped if the session stops taking input.
     pub fn read_ahead(&mut self, now: Instant, bytes: &[u8]) {
         if self.phase == Phase::Open && !bytes.is_empty() && !self.rules.packets {
             self.totals.bytes_in += bytes.len() as u64;
@@ -404,8 +401,8 @@ impl Session {
         }
     }
 
-    /// Notes that the peer has sent something that was not read, or does not belong to the protocol. Restarts the idle
-    /// deadline; if the session ends now, it lingers.
+    /// Records that the peer has sent data outside the session, such as a PROXY header. Its idle deadline begins anew, and the
+    /// session lingers if it ends now.
     pub fn note_activity(&mut self, now: Instant) {
         self.last_activity = now;
     }
@@ -419,7 +416,7 @@ impl Session {
         self.buffers.get_or_insert_with(|| Box::new(Buffers::new(now)))
     }
 
-    /// Takes the message in progress with the known part of its reply, if there is one.
+    /// Takes the message in progress, if there is one: its state, and the beginning of its reply.
     #[inline]
     fn take_message(&mut self) -> Option<(MessageState, Vec<u8>)> {
         self.buffers.as_mut()?.take_message()
@@ -445,16 +442,16 @@ impl Session {
         }
     }
 
-    /// Updates the buffers and the phase. Must be called after every input.
+    /// Updates the buffers and the phase. Called after every input.
     #[inline]
     fn update_phase(&mut self, now: Instant) {
-        // Checked here and inlined, because mostly there is nothing to do.
+        // The usual case: nothing to do.
         if self.buffers.is_some() || self.phase != Phase::Open {
             self.update_buffers_and_phase(now);
         }
     }
 
-    /// Suspends or resumes the read timer, frees empty buffers, and ends the phase if nothing is left to do in it.
+    /// Suspends or resumes the read timer, frees empty buffers, and ends the phase if all messages are answered.
     fn update_buffers_and_phase(&mut self, now: Instant) {
         let mut reading = true;
         if let Some(buffers) = &mut self.buffers {

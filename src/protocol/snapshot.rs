@@ -1,11 +1,11 @@
-//! The encoding of a session, with which another process restores it.
+//! Encodes a session as bytes, to be continued in another process.
 //!
 //! # Notation
 //!
-//! Numbers are big-endian. A *time* is an `i64`: nanoseconds after the session was stored, negative if before. So the
-//! time between storing and restoring counts. `7f ff ff ff ff ff ff ff` is a time that never comes. *Bytes* are a
-//! `u64`, the number of bytes, followed by the bytes. A *verdict* is one byte; two verdicts have a number, which
-//! follows as a `u32`.
+//! Numbers are big-endian. A *time* is an `i64`: nanoseconds after the session was stored, negative if before, so the time
+//! between storing and restoring counts. `7f ff ff ff ff ff ff ff` is a time that never comes. *Bytes* are their number, a
+//! `u64`, and then the bytes. A *verdict* is one byte, its code in the table of [`verdict`](super::verdict); `too-many` and
+//! `unterminated` have a number, which follows as a `u32`.
 //!
 //! ```text
 //! 00 01                                         version: u16
@@ -57,23 +57,13 @@
 //! | 4 | IPv4 | 4 bytes of address, port: `u16` |
 //! | 6 | IPv6 | 16 bytes of address, port: `u16` |
 //!
-//! | verdict | | verdict | | verdict | |
-//! |---|---|---|---|---|---|
-//! | 1 | too-long | 5 | too-many, `u32` | 9 | peer-reset |
-//! | 2 | read-deadline | 6 | busy | 10 | unterminated, `u32` |
-//! | 3 | idle-deadline | 7 | write-deadline | 11 | shutdown |
-//! | 4 | lifetime | 8 | peer-closed | 12 | handed-over |
-//! | | | | | 13 | bad-proxy-header |
-//! | | | | | 14 | reclaimed |
-//!
-//! So far there is one version. A later daemon must read all versions up to its own, and write the lowest version that
-//! can express the session, so that an older daemon can restore it where possible. Codes and versions are never reused
-//! with another meaning.
+//! There is one version so far. A later daemon must read all versions up to its own, and must write the lowest version that can
+//! express the session, so that an older daemon can continue it where possible. A code or a version is never reused.
 //!
 //! # Safe against any bytes
 //!
-//! [`Snapshot::decode`] accepts only states that a session can have, even from hostile bytes, and allocates no more
-//! memory than they occupy.
+//! [`Snapshot::decode`] accepts only states that a session can be in, even from hostile bytes, and allocates no more memory
+//! than the bytes occupy.
 
 mod bytes;
 mod error;
@@ -93,9 +83,8 @@ pub use error::Error;
 /// The latest version. All versions from 1 on can be decoded.
 pub const VERSION: u16 = 1;
 
-/// Encodes the state of a session between two calls at `now`, with the name of its listener, the id of its connection,
-/// and the client that a PROXY header named. A session that is done ([`super::Want::Close`]) need not be stored,
-/// because restoring does not change that.
+/// Encodes a session at the time `now`, with the name of its listener, the id of its connection, and the client that a PROXY
+/// header named. There is no reason to store a session that is done ([`super::Want::Close`]).
 #[must_use]
 pub fn encode(
     session: &Session,
@@ -211,15 +200,15 @@ impl Snapshot {
         self.client
     }
 
-    /// Returns whether the connection carries packets.
+    /// Returns whether the connection is one of packets.
     #[must_use]
     pub fn has_packets(&self) -> bool {
         self.has_packets
     }
 
-    /// Restores the session under the current rules of its listener, but keeps whether it carries packets. `stored_at`
-    /// is the time when it was stored, on the clock of this process. The next [`Session::handle_timeout`] handles
-    /// deadlines that have passed since.
+    /// Restores the session under the current rules of its listener; only [`Rules::packets`] is taken from the snapshot.
+    /// `stored_at` is when it was stored, on the clock of this process. The next [`Session::handle_timeout`] acts on deadlines
+    /// that have passed since then.
     #[must_use]
     pub fn restore(self, rules: Arc<Rules>, stored_at: Instant) -> Session {
         let Self { has_packets: packets, checkpoint, .. } = self;
@@ -251,7 +240,7 @@ fn is_consistent(checkpoint: &Checkpoint<'_>) -> bool {
     }
 }
 
-/// Returns whether a connection of packets can have these buffers.
+/// Returns whether the buffers are possible for a connection of packets.
 fn is_of_packets(checkpoint: &Checkpoint<'_>) -> bool {
     let BuffersCheckpoint { message, outbound, inbound, .. } = &checkpoint.buffers;
     !matches!(message, MessageCheckpoint::InProgress(..)) && inbound.is_empty() && session::are_packets(outbound)
@@ -280,7 +269,7 @@ fn write_client(writer: &mut Writer, client: Option<SocketAddr>) {
     writer.u16(client.port());
 }
 
-/// Reads the client; `None` if the snapshot has none.
+/// Reads the client; `None` if no PROXY header named one.
 fn read_client(reader: &mut Reader<'_>) -> Result<Option<SocketAddr>, Error> {
     let ip = match reader.u8("kind of address")? {
         0 => return Ok(None),
@@ -340,46 +329,13 @@ fn read_phase(reader: &mut Reader<'_>) -> Result<Phase<RelativeTime>, Error> {
 }
 
 fn write_verdict(writer: &mut Writer, verdict: Verdict) {
-    match verdict {
-        Verdict::TooLong => writer.u8(1),
-        Verdict::ReadDeadline => writer.u8(2),
-        Verdict::IdleDeadline => writer.u8(3),
-        Verdict::Lifetime => writer.u8(4),
-        Verdict::TooMany { limit } => {
-            writer.u8(5);
-            writer.u32(limit);
-        }
-        Verdict::Busy => writer.u8(6),
-        Verdict::WriteDeadline => writer.u8(7),
-        Verdict::PeerClosed => writer.u8(8),
-        Verdict::PeerReset => writer.u8(9),
-        Verdict::Unterminated { bytes } => {
-            writer.u8(10);
-            writer.u32(bytes);
-        }
-        Verdict::Shutdown => writer.u8(11),
-        Verdict::HandedOver => writer.u8(12),
-        Verdict::BadProxyHeader => writer.u8(13),
-        Verdict::Reclaimed => writer.u8(14),
+    writer.u8(verdict.code());
+    if let Some(number) = verdict.number() {
+        writer.u32(number);
     }
 }
 
 fn read_verdict(reader: &mut Reader<'_>) -> Result<Verdict, Error> {
-    Ok(match reader.u8("verdict")? {
-        1 => Verdict::TooLong,
-        2 => Verdict::ReadDeadline,
-        3 => Verdict::IdleDeadline,
-        4 => Verdict::Lifetime,
-        5 => Verdict::TooMany { limit: reader.u32("verdict's limit")? },
-        6 => Verdict::Busy,
-        7 => Verdict::WriteDeadline,
-        8 => Verdict::PeerClosed,
-        9 => Verdict::PeerReset,
-        10 => Verdict::Unterminated { bytes: reader.u32("verdict's bytes")? },
-        11 => Verdict::Shutdown,
-        12 => Verdict::HandedOver,
-        13 => Verdict::BadProxyHeader,
-        14 => Verdict::Reclaimed,
-        code => return Err(Error::UnknownCode { field: "verdict", code }),
-    })
+    let code = reader.u8("verdict")?;
+    Verdict::from_code(code, |field| reader.u32(field))?.ok_or(Error::UnknownCode { field: "verdict", code })
 }

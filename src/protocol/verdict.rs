@@ -3,53 +3,109 @@
 
 use std::fmt;
 
-use super::rules::{Framing, Rules, TimeSpan};
+use super::rules::{Framing, Rules};
 
-/// The reason why a connection ended. Each verdict has one name ([`Verdict::name`]), used in the log, the metrics and
-/// tests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+/// Defines all verdicts, each with its code in a snapshot, its name, and its text in the final reply ([`Verdict::text`]).
+macro_rules! verdicts {
+    (|$rules:ident| $(
+        $(#[$doc:meta])*
+        $verdict:ident $({ $(#[$field_doc:meta])* $field:ident })? = $code:literal, $name:literal, $text:expr;
+    )*) => {
+        /// The reason why a connection ended. Each has one name ([`Verdict::name`]) in the log and in metrics.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Verdict {
+            $($(#[$doc])* $verdict $({ $(#[$field_doc])* $field: u32 })?,)*
+        }
+
+        /// The names of all verdicts, in the order of [`Verdict::index`].
+        pub const NAMES: [&str; KINDS] = [$($name,)*];
+
+        /// The number of kinds of verdicts.
+        pub const KINDS: usize = [$($name,)*].len();
+
+        impl Verdict {
+            /// All verdicts, in the order of [`Verdict::index`]. Numbers are 0.
+            pub const ALL: [Self; KINDS] = [$(Self::$verdict $({ $field: 0 })?,)*];
+
+            /// Returns its code in a snapshot.
+            pub(super) fn code(self) -> u8 {
+                match self { $(Self::$verdict { .. } => $code,)* }
+            }
+
+            /// Returns its number; `None` if it has none.
+            pub(super) fn number(self) -> Option<u32> {
+                match self {
+                    $($(Self::$verdict { $field } => Some($field),)?)*
+                    _ => None,
+                }
+            }
+
+            /// Returns the verdict with this code; `None` if the code is unknown. If it has a number, calls `read_number` with
+            /// the name of its field.
+            ///
+            /// # Errors
+            /// Returns the error of `read_number`.
+            pub(super) fn from_code<E>(
+                code: u8,
+                read_number: impl FnOnce(&'static str) -> Result<u32, E>,
+            ) -> Result<Option<Self>, E> {
+                Ok(Some(match code {
+                    $($code => Self::$verdict $({ $field: read_number(concat!("verdict's ", stringify!($field)))? })?,)*
+                    _ => return Ok(None),
+                }))
+            }
+
+            /// Returns its text in the final reply; `None` if the peer cannot act on it or cannot read it.
+            #[must_use]
+            #[expect(unused_variables, reason = "the text does not have every number")]
+            pub fn text(self, $rules: &Rules) -> Option<String> {
+                match self { $(Self::$verdict $({ $field })? => $text,)* }
+            }
+        }
+    };
+}
+
+// A code is never reused.
+verdicts! { |rules|
     /// The message in progress exceeded `max_message`.
-    TooLong,
+    TooLong = 1, "too-long", Some(format!("message exceeds {} bytes", rules.max_message));
     /// The message in progress was not finished within `deadlines.read`.
-    ReadDeadline,
-    /// No message began within `deadlines.idle`.
-    IdleDeadline,
+    ReadDeadline = 2, "read-deadline",
+        rules.deadlines.read.as_ref().map(|time| format!("message not finished within {time}"));
+    /// No message came within `deadlines.idle`.
+    IdleDeadline = 3, "idle-deadline", rules.deadlines.idle.as_ref().map(|time| format!("no message within {time}"));
     /// The connection reached `deadlines.lifetime`.
-    Lifetime,
-    /// The peer's source has reached `limits.connections_per_source`.
+    Lifetime = 4, "lifetime", rules.deadlines.lifetime.as_ref().map(|time| format!("connection older than {time}"));
+    /// The peer's source has as many connections as `limits.connections_per_source` allows.
     TooMany {
         /// The limit.
-        limit: u32,
-    },
-    /// The buffers of the connection did not fit into `limits.buffer_memory`.
-    Busy,
-    /// The peer's kernel took no byte of the owed replies for `deadlines.write`.
-    WriteDeadline,
-    /// The peer ended its stream after a complete message, and got every reply.
-    PeerClosed,
-    /// The connection broke: the peer reset it, or a system call failed, which is then reported.
-    PeerReset,
+        limit
+    } = 5, "too-many", Some(format!("too many connections from this source (limit {limit})"));
+    /// The buffers of the connection do not fit into `limits.buffer_memory`.
+    Busy = 6, "busy", Some("out of buffer memory".to_owned());
+    /// The peer's kernel took no byte of the replies for `deadlines.write`.
+    WriteDeadline = 7, "write-deadline", None;
+    /// The peer ended its stream after a whole message, and got every reply.
+    PeerClosed = 8, "peer-closed", None;
+    /// The connection broke: the peer reset it, or a system call for it failed, which is reported as well.
+    PeerReset = 9, "peer-reset", None;
     /// The peer ended its stream in the middle of a message.
     Unterminated {
-        /// The number of bytes received of that message; saturates.
-        bytes: u32,
-    },
-    /// The daemon ended the connection because it stops.
-    Shutdown,
-    /// The connection has not ended: it was handed over to the next process of the daemon.
-    HandedOver,
-    /// The connection did not begin with the PROXY header that its listener demands, or not in time.
-    BadProxyHeader,
-    /// The connection was idle while all permits were taken and another client waited (`limits.reclaim_idle`).
-    Reclaimed,
+        /// The number of its bytes that had come, capped at `u32::MAX`.
+        bytes
+    } = 10, "unterminated", None;
+    /// The daemon stopped.
+    Shutdown = 11, "shutdown", None;
+    /// The connection has not ended, but was handed over to the next process of the daemon.
+    HandedOver = 12, "handed-over", None;
+    /// The listener demands a PROXY header, and no valid one came in time.
+    BadProxyHeader = 13, "bad-proxy-header", None;
+    /// The connection was idle, all permits were taken, and another client was waiting (`limits.reclaim_idle`).
+    Reclaimed = 14, "reclaimed", Some("connection reclaimed, the server is full".to_owned());
 }
 
 /// The beginning of a final reply, in place of the prefix.
 pub const SERVER_ERROR: &[u8] = b"server error:";
-
-/// The number of kinds of verdicts.
-pub const KINDS: usize = 14;
 
 impl Verdict {
     /// Returns the verdict's name, in lower case with hyphens.
@@ -58,53 +114,14 @@ impl Verdict {
         NAMES[self.index()]
     }
 
-    /// Returns the index of the verdict in [`NAMES`] and in counters: less than [`KINDS`].
+    /// Returns its index in [`NAMES`] and in counters, less than [`KINDS`].
     #[must_use]
     pub fn index(self) -> usize {
-        match self {
-            Self::TooLong => 0,
-            Self::ReadDeadline => 1,
-            Self::IdleDeadline => 2,
-            Self::Lifetime => 3,
-            Self::TooMany { .. } => 4,
-            Self::Busy => 5,
-            Self::WriteDeadline => 6,
-            Self::PeerClosed => 7,
-            Self::PeerReset => 8,
-            Self::Unterminated { .. } => 9,
-            Self::Shutdown => 10,
-            Self::HandedOver => 11,
-            Self::BadProxyHeader => 12,
-            Self::Reclaimed => 13,
-        }
+        usize::from(self.code()) - 1
     }
 
-    /// Returns the text that is sent to the peer; `None` if the peer could not act on it or could not read it.
-    #[must_use]
-    pub fn text(self, rules: &Rules) -> Option<String> {
-        let deadlines = &rules.deadlines;
-        match self {
-            Self::TooLong => Some(format!("message exceeds {} bytes", rules.max_message)),
-            Self::ReadDeadline => {
-                deadline_text(deadlines.read.as_ref(), |d| format!("message not finished within {d}"))
-            }
-            Self::IdleDeadline => deadline_text(deadlines.idle.as_ref(), |d| format!("no message within {d}")),
-            Self::Lifetime => deadline_text(deadlines.lifetime.as_ref(), |d| format!("connection older than {d}")),
-            Self::TooMany { limit } => Some(format!("too many connections from this source (limit {limit})")),
-            Self::Busy => Some("out of buffer memory".to_owned()),
-            Self::Reclaimed => Some("connection reclaimed, the server is full".to_owned()),
-            Self::WriteDeadline
-            | Self::PeerClosed
-            | Self::PeerReset
-            | Self::Unterminated { .. }
-            | Self::Shutdown
-            | Self::HandedOver
-            | Self::BadProxyHeader => None,
-        }
-    }
-
-    /// Returns the final reply: `server error:`, the text, the delimiter. `None` in raw framing, if there is no text,
-    /// or if the delimiter would be found before the end of the reply.
+    /// Returns the final reply: `server error:`, the text, the delimiter. `None` if there is no text, if the text contains the
+    /// delimiter, or in raw framing.
     pub(super) fn final_reply(self, rules: &Rules) -> Option<Vec<u8>> {
         if rules.framing == Framing::Raw {
             return None;
@@ -115,31 +132,8 @@ impl Verdict {
     }
 }
 
-/// The names of all verdicts, in the order of [`Verdict::index`].
-pub const NAMES: [&str; KINDS] = [
-    "too-long",
-    "read-deadline",
-    "idle-deadline",
-    "lifetime",
-    "too-many",
-    "busy",
-    "write-deadline",
-    "peer-closed",
-    "peer-reset",
-    "unterminated",
-    "shutdown",
-    "handed-over",
-    "bad-proxy-header",
-    "reclaimed",
-];
-
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
-}
-
-/// Returns the text about a passed deadline. A deadline that passed is always set.
-fn deadline_text(deadline: Option<&TimeSpan>, text: impl Fn(&TimeSpan) -> String) -> Option<String> {
-    deadline.map(text)
 }

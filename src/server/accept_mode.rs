@@ -1,40 +1,40 @@
-//! The mode of acceptors and datagram servers, and their reports.
+//! The mode and the common status of acceptors and datagram servers.
 
 use tokio::sync::watch;
 
-/// The mode of all acceptors and datagram servers.
+/// The mode of acceptors and datagram servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AcceptMode {
     /// Accept.
     Accept,
-    /// Probe the backlog once, then accept nothing until the mode changes back to [`AcceptMode::Accept`].
+    /// Probe the backlog once, then accept nothing until the mode is [`AcceptMode::Accept`] again.
     Probe,
     /// Close the socket and end.
     Stop,
 }
 
-/// The combined state of all acceptors.
+/// The common status of all acceptors and datagram servers.
 #[derive(Debug, Default)]
 pub(crate) struct AcceptorStatus {
-    /// The number of listeners that are served.
+    /// The number of listeners being served.
     pub(crate) serving: usize,
-    /// The number of acceptors that have probed their backlog.
+    /// The number of listeners whose backlog has been probed.
     pub(crate) probed: usize,
-    /// Whether any probe found a client.
+    /// Whether a probe found a client.
     pub(crate) found_client: bool,
 }
 
 impl AcceptorStatus {
-    /// Records that an acceptor has probed its backlog, and whether it found a client.
+    /// Records the result of a probe.
     pub(crate) fn record_probe(&mut self, found_client: bool) {
         self.probed += 1;
         self.found_client |= found_client;
     }
 }
 
-/// The mode of an acceptor, and the status to which it reports.
+/// The channels between the server and an acceptor.
 pub(crate) struct AcceptControl {
-    /// The server waits until every receiver is dropped.
+    /// The mode. A draining server waits until all receivers are dropped.
     pub(crate) mode: watch::Receiver<AcceptMode>,
     pub(crate) status: std::sync::Arc<watch::Sender<AcceptorStatus>>,
 }

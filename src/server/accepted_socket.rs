@@ -1,4 +1,4 @@
-//! The socket of a connection, from accept(2) until the connection is served or closed.
+//! The socket of an accepted connection, until it is served or closed.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +12,7 @@ use super::peer_descriptors::{self, PeerDescriptors};
 use super::receive_buffer::ReceiveBuffer;
 use super::socket::SocketKind;
 
-/// A connected socket, the descriptors that its peer may have sent, and the state of its receive buffer.
+/// A connected socket, with the descriptors that its peer may have sent, and the state of its receive buffer.
 #[derive(Debug)]
 pub(crate) struct AcceptedSocket {
     pub(crate) socket: OwnedFd,
@@ -21,15 +21,15 @@ pub(crate) struct AcceptedSocket {
 }
 
 impl AcceptedSocket {
-    /// Wraps a socket that was accepted from `listener`. `inherited` is the receive buffer of the listener, if the
-    /// client connected after the listener's options were set.
+    /// Prepares a socket that was accepted from `listener`. `inherited` is the state of its receive buffer, if the connection
+    /// was established after the options of the listener were set.
     pub(crate) fn new(socket: OwnedFd, listener: &Listener, inherited: Option<ReceiveBuffer>) -> Self {
         let descriptors = match listener.descriptors {
             PeerDescriptors::Queued if inherited.is_some() => PeerDescriptors::None,
             PeerDescriptors::None => PeerDescriptors::None,
             _ => PeerDescriptors::refuse(&socket),
         };
-        // The condition holds for Unix streams only.
+        // Only Unix sockets have descriptors.
         if listener.descriptors != PeerDescriptors::None && listener.kind == SocketKind::Stream {
             if descriptors != PeerDescriptors::None {
                 peer_descriptors::merge_writers(&socket);
@@ -40,11 +40,11 @@ impl AcceptedSocket {
         Self { socket, descriptors, receive_buffer }
     }
 
-    /// Registers the socket with a reactor. If `register` fails, it closes its file descriptor. Closing a socket in which
-    /// descriptors may be queued can block, so a duplicate keeps such a socket open.
+    /// Registers the socket with a reactor. If `register` fails, it closes its descriptor. To prevent this from closing a
+    /// socket with queued descriptors, a copy is kept meanwhile.
     ///
     /// # Errors
-    /// Returns the error, and the socket if it must still be closed.
+    /// Returns the error, and the socket if the caller has to close it.
     pub(crate) fn register(
         self,
         register: impl FnOnce(OwnedFd) -> io::Result<UnixStream>,
@@ -63,14 +63,13 @@ impl AcceptedSocket {
         }
     }
 
-    /// Closes the socket, and then releases the permit. If descriptors may be queued in it, the disposal thread does
-    /// both.
+    /// Closes the socket, and then releases the permit. If descriptors are queued in the socket, the disposal thread does this.
     pub(crate) fn close(self, disposal: &Disposal, permit: Permit) {
         close(self.socket, self.descriptors, disposal, permit);
     }
 }
 
-/// Closes a socket in which `descriptors` may be queued, and then releases the permit.
+/// Closes a socket with these descriptors, and then releases the permit ([`AcceptedSocket::close`]).
 pub(crate) fn close(socket: OwnedFd, descriptors: PeerDescriptors, disposal: &Disposal, permit: Permit) {
     if descriptors == PeerDescriptors::None || peer_descriptors::shut_down_empty(&socket) {
         drop(socket);
@@ -103,7 +102,7 @@ mod tests {
             let receive_buffer = ReceiveBuffer::Untouched;
             let socket = AcceptedSocket { socket: server.into(), descriptors, receive_buffer };
             let (_, socket) = socket.register(|_| Err(ErrorKind::StorageFull.into())).unwrap_err();
-            // If the client reads the end of the stream, the socket was closed.
+            // A closed socket ends the stream.
             assert_eq!(client.read(&mut [0]).is_err(), is_open, "{descriptors:?}");
             assert_eq!(socket.map(|socket| socket.descriptors), Some(descriptors).filter(|_| is_open));
         }

@@ -1,4 +1,5 @@
-//! The limits on connections and on the memory of their buffers. Everything that is counted here is released by a drop.
+//! Limits on connections and on the memory of their buffers. Dropping a [`Permit`] releases everything that is counted for its
+//! connection.
 
 mod permit;
 mod sources;
@@ -22,66 +23,65 @@ use super::peer::Source;
 use crate::config::Limits;
 use crate::rlimit::MAX_UNPERMITTED;
 
-/// The most refused or reclaimed connections that may wait at once for their final replies to arrive. They do not count
-/// against `limits.connections`. Beyond this limit, such connections are closed without a final reply.
+/// The maximum number of refused or reclaimed connections whose final reply is being delivered. They do not count against
+/// `limits.connections`. Further ones are closed without a final reply.
 const MAX_REFUSED: usize = 64;
 
-/// The most connections that may wait at once for a decision on their source, and then for a permit; at this limit,
-/// accepting pauses. They do not count against `limits.connections`. A decision takes as long as the workers need to
-/// process their pending events.
+/// The maximum number of connections that wait for a decision on their source, and then for a permit. They do not count against
+/// `limits.connections`. At the maximum, acceptors pause. A decision takes as long as the workers need to process their events.
 const MAX_PENDING: usize = 32;
 
 const _: () = assert!(MAX_REFUSED + MAX_PENDING == MAX_UNPERMITTED);
 
-/// The divisor of `limits.connections` for connections that await their PROXY header at once.
+/// The divisor of `limits.connections` that gives the limit of connections that await their PROXY header.
 const AWAITING_HEADER_PART: usize = 4;
 
 /// The counts of a server's connections, and their limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    /// The limits. A reload may change them; established connections stay.
+    /// The limits, which a reload may change at any time. Existing connections stay.
     max_connections: AtomicUsize,
     max_buffer_memory: AtomicUsize,
-    /// Connections that hold a permit, including those that await their PROXY header.
+    /// Connections with a permit, including those that await their PROXY header.
     open: AtomicUsize,
     /// Connections that await their PROXY header.
     awaiting_header: AtomicUsize,
-    /// Accepted connections without a permit: they gave it back because their source is at its limit, or never had one.
+    /// Accepted connections without a permit. Either they have released it, because their source may be at its limit, or none
+    /// was available.
     pending: AtomicUsize,
-    /// The pending connections whose sources have room. They get the next permits.
+    /// Pending connections whose source has room. They get the next permits.
     reserved: AtomicUsize,
     /// The number of [`WaitingAcceptor`] values.
     waiting_acceptors: AtomicUsize,
-    /// Whether the next permit is reserved for a waiting acceptor, because another acceptor got the last one.
+    /// Whether a waiting acceptor gets the next permit, because another acceptor got the last one.
     waiting_come_first: AtomicBool,
-    /// Refused connections that are not closed yet.
+    /// Refused or reclaimed connections that are not closed yet.
     refused: AtomicUsize,
-    /// The part of `open` that has ended, but whose sockets are not closed yet ([`ClosingPermit`]).
+    /// Connections among `open` that have ended, but whose sockets are not closed yet ([`ClosingPermit`]).
     closing: AtomicUsize,
     sources: SourceLimits,
-    /// Bytes in the buffers of all connections.
+    /// The memory of the buffers of all connections, in bytes.
     buffer_memory: AtomicUsize,
-    /// Notified when a permit may be free or the number of connections has changed: a connection has ended, a claim is
-    /// pending or decided, or the limits have changed.
+    /// Notified whenever a permit may be available, or the number of connections may have changed: a connection has ended, a
+    /// slot is pending or decided, or the limits have changed.
     connection_ended: Ends,
     started: Instant,
     /// When a connection last ended or a datagram last arrived, in milliseconds since `started`.
     last_use: AtomicU64,
-    /// Whether the connection limit was reported. Reset when an eighth of the connections has ended, so that
-    /// connections that come and go at the limit do not cause repeated reports.
+    /// Whether it was reported that the connection limit is reached. Reset when an eighth of the connections has ended, so that
+    /// a server near its limit does not report it again and again.
     limit_reported: AtomicBool,
-    /// As `limit_reported`, for connections that await their PROXY header.
+    /// The same for the limit of connections that await their PROXY header.
     header_limit_reported: AtomicBool,
 }
 
-/// The acceptors and tasks that wait for connections to end. If there are none, the end of a connection costs nothing
-/// here.
+/// The acceptors and tasks that wait for connections to end. If there are none, the end of a connection costs nothing.
 #[derive(Debug)]
 struct Ends {
-    /// Whether acceptors pause until a connection ends, and the waker that runs them.
+    /// Whether acceptors pause until a connection ends.
     acceptors_wait: AtomicBool,
     acceptors: Waker,
-    /// The number of waiting tasks, and their notification.
+    /// The number of tasks that wait for `notify`.
     tasks: AtomicUsize,
     notify: Notify,
 }
@@ -91,8 +91,7 @@ impl Ends {
         Self { acceptors_wait: AtomicBool::new(false), acceptors, tasks: AtomicUsize::new(0), notify: Notify::new() }
     }
 
-    /// Notifies the waiting acceptors and tasks. Must be called after the count has changed, with sequentially
-    /// consistent ordering.
+    /// Notifies the waiting acceptors and tasks. Call it after a count has changed; the change must be sequentially consistent.
     fn notify(&self) {
         if self.acceptors_wait.load(Ordering::SeqCst) && self.acceptors_wait.swap(false, Ordering::SeqCst) {
             self.acceptors.wake_by_ref();
@@ -103,11 +102,11 @@ impl Ends {
     }
 }
 
-/// The guard that [`Admission::watch_ends`] returns.
+/// A watch for the ends of connections ([`Admission::watch_ends`]).
 pub(crate) struct EndWatch<'a>(&'a Ends);
 
 impl EndWatch<'_> {
-    /// Returns a future that completes when a connection ends. Enable it before checking the awaited condition.
+    /// Returns a future that waits until a connection ends. Enable it before checking the condition.
     pub(crate) fn next(&self) -> Notified<'_> {
         self.0.notify.notified()
     }
@@ -119,12 +118,12 @@ impl Drop for EndWatch<'_> {
     }
 }
 
-/// The guard that [`Admission::wait_with_client`] returns.
+/// An acceptor whose client waits for a permit ([`Admission::wait_with_client`]).
 pub(crate) struct WaitingAcceptor(Arc<Admission>);
 
 impl Drop for WaitingAcceptor {
     fn drop(&mut self) {
-        // Without waiting acceptors, the others need not yield any longer.
+        // Without a waiting acceptor, the others may accept again.
         if self.0.waiting_acceptors.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.waiting_come_first.store(false, Ordering::SeqCst);
             self.0.connection_ended.notify();
@@ -135,18 +134,18 @@ impl Drop for WaitingAcceptor {
 /// The reason why no connection can be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shortage {
-    /// `limits.connections` is reached.
+    /// The number of connections is at `limits.connections`.
     Connections,
-    /// The limit on connections that await their PROXY header is reached.
+    /// The number of connections that await their PROXY header is at its limit.
     AwaitingHeader,
-    /// The limit on connections that wait for a decision on their source is reached.
+    /// The number of pending connections is at [`MAX_PENDING`].
     Pending,
-    /// The next permit is reserved for an acceptor with a waiting client ([`Admission::wait_with_client`]).
+    /// The next permit is for another acceptor, whose client waits for it ([`Admission::wait_with_client`]).
     Turn,
 }
 
 impl Admission {
-    /// Creates the counts of a server without connections. `acceptors` wakes the acceptors that pause.
+    /// Creates the counts of a server without connections. `acceptors` runs paused acceptors.
     pub(crate) fn new(limits: &Limits, acceptors: Waker) -> Arc<Self> {
         Arc::new(Self {
             max_connections: AtomicUsize::new(limits.connections),
@@ -169,23 +168,23 @@ impl Admission {
         })
     }
 
-    /// Sets new limits. Established connections stay.
+    /// Sets new limits. Existing connections stay.
     pub(crate) fn set_limits(&self, limits: &Limits) {
         self.max_connections.store(limits.connections, Ordering::SeqCst);
         self.sources.set_limit(limits.connections_per_source);
         self.max_buffer_memory.store(limits.buffer_memory, Ordering::Relaxed);
         self.limit_reported.store(false, Ordering::Relaxed);
         self.header_limit_reported.store(false, Ordering::Relaxed);
-        // Waiting acceptors check the new limits.
+        // Acceptors that wait for a permit check again now.
         self.connection_ended.notify();
     }
 
-    /// Returns the limit on connections.
+    /// Returns the maximum number of connections that are served at the same time.
     pub(crate) fn limit(&self) -> usize {
         self.max_connections.load(Ordering::Relaxed)
     }
 
-    /// Returns the limit on connections that await their PROXY header; at least 1.
+    /// Returns the maximum number of connections that await their PROXY header.
     fn header_limit(&self) -> usize {
         (self.limit() / AWAITING_HEADER_PART).max(1)
     }
@@ -205,11 +204,11 @@ impl Admission {
         }
     }
 
-    /// Acquires a permit for one more connection, before it is accepted; `None` if none is available. `awaits_header`
-    /// says whether the connection must begin with a PROXY header.
+    /// Acquires a permit for a connection before it is accepted. Returns `None` if no connection may be accepted now.
+    /// `awaits_header`: the connection has to begin with a PROXY header.
     pub(crate) fn try_acquire(self: &Arc<Self>, awaits_header: bool) -> Option<Permit> {
-        // Only acceptors, which all run on one thread, acquire permits without a reservation. But pending connections
-        // may take a permit in between, so both counts are checked again.
+        // Acceptors are all on one thread, but a pending connection may acquire its reserved permit in between, so both counts
+        // are checked again.
         if self.shortage(awaits_header).is_some() || !increment_below(&self.open, self.limit()) {
             return None;
         }
@@ -223,10 +222,10 @@ impl Admission {
         Some(Permit { admission: Arc::clone(self), state, memory: 0 })
     }
 
-    /// Returns an undecided permit, with which a connection can be accepted although all permits are taken. So its
-    /// source is known before an idle connection is closed for it. The permit becomes valid when it is claimed, decided
-    /// and reacquired. Returns `None` if another connection waits for the next permit, or if too many connections are
-    /// pending.
+    /// Returns an undecided permit, with which a connection is accepted while all permits are taken. So its source is known
+    /// before an idle connection is closed for it. It becomes a permit by [`Permit::claim`], [`Permit::decide`] and
+    /// [`Permit::try_reacquire`]. Returns `None` if another connection waits for the next permit, or if the number of pending
+    /// connections is at [`MAX_PENDING`].
     pub(crate) fn try_accept_undecided(self: &Arc<Self>) -> Option<Permit> {
         let accepted = self.may_accept_undecided() && increment_below(&self.pending, MAX_PENDING);
         accepted.then(|| Permit { admission: Arc::clone(self), state: PermitState::Undecided, memory: 0 })
@@ -239,28 +238,29 @@ impl Admission {
             && self.pending.load(Ordering::SeqCst) < MAX_PENDING
     }
 
-    /// Registers a client for whose connection an acceptor needs a permit before it accepts, because the listener
-    /// demands a PROXY header. Until the guard is dropped, no undecided connection is accepted, because those would
-    /// otherwise get every released permit, and other acceptors get only every second permit.
+    /// Registers an acceptor whose client waits for a permit, until the result is dropped. Its listener demands a PROXY header,
+    /// so it needs the permit before it accepts. Meanwhile, no connection is accepted undecided: undecided connections are
+    /// already waiting, and would get every released permit. Other acceptors get only every other permit.
     pub(crate) fn wait_with_client(self: &Arc<Self>) -> WaitingAcceptor {
         self.waiting_acceptors.fetch_add(1, Ordering::SeqCst);
         WaitingAcceptor(Arc::clone(self))
     }
 
-    /// Acquires a permit for a connection that the previous process accepted. It counts, but no limit is checked.
+    /// Acquires a permit for a restored connection. It counts, but no limit is checked.
     pub(crate) fn acquire_unchecked(self: &Arc<Self>, source: Option<Source>) -> Permit {
         self.open.fetch_add(1, Ordering::Relaxed);
         let slot = source.map(|source| self.sources.claim_unchecked(source));
         Permit { admission: Arc::clone(self), state: PermitState::Serving(slot), memory: 0 }
     }
 
-    /// Acquires a permit for a connection that the previous process refused, and whose final reply has not arrived yet.
+    /// Acquires a permit for a restored connection that the previous process has refused, and whose final reply is being
+    /// delivered.
     pub(crate) fn acquire_refused_unchecked(self: &Arc<Self>) -> Permit {
         self.refused.fetch_add(1, Ordering::SeqCst);
         Permit { admission: Arc::clone(self), state: PermitState::Refused, memory: 0 }
     }
 
-    /// Calls `report` for a reached limit, but not repeatedly while connections come and go.
+    /// Calls `report` for a limit that is reached, unless it was reported and the number of connections has stayed near it.
     pub(crate) fn report_shortage(&self, shortage: Shortage, report: impl Fn(Event)) {
         let limit = self.limit();
         let (reported, awaiting_header) = match shortage {
@@ -273,37 +273,36 @@ impl Admission {
         }
     }
 
-    /// Makes acceptors run when the next connection ends. Must be called before the final check whether they have to
-    /// wait.
+    /// Requests that paused acceptors run when the next connection ends. Call it before the last check whether an acceptor must
+    /// pause.
     pub(crate) fn wake_acceptors_at_end(&self) {
         self.connection_ended.acceptors_wait.store(true, Ordering::SeqCst);
     }
 
-    /// Watches for connections that end, until the guard is dropped. Must be called before checking the awaited
-    /// condition.
+    /// Watches for ends of connections, until the result is dropped. Call it before checking the condition.
     pub(crate) fn watch_ends(&self) -> EndWatch<'_> {
         self.connection_ended.tasks.fetch_add(1, Ordering::SeqCst);
         EndWatch(&self.connection_ended)
     }
 
-    /// Returns the number of connections that hold a permit.
+    /// Returns the number of connections with a permit.
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::SeqCst)
     }
 
-    /// Returns the bytes in the buffers of all connections.
+    /// Returns the memory of the buffers of all connections, in bytes.
     #[cfg(test)]
     pub(crate) fn buffer_memory(&self) -> usize {
         self.buffer_memory.load(Ordering::SeqCst)
     }
 
-    /// Returns for how long there has been no connection; `None` while there is one.
+    /// Returns for how long there has been no connection, served or refused; `None` while there is one.
     pub(crate) fn idle_for(&self) -> Option<Duration> {
         let last_use = self.started + Duration::from_millis(self.last_use.load(Ordering::SeqCst));
         self.is_idle().then(|| clock().saturating_duration_since(last_use))
     }
 
-    /// Notes that the server was used now: a connection has ended, or a datagram has arrived.
+    /// Records that the server is in use now: a connection has ended, or a datagram has come.
     pub(crate) fn note_use(&self) {
         let since = clock().saturating_duration_since(self.started).as_millis();
         self.last_use.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::SeqCst);
@@ -321,7 +320,7 @@ impl Admission {
         }
     }
 
-    /// Returns the number of connections, not counting those that only wait for their sockets to be closed.
+    /// Returns the number of connections being served, without those that only wait to be closed.
     pub(crate) fn serving(&self) -> usize {
         self.open().saturating_sub(self.closing.load(Ordering::SeqCst))
     }
@@ -329,12 +328,12 @@ impl Admission {
     fn is_idle(&self) -> bool {
         let others = || self.pending.load(Ordering::SeqCst) + self.refused.load(Ordering::SeqCst);
         let closing = self.closing.load(Ordering::SeqCst);
-        // Checked twice, because a pending connection may have got its permit between the two loads.
+        // Checked twice, because a pending connection may have acquired its permit in between.
         let unchanged = || self.closing.load(Ordering::SeqCst) == closing;
         self.open() + others() == closing && self.open() + others() == closing && unchanged()
     }
 
-    /// Waits until there is no connection.
+    /// Waits until there is no connection, served or refused.
     pub(crate) async fn wait_until_idle(&self) {
         let ends = self.watch_ends();
         loop {
@@ -354,8 +353,8 @@ fn increment_below(count: &AtomicUsize, limit: usize) -> bool {
     count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, below).is_ok()
 }
 
-/// Decrements a count. Returns whether it is now so far below the limit, by an eighth, that reaching the limit again is
-/// worth a report.
+/// Decrements a count. Returns whether it was at least an eighth below the limit, so that reaching the limit again is worth a
+/// report.
 fn decrement_from(count: &AtomicUsize, limit: usize) -> bool {
     count.fetch_sub(1, Ordering::SeqCst) <= limit.saturating_sub((limit / 8).max(1))
 }

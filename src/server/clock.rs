@@ -1,4 +1,4 @@
-//! The server's only clock.
+//! The clock of the server.
 
 use std::time::Instant;
 

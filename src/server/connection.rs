@@ -34,6 +34,7 @@ use super::socket::SocketKind;
 use super::socket_error;
 use super::worker_state::WorkerState;
 use crate::protocol::rules::LogMessages;
+use crate::protocol::session::MAX_PACKETS;
 use crate::protocol::snapshot;
 use crate::protocol::{Scratch, Session, Verdict, Want};
 
@@ -41,8 +42,8 @@ use crate::protocol::{Scratch, Session, Verdict, Want};
 /// connections run.
 const MAX_STEPS: u32 = 2;
 
-/// If the last read of a connection returned at least this many bytes, its drives are queued behind connections with
-/// less input: they take about ten times as long.
+/// A connection whose last read brought this many bytes waits for its turn behind those that send little: a drive of it takes
+/// some ten times as long as theirs. [`MAX_PACKETS`] short packets take as long.
 const BULK: usize = 32 * 1024;
 
 /// A connection, from its first drive until it ends.
@@ -53,7 +54,7 @@ pub(crate) struct Connection {
     interest: Interest,
     /// The readiness for its next drive from the run queue; `None` if it is not in the queue.
     pub(crate) queued: Option<Readiness>,
-    /// Whether the last read, or the last drive that received packets, returned at least [`BULK`] bytes.
+    /// Whether its last read, or the last drive that received packets, brought at least [`BULK`] bytes or [`MAX_PACKETS`].
     is_bulk: bool,
     input: InputKind,
     /// Whether a message waits for the lossless log and is counted as waiting.
@@ -320,8 +321,9 @@ impl Connection {
             self.input.prepare(self.session.wants() == Want::Read, &self.socket);
         }
         let totals = self.session.totals();
-        if has_packets && totals.bytes_in > before.bytes_in {
-            self.is_bulk = totals.bytes_in - before.bytes_in >= BULK as u64;
+        if has_packets && totals.messages > before.messages {
+            let (packets, bytes) = (totals.messages - before.messages, totals.bytes_in - before.bytes_in);
+            self.is_bulk = bytes >= BULK as u64 || packets >= MAX_PACKETS as u64;
         }
         state.counters.count_totals(before, totals);
         progress

@@ -1,4 +1,4 @@
-//! Dispatching: from an accepted connection to the worker that serves it, or to its refusal.
+//! Dispatches accepted connections: assigns each to a worker, or refuses it.
 //!
 //! ```text
 //! accepted ─► PROXY header, where the listener demands one ─► source: room? ─► the worker with the fewest connections
@@ -46,30 +46,29 @@ pub(crate) struct Dispatcher {
     pub(crate) last_id: AtomicU64,
     pub(crate) rate_limiter: RateLimiter,
     pub(crate) reclaimer: Reclaimer,
-    /// Wakes the acceptors that pause.
+    /// Runs paused acceptors.
     pub(crate) acceptors: Waker,
     pub(crate) reclaim: Mutex<ReclaimTask>,
-    /// Whether connections that wait for a PROXY header must stop waiting. Each of them, and each with a pending slot,
-    /// holds a receiver.
+    /// Whether tasks have to stop waiting for PROXY headers and permits. Each connection in such a task has a receiver.
     pub(crate) pending_cancelled: watch::Sender<bool>,
 }
 
-/// The state of the task that closes an idle connection for a client whose acceptor pauses.
+/// The state of the task that closes an idle connection for the client of a paused acceptor.
 #[derive(Debug, Default)]
 pub(crate) struct ReclaimTask {
     runs: bool,
-    /// Whether another run was requested in the meantime.
+    /// Whether another run was requested meanwhile.
     is_wanted: bool,
 }
 
-/// A connection, and the worker that will serve it.
+/// A connection, and the worker that is to serve it.
 pub(crate) struct Assigned<'a> {
     pub(crate) worker: &'a Worker,
     pub(crate) connection: Box<Connection>,
 }
 
 impl Assigned<'_> {
-    /// Sends the connection to its worker.
+    /// Passes the connection to the worker.
     pub(crate) fn deliver(self) {
         self.worker.serve(self.connection);
     }
@@ -81,12 +80,10 @@ impl Dispatcher {
         self.workers.iter().min_by_key(|worker| worker.state.connection_count())
     }
 
-    /// Dispatches an accepted connection. If the listener demands a PROXY header, waits for the header in a task,
-    /// because the source is not known before. Otherwise returns the connection and its worker, or decides in a task if
-    /// the source may be at its limit.
-    ///
-    /// `inherited` is the receive buffer of the listener, if the client connected after the listener's options were
-    /// set. `state` is that of the calling thread.
+    /// Dispatches an accepted connection. Returns it if a worker can serve it at once; otherwise a task takes it. A connection
+    /// is refused if its source has too many connections. If it has to begin with a PROXY header, its source is unknown until
+    /// the header has come. `inherited` is the state of its receive buffer, if it was established after the options of the
+    /// listener were set. `state` is that of the calling thread.
     #[expect(clippy::too_many_arguments, reason = "what is known about it")]
     pub(crate) fn admit(
         self: &Arc<Self>,
@@ -127,7 +124,7 @@ impl Dispatcher {
         None
     }
 
-    /// Serves or refuses a connection in a task, because its source may be at its limit or it has no permit yet.
+    /// Serves or refuses a connection in a task, because its source may be at its limit, or because it has no permit yet.
     fn decide(
         self: &Arc<Self>,
         socket: AcceptedSocket,
@@ -154,13 +151,12 @@ impl Dispatcher {
                 }
             };
             assigned.into_iter().for_each(Assigned::deliver);
-            // Dropped last: `cancel_pending` waits for this.
+            // Last, because `cancel_pending` waits until this receiver is dropped.
             drop(cancelled);
         });
     }
 
-    /// Waits in a task for the PROXY header of a connection, then serves or refuses it. `state` is that of the calling
-    /// thread.
+    /// Waits in a task for the header of a connection, which is then served or refused. `state` is that of the calling thread.
     pub(crate) fn await_header(self: &Arc<Self>, pending: PendingHeader, state: &WorkerState) {
         let runtime = match self.services.start() {
             Ok(runtime) => runtime,
@@ -172,7 +168,7 @@ impl Dispatcher {
         let (mut cancelled, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
         runtime.spawn(async move {
             dispatcher.serve_presented(pending, &mut cancelled).await;
-            // Dropped last: `cancel_pending` waits for this.
+            // Last, because `cancel_pending` waits until this receiver is dropped.
             drop(cancelled);
         });
     }
@@ -190,8 +186,7 @@ impl Dispatcher {
         worker.serve(Box::new(Connection::new(socket, session, info, &worker.state, permit)));
     }
 
-    /// Assigns a connection to the worker with the fewest connections. With `refused`, the worker only sends the final
-    /// reply.
+    /// Assigns a connection to the worker with the fewest connections. If it is refused, the worker sends the final reply.
     fn assign(
         &self,
         socket: AcceptedSocket,
@@ -209,29 +204,29 @@ impl Dispatcher {
         Some(Assigned { worker, connection })
     }
 
-    /// Acquires a permit for one more connection of this listener. If an idle connection may be closed for it, the
-    /// permit may be undecided ([`Admission::try_accept_undecided`]).
+    /// Returns a permit for one more connection of this listener, or an undecided one if an idle connection may be closed for
+    /// it ([`Admission::try_accept_undecided`]).
     pub(crate) fn try_acquire(&self, listener: &Listener) -> Option<Permit> {
         let undecided =
             || self.decides_before_reclaim(listener).then(|| self.admission.try_accept_undecided()).flatten();
         self.admission.try_acquire(listener.awaits_header()).or_else(undecided)
     }
 
-    /// Returns whether connections are accepted before they have a permit, so that no idle connection is closed for one
-    /// that is then refused. A connection that must begin with a PROXY header needs a permit first, because it may take
-    /// long to reveal its source.
+    /// Returns whether connections of this listener may be accepted without a permit. Their source is then known before an idle
+    /// connection is closed for them, so none is closed for a connection that is refused. A connection with a PROXY header may
+    /// take long until its source is known, so it needs a permit first.
     pub(crate) fn decides_before_reclaim(&self, listener: &Listener) -> bool {
         self.reclaimer.is_on() && !listener.awaits_header()
     }
 
-    /// Returns whether one more connection that may carry descriptors can be accepted. If not, the acceptors are woken
+    /// Returns whether the disposal thread has room for one more socket with queued descriptors. If not, wakes the acceptors
     /// when that may have changed.
     pub(crate) fn has_disposal_room(&self) -> bool {
         self.services.state.disposal.has_room(&self.acceptors)
     }
 
-    /// Claims the pending slot, then acquires a permit again. A closed connection counts against its source until its
-    /// worker has processed the close, so this first waits for a barrier on every worker.
+    /// Decides about the pending slot, and then acquires the permit again. A closed connection counts against its source until
+    /// its worker has processed the close, so this first waits for a barrier on every worker.
     ///
     /// # Errors
     /// Returns the errors of [`Permit::decide`].
@@ -252,7 +247,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Waits for a barrier on every thread that serves connections.
+    /// Waits for a barrier on every worker and on the services.
     pub(crate) async fn barrier(&self) {
         for worker in &self.workers {
             worker.barrier().await;
@@ -260,7 +255,7 @@ impl Dispatcher {
         self.services.barrier().await;
     }
 
-    /// Waits for a permit for a connection whose source has room, closing idle connections until there is one.
+    /// Waits for the permit of a connection whose source has room, and closes idle connections for it.
     async fn reacquire(&self, permit: &mut Permit) {
         let ends = self.admission.watch_ends();
         loop {
@@ -274,8 +269,8 @@ impl Dispatcher {
         }
     }
 
-    /// Starts closing an idle connection for a client whose acceptor pauses. The acceptor is woken when a permit is
-    /// free.
+    /// Starts a task that closes an idle connection for the client of a paused acceptor. The acceptor runs again when the
+    /// permit is released.
     pub(crate) fn start_reclaim(self: &Arc<Self>) {
         let mut task = self.lock_reclaim();
         if task.runs {
@@ -286,17 +281,17 @@ impl Dispatcher {
         let reclaim = async move {
             let has_closed = dispatcher.reclaim_one().await;
             let ReclaimTask { is_wanted, .. } = std::mem::take(&mut *dispatcher.lock_reclaim());
-            // If none was closed, acceptors try again after a while.
+            // If none could be closed, the acceptors try again after [`reclaim::RETRY`].
             if is_wanted && has_closed {
                 dispatcher.acceptors.wake_by_ref();
             }
         };
-        // Without the services thread, the acceptor tries again when it runs next.
+        // If the services thread cannot be started, the next run of the acceptor tries again.
         task.runs = self.services.spawn(reclaim).is_ok();
     }
 
-    /// Closes one idle connection if one qualifies. Returns whether one was closed. Gives up after [`HANG_TIMEOUT`] if
-    /// a worker hangs.
+    /// Closes one idle connection, if one may be closed. Returns whether it did. Waits for a worker that hangs for
+    /// [`HANG_TIMEOUT`] at most.
     async fn reclaim_one(&self) -> bool {
         if !self.reclaimer.is_on() {
             return false;
@@ -304,15 +299,15 @@ impl Dispatcher {
         let reclaim = async {
             // A closed connection holds its permit until its worker has processed the close.
             self.barrier().await;
-            // If a reload has lowered the limit, no connection is closed to get below it.
+            // If a reload has lowered the limit, no connection is closed for that.
             let limit = self.admission.limit();
             self.admission.open() == limit && self.reclaimer.reclaim_one(&self.workers, limit).await
         };
         time::timeout(HANG_TIMEOUT, reclaim).await.unwrap_or(false)
     }
 
-    /// Cancels the waiting for PROXY headers, and waits until all pending slots are decided. Afterwards the workers
-    /// have these connections, so that a command to drain or detach reaches them.
+    /// Ends the waits for PROXY headers and permits. When this returns, the workers have all connections that were waiting, so
+    /// later commands to drain or detach reach them.
     pub(crate) async fn cancel_pending(&self) {
         self.pending_cancelled.send_replace(true);
         self.pending_cancelled.closed().await;

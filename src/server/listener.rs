@@ -7,19 +7,19 @@ use super::peer_descriptors::PeerDescriptors;
 use super::socket::SocketKind;
 use crate::config;
 
-/// The name and settings of a listener, as a connection gets them when it is accepted.
+/// The part of a listener that its connections share: its name and its settings, as they were when the connection was accepted.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) name: Arc<str>,
     /// The kind of the listening socket.
     pub(crate) kind: SocketKind,
-    /// Which file descriptors peers may send ([`PeerDescriptors::refuse`]).
+    /// The file descriptors that peers may send ([`PeerDescriptors::refuse`]).
     pub(crate) descriptors: PeerDescriptors,
     pub(crate) settings: config::ListenerSettings,
 }
 
 impl Listener {
-    /// Creates a listener.
+    /// Creates a listener with this name and these settings.
     pub(crate) fn new(
         name: &str,
         kind: SocketKind,
@@ -29,7 +29,7 @@ impl Listener {
         Self { name: name.into(), kind, descriptors, settings: settings_of(kind, settings) }
     }
 
-    /// Returns whether each connection must begin with a PROXY header. Connections of packets never do.
+    /// Returns whether its connections have to begin with a PROXY header. Only streams have headers.
     pub(crate) fn awaits_header(&self) -> bool {
         self.settings.proxy_protocol && self.kind == SocketKind::Stream
     }
@@ -44,7 +44,7 @@ fn settings_of(kind: SocketKind, settings: &config::ListenerSettings) -> config:
     settings
 }
 
-/// The current [`Listener`] for new connections. A reload replaces it.
+/// The current [`Listener`], for new connections. A reload replaces it.
 #[derive(Debug)]
 pub(crate) struct ListenerHandle(Mutex<Arc<Listener>>);
 

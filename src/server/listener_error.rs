@@ -1,13 +1,13 @@
-//! Errors of accept(2) and recvmmsg(2): which of them end a listener, and how long it pauses after the others.
+//! Classifies errors of accept(2) and recvmmsg(2), and computes the pauses of a listener after them.
 //!
-//! An error ends a listener only if every later call must fail too. All other errors may pass: a lack of descriptors or
-//! memory, the policy of a security module or BPF program (EPERM, EACCES or any other code), a pending network error.
-//! After a single error the next call is made at once. If it fails too, the listener pauses, so that a lasting error
-//! costs no CPU time and the other connections of its thread run.
+//! Only an error that every later call would return, too, ends a listener. Any other error may be temporary: a lack of file
+//! descriptors, the policy of a security module or a BPF program (EPERM, EACCES, or any other code), a pending network error.
+//! After the first such error, the listener calls again at once. If that call fails as well, the listener pauses, so that a
+//! lasting error uses no CPU time, and its thread serves its connections.
 //!
-//! A listener reports an error only when it pauses. Most single errors are caused by the peer (ECONNABORTED: the
-//! connection was reset in the backlog); they do no harm, and peers could repeat them at will. An error with another
-//! cause also occurs on the next call, and is reported then.
+//! The listener reports an error only when it pauses. A peer can cause single errors, and repeat them at will (ECONNABORTED:
+//! the connection was reset in the backlog), and they do no harm. An error with another cause occurs again with the next call,
+//! and is reported then.
 
 use std::io;
 use std::mem;
@@ -18,15 +18,14 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_acceptconn;
 
-/// The longest pause between calls. When resources are exhausted, accepting pauses for this time unless a connection
-/// ends earlier.
+/// The longest pause. Also the pause after resources are exhausted, unless a connection ends before.
 pub(crate) const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// The first pause. Each further pause is twice as long, up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(1);
 
-/// The error text for a socket that another process has shut down, such as a service manager that holds it too.
-/// Restarting the service does not help, because the manager passes the same socket again.
+/// The error text for a socket that another process has shut down. The service manager would pass the same socket again, so
+/// only a new socket helps.
 const SHUT_DOWN: &str =
     "another process shut the socket down; stop the service and its socket unit, then start the socket unit";
 
@@ -35,7 +34,7 @@ const SHUT_DOWN: &str =
 pub(crate) enum ListenerErrorKind {
     /// The next call may succeed.
     Transient,
-    /// File descriptors or memory are exhausted.
+    /// File descriptors or memory have run out.
     ResourcesExhausted,
     /// No later call can succeed.
     Fatal,
@@ -53,18 +52,18 @@ impl ListenerErrorKind {
     }
 }
 
-/// The state of a listener's consecutive errors.
+/// The state of a listener that has failed calls.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
-    /// The number of transient errors since the last successful call.
+    /// The number of transient errors since the last success.
     failures: u32,
-    /// Whether the pause was reported.
+    /// Whether the pause has been reported.
     reported: bool,
 }
 
 impl Backoff {
-    /// Records an error. Returns how long to pause before the next call: `None` after the first error, then increasing
-    /// pauses.
+    /// Records an error. Returns the pause before the next call: `None` after the first error, then pauses of doubling length,
+    /// up to [`MAX_PAUSE`].
     pub(crate) fn record_error(&mut self) -> Option<Duration> {
         let doublings = self.failures.checked_sub(1);
         self.failures = self.failures.saturating_add(1);
@@ -72,34 +71,33 @@ impl Backoff {
         Some(MIN_PAUSE.saturating_mul(factor).min(MAX_PAUSE))
     }
 
-    /// Records a call that did not fail.
+    /// Records a successful call.
     pub(crate) fn record_success(&mut self) {
         self.failures = 0;
     }
 
-    /// Marks the pause as reported. Returns whether the caller must report it: `true` once until
-    /// [`Backoff::report_end`].
+    /// Returns whether a pause that begins now has to be reported: only the first one until [`Backoff::report_end`].
     pub(crate) fn report_pause(&mut self) -> bool {
         !mem::replace(&mut self.reported, true)
     }
 
-    /// Returns whether the caller must report the end of the pauses.
+    /// Returns whether the end of the pauses has to be reported.
     pub(crate) fn report_end(&mut self) -> bool {
         mem::replace(&mut self.reported, false)
     }
 }
 
-/// Returns whether the readiness of an empty socket shows that another process has shut it down.
+/// Returns whether this readiness of a socket with an empty backlog means that another process has shut it down.
 pub(crate) fn is_shut_down(flags: EventFlags) -> bool {
     flags.intersects(EventFlags::RDHUP | EventFlags::HUP)
 }
 
-/// Returns the error for a listener whose socket another process has shut down.
+/// Returns the error of a listener whose socket another process has shut down.
 pub(crate) fn shut_down_error() -> io::Error {
     io::Error::other(SHUT_DOWN)
 }
 
-/// Replaces the error EINVAL of accept(2) by an explanation, if it means that the TCP socket was shut down.
+/// Replaces the EINVAL that accept(2) returns for a TCP socket that was shut down by an error that explains it.
 pub(crate) fn explain(error: io::Error, socket: impl AsFd) -> io::Error {
     let is_listening = socket_acceptconn(socket).unwrap_or(true);
     if Errno::from_io_error(&error) == Some(Errno::INVAL) && !is_listening { shut_down_error() } else { error }
@@ -114,7 +112,7 @@ mod tests {
 
     #[test]
     fn only_six_errors_end_a_listener() {
-        // All error numbers of Linux, and a few beyond.
+        // More than all error numbers of Linux.
         for errno in (1..200).map(Errno::from_raw_os_error) {
             let expected = if FATAL.contains(&errno) {
                 ListenerErrorKind::Fatal

@@ -1,4 +1,4 @@
-//! The mailbox of an event loop, through which other threads send commands to it.
+//! The mailbox of an event loop, with the commands of other threads.
 
 use std::convert::Infallible;
 use std::io;
@@ -18,7 +18,7 @@ use super::connection::{Connection, ConnectionWakers, DetachedConnection};
 use super::idleness::IdleReport;
 use super::listener::Listener;
 
-/// The commands for an event loop that have not been run yet.
+/// Commands of other threads to an event loop.
 #[derive(Default)]
 pub(crate) struct Commands {
     /// Connections to serve.
@@ -27,31 +27,31 @@ pub(crate) struct Commands {
     /// Connections to serve that were restored from the previous process.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) restored: Vec<Box<Connection>>,
-    /// Acceptors to run from now on.
+    /// New acceptors to be run.
     pub(crate) acceptors: Vec<Box<dyn Acceptor>>,
-    /// Whether to run all acceptors, because the accept mode or the settings have changed.
+    /// Whether all acceptors are to run, because the accept mode has changed.
     pub(crate) run_acceptors: bool,
-    /// Whether to run the acceptors that pause, because the event for which they wait may have happened.
+    /// Whether paused acceptors are to run, because the reason for their pause may be gone.
     pub(crate) resume_acceptors: bool,
     /// Keys of connections to drive.
     pub(crate) woken: Vec<usize>,
-    /// Keys and ids of connections to read again, because descriptors that their peers sent were closed.
+    /// Keys and ids of connections that are to be read again, because descriptors from their peers have been closed.
     pub(crate) unparked: Vec<(usize, u64)>,
-    /// Receivers of a report of idle connections.
+    /// Senders for reports of idle connections.
     pub(crate) idle_reports: Vec<oneshot::Sender<IdleReport>>,
-    /// Connections to close if they are still idle.
+    /// Connections that are to be closed if they are still idle.
     pub(crate) reclaims: Vec<Reclaim>,
-    /// Whether to drive all connections, because they have to drain.
+    /// Whether all connections are to be driven because they have to drain.
     pub(crate) drain: bool,
-    /// Whether to give up connections whose messages are not logged because their peers do not read.
+    /// Whether to give up the connections with unlogged messages whose peers do not read.
     pub(crate) give_up_blocked: bool,
     /// Listeners whose connections end at once.
     pub(crate) close_listeners: Vec<Arc<Listener>>,
-    /// Receiver of all connections, which are detached.
+    /// Where to send all connections when they are detached.
     pub(crate) detach: Option<oneshot::Sender<Vec<DetachedConnection>>>,
-    /// Dropped when all connections that are ready have been driven.
+    /// Dropped when all connections that are ready now have been driven.
     pub(crate) barriers: Vec<oneshot::Sender<Infallible>>,
-    /// Dropped when the commands of the same batch have been run.
+    /// Dropped when the event loop runs these commands.
     pub(crate) pings: Vec<oneshot::Sender<Infallible>>,
     /// Whether the event loop ends.
     pub(crate) stop: bool,
@@ -67,16 +67,16 @@ pub(crate) struct Reclaim {
     pub(crate) answer: oneshot::Sender<bool>,
 }
 
-/// A source of connections that runs on the thread of an event loop.
+/// Accepts connections on the thread of an event loop.
 pub(crate) trait Acceptor: Send {
     /// Returns the socket to watch.
     fn socket(&self) -> BorrowedFd<'_>;
 
-    /// Accepts waiting connections, but only so many at once that other connections are not delayed. `flags` is the
-    /// known readiness of the socket. Calls `serve` for each connection that this event loop serves.
+    /// Accepts waiting connections, but only a batch of them, because established connections wait meanwhile. `flags` is the
+    /// readiness of the socket; empty if it is unknown. Passes connections that this event loop is to serve to `serve`.
     fn run(&mut self, flags: EventFlags, now: Instant, serve: &mut dyn FnMut(Box<Connection>)) -> NextRun;
 
-    /// Notes that the socket could not be watched. Returns when to try again.
+    /// Handles a failure to add the socket to the epoll set. Returns when to try again.
     fn watch_failed(&mut self, error: io::Error, now: Instant) -> Instant;
 }
 
@@ -85,7 +85,7 @@ pub(crate) trait Acceptor: Send {
 pub(crate) enum NextRun {
     /// When its socket is ready.
     Ready,
-    /// When the acceptors that pause are run, or at this time if that is earlier.
+    /// When a command runs paused acceptors, or at this time at the latest.
     Paused(Option<Instant>),
     /// Never: the acceptor has ended.
     Never,
@@ -96,7 +96,7 @@ pub(crate) struct Mailbox {
     commands: Mutex<Commands>,
     /// Whether `commands` is not empty.
     has_commands: AtomicBool,
-    /// Wakes the event loop. It is watched edge-triggered, so its counter is never read.
+    /// Wakes the event loop. It is watched edge-triggered, so it need not be read.
     eventfd: OwnedFd,
 }
 
@@ -116,19 +116,19 @@ impl Mailbox {
         Ok(Self { commands: Mutex::default(), has_commands: AtomicBool::new(false), eventfd })
     }
 
-    /// Returns the file descriptor that becomes readable when the first command is posted to an empty mailbox.
+    /// Returns the descriptor that becomes ready with the first command in an empty mailbox.
     pub(crate) fn eventfd(&self) -> BorrowedFd<'_> {
         self.eventfd.as_fd()
     }
 
-    /// Posts commands. Wakes the event loop if the mailbox was empty.
+    /// Adds commands, and wakes the event loop if the mailbox was empty.
     pub(crate) fn post(&self, put: impl FnOnce(&mut Commands)) {
         let mut commands = self.lock();
         put(&mut commands);
         let is_known = self.has_commands.swap(true, Ordering::AcqRel);
         drop(commands);
         if !is_known {
-            // Fails only after 2^64 - 2 writes, because the counter is never reset.
+            // It fails only after 2^64 - 2 writes.
             let _ = retry_on_intr(|| rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes()));
         }
     }
@@ -146,7 +146,7 @@ impl Mailbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, Commands> {
-        // A thread that panics cannot leave half a command behind.
+        // A command is added in one step, so the mailbox is valid even if a thread panicked.
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -185,7 +185,7 @@ impl Wake for UnparkWaker {
     }
 }
 
-/// Makes an event loop run its acceptors that pause.
+/// Runs the paused acceptors of an event loop when it is woken.
 pub(crate) struct AcceptorWaker(pub(crate) Arc<Mailbox>);
 
 impl Wake for AcceptorWaker {

@@ -1,5 +1,5 @@
-//! Serves listening sockets and their connections. The embedder passes the sockets and decides when to stop. This
-//! module does not bind sockets, handle signals, read files or write logs.
+//! Serves listening sockets and their connections. The embedder passes the sockets and decides when to stop. This module does
+//! not bind sockets, does not read signals or files, and does not log.
 //!
 //! ```text
 //! accept (first worker) ── permit ──► connection (on the worker with the fewest)
@@ -35,7 +35,6 @@ mod peer_input;
 mod peer_progress;
 mod proxy;
 pub mod proxy_header;
-pub mod quote;
 mod receive_buffer;
 mod receive_window;
 mod reclaim;
@@ -86,19 +85,19 @@ pub use connection::DetachedConnection;
 pub use counters::Counts;
 pub use handover::{Detached, Restored};
 
-/// The number of passes in which an event loop serves a waiting client: the first watches the listener, the second
-/// accepts the connection, the third reads and replies.
+/// The number of event loop passes that serve a waiting client: one begins to watch the listener, one accepts the connection,
+/// one reads and replies.
 const FIRST_PASSES: usize = 3;
 
 /// A running server. Dropping it ends all connections and threads at once.
 pub struct Server {
     dispatcher: Arc<Dispatcher>,
-    /// The listeners in service. A reload replaces their settings.
+    /// The listeners being served. A reload replaces their settings.
     listeners: Mutex<Vec<Arc<ListenerHandle>>>,
     acceptor_status: Arc<watch::Sender<AcceptorStatus>>,
     accept_mode: watch::Sender<AcceptMode>,
     reserved: Mutex<ReservedSockets>,
-    /// The threads that send replies to Unix sockets bound to paths, shared by all listeners.
+    /// The threads that send replies to paths, for all listeners.
     reply_threads: ReplyThreads,
     unlogged: Arc<UnloggedMessages>,
     threads: Vec<WorkerThread>,
@@ -106,7 +105,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Creates a server and starts its workers, which are idle until there is something to serve.
+    /// Creates a server, and starts its workers, which are idle until [`Server::listen`] or [`Server::adopt`].
     ///
     /// # Errors
     /// Returns the errors of [`Server::new`] and [`Server::start_workers`].
@@ -120,7 +119,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Creates a server. Its workers are not started.
+    /// Creates a server. [`Server::start_workers`] starts its workers.
     ///
     /// # Errors
     /// Returns an error if the epoll set or the mailbox of a worker cannot be created.
@@ -161,8 +160,9 @@ impl Server {
         })
     }
 
-    /// Serves clients that are already waiting, on the calling thread and without blocking. Called before the workers
-    /// are started, it replies to the client whose connection started this process before any thread is created.
+    /// Serves the clients that are already waiting, on the calling thread, without blocking. Call it before
+    /// [`Server::start_workers`]: a client whose connection started this process then gets its reply before threads are
+    /// created.
     pub fn serve_waiting_clients(&mut self) {
         for _ in 0..FIRST_PASSES {
             self.threads.iter_mut().for_each(WorkerThread::pass_once);
@@ -177,23 +177,22 @@ impl Server {
         self.threads.iter_mut().enumerate().try_for_each(|(number, thread)| thread.start(number))
     }
 
-    /// Reserves Unix sockets whose owners trust this process. Datagram listeners that are served from now on never
-    /// reply to them, whatever sender address a datagram has.
+    /// Reserves Unix sockets: datagram listeners that are added afterwards never reply to them, whatever sender address a
+    /// datagram claims. Meant for sockets whose owners trust this process.
     pub fn reserve_sockets(&self, sockets: impl IntoIterator<Item = UnixName>) {
         *self.reserved.lock().unwrap_or_else(PoisonError::into_inner) = sockets.into_iter().collect();
     }
 
-    /// Sets how many descriptors sent by peers over Unix sockets may wait to be closed. The initial value is
+    /// Sets how many file descriptors from peers may wait to be closed. The default is
     /// [`MAX_PEER_FDS`](crate::rlimit::MAX_PEER_FDS).
     pub fn limit_peer_descriptors(&self, max_waiting: usize) {
         self.dispatcher.services.state.disposal.set_max_waiting(max_waiting);
     }
 
-    /// Serves a listening socket or a datagram socket under this name and these settings. When this returns, the server
-    /// accepts connections or receives datagrams.
+    /// Starts to serve a listening socket, or a datagram socket, under a name and with these settings.
     ///
     /// # Errors
-    /// Returns an error if the socket cannot be prepared or its thread cannot be created.
+    /// Returns an error if the socket cannot be prepared, or if a thread that it needs cannot be started.
     pub fn listen(&self, socket: OwnedFd, name: &str, settings: &config::ListenerSettings) -> io::Result<()> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         socket_options::set(&socket, settings)?;
@@ -211,8 +210,7 @@ impl Server {
             SocketKind::Datagram => self.serve_datagrams(socket, Arc::clone(&listener), control)?,
             SocketKind::Stream | SocketKind::Seqpacket => {
                 if listener.load().awaits_header() {
-                    // Connections of this listener need the thread; failing now is better than failing for each
-                    // connection.
+                    // Its connections need the services: a failure is reported now, and not with each connection.
                     self.dispatcher.services.start()?;
                 }
                 let (dispatcher, worker) = (Arc::clone(&self.dispatcher), &self.threads[0].worker);
@@ -279,8 +277,8 @@ impl Server {
         Ok(())
     }
 
-    /// Applies new settings: those of listeners to new connections, the limits at once to everything. The number of
-    /// workers and the sockets do not change.
+    /// Applies new settings: the limits at once, the rest to new connections. The number of workers and the set of listeners
+    /// stay as they are.
     pub fn reload(&self, settings: &Settings) {
         self.dispatcher.rate_limiter.set_limit(settings.limits.datagrams_per_source);
         self.dispatcher.reclaimer.set_min_idle(reclaim_idle(settings));
@@ -311,8 +309,8 @@ impl Server {
         self.dispatcher.admission.idle_for()
     }
 
-    /// Stops accepting if no client waits in a backlog and the server has been unused for at least `unused`. Returns
-    /// whether it stopped; later clients then wait in the backlog for the next process.
+    /// Stops accepting, unless a client is waiting in a backlog, or the server was in use within the last `unused`. Returns
+    /// whether it has stopped. Later clients wait in the backlog for the next process.
     pub async fn stop_if_idle(&self, unused: Duration) -> bool {
         self.acceptor_status.send_modify(|status| (status.probed, status.found_client) = (0, false));
         self.set_accept_mode(AcceptMode::Probe);
@@ -320,10 +318,10 @@ impl Server {
         let all_probed = status.wait_for(|status| status.probed >= status.serving).await;
         let idle = all_probed.is_ok_and(|status| !status.found_client);
         if !idle {
-            // Also if a probe failed, so that the next attempt comes only after another `unused`.
+            // Also if the probe has failed: the next attempt is made after another full idle time.
             self.dispatcher.admission.note_use();
         }
-        // A client may have been accepted before the probe, and may already have left.
+        // A client that connected before the probe may have been served and gone by now.
         let idle = idle && self.idle_for().is_some_and(|idle| idle >= unused);
         if !idle {
             self.set_accept_mode(AcceptMode::Accept);
@@ -331,13 +329,13 @@ impl Server {
         idle
     }
 
-    /// Stops accepting, and drains every connection. Returns when all acceptors and datagram servers have ended;
-    /// [`Server::wait_until_idle`] waits for the connections. A datagram server ends when its last message is logged.
+    /// Stops accepting, and drains every connection. Returns when all acceptors and datagram servers have ended; a datagram
+    /// server first logs the message that it has received. [`Server::wait_until_idle`] waits until the connections have ended.
     pub async fn drain(&self) {
         self.set_accept_mode(AcceptMode::Stop);
         let draining = DrainOnDrop(self);
-        // Afterwards the acceptors of connections have closed their sockets. Datagram servers may still wait for the
-        // log; connections drain without waiting for that.
+        // After the ping, the acceptors have closed their sockets. Datagram servers may still wait for the log; the connections
+        // do not wait for them.
         let _ = time::timeout(HANG_TIMEOUT, self.threads[0].worker.ping()).await;
         drop(draining);
         // Every acceptor keeps its receiver until it has dropped its socket.
@@ -352,9 +350,8 @@ impl Server {
         self.wake_datagram_threads();
     }
 
-    /// Gives up the connections whose peers do not take replies: their messages that must be logged are logged but not
-    /// answered. Returns when each worker has started this, or after 2 s if a worker hangs;
-    /// [`UnloggedMessages::waiting`] counts the messages that still wait for the log.
+    /// Gives up the connections whose peers do not read replies: messages for the lossless log are logged, and not answered.
+    /// Returns when each worker has begun. [`UnloggedMessages::waiting`] then tells how many messages wait for the log.
     pub async fn log_blocked(&self) {
         for thread in &self.threads {
             thread.worker.give_up_blocked();
@@ -363,8 +360,8 @@ impl Server {
         let _ = time::timeout(HANG_TIMEOUT, self.dispatcher.barrier()).await;
     }
 
-    /// Waits until every thread that serves has responded: event loops and datagram servers between two passes, the
-    /// services thread by running a task.
+    /// Waits until every serving thread has responded: each event loop and each datagram server between two passes, and the
+    /// services with a task.
     pub async fn ping_workers(&self) {
         for thread in &self.threads {
             thread.worker.ping().await;
@@ -376,19 +373,19 @@ impl Server {
         }
     }
 
-    /// Returns the counts of messages that the log has not accepted. They remain readable after the server has ended.
+    /// Returns the counts of messages that the log has not accepted. They stay readable after the server has ended.
     #[must_use]
     pub fn unlogged_messages(&self) -> Arc<UnloggedMessages> {
         Arc::clone(&self.unlogged)
     }
 
-    /// Returns the number of listeners in service.
+    /// Returns the number of listeners being served.
     #[must_use]
     pub fn listener_count(&self) -> usize {
         self.acceptor_status.borrow().serving
     }
 
-    /// Returns the limit on simultaneous connections.
+    /// Returns the maximum number of connections that are served at the same time.
     #[must_use]
     pub fn connection_limit(&self) -> usize {
         self.dispatcher.admission.limit()
@@ -406,7 +403,7 @@ impl Server {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the number of connections in service.
+    /// Returns the number of connections being served.
     #[must_use]
     pub fn connection_count(&self) -> usize {
         self.dispatcher.admission.serving()
@@ -431,8 +428,8 @@ fn reclaim_idle(settings: &Settings) -> Option<Duration> {
     settings.limits.reclaim_idle.as_ref().map(TimeSpan::duration)
 }
 
-/// Makes all connections drain when dropped, even if the caller stops waiting. Connections that reach a worker later
-/// drain as well.
+/// Drains all connections when it is dropped, also if the future that owns it is cancelled. Connections that are not assigned
+/// to a worker yet drain as well.
 struct DrainOnDrop<'a>(&'a Server);
 
 impl Drop for DrainOnDrop<'_> {
@@ -446,7 +443,7 @@ impl Drop for DrainOnDrop<'_> {
 impl Drop for Server {
     fn drop(&mut self) {
         self.datagram_threads().clear();
-        // Before the workers, because tasks of the services may still pass connections to them.
+        // The services end before the workers, because their tasks may still assign connections to a worker.
         self.dispatcher.services.end();
     }
 }

@@ -1,4 +1,4 @@
-//! Peers, and the sources for which their connections count.
+//! Peers, and the sources that limits count their connections for.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,13 +13,13 @@ use rustix::net::SocketAddrAny;
 pub enum Peer {
     /// An IP address and a port.
     Ip(SocketAddr),
-    /// The client's address and port, as the PROXY header of a load balancer gives them.
+    /// The address and port of a client behind a load balancer, from the PROXY header.
     Proxied(SocketAddr),
     /// A process on this machine.
     Process {
-        /// The user ID; 65534 for a user of another user namespace.
+        /// Its UID; 65534 if the user has none in this user namespace.
         uid: u32,
-        /// The process ID; `None` for a process of another PID namespace.
+        /// Its PID; `None` if the process is in another PID namespace.
         pid: Option<i32>,
     },
     /// A peer with neither an address nor credentials.
@@ -27,24 +27,24 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// Returns the peer of a stream: from the address that accept(2) returned, or from the socket itself.
+    /// Returns the peer of a connected socket: its address from accept(2) or getpeername(2), or its credentials.
     pub(crate) fn of(socket: impl AsFd, accepted_from: Option<SocketAddrAny>) -> Self {
         let address = accepted_from.or_else(|| rustix::net::getpeername(&socket).ok().flatten());
         if let Some(ip) = address.and_then(|address| SocketAddr::try_from(address).ok()) {
             return Self::Ip(SocketAddr::new(ip.ip().to_canonical(), ip.port()));
         }
-        // A TCP socket that has lost its peer has no credentials either.
+        // A TCP socket that has lost its peer has no credentials, either.
         let credentials = getsockopt(&socket, PeerCredentials).ok().filter(|cred| cred.uid() != u32::MAX);
         credentials.map_or(Self::Unknown, |cred| Self::process(cred.uid(), cred.pid()))
     }
 
-    /// Returns the peer for these credentials from the kernel.
+    /// Creates the peer from the credentials that the kernel reports.
     pub(crate) fn process(uid: u32, pid: i32) -> Self {
-        // The kernel reports 0 for a process of another PID namespace.
+        // The kernel reports 0 for a process in another PID namespace.
         Self::Process { uid, pid: Some(pid).filter(|pid| *pid != 0) }
     }
 
-    /// Returns the source for which its connections count; `None` if they are not limited.
+    /// Returns the source that its connections count for; `None` if they are not limited.
     pub(crate) fn source(&self) -> Option<Source> {
         match self {
             Self::Ip(address) | Self::Proxied(address) => Source::of_ip(address.ip()),
@@ -65,17 +65,17 @@ impl fmt::Display for Peer {
     }
 }
 
-/// The unit of the limits per source: an address, an IPv6 network or a user.
+/// The unit of per-source limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Source {
     V4(Ipv4Addr),
-    /// The first 64 bits of the address. One host can usually choose the rest freely.
+    /// The first 64 bits of the address. A host can choose the rest freely.
     V6([u16; 4]),
     Uid(u32),
 }
 
 impl Source {
-    /// Returns the source for an IP address; `None` for loopback addresses, which are not limited.
+    /// Returns the source of an address; `None` for loopback addresses, which are not limited.
     pub(crate) fn of_ip(ip: IpAddr) -> Option<Self> {
         (!ip.to_canonical().is_loopback()).then(|| Self::of_any_ip(ip))
     }
@@ -90,13 +90,13 @@ impl Source {
         }
     }
 
-    /// Returns the source for a user ID; `None` for 65534, which stands for all users of other user namespaces.
+    /// Returns the source of a UID; `None` for 65534, which stands for all users of other user namespaces.
     pub(crate) fn of_uid(uid: u32) -> Option<Self> {
         (uid != 65534).then_some(Self::Uid(uid))
     }
 
-    /// Returns the source of a connection for the choice of idle connections to close. All loopback addresses share one
-    /// source, and so do all unknown users.
+    /// Returns the source of a connection for the choice of idle connections to close. All loopback addresses are one source,
+    /// and so are all unknown users.
     pub(crate) fn of_holder(peer: Peer) -> Self {
         peer.source().unwrap_or(match peer {
             Peer::Ip(_) | Peer::Proxied(_) => Self::V4(Ipv4Addr::LOCALHOST),
@@ -104,8 +104,8 @@ impl Source {
         })
     }
 
-    /// Returns the source of a datagram. No datagram is exempt, because two services on one machine can be made to
-    /// reply to each other. Unknown users share one source.
+    /// Returns the source of a datagram. Loopback addresses are not exempt, because a forged datagram can also make two
+    /// services of one machine answer each other. All unknown users are one source.
     pub(crate) fn of_datagram(peer: Peer) -> Self {
         match peer {
             Peer::Ip(address) | Peer::Proxied(address) => Self::of_any_ip(address.ip()),

@@ -1,7 +1,8 @@
-//! Asks the kernel whether the peer of a connection takes what was sent.
+//! Asks the kernel whether the peer of a connection takes the data that was sent.
 //!
-//! A full send buffer does not answer that: the kernel reports room only when a good part of the buffer is free, which
-//! takes a slow reader a long time. So the daemon asks the kernel before it closes a connection for lack of progress.
+//! A full socket does not tell: the kernel reports room for output only when a good part of the send buffer is free again, and
+//! a slow reader may need long for that. So the daemon asks the kernel before it closes a connection because its peer takes
+//! nothing.
 
 use std::os::fd::AsFd;
 
@@ -40,15 +41,14 @@ sockopt_impl!(
     [u64; SND_UNA + 1]
 );
 
-/// Returns a number that changes whenever the peer takes something, as long as nothing is sent; `None` if the kernel
-/// does not tell. For TCP and MPTCP, it is the number of acknowledged bytes (for MPTCP, over all subflows). For Unix
-/// sockets, it is the memory of sent data that the kernel has not freed; the kernel frees a buffer once all of it was
-/// read.
+/// Returns a number that changes whenever the peer takes data, as long as nothing is sent: the bytes that the peer's kernel has
+/// acknowledged (TCP, and MPTCP over all subflows), or the bytes of memory that sent data still occupies (Unix sockets, which
+/// free a buffer when the peer has read all of it). `None` if the kernel does not tell.
 pub(crate) fn mark(socket: impl AsFd) -> Option<u64> {
     match socket_domain(&socket).ok()? {
         AddressFamily::UNIX => SocketMemory::of(&socket).map(|memory| memory.sent.into()),
-        // For MPTCP, TCP_INFO describes only the first subflow, which may be idle or closed. Other sockets, including
-        // MPTCP sockets that fell back to TCP, do not support MPTCP_INFO.
+        // On MPTCP, TCP_INFO describes the first subflow, which may carry nothing, or be gone. Sockets without this option
+        // include MPTCP sockets that have fallen back to TCP.
         _ => match getsockopt(&socket, MptcpInfo) {
             Ok(info) => Some(info[SND_UNA]),
             Err(_) => getsockopt(&socket, TcpInfo).ok().map(|info| info[BYTES_ACKED]),

@@ -14,18 +14,18 @@ use std::net::SocketAddr;
 
 use proxy_header::ParseConfig;
 
-use super::quote::quote;
+use crate::escape::quote;
 
-/// The longest header, in bytes.
+/// The maximum length of a header, in bytes.
 pub const MAX_HEADER: usize = 4096;
 
-/// The longest header of version 1, in bytes, including its line feed.
+/// The maximum length of a header of version 1, in bytes, including its line feed.
 const MAX_V1_LEN: usize = 107;
 
 const V1_PREFIX: &[u8] = b"PROXY ";
 const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// The length in bytes of the fixed part of version 2, which its length field does not count.
+/// The length of the fixed part of a header of version 2, in bytes.
 const V2_FIXED_LEN: usize = 16;
 
 /// The result of parsing the first bytes of a connection.
@@ -37,22 +37,22 @@ pub enum HeaderParse {
     Complete {
         /// The length of the header in bytes. Other bytes may follow it.
         len: usize,
-        /// The client for which the load balancer speaks; `None` if the header does not name one (UNKNOWN, LOCAL, or an
-        /// address that is neither IPv4 nor IPv6).
+        /// The client of the load balancer; `None` if the header does not name one (UNKNOWN, LOCAL, and address families other
+        /// than IPv4 and IPv6).
         client: Option<SocketAddr>,
     },
-    /// Not a header, whatever bytes follow.
+    /// Not a valid header, whatever follows.
     Invalid(HeaderFault),
 }
 
-/// The reason why a connection has no valid header.
+/// The fault of an invalid header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeaderFault {
-    /// The bytes do not begin like a header.
+    /// The input does not begin like a header.
     Missing,
-    /// The bytes begin like a header, but violate its version's format, or the stream ends within it.
+    /// The header breaks a rule of its version, or the stream ends inside it.
     Malformed,
-    /// The header is longer than allowed.
+    /// The header exceeds the maximum length of its version.
     TooLong,
     /// The header was not complete in time.
     Timeout,
@@ -85,18 +85,18 @@ impl fmt::Display for HeaderFault {
     }
 }
 
-/// The first bytes of a connection without a valid header, for the log.
+/// The bytes that came instead of a valid header, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadHeader {
-    /// The reason why the header is invalid.
+    /// Its fault.
     pub fault: HeaderFault,
     /// The first bytes, at most [`MAX_EXCERPT`].
     pub excerpt: Vec<u8>,
-    /// The number of bytes that were received.
+    /// The total number of bytes that came.
     pub len: u64,
 }
 
-/// The most bytes of a bad header that are logged.
+/// The maximum number of bytes of a bad header that are logged.
 pub const MAX_EXCERPT: usize = 32;
 
 impl fmt::Display for BadHeader {
@@ -150,8 +150,7 @@ impl HeaderParse {
         }
         match bytes.get(..len) {
             None => Self::Incomplete,
-            // LOCAL: the load balancer speaks for itself, for example in a health check. The rest of the header is
-            // ignored.
+            // LOCAL: a connection of the load balancer itself, such as a health check. The rest of its header is ignored.
             Some(_) if command == 0x20 => Self::Complete { len, client: None },
             Some(header) => Self::parse_complete(header),
         }
@@ -179,7 +178,7 @@ mod tests {
         HeaderParse::Complete { len, client: client.parse().ok() }
     }
 
-    /// Builds a header of version 2.
+    /// Returns a header of version 2.
     fn v2_header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
         let len = u16::try_from(rest.len()).unwrap().to_be_bytes();
         [V2_SIGNATURE, &[command, family], &len, rest].concat()

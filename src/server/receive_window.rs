@@ -1,10 +1,9 @@
-//! Detects that the kernel has closed the receive window of a TCP connection below what it had advertised.
+//! Detects that the kernel has taken back the receive window of a TCP connection.
 //!
-//! When a packet does not fit into the receive buffer, newer kernels (seen with Linux 6.18) drop it and shrink the
-//! window that they advertised before. Everything that the peer has already sent is then outside the window, and the
-//! kernel ignores it, including acknowledgments. A daemon that waits for acknowledgments before it reads would wait
-//! forever, so it must read some input first. Small packets make this likely, because each of them occupies several
-//! times its length in the buffer.
+//! When a packet does not fit into the receive buffer, a newer kernel (seen with Linux 6.18) drops it, and withdraws the window
+//! that it has advertised. Packets that the peer has already sent are then outside the window, and the kernel ignores them,
+//! including the acknowledgments. A daemon that waited for these acknowledgments before reading would wait forever, so it reads
+//! some input first. (Small packets make this likely: the kernel needs several times their length for each.)
 
 use std::os::fd::AsFd;
 
@@ -35,10 +34,10 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, _) = listener.accept().unwrap();
         client.write_all(&[b'a'; 10_000]).unwrap();
-        // Blocks until input has arrived.
+        // Waits until the input is there.
         socket.peek(&mut [0]).unwrap();
         assert!(!is_closed(&socket));
-        // The kernel rounds this up to its minimum, which is smaller than the queued input.
+        // The kernel sets its minimum size, which is less than 10,000 bytes.
         set_socket_recv_buffer_size(&socket, 1).unwrap();
         assert!(is_closed(&socket));
     }

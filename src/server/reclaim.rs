@@ -17,13 +17,13 @@ use super::idleness::{IdleConnection, IdleReport};
 use super::peer::Source;
 use super::worker::Worker;
 
-/// The most connections in one choice.
+/// The maximum number of connections in one choice.
 const MAX_CHOSEN: usize = 64;
 
-/// How long a choice stays valid, because connections come and go.
+/// The time for which a choice is used. Connections come and go meanwhile.
 const MAX_AGE: Duration = Duration::from_millis(100);
 
-/// How long to wait after no connection could be closed.
+/// The pause after an attempt that could close no connection.
 pub(crate) const RETRY: Duration = Duration::from_secs(1);
 
 /// A connection that may be closed.
@@ -36,12 +36,10 @@ struct Candidate {
     id: u64,
 }
 
-/// Chooses connections to close from the workers' reports. The result is in reverse order: the last one is closed
-/// first.
+/// Returns the connections that may be closed, out of those that the workers have reported. The last one is to be closed first.
 ///
-/// If one source holds more than half of all permits, its longest idle connections are chosen. Otherwise the longest
-/// idle connections are chosen of sources that hold more than an equal share; they must have been idle for at least
-/// `min_idle`.
+/// If one source holds more than half of all permits, its longest idle connections are chosen. Otherwise the longest idle
+/// connections of all sources that hold more than an equal share are chosen, if they have been idle for at least `min_idle`.
 fn choose(reports: Vec<IdleReport>, limit: usize, min_idle: Duration, now: Instant) -> Vec<Candidate> {
     let mut held: HashMap<Source, usize> = HashMap::new();
     let mut idle = Vec::new();
@@ -51,7 +49,7 @@ fn choose(reports: Vec<IdleReport>, limit: usize, min_idle: Duration, now: Insta
         }
         idle.extend(report.idle.into_iter().map(|one| (worker, one)));
     }
-    // Connections accepted in one pass have the same time; the id orders them.
+    // Connections that were accepted in one pass have the same time.
     idle.sort_by_key(|(_, one)| (one.since, one.id));
     let take = |spare: &dyn Fn(&IdleConnection) -> usize| {
         let mut taken: HashMap<Source, usize> = HashMap::new();
@@ -78,13 +76,13 @@ fn choose(reports: Vec<IdleReport>, limit: usize, min_idle: Duration, now: Insta
             return chosen;
         }
     }
-    // The waiting client may belong to another source, so the share is computed with one more.
+    // The waiting client may belong to a source without connections.
     let share = (limit / (held.len() + 1)).max(1);
     let is_old = |one: &IdleConnection| now.saturating_duration_since(one.since) >= min_idle;
     take(&|one| if is_old(one) { held[&one.source].saturating_sub(share) } else { 0 })
 }
 
-/// Closes idle connections when clients wait for a permit.
+/// Closes idle connections for waiting clients.
 #[derive(Debug)]
 pub(crate) struct Reclaimer {
     /// The setting `limits.reclaim_idle`; a reload may change it.
@@ -92,17 +90,17 @@ pub(crate) struct Reclaimer {
     choice: sync::Mutex<Choice>,
 }
 
-/// The latest choice.
+/// The last choice, and what is left of it.
 #[derive(Debug, Default)]
 struct Choice {
     made_at: Option<Instant>,
     candidates: Vec<Candidate>,
-    /// Whether any of its connections was closed.
+    /// Whether a connection of this choice was closed.
     closed_any: bool,
 }
 
 impl Choice {
-    /// Closes the next candidate that is still idle. Returns whether one was closed.
+    /// Closes the next candidate that is still idle. Returns `false` if there is none.
     async fn reclaim_next(&mut self, workers: &[Worker]) -> bool {
         while let Some(Candidate { worker, since, key, id }) = self.candidates.pop() {
             if workers[worker].reclaim(key, id, since).await {
@@ -123,15 +121,15 @@ impl Reclaimer {
         *self.lock_min_idle() = min_idle;
     }
 
-    /// Returns whether `limits.reclaim_idle` is set.
+    /// Returns whether idle connections are closed for waiting clients.
     pub(crate) fn is_on(&self) -> bool {
         self.lock_min_idle().is_some()
     }
 
-    /// Closes one idle connection if one qualifies. Returns whether one was closed.
+    /// Closes one idle connection, if one may be closed. Returns whether it did.
     pub(crate) async fn reclaim_one(&self, workers: &[Worker], limit: usize) -> bool {
         let Some(min_idle) = *self.lock_min_idle() else { return false };
-        // Calls are serialized: a choice depends on the connections that are left.
+        // Held while a connection is closed: a second choice at the same time would not know of it.
         let mut choice = self.choice.lock().await;
         if choice.made_at.is_some_and(|at| clock().saturating_duration_since(at) > MAX_AGE) {
             *choice = Choice::default();
@@ -140,7 +138,7 @@ impl Reclaimer {
             return true;
         }
         if choice.made_at.is_some() && !choice.closed_any {
-            // No candidate was still idle, and a new choice this soon would not differ.
+            // Another choice would find no connection either, so soon after this one.
             return false;
         }
         let mut reports = Vec::with_capacity(workers.len());
@@ -154,7 +152,7 @@ impl Reclaimer {
     }
 
     fn lock_min_idle(&self) -> MutexGuard<'_, Option<Duration>> {
-        // The value is replaced in one step, so it is valid even if a thread panicked.
+        // A value is stored in one step, so it is valid even if a thread panicked.
         self.min_idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -169,8 +167,8 @@ mod tests {
         Source::of_ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last))).unwrap()
     }
 
-    /// Runs [`choose`] on connections given as source and idle time in seconds (`None`: not idle). Returns the idle
-    /// times of the chosen connections, in the order in which they are closed.
+    /// Chooses among connections, each given by its source and the seconds for which it has been idle (`None`: not idle).
+    /// Returns the seconds of the chosen connections, in the order in which they are closed.
     fn chosen(limit: usize, min_idle: u64, connections: &[(u8, Option<u64>)]) -> Vec<u64> {
         let now = clock() + Duration::from_secs(10_000);
         let mut reports = [IdleReport::default(), IdleReport::default()];
@@ -200,7 +198,7 @@ mod tests {
     #[test]
     fn otherwise_those_of_sources_with_more_than_an_equal_share_that_are_idle_for_long_enough() {
         let all = [idle(1, [100, 90, 80, 70]), idle(2, [200, 10, 95]), idle(3, [1000]), idle(4, [1000])].concat();
-        // With the source of the waiting client there are five sources, so an equal share is two.
+        // The source of the waiting client is the fifth, so an equal share is two.
         assert_eq!(chosen(10, 60, &all), [200, 100, 90]);
         assert_eq!(chosen(10, 150, &all), [200]);
         assert_eq!(chosen(10, 201, &all), [0_u64; 0]);

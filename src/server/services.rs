@@ -1,6 +1,6 @@
-//! The services thread: runs work that depends on peers but does not belong on an event loop. It has a tokio runtime,
-//! started on first use. Its tasks read PROXY headers, decide on sources that may be at their limit, and close idle
-//! connections. So no peer can delay the thread that handles signals and talks to the service manager.
+//! The services thread, for work that peers can cause and event loops do not do. It has a tokio runtime, is started when it is
+//! first needed, and runs tasks: connections that await their PROXY header or a decision on their source, and the closing of
+//! idle connections. So no work that a peer can cause runs on the main thread, which handles signals and the service manager.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,7 +16,7 @@ use tokio::task;
 use super::worker;
 use super::worker_state::WorkerState;
 
-/// The services thread and its state. The thread starts on first use.
+/// Runs tasks on the services thread.
 #[derive(Debug)]
 pub(crate) struct Services {
     pub(crate) state: Arc<WorkerState>,
@@ -32,11 +32,11 @@ enum ThreadState {
     Ended,
 }
 
-/// The running thread, and the handle of its runtime.
+/// The running thread, and its runtime.
 #[derive(Debug)]
 struct ServicesThread {
     handle: Handle,
-    /// How to end the thread; `None` if a test owns the runtime.
+    /// The means to end the thread; `None` if a test owns the runtime.
     end: Option<End>,
 }
 
@@ -54,7 +54,7 @@ impl Services {
         Self { state: Arc::new(state), thread: Mutex::default() }
     }
 
-    /// Creates services whose tasks run on an existing runtime.
+    /// Creates services that run their tasks on this runtime.
     #[cfg(test)]
     pub(crate) fn on(handle: Handle, state: WorkerState) -> Self {
         let services = Self::new(state);
@@ -62,10 +62,10 @@ impl Services {
         services
     }
 
-    /// Returns the runtime, and starts its thread if needed.
+    /// Returns the runtime, and starts the thread if it is not running yet.
     ///
     /// # Errors
-    /// Returns an error if the thread or its reactor cannot be created, or if the server has ended the thread.
+    /// Returns an error if the thread or its reactor cannot be created, or if it has ended with the server.
     pub(crate) fn start(&self) -> io::Result<Handle> {
         let mut thread = self.lock_thread();
         match &*thread {
@@ -80,7 +80,7 @@ impl Services {
         }
     }
 
-    /// Spawns a task.
+    /// Runs a task, and starts the thread for it if necessary.
     ///
     /// # Errors
     /// Returns the errors of [`Services::start`]; the task is then dropped.
@@ -89,7 +89,7 @@ impl Services {
         Ok(())
     }
 
-    /// Waits until every task that is ready now has run, so that connections closed by their peers have ended.
+    /// Waits until all tasks that are ready now have run. Afterwards, connections that their peers had closed have ended.
     pub(crate) async fn barrier(&self) {
         self.run(async {
             // The first yield lets the runtime poll its reactor, the second lets the tasks that became ready run before
@@ -100,12 +100,12 @@ impl Services {
         .await;
     }
 
-    /// Waits until the thread has run a task. Returns at once if there is no thread.
+    /// Waits until the thread has run a task. Returns at once if the thread is not running.
     pub(crate) async fn ping(&self) {
         self.run(async {}).await;
     }
 
-    /// Runs a task to completion, if there is a thread.
+    /// Runs a task to its end, if the thread is running.
     async fn run(&self, run: impl Future<Output = ()> + Send + 'static) {
         let handle = match &*self.lock_thread() {
             ThreadState::Running(thread) => Some(thread.handle.clone()),
@@ -137,11 +137,12 @@ impl ServicesThread {
         let (running, done) = mpsc::channel();
         let (started, result) = mpsc::sync_channel(1);
         let thread = thread::Builder::new().name("services".to_owned()).spawn(move || {
-            // The runtime is created and dropped on this thread: dropping it inside another runtime would panic.
+            // Created on this thread, so that it is dropped on this thread: a runtime panics if it is dropped inside another
+            // one.
             match Builder::new_current_thread().enable_io().enable_time().build() {
                 Ok(runtime) => {
                     let _ = started.send(Ok(runtime.handle().clone()));
-                    // The sender is never used; dropping it is the signal to stop.
+                    // A dropped sender ends the wait, too.
                     let _ = runtime.block_on(stopped);
                     drop(runtime);
                 }

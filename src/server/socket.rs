@@ -1,19 +1,20 @@
-//! The kinds of sockets.
+//! The kinds of sockets that the server can serve.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 
+use rustix::io::retry_on_intr;
 use rustix::net::SocketType;
 use rustix::net::sockopt;
 
-/// The kind of data that a socket carries.
+/// The kind of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SocketKind {
     /// Connections that are streams of bytes: SOCK_STREAM of any address family.
     Stream,
     /// Connections of packets: SOCK_SEQPACKET.
     Seqpacket,
-    /// Datagrams from any sender: SOCK_DGRAM.
+    /// Datagrams of any sender: SOCK_DGRAM.
     Datagram,
 }
 
@@ -23,7 +24,7 @@ impl SocketKind {
     /// # Errors
     /// Returns the error of getsockopt(2), or an error if the socket is of another kind.
     pub fn of(socket: impl AsFd) -> io::Result<Self> {
-        match sockopt::socket_type(socket)? {
+        match retry_on_intr(|| sockopt::socket_type(&socket))? {
             SocketType::STREAM => Ok(Self::Stream),
             SocketType::SEQPACKET => Ok(Self::Seqpacket),
             SocketType::DGRAM => Ok(Self::Datagram),

@@ -1,4 +1,4 @@
-//! The kernel memory of a socket.
+//! The memory that a socket occupies in the kernel.
 
 use std::os::fd::AsFd;
 
@@ -9,7 +9,7 @@ use nix::sys::socket::getsockopt;
 const SO_MEMINFO: libc::c_int = 55;
 
 sockopt_impl!(
-    /// The first values of SO_MEMINFO (SK_MEMINFO_VARS of linux/sock_diag.h).
+    /// The first fields of SO_MEMINFO (SK_MEMINFO_VARS in linux/sock_diag.h).
     MemInfo,
     GetOnly,
     libc::SOL_SOCKET,
@@ -18,7 +18,7 @@ sockopt_impl!(
 );
 
 sockopt_impl!(
-    /// All values of SO_MEMINFO.
+    /// All fields of SO_MEMINFO.
     WholeMemInfo,
     GetOnly,
     libc::SOL_SOCKET,
@@ -26,22 +26,21 @@ sockopt_impl!(
     [u32; 9]
 );
 
-/// The kernel memory of a socket, in bytes.
+/// The memory that a socket occupies, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SocketMemory {
-    /// Memory of received data that was not read (SK_MEMINFO_RMEM_ALLOC).
+    /// Received data that was not read (SK_MEMINFO_RMEM_ALLOC).
     pub(crate) received: u32,
-    /// The limit on `received` (SK_MEMINFO_RCVBUF).
+    /// The limit of `received` (SK_MEMINFO_RCVBUF).
     pub(crate) receive_limit: u32,
-    /// Memory of sent data that was not freed (SK_MEMINFO_WMEM_ALLOC).
+    /// Sent data that is not freed yet (SK_MEMINFO_WMEM_ALLOC).
     pub(crate) sent: u32,
-    /// The limit on `sent` (SK_MEMINFO_SNDBUF). The kernel accepts more data while `sent` is below it.
+    /// The limit of `sent` (SK_MEMINFO_SNDBUF).
     pub(crate) send_limit: u32,
 }
 
-/// Returns how many packets the kernel has dropped since the socket was created (SK_MEMINFO_DROPS); `None` if the
-/// kernel does not tell. The causes are a full receive buffer, damaged packets, and filters such as that of
-/// `IPAddressDeny=`.
+/// Returns how many packets the kernel has dropped since the socket was created (SK_MEMINFO_DROPS): the receive buffer was
+/// full, the packet was damaged, or a filter such as that of `IPAddressDeny=` refused it. `None` if the kernel does not tell.
 pub(crate) fn drops(socket: impl AsFd) -> Option<u32> {
     Some(getsockopt(&socket, WholeMemInfo).ok()?[8])
 }
@@ -53,7 +52,7 @@ impl SocketMemory {
         Some(Self { received, receive_limit, sent, send_limit })
     }
 
-    /// Returns whether nothing can be sent until some sent data is freed.
+    /// Returns whether nothing can be sent until the kernel frees sent data.
     pub(crate) fn is_send_buffer_full(self) -> bool {
         self.sent >= self.send_limit
     }

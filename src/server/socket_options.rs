@@ -1,5 +1,5 @@
-//! Socket options. They are set on a listening socket, and its connections inherit them. Connections that were already
-//! in the backlog, or that another process accepted, get them individually.
+//! Options of served sockets. They are set on a listening socket, and its connections inherit them. Connections that were in
+//! the backlog before, and connections that another process accepted, have not inherited them.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,24 +12,24 @@ use rustix::net::{ipproto, sockopt};
 
 use crate::config::{BufferSize, ListenerSettings};
 
-/// How long a connection must be silent before the kernel probes the peer (TCP_KEEPIDLE, tcp(7)).
+/// The idle time before the first keepalive probe (TCP_KEEPIDLE, tcp(7)).
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
-/// The time between two probes (TCP_KEEPINTVL).
+/// The time between keepalive probes (TCP_KEEPINTVL).
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The number of unanswered probes after which the kernel breaks the connection (TCP_KEEPCNT).
+/// The number of unanswered keepalive probes that breaks a connection (TCP_KEEPCNT).
 const KEEPALIVE_PROBES: u32 = 6;
 
 /// SO_BUF_LOCK of asm-generic/socket.h (Linux 5.14), which no library defines.
 const SO_BUF_LOCK: libc::c_int = 72;
 
-/// SOCK_SNDBUF_LOCK and SOCK_RCVBUF_LOCK of linux/socket.h: the size of this buffer was set explicitly.
+/// SOCK_SNDBUF_LOCK and SOCK_RCVBUF_LOCK of linux/socket.h: the buffer has a fixed size.
 const SEND_BUFFER_LOCK: i32 = 1;
 pub(crate) const RECEIVE_BUFFER_LOCK: i32 = 2;
 
 sockopt_impl!(
-    /// The buffers whose sizes were set. The kernel adapts the others.
+    /// The buffers with a fixed size. The kernel adapts the size of the others.
     BufferLock,
     Both,
     libc::SOL_SOCKET,
@@ -37,29 +37,29 @@ sockopt_impl!(
     i32
 );
 
-/// The default send buffer of a TCP socket, in bytes; the kernel doubles it (socket(7)). It bounds the memory for
-/// replies that a client does not read.
+/// The default size of the send buffer of a TCP socket, in bytes. It is small, so that unread replies occupy little memory. The
+/// kernel doubles it (socket(7)).
 const DEFAULT_SEND_BUFFER: usize = 64 * 1024;
 
-/// Sets the options of a listening socket, a datagram socket, or a connection that has not inherited them.
+/// Sets the options of the settings on a listening socket, a datagram socket, or a connection that has not inherited them.
 ///
 /// # Errors
 /// Returns an error if setsockopt(2) fails.
 pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
     let is_tcp = is_tcp(&socket)?;
-    // Before Linux 5.14, the kernel does not tell whether another process has set the sizes.
+    // Linux before 5.14 does not tell whether another process has set the sizes.
     let locks = getsockopt(&socket, BufferLock).unwrap_or_default();
     let mut unlock = 0;
     match settings.receive_buffer {
         BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_recv_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= RECEIVE_BUFFER_LOCK,
-        // Connections adapt it while they are served (`receive_buffer`).
+        // Each connection limits its own while the daemon reads (`receive_buffer.rs`).
         BufferSize::Default => {}
     }
     match settings.send_buffer {
         BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_send_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= SEND_BUFFER_LOCK,
-        // A size that the socket unit has set is kept.
+        // Unless the socket unit has set a size.
         BufferSize::Default if is_tcp && locks & SEND_BUFFER_LOCK == 0 => {
             retry_on_intr(|| sockopt::set_socket_send_buffer_size(&socket, DEFAULT_SEND_BUFFER))?;
         }
@@ -70,7 +70,7 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
         optional(unlocked.map_err(|error| Errno::from_raw_os_error(error as i32)))?;
     }
     if is_tcp {
-        // Delivers urgent data in line, so that no byte from a client is lost.
+        // Urgent data stays in the stream, so no byte of a client is lost.
         optional(retry_on_intr(|| sockopt::set_socket_oobinline(&socket, true)))?;
         optional(retry_on_intr(|| sockopt::set_tcp_nodelay(&socket, settings.nodelay)))?;
         set_keepalive(&socket)?;
@@ -78,7 +78,7 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
     Ok(())
 }
 
-/// Ignores that the kernel does not support an option: not every kernel supports every option on MPTCP.
+/// Ignores the error of an option that the kernel does not support. MPTCP supports different options in different versions.
 fn optional(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
         Err(Errno::OPNOTSUPP | Errno::NOPROTOOPT) => Ok(()),
@@ -86,14 +86,14 @@ fn optional(result: Result<(), Errno>) -> Result<(), Errno> {
     }
 }
 
-/// Returns whether the socket is TCP or MPTCP.
+/// Returns whether a socket is TCP or MPTCP.
 fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
     // Unix sockets have no protocol.
     let protocol = retry_on_intr(|| sockopt::socket_protocol(&socket))?;
     Ok(matches!(protocol, Some(ipproto::TCP | ipproto::MPTCP)))
 }
 
-/// Enables keepalive, so that the kernel detects vanished peers. If SO_KEEPALIVE is set already, its times are kept.
+/// Enables keepalive, so that the kernel detects peers that have vanished. A socket with SO_KEEPALIVE keeps its times.
 fn set_keepalive(socket: impl AsFd) -> io::Result<()> {
     if retry_on_intr(|| sockopt::socket_keepalive(&socket))? {
         return Ok(());
@@ -118,7 +118,7 @@ mod tests {
         Settings::default().defaults
     }
 
-    /// Returns the size of the send buffer, whether TCP_NODELAY is set, and the keepalive values of a TCP socket.
+    /// Returns the options of a TCP socket: the size of its send buffer, TCP_NODELAY, and its keepalive times.
     fn options(socket: impl AsFd) -> (usize, bool, Option<[u64; 3]>) {
         let keepalive = sockopt::socket_keepalive(&socket).unwrap().then(|| {
             let seconds = |time: Duration| time.as_secs();

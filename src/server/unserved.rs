@@ -1,4 +1,4 @@
-//! Connections that end before a worker serves them. They are counted and reported like all others.
+//! Counts and reports connections that end without having been served, like all others.
 
 use std::io;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use super::worker_state::WorkerState;
 use crate::protocol::Verdict;
 use crate::protocol::session::Totals;
 
-/// Counts and reports the end of an accepted connection. `state` is that of the calling thread. Must be called before
-/// the permit is released, because the server may end then.
+/// Counts a connection that was accepted and has ended, and reports its verdict. `state` is that of the calling thread. Call it
+/// before the permit is released, because the server may end then.
 pub(crate) fn report(
     state: &WorkerState,
     info: &ConnectionInfo,
@@ -39,8 +39,8 @@ pub(crate) fn report(
     });
 }
 
-/// Closes a connection that cannot be served, and reports the error and the end ([`report`]). `state` is that of the
-/// calling thread; `socket` is `None` if it was closed already.
+/// Reports the error of a connection that cannot be served, counts it as [`report`] does, and closes it. `state` is that of the
+/// calling thread. `socket` is `None` if it is already closed.
 pub(crate) fn close_failed(
     state: &WorkerState,
     info: &ConnectionInfo,

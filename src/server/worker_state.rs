@@ -1,4 +1,4 @@
-//! The state that a thread shares with the connections that it serves, and with other threads.
+//! The state that a serving thread shares with its connections, and with other threads.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -6,7 +6,7 @@ use super::counters::Counters;
 use super::disposal::Disposal;
 use super::event::EventSink;
 
-/// The shared state of one thread that serves connections: a worker, the services thread, or a datagram server.
+/// The state of one serving thread: a worker, the services thread, or the thread of a datagram socket.
 #[derive(Debug)]
 pub(crate) struct WorkerState {
     pub(crate) sink: EventSink,
@@ -14,7 +14,7 @@ pub(crate) struct WorkerState {
     pub(crate) disposal: Disposal,
     /// The number of connections that the thread serves.
     open: AtomicUsize,
-    /// Whether the connections have to drain.
+    /// Whether its connections have to drain.
     draining: AtomicBool,
 }
 
@@ -25,12 +25,12 @@ impl WorkerState {
         Self { sink, counters: Counters::default(), disposal, open, draining }
     }
 
-    /// Counts one more connection.
+    /// Counts a connection that is assigned to the thread.
     pub(crate) fn add_connection(&self) {
         self.open.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts one connection less, after it has ended.
+    /// Stops counting a connection, which has ended.
     pub(crate) fn remove_connection(&self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -40,7 +40,7 @@ impl WorkerState {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Makes all connections drain from their next drive on.
+    /// Makes connections drain from their next drive on. Wakes no connection.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
     }

@@ -5,3 +5,8 @@ pub mod activation;
 pub mod fdstore;
 pub mod journal;
 pub mod notify;
+
+mod clock;
+mod poll;
+mod sealed_memory;
+mod send_fds;

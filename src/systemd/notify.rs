@@ -6,19 +6,22 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::event::PollFlags;
+use rustix::io::retry_on_intr;
+use rustix::net::SendFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use sd_notify::NotifyState;
+
+use super::poll::wait_until_ready;
+use super::send_fds::send_with_fds;
+use crate::escape::{Controls, escape_unsafe};
 
 /// The socket to the manager, kept from the first call on. When descriptors have run out, there would be none for a new
 /// one; a manager that gets no WATCHDOG=1, or no READY=1 at the end of a reload, ends the process.
@@ -122,23 +125,11 @@ pub fn barrier() -> io::Result<()> {
     let (ours, theirs) = retry_on_intr(|| pipe_with(PipeFlags::CLOEXEC))?;
     notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
     drop(theirs);
-    let mut answer = [PollFd::new(&ours, PollFlags::empty())];
-    let deadline = now() + BARRIER_TIMEOUT;
-    loop {
-        let remaining = deadline.saturating_duration_since(now());
-        let timeout = Timespec::try_from(remaining).map_err(|_| io::ErrorKind::InvalidInput)?;
-        match poll(&mut answer, Some(&timeout)) {
-            // A signal: poll(2) is never restarted, whatever its handler is.
-            Err(Errno::INTR) => {}
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 s")),
-            result => return Ok(result.map(drop)?),
-        }
+    if wait_until_ready(&ours, PollFlags::empty(), BARRIER_TIMEOUT)? {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 s"))
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the runtime of the process, and its clock, wait for this")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 /// Sends FDSTORE=1: the manager keeps this socket under this name, whatever becomes of its other end, and passes it to
@@ -186,24 +177,15 @@ fn connect(name: &OsStr) -> io::Result<UnixDatagram> {
 }
 
 fn send(socket: &UnixDatagram, text: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    retry_on_intr(|| sendmsg(socket, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL))?;
-    Ok(())
+    Ok(send_with_fds(socket, &[IoSlice::new(text.as_bytes())], fds, SendFlags::empty())?)
 }
 
 /// Returns `text` in one line, without invisible characters, and cut if it is too long.
 fn one_line(text: &str) -> String {
-    let mut line = String::new();
-    for c in text.chars() {
-        if line.len() >= MAX_STATUS_BYTES {
-            line.push('…');
-            break;
-        }
-        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    let mut line = escape_unsafe(text, Controls::Unicode, |_| false).into_owned();
+    if let Some(end) = (MAX_STATUS_BYTES..line.len()).find(|at| line.is_char_boundary(*at)) {
+        line.truncate(end);
+        line.push('…');
     }
     line
 }

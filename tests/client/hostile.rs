@@ -1,9 +1,8 @@
 //! Servers that never stop sending, and what they send to a terminal.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, IoSlice, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -12,11 +11,12 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
-    SocketType, accept_with, bind, listen, recv, recvfrom, send, sendmsg, sendmsg_addr, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
+    recv, recvfrom, send, socket_with,
 };
 
 use super::{MAX_WAIT, Output, Server, Watchdog, command, echoctl, finish, now, reply_and_wait, run, skip_test};
+use crate::descriptors::send_descriptors;
 use crate::kernel;
 
 /// What a flood may write beyond what the client is to read: the buffers of the kernel, and one read of the client.
@@ -172,18 +172,9 @@ fn an_error_of_the_server_is_shown_cut_and_on_one_line() {
 
 // --- Descriptors -------------------------------------------------------------------------------------------------------
 
-/// Sends bytes and a descriptor to `to`, or to the other end of a connection.
-fn send_descriptor(socket: &OwnedFd, to: Option<&SocketAddrUnix>) -> Result<usize, Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let stdin = std::io::stdin();
-    let descriptors = [stdin.as_fd()];
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    let (bytes, flags) = ([IoSlice::new(b"x")], SendFlags::NOSIGNAL);
-    match to {
-        Some(to) => sendmsg_addr(socket, to, &bytes, &mut ancillary, flags),
-        None => sendmsg(socket, &bytes, &mut ancillary, flags),
-    }
+/// Sends a byte and a descriptor to the other end of a connection.
+fn send_stdin(socket: &OwnedFd) -> Result<(), Errno> {
+    send_descriptors(socket, b"x", &[std::io::stdin()], SendFlags::empty())
 }
 
 /// What it receives may take long to close, whatever the timeout of the client.
@@ -213,13 +204,14 @@ fn a_server_cannot_send_descriptors_if_the_kernel_can_refuse_them() {
             let server = thread::spawn(move || {
                 if kind == SocketType::DGRAM {
                     let (_, _, from) = recvfrom(&listener, &mut [0; 100], RecvFlags::empty()).unwrap();
-                    return send_descriptor(&listener, Some(&from.unwrap().try_into().unwrap()));
+                    connect(&listener, &from.unwrap()).unwrap();
+                    return send_stdin(&listener);
                 }
                 loop {
                     let client = accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
                     // The first connection of bench may only try whether the server is there.
                     if recv(&client, &mut [0; 100], RecvFlags::empty()).is_ok_and(|(count, _)| count > 0) {
-                        return send_descriptor(&client, None);
+                        return send_stdin(&client);
                     }
                 }
             });

@@ -7,7 +7,9 @@
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test program uses its own part")]
 
 pub mod catalog;
+pub mod configuration;
 pub mod daemon;
+pub mod descriptors;
 #[cfg(all(feature = "client", feature = "cli"))]
 pub mod echoctl;
 pub mod hang;

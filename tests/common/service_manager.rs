@@ -3,7 +3,7 @@
 
 use std::io::{ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Command, Stdio, id};
@@ -13,9 +13,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::retry_on_intr;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, SocketType, recvmsg,
+    socketpair,
+};
 use tempfile::TempDir;
 
+use super::descriptors::send_descriptors;
 use super::{TEST_TIMEOUT, now};
 
 /// The shell that runs this becomes the daemon, or the program that is to run the daemon (`TEST_WRAPPER`), if there is
@@ -38,6 +42,16 @@ pub fn activated_command(redirections: &str, sockets: Vec<OwnedFd>, names: &str)
     command.env_remove("LISTEN_PID").env("LISTEN_FDS", names.split(':').count().to_string());
     command.env("LISTEN_FDNAMES", names).env_remove("NOTIFY_SOCKET").env_remove("FDSTORE").env_remove("TEST_WRAPPER");
     command
+}
+
+/// Creates a bundle, as the daemon stores them, of messages with these descriptors.
+pub fn bundle_of(messages: &[&[BorrowedFd<'_>]]) -> OwnedFd {
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let (sending, bundle) = pair.expect("a pair can be made");
+    for descriptors in messages {
+        send_descriptors(&sending, b"\n", descriptors, SendFlags::empty()).expect("there is room");
+    }
+    bundle
 }
 
 /// A service manager at `NOTIFY_SOCKET`. It receives notifications on a thread of its own until it is dropped.

@@ -4,7 +4,8 @@ use std::fs;
 
 use echoed::config::{Settings, Sources};
 
-use crate::expect_all_keys;
+use crate::common::configuration::{DocumentedKey, Unit, documented_keys};
+use crate::{expect_all_keys, keys};
 
 const PAGE: &str = include_str!("../../docs/configuration.md");
 
@@ -32,24 +33,47 @@ fn load_drop_in(drop_in: &str) -> Result<String, String> {
 
 #[test]
 fn every_key_is_in_a_table_of_the_page_with_its_default() {
-    let (_, tables) = PAGE.split_once("\n## Every key\n").expect("docs/configuration.md has \"## Every key\"");
-    let tables = tables.split("\n## ").next().unwrap_or_default();
-    let mut found = Vec::new();
-    let mut section = "";
-    for line in tables.lines() {
-        if let Some(heading) = line.strip_prefix("### `[") {
-            section = heading.split(']').next().unwrap();
-        } else if let Some(row) = line.strip_prefix("| `") {
-            let cells: Vec<_> = row.split(" | ").collect();
-            assert_eq!(cells.len(), 4, "docs/configuration.md: a row has 4 cells: {line}");
-            let (key, default) = (cells[0].trim_end_matches('`'), cells[1].trim_matches('`'));
-            found.push((section.to_owned(), key.to_owned(), default.to_owned()));
+    let found = documented_keys()
+        .into_iter()
+        .map(|DocumentedKey { section, name, default, .. }| (section.to_owned(), name.to_owned(), default.to_owned()));
+    expect_all_keys("the tables of docs/configuration.md", &found.collect::<Vec<_>>());
+}
+
+/// Returns what the daemon prints as the value of a key that is set to `value`.
+fn printed_value(key: DocumentedKey, value: &str) -> Result<String, String> {
+    // Any message fits into the memory.
+    let mut document = format!("{} = {value}\n", key.path());
+    for (path, value) in [("limits.buffer_memory", "\"1024GiB\""), ("defaults.max_message", "\"1B\"")] {
+        if path != key.path() {
+            document.push_str(&format!("{path} = {value}\n"));
         }
     }
-    let listen = ("defaults", "listen", "[]");
-    let (only_listeners, found): (Vec<_>, Vec<_>) = found.into_iter().partition(|(_, key, _)| key == "listen");
-    assert_eq!(only_listeners, [(listen.0.to_owned(), listen.1.to_owned(), listen.2.to_owned())]);
-    expect_all_keys("the tables of docs/configuration.md", &found);
+    let settings = Settings::from_toml("x", &document).map_err(|error| error.to_string())?;
+    let mut printed = keys(&settings.to_toml()).into_iter();
+    let found = printed.find(|(section, name, _)| section == key.section && name == key.name);
+    Ok(found.expect("every key is printed").2)
+}
+
+#[test]
+fn every_key_takes_what_its_row_says_and_nothing_else() {
+    for key in documented_keys() {
+        let (mut accepted, mut refused) = (key.words(), vec!["[]".to_owned()]);
+        if let Some((unit, range)) = key.range() {
+            accepted.extend([range.start(), range.end()].map(|end| unit.format(*end)));
+            refused.extend(range.start().checked_sub(1).map(|less| unit.format(less)));
+            refused.push(unit.format(range.end() + 1));
+        }
+        if !matches!(key.range(), Some((Unit::Length, _))) {
+            refused.push("\"no such word\"".to_owned());
+        }
+        for value in accepted {
+            assert_eq!(printed_value(key, &value).as_deref(), Ok(&*value), "{}", key.path());
+        }
+        for value in refused {
+            let printed = printed_value(key, &value);
+            assert!(printed.is_err(), "docs/configuration.md: {} takes {}, but also {value}", key.path(), key.takes);
+        }
+    }
 }
 
 #[test]

@@ -1,35 +1,16 @@
 //! What cannot be handed over is closed and logged. The daemon starts and serves, whatever is in the fd store.
 
 use std::io::Write;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
-};
 use rustix::process::{Signal, geteuid};
 
 use super::common::program_or_skip;
+use super::common::service_manager::bundle_of;
 use super::common::strace::Strace;
 use super::service::Service;
 use super::{Peer, connection_outcomes};
-
-/// Returns a bundle with these messages in it, each with a descriptor or none.
-fn bundle(messages: &[(&[u8], Option<&OwnedFd>)]) -> OwnedFd {
-    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-    let (sending, bundle) = pair.expect("a pair can be made");
-    for (bytes, descriptor) in messages {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let descriptors: Vec<_> = descriptor.iter().map(|descriptor| descriptor.as_fd()).collect();
-        if !descriptors.is_empty() {
-            assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
-        }
-        sendmsg(&sending, &[std::io::IoSlice::new(bytes)], &mut ancillary, SendFlags::empty()).expect("there is room");
-    }
-    bundle
-}
 
 #[test]
 fn the_daemon_starts_and_serves_whatever_is_in_the_fd_store() {
@@ -39,15 +20,13 @@ fn the_daemon_starts_and_serves_whatever_is_in_the_fd_store() {
         OwnedFd::from(file)
     };
     let stream = || OwnedFd::from(UnixStream::pair().expect("a pair can be made").0);
+    let (text, connection) = (file("this is not a manifest"), stream());
     let stores = [
-        ("nothing in it", bundle(&[])),
-        ("no descriptor", bundle(&[(b"x", None)])),
-        ("no manifest", bundle(&[(b"\n", Some(&file("this is not a manifest")))])),
-        (
-            "no manifest, but a connection",
-            bundle(&[(b"\n", Some(&file("this is not a manifest"))), (b"\n", Some(&stream()))]),
-        ),
-        ("only a connection", bundle(&[(b"\n", Some(&stream()))])),
+        ("nothing in it", bundle_of(&[])),
+        ("no descriptor", bundle_of(&[&[]])),
+        ("no manifest", bundle_of(&[&[text.as_fd()]])),
+        ("no manifest, but a connection", bundle_of(&[&[text.as_fd()], &[connection.as_fd()]])),
+        ("only a connection", bundle_of(&[&[connection.as_fd()]])),
         ("not-a-bundle", stream()),
     ];
     let mut service = Service::start("");
@@ -177,7 +156,7 @@ fn connections_beyond_the_limit_on_descriptors_in_flight_are_cut_and_logged() {
     let mut second = Service::start("");
     second.stop(Signal::INT);
     second.start_next_with("", |command| {
-        // The limit does not hold for who has these; who is not root has nothing to give away.
+        // These capabilities lift the limit. Only root has them.
         let privileges = "setpriv --bounding-set=-sys_resource,-sys_admin --inh-caps=-sys_resource,-sys_admin";
         let privileges = if geteuid().is_root() { privileges } else { "" };
         command.env("TEST_WRAPPER", format!("prlimit --nofile={SECOND_NOFILE_LIMIT} {privileges}"));

@@ -1,12 +1,12 @@
 //! Descriptors that peers send (SCM_RIGHTS, unix(7)): closing one may block for as long as its sender likes. No client
 //! notices, on this kernel and on one that cannot refuse them.
 
-use std::io::{ErrorKind, IoSlice, Read};
-use std::mem::MaybeUninit;
+use std::io::{ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -14,11 +14,13 @@ use nix::libc;
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_linger, set_socket_passcred};
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind,
-    connect, getsockname, listen, send, sendmsg, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen,
+    recv, send, sendto, socket_with,
 };
 use rustix::process::Signal;
 
+use crate::common::descriptors::send_descriptors;
+use crate::common::packets::count_dropped;
 use crate::common::service_manager::activated_command;
 use crate::common::{self, Daemon, Peer, find_program, kernel, skip_test, wait_until};
 use crate::service::{FdStore, Service};
@@ -120,7 +122,7 @@ impl Client {
     /// Sends a message, with descriptors of which this process keeps no copy.
     fn send_with(&self, text: &str, descriptors: Vec<OwnedFd>) -> Result<(), Errno> {
         let message = self.message(text);
-        let result = send_descriptors(self.stream.as_fd(), message.as_bytes(), &descriptors);
+        let result = send_descriptors(&self.stream, message.as_bytes(), &descriptors, SendFlags::empty());
         if result.is_err() {
             // This process is not to wait for them either.
             for descriptor in &descriptors {
@@ -154,14 +156,6 @@ impl Client {
     }
 }
 
-fn send_descriptors(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[OwnedFd]) -> Result<(), Errno> {
-    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)));
-    sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
-}
-
 /// A TCP connection whose last close(2) blocks for an hour, unless its receiver goes away.
 struct Blocker {
     receiver: TcpStream,
@@ -179,11 +173,11 @@ impl Blocker {
         (Self { receiver }, sender.into())
     }
 
-    /// The same inside of another socket, where SO_LINGER cannot be turned off: it blocks whoever closes it.
+    /// The same inside another socket, where SO_LINGER cannot be turned off: closing it blocks.
     fn nested() -> (Self, OwnedFd) {
         let (blocker, inner) = Self::new();
         let (outer, carrier) = UnixStream::pair().expect("sockets can be made and connected");
-        send_descriptors(carrier.as_fd(), b"x", &[inner]).expect("sockets can be made and connected");
+        send_descriptors(&carrier, b"x", &[inner], SendFlags::empty()).expect("sockets can be made and connected");
         (blocker, outer.into())
     }
 
@@ -483,7 +477,8 @@ fn a_connection_that_awaits_its_proxy_header_is_not_read_while_its_descriptors_w
             let sockets = Sockets::new(SocketType::STREAM);
             let mut evil = sockets.connect();
             let (blocker, descriptor) = Blocker::nested();
-            send_descriptors(evil.stream.as_fd(), first.as_bytes(), &[descriptor]).expect("the kernel queues it");
+            send_descriptors(&evil.stream, first.as_bytes(), &[descriptor], SendFlags::empty())
+                .expect("the kernel queues it");
             send(&evil.stream, rest.as_bytes(), SendFlags::NOSIGNAL).unwrap();
             let Some(daemon) = sockets.start(kernel, PROXIED) else { continue };
             let mut other = sockets.connect();
@@ -503,7 +498,8 @@ fn a_header_with_descriptors_waits_until_there_is_room_for_them() {
     let sockets = Sockets::new(SocketType::STREAM);
     let (blocker, descriptor) = Blocker::nested();
     let mut blocking = sockets.connect();
-    send_descriptors(blocking.stream.as_fd(), b"PROXY UNKNOWN\r\n", &[descriptor]).expect("the kernel queues it");
+    send_descriptors(&blocking.stream, b"PROXY UNKNOWN\r\n", &[descriptor], SendFlags::empty())
+        .expect("the kernel queues it");
     blocking.send("blocking");
     let Some(daemon) = sockets.start(Kernel::Old, PROXIED) else { return };
     let mut without = sockets.connect();
@@ -513,13 +509,18 @@ fn a_header_with_descriptors_waits_until_there_is_room_for_them() {
     let many: Vec<_> = (0..5).map(|_| sockets.connect()).collect();
     for client in &many {
         let pipes: Vec<_> = (0..253).map(|_| pipe()).collect();
-        send_descriptors(client.stream.as_fd(), b"P", &pipes).expect("this kernel does not refuse it");
+        send_descriptors(&client.stream, b"P", &pipes, SendFlags::empty()).expect("this kernel does not refuse it");
     }
     // The fifth of them does not fit.
     wait_until("the daemon holds four messages", || daemon.descriptor_count() >= before + 5 + 4 * 253);
     let mut waiting = sockets.connect();
-    send_descriptors(waiting.stream.as_fd(), b"PROXY UNKNOWN\r\n", &(0..20).map(|_| pipe()).collect::<Vec<_>>())
-        .expect("this kernel does not refuse it");
+    send_descriptors(
+        &waiting.stream,
+        b"PROXY UNKNOWN\r\n",
+        &(0..20).map(|_| pipe()).collect::<Vec<_>>(),
+        SendFlags::empty(),
+    )
+    .expect("this kernel does not refuse it");
     waiting.send("aaaa");
     without.exchange("again");
     expect_silence(&mut waiting);
@@ -748,11 +749,7 @@ fn messages_around_urgent_data_are_all_answered() {
 
 /// Sends a byte of urgent data, with a descriptor of which this process keeps no copy.
 fn send_urgent(client: &Client, descriptor: OwnedFd) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [descriptor.as_fd()];
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    sendmsg(&client.stream, &[IoSlice::new(b"!")], &mut ancillary, SendFlags::OOB).map(drop)
+    send_descriptors(&client.stream, b"!", &[descriptor], SendFlags::OOB)
 }
 
 #[test]
@@ -825,4 +822,38 @@ fn a_datagram_with_a_descriptor_that_blocks_its_closer_delays_no_client() {
         tcp.exchange("again");
         daemon.stop();
     }
+}
+
+#[test]
+fn a_flood_of_datagrams_with_descriptors_does_not_hide_who_sends_at_a_path() {
+    const SENT: u32 = 1000;
+    const FLOODERS: u32 = 4;
+    let sockets = Sockets::new(SocketType::DGRAM);
+    let Some(daemon) = sockets.start(Kernel::Old, "[limits]\ndatagrams_per_source = 'off'\n") else { return };
+    let ends = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..FLOODERS {
+            scope.spawn(|| {
+                // Without a name, each is dropped; the socket is always full.
+                let (flooder, descriptors) = (sockets.connect(), [pipe()]);
+                while !ends.load(Ordering::Relaxed) {
+                    send_descriptors(&flooder.stream, b"flood", &descriptors, SendFlags::empty())
+                        .expect("this kernel does not refuse it");
+                }
+            });
+        }
+        daemon.wait_for_log("nameless");
+        let client = UnixDatagram::bind(daemon.directory().join("client")).expect("it can be bound");
+        let to = getsockname(&sockets.unix).expect("it is bound");
+        for _ in 0..SENT {
+            // As soon as there is room, with all that wait for it.
+            sendto(&client, b"a", SendFlags::NOSIGNAL, &to).expect("it is sent");
+            while recv(&client, &mut [0; 100], RecvFlags::DONTWAIT).is_ok() {}
+        }
+        ends.store(true, Ordering::Relaxed);
+    });
+    let log = daemon.stop();
+    let hidden = count_dropped(&log, "unsafe-address");
+    // One may come at the moment when the kernel adds no credentials.
+    assert!(hidden <= u64::from(SENT) / 100, "{hidden} of {SENT}");
 }

@@ -12,10 +12,11 @@ use std::task::Waker;
 use echoed::config::{Level, Settings};
 use echoed::protocol::Verdict;
 use echoed::server::event::{Event, EventHandler, MessageLog, ReceivedMessage};
-use echoed::systemd::journal::{self, EntryKind, LogEntry, LogTarget, Priority, RateLimit, lossless};
+use echoed::systemd::journal::{self, LogEntry, LogTarget, Priority, RateLimit, lossless};
 
 use crate::start_error::StartError;
 
+use kinds::Kind;
 pub(crate) use kinds::Note;
 
 /// The log, up to a level; cheap to clone.
@@ -43,7 +44,7 @@ pub(crate) fn report_start_failure(error: &StartError, is_stderr_withheld: bool)
             } else {
                 // There can be no further thread, which may be what the text says.
                 let entry = LogEntry { text, multiline: true, ..LogEntry::default() };
-                journal::write_now(target, note.kind(), priority(note.level()), &entry);
+                journal::write_now(target, note.kind().entry, priority(note.kind().level), &entry);
             }
         }
         LogTarget::Lines(mut stderr) => {
@@ -78,21 +79,21 @@ impl LeveledLog {
             self.log.flush_suppressed();
         }
         let entry = || LogEntry { text: text.to_owned(), multiline: true, ..LogEntry::default() };
-        self.write(note.kind(), note.level(), RateLimit::Enforced, entry);
+        self.write(note.kind(), RateLimit::Enforced, entry);
     }
 
     /// Logs a note about a listener.
     pub(crate) fn note_on(&self, note: Note, listener: &str, text: &str) {
         let (text, listener) = (text.to_owned(), Some(listener.into()));
         let entry = || LogEntry { text, multiline: true, listener, ..LogEntry::default() };
-        self.write(note.kind(), note.level(), RateLimit::Enforced, entry);
+        self.write(note.kind(), RateLimit::Enforced, entry);
     }
 
-    fn write(&self, kind: EntryKind, level: Level, rate_limit: RateLimit, entry: impl FnOnce() -> LogEntry) {
-        if self.is_enabled(level) {
+    fn write(&self, kind: Kind, rate_limit: RateLimit, entry: impl FnOnce() -> LogEntry) {
+        if self.is_enabled(kind.level) {
             // With the level set to debug, the user wants to see every entry.
             let rate_limit = if self.is_enabled(Level::Debug) { RateLimit::Exempt } else { rate_limit };
-            self.log.write(kind, priority(level), rate_limit, entry);
+            self.log.write(kind.entry, priority(kind.level), rate_limit, entry);
         }
     }
 
@@ -153,15 +154,15 @@ impl EventHandler for LeveledLog {
     fn handle(&self, event: Event) {
         // If messages are logged, the user wants to see each of them.
         let rate_limit = if let Event::Message { .. } = event { RateLimit::Exempt } else { RateLimit::Enforced };
-        self.write(kinds::of_event(&event), events::level(&event), rate_limit, || entry(&event));
+        self.write(kinds::of_event(&event), rate_limit, || events::entry(&event));
     }
 
     fn wants_opened(&self) -> bool {
-        self.is_enabled(events::OPENED)
+        self.is_enabled(kinds::OPENED.level)
     }
 
     fn wants_closed(&self, verdict: Verdict) -> bool {
-        self.is_enabled(events::level_of_end(verdict))
+        self.is_enabled(kinds::of_end(verdict).level)
     }
 }
 
@@ -186,58 +187,6 @@ fn priority(level: Level) -> Priority {
         Level::Warn => Priority::Warning,
         Level::Info => Priority::Info,
         Level::Debug | Level::Trace => Priority::Debug,
-    }
-}
-
-fn entry(event: &Event) -> LogEntry {
-    let text = events::Text(event).to_string();
-    match event {
-        Event::Opened { id, listener, peer }
-        | Event::Resumed { id, listener, peer }
-        | Event::MessagesLost { id, listener, peer, .. } => LogEntry {
-            text,
-            listener: Some(Arc::clone(listener)),
-            peer: Some(peer.to_string()),
-            connection: Some(*id),
-            ..LogEntry::default()
-        },
-        Event::Message { connection_id, listener, peer, received_at, .. } => LogEntry {
-            text,
-            listener: Some(Arc::clone(listener)),
-            peer: Some(peer.to_string()),
-            connection: *connection_id,
-            received_at: *received_at,
-            ..LogEntry::default()
-        },
-        Event::DatagramsDropped { listener, cause, last_peer, .. } => LogEntry {
-            text,
-            listener: Some(Arc::clone(listener)),
-            peer: Some(last_peer.to_string()),
-            verdict: Some(cause.name()),
-            ..LogEntry::default()
-        },
-        Event::Closed { id, listener, peer, verdict, totals, bad_header, .. } => LogEntry {
-            text,
-            multiline: false,
-            listener: Some(Arc::clone(listener)),
-            peer: Some(peer.to_string()),
-            connection: Some(*id),
-            verdict: Some(verdict.name()),
-            reason: bad_header.as_ref().map(|bad_header| bad_header.fault.name()),
-            bytes_in: Some(totals.bytes_in),
-            bytes_out: Some(totals.bytes_out),
-            messages: Some(totals.messages),
-            received_at: None,
-        },
-        Event::AcceptPaused { listener, .. }
-        | Event::AcceptResumed { listener, .. }
-        | Event::ListenerFailed { listener, .. } => {
-            LogEntry { text, listener: Some(Arc::clone(listener)), ..LogEntry::default() }
-        }
-        Event::ConnectionFailed { listener, peer, .. } => {
-            LogEntry { text, listener: Some(Arc::clone(listener)), peer: Some(peer.to_string()), ..LogEntry::default() }
-        }
-        _ => LogEntry { text, ..LogEntry::default() },
     }
 }
 

@@ -17,6 +17,7 @@ use echoed::rlimit::{self, FdBudget, ServingThreads};
 use echoed::server::{Counts, Server};
 use echoed::systemd::activation::Sockets;
 use echoed::systemd::notify;
+use echoed::units::format_number;
 use tokio::sync::{oneshot, watch};
 use tokio::time;
 
@@ -303,9 +304,10 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
     fn status(&self) -> String {
         let (open, limit) = (self.server.connection_count(), self.server.connection_limit());
         let Counts { totals, resumed, .. } = self.server.counts();
-        let (listeners, messages) = (self.server.listener_count(), grouped(totals.messages));
+        let (listeners, messages) = (self.server.listener_count(), format_number(totals.messages));
         let s = plural(listeners);
-        let resumed_text = if resumed == 0 { String::new() } else { format!(", {} resumed here", grouped(resumed)) };
+        let resumed_text =
+            if resumed == 0 { String::new() } else { format!(", {} resumed here", format_number(resumed)) };
         let reload_error =
             self.reload_error.borrow().as_ref().map(|what| format!("; failed to reload: {what}")).unwrap_or_default();
         let backlog = self.log_backlog().map(describe_backlog).unwrap_or_default();
@@ -361,36 +363,15 @@ pub(crate) fn warn_low_nofile(budget: FdBudget, settings: &Settings, log: &Level
 
 /// Describes, for the status, entries that wait because the log cannot be written to.
 fn describe_backlog(waiting: usize) -> String {
-    format!("; log unavailable, {} {} waiting", grouped(waiting as u64), if waiting == 1 { "entry" } else { "entries" })
+    format!(
+        "; log unavailable, {} {} waiting",
+        format_number(waiting as u64),
+        if waiting == 1 { "entry" } else { "entries" }
+    )
 }
 
 /// Returns which files were read, on one line: the service may see other files than its administrator.
 fn describe_files(files: &[PathBuf]) -> String {
     let names: Vec<_> = files.iter().map(|file| file.display().to_string().escape_debug().to_string()).collect();
     if names.is_empty() { "no file was read".to_owned() } else { format!("read {}", names.join(", ")) }
-}
-
-/// Formats a number with its digits grouped: 18,400.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn large_numbers_are_grouped() {
-        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (18_400, "18,400"), (1_234_567, "1,234,567")] {
-            assert_eq!(grouped(number), text);
-        }
-    }
 }

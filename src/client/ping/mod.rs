@@ -23,10 +23,11 @@ use std::time::Duration;
 
 use tokio::select;
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::connect::ConnectError;
 use super::connection::Connection;
+use super::deadline;
 use super::exchange_error::Difference;
 use super::quote::{Cut, Quoted, reason};
 use crate::address::Address;
@@ -191,7 +192,7 @@ impl<'a, W: Write> Pinger<'a, W> {
                 _ = ticker.tick(), if self.is_sending() => self.send_next()?,
                 () = ready(self.connection.as_ref()), if self.connection.is_some() => self.transfer()?,
                 connected = wait_for_connect(self.connecting.as_mut()), if self.connecting.is_some() => self.handle_connected(connected)?,
-                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.handle_timeout()?,
+                () = deadline::passed(deadline) => self.handle_timeout()?,
                 () = stop.notified() => self.handle_stop()?,
             }
         }

@@ -1,5 +1,5 @@
-//! Checkpoints of the buffers of a session. They leave out what the rules add to the buffers, because the session may
-//! be restored under other rules.
+//! Stores and restores the buffers of a session, without prefixes and delimiters, because other rules may apply after a
+//! restart.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -10,11 +10,11 @@ use crate::protocol::peer_wait::PeerWait;
 use crate::protocol::relative_time::RelativeTime;
 use crate::protocol::rules::{Framing, Rules};
 
-/// The buffers of a session, in values that do not depend on the clock or the rules.
+/// The buffers of a session, in values that are valid on any clock and under any rules.
 #[derive(Debug)]
 pub(in crate::protocol) struct BuffersCheckpoint<'a> {
     pub(in crate::protocol) message: MessageCheckpoint<'a>,
-    /// When the session began to wait ([`Buffers::wait`]).
+    /// When the wait of [`Buffers::wait`] began.
     pub(in crate::protocol) waiting_since: RelativeTime,
     /// When the delay after a reply ends.
     pub(in crate::protocol) delay_until: RelativeTime,
@@ -26,7 +26,7 @@ pub(in crate::protocol) struct BuffersCheckpoint<'a> {
 #[derive(Debug)]
 pub(in crate::protocol) enum MessageCheckpoint<'a> {
     None,
-    /// The received part, and when the read deadline passes if the session continues to read.
+    /// The bytes that have come, and the read deadline if the session reads from now on.
     InProgress(RelativeTime, Cow<'a, [u8]>),
     /// The message without its delimiter.
     Unlogged(Cow<'a, [u8]>),
@@ -41,8 +41,8 @@ impl BuffersCheckpoint<'_> {
         inbound: Cow::Borrowed(&[]),
     };
 
-    /// Restores the buffers under `rules`. `framer` must be new, and gets the matching state. If the message in
-    /// progress is complete under these rules, it is processed again as input.
+    /// Restores the buffers under `rules`. `framer` must be new, and gets the state that belongs to the buffers. If the message
+    /// in progress is complete under these rules, it is processed again as input.
     pub(in crate::protocol) fn restore(self, rules: &Rules, stored_at: Instant, framer: &mut Framer) -> Buffers {
         let waiting_since = self.waiting_since.to_past_instant(stored_at);
         let mut buffers = Buffers::new(waiting_since);

@@ -1,7 +1,7 @@
-//! Checkpoints: a session is stored, and restored in another process, possibly under other rules.
+//! Stores a session as a checkpoint, and restores it, perhaps in another process and under other rules.
 //!
-//! Timers continue to run in between. The restored session follows the current rules of its listener. These may shorten
-//! its deadlines, and no deadline is later than they allow.
+//! Its timers run on meanwhile. The restored session follows the current rules of its listener. They may shorten its deadlines,
+//! but never extend them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use crate::protocol::framer::Framer;
 use crate::protocol::relative_time::RelativeTime;
 use crate::protocol::rules::Rules;
 
-/// The whole state of a session between two calls, in values that do not depend on the clock or the rules.
+/// The whole state of a session between two calls, in values that are valid on any clock and under any rules.
 #[derive(Debug)]
 pub(in crate::protocol) struct Checkpoint<'a> {
     pub(in crate::protocol) phase: Phase<RelativeTime>,

@@ -1,10 +1,10 @@
-//! The deadlines of a session, and the consequences when they pass.
+//! The deadlines of a session, and their consequences.
 
 use std::time::Instant;
 
 use super::{FINAL_REPLY_TIMEOUT, Phase, Session, Want};
 use crate::protocol::buffers::Awaited;
-use crate::protocol::rules::{Deadlines, TimeSpan};
+use crate::protocol::rules::{Deadlines, TimeSpan, end_of_limit};
 use crate::protocol::verdict::Verdict;
 
 /// The consequence of a passed deadline.
@@ -19,14 +19,14 @@ enum Timeout {
 }
 
 impl Session {
-    /// Returns when [`Session::handle_timeout`] must be called, unless another event changes that.
+    /// Returns when to call [`Session::handle_timeout`], unless another call changes it before.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.next_deadline().map(|(until, _)| until)
     }
 
-    /// Handles deadlines that have passed, and the end of a delay. If [`Session::needs_peer_progress`] returns `true`,
-    /// call [`Session::record_peer_progress`] first.
+    /// Acts on deadlines that have passed, and on the end of a delay. If [`Session::needs_peer_progress`] returns `true`, call
+    /// [`Session::record_peer_progress`] before.
     pub fn handle_timeout(&mut self, now: Instant) {
         let Some((until, timeout)) = self.next_deadline() else { return };
         if until > now {
@@ -36,7 +36,7 @@ impl Session {
             Timeout::Verdict(verdict) => match self.phase {
                 Phase::Open | Phase::HalfClosed(_) if verdict != Verdict::WriteDeadline => {
                     self.stop(verdict, now);
-                    // A check of the peer's progress may be due as well.
+                    // The peer's progress may have to be checked as well.
                     self.handle_timeout(now);
                 }
                 _ => self.abort(verdict),
@@ -53,10 +53,10 @@ impl Session {
         }
     }
 
-    /// Returns whether to check the peer's progress now.
+    /// Returns whether the peer's progress has to be checked now.
     #[must_use]
     pub fn needs_peer_progress(&self, now: Instant) -> bool {
-        // Any passed deadline counts, because an earlier one may hide the check.
+        // Also if another deadline than the check has passed, because the result may prevent the write deadline.
         matches!(self.awaited(), Awaited::PeerRead(..)) && self.deadline().is_some_and(|until| until <= now)
     }
 
@@ -66,29 +66,27 @@ impl Session {
         self.phase_deadline().map(|(until, _)| until)
     }
 
-    /// Records the peer's progress as a mark: a number that changes whenever the peer takes something, as long as
-    /// nothing is sent. The write deadline does not pass while the mark changes.
+    /// Records the peer's progress. `mark` changes whenever the peer takes data, as long as nothing is sent. While it changes,
+    /// the write deadline does not pass.
     pub fn record_peer_progress(&mut self, now: Instant, mark: u64) {
         if let Some(buffers) = &mut self.buffers {
             buffers.wait.record_progress(now, mark);
         }
     }
 
-    /// Returns the deadline for the final reply. It covers the whole reply, so a peer gains nothing by taking a byte
-    /// now and then.
+    /// Returns the deadline of the final reply. A peer that takes a byte now and then does not extend it.
     pub(super) fn final_reply_deadline(&self, now: Instant) -> Instant {
-        let limit = self.rules.deadlines.write.as_ref().map_or(FINAL_REPLY_TIMEOUT, TimeSpan::duration);
-        now.checked_add(limit).unwrap_or(now + FINAL_REPLY_TIMEOUT)
+        end_of_limit(self.rules.deadlines.write.as_ref(), FINAL_REPLY_TIMEOUT, now)
     }
 
-    /// Returns the next deadline and its consequence.
-    // Inlined, because after each drive only the time is needed, and the compiler can drop the rest.
+    /// Returns the next deadline, and its consequence.
+    // Inlined, because after each drive only the time is used: the consequence then costs nothing.
     #[inline(always)]
     fn next_deadline(&self) -> Option<(Instant, Timeout)> {
         earlier(self.phase_deadline(), self.next_check())
     }
 
-    /// Returns the end of the phase, of the wait for the peer, or of a delay, with its consequence.
+    /// Returns the deadline of the phase, or the end of a delay.
     #[inline(always)]
     fn phase_deadline(&self) -> Option<(Instant, Timeout)> {
         match self.phase {
@@ -110,7 +108,7 @@ impl Session {
         self.buffers.as_ref().map_or(Awaited::MessageStart, |buffers| buffers.awaited())
     }
 
-    /// Returns the deadline for the peer's next action.
+    /// Returns the deadline of the event that the session awaits.
     #[inline]
     fn peer_deadline(&self) -> Option<(Instant, Timeout)> {
         match self.awaited() {
@@ -122,7 +120,7 @@ impl Session {
         }
     }
 
-    /// Returns when to check the peer's progress, if replies are owed.
+    /// Returns when to check the peer's progress next, if replies are owed.
     #[inline]
     fn next_check(&self) -> Option<(Instant, Timeout)> {
         let Awaited::PeerRead(wait) = self.awaited() else { return None };
@@ -137,7 +135,7 @@ impl Session {
         verdict: Verdict,
     ) -> Option<(Instant, Timeout)> {
         let time_span = deadline(&self.rules.deadlines).as_ref()?;
-        // A time out of range never comes.
+        // A time that the clock cannot represent never comes.
         since.checked_add(time_span.duration()).map(|until| (until, Timeout::Verdict(verdict)))
     }
 }

@@ -1,8 +1,7 @@
-//! The fast path: delimited echo. Each message is logged, then answered.
+//! The delimited echo without a delay: finds messages in the input, logs them, and sends their replies.
 //!
-//! If the log does not accept a message, the session stops there: the whole reply replaces the message in progress, the
-//! following input goes to `inbound`, and [`Session::process_buffers`] asks the log again. The bytes of the message are
-//! not searched again.
+//! At a message that the log does not accept, the session stops. It stores the whole reply in place of the message in progress,
+//! and the input after it in `inbound`. [`Session::process_buffers`] asks the log again, without searching any byte again.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,16 +14,16 @@ use crate::protocol::framer::Frame;
 use crate::protocol::reply::{BLOCK, FLUSH_THRESHOLD, Output, READ_SIZE};
 use crate::protocol::verdict::Verdict;
 
-/// The largest reply to a message of several calls that is copied to the output, in bytes, so that it is sent with the
-/// replies after it. A larger one is sent separately.
+/// The maximum size of a stored reply that is copied and sent together with the replies after it, in bytes. A larger one is
+/// sent by itself.
 const MAX_COALESCED: usize = 4096;
 
 impl Session {
-    /// Answers the messages in `input[range]`. Stops when there are enough replies for one call, or when the log
-    /// accepts no more. Returns the index of the first unprocessed byte. No reply may be owed. `input` before the range
-    /// may be overwritten. Only the inbound buffer (`INBOUND`) may have messages longer than one read, because other
-    /// rules may have applied when it was read.
-    // Inlined into both callers: a call would cost a tenth of the time for a single message.
+    /// Answers the messages in `input[range]`. Returns the index at which it stopped: the end, or earlier if there were enough
+    /// replies for one call, or if the log accepted no more. No replies may be owed. `input` before the range may be
+    /// overwritten. Only messages from the inbound buffer (`INBOUND`) may be longer than one read, because other rules may have
+    /// applied when they came.
+    // Inlined into both callers: a call would cost a tenth of the time of a single message.
     #[inline(always)]
     pub(super) fn answer_fast<const INBOUND: bool>(
         &mut self,
@@ -35,11 +34,11 @@ impl Session {
         outlet: &mut impl Outlet,
     ) -> usize {
         let (mut at, end) = (range.start, range.end);
-        // Whether the last message fitted into a block; the next one probably does too.
+        // Whether the last message fitted into a block. The next one probably does as well.
         let mut is_short = true;
         while at < end {
             if output.len() >= FLUSH_THRESHOLD {
-                // Stops even if the peer takes everything, so that other connections are driven.
+                // Enough for one call, even if the peer took all of it: other connections wait to be driven.
                 self.flush_output(now, output, outlet);
                 return at;
             }
@@ -74,7 +73,7 @@ impl Session {
                             self.buffers_mut(now).await_log(now, reply);
                             return at;
                         }
-                        // This is the first reply of this input, so output is empty.
+                        // This is the first message of the input, so `output` is empty.
                         if !self.push_or_send(now, reply, output, outlet) {
                             return at;
                         }
@@ -88,7 +87,7 @@ impl Session {
                     }
                     self.totals.messages += 1;
                     if at == end && output.len() == 0 && from >= self.rules.prefix.len() {
-                        // Answers in place. The overwritten bytes before the message were already processed.
+                        // Answered in place. The overwritten bytes have already been answered.
                         let start = from - self.rules.prefix.len();
                         input[start..from].copy_from_slice(self.rules.prefix.as_bytes());
                         let reply = &input[start..end];
@@ -119,8 +118,8 @@ impl Session {
         end
     }
 
-    /// Answers the messages that end in the next block of `input[range]`. Returns the index after the last of them. No
-    /// message may be in progress, and messages must not be logged.
+    /// Answers the messages that end in the next block of `input[range]`. Returns the end of the last one, or `range.start` if
+    /// there is none. No message may be in progress, and messages are not logged.
     #[inline(always)]
     fn answer_block(
         &mut self,
@@ -141,7 +140,7 @@ impl Session {
             && output.len() == 0
             && self.rules.prefix.put_before(input, at)
         {
-            // Answers in place. The overwritten bytes before the message were already processed.
+            // Answered in place. The overwritten bytes have already been answered.
             self.totals.messages += 1;
             let reply = &input[at - self.rules.prefix.len()..end];
             let taken = outlet.send(reply);
@@ -155,8 +154,8 @@ impl Session {
         output.push_replies(&self.rules.prefix, input, at, found)
     }
 
-    /// Answers the message that waits for the log, then the messages in the inbound buffer. While replies are owed,
-    /// only asks the log for the former.
+    /// Answers the message that waits for the log, and then those in the inbound buffer. While replies are owed, only the
+    /// former.
     pub(super) fn answer_pending(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         output.clear();
         if self.has_outbound() {
@@ -186,8 +185,8 @@ impl Session {
         }
     }
 
-    /// Appends the whole reply to a logged message to `output`, which must be empty, or sends a large reply directly.
-    /// Returns whether all of a large reply was taken.
+    /// Adds the whole reply to a logged message to `output`, which must be empty, or sends a large one by itself. Returns
+    /// `false` if the peer did not take all of it.
     fn push_or_send(&mut self, now: Instant, reply: Vec<u8>, output: &mut Output, outlet: &mut impl Outlet) -> bool {
         self.totals.messages += 1;
         if reply.len() <= MAX_COALESCED {
@@ -203,7 +202,7 @@ impl Session {
         true
     }
 
-    /// Sends `output` and empties it. Bytes that are not taken go to `outbound`.
+    /// Sends `output` and empties it. Stores the bytes that the peer does not take in `outbound`.
     #[inline]
     pub(super) fn flush_output(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         if output.len() > 0 {
@@ -221,6 +220,6 @@ impl Session {
 /// Returns the message at `range` of `bytes`, without its `terminator_len` last bytes.
 #[inline]
 pub(super) fn message_in(bytes: &[u8], range: Range<usize>, terminator_len: usize) -> &[u8] {
-    // An index operation could panic, so the compiler would have to keep it even if nothing is logged.
+    // Indexing could panic, so the compiler would keep it even if nothing is logged.
     bytes.get(range.start..range.end - terminator_len).unwrap_or_default()
 }

@@ -1,9 +1,9 @@
-//! A writer and a reader of numbers and bytes.
+//! Writes and reads the numbers and bytes of a snapshot.
 
 use super::Error;
 use crate::protocol::relative_time::RelativeTime;
 
-/// The highest valid count. Adding to it later cannot overflow.
+/// The maximum value of a count. Later additions to it cannot overflow.
 const MAX_COUNT: u64 = u64::MAX / 2;
 
 /// Writes a snapshot.
@@ -27,7 +27,7 @@ impl Writer {
         self.0.extend_from_slice(&number.to_be_bytes());
     }
 
-    /// Writes a count.
+    /// Writes a count, capped at [`MAX_COUNT`].
     pub(super) fn count(&mut self, count: u64) {
         self.u64(count.min(MAX_COUNT));
     }
@@ -50,7 +50,7 @@ impl Writer {
     }
 }
 
-/// Reads a snapshot; holds the bytes that are left. Each read takes the name of its field for the error.
+/// The unread rest of bytes that are being read. Each read gets the name of its field, for errors.
 #[derive(Debug)]
 pub(super) struct Reader<'a>(&'a [u8]);
 
@@ -81,7 +81,7 @@ impl<'a> Reader<'a> {
         self.array(field).map(u64::from_be_bytes)
     }
 
-    /// Reads a count.
+    /// Reads a count, which is at most [`MAX_COUNT`].
     pub(super) fn count(&mut self, field: &'static str) -> Result<u64, Error> {
         let count = self.u64(field)?;
         if count > MAX_COUNT { Err(Error::CountTooLarge { field, count }) } else { Ok(count) }

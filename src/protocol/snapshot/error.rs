@@ -8,11 +8,11 @@ use super::VERSION;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// The version is unknown to this daemon.
+    /// The snapshot has an unknown version.
     UnknownVersion(u16),
-    /// The snapshot ends within this field.
+    /// It ends within this field.
     Truncated(&'static str),
-    /// This many bytes follow the end of the snapshot.
+    /// This number of bytes follows its end.
     TrailingBytes(usize),
     /// A field has an unknown code.
     UnknownCode {
@@ -21,7 +21,7 @@ pub enum Error {
         /// The value in the snapshot.
         code: u8,
     },
-    /// A count is impossibly high.
+    /// A count exceeds its maximum.
     CountTooLarge {
         /// The field.
         field: &'static str,

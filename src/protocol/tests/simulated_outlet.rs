@@ -1,12 +1,12 @@
-//! The outlet of a simulated connection: the peer's side, and the log.
+//! The outlet of a simulated connection: its peer and its log.
 
 use crate::protocol::packet::Reply;
 use crate::protocol::rules::ReplyMode;
 use crate::protocol::{Outlet, Rules};
 
-/// The outlet of a simulated connection.
+/// The destination of the session's output: the peer and the log.
 pub(super) struct SimulatedOutlet {
-    /// How many more bytes the peer's side takes: the room in the kernel's send buffer.
+    /// The room in the kernel's send buffer, in bytes.
     pub(super) send_capacity: usize,
     pub(super) received: Vec<u8>,
     pub(super) received_total: usize,
@@ -17,9 +17,9 @@ pub(super) struct SimulatedOutlet {
     pub(super) logs: bool,
     /// The rules for building replies.
     pub(super) rules: Rules,
-    /// How many bytes the session may have sent so far: replies to logged messages, and final replies.
+    /// The number of bytes that may have been sent: replies to logged messages, and final replies.
     pub(super) allowed: usize,
-    /// Whether the peer did not take everything, or the log refused a message, in this call of the session.
+    /// Whether the peer or the log has refused something in this call of the session.
     pub(super) full: bool,
     pub(super) log_refused: bool,
 }

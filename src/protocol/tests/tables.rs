@@ -1,4 +1,6 @@
-//! A table of streams and their expected results, received whole, byte by byte, and split at every position.
+//! One table of input and expected messages, checked in one piece, byte by byte, and split at every position.
+
+use std::collections::BTreeSet;
 
 use super::simulation::{SimulatedConnection, shown};
 use crate::protocol::reply::{MAX_PREFIX, Prefix};
@@ -14,16 +16,15 @@ enum Remainder {
     LineEnds,
     /// This many bytes, which are not a message.
     Unterminated(usize),
-    /// A message that is too long. This is certain at this byte of the stream (counted from 1), and later bytes are not
-    /// processed.
+    /// A message that is too long. This is certain at this byte of the input (counted from 1), and later bytes are ignored.
     TooLong(usize),
-    /// A message that is too long because the bytes at its end that began the delimiter did not continue it.
+    /// A message that is too long because a partial delimiter at its end is part of it.
     TooLongAtEnd,
 }
 
 use Remainder::{LineEnds, Nothing, TooLong, TooLongAtEnd, Unterminated as Left};
 
-/// A delimiter, `max_message`, the stream, its messages, and the remainder.
+/// Delimiter, `max_message`, input, expected messages, expected rest.
 type Case = (&'static [u8], usize, &'static [u8], &'static [&'static [u8]], Remainder);
 
 const B63: &[u8; 63] = &[b'x'; 63];
@@ -58,7 +59,7 @@ const CASES: &[Case] = &[
     (b"\r\n", DEFAULT_MAX_MESSAGE, b"a\r\n\n", &[b"a"], LineEnds),
     (b"\0\0", DEFAULT_MAX_MESSAGE, b"\0a\0\0\0", &[b"\0a"], Left(1)),
     (b"\xff\0", DEFAULT_MAX_MESSAGE, b"\xff\xff\0\0\xff\0", &[b"\xff", b"\0"], Nothing),
-    // A delimiter that contains its own beginning: the first occurrence wins.
+    // Delimiters with a border: the first occurrence wins.
     (b"aa", DEFAULT_MAX_MESSAGE, b"aaa", &[b""], Left(1)),
     (b"aa", DEFAULT_MAX_MESSAGE, b"aaaabaa", &[b"", b"", b"b"], Nothing),
     (b"aba", DEFAULT_MAX_MESSAGE, b"ababa", &[b""], Left(2)),
@@ -79,7 +80,7 @@ const CASES: &[Case] = &[
     (b"abababababababac", DEFAULT_MAX_MESSAGE, b"abababababababababac", &[b"abab"], Nothing),
     (b"abababababababac", DEFAULT_MAX_MESSAGE, b"abababababababaabababababababac", &[b"abababababababa"], Nothing),
     (b"abababababababac", DEFAULT_MAX_MESSAGE, b"abababababababacabababababababab", &[b""], Left(16)),
-    // Replies around the size of a block.
+    // Replies around the size of the block in which short messages are copied.
     (b"\t", DEFAULT_MAX_MESSAGE, B63, &[], Left(63)),
     (
         b"\t",
@@ -91,7 +92,7 @@ const CASES: &[Case] = &[
         &[B63, &[b'x'; 64], &[b'x'; 65], &[b'x'; 62]],
         Nothing,
     ),
-    // The longest message, one byte more, and the moment at which that is certain.
+    // A message of the maximum length, one with one byte more, and the byte at which that is certain.
     (b"\t", 4, b"aaaa\taaaa\t", &[b"aaaa", b"aaaa"], Nothing),
     (b"\t", 4, b"aaaa", &[], Left(4)),
     (b"\t", 4, b"aaaaa\t", &[], TooLong(5)),
@@ -182,33 +183,46 @@ fn a_message_that_is_too_long_ends_the_session_at_the_first_byte_that_makes_it_c
 }
 
 #[test]
-fn each_verdict_has_a_unique_name_and_its_text() {
-    let rules = Rules { max_message: 7, ..Rules::default() };
-    let table: [_; KINDS] = [
-        (Verdict::TooLong, "too-long", Some("message exceeds 7 bytes")),
-        (Verdict::ReadDeadline, "read-deadline", Some("message not finished within 2s")),
-        (Verdict::IdleDeadline, "idle-deadline", Some("no message within 5min")),
-        (Verdict::Lifetime, "lifetime", None),
-        (Verdict::TooMany { limit: 3 }, "too-many", Some("too many connections from this source (limit 3)")),
-        (Verdict::Busy, "busy", Some("out of buffer memory")),
-        (Verdict::WriteDeadline, "write-deadline", None),
-        (Verdict::PeerClosed, "peer-closed", None),
-        (Verdict::PeerReset, "peer-reset", None),
-        (Verdict::Unterminated { bytes: 3 }, "unterminated", None),
-        (Verdict::Shutdown, "shutdown", None),
-        (Verdict::HandedOver, "handed-over", None),
-        (Verdict::BadProxyHeader, "bad-proxy-header", None),
-        (Verdict::Reclaimed, "reclaimed", Some("connection reclaimed, the server is full")),
+fn each_verdict_has_a_unique_name_and_the_code_of_its_position() {
+    for (index, verdict) in Verdict::ALL.into_iter().enumerate() {
+        assert_eq!((verdict.index(), verdict.name()), (index, NAMES[index]));
+        assert_eq!(usize::from(verdict.code()), index + 1, "{verdict}: the next free code, at the end of the table");
+    }
+    let names: BTreeSet<_> = NAMES.into_iter().collect();
+    assert_eq!(names.len(), KINDS, "two verdicts have the same name: {NAMES:?}");
+    // Snapshots of other versions have these codes.
+    let first = [
+        "too-long",
+        "read-deadline",
+        "idle-deadline",
+        "lifetime",
+        "too-many",
+        "busy",
+        "write-deadline",
+        "peer-closed",
+        "peer-reset",
+        "unterminated",
+        "shutdown",
+        "handed-over",
+        "bad-proxy-header",
+        "reclaimed",
     ];
-    for (verdict, name, text) in table {
-        assert_eq!(verdict.name(), name);
-        assert_eq!(NAMES[verdict.index()], name);
+    assert!(NAMES.starts_with(&first), "a code is never used again for another verdict: {NAMES:?}");
+}
+
+#[test]
+fn final_replies_have_the_values_of_the_rules() {
+    let rules = Rules { max_message: 7, ..Rules::default() };
+    for (verdict, text) in [
+        (Verdict::TooLong, Some("message exceeds 7 bytes")),
+        (Verdict::ReadDeadline, Some("message not finished within 2s")),
+        (Verdict::IdleDeadline, Some("no message within 5min")),
+        // It is off.
+        (Verdict::Lifetime, None),
+        (Verdict::TooMany { limit: 3 }, Some("too many connections from this source (limit 3)")),
+    ] {
         assert_eq!(verdict.text(&rules).as_deref(), text, "{verdict}");
     }
-    let mut names = NAMES.to_vec();
-    names.sort_unstable();
-    names.dedup();
-    assert_eq!(names.len(), KINDS, "two verdicts have the same name: {NAMES:?}");
 }
 
 #[test]
@@ -221,7 +235,7 @@ fn the_debug_format_of_a_delimiter_can_be_parsed_again() {
     }
 }
 
-/// Checks a case with this prefix. The stream is split before each position in `cuts`.
+/// Runs a case with this prefix, split before each byte of `cuts`, and compares the results.
 fn check_case(case: &Case, prefix: &[u8], cuts: &[usize]) {
     for logs in [true, false] {
         check_case_where(logs, case, prefix, cuts);

@@ -1,4 +1,4 @@
-//! Permits: the right to have one more connection, from before accept(2) until the socket is closed.
+//! Permits: each is the right to have one connection, from before it is accepted until its socket is closed.
 
 use std::mem;
 use std::sync::Arc;
@@ -9,42 +9,38 @@ use super::{Admission, MAX_REFUSED, increment_below};
 use crate::protocol::Verdict;
 use crate::server::peer::Source;
 
-/// The right to have one more connection, with its share of the buffer memory. Released when dropped.
+/// The right to have one connection, and its share of the buffer memory. Dropping it releases both.
 #[derive(Debug)]
 pub(crate) struct Permit {
     pub(super) admission: Arc<Admission>,
     pub(super) state: PermitState,
-    /// Bytes in the connection's buffers.
+    /// The memory of the connection's buffers, in bytes.
     pub(super) memory: usize,
 }
 
 #[derive(Debug)]
 pub(super) enum PermitState {
-    /// The connection may be served. It holds a slot if it has a source.
+    /// The connection is served. It holds a slot, if it has a source.
     Serving(Option<SourceSlot>),
-    /// The connection awaits its PROXY header, and does not count for any source yet.
+    /// The connection awaits its PROXY header, and counts for no source until then.
     AwaitingHeader,
-    /// The connection was accepted while all permits were taken, and has not claimed a slot yet.
+    /// The connection was accepted while all permits were taken, and its source is not known yet.
     Undecided,
-    /// The connection has no permit until it is decided whether its source has room, because it may be refused. Its
-    /// slot is pending.
+    /// The connection has no permit until it is decided whether its source has room. The slot is pending.
     Pending(Source),
-    /// The source has room, and its slot is held if there is a source. The connection gets the next permit that is
-    /// released.
+    /// The source has room, so the connection gets the next released permit. It holds a slot, if it has a source.
     Reserved(Option<Source>),
-    /// The source has no room, and there is no slot.
+    /// The source has no room. The connection has no slot.
     Rejected,
     Refused,
     Released,
 }
 
 impl Permit {
-    /// Claims a slot of this source, and releases the previous slot. The connection no longer counts as awaiting its
-    /// PROXY header. Returns whether it may be served now.
-    ///
-    /// If the slot is pending, the permit is given back until [`Permit::decide`] and [`Permit::try_reacquire`] succeed.
-    /// Until then, slots of later connections of that source are pending as well. If there was no permit yet, it has to
-    /// be reacquired in any case.
+    /// Claims a slot of this source, and releases the earlier slot. The connection no longer counts as awaiting its PROXY
+    /// header. Returns whether the connection can be served now. If not, the slot is pending, or the permit was undecided: the
+    /// connection then has no permit until [`Permit::decide`] and [`Permit::try_reacquire`]. While a slot of a source is
+    /// pending, its later slots are pending as well.
     pub(crate) fn claim(&mut self, source: Option<Source>) -> bool {
         self.stop_awaiting_header();
         self.release_source();
@@ -52,7 +48,7 @@ impl Permit {
         match source.map(|source| self.admission.sources.claim(source)) {
             Some(SourceSlot::Pending(source)) => {
                 if has_permit {
-                    // In this order, so that the connection is counted at every moment.
+                    // In this order, so that the connection is always counted.
                     self.admission.pending.fetch_add(1, Ordering::SeqCst);
                     self.admission.release_open();
                     self.admission.connection_ended.notify();
@@ -71,10 +67,10 @@ impl Permit {
         }
     }
 
-    /// Claims the pending slot. On success, the permit must be acquired again.
+    /// Turns a pending slot into a held one. If this succeeds, [`Permit::try_reacquire`] acquires the permit.
     ///
     /// # Errors
-    /// Returns an error if the source is at its limit; the permit then has no slot.
+    /// Returns an error if the source is at its limit. The connection then has no slot.
     pub(crate) fn decide(&mut self) -> Result<(), Verdict> {
         let PermitState::Pending(source) = self.state else { return Ok(()) };
         self.state = PermitState::Rejected;
@@ -89,8 +85,8 @@ impl Permit {
         self.state = PermitState::Reserved(source);
     }
 
-    /// Acquires a reserved permit. Returns whether that succeeded. While a permit is reserved, no new connection is
-    /// accepted before it.
+    /// Acquires the reserved permit, if one is available. Returns whether the connection has a permit. Until then, no new
+    /// connection is accepted.
     pub(crate) fn try_reacquire(&mut self) -> bool {
         let is_reserved = matches!(self.state, PermitState::Reserved(_));
         if is_reserved && !increment_below(&self.admission.open, self.admission.limit()) {
@@ -100,7 +96,7 @@ impl Permit {
         true
     }
 
-    /// Acquires a reserved permit without checking the limit. Used when nothing is accepted any longer.
+    /// Acquires the reserved permit without checking the limit. For a server that no longer accepts connections.
     pub(crate) fn reacquire_unchecked(&mut self) {
         if matches!(self.state, PermitState::Reserved(_)) {
             self.admission.open.fetch_add(1, Ordering::SeqCst);
@@ -113,7 +109,7 @@ impl Permit {
             self.state = PermitState::Serving(source.map(SourceSlot::Held));
             self.admission.reserved.fetch_sub(1, Ordering::SeqCst);
             self.admission.pending.fetch_sub(1, Ordering::SeqCst);
-            // Acceptors may have waited for the end of the reservation.
+            // Acceptors may be waiting for the end of the reservation.
             self.admission.connection_ended.notify();
         }
     }
@@ -137,7 +133,7 @@ impl Permit {
     }
 
     /// Turns this into the permit of a refused or reclaimed connection, which does not count against the limit. Returns
-    /// `false` and changes nothing if there are already [`MAX_REFUSED`] of those.
+    /// `false`, and leaves the permit unchanged, if there are [`MAX_REFUSED`] of them.
     pub(crate) fn refuse(&mut self) -> bool {
         let below = |refused| (refused < MAX_REFUSED).then_some(refused + 1);
         if self.admission.refused.fetch_update(Ordering::SeqCst, Ordering::SeqCst, below).is_err() {
@@ -148,19 +144,19 @@ impl Permit {
         true
     }
 
-    /// Returns whether the connection counts against the limit, which a refused one does not.
+    /// Returns whether the connection counts against the limit.
     pub(crate) fn counts(&self) -> bool {
         !matches!(self.state, PermitState::Refused)
     }
 
-    /// Returns the bytes in the connection's buffers, as last set.
+    /// Returns the memory of the connection's buffers, in bytes, as it was last set.
     #[inline]
     pub(crate) fn memory(&self) -> usize {
         self.memory
     }
 
-    /// Sets the bytes in the connection's buffers. Returns whether the total is within the budget of all connections;
-    /// the bytes count in any case.
+    /// Sets the memory of the connection's buffers, in bytes. Returns `false` if all connections together exceed
+    /// `limits.buffer_memory`; the memory counts in any case.
     #[inline]
     pub(crate) fn set_memory(&mut self, bytes: usize) -> bool {
         let before = mem::replace(&mut self.memory, bytes);
@@ -175,15 +171,15 @@ impl Permit {
         self.admission.buffer_memory.fetch_add(more, Ordering::Relaxed) + more <= budget
     }
 
-    /// Returns whether more than half of the budget for buffers is used.
+    /// Returns whether the buffers of all connections occupy more than half of `limits.buffer_memory`.
     #[inline]
     pub(crate) fn is_memory_scarce(&self) -> bool {
         let budget = self.admission.max_buffer_memory.load(Ordering::Relaxed);
         self.admission.buffer_memory.load(Ordering::Relaxed) > budget / 2
     }
 
-    /// Releases an unused permit. Acceptors are not notified, because no connection has ended and the calling acceptor
-    /// would try again at once. Connections that wait for a reserved permit are notified.
+    /// Releases a permit that no connection has used. Notifies no acceptor, because the acceptor that calls this would try
+    /// again at once. Notifies connections that wait for a reserved permit.
     pub(crate) fn release_unused(mut self) {
         match mem::replace(&mut self.state, PermitState::Released) {
             PermitState::Undecided => {
@@ -241,14 +237,14 @@ impl Permit {
     }
 }
 
-/// The permit of a connection that has ended, but whose socket is not closed yet. It counts against the limits, but a
-/// shutdown does not wait for it.
+/// The permit of a connection that has ended, but whose socket is not closed yet. It counts against the limits, but no shutdown
+/// waits for it.
 #[derive(Debug)]
 pub(crate) struct ClosingPermit(Permit);
 
 impl Permit {
-    /// Turns this into the permit of a connection whose socket is not closed yet. If the permit does not count against
-    /// the limit, releases it and returns `None`.
+    /// Turns this into the permit of a connection whose socket is to be closed. Releases the permit, and returns `None`, if it
+    /// does not count against the limit.
     pub(crate) fn into_closing(self) -> Option<ClosingPermit> {
         if !matches!(self.state, PermitState::Serving(_) | PermitState::AwaitingHeader) {
             return None;

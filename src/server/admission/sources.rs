@@ -1,4 +1,4 @@
-//! The connections of each source, and their limit.
+//! The limit of connections of each source.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -12,7 +12,7 @@ use crate::server::peer::Source;
 #[derive(Debug, Clone, Copy)]
 pub(super) enum SourceSlot {
     Held(Source),
-    /// To be decided once it is known which connections have ended.
+    /// The slot is decided when the workers have processed all closes.
     Pending(Source),
 }
 
@@ -23,11 +23,11 @@ struct SourceUsage {
     pending: u32,
 }
 
-/// The slots of all sources, and the limit for each source. Sources without connections have no entry. A tree is used
-/// because a hash function that peers cannot predict would cost more.
+/// The slots of all sources, against the limit. A source without slots has no entry. (A keyed hash, which peers could not
+/// predict, would cost more than this tree.)
 #[derive(Debug)]
 pub(super) struct SourceLimits {
-    /// The limit; 0 for none. A reload may change it.
+    /// The limit of each source; 0 means none. A reload may change it at any time.
     limit: AtomicU32,
     usage: Mutex<BTreeMap<Source, SourceUsage>>,
 }
@@ -41,13 +41,13 @@ impl SourceLimits {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// Returns a held slot without checking the limit.
+    /// Returns a held slot, without checking the limit.
     pub(super) fn claim_unchecked(&self, source: Source) -> SourceSlot {
         self.usage().entry(source).or_default().held += 1;
         SourceSlot::Held(source)
     }
 
-    /// Returns a held slot if there is room and no slot is pending, otherwise a pending slot.
+    /// Returns a held slot if the source has room and no pending slot, otherwise a pending one.
     pub(super) fn claim(&self, source: Source) -> SourceSlot {
         let mut all = self.usage();
         let usage = all.entry(source).or_default();
@@ -60,7 +60,7 @@ impl SourceLimits {
         }
     }
 
-    /// Turns a pending slot into a held one. The pending slot is gone in any case.
+    /// Turns a pending slot into a held one. Releases the pending slot in any case.
     ///
     /// # Errors
     /// Returns an error if the source is at its limit.
@@ -68,7 +68,7 @@ impl SourceLimits {
         let mut all = self.usage();
         let usage = all.entry(source).or_default();
         usage.pending -= 1;
-        // The entry stays in use: the source has reached its limit, so it holds slots.
+        // The source holds other slots, so its entry stays.
         if let Some(limit) = self.reached_limit(usage) {
             return Err(Verdict::TooMany { limit });
         }
@@ -90,7 +90,7 @@ impl SourceLimits {
         }
     }
 
-    /// Returns the limit if the source has reached it.
+    /// Returns the limit if it is reached.
     fn reached_limit(&self, usage: &SourceUsage) -> Option<u32> {
         let limit = self.limit.load(Ordering::Relaxed);
         (limit > 0 && usage.held >= limit).then_some(limit)

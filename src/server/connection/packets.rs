@@ -5,8 +5,9 @@
 //! it is empty, which costs one more call for every lone packet. If a drive leaves packets in the socket, epoll reports
 //! them again after other connections have run.
 //!
-//! All replies to packets received with one call may have to be buffered. To bound them, the kernel is asked first how
-//! many bytes are queued ([`may_receive_many`]).
+//! Of packets that are received with one call, all replies may have to be kept. So that they are not many bytes, the kernel is
+//! asked before how many bytes wait ([`may_receive_many`]), if the last packets were long. If then long ones come all at once,
+//! the replies to one call are kept; that is why packets are received one at a time while memory is scarce.
 
 use std::os::fd::OwnedFd;
 use std::task::Waker;
@@ -42,7 +43,7 @@ impl Connection {
         state: &WorkerState,
         wakers: &impl ConnectionWakers,
     ) -> Progress {
-        let Self { socket, session, permit, info, waker, input, awaits_log, .. } = self;
+        let Self { socket, session, permit, info, waker, input, awaits_log, is_bulk, .. } = self;
         let InputKind::Packets { descriptors, parked, pace } = input else { return Progress::Pending };
         let (socket, log): (&OwnedFd, _) = (socket, session.rules().log_messages);
         let mut socket_outlet = SocketOutlet { socket, blocked: false, broken: None };
@@ -61,7 +62,9 @@ impl Connection {
                 Want::Read => {
                     let until_blocked = readiness.is_until_blocked() || *descriptors == PeerDescriptors::Queued;
                     let wanted = if until_blocked { MAX_PACKETS } else { pace.next() }.min(budget.packets);
-                    one_by_one |= wanted > 1 && (permit.is_memory_scarce() || !may_receive_many(socket));
+                    // Asking the kernel costs as much as receiving some short packets.
+                    let may_be_long = || *is_bulk && !may_receive_many(socket);
+                    one_by_one |= wanted > 1 && (permit.is_memory_scarce() || may_be_long());
                     let wanted = if one_by_one { 1 } else { wanted };
                     let until_blocked = until_blocked || one_by_one;
                     let before = session.totals().bytes_in;
@@ -147,8 +150,7 @@ impl Budget {
     }
 }
 
-/// Returns whether the queued packets are short enough to receive several with one call. A peer that sends at the same
-/// time can exceed this, so packets are received singly while memory is scarce.
+/// Returns whether the packets that wait are short enough to be received with one call.
 #[inline]
 fn may_receive_many(socket: &OwnedFd) -> bool {
     ioctl_fionread(socket).is_ok_and(|unread| unread <= MAX_BYTES as u64)

@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::config::Settings;
+use crate::config::{Limits, Settings};
 use crate::protocol::{Rules, Session, Verdict};
 use crate::server::accepted_socket::AcceptedSocket;
 use crate::server::admission::Admission;
@@ -268,6 +268,40 @@ fn a_connection_of_packets_keeps_few_replies_however_many_packets_wait() {
         assert_eq!(received.map(|reply| reply.len()), Some(packet.len() + 11), "reply {reply}");
     }
     assert_eq!(admission.buffer_memory(), 0);
+}
+
+#[test]
+fn a_connection_of_packets_keeps_one_reply_while_memory_is_scarce() {
+    let mut event_loop = OneConnection::new().event_loop;
+    let limits = Limits { buffer_memory: 1 << 20, ..Settings::default().limits };
+    let admission = Admission::new(&limits, Waker::noop().clone());
+    let state = Arc::clone(&event_loop.state);
+    let client = PacketClient::connect(&mut event_loop, &state, &admission);
+    sockopt::set_socket_send_buffer_size(&client.served, 64 * 1024).unwrap();
+    let other_memory = limits.buffer_memory / 2 + 1;
+    let mut other = admission.try_acquire(false).unwrap();
+    let packet = vec![b'x'; 60_000];
+    for (is_scarce, most) in [(false, 32), (true, 1)] {
+        other.set_memory(if is_scarce { other_memory } else { 0 });
+        // Many short ones, so that many are asked for.
+        for _ in 0..4 {
+            (0..32).for_each(|_| assert!(client.send(b"a")));
+            let mut answered = 0;
+            while answered < 32 {
+                event_loop.pass_once();
+                answered += std::iter::from_fn(|| client.receive()).count();
+            }
+        }
+        while client.send(&packet) {}
+        event_loop.pass_once();
+        event_loop.pass_once();
+        let memory = admission.buffer_memory() - if is_scarce { other_memory } else { 0 };
+        assert!(memory > 0 && memory <= most * (packet.len() + 100), "{memory} bytes, {is_scarce}");
+        assert!(is_scarce || memory > 2 * packet.len(), "{memory} bytes: the test shows nothing");
+        while client.receive().is_some() {
+            event_loop.pass_once();
+        }
+    }
 }
 
 #[test]

@@ -1,10 +1,10 @@
-//! The PROXY protocol, versions 1 and 2 (haproxy.org, doc/proxy-protocol.txt): a load balancer names the client at the
-//! beginning of a connection.
+//! The PROXY protocol, versions 1 and 2 (haproxy.org, doc/proxy-protocol.txt): the header by which a load balancer tells the
+//! address of the client.
 //!
-//! A task waits for the header, so that served connections do not pay for it. It first peeks at the bytes in the
-//! kernel's buffer. While the header is incomplete, all of them belong to it and are consumed, so the header may be
-//! longer than the kernel's buffer. Once the header is complete, no byte after it is consumed: the session starts with
-//! the first byte after the header.
+//! A connection that has to begin with a header waits for it in a task of the services, so other connections pay nothing for
+//! it. The task first peeks at the input. An incomplete header is consumed, so the kernel's buffer may be smaller than the
+//! header. Of the last part, only the bytes of the header are consumed: the bytes behind it are the connection's first input,
+//! as if there had been no header.
 
 mod input_stream;
 mod pending;

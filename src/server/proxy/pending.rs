@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time;
 
 use super::input_stream::InputStream;
-use crate::protocol::rules::TimeSpan;
+use crate::protocol::rules::end_of_limit;
 use crate::protocol::session::{LINGER, LINGER_BYTES};
 use crate::protocol::{Session, Verdict};
 use crate::server::accepted_socket::AcceptedSocket;
@@ -22,21 +22,20 @@ use crate::server::socket_error;
 use crate::server::unserved;
 use crate::server::worker_state::WorkerState;
 
-/// The deadline for the header if `deadlines.read` is off. The specification recommends at least 3 s, so that one lost
-/// packet can be retransmitted.
+/// The deadline of a header if `deadlines.read` is off. The standard demands 3 s at least, to tolerate one lost packet.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The result of waiting for a header.
 #[derive(Debug, PartialEq, Eq)]
 enum HeaderOutcome {
     Header(Option<SocketAddr>),
-    /// The header is invalid, or did not arrive in time.
+    /// The header is invalid or missing, or did not come in time.
     Invalid(HeaderFault),
-    /// The connection ended before its first byte. The event loop handles that.
+    /// The connection ended before its first byte. It is passed to a worker, which ends it.
     ClosedEarly,
-    /// The connection broke. The error is `None` if the runtime has shut down.
+    /// The connection broke with this error; `None` if the runtime ends.
     Broken(Option<Errno>),
-    /// The server is stopping.
+    /// The server stops, so the wait was cancelled.
     Cancelled,
 }
 
@@ -48,7 +47,7 @@ pub(crate) struct PendingHeader {
     pub(crate) permit: Permit,
 }
 
-/// A connection that a worker has to serve: its header has arrived, or it has ended without one.
+/// A connection that has sent its header, or that a worker ends without one.
 pub(crate) struct PresentedConnection {
     stream: InputStream,
     session: Session,
@@ -59,8 +58,7 @@ pub(crate) struct PresentedConnection {
 }
 
 impl PendingHeader {
-    /// Waits for the header. Returns `None` if the connection was closed without a valid one. `state` is that of the
-    /// calling thread.
+    /// Waits for the header. Returns `None` if the connection is closed. `state` is that of the calling thread.
     pub(crate) async fn read_header(
         self,
         cancelled: &mut watch::Receiver<bool>,
@@ -79,7 +77,7 @@ impl PendingHeader {
         let mut is_undecided = false;
         match outcome {
             HeaderOutcome::Header(client) => {
-                // The connection may have to wait for its permit.
+                // The connection may wait for its permit.
                 stream.stop_reading();
                 info.peer = client.map_or(info.peer, Peer::Proxied);
                 is_undecided = !permit.claim(info.peer.source());
@@ -105,14 +103,14 @@ impl PendingHeader {
 }
 
 impl PresentedConnection {
-    /// Returns the permit if the caller must decide whether the source has room.
+    /// Returns the permit if it has to be decided whether the source has room.
     pub(crate) fn undecided(&mut self) -> Option<&mut Permit> {
         self.is_undecided.then_some(&mut self.permit)
     }
 
-    /// Applies the decision. Returns `None` if the connection was closed because of it.
+    /// Applies the decision about the source. Returns `None` if the connection is closed.
     pub(crate) fn decide(mut self, decision: Result<(), Verdict>, state: &WorkerState) -> Option<Self> {
-        // The client was waiting for the decision, not idle.
+        // The wait for the decision does not count against the idle deadline.
         self.session.note_activity(clock());
         if let Err(verdict) = decision {
             if !self.permit.refuse() {
@@ -125,7 +123,7 @@ impl PresentedConnection {
         Some(self)
     }
 
-    /// Returns the parts of the connection for a worker; `None` if it had to be closed.
+    /// Returns the parts of a connection that a worker serves; `None` if the connection has failed.
     pub(crate) fn into_parts(self, state: &WorkerState) -> Option<(AcceptedSocket, Session, ConnectionInfo, Permit)> {
         let Self { stream, session, info, mut permit, .. } = self;
         match stream.into_socket() {
@@ -141,13 +139,13 @@ impl PresentedConnection {
     }
 }
 
-/// Returns the deadline for the header of a new connection.
+/// Returns the deadline of a connection's header.
 fn deadline(session: &Session) -> Instant {
-    let limit = session.rules().deadlines.read.as_ref().map_or(DEFAULT_TIMEOUT, TimeSpan::duration);
-    session.opened().checked_add(limit).unwrap_or_else(|| session.opened() + DEFAULT_TIMEOUT)
+    end_of_limit(session.rules().deadlines.read.as_ref(), DEFAULT_TIMEOUT, session.opened())
 }
 
-/// Waits for the header until the deadline or a cancellation, and consumes it. `header` receives the consumed bytes.
+/// Waits for the header until the deadline, or until the wait is cancelled. Consumes it, and adds the consumed bytes to
+/// `header`.
 async fn read_header_before(
     stream: &mut InputStream,
     header: &mut Vec<u8>,
@@ -155,7 +153,7 @@ async fn read_header_before(
     cancelled: &mut watch::Receiver<bool>,
 ) -> HeaderOutcome {
     tokio::select! {
-        // First, so that a header that arrived while this process was stopped is not late.
+        // Input that arrived while this process was stopped is in time.
         biased;
         outcome = read_header(stream, header) => outcome,
         () = time::sleep_until(until.into()) => HeaderOutcome::Invalid(HeaderFault::Timeout),
@@ -164,7 +162,7 @@ async fn read_header_before(
     }
 }
 
-/// Waits for the header, and consumes it.
+/// Waits for the header, consumes it, and adds the consumed bytes to `header`.
 async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOutcome {
     loop {
         if stream.readable().await.is_err() {
@@ -172,7 +170,7 @@ async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOu
         }
         match read_available(stream, header) {
             Ok(Some(HeaderParse::Complete { client, .. })) => {
-                // The first message is read only after the descriptors sent with the header are closed.
+                // Messages are not read, either, before the descriptors of the header are closed.
                 stream.unparked().await;
                 return HeaderOutcome::Header(client);
             }
@@ -180,7 +178,7 @@ async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOu
             // More bytes may already be queued.
             Ok(Some(HeaderParse::Incomplete)) => {}
             Ok(None) if header.is_empty() => return HeaderOutcome::ClosedEarly,
-            // The stream ended within the header.
+            // The stream ended inside the header.
             Ok(None) => return HeaderOutcome::Invalid(HeaderFault::Malformed),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return HeaderOutcome::Broken(Errno::from_io_error(&error)),
@@ -188,8 +186,8 @@ async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOu
     }
 }
 
-/// Consumes the available part of the header, appends it to `header`, and parses `header`. Returns `None` at the end of
-/// the stream. Bytes after the header are not consumed. The result is incomplete while some bytes of the header cannot
+/// Consumes the available bytes of the header, adds them to `header`, and parses it. Returns `None` at the end of the stream.
+/// Bytes behind the header are not consumed. The result is [`HeaderParse::Incomplete`] as long as a part of the header cannot
 /// be consumed.
 fn read_available(stream: &mut InputStream, header: &mut Vec<u8>) -> io::Result<Option<HeaderParse>> {
     let mut buffer = [0; MAX_HEADER];
@@ -202,7 +200,7 @@ fn read_available(stream: &mut InputStream, header: &mut Vec<u8>) -> io::Result<
     let parsed = HeaderParse::parse(header);
     let len = if let HeaderParse::Complete { len, .. } = parsed { len } else { header.len() };
     header.truncate(consumed);
-    // One call receives all of these bytes, unless descriptors were sent with some of them.
+    // One call receives all of these bytes, unless descriptors come with a part.
     match stream.receive(&mut buffer[..len - consumed])? {
         Some(0) => return Err(ErrorKind::UnexpectedEof.into()),
         received => header.extend_from_slice(&buffer[..received.unwrap_or(0)]),
@@ -210,7 +208,7 @@ fn read_available(stream: &mut InputStream, header: &mut Vec<u8>) -> io::Result<
     Ok(Some(if header.len() < len { HeaderParse::Incomplete } else { parsed }))
 }
 
-/// Closes and reports a connection without a valid header. It no longer counts against the limit.
+/// Closes a connection without a valid header, and reports it. The connection no longer counts against the limit.
 async fn reject(
     mut stream: InputStream,
     mut bad_header: BadHeader,
@@ -220,17 +218,17 @@ async fn reject(
     cancelled: &mut watch::Receiver<bool>,
     state: &WorkerState,
 ) {
-    // If too many refused connections are open, this one is closed at once.
+    // If too many refused connections are open, this one is closed without lingering.
     if permit.refuse() {
         bad_header.len += linger(&mut stream, cancelled).await;
     }
     unserved::report(state, info, opened, Verdict::BadProxyHeader, Some(bad_header));
-    // Last, because the server may end when the permit is released, and the connection must be counted before that.
+    // Last, because the server may end when the permit is released, and the connection must be counted by then.
     stream.close(permit);
 }
 
-/// Sends the end of our stream, and discards further input, because closing with unread input would reset the
-/// connection. Returns how many bytes were discarded.
+/// Shuts down the output, and drops input for [`LINGER`] at most, because closing with unread input would reset the connection.
+/// Returns the number of dropped bytes.
 async fn linger(stream: &mut InputStream, cancelled: &mut watch::Receiver<bool>) -> u64 {
     stream.shut_down_writes();
     let mut dropped = 0;
@@ -268,7 +266,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Limits, Settings};
-    use crate::protocol::rules::{Deadlines, Rules};
+    use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
     use crate::server::admission::Admission;
     use crate::server::dispatch::Dispatcher;
     use crate::server::disposal::Disposal;
@@ -291,7 +289,7 @@ mod tests {
         AcceptedSocket { socket: socket.into(), descriptors, receive_buffer }
     }
 
-    /// Returns how long the task waits for a header that never arrives.
+    /// Returns the time after which a connection without a header is given up.
     async fn header_timeout(read: Option<TimeSpan>) -> Duration {
         let (_silent, socket) = UnixStream::pair().unwrap();
         let (begun, cancelled) = (time::Instant::now(), watch::Sender::new(false));
@@ -311,7 +309,7 @@ mod tests {
     async fn a_header_has_the_read_deadline_or_else_10_s() {
         for (read, expected) in [(Some(2), 2), (Some(60), 60), (None, 10)] {
             let took = header_timeout(read.map(|read| TimeSpan::new(Duration::from_secs(read), "so long"))).await;
-            // Timers have a resolution of 1 ms.
+            // The timer has a resolution of a millisecond.
             assert_eq!(took.as_secs(), expected, "{took:?}");
         }
     }
@@ -324,7 +322,7 @@ mod tests {
         }
     }
 
-    /// Returns a dispatcher with one worker. Its event loop runs as a task of this runtime, whose clock can be paused.
+    /// Returns a dispatcher with one worker. Its event loop runs in a task, so the clock can be paused.
     fn dispatcher(limits: &Limits) -> Arc<Dispatcher> {
         let sink = EventSink { handler: Arc::new(|_| {}), message_log: Arc::new(NoLog), unlogged: Arc::default() };
         let new_state = || WorkerState::new(sink.clone(), Disposal::default());
@@ -373,8 +371,8 @@ mod tests {
         let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings });
         let info = ConnectionInfo { id: 1, listener, peer: Peer::Unknown };
         dispatcher.await_header(PendingHeader { socket, session, info, permit }, &dispatcher.services.state);
-        // The source is at its limit, so the connection gives its permit back. Another connection takes the permit, and
-        // then the source gets room.
+        // The source is at its limit, so the connection releases its permit. Another connection acquires it, and then the
+        // source has room.
         let another = loop {
             let given_back = admission.try_acquire(false);
             if let Some(permit) = given_back {

@@ -1,32 +1,21 @@
 //! Packs connections into a bundle.
 
-use std::fs::File;
-use std::io::{self, BufWriter, IoSlice, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::cmsg_space;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::MemfdFlags;
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
-    sockopt,
-};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair, sockopt};
 
 use super::manifest::{self, Entry};
 use super::{StoredConnection, socket_cookie};
-
-/// How many descriptors go into a message at most (SCM_MAX_FD, unix(7)).
-pub(super) const MAX_FDS_PER_MESSAGE: usize = 253;
+use crate::systemd::sealed_memory;
+use crate::systemd::send_fds::{MAX_FDS_PER_MESSAGE, send_with_fds};
 
 /// The advice about too many descriptors in flight.
 pub(super) const TOO_MANY_IN_FLIGHT: &str =
     "more would be in flight than LimitNOFILE= of the unit allows; it should be twice limits.connections";
-
-/// The seals of a manifest: with these, not even this process can change it.
-pub(super) const SEALS: SealFlags =
-    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
 /// How much fits into a bundle.
 #[derive(Debug)]
@@ -98,34 +87,15 @@ fn send_all(
 
 /// Sends descriptors, [`MAX_FDS_PER_MESSAGE`] at most, and does not wait.
 pub(super) fn send_fds(sender: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS_PER_MESSAGE))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(Errno::INVAL);
-    }
     // An empty message would look like the end.
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    retry_on_intr(|| sendmsg(sender, &[IoSlice::new(b"\n")], &mut ancillary, flags)).map(drop)
+    send_with_fds(sender, &[IoSlice::new(b"\n")], descriptors, SendFlags::DONTWAIT)
 }
 
 /// Creates the manifest of these connections, in sealed memory.
 fn create_manifest(connections: &[StoredConnection], time: Duration) -> io::Result<OwnedFd> {
     let cookies = connections.iter().map(|connection| socket_cookie(&connection.socket));
     let cookies = cookies.collect::<io::Result<Vec<_>>>()?;
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let new = |more| retry_on_intr(|| memfd_create("echoed-handover", flags | more));
-    let memory = match new(MemfdFlags::NOEXEC_SEAL) {
-        // Linux before 6.3 does not know this flag; after it, one without it is warned about, or refused
-        // (vm.memfd_noexec).
-        Err(Errno::INVAL) => new(MemfdFlags::empty()),
-        result => result,
-    }?;
-    let mut writer = BufWriter::with_capacity(64 * 1024, File::from(memory));
     let entries =
         connections.iter().zip(cookies).map(|(connection, cookie)| Entry { cookie, snapshot: &*connection.snapshot });
-    manifest::write(&mut writer, time, entries)?;
-    writer.flush()?;
-    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
-    retry_on_intr(|| fcntl_add_seals(&file, SEALS))?;
-    Ok(file.into())
+    sealed_memory::create("echoed-handover", MemfdFlags::NOEXEC_SEAL, |writer| manifest::write(writer, time, entries))
 }

@@ -16,8 +16,8 @@ use rustix::net::{
 };
 
 use super::manifest::{self, Manifest};
-use super::pack::MAX_FDS_PER_MESSAGE;
 use super::{StoredConnection, socket_cookie};
+use crate::systemd::send_fds::MAX_FDS_PER_MESSAGE;
 
 /// The content of a bundle.
 #[derive(Debug, Default)]

@@ -28,7 +28,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use line_lock::LineLock;
 use queue::{LogQueue, WriterTask};
@@ -304,12 +304,6 @@ impl LogWriter {
         }
         lost
     }
-}
-
-/// Returns the time, for the threads of the log.
-#[expect(clippy::disallowed_methods, reason = "the log has threads of its own, without a runtime and its clock")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[cfg(test)]

@@ -14,20 +14,22 @@
 //! must not be lost, and their senders must not wait: here a call returns the error, and never waits. When the kernel
 //! has queued the datagram at journald's socket, the entry is journald's.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Write};
-use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsFd, OwnedFd};
+use std::mem;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::cmsg_space;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::event::PollFlags;
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+
+use crate::systemd::poll::wait_until_ready;
+use crate::systemd::sealed_memory;
+use crate::systemd::send_fds::send_with_fds;
 
 /// Where journald listens: the path that tracing-journald uses. The shipped unit has the directory of the machine's
 /// journal there, so that sockets that are made anew are seen, or that of its `LogNamespace=`.
@@ -188,10 +190,9 @@ fn blocked(error: Errno) -> io::Error {
 }
 
 fn send(socket: &UnixDatagram, entry: &[IoSlice<'_>]) -> Result<(), Errno> {
-    let mut none = SendAncillaryBuffer::default();
-    match retry_on_intr(|| sendmsg(socket, entry, &mut none, SendFlags::NOSIGNAL)) {
+    match send_with_fds(socket, entry, &[], SendFlags::empty()) {
         Err(Errno::MSGSIZE) => send_in_memory(socket, entry),
-        result => result.map(drop),
+        result => result,
     }
 }
 
@@ -200,44 +201,16 @@ fn send_in_memory(socket: &UnixDatagram, entry: &[IoSlice<'_>]) -> Result<(), Er
     if !has_room(socket, Duration::ZERO).unwrap_or(true) {
         return Err(Errno::AGAIN);
     }
-    let memory = create_sealed_memfd(entry)?;
-    let descriptors = [memory.as_fd()];
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    retry_on_intr(|| sendmsg(socket, &[], &mut control, SendFlags::NOSIGNAL)).map(drop)
+    // Not with NOEXEC_SEAL, if that can be had: journald drops memory with that seal, without a word (systemd 252).
+    let memory = sealed_memory::create("echoed-message", MemfdFlags::EXEC, |writer| {
+        entry.iter().try_for_each(|part| writer.write_all(part))
+    });
+    let memory = memory.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    send_with_fds(socket, &[], &[memory.as_fd()], SendFlags::empty())
 }
 
 fn has_room(socket: &UnixDatagram, timeout: Duration) -> io::Result<bool> {
-    let until = super::now() + timeout;
-    loop {
-        let left = Timespec::try_from(until.saturating_duration_since(super::now())).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&left)) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Creates sealed memory with these bytes, so that journald may read it where it is.
-fn create_sealed_memfd(entry: &[IoSlice<'_>]) -> Result<OwnedFd, Errno> {
-    let new = |flags| memfd_create("echoed-message", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags);
-    // Not with NOEXEC_SEAL, if that can be had: journald drops memory that has one more seal than those below, without
-    // a word (systemd 252).
-    let memory = match new(MemfdFlags::EXEC) {
-        // Linux before 6.3 does not know this flag.
-        Err(Errno::INVAL) => new(MemfdFlags::empty()),
-        // vm.memfd_noexec=2
-        Err(Errno::ACCESS) => new(MemfdFlags::NOEXEC_SEAL),
-        result => result,
-    }?;
-    let mut file = File::from(memory);
-    for part in entry {
-        file.write_all(part).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    }
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
-    Ok(file.into())
+    wait_until_ready(socket, PollFlags::OUT, timeout)
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::lossless::WakerQueue;
-use super::{BURST, EntryKind, LOST, LogEntry, MAX_QUEUED, Priority, RateLimit, STALL_TIMEOUT, SUPPRESSED, now};
+use super::{BURST, EntryKind, LOST, LogEntry, MAX_QUEUED, Priority, RateLimit, STALL_TIMEOUT, SUPPRESSED};
+use crate::systemd::clock::now;
 
 /// How long senders of messages wait that no other thread can wake.
 const WAKE_DELAY: Duration = Duration::from_secs(1);

@@ -2,6 +2,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
+use crate::systemd::clock::now;
 
 const KIND: EntryKind = EntryKind { name: "some", message_id: "0" };
 const OTHER: EntryKind = EntryKind { name: "other", message_id: "1" };

@@ -1,52 +1,25 @@
-//! Escapes text of others, so that it stays on its line and does nothing to a terminal.
+//! Escapes text of others in the notation of the journal's lines.
 
 use std::borrow::Cow;
-use std::fmt::Write;
 
-use crate::escape::is_unsafe;
+use crate::escape::{Controls, escape_unsafe, is_unsafe, write_escaped};
 
 /// Escapes characters of `text` that do something instead of being seen; if it is `multiline`, line feeds and tabs
 /// stay.
 pub(super) fn escape_control(text: &str, multiline: bool) -> Cow<'_, str> {
-    let is_kept = |c: char| !is_unsafe(c) || multiline && matches!(c, '\n' | '\t');
-    if text.chars().all(is_kept) {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        if is_kept(c) { out.push(c) } else { escape(&mut out, c) }
-    }
-    Cow::Owned(out)
+    escape_unsafe(text, Controls::Hex, |c| multiline && matches!(c, '\n' | '\t'))
 }
 
 /// Escapes any bytes as text in quotation marks, in one line, so that no two are the same: text stays readable, all else
 /// becomes `\n`, `\x1b`, `\u{202e}`.
 #[must_use]
 pub(super) fn escape_bytes(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len() + 16);
-    out.push('"');
-    for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                c if is_unsafe(c) || matches!(c, '\\' | '"') => escape(&mut out, c),
-                c => out.push(c),
-            }
-        }
-        for byte in chunk.invalid() {
-            // Writing to a String cannot fail.
-            let _ = write!(out, "\\x{byte:02x}");
-        }
-    }
-    out.push('"');
-    out
-}
-
-fn escape(out: &mut String, c: char) {
-    // Writing to a String cannot fail.
-    let _ = match c {
-        '\0'..='\x7f' => write!(out, "{}", u8::try_from(c).unwrap_or_default().escape_ascii()),
-        c => write!(out, "{}", c.escape_unicode()),
-    };
+    let mut escaped = String::with_capacity(bytes.len() + 16);
+    escaped.push('"');
+    // Writing to a string cannot fail.
+    let _ = write_escaped(&mut escaped, bytes, Controls::Hex, |c| !is_unsafe(c) && !matches!(c, '\\' | '"'));
+    escaped.push('"');
+    escaped
 }
 
 #[cfg(test)]

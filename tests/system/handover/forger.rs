@@ -4,8 +4,7 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::{IoSlice, Write};
-use std::mem::MaybeUninit;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -14,12 +13,10 @@ use echoed::systemd::activation::{self, ActivationFds, Fallback, Sockets};
 use echoed::systemd::fdstore::{self, StoredConnection};
 use echoed::systemd::notify;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
-    sockopt,
-};
+use rustix::net::sockopt;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::common::service_manager::bundle_of;
 use crate::machine::Machine;
 
 /// Set for the program on the machine: what it is to do.
@@ -115,13 +112,13 @@ fn forge(forgery: &str, connections: Vec<StoredConnection>, listener: BorrowedFd
             sockets.push(sockets[0]);
         }
         "holes" => manifest.sparse = true,
-        "empty" => return vec![("handover", bundle(&[]))],
+        "empty" => return vec![("handover", bundle_of(&[]))],
         "foreign" => {
             let text = sealed(b"this is not a manifest of connections, but something else", 0);
             let stream = || OwnedFd::from(UnixStream::pair().expect("it can be made").0);
             let file = File::open("/proc/self/stat").expect("it can be read");
             return vec![
-                ("handover", bundle(&[&[text.as_fd()], &sockets])),
+                ("handover", bundle_of(&[&[text.as_fd()], &sockets])),
                 ("handover", stream()),
                 ("handover", file.into()),
                 // systemd's name for descriptors without one.
@@ -131,7 +128,7 @@ fn forge(forgery: &str, connections: Vec<StoredConnection>, listener: BorrowedFd
         other => panic!("what is {other}?"),
     }
     let manifest = manifest.sealed();
-    vec![("handover", bundle(&[&[manifest.as_fd()], &sockets]))]
+    vec![("handover", bundle_of(&[&[manifest.as_fd()], &sockets]))]
 }
 
 /// A manifest, as in src/systemd/fdstore/manifest.rs.
@@ -184,17 +181,4 @@ fn sealed(bytes: &[u8], length: u64) -> OwnedFd {
     file.set_len(length.max(bytes.len() as u64)).expect("it can be longer");
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK).expect("it can be sealed");
     file.into()
-}
-
-/// Returns a bundle with these messages in it.
-fn bundle(messages: &[&[BorrowedFd<'_>]]) -> OwnedFd {
-    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-    let (sending, bundle) = pair.expect("it can be made");
-    for descriptors in messages {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        assert!(ancillary.push(SendAncillaryMessage::ScmRights(descriptors)));
-        sendmsg(&sending, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::empty()).expect("there is room");
-    }
-    bundle
 }

@@ -1,142 +1,141 @@
-//! The text and the severity of the server's events.
+//! The entries of the server's events: their texts and their fields.
 
-use std::fmt;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
-use echoed::config::Level;
+use echoed::escape::quote;
 use echoed::protocol::Verdict;
 use echoed::protocol::packet::DropCause;
 use echoed::protocol::session::Totals;
 use echoed::server::event::{Event, Retry};
-use echoed::server::quote::quote;
+use echoed::server::peer::Peer;
 use echoed::server::socket::SocketKind;
+use echoed::systemd::journal::LogEntry;
 use echoed::units::format_age;
 
-/// How urgent the beginning of a connection is.
-pub(super) const OPENED: Level = Level::Debug;
+use super::plural;
 
-/// Returns how urgent an event is. What a peer did is never more than `Info`; `Info` where it broke a rule.
-pub(super) fn level(event: &Event) -> Level {
+/// Returns the entry of an event.
+pub(super) fn entry(event: &Event) -> LogEntry {
     match event {
-        Event::ListenerFailed { .. } => Level::Error,
-        Event::LimitReached { .. }
-        | Event::AcceptPaused { .. }
-        | Event::ConnectionFailed { .. }
-        | Event::MessagesLost { .. } => Level::Warn,
-        Event::AcceptResumed { .. } | Event::Message { .. } | Event::DatagramsDropped { .. } => Level::Info,
-        Event::Opened { .. } | Event::Resumed { .. } => OPENED,
-        Event::Closed { verdict, .. } => level_of_end(*verdict),
-    }
-}
-
-/// Returns how urgent the end of a connection with this verdict is.
-pub(super) fn level_of_end(verdict: Verdict) -> Level {
-    match verdict {
-        Verdict::TooLong
-        | Verdict::ReadDeadline
-        | Verdict::WriteDeadline
-        | Verdict::TooMany { .. }
-        | Verdict::Busy
-        | Verdict::BadProxyHeader
-        | Verdict::Reclaimed => Level::Info,
-        Verdict::IdleDeadline
-        | Verdict::Lifetime
-        | Verdict::PeerClosed
-        | Verdict::PeerReset
-        | Verdict::Unterminated { .. }
-        | Verdict::Shutdown
-        | Verdict::HandedOver => Level::Debug,
-    }
-}
-
-/// An event as a line of the log.
-pub(super) struct Text<'a>(pub(super) &'a Event);
-
-impl fmt::Display for Text<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Event::Opened { id, listener, peer } => {
-                write!(f, "connection {id} on {listener} from {peer}")
+        Event::Opened { id, listener, peer } => LogEntry {
+            text: format!("connection {id} on {listener} from {peer}"),
+            connection: Some(*id),
+            ..about_peer(listener, peer)
+        },
+        Event::Closed { id, listener, peer, verdict, totals, age, bad_header } => {
+            let reason = bad_header.as_ref().map(|bad_header| format!(" ({bad_header})")).unwrap_or_default();
+            let number = match verdict {
+                Verdict::Unterminated { bytes } => format!(" ({bytes} bytes)"),
+                Verdict::TooMany { limit } => format!(" (limits.connections_per_source={limit})"),
+                _ => String::new(),
+            };
+            let Totals { messages, bytes_in, bytes_out } = *totals;
+            LogEntry {
+                text: format!(
+                    "connection {id} on {listener} from {peer} ended: {verdict}{reason}{number}; \
+                     {messages} messages, {bytes_in} bytes in, {bytes_out} bytes out, {}",
+                    format_age(*age)
+                ),
+                connection: Some(*id),
+                verdict: Some(verdict.name()),
+                reason: bad_header.as_ref().map(|bad_header| bad_header.fault.name()),
+                bytes_in: Some(bytes_in),
+                bytes_out: Some(bytes_out),
+                messages: Some(messages),
+                ..about_peer(listener, peer)
             }
-            Event::Closed { id, listener, peer, verdict, totals, age, bad_header } => {
-                write!(f, "connection {id} on {listener} from {peer} ended: {verdict}")?;
-                if let Some(bad_header) = bad_header {
-                    write!(f, " ({bad_header})")?;
+        }
+        Event::Message { connection_id, listener, peer, received_at, text } => {
+            let at = received_at.map(|time| format!(" at {}", humantime::format_rfc3339_nanos(time)));
+            let at = at.unwrap_or_default();
+            LogEntry {
+                text: match connection_id {
+                    Some(id) => format!("message on connection {id} on {listener} from {peer}{at}: {text}"),
+                    None => format!("message on {listener} from {peer}{at}: {text}"),
+                },
+                connection: *connection_id,
+                received_at: *received_at,
+                ..about_peer(listener, peer)
+            }
+        }
+        Event::LimitReached { limit, awaiting_header } => LogEntry {
+            text: match awaiting_header {
+                Some(count) => format!(
+                    "PROXY header limit reached ({count} connection{}, a quarter of limits.connections={limit}), \
+                     new connections wait in the backlog",
+                    plural(*count)
+                ),
+                None => format!(
+                    "connection limit reached (limits.connections={limit}), new connections wait in the backlog"
+                ),
+            },
+            ..LogEntry::default()
+        },
+        Event::AcceptPaused { listener, kind, error, retry } => {
+            let operation = if *kind == SocketKind::Datagram { "receive" } else { "accept" };
+            let when = match retry {
+                Retry::ConnectionEnded => "when a connection ends",
+                Retry::After(_) => "after pauses of up to 1s",
+            };
+            LogEntry {
+                text: format!("failed to {operation} on {listener}: {error}; retrying {when}"),
+                ..about_listener(listener)
+            }
+        }
+        Event::AcceptResumed { listener, kind } => {
+            let operation = if *kind == SocketKind::Datagram { "receiving" } else { "accepting" };
+            LogEntry { text: format!("{operation} on {listener} again"), ..about_listener(listener) }
+        }
+        Event::ListenerFailed { listener, error } => LogEntry {
+            text: format!("failed to serve {listener}: {error}; this listener is no longer served"),
+            ..about_listener(listener)
+        },
+        Event::Resumed { id, listener, peer } => LogEntry {
+            text: format!("connection {id} on {listener} from {peer} resumed"),
+            connection: Some(*id),
+            ..about_peer(listener, peer)
+        },
+        Event::ConnectionFailed { listener, peer, error } => LogEntry {
+            text: format!("failed to serve {peer} on {listener}: {error}; connection closed"),
+            ..about_peer(listener, peer)
+        },
+        Event::MessagesLost { id, listener, peer, count } => LogEntry {
+            text: format!(
+                "{count} message{} on connection {id} on {listener} from {peer} could not be logged, and got no reply",
+                plural(*count)
+            ),
+            connection: Some(*id),
+            ..about_peer(listener, peer)
+        },
+        Event::DatagramsDropped { listener, cause, count, last_peer, last_path } => {
+            let (s, last) = if *count == 1 { ("", "") } else { ("s", "the last ") };
+            let details = match (cause, last_path) {
+                (DropCause::Kernel, _) => {
+                    "no room (ReceiveBuffer=), damaged, or refused by a filter (IPAddressDeny=)".to_owned()
                 }
-                match verdict {
-                    Verdict::Unterminated { bytes } => write!(f, " ({bytes} bytes)")?,
-                    Verdict::TooMany { limit } => write!(f, " (limits.connections_per_source={limit})")?,
-                    _ => {}
+                (DropCause::UnsafeAddress, Some(path)) => {
+                    format!("{last}from {last_peer} at {}", quote(path.as_os_str().as_bytes()))
                 }
-                let Totals { messages, bytes_in, bytes_out } = totals;
-                let age = format_age(*age);
-                write!(f, "; {messages} messages, {bytes_in} bytes in, {bytes_out} bytes out, {age}")
-            }
-            Event::Message { connection_id, listener, peer, received_at, text } => {
-                let at = received_at.map(|time| format!(" at {}", humantime::format_rfc3339_nanos(time)));
-                let at = at.unwrap_or_default();
-                match connection_id {
-                    Some(connection) => {
-                        write!(f, "message on connection {connection} on {listener} from {peer}{at}: {text}")
-                    }
-                    None => write!(f, "message on {listener} from {peer}{at}: {text}"),
-                }
-            }
-            Event::LimitReached { limit, awaiting_header: Some(count) } => {
-                let s = if *count == 1 { "" } else { "s" };
-                write!(
-                    f,
-                    "PROXY header limit reached ({count} connection{s}, a quarter of limits.connections={limit}), \
-                     new connections wait in the backlog"
-                )
-            }
-            Event::LimitReached { limit, awaiting_header: None } => {
-                write!(f, "connection limit reached (limits.connections={limit}), new connections wait in the backlog")
-            }
-            Event::AcceptPaused { listener, kind, error, retry } => {
-                let operation = if *kind == SocketKind::Datagram { "receive" } else { "accept" };
-                let when = match retry {
-                    Retry::ConnectionEnded => "when a connection ends",
-                    Retry::After(_) => "after pauses of up to 1s",
-                };
-                write!(f, "failed to {operation} on {listener}: {error}; retrying {when}")
-            }
-            Event::AcceptResumed { listener, kind } => {
-                let operation = if *kind == SocketKind::Datagram { "receiving" } else { "accepting" };
-                write!(f, "{operation} on {listener} again")
-            }
-            Event::ListenerFailed { listener, error } => {
-                write!(f, "failed to serve {listener}: {error}; this listener is no longer served")
-            }
-            Event::Resumed { id, listener, peer } => {
-                write!(f, "connection {id} on {listener} from {peer} resumed")
-            }
-            Event::ConnectionFailed { listener, peer, error } => {
-                write!(f, "failed to serve {peer} on {listener}: {error}; connection closed")
-            }
-            Event::MessagesLost { id, listener, peer, count } => {
-                let s = if *count == 1 { "" } else { "s" };
-                write!(
-                    f,
-                    "{count} message{s} on connection {id} on {listener} from {peer} could not be logged, and got no reply"
-                )
-            }
-            Event::DatagramsDropped { listener, cause, count, last_peer, last_path } => {
-                let (s, last) = if *count == 1 { ("", "") } else { ("s", "the last ") };
-                write!(f, "{count} datagram{s} dropped on {listener}: {cause}")?;
-                if *cause == DropCause::Kernel {
-                    return f.write_str("; no room (ReceiveBuffer=), damaged, or refused by a filter (IPAddressDeny=)");
-                }
-                write!(f, "; {last}from {last_peer}")?;
-                match (cause, last_path) {
-                    (DropCause::UnsafeAddress, Some(path)) => write!(f, " at {}", quote(path.as_os_str().as_bytes())),
-                    (DropCause::Rate, _) => f.write_str(" (limits.datagrams_per_source)"),
-                    (DropCause::SendBuffer, _) => f.write_str(" (SendBuffer=)"),
-                    _ => Ok(()),
-                }
+                (DropCause::Rate, _) => format!("{last}from {last_peer} (limits.datagrams_per_source)"),
+                (DropCause::SendBuffer, _) => format!("{last}from {last_peer} (SendBuffer=)"),
+                _ => format!("{last}from {last_peer}"),
+            };
+            LogEntry {
+                text: format!("{count} datagram{s} dropped on {listener}: {cause}; {details}"),
+                verdict: Some(cause.name()),
+                ..about_peer(listener, last_peer)
             }
         }
     }
+}
+
+fn about_listener(listener: &Arc<str>) -> LogEntry {
+    LogEntry { listener: Some(Arc::clone(listener)), ..LogEntry::default() }
+}
+
+fn about_peer(listener: &Arc<str>, peer: &Peer) -> LogEntry {
+    LogEntry { peer: Some(peer.to_string()), ..about_listener(listener) }
 }
 
 #[cfg(test)]
@@ -146,9 +145,11 @@ mod tests {
     use std::sync::Arc;
     use std::time::{Duration, SystemTime};
 
+    use echoed::config::Level;
     use echoed::server::peer::Peer;
 
     use super::*;
+    use crate::log::kinds::of_event;
 
     #[test]
     fn a_drop_names_the_path_that_is_unsafe_and_the_key_of_the_limit() {
@@ -184,7 +185,7 @@ mod tests {
                     no room (ReceiveBuffer=), damaged, or refused by a filter (IPAddressDeny=)",
             ),
         ] {
-            assert_eq!(Text(&event).to_string(), text);
+            assert_eq!(entry(&event).text, text);
         }
     }
 
@@ -199,14 +200,14 @@ mod tests {
         ] {
             let (listener, text) = (Arc::clone(&listener), "\"a\"".to_owned());
             let message = Event::Message { connection_id, listener, peer, received_at, text };
-            assert_eq!(Text(&message).to_string(), expected);
-            assert_eq!(level(&message), Level::Info);
+            assert_eq!(entry(&message).text, expected);
+            assert_eq!(of_event(&message).level, Level::Info);
         }
         for (count, begin) in [(1, "1 message on"), (2, "2 messages on")] {
             let lost = Event::MessagesLost { id: 7, listener: Arc::clone(&listener), peer, count };
             let end = "connection 7 on echo from unknown could not be logged, and got no reply";
-            assert_eq!(Text(&lost).to_string(), format!("{begin} {end}"));
-            assert_eq!(level(&lost), Level::Warn);
+            assert_eq!(entry(&lost).text, format!("{begin} {end}"));
+            assert_eq!(of_event(&lost).level, Level::Warn);
         }
     }
 }

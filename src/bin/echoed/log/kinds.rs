@@ -1,9 +1,21 @@
-//! Every kind of entry has a MESSAGE_ID, a random number for ever, which systemd/catalog/echoed.catalog explains. A new
-//! one: `systemd-id128 new`, or /proc/sys/kernel/random/uuid without its hyphens.
+//! Every kind of entry has a severity and a MESSAGE_ID, a random number for ever, which systemd/catalog/echoed.catalog
+//! explains. A new one: `systemd-id128 new`, or /proc/sys/kernel/random/uuid without its hyphens.
 
 use echoed::config::Level;
+use echoed::protocol::Verdict;
 use echoed::server::event::Event;
 use echoed::systemd::journal::EntryKind;
+
+/// A kind of entries, and how urgent they are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kind {
+    pub(super) level: Level,
+    pub(super) entry: EntryKind,
+}
+
+const fn kind(level: Level, name: &'static str, message_id: &'static str) -> Kind {
+    Kind { level, entry: EntryKind { name, message_id } }
+}
 
 macro_rules! notes {
     ($($(#[$doc:meta])* $note:ident = $level:ident, $name:literal, $id:literal;)*) => {
@@ -17,15 +29,9 @@ macro_rules! notes {
             #[cfg(test)]
             const ALL: &[Self] = &[$(Self::$note,)*];
 
-            pub(crate) fn level(self) -> Level {
+            pub(crate) fn kind(self) -> Kind {
                 match self {
-                    $(Self::$note => Level::$level,)*
-                }
-            }
-
-            pub(crate) fn kind(self) -> EntryKind {
-                match self {
-                    $(Self::$note => EntryKind { name: $name, message_id: $id },)*
+                    $(Self::$note => kind(Level::$level, $name, $id),)*
                 }
             }
         }
@@ -73,136 +79,116 @@ notes! {
     WorkersResponding = Info, "workers-responding", "d5f9dadb30ed4a7b8af0170053bc4be2";
 }
 
-/// Events, by [`Event::name`]; the end of a connection by the name of its verdict.
-const EVENTS: [EntryKind; 24] = [
-    EntryKind { name: "opened", message_id: "5e6bb97ac5ed4e8b88b6ad89fce92c4f" },
-    EntryKind { name: "message", message_id: "51a1cd7c305043978fb018e4cab91a97" },
-    EntryKind { name: "limit-reached", message_id: "57727963c3e2428fa10d2b030090ee72" },
-    EntryKind { name: "accept-paused", message_id: "4c9cd511bba14675b7ed0b3eb93226a9" },
-    EntryKind { name: "accept-resumed", message_id: "f624e127eca1451d9dfe5e52ef97bc97" },
-    EntryKind { name: "listener-failed", message_id: "da4ecab6446d4e33b70af5cba385c61b" },
-    EntryKind { name: "resumed", message_id: "5dc55e438e4b4738b8509ecfa945dc3b" },
-    EntryKind { name: "connection-failed", message_id: "b4b07c3686db42608e24c362965647d7" },
-    EntryKind { name: "messages-unlogged", message_id: "4eebff74ebaf445e8687edabd1bd86d1" },
-    EntryKind { name: "datagrams-dropped", message_id: "0f5e8ccafc8749e3bd4edac96c87c37b" },
-    EntryKind { name: "too-long", message_id: "2c65cc4a3de146e491acc2c7fa4a4129" },
-    EntryKind { name: "read-deadline", message_id: "83f62f9c5578440d9af2ad15797375c0" },
-    EntryKind { name: "idle-deadline", message_id: "ab85662348b24a1393ed0791c7a41d06" },
-    EntryKind { name: "lifetime", message_id: "b8909dae482d41e581def363522fe7c4" },
-    EntryKind { name: "too-many", message_id: "e9fbfdeb352b48e092ea20b62b117db3" },
-    EntryKind { name: "busy", message_id: "f5790008f7584c4cbb750e747d276005" },
-    EntryKind { name: "write-deadline", message_id: "4dd793a4778c4c9aa5c398377814db9a" },
-    EntryKind { name: "peer-closed", message_id: "d1ac960d4f644c8a808b48f90e84cb07" },
-    EntryKind { name: "peer-reset", message_id: "08c05d7bceb348ff9418bf4929ea58f2" },
-    EntryKind { name: "unterminated", message_id: "2b20a312ec4c4c839d365fdc35a57ab9" },
-    EntryKind { name: "shutdown", message_id: "8c32f471a7c64970824484a512e1f481" },
-    EntryKind { name: "bad-proxy-header", message_id: "860ddc49b93849c1b7fa544f1bd7a4a9" },
-    EntryKind { name: "reclaimed", message_id: "d674eebdcae4427db21347ba14f414db" },
-    EntryKind { name: "handed-over", message_id: "71808cf8825d442689b4af39e6c51997" },
-];
+/// The beginning of a connection.
+pub(super) const OPENED: Kind = kind(Level::Debug, "opened", "5e6bb97ac5ed4e8b88b6ad89fce92c4f");
 
-/// What is not listed, which a test rules out.
-const OTHER: EntryKind = EntryKind { name: "other", message_id: "27540d2c17cb4936b0d23619aca0961f" };
+macro_rules! events {
+    ($($event:ident = $kind:expr;)*) => {
+        #[cfg(test)]
+        const EVENTS: &[Kind] = &[$($kind,)*];
 
-/// Returns the kind of an event.
-pub(super) fn of_event(event: &Event) -> EntryKind {
-    let name = match event {
-        Event::Closed { verdict, .. } => verdict.name(),
-        event => event.name(),
+        /// Returns the kind of an event.
+        pub(super) fn of_event(event: &Event) -> Kind {
+            match event {
+                Event::Closed { verdict, .. } => of_end(*verdict),
+                $(Event::$event { .. } => $kind,)*
+            }
+        }
     };
-    EVENTS.into_iter().find(|kind| kind.name == name).unwrap_or(OTHER)
+}
+
+events! {
+    Opened = OPENED;
+    Resumed = kind(Level::Debug, "resumed", "5dc55e438e4b4738b8509ecfa945dc3b");
+    Message = kind(Level::Info, "message", "51a1cd7c305043978fb018e4cab91a97");
+    MessagesLost = kind(Level::Warn, "messages-unlogged", "4eebff74ebaf445e8687edabd1bd86d1");
+    LimitReached = kind(Level::Warn, "limit-reached", "57727963c3e2428fa10d2b030090ee72");
+    AcceptPaused = kind(Level::Warn, "accept-paused", "4c9cd511bba14675b7ed0b3eb93226a9");
+    AcceptResumed = kind(Level::Info, "accept-resumed", "f624e127eca1451d9dfe5e52ef97bc97");
+    ListenerFailed = kind(Level::Error, "listener-failed", "da4ecab6446d4e33b70af5cba385c61b");
+    ConnectionFailed = kind(Level::Warn, "connection-failed", "b4b07c3686db42608e24c362965647d7");
+    DatagramsDropped = kind(Level::Info, "datagrams-dropped", "0f5e8ccafc8749e3bd4edac96c87c37b");
+}
+
+/// Returns the kind of the end of a connection with this verdict. What a peer did is never more than `Info`; `Info` where it
+/// broke a rule.
+pub(super) fn of_end(verdict: Verdict) -> Kind {
+    let (level, message_id) = match verdict {
+        Verdict::TooLong => (Level::Info, "2c65cc4a3de146e491acc2c7fa4a4129"),
+        Verdict::ReadDeadline => (Level::Info, "83f62f9c5578440d9af2ad15797375c0"),
+        Verdict::IdleDeadline => (Level::Debug, "ab85662348b24a1393ed0791c7a41d06"),
+        Verdict::Lifetime => (Level::Debug, "b8909dae482d41e581def363522fe7c4"),
+        Verdict::TooMany { .. } => (Level::Info, "e9fbfdeb352b48e092ea20b62b117db3"),
+        Verdict::Busy => (Level::Info, "f5790008f7584c4cbb750e747d276005"),
+        Verdict::WriteDeadline => (Level::Info, "4dd793a4778c4c9aa5c398377814db9a"),
+        Verdict::PeerClosed => (Level::Debug, "d1ac960d4f644c8a808b48f90e84cb07"),
+        Verdict::PeerReset => (Level::Debug, "08c05d7bceb348ff9418bf4929ea58f2"),
+        Verdict::Unterminated { .. } => (Level::Debug, "2b20a312ec4c4c839d365fdc35a57ab9"),
+        Verdict::Shutdown => (Level::Debug, "8c32f471a7c64970824484a512e1f481"),
+        Verdict::HandedOver => (Level::Debug, "71808cf8825d442689b4af39e6c51997"),
+        Verdict::BadProxyHeader => (Level::Info, "860ddc49b93849c1b7fa544f1bd7a4a9"),
+        Verdict::Reclaimed => (Level::Info, "d674eebdcae4427db21347ba14f414db"),
+    };
+    kind(level, verdict.name(), message_id)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use echoed::protocol::{Verdict, verdict};
-    use echoed::server::event;
     use echoed::systemd::journal::{self, lossless};
 
     use super::*;
 
     const CATALOG: &str = include_str!("../../../../systemd/catalog/echoed.catalog");
 
-    /// Returns every kind that can be logged.
-    fn kinds() -> Vec<EntryKind> {
-        let journal = [
-            journal::SUPPRESSED,
-            journal::LOST,
-            lossless::MESSAGE,
-            lossless::WRITE_FAILED,
-            lossless::WRITE_RESUMED,
-            OTHER,
-        ];
+    /// Returns every kind that the tables have.
+    fn listed_kinds() -> Vec<Kind> {
         let notes = Note::ALL.iter().map(|note| note.kind());
-        journal.into_iter().chain(notes).chain(EVENTS).collect()
+        let ends = Verdict::ALL.iter().map(|verdict| of_end(*verdict));
+        notes.chain(EVENTS.iter().copied()).chain(ends).collect()
+    }
+
+    /// Returns every kind that can be logged.
+    fn all_kinds() -> Vec<EntryKind> {
+        let journal =
+            [journal::SUPPRESSED, journal::LOST, lossless::MESSAGE, lossless::WRITE_FAILED, lossless::WRITE_RESUMED];
+        journal.into_iter().chain(listed_kinds().iter().map(|kind| kind.entry)).collect()
     }
 
     #[test]
-    fn every_event_and_every_verdict_has_a_kind_of_its_own() {
-        let listed: Vec<_> = EVENTS.iter().map(|kind| kind.name).collect();
-        for name in event::NAMES.iter().filter(|name| **name != "closed").chain(&verdict::NAMES) {
-            assert!(listed.contains(name), "{name} has no MESSAGE_ID; add one here and explain it in the catalog");
-        }
-        let names: BTreeSet<_> = kinds().iter().map(|kind| kind.name).collect();
-        assert_eq!(names.len(), kinds().len());
+    fn every_kind_has_a_name_of_its_own() {
+        let names: BTreeSet<_> = all_kinds().iter().map(|kind| kind.name).collect();
+        assert_eq!(names.len(), all_kinds().len());
     }
 
     #[test]
     fn the_catalog_explains_every_message_id_and_no_other() {
         let explained: Vec<_> = CATALOG.lines().filter_map(|line| line.strip_prefix("-- ")).collect();
-        let sent: BTreeSet<_> = kinds().iter().map(|kind| kind.message_id).collect();
-        assert_eq!(explained.iter().copied().collect::<BTreeSet<_>>(), sent);
-        assert_eq!(explained.len(), kinds().len(), "one of them is there twice");
-        for id in sent {
-            let digits = id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-            assert!(id.len() == 32 && digits, "{id}");
+        for EntryKind { name, message_id } in all_kinds() {
+            let digits = message_id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+            assert!(message_id.len() == 32 && digits, "{name}: {message_id}");
+            let times = explained.iter().filter(|id| **id == message_id).count();
+            assert_eq!(times, 1, "systemd/catalog/echoed.catalog: entries for {name}, -- {message_id}");
         }
-    }
-
-    /// Returns the severities in the comments before an explanation, which docs/messages.md has.
-    fn listed_severities(kind: EntryKind) -> BTreeSet<&'static str> {
-        let (before, _) = CATALOG.split_once(&format!("-- {}\n", kind.message_id)).expect("it is explained");
-        let comments = before.lines().rev().map_while(|line| line.strip_prefix("# "));
-        comments.filter_map(|comment| comment.split(": ").next()).collect()
-    }
-
-    fn name_of(level: Level) -> &'static str {
-        match level {
-            Level::Error => "error",
-            Level::Warn => "warning",
-            Level::Info => "info",
-            Level::Debug | Level::Trace => "debug",
-        }
+        assert_eq!(explained.len(), all_kinds().len(), "systemd/catalog/echoed.catalog explains something else, too");
     }
 
     #[test]
-    fn the_catalog_has_the_severity_of_every_note_and_every_verdict() {
-        for note in Note::ALL {
-            assert_eq!(listed_severities(note.kind()), BTreeSet::from([name_of(note.level())]), "{note:?}");
-        }
-        let verdicts = [
-            Verdict::TooLong,
-            Verdict::ReadDeadline,
-            Verdict::IdleDeadline,
-            Verdict::Lifetime,
-            Verdict::TooMany { limit: 1 },
-            Verdict::Busy,
-            Verdict::WriteDeadline,
-            Verdict::PeerClosed,
-            Verdict::PeerReset,
-            Verdict::Unterminated { bytes: 1 },
-            Verdict::Shutdown,
-            Verdict::HandedOver,
-            Verdict::BadProxyHeader,
-            Verdict::Reclaimed,
-        ];
-        assert_eq!(verdicts.len(), verdict::NAMES.len());
-        for verdict in verdicts {
-            let kind = EVENTS.into_iter().find(|kind| kind.name == verdict.name()).expect("every verdict has a kind");
-            let level = super::super::events::level_of_end(verdict);
-            assert_eq!(listed_severities(kind), BTreeSet::from([name_of(level)]), "{verdict}");
+    fn the_catalog_has_the_severity_of_every_kind() {
+        for Kind { level, entry } in listed_kinds() {
+            // The severities in the comments before an explanation, which docs/messages.md has.
+            let (before, _) = CATALOG.split_once(&format!("-- {}\n", entry.message_id)).unwrap_or_default();
+            let comments = before.lines().rev().map_while(|line| line.strip_prefix("# "));
+            let severities: BTreeSet<_> = comments.filter_map(|comment| comment.split(": ").next()).collect();
+            let severity = match level {
+                Level::Error => "error",
+                Level::Warn => "warning",
+                Level::Info => "info",
+                Level::Debug | Level::Trace => "debug",
+            };
+            let hint = format!("systemd/catalog/echoed.catalog: the severity of {}", entry.name);
+            assert_eq!(severities, BTreeSet::from([severity]), "{hint}");
         }
     }
 }

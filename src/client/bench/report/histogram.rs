@@ -1,7 +1,8 @@
 //! The histogram as lines of text.
 
-use super::{MAX_BARS, Style, format_number, format_time};
+use super::{MAX_BARS, Style, format_time};
 use crate::client::bench::LatencyHistogram;
+use crate::units::format_number;
 
 /// The parts of a column, in eighths.
 const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];

@@ -8,6 +8,8 @@ pub mod text;
 
 use std::time::Duration;
 
+use crate::units::format_number;
+
 /// The percentiles that are reported.
 const PERCENTILES: [(&str, f64); 5] = [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9), ("p99.99", 99.99)];
 
@@ -42,19 +44,6 @@ fn format_time(time: Duration, style: Style) -> String {
         _ => 0,
     };
     format!("{number:.decimals$} {unit}")
-}
-
-/// Formats a number with commas: `1,234,567`.
-fn format_number(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3 + 1);
-    for (at, digit) in digits.char_indices() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// Formats a number of bytes with three digits or a few more: `45.2 MiB`.
@@ -101,7 +90,6 @@ mod tests {
 
     #[test]
     fn numbers_have_commas_and_units() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(format_number), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(
             [0.0, 1023.0, 1024.0, 1e6, 1e8, 1e12].map(format_bytes),
             ["0 B", "1023 B", "1.0 KiB", "977 KiB", "95.4 MiB", "931 GiB"]

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{format_number, format_rate};
+use super::format_rate;
 use crate::client::bench::BenchProgress;
+use crate::units::format_number;
 
 /// The contents of the progress bar.
 #[derive(Debug, Clone, Copy)]

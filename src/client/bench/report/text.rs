@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use super::histogram::render_histogram;
-use super::{PERCENTILES, Style, format_bytes, format_number, format_rate, format_time};
+use super::{PERCENTILES, Style, format_bytes, format_rate, format_time};
 use crate::address::Address;
 use crate::client::bench::{BenchSettings, Cause, Outcome, Stats, per_second};
+use crate::units::format_number;
 
 /// Formats the outcome of a load on `address`, in lines.
 #[must_use]

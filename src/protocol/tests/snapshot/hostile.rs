@@ -12,9 +12,10 @@ use crate::protocol::snapshot::{Error, VERSION};
 use crate::protocol::tests::calls::{LimitedOutlet, run_to_close};
 use crate::protocol::tests::oracle::config;
 use crate::protocol::tests::simulation::secs;
+use crate::protocol::verdict::KINDS;
 use crate::protocol::{Delimiter, Rules, Scratch, Session, Snapshot};
 
-/// Returns rules under which every session ends eventually.
+/// Rules under which every session ends, whatever the snapshot contains.
 fn rules(log_messages: LogMessages) -> Arc<Rules> {
     Arc::new(Rules { log_messages, max_message: 16, delimiter: Delimiter::new(b"\t\t").unwrap(), ..Rules::default() })
 }
@@ -30,7 +31,7 @@ impl Tester {
         Self { now: Instant::now(), scratch: Scratch::new() }
     }
 
-    /// Exercises everything that can be done with a snapshot. Returns whether the bytes are valid.
+    /// Decodes bytes, and does everything that can be done with a snapshot. Returns whether they are a valid snapshot.
     fn exercise(&mut self, bytes: &[u8]) -> bool {
         let mut accepted = false;
         for log in [LogMessages::Off, LogMessages::Full] {
@@ -93,7 +94,7 @@ fn changing_any_byte_of_a_snapshot_is_safe() {
                 bytes[at] ^= other;
             }
         }
-        // Most bytes belong to numbers, of which any value is valid.
+        // Most of the bytes are numbers, for which any value is valid.
         assert!(accepted > bytes.len(), "{}: {accepted}", state.name);
     }
 }
@@ -104,7 +105,7 @@ fn impossible_session_states_are_rejected() {
         let state = STATES.iter().find(|state| state.name == name).unwrap();
         (state.setup)().snapshot()
     };
-    // The offset of the phase, which is followed by its verdict.
+    // The positions of the phase and its verdict.
     let phase = 2 + 8 + 8 + 4 + 1;
     let with = |name: &str, at: usize, code: u8| {
         let mut bytes = bytes(name);
@@ -117,21 +118,22 @@ fn impossible_session_states_are_rejected() {
     assert_eq!(with("in progress", phase, 7), Err(Error::UnknownCode { field: "phase", code: 7 }));
     assert_eq!(with("in progress", phase + 1, 2), Err(Error::UnknownCode { field: "end of input", code: 2 }));
     assert_eq!(with("stopping", phase + 1, 0), Err(Error::UnknownCode { field: "verdict", code: 0 }));
-    assert_eq!(with("stopping", phase + 1, 15), Err(Error::UnknownCode { field: "verdict", code: 15 }));
+    let code = u8::try_from(KINDS + 1).unwrap();
+    assert_eq!(with("stopping", phase + 1, code), Err(Error::UnknownCode { field: "verdict", code }));
     assert_eq!(with("half-closed", phase, 5), Err(Error::Inconsistent), "logging, but with outbound replies");
     assert_eq!(with("logging", phase, 6), Err(Error::Inconsistent), "done, but with inbound messages");
     assert_eq!(with("in progress", 18, 0xff), Err(Error::NotUtf8));
     assert_eq!(with("in progress", 0, 0xff), Err(Error::UnknownVersion(0xff01)));
     assert_eq!(with("in progress", 1, 0), Err(Error::UnknownVersion(0)));
     assert_eq!(with("in progress", 1, 2), Err(Error::UnknownVersion(2)));
-    // A delay is valid only while the session is open and no message is in progress.
+    // A delay is possible only while the session is open and no message is in progress.
     let delayed = bytes("delayed");
     let half_closed = [&delayed[..phase], &[2, 8], &delayed[phase + 1..]].concat();
     assert_eq!(Snapshot::decode(&half_closed).map(drop), Err(Error::Inconsistent));
     let message = phase + 2 + 16 + 24;
     let unlogged = [&delayed[..message], &[2, 0, 0, 0, 0, 0, 0, 0, 1, b'a'], &delayed[message + 1..]].concat();
     assert_eq!(Snapshot::decode(&unlogged).map(drop), Err(Error::Inconsistent));
-    // Totals above the maximum.
+    // Totals beyond the maximum count.
     let totals = phase + 2 + 16;
     assert!(matches!(
         with("in progress", totals, 0x80),

@@ -19,7 +19,7 @@ proptest! {
         let (mut plain, mut restarting) = (SimulatedConnection::new(rules.clone()), SimulatedConnection::new(rules));
         restarting.restart_after_each_call();
         for event in events {
-            // Both are restarted, and no call tells them the time for a while.
+            // `RestartsFor` would also restart `plain`, and would skip timeouts.
             let event = match event {
                 Event::RestartsFor(time) => Event::TimePasses(time),
                 event => event,

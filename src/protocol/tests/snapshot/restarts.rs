@@ -1,4 +1,4 @@
-//! Scenarios of restarts: time that passes during the handover, and rules that change.
+//! Restarts: time that passes meanwhile, and rules that change.
 
 use crate::protocol::reply::{Prefix, READ_SIZE};
 use crate::protocol::rules::{Deadlines, LogMessages, TimeSpan, Unterminated};
@@ -35,7 +35,7 @@ fn a_half_sent_message_continues_after_a_restart() {
 
 #[test]
 fn the_read_deadline_continues_during_a_restart() {
-    // The deadline passes during the restart, at its end, or after it; always at the same time as without a restart.
+    // The deadline passes before, at or after the end of the restart, at the same time as without a restart.
     for (before, away) in [(0, 1_999), (500, 1_499), (1_999, 0), (500, 1_500), (500, 60_000)] {
         let mut conn = connection();
         conn.peer_sends("aa");
@@ -168,7 +168,7 @@ fn a_new_delimiter_is_searched_in_the_message_in_progress() {
     conn.assert_peer_received("server got:ccc\td\n");
     conn.assert_open();
 
-    // The first bytes of the delimiter were received before the restart.
+    // The first bytes of the delimiter have already come.
     let mut conn = connection();
     conn.peer_sends("aab-b-");
     conn.restart_with(with_delimiter("-b--"));
@@ -176,7 +176,7 @@ fn a_new_delimiter_is_searched_in_the_message_in_progress() {
     conn.peer_sends("-");
     conn.assert_peer_received("server got:aab-b--");
 
-    // Bytes that may have begun the old delimiter do not begin anything under the new rules.
+    // A partial old delimiter has no meaning under the new rules.
     let mut conn = SimulatedConnection::new(with_delimiter("--"));
     conn.peer_sends("aa-");
     conn.restart_with(with_delimiter("+"));
@@ -258,7 +258,7 @@ fn an_accepted_unterminated_message_is_answered_even_if_the_new_rules_discard_it
 #[test]
 fn the_read_deadline_is_capped_by_the_new_rules() {
     let time_span = |secs_: u64| Some(TimeSpan::new(secs(secs_), "new"));
-    // One of two seconds is left. The new rules have this deadline, and this time must be left:
+    // One of the two seconds is left.
     for (new, left) in [
         (time_span(60), millis(1_000)),
         (time_span(1), millis(1_000)),

@@ -1,21 +1,17 @@
 //! Bundles that are not, or no longer, what was packed.
 
 use std::io::{IoSlice, Seek, SeekFrom, Write};
-use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use rustix::cmsg_space;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
-    sockopt,
-};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair, sockopt};
 
 use super::{closed, connect, expect_connected, packed_whole};
 use crate::systemd::fdstore::manifest::{self, Entry};
 use crate::systemd::fdstore::*;
+use crate::systemd::send_fds::send_with_fds;
 
 /// Unpacks a single bundle that is not in order, and returns its connections and its problems.
 fn problems(bundle: OwnedFd) -> (Vec<StoredConnection>, Vec<String>) {
@@ -31,12 +27,7 @@ fn problems(bundle: OwnedFd) -> (Vec<StoredConnection>, Vec<String>) {
 fn bundle_of(messages: &[&[BorrowedFd<'_>]]) -> (OwnedFd, OwnedFd) {
     let (sending, bundle) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     for descriptors in messages {
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(253))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !descriptors.is_empty() {
-            assert!(ancillary.push(SendAncillaryMessage::ScmRights(descriptors)));
-        }
-        sendmsg(&sending, &[IoSlice::new(b"any text")], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        send_with_fds(&sending, &[IoSlice::new(b"any text")], descriptors, SendFlags::empty()).unwrap();
     }
     (bundle, sending)
 }

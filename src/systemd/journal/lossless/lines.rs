@@ -10,9 +10,10 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::{Health, MAX_RETRY_DELAY, ReceivedMessage, STALL_TIMEOUT, StartThread, WakerQueue, key_of};
+use crate::systemd::clock::now;
+use crate::systemd::journal::Priority;
 use crate::systemd::journal::sink::{PriorityStyle, format_line};
 use crate::systemd::journal::text::{escape_bytes, escape_control};
-use crate::systemd::journal::{Priority, now};
 
 /// How many bytes may be copied for the thread; one line may be longer, when it is alone.
 pub(super) const MAX_BYTES: usize = 4 * 1024 * 1024;

@@ -12,7 +12,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
-use crate::systemd::journal::{LogWriter, now, start};
+use crate::systemd::clock::now;
+use crate::systemd::journal::{LogWriter, start};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
