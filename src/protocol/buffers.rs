@@ -207,7 +207,7 @@ impl Buffers {
         Some((self.wait.since(), mem::take(&mut self.pending_reply)))
     }
 
-    /// Drops the replies and the message in progress, because the peer is gone.
+    /// Drops the replies and the message in progress, because the peer will not take or finish them.
     pub(super) fn drop_replies(&mut self) {
         self.outbound = ByteQueue::default();
         self.leave_delay();

@@ -41,7 +41,7 @@ pub enum DropCause {
     OwnAddress,
     /// The datagram was sent to a broadcast or multicast address.
     Broadcast,
-    /// It begins like a reply of the listener, or with `server error:`.
+    /// The datagram begins like a reply of the listener, or with `server error:`.
     OwnReply,
     /// The reply would be more than three times as long, including headers.
     Amplifies,
@@ -49,17 +49,17 @@ pub enum DropCause {
     Rate,
     /// The source is a Unix socket without a name, so that no reply can be sent to it.
     Nameless,
-    /// It comes from a Unix socket at a path that is relative, or that leads the daemon to no socket of the sender.
+    /// The source is a Unix socket at a path that is relative, or that leads the daemon to no socket of the sender.
     UnsafeAddress,
-    /// There was no room for its descriptors, in the log, or on the way of its reply.
+    /// There was no room for the descriptors, in the log, or on the way of the reply.
     NoRoom,
     /// The send buffer of the listener's socket was full of replies that the network has not taken, or that any clients of a
     /// Unix socket have not read.
     SendBuffer,
-    /// Its reply could not be sent, because there is no route to its source, or no socket is bound there.
+    /// The reply could not be sent, because there is no route to the source, or no socket is bound there.
     Unreachable,
-    /// The kernel dropped it: the socket's receive buffer was full, it was damaged, or a filter refused it. Its source is
-    /// unknown.
+    /// The kernel dropped the datagram: the receive buffer of the socket was full, the datagram was damaged, or a
+    /// filter refused it. Its source is unknown.
     Kernel,
 }
 

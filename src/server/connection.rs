@@ -42,8 +42,9 @@ use crate::protocol::{Scratch, Session, Verdict, Want};
 /// connections run.
 const MAX_STEPS: u32 = 2;
 
-/// A connection whose last read brought this many bytes waits for its turn behind those that send little: a drive of it takes
-/// some ten times as long as theirs. [`MAX_PACKETS`] short packets take as long.
+/// If the last read of a connection returned at least this many bytes, its drives are queued behind those of
+/// connections with less input: they take about ten times as long. Receiving [`MAX_PACKETS`] short packets takes as
+/// long.
 const BULK: usize = 32 * 1024;
 
 /// A connection, from its first drive until it ends.

@@ -50,7 +50,7 @@ struct Shared {
     waiting: AtomicUsize,
     /// Sockets that have not been closed yet and hold no permit that counts against the limit on connections.
     unpermitted: AtomicUsize,
-    /// Whether the thread could not be made.
+    /// Whether creating the thread has failed.
     lacks_thread: AtomicBool,
     state: Mutex<State>,
     /// Notified when the queue gets an item.
@@ -70,7 +70,7 @@ struct State {
     has_thread: bool,
     /// Whether the thread is closing an item.
     is_closing: bool,
-    /// How many times the thread cannot be made.
+    /// How many attempts to create the thread fail, in a test.
     #[cfg(test)]
     failing_starts: u32,
 }
@@ -87,7 +87,7 @@ enum Item {
 }
 
 impl State {
-    /// Returns whether the thread can be made, as far as a test decides that.
+    /// Returns whether the thread may be created, unless a test makes it fail.
     fn may_start(&mut self) -> bool {
         #[cfg(test)]
         if self.failing_starts > 0 {
@@ -164,8 +164,8 @@ impl Disposal {
         drop(self.0.idle.wait_timeout_while(state, timeout, is_busy));
     }
 
-    /// Tries again to make the thread, if items wait and it could not be made before. Returns whether there is one now, or no item
-    /// waits for it. Each further item and each further connection has it tried again, too.
+    /// Tries again to create the thread, if items are queued without one. Returns whether no item lacks the thread now.
+    /// Each new item and each new connection causes another attempt.
     pub(crate) fn retry_start(&self) -> bool {
         let mut state = self.0.lock();
         state.queue.is_empty() || self.start(&mut state)
@@ -214,13 +214,13 @@ impl Disposal {
     fn push(&self, item: Item) {
         let mut state = self.0.lock();
         state.queue.push_back(item);
-        // Without a thread, everything waits: nothing is ever closed here.
+        // Without a thread, items stay queued: a thread that serves never closes them itself.
         self.start(&mut state);
         drop(state);
         self.0.more.notify_one();
     }
 
-    /// Makes the thread if there is none. Returns whether there is one now.
+    /// Creates the thread if there is none. Returns whether there is one now.
     fn start(&self, state: &mut State) -> bool {
         if !state.has_thread {
             let shared = Arc::clone(&self.0);
@@ -231,7 +231,7 @@ impl Disposal {
         state.has_thread
     }
 
-    /// Has the thread fail to be made so many times.
+    /// Makes the next `count` attempts to create the thread fail.
     #[cfg(test)]
     fn fail_starts(&self, count: u32) {
         self.0.lock().failing_starts = count;

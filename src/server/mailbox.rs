@@ -35,13 +35,13 @@ pub(crate) struct Commands {
     pub(crate) resume_acceptors: bool,
     /// Keys of connections to drive.
     pub(crate) woken: Vec<usize>,
-    /// Keys and ids of connections that are to be read again, because descriptors from their peers have been closed.
+    /// Keys and ids of connections to read again, because descriptors from their peers have been closed.
     pub(crate) unparked: Vec<(usize, u64)>,
     /// Senders for reports of idle connections.
     pub(crate) idle_reports: Vec<oneshot::Sender<IdleReport>>,
-    /// Connections that are to be closed if they are still idle.
+    /// Connections to close if they are still idle.
     pub(crate) reclaims: Vec<Reclaim>,
-    /// Whether all connections are to be driven because they have to drain.
+    /// Whether to drive all connections, because they have to drain.
     pub(crate) drain: bool,
     /// Whether to give up the connections with unlogged messages whose peers do not read.
     pub(crate) give_up_blocked: bool,

@@ -157,8 +157,9 @@ pub(crate) fn receive(
         Credentials::None => Ok(()),
         Credentials::Included => retry_on_intr(|| sockopt::set_socket_passcred(&socket, pass_cred)),
     };
-    // Without the credentials, which rustix cannot represent for a process of another PID namespace. What is sent meanwhile never
-    // has any before Linux 6.16. So it is for this call only, which makes no room: if the socket is full, nothing is sent.
+    // Without the credentials, which rustix cannot represent for a process of another PID namespace. Before Linux 6.16,
+    // a packet sent while the option is off never gets credentials. So the option is off for this call only, which does
+    // not make room: if the socket is full, no packet can be sent during it.
     set_pass_cred(false)?;
     let peeked = retry_on_intr(|| recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags));
     set_pass_cred(true)?;

@@ -92,8 +92,7 @@ impl Services {
     /// Waits until all tasks that are ready now have run. Afterwards, connections that their peers had closed have ended.
     pub(crate) async fn barrier(&self) {
         self.run(async {
-            // The first yield lets the runtime poll its reactor, the second lets the tasks that became ready run before
-            // this one.
+            // The runtime polls the reactor, and the tasks that are ready run before this one.
             task::yield_now().await;
             task::yield_now().await;
         })

@@ -5,9 +5,9 @@
 //! it is empty, which costs one more call for every lone packet. If a drive leaves packets in the socket, epoll reports
 //! them again after other connections have run.
 //!
-//! Of packets that are received with one call, all replies may have to be kept. So that they are not many bytes, the kernel is
-//! asked before how many bytes wait ([`may_receive_many`]), if the last packets were long. If then long ones come all at once,
-//! the replies to one call are kept; that is why packets are received one at a time while memory is scarce.
+//! All replies to packets received with one call may have to be kept. To bound them, the kernel is asked first how many
+//! bytes are queued ([`may_receive_many`]) if the last packets were long. Long packets that arrive suddenly can still
+//! exceed that, so packets are received one at a time while memory is scarce.
 
 use std::os::fd::OwnedFd;
 use std::task::Waker;
@@ -150,7 +150,7 @@ impl Budget {
     }
 }
 
-/// Returns whether the packets that wait are short enough to be received with one call.
+/// Returns whether the queued packets are short enough to receive several with one call.
 #[inline]
 fn may_receive_many(socket: &OwnedFd) -> bool {
     ioctl_fionread(socket).is_ok_and(|unread| unread <= MAX_BYTES as u64)

@@ -283,7 +283,7 @@ fn a_connection_of_packets_keeps_one_reply_while_memory_is_scarce() {
     let packet = vec![b'x'; 60_000];
     for (is_scarce, most) in [(false, 32), (true, 1)] {
         other.set_memory(if is_scarce { other_memory } else { 0 });
-        // Many short ones, so that many are asked for.
+        // Many short packets make the next call ask for many.
         for _ in 0..4 {
             (0..32).for_each(|_| assert!(client.send(b"a")));
             let mut answered = 0;

@@ -99,7 +99,7 @@ impl InputStream {
 
     /// Shuts down the output of the stream.
     pub(super) fn shut_down_writes(&self) {
-        // It fails if the peer is gone, and the next read tells that, too.
+        // Fails if the peer has gone, which the next read reports.
         let _ = shutdown(&self.stream, Shutdown::Write);
     }
 
