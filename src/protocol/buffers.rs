@@ -29,7 +29,7 @@ pub(super) struct Buffers {
     /// The wait since the peer last took a byte, since replies were first stored in `outbound`, or since a message began to
     /// wait for the log.
     pub(super) wait: PeerWait,
-    /// Input that was not processed.
+    /// Input that has not been processed.
     pub(super) inbound: ByteQueue,
 }
 
@@ -60,7 +60,7 @@ pub(super) enum MessageState {
     LineEnds,
     /// Line ends, then a CR.
     LineEndsCr,
-    /// Anything else.
+    /// Other bytes.
     Other,
     /// The message is complete, and waits for the log.
     Unlogged,
@@ -69,7 +69,7 @@ pub(super) enum MessageState {
     Delayed,
 }
 
-/// The timer of the read deadline, which is suspended while the session reads no input.
+/// The timer of the read deadline. It is suspended while the session does not read input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReadTimer {
     Off,
@@ -90,13 +90,13 @@ impl Buffers {
         }
     }
 
-    /// Returns whether the buffers can be freed: they are empty, and there is no delay.
+    /// Returns whether the buffers can be freed: all are empty, and there is no delay.
     pub(super) fn is_empty(&self) -> bool {
         self.message_state == MessageState::None && !self.is_reading_blocked()
     }
 
-    /// Returns whether no input is read: replies are owed, `inbound` is not empty, a message waits for the log, or
-    /// there is a delay.
+    /// Returns whether the session reads no input: replies are owed, `inbound` is not empty, a message waits for the
+    /// log, or there is a delay.
     #[inline]
     pub(super) fn is_reading_blocked(&self) -> bool {
         !self.outbound.is_empty()
@@ -131,7 +131,7 @@ impl Buffers {
         self.delay_until = Some(until);
     }
 
-    /// Returns whether there is a delay that is not over.
+    /// Returns whether there is a delay that is not over at `now`.
     pub(super) fn is_delayed(&self, now: Instant) -> bool {
         self.delay_until.is_some_and(|until| until > now)
     }
@@ -141,7 +141,7 @@ impl Buffers {
         self.delay_until = None;
     }
 
-    /// Takes messages again, whether or not the delay is over.
+    /// Ends the delay, whether or not its time is over.
     pub(super) fn leave_delay(&mut self) {
         if self.message_state == MessageState::Delayed {
             self.message_state = MessageState::None;
@@ -207,7 +207,7 @@ impl Buffers {
         Some((self.wait.since(), mem::take(&mut self.pending_reply)))
     }
 
-    /// Drops the replies and the message in progress, because the peer is gone.
+    /// Drops the replies and the message in progress, because the peer will not take or finish them.
     pub(super) fn drop_replies(&mut self) {
         self.outbound = ByteQueue::default();
         self.leave_delay();
@@ -220,7 +220,7 @@ impl Buffers {
         self.wait = PeerWait::new(now);
     }
 
-    /// Removes `count` bytes that the peer took from `outbound`.
+    /// Removes `count` bytes from `outbound`, which the peer has taken.
     pub(super) fn advance_outbound(&mut self, now: Instant, count: usize) {
         if count > 0 {
             self.outbound.advance(count);
@@ -281,7 +281,7 @@ impl MessageState {
     }
 }
 
-/// A queue of bytes. Its memory is freed when all of them have been consumed.
+/// A queue of bytes. Its memory is freed when all bytes have been consumed.
 #[derive(Debug, Default)]
 pub(super) struct ByteQueue {
     bytes: Vec<u8>,
@@ -289,7 +289,7 @@ pub(super) struct ByteQueue {
 }
 
 impl ByteQueue {
-    /// Creates a queue of these bytes, of which the first `at` have been consumed.
+    /// Creates a queue of these bytes, of which the first `at` are consumed.
     pub(super) fn from_vec(bytes: Vec<u8>, at: usize) -> Self {
         Self { bytes, at }
     }

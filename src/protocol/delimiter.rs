@@ -15,7 +15,8 @@ pub const MAX_LEN: usize = 16;
 pub struct Delimiter {
     bytes: [u8; MAX_LEN],
     len: u8,
-    /// `borders[i]`: length of the longest proper prefix that also ends `bytes[..=i]` (Knuth, Morris, Pratt).
+    /// `borders[i]`: the length of the longest proper prefix of `bytes[..=i]` that is also its suffix (Knuth, Morris,
+    /// Pratt).
     borders: [u8; MAX_LEN],
     /// The searcher for delimiters of several bytes; `None` for one byte.
     finder: Option<Box<Finder<'static>>>,
@@ -67,7 +68,7 @@ impl Delimiter {
         Ok(Self { bytes: padded, len, borders: borders(bytes), finder })
     }
 
-    /// Parses a delimiter as written on a command line ([`unescape`]).
+    /// Parses a delimiter as it is written on a command line ([`unescape`]).
     ///
     /// # Errors
     /// Returns an error if an escape is unknown, or if [`Delimiter::new`] refuses the length.
@@ -75,20 +76,20 @@ impl Delimiter {
         Self::new(&unescape(text)?)
     }
 
-    /// Returns its bytes.
+    /// Returns the delimiter's bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
 
-    /// Returns its length in bytes: 1 to 16.
+    /// Returns the delimiter's length in bytes: 1 to 16.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> usize {
         usize::from(self.len)
     }
 
-    /// Returns whether it occurs in `bytes`.
+    /// Returns whether `bytes` contains the delimiter.
     #[must_use]
     pub fn is_in(&self, bytes: &[u8]) -> bool {
         self.search(&mut 0, bytes).is_some()
@@ -99,7 +100,7 @@ impl Delimiter {
         (self.len == 1).then_some(self.bytes[0])
     }
 
-    /// Returns where the delimiter's first occurrence in `chunk` ends (the index after its last byte).
+    /// Searches `chunk` for the delimiter. Returns the index after the last byte of its first occurrence.
     ///
     /// `matched` is the number of bytes of the delimiter that match at the end of the input before `chunk` (0 at the start of a
     /// message). If nothing is found, it is updated for the end of `chunk`.
@@ -192,7 +193,7 @@ fn find(byte: u8, chunk: &[u8]) -> Option<usize> {
 pub(super) fn positions(byte: u8, block: &[u8; 64], len: usize) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const LOW: u64 = ONES * 0x7f;
-    /// Moves the highest bit of each byte to the top byte, in order.
+    /// Gathers the high bits of all bytes in the top byte, in order.
     const GATHER: u64 = 0x0002_0408_1020_4081;
     let pattern = ONES * u64::from(byte);
     let mut found = 0;

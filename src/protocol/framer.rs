@@ -10,10 +10,10 @@
 
 use super::delimiter::Delimiter;
 
-/// The largest limit on messages, in bytes: 1 GiB.
+/// The highest possible limit on the length of messages, in bytes: 1 GiB.
 pub const MAX_MESSAGE: usize = 1 << 30;
 
-/// Cuts a stream of bytes into messages.
+/// Splits a stream of bytes into messages.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Framer {
     /// The bytes of the message in progress that were consumed so far, including those of a partial delimiter.
@@ -25,7 +25,7 @@ pub struct Framer {
 /// The result of framing a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame {
-    /// The message in progress ends with this many bytes of the chunk, its delimiter included.
+    /// The message in progress ends after this many bytes of the chunk, which include the delimiter.
     Complete(usize),
     /// The whole chunk belongs to the message in progress.
     Incomplete,
@@ -51,7 +51,7 @@ impl Framer {
         if self.certain_len() > max { Frame::TooLong } else { Frame::Incomplete }
     }
 
-    /// Returns whether a message has begun and not ended.
+    /// Returns whether a message is in progress.
     #[must_use]
     pub fn in_progress(&self) -> bool {
         self.consumed > 0

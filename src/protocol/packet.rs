@@ -31,42 +31,42 @@ const FIRST_CLIENT_PORT: u16 = 1024;
 /// The reason why a datagram was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropCause {
-    /// It is longer than `max_message`.
+    /// The datagram is longer than `max_message`.
     TooLong,
-    /// Its reply would be longer than a packet can be.
+    /// The reply would be longer than a packet can be.
     ReplyTooLong,
-    /// It comes from a port below 1024.
+    /// The source port is below 1024.
     ServicePort,
-    /// It comes from an address on which the listener itself listens.
+    /// The source is an address on which the listener itself receives.
     OwnAddress,
-    /// It was sent to a broadcast or multicast address.
+    /// The datagram was sent to a broadcast or multicast address.
     Broadcast,
-    /// It begins like a reply of the listener, or with `server error:`.
+    /// The datagram begins like a reply of the listener, or with `server error:`.
     OwnReply,
-    /// Its reply would be more than three times as large.
+    /// The reply would be more than three times as long, including headers.
     Amplifies,
-    /// Its source has used up `limits.datagrams_per_source`.
+    /// The source has used up `limits.datagrams_per_source`.
     Rate,
-    /// It comes from a Unix socket without a name, to which nothing can be sent.
+    /// The source is a Unix socket without a name, so that no reply can be sent to it.
     Nameless,
-    /// It comes from a Unix socket at a path that is relative, or that leads the daemon to no socket of the sender.
+    /// The source is a Unix socket at a path that is relative, or that leads the daemon to no socket of the sender.
     UnsafeAddress,
-    /// There was no room for its descriptors, in the log, or on the way of its reply.
+    /// There was no room for the descriptors, in the log, or on the way of the reply.
     NoRoom,
     /// The send buffer of the listener's socket was full of replies that the network has not taken, or that any clients of a
     /// Unix socket have not read.
     SendBuffer,
-    /// Its reply could not be sent, because there is no route to its source, or no socket is bound there.
+    /// The reply could not be sent, because there is no route to the source, or no socket is bound there.
     Unreachable,
-    /// The kernel dropped it: the socket's receive buffer was full, it was damaged, or a filter refused it. Its source is
-    /// unknown.
+    /// The kernel dropped the datagram: the receive buffer of the socket was full, the datagram was damaged, or a
+    /// filter refused it. Its source is unknown.
     Kernel,
 }
 
 /// The number of causes.
 pub const DROP_CAUSES: usize = 14;
 
-/// The names of all causes, in the order of [`DropCause::index`].
+/// The names of the causes, in the order of [`DropCause::index`].
 pub const DROP_NAMES: [&str; DROP_CAUSES] = [
     "too-long",
     "reply-too-long",
@@ -147,13 +147,13 @@ pub fn final_reply(rules: &Rules, verdict: Verdict) -> Option<Vec<u8>> {
     Some([SERVER_ERROR, text.as_bytes()].concat())
 }
 
-/// Returns whether a UDP port belongs to services, not to clients.
+/// Returns whether a UDP port belongs to a service by convention.
 #[must_use]
 pub fn is_service_port(port: u16) -> bool {
     port < FIRST_CLIENT_PORT
 }
 
-/// Returns why sending this reply to this datagram is unsafe, judged by their contents; `None` if it is safe.
+/// Returns why sending `reply` to `message` is unsafe, judged by their contents; `None` if it is safe.
 #[must_use]
 pub fn unsafe_to_answer(message: &[u8], reply: &Reply<'_>) -> Option<DropCause> {
     let [own, _] = reply;

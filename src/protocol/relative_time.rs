@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 pub(super) struct RelativeTime(pub(super) i64);
 
 impl RelativeTime {
-    /// The time at which the session was stored.
+    /// The time when the session was stored.
     pub(super) const ZERO: Self = Self(0);
 
     /// A time that never comes.

@@ -23,7 +23,7 @@ pub(super) const BLOCK: usize = 64;
 /// The alignment of the buffers of a scratch.
 const CACHE_LINE: usize = 64;
 
-/// The bytes before the message in a reply: 0 to [`MAX_PREFIX`] bytes.
+/// The prefix of replies: 0 to [`MAX_PREFIX`] bytes.
 #[derive(Clone)]
 pub struct Prefix {
     /// Shared, because most listeners have the same prefix.
@@ -48,7 +48,7 @@ impl Prefix {
         Self { bytes: bytes.into(), block, end_block }
     }
 
-    /// Returns its bytes.
+    /// Returns the prefix's bytes.
     #[must_use]
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
@@ -138,9 +138,9 @@ impl fmt::Debug for Scratch {
 /// Replies that are sent together. Has room for [`FLUSH_THRESHOLD`] bytes, and one more reply to a message of one read.
 pub(super) struct Output {
     bytes: Box<[u8]>,
-    /// The index where the replies start.
+    /// The index of the first byte.
     start: usize,
-    /// The index where they end.
+    /// The index after the last byte.
     end: usize,
 }
 
@@ -161,7 +161,7 @@ impl Output {
     #[inline]
     pub(super) fn push_reply(&mut self, prefix: &Prefix, input: &[u8], from: usize, to: usize) {
         match self.bytes.get_mut(self.end..).and_then(|room| room.first_chunk_mut()) {
-            // The message overwrites the excess bytes.
+            // The message overwrites the padding.
             Some(room) if prefix.is_short() && to - from >= BLOCK => {
                 *room = prefix.block;
                 self.end += prefix.len();
@@ -184,7 +184,7 @@ impl Output {
             remaining &= remaining - 1;
             let room = self.bytes.get_mut(end..).and_then(|room| room.first_chunk_mut::<{ 2 * BLOCK }>());
             match (input.get(from..).and_then(|message| message.first_chunk::<BLOCK>()), room) {
-                // The next part overwrites the excess bytes.
+                // The next copy overwrites the excess bytes.
                 (Some(message), Some(room)) if head <= BLOCK => {
                     room[..BLOCK].copy_from_slice(&block);
                     room[head..head + BLOCK].copy_from_slice(message);

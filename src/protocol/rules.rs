@@ -7,22 +7,22 @@ use std::time::{Duration, Instant};
 use super::delimiter::Delimiter;
 use super::reply::{BLOCK, Prefix};
 
-/// The rules of the sessions on one listener.
+/// The rules of the sessions of one listener, which all of them share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
-    /// The bytes that are a message.
+    /// How input is split into messages.
     pub framing: Framing,
     /// Whether each packet is a message (SOCK_SEQPACKET). The framing then only tells whether a peer may get a final reply. See
     /// [`Session`](super::Session).
     pub packets: bool,
-    /// The delimiter of messages, in delimited framing.
+    /// The delimiter of messages in delimited framing.
     pub delimiter: Delimiter,
     /// The reply to a message.
     pub reply: ReplyMode,
-    /// The bytes before the message in a reply. Never contains the delimiter, in delimited framing.
+    /// The bytes before the message in a reply. In delimited framing, they never contain the delimiter.
     pub prefix: Prefix,
-    /// The reply to every message in [`ReplyMode::Fixed`]: 0 to [`MAX_FIXED_REPLY`] bytes.
-    /// Never contains the delimiter, in delimited framing.
+    /// The reply to every message in [`ReplyMode::Fixed`]: 0 to [`MAX_FIXED_REPLY`] bytes. In delimited framing, they
+    /// never contain the delimiter.
     pub fixed_reply: Arc<[u8]>,
     /// The delay after each reply before the next message of the connection is taken.
     pub reply_delay: TimeSpan,
@@ -91,7 +91,7 @@ impl Rules {
             && self.prefix.is_short()
     }
 
-    /// Returns whether replies are the same bytes as the messages, with nothing between them.
+    /// Returns whether the replies to consecutive messages are exactly the messages' bytes.
     pub(super) fn is_verbatim(&self) -> bool {
         self.framing == Framing::Raw
             && self.reply == ReplyMode::Echo
@@ -105,7 +105,7 @@ impl Rules {
     }
 }
 
-/// The bytes that are a message.
+/// The way in which input is split into messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// A message is the bytes before a delimiter.
@@ -115,7 +115,7 @@ pub enum Framing {
 }
 
 impl Framing {
-    /// Returns the prefix if none is set: `server got:`, or nothing in raw framing.
+    /// Returns the default prefix: `server got:`, or nothing in raw framing.
     #[must_use]
     pub fn default_prefix(self) -> Prefix {
         match self {
@@ -184,7 +184,7 @@ impl Default for Deadlines {
     }
 }
 
-/// A duration together with the notation in which it was configured, which is also sent to peers.
+/// A duration with its notation in the settings, which is also sent to peers.
 #[derive(Debug, Clone)]
 pub struct TimeSpan {
     duration: Duration,
@@ -192,7 +192,7 @@ pub struct TimeSpan {
 }
 
 impl TimeSpan {
-    /// Creates the time span `duration`, written as `notation`.
+    /// Creates a time span of `duration`, written as `notation`.
     #[must_use]
     pub fn new(duration: Duration, notation: &str) -> Self {
         Self { duration, notation: notation.into() }

@@ -223,7 +223,7 @@ impl Session {
         self.totals
     }
 
-    /// Returns the memory of its buffers in bytes: 0 while it has none.
+    /// Returns the memory of its buffers in bytes; 0 while it has none.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.buffers.as_ref().map_or(0, |buffers| buffers.memory())
@@ -247,8 +247,7 @@ impl Session {
         &self.rules
     }
 
-    /// Returns whether no input is read: replies are owed, `inbound` is not empty, a message waits for the log, or
-    /// there is a delay.
+    /// Returns whether the session reads no input ([`Buffers::is_reading_blocked`]).
     #[inline]
     fn is_reading_blocked(&self) -> bool {
         self.buffers.as_ref().is_some_and(|buffers| buffers.is_reading_blocked())
@@ -423,7 +422,7 @@ impl Session {
         self.buffers.as_mut()?.take_message()
     }
 
-    /// Takes messages again, whether or not the delay is over.
+    /// Ends the delay, whether or not its time is over.
     fn leave_delay(&mut self) {
         if let Some(buffers) = &mut self.buffers {
             buffers.leave_delay();

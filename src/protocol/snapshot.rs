@@ -80,7 +80,7 @@ use super::verdict::Verdict;
 use bytes::{Reader, Writer};
 pub use error::Error;
 
-/// The latest version. All versions from 1 on can be read.
+/// The latest version. All versions from 1 on can be decoded.
 pub const VERSION: u16 = 1;
 
 /// Encodes a session at the time `now`, with the name of its listener, the id of its connection, and the client that a PROXY
@@ -137,10 +137,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Decodes what [`encode`] wrote, in this version or an older one.
+    /// Decodes a snapshot that [`encode`] of this version or an older one has written.
     ///
     /// # Errors
-    /// Returns an error if the version is unknown, or if no version writes these bytes.
+    /// Returns an error if the version is unknown, or if [`encode`] cannot have written these bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
         let mut reader = Reader::new(bytes);
         let version = reader.u16("version")?;
@@ -217,7 +217,7 @@ impl Snapshot {
     }
 }
 
-/// Returns whether the buffers are possible in the phase.
+/// Returns whether a session in this phase can have these buffers.
 fn is_consistent(checkpoint: &Checkpoint<'_>) -> bool {
     let BuffersCheckpoint { message, delay_until, outbound, inbound, .. } = &checkpoint.buffers;
     if *delay_until != RelativeTime::NEVER

@@ -1,4 +1,5 @@
-//! The reason why a connection ended. An action of a peer is never an error of the daemon: it is expected, named and counted.
+//! Verdicts: the reasons why connections end. An action of a peer is never an error of the daemon: it is expected,
+//! named and counted.
 
 use std::fmt;
 
@@ -103,11 +104,11 @@ verdicts! { |rules|
     Reclaimed = 14, "reclaimed", Some("connection reclaimed, the server is full".to_owned());
 }
 
-/// The beginning of a final reply, instead of a prefix.
+/// The beginning of a final reply, in place of the prefix.
 pub const SERVER_ERROR: &[u8] = b"server error:";
 
 impl Verdict {
-    /// Returns its name, in lower case with hyphens.
+    /// Returns the verdict's name, in lower case with hyphens.
     #[must_use]
     pub fn name(self) -> &'static str {
         NAMES[self.index()]

@@ -244,7 +244,7 @@ impl ListenerAcceptor {
         })
     }
 
-    /// Pauses after an error, and reports the first such pause.
+    /// Pauses after an error, and reports the first pause of a series.
     fn pause(&mut self, error: io::Error, retry: Retry, now: Instant) -> NextRun {
         if self.backoff.report_pause() {
             let Listener { ref name, kind, .. } = *self.listener.load();
@@ -290,7 +290,8 @@ impl Drop for ListenerAcceptor {
         if listener.descriptors == PeerDescriptors::None {
             drop(socket);
         } else if let Some(socket) = socket {
-            // Connections in its backlog may have descriptors queued, if no other process holds it.
+            // If no other process holds the socket, closing it also closes the connections in its backlog, which may
+            // have descriptors queued.
             self.state.disposal.close(socket, None);
         }
         self.waiting = None;
@@ -307,7 +308,7 @@ impl Acceptor for ListenerAcceptor {
     }
 
     fn run(&mut self, flags: EventFlags, now: Instant, serve: &mut dyn FnMut(Box<Connection>)) -> NextRun {
-        // An error means that the server is gone.
+        // An error means that the server has been dropped.
         let Ok(is_new) = self.control.mode.has_changed() else { return NextRun::Never };
         let mode = *self.control.mode.borrow_and_update();
         match mode {

@@ -36,7 +36,7 @@ const _: () = assert!(MAX_REFUSED + MAX_PENDING == MAX_UNPERMITTED);
 /// The divisor of `limits.connections` that gives the limit of connections that await their PROXY header.
 const AWAITING_HEADER_PART: usize = 4;
 
-/// The counts of all connections of a server, against its limits.
+/// The counts of a server's connections, and their limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
     /// The limits, which a reload may change at any time. Existing connections stay.
@@ -66,7 +66,7 @@ pub(crate) struct Admission {
     /// slot is pending or decided, or the limits have changed.
     connection_ended: Ends,
     started: Instant,
-    /// When a connection last ended or a datagram last came, in milliseconds since `started`.
+    /// When a connection last ended or a datagram last arrived, in milliseconds since `started`.
     last_use: AtomicU64,
     /// Whether it was reported that the connection limit is reached. Reset when an eighth of the connections has ended, so that
     /// a server near its limit does not report it again and again.

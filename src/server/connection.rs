@@ -1,10 +1,10 @@
-//! One connection: the way of a message from the socket through its session back to the socket.
+//! One connection: the path of a message from the socket through its session and back to the socket.
 //!
-//! THE HOT PATH. In one drive, a connection reads once or twice into the scratch of its thread, answers at once from
-//! where the input lies, and waits for readiness; it owns no buffers unless something is unfinished. Per message
-//! nothing happens here but the session's work: no lock, no log, no shared counter, no timer.
+//! THE HOT PATH. In one drive, a connection reads once or twice into the scratch of its thread, replies directly from
+//! there, and waits for readiness. It owns buffers only while something is unfinished. Per message, this module does
+//! only the session's work: no lock, no log, no shared counter, no timer.
 //!
-//! Connections of packets have steps of their own: `connection/packets.rs`.
+//! Connections of packets have separate steps: `connection/packets.rs`.
 
 mod packets;
 
@@ -38,122 +38,123 @@ use crate::protocol::session::MAX_PACKETS;
 use crate::protocol::snapshot;
 use crate::protocol::{Scratch, Session, Verdict, Want};
 
-/// How many steps one drive may take: one that answers, and one that finds the end of the stream, or no more input.
-/// Then other connections run.
+/// The most steps in one drive: one that replies, and one that finds the end of the stream or no more input. Then other
+/// connections run.
 const MAX_STEPS: u32 = 2;
 
-/// A connection whose last read brought this many bytes waits for its turn behind those that send little: a drive of it takes
-/// some ten times as long as theirs. [`MAX_PACKETS`] short packets take as long.
+/// If the last read of a connection returned at least this many bytes, its drives are queued behind those of
+/// connections with less input: they take about ten times as long. Receiving [`MAX_PACKETS`] short packets takes as
+/// long.
 const BULK: usize = 32 * 1024;
 
-/// A connection that is served until it ends.
+/// A connection, from its first drive until it ends.
 pub(crate) struct Connection {
-    // Dropped from top to bottom: the descriptor is closed before the permit is released.
+    // Fields drop from top to bottom: the socket is closed before the permit is released.
     socket: OwnedFd,
-    /// What is registered with epoll.
+    /// The events that are registered with epoll.
     interest: Interest,
-    /// What it is driven with when its turn in the run queue comes; `None` if it is not in it.
+    /// The readiness for its next drive from the run queue; `None` if it is not in the queue.
     pub(crate) queued: Option<Readiness>,
     /// Whether its last read, or the last drive that received packets, brought at least [`BULK`] bytes or [`MAX_PACKETS`].
     is_bulk: bool,
     input: InputKind,
-    /// Whether a message waits for the lossless log, and is counted for that.
+    /// Whether a message waits for the lossless log and is counted as waiting.
     awaits_log: bool,
-    /// When its timer fires: no later than its session's deadline.
+    /// When its timer fires: at the session's deadline or earlier.
     pub(crate) timer: Option<Instant>,
     session: Session,
     permit: Permit,
     info: ConnectionInfo,
-    /// Woken when the log has room. Made with the first message that is logged whole.
+    /// Woken when the log has room. Created with the first message that is logged whole.
     waker: Option<Box<Waker>>,
 }
 
-/// A connection that was detached, to be restored in another process.
+/// A connection that was detached in order to be restored in another process.
 #[derive(Debug)]
 pub struct DetachedConnection {
-    /// Its socket, with everything in the kernel that belongs to it.
+    /// The socket, with all its state in the kernel.
     pub socket: OwnedFd,
-    /// Its session as bytes: [`crate::protocol::snapshot`].
+    /// The encoded session ([`crate::protocol::snapshot`]).
     pub snapshot: Vec<u8>,
-    /// How many messages in the snapshot have to be logged yet. They are lost if it is not restored.
+    /// How many messages in the snapshot still have to be logged. They are lost if the snapshot is not restored.
     pub unlogged: usize,
 }
 
-/// The buffers of a thread, which all its connections use one after the other.
+/// The buffers of a thread. Its connections use them in turn.
 #[derive(Debug, Default)]
 pub(crate) struct ThreadScratch {
     pub(crate) bytes: Scratch,
     packets: PacketScratch,
 }
 
-/// What epoll is to report of a connection.
+/// The events that epoll reports for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Interest {
-    /// Input.
+    /// Input, edge-triggered.
     Read,
-    /// Input, as long as there is any.
+    /// Input, level-triggered.
     ReadPackets,
-    /// Room for output, and no input.
+    /// Room for output, but not input.
     Write,
-    /// Only that the connection breaks.
+    /// Only errors and hang-ups, which epoll always reports.
     Nothing,
 }
 
-/// Makes what wakes a connection from any thread.
+/// Creates wakers that wake connections from any thread.
 pub(crate) trait ConnectionWakers {
-    /// Returns a waker that has the connection with this key driven.
+    /// Returns a waker that makes the event loop drive the connection with this key.
     fn drive_waker(&self, key: usize) -> Waker;
 
-    /// Returns a waker that has the connection with this key read again, if it has this id.
+    /// Returns a waker that makes the event loop read the connection with this key again, if it still has this id.
     fn unpark_waker(&self, key: usize, id: u64) -> Waker;
 }
 
-/// What is known about the readiness of a socket when its connection is driven.
+/// The known readiness of a socket when its connection is driven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Readiness {
-    /// Nothing: a deadline or a command is the reason for the drive. If the socket is ready, epoll reports it
-    /// separately.
+    /// Unknown: a deadline or a command caused the drive. If the socket is ready, epoll reports that separately.
     None,
-    /// Input that one read finds, or room for output.
+    /// There is input that one read returns, or room for output.
     Ready,
-    /// There may be more behind that: input that the last drive did not read.
+    /// There may be input that the last drive did not read, so one read may not be enough.
     ReadUntilBlocked,
-    /// The same, and the peer has ended its stream, or the connection is broken.
+    /// As [`Readiness::ReadUntilBlocked`]; also, the peer has ended its stream, or the connection is broken.
     Ended,
 }
 
 impl Readiness {
-    /// Returns the readiness that epoll_wait(2) reports.
+    /// Converts the events that epoll_wait(2) reported.
     pub(crate) fn from_epoll(flags: EventFlags) -> Self {
         if flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR) {
             Self::Ended
         } else if flags.contains(EventFlags::PRI) {
-            // One recv(2) does not go beyond urgent data.
+            // One recv(2) stops at urgent data.
             Self::ReadUntilBlocked
         } else {
             Self::Ready
         }
     }
 
-    /// Returns whether the socket is to be read until it has no more input.
+    /// Returns whether to read the socket until it has no more input.
     fn is_until_blocked(self) -> bool {
         self >= Self::ReadUntilBlocked
     }
 }
 
-/// How a drive ends.
+/// The result of a drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// There is nothing to do until the socket is ready, the timer fires or the connection is woken.
+    /// Nothing to do until the socket is ready, the timer fires, or the connection is woken.
     Pending,
-    /// There is more to do, after other connections have run.
+    /// More to do, after other connections have run.
     Yield,
     /// The connection has ended.
     Closed,
 }
 
 impl Connection {
-    /// Creates a connection on `socket`, and counts it for the worker that is to serve it, of which this is the state.
+    /// Creates a connection on `socket`, and counts it for the worker that will serve it. `state` is that of the
+    /// worker.
     pub(crate) fn new(
         socket: AcceptedSocket,
         session: Session,
@@ -187,18 +188,18 @@ impl Connection {
         self.socket.as_fd()
     }
 
-    /// Returns whether it has just begun: a drive would do nothing.
+    /// Returns whether the session has nothing to do before input arrives, so that a drive may be skipped.
     #[inline]
     pub(crate) fn is_new(&self) -> bool {
         self.session.wants() == Want::Read && self.session.memory() == 0 && !self.input.is_parked()
     }
 
-    /// Prepares the socket for being read when something comes.
+    /// Prepares the socket for reading when input arrives.
     pub(crate) fn prepare_to_read(&mut self) {
         self.input.prepare(true, &self.socket);
     }
 
-    /// Returns when it must be driven at the latest.
+    /// Returns the time by which the connection must be driven.
     #[inline]
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.session.deadline()
@@ -214,7 +215,7 @@ impl Connection {
         }
     }
 
-    /// Returns the epoll flags to register from now on, if they differ from those before.
+    /// Returns the epoll flags if they have to be registered anew.
     #[inline]
     pub(crate) fn changed_interest(&mut self) -> Option<EventFlags> {
         let wants = self.session.wants();
@@ -233,20 +234,20 @@ impl Connection {
         })
     }
 
-    /// Returns whether it is to be driven from the run queue, after connections that send little.
+    /// Returns whether to drive the connection from the run queue, behind connections with little input.
     #[inline]
     pub(crate) fn waits_its_turn(&self) -> bool {
         self.is_bulk || self.queued.is_some()
     }
 
-    /// Returns whether [`Connection::exchange`] does all that a drive does, as long as nothing unusual comes: nothing is
-    /// unfinished, and its timer has not expired.
+    /// Returns whether [`Connection::exchange`] can replace a drive: nothing is unfinished, and the timer has not
+    /// expired.
     #[inline]
     pub(crate) fn is_quiet(&self, now: Instant) -> bool {
         self.session.is_quiet() && self.input.is_settled() && self.timer.is_none_or(|at| now < at)
     }
 
-    /// Reads once, and answers. Returns how it is to be driven besides, if it is.
+    /// Reads once and replies. Returns the readiness for a drive, if one has to follow.
     #[inline]
     pub(crate) fn exchange(&mut self, now: Instant, scratch: &mut Scratch, state: &WorkerState) -> Option<Readiness> {
         let Self { socket, session, info, is_bulk, .. } = self;
@@ -266,7 +267,7 @@ impl Connection {
                 if count == size {
                     Some(Readiness::ReadUntilBlocked)
                 } else {
-                    // Quiet as before: epoll reports what comes next.
+                    // The session is quiet again, so epoll reports what comes next.
                     (!session.is_quiet()).then_some(Readiness::None)
                 }
             }
@@ -278,7 +279,8 @@ impl Connection {
         Some(Readiness::None)
     }
 
-    /// Does everything that the session wants and the socket allows, once. `key` is its key in the event loop.
+    /// Does what the session wants and the socket allows, up to the limit for one drive. `key` is the key of the
+    /// connection in the event loop.
     #[inline]
     pub(crate) fn drive(
         &mut self,
@@ -295,13 +297,13 @@ impl Connection {
             self.session.drain(now);
         }
         if reads && self.session.deadline().is_some_and(|deadline| deadline <= now) {
-            // What came in time is answered: it may be this process that is late.
+            // Input that arrived in time is answered: this process may be the one that is late.
             readiness = Readiness::ReadUntilBlocked;
         } else if readiness == Readiness::None || self.timer.is_some_and(|at| at <= now) {
             self.handle_timeout(now, &mut scratch.bytes, state);
         }
         if !reads {
-            // What epoll has reported meanwhile was not read.
+            // The session did not read, so input that epoll has already reported may still be queued.
             readiness = Readiness::ReadUntilBlocked;
         }
         let has_packets = self.input.is_packets();
@@ -340,8 +342,8 @@ impl Connection {
         self.session.handle_timeout(now);
     }
 
-    /// Reads input though replies are owed: the kernel has closed the receive window, and takes no acknowledgment of the peer
-    /// until something is read. Without memory for it, nothing is read.
+    /// Reads input while replies are owed: the kernel has closed the receive window and accepts no acknowledgment from
+    /// the peer until something is read. Reads nothing if there is no memory for it.
     #[cold]
     fn read_ahead(&mut self, now: Instant, scratch: &mut Scratch, state: &WorkerState) {
         let buffer = scratch.input_room();
@@ -351,7 +353,7 @@ impl Connection {
             return;
         }
         match retry_on_intr(|| rustix::net::recv(&self.socket, &mut buffer[..size], RecvFlags::empty())) {
-            // The end of the stream is found again later.
+            // The next read returns the end of the stream again.
             Ok((count, _)) => self.session.read_ahead(now, &buffer[..count]),
             Err(Errno::AGAIN) => {}
             Err(error) => {
@@ -362,7 +364,7 @@ impl Connection {
         self.permit.set_memory(self.session.memory());
     }
 
-    /// Does what the session wants, until the socket or the log has no room, or [`MAX_STEPS`] are done.
+    /// Does what the session wants, until the socket or the log has no room, or [`MAX_STEPS`] steps are done.
     #[inline]
     fn run_steps(
         &mut self,
@@ -376,10 +378,10 @@ impl Connection {
         let Self { socket, session, permit, info, waker, input: kind, awaits_log, is_bulk, .. } = self;
         let mut outlet = SocketOutlet { socket, blocked: false, broken: None };
         let log = session.rules().log_messages;
-        // Whether another read would find nothing, or epoll will report what it would find.
+        // Whether another read would return nothing, or epoll will report any further input.
         let mut input_exhausted = readiness == Readiness::None;
         let mut steps = 0;
-        // An exchange before this may have left something unfinished.
+        // An earlier exchange may have left something unfinished.
         account_memory(session, permit, waker.as_deref(), info, &state.sink, now);
         loop {
             match session.wants() {
@@ -387,7 +389,7 @@ impl Connection {
                 Want::Delay => return Progress::Pending,
                 Want::Read if input_exhausted || kind.is_parked() => return Progress::Pending,
                 Want::Read if steps == MAX_STEPS => return Progress::Yield,
-                // One drive answers 64 KiB and one reply at most.
+                // One drive sends at most 64 KiB and one reply.
                 Want::Write | Want::Log if steps > 0 => return Progress::Yield,
                 Want::Read => {
                     let buffer = scratch.input_room();
@@ -432,7 +434,7 @@ impl Connection {
                     }
                 }
                 Want::Write | Want::Log => {
-                    // While output is pending, only EPOLLOUT is registered: there may be input that epoll has not
+                    // While output is pending, only EPOLLOUT is registered, so there may be input that epoll has not
                     // reported.
                     input_exhausted = false;
                     if log == LogMessages::Off {
@@ -451,11 +453,11 @@ impl Connection {
                     }
                 }
                 Want::Shutdown => {
-                    // To close a connection with input that was not read is to reset it.
+                    // Closing a connection with unread input would reset it.
                     if ioctl_fionread(outlet.socket).is_ok_and(|unread| unread > 0) {
                         session.note_activity(now);
                     }
-                    // A peer that is gone does not mind; the next read says so.
+                    // If the peer has gone, the next read reports it.
                     let _ = rustix::net::shutdown(outlet.socket, Shutdown::Write);
                     session.handle_shutdown_sent(now);
                 }
@@ -466,7 +468,7 @@ impl Connection {
                 socket_error::report(error.into(), info, &state.sink);
             }
             if !account_memory(session, permit, waker.as_deref(), info, &state.sink, now) {
-                // What had no room, for output or in the log, is not what it wants now.
+                // The session no longer wants to do what was blocked.
                 outlet.blocked = false;
             }
             if outlet.blocked {
@@ -484,7 +486,7 @@ impl Connection {
         self.info.id
     }
 
-    /// Returns the source that holds it: [`Source::of_holder`].
+    /// Returns its source for the choice of idle connections to close ([`Source::of_holder`]).
     pub(crate) fn holder(&self) -> Source {
         Source::of_holder(self.info.peer)
     }
@@ -494,30 +496,30 @@ impl Connection {
         self.permit.counts()
     }
 
-    /// Returns since when it is idle: [`Session::idle_since`]. What may have come and was not read is activity.
+    /// Returns since when it is idle ([`Session::idle_since`]). A connection with input that may be unread is not idle.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
         if self.queued.is_some() || self.input.is_parked() { None } else { self.session.idle_since() }
     }
 
-    /// Ends the connection for a client that waits, and frees its permit. Returns `false` if it is to be closed at once, since many
-    /// wait for their final reply to arrive.
+    /// Ends the connection for a waiting client, and frees its permit. Returns `false` if it must be closed at once,
+    /// because too many connections are waiting for their final replies to arrive.
     pub(crate) fn reclaim(&mut self, now: Instant) -> bool {
         self.session.refuse(Verdict::Reclaimed, now);
         self.permit.refuse()
     }
 
-    /// Returns whether it waits for its peer to take replies.
+    /// Returns whether it is waiting for its peer to take replies.
     pub(crate) fn is_blocked_by_peer(&self) -> bool {
         self.session.wants() == Want::Write
     }
 
-    /// Returns whether messages of it are not logged yet that have to be.
+    /// Returns whether it has messages that must be logged and have not been.
     pub(crate) fn has_unlogged(&self) -> bool {
         self.session.has_unlogged_messages()
     }
 
-    /// Ends its session, if messages of it are not logged yet that have to be. Returns whether there are such messages: the next
-    /// drive logs them, as far as the log takes them.
+    /// Ends the session if it has messages that must be logged and have not been. Returns whether it has; the next
+    /// drive logs as many of them as the log accepts.
     pub(crate) fn abandon_unlogged(&mut self) -> bool {
         let is_unlogged = self.has_unlogged();
         if is_unlogged {
@@ -531,17 +533,17 @@ impl Connection {
         Arc::ptr_eq(&self.info.listener, listener)
     }
 
-    /// Ends the connection, and reports why. The descriptor is closed, and the permit is released: on another thread, if
-    /// the peer may have sent descriptors that were not received.
+    /// Ends the connection, and reports why. Closes the socket and releases the permit; on the disposal thread, if the
+    /// peer may have sent descriptors that were not received.
     pub(crate) fn close(self: Box<Self>, state: &WorkerState) {
         let is_written = abandon_message(self.waker.as_deref(), &state.sink);
         state.sink.unlogged.add_lost(self.session.unlogged_messages().saturating_sub(is_written.into()));
         self.end(state);
     }
 
-    /// Ends the connection, of which no message waits for the log any longer.
+    /// Ends a connection without messages that wait for the log.
     fn end(self: Box<Self>, state: &WorkerState) {
-        // Without a verdict, it is we who stop before it was done.
+        // Without a verdict, the session was not finished: the daemon ends it.
         let verdict = self.session.verdict().unwrap_or(Verdict::Shutdown);
         self.report_closed(state, verdict);
         if self.input.is_packets() {
@@ -552,20 +554,21 @@ impl Connection {
         accepted_socket::close(socket, descriptors, &state.disposal, permit);
     }
 
-    /// Reads again, after descriptors were closed. Returns whether the connection with this id waited for that.
+    /// Allows reading again after descriptors were closed. Returns whether the connection has this id and was waiting
+    /// for that.
     pub(crate) fn unpark(&mut self, id: u64) -> bool {
         self.info.id == id && self.input.unpark()
     }
 
-    /// Detaches the connection: encodes its session, and returns the snapshot with the socket.
+    /// Detaches the connection. Returns its socket and its encoded session.
     pub(crate) fn detach(mut self: Box<Self>, state: &WorkerState, now: Instant) -> DetachedConnection {
         let ConnectionInfo { id, ref listener, peer } = self.info;
-        // The next process reads it, some time from now.
+        // It may take some time until the next process reads from the socket.
         self.input.prepare(false, &self.socket);
         let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
         let snapshot = snapshot::encode(&self.session, &listener.name, id, client, now);
         let unlogged = self.session.unlogged_messages();
-        // From now on it is up to the next process to have it logged.
+        // From now on, the next process is responsible for logging the message.
         abandon_message(self.waker.as_deref(), &state.sink);
         self.report_closed(state, Verdict::HandedOver);
         let Self { socket, .. } = *self;
@@ -601,7 +604,7 @@ impl Connection {
     }
 }
 
-/// Counts the memory of a session in its permit. If there is too much, the session ends; returns `false` then.
+/// Counts the memory of a session against the budget. If the budget is exceeded, ends the session and returns `false`.
 #[inline]
 fn account_memory(
     session: &mut Session,
@@ -622,13 +625,13 @@ fn account_memory(
     false
 }
 
-/// Tells the log that the message that waits for it is not asked about any longer. Returns whether it was written already.
+/// Tells the log that a waiting message will not be submitted again. Returns whether it was already written.
 fn abandon_message(waker: Option<&Waker>, sink: &EventSink) -> bool {
     waker.is_some_and(|waker| sink.message_log.abandon(waker))
 }
 
-/// Counts messages of a connection that have to be logged, and will not be, and reports them. Those that are lost when the
-/// server ends are reported by the embedder, as one number.
+/// Counts and reports messages that had to be logged and will not be. At the end of the server, the embedder reports
+/// the total instead.
 #[cold]
 pub(crate) fn report_lost(count: usize, waker: Option<&Waker>, info: &ConnectionInfo, sink: &EventSink) {
     if count == 0 {
@@ -646,8 +649,8 @@ pub(crate) fn report_lost(count: usize, waker: Option<&Waker>, info: &Connection
 mod tests {
     use super::*;
 
-    /// With 8 bytes of the allocator's it fills a block of 256; with one byte more, every idle connection would cost 16
-    /// more.
+    /// Checks that an idle connection fits into a block of 256 bytes, of which the allocator uses 8. One byte more
+    /// would cost every idle connection 16 bytes.
     #[test]
     fn a_connection_is_small() {
         assert!(size_of::<Connection>() <= 248, "{} bytes", size_of::<Connection>());

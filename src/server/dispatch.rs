@@ -37,7 +37,7 @@ use super::worker::{HANG_TIMEOUT, Worker};
 use super::worker_state::WorkerState;
 use crate::protocol::{Session, Verdict};
 
-/// Assigns connections to workers. The acceptors of all listeners share it.
+/// Assigns connections to workers. Shared by the acceptors of all listeners.
 pub(crate) struct Dispatcher {
     pub(crate) admission: Arc<Admission>,
     pub(crate) workers: Vec<Worker>,
@@ -240,7 +240,7 @@ impl Dispatcher {
         tokio::select! {
             biased;
             () = self.reacquire(permit) => return Ok(()),
-            // An error means that the server is gone.
+            // An error means that the server has been dropped.
             _ = cancelled.wait_for(|cancelled| *cancelled) => {}
         }
         permit.reacquire_unchecked();

@@ -1,9 +1,9 @@
-//! Closes what peers sent: descriptors that came over Unix sockets (SCM_RIGHTS, unix(7)), and sockets in which some may
-//! still be queued.
+//! The disposal thread: closes file descriptors that peers sent over Unix sockets (SCM_RIGHTS, unix(7)), and sockets in
+//! which some may still be queued.
 //!
-//! close(2) of such a descriptor may take as long as its sender likes: a TCP socket with SO_LINGER and unsent data, a file
-//! on a file system in user space. So no thread that serves closes one. A thread of its own does, made at first need; it may
-//! block for good.
+//! close(2) of such a descriptor may block for as long as its sender likes: a TCP socket with SO_LINGER and unsent
+//! data, or a file of a FUSE file system. So the threads that serve never close one; a separate thread does, started on
+//! first use. That thread may block forever.
 //!
 //! ```text
 //! connection ── descriptors ──► queue ──► disposal thread: SO_LINGER off ─► close ─► wake the connection
@@ -11,9 +11,10 @@
 //! datagrams ── second descriptor ──►"      drop one datagram ─► wake the server of datagrams
 //! ```
 //!
-//! The queue is bounded by its users: a connection is not read while descriptors of it wait, and no more of them are
-//! received than there is room for ([`Disposal::room_beside`]). A socket waits together with its permit. Those without one, of
-//! connections that were refused, are as few as descriptors: beyond that, nothing is accepted from Unix sockets.
+//! The users of the queue bound it. A connection is not read while its descriptors are in the queue, and no more are
+//! received than there is room for ([`Disposal::room_beside`]). A queued socket holds its permit. Sockets of refused
+//! connections, which have no permit, are limited to the same number as descriptors; beyond that, no connection is
+//! accepted from Unix sockets.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -31,62 +32,62 @@ use tokio::sync::Notify;
 use super::admission::{ClosingPermit, Permit};
 use crate::rlimit::MAX_PEER_FDS;
 
-/// How many bytes are taken and dropped at most before a socket is closed.
+/// The most bytes of input that are discarded before a socket is closed.
 const MAX_DISCARDED_BYTES: usize = 1024 * 1024;
 
-/// As how many bytes a short packet counts at least there: so at most 1,024 packets are dropped.
+/// The least number of bytes for which a packet counts towards that limit, so that at most 1,024 packets are discarded.
 const MIN_PACKET_COUNT: usize = 1024;
 
-/// Closes what peers sent, on a thread of its own. Cheap to clone.
+/// Closes what peers sent, on a separate thread. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Disposal(Arc<Shared>);
 
 struct Shared {
-    /// How many descriptors may wait, and how many sockets without a permit. Threads that receive some at once may
-    /// pass it, each by those of one message.
+    /// The limit on queued descriptors, and on queued sockets without a permit. Threads that receive at the same time
+    /// may exceed it, each by the descriptors of one message.
     max_waiting: AtomicUsize,
-    /// Descriptors that are not closed yet.
+    /// Descriptors that have not been closed yet.
     waiting: AtomicUsize,
-    /// Sockets that are not closed yet, and have no permit that counts against the limit on connections.
+    /// Sockets that have not been closed yet and hold no permit that counts against the limit on connections.
     unpermitted: AtomicUsize,
-    /// Whether the thread could not be made.
+    /// Whether creating the thread has failed.
     lacks_thread: AtomicBool,
     state: Mutex<State>,
-    /// Signalled when the queue has an item.
+    /// Notified when the queue gets an item.
     more: Condvar,
-    /// Signalled when everything is closed.
+    /// Notified when the queue is empty and nothing is being closed.
     idle: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     queue: VecDeque<Item>,
-    /// Woken when there is room again.
+    /// Woken when there is room for more descriptors.
     parked: Vec<Waker>,
-    /// Woken when a socket is closed that has no permit.
+    /// Woken when a socket without a permit is closed.
     refused: Vec<Waker>,
-    /// Whether the thread runs.
+    /// Whether the thread was started.
     has_thread: bool,
     /// Whether the thread is closing an item.
     is_closing: bool,
-    /// How many times the thread cannot be made.
+    /// How many attempts to create the thread fail, in a test.
     #[cfg(test)]
     failing_starts: u32,
 }
 
 enum Item {
-    /// Descriptors of one message, and what to wake when they are closed.
+    /// The descriptors of one message, and the waker for when they are closed.
     Descriptors(Vec<OwnedFd>, Waker),
-    /// A socket, closed before its permit is released, if it has one.
+    /// A socket to close, and the permit to release after that.
     Socket(OwnedFd, Option<ClosingPermit>),
-    /// A connected socket, whose input is dropped before it is closed.
+    /// A connected socket whose input is discarded before it is closed.
     Unread(OwnedFd),
-    /// A socket whose next packet is dropped, and what to wake then.
+    /// A socket whose next packet is discarded, and the waker for after that.
     Packet(Arc<OwnedFd>, Waker),
 }
 
 impl State {
-    /// Returns whether the thread can be made, as far as a test decides that.
+    /// Returns whether the thread may be created, unless a test makes it fail.
     fn may_start(&mut self) -> bool {
         #[cfg(test)]
         if self.failing_starts > 0 {
@@ -118,21 +119,22 @@ impl Default for Disposal {
 }
 
 impl Disposal {
-    /// Sets how many descriptors may wait.
+    /// Sets the limit on queued descriptors.
     pub(crate) fn set_max_waiting(&self, max_waiting: usize) {
         self.0.max_waiting.store(max_waiting, Ordering::SeqCst);
         self.0.wake_parked();
         self.0.wake_refused();
     }
 
-    /// Has descriptors closed, and then `waker` woken. Their connection is not to be read until then.
+    /// Closes descriptors on the thread, and then wakes `waker`. Their connection must not be read until then.
     pub(crate) fn dispose(&self, descriptors: Vec<OwnedFd>, waker: Waker) {
         self.0.waiting.fetch_add(descriptors.len(), Ordering::SeqCst);
         self.push(Item::Descriptors(descriptors, waker));
     }
 
-    /// Has a socket closed in which descriptors may be queued, and then its permit released. A permit that does not count against
-    /// the limit on connections is released at once: [`Disposal::has_room`] bounds those sockets.
+    /// Closes a socket in which descriptors may be queued on the thread, and then releases its permit. A permit that
+    /// does not count against the limit on connections is released at once; [`Disposal::has_room`] limits these
+    /// sockets.
     pub(crate) fn close(&self, socket: OwnedFd, permit: Option<Permit>) {
         let permit = permit.and_then(Permit::into_closing);
         if permit.is_none() {
@@ -141,27 +143,29 @@ impl Disposal {
         self.push(Item::Socket(socket, permit));
     }
 
-    /// Has a connected socket closed with the end of the stream, and without a reset for input that was not read.
+    /// Closes a connected socket on the thread, with an end of stream and discarding unread input so that the kernel
+    /// sends no reset.
     pub(crate) fn close_gracefully(&self, socket: OwnedFd) {
         self.push(Item::Unread(socket));
     }
 
-    /// Has the next packet of `socket` dropped, and then `waker` woken. The socket is not to be read until then.
+    /// Discards the next packet of `socket` on the thread, and then wakes `waker`. The socket must not be read until
+    /// then.
     pub(crate) fn drop_packet(&self, socket: Arc<OwnedFd>, waker: Waker) {
         self.0.waiting.fetch_add(1, Ordering::SeqCst);
         self.push(Item::Packet(socket, waker));
     }
 
-    /// Waits until everything is closed, for so long at most.
+    /// Waits until everything is closed, at most for `timeout`.
     pub(crate) fn flush(&self, timeout: Duration) {
         let state = self.0.lock();
         let is_busy = |state: &mut State| state.is_closing || !state.queue.is_empty() && state.has_thread;
-        // A timeout is as good as the end: what is left is closed with the process.
+        // After a timeout, the exit of the process closes the rest.
         drop(self.0.idle.wait_timeout_while(state, timeout, is_busy));
     }
 
-    /// Tries again to make the thread, if items wait and it could not be made before. Returns whether there is one now, or no item
-    /// waits for it. Each further item and each further connection has it tried again, too.
+    /// Tries again to create the thread, if items are queued without one. Returns whether no item lacks the thread now.
+    /// Each new item and each new connection causes another attempt.
     pub(crate) fn retry_start(&self) -> bool {
         let mut state = self.0.lock();
         state.queue.is_empty() || self.start(&mut state)
@@ -172,12 +176,12 @@ impl Disposal {
         self.0.waiting.load(Ordering::SeqCst)
     }
 
-    /// Returns how many more descriptors may be received while `waiting` of them wait.
+    /// Returns how many more descriptors may be received while `waiting` are queued.
     pub(crate) fn room_beside(&self, waiting: usize) -> usize {
         self.0.max_waiting.load(Ordering::SeqCst).saturating_sub(waiting)
     }
 
-    /// Has `waker` woken when there is more room than while `waiting` descriptors waited: at once, if there is by now.
+    /// Wakes `waker` when fewer than `waiting` descriptors are queued, possibly at once.
     pub(crate) fn park(&self, waiting: usize, waker: Waker) {
         let mut state = self.0.lock();
         if self.waiting() < waiting.max(1) {
@@ -188,8 +192,8 @@ impl Disposal {
         }
     }
 
-    /// Returns whether one more socket may wait that does not count against the limit on connections. If not, `waker` is
-    /// woken when that may have changed.
+    /// Returns whether one more socket without a counted permit may be queued. If not, `waker` is woken when that may
+    /// have changed.
     pub(crate) fn has_room(&self, waker: &Waker) -> bool {
         if self.0.lacks_thread.load(Ordering::Relaxed) {
             self.retry_start();
@@ -203,20 +207,20 @@ impl Disposal {
             state.refused.push(waker.clone());
         }
         drop(state);
-        // A socket may have been closed in between.
+        // A socket may have been closed between the check and the registration.
         has_room()
     }
 
     fn push(&self, item: Item) {
         let mut state = self.0.lock();
         state.queue.push_back(item);
-        // Without a thread, everything waits: nothing is ever closed here.
+        // Without a thread, items stay queued: a thread that serves never closes them itself.
         self.start(&mut state);
         drop(state);
         self.0.more.notify_one();
     }
 
-    /// Makes the thread if there is none. Returns whether there is one now.
+    /// Creates the thread if there is none. Returns whether there is one now.
     fn start(&self, state: &mut State) -> bool {
         if !state.has_thread {
             let shared = Arc::clone(&self.0);
@@ -227,19 +231,19 @@ impl Disposal {
         state.has_thread
     }
 
-    /// Has the thread fail to be made so many times.
+    /// Makes the next `count` attempts to create the thread fail.
     #[cfg(test)]
     fn fail_starts(&self, count: u32) {
         self.0.lock().failing_starts = count;
     }
 }
 
-/// Wakes a task that waits until descriptors are closed, or until there is room for further ones.
+/// Wakes a task that waits until descriptors are closed or there is room for more.
 #[derive(Debug, Default)]
 pub(crate) struct Unparked(Notify);
 
 impl Unparked {
-    /// Waits until it is woken, or returns at once if it was.
+    /// Waits for a wakeup; returns at once if it has already occurred.
     pub(crate) async fn wait(&self) {
         self.0.notified().await;
     }
@@ -252,14 +256,14 @@ impl Wake for Unparked {
 }
 
 impl Shared {
-    /// Closes items for ever. The thread ends with the process.
+    /// Processes items until the process ends.
     fn run(&self) {
         loop {
             let item = self.next();
             match item {
                 Item::Descriptors(descriptors, waker) => {
                     for descriptor in descriptors {
-                        // It fails for what is not a socket.
+                        // Fails for descriptors that are not sockets.
                         let _ = sockopt::set_socket_linger(descriptor.as_fd(), None);
                         drop(descriptor);
                         self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -268,8 +272,8 @@ impl Shared {
                     self.unpark();
                 }
                 Item::Packet(socket, waker) => {
-                    // Without space for its descriptors, so the kernel closes them here. There is an error if another
-                    // process has read it.
+                    // Without space for its descriptors, the kernel closes them during this call. It fails if another
+                    // process has taken the packet.
                     let _ = recv(&socket, &mut [0; 0], RecvFlags::DONTWAIT);
                     drop(socket);
                     self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -302,7 +306,7 @@ impl Shared {
         }
     }
 
-    /// Wakes the parked connections once half of the room is free.
+    /// Wakes the parked connections once at least half of the room is free.
     fn unpark(&self) {
         if self.waiting.load(Ordering::SeqCst) > self.max_waiting.load(Ordering::SeqCst) / 2 {
             return;
@@ -325,9 +329,10 @@ impl Shared {
     }
 }
 
-/// Closes a connection without waiting: with the end of the stream, and without a reset for input that was not read.
+/// Closes a connection without waiting for the peer: sends the end of the stream, and discards unread input so that the
+/// kernel sends no reset.
 pub(crate) fn close_gracefully(socket: OwnedFd) {
-    // A peer that is gone does not mind.
+    // Fails only if the peer has gone.
     let _ = rustix::net::shutdown(&socket, Shutdown::Write);
     // Then nothing tells the end of the stream from an empty packet. After the end, further calls return at once.
     let has_packets = retry_on_intr(|| sockopt::socket_type(&socket)).is_ok_and(|kind| kind == SocketType::SEQPACKET);

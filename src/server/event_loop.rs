@@ -1,21 +1,22 @@
-//! All connections of one worker, and the epoll set that reports which of them are ready.
+//! The event loop of a worker: its connections, and the epoll set that reports which of them are ready.
 //!
-//! Connections could be tasks of an asynchronous runtime; but a task, its timer and its registration cost more than all
-//! else that we do for a small message, and many times the memory.
+//! Connections could be tasks of an async runtime, but the overhead of a task, its timer and its registration would
+//! exceed all other work for a small message, and take many times the memory.
 //!
 //! ```text
 //! epoll_wait ─► for each ready connection: drive (recv, session, send) ─► commands ─► run queue ─► timers ─► epoll_wait
 //!             └► for each ready listener: accept
 //! ```
 //!
-//! A connection that sends much waits in the run queue, of which each pass drives one: then those that send little are asked
-//! for again. So they wait for one drive of a connection that sends much, however many of those there are.
+//! A connection with much input waits in the run queue, and each pass drives one connection of the queue before it
+//! polls epoll again. So a connection with little input waits for at most one drive of a connection with much input,
+//! however many of those there are.
 //!
-//! Connections are watched edge-triggered: a level-triggered socket is looked at once more, in vain, after every message.
-//! So a connection that is ready is driven until its socket has no more input, or goes into the run queue. EPOLLOUT is
-//! registered only while output is pending: a Unix socket reports it after each read of its peer. Listeners are watched
-//! level-triggered, and so are connections of packets while they are read: what is not accepted or received in one pass is
-//! reported again in the next.
+//! Connections are watched edge-triggered, because epoll would check a level-triggered socket once more, in vain, after
+//! every message. So a ready connection is driven until its socket has no more input, or it is put into the run queue.
+//! EPOLLOUT is registered only while output is pending, because a Unix socket reports it after each read by its peer.
+//! Listeners are watched level-triggered, and so are connections of packets while they are read: epoll reports again
+//! what one pass did not accept or receive.
 
 mod barriers;
 
@@ -40,13 +41,13 @@ use super::timers::{TimerQueue, WakeupTimer};
 use super::worker_state::WorkerState;
 use barriers::Barriers;
 
-/// How many events are taken from epoll at once.
+/// The most events that one epoll_wait(2) call returns.
 const BATCH: usize = 64;
 
-/// How long to wait after epoll_wait(2) has failed, so that an error that lasts does not take all time.
+/// How long to wait after epoll_wait(2) has failed, so that a lasting error does not cause a busy loop.
 const ERROR_PAUSE: Duration = Duration::from_millis(1);
 
-/// The keys of acceptors in the epoll set begin here. Those of connections are their keys.
+/// The first key of acceptors in the epoll set. Smaller keys are those of connections.
 const ACCEPTORS: u64 = 1 << 63;
 
 /// The key of the mailbox in the epoll set.
@@ -57,7 +58,7 @@ const TIMER: u64 = u64::MAX - 1;
 
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// How long epoll is waited for at most when the timer could not be set.
+/// The timeout of epoll_wait(2) while the kernel timer could not be set.
 const TIMER_RETRY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// The connections of a worker, and the acceptors that run on its thread.
@@ -68,30 +69,30 @@ pub(crate) struct EventLoop {
     connections: Slab<Box<Connection>>,
     acceptors: Slab<WatchedAcceptor>,
     timers: TimerQueue,
-    /// Expires with the first of the timers and of the pauses of acceptors, or before.
+    /// Expires no later than the first timer of a connection or the first pause of an acceptor ends.
     wakeup_timer: WakeupTimer,
-    /// Whether it has expired.
+    /// Whether `wakeup_timer` has expired.
     timers_expired: bool,
-    /// Keys of connections that are driven, one in each pass, even if epoll does not report them.
+    /// Keys of connections to drive, one per pass, even if epoll does not report them.
     run_queue: VecDeque<usize>,
-    /// The scratch of this thread, made when its first connection is served.
+    /// The scratch of this thread, created for its first drive.
     scratch: Option<Box<ThreadScratch>>,
     barriers: Barriers,
 }
 
-/// An acceptor, and when it is to be run.
+/// An acceptor, and when to run it.
 struct WatchedAcceptor {
     acceptor: Box<dyn Acceptor>,
     next: NextRun,
-    /// Whether its socket is in the epoll set.
+    /// Whether the socket is in the epoll set.
     watched: bool,
 }
 
 impl EventLoop {
-    /// Creates an empty event loop.
+    /// Creates an event loop without connections.
     ///
     /// # Errors
-    /// Returns an error if the epoll set or its timer cannot be made.
+    /// Returns an error if the epoll set or the kernel timer cannot be created.
     pub(crate) fn new(mailbox: Arc<Mailbox>, state: Arc<WorkerState>) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let wakes = EventFlags::IN | EventFlags::ET;
@@ -113,21 +114,21 @@ impl EventLoop {
         })
     }
 
-    /// Runs until it is told to stop.
+    /// Runs until a command stops it.
     pub(crate) fn run(mut self) {
         let mut events = [const { MaybeUninit::uninit() }; BATCH];
         while self.pass(&mut events, self.has_work()) {}
     }
 
-    /// Runs one pass, without waiting for anything. Returns whether another pass is to follow.
+    /// Runs one pass without blocking. Returns whether another pass must follow.
     pub(crate) fn pass_once(&mut self) -> bool {
-        // Its clock may be another one than that of the kernel.
+        // If the clock is simulated, the kernel's timer does not follow it.
         self.timers_expired = true;
         self.pass(&mut [const { MaybeUninit::uninit() }; BATCH], true)
     }
 
-    /// Runs one pass: waits until something happens, unless there is work, and drives each connection that has a reason to be
-    /// driven. Returns whether another pass is to follow.
+    /// Runs one pass: waits for events, unless there is work, and drives each connection that needs it. Returns whether
+    /// another pass must follow.
     #[inline]
     fn pass(&mut self, events: &mut [MaybeUninit<Event>; BATCH], has_work: bool) -> bool {
         let is_timed = self.wakeup_timer.has_failed();
@@ -164,13 +165,13 @@ impl EventLoop {
         true
     }
 
-    /// Returns whether there is something to do even if nothing happens.
+    /// Returns whether there is work that does not depend on an event.
     #[inline]
     fn has_work(&self) -> bool {
         !self.run_queue.is_empty() || !self.barriers.is_empty()
     }
 
-    /// Handles an event that is not that of a connection.
+    /// Handles an event that does not belong to a connection.
     #[cold]
     fn handle_event(&mut self, key: u64, flags: EventFlags, now: Instant) {
         match key {
@@ -180,7 +181,7 @@ impl EventLoop {
         }
     }
 
-    /// Runs the commands of other threads. Returns whether the event loop is to go on.
+    /// Runs the commands from other threads. Returns whether the event loop continues.
     fn run_commands(&mut self, now: Instant) -> bool {
         let commands = self.mailbox.take();
         for connection in commands.accepted {
@@ -188,7 +189,7 @@ impl EventLoop {
         }
         for connection in commands.restored {
             self.state.counters.count_resumed();
-            // A deadline may have passed during the handover, but not for input that came before it.
+            // Even if a deadline passed during the handover, input that arrived before it is answered.
             self.insert(connection, Readiness::ReadUntilBlocked, now);
         }
         for acceptor in commands.acceptors {
@@ -209,7 +210,7 @@ impl EventLoop {
             }
         }
         for answer in commands.idle_reports {
-            // The caller may have stopped waiting.
+            // Fails if the caller has stopped waiting.
             let _ = answer.send(self.report_idle());
         }
         for Reclaim { key, id, since, answer } in commands.reclaims {
@@ -227,17 +228,17 @@ impl EventLoop {
         if !commands.close_listeners.is_empty() {
             self.close_listeners(&commands.close_listeners);
         }
-        // A caller that no longer waits for the connections would lose them.
+        // If the caller no longer waited for the connections, they would be lost.
         if let Some(answer) = commands.detach.filter(|answer| !answer.is_closed()) {
             if let Err(lost) = answer.send(self.detach(now)) {
-                // It has stopped waiting meanwhile.
+                // The caller has just stopped waiting.
                 self.state.sink.unlogged.add_lost(lost.iter().map(|one| one.unlogged).sum());
             }
         }
-        // The mailbox and the timer among them.
+        // Includes the mailbox and the kernel timer.
         let watched = self.connections.len() + self.acceptors.len() + 2;
         self.barriers.add(commands.barriers, watched);
-        // Not earlier: what was asked before has been done.
+        // Dropped last: the commands taken with them have been run.
         drop(commands.pings);
         !commands.stop
     }
@@ -251,11 +252,11 @@ impl EventLoop {
         report
     }
 
-    /// Closes a connection, if it has been idle since then. Returns whether it ends or has ended.
+    /// Closes a connection if it has been idle since `since`. Returns whether it ends or has ended.
     fn reclaim(&mut self, key: usize, id: u64, since: Instant, now: Instant) -> bool {
         let exists = |all: &Slab<Box<Connection>>| all.get(key).is_some_and(|one| one.id() == id);
         if exists(&self.connections) {
-            // What has come meanwhile is answered.
+            // Answers input that has arrived since it was chosen.
             self.drive(key, Readiness::ReadUntilBlocked, now);
         }
         if !exists(&self.connections) {
@@ -273,27 +274,26 @@ impl EventLoop {
         true
     }
 
-    /// Detaches all connections, in the middle of whatever they do. Those that have nothing left to do after a last
-    /// drive end.
+    /// Detaches all connections in whatever state they are, after one last drive. Connections that this drive finishes
+    /// end here.
     fn detach(&mut self, now: Instant) -> Vec<DetachedConnection> {
         let all: Vec<_> = self.connections.iter().map(|(key, _)| key).collect();
         for key in all {
-            // Tries once more to send what is owed.
+            // Tries once more to send owed replies.
             self.drive(key, Readiness::None, now);
         }
         (self.timers, self.run_queue) = (TimerQueue::default(), VecDeque::new());
         let (epoll, state) = (&self.epoll, &self.state);
         let detach = |connection: Box<Connection>| {
-            // Its socket stays open, so epoll would go on reporting it. Deleting a socket that is in the set does not
-            // fail.
+            // The socket stays open, so epoll would continue to report it. Deleting a registered socket cannot fail.
             let _ = epoll::delete(epoll, connection.socket());
             connection.detach(state, now)
         };
         self.connections.drain().map(detach).collect()
     }
 
-    /// Ends the connections of these listeners, whatever they are owed. Those with messages that wait for the log end when it
-    /// has accepted them.
+    /// Ends the connections of these listeners, even if replies are owed. Connections with messages that wait for the
+    /// log end once the log has accepted these.
     fn close_listeners(&mut self, listeners: &[Arc<Listener>]) {
         let is_closed = |connection: &Connection| listeners.iter().any(|listener| connection.belongs_to(listener));
         self.log_remaining(is_closed, clock());
@@ -304,8 +304,8 @@ impl EventLoop {
         }
     }
 
-    /// Ends these connections as far as they have messages that are to be logged whole and were not yet: they are logged, and not
-    /// answered. What the log does not take at once waits for it.
+    /// Ends the wanted connections that have messages that must be logged and have not been: the messages are logged
+    /// but not answered. If the log has no room, the connections wait for it.
     fn log_remaining(&mut self, wanted: impl Fn(&Connection) -> bool, now: Instant) {
         let wanted: Vec<_> = self.connections.iter().filter(|(_, one)| wanted(one)).map(|(key, _)| key).collect();
         for key in wanted {
@@ -315,13 +315,13 @@ impl EventLoop {
         }
     }
 
-    /// Serves a connection that was accepted.
+    /// Serves an accepted connection.
     fn serve(&mut self, connection: Box<Connection>, now: Instant) {
         self.state.counters.count_accepted();
         self.insert(connection, Readiness::None, now);
     }
 
-    /// Inserts a connection, and drives it for the first time. `readiness` is what is known about its socket.
+    /// Inserts a connection and drives it for the first time. `readiness` is the known readiness of its socket.
     fn insert(&mut self, connection: Box<Connection>, readiness: Readiness, now: Instant) {
         let entry = self.connections.vacant_entry();
         let key = entry.key();
@@ -331,7 +331,7 @@ impl EventLoop {
             Ok(()) => {
                 let connection = entry.insert(connection);
                 if readiness == Readiness::None && connection.is_new() && !self.state.is_draining() {
-                    // Nothing is known that there would be to do.
+                    // Nothing to do until epoll reports input.
                     connection.prepare_to_read();
                     self.set_timer(key, now);
                 } else {
@@ -342,7 +342,7 @@ impl EventLoop {
         }
     }
 
-    /// Drives the connections whose timers have expired, and runs the acceptors whose pauses are over.
+    /// Drives the connections whose timers have expired, and runs the acceptors whose pauses have ended.
     #[cold]
     fn fire_timers(&mut self, now: Instant) {
         self.timers_expired = false;
@@ -358,7 +358,7 @@ impl EventLoop {
         }
     }
 
-    /// Drives a connection whose socket is ready, or has it wait for its turn.
+    /// Drives a connection whose socket is ready, or puts it into the run queue.
     #[inline]
     fn drive_ready(&mut self, key: usize, readiness: Readiness, now: Instant) {
         match self.connections.get(key) {
@@ -368,19 +368,19 @@ impl EventLoop {
         }
     }
 
-    /// Drives so many connections of the run queue.
+    /// Drives `count` connections of the run queue.
     #[inline]
     fn drive_queued(&mut self, count: usize, now: Instant) {
         for _ in 0..count {
             let Some(key) = self.run_queue.pop_front() else { return };
-            // It may have ended meanwhile.
+            // The connection may have ended.
             if let Some(readiness) = self.connections.get_mut(key).and_then(|connection| connection.queued.take()) {
                 self.drive_now(key, readiness, now);
             }
         }
     }
 
-    /// Drives the connections of the run queue whose peers have ended them; the others keep their turns.
+    /// Drives the connections of the run queue whose peers have ended them. The other connections keep their order.
     #[cold]
     fn drive_ended(&mut self, now: Instant) {
         for _ in 0..self.run_queue.len() {
@@ -394,7 +394,7 @@ impl EventLoop {
         }
     }
 
-    /// Drives a connection whose socket is ready. Mostly that is one read and one reply, and nothing else is asked.
+    /// Drives a connection whose socket is ready. In most cases, one read and one reply are enough.
     #[inline]
     fn drive_now(&mut self, key: usize, readiness: Readiness, now: Instant) {
         let Some(connection) = self.connections.get_mut(key) else { return };
@@ -403,7 +403,7 @@ impl EventLoop {
             let scratch = self.scratch.get_or_insert_with(Box::default);
             match connection.exchange(now, &mut scratch.bytes, &self.state) {
                 None => return,
-                // There may be more, after other connections have run.
+                // There may be more input; other connections run first.
                 Some(next @ Readiness::ReadUntilBlocked) => return self.queue(key, next),
                 Some(next) => readiness = next,
             }
@@ -411,9 +411,9 @@ impl EventLoop {
         self.drive(key, readiness, now);
     }
 
-    /// Drives a connection, and arranges its next drive: by its timer, the run queue or epoll.
+    /// Drives a connection, and arranges its next drive by its timer, the run queue or epoll.
     fn drive(&mut self, key: usize, readiness: Readiness, now: Instant) {
-        // It may have ended since there was a reason to drive it.
+        // The connection may have ended in the meantime.
         let Some(connection) = self.connections.get_mut(key) else { return };
         let scratch = self.scratch.get_or_insert_with(Box::default);
         let progress = connection.drive(key, readiness, now, scratch, &self.state, &self.mailbox);
@@ -425,19 +425,20 @@ impl EventLoop {
         if progress == Progress::Yield {
             self.queue(key, Readiness::ReadUntilBlocked);
         } else if let Some(interest) = connection.changed_interest() {
-            // Readiness that exists already is reported, too.
+            // epoll also reports readiness that exists already.
             let data = EventData::new_u64(key as u64);
             if let Err(error) = retry_on_intr(|| epoll::modify(&self.epoll, connection.socket(), data, interest)) {
-                // Nothing would ever report that it can go on.
+                // Without its registration, nothing would drive the connection again.
                 self.take(key).fail(&self.state, error.into());
             }
         }
     }
 
-    /// Has a connection driven when its turn comes.
+    /// Puts a connection into the run queue, unless it is in it already.
     fn queue(&mut self, key: usize, readiness: Readiness) {
         let connection = &mut self.connections[key];
-        // That a packet waits may not be true any more by then, and an empty one looks like the end of the stream.
+        // When its turn comes, another process may have taken the packet, and an empty packet looks like the end of the
+        // stream.
         let least = if connection.is_packets() { Readiness::ReadUntilBlocked } else { Readiness::None };
         let queued = connection.queued.replace(readiness.max(least).max(connection.queued.unwrap_or(least)));
         if queued.is_none() {
@@ -445,8 +446,8 @@ impl EventLoop {
         }
     }
 
-    /// Sets the timer of a connection, if its deadline is earlier. One that fires too early is cheaper than one that is set
-    /// with each message.
+    /// Sets the timer of a connection if its deadline is earlier than the timer. A timer that fires too early costs
+    /// less than setting it for every message.
     #[inline]
     fn set_timer(&mut self, key: usize, now: Instant) {
         let connection = &mut self.connections[key];
@@ -464,8 +465,8 @@ impl EventLoop {
 
     fn take(&mut self, key: usize) -> Box<Connection> {
         let connection = self.connections.remove(key);
-        // Its socket may stay open, in the disposal thread or in another process; where it is watched level-triggered, epoll
-        // would go on reporting it. Deleting a socket that is in the set does not fail.
+        // The socket may stay open on the disposal thread or in another process, and epoll would continue to report it
+        // if it is watched level-triggered. Deleting a registered socket cannot fail.
         if connection.is_packets() {
             let _ = epoll::delete(&self.epoll, connection.socket());
         }
@@ -475,7 +476,7 @@ impl EventLoop {
 
     // --- Acceptors ---------------------------------------------------------------------------------------------------
 
-    /// Runs those acceptors that are wanted.
+    /// Runs the wanted acceptors.
     fn run_acceptors(&mut self, now: Instant, wanted: impl Fn(&WatchedAcceptor) -> bool) {
         let keys: Vec<_> = self.acceptors.iter().filter(|(_, one)| wanted(one)).map(|(key, _)| key).collect();
         for key in keys {
@@ -483,15 +484,16 @@ impl EventLoop {
         }
     }
 
-    /// Runs an acceptor, and arranges its next run. Serves what it accepts for this event loop.
+    /// Runs an acceptor, arranges its next run, and serves the connections that it accepted for this event loop.
     fn run_acceptor(&mut self, key: usize, flags: EventFlags, now: Instant) {
         let Some(watched) = self.acceptors.get_mut(key) else { return };
         let mut accepted = Vec::new();
         watched.next = watched.acceptor.run(flags, now, &mut |connection| accepted.push(connection));
         let is_watched = watched.next == NextRun::Ready;
         if watched.watched && !is_watched {
-            // Deleting a socket that is in the set does not fail. It would stay there if another process holds it as well;
-            // and without any interest in it, epoll would report that it was shut down again and again.
+            // If another process holds the socket too, closing it would leave it in the epoll set; and an empty
+            // interest would not help, because epoll reports a shutdown regardless. Deleting a registered socket cannot
+            // fail.
             let _ = epoll::delete(&self.epoll, watched.acceptor.socket());
         } else if !watched.watched && is_watched {
             let data = EventData::new_u64(ACCEPTORS + key as u64);

@@ -1,13 +1,14 @@
-//! The handover of connections to another process: they are detached here ([`Server::detach`]) and restored there
-//! ([`Server::restore`]). This module does not know how they get there; socket and snapshot must stay together.
+//! Handover: connections are detached in this process ([`Server::detach`]) and restored in the next
+//! ([`Server::restore`]). How they are passed on is not part of this module; a socket and its snapshot must stay
+//! together.
 //!
 //! ```text
 //! detach    acceptors close ─► each event loop, at once: last drive ─► out of its epoll set ─► socket + snapshot
 //! restore   snapshot ─► session, under the current settings ─► permit (counted, not checked) ─► least loaded worker
 //! ```
 //!
-//! No message is torn by it. What was read is in the snapshot, what was not read is in the kernel still, and the socket
-//! with its buffers and options is the same.
+//! No byte is lost: what was read is in the snapshot, what was not read stays in the kernel, and the socket keeps its
+//! buffers and options.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -35,15 +36,15 @@ use super::worker::HANG_TIMEOUT;
 use crate::config::Settings;
 use crate::protocol::snapshot::Snapshot;
 
-/// The highest id that is accepted from a snapshot. Counting on from there takes longer than any machine runs.
+/// The highest id that is accepted from a snapshot. No server reaches it by counting.
 const MAX_ID: u64 = 1 << 62;
 
 /// The result of [`Server::detach`].
 #[derive(Debug)]
 pub struct Detached {
-    /// The connections.
+    /// The detached connections.
     pub connections: Vec<DetachedConnection>,
-    /// How many connections could not be detached, since their worker did not respond.
+    /// How many connections were not detached, because their worker did not respond.
     pub unresponsive: usize,
 }
 
@@ -52,21 +53,24 @@ pub struct Detached {
 pub struct Restored {
     /// How many connections resume.
     pub resumed: usize,
-    /// How many connections are orphaned: their listener is no longer served, so they are drained.
+    /// How many connections are drained because their listener is no longer served.
     pub orphaned: usize,
-    /// Why connections were rejected, one reason for each. They were closed.
+    /// One reason for each connection that was rejected and closed.
     pub rejected: Vec<String>,
 }
 
 impl Server {
-    /// Stops accepting, and detaches every connection. Datagrams wait for the log half a second
-    /// longer, and are then lost: they cannot be handed over. After that, `freeze_log` is called; what the log has not written
-    /// by then is for the next process to log. The event loops try once more to send what is owed, and wait for no peer. A
-    /// worker that does not respond for some seconds is skipped.
+    /// Stops accepting, and detaches every connection.
+    ///
+    /// When all acceptors have ended, calls `freeze_log`: the next process logs what the log has not written by then.
+    /// Then each event loop tries once more to send what is owed, without waiting for peers. Skips a worker that does
+    /// not respond within 2 s. Datagrams cannot be handed over; those that wait for the log are lost half a second
+    /// after the call.
     pub async fn detach(&self, freeze_log: impl FnOnce()) -> Detached {
         self.set_accept_mode(AcceptMode::Stop);
         self.datagram_threads().iter().for_each(|thread| thread.control.end_log_wait());
-        // Every acceptor keeps its receiver until it has dropped its socket; one whose worker hangs keeps it for ever.
+        // Every acceptor keeps its receiver until it has dropped its socket. An acceptor on a worker that hangs never
+        // drops it.
         let closed = async {
             self.accept_mode.closed().await;
             self.dispatcher.cancel_pending().await;
@@ -84,12 +88,13 @@ impl Server {
         Detached { connections, unresponsive: self.connection_count() }
     }
 
-    /// Restores connections that another process detached `age` ago. To be called before the first listener is served,
-    /// so that no new connection takes their permits. All of them are let in, whatever the limits, and count against
-    /// the limits. Each connection resumes under the settings of its listener in `settings`; `serving` has the names of
-    /// the listeners that will be served.
+    /// Restores connections that another process detached `age` ago.
     ///
-    /// It never fails: a connection that cannot be restored is closed.
+    /// Must be called before the first listener is served, so that no new connection takes a permit from a restored
+    /// one. Restored connections count against the limits, but no limit is checked for them. Each resumes under the
+    /// settings of its listener in `settings`; `serving` has the names of the listeners that will be served.
+    ///
+    /// A connection that cannot be restored is closed.
     pub fn restore(
         &self,
         detached: Vec<DetachedConnection>,
@@ -158,8 +163,8 @@ impl Server {
         restored
     }
 
-    /// Closes a connection with the end of the stream, and without a reset for input that was not read. It does not wait
-    /// for what the peer may have sent with that ([`Server::flush_closed`]).
+    /// Closes a connection with an end of stream, discarding unread input so that the kernel sends no reset. If the
+    /// peer may have sent file descriptors, another thread closes it ([`Server::flush_closed`]).
     pub fn close_gracefully(&self, socket: OwnedFd) {
         if PeerDescriptors::refuse(&socket) == PeerDescriptors::None {
             close_gracefully(socket);
@@ -168,12 +173,12 @@ impl Server {
         }
     }
 
-    /// Waits until all connections are closed that have ended, for so long at most. Blocks its thread.
+    /// Blocks the calling thread until every ended connection is closed, at most for `timeout`.
     pub fn flush_closed(&self, timeout: Duration) {
         self.dispatcher.services.state.disposal.flush(timeout);
     }
 
-    /// Ends the connections of these listeners when so much time has passed.
+    /// Closes the connections of these listeners after `time`.
     fn close_listeners_after(&self, time: Duration, listeners: Vec<Arc<Listener>>) {
         if listeners.is_empty() {
             return;
@@ -183,14 +188,14 @@ impl Server {
             time::sleep(time).await;
             dispatcher.workers.iter().for_each(|worker| worker.close_listeners(&closed));
         };
-        // Without the thread, at once: their clients have been told to go.
+        // Without the services thread, closes them at once: their clients were told that the connection ends.
         if self.dispatcher.services.spawn(close).is_err() {
             self.threads.iter().for_each(|thread| thread.worker.close_listeners(&listeners));
         }
     }
 }
 
-/// Decodes the snapshot in `bytes`, and checks whether it can be used.
+/// Decodes the snapshot in `bytes`, and checks that it fits its socket.
 fn read_snapshot(bytes: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
     let snapshot = Snapshot::decode(bytes).map_err(|error| error.to_string())?;
     let id = snapshot.connection_id();
@@ -203,9 +208,8 @@ fn read_snapshot(bytes: &[u8], socket: &OwnedFd) -> Result<Snapshot, String> {
         (Ok(_), false) => return Err("its socket carries no stream".to_owned()),
         (Err(error), _) => return Err(format!("its socket cannot be used: {error}")),
     }
-    // A socket that echoed stored is non-blocking already.
     if snapshot.has_packets() {
-        // A socket that echoed stored is prepared already.
+        // A socket from our own fd store is already prepared and non-blocking; other sockets may not be.
         let prepared = packet_socket::prepare(socket);
         prepared.map_err(|error| format!("its socket cannot be prepared: {error}"))?;
     }

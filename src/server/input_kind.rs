@@ -1,4 +1,4 @@
-//! What the input of a connection is, and what comes with it: part of the hot path, see `connection.rs`.
+//! The kind of input that a connection receives, and its state. Part of the hot path, see `connection.rs`.
 
 use std::mem;
 use std::os::fd::AsFd;
@@ -7,44 +7,47 @@ use super::peer_descriptors::PeerDescriptors;
 use super::receive_buffer::ReceiveBuffer;
 use crate::protocol::session::MAX_PACKETS;
 
-/// What input is.
+/// The kind of input of a connection.
 pub(super) enum InputKind {
-    /// Bytes alone.
+    /// A stream without file descriptors.
     Bytes(ReceiveBuffer),
-    /// Bytes and descriptors, over a Unix socket.
+    /// A Unix stream, over which the peer may also send file descriptors.
     WithDescriptors {
         descriptors: PeerDescriptors,
-        /// Whether descriptors that the peer sent wait to be closed, or its next ones to be received: nothing is read then.
+        /// Whether reading is suspended: the peer's descriptors are still being closed, or there is no room for the
+        /// next ones.
         parked: bool,
     },
-    /// Packets.
+    /// Packets, over which the peer may also send file descriptors.
     Packets {
         descriptors: PeerDescriptors,
-        /// As above.
+        /// Whether reading is suspended, as for [`InputKind::WithDescriptors`].
         parked: bool,
         pace: Pace,
     },
 }
 
-/// How many packets are received at once: as many as have come lately. To ask for more than one costs more than to receive one.
+/// How many packets to receive with one call. It adapts to how many came lately: a call for several packets costs more
+/// than a call for one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pace {
-    /// One, `left` more times. Then it is tried whether more come; if not, the next times are twice as many as `last`.
+    /// One packet, `left` more times. Then a call asks for several; if only one comes, the next `2 * last` calls ask
+    /// for one again.
     One { left: u8, last: u8 },
-    /// Up to so many.
+    /// Up to this many packets.
     Many(u8),
 }
 
-/// How many packets are asked for at least, if it is more than one.
+/// The least number of packets to ask for when asking for more than one.
 const MIN_MANY: u8 = 4;
 
-/// How many times one packet is received, at most, before it is tried whether more come.
+/// The most calls that ask for a single packet before one asks for several.
 const MAX_ONE: u8 = 16;
 
 impl Pace {
     pub(super) const START: Self = Self::One { left: 1, last: 1 };
 
-    /// Returns how many packets to ask for.
+    /// Returns how many packets the next call asks for.
     #[inline]
     pub(super) fn next(self) -> usize {
         match self {
@@ -54,7 +57,7 @@ impl Pace {
         }
     }
 
-    /// Notes how many packets came.
+    /// Adapts to how many packets the last call received.
     #[inline]
     pub(super) fn note(&mut self, count: usize) {
         *self = match *self {
@@ -82,7 +85,7 @@ impl InputKind {
         matches!(self, Self::Packets { .. })
     }
 
-    /// Ends the wait for descriptors. Returns whether there was one.
+    /// Resumes reading. Returns whether it was suspended.
     pub(super) fn unpark(&mut self) -> bool {
         match self {
             Self::WithDescriptors { parked, .. } | Self::Packets { parked, .. } => mem::replace(parked, false),
@@ -90,7 +93,7 @@ impl InputKind {
         }
     }
 
-    /// Returns whether only bytes come, and the receive buffer is as it is to be while the connection is read.
+    /// Returns whether plain recv(2) is enough, and the receive buffer is already set for reading.
     #[inline]
     pub(super) fn is_settled(&self) -> bool {
         match self {
@@ -100,7 +103,7 @@ impl InputKind {
         }
     }
 
-    /// Returns which descriptors may be queued in the socket.
+    /// Returns which file descriptors may be queued in the socket.
     pub(super) fn descriptors(&self) -> PeerDescriptors {
         match self {
             Self::WithDescriptors { descriptors, .. } | Self::Packets { descriptors, .. } => *descriptors,
@@ -108,8 +111,8 @@ impl InputKind {
         }
     }
 
-    /// Prepares for what comes while the connection waits, and whether that is read: if not, the kernel may enlarge the receive
-    /// buffer of TCP.
+    /// Prepares the socket for the time until the next drive. `reads` says whether input will be read then; if not, the
+    /// kernel may enlarge the receive buffer of a TCP socket.
     #[inline]
     pub(super) fn prepare(&mut self, reads: bool, socket: impl AsFd) {
         if let Self::Bytes(receive_buffer) = self {
@@ -129,7 +132,7 @@ mod tests {
     #[test]
     fn one_packet_is_asked_for_until_more_come_and_again_when_they_do_not() {
         let mut pace = Pace::START;
-        // How many come each time, and how many are asked for then.
+        // Returns how many packets each of `times` calls asks for, while `waiting` packets are queued each time.
         let mut asked = |waiting: usize, times: usize| -> Vec<usize> {
             let ask = |_| {
                 let asked = pace.next();
@@ -139,11 +142,11 @@ mod tests {
             (0..times).map(ask).collect()
         };
         assert_eq!(asked(1, 5), [1, 4, 1, 1, 4]);
-        // Ever more seldom, but not more seldom than this.
+        // At most 16 calls for one packet come between two calls for several.
         assert_eq!(asked(1, 1000).iter().filter(|count| **count > 1).count(), 60);
         let many = asked(16, 40);
         assert_eq!(many[many.len() - 20..], [32; 20]);
-        // Nothing may have come, too.
+        // A call may also receive nothing.
         assert_eq!(asked(0, 3), [32, 1, 4]);
         assert_eq!(asked(2, 3)[2], 4);
     }

@@ -11,7 +11,7 @@ use crate::config;
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) name: Arc<str>,
-    /// The kind of its socket.
+    /// The kind of the listening socket.
     pub(crate) kind: SocketKind,
     /// The file descriptors that peers may send ([`PeerDescriptors::refuse`]).
     pub(crate) descriptors: PeerDescriptors,
@@ -35,7 +35,7 @@ impl Listener {
     }
 }
 
-/// Returns the settings of a listener of this kind.
+/// Returns the settings, adjusted to the kind of socket.
 fn settings_of(kind: SocketKind, settings: &config::ListenerSettings) -> config::ListenerSettings {
     let mut settings = settings.clone();
     if kind == SocketKind::Seqpacket {
@@ -57,7 +57,7 @@ impl ListenerHandle {
         Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Replaces the settings, for new connections.
+    /// Replaces the settings for new connections.
     pub(crate) fn store(&self, settings: &config::ListenerSettings) {
         let mut listener = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *listener = Arc::new(Listener {
@@ -71,7 +71,7 @@ impl ListenerHandle {
 
 /// The identity of a connection: its id, its listener and its peer.
 pub(crate) struct ConnectionInfo {
-    /// Counted from 1 over all listeners.
+    /// Counted from 1 across all listeners.
     pub(crate) id: u64,
     pub(crate) listener: Arc<Listener>,
     pub(crate) peer: Peer,

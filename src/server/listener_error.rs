@@ -21,7 +21,7 @@ use rustix::net::sockopt::socket_acceptconn;
 /// The longest pause. Also the pause after resources are exhausted, unless a connection ends before.
 pub(crate) const MAX_PAUSE: Duration = Duration::from_secs(1);
 
-/// The first pause. Each further one is twice as long, up to [`MAX_PAUSE`].
+/// The first pause. Each further pause is twice as long, up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(1);
 
 /// The error text for a socket that another process has shut down. The service manager would pass the same socket again, so
@@ -36,7 +36,7 @@ pub(crate) enum ListenerErrorKind {
     Transient,
     /// File descriptors or memory have run out.
     ResourcesExhausted,
-    /// No later call will succeed.
+    /// No later call can succeed.
     Fatal,
 }
 

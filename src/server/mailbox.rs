@@ -21,10 +21,10 @@ use super::listener::Listener;
 /// Commands of other threads to an event loop.
 #[derive(Default)]
 pub(crate) struct Commands {
-    /// Connections to be served.
+    /// Connections to serve.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) accepted: Vec<Box<Connection>>,
-    /// Connections to be served that were restored from the previous process.
+    /// Connections to serve that were restored from the previous process.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) restored: Vec<Box<Connection>>,
     /// New acceptors to be run.
@@ -33,19 +33,19 @@ pub(crate) struct Commands {
     pub(crate) run_acceptors: bool,
     /// Whether paused acceptors are to run, because the reason for their pause may be gone.
     pub(crate) resume_acceptors: bool,
-    /// Keys of connections that are to be driven.
+    /// Keys of connections to drive.
     pub(crate) woken: Vec<usize>,
-    /// Keys and ids of connections that are to be read again, because descriptors from their peers have been closed.
+    /// Keys and ids of connections to read again, because descriptors from their peers have been closed.
     pub(crate) unparked: Vec<(usize, u64)>,
     /// Senders for reports of idle connections.
     pub(crate) idle_reports: Vec<oneshot::Sender<IdleReport>>,
-    /// Connections that are to be closed if they are still idle.
+    /// Connections to close if they are still idle.
     pub(crate) reclaims: Vec<Reclaim>,
-    /// Whether all connections are to be driven because they have to drain.
+    /// Whether to drive all connections, because they have to drain.
     pub(crate) drain: bool,
     /// Whether to give up the connections with unlogged messages whose peers do not read.
     pub(crate) give_up_blocked: bool,
-    /// Listeners whose connections are to end at once.
+    /// Listeners whose connections end at once.
     pub(crate) close_listeners: Vec<Arc<Listener>>,
     /// Where to send all connections when they are detached.
     pub(crate) detach: Option<oneshot::Sender<Vec<DetachedConnection>>>,
@@ -53,23 +53,23 @@ pub(crate) struct Commands {
     pub(crate) barriers: Vec<oneshot::Sender<Infallible>>,
     /// Dropped when the event loop runs these commands.
     pub(crate) pings: Vec<oneshot::Sender<Infallible>>,
-    /// Whether the event loop is to end.
+    /// Whether the event loop ends.
     pub(crate) stop: bool,
 }
 
-/// A connection that is to be closed if it is still idle.
+/// A request to close a connection if it is still idle.
 pub(crate) struct Reclaim {
     pub(crate) key: usize,
     pub(crate) id: u64,
-    /// Since when it was idle.
+    /// The start of its idle time when it was chosen.
     pub(crate) since: Instant,
-    /// Where to send whether it is closed.
+    /// Receives whether the connection is closed.
     pub(crate) answer: oneshot::Sender<bool>,
 }
 
 /// Accepts connections on the thread of an event loop.
 pub(crate) trait Acceptor: Send {
-    /// Returns the socket that is to be watched.
+    /// Returns the socket to watch.
     fn socket(&self) -> BorrowedFd<'_>;
 
     /// Accepts waiting connections, but only a batch of them, because established connections wait meanwhile. `flags` is the
@@ -80,7 +80,7 @@ pub(crate) trait Acceptor: Send {
     fn watch_failed(&mut self, error: io::Error, now: Instant) -> Instant;
 }
 
-/// When an acceptor is to be run again.
+/// When to run an acceptor again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NextRun {
     /// When its socket is ready.
@@ -94,7 +94,7 @@ pub(crate) enum NextRun {
 /// The mailbox of one event loop.
 pub(crate) struct Mailbox {
     commands: Mutex<Commands>,
-    /// Whether there are commands.
+    /// Whether `commands` is not empty.
     has_commands: AtomicBool,
     /// Wakes the event loop. It is watched edge-triggered, so it need not be read.
     eventfd: OwnedFd,

@@ -89,7 +89,7 @@ pub use handover::{Detached, Restored};
 /// one reads and replies.
 const FIRST_PASSES: usize = 3;
 
-/// A running server. Dropping it ends everything at once.
+/// A running server. Dropping it ends all connections and threads at once.
 pub struct Server {
     dispatcher: Arc<Dispatcher>,
     /// The listeners being served. A reload replaces their settings.
@@ -169,7 +169,7 @@ impl Server {
         }
     }
 
-    /// Starts the workers, if they are not started.
+    /// Starts the workers that are not running.
     ///
     /// # Errors
     /// Returns an error if a thread cannot be created.
@@ -224,7 +224,7 @@ impl Server {
         Ok(())
     }
 
-    /// Serves a datagram socket, on a thread of its own.
+    /// Serves a datagram socket on a separate thread.
     fn serve_datagrams(
         &self,
         socket: OwnedFd,
@@ -245,7 +245,7 @@ impl Server {
             let ended = server.run(&listener, limits, &mut accept);
             server.close();
             let AcceptControl { mode, status } = accept;
-            // Not earlier: `drain` waits until this receiver is dropped.
+            // Dropped only now: `drain` waits for this.
             drop(mode);
             if let Err(error) = ended {
                 let listener = Arc::clone(&listener.load().name);
@@ -261,7 +261,7 @@ impl Server {
         Ok(())
     }
 
-    /// Serves a connection that another process accepted.
+    /// Serves one connection that another process accepted.
     ///
     /// # Errors
     /// Returns an error if no permit is available, or if the socket cannot be prepared.
@@ -285,25 +285,25 @@ impl Server {
         for listener in &*self.listeners() {
             listener.store(settings.listener_settings(&listener.load().name));
         }
-        // Last: it wakes acceptors that wait for a permit.
+        // Last, because it wakes acceptors that wait for a permit.
         self.dispatcher.admission.set_limits(&settings.limits);
     }
 
-    /// Waits until the last listener has failed. Never returns while one is served, or if there was none.
+    /// Waits until all listeners have failed. Never returns if there was no listener.
     pub async fn all_listeners_failed(&self) {
         if self.listeners().is_empty() {
             std::future::pending::<()>().await;
         }
-        // The sender is here, so there is no error.
+        // The sender is a field of `self`, so this cannot fail.
         let _ = self.acceptor_status.subscribe().wait_for(|status| status.serving == 0).await;
     }
 
-    /// Waits until there is no connection, served or refused.
+    /// Waits until there is no connection, including refused ones.
     pub async fn wait_until_idle(&self) {
         self.dispatcher.admission.wait_until_idle().await;
     }
 
-    /// Returns for how long there has been no connection, served or refused; `None` while there is one.
+    /// Returns for how long there has been no connection, including refused ones; `None` while there is one.
     #[must_use]
     pub fn idle_for(&self) -> Option<Duration> {
         self.dispatcher.admission.idle_for()
@@ -356,7 +356,7 @@ impl Server {
         for thread in &self.threads {
             thread.worker.give_up_blocked();
         }
-        // A worker that hangs does not begin.
+        // A worker that hangs would block this forever.
         let _ = time::timeout(HANG_TIMEOUT, self.dispatcher.barrier()).await;
     }
 
@@ -409,7 +409,7 @@ impl Server {
         self.dispatcher.admission.serving()
     }
 
-    /// Returns the counters of all threads, added up.
+    /// Returns the sum of the counters of all threads.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();

@@ -20,7 +20,7 @@ use crate::protocol::packet::Reply;
 use crate::protocol::rules::LogMessages;
 use crate::protocol::{Outlet, Scratch, Session, Want};
 
-/// The socket, during one drive.
+/// The outlet of a connection whose messages are not logged.
 pub(super) struct SocketOutlet<'a> {
     pub(super) socket: &'a OwnedFd,
     /// Whether the socket or the log had no room. epoll reports when the socket has room; the log wakes the waker when it has.
@@ -117,7 +117,7 @@ impl Outlet for SocketOutlet<'_> {
 pub(super) struct LoggingOutlet<'a, 'w, M> {
     pub(super) inner: &'a mut SocketOutlet<'w>,
     pub(super) sink: &'a EventSink,
-    /// Makes a waker for this connection.
+    /// Creates a waker for this connection.
     pub(super) make_waker: M,
     pub(super) info: &'a ConnectionInfo,
     pub(super) waker: &'a mut Option<Box<Waker>>,

@@ -1,35 +1,35 @@
-//! The buffers of one thread for the packets of its connections. Nothing stays in them from one call of a session to the next.
+//! The packet buffers of one thread, shared by its connections. They hold no data between two calls of a session.
 
 use std::slice::ChunksExactMut;
 
 use crate::protocol::session::{HEADROOM, MAX_PACKETS};
 
-/// How much room all packets of a call have together at most, unless a single one may be longer.
+/// The most bytes for all packets of one call, unless a single packet may be longer.
 const MAX_BYTES: usize = 4 << 20;
 
-/// How long a packet can be at most, in bytes: the kernel allocates one in a piece of 4 MiB and some pages at most
-/// (KMALLOC_MAX_SIZE), so that longer ones fail to be sent.
+/// The longest possible packet, in bytes, rounded up. The kernel allocates a packet in one block of at most 4 MiB plus
+/// some pages (KMALLOC_MAX_SIZE); sending a longer one fails.
 const MAX_PACKET: usize = 8 << 20;
 
 /// The size of a cache line on most CPUs, in bytes.
 const CACHE_LINE: usize = 64;
 
-/// Room for packets that are received with one call.
+/// Rooms for packets that are received with one call.
 #[derive(Debug, Default)]
 pub(crate) struct PacketScratch {
-    /// What was never received takes no memory.
+    /// Pages that never received data take no memory.
     bytes: Vec<u8>,
 }
 
 impl PacketScratch {
-    /// Returns rooms for packets of at most `max_message` bytes each, with [`HEADROOM`] before: [`MAX_PACKETS`] of them, fewer if
-    /// the packets may be large, and one at least. There is room for a byte more, which shows that a packet is too long.
+    /// Returns between 1 and [`MAX_PACKETS`] rooms, fewer if packets may be large. Each has [`HEADROOM`] bytes, then
+    /// room for a packet of `max_message` bytes and one more byte, which detects longer packets.
     pub(crate) fn rooms(&mut self, max_message: usize) -> ChunksExactMut<'_, u8> {
-        // An odd number of cache lines, so that the beginnings of all do not compete for the same lines of the cache.
+        // An odd number of cache lines, so that the starts of the rooms do not compete for the same cache sets.
         let stride = ((HEADROOM + max_message.min(MAX_PACKET) + 1).div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
         let size = (MAX_BYTES / stride).clamp(1, MAX_PACKETS) * stride;
         if self.bytes.len() < size + CACHE_LINE {
-            // The old room first.
+            // Frees the old buffer before the new one is allocated.
             self.bytes = Vec::new();
             self.bytes = vec![0; size + CACHE_LINE];
         }
@@ -54,7 +54,7 @@ mod tests {
                 assert_eq!(room.as_ptr().align_offset(CACHE_LINE), 0);
             }
         }
-        // However long messages may be, no packet needs more.
+        // No setting of `max_message` needs more than the longest packet.
         assert!(scratch.bytes.capacity() < 2 * MAX_PACKET);
     }
 }

@@ -1,8 +1,8 @@
-//! The packets of a connection (SOCK_SEQPACKET of unix(7)): received and sent whole or not at all.
+//! The packets of a connection (SOCK_SEQPACKET of unix(7)). A packet is received and sent whole or not at all.
 //!
-//! recvmsg(2) returns 0 for an empty packet as well as for the end of the stream. What tells them apart are the
-//! credentials of the sender, which the kernel puts beside each packet once SO_PASSCRED is set, and beside nothing
-//! else. Where there is no space for them, it says that something is missing (MSG_CTRUNC).
+//! recvmsg(2) returns 0 both for an empty packet and at the end of the stream. The credentials of the sender
+//! distinguish them: once SO_PASSCRED is set, the kernel adds credentials to each packet, but not to the end of the
+//! stream. If there is no space for them, the kernel sets MSG_CTRUNC.
 
 use std::array;
 use std::io::{IoSlice, IoSliceMut};
@@ -21,20 +21,21 @@ use super::peer_input::{self, Input};
 use crate::protocol::packet::Reply;
 use crate::protocol::session::MAX_PACKETS;
 
-/// How many packets are dropped at most before a socket is closed: more than wait, unless the socket has an enormous buffer.
+/// The most packets that are discarded before a socket is closed. No more are queued unless the socket has a huge
+/// buffer.
 const MAX_DISCARDED: u32 = 1024;
 
-/// Receive a packet, whose whole length is told.
+/// The flags for receiving: without blocking, returning the packet's full length.
 const RECEIVE: MsgFlags = MsgFlags::MSG_TRUNC.union(MsgFlags::MSG_DONTWAIT);
 
-/// Look at the next packet, whose whole length is told.
+/// The flags for peeking at the next packet.
 const PEEK: MsgFlags = RECEIVE.union(MsgFlags::MSG_PEEK);
 
-/// Send without waiting for room.
+/// The flags for sending: without blocking and without SIGPIPE.
 const SEND: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
 
-/// Prepares a socket, so that an empty packet is told from the end of the stream. Sockets that connect to a listener afterwards
-/// inherit that.
+/// Enables SO_PASSCRED, so that an empty packet can be distinguished from the end of the stream. Sockets that connect
+/// to a listener afterwards inherit it.
 ///
 /// # Errors
 /// Returns the errors of setsockopt(2).
@@ -42,20 +43,21 @@ pub(crate) fn prepare(socket: impl AsFd) -> Result<(), Errno> {
     retry(|| setsockopt(&socket, sockopt::PassCred, &true))
 }
 
-/// A packet that waits in the socket.
+/// The next packet in a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NextPacket {
     pub(crate) len: usize,
-    /// Whether descriptors come with it.
+    /// Whether descriptors are attached to it.
     pub(crate) has_descriptors: bool,
 }
 
-/// Returns the next packet, which stays in the socket; `None` at the end of the stream.
+/// Returns the next packet without removing it; `None` at the end of the stream.
 ///
 /// # Errors
 /// Returns the errors of recvmsg(2).
 pub(crate) fn peek(socket: impl AsFd) -> Result<Option<NextPacket>, Errno> {
-    // With space for credentials only: no descriptor becomes ours, and the last reference stays in the socket.
+    // With space for credentials only, the kernel installs no descriptors in this process, so closing them stays with
+    // the socket.
     let mut ancillary = nix::cmsg_space!(UnixCredentials);
     let descriptor = socket.as_fd().as_raw_fd();
     let received = retry(|| {
@@ -67,8 +69,8 @@ pub(crate) fn peek(socket: impl AsFd) -> Result<Option<NextPacket>, Errno> {
     received.map(|(is_packet, next)| is_packet.then_some(next))
 }
 
-/// Receives a packet, of which no descriptors can be part. Returns how long it is, which may be more than the room; `None` at the
-/// end of the stream.
+/// Receives a packet without descriptors. Returns its length in bytes, which may exceed `room`; `None` at the end of
+/// the stream.
 ///
 /// # Errors
 /// Returns the errors of recvmsg(2).
@@ -81,8 +83,8 @@ pub(crate) fn receive(socket: impl AsFd, room: &mut [u8]) -> Result<Option<usize
     })
 }
 
-/// Receives a packet that is known to wait, so that it is not the end of the stream; with it, no descriptors can come. Returns how
-/// long it is, which may be more than the room. This costs less than [`receive`].
+/// Receives a packet without descriptors that is known to be queued. Returns its length in bytes, which may exceed
+/// `room`. Costs less than [`receive`], because it need not detect the end of the stream.
 ///
 /// # Errors
 /// Returns the errors of recv(2).
@@ -91,8 +93,8 @@ pub(crate) fn receive_waiting(socket: impl AsFd, room: &mut [u8]) -> Result<usiz
     Ok(len)
 }
 
-/// Receives packets with one call, unless a signal interrupts it, one into each room, and calls `received` for each with what [`receive`] returns. After
-/// fewer packets than there is room for, none waits.
+/// Receives one packet into each room with one call, and calls `received` with the result of each, as of [`receive`].
+/// If there are fewer packets than rooms, no more were queued.
 ///
 /// # Errors
 /// Returns the errors of recvmmsg(2).
@@ -111,15 +113,15 @@ pub(crate) fn receive_many<'a>(
     Ok(())
 }
 
-/// Returns whether a packet came, and not the end of the stream.
+/// Returns whether a packet was received, rather than the end of the stream.
 fn is_packet(bytes: usize, flags: MsgFlags) -> bool {
     bytes > 0 || flags.contains(MsgFlags::MSG_CTRUNC)
 }
 
-/// Receives the packet that [`peek`] returned, with its descriptors: [`peer_input::receive`].
+/// Receives the packet that [`peek`] returned, with its descriptors ([`peer_input::receive`]).
 ///
 /// # Errors
-/// Returns an error if a call fails, or if the process cannot have the descriptors.
+/// Returns an error if a call fails, or if the process has no room for the descriptors.
 pub(crate) fn receive_with_descriptors(
     socket: impl AsFd,
     room: &mut [u8],
@@ -141,10 +143,10 @@ pub(crate) fn send(socket: impl AsFd, reply: &Reply<'_>) -> Result<(), Errno> {
     })
 }
 
-/// Sends packets with one call, unless a signal interrupts it. Returns how many of the first were sent; there is an error only if none was.
+/// Sends packets with one call. Returns how many were sent, from the first on.
 ///
 /// # Errors
-/// Returns the errors of sendmmsg(2).
+/// Returns the errors of sendmmsg(2), if no packet was sent.
 pub(crate) fn send_many(socket: impl AsFd, replies: &[Reply<'_>]) -> Result<usize, Errno> {
     let replies = &replies[..replies.len().min(MAX_PACKETS)];
     let mut headers = MultiHeaders::<()>::preallocate(replies.len(), None);
@@ -157,14 +159,14 @@ pub(crate) fn send_many(socket: impl AsFd, replies: &[Reply<'_>]) -> Result<usiz
         .map_err(errno)
 }
 
-/// Returns whether a packet waits, or the end of the stream.
+/// Returns whether a packet or the end of the stream is queued.
 pub(crate) fn has_unread(socket: impl AsFd) -> bool {
     let descriptor = socket.as_fd().as_raw_fd();
     !matches!(retry(|| recvmsg::<()>(descriptor, &mut [], None, PEEK).map(drop)), Err(Errno::AGAIN))
 }
 
-/// Drops what was not read of a connection that was shut down: closing it with an unread packet would be reported to the peer as an
-/// error, before it could read what it was sent. But packets with descriptors stay, of those that may be queued.
+/// Discards the unread packets of a connection that was shut down. If they stayed in the socket, closing it would make
+/// the peer's next read fail before the peer has read its replies. Stops at a packet with descriptors.
 pub(crate) fn discard_unread(socket: impl AsFd, descriptors: PeerDescriptors) {
     for _ in 0..MAX_DISCARDED {
         if descriptors != PeerDescriptors::None {
@@ -179,7 +181,7 @@ pub(crate) fn discard_unread(socket: impl AsFd, descriptors: PeerDescriptors) {
     }
 }
 
-/// Makes a call again as long as a signal interrupts it.
+/// Repeats a call while signals interrupt it.
 fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> Result<T, Errno> {
     retry_on_intr(|| call().map_err(errno))
 }

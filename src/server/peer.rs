@@ -11,7 +11,7 @@ use rustix::net::SocketAddrAny;
 /// The other end of a connection, or the sender of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// An address and a port.
+    /// An IP address and a port.
     Ip(SocketAddr),
     /// The address and port of a client behind a load balancer, from the PROXY header.
     Proxied(SocketAddr),
@@ -22,7 +22,7 @@ pub enum Peer {
         /// Its PID; `None` if the process is in another PID namespace.
         pid: Option<i32>,
     },
-    /// A peer without an address and without credentials.
+    /// A peer with neither an address nor credentials.
     Unknown,
 }
 

@@ -35,7 +35,7 @@ pub(crate) const ANCILLARY_SIZE: usize = OTHER_MESSAGES + rustix::cmsg_space!(Sc
 const SO_PASSPIDFD: libc::c_int = 76;
 
 sockopt_impl!(
-    /// Whether each message comes with a descriptor of its sender.
+    /// Whether the kernel adds a pidfd of the sender to each message.
     PassPidfd,
     SetOnly,
     libc::SOL_SOCKET,
@@ -44,7 +44,7 @@ sockopt_impl!(
 );
 
 sockopt_impl!(
-    /// Whether each message comes with the security label of its sender.
+    /// Whether the kernel adds the sender's security label to each message.
     PassSec,
     SetOnly,
     libc::SOL_SOCKET,
@@ -157,8 +157,9 @@ pub(crate) fn receive(
         Credentials::None => Ok(()),
         Credentials::Included => retry_on_intr(|| sockopt::set_socket_passcred(&socket, pass_cred)),
     };
-    // Without the credentials, which rustix cannot represent for a process of another PID namespace. What is sent meanwhile never
-    // has any before Linux 6.16. So it is for this call only, which makes no room: if the socket is full, nothing is sent.
+    // Without the credentials, which rustix cannot represent for a process of another PID namespace. Before Linux 6.16,
+    // a packet sent while the option is off never gets credentials. So the option is off for this call only, which does
+    // not make room: if the socket is full, no packet can be sent during it.
     set_pass_cred(false)?;
     let peeked = retry_on_intr(|| recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags));
     set_pass_cred(true)?;

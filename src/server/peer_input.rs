@@ -26,7 +26,7 @@ pub(crate) enum Input {
 /// is woken when the socket may be read again, unless the result is [`Input::Bytes`].
 ///
 /// # Errors
-/// Returns an error if recvmsg(2) fails; [`Errno::MFILE`] if the process cannot have the descriptors that come next.
+/// Returns an error if recvmsg(2) fails; [`Errno::MFILE`] if the process has no room for the descriptors.
 pub(crate) fn receive(
     socket: impl AsFd,
     buffer: &mut [u8],

@@ -1,4 +1,4 @@
-//! Parses PROXY headers: bytes in, the client out.
+//! The parser of PROXY headers.
 //!
 //! ```text
 //! 1   "PROXY TCP4 192.0.2.1 198.51.100.7 40123 8085\r\n"
@@ -31,11 +31,11 @@ const V2_FIXED_LEN: usize = 16;
 /// The result of parsing the first bytes of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeaderParse {
-    /// The beginning of a header.
+    /// The beginning of a header; more bytes are needed.
     Incomplete,
     /// A complete header.
     Complete {
-        /// Its length in bytes; more may follow it.
+        /// The length of the header in bytes. Other bytes may follow it.
         len: usize,
         /// The client of the load balancer; `None` if the header does not name one (UNKNOWN, LOCAL, and address families other
         /// than IPv4 and IPv6).
@@ -62,7 +62,7 @@ impl HeaderFault {
     /// All faults.
     pub const ALL: [Self; 4] = [Self::Missing, Self::Malformed, Self::TooLong, Self::Timeout];
 
-    /// Returns its name in the log: lower case with hyphens.
+    /// Returns the fault's name in the log, in lower case with hyphens.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -90,7 +90,7 @@ impl fmt::Display for HeaderFault {
 pub struct BadHeader {
     /// Its fault.
     pub fault: HeaderFault,
-    /// Its first bytes, [`MAX_EXCERPT`] at most.
+    /// The first bytes, at most [`MAX_EXCERPT`].
     pub excerpt: Vec<u8>,
     /// The total number of bytes that came.
     pub len: u64,
@@ -192,7 +192,7 @@ mod tests {
         [&octets(from)[..], &octets(to), &[0x9c, 0xbb, 0x1f, 0x95]].concat()
     }
 
-    /// Headers, and the clients that they name; `-` where there is none.
+    /// Returns headers with the clients that they name; `-` if they name none.
     fn valid_headers() -> Vec<(Vec<u8>, &'static str)> {
         let unix = [0; 216];
         let with_more = [&V4[..], &[3, 0, 4, 1, 2, 3, 4]].concat();

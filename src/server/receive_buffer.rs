@@ -29,7 +29,7 @@ const SIZE: usize = 64 * 1024;
 pub(crate) enum ReceiveBuffer {
     /// The kernel adapts its size.
     Adapted,
-    /// It has the fixed size of this module.
+    /// The size is [`SIZE`].
     Limited,
     /// The daemon does not change it: the settings or the socket unit have chosen its size, the connection is not TCP, or the
     /// kernel cannot undo a limit.

@@ -29,7 +29,7 @@ pub(crate) const RETRY: Duration = Duration::from_secs(1);
 /// A connection that may be closed.
 #[derive(Debug)]
 struct Candidate {
-    /// The number of its worker.
+    /// The index of its worker.
     worker: usize,
     since: Instant,
     key: usize,
@@ -85,7 +85,7 @@ fn choose(reports: Vec<IdleReport>, limit: usize, min_idle: Duration, now: Insta
 /// Closes idle connections for waiting clients.
 #[derive(Debug)]
 pub(crate) struct Reclaimer {
-    /// `limits.reclaim_idle`, which a reload may change at any time.
+    /// The setting `limits.reclaim_idle`; a reload may change it.
     min_idle: Mutex<Option<Duration>>,
     choice: sync::Mutex<Choice>,
 }

@@ -49,7 +49,7 @@ struct End {
 }
 
 impl Services {
-    /// Creates services without a thread.
+    /// Creates the services; the thread is not started.
     pub(crate) fn new(state: WorkerState) -> Self {
         Self { state: Arc::new(state), thread: Mutex::default() }
     }
@@ -83,7 +83,7 @@ impl Services {
     /// Runs a task, and starts the thread for it if necessary.
     ///
     /// # Errors
-    /// Returns the errors of [`Services::start`]; the task is dropped then.
+    /// Returns the errors of [`Services::start`]; the task is then dropped.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
         self.start()?.spawn(task);
         Ok(())
@@ -111,7 +111,7 @@ impl Services {
             ThreadState::NotStarted | ThreadState::Ended => None,
         };
         if let Some(handle) = handle {
-            // An error means that the thread is gone, with everything else.
+            // An error means that the runtime has shut down.
             let _ = handle.spawn(run).await;
         }
     }

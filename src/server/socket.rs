@@ -10,7 +10,7 @@ use rustix::net::sockopt;
 /// The kind of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SocketKind {
-    /// Connections, each a stream of bytes: SOCK_STREAM of any family.
+    /// Connections that are streams of bytes: SOCK_STREAM of any address family.
     Stream,
     /// Connections of packets: SOCK_SEQPACKET.
     Seqpacket,

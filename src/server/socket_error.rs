@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::event::{Event, EventSink};
 use super::listener::ConnectionInfo;
 
-/// Reports an error of a read or a write that ended a connection, unless the peer or the network caused it.
+/// Reports an error of a read or write that ended a connection, unless the peer or the network caused it.
 pub(crate) fn report(error: io::Error, info: &ConnectionInfo, sink: &EventSink) {
     if !Errno::from_io_error(&error).is_some_and(is_from_peer) {
         report_failure(error, info, sink);

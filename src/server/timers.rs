@@ -14,7 +14,7 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 /// event loop, which may be slightly before the message came. With the delay, no deadline fires early.
 const SLACK: Duration = Duration::from_millis(1);
 
-/// Timers, each with the key of its connection.
+/// The timers, each with the key of its connection.
 #[derive(Debug, Default)]
 pub(crate) struct TimerQueue(BTreeSet<(Instant, usize)>);
 
@@ -25,7 +25,7 @@ impl TimerQueue {
         self.0.insert((at, key));
     }
 
-    /// Cancels the timer of a connection, which was set for `previous`.
+    /// Cancels the timer of a connection that was set to `previous`.
     pub(crate) fn cancel(&mut self, key: usize, previous: Option<Instant>) {
         if let Some(previous) = previous {
             self.0.remove(&(previous, key));
@@ -64,7 +64,7 @@ impl WakeupTimer {
         Ok(Self { descriptor: timerfd_create(TimerfdClockId::Monotonic, flags)?, set_for: None, has_failed: false })
     }
 
-    /// Returns the descriptor that becomes readable when the timer expires.
+    /// Returns the file descriptor that becomes readable when the timer expires.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }

@@ -73,7 +73,7 @@ impl Worker {
         let _ = answered.await;
     }
 
-    /// Waits until the event loop runs commands, which it does in each pass.
+    /// Waits until the event loop has run its commands, which it does in each pass.
     pub(crate) async fn ping(&self) {
         let (answer, answered) = oneshot::channel();
         self.mailbox.post(|commands| commands.pings.push(answer));

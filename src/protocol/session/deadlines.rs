@@ -94,7 +94,7 @@ impl Session {
                 earlier(self.peer_deadline(), self.deadline_after(self.opened, |d| &d.lifetime, Verdict::Lifetime))
             }
             Phase::Stopping(Verdict::Shutdown, _) => self.peer_deadline(),
-            // The deadline is off while the session waits for the log.
+            // The deadline does not apply while the session waits for the log.
             Phase::Stopping(..) if self.wants() == Want::Log => None,
             Phase::Stopping(verdict, until) | Phase::Closing(verdict, until) | Phase::Lingering(verdict, until, _) => {
                 Some((until, Timeout::Verdict(verdict)))

@@ -217,7 +217,7 @@ impl Session {
     }
 }
 
-/// Returns the message at `range` of `bytes`, without the `terminator_len` bytes that it ends with.
+/// Returns the message at `range` of `bytes`, without its `terminator_len` last bytes.
 #[inline]
 pub(super) fn message_in(bytes: &[u8], range: Range<usize>, terminator_len: usize) -> &[u8] {
     // Indexing could panic, so the compiler would keep it even if nothing is logged.

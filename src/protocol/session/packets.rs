@@ -1,8 +1,8 @@
-//! Sessions of packets ([`Rules::packets`]): one packet is one message, and one is its reply.
+//! Sessions of packets ([`Rules::packets`]): each packet is a message, and each reply is a packet.
 //!
-//! A packet comes as a whole, so no message is ever in progress, and `inbound` is never used: where a message may have to wait, for
-//! the log or for the end of a delay, packets come one at a time ([`Session::max_packets`]). In `outbound`, each reply stands behind
-//! its length.
+//! A packet is received whole, so no message is ever in progress, and `inbound` is not used. If messages may have to
+//! wait for the log or for the end of a delay, packets are received one at a time ([`Session::max_packets`]). In
+//! `outbound`, each reply follows its length.
 
 use std::time::Instant;
 
@@ -13,21 +13,21 @@ use crate::protocol::reply::BLOCK;
 use crate::protocol::rules::{LogMessages, ReplyMode, Rules};
 use crate::protocol::verdict::Verdict;
 
-/// How many packets a session takes at once at most.
+/// The most packets that a session takes in one call.
 pub const MAX_PACKETS: usize = 32;
 
-/// How much room there is before a packet that was received, in bytes: for the prefix of its reply.
+/// The room before a received packet, in bytes, for the prefix of its reply.
 pub const HEADROOM: usize = BLOCK;
 
-/// How many bytes the length of a reply in `outbound` has.
+/// The size of the length before a reply in `outbound`, in bytes.
 const LENGTH_SIZE: usize = size_of::<u64>();
 
-/// A packet that was received.
+/// A received packet.
 #[derive(Debug)]
 pub struct ReceivedPacket<'a> {
-    /// [`HEADROOM`] bytes, then the packet. Of a packet that is longer than the room, the rest is missing.
+    /// [`HEADROOM`] bytes, then the packet. The end of a packet longer than the room is missing.
     pub room: &'a mut [u8],
-    /// How long the packet is, in bytes. If it is longer than the room or than [`Rules::max_message`], it is too long.
+    /// The length of the packet in bytes. It is too long if it exceeds the room or [`Rules::max_message`].
     pub len: usize,
 }
 
@@ -40,7 +40,7 @@ impl<'a> ReceivedPacket<'a> {
         &self.room[HEADROOM..HEADROOM + self.len]
     }
 
-    /// Returns its reply: in one part, where it lies, if the prefix fits before it.
+    /// Returns the reply. If the prefix fits before the packet, the reply is one part, built in place.
     fn into_reply<'b>(self, rules: &'b Rules) -> Option<Reply<'b>>
     where
         'a: 'b,
@@ -55,19 +55,20 @@ impl<'a> ReceivedPacket<'a> {
 }
 
 impl Session {
-    /// Returns how many packets [`Session::receive_packets`] may be given.
+    /// Returns how many packets [`Session::receive_packets`] accepts in one call.
     #[must_use]
     pub fn max_packets(&self) -> usize {
         let may_wait = self.rules.log_messages == LogMessages::Full || !self.rules.reply_delay.duration().is_zero();
         if may_wait { 1 } else { MAX_PACKETS }
     }
 
-    /// Processes a packet. Its message and the reply go to `outlet`, as far as it takes them.
+    /// Processes one packet. Its message and reply go to `outlet`, as far as it takes them.
     pub fn receive_packet(&mut self, now: Instant, packet: ReceivedPacket<'_>, outlet: &mut impl Outlet) {
         self.take_packets::<1>(now, [packet].into_iter(), outlet);
     }
 
-    /// Packets came, [`Session::max_packets`] at most. Their messages and the replies go to `outlet`, as far as it takes them.
+    /// Processes at most [`Session::max_packets`] packets. Their messages and replies go to `outlet`, as far as it
+    /// takes them.
     pub fn receive_packets<'a>(
         &mut self,
         now: Instant,
@@ -77,7 +78,7 @@ impl Session {
         self.take_packets::<MAX_PACKETS>(now, packets, outlet);
     }
 
-    /// Does what both do, with room for `N` replies.
+    /// Processes up to `N` packets.
     #[inline]
     fn take_packets<'a, const N: usize>(
         &mut self,
@@ -126,7 +127,7 @@ impl Session {
         self.update_phase(now);
     }
 
-    /// Does what [`Session::process_buffers`] does, where messages are packets.
+    /// Does what [`Session::process_buffers`] does, for packets.
     #[inline(never)]
     pub fn process_packets(&mut self, now: Instant, outlet: &mut impl Outlet) {
         if let Phase::Logging(verdict) = self.phase {
@@ -162,7 +163,7 @@ impl Session {
         }
     }
 
-    /// Answers the message that waited for the log, if it is logged now, and ends a delay that is over.
+    /// Answers the message that waits for the log if the log accepts it now, and ends a delay that is over.
     fn answer_pending_packet(&mut self, now: Instant, outlet: &mut impl Outlet) {
         let Some(buffers) = self.buffers.as_mut() else { return };
         if buffers.is_delayed(now) {
@@ -192,13 +193,14 @@ impl Session {
             }
         }
         if !self.is_reading_blocked() {
-            // The session read no input until now, so the peer was not idle, though nothing may have been sent.
+            // The session has not read input until now, so the peer was not idle even if nothing was sent.
             self.last_activity = now;
         }
     }
 
-    /// Handles a next reply that is longer than a packet can be. The message was too long then: the peer gets the final
-    /// reply instead, and other owed replies are dropped. If it is the final reply that is too long, the connection is broken.
+    /// Handles a next reply that is longer than a packet can be: the message counts as too long, the peer gets the
+    /// final reply instead, and the other owed replies are dropped. If the final reply itself is too long, aborts the
+    /// connection.
     pub fn handle_unsendable_reply(&mut self, now: Instant) {
         let is_closing = matches!(self.phase, Phase::Closing(..));
         if !is_closing && !matches!(self.phase, Phase::Open | Phase::Stopping(..) | Phase::HalfClosed(_)) {
@@ -219,7 +221,7 @@ impl Session {
     }
 }
 
-/// The replies in `outbound`.
+/// An iterator over the replies in `outbound`.
 struct Packets<'a>(&'a [u8]);
 
 impl<'a> Iterator for Packets<'a> {
@@ -233,14 +235,14 @@ impl<'a> Iterator for Packets<'a> {
     }
 }
 
-/// Returns whether these bytes are replies as they stand in `outbound`, and nothing else.
+/// Returns whether these bytes are a sequence of replies as encoded in `outbound`.
 pub(in crate::protocol) fn are_packets(bytes: &[u8]) -> bool {
     let mut packets = Packets(bytes);
     packets.by_ref().for_each(drop);
     packets.0.is_empty()
 }
 
-/// Returns replies as they stand in `outbound`.
+/// Encodes replies for `outbound`.
 pub(super) fn stored(replies: &[Reply<'_>]) -> Vec<u8> {
     let size = |reply: &Reply<'_>| LENGTH_SIZE + reply[0].len() + reply[1].len();
     let mut stored = Vec::with_capacity(replies.iter().map(size).sum());

@@ -6,7 +6,7 @@ use crate::protocol::relative_time::RelativeTime;
 /// The maximum value of a count. Later additions to it cannot overflow.
 const MAX_COUNT: u64 = u64::MAX / 2;
 
-/// Bytes that are being written.
+/// Writes a snapshot.
 #[derive(Debug, Default)]
 pub(super) struct Writer(Vec<u8>);
 

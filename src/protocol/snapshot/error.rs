@@ -28,9 +28,9 @@ pub enum Error {
         /// The value in the snapshot.
         count: u64,
     },
-    /// Its listener's name is not UTF-8.
+    /// The name of the listener is not UTF-8.
     NotUtf8,
-    /// Its parts contradict each other.
+    /// The fields contradict each other.
     Inconsistent,
 }
 

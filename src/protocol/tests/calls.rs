@@ -1,4 +1,4 @@
-//! Random calls of a session, in any order, whether they are wanted or not.
+//! Random calls of a session in any order, wanted or not.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -119,9 +119,9 @@ proptest! {
     }
 }
 
-/// Runs the session until it closes, with a peer that only takes what it is sent, and a log that accepts everything.
+/// Runs the session until it closes, with a peer that only reads and a log that accepts everything.
 pub(super) fn run_to_close(mut session: Session, mut now: Instant, scratch: &mut Scratch) {
-    // With a reply delay, three steps for each message.
+    // With a reply delay, each message takes three steps.
     for _ in 0..1_000_000 {
         match session.wants() {
             Want::Read | Want::Delay => {

@@ -1,4 +1,4 @@
-//! Tests on a fake clock of how sessions end, and of the final reply.
+//! Tests on a fake clock: the ways in which sessions end, and the final reply.
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::rules::{Deadlines, Unterminated};
@@ -14,7 +14,7 @@ fn with_unterminated_accepted() -> SimulatedConnection {
     SimulatedConnection::new(Rules { unterminated: Unterminated::Accept, ..Rules::default() })
 }
 
-/// Returns a connection with at most four bytes in a message: five are an error.
+/// Returns a connection with messages of at most four bytes.
 fn with_short_messages() -> SimulatedConnection {
     SimulatedConnection::new(Rules { max_message: 4, ..Rules::default() })
 }
@@ -217,7 +217,7 @@ fn final_replies_that_contain_the_delimiter_are_not_sent() {
 
 #[test]
 fn final_replies_in_which_the_delimiter_would_match_too_early_are_not_sent() {
-    // "… 1 bytes" + "ese": the first delimiter in it begins with the last two letters of the text.
+    // In "… 1 bytes" + "ese", the first occurrence of the delimiter begins with the last two letters of the text.
     for (delimiter, whole) in [("ese", false), ("eses", false), ("testes", false), ("essen", true), ("s\t", true)] {
         let reply = ["server error:message exceeds 1 bytes", delimiter].concat();
         let mut conn = SimulatedConnection::new(Rules {
@@ -250,7 +250,7 @@ fn a_peer_that_is_idle_or_in_the_middle_of_a_message_is_drained_at_once() {
 
 #[test]
 fn a_peer_that_is_owed_replies_gets_them_before_it_is_drained() {
-    // A few, and so many that input stays in the inbound buffer.
+    // A few messages, and so many that input stays in the inbound buffer.
     for count in [1, 100_000] {
         let mut conn = connection();
         conn.peer_stops_reading();
@@ -368,7 +368,7 @@ fn a_reset_gives_the_verdict_peer_reset_unless_there_was_one_before() {
         assert_ne!(conn.session().wants(), Want::Close, "{name}\n{conn}");
         conn.reset();
         conn.assert_closed(verdict);
-        // Later events do not change it.
+        // Later events do not change the verdict.
         conn.drain();
         conn.run_out_of_memory();
         conn.reset();

@@ -1,17 +1,17 @@
-//! Tests on a fake clock of other framings and replies: raw echo, no reply, the fixed reply, messages that are only
-//! logged.
+//! Tests on a fake clock: other framings and replies (raw echo, no reply, the fixed reply, messages that are only
+//! logged).
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::{Prefix, READ_SIZE};
 use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::{Delimiter, Rules, Verdict};
 
-/// Returns the rules of RFC 862.
+/// Returns the rules of the Echo Protocol (RFC 862).
 pub(super) fn raw_echo() -> Rules {
     Rules { framing: Framing::Raw, prefix: Framing::Raw.default_prefix(), ..Rules::default() }
 }
 
-/// Returns the rules of RFC 863.
+/// Returns the rules of the Discard Protocol (RFC 863).
 fn discard() -> Rules {
     Rules { reply: ReplyMode::None, ..raw_echo() }
 }
@@ -23,7 +23,7 @@ pub(super) fn greeter() -> Rules {
 
 pub(super) const GREETING: &str = "Hello, client!\n";
 
-/// Returns rules under which every line is one entry of the log.
+/// Returns rules under which every line becomes a log entry and gets no reply.
 fn line_sink() -> Rules {
     Rules {
         delimiter: Delimiter::new(b"\n").unwrap(),

@@ -5,7 +5,7 @@ use crate::protocol::reply::{Prefix, READ_SIZE};
 use crate::protocol::rules::{Deadlines, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::{Delimiter, Rules, Verdict, Want};
 
-/// Returns rules under which all messages are logged whole.
+/// Returns rules with `log_messages = "full"`.
 fn rules_with_full_logging() -> Rules {
     Rules { log_messages: LogMessages::Full, ..Rules::default() }
 }
@@ -76,7 +76,7 @@ fn each_message_is_logged_once_and_in_order_however_the_stream_is_split_and_howe
     ];
     for (delimiter, messages) in streams {
         let wire: Vec<u8> = messages.iter().flat_map(|message| [message, delimiter].concat().into_bytes()).collect();
-        // At every pair of positions.
+        // Split at every pair of positions.
         for (first, second) in (0..wire.len()).flat_map(|first| (first..wire.len()).map(move |second| (first, second)))
         {
             let delimiter = Delimiter::new(delimiter.as_bytes()).unwrap();
@@ -238,7 +238,7 @@ fn the_write_deadline_applies_while_another_message_waits_for_the_log() {
     conn.assert_open();
     conn.advance_time(millis(1));
     assert_eq!(conn.session().verdict(), Some(Verdict::WriteDeadline), "{conn}");
-    // But its messages are not lost.
+    // The messages are not lost.
     conn.log_accepts(1);
     assert_logged(&conn, &["a", "b"]);
     conn.log_accepts(1);
@@ -266,7 +266,7 @@ fn after_the_lifetime_the_deadline_for_the_last_replies_is_extended_while_a_mess
     conn.log_accepts(1);
     conn.peer_stops_reading();
     conn.peer_sends("a\tb\t");
-    // Four seconds of its ten.
+    // Four of the ten seconds have passed.
     conn.advance_time(secs(9));
     conn.peer_reads("server got:a\t".len());
     conn.advance_time(secs(1_000));
@@ -292,7 +292,7 @@ fn a_message_is_logged_while_earlier_replies_are_owed_and_answered_after_them() 
         conn.log_accepts(1);
         assert_logged(&conn, &["a", "b"]);
         assert_eq!(conn.session().totals().messages, 2, "{conn}");
-        // The next one waits for the peer.
+        // The next message waits for the peer.
         conn.log_accepts(1);
         assert_logged(&conn, &["a", "b"]);
         conn.peer_reads(3);

@@ -1,4 +1,4 @@
-//! Tests of the core: tables, an oracle, and scenarios on a fake clock.
+//! Tests of the protocol: tables, an oracle, and scenarios on a fake clock.
 
 mod backpressure;
 mod calls;

@@ -1,4 +1,4 @@
-//! Random streams and events, compared with a naive split.
+//! Random streams and events, compared with a naive implementation.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ struct Split<'a> {
     messages: Vec<&'a [u8]>,
     /// The bytes after the last message.
     rest: &'a [u8],
-    /// Whether `rest` begins with a message that is certain to be too long.
+    /// Whether `rest` begins with a message that certainly exceeds the limit.
     too_long: bool,
 }
 
@@ -60,8 +60,8 @@ fn is_line_ends(rest: &[u8]) -> bool {
     String::from_utf8_lossy(rest).replace("\r\n", "").replace('\n', "").is_empty()
 }
 
-/// Returns the messages that are answered, of a stream that was read in pieces of these sizes and has `ended` or goes
-/// on, and its verdict, if it ends there.
+/// Returns the messages that must be answered and the verdict. The stream was read in pieces of the sizes `reads`;
+/// `ended` says whether it then ended.
 fn messages<'a>(rules: &Rules, wire: &'a [u8], reads: &[usize], ended: bool) -> (Vec<&'a [u8]>, Verdict) {
     if rules.framing == Framing::Raw {
         let mut rest = wire;
@@ -86,7 +86,7 @@ fn messages<'a>(rules: &Rules, wire: &'a [u8], reads: &[usize], ended: bool) -> 
     }
 }
 
-/// Returns all bytes that the peer receives.
+/// Returns all bytes that the peer must receive.
 fn expected_output(rules: &Rules, messages: &[&[u8]], verdict: Verdict) -> Vec<u8> {
     [replies(rules, messages), final_reply(rules, verdict)].concat()
 }
@@ -100,7 +100,7 @@ fn delimiter_of(alphabet: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![vec(select(alphabet), 1..=3), vec(select(alphabet), 1..=16)]
 }
 
-/// Generates a stream of delimiters, partial ones, and other bytes of the same alphabet.
+/// Generates a stream of delimiters, partial delimiters, and other bytes of the same alphabet.
 fn wire_of(alphabet: &'static [u8], delimiter: Vec<u8>, pieces: usize) -> impl Strategy<Value = Vec<u8>> {
     let length = delimiter.len();
     let piece = prop_oneof![
@@ -128,7 +128,7 @@ fn max_message() -> impl Strategy<Value = usize> {
     prop_oneof![2 => 0..8_usize, 2 => 8..40_usize, 3 => Just(64 * 1024)]
 }
 
-/// Generates the delimited echo as often as any other combination of a framing, a reply and a delay.
+/// Generates combinations of framing, reply and delay, half of which are plain delimited echo.
 fn combination() -> impl Strategy<Value = (Framing, ReplyMode, TimeSpan)> {
     let framing = select(&[Framing::Delimited, Framing::Raw][..]);
     let reply = select(&[ReplyMode::Echo, ReplyMode::Fixed, ReplyMode::None][..]);
@@ -371,7 +371,7 @@ proptest! {
         let logged = conn.logged().len();
         prop_assert!(logged <= messages.len() && conn.logged() == &messages[..logged], "{}", conn);
         if verdict == Verdict::Busy {
-            // Messages that had not been processed are lost.
+            // Unprocessed messages are lost.
             messages.truncate(logged);
         } else if rules.log_messages == LogMessages::Full && !no_memory {
             prop_assert_eq!(logged, messages.len(), "{}", conn);

@@ -46,7 +46,7 @@ impl Outlet for Peer {
     }
 }
 
-/// A session with its peer, on a clock that is moved by hand.
+/// A session and its peer on a fake clock.
 struct Connection {
     session: Session,
     peer: Peer,
@@ -245,7 +245,7 @@ fn a_reply_that_no_packet_can_hold_ends_the_session_with_a_final_reply() {
     conn.process();
     conn.assert_received(&["server got:a", "server error:message exceeds 10 bytes"]);
     assert_eq!(conn.session.verdict(), Some(Verdict::TooLong));
-    // Also if a message of the same call was too long.
+    // Also if one packet of the same call was too long.
     for packets in [&["a", "b", "c", "0123456789x"][..], &["a", "b", "0123456789x"]] {
         let mut conn = Connection::new(packet_rules());
         conn.peer.room = 1;
@@ -282,7 +282,7 @@ fn a_message_waits_for_the_log_before_it_is_answered_also_over_a_restart() {
     assert_eq!(conn.peer.logged, [b"a\tb"]);
     conn.assert_received(&["server got:a\tb"]);
     assert_eq!((conn.session.wants(), conn.session.memory()), (Want::Read, 0));
-    // Also where the peer is gone.
+    // The message is logged even if the peer has gone.
     conn.peer.log_room = 0;
     conn.receive(&["lost"]);
     conn.session.handle_reset();
@@ -308,7 +308,7 @@ fn after_a_reply_there_is_a_delay_also_over_a_restart() {
     conn.advance(millis(1));
     conn.process();
     assert_eq!(conn.session.wants(), Want::Read);
-    // The peer was not idle meanwhile.
+    // The peer was not idle while it waited.
     assert_eq!(conn.session.idle_since(), Some(conn.now));
 }
 
@@ -334,7 +334,7 @@ fn snapshots_that_no_session_of_packets_has_are_rejected() {
     conn.peer.room = 0;
     conn.receive(&["a", ""]);
     let bytes = snapshot::encode(&conn.session, "echo", 7, None, conn.now);
-    // The length of the first packet, which is the last 8 bytes before it.
+    // The length of the first packet is in the last 8 bytes before it.
     let at = bytes.windows(12).position(|bytes| bytes == b"server got:a").unwrap() - 1;
     for length in [0, 11, 13, 255] {
         let mut wrong = bytes.clone();

@@ -1,4 +1,4 @@
-//! Tests on a fake clock of the delay after a reply (`reply_delay`).
+//! Tests on a fake clock: the delay after a reply (`reply_delay`).
 
 use super::general_path::{GREETING, greeter};
 use super::simulation::{SimulatedConnection, millis, secs};

@@ -10,12 +10,12 @@ pub(super) struct SimulatedOutlet {
     pub(super) send_capacity: usize,
     pub(super) received: Vec<u8>,
     pub(super) received_total: usize,
-    /// How many messages the log accepts.
+    /// How many more messages the log accepts.
     pub(super) log_capacity: usize,
     pub(super) logged: Vec<Vec<u8>>,
-    /// Whether messages are logged. Otherwise the session need not ask the log.
+    /// Whether messages are logged. If not, the session need not call [`Outlet::log`].
     pub(super) logs: bool,
-    /// The rules by which replies are built.
+    /// The rules for building replies.
     pub(super) rules: Rules,
     /// The number of bytes that may have been sent: replies to logged messages, and final replies.
     pub(super) allowed: usize,
@@ -25,7 +25,7 @@ pub(super) struct SimulatedOutlet {
 }
 
 impl SimulatedOutlet {
-    /// Notes that a call of the session begins.
+    /// Notes the beginning of a call of the session.
     pub(super) fn begin_call(&mut self, sends_final_reply: bool) {
         (self.full, self.log_refused) = (false, false);
         if sends_final_reply {

@@ -15,13 +15,13 @@ use crate::protocol::{Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot
 /// More than the length of any error text.
 const MAX_FINAL_REPLY: usize = 128;
 
-/// A simulated connection. The peer and the log have room for everything unless a test says otherwise.
+/// A simulated connection. By default, the peer and the log take everything.
 pub(super) struct SimulatedConnection {
     session: Session,
     scratch: Scratch,
     start: Instant,
     now: Instant,
-    /// The kernel's receive buffer: bytes that the peer has sent and the session has not read.
+    /// The kernel's receive buffer: bytes that the peer has sent but the session has not read.
     unread: Vec<u8>,
     peer_ended: bool,
     end_reported: bool,
@@ -104,7 +104,7 @@ impl SimulatedConnection {
         conn
     }
 
-    /// Returns the session as bytes.
+    /// Returns the encoded session.
     pub(super) fn snapshot(&self) -> Vec<u8> {
         self.snapshot_with_client(None)
     }
@@ -134,7 +134,7 @@ impl SimulatedConnection {
         self.outlet.send_capacity = 0;
     }
 
-    /// Lets the peer read `count` bytes more, as soon as there are any.
+    /// Makes the peer read the next `count` bytes.
     pub(super) fn peer_reads(&mut self, count: usize) {
         self.note(format_args!("peer takes {count}"));
         self.outlet.send_capacity = self.outlet.send_capacity.saturating_add(count);
@@ -153,7 +153,7 @@ impl SimulatedConnection {
 
     // --- What the log does ---
 
-    /// Logs nothing from now on, as where `log_messages` is off.
+    /// Turns the log off, as `log_messages = "off"` does.
     pub(super) fn without_log(mut self) -> Self {
         self.note(format_args!("nothing is logged"));
         self.outlet.logs = false;
@@ -165,7 +165,7 @@ impl SimulatedConnection {
         self.outlet.log_capacity = 0;
     }
 
-    /// Lets the log accept `count` messages more, as soon as there are any.
+    /// Makes the log accept the next `count` messages.
     pub(super) fn log_accepts(&mut self, count: usize) {
         self.note(format_args!("the log takes {count}"));
         self.outlet.log_capacity = self.outlet.log_capacity.saturating_add(count);
@@ -238,7 +238,7 @@ impl SimulatedConnection {
         self.serve();
     }
 
-    /// Hands the session over to another process, in which other rules apply.
+    /// Hands the session over to another process with other rules.
     pub(super) fn restart_with(&mut self, rules: Rules) {
         self.note(format_args!("we restart with {rules:?}"));
         self.outlet.rules = rules.clone();
@@ -284,8 +284,8 @@ impl SimulatedConnection {
 
     // --- What time does ---
 
-    /// Advances the clock, with a call of `handle_timeout` just before each deadline, which must do nothing, and one at
-    /// it, which must do something.
+    /// Advances the clock. Calls `handle_timeout` just before each deadline, when it must do nothing, and at the
+    /// deadline, when it must do something.
     pub(super) fn advance_time(&mut self, time: Duration) {
         // Counted from the beginning, because each call may change the clock.
         let until = self.now - self.start + time;
@@ -316,7 +316,7 @@ impl SimulatedConnection {
 
     // --- What can be seen ---
 
-    /// Asserts what the peer has received since the last assertion, exactly.
+    /// Asserts exactly what the peer has received since the last assertion.
     #[track_caller]
     pub(super) fn assert_peer_received(&mut self, expected: impl AsRef<[u8]>) {
         let (received, expected) = (std::mem::take(&mut self.outlet.received), expected.as_ref());
@@ -338,7 +338,7 @@ impl SimulatedConnection {
         assert!(!self.shutdown_sent, "it should go on, but our stream has ended\n{self}");
     }
 
-    /// Asserts that the session is closed: it wants nothing, keeps nothing, and has no deadline.
+    /// Asserts that the session is closed: it wants [`Want::Close`], has no buffers, and has no deadline.
     #[track_caller]
     pub(super) fn assert_closed(&self, verdict: Verdict) {
         assert_eq!(self.session.verdict(), Some(verdict), "{self}");
@@ -358,7 +358,7 @@ impl SimulatedConnection {
         &self.session
     }
 
-    /// Returns the deadline of the session, counted from the beginning of the connection.
+    /// Returns the session's deadline, relative to the start of the connection.
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.session.deadline_without_checks().map(|deadline| deadline - self.start)
     }
@@ -367,7 +367,7 @@ impl SimulatedConnection {
         &self.outlet.received
     }
 
-    /// Returns the messages that the log has accepted, in its order.
+    /// Returns the messages that the log has accepted, in order.
     pub(super) fn logged(&self) -> &[Vec<u8>] {
         &self.outlet.logged
     }
@@ -462,7 +462,7 @@ impl SimulatedConnection {
         self.verdict = session.verdict();
     }
 
-    /// Returns everything that is visible of the session.
+    /// Returns the visible state of the session.
     fn state(&self) -> (Want, Option<Instant>, Option<Verdict>, Totals, usize) {
         let session = &self.session;
         (session.wants(), session.deadline_without_checks(), session.verdict(), session.totals(), session.memory())

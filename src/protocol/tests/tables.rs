@@ -8,7 +8,7 @@ use crate::protocol::rules::Unterminated;
 use crate::protocol::verdict::{KINDS, NAMES};
 use crate::protocol::{Delimiter, Rules, Verdict, Want};
 
-/// The bytes after the last whole message.
+/// The bytes after the last complete message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Remainder {
     Nothing,
@@ -31,7 +31,7 @@ const B63: &[u8; 63] = &[b'x'; 63];
 const DEFAULT_MAX_MESSAGE: usize = 64 * 1024;
 
 const CASES: &[Case] = &[
-    // One byte, any byte.
+    // A delimiter of one byte, of any value.
     (b"\t", DEFAULT_MAX_MESSAGE, b"", &[], Nothing),
     (b"\t", DEFAULT_MAX_MESSAGE, b"aaaa\t", &[b"aaaa"], Nothing),
     (b"\t", DEFAULT_MAX_MESSAGE, b"a\tbb\tccc\t", &[b"a", b"bb", b"ccc"], Nothing),
@@ -50,7 +50,7 @@ const CASES: &[Case] = &[
     (b"\0", DEFAULT_MAX_MESSAGE, b"a\0\xff\0\0", &[b"a", b"\xff", b""], Nothing),
     (b"\xff", DEFAULT_MAX_MESSAGE, b"a\xff\0\xff\t\xff", &[b"a", b"\0", b"\t"], Nothing),
     (b"\n", DEFAULT_MAX_MESSAGE, b"a\r\n\nb", &[b"a\r", b""], Left(1)),
-    // Two bytes.
+    // A delimiter of two bytes.
     (b"\r\n", DEFAULT_MAX_MESSAGE, b"a\r\nbb\r\n", &[b"a", b"bb"], Nothing),
     (b"\r\n", DEFAULT_MAX_MESSAGE, b"\r\n\r\n", &[b"", b""], Nothing),
     (b"\r\n", DEFAULT_MAX_MESSAGE, b"\r\r\n\n\r\n", &[b"\r", b"\n"], Nothing),
@@ -70,7 +70,7 @@ const CASES: &[Case] = &[
     (b"aabaa", DEFAULT_MAX_MESSAGE, b"aabaabaaa", &[b""], Left(4)),
     (b"aabaac", DEFAULT_MAX_MESSAGE, b"aabaabaac", &[b"aab"], Nothing),
     (b"aabaac", DEFAULT_MAX_MESSAGE, b"aabaaaabaac", &[b"aabaa"], Nothing),
-    // Sixteen bytes.
+    // A delimiter of sixteen bytes.
     (b"0123456789abcdef", DEFAULT_MAX_MESSAGE, b"x0123456789abcdef", &[b"x"], Nothing),
     (b"0123456789abcdef", DEFAULT_MAX_MESSAGE, b"0123456789abcde0123456789abcdef", &[b"0123456789abcde"], Nothing),
     (b"aaaaaaaaaaaaaaab", DEFAULT_MAX_MESSAGE, b"aaaaaaaaaaaaaaabaaaaaaaaaaaaaaab", &[b"", b""], Nothing),
@@ -127,7 +127,7 @@ fn replies_do_not_depend_on_how_the_stream_is_split() {
         check_case(case, b"server got:", &(0..wire.len()).collect::<Vec<_>>());
         for first in 1..wire.len() {
             check_case(case, b"server got:", &[first]);
-            // At every pair of positions, while there are not too many.
+            // Split at every pair of positions, unless there are too many.
             for second in (first + 1..wire.len()).take_while(|_| wire.len() <= 32) {
                 check_case(case, b"server got:", &[first, second]);
             }
@@ -242,7 +242,7 @@ fn check_case(case: &Case, prefix: &[u8], cuts: &[usize]) {
     }
 }
 
-/// Checks a case, with or without a log of messages.
+/// Checks a case with or without a message log.
 fn check_case_where(logs: bool, case: &Case, prefix: &[u8], cuts: &[usize]) {
     let (delimiter, max_message, wire, messages, rest) = *case;
     let conn = SimulatedConnection::new(rules(delimiter, max_message, prefix));

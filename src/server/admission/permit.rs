@@ -79,7 +79,7 @@ impl Permit {
         Ok(())
     }
 
-    /// Reserves the next permit for a connection that holds a slot of its source, if it has one.
+    /// Reserves the next permit for a connection that holds a slot of its source, or has no source.
     fn reserve(&mut self, source: Option<Source>) {
         self.admission.reserved.fetch_add(1, Ordering::SeqCst);
         self.state = PermitState::Reserved(source);
@@ -114,7 +114,7 @@ impl Permit {
         }
     }
 
-    /// Releases the slot, if it has one.
+    /// Releases the slot, if any.
     fn release_source(&mut self) {
         if let PermitState::Serving(slot) = &mut self.state {
             if let Some(slot) = slot.take() {

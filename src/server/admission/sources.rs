@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::protocol::Verdict;
 use crate::server::peer::Source;
 
-/// One connection, counted for its source.
+/// The slot of one connection of a source.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum SourceSlot {
     Held(Source),

@@ -1,12 +1,13 @@
-//! The steps of a connection of packets: as those of a stream in `connection.rs`, but packets are received and sent whole, and as
-//! many at once as wait.
+//! The steps of a connection of packets. They correspond to those of a stream in `connection.rs`, but packets are
+//! received and sent whole, several with one call.
 //!
-//! While packets are read, the socket is watched level-triggered: an edge-triggered one would have to be read until it is empty,
-//! which costs a call more for each lone packet. So what one drive leaves is reported again, behind other connections.
+//! While packets are read, the socket is watched level-triggered. An edge-triggered socket would have to be read until
+//! it is empty, which costs one more call for every lone packet. If a drive leaves packets in the socket, epoll reports
+//! them again after other connections have run.
 //!
-//! Of packets that are received with one call, all replies may have to be kept. So that they are not many bytes, the kernel is
-//! asked before how many bytes wait ([`may_receive_many`]), if the last packets were long. If then long ones come all at once,
-//! the replies to one call are kept; that is why packets are received one at a time while memory is scarce.
+//! All replies to packets received with one call may have to be kept. To bound them, the kernel is asked first how many
+//! bytes are queued ([`may_receive_many`]) if the last packets were long. Long packets that arrive suddenly can still
+//! exceed that, so packets are received one at a time while memory is scarce.
 
 use std::os::fd::OwnedFd;
 use std::task::Waker;
@@ -28,11 +29,11 @@ use crate::server::peer_input::Input;
 use crate::server::socket_error;
 use crate::server::worker_state::WorkerState;
 
-/// How many bytes of packets one drive receives, and a packet more at most.
+/// The most bytes that one drive receives, not counting the last packet.
 const MAX_BYTES: usize = 64 * 1024;
 
 impl Connection {
-    /// Does what [`Connection::run_steps`] does. One drive receives [`MAX_PACKETS`] at most.
+    /// Does what [`Connection::run_steps`] does, for packets. One drive receives at most [`MAX_PACKETS`].
     pub(super) fn run_packet_steps(
         &mut self,
         key: usize,
@@ -50,7 +51,7 @@ impl Connection {
         let mut outlet =
             LoggingOutlet { inner: &mut socket_outlet, sink: &state.sink, make_waker, info, waker, awaits_log, log };
         let mut has_received = readiness == Readiness::None;
-        // Whether packets are received one at a time though more wait.
+        // Whether to receive single packets although more are queued.
         let mut one_by_one = false;
         let mut budget = Budget { packets: MAX_PACKETS, bytes: MAX_BYTES };
         loop {
@@ -91,18 +92,18 @@ impl Connection {
                 }
                 Want::Write | Want::Log => session.process_packets(now, &mut outlet),
                 Want::Shutdown => {
-                    // To close a connection with packets that were not read is to break it.
+                    // Closing a connection with unread packets would break it.
                     if packet_socket::has_unread(socket) {
                         session.note_activity(now);
                     }
-                    // A peer that is gone does not mind; the next read says so.
+                    // If the peer has gone, the next read reports it.
                     let _ = rustix::net::shutdown(socket, Shutdown::Write);
                     session.handle_shutdown_sent(now);
                 }
             }
             outlet.end_wait(session);
             match outlet.inner.broken.take() {
-                // It is longer than the send buffer.
+                // The packet is longer than the send buffer.
                 Some(Errno::MSGSIZE) => session.handle_unsendable_reply(now),
                 Some(error) => {
                     session.handle_reset();
@@ -111,7 +112,7 @@ impl Connection {
                 None => {}
             }
             if !account_memory(session, permit, outlet.waker.as_deref(), info, &state.sink, now) {
-                // What had no room, for output or in the log, is not what it wants now.
+                // The session no longer wants to do what was blocked.
                 outlet.inner.blocked = false;
             }
             if outlet.inner.blocked {
@@ -120,10 +121,10 @@ impl Connection {
         }
     }
 
-    /// Ends the stream, also where another process holds the socket, and drops packets that were not read.
+    /// Shuts the connection down, even if another process holds the socket too, and discards unread packets.
     #[cold]
     pub(super) fn discard_packets(&self) {
-        // A peer that is gone does not mind.
+        // Fails only if the peer has gone.
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
         if self.session.verdict() != Some(Verdict::PeerClosed) {
             packet_socket::discard_unread(&self.socket, self.input.descriptors());
@@ -131,14 +132,14 @@ impl Connection {
     }
 }
 
-/// What one drive may still receive.
+/// The packets and bytes that one drive may still receive.
 struct Budget {
     packets: usize,
     bytes: usize,
 }
 
 impl Budget {
-    /// Deducts so many packets, and so many bytes.
+    /// Deducts received packets and bytes.
     fn spend(&mut self, packets: usize, bytes: u64) {
         self.packets = self.packets.saturating_sub(packets);
         self.bytes = self.bytes.saturating_sub(usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -149,17 +150,17 @@ impl Budget {
     }
 }
 
-/// Returns whether the packets that wait are short enough to be received with one call.
+/// Returns whether the queued packets are short enough to receive several with one call.
 #[inline]
 fn may_receive_many(socket: &OwnedFd) -> bool {
     ioctl_fionread(socket).is_ok_and(|unread| unread <= MAX_BYTES as u64)
 }
 
-/// Receives up to `wanted` packets, with which no descriptors can come, and gives them to the session. `is_packet` says that one
-/// waits. Returns how many; at the end of the stream, the session knows of it.
+/// Receives up to `wanted` packets without descriptors, and passes them to the session. `is_packet` says that one is
+/// known to be queued. Returns how many were received. At the end of the stream, tells the session.
 ///
 /// # Errors
-/// Returns an error if nothing could be received; [`Errno::AGAIN`] if nothing is there.
+/// Returns an error if nothing was received; [`Errno::AGAIN`] if nothing is queued.
 #[inline]
 fn receive(
     socket: &OwnedFd,
@@ -192,7 +193,7 @@ fn receive(
             lengths[count] = len;
             count += 1;
         }
-        // And so are all that come after it.
+        // All later results are the end of the stream, too.
         None => has_ended = true,
     })?;
     let rooms = scratch.rooms(session.rules().max_message);
@@ -209,13 +210,13 @@ struct DescriptorInput<'a, W> {
     descriptors: &'a mut PeerDescriptors,
     parked: &'a mut bool,
     disposal: &'a Disposal,
-    /// Makes what is woken when descriptors are closed.
+    /// Creates the waker that is woken when descriptors are closed.
     make_waker: W,
 }
 
 impl<W: Fn() -> Waker> DescriptorInput<'_, W> {
-    /// Does what [`receive`] does, with one packet, and has its descriptors closed. The connection is parked until they are; or, if
-    /// too many wait already, until there is room for those that come next.
+    /// Does what [`receive`] does for one packet, and passes its descriptors to the disposal thread. The connection is
+    /// parked until they are closed, or, if too many are waiting, until there is room for the next ones.
     ///
     /// # Errors
     /// Returns the errors of [`receive`].
@@ -230,7 +231,7 @@ impl<W: Fn() -> Waker> DescriptorInput<'_, W> {
     ) -> Result<usize, Errno> {
         let Some(room) = scratch.rooms(session.rules().max_message).next() else { return Ok(0) };
         let next = packet_socket::peek(socket);
-        // Nothing that was queued is left.
+        // No packet that was queued before is left.
         if matches!(next, Ok(None)) || next == Err(Errno::AGAIN) && *self.descriptors == PeerDescriptors::Queued {
             *self.descriptors = PeerDescriptors::None;
         }
@@ -254,7 +255,7 @@ impl<W: Fn() -> Waker> DescriptorInput<'_, W> {
         } else {
             packet_socket::receive(socket, place)?
         };
-        // It may be another one than that at which we looked: another process may hold the socket, too.
+        // Another process that holds the socket may have taken the packet that was peeked at.
         let Some(len) = received else {
             session.handle_end_of_input(now);
             return Ok(0);

@@ -1,4 +1,5 @@
-//! Barriers: other threads wait until an event loop has driven all connections that are ready by then.
+//! Barriers: another thread waits until the event loop has driven every connection that was ready when the barrier was
+//! added.
 
 use std::convert::Infallible;
 
@@ -6,11 +7,11 @@ use tokio::sync::oneshot;
 
 use super::BATCH;
 
-/// The barriers that wait until all connections that are ready have been driven.
+/// The barriers that have not been passed yet.
 #[derive(Default)]
 pub(super) struct Barriers {
     waiting: Vec<oneshot::Sender<Infallible>>,
-    /// How many more times epoll is to be asked: so many times that it has reported all that were ready.
+    /// How many more epoll_wait(2) calls are needed until epoll has reported every descriptor that was ready.
     waits: usize,
 }
 
@@ -19,7 +20,7 @@ impl Barriers {
         self.waiting.is_empty()
     }
 
-    /// Adds barriers, while so many descriptors are watched.
+    /// Adds barriers. `watched` is the number of descriptors in the epoll set.
     pub(super) fn add(&mut self, waiting: Vec<oneshot::Sender<Infallible>>, watched: usize) {
         if !waiting.is_empty() {
             self.waiting.extend(waiting);
@@ -27,7 +28,7 @@ impl Barriers {
         }
     }
 
-    /// Notes that epoll has reported so many events, whose connections have been driven.
+    /// Notes that one epoll_wait(2) call reported `reported` events, and that their connections were driven.
     pub(super) fn note_wait(&mut self, reported: usize) {
         if !self.waiting.is_empty() {
             self.waits = if reported < BATCH { 0 } else { self.waits.saturating_sub(1) };

@@ -1,4 +1,4 @@
-//! Tests of what other threads ask of the event loop.
+//! Tests of the commands of other threads, and of the fairness between connections.
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -32,12 +32,12 @@ impl MessageLog for NoLog {
     }
 }
 
-/// An event loop with one connection, which has been idle from the beginning.
+/// An event loop with one connection, which has been idle since it was accepted.
 struct OneConnection {
     event_loop: EventLoop,
     client: UnixStream,
     since: Instant,
-    /// Why it ended.
+    /// The verdict of the connection once it has ended.
     verdict: Arc<Mutex<Option<Verdict>>>,
 }
 
@@ -62,7 +62,7 @@ impl OneConnection {
         Self { event_loop, client, since: now, verdict }
     }
 
-    /// Asks for the end of the connection, with what may be wrong about it.
+    /// Asks the event loop to reclaim the connection; `id` and `since` may be wrong.
     fn reclaim(&mut self, id: u64, since: Instant) -> bool {
         self.event_loop.reclaim(0, id, since, clock())
     }
@@ -91,7 +91,7 @@ fn admission() -> Arc<Admission> {
     Admission::new(&Settings::default().limits, Waker::noop().clone())
 }
 
-/// Has the event loop serve this socket.
+/// Makes the event loop serve this socket.
 fn insert(
     event_loop: &mut EventLoop,
     state: &WorkerState,
@@ -111,7 +111,7 @@ fn insert(
     event_loop.insert(connection, Readiness::None, now);
 }
 
-/// A client that sends packets, and the end of its connection that the event loop serves, which another process may hold, too.
+/// A client that sends packets, with a duplicate of the served socket, as another process might hold it.
 struct PacketClient {
     socket: OwnedFd,
     served: OwnedFd,
@@ -128,12 +128,12 @@ impl PacketClient {
         Self { socket, served }
     }
 
-    /// Sends a packet, if there is room.
+    /// Sends a packet. Returns whether there was room.
     fn send(&self, packet: &[u8]) -> bool {
         send(&self.socket, packet, SendFlags::NOSIGNAL).is_ok()
     }
 
-    /// Receives a packet, if one has come.
+    /// Receives a packet, if one is queued.
     fn receive(&self) -> Option<Vec<u8>> {
         let mut buffer = vec![0; 1 << 17];
         let (_, count) = recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT).ok()?;
@@ -175,7 +175,7 @@ fn a_connection_that_its_client_has_ended_meanwhile_counts_as_reclaimed() {
 #[test]
 fn only_the_connection_that_was_chosen_is_reclaimed() {
     let mut one = OneConnection::new();
-    // Another one has its key by now: the one that was chosen has ended.
+    // The key now belongs to another connection; the chosen one has ended.
     assert!(one.reclaim(ID - 1, one.since));
     assert!(!one.reclaim(ID, one.since - Duration::from_secs(1)));
     one.client.write_all(b"aaaa\t").unwrap();
@@ -190,7 +190,7 @@ fn a_client_that_sends_little_waits_for_one_drive_of_those_that_send_much_and_al
     let mut floods: Vec<_> = (0..4).map(|_| connect(&mut event_loop, &state, clock())).collect();
     let much = b"aaaa\t".repeat(20_000);
     let mut buffer = vec![0; 1 << 20];
-    // The event loop learns who sends much from what it has read.
+    // The event loop learns from its reads which connections have much input.
     let send = |flood: &mut UnixStream| flood.write(&much).unwrap_or_default();
     for _ in 0..8 {
         floods.iter_mut().for_each(|flood| _ = send(flood));
@@ -248,14 +248,14 @@ fn a_connection_of_packets_keeps_few_replies_however_many_packets_wait() {
     let mut event_loop = OneConnection::new().event_loop;
     let (state, admission) = (Arc::clone(&event_loop.state), admission());
     let client = PacketClient::connect(&mut event_loop, &state, &admission);
-    // Room for one reply or two.
+    // Room for one or two replies.
     sockopt::set_socket_send_buffer_size(&client.served, 64 * 1024).unwrap();
     let packet = vec![b'x'; 60_000];
     let mut sent = 0;
     for _ in 0..8 {
         sent += std::iter::repeat_with(|| client.send(&packet)).take_while(|sent| *sent).count();
         event_loop.pass_once();
-        // 64 KiB and a reply, with the lengths of both.
+        // 64 KiB and one reply, with the length prefixes of both.
         let memory = admission.buffer_memory();
         assert!(memory <= 64 * 1024 + packet.len() + 100, "{memory} bytes");
     }
@@ -283,7 +283,7 @@ fn a_connection_of_packets_keeps_one_reply_while_memory_is_scarce() {
     let packet = vec![b'x'; 60_000];
     for (is_scarce, most) in [(false, 32), (true, 1)] {
         other.set_memory(if is_scarce { other_memory } else { 0 });
-        // Many short ones, so that many are asked for.
+        // Many short packets make the next call ask for many.
         for _ in 0..4 {
             (0..32).for_each(|_| assert!(client.send(b"a")));
             let mut answered = 0;
@@ -313,7 +313,7 @@ fn a_connection_of_packets_that_has_ended_is_not_reported_though_another_process
     let connected = event_loop.connections.len();
     event_loop.pass_once();
     assert_eq!(event_loop.connections.len(), connected - 1);
-    // The next one, which has its key, is not disturbed by it.
+    // The next connection gets the same key, and events of the old one do not disturb it.
     let next = PacketClient::connect(&mut event_loop, &state, &admission);
     for _ in 0..2 {
         let mut events = [const { MaybeUninit::uninit() }; BATCH];
@@ -350,7 +350,7 @@ fn other_threads_wait_for_connections_that_have_ended_and_not_for_those_that_sen
         assert!(answered <= 1, "round {round}: {answered}");
     }
 
-    // Though it waits its turn.
+    // The connections end although they are in the run queue.
     let connected = event_loop.connections.len();
     while floods.iter_mut().any(|flood| flood.read(&mut buffer).is_ok_and(|count| count > 0)) {
         event_loop.pass_once();

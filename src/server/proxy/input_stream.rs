@@ -54,7 +54,7 @@ impl InputStream {
     /// Waits until there may be input, and until the descriptors that came with earlier input are closed.
     ///
     /// # Errors
-    /// Returns an error if the runtime ends.
+    /// Returns an error if the runtime has shut down.
     pub(super) async fn readable(&mut self) -> io::Result<()> {
         self.unparked().await;
         self.stream.readable().await
@@ -99,20 +99,20 @@ impl InputStream {
 
     /// Shuts down the output of the stream.
     pub(super) fn shut_down_writes(&self) {
-        // It fails if the peer is gone, and the next read tells that, too.
+        // Fails if the peer has gone, which the next read reports.
         let _ = shutdown(&self.stream, Shutdown::Write);
     }
 
     /// Removes the socket from the reactor, and returns it.
     ///
     /// # Errors
-    /// Returns an error if its registration cannot be removed.
+    /// Returns an error if the socket cannot be deregistered.
     pub(super) fn into_socket(self) -> io::Result<AcceptedSocket> {
         let Self { stream, descriptors, receive_buffer, .. } = self;
         Ok(AcceptedSocket { socket: OwnedFd::from(stream.into_std()?), descriptors, receive_buffer })
     }
 
-    /// Closes the socket, and then releases the permit: [`AcceptedSocket::close`].
+    /// Closes the socket, and then releases the permit ([`AcceptedSocket::close`]).
     pub(super) fn close(self, permit: Permit) {
         let disposal = self.disposal.clone();
         if let Ok(socket) = self.into_socket() {

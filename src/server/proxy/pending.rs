@@ -39,7 +39,7 @@ enum HeaderOutcome {
     Cancelled,
 }
 
-/// A connection that was accepted and waits for its header.
+/// An accepted connection that waits for its header.
 pub(crate) struct PendingHeader {
     pub(crate) socket: AcceptedSocket,
     pub(crate) session: Session,
@@ -157,7 +157,7 @@ async fn read_header_before(
         biased;
         outcome = read_header(stream, header) => outcome,
         () = time::sleep_until(until.into()) => HeaderOutcome::Invalid(HeaderFault::Timeout),
-        // An error means that the server is gone.
+        // An error means that the server has been dropped.
         _ = cancelled.wait_for(|cancelled| *cancelled) => HeaderOutcome::Cancelled,
     }
 }
@@ -175,7 +175,7 @@ async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOu
                 return HeaderOutcome::Header(client);
             }
             Ok(Some(HeaderParse::Invalid(fault))) => return HeaderOutcome::Invalid(fault),
-            // There may be more.
+            // More bytes may already be queued.
             Ok(Some(HeaderParse::Incomplete)) => {}
             Ok(None) if header.is_empty() => return HeaderOutcome::ClosedEarly,
             // The stream ended inside the header.
@@ -246,7 +246,7 @@ async fn linger(stream: &mut InputStream, cancelled: &mut watch::Receiver<bool>)
         biased;
         () = drop_input => {}
         () = time::sleep(LINGER) => {}
-        // An error means that the server is gone.
+        // An error means that the server has been dropped.
         _ = cancelled.wait_for(|cancelled| *cancelled) => {}
     }
     dropped

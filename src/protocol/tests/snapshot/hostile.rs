@@ -1,4 +1,4 @@
-//! Snapshots of any bytes: rejected with an error, or a valid session.
+//! Snapshots of arbitrary bytes: decoding returns an error or a valid session.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,4 +1,5 @@
-//! Sessions that are stored and restored: at any moment, over deadlines, under other rules, and from bytes of any origin.
+//! Tests of sessions that are stored and restored: at any moment, across deadlines, under other rules, and from
+//! arbitrary bytes.
 
 mod hostile;
 mod restarts;

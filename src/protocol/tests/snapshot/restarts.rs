@@ -273,7 +273,7 @@ fn the_read_deadline_is_capped_by_the_new_rules() {
         conn.advance_time(millis(1));
         conn.assert_peer_received("server error:message not finished within new\t");
     }
-    // A deadline that the new rules add begins with the restart; one that they remove ends.
+    // A deadline that the new rules add begins at the restart; a deadline that they remove no longer applies.
     let mut conn = SimulatedConnection::new(with_read_deadline(None));
     conn.peer_sends("a");
     conn.advance_time(secs(100));

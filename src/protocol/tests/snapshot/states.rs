@@ -1,4 +1,4 @@
-//! One session in each state in which it can be stored: its encoding, and what it does when it is restored.
+//! One session in each state in which it can be stored: its encoding, and its behaviour after it is restored.
 
 use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, TimeSpan, Unterminated};
 use crate::protocol::snapshot::Error;
@@ -24,8 +24,8 @@ impl StateCase {
     }
 }
 
-/// Returns rules under which all messages are logged whole, and none is longer than 8 bytes. The last may be without a
-/// delimiter; no connection lasts longer than an hour.
+/// Returns rules with full logging and messages of at most 8 bytes, of which the last may lack its delimiter.
+/// Connections last at most an hour.
 fn rules() -> Rules {
     let lifetime = Some(TimeSpan::new(secs(3_600), "1h"));
     let deadlines = Deadlines { lifetime, ..Deadlines::default() };
@@ -33,7 +33,7 @@ fn rules() -> Rules {
     Rules { log_messages: LogMessages::Full, max_message: 8, unterminated, deadlines, ..Rules::default() }
 }
 
-/// Returns rules under which every 4 bytes get a fixed reply, and then nothing for 2 s.
+/// Returns rules under which every 4 bytes get a fixed reply, followed by a delay of 2 s.
 fn rules_with_reply_delay() -> Rules {
     let reply_delay = TimeSpan::new(secs(2), "2s");
     Rules {
@@ -46,7 +46,7 @@ fn rules_with_reply_delay() -> Rules {
     }
 }
 
-/// Returns a connection that has existed for half a second and has had a reply.
+/// Returns a connection that is half a second old and has received one reply.
 fn connection_after_one_reply() -> SimulatedConnection {
     let mut conn = SimulatedConnection::new(rules());
     conn.advance_time(millis(500));
