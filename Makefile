@@ -173,7 +173,7 @@ crates: project
 	CARGO="$(CARGO)" python3 packaging/crates.py write
 
 dist:
-	@git rev-parse --verify --quiet HEAD >/dev/null || { echo "a tarball is made from a commit: this is no git tree" >&2; exit 1; }
+	@git rev-parse --verify --quiet HEAD >/dev/null || { echo "cannot make a tarball: this is not a git checkout" >&2; exit 1; }
 	@test -z "$$(git status --porcelain)" || echo "what is not committed is not in the tarball" >&2
 	@mkdir -p "$(DISTDIR)"
 	@# Named when it is whole: a half one would be taken for it. (The tarball's own format runs gzip, and fails if that does.)

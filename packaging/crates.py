@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The crates that echoed is made with: their sources for packagers, and who they are.
+"""Lists the crates in the programs of echoed and their licences, and collects their sources for packagers.
 
     crates.py write          write the lists anew: third-party.md, echoed.cdx.json, LICENSE.dependencies, debian/copyright
     crates.py check          say which of them are stale
@@ -154,7 +154,7 @@ def third_party(crates):
 
 
 def holders(package):
-    """Who says in its licence files that they hold the copyright, or else who wrote it."""
+    """Returns the copyright holders that its licence files name, or else its authors."""
     found = []
     for path in licence_files(package):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

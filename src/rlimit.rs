@@ -19,9 +19,12 @@ pub const MAX_PEER_FDS: usize = 1024;
 /// How many of each may wait in any case: they come out of [`RESERVED_FDS`].
 const MIN_PEER_FDS: usize = 16;
 
-/// Descriptors for each thread that may receive some, a worker, the services or that of a Unix datagram socket: those of one
-/// message (SCM_MAX_FD, unix(7)), by which it may pass [`MAX_PEER_FDS`], and its own.
-const THREAD_FDS: u64 = 253 + 4;
+/// Descriptors of peers for each thread that may receive some, a worker, the services or that of a Unix datagram socket: those of
+/// one message (SCM_MAX_FD, unix(7)), by which it may pass [`MAX_PEER_FDS`].
+const MESSAGE_FDS: u64 = 253;
+
+/// The own descriptors of each of these threads.
+const THREAD_FDS: u64 = 4;
 
 /// Descriptors for each thread of a UDP socket: the socket, and what wakes the thread.
 const UDP_THREAD_FDS: u64 = 2;
@@ -41,13 +44,21 @@ pub struct ServingThreads {
 }
 
 impl ServingThreads {
-    /// Returns how many descriptors they need, with the thread of the services.
-    fn fds(self) -> u64 {
-        let Self { workers, udp, unixgram } = self;
-        let receiving = (workers as u64).saturating_add(unixgram as u64).saturating_add(1);
-        let replies = if unixgram > 0 { REPLY_THREAD_FDS } else { 0 };
-        let udp = UDP_THREAD_FDS.saturating_mul(udp as u64);
-        THREAD_FDS.saturating_mul(receiving).saturating_add(udp).saturating_add(replies)
+    /// Returns how many descriptors of their own they need, with the thread of the services.
+    fn own_fds(self) -> u64 {
+        let replies = if self.unixgram > 0 { REPLY_THREAD_FDS } else { 0 };
+        let udp = UDP_THREAD_FDS.saturating_mul(self.udp as u64);
+        THREAD_FDS.saturating_mul(self.receiving()).saturating_add(udp).saturating_add(replies)
+    }
+
+    /// Returns how many descriptors of peers they may receive at once.
+    fn received_fds(self) -> u64 {
+        MESSAGE_FDS.saturating_mul(self.receiving())
+    }
+
+    /// Returns how many threads may receive descriptors.
+    fn receiving(self) -> u64 {
+        (self.workers as u64).saturating_add(self.unixgram as u64).saturating_add(1)
     }
 }
 
@@ -74,8 +85,8 @@ pub struct FdBudget {
     pub allowed: u64,
     /// How many of those are for its connections, and what else it needs to serve them.
     serving: u64,
-    /// How many are for the threads that serve.
-    threads: u64,
+    /// How many the threads that serve may receive at once from peers.
+    received: u64,
     /// How many times [`MAX_PEER_FDS`] may wait to be closed: descriptors of peers, and sockets of refused connections.
     waiting_kinds: u64,
 }
@@ -86,16 +97,17 @@ impl FdBudget {
     pub fn of(connections: usize, threads: ServingThreads) -> Self {
         let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let serving = (RESERVED_FDS + MAX_UNPERMITTED as u64).saturating_add(connections as u64);
-        Self { allowed, serving, threads: threads.fds(), waiting_kinds: 2 }
+        let serving = serving.saturating_add(threads.own_fds());
+        Self { allowed, serving, received: threads.received_fds(), waiting_kinds: 2 }
     }
 
     /// Returns the budget of a daemon that serves one connection and accepts none.
     #[must_use]
     pub fn of_single_connection(threads: ServingThreads) -> Self {
-        Self { serving: RESERVED_FDS + 1, waiting_kinds: 1, ..Self::of(0, threads) }
+        Self { serving: RESERVED_FDS + 1 + threads.own_fds(), waiting_kinds: 1, ..Self::of(0, threads) }
     }
 
-    /// Returns whether there are enough for all connections.
+    /// Returns whether there are enough for all connections, and for the threads that serve them and the datagram sockets.
     #[must_use]
     pub fn fits_connections(&self) -> bool {
         self.allowed >= self.serving
@@ -104,14 +116,14 @@ impl FdBudget {
     /// Returns how many descriptors that peers sent may wait to be closed, and how many sockets of refused connections.
     #[must_use]
     pub fn peer_fds(&self) -> usize {
-        let left = self.allowed.saturating_sub(self.serving).saturating_sub(self.threads) / self.waiting_kinds;
+        let left = self.allowed.saturating_sub(self.serving).saturating_sub(self.received) / self.waiting_kinds;
         usize::try_from(left).unwrap_or(usize::MAX).clamp(MIN_PEER_FDS, MAX_PEER_FDS)
     }
 
     /// Returns how many descriptors it needs for all of that.
     #[must_use]
     pub fn needed(&self) -> u64 {
-        self.serving.saturating_add(self.threads).saturating_add(self.waiting_kinds * MAX_PEER_FDS as u64)
+        self.serving.saturating_add(self.received).saturating_add(self.waiting_kinds * MAX_PEER_FDS as u64)
     }
 }
 
@@ -167,5 +179,14 @@ mod tests {
         assert_eq!(needed(3, 0), without + 3 * 2);
         assert_eq!(needed(0, 1), without + 257 + 128);
         assert_eq!(needed(3, 2), without + 3 * 2 + 2 * 257 + 128);
+    }
+
+    #[test]
+    fn connections_do_not_fit_if_the_threads_lack_descriptors_of_their_own() {
+        let own = 3 * 4 + 5 * 2 + 2 * 4 + 128;
+        let budget = FdBudget::of(100, ServingThreads { workers: 2, udp: 5, unixgram: 2 });
+        for (allowed, expected) in [(64 + 96 + 100 + own, true), (64 + 96 + 100 + own - 1, false)] {
+            assert_eq!(FdBudget { allowed, ..budget }.fits_connections(), expected, "{allowed}");
+        }
     }
 }

@@ -1,6 +1,5 @@
-//! The buffers that a session keeps from one call to the next: a message in progress or one that waits for the log,
-//! replies that were not taken (`outbound`), input that was not processed (`inbound`), and the times from which their
-//! deadlines count.
+//! The buffers that a session keeps between calls: a message that is in progress or waits for the log, replies that the peer
+//! has not taken (`outbound`), input that was not processed (`inbound`), and the times from which their deadlines count.
 
 mod checkpoint;
 
@@ -12,60 +11,60 @@ use super::rules::Rules;
 
 pub(super) use checkpoint::{BuffersCheckpoint, MessageCheckpoint};
 
-/// The least capacity for a message in progress, in bytes: a short one does not have to be moved when its rest comes.
+/// The minimum capacity for a message in progress, in bytes, so that a short message is not reallocated when its rest comes.
 const MIN_CAPACITY: usize = 64;
 
-/// Buffers of one session. At least one of the three is not empty between calls of the session, or there is a delay.
+/// The buffers of one session. Between calls, at least one of the three is not empty, or there is a delay.
 #[derive(Debug)]
 pub(super) struct Buffers {
-    /// The reply to the message in progress, as far as it is known: the prefix and the bytes that came. Or all of the
-    /// reply to a message that waits for the log.
+    /// The beginning of the reply to the message in progress: the prefix and the bytes that have come. Or the whole reply to a
+    /// message that waits for the log.
     pending_reply: Vec<u8>,
     message_state: MessageState,
     read_timer: ReadTimer,
-    /// When the delay after a reply ends; `None` where there is none, or where it is over.
+    /// When the delay after a reply ends; `None` if there is none, or if it is over.
     delay_until: Option<Instant>,
     /// Replies that the peer has not taken.
     pub(super) outbound: ByteQueue,
-    /// The wait since the peer last took a byte, or since replies were first stored in `outbound`; or since a message began
-    /// to wait for the log.
+    /// The wait since the peer last took a byte, since replies were first stored in `outbound`, or since a message began to
+    /// wait for the log.
     pub(super) wait: PeerWait,
     /// Input that was not processed.
     pub(super) inbound: ByteQueue,
 }
 
-/// The event that the session waits for: the peer, the log, or the end of a delay.
+/// The event that a session waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
-    /// The peer is to begin a message.
+    /// The peer begins a message.
     MessageStart,
-    /// The peer is to finish the message that it has begun; until then, if there is a deadline.
+    /// The peer finishes the message in progress. With its deadline, if there is one.
     MessageEnd(Option<Instant>),
-    /// The peer is to take what it is owed.
+    /// The peer takes the replies that it is owed.
     PeerRead(PeerWait),
-    /// The log is to accept a message.
+    /// The log accepts a message.
     Log,
-    /// The delay is to end; no message is taken until then.
+    /// The delay ends, at this time. No message is taken until then.
     Delay(Instant),
-    /// Nothing: the delay is over, and the session can go on.
+    /// Nothing: the delay is over, and the session can continue.
     DelayOver,
 }
 
-/// What the message in progress consists of: a person at a terminal types TAB, Enter, and the line feed is then no
-/// message begun, but what ends the line before.
+/// The state of the message in progress. Line ends are distinguished, because a person at a terminal types TAB and Enter: the
+/// line feed then ends a line, and does not begin a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageState {
     /// There is no message in progress.
     None,
-    /// Whole line ends (LF or CR LF).
+    /// Only whole line ends (LF or CR LF).
     LineEnds,
-    /// Line ends and a CR.
+    /// Line ends, then a CR.
     LineEndsCr,
     /// Anything else.
     Other,
-    /// All of it came, its delimiter too; it waits for the log.
+    /// The message is complete, and waits for the log.
     Unlogged,
-    /// There is no message in progress, and none is taken: there is a delay after a reply, or it is over and was not
+    /// There is no message in progress, and none is taken, because of a delay after a reply. The delay may be over, but was not
     /// processed yet.
     Delayed,
 }
@@ -105,12 +104,12 @@ impl Buffers {
             || matches!(self.message_state, MessageState::Unlogged | MessageState::Delayed)
     }
 
-    /// Returns the bytes that the buffers occupy.
+    /// Returns the memory of the buffers, in bytes.
     pub(super) fn memory(&self) -> usize {
         self.pending_reply.capacity() + self.outbound.bytes.capacity() + self.inbound.bytes.capacity()
     }
 
-    /// Returns what the session waits for.
+    /// Returns the event that the session waits for.
     #[inline]
     pub(super) fn awaited(&self) -> Awaited {
         if !self.outbound.is_empty() {
@@ -125,7 +124,7 @@ impl Buffers {
         }
     }
 
-    /// Takes no message until then. There is none in progress.
+    /// Starts a delay, in which no message is taken. No message may be in progress.
     pub(super) fn start_delay(&mut self, until: Instant) {
         self.message_state = MessageState::Delayed;
         self.read_timer = ReadTimer::Off;
@@ -137,7 +136,7 @@ impl Buffers {
         self.delay_until.is_some_and(|until| until > now)
     }
 
-    /// Marks the delay as over, if there is one. Messages are taken again after [`Buffers::leave_delay`].
+    /// Marks the delay as over. Messages are taken again after [`Buffers::leave_delay`].
     pub(super) fn mark_delay_over(&mut self) {
         self.delay_until = None;
     }
@@ -150,7 +149,7 @@ impl Buffers {
         }
     }
 
-    /// Keeps the bytes of a message that goes on in the next input.
+    /// Stores bytes of a message that continues in the next input.
     pub(super) fn buffer_message(&mut self, now: Instant, rules: &Rules, bytes: &[u8]) {
         let pending_reply = &mut self.pending_reply;
         if matches!(self.message_state, MessageState::None | MessageState::Unlogged | MessageState::Delayed) {
@@ -164,14 +163,14 @@ impl Buffers {
         pending_reply.extend_from_slice(bytes);
         self.message_state = self.message_state.extended_by(bytes);
         self.read_timer = match (self.read_timer, &rules.deadlines.read) {
-            // A line end that a person typed does not begin a message.
+            // Line ends alone do not begin a message.
             _ if self.message_state == MessageState::LineEnds => ReadTimer::Off,
             (ReadTimer::Off, Some(read)) => ReadTimer::running_until(now.checked_add(read.duration())),
             (timer, _) => timer,
         };
     }
 
-    /// Takes the message in progress, if there is one, and its reply as far as it is known.
+    /// Takes the message in progress, if there is one: its state, and the beginning of its reply.
     #[inline]
     pub(super) fn take_message(&mut self) -> Option<(MessageState, Vec<u8>)> {
         match self.message_state {
@@ -183,7 +182,7 @@ impl Buffers {
         }
     }
 
-    /// Keeps the whole reply to a message that the log has not taken, since then.
+    /// Stores the whole reply to a message that has been waiting for the log since `since`.
     pub(super) fn await_log(&mut self, since: Instant, reply: Vec<u8>) {
         (self.read_timer, self.delay_until) = (ReadTimer::Off, None);
         self.pending_reply = reply;
@@ -201,21 +200,21 @@ impl Buffers {
         self.has_unlogged().then_some(&self.pending_reply)
     }
 
-    /// Takes the whole reply to the message that waited for the log, with the time it began to wait.
+    /// Takes the whole reply to the message that waited for the log, with the time when the wait began.
     pub(super) fn take_unlogged(&mut self) -> Option<(Instant, Vec<u8>)> {
         self.unlogged()?;
         self.message_state = MessageState::None;
         Some((self.wait.since(), mem::take(&mut self.pending_reply)))
     }
 
-    /// Drops the replies and the message in progress: the peer will neither take the ones nor finish the other.
+    /// Drops the replies and the message in progress, because the peer is gone.
     pub(super) fn drop_replies(&mut self) {
         self.outbound = ByteQueue::default();
         self.leave_delay();
         self.take_message();
     }
 
-    /// Stores replies that were not taken; there were none before.
+    /// Stores replies that the peer has not taken. `outbound` must be empty.
     pub(super) fn set_outbound(&mut self, now: Instant, queue: ByteQueue) {
         self.outbound = queue;
         self.wait = PeerWait::new(now);
@@ -229,7 +228,7 @@ impl Buffers {
         }
     }
 
-    /// Takes the inbound buffer, if `outbound` is empty, with the index at which to go on.
+    /// Takes the inbound buffer and the index of its first unprocessed byte, if `outbound` is empty.
     pub(super) fn take_inbound(&mut self) -> Option<(Vec<u8>, usize)> {
         if !self.outbound.is_empty() || self.inbound.is_empty() {
             return None;
@@ -250,7 +249,7 @@ impl Buffers {
     }
 }
 
-/// Reserves room for `more` bytes of a message: by doubling, but not past the longest one.
+/// Reserves room for `more` bytes of a message. The capacity doubles, but does not exceed that of the longest message.
 #[inline]
 fn reserve_message(pending_reply: &mut Vec<u8>, more: usize, rules: &Rules) {
     if pending_reply.capacity() - pending_reply.len() < more {
@@ -261,14 +260,14 @@ fn reserve_message(pending_reply: &mut Vec<u8>, more: usize, rules: &Rules) {
 }
 
 impl ReadTimer {
-    /// Returns a running timer; one that is off if `time` is beyond all times.
+    /// Returns a running timer, or one that is off if the clock cannot represent the time.
     fn running_until(time: Option<Instant>) -> Self {
         time.map_or(Self::Off, |until| Self::Running { until })
     }
 }
 
 impl MessageState {
-    /// Returns the state after `bytes` more. Looks at most at the first byte that is not a line end.
+    /// Returns the state after further bytes. Stops at the first byte that is not part of a line end.
     fn extended_by(self, bytes: &[u8]) -> Self {
         let mut state = self;
         for byte in bytes {

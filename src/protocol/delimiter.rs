@@ -1,8 +1,7 @@
-//! The bytes that end a message, and the search for them.
+//! Delimiters: the bytes that end a message, and the search for them.
 //!
-//! A search goes on where it stopped: what is known about the end of the last chunk is one number, how many
-//! bytes of the delimiter it may have begun. So no byte is searched again when the next chunk arrives, however
-//! small the chunks are.
+//! A search continues where it stopped. Its state is one number: how many bytes of the delimiter match at the end of the last
+//! chunk. So no byte is searched twice, however small the chunks are.
 
 use std::fmt;
 
@@ -11,26 +10,26 @@ use memchr::memmem::Finder;
 /// The longest delimiter, in bytes.
 pub const MAX_LEN: usize = 16;
 
-/// The end of a message: 1 to 16 bytes of any value; one TAB (0x09) by default.
+/// The end of a message: 1 to 16 bytes of any value. The default is one TAB (0x09).
 #[derive(Clone)]
 pub struct Delimiter {
     bytes: [u8; MAX_LEN],
     len: u8,
     /// `borders[i]`: length of the longest proper prefix that also ends `bytes[..=i]` (Knuth, Morris, Pratt).
     borders: [u8; MAX_LEN],
-    /// Prepared for delimiters of several bytes; one byte needs no preparation.
+    /// The searcher for delimiters of several bytes; `None` for one byte.
     finder: Option<Box<Finder<'static>>>,
 }
 
-/// Why some bytes or some text cannot be a delimiter.
+/// The reason why bytes or a text cannot be a delimiter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DelimiterError {
-    /// No byte at all.
+    /// There are no bytes.
     Empty,
-    /// More than [`MAX_LEN`] bytes; the number found.
+    /// There are more than [`MAX_LEN`] bytes: this many.
     TooLong(usize),
-    /// A backslash that begins no known escape; what stood there.
+    /// A backslash begins an unknown escape: this one.
     UnknownEscape(String),
 }
 
@@ -52,7 +51,7 @@ impl fmt::Display for DelimiterError {
 impl std::error::Error for DelimiterError {}
 
 impl Delimiter {
-    /// Makes a delimiter of exactly these bytes.
+    /// Creates a delimiter of exactly these bytes.
     ///
     /// # Errors
     /// Returns an error if there are no bytes, or more than [`MAX_LEN`].
@@ -95,15 +94,15 @@ impl Delimiter {
         self.search(&mut 0, bytes).is_some()
     }
 
-    /// Returns its byte, if it is only one.
+    /// Returns its byte if it has only one.
     pub(super) fn single(&self) -> Option<u8> {
         (self.len == 1).then_some(self.bytes[0])
     }
 
     /// Returns where the delimiter's first occurrence in `chunk` ends (the index after its last byte).
     ///
-    /// `matched` is how many of its bytes the input before `chunk` ended with (0 at the start of a message); when
-    /// nothing is found, it becomes the same for the end of `chunk`.
+    /// `matched` is the number of bytes of the delimiter that match at the end of the input before `chunk` (0 at the start of a
+    /// message). If nothing is found, it is updated for the end of `chunk`.
     pub(super) fn search(&self, matched: &mut u8, chunk: &[u8]) -> Option<usize> {
         let Some(finder) = &self.finder else {
             return find(self.bytes[0], chunk).map(|at| at + 1);
@@ -127,7 +126,7 @@ impl Delimiter {
         None
     }
 
-    /// Returns how many of its bytes match after `byte`, when `matched` (fewer than all) did before it.
+    /// Returns how many bytes of the delimiter match after `byte`, if `matched` (fewer than all) matched before it.
     fn advance(&self, mut matched: u8, byte: u8) -> u8 {
         while matched > 0 && self.bytes[usize::from(matched)] != byte {
             matched = self.borders[usize::from(matched) - 1];
@@ -152,7 +151,7 @@ impl PartialEq for Delimiter {
 
 impl Eq for Delimiter {}
 
-/// As [`Delimiter::from_escaped`] reads it, in quotes.
+/// Formats it as [`Delimiter::from_escaped`] reads it, in quotes.
 impl fmt::Debug for Delimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("\"")?;
@@ -166,20 +165,20 @@ impl fmt::Debug for Delimiter {
     }
 }
 
-/// Finds `byte` in `chunk`. Looks at a few words by itself first: for a short message, the call of a search
-/// that is made for long ones costs more than the search.
+/// Finds `byte` in `chunk`. Searches the first 32 bytes without memchr, because for a short message the call costs more than
+/// the search.
 #[inline]
 fn find(byte: u8, chunk: &[u8]) -> Option<usize> {
     const NEAR: usize = 32;
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
-    // Settings are parsed with this as well: memchr would first detect what the CPU can do, which delays the start.
+    // Parsing settings also ends up here. memchr would first detect CPU features, which delays the start of the process.
     let Some(near) = chunk.first_chunk::<NEAR>() else { return chunk.iter().position(|one| *one == byte) };
     let pattern = ONES * u64::from(byte);
     for at in (0..NEAR).step_by(8) {
         let word = near[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
         let differs = word ^ pattern;
-        // The high bit of every byte that is 0, and perhaps of some after the first of them.
+        // The high bit of every byte that is 0, and perhaps of later bytes.
         let equal = differs.wrapping_sub(ONES) & !differs & HIGH;
         if equal != 0 {
             return Some(at + equal.trailing_zeros() as usize / 8);
@@ -188,7 +187,7 @@ fn find(byte: u8, chunk: &[u8]) -> Option<usize> {
     memchr::memchr(byte, &chunk[NEAR..]).map(|at| NEAR + at)
 }
 
-/// Returns where `byte` is in the first `len` bytes of a block: a bit for each place.
+/// Returns the positions of `byte` in the first `len` bytes of a block, as a bit set.
 #[inline(always)]
 pub(super) fn positions(byte: u8, block: &[u8; 64], len: usize) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
@@ -199,14 +198,14 @@ pub(super) fn positions(byte: u8, block: &[u8; 64], len: usize) -> u64 {
     let mut found = 0;
     for at in (0..len.min(64)).step_by(8) {
         let differs = block[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word)) ^ pattern;
-        // The high bit of every byte that is 0, and of no other.
+        // The high bit of exactly the bytes that are 0.
         let equal = !(((differs & LOW) + LOW) | differs | LOW);
         found |= (equal.wrapping_mul(GATHER) >> 56) << at;
     }
     if len < 64 { found & ((1 << len) - 1) } else { found }
 }
 
-/// Computes the border table of a pattern of at most [`MAX_LEN`] bytes.
+/// Computes [`Delimiter::borders`] of a pattern of at most [`MAX_LEN`] bytes.
 fn borders(pattern: &[u8]) -> [u8; MAX_LEN] {
     let mut borders = [0; MAX_LEN];
     let mut border = 0_u8;
@@ -222,8 +221,7 @@ fn borders(pattern: &[u8]) -> [u8; MAX_LEN] {
     borders
 }
 
-/// Decodes a text as written on a command line: with the escapes of a TOML string, `\0`, and
-/// `\xNN` for any byte.
+/// Decodes a text of a command line, with the escapes of a TOML string, `\0`, and `\xNN` for any byte.
 ///
 /// # Errors
 /// Returns an error if an escape is unknown.
@@ -277,7 +275,7 @@ mod tests {
 
     #[test]
     fn positions_are_those_of_the_byte_and_no_other_in_the_first_bytes_of_a_block() {
-        // Bytes that differ from the one that is looked for by one bit, or by a borrow.
+        // Bytes that differ from the searched one by one bit, or by a borrow.
         for byte in [b'\t', 0, 0x7f, 0x80, 0xff] {
             let near = [byte, byte ^ 1, byte ^ 0x80, byte.wrapping_add(1), byte.wrapping_sub(1)];
             for shift in 0..near.len() {

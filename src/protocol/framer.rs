@@ -1,4 +1,4 @@
-//! Chunks in, messages out.
+//! Cuts a stream of bytes into messages.
 //!
 //! ```text
 //! chunks    "aa"      "aa\tb"             "\t"
@@ -6,7 +6,7 @@
 //! messages             "aaaa"                 "b"
 //! ```
 //!
-//! The framer keeps two numbers and no byte: the session keeps the bytes of an incomplete message.
+//! The framer stores two numbers and no bytes. The session stores the bytes of an incomplete message.
 
 use super::delimiter::Delimiter;
 
@@ -16,9 +16,9 @@ pub const MAX_MESSAGE: usize = 1 << 30;
 /// Cuts a stream of bytes into messages.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Framer {
-    /// Bytes of the message in progress that were consumed so far, those of a partial delimiter included.
+    /// The bytes of the message in progress that were consumed so far, including those of a partial delimiter.
     consumed: u32,
-    /// How many bytes at their end match the beginning of the delimiter.
+    /// The number of bytes at their end that match the beginning of the delimiter.
     matched: u8,
 }
 
@@ -29,15 +29,15 @@ pub enum Frame {
     Complete(usize),
     /// The whole chunk belongs to the message in progress.
     Incomplete,
-    /// The message in progress is certain to pass the limit. The stream cannot be followed any further.
+    /// The message in progress is certain to exceed the limit. The rest of the stream cannot be framed.
     TooLong,
 }
 
 impl Framer {
-    /// Looks for the end of the message in progress in `chunk`, the bytes that follow those of the last call.
+    /// Searches for the end of the message in progress in `chunk`, the bytes that follow those of the last call.
     ///
-    /// A message of `max` bytes (at most [`MAX_MESSAGE`]) is allowed; at one more, as soon as that is certain, it is
-    /// [`Frame::TooLong`]. Bytes that may begin the delimiter are not certain yet.
+    /// A message may have `max` bytes (at most [`MAX_MESSAGE`]). The result is [`Frame::TooLong`] as soon as it is certain that
+    /// the message has more. Bytes that may begin the delimiter are not counted yet.
     #[inline]
     pub fn next(&mut self, delimiter: &Delimiter, max: usize, chunk: &[u8]) -> Frame {
         let remaining = max + delimiter.len() - self.consumed();
@@ -46,7 +46,7 @@ impl Framer {
             self.consumed = 0;
             return Frame::Complete(end);
         }
-        // No overflow: it is less than `max` and a delimiter.
+        // No overflow: the sum is less than `max` and a delimiter.
         self.consumed += u32::try_from(window.len()).unwrap_or(u32::MAX);
         if self.certain_len() > max { Frame::TooLong } else { Frame::Incomplete }
     }
@@ -57,13 +57,14 @@ impl Framer {
         self.consumed > 0
     }
 
-    /// Returns how many bytes of the message in progress were consumed, if no delimiter follows: at most `max` + 15.
+    /// Returns the number of consumed bytes of the message in progress, including those of a partial delimiter: at most `max` +
+    /// 15.
     #[must_use]
     pub fn consumed(&self) -> usize {
         self.consumed as usize
     }
 
-    /// Returns how many bytes belong to the message in progress whatever comes next.
+    /// Returns the number of consumed bytes that cannot be part of the delimiter.
     fn certain_len(&self) -> usize {
         self.consumed() - usize::from(self.matched)
     }

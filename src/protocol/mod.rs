@@ -2,19 +2,20 @@
 //!
 //! # On the wire
 //!
-//! A *message* is any bytes but the *delimiter*, followed by the delimiter: 1 to 16 bytes, by default one TAB. All
-//! other byte values are data. The *reply* is the prefix, the message, the delimiter. An empty message is a message.
+//! A *message* is any sequence of bytes that does not contain the *delimiter*, followed by the delimiter: 1 to 16 bytes, by
+//! default one TAB. All other byte values are data. The *reply* is the prefix, the message, the delimiter. An empty message is
+//! valid.
 //!
 //! ```text
 //! C: 61 61 61 61 09                                     aaaa<TAB>
 //! S: 73 65 72 76 65 72 20 67 6f 74 3a 61 61 61 61 09    server got:aaaa<TAB>
 //! ```
 //!
-//! Replies come in the order of the messages. A client may send any number of messages without waiting, and may end
-//! its stream after the last: it still gets every reply it is owed, and then the end of the stream. However its bytes
-//! are cut into packets, the replies are the same bytes.
+//! Replies come in the order of the messages. A client may send any number of messages without waiting, and may end its stream
+//! after the last. It still gets every reply, and then the end of the stream. The replies do not depend on how the bytes are
+//! split into packets.
 //!
-//! What a client can act on is said in a final reply before the connection ends:
+//! If the client can act on the reason, a final reply tells it before the connection ends:
 //!
 //! ```text
 //! C: 61 61                                              aa   … and nothing more for 2 s
@@ -23,9 +24,9 @@
 //!
 //! # Here
 //!
-//! No I/O, no clock, no log, and of the libraries memchr alone. One message goes through [`session`], which asks
-//! [`framer`] where it ends and has [`reply`] build the reply by the [`rules`] of its listener, up to its [`verdict`].
-//! Between two calls a session can be stored as a [`snapshot`] and restored in another process.
+//! This module has no I/O, no clock and no log, and uses only the library memchr. A [`session`] finds the end of a message with
+//! its [`framer`] and builds the reply with [`reply`], by the [`rules`] of its listener, until it ends with a [`verdict`].
+//! Between two calls, a session can be stored as a [`snapshot`] and restored in another process.
 
 mod buffers;
 pub mod delimiter;

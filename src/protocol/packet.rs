@@ -1,34 +1,34 @@
-//! Packets: one of them is one message, and one is its reply. No delimiter is looked for or added.
+//! Packets: each is one message, and its reply is one packet. No delimiter is searched for or added.
 //!
 //! ```text
 //! C: 61 61 61 61                                     aaaa
 //! S: 73 65 72 76 65 72 20 67 6f 74 3a 61 61 61 61    server got:aaaa
 //! ```
 //!
-//! An empty packet is a message. One beyond `max_message` is never answered with a part of it.
+//! An empty packet is a message. A packet beyond `max_message` is never answered with a part of it.
 //!
-//! The sender of a datagram can write any source address on it. So a reply can hit another host: with more bytes than
-//! were sent ([`DropCause::Amplifies`]), or without end, if that host answers too ([`DropCause::OwnReply`] and others).
-//! Such datagrams are not answered, but counted by their cause.
+//! The sender of a datagram can forge its source address. So a reply can hit another host: with more bytes than were sent
+//! ([`DropCause::Amplifies`]), or endlessly, if that host answers as well ([`DropCause::OwnReply`] and others). Such datagrams
+//! are dropped, and counted by their cause.
 
 use std::fmt;
 
 use super::rules::{self, Framing, Rules};
 use super::verdict::{SERVER_ERROR, Verdict};
 
-/// A reply: one packet, of these two parts. What begins each of a listener's replies is the first.
+/// A reply: one packet of these two parts. The first part is the same in all replies of a listener.
 pub type Reply<'a> = [&'a [u8]; 2];
 
-/// Headers on the wire: 20 bytes of IPv4 and 8 of UDP.
+/// The length of the headers on the wire, in bytes: 20 of IPv4 and 8 of UDP.
 const HEADERS: usize = 28;
 
-/// A reply may be so many times as large as what it answers, headers counted.
+/// The maximum ratio of the length of a reply to that of its message, with headers.
 const MAX_AMPLIFICATION: usize = 3;
 
-/// Ports below it are those of services, not of clients: a reply would go to a service that may answer, too.
+/// The first port of clients. A reply to a port below it would go to a service, which may answer as well.
 const FIRST_CLIENT_PORT: u16 = 1024;
 
-/// Why a datagram got no reply, though its listener replies.
+/// The reason why a datagram was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropCause {
     /// It is longer than `max_message`.
@@ -41,7 +41,7 @@ pub enum DropCause {
     OwnAddress,
     /// It was sent to a broadcast or multicast address.
     Broadcast,
-    /// It begins like a reply of the listener's, or with `server error:`.
+    /// It begins like a reply of the listener, or with `server error:`.
     OwnReply,
     /// Its reply would be more than three times as large.
     Amplifies,
@@ -49,22 +49,21 @@ pub enum DropCause {
     Rate,
     /// It comes from a Unix socket without a name, to which nothing can be sent.
     Nameless,
-    /// It comes from a Unix socket at a path that is relative, leads to no socket that the daemon can see, or to one
-    /// that is not the sender's own.
+    /// It comes from a Unix socket at a path that is relative, or that leads the daemon to no socket of the sender.
     UnsafeAddress,
-    /// There was no room for its reply on the way to its source.
+    /// There was no room for its descriptors, in the log, or on the way of its reply.
     NoRoom,
-    /// The send buffer of the listener's socket was full: of replies that the network has not taken yet, or that clients of a
-    /// Unix socket have not read, whichever clients these are.
+    /// The send buffer of the listener's socket was full of replies that the network has not taken, or that any clients of a
+    /// Unix socket have not read.
     SendBuffer,
-    /// Its reply could not be sent: there is no route to its source, or no socket is bound there.
+    /// Its reply could not be sent, because there is no route to its source, or no socket is bound there.
     Unreachable,
-    /// The kernel dropped it: the socket's receive buffer was full, it was damaged, or a filter refused it. It is not known where it
-    /// came from.
+    /// The kernel dropped it: the socket's receive buffer was full, it was damaged, or a filter refused it. Its source is
+    /// unknown.
     Kernel,
 }
 
-/// How many causes there are.
+/// The number of causes.
 pub const DROP_CAUSES: usize = 14;
 
 /// The names of all causes, in the order of [`DropCause::index`].
@@ -86,7 +85,7 @@ pub const DROP_NAMES: [&str; DROP_CAUSES] = [
 ];
 
 impl DropCause {
-    /// Each of them once.
+    /// All causes.
     pub const ALL: [Self; DROP_CAUSES] = [
         Self::TooLong,
         Self::ReplyTooLong,
@@ -104,13 +103,13 @@ impl DropCause {
         Self::Kernel,
     ];
 
-    /// Returns its name, in lower case with hyphens: the same in the log, in the metrics and in tests.
+    /// Returns its name in the log and in metrics: lower case with hyphens.
     #[must_use]
     pub fn name(self) -> &'static str {
         DROP_NAMES[self.index()]
     }
 
-    /// Returns its number among the causes: less than [`DROP_CAUSES`].
+    /// Returns its index in [`DropCause::ALL`] and [`DROP_NAMES`].
     #[must_use]
     pub fn index(self) -> usize {
         self as usize
@@ -123,7 +122,7 @@ impl fmt::Display for DropCause {
     }
 }
 
-/// Returns the reply to a packet under these rules; `None` if there is no reply.
+/// Returns the reply to a packet under these rules; `None` if the rules have no replies.
 #[must_use]
 pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
     match rules.reply {
@@ -133,8 +132,14 @@ pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
     }
 }
 
-/// Returns the final reply to a peer that is cut off: `server error:` and the text. `None` where there is no text, and
-/// where only bytes that the peer sent may be sent back ([`Framing::Raw`]).
+/// Returns whether replies under these rules say only what the sender of the packet says: its own bytes, without a prefix.
+#[must_use]
+pub fn is_plain_echo(rules: &Rules) -> bool {
+    rules.reply == rules::ReplyMode::Echo && rules.prefix.as_bytes().is_empty()
+}
+
+/// Returns the final reply to a peer whose connection is closed: `server error:` and the text. `None` if the verdict has no
+/// text, if error replies are off, or in raw framing, where only bytes of the peer are sent back.
 #[must_use]
 pub fn final_reply(rules: &Rules, verdict: Verdict) -> Option<Vec<u8>> {
     let is_told = rules.error_replies && rules.framing != Framing::Raw;
@@ -190,7 +195,7 @@ mod tests {
         for message in [&b""[..], b"a\tb"] {
             assert_eq!(reply(&rules, message).unwrap().concat(), b"hello");
         }
-        // Two of them would greet each other without end.
+        // Two such servers would answer each other forever.
         let own = reply(&rules, b"hello").unwrap();
         assert_eq!(unsafe_to_answer(b"hello", &own), Some(DropCause::OwnReply));
         rules.reply = rules::ReplyMode::None;
@@ -219,7 +224,7 @@ mod tests {
         for message in [&b"server got"[..], b"server error", b" server got:", b"Server got:a", b""] {
             assert_eq!(drop_cause_of(b"server got:", message), None);
         }
-        // An empty prefix begins everything, and says nothing.
+        // Every message begins with an empty prefix, so it is not checked.
         assert_eq!(drop_cause_of(b"", b"a"), None);
         assert_eq!(drop_cause_of(b"", b""), None);
         assert_eq!(drop_cause_of(b"", b"server error:x"), Some(DropCause::OwnReply));
@@ -227,8 +232,8 @@ mod tests {
 
     #[test]
     fn a_reply_with_headers_is_at_most_three_times_as_large_as_its_message() {
-        // 28 bytes of headers: 84 for an empty message, so 56 of reply; three more for each byte, of which it is one
-        // itself.
+        // An empty message has 28 bytes of headers, so its reply may have 3 * 28 = 84 bytes, 56 without headers. Each byte of
+        // the message allows three more, one of which is its echo.
         for (message, prefix) in [(0, 56), (1, 58), (100, 256)] {
             let message = vec![b'x'; message];
             assert_eq!(drop_cause_of(&vec![b'p'; prefix], &message), None, "{prefix}");

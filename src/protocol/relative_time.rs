@@ -1,9 +1,9 @@
-//! Times that outlive the process: counted from the time at which a session was stored, so that they hold on any clock.
+//! Times that outlive the process: relative to the time at which a session was stored, so that they are valid on any clock.
 
 use std::time::{Duration, Instant};
 
-/// A time in nanoseconds after the session was stored, or before it where negative. It reaches 292 years either way;
-/// times beyond that are capped.
+/// A time in nanoseconds after the session was stored; negative if before. The range is 292 years in each direction; times
+/// beyond it are capped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RelativeTime(pub(super) i64);
 
@@ -11,10 +11,10 @@ impl RelativeTime {
     /// The time at which the session was stored.
     pub(super) const ZERO: Self = Self(0);
 
-    /// A time that does not come.
+    /// A time that never comes.
     pub(super) const NEVER: Self = Self(i64::MAX);
 
-    /// Converts `time`, of a session that is stored at `now`.
+    /// Converts a time of a session that is stored at `now`.
     pub(super) fn from_instant(time: Instant, now: Instant) -> Self {
         match time.checked_duration_since(now) {
             Some(after) => Self::after(after),
@@ -27,15 +27,15 @@ impl RelativeTime {
         Self(nanoseconds(duration))
     }
 
-    /// Returns the time on a clock on which the session was stored at `stored_at`; `stored_at` itself if the clock does
-    /// not reach so far.
+    /// Returns the time on a clock on which the session was stored at `stored_at`; `stored_at` itself if the clock cannot
+    /// represent the time.
     pub(super) fn to_instant(self, stored_at: Instant) -> Instant {
         let duration = Duration::from_nanos(self.0.unsigned_abs());
         let time = if self.0 < 0 { stored_at.checked_sub(duration) } else { stored_at.checked_add(duration) };
         time.unwrap_or(stored_at)
     }
 
-    /// Returns the time of something that had happened: as [`Self::to_instant`], but never later than `stored_at`.
+    /// Returns the time of a past event: as [`Self::to_instant`], but never later than `stored_at`.
     pub(super) fn to_past_instant(self, stored_at: Instant) -> Instant {
         self.to_instant(stored_at).min(stored_at)
     }

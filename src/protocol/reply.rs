@@ -1,22 +1,23 @@
-//! Replies into output: prefix + message + delimiter.
+//! Builds replies: prefix, message, delimiter.
 //!
-//! One [`Scratch`] serves all connections of a thread, one after the other, so that a connection needs no buffers of
-//! its own unless it has to keep data. Input is read behind some room in front ([`Scratch::input_room`]), so that the
-//! prefix of a lone message is written before it and the reply is sent from where the message lies, without a copy.
+//! All connections of a thread share one [`Scratch`], so a connection needs no buffers of its own unless it has to store data.
+//! There is room before the input ([`Scratch::input_room`]), so the prefix of a single message can be written before it, and
+//! the reply is sent without copying the message.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// The longest prefix, in bytes.
+/// The maximum length of a prefix, in bytes.
 pub const MAX_PREFIX: usize = 4096;
 
-/// The most that is taken in one read, in bytes: a message of the default `max_message` fits whole.
+/// The maximum size of one read, in bytes. A message of the default `max_message` fits.
 pub const READ_SIZE: usize = 128 * 1024;
 
-/// When this many bytes of replies are ready, they are sent before more input is looked at.
+/// When this many bytes of replies are ready, they are sent before more input is processed.
 pub(super) const FLUSH_THRESHOLD: usize = 64 * 1024;
 
-/// Short things are copied as one block of this fixed size: a few vector moves, no call and no loop.
+/// Short prefixes and messages are copied as one block of this fixed size, in bytes: a few vector moves without a call or a
+/// loop.
 pub(super) const BLOCK: usize = 64;
 
 /// The alignment of the buffers of a scratch.
@@ -25,16 +26,16 @@ const CACHE_LINE: usize = 64;
 /// The bytes before the message in a reply: 0 to [`MAX_PREFIX`] bytes.
 #[derive(Clone)]
 pub struct Prefix {
-    /// Shared: every listener has one, and most have the same.
+    /// Shared, because most listeners have the same prefix.
     bytes: Arc<[u8]>,
-    /// Its beginning, padded.
+    /// Its first bytes, padded.
     block: [u8; BLOCK],
-    /// Its end, with padding before it.
+    /// Its last bytes, with padding before them.
     end_block: [u8; BLOCK],
 }
 
 impl Prefix {
-    /// Makes a prefix of these bytes. Cuts off bytes beyond [`MAX_PREFIX`]; the settings refuse them beforehand.
+    /// Creates a prefix of these bytes. Truncates it to [`MAX_PREFIX`]; the settings refuse longer ones beforehand.
     #[must_use]
     pub fn new(text: &[u8]) -> Self {
         let bytes = &text[..text.len().min(MAX_PREFIX)];
@@ -58,14 +59,13 @@ impl Prefix {
         self.bytes.len()
     }
 
-    /// Returns whether it fits into a block: then replies can be put together by [`Prefix::put_before`] and
-    /// [`Output::push_replies`] without a call.
+    /// Returns whether it fits into a block, as [`Prefix::put_before`] and [`Output::push_replies`] require.
     pub(super) fn is_short(&self) -> bool {
         self.len() <= BLOCK
     }
 
-    /// Writes a short prefix into `input` before `at`, and something else before that: a block in all. Returns `false` if
-    /// there is no room for a block.
+    /// Writes a short prefix into `input` before `at`, as the end of a block whose other bytes are arbitrary. Returns `false`
+    /// if there is no room for a block.
     #[inline]
     pub(super) fn put_before(&self, input: &mut [u8], at: usize) -> bool {
         let room = input.get_mut(..at).and_then(|input| input.last_chunk_mut::<BLOCK>());
@@ -81,7 +81,7 @@ impl PartialEq for Prefix {
 
 impl Eq for Prefix {}
 
-/// Its first 64 bytes, in quotes.
+/// Formats its first 64 bytes, in quotes.
 impl fmt::Debug for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (shown, more) = self.bytes.split_at(self.len().min(BLOCK));
@@ -89,20 +89,19 @@ impl fmt::Debug for Prefix {
     }
 }
 
-/// The buffers of one thread: where input is read to, and where replies are put together. Nothing stays in them from
-/// one call of a session to the next.
+/// The buffers of one thread, for input and for replies. They hold no data between calls of a session.
 ///
-/// The kernel copies to and from both at multiples of [`CACHE_LINE`] bytes: for a large message, some CPUs take twice the time
-/// where the destination is 16 bytes behind the beginning of a page, which is where malloc(3) would put it.
+/// Both are aligned to a cache line. Some CPUs copy a large message half as fast to a destination that is 16 bytes
+/// behind the beginning of a page, which is where malloc(3) would put it.
 pub struct Scratch {
     pub(super) input: Box<[u8]>,
-    /// The index of the input; before it is room for a prefix.
+    /// The index of the input. There is room for a prefix before it.
     pub(super) input_start: usize,
     pub(super) output: Output,
 }
 
 impl Scratch {
-    /// Buffers of about 330 KiB, zeroed once; their pages become resident as they are first used.
+    /// Creates buffers of about 330 KiB. Their pages become resident when they are first used.
     #[must_use]
     pub fn new() -> Self {
         let zeroed = |len| vec![0; len + CACHE_LINE].into_boxed_slice();
@@ -119,7 +118,7 @@ impl Scratch {
     }
 }
 
-/// Returns the first place from `at` on that is aligned to a cache line.
+/// Returns the first index from `at` on that is aligned to a cache line.
 fn align(bytes: &[u8], at: usize) -> usize {
     at + bytes[at..].as_ptr().align_offset(CACHE_LINE).min(CACHE_LINE)
 }
@@ -136,7 +135,7 @@ impl fmt::Debug for Scratch {
     }
 }
 
-/// Replies put together. Holds [`FLUSH_THRESHOLD`] bytes and one more reply to a message that came in one read.
+/// Replies that are sent together. Has room for [`FLUSH_THRESHOLD`] bytes, and one more reply to a message of one read.
 pub(super) struct Output {
     bytes: Box<[u8]>,
     /// The index where the replies start.
@@ -158,7 +157,7 @@ impl Output {
         self.end - self.start
     }
 
-    /// Adds the reply to the message at `from..to` of `input`, its delimiter included.
+    /// Adds the reply to the message at `from..to` of `input`, which includes its delimiter.
     #[inline]
     pub(super) fn push_reply(&mut self, prefix: &Prefix, input: &[u8], from: usize, to: usize) {
         match self.bytes.get_mut(self.end..).and_then(|room| room.first_chunk_mut()) {
@@ -172,9 +171,10 @@ impl Output {
         self.push(&input[from..to]);
     }
 
-    /// Adds the replies to the messages in `input` that begin at `at`, one behind the other, and whose last bytes are at the
-    /// places of a block from `at` on that have their bit in `last_bytes`. Returns where the last message ends.
-    // Into its only caller, with all that it counts in registers: most of what a message in a row costs is spent here.
+    /// Adds the replies to the messages in `input` that follow each other from `at` on. `last_bytes` has a bit for the last
+    /// byte of each message, relative to `at`. Returns the end of the last message.
+    // Inlined into its only caller, so that its variables are in registers: messages that follow each other cost most of their
+    // time here.
     #[inline(always)]
     pub(super) fn push_replies(&mut self, prefix: &Prefix, input: &[u8], at: usize, last_bytes: u64) -> usize {
         let (head, block) = (prefix.len(), prefix.block);
@@ -202,7 +202,7 @@ impl Output {
         from
     }
 
-    /// Adds bytes as they are.
+    /// Adds bytes.
     #[inline]
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes[self.end..self.end + bytes.len()].copy_from_slice(bytes);

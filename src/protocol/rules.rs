@@ -1,4 +1,4 @@
-//! The rules of one listener's sessions: plain data, complete, shared by all of them.
+//! The rules of the sessions on one listener: plain data that all of them share.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use super::reply::{BLOCK, Prefix};
 pub struct Rules {
     /// The bytes that are a message.
     pub framing: Framing,
-    /// Whether messages come as packets (SOCK_SEQPACKET): each is a message, and the framing only says whether a peer may get a
-    /// final reply. [`Session`](super::Session) has more about it.
+    /// Whether each packet is a message (SOCK_SEQPACKET). The framing then only tells whether a peer may get a final reply. See
+    /// [`Session`](super::Session).
     pub packets: bool,
     /// The delimiter of messages, in delimited framing.
     pub delimiter: Delimiter,
@@ -24,18 +24,18 @@ pub struct Rules {
     /// The reply to every message in [`ReplyMode::Fixed`]: 0 to [`MAX_FIXED_REPLY`] bytes.
     /// Never contains the delimiter, in delimited framing.
     pub fixed_reply: Arc<[u8]>,
-    /// Delay after each reply before the next message of the connection is taken.
+    /// The delay after each reply before the next message of the connection is taken.
     pub reply_delay: TimeSpan,
-    /// The longest message, in bytes without its delimiter. 64 KiB fit into one read and are more than any health
-    /// check or log line needs. In raw framing there are none of more than 512 bytes.
+    /// The maximum length of a message, in bytes without its delimiter. The default of 64 KiB fits into one read, and is more
+    /// than a health check or a log line needs. Raw framing also limits it to 512 bytes.
     pub max_message: usize,
     /// The treatment of bytes after the last delimiter when the peer ends its stream.
     pub unterminated: Unterminated,
-    /// Whether a peer that is cut off gets a final reply that says why.
+    /// Whether a peer gets a final reply when its connection is closed.
     pub error_replies: bool,
-    /// Whether its messages are logged.
+    /// Whether and how messages are logged.
     pub log_messages: LogMessages,
-    /// How long a peer may take.
+    /// The deadlines of peers.
     pub deadlines: Deadlines,
 }
 
@@ -58,14 +58,14 @@ impl Default for Rules {
     }
 }
 
-/// The longest fixed reply, in bytes.
+/// The maximum length of a fixed reply, in bytes.
 pub const MAX_FIXED_REPLY: usize = 4096;
 
-/// The longest message in raw framing, in bytes.
+/// The maximum length of a message in raw framing, in bytes.
 const MAX_RAW_MESSAGE: usize = 512;
 
 impl Rules {
-    /// Returns what ends a message and a reply: the delimiter, or nothing.
+    /// Returns the bytes that end a message and a reply: the delimiter, or nothing.
     #[must_use]
     pub fn terminator(&self) -> &[u8] {
         match self.framing {
@@ -74,7 +74,7 @@ impl Rules {
         }
     }
 
-    /// Returns whether the rules are those of the delimited echo without a delay, which has the fast path.
+    /// Returns whether the fast path applies: a delimited echo without a delay.
     pub(super) fn is_plain_echo(&self) -> bool {
         self.framing == Framing::Delimited
             && !self.packets
@@ -82,7 +82,7 @@ impl Rules {
             && self.reply_delay.duration().is_zero()
     }
 
-    /// Returns whether messages can be looked for and answered by blocks, as far as they are short.
+    /// Returns whether short messages can be found and answered in blocks.
     pub(super) fn allows_blocks(&self) -> bool {
         self.is_plain_echo()
             && self.log_messages == LogMessages::Off
@@ -99,7 +99,7 @@ impl Rules {
             && self.reply_delay.duration().is_zero()
     }
 
-    /// Returns the longest message in raw framing.
+    /// Returns the maximum length of a message in raw framing, in bytes.
     pub(super) fn max_raw_message(&self) -> usize {
         self.max_message.clamp(1, MAX_RAW_MESSAGE)
     }
@@ -108,9 +108,9 @@ impl Rules {
 /// The bytes that are a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// The bytes before a delimiter.
+    /// A message is the bytes before a delimiter.
     Delimited,
-    /// Any input: up to 512 bytes, or `max_message` if that is less. There are no error replies.
+    /// A message is any input of up to 512 bytes, or `max_message` if that is less. There are no final replies.
     Raw,
 }
 
@@ -139,36 +139,37 @@ pub enum ReplyMode {
 /// The treatment of bytes after the last delimiter when the peer ends its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unterminated {
-    /// They are not a message: dropped and counted.
+    /// They are not a message. They are dropped and counted.
     Discard,
-    /// They are the last message, and are answered like one.
+    /// They are the last message, and are answered.
     Accept,
 }
 
 /// Whether messages are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogMessages {
-    /// They are not.
+    /// Messages are not logged.
     Off,
-    /// One entry for each message, escaped and cut at 256 bytes. When the log is slow, entries are dropped and counted.
+    /// One entry for each message, escaped and truncated to 256 bytes. If the log is slow, entries are dropped and counted.
     Summary,
-    /// One entry for each message, whole. None is lost: when the log is slow, the peer waits.
+    /// One entry with each whole message. If the log is slow, the peer waits, and no entry is lost.
     Full,
 }
 
-/// How long a peer may take; `None` is as long as it likes.
+/// The deadlines of peers. `None` means no deadline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deadlines {
-    /// Without a message in progress and without a reply owed, since the last byte in either direction. 5 min: longer
-    /// than the intervals of health checks, which so keep their connection.
+    /// The maximum time since the last byte in either direction, while no message is in progress and no reply is owed. The
+    /// default of 5 min is longer than the intervals of health checks, so these keep their connection.
     pub idle: Option<TimeSpan>,
-    /// From the first byte of a message to its delimiter; further bytes do not extend it. 2 s: a message is sent at
-    /// once or the sender hangs.
+    /// The maximum time from the first byte of a message to its delimiter. Further bytes do not extend it. The default of 2 s
+    /// assumes that a client sends a message at once.
     pub read: Option<TimeSpan>,
-    /// Without the peer taking a single byte of what it is owed. 10 s: enough for a peer that swaps or a route that
-    /// changes, too little to hoard replies.
+    /// The maximum time in which the peer takes no byte of the replies that it is owed. The default of 10 s tolerates a peer
+    /// that swaps or a route that changes.
     pub write: Option<TimeSpan>,
-    /// Of the whole connection. Off: there is no reason to cut a peer that behaves.
+    /// The maximum age of the connection. Off by default, because there is no reason to close connections of peers that obey
+    /// the protocol.
     pub lifetime: Option<TimeSpan>,
 }
 

@@ -1,13 +1,12 @@
 //! The protocol state of one connection.
 //!
-//! A [`Session`] is a value: input, the end of input, room for output and time go in; replies, the next deadline, what
-//! it wants next ([`Want`]) and at last its [`Verdict`] come out. It does no I/O. Replies leave through an [`Outlet`]
-//! that takes bytes and says how many of them the peer's side has room for, so that they can be sent from the thread's
-//! [`Scratch`] without passing through the session; so do messages that are to be logged. The session keeps whatever is
-//! not taken: between any two calls all pending data is inside it, and it can be stored and restored in another
-//! process.
+//! A [`Session`] is a value without I/O. Its inputs are bytes, the end of input, room for output, and time. Its outputs are
+//! replies, the next deadline, the next action that it wants ([`Want`]), and finally its [`Verdict`]. Replies and messages for
+//! the log leave through an [`Outlet`], directly from the thread's [`Scratch`]. The outlet returns how many bytes the peer has
+//! taken, and the session stores the rest. So between two calls, all pending data is inside the session, and it can be stored
+//! and restored in another process.
 //!
-//! It has three buffers, each empty (and not allocated) most of the time:
+//! It has three buffers, which are empty and not allocated most of the time:
 //!
 //! ```text
 //! pending_reply   the reply to the message in progress, as far as it is known:  "server got:aa"
@@ -19,15 +18,15 @@
 //! ```
 //!
 //! While `outbound` or `inbound` is not empty, or a message waits for the log, the session reads no input, unless the peer
-//! could not go on otherwise ([`Session::read_ahead`]). So `outbound` is at most 64 KiB and one reply, `inbound` 256 KiB,
-//! `pending_reply` one reply; when the log accepts that message while replies are owed, its reply moves to `outbound`.
+//! could not continue otherwise ([`Session::read_ahead`]). So `outbound` has at most 64 KiB and one reply, `inbound` 256 KiB,
+//! `pending_reply` one reply. If the log accepts that message while replies are owed, its reply moves to `outbound`.
 //!
-//! Of a connection of packets ([`Rules::packets`]), the session gets packets, and `outbound` consists of packets; there is neither a
-//! message in progress nor `inbound`. The caller limits the bytes of the packets of one call, and with it those of the replies that are
-//! kept.
+//! The session of a connection of packets ([`Rules::packets`]) gets packets, and its `outbound` consists of packets. It has no
+//! message in progress and no `inbound`. The caller limits the size of the packets of one call, and thereby the size of
+//! `outbound`.
 //!
-//! A message is logged before it is answered. No message that was read goes unlogged, whatever becomes of its peer, but
-//! for want of memory ([`Session::handle_out_of_memory`]).
+//! A message is logged before it is answered. Every message that was read is logged, even if the peer is lost, unless memory
+//! runs out ([`Session::handle_out_of_memory`]).
 
 mod checkpoint;
 mod close;
@@ -50,17 +49,17 @@ pub(super) use checkpoint::Checkpoint;
 pub(super) use packets::are_packets;
 pub use packets::{HEADROOM, MAX_PACKETS, ReceivedPacket};
 
-/// How long the final reply may take where `deadlines.write` is off.
+/// The deadline of the final reply if `deadlines.write` is off.
 pub(crate) const FINAL_REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After the end of our stream, how long input is still taken and dropped, so that closing sends no reset which would
-/// destroy what is on its way to the peer.
+/// How long input is dropped after the end of the daemon's stream. Closing with unread input would send a reset, which would
+/// destroy data on its way to the peer.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
-/// How much is taken and dropped then, in bytes.
+/// The maximum number of bytes that are dropped then.
 pub(crate) const LINGER_BYTES: u32 = 1024 * 1024;
 
-/// How long the inbound buffer may get by [`Session::read_ahead`], in bytes.
+/// The maximum length of the inbound buffer in [`Session::read_ahead`], in bytes.
 const MAX_INBOUND: usize = 2 * READ_SIZE;
 
 /// The protocol state of one connection. See the module documentation.
@@ -71,46 +70,46 @@ pub struct Session {
     phase: Phase,
     /// Whether the peer has ended its stream.
     input_ended: bool,
-    /// Whether its rules are [`Rules::is_plain_echo`].
+    /// [`Rules::is_plain_echo`] of its rules.
     uses_fast_path: bool,
-    /// Whether nothing is logged besides, and messages can be looked for by blocks.
+    /// [`Rules::allows_blocks`] of its rules.
     uses_blocks: bool,
     opened: Instant,
     last_activity: Instant,
     totals: Totals,
-    /// Buffers kept from one call to the next. `None` most of the time, which then takes no memory.
+    /// The buffers between calls. `None` most of the time.
     buffers: Option<Box<Buffers>>,
 }
 
-/// What a session wants to happen next.
+/// The next action that a session wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
-    /// Input: [`Session::receive`], or [`Session::handle_end_of_input`].
+    /// Read input: [`Session::receive`] or [`Session::handle_end_of_input`].
     Read,
-    /// Room for output, or another call to process its buffers: [`Session::process_buffers`].
+    /// Call [`Session::process_buffers`] when there is room for output.
     Write,
-    /// Room in the log of messages: [`Session::process_buffers`].
+    /// Call [`Session::process_buffers`] when the lossless log has room.
     Log,
-    /// The end of the delay: [`Session::handle_timeout`] at [`Session::deadline`].
+    /// Wait for the end of the delay: [`Session::handle_timeout`] at [`Session::deadline`].
     Delay,
-    /// The end of our stream to be sent: shut down the sending side, then [`Session::handle_shutdown_sent`].
+    /// Shut down the output of the connection, then call [`Session::handle_shutdown_sent`].
     Shutdown,
-    /// Nothing; close the connection.
+    /// Close the connection.
     Close,
 }
 
 /// The destination of a session's output.
 pub trait Outlet {
-    /// Takes as many of `bytes` to the peer as there is room for, and says how many. When it takes fewer than it was
-    /// given, it is not asked again in the same call of the session.
+    /// Sends as many of `bytes` as there is room for, and returns their number. If this is less than all, the session does not
+    /// call it again in the same call.
     fn send(&mut self, bytes: &[u8]) -> usize;
 
-    /// Takes as many of these replies to the peer as there is room for, each as one packet and in their order, and says how many.
-    /// There is one at least. Only sessions of packets call it, and they do not call [`Outlet::send`].
+    /// Sends as many of these replies as there is room for, each as one packet, in order, and returns their number. `replies`
+    /// is not empty. Only sessions of packets call it, and they do not call [`Outlet::send`].
     fn send_packets(&mut self, replies: &[Reply<'_>]) -> usize;
 
-    /// Logs a message, which is given without its delimiter, and returns `true`; also where messages are not logged. Or
-    /// there is no room: then it returns `false`, and the session stops there and wants [`Want::Log`].
+    /// Logs a message, without its delimiter, and returns `true`, also if messages are not logged. Returns `false` if there is
+    /// no room: the session then stops, and wants [`Want::Log`].
     fn log(&mut self, message: &[u8]) -> bool;
 
     /// Returns whether messages are logged. If not, [`Outlet::log`] need not be called.
@@ -120,27 +119,27 @@ pub trait Outlet {
 /// The counts of a session.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Totals {
-    /// Bytes received, those dropped at the end not counted.
+    /// Bytes received, without those that were dropped while lingering.
     pub bytes_in: u64,
-    /// Bytes that the peer's side took.
+    /// Bytes sent.
     pub bytes_out: u64,
-    /// Messages answered; those that get no reply count as well.
+    /// Messages answered, including those for which no reply is configured.
     pub messages: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase<Time = Instant> {
     Open,
-    /// Ending with this verdict: no further input is read, messages that were read get their replies. Except in a drain, they
-    /// have until then.
+    /// Ending with this verdict: no input is read, and messages that were read get their replies, until this time except in a
+    /// drain.
     Stopping(Verdict, Time),
-    /// The peer has ended its stream; what was read gets its replies.
+    /// The peer has ended its stream. Messages that were read get their replies.
     HalfClosed(Verdict),
-    /// The final reply is being sent; it has until then.
+    /// The final reply is being sent, until this time.
     Closing(Verdict, Time),
-    /// Our stream has ended; input is dropped until then, this many more bytes of it.
+    /// The daemon's stream has ended. Input is dropped until this time, up to this many bytes.
     Lingering(Verdict, Time, u32),
-    /// The connection is broken or aborted; messages that were read wait for the log.
+    /// The connection is broken or aborted. Messages that were read wait for the log.
     Logging(Verdict),
     Done(Verdict),
 }
@@ -148,8 +147,8 @@ pub(super) enum Phase<Time = Instant> {
 // --- Outputs ---------------------------------------------------------------------------------------------------------
 
 impl Session {
-    /// Returns what the session wants next. Do it before asking again; [`Session::handle_timeout`] may be called at any
-    /// time. Input that the session does not want replaces its inbound buffer, which is then lost.
+    /// Returns the next action that the session wants. [`Session::handle_timeout`] may be called at any time. Input that the
+    /// session does not want replaces its inbound buffer, which is then lost.
     #[must_use]
     #[inline]
     pub fn wants(&self) -> Want {
@@ -169,11 +168,11 @@ impl Session {
         }
     }
 
-    /// Returns why it ended, once that is certain.
+    /// Returns its verdict, once that is certain.
     #[must_use]
     pub fn verdict(&self) -> Option<Verdict> {
         match self.phase {
-            // Something else may still come between.
+            // The verdict may still change.
             Phase::Open | Phase::Stopping(..) | Phase::HalfClosed(_) => None,
             Phase::Closing(verdict, _)
             | Phase::Lingering(verdict, ..)
@@ -182,8 +181,8 @@ impl Session {
         }
     }
 
-    /// Returns whether it ends outside the limit on connections: it was refused because its source has too many of them, or
-    /// reclaimed for another one ([`Session::refuse`]).
+    /// Returns whether it was refused because its source has too many connections, or was reclaimed ([`Session::refuse`]). It
+    /// then no longer counts against `limits.connections`.
     #[must_use]
     pub fn is_outside_limit(&self) -> bool {
         match self.phase {
@@ -199,8 +198,8 @@ impl Session {
         }
     }
 
-    /// Returns since when it is idle: no message is in progress, no reply is owed, nothing waits for the log. `None` if it
-    /// is not, or if it has no deadline for that.
+    /// Returns the time since which it has been idle: no message is in progress, no reply is owed, and no message waits for the
+    /// log. `None` if it is not idle, or if it has no idle deadline.
     #[must_use]
     pub fn idle_since(&self) -> Option<Instant> {
         let is_idle = self.phase == Phase::Open
@@ -210,7 +209,7 @@ impl Session {
         is_idle.then_some(self.last_activity)
     }
 
-    /// Returns whether it is open, nothing is unfinished, and nothing is logged.
+    /// Returns whether it is open and has no buffers, and short messages can be answered in blocks.
     #[must_use]
     #[inline]
     pub fn is_quiet(&self) -> bool {
@@ -230,13 +229,13 @@ impl Session {
         self.buffers.as_ref().map_or(0, |buffers| buffers.memory())
     }
 
-    /// Returns when it began.
+    /// Returns when the connection was opened.
     #[must_use]
     pub fn opened(&self) -> Instant {
         self.opened
     }
 
-    /// Returns the rules it was accepted with.
+    /// Returns its rules.
     #[must_use]
     pub fn rules(&self) -> &Rules {
         &self.rules
@@ -259,7 +258,7 @@ impl Session {
 // --- Inputs ----------------------------------------------------------------------------------------------------------
 
 impl Session {
-    /// Creates the session of a connection that begins at `now`.
+    /// Creates the session of a connection that was opened at `now`.
     #[must_use]
     pub fn new(rules: Arc<Rules>, now: Instant) -> Self {
         Self {
@@ -276,8 +275,8 @@ impl Session {
         }
     }
 
-    /// Processes `count` bytes of input in `scratch`. Messages and their replies go to `outlet`, as far as it takes them. If
-    /// messages are packets, the bytes are one packet.
+    /// Processes `count` bytes of input in `scratch`, or one packet of this length. Messages and their replies go to `outlet`,
+    /// as far as it takes them.
     #[inline]
     pub fn receive(&mut self, now: Instant, scratch: &mut Scratch, count: usize, outlet: &mut impl Outlet) {
         if self.phase != Phase::Open {
@@ -307,8 +306,8 @@ impl Session {
     /// Drops `count` bytes of input.
     fn drop_input(&mut self, now: Instant, count: usize) {
         match &mut self.phase {
-            // The peer broke no rule: what it is owed lies in the kernel, and would be lost if we closed before it has
-            // stopped sending. The caller of `drain` limits how long all that may take.
+            // The peer broke no rule. Its replies may still be in the kernel, and a reset would destroy them, so the session
+            // lingers until the peer stops sending. The caller of `drain` limits the total time.
             Phase::Lingering(Verdict::Shutdown, until, _) => *until = now + LINGER,
             Phase::Lingering(verdict, _, remaining) => {
                 *remaining = remaining.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
@@ -325,7 +324,7 @@ impl Session {
         }
     }
 
-    /// Notes that the peer has ended its stream: no more input will come.
+    /// Records that the peer has ended its stream.
     pub fn handle_end_of_input(&mut self, now: Instant) {
         self.input_ended = true;
         match self.phase {
@@ -340,7 +339,7 @@ impl Session {
         }
         let bytes = self.framer.consumed();
         if bytes > self.rules.max_message {
-            // Bytes that might have begun the delimiter did not.
+            // The partial delimiter at the end is part of the message.
             return self.close(Verdict::TooLong, now);
         }
         let mut verdict = Verdict::PeerClosed;
@@ -363,9 +362,9 @@ impl Session {
         self.update_phase(now);
     }
 
-    /// Sends what is owed, then processes the message that waits for the log and the inbound buffer, until `outlet`
-    /// takes less than it is given, or there were 64 KiB of further replies, or a delay begins. To be called when there
-    /// may be room again, for output or in the log. The log is asked also while replies are owed.
+    /// Sends owed replies, then processes the message that waits for the log, and then the inbound buffer. Stops when `outlet`
+    /// takes less than it is given, after 64 KiB of further replies, or at a delay. Call it when there may be room for output
+    /// or in the log. The log is asked also while replies are owed.
     pub fn process_buffers(&mut self, now: Instant, scratch: &mut Scratch, outlet: &mut impl Outlet) {
         if self.rules.packets {
             return self.process_packets(now, outlet);
@@ -383,7 +382,7 @@ impl Session {
         self.update_phase(now);
     }
 
-    /// Returns how many bytes [`Session::read_ahead`] may be given: 0 unless replies are owed, and the inbound buffer is short.
+    /// Returns how many bytes [`Session::read_ahead`] may get: 0 unless replies are owed.
     #[must_use]
     pub fn read_ahead_room(&self) -> usize {
         match &self.buffers {
@@ -394,8 +393,8 @@ impl Session {
         }
     }
 
-    /// Stores input that came while replies are owed, and that the session did not want: the peer cannot take them before some
-    /// of its input is read. It is processed after they were taken, or dropped if no more input is taken.
+    /// Stores input that the session does not want, because replies are owed and the peer cannot take them before some of its
+    /// input is read. The input is processed when the peer has taken the replies, or dropped if the session stops taking input.
     pub fn read_ahead(&mut self, now: Instant, bytes: &[u8]) {
         if self.phase == Phase::Open && !bytes.is_empty() && !self.rules.packets {
             self.totals.bytes_in += bytes.len() as u64;
@@ -403,8 +402,8 @@ impl Session {
         }
     }
 
-    /// Notes that the peer has sent something that was not read, or is not part of the protocol: its idle deadline begins anew,
-    /// and the session lingers if it ends now.
+    /// Records that the peer has sent data outside the session, such as a PROXY header. Its idle deadline begins anew, and the
+    /// session lingers if it ends now.
     pub fn note_activity(&mut self, now: Instant) {
         self.last_activity = now;
     }
@@ -418,7 +417,7 @@ impl Session {
         self.buffers.get_or_insert_with(|| Box::new(Buffers::new(now)))
     }
 
-    /// Takes the message in progress, if there is one, and its reply as far as it is known.
+    /// Takes the message in progress, if there is one: its state, and the beginning of its reply.
     #[inline]
     fn take_message(&mut self) -> Option<(MessageState, Vec<u8>)> {
         self.buffers.as_mut()?.take_message()
@@ -431,7 +430,7 @@ impl Session {
         }
     }
 
-    /// Stores replies that were not taken; there were none before.
+    /// Stores replies that the peer has not taken. `outbound` must be empty.
     fn set_outbound(&mut self, now: Instant, queue: ByteQueue) {
         self.buffers_mut(now).set_outbound(now, queue);
     }
@@ -444,16 +443,16 @@ impl Session {
         }
     }
 
-    /// Updates the buffers and the phase. To be called after every input.
+    /// Updates the buffers and the phase. Called after every input.
     #[inline]
     fn update_phase(&mut self, now: Instant) {
-        // Mostly there is nothing to do.
+        // The usual case: nothing to do.
         if self.buffers.is_some() || self.phase != Phase::Open {
             self.update_buffers_and_phase(now);
         }
     }
 
-    /// Suspends or resumes the read timer, frees empty buffers, and ends the phase if nothing keeps it open.
+    /// Suspends or resumes the read timer, frees empty buffers, and ends the phase if all messages are answered.
     fn update_buffers_and_phase(&mut self, now: Instant) {
         let mut reading = true;
         if let Some(buffers) = &mut self.buffers {

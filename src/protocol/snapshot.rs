@@ -1,10 +1,10 @@
-//! A session as bytes, to go on in another process.
+//! Encodes a session as bytes, to be continued in another process.
 //!
 //! # Notation
 //!
-//! Numbers are big-endian. A *time* is an `i64`: nanoseconds after the session was stored, negative if before; so the time
-//! between storing and restoring counts. `7f ff ff ff ff ff ff ff` is a time that never comes. *Bytes* are a `u64`, their
-//! number, and then the bytes. A *verdict* is one byte, its code in the table of [`verdict`](super::verdict); `too-many` and
+//! Numbers are big-endian. A *time* is an `i64`: nanoseconds after the session was stored, negative if before, so the time
+//! between storing and restoring counts. `7f ff ff ff ff ff ff ff` is a time that never comes. *Bytes* are their number, a
+//! `u64`, and then the bytes. A *verdict* is one byte, its code in the table of [`verdict`](super::verdict); `too-many` and
 //! `unterminated` have a number, which follows as a `u32`.
 //!
 //! ```text
@@ -57,14 +57,13 @@
 //! | 4 | IPv4 | 4 bytes of address, port: `u16` |
 //! | 6 | IPv6 | 16 bytes of address, port: `u16` |
 //!
-//! There is one version so far. A later daemon must write the lowest version that can express the session, so that an older
-//! one can go on with it where possible, and read all versions up to its own. A code or a version is never used again for
-//! something else.
+//! There is one version so far. A later daemon must read all versions up to its own, and must write the lowest version that can
+//! express the session, so that an older daemon can continue it where possible. A code or a version is never reused.
 //!
 //! # Safe against any bytes
 //!
-//! [`Snapshot::decode`] accepts only states that a session can be in, even from hostile bytes, and takes no more memory
-//! than they do.
+//! [`Snapshot::decode`] accepts only states that a session can be in, even from hostile bytes, and allocates no more memory
+//! than the bytes occupy.
 
 mod bytes;
 mod error;
@@ -84,9 +83,8 @@ pub use error::Error;
 /// The latest version. All versions from 1 on can be read.
 pub const VERSION: u16 = 1;
 
-/// Encodes a session as it is between two calls at `now`, with the name of its listener, the id of its connection, and the
-/// client that a PROXY header named. A session that is done ([`super::Want::Close`]) is still done when it is restored, so
-/// there is no reason to store it.
+/// Encodes a session at the time `now`, with the name of its listener, the id of its connection, and the client that a PROXY
+/// header named. There is no reason to store a session that is done ([`super::Want::Close`]).
 #[must_use]
 pub fn encode(
     session: &Session,
@@ -202,14 +200,15 @@ impl Snapshot {
         self.client
     }
 
-    /// Returns whether it is of a connection of packets.
+    /// Returns whether the connection is one of packets.
     #[must_use]
     pub fn has_packets(&self) -> bool {
         self.has_packets
     }
 
-    /// Restores the session under the current rules of its listener; only whether messages are packets stays. `stored_at` is when it was stored, on the clock of this
-    /// process. The next [`Session::handle_timeout`] acts on deadlines that have passed since.
+    /// Restores the session under the current rules of its listener; only [`Rules::packets`] is taken from the snapshot.
+    /// `stored_at` is when it was stored, on the clock of this process. The next [`Session::handle_timeout`] acts on deadlines
+    /// that have passed since then.
     #[must_use]
     pub fn restore(self, rules: Arc<Rules>, stored_at: Instant) -> Session {
         let Self { has_packets: packets, checkpoint, .. } = self;
@@ -241,7 +240,7 @@ fn is_consistent(checkpoint: &Checkpoint<'_>) -> bool {
     }
 }
 
-/// Returns whether the buffers are those of a connection of packets.
+/// Returns whether the buffers are possible for a connection of packets.
 fn is_of_packets(checkpoint: &Checkpoint<'_>) -> bool {
     let BuffersCheckpoint { message, outbound, inbound, .. } = &checkpoint.buffers;
     !matches!(message, MessageCheckpoint::InProgress(..)) && inbound.is_empty() && session::are_packets(outbound)
@@ -270,7 +269,7 @@ fn write_client(writer: &mut Writer, client: Option<SocketAddr>) {
     writer.u16(client.port());
 }
 
-/// Returns `None` if the snapshot names no client.
+/// Reads the client; `None` if no PROXY header named one.
 fn read_client(reader: &mut Reader<'_>) -> Result<Option<SocketAddr>, Error> {
     let ip = match reader.u8("kind of address")? {
         0 => return Ok(None),

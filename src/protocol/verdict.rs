@@ -4,14 +4,13 @@ use std::fmt;
 
 use super::rules::{Framing, Rules};
 
-/// Defines all verdicts: the code of each in a snapshot, its name, and the text that the peer gets about it; `None` where the
-/// peer could do nothing about it or could not read it.
+/// Defines all verdicts, each with its code in a snapshot, its name, and its text in the final reply ([`Verdict::text`]).
 macro_rules! verdicts {
     (|$rules:ident| $(
         $(#[$doc:meta])*
         $verdict:ident $({ $(#[$field_doc:meta])* $field:ident })? = $code:literal, $name:literal, $text:expr;
     )*) => {
-        /// Why a connection ended. Each has one name ([`Verdict::name`]) on the wire, in the log, in the metrics and in tests.
+        /// The reason why a connection ended. Each has one name ([`Verdict::name`]) in the log and in metrics.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Verdict {
             $($(#[$doc])* $verdict $({ $(#[$field_doc])* $field: u32 })?,)*
@@ -20,11 +19,11 @@ macro_rules! verdicts {
         /// The names of all verdicts, in the order of [`Verdict::index`].
         pub const NAMES: [&str; KINDS] = [$($name,)*];
 
-        /// How many kinds of verdicts there are.
+        /// The number of kinds of verdicts.
         pub const KINDS: usize = [$($name,)*].len();
 
         impl Verdict {
-            /// Each of them once, in the order of [`Verdict::index`]; those with a number with 0.
+            /// All verdicts, in the order of [`Verdict::index`]. Numbers are 0.
             pub const ALL: [Self; KINDS] = [$(Self::$verdict $({ $field: 0 })?,)*];
 
             /// Returns its code in a snapshot.
@@ -32,7 +31,7 @@ macro_rules! verdicts {
                 match self { $(Self::$verdict { .. } => $code,)* }
             }
 
-            /// Returns the number that it has.
+            /// Returns its number; `None` if it has none.
             pub(super) fn number(self) -> Option<u32> {
                 match self {
                     $($(Self::$verdict { $field } => Some($field),)?)*
@@ -40,7 +39,8 @@ macro_rules! verdicts {
                 }
             }
 
-            /// Returns the verdict with this code. `read_number` is called if it has a number, with a name for that.
+            /// Returns the verdict with this code; `None` if the code is unknown. If it has a number, calls `read_number` with
+            /// the name of its field.
             ///
             /// # Errors
             /// Returns the error of `read_number`.
@@ -54,8 +54,7 @@ macro_rules! verdicts {
                 }))
             }
 
-            /// Returns the text that the peer gets about it; `None` where the peer could do nothing about it or could not
-            /// read it.
+            /// Returns its text in the final reply; `None` if the peer cannot act on it or cannot read it.
             #[must_use]
             #[expect(unused_variables, reason = "the text does not have every number")]
             pub fn text(self, $rules: &Rules) -> Option<String> {
@@ -65,14 +64,14 @@ macro_rules! verdicts {
     };
 }
 
-// A code is never used again for something else.
+// A code is never reused.
 verdicts! { |rules|
-    /// The message in progress passed `max_message`.
+    /// The message in progress exceeded `max_message`.
     TooLong = 1, "too-long", Some(format!("message exceeds {} bytes", rules.max_message));
     /// The message in progress was not finished within `deadlines.read`.
     ReadDeadline = 2, "read-deadline",
         rules.deadlines.read.as_ref().map(|time| format!("message not finished within {time}"));
-    /// No message within `deadlines.idle`.
+    /// No message came within `deadlines.idle`.
     IdleDeadline = 3, "idle-deadline", rules.deadlines.idle.as_ref().map(|time| format!("no message within {time}"));
     /// The connection reached `deadlines.lifetime`.
     Lifetime = 4, "lifetime", rules.deadlines.lifetime.as_ref().map(|time| format!("connection older than {time}"));
@@ -83,24 +82,24 @@ verdicts! { |rules|
     } = 5, "too-many", Some(format!("too many connections from this source (limit {limit})"));
     /// The buffers of the connection do not fit into `limits.buffer_memory`.
     Busy = 6, "busy", Some("out of buffer memory".to_owned());
-    /// The peer's kernel took no byte of what the peer was owed for `deadlines.write`.
+    /// The peer's kernel took no byte of the replies for `deadlines.write`.
     WriteDeadline = 7, "write-deadline", None;
     /// The peer ended its stream after a whole message, and got every reply.
     PeerClosed = 8, "peer-closed", None;
-    /// The connection broke: the peer broke it off, or a call for it failed, which is reported then.
+    /// The connection broke: the peer reset it, or a system call for it failed, which is reported as well.
     PeerReset = 9, "peer-reset", None;
     /// The peer ended its stream in the middle of a message.
     Unterminated {
-        /// How many bytes of it had come; stands still at the most that fit.
+        /// The number of its bytes that had come, capped at `u32::MAX`.
         bytes
     } = 10, "unterminated", None;
-    /// We end: the daemon stops.
+    /// The daemon stopped.
     Shutdown = 11, "shutdown", None;
-    /// It has not ended: it was handed over to the next process of the daemon.
+    /// The connection has not ended, but was handed over to the next process of the daemon.
     HandedOver = 12, "handed-over", None;
-    /// It did not begin with a PROXY header, as its listener demands, or not in time.
+    /// The listener demands a PROXY header, and no valid one came in time.
     BadProxyHeader = 13, "bad-proxy-header", None;
-    /// It was idle, all permits were taken, and another client waited: `limits.reclaim_idle`.
+    /// The connection was idle, all permits were taken, and another client was waiting (`limits.reclaim_idle`).
     Reclaimed = 14, "reclaimed", Some("connection reclaimed, the server is full".to_owned());
 }
 
@@ -114,14 +113,14 @@ impl Verdict {
         NAMES[self.index()]
     }
 
-    /// Returns its number among the kinds: less than [`KINDS`]; the index into [`NAMES`] and into counters.
+    /// Returns its index in [`NAMES`] and in counters, less than [`KINDS`].
     #[must_use]
     pub fn index(self) -> usize {
         usize::from(self.code()) - 1
     }
 
-    /// Returns the final reply: `server error:`, the text, the delimiter. `None` where there is no text, where the
-    /// delimiter would be found before its position, or where there is none.
+    /// Returns the final reply: `server error:`, the text, the delimiter. `None` if there is no text, if the text contains the
+    /// delimiter, or in raw framing.
     pub(super) fn final_reply(self, rules: &Rules) -> Option<Vec<u8>> {
         if rules.framing == Framing::Raw {
             return None;

@@ -1,40 +1,40 @@
-//! What acceptors and servers of datagrams are to do, and what they report.
+//! The mode and the common status of acceptors and datagram servers.
 
 use tokio::sync::watch;
 
-/// What acceptors and servers of datagrams are to do.
+/// The mode of acceptors and datagram servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AcceptMode {
     /// Accept.
     Accept,
-    /// Probe the backlog once; then accept nothing until the mode is [`AcceptMode::Accept`] again.
+    /// Probe the backlog once, then accept nothing until the mode is [`AcceptMode::Accept`] again.
     Probe,
     /// Close the socket and end.
     Stop,
 }
 
-/// The state of all acceptors together.
+/// The common status of all acceptors and datagram servers.
 #[derive(Debug, Default)]
 pub(crate) struct AcceptorStatus {
-    /// Listeners being served.
+    /// The number of listeners being served.
     pub(crate) serving: usize,
-    /// Acceptors that have probed their backlog.
+    /// The number of listeners whose backlog has been probed.
     pub(crate) probed: usize,
-    /// Whether one of them found a client.
+    /// Whether a probe found a client.
     pub(crate) found_client: bool,
 }
 
 impl AcceptorStatus {
-    /// Records that an acceptor has probed its backlog, and whether it found a client.
+    /// Records the result of a probe.
     pub(crate) fn record_probe(&mut self, found_client: bool) {
         self.probed += 1;
         self.found_client |= found_client;
     }
 }
 
-/// What an acceptor is told, and where it reports.
+/// The channels between the server and an acceptor.
 pub(crate) struct AcceptControl {
-    /// The server waits until all of these are dropped.
+    /// The mode. A draining server waits until all receivers are dropped.
     pub(crate) mode: watch::Receiver<AcceptMode>,
     pub(crate) status: std::sync::Arc<watch::Sender<AcceptorStatus>>,
 }

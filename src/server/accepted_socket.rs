@@ -1,4 +1,4 @@
-//! A connection's socket, from accept(2) until it is served or closed.
+//! The socket of an accepted connection, until it is served or closed.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +12,7 @@ use super::peer_descriptors::{self, PeerDescriptors};
 use super::receive_buffer::ReceiveBuffer;
 use super::socket::SocketKind;
 
-/// A connected socket, which descriptors its peer may have sent, and what its receive buffer is.
+/// A connected socket, with the descriptors that its peer may have sent, and the state of its receive buffer.
 #[derive(Debug)]
 pub(crate) struct AcceptedSocket {
     pub(crate) socket: OwnedFd,
@@ -21,15 +21,15 @@ pub(crate) struct AcceptedSocket {
 }
 
 impl AcceptedSocket {
-    /// Takes a socket that was accepted from `listener`. `inherited` is the receive buffer of the listener, if the client has
-    /// connected after the options of the listener were set.
+    /// Prepares a socket that was accepted from `listener`. `inherited` is the state of its receive buffer, if the connection
+    /// was established after the options of the listener were set.
     pub(crate) fn new(socket: OwnedFd, listener: &Listener, inherited: Option<ReceiveBuffer>) -> Self {
         let descriptors = match listener.descriptors {
             PeerDescriptors::Queued if inherited.is_some() => PeerDescriptors::None,
             PeerDescriptors::None => PeerDescriptors::None,
             _ => PeerDescriptors::refuse(&socket),
         };
-        // A Unix stream: no other listener has any.
+        // Only Unix sockets have descriptors.
         if listener.descriptors != PeerDescriptors::None && listener.kind == SocketKind::Stream {
             if descriptors != PeerDescriptors::None {
                 peer_descriptors::merge_writers(&socket);
@@ -40,11 +40,11 @@ impl AcceptedSocket {
         Self { socket, descriptors, receive_buffer }
     }
 
-    /// Registers the socket with a reactor. `register` closes its descriptor if it fails: so that this is not the last one of a
-    /// socket in which descriptors may be queued, there is a copy meanwhile.
+    /// Registers the socket with a reactor. If `register` fails, it closes its descriptor. To prevent this from closing a
+    /// socket with queued descriptors, a copy is kept meanwhile.
     ///
     /// # Errors
-    /// Returns the error, and the socket if it is still to be closed.
+    /// Returns the error, and the socket if the caller has to close it.
     pub(crate) fn register(
         self,
         register: impl FnOnce(OwnedFd) -> io::Result<UnixStream>,
@@ -63,13 +63,13 @@ impl AcceptedSocket {
         }
     }
 
-    /// Closes the socket, and then releases the permit: on the disposal thread, if descriptors may be queued in it.
+    /// Closes the socket, and then releases the permit. If descriptors are queued in the socket, the disposal thread does this.
     pub(crate) fn close(self, disposal: &Disposal, permit: Permit) {
         close(self.socket, self.descriptors, disposal, permit);
     }
 }
 
-/// Closes a socket in which these descriptors may be queued, and then releases the permit.
+/// Closes a socket with these descriptors, and then releases the permit ([`AcceptedSocket::close`]).
 pub(crate) fn close(socket: OwnedFd, descriptors: PeerDescriptors, disposal: &Disposal, permit: Permit) {
     if descriptors == PeerDescriptors::None || peer_descriptors::shut_down_empty(&socket) {
         drop(socket);
@@ -102,7 +102,7 @@ mod tests {
             let receive_buffer = ReceiveBuffer::Untouched;
             let socket = AcceptedSocket { socket: server.into(), descriptors, receive_buffer };
             let (_, socket) = socket.register(|_| Err(ErrorKind::StorageFull.into())).unwrap_err();
-            // The end of the stream says that it is closed.
+            // A closed socket ends the stream.
             assert_eq!(client.read(&mut [0]).is_err(), is_open, "{descriptors:?}");
             assert_eq!(socket.map(|socket| socket.descriptors), Some(descriptors).filter(|_| is_open));
         }

@@ -1,7 +1,7 @@
-//! Accepting: one acceptor for each listener, all on the first worker, for all workers. (A listener that every worker
-//! polls wakes all of them for each connection.) A permit is acquired before a connection is accepted, so that connections
-//! that do not fit wait in the kernel's backlog: but one, if an idle connection may be closed for it (`reclaim.rs`). That
-//! depends on its source, which accept(2) tells.
+//! Accepts connections: one acceptor for each listener, all on the first worker, for all workers. (If every worker polled a
+//! listener, each connection would wake all of them.) An acceptor acquires a permit before it accepts, so connections beyond
+//! the limit wait in the backlog. The exception is a connection for which an idle one may be closed (`reclaim.rs`): that
+//! depends on its source, which is known only after accept(2).
 
 use std::io::{self, ErrorKind};
 use std::mem;
@@ -28,40 +28,41 @@ use super::reclaim;
 use super::socket_options;
 use super::worker_state::WorkerState;
 
-/// How many connections are accepted before the first worker's connections run.
+/// The maximum number of connections that an acceptor accepts before the connections of the first worker are driven again.
 const BATCH: usize = 32;
 
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Accepts the connections of one listener.
 pub(crate) struct ListenerAcceptor {
-    /// There until the drop.
+    /// `None` only while it is dropped.
     socket: Option<OwnedFd>,
     listener: Arc<ListenerHandle>,
     dispatcher: Arc<Dispatcher>,
-    /// The state of the worker that runs it.
+    /// The state of the worker that runs this acceptor.
     state: Arc<WorkerState>,
     control: AcceptControl,
-    /// Whether it has been run.
+    /// Whether the acceptor has been run.
     has_begun: bool,
-    /// The settings whose options the socket has, and the receive buffer that connections inherit with them.
+    /// The settings whose options are set on the socket, and the receive buffer that connections inherit with them.
     applied: Option<(Arc<Listener>, Option<ReceiveBuffer>)>,
-    /// Whether the next connection has inherited them: not those that were in the backlog by then, which come first.
+    /// Whether the next connection has inherited the options. Connections that were already in the backlog have not, and come
+    /// first.
     inherits: bool,
     backoff: Backoff,
-    /// Until when nothing is accepted, after errors in a row.
+    /// The end of the pause after repeated errors.
     paused_until: Option<Instant>,
-    /// Whether the socket could not be watched the last time.
+    /// Whether adding the socket to the epoll set failed the last time.
     watch_failed: bool,
-    /// There while a client waits for whom another connection is to be closed.
+    /// Set while a client waits for another connection to be closed.
     waiting: Option<WaitingAcceptor>,
-    /// Why the listener failed, if it did.
+    /// The error that ended the listener.
     failure: Option<io::Error>,
 }
 
 impl ListenerAcceptor {
-    /// Creates the acceptor of a listening, non-blocking socket that has the options of its settings, to be run by the worker that
-    /// has this state.
+    /// Creates the acceptor of a listening, non-blocking socket on which the options of its settings are set. `state` is that
+    /// of the worker that will run the acceptor.
     pub(crate) fn new(
         socket: OwnedFd,
         listener: Arc<ListenerHandle>,
@@ -93,7 +94,7 @@ impl ListenerAcceptor {
         socket
     }
 
-    /// Accepts what waits, as far as there are permits.
+    /// Accepts the connections in the backlog, at most [`BATCH`] of them, while permits are available.
     ///
     /// # Errors
     /// Returns an error if the listener failed.
@@ -138,14 +139,14 @@ impl ListenerAcceptor {
                     return Err(listener_error::shut_down_error());
                 }
                 self.backoff.record_success();
-                // Linux makes room for a connection before it looks whether there is one.
+                // Linux allocates a descriptor before it checks the accept queue, so EAGAIN, too, means that there are enough.
                 accepting = true;
                 break;
             }
             match ListenerErrorKind::of(&error) {
                 ListenerErrorKind::Fatal => return Err(listener_error::explain(error, self.socket())),
                 ListenerErrorKind::ResourcesExhausted if !ends_are_watched => {
-                    // Once more after that, so that no descriptor becomes free unnoticed.
+                    // One more call follows, because a descriptor may have become free just before ends were watched.
                     self.dispatcher.admission.wake_acceptors_at_end();
                     ends_are_watched = true;
                     continue;
@@ -172,7 +173,8 @@ impl ListenerAcceptor {
         Ok(self.pause(error, retry, now))
     }
 
-    /// Serves or refuses a connection, which begins now: its client may have connected after the pass of the event loop began.
+    /// Serves or refuses a connection. Its deadlines count from now, because the client may have connected after the pass of
+    /// the event loop began.
     fn admit(
         &self,
         socket: OwnedFd,
@@ -191,33 +193,33 @@ impl ListenerAcceptor {
         }
     }
 
-    /// Sets the options of the settings on the socket, if it does not have them.
+    /// Sets the options of the settings on the socket, if they are not set yet.
     fn apply_options(&mut self, listener: &Arc<Listener>) {
         if !self.applied.as_ref().is_some_and(|(applied, _)| Arc::ptr_eq(applied, listener)) {
             self.inherits = false;
-            // Otherwise each connection gets them, and says what fails.
+            // If this fails, each connection sets the options itself, and reports the error.
             let set = socket_options::set(self.socket(), &listener.settings);
             let receive_buffer = ReceiveBuffer::inherited_from(self.socket(), listener.settings.receive_buffer);
             self.applied = set.is_ok().then(|| (Arc::clone(listener), receive_buffer));
         }
     }
 
-    /// Returns the receive buffer that the next connection has inherited. `None` if it is to be asked, and gets the options of the
-    /// settings.
+    /// Returns the receive buffer that the next connection has inherited. `None`: the connection has to be asked, and needs the
+    /// options set.
     fn inherited(&self) -> Option<ReceiveBuffer> {
         self.applied.as_ref().filter(|_| self.inherits).and_then(|(_, receive_buffer)| *receive_buffer)
     }
 
-    /// Returns what to wait for if [`Dispatcher::try_acquire`] would return nothing. While all permits are taken and a client
-    /// waits, an idle connection is closed for it, if one may be.
+    /// Returns what to wait for if [`Dispatcher::try_acquire`] would return `None`. If all permits are taken and a client
+    /// waits, starts to close an idle connection for it.
     fn wait_for_permit(&mut self, listener: &Listener, flags: EventFlags, now: Instant) -> Option<NextRun> {
         let admission = Arc::clone(&self.dispatcher.admission);
         let shortage = || admission.shortage(listener.awaits_header());
-        // Kept below if its client still waits.
+        // Stored again below if its client still waits.
         let waiting = self.waiting.take();
         let reason = shortage()?;
         admission.report_shortage(reason, |event| self.report(event));
-        // Before it is looked at once more, so that no permit is released unnoticed.
+        // Before the second check, so that no released permit goes unnoticed.
         admission.wake_acceptors_at_end();
         let is_shut_down = listener_error::is_shut_down(flags);
         if reason != Shortage::Connections || !self.dispatcher.reclaimer.is_on() || is_shut_down {
@@ -227,7 +229,7 @@ impl ListenerAcceptor {
             let must_wait = || shortage().is_some() && !admission.may_accept_undecided();
             return match client_waits(self.socket()) {
                 _ if shortage().is_none() => None,
-                // It is accepted without a permit.
+                // The client is accepted without a permit.
                 true => must_wait().then_some(NextRun::Paused(None)),
                 false => Some(NextRun::Ready),
             };
@@ -249,7 +251,7 @@ impl ListenerAcceptor {
             self.report(Event::AcceptPaused { listener: Arc::clone(name), kind, error, retry });
         }
         match retry {
-            // An elapsed second is as good a reason to try again as an ended connection.
+            // The cause may also pass without the end of a connection.
             Retry::ConnectionEnded => NextRun::Paused(Some(now + MAX_PAUSE)),
             Retry::After(pause) => {
                 self.paused_until = Some(now + pause);
@@ -258,8 +260,8 @@ impl ListenerAcceptor {
         }
     }
 
-    /// Probes the backlog, and accepts the first connection in it. Returns whether the listener must be served further: also
-    /// when that could not be determined.
+    /// Probes the backlog, and accepts the first connection in it. Returns `false` if the backlog is empty, `true` if it is
+    /// not, or if that could not be determined.
     fn probe(&self, serve: &mut dyn FnMut(Box<Connection>)) -> bool {
         let listener = self.listener.load();
         let Some(permit) = self.dispatcher.admission.try_acquire(listener.awaits_header()) else { return true };
@@ -280,7 +282,7 @@ impl ListenerAcceptor {
     }
 }
 
-/// Closes the socket, and reports why if the listener has failed.
+/// Closes the socket, and reports the error if the listener has failed.
 impl Drop for ListenerAcceptor {
     fn drop(&mut self) {
         let listener = self.listener.load();
@@ -335,13 +337,13 @@ impl Acceptor for ListenerAcceptor {
     }
 }
 
-/// A connection that another process accepted: it is dispatched once.
+/// A connection that another process accepted. It is dispatched in the first run of this acceptor.
 pub(crate) struct AdoptedConnection {
-    /// There until that is done.
+    /// `None` once the connection is dispatched.
     pub(crate) accepted: Option<(OwnedFd, Permit)>,
     pub(crate) listener: Arc<Listener>,
     pub(crate) dispatcher: Arc<Dispatcher>,
-    /// The state of the worker that runs this.
+    /// The state of the worker that runs this acceptor.
     pub(crate) state: Arc<WorkerState>,
 }
 
@@ -367,10 +369,10 @@ impl Acceptor for AdoptedConnection {
     }
 }
 
-/// Returns whether a client waits in the backlog. On a socket that was shut down there is none.
+/// Returns whether a client waits in the backlog. Returns `false` for a socket that was shut down.
 fn client_waits(socket: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(socket, PollFlags::IN | PollFlags::RDHUP)];
-    // If that is unknown, there may be one.
+    // After an error, a client may be waiting.
     match poll(&mut polled, Some(&NO_WAIT)) {
         Ok(0) => false,
         Ok(_) => !polled[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP),
@@ -443,7 +445,7 @@ mod tests {
         let mut acceptor = ListenerAcceptor::new(socket.into(), listener, Arc::new(dispatcher), state, control);
 
         let pass_began = clock();
-        // Prepares the socket.
+        // The first run only prepares the socket.
         acceptor.run(EventFlags::empty(), pass_began, &mut |_| {});
         let _client = TcpStream::connect(address).unwrap();
         let connected = clock();

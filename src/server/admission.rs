@@ -1,4 +1,5 @@
-//! Limits on connections, and on the memory of their buffers. Everything that is counted here is released by a drop.
+//! Limits on connections and on the memory of their buffers. Dropping a [`Permit`] releases everything that is counted for its
+//! connection.
 
 mod permit;
 mod sources;
@@ -22,65 +23,65 @@ use super::peer::Source;
 use crate::config::Limits;
 use crate::rlimit::MAX_UNPERMITTED;
 
-/// How many connections that were refused or reclaimed may wait at once for their final reply to arrive. They do not count against
-/// `limits.connections`; beyond that number, they are closed without a final reply.
+/// The maximum number of refused or reclaimed connections whose final reply is being delivered. They do not count against
+/// `limits.connections`. Further ones are closed without a final reply.
 const MAX_REFUSED: usize = 64;
 
-/// How many connections may wait at once for a decision on their source, and then for a permit, before accepting waits for it.
-/// They do not count against `limits.connections` either. A decision takes as long as the workers need to process their events.
+/// The maximum number of connections that wait for a decision on their source, and then for a permit. They do not count against
+/// `limits.connections`. At the maximum, acceptors pause. A decision takes as long as the workers need to process their events.
 const MAX_PENDING: usize = 32;
 
 const _: () = assert!(MAX_REFUSED + MAX_PENDING == MAX_UNPERMITTED);
 
-/// The part of `limits.connections` that may await their PROXY header at once.
+/// The divisor of `limits.connections` that gives the limit of connections that await their PROXY header.
 const AWAITING_HEADER_PART: usize = 4;
 
 /// The counts of all connections of a server, against its limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    /// The limits, which a reload may change at any time. Connections that are served already stay.
+    /// The limits, which a reload may change at any time. Existing connections stay.
     max_connections: AtomicUsize,
     max_buffer_memory: AtomicUsize,
-    /// Connections being served, those that await their PROXY header among them.
+    /// Connections with a permit, including those that await their PROXY header.
     open: AtomicUsize,
     /// Connections that await their PROXY header.
     awaiting_header: AtomicUsize,
-    /// Connections that were accepted and have no permit: they have given it back, since their source is at its limit, or there
-    /// was none.
+    /// Accepted connections without a permit. Either they have released it, because their source may be at its limit, or none
+    /// was available.
     pending: AtomicUsize,
-    /// Those of them whose source has room. The next permits are theirs.
+    /// Pending connections whose source has room. They get the next permits.
     reserved: AtomicUsize,
-    /// How many [`WaitingAcceptor`] there are.
+    /// The number of [`WaitingAcceptor`] values.
     waiting_acceptors: AtomicUsize,
-    /// Whether the next permit is theirs, since another acceptor got the last one.
+    /// Whether a waiting acceptor gets the next permit, because another acceptor got the last one.
     waiting_come_first: AtomicBool,
-    /// Refused connections that are not closed yet.
+    /// Refused or reclaimed connections that are not closed yet.
     refused: AtomicUsize,
-    /// Connections among `open` that have ended, and whose sockets wait to be closed ([`ClosingPermit`]).
+    /// Connections among `open` that have ended, but whose sockets are not closed yet ([`ClosingPermit`]).
     closing: AtomicUsize,
     sources: SourceLimits,
-    /// Bytes that connections keep in their buffers.
+    /// The memory of the buffers of all connections, in bytes.
     buffer_memory: AtomicUsize,
-    /// Notified whenever there may be a permit, or one connection less: one has ended, a claim is pending or decided, the limits
-    /// are others.
+    /// Notified whenever a permit may be available, or the number of connections may have changed: a connection has ended, a
+    /// slot is pending or decided, or the limits have changed.
     connection_ended: Ends,
     started: Instant,
     /// When a connection last ended or a datagram last came, in milliseconds since `started`.
     last_use: AtomicU64,
-    /// Whether it was reported that the connection limit is reached. Reset when an eighth of the connections has ended,
-    /// so that it is not reported again each time a connection ends and the next one comes.
+    /// Whether it was reported that the connection limit is reached. Reset when an eighth of the connections has ended, so that
+    /// a server near its limit does not report it again and again.
     limit_reported: AtomicBool,
-    /// The same for connections that await their PROXY header.
+    /// The same for the limit of connections that await their PROXY header.
     header_limit_reported: AtomicBool,
 }
 
-/// The acceptors and tasks that wait for connections to end. Without any, an end costs nothing.
+/// The acceptors and tasks that wait for connections to end. If there are none, the end of a connection costs nothing.
 #[derive(Debug)]
 struct Ends {
-    /// Whether acceptors pause for that, and what runs them.
+    /// Whether acceptors pause until a connection ends.
     acceptors_wait: AtomicBool,
     acceptors: Waker,
-    /// How many tasks wait, and what they wait for.
+    /// The number of tasks that wait for `notify`.
     tasks: AtomicUsize,
     notify: Notify,
 }
@@ -90,7 +91,7 @@ impl Ends {
         Self { acceptors_wait: AtomicBool::new(false), acceptors, tasks: AtomicUsize::new(0), notify: Notify::new() }
     }
 
-    /// Notifies the acceptors and tasks that wait. To be called after the count has changed, sequentially consistent with that.
+    /// Notifies the waiting acceptors and tasks. Call it after a count has changed; the change must be sequentially consistent.
     fn notify(&self) {
         if self.acceptors_wait.load(Ordering::SeqCst) && self.acceptors_wait.swap(false, Ordering::SeqCst) {
             self.acceptors.wake_by_ref();
@@ -101,11 +102,11 @@ impl Ends {
     }
 }
 
-/// [`Admission::watch_ends`].
+/// A watch for the ends of connections ([`Admission::watch_ends`]).
 pub(crate) struct EndWatch<'a>(&'a Ends);
 
 impl EndWatch<'_> {
-    /// Waits until a connection ends. It has to be enabled before looking at what is waited for.
+    /// Returns a future that waits until a connection ends. Enable it before checking the condition.
     pub(crate) fn next(&self) -> Notified<'_> {
         self.0.notify.notified()
     }
@@ -117,12 +118,12 @@ impl Drop for EndWatch<'_> {
     }
 }
 
-/// [`Admission::wait_with_client`].
+/// An acceptor whose client waits for a permit ([`Admission::wait_with_client`]).
 pub(crate) struct WaitingAcceptor(Arc<Admission>);
 
 impl Drop for WaitingAcceptor {
     fn drop(&mut self) {
-        // When there is none, others may go on.
+        // Without a waiting acceptor, the others may accept again.
         if self.0.waiting_acceptors.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.waiting_come_first.store(false, Ordering::SeqCst);
             self.0.connection_ended.notify();
@@ -130,21 +131,21 @@ impl Drop for WaitingAcceptor {
     }
 }
 
-/// Why no connection can be accepted.
+/// The reason why no connection can be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shortage {
-    /// There are as many connections as the limit allows.
+    /// The number of connections is at `limits.connections`.
     Connections,
-    /// There are as many connections that await their PROXY header as may.
+    /// The number of connections that await their PROXY header is at its limit.
     AwaitingHeader,
-    /// As many connections as may wait for a decision on their source.
+    /// The number of pending connections is at [`MAX_PENDING`].
     Pending,
-    /// The next permit is that of an acceptor whose client waits for it ([`Admission::wait_with_client`]).
+    /// The next permit is for another acceptor, whose client waits for it ([`Admission::wait_with_client`]).
     Turn,
 }
 
 impl Admission {
-    /// Creates the counts of a server that has no connections. `acceptors` runs the acceptors that pause.
+    /// Creates the counts of a server without connections. `acceptors` runs paused acceptors.
     pub(crate) fn new(limits: &Limits, acceptors: Waker) -> Arc<Self> {
         Arc::new(Self {
             max_connections: AtomicUsize::new(limits.connections),
@@ -167,28 +168,28 @@ impl Admission {
         })
     }
 
-    /// Sets new limits. Connections that are served already stay.
+    /// Sets new limits. Existing connections stay.
     pub(crate) fn set_limits(&self, limits: &Limits) {
         self.max_connections.store(limits.connections, Ordering::SeqCst);
         self.sources.set_limit(limits.connections_per_source);
         self.max_buffer_memory.store(limits.buffer_memory, Ordering::Relaxed);
         self.limit_reported.store(false, Ordering::Relaxed);
         self.header_limit_reported.store(false, Ordering::Relaxed);
-        // Acceptors that wait for a permit check again.
+        // Acceptors that wait for a permit check again now.
         self.connection_ended.notify();
     }
 
-    /// Returns how many connections are served at once at most.
+    /// Returns the maximum number of connections that are served at the same time.
     pub(crate) fn limit(&self) -> usize {
         self.max_connections.load(Ordering::Relaxed)
     }
 
-    /// Returns how many connections may await their PROXY header at once.
+    /// Returns the maximum number of connections that await their PROXY header.
     fn header_limit(&self) -> usize {
         (self.limit() / AWAITING_HEADER_PART).max(1)
     }
 
-    /// Returns why no connection can be accepted, if so.
+    /// Returns the reason why no connection can be accepted; `None` if one can.
     pub(crate) fn shortage(&self, awaits_header: bool) -> Option<Shortage> {
         if self.open() + self.reserved.load(Ordering::Relaxed) >= self.limit() {
             Some(Shortage::Connections)
@@ -203,11 +204,11 @@ impl Admission {
         }
     }
 
-    /// Acquires a permit for one more connection, before that is accepted; `None` if no further one may be accepted
-    /// now. `awaits_header` says whether the connection has to begin with a PROXY header.
+    /// Acquires a permit for a connection before it is accepted. Returns `None` if no connection may be accepted now.
+    /// `awaits_header`: the connection has to begin with a PROXY header.
     pub(crate) fn try_acquire(self: &Arc<Self>, awaits_header: bool) -> Option<Permit> {
-        // Only acceptors, which are all on one thread, acquire permits without a reservation. Others may take a permit
-        // in between, so both counts are checked again.
+        // Acceptors are all on one thread, but a pending connection may acquire its reserved permit in between, so both counts
+        // are checked again.
         if self.shortage(awaits_header).is_some() || !increment_below(&self.open, self.limit()) {
             return None;
         }
@@ -221,43 +222,45 @@ impl Admission {
         Some(Permit { admission: Arc::clone(self), state, memory: 0 })
     }
 
-    /// Returns a permit to be, for a connection that is accepted while all permits are taken: so its source is known before
-    /// another connection is closed for it. It is one once it was claimed, decided and reacquired. `None` if another connection
-    /// waits for the next permit, or as many as may for a decision.
+    /// Returns an undecided permit, with which a connection is accepted while all permits are taken. So its source is known
+    /// before an idle connection is closed for it. It becomes a permit by [`Permit::claim`], [`Permit::decide`] and
+    /// [`Permit::try_reacquire`]. Returns `None` if another connection waits for the next permit, or if the number of pending
+    /// connections is at [`MAX_PENDING`].
     pub(crate) fn try_accept_undecided(self: &Arc<Self>) -> Option<Permit> {
         let accepted = self.may_accept_undecided() && increment_below(&self.pending, MAX_PENDING);
         accepted.then(|| Permit { admission: Arc::clone(self), state: PermitState::Undecided, memory: 0 })
     }
 
-    /// Returns whether [`Admission::try_accept_undecided`] would return one.
+    /// Returns whether [`Admission::try_accept_undecided`] would return a permit.
     pub(crate) fn may_accept_undecided(&self) -> bool {
         self.waiting_acceptors.load(Ordering::SeqCst) == 0
             && self.reserved.load(Ordering::SeqCst) == 0
             && self.pending.load(Ordering::SeqCst) < MAX_PENDING
     }
 
-    /// Notes until it is dropped that a client waits for whom an acceptor needs a permit before it accepts: one of a listener
-    /// that demands a PROXY header. Meanwhile no connection is accepted undecided: these would get every permit that is
-    /// released, since they wait already. And other acceptors get only every other permit.
+    /// Registers an acceptor whose client waits for a permit, until the result is dropped. Its listener demands a PROXY header,
+    /// so it needs the permit before it accepts. Meanwhile, no connection is accepted undecided: undecided connections are
+    /// already waiting, and would get every released permit. Other acceptors get only every other permit.
     pub(crate) fn wait_with_client(self: &Arc<Self>) -> WaitingAcceptor {
         self.waiting_acceptors.fetch_add(1, Ordering::SeqCst);
         WaitingAcceptor(Arc::clone(self))
     }
 
-    /// Acquires a permit for a connection that the previous process accepted. It counts, but no limit is checked.
+    /// Acquires a permit for a restored connection. It counts, but no limit is checked.
     pub(crate) fn acquire_unchecked(self: &Arc<Self>, source: Option<Source>) -> Permit {
         self.open.fetch_add(1, Ordering::Relaxed);
         let slot = source.map(|source| self.sources.claim_unchecked(source));
         Permit { admission: Arc::clone(self), state: PermitState::Serving(slot), memory: 0 }
     }
 
-    /// The same for one that was refused there, and waits for its final reply to arrive.
+    /// Acquires a permit for a restored connection that the previous process has refused, and whose final reply is being
+    /// delivered.
     pub(crate) fn acquire_refused_unchecked(self: &Arc<Self>) -> Permit {
         self.refused.fetch_add(1, Ordering::SeqCst);
         Permit { admission: Arc::clone(self), state: PermitState::Refused, memory: 0 }
     }
 
-    /// Calls `report` for a limit that is reached, but not again and again while connections come and go.
+    /// Calls `report` for a limit that is reached, unless it was reported and the number of connections has stayed near it.
     pub(crate) fn report_shortage(&self, shortage: Shortage, report: impl Fn(Event)) {
         let limit = self.limit();
         let (reported, awaiting_header) = match shortage {
@@ -270,35 +273,36 @@ impl Admission {
         }
     }
 
-    /// Has acceptors run once a connection has ended from now on. To be called before a last look at whether they must wait.
+    /// Requests that paused acceptors run when the next connection ends. Call it before the last check whether an acceptor must
+    /// pause.
     pub(crate) fn wake_acceptors_at_end(&self) {
         self.connection_ended.acceptors_wait.store(true, Ordering::SeqCst);
     }
 
-    /// Watches for connections that end, until this is dropped. To be called before looking at what is waited for.
+    /// Watches for ends of connections, until the result is dropped. Call it before checking the condition.
     pub(crate) fn watch_ends(&self) -> EndWatch<'_> {
         self.connection_ended.tasks.fetch_add(1, Ordering::SeqCst);
         EndWatch(&self.connection_ended)
     }
 
-    /// Connections being served.
+    /// Returns the number of connections with a permit.
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::SeqCst)
     }
 
-    /// Returns how many bytes the buffers of all connections keep.
+    /// Returns the memory of the buffers of all connections, in bytes.
     #[cfg(test)]
     pub(crate) fn buffer_memory(&self) -> usize {
         self.buffer_memory.load(Ordering::SeqCst)
     }
 
-    /// Returns for how long there has been no connection at all; `None` while there is one.
+    /// Returns for how long there has been no connection, served or refused; `None` while there is one.
     pub(crate) fn idle_for(&self) -> Option<Duration> {
         let last_use = self.started + Duration::from_millis(self.last_use.load(Ordering::SeqCst));
         self.is_idle().then(|| clock().saturating_duration_since(last_use))
     }
 
-    /// Notes that the server is in use now: a connection has ended, or a datagram has come.
+    /// Records that the server is in use now: a connection has ended, or a datagram has come.
     pub(crate) fn note_use(&self) {
         let since = clock().saturating_duration_since(self.started).as_millis();
         self.last_use.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::SeqCst);
@@ -316,7 +320,7 @@ impl Admission {
         }
     }
 
-    /// Returns how many connections are served, without those that only wait to be closed.
+    /// Returns the number of connections being served, without those that only wait to be closed.
     pub(crate) fn serving(&self) -> usize {
         self.open().saturating_sub(self.closing.load(Ordering::SeqCst))
     }
@@ -324,12 +328,12 @@ impl Admission {
     fn is_idle(&self) -> bool {
         let others = || self.pending.load(Ordering::SeqCst) + self.refused.load(Ordering::SeqCst);
         let closing = self.closing.load(Ordering::SeqCst);
-        // Once more, since one that was pending may have got its permit in between.
+        // Checked twice, because a pending connection may have acquired its permit in between.
         let unchanged = || self.closing.load(Ordering::SeqCst) == closing;
         self.open() + others() == closing && self.open() + others() == closing && unchanged()
     }
 
-    /// Waits until there is no connection at all.
+    /// Waits until there is no connection, served or refused.
     pub(crate) async fn wait_until_idle(&self) {
         let ends = self.watch_ends();
         loop {
@@ -349,7 +353,8 @@ fn increment_below(count: &AtomicUsize, limit: usize) -> bool {
     count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, below).is_ok()
 }
 
-/// Decrements a count. Returns whether so many are gone that reaching the limit again is news: an eighth.
+/// Decrements a count. Returns whether it was at least an eighth below the limit, so that reaching the limit again is worth a
+/// report.
 fn decrement_from(count: &AtomicUsize, limit: usize) -> bool {
     count.fetch_sub(1, Ordering::SeqCst) <= limit.saturating_sub((limit / 8).max(1))
 }

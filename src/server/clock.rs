@@ -1,10 +1,10 @@
-//! The server's one clock.
+//! The clock of the server.
 
 use std::time::Instant;
 
 use tokio::time;
 
-/// Returns the time now. Tests of tasks can stop it.
+/// Returns the current time. Tests can pause this clock.
 pub(crate) fn clock() -> Instant {
     time::Instant::now().into_std()
 }

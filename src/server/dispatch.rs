@@ -1,4 +1,4 @@
-//! Dispatching: what becomes of a connection that was accepted.
+//! Dispatches accepted connections: assigns each to a worker, or refuses it.
 //!
 //! ```text
 //! accepted ─► PROXY header, where the listener demands one ─► source: room? ─► the worker with the fewest connections
@@ -46,30 +46,29 @@ pub(crate) struct Dispatcher {
     pub(crate) last_id: AtomicU64,
     pub(crate) rate_limiter: RateLimiter,
     pub(crate) reclaimer: Reclaimer,
-    /// Runs acceptors that pause.
+    /// Runs paused acceptors.
     pub(crate) acceptors: Waker,
     pub(crate) reclaim: Mutex<ReclaimTask>,
-    /// Whether connections that wait for a PROXY header are to stop waiting. They and those with a pending slot have a
-    /// receiver each.
+    /// Whether tasks have to stop waiting for PROXY headers and permits. Each connection in such a task has a receiver.
     pub(crate) pending_cancelled: watch::Sender<bool>,
 }
 
-/// The task that closes an idle connection for a client whose acceptor pauses.
+/// The state of the task that closes an idle connection for the client of a paused acceptor.
 #[derive(Debug, Default)]
 pub(crate) struct ReclaimTask {
     runs: bool,
-    /// Whether another one was asked for meanwhile.
+    /// Whether another run was requested meanwhile.
     is_wanted: bool,
 }
 
-/// A connection that a worker is to serve.
+/// A connection, and the worker that is to serve it.
 pub(crate) struct Assigned<'a> {
     pub(crate) worker: &'a Worker,
     pub(crate) connection: Box<Connection>,
 }
 
 impl Assigned<'_> {
-    /// Has the worker serve the connection.
+    /// Passes the connection to the worker.
     pub(crate) fn deliver(self) {
         self.worker.serve(self.connection);
     }
@@ -81,9 +80,10 @@ impl Dispatcher {
         self.workers.iter().min_by_key(|worker| worker.state.connection_count())
     }
 
-    /// Dispatches an accepted connection: it is served, or refused if its source has too many. If it has to begin with
-    /// a PROXY header, its source is not known before that has come. `inherited` is the receive buffer of its
-    /// listener, if it has connected after the options of the listener were set. `state` is that of the thread that runs this.
+    /// Dispatches an accepted connection. Returns it if a worker can serve it at once; otherwise a task takes it. A connection
+    /// is refused if its source has too many connections. If it has to begin with a PROXY header, its source is unknown until
+    /// the header has come. `inherited` is the state of its receive buffer, if it was established after the options of the
+    /// listener were set. `state` is that of the calling thread.
     #[expect(clippy::too_many_arguments, reason = "what is known about it")]
     pub(crate) fn admit(
         self: &Arc<Self>,
@@ -124,7 +124,7 @@ impl Dispatcher {
         None
     }
 
-    /// Serves or refuses a connection in a task, since its source may be at its limit, or there was no permit for it.
+    /// Serves or refuses a connection in a task, because its source may be at its limit, or because it has no permit yet.
     fn decide(
         self: &Arc<Self>,
         socket: AcceptedSocket,
@@ -143,7 +143,7 @@ impl Dispatcher {
             let assigned = match dispatcher.claim_or_refuse(&mut permit, &mut cancelled).await {
                 Ok(()) => dispatcher.assign(socket, info, permit, None, clock()),
                 Err(verdict) if permit.refuse() => dispatcher.assign(socket, info, permit, Some(verdict), clock()),
-                // There are many of them: it is closed at once.
+                // Too many refused connections are open, so this one is closed at once.
                 Err(verdict) => {
                     unserved::report(state, &info, clock(), verdict, None);
                     socket.close(&state.disposal, permit);
@@ -151,13 +151,12 @@ impl Dispatcher {
                 }
             };
             assigned.into_iter().for_each(Assigned::deliver);
-            // Not earlier: `cancel_pending` waits until this receiver is dropped.
+            // Last, because `cancel_pending` waits until this receiver is dropped.
             drop(cancelled);
         });
     }
 
-    /// Waits for the header of a connection in a task. Then the connection is served, or refused. `state` is that of the thread
-    /// that runs this.
+    /// Waits in a task for the header of a connection, which is then served or refused. `state` is that of the calling thread.
     pub(crate) fn await_header(self: &Arc<Self>, pending: PendingHeader, state: &WorkerState) {
         let runtime = match self.services.start() {
             Ok(runtime) => runtime,
@@ -169,7 +168,7 @@ impl Dispatcher {
         let (mut cancelled, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
         runtime.spawn(async move {
             dispatcher.serve_presented(pending, &mut cancelled).await;
-            // Not earlier: `cancel_pending` waits until this receiver is dropped.
+            // Last, because `cancel_pending` waits until this receiver is dropped.
             drop(cancelled);
         });
     }
@@ -187,7 +186,7 @@ impl Dispatcher {
         worker.serve(Box::new(Connection::new(socket, session, info, &worker.state, permit)));
     }
 
-    /// Assigns a connection to the worker with the fewest connections: to be served, or to be refused.
+    /// Assigns a connection to the worker with the fewest connections. If it is refused, the worker sends the final reply.
     fn assign(
         &self,
         socket: AcceptedSocket,
@@ -205,27 +204,29 @@ impl Dispatcher {
         Some(Assigned { worker, connection })
     }
 
-    /// Returns a permit for one more connection of this listener, or one to be if an idle connection may be closed for it.
+    /// Returns a permit for one more connection of this listener, or an undecided one if an idle connection may be closed for
+    /// it ([`Admission::try_accept_undecided`]).
     pub(crate) fn try_acquire(&self, listener: &Listener) -> Option<Permit> {
         let undecided =
             || self.decides_before_reclaim(listener).then(|| self.admission.try_accept_undecided()).flatten();
         self.admission.try_acquire(listener.awaits_header()).or_else(undecided)
     }
 
-    /// Returns whether connections are accepted without a permit, so that no other is closed for one that is refused. One that
-    /// has to begin with a PROXY header may take its time until its source is known, so it needs a permit before.
+    /// Returns whether connections of this listener may be accepted without a permit. Their source is then known before an idle
+    /// connection is closed for them, so none is closed for a connection that is refused. A connection with a PROXY header may
+    /// take long until its source is known, so it needs a permit first.
     pub(crate) fn decides_before_reclaim(&self, listener: &Listener) -> bool {
         self.reclaimer.is_on() && !listener.awaits_header()
     }
 
-    /// Returns whether one more connection may be accepted in which descriptors may be queued. If not, acceptors are run when
-    /// that may have changed.
+    /// Returns whether the disposal thread has room for one more socket with queued descriptors. If not, wakes the acceptors
+    /// when that may have changed.
     pub(crate) fn has_disposal_room(&self) -> bool {
         self.services.state.disposal.has_room(&self.acceptors)
     }
 
-    /// Claims the slot that is pending, and then acquires a permit again. A closed connection counts against its source
-    /// until its worker has processed the close, so this first waits for a barrier on every worker.
+    /// Decides about the pending slot, and then acquires the permit again. A closed connection counts against its source until
+    /// its worker has processed the close, so this first waits for a barrier on every worker.
     ///
     /// # Errors
     /// Returns the errors of [`Permit::decide`].
@@ -246,7 +247,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Waits for a barrier on every thread.
+    /// Waits for a barrier on every worker and on the services.
     pub(crate) async fn barrier(&self) {
         for worker in &self.workers {
             worker.barrier().await;
@@ -254,7 +255,7 @@ impl Dispatcher {
         self.services.barrier().await;
     }
 
-    /// Waits until there is a permit for a connection whose source has room. While there is none, closes idle connections.
+    /// Waits for the permit of a connection whose source has room, and closes idle connections for it.
     async fn reacquire(&self, permit: &mut Permit) {
         let ends = self.admission.watch_ends();
         loop {
@@ -268,7 +269,8 @@ impl Dispatcher {
         }
     }
 
-    /// Has an idle connection closed for a client whose acceptor pauses. It runs again when a permit is free.
+    /// Starts a task that closes an idle connection for the client of a paused acceptor. The acceptor runs again when the
+    /// permit is released.
     pub(crate) fn start_reclaim(self: &Arc<Self>) {
         let mut task = self.lock_reclaim();
         if task.runs {
@@ -279,32 +281,33 @@ impl Dispatcher {
         let reclaim = async move {
             let has_closed = dispatcher.reclaim_one().await;
             let ReclaimTask { is_wanted, .. } = std::mem::take(&mut *dispatcher.lock_reclaim());
-            // Otherwise there is none to be closed: acceptors try it again after a while.
+            // If none could be closed, the acceptors try again after [`reclaim::RETRY`].
             if is_wanted && has_closed {
                 dispatcher.acceptors.wake_by_ref();
             }
         };
-        // Without the thread, it is tried again when the acceptor is run next.
+        // If the services thread cannot be started, the next run of the acceptor tries again.
         task.runs = self.services.spawn(reclaim).is_ok();
     }
 
-    /// Closes one idle connection, if one may be closed. Returns whether one was. Waits for no worker that hangs.
+    /// Closes one idle connection, if one may be closed. Returns whether it did. Waits for a worker that hangs for
+    /// [`HANG_TIMEOUT`] at most.
     async fn reclaim_one(&self) -> bool {
         if !self.reclaimer.is_on() {
             return false;
         }
         let reclaim = async {
-            // A closed connection has its permit until its worker has processed the close.
+            // A closed connection holds its permit until its worker has processed the close.
             self.barrier().await;
-            // If the limit was lowered, no connection is closed for that.
+            // If a reload has lowered the limit, no connection is closed for that.
             let limit = self.admission.limit();
             self.admission.open() == limit && self.reclaimer.reclaim_one(&self.workers, limit).await
         };
         time::timeout(HANG_TIMEOUT, reclaim).await.unwrap_or(false)
     }
 
-    /// Stops the waiting for PROXY headers, and waits until pending slots are decided. When this returns, the workers have
-    /// the connections that waited, so that a command to drain or to detach reaches them.
+    /// Ends the waits for PROXY headers and permits. When this returns, the workers have all connections that were waiting, so
+    /// later commands to drain or detach reach them.
     pub(crate) async fn cancel_pending(&self) {
         self.pending_cancelled.send_replace(true);
         self.pending_cancelled.closed().await;

@@ -18,7 +18,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 use std::thread;
@@ -49,6 +49,8 @@ struct Shared {
     waiting: AtomicUsize,
     /// Sockets that are not closed yet, and have no permit that counts against the limit on connections.
     unpermitted: AtomicUsize,
+    /// Whether the thread could not be made.
+    lacks_thread: AtomicBool,
     state: Mutex<State>,
     /// Signalled when the queue has an item.
     more: Condvar,
@@ -67,6 +69,9 @@ struct State {
     has_thread: bool,
     /// Whether the thread is closing an item.
     is_closing: bool,
+    /// How many times the thread cannot be made.
+    #[cfg(test)]
+    failing_starts: u32,
 }
 
 enum Item {
@@ -78,6 +83,18 @@ enum Item {
     Unread(OwnedFd),
     /// A socket whose next packet is dropped, and what to wake then.
     Packet(Arc<OwnedFd>, Waker),
+}
+
+impl State {
+    /// Returns whether the thread can be made, as far as a test decides that.
+    fn may_start(&mut self) -> bool {
+        #[cfg(test)]
+        if self.failing_starts > 0 {
+            self.failing_starts -= 1;
+            return false;
+        }
+        true
+    }
 }
 
 impl fmt::Debug for Shared {
@@ -92,6 +109,7 @@ impl Default for Disposal {
             max_waiting: AtomicUsize::new(MAX_PEER_FDS),
             waiting: AtomicUsize::new(0),
             unpermitted: AtomicUsize::new(0),
+            lacks_thread: AtomicBool::new(false),
             state: Mutex::default(),
             more: Condvar::new(),
             idle: Condvar::new(),
@@ -142,6 +160,13 @@ impl Disposal {
         drop(self.0.idle.wait_timeout_while(state, timeout, is_busy));
     }
 
+    /// Tries again to make the thread, if items wait and it could not be made before. Returns whether there is one now, or no item
+    /// waits for it. Each further item and each further connection has it tried again, too.
+    pub(crate) fn retry_start(&self) -> bool {
+        let mut state = self.0.lock();
+        state.queue.is_empty() || self.start(&mut state)
+    }
+
     /// Returns how many descriptors wait.
     pub(crate) fn waiting(&self) -> usize {
         self.0.waiting.load(Ordering::SeqCst)
@@ -166,6 +191,9 @@ impl Disposal {
     /// Returns whether one more socket may wait that does not count against the limit on connections. If not, `waker` is
     /// woken when that may have changed.
     pub(crate) fn has_room(&self, waker: &Waker) -> bool {
+        if self.0.lacks_thread.load(Ordering::Relaxed) {
+            self.retry_start();
+        }
         let has_room = || self.0.unpermitted.load(Ordering::SeqCst) < self.0.max_waiting.load(Ordering::SeqCst);
         if has_room() {
             return true;
@@ -182,13 +210,27 @@ impl Disposal {
     fn push(&self, item: Item) {
         let mut state = self.0.lock();
         state.queue.push_back(item);
-        if !state.has_thread {
-            let shared = Arc::clone(&self.0);
-            // Without a thread, everything waits for the next item: nothing is ever closed here.
-            state.has_thread = thread::Builder::new().name("disposal".to_owned()).spawn(move || shared.run()).is_ok();
-        }
+        // Without a thread, everything waits: nothing is ever closed here.
+        self.start(&mut state);
         drop(state);
         self.0.more.notify_one();
+    }
+
+    /// Makes the thread if there is none. Returns whether there is one now.
+    fn start(&self, state: &mut State) -> bool {
+        if !state.has_thread {
+            let shared = Arc::clone(&self.0);
+            let builder = thread::Builder::new().name("disposal".to_owned());
+            state.has_thread = state.may_start() && builder.spawn(move || shared.run()).is_ok();
+            self.0.lacks_thread.store(!state.has_thread, Ordering::Relaxed);
+        }
+        state.has_thread
+    }
+
+    /// Has the thread fail to be made so many times.
+    #[cfg(test)]
+    fn fail_starts(&self, count: u32) {
+        self.0.lock().failing_starts = count;
     }
 }
 
@@ -296,6 +338,47 @@ pub(crate) fn close_gracefully(socket: OwnedFd) {
             Ok((count, _)) => remaining = remaining.saturating_sub(count.max(MIN_PACKET_COUNT)),
             Err(Errno::INTR) => {}
             Err(_) => break,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::sync::mpsc::{self, Sender};
+
+    use super::*;
+
+    struct TestWaker(Sender<()>);
+
+    impl Wake for TestWaker {
+        fn wake(self: Arc<Self>) {
+            let _ = self.0.send(());
+        }
+    }
+
+    #[test]
+    fn what_waits_for_a_thread_that_could_not_be_made_goes_on_at_the_next_try() {
+        let tries: [fn(&Disposal); 2] = [
+            |disposal| assert!(disposal.retry_start()),
+            // As for each further connection.
+            |disposal| assert!(disposal.has_room(Waker::noop())),
+        ];
+        for try_again in tries {
+            let disposal = Disposal::default();
+            disposal.fail_starts(2);
+            assert!(disposal.retry_start(), "no item waits");
+            let (sender, receiver) = UnixDatagram::pair().unwrap();
+            sender.send(b"dropped").unwrap();
+            let (woken, wakeups) = mpsc::channel();
+            disposal
+                .drop_packet(Arc::new(receiver.try_clone().unwrap().into()), Waker::from(Arc::new(TestWaker(woken))));
+            assert!(!disposal.retry_start());
+            assert!(wakeups.try_recv().is_err());
+            try_again(&disposal);
+            wakeups.recv_timeout(Duration::from_secs(30)).expect("the packet is dropped");
+            receiver.set_nonblocking(true).unwrap();
+            assert!(receiver.recv(&mut [0; 10]).is_err());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Events that the server reports to its embedder. The server does not log: main decides what an event becomes.
+//! Events that the server reports to its embedder. The server does not log: main turns events into log entries.
 
 use std::fmt::{self, Write};
 use std::io;
@@ -16,17 +16,17 @@ use crate::protocol::Verdict;
 use crate::protocol::packet::DropCause;
 use crate::protocol::session::Totals;
 
-/// Handles events. It is called on the threads that serve, so it must not block.
+/// Handles events. It is called on the serving threads, so it must not block.
 pub trait EventHandler: Send + Sync {
     /// Handles an event.
     fn handle(&self, event: Event);
 
-    /// Returns whether [`Event::Opened`] is of interest. If not, it need not be made.
+    /// Returns whether [`Event::Opened`] is to be reported.
     fn wants_opened(&self) -> bool {
         true
     }
 
-    /// Returns the same of [`Event::Closed`] with this verdict.
+    /// Returns whether [`Event::Closed`] with this verdict is to be reported.
     fn wants_closed(&self, _: Verdict) -> bool {
         true
     }
@@ -53,7 +53,7 @@ pub enum Event {
     },
     /// A connection ended.
     Closed {
-        /// The id it got when it was accepted.
+        /// Its id.
         id: u64,
         /// The listener's name.
         listener: Arc<str>,
@@ -61,11 +61,11 @@ pub enum Event {
         peer: Peer,
         /// Why it ended.
         verdict: Verdict,
-        /// What went through it.
+        /// The counts of its bytes and messages.
         totals: Totals,
-        /// How long it existed.
+        /// The time since it was accepted.
         age: Duration,
-        /// What it began with instead of a PROXY header, for [`Verdict::BadProxyHeader`].
+        /// The bytes that came instead of a PROXY header, for [`Verdict::BadProxyHeader`].
         bad_header: Option<BadHeader>,
     },
     /// A peer sent a message, for `log_messages = "summary"`.
@@ -76,29 +76,29 @@ pub enum Event {
         listener: Arc<str>,
         /// The peer that sent it.
         peer: Peer,
-        /// When the kernel received it: for datagrams, if their socket asks for that.
+        /// When the kernel received it. Known only for datagrams, and only if their socket has timestamps enabled.
         received_at: Option<SystemTime>,
-        /// The message without its delimiter, for people to read: see [`summary`].
+        /// The message without its delimiter, in readable form ([`summary`]).
         text: String,
     },
-    /// As many connections are open as `limits.connections` allows, or as many of them await their PROXY header as may;
-    /// more wait in the backlog.
+    /// The number of connections has reached `limits.connections`, or the number that await their PROXY header has reached its
+    /// limit. Further connections wait in the backlog.
     LimitReached {
         /// `limits.connections`.
         limit: usize,
-        /// How many may await their PROXY header, if that many do.
+        /// The limit of connections that await their PROXY header, if it is this one that was reached.
         awaiting_header: Option<usize>,
     },
-    /// Accepting connections or receiving datagrams fails, for a reason that may pass: no descriptors are left, or a
-    /// policy denies it. It is tried again.
+    /// Accepting connections or receiving datagrams fails for a reason that may be temporary: no file descriptors are left, or
+    /// a policy denies it. The server tries again.
     AcceptPaused {
         /// The listener's name.
         listener: Arc<str>,
         /// The kind of its socket.
         kind: SocketKind,
-        /// What accept(2) or recvmsg(2) said.
+        /// The error of accept(2) or recvmsg(2).
         error: io::Error,
-        /// When it is tried again.
+        /// When the server tries again.
         retry: Retry,
     },
     /// Accepting connections or receiving datagrams works again.
@@ -112,28 +112,29 @@ pub enum Event {
     ListenerFailed {
         /// The listener's name.
         listener: Arc<str>,
-        /// What accept(2) or recvmsg(2) said, or what waits for the socket.
+        /// The error of accept(2) or recvmsg(2), or of waiting for the socket.
         error: io::Error,
     },
-    /// A connection that the previous process accepted was restored, and resumes.
+    /// A connection that a previous process accepted was restored, and resumes.
     Resumed {
-        /// The id it got there.
+        /// The id that it had in the previous process.
         id: u64,
         /// The listener's name.
         listener: Arc<str>,
         /// The peer.
         peer: Peer,
     },
-    /// A connection was closed, since a call for it failed through no fault of its peer.
+    /// A connection was closed because a system call failed through no fault of its peer.
     ConnectionFailed {
         /// The listener's name.
         listener: Arc<str>,
         /// The peer.
         peer: Peer,
-        /// What failed.
+        /// The error of the call.
         error: io::Error,
     },
-    /// Messages of a connection that goes on or ends while the server runs are lost: they were to be logged whole, and were not.
+    /// Messages of a connection could not be written to the lossless log, and are lost. Not reported for connections that the
+    /// end of the server cuts off.
     MessagesLost {
         /// The id of the connection.
         id: u64,
@@ -144,31 +145,31 @@ pub enum Event {
         /// How many.
         count: usize,
     },
-    /// Datagrams were dropped: the first for this cause, or all since the last report.
+    /// Datagrams were dropped: the first one for this cause, or all since the last report.
     DatagramsDropped {
         /// The listener's name.
         listener: Arc<str>,
-        /// Why they were.
+        /// Why they were dropped.
         cause: DropCause,
         /// How many.
         count: u64,
         /// The peer that sent the last one.
         last_peer: Peer,
-        /// The path that it named, if it came from a Unix socket with one.
+        /// The path of its sender's Unix socket, if that is bound to one.
         last_path: Option<PathBuf>,
     },
 }
 
-/// When a call that failed is tried again.
+/// When a failed call is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
-    /// When a connection ends, and every second.
+    /// When a connection ends, and once a second.
     ConnectionEnded,
-    /// After so long. Further pauses are longer, up to a second.
+    /// After this time. Later pauses are longer, up to a second.
     After(Duration),
 }
 
-/// One message that a peer sent, for `log_messages = "full"`.
+/// One message of a peer, for `log_messages = "full"`.
 #[derive(Debug, Clone, Copy)]
 pub struct ReceivedMessage<'a> {
     /// The id of its connection; a datagram has none.
@@ -177,29 +178,29 @@ pub struct ReceivedMessage<'a> {
     pub listener: &'a Arc<str>,
     /// The peer that sent it.
     pub peer: Peer,
-    /// When the kernel received it: for datagrams, if their socket asks for that.
+    /// When the kernel received it. Known only for datagrams, and only if their socket has timestamps enabled.
     pub received_at: Option<SystemTime>,
-    /// All of it, without the delimiter. Anything may be in it.
+    /// The whole message without its delimiter. It may contain any bytes.
     pub bytes: &'a [u8],
 }
 
-/// The lossless log, which gets whole messages. It is called on the threads that serve, so it must not
-/// block.
+/// The lossless log, which gets whole messages. It is called on the serving threads, so it must not block.
 pub trait MessageLog: Send + Sync {
-    /// Appends the message, and returns `true` when it is written: what is accepted cannot be lost by this process. Or
-    /// returns `false`; then `waker` is woken when it makes sense to try again, with the same message and the same
-    /// waker. One that does not try again abandons it.
+    /// Appends the message, and returns `true` when it is written: this process can no longer lose it. If the log has no room,
+    /// returns `false`, and later wakes `waker`. The caller then tries again with the same message and the same waker, or calls
+    /// [`MessageLog::abandon`].
     fn try_append(&self, message: ReceivedMessage<'_>, waker: &Waker) -> bool;
 
-    /// Forgets the message that was last refused with this waker, if there is one: it is not to be written from now on. Returns
-    /// whether it was written already. A log that keeps nothing of what it refuses has nothing to do.
+    /// Forgets the message that was last refused with this waker, so that it is not written from now on. Returns whether it was
+    /// already written. A log that keeps no refused messages need not implement this.
     fn abandon(&self, waker: &Waker) -> bool {
         let _ = waker;
         false
     }
 }
 
-/// The messages that the log has not accepted: how many wait for it, and how many are lost. They were not answered.
+/// The counts of messages that the log has not accepted: those that wait for it, and those that are lost. They were not
+/// answered.
 #[derive(Debug, Default)]
 pub struct UnloggedMessages {
     waiting: AtomicUsize,
@@ -207,14 +208,14 @@ pub struct UnloggedMessages {
 }
 
 impl UnloggedMessages {
-    /// Returns how many messages wait for the log: of each connection the next one.
+    /// Returns how many messages wait for the log. Each connection waits with one message.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Returns how many messages were lost with their connections. When the server has ended, nothing waits any longer
-    /// but what a worker that does not respond has kept.
+    /// Returns how many messages were lost with their connections. After the server has ended, only messages of a worker that
+    /// does not respond still count as waiting.
     #[must_use]
     pub fn lost(&self) -> usize {
         self.lost.load(Ordering::Relaxed)
@@ -234,7 +235,7 @@ impl UnloggedMessages {
     }
 }
 
-/// Where connections report their events and append their messages. Implements `Debug`, which its fields do not.
+/// The receiver of events and messages. Implements `Debug`, unlike its fields.
 #[derive(Clone)]
 pub(crate) struct EventSink {
     pub(crate) handler: Arc<dyn EventHandler>,
@@ -255,17 +256,17 @@ impl EventSink {
     }
 }
 
-/// How many bytes of a message a summary shows.
+/// The maximum number of message bytes in a summary.
 const MAX_SUMMARY_BYTES: usize = 256;
 
-/// A message on one line, in quotation marks: text as it is, the rest as escapes, its first 256 bytes at most, and how
-/// many more there are.
+/// Returns a message as one line in quotation marks: printable text as it is, other bytes as escapes. Shows the first 256 bytes
+/// at most, and then the number of omitted bytes.
 #[must_use]
 pub fn summary(message: &[u8]) -> String {
     let end = if message.len() <= MAX_SUMMARY_BYTES {
         message.len()
     } else {
-        // Not within a character, if it is one: there are at most three bytes after its first.
+        // A UTF-8 character, which has up to three bytes after its first, is not split.
         let begins = |at: &usize| message[*at] & 0b1100_0000 != 0b1000_0000;
         (MAX_SUMMARY_BYTES - 3..=MAX_SUMMARY_BYTES).rev().find(begins).unwrap_or(MAX_SUMMARY_BYTES)
     };
@@ -291,7 +292,7 @@ mod tests {
             (b"back\\slash", r#""back\\slash""#),
             ("é😀".as_bytes(), "\"é😀\""),
             (b"\0\x1b[2J\x7f\xff\xc3", r#""\0\u{1b}[2J\u{7f}\xff\xc3""#),
-            // What would turn the writing around, or break the line.
+            // Characters that change the writing direction or break the line are escaped.
             ("a\u{202e}b\u{2028}".as_bytes(), r#""a\u{202e}b\u{2028}""#),
         ] {
             assert_eq!(summary(message), expected);
@@ -304,7 +305,7 @@ mod tests {
         assert_eq!(summary(x(256).as_bytes()), format!("\"{}\"", x(256)));
         assert_eq!(summary(x(257).as_bytes()), format!("\"{}\"… (1 bytes more)", x(256)));
         assert_eq!(summary(&[0; 65_536]), format!("\"{}\"… (65280 bytes more)", "\\0".repeat(256)));
-        // A character is not cut, what is none may be.
+        // A UTF-8 character is not split; other bytes may be.
         for (character, shown) in [("é", 255), ("€", 254), ("😀", 253)] {
             let message = x(shown) + character + "yy";
             let omitted = character.len() + 2;

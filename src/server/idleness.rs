@@ -1,14 +1,14 @@
-//! Which connections are idle, so that one of them may be closed for a client that waits.
+//! The report of a worker on its idle connections, of which one may be closed for a waiting client.
 
 use std::collections::HashMap;
 use std::time::Instant;
 
 use super::peer::Source;
 
-/// Which connections of a worker are idle.
+/// The idle connections of a worker.
 #[derive(Debug, Default)]
 pub(crate) struct IdleReport {
-    /// How many connections each source has, idle or not.
+    /// The number of connections of each source, idle or not.
     pub(crate) held: HashMap<Source, usize>,
     pub(crate) idle: Vec<IdleConnection>,
 }
@@ -17,14 +17,14 @@ pub(crate) struct IdleReport {
 pub(crate) struct IdleConnection {
     pub(crate) source: Source,
     pub(crate) since: Instant,
-    /// Its key in the event loop, as long as it has its id.
+    /// The key in the event loop. It is valid while the connection with this `id` exists.
     pub(crate) key: usize,
-    /// Its id: of connections that have been idle equally long, the lowest is the oldest.
+    /// The id. It orders connections that have been idle equally long.
     pub(crate) id: u64,
 }
 
 impl IdleReport {
-    /// Adds a connection of this source with its key and id, which has been idle since then if it is.
+    /// Adds a connection. `idle_since` is `None` if the connection is not idle.
     pub(crate) fn add(&mut self, key: usize, id: u64, source: Source, idle_since: Option<Instant>) {
         *self.held.entry(source).or_default() += 1;
         if let Some(since) = idle_since {

@@ -1,4 +1,4 @@
-//! Listeners, and what identifies their connections.
+//! Listeners, and the identity of their connections.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,19 +7,19 @@ use super::peer_descriptors::PeerDescriptors;
 use super::socket::SocketKind;
 use crate::config;
 
-/// A listener, as a connection gets it when it is accepted: its name and its settings.
+/// The part of a listener that its connections share: its name and its settings, as they were when the connection was accepted.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) name: Arc<str>,
     /// The kind of its socket.
     pub(crate) kind: SocketKind,
-    /// Which descriptors peers may send: [`PeerDescriptors::refuse`].
+    /// The file descriptors that peers may send ([`PeerDescriptors::refuse`]).
     pub(crate) descriptors: PeerDescriptors,
     pub(crate) settings: config::ListenerSettings,
 }
 
 impl Listener {
-    /// Creates a listener with a name and with these settings.
+    /// Creates a listener with this name and these settings.
     pub(crate) fn new(
         name: &str,
         kind: SocketKind,
@@ -29,7 +29,7 @@ impl Listener {
         Self { name: name.into(), kind, descriptors, settings: settings_of(kind, settings) }
     }
 
-    /// Returns whether its connections have to begin with a PROXY header. Packets have none.
+    /// Returns whether its connections have to begin with a PROXY header. Only streams have headers.
     pub(crate) fn awaits_header(&self) -> bool {
         self.settings.proxy_protocol && self.kind == SocketKind::Stream
     }
@@ -44,7 +44,7 @@ fn settings_of(kind: SocketKind, settings: &config::ListenerSettings) -> config:
     settings
 }
 
-/// The current [`Listener`], which new connections get. A reload replaces it.
+/// The current [`Listener`], for new connections. A reload replaces it.
 #[derive(Debug)]
 pub(crate) struct ListenerHandle(Mutex<Arc<Listener>>);
 
@@ -69,7 +69,7 @@ impl ListenerHandle {
     }
 }
 
-/// What identifies a connection: its id, its listener and its peer.
+/// The identity of a connection: its id, its listener and its peer.
 pub(crate) struct ConnectionInfo {
     /// Counted from 1 over all listeners.
     pub(crate) id: u64,

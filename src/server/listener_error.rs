@@ -1,13 +1,13 @@
-//! What errors of accept(2) and recvmmsg(2) mean for a listener, and how long it pauses after them.
+//! Classifies errors of accept(2) and recvmmsg(2), and computes the pauses of a listener after them.
 //!
-//! Only an error that no later call can be spared from ends a listener. Anything else may pass: a lack of descriptors,
-//! the policy of a security module or of a BPF program (EPERM, EACCES, whatever they choose), a pending error of the
-//! network. One such error says nothing about the next call, which is made at once. If that fails as well, the listener
-//! pauses, so that an error that lasts costs nothing, and the connections of its thread run.
+//! Only an error that every later call would return, too, ends a listener. Any other error may be temporary: a lack of file
+//! descriptors, the policy of a security module or a BPF program (EPERM, EACCES, or any other code), a pending network error.
+//! After the first such error, the listener calls again at once. If that call fails as well, the listener pauses, so that a
+//! lasting error uses no CPU time, and its thread serves its connections.
 //!
-//! The listener reports an error only when it pauses. A single error is mostly the peer's doing (ECONNABORTED: the
-//! connection was reset while it waited in the backlog), the listener loses nothing by it, and peers could repeat it at
-//! will. An error that has another reason returns with the next call, and is reported then.
+//! The listener reports an error only when it pauses. A peer can cause single errors, and repeat them at will (ECONNABORTED:
+//! the connection was reset in the backlog), and they do no harm. An error with another cause occurs again with the next call,
+//! and is reported then.
 
 use std::io;
 use std::mem;
@@ -18,23 +18,23 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_acceptconn;
 
-/// The longest pause, and how long accepting pauses when resources are exhausted, if no connection ends before.
+/// The longest pause. Also the pause after resources are exhausted, unless a connection ends before.
 pub(crate) const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// The first pause. Each further one is twice as long, up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(1);
 
-/// What to say about a socket that another process has shut down, such as a service manager that holds it as well. It
-/// would hand over the same socket again, so only a new one helps.
+/// The error text for a socket that another process has shut down. The service manager would pass the same socket again, so
+/// only a new socket helps.
 const SHUT_DOWN: &str =
     "another process shut the socket down; stop the service and its socket unit, then start the socket unit";
 
-/// What an error of accept(2) or recvmmsg(2) asks for.
+/// The kind of an error of accept(2) or recvmmsg(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ListenerErrorKind {
     /// The next call may succeed.
     Transient,
-    /// Descriptors or memory have run out.
+    /// File descriptors or memory have run out.
     ResourcesExhausted,
     /// No later call will succeed.
     Fatal,
@@ -52,18 +52,18 @@ impl ListenerErrorKind {
     }
 }
 
-/// The errors of a listener since a call last succeeded.
+/// The state of a listener that has failed calls.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
-    /// Transient errors in a row.
+    /// The number of transient errors since the last success.
     failures: u32,
-    /// Whether it was reported that the listener pauses.
+    /// Whether the pause has been reported.
     reported: bool,
 }
 
 impl Backoff {
-    /// Records an error. Returns how long to pause before the next call: not at all after the first error, and then
-    /// ever longer.
+    /// Records an error. Returns the pause before the next call: `None` after the first error, then pauses of doubling length,
+    /// up to [`MAX_PAUSE`].
     pub(crate) fn record_error(&mut self) -> Option<Duration> {
         let doublings = self.failures.checked_sub(1);
         self.failures = self.failures.saturating_add(1);
@@ -71,34 +71,33 @@ impl Backoff {
         Some(MIN_PAUSE.saturating_mul(factor).min(MAX_PAUSE))
     }
 
-    /// Records a call that did not fail.
+    /// Records a successful call.
     pub(crate) fn record_success(&mut self) {
         self.failures = 0;
     }
 
-    /// Returns whether a pause that begins now is to be reported: once, until it is over.
+    /// Returns whether a pause that begins now has to be reported: only the first one until [`Backoff::report_end`].
     pub(crate) fn report_pause(&mut self) -> bool {
         !mem::replace(&mut self.reported, true)
     }
 
-    /// Returns whether the end of the pauses is to be reported.
+    /// Returns whether the end of the pauses has to be reported.
     pub(crate) fn report_end(&mut self) -> bool {
         mem::replace(&mut self.reported, false)
     }
 }
 
-/// Returns whether the readiness of a socket on which nothing waits says that another process has shut it down.
+/// Returns whether this readiness of a socket with an empty backlog means that another process has shut it down.
 pub(crate) fn is_shut_down(flags: EventFlags) -> bool {
     flags.intersects(EventFlags::RDHUP | EventFlags::HUP)
 }
 
-/// The error of a listener whose socket another process has shut down.
+/// Returns the error of a listener whose socket another process has shut down.
 pub(crate) fn shut_down_error() -> io::Error {
     io::Error::other(SHUT_DOWN)
 }
 
-/// Explains a fatal error of accept(2): a TCP socket that was shut down no longer listens, and says no more than
-/// EINVAL.
+/// Replaces the EINVAL that accept(2) returns for a TCP socket that was shut down by an error that explains it.
 pub(crate) fn explain(error: io::Error, socket: impl AsFd) -> io::Error {
     let is_listening = socket_acceptconn(socket).unwrap_or(true);
     if Errno::from_io_error(&error) == Some(Errno::INVAL) && !is_listening { shut_down_error() } else { error }
@@ -113,7 +112,7 @@ mod tests {
 
     #[test]
     fn only_six_errors_end_a_listener() {
-        // All that Linux has, and some more.
+        // More than all error numbers of Linux.
         for errno in (1..200).map(Errno::from_raw_os_error) {
             let expected = if FATAL.contains(&errno) {
                 ListenerErrorKind::Fatal

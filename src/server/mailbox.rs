@@ -1,4 +1,4 @@
-//! The mailbox of an event loop: what other threads ask of it.
+//! The mailbox of an event loop, with the commands of other threads.
 
 use std::convert::Infallible;
 use std::io;
@@ -18,7 +18,7 @@ use super::connection::{Connection, ConnectionWakers, DetachedConnection};
 use super::idleness::IdleReport;
 use super::listener::Listener;
 
-/// What other threads ask of an event loop.
+/// Commands of other threads to an event loop.
 #[derive(Default)]
 pub(crate) struct Commands {
     /// Connections to be served.
@@ -27,31 +27,31 @@ pub(crate) struct Commands {
     /// Connections to be served that were restored from the previous process.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) restored: Vec<Box<Connection>>,
-    /// Acceptors to be run from now on.
+    /// New acceptors to be run.
     pub(crate) acceptors: Vec<Box<dyn Acceptor>>,
-    /// Whether all acceptors are to run: what they are told to do has changed.
+    /// Whether all acceptors are to run, because the accept mode has changed.
     pub(crate) run_acceptors: bool,
-    /// Whether those that pause are to run: what they wait for may have happened.
+    /// Whether paused acceptors are to run, because the reason for their pause may be gone.
     pub(crate) resume_acceptors: bool,
     /// Keys of connections that are to be driven.
     pub(crate) woken: Vec<usize>,
-    /// Keys and ids of connections that are to be read again, after descriptors that their peers sent were closed.
+    /// Keys and ids of connections that are to be read again, because descriptors from their peers have been closed.
     pub(crate) unparked: Vec<(usize, u64)>,
-    /// Where to send which connections are idle.
+    /// Senders for reports of idle connections.
     pub(crate) idle_reports: Vec<oneshot::Sender<IdleReport>>,
-    /// Connections that are to be closed if they have been idle since then, and where to send whether they are.
+    /// Connections that are to be closed if they are still idle.
     pub(crate) reclaims: Vec<Reclaim>,
-    /// Whether all connections are to be driven, since they are to drain.
+    /// Whether all connections are to be driven because they have to drain.
     pub(crate) drain: bool,
-    /// Whether connections whose messages are not logged since their peers do not read are to be given up.
+    /// Whether to give up the connections with unlogged messages whose peers do not read.
     pub(crate) give_up_blocked: bool,
     /// Listeners whose connections are to end at once.
     pub(crate) close_listeners: Vec<Arc<Listener>>,
-    /// Where to send all connections once they are detached.
+    /// Where to send all connections when they are detached.
     pub(crate) detach: Option<oneshot::Sender<Vec<DetachedConnection>>>,
-    /// Dropped when all connections that are ready have been driven.
+    /// Dropped when all connections that are ready now have been driven.
     pub(crate) barriers: Vec<oneshot::Sender<Infallible>>,
-    /// Dropped when the commands before have been run.
+    /// Dropped when the event loop runs these commands.
     pub(crate) pings: Vec<oneshot::Sender<Infallible>>,
     /// Whether the event loop is to end.
     pub(crate) stop: bool,
@@ -67,16 +67,16 @@ pub(crate) struct Reclaim {
     pub(crate) answer: oneshot::Sender<bool>,
 }
 
-/// What accepts connections on the thread of an event loop.
+/// Accepts connections on the thread of an event loop.
 pub(crate) trait Acceptor: Send {
     /// Returns the socket that is to be watched.
     fn socket(&self) -> BorrowedFd<'_>;
 
-    /// Accepts what waits, but not so much that connections are kept waiting. `flags` is the readiness of the socket, as far
-    /// as that is known. Those connections that this event loop is to serve go to `serve`.
+    /// Accepts waiting connections, but only a batch of them, because established connections wait meanwhile. `flags` is the
+    /// readiness of the socket; empty if it is unknown. Passes connections that this event loop is to serve to `serve`.
     fn run(&mut self, flags: EventFlags, now: Instant, serve: &mut dyn FnMut(Box<Connection>)) -> NextRun;
 
-    /// Notes that the socket cannot be watched. Returns when to try it again.
+    /// Handles a failure to add the socket to the epoll set. Returns when to try again.
     fn watch_failed(&mut self, error: io::Error, now: Instant) -> Instant;
 }
 
@@ -85,9 +85,9 @@ pub(crate) trait Acceptor: Send {
 pub(crate) enum NextRun {
     /// When its socket is ready.
     Ready,
-    /// When acceptors that pause are to run, or at this time at the latest.
+    /// When a command runs paused acceptors, or at this time at the latest.
     Paused(Option<Instant>),
-    /// Never: it has ended.
+    /// Never: the acceptor has ended.
     Never,
 }
 
@@ -96,7 +96,7 @@ pub(crate) struct Mailbox {
     commands: Mutex<Commands>,
     /// Whether there are commands.
     has_commands: AtomicBool,
-    /// Ends the wait of the event loop. It is watched edge-triggered, so it is never read.
+    /// Wakes the event loop. It is watched edge-triggered, so it need not be read.
     eventfd: OwnedFd,
 }
 
@@ -116,19 +116,19 @@ impl Mailbox {
         Ok(Self { commands: Mutex::default(), has_commands: AtomicBool::new(false), eventfd })
     }
 
-    /// Returns the descriptor that becomes readable with the first command in an empty mailbox.
+    /// Returns the descriptor that becomes ready with the first command in an empty mailbox.
     pub(crate) fn eventfd(&self) -> BorrowedFd<'_> {
         self.eventfd.as_fd()
     }
 
-    /// Puts commands in, and wakes the event loop if it does not know of any yet.
+    /// Adds commands, and wakes the event loop if the mailbox was empty.
     pub(crate) fn post(&self, put: impl FnOnce(&mut Commands)) {
         let mut commands = self.lock();
         put(&mut commands);
         let is_known = self.has_commands.swap(true, Ordering::AcqRel);
         drop(commands);
         if !is_known {
-            // It fails only when it was never read 2^64 - 2 times.
+            // It fails only after 2^64 - 2 writes.
             let _ = retry_on_intr(|| rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes()));
         }
     }
@@ -146,7 +146,7 @@ impl Mailbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, Commands> {
-        // A command is put in as a whole.
+        // A command is added in one step, so the mailbox is valid even if a thread panicked.
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -185,7 +185,7 @@ impl Wake for UnparkWaker {
     }
 }
 
-/// Runs the acceptors of an event loop that pause.
+/// Runs the paused acceptors of an event loop when it is woken.
 pub(crate) struct AcceptorWaker(pub(crate) Arc<Mailbox>);
 
 impl Wake for AcceptorWaker {

@@ -1,5 +1,5 @@
-//! Serves listening sockets and their connections. The embedder passes the sockets and says when to stop; this module
-//! neither binds sockets, nor reads signals or files, nor logs.
+//! Serves listening sockets and their connections. The embedder passes the sockets and decides when to stop. This module does
+//! not bind sockets, does not read signals or files, and does not log.
 //!
 //! ```text
 //! accept (first worker) ── permit ──► connection (on the worker with the fewest)
@@ -85,19 +85,19 @@ pub use connection::DetachedConnection;
 pub use counters::Counts;
 pub use handover::{Detached, Restored};
 
-/// In how many passes of an event loop a client that waits is served: one begins to watch the listener, one accepts the
-/// connection, one reads and replies.
+/// The number of event loop passes that serve a waiting client: one begins to watch the listener, one accepts the connection,
+/// one reads and replies.
 const FIRST_PASSES: usize = 3;
 
 /// A running server. Dropping it ends everything at once.
 pub struct Server {
     dispatcher: Arc<Dispatcher>,
-    /// The listeners that are served. A reload replaces their settings.
+    /// The listeners being served. A reload replaces their settings.
     listeners: Mutex<Vec<Arc<ListenerHandle>>>,
     acceptor_status: Arc<watch::Sender<AcceptorStatus>>,
     accept_mode: watch::Sender<AcceptMode>,
     reserved: Mutex<ReservedSockets>,
-    /// Send replies to paths, for all listeners.
+    /// The threads that send replies to paths, for all listeners.
     reply_threads: ReplyThreads,
     unlogged: Arc<UnloggedMessages>,
     threads: Vec<WorkerThread>,
@@ -105,7 +105,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Makes a server, and starts its workers. They do nothing until there is something to serve.
+    /// Creates a server, and starts its workers, which are idle until [`Server::listen`] or [`Server::adopt`].
     ///
     /// # Errors
     /// Returns the errors of [`Server::new`] and [`Server::start_workers`].
@@ -119,10 +119,10 @@ impl Server {
         Ok(server)
     }
 
-    /// Makes a server whose workers are to be started.
+    /// Creates a server. [`Server::start_workers`] starts its workers.
     ///
     /// # Errors
-    /// Returns an error if an epoll set or a mailbox of a worker cannot be made.
+    /// Returns an error if the epoll set or the mailbox of a worker cannot be created.
     pub fn new(
         settings: &Settings,
         handler: Arc<dyn EventHandler>,
@@ -160,8 +160,9 @@ impl Server {
         })
     }
 
-    /// Serves the clients that wait already, on this thread, as far as that takes no waiting. To be called before the workers are
-    /// started: a client whose connection starts this process has its reply before their threads are made.
+    /// Serves the clients that are already waiting, on the calling thread, without blocking. Call it before
+    /// [`Server::start_workers`]: a client whose connection started this process then gets its reply before threads are
+    /// created.
     pub fn serve_waiting_clients(&mut self) {
         for _ in 0..FIRST_PASSES {
             self.threads.iter_mut().for_each(WorkerThread::pass_once);
@@ -171,28 +172,27 @@ impl Server {
     /// Starts the workers, if they are not started.
     ///
     /// # Errors
-    /// Returns an error if a thread cannot be made.
+    /// Returns an error if a thread cannot be created.
     pub fn start_workers(&mut self) -> io::Result<()> {
         self.threads.iter_mut().enumerate().try_for_each(|(number, thread)| thread.start(number))
     }
 
-    /// Reserves Unix sockets: listeners of datagrams that are served from now on send no reply to them, whatever sender
-    /// a datagram claims. To be used for sockets whose owners trust this process.
+    /// Reserves Unix sockets: datagram listeners that are added afterwards never reply to them, whatever sender address a
+    /// datagram claims. Meant for sockets whose owners trust this process.
     pub fn reserve_sockets(&self, sockets: impl IntoIterator<Item = UnixName>) {
         *self.reserved.lock().unwrap_or_else(PoisonError::into_inner) = sockets.into_iter().collect();
     }
 
-    /// Sets how many descriptors that peers sent over Unix sockets may wait to be closed. At first it is
+    /// Sets how many file descriptors from peers may wait to be closed. The default is
     /// [`MAX_PEER_FDS`](crate::rlimit::MAX_PEER_FDS).
     pub fn limit_peer_descriptors(&self, max_waiting: usize) {
         self.dispatcher.services.state.disposal.set_max_waiting(max_waiting);
     }
 
-    /// Serves a listening socket, or one of datagrams, under a name, by these settings. When this returns, connections
-    /// are accepted, or datagrams received.
+    /// Starts to serve a listening socket, or a datagram socket, under a name and with these settings.
     ///
     /// # Errors
-    /// The socket cannot be prepared or registered.
+    /// Returns an error if the socket cannot be prepared, or if a thread that it needs cannot be started.
     pub fn listen(&self, socket: OwnedFd, name: &str, settings: &config::ListenerSettings) -> io::Result<()> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         socket_options::set(&socket, settings)?;
@@ -210,7 +210,7 @@ impl Server {
             SocketKind::Datagram => self.serve_datagrams(socket, Arc::clone(&listener), control)?,
             SocketKind::Stream | SocketKind::Seqpacket => {
                 if listener.load().awaits_header() {
-                    // Its connections need it: rather no start than no service.
+                    // Its connections need the services: a failure is reported now, and not with each connection.
                     self.dispatcher.services.start()?;
                 }
                 let (dispatcher, worker) = (Arc::clone(&self.dispatcher), &self.threads[0].worker);
@@ -277,8 +277,8 @@ impl Server {
         Ok(())
     }
 
-    /// From now on, new connections obey these settings, and all connections these limits. The number of workers and
-    /// what is listened on stay.
+    /// Applies new settings: the limits at once, the rest to new connections. The number of workers and the set of listeners
+    /// stay as they are.
     pub fn reload(&self, settings: &Settings) {
         self.dispatcher.rate_limiter.set_limit(settings.limits.datagrams_per_source);
         self.dispatcher.reclaimer.set_min_idle(reclaim_idle(settings));
@@ -309,8 +309,8 @@ impl Server {
         self.dispatcher.admission.idle_for()
     }
 
-    /// Stops accepting, unless a client is waiting in a backlog, or the server was in use within the last `unused`.
-    /// Returns whether it stopped; later clients then wait in the backlog for the next process.
+    /// Stops accepting, unless a client is waiting in a backlog, or the server was in use within the last `unused`. Returns
+    /// whether it has stopped. Later clients wait in the backlog for the next process.
     pub async fn stop_if_idle(&self, unused: Duration) -> bool {
         self.acceptor_status.send_modify(|status| (status.probed, status.found_client) = (0, false));
         self.set_accept_mode(AcceptMode::Probe);
@@ -318,10 +318,10 @@ impl Server {
         let all_probed = status.wait_for(|status| status.probed >= status.serving).await;
         let idle = all_probed.is_ok_and(|status| !status.found_client);
         if !idle {
-            // Also if it is not known whether a client waits: the next attempt is as far away as this one was.
+            // Also if the probe has failed: the next attempt is made after another full idle time.
             self.dispatcher.admission.note_use();
         }
-        // A client that came before the probe may have been accepted without it, and may have gone again.
+        // A client that connected before the probe may have been served and gone by now.
         let idle = idle && self.idle_for().is_some_and(|idle| idle >= unused);
         if !idle {
             self.set_accept_mode(AcceptMode::Accept);
@@ -329,12 +329,13 @@ impl Server {
         idle
     }
 
-    /// Stops accepting, and drains every connection. Returns when all acceptors have ended, those of datagrams when their
-    /// message is logged; [`Server::wait_until_idle`] waits until the connections have ended.
+    /// Stops accepting, and drains every connection. Returns when all acceptors and datagram servers have ended; a datagram
+    /// server first logs the message that it has received. [`Server::wait_until_idle`] waits until the connections have ended.
     pub async fn drain(&self) {
         self.set_accept_mode(AcceptMode::Stop);
         let draining = DrainOnDrop(self);
-        // Acceptors of connections have closed their sockets then. Datagrams may wait for the log, and no stream for them.
+        // After the ping, the acceptors have closed their sockets. Datagram servers may still wait for the log; the connections
+        // do not wait for them.
         let _ = time::timeout(HANG_TIMEOUT, self.threads[0].worker.ping()).await;
         drop(draining);
         // Every acceptor keeps its receiver until it has dropped its socket.
@@ -342,15 +343,15 @@ impl Server {
         self.dispatcher.cancel_pending().await;
     }
 
-    /// Tells all that accepts connections or receives datagrams what to do.
+    /// Sets the mode of all acceptors and datagram servers.
     fn set_accept_mode(&self, mode: AcceptMode) {
         self.accept_mode.send_replace(mode);
         self.threads[0].worker.run_acceptors();
         self.wake_datagram_threads();
     }
 
-    /// Gives up the connections whose peers do not take replies: their messages that have to be logged whole are logged, and not
-    /// answered. Returns when each worker has begun with that; [`UnloggedMessages::waiting`] says what waits for the log.
+    /// Gives up the connections whose peers do not read replies: messages for the lossless log are logged, and not answered.
+    /// Returns when each worker has begun. [`UnloggedMessages::waiting`] then tells how many messages wait for the log.
     pub async fn log_blocked(&self) {
         for thread in &self.threads {
             thread.worker.give_up_blocked();
@@ -359,8 +360,8 @@ impl Server {
         let _ = time::timeout(HANG_TIMEOUT, self.dispatcher.barrier()).await;
     }
 
-    /// Waits until every thread that serves has responded: each event loop and each server of datagrams between two passes, and
-    /// the services by a task.
+    /// Waits until every serving thread has responded: each event loop and each datagram server between two passes, and the
+    /// services with a task.
     pub async fn ping_workers(&self) {
         for thread in &self.threads {
             thread.worker.ping().await;
@@ -372,19 +373,19 @@ impl Server {
         }
     }
 
-    /// Returns the counts of messages that the log has not accepted. They can be read after the server has ended.
+    /// Returns the counts of messages that the log has not accepted. They stay readable after the server has ended.
     #[must_use]
     pub fn unlogged_messages(&self) -> Arc<UnloggedMessages> {
         Arc::clone(&self.unlogged)
     }
 
-    /// Listeners being served.
+    /// Returns the number of listeners being served.
     #[must_use]
     pub fn listener_count(&self) -> usize {
         self.acceptor_status.borrow().serving
     }
 
-    /// How many connections are served at once at most.
+    /// Returns the maximum number of connections that are served at the same time.
     #[must_use]
     pub fn connection_limit(&self) -> usize {
         self.dispatcher.admission.limit()
@@ -402,7 +403,7 @@ impl Server {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Connections being served.
+    /// Returns the number of connections being served.
     #[must_use]
     pub fn connection_count(&self) -> usize {
         self.dispatcher.admission.serving()
@@ -427,8 +428,8 @@ fn reclaim_idle(settings: &Settings) -> Option<Duration> {
     settings.limits.reclaim_idle.as_ref().map(TimeSpan::duration)
 }
 
-/// Has all connections drain when it is dropped: also where that is not waited for to the end. Those that wait for something
-/// before they are served drain as well.
+/// Drains all connections when it is dropped, also if the future that owns it is cancelled. Connections that are not assigned
+/// to a worker yet drain as well.
 struct DrainOnDrop<'a>(&'a Server);
 
 impl Drop for DrainOnDrop<'_> {
@@ -442,7 +443,7 @@ impl Drop for DrainOnDrop<'_> {
 impl Drop for Server {
     fn drop(&mut self) {
         self.datagram_threads().clear();
-        // Before the workers, to which its tasks may still give connections.
+        // The services end before the workers, because their tasks may still assign connections to a worker.
         self.dispatcher.services.end();
     }
 }

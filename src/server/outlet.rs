@@ -1,4 +1,4 @@
-//! Where the replies and messages of a connection go during one drive: to its socket, and to the log.
+//! The outlets of a connection during one drive: its socket, and the log.
 //!
 //! Part of the hot path: see `connection.rs`.
 
@@ -23,14 +23,14 @@ use crate::protocol::{Outlet, Scratch, Session, Want};
 /// The socket, during one drive.
 pub(super) struct SocketOutlet<'a> {
     pub(super) socket: &'a OwnedFd,
-    /// The socket or the log had no room. epoll reports when the socket has room; the log wakes the waker when it has.
+    /// Whether the socket or the log had no room. epoll reports when the socket has room; the log wakes the waker when it has.
     pub(super) blocked: bool,
-    /// The error with which the connection broke.
+    /// The error that broke the connection.
     pub(super) broken: Option<Errno>,
 }
 
 impl SocketOutlet<'_> {
-    /// Reads once. Returns how many bytes came; 0 at the end of the stream, `None` when nothing did.
+    /// Reads once. Returns the number of bytes; 0 at the end of the stream, `None` if nothing was received.
     #[inline]
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
         match retry_on_intr(|| rustix::net::recv(self.socket, &mut *buffer, RecvFlags::empty())) {
@@ -44,10 +44,10 @@ impl SocketOutlet<'_> {
     }
 }
 
-/// Apart from the hot path: only Unix sockets, and where the kernel refuses descriptors, only at their beginning.
+/// Not part of the hot path: used for Unix sockets only, and only at their beginning if the kernel refuses descriptors.
 impl SocketOutlet<'_> {
-    /// Reads once, as [`SocketOutlet::read`], and has descriptors closed that came with the bytes. The connection is parked
-    /// until they are; or, if too many wait already, until there is room for those that come next.
+    /// Reads once, as [`SocketOutlet::read`] does, and passes received descriptors to the disposal thread. The connection is
+    /// parked until they are closed, or until there is room for the next descriptors.
     #[inline(never)]
     pub(super) fn read_with_descriptors(
         &mut self,
@@ -65,7 +65,7 @@ impl SocketOutlet<'_> {
     }
 }
 
-/// No message is logged.
+/// Logs no messages.
 impl Outlet for SocketOutlet<'_> {
     #[inline]
     fn send(&mut self, bytes: &[u8]) -> usize {
@@ -79,7 +79,7 @@ impl Outlet for SocketOutlet<'_> {
 
     fn send_packets(&mut self, replies: &[Reply<'_>]) -> usize {
         let mut sent = 0;
-        // What the kernel says of the one at which it stopped is known when that is sent again.
+        // The next call returns the error of the reply at which this one stopped.
         while let Some((next, more)) = replies.get(sent..).and_then(<[_]>::split_first) {
             let result = if more.is_empty() {
                 packet_socket::send(self.socket, next).map(|()| 1)
@@ -113,7 +113,7 @@ impl Outlet for SocketOutlet<'_> {
     }
 }
 
-/// The socket, and the log of what comes over it.
+/// The socket, and the log of its messages.
 pub(super) struct LoggingOutlet<'a, 'w, M> {
     pub(super) inner: &'a mut SocketOutlet<'w>,
     pub(super) sink: &'a EventSink,
@@ -121,12 +121,12 @@ pub(super) struct LoggingOutlet<'a, 'w, M> {
     pub(super) make_waker: M,
     pub(super) info: &'a ConnectionInfo,
     pub(super) waker: &'a mut Option<Box<Waker>>,
-    /// Whether messages wait for the log: [`UnloggedMessages`](super::event::UnloggedMessages) counts it.
+    /// Whether a message waits for the log, and is counted in [`UnloggedMessages`](super::event::UnloggedMessages).
     pub(super) awaits_log: &'a mut bool,
     pub(super) log: LogMessages,
 }
 
-/// Apart from the hot path: connections whose messages are logged have one of their own.
+/// Separate functions, so that logging adds no code to the hot path.
 impl<M: Fn() -> Waker> LoggingOutlet<'_, '_, M> {
     #[inline(never)]
     pub(super) fn receive(mut self, session: &mut Session, now: Instant, scratch: &mut Scratch, count: usize) {
@@ -140,8 +140,8 @@ impl<M: Fn() -> Waker> LoggingOutlet<'_, '_, M> {
         self.end_wait(session);
     }
 
-    /// Notes that no message waits for the log any longer, if that is so. Not with each one that the log accepts: a drain
-    /// that ends between two of them would cut the connection, before the next is logged and this one is answered.
+    /// Records that no message waits for the log any longer, if so. Not called for each message that the log accepts: a drain
+    /// that ends between two messages would close the connection before the second is logged and the first is answered.
     #[inline]
     pub(super) fn end_wait(&mut self, session: &Session) {
         if *self.awaits_log && !matches!(session.wants(), Want::Log) && !session.has_unlogged_messages() {
@@ -166,7 +166,7 @@ impl<M: Fn() -> Waker> Outlet for LoggingOutlet<'_, '_, M> {
 
     fn log(&mut self, message: &[u8]) -> bool {
         let ConnectionInfo { id, ref listener, peer } = *self.info;
-        // Of a stream, the kernel does not say when a message came.
+        // The kernel does not tell when the bytes of a stream were received.
         let (connection_id, received_at) = (Some(id), None);
         let sink = self.sink;
         match self.log {
@@ -178,7 +178,7 @@ impl<M: Fn() -> Waker> Outlet for LoggingOutlet<'_, '_, M> {
                 true
             }
             LogMessages::Full => {
-                // It is the same one each time, as the log demands.
+                // The log requires the same waker for each attempt.
                 let waker = self.waker.get_or_insert_with(|| Box::new((self.make_waker)()));
                 let (listener, bytes) = (&listener.name, message);
                 let message = ReceivedMessage { connection_id, listener, peer, received_at, bytes };

@@ -16,7 +16,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, recv};
 
 use super::disposal::Disposal;
-use super::peer_descriptors::PeerDescriptors;
+use super::peer_descriptors::{Credentials, PeerDescriptors};
 use super::peer_input::{self, Input};
 use crate::protocol::packet::Reply;
 use crate::protocol::session::MAX_PACKETS;
@@ -126,12 +126,7 @@ pub(crate) fn receive_with_descriptors(
     disposal: &Disposal,
     make_waker: impl Fn() -> Waker,
 ) -> Result<Input, Errno> {
-    let set_pass_cred = |pass_cred| retry(|| setsockopt(&socket, sockopt::PassCred, &pass_cred));
-    // Without the credentials, which rustix cannot represent for a process of another PID namespace.
-    set_pass_cred(false)?;
-    let received = peer_input::receive(&socket, room, disposal, make_waker);
-    set_pass_cred(true)?;
-    received
+    peer_input::receive(socket, room, Credentials::Included, disposal, make_waker)
 }
 
 /// Sends a packet.

@@ -1,4 +1,4 @@
-//! Peers, and the sources that their connections count for.
+//! Peers, and the sources that limits count their connections for.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,13 +13,13 @@ use rustix::net::SocketAddrAny;
 pub enum Peer {
     /// An address and a port.
     Ip(SocketAddr),
-    /// The same, of the client that a load balancer speaks for: as its PROXY header says.
+    /// The address and port of a client behind a load balancer, from the PROXY header.
     Proxied(SocketAddr),
     /// A process on this machine.
     Process {
-        /// Its user; 65534 where that is one of another user namespace.
+        /// Its UID; 65534 if the user has none in this user namespace.
         uid: u32,
-        /// Its number; `None` in another PID namespace.
+        /// Its PID; `None` if the process is in another PID namespace.
         pid: Option<i32>,
     },
     /// A peer without an address and without credentials.
@@ -27,24 +27,24 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// The peer of a stream, as accept(2) named it, or as the stream itself knows it.
+    /// Returns the peer of a connected socket: its address from accept(2) or getpeername(2), or its credentials.
     pub(crate) fn of(socket: impl AsFd, accepted_from: Option<SocketAddrAny>) -> Self {
         let address = accepted_from.or_else(|| rustix::net::getpeername(&socket).ok().flatten());
         if let Some(ip) = address.and_then(|address| SocketAddr::try_from(address).ok()) {
             return Self::Ip(SocketAddr::new(ip.ip().to_canonical(), ip.port()));
         }
-        // A TCP socket without a peer any more has none of these either.
+        // A TCP socket that has lost its peer has no credentials, either.
         let credentials = getsockopt(&socket, PeerCredentials).ok().filter(|cred| cred.uid() != u32::MAX);
         credentials.map_or(Self::Unknown, |cred| Self::process(cred.uid(), cred.pid()))
     }
 
-    /// A process, of which the kernel says this.
+    /// Creates the peer from the credentials that the kernel reports.
     pub(crate) fn process(uid: u32, pid: i32) -> Self {
-        // 0 stands for a process of another PID namespace.
+        // The kernel reports 0 for a process in another PID namespace.
         Self::Process { uid, pid: Some(pid).filter(|pid| *pid != 0) }
     }
 
-    /// Returns the source that its connections count for, if they are limited.
+    /// Returns the source that its connections count for; `None` if they are not limited.
     pub(crate) fn source(&self) -> Option<Source> {
         match self {
             Self::Ip(address) | Self::Proxied(address) => Source::of_ip(address.ip()),
@@ -65,17 +65,17 @@ impl fmt::Display for Peer {
     }
 }
 
-/// What the limits per source count.
+/// The unit of per-source limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Source {
     V4(Ipv4Addr),
-    /// The first 64 bits of the address: what one host can change as it likes is the rest.
+    /// The first 64 bits of the address. A host can choose the rest freely.
     V6([u16; 4]),
     Uid(u32),
 }
 
 impl Source {
-    /// The source of an address; `None` for loopback addresses, which are not limited.
+    /// Returns the source of an address; `None` for loopback addresses, which are not limited.
     pub(crate) fn of_ip(ip: IpAddr) -> Option<Self> {
         (!ip.to_canonical().is_loopback()).then(|| Self::of_any_ip(ip))
     }
@@ -90,13 +90,13 @@ impl Source {
         }
     }
 
-    /// The source of a UID; `None` for 65534, which stands for users of other user namespaces.
+    /// Returns the source of a UID; `None` for 65534, which stands for all users of other user namespaces.
     pub(crate) fn of_uid(uid: u32) -> Option<Self> {
         (uid != 65534).then_some(Self::Uid(uid))
     }
 
-    /// The source of a connection, as it counts when an idle one is to be closed: all connections from loopback addresses
-    /// have one together, and so have users that are not known.
+    /// Returns the source of a connection for the choice of idle connections to close. All loopback addresses are one source,
+    /// and so are all unknown users.
     pub(crate) fn of_holder(peer: Peer) -> Self {
         peer.source().unwrap_or(match peer {
             Peer::Ip(_) | Peer::Proxied(_) => Self::V4(Ipv4Addr::LOCALHOST),
@@ -104,8 +104,8 @@ impl Source {
         })
     }
 
-    /// The source of a datagram. None of them is exempt: two services of one machine can be made to talk to each other,
-    /// too. Users that are not known are one source together.
+    /// Returns the source of a datagram. Loopback addresses are not exempt, because a forged datagram can also make two
+    /// services of one machine answer each other. All unknown users are one source.
     pub(crate) fn of_datagram(peer: Peer) -> Self {
         match peer {
             Peer::Ip(address) | Peer::Proxied(address) => Self::of_any_ip(address.ip()),

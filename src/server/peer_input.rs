@@ -1,7 +1,7 @@
-//! Receives from sockets whose peers may send descriptors (SCM_RIGHTS, unix(7)): the one rule for all of them.
+//! Receives from sockets whose peers may send file descriptors (SCM_RIGHTS, unix(7)), with one rule for all socket types.
 //!
-//! Descriptors that came along go to the disposal thread, and the peer is not read until they are closed. If more wait
-//! already than may, it is not read until there is room.
+//! Received descriptors go to the disposal thread, and the connection is not read again until they are closed. If too many
+//! descriptors are waiting already, it is not read until there is room.
 
 use std::os::fd::AsFd;
 use std::task::Waker;
@@ -9,32 +9,33 @@ use std::task::Waker;
 use rustix::io::Errno;
 
 use super::disposal::Disposal;
-use super::peer_descriptors::{self, PeerDescriptors, Received};
+use super::peer_descriptors::{self, Credentials, PeerDescriptors, Received};
 
-/// What one call came to.
+/// The result of [`receive`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Input {
-    /// So many bytes, and no descriptors.
+    /// This number of bytes, without descriptors.
     Bytes(usize),
-    /// So many bytes, whose descriptors wait to be closed: the waker is woken then.
+    /// This number of bytes, with descriptors. The waker is woken when they are closed.
     WithDescriptors(usize),
-    /// Nothing, since too many descriptors wait for those that come next: the waker is woken when there is room.
+    /// Nothing, because there is no room for the next descriptors. The waker is woken when there is.
     Parked,
 }
 
-/// Receives bytes of a stream or a packet, and has descriptors closed that came along. `make_waker` makes what is woken
-/// when the next call makes sense, unless that depends on the socket alone.
+/// Receives bytes of a stream, or a packet, and passes received descriptors to the disposal thread. The waker of `make_waker`
+/// is woken when the socket may be read again, unless the result is [`Input::Bytes`].
 ///
 /// # Errors
 /// Returns an error if recvmsg(2) fails; [`Errno::MFILE`] if the process cannot have the descriptors that come next.
 pub(crate) fn receive(
     socket: impl AsFd,
     buffer: &mut [u8],
+    credentials: Credentials,
     disposal: &Disposal,
     make_waker: impl Fn() -> Waker,
 ) -> Result<Input, Errno> {
     let waiting = disposal.waiting();
-    match peer_descriptors::receive(socket, buffer, disposal.room_beside(waiting))? {
+    match peer_descriptors::receive(socket, buffer, credentials, disposal.room_beside(waiting))? {
         Received::Complete(count, descriptors) if descriptors.is_empty() => Ok(Input::Bytes(count)),
         Received::Complete(count, descriptors) => {
             disposal.dispose(descriptors, make_waker());
@@ -59,11 +60,11 @@ pub(crate) fn receive(
     }
 }
 
-/// Reads a stream once. Returns how many bytes came; 0 at the end of the stream, `None` when nothing did. Sets `parked` if
-/// the connection is not to be read until the waker is woken.
+/// Reads a stream once. Returns the number of bytes; 0 at the end of the stream, `None` if nothing was received. Sets `parked`
+/// if the connection must not be read until the waker is woken.
 ///
 /// # Errors
-/// Returns the errors of [`receive`], but [`Errno::AGAIN`].
+/// Returns the errors of [`receive`] except [`Errno::AGAIN`].
 pub(crate) fn read_stream(
     socket: impl AsFd,
     buffer: &mut [u8],
@@ -72,12 +73,12 @@ pub(crate) fn read_stream(
     disposal: &Disposal,
     make_waker: impl Fn() -> Waker,
 ) -> Result<Option<usize>, Errno> {
-    let input = receive(socket, buffer, disposal, make_waker);
+    let input = receive(socket, buffer, Credentials::None, disposal, make_waker);
     *parked |= matches!(input, Ok(Input::WithDescriptors(_) | Input::Parked));
     match input {
         Ok(Input::Bytes(count) | Input::WithDescriptors(count)) => {
             if count == 0 {
-                // Nothing can be queued behind the end of the stream.
+                // No descriptors can be queued behind the end of the stream.
                 *descriptors = PeerDescriptors::None;
             }
             Ok(Some(count))

@@ -1,8 +1,8 @@
-//! Whether the peer of a connection takes what was sent, as the kernel knows it.
+//! Asks the kernel whether the peer of a connection takes the data that was sent.
 //!
-//! A full socket says nothing about that: the kernel reports room for output only when a good part of the buffer is free
-//! again, and that takes a slow reader as long as its rate and the buffer say. So before a connection is cut off because its
-//! peer takes nothing, the kernel is asked.
+//! A full socket does not tell: the kernel reports room for output only when a good part of the send buffer is free again, and
+//! a slow reader may need long for that. So the daemon asks the kernel before it closes a connection because its peer takes
+//! nothing.
 
 use std::os::fd::AsFd;
 
@@ -41,14 +41,14 @@ sockopt_impl!(
     [u64; SND_UNA + 1]
 );
 
-/// Returns a number that changes whenever the peer takes something, as long as nothing is sent: how many bytes its kernel
-/// has acknowledged (TCP; MPTCP, on whatever subflow), or how much memory of what was sent the kernel has not freed (Unix,
-/// where that happens when a buffer has been read whole). `None` where that is unknown.
+/// Returns a number that changes whenever the peer takes data, as long as nothing is sent: the bytes that the peer's kernel has
+/// acknowledged (TCP, and MPTCP over all subflows), or the bytes of memory that sent data still occupies (Unix sockets, which
+/// free a buffer when the peer has read all of it). `None` if the kernel does not tell.
 pub(crate) fn mark(socket: impl AsFd) -> Option<u64> {
     match socket_domain(&socket).ok()? {
         AddressFamily::UNIX => SocketMemory::of(&socket).map(|memory| memory.sent.into()),
-        // On MPTCP, the information about TCP is that of the first subflow, which may carry nothing, or be gone. Other sockets
-        // do not know this option, among them those of MPTCP that have fallen back to TCP.
+        // On MPTCP, TCP_INFO describes the first subflow, which may carry nothing, or be gone. Sockets without this option
+        // include MPTCP sockets that have fallen back to TCP.
         _ => match getsockopt(&socket, MptcpInfo) {
             Ok(info) => Some(info[SND_UNA]),
             Err(_) => getsockopt(&socket, TcpInfo).ok().map(|info| info[BYTES_ACKED]),

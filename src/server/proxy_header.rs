@@ -16,50 +16,50 @@ use proxy_header::ParseConfig;
 
 use crate::escape::quote;
 
-/// The longest header, in bytes.
+/// The maximum length of a header, in bytes.
 pub const MAX_HEADER: usize = 4096;
 
-/// The longest header of version 1, in bytes, its line feed among them.
+/// The maximum length of a header of version 1, in bytes, including its line feed.
 const MAX_V1_LEN: usize = 107;
 
 const V1_PREFIX: &[u8] = b"PROXY ";
 const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// The bytes of version 2 before those that it counts.
+/// The length of the fixed part of a header of version 2, in bytes.
 const V2_FIXED_LEN: usize = 16;
 
-/// What some bytes are that a connection begins with.
+/// The result of parsing the first bytes of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeaderParse {
     /// The beginning of a header.
     Incomplete,
-    /// A header.
+    /// A complete header.
     Complete {
         /// Its length in bytes; more may follow it.
         len: usize,
-        /// The client that the load balancer speaks for; `None` where it does not say (UNKNOWN, LOCAL, and addresses
-        /// that are not of the internet).
+        /// The client of the load balancer; `None` if the header does not name one (UNKNOWN, LOCAL, and address families other
+        /// than IPv4 and IPv6).
         client: Option<SocketAddr>,
     },
-    /// Not a header, whatever follows.
+    /// Not a valid header, whatever follows.
     Invalid(HeaderFault),
 }
 
-/// What is wrong with what a connection began with.
+/// The fault of an invalid header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeaderFault {
-    /// It does not begin like a header.
+    /// The input does not begin like a header.
     Missing,
-    /// It begins like a header, but breaks a rule of its version, or ends in the middle.
+    /// The header breaks a rule of its version, or the stream ends inside it.
     Malformed,
-    /// It is longer than a header may be.
+    /// The header exceeds the maximum length of its version.
     TooLong,
-    /// It was not complete in time.
+    /// The header was not complete in time.
     Timeout,
 }
 
 impl HeaderFault {
-    /// All of them.
+    /// All faults.
     pub const ALL: [Self; 4] = [Self::Missing, Self::Malformed, Self::TooLong, Self::Timeout];
 
     /// Returns its name in the log: lower case with hyphens.
@@ -85,18 +85,18 @@ impl fmt::Display for HeaderFault {
     }
 }
 
-/// What a connection began with instead of a header, for the log.
+/// The bytes that came instead of a valid header, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadHeader {
-    /// What is wrong with it.
+    /// Its fault.
     pub fault: HeaderFault,
     /// Its first bytes, [`MAX_EXCERPT`] at most.
     pub excerpt: Vec<u8>,
-    /// How many bytes came in all.
+    /// The total number of bytes that came.
     pub len: u64,
 }
 
-/// How many bytes of a bad header are logged.
+/// The maximum number of bytes of a bad header that are logged.
 pub const MAX_EXCERPT: usize = 32;
 
 impl fmt::Display for BadHeader {
@@ -150,7 +150,7 @@ impl HeaderParse {
         }
         match bytes.get(..len) {
             None => Self::Incomplete,
-            // Of the load balancer's own accord, such as a health check: whatever else it says does not count.
+            // LOCAL: a connection of the load balancer itself, such as a health check. The rest of its header is ignored.
             Some(_) if command == 0x20 => Self::Complete { len, client: None },
             Some(header) => Self::parse_complete(header),
         }
@@ -178,7 +178,7 @@ mod tests {
         HeaderParse::Complete { len, client: client.parse().ok() }
     }
 
-    /// A header of version 2.
+    /// Returns a header of version 2.
     fn v2_header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
         let len = u16::try_from(rest.len()).unwrap().to_be_bytes();
         [V2_SIGNATURE, &[command, family], &len, rest].concat()

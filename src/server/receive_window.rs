@@ -1,9 +1,9 @@
-//! Whether the kernel has closed the receive window of a TCP connection in spite of what it had promised.
+//! Detects that the kernel has taken back the receive window of a TCP connection.
 //!
-//! When a packet does not fit into the receive buffer, a newer kernel (seen with Linux 6.18) drops it, and takes back the window
-//! that it has promised. What the peer has sent is beyond the window then, and the kernel ignores all of it: also the
-//! acknowledgments. A daemon that waits for these before it reads would wait for ever, so it reads some input first. (Small
-//! packets make that likely: the kernel needs several times their length for each.)
+//! When a packet does not fit into the receive buffer, a newer kernel (seen with Linux 6.18) drops it, and withdraws the window
+//! that it has advertised. Packets that the peer has already sent are then outside the window, and the kernel ignores them,
+//! including the acknowledgments. A daemon that waited for these acknowledgments before reading would wait forever, so it reads
+//! some input first. (Small packets make this likely: the kernel needs several times their length for each.)
 
 use std::os::fd::AsFd;
 
@@ -34,10 +34,10 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, _) = listener.accept().unwrap();
         client.write_all(&[b'a'; 10_000]).unwrap();
-        // Waits for it.
+        // Waits until the input is there.
         socket.peek(&mut [0]).unwrap();
         assert!(!is_closed(&socket));
-        // The kernel has a least size for it, which is smaller than that.
+        // The kernel sets its minimum size, which is less than 10,000 bytes.
         set_socket_recv_buffer_size(&socket, 1).unwrap();
         assert!(is_closed(&socket));
     }

@@ -17,13 +17,13 @@ use super::idleness::{IdleConnection, IdleReport};
 use super::peer::Source;
 use super::worker::Worker;
 
-/// How many connections are chosen at a time at most.
+/// The maximum number of connections in one choice.
 const MAX_CHOSEN: usize = 64;
 
-/// How long a choice holds: connections come and go meanwhile.
+/// The time for which a choice is used. Connections come and go meanwhile.
 const MAX_AGE: Duration = Duration::from_millis(100);
 
-/// How long to wait after nothing could be closed.
+/// The pause after an attempt that could close no connection.
 pub(crate) const RETRY: Duration = Duration::from_secs(1);
 
 /// A connection that may be closed.
@@ -36,10 +36,10 @@ struct Candidate {
     id: u64,
 }
 
-/// Chooses which connections may be closed, of those that the workers have reported; the one to be closed first is the last.
+/// Returns the connections that may be closed, out of those that the workers have reported. The last one is to be closed first.
 ///
-/// If one source holds more than half of all permits, these are its longest idle ones. Otherwise they are the longest idle
-/// ones, idle for at least `min_idle`, of sources that hold more than an equal share.
+/// If one source holds more than half of all permits, its longest idle connections are chosen. Otherwise the longest idle
+/// connections of all sources that hold more than an equal share are chosen, if they have been idle for at least `min_idle`.
 fn choose(reports: Vec<IdleReport>, limit: usize, min_idle: Duration, now: Instant) -> Vec<Candidate> {
     let mut held: HashMap<Source, usize> = HashMap::new();
     let mut idle = Vec::new();
@@ -49,7 +49,7 @@ fn choose(reports: Vec<IdleReport>, limit: usize, min_idle: Duration, now: Insta
         }
         idle.extend(report.idle.into_iter().map(|one| (worker, one)));
     }
-    // Those that were accepted in one pass have the same time.
+    // Connections that were accepted in one pass have the same time.
     idle.sort_by_key(|(_, one)| (one.since, one.id));
     let take = |spare: &dyn Fn(&IdleConnection) -> usize| {
         let mut taken: HashMap<Source, usize> = HashMap::new();
@@ -76,13 +76,13 @@ fn choose(reports: Vec<IdleReport>, limit: usize, min_idle: Duration, now: Insta
             return chosen;
         }
     }
-    // The client that waits may be of a further source.
+    // The waiting client may belong to a source without connections.
     let share = (limit / (held.len() + 1)).max(1);
     let is_old = |one: &IdleConnection| now.saturating_duration_since(one.since) >= min_idle;
     take(&|one| if is_old(one) { held[&one.source].saturating_sub(share) } else { 0 })
 }
 
-/// Closes idle connections for clients that wait.
+/// Closes idle connections for waiting clients.
 #[derive(Debug)]
 pub(crate) struct Reclaimer {
     /// `limits.reclaim_idle`, which a reload may change at any time.
@@ -90,17 +90,17 @@ pub(crate) struct Reclaimer {
     choice: sync::Mutex<Choice>,
 }
 
-/// What was chosen last.
+/// The last choice, and what is left of it.
 #[derive(Debug, Default)]
 struct Choice {
     made_at: Option<Instant>,
     candidates: Vec<Candidate>,
-    /// Whether a connection of it was closed.
+    /// Whether a connection of this choice was closed.
     closed_any: bool,
 }
 
 impl Choice {
-    /// Closes the next one that is still idle. Returns whether there was one.
+    /// Closes the next candidate that is still idle. Returns `false` if there is none.
     async fn reclaim_next(&mut self, workers: &[Worker]) -> bool {
         while let Some(Candidate { worker, since, key, id }) = self.candidates.pop() {
             if workers[worker].reclaim(key, id, since).await {
@@ -121,15 +121,15 @@ impl Reclaimer {
         *self.lock_min_idle() = min_idle;
     }
 
-    /// Returns whether connections are closed at all.
+    /// Returns whether idle connections are closed for waiting clients.
     pub(crate) fn is_on(&self) -> bool {
         self.lock_min_idle().is_some()
     }
 
-    /// Closes one idle connection, if one may be closed. Returns whether one was.
+    /// Closes one idle connection, if one may be closed. Returns whether it did.
     pub(crate) async fn reclaim_one(&self, workers: &[Worker], limit: usize) -> bool {
         let Some(min_idle) = *self.lock_min_idle() else { return false };
-        // One after the other, since a choice depends on what is left.
+        // Held while a connection is closed: a second choice at the same time would not know of it.
         let mut choice = self.choice.lock().await;
         if choice.made_at.is_some_and(|at| clock().saturating_duration_since(at) > MAX_AGE) {
             *choice = Choice::default();
@@ -138,7 +138,7 @@ impl Reclaimer {
             return true;
         }
         if choice.made_at.is_some() && !choice.closed_any {
-            // Another choice would find none either, so soon after.
+            // Another choice would find no connection either, so soon after this one.
             return false;
         }
         let mut reports = Vec::with_capacity(workers.len());
@@ -152,7 +152,7 @@ impl Reclaimer {
     }
 
     fn lock_min_idle(&self) -> MutexGuard<'_, Option<Duration>> {
-        // A value is stored in one step, so it is right even if a thread panicked.
+        // A value is stored in one step, so it is valid even if a thread panicked.
         self.min_idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -167,8 +167,8 @@ mod tests {
         Source::of_ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last))).unwrap()
     }
 
-    /// Chooses with a limit, among connections by their source and for how many seconds they have been idle; `None`: they are
-    /// not. Returns the seconds of those that were chosen, in the order in which they are closed.
+    /// Chooses among connections, each given by its source and the seconds for which it has been idle (`None`: not idle).
+    /// Returns the seconds of the chosen connections, in the order in which they are closed.
     fn chosen(limit: usize, min_idle: u64, connections: &[(u8, Option<u64>)]) -> Vec<u64> {
         let now = clock() + Duration::from_secs(10_000);
         let mut reports = [IdleReport::default(), IdleReport::default()];
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn otherwise_those_of_sources_with_more_than_an_equal_share_that_are_idle_for_long_enough() {
         let all = [idle(1, [100, 90, 80, 70]), idle(2, [200, 10, 95]), idle(3, [1000]), idle(4, [1000])].concat();
-        // With the source of the client that waits, there are five: an equal share is two.
+        // The source of the waiting client is the fifth, so an equal share is two.
         assert_eq!(chosen(10, 60, &all), [200, 100, 90]);
         assert_eq!(chosen(10, 150, &all), [200]);
         assert_eq!(chosen(10, 201, &all), [0_u64; 0]);

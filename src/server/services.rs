@@ -1,6 +1,6 @@
-//! The thread of services: what peers can make busy, and event loops do not serve. It is a runtime, made when it is first
-//! needed, on which tasks run: connections that await their PROXY header or a decision on their source, and the closing of idle
-//! connections. Once the process has started, nothing of a peer runs on the thread that handles signals and the service manager.
+//! The services thread, for work that peers can cause and event loops do not do. It has a tokio runtime, is started when it is
+//! first needed, and runs tasks: connections that await their PROXY header or a decision on their source, and the closing of
+//! idle connections. So no work that a peer can cause runs on the main thread, which handles signals and the service manager.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,14 +16,14 @@ use tokio::task;
 use super::worker;
 use super::worker_state::WorkerState;
 
-/// Runs tasks on the thread of services.
+/// Runs tasks on the services thread.
 #[derive(Debug)]
 pub(crate) struct Services {
     pub(crate) state: Arc<WorkerState>,
     thread: Mutex<ThreadState>,
 }
 
-/// Whether there is a thread.
+/// The state of the services thread.
 #[derive(Debug, Default)]
 enum ThreadState {
     #[default]
@@ -32,18 +32,18 @@ enum ThreadState {
     Ended,
 }
 
-/// The thread, and its runtime.
+/// The running thread, and its runtime.
 #[derive(Debug)]
 struct ServicesThread {
     handle: Handle,
-    /// What is needed to end it, unless it is the test's.
+    /// The means to end the thread; `None` if a test owns the runtime.
     end: Option<End>,
 }
 
 #[derive(Debug)]
 struct End {
     stop: oneshot::Sender<()>,
-    /// There is an error when it is done.
+    /// Disconnected when the thread has ended.
     done: mpsc::Receiver<Infallible>,
     thread: JoinHandle<()>,
 }
@@ -54,7 +54,7 @@ impl Services {
         Self { state: Arc::new(state), thread: Mutex::default() }
     }
 
-    /// Creates services whose tasks run in this runtime.
+    /// Creates services that run their tasks on this runtime.
     #[cfg(test)]
     pub(crate) fn on(handle: Handle, state: WorkerState) -> Self {
         let services = Self::new(state);
@@ -62,10 +62,10 @@ impl Services {
         services
     }
 
-    /// Returns the runtime, which is made if there is none yet.
+    /// Returns the runtime, and starts the thread if it is not running yet.
     ///
     /// # Errors
-    /// Returns an error if the thread or its reactor cannot be made, or if it has ended with the server.
+    /// Returns an error if the thread or its reactor cannot be created, or if it has ended with the server.
     pub(crate) fn start(&self) -> io::Result<Handle> {
         let mut thread = self.lock_thread();
         match &*thread {
@@ -80,7 +80,7 @@ impl Services {
         }
     }
 
-    /// Runs a task.
+    /// Runs a task, and starts the thread for it if necessary.
     ///
     /// # Errors
     /// Returns the errors of [`Services::start`]; the task is dropped then.
@@ -89,7 +89,7 @@ impl Services {
         Ok(())
     }
 
-    /// Waits until all tasks that are ready by now have run. So connections that their peers have closed have ended.
+    /// Waits until all tasks that are ready now have run. Afterwards, connections that their peers had closed have ended.
     pub(crate) async fn barrier(&self) {
         self.run(async {
             // The runtime polls the reactor, and the tasks that are ready run before this one.
@@ -99,12 +99,12 @@ impl Services {
         .await;
     }
 
-    /// Waits until a task has run for this; not at all if there is no thread.
+    /// Waits until the thread has run a task. Returns at once if the thread is not running.
     pub(crate) async fn ping(&self) {
         self.run(async {}).await;
     }
 
-    /// Runs a task to its end, if there is a thread.
+    /// Runs a task to its end, if the thread is running.
     async fn run(&self, run: impl Future<Output = ()> + Send + 'static) {
         let handle = match &*self.lock_thread() {
             ThreadState::Running(thread) => Some(thread.handle.clone()),
@@ -116,7 +116,7 @@ impl Services {
         }
     }
 
-    /// Ends the thread, and with it all tasks. If it hangs, it is left running.
+    /// Ends the thread and all its tasks. A thread that hangs is left running.
     pub(crate) fn end(&self) {
         let thread = std::mem::replace(&mut *self.lock_thread(), ThreadState::Ended);
         if let ThreadState::Running(ServicesThread { end: Some(End { stop, done, thread }), .. }) = thread {
@@ -136,11 +136,12 @@ impl ServicesThread {
         let (running, done) = mpsc::channel();
         let (started, result) = mpsc::sync_channel(1);
         let thread = thread::Builder::new().name("services".to_owned()).spawn(move || {
-            // Made here, so that it is dropped here whatever fails: a runtime panics if it is dropped inside another one.
+            // Created on this thread, so that it is dropped on this thread: a runtime panics if it is dropped inside another
+            // one.
             match Builder::new_current_thread().enable_io().enable_time().build() {
                 Ok(runtime) => {
                     let _ = started.send(Ok(runtime.handle().clone()));
-                    // An error means that the sender is gone, which says the same.
+                    // A dropped sender ends the wait, too.
                     let _ = runtime.block_on(stopped);
                     drop(runtime);
                 }

@@ -1,4 +1,4 @@
-//! The kinds of sockets.
+//! The kinds of sockets that the server can serve.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
@@ -7,22 +7,22 @@ use rustix::io::retry_on_intr;
 use rustix::net::SocketType;
 use rustix::net::sockopt;
 
-/// What a socket carries.
+/// The kind of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SocketKind {
     /// Connections, each a stream of bytes: SOCK_STREAM of any family.
     Stream,
     /// Connections of packets: SOCK_SEQPACKET.
     Seqpacket,
-    /// Packets from anybody: SOCK_DGRAM.
+    /// Datagrams of any sender: SOCK_DGRAM.
     Datagram,
 }
 
 impl SocketKind {
-    /// The kind of a socket.
+    /// Returns the kind of a socket.
     ///
     /// # Errors
-    /// What getsockopt(2) says; it is of another kind.
+    /// Returns the error of getsockopt(2), or an error if the socket is of another kind.
     pub fn of(socket: impl AsFd) -> io::Result<Self> {
         match retry_on_intr(|| sockopt::socket_type(&socket))? {
             SocketType::STREAM => Ok(Self::Stream),

@@ -1,5 +1,5 @@
-//! Errors of connected sockets. They end the connection, and its verdict is that it was reset. What the peer or the network did
-//! is expected; any other error (a lack of memory, the policy of a security module) is reported besides.
+//! Errors of connected sockets. They end the connection with the verdict that it was reset. An error that the peer or the
+//! network caused is expected; any other error (a lack of memory, the policy of a security module) is reported as well.
 
 use std::io;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ pub(crate) fn report(error: io::Error, info: &ConnectionInfo, sink: &EventSink) 
     }
 }
 
-/// Reports an error of a call that a connection needs to be served.
+/// Reports an error that ended a connection through no fault of its peer.
 pub(crate) fn report_failure(error: io::Error, info: &ConnectionInfo, sink: &EventSink) {
     let (listener, peer) = (Arc::clone(&info.listener.name), info.peer);
     sink.report(Event::ConnectionFailed { listener, peer, error });
 }
 
-/// Returns whether the peer or the network caused this error: recv(2), send(2), tcp(7), and what ICMP reports (ip(7)).
+/// Returns whether the peer or the network caused this error (recv(2), send(2), tcp(7), and the ICMP errors of ip(7)).
 fn is_from_peer(error: Errno) -> bool {
     matches!(
         error,

@@ -1,15 +1,15 @@
-//! The memory that a socket holds in the kernel.
+//! The memory that a socket occupies in the kernel.
 
 use std::os::fd::AsFd;
 
 use nix::libc;
 use nix::sys::socket::getsockopt;
 
-/// SO_MEMINFO of asm-generic/socket.h (Linux 4.12), which no library names.
+/// SO_MEMINFO of asm-generic/socket.h (Linux 4.12), which no library defines.
 const SO_MEMINFO: libc::c_int = 55;
 
 sockopt_impl!(
-    /// The beginning of what linux/sock_diag.h lists (SK_MEMINFO_VARS).
+    /// The first fields of SO_MEMINFO (SK_MEMINFO_VARS in linux/sock_diag.h).
     MemInfo,
     GetOnly,
     libc::SOL_SOCKET,
@@ -18,7 +18,7 @@ sockopt_impl!(
 );
 
 sockopt_impl!(
-    /// All of it.
+    /// All fields of SO_MEMINFO.
     WholeMemInfo,
     GetOnly,
     libc::SOL_SOCKET,
@@ -26,21 +26,21 @@ sockopt_impl!(
     [u32; 9]
 );
 
-/// The memory that a socket holds, in bytes.
+/// The memory that a socket occupies, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SocketMemory {
-    /// What was received and not read (SK_MEMINFO_RMEM_ALLOC).
+    /// Received data that was not read (SK_MEMINFO_RMEM_ALLOC).
     pub(crate) received: u32,
-    /// How much of that the kernel allows (SK_MEMINFO_RCVBUF).
+    /// The limit of `received` (SK_MEMINFO_RCVBUF).
     pub(crate) receive_limit: u32,
-    /// What was sent and not freed (SK_MEMINFO_WMEM_ALLOC).
+    /// Sent data that is not freed yet (SK_MEMINFO_WMEM_ALLOC).
     pub(crate) sent: u32,
-    /// How much of that the kernel allows (SK_MEMINFO_SNDBUF): it sends while there is less.
+    /// The limit of `sent` (SK_MEMINFO_SNDBUF).
     pub(crate) send_limit: u32,
 }
 
-/// Returns how many packets the kernel has dropped since the socket was made: for want of room in it, since they were damaged, or
-/// since a filter refused them, such as that of `IPAddressDeny=` (SK_MEMINFO_DROPS); `None` if the kernel does not tell.
+/// Returns how many packets the kernel has dropped since the socket was created (SK_MEMINFO_DROPS): the receive buffer was
+/// full, the packet was damaged, or a filter such as that of `IPAddressDeny=` refused it. `None` if the kernel does not tell.
 pub(crate) fn drops(socket: impl AsFd) -> Option<u32> {
     Some(getsockopt(&socket, WholeMemInfo).ok()?[8])
 }
@@ -52,7 +52,7 @@ impl SocketMemory {
         Some(Self { received, receive_limit, sent, send_limit })
     }
 
-    /// Returns whether nothing more can be sent until some of what was sent is freed.
+    /// Returns whether nothing can be sent until the kernel frees sent data.
     pub(crate) fn is_send_buffer_full(self) -> bool {
         self.sent >= self.send_limit
     }

@@ -1,5 +1,5 @@
-//! Options of the sockets that are served. A listening socket has them, and its connections inherit them; those that were
-//! in its backlog before do not, nor does a connection that another process accepted.
+//! Options of served sockets. They are set on a listening socket, and its connections inherit them. Connections that were in
+//! the backlog before, and connections that another process accepted, have not inherited them.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,24 +12,24 @@ use rustix::net::{ipproto, sockopt};
 
 use crate::config::{BufferSize, ListenerSettings};
 
-/// After how much silence the kernel asks whether a peer is still there (TCP_KEEPIDLE, tcp(7)).
+/// The idle time before the first keepalive probe (TCP_KEEPIDLE, tcp(7)).
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
-/// How long it waits for an answer before it asks again (TCP_KEEPINTVL).
+/// The time between keepalive probes (TCP_KEEPINTVL).
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// After how many questions without an answer the connection is broken (TCP_KEEPCNT).
+/// The number of unanswered keepalive probes that breaks a connection (TCP_KEEPCNT).
 const KEEPALIVE_PROBES: u32 = 6;
 
-/// SO_BUF_LOCK of asm-generic/socket.h (Linux 5.14), which no library names.
+/// SO_BUF_LOCK of asm-generic/socket.h (Linux 5.14), which no library defines.
 const SO_BUF_LOCK: libc::c_int = 72;
 
-/// SOCK_SNDBUF_LOCK and SOCK_RCVBUF_LOCK of linux/socket.h: the size of that buffer was set.
+/// SOCK_SNDBUF_LOCK and SOCK_RCVBUF_LOCK of linux/socket.h: the buffer has a fixed size.
 const SEND_BUFFER_LOCK: i32 = 1;
 pub(crate) const RECEIVE_BUFFER_LOCK: i32 = 2;
 
 sockopt_impl!(
-    /// Which buffers keep their size. The kernel adapts the others.
+    /// The buffers with a fixed size. The kernel adapts the size of the others.
     BufferLock,
     Both,
     libc::SOL_SOCKET,
@@ -37,29 +37,29 @@ sockopt_impl!(
     i32
 );
 
-/// The default size of the send buffer of a TCP socket, in bytes. The kernel doubles it (socket(7)): so replies that a client
-/// does not read hold little memory.
+/// The default size of the send buffer of a TCP socket, in bytes. It is small, so that unread replies occupy little memory. The
+/// kernel doubles it (socket(7)).
 const DEFAULT_SEND_BUFFER: usize = 64 * 1024;
 
-/// Sets what the settings say on a socket: a listening one, one of datagrams, or a connection that has not inherited it.
+/// Sets the options of the settings on a listening socket, a datagram socket, or a connection that has not inherited them.
 ///
 /// # Errors
 /// Returns an error if setsockopt(2) fails.
 pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<()> {
     let is_tcp = is_tcp(&socket)?;
-    // Before Linux 5.14 it is not known whether another process set the sizes.
+    // Linux before 5.14 does not tell whether another process has set the sizes.
     let locks = getsockopt(&socket, BufferLock).unwrap_or_default();
     let mut unlock = 0;
     match settings.receive_buffer {
         BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_recv_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= RECEIVE_BUFFER_LOCK,
-        // A connection limits it while it is read: `receive_buffer`.
+        // Each connection limits its own while the daemon reads (`receive_buffer.rs`).
         BufferSize::Default => {}
     }
     match settings.send_buffer {
         BufferSize::Bytes(size) => retry_on_intr(|| sockopt::set_socket_send_buffer_size(&socket, size))?,
         BufferSize::Auto => unlock |= SEND_BUFFER_LOCK,
-        // Not where the socket unit has chosen a size.
+        // Unless the socket unit has set a size.
         BufferSize::Default if is_tcp && locks & SEND_BUFFER_LOCK == 0 => {
             retry_on_intr(|| sockopt::set_socket_send_buffer_size(&socket, DEFAULT_SEND_BUFFER))?;
         }
@@ -70,7 +70,7 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
         optional(unlocked.map_err(|error| Errno::from_raw_os_error(error as i32)))?;
     }
     if is_tcp {
-        // Urgent data is in the stream: no byte that a client sends is lost.
+        // Urgent data stays in the stream, so no byte of a client is lost.
         optional(retry_on_intr(|| sockopt::set_socket_oobinline(&socket, true)))?;
         optional(retry_on_intr(|| sockopt::set_tcp_nodelay(&socket, settings.nodelay)))?;
         set_keepalive(&socket)?;
@@ -78,7 +78,7 @@ pub(crate) fn set(socket: impl AsFd, settings: &ListenerSettings) -> io::Result<
     Ok(())
 }
 
-/// Accepts that the kernel does not know an option: not each kernel knows each option of MPTCP.
+/// Ignores the error of an option that the kernel does not support. MPTCP supports different options in different versions.
 fn optional(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
         Err(Errno::OPNOTSUPP | Errno::NOPROTOOPT) => Ok(()),
@@ -86,14 +86,14 @@ fn optional(result: Result<(), Errno>) -> Result<(), Errno> {
     }
 }
 
-/// Returns whether it is a socket of TCP or MPTCP.
+/// Returns whether a socket is TCP or MPTCP.
 fn is_tcp(socket: impl AsFd) -> io::Result<bool> {
-    // Of Unix sockets there is none.
+    // Unix sockets have no protocol.
     let protocol = retry_on_intr(|| sockopt::socket_protocol(&socket))?;
     Ok(matches!(protocol, Some(ipproto::TCP | ipproto::MPTCP)))
 }
 
-/// Has the kernel detect peers that have vanished. A socket that has SO_KEEPALIVE already keeps its times.
+/// Enables keepalive, so that the kernel detects peers that have vanished. A socket with SO_KEEPALIVE keeps its times.
 fn set_keepalive(socket: impl AsFd) -> io::Result<()> {
     if retry_on_intr(|| sockopt::socket_keepalive(&socket))? {
         return Ok(());
@@ -118,7 +118,7 @@ mod tests {
         Settings::default().defaults
     }
 
-    /// The options of a TCP socket: the size of its send buffer, whether it waits for more, and its times of keepalive.
+    /// Returns the options of a TCP socket: the size of its send buffer, TCP_NODELAY, and its keepalive times.
     fn options(socket: impl AsFd) -> (usize, bool, Option<[u64; 3]>) {
         let keepalive = sockopt::socket_keepalive(&socket).unwrap().then(|| {
             let seconds = |time: Duration| time.as_secs();

@@ -1,4 +1,4 @@
-//! Connections that end without having been served: they are counted and reported like all others.
+//! Counts and reports connections that end without having been served, like all others.
 
 use std::io;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use super::worker_state::WorkerState;
 use crate::protocol::Verdict;
 use crate::protocol::session::Totals;
 
-/// Counts a connection that was accepted and has ended, and reports why. `state` is that of the thread that runs this. To be called
-/// before the permit is released: the server may end then.
+/// Counts a connection that was accepted and has ended, and reports its verdict. `state` is that of the calling thread. Call it
+/// before the permit is released, because the server may end then.
 pub(crate) fn report(
     state: &WorkerState,
     info: &ConnectionInfo,
@@ -39,8 +39,8 @@ pub(crate) fn report(
     });
 }
 
-/// Reports a connection that cannot be served, as [`report`], with the error, and closes it. `state` is that of the
-/// thread that runs this. Without a socket, that was closed.
+/// Reports the error of a connection that cannot be served, counts it as [`report`] does, and closes it. `state` is that of the
+/// calling thread. `socket` is `None` if it is already closed.
 pub(crate) fn close_failed(
     state: &WorkerState,
     info: &ConnectionInfo,

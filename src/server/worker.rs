@@ -1,5 +1,5 @@
-//! Workers: each a thread with an event loop and its connections. A connection lives and ends on its worker; nothing on its
-//! way from socket to socket is shared with another thread.
+//! Workers: each is a thread with one event loop and its connections. A connection stays on its worker, and its messages touch
+//! no data that other threads write.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,11 +19,11 @@ use super::listener::Listener;
 use super::mailbox::{Acceptor, Mailbox, Reclaim};
 use super::worker_state::WorkerState;
 
-/// A thread that does not respond for so long at the end hangs. A drive takes far less than a millisecond, so this is
-/// time for a machine that is very busy.
+/// A thread that does not respond for this time hangs. A drive takes far less than a millisecond, so even a very busy machine
+/// does not reach it.
 pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What can be asked of a worker, from any thread. Cheap to clone.
+/// The interface of a worker for other threads. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Worker {
     pub(crate) state: Arc<WorkerState>,
@@ -31,45 +31,45 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Has the event loop serve a connection.
+    /// Passes a connection to the event loop.
     pub(crate) fn serve(&self, connection: Box<Connection>) {
         self.mailbox.post(|commands| commands.accepted.push(connection));
     }
 
-    /// Has the event loop serve connections that were restored from the previous process.
+    /// Passes connections that were restored from the previous process to the event loop.
     #[expect(clippy::vec_box, reason = "where they are now is where they stay")]
     pub(crate) fn restore(&self, connections: Vec<Box<Connection>>) {
         self.mailbox.post(|commands| commands.restored.extend(connections));
     }
 
-    /// Has the event loop run an acceptor.
+    /// Passes an acceptor to the event loop.
     pub(crate) fn accept(&self, acceptor: Box<dyn Acceptor>) {
         self.mailbox.post(|commands| commands.acceptors.push(acceptor));
     }
 
-    /// Has the event loop run all its acceptors.
+    /// Makes the event loop run all its acceptors.
     pub(crate) fn run_acceptors(&self) {
         self.mailbox.post(|commands| commands.run_acceptors = true);
     }
 
-    /// Has the event loop detach all its connections, including those that are still in the mailbox.
+    /// Makes the event loop detach all its connections, including those that are still in the mailbox. The receiver gets them.
     pub(crate) fn detach(&self) -> oneshot::Receiver<Vec<DetachedConnection>> {
         let (answer, detached) = oneshot::channel();
         self.mailbox.post(|commands| commands.detach = Some(answer));
         detached
     }
 
-    /// Has the event loop end the connections of these listeners.
+    /// Makes the event loop close the connections of these listeners.
     pub(crate) fn close_listeners(&self, listeners: &[Arc<Listener>]) {
         self.mailbox.post(|commands| commands.close_listeners.extend_from_slice(listeners));
     }
 
-    /// Waits until the event loop has driven all connections that are ready by now. So connections that their peers have
+    /// Waits until the event loop has driven all connections that are ready now. Afterwards, connections that their peers had
     /// closed have ended.
     pub(crate) async fn barrier(&self) {
         let (answer, answered) = oneshot::channel();
         self.mailbox.post(|commands| commands.barriers.push(answer));
-        // There is an error when it is done.
+        // The event loop drops the sender, so an error means that the barrier is passed.
         let _ = answered.await;
     }
 
@@ -77,19 +77,19 @@ impl Worker {
     pub(crate) async fn ping(&self) {
         let (answer, answered) = oneshot::channel();
         self.mailbox.post(|commands| commands.pings.push(answer));
-        // There is an error when it is done, and when the worker is gone, with everything else.
+        // The event loop drops the sender, so an error means that it has responded, or has ended.
         let _ = answered.await;
     }
 
-    /// Returns which connections are idle; nothing if the worker is gone.
+    /// Returns the idle connections; none if the worker has ended.
     pub(crate) async fn report_idle(&self) -> IdleReport {
         let (answer, answered) = oneshot::channel();
         self.mailbox.post(|commands| commands.idle_reports.push(answer));
         answered.await.unwrap_or_default()
     }
 
-    /// Closes a connection that has been idle since then, if it still is. Returns whether it ends: its permit is free now, or
-    /// as soon as the descriptors that its peer sent are closed.
+    /// Closes a connection if it has been idle since `since`. Returns whether it did. The permit is released now, or when the
+    /// descriptors that its peer sent are closed.
     pub(crate) async fn reclaim(&self, key: usize, id: u64, since: Instant) -> bool {
         let (answer, answered) = oneshot::channel();
         self.mailbox.post(|commands| commands.reclaims.push(Reclaim { key, id, since, answer }));
@@ -102,33 +102,33 @@ impl Worker {
         self.mailbox.post(|commands| commands.drain = true);
     }
 
-    /// Gives up the connections whose peers do not read, so that their messages are not logged: they are logged, and not answered.
+    /// Gives up the connections whose messages are not logged because their peers do not read. These messages are then logged,
+    /// and not answered.
     pub(crate) fn give_up_blocked(&self) {
         self.mailbox.post(|commands| commands.give_up_blocked = true);
     }
 }
 
-/// The thread of a worker. It ends, and with it all that still runs on it, when this is dropped. If the thread hangs,
-/// it is left running.
+/// The thread of a worker. Dropping this ends the thread and its connections. A thread that hangs is left running.
 pub(crate) struct WorkerThread {
     pub(crate) worker: Worker,
-    /// There until the thread has it.
+    /// `None` once the thread has it.
     event_loop: Option<Box<EventLoop>>,
     thread: Option<Thread>,
 }
 
-/// A thread that runs.
+/// A running thread.
 struct Thread {
     handle: JoinHandle<()>,
-    /// There is an error when it is done.
+    /// Disconnected when the thread has ended.
     done: mpsc::Receiver<Infallible>,
 }
 
 impl WorkerThread {
-    /// Makes a worker, whose thread is to be started.
+    /// Creates a worker whose thread is not started yet.
     ///
     /// # Errors
-    /// Returns an error if its epoll set or its mailbox cannot be made.
+    /// Returns an error if the epoll set or the mailbox cannot be created.
     pub(crate) fn new(sink: &EventSink, disposal: &Disposal) -> io::Result<Self> {
         let (state, mailbox) = (WorkerState::new(sink.clone(), disposal.clone()), Mailbox::new()?);
         let worker = Worker { state: Arc::new(state), mailbox: Arc::new(mailbox) };
@@ -136,18 +136,18 @@ impl WorkerThread {
         Ok(Self { worker, event_loop: Some(Box::new(event_loop)), thread: None })
     }
 
-    /// Runs one pass of the event loop on this thread, without waiting, if its own is not started.
+    /// Runs one pass of the event loop on the calling thread, without waiting, if the worker's thread is not started.
     pub(crate) fn pass_once(&mut self) {
         if let Some(event_loop) = &mut self.event_loop {
-            // No command to stop can be in its mailbox yet.
+            // The mailbox cannot contain a command to stop yet.
             event_loop.pass_once();
         }
     }
 
-    /// Starts the thread, if it is not started.
+    /// Starts the thread, if it is not running.
     ///
     /// # Errors
-    /// Returns an error if the thread cannot be made. The event loop stays here then.
+    /// Returns an error if the thread cannot be created. The event loop is kept for another attempt.
     pub(crate) fn start(&mut self, number: usize) -> io::Result<()> {
         if self.thread.is_some() {
             return Ok(());
@@ -161,7 +161,7 @@ impl WorkerThread {
             drop(running);
         })?;
         if let Some(event_loop) = self.event_loop.take() {
-            // The thread waits for it.
+            // Cannot fail: the thread waits for the event loop.
             let _ = give.send(event_loop);
         }
         self.thread = Some(Thread { handle, done });
@@ -178,13 +178,14 @@ impl Drop for WorkerThread {
     }
 }
 
-/// Waits for the end of a thread that was told to end, unless it hangs. `done` is disconnected by its end.
+/// Waits for the end of a thread that was told to end, for [`HANG_TIMEOUT`] at most. The thread disconnects `done` when it
+/// ends.
 pub(crate) fn join(done: &mpsc::Receiver<Infallible>, thread: Option<JoinHandle<()>>) {
     if done.recv_timeout(HANG_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
         return;
     }
     if let Some(thread) = thread {
-        // A panic was reported where it happened.
+        // A panic has already been reported.
         let _ = thread.join();
     }
 }

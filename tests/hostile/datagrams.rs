@@ -273,7 +273,7 @@ fn unix_clients_that_never_read_do_not_delay_others_until_the_send_buffer_is_ful
     }
     let (sent, limit) = used();
     assert!(sent >= limit && sent < limit + 4096, "{sent} of {limit}");
-    // What was not read goes with those who have not read it.
+    // Closing a socket frees the replies that it has not read.
     drop(hoarders.drain(..hoarders.len() / 2));
     wait_until("it is freed", || used().0 < used().1);
     for _ in 0..20 {

@@ -4,8 +4,9 @@
 use std::io::{ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -13,12 +14,13 @@ use nix::libc;
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_linger, set_socket_passcred};
 use rustix::net::{
-    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen, send,
-    socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen,
+    recv, send, sendto, socket_with,
 };
 use rustix::process::Signal;
 
 use common::descriptors::send_descriptors;
+use common::packets::count_dropped;
 use common::service::{FdStore, Service};
 use common::service_manager::activated_command;
 use common::{self, Daemon, Peer, find_program, kernel, skip_test, wait_until};
@@ -171,7 +173,7 @@ impl Blocker {
         (Self { receiver }, sender.into())
     }
 
-    /// The same inside of another socket, where SO_LINGER cannot be turned off: it blocks whoever closes it.
+    /// The same inside another socket, where SO_LINGER cannot be turned off: closing it blocks.
     fn nested() -> (Self, OwnedFd) {
         let (blocker, inner) = Self::new();
         let (outer, carrier) = UnixStream::pair().expect("sockets can be made and connected");
@@ -820,4 +822,38 @@ fn a_datagram_with_a_descriptor_that_blocks_its_closer_delays_no_client() {
         tcp.exchange("again");
         daemon.stop();
     }
+}
+
+#[test]
+fn a_flood_of_datagrams_with_descriptors_does_not_hide_who_sends_at_a_path() {
+    const SENT: u32 = 1000;
+    const FLOODERS: u32 = 4;
+    let sockets = Sockets::new(SocketType::DGRAM);
+    let Some(daemon) = sockets.start(Kernel::Old, "[limits]\ndatagrams_per_source = 'off'\n") else { return };
+    let ends = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..FLOODERS {
+            scope.spawn(|| {
+                // Without a name, each is dropped; the socket is always full.
+                let (flooder, descriptors) = (sockets.connect(), [pipe()]);
+                while !ends.load(Ordering::Relaxed) {
+                    send_descriptors(&flooder.stream, b"flood", &descriptors, SendFlags::empty())
+                        .expect("this kernel does not refuse it");
+                }
+            });
+        }
+        daemon.wait_for_log("nameless");
+        let client = UnixDatagram::bind(daemon.directory().join("client")).expect("it can be bound");
+        let to = getsockname(&sockets.unix).expect("it is bound");
+        for _ in 0..SENT {
+            // As soon as there is room, with all that wait for it.
+            sendto(&client, b"a", SendFlags::NOSIGNAL, &to).expect("it is sent");
+            while recv(&client, &mut [0; 100], RecvFlags::DONTWAIT).is_ok() {}
+        }
+        ends.store(true, Ordering::Relaxed);
+    });
+    let log = daemon.stop();
+    let hidden = count_dropped(&log, "unsafe-address");
+    // One may come at the moment when the kernel adds no credentials.
+    assert!(hidden <= u64::from(SENT) / 100, "{hidden} of {SENT}");
 }

@@ -285,7 +285,7 @@ fn a_peer_is_not_cut_off_if_it_takes_bytes_by_another_way_than_the_first() {
 fn a_peer_of_multipath_tcp_that_reads_nothing_is_cut_off() {
     let Some((daemon, client)) = mptcp::connect("[defaults.deadlines]\nread = '1min'\n") else { return };
     let cut_off = read_nothing(&client);
-    // The kernel's probes of a window that is closed are no progress.
+    // The kernel's probes of a closed window are not progress.
     assert!(cut_off < WRITE + WRITE / 8 + Duration::from_secs(5), "{cut_off:?}");
     daemon.stop();
 }

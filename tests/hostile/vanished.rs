@@ -1,4 +1,4 @@
-//! Clients that vanish without a word: no packet reaches them any more. They are found out, also where no deadline is.
+//! Clients that vanish without a packet are detected, also without a deadline.
 
 use std::net::TcpListener;
 use std::time::Duration;

@@ -79,7 +79,7 @@ fn a_release_updates_the_version_and_the_date_in_every_file() {
     let changelog = target_dir.join("CHANGELOG.md");
     let unreleased = "# Changelog\n\n## [Unreleased]\n\n### Added\n\n- One thing.\n";
     fs::write(&changelog, unreleased).unwrap();
-    for (arguments, complaint) in [(&["1.2"][..], "is no version"), (&[version, "soon"], "is no day")] {
+    for (arguments, complaint) in [(&["1.2"][..], "invalid version"), (&[version, "soon"], "invalid day")] {
         let (succeeded, said) = release(arguments);
         assert!(!succeeded && said.contains(complaint), "{arguments:?}: {said}");
     }

@@ -1,4 +1,4 @@
-//! Behind a load balancer: each connection begins with a PROXY header, which says who the client is.
+//! Behind a load balancer: each connection begins with a PROXY header, which names the client.
 
 mod haproxy;
 

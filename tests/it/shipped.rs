@@ -143,7 +143,7 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
     ] {
         assert!(found.contains(&(expected.0.to_owned(), expected.1)), "{expected:?} is not in {found:#?}");
     }
-    // For the settings of the administrator, who finds it there.
+    // The directory for the settings of the administrator.
     assert!(destination.join("etc/echoed/echoed.toml.d").is_dir());
     // What is newer than the version asked for is not there.
     assert!(!found.iter().any(|(name, _)| name.contains("echoed.socket.d/")), "{found:#?}");

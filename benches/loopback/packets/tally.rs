@@ -5,15 +5,15 @@ use std::ops::AddAssign;
 /// The outcomes of the messages of a load.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Tally {
-    /// Had the right reply in time.
+    /// Messages that got the right reply in time.
     pub(crate) answered: u64,
-    /// Had none for a second, and were sent anew.
+    /// Messages without a reply for a second, after which their source sent the next one.
     pub(crate) lost: u64,
-    /// Of the lost ones: had a reply later.
+    /// Lost messages that got a reply later.
     pub(crate) late: u64,
-    /// Replies to a message that had one already.
+    /// Further replies to answered messages.
     pub(crate) twice: u64,
-    /// Replies that are not what any message was owed.
+    /// Replies that no message was owed.
     pub(crate) wrong: u64,
 }
 

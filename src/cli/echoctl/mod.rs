@@ -49,7 +49,7 @@ pub enum Command {
     /// line feeds and tabs. Pipes and files get the bytes unchanged.
     ///
     /// With udp:, seqpacket: and unixgram:, each message and each reply is one packet, and --delimiter has no effect. A
-    /// message is sent after the reply to the one before; a lost packet is late.
+    /// message is sent after the reply to the previous one; a lost packet is late.
     ///
     /// A line of stdin ends with a line feed, which is not sent; a carriage return before it is sent. The last line need not
     /// end with a line feed. A message that contains the delimiter is refused: on the command line before anything is sent,
@@ -72,8 +72,8 @@ pub enum Command {
     Send(Send),
     /// Measure round trip times, one message after the other
     ///
-    /// Sends a numbered message every --interval over one connection, whether the one before was answered or not. Prints a
-    /// line for each reply, and a summary after -c messages or at Ctrl-C.
+    /// Sends a numbered message every --interval over one connection, whether or not the previous one was answered. Prints
+    /// a line for each reply, and a summary after -c messages or at Ctrl-C.
     ///
     /// It compares every reply with its message. A message without a reply within --timeout is lost; a later reply is
     /// reported as late and not taken for that of another message. When the connection ends, the messages on their way are
@@ -214,8 +214,8 @@ pub struct Send {
 
     /// Send a message at this interval: the MESSAGEs in turn, until --count or Ctrl-C
     ///
-    /// Keeps to the clock, regardless of replies. With packets and --raw, a message waits for the reply to the one before;
-    /// further ones that become due meanwhile are skipped. In each, %d becomes its number, from 1 on. At Ctrl-C it sends no
+    /// Keeps to the clock, regardless of replies. With packets and --raw, a message waits for the reply to the previous one;
+    /// messages that become due meanwhile are skipped. In each, %d becomes its number, from 1 on. At Ctrl-C it sends no
     /// more and waits for owed replies; a second Ctrl-C ends the wait.
     #[arg(short, long, value_name = "TIME", requires = "messages", value_parser = interval)]
     pub interval: Option<Duration>,

@@ -1,5 +1,5 @@
-//! The buffers of a session, stored and restored: without what the rules add to them, because other rules may apply by
-//! then.
+//! Stores and restores the buffers of a session, without prefixes and delimiters, because other rules may apply after a
+//! restart.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -10,11 +10,11 @@ use crate::protocol::peer_wait::PeerWait;
 use crate::protocol::relative_time::RelativeTime;
 use crate::protocol::rules::{Framing, Rules};
 
-/// The buffers of a session, in values that hold on any clock and under any rules.
+/// The buffers of a session, in values that are valid on any clock and under any rules.
 #[derive(Debug)]
 pub(in crate::protocol) struct BuffersCheckpoint<'a> {
     pub(in crate::protocol) message: MessageCheckpoint<'a>,
-    /// When the session began to wait, as in [`Buffers`].
+    /// When the wait of [`Buffers::wait`] began.
     pub(in crate::protocol) waiting_since: RelativeTime,
     /// When the delay after a reply ends.
     pub(in crate::protocol) delay_until: RelativeTime,
@@ -26,9 +26,9 @@ pub(in crate::protocol) struct BuffersCheckpoint<'a> {
 #[derive(Debug)]
 pub(in crate::protocol) enum MessageCheckpoint<'a> {
     None,
-    /// As far as it came, and when the read deadline would pass if the session read from now on.
+    /// The bytes that have come, and the read deadline if the session reads from now on.
     InProgress(RelativeTime, Cow<'a, [u8]>),
-    /// Without its delimiter.
+    /// The message without its delimiter.
     Unlogged(Cow<'a, [u8]>),
 }
 
@@ -41,8 +41,8 @@ impl BuffersCheckpoint<'_> {
         inbound: Cow::Borrowed(&[]),
     };
 
-    /// Restores the buffers under `rules`; `framer` is to be new, and is brought to their state. If the message in
-    /// progress has an end under these rules, it is processed again, as input.
+    /// Restores the buffers under `rules`. `framer` must be new, and gets the state that belongs to the buffers. If the message
+    /// in progress is complete under these rules, it is processed again as input.
     pub(in crate::protocol) fn restore(self, rules: &Rules, stored_at: Instant, framer: &mut Framer) -> Buffers {
         let waiting_since = self.waiting_since.to_past_instant(stored_at);
         let mut buffers = Buffers::new(waiting_since);

@@ -1,7 +1,7 @@
-//! A session stored and restored, in another process and perhaps under other rules.
+//! Stores a session as a checkpoint, and restores it, perhaps in another process and under other rules.
 //!
-//! All its timers continue to run meanwhile. The restored session follows the rules that its listener has by then. They
-//! may shorten its deadlines, and never let it have more time than they would give.
+//! Its timers run on meanwhile. The restored session follows the current rules of its listener. They may shorten its deadlines,
+//! but never extend them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use crate::protocol::framer::Framer;
 use crate::protocol::relative_time::RelativeTime;
 use crate::protocol::rules::Rules;
 
-/// The whole state of a session between two calls, in values that hold on any clock and under any rules.
+/// The whole state of a session between two calls, in values that are valid on any clock and under any rules.
 #[derive(Debug)]
 pub(in crate::protocol) struct Checkpoint<'a> {
     pub(in crate::protocol) phase: Phase<RelativeTime>,

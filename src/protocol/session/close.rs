@@ -1,4 +1,4 @@
-//! How a session ends: after what was read is answered, with a final reply, or at once.
+//! Ends sessions: after the messages that were read are answered, with a final reply, or at once.
 
 use std::time::Instant;
 
@@ -12,8 +12,9 @@ use crate::protocol::rules::{LogMessages, Rules};
 use crate::protocol::verdict::Verdict;
 
 impl Session {
-    /// Records that our end of the stream was sent, as [`Want::Shutdown`] asked. If nothing has passed for a while in
-    /// either direction, there is nothing on its way that closing could destroy.
+    /// Records that the end of the daemon's stream was sent, as [`Want::Shutdown`] requests. The session then lingers, unless
+    /// the peer has ended its stream, or both directions have been silent for so long that no data is on its way that a reset
+    /// would destroy.
     pub fn handle_shutdown_sent(&mut self, now: Instant) {
         if self.wants() != Want::Shutdown {
             return;
@@ -27,25 +28,25 @@ impl Session {
         }
     }
 
-    /// Ends the session after the connection broke: nothing can be sent or received.
+    /// Ends the session after the connection broke.
     pub fn handle_reset(&mut self) {
         self.abort(self.verdict().unwrap_or(Verdict::PeerReset));
     }
 
-    /// Drains: no more input is read, messages that were read are answered, then the stream ends.
+    /// Drains the session: reads no more input, answers the messages that were read, then ends the stream.
     pub fn drain(&mut self, now: Instant) {
         if self.phase == Phase::Open {
             self.stop(Verdict::Shutdown, now);
         }
     }
 
-    /// Ends the session with `verdict`, because this peer cannot be served. Messages that were read before are answered.
+    /// Ends the session with `verdict`, because this peer cannot be served. Messages that were already read are answered.
     pub fn refuse(&mut self, verdict: Verdict, now: Instant) {
         self.stop(verdict, now);
     }
 
-    /// Frees all buffers, because there is no memory for them: input that was not processed and the message that waits
-    /// for the log are lost. If the peer has not taken all its replies, it loses them and gets no final reply.
+    /// Frees all buffers, because there is no memory for them. Unprocessed input and the message that waits for the log are
+    /// lost. If the peer has not taken all its replies, it loses them, and gets no final reply.
     pub fn handle_out_of_memory(&mut self, now: Instant) {
         let has_outbound = self.buffers.as_ref().is_some_and(|buffers| !buffers.outbound.is_empty());
         if has_outbound || matches!(self.phase, Phase::Logging(_)) {
@@ -55,10 +56,10 @@ impl Session {
         }
     }
 
-    /// Takes no more input, and closes the session as soon as what was read is answered.
+    /// Takes no more input, and closes the session when the messages that were read are answered.
     pub(super) fn stop(&mut self, verdict: Verdict, now: Instant) {
         if matches!(self.phase, Phase::Open | Phase::HalfClosed(_)) {
-            // Its end may have been read ahead.
+            // The end of the message in progress may be in the inbound buffer.
             if self.buffers.as_ref().is_none_or(|buffers| buffers.inbound.is_empty()) {
                 self.framer = Framer::default();
                 self.take_message();
@@ -69,8 +70,8 @@ impl Session {
         }
     }
 
-    /// Closes the session from our side: drops input, and adds the final reply. It gets no more time than the replies
-    /// before it were given.
+    /// Closes the session: drops input, and adds the final reply. If the session is already stopping, the final reply gets no
+    /// additional time, except in a drain.
     pub(super) fn close(&mut self, verdict: Verdict, now: Instant) {
         let until = match self.phase {
             Phase::Stopping(Verdict::Shutdown, _) => self.final_reply_deadline(now),
@@ -94,15 +95,15 @@ impl Session {
         self.phase = Phase::Closing(verdict, until);
     }
 
-    /// Ends the session at once: what was read is not answered. Messages among it that have to be logged whole are still logged:
-    /// then it wants [`Want::Log`].
+    /// Ends the session at once, without answering the messages that were read. If the lossless log has to get some of them,
+    /// the session still wants [`Want::Log`].
     pub fn abandon(&mut self) {
         if !matches!(self.phase, Phase::Logging(_) | Phase::Done(_)) {
             self.abort(self.verdict().unwrap_or(Verdict::Shutdown));
         }
     }
 
-    /// Aborts the connection: drops all replies, but keeps messages that still have to be logged whole.
+    /// Aborts the session: drops all replies, but keeps messages for the lossless log.
     pub(super) fn abort(&mut self, verdict: Verdict) {
         if let (LogMessages::Full, Some(buffers)) = (self.rules.log_messages, &mut self.buffers) {
             let finished = take_finished_message(buffers, &mut self.framer, &self.rules);
@@ -127,7 +128,8 @@ impl Session {
     }
 }
 
-/// Takes the reply to the message in progress, if its end was read ahead. Otherwise drops what was read of it.
+/// Takes the reply to the message in progress, if the end of the message is in the inbound buffer. Otherwise drops the message
+/// and the inbound buffer.
 fn take_finished_message(buffers: &mut Buffers, framer: &mut Framer, rules: &Rules) -> Option<Vec<u8>> {
     let (_, mut reply) = buffers.take_message()?;
     let Frame::Complete(taken) = next_frame(framer, rules, buffers.inbound.as_slice()) else {

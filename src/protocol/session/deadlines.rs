@@ -1,4 +1,4 @@
-//! Until when something has to happen, and what comes of it if it does not.
+//! The deadlines of a session, and their consequences.
 
 use std::time::Instant;
 
@@ -10,23 +10,23 @@ use crate::protocol::verdict::Verdict;
 /// The consequence of a passed deadline.
 #[derive(Debug, Clone, Copy)]
 enum Timeout {
-    /// The session ends, and this is why.
+    /// The session ends with this verdict.
     Verdict(Verdict),
     /// The delay after a reply is over.
     DelayOver,
-    /// It is time to look whether the peer takes what it is owed.
+    /// The peer's progress has to be checked.
     PeerProgress,
 }
 
 impl Session {
-    /// Returns when [`Session::handle_timeout`] has something to do, unless something else happens before.
+    /// Returns when to call [`Session::handle_timeout`], unless another call changes it before.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.next_deadline().map(|(until, _)| until)
     }
 
-    /// Acts on the deadlines that have passed, and on the end of a delay. If [`Session::needs_peer_progress`] says so,
-    /// [`Session::record_peer_progress`] comes before.
+    /// Acts on deadlines that have passed, and on the end of a delay. If [`Session::needs_peer_progress`] returns `true`, call
+    /// [`Session::record_peer_progress`] before.
     pub fn handle_timeout(&mut self, now: Instant) {
         let Some((until, timeout)) = self.next_deadline() else { return };
         if until > now {
@@ -36,7 +36,7 @@ impl Session {
             Timeout::Verdict(verdict) => match self.phase {
                 Phase::Open | Phase::HalfClosed(_) if verdict != Verdict::WriteDeadline => {
                     self.stop(verdict, now);
-                    // It may be time to look at the peer's progress as well.
+                    // The peer's progress may have to be checked as well.
                     self.handle_timeout(now);
                 }
                 _ => self.abort(verdict),
@@ -53,41 +53,40 @@ impl Session {
         }
     }
 
-    /// Returns whether it is time to look whether the peer takes what it is owed.
+    /// Returns whether the peer's progress has to be checked now.
     #[must_use]
     pub fn needs_peer_progress(&self, now: Instant) -> bool {
-        // As the deadline that passes first can be another one, what has to be done at it does not matter.
+        // Also if another deadline than the check has passed, because the result may prevent the write deadline.
         matches!(self.awaited(), Awaited::PeerRead(..)) && self.deadline().is_some_and(|until| until <= now)
     }
 
-    /// Returns [`Session::deadline`] without the looks at the peer's progress.
+    /// Returns [`Session::deadline`] without the checks of the peer's progress.
     #[cfg(test)]
     pub(in crate::protocol) fn deadline_without_checks(&self) -> Option<Instant> {
         self.phase_deadline().map(|(until, _)| until)
     }
 
-    /// Records how far the peer has taken what was sent: a number that changes whenever it takes something, as long as
-    /// nothing is sent. While it changes, the write deadline does not pass.
+    /// Records the peer's progress. `mark` changes whenever the peer takes data, as long as nothing is sent. While it changes,
+    /// the write deadline does not pass.
     pub fn record_peer_progress(&mut self, now: Instant, mark: u64) {
         if let Some(buffers) = &mut self.buffers {
             buffers.wait.record_progress(now, mark);
         }
     }
 
-    /// Returns until when the final reply may be sent. The time is bounded as a whole: a peer that takes a byte now and
-    /// then gains nothing by it.
+    /// Returns the deadline of the final reply. A peer that takes a byte now and then does not extend it.
     pub(super) fn final_reply_deadline(&self, now: Instant) -> Instant {
         end_of_limit(self.rules.deadlines.write.as_ref(), FINAL_REPLY_TIMEOUT, now)
     }
 
-    /// Returns the next deadline, and what it means that it passes.
-    // After each drive only the time is asked for, and the rest costs nothing then.
+    /// Returns the next deadline, and its consequence.
+    // Inlined, because after each drive only the time is used: the consequence then costs nothing.
     #[inline(always)]
     fn next_deadline(&self) -> Option<(Instant, Timeout)> {
         earlier(self.phase_deadline(), self.next_check())
     }
 
-    /// Returns when the phase or a delay ends, unless something else happens before.
+    /// Returns the deadline of the phase, or the end of a delay.
     #[inline(always)]
     fn phase_deadline(&self) -> Option<(Instant, Timeout)> {
         match self.phase {
@@ -109,7 +108,7 @@ impl Session {
         self.buffers.as_ref().map_or(Awaited::MessageStart, |buffers| buffers.awaited())
     }
 
-    /// Returns the deadline for what the peer has to do next.
+    /// Returns the deadline of the event that the session awaits.
     #[inline]
     fn peer_deadline(&self) -> Option<(Instant, Timeout)> {
         match self.awaited() {
@@ -121,7 +120,7 @@ impl Session {
         }
     }
 
-    /// Returns when to look at the peer's progress next, if replies are owed.
+    /// Returns when to check the peer's progress next, if replies are owed.
     #[inline]
     fn next_check(&self) -> Option<(Instant, Timeout)> {
         let Awaited::PeerRead(wait) = self.awaited() else { return None };
@@ -136,7 +135,7 @@ impl Session {
         verdict: Verdict,
     ) -> Option<(Instant, Timeout)> {
         let time_span = deadline(&self.rules.deadlines).as_ref()?;
-        // A time beyond all times never comes.
+        // A time that the clock cannot represent never comes.
         since.checked_add(time_span.duration()).map(|until| (until, Timeout::Verdict(verdict)))
     }
 }

@@ -1,8 +1,7 @@
-//! The delimited echo: from the bytes of messages to replies on their way, each after its message was logged.
+//! The delimited echo without a delay: finds messages in the input, logs them, and sends their replies.
 //!
-//! A message that the log does not accept stops the session there: its whole reply is kept in place of the message in
-//! progress, the input after it goes to `inbound`, and [`Session::process_buffers`] asks the log again. No byte of it
-//! is searched again for that.
+//! At a message that the log does not accept, the session stops. It stores the whole reply in place of the message in progress,
+//! and the input after it in `inbound`. [`Session::process_buffers`] asks the log again, without searching any byte again.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,16 +14,16 @@ use crate::protocol::framer::Frame;
 use crate::protocol::reply::{BLOCK, FLUSH_THRESHOLD, Output, READ_SIZE};
 use crate::protocol::verdict::Verdict;
 
-/// A reply that is complete but was begun in an earlier call is copied together with those after it up to this size,
-/// in bytes; a larger one is sent by itself.
+/// The maximum size of a stored reply that is copied and sent together with the replies after it, in bytes. A larger one is
+/// sent by itself.
 const MAX_COALESCED: usize = 4096;
 
 impl Session {
-    /// Answers the messages in `input[range]`, and returns up to where it came: to the end, or until there were replies
-    /// enough for one call, or the log accepted no more. Nothing is owed when it is called. `input` before the range
-    /// may be overwritten. Only input from the inbound buffer (`INBOUND`) may be longer than one read: other rules
-    /// applied when it came.
-    // Into both of its callers: a call would cost a tenth of what a lone message costs.
+    /// Answers the messages in `input[range]`. Returns the index at which it stopped: the end, or earlier if there were enough
+    /// replies for one call, or if the log accepted no more. No replies may be owed. `input` before the range may be
+    /// overwritten. Only messages from the inbound buffer (`INBOUND`) may be longer than one read, because other rules may have
+    /// applied when they came.
+    // Inlined into both callers: a call would cost a tenth of the time of a single message.
     #[inline(always)]
     pub(super) fn answer_fast<const INBOUND: bool>(
         &mut self,
@@ -35,11 +34,11 @@ impl Session {
         outlet: &mut impl Outlet,
     ) -> usize {
         let (mut at, end) = (range.start, range.end);
-        // Whether the last message would have fitted into a block: the next one probably does as well.
+        // Whether the last message fitted into a block. The next one probably does as well.
         let mut is_short = true;
         while at < end {
             if output.len() >= FLUSH_THRESHOLD {
-                // Enough for one call, even if all of it was taken: other connections wait to be driven.
+                // Enough for one call, even if the peer took all of it: other connections wait to be driven.
                 self.flush_output(now, output, outlet);
                 return at;
             }
@@ -74,7 +73,7 @@ impl Session {
                             self.buffers_mut(now).await_log(now, reply);
                             return at;
                         }
-                        // It is the first of this input, so output is empty.
+                        // This is the first message of the input, so `output` is empty.
                         if !self.push_or_send(now, reply, output, outlet) {
                             return at;
                         }
@@ -88,7 +87,7 @@ impl Session {
                     }
                     self.totals.messages += 1;
                     if at == end && output.len() == 0 && from >= self.rules.prefix.len() {
-                        // Answered in place. The overwritten bytes were answered before.
+                        // Answered in place. The overwritten bytes have already been answered.
                         let start = from - self.rules.prefix.len();
                         input[start..from].copy_from_slice(self.rules.prefix.as_bytes());
                         let reply = &input[start..end];
@@ -119,8 +118,8 @@ impl Session {
         end
     }
 
-    /// Answers the messages that end in the next block of `input[range]`, and returns up to where it came: to the end of the
-    /// last one. No message is in progress, and none is logged.
+    /// Answers the messages that end in the next block of `input[range]`. Returns the end of the last one, or `range.start` if
+    /// there is none. No message may be in progress, and messages are not logged.
     #[inline(always)]
     fn answer_block(
         &mut self,
@@ -141,7 +140,7 @@ impl Session {
             && output.len() == 0
             && self.rules.prefix.put_before(input, at)
         {
-            // Answered in place. The overwritten bytes were answered before.
+            // Answered in place. The overwritten bytes have already been answered.
             self.totals.messages += 1;
             let reply = &input[at - self.rules.prefix.len()..end];
             let taken = outlet.send(reply);
@@ -155,7 +154,7 @@ impl Session {
         output.push_replies(&self.rules.prefix, input, at, found)
     }
 
-    /// Answers the message that waited for the log, and then those in the inbound buffer. While something is owed, only the
+    /// Answers the message that waits for the log, and then those in the inbound buffer. While replies are owed, only the
     /// former.
     pub(super) fn answer_pending(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         output.clear();
@@ -186,8 +185,8 @@ impl Session {
         }
     }
 
-    /// Adds the whole reply to a message that was logged to `output`, which is empty; a large one is sent by itself.
-    /// Returns `false` if not all of that was taken.
+    /// Adds the whole reply to a logged message to `output`, which must be empty, or sends a large one by itself. Returns
+    /// `false` if the peer did not take all of it.
     fn push_or_send(&mut self, now: Instant, reply: Vec<u8>, output: &mut Output, outlet: &mut impl Outlet) -> bool {
         self.totals.messages += 1;
         if reply.len() <= MAX_COALESCED {
@@ -203,7 +202,7 @@ impl Session {
         true
     }
 
-    /// Sends `output` and empties it; what is not taken goes to `outbound`.
+    /// Sends `output` and empties it. Stores the bytes that the peer does not take in `outbound`.
     #[inline]
     pub(super) fn flush_output(&mut self, now: Instant, output: &mut Output, outlet: &mut impl Outlet) {
         if output.len() > 0 {
@@ -221,6 +220,6 @@ impl Session {
 /// Returns the message at `range` of `bytes`, without the `terminator_len` bytes that it ends with.
 #[inline]
 pub(super) fn message_in(bytes: &[u8], range: Range<usize>, terminator_len: usize) -> &[u8] {
-    // Indexing could panic, so it would be done even where nothing is logged.
+    // Indexing could panic, so the compiler would keep it even if nothing is logged.
     bytes.get(range.start..range.end - terminator_len).unwrap_or_default()
 }

@@ -1,8 +1,8 @@
-//! Every combination of a framing and a reply; and what they share with the delimited echo, which has a path of its own
-//! ([`fast_path`](super::fast_path)), while a message waits for the log.
+//! The general path, for all combinations of framing and reply. Also the wait for the log, which it shares with the
+//! [`fast_path`](super::fast_path).
 //!
-//! A message that the log does not accept is kept as on the fast path: prefix, message, terminator. Its reply is built
-//! when the log has accepted it.
+//! A message that the log does not accept is stored as on the fast path: prefix, message, terminator. Its reply is built when
+//! the log has accepted it.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -17,7 +17,7 @@ use crate::protocol::reply::{FLUSH_THRESHOLD, Output, READ_SIZE};
 use crate::protocol::rules::{Framing, LogMessages, ReplyMode, Rules};
 use crate::protocol::verdict::Verdict;
 
-/// The longest delay: 100 years, so that no clock overflows.
+/// The maximum delay: 100 years, so that no clock overflows.
 const MAX_DELAY: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 impl Session {
@@ -54,7 +54,7 @@ impl Session {
                     return end;
                 }
             }
-            // Begun in an earlier call, it is kept as it would be while it waits for the log.
+            // A message from an earlier call is stored with its prefix, as while it waits for the log.
             let (complete_message, skip) = match self.take_message() {
                 Some((_, mut partial_reply)) => {
                     partial_reply.reserve_exact(at - from);
@@ -108,13 +108,13 @@ impl Session {
             self.flush_output(now, output, outlet);
         }
         if !self.is_reading_blocked() {
-            // The session read no input until now, so the peer was not idle, though nothing may have been sent.
+            // The session read no input until now, so the peer was not idle, even if no reply was sent.
             self.last_activity = now;
         }
     }
 
-    /// Answers `message`, which ends as it ends on the wire. Returns `false` if the next one is not to be taken yet:
-    /// something is owed, or a delay begins. Then `output` is empty.
+    /// Answers `message`, which includes its terminator. Returns `false` if the next message must not be taken yet, because
+    /// replies are owed or a delay begins; `output` is empty then.
     fn answer_message(
         &mut self,
         now: Instant,
@@ -155,13 +155,13 @@ impl Session {
         false
     }
 
-    /// Returns when the delay after a reply that is made now ends, if there is one.
+    /// Returns the end of the delay after a reply at `now`, if there is a delay.
     pub(super) fn delay_after_reply(&self, now: Instant) -> Option<Instant> {
         let delay = self.rules.reply_delay.duration().min(MAX_DELAY);
         (!delay.is_zero() && self.phase == Phase::Open).then(|| now + delay)
     }
 
-    /// Answers messages with the same bytes: with as many of them at once as there are.
+    /// Answers all messages of the range with the same bytes, at once.
     fn echo_verbatim(
         &mut self,
         now: Instant,
@@ -204,7 +204,7 @@ impl Session {
 // --- Waiting for the log ---------------------------------------------------------------------------------------------
 
 impl Session {
-    /// Asks the log once more to take the message that waits for it. Returns `false` if it does not.
+    /// Asks the log again to accept the message that waits for it. Returns `false` if it does not.
     pub(super) fn retry_log(&self, outlet: &mut impl Outlet) -> bool {
         let complete_message = self.buffers.as_ref().and_then(|buffers| buffers.unlogged());
         let (prefix, terminator_len) = (self.rules.prefix.len(), self.rules.terminator().len());
@@ -213,8 +213,8 @@ impl Session {
         })
     }
 
-    /// Asks the log for the message that waits for it, though replies are owed: the log may have written it, and knows that its
-    /// sender has heard of it only when it is asked. The reply goes behind those that are owed.
+    /// Asks the log to accept the message that waits for it, even though replies are owed: the log may have written it, and
+    /// remembers that until it is asked. The reply is added behind those that are owed.
     #[cold]
     pub(super) fn answer_behind_outbound(&mut self, now: Instant, outlet: &mut impl Outlet) {
         if !self.retry_log(outlet) {
@@ -234,8 +234,8 @@ impl Session {
         }
     }
 
-    /// Extends the deadline by the time since `since`, in which a message waited for the log: the peer did not cause that
-    /// wait. The deadline is capped, since some of the wait may lie before the session was stopped.
+    /// Extends the deadline of a stopping session by the time since `since`, in which a message waited for the log, because the
+    /// peer did not cause that wait. The deadline is capped, because a part of the wait may be older than the stop.
     pub(super) fn exclude_log_wait(&mut self, since: Instant, now: Instant) {
         let final_reply_deadline = self.final_reply_deadline(now);
         if let Phase::Stopping(_, until) = &mut self.phase {
@@ -244,19 +244,19 @@ impl Session {
         }
     }
 
-    /// Returns how many whole messages were read that have to be logged whole yet, and so are not answered.
+    /// Returns the number of complete messages that were read and still wait for the lossless log.
     #[must_use]
     pub fn unlogged_messages(&self) -> usize {
         self.count_unlogged(usize::MAX)
     }
 
-    /// Returns whether there are such messages.
+    /// Returns whether [`Session::unlogged_messages`] is not 0.
     #[must_use]
     pub fn has_unlogged_messages(&self) -> bool {
         self.count_unlogged(1) > 0
     }
 
-    /// Returns how many such messages there are, `most` at most.
+    /// Returns [`Session::unlogged_messages`], but counts up to `most` only.
     fn count_unlogged(&self, most: usize) -> usize {
         let Self { rules, framer, buffers: Some(buffers), .. } = self else { return 0 };
         if rules.log_messages != LogMessages::Full {
@@ -271,7 +271,7 @@ impl Session {
         count
     }
 
-    /// Logs the messages that were read from a peer that is lost. They are not answered.
+    /// Logs the messages that were read from a lost peer. They are not answered.
     pub(super) fn log_remaining(&mut self, verdict: Verdict, outlet: &mut impl Outlet) {
         if !self.retry_log(outlet) {
             return;
@@ -289,7 +289,7 @@ impl Session {
     }
 }
 
-/// Finds where the message in progress ends.
+/// Finds the end of the message in progress.
 pub(super) fn next_frame(framer: &mut Framer, rules: &Rules, chunk: &[u8]) -> Frame {
     match rules.framing {
         Framing::Delimited => framer.next(&rules.delimiter, rules.max_message, chunk),

@@ -1,9 +1,9 @@
-//! Numbers and bytes, one after the other.
+//! Writes and reads the numbers and bytes of a snapshot.
 
 use super::Error;
 use crate::protocol::relative_time::RelativeTime;
 
-/// The most that can have been counted: what is added to it later does not overflow.
+/// The maximum value of a count. Later additions to it cannot overflow.
 const MAX_COUNT: u64 = u64::MAX / 2;
 
 /// Bytes that are being written.
@@ -27,7 +27,7 @@ impl Writer {
         self.0.extend_from_slice(&number.to_be_bytes());
     }
 
-    /// Writes a count.
+    /// Writes a count, capped at [`MAX_COUNT`].
     pub(super) fn count(&mut self, count: u64) {
         self.u64(count.min(MAX_COUNT));
     }
@@ -50,7 +50,7 @@ impl Writer {
     }
 }
 
-/// Bytes that are being read, and what is left of them. Each read says what it is after, for the error.
+/// The unread rest of bytes that are being read. Each read gets the name of its field, for errors.
 #[derive(Debug)]
 pub(super) struct Reader<'a>(&'a [u8]);
 
@@ -81,7 +81,7 @@ impl<'a> Reader<'a> {
         self.array(field).map(u64::from_be_bytes)
     }
 
-    /// Writes a count.
+    /// Reads a count, which is at most [`MAX_COUNT`].
     pub(super) fn count(&mut self, field: &'static str) -> Result<u64, Error> {
         let count = self.u64(field)?;
         if count > MAX_COUNT { Err(Error::CountTooLarge { field, count }) } else { Ok(count) }

@@ -4,26 +4,26 @@ use std::fmt;
 
 use super::VERSION;
 
-/// Why bytes are not a valid snapshot.
+/// The reason why bytes are not a valid snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// Written by a version that is not known here.
+    /// The snapshot has an unknown version.
     UnknownVersion(u16),
-    /// It ends within this part of it.
+    /// It ends within this field.
     Truncated(&'static str),
-    /// So many bytes follow its end.
+    /// This number of bytes follows its end.
     TrailingBytes(usize),
-    /// A code that stands for nothing.
+    /// A field has an unknown code.
     UnknownCode {
-        /// The part of it.
+        /// The field.
         field: &'static str,
         /// The value in the snapshot.
         code: u8,
     },
-    /// More than could have been counted.
+    /// A count exceeds its maximum.
     CountTooLarge {
-        /// The part of it.
+        /// The field.
         field: &'static str,
         /// The value in the snapshot.
         count: u64,

@@ -1,4 +1,4 @@
-//! Tests on a fake clock of peers that do not take what they are owed, or send more than they take.
+//! Tests on a fake clock of peers that do not take their replies, or send more than they take.
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::{FLUSH_THRESHOLD, Prefix, READ_SIZE};
@@ -87,7 +87,7 @@ fn a_peer_that_floods_and_does_not_read_is_not_read_from() {
     conn.peer_sends("\t".repeat(flood));
     conn.advance_time(secs(9));
     assert_eq!(conn.session().totals().bytes_in, read, "{conn}");
-    // It had its replies put together up to some size, and not more; the rest follows as it takes them.
+    // The session builds replies up to a limit. The rest follows while the peer takes them.
     assert!(conn.session().totals().messages <= (FLUSH_THRESHOLD / "server got:\t".len() + 1) as u64, "{conn}");
     while conn.session().wants() == Want::Write {
         conn.peer_reads(70_001);
@@ -133,7 +133,7 @@ fn a_flooding_peer_that_reads_fast_does_not_starve_other_connections() {
     let mut conn = SimulatedConnection::new(Rules { max_message: 4, prefix: Prefix::new(b">>>>"), ..Rules::default() });
     conn.peer_sends("\t".repeat(READ_SIZE));
     conn.assert_peer_received(">>>>\t".repeat(READ_SIZE));
-    // In one call what was owed before, and as much again.
+    // One call sends the owed replies, and as much again.
     assert!(
         conn.max_sent_at_once() <= 2 * (FLUSH_THRESHOLD + 9),
         "{} bytes were sent at once\n{conn}",
@@ -141,7 +141,7 @@ fn a_flooding_peer_that_reads_fast_does_not_starve_other_connections() {
     );
 }
 
-/// Returns a connection whose peer reads nothing and has a reply owed, at time 0; what its kernel acknowledges is known.
+/// Returns a connection that owes a reply at time 0 to a peer that reads nothing. Its kernel's acknowledgments are known.
 fn with_reply_owed() -> SimulatedConnection {
     let mut conn = connection();
     conn.peer_stops_reading();
@@ -189,8 +189,8 @@ fn a_handover_gives_a_peer_that_takes_nothing_no_more_time() {
 }
 
 #[test]
-fn a_lifetime_that_ends_when_it_is_time_to_look_leaves_nothing_to_be_done_at_that_time() {
-    // The looks are at 100 ms and then every second; the simulation checks the rest.
+fn a_lifetime_that_ends_at_the_time_of_a_check_leaves_no_check_at_that_time() {
+    // The checks are at 100 ms and then every second. The simulation asserts the rest.
     for lifetime in [millis(100), millis(1_100)] {
         let lifetime = Some(TimeSpan::new(lifetime, "a while"));
         let deadlines = Deadlines { lifetime, ..Deadlines::default() };
@@ -216,7 +216,7 @@ fn the_final_reply_gets_no_more_time_for_what_is_acknowledged() {
 
 #[test]
 fn input_that_is_read_ahead_is_answered_in_its_order_after_what_is_owed() {
-    // The message in progress goes on in it; there is input that was not processed, or none.
+    // The message in progress continues in the input that was read ahead, with and without other unprocessed input.
     for first in ["a\tbb", &("a\t".repeat(READ_SIZE) + "bb")] {
         let mut conn = connection();
         assert_eq!(conn.session().read_ahead_room(), 0);

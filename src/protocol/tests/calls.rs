@@ -14,10 +14,10 @@ use crate::protocol::reply::READ_SIZE;
 use crate::protocol::rules::{LogMessages, Rules, TimeSpan};
 use crate::protocol::{Outlet, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 
-/// Everything that can be called, whether it is wanted or not.
+/// All calls of a session, whether it wants them or not.
 #[derive(Debug, Clone)]
 enum Call {
-    /// A pattern, so many times.
+    /// A pattern, and the number of its repetitions.
     Receive(&'static str, usize),
     EndOfInput,
     ProcessBuffers,
@@ -46,7 +46,7 @@ fn call() -> impl Strategy<Value = Call> {
     ]
 }
 
-/// An outlet that takes at most this many bytes at a time, and logs fewer messages than the second number.
+/// An outlet that takes at most this many bytes at a time, and accepts a limited number of messages.
 pub(super) struct LimitedOutlet(pub(super) usize, pub(super) usize);
 
 impl Outlet for LimitedOutlet {
@@ -140,8 +140,8 @@ pub(super) fn run_to_close(mut session: Session, mut now: Instant, scratch: &mut
     assert_eq!(session.memory(), 0);
 }
 
-/// Input that comes although the session does not want it ends the delay: a message that then waits for the log must not
-/// wait for the delay as well, since nothing would wake the session for that.
+/// Tests a message that comes during a delay and must wait for the log. Unwanted input ends the delay: if the message also
+/// waited for the delay, nothing would wake the session.
 #[test]
 fn a_message_that_waits_for_the_log_does_not_wait_for_a_delay_too() {
     #[expect(clippy::disallowed_methods, reason = "an instant to count from")]

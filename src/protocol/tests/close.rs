@@ -72,7 +72,7 @@ fn a_peer_that_ends_its_stream_and_reads_no_reply_reaches_the_write_deadline() {
     conn.assert_closed(Verdict::WriteDeadline);
 }
 
-// --- We close: the final reply, the end of our stream, and the linger time -------------------------------------------
+// --- The daemon closes: the final reply, the end of its stream, and the linger time ----------------------------------
 
 #[test]
 fn replies_to_complete_messages_come_before_the_final_reply() {
@@ -231,7 +231,7 @@ fn final_replies_in_which_the_delimiter_would_match_too_early_are_not_sent() {
     }
 }
 
-// --- We stop ---------------------------------------------------------------------------------------------------------
+// --- The daemon stops ------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_peer_that_is_idle_or_in_the_middle_of_a_message_is_drained_at_once() {
@@ -290,7 +290,7 @@ fn a_peer_that_has_ended_its_stream_gets_its_last_reply_while_we_drain() {
     conn.assert_closed(Verdict::PeerClosed);
 }
 
-// --- We cannot go on -------------------------------------------------------------------------------------------------
+// --- The daemon cannot continue --------------------------------------------------------------------------------------
 
 #[test]
 fn a_peer_whose_source_has_too_many_connections_gets_a_final_reply() {

@@ -1,4 +1,4 @@
-//! Tests on a fake clock of sessions that go on, and of deadlines that end them.
+//! Tests on a fake clock of sessions that continue, and of deadlines that end them.
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::READ_SIZE;
@@ -60,7 +60,7 @@ fn a_hundred_thousand_messages_followed_by_the_end_of_the_stream_are_all_answere
 
 #[test]
 fn a_message_larger_than_one_read_uses_no_more_memory_than_its_length() {
-    // Lengths around those at which a buffer that doubles is full to the last byte.
+    // Lengths around those at which a doubling buffer is full.
     for length in [2 * READ_SIZE, 2 * READ_SIZE + 11, 4 * READ_SIZE - 1, 4 * READ_SIZE + 33] {
         let mut conn = SimulatedConnection::new(Rules { max_message: length, ..Rules::default() });
         conn.peer_stops_reading();
@@ -308,7 +308,8 @@ fn at_the_lifetime_messages_that_were_read_but_not_processed_are_answered() {
 
 #[test]
 fn after_the_lifetime_replies_and_the_final_reply_share_one_deadline() {
-    // A byte each second: the reply is not taken whole. All of it in the last second: the final reply is not taken.
+    // A peer that takes a byte each second does not get the whole reply. One that takes it in the last second does not get the
+    // final reply.
     for takes in [[1; 9], [1, 1, 1, 1, 1, 1, 1, 1, 5]] {
         let mut conn = with_lifetime(TimeSpan::new(secs(5), "5s"));
         conn.peer_stops_reading();

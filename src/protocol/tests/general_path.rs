@@ -117,7 +117,7 @@ fn raw_framing_sends_no_final_reply() {
 
     let mut conn = SimulatedConnection::new(raw_echo());
     conn.peer_sends("a");
-    // However long nothing comes after it, it is a whole message.
+    // It is a complete message, without a deadline for more bytes.
     conn.advance_time(millis(299_999));
     conn.assert_open();
     conn.advance_time(millis(1));

@@ -1,4 +1,4 @@
-//! Tests on a fake clock of a slow log: messages wait for it, and with them their peers, for as long as it takes.
+//! Tests on a fake clock of a slow log, for which messages and their peers wait.
 
 use super::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::reply::{Prefix, READ_SIZE};
@@ -10,7 +10,7 @@ fn rules_with_full_logging() -> Rules {
     Rules { log_messages: LogMessages::Full, ..Rules::default() }
 }
 
-/// Returns a connection whose log accepts nothing yet.
+/// Returns a connection with a log that accepts nothing yet.
 fn with_stopped_log(rules: Rules) -> SimulatedConnection {
     let mut conn = SimulatedConnection::new(rules);
     conn.log_stops();
@@ -146,7 +146,7 @@ fn a_message_that_is_too_long_ends_the_session_after_earlier_messages_are_logged
 
 #[test]
 fn an_accepted_unterminated_message_is_logged_before_it_is_answered() {
-    // Of which a delimiter would begin too early.
+    // The delimiter also matches one byte earlier.
     let delimiter = Delimiter::new(b"aa").unwrap();
     for (rest, prefix) in [("ba", ""), ("ba", "server got:"), ("x", "server got:")] {
         let mut conn = with_stopped_log(Rules {
@@ -197,7 +197,7 @@ fn no_deadline_runs_while_a_message_waits_for_the_log() {
         conn.assert_peer_received("server got:aa\t");
         conn.advance_time(secs(1_000));
         conn.assert_open();
-        // The deadlines of what comes next begin when we go on.
+        // Later deadlines count from the time when the log accepts the message.
         conn.log_accepts_all();
         conn.assert_peer_received("server got:b\t");
         conn.advance_time(millis(1_999));
@@ -329,8 +329,8 @@ fn a_peer_whose_messages_wait_for_the_log_is_drained_when_they_are_logged_and_an
 #[test]
 fn messages_of_a_disconnected_peer_are_still_logged() {
     let unterminated = Unterminated::Accept;
-    // Messages that came in one piece and in several, with a rest that is a message because the stream has ended, or is
-    // not one; and so many that not all are processed, though the log accepts them all.
+    // Messages in one piece and in several, with a rest that is or is not a message at the end of the stream. And so many
+    // messages that not all are processed, although the log accepts all.
     let many = "x\t".repeat(10_000);
     for (pieces, ends, count) in
         [(&["a\tb\t"][..], false, 2), (&["a", "\tb\t", "c"], false, 2), (&["a"], true, 1), (&[&many], false, 10_000)]
@@ -385,7 +385,7 @@ fn messages_that_were_read_and_not_logged_are_counted_until_they_are() {
         conn.log_accepts(1);
     }
     assert_eq!(conn.session().unlogged_messages(), 0);
-    // Also those behind replies that the peer does not take.
+    // Also messages behind replies that the peer does not take.
     conn.peer_stops_reading();
     conn.log_accepts(1);
     conn.peer_sends("\t");

@@ -14,7 +14,7 @@ use crate::protocol::{Delimiter, Rules, Verdict, Want};
 
 // --- The oracle ------------------------------------------------------------------------------------------------------
 
-/// The result of a stream.
+/// The expected result of a stream.
 struct Split<'a> {
     messages: Vec<&'a [u8]>,
     /// The bytes after the last message.
@@ -23,7 +23,7 @@ struct Split<'a> {
     too_long: bool,
 }
 
-/// Splits a stream. The first occurrence wins, looked for at every position, again for every message.
+/// Splits a stream naively: searches every position for the first delimiter, again for every message.
 fn split<'a>(delimiter: &[u8], max_message: usize, mut rest: &'a [u8]) -> Split<'a> {
     let mut messages = Vec::new();
     while let Some(length) = (0..rest.len()).find(|at| rest[*at..].starts_with(delimiter)) {
@@ -93,7 +93,7 @@ fn expected_output(rules: &Rules, messages: &[&[u8]], verdict: Verdict) -> Vec<u
 
 // --- Random streams --------------------------------------------------------------------------------------------------
 
-/// The delimiters are made of few different bytes, none of which is in an error text.
+/// Delimiters consist of few different bytes, which do not occur in error texts.
 const ALPHABETS: [&[u8]; 5] = [b"\t", b"\t\0", b"\0\xff\n", b"\r\n", b"\xfe\xff"];
 
 fn delimiter_of(alphabet: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
@@ -112,7 +112,7 @@ fn wire_of(alphabet: &'static [u8], delimiter: Vec<u8>, pieces: usize) -> impl S
     vec(piece, 0..pieces).prop_map(|pieces| pieces.concat())
 }
 
-/// Makes a prefix of bytes that may begin the delimiter, but never contains it.
+/// Generates a prefix that may contain parts of the delimiter, but never the whole delimiter.
 fn prefix_of(alphabet: &'static [u8], delimiter: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
     let length = prop_oneof![Just(0), 1..20_usize, 60..70_usize, 65..=MAX_PREFIX];
     (length, vec(select(alphabet), 64)).prop_map(move |(length, pattern)| {
@@ -162,7 +162,7 @@ fn rules_and_wire(pieces: usize) -> impl Strategy<Value = (Rules, Vec<u8>)> {
     })
 }
 
-/// Generates how much a peer reads at a time. At the end of the cycle it reads something, so that it makes progress.
+/// Generates a cycle of sizes in which a peer reads. The last one is not 0, so that the peer makes progress.
 fn peer_read_sizes() -> impl Strategy<Value = Vec<usize>> {
     let count = prop_oneof![2 => Just(0), 3 => 1..20_usize, 2 => 1..5_000_usize, 1 => 1..200_000_usize];
     vec(count, 0..10).prop_map(|mut takes| {
@@ -171,7 +171,7 @@ fn peer_read_sizes() -> impl Strategy<Value = Vec<usize>> {
     })
 }
 
-/// Generates how many messages the log accepts at a time: all, or a few now and then.
+/// Generates how many messages the log accepts at a time: all, or a few at intervals.
 fn log_accept_counts() -> impl Strategy<Value = Vec<usize>> {
     prop_oneof![Just(vec![usize::MAX]), vec(0..3_usize, 0..10), vec(0..300_usize, 0..10)].prop_map(|mut takes| {
         takes.push(2);
@@ -257,9 +257,9 @@ proptest! {
 /// An event on a connection.
 #[derive(Debug, Clone)]
 pub(super) enum Event {
-    /// A pattern, so many times.
+    /// A pattern, and the number of its repetitions.
     Sends(&'static str, usize),
-    /// The same, and it is read ahead if replies are owed. In raw framing, where what one read finds is a message, it is only sent.
+    /// The same, but read ahead if replies are owed. In raw framing it is only sent, because each read is a message there.
     ReadsAhead(&'static str, usize),
     Ends,
     StopsReading,
@@ -295,7 +295,7 @@ impl Event {
     }
 }
 
-/// Input of peers: whole messages, several, the end of one, the beginning.
+/// Input of peers: one message, several messages, the end of a message, its beginning.
 pub(super) const PATTERNS: &[&str] = &["aa\t", "\t", "\n", "a", "b\taaab\t", "aaaaaa", "\ta"];
 
 const DELIMITERS: &[&[u8]] = &[b"\t", b"\t\t", b"aab"];

@@ -1,4 +1,4 @@
-//! Sessions of packets: what is special about them. Their phases and deadlines are those of streams.
+//! Tests of sessions of packets. They have the phases and deadlines of streams, which other tests cover.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::protocol::session::{HEADROOM, MAX_PACKETS, ReceivedPacket, Totals};
 use crate::protocol::snapshot::Error;
 use crate::protocol::{Outlet, Rules, Session, Snapshot, Verdict, Want, snapshot};
 
-/// A peer that takes so many packets more, and a log that takes so many messages more.
+/// A peer that takes this many further packets, and a log that accepts this many further messages.
 struct Peer {
     room: usize,
     log_room: usize,
@@ -65,7 +65,7 @@ impl Connection {
         Self { session: Session::new(Arc::new(rules), now), peer, now }
     }
 
-    /// Receives these packets with one call. Of those that are too long, their end is missing.
+    /// Receives these packets with one call. Packets that are too long are truncated.
     fn receive(&mut self, packets: &[&str]) {
         let most = self.session.rules().max_message;
         let mut rooms: Vec<_> = packets
@@ -130,7 +130,7 @@ fn replies_are_those_of_the_rules() {
         conn.assert_received(expected);
         assert_eq!(conn.session.totals().messages, 2);
     }
-    // Longer than the room before a packet, and as long.
+    // Prefixes that are as long as the room before a packet, and longer.
     for length in [HEADROOM, HEADROOM + 1] {
         let prefix = "p".repeat(length);
         let mut conn = Connection::new(Rules { prefix: Prefix::new(prefix.as_bytes()), ..packet_rules() });
@@ -256,7 +256,7 @@ fn a_reply_that_no_packet_can_hold_ends_the_session_with_a_final_reply() {
         conn.assert_received(&["server got:a", "server error:message exceeds 10 bytes"]);
         assert_eq!((conn.session.wants(), conn.session.verdict()), (Want::Shutdown, Some(Verdict::TooLong)));
     }
-    // If that is too long as well, it ends.
+    // If the final reply cannot be sent, either, the connection ends.
     let mut conn = Connection::new(packet_rules());
     conn.peer.room = 0;
     conn.receive(&["a"]);
@@ -339,7 +339,7 @@ fn snapshots_that_no_session_of_packets_has_are_rejected() {
     for length in [0, 11, 13, 255] {
         let mut wrong = bytes.clone();
         wrong[at] = length;
-        // None of the lengths that follow from it fits.
+        // None of these lengths is consistent with the packets.
         assert_eq!(Snapshot::decode(&wrong).map(drop), Err(Error::Inconsistent), "{length}");
     }
     let mut unknown = bytes;

@@ -17,7 +17,7 @@ fn a_greeter_reads_nothing_during_the_reply_delay() {
     assert_eq!(conn.session().wants(), Want::Delay, "{conn}");
     conn.peer_sends("b");
     conn.advance_time(secs(1));
-    // Input during the delay arrives together and is one message.
+    // Input that arrives during the delay is read together, and is one message.
     conn.peer_sends("c");
     assert_eq!(conn.session().totals().bytes_in, 1, "{conn}");
     conn.advance_time(millis(999));
@@ -55,7 +55,7 @@ fn the_reply_delay_applies_in_delimited_framing_too() {
     conn.advance_time(secs(2));
     conn.assert_peer_received("server got:bb\t");
     conn.peer_sends("cc\t");
-    // The read timer of the message in progress, which was not processed, has not started.
+    // The message in progress was not processed, so its read timer has not started.
     conn.advance_time(millis(1_999));
     conn.assert_peer_received("");
     conn.advance_time(millis(1));
@@ -223,7 +223,7 @@ fn the_reply_delay_is_capped_by_the_new_rules_after_a_restart() {
         }
         conn.assert_peer_received(GREETING);
     }
-    // There is no delay under rules that have none.
+    // Rules without a delay end it.
     let mut conn = SimulatedConnection::new(echo_with_reply_delay());
     conn.peer_sends("a\tb\tc");
     conn.restart_with(Rules::default());

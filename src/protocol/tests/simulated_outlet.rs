@@ -1,12 +1,12 @@
-//! The outlet of a simulated connection: the peer's side of it, and the log.
+//! The outlet of a simulated connection: its peer and its log.
 
 use crate::protocol::packet::Reply;
 use crate::protocol::rules::ReplyMode;
 use crate::protocol::{Outlet, Rules};
 
-/// The destination of the session's output: the peer's side of the connection, and the log.
+/// The destination of the session's output: the peer and the log.
 pub(super) struct SimulatedOutlet {
-    /// How many bytes the peer's side takes: the kernel's send buffer.
+    /// The room in the kernel's send buffer, in bytes.
     pub(super) send_capacity: usize,
     pub(super) received: Vec<u8>,
     pub(super) received_total: usize,
@@ -17,9 +17,9 @@ pub(super) struct SimulatedOutlet {
     pub(super) logs: bool,
     /// The rules by which replies are built.
     pub(super) rules: Rules,
-    /// How many bytes may be sent by now: replies to messages that were logged, and final replies.
+    /// The number of bytes that may have been sent: replies to logged messages, and final replies.
     pub(super) allowed: usize,
-    /// Whether the peer took less than it was given, in this call of the session; or the log nothing.
+    /// Whether the peer or the log has refused something in this call of the session.
     pub(super) full: bool,
     pub(super) log_refused: bool,
 }

@@ -1,7 +1,6 @@
-//! A simulated connection: a session, served as a server would serve it, its peer, a log and a fake clock.
+//! A simulated connection: a session, a server that drives it, its peer, a log and a fake clock.
 //!
-//! What must hold at every moment is checked at every moment ([`SimulatedConnection::check`]); a failure prints all
-//! that happened so far.
+//! The invariants are checked after every step ([`SimulatedConnection::check`]). A failure prints the history.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,7 +12,7 @@ use crate::protocol::reply::{FLUSH_THRESHOLD, READ_SIZE};
 use crate::protocol::session::Totals;
 use crate::protocol::{Rules, Scratch, Session, Snapshot, Verdict, Want, snapshot};
 
-/// More than any error text has.
+/// More than the length of any error text.
 const MAX_FINAL_REPLY: usize = 128;
 
 /// A simulated connection. The peer and the log have room for everything unless a test says otherwise.
@@ -27,20 +26,20 @@ pub(super) struct SimulatedConnection {
     peer_ended: bool,
     end_reported: bool,
     outlet: SimulatedOutlet,
-    /// The most that was sent in one call of the session.
+    /// The maximum number of bytes that one call of the session has sent.
     max_sent_at_once: usize,
-    /// All bytes that the session took before it had a verdict, and how many of them at a time.
+    /// All bytes that the session took before it had a verdict, and the number of bytes of each call.
     bytes_read: Vec<u8>,
     read_sizes: Vec<usize>,
-    /// Whether it then took the end of the peer's stream too.
+    /// Whether it then also took the end of the peer's stream.
     end_read: bool,
     last_read: usize,
-    /// Whether the peer has seen the end of our stream.
+    /// Whether the peer has seen the end of the daemon's stream.
     shutdown_sent: bool,
     verdict: Option<Verdict>,
-    /// How much the peer's kernel has acknowledged, if that is known.
+    /// The number of bytes that the peer's kernel has acknowledged, if it is known.
     acknowledged: Option<u64>,
-    /// Whether it is stored and restored after each call.
+    /// Whether the session is stored and restored after each call.
     restarts_after_each_call: bool,
     history: Vec<String>,
 }
@@ -110,7 +109,7 @@ impl SimulatedConnection {
         self.snapshot_with_client(None)
     }
 
-    /// Returns the session as bytes, behind a load balancer that has named this client.
+    /// Returns the session as bytes, with a client that a PROXY header named.
     pub(super) fn snapshot_with_client(&self, client: Option<SocketAddr>) -> Vec<u8> {
         snapshot::encode(&self.session, "echo", 7, client, self.now)
     }
@@ -142,7 +141,7 @@ impl SimulatedConnection {
         self.serve();
     }
 
-    /// Lets the peer's kernel acknowledge something, which makes no room for output yet.
+    /// Lets the peer's kernel acknowledge data, which makes no room for output yet.
     pub(super) fn peer_acknowledges(&mut self) {
         self.note(format_args!("peer acknowledges"));
         *self.acknowledged.get_or_insert_default() += 1;
@@ -170,7 +169,7 @@ impl SimulatedConnection {
     pub(super) fn log_accepts(&mut self, count: usize) {
         self.note(format_args!("the log takes {count}"));
         self.outlet.log_capacity = self.outlet.log_capacity.saturating_add(count);
-        // It wakes the connection, also if that waits for its peer as well.
+        // The log wakes the connection, also while the connection waits for its peer.
         if self.session.wants() == Want::Write && self.session.has_unlogged_messages() {
             self.outlet.begin_call(self.session.verdict().is_some());
             self.session.process_buffers(self.now, &mut self.scratch, &mut self.outlet);
@@ -183,9 +182,9 @@ impl SimulatedConnection {
         self.log_accepts(usize::MAX);
     }
 
-    // --- What we do ---
+    // --- The daemon ---
 
-    /// Reads ahead what the session has room for, of `count` bytes that the peer sends. The rest is not read yet.
+    /// Reads ahead as many of `count` bytes of the peer as the session has room for. The rest is not read yet.
     pub(super) fn reads_ahead(&mut self, bytes: impl AsRef<[u8]>) {
         let bytes = bytes.as_ref();
         self.note(format_args!("peer sends {} bytes, some of them read ahead: {}", bytes.len(), shown(bytes)));
@@ -231,7 +230,7 @@ impl SimulatedConnection {
         self.restart_for(Duration::ZERO);
     }
 
-    /// Hands the session over to another process. This takes `time`, in which no deadline is acted on.
+    /// Hands the session over to another process. This takes `time`, in which no deadline is handled.
     pub(super) fn restart_for(&mut self, time: Duration) {
         self.note(format_args!("we restart within {time:?}"));
         self.hand_over(time, Arc::clone(self.session.shared_rules()));
@@ -255,7 +254,7 @@ impl SimulatedConnection {
         self.restarts_after_each_call = true;
     }
 
-    /// Stores the session and restores it in a process whose clock shows another time.
+    /// Stores the session, and restores it in a process with a different clock.
     fn hand_over(&mut self, time: Duration, rules: Arc<Rules>) {
         let bytes = self.snapshot();
         let before = self.state();
@@ -276,7 +275,7 @@ impl SimulatedConnection {
         self.now += time;
     }
 
-    /// Reports the end of our stream though it was not asked for: a mistake of the server.
+    /// Reports the end of the daemon's stream without a request of the session: a mistake of the server.
     pub(super) fn report_shutdown_too_early(&mut self) {
         self.note(format_args!("our stream is said to have ended"));
         self.session.handle_shutdown_sent(self.now);
@@ -288,7 +287,7 @@ impl SimulatedConnection {
     /// Advances the clock, with a call of `handle_timeout` just before each deadline, which must do nothing, and one at
     /// it, which must do something.
     pub(super) fn advance_time(&mut self, time: Duration) {
-        // Counted from the beginning, since the clock may be another one after each call.
+        // Counted from the beginning, because each call may change the clock.
         let until = self.now - self.start + time;
         while let Some(deadline) = self.session.deadline().filter(|deadline| *deadline - self.start <= until) {
             let before = deadline - Duration::from_nanos(1);
@@ -347,7 +346,7 @@ impl SimulatedConnection {
         assert_eq!(self.session.deadline(), None, "{self}");
     }
 
-    /// Asserts that our stream has ended and the session waits for the end of the peer's.
+    /// Asserts that the daemon's stream has ended, and that the session waits for the end of the peer's stream.
     #[track_caller]
     pub(super) fn assert_lingering(&self, verdict: Verdict) {
         assert_eq!(self.session.verdict(), Some(verdict), "{self}");
@@ -437,14 +436,14 @@ impl SimulatedConnection {
         self.check();
     }
 
-    /// Holds at every moment.
+    /// Checks the invariants.
     fn check(&mut self) {
         let (session, rules) = (&self.session, self.session.rules());
         let longest = rules.prefix.as_bytes().len() + rules.max_message + rules.delimiter.len();
         let most = match session.wants() {
-            // The message in progress, and nothing else.
+            // Only the message in progress.
             Want::Read => longest,
-            // `outbound`, and what is left of one read: `inbound`, or with its prefix the message in progress.
+            // `outbound`, and the rest of one read: `inbound`, or the message in progress with its prefix.
             _ => {
                 let prefix_or_text = rules.prefix.as_bytes().len().max(rules.fixed_reply.len());
                 FLUSH_THRESHOLD + longest + MAX_FINAL_REPLY + self.last_read + prefix_or_text
@@ -474,7 +473,7 @@ impl SimulatedConnection {
     }
 }
 
-/// The history so far.
+/// Formats the history.
 impl fmt::Display for SimulatedConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for line in &self.history {
@@ -484,7 +483,7 @@ impl fmt::Display for SimulatedConnection {
     }
 }
 
-/// Formats bytes for messages of tests, cut if there are many.
+/// Formats bytes for failure messages, truncated if there are many.
 pub(super) fn shown(bytes: &[u8]) -> String {
     let more = if bytes.len() > 120 { " …" } else { "" };
     format!("\"{}\"{more}", bytes[..bytes.len().min(120)].escape_ascii())

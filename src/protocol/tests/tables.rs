@@ -1,4 +1,4 @@
-//! One table of wires and what they come to, whole, byte by byte, and cut at every position.
+//! One table of input and expected messages, checked in one piece, byte by byte, and split at every position.
 
 use std::collections::BTreeSet;
 
@@ -14,18 +14,17 @@ enum Remainder {
     Nothing,
     /// Only line ends.
     LineEnds,
-    /// So many bytes that are not a message.
+    /// This many bytes, which are not a message.
     Unterminated(usize),
-    /// A message that is too long, which is certain with this byte of the wire (counted from 1). Those after it are
-    /// not looked at.
+    /// A message that is too long. This is certain at this byte of the input (counted from 1), and later bytes are ignored.
     TooLong(usize),
-    /// A message that is too long since the bytes that began the delimiter at its end did not go on.
+    /// A message that is too long because a partial delimiter at its end is part of it.
     TooLongAtEnd,
 }
 
 use Remainder::{LineEnds, Nothing, TooLong, TooLongAtEnd, Unterminated as Left};
 
-/// Delimiter, `max_message`, bytes on the wire, messages in them, what is left.
+/// Delimiter, `max_message`, input, expected messages, expected rest.
 type Case = (&'static [u8], usize, &'static [u8], &'static [&'static [u8]], Remainder);
 
 const B63: &[u8; 63] = &[b'x'; 63];
@@ -60,7 +59,7 @@ const CASES: &[Case] = &[
     (b"\r\n", DEFAULT_MAX_MESSAGE, b"a\r\n\n", &[b"a"], LineEnds),
     (b"\0\0", DEFAULT_MAX_MESSAGE, b"\0a\0\0\0", &[b"\0a"], Left(1)),
     (b"\xff\0", DEFAULT_MAX_MESSAGE, b"\xff\xff\0\0\xff\0", &[b"\xff", b"\0"], Nothing),
-    // Delimiters that begin again within themselves: the first occurrence wins.
+    // Delimiters with a border: the first occurrence wins.
     (b"aa", DEFAULT_MAX_MESSAGE, b"aaa", &[b""], Left(1)),
     (b"aa", DEFAULT_MAX_MESSAGE, b"aaaabaa", &[b"", b"", b"b"], Nothing),
     (b"aba", DEFAULT_MAX_MESSAGE, b"ababa", &[b""], Left(2)),
@@ -81,7 +80,7 @@ const CASES: &[Case] = &[
     (b"abababababababac", DEFAULT_MAX_MESSAGE, b"abababababababababac", &[b"abab"], Nothing),
     (b"abababababababac", DEFAULT_MAX_MESSAGE, b"abababababababaabababababababac", &[b"abababababababa"], Nothing),
     (b"abababababababac", DEFAULT_MAX_MESSAGE, b"abababababababacabababababababab", &[b""], Left(16)),
-    // Replies around the size of the block in which short things are copied.
+    // Replies around the size of the block in which short messages are copied.
     (b"\t", DEFAULT_MAX_MESSAGE, B63, &[], Left(63)),
     (
         b"\t",
@@ -93,7 +92,7 @@ const CASES: &[Case] = &[
         &[B63, &[b'x'; 64], &[b'x'; 65], &[b'x'; 62]],
         Nothing,
     ),
-    // Exactly the longest message, one byte more, and when that is certain.
+    // A message of the maximum length, one with one byte more, and the byte at which that is certain.
     (b"\t", 4, b"aaaa\taaaa\t", &[b"aaaa", b"aaaa"], Nothing),
     (b"\t", 4, b"aaaa", &[], Left(4)),
     (b"\t", 4, b"aaaaa\t", &[], TooLong(5)),
@@ -236,7 +235,7 @@ fn the_debug_format_of_a_delimiter_can_be_parsed_again() {
     }
 }
 
-/// Runs a case, cut before each of the bytes `cuts`, with this prefix, and compares.
+/// Runs a case with this prefix, split before each byte of `cuts`, and compares the results.
 fn check_case(case: &Case, prefix: &[u8], cuts: &[usize]) {
     for logs in [true, false] {
         check_case_where(logs, case, prefix, cuts);

@@ -1,4 +1,4 @@
-//! Permits: the right of a connection to exist, from before it is accepted until its socket is closed.
+//! Permits: each is the right to have one connection, from before it is accepted until its socket is closed.
 
 use std::mem;
 use std::sync::Arc;
@@ -9,39 +9,38 @@ use super::{Admission, MAX_REFUSED, increment_below};
 use crate::protocol::Verdict;
 use crate::server::peer::Source;
 
-/// The right to have one more connection, and its share of the buffer memory. Released when it is dropped.
+/// The right to have one connection, and its share of the buffer memory. Dropping it releases both.
 #[derive(Debug)]
 pub(crate) struct Permit {
     pub(super) admission: Arc<Admission>,
     pub(super) state: PermitState,
-    /// Bytes that the connection keeps in its buffers.
+    /// The memory of the connection's buffers, in bytes.
     pub(super) memory: usize,
 }
 
 #[derive(Debug)]
 pub(super) enum PermitState {
-    /// With its slot, if it has a source.
+    /// The connection is served. It holds a slot, if it has a source.
     Serving(Option<SourceSlot>),
-    /// The connection awaits its PROXY header, and counts for no source before.
+    /// The connection awaits its PROXY header, and counts for no source until then.
     AwaitingHeader,
-    /// It was accepted while all permits were taken, and its source is not known yet.
+    /// The connection was accepted while all permits were taken, and its source is not known yet.
     Undecided,
-    /// It was given back while it is decided whether the source has room, since the connection may be refused. The slot
-    /// is pending.
+    /// The connection has no permit until it is decided whether its source has room. The slot is pending.
     Pending(Source),
-    /// The source has room: the slot is held, if there is a source. The next permit that is released is this one's.
+    /// The source has room, so the connection gets the next released permit. It holds a slot, if it has a source.
     Reserved(Option<Source>),
-    /// The source has no room: there is no slot.
+    /// The source has no room. The connection has no slot.
     Rejected,
     Refused,
     Released,
 }
 
 impl Permit {
-    /// Claims a slot of this source, and releases the slot that it had before. The connection no longer counts as one
-    /// that awaits its PROXY header. Returns `false` if the slot is pending: then the permit is given back to others
-    /// until [`Permit::decide`] and [`Permit::try_reacquire`]. Until then, later connections of that source are pending as
-    /// well. The same if there was no permit yet.
+    /// Claims a slot of this source, and releases the earlier slot. The connection no longer counts as awaiting its PROXY
+    /// header. Returns whether the connection can be served now. If not, the slot is pending, or the permit was undecided: the
+    /// connection then has no permit until [`Permit::decide`] and [`Permit::try_reacquire`]. While a slot of a source is
+    /// pending, its later slots are pending as well.
     pub(crate) fn claim(&mut self, source: Option<Source>) -> bool {
         self.stop_awaiting_header();
         self.release_source();
@@ -49,7 +48,7 @@ impl Permit {
         match source.map(|source| self.admission.sources.claim(source)) {
             Some(SourceSlot::Pending(source)) => {
                 if has_permit {
-                    // In this order, so that the connection is counted all the time.
+                    // In this order, so that the connection is always counted.
                     self.admission.pending.fetch_add(1, Ordering::SeqCst);
                     self.admission.release_open();
                     self.admission.connection_ended.notify();
@@ -68,10 +67,10 @@ impl Permit {
         }
     }
 
-    /// Claims the slot that is pending. If that succeeds, the permit is to be acquired again.
+    /// Turns a pending slot into a held one. If this succeeds, [`Permit::try_reacquire`] acquires the permit.
     ///
     /// # Errors
-    /// Returns an error if the source has as many connections as it may have. The permit has no slot then.
+    /// Returns an error if the source is at its limit. The connection then has no slot.
     pub(crate) fn decide(&mut self) -> Result<(), Verdict> {
         let PermitState::Pending(source) = self.state else { return Ok(()) };
         self.state = PermitState::Rejected;
@@ -86,8 +85,8 @@ impl Permit {
         self.state = PermitState::Reserved(source);
     }
 
-    /// Acquires a permit for a connection whose source has room. Returns whether it has one. No new connection is accepted
-    /// before it has.
+    /// Acquires the reserved permit, if one is available. Returns whether the connection has a permit. Until then, no new
+    /// connection is accepted.
     pub(crate) fn try_reacquire(&mut self) -> bool {
         let is_reserved = matches!(self.state, PermitState::Reserved(_));
         if is_reserved && !increment_below(&self.admission.open, self.admission.limit()) {
@@ -97,7 +96,7 @@ impl Permit {
         true
     }
 
-    /// The same at once, whatever the limit: nothing is accepted any more.
+    /// Acquires the reserved permit without checking the limit. For a server that no longer accepts connections.
     pub(crate) fn reacquire_unchecked(&mut self) {
         if matches!(self.state, PermitState::Reserved(_)) {
             self.admission.open.fetch_add(1, Ordering::SeqCst);
@@ -110,7 +109,7 @@ impl Permit {
             self.state = PermitState::Serving(source.map(SourceSlot::Held));
             self.admission.reserved.fetch_sub(1, Ordering::SeqCst);
             self.admission.pending.fetch_sub(1, Ordering::SeqCst);
-            // Acceptors may have waited for this.
+            // Acceptors may be waiting for the end of the reservation.
             self.admission.connection_ended.notify();
         }
     }
@@ -124,7 +123,7 @@ impl Permit {
         }
     }
 
-    /// No longer counts the connection as one that awaits its PROXY header.
+    /// Stops counting the connection as awaiting its PROXY header.
     pub(crate) fn stop_awaiting_header(&mut self) {
         if matches!(self.state, PermitState::AwaitingHeader) {
             self.state = PermitState::Serving(None);
@@ -133,8 +132,8 @@ impl Permit {
         }
     }
 
-    /// Turns this into the permit of a connection that is closed outside the limit, since it was refused or reclaimed.
-    /// Returns `false`, and leaves the permit as it is, if there are [`MAX_REFUSED`] of those.
+    /// Turns this into the permit of a refused or reclaimed connection, which does not count against the limit. Returns
+    /// `false`, and leaves the permit unchanged, if there are [`MAX_REFUSED`] of them.
     pub(crate) fn refuse(&mut self) -> bool {
         let below = |refused| (refused < MAX_REFUSED).then_some(refused + 1);
         if self.admission.refused.fetch_update(Ordering::SeqCst, Ordering::SeqCst, below).is_err() {
@@ -145,19 +144,19 @@ impl Permit {
         true
     }
 
-    /// Returns whether the connection counts against the limit: it was not refused.
+    /// Returns whether the connection counts against the limit.
     pub(crate) fn counts(&self) -> bool {
         !matches!(self.state, PermitState::Refused)
     }
 
-    /// Returns how many bytes the connection keeps in its buffers, as far as that was set.
+    /// Returns the memory of the connection's buffers, in bytes, as it was last set.
     #[inline]
     pub(crate) fn memory(&self) -> usize {
         self.memory
     }
 
-    /// Sets how many bytes the connection keeps in its buffers. Returns whether that fits into the budget of all
-    /// connections; it counts in any case.
+    /// Sets the memory of the connection's buffers, in bytes. Returns `false` if all connections together exceed
+    /// `limits.buffer_memory`; the memory counts in any case.
     #[inline]
     pub(crate) fn set_memory(&mut self, bytes: usize) -> bool {
         let before = mem::replace(&mut self.memory, bytes);
@@ -172,15 +171,15 @@ impl Permit {
         self.admission.buffer_memory.fetch_add(more, Ordering::Relaxed) + more <= budget
     }
 
-    /// Returns whether the buffers of all connections keep more than half of what they may.
+    /// Returns whether the buffers of all connections occupy more than half of `limits.buffer_memory`.
     #[inline]
     pub(crate) fn is_memory_scarce(&self) -> bool {
         let budget = self.admission.max_buffer_memory.load(Ordering::Relaxed);
         self.admission.buffer_memory.load(Ordering::Relaxed) > budget / 2
     }
 
-    /// Releases the permit unused. Notifies no acceptor, since no connection has ended: the one that releases it would
-    /// take that for a reason to try again. A connection that waits for its reserved permit has to hear of it.
+    /// Releases a permit that no connection has used. Notifies no acceptor, because the acceptor that calls this would try
+    /// again at once. Notifies connections that wait for a reserved permit.
     pub(crate) fn release_unused(mut self) {
         match mem::replace(&mut self.state, PermitState::Released) {
             PermitState::Undecided => {
@@ -238,14 +237,14 @@ impl Permit {
     }
 }
 
-/// The permit of a connection that has ended, and whose socket waits to be closed. It counts against the limits, but no
-/// shutdown waits for it.
+/// The permit of a connection that has ended, but whose socket is not closed yet. It counts against the limits, but no shutdown
+/// waits for it.
 #[derive(Debug)]
 pub(crate) struct ClosingPermit(Permit);
 
 impl Permit {
-    /// Turns this into the permit of a connection whose socket waits to be closed. `None` if it does not count against the
-    /// limit: then it is released.
+    /// Turns this into the permit of a connection whose socket is to be closed. Releases the permit, and returns `None`, if it
+    /// does not count against the limit.
     pub(crate) fn into_closing(self) -> Option<ClosingPermit> {
         if !matches!(self.state, PermitState::Serving(_) | PermitState::AwaitingHeader) {
             return None;

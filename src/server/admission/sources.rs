@@ -1,4 +1,4 @@
-//! Sources of connections, and how many connections each of them has.
+//! The limit of connections of each source.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -12,22 +12,22 @@ use crate::server::peer::Source;
 #[derive(Debug, Clone, Copy)]
 pub(super) enum SourceSlot {
     Held(Source),
-    /// It is decided when it is known which connections have ended.
+    /// The slot is decided when the workers have processed all closes.
     Pending(Source),
 }
 
-/// The connections of one source.
+/// The slots of one source.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct SourceUsage {
     held: u32,
     pending: u32,
 }
 
-/// The connections of all sources, against the limit of each. Nothing is remembered of sources that have none. (A hash that
-/// peers cannot foresee would cost more than this tree.)
+/// The slots of all sources, against the limit. A source without slots has no entry. (A keyed hash, which peers could not
+/// predict, would cost more than this tree.)
 #[derive(Debug)]
 pub(super) struct SourceLimits {
-    /// 0: there is none. A reload may change it at any time.
+    /// The limit of each source; 0 means none. A reload may change it at any time.
     limit: AtomicU32,
     usage: Mutex<BTreeMap<Source, SourceUsage>>,
 }
@@ -41,13 +41,13 @@ impl SourceLimits {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// Returns a held slot, whatever the limit.
+    /// Returns a held slot, without checking the limit.
     pub(super) fn claim_unchecked(&self, source: Source) -> SourceSlot {
         self.usage().entry(source).or_default().held += 1;
         SourceSlot::Held(source)
     }
 
-    /// Returns a held slot if there is room and no slot is pending, otherwise a pending one.
+    /// Returns a held slot if the source has room and no pending slot, otherwise a pending one.
     pub(super) fn claim(&self, source: Source) -> SourceSlot {
         let mut all = self.usage();
         let usage = all.entry(source).or_default();
@@ -60,15 +60,15 @@ impl SourceLimits {
         }
     }
 
-    /// Turns a pending slot into a held one. The source has one pending slot less in any case.
+    /// Turns a pending slot into a held one. Releases the pending slot in any case.
     ///
     /// # Errors
-    /// Returns an error if there is no room.
+    /// Returns an error if the source is at its limit.
     pub(super) fn claim_or_refuse(&self, source: Source) -> Result<(), Verdict> {
         let mut all = self.usage();
         let usage = all.entry(source).or_default();
         usage.pending -= 1;
-        // Then other slots are held, so the entry need not be removed.
+        // The source holds other slots, so its entry stays.
         if let Some(limit) = self.reached_limit(usage) {
             return Err(Verdict::TooMany { limit });
         }
@@ -90,14 +90,14 @@ impl SourceLimits {
         }
     }
 
-    /// Returns the limit, if one connection more would be too many.
+    /// Returns the limit if it is reached.
     fn reached_limit(&self, usage: &SourceUsage) -> Option<u32> {
         let limit = self.limit.load(Ordering::Relaxed);
         (limit > 0 && usage.held >= limit).then_some(limit)
     }
 
     fn usage(&self) -> MutexGuard<'_, BTreeMap<Source, SourceUsage>> {
-        // A count is changed in one step, so it is right even if a thread panicked.
+        // A count is changed in one step, so it is valid even if a thread panicked.
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -39,7 +39,7 @@ fn the_number_of_permits_is_exactly_the_limit() {
 }
 
 #[test]
-fn while_a_client_waits_for_whom_a_permit_is_needed_first_other_acceptors_get_every_other_permit() {
+fn while_an_acceptor_waits_with_a_client_other_acceptors_get_every_other_permit() {
     let admission = admission(2, 0);
     let mut held = vec![admission.try_acquire(false).unwrap(), admission.try_acquire(false).unwrap()];
     let waiting = admission.wait_with_client();
@@ -58,7 +58,7 @@ fn while_a_client_waits_for_whom_a_permit_is_needed_first_other_acceptors_get_ev
     held.push(admission.try_acquire(false).unwrap());
     held.remove(0);
     assert!(admission.try_acquire(false).is_none());
-    // Its client has gone.
+    // The client has gone.
     drop(waiting);
     assert!(admission.try_acquire(false).is_some());
 }
@@ -105,13 +105,13 @@ fn new_connections_do_not_overtake_pending_ones_of_their_source() {
     assert!(third.try_reacquire());
     assert_eq!(fourth.decide(), Err(Verdict::TooMany { limit: 2 }));
     drop(second);
-    assert!(fourth.claim(Some(v4(1))), "no slot is pending any more");
+    assert!(fourth.claim(Some(v4(1))), "no slot is pending");
     assert!(!acquire().claim(Some(v4(1))), "and it ended while its slot was pending");
     drop((third, fourth));
     assert!(admission.sources.len() == 0);
 }
 
-/// Acquires a permit for a connection of a source that is at its limit.
+/// Acquires a permit for a connection whose source is at its limit.
 fn pending(admission: &Arc<Admission>, source: Source) -> Permit {
     let mut permit = admission.try_acquire(false).unwrap();
     assert!(!permit.claim(Some(source)));
@@ -167,7 +167,7 @@ fn the_next_permit_belongs_to_the_connection_whose_source_turned_out_to_have_roo
     assert!(admission.try_acquire(false).is_none());
     drop(another);
     assert!(admission.try_acquire(false).is_some());
-    // One that ends meanwhile leaves nothing behind.
+    // A connection that ends meanwhile is no longer counted.
     let mut third = pending(&admission, v4(1));
     drop(second);
     assert_eq!(third.decide(), Ok(()));
@@ -213,7 +213,7 @@ fn a_quarter_of_all_connections_may_await_their_header_but_always_one() {
         let mut waiting: Vec<_> = (0..expected).map(|_| admission.try_acquire(true).unwrap()).collect();
         assert!(admission.try_acquire(true).is_none());
         assert_eq!(admission.try_acquire(false).is_some(), connections > 1, "others are accepted");
-        // What frees a place: the header, whatever it says, and the end.
+        // The header, valid or not, and the end of the connection free a place.
         assert!(waiting[0].claim(Some(v4(1))));
         let next = if connections > 1 { admission.try_acquire(true) } else { None };
         assert_eq!(next.is_some(), connections > 1);

@@ -1,8 +1,8 @@
-//! What a datagram tells of its way: who sent it, to which address, and where its reply goes.
+//! The addresses of a datagram: its sender, its destination, and the address of its reply.
 //!
-//! Each datagram comes with the local address that it was sent to (IP_PKTINFO, ip(7)). That tells a broadcast from what
-//! was sent to this machine alone. On a socket that is bound to every address (`0.0.0.0`, `::`), the reply leaves from
-//! that address: a connected client takes it from no other.
+//! Each datagram comes with the local address that it was sent to (IP_PKTINFO, ip(7)). This tells a broadcast from a datagram
+//! to this machine alone. On a socket that is bound to every address (`0.0.0.0`, `::`), the reply is sent from that address,
+//! because a connected client accepts it from no other.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,56 +13,57 @@ use nix::sys::time::TimeValLike;
 
 use crate::server::peer::Peer;
 
-/// What a Unix address is longer than that has a name (`sun_family` of unix(7)).
+/// The length of a Unix address without a name (`sun_family` of unix(7)).
 const FAMILY_SIZE: usize = size_of::<nix::libc::sa_family_t>();
 
-/// A datagram that came. Its bytes are in the buffer that was given.
+/// A received datagram. Its bytes are in the buffer of the receiving call.
 #[derive(Debug)]
 pub(crate) struct Datagram {
-    /// How long it is: more than there was room for, where it was cut.
+    /// Its length in bytes. If this exceeds the buffer, the datagram was truncated.
     pub(crate) len: usize,
     pub(crate) peer: Peer,
     pub(crate) sent_to: Destination,
     pub(crate) reply_to: ReplyTo,
-    /// How many datagrams the kernel had dropped by then since the socket was made (SO_RXQ_OVFL, socket(7)); `None` if it had dropped none.
+    /// The number of datagrams that the kernel had dropped by then, since the socket was created (SO_RXQ_OVFL, socket(7));
+    /// `None` if it had dropped none.
     pub(crate) lost_before: Option<u32>,
-    /// When the kernel received it, if the socket asks for that (SO_TIMESTAMP, SO_TIMESTAMPNS, socket(7)).
+    /// When the kernel received it, if the socket has SO_TIMESTAMP or SO_TIMESTAMPNS (socket(7)).
     pub(crate) received_at: Option<SystemTime>,
 }
 
-/// How many machines a datagram was sent to.
+/// Whether a datagram was sent to this machine alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Destination {
     One,
-    /// To a broadcast or multicast address.
+    /// A broadcast or multicast address.
     Many,
-    /// To this address of IPv4. It was queued before the socket was prepared, so the kernel does not say what that is.
+    /// This IPv4 address, of unknown kind. The datagram was queued before IP_PKTINFO was set, so the kernel does not tell.
     Unknown(Ipv4Addr),
 }
 
-/// Where a reply goes.
+/// The address to which a reply goes.
 #[derive(Debug)]
 pub(crate) enum ReplyTo {
-    /// To that address, from the local address that the datagram was sent to, where that has to be given.
+    /// An IP address, and the local address to send from, if the kernel would not choose it by itself.
     Ip(SocketAddr, Option<LocalAddress>),
-    /// To a name in the abstract namespace.
+    /// A name in the abstract namespace.
     Abstract(UnixAddr),
-    /// To a path, which only `PathReplies` sends to.
+    /// A path. Only `PathReplies` sends to paths.
     Path(UnixAddr),
-    /// Nowhere: a Unix socket without a name.
+    /// None: the sender's Unix socket has no name.
     Unnamed,
 }
 
-/// An address of ours, as the kernel takes it for what is sent from there.
+/// A local address to send from (IP_PKTINFO, IPV6_PKTINFO).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LocalAddress {
     V4(Ipv4Addr),
-    /// With the number of its interface, for an address of one link.
+    /// With the index of its interface if the address is link-local, otherwise 0.
     V6(Ipv6Addr, u32),
 }
 
 impl Datagram {
-    /// Returns the name of the Unix socket that it came from, if it has one.
+    /// Returns the address of the sender's Unix socket, if it has a name.
     pub(crate) fn unix_address(&self) -> Option<UnixAddr> {
         match self.reply_to {
             ReplyTo::Abstract(address) | ReplyTo::Path(address) => Some(address),
@@ -70,7 +71,8 @@ impl Datagram {
         }
     }
 
-    /// Returns what was received on a socket of IP. `is_wildcard`: the socket is bound to every address.
+    /// Creates the description of a datagram that was received on an IP socket. `is_wildcard`: the socket is bound to every
+    /// address.
     pub(crate) fn from_ip(received: &RecvMsg<'_, '_, SockaddrStorage>, is_wildcard: bool) -> Self {
         let (mut sent_to, mut local, mut lost_before, mut received_at) = (None, None, None, None);
         for message in received.cmsgs().into_iter().flatten() {
@@ -87,7 +89,7 @@ impl Datagram {
         Self {
             len: received.bytes,
             peer: from.map_or(Peer::Unknown, |from| Peer::Ip(SocketAddr::new(from.ip().to_canonical(), from.port()))),
-            // What is not known to be sent to us alone may have been sent to others.
+            // Without IP_PKTINFO, other machines may have received it as well.
             sent_to: sent_to.unwrap_or(Destination::Many),
             reply_to: from.map_or(ReplyTo::Unnamed, |from| ReplyTo::Ip(from, local.filter(|_| is_wildcard))),
             lost_before,
@@ -95,7 +97,7 @@ impl Datagram {
         }
     }
 
-    /// Returns what was received on a Unix socket.
+    /// Creates the description of a datagram that was received on a Unix socket.
     pub(crate) fn from_unix(received: &RecvMsg<'_, '_, UnixAddr>) -> Self {
         let (mut peer, mut received_at) = (None, None);
         for message in received.cmsgs().into_iter().flatten() {
@@ -108,7 +110,7 @@ impl Datagram {
             peer: peer.unwrap_or(Peer::Unknown),
             sent_to: Destination::One,
             reply_to: match named {
-                // A path of 108 bytes has no end: nix reads beyond it.
+                // A path of 108 bytes has no terminating zero byte, and nix reads beyond its end.
                 Some(address) if address.len() as usize > size_of::<sockaddr_un>() => ReplyTo::Unnamed,
                 Some(address) if address.as_abstract().is_none() => ReplyTo::Path(address),
                 Some(address) => ReplyTo::Abstract(address),
@@ -121,10 +123,10 @@ impl Datagram {
 }
 
 impl LocalAddress {
-    /// Calls `send` with the ancillary data that has a datagram leave from this address.
+    /// Calls `send` with the ancillary data that makes this the source address of a datagram.
     pub(crate) fn with_ancillary<T>(self, send: impl FnOnce(ControlMessage<'_>) -> T) -> T {
         match self {
-            // The interface is the route's to choose, not that of the way here.
+            // The route chooses the interface. It may differ from the one on which the datagram arrived.
             Self::V4(ip) => {
                 let (ipi_spec_dst, ipi_addr) = (in_addr { s_addr: u32::from(ip).to_be() }, in_addr { s_addr: 0 });
                 send(ControlMessage::Ipv4PacketInfo(&in_pktinfo { ipi_ifindex: 0, ipi_spec_dst, ipi_addr }))
@@ -136,7 +138,7 @@ impl LocalAddress {
         }
     }
 
-    /// Returns how much room its ancillary data takes.
+    /// Returns a buffer of the size of its ancillary data.
     pub(crate) fn ancillary_space(self) -> Vec<u8> {
         match self {
             Self::V4(_) => nix::cmsg_space!(in_pktinfo),
@@ -152,7 +154,7 @@ impl LocalAddress {
             }
             ControlMessageOwned::Ipv6PacketInfo(info) => {
                 let ip = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                // An address of one link is nothing without that link.
+                // A link-local address is ambiguous without its interface.
                 Some(Self::V6(ip, if ip.is_unicast_link_local() { info.ipi6_ifindex } else { 0 }))
             }
             _ => None,
@@ -166,7 +168,7 @@ impl Destination {
         match ancillary {
             ControlMessageOwned::Ipv4PacketInfo(info) => {
                 let [to, own] = [info.ipi_addr, info.ipi_spec_dst].map(|ip| Ipv4Addr::from(u32::from_be(ip.s_addr)));
-                // The address to reply from is the destination itself, unless that is not one to send from.
+                // The kernel sets `ipi_spec_dst` to the destination itself, if that is an address to send from.
                 Some(match own {
                     _ if to.is_multicast() || to.is_broadcast() => Self::Many,
                     Ipv4Addr::UNSPECIFIED => Self::Unknown(to),
@@ -176,7 +178,7 @@ impl Destination {
             }
             ControlMessageOwned::Ipv6PacketInfo(info) => {
                 let to = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                // That came over IPv4, and IP_PKTINFO says more.
+                // The datagram came over IPv4, and IP_PKTINFO tells more.
                 to.to_ipv4_mapped().is_none().then_some(if to.is_multicast() { Self::Many } else { Self::One })
             }
             _ => None,

@@ -1,4 +1,4 @@
-//! The datagrams that one call receives, and the replies that one call sends.
+//! Batches: the datagrams that one system call receives, and the replies that one system call sends.
 
 use std::array;
 use std::io::{self, IoSlice};
@@ -11,48 +11,49 @@ use crate::protocol::packet::Reply;
 use crate::server::packets::datagram_address::{Datagram, LocalAddress, ReplyTo};
 use crate::server::packets::datagram_socket::{DatagramSocket, MAX_BATCH};
 
-/// How many slots a call has at least: nothing is gained by fewer.
+/// The minimum number of slots of a call. Fewer would save nothing.
 const MIN_BATCH: usize = 4;
 
-/// How much room all slots together have at most, unless a single message may be longer.
+/// The maximum size of all slots together, in bytes, unless a single message may be longer.
 const MAX_BYTES: usize = 4 << 20;
 
 /// The size of a cache line on most CPUs, in bytes.
 const CACHE_LINE: usize = 64;
 
-/// Datagrams that were received with one call, and the room for them.
+/// Datagrams that were received with one call, and the buffer for them.
 pub(crate) struct Batch {
-    /// How long a message may be.
+    /// The maximum length of a message, in bytes.
     max_message: usize,
-    /// The slots. What was never received takes no memory.
+    /// The slots. Pages that were never written occupy no memory.
     buffer: Vec<u8>,
-    /// From one slot to the next.
+    /// The distance between two slots, in bytes.
     stride: usize,
     datagrams: Vec<Datagram>,
-    /// How many slots the next call has.
+    /// The number of slots of the next call.
     slots: usize,
 }
 
 impl Batch {
-    /// Creates a batch without room.
+    /// Creates a batch without a buffer.
     pub(crate) fn new() -> Self {
         Self { max_message: 0, buffer: Vec::new(), stride: 1, datagrams: Vec::new(), slots: MIN_BATCH }
     }
 
-    /// Makes room for messages of so many bytes.
+    /// Allocates the buffer for messages of up to `max_message` bytes.
     pub(crate) fn set_max_message(&mut self, max_message: usize) {
         if self.max_message == max_message && !self.buffer.is_empty() {
             return;
         }
-        // At different places of their pages, where caches have room for all of them.
+        // Longer than necessary, so that slots for messages of a power of two begin at different offsets in their pages, and do
+        // not compete for the same cache sets.
         let stride = (max_message / CACHE_LINE + 2) * CACHE_LINE;
         let slots = (MAX_BYTES / stride).clamp(1, MAX_BATCH);
-        // The old room first.
+        // The old buffer is freed first.
         self.buffer = Vec::new();
         *self = Self { max_message, buffer: vec![0; slots * stride], stride, ..Self::new() };
     }
 
-    /// Receives the datagrams that wait, `limit` at most. Returns whether there may be more.
+    /// Receives waiting datagrams, `limit` at most. Returns whether there may be more.
     ///
     /// # Errors
     /// Returns the errors of recvmmsg(2); [`io::ErrorKind::WouldBlock`] if there is none.
@@ -62,12 +63,12 @@ impl Batch {
         let places = buffer.chunks_exact_mut(stride).take(slots.min(limit)).map(|place| &mut place[..max_message]);
         let count = places.len();
         socket.receive_many(places, datagrams)?;
-        // As many as come now will come next.
+        // The next call is likely to find about as many.
         self.slots = (2 * datagrams.len()).clamp(MIN_BATCH, MAX_BATCH);
         Ok(datagrams.len() == count)
     }
 
-    /// Receives a datagram by other means: `receive` is given the room for it.
+    /// Receives one datagram with `receive`, which gets a slot.
     ///
     /// # Errors
     /// Returns the errors of `receive`.
@@ -80,29 +81,29 @@ impl Batch {
         Ok(())
     }
 
-    /// Returns the datagrams with their bytes; without them if it was longer than there was room for.
+    /// Returns the datagrams with their bytes; `None` instead of the bytes if a datagram was longer than its slot.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Datagram, Option<&[u8]>)> {
         let bytes = self.buffer.chunks_exact(self.stride).map(|place| &place[..self.max_message]);
         self.datagrams.iter().zip(bytes).map(|(datagram, bytes)| (datagram, bytes.get(..datagram.len)))
     }
 }
 
-/// Replies that are to be sent with one call, in their order: all from the same local address.
+/// Replies that one call sends, in their order, all from the same local address.
 pub(crate) struct ReplyBatch<'a> {
-    /// What they answer.
+    /// The datagrams that the replies answer.
     datagrams: [Option<&'a Datagram>; MAX_BATCH],
     parts: [[IoSlice<'a>; 2]; MAX_BATCH],
     count: usize,
 }
 
 impl<'a> ReplyBatch<'a> {
-    /// Creates one without replies.
+    /// Creates an empty batch.
     pub(crate) fn new() -> Self {
         let nothing = || [IoSlice::new(&[]), IoSlice::new(&[])];
         Self { datagrams: [None; MAX_BATCH], parts: array::from_fn(|_| nothing()), count: 0 }
     }
 
-    /// Returns whether a reply can be sent with those that are here.
+    /// Returns whether the reply to this datagram can be added to the batch.
     pub(crate) fn has_room_for(&self, datagram: &Datagram) -> bool {
         match (self.datagrams[0], self.count) {
             (_, MAX_BATCH) => false,
@@ -111,14 +112,14 @@ impl<'a> ReplyBatch<'a> {
         }
     }
 
-    /// Adds a reply, for which there is room.
+    /// Adds a reply. [`ReplyBatch::has_room_for`] must have returned `true` for it.
     pub(crate) fn push(&mut self, datagram: &'a Datagram, reply: &Reply<'a>) {
         self.datagrams[self.count] = Some(datagram);
         self.parts[self.count] = reply.map(IoSlice::new);
         self.count += 1;
     }
 
-    /// Sends all, and calls `sent` with what came of each.
+    /// Sends all replies, and calls `sent` with the result of each.
     pub(crate) fn send(&mut self, socket: &DatagramSocket, mut sent: impl FnMut(&'a Datagram, Result<u64, Errno>)) {
         let count = mem::take(&mut self.count);
         let mut at = 0;
@@ -131,7 +132,7 @@ impl<'a> ReplyBatch<'a> {
                 }
                 at += many;
             }
-            // The one at which sending stopped, or the only one.
+            // The reply at which sendmmsg(2) stopped, or the only one.
             let Some((Some(datagram), parts)) = self.datagrams[..count].get(at).zip(self.parts.get(at)) else { break };
             let reply = [&*parts[0], &*parts[1]];
             sent(datagram, socket.send(&reply, &datagram.reply_to).map(|()| length(parts)));
@@ -140,7 +141,7 @@ impl<'a> ReplyBatch<'a> {
     }
 }
 
-/// Sends replies with one call. Returns how many of the first were sent.
+/// Sends replies with one call. Returns how many were sent, counted from the first.
 fn send_many(socket: &DatagramSocket, datagrams: &[Option<&Datagram>], parts: &[[IoSlice<'_>; 2]]) -> usize {
     let to = |at: usize| datagrams.get(at).copied().flatten().map(|datagram| &datagram.reply_to);
     if socket.is_unix() {

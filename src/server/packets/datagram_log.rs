@@ -11,9 +11,9 @@ use crate::server::listener::Listener;
 use crate::server::packets::END_WAIT;
 use crate::server::packets::datagram_thread::ThreadControl;
 
-/// Logs a message of this listener, if it logs messages. Waits for the lossless log, until the thread has to end, or until
-/// connections have to end at once and [`END_WAIT`] is over: `given_up_at`, once that is known. Returns `false` if the message was
-/// given up then: it is lost, and not to be answered.
+/// Logs a message, if the listener logs messages. Waits for the lossless log until the thread has to end, or until [`END_WAIT`]
+/// has passed since waits for the log are limited; `given_up_at` is that time, once it is known. Returns `false` if the message
+/// was given up: it is lost, and must not be answered.
 #[must_use]
 pub(crate) fn log(
     message: ReceivedMessage<'_>,
@@ -55,7 +55,7 @@ fn log_whole(
             *given_up_at = Some(clock() + END_WAIT);
         }
         if control.has_ended() || given_up_at.is_some_and(|at| at <= clock()) {
-            // It may have been written in the last moment.
+            // The log may have written it just now.
             let is_written = sink.message_log.abandon(&waker);
             if !is_written {
                 sink.unlogged.add_lost(1);
@@ -64,7 +64,7 @@ fn log_whole(
         }
     };
     sink.unlogged.end_wait();
-    // What woke the thread meanwhile may not have been the log.
+    // A wakeup that was taken above may have been for another reason.
     waker.wake();
     is_logged
 }

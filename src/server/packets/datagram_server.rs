@@ -1,12 +1,13 @@
-//! The server of a datagram socket, on a thread of its own. It checks whether each datagram is safe to answer
-//! (`protocol/packet.rs`), where it comes from, and how many came from there. Then the datagram is a message, logged
-//! and answered, or it is dropped and counted. Nothing is kept from one to the next.
+//! The server of a datagram socket, on a thread of its own. It checks for each datagram whether it is safe to answer
+//! (`protocol/packet.rs`), where it comes from, and whether its source is within the rate. It then logs and answers the
+//! datagram as a message, or drops and counts it. It keeps no state between datagrams.
 //!
 //! ```text
 //! wait ─► receive a batch ─► check each, log it, add its reply to a batch ─► send the batch
 //! ```
 //!
-//! A reply goes to the sender only. Where its socket is bound to a path, another thread sends it (`path_replies.rs`).
+//! A reply goes to the sender only. If the sender's socket is bound to a path, another thread sends the reply
+//! (`path_replies.rs`).
 
 use std::io;
 use std::mem;
@@ -50,29 +51,32 @@ pub(crate) struct Limits<'a> {
     pub(crate) rate_limiter: &'a RateLimiter,
 }
 
+/// How long to wait before the disposal thread is tried to be made again.
+const START_PAUSE: Duration = Duration::from_millis(100);
+
 /// A datagram socket that is being served.
 pub(crate) struct DatagramServer {
     socket: DatagramSocket,
     state: Arc<WorkerState>,
     control: Arc<ThreadControl>,
     batch: Batch,
-    /// Of a Unix socket.
+    /// Set for a Unix socket.
     path_replies: Option<PathReplies>,
     parking: Parking,
     drop_log: DropLog,
-    /// How many datagrams the kernel has dropped, and are counted.
+    /// How many of the datagrams that the kernel has dropped are counted.
     lost: u32,
     totals: Totals,
     backoff: Backoff,
-    /// Until when nothing is received, after an error that may pass.
+    /// The end of the pause after repeated errors.
     paused_until: Option<Instant>,
-    /// When messages that wait for the log are given up, once that is known.
+    /// When a message that waits for the log is given up; `None` until the thread is told to end its waits.
     given_up_at: Option<Instant>,
 }
 
 impl DatagramServer {
-    /// Creates a server for this socket, which sends to none of the `reserved` sockets. Replies to paths are sent by
-    /// `threads`. It counts in `state`, and is woken by `control`.
+    /// Creates a server for this socket. It never replies to the `reserved` sockets, sends replies to paths through `threads`,
+    /// counts in `state`, and is woken by `control`.
     ///
     /// # Errors
     /// Returns an error if the socket cannot be prepared.
@@ -106,7 +110,8 @@ impl DatagramServer {
         })
     }
 
-    /// Receives datagrams as the mode says, until it is [`AcceptMode::Stop`], or the thread is to end.
+    /// Receives datagrams while the mode is [`AcceptMode::Accept`]. Returns when it is [`AcceptMode::Stop`], or when the thread
+    /// is to end.
     ///
     /// # Errors
     /// Returns an error if the socket failed.
@@ -116,12 +121,12 @@ impl DatagramServer {
         limits: Limits<'_>,
         accept: &mut AcceptControl,
     ) -> io::Result<()> {
-        // Not as seen: a probe that was asked for before this thread runs has to be recorded, too.
+        // Not marked as seen: a probe that was requested before this thread ran has to be recorded, too.
         let mut mode = *accept.mode.borrow();
         let mut readiness = PollFlags::empty();
         let ended = loop {
             if self.control.take_wakeup() {
-                self.parking.update();
+                self.update_parking(&listener.load());
                 self.count_failures(&listener.load());
                 // An error means that the server is gone.
                 if accept.mode.has_changed().unwrap_or(true) {
@@ -139,21 +144,24 @@ impl DatagramServer {
             let receives = mode == AcceptMode::Accept && !self.parking.is_parked() && self.paused_until.is_none();
             if receives {
                 match self.serve_batch(listener, limits, readiness) {
-                    // The socket is not asked whether there are more.
+                    // No poll(2): there may be more datagrams.
                     Ok(true) => continue,
                     Ok(false) => {}
                     Err(error) => break Err(error),
                 }
             }
-            // What was received may have changed it.
+            // The last batch may have changed the condition.
             let receives = receives && !self.parking.is_parked() && self.paused_until.is_none();
-            let until = self.drop_log.next_report_at().into_iter().chain(self.paused_until).min();
+            let waits_for_thread = self.parking.is_parked() && !self.state.disposal.retry_start();
+            let retry_at = waits_for_thread.then(|| clock() + START_PAUSE);
+            let until = self.drop_log.next_report_at().into_iter().chain(self.paused_until).chain(retry_at).min();
             readiness = self.control.wait(receives.then(|| self.socket.as_fd()), until);
             if self.paused_until.is_some_and(|until| until <= clock()) {
                 self.paused_until = None;
             }
         };
         let listener = listener.load();
+        self.update_parking(&listener);
         self.finish_path_replies(&listener);
         if let Some(lost) = self.socket.lost() {
             self.count_lost(lost, &listener);
@@ -166,27 +174,29 @@ impl DatagramServer {
     /// Closes the socket. Datagrams in it may have descriptors queued, if no other process holds it.
     pub(crate) fn close(self) {
         let Self { socket, mut path_replies, state, .. } = self;
-        // Its copy of the socket goes first. The last one is closed by the disposal thread, or by one that sends a reply.
+        // The copy for replies to paths goes first. The last descriptor is closed by the disposal thread, or by a thread that
+        // sends a reply.
         path_replies.iter_mut().for_each(|path_replies| _ = path_replies.end());
-        // The second descriptor is open still. If the disposal thread uses that, it closes it as well.
+        // The second descriptor is still open. If the disposal thread uses it, the disposal thread also closes it.
         if let Some(socket) = socket.close().and_then(Arc::into_inner) {
             state.disposal.close(socket, None);
         }
     }
 
-    /// Serves the datagrams that are there, those of one call at most. Returns whether there may be more. `readiness` is that of
-    /// the socket, as far as it is known.
+    /// Receives one batch of datagrams and serves them. Returns whether there may be more. `readiness` is what the last poll(2)
+    /// has reported for the socket.
     ///
     /// # Errors
     /// Returns an error if the socket failed.
     fn serve_batch(&mut self, listener: &ListenerHandle, limits: Limits<'_>, readiness: PollFlags) -> io::Result<bool> {
-        // Put back below. After an error there is no next batch.
+        // Put back below.
         let mut batch = mem::replace(&mut self.batch, Batch::new());
         let received = self.receive(&mut batch, &listener.load());
         let more = match received {
             Ok(more) => {
                 self.record_success(listener);
-                // As it is after the datagrams came: a reload holds for those that are sent after it, but for how long they may be.
+                // The settings are loaded again: all but `max_message` already hold for datagrams that were sent after a
+                // reload.
                 self.serve(&batch, &listener.load(), limits);
                 Ok(more)
             }
@@ -196,30 +206,30 @@ impl DatagramServer {
         more
     }
 
-    /// Receives datagrams, those of one call at most. Returns whether there may be more.
+    /// Receives one batch of datagrams. Returns whether there may be more.
     fn receive(&mut self, batch: &mut Batch, listener: &Listener) -> io::Result<bool> {
         let rules = &listener.settings.rules;
         batch.set_max_message(self.socket.buffer_size(rules.max_message));
-        // A message that waits for the log holds those that were received with it: the next process has them otherwise.
+        // While a message waits for the log, the rest of its batch waits with it. Left in the socket, those datagrams would be
+        // served by the next process.
         let is_single = rules.log_messages == LogMessages::Full || self.socket.may_have_descriptors();
         if self.socket.has_descriptors()? {
-            batch.receive_one(|buffer| self.receive_with_descriptors(buffer, listener))?;
+            batch.receive_one(|buffer| self.receive_with_descriptors(buffer))?;
             Ok(!self.parking.is_parked())
         } else {
             batch.receive(&self.socket, if is_single { 1 } else { MAX_BATCH })
         }
     }
 
-    /// Receives one datagram, and has its descriptors closed. Returns `None` if nothing is to be received now: there is no
-    /// room for its descriptors, or it is dropped, since the process cannot have them.
-    fn receive_with_descriptors(&mut self, buffer: &mut [u8], listener: &Listener) -> io::Result<Option<Datagram>> {
+    /// Receives one datagram, and passes its descriptors to the disposal thread. Returns `None` if receiving has to wait,
+    /// because there is no room for its descriptors, or because it is dropped: the process cannot have its descriptors.
+    fn receive_with_descriptors(&mut self, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
         let make_waker = || self.parking.room_waker();
         let received = self.socket.receive_with_descriptors(buffer, &self.state.disposal, make_waker);
         if received.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMFILE as i32)) {
             if let Some(socket) = self.socket.second_descriptor() {
                 let dropped = self.parking.await_drop();
                 self.state.disposal.drop_packet(socket, dropped);
-                self.count_dropped(DropCause::NoRoom, 1, Peer::Unknown, None, listener);
                 return Ok(None);
             }
         }
@@ -227,6 +237,14 @@ impl DatagramServer {
             self.parking.await_room();
         }
         received
+    }
+
+    /// Looks whether what is awaited has happened, and counts a datagram that was dropped: now and not when it was found, since the
+    /// next process finds it as well if this one ends before.
+    fn update_parking(&mut self, listener: &Listener) {
+        if self.parking.update() {
+            self.count_dropped(DropCause::NoRoom, 1, Peer::Unknown, None, listener);
+        }
     }
 
     /// Handles an error of receiving. Returns whether to try again at once.
@@ -249,7 +267,7 @@ impl DatagramServer {
         Ok(false)
     }
 
-    /// Receives nothing for so long, after errors in a row.
+    /// Pauses after repeated errors, and reports the first such pause.
     fn pause(&mut self, listener: &ListenerHandle, error: io::Error, pause: Duration) {
         self.paused_until = Some(clock() + pause);
         if self.backoff.report_pause() {
@@ -259,7 +277,7 @@ impl DatagramServer {
         }
     }
 
-    /// Notes that receiving works.
+    /// Records that a call succeeded, and reports the end of the pauses.
     fn record_success(&mut self, listener: &ListenerHandle) {
         self.backoff.record_success();
         if self.backoff.report_end() {
@@ -268,7 +286,7 @@ impl DatagramServer {
         }
     }
 
-    /// Logs and answers the datagrams of a batch, as far as that is safe. The others are dropped and counted.
+    /// Logs and answers the datagrams of a batch. Those that must not be answered are dropped and counted.
     fn serve(&mut self, batch: &Batch, listener: &Listener, limits: Limits<'_>) {
         limits.admission.note_use();
         let (before, now) = (self.totals, clock());
@@ -278,7 +296,7 @@ impl DatagramServer {
                 self.count_lost(lost, listener);
             }
             if listener.settings.rules.log_messages == LogMessages::Full {
-                // This one may wait for the log, and others of its batch have been logged: a reload may have made it so.
+                // This datagram may wait for the log. After a reload, earlier ones of its batch may already have replies.
                 self.send(&mut replies, listener);
             }
             let taken = match bytes {
@@ -299,7 +317,7 @@ impl DatagramServer {
             self.totals.bytes_in += message.len() as u64;
             let Some(reply) = packet::reply(&listener.settings.rules, message) else { continue };
             if let ReplyTo::Path(to) = datagram.reply_to {
-                // Counted when it is sent, or when it has failed.
+                // The reply is counted when it is sent, or when it has failed.
                 let path_replies = self.path_replies.as_ref().ok_or(DropCause::UnsafeAddress);
                 if let Err(cause) = path_replies.and_then(|replies| replies.send(to, datagram.peer, &reply)) {
                     self.count_dropped(cause, 1, datagram.peer, Some(to), listener);
@@ -315,10 +333,10 @@ impl DatagramServer {
         self.state.counters.count_totals(before, self.totals);
     }
 
-    /// Checks what can be told of a datagram without its sender's socket. Counts it for its source.
+    /// Checks a datagram as far as that is possible without its sender's socket, and counts it for its source.
     ///
     /// # Errors
-    /// Returns an error if it is to be dropped.
+    /// Returns the cause if the datagram has to be dropped.
     fn check(
         &self,
         message: &[u8],
@@ -336,6 +354,12 @@ impl DatagramServer {
                 ReplyTo::Abstract(from) | ReplyTo::Path(from) if !self.is_allowed(from, peer) => {
                     return Err(DropCause::UnsafeAddress);
                 }
+                // The reply may go to the socket of another program, so it must not say what the sender chose.
+                ReplyTo::Abstract(_)
+                    if packet::is_plain_echo(&listener.settings.rules) && !self.socket.shares_names() =>
+                {
+                    return Err(DropCause::UnsafeAddress);
+                }
                 ReplyTo::Ip(..) | ReplyTo::Abstract(_) | ReplyTo::Path(_) => {}
             }
             if self.socket.is_broadcast(sent_to) {
@@ -351,12 +375,12 @@ impl DatagramServer {
         Ok(())
     }
 
-    /// Returns whether a reply to `peer` may go to its address, as far as both say by themselves.
+    /// Returns whether a reply to `peer` may go to its address, judged by these two alone.
     fn is_allowed(&self, address: &UnixAddr, peer: Peer) -> bool {
         self.path_replies.as_ref().is_some_and(|path_replies| path_replies.is_allowed(address, peer))
     }
 
-    /// Logs a message, if the listener logs messages. Those that come meanwhile wait in the kernel.
+    /// Logs a message, if the listener logs messages. Later datagrams meanwhile wait in the kernel.
     fn log(&mut self, bytes: &[u8], datagram: &Datagram, listener: &Listener) -> Result<(), DropCause> {
         let Datagram { peer, received_at, .. } = *datagram;
         let message = ReceivedMessage { connection_id: None, listener: &listener.name, peer, received_at, bytes };
@@ -376,7 +400,7 @@ impl DatagramServer {
         }
     }
 
-    /// Waits for the replies to paths, for a while, and counts them.
+    /// Waits for the replies to paths, [`END_WAIT`] at most, and counts them.
     fn finish_path_replies(&mut self, listener: &Listener) {
         let Some(path_replies) = &self.path_replies else { return };
         let until = clock() + END_WAIT;
@@ -399,8 +423,8 @@ impl DatagramServer {
         }
     }
 
-    /// Counts datagrams that the kernel has dropped: `lost` since the socket was made. Those that a previous process has left
-    /// in the socket may tell of fewer than are counted.
+    /// Counts datagrams that the kernel has dropped. `lost` counts since the socket was created. A datagram that was queued
+    /// before this process started may have a count that is lower than `self.lost`.
     fn count_lost(&mut self, lost: u32, listener: &Listener) {
         let more = lost.wrapping_sub(self.lost);
         if (1..=u32::MAX / 2).contains(&more) {
@@ -409,7 +433,7 @@ impl DatagramServer {
         }
     }
 
-    /// Counts datagrams that were dropped, and reports it if that is due.
+    /// Counts dropped datagrams, and reports them if a report is due.
     fn count_dropped(
         &mut self,
         cause: DropCause,
@@ -423,7 +447,7 @@ impl DatagramServer {
         self.report(listener, report);
     }
 
-    /// Reports what was dropped in intervals that are over.
+    /// Reports the dropped datagrams of intervals that have ended.
     fn report_due(&mut self, listener: &ListenerHandle) {
         if self.drop_log.next_report_at().is_some() {
             let reports = self.drop_log.take_due(clock());

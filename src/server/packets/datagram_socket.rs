@@ -1,4 +1,4 @@
-//! A datagram socket (UDP, Unix): receiving, one at a time or many with one call, and sending replies in the same way.
+//! A datagram socket (UDP or Unix): receives datagrams and sends replies, one or many with one call.
 
 use std::array;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -13,33 +13,34 @@ use nix::sys::socket::{
     getsockname, getsockopt, recvmmsg, recvmsg, sendmmsg, sendmsg, setsockopt, sockopt,
 };
 use nix::sys::time::TimeSpec;
-use rustix::net::AddressFamily;
+use rustix::net::{AddressFamily, RecvFlags};
 
 use crate::protocol::packet::{DropCause, Reply};
 use crate::server::disposal::Disposal;
 use crate::server::packets::datagram_address::{Datagram, Destination, LocalAddress, ReplyTo};
-use crate::server::peer_descriptors::PeerDescriptors;
+use crate::server::peer_descriptors::{Credentials, PeerDescriptors};
 use crate::server::peer_input::{self, Input};
 use crate::server::socket_memory::{self, SocketMemory};
 
 /// The longest datagram of UDP.
 const MAX_UDP_SIZE: usize = 65_535;
 
-/// How much ancillary data a datagram may have, of IPv4 and on a socket of IPv6, in bytes: the address that it was sent to, of IPv6
-/// that of IPv4, too, and how many were lost (96 of these bytes); and when it was received (32), or what else its holder has enabled.
+/// The size of the ancillary data of a datagram on an IPv4 and on an IPv6 socket, in bytes: the destination address (on IPv6
+/// sockets also that of IPv4), the count of dropped datagrams, and the receive time or other messages that the socket unit has
+/// enabled.
 const MAX_ANCILLARY: [usize; 2] = [128, 192];
 
-/// Go as far as the route and then send nothing (MSG_PROBE of linux/socket.h, which no library names).
+/// Look up the route, but send nothing (MSG_PROBE of linux/socket.h, which no library defines).
 const PROBE: MsgFlags = MsgFlags::from_bits_retain(0x10);
 
-/// A port to be probed where any does.
+/// A port for probes. No datagram is sent to it.
 const PROBED_PORT: u16 = 9;
 
 /// A datagram socket.
 pub(crate) struct DatagramSocket {
     socket: OwnedFd,
-    /// A second descriptor of it, there while descriptors of peers may be queued in it: for the disposal thread to drop a
-    /// datagram when the process can have no further descriptor.
+    /// A second descriptor of the socket, kept while file descriptors from peers may be queued in it. With it, the disposal
+    /// thread can drop a datagram when the process cannot have further descriptors.
     second: Option<Arc<OwnedFd>>,
     bound: BoundAddress,
     descriptors: PeerDescriptors,
@@ -47,22 +48,22 @@ pub(crate) struct DatagramSocket {
     ancillary: Vec<u8>,
 }
 
-/// What it is bound to.
+/// The address that a socket is bound to.
 enum BoundAddress {
     Ip(SocketAddr),
     Unix(UnixAddr),
 }
 
-/// How many reports of the kernel are forgotten before datagrams are received.
+/// The maximum number of queued errors that are discarded at once.
 const MAX_FORGOTTEN: u32 = 1024;
 
-/// How many datagrams one call receives or sends at most.
+/// The maximum number of datagrams that one call receives or sends.
 pub(crate) const MAX_BATCH: usize = 32;
 
-/// Look at the next datagram, whose length and sender are told.
+/// Peek at the next datagram: its whole length and its sender.
 const PEEK: MsgFlags = MsgFlags::MSG_PEEK.union(MsgFlags::MSG_TRUNC).union(MsgFlags::MSG_DONTWAIT);
 
-/// Receive a datagram, whose whole length is told.
+/// Receive a datagram, and return its whole length even if it is truncated.
 const RECEIVE: MsgFlags = MsgFlags::MSG_TRUNC.union(MsgFlags::MSG_DONTWAIT);
 
 /// Send without waiting for room at the receiver.
@@ -72,12 +73,12 @@ impl DatagramSocket {
     /// Opens a bound datagram socket.
     ///
     /// # Errors
-    /// Returns an error if it cannot be prepared.
+    /// Returns an error if a socket option cannot be read or set.
     pub(crate) fn open(socket: OwnedFd) -> io::Result<Self> {
         let family = rustix::net::sockopt::socket_domain(&socket)?;
         let (bound, ancillary) = if family == AddressFamily::UNIX {
             setsockopt(&socket, sockopt::PassCred, &true)?;
-            // No more than comes: what is cut are descriptors.
+            // Exactly as much as always comes: a truncation then means that descriptors come along.
             let ancillary = if has_timestamps(&socket) {
                 nix::cmsg_space!(UnixCredentials, TimeSpec)
             } else {
@@ -86,14 +87,13 @@ impl DatagramSocket {
             (BoundAddress::Unix(getsockname(socket.as_raw_fd())?), ancillary)
         } else {
             let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
-            // On a socket for IPv6, too: of a datagram that came over IPv4, IPV6_PKTINFO does not say whether it is a
-            // broadcast.
+            // Also on an IPv6 socket: IPV6_PKTINFO does not tell whether a datagram that came over IPv4 was a broadcast.
             setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
             if bound.is_ipv6() {
                 setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
             }
             setsockopt(&socket, sockopt::RxqOvfl, &1)?;
-            // What the network says of a reply to one client would be told at the next call, which is for another one.
+            // Otherwise an ICMP error for one client's reply would be reported by the next call, which serves another client.
             setsockopt(&socket, sockopt::Ipv4RecvErr, &false)?;
             if bound.is_ipv6() {
                 setsockopt(&socket, sockopt::Ipv6RecvErr, &false)?;
@@ -106,7 +106,7 @@ impl DatagramSocket {
         Ok(Self { socket, second, bound, descriptors, ancillary })
     }
 
-    /// Returns how large the buffer must be for messages of `max_message` bytes at most.
+    /// Returns the necessary size of a buffer for messages of up to `max_message` bytes.
     pub(crate) fn buffer_size(&self, max_message: usize) -> usize {
         match self.bound {
             BoundAddress::Ip(_) => max_message.min(MAX_UDP_SIZE),
@@ -114,37 +114,45 @@ impl DatagramSocket {
         }
     }
 
-    /// Returns whether replies may go to paths.
+    /// Returns whether it is a Unix socket.
     pub(crate) fn is_unix(&self) -> bool {
         matches!(self.bound, BoundAddress::Unix(_))
     }
 
-    /// Returns whether a datagram waits. An error counts as one: the next call of `receive` returns it.
+    /// Returns whether abstract names of senders lead to the same sockets from here: a sender that knows this socket by an
+    /// abstract name is in its network namespace. A path can be reached from all of them.
+    pub(crate) fn shares_names(&self) -> bool {
+        matches!(&self.bound, BoundAddress::Unix(bound) if bound.as_abstract().is_some())
+    }
+
+    /// Returns whether a datagram is waiting. A pending error counts as one: the next receiving call returns it.
     pub(crate) fn has_datagram(&self) -> bool {
-        let peek = || rustix::net::recv(&self.socket, &mut [0; 0], rustix::net::RecvFlags::PEEK);
+        // Another holder of the socket may have made it blocking.
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peek = || rustix::net::recv(&self.socket, &mut [0; 0], flags);
         !matches!(rustix::io::retry_on_intr(peek), Err(rustix::io::Errno::AGAIN))
     }
 
-    /// Returns how many datagrams the kernel has dropped since the socket was made: [`socket_memory::drops`].
+    /// Returns how many datagrams the kernel has dropped since the socket was created ([`socket_memory::drops`]).
     pub(crate) fn lost(&self) -> Option<u32> {
         socket_memory::drops(&self.socket)
     }
 
-    /// Forgets errors that are reported by no call for datagrams, so that the socket is not ready for them any longer: those of
-    /// replies by an earlier process.
+    /// Discards errors that no receiving or sending call reports, so that the socket is no longer ready because of them. They
+    /// come from the replies of an earlier process.
     pub(crate) fn clear_errors(&self) {
         let _ = rustix::net::sockopt::socket_error(&self.socket);
-        // A Unix socket has no such queue, and returns datagrams.
+        // A Unix socket has no error queue, and would return datagrams.
         if let BoundAddress::Ip(_) = self.bound {
             let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
             let forget = || recvmsg::<()>(self.socket.as_raw_fd(), &mut [], None, flags).is_ok();
-            // If there are more, the socket is ready for them still.
+            // If there are more, the socket stays ready, and this is called again.
             let _ = (0..MAX_FORGOTTEN).all(|_| forget());
         }
     }
 
-    /// Receives the datagrams that wait, as many as there are places, one into each, in their order; what
-    /// there is no room for is cut. Puts them into `datagrams`. There are [`MAX_BATCH`] places at most.
+    /// Receives waiting datagrams in order, one into each place, and truncates those that are longer than their place. Adds
+    /// them to `datagrams`. Uses [`MAX_BATCH`] places at most.
     ///
     /// # Errors
     /// Returns the errors of recvmmsg(2); [`io::ErrorKind::WouldBlock`] if there is none.
@@ -168,13 +176,13 @@ impl DatagramSocket {
         Ok(())
     }
 
-    /// Returns whether descriptors may come with datagrams: then each is asked for them.
+    /// Returns whether file descriptors may come with datagrams.
     pub(crate) fn may_have_descriptors(&self) -> bool {
         self.descriptors != PeerDescriptors::None
     }
 
-    /// Returns whether descriptors come with the next datagram: then [`DatagramSocket::receive_with_descriptors`] is to
-    /// receive it. Where none can come, it does not ask.
+    /// Returns whether file descriptors come with the next datagram. Such a datagram must be received by
+    /// [`DatagramSocket::receive_with_descriptors`]. Costs no system call if none can come.
     ///
     /// # Errors
     /// Returns an error if recvmsg(2) fails; [`io::ErrorKind::WouldBlock`] if there is no datagram.
@@ -182,7 +190,8 @@ impl DatagramSocket {
         if !self.may_have_descriptors() {
             return Ok(false);
         }
-        // With space for nothing but what always comes: no descriptor becomes ours, and the last reference stays in the socket.
+        // The space holds only what always comes, so no descriptor is installed in this process, and the last reference stays
+        // in the socket.
         let peeked = recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut [], Some(&mut self.ancillary), PEEK);
         let has_descriptors = peeked.map(|peeked| peeked.flags.contains(MsgFlags::MSG_CTRUNC));
         if has_descriptors == Err(Errno::EAGAIN) && self.descriptors == PeerDescriptors::Queued {
@@ -191,11 +200,11 @@ impl DatagramSocket {
         Ok(has_descriptors?)
     }
 
-    /// Receives one datagram, as [`DatagramSocket::receive`], and has its descriptors closed. Returns `None` if there is no
-    /// room for them: `waker` is woken when there is.
+    /// Receives one datagram, and passes its descriptors to the disposal thread. Returns `None` if there is no room for them;
+    /// the waker is woken when there is.
     ///
     /// # Errors
-    /// Returns an error if recvmsg(2) fails; EMFILE if the process cannot have the descriptors.
+    /// Returns an error if a system call fails; EMFILE if the process cannot have the descriptors.
     pub(crate) fn receive_with_descriptors(
         &mut self,
         buffer: &mut [u8],
@@ -204,14 +213,11 @@ impl DatagramSocket {
     ) -> io::Result<Option<Datagram>> {
         let peeked = recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut [], Some(&mut self.ancillary), PEEK)?;
         let datagram = Datagram::from_unix(&peeked);
-        // Without the credentials, which rustix cannot represent for a process of another PID namespace.
-        setsockopt(&self.socket, sockopt::PassCred, &false)?;
-        let received = peer_input::receive(&self.socket, buffer, disposal, make_waker);
-        setsockopt(&self.socket, sockopt::PassCred, &true)?;
-        Ok((received? != Input::Parked).then_some(datagram))
+        let received = peer_input::receive(&self.socket, buffer, Credentials::Included, disposal, make_waker)?;
+        Ok((received != Input::Parked).then_some(datagram))
     }
 
-    /// Returns a copy of the socket.
+    /// Returns a further descriptor of the socket.
     ///
     /// # Errors
     /// Returns an error if the process cannot have a further descriptor.
@@ -224,14 +230,15 @@ impl DatagramSocket {
         self.second.clone()
     }
 
-    /// Closes the first descriptor of the socket, and returns the second, if there is one: if it is the last, closing it may
-    /// block.
+    /// Closes the first descriptor of the socket, and returns the second, if there is one. If that is the last one, closing it
+    /// may block.
     pub(crate) fn close(self) -> Option<Arc<OwnedFd>> {
         drop(self.socket);
         self.second
     }
 
-    /// Sends a reply to an address for which the kernel asks no file system: not to a path.
+    /// Sends a reply to an IP address or an abstract name. Paths are left to `PathReplies`, because they make the kernel ask a
+    /// file system.
     ///
     /// # Errors
     /// Returns the errors of sendmsg(2).
@@ -242,9 +249,9 @@ impl DatagramSocket {
                 let to = SockaddrStorage::from(*to);
                 let send = |local| self.send_from(local, &parts, MsgFlags::empty(), &to);
                 match send(*local) {
-                    // Nothing can be sent from an IPv6 address that is ours by its route alone.
+                    // The kernel does not send from an IPv6 address that is local only by a route.
                     Err(Errno::EINVAL) if local.is_some() => send(None),
-                    // Of a connected socket, that may be what the network said of an earlier reply.
+                    // On a connected socket, this may be the ICMP error of an earlier reply.
                     Err(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => send(*local),
                     result => result,
                 }
@@ -254,8 +261,8 @@ impl DatagramSocket {
         }
     }
 
-    /// Sends replies with one call, all of them from the same local address, if one is given, in their order. Returns how many
-    /// of the first were sent. What the kernel says of the next one is known when that is sent again.
+    /// Sends replies with one call, in order, from the local address `local` if it is given. Returns how many were sent,
+    /// counted from the first. To learn why the next one was not sent, send it again.
     pub(crate) fn send_many<S: SockaddrLike + Copy>(
         &self,
         replies: &[[IoSlice<'_>; 2]],
@@ -273,7 +280,7 @@ impl DatagramSocket {
         }
     }
 
-    /// Whether a datagram comes from an address on which this socket itself receives.
+    /// Returns whether a datagram comes from an address on which this socket itself receives.
     pub(crate) fn is_own_address(&self, reply_to: &ReplyTo) -> bool {
         match (&self.bound, reply_to) {
             (BoundAddress::Ip(bound), ReplyTo::Ip(from, _)) if bound.port() == from.port() => {
@@ -298,8 +305,8 @@ impl DatagramSocket {
         }
     }
 
-    /// Whether an address is one of this machine's, as the network of this socket sees it. We may be in another one
-    /// (`PrivateNetwork=`), so it is the socket that has to be asked: nothing can be sent from an address of others.
+    /// Returns whether an address belongs to this machine, in the network namespace of the socket. This process may be in
+    /// another one (`PrivateNetwork=`), so it asks the socket: the kernel refuses to send from an address that is not local.
     fn is_local(&self, address: SocketAddr) -> bool {
         let from = match (self.is_ipv6(), address.ip()) {
             (false, IpAddr::V4(ip)) => LocalAddress::V4(ip),
@@ -340,13 +347,13 @@ impl AsFd for DatagramSocket {
     }
 }
 
-/// Returns whether each datagram comes with the time when it was received: systemd asks the kernel for that with `Timestamping=`.
+/// Returns whether each datagram comes with its receive time, which systemd enables for `Timestamping=`.
 fn has_timestamps(socket: &OwnedFd) -> bool {
     let microseconds = getsockopt(socket, sockopt::ReceiveTimestamp);
     microseconds == Ok(true) || getsockopt(socket, sockopt::ReceiveTimestampns) == Ok(true)
 }
 
-/// Receives datagrams with one call, one into each place, with so much space for the ancillary data of each.
+/// Receives datagrams with one call, one into each place, with `space` bytes for the ancillary data of each.
 fn receive_many<'a, S: SockaddrLike + Copy>(
     descriptor: RawFd,
     mut places: impl ExactSizeIterator<Item = &'a mut [u8]>,
@@ -354,8 +361,8 @@ fn receive_many<'a, S: SockaddrLike + Copy>(
     mut received: impl FnMut(RecvMsg<'_, '_, S>),
 ) -> Result<(), Errno> {
     let count = places.len().min(MAX_BATCH);
-    // Made anew each time: nix does not reset the lengths that the kernel writes there, so a short address or little ancillary
-    // data would leave too little room for those that come next.
+    // Created for each call: nix does not reset the lengths that the kernel writes, so a short address or little ancillary data
+    // would leave too little room for the next datagrams.
     let mut headers = MultiHeaders::preallocate(count, Some(vec![0; space]));
     let mut slots: [[IoSliceMut<'_>; 1]; MAX_BATCH] =
         array::from_fn(|_| [IoSliceMut::new(places.next().unwrap_or_default())]);
@@ -382,7 +389,7 @@ pub(crate) fn send_message(
     }
 }
 
-/// Returns why a datagram is dropped whose reply could not be sent from this socket.
+/// Returns the cause for dropping a datagram when sending its reply has failed with this error.
 pub(crate) fn drop_cause(error: Errno, socket: impl AsFd) -> DropCause {
     let is_full = || SocketMemory::of(&socket).is_some_and(SocketMemory::is_send_buffer_full);
     match error {
@@ -396,10 +403,12 @@ pub(crate) fn drop_cause(error: Errno, socket: impl AsFd) -> DropCause {
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
+    use std::time::Duration;
 
     use super::*;
+    use crate::server::clock::clock;
 
-    /// Only with another machine could a datagram come from one, so the socket is asked directly.
+    /// Checks addresses without datagrams, because real ones from remote addresses would need another machine.
     #[test]
     fn addresses_of_this_machine_are_recognized() {
         for (bound, own, remote) in [
@@ -418,12 +427,27 @@ mod tests {
     }
 
     #[test]
+    fn a_blocking_socket_is_probed_without_waiting() {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        // It ends the wait of a probe that blocks.
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let address = socket.local_addr().unwrap();
+        let socket = DatagramSocket::open(socket.into()).unwrap();
+        let start = clock();
+        assert!(!socket.has_datagram());
+        assert!(clock() < start + Duration::from_millis(200));
+        client.send_to(b"a", address).unwrap();
+        assert!(socket.has_datagram());
+    }
+
+    #[test]
     fn probing_an_address_sends_nothing() {
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();
         let socket = DatagramSocket::open(UdpSocket::bind("0.0.0.0:0").unwrap().into()).unwrap();
         let address = other.local_addr().unwrap();
         assert!(socket.is_local(address));
-        // What came before it would be there first.
+        // A datagram that the probe had sent would arrive first.
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"after", address).unwrap();
         let mut buffer = [0; 10];
         let (count, _) = other.recv_from(&mut buffer).unwrap();

@@ -1,6 +1,6 @@
-//! The thread of a datagram socket: how it waits, and what other threads ask of it.
+//! The thread of a datagram socket: how it waits, and the requests of other threads.
 //!
-//! Each datagram socket has a thread of its own, so sockets that share a port (SO_REUSEPORT) are served on as many CPUs.
+//! Each datagram socket has a thread of its own, so sockets that share a port (SO_REUSEPORT) use as many CPUs.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,25 +19,25 @@ use crate::server::clock::clock;
 use crate::server::worker;
 use crate::server::worker_state::WorkerState;
 
-/// How long to wait after poll(2) has failed, so that an error that lasts does not take all time.
+/// The pause after poll(2) has failed, so that a lasting error does not use all CPU time.
 const ERROR_PAUSE: Duration = Duration::from_millis(1);
 
-/// Wakes the thread of a datagram socket, from any thread.
+/// Wakes the thread of a datagram socket and tells it what to do, from any thread.
 #[derive(Debug)]
 pub(crate) struct ThreadControl {
-    /// Readable when the thread was woken and has not noticed it.
+    /// Readable while the thread has not noticed that it was woken.
     eventfd: OwnedFd,
     woken: AtomicBool,
     /// Whether the thread is to end at once.
     has_ended: AtomicBool,
-    /// Whether it is to wait for the log no longer than [`END_WAIT`](super::END_WAIT).
+    /// Whether a message may wait for the log for [`END_WAIT`](super::END_WAIT) at most.
     ends_log_wait: AtomicBool,
-    /// Dropped when the thread notices that it was woken; `None` when it is done.
+    /// Dropped when the thread notices that it was woken; `None` when the thread has ended.
     pings: Mutex<Option<Vec<oneshot::Sender<Infallible>>>>,
 }
 
 impl ThreadControl {
-    /// Creates one for a thread.
+    /// Creates the control of a thread that is not started yet.
     ///
     /// # Errors
     /// Returns the errors of eventfd(2).
@@ -47,15 +47,15 @@ impl ThreadControl {
         Ok(Self { eventfd, woken, has_ended, ends_log_wait, pings: Mutex::new(Some(Vec::new())) })
     }
 
-    /// Ends the thread's wait: what it is to do may have changed.
+    /// Ends the thread's wait. Call it after a request to the thread has changed.
     pub(crate) fn notify(&self) {
         if !self.woken.swap(true, Ordering::AcqRel) {
-            // It fails only when the counter is full, and then it is readable.
+            // It fails only if the counter is full, and the eventfd is readable then.
             let _ = retry_on_intr(|| rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes()));
         }
     }
 
-    /// Has a message wait for the log no longer than [`END_WAIT`](super::END_WAIT) from now on.
+    /// Limits the time that a message waits for the log to [`END_WAIT`](super::END_WAIT), from now on.
     pub(crate) fn end_log_wait(&self) {
         self.ends_log_wait.store(true, Ordering::Release);
         self.notify();
@@ -69,11 +69,11 @@ impl ThreadControl {
             None => return,
         }
         self.notify();
-        // There is an error when it is done.
+        // An error means that the thread has responded, or has ended.
         let _ = answered.await;
     }
 
-    /// Returns whether the thread was woken since the last call. For its thread.
+    /// Returns whether the thread was woken since the last call. Only the thread itself calls this.
     pub(crate) fn take_wakeup(&self) -> bool {
         if !self.woken.load(Ordering::Relaxed) || !self.woken.swap(false, Ordering::AcqRel) {
             return false;
@@ -87,28 +87,28 @@ impl ThreadControl {
         self.has_ended.load(Ordering::Acquire)
     }
 
-    /// Returns whether a message is to wait for the log no longer than [`END_WAIT`](super::END_WAIT).
+    /// Returns whether a message may wait for the log for [`END_WAIT`](super::END_WAIT) at most.
     pub(crate) fn ends_log_wait(&self) -> bool {
         self.ends_log_wait.load(Ordering::Acquire)
     }
 
-    /// Waits until `socket` is ready, if there is one, until the thread is woken, or until a time. Returns the readiness of
-    /// the socket, as far as it is known.
+    /// Waits until `socket` is ready, until the thread is woken, or until the time `until`. Returns the readiness of the
+    /// socket; empty if it is unknown.
     pub(crate) fn wait(&self, socket: Option<BorrowedFd<'_>>, until: Option<Instant>) -> PollFlags {
         let timeout = until.map(|until| {
             let remaining = until.saturating_duration_since(clock());
-            // What does not fit is as good as never.
+            // A time that does not fit is practically never.
             Timespec::try_from(remaining).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
         });
         let wakeup = PollFd::new(&self.eventfd, PollFlags::IN);
-        // The socket first: when it is ready, nothing is registered for the wakeup.
+        // The socket first: if it is ready, poll(2) does not have to register a wait for the eventfd.
         let mut polled = match socket {
             Some(ref socket) => [PollFd::new(socket, PollFlags::IN | PollFlags::RDHUP), wakeup],
             None => [wakeup.clone(), wakeup],
         };
         let [readiness, wakeup] = match poll(&mut polled, timeout.as_ref()) {
             Ok(_) => polled.map(|polled| polled.revents()),
-            // An interrupted call is a wakeup for nothing.
+            // An interrupted call counts as a spurious wakeup.
             Err(Errno::INTR) => [PollFlags::empty(); 2],
             Err(_) => {
                 thread::sleep(ERROR_PAUSE);
@@ -116,8 +116,8 @@ impl ThreadControl {
             }
         };
         if !wakeup.is_empty() {
-            // Here and not where the flag is taken: the flag may be set before this is written. A thread that has waited looks
-            // at the flag before it waits again.
+            // Read here, and not in `take_wakeup`: `notify` sets the flag before it writes to the eventfd. A thread that has
+            // waited checks the flag before it waits again.
             let _ = retry_on_intr(|| rustix::io::read(&self.eventfd, &mut [0_u8; 8]));
         }
         if socket.is_some() { readiness } else { PollFlags::empty() }
@@ -134,20 +134,20 @@ impl Wake for ThreadControl {
     }
 }
 
-/// The thread of a datagram socket. It ends when this is dropped. If it hangs, it is left running.
+/// The thread of a datagram socket. Dropping this ends the thread. A thread that hangs is left running.
 pub(crate) struct DatagramThread {
     pub(crate) control: Arc<ThreadControl>,
     pub(crate) state: Arc<WorkerState>,
     handle: Option<JoinHandle<()>>,
-    /// There is an error when it is done.
+    /// Disconnected when the thread has ended.
     done: mpsc::Receiver<Infallible>,
 }
 
 impl DatagramThread {
-    /// Starts a thread that serves, with this state.
+    /// Starts a thread that runs `serve`.
     ///
     /// # Errors
-    /// Returns an error if the thread cannot be made.
+    /// Returns an error if the thread cannot be created.
     pub(crate) fn start(
         control: Arc<ThreadControl>,
         state: Arc<WorkerState>,
@@ -156,7 +156,7 @@ impl DatagramThread {
         let (running, done) = mpsc::channel();
         let control_of_thread = Arc::clone(&control);
         let handle = thread::Builder::new().name("datagrams".to_owned()).spawn(move || {
-            // Also if it panics: nothing waits for it then.
+            // Dropped also if `serve` panics, so that no ping waits forever.
             let _done = NoPings(control_of_thread);
             serve();
             drop(running);
@@ -191,7 +191,7 @@ mod tests {
         let control = Arc::new(ThreadControl::new().unwrap());
         let waker = Arc::clone(&control);
         let other = thread::spawn(move || (0..100_000).for_each(|_| waker.notify()));
-        // As a thread that is busy: it never waits.
+        // Like a busy thread, which never waits.
         while !other.is_finished() {
             control.take_wakeup();
         }

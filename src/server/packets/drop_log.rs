@@ -1,5 +1,5 @@
-//! Reports dropped datagrams at a bounded rate: the first of each cause at once, and from then on how many there were,
-//! once in an interval, until an interval has none.
+//! Reports dropped datagrams at a bounded rate. The first of each cause is reported at once. Later ones are reported as a
+//! number, once in each interval, until an interval has none.
 
 use std::time::{Duration, Instant};
 
@@ -8,22 +8,22 @@ use nix::sys::socket::UnixAddr;
 use crate::protocol::packet::{DROP_CAUSES, DropCause};
 use crate::server::peer::Peer;
 
-/// How long one cause is not reported again.
+/// The time between two reports of one cause.
 pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The dropped datagrams of a listener that are not reported yet.
+/// The dropped datagrams of a listener that have not been reported yet.
 #[derive(Debug)]
 pub(crate) struct DropLog([DropCounter; DROP_CAUSES]);
 
 #[derive(Debug, Clone, Copy)]
 struct DropCounter {
-    /// How many were dropped and not reported.
+    /// The number of dropped datagrams that have not been reported.
     unreported: u64,
-    /// Where the last one came from.
+    /// The sender of the last one.
     last_peer: Peer,
-    /// The address that it named, if it came from a Unix socket.
+    /// Its address, if it came from a Unix socket.
     last_address: Option<UnixAddr>,
-    /// Until when none of them is reported.
+    /// The end of the interval without reports.
     suppressed_until: Option<Instant>,
 }
 
@@ -42,8 +42,8 @@ impl DropLog {
         Self([none; DROP_CAUSES])
     }
 
-    /// Records so many dropped datagrams, where the last one came from, and the address that it named if it came from a Unix
-    /// socket. Returns a report, if one is due now.
+    /// Records `more` dropped datagrams, with the sender of the last one and its address if it came from a Unix socket. Returns
+    /// a report, if one is due now.
     pub(crate) fn record(
         &mut self,
         cause: DropCause,
@@ -61,18 +61,18 @@ impl DropLog {
         counter.report(cause)
     }
 
-    /// Returns when [`DropLog::take_due`] may have reports.
+    /// Returns when the next interval ends.
     pub(crate) fn next_report_at(&self) -> Option<Instant> {
         self.0.iter().filter_map(|counter| counter.suppressed_until).min()
     }
 
-    /// Returns the reports of intervals that are over.
+    /// Returns the reports of intervals that have ended.
     pub(crate) fn take_due(&mut self, now: Instant) -> Vec<DropReport> {
         let is_due = |counter: &DropCounter| counter.suppressed_until.is_some_and(|until| until <= now);
         self.reports(is_due, Some(now + REPORT_INTERVAL))
     }
 
-    /// Returns all reports that are left.
+    /// Returns all remaining reports.
     pub(crate) fn take_all(&mut self) -> Vec<DropReport> {
         self.reports(|_| true, None)
     }
@@ -121,10 +121,10 @@ mod tests {
         assert_eq!(log.next_report_at(), Some(start + REPORT_INTERVAL));
         assert_eq!(log.take_due(start + REPORT_INTERVAL - Duration::from_millis(1)), []);
         assert_eq!(log.take_due(start + REPORT_INTERVAL), [report(998, peer(999))]);
-        // As long as there are more, once in an interval.
+        // Further ones are reported once in each interval.
         assert_eq!(log.record(cause, 1, peer(7), None, start + REPORT_INTERVAL), None);
         assert_eq!(log.take_due(start + 2 * REPORT_INTERVAL), [report(1, peer(7))]);
-        // An interval without any, and the next is the first again.
+        // After an interval without any, the next one is reported at once.
         assert_eq!(log.take_due(start + 3 * REPORT_INTERVAL), []);
         assert_eq!(log.next_report_at(), None);
         assert!(log.record(cause, 1, peer(8), None, start + 3 * REPORT_INTERVAL).is_some());

@@ -1,5 +1,5 @@
-//! Datagrams: one is one message, and one is its reply. What the protocol says of them is in `protocol/packet.rs`. (Connections of
-//! packets are connections of an event loop: `connection/packets.rs`.)
+//! Datagrams: each is one message, and its reply is one datagram. `protocol/packet.rs` has the rules of the protocol for them.
+//! (An event loop serves connections of packets: `connection/packets.rs`.)
 //!
 //! ```text
 //! DatagramServer (a thread for each socket) ──► datagram: is it safe to answer, and within its rate?
@@ -22,6 +22,6 @@ mod user_threads;
 
 use std::time::Duration;
 
-/// How long a datagram waits for the log after a restart has begun, and a listener of datagrams for its replies to paths at its end:
-/// both may wait for something that never comes.
+/// The maximum time that a datagram waits for the log after a restart has begun, and that an ending datagram server waits for
+/// its replies to paths. Both may otherwise wait forever.
 pub(crate) const END_WAIT: Duration = Duration::from_millis(500);

@@ -1,7 +1,8 @@
-//! What the server of a datagram socket waits for before it receives the next datagram, where peers can send descriptors.
+//! Parking: a datagram server on a Unix socket may have to wait before it receives the next datagram, because of file
+//! descriptors that peers sent.
 //!
-//! The disposal thread wakes it for two reasons, each with a waker of its own: a wakeup for the one that comes late does not
-//! end the wait for the other.
+//! The disposal thread wakes it for two reasons, and each has a waker of its own. So a late wakeup for one reason does not end
+//! the wait for the other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,13 +10,13 @@ use std::task::{Wake, Waker};
 
 use crate::server::packets::datagram_thread::ThreadControl;
 
-/// Whether datagrams are received now, and if not, what is awaited.
+/// The event that a datagram server awaits, if it is parked.
 #[derive(Debug)]
 pub(crate) struct Parking {
     awaited: Awaited,
-    /// Set when there is room for descriptors that peers sent.
+    /// Set when there is room for further descriptors from peers.
     room: Arc<Flag>,
-    /// Set when a datagram is dropped whose descriptors the process cannot have.
+    /// Set when the disposal thread has dropped a datagram with descriptors that the process cannot have.
     dropped: Arc<Flag>,
 }
 
@@ -26,7 +27,7 @@ enum Awaited {
     Dropped,
 }
 
-/// A flag that other threads set for the thread of a datagram socket, which they wake.
+/// A flag that other threads set for the thread of a datagram socket. Setting it wakes the thread.
 #[derive(Debug)]
 struct Flag {
     control: Arc<ThreadControl>,
@@ -34,42 +35,44 @@ struct Flag {
 }
 
 impl Parking {
-    /// Creates one for a thread, which waits for nothing.
+    /// Creates the parking of a thread that is not parked.
     pub(crate) fn new(control: &Arc<ThreadControl>) -> Self {
         let flag = || Arc::new(Flag { control: Arc::clone(control), is_set: AtomicBool::new(false) });
         Self { awaited: Awaited::Nothing, room: flag(), dropped: flag() }
     }
 
-    /// Returns whether nothing is to be received now.
+    /// Returns whether no datagram may be received now.
     pub(crate) fn is_parked(&self) -> bool {
         self.awaited != Awaited::Nothing
     }
 
-    /// Returns what is to be woken when there is room for descriptors that peers sent.
+    /// Returns the waker for the time when there is room for further descriptors from peers.
     pub(crate) fn room_waker(&self) -> Waker {
         Waker::from(Arc::clone(&self.room))
     }
 
-    /// Waits until there is room for descriptors that peers sent: until the waker of that is woken.
+    /// Parks the thread until the waker of [`Parking::room_waker`] is woken.
     pub(crate) fn await_room(&mut self) {
         self.awaited = Awaited::Room;
     }
 
-    /// Waits until a datagram is dropped. Returns what is to be woken then.
+    /// Parks the thread until the disposal thread has dropped a datagram. Returns the waker for that.
     pub(crate) fn await_drop(&mut self) -> Waker {
         self.awaited = Awaited::Dropped;
         Waker::from(Arc::clone(&self.dropped))
     }
 
-    /// Looks whether what is awaited has happened. To be called when the thread was woken.
-    pub(crate) fn update(&mut self) {
-        // Both are taken: what was not awaited is not remembered.
+    /// Ends the parking if the awaited event has occurred. Call it whenever the thread was woken.
+    /// Returns whether a datagram was dropped.
+    pub(crate) fn update(&mut self) -> bool {
+        // Both flags are reset, so that an event that was not awaited is forgotten.
         let (has_room, is_dropped) = (self.room.take(), self.dropped.take());
         match self.awaited {
             Awaited::Room if has_room => self.awaited = Awaited::Nothing,
             Awaited::Dropped if is_dropped => self.awaited = Awaited::Nothing,
             Awaited::Nothing | Awaited::Room | Awaited::Dropped => {}
         }
+        is_dropped
     }
 }
 
@@ -99,14 +102,14 @@ mod tests {
     fn room_for_descriptors_does_not_end_the_wait_for_a_datagram_that_is_dropped() {
         let (mut parking, control) = parking();
         let dropped = parking.await_drop();
-        // Of descriptors that came with an earlier datagram.
+        // For descriptors of an earlier datagram.
         parking.room_waker().wake();
         assert!(control.take_wakeup());
-        parking.update();
+        assert!(!parking.update());
         assert!(parking.is_parked());
         dropped.wake();
         assert!(control.take_wakeup());
-        parking.update();
+        assert!(parking.update());
         assert!(!parking.is_parked());
     }
 
@@ -115,14 +118,14 @@ mod tests {
         let (mut parking, _control) = parking();
         for _ in 0..2 {
             parking.await_room();
-            parking.update();
+            assert!(!parking.update());
             assert!(parking.is_parked());
             parking.room_waker().wake();
-            parking.update();
+            assert!(!parking.update());
             assert!(!parking.is_parked());
-            // It was for this time only.
+            // A wakeup while the thread is not parked is not remembered.
             parking.room_waker().wake();
-            parking.update();
+            assert!(!parking.update());
         }
     }
 }

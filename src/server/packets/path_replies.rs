@@ -1,8 +1,9 @@
-//! Replies to senders on Unix sockets that are bound to a path, for one listener.
+//! Sends the replies of one listener to Unix sockets that are bound to a path.
 //!
-//! Opening a path and sending to it can take long: the kernel asks the file system for each directory and for the mode of
-//! the socket, and the file system may be one of another machine or of another program (NFS, FUSE). A sender can name any
-//! path. So the thread of the listener touches none: other threads do ([`UserThreads`]). They wake it when a reply could not be sent.
+//! Opening a path and sending to it can block: the kernel asks the file system for each directory and for the mode of the
+//! socket, and the file system may be on another machine or in another program (NFS, FUSE). A sender can choose any path. So
+//! the thread of the listener never uses a path, but leaves it to other threads ([`UserThreads`]). They wake it if a reply
+//! could not be sent.
 
 use std::ffi::OsStr;
 use std::io::IoSlice;
@@ -20,10 +21,10 @@ use crate::server::packets::sender_socket::{OwnerRules, ReservedSockets, SenderS
 use crate::server::packets::user_threads::{UserTask, UserThreads};
 use crate::server::peer::Peer;
 
-/// What a reply takes besides its bytes while it waits.
+/// The memory of a waiting reply besides its bytes, in bytes.
 const OVERHEAD: usize = 1024;
 
-/// How many paths a thread has open at once, at most.
+/// The maximum number of paths that a thread has open at the same time.
 const MAX_OPEN: usize = 16;
 
 /// The threads that send the replies of all listeners to paths.
@@ -33,12 +34,12 @@ pub(crate) type ReplyThreads = UserThreads<PathReply>;
 #[derive(Debug)]
 pub(crate) struct PathReplies {
     threads: ReplyThreads,
-    /// A copy of the listener's socket, until the listener ends. Threads use it only while it is here.
+    /// A copy of the listener's socket; `None` when the listener has ended. Threads can use it only while it is here.
     socket: Option<Arc<OwnedFd>>,
     sender: Arc<ReplySender>,
 }
 
-/// What threads need for the replies of a listener.
+/// The state that a listener shares with the threads that send its replies.
 #[derive(Debug)]
 struct ReplySender {
     socket: Weak<OwnedFd>,
@@ -46,7 +47,7 @@ struct ReplySender {
     progress: Progress,
 }
 
-/// A reply that waits to be sent.
+/// A reply that is waiting to be sent.
 #[derive(Debug)]
 pub(crate) struct PathReply {
     sender: Arc<ReplySender>,
@@ -58,21 +59,21 @@ pub(crate) struct PathReply {
 #[derive(Debug)]
 struct Progress {
     state: Mutex<ProgressState>,
-    /// Counts the bytes that were sent.
+    /// The number of bytes that were sent.
     bytes_out: Arc<AtomicU64>,
-    /// Woken when a reply could not be sent, and when none waits any longer if that is awaited.
+    /// Woken when a reply could not be sent, and, after [`PathReplies::finish`], when no reply is waiting.
     waker: Waker,
 }
 
 #[derive(Debug, Default)]
 struct ProgressState {
-    /// How many replies are neither sent nor failed.
+    /// The number of replies that are neither sent nor failed.
     waiting: usize,
     /// Replies that could not be sent.
     failed: Vec<FailedReply>,
-    /// Whether the listener waits until no reply waits.
+    /// Whether the listener waits until no reply is waiting.
     is_finishing: bool,
-    /// Whether the listener has ended: those that waited then are counted.
+    /// Whether the listener has ended. It has already counted the replies that were waiting then.
     has_ended: bool,
 }
 
@@ -86,8 +87,8 @@ pub(crate) struct FailedReply {
 }
 
 impl PathReplies {
-    /// Creates one for the listener with this socket. It refuses all `reserved` sockets, and counts what it sends in
-    /// `bytes_out`. It wakes the listener by `waker`.
+    /// Creates the sender for the listener with this socket. It sends nothing to `reserved` sockets, counts sent bytes in
+    /// `bytes_out`, and wakes the listener with `waker`.
     pub(crate) fn new(
         socket: OwnedFd,
         threads: ReplyThreads,
@@ -102,21 +103,21 @@ impl PathReplies {
         Self { threads, socket: Some(socket), sender }
     }
 
-    /// Returns whether a reply to `peer` may go to its address, as far as both say by themselves.
+    /// Returns whether a reply to `peer` may go to its address, judged by these two alone.
     pub(crate) fn is_allowed(&self, address: &UnixAddr, peer: Peer) -> bool {
         self.sender.rules.is_allowed(address, peer)
     }
 
-    /// Has a reply sent to the path of a sender, after earlier ones to the same path. If that fails,
+    /// Queues a reply to the path of a sender, behind earlier ones to the same path. If it cannot be sent later,
     /// [`PathReplies::take_failures`] returns it.
     ///
     /// # Errors
-    /// Returns an error if it cannot be sent: too many replies wait, or the sender's user is not known.
+    /// Returns an error if too many replies are waiting, or if the sender's UID is unknown.
     pub(crate) fn send(&self, to: UnixAddr, peer: Peer, reply: &Reply<'_>) -> Result<(), DropCause> {
         let uid = self.sender.rules.known_uid(peer).ok_or(DropCause::UnsafeAddress)?;
         let bytes = reply.concat();
         let size = OVERHEAD + bytes.len();
-        // First, since the thread may be faster.
+        // Counted first, because the thread may finish before `run` returns.
         self.sender.progress.lock().waiting += 1;
         let waits = self.threads.run(uid, size, PathReply { sender: Arc::clone(&self.sender), to, peer, bytes });
         if waits.is_err() {
@@ -125,15 +126,15 @@ impl PathReplies {
         waits
     }
 
-    /// Has the listener woken when no reply waits. Returns whether none does now.
+    /// Requests a wakeup for the time when no reply is waiting. Returns whether none is waiting now.
     pub(crate) fn finish(&self) -> bool {
         let mut state = self.sender.progress.lock();
         state.is_finishing = true;
         state.waiting == 0
     }
 
-    /// Ends: replies that still wait are not sent. Returns how many there are. One that is being sent at this moment counts
-    /// as well.
+    /// Ends the sending: replies that are still waiting are not sent. Returns their number, which includes replies that are
+    /// being sent at this moment.
     pub(crate) fn end(&mut self) -> usize {
         self.socket = None;
         let mut state = self.sender.progress.lock();
@@ -152,8 +153,8 @@ impl Progress {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finishes one reply, of which so many bytes were sent, or which has failed. It is not counted if it was when the listener
-    /// ended.
+    /// Records that a reply was sent, with its length in bytes, or has failed. If the listener has ended, it has already
+    /// counted the reply.
     fn finish_one(&self, sent: Result<usize, FailedReply>) {
         let mut state = self.lock();
         state.waiting -= 1;
@@ -163,7 +164,7 @@ impl Progress {
                 Err(failed) => state.failed.push(failed),
             }
         }
-        // What was sent wakes nothing.
+        // A reply that was sent needs no wakeup.
         let wakes = !state.failed.is_empty() || state.is_finishing && state.waiting == 0;
         drop(state);
         if wakes {
@@ -173,16 +174,16 @@ impl Progress {
 }
 
 impl PathReply {
-    /// Returns by what replies are put together that go to the same socket: listener, then path.
+    /// Returns the key by which replies to the same socket are grouped: listener, then path.
     fn destination(&self) -> (*const ReplySender, Option<&OsStr>) {
         (Arc::as_ptr(&self.sender), self.to.path().map(Path::as_os_str))
     }
 }
 
 impl UserTask for PathReply {
-    /// Opens each path once for all replies that go there: they were all asked for before.
+    /// Opens each path once for all its replies, which were all queued before.
     fn run_all(uid: u32, replies: &mut Vec<Self>) {
-        // Those to one path keep their order.
+        // The sort is stable: replies to one path keep their order.
         replies.sort_by(|one, other| one.destination().cmp(&other.destination()));
         for of_listener in replies.chunk_by(|one, other| Arc::ptr_eq(&one.sender, &other.sender)) {
             let of_paths: Vec<_> =
@@ -192,10 +193,10 @@ impl UserTask for PathReply {
     }
 }
 
-/// Sends replies of a listener to sockets of a user, those of one slice to the same path. May block for good. What it opened is
-/// closed here, too: that may also ask the file system.
+/// Sends replies of a listener to sockets of a user. The replies of one slice go to the same path. May block forever. The
+/// sockets are closed here as well, because close(2) may also ask the file system.
 fn send(sender: &ReplySender, uid: u32, of_paths: &[&[PathReply]]) {
-    // Without the socket, the listener has ended, and has counted these replies.
+    // Without its socket, the listener has ended, and has counted these replies.
     let open = |replies: &&[PathReply]| {
         let path = replies[0].to.path().filter(|_| sender.socket.strong_count() > 0);
         SenderSocket::open(path.ok_or(DropCause::NoRoom)?, uid)
@@ -210,7 +211,7 @@ fn send(sender: &ReplySender, uid: u32, of_paths: &[&[PathReply]]) {
         for PathReply { to: address, peer, bytes, .. } in *replies {
             let sent = to.and_then(|to| send_one(&sender.socket, &to, bytes));
             let sent = sent.map(|()| bytes.len());
-            // Each at once: the next one may block.
+            // Recorded one by one, because the next reply may block.
             sender.progress.finish_one(sent.map_err(|cause| FailedReply { to: *address, peer: *peer, cause }));
         }
     }
@@ -255,7 +256,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = |number: usize| directory.path().join(number.to_string());
         let address = |number: usize| UnixAddr::new(&path(number)).unwrap();
-        // Every other one is there.
+        // Only every other path has a socket.
         let bound: Vec<_> = (0..COUNT).step_by(2).map(|at| UnixDatagram::bind(path(at)).unwrap()).collect();
         let (mut replies, peer) = (path_replies(&ReplyThreads::default()), Peer::process(own_uid(), 1));
         for number in 0..COUNT {
@@ -266,7 +267,7 @@ mod tests {
         }
         let failed = |number: usize| FailedReply { to: address(number), peer, cause: DropCause::UnsafeAddress };
         let mut failures = replies.take_failures();
-        // Those to different paths may be sent in another order.
+        // Replies to different paths may be sent in another order.
         failures.sort_by_key(|failed| {
             failed.to.path().unwrap().file_name().unwrap().to_str().unwrap().parse::<u32>().unwrap()
         });
@@ -282,7 +283,7 @@ mod tests {
         assert!(replies.finish());
     }
 
-    /// A reply that waits, and that no thread has.
+    /// Returns a waiting reply that no thread has taken.
     fn waiting_reply(replies: &PathReplies, to: &Path, bytes: &[u8]) -> PathReply {
         replies.sender.progress.lock().waiting += 1;
         let (sender, peer) = (Arc::clone(&replies.sender), Peer::process(own_uid(), 1));
@@ -293,9 +294,9 @@ mod tests {
     fn replies_that_are_sent_together_come_to_each_path_in_their_order() {
         let directory = tempfile::tempdir().unwrap();
         let path = |number: usize| directory.path().join(number.to_string());
-        // More than are open at once.
+        // More paths than a thread has open at the same time.
         let clients: Vec<_> = (0..MAX_OPEN + 2).map(|at| UnixDatagram::bind(path(at)).unwrap()).collect();
-        // Of two listeners.
+        // The replies belong to two listeners.
         let listeners = [(); 2].map(|()| path_replies(&ReplyThreads::default()));
         let mut waiting = Vec::new();
         for number in 0..4_u8 {
@@ -311,7 +312,7 @@ mod tests {
             while client.recv(&mut byte).is_ok() {
                 received.push(byte[0]);
             }
-            // Those of one listener are in order.
+            // The replies of one listener are in order.
             received.sort_by_key(|number| number % 2);
             assert_eq!(received, [0, 2, 1, 3]);
         }
@@ -333,7 +334,7 @@ mod tests {
             PathReply::run_all(own_uid(), &mut waiting);
             let received = (0..3).map_while(|_| client.recv(&mut [0; 10]).ok()).count();
             assert_eq!(received, if ends { 0 } else { 2 });
-            // They are counted once.
+            // The replies are counted once.
             assert_eq!(replies.take_failures(), []);
         }
     }

@@ -1,13 +1,12 @@
-//! How many datagrams of each source are answered (`limits.datagrams_per_source`).
+//! Limits the rate of datagrams of each source (`limits.datagrams_per_source`).
 //!
-//! Each source has a bucket of one second's worth, which each datagram takes one from and time fills again. All that is
-//! kept of a bucket is when it will be full (the generic cell rate algorithm, ITU-T I.371): a source whose bucket is
-//! full is the same as one that was never seen, so it is forgotten, and nothing is lost by that.
+//! Each source has a token bucket for one second of datagrams. The state of a bucket is the time at which it will be full (the
+//! generic cell rate algorithm, ITU-T I.371). A source with a full bucket is treated like an unknown source, so its entry can
+//! be removed.
 //!
-//! Sources can be forged, so the table has an end. When it is full of sources whose buckets are not, the one that would
-//! be full next is forgotten. That is the one that has used the least, so it gains the least; no source is ever refused
-//! because of others. To escape the limit this way, a client has to send at the limit from more sources than the table
-//! holds.
+//! Source addresses can be forged, so the size of the table is bounded. If it is full, the entry whose bucket will be full next
+//! is removed. That source has used the least of its rate, so it gains the least, and no source is ever refused because of
+//! other sources. To evade the limit this way, a client has to send at the limit from more sources than the table holds.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -17,36 +16,36 @@ use std::time::{Duration, Instant};
 
 use crate::server::peer::Source;
 
-/// How many sources all tables hold: about 2 MiB when they are full.
+/// The maximum number of sources in all tables. Full tables occupy about 2 MiB.
 const MAX_SOURCES: usize = 16_384;
 
-/// How many tables there are: threads that serve sockets of one port seldom wait for each other.
+/// The number of tables. With several, threads that serve sockets of one port seldom wait for each other.
 const TABLES: u8 = 16;
 
-/// What a bucket holds.
+/// The capacity of a bucket, as the time in which it fills.
 const BURST: Duration = Duration::from_secs(1);
 
-/// What sources have used of their rate. A source is in the table that its hash says, which clients cannot foresee.
+/// The buckets of all sources. A keyed hash, which clients cannot predict, assigns each source to a table.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
-    /// What one datagram takes, in nanoseconds; 0: there is no limit.
+    /// The time in which a bucket regains one datagram, in nanoseconds; 0 means no limit.
     interval: AtomicU64,
     tables: [Mutex<BucketTable>; TABLES as usize],
-    /// How many sources each table holds.
+    /// The maximum number of sources in each table.
     max_sources: usize,
     hasher: RandomState,
 }
 
 #[derive(Debug, Default)]
 struct BucketTable {
-    /// When the bucket of each source will be full.
+    /// The time at which the bucket of each source will be full.
     full_at: HashMap<Source, Instant>,
-    /// The same, the next one first.
+    /// The same entries, ordered by time.
     by_full_at: BTreeSet<(Instant, Source)>,
 }
 
 impl RateLimiter {
-    /// Creates a limiter of so many datagrams per second, if there is a limit.
+    /// Creates a limiter that admits `limit` datagrams of each source per second; `None` means no limit.
     pub(crate) fn new(limit: Option<u32>) -> Self {
         Self::with_max_sources(limit, MAX_SOURCES)
     }
@@ -61,20 +60,20 @@ impl RateLimiter {
         self.interval.store(interval(limit), Ordering::Relaxed);
     }
 
-    /// Counts a datagram of this source. Returns whether it is within the rate.
+    /// Takes one datagram from the bucket of this source. Returns `false` if the bucket is empty.
     pub(crate) fn admit(&self, source: Source, now: Instant) -> bool {
         let interval = Duration::from_nanos(self.interval.load(Ordering::Relaxed));
         if interval.is_zero() {
             return true;
         }
         let table = usize::from(self.hasher.hash_one(source).to_le_bytes()[0] % TABLES);
-        // At worst one source is in one half of the table only, where it is forgotten in time.
+        // After a panic, a source may be in one half of its table only, and is removed from there in time.
         let mut table = self.tables[table].lock().unwrap_or_else(PoisonError::into_inner);
         table.admit(source, now, interval, self.max_sources)
     }
 }
 
-/// Returns what one datagram takes at this rate, in nanoseconds; 0 without one.
+/// Returns the time in which a bucket regains one datagram, in nanoseconds; 0 without a limit.
 fn interval(per_second: Option<u32>) -> u64 {
     const SECOND: u64 = BURST.as_secs() * 1_000_000_000;
     per_second.map_or(0, |per_second| SECOND / u64::from(per_second.max(1)))
@@ -82,7 +81,7 @@ fn interval(per_second: Option<u32>) -> u64 {
 
 impl BucketTable {
     fn admit(&mut self, source: Source, now: Instant, interval: Duration, max_sources: usize) -> bool {
-        // More than one at a time, so that it shrinks when fewer come.
+        // Two for each new entry, so that the table shrinks when fewer sources send.
         for _ in 0..2 {
             if self.by_full_at.first().is_some_and(|(at, _)| *at <= now) {
                 self.evict_next();
@@ -123,7 +122,7 @@ mod tests {
         Source::V4(Ipv4Addr::from(number))
     }
 
-    /// How many of `count` datagrams that come at once are admitted.
+    /// Returns how many of `count` simultaneous datagrams are admitted.
     fn admitted(limiter: &RateLimiter, source: Source, now: Instant, count: usize) -> usize {
         (0..count).filter(|_| limiter.admit(source, now)).count()
     }
@@ -185,7 +184,7 @@ mod tests {
             assert!(limiter.admit(source(number), start));
         }
         assert_eq!(known(&limiter), 1000);
-        // Each makes room in its own table.
+        // Each new source removes old entries from its own table.
         for number in 5000..6000 {
             limiter.admit(source(number), start + Duration::from_secs(1));
         }

@@ -1,12 +1,11 @@
-//! The socket that a datagram came from, where it is bound to a path.
+//! The socket of a datagram's sender, if it is bound to a path.
 //!
-//! A datagram carries the path that its sender is bound to. That path is meant in the sender's directory, root and
-//! mount namespace, and the sender may have made those for the purpose. Sending to the path would send to the socket
-//! that this process sees there, which may be another program's. So the path is opened, the opened file must be a
-//! socket of the user who sent the datagram, and the reply is sent through the descriptor. Replacing the path meanwhile
-//! has no effect.
+//! A datagram carries the path that its sender is bound to. The path is relative to the sender's directory, root and mount
+//! namespace, and an attacker can choose these. In this process, the same path may lead to the socket of another program. So
+//! the daemon opens the path, checks that it is a socket of the user that sent the datagram, and sends the reply through the
+//! descriptor. Replacing the file meanwhile has no effect.
 //!
-//! All of this asks the file system that the path is on, so no thread that serves does it (`path_replies.rs`).
+//! Each of these calls asks the file system of the path, and may block, so threads of their own make them (`path_replies.rs`).
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,10 +23,10 @@ use crate::address::UnixName;
 use crate::protocol::packet::DropCause;
 use crate::server::peer::Peer;
 
-/// What the kernel shows for a user that has no number here, unless `kernel.overflowuid` says otherwise.
+/// The default UID that the kernel shows for users without a UID in this user namespace (`kernel.overflowuid`).
 const DEFAULT_OVERFLOW_UID: u32 = 65534;
 
-/// The socket of a sender, open as a path.
+/// The socket of a sender, opened with O_PATH.
 #[derive(Debug)]
 pub(crate) struct SenderSocket {
     descriptor: OwnedFd,
@@ -35,11 +34,11 @@ pub(crate) struct SenderSocket {
 }
 
 impl SenderSocket {
-    /// Opens the socket of a user at a path. Nothing may be sent to it before [`SenderSocket::address`] has compared it with
-    /// the reserved ones.
+    /// Opens the socket of a user at a path. Before a reply is sent, [`SenderSocket::address`] compares it with the reserved
+    /// sockets.
     ///
     /// # Errors
-    /// Returns an error if there is none of that user.
+    /// Returns an error if the path does not lead to a socket of this user.
     pub(crate) fn open(path: &Path, uid: u32) -> Result<Self, DropCause> {
         let opened = match open_path(path) {
             Err(Errno::NOSYS | Errno::PERM) => open_plain(path),
@@ -54,29 +53,28 @@ impl SenderSocket {
         Ok(Self { descriptor, identity: identity(&found) })
     }
 
-    /// Returns the address that leads to this socket, whatever lies at its path by now. `reserved` was asked for after the
-    /// socket was opened.
+    /// Returns an address that leads to this socket, even if its path has been replaced. `reserved` must have been listed after
+    /// the socket was opened.
     ///
     /// # Errors
-    /// Returns an error if the socket is a reserved one.
+    /// Returns an error if the socket is reserved.
     pub(crate) fn address(&self, reserved: &ReservedFiles) -> Result<UnixAddr, DropCause> {
         if reserved.0.contains(&self.identity) {
             return Err(DropCause::UnsafeAddress);
         }
-        // It is short enough.
+        // The path fits into an address.
         let path = format!("/proc/self/fd/{}", self.descriptor.as_raw_fd());
         UnixAddr::new(Path::new(&path)).map_err(|_| DropCause::UnsafeAddress)
     }
 }
 
-/// The sockets of this process itself, to which no reply may go: those of the service manager and of the journal. They
-/// believe what comes from this process.
+/// Sockets to which no reply may go: those of the service manager and of the journal, which trust messages of this process.
 pub(crate) type ReservedSockets = Arc<[UnixName]>;
 
-/// Whose sockets may get a reply.
+/// The rules for the sockets that may get a reply.
 #[derive(Debug)]
 pub(crate) struct OwnerRules {
-    /// What the kernel shows for every user that has no number here, if that could be found out.
+    /// The UID that the kernel shows for users without a UID in this user namespace, if it could be determined.
     overflow_uid: Option<u32>,
     reserved: ReservedSockets,
 }
@@ -87,8 +85,8 @@ impl OwnerRules {
         Self { overflow_uid: overflow_uid().ok(), reserved }
     }
 
-    /// Returns whether a reply to `peer` may go to its address, as far as both say by themselves. A relative path means a
-    /// file in the sender's directory.
+    /// Returns whether a reply to `peer` may go to its address, judged by these two alone. Relative paths are refused, because
+    /// they are relative to the sender's directory.
     pub(crate) fn is_allowed(&self, address: &UnixAddr, peer: Peer) -> bool {
         match (address.path(), address.as_abstract()) {
             (Some(path), _) => path.is_absolute() && self.known_uid(peer).is_some(),
@@ -100,9 +98,9 @@ impl OwnerRules {
         }
     }
 
-    /// Returns the user of a peer, unless it is the one that the kernel shows for all those that have no number here.
+    /// Returns the UID of a peer; `None` if the peer has none in this user namespace.
     pub(crate) fn known_uid(&self, peer: Peer) -> Option<u32> {
-        // Without the kernel's number, no user is known.
+        // If the overflow UID is unknown, no UID can be trusted.
         let overflow_uid = self.overflow_uid?;
         match peer {
             Peer::Process { uid, .. } if uid != overflow_uid && uid != DEFAULT_OVERFLOW_UID => Some(uid),
@@ -110,11 +108,11 @@ impl OwnerRules {
         }
     }
 
-    /// Returns the files that are reserved now. To be asked after the sockets were opened that are compared with them: the
-    /// journal's socket is made anew when its unit is restarted.
+    /// Returns the files of the reserved sockets. Call it after opening the sockets that are compared with them: the journal's
+    /// socket is a new file after a restart of its unit.
     ///
     /// # Errors
-    /// Returns an error if a file cannot be compared, so that any may be the same.
+    /// Returns an error if a file cannot be identified, because any socket may be the reserved one then.
     pub(crate) fn reserved_files(&self) -> Result<ReservedFiles, DropCause> {
         let mut files = Vec::new();
         for one in &*self.reserved {
@@ -129,33 +127,33 @@ impl OwnerRules {
     }
 }
 
-/// The files of reserved sockets, as they are at one time.
+/// The files of the reserved sockets, at one moment.
 #[derive(Debug)]
 pub(crate) struct ReservedFiles(Vec<FileIdentity>);
 
-/// The device and the number of a file.
+/// The identity of a file: major and minor device number, inode.
 type FileIdentity = (u32, u32, u64);
 
 fn identity(file: &Statx) -> FileIdentity {
     (file.stx_dev_major, file.stx_dev_minor, file.stx_ino)
 }
 
-/// How a path is opened: itself, not what it links to, and neither for reading nor for writing.
+/// Opens the path itself, not the target of a link, and neither for reading nor for writing.
 const OPEN_FLAGS: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Opens a path itself and not what it links to. A sender cannot be bound to a link. One of /proc on the way leads to
-/// where this process is, and not the sender.
+/// Opens a path without following a final link, because a sender cannot be bound to one. Magic links of /proc are refused: they
+/// would lead to files of this process, and not of the sender.
 fn open_path(path: &Path) -> Result<OwnedFd, Errno> {
     retry_on_intr(|| openat2(CWD, path, OPEN_FLAGS, Mode::empty(), ResolveFlags::NO_MAGICLINKS))
 }
 
-/// Opens a path as [`open_path`], without openat2(2), which systemd forbids with `RestrictSUIDSGID=`. Links of /proc are
-/// followed on the way, but what they lead to has to be the sender's own socket all the same.
+/// Opens a path as [`open_path`] does, but without openat2(2), which `RestrictSUIDSGID=` forbids. It follows magic links of
+/// /proc, but the socket must still belong to the sender.
 fn open_plain(path: &Path) -> Result<OwnedFd, Errno> {
     retry_on_intr(|| rustix::fs::open(path, OPEN_FLAGS, Mode::empty()))
 }
 
-/// Why a datagram is dropped whose sender's socket cannot be opened.
+/// Returns the cause for dropping a datagram when opening its sender's socket has failed with this error.
 fn cause_of(error: Errno) -> DropCause {
     match error {
         Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM => DropCause::NoRoom,
@@ -163,8 +161,8 @@ fn cause_of(error: Errno) -> DropCause {
     }
 }
 
-/// Returns the user that the kernel shows for all those that have no number here. /proc/sys, which has it, may be
-/// hidden (`ProcSubset=`). But the kernel also shows it for a datagram that was sent without credentials.
+/// Returns the UID that the kernel shows for users without a UID in this user namespace. /proc/sys may be hidden
+/// (`ProcSubset=`), but the kernel shows the same UID for a datagram that was sent without credentials.
 fn overflow_uid() -> io::Result<u32> {
     let (from, to) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     rustix::net::send(&from, b"x", SendFlags::NOSIGNAL)?;
@@ -173,7 +171,7 @@ fn overflow_uid() -> io::Result<u32> {
     let mut parts = [IoSliceMut::new(&mut byte)];
     let received = recvmsg::<()>(to.as_raw_fd(), &mut parts, Some(&mut ancillary), MsgFlags::MSG_DONTWAIT)?;
     let uid = received.cmsgs()?.find_map(|message| match message {
-        // It says whose it is only where it is nobody's.
+        // A PID of 0 means that the datagram has no credentials, so the UID is the overflow UID.
         ControlMessageOwned::ScmCredentials(credentials) if credentials.pid() == 0 => Some(credentials.uid()),
         _ => None,
     });
@@ -240,11 +238,11 @@ mod tests {
         };
         let _other = UnixDatagram::bind(&other).unwrap();
         for _ in 0..2 {
-            // While there is none, none is reserved.
+            // Without a file at the reserved path, no socket is reserved.
             assert_eq!(is_reserved(&other), None);
             let _reserved = UnixDatagram::bind(&path).unwrap();
             assert_eq!(is_reserved(&path), Some(DropCause::UnsafeAddress));
-            // By whatever name.
+            // Also under another name.
             let link = directory.path().join("link");
             fs::hard_link(&path, &link).unwrap();
             assert_eq!(is_reserved(&link), Some(DropCause::UnsafeAddress));

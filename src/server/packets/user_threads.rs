@@ -1,45 +1,45 @@
-//! Threads for work that may block for as long as a user of this machine likes. Work of one user is done by one thread at a
-//! time, so a user who blocks one keeps the others free for other users.
+//! Threads for tasks that may block for as long as a user of this machine likes. Only one thread at a time runs the tasks of
+//! one UID, so a user can block one thread at most.
 //!
 //! ```text
 //! user 1000   task task task ──► thread, which takes the tasks that wait, some at a time, and returns to the queue of users
 //! user 1001   task ───────────► thread
 //! ```
 //!
-//! Threads are made at first need, and end when there has been nothing to do for a while. How many there are is bounded,
-//! and so is what waits: in all, and of each user.
+//! Threads are created when they are needed, and end when they have been idle for a while. Their number is bounded, and so is
+//! the memory of waiting tasks: in total, and for each UID.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use crate::protocol::packet::DropCause;
 
-/// How many threads there are at most. Each may be blocked by one user.
+/// The maximum number of threads. One user can block one thread.
 pub(crate) const MAX_THREADS: usize = 8;
 
-/// How many bytes may wait of one user. A single task may have any size.
+/// The maximum size of all tasks of one user, in bytes. A single task may have any size.
 pub(crate) const MAX_USER_BYTES: usize = 1 << 20;
 
-/// How many tasks of a user a thread takes at once, at most.
+/// The maximum number of tasks that a thread takes at once.
 const MAX_TASKS: usize = 64;
 
-/// How many bytes may wait in all.
+/// The maximum size of all tasks, in bytes. A single task may have any size.
 const MAX_BYTES: usize = MAX_THREADS * MAX_USER_BYTES;
 
-/// A thread ends when it has had nothing to do for so long.
+/// How long an idle thread waits for tasks before it ends.
 const MAX_IDLE: Duration = Duration::from_secs(10);
 
-/// Work of users.
+/// A task that belongs to a user.
 pub(crate) trait UserTask: Send + Sized + 'static {
-    /// Does tasks of one user, in the order in which they were given, and leaves none. All of them were given before it is
-    /// called.
+    /// Runs tasks of one user, in the order in which they were queued, and removes them from `tasks`.
     fn run_all(uid: u32, tasks: &mut Vec<Self>);
 }
 
-/// Does the work of users on threads. Cheap to clone.
+/// Runs the tasks of users on threads. Cheap to clone.
 pub(crate) struct UserThreads<Task>(Arc<Shared<Task>>);
 
 struct Shared<Task> {
@@ -49,22 +49,25 @@ struct Shared<Task> {
 }
 
 struct State<Task> {
-    /// Users with a task that waits or runs.
+    /// Users with a waiting or running task.
     queues: HashMap<u32, Queue<Task>>,
-    /// Users with a task that waits and none that runs.
+    /// Users with a waiting task and no running one.
     ready: VecDeque<u32>,
-    /// What the tasks of all users take, those that run included.
+    /// The size of all waiting and running tasks, in bytes.
     bytes: usize,
     threads: usize,
-    /// Threads that wait for a task.
+    /// The number of threads that wait for a task.
     idle: usize,
+    /// How many times a thread cannot be made.
+    #[cfg(test)]
+    failing_starts: u32,
 }
 
 /// The tasks of one user.
 struct Queue<Task> {
-    /// Those that wait, each with its size.
+    /// The waiting tasks, each with its size in bytes.
     tasks: VecDeque<(usize, Task)>,
-    /// What they take, those that run included.
+    /// The size of the waiting and running tasks, in bytes.
     bytes: usize,
 }
 
@@ -76,9 +79,21 @@ impl<Task> Clone for UserThreads<Task> {
 
 impl<Task> Default for UserThreads<Task> {
     fn default() -> Self {
-        let (queues, ready) = (HashMap::new(), VecDeque::new());
-        let state = Mutex::new(State { queues, ready, bytes: 0, threads: 0, idle: 0 });
-        Self(Arc::new(Shared { state, more: Condvar::new() }))
+        Self(Arc::new(Shared { state: Mutex::default(), more: Condvar::new() }))
+    }
+}
+
+impl<Task> Default for State<Task> {
+    fn default() -> Self {
+        Self {
+            queues: HashMap::new(),
+            ready: VecDeque::new(),
+            bytes: 0,
+            threads: 0,
+            idle: 0,
+            #[cfg(test)]
+            failing_starts: 0,
+        }
     }
 }
 
@@ -89,11 +104,11 @@ impl<Task> fmt::Debug for UserThreads<Task> {
 }
 
 impl<Task: UserTask> UserThreads<Task> {
-    /// Has a task of a user run, after all earlier ones of the same user or together with them. `size` is how many bytes it
-    /// takes until then.
+    /// Queues a task of a user. It runs after all earlier tasks of this user, or together with them. `size` is the memory that
+    /// it occupies until then, in bytes.
     ///
     /// # Errors
-    /// Returns [`DropCause::NoRoom`] if too much waits already, or if the process can have no thread.
+    /// Returns [`DropCause::NoRoom`] if the waiting tasks are at a limit, or if no thread exists and none can be started.
     pub(crate) fn run(&self, uid: u32, size: usize, task: Task) -> Result<(), DropCause> {
         let mut state = self.0.lock();
         let waiting = state.queues.get(&uid).map(|queue| queue.bytes);
@@ -101,15 +116,15 @@ impl<Task: UserTask> UserThreads<Task> {
         if is_over || state.bytes > 0 && state.bytes + size > MAX_BYTES {
             return Err(DropCause::NoRoom);
         }
-        // A user with other tasks has a thread, or waits for one.
+        // A user with other tasks has a thread already, or is in the queue for one.
         let is_new = waiting.is_none();
-        if is_new && state.idle <= state.ready.len() && state.threads < MAX_THREADS {
-            let shared = Arc::clone(&self.0);
-            let started = thread::Builder::new().name("replies".to_owned()).spawn(move || shared.work());
-            match started {
-                Ok(_) => state.threads += 1,
+        let ready = state.ready.len() + usize::from(is_new);
+        // Also for users who wait since an earlier thread could not be made.
+        if state.idle < ready && state.threads < MAX_THREADS {
+            match self.start(&mut state) {
+                Ok(()) => state.threads += 1,
                 Err(_) if state.threads == 0 => return Err(DropCause::NoRoom),
-                // One of the others comes to it.
+                // Another thread will run it, unless the next task finds a thread for it.
                 Err(_) => {}
             }
         }
@@ -124,10 +139,17 @@ impl<Task: UserTask> UserThreads<Task> {
         }
         Ok(())
     }
+
+    /// Makes a thread.
+    fn start(&self, state: &mut State<Task>) -> io::Result<()> {
+        state.check_start()?;
+        let shared = Arc::clone(&self.0);
+        thread::Builder::new().name("replies".to_owned()).spawn(move || shared.work()).map(drop)
+    }
 }
 
 impl<Task: UserTask> Shared<Task> {
-    /// Runs tasks until there are none for a while.
+    /// Runs tasks until there have been none for [`MAX_IDLE`].
     fn work(&self) {
         let mut tasks = Vec::new();
         let mut state = self.lock();
@@ -161,7 +183,18 @@ impl<Task> Shared<Task> {
 }
 
 impl<Task> State<Task> {
-    /// Takes the next tasks of the user who has been ready for longest, [`MAX_TASKS`] at most. Returns the user, and their size.
+    /// Returns the error of a thread that cannot be made, as far as a test decides that.
+    fn check_start(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        if self.failing_starts > 0 {
+            self.failing_starts -= 1;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(())
+    }
+
+    /// Takes the next tasks of the user that has been ready for longest, [`MAX_TASKS`] at most. Returns the UID, and the size
+    /// of the tasks.
     fn take(&mut self, tasks: &mut Vec<Task>) -> Option<(u32, usize)> {
         let uid = self.ready.pop_front()?;
         let waiting = &mut self.queues.get_mut(&uid)?.tasks;
@@ -173,7 +206,7 @@ impl<Task> State<Task> {
         Some((uid, size))
     }
 
-    /// Notes that tasks have run. The user is ready again if there are more.
+    /// Records that tasks have run. The user becomes ready again if there are more.
     fn finish(&mut self, uid: u32, size: usize) {
         self.bytes -= size;
         let Some(queue) = self.queues.get_mut(&uid) else { return };
@@ -181,7 +214,7 @@ impl<Task> State<Task> {
         if queue.tasks.is_empty() {
             self.queues.remove(&uid);
         } else {
-            // This thread takes the next ones, or another that is idle.
+            // This thread, or an idle one, takes the next tasks.
             self.ready.push_back(uid);
         }
     }
@@ -201,10 +234,10 @@ mod tests {
         }
     }
 
-    /// No test waits for so long, unless something is broken.
+    /// A ceiling that only a broken test reaches.
     const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-    /// A task that blocks its thread until the returned sender is dropped.
+    /// Returns a task that blocks its thread until the returned sender is dropped.
     fn blocking_task() -> (Task, Sender<()>) {
         let (release, released) = mpsc::channel::<()>();
         let task = move || {
@@ -234,7 +267,7 @@ mod tests {
         for number in 0..1000 {
             send(&threads, 1, number, &to).unwrap();
         }
-        // Others make idle threads, which take nothing of that user.
+        // Tasks of other users start threads, which then are idle, but take no task of user 1.
         for uid in 2..5 {
             send(&threads, uid, 5000, &to).unwrap();
             assert_eq!(next(&from), 5000);
@@ -253,7 +286,7 @@ mod tests {
             threads.run(uid.try_into().unwrap(), 1, task).unwrap();
             blocked.push(release);
         }
-        // All threads are blocked, and these wait for the first that is not.
+        // All threads are blocked, so these tasks wait.
         for number in 0..2 * MAX_TASKS {
             send(&threads, 1000, number, &to).unwrap();
         }
@@ -268,7 +301,7 @@ mod tests {
         let (threads, (to, from)) = (UserThreads::default(), mpsc::channel());
         let mut blocked = Vec::new();
         for uid in 1..MAX_THREADS {
-            // However many tasks there are.
+            // The number of tasks does not matter.
             for _ in 0..10 {
                 let (task, release) = blocking_task();
                 threads.run(uid.try_into().unwrap(), 1, task).unwrap();
@@ -312,7 +345,7 @@ mod tests {
         {
             assert_eq!(run(1, size), expected, "{size}");
         }
-        // A single one may have any size, unless others wait.
+        // A single task may have any size, unless others wait.
         assert_eq!(run(2, MAX_BYTES), Err(DropCause::NoRoom));
         assert_eq!(run(2, MAX_BYTES - MAX_USER_BYTES), Ok(()));
         assert_eq!(run(3, 1), Err(DropCause::NoRoom));
@@ -324,5 +357,20 @@ mod tests {
         }
         assert!(threads.0.lock().queues.is_empty());
         assert_eq!(threads.run(1, 2 * MAX_BYTES, Box::new(|| {})), Ok(()));
+    }
+
+    #[test]
+    fn a_user_for_whom_no_thread_could_be_made_gets_one_at_the_next_task() {
+        // Of the same user, or of another one.
+        for next_uid in [1000, 1001] {
+            let (threads, (to, from)) = (UserThreads::default(), mpsc::channel());
+            let (task, _release) = blocking_task();
+            threads.run(1, 1, task).unwrap();
+            threads.0.lock().failing_starts = 1;
+            send(&threads, 1000, 0, &to).unwrap();
+            assert!(from.try_recv().is_err());
+            send(&threads, next_uid, 1, &to).unwrap();
+            assert_eq!([next(&from), next(&from)], [0, 1]);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! A connection that is read by a task, before it is served.
+//! The socket of a connection while a task reads its PROXY header.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -18,20 +18,20 @@ use crate::server::peer_descriptors::PeerDescriptors;
 use crate::server::peer_input;
 use crate::server::receive_buffer::ReceiveBuffer;
 
-/// A connection that is read before it is served.
+/// A socket that a task reads.
 pub(super) struct InputStream {
     stream: UnixStream,
     descriptors: PeerDescriptors,
     disposal: Disposal,
-    /// Notified when descriptors that the peer sent are closed, and when there is room for further ones.
+    /// Notified when descriptors from the peer are closed, and when there is room for further ones.
     unparked: Arc<Unparked>,
-    /// Whether that is awaited: nothing is read then.
+    /// Whether that is awaited. The socket is not read meanwhile.
     parked: bool,
     receive_buffer: ReceiveBuffer,
 }
 
 impl InputStream {
-    /// Registers a socket with the reactor of this thread. Its receive buffer is limited, if that is ours to do.
+    /// Registers a socket with the reactor of this thread, and limits its receive buffer ([`ReceiveBuffer::limit`]).
     ///
     /// # Errors
     /// Returns the errors of [`AcceptedSocket::register`].
@@ -46,12 +46,12 @@ impl InputStream {
         Ok(Self { stream, descriptors, disposal, unparked, parked: false, receive_buffer })
     }
 
-    /// Notes that nothing is read for a while.
+    /// Lets the kernel adapt the receive buffer, because the socket is not read for a while.
     pub(super) fn stop_reading(&mut self) {
         self.receive_buffer.adapt(&self.stream);
     }
 
-    /// Waits until there may be input: not before the descriptors are closed that came with the last.
+    /// Waits until there may be input, and until the descriptors that came with earlier input are closed.
     ///
     /// # Errors
     /// Returns an error if the runtime ends.
@@ -60,7 +60,7 @@ impl InputStream {
         self.stream.readable().await
     }
 
-    /// Waits until the descriptors are closed that came with the last input, or until there is room for the next ones.
+    /// Waits until the descriptors that came with earlier input are closed, or until there is room for the next ones.
     pub(super) async fn unparked(&mut self) {
         if self.parked {
             self.unparked.wait().await;
@@ -68,18 +68,18 @@ impl InputStream {
         }
     }
 
-    /// Returns how many bytes are there, which stay in the socket; 0 at the end of the stream.
+    /// Copies input, which stays in the socket. Returns the number of bytes; 0 at the end of the stream.
     ///
     /// # Errors
     /// Returns an error if recv(2) fails; [`ErrorKind::WouldBlock`] if there is no input.
     pub(super) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        // Descriptors that come along stay in the socket as well.
+        // Descriptors stay in the socket as well.
         let peek = || Ok(retry_on_intr(|| recv(&self.stream, &mut *buffer, RecvFlags::PEEK))?.0);
         self.stream.try_io(Interest::READABLE, peek)
     }
 
-    /// Receives bytes, and has descriptors closed that came along. Returns how many bytes came; 0 at the end of the stream,
-    /// `None` if none are received until there is room for the descriptors.
+    /// Receives bytes, and passes received descriptors to the disposal thread. Returns the number of bytes; 0 at the end of the
+    /// stream, `None` if nothing is received until there is room for the descriptors.
     ///
     /// # Errors
     /// Returns an error if recvmsg(2) fails; [`ErrorKind::WouldBlock`] if there is no input.
@@ -97,13 +97,13 @@ impl InputStream {
         })
     }
 
-    /// Ends our side of the stream.
+    /// Shuts down the output of the stream.
     pub(super) fn shut_down_writes(&self) {
-        // A peer that is gone does not mind; the next read says so.
+        // It fails if the peer is gone, and the next read tells that, too.
         let _ = shutdown(&self.stream, Shutdown::Write);
     }
 
-    /// Returns the socket, no longer registered.
+    /// Removes the socket from the reactor, and returns it.
     ///
     /// # Errors
     /// Returns an error if its registration cannot be removed.

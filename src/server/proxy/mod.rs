@@ -1,10 +1,10 @@
-//! The PROXY protocol (haproxy.org, doc/proxy-protocol.txt), versions 1 and 2: what a load balancer says of the client
-//! before anything else.
+//! The PROXY protocol, versions 1 and 2 (haproxy.org, doc/proxy-protocol.txt): the header by which a load balancer tells the
+//! address of the client.
 //!
-//! A connection whose listener demands the header waits for it apart from those that are served, and costs them
-//! nothing. What comes is looked at in the kernel's buffer first. While the header is incomplete, all of it belongs to
-//! the header and is consumed, so the kernel's buffer may be smaller than the header. Once it is complete, not a byte
-//! more is consumed: so what lies behind it is the connection's first input, as if there had been no header.
+//! A connection that has to begin with a header waits for it in a task of the services, so other connections pay nothing for
+//! it. The task first peeks at the input. An incomplete header is consumed, so the kernel's buffer may be smaller than the
+//! header. Of the last part, only the bytes of the header are consumed: the bytes behind it are the connection's first input,
+//! as if there had been no header.
 
 mod input_stream;
 mod pending;

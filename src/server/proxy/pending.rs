@@ -22,20 +22,20 @@ use crate::server::socket_error;
 use crate::server::unserved;
 use crate::server::worker_state::WorkerState;
 
-/// How long a header may take where `deadlines.read` is off. The standard asks for 3 s at least, for one lost packet.
+/// The deadline of a header if `deadlines.read` is off. The standard demands 3 s at least, to tolerate one lost packet.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What came of waiting for a header.
+/// The result of waiting for a header.
 #[derive(Debug, PartialEq, Eq)]
 enum HeaderOutcome {
     Header(Option<SocketAddr>),
-    /// There will be none that is right, or not in time.
+    /// The header is invalid or missing, or did not come in time.
     Invalid(HeaderFault),
-    /// The connection ended before its first byte. The event loop sees that as well.
+    /// The connection ended before its first byte. It is passed to a worker, which ends it.
     ClosedEarly,
-    /// The connection broke: with this error, unless it is the runtime that ends.
+    /// The connection broke with this error; `None` if the runtime ends.
     Broken(Option<Errno>),
-    /// The server stops.
+    /// The server stops, so the wait was cancelled.
     Cancelled,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct PendingHeader {
     pub(crate) permit: Permit,
 }
 
-/// A connection whose header has come, or that is served without one because it ends.
+/// A connection that has sent its header, or that a worker ends without one.
 pub(crate) struct PresentedConnection {
     stream: InputStream,
     session: Session,
@@ -58,8 +58,7 @@ pub(crate) struct PresentedConnection {
 }
 
 impl PendingHeader {
-    /// Waits for the header. Returns nothing if the connection was closed without one. `state` is that of the thread that runs
-    /// this.
+    /// Waits for the header. Returns `None` if the connection is closed. `state` is that of the calling thread.
     pub(crate) async fn read_header(
         self,
         cancelled: &mut watch::Receiver<bool>,
@@ -78,7 +77,7 @@ impl PendingHeader {
         let mut is_undecided = false;
         match outcome {
             HeaderOutcome::Header(client) => {
-                // It may wait for its permit.
+                // The connection may wait for its permit.
                 stream.stop_reading();
                 info.peer = client.map_or(info.peer, Peer::Proxied);
                 is_undecided = !permit.claim(info.peer.source());
@@ -104,14 +103,14 @@ impl PendingHeader {
 }
 
 impl PresentedConnection {
-    /// Returns the permit, if it is to be decided whether the source has room.
+    /// Returns the permit if it has to be decided whether the source has room.
     pub(crate) fn undecided(&mut self) -> Option<&mut Permit> {
         self.is_undecided.then_some(&mut self.permit)
     }
 
-    /// Notes the decision. Returns nothing if the connection was closed for it.
+    /// Applies the decision about the source. Returns `None` if the connection is closed.
     pub(crate) fn decide(mut self, decision: Result<(), Verdict>, state: &WorkerState) -> Option<Self> {
-        // Its client has waited for that, and is not idle for it.
+        // The wait for the decision does not count against the idle deadline.
         self.session.note_activity(clock());
         if let Err(verdict) = decision {
             if !self.permit.refuse() {
@@ -124,7 +123,7 @@ impl PresentedConnection {
         Some(self)
     }
 
-    /// Returns what a worker serves.
+    /// Returns the parts of a connection that a worker serves; `None` if the connection has failed.
     pub(crate) fn into_parts(self, state: &WorkerState) -> Option<(AcceptedSocket, Session, ConnectionInfo, Permit)> {
         let Self { stream, session, info, mut permit, .. } = self;
         match stream.into_socket() {
@@ -140,12 +139,12 @@ impl PresentedConnection {
     }
 }
 
-/// Until when the header of a connection that has just begun has to be there.
+/// Returns the deadline of a connection's header.
 fn deadline(session: &Session) -> Instant {
     end_of_limit(session.rules().deadlines.read.as_ref(), DEFAULT_TIMEOUT, session.opened())
 }
 
-/// Waits for the header until the deadline, or until it is cancelled, and consumes it. What was consumed is in
+/// Waits for the header until the deadline, or until the wait is cancelled. Consumes it, and adds the consumed bytes to
 /// `header`.
 async fn read_header_before(
     stream: &mut InputStream,
@@ -154,7 +153,7 @@ async fn read_header_before(
     cancelled: &mut watch::Receiver<bool>,
 ) -> HeaderOutcome {
     tokio::select! {
-        // What came while this process was stopped is not late.
+        // Input that arrived while this process was stopped is in time.
         biased;
         outcome = read_header(stream, header) => outcome,
         () = time::sleep_until(until.into()) => HeaderOutcome::Invalid(HeaderFault::Timeout),
@@ -163,7 +162,7 @@ async fn read_header_before(
     }
 }
 
-/// Waits for the header, and consumes it.
+/// Waits for the header, consumes it, and adds the consumed bytes to `header`.
 async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOutcome {
     loop {
         if stream.readable().await.is_err() {
@@ -171,7 +170,7 @@ async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOu
         }
         match read_available(stream, header) {
             Ok(Some(HeaderParse::Complete { client, .. })) => {
-                // Nor are its messages read before the descriptors of its header are closed.
+                // Messages are not read, either, before the descriptors of the header are closed.
                 stream.unparked().await;
                 return HeaderOutcome::Header(client);
             }
@@ -179,7 +178,7 @@ async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOu
             // There may be more.
             Ok(Some(HeaderParse::Incomplete)) => {}
             Ok(None) if header.is_empty() => return HeaderOutcome::ClosedEarly,
-            // It ended in the middle.
+            // The stream ended inside the header.
             Ok(None) => return HeaderOutcome::Invalid(HeaderFault::Malformed),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return HeaderOutcome::Broken(Errno::from_io_error(&error)),
@@ -187,8 +186,9 @@ async fn read_header(stream: &mut InputStream, header: &mut Vec<u8>) -> HeaderOu
     }
 }
 
-/// Consumes what has come of the header, adds it to `header`, and parses that; `None` at the end of the stream. Bytes
-/// behind a header are not consumed. The header is incomplete as long as some of its bytes cannot be consumed.
+/// Consumes the available bytes of the header, adds them to `header`, and parses it. Returns `None` at the end of the stream.
+/// Bytes behind the header are not consumed. The result is [`HeaderParse::Incomplete`] as long as a part of the header cannot
+/// be consumed.
 fn read_available(stream: &mut InputStream, header: &mut Vec<u8>) -> io::Result<Option<HeaderParse>> {
     let mut buffer = [0; MAX_HEADER];
     let consumed = header.len();
@@ -200,7 +200,7 @@ fn read_available(stream: &mut InputStream, header: &mut Vec<u8>) -> io::Result<
     let parsed = HeaderParse::parse(header);
     let len = if let HeaderParse::Complete { len, .. } = parsed { len } else { header.len() };
     header.truncate(consumed);
-    // One call receives all of it, unless descriptors come with a part.
+    // One call receives all of these bytes, unless descriptors come with a part.
     match stream.receive(&mut buffer[..len - consumed])? {
         Some(0) => return Err(ErrorKind::UnexpectedEof.into()),
         received => header.extend_from_slice(&buffer[..received.unwrap_or(0)]),
@@ -208,7 +208,7 @@ fn read_available(stream: &mut InputStream, header: &mut Vec<u8>) -> io::Result<
     Ok(Some(if header.len() < len { HeaderParse::Incomplete } else { parsed }))
 }
 
-/// Closes a connection without a header, and reports it. It holds no place any longer.
+/// Closes a connection without a valid header, and reports it. The connection no longer counts against the limit.
 async fn reject(
     mut stream: InputStream,
     mut bad_header: BadHeader,
@@ -218,17 +218,17 @@ async fn reject(
     cancelled: &mut watch::Receiver<bool>,
     state: &WorkerState,
 ) {
-    // If there are many of them, it is closed at once.
+    // If too many refused connections are open, this one is closed without lingering.
     if permit.refuse() {
         bad_header.len += linger(&mut stream, cancelled).await;
     }
     unserved::report(state, info, opened, Verdict::BadProxyHeader, Some(bad_header));
-    // Last, since the server may end when the permit is released, and the connection has to be counted by then.
+    // Last, because the server may end when the permit is released, and the connection must be counted by then.
     stream.close(permit);
 }
 
-/// Ends our stream, and drops what still comes: closing with unread input would reset the connection. Returns how many
-/// bytes came.
+/// Shuts down the output, and drops input for [`LINGER`] at most, because closing with unread input would reset the connection.
+/// Returns the number of dropped bytes.
 async fn linger(stream: &mut InputStream, cancelled: &mut watch::Receiver<bool>) -> u64 {
     stream.shut_down_writes();
     let mut dropped = 0;
@@ -289,7 +289,7 @@ mod tests {
         AcceptedSocket { socket: socket.into(), descriptors, receive_buffer }
     }
 
-    /// How long it takes until a connection without a header is given up.
+    /// Returns the time after which a connection without a header is given up.
     async fn header_timeout(read: Option<TimeSpan>) -> Duration {
         let (_silent, socket) = UnixStream::pair().unwrap();
         let (begun, cancelled) = (time::Instant::now(), watch::Sender::new(false));
@@ -309,7 +309,7 @@ mod tests {
     async fn a_header_has_the_read_deadline_or_else_10_s() {
         for (read, expected) in [(Some(2), 2), (Some(60), 60), (None, 10)] {
             let took = header_timeout(read.map(|read| TimeSpan::new(Duration::from_secs(read), "so long"))).await;
-            // The timer is as fine as a millisecond.
+            // The timer has a resolution of a millisecond.
             assert_eq!(took.as_secs(), expected, "{took:?}");
         }
     }
@@ -322,7 +322,7 @@ mod tests {
         }
     }
 
-    /// Returns a dispatcher with one worker, whose event loop is a task here, in which the clock can be stopped.
+    /// Returns a dispatcher with one worker. Its event loop runs in a task, so the clock can be paused.
     fn dispatcher(limits: &Limits) -> Arc<Dispatcher> {
         let sink = EventSink { handler: Arc::new(|_| {}), message_log: Arc::new(NoLog), unlogged: Arc::default() };
         let new_state = || WorkerState::new(sink.clone(), Disposal::default());
@@ -371,7 +371,8 @@ mod tests {
         let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings });
         let info = ConnectionInfo { id: 1, listener, peer: Peer::Unknown };
         dispatcher.await_header(PendingHeader { socket, session, info, permit }, &dispatcher.services.state);
-        // Its source is at its limit, so it gives its permit back. Another one takes that, and then the source has room.
+        // The source is at its limit, so the connection releases its permit. Another connection acquires it, and then the
+        // source has room.
         let another = loop {
             let given_back = admission.try_acquire(false);
             if let Some(permit) = given_back {

@@ -35,7 +35,7 @@ pub(crate) enum Kind {
     UnixDatagram,
 }
 
-/// What the client under test sends, each part after the one before it has been processed.
+/// The input of the client under test. It sends each part after the daemon has processed the previous one.
 const PARTS: [&str; 3] = ["one\t", "tw", "o\tthree\t"];
 
 impl Kind {
@@ -168,7 +168,7 @@ pub(crate) fn run(kind: Kind, inject: &[String]) -> Option<Run> {
     daemon.wait_for_log("listening on");
     let address = daemon.addresses().remove(0);
     let path = |name: &str| daemon.directory().join(name);
-    // How many calls a connection takes must not depend on what has arrived when it is accepted; nor on how many are accepted
+    // The number of calls of a connection must not depend on the input when it is accepted, or on how many are accepted
     // together: the first ones do not inherit the options of the listener.
     let wait_until_accepted = |count: usize| {
         wait_until("it is accepted", || kind.is_datagram() || is_accepted(&strace, count));

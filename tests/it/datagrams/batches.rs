@@ -173,7 +173,7 @@ fn what_is_lost_after_the_last_datagram_is_counted_at_the_end() {
     receive(&client);
     pause(&daemon);
     (0..1000).for_each(|_| _ = client.send_to(&[b'x'; 100], address).unwrap());
-    // It is to end when it goes on, and receives nothing any more.
+    // The signal to end is pending when the daemon continues, so it receives no further datagram.
     daemon.signal(Signal::TERM);
     daemon.signal(Signal::CONT);
     let log = daemon.stop();

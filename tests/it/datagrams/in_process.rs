@@ -26,7 +26,7 @@ struct GatedLog {
 impl GatedLog {
     fn start_accepting(&self) {
         self.is_accepting.store(true, Ordering::SeqCst);
-        if let Some(waker) = self.waker.lock().expect("nobody panicked").take() {
+        if let Some(waker) = self.waker.lock().expect("the lock is not poisoned").take() {
             waker.wake();
         }
     }
@@ -37,10 +37,10 @@ impl MessageLog for GatedLog {
         assert_eq!(message.connection_id, None);
         self.attempts.fetch_add(1, Ordering::SeqCst);
         if self.is_accepting.load(Ordering::SeqCst) {
-            self.messages.lock().expect("nobody panicked").push(message.bytes.to_vec());
+            self.messages.lock().expect("the lock is not poisoned").push(message.bytes.to_vec());
             return true;
         }
-        *self.waker.lock().expect("nobody panicked") = Some(waker.clone());
+        *self.waker.lock().expect("the lock is not poisoned") = Some(waker.clone());
         false
     }
 }

@@ -73,7 +73,7 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A socket that must get nothing, though everybody may send to it.
+/// A socket that must get nothing, although all users may send to it.
 fn victim(path: &Path) -> UnixDatagram {
     fs::create_dir_all(path.parent().expect("it is in a directory")).expect("it can be made");
     let victim = UnixDatagram::bind(path).expect("it can be bound");
@@ -102,7 +102,7 @@ fn expect_unsafe(daemon: Daemon, victim: &UnixDatagram) {
 pub(crate) fn expect_answered(daemon: &Daemon, own: &Path) {
     let client = UnixDatagram::bind(own).expect("it can be bound");
     client.set_read_timeout(Some(TEST_TIMEOUT)).expect("it can be set");
-    client.send_to(b"a", daemon.directory().join("socket")).expect("somebody listens there");
+    client.send_to(b"a", daemon.directory().join("socket")).expect("the daemon listens there");
     let mut reply = [0; 100];
     let count = client.recv(&mut reply).expect("a reply comes");
     assert_eq!(&reply[..count], b"server got:a", "{own:?}");
@@ -192,11 +192,11 @@ fn a_reply_goes_only_to_a_socket_of_the_user_who_sent_the_datagram() {
         (1000, 1001, false),
         (1000, 0, false),
         (0, 1000, false),
-        // What the kernel shows for users that it has no number for.
+        // The UID that the kernel shows for users without a UID in this user namespace.
         (65534, 65534, false),
     ] {
         let daemon = start("", LISTENER);
-        // Where everybody may enter; whose directory it is does not count.
+        // All users may enter the directory, and its owner does not matter.
         let own = daemon.directory().join("own");
         let socket = victim(&own);
         chown(&own, Some(owner), None).unwrap();
@@ -305,4 +305,46 @@ fn the_socket_of_the_service_manager_gets_no_reply_whoever_seems_to_be_bound_the
         assert!(!received.iter().any(|one| one.contains("trigger")), "{received:?}");
         assert_eq!(count_dropped(&log, "unsafe-address"), 1, "{log:#?}");
     }
+}
+
+#[test]
+fn a_reply_of_bytes_that_the_sender_chose_goes_to_no_abstract_name_of_another_network_namespace() {
+    let Some(options) = namespace("--net") else { return };
+    let name = format!("echoed-test-victim-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    for (configuration, prefix) in
+        [("prefix = ''\n", ""), ("framing = 'raw'\n", ""), ("reply = 'fixed'\nfixed_reply = 'hello'\n", "hello")]
+    {
+        let victim = UnixDatagram::bind_addr(&address).unwrap();
+        victim.set_nonblocking(true).unwrap();
+        let daemon = start(&format!("[defaults]\n{configuration}"), LISTENER);
+        let Some(mut sender) = sender_in(&options, "", &daemon, &format!("@{name}")) else { return };
+        run(&mut sender);
+        // It is served after that one.
+        let client = UnixDatagram::bind(daemon.directory().join("client")).unwrap();
+        client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+        client.send_to(b"a", daemon.directory().join("socket")).unwrap();
+        client.recv(&mut [0; 100]).expect("a path is answered");
+        let log = daemon.stop();
+        let mut reply = [0; 100];
+        let received = victim.recv(&mut reply).map(|count| String::from_utf8_lossy(&reply[..count]).into_owned());
+        if prefix.is_empty() {
+            assert_eq!(received.map_err(|error| error.kind()), Err(ErrorKind::WouldBlock), "{configuration}");
+            assert_eq!(count_dropped(&log, "unsafe-address"), 1, "{log:#?}");
+        } else {
+            // It cannot be told from a reply to a client here, and it says nothing but what the daemon says.
+            assert_eq!(received.unwrap(), prefix);
+        }
+    }
+}
+
+#[test]
+fn a_listener_with_an_abstract_name_echoes_to_abstract_names() {
+    let name = format!("echoed-test-echo-{}", std::process::id());
+    let daemon = start("[defaults]\nframing = 'raw'\n", &format!("unixgram:@{name}"));
+    let peer = datagram_peer(&daemon);
+    peer.send("a");
+    peer.expect("a");
+    let log = daemon.stop();
+    assert!(!log.iter().any(|line| line.contains("dropped")), "{log:#?}");
 }

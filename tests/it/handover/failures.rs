@@ -156,7 +156,7 @@ fn connections_beyond_the_limit_on_descriptors_in_flight_are_cut_and_logged() {
     let mut second = Service::start("");
     second.stop(Signal::INT);
     second.start_next_with("", |command| {
-        // The limit does not hold for who has these; who is not root has nothing to give away.
+        // These capabilities lift the limit. Only root has them.
         let privileges = "setpriv --bounding-set=-sys_resource,-sys_admin --inh-caps=-sys_resource,-sys_admin";
         let privileges = if geteuid().is_root() { privileges } else { "" };
         command.env("TEST_WRAPPER", format!("prlimit --nofile={SECOND_NOFILE_LIMIT} {privileges}"));

@@ -48,7 +48,7 @@ fn each_full_message_is_logged_once_and_in_order_over_a_handover() {
 
     journal.suspend();
     peer.send((0..MESSAGES).map(|number| format!("{number}\t")).collect::<String>());
-    // Until there is no room for more, which nobody says.
+    // Until the journal's socket is full, which only the missing replies tell.
     while peer.receive_for(Duration::from_millis(300)) > 0 {}
     daemon.signal(Signal::TERM);
     // It does not wait for the journal: what it could not log, the next process logs.

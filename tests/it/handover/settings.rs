@@ -176,7 +176,6 @@ fn a_reload_can_turn_the_handover_off() {
     peer.expect_close();
 }
 
-/// A connection that was handed over is not one that nobody uses.
 #[test]
 fn restored_connections_prevent_the_idle_exit() {
     let configuration = "[service]\nidle_exit = '300ms'\n";

@@ -1,5 +1,5 @@
-# What systemd does with a service that may end: waits for somebody at the sockets, starts the service, waits for its end,
-# and so on. For systemd-socket-activate, which does it only once. Each start and each end is a line on stderr.
+# Does what systemd does with a service that may end: waits for a client of the sockets, starts the service, waits for its
+# end, and so on. For systemd-socket-activate, which does it only once. Each start and each end is a line on stderr.
 import os, select, sys
 sockets = range(3, 3 + int(os.environ['LISTEN_FDS']))
 while True:

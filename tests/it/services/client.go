@@ -1,4 +1,4 @@
-// A client as one writes it in Go, which knows nothing of who serves it.
+// A typical client in Go, which knows nothing about its server.
 //
 //	client NETWORK ADDRESS WAY
 //

@@ -1,4 +1,4 @@
-"""A client as one writes it in Python, which knows nothing of who serves it.
+"""A typical client in Python, which knows nothing about its server.
 
     client.py NETWORK ADDRESS WAY
 

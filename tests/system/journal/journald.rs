@@ -99,7 +99,7 @@ fn full_messages_wait_for_a_hung_journald(machine: &Machine) {
     let suspended = machine.suspend("systemd-journal");
     // More than the queues of the daemon and of the socket hold.
     send_numbers(&peer, 1..10_000);
-    // Until no reply comes any more; so long that the daemon has noticed.
+    // Until replies stop for so long that the daemon has noticed.
     let mut came = peer.receive_for(Duration::from_secs(3));
     while came > 0 {
         came = peer.receive_for(Duration::from_secs(3));

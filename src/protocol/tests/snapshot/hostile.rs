@@ -15,7 +15,7 @@ use crate::protocol::tests::simulation::secs;
 use crate::protocol::verdict::KINDS;
 use crate::protocol::{Delimiter, Rules, Scratch, Session, Snapshot};
 
-/// Rules by which it comes to an end whatever was written.
+/// Rules under which every session ends, whatever the snapshot contains.
 fn rules(log_messages: LogMessages) -> Arc<Rules> {
     Arc::new(Rules { log_messages, max_message: 16, delimiter: Delimiter::new(b"\t\t").unwrap(), ..Rules::default() })
 }
@@ -31,7 +31,7 @@ impl Tester {
         Self { now: Instant::now(), scratch: Scratch::new() }
     }
 
-    /// Does everything that can be done with a snapshot. Returns whether the bytes are one.
+    /// Decodes bytes, and does everything that can be done with a snapshot. Returns whether they are a valid snapshot.
     fn exercise(&mut self, bytes: &[u8]) -> bool {
         let mut accepted = false;
         for log in [LogMessages::Off, LogMessages::Full] {
@@ -94,7 +94,7 @@ fn changing_any_byte_of_a_snapshot_is_safe() {
                 bytes[at] ^= other;
             }
         }
-        // Most of it are numbers, of which any will do.
+        // Most of the bytes are numbers, for which any value is valid.
         assert!(accepted > bytes.len(), "{}: {accepted}", state.name);
     }
 }
@@ -105,7 +105,7 @@ fn impossible_session_states_are_rejected() {
         let state = STATES.iter().find(|state| state.name == name).unwrap();
         (state.setup)().snapshot()
     };
-    // Where the phase is, and a verdict of it.
+    // The positions of the phase and its verdict.
     let phase = 2 + 8 + 8 + 4 + 1;
     let with = |name: &str, at: usize, code: u8| {
         let mut bytes = bytes(name);
@@ -126,14 +126,14 @@ fn impossible_session_states_are_rejected() {
     assert_eq!(with("in progress", 0, 0xff), Err(Error::UnknownVersion(0xff01)));
     assert_eq!(with("in progress", 1, 0), Err(Error::UnknownVersion(0)));
     assert_eq!(with("in progress", 1, 2), Err(Error::UnknownVersion(2)));
-    // There is a delay only while the session is open, and no message is in progress then.
+    // A delay is possible only while the session is open and no message is in progress.
     let delayed = bytes("delayed");
     let half_closed = [&delayed[..phase], &[2, 8], &delayed[phase + 1..]].concat();
     assert_eq!(Snapshot::decode(&half_closed).map(drop), Err(Error::Inconsistent));
     let message = phase + 2 + 16 + 24;
     let unlogged = [&delayed[..message], &[2, 0, 0, 0, 0, 0, 0, 0, 1, b'a'], &delayed[message + 1..]].concat();
     assert_eq!(Snapshot::decode(&unlogged).map(drop), Err(Error::Inconsistent));
-    // Totals beyond what can be counted on.
+    // Totals beyond the maximum count.
     let totals = phase + 2 + 16;
     assert!(matches!(
         with("in progress", totals, 0x80),

@@ -18,7 +18,7 @@ proptest! {
         let (mut plain, mut restarting) = (SimulatedConnection::new(rules.clone()), SimulatedConnection::new(rules));
         restarting.restart_after_each_call();
         for event in events {
-            // They are restarted like it, and for a while no call tells them the time.
+            // `RestartsFor` would also restart `plain`, and would skip timeouts.
             let event = match event {
                 Event::RestartsFor(time) => Event::TimePasses(time),
                 event => event,

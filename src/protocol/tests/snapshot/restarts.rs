@@ -1,4 +1,4 @@
-//! Stories of restarts: time that passes meanwhile, and rules that change.
+//! Restarts: time that passes meanwhile, and rules that change.
 
 use crate::protocol::reply::{Prefix, READ_SIZE};
 use crate::protocol::rules::{Deadlines, LogMessages, TimeSpan, Unterminated};
@@ -35,7 +35,7 @@ fn a_half_sent_message_continues_after_a_restart() {
 
 #[test]
 fn the_read_deadline_continues_during_a_restart() {
-    // It passes during the restart, with it, or after it: at the same time as without one.
+    // The deadline passes before, at or after the end of the restart, at the same time as without a restart.
     for (before, away) in [(0, 1_999), (500, 1_499), (1_999, 0), (500, 1_500), (500, 60_000)] {
         let mut conn = connection();
         conn.peer_sends("aa");
@@ -94,7 +94,7 @@ fn all_other_deadlines_continue_during_a_restart() {
     conn.peer_stops_reading();
     conn.peer_sends("a\t");
     conn.advance_time(secs(1));
-    // Of the ten seconds for the last replies, some pass during another restart.
+    // Another restart takes some of the ten seconds for the last replies.
     conn.restart_for(millis(9_999));
     conn.assert_open();
     conn.advance_time(millis(1));
@@ -168,7 +168,7 @@ fn a_new_delimiter_is_searched_in_the_message_in_progress() {
     conn.assert_peer_received("server got:ccc\td\n");
     conn.assert_open();
 
-    // Its first bytes have come already.
+    // The first bytes of the delimiter have already come.
     let mut conn = connection();
     conn.peer_sends("aab-b-");
     conn.restart_with(with_delimiter("-b--"));
@@ -176,7 +176,7 @@ fn a_new_delimiter_is_searched_in_the_message_in_progress() {
     conn.peer_sends("-");
     conn.assert_peer_received("server got:aab-b--");
 
-    // Those that might have begun the old one begin nothing.
+    // A partial old delimiter has no meaning under the new rules.
     let mut conn = SimulatedConnection::new(with_delimiter("--"));
     conn.peer_sends("aa-");
     conn.restart_with(with_delimiter("+"));
@@ -235,7 +235,7 @@ fn a_message_that_waits_for_the_log_is_answered_under_the_new_rules() {
     assert_eq!(conn.session().wants(), Want::Log, "{conn}");
     conn.log_accepts_all();
     conn.assert_peer_received("now:aaaa\r\n");
-    // What was not looked at is so under the new rules.
+    // Unprocessed input is processed under the new rules.
     conn.peer_sends("\r\n");
     conn.assert_peer_received("now:bb\tc\r\n");
     assert_eq!(conn.logged(), [&b"aaaa"[..], b"bb\tc"], "{conn}");
@@ -258,7 +258,7 @@ fn an_accepted_unterminated_message_is_answered_even_if_the_new_rules_discard_it
 #[test]
 fn the_read_deadline_is_capped_by_the_new_rules() {
     let time_span = |secs_: u64| Some(TimeSpan::new(secs(secs_), "new"));
-    // Of two seconds one is left, and then …
+    // One of the two seconds is left.
     for (new, left) in [
         (time_span(60), millis(1_000)),
         (time_span(1), millis(1_000)),

@@ -5,7 +5,7 @@ use crate::protocol::snapshot::Error;
 use crate::protocol::tests::simulation::{SimulatedConnection, millis, secs};
 use crate::protocol::{Rules, Snapshot, Verdict};
 
-/// A state: how a session gets into it, and what must follow.
+/// A state: the calls that lead to it, and the expected results.
 pub(super) struct StateCase {
     pub(super) name: &'static str,
     pub(super) setup: fn() -> SimulatedConnection,
@@ -281,7 +281,7 @@ fn every_state_is_restored_from_its_recorded_encoding() {
     for state in STATES {
         let mut conn = SimulatedConnection::restored(&parse_hex(state.encoded), state.rules());
         (state.check_after)(&mut conn);
-        // And does so without a restart.
+        // The same holds without a restart.
         let mut conn = (state.setup)();
         conn.log_accepts_all();
         conn.peer_reads_all();
@@ -302,7 +302,7 @@ fn every_verdict_is_encoded_as_its_code_and_its_number() {
         let bytes = conn.snapshot();
         assert_eq!(bytes[23..25], [4, verdict.code()], "{conn}");
         assert!(bytes[25..].starts_with(number), "{conn}");
-        // And is read as what it was.
+        // Decoding returns the same state.
         conn.restart();
         conn.assert_lingering(verdict);
     }
