@@ -1,5 +1,5 @@
-//! The man pages and the completions can be read and used, and are complete. `make pages` generates them (xtask, which also tests
-//! that they are up to date).
+//! The man pages and the completions can be read and used, and are complete. `make pages` generates them; that they are up to
+//! date is tested in xtask, which has the generator.
 
 mod words;
 

@@ -66,7 +66,8 @@ mod tests {
     #[test]
     fn generated_files_are_up_to_date() {
         for (path, text) in generated_files() {
-            let found = fs::read_to_string(in_repository(&path)).unwrap_or_else(|error| panic!("{path}: {error}: make pages"));
+            let found =
+                fs::read_to_string(in_repository(&path)).unwrap_or_else(|error| panic!("{path}: {error}: make pages"));
             assert!(found == text, "{path} is not what it is made from: make pages, and commit what changed");
         }
     }

@@ -30,7 +30,7 @@ pub(crate) const PAGES: [Page; 4] = [
 /// of the command line, `FILE.md: HEADING` is that section of a document, `FILE.md` a whole document below the last heading.
 pub(crate) fn generate_page(page: &Page) -> String {
     let (name, section) = page.name.rsplit_once('.').expect("a page has a section");
-    let source = format!("echoed {}", command_line("echoed").get_version().expect("it has one"));
+    let source = format!("echoed {}", command_line("echoed").get_version().expect("the command line has a version"));
     let mut roff = Roff::page(name, section, &date(), &source);
     roff.section("Name");
     roff.text(&format!("{} \\- {}", escape(name), escape(page.about)));
