@@ -159,7 +159,7 @@ fuzz:
 	    $(CARGO) +nightly fuzz run "$${target%.rs}" -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 pages:
-	ECHOED_WRITE_PAGES=1 $(CARGO) test --locked --test it pages::generated_files_are_up_to_date
+	$(CARGO) run --quiet --locked --package xtask -- pages
 
 # A systemd that is not too old to keep connections over a restart.
 recording:

@@ -64,11 +64,12 @@ class Crates:
     """What Cargo.lock holds for Linux."""
 
     def __init__(self, offline):
-        self.packages, self.edges, self.root = {}, {}, None
+        self.packages, self.edges, self.root, self.ours = {}, {}, None, set()
         for target in TARGETS:
             words = [CARGO, "metadata", "--locked", "--format-version=1", f"--filter-platform={target}"]
             told = json.loads(run(*words, *(["--offline"] if offline else []), stdout=subprocess.PIPE).stdout)
             self.root = told["resolve"]["root"]
+            self.ours = set(told["workspace_members"])
             taken = {node["id"] for node in told["resolve"]["nodes"]}
             self.packages |= {package["id"]: package for package in told["packages"] if package["id"] in taken}
             for node in told["resolve"]["nodes"]:
@@ -79,7 +80,7 @@ class Crates:
 
     def all(self):
         """Those that a build or a test takes, without our own."""
-        return self.sorted(identity for identity in self.packages if identity != self.root)
+        return self.sorted(identity for identity in self.packages if identity not in self.ours)
 
     def linked(self):
         """Those that are in the programs: without what only builds or tests them."""

@@ -121,3 +121,12 @@ pub fn ensure_nofile_limit(descriptors: u64) -> bool {
     setrlimit(Resource::Nofile, Rlimit { current: Some(descriptors), maximum }).expect("the limit can be raised");
     true
 }
+
+/// Does something at the end of a scope, also when it ends with a panic.
+pub struct OnDrop<F: Fn()>(pub F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}

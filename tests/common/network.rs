@@ -17,7 +17,7 @@ pub struct Network(Child);
 
 impl Network {
     /// Makes a network with nothing in it.
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         // The shell writes a line once it runs in the namespace, and ends when its stdin is closed.
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "echo; read end"]).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -81,7 +81,7 @@ pub fn two_machines() -> Option<[Network; 2]> {
         skip_test("only root can make networks");
         return None;
     }
-    let machines = [Network::new(), Network::new()];
+    let machines = [Network::start(), Network::start()];
     machines[0].ip(&format!("link add veth0 type veth peer name veth0 netns {}", machines[1].0.id()));
     for (machine, addresses) in machines.iter().zip([
         &["192.0.2.1/24 brd 192.0.2.255", "192.0.2.3/24 brd 192.0.2.255", "2001:db8::1/64 nodad"][..],

@@ -17,12 +17,12 @@ impl Random {
     /// Those of one of many connections, from the seed of all.
     pub fn seeded(seed: u64, connection: usize) -> Self {
         let mut random = Self(seed.wrapping_add(connection as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).max(1));
-        random.next();
+        random.number();
         random
     }
 
     /// Returns the next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -31,7 +31,7 @@ impl Random {
 
     /// One that is less than `limit`.
     pub fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).expect("it is less than a usize")
+        usize::try_from(self.number() % limit as u64).expect("it is less than a usize")
     }
 
     /// One that is less than `limit`, and more often small than large.
@@ -43,7 +43,7 @@ impl Random {
     /// A message of any bytes but TAB, more often short than long.
     pub fn message(&mut self, longest: usize) -> Vec<u8> {
         let size = self.small_below(longest + 1);
-        let bytes = (0..size.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(size);
+        let bytes = (0..size.div_ceil(8)).flat_map(|_| self.number().to_le_bytes()).take(size);
         bytes.map(|byte| if byte == b'\t' { b' ' } else { byte }).collect()
     }
 }

@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use crate::memory::MemInfo;
 use common::packets::{DatagramPeer, count_dropped, count_messages};
 use common::service_manager::activated_command;
-use common::{self, Daemon, wait_until};
+use common::{self, Daemon, OnDrop, wait_until};
 
 /// How long another client may have to wait, whatever floods.
 const SOON: Duration = Duration::from_secs(5);
@@ -197,15 +197,6 @@ fn what_is_sent_is_answered_or_counted_as_dropped_or_lost_whatever_the_load() {
     assert_eq!(received, answered, "each message has one reply");
 }
 
-/// Ends a flood when it is dropped: also when a test fails.
-struct EndOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn a_source_that_saturates_the_daemon_keeps_no_reply_from_another() {
     // As many as are within the rate at once.
@@ -224,7 +215,7 @@ fn a_source_that_saturates_the_daemon_keeps_no_reply_from_another() {
                     sent.fetch_add(1, Ordering::Relaxed);
                 }
             });
-            let _end = EndOnDrop(&has_ended);
+            let _end_on_drop = OnDrop(|| has_ended.store(true, Ordering::Relaxed));
             let other = DatagramPeer::bind("127.0.0.2:0", &address);
             for number in 0..EXCHANGES {
                 // There is a flood.

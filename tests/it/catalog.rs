@@ -106,7 +106,8 @@ fn the_words_of_each_catalog_entry_are_those_of_the_program() {
 #[test]
 fn every_cause_of_a_dropped_datagram_is_explained_in_the_catalog_and_in_the_protocol() {
     let protocol = include_str!("../../docs/protocol.md");
-    let (_, listed) = CATALOG.split_once("VERDICT is the cause:\n\n").expect("there is a list");
+    let (_, listed) =
+        CATALOG.split_once("VERDICT is the cause:\n\n").expect("systemd/catalog/echoed.catalog lists the causes");
     let (listed, _) = listed.split_once("\n\n").expect("it ends");
     let listed: Vec<_> = listed
         .lines()
@@ -114,10 +115,15 @@ fn every_cause_of_a_dropped_datagram_is_explained_in_the_catalog_and_in_the_prot
         .filter(|line| !line.starts_with(' '))
         .filter_map(|line| line.split(' ').next())
         .collect();
-    assert_eq!(listed, DROP_NAMES);
-    let (_, table) = protocol.split_once("| cause | the datagram |\n").expect("there is a table");
+    assert_eq!(listed, DROP_NAMES, "left: systemd/catalog/echoed.catalog, right: src/protocol/packet.rs");
+    let (_, table) =
+        protocol.split_once("| cause | the datagram |\n").expect("docs/protocol.md has a table of the causes");
     let rows = table.lines().skip(1).map_while(|line| line.strip_prefix("| `")?.split('`').next());
-    assert_eq!(rows.collect::<Vec<_>>(), DROP_NAMES);
+    assert_eq!(
+        rows.collect::<Vec<_>>(),
+        DROP_NAMES,
+        "left: the table of docs/protocol.md, right: src/protocol/packet.rs"
+    );
 }
 
 #[test]

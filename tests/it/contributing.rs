@@ -70,8 +70,8 @@ fn both_ci_files_run_every_job_by_commands_that_exist() {
         assert_eq!(names, JOBS, "{path}");
         for (name, commands) in &jobs {
             let essential = match &**name {
-                "fmt" => "fmt --check",
-                "clippy" => "clippy --locked --all-targets -- -D warnings",
+                "fmt" => "fmt --all --check",
+                "clippy" => "clippy --locked --workspace --all-targets -- -D warnings",
                 "test" => "make test",
                 "msrv" => "rust-version",
                 "deny" => "cargo deny --locked check",

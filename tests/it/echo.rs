@@ -204,14 +204,19 @@ fn the_log_names_the_port_that_the_kernel_chose() {
     daemon.stop();
 }
 
-#[test]
-fn a_port_in_use_is_an_error_with_advice() {
-    let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
+/// Checks that a second daemon does not start where a first one listens, and leaves it alone.
+fn check_taken(listen: &str) {
+    let daemon = Daemon::start(&["--listen", listen]);
     let address = daemon.addresses().remove(0);
     let advice = "another process listens there; stop it or choose another address";
     assert_eq!(startup_error(&address), format!("echoed: cannot listen on {address}: {advice}"));
     daemon.connect().exchange("still there");
     daemon.stop();
+}
+
+#[test]
+fn a_port_in_use_is_an_error_with_advice() {
+    check_taken("127.0.0.1:0");
 }
 
 #[test]
@@ -282,12 +287,7 @@ fn the_socket_file_of_a_killed_daemon_is_replaced() {
 
 #[test]
 fn the_socket_file_of_a_running_process_is_not_replaced() {
-    let daemon = Daemon::start(&["--listen", "DIR/echo.sock"]);
-    let address = daemon.addresses().remove(0);
-    let advice = "another process listens there; stop it or choose another address";
-    assert_eq!(startup_error(&address), format!("echoed: cannot listen on {address}: {advice}"));
-    daemon.connect().exchange("still there");
-    daemon.stop();
+    check_taken("DIR/echo.sock");
 }
 
 #[test]

@@ -142,15 +142,17 @@ fn the_soft_limit_is_raised_to_what_the_connections_need() {
 
 #[test]
 fn a_hard_limit_that_is_too_low_is_logged() {
-    let daemon = start_with_ulimit("ulimit -n 200", "[limits]\nconnections = 200\n");
+    // Each worker needs descriptors of its own.
+    let settings = |connections: usize| format!("[service]\nworkers = 1\n[limits]\nconnections = {connections}\n");
+    let daemon = start_with_ulimit("ulimit -n 200", &settings(200));
     let warning = "warn: 200 descriptors are too few for limits.connections=200, further clients will wait; \
                    raise LimitNOFILE= of the service (ulimit -Hn of a shell)";
     assert_eq!(daemon.wait_for_log("too few"), warning);
     daemon.connect().exchange("served all the same");
-    fs::write(daemon.directory().join("echoed.toml"), "[limits]\nconnections = 40\n").unwrap();
+    fs::write(daemon.directory().join("echoed.toml"), settings(32)).unwrap();
     daemon.signal(Signal::HUP);
     daemon.wait_for_log("info: reloaded");
-    fs::write(daemon.directory().join("echoed.toml"), "[limits]\nconnections = 41\n").unwrap();
+    fs::write(daemon.directory().join("echoed.toml"), settings(33)).unwrap();
     daemon.signal(Signal::HUP);
     daemon.wait_for_log_times("info: reloaded", 2);
     daemon.wait_for_log_times("200 descriptors are too few", 2);

@@ -1,5 +1,5 @@
-//! What users, administrators and contributors can rely on: each file has the promises about one thing, as sentences. Whoever
-//! looks for the place of a new test finds it here.
+//! What users, administrators and contributors can rely on: each file has the promises about one thing, as sentences.
+//! This page says where a new test belongs.
 //!
 //! One program, because each program of tests takes seconds to link. Not here are tests that measure time (tests/timing), what
 //! hostile peers may do (tests/hostile), and what takes a booted machine (tests/system, tests/packages). A test here leaves its

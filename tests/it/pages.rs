@@ -1,44 +1,21 @@
-//! The man pages, the page of log messages and the completions: they are up to date with their sources, complete, and can be
-//! read and used.
-//!
-//! They are generated in advance, because packages do not run the programs that they have just built: `make pages` runs this
-//! program with `ECHOED_WRITE_PAGES=1`. The source of a man page is `docs/man/NAME.md` or a document: Markdown, with comments
-//! that are replaced ([`sources`]). The source of docs/messages.md is the catalog of the journal.
+//! The man pages and the completions can be read and used, and are complete. `make pages` generates them; that they are up to
+//! date is tested in xtask, which has the generator.
 
-#![allow(unreachable_pub, reason = "as in tests/common, what is for other files is pub")]
-
-mod command;
-mod markdown;
-mod messages;
-mod roff;
-mod sources;
 mod words;
 
 use std::collections::BTreeSet;
-use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use clap::CommandFactory;
-use clap_complete::{Shell, generate};
+use common::{find_program, program_or_skip};
 use echoed::cli::echoctl::Echoctl;
 use echoed::cli::echoed::Echoed;
 
-use common::{find_program, program_or_skip};
-use sources::PAGES;
-
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Where completions are, and what they are called there.
-const COMPLETIONS: [(Shell, &str, &str); 6] = [
-    (Shell::Bash, "echoed", "echoed.bash"),
-    (Shell::Bash, "echoctl", "echoctl.bash"),
-    (Shell::Zsh, "echoed", "_echoed"),
-    (Shell::Zsh, "echoctl", "_echoctl"),
-    (Shell::Fish, "echoed", "echoed.fish"),
-    (Shell::Fish, "echoctl", "echoctl.fish"),
-];
+const PAGES: [&str; 4] = ["echoed.8", "echoctl.1", "echoed.toml.5", "echoed-protocol.7"];
 
 /// The command line of a program.
 fn command_line(program: &str) -> clap::Command {
@@ -49,36 +26,8 @@ fn command_line(program: &str) -> clap::Command {
     }
 }
 
-/// Everything that is generated: each path below the project, and what belongs there.
-fn generated_files() -> Vec<(String, String)> {
-    let mut files: Vec<_> =
-        PAGES.iter().map(|page| (format!("docs/man/{}", page.name), sources::generate_page(page))).collect();
-    files.push(("docs/messages.md".to_owned(), messages::generate_page()));
-    for (shell, program, file) in COMPLETIONS {
-        let mut script = Vec::new();
-        generate(shell, &mut command_line(program), program, &mut script);
-        let script = String::from_utf8(script).expect("it is text");
-        files.push((format!("packaging/completions/{file}"), script));
-    }
-    files
-}
-
 fn read_file(path: &str) -> String {
-    fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|error| panic!("{path}: {error}: make pages"))
-}
-
-#[test]
-fn generated_files_are_up_to_date() {
-    for (path, text) in generated_files() {
-        if env::var_os("ECHOED_WRITE_PAGES").is_some() {
-            fs::write(Path::new(ROOT).join(&path), text).unwrap();
-        } else {
-            assert!(
-                read_file(&path) == text,
-                "{path} is not what it is made from: make pages, and commit what changed"
-            );
-        }
-    }
+    fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// What a program says when it is asked.
@@ -166,7 +115,7 @@ fn every_key_is_in_the_man_page_below_its_section() {
 #[test]
 fn man_and_mandoc_report_no_problems_in_the_pages() {
     for page in PAGES {
-        let path = Path::new(ROOT).join("docs/man").join(page.name);
+        let path = Path::new(ROOT).join("docs/man").join(page);
         let check = |mut command: Command| {
             let output = command.env("LC_ALL", "C.UTF-8").env("MANROFFSEQ", "").env("MANWIDTH", "80").output().unwrap();
             let warnings = String::from_utf8_lossy(&output.stderr);
@@ -183,7 +132,7 @@ fn man_and_mandoc_report_no_problems_in_the_pages() {
             let mut command = Command::new(man);
             command.args(["--warnings=w", "-E", "UTF-8", "-l"]).arg(&path);
             let text = String::from_utf8(check(command)).unwrap();
-            assert!(text.contains("SEE ALSO"), "{}: {text}", page.name);
+            assert!(text.contains("SEE ALSO"), "{}: {text}", page);
         }
         if let Some(mandoc) = program_or_skip("mandoc") {
             let lint = Command::new(mandoc).args(["-T", "lint", "-W", "warning"]).arg(&path).output().unwrap();
@@ -197,16 +146,16 @@ fn man_and_mandoc_report_no_problems_in_the_pages() {
 #[test]
 fn every_man_page_has_examples_and_refers_to_no_markdown_file() {
     for page in PAGES {
-        let Some(text) = render_page(page.name) else { return };
-        assert!(text.contains("\nEXAMPLES\n"), "{} has no examples", page.name);
+        let Some(text) = render_page(page) else { return };
+        assert!(text.contains("\nEXAMPLES\n"), "{} has no examples", page);
         let pointer = text.lines().find(|line| line.split_whitespace().any(|word| word.contains(".md")));
-        assert_eq!(pointer, None, "{}: name a man page instead, or describe it here", page.name);
+        assert_eq!(pointer, None, "{}: name a man page instead, or describe it here", page);
     }
 }
 
 #[test]
 fn every_man_page_that_is_referred_to_exists() {
-    let pages: BTreeSet<_> = PAGES.iter().map(|page| page.name).collect();
+    let pages: BTreeSet<_> = PAGES.into_iter().collect();
     let Some(page) = render_page("echoed.8") else { return };
     let (_, see) = page.split_once("SEE ALSO\n").unwrap();
     for name in &pages {
@@ -227,10 +176,10 @@ fn every_man_page_that_is_referred_to_exists() {
 }
 
 /// What a shell offers after these words, the last of which is not finished; nothing without that shell.
-fn completions(shell: Shell, words: &[&str]) -> Option<BTreeSet<String>> {
+fn completions(shell: &str, words: &[&str]) -> Option<BTreeSet<String>> {
     let file = |name: &str| Path::new(ROOT).join("packaging/completions").join(name).display().to_string();
     let (name, script) = match shell {
-        Shell::Bash => (
+        "bash" => (
             "bash",
             format!(
                 "source '{}'; COMP_WORDS=({}); COMP_CWORD={}; _{} {} '{}' '{}'; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
@@ -243,7 +192,7 @@ fn completions(shell: Shell, words: &[&str]) -> Option<BTreeSet<String>> {
                 words[words.len() - 2],
             ),
         ),
-        Shell::Fish => {
+        "fish" => {
             ("fish", format!("source '{}'; complete -C '{}'", file(&format!("{}.fish", words[0])), words.join(" ")))
         }
         _ => panic!("{shell} cannot be asked"),
@@ -255,7 +204,7 @@ fn completions(shell: Shell, words: &[&str]) -> Option<BTreeSet<String>> {
 #[test]
 fn shells_complete_every_option_and_every_command() {
     let echoed = options(&output_of(Path::new(env!("CARGO_BIN_EXE_echoed")), &["--help"]));
-    for shell in [Shell::Bash, Shell::Fish] {
+    for shell in ["bash", "fish"] {
         let Some(found) = completions(shell, &["echoed", "--"]) else { continue };
         assert!(found.is_superset(&echoed), "{shell}: {found:?} has not all of {echoed:?}");
         let found = completions(shell, &["echoctl", "p"]).unwrap();
@@ -270,11 +219,16 @@ fn shells_complete_every_option_and_every_command() {
 
 #[test]
 fn each_shell_can_read_its_completions() {
-    for (shell, program_name, file) in COMPLETIONS {
-        let path = Path::new(ROOT).join("packaging/completions").join(file);
-        let option = if shell == Shell::Fish { "--no-execute" } else { "-n" };
-        let Some(shell) = program_or_skip(&shell.to_string()) else { continue };
-        assert_eq!(output_of(&shell, &[option, path.to_str().unwrap()]), "", "{program_name}");
+    for (shell, option, files) in [
+        ("bash", "-n", ["echoed.bash", "echoctl.bash"]),
+        ("zsh", "-n", ["_echoed", "_echoctl"]),
+        ("fish", "--no-execute", ["echoed.fish", "echoctl.fish"]),
+    ] {
+        let Some(shell) = program_or_skip(shell) else { continue };
+        for file in files {
+            let path = Path::new(ROOT).join("packaging/completions").join(file);
+            assert_eq!(output_of(&shell, &[option, path.to_str().unwrap()]), "", "packaging/completions/{file}");
+        }
     }
     // zsh cannot be asked without a terminal: its functions are there, and know what they are for.
     if find_program("zsh").is_some() {

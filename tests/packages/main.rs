@@ -3,7 +3,7 @@
 //!
 //! The machines are those of tests/system, and take what those take. One test: `make test-packages ONLY=debian13::deb::purge`.
 
-#![allow(unreachable_pub, reason = "as in tests/common, what is for other files is pub")]
+#![allow(unreachable_pub, reason = "what is for other files is pub")]
 
 #[macro_use(tests)]
 extern crate common;

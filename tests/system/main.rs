@@ -5,7 +5,7 @@
 //! /var/cache/echoed-tests (or in `$ECHOED_TEST_ROOTS`). (`doc_clean` makes one anew each time.) One test on one Debian:
 //! `cargo test --test system debian13::lifecycle::reload`.
 
-#![allow(unreachable_pub, reason = "as in tests/common, what is for other files is pub")]
+#![allow(unreachable_pub, reason = "what is for other files is pub")]
 
 #[macro_use(tests)]
 extern crate common;

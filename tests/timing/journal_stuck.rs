@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::fake_journald::{Entry, FakeJournald};
-use common::{Daemon, Peer, now, wait_until};
+use common::{Daemon, OnDrop, Peer, now, wait_until};
 use rustix::process::Signal;
 
 use crate::alone;
@@ -103,13 +103,7 @@ fn a_hung_journal_under_load_delays_no_client_and_memory_does_not_grow() {
     let (stop, short_clients) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         // Also when something fails below.
-        struct StopOnDrop<'a>(&'a AtomicBool);
-        impl Drop for StopOnDrop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let _stop_on_drop = StopOnDrop(&stop);
+        let _stop_on_drop = OnDrop(|| stop.store(true, Ordering::Relaxed));
         for _ in 0..SHORT_CLIENT_THREADS {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {

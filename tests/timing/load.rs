@@ -70,7 +70,7 @@ async fn run_client(mut stream: UnixStream, mut workload: Workload, barrier: Arc
     barrier.wait().await;
     let (mut reader, mut writer) = stream.split();
     let (sent, expected) = (workload.sent, workload.expected);
-    let mut split_sizes = Random::seeded(workload.random.next(), 0);
+    let mut split_sizes = Random::seeded(workload.random.number(), 0);
     let mut read_sizes = workload.random;
     // Half of them end their stream before they have their replies.
     let ends_early = read_sizes.below(2) == 0;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::machines::machine::{Machine, TCP, UNIX};
-use crate::wait_until;
+use crate::{OnDrop, wait_until};
 
 /// How many there are at once: half of them over TCP, half of them over the Unix socket.
 const CLIENTS: usize = 200;
@@ -33,13 +33,4 @@ pub fn connect_during(machine: &Machine, steps: usize, step: impl Fn(usize)) {
             assert_ne!(machine.daemon_pid(), process);
         }
     });
-}
-
-/// Does something at the end of a scope, also when it ends with a panic.
-pub struct OnDrop<F: Fn()>(pub F);
-
-impl<F: Fn()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
 }

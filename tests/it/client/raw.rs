@@ -9,33 +9,33 @@ use common::now;
 
 use super::{Server, command, echoctl, echoctl_with, expect_bytes, finish, reply_and_wait, wait_for_end};
 
-/// Answers everything that comes at once with this, until the end.
-fn answer_each_read(mut stream: TcpStream, answer: &str) -> Vec<u8> {
-    let (mut received, mut chunk) = (Vec::new(), [0; 512]);
-    loop {
-        match stream.read(&mut chunk).expect("it can be read") {
-            0 => return received,
-            count => {
-                received.extend_from_slice(&chunk[..count]);
-                received.push(b'|');
-                stream.write_all(answer.as_bytes()).expect("it is taken");
-            }
-        }
+/// Hands over what comes, as it comes, until the end.
+fn for_each_read(mut stream: TcpStream, mut answer: impl FnMut(&mut TcpStream, &[u8])) {
+    let mut chunk = [0; 512];
+    while let count @ 1.. = stream.read(&mut chunk).expect("it can be read") {
+        answer(&mut stream, &chunk[..count]);
     }
 }
 
+/// Answers everything that comes at once with this, until the end.
+fn answer_each_read(stream: TcpStream, answer: &str) -> Vec<u8> {
+    let mut received = Vec::new();
+    for_each_read(stream, |stream, chunk| {
+        received.extend_from_slice(chunk);
+        received.push(b'|');
+        stream.write_all(answer.as_bytes()).expect("it is taken");
+    });
+    received
+}
+
 /// RFC 862.
-fn echo(mut stream: TcpStream) -> Vec<u8> {
-    let (mut received, mut chunk) = (Vec::new(), [0; 512]);
-    loop {
-        match stream.read(&mut chunk).expect("it can be read") {
-            0 => return received,
-            count => {
-                received.extend_from_slice(&chunk[..count]);
-                stream.write_all(&chunk[..count]).expect("it is taken");
-            }
-        }
-    }
+fn echo(stream: TcpStream) -> Vec<u8> {
+    let mut received = Vec::new();
+    for_each_read(stream, |stream, chunk| {
+        received.extend_from_slice(chunk);
+        stream.write_all(chunk).expect("it is taken");
+    });
+    received
 }
 
 #[test]

@@ -10,15 +10,31 @@ use super::{expect_all_keys, keys};
 
 const PAGE: &str = include_str!("../../../docs/configuration.md");
 
+const README: &str = include_str!("../../../README.md");
+
 /// Where the examples of the page are said to be.
 const DROP_IN: &str = "etc/echoed/echoed.toml.d/50-local.toml";
 
 /// The blocks of code below a heading: the language and the text of each.
 fn code_blocks(heading: &str) -> Vec<(&'static str, &'static str)> {
-    let (_, section) = PAGE.split_once(&format!("\n## {heading}\n")).expect("the page has this heading");
+    let (_, section) = PAGE
+        .split_once(&format!("\n## {heading}\n"))
+        .unwrap_or_else(|| panic!("docs/configuration.md: no heading {heading}"));
     let section = section.split("\n## ").next().unwrap_or_default();
     let fenced = section.split("```").skip(1).step_by(2);
     fenced.filter_map(|block| block.split_once('\n')).collect()
+}
+
+/// Returns the first block of code below a heading that is in this language.
+fn first_block(heading: &str, language: &str) -> &'static str {
+    let found = code_blocks(heading).into_iter().find(|(found, _)| *found == language);
+    found.unwrap_or_else(|| panic!("docs/configuration.md: no block of \"{language}\" below \"{heading}\"")).1
+}
+
+/// Checks that the page shows what is printed with a drop-in.
+fn check_shown(drop_in: &str, shown: &str) {
+    let printed = load_drop_in(drop_in).unwrap_or_else(|error| panic!("docs/configuration.md: {error}"));
+    assert!(printed.contains(shown), "docs/configuration.md shows\n{shown}\nand this is printed:\n{printed}");
 }
 
 /// What is said about a drop-in, or what is printed with it.
@@ -82,10 +98,13 @@ fn the_errors_on_the_page_are_those_that_the_daemon_reports() {
     let blocks = code_blocks("When something is wrong");
     let (mistakes, variable) = blocks.split_at(6);
     for pair in mistakes.chunks(2) {
-        let [("toml", mistake), ("", said)] = pair else { panic!("a mistake and what is said: {pair:?}") };
-        assert_eq!(load_drop_in(mistake).expect_err("it is a mistake").trim_end(), said.trim_end());
+        let [("toml", mistake), ("", said)] = pair else {
+            panic!("docs/configuration.md: no mistake and what is said about it: {pair:?}")
+        };
+        let real = load_drop_in(mistake).expect_err("docs/configuration.md: it is a mistake");
+        assert_eq!(real.trim_end(), said.trim_end(), "left is real, right is in docs/configuration.md");
     }
-    let [("", said)] = variable else { panic!("{variable:?}") };
+    let [("", said)] = variable else { panic!("docs/configuration.md: no message about a variable: {variable:?}") };
     let environment = vec![("ECHOED_SERVICE__WORKERS".into(), "two".into())];
     let sources = Sources { config: Some("/dev/null".into()), environment, ..Sources::default() };
     assert_eq!(sources.load().unwrap_err().to_string(), said.trim_end());
@@ -94,40 +113,35 @@ fn the_errors_on_the_page_are_those_that_the_daemon_reports() {
 #[test]
 fn the_readme_shows_a_real_error_message_and_valid_settings() {
     let first = code_blocks("When something is wrong")[1].1;
-    assert!(include_str!("../../../README.md").contains(first), "{first}");
-    let (_, settings) = include_str!("../../../README.md").split_once("```toml\n").unwrap();
-    load_drop_in(settings.split("```").next().unwrap()).unwrap_or_else(|error| panic!("{error}"));
+    assert!(README.contains(first), "README.md does not have the first message of docs/configuration.md: {first}");
+    let (_, settings) = README.split_once("```toml\n").expect("README.md shows settings, in a block of toml");
+    let settings = settings.split("```").next().unwrap_or_default();
+    load_drop_in(settings).unwrap_or_else(|error| panic!("the settings in README.md: {error}"));
 }
 
 #[test]
 fn the_worked_example_on_the_page_prints_what_the_page_shows() {
-    let blocks = code_blocks("Examples");
-    let drop_in = blocks.iter().find(|(language, _)| *language == "toml").unwrap().1;
-    let shown = blocks.iter().find(|(language, _)| language.is_empty()).unwrap().1;
-    let printed = load_drop_in(drop_in).unwrap_or_else(|error| panic!("{error}"));
-    assert!(printed.contains(shown), "{printed}");
-    let settings = Settings::from_toml("x", drop_in).unwrap();
+    let (drop_in, shown) = (first_block("Examples", "toml"), first_block("Examples", ""));
+    check_shown(drop_in, shown);
+    let settings = Settings::from_toml("x", drop_in).unwrap_or_else(|error| panic!("docs/configuration.md: {error}"));
     let read = |name: &str| settings.listener_settings(name).rules.deadlines.read.as_ref().map(ToString::to_string);
     assert_eq!((read("local").as_deref(), read("echo").as_deref()), (Some("30s"), Some("2s")));
 }
 
 #[test]
 fn the_first_example_on_the_page_prints_what_the_page_shows() {
-    let (_, start) = PAGE.split_once("printf '").unwrap();
-    let drop_in = start.split('\'').next().unwrap().replace("\\n", "\n");
-    let shown =
-        code_blocks("Where settings come from").into_iter().find(|(language, _)| language.is_empty()).unwrap().1;
-    let printed = load_drop_in(&drop_in).unwrap_or_else(|error| panic!("{error}"));
-    assert!(printed.contains(shown), "{printed}");
+    let (_, start) = PAGE.split_once("printf '").expect("docs/configuration.md shows a drop-in, written by printf '…'");
+    let drop_in = start.split('\'').next().unwrap_or_default().replace("\\n", "\n");
+    check_shown(&drop_in, first_block("Where settings come from", ""));
 }
 
 #[test]
 fn the_environment_variables_on_the_page_are_valid() {
-    let ini = code_blocks("Where settings come from").into_iter().find(|(language, _)| *language == "ini").unwrap().1;
+    let ini = first_block("Where settings come from", "ini");
     let mut environment = Vec::new();
     for line in ini.lines().filter_map(|line| line.strip_prefix("Environment=")) {
         // As systemd.exec(5) reads it: quotes around the whole, and C escapes.
-        let (name, value) = line.trim_matches('\'').split_once('=').unwrap();
+        let (name, value) = line.trim_matches('\'').split_once('=').expect("docs/configuration.md: NAME=VALUE");
         environment.push((name.into(), value.replace("\\\\", "\\").into()));
     }
     assert_eq!(environment.len(), 3);

@@ -8,9 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::{connection_outcomes, now};
-use common::Random;
 use common::random::seed;
 use common::service::{FdStore, Service};
+use common::{OnDrop, Random};
 
 /// How many clients there are.
 const CLIENTS: usize = 20;
@@ -98,13 +98,7 @@ fn restart_under_load(socket: &str) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         // Also when something fails below.
-        struct StopOnDrop<'a>(&'a AtomicBool);
-        impl Drop for StopOnDrop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let _stop_on_drop = StopOnDrop(&stop);
+        let _stop_on_drop = OnDrop(|| stop.store(true, Ordering::Relaxed));
         let clients: Vec<_> = (1..)
             .zip(&streams)
             .map(|(number, stream)| {

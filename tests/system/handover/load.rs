@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::{PATIENT, expect_no_warnings, restart, start};
+use common::OnDrop;
 use common::machines::machine::{Machine, TCP, UNIX};
-use common::machines::reconnecting_clients::OnDrop;
 use common::random::seed;
 use common::{Random, wait_until};
 

@@ -1,16 +1,15 @@
 //! What each page is made of.
 
 use std::fs;
-use std::path::Path;
 
 use super::markdown::markdown;
 use super::roff::{Roff, escape};
-use super::{ROOT, command, command_line};
+use super::{command, command_line, in_repository};
 
 /// A man page.
-pub struct Page {
+pub(crate) struct Page {
     /// Its file, which ends in its section.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// What it is about, in a few words, for whatis(1).
     about: &'static str,
     /// The text, below the project.
@@ -18,7 +17,7 @@ pub struct Page {
 }
 
 /// All of them.
-pub const PAGES: [Page; 4] = [
+pub(crate) const PAGES: [Page; 4] = [
     Page { name: "echoed.8", about: "echo server that systemd starts on demand", text: "docs/man/echoed.8.md" },
     Page { name: "echoctl.1", about: "talk to servers of the delimited echo protocol", text: "docs/man/echoctl.1.md" },
     Page { name: "echoed.toml.5", about: "settings of echoed", text: "docs/configuration.md" },
@@ -29,10 +28,10 @@ pub const PAGES: [Page; 4] = [
 ///
 /// A line `<!-- WORDS -->` of its text is replaced: `synopsis PROGRAM`, `options PROGRAM` and `command PROGRAM COMMAND` are
 /// of the command line, `FILE.md: HEADING` is that section of a document, `FILE.md` a whole document below the last heading.
-pub fn generate_page(page: &Page) -> String {
+pub(crate) fn generate_page(page: &Page) -> String {
     let (name, section) = page.name.rsplit_once('.').expect("a page has a section");
-    let source = concat!("echoed ", env!("CARGO_PKG_VERSION"));
-    let mut roff = Roff::page(name, section, &date(), source);
+    let source = format!("echoed {}", command_line("echoed").get_version().expect("the command line has a version"));
+    let mut roff = Roff::page(name, section, &date(), &source);
     roff.section("Name");
     roff.text(&format!("{} \\- {}", escape(name), escape(page.about)));
     let text = read_file(page.text);
@@ -97,5 +96,5 @@ fn date() -> String {
 }
 
 fn read_file(path: &str) -> String {
-    fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    fs::read_to_string(in_repository(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }

@@ -28,7 +28,7 @@ const SEVERITIES: [(&str, &str); 5] = [
 const WIDTH: usize = 80;
 
 /// The page as it belongs into its file.
-pub fn generate_page() -> String {
+pub(crate) fn generate_page() -> String {
     let entries = catalog_entries();
     let mut page = HEAD.to_owned();
     for (severity, heading) in SEVERITIES {

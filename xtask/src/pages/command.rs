@@ -5,7 +5,7 @@ use clap::{Arg, ArgAction, Command};
 use super::roff::{Roff, bold, escape, italic};
 
 /// What can be typed, in short.
-pub fn synopsis(page: &mut Roff, command: &Command) {
+pub(crate) fn synopsis(page: &mut Roff, command: &Command) {
     let built = build_command(command);
     let subcommands: Vec<_> = built.get_subcommands().filter(|sub| sub.get_name() != "help").collect();
     if subcommands.is_empty() {
@@ -33,7 +33,7 @@ fn synopsis_line(page: &mut Roff, name: &str, command: &Command) {
 }
 
 /// Its options and arguments, each with what it is.
-pub fn options(page: &mut Roff, command: &Command) {
+pub(crate) fn options(page: &mut Roff, command: &Command) {
     let built = build_command(command);
     for argument in arguments(&built) {
         let mut names = Vec::new();
@@ -55,7 +55,7 @@ pub fn options(page: &mut Roff, command: &Command) {
 }
 
 /// What a subcommand does, its options, its examples.
-pub fn subcommand(page: &mut Roff, command: &Command, name: &str) {
+pub(crate) fn subcommand(page: &mut Roff, command: &Command, name: &str) {
     let built = build_command(command);
     let subcommand = built.find_subcommand(name).unwrap_or_else(|| panic!("there is no command {name}"));
     page.section(&format!("{} {name}", built.get_name()));

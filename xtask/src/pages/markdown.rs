@@ -16,7 +16,7 @@ const PAGES: [(&str, &str); 5] = [
 ];
 
 /// Adds a text to a page. Its title is left out.
-pub fn markdown(page: &mut Roff, text: &str) {
+pub(crate) fn markdown(page: &mut Roff, text: &str) {
     let mut writer =
         Writer { page, line: String::new(), plain: String::new(), open_elements: Vec::new(), row: Vec::new() };
     for event in Parser::new_ext(text, Options::ENABLE_TABLES) {

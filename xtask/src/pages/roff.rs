@@ -2,15 +2,15 @@
 
 /// A page in the making.
 #[derive(Default)]
-pub struct Roff {
+pub(crate) struct Roff {
     text: String,
 }
 
 impl Roff {
     /// A page that begins: its name, its section, when it was made, of what it is.
-    pub fn page(name: &str, section: &str, date: &str, source: &str) -> Self {
+    pub(crate) fn page(name: &str, section: &str, date: &str, source: &str) -> Self {
         let mut page = Self::default();
-        page.line(".\\\" Generated: do not edit this, but what it is made from (see tests/it/pages.rs).");
+        page.line(".\\\" Generated: do not edit this, but what it is made from (see xtask/src/pages).");
         page.line(&format!(".TH {} {section} {date} \"{source}\" \"\"", escape(&name.to_uppercase())));
         // Names of options and keys are not broken, nor is space put between words.
         page.line(".nh");
@@ -19,13 +19,13 @@ impl Roff {
     }
 
     /// A line as it is: a request, or text that was escaped.
-    pub fn line(&mut self, line: &str) {
+    pub(crate) fn line(&mut self, line: &str) {
         self.text.push_str(line);
         self.text.push('\n');
     }
 
     /// A line of escaped text. It is never a request, whatever it begins with.
-    pub fn text(&mut self, text: &str) {
+    pub(crate) fn text(&mut self, text: &str) {
         let text = text.trim();
         if text.starts_with(['.', '\'']) {
             self.text.push_str("\\&");
@@ -34,7 +34,7 @@ impl Roff {
     }
 
     /// Begins a paragraph; after a heading, there is one already.
-    pub fn paragraph(&mut self) {
+    pub(crate) fn paragraph(&mut self) {
         let last = self.text.lines().last().unwrap_or_default();
         if !last.starts_with(".SH") && !last.starts_with(".SS") {
             self.line(".PP");
@@ -42,23 +42,23 @@ impl Roff {
     }
 
     /// A heading of the first order.
-    pub fn section(&mut self, heading: &str) {
+    pub(crate) fn section(&mut self, heading: &str) {
         self.line(&format!(".SH {}", argument(&heading.to_uppercase())));
     }
 
     /// A heading of the second order.
-    pub fn subsection(&mut self, heading: &str) {
+    pub(crate) fn subsection(&mut self, heading: &str) {
         self.line(&format!(".SS {}", argument(heading)));
     }
 
     /// What follows belongs to this tag, which was escaped.
-    pub fn tagged_paragraph(&mut self, tag: &str) {
+    pub(crate) fn tagged_paragraph(&mut self, tag: &str) {
         self.line(".TP");
         self.text(tag);
     }
 
     /// Lines as they are, set apart.
-    pub fn example(&mut self, lines: &str) {
+    pub(crate) fn example(&mut self, lines: &str) {
         self.paragraph();
         self.line(".RS 4");
         self.line(".EX");
@@ -72,13 +72,13 @@ impl Roff {
     }
 
     /// The whole page.
-    pub fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         self.text
     }
 }
 
 /// Text in which nothing has a meaning of its own, and what is typed is shown as it is typed.
-pub fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::new();
     for character in text.chars() {
         match character {
@@ -95,12 +95,12 @@ pub fn escape(text: &str) -> String {
 }
 
 /// Bold, of text that was not escaped.
-pub fn bold(text: &str) -> String {
+pub(crate) fn bold(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!("\\fB{}\\fP", escape(text)) }
 }
 
 /// Italic, of text that was not escaped.
-pub fn italic(text: &str) -> String {
+pub(crate) fn italic(text: &str) -> String {
     format!("\\fI{}\\fP", escape(text))
 }
 
