@@ -83,9 +83,17 @@ struct Copy {
 impl Copy {
     fn make(python: PathBuf) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
-        for file in
-            ["Cargo.toml", "Cargo.lock", "SECURITY.md", "CODE_OF_CONDUCT.md", "packaging", "src", "tests", "benches"]
-        {
+        for file in [
+            "Cargo.toml",
+            "Cargo.lock",
+            "SECURITY.md",
+            "CODE_OF_CONDUCT.md",
+            "packaging",
+            "src",
+            "tests",
+            "benches",
+            "xtask",
+        ] {
             assert!(run(Command::new("cp").args(["-r", file]).arg(directory.path())).status.success(), "{file}");
         }
         // Where a package is built, the crates are there.
