@@ -2,7 +2,8 @@
 //!
 //! THE HOT PATH. In one drive, a connection reads once or twice into the scratch of its thread, replies directly from
 //! there, and waits for readiness. It owns buffers only while something is unfinished. Per message, this module does
-//! only the session's work: no lock, no log, no shared counter, no timer.
+//! only the session's work: no lock, no log, no shared counter, no timer. [`Connection::exchange`] is the short form of a
+//! drive, for a connection with nothing unfinished.
 //!
 //! Connections of packets have separate steps: `connection/packets.rs`.
 

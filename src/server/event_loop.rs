@@ -4,7 +4,7 @@
 //! exceed all other work for a small message, and take many times the memory.
 //!
 //! ```text
-//! epoll_wait ─► for each ready connection: drive (recv, session, send) ─► commands ─► run queue ─► timers ─► epoll_wait
+//! epoll_wait ─► for each ready connection: drive (recv, session, send), or queue ─► commands ─► run queue ─► timers ─► epoll_wait
 //!             └► for each ready listener: accept
 //! ```
 //!

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! detach    acceptors close ─► each event loop, at once: last drive ─► out of its epoll set ─► socket + snapshot
-//! restore   snapshot ─► session, under the current settings ─► permit (counted, not checked) ─► least loaded worker
+//! restore   snapshot ─► session, under the current settings ─► permit (counted against limits, not refused) ─► least loaded worker
 //! ```
 //!
 //! No byte is lost: what was read is in the snapshot, what was not read stays in the kernel, and the socket keeps its
@@ -91,7 +91,8 @@ impl Server {
     /// Restores connections that another process detached `age` ago.
     ///
     /// Must be called before the first listener is served, so that no new connection takes a permit from a restored
-    /// one. Restored connections count against the limits, but no limit is checked for them. Each resumes under the
+    /// one. Restored connections count against the limits on connections, which refuse none of them; a session that exceeds
+    /// `limits.buffer_memory` ends. Each resumes under the
     /// settings of its listener in `settings`; `serving` has the names of the listeners that will be served.
     ///
     /// A connection that cannot be restored is closed.

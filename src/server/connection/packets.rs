@@ -3,10 +3,10 @@
 //!
 //! While packets are read, the socket is watched level-triggered. An edge-triggered socket would have to be read until
 //! it is empty, which costs one more call for every lone packet. If a drive leaves packets in the socket, epoll reports
-//! them again after other connections have run.
+//! them again after other connections have run; after a drive with much input, the connection waits in the run queue.
 //!
 //! All replies to packets received with one call may have to be kept. To bound them, the kernel is asked first how many
-//! bytes are queued ([`may_receive_many`]) if the last packets were long. Long packets that arrive suddenly can still
+//! bytes are queued ([`may_receive_many`]) if the last packets were long or many. Long packets that arrive suddenly can still
 //! exceed that, so packets are received one at a time while memory is scarce.
 
 use std::os::fd::OwnedFd;
@@ -29,7 +29,7 @@ use crate::server::peer_input::Input;
 use crate::server::socket_error;
 use crate::server::worker_state::WorkerState;
 
-/// The most bytes that one drive receives, not counting the last packet.
+/// After this many bytes, a drive receives no more.
 const MAX_BYTES: usize = 64 * 1024;
 
 impl Connection {

@@ -1,6 +1,6 @@
 //! The server of a datagram socket, on a thread of its own. It checks for each datagram whether it is safe to answer
 //! (`protocol/packet.rs`), where it comes from, and whether its source is within the rate. It then logs and answers the
-//! datagram as a message, or drops and counts it. It keeps no state between datagrams.
+//! datagram as a message, or drops and counts it. It keeps nothing of a datagram but counts.
 //!
 //! ```text
 //! wait ─► receive a batch ─► check each, log it, add its reply to a batch ─► send the batch
