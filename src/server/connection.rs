@@ -262,7 +262,7 @@ impl Connection {
                 *is_bulk = count >= BULK;
                 let before = session.totals();
                 session.receive(now, scratch, count, &mut outlet);
-                state.counters.count_totals(before, session.totals());
+                info.listener.counters(state).count_totals(before, session.totals());
                 if count == size {
                     Some(Readiness::ReadUntilBlocked)
                 } else {
@@ -324,7 +324,7 @@ impl Connection {
             let (packets, bytes) = (totals.messages - before.messages, totals.bytes_in - before.bytes_in);
             self.is_bulk = bytes >= BULK as u64 || packets >= MAX_PACKETS as u64;
         }
-        state.counters.count_totals(before, totals);
+        self.info.listener.counters(state).count_totals(before, totals);
         progress
     }
 
@@ -475,6 +475,11 @@ impl Connection {
         }
     }
 
+    /// Counts it as restored from the previous process, for the worker with this state.
+    pub(crate) fn count_resumed(&self, state: &WorkerState) {
+        self.info.listener.counters(state).count_resumed();
+    }
+
     /// Returns whether it is a connection of packets.
     pub(crate) fn is_packets(&self) -> bool {
         self.input.is_packets()
@@ -574,7 +579,7 @@ impl Connection {
 
     fn report_closed(&self, state: &WorkerState, verdict: Verdict) {
         state.remove_connection();
-        state.counters.count_ended(verdict);
+        self.info.listener.counters(state).count_ended(verdict);
         if self.awaits_log {
             state.sink.unlogged.end_wait();
         }

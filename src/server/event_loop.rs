@@ -184,10 +184,10 @@ impl EventLoop {
     fn run_commands(&mut self, now: Instant) -> bool {
         let commands = self.mailbox.take();
         for connection in commands.accepted {
-            self.serve(connection, now);
+            self.insert(connection, Readiness::None, now);
         }
         for connection in commands.restored {
-            self.state.counters.count_resumed();
+            connection.count_resumed(&self.state);
             // A deadline may have passed during the handover, but not for input that came before it.
             self.insert(connection, Readiness::ReadUntilBlocked, now);
         }
@@ -313,12 +313,6 @@ impl EventLoop {
                 self.drive(key, Readiness::None, now);
             }
         }
-    }
-
-    /// Serves a connection that was accepted.
-    fn serve(&mut self, connection: Box<Connection>, now: Instant) {
-        self.state.counters.count_accepted();
-        self.insert(connection, Readiness::None, now);
     }
 
     /// Inserts a connection, and drives it for the first time. `readiness` is what is known about its socket.
@@ -508,7 +502,7 @@ impl EventLoop {
             self.acceptors.remove(key);
         }
         for connection in accepted {
-            self.serve(connection, now);
+            self.insert(connection, Readiness::None, now);
         }
     }
 }
