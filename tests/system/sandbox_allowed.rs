@@ -216,7 +216,8 @@ fn prefix_document(prefix: &str) -> String {
 
 /// Reloads, and waits until replies begin so. (Where reloading has no handshake, the new settings hold a moment later.)
 fn reload_and_expect(machine: &Machine, prefix: &str) {
-    machine.sh("systemctl reload echoed.service");
+    // The first client is answered before the service is active, and systemd merges a reload into a start that has not ended.
+    machine.sh("systemctl start echoed.service && systemctl reload echoed.service");
     let expected = format!("{prefix}aaaa\t");
     wait_until(&format!("replies begin with {prefix:?}"), || {
         let mut peer = machine.connect("unix:/run/echoed.sock");
