@@ -1,7 +1,7 @@
 //! The packages, on booted machines that have never seen echoed: installed, upgraded, downgraded, removed and purged as an
 //! administrator does it. `make test-packages` builds them and runs this; `$ECHOED_PACKAGES` says where they are.
 //!
-//! The machines are those of tests/system, and take what those take. One test: `make test-packages ONLY=debian13::deb::purge`.
+//! The machines are those of tests/system, and take what those take. One test: `make test-packages ONLY=debian13::deb::a_downgrade`.
 
 #![allow(unreachable_pub, reason = "what is for other files is pub")]
 

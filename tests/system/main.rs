@@ -3,7 +3,7 @@
 //!
 //! It takes root, systemd-nspawn and, for the first time, debootstrap and a Debian mirror; the root file systems are kept in
 //! /var/cache/echoed-tests (or in `$ECHOED_TEST_ROOTS`). (`doc_clean` makes one anew each time.) One test on one Debian:
-//! `cargo test --test system debian13::lifecycle::reload`.
+//! `cargo test --test system debian13::lifecycle::a_reload_applies`.
 
 #![allow(unreachable_pub, reason = "what is for other files is pub")]
 
