@@ -64,8 +64,7 @@ fn copy_sources(home: &Path) {
         make --silent vendor DISTDIR="${crates%/*}"
         cd "$home/echoed"
         tar --extract --file="$crates"
-        mkdir .cargo
-        cp vendor/config.toml .cargo
+        cat vendor/config.toml >>.cargo/config.toml
     "#;
     let copied = Command::new("sh")
         .args(["-euc", script])
