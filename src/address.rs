@@ -53,6 +53,19 @@ impl Address {
     }
 }
 
+/// The schemes of addresses, for messages.
+const SCHEMES: &str = "tcp:, tcp4:, tcp6:, udp:, unix:, seqpacket: and unixgram:";
+
+/// Returns what to do about an address that is given twice.
+#[must_use]
+pub fn repeated_address_hint(address: &Address) -> &'static str {
+    if matches!(address, Address::Udp { .. }) {
+        "remove one of them; only a socket unit with ReusePort=yes can have several sockets for one port"
+    } else {
+        "remove one of them"
+    }
+}
+
 /// Returns the positions of the first address that is there twice, both. Port 0, which picks one, may be there again.
 #[must_use]
 pub fn first_repeated(addresses: &[&Address]) -> Option<(usize, usize)> {
@@ -145,8 +158,17 @@ fn parse_address(text: &str) -> Result<Address, String> {
         "unix" => parse_unix_name(scheme, rest).map(Address::Unix),
         "seqpacket" => parse_unix_name(scheme, rest).map(Address::Seqpacket),
         "unixgram" => parse_unix_name(scheme, rest).map(Address::Unixgram),
+        _ if is_unknown_scheme(scheme, rest) => Err(format!("unknown scheme \"{scheme}\"; write one of {SCHEMES}")),
         _ => parse_host_and_port("", text).map(|found| tcp(Family::Any, found)),
     }
+}
+
+/// Returns whether a text, split at its first colon, begins with a scheme: with letters before a host and a port, a path or a name.
+/// Digits of an IPv6 address are letters, too.
+fn is_unknown_scheme(scheme: &str, rest: &str) -> bool {
+    scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        && scheme.bytes().any(|byte| byte.is_ascii_alphabetic() && !byte.is_ascii_hexdigit())
+        && rest.contains([':', '/', '@'])
 }
 
 /// Parses `HOST:PORT` or `[IPv6]:PORT`. Suggestions in errors begin with `scheme`.
@@ -303,6 +325,15 @@ mod tests {
             ("*", "the port is missing; write 0.0.0.0:PORT"),
             ("*:8085", "write 0.0.0.0:8085 for every address of IPv4, [::]:8085 for those of IPv6"),
             ("udp:*:7", "write udp:0.0.0.0:7 for"),
+            (
+                "upd:127.0.0.1:7",
+                "unknown scheme \"upd\"; write one of tcp:, tcp4:, tcp6:, udp:, unix:, seqpacket: and unixgram:",
+            ),
+            ("dgram:/run/x", "unknown scheme \"dgram\""),
+            ("http://localhost:80", "unknown scheme \"http\""),
+            ("TCP:127.0.0.1:7", "unknown scheme \"TCP\""),
+            ("fe80::1:7", "write [IPv6]:PORT"),
+            ("dead:beef::1:7", "write [IPv6]:PORT"),
         ] {
             let error = text.parse::<Address>().expect_err(text).to_string();
             assert!(error.contains(hint), "{text}: {error}");

@@ -3,7 +3,7 @@
 use super::Settings;
 use super::diagnose::Problem;
 use super::tree::{Node, Value};
-use crate::address::first_repeated;
+use crate::address::{first_repeated, repeated_address_hint};
 use crate::protocol::Rules;
 use crate::protocol::reply::Prefix;
 use crate::protocol::rules::Framing;
@@ -36,7 +36,7 @@ fn find_repeated_address(settings: &Settings, tree: &Node) -> Option<Problem> {
         }
     }
     let (first, at) = first_repeated(&addresses)?;
-    let message = format!("{} is listed twice; remove one of them", addresses[at]);
+    let message = format!("{} is listed twice; {}", addresses[at], repeated_address_hint(addresses[at]));
     Some(Problem { span: places[at]?, message, related: vec![("listen", places[first])] })
 }
 

@@ -38,7 +38,7 @@ pub fn count_dropped(log: &[String], cause: &str) -> u64 {
 
 /// How many datagrams and packets were messages, as the log says in the end.
 pub fn count_messages(log: &[String]) -> u64 {
-    let count = |line: &String| line.split_once(" messages on ")?.0.rsplit(' ').next()?.parse().ok();
+    let count = |line: &String| line.split_once(" messages, ")?.0.rsplit(' ').next()?.parse().ok();
     log.iter().find_map(count).unwrap_or_else(|| panic!("{log:#?}"))
 }
 

@@ -93,7 +93,7 @@ fn check_counts(log: &[String]) -> Result<(), String> {
     let connections = log.iter().filter(|line| line.starts_with("debug: connection "));
     let ended = log.iter().filter(|line| line.contains(" ended: ")).count();
     let opened = connections.filter(|line| !line.contains(" ended: ")).count();
-    let counted = format!(" on {opened} connections in all");
+    let counted = format!(", {opened} connections in all");
     let is_counted = log.iter().any(|line| line.contains(&counted));
     if opened == ended && is_counted {
         Ok(())

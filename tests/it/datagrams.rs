@@ -53,7 +53,7 @@ fn each_datagram_is_a_message_and_is_answered_with_one_datagram() {
             peer.exchange(message);
         }
         let log = daemon.stop();
-        assert!(log.iter().any(|line| line.contains("6 messages on 0 connections in all")), "{log:#?}");
+        assert!(log.iter().any(|line| line.contains("6 messages, 0 connections in all")), "{log:#?}");
     }
 }
 
@@ -106,7 +106,7 @@ fn with_reply_none_datagrams_are_not_answered() {
         daemon.wait_for_log(": \"bb\"");
         // Nothing was dropped, and nothing came back.
         let log = daemon.stop();
-        assert!(log.iter().any(|line| line.contains("2 messages on 0 connections in all")), "{log:#?}");
+        assert!(log.iter().any(|line| line.contains("2 messages, 0 connections in all")), "{log:#?}");
         assert_eq!(peer.count_until_silent(Duration::from_millis(50)), 0);
     }
 }

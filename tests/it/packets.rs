@@ -55,7 +55,7 @@ fn an_empty_packet_is_a_message_and_not_the_end() {
     }
     peer.expect_close();
     let log = daemon.stop();
-    assert!(log.iter().any(|line| line.contains("24 messages on 1 connections in all")), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("24 messages, 1 connections in all")), "{log:#?}");
 }
 
 #[test]
@@ -352,7 +352,7 @@ fn pending_replies_are_sent_before_the_daemon_exits() {
     }
     drop((idle, busy));
     assert!(daemon.wait().success());
-    let said = format!("{} messages on 2 connections in all", replies + 1);
+    let said = format!("{} messages, 2 connections in all", replies + 1);
     assert!(daemon.log().iter().any(|line| line.contains(&said)), "{said}: {:#?}", daemon.log());
     assert!(daemon.log().iter().any(|line| line.contains("2 connections finished, 0 cut")), "{:#?}", daemon.log());
 }

@@ -193,6 +193,7 @@ fn an_invalid_command_line_is_refused_with_a_hint() {
         (&["--listen", "0.0.0.0"], "the port is missing; write 0.0.0.0:PORT"),
         (&["--listen", "*:8085"], "write 0.0.0.0:8085 for every address of IPv4"),
         (&["--listen", "127.0.0.1:8085", "--listen", "a=tcp:127.0.0.1:8085"], "tcp:127.0.0.1:8085 is given twice"),
+        (&["--listen", "udp:[::1]:7", "--listen", "a=udp:[::1]:7"], "only a socket unit with ReusePort=yes can have"),
         (&["--lisen", "127.0.0.1:0"], "--listen"),
         (&["--port", "8085"], "--port"),
         (&["127.0.0.1:0"], "127.0.0.1:0"),

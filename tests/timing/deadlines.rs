@@ -341,7 +341,7 @@ fn check_drain(signal: Signal, name: &str, delay: Duration) {
     let status = daemon.wait();
     // All that was read was answered.
     let messages = over_tcp + over_unix + 1;
-    let last = format!("info: stopped: 3 connections finished, 0 cut; {messages} messages on 3 connections in all");
+    let last = format!("info: stopped: 3 connections finished, 0 cut; {messages} messages, 3 connections in all");
     assert_eq!((status.code(), daemon.log().pop()), (Some(0), Some(last)));
 }
 
@@ -370,7 +370,7 @@ fn a_client_without_pending_replies_does_not_delay_the_exit() {
     let status = daemon.wait();
     // What may still come is taken for a second.
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    let last = "info: stopped: 1 connections finished, 0 cut; 1 messages on 1 connections in all".to_owned();
+    let last = "info: stopped: 1 connections finished, 0 cut; 1 messages, 1 connections in all".to_owned();
     assert_eq!((status.code(), daemon.log().pop()), (Some(0), Some(last)));
     drop(calm);
 }

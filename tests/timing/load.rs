@@ -148,7 +148,7 @@ fn check_load(listen: [&str; 2]) {
     let first: Vec<_> = problems.iter().take(5).collect();
     assert!(problems.is_empty(), "ECHOED_TEST_SEED={seed}: {} connections went wrong: {first:#?}", problems.len());
     let log = daemon.stop();
-    let count = format!("; {} messages on {CONNECTIONS} connections in all", CONNECTIONS * (MESSAGES + 1));
+    let count = format!("; {} messages, {CONNECTIONS} connections in all", CONNECTIONS * (MESSAGES + 1));
     assert!(log.last().is_some_and(|line| line.ends_with(&count)), "not \"{count}\": {log:#?}");
 }
 
@@ -185,5 +185,5 @@ fn a_client_that_sends_100000_messages_and_half_closes_gets_100000_replies() {
         });
     }
     let log = daemon.stop();
-    assert!(log.last().is_some_and(|line| line.ends_with("; 200000 messages on 2 connections in all")), "{log:#?}");
+    assert!(log.last().is_some_and(|line| line.ends_with("; 200000 messages, 2 connections in all")), "{log:#?}");
 }

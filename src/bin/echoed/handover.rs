@@ -45,7 +45,7 @@ pub(crate) async fn store_connections(server: Server, log: &LeveledLog) -> usize
         Note::Stopped,
         &format!(
             "stopped: {stored} connections handed over in {took} ms, {finished} finished, {cut} cut; \
-             {messages} messages on {accepted} connections in all"
+             {messages} messages, {accepted} connections in all"
         ),
     );
     waiting.iter().sum()

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, abort};
 
 use clap::Parser;
-use echoed::address::{Address, Family, UnixName};
+use echoed::address::{Address, Family, UnixName, repeated_address_hint};
 use echoed::bind::{self, SocketFile};
 use echoed::cli::echoed::Echoed;
 use echoed::config::{Loaded, Settings};
@@ -98,7 +98,7 @@ fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangu
         hangup.unblock();
     }
     if let Some(twice) = arguments.repeated_address() {
-        return Err(StartError::Usage(format!("--listen: {twice} is given twice; remove one of them")));
+        return Err(StartError::Usage(format!("--listen: {twice} is given twice; {}", repeated_address_hint(twice))));
     }
     // Then stdin is not served, and stderr is a log like any other, also for mistakes in the settings.
     if !arguments.serves() || !arguments.listen.is_empty() {

@@ -122,7 +122,7 @@ async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &L
     log.note(
         Note::Stopped,
         &format!(
-            "stopped: {finished} connections finished, {cut} cut; {messages} messages on {accepted} connections in all"
+            "stopped: {finished} connections finished, {cut} cut; {messages} messages, {accepted} connections in all"
         ),
     );
 }

@@ -245,7 +245,9 @@ impl<'a> LoadThread<'a> {
         }
         if let Some(schedule) = &self.schedule {
             let used: u64 = self.connections.iter().map(|connection| connection.slots_used).sum();
-            self.unsent = schedule.sends_due(at.min(self.send_until)).saturating_sub(used).min(self.messages_left);
+            // A message that is due at the very end is not sent any more.
+            let last = at.min(self.send_until.saturating_sub(1));
+            self.unsent = schedule.sends_due(last).saturating_sub(used).min(self.messages_left);
         } else if self.settings.count.is_some() {
             self.unsent = self.messages_left;
         }

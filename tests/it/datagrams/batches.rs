@@ -67,7 +67,7 @@ fn each_datagram_of_a_batch_is_checked_and_answered_by_itself() {
     let log = daemon.stop();
     expect_nothing(&client);
     assert_eq!((count_dropped(&log, "too-long"), count_dropped(&log, "own-reply")), (20, 20), "{log:#?}");
-    assert!(log.iter().any(|line| line.contains("60 messages on 0 connections")), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("60 messages, 0 connections")), "{log:#?}");
 }
 
 #[test]
@@ -268,5 +268,5 @@ fn two_hundred_thousand_sources_take_little_memory() {
     assert!(grown < 4 << 20, "{grown} bytes more");
     let log = daemon.stop();
     let lost = count_dropped(&log, "kernel");
-    assert!(log.iter().any(|line| line.contains(&format!("{} messages on 0 connections", 200_000 - lost))), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains(&format!("{} messages, 0 connections", 200_000 - lost))), "{log:#?}");
 }

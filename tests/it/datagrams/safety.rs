@@ -125,7 +125,7 @@ fn two_daemons_pointed_at_each_other_exchange_only_one_reply() {
     daemons[0].wait_for_log("1 datagram dropped on echo: own-reply; from 127.0.0.1:");
     let logs = daemons.map(Daemon::stop);
     let said = logs.map(|log| log.into_iter().find(|line| line.contains("stopped:")).unwrap());
-    assert!(said[0].contains("; 0 messages on") && said[1].contains("; 1 messages on"), "{said:#?}");
+    assert!(said[0].contains("; 0 messages, ") && said[1].contains("; 1 messages, "), "{said:#?}");
 }
 
 #[test]

@@ -73,7 +73,7 @@ fn a_user_whose_file_system_never_answers_delays_no_other_user_and_a_stop_only_b
     let log = daemon.log();
     assert_eq!(count_dropped(&log, "no-room"), 41, "{log:#?}");
     assert_eq!(log.iter().filter(|line| line.contains(" dropped on echo: ") && !line.contains("no-room")).count(), 0);
-    assert!(log.iter().any(|line| line.contains("; 45 messages on 0 connections in all")), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("; 45 messages, 0 connections in all")), "{log:#?}");
 }
 
 #[test]
