@@ -97,6 +97,9 @@ enum Interest {
     ReadPackets,
     /// Room for output, but not input.
     Write,
+    /// Only the end of the peer's stream, while a connection of packets waits in the run queue: epoll would report its
+    /// input in every pass.
+    Queued,
     /// Only errors and hang-ups, which epoll always reports.
     Nothing,
 }
@@ -212,6 +215,7 @@ impl Connection {
             Interest::Read => EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI | EventFlags::ET,
             Interest::ReadPackets => EventFlags::IN | EventFlags::RDHUP,
             Interest::Write => EventFlags::OUT | EventFlags::ET,
+            Interest::Queued => EventFlags::RDHUP | EventFlags::ET,
             Interest::Nothing => EventFlags::ET,
         }
     }
@@ -224,6 +228,8 @@ impl Connection {
             Interest::Write
         } else if !self.input.is_packets() {
             Interest::Read
+        } else if self.queued.is_some() {
+            Interest::Queued
         } else if wants == Want::Read && !self.input.is_parked() {
             Interest::ReadPackets
         } else {

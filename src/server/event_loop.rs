@@ -152,8 +152,9 @@ impl EventLoop {
             }
         }
         if !self.barriers.is_empty() {
-            self.drive_ended(now);
-            self.barriers.note_wait(ready.len());
+            if self.drive_ended(now) {
+                self.barriers.note_wait(ready.len());
+            }
         }
         if self.mailbox.has_commands() && !self.run_commands(now) {
             return false;
@@ -380,18 +381,21 @@ impl EventLoop {
         }
     }
 
-    /// Drives the connections of the run queue whose peers have ended them. The other connections keep their order.
+    /// Drives the connections of the run queue whose peers have ended them. The other connections keep their order. Returns
+    /// whether there is none left of those: one drive may not read all that the peer has sent before.
     #[cold]
-    fn drive_ended(&mut self, now: Instant) {
+    fn drive_ended(&mut self, now: Instant) -> bool {
+        let has_ended = |one: &Connection| one.queued == Some(Readiness::Ended);
         for _ in 0..self.run_queue.len() {
-            let Some(key) = self.run_queue.pop_front() else { return };
-            if self.connections.get(key).is_some_and(|one| one.queued == Some(Readiness::Ended)) {
+            let Some(key) = self.run_queue.pop_front() else { break };
+            if self.connections.get(key).is_some_and(|one| has_ended(one)) {
                 self.connections[key].queued = None;
                 self.drive_now(key, Readiness::Ended, now);
             } else {
                 self.run_queue.push_back(key);
             }
         }
+        !self.run_queue.iter().any(|key| self.connections.get(*key).is_some_and(|one| has_ended(one)))
     }
 
     /// Drives a connection whose socket is ready. In most cases, one read and one reply are enough.
@@ -421,28 +425,40 @@ impl EventLoop {
             return self.remove(key);
         }
         self.set_timer(key, now);
-        let connection = &mut self.connections[key];
         if progress == Progress::Yield {
-            self.queue(key, Readiness::ReadUntilBlocked);
-        } else if let Some(interest) = connection.changed_interest() {
-            // epoll also reports readiness that exists already.
-            let data = EventData::new_u64(key as u64);
-            if let Err(error) = retry_on_intr(|| epoll::modify(&self.epoll, connection.socket(), data, interest)) {
-                // Without its registration, nothing would drive the connection again.
-                self.take(key).fail(&self.state, error.into());
-            }
+            // epoll does not report the end of the stream again.
+            self.queue(key, readiness.max(Readiness::ReadUntilBlocked));
+        } else {
+            self.update_interest(key);
+        }
+    }
+
+    /// Registers what epoll is to report of a connection, if that has changed.
+    #[inline]
+    fn update_interest(&mut self, key: usize) {
+        let connection = &mut self.connections[key];
+        let Some(interest) = connection.changed_interest() else { return };
+        // epoll also reports readiness that exists already.
+        let data = EventData::new_u64(key as u64);
+        if let Err(error) = retry_on_intr(|| epoll::modify(&self.epoll, connection.socket(), data, interest)) {
+            // Without its registration, nothing would drive the connection again.
+            self.take(key).fail(&self.state, error.into());
         }
     }
 
     /// Puts a connection into the run queue, unless it is in it already.
     fn queue(&mut self, key: usize, readiness: Readiness) {
         let connection = &mut self.connections[key];
+        let is_packets = connection.is_packets();
         // When its turn comes, another process may have taken the packet, and an empty packet looks like the end of the
         // stream.
-        let least = if connection.is_packets() { Readiness::ReadUntilBlocked } else { Readiness::None };
+        let least = if is_packets { Readiness::ReadUntilBlocked } else { Readiness::None };
         let queued = connection.queued.replace(readiness.max(least).max(connection.queued.unwrap_or(least)));
         if queued.is_none() {
             self.run_queue.push_back(key);
+            if is_packets {
+                self.update_interest(key);
+            }
         }
     }
 

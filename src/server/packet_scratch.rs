@@ -9,7 +9,7 @@ const MAX_BYTES: usize = 4 << 20;
 
 /// The longest possible packet, in bytes, rounded up. The kernel allocates a packet in one block of at most 4 MiB plus
 /// some pages (KMALLOC_MAX_SIZE); sending a longer one fails.
-const MAX_PACKET: usize = 8 << 20;
+pub(crate) const MAX_PACKET: usize = 8 << 20;
 
 /// The size of a cache line on most CPUs, in bytes.
 const CACHE_LINE: usize = 64;

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::config::{Limits, Settings};
+use crate::protocol::rules::ReplyMode;
 use crate::protocol::{Rules, Session, Verdict};
 use crate::server::accepted_socket::AcceptedSocket;
 use crate::server::admission::Admission;
@@ -83,7 +84,7 @@ fn connect(event_loop: &mut EventLoop, state: &WorkerState, now: Instant) -> Uni
     let (client, server) = UnixStream::pair().unwrap();
     client.set_nonblocking(true).unwrap();
     server.set_nonblocking(true).unwrap();
-    insert(event_loop, state, now, (server.into(), SocketKind::Stream), &admission());
+    insert(event_loop, state, now, (server.into(), SocketKind::Stream), &admission(), Rules::default());
     client
 }
 
@@ -98,12 +99,13 @@ fn insert(
     now: Instant,
     (socket, kind): (OwnedFd, SocketKind),
     admission: &Arc<Admission>,
+    rules: Rules,
 ) {
     let Settings { defaults, .. } = Settings::default();
     let (descriptors, receive_buffer) = (PeerDescriptors::None, ReceiveBuffer::Untouched);
     let socket = AcceptedSocket { socket, descriptors, receive_buffer };
     let permit = admission.try_acquire(false).unwrap();
-    let rules = Rules { packets: kind == SocketKind::Seqpacket, ..(*defaults.rules).clone() };
+    let rules = Rules { packets: kind == SocketKind::Seqpacket, ..rules };
     let session = Session::new(Arc::new(rules), now);
     let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings: defaults });
     let info = ConnectionInfo { id: ID, listener, peer: Peer::Unknown };
@@ -124,7 +126,7 @@ impl PacketClient {
         packet_socket::prepare(&server).unwrap();
         sockopt::set_socket_send_buffer_size(&socket, 1 << 20).unwrap();
         let served = server.try_clone().unwrap();
-        insert(event_loop, state, clock(), (server, SocketKind::Seqpacket), admission);
+        insert(event_loop, state, clock(), (server, SocketKind::Seqpacket), admission, Rules::default());
         Self { socket, served }
     }
 
@@ -216,27 +218,29 @@ fn a_client_that_sends_little_waits_for_one_drive_of_those_that_send_much_and_al
 fn a_client_that_sends_little_waits_for_one_drive_of_those_that_send_many_packets() {
     let OneConnection { mut event_loop, client: mut calm, .. } = OneConnection::new();
     let (state, admission) = (Arc::clone(&event_loop.state), admission());
-    let floods: Vec<_> = (0..4).map(|_| PacketClient::connect(&mut event_loop, &state, &admission)).collect();
+    // More than epoll reports at once.
+    const FLOODS: usize = 100;
+    let floods: Vec<_> = (0..FLOODS).map(|_| PacketClient::connect(&mut event_loop, &state, &admission)).collect();
     let much = [b'x'; 8 * 1024];
     let exchange = |flood: &PacketClient| {
         let answered = std::iter::from_fn(|| flood.receive()).count();
         while flood.send(&much) {}
         answered
     };
-    for _ in 0..16 {
+    for _ in 0..8 * FLOODS {
         floods.iter().for_each(|flood| _ = exchange(flood));
         event_loop.pass_once();
     }
 
-    let mut served = [0; 4];
+    let mut served = [0; FLOODS];
     let mut buffer = [0; 100];
-    for round in 0..20 {
+    for round in 0..5 * FLOODS {
         floods.iter().for_each(|flood| _ = exchange(flood));
         calm.write_all(b"aaaa\t").unwrap();
         event_loop.pass_once();
         let count = calm.read(&mut buffer).unwrap();
         assert_eq!(&buffer[..count], b"server got:aaaa\t", "round {round}");
-        let answered: Vec<_> = (0..4).filter(|at| exchange(&floods[*at]) > 0).collect();
+        let answered: Vec<_> = (0..FLOODS).filter(|at| exchange(&floods[*at]) > 0).collect();
         assert!(answered.len() <= 1, "round {round}: {answered:?}");
         answered.iter().for_each(|at| served[*at] += 1);
     }
@@ -361,4 +365,32 @@ fn other_threads_wait_for_connections_that_have_ended_and_not_for_those_that_sen
     event_loop.barriers.add(vec![barrier], BATCH);
     event_loop.pass_once();
     assert_eq!(event_loop.connections.len(), connected - floods.len());
+}
+
+#[test]
+fn other_threads_wait_for_a_connection_that_has_ended_until_all_its_input_is_read() {
+    let OneConnection { mut event_loop, client: _client, .. } = OneConnection::new();
+    let state = Arc::clone(&event_loop.state);
+    let (mut client, server) = UnixStream::pair().unwrap();
+    server.set_nonblocking(true).unwrap();
+    sockopt::set_socket_send_buffer_size(&client, 1 << 20).unwrap();
+    client.set_nonblocking(true).unwrap();
+    // Without replies, there is no error that ends the connection earlier.
+    let rules = Rules { reply: ReplyMode::None, ..Rules::default() };
+    insert(&mut event_loop, &state, clock(), (server.into(), SocketKind::Stream), &admission(), rules);
+    let connected = event_loop.connections.len();
+    // More than one drive reads.
+    let sent = std::iter::from_fn(|| client.write(&b"aaaa\t".repeat(8000)).ok()).sum::<usize>();
+    assert!(sent > 2 * 128 * 1024, "{sent}");
+    drop(client);
+    let (barrier, mut passed) = oneshot::channel();
+    event_loop.barriers.add(vec![barrier], BATCH);
+    let is_waiting = |passed: &mut oneshot::Receiver<_>| passed.try_recv() == Err(oneshot::error::TryRecvError::Empty);
+    let mut passes = 0;
+    while is_waiting(&mut passed) {
+        event_loop.pass_once();
+        passes += 1;
+        assert!(passes < 100);
+    }
+    assert_eq!(event_loop.connections.len(), connected - 1);
 }

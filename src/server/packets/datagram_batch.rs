@@ -68,6 +68,11 @@ impl Batch {
         Ok(datagrams.len() == count)
     }
 
+    /// Forgets the datagrams of the last call.
+    pub(crate) fn clear(&mut self) {
+        self.datagrams.clear();
+    }
+
     /// Receives one datagram with `receive`, which gets a slot.
     ///
     /// # Errors

@@ -51,11 +51,12 @@ pub(crate) struct Limits<'a> {
     pub(crate) rate_limiter: &'a RateLimiter,
 }
 
-/// How long to receive nothing after a datagram with descriptors. Those who wait for the room that it has made send meanwhile, and
-/// not when the next one comes: before Linux 6.16, what is sent at that moment has no credentials (`peer_descriptors.rs`).
+/// The time from one datagram to the next one if that has descriptors. Clients that wait for the room that the first has left
+/// send in this time, and not while the second is received: before Linux 6.16, a datagram that is sent at that moment has no
+/// credentials (`peer_descriptors.rs`).
 const DESCRIPTORS_PAUSE: Duration = Duration::from_micros(100);
 
-/// How long to wait before the disposal thread is tried to be made again.
+/// The time after which another start of the disposal thread is tried.
 const START_PAUSE: Duration = Duration::from_millis(100);
 
 /// A datagram socket that is being served.
@@ -74,6 +75,8 @@ pub(crate) struct DatagramServer {
     backoff: Backoff,
     /// The end of the pause after repeated errors.
     paused_until: Option<Instant>,
+    /// When the last datagram was received, if descriptors may come with the next.
+    last_received: Option<Instant>,
     /// When a message that waits for the log is given up; `None` until the thread is told to end its waits.
     given_up_at: Option<Instant>,
 }
@@ -110,6 +113,7 @@ impl DatagramServer {
             totals: Totals::default(),
             backoff: Backoff::default(),
             paused_until: None,
+            last_received: None,
             given_up_at: None,
         })
     }
@@ -217,12 +221,21 @@ impl DatagramServer {
         // While a message waits for the log, the rest of its batch waits with it. Left in the socket, those datagrams would be
         // served by the next process.
         let is_single = rules.log_messages == LogMessages::Full || self.socket.may_have_descriptors();
-        if self.socket.has_descriptors()? {
+        let more = if self.socket.has_descriptors()? {
+            self.paused_until = self.last_received.map(|at| at + DESCRIPTORS_PAUSE).filter(|until| *until > clock());
+            if self.paused_until.is_some() {
+                batch.clear();
+                return Ok(false);
+            }
             batch.receive_one(|buffer| self.receive_with_descriptors(buffer))?;
-            Ok(!self.parking.is_parked())
+            !self.parking.is_parked()
         } else {
-            batch.receive(&self.socket, if is_single { 1 } else { MAX_BATCH })
+            batch.receive(&self.socket, if is_single { 1 } else { MAX_BATCH })?
+        };
+        if self.socket.may_have_descriptors() {
+            self.last_received = Some(clock());
         }
+        Ok(more)
     }
 
     /// Receives one datagram, and passes its descriptors to the disposal thread. Returns `None` if receiving has to wait,
@@ -230,7 +243,6 @@ impl DatagramServer {
     fn receive_with_descriptors(&mut self, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
         let make_waker = || self.parking.room_waker();
         let received = self.socket.receive_with_descriptors(buffer, &self.state.disposal, make_waker);
-        self.paused_until = Some(clock() + DESCRIPTORS_PAUSE);
         if received.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMFILE as i32)) {
             if let Some(socket) = self.socket.second_descriptor() {
                 let dropped = self.parking.await_drop();

@@ -17,6 +17,7 @@ use rustix::net::{AddressFamily, RecvFlags};
 
 use crate::protocol::packet::{DropCause, Reply};
 use crate::server::disposal::Disposal;
+use crate::server::packet_scratch::MAX_PACKET;
 use crate::server::packets::datagram_address::{Datagram, Destination, LocalAddress, ReplyTo};
 use crate::server::peer_descriptors::{Credentials, PeerDescriptors};
 use crate::server::peer_input::{self, Input};
@@ -110,7 +111,7 @@ impl DatagramSocket {
     pub(crate) fn buffer_size(&self, max_message: usize) -> usize {
         match self.bound {
             BoundAddress::Ip(_) => max_message.min(MAX_UDP_SIZE),
-            BoundAddress::Unix(_) => max_message,
+            BoundAddress::Unix(_) => max_message.min(MAX_PACKET),
         }
     }
 
