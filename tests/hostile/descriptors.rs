@@ -855,5 +855,5 @@ fn a_flood_of_datagrams_with_descriptors_does_not_hide_who_sends_at_a_path() {
     let log = daemon.stop();
     let hidden = count_dropped(&log, "unsafe-address");
     // A few come at the moment when the kernel adds no credentials.
-    assert!(hidden <= u64::from(SENT) / 20, "{hidden} of {SENT}");
+    assert!(hidden <= u64::from(SENT) / 100, "{hidden} of {SENT}");
 }
