@@ -1,9 +1,13 @@
-//! The socket option with which a Unix socket takes no descriptors from its peer.
+//! Descriptors over Unix sockets (SCM_RIGHTS, unix(7)): how many there can be, and the socket option with which a socket takes none
+//! from its peer.
 
 use std::os::fd::AsFd;
 
 use nix::libc;
 use nix::sys::socket::setsockopt;
+
+/// How many descriptors come with one message at most (SCM_MAX_FD, unix(7)).
+pub(crate) const MAX_FDS_PER_MESSAGE: usize = 253;
 
 /// SO_PASSRIGHTS of asm-generic/socket.h, which no library names.
 const SO_PASSRIGHTS: libc::c_int = 83;

@@ -5,6 +5,8 @@ use std::os::fd::RawFd;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::pass_rights::MAX_FDS_PER_MESSAGE;
+
 /// Descriptors of a daemon for anything but connections: listeners, the first workers, the log and the like.
 const RESERVED_FDS: u64 = 64;
 
@@ -20,8 +22,8 @@ pub const MAX_PEER_FDS: usize = 1024;
 const MIN_PEER_FDS: usize = 16;
 
 /// Descriptors of peers for each thread that may receive some, a worker, the services or that of a Unix datagram socket: those of
-/// one message (SCM_MAX_FD, unix(7)), by which it may pass [`MAX_PEER_FDS`].
-const MESSAGE_FDS: u64 = 253;
+/// one message, by which it may pass [`MAX_PEER_FDS`].
+const MESSAGE_FDS: u64 = MAX_FDS_PER_MESSAGE as u64;
 
 /// The own descriptors of each of these threads.
 const THREAD_FDS: u64 = 4;

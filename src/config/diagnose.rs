@@ -12,6 +12,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::tree::Span;
+use crate::escape::is_unsafe;
 
 /// The origin of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,7 +181,7 @@ fn floor_char_boundary(text: &str, at: usize) -> usize {
 
 /// Replaces a character that would change how a terminal shows the line.
 fn printable(character: char) -> char {
-    if character.is_control() && character != '\t' { char::REPLACEMENT_CHARACTER } else { character }
+    if is_unsafe(character) && character != '\t' { char::REPLACEMENT_CHARACTER } else { character }
 }
 
 /// Returns the word of `known` that is closest to `word`, if it is close enough.

@@ -49,7 +49,8 @@ pub enum DropCause {
     Rate,
     /// The source is a Unix socket without a name, so that no reply can be sent to it.
     Nameless,
-    /// The source is a Unix socket at a path that is relative, or that leads the daemon to no socket of the sender.
+    /// The source is a Unix socket at a path that is relative, or that leads the daemon to no socket of the sender; or a
+    /// socket with an abstract name, to a listener at a path that sends only what the sender says.
     UnsafeAddress,
     /// There was no room for the descriptors, in the log, or on the way of the reply.
     NoRoom,
@@ -134,7 +135,7 @@ pub fn reply<'a>(rules: &'a Rules, message: &'a [u8]) -> Option<Reply<'a>> {
 
 /// Returns whether replies under these rules say only what the sender of the packet says: its own bytes, without a prefix.
 #[must_use]
-pub fn is_plain_echo(rules: &Rules) -> bool {
+pub fn says_only_what_the_sender_says(rules: &Rules) -> bool {
     rules.reply == rules::ReplyMode::Echo && rules.prefix.as_bytes().is_empty()
 }
 

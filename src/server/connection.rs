@@ -7,41 +7,33 @@
 //!
 //! Connections of packets have separate steps: `connection/packets.rs`.
 
+mod end;
 mod packets;
+mod stream;
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
-use rustix::io::{Errno, ioctl_fionread, retry_on_intr};
-use rustix::net::{RecvFlags, Shutdown};
 
-use super::accepted_socket::{self, AcceptedSocket};
+use super::accepted_socket::AcceptedSocket;
 use super::admission::Permit;
-use super::clock::clock;
-use super::event::{Event, EventSink};
+use super::event::EventSink;
 use super::input_kind::{InputKind, Pace};
 use super::listener::{ConnectionInfo, Listener};
-use super::outlet::{LoggingOutlet, SocketOutlet};
 use super::packet_scratch::PacketScratch;
-use super::peer::{Peer, Source};
+use super::peer::Source;
 use super::peer_descriptors::PeerDescriptors;
 use super::peer_progress;
 use super::receive_window;
 use super::socket::SocketKind;
-use super::socket_error;
 use super::worker_state::WorkerState;
-use crate::protocol::rules::LogMessages;
 use crate::protocol::session::MAX_PACKETS;
-use crate::protocol::snapshot;
 use crate::protocol::{Scratch, Session, Verdict, Want};
 
-/// The most steps in one drive: one that replies, and one that finds the end of the stream or no more input. Then other
-/// connections run.
-const MAX_STEPS: u32 = 2;
+pub(crate) use end::report_lost;
 
 /// If the last read of a connection returned at least this many bytes, its drives are queued behind those of
 /// connections with less input: they take about ten times as long. Receiving [`MAX_PACKETS`] short packets takes as
@@ -254,38 +246,6 @@ impl Connection {
         self.session.is_quiet() && self.input.is_settled() && self.timer.is_none_or(|at| now < at)
     }
 
-    /// Reads once and replies. Returns the readiness for a drive, if one has to follow.
-    #[inline]
-    pub(crate) fn exchange(&mut self, now: Instant, scratch: &mut Scratch, state: &WorkerState) -> Option<Readiness> {
-        let Self { socket, session, info, is_bulk, .. } = self;
-        let mut outlet = SocketOutlet { socket, blocked: false, broken: None };
-        let buffer = scratch.input_room();
-        let size = buffer.len();
-        let next = match outlet.read(buffer) {
-            Some(0) => {
-                session.handle_end_of_input(now);
-                Some(Readiness::None)
-            }
-            Some(count) => {
-                *is_bulk = count >= BULK;
-                let before = session.totals();
-                session.receive(now, scratch, count, &mut outlet);
-                state.counters.count_totals(before, session.totals());
-                if count == size {
-                    Some(Readiness::ReadUntilBlocked)
-                } else {
-                    // The session is quiet again, so epoll reports what comes next.
-                    (!session.is_quiet()).then_some(Readiness::None)
-                }
-            }
-            None => None,
-        };
-        let Some(error) = outlet.broken else { return next };
-        session.handle_reset();
-        socket_error::report(error.into(), info, &state.sink);
-        Some(Readiness::None)
-    }
-
     /// Does what the session wants and the socket allows, up to the limit for one drive. `key` is the key of the
     /// connection in the event loop.
     #[inline]
@@ -349,141 +309,6 @@ impl Connection {
         self.session.handle_timeout(now);
     }
 
-    /// Reads input while replies are owed: the kernel has closed the receive window and accepts no acknowledgment from
-    /// the peer until something is read. Reads nothing if there is no memory for it.
-    #[cold]
-    fn read_ahead(&mut self, now: Instant, scratch: &mut Scratch, state: &WorkerState) {
-        let buffer = scratch.input_room();
-        let (memory, size) = (self.session.memory(), self.session.read_ahead_room().min(buffer.len()));
-        if size == 0 || !self.permit.set_memory(memory + size) {
-            self.permit.set_memory(memory);
-            return;
-        }
-        match retry_on_intr(|| rustix::net::recv(&self.socket, &mut buffer[..size], RecvFlags::empty())) {
-            // The next read returns the end of the stream again.
-            Ok((count, _)) => self.session.read_ahead(now, &buffer[..count]),
-            Err(Errno::AGAIN) => {}
-            Err(error) => {
-                self.session.handle_reset();
-                socket_error::report(error.into(), &self.info, &state.sink);
-            }
-        }
-        self.permit.set_memory(self.session.memory());
-    }
-
-    /// Does what the session wants, until the socket or the log has no room, or [`MAX_STEPS`] steps are done.
-    #[inline]
-    fn run_steps(
-        &mut self,
-        key: usize,
-        readiness: Readiness,
-        now: Instant,
-        scratch: &mut Scratch,
-        state: &WorkerState,
-        wakers: &impl ConnectionWakers,
-    ) -> Progress {
-        let Self { socket, session, permit, info, waker, input: kind, awaits_log, is_bulk, .. } = self;
-        let mut outlet = SocketOutlet { socket, blocked: false, broken: None };
-        let log = session.rules().log_messages;
-        // Whether another read would return nothing, or epoll will report any further input.
-        let mut input_exhausted = readiness == Readiness::None;
-        let mut steps = 0;
-        // An earlier exchange may have left something unfinished.
-        account_memory(session, permit, waker.as_deref(), info, &state.sink, now);
-        loop {
-            match session.wants() {
-                Want::Close => return Progress::Closed,
-                Want::Delay => return Progress::Pending,
-                Want::Read if input_exhausted || kind.is_parked() => return Progress::Pending,
-                Want::Read if steps == MAX_STEPS => return Progress::Yield,
-                // One drive sends at most 64 KiB and one reply.
-                Want::Write | Want::Log if steps > 0 => return Progress::Yield,
-                Want::Read => {
-                    let buffer = scratch.input_room();
-                    let size = buffer.len();
-                    let until_blocked = readiness.is_until_blocked() || kind.descriptors() == PeerDescriptors::Queued;
-                    let input = match kind {
-                        InputKind::Packets { .. } => unreachable!("they have steps of their own"),
-                        InputKind::Bytes(receive_buffer) => {
-                            receive_buffer.limit(outlet.socket);
-                            outlet.read(buffer)
-                        }
-                        InputKind::WithDescriptors { descriptors: PeerDescriptors::None, .. } => outlet.read(buffer),
-                        InputKind::WithDescriptors { descriptors, parked } => {
-                            let wake = || wakers.unpark_waker(key, info.id);
-                            outlet.read_with_descriptors(buffer, descriptors, parked, &state.disposal, wake)
-                        }
-                    };
-                    match input {
-                        Some(0) => session.handle_end_of_input(now),
-                        Some(count) => {
-                            *is_bulk = count >= BULK;
-                            input_exhausted = count < size && !until_blocked;
-                            if count == size {
-                                steps = MAX_STEPS - 1;
-                            }
-                            if log == LogMessages::Off {
-                                session.receive(now, scratch, count, &mut outlet);
-                            } else {
-                                let outlet = LoggingOutlet {
-                                    inner: &mut outlet,
-                                    sink: &state.sink,
-                                    make_waker: || wakers.drive_waker(key),
-                                    info,
-                                    waker,
-                                    awaits_log,
-                                    log,
-                                };
-                                outlet.receive(session, now, scratch, count);
-                            }
-                        }
-                        None => input_exhausted = true,
-                    }
-                }
-                Want::Write | Want::Log => {
-                    // While output is pending, only EPOLLOUT is registered, so there may be input that epoll has not
-                    // reported.
-                    input_exhausted = false;
-                    if log == LogMessages::Off {
-                        session.process_buffers(now, scratch, &mut outlet);
-                    } else {
-                        let outlet = LoggingOutlet {
-                            inner: &mut outlet,
-                            sink: &state.sink,
-                            make_waker: || wakers.drive_waker(key),
-                            info,
-                            waker,
-                            awaits_log,
-                            log,
-                        };
-                        outlet.process_buffers(session, now, scratch);
-                    }
-                }
-                Want::Shutdown => {
-                    // Closing a connection with unread input would reset it.
-                    if ioctl_fionread(outlet.socket).is_ok_and(|unread| unread > 0) {
-                        session.note_activity(now);
-                    }
-                    // If the peer has gone, the next read reports it.
-                    let _ = rustix::net::shutdown(outlet.socket, Shutdown::Write);
-                    session.handle_shutdown_sent(now);
-                }
-            }
-            steps += 1;
-            if let Some(error) = outlet.broken.take() {
-                session.handle_reset();
-                socket_error::report(error.into(), info, &state.sink);
-            }
-            if !account_memory(session, permit, waker.as_deref(), info, &state.sink, now) {
-                // The session no longer wants to do what was blocked.
-                outlet.blocked = false;
-            }
-            if outlet.blocked {
-                return Progress::Pending;
-            }
-        }
-    }
-
     /// Returns whether it is a connection of packets.
     pub(crate) fn is_packets(&self) -> bool {
         self.input.is_packets()
@@ -540,74 +365,10 @@ impl Connection {
         Arc::ptr_eq(&self.info.listener, listener)
     }
 
-    /// Ends the connection, and reports why. Closes the socket and releases the permit; on the disposal thread, if the
-    /// peer may have sent descriptors that were not received.
-    pub(crate) fn close(self: Box<Self>, state: &WorkerState) {
-        let is_written = abandon_message(self.waker.as_deref(), &state.sink);
-        state.sink.unlogged.add_lost(self.session.unlogged_messages().saturating_sub(is_written.into()));
-        self.end(state);
-    }
-
-    /// Ends a connection without messages that wait for the log.
-    fn end(self: Box<Self>, state: &WorkerState) {
-        // Without a verdict, the session was not finished: the daemon ends it.
-        let verdict = self.session.verdict().unwrap_or(Verdict::Shutdown);
-        self.report_closed(state, verdict);
-        if self.input.is_packets() {
-            self.discard_packets();
-        }
-        let Self { socket, input, permit, .. } = *self;
-        let descriptors = input.descriptors();
-        accepted_socket::close(socket, descriptors, &state.disposal, permit);
-    }
-
     /// Allows reading again after descriptors were closed. Returns whether the connection has this id and was waiting
     /// for that.
     pub(crate) fn unpark(&mut self, id: u64) -> bool {
         self.info.id == id && self.input.unpark()
-    }
-
-    /// Detaches the connection. Returns its socket and its encoded session.
-    pub(crate) fn detach(mut self: Box<Self>, state: &WorkerState, now: Instant) -> DetachedConnection {
-        let ConnectionInfo { id, ref listener, peer } = self.info;
-        // It may take some time until the next process reads from the socket.
-        self.input.prepare(false, &self.socket);
-        let client = if let Peer::Proxied(client) = peer { Some(client) } else { None };
-        let snapshot = snapshot::encode(&self.session, &listener.name, id, client, now);
-        let unlogged = self.session.unlogged_messages();
-        // From now on, the next process is responsible for logging the message.
-        abandon_message(self.waker.as_deref(), &state.sink);
-        self.report_closed(state, Verdict::HandedOver);
-        let Self { socket, .. } = *self;
-        DetachedConnection { socket, snapshot, unlogged }
-    }
-
-    fn report_closed(&self, state: &WorkerState, verdict: Verdict) {
-        state.remove_connection();
-        state.counters.count_ended(verdict);
-        if self.awaits_log {
-            state.sink.unlogged.end_wait();
-        }
-        if !state.sink.handler.wants_closed(verdict) {
-            return;
-        }
-        state.sink.report(Event::Closed {
-            id: self.info.id,
-            listener: Arc::clone(&self.info.listener.name),
-            peer: self.info.peer,
-            verdict,
-            totals: self.session.totals(),
-            age: clock().saturating_duration_since(self.session.opened()),
-            bad_header: None,
-        });
-    }
-
-    /// Ends a connection that cannot be served, and reports the error.
-    pub(crate) fn fail(mut self: Box<Self>, state: &WorkerState, error: io::Error) {
-        socket_error::report_failure(error, &self.info, &state.sink);
-        self.session.handle_reset();
-        report_lost(self.session.unlogged_messages(), self.waker.as_deref(), &self.info, &state.sink);
-        self.end(state);
     }
 }
 
@@ -630,26 +391,6 @@ fn account_memory(
     let lost = unlogged.saturating_sub(session.unlogged_messages());
     report_lost(lost, waker, info, sink);
     false
-}
-
-/// Tells the log that a waiting message will not be submitted again. Returns whether it was already written.
-fn abandon_message(waker: Option<&Waker>, sink: &EventSink) -> bool {
-    waker.is_some_and(|waker| sink.message_log.abandon(waker))
-}
-
-/// Counts and reports messages that had to be logged and will not be. At the end of the server, the embedder reports
-/// the total instead.
-#[cold]
-pub(crate) fn report_lost(count: usize, waker: Option<&Waker>, info: &ConnectionInfo, sink: &EventSink) {
-    if count == 0 {
-        return;
-    }
-    let count = count.saturating_sub(abandon_message(waker, sink).into());
-    if count > 0 {
-        sink.unlogged.add_lost(count);
-        let (listener, peer) = (Arc::clone(&info.listener.name), info.peer);
-        sink.report(Event::MessagesLost { id: info.id, listener, peer, count });
-    }
 }
 
 #[cfg(test)]

@@ -16,10 +16,7 @@ use rustix::net::{
     shutdown, sockopt,
 };
 
-use crate::pass_rights::refuse_descriptors;
-
-/// The maximum number of descriptors that come with one message (SCM_MAX_FD, unix(7)).
-const MAX_PER_MESSAGE: usize = 253;
+use crate::pass_rights::{MAX_FDS_PER_MESSAGE, refuse_descriptors};
 
 /// Space for ancillary messages that come before the descriptors, if another holder of the socket has enabled them: the
 /// sender's credentials, security label and pidfd. In bytes.
@@ -29,7 +26,7 @@ const OTHER_MESSAGES: usize = 1024;
 const TIMESTAMP: usize = size_of::<libc::cmsghdr>() + size_of::<libc::timespec>();
 
 /// Space for all ancillary data that may come with a message, in bytes.
-pub(crate) const ANCILLARY_SIZE: usize = OTHER_MESSAGES + rustix::cmsg_space!(ScmRights(MAX_PER_MESSAGE));
+pub(crate) const ANCILLARY_SIZE: usize = OTHER_MESSAGES + rustix::cmsg_space!(ScmRights(MAX_FDS_PER_MESSAGE));
 
 /// SO_PASSPIDFD of asm-generic/socket.h (Linux 6.5), which no library defines.
 const SO_PASSPIDFD: libc::c_int = 76;
@@ -147,7 +144,7 @@ pub(crate) fn receive(
     let mut space = [MaybeUninit::uninit(); ANCILLARY_SIZE];
     let size = match room {
         0 => 0,
-        MAX_PER_MESSAGE.. => ANCILLARY_SIZE,
+        MAX_FDS_PER_MESSAGE.. => ANCILLARY_SIZE,
         // Without a time, a few more than there is room for may fit.
         room => TIMESTAMP + rustix::cmsg_space!(ScmRights(room)),
     };
@@ -201,7 +198,7 @@ mod tests {
         let (sender, receiver) = UnixDatagram::pair().unwrap();
         set(&receiver);
         let descriptors = vec![sender.as_fd(); sent];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PER_MESSAGE))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS_PER_MESSAGE))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
         sendmsg(&sender, &[IoSlice::new(b"a")], &mut ancillary, SendFlags::empty()).unwrap();
@@ -217,7 +214,7 @@ mod tests {
         ] {
             let received = receive_with(ROOM, set);
             assert!(matches!(&received, Received::Complete(1, all) if all.len() == ROOM), "{received:?}");
-            let received = receive_with(MAX_PER_MESSAGE, set);
+            let received = receive_with(MAX_FDS_PER_MESSAGE, set);
             assert!(matches!(&received, Received::NoRoom(some) if some.len() >= ROOM), "{received:?}");
         }
     }

@@ -8,8 +8,7 @@ use rustix::cmsg_space;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-/// How many descriptors go into a message at most (SCM_MAX_FD, unix(7)).
-pub(super) const MAX_FDS_PER_MESSAGE: usize = 253;
+use crate::pass_rights::MAX_FDS_PER_MESSAGE;
 
 /// Sends a message with descriptors, [`MAX_FDS_PER_MESSAGE`] at most, or with none. SIGPIPE is not raised.
 ///

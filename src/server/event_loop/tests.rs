@@ -18,7 +18,7 @@ use crate::server::accepted_socket::AcceptedSocket;
 use crate::server::admission::Admission;
 use crate::server::disposal::Disposal;
 use crate::server::event::{Event as ServerEvent, EventSink, MessageLog, ReceivedMessage};
-use crate::server::listener::ConnectionInfo;
+use crate::server::listener::{ConnectionInfo, Listener};
 use crate::server::packet_socket;
 use crate::server::peer::Peer;
 use crate::server::peer_descriptors::PeerDescriptors;

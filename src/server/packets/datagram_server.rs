@@ -373,7 +373,8 @@ impl DatagramServer {
                 }
                 // The reply may go to the socket of another program, so it must not say what the sender chose.
                 ReplyTo::Abstract(_)
-                    if packet::is_plain_echo(&listener.settings.rules) && !self.socket.shares_names() =>
+                    if packet::says_only_what_the_sender_says(&listener.settings.rules)
+                        && !self.socket.shares_names() =>
                 {
                     return Err(DropCause::UnsafeAddress);
                 }

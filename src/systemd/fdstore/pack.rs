@@ -10,8 +10,9 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair,
 
 use super::manifest::{self, Entry};
 use super::{StoredConnection, socket_cookie};
+use crate::pass_rights::MAX_FDS_PER_MESSAGE;
 use crate::systemd::sealed_memory;
-use crate::systemd::send_fds::{MAX_FDS_PER_MESSAGE, send_with_fds};
+use crate::systemd::send_fds::send_with_fds;
 
 /// The advice about too many descriptors in flight.
 pub(super) const TOO_MANY_IN_FLIGHT: &str =

@@ -17,7 +17,7 @@ use rustix::net::{
 
 use super::manifest::{self, Manifest};
 use super::{StoredConnection, socket_cookie};
-use crate::systemd::send_fds::MAX_FDS_PER_MESSAGE;
+use crate::pass_rights::MAX_FDS_PER_MESSAGE;
 
 /// The content of a bundle.
 #[derive(Debug, Default)]

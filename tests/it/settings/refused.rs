@@ -37,7 +37,7 @@ fn check_refusal((configuration, position, said): Row) -> Result<(), String> {
     }
     let (number, column) = position.split_once(':').expect("a position is LINE:COLUMN");
     let (number, column): (usize, usize) = (number.parse().expect("digits"), column.parse().expect("digits"));
-    let configuration = configuration.trim_start_matches('\u{feff}').replace('\u{1b}', "\u{fffd}");
+    let configuration = configuration.trim_start_matches('\u{feff}').replace(['\u{1b}', '\u{202e}'], "\u{fffd}");
     let shown = configuration.lines().nth(number - 1).unwrap_or_default();
     let margin = " ".repeat(number.to_string().len());
     let before = caret.find('^').map_or("", |at| &caret[..at]);
@@ -293,6 +293,7 @@ fn invalid_toml_is_shown_with_the_position_of_the_error() {
         ("\u{feff}[log]\r\nlevel = \"loud\"\r\n", "2:9", "\"loud\" is not one of"),
         ("\u{feff}lgo = 1\n", "1:1", "is log meant?"),
         ("[log]\nlevel = \"in\u{1b}fo\"\n", "2:12", ""),
+        ("[log]\n# \u{202e}\nlevel = \"in\u{202e}fo\"\n", "3:9", "is not one of"),
         ("[log]\nlevel: \"info\"\n", "2:6", "an equals sign separates a key from its value; write level = \"info\""),
         ("[limits]\nconnections: 3\n", "2:12", "write connections = 3"),
         ("[log]\nlevel = \u{201c}debug\u{201d}\n", "2:9", "typographic quotes are not quotes in TOML; write \"debug\""),
