@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::Duration;
 
+use common::fake_journald::FakeJournald;
 use common::service_manager::activated_command;
 use common::strace::Strace;
 use common::{Daemon, Peer, ServiceManager, now, program_or_skip};
@@ -224,4 +226,44 @@ fn too_few_descriptors_for_a_start_end_it_with_71_and_a_line() {
         assert!(log.last().is_some_and(is_named), "{limit} descriptors: {log:#?}");
     }
     panic!("64 descriptors are too few");
+}
+
+#[test]
+fn the_log_reaches_the_journal_if_clients_take_all_descriptors_before_it_is_connected() {
+    let (Some(journal), Some(prlimit)) = (FakeJournald::start(), program_or_skip("prlimit")) else { return };
+    let Some(strace) = Strace::new("connect", &["connect:delay_enter=1500000:when=1".to_owned()]) else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = format!("tcp:{}", listener.local_addr().expect("it is bound"));
+    let mut command = journal.command();
+    command.env("LISTEN_FDNAMES", "echo").stdin(OwnedFd::from(listener));
+    command.env("TEST_WRAPPER", format!("{} --nofile=32:32 {}", prlimit.display(), strace.wrapper()));
+    let mut daemon = Daemon::spawn_with_stdio(&mut command, "", &[]);
+    let peers: Vec<_> = (0..40).map(|_| Peer::connect(&address)).collect();
+    journal.expect("the pause", |entry| {
+        entry.text("MESSAGE").starts_with("failed to accept on echo: Too many open files")
+    });
+    drop(peers);
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait().success());
+    assert_eq!(daemon.log(), [""; 0], "entries were written as lines");
+}
+
+#[test]
+fn messages_are_logged_and_answered_if_clients_took_all_descriptors_before_the_first_message() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let settings = "[defaults]\nlog_messages = 'full'\n";
+    let daemon =
+        Daemon::spawn_with(&mut journal.command(), settings, &["--listen", "127.0.0.1:0", "--log-level", "debug"]);
+    let address = &journal.addresses(1)[0];
+    let mut first = Peer::connect(address);
+    journal.expect("the beginning of its connection", |entry| !entry.text("PEER").is_empty());
+    daemon.leave_free_descriptors(0);
+    first.exchange("logged");
+    journal.expect("its message", |entry| entry.text("MESSAGE") == "logged");
+    // The journal's socket is made anew.
+    journal.take_down();
+    first.send("later\t");
+    journal.bring_up();
+    first.expect("server got:later\t");
+    daemon.signal(Signal::TERM);
 }

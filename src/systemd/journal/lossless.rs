@@ -17,6 +17,7 @@ mod lines;
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
@@ -71,13 +72,16 @@ enum Target {
 /// Opens the lossless log on this target. Failures are reported in `log`.
 #[must_use]
 pub fn open(target: LogTarget, log: Log) -> LosslessLog {
-    open_at(target, JournalSocket::at(JOURNAL_PATH), log, start_thread)
+    open_at(target, Path::new(JOURNAL_PATH), log, start_thread)
 }
 
-fn open_at(target: LogTarget, journal: JournalSocket, log: Log, start_thread: StartThread) -> LosslessLog {
+fn open_at(target: LogTarget, journal: &Path, log: Log, start_thread: StartThread) -> LosslessLog {
     let health = Health { log, failing: AtomicBool::new(false) };
     let target = match target {
-        LogTarget::Journal(_) => Target::Journal(Arc::new(JournalMessages::new(journal, health, start_thread))),
+        LogTarget::Journal(_) => {
+            let journal = JournalSocket::at(journal);
+            Target::Journal(Arc::new(JournalMessages::new(journal, health, start_thread)))
+        }
         LogTarget::Lines(output) => Target::Lines(Arc::new(LineMessages::new(output, health, start_thread))),
     };
     LosslessLog { target }

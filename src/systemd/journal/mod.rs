@@ -154,9 +154,8 @@ pub struct Log {
 /// The writer of the log: a thread, once it is started. Must be closed last.
 pub struct LogWriter {
     queue: Arc<LogQueue>,
-    line_lock: Arc<LineLock>,
-    /// The target, until the thread takes it.
-    target: Arc<Mutex<Option<LogTarget>>>,
+    /// The sink, until the thread takes it.
+    sink: Arc<Mutex<Option<Sink>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -200,7 +199,8 @@ pub fn open(target: LogTarget) -> (Log, LogWriter) {
 
 /// Writes one entry on this thread, without starting another one. May block.
 pub fn write_now(target: LogTarget, kind: EntryKind, priority: Priority, entry: &LogEntry) {
-    let mut sink = Sink::open(target, Arc::default());
+    let mut sink = Sink::new(target, Arc::default());
+    sink.open();
     // If it cannot be written, there is no other place to report it.
     let _ = sink.write(kind, priority, entry);
     sink.flush();
@@ -210,8 +210,7 @@ fn open_with(target: LogTarget, interval: Duration) -> (Log, LogWriter) {
     let (queue, line_lock) = (Arc::new(LogQueue::new(interval)), Arc::<LineLock>::default());
     let writer = LogWriter {
         queue: Arc::clone(&queue),
-        line_lock: Arc::clone(&line_lock),
-        target: Arc::new(Mutex::new(Some(target))),
+        sink: Arc::new(Mutex::new(Some(Sink::new(target, Arc::clone(&line_lock))))),
         thread: None,
     };
     (Log { queue, line_lock }, writer)
@@ -280,12 +279,12 @@ impl LogWriter {
         if self.thread.is_some() {
             return Ok(());
         }
-        let (queue, target, line_lock) =
-            (Arc::clone(&self.queue), Arc::clone(&self.target), Arc::clone(&self.line_lock));
+        let (queue, sink) = (Arc::clone(&self.queue), Arc::clone(&self.sink));
         let thread = thread::Builder::new().name("log".to_owned()).spawn(move || {
-            let target = target.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(target) = target {
-                write_queue(&queue, Sink::open(target, line_lock));
+            let sink = sink.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(mut sink) = sink {
+                sink.open();
+                write_queue(&queue, sink);
             }
         })?;
         self.thread = Some(thread);

@@ -15,7 +15,6 @@
 //! has queued the datagram at journald's socket, the entry is journald's.
 
 use std::io::{self, ErrorKind, IoSlice, Write};
-use std::mem;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -86,18 +85,27 @@ pub(super) fn put_field_start(entry: &mut Vec<u8>, name: &str, len: usize) {
     entry.extend_from_slice(&(len as u64).to_le_bytes());
 }
 
-/// A connection to journald, made when it is needed, and again when journald's socket was made anew. Any thread may
-/// send.
+/// A socket that is connected to journald when it is needed, and again when journald's socket was made anew. Any thread may
+/// send. The socket is created at once and kept: later, clients may have taken all descriptors, and their messages would wait
+/// for the log.
 #[derive(Debug)]
 pub(super) struct JournalSocket {
     path: PathBuf,
-    socket: Mutex<Option<Arc<UnixDatagram>>>,
+    connection: Mutex<Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    /// `None` if there was no descriptor for it.
+    socket: Option<Arc<UnixDatagram>>,
+    is_connected: bool,
 }
 
 impl JournalSocket {
     /// Returns the journal whose socket is at this path.
     pub(super) fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), socket: Mutex::default() }
+        let socket = unconnected_socket().ok().map(Arc::new);
+        Self { path: path.into(), connection: Mutex::new(Connection { socket, is_connected: false }) }
     }
 
     /// Returns the path of journald's socket.
@@ -111,13 +119,13 @@ impl JournalSocket {
     /// Returns an error if the entry was not sent: [`ErrorKind::WouldBlock`] if journald's socket has no room. The next
     /// call begins anew.
     pub(super) fn try_send(&self, entry: &[IoSlice<'_>]) -> io::Result<()> {
-        let cached = self.lock().clone();
-        if let Some(socket) = cached {
+        let connected = self.lock().connected();
+        if let Some(socket) = connected {
             match send(&socket, entry) {
                 Ok(()) => return Ok(()),
                 Err(error @ (Errno::AGAIN | Errno::NOBUFS)) => return Err(blocked(error)),
                 // A journald that was started anew may have a new socket.
-                Err(error) if is_broken(error) => self.forget(&socket),
+                Err(error) if is_broken(error) => self.lock().is_connected = false,
                 // The entry's memory, say: other entries can be sent.
                 Err(error) => return Err(error.into()),
             }
@@ -127,7 +135,7 @@ impl JournalSocket {
             Errno::AGAIN | Errno::NOBUFS => blocked(error),
             error => {
                 if is_broken(error) {
-                    self.forget(&socket);
+                    self.lock().is_connected = false;
                 }
                 error.into()
             }
@@ -143,25 +151,33 @@ impl JournalSocket {
         has_room(&socket, timeout)
     }
 
-    /// Returns the connection; makes it if there is none.
+    /// Returns the connected socket; connects it if it is not.
+    ///
+    /// # Errors
+    /// Returns an error if there is no descriptor for a socket, or no journald.
     pub(super) fn connect(&self) -> io::Result<Arc<UnixDatagram>> {
-        let mut cached = self.lock();
-        if let Some(socket) = &*cached {
-            return Ok(Arc::clone(socket));
+        let mut connection = self.lock();
+        if let Some(socket) = connection.connected() {
+            return Ok(socket);
         }
-        Ok(Arc::clone(cached.insert(Arc::new(connect(&self.path)?))))
+        let socket = match &connection.socket {
+            Some(socket) => Arc::clone(socket),
+            None => Arc::new(unconnected_socket()?),
+        };
+        connection.socket = Some(Arc::clone(&socket));
+        socket.connect(&self.path)?;
+        connection.is_connected = true;
+        Ok(socket)
     }
 
-    /// Has the next call make a new connection, unless there is one already.
-    fn forget(&self, broken: &Arc<UnixDatagram>) {
-        let mut cached = self.lock();
-        if cached.as_ref().is_some_and(|socket| Arc::ptr_eq(socket, broken)) {
-            mem::take(&mut *cached);
-        }
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<UnixDatagram>>> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+impl Connection {
+    fn connected(&self) -> Option<Arc<UnixDatagram>> {
+        self.socket.clone().filter(|_| self.is_connected)
     }
 }
 

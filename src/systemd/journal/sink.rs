@@ -1,10 +1,12 @@
 //! The sinks of entries: the journal, through tracing-journald, or lines.
 
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustix::fs::fstat;
+use rustix::io::fcntl_dupfd_cloexec;
 use tracing::{Dispatch, Level, dispatcher, event};
 use tracing_journald::{Layer, Priority as Syslog, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt;
@@ -40,6 +42,9 @@ pub(super) enum Sink {
 /// Entries in the journal, through tracing-journald.
 pub(super) struct Journal {
     probe: Probe,
+    /// Keeps a descriptor for the socket that tracing-journald opens with the first entry: by then, clients may have taken
+    /// all others.
+    reserved: Option<OwnedFd>,
     /// The layer that hands entries to tracing-journald; `None` until the journal could be reached.
     dispatch: Option<Dispatch>,
     /// Takes lines instead, as long as the journal has not been reached: there may be none.
@@ -54,11 +59,22 @@ pub(super) struct Lines {
 }
 
 impl Sink {
-    /// Opens the target; `lock` is held while a line is written. May block: without a journal, that is written to stderr.
-    pub(super) fn open(target: LogTarget, lock: Arc<LineLock>) -> Self {
+    /// Creates the sink of this target, with the descriptors that it will need; `lock` is held while a line is written. Never
+    /// waits.
+    pub(super) fn new(target: LogTarget, lock: Arc<LineLock>) -> Self {
         match target {
             LogTarget::Lines(out) => Self::Lines(Lines { out, style: PriorityStyle::Names, lock }),
-            LogTarget::Journal(out) => Self::Journal(Journal::open(Lines { out, style: PriorityStyle::Numbers, lock })),
+            LogTarget::Journal(out) => {
+                let fallback = Some(Lines { out, style: PriorityStyle::Numbers, lock });
+                Self::Journal(Journal { probe: Probe::new(), reserved: reserve_descriptor(), dispatch: None, fallback })
+            }
+        }
+    }
+
+    /// Connects to the journal. May block: if the journal cannot be reached, a line on stderr says so.
+    pub(super) fn open(&mut self) {
+        if let Self::Journal(journal) = self {
+            journal.open();
         }
     }
 
@@ -93,19 +109,16 @@ impl Lines {
 }
 
 impl Journal {
-    fn open(mut lines: Lines) -> Self {
-        let mut journal = Self { probe: Probe::new(), dispatch: None, fallback: None };
-        match journal.reach() {
-            Err(error) if error.kind() != ErrorKind::WouldBlock => {
+    fn open(&mut self) {
+        match (self.reach(), &mut self.fallback) {
+            (Err(error), Some(lines)) if error.kind() != ErrorKind::WouldBlock => {
                 let text = format!(
                     "failed to reach the journal at {JOURNAL_PATH}: {error}; entries have no fields until it is reached"
                 );
                 lines.write(Priority::Warning, &text);
-                journal.fallback = Some(lines);
             }
-            _ => {}
+            _ => self.fallback = None,
         }
-        journal
     }
 
     fn write(&mut self, kind: EntryKind, priority: Priority, entry: &LogEntry, text: &str) -> io::Result<()> {
@@ -136,12 +149,18 @@ impl Journal {
             Some(dispatch) => dispatch,
             // It sends an empty entry, to see whether journald is there.
             none => {
-                let layer = configure(tracing_journald::layer()?);
+                self.reserved = None;
+                let layer = tracing_journald::layer().inspect_err(|_| self.reserved = reserve_descriptor())?;
+                let layer = configure(layer);
                 none.insert(Dispatch::new(tracing_subscriber::registry().with(layer)))
             }
         };
         Ok(dispatch.clone())
     }
+}
+
+fn reserve_descriptor() -> Option<OwnedFd> {
+    fcntl_dupfd_cloexec(io::stderr(), 3).ok()
 }
 
 /// Returns a line with its line feed. Further lines of the text are indented: none of them can be mistaken

@@ -95,8 +95,8 @@ fn set_up() -> Setup {
     journal.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let lines = Arc::new(Mutex::default());
     let (other, log_writer) = start(LogTarget::Lines(Box::new(Lines(Arc::clone(&lines))))).unwrap();
-    let socket = JournalSocket::at(directory.path().join("socket"));
-    let log = open_at(LogTarget::Journal(Box::new(io::sink())), socket, other, start_thread_in_the_end);
+    let socket = directory.path().join("socket");
+    let log = open_at(LogTarget::Journal(Box::new(io::sink())), &socket, other, start_thread_in_the_end);
     Setup { journal, log, log_writer, lines, directory }
 }
 
@@ -373,7 +373,7 @@ impl Write for Tight {
 
 fn log_to(output: &Tight) -> LosslessLog {
     let (other, _) = start(LogTarget::Lines(Box::new(io::sink()))).unwrap();
-    let journal = JournalSocket::at("/nonexistent");
+    let journal = Path::new("/nonexistent");
     open_at(LogTarget::Lines(Box::new(output.clone())), journal, other, start_thread_in_the_end)
 }
 
@@ -406,7 +406,7 @@ fn lines_of_the_daemon_itself_do_not_cut_those_of_messages() {
     let (output, sender) = (Tight::default(), TestSender::new());
     output.open();
     let (other, writer) = start(LogTarget::Lines(Box::new(output.clone()))).unwrap();
-    let journal = JournalSocket::at("/nonexistent");
+    let journal = Path::new("/nonexistent");
     let log = open_at(LogTarget::Lines(Box::new(output.clone())), journal, other.clone(), start_thread);
     let note = |number: usize| format!("{number} {}", "n".repeat(50));
     let message = |number: usize| format!("{number} {}", "m".repeat(200));
