@@ -8,10 +8,11 @@
 //! The modules, from the bottom up. Arrows mean "may use", and none goes up:
 //!
 //! ```text
-//!      bin/echoed                     bin/echoctl
-//!   |      |       |                       |
-//!   v      v       v                       v
-//! systemd  config  server                client
+//!      bin/echoed ------+              bin/echoctl
+//!   |      |       |     v                 |
+//!   |      |       |  monitor              |
+//!   v      v       v     |                 v
+//! systemd  config  server <              client
 //!          |  ^----'  |                    |
 //!          v          v                    |
 //!          +-----> protocol <--------------+
@@ -36,6 +37,8 @@ pub mod client;
 pub mod config;
 #[cfg(any(feature = "daemon", feature = "client"))]
 pub mod escape;
+#[cfg(feature = "daemon")]
+pub mod monitor;
 #[cfg(any(feature = "daemon", feature = "client"))]
 mod pass_rights;
 pub mod protocol;

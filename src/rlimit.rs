@@ -43,6 +43,8 @@ pub struct ServingThreads {
     pub udp: usize,
     /// Those of Unix datagram sockets.
     pub unixgram: usize,
+    /// How many connections the services may serve besides those that have permits of `limits.connections`.
+    pub service_connections: usize,
 }
 
 impl ServingThreads {
@@ -50,7 +52,8 @@ impl ServingThreads {
     fn own_fds(self) -> u64 {
         let replies = if self.unixgram > 0 { REPLY_THREAD_FDS } else { 0 };
         let udp = UDP_THREAD_FDS.saturating_mul(self.udp as u64);
-        THREAD_FDS.saturating_mul(self.receiving()).saturating_add(udp).saturating_add(replies)
+        let others = udp.saturating_add(replies).saturating_add(self.service_connections as u64);
+        THREAD_FDS.saturating_mul(self.receiving()).saturating_add(others)
     }
 
     /// Returns how many descriptors of peers they may receive at once.
@@ -152,7 +155,7 @@ pub fn preallocate_fd_table(connections: usize, threads: ServingThreads) -> FdBu
 mod tests {
     use super::*;
 
-    const TWO_WORKERS: ServingThreads = ServingThreads { workers: 2, udp: 0, unixgram: 0 };
+    const TWO_WORKERS: ServingThreads = ServingThreads { workers: 2, udp: 0, unixgram: 0, service_connections: 0 };
 
     #[test]
     fn what_the_limit_leaves_is_for_descriptors_of_peers() {
@@ -180,13 +183,15 @@ mod tests {
         let without = needed(0, 0);
         assert_eq!(needed(3, 0), without + 3 * 2);
         assert_eq!(needed(0, 1), without + 257 + 128);
+        let services = ServingThreads { service_connections: 80, ..TWO_WORKERS };
+        assert_eq!(FdBudget::of(100, services).needed(), without + 80);
         assert_eq!(needed(3, 2), without + 3 * 2 + 2 * 257 + 128);
     }
 
     #[test]
     fn connections_do_not_fit_if_the_threads_lack_descriptors_of_their_own() {
         let own = 3 * 4 + 5 * 2 + 2 * 4 + 128;
-        let budget = FdBudget::of(100, ServingThreads { workers: 2, udp: 5, unixgram: 2 });
+        let budget = FdBudget::of(100, ServingThreads { udp: 5, unixgram: 2, ..TWO_WORKERS });
         for (allowed, expected) in [(64 + 96 + 100 + own, true), (64 + 96 + 100 + own - 1, false)] {
             assert_eq!(FdBudget { allowed, ..budget }.fits_connections(), expected, "{allowed}");
         }

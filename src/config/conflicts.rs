@@ -1,9 +1,9 @@
 //! Conflicts between settings: values that are valid by themselves, but not together.
 
-use super::Settings;
 use super::diagnose::Problem;
-use super::tree::{Node, Value};
-use crate::address::{first_repeated, repeated_address_hint};
+use super::tree::{Node, Span, Value};
+use super::{ListenerSettings, Role, Settings};
+use crate::address::{Address, first_repeated, repeated_address_hint};
 use crate::protocol::Rules;
 use crate::protocol::reply::Prefix;
 use crate::protocol::rules::Framing;
@@ -14,11 +14,39 @@ pub(super) fn find(settings: &Settings, tree: &Node) -> Vec<Problem> {
     let mut problems = Vec::new();
     check_section(tree, &["defaults"], &settings.defaults.rules, settings.limits.buffer_memory, &mut problems);
     for (name, listener) in &settings.listeners {
+        problems.extend(find_unused_keys(name, listener, tree));
         let rules = &listener.rules;
         check_section(tree, &["listener", name], rules, settings.limits.buffer_memory, &mut problems);
     }
     problems.extend(find_repeated_address(settings, tree));
     problems
+}
+
+/// Finds the keys of a section that its role does not use, and addresses that cannot be listened on in that role.
+fn find_unused_keys(name: &str, listener: &ListenerSettings, tree: &Node) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let Some(section) = tree.find(&["listener", name]).and_then(Node::table) else { return problems };
+    let role = section.get("role").map(|node| node.span);
+    let mut report = |span, message| problems.push(Problem { span, message, related: vec![("role", role)] });
+    for (key, node) in section.iter().filter(|(key, _)| !listener.role.uses(key)) {
+        report(span_of(node), format!("a listener with role = \"{}\" has no {key}; remove it", listener.role.as_str()));
+    }
+    let is_stream = |address: &Address| matches!(address, Address::Tcp { .. } | Address::Unix(_));
+    if let (true, Some(node)) = (listener.role != Role::Messages, section.get("listen")) {
+        for address in listener.listen.iter().filter(|address| !is_stream(address)) {
+            let role = listener.role.as_str();
+            report(node.span, format!("{address}: a listener with role = \"{role}\" takes tcp: and unix: addresses"));
+        }
+    }
+    problems
+}
+
+/// Returns a place for a key: a table that was merged from several has none of its own.
+fn span_of(node: &Node) -> Span {
+    match &node.value {
+        Value::Table(table) => table.values().next().map_or(node.span, span_of),
+        _ => node.span,
+    }
 }
 
 /// Finds an address of the `listen` keys that is there before: it can be bound once only.

@@ -5,7 +5,7 @@ use super::notation::toml_string;
 use super::value::{
     self, BUFFER_MEMORY, Kind, MESSAGE_SIZES, boolean, buffer_size, number, rate_or_off, size, time, time_or_off, word,
 };
-use super::{Level, Limits, ListenerSettings, Service, Settings};
+use super::{Level, Limits, ListenerSettings, Role, Service, Settings, Weight};
 use crate::protocol::rules::{Deadlines, Framing, LogMessages, ReplyMode, Rules, Unterminated};
 
 /// Visits the keys of a section.
@@ -80,13 +80,24 @@ section! {
 
 section! {
     /// Visits the other keys of `[defaults]` and `[listener.NAME]`.
-    listener: ListenerSettings without listen, rules {
+    listener: ListenerSettings without listen, role, weight, rules {
         proxy_protocol: word([("off", false), ("required", true)]),
             "off, required; a PROXY v1 or v2 header starts every connection";
         nodelay: boolean(), "true, false; TCP_NODELAY";
         receive_buffer: buffer_size(), "a size, \"default\" or \"auto\"; SO_RCVBUF";
         send_buffer: buffer_size(), "a size, \"default\" or \"auto\"; SO_SNDBUF";
     }
+}
+
+/// The keys that stand in `[listener.NAME]` only.
+pub(super) const ONLY_LISTENERS: [&str; 3] = ["listen", "role", "weight"];
+
+/// Visits the keys that stand in `[listener.NAME]` only, but `listen`.
+pub(super) fn only_listener(keys: &mut impl KeyVisitor, settings: &mut ListenerSettings) {
+    let roles = word(Role::ALL.map(|role| (role.as_str(), role)));
+    keys.visit("role", &mut settings.role, &roles, "messages, monitor, agent, control; what its connections are for");
+    let weights = word(Weight::ALL.map(|weight| (weight.as_str(), weight)));
+    keys.visit("weight", &mut settings.weight, &weights, "constant, free; what the agent answers");
 }
 
 section! {
@@ -139,21 +150,25 @@ fn section(path: &[&str], visit: impl FnOnce(&mut Vec<Key>)) -> Section {
     Section { path: path.iter().map(|key| (*key).to_owned()).collect(), keys }
 }
 
-fn listener_sections(path: &[&str], mut settings: ListenerSettings) -> [Section; 2] {
+fn listener_sections(path: &[&str], mut settings: ListenerSettings) -> Vec<Section> {
+    let role = settings.role;
     let mut session_rules = Rules::clone(&settings.rules);
     let own = section(path, |keys| {
         // It has no default.
         if path != ["defaults"] {
             let addresses: Vec<_> = settings.listen.iter().map(|address| toml_string(&address.to_string())).collect();
             keys.push(Key { name: "listen", value: format!("[{}]", addresses.join(", ")), description: "" });
+            only_listener(keys, &mut settings);
         }
         rules(keys, &mut session_rules);
         listener(keys, &mut settings);
+        keys.retain(|key| role.uses(key.name));
     });
-    [own, section(&[path, &["deadlines"]].concat(), |keys| deadlines(keys, &mut session_rules.deadlines))]
+    let deadlines = section(&[path, &["deadlines"]].concat(), |keys| deadlines(keys, &mut session_rules.deadlines));
+    std::iter::once(own).chain(role.uses("deadlines").then_some(deadlines)).collect()
 }
 
-/// Returns the paths of all keys but `listen`, with points between their parts.
+/// Returns the paths of all keys but [`ONLY_LISTENERS`], with points between their parts.
 fn paths() -> impl Iterator<Item = String> {
     let path = |section: Section| {
         let section_path = section.path.join(".");
@@ -166,7 +181,7 @@ fn paths() -> impl Iterator<Item = String> {
 pub(super) fn sections_of(name: &str) -> Vec<&'static str> {
     let path = paths().find(|path| path.rsplit('.').next() == Some(name)).unwrap_or_default();
     match path.rsplit_once('.').map_or("", |(section, _)| section) {
-        _ if name == "listen" => vec!["[listener.NAME]"],
+        _ if ONLY_LISTENERS.contains(&name) => vec!["[listener.NAME]"],
         _ if name == "deadlines" => vec!["[defaults]", "[listener.NAME]"],
         "log" => vec!["[log]"],
         "service" => vec!["[service]"],

@@ -17,6 +17,7 @@ mod merge;
 mod notation;
 mod print;
 mod read;
+mod role;
 mod section;
 mod sources;
 mod tree;
@@ -32,6 +33,7 @@ use crate::protocol::rules::TimeSpan;
 
 pub use diagnose::Error;
 pub use level::Level;
+pub use role::{Role, Weight};
 pub use sources::{Loaded, Sources};
 
 /// All settings of the daemon.
@@ -87,6 +89,10 @@ pub struct Limits {
 pub struct ListenerSettings {
     /// The addresses to listen on if the service manager passes no socket.
     pub listen: Vec<Address>,
+    /// What its connections are for. The settings below are those of messages.
+    pub role: Role,
+    /// What the agent answers.
+    pub weight: Weight,
     /// The rules of its sessions.
     pub rules: Arc<Rules>,
     /// Whether a PROXY header, version 1 or 2, starts every connection.
@@ -130,6 +136,8 @@ impl Default for Settings {
             },
             defaults: ListenerSettings {
                 listen: Vec::new(),
+                role: Role::Messages,
+                weight: Weight::Constant,
                 rules: Arc::default(),
                 proxy_protocol: false,
                 nodelay: true,
@@ -163,7 +171,7 @@ impl Settings {
     }
 
     /// Returns the keys in which `new` differs and which apply only after a restart: `service.workers`,
-    /// `listener.NAME.listen`.
+    /// `listener.NAME.listen`, `listener.NAME.role`.
     #[must_use]
     pub fn keys_needing_restart(&self, new: &Self) -> Vec<String> {
         let mut keys = Vec::new();
@@ -177,6 +185,9 @@ impl Settings {
         for name in names {
             if addresses(self, name) != addresses(new, name) {
                 keys.push(format!("listener.{}.listen", notation::toml_key(name)));
+            }
+            if self.listener_settings(name).role != new.listener_settings(name).role {
+                keys.push(format!("listener.{}.role", notation::toml_key(name)));
             }
         }
         keys
@@ -204,8 +215,8 @@ impl Service {
     }
 }
 
-/// Names of sockets that are not echo listeners.
-pub const RESERVED_NAMES: [&str; 3] = ["metrics", "handover", "stored"];
+/// Names that no listener can have: those of what is in the fd store.
+pub const RESERVED_NAMES: [&str; 2] = ["handover", "stored"];
 
 /// Returns whether `name` is a valid listener name: letters, digits and `_ . @ -`, at least one.
 #[must_use]

@@ -36,6 +36,8 @@ pub(super) fn defaults() -> String {
         "{text}\n\
          # [listener.NAME] is the section of the sockets of this name. It takes every key of [defaults], and\n\
          # [listener.NAME.deadlines] those of [defaults.deadlines]; what it does not set is as in the defaults. Only there:\n\
-         # listen = [\"tcp:127.0.0.1:8085\", \"unix:/run/echoed.sock\"] says where to listen without systemd.\n"
+         # listen = [\"tcp:127.0.0.1:8085\", \"unix:/run/echoed.sock\"] says where to listen without systemd;\n\
+         # role = \"messages\", \"monitor\", \"agent\" or \"control\" says what its connections are for. Sections of the last three\n\
+         # take no other keys, but weight = \"constant\" or \"free\" of the agent.\n"
     )
 }

@@ -27,15 +27,16 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
     root.section("defaults", |section| {
         is_prefix_set = section.sets("prefix");
         read_listener(section, &mut settings.defaults, is_prefix_set);
-        if let Some(node) = section.value("listen") {
-            let message = "listen belongs in [listener.NAME], not in [defaults]";
-            section.report_problem(node.span, message.to_owned());
+        for key in keys::ONLY_LISTENERS {
+            if let Some(node) = section.value(key) {
+                section.report_problem(node.span, format!("{key} belongs in [listener.NAME], not in [defaults]"));
+            }
         }
     });
     root.section("listener", |all| {
         for (name, node) in all.table() {
             if RESERVED_NAMES.contains(&name.as_str()) {
-                all.report_problem(node.key_span, format!("{name} is not the name of an echo listener"));
+                all.report_problem(node.key_span, format!("{name} is reserved, and cannot be the name of a listener"));
             } else if !is_listener_name(name) {
                 let message =
                     format!("invalid listener name \"{}\" (allowed: letters, digits and _ . @ -)", name.escape_debug());
@@ -45,11 +46,11 @@ fn read(root: &mut Section<'_, '_>, settings: &mut Settings) {
                 let mut listener = settings.defaults.clone();
                 read_listener(section, &mut listener, is_prefix_set || section.sets("prefix"));
                 read_addresses(section, &mut listener.listen);
+                keys::only_listener(section, &mut listener);
                 settings.listeners.insert(name.clone(), listener);
             });
         }
     });
-    root.unimplemented_keys = &["metrics"];
 }
 
 /// Reads one listener's settings over those that it has. Its prefix follows from the framing, unless it is set.

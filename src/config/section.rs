@@ -14,22 +14,13 @@ pub(super) struct Section<'a, 'p> {
     known_keys: Vec<&'a str>,
     /// Whether its keys are names, which may be any.
     takes_names: bool,
-    /// Keys of features that are not implemented yet: refused with that reason, not ignored.
-    pub(super) unimplemented_keys: &'static [&'static str],
     problems: &'p mut Vec<Problem>,
 }
 
 impl<'a, 'p> Section<'a, 'p> {
     /// Reads the whole of a tree.
     pub(super) fn read_all(table: &'a Table, problems: &'p mut Vec<Problem>, read: impl FnOnce(&mut Self)) {
-        let mut root = Self {
-            table,
-            name: String::new(),
-            known_keys: Vec::new(),
-            takes_names: false,
-            unimplemented_keys: &[],
-            problems,
-        };
+        let mut root = Self { table, name: String::new(), known_keys: Vec::new(), takes_names: false, problems };
         read(&mut root);
         root.report_unknown_keys();
     }
@@ -77,14 +68,8 @@ impl<'a, 'p> Section<'a, 'p> {
         let Value::Table(table) = &node.value else {
             return self.report_problem(node.span, format!("[{name}] is a section, not {}", node.value.kind()));
         };
-        let mut section = Section {
-            table,
-            name,
-            known_keys: Vec::new(),
-            takes_names: false,
-            unimplemented_keys: &[],
-            problems: &mut *self.problems,
-        };
+        let mut section =
+            Section { table, name, known_keys: Vec::new(), takes_names: false, problems: &mut *self.problems };
         read(&mut section);
         section.report_unknown_keys();
     }
@@ -98,12 +83,9 @@ impl<'a, 'p> Section<'a, 'p> {
             if self.known_keys.contains(&name.as_str()) {
                 continue;
             }
-            let message = if self.unimplemented_keys.contains(&name.as_str()) {
-                format!("{name} is not built yet in this version of echoed; remove it")
-            } else {
-                let location = if self.name.is_empty() { String::new() } else { format!(" in [{}]", self.name) };
-                format!("there is no key {}{location}; {}", name.escape_debug(), self.hint(name, &node.value))
-            };
+            let location = if self.name.is_empty() { String::new() } else { format!(" in [{}]", self.name) };
+            let message =
+                format!("there is no key {}{location}; {}", name.escape_debug(), self.hint(name, &node.value));
             self.problems.push(Problem { span: node.key_span, message, related: Vec::new() });
         }
     }

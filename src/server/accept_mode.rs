@@ -16,8 +16,12 @@ pub(crate) enum AcceptMode {
 /// The common status of all acceptors and datagram servers.
 #[derive(Debug, Default)]
 pub(crate) struct AcceptorStatus {
-    /// The number of listeners being served.
+    /// The number of listeners of messages being served.
     pub(crate) serving: usize,
+    /// The number of listeners with other roles being served.
+    pub(crate) services: usize,
+    /// The number of listeners that have failed.
+    pub(crate) failed: usize,
     /// The number of listeners whose backlog has been probed.
     pub(crate) probed: usize,
     /// Whether a probe found a client.
@@ -25,6 +29,17 @@ pub(crate) struct AcceptorStatus {
 }
 
 impl AcceptorStatus {
+    /// Returns whether all backlogs have been probed.
+    pub(crate) fn has_probed(&self) -> bool {
+        self.probed >= self.serving + self.services
+    }
+
+    /// Records that a listener of messages has ended, and whether it has failed.
+    pub(crate) fn record_end(&mut self, has_failed: bool) {
+        self.serving -= 1;
+        self.failed += usize::from(has_failed);
+    }
+
     /// Records the result of a probe.
     pub(crate) fn record_probe(&mut self, found_client: bool) {
         self.probed += 1;

@@ -143,6 +143,7 @@ impl ListenerAcceptor {
                 accepting = true;
                 break;
             }
+            listener.count_accept_error(&error);
             match ListenerErrorKind::of(&error) {
                 ListenerErrorKind::Fatal => return Err(listener_error::explain(error, self.socket())),
                 ListenerErrorKind::ResourcesExhausted if !ends_are_watched => {
@@ -272,7 +273,11 @@ impl ListenerAcceptor {
             }
             Err(error) => {
                 permit.release_unused();
-                error.kind() != ErrorKind::WouldBlock
+                let is_empty = error.kind() == ErrorKind::WouldBlock;
+                if !is_empty {
+                    listener.count_accept_error(&error);
+                }
+                !is_empty
             }
         }
     }
@@ -295,10 +300,12 @@ impl Drop for ListenerAcceptor {
             self.state.disposal.close(socket, None);
         }
         self.waiting = None;
-        if let Some(error) = self.failure.take() {
+        let failure = self.failure.take();
+        let has_failed = failure.is_some();
+        if let Some(error) = failure {
             self.report(Event::ListenerFailed { listener: Arc::clone(&listener.name), error });
         }
-        self.control.status.send_modify(|status| status.serving -= 1);
+        self.control.status.send_modify(|status| status.record_end(has_failed));
     }
 }
 
@@ -399,6 +406,7 @@ mod tests {
     use crate::protocol::rules::TimeSpan;
     use crate::server::accept_mode::AcceptorStatus;
     use crate::server::admission::Admission;
+    use crate::server::counters::CounterRegistry;
     use crate::server::disposal::Disposal;
     use crate::server::event::{EventSink, MessageLog, ReceivedMessage};
     use crate::server::mailbox::Mailbox;
@@ -421,13 +429,14 @@ mod tests {
         let Settings { defaults: settings, limits, .. } = Settings::default();
         let idle = settings.rules.deadlines.idle.as_ref().map(TimeSpan::duration).unwrap();
         let sink = EventSink { handler: Arc::new(|_| {}), message_log: Arc::new(NoLog), unlogged: Arc::default() };
-        let new_state = || WorkerState::new(sink.clone(), Disposal::default());
-        let state = Arc::new(new_state());
+        let new_state = |number| WorkerState::new(number, sink.clone(), Disposal::default());
+        let state = Arc::new(new_state(0));
         let dispatcher = Dispatcher {
             admission: Admission::new(&limits, Waker::noop().clone()),
             workers: vec![Worker { state: Arc::clone(&state), mailbox: Arc::new(Mailbox::new().unwrap()) }],
-            services: Arc::new(Services::new(new_state())),
+            services: Arc::new(Services::new(new_state(1))),
             sink: sink.clone(),
+            counters: CounterRegistry::new(2),
             last_id: AtomicU64::new(0),
             rate_limiter: RateLimiter::new(None),
             reclaimer: Reclaimer::new(None),
@@ -438,7 +447,8 @@ mod tests {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let address = socket.local_addr().unwrap();
-        let listener = Listener::new("echo", SocketKind::Stream, PeerDescriptors::None, &settings);
+        let counters = dispatcher.counters.of_listener("echo");
+        let listener = Listener::new("echo", SocketKind::Stream, PeerDescriptors::None, &settings, counters);
         let listener = Arc::new(ListenerHandle::new(listener));
         let (mode, status) = (watch::Sender::new(AcceptMode::Accept), Arc::<watch::Sender<AcceptorStatus>>::default());
         status.send_modify(|status| status.serving += 1);

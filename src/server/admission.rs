@@ -59,6 +59,8 @@ pub(crate) struct Admission {
     refused: AtomicUsize,
     /// Connections among `open` that have ended, but whose sockets are not closed yet ([`ClosingPermit`]).
     closing: AtomicUsize,
+    /// Connections to listeners that workers do not serve. They have no permits of this kind, but are a use of the server.
+    services: AtomicUsize,
     sources: SourceLimits,
     /// The memory of the buffers of all connections, in bytes.
     buffer_memory: AtomicUsize,
@@ -131,6 +133,16 @@ impl Drop for WaitingAcceptor {
     }
 }
 
+/// [`Admission::use_by_service`].
+pub(crate) struct ServiceUse(Arc<Admission>);
+
+impl Drop for ServiceUse {
+    fn drop(&mut self) {
+        self.0.note_use();
+        self.0.services.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// The reason why no connection can be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shortage {
@@ -158,6 +170,7 @@ impl Admission {
             waiting_come_first: AtomicBool::new(false),
             refused: AtomicUsize::new(0),
             closing: AtomicUsize::new(0),
+            services: AtomicUsize::new(0),
             sources: SourceLimits::new(limits.connections_per_source),
             buffer_memory: AtomicUsize::new(0),
             connection_ended: Ends::new(acceptors),
@@ -291,7 +304,6 @@ impl Admission {
     }
 
     /// Returns the memory of the buffers of all connections, in bytes.
-    #[cfg(test)]
     pub(crate) fn buffer_memory(&self) -> usize {
         self.buffer_memory.load(Ordering::SeqCst)
     }
@@ -299,7 +311,19 @@ impl Admission {
     /// Returns for how long there has been no connection, served or refused; `None` while there is one.
     pub(crate) fn idle_for(&self) -> Option<Duration> {
         let last_use = self.started + Duration::from_millis(self.last_use.load(Ordering::SeqCst));
-        self.is_idle().then(|| clock().saturating_duration_since(last_use))
+        let is_idle = self.is_idle() && self.services.load(Ordering::SeqCst) == 0;
+        is_idle.then(|| clock().saturating_duration_since(last_use))
+    }
+
+    /// Notes, until it is dropped, that a connection is served that needs no permit.
+    pub(crate) fn use_by_service(self: &Arc<Self>) -> ServiceUse {
+        self.services.fetch_add(1, Ordering::SeqCst);
+        ServiceUse(Arc::clone(self))
+    }
+
+    /// Returns how many bytes they may keep.
+    pub(crate) fn buffer_memory_limit(&self) -> usize {
+        self.max_buffer_memory.load(Ordering::Relaxed)
     }
 
     /// Records that the server is in use now: a connection has ended, or a datagram has come.

@@ -293,7 +293,7 @@ impl Connection {
             let (packets, bytes) = (totals.messages - before.messages, totals.bytes_in - before.bytes_in);
             self.is_bulk = bytes >= BULK as u64 || packets >= MAX_PACKETS as u64;
         }
-        state.counters.count_totals(before, totals);
+        self.info.listener.counters(state).count_totals(before, totals);
         progress
     }
 
@@ -307,6 +307,11 @@ impl Connection {
             }
         }
         self.session.handle_timeout(now);
+    }
+
+    /// Counts the connection as restored from the previous process. `state` is that of the worker that serves it.
+    pub(crate) fn count_resumed(&self, state: &WorkerState) {
+        self.info.listener.counters(state).count_resumed();
     }
 
     /// Returns whether it is a connection of packets.

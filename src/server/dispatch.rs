@@ -21,6 +21,7 @@ use super::accepted_socket::AcceptedSocket;
 use super::admission::{Admission, Permit};
 use super::clock::clock;
 use super::connection::Connection;
+use super::counters::CounterRegistry;
 use super::event::{Event, EventSink};
 use super::listener::{ConnectionInfo, Listener};
 use super::packet_socket;
@@ -43,6 +44,7 @@ pub(crate) struct Dispatcher {
     pub(crate) workers: Vec<Worker>,
     pub(crate) services: Arc<Services>,
     pub(crate) sink: EventSink,
+    pub(crate) counters: CounterRegistry,
     pub(crate) last_id: AtomicU64,
     pub(crate) rate_limiter: RateLimiter,
     pub(crate) reclaimer: Reclaimer,
@@ -95,6 +97,7 @@ impl Dispatcher {
         state: &WorkerState,
         now: Instant,
     ) -> Option<Assigned<'_>> {
+        listener.counters(state).count_accepted();
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let peer = Peer::of(&socket, from);
         let socket = AcceptedSocket::new(socket, listener, inherited);

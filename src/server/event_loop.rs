@@ -179,12 +179,6 @@ impl EventLoop {
         }
     }
 
-    /// Serves an accepted connection.
-    fn serve(&mut self, connection: Box<Connection>, now: Instant) {
-        self.state.counters.count_accepted();
-        self.insert(connection, Readiness::None, now);
-    }
-
     /// Inserts a connection and drives it for the first time. `readiness` is the known readiness of its socket.
     fn insert(&mut self, connection: Box<Connection>, readiness: Readiness, now: Instant) {
         let entry = self.connections.vacant_entry();
@@ -389,7 +383,7 @@ impl EventLoop {
             self.acceptors.remove(key);
         }
         for connection in accepted {
-            self.serve(connection, now);
+            self.insert(connection, Readiness::None, now);
         }
     }
 }

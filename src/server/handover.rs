@@ -120,7 +120,11 @@ impl Server {
             let name = snapshot.listener_name();
             let kind = if snapshot.has_packets() { SocketKind::Seqpacket } else { SocketKind::Stream };
             let (listener, serving) = listeners.entry((name.to_owned(), kind)).or_insert_with(|| {
-                let listener = Listener::new(name, kind, PeerDescriptors::None, settings.listener_settings(name));
+                let listener = {
+                    let (settings, counters) =
+                        (settings.listener_settings(name), self.dispatcher.counters.of_listener(name));
+                    Listener::new(name, kind, PeerDescriptors::None, settings, counters)
+                };
                 (Arc::new(listener), serving.contains(&name))
             });
             let peer = snapshot.client().map_or_else(|| Peer::of(&socket, None), Peer::Proxied);

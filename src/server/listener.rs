@@ -1,10 +1,13 @@
 //! Listeners, and the identity of their connections.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::counters::{Counters, ListenerCounters};
 use super::peer::Peer;
 use super::peer_descriptors::PeerDescriptors;
 use super::socket::SocketKind;
+use super::worker_state::WorkerState;
 use crate::config;
 
 /// The part of a listener that its connections share: its name and its settings, as they were when the connection was accepted.
@@ -16,6 +19,9 @@ pub(crate) struct Listener {
     /// The file descriptors that peers may send ([`PeerDescriptors::refuse`]).
     pub(crate) descriptors: PeerDescriptors,
     pub(crate) settings: config::ListenerSettings,
+    /// Those of the threads, by their numbers: nearer than in `counters`.
+    thread_counters: Arc<[Counters]>,
+    counters: Arc<ListenerCounters>,
 }
 
 impl Listener {
@@ -25,8 +31,22 @@ impl Listener {
         kind: SocketKind,
         descriptors: PeerDescriptors,
         settings: &config::ListenerSettings,
+        counters: Arc<ListenerCounters>,
     ) -> Self {
-        Self { name: name.into(), kind, descriptors, settings: settings_of(kind, settings) }
+        counters.note_kind(kind);
+        let (settings, thread_counters) = (settings_of(kind, settings), Arc::clone(counters.of_threads()));
+        Self { name: name.into(), kind, descriptors, settings, thread_counters, counters }
+    }
+
+    /// Returns the counters of the thread with this state.
+    #[inline]
+    pub(crate) fn counters(&self, state: &WorkerState) -> &Counters {
+        &self.thread_counters[state.number]
+    }
+
+    /// Counts an error of accept(2) or recvmmsg(2).
+    pub(crate) fn count_accept_error(&self, error: &io::Error) {
+        self.counters.count_accept_error(error);
     }
 
     /// Returns whether its connections have to begin with a PROXY header. Only streams have headers.
@@ -65,6 +85,8 @@ impl ListenerHandle {
             kind: listener.kind,
             descriptors: listener.descriptors,
             settings: settings_of(listener.kind, settings),
+            thread_counters: Arc::clone(&listener.thread_counters),
+            counters: Arc::clone(&listener.counters),
         });
     }
 }

@@ -19,7 +19,9 @@ mod dispatch;
 mod disposal;
 pub mod event;
 mod event_loop;
+mod handle;
 mod handover;
+mod health;
 mod idleness;
 mod input_kind;
 mod listener;
@@ -38,6 +40,8 @@ pub mod proxy_header;
 mod receive_buffer;
 mod receive_window;
 mod reclaim;
+mod service_listener;
+mod service_stream;
 mod services;
 pub mod socket;
 mod socket_error;
@@ -48,6 +52,7 @@ mod unserved;
 mod worker;
 mod worker_state;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
@@ -55,18 +60,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time;
 
 use crate::address::UnixName;
-use crate::config::{self, Settings};
+use crate::config::{self, Role, Settings};
 use crate::protocol::rules::TimeSpan;
 use accept_mode::{AcceptControl, AcceptMode, AcceptorStatus};
 use acceptor::{AdoptedConnection, ListenerAcceptor};
 use admission::Admission;
+use counters::CounterRegistry;
 use dispatch::Dispatcher;
 use disposal::Disposal;
 use event::{Event, EventHandler, EventSink, MessageLog, UnloggedMessages};
+use health::Health;
 use listener::{Listener, ListenerHandle};
 use mailbox::AcceptorWaker;
 use packets::datagram_server::{DatagramServer, Limits};
@@ -76,14 +83,22 @@ use packets::rate_limit::RateLimiter;
 use packets::sender_socket::ReservedSockets;
 use peer_descriptors::PeerDescriptors;
 use reclaim::Reclaimer;
+use service_listener::ServiceListener;
 use services::Services;
 use socket::SocketKind;
 use worker::{HANG_TIMEOUT, WorkerThread};
 use worker_state::WorkerState;
 
 pub use connection::DetachedConnection;
-pub use counters::Counts;
+pub use counters::{Counts, ListenerCounts};
+pub use handle::ServerHandle;
 pub use handover::{Detached, Restored};
+pub use health::{Phase, Readiness};
+pub use service_listener::{ConnectionControl, ConnectionService, ServiceFuture};
+pub use service_stream::ServiceStream;
+
+/// How long connections that tasks serve may take to end when the server does.
+const STOP_SERVICES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The number of event loop passes that serve a waiting client: one begins to watch the listener, one accepts the connection,
 /// one reads and replies.
@@ -102,6 +117,13 @@ pub struct Server {
     unlogged: Arc<UnloggedMessages>,
     threads: Vec<WorkerThread>,
     datagram_threads: Mutex<Vec<DatagramThread>>,
+    handle: ServerHandle,
+    /// How many connections there may be to the listeners of each role that workers do not serve.
+    service_permits: Mutex<BTreeMap<Role, Arc<Semaphore>>>,
+    /// What serves those listeners, each with the name of its listener.
+    services: Mutex<Vec<(String, Arc<dyn ConnectionService>)>>,
+    /// Whether those listeners and their connections are to end.
+    services_stopped: watch::Sender<bool>,
 }
 
 impl Server {
@@ -131,15 +153,18 @@ impl Server {
         let unlogged = Arc::<UnloggedMessages>::default();
         let sink = EventSink { handler, message_log, unlogged: Arc::clone(&unlogged) };
         let disposal = Disposal::default();
-        let threads = (0..settings.service.worker_threads().max(1)).map(|_| WorkerThread::new(&sink, &disposal));
+        let workers = settings.service.worker_threads().max(1);
+        let threads = (0..workers).map(|number| WorkerThread::new(number, &sink, &disposal));
         let threads = threads.collect::<io::Result<Vec<_>>>()?;
         let workers: Vec<_> = threads.iter().map(|thread| thread.worker.clone()).collect();
         let acceptors = Waker::from(Arc::new(AcceptorWaker(Arc::clone(&workers[0].mailbox))));
         let dispatcher = Dispatcher {
             admission: Admission::new(&settings.limits, acceptors.clone()),
             workers,
-            services: Arc::new(Services::new(WorkerState::new(sink.clone(), disposal))),
+            services: Arc::new(Services::new(WorkerState::new(threads.len(), sink.clone(), disposal))),
             sink,
+            // One more than workers: that of the services.
+            counters: CounterRegistry::new(threads.len() + 1),
             last_id: AtomicU64::new(0),
             rate_limiter: RateLimiter::new(settings.limits.datagrams_per_source),
             reclaimer: Reclaimer::new(reclaim_idle(settings)),
@@ -147,16 +172,27 @@ impl Server {
             reclaim: Mutex::default(),
             pending_cancelled: watch::Sender::new(false),
         };
+        let (dispatcher, acceptor_status) = (Arc::new(dispatcher), Arc::<watch::Sender<AcceptorStatus>>::default());
+        let handle = ServerHandle {
+            dispatcher: Arc::clone(&dispatcher),
+            acceptor_status: Arc::clone(&acceptor_status),
+            health: Health::new(Arc::clone(&acceptor_status)),
+            datagram_threads: Arc::default(),
+        };
         Ok(Self {
-            dispatcher: Arc::new(dispatcher),
+            dispatcher,
             listeners: Mutex::default(),
-            acceptor_status: Arc::default(),
+            acceptor_status,
             accept_mode: watch::Sender::new(AcceptMode::Accept),
             reserved: Mutex::default(),
             reply_threads: ReplyThreads::default(),
             unlogged,
             threads,
             datagram_threads: Mutex::default(),
+            handle,
+            service_permits: Mutex::default(),
+            services: Mutex::default(),
+            services_stopped: watch::Sender::new(false),
         })
     }
 
@@ -203,7 +239,8 @@ impl Server {
             SocketKind::Seqpacket => packet_socket::prepare(&socket)?,
             SocketKind::Stream | SocketKind::Datagram => {}
         }
-        let listener = Arc::new(ListenerHandle::new(Listener::new(name, kind, descriptors, settings)));
+        let counters = self.dispatcher.counters.of_listener(name);
+        let listener = Arc::new(ListenerHandle::new(Listener::new(name, kind, descriptors, settings, counters)));
         let status = Arc::clone(&self.acceptor_status);
         let control = AcceptControl { mode: self.accept_mode.subscribe(), status };
         match kind {
@@ -235,9 +272,9 @@ impl Server {
         let reserved = Arc::clone(&self.reserved.lock().unwrap_or_else(PoisonError::into_inner));
         let control = Arc::new(ThreadControl::new()?);
         let disposal = dispatcher.services.state.disposal.clone();
-        let state = Arc::new(WorkerState::new(dispatcher.sink.clone(), disposal));
-        let threads = self.reply_threads.clone();
-        let mut server = DatagramServer::open(socket, threads, reserved, &state, &control)?;
+        let counters = dispatcher.counters.of_listener(&listener.load().name).add_datagram_socket();
+        let (threads, shared) = (self.reply_threads.clone(), (dispatcher.sink.clone(), disposal));
+        let mut server = DatagramServer::open(socket, threads, reserved, shared, counters, &control)?;
         let status = Arc::clone(&accept.status);
         status.send_modify(|status| status.serving += 1);
         let serve = move || {
@@ -247,18 +284,69 @@ impl Server {
             let AcceptControl { mode, status } = accept;
             // Dropped only now: `drain` waits for this.
             drop(mode);
+            let has_failed = ended.is_err();
             if let Err(error) = ended {
                 let listener = Arc::clone(&listener.load().name);
                 dispatcher.sink.report(Event::ListenerFailed { listener, error });
             }
-            status.send_modify(|status| status.serving -= 1);
+            status.send_modify(|status| status.record_end(has_failed));
         };
-        let started = DatagramThread::start(control, state, serve);
+        let started = DatagramThread::start(control, serve);
         if started.is_err() {
             status.send_modify(|status| status.serving -= 1);
         }
-        self.datagram_threads().push(started?);
+        let thread = started?;
+        let mut controls = self.handle.datagram_threads.lock().unwrap_or_else(PoisonError::into_inner);
+        controls.push(Arc::clone(&thread.control));
+        self.datagram_threads().push(thread);
         Ok(())
+    }
+
+    /// Serves a listening socket by tasks, under a name. All listeners with one role share its permits.
+    ///
+    /// # Errors
+    /// Returns an error if the socket cannot be prepared, or if there is no thread for the tasks.
+    pub fn listen_service(
+        &self,
+        socket: OwnedFd,
+        name: &str,
+        role: Role,
+        service: Arc<dyn ConnectionService>,
+    ) -> io::Result<()> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        let mut permits = self.service_permits.lock().unwrap_or_else(PoisonError::into_inner);
+        let permits = permits.entry(role).or_insert_with(|| Arc::new(Semaphore::new(role.permits())));
+        let listener = ServiceListener {
+            name: name.into(),
+            socket,
+            service: Arc::clone(&service),
+            permits: Arc::clone(permits),
+            admission: Arc::clone(&self.dispatcher.admission),
+            disposal: self.dispatcher.services.state.disposal.clone(),
+            sink: self.dispatcher.sink.clone(),
+            mode: self.accept_mode.subscribe(),
+            status: Arc::clone(&self.acceptor_status),
+            stop: self.services_stopped.subscribe(),
+        };
+        self.acceptor_status.send_modify(|status| status.services += 1);
+        let spawned = self.dispatcher.services.spawn(listener.run());
+        match spawned {
+            Ok(()) => self.services.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), service)),
+            Err(_) => self.acceptor_status.send_modify(|status| status.services -= 1),
+        }
+        spawned
+    }
+
+    /// Stops the listeners that tasks serve, and waits until their connections have ended, for a second at most.
+    pub async fn stop_services(&self) {
+        self.services_stopped.send_replace(true);
+        let _ = time::timeout(STOP_SERVICES_TIMEOUT, self.services_stopped.closed()).await;
+    }
+
+    /// Returns what others may know of the server.
+    #[must_use]
+    pub fn handle(&self) -> ServerHandle {
+        self.handle.clone()
     }
 
     /// Serves one connection that another process accepted.
@@ -269,7 +357,8 @@ impl Server {
         let full = || io::Error::new(io::ErrorKind::QuotaExceeded, "limits.connections is reached");
         rustix::io::ioctl_fionbio(&socket, true)?;
         let descriptors = PeerDescriptors::refuse(&socket);
-        let listener = Arc::new(Listener::new(name, SocketKind::of(&socket)?, descriptors, settings));
+        let counters = self.dispatcher.counters.of_listener(name);
+        let listener = Arc::new(Listener::new(name, SocketKind::of(&socket)?, descriptors, settings, counters));
         let permit = self.dispatcher.admission.try_acquire(listener.awaits_header()).ok_or_else(full)?;
         let (dispatcher, worker) = (Arc::clone(&self.dispatcher), &self.threads[0].worker);
         let (accepted, state) = (Some((socket, permit)), Arc::clone(&worker.state));
@@ -285,17 +374,25 @@ impl Server {
         for listener in &*self.listeners() {
             listener.store(settings.listener_settings(&listener.load().name));
         }
+        for (name, service) in &*self.services.lock().unwrap_or_else(PoisonError::into_inner) {
+            service.reload(settings.listener_settings(name));
+        }
         // Last, because it wakes acceptors that wait for a permit.
         self.dispatcher.admission.set_limits(&settings.limits);
     }
 
-    /// Waits until all listeners have failed. Never returns if there was no listener.
+    /// Waits until all listeners of messages have failed; if there was none, until all others have. Never returns if there was
+    /// no listener.
     pub async fn all_listeners_failed(&self) {
-        if self.listeners().is_empty() {
+        let serves_messages = !self.listeners().is_empty();
+        if !serves_messages && self.acceptor_status.borrow().services == 0 {
             std::future::pending::<()>().await;
         }
+        let has_failed = |status: &AcceptorStatus| {
+            if serves_messages { status.serving == 0 } else { status.services == 0 }
+        };
         // The sender is a field of `self`, so this cannot fail.
-        let _ = self.acceptor_status.subscribe().wait_for(|status| status.serving == 0).await;
+        let _ = self.acceptor_status.subscribe().wait_for(has_failed).await;
     }
 
     /// Waits until there is no connection, including refused ones.
@@ -315,7 +412,7 @@ impl Server {
         self.acceptor_status.send_modify(|status| (status.probed, status.found_client) = (0, false));
         self.set_accept_mode(AcceptMode::Probe);
         let mut status = self.acceptor_status.subscribe();
-        let all_probed = status.wait_for(|status| status.probed >= status.serving).await;
+        let all_probed = status.wait_for(AcceptorStatus::has_probed).await;
         let idle = all_probed.is_ok_and(|status| !status.found_client);
         if !idle {
             // Also if the probe has failed: the next attempt is made after another full idle time.
@@ -363,14 +460,8 @@ impl Server {
     /// Waits until every serving thread has responded: each event loop and each datagram server between two passes, and the
     /// services with a task.
     pub async fn ping_workers(&self) {
-        for thread in &self.threads {
-            thread.worker.ping().await;
-        }
+        self.handle.ping_workers().await;
         self.dispatcher.services.ping().await;
-        let controls: Vec<_> = self.datagram_threads().iter().map(|thread| Arc::clone(&thread.control)).collect();
-        for control in controls {
-            control.ping().await;
-        }
     }
 
     /// Returns the counts of messages that the log has not accepted. They stay readable after the server has ended.
@@ -412,15 +503,7 @@ impl Server {
     /// Returns the sum of the counters of all threads.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
-        for thread in &self.threads {
-            thread.worker.state.counters.add_to(&mut counts);
-        }
-        self.dispatcher.services.state.counters.add_to(&mut counts);
-        for thread in &*self.datagram_threads() {
-            thread.state.counters.add_to(&mut counts);
-        }
-        counts
+        self.dispatcher.counters.counts()
     }
 }
 

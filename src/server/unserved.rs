@@ -25,9 +25,9 @@ pub(crate) fn report(
     bad_header: Option<BadHeader>,
 ) {
     let totals = Totals { bytes_in: bad_header.as_ref().map_or(0, |header| header.len), ..Totals::default() };
-    state.counters.count_accepted();
-    state.counters.count_totals(Totals::default(), totals);
-    state.counters.count_ended(verdict);
+    let counters = info.listener.counters(state);
+    counters.count_totals(Totals::default(), totals);
+    counters.count_ended(verdict);
     state.sink.report(Event::Closed {
         id: info.id,
         listener: Arc::clone(&info.listener.name),

@@ -125,12 +125,12 @@ struct Thread {
 }
 
 impl WorkerThread {
-    /// Creates a worker whose thread is not started yet.
+    /// Creates the worker with this number, whose thread is not started yet.
     ///
     /// # Errors
     /// Returns an error if the epoll set or the mailbox cannot be created.
-    pub(crate) fn new(sink: &EventSink, disposal: &Disposal) -> io::Result<Self> {
-        let (state, mailbox) = (WorkerState::new(sink.clone(), disposal.clone()), Mailbox::new()?);
+    pub(crate) fn new(number: usize, sink: &EventSink, disposal: &Disposal) -> io::Result<Self> {
+        let (state, mailbox) = (WorkerState::new(number, sink.clone(), disposal.clone()), Mailbox::new()?);
         let worker = Worker { state: Arc::new(state), mailbox: Arc::new(mailbox) };
         let event_loop = EventLoop::new(Arc::clone(&worker.mailbox), Arc::clone(&worker.state))?;
         Ok(Self { worker, event_loop: Some(Box::new(event_loop)), thread: None })

@@ -2,15 +2,15 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::counters::Counters;
 use super::disposal::Disposal;
 use super::event::EventSink;
 
 /// The state of one serving thread: a worker, the services thread, or the thread of a datagram socket.
 #[derive(Debug)]
 pub(crate) struct WorkerState {
+    /// The number of the thread among those that serve connections.
+    pub(crate) number: usize,
     pub(crate) sink: EventSink,
-    pub(crate) counters: Counters,
     pub(crate) disposal: Disposal,
     /// The number of connections that the thread serves.
     open: AtomicUsize,
@@ -19,10 +19,10 @@ pub(crate) struct WorkerState {
 }
 
 impl WorkerState {
-    /// Creates the state of a thread without connections.
-    pub(crate) fn new(sink: EventSink, disposal: Disposal) -> Self {
+    /// Creates the state of the thread with this number, without connections.
+    pub(crate) fn new(number: usize, sink: EventSink, disposal: Disposal) -> Self {
         let (open, draining) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Self { sink, counters: Counters::default(), disposal, open, draining }
+        Self { number, sink, disposal, open, draining }
     }
 
     /// Counts a connection that is assigned to the thread.

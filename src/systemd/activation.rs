@@ -32,9 +32,6 @@ const SOCKET_TYPES: [SocketType; 4] = [SocketType::STREAM, SocketType::DGRAM, So
 /// The numbers of address families are smaller (AF_MAX of linux/socket.h), with room for new ones.
 const MAX_FAMILY: i32 = 64;
 
-/// The name of the socket for metrics.
-const METRICS: &str = "metrics";
-
 /// The name of a socket on stdin, unless another one is given.
 const STDIN_NAME: &str = "echo";
 
@@ -143,7 +140,7 @@ fn take_fds(first: i32, count: u32, names: Option<Vec<String>>) -> Result<Activa
         let taken = take_fd(&mut descriptors, index);
         let role = taken.as_ref().map(socket::inspect);
         let is_listener = matches!(role, Some(Ok(Role::Listener)));
-        if is_listener && (name == METRICS || fdstore::is_stored_name(&name)) {
+        if is_listener && fdstore::is_stored_name(&name) {
             return Err(Error::ReservedName { fd, name });
         }
         if fdstore::is_stored_name(&name) {

@@ -6,7 +6,7 @@
 //! flight in it (unix(7)). The other end is closed by then.
 //!
 //! ```text
-//! first message    sealed memory with the manifest: the SO_COOKIE and the snapshot of each connection
+//! first message    sealed memory with the manifest: the SO_COOKIE and the snapshot of each connection, the state of the process
 //! further ones     the connections, in the order of the manifest, up to 253 in each
 //! ```
 //!
@@ -70,6 +70,8 @@ pub struct StoreResult {
 pub struct Unpacked {
     /// The connections, in the order in which they were stored.
     pub connections: Vec<StoredConnection>,
+    /// The state of the process that stored them, as bytes.
+    pub state: Option<Vec<u8>>,
     /// How long ago they were stored, with the time that the machine slept. Zero for what comes from the future.
     pub age: Duration,
     /// The problems, each in one line. The descriptors in question are closed.
@@ -87,22 +89,27 @@ fn capacity() -> usize {
     env::var("FDSTORE").ok().and_then(|capacity| capacity.parse().ok()).unwrap_or(0)
 }
 
-/// Stores connections in the fd store, for the next process. Returns when the manager has them, or after 5 s. The
-/// result has those that were not stored, so that they can be ended in another way.
+/// Stores connections and the state of the process in the fd store, for the next process. Returns when the manager has them, or
+/// after 5 s. The result has the connections that were not stored, so that they can be ended in another way.
 #[must_use]
-pub fn store(connections: Vec<StoredConnection>) -> StoreResult {
+pub fn store(connections: Vec<StoredConnection>, state: Option<&[u8]>) -> StoreResult {
     let capacity = if notify::is_enabled() { capacity() } else { 0 };
-    let mut result =
-        store_bundles(connections, capacity, &BundleLimits::default(), |bundle| notify::store(FDNAME, bundle.as_fd()));
-    if result.stored > 0 {
+    let mut has_sent = false;
+    let mut result = store_bundles(connections, state, capacity, &BundleLimits::default(), |bundle| {
+        notify::store(FDNAME, bundle.as_fd())?;
+        has_sent = true;
+        Ok(())
+    });
+    if has_sent {
         result.unconfirmed = notify::barrier().err();
     }
     result
 }
 
-/// Packs connections into bundles, `capacity` of them at most, and sends each.
+/// Packs connections into bundles, `capacity` of them at most, and sends each. The state goes into the first one.
 fn store_bundles(
     mut connections: Vec<StoredConnection>,
+    mut state: Option<&[u8]>,
     capacity: usize,
     limits: &BundleLimits,
     mut send: impl FnMut(OwnedFd) -> io::Result<()>,
@@ -110,13 +117,14 @@ fn store_bundles(
     let time = now();
     let (mut bundles, mut stored, mut max_per_bundle) = (0, 0, usize::MAX);
     let mut problem = None;
-    while bundles < capacity && !connections.is_empty() && problem.is_none() {
-        let packed = pack::pack(&connections[..max_per_bundle.min(connections.len())], time, limits);
+    while bundles < capacity && (!connections.is_empty() || state.is_some()) && problem.is_none() {
+        let packed = pack::pack(&connections[..max_per_bundle.min(connections.len())], state, time, limits);
         match packed.map(|(bundle, count)| (send(bundle), count)) {
             Ok((Ok(()), count)) => {
                 connections.drain(..count);
                 bundles += 1;
                 stored += count;
+                state = None;
             }
             // On its way to the manager, the bundle is in flight as well.
             Ok((Err(error), count)) if is_too_many_in_flight(&error) => match count / 2 {
@@ -168,7 +176,8 @@ pub fn unpack(bundles: Vec<OwnedFd>) -> Unpacked {
     let mut unpacked = Unpacked::default();
     let count = bundles.len();
     for (number, bundle) in (1..).zip(bundles) {
-        let UnpackedBundle { connections, stored_at, problems } = unpack::unpack_bundle(&bundle);
+        let UnpackedBundle { connections, state, stored_at, problems } = unpack::unpack_bundle(&bundle);
+        unpacked.state = unpacked.state.or(state);
         unpacked.age = unpacked.age.max(stored_at.map_or(Duration::ZERO, |then| now.saturating_sub(then)));
         unpacked.connections.extend(connections);
         unpacked.problems.extend(problems.into_iter().map(|problem| format!("bundle {number} of {count}: {problem}")));

@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::service_manager::activated_command;
+use crate::service_manager::{activated_command, activated_command_with_many};
 use crate::{Daemon, Peer, ServiceManager};
 
 /// What the unit says about the store.
@@ -156,7 +156,11 @@ fn spawn_process(
     let sockets =
         sockets.iter().map(|(name, socket)| (name.clone(), socket.try_clone().expect("it can be duplicated")));
     let (names, descriptors): (Vec<_>, Vec<_>) = sockets.chain(manager.stored_descriptors()).unzip();
-    let mut command = activated_command("3<&0 4<&1", descriptors, &names.join(":"));
+    let names = names.join(":");
+    let mut command = match descriptors.len() {
+        0..=2 => activated_command("3<&0 4<&1", descriptors, &names),
+        _ => activated_command_with_many(&descriptors, &names),
+    };
     if store == FdStore::Enabled {
         manager.set_fd_store(&mut command, 8);
     } else {

@@ -3,9 +3,9 @@
 
 use std::io::{ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::process::{Command, Stdio, id};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -41,6 +41,36 @@ pub fn activated_command(redirections: &str, sockets: Vec<OwnedFd>, names: &str)
     command.stdin(sockets.next().unwrap_or_else(Stdio::null)).stdout(sockets.next().unwrap_or_else(Stdio::null));
     command.env_remove("LISTEN_PID").env("LISTEN_FDS", names.split(':').count().to_string());
     command.env("LISTEN_FDNAMES", names).env_remove("NOTIFY_SOCKET").env_remove("FDSTORE").env_remove("TEST_WRAPPER");
+    command
+}
+
+/// Receives descriptors over stdin, and becomes the program that is its first argument.
+const RECEIVER: &str = "\
+import os, socket, sys
+channel = socket.socket(fileno=0)
+_, descriptors, _, _ = socket.recv_fds(channel, 1, 64)
+names = os.environ['LISTEN_FDNAMES'].split(':')
+assert len(descriptors) == len(names), descriptors
+# Away from where they are to be.
+descriptors = [os.dup(descriptor) for descriptor in [*descriptors, *descriptors]][-len(names):]
+for number, descriptor in enumerate(descriptors):
+    os.dup2(descriptor, 3 + number)
+os.closerange(3 + len(names), 256)
+os.dup2(os.open('/dev/null', os.O_RDONLY), 0)
+os.closerange(3 + len(names), 256)
+os.environ['LISTEN_PID'] = str(os.getpid())
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+/// The same as [`activated_command`] for any number of sockets, from descriptor 3 on; takes python3.
+pub fn activated_command_with_many(sockets: &[OwnedFd], names: &str) -> Command {
+    let (ours, theirs) = UnixStream::pair().expect("a pair can be made");
+    let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+    send_descriptors(OwnedFd::from(ours), b"x", &sockets, SendFlags::empty()).expect("there is room");
+    let mut command = Command::new("python3");
+    command.args(["-c", RECEIVER]).arg(program("echoed")).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+    command.env("LISTEN_FDS", names.split(':').count().to_string()).env("LISTEN_FDNAMES", names);
+    command.env_remove("NOTIFY_SOCKET").env_remove("FDSTORE");
     command
 }
 

@@ -89,7 +89,7 @@ impl DocumentedKey {
     }
 }
 
-/// Returns every key that has a default, in the order of the page: all but `listen`.
+/// Returns every key that has a default, in the order of the page: all but those of `[listener.NAME]` alone.
 ///
 /// # Panics
 /// Panics if the page has another form.
@@ -109,6 +109,6 @@ pub(crate) fn documented_keys() -> Vec<DocumentedKey> {
             keys.push(DocumentedKey { section, name, default, takes });
         }
     }
-    keys.retain(|key| key.name != "listen");
+    keys.retain(|key| !["listen", "role", "weight"].contains(&key.name));
     keys
 }

@@ -404,7 +404,7 @@ fn the_listener_option_without_a_socket_that_it_could_be_for_is_refused() {
         assert_eq!(daemon.wait().code(), Some(0), "{print}");
     }
     // A name that no listener can have.
-    for reserved in ["handover", "stored", "metrics"] {
+    for reserved in ["handover", "stored"] {
         let (_peer, connection) = tcp_connection();
         let mut daemon = spawn_with_log(&connection, "", &["--listener", reserved]);
         assert_eq!(daemon.wait().code(), Some(2), "{reserved}");

@@ -414,7 +414,7 @@ fn the_printed_configuration_names_the_origin_of_every_key_and_can_be_loaded_aga
             (_, "connections") => "ECHOED_LIMITS__CONNECTIONS".to_owned(),
             ("[defaults]" | "[listener.y]", "prefix") => format!("{drop_in}:2"),
             ("[listener.y]", "nodelay") => format!("{drop_in}:5"),
-            ("[listener.y]", "listen") => "default".to_owned(),
+            ("[listener.y]", "listen") | ("[listener.y]" | "[listener.\"a.b@c\"]", "role") => "default".to_owned(),
             ("[listener.\"a.b@c\"]", "listen" | "delimiter" | "prefix") => place_in(section),
             ("[listener.\"a.b@c\".deadlines]", "read") => place_in(section),
             ("[listener.y]" | "[listener.\"a.b@c\"]", _) => place_in("[defaults]"),

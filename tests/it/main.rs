@@ -35,6 +35,11 @@ mod limits;
 /// System calls on listeners that fail.
 mod listener_errors;
 
+// What administrators and load balancers ask it.
+
+/// The listeners of the roles monitor and agent: metrics, health and readiness.
+mod monitor;
+
 // How it is started, told something, and ended.
 
 /// Sockets from systemd.

@@ -183,7 +183,7 @@ fn an_invalid_command_line_is_refused_with_a_hint() {
         (&["--listen", "udp:7"], "write udp:127.0.0.1:7"),
         (&["--listen", "a b=127.0.0.1:0"], "invalid listener name \"a b\""),
         (&["--listen", "=127.0.0.1:0"], "invalid listener name"),
-        (&["--listen", "metrics=127.0.0.1:0"], "metrics"),
+        (&["--listen", "stored=127.0.0.1:0"], "stored"),
         (&["--listen", "handover=127.0.0.1:0"], "handover"),
         (&["--listener", "a b", "--listen", "/no such directory/socket"], "invalid listener name \"a b\""),
         (&["--listen"], "value is required"),

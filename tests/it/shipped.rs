@@ -134,6 +134,7 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
         ("usr/share/doc/echoed/performance.md", 0o644),
         ("usr/share/doc/echoed/restart.svg", 0o644),
         ("usr/share/doc/echoed/messages.md", 0o644),
+        ("usr/share/doc/echoed/monitoring.md", 0o644),
         ("usr/share/doc/echoed/echoctl-json.md", 0o644),
         ("usr/share/doc/echoed/examples/ipv6.conf", 0o644),
         ("usr/share/doc/echoed/README.md", 0o644),

@@ -2,24 +2,35 @@
 //! into the server.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use echoed::config::Settings;
-use echoed::server::{Counts, Detached, DetachedConnection, Restored, Server};
+use echoed::monitor::ProcessCounters;
+use echoed::server::{Counts, Detached, DetachedConnection, Phase, Restored, Server};
 use echoed::systemd::fdstore::{self, StoreResult, StoredConnection, Unpacked};
 use echoed::systemd::notify;
 use tokio::time::Instant;
 
 use crate::log::{LeveledLog, Note, plural};
+use crate::process_state::ProcessState;
 
 /// How long closing connections that could not be stored may take: a peer may have sent descriptors that take longer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Stores all connections for the next process, and ends the server. Returns how many messages wait for the log with
-/// them.
-pub(crate) async fn store_connections(server: Server, log: &LeveledLog) -> usize {
+/// Stores all connections for the next process, with the state of this one, and ends the server. Returns how many messages wait
+/// for the log with them. Without connections, the state is stored only if `keeps_state` or if it is in lame duck.
+pub(crate) async fn store_connections(
+    server: Server,
+    process: &ProcessCounters,
+    phase: Phase,
+    keeps_state: bool,
+    log: &LeveledLog,
+) -> usize {
     let (began, ended_before) = (Instant::now(), ended_count(&server));
-    let Detached { connections, unresponsive } = server.detach(|| log.freeze_messages()).await;
+    // Nothing is counted, and no figure is shown, after the state was taken.
+    let (detached, ()) = tokio::join!(server.detach(|| log.freeze_messages()), server.stop_services());
+    let Detached { connections, unresponsive } = detached;
     let detached = connections.len();
     let finished = ended_count(&server).saturating_sub(ended_before + detached as u64);
     if unresponsive > 0 {
@@ -27,7 +38,10 @@ pub(crate) async fn store_connections(server: Server, log: &LeveledLog) -> usize
         log.note(Note::StoreFailed, &format!("cut {unresponsive} connection{s}: the worker thread is not responding"));
     }
     let unlogged: Vec<_> = connections.iter().map(|connection| connection.unlogged).collect();
-    let (stored, remaining) = store_in_fdstore(connections, log);
+    let mut state = ProcessState::of(&server.handle(), process, log, phase);
+    state.handover = Some(unresponsive == 0);
+    let is_stored = keeps_state || state.is_draining() || !connections.is_empty();
+    let (stored, remaining) = store_in_fdstore(connections, is_stored.then_some(&state), log);
     let took = milliseconds(began.elapsed());
     // These are closed without waiting for their end.
     let cut = unresponsive + detached - stored;
@@ -56,11 +70,20 @@ fn ended_count(server: &Server) -> u64 {
     server.counts().ended.iter().sum()
 }
 
-/// Stores connections in the fd store, and waits until the manager has them. Returns how many were stored, and the
-/// others.
-fn store_in_fdstore(connections: Vec<DetachedConnection>, log: &LeveledLog) -> (usize, Vec<StoredConnection>) {
+/// Stores the state of this process for the next one, which gets no connections.
+pub(crate) fn store_state(state: &ProcessState, log: &LeveledLog) {
+    store_in_fdstore(Vec::new(), Some(state), log);
+}
+
+/// Stores connections and the state of the process in the fd store, and waits until the manager has them. Returns how many
+/// connections were stored, and the others.
+fn store_in_fdstore(
+    connections: Vec<DetachedConnection>,
+    state: Option<&ProcessState>,
+    log: &LeveledLog,
+) -> (usize, Vec<StoredConnection>) {
     let count = connections.len();
-    if count == 0 {
+    if count == 0 && state.is_none() {
         log.check_notified(notify::barrier());
         return (0, Vec::new());
     }
@@ -68,16 +91,18 @@ fn store_in_fdstore(connections: Vec<DetachedConnection>, log: &LeveledLog) -> (
         .into_iter()
         .map(|DetachedConnection { socket, snapshot, .. }| StoredConnection { socket, snapshot })
         .collect();
-    let StoreResult { stored, remaining, problem, unconfirmed } = fdstore::store(connections);
+    let StoreResult { stored, remaining, problem, unconfirmed } =
+        fdstore::store(connections, state.map(ProcessState::to_bytes).as_deref());
     if let Some(problem) = problem {
-        log.note(
-            Note::StoreFailed,
-            &format!("failed to store {} of {count} connections, cutting them: {problem}", remaining.len()),
-        );
+        let text = match remaining.len() {
+            0 => format!("failed to store the counters, the next process counts from 0: {problem}"),
+            cut => format!("failed to store {cut} of {count} connections, cutting them: {problem}"),
+        };
+        log.note(Note::StoreFailed, &text);
     }
     if let Some(error) = unconfirmed {
-        let text =
-            format!("the service manager did not confirm that it stored {stored} of {count} connections: {error}");
+        let what = if count == 0 { "the counters".to_owned() } else { format!("{stored} of {count} connections") };
+        let text = format!("the service manager did not confirm that it stored {what}: {error}");
         log.note(Note::StoreFailed, &text);
     }
     (stored, remaining)
@@ -91,13 +116,23 @@ pub(crate) async fn restore_connections(
     mut problems: Vec<String>,
     settings: &Settings,
     serving: &[&str],
+    process: &Arc<ProcessCounters>,
     log: &LeveledLog,
 ) {
     // Before the bundles are used: one that crashes the process is tried only once.
     log.check_notified(fdstore::remove());
     let began = Instant::now();
-    let Unpacked { connections, age, problems: bundle_problems } = fdstore::unpack(bundles);
+    let Unpacked { connections, state, age, problems: bundle_problems } = fdstore::unpack(bundles);
     problems.extend(bundle_problems);
+    let state = match state.as_deref().map(ProcessState::from_bytes).transpose() {
+        Ok(state) => state.unwrap_or_default(),
+        Err(error) => {
+            problems.push(format!("the state of the process is invalid, counting from 0: {error}"));
+            ProcessState::default()
+        }
+    };
+    let handover = state.handover;
+    state.inherit(&server.handle(), process);
     let detached: Vec<_> = connections
         .into_iter()
         .map(|StoredConnection { socket, snapshot }| DetachedConnection { socket, snapshot, unlogged: 0 })
@@ -107,6 +142,10 @@ pub(crate) async fn restore_connections(
     // Then all of them have been driven once.
     server.ping_workers().await;
     let closed = rejected.len();
+    // Without a word about it, there were connections.
+    if handover.is_some() || count > 0 || !problems.is_empty() {
+        process.count_handover(handover.unwrap_or(true) && problems.is_empty() && closed == 0);
+    }
     let rejected = rejected.into_iter().map(|problem| format!("closed a connection: {problem}"));
     for problem in problems.into_iter().chain(rejected) {
         let text = format!("failed to restore some connections from the previous process: {problem}");

@@ -131,6 +131,11 @@ impl LeveledLog {
         is_failing.then(|| backlog.unwrap_or_default() + messages)
     }
 
+    /// Returns how many entries were suppressed by the rate limit so far.
+    pub(crate) fn suppressed_total(&self) -> u64 {
+        self.log.suppressed_total()
+    }
+
     /// Logs it if systemd could not be notified: once, until it can be notified again, or there is another error.
     pub(crate) fn check_notified(&self, result: io::Result<()>) {
         let error = result.err().map(|error| error.to_string());

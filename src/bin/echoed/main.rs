@@ -3,6 +3,7 @@
 
 mod handover;
 mod log;
+mod process_state;
 mod signals;
 mod start_error;
 mod stop;
@@ -16,15 +17,18 @@ use std::os::fd::OwnedFd;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, abort};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use clap::Parser;
 use echoed::address::{Address, Family, UnixName, repeated_address_hint};
 use echoed::bind::{self, SocketFile};
 use echoed::cli::echoed::Echoed;
-use echoed::config::{Loaded, Settings};
+use echoed::config::{Loaded, Role, Settings};
+use echoed::monitor::{Agent, LogCounts, Monitor, ProcessCounters, Source};
 use echoed::rlimit::{FdBudget, ServingThreads};
-use echoed::server::Server;
 use echoed::server::socket::SocketKind;
+use echoed::server::{ConnectionService, Server};
 use echoed::systemd::activation::{self, ActivationFds, Fallback, NamedSocket, Sockets, StdinSocket};
 use echoed::systemd::journal::{JOURNAL_PATH, LogWriter};
 use echoed::systemd::notify;
@@ -36,7 +40,7 @@ use tokio::runtime;
 use log::{LeveledLog, Note};
 use signals::{BlockedHangup, Signals};
 use start_error::{EX_IOERR, EX_USAGE, StartError};
-use stop::Ended;
+use stop::{Ended, Served};
 use supervisor::{RunMode, Supervisor};
 
 /// The sockets of datagrams that are with journald's own: its two, and that of a syslog daemon.
@@ -167,6 +171,7 @@ async fn serve(
 ) -> Result<Ended, StartError> {
     // Before READY=1, after which a reload may be asked for.
     let mut signals = Signals::catch(hangup).map_err(|error| StartError::system("cannot catch signals", error))?;
+    let (started_at, process) = (SystemTime::now(), Arc::<ProcessCounters>::default());
     let log_failed = |error| StartError::system("cannot start the log", error);
     let workers_failed = |error| StartError::system("cannot start the workers", error);
     let server = Server::new(settings, log.event_handler(), log.message_log());
@@ -191,8 +196,17 @@ async fn serve(
         writer.start().map_err(log_failed)?;
         server.start_workers().map_err(workers_failed)?;
         let names: Vec<_> = named.iter().map(|(name, _)| &**name).collect();
-        handover::restore_connections(&server, bundles, problems, settings, &names, log).await;
+        handover::restore_connections(&server, bundles, problems, settings, &names, &process, log).await;
     }
+    let is_service = |(name, _): &(String, OwnedFd)| settings.listener_settings(name).role != Role::Messages;
+    let (services, named): (Named, Named) = named.into_iter().partition(is_service);
+    note_missing_sections(settings, named.iter().map(|(name, _)| &**name), log);
+    let keeps_state = !services.is_empty();
+    let (log_of_monitor, unlogged) = (log.clone(), server.unlogged_messages());
+    let log_counts = Box::new(move || LogCounts {
+        suppressed: log_of_monitor.suppressed_total(),
+        waiting: log_of_monitor.backlog(unlogged.waiting()).unwrap_or(0) as u64,
+    });
     let served = serve_listeners(&server, settings, named, log).and_then(|()| match accepted {
         Some(connection) => serve_connection(&server, settings, arguments, connection, log),
         None => Ok(()),
@@ -200,17 +214,22 @@ async fn serve(
     let started = served.and_then(|()| {
         server.serve_waiting_clients();
         writer.start().map_err(log_failed)?;
-        server.start_workers().map_err(workers_failed)
+        server.start_workers().map_err(workers_failed)?;
+        // Not earlier: the client that has this process started does not wait for their thread.
+        let source =
+            Source { server: server.handle(), process: Arc::clone(&process), log: log_counts, started: started_at };
+        serve_services(&server, settings, services, source, log)
     });
     if let Err(error) = started {
         stop::end_failed_start(server, log);
         return Err(error);
     }
     let sources = arguments.sources();
-    let supervisor = Supervisor::new(&server, mode, threads, settings, log, move || sources.load());
+    let supervisor = Supervisor::new(&server, mode, threads, settings, log, &process, move || sources.load());
     let reason = supervisor.run(&mut signals).await;
     let service = supervisor.service();
-    Ok(stop::stop(server, reason, mode, &service, files, &mut signals, log).await)
+    let served = Served { server, process: &process, mode, files, keeps_state };
+    Ok(stop::stop(served, reason, &service, &mut signals, log).await)
 }
 
 /// Returns the sockets whose readers take what this process sends there for its own messages.
@@ -338,7 +357,19 @@ fn serving_threads(arguments: &Echoed, settings: &Settings, sockets: &Sockets) -
         }
     };
     let unixgram = is_unix.iter().filter(|is_unix| **is_unix).count();
-    ServingThreads { workers: settings.service.worker_threads(), udp: is_unix.len() - unixgram, unixgram }
+    let names: Vec<&str> = match sockets {
+        Sockets::Listeners(listeners) => listeners.iter().map(|listener| &*listener.name).collect(),
+        Sockets::StdinListener(listener) => vec![&listener.name],
+        Sockets::Connection(_) => Vec::new(),
+        Sockets::Nothing => listen_addresses(arguments, settings).into_iter().map(|(name, _)| name).collect(),
+    };
+    let roles: BTreeSet<_> = names.into_iter().map(|name| settings.listener_settings(name).role).collect();
+    ServingThreads {
+        workers: settings.service.worker_threads(),
+        udp: is_unix.len() - unixgram,
+        unixgram,
+        service_connections: roles.into_iter().map(Role::permits).sum(),
+    }
 }
 
 /// Returns whether a socket of datagrams is a Unix socket; `None` if it is not one of datagrams.
@@ -363,10 +394,40 @@ fn bind_listeners(arguments: &Echoed, settings: &Settings) -> Result<(Named, Vec
 }
 
 fn serve_listeners(server: &Server, settings: &Settings, named: Named, log: &LeveledLog) -> Result<(), StartError> {
-    note_missing_sections(settings, named.iter().map(|(name, _)| &**name), log);
     for (name, socket) in named {
         let address = bind::bound_to(&socket);
         let served = server.listen(socket, &name, settings.listener_settings(&name));
+        served.map_err(|error| StartError::system(&format!("cannot serve {address} ({name})"), error))?;
+        log.note_on(Note::Listening, &name, &format!("listening on {address} ({name})"));
+    }
+    Ok(())
+}
+
+/// Serves the listeners that workers do not serve.
+fn serve_services(
+    server: &Server,
+    settings: &Settings,
+    named: Named,
+    source: Source,
+    log: &LeveledLog,
+) -> Result<(), StartError> {
+    let source = Arc::new(source);
+    for (name, socket) in named {
+        let (address, listener) = (bind::bound_to(&socket), settings.listener_settings(&name));
+        let role = listener.role;
+        let refuse = |problem: &str| {
+            let role = role.as_str();
+            StartError::Role(format!("cannot serve {address} ({name}) with role = \"{role}\": {problem}"))
+        };
+        if !SocketKind::of(&socket).is_ok_and(|kind| kind == SocketKind::Stream) {
+            return Err(refuse("it is not a stream; check the Listen*= settings of the socket unit"));
+        }
+        let service: Arc<dyn ConnectionService> = match role {
+            Role::Monitor => Arc::new(Monitor::new(Arc::clone(&source))),
+            Role::Agent => Arc::new(Agent::new(server.handle(), listener)),
+            Role::Control | Role::Messages => return Err(refuse("this version of echoed has none of that")),
+        };
+        let served = server.listen_service(socket, &name, role, service);
         served.map_err(|error| StartError::system(&format!("cannot serve {address} ({name})"), error))?;
         log.note_on(Note::Listening, &name, &format!("listening on {address} ({name})"));
     }
@@ -383,6 +444,13 @@ fn serve_connection(
 ) -> Result<(), StartError> {
     let name = arguments.listener.as_deref().unwrap_or(&connection.name);
     note_missing_sections(settings, [name], log);
+    let role = settings.listener_settings(name).role;
+    if role != Role::Messages {
+        let role = role.as_str();
+        let problem =
+            format!("cannot serve one connection of {name} with role = \"{role}\": it takes a listening socket");
+        return Err(StartError::Role(problem));
+    }
     let served = server.adopt(connection.socket, name, settings.listener_settings(name));
     served.map_err(|error| StartError::system("cannot serve the connection that was handed over", error))
 }

@@ -29,6 +29,8 @@ pub(crate) enum StartError {
     Usage(String),
     Configuration(config::Error),
     Activation(activation::Error),
+    /// A socket cannot be served in the role of its listener.
+    Role(String),
     System {
         what: String,
         error: io::Error,
@@ -45,7 +47,7 @@ impl StartError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Usage(_) => EX_USAGE,
-            Self::Configuration(_) => EX_CONFIG,
+            Self::Configuration(_) | Self::Role(_) => EX_CONFIG,
             Self::Activation(error) if error.is_configuration() => EX_CONFIG,
             Self::Activation(_) | Self::System { .. } => EX_OSERR,
             Self::Output(_) => EX_OUTPUT,
@@ -68,7 +70,7 @@ impl From<activation::Error> for StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(problem) => f.write_str(problem),
+            Self::Usage(problem) | Self::Role(problem) => f.write_str(problem),
             // Begins with the file and the position in it.
             Self::Configuration(error) => error.fmt(f),
             Self::Activation(error) => error.fmt(f),

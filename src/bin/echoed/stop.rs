@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use echoed::bind::SocketFile;
 use echoed::config::Service;
-use echoed::server::{Counts, Server};
+use echoed::monitor::ProcessCounters;
+use echoed::server::{Counts, Phase, Server};
 use echoed::systemd::{fdstore, notify};
 use tokio::time;
 
 use crate::handover;
 use crate::log::{LeveledLog, Note, plural};
+use crate::process_state::ProcessState;
 use crate::signals::{Signals, TERMINATE};
 use crate::start_error::EX_OSERR;
 use crate::supervisor::{ExitReason, RunMode};
@@ -37,32 +39,50 @@ pub(crate) struct Ended {
     pub(crate) waiting_messages: usize,
 }
 
+/// What was served, and is to be stopped.
+pub(crate) struct Served<'a> {
+    pub(crate) server: Server,
+    pub(crate) process: &'a ProcessCounters,
+    pub(crate) mode: RunMode,
+    pub(crate) files: Vec<SocketFile>,
+    /// Whether a monitor shows what was counted: the next process goes on counting from there.
+    pub(crate) keeps_state: bool,
+}
+
 /// Stops the server for this reason: as `service` says, its connections are handed over or drained.
 pub(crate) async fn stop(
-    server: Server,
+    Served { server, process, mode, files, keeps_state }: Served<'_>,
     reason: ExitReason,
-    mode: RunMode,
     service: &Service,
-    files: Vec<SocketFile>,
     signals: &mut Signals,
     log: &LeveledLog,
 ) -> Ended {
+    let phase = server.handle().phase();
+    server.handle().set_phase(Phase::Stopping);
     let unlogged = server.unlogged_messages();
     if let ExitReason::ConnectionEnded = reason {
         return Ended { code: ExitCode::SUCCESS, lost_messages: unlogged.lost(), waiting_messages: 0 };
     }
-    let wanted = service.handover && mode == RunMode::Activated && matches!(reason, ExitReason::Signal(TERMINATE));
-    let hands_over = wanted && fdstore::is_available();
+    // It may be a restart.
+    let has_successor = mode == RunMode::Activated && matches!(reason, ExitReason::Signal(TERMINATE));
+    let can_store = has_successor && fdstore::is_available();
+    let hands_over = service.handover && can_store;
     let suffix = if hands_over { "; handing connections over to the next process" } else { "" };
     log.check_notified(notify::stopping(&format!("stopping: {reason}{suffix}")));
     log.note(Note::Stopping, &format!("stopping: {reason}{suffix}"));
     let mut waiting_messages = 0;
     if hands_over {
-        waiting_messages = handover::store_connections(server, log).await;
+        waiting_messages = handover::store_connections(server, process, phase, keeps_state, log).await;
     } else {
+        let handle = server.handle();
         drain(server, service.drain_timeout.duration(), signals, log).await;
         drop(files);
-        log.check_notified(notify::barrier());
+        let state = ProcessState::of(&handle, process, log, phase);
+        if can_store && (keeps_state || state.is_draining()) {
+            handover::store_state(&state, log);
+        } else {
+            log.check_notified(notify::barrier());
+        }
     }
     // Messages of a hung worker are lost, too: at most one of each of its connections.
     let lost_messages = unlogged.lost() + unlogged.waiting();
@@ -112,6 +132,7 @@ async fn drain(server: Server, timeout: Duration, signals: &mut Signals, log: &L
         never = extend_stop_timeout(log) => match never {},
         signal = signals.stop() => log.note(Note::DrainAborted, &format!("drain aborted: {signal}")),
     }
+    server.stop_services().await;
     let cut = server.connection_count();
     let Counts { accepted, totals, .. } = server.counts();
     // From here on, the log writes no message that is counted as lost.

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use echoed::config::{self, Loaded, Service, Settings};
+use echoed::monitor::ProcessCounters;
 use echoed::protocol::rules::TimeSpan;
 use echoed::rlimit::{self, FdBudget, ServingThreads};
 use echoed::server::{Counts, Server};
@@ -99,6 +100,7 @@ pub(crate) struct Supervisor<'a, Load> {
     /// Those that serve.
     threads: ServingThreads,
     log: &'a LeveledLog,
+    process: &'a ProcessCounters,
     load_settings: Arc<Load>,
     /// The settings that the process was started with.
     initial_settings: &'a Settings,
@@ -119,6 +121,7 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         threads: ServingThreads,
         settings: &'a Settings,
         log: &'a LeveledLog,
+        process: &'a ProcessCounters,
         load_settings: Load,
     ) -> Self {
         let (reload_error, last_status) = (RefCell::default(), RefCell::default());
@@ -128,6 +131,7 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
             mode,
             threads,
             log,
+            process,
             load_settings: Arc::new(load_settings),
             initial_settings,
             settings: watch::Sender::new(settings.clone()),
@@ -206,6 +210,7 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
                 Some(error.summary())
             }
         };
+        self.process.count_reload(reload_error.is_none());
         self.reload_error.replace(reload_error);
         self.notify_ready();
     }

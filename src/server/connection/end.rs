@@ -55,7 +55,7 @@ impl Connection {
 
     fn report_closed(&self, state: &WorkerState, verdict: Verdict) {
         state.remove_connection();
-        state.counters.count_ended(verdict);
+        self.info.listener.counters(state).count_ended(verdict);
         if self.awaits_log {
             state.sink.unlogged.end_wait();
         }

@@ -35,7 +35,7 @@ impl Connection {
                 *is_bulk = count >= BULK;
                 let before = session.totals();
                 session.receive(now, scratch, count, &mut outlet);
-                state.counters.count_totals(before, session.totals());
+                info.listener.counters(state).count_totals(before, session.totals());
                 if count == size {
                     Some(Readiness::ReadUntilBlocked)
                 } else {

@@ -20,10 +20,10 @@ impl EventLoop {
     pub(super) fn run_commands(&mut self, now: Instant) -> bool {
         let commands = self.mailbox.take();
         for connection in commands.accepted {
-            self.serve(connection, now);
+            self.insert(connection, Readiness::None, now);
         }
         for connection in commands.restored {
-            self.state.counters.count_resumed();
+            connection.count_resumed(&self.state);
             // Even if a deadline passed during the handover, input that arrived before it is answered.
             self.insert(connection, Readiness::ReadUntilBlocked, now);
         }

@@ -16,6 +16,7 @@ use crate::protocol::rules::ReplyMode;
 use crate::protocol::{Rules, Session, Verdict};
 use crate::server::accepted_socket::AcceptedSocket;
 use crate::server::admission::Admission;
+use crate::server::counters::ListenerCounters;
 use crate::server::disposal::Disposal;
 use crate::server::event::{Event as ServerEvent, EventSink, MessageLog, ReceivedMessage};
 use crate::server::listener::{ConnectionInfo, Listener};
@@ -54,7 +55,7 @@ impl OneConnection {
             }
         });
         let sink = EventSink { handler, message_log: Arc::new(NoLog), unlogged: Arc::default() };
-        let state = Arc::new(WorkerState::new(sink, Disposal::default()));
+        let state = Arc::new(WorkerState::new(0, sink, Disposal::default()));
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let mut event_loop = EventLoop::new(mailbox, Arc::clone(&state)).unwrap();
 
@@ -107,7 +108,7 @@ fn insert(
     let permit = admission.try_acquire(false).unwrap();
     let rules = Rules { packets: kind == SocketKind::Seqpacket, ..rules };
     let session = Session::new(Arc::new(rules), now);
-    let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings: defaults });
+    let listener = Arc::new(Listener::new("echo", kind, descriptors, &defaults, Arc::new(ListenerCounters::new(1))));
     let info = ConnectionInfo { id: ID, listener, peer: Peer::Unknown };
     let connection = Box::new(Connection::new(socket, session, info, state, permit));
     event_loop.insert(connection, Readiness::None, now);

@@ -27,7 +27,9 @@ use crate::protocol::session::Totals;
 use crate::server::accept_mode::{AcceptControl, AcceptMode};
 use crate::server::admission::Admission;
 use crate::server::clock::clock;
-use crate::server::event::{Event, ReceivedMessage, Retry};
+use crate::server::counters::DatagramCounters;
+use crate::server::disposal::Disposal;
+use crate::server::event::{Event, EventSink, ReceivedMessage, Retry};
 use crate::server::listener::{Listener, ListenerHandle};
 use crate::server::listener_error::{self, Backoff, ListenerErrorKind};
 use crate::server::packets::END_WAIT;
@@ -42,7 +44,6 @@ use crate::server::packets::path_replies::{FailedReply, PathReplies, ReplyThread
 use crate::server::packets::rate_limit::RateLimiter;
 use crate::server::packets::sender_socket::ReservedSockets;
 use crate::server::peer::{Peer, Source};
-use crate::server::worker_state::WorkerState;
 
 /// The limits that datagrams of all listeners count against.
 #[derive(Clone, Copy)]
@@ -62,7 +63,9 @@ const START_PAUSE: Duration = Duration::from_millis(100);
 /// A datagram socket that is being served.
 pub(crate) struct DatagramServer {
     socket: DatagramSocket,
-    state: Arc<WorkerState>,
+    sink: EventSink,
+    disposal: Disposal,
+    counters: Arc<DatagramCounters>,
     control: Arc<ThreadControl>,
     batch: Batch,
     /// Set for a Unix socket.
@@ -72,6 +75,8 @@ pub(crate) struct DatagramServer {
     /// How many of the datagrams that the kernel has dropped are counted.
     lost: u32,
     totals: Totals,
+    /// How many were answered, or would have been if the listener sent replies.
+    answered: u64,
     backoff: Backoff,
     /// The end of the pause after repeated errors.
     paused_until: Option<Instant>,
@@ -83,7 +88,7 @@ pub(crate) struct DatagramServer {
 
 impl DatagramServer {
     /// Creates a server for this socket. It never replies to the `reserved` sockets, sends replies to paths through `threads`,
-    /// counts in `state`, and is woken by `control`.
+    /// counts in `counters`, and is woken by `control`.
     ///
     /// # Errors
     /// Returns an error if the socket cannot be prepared.
@@ -91,12 +96,13 @@ impl DatagramServer {
         socket: OwnedFd,
         threads: ReplyThreads,
         reserved: ReservedSockets,
-        state: &Arc<WorkerState>,
+        (sink, disposal): (EventSink, Disposal),
+        counters: Arc<DatagramCounters>,
         control: &Arc<ThreadControl>,
     ) -> io::Result<Self> {
         let socket = DatagramSocket::open(socket)?;
         let path_replies = if socket.is_unix() {
-            let (sent, waker) = (state.counters.bytes_to_paths(), Waker::from(Arc::clone(control)));
+            let (sent, waker) = (counters.to_paths(), Waker::from(Arc::clone(control)));
             Some(PathReplies::new(socket.try_clone()?, threads, reserved, sent, waker))
         } else {
             None
@@ -104,13 +110,16 @@ impl DatagramServer {
         Ok(Self {
             lost: socket.lost().unwrap_or(0),
             socket,
-            state: Arc::clone(state),
+            sink,
+            disposal,
+            counters,
             control: Arc::clone(control),
             batch: Batch::new(),
             path_replies,
             parking: Parking::new(control),
             drop_log: DropLog::new(),
             totals: Totals::default(),
+            answered: 0,
             backoff: Backoff::default(),
             paused_until: None,
             last_received: None,
@@ -160,7 +169,7 @@ impl DatagramServer {
             }
             // The last batch may have changed the condition.
             let receives = receives && !self.parking.is_parked() && self.paused_until.is_none();
-            let waits_for_thread = self.parking.is_parked() && !self.state.disposal.retry_start();
+            let waits_for_thread = self.parking.is_parked() && !self.disposal.retry_start();
             let retry_at = waits_for_thread.then(|| clock() + START_PAUSE);
             let until = self.drop_log.next_report_at().into_iter().chain(self.paused_until).chain(retry_at).min();
             readiness = self.control.wait(receives.then(|| self.socket.as_fd()), until);
@@ -181,13 +190,13 @@ impl DatagramServer {
 
     /// Closes the socket. Datagrams in it may have descriptors queued, if no other process holds it.
     pub(crate) fn close(self) {
-        let Self { socket, mut path_replies, state, .. } = self;
+        let Self { socket, mut path_replies, disposal, .. } = self;
         // The copy for replies to paths goes first. The last descriptor is closed by the disposal thread, or by a thread that
         // sends a reply.
         path_replies.iter_mut().for_each(|path_replies| _ = path_replies.end());
         // The second descriptor is still open. If the disposal thread uses it, the disposal thread also closes it.
         if let Some(socket) = socket.close().and_then(Arc::into_inner) {
-            state.disposal.close(socket, None);
+            disposal.close(socket, None);
         }
     }
 
@@ -242,11 +251,11 @@ impl DatagramServer {
     /// because there is no room for its descriptors, or because it is dropped: the process cannot have its descriptors.
     fn receive_with_descriptors(&mut self, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
         let make_waker = || self.parking.room_waker();
-        let received = self.socket.receive_with_descriptors(buffer, &self.state.disposal, make_waker);
+        let received = self.socket.receive_with_descriptors(buffer, &self.disposal, make_waker);
         if received.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMFILE as i32)) {
             if let Some(socket) = self.socket.second_descriptor() {
                 let dropped = self.parking.await_drop();
-                self.state.disposal.drop_packet(socket, dropped);
+                self.disposal.drop_packet(socket, dropped);
                 return Ok(None);
             }
         }
@@ -276,6 +285,7 @@ impl DatagramServer {
             self.record_success(listener);
             return Ok(false);
         }
+        listener.load().count_accept_error(&error);
         if ListenerErrorKind::of(&error) == ListenerErrorKind::Fatal {
             return Err(error);
         }
@@ -290,7 +300,7 @@ impl DatagramServer {
         if self.backoff.report_pause() {
             let Listener { ref name, kind, .. } = *listener.load();
             let (listener, retry) = (Arc::clone(name), Retry::After(pause));
-            self.state.sink.report(Event::AcceptPaused { listener, kind, error, retry });
+            self.sink.report(Event::AcceptPaused { listener, kind, error, retry });
         }
     }
 
@@ -299,14 +309,14 @@ impl DatagramServer {
         self.backoff.record_success();
         if self.backoff.report_end() {
             let Listener { ref name, kind, .. } = *listener.load();
-            self.state.sink.report(Event::AcceptResumed { listener: Arc::clone(name), kind });
+            self.sink.report(Event::AcceptResumed { listener: Arc::clone(name), kind });
         }
     }
 
     /// Logs and answers the datagrams of a batch. Those that must not be answered are dropped and counted.
     fn serve(&mut self, batch: &Batch, listener: &Listener, limits: Limits<'_>) {
         limits.admission.note_use();
-        let (before, now) = (self.totals, clock());
+        let (before, answered_before, now) = (self.totals, self.answered, clock());
         let mut replies = ReplyBatch::new();
         for (datagram, bytes) in batch.iter() {
             if let Some(lost) = datagram.lost_before {
@@ -332,7 +342,10 @@ impl DatagramServer {
             };
             self.totals.messages += 1;
             self.totals.bytes_in += message.len() as u64;
-            let Some(reply) = packet::reply(&listener.settings.rules, message) else { continue };
+            let Some(reply) = packet::reply(&listener.settings.rules, message) else {
+                self.answered += 1;
+                continue;
+            };
             if let ReplyTo::Path(to) = datagram.reply_to {
                 // The reply is counted when it is sent, or when it has failed.
                 let path_replies = self.path_replies.as_ref().ok_or(DropCause::UnsafeAddress);
@@ -347,7 +360,8 @@ impl DatagramServer {
             replies.push(datagram, &reply);
         }
         self.send(&mut replies, listener);
-        self.state.counters.count_totals(before, self.totals);
+        self.counters.count_totals(before, self.totals);
+        self.counters.count_answered(self.answered - answered_before);
     }
 
     /// Checks a datagram as far as that is possible without its sender's socket, and counts it for its source.
@@ -402,7 +416,7 @@ impl DatagramServer {
     fn log(&mut self, bytes: &[u8], datagram: &Datagram, listener: &Listener) -> Result<(), DropCause> {
         let Datagram { peer, received_at, .. } = *datagram;
         let message = ReceivedMessage { connection_id: None, listener: &listener.name, peer, received_at, bytes };
-        let is_logged = datagram_log::log(message, listener, &self.state.sink, &self.control, &mut self.given_up_at);
+        let is_logged = datagram_log::log(message, listener, &self.sink, &self.control, &mut self.given_up_at);
         if is_logged { Ok(()) } else { Err(DropCause::NoRoom) }
     }
 
@@ -410,7 +424,10 @@ impl DatagramServer {
     fn send(&mut self, replies: &mut ReplyBatch<'_>, listener: &Listener) {
         let mut failed = Vec::new();
         replies.send(&self.socket, |datagram, sent| match sent {
-            Ok(bytes) => self.totals.bytes_out += bytes,
+            Ok(bytes) => {
+                self.totals.bytes_out += bytes;
+                self.answered += 1;
+            }
             Err(error) => failed.push((datagram, datagram_socket::drop_cause(error, &self.socket))),
         });
         for (datagram, cause) in failed {
@@ -460,7 +477,7 @@ impl DatagramServer {
         address: Option<UnixAddr>,
         listener: &Listener,
     ) {
-        self.state.counters.count_dropped(cause, count);
+        self.counters.count_dropped(cause, count);
         let report = self.drop_log.record(cause, count, peer, address, clock());
         self.report(listener, report);
     }
@@ -477,7 +494,7 @@ impl DatagramServer {
         for DropReport { cause, count, last_peer, last_address } in reports {
             let listener = Arc::clone(&listener.name);
             let last_path = last_address.and_then(|address| address.path().map(Path::to_owned));
-            self.state.sink.report(Event::DatagramsDropped { listener, cause, count, last_peer, last_path });
+            self.sink.report(Event::DatagramsDropped { listener, cause, count, last_peer, last_path });
         }
     }
 }

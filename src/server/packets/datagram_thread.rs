@@ -17,7 +17,6 @@ use tokio::sync::oneshot;
 
 use crate::server::clock::clock;
 use crate::server::worker;
-use crate::server::worker_state::WorkerState;
 
 /// The pause after poll(2) has failed, so that a lasting error does not use all CPU time.
 const ERROR_PAUSE: Duration = Duration::from_millis(1);
@@ -137,7 +136,6 @@ impl Wake for ThreadControl {
 /// The thread of a datagram socket. Dropping this ends the thread. A thread that hangs is left running.
 pub(crate) struct DatagramThread {
     pub(crate) control: Arc<ThreadControl>,
-    pub(crate) state: Arc<WorkerState>,
     handle: Option<JoinHandle<()>>,
     /// Disconnected when the thread has ended.
     done: mpsc::Receiver<Infallible>,
@@ -148,11 +146,7 @@ impl DatagramThread {
     ///
     /// # Errors
     /// Returns an error if the thread cannot be created.
-    pub(crate) fn start(
-        control: Arc<ThreadControl>,
-        state: Arc<WorkerState>,
-        serve: impl FnOnce() + Send + 'static,
-    ) -> io::Result<Self> {
+    pub(crate) fn start(control: Arc<ThreadControl>, serve: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let (running, done) = mpsc::channel();
         let control_of_thread = Arc::clone(&control);
         let handle = thread::Builder::new().name("datagrams".to_owned()).spawn(move || {
@@ -161,7 +155,7 @@ impl DatagramThread {
             serve();
             drop(running);
         })?;
-        Ok(Self { control, state, handle: Some(handle), done })
+        Ok(Self { control, handle: Some(handle), done })
     }
 }
 

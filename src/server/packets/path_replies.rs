@@ -9,13 +9,13 @@ use std::ffi::OsStr;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 
 use nix::sys::socket::{MsgFlags, UnixAddr};
 
 use crate::protocol::packet::{DropCause, Reply};
+use crate::server::counters::PathCounters;
 use crate::server::packets::datagram_socket;
 use crate::server::packets::sender_socket::{OwnerRules, ReservedSockets, SenderSocket};
 use crate::server::packets::user_threads::{UserTask, UserThreads};
@@ -59,8 +59,8 @@ pub(crate) struct PathReply {
 #[derive(Debug)]
 struct Progress {
     state: Mutex<ProgressState>,
-    /// The number of bytes that were sent.
-    bytes_out: Arc<AtomicU64>,
+    /// Counts what was sent.
+    sent: Arc<PathCounters>,
     /// Woken when a reply could not be sent, and, after [`PathReplies::finish`], when no reply is waiting.
     waker: Waker,
 }
@@ -87,17 +87,17 @@ pub(crate) struct FailedReply {
 }
 
 impl PathReplies {
-    /// Creates the sender for the listener with this socket. It sends nothing to `reserved` sockets, counts sent bytes in
-    /// `bytes_out`, and wakes the listener with `waker`.
+    /// Creates the sender for the listener with this socket. It sends nothing to `reserved` sockets, counts what it sends in
+    /// `sent`, and wakes the listener with `waker`.
     pub(crate) fn new(
         socket: OwnedFd,
         threads: ReplyThreads,
         reserved: ReservedSockets,
-        bytes_out: Arc<AtomicU64>,
+        sent: Arc<PathCounters>,
         waker: Waker,
     ) -> Self {
         let socket = Arc::new(socket);
-        let progress = Progress { state: Mutex::default(), bytes_out, waker };
+        let progress = Progress { state: Mutex::default(), sent, waker };
         let rules = OwnerRules::new(reserved);
         let sender = Arc::new(ReplySender { socket: Arc::downgrade(&socket), rules, progress });
         Self { threads, socket: Some(socket), sender }
@@ -121,7 +121,7 @@ impl PathReplies {
         self.sender.progress.lock().waiting += 1;
         let waits = self.threads.run(uid, size, PathReply { sender: Arc::clone(&self.sender), to, peer, bytes });
         if waits.is_err() {
-            self.sender.progress.finish_one(Ok(0));
+            self.sender.progress.finish_one(None);
         }
         waits
     }
@@ -153,15 +153,16 @@ impl Progress {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that a reply was sent, with its length in bytes, or has failed. If the listener has ended, it has already
-    /// counted the reply.
-    fn finish_one(&self, sent: Result<usize, FailedReply>) {
+    /// Records that a reply was sent, with its length in bytes, or has failed; `None` if no thread got it. If the listener has
+    /// ended, it has already counted the reply.
+    fn finish_one(&self, sent: Option<Result<usize, FailedReply>>) {
         let mut state = self.lock();
         state.waiting -= 1;
         if !state.has_ended {
             match sent {
-                Ok(bytes) => _ = self.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed),
-                Err(failed) => state.failed.push(failed),
+                Some(Ok(bytes)) => self.sent.count_reply(bytes),
+                Some(Err(failed)) => state.failed.push(failed),
+                None => {}
             }
         }
         // A reply that was sent needs no wakeup.
@@ -212,7 +213,7 @@ fn send(sender: &ReplySender, uid: u32, of_paths: &[&[PathReply]]) {
             let sent = to.and_then(|to| send_one(&sender.socket, &to, bytes));
             let sent = sent.map(|()| bytes.len());
             // Recorded one by one, because the next reply may block.
-            sender.progress.finish_one(sent.map_err(|cause| FailedReply { to: *address, peer: *peer, cause }));
+            sender.progress.finish_one(Some(sent.map_err(|cause| FailedReply { to: *address, peer: *peer, cause })));
         }
     }
 }
@@ -278,7 +279,7 @@ mod tests {
             assert_eq!(len, 6 + 2 * at);
             bytes_out += len as u64;
         }
-        assert_eq!(replies.sender.progress.bytes_out.load(Ordering::Relaxed), bytes_out);
+        assert_eq!(replies.sender.progress.sent.bytes(), bytes_out);
         assert_eq!(replies.send(address(0), Peer::Unknown, &[b"", b""]), Err(DropCause::UnsafeAddress));
         assert!(replies.finish());
     }

@@ -268,6 +268,7 @@ mod tests {
     use crate::config::{Limits, Settings};
     use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
     use crate::server::admission::Admission;
+    use crate::server::counters::CounterRegistry;
     use crate::server::dispatch::Dispatcher;
     use crate::server::disposal::Disposal;
     use crate::server::event::EventSink;
@@ -325,8 +326,8 @@ mod tests {
     /// Returns a dispatcher with one worker. Its event loop runs in a task, so the clock can be paused.
     fn dispatcher(limits: &Limits) -> Arc<Dispatcher> {
         let sink = EventSink { handler: Arc::new(|_| {}), message_log: Arc::new(NoLog), unlogged: Arc::default() };
-        let new_state = || WorkerState::new(sink.clone(), Disposal::default());
-        let worker = Worker { state: Arc::new(new_state()), mailbox: Arc::new(Mailbox::new().unwrap()) };
+        let new_state = |number| WorkerState::new(number, sink.clone(), Disposal::default());
+        let worker = Worker { state: Arc::new(new_state(0)), mailbox: Arc::new(Mailbox::new().unwrap()) };
         let mut event_loop = EventLoop::new(Arc::clone(&worker.mailbox), Arc::clone(&worker.state)).unwrap();
         tokio::spawn(async move {
             while event_loop.pass_once() {
@@ -337,8 +338,9 @@ mod tests {
         let dispatcher = Dispatcher {
             admission: Admission::new(limits, acceptors.clone()),
             workers: vec![worker],
-            services: Arc::new(Services::on(Handle::current(), new_state())),
+            services: Arc::new(Services::on(Handle::current(), new_state(1))),
             sink,
+            counters: CounterRegistry::new(2),
             last_id: AtomicU64::new(0),
             rate_limiter: RateLimiter::new(None),
             reclaimer: Reclaimer::new(None),
@@ -368,7 +370,8 @@ mod tests {
         let socket = accepted(socket);
         let session = Session::new(Arc::clone(&settings.rules), clock());
         let (kind, descriptors) = (SocketKind::Stream, PeerDescriptors::None);
-        let listener = Arc::new(Listener { name: "echo".into(), kind, descriptors, settings });
+        let counters = dispatcher.counters.of_listener("echo");
+        let listener = Arc::new(Listener::new("echo", kind, descriptors, &settings, counters));
         let info = ConnectionInfo { id: 1, listener, peer: Peer::Unknown };
         dispatcher.await_header(PendingHeader { socket, session, info, permit }, &dispatcher.services.state);
         // The source is at its limit, so the connection releases its permit. Another connection acquires it, and then the

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 
-use super::METRICS;
 use super::socket::Problem;
 
 /// Why something that was passed to this process cannot be served.
@@ -90,11 +89,6 @@ impl fmt::Display for Error {
             Self::Fd { fd, name, problem } => {
                 write!(f, "descriptor {fd} ({}) from systemd: {problem}", name.escape_debug())
             }
-            Self::ReservedName { fd, name } if name == METRICS => write!(
-                f,
-                "descriptor {fd} ({name}) from systemd: metrics are not built yet in this version of echoed; stop and \
-                 disable that socket unit"
-            ),
             Self::ReservedName { fd, name } => write!(
                 f,
                 "descriptor {fd} ({name}) from systemd: the name {name} is reserved for connections in the fd store, \

@@ -3,7 +3,7 @@
 //! ```text
 //! 65 63 68 6f 65 64 20 62 75 6e 64 6c 65 0a 1a 00   "echoed bundle", LF, SUB, NUL
 //! 00 00 00 01                                       version of all that follows
-//! 00 00 00 02                                       number of connections
+//! 00 00 00 02                                       number of entries
 //! 00 00 00 00 07 5b cd 15                           when it was stored: nanoseconds of CLOCK_BOOTTIME
 //!
 //! 00 00 00 00 00 00 00 2a                           SO_COOKIE of the first connection
@@ -11,6 +11,8 @@
 //! 61 62 63                                          its snapshot
 //!                                                   and so on
 //! ```
+//!
+//! An entry with [`STATE_COOKIE`] belongs to no connection: it is the state of the process.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -20,6 +22,9 @@ const MAGIC: [u8; 16] = *b"echoed bundle\n\x1a\0";
 
 /// The version that is written. Every change of the format raises it; older versions stay readable.
 const VERSION: u32 = 1;
+
+/// The cookie of the state of the process. The kernel gives it to no socket.
+pub(super) const STATE_COOKIE: u64 = 0;
 
 /// The bytes before the first entry.
 const HEADER_LEN: u64 = 32;
@@ -41,7 +46,7 @@ pub(super) struct Entry<S> {
 pub(super) struct Manifest {
     /// When it was packed: since the machine was booted.
     pub(super) stored_at: Duration,
-    /// How many connections there should be.
+    /// How many entries there should be.
     pub(super) count: u32,
     /// The entries that are whole.
     pub(super) entries: Vec<Entry<Vec<u8>>>,

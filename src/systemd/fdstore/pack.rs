@@ -8,7 +8,7 @@ use rustix::fs::MemfdFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair, sockopt};
 
-use super::manifest::{self, Entry};
+use super::manifest::{self, Entry, STATE_COOKIE};
 use super::{StoredConnection, socket_cookie};
 use crate::pass_rights::MAX_FDS_PER_MESSAGE;
 use crate::systemd::sealed_memory;
@@ -33,13 +33,14 @@ impl Default for BundleLimits {
     }
 }
 
-/// Packs the first of these connections, as many as fit, but one at least. Returns the bundle, and how many are in it.
-/// The connections stay unchanged.
+/// Packs the state of the process, if there is one, and the first of these connections, as many as fit, but one at least. Returns
+/// the bundle, and how many connections are in it. They stay unchanged.
 ///
 /// # Errors
 /// Returns an error if not a single connection can be packed.
 pub(super) fn pack(
     connections: &[StoredConnection],
+    state: Option<&[u8]>,
     time: Duration,
     limits: &BundleLimits,
 ) -> io::Result<(OwnedFd, usize)> {
@@ -51,7 +52,7 @@ pub(super) fn pack(
         if let Some(size) = limits.send_buffer {
             sockopt::set_socket_send_buffer_size(&sender, size)?;
         }
-        match send_all(&sender, &connections[..count], time, limits.fds_per_message)? {
+        match send_all(&sender, &connections[..count], state, time, limits.fds_per_message)? {
             (_, None) => return Ok((bundle, count)),
             (0, Some(Errno::TOOMANYREFS)) => return Err(io::Error::other(TOO_MANY_IN_FLIGHT)),
             (0, Some(error)) => return Err(error.into()),
@@ -68,10 +69,11 @@ pub(super) fn pack(
 fn send_all(
     sender: &OwnedFd,
     connections: &[StoredConnection],
+    state: Option<&[u8]>,
     time: Duration,
     fds_per_message: usize,
 ) -> io::Result<(usize, Option<Errno>)> {
-    let manifest = create_manifest(connections, time)?;
+    let manifest = create_manifest(connections, state, time)?;
     let mut sent = 0;
     let mut send = || {
         send_fds(sender, &[manifest.as_fd()])?;
@@ -92,11 +94,15 @@ pub(super) fn send_fds(sender: &OwnedFd, descriptors: &[BorrowedFd<'_>]) -> Resu
     send_with_fds(sender, &[IoSlice::new(b"\n")], descriptors, SendFlags::DONTWAIT)
 }
 
-/// Creates the manifest of these connections, in sealed memory.
-fn create_manifest(connections: &[StoredConnection], time: Duration) -> io::Result<OwnedFd> {
+/// Creates the manifest of these connections and of this state, in sealed memory.
+fn create_manifest(connections: &[StoredConnection], state: Option<&[u8]>, time: Duration) -> io::Result<OwnedFd> {
     let cookies = connections.iter().map(|connection| socket_cookie(&connection.socket));
     let cookies = cookies.collect::<io::Result<Vec<_>>>()?;
+    let state = state.map(|state| Entry { cookie: STATE_COOKIE, snapshot: state });
     let entries =
         connections.iter().zip(cookies).map(|(connection, cookie)| Entry { cookie, snapshot: &*connection.snapshot });
-    sealed_memory::create("echoed-handover", MemfdFlags::NOEXEC_SEAL, |writer| manifest::write(writer, time, entries))
+    let entries: Vec<_> = state.into_iter().chain(entries).collect();
+    sealed_memory::create("echoed-handover", MemfdFlags::NOEXEC_SEAL, |writer| {
+        manifest::write(writer, time, entries.into_iter())
+    })
 }

@@ -44,7 +44,7 @@ fn may_open(count: usize) {
 /// Packs as [`store`] does, for a store of any size.
 fn packed(connections: Vec<StoredConnection>, limits: &BundleLimits) -> (Vec<OwnedFd>, StoreResult) {
     let mut bundles = Vec::new();
-    let stored = store_bundles(connections, 100, limits, |bundle| {
+    let stored = store_bundles(connections, None, 100, limits, |bundle| {
         bundles.push(bundle);
         Ok(())
     });
@@ -152,6 +152,25 @@ fn no_connections_make_no_bundle() {
 }
 
 #[test]
+fn the_state_of_the_process_is_in_the_first_bundle_also_without_connections() {
+    let limits = BundleLimits { fds_per_message: 3, send_buffer: Some(1) };
+    for count in [0, 1, 100] {
+        let (connections, mut peers) = connect(count);
+        let mut bundles = Vec::new();
+        let stored = store_bundles(connections, Some(b"state"), 100, &limits, |bundle| {
+            bundles.push(bundle);
+            Ok(())
+        });
+        assert!(stored.stored == count && stored.remaining.is_empty() && stored.problem.is_none(), "{stored:?}");
+        assert_eq!(bundles.len() > 1, count == 100);
+        let unpacked = unpack(bundles);
+        assert_eq!((unpacked.state.as_deref(), unpacked.problems), (Some(&b"state"[..]), Vec::new()));
+        expect_connected(unpacked.connections, &mut peers, 0);
+    }
+    assert_eq!(unpack(packed_whole(connect(1).0)).state, None);
+}
+
+#[test]
 fn connections_that_exceed_one_bundle_go_into_further_bundles() {
     let (connections, mut peers) = connect(100);
     // The smallest buffer that there is takes a few messages.
@@ -167,10 +186,11 @@ fn connections_that_exceed_one_bundle_go_into_further_bundles() {
 fn connections_that_exceed_the_store_are_returned() {
     let (connections, mut peers) = connect(100);
     let mut bundles = Vec::new();
-    let stored = store_bundles(connections, 2, &BundleLimits { fds_per_message: 3, send_buffer: Some(1) }, |bundle| {
-        bundles.push(bundle);
-        Ok(())
-    });
+    let stored =
+        store_bundles(connections, None, 2, &BundleLimits { fds_per_message: 3, send_buffer: Some(1) }, |bundle| {
+            bundles.push(bundle);
+            Ok(())
+        });
     assert_eq!(bundles.len(), 2);
     assert!((2..100).contains(&stored.stored), "{}", stored.stored);
     let problem = stored.problem.unwrap();
@@ -185,11 +205,11 @@ fn connections_that_exceed_the_store_are_returned() {
 fn connections_that_the_manager_does_not_take_are_returned() {
     let (connections, mut peers) = connect(10);
     let stored =
-        store_bundles(connections, 4, &BundleLimits::default(), |_| Err(io::Error::other("it does not listen")));
+        store_bundles(connections, None, 4, &BundleLimits::default(), |_| Err(io::Error::other("it does not listen")));
     assert_eq!((stored.stored, stored.problem.as_deref()), (0, Some("it does not listen")));
     expect_connected(stored.remaining, &mut peers, 0);
     let (connections, mut peers) = connect(10);
-    let stored = store_bundles(connections, 0, &BundleLimits::default(), |_| unreachable!());
+    let stored = store_bundles(connections, None, 0, &BundleLimits::default(), |_| unreachable!());
     assert_eq!(stored.stored, 0);
     expect_connected(stored.remaining, &mut peers, 0);
 }
@@ -209,10 +229,11 @@ fn the_peer_sees_the_end_only_when_the_bundle_is_closed() {
 fn unpacked_connections_have_the_age_of_the_oldest_bundle() {
     let (connections, _peers) = connect(1);
     let then = now().checked_sub(Duration::from_secs(3)).unwrap();
-    let (bundle, _) = pack::pack(&connections, then, &BundleLimits::default()).unwrap();
+    let (bundle, _) = pack::pack(&connections, None, then, &BundleLimits::default()).unwrap();
     let age = unpack(vec![bundle]).age;
     assert!((3..30).contains(&age.as_secs()), "{age:?}");
-    let (bundle, _) = pack::pack(&connections, now() + Duration::from_secs(1000), &BundleLimits::default()).unwrap();
+    let (bundle, _) =
+        pack::pack(&connections, None, now() + Duration::from_secs(1000), &BundleLimits::default()).unwrap();
     assert_eq!(unpack(vec![bundle]).age, Duration::ZERO);
 }
 

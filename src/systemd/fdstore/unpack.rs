@@ -15,7 +15,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketType, getpeername, recvmsg, sockopt,
 };
 
-use super::manifest::{self, Manifest};
+use super::manifest::{self, Manifest, STATE_COOKIE};
 use super::{StoredConnection, socket_cookie};
 use crate::pass_rights::MAX_FDS_PER_MESSAGE;
 
@@ -23,6 +23,8 @@ use crate::pass_rights::MAX_FDS_PER_MESSAGE;
 #[derive(Debug, Default)]
 pub(super) struct UnpackedBundle {
     pub(super) connections: Vec<StoredConnection>,
+    /// The state of the process, if it is in this bundle.
+    pub(super) state: Option<Vec<u8>>,
     /// When it was packed, if it says.
     pub(super) stored_at: Option<Duration>,
     pub(super) problems: Vec<String>,
@@ -49,6 +51,7 @@ fn unpack_connections(bundle: &OwnedFd, manifest: Manifest, unpacked: &mut Unpac
     // An entry that is there twice counts once.
     let mut snapshots: HashMap<_, _> =
         manifest.entries.into_iter().map(|entry| (entry.cookie, entry.snapshot)).collect();
+    unpacked.state = snapshots.remove(&STATE_COOKIE);
     let (mut unlisted, mut unconnected, mut unsupported) = (0, 0, None);
     // Each message has a connection at least, so there are no more messages than entries, and then the end.
     for _ in 0..=listed {

@@ -259,6 +259,12 @@ impl Log {
         }
     }
 
+    /// Returns how many entries were suppressed by the rate limit so far.
+    #[must_use]
+    pub fn suppressed_total(&self) -> u64 {
+        self.queue.suppressed_total()
+    }
+
     /// Wakes this waker in a second.
     fn wake_later(&self, waker: &Waker) {
         self.queue.wake_later(waker);

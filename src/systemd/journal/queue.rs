@@ -28,6 +28,8 @@ struct QueueState {
     queued: VecDeque<QueuedEntry>,
     /// How many did not fit.
     lost: u64,
+    /// How many were suppressed in all.
+    suppressed_total: u64,
     /// The counts of this interval, one for each kind.
     counts: Vec<KindCount>,
     /// When the interval ends; `None` while nothing has come.
@@ -93,7 +95,9 @@ impl LogQueue {
         match state.counts.iter_mut().find(|counts| counts.kind.message_id == kind.message_id) {
             Some(counts) => {
                 counts.count += 1;
-                counts.count <= BURST
+                let is_admitted = counts.count <= BURST;
+                state.suppressed_total += u64::from(!is_admitted);
+                is_admitted
             }
             None => {
                 state.counts.push(KindCount { kind, priority, count: 1 });
@@ -200,6 +204,11 @@ impl LogQueue {
         let stalls = |since| now().saturating_duration_since(since) >= STALL_TIMEOUT;
         let state = self.state();
         (state.unavailable || state.writing_since.is_some_and(stalls)).then(|| state.waiting())
+    }
+
+    /// Returns how many entries were suppressed so far.
+    pub(super) fn suppressed_total(&self) -> u64 {
+        self.state().suppressed_total
     }
 
     /// Notes that the writer thread has ended.

@@ -151,14 +151,13 @@ fn invalid_variables_are_refused_and_shown_with_a_caret() {
         ("ECHOED_DEFAULTS__DEADLINES", "2s", "[defaults.deadlines] is a section, not a string"),
         ("ECHOED_DEFAULTS__LISTEN", "[]", "listen belongs in [listener.NAME], not in [defaults]"),
         ("ECHOED_LISTENER__A__LISTEN", "@a", "listen is a list of addresses, not a string; write [\"@a\"]"),
-        ("ECHOED_LISTENER__METRICS__PREFIX", "a", "metrics is not the name of an echo listener"),
+        ("ECHOED_LISTENER__STORED__PREFIX", "a", "stored is reserved, and cannot be the name of a listener"),
         ("ECHOED_LISTENER__A-B=__PREFIX", "a", "invalid listener name \"a-b=\" (allowed: letters, digits and _ . @ -)"),
         ("ECHOED_LOG__LEVLE", "info", "there is no key levle in [log]; is level meant?"),
         ("ECHOED_LGO__LEVEL", "info", "there is no key lgo; is log meant?"),
         ("ECHOED_LOG__", "info", "there is no key  in [log]; known are level"),
         ("ECHOED__LOG__LEVEL", "info", "there is no key _log; is log meant?"),
         ("ECHOED_LOG__LEVEL__X", "info", "level is a word, not a table"),
-        ("ECHOED_METRICS__LISTEN", "[]", "metrics is not built yet in this version of echoed; remove it"),
     ] {
         let mut root = Root::new();
         root.set_variable(name, value);

@@ -247,16 +247,25 @@ fn numbers_without_a_unit_are_refused_and_a_unit_is_suggested() {
 }
 
 #[test]
-fn keys_of_unimplemented_features_are_refused_and_not_ignored() {
-    check_refusals(&[("[metrics]\nlisten = []\n", "1:2", "metrics is not built yet")]);
+fn keys_that_a_role_does_not_use_are_refused() {
+    check_refusals(&[
+        ("[listener.a]\nrole = 'monitor'\nprefix = 'a'\n", "3:10", "role = \"monitor\" has no prefix; remove it"),
+        ("[listener.a]\nweight = 'free'\n", "2:10", "role = \"messages\" has no weight; remove it (role: its default)"),
+        ("[listener.a]\nrole = 'agent'\ndeadlines.idle = '1s'\n", "3:18", "role = \"agent\" has no deadlines"),
+        ("[listener.a]\nrole = 'control'\nweight = 'free'\n", "3:10", "role = \"control\" has no weight"),
+        ("[listener.a]\nrole = 'agent'\nlisten = ['udp:127.0.0.1:1']\n", "3:10", "takes tcp: and unix: addresses"),
+        ("[listener.a]\nrole = 'echo'\n", "2:8", "\"echo\" is not one of messages, monitor, agent, control"),
+        ("[listener.a]\nrole = 'agent'\nweight = 'x'\n", "3:10", "\"x\" is not one of constant, free"),
+        ("[defaults]\nrole = 'monitor'\n", "2:8", "role belongs in [listener.NAME], not in [defaults]"),
+        ("[log]\nweight = 'free'\n", "2:1", "it belongs in [listener.NAME]"),
+    ]);
 }
 
 #[test]
 fn invalid_listener_names_are_refused() {
     check_refusals(&[
-        ("[listener.metrics]\n", "1:11", "metrics is not the name of an echo listener"),
-        ("[listener.handover]\n", "1:11", "handover is not the name of an echo listener"),
-        ("[listener.stored]\n", "1:11", "stored is not the name of an echo listener"),
+        ("[listener.handover]\n", "1:11", "handover is reserved, and cannot be the name of a listener"),
+        ("[listener.stored]\n", "1:11", "stored is reserved, and cannot be the name of a listener"),
         ("[listener.\"a b\"]\n", "1:11", "invalid listener name \"a b\" (allowed: letters, digits and _ . @ -)"),
         ("[listener.\"\"]\n", "1:11", "invalid listener name \"\""),
         ("[listener]\n\"\u{e9}\" = {}\n", "2:1", "invalid listener name \"\u{e9}\""),
@@ -320,7 +329,7 @@ fn all_errors_in_a_file_are_reported_in_order() {
     let log = config_error(
         "[limits]\nconnections = 0\nbuffer = \"1MiB\"\n[log]\nlevel = 3\n\n\n\n\n\
          [listener.x]\nlisten = [\"8085\", \"ok:1\", \"/\", 7, \"::1\"]\ndelimiter = \"\"\n\
-         [listener.metrics.deadlines]\nread = 2\n",
+         [listener.stored.deadlines]\nread = 2\n",
     );
     let log = log.unwrap();
     let starts_block = |line: &&String| line.starts_with(|c: char| c.is_ascii_digit()) && !line.contains(" | ");
