@@ -35,6 +35,8 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "daemon")]
 pub mod config;
+#[cfg(feature = "daemon")]
+pub mod control;
 #[cfg(any(feature = "daemon", feature = "client"))]
 pub mod escape;
 #[cfg(feature = "daemon")]

@@ -158,6 +158,32 @@ pub enum Event {
         /// The path of its sender's Unix socket, if that is bound to one.
         last_path: Option<PathBuf>,
     },
+    /// An administrator has closed a connection. Its end is reported as well.
+    CloseRequested {
+        /// The id of the connection.
+        id: u64,
+        /// The process that asked for it.
+        caller: Peer,
+    },
+    /// Lame duck has begun: everything is served as before, but load balancers are told to send new clients elsewhere.
+    LameDuckBegan {
+        /// Who wants that.
+        cause: LameDuckCause,
+    },
+    /// Lame duck has ended.
+    LameDuckEnded {
+        /// Who wants that.
+        cause: LameDuckCause,
+    },
+}
+
+/// Why lame duck begins or ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LameDuckCause {
+    /// A process asked for it on a control socket.
+    Caller(Peer),
+    /// A signal.
+    Signal(&'static str),
 }
 
 /// When a failed call is tried again.

@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::accept_mode::AcceptorStatus;
+use super::clock::clock;
 use super::counters::ListenerCounts;
 use super::dispatch::Dispatcher;
+use super::event::{Event, LameDuckCause};
 use super::health::{Health, Phase, Readiness};
+use super::lister::{self, ConnectionLister};
 use super::packets::datagram_thread::ThreadControl;
+use super::peer::Peer;
 
 /// What others may know of a running server. Cheap to clone.
 #[derive(Clone)]
@@ -44,9 +49,59 @@ impl ServerHandle {
         self.health.phase()
     }
 
-    /// Sets what the server is about to do. It changes nothing but what monitors and agents answer.
-    pub fn set_phase(&self, phase: Phase) {
-        self.health.set_phase(phase);
+    /// Records that the server stops. It changes nothing but what monitors and agents answer.
+    pub fn set_stopping(&self) {
+        self.health.set_phase(Phase::Stopping);
+    }
+
+    /// Begins lame duck, and reports it: load balancers are told to send new clients elsewhere. Everything is served as before.
+    pub fn begin_lame_duck(&self, cause: LameDuckCause) {
+        self.health.set_lame_duck(true);
+        self.dispatcher.sink.report(Event::LameDuckBegan { cause });
+    }
+
+    /// Ends lame duck, and reports it.
+    pub fn end_lame_duck(&self, cause: LameDuckCause) {
+        self.health.set_lame_duck(false);
+        self.dispatcher.sink.report(Event::LameDuckEnded { cause });
+    }
+
+    /// Goes on with the lame duck of the previous process.
+    pub fn inherit_lame_duck(&self) {
+        self.health.set_lame_duck(true);
+    }
+
+    /// Returns for how long it has been lame duck; `None` if it is not.
+    #[must_use]
+    pub fn lame_duck_for(&self) -> Option<Duration> {
+        self.health.lame_duck_since().map(|since| clock().saturating_duration_since(since))
+    }
+
+    /// Waits until the phase is another one than `phase`.
+    pub async fn phase_changed(&self, phase: Phase) {
+        self.health.changed(phase).await;
+    }
+
+    /// Returns whether there is a listener of messages with this name.
+    #[must_use]
+    pub fn has_listener(&self, name: &str) -> bool {
+        self.dispatcher.counters.has_listener(name)
+    }
+
+    /// Returns a list of the open connections.
+    #[must_use]
+    pub fn list_connections(&self) -> ConnectionLister {
+        ConnectionLister::new(Arc::clone(&self.dispatcher))
+    }
+
+    /// Closes a connection for `caller`: after the messages that were read are answered, with a final reply. Returns whether
+    /// there was one with this id; if there was, reports that it was asked for.
+    pub async fn close_connection(&self, id: u64, caller: Peer) -> bool {
+        let is_found = lister::close(&self.dispatcher, id).await;
+        if is_found {
+            self.dispatcher.sink.report(Event::CloseRequested { id, caller });
+        }
+        is_found
     }
 
     /// Listeners of messages being served.

@@ -12,6 +12,7 @@ mod accept_mode;
 mod accepted_socket;
 mod acceptor;
 mod admission;
+mod awaiting_headers;
 mod clock;
 mod connection;
 mod counters;
@@ -26,6 +27,8 @@ mod idleness;
 mod input_kind;
 mod listener;
 mod listener_error;
+mod lister;
+mod listing;
 mod mailbox;
 mod outlet;
 mod packet_scratch;
@@ -69,6 +72,7 @@ use crate::protocol::rules::TimeSpan;
 use accept_mode::{AcceptControl, AcceptMode, AcceptorStatus};
 use acceptor::{AdoptedConnection, ListenerAcceptor};
 use admission::Admission;
+use awaiting_headers::AwaitingHeaders;
 use counters::CounterRegistry;
 use dispatch::Dispatcher;
 use disposal::Disposal;
@@ -94,6 +98,8 @@ pub use counters::{Counts, ListenerCounts};
 pub use handle::ServerHandle;
 pub use handover::{Detached, Restored};
 pub use health::{Phase, Readiness};
+pub use lister::ConnectionLister;
+pub use listing::ConnectionStatus;
 pub use service_listener::{ConnectionControl, ConnectionService, ServiceFuture};
 pub use service_stream::ServiceStream;
 
@@ -171,6 +177,7 @@ impl Server {
             acceptors,
             reclaim: Mutex::default(),
             pending_cancelled: watch::Sender::new(false),
+            awaiting_headers: AwaitingHeaders::default(),
         };
         let (dispatcher, acceptor_status) = (Arc::new(dispatcher), Arc::<watch::Sender<AcceptorStatus>>::default());
         let handle = ServerHandle {

@@ -16,6 +16,7 @@ use super::event::EventSink;
 use super::event_loop::EventLoop;
 use super::idleness::IdleReport;
 use super::listener::Listener;
+use super::listing::{CloseRequest, Slice, SliceRequest};
 use super::mailbox::{Acceptor, Mailbox, Reclaim};
 use super::worker_state::WorkerState;
 
@@ -93,6 +94,20 @@ impl Worker {
     pub(crate) async fn reclaim(&self, key: usize, id: u64, since: Instant) -> bool {
         let (answer, answered) = oneshot::channel();
         self.mailbox.post(|commands| commands.reclaims.push(Reclaim { key, id, since, answer }));
+        answered.await.unwrap_or(false)
+    }
+
+    /// Returns a slice of the connections; an empty last one if the worker has ended.
+    pub(crate) async fn list(&self, from: usize) -> Slice {
+        let (answer, answered) = oneshot::channel();
+        self.mailbox.post(|commands| commands.slices.push(SliceRequest { from, answer }));
+        answered.await.unwrap_or_default()
+    }
+
+    /// Closes a connection for an administrator. Returns whether there is one with this id.
+    pub(crate) async fn close_connection(&self, id: u64) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.mailbox.post(|commands| commands.closes.push(CloseRequest { id, answer }));
         answered.await.unwrap_or(false)
     }
 

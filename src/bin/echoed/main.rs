@@ -25,6 +25,7 @@ use echoed::address::{Address, Family, UnixName, repeated_address_hint};
 use echoed::bind::{self, SocketFile};
 use echoed::cli::echoed::Echoed;
 use echoed::config::{Loaded, Role, Settings};
+use echoed::control::Control;
 use echoed::monitor::{Agent, LogCounts, Monitor, ProcessCounters, Source};
 use echoed::rlimit::{FdBudget, ServingThreads};
 use echoed::server::socket::SocketKind;
@@ -375,8 +376,7 @@ fn serving_threads(arguments: &Echoed, settings: &Settings, sockets: &Sockets) -
 /// Returns whether a socket of datagrams is a Unix socket; `None` if it is not one of datagrams.
 fn is_unix_datagrams(listener: &NamedSocket) -> Option<bool> {
     let is_datagrams = SocketKind::of(&listener.socket).is_ok_and(|kind| kind == SocketKind::Datagram);
-    let is_unix = socket_domain(&listener.socket).is_ok_and(|domain| domain == AddressFamily::UNIX);
-    is_datagrams.then_some(is_unix)
+    is_datagrams.then(|| is_unix(&listener.socket))
 }
 
 /// Listens by hand.
@@ -425,13 +425,21 @@ fn serve_services(
         let service: Arc<dyn ConnectionService> = match role {
             Role::Monitor => Arc::new(Monitor::new(Arc::clone(&source))),
             Role::Agent => Arc::new(Agent::new(server.handle(), listener)),
-            Role::Control | Role::Messages => return Err(refuse("this version of echoed has none of that")),
+            Role::Control if !is_unix(&socket) => {
+                return Err(refuse("each process that can connect may close connections, so it takes a Unix socket"));
+            }
+            Role::Control => Arc::new(Control::new(Arc::clone(&source))),
+            Role::Messages => unreachable!("workers serve it"),
         };
         let served = server.listen_service(socket, &name, role, service);
         served.map_err(|error| StartError::system(&format!("cannot serve {address} ({name})"), error))?;
         log.note_on(Note::Listening, &name, &format!("listening on {address} ({name})"));
     }
     Ok(())
+}
+
+fn is_unix(socket: &OwnedFd) -> bool {
+    socket_domain(socket).is_ok_and(|domain| domain == AddressFamily::UNIX)
 }
 
 /// Serves a connection that the starter of this process accepted.

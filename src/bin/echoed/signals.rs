@@ -22,6 +22,10 @@ pub(crate) enum SignalRequest {
     Stop(&'static str),
     /// To read the settings anew.
     Reload,
+    /// To begin lame duck.
+    Drain,
+    /// To end lame duck.
+    Resume,
 }
 
 /// SIGHUP, blocked, and the terminal that may cause it.
@@ -59,6 +63,8 @@ pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    drain: Signal,
+    resume: Signal,
     terminal: Terminal,
 }
 
@@ -68,6 +74,8 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            drain: signal(SignalKind::user_defined1())?,
+            resume: signal(SignalKind::user_defined2())?,
             terminal,
         };
         hangup_set().thread_unblock()?;
@@ -80,6 +88,8 @@ impl Signals {
             _ = self.terminate.recv() => SignalRequest::Stop(TERMINATE),
             _ = self.interrupt.recv() => SignalRequest::Stop("SIGINT"),
             _ = self.hangup.recv() => self.hangup_request(),
+            _ = self.drain.recv() => SignalRequest::Drain,
+            _ = self.resume.recv() => SignalRequest::Resume,
         }
     }
 

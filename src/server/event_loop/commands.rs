@@ -12,6 +12,7 @@ use crate::server::clock::clock;
 use crate::server::connection::{Connection, DetachedConnection, Readiness};
 use crate::server::idleness::IdleReport;
 use crate::server::listener::Listener;
+use crate::server::listing::{CloseRequest, SLICE, Slice, SliceRequest};
 use crate::server::mailbox::{NextRun, Reclaim};
 use crate::server::timers::TimerQueue;
 
@@ -50,6 +51,12 @@ impl EventLoop {
         }
         for Reclaim { key, id, since, answer } in commands.reclaims {
             let _ = answer.send(self.reclaim(key, id, since, now));
+        }
+        for SliceRequest { from, answer } in commands.slices {
+            let _ = answer.send(self.list(from, now));
+        }
+        for CloseRequest { id, answer } in commands.closes {
+            let _ = answer.send(self.close_connection(id, now));
         }
         if commands.drain {
             let all: Vec<_> = self.connections.iter().map(|(key, _)| key).collect();
@@ -106,6 +113,24 @@ impl EventLoop {
         } else {
             self.remove(key);
         }
+        true
+    }
+
+    /// Lists the connections whose keys are in the slice from `from` on.
+    pub(super) fn list(&self, from: usize, now: Instant) -> Slice {
+        let end = self.connections.capacity().min(from.saturating_add(SLICE));
+        let connections = (from..end).filter_map(|key| self.connections.get(key)).map(|one| one.status(now)).collect();
+        Slice { connections, next: (end < self.connections.capacity()).then_some(end) }
+    }
+
+    /// Closes a connection for an administrator: after the messages that were read are answered, with a final reply. Returns
+    /// whether there is one with this id.
+    pub(super) fn close_connection(&mut self, id: u64, now: Instant) -> bool {
+        let Some(key) = self.connections.iter().find(|(_, one)| one.id() == id).map(|(key, _)| key) else {
+            return false;
+        };
+        self.connections[key].close_for_admin(now);
+        self.drive(key, Readiness::None, now);
         true
     }
 
