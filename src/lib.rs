@@ -10,7 +10,7 @@
 //! ```text
 //!      bin/echoed ------+              bin/echoctl
 //!   |      |       |     v                 |
-//!   |      |       |  monitor              |
+//!   |      |       |  control, monitor     |
 //!   v      v       v     |                 v
 //! systemd  config  server <              client
 //!          |  ^----'  |                    |

@@ -4,6 +4,7 @@
 mod varlink;
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -24,6 +25,9 @@ const SERVICE_DESCRIPTION: &str = include_str!("org.varlink.service.varlink");
 
 /// How long a call may take. Only a worker that hangs takes longer.
 const CALL_TIMEOUT: time::Duration = time::Duration::from_secs(10);
+
+/// How long an answer may take that was asked for before the daemon ends.
+const END_TIMEOUT: time::Duration = time::Duration::from_millis(100);
 
 /// Serves control connections.
 pub struct Control {
@@ -58,23 +62,29 @@ impl Control {
 }
 
 impl ConnectionService for Control {
-    fn serve(&self, stream: ServiceStream, control: ConnectionControl) -> ServiceFuture {
+    fn serve(&self, stream: ServiceStream, mut control: ConnectionControl) -> ServiceFuture {
         let caller = stream.peer();
         let session = ControlSession { source: Arc::clone(&self.source), caller };
         Box::pin(async move {
             let mut channel = Channel::new(RequestStream::new(stream));
-            let serve = async {
-                while let Ok(Some(call)) = channel.next().await {
-                    let answered = time::timeout(CALL_TIMEOUT, session.answer(&call, &mut channel)).await;
-                    if !matches!(answered, Ok(Ok(()))) || control.is_crowded() {
+            loop {
+                let call = tokio::select! {
+                    call = channel.next() => call,
+                    () = control.stopped() => return,
+                };
+                let Ok(Some(call)) = call else { return };
+                let mut answer = pin!(time::timeout(CALL_TIMEOUT, session.answer(&call, &mut channel)));
+                let answered = tokio::select! {
+                    answered = &mut answer => answered,
+                    () = control.stopped() => {
+                        let _ = time::timeout(END_TIMEOUT, answer).await;
                         return;
                     }
+                };
+                // Another client may wait for this place.
+                if !matches!(answered, Ok(Ok(()))) || control.is_crowded() {
+                    return;
                 }
-            };
-            let mut stopped = control.clone();
-            tokio::select! {
-                () = serve => {}
-                () = stopped.stopped() => {}
             }
         })
     }
@@ -135,7 +145,9 @@ impl ControlSession {
                 reply(call, channel, &json!({})).await
             }
             "io.echoed.Resume" => {
-                server.end_lame_duck(LameDuckCause::Caller(self.caller));
+                if !server.end_lame_duck(LameDuckCause::Caller(self.caller)) {
+                    return Ok(Err(CallError::Stopping));
+                }
                 reply(call, channel, &json!({})).await
             }
             "org.varlink.service.GetInfo" => {

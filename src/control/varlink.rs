@@ -1,7 +1,6 @@
 //! Varlink (varlink.org): calls and replies, each an object of JSON that a NUL ends.
 //!
-//! No crate: those for services bring their own sockets, without limits on what a client may send, and a call is one object of
-//! JSON.
+//! No crate: zlink reads calls of up to 100 MiB, varlink without a limit, and a call is one object of JSON.
 
 use std::io;
 
@@ -56,6 +55,8 @@ pub(super) enum CallError {
     NoSuchListener(String),
     /// There is no connection with this id.
     NoSuchConnection(u64),
+    /// The daemon is about to stop.
+    Stopping,
 }
 
 impl CallError {
@@ -68,6 +69,7 @@ impl CallError {
             Self::ExpectedMore => ("org.varlink.service.ExpectedMore", json!({})),
             Self::NoSuchListener(name) => ("io.echoed.NoSuchListener", json!({ "listener": name })),
             Self::NoSuchConnection(id) => ("io.echoed.NoSuchConnection", json!({ "id": id })),
+            Self::Stopping => ("io.echoed.Stopping", json!({})),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use super::listing::ConnectionStatus;
+use super::listing::{ConnectionStatus, SLICE};
 use super::peer::Peer;
 use crate::protocol::session::Totals;
 
@@ -24,6 +24,8 @@ struct AwaitingHeader {
     listener: Arc<str>,
     peer: Peer,
     opened: Instant,
+    /// Whether an administrator closes it.
+    is_closed: bool,
     close: Arc<Notify>,
 }
 
@@ -31,19 +33,23 @@ struct AwaitingHeader {
 pub(crate) struct ListedConnection<'a> {
     list: &'a AwaitingHeaders,
     id: u64,
-    /// Notified when the connection is to be closed.
+    /// Notified when an administrator closes the connection.
     pub(crate) close: Arc<Notify>,
 }
 
 impl AwaitingHeaders {
+    /// Adds a connection.
     pub(crate) fn add(&self, id: u64, listener: &Arc<str>, peer: Peer, opened: Instant) -> ListedConnection<'_> {
         let close = Arc::<Notify>::default();
-        let connection = AwaitingHeader { listener: Arc::clone(listener), peer, opened, close: Arc::clone(&close) };
+        let (listener, is_closed) = (Arc::clone(listener), false);
+        let connection = AwaitingHeader { listener, peer, opened, is_closed, close: Arc::clone(&close) };
         self.lock().insert(id, connection);
         ListedConnection { list: self, id, close }
     }
 
-    pub(crate) fn list(&self, now: Instant) -> Vec<ConnectionStatus> {
+    /// Lists a slice of the connections: those with ids from `from` on. Returns also where the next slice begins; `None` after the
+    /// last one.
+    pub(crate) fn list(&self, from: u64, now: Instant) -> (Vec<ConnectionStatus>, Option<u64>) {
         let status = |(id, connection): (&u64, &AwaitingHeader)| {
             let age = now.saturating_duration_since(connection.opened);
             ConnectionStatus {
@@ -56,16 +62,30 @@ impl AwaitingHeaders {
                 state: STATE,
             }
         };
-        self.lock().iter().map(status).collect()
+        let connections = self.lock();
+        let mut rest = connections.range(from..);
+        let slice = rest.by_ref().take(SLICE).map(status).collect();
+        (slice, rest.next().map(|(id, _)| *id))
     }
 
     /// Has a connection closed. Returns whether there is one with this id.
     pub(crate) fn close(&self, id: u64) -> bool {
-        self.lock().get(&id).map(|connection| connection.close.notify_one()).is_some()
+        let mut connections = self.lock();
+        let Some(connection) = connections.get_mut(&id) else { return false };
+        connection.is_closed = true;
+        connection.close.notify_one();
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, AwaitingHeader>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ListedConnection<'_> {
+    /// Takes the connection off the list: a worker gets it. Returns whether an administrator has closed it.
+    pub(crate) fn leave(self) -> bool {
+        self.list.lock().remove(&self.id).is_some_and(|connection| connection.is_closed)
     }
 }
 

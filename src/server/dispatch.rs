@@ -14,12 +14,12 @@ use std::task::Waker;
 use std::time::Instant;
 
 use rustix::net::SocketAddrAny;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time;
 
 use super::accepted_socket::AcceptedSocket;
 use super::admission::{Admission, Permit};
-use super::awaiting_headers::AwaitingHeaders;
+use super::awaiting_headers::{AwaitingHeaders, ListedConnection};
 use super::clock::clock;
 use super::connection::Connection;
 use super::counters::CounterRegistry;
@@ -174,22 +174,29 @@ impl Dispatcher {
         runtime.spawn(async move {
             let PendingHeader { session, info, .. } = &pending;
             let listed = dispatcher.awaiting_headers.add(info.id, &info.listener.name, info.peer, session.opened());
-            dispatcher.serve_presented(pending, &listed.close, &mut cancelled).await;
-            drop(listed);
+            dispatcher.serve_presented(pending, listed, &mut cancelled).await;
             // Last, because `cancel_pending` waits until this receiver is dropped.
             drop(cancelled);
         });
     }
 
-    async fn serve_presented(&self, pending: PendingHeader, close: &Notify, cancelled: &mut watch::Receiver<bool>) {
+    async fn serve_presented(
+        &self,
+        pending: PendingHeader,
+        listed: ListedConnection<'_>,
+        cancelled: &mut watch::Receiver<bool>,
+    ) {
         let state = &*self.services.state;
-        let Some(mut connection) = pending.read_header(close, cancelled, state).await else { return };
+        let Some(mut connection) = pending.read_header(&listed.close, cancelled, state).await else { return };
         if let Some(permit) = connection.undecided() {
             let decision = self.claim_or_refuse(permit, cancelled).await;
             let Some(decided) = connection.decide(decision, state) else { return };
             connection = decided;
         }
-        let Some((socket, session, info, permit)) = connection.into_parts(state) else { return };
+        let Some((socket, mut session, info, permit)) = connection.into_parts(state) else { return };
+        if listed.leave() {
+            session.refuse(Verdict::ClosedByAdmin, clock());
+        }
         let Some(worker) = self.least_loaded_worker() else { return };
         worker.serve(Box::new(Connection::new(socket, session, info, &worker.state, permit)));
     }

@@ -158,9 +158,9 @@ pub enum Event {
         /// The path of its sender's Unix socket, if that is bound to one.
         last_path: Option<PathBuf>,
     },
-    /// An administrator has closed a connection. Its end is reported as well.
+    /// An administrator closes a connection. Its end is reported as well, if there is one with this id.
     CloseRequested {
-        /// The id of the connection.
+        /// The id that was given.
         id: u64,
         /// The process that asked for it.
         caller: Peer,
@@ -170,10 +170,12 @@ pub enum Event {
         /// Who wants that.
         cause: LameDuckCause,
     },
-    /// Lame duck has ended.
+    /// The end of lame duck was asked for.
     LameDuckEnded {
         /// Who wants that.
         cause: LameDuckCause,
+        /// Whether it has ended: not if the server is to stop.
+        has_ended: bool,
     },
 }
 

@@ -12,7 +12,7 @@ use super::counters::ListenerCounts;
 use super::dispatch::Dispatcher;
 use super::event::{Event, LameDuckCause};
 use super::health::{Health, Phase, Readiness};
-use super::lister::{self, ConnectionLister};
+use super::lister::{self, ConnectionLister, OneSlice};
 use super::packets::datagram_thread::ThreadControl;
 use super::peer::Peer;
 
@@ -23,6 +23,7 @@ pub struct ServerHandle {
     pub(super) acceptor_status: Arc<watch::Sender<AcceptorStatus>>,
     pub(super) health: Health,
     pub(super) datagram_threads: Arc<Mutex<Vec<Arc<ThreadControl>>>>,
+    pub(super) one_slice: OneSlice,
 }
 
 impl ServerHandle {
@@ -49,6 +50,11 @@ impl ServerHandle {
         self.health.phase()
     }
 
+    /// Records that the server is to stop soon: until then it is in lame duck, which cannot be ended.
+    pub fn set_leaving(&self) {
+        self.health.set_phase(Phase::Leaving);
+    }
+
     /// Records that the server stops. It changes nothing but what monitors and agents answer.
     pub fn set_stopping(&self) {
         self.health.set_phase(Phase::Stopping);
@@ -60,10 +66,12 @@ impl ServerHandle {
         self.dispatcher.sink.report(Event::LameDuckBegan { cause });
     }
 
-    /// Ends lame duck, and reports it.
-    pub fn end_lame_duck(&self, cause: LameDuckCause) {
+    /// Ends lame duck, unless the server is to stop, and reports it. Returns whether it has ended.
+    pub fn end_lame_duck(&self, cause: LameDuckCause) -> bool {
         self.health.set_lame_duck(false);
-        self.dispatcher.sink.report(Event::LameDuckEnded { cause });
+        let has_ended = self.phase() == Phase::Serving;
+        self.dispatcher.sink.report(Event::LameDuckEnded { cause, has_ended });
+        has_ended
     }
 
     /// Goes on with the lame duck of the previous process.
@@ -91,17 +99,15 @@ impl ServerHandle {
     /// Returns a list of the open connections.
     #[must_use]
     pub fn list_connections(&self) -> ConnectionLister {
-        ConnectionLister::new(Arc::clone(&self.dispatcher))
+        ConnectionLister::new(Arc::clone(&self.dispatcher), Arc::clone(&self.one_slice))
     }
 
-    /// Closes a connection for `caller`: after the messages that were read are answered, with a final reply. Returns whether
-    /// there was one with this id; if there was, reports that it was asked for.
+    /// Closes a connection for `caller`, and reports who it is: after the messages that were read are answered, with a final
+    /// reply. Returns whether there was a connection with this id.
     pub async fn close_connection(&self, id: u64, caller: Peer) -> bool {
-        let is_found = lister::close(&self.dispatcher, id).await;
-        if is_found {
-            self.dispatcher.sink.report(Event::CloseRequested { id, caller });
-        }
-        is_found
+        // Before it is closed: also if the caller is gone meanwhile, the log says who it was.
+        self.dispatcher.sink.report(Event::CloseRequested { id, caller });
+        lister::close(&self.dispatcher, &self.one_slice, id).await
     }
 
     /// Listeners of messages being served.

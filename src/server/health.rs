@@ -16,6 +16,8 @@ pub enum Phase {
     Serving,
     /// To serve, while load balancers are to send new clients elsewhere.
     LameDuck,
+    /// The same, and then to end.
+    Leaving,
     /// To end.
     Stopping,
 }
@@ -65,11 +67,11 @@ impl Health {
         self.phase.send_replace(phase);
     }
 
-    /// Begins or ends lame duck; not while the server stops.
+    /// Begins or ends lame duck; not if the server is to stop.
     pub(crate) fn set_lame_duck(&self, is_lame_duck: bool) {
         self.phase.send_if_modified(|phase| {
             let new = if is_lame_duck { Phase::LameDuck } else { Phase::Serving };
-            let is_changed = *phase != Phase::Stopping && *phase != new;
+            let is_changed = matches!(phase, Phase::Serving | Phase::LameDuck) && *phase != new;
             if is_changed {
                 *phase = new;
                 *self.lock() = is_lame_duck.then(clock);
@@ -100,7 +102,7 @@ impl Health {
     /// Returns whether new clients are welcome.
     pub(crate) fn readiness(&self) -> Readiness {
         match self.phase() {
-            Phase::LameDuck => Readiness::LameDuck,
+            Phase::LameDuck | Phase::Leaving => Readiness::LameDuck,
             Phase::Stopping => Readiness::Stopping,
             Phase::Serving if self.listeners.borrow().failed > 0 => Readiness::ListenerFailed,
             Phase::Serving => Readiness::Ready,

@@ -47,9 +47,21 @@ pub(crate) struct Slice {
     pub(crate) next: Option<usize>,
 }
 
-/// A request to close a connection.
+/// A request to close a connection, if it is in a slice of the connections of an event loop.
 pub(crate) struct CloseRequest {
     pub(crate) id: u64,
-    /// Receives whether there is a connection with this id.
-    pub(crate) answer: oneshot::Sender<bool>,
+    /// The first key to look at.
+    pub(crate) from: usize,
+    pub(crate) answer: oneshot::Sender<CloseOutcome>,
+}
+
+/// The answer to a [`CloseRequest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CloseOutcome {
+    /// The connection was in the slice, and is closed.
+    Closed,
+    /// It was not. The next slice begins with this key.
+    Continue(usize),
+    /// It was not, and this was the last slice.
+    NotFound,
 }

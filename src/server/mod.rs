@@ -185,6 +185,7 @@ impl Server {
             acceptor_status: Arc::clone(&acceptor_status),
             health: Health::new(Arc::clone(&acceptor_status)),
             datagram_threads: Arc::default(),
+            one_slice: Arc::default(),
         };
         Ok(Self {
             dispatcher,
@@ -427,6 +428,8 @@ impl Server {
         }
         // A client that connected before the probe may have been served and gone by now.
         let idle = idle && self.idle_for().is_some_and(|idle| idle >= unused);
+        // A signal may have come meanwhile. The process that is started for the next client would not be in lame duck.
+        let idle = idle && self.handle.phase() == Phase::Serving;
         if !idle {
             self.set_accept_mode(AcceptMode::Accept);
         }

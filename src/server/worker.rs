@@ -16,7 +16,7 @@ use super::event::EventSink;
 use super::event_loop::EventLoop;
 use super::idleness::IdleReport;
 use super::listener::Listener;
-use super::listing::{CloseRequest, Slice, SliceRequest};
+use super::listing::{CloseOutcome, CloseRequest, Slice, SliceRequest};
 use super::mailbox::{Acceptor, Mailbox, Reclaim};
 use super::worker_state::WorkerState;
 
@@ -104,11 +104,12 @@ impl Worker {
         answered.await.unwrap_or_default()
     }
 
-    /// Closes a connection for an administrator. Returns whether there is one with this id.
-    pub(crate) async fn close_connection(&self, id: u64) -> bool {
+    /// Closes a connection for an administrator, if it is in the slice from `from` on.
+    pub(crate) async fn close_connection(&self, id: u64, from: usize) -> CloseOutcome {
         let (answer, answered) = oneshot::channel();
-        self.mailbox.post(|commands| commands.closes.push(CloseRequest { id, answer }));
-        answered.await.unwrap_or(false)
+        self.mailbox.post(|commands| commands.closes.push(CloseRequest { id, from, answer }));
+        // An error means that the worker has ended.
+        answered.await.unwrap_or(CloseOutcome::NotFound)
     }
 
     /// Drains every connection.

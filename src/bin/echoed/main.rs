@@ -39,7 +39,7 @@ use rustix::net::sockopt::socket_domain;
 use tokio::runtime;
 
 use log::{LeveledLog, Note};
-use signals::{BlockedHangup, Signals};
+use signals::{BlockedSignals, Signals};
 use start_error::{EX_IOERR, EX_USAGE, StartError};
 use stop::{Ended, Served};
 use supervisor::{RunMode, Supervisor};
@@ -55,7 +55,7 @@ const DEFAULT_NAME: &str = "echo";
 const RUNTIME_FDS: usize = 8;
 
 fn main() -> ExitCode {
-    let hangup = signals::block_hangup();
+    let blocked = signals::block();
     abort_on_panic();
     // Before anything can be written to stderr, which may be a client's connection. So the option is looked for by
     // hand: clap writes there what is wrong with it.
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         }
     };
     let result = match Echoed::try_parse() {
-        Ok(arguments) => run(&arguments, &mut stdin, hangup),
+        Ok(arguments) => run(&arguments, &mut stdin, blocked),
         Err(error) if error.use_stderr() && withholds_stderr(stdin.as_ref()) => {
             Err(StartError::Usage(error.to_string().trim_end().to_owned()))
         }
@@ -97,10 +97,10 @@ fn withholds_stderr(stdin: Option<&StdinSocket>) -> bool {
     stdin.is_some_and(StdinSocket::withholds_stderr)
 }
 
-fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangup) -> Result<ExitCode, StartError> {
+fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, blocked: BlockedSignals) -> Result<ExitCode, StartError> {
     let mut offered = stdin.as_mut();
     if !arguments.serves() {
-        hangup.unblock();
+        blocked.unblock();
     }
     if let Some(twice) = arguments.repeated_address() {
         return Err(StartError::Usage(format!("--listen: {twice} is given twice; {}", repeated_address_hint(twice))));
@@ -132,7 +132,7 @@ fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangu
     let result = match runtime {
         Ok(runtime) => {
             let start = Start { arguments, settings: &settings, mode, threads, budget, log: &log };
-            runtime.block_on(serve(start, fds, hangup, &mut writer))
+            runtime.block_on(serve(start, fds, blocked, &mut writer))
         }
         Err(error) => Err(StartError::system("cannot start the runtime", error)),
     };
@@ -167,11 +167,11 @@ struct Start<'a> {
 async fn serve(
     Start { arguments, settings, mode, threads, budget, log }: Start<'_>,
     ActivationFds { sockets, bundles, problems }: ActivationFds,
-    hangup: BlockedHangup,
+    blocked: BlockedSignals,
     writer: &mut LogWriter,
 ) -> Result<Ended, StartError> {
     // Before READY=1, after which a reload may be asked for.
-    let mut signals = Signals::catch(hangup).map_err(|error| StartError::system("cannot catch signals", error))?;
+    let mut signals = Signals::catch(blocked).map_err(|error| StartError::system("cannot catch signals", error))?;
     let (started_at, process) = (SystemTime::now(), Arc::<ProcessCounters>::default());
     let log_failed = |error| StartError::system("cannot start the log", error);
     let workers_failed = |error| StartError::system("cannot start the workers", error);

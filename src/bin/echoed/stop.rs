@@ -83,7 +83,7 @@ pub(crate) async fn stop(
     log.check_notified(notify::stopping(&format!("stopping: {reason}{suffix}")));
     log.note(Note::Stopping, &format!("stopping: {reason}{suffix}"));
     if lame_duck > Duration::ZERO {
-        handle.inherit_lame_duck();
+        handle.set_leaving();
         tokio::select! {
             () = time::sleep(lame_duck) => {}
             never = extend_stop_timeout(log) => match never {},

@@ -93,14 +93,14 @@ impl PendingHeader {
                 reject(stream, bad_header, &info, session.opened(), permit, cancelled, state).await;
                 return None;
             }
-            HeaderOutcome::ClosedEarly => {}
+            // Who closes it tells the session.
+            HeaderOutcome::ClosedEarly | HeaderOutcome::ClosedByAdmin => {}
             HeaderOutcome::Broken(error) => {
                 session.handle_reset();
                 if let Some(error) = error {
                     socket_error::report(error.into(), &info, &state.sink);
                 }
             }
-            HeaderOutcome::ClosedByAdmin => session.refuse(Verdict::ClosedByAdmin, clock()),
             HeaderOutcome::Cancelled => session.drain(clock()),
         }
         Some(PresentedConnection { stream, session, info, permit, is_undecided })
