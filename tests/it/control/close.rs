@@ -30,8 +30,9 @@ fn a_closed_connection_gets_its_replies_a_final_reply_and_the_end() {
         close(&path, id);
         peer.expect(FINAL_REPLY);
         peer.expect_close();
-        daemon.wait_for_log(&format!("info: uid {} pid ", rustix::process::getuid().as_raw()));
-        daemon.wait_for_log(&format!(" closed connection {id}"));
+        let uid = rustix::process::getuid().as_raw();
+        let line = daemon.wait_for_log(&format!("info: closing connection {id}: uid {uid} pid "));
+        assert!(line.ends_with(" called Close"), "{line}");
         daemon.wait_for_log(&format!("connection {id} on echo from "));
     }
     other.exchange("as before");
