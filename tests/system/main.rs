@@ -25,6 +25,7 @@ mod lifecycle;
 mod restart;
 mod sandbox;
 mod sandbox_allowed;
+mod sockets;
 mod user_manager;
 
 use std::env;
@@ -62,6 +63,7 @@ const FILES: &[(&str, &[Test])] = &[
     ("doc_recording", doc_recording::TESTS),
     ("restart", restart::TESTS),
     ("sandbox", sandbox::TESTS),
+    ("sockets", sockets::TESTS),
     ("doc_tables", doc_tables::TESTS),
 ];
 
