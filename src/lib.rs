@@ -10,7 +10,7 @@
 //! ```text
 //!      bin/echoed ------+              bin/echoctl
 //!   |      |       |     v                 |
-//!   |      |       |  monitor              |
+//!   |      |       |  control, monitor     |
 //!   v      v       v     |                 v
 //! systemd  config  server <              client
 //!          |  ^----'  |                    |
@@ -35,6 +35,8 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "daemon")]
 pub mod config;
+#[cfg(feature = "daemon")]
+pub mod control;
 #[cfg(any(feature = "daemon", feature = "client"))]
 pub mod escape;
 #[cfg(feature = "daemon")]

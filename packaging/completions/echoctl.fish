@@ -29,6 +29,11 @@ complete -c echoctl -n "__fish_echoctl_needs_command" -s V -l version -d 'Print 
 complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "send" -d 'Send messages and print the replies'
 complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "ping" -d 'Measure round trip times, one message after the other'
 complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "bench" -d 'Put load on a server and report its throughput and latencies'
+complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "status" -d 'Show the figures of a running echoed'
+complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "connections" -d 'List the open connections of a running echoed'
+complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "close" -d 'Close a connection of a running echoed'
+complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "drain" -d 'Have load balancers send new clients elsewhere (lame duck)'
+complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "resume" -d 'Have load balancers send new clients again'
 complete -c echoctl -n "__fish_echoctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l delimiter -d 'The end of messages and replies, 1 to 16 bytes' -r
 complete -c echoctl -n "__fish_echoctl_using_subcommand send" -l prefix -d 'The beginning of replies, 0 to 4096 bytes' -r
@@ -67,7 +72,28 @@ complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l timeout -d 'Ho
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l no-verify -d 'Do not compare the replies, only count their bytes; of packets, compare only prefix, numbers and length'
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -l json -d 'Print one JSON object instead'
 complete -c echoctl -n "__fish_echoctl_using_subcommand bench" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "send" -d 'Send messages and print the replies'
-complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "ping" -d 'Measure round trip times, one message after the other'
-complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "bench" -d 'Put load on a server and report its throughput and latencies'
-complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c echoctl -n "__fish_echoctl_using_subcommand status" -l socket -d 'The control socket of the daemon' -r -F
+complete -c echoctl -n "__fish_echoctl_using_subcommand status" -l json -d 'Print JSON: one object on each line'
+complete -c echoctl -n "__fish_echoctl_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c echoctl -n "__fish_echoctl_using_subcommand connections" -l listener -d 'Only the connections of this listener' -r
+complete -c echoctl -n "__fish_echoctl_using_subcommand connections" -l socket -d 'The control socket of the daemon' -r -F
+complete -c echoctl -n "__fish_echoctl_using_subcommand connections" -l json -d 'Print JSON: one object on each line'
+complete -c echoctl -n "__fish_echoctl_using_subcommand connections" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c echoctl -n "__fish_echoctl_using_subcommand close" -l socket -d 'The control socket of the daemon' -r -F
+complete -c echoctl -n "__fish_echoctl_using_subcommand close" -l json -d 'Print JSON: one object on each line'
+complete -c echoctl -n "__fish_echoctl_using_subcommand close" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c echoctl -n "__fish_echoctl_using_subcommand drain" -l socket -d 'The control socket of the daemon' -r -F
+complete -c echoctl -n "__fish_echoctl_using_subcommand drain" -l json -d 'Print JSON: one object on each line'
+complete -c echoctl -n "__fish_echoctl_using_subcommand drain" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c echoctl -n "__fish_echoctl_using_subcommand resume" -l socket -d 'The control socket of the daemon' -r -F
+complete -c echoctl -n "__fish_echoctl_using_subcommand resume" -l json -d 'Print JSON: one object on each line'
+complete -c echoctl -n "__fish_echoctl_using_subcommand resume" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench status connections close drain resume help" -f -a "send" -d 'Send messages and print the replies'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench status connections close drain resume help" -f -a "ping" -d 'Measure round trip times, one message after the other'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench status connections close drain resume help" -f -a "bench" -d 'Put load on a server and report its throughput and latencies'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench status connections close drain resume help" -f -a "status" -d 'Show the figures of a running echoed'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench status connections close drain resume help" -f -a "connections" -d 'List the open connections of a running echoed'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench status connections close drain resume help" -f -a "close" -d 'Close a connection of a running echoed'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench status connections close drain resume help" -f -a "drain" -d 'Have load balancers send new clients elsewhere (lame duck)'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench status connections close drain resume help" -f -a "resume" -d 'Have load balancers send new clients again'
+complete -c echoctl -n "__fish_echoctl_using_subcommand help; and not __fish_seen_subcommand_from send ping bench status connections close drain resume help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

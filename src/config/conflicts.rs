@@ -31,11 +31,17 @@ fn find_unused_keys(name: &str, listener: &ListenerSettings, tree: &Node) -> Vec
     for (key, node) in section.iter().filter(|(key, _)| !listener.role.uses(key)) {
         report(span_of(node), format!("a listener with role = \"{}\" has no {key}; remove it", listener.role.as_str()));
     }
-    let is_stream = |address: &Address| matches!(address, Address::Tcp { .. } | Address::Unix(_));
     if let (true, Some(node)) = (listener.role != Role::Messages, section.get("listen")) {
-        for address in listener.listen.iter().filter(|address| !is_stream(address)) {
+        let is_taken = |address: &Address| match (listener.role, address) {
+            (Role::Control, Address::Unix(_)) => true,
+            (Role::Control, _) => false,
+            (_, Address::Tcp { .. } | Address::Unix(_)) => true,
+            _ => false,
+        };
+        let takes = if listener.role == Role::Control { "unix: addresses only" } else { "tcp: and unix: addresses" };
+        for address in listener.listen.iter().filter(|address| !is_taken(address)) {
             let role = listener.role.as_str();
-            report(node.span, format!("{address}: a listener with role = \"{role}\" takes tcp: and unix: addresses"));
+            report(node.span, format!("{address}: a listener with role = \"{role}\" takes {takes}"));
         }
     }
     problems

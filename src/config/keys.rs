@@ -39,6 +39,7 @@ section! {
         workers: number(0..=64), "threads that serve connections; 0: one per CPU it may use, 8 at most";
         idle_exit: time_or_off(),
             "a time, or \"off\"; exit after this long without a connection, where systemd listens";
+        lame_duck: time(), "a time; before a stop that drains: serve on, but tell load balancers to leave";
         drain_timeout: time(), "a time; when it stops: how long owed replies may take";
         handover: boolean(), "true, false; hand live connections to the next process over a restart";
     }

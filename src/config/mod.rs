@@ -59,6 +59,9 @@ pub struct Service {
     /// How long the daemon stays without a connection, where systemd holds its sockets and starts it again; `None`: as
     /// long as it is not stopped.
     pub idle_exit: Option<TimeSpan>,
+    /// How long the daemon goes on serving before a stop that drains, while load balancers are told to send new clients
+    /// elsewhere.
+    pub lame_duck: TimeSpan,
     /// How long connections are drained when the daemon stops.
     pub drain_timeout: TimeSpan,
     /// Whether live connections are handed over to the next process at a restart, if the service manager can store them
@@ -124,6 +127,7 @@ impl Default for Settings {
             service: Service {
                 workers: 0,
                 idle_exit: Some(TimeSpan::new(Duration::from_secs(300), "5min")),
+                lame_duck: TimeSpan::new(Duration::ZERO, "0s"),
                 drain_timeout: TimeSpan::new(Duration::from_secs(5), "5s"),
                 handover: true,
             },

@@ -23,4 +23,6 @@ mod status;
 pub use agent::Agent;
 pub use http::Monitor;
 pub use process_counters::{ProcessCounters, ProcessCounts, ResultCounts};
+pub(crate) use request_stream::RequestStream;
 pub use source::{LogCounts, Source};
+pub(crate) use status::Status;

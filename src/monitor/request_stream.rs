@@ -15,7 +15,7 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A stream that breaks when a client takes too long.
-pub(super) struct RequestStream<S> {
+pub(crate) struct RequestStream<S> {
     stream: S,
     deadline: Pin<Box<Sleep>>,
     /// Whether a part of a request has come since the last answer.
@@ -23,7 +23,7 @@ pub(super) struct RequestStream<S> {
 }
 
 impl<S> RequestStream<S> {
-    pub(super) fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S) -> Self {
         Self { stream, deadline: Box::pin(time::sleep(IDLE_TIMEOUT)), has_request: false }
     }
 

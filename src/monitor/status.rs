@@ -1,4 +1,4 @@
-//! The status as JSON. Every local user may read it, so it names no peer.
+//! The status as JSON, for monitors and control. Every local user may read it, so it names no peer.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,9 @@ use super::process_counters::ResultCounts;
 use super::source::Source;
 use crate::server::{ListenerCounts, Readiness};
 
+/// The figures of a daemon.
 #[derive(Serialize)]
-struct Status {
+pub(crate) struct Status {
     version: &'static str,
     ready: bool,
     /// Why it is ready or not.
@@ -62,29 +63,35 @@ impl From<ListenerCounts> for ListenerStatus {
     }
 }
 
+impl Status {
+    /// Returns the figures as they are now.
+    pub(crate) fn of(source: &Source) -> Self {
+        let (server, log) = (&source.server, (source.log)());
+        let process = source.process_counts(log);
+        let readiness = server.readiness();
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            ready: readiness == Readiness::Ready,
+            state: readiness.as_str(),
+            uptime_seconds: source.started.elapsed().unwrap_or_default().as_secs(),
+            workers: server.worker_count(),
+            connections: server.connection_count(),
+            limit_connections: server.connection_limit(),
+            buffer_bytes: server.buffer_memory(),
+            limit_buffer_bytes: server.buffer_memory_limit(),
+            log_entries_suppressed: process.log_entries_suppressed,
+            log_entries_waiting: log.waiting,
+            reloads: process.reloads,
+            handovers: process.handovers,
+            listeners: server.counts_by_listener().into_iter().map(|(name, counts)| (name, counts.into())).collect(),
+        }
+    }
+}
+
 /// Writes the status as it is now.
 pub(super) fn write(source: &Source) -> String {
-    let (server, log) = (&source.server, (source.log)());
-    let process = source.process_counts(log);
-    let readiness = server.readiness();
-    let status = Status {
-        version: env!("CARGO_PKG_VERSION"),
-        ready: readiness == Readiness::Ready,
-        state: readiness.as_str(),
-        uptime_seconds: source.started.elapsed().unwrap_or_default().as_secs(),
-        workers: server.worker_count(),
-        connections: server.connection_count(),
-        limit_connections: server.connection_limit(),
-        buffer_bytes: server.buffer_memory(),
-        limit_buffer_bytes: server.buffer_memory_limit(),
-        log_entries_suppressed: process.log_entries_suppressed,
-        log_entries_waiting: log.waiting,
-        reloads: process.reloads,
-        handovers: process.handovers,
-        listeners: server.counts_by_listener().into_iter().map(|(name, counts)| (name, counts.into())).collect(),
-    };
     // There is nothing in it that JSON could not have.
-    let mut text = serde_json::to_string_pretty(&status).unwrap_or_default();
+    let mut text = serde_json::to_string_pretty(&Status::of(source)).unwrap_or_default();
     text.push('\n');
     text
 }

@@ -28,6 +28,7 @@
 //! A message is logged before it is answered. Every message that was read is logged, even if the peer is lost, unless memory
 //! runs out ([`Session::handle_out_of_memory`]).
 
+mod activity;
 mod checkpoint;
 mod close;
 mod deadlines;
@@ -45,6 +46,7 @@ use super::reply::{READ_SIZE, Scratch};
 use super::rules::{Rules, Unterminated};
 use super::verdict::Verdict;
 
+pub use activity::Activity;
 pub(super) use checkpoint::Checkpoint;
 pub(super) use packets::are_packets;
 pub use packets::{HEADROOM, MAX_PACKETS, ReceivedPacket};
@@ -233,6 +235,12 @@ impl Session {
     #[must_use]
     pub fn opened(&self) -> Instant {
         self.opened
+    }
+
+    /// Returns when something was last received or sent.
+    #[must_use]
+    pub fn last_activity(&self) -> Instant {
+        self.last_activity
     }
 
     /// Returns its rules.

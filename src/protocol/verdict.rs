@@ -102,6 +102,8 @@ verdicts! { |rules|
     BadProxyHeader = 13, "bad-proxy-header", None;
     /// The connection was idle, all permits were taken, and another client was waiting (`limits.reclaim_idle`).
     Reclaimed = 14, "reclaimed", Some("connection reclaimed, the server is full".to_owned());
+    /// An administrator closed the connection.
+    ClosedByAdmin = 15, "closed-by-admin", Some("connection closed by the administrator".to_owned());
 }
 
 /// The beginning of a final reply, in place of the prefix.

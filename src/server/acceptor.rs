@@ -406,6 +406,7 @@ mod tests {
     use crate::protocol::rules::TimeSpan;
     use crate::server::accept_mode::AcceptorStatus;
     use crate::server::admission::Admission;
+    use crate::server::awaiting_headers::AwaitingHeaders;
     use crate::server::counters::CounterRegistry;
     use crate::server::disposal::Disposal;
     use crate::server::event::{EventSink, MessageLog, ReceivedMessage};
@@ -443,6 +444,7 @@ mod tests {
             acceptors: Waker::noop().clone(),
             reclaim: Mutex::default(),
             pending_cancelled: watch::Sender::new(false),
+            awaiting_headers: AwaitingHeaders::default(),
         };
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();

@@ -23,6 +23,7 @@ use super::admission::Permit;
 use super::event::EventSink;
 use super::input_kind::{InputKind, Pace};
 use super::listener::{ConnectionInfo, Listener};
+use super::listing::ConnectionStatus;
 use super::packet_scratch::PacketScratch;
 use super::peer::Source;
 use super::peer_descriptors::PeerDescriptors;
@@ -343,6 +344,24 @@ impl Connection {
     pub(crate) fn reclaim(&mut self, now: Instant) -> bool {
         self.session.refuse(Verdict::Reclaimed, now);
         self.permit.refuse()
+    }
+
+    /// Ends the connection, because an administrator wants that.
+    pub(crate) fn close_for_admin(&mut self, now: Instant) {
+        self.session.refuse(Verdict::ClosedByAdmin, now);
+    }
+
+    /// Returns what an administrator may know of it.
+    pub(crate) fn status(&self, now: Instant) -> ConnectionStatus {
+        ConnectionStatus {
+            id: self.info.id,
+            listener: Arc::clone(&self.info.listener.name),
+            peer: self.info.peer,
+            age: now.saturating_duration_since(self.session.opened()),
+            idle: now.saturating_duration_since(self.session.last_activity()),
+            totals: self.session.totals(),
+            state: self.session.activity().as_str(),
+        }
     }
 
     /// Returns whether it is waiting for its peer to take replies.

@@ -278,6 +278,11 @@ impl CounterRegistry {
         counters
     }
 
+    /// Returns whether there is a listener with this name.
+    pub(crate) fn has_listener(&self, name: &str) -> bool {
+        lock(&self.listeners).contains_key(name)
+    }
+
     /// Returns what was counted in this process, added up.
     pub(crate) fn counts(&self) -> Counts {
         let mut counts = Counts::default();

@@ -19,6 +19,7 @@ use tokio::time;
 
 use super::accepted_socket::AcceptedSocket;
 use super::admission::{Admission, Permit};
+use super::awaiting_headers::{AwaitingHeaders, ListedConnection};
 use super::clock::clock;
 use super::connection::Connection;
 use super::counters::CounterRegistry;
@@ -53,6 +54,7 @@ pub(crate) struct Dispatcher {
     pub(crate) reclaim: Mutex<ReclaimTask>,
     /// Whether tasks have to stop waiting for PROXY headers and permits. Each connection in such a task has a receiver.
     pub(crate) pending_cancelled: watch::Sender<bool>,
+    pub(crate) awaiting_headers: AwaitingHeaders,
 }
 
 /// The state of the task that closes an idle connection for the client of a paused acceptor.
@@ -170,21 +172,31 @@ impl Dispatcher {
         };
         let (mut cancelled, dispatcher) = (self.pending_cancelled.subscribe(), Arc::clone(self));
         runtime.spawn(async move {
-            dispatcher.serve_presented(pending, &mut cancelled).await;
+            let PendingHeader { session, info, .. } = &pending;
+            let listed = dispatcher.awaiting_headers.add(info.id, &info.listener.name, info.peer, session.opened());
+            dispatcher.serve_presented(pending, listed, &mut cancelled).await;
             // Last, because `cancel_pending` waits until this receiver is dropped.
             drop(cancelled);
         });
     }
 
-    async fn serve_presented(&self, pending: PendingHeader, cancelled: &mut watch::Receiver<bool>) {
+    async fn serve_presented(
+        &self,
+        pending: PendingHeader,
+        listed: ListedConnection<'_>,
+        cancelled: &mut watch::Receiver<bool>,
+    ) {
         let state = &*self.services.state;
-        let Some(mut connection) = pending.read_header(cancelled, state).await else { return };
+        let Some(mut connection) = pending.read_header(&listed.close, cancelled, state).await else { return };
         if let Some(permit) = connection.undecided() {
             let decision = self.claim_or_refuse(permit, cancelled).await;
             let Some(decided) = connection.decide(decision, state) else { return };
             connection = decided;
         }
-        let Some((socket, session, info, permit)) = connection.into_parts(state) else { return };
+        let Some((socket, mut session, info, permit)) = connection.into_parts(state) else { return };
+        if listed.leave() {
+            session.refuse(Verdict::ClosedByAdmin, clock());
+        }
         let Some(worker) = self.least_loaded_worker() else { return };
         worker.serve(Box::new(Connection::new(socket, session, info, &worker.state, permit)));
     }

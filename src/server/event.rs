@@ -158,6 +158,34 @@ pub enum Event {
         /// The path of its sender's Unix socket, if that is bound to one.
         last_path: Option<PathBuf>,
     },
+    /// An administrator closes a connection. Its end is reported as well, if there is one with this id.
+    CloseRequested {
+        /// The id that was given.
+        id: u64,
+        /// The process that asked for it.
+        caller: Peer,
+    },
+    /// Lame duck has begun: everything is served as before, but load balancers are told to send new clients elsewhere.
+    LameDuckBegan {
+        /// Who wants that.
+        cause: LameDuckCause,
+    },
+    /// The end of lame duck was asked for.
+    LameDuckEnded {
+        /// Who wants that.
+        cause: LameDuckCause,
+        /// Whether it has ended: not if the server is to stop.
+        has_ended: bool,
+    },
+}
+
+/// Why lame duck begins or ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LameDuckCause {
+    /// A process asked for it on a control socket.
+    Caller(Peer),
+    /// A signal.
+    Signal(&'static str),
 }
 
 /// When a failed call is tried again.

@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::accept_mode::AcceptorStatus;
+use super::clock::clock;
 use super::counters::ListenerCounts;
 use super::dispatch::Dispatcher;
+use super::event::{Event, LameDuckCause};
 use super::health::{Health, Phase, Readiness};
+use super::lister::{self, ConnectionLister, OneSlice};
 use super::packets::datagram_thread::ThreadControl;
+use super::peer::Peer;
 
 /// What others may know of a running server. Cheap to clone.
 #[derive(Clone)]
@@ -18,6 +23,7 @@ pub struct ServerHandle {
     pub(super) acceptor_status: Arc<watch::Sender<AcceptorStatus>>,
     pub(super) health: Health,
     pub(super) datagram_threads: Arc<Mutex<Vec<Arc<ThreadControl>>>>,
+    pub(super) one_slice: OneSlice,
 }
 
 impl ServerHandle {
@@ -44,9 +50,64 @@ impl ServerHandle {
         self.health.phase()
     }
 
-    /// Sets what the server is about to do. It changes nothing but what monitors and agents answer.
-    pub fn set_phase(&self, phase: Phase) {
-        self.health.set_phase(phase);
+    /// Records that the server is to stop soon: until then it is in lame duck, which cannot be ended.
+    pub fn set_leaving(&self) {
+        self.health.set_phase(Phase::Leaving);
+    }
+
+    /// Records that the server stops. It changes nothing but what monitors and agents answer.
+    pub fn set_stopping(&self) {
+        self.health.set_phase(Phase::Stopping);
+    }
+
+    /// Begins lame duck, and reports it: load balancers are told to send new clients elsewhere. Everything is served as before.
+    pub fn begin_lame_duck(&self, cause: LameDuckCause) {
+        self.health.set_lame_duck(true);
+        self.dispatcher.sink.report(Event::LameDuckBegan { cause });
+    }
+
+    /// Ends lame duck, unless the server is to stop, and reports it. Returns whether it has ended.
+    pub fn end_lame_duck(&self, cause: LameDuckCause) -> bool {
+        self.health.set_lame_duck(false);
+        let has_ended = self.phase() == Phase::Serving;
+        self.dispatcher.sink.report(Event::LameDuckEnded { cause, has_ended });
+        has_ended
+    }
+
+    /// Goes on with the lame duck of the previous process.
+    pub fn inherit_lame_duck(&self) {
+        self.health.set_lame_duck(true);
+    }
+
+    /// Returns for how long it has been lame duck; `None` if it is not.
+    #[must_use]
+    pub fn lame_duck_for(&self) -> Option<Duration> {
+        self.health.lame_duck_since().map(|since| clock().saturating_duration_since(since))
+    }
+
+    /// Waits until the phase is another one than `phase`.
+    pub async fn phase_changed(&self, phase: Phase) {
+        self.health.changed(phase).await;
+    }
+
+    /// Returns whether there is a listener of messages with this name.
+    #[must_use]
+    pub fn has_listener(&self, name: &str) -> bool {
+        self.dispatcher.counters.has_listener(name)
+    }
+
+    /// Returns a list of the open connections.
+    #[must_use]
+    pub fn list_connections(&self) -> ConnectionLister {
+        ConnectionLister::new(Arc::clone(&self.dispatcher), Arc::clone(&self.one_slice))
+    }
+
+    /// Closes a connection for `caller`, and reports who it is: after the messages that were read are answered, with a final
+    /// reply. Returns whether there was a connection with this id.
+    pub async fn close_connection(&self, id: u64, caller: Peer) -> bool {
+        // Before it is closed: also if the caller is gone meanwhile, the log says who it was.
+        self.dispatcher.sink.report(Event::CloseRequested { id, caller });
+        lister::close(&self.dispatcher, &self.one_slice, id).await
     }
 
     /// Listeners of messages being served.

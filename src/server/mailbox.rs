@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use super::connection::{Connection, ConnectionWakers, DetachedConnection};
 use super::idleness::IdleReport;
 use super::listener::Listener;
+use super::listing::{CloseRequest, SliceRequest};
 
 /// Commands of other threads to an event loop.
 #[derive(Default)]
@@ -41,6 +42,10 @@ pub(crate) struct Commands {
     pub(crate) idle_reports: Vec<oneshot::Sender<IdleReport>>,
     /// Connections to close if they are still idle.
     pub(crate) reclaims: Vec<Reclaim>,
+    /// Slices of the list of connections that an administrator wants.
+    pub(crate) slices: Vec<SliceRequest>,
+    /// Connections that an administrator wants closed.
+    pub(crate) closes: Vec<CloseRequest>,
     /// Whether to drive all connections, because they have to drain.
     pub(crate) drain: bool,
     /// Whether to give up the connections with unlogged messages whose peers do not read.

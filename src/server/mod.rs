@@ -12,6 +12,7 @@ mod accept_mode;
 mod accepted_socket;
 mod acceptor;
 mod admission;
+mod awaiting_headers;
 mod clock;
 mod connection;
 mod counters;
@@ -26,6 +27,8 @@ mod idleness;
 mod input_kind;
 mod listener;
 mod listener_error;
+mod lister;
+mod listing;
 mod mailbox;
 mod outlet;
 mod packet_scratch;
@@ -69,6 +72,7 @@ use crate::protocol::rules::TimeSpan;
 use accept_mode::{AcceptControl, AcceptMode, AcceptorStatus};
 use acceptor::{AdoptedConnection, ListenerAcceptor};
 use admission::Admission;
+use awaiting_headers::AwaitingHeaders;
 use counters::CounterRegistry;
 use dispatch::Dispatcher;
 use disposal::Disposal;
@@ -94,6 +98,8 @@ pub use counters::{Counts, ListenerCounts};
 pub use handle::ServerHandle;
 pub use handover::{Detached, Restored};
 pub use health::{Phase, Readiness};
+pub use lister::ConnectionLister;
+pub use listing::ConnectionStatus;
 pub use service_listener::{ConnectionControl, ConnectionService, ServiceFuture};
 pub use service_stream::ServiceStream;
 
@@ -171,6 +177,7 @@ impl Server {
             acceptors,
             reclaim: Mutex::default(),
             pending_cancelled: watch::Sender::new(false),
+            awaiting_headers: AwaitingHeaders::default(),
         };
         let (dispatcher, acceptor_status) = (Arc::new(dispatcher), Arc::<watch::Sender<AcceptorStatus>>::default());
         let handle = ServerHandle {
@@ -178,6 +185,7 @@ impl Server {
             acceptor_status: Arc::clone(&acceptor_status),
             health: Health::new(Arc::clone(&acceptor_status)),
             datagram_threads: Arc::default(),
+            one_slice: Arc::default(),
         };
         Ok(Self {
             dispatcher,
@@ -420,6 +428,8 @@ impl Server {
         }
         // A client that connected before the probe may have been served and gone by now.
         let idle = idle && self.idle_for().is_some_and(|idle| idle >= unused);
+        // A signal may have come meanwhile. The process that is started for the next client would not be in lame duck.
+        let idle = idle && self.handle.phase() == Phase::Serving;
         if !idle {
             self.set_accept_mode(AcceptMode::Accept);
         }

@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 
 use super::accepted_socket::AcceptedSocket;
 use super::disposal::Disposal;
+use super::peer::Peer;
 use super::peer_descriptors::{self, PeerDescriptors};
 use super::peer_input;
 
@@ -36,6 +37,12 @@ impl ServiceStream {
     ) -> Result<Self, (io::Error, Option<AcceptedSocket>)> {
         let (stream, descriptors) = socket.register(|socket| UnixStream::from_std(unix::UnixStream::from(socket)))?;
         Ok(Self { stream: Some(stream), descriptors, disposal: disposal.clone() })
+    }
+
+    /// Returns the process at the other end, or its address.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        Peer::of(self.stream(), None)
     }
 
     fn stream(&self) -> &UnixStream {

@@ -16,6 +16,7 @@ use super::event::EventSink;
 use super::event_loop::EventLoop;
 use super::idleness::IdleReport;
 use super::listener::Listener;
+use super::listing::{CloseOutcome, CloseRequest, Slice, SliceRequest};
 use super::mailbox::{Acceptor, Mailbox, Reclaim};
 use super::worker_state::WorkerState;
 
@@ -94,6 +95,21 @@ impl Worker {
         let (answer, answered) = oneshot::channel();
         self.mailbox.post(|commands| commands.reclaims.push(Reclaim { key, id, since, answer }));
         answered.await.unwrap_or(false)
+    }
+
+    /// Returns a slice of the connections; an empty last one if the worker has ended.
+    pub(crate) async fn list(&self, from: usize) -> Slice {
+        let (answer, answered) = oneshot::channel();
+        self.mailbox.post(|commands| commands.slices.push(SliceRequest { from, answer }));
+        answered.await.unwrap_or_default()
+    }
+
+    /// Closes a connection for an administrator, if it is in the slice from `from` on.
+    pub(crate) async fn close_connection(&self, id: u64, from: usize) -> CloseOutcome {
+        let (answer, answered) = oneshot::channel();
+        self.mailbox.post(|commands| commands.closes.push(CloseRequest { id, from, answer }));
+        // An error means that the worker has ended.
+        answered.await.unwrap_or(CloseOutcome::NotFound)
     }
 
     /// Drains every connection.

@@ -26,6 +26,7 @@ use std::env;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -76,6 +77,27 @@ pub fn program_or_skip(name: &str) -> Option<PathBuf> {
     let found = find_program(name);
     if found.is_none() {
         skip_test(&format!("{name} is not installed"));
+    }
+    found
+}
+
+/// Returns a Python that has this module: the first one in `PATH`, or else that of the distribution. If there is none, reports
+/// that the calling test is skipped; `package` is Debian's package with the module.
+///
+/// # Panics
+/// Panics if tests/programs.txt does not have the package.
+pub fn python_with_or_skip(module: &str, package: &str) -> Option<PathBuf> {
+    let is_listed = PROGRAMS.lines().any(|line| line == format!("{package} {package}"));
+    assert!(is_listed, "{package} is not in tests/programs.txt: add it there");
+    let python = program_or_skip("python3")?;
+    let has_module = |python: &PathBuf| {
+        let mut import = Command::new(python);
+        import.args(["-c", &format!("import {module}")]).stderr(Stdio::null());
+        import.status().is_ok_and(|status| status.success())
+    };
+    let found = [python, PathBuf::from("/usr/bin/python3")].into_iter().find(has_module);
+    if found.is_none() {
+        skip_test(&format!("{package} is not installed"));
     }
     found
 }

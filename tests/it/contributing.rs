@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{find_program, program_or_skip, skip_test};
+use common::{find_program, program_or_skip, python_with_or_skip, skip_test};
 use serde_json::Value;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -27,11 +27,7 @@ fn text(output: &Output) -> String {
 
 /// Returns a file of YAML as JSON. If no program can read it, reports that the calling test is skipped.
 fn yaml_or_skip(path: &str) -> Option<Value> {
-    let python = program_or_skip("python3")?;
-    if !run(Command::new(&python).args(["-c", "import yaml"])).status.success() {
-        skip_test("python3-yaml is not installed");
-        return None;
-    }
+    let python = python_with_or_skip("yaml", "python3-yaml")?;
     let script = "import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)";
     let output = run(Command::new(python).args(["-c", script]).arg(Path::new(ROOT).join(path)));
     assert!(output.status.success(), "{path}: {}", text(&output));

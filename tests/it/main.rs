@@ -37,6 +37,8 @@ mod listener_errors;
 
 // What administrators and load balancers ask it.
 
+/// The control socket: connections are listed and closed, and load balancers told to send new clients elsewhere.
+mod control;
 /// The listeners of the roles monitor and agent: metrics, health and readiness.
 mod monitor;
 

@@ -3,7 +3,7 @@
 mod agent;
 mod handover;
 mod hostile;
-mod http;
+pub(crate) mod http;
 mod story;
 
 use common::Daemon;

@@ -80,6 +80,13 @@ fn every_option_is_in_the_man_page_of_its_program() {
         assert!(has_word(&page, &option), "{option} is not in\n{page}");
     }
     let page = render_page("echoctl.1").unwrap();
+    for subcommand in ["status", "connections", "close", "drain", "resume"] {
+        let (_, part) = page.split_once(&format!("\nECHOCTL {}\n", subcommand.to_uppercase())).expect("it has one");
+        let part = part.split("\nECHOCTL ").next().unwrap();
+        for option in options(&output_of(echoctl, &[subcommand, "--help"])) {
+            assert!(has_word(part, &option), "{option} is not in\n{part}");
+        }
+    }
     for subcommand in ["send", "ping", "bench"] {
         let (_, part) = page.split_once(&format!("\nECHOCTL {}\n", subcommand.to_uppercase())).expect("it has one");
         let part = part.split("\nECHOCTL ").next().unwrap();
@@ -209,7 +216,7 @@ fn shells_complete_every_option_and_every_command() {
         assert!(found.is_superset(&echoed), "{shell}: {found:?} has not all of {echoed:?}");
         let found = completions(shell, &["echoctl", "p"]).unwrap();
         assert!(found.contains("ping") && !found.contains("--prefix"), "{shell}: {found:?}");
-        for subcommand in ["send", "ping", "bench"] {
+        for subcommand in ["send", "ping", "bench", "status", "connections", "close", "drain", "resume"] {
             let known = options(&output_of(Path::new(env!("CARGO_BIN_EXE_echoctl")), &[subcommand, "--help"]));
             let found = completions(shell, &["echoctl", subcommand, "--"]).unwrap();
             assert!(found.is_superset(&known), "{shell}, {subcommand}: {found:?} has not all of {known:?}");

@@ -1,6 +1,7 @@
 //! The client: its command line, its exit codes, and nothing else.
 
 mod bench;
+mod control;
 mod ping;
 mod send;
 
@@ -12,7 +13,7 @@ use echoed::cli::echoctl::{Command, Common, Echoctl};
 use echoed::client::exchange_error::ExchangeError;
 use tokio::runtime;
 
-/// Answered wrongly, late or not at all.
+/// Answered wrongly, late or not at all; refused by the daemon.
 const UNANSWERED: u8 = 1;
 
 /// Could not connect, bad command line, or nothing that could be sent.
@@ -33,6 +34,11 @@ fn main() -> ExitCode {
         Command::Send(arguments) => send::send(arguments).map(|()| true),
         Command::Ping(arguments) => ping::ping(arguments),
         Command::Bench(arguments) => bench::bench(arguments),
+        Command::Status(options) => control::status(&options).map(|()| true),
+        Command::Connections(arguments) => control::connections(&arguments).map(|()| true),
+        Command::Close(arguments) => control::close(&arguments).map(|()| true),
+        Command::Drain(options) => control::drain(&options).map(|()| true),
+        Command::Resume(options) => control::resume(&options).map(|()| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

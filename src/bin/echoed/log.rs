@@ -157,8 +157,14 @@ impl LeveledLog {
 
 impl EventHandler for LeveledLog {
     fn handle(&self, event: Event) {
-        // If messages are logged, the user wants to see each of them.
-        let rate_limit = if let Event::Message { .. } = event { RateLimit::Exempt } else { RateLimit::Enforced };
+        let rate_limit = match event {
+            // If messages are logged, the user wants to see each of them. What administrators do is always wanted.
+            Event::Message { .. }
+            | Event::CloseRequested { .. }
+            | Event::LameDuckBegan { .. }
+            | Event::LameDuckEnded { .. } => RateLimit::Exempt,
+            _ => RateLimit::Enforced,
+        };
         self.write(kinds::of_event(&event), rate_limit, || events::entry(&event));
     }
 

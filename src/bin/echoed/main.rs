@@ -25,6 +25,7 @@ use echoed::address::{Address, Family, UnixName, repeated_address_hint};
 use echoed::bind::{self, SocketFile};
 use echoed::cli::echoed::Echoed;
 use echoed::config::{Loaded, Role, Settings};
+use echoed::control::Control;
 use echoed::monitor::{Agent, LogCounts, Monitor, ProcessCounters, Source};
 use echoed::rlimit::{FdBudget, ServingThreads};
 use echoed::server::socket::SocketKind;
@@ -38,7 +39,7 @@ use rustix::net::sockopt::socket_domain;
 use tokio::runtime;
 
 use log::{LeveledLog, Note};
-use signals::{BlockedHangup, Signals};
+use signals::{BlockedSignals, Signals};
 use start_error::{EX_IOERR, EX_USAGE, StartError};
 use stop::{Ended, Served};
 use supervisor::{RunMode, Supervisor};
@@ -54,7 +55,7 @@ const DEFAULT_NAME: &str = "echo";
 const RUNTIME_FDS: usize = 8;
 
 fn main() -> ExitCode {
-    let hangup = signals::block_hangup();
+    let blocked = signals::block();
     abort_on_panic();
     // Before anything can be written to stderr, which may be a client's connection. So the option is looked for by
     // hand: clap writes there what is wrong with it.
@@ -71,7 +72,7 @@ fn main() -> ExitCode {
         }
     };
     let result = match Echoed::try_parse() {
-        Ok(arguments) => run(&arguments, &mut stdin, hangup),
+        Ok(arguments) => run(&arguments, &mut stdin, blocked),
         Err(error) if error.use_stderr() && withholds_stderr(stdin.as_ref()) => {
             Err(StartError::Usage(error.to_string().trim_end().to_owned()))
         }
@@ -96,10 +97,10 @@ fn withholds_stderr(stdin: Option<&StdinSocket>) -> bool {
     stdin.is_some_and(StdinSocket::withholds_stderr)
 }
 
-fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangup) -> Result<ExitCode, StartError> {
+fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, blocked: BlockedSignals) -> Result<ExitCode, StartError> {
     let mut offered = stdin.as_mut();
     if !arguments.serves() {
-        hangup.unblock();
+        blocked.unblock();
     }
     if let Some(twice) = arguments.repeated_address() {
         return Err(StartError::Usage(format!("--listen: {twice} is given twice; {}", repeated_address_hint(twice))));
@@ -131,7 +132,7 @@ fn run(arguments: &Echoed, stdin: &mut Option<StdinSocket>, hangup: BlockedHangu
     let result = match runtime {
         Ok(runtime) => {
             let start = Start { arguments, settings: &settings, mode, threads, budget, log: &log };
-            runtime.block_on(serve(start, fds, hangup, &mut writer))
+            runtime.block_on(serve(start, fds, blocked, &mut writer))
         }
         Err(error) => Err(StartError::system("cannot start the runtime", error)),
     };
@@ -166,11 +167,11 @@ struct Start<'a> {
 async fn serve(
     Start { arguments, settings, mode, threads, budget, log }: Start<'_>,
     ActivationFds { sockets, bundles, problems }: ActivationFds,
-    hangup: BlockedHangup,
+    blocked: BlockedSignals,
     writer: &mut LogWriter,
 ) -> Result<Ended, StartError> {
     // Before READY=1, after which a reload may be asked for.
-    let mut signals = Signals::catch(hangup).map_err(|error| StartError::system("cannot catch signals", error))?;
+    let mut signals = Signals::catch(blocked).map_err(|error| StartError::system("cannot catch signals", error))?;
     let (started_at, process) = (SystemTime::now(), Arc::<ProcessCounters>::default());
     let log_failed = |error| StartError::system("cannot start the log", error);
     let workers_failed = |error| StartError::system("cannot start the workers", error);
@@ -375,8 +376,7 @@ fn serving_threads(arguments: &Echoed, settings: &Settings, sockets: &Sockets) -
 /// Returns whether a socket of datagrams is a Unix socket; `None` if it is not one of datagrams.
 fn is_unix_datagrams(listener: &NamedSocket) -> Option<bool> {
     let is_datagrams = SocketKind::of(&listener.socket).is_ok_and(|kind| kind == SocketKind::Datagram);
-    let is_unix = socket_domain(&listener.socket).is_ok_and(|domain| domain == AddressFamily::UNIX);
-    is_datagrams.then_some(is_unix)
+    is_datagrams.then(|| is_unix(&listener.socket))
 }
 
 /// Listens by hand.
@@ -425,13 +425,21 @@ fn serve_services(
         let service: Arc<dyn ConnectionService> = match role {
             Role::Monitor => Arc::new(Monitor::new(Arc::clone(&source))),
             Role::Agent => Arc::new(Agent::new(server.handle(), listener)),
-            Role::Control | Role::Messages => return Err(refuse("this version of echoed has none of that")),
+            Role::Control if !is_unix(&socket) => {
+                return Err(refuse("each process that can connect may close connections, so it takes a Unix socket"));
+            }
+            Role::Control => Arc::new(Control::new(Arc::clone(&source))),
+            Role::Messages => unreachable!("workers serve it"),
         };
         let served = server.listen_service(socket, &name, role, service);
         served.map_err(|error| StartError::system(&format!("cannot serve {address} ({name})"), error))?;
         log.note_on(Note::Listening, &name, &format!("listening on {address} ({name})"));
     }
     Ok(())
+}
+
+fn is_unix(socket: &OwnedFd) -> bool {
+    socket_domain(socket).is_ok_and(|domain| domain == AddressFamily::UNIX)
 }
 
 /// Serves a connection that the starter of this process accepted.

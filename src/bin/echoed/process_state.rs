@@ -37,7 +37,7 @@ impl ProcessState {
         server.inherit_counts(self.listeners);
         process.inherit(self.process);
         if self.draining {
-            server.set_phase(Phase::LameDuck);
+            server.inherit_lame_duck();
         }
     }
 

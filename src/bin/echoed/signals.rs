@@ -22,35 +22,39 @@ pub(crate) enum SignalRequest {
     Stop(&'static str),
     /// To read the settings anew.
     Reload,
+    /// To begin lame duck.
+    Drain,
+    /// To end lame duck.
+    Resume,
 }
 
-/// SIGHUP, blocked, and the terminal that may cause it.
+/// SIGHUP, SIGUSR1 and SIGUSR2, blocked, and the terminal that may cause the first.
 #[derive(Debug)]
-pub(crate) struct BlockedHangup {
+pub(crate) struct BlockedSignals {
     terminal: Terminal,
 }
 
-/// Blocks SIGHUP until [`Signals::catch`]: it would end the process. One that comes meanwhile is obeyed then. To be called
-/// first of all, since threads inherit what is blocked.
+/// Blocks SIGHUP, SIGUSR1 and SIGUSR2 until [`Signals::catch`]: they would end the process. One that comes meanwhile is obeyed
+/// then. To be called first of all, since threads inherit what is blocked.
 ///
 /// (SIGINT and SIGTERM end the process as they are: nothing has begun.)
-pub(crate) fn block_hangup() -> BlockedHangup {
+pub(crate) fn block() -> BlockedSignals {
     // There is no error for what is blocked here.
-    let _ = hangup_set().thread_block();
+    let _ = blocked_set().thread_block();
     // Now, since it may hang up before the signals are caught.
-    BlockedHangup { terminal: Terminal::of_this_process() }
+    BlockedSignals { terminal: Terminal::of_this_process() }
 }
 
-impl BlockedHangup {
-    /// Unblocks SIGHUP, which ends a process that does not serve.
+impl BlockedSignals {
+    /// Unblocks them: they end a process that does not serve.
     pub(crate) fn unblock(&self) {
-        let _ = hangup_set().thread_unblock();
+        let _ = blocked_set().thread_unblock();
     }
 }
 
-fn hangup_set() -> SigSet {
+fn blocked_set() -> SigSet {
     let mut set = SigSet::empty();
-    set.add(SignalNumber::SIGHUP);
+    [SignalNumber::SIGHUP, SignalNumber::SIGUSR1, SignalNumber::SIGUSR2].into_iter().for_each(|signal| set.add(signal));
     set
 }
 
@@ -59,18 +63,22 @@ pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    drain: Signal,
+    resume: Signal,
     terminal: Terminal,
 }
 
 impl Signals {
-    pub(crate) fn catch(BlockedHangup { terminal }: BlockedHangup) -> io::Result<Self> {
+    pub(crate) fn catch(BlockedSignals { terminal }: BlockedSignals) -> io::Result<Self> {
         let signals = Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            drain: signal(SignalKind::user_defined1())?,
+            resume: signal(SignalKind::user_defined2())?,
             terminal,
         };
-        hangup_set().thread_unblock()?;
+        blocked_set().thread_unblock()?;
         Ok(signals)
     }
 
@@ -80,6 +88,8 @@ impl Signals {
             _ = self.terminate.recv() => SignalRequest::Stop(TERMINATE),
             _ = self.interrupt.recv() => SignalRequest::Stop("SIGINT"),
             _ = self.hangup.recv() => self.hangup_request(),
+            _ = self.drain.recv() => SignalRequest::Drain,
+            _ = self.resume.recv() => SignalRequest::Resume,
         }
     }
 

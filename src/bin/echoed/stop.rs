@@ -7,7 +7,7 @@ use std::time::Duration;
 use echoed::bind::SocketFile;
 use echoed::config::Service;
 use echoed::monitor::ProcessCounters;
-use echoed::server::{Counts, Phase, Server};
+use echoed::server::{Counts, Server};
 use echoed::systemd::{fdstore, notify};
 use tokio::time;
 
@@ -57,8 +57,8 @@ pub(crate) async fn stop(
     signals: &mut Signals,
     log: &LeveledLog,
 ) -> Ended {
-    let phase = server.handle().phase();
-    server.handle().set_phase(Phase::Stopping);
+    let handle = server.handle();
+    let phase = handle.phase();
     let unlogged = server.unlogged_messages();
     if let ExitReason::ConnectionEnded = reason {
         return Ended { code: ExitCode::SUCCESS, lost_messages: unlogged.lost(), waiting_messages: 0 };
@@ -67,14 +67,34 @@ pub(crate) async fn stop(
     let has_successor = mode == RunMode::Activated && matches!(reason, ExitReason::Signal(TERMINATE));
     let can_store = has_successor && fdstore::is_available();
     let hands_over = service.handover && can_store;
-    let suffix = if hands_over { "; handing connections over to the next process" } else { "" };
+    let lame_duck = match reason {
+        ExitReason::Signal(_) if !hands_over => {
+            service.lame_duck.duration().saturating_sub(handle.lame_duck_for().unwrap_or_default())
+        }
+        _ => Duration::ZERO,
+    };
+    let suffix = if hands_over {
+        "; handing connections over to the next process".to_owned()
+    } else if lame_duck > Duration::ZERO {
+        format!("; draining, and serving as before for {} (service.lame_duck)", service.lame_duck)
+    } else {
+        String::new()
+    };
     log.check_notified(notify::stopping(&format!("stopping: {reason}{suffix}")));
     log.note(Note::Stopping, &format!("stopping: {reason}{suffix}"));
+    if lame_duck > Duration::ZERO {
+        handle.set_leaving();
+        tokio::select! {
+            () = time::sleep(lame_duck) => {}
+            never = extend_stop_timeout(log) => match never {},
+            signal = signals.stop() => log.note(Note::DrainAborted, &format!("lame duck ends: {signal}")),
+        }
+    }
+    handle.set_stopping();
     let mut waiting_messages = 0;
     if hands_over {
         waiting_messages = handover::store_connections(server, process, phase, keeps_state, log).await;
     } else {
-        let handle = server.handle();
         drain(server, service.drain_timeout.duration(), signals, log).await;
         drop(files);
         let state = ProcessState::of(&handle, process, log, phase);

@@ -15,7 +15,8 @@ use echoed::config::{self, Loaded, Service, Settings};
 use echoed::monitor::ProcessCounters;
 use echoed::protocol::rules::TimeSpan;
 use echoed::rlimit::{self, FdBudget, ServingThreads};
-use echoed::server::{Counts, Server};
+use echoed::server::event::LameDuckCause;
+use echoed::server::{Counts, Phase, Server};
 use echoed::systemd::activation::Sockets;
 use echoed::systemd::notify;
 use echoed::units::format_number;
@@ -163,8 +164,13 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         let mut reload_requested = false;
         loop {
             let request = if reload_requested { SignalRequest::Reload } else { signals.next().await };
-            if let SignalRequest::Stop(name) = request {
-                return name;
+            match request {
+                SignalRequest::Stop(name) => return name,
+                SignalRequest::Drain | SignalRequest::Resume => {
+                    self.set_lame_duck(request == SignalRequest::Drain);
+                    continue;
+                }
+                SignalRequest::Reload => {}
             }
             reload_requested = false;
             let mut reload = std::pin::pin!(self.reload());
@@ -175,6 +181,8 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
                     request = signals.next() => match request {
                         SignalRequest::Stop(name) => return name,
                         SignalRequest::Reload => reload_requested = true,
+                        SignalRequest::Drain => self.set_lame_duck(true),
+                        SignalRequest::Resume => self.set_lame_duck(false),
                     }
                 }
             }
@@ -182,6 +190,16 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
             if let SignalRequest::Stop(name) = signals.hangup_request() {
                 return name;
             }
+        }
+    }
+
+    /// Begins or ends lame duck for a signal.
+    fn set_lame_duck(&self, is_lame_duck: bool) {
+        let server = self.server.handle();
+        if is_lame_duck {
+            server.begin_lame_duck(LameDuckCause::Signal("SIGUSR1"));
+        } else {
+            server.end_lame_duck(LameDuckCause::Signal("SIGUSR2"));
         }
     }
 
@@ -231,10 +249,14 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
             .map_err(ReloadError::Settings)
     }
 
-    /// Waits until there was no connection for `service.idle_exit`, and accepting has stopped.
+    /// Waits until there was no connection for `service.idle_exit`, and accepting has stopped. Not in lame duck: the process that
+    /// is started for the next client would not be in it.
     async fn wait_until_idle(&self) -> TimeSpan {
-        let mut settings = self.settings.subscribe();
+        let (mut settings, server) = (self.settings.subscribe(), self.server.handle());
         loop {
+            while server.phase() == Phase::LameDuck {
+                server.phase_changed(Phase::LameDuck).await;
+            }
             let idle_exit = settings.borrow_and_update().service.idle_exit.clone();
             let remaining = idle_exit.as_ref().map(|limit| {
                 // While there is a connection, the time begins later than now.
@@ -258,6 +280,7 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
                     () = idle_timeout => {}
                     // The sender is here, so there is no error.
                     _ = settings.changed() => {}
+                    () = server.phase_changed(Phase::Serving) => {}
                 }
             }
         }
@@ -283,13 +306,15 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         }
     }
 
-    /// Sends STATUS= when the status has changed.
+    /// Sends STATUS= when the status has changed; at once when lame duck begins or ends.
     async fn update_status(&self) -> Infallible {
         if !notify::is_enabled() {
             return pending().await;
         }
+        let server = self.server.handle();
         loop {
-            time::sleep(STATUS_INTERVAL).await;
+            let phase = server.phase();
+            let _ = time::timeout(STATUS_INTERVAL, server.phase_changed(phase)).await;
             let status = self.status();
             if status != *self.last_status.borrow() {
                 self.log.check_notified(notify::status(&status));
@@ -316,8 +341,9 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
         let reload_error =
             self.reload_error.borrow().as_ref().map(|what| format!("; failed to reload: {what}")).unwrap_or_default();
         let backlog = self.log_backlog().map(describe_backlog).unwrap_or_default();
+        let draining = if self.server.handle().phase() == Phase::LameDuck { "draining; " } else { "" };
         format!(
-            "{open}/{limit} connections, {listeners} listener{s}, \
+            "{draining}{open}/{limit} connections, {listeners} listener{s}, \
              {messages} messages{resumed_text}{backlog}{reload_error}"
         )
     }

@@ -1,6 +1,7 @@
 //! The command line of the client.
 
 mod bench;
+mod control;
 mod ping;
 
 use std::ffi::OsString;
@@ -15,6 +16,7 @@ use crate::protocol::reply::{MAX_PREFIX, Prefix};
 use crate::units::parse_time;
 
 pub use bench::Bench;
+pub use control::{Close, Connections, ControlOptions};
 pub use ping::Ping;
 
 /// Talks to servers of the delimited echo protocol, such as echoed.
@@ -131,7 +133,83 @@ pub enum Command {
                   2  no first connection, or an invalid command line"
     )]
     Bench(Bench),
+    /// Show the figures of a running echoed
+    ///
+    /// Asks the daemon over its control socket (echoed-control.socket): whether it is ready, how many connections it has, and
+    /// what each listener has counted since the service was started.
+    #[command(
+        after_help = CONTROL_EXIT_CODES,
+        after_long_help = "Examples:\n  \
+                  echoctl status\n  \
+                  echoctl status --json | python3 -m json.tool\n\n\
+                  Exit codes:\n  \
+                  0  it was done\n  \
+                  1  the daemon did not answer\n  \
+                  2  no connection to the control socket, or an invalid command line"
+    )]
+    Status(ControlOptions),
+    /// List the open connections of a running echoed
+    ///
+    /// Prints for each its id, listener and peer, the time since it was accepted and since something was last received or
+    /// sent, its messages and bytes, and what it is doing: idle, receiving (a message), sending (replies that the peer has not
+    /// taken), logging, delaying (reply_delay), closing, or header (it awaits its PROXY header).
+    #[command(
+        after_help = CONTROL_EXIT_CODES,
+        after_long_help = "Examples:\n  \
+                  echoctl connections\n  \
+                  echoctl connections --listener echo --json\n\n\
+                  Exit codes:\n  \
+                  0  it was done\n  \
+                  1  there is no such listener, or the daemon did not answer\n  \
+                  2  no connection to the control socket, or an invalid command line"
+    )]
+    Connections(Connections),
+    /// Close a connection of a running echoed
+    ///
+    /// Messages that were read are answered, then the connection ends with a final reply that says why. The log has an entry
+    /// with the user and the process that asked for it.
+    #[command(
+        after_help = CONTROL_EXIT_CODES,
+        after_long_help = "Examples:\n  \
+                  echoctl close 7\n\n\
+                  Exit codes:\n  \
+                  0  it was done\n  \
+                  1  there is no such connection, or the daemon did not answer\n  \
+                  2  no connection to the control socket, or an invalid command line"
+    )]
+    Close(Close),
+    /// Have load balancers send new clients elsewhere (lame duck)
+    ///
+    /// Everything is served as before, new clients included, but the monitor's /readyz answers 503 and the agent "up 0%",
+    /// until echoctl resume. A restart does not end it. The same as SIGUSR1.
+    #[command(
+        after_help = CONTROL_EXIT_CODES,
+        after_long_help = "Examples:\n  \
+                  echoctl drain && sleep 30 && systemctl restart echoed && echoctl resume\n\n\
+                  Exit codes:\n  \
+                  0  it was done\n  \
+                  1  the daemon did not answer\n  \
+                  2  no connection to the control socket, or an invalid command line"
+    )]
+    Drain(ControlOptions),
+    /// Have load balancers send new clients again
+    ///
+    /// Ends what echoctl drain or SIGUSR1 has begun. The same as SIGUSR2.
+    #[command(
+        after_help = CONTROL_EXIT_CODES,
+        after_long_help = "Examples:\n  \
+                  echoctl resume\n\n\
+                  Exit codes:\n  \
+                  0  it was done\n  \
+                  1  the daemon did not answer\n  \
+                  2  no connection to the control socket, or an invalid command line"
+    )]
+    Resume(ControlOptions),
 }
+
+/// The exit codes of the commands that show and steer a running daemon.
+const CONTROL_EXIT_CODES: &str = "Exit codes: 0 it was done; 1 the daemon refused it or did not answer; 2 no connection to the\n\
+                                  control socket, or an invalid command line.";
 
 /// The options that all commands have.
 #[derive(Debug, clap::Args)]

@@ -1,6 +1,7 @@
 //! What other threads ask of an event loop: its mailbox's commands.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,6 +13,7 @@ use crate::server::clock::clock;
 use crate::server::connection::{Connection, DetachedConnection, Readiness};
 use crate::server::idleness::IdleReport;
 use crate::server::listener::Listener;
+use crate::server::listing::{CloseOutcome, CloseRequest, SLICE, Slice, SliceRequest};
 use crate::server::mailbox::{NextRun, Reclaim};
 use crate::server::timers::TimerQueue;
 
@@ -50,6 +52,12 @@ impl EventLoop {
         }
         for Reclaim { key, id, since, answer } in commands.reclaims {
             let _ = answer.send(self.reclaim(key, id, since, now));
+        }
+        for SliceRequest { from, answer } in commands.slices {
+            let _ = answer.send(self.list(from, now));
+        }
+        for CloseRequest { id, from, answer } in commands.closes {
+            let _ = answer.send(self.close_connection(id, from, now));
         }
         if commands.drain {
             let all: Vec<_> = self.connections.iter().map(|(key, _)| key).collect();
@@ -107,6 +115,32 @@ impl EventLoop {
             self.remove(key);
         }
         true
+    }
+
+    /// Lists the connections whose keys are in the slice from `from` on.
+    pub(super) fn list(&self, from: usize, now: Instant) -> Slice {
+        let (keys, next) = self.slice(from);
+        let connections = keys.filter_map(|key| self.connections.get(key)).map(|one| one.status(now)).collect();
+        Slice { connections, next }
+    }
+
+    /// Returns the keys of the slice from `from` on, and where the next one begins; `None` after the last one.
+    fn slice(&self, from: usize) -> (Range<usize>, Option<usize>) {
+        let all = self.connections.capacity();
+        let end = all.min(from.saturating_add(SLICE));
+        (from..end, (end < all).then_some(end))
+    }
+
+    /// Closes a connection for an administrator, if its key is in the slice from `from` on: after the messages that were read are
+    /// answered, with a final reply.
+    pub(super) fn close_connection(&mut self, id: u64, from: usize, now: Instant) -> CloseOutcome {
+        let (mut keys, next) = self.slice(from);
+        let Some(key) = keys.find(|key| self.connections.get(*key).is_some_and(|one| one.id() == id)) else {
+            return next.map_or(CloseOutcome::NotFound, CloseOutcome::Continue);
+        };
+        self.connections[key].close_for_admin(now);
+        self.drive(key, Readiness::None, now);
+        CloseOutcome::Closed
     }
 
     /// Detaches all connections in whatever state they are, after one last drive. Connections that this drive finishes

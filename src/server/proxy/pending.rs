@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time;
 
 use super::input_stream::InputStream;
@@ -35,6 +35,8 @@ enum HeaderOutcome {
     ClosedEarly,
     /// The connection broke with this error; `None` if the runtime ends.
     Broken(Option<Errno>),
+    /// An administrator closes the connection.
+    ClosedByAdmin,
     /// The server stops, so the wait was cancelled.
     Cancelled,
 }
@@ -58,9 +60,11 @@ pub(crate) struct PresentedConnection {
 }
 
 impl PendingHeader {
-    /// Waits for the header. Returns `None` if the connection is closed. `state` is that of the calling thread.
+    /// Waits for the header. Returns `None` if the connection is closed. `close` is notified if an administrator closes it.
+    /// `state` is that of the calling thread.
     pub(crate) async fn read_header(
         self,
+        close: &Notify,
         cancelled: &mut watch::Receiver<bool>,
         state: &WorkerState,
     ) -> Option<PresentedConnection> {
@@ -73,7 +77,7 @@ impl PendingHeader {
             }
         };
         let mut header = Vec::new();
-        let outcome = read_header_before(&mut stream, &mut header, deadline(&session), cancelled).await;
+        let outcome = read_header_before(&mut stream, &mut header, deadline(&session), close, cancelled).await;
         let mut is_undecided = false;
         match outcome {
             HeaderOutcome::Header(client) => {
@@ -89,7 +93,8 @@ impl PendingHeader {
                 reject(stream, bad_header, &info, session.opened(), permit, cancelled, state).await;
                 return None;
             }
-            HeaderOutcome::ClosedEarly => {}
+            // Who closes it tells the session.
+            HeaderOutcome::ClosedEarly | HeaderOutcome::ClosedByAdmin => {}
             HeaderOutcome::Broken(error) => {
                 session.handle_reset();
                 if let Some(error) = error {
@@ -150,6 +155,7 @@ async fn read_header_before(
     stream: &mut InputStream,
     header: &mut Vec<u8>,
     until: Instant,
+    close: &Notify,
     cancelled: &mut watch::Receiver<bool>,
 ) -> HeaderOutcome {
     tokio::select! {
@@ -157,6 +163,7 @@ async fn read_header_before(
         biased;
         outcome = read_header(stream, header) => outcome,
         () = time::sleep_until(until.into()) => HeaderOutcome::Invalid(HeaderFault::Timeout),
+        () = close.notified() => HeaderOutcome::ClosedByAdmin,
         // An error means that the server has been dropped.
         _ = cancelled.wait_for(|cancelled| *cancelled) => HeaderOutcome::Cancelled,
     }
@@ -268,6 +275,7 @@ mod tests {
     use crate::config::{Limits, Settings};
     use crate::protocol::rules::{Deadlines, Rules, TimeSpan};
     use crate::server::admission::Admission;
+    use crate::server::awaiting_headers::AwaitingHeaders;
     use crate::server::counters::CounterRegistry;
     use crate::server::dispatch::Dispatcher;
     use crate::server::disposal::Disposal;
@@ -300,8 +308,14 @@ mod tests {
         socket.set_nonblocking(true).unwrap();
         let socket = accepted(socket);
         let mut stream = InputStream::new(socket, &Disposal::default()).unwrap();
-        let outcome =
-            read_header_before(&mut stream, &mut header, deadline(&session), &mut cancelled.subscribe()).await;
+        let outcome = read_header_before(
+            &mut stream,
+            &mut header,
+            deadline(&session),
+            &Notify::new(),
+            &mut cancelled.subscribe(),
+        )
+        .await;
         assert_eq!((outcome, header), (HeaderOutcome::Invalid(HeaderFault::Timeout), Vec::new()));
         begun.elapsed()
     }
@@ -347,6 +361,7 @@ mod tests {
             acceptors,
             reclaim: Mutex::default(),
             pending_cancelled: watch::Sender::new(false),
+            awaiting_headers: AwaitingHeaders::default(),
         };
         Arc::new(dispatcher)
     }

@@ -136,6 +136,10 @@ pub struct LogEntry {
     pub messages: Option<u64>,
     /// RECEIVED_NSEC.
     pub received_at: Option<SystemTime>,
+    /// CALLER_UID.
+    pub caller_uid: Option<u32>,
+    /// CALLER_PID.
+    pub caller_pid: Option<i32>,
 }
 
 /// Returns a time as RECEIVED_NSEC has it; `None` if it does not fit.

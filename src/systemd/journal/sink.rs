@@ -214,6 +214,8 @@ fn send(kind: EntryKind, priority: Priority, entry: &LogEntry, text: &str) {
                 BYTES_OUT = entry.bytes_out,
                 MESSAGES = entry.messages,
                 RECEIVED_NSEC = received_nsec,
+                CALLER_UID = entry.caller_uid,
+                CALLER_PID = entry.caller_pid,
                 message = text,
             )
         };

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::http::Client;
 use super::{address_of, metric, metrics, wait_for_metric};
-use common::{Daemon, Peer, TEST_TIMEOUT, program_or_skip};
+use common::{Daemon, Peer, TEST_TIMEOUT, program_or_skip, python_with_or_skip};
 
 const PAGE: &str = include_str!("../../../docs/monitoring.md");
 
@@ -206,13 +206,8 @@ fn promtool_has_nothing_to_say_about_the_text() {
 
 #[test]
 fn the_python_client_parses_open_metrics() {
-    let Some(python) = program_or_skip("python3") else { return };
-    let mut import = Command::new(&python);
-    import.args(["-c", "import prometheus_client.openmetrics.parser"]).stderr(Stdio::null());
-    let has_parser = import.status().is_ok_and(|status| status.success());
-    if !has_parser {
-        return common::skip_test("the Python package prometheus_client is not installed");
-    }
+    let parser = "prometheus_client.openmetrics.parser";
+    let Some(python) = python_with_or_skip(parser, "python3-prometheus-client") else { return };
     let daemon = start();
     daemon.connect().exchange("a");
     let mut client = Client::connect(&address_of(&daemon, "monitor"));

@@ -7,13 +7,43 @@ use echoed::escape::quote;
 use echoed::protocol::Verdict;
 use echoed::protocol::packet::DropCause;
 use echoed::protocol::session::Totals;
-use echoed::server::event::{Event, Retry};
+use echoed::server::event::{Event, LameDuckCause, Retry};
 use echoed::server::peer::Peer;
 use echoed::server::socket::SocketKind;
 use echoed::systemd::journal::LogEntry;
 use echoed::units::format_age;
 
 use super::plural;
+
+/// Returns an entry about what a process asked for on a control socket.
+fn by_caller(caller: &Peer, text: String) -> LogEntry {
+    let (caller_uid, caller_pid) = match caller {
+        Peer::Process { uid, pid } => (Some(*uid), *pid),
+        Peer::Ip(_) | Peer::Proxied(_) | Peer::Unknown => (None, None),
+    };
+    LogEntry { text, caller_uid, caller_pid, ..LogEntry::default() }
+}
+
+/// Returns a caller in words. All that is known, also of a user that has no UID here: its process can be looked up.
+fn name_caller(caller: &Peer) -> String {
+    match caller {
+        Peer::Process { uid, pid: Some(pid) } => format!("uid {uid} pid {pid}"),
+        Peer::Process { uid, pid: None } => format!("uid {uid}"),
+        Peer::Ip(_) | Peer::Proxied(_) | Peer::Unknown => caller.to_string(),
+    }
+}
+
+/// Returns an entry about lame duck. `method` is what a process has called for it, `effect` what it means.
+fn about_lame_duck(cause: LameDuckCause, change: &str, method: &str, effect: &str) -> LogEntry {
+    match cause {
+        LameDuckCause::Caller(caller) => {
+            by_caller(&caller, format!("lame duck {change}: {} called {method}; {effect}", name_caller(&caller)))
+        }
+        LameDuckCause::Signal(name) => {
+            LogEntry { text: format!("lame duck {change}: {name}; {effect}"), ..LogEntry::default() }
+        }
+    }
+}
 
 /// Returns the entry of an event.
 pub(super) fn entry(event: &Event) -> LogEntry {
@@ -108,6 +138,20 @@ pub(super) fn entry(event: &Event) -> LogEntry {
             connection: Some(*id),
             ..about_peer(listener, peer)
         },
+        Event::CloseRequested { id, caller } => {
+            let text = format!("closing connection {id}: {} called Close", name_caller(caller));
+            LogEntry { connection: Some(*id), ..by_caller(caller, text) }
+        }
+        Event::LameDuckBegan { cause } => {
+            let text = "load balancers are told to send new clients elsewhere";
+            about_lame_duck(*cause, "began", "Drain", text)
+        }
+        Event::LameDuckEnded { cause, has_ended: false } => {
+            about_lame_duck(*cause, "goes on", "Resume", "the daemon is about to stop")
+        }
+        Event::LameDuckEnded { cause, has_ended: true } => {
+            about_lame_duck(*cause, "ended", "Resume", "load balancers may send new clients again")
+        }
         Event::DatagramsDropped { listener, cause, count, last_peer, last_path } => {
             let (s, last) = if *count == 1 { ("", "") } else { ("s", "the last ") };
             let details = match (cause, last_path) {

@@ -108,6 +108,9 @@ events! {
     ListenerFailed = kind(Level::Error, "listener-failed", "da4ecab6446d4e33b70af5cba385c61b");
     ConnectionFailed = kind(Level::Warn, "connection-failed", "b4b07c3686db42608e24c362965647d7");
     DatagramsDropped = kind(Level::Info, "datagrams-dropped", "0f5e8ccafc8749e3bd4edac96c87c37b");
+    CloseRequested = kind(Level::Info, "close-requested", "d60fc227751a490caee27aaa76d9579d");
+    LameDuckBegan = kind(Level::Info, "lame-duck-began", "c98dad824abc40d2b19f6c682261b831");
+    LameDuckEnded = kind(Level::Info, "lame-duck-ended", "d14e4d668b1845d38b4e691885fc3689");
 }
 
 /// Returns the kind of the end of a connection with this verdict. What a peer did is never more than `Info`; `Info` where it
@@ -128,6 +131,7 @@ pub(super) fn of_end(verdict: Verdict) -> Kind {
         Verdict::HandedOver => (Level::Debug, "71808cf8825d442689b4af39e6c51997"),
         Verdict::BadProxyHeader => (Level::Info, "860ddc49b93849c1b7fa544f1bd7a4a9"),
         Verdict::Reclaimed => (Level::Info, "d674eebdcae4427db21347ba14f414db"),
+        Verdict::ClosedByAdmin => (Level::Info, "3faf768c37a54e278e34627ad7674e46"),
     };
     kind(level, verdict.name(), message_id)
 }
