@@ -66,8 +66,8 @@ FILL_IN_PATHS = s|/usr/local/share/doc/echoed|$(DOCDIR)|g; s|/usr/local/lib/syst
 FILL_IN_LINKS = s|](docs/|](|g; s|](systemd/examples)|](examples)|g; s|](etc/echoed\.toml)|](/etc/echoed/echoed.toml)|g; \
     s|\[\([^]]*\)\](\.\./[^)]*)|\1|g; s|\[\([^]]*\)\](CO[A-Z_]*\.md)|\1|g
 
-# How echoed.service becomes the service of an instance: one sandbox for both.
-INSTANCE = s|^Description=.*|Description=Delimited echo service, the instance %i|; \
+# How echoed.service becomes the service of an instance: one sandbox for both. Its connections are listed by no socket.
+INSTANCE = /^Wants=echoed-control\.socket/d; s|^Description=.*|Description=Delimited echo service, the instance %i|; \
     s|echoed\.socket|echoed-instance@%i.socket|; \
     s|^\# The settings are in .*|\# The settings are in /etc/echoed/instances/%i: echoed.toml and echoed.toml.d, not in /etc/echoed.|; \
     s|^ConfigurationDirectory=echoed|ConfigurationDirectory=echoed/instances/%i|

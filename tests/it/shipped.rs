@@ -459,7 +459,8 @@ fn all_service_units_of_the_system_have_the_same_sandbox() {
             let text = fs::read_to_string(units.join(unit)).unwrap();
             text.lines().map(str::to_owned).collect::<Vec<_>>()
         };
-        let (service, instance) = (lines("echoed.service"), lines("echoed-instance@.service"));
+        let (mut service, instance) = (lines("echoed.service"), lines("echoed-instance@.service"));
+        service.retain(|line| line != "Wants=echoed-control.socket");
         assert_eq!(service.len(), instance.len());
         let differing = service.iter().zip(&instance).filter(|(one, other)| one != other);
         let differing: Vec<_> =

@@ -14,6 +14,8 @@ tests![
     a_socket_cannot_be_added_while_the_service_runs,
     a_socket_that_fails_keeps_no_client_out,
     the_settings_of_the_administrator_go_before_those_of_the_sockets,
+    control_starts_with_echoed_socket_and_is_for_root_only,
+    echoed_starts_without_control_if_that_fails_or_is_masked,
     all_sockets_take_little_memory,
 ];
 
@@ -181,6 +183,44 @@ fn the_settings_of_the_administrator_go_before_those_of_the_sockets(machine: &Ma
     assert_eq!(ask_agent(machine), "up 75%\n");
 }
 
+fn control_starts_with_echoed_socket_and_is_for_root_only(machine: &Machine) {
+    machine.sh("systemctl start echoed.socket");
+    assert_eq!(machine.property("echoed-control.socket", "ActiveState"), "active");
+    assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
+    assert_eq!(machine.sh("stat --format='%A %U' /run/echoed/io.echoed"), "srw------- root\n");
+    // A call starts the service.
+    assert!(machine.sh("echoctl status").contains(": ready, "));
+    assert_eq!(machine.property("echoed.service", "ActiveState"), "active");
+    let refused = machine.run("runuser --user nobody -- echoctl status");
+    assert_eq!(refused.code, Some(2), "{}", refused.output);
+    assert!(refused.output.contains("Permission denied"), "{}", refused.output);
+    machine.sh("systemctl stop echoed.socket");
+    assert_eq!(machine.property("echoed-control.socket", "ActiveState"), "inactive");
+    machine.sh("test ! -e /run/echoed/io.echoed");
+}
+
+fn echoed_starts_without_control_if_that_fails_or_is_masked(machine: &Machine) {
+    machine.configure(PATIENT);
+    // Nothing can be bound there.
+    machine.sh("mkdir -p /run/echoed/io.echoed/x; systemctl start echoed.socket");
+    assert_eq!(machine.property("echoed-control.socket", "ActiveState"), "failed");
+    let clients = Clients::connect(machine);
+    machine.sh("systemctl restart echoed.service");
+    clients.expect_alive();
+    // What was wrong is corrected: a restart adds it.
+    machine.sh("rm -r /run/echoed/io.echoed");
+    let clients = Clients::connect(machine);
+    machine.sh("systemctl restart echoed.service");
+    assert!(machine.sh("echoctl status").contains(": ready, "));
+    clients.expect_alive();
+
+    machine.sh("systemctl stop echoed-control.socket; systemctl mask --quiet echoed-control.socket");
+    machine.sh("systemctl stop echoed.socket; systemctl start echoed.socket");
+    machine.connect(TCP).exchange("aaaa");
+    assert_eq!(machine.property("echoed-control.socket", "ActiveState"), "inactive");
+    machine.sh("test ! -e /run/echoed/io.echoed");
+}
+
 fn all_sockets_take_little_memory(machine: &Machine) {
     let resident = || {
         let process = machine.daemon_pid().expect("it runs");
@@ -194,7 +234,9 @@ fn all_sockets_take_little_memory(machine: &Machine) {
         machine.wait_for_property("echoed.service", "ActiveState", "active");
         resident()
     };
+    machine.sh("systemctl mask --quiet echoed-control.socket");
     let without = start();
+    machine.sh("systemctl unmask --quiet echoed-control.socket");
     enable(machine);
     let with = start();
     println!("systemd {}: anonymous memory: {without} KiB, with all sockets {with} KiB", machine.version());
