@@ -22,6 +22,9 @@ tests![
 ];
 
 fn the_exposure_level_of_the_units_is_at_most_0_1(machine: &Machine) {
+    // With all sockets.
+    machine.sh("systemctl enable --quiet --now echoed.socket echoed-monitor.socket echoed-agent.socket");
+    machine.sh("echoctl status");
     for unit in ["echoed.service", "echoed@x.service"] {
         let said = machine.sh(&format!("systemd-analyze security --no-pager {unit}"));
         let exposure = said.split_once(&format!("Overall exposure level for {unit}: ")).expect("it is told").1;
