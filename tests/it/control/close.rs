@@ -4,6 +4,7 @@ use std::process;
 
 use super::{list, start, start_with, wait_for_states};
 use common::echoctl::echoctl;
+use common::packets::PacketPeer;
 use common::{Peer, wait_until};
 
 const FINAL_REPLY: &str = "server error:connection closed by the administrator\t";
@@ -57,7 +58,7 @@ fn connections_of_packets_and_those_without_their_proxy_header_are_closed_as_wel
     let sections = "[listener.proxied]\nproxy_protocol = 'required'\n";
     let address = format!("seqpacket:@echoed-control-{}", process::id());
     let (daemon, path) = start_with(sections, &[&format!("packets={address}"), "proxied=127.0.0.1:0"]);
-    let mut packets = Peer::connect(&address);
+    let packets = PacketPeer::connect(&address);
     packets.exchange("a");
     let line = daemon.wait_for_log("(proxied)");
     let proxied = line.split_once("listening on ").and_then(|(_, rest)| rest.split(' ').next()).expect("an address");
@@ -67,6 +68,8 @@ fn connections_of_packets_and_those_without_their_proxy_header_are_closed_as_wel
     proxied.expect(FINAL_REPLY);
     proxied.expect_close();
     close(&path, 1);
+    packets.expect(FINAL_REPLY.trim_end());
+    packets.expect_close();
     drop(packets);
     wait_until("both have ended", || list(&path, None).is_empty());
     let log = daemon.stop();
