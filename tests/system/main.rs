@@ -11,6 +11,7 @@
 extern crate common;
 
 mod cleanup;
+mod control;
 mod doc_clean;
 mod doc_commands;
 mod doc_recording;
@@ -43,6 +44,7 @@ const DIRECTORY: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/system");
 /// The files of tests, by their names.
 const FILES: &[(&str, &[Test])] = &[
     ("cleanup", cleanup::TESTS),
+    ("control", control::TESTS),
     ("handover", handover::TESTS),
     ("handover::shutdown", handover::shutdown::TESTS),
     ("handover::load", handover::load::TESTS),
