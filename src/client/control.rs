@@ -6,14 +6,20 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json as object};
+
+use super::json;
+use crate::escape::{Controls, escape_unsafe};
 
 /// How long the daemon may take for each reply.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The longest reply, in bytes. The daemon's are far shorter.
 const MAX_REPLY: u64 = 16 * 1024 * 1024;
+
+/// How many characters of a text of the daemon an error shows.
+const MAX_SHOWN: usize = 200;
 
 /// A connection to the control socket.
 pub struct ControlClient {
@@ -62,7 +68,7 @@ impl ControlClient {
     /// # Errors
     /// Returns an error if the call fails.
     pub fn call(&mut self, method: &str, parameters: &Value) -> Result<Map<String, Value>, ControlError> {
-        self.send(&json!({ "method": format!("io.echoed.{method}"), "parameters": parameters }))?;
+        self.send(&object!({ "method": format!("io.echoed.{method}"), "parameters": parameters }))?;
         Ok(self.next_reply()?.parameters)
     }
 
@@ -77,7 +83,7 @@ impl ControlClient {
         parameters: &Value,
         mut handle: impl FnMut(Map<String, Value>) -> bool,
     ) -> Result<(), ControlError> {
-        self.send(&json!({ "method": format!("io.echoed.{method}"), "parameters": parameters, "more": true }))?;
+        self.send(&object!({ "method": format!("io.echoed.{method}"), "parameters": parameters, "more": true }))?;
         loop {
             let Reply { parameters, continues, .. } = self.next_reply()?;
             if !handle(parameters) || !continues {
@@ -99,7 +105,8 @@ impl ControlClient {
         let mut bytes = Vec::new();
         let read = (&mut self.stream).take(MAX_REPLY).read_until(0, &mut bytes);
         let reply = read.and_then(|_| match bytes.pop() {
-            Some(0) => Ok(serde_json::from_slice(&bytes)?),
+            Some(0) => serde_json::from_slice(&bytes)
+                .map_err(|error| io::Error::other(format!("what came is not a reply of Varlink: {error}"))),
             Some(_) if bytes.len() as u64 + 1 >= MAX_REPLY => Err(io::Error::other("the reply is too long")),
             _ => Err(io::Error::new(ErrorKind::UnexpectedEof, "the daemon ended the connection")),
         });
@@ -111,17 +118,36 @@ impl ControlClient {
     }
 }
 
+/// Writes a value of the daemon as JSON, on a line of its own.
+///
+/// # Errors
+/// Returns an error if it cannot be written.
+pub fn write_json(output: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    json::write_line(output, value)
+}
+
 /// Returns what an error of the daemon means.
 fn describe(error: &str, parameters: &Map<String, Value>) -> String {
-    let parameter = |name: &str| parameters.get(name).map(|value| value.to_string()).unwrap_or_default();
+    let parameter = |name: &str| parameters.get(name).map(|value| shown(&value.to_string())).unwrap_or_default();
     match error {
         "io.echoed.NoSuchConnection" => format!("there is no connection {}", parameter("id")),
         "io.echoed.NoSuchListener" => format!("there is no listener of messages named {}", parameter("listener")),
+        "io.echoed.Stopping" => "the daemon is about to stop".to_owned(),
         "org.varlink.service.MethodNotFound" => {
             format!("the daemon does not know {}: it is of another version", parameter("method"))
         }
-        _ => format!("the daemon refused the call: {error} {}", Value::Object(parameters.clone())),
+        _ => {
+            let parameters = Value::Object(parameters.clone()).to_string();
+            format!("the daemon refused the call: {} {}", shown(error), shown(&parameters))
+        }
     }
+}
+
+/// Returns a text of the daemon without characters that a terminal would interpret, and cut. Quotation marks stay.
+fn shown(text: &str) -> String {
+    let cut: String = text.chars().take(MAX_SHOWN).collect();
+    let more = if cut.len() < text.len() { "…" } else { "" };
+    format!("{}{more}", escape_unsafe(&cut, Controls::Unicode, |_| false))
 }
 
 impl fmt::Display for ControlError {

@@ -59,11 +59,11 @@ mod tests {
         let mut table = Table::new(&[("ID", Align::Right), ("PEER", Align::Left), ("STATE", Align::Left)]);
         table.push(vec!["7".to_owned(), "127.0.0.1:40000".to_owned(), "idle".to_owned()]);
         table.push(vec!["12345".to_owned(), "ü".to_owned(), "receiving".to_owned()]);
-        let expected = "\
-   ID  PEER             STATE
-    7  127.0.0.1:40000  idle
-12345  ü                receiving
-";
+        let expected = concat!(
+            "   ID  PEER             STATE\n",
+            "    7  127.0.0.1:40000  idle\n",
+            "12345  ü                receiving\n",
+        );
         assert_eq!(table.to_text(), expected);
     }
 }

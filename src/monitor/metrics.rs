@@ -63,8 +63,7 @@ fn write_listeners(source: &Source, text: &mut Exposition) {
 fn write_server(source: &Source, text: &mut Exposition) {
     let (server, log) = (&source.server, (source.log)());
     let process = source.process_counts(log);
-    let (is_ready, is_draining) =
-        (server.readiness() == Readiness::Ready, matches!(server.phase(), Phase::LameDuck | Phase::Stopping));
+    let (is_ready, is_draining) = (server.readiness() == Readiness::Ready, server.phase() != Phase::Serving);
     let mut gauge = |name, help, value: u64| text.gauge(name, help).add(&[], value);
     gauge("echoed_buffer_bytes", "Unfinished messages and unsent replies.", server.buffer_memory() as u64);
     gauge("echoed_limit_connections", "limits.connections.", server.connection_limit() as u64);

@@ -2,7 +2,9 @@
 
 mod calls;
 mod close;
+mod command;
 mod connections;
+mod hostile;
 mod lame_duck;
 
 use std::io::{Read, Write};

@@ -11,6 +11,7 @@
 extern crate common;
 
 mod cleanup;
+mod control;
 mod doc_clean;
 mod doc_commands;
 mod doc_recording;
@@ -25,6 +26,7 @@ mod lifecycle;
 mod restart;
 mod sandbox;
 mod sandbox_allowed;
+mod sockets;
 mod user_manager;
 
 use std::env;
@@ -42,6 +44,7 @@ const DIRECTORY: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/system");
 /// The files of tests, by their names.
 const FILES: &[(&str, &[Test])] = &[
     ("cleanup", cleanup::TESTS),
+    ("control", control::TESTS),
     ("handover", handover::TESTS),
     ("handover::shutdown", handover::shutdown::TESTS),
     ("handover::load", handover::load::TESTS),
@@ -62,6 +65,7 @@ const FILES: &[(&str, &[Test])] = &[
     ("doc_recording", doc_recording::TESTS),
     ("restart", restart::TESTS),
     ("sandbox", sandbox::TESTS),
+    ("sockets", sockets::TESTS),
     ("doc_tables", doc_tables::TESTS),
 ];
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use echoed::cli::echoctl::{Close, Connections, ControlOptions};
-use echoed::client::control::{ControlClient, ControlError};
+use echoed::client::control::{ControlClient, ControlError, write_json};
 use echoed::client::table::{Align, Table};
 use echoed::escape::{Controls, escape_unsafe};
 use echoed::units::{format_number, format_size};
@@ -28,7 +28,7 @@ fn connect(options: &ControlOptions) -> Result<ControlClient, Error> {
 pub(crate) fn status(options: &ControlOptions) -> Result<(), Error> {
     let status = connect(options)?.call("Status", &json!({})).map_err(|error| explain(&error))?;
     if options.json {
-        return print(&format!("{}\n", Value::Object(status)));
+        return print_json(&Value::Object(status));
     }
     let (text, number) = (|key: &str| text_of(&status, key), |key: &str| number_of(&status, key));
     let uptime = describe_time(Duration::from_secs(number("uptime_seconds")));
@@ -81,7 +81,7 @@ pub(crate) fn connections(Connections { listener, control }: &Connections) -> Re
         for connection in reply.get("connections").and_then(Value::as_array).into_iter().flatten() {
             count += 1;
             if control.json {
-                printed = print(&format!("{connection}\n"));
+                printed = print_json(connection);
             } else if let Some(connection) = connection.as_object() {
                 let time = |key| describe_time(Duration::from_micros(number_of(connection, key)));
                 let number = |key| format_number(number_of(connection, key));
@@ -126,8 +126,11 @@ pub(crate) fn resume(options: &ControlOptions) -> Result<(), Error> {
 /// Calls a method whose reply has no parameters, and prints what was done.
 fn call(options: &ControlOptions, method: &str, parameters: &Value, done: &str) -> Result<(), Error> {
     let reply = connect(options)?.call(method, parameters).map_err(|error| explain(&error))?;
-    let text = if options.json { Value::Object(reply).to_string() } else { done.to_owned() };
-    print(&format!("{text}\n"))
+    if options.json { print_json(&Value::Object(reply)) } else { print(&format!("{done}\n")) }
+}
+
+fn print_json(value: &Value) -> Result<(), Error> {
+    ignore_broken_pipe(write_json(&mut io::stdout(), value).and_then(|()| io::stdout().flush()))
 }
 
 fn print(text: &str) -> Result<(), Error> {

@@ -20,6 +20,7 @@ use crate::server::counters::ListenerCounters;
 use crate::server::disposal::Disposal;
 use crate::server::event::{Event as ServerEvent, EventSink, MessageLog, ReceivedMessage};
 use crate::server::listener::{ConnectionInfo, Listener};
+use crate::server::listing::{CloseOutcome, SLICE};
 use crate::server::packet_socket;
 use crate::server::peer::Peer;
 use crate::server::peer_descriptors::PeerDescriptors;
@@ -394,4 +395,44 @@ fn other_threads_wait_for_a_connection_that_has_ended_until_all_its_input_is_rea
         assert!(passes < 100);
     }
     assert_eq!(event_loop.connections.len(), connected - 1);
+}
+
+#[test]
+fn a_list_is_made_of_slices_that_look_at_few_connections_and_a_search_as_well() {
+    const CONNECTIONS: usize = 2 * SLICE + 5;
+    let mut one = OneConnection::new();
+    let state = Arc::clone(&one.event_loop.state);
+    let clients: Vec<_> = (1..CONNECTIONS).map(|_| connect(&mut one.event_loop, &state, one.since)).collect();
+    let (mut from, mut slices) = (0, Vec::new());
+    loop {
+        let slice = one.event_loop.list(from, clock());
+        slices.push(slice.connections.len());
+        assert!(slice.connections.len() <= SLICE, "{slices:?}");
+        match slice.next {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    assert_eq!(slices.iter().sum::<usize>(), CONNECTIONS, "{slices:?}");
+    // All have the same id here: one that has another is found only where it is.
+    assert_eq!(one.event_loop.close_connection(ID + 1, 0, clock()), CloseOutcome::Continue(SLICE));
+    assert_eq!(one.event_loop.close_connection(ID + 1, SLICE, clock()), CloseOutcome::Continue(2 * SLICE));
+    assert_eq!(one.event_loop.close_connection(ID + 1, usize::MAX, clock()), CloseOutcome::NotFound);
+    assert_eq!(one.event_loop.close_connection(ID, SLICE, clock()), CloseOutcome::Closed);
+    assert_eq!(one.verdict(), None, "it lingers until its client has ended it");
+    drop(clients);
+    one.client.shutdown(std::net::Shutdown::Write).unwrap();
+}
+
+#[test]
+fn a_connection_that_an_administrator_closes_answers_what_was_read_and_says_why_it_ends() {
+    let mut one = OneConnection::new();
+    one.client.write_all(b"aaaa\tbbbb").unwrap();
+    one.event_loop.pass_once();
+    assert_eq!(one.event_loop.close_connection(ID, 0, clock()), CloseOutcome::Closed);
+    assert_eq!(one.received(), "server got:aaaa\tserver error:connection closed by the administrator\t");
+    one.client.shutdown(std::net::Shutdown::Write).unwrap();
+    one.event_loop.pass_once();
+    assert_eq!(one.verdict(), Some(Verdict::ClosedByAdmin));
+    assert_eq!(one.event_loop.close_connection(ID, 0, clock()), CloseOutcome::NotFound);
 }

@@ -2,12 +2,77 @@
 
 use std::process;
 
-use super::{list, start, start_with, wait_for_states};
+use super::{Varlink, list, start, start_with, wait_for_states};
 use common::echoctl::echoctl;
+use common::fake_journald::FakeJournald;
 use common::packets::PacketPeer;
-use common::{Peer, wait_until};
+use common::{Daemon, Peer, ensure_nofile_limit, wait_until};
 
 const FINAL_REPLY: &str = "server error:connection closed by the administrator\t";
+
+/// Each is logged, however many there are.
+#[test]
+fn no_close_is_suppressed_in_the_log_also_where_there_is_no_such_connection() {
+    const CALLS: usize = 250;
+    let (daemon, path) = start("");
+    let mut client = Varlink::connect(&path);
+    for id in 1000..1000 + CALLS {
+        let replies = client.call(&format!(r#"{{"method":"io.echoed.Close","parameters":{{"id":{id}}}}}"#));
+        assert_eq!(replies[0]["error"], "io.echoed.NoSuchConnection");
+    }
+    daemon.wait_for_log_times("called Close", CALLS);
+    let log = daemon.stop();
+    assert!(log.iter().all(|line| !line.contains("suppressed")), "{log:#?}");
+}
+
+/// The entries have the caller as fields, too.
+#[test]
+fn the_journal_has_the_user_and_the_process_of_each_caller() {
+    let Some(journal) = FakeJournald::start() else { return };
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let path = directory.path().join("io.echoed").display().to_string();
+    let control = format!("control=unix:{path}");
+    let arguments = ["--listen", "127.0.0.1:0", "--listen", &control];
+    let mut daemon = Daemon::spawn_with(&mut journal.command(), super::SECTION, &arguments);
+    let addresses = journal.addresses(2);
+    let mut peer = Peer::connect(addresses.iter().find(|address| address.starts_with("tcp:")).expect("one of them"));
+    peer.exchange("a");
+    for (method, parameters, text) in [
+        ("Drain", "{}", "lame duck began: "),
+        ("Resume", "{}", "lame duck ended: "),
+        ("Close", r#"{"id":1}"#, "closing connection 1: "),
+    ] {
+        let call = format!(r#"{{"method":"io.echoed.{method}","parameters":{parameters}}}"#);
+        assert!(Varlink::connect(&path).call(&call)[0].get("error").is_none());
+        let entry = journal.expect(text, |entry| entry.text("MESSAGE").starts_with(text));
+        let (uid, pid) = (rustix::process::getuid().as_raw().to_string(), process::id().to_string());
+        assert!(entry.text("MESSAGE").contains(&format!("uid {uid} pid {pid} called {method}")), "{entry:?}");
+        assert_eq!((entry.text("CALLER_UID"), entry.text("CALLER_PID")), (uid, pid));
+    }
+    daemon.signal(rustix::process::Signal::TERM);
+    assert!(daemon.wait().success());
+}
+
+/// A search looks at few places of an event loop at a time; it must find each connection of each worker all the same.
+#[test]
+fn every_connection_of_many_can_be_closed() {
+    const CONNECTIONS: usize = 1500;
+    if !ensure_nofile_limit(4 * CONNECTIONS as u64) {
+        return;
+    }
+    let (daemon, path) = start("[service]\nworkers = 3\n");
+    let mut peers: Vec<_> = (0..CONNECTIONS).map(|_| daemon.connect()).collect();
+    wait_until("all are accepted", || list(&path, None).len() == CONNECTIONS);
+    let mut client = Varlink::connect(&path);
+    for id in (1..=CONNECTIONS).step_by(7).chain([CONNECTIONS]) {
+        let replies = client.call(&format!(r#"{{"method":"io.echoed.Close","parameters":{{"id":{id}}}}}"#));
+        assert!(replies[0].get("error").is_none(), "{id}: {replies:?}");
+        peers[id - 1].expect(FINAL_REPLY);
+        peers[id - 1].expect_close();
+    }
+    peers[1].exchange("as before");
+    daemon.stop();
+}
 
 /// Closes the connection with this id.
 fn close(path: &str, id: u64) {
@@ -31,8 +96,7 @@ fn a_closed_connection_gets_its_replies_a_final_reply_and_the_end() {
         peer.expect(FINAL_REPLY);
         peer.expect_close();
         let uid = rustix::process::getuid().as_raw();
-        let line = daemon.wait_for_log(&format!("info: closing connection {id}: uid {uid} pid "));
-        assert!(line.ends_with(" called Close"), "{line}");
+        daemon.wait_for_log(&format!("info: closing connection {id}: uid {uid} pid "));
         daemon.wait_for_log(&format!("connection {id} on echo from "));
     }
     other.exchange("as before");

@@ -3,11 +3,12 @@
 use std::thread;
 use std::time::Duration;
 
-use super::{SECTION, SHORT, start};
+use super::{SECTION, SHORT, Varlink, start};
 use crate::monitor::http::get;
 use common::echoctl::echoctl;
 use common::service::{FdStore, Service};
 use common::{Daemon, Peer, ServiceManager, now, wait_until};
+use rustix::fs::{FileType, Mode, OFlags, open};
 use rustix::process::Signal;
 
 const SECTIONS: &str = "[listener.monitor]\nrole = 'monitor'\n[listener.agent]\nrole = 'agent'\n";
@@ -135,6 +136,68 @@ fn a_second_signal_ends_the_time_of_service_lame_duck() {
     daemon.signal(Signal::INT);
     assert!(daemon.wait().success());
     daemon.wait_for_log("lame duck ends: SIGINT");
+}
+
+/// Otherwise load balancers would send new clients to a daemon that is about to stop.
+#[test]
+fn neither_resume_nor_a_signal_ends_the_lame_duck_before_a_stop() {
+    let mut service = start_service("[service]\nlame_duck = '1h'\nhandover = false\n");
+    service.daemon.signal(Signal::TERM);
+    service.daemon.wait_for_log("serving as before for 1h");
+    let path = service.address(1).to_owned();
+    let replies = Varlink::connect(&path).call(r#"{"method":"io.echoed.Resume"}"#);
+    assert_eq!(replies[0]["error"], "io.echoed.Stopping");
+    service.daemon.wait_for_log(" called Resume; the daemon is about to stop");
+    service.daemon.signal(Signal::USR2);
+    let path = path.strip_prefix("unix:").expect("it is a Unix socket");
+    echoctl(&["resume", "--socket", path]).check_failure(1, "the daemon is about to stop");
+    expect_draining(&service, true);
+    // Calls that change nothing are no error.
+    control(&service, "drain");
+    expect_draining(&service, true);
+    service.daemon.signal(Signal::TERM);
+    assert!(service.daemon.wait().success());
+    // The next process does not go on with it: it was that of the stop.
+    service.start_next(&[SECTION, SECTIONS].concat());
+    expect_draining(&service, false);
+    service.daemon.stop();
+}
+
+#[test]
+fn the_service_manager_is_told_to_wait_for_the_time_before_a_stop() {
+    let manager = ServiceManager::start();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_echoed"));
+    manager.set_notify_socket(&mut command);
+    let configuration = "[service]\nlame_duck = '1h'\n";
+    let mut daemon = Daemon::spawn_with(&mut command, configuration, &["--listen", "127.0.0.1:0"]);
+    manager.expect("READY=1");
+    daemon.signal(Signal::INT);
+    manager.expect("STOPPING=1");
+    manager.expect_matching("EXTEND_TIMEOUT_USEC=", |_| true);
+    daemon.signal(Signal::INT);
+    assert!(daemon.wait().success());
+}
+
+/// Programs that rotate logs may send it at any time. It would end a process that does not catch it yet.
+#[test]
+fn a_signal_during_the_start_is_obeyed_when_it_is_over() {
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let pipe = directory.path().join("pipe.toml");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("it can be made");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_echoed"));
+    let arguments = ["--listen", "127.0.0.1:0", "--config", pipe.to_str().expect("it is UTF-8")];
+    let daemon = Daemon::spawn_with(&mut command, "", &arguments);
+    let mut writer = None;
+    wait_until("the daemon reads its settings", || {
+        // Only possible while there is a reader.
+        writer = open(&pipe, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok();
+        writer.is_some()
+    });
+    daemon.signal(Signal::USR1);
+    drop(writer);
+    daemon.wait_for_log("lame duck began: SIGUSR1");
+    daemon.connect().exchange("a");
+    daemon.stop();
 }
 
 #[test]
