@@ -32,6 +32,8 @@ SBINDIR ?= $(PREFIX)/sbin
 BINDIR ?= $(PREFIX)/bin
 DOCDIR ?= $(PREFIX)/share/doc/echoed
 SYSCONFDIR ?= /etc
+# The drop-ins of settings that come with the units. The daemon reads this directory, whatever PREFIX is.
+SETTINGSDIR ?= /usr/lib/echoed/echoed.toml.d
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 USERUNITDIR ?= $(PREFIX)/lib/systemd/user
 CATALOGDIR ?= $(PREFIX)/lib/systemd/catalog
@@ -50,7 +52,8 @@ SYSTEMD_VERSION ?= $(or $(shell systemctl --version 2>/dev/null | sed -n '1s/^sy
 DESTDIR ?=
 
 # The units of the system and of user managers. echoed-instance@.service is echoed.service with other names (INSTANCE).
-UNITS = echoed.socket echoed.service echoed@.service echoed-instance@.socket echoed-instance@.service
+UNITS = echoed.socket echoed-control.socket echoed-monitor.socket echoed-agent.socket echoed.service echoed@.service \
+    echoed-instance@.socket echoed-instance@.service
 USERUNITS = echoed.socket echoed.service
 
 # What is put into units in place of the names of these directories.
@@ -63,8 +66,8 @@ FILL_IN_PATHS = s|/usr/local/share/doc/echoed|$(DOCDIR)|g; s|/usr/local/lib/syst
 FILL_IN_LINKS = s|](docs/|](|g; s|](systemd/examples)|](examples)|g; s|](etc/echoed\.toml)|](/etc/echoed/echoed.toml)|g; \
     s|\[\([^]]*\)\](\.\./[^)]*)|\1|g; s|\[\([^]]*\)\](CO[A-Z_]*\.md)|\1|g
 
-# How echoed.service becomes the service of an instance: one sandbox for both.
-INSTANCE = s|^Description=.*|Description=Delimited echo service, the instance %i|; \
+# How echoed.service becomes the service of an instance: one sandbox for both. Its connections are listed by no socket.
+INSTANCE = /^Wants=echoed-control\.socket/d; s|^Description=.*|Description=Delimited echo service, the instance %i|; \
     s|echoed\.socket|echoed-instance@%i.socket|; \
     s|^\# The settings are in .*|\# The settings are in /etc/echoed/instances/%i: echoed.toml and echoed.toml.d, not in /etc/echoed.|; \
     s|^ConfigurationDirectory=echoed|ConfigurationDirectory=echoed/instances/%i|
@@ -198,7 +201,7 @@ install:
 	@for program in echoed echoctl; do test -x "$(BUILDDIR)/$$program" || { \
 	    echo "$(BUILDDIR)/$$program is not built: run make first (not as root)" >&2; exit 1; }; done
 	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(USERUNITDIR)" \
-	    "$(DESTDIR)$(CATALOGDIR)" "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml.d" "$(DESTDIR)$(DOCDIR)"
+	    "$(DESTDIR)$(CATALOGDIR)" "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml.d" "$(DESTDIR)$(SETTINGSDIR)" "$(DESTDIR)$(DOCDIR)"
 	$(INSTALL) -m 755 "$(BUILDDIR)/echoed" "$(DESTDIR)$(SBINDIR)/echoed"
 	$(INSTALL) -m 755 "$(BUILDDIR)/echoctl" "$(DESTDIR)$(BINDIR)/echoctl"
 	@for unit in $(UNITS); do \
@@ -231,6 +234,7 @@ install:
 	$(INSTALL) -d "$(DESTDIR)$(DOCDIR)/examples"
 	$(INSTALL) -m 644 systemd/examples/* "$(DESTDIR)$(DOCDIR)/examples"
 	$(INSTALL) -m 644 systemd/catalog/echoed.catalog "$(DESTDIR)$(CATALOGDIR)/echoed.catalog"
+	$(INSTALL) -m 644 systemd/settings/10-sockets.toml "$(DESTDIR)$(SETTINGSDIR)/10-sockets.toml"
 	@test -e "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml" || \
 	    $(INSTALL) -m 644 etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"
 	$(INSTALL) -m 644 CHANGELOG.md docs/*.svg LICENSE-MIT LICENSE-APACHE \
@@ -267,6 +271,8 @@ uninstall:
 	rm -rf "$(DESTDIR)$(ROOTDIR)" "$(DESTDIR)$(LINKSDIR)"
 	@rmdir "$(DESTDIR)$(dir $(ROOTDIR))" "$(DESTDIR)$(dir $(LINKSDIR))" 2>/dev/null; true
 	rm -rf "$(DESTDIR)$(DOCDIR)"
+	rm -f "$(DESTDIR)$(SETTINGSDIR)/10-sockets.toml"
+	@rmdir "$(DESTDIR)$(SETTINGSDIR)" "$(DESTDIR)$(dir $(SETTINGSDIR))" 2>/dev/null; true
 	@# Settings that were changed stay.
 	@if cmp -s etc/echoed.toml "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"; then \
 	    rm -f "$(DESTDIR)$(SYSCONFDIR)/echoed/echoed.toml"; fi

@@ -15,7 +15,7 @@ use common::{Daemon, TEST_TIMEOUT};
 use serde_json::Value;
 
 /// The section of a control socket.
-const SECTION: &str = "[listener.control]\nrole = 'control'\n";
+pub(crate) const SECTION: &str = "[listener.control]\nrole = 'control'\n";
 
 /// Starts a daemon with a listener `echo` on TCP, and a control socket in its directory. Returns the path of that.
 fn start(configuration: &str) -> (Daemon, String) {
@@ -79,7 +79,7 @@ impl Varlink {
 }
 
 /// Returns the open connections, all or those of one listener.
-fn list(path: &str, listener: Option<&str>) -> Vec<Value> {
+pub(crate) fn list(path: &str, listener: Option<&str>) -> Vec<Value> {
     let parameters = listener.map(|name| format!(r#","parameters":{{"listener":"{name}"}}"#)).unwrap_or_default();
     let replies =
         Varlink::connect(path).call(&format!(r#"{{"method":"io.echoed.Connections","more":true{parameters}}}"#));

@@ -41,6 +41,8 @@ mod listener_errors;
 mod control;
 /// The listeners of the roles monitor and agent: metrics, health and readiness.
 mod monitor;
+/// The recipes of docs/monitoring.md, with the programs that they are for.
+mod recipes;
 
 // How it is started, told something, and ended.
 

@@ -103,6 +103,9 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
         ("usr/sbin/echoed", 0o755),
         ("usr/bin/echoctl", 0o755),
         ("usr/lib/systemd/system/echoed.socket", 0o644),
+        ("usr/lib/systemd/system/echoed-control.socket", 0o644),
+        ("usr/lib/systemd/system/echoed-monitor.socket", 0o644),
+        ("usr/lib/systemd/system/echoed-agent.socket", 0o644),
         ("usr/lib/systemd/system/echoed.service", 0o644),
         ("usr/lib/systemd/system/echoed@.service", 0o644),
         ("usr/lib/systemd/system/echoed.service.d/254.conf", 0o644),
@@ -116,6 +119,7 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
         ("usr/lib/tmpfiles.d/echoed.conf", 0o644),
         ("usr/share/echoed/root/usr/sbin/echoed", 0o644),
         ("usr/share/echoed/links/systemd/journal", 0o777),
+        ("usr/lib/echoed/echoed.toml.d/10-sockets.toml", 0o644),
         ("etc/echoed/echoed.toml", 0o644),
         ("usr/share/man/man8/echoed.8", 0o644),
         ("usr/share/man/man1/echoctl.1", 0o644),
@@ -183,6 +187,7 @@ fn make_install_installs_every_file_and_make_uninstall_removes_them() {
     make("uninstall", &variables);
     assert_eq!(files(&destination), []);
     assert!(!destination.join("usr/share/echoed").exists());
+    assert!(!destination.join("usr/lib/echoed").exists());
 }
 
 #[test]
@@ -219,6 +224,7 @@ fn install_units_and_output(directory: &Path) -> Option<(PathBuf, String)> {
         ("ROOTDIR", place("root")),
         ("LINKSDIR", place("links")),
         ("SYSCONFDIR", place("etc")),
+        ("SETTINGSDIR", place("settings")),
         ("DOCDIR", place("doc")),
         ("MANDIR", place("man")),
         ("BASHCOMPDIR", place("bash")),
@@ -356,6 +362,9 @@ fn systemd_analyze_verify_reports_nothing_about_the_units() {
     let Some(units) = install_units(directory.path()) else { return };
     let shipped = [
         "echoed.socket",
+        "echoed-control.socket",
+        "echoed-monitor.socket",
+        "echoed-agent.socket",
         "echoed.service",
         "echoed@x.service",
         "echoed-instance@x.socket",
@@ -459,7 +468,8 @@ fn all_service_units_of_the_system_have_the_same_sandbox() {
             let text = fs::read_to_string(units.join(unit)).unwrap();
             text.lines().map(str::to_owned).collect::<Vec<_>>()
         };
-        let (service, instance) = (lines("echoed.service"), lines("echoed-instance@.service"));
+        let (mut service, instance) = (lines("echoed.service"), lines("echoed-instance@.service"));
+        service.retain(|line| line != "Wants=echoed-control.socket");
         assert_eq!(service.len(), instance.len());
         let differing = service.iter().zip(&instance).filter(|(one, other)| one != other);
         let differing: Vec<_> =
@@ -503,8 +513,9 @@ fn values(assignments: &[(String, String, String)], section: &str, key: &str) ->
 fn every_socket_unit_with_a_tcp_socket_finds_out_about_vanished_clients() {
     let examples = files(&Path::new(ROOT).join("systemd/examples"));
     let examples = examples.into_iter().map(|(name, _)| name).filter(|name| name.ends_with(".socket"));
+    let shipped = ["echoed.socket", "echoed-monitor.socket", "echoed-agent.socket"].map(str::to_owned);
     let mut checked = 0;
-    for unit in examples.map(|name| format!("examples/{name}")).chain(["echoed.socket".to_owned()]) {
+    for unit in examples.map(|name| format!("examples/{name}")).chain(shipped) {
         let socket = assignments(&unit);
         if values(&socket, "Socket", "ListenStream").iter().all(|address| address.starts_with('/')) {
             continue;
@@ -516,7 +527,7 @@ fn every_socket_unit_with_a_tcp_socket_finds_out_about_vanished_clients() {
             assert_eq!(values(&socket, "Socket", key), [value], "{unit}: {key}");
         }
     }
-    assert_eq!(checked, 5);
+    assert_eq!(checked, 8);
 }
 
 #[test]
@@ -548,6 +559,37 @@ fn the_socket_unit_has_the_documented_addresses_and_is_the_unit_to_enable() {
     assert_eq!(values(&service, "Service", "RestartPreventExitStatus"), [""; 0]);
     // Would delete the socket file whenever the service stops.
     assert_eq!(values(&service, "Service", "RuntimeDirectory"), [""; 0]);
+}
+
+#[test]
+fn the_sockets_of_other_roles_have_the_documented_addresses_and_their_sections() {
+    let settings = Path::new(ROOT).join("systemd/settings/10-sockets.toml");
+    let echoed = || Command::new(env!("CARGO_BIN_EXE_echoed"));
+    let said = printed(echoed().arg("--config").arg(settings).arg("--print-config"));
+    let wanted = ["echoed.socket echoed.service"];
+    for (role, addresses, mode, wanted_by) in [
+        ("monitor", &["127.0.0.1:9085", "/run/echoed/monitor"][..], &[][..], &wanted[..]),
+        ("agent", &["127.0.0.1:9086"], &[], &wanted),
+        ("control", &["/run/echoed/io.echoed"], &["0600"], &[]),
+    ] {
+        let socket = assignments(&format!("echoed-{role}.socket"));
+        let of = |section, key| values(&socket, section, key);
+        assert_eq!(of("Socket", "ListenStream"), addresses);
+        assert_eq!(of("Socket", "SocketMode"), mode);
+        assert_eq!(of("Socket", "FileDescriptorName"), [role]);
+        assert_eq!(of("Socket", "Service"), ["echoed.service"]);
+        assert_eq!(of("Socket", "TriggerLimitIntervalSec"), ["0"]);
+        assert_eq!(of("Socket", "RemoveOnStop"), if role == "agent" { &[][..] } else { &["yes"] });
+        assert_eq!(of("Unit", "PartOf"), ["echoed.socket"]);
+        assert_eq!(of("Unit", "StartLimitIntervalSec"), ["0"]);
+        assert_eq!(of("Install", "WantedBy"), wanted_by);
+        let section = said.split_once(&format!("[listener.{role}]\n")).expect("it has a section").1;
+        assert!(section.split("\n[").next().is_some_and(|text| text.contains(&format!("role = \"{role}\""))), "{said}");
+    }
+    // They start with it, and it starts also without them: Wants=, not Requires=.
+    for unit in ["echoed.socket", "echoed.service"] {
+        assert_eq!(values(&assignments(unit), "Unit", "Wants"), ["echoed-control.socket"], "{unit}");
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ fn a_portable_image_is_attached_serves_and_is_detached(machine: &Machine) {
     assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
     assert_eq!(machine.sh(r"printf 'aaaa\t' | socat -t10 - TCP:127.0.0.1:8085"), "server got:aaaa\t");
     assert_eq!(machine.property("echoed.service", "RootDirectory"), "/root/echoed");
+    assert_eq!(machine.sh("/root/echoed/usr/bin/echoctl status | grep -c ': ready, '"), "1\n");
     machine.configure("[defaults]\nprefix = \"mine:\"\n");
     machine.sh("systemctl restart echoed.service");
     assert_eq!(machine.sh(r"printf 'b\t' | socat -t10 - UNIX-CONNECT:/run/echoed.sock"), "mine:b\t");

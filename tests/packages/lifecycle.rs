@@ -18,6 +18,9 @@ pub const PACKAGE: &str = "echoed";
 pub const OLDER: &str = "older";
 pub const OLDER_SETTINGS: &str = "# As it was then.";
 
+/// The sockets that the administrator enables.
+const MONITORING: &str = "echoed-monitor.socket echoed-agent.socket";
+
 /// A package manager: dpkg, rpm, pacman.
 pub trait Installer {
     /// What is left to be done after the first installation, so that it listens.
@@ -102,8 +105,15 @@ fn a_fresh_installation_is_started_by_its_socket<I: Installer>(machine: &Machine
     machine.sh(I::START_COMMAND);
     assert_eq!(machine.property("echoed.socket", "UnitFileState"), "enabled");
     assert_eq!(machine.property("echoed.socket", "ActiveState"), "active");
-    assert_eq!(machine.property("echoed.service", "UnitFileState"), "static");
+    for unit in ["echoed.service", "echoed-control.socket"] {
+        assert_eq!(machine.property(unit, "UnitFileState"), "static");
+    }
     assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");
+    assert_eq!(machine.property("echoed-control.socket", "ActiveState"), "active");
+    for unit in MONITORING.split(' ') {
+        assert_eq!(machine.property(unit, "UnitFileState"), "disabled");
+        assert_eq!(machine.property(unit, "ActiveState"), "inactive");
+    }
     let reply = machine.sh(r"printf 'aaaa\t' | socat -t10 - TCP:127.0.0.1:8085");
     assert_eq!(reply, "server got:aaaa\t");
     machine.wait_for_property("echoed.service", "ActiveState", "active");
@@ -112,8 +122,12 @@ fn a_fresh_installation_is_started_by_its_socket<I: Installer>(machine: &Machine
     let listed = machine.sh("journalctl --list-catalog");
     assert!(listed.contains(" echoed: "), "{listed}");
     assert!(machine.path("/run/echoed").is_dir());
-    let units = "echoed.socket echoed.service echoed@x.service echoed-instance@x.socket echoed-instance@x.service";
+    let units = format!(
+        "echoed.socket echoed-control.socket {MONITORING} echoed.service echoed@x.service echoed-instance@x.socket \
+         echoed-instance@x.service"
+    );
     assert_eq!(machine.sh(&format!("systemd-analyze verify --man=no {units}")), "");
+    assert_eq!(machine.sh("echoed --check-config | grep -c /usr/lib/echoed/echoed.toml.d/10-sockets.toml"), "1\n");
     for unit in ["echoed.socket", "echoed.service"] {
         assert!(machine.path(&format!("/usr/lib/systemd/user/{unit}")).is_file(), "{unit}");
     }
@@ -137,6 +151,7 @@ fn clients_do_not_notice_upgrades<I: Installer>(machine: &Machine) {
     // forked keeps the sockets that clients close meanwhile open until it executes its program.
     machine.configure("[defaults.deadlines]\nread = \"10min\"\n[limits]\nconnections_per_source = 0\n");
     machine.sh(I::START_COMMAND);
+    machine.sh(&format!("systemctl enable --quiet {MONITORING}; systemctl restart echoed.service"));
     let peers: Vec<_> = (0..CLIENTS).map(|client| machine.connect(if client % 2 == 0 { TCP } else { UNIX })).collect();
     let peers = RefCell::new(peers);
     let packages = [PACKAGE, OLDER, PACKAGE];
@@ -154,6 +169,12 @@ fn clients_do_not_notice_upgrades<I: Installer>(machine: &Machine) {
             peer.send("half\t");
             peer.expect("server got:half and half\t");
         }
+        // What was enabled is so, what was counted is counted, and no scraper is refused.
+        let metrics = machine.sh("curl --silent --show-error --fail http://127.0.0.1:9085/metrics");
+        let connections = "echoed_connections_ended_total{listener=\"echo\",verdict=\"handed-over\"} ";
+        let handed_over = metrics.lines().find_map(|line| line.strip_prefix(connections)?.parse::<usize>().ok());
+        assert!(handed_over.is_some_and(|count| count >= CLIENTS * (number + 1)), "{metrics}");
+        assert_eq!(machine.sh("nc -N 127.0.0.1 9086 </dev/null"), "up 100%\n");
     });
 }
 
@@ -214,6 +235,17 @@ fn upgrades_keep_units_disabled_or_masked<I: Installer>(machine: &Machine) {
     I::install(machine, PACKAGE);
     assert_eq!(machine.property("echoed.socket", "UnitFileState"), "disabled");
     assert_eq!(machine.property("echoed.socket", "ActiveState"), "inactive");
+    for unit in MONITORING.split(' ') {
+        assert_eq!(machine.property(unit, "UnitFileState"), "disabled");
+        assert_eq!(machine.property(unit, "ActiveState"), "inactive");
+    }
+    machine.sh("systemctl mask echoed-control.socket; systemctl enable --now echoed.socket");
+    I::install(machine, OLDER);
+    machine.connect(TCP).exchange("aaaa");
+    I::install(machine, PACKAGE);
+    assert_eq!(machine.property("echoed-control.socket", "LoadState"), "masked");
+    assert_eq!(machine.property("echoed-control.socket", "ActiveState"), "inactive");
+    machine.sh("systemctl unmask echoed-control.socket; systemctl disable --now echoed.socket");
     machine.sh("systemctl mask echoed.socket echoed.service");
     for package in [OLDER, PACKAGE] {
         let output = I::install(machine, package);
@@ -263,6 +295,7 @@ fn a_removal_keeps_changed_settings_and_a_purge_leaves_nothing<I: Installer>(mac
     I::install(machine, OLDER);
     I::install(machine, PACKAGE);
     machine.sh(I::START_COMMAND);
+    machine.sh(&format!("systemctl enable --quiet {MONITORING}; systemctl restart echoed.service"));
     machine.connect(UNIX).exchange("aaaa");
     machine.write("/etc/echoed/echoed.toml", "# mine\n");
     machine.write("/etc/echoed/echoed.toml.d/50-local.toml", "[limits]\nconnections = 10\n");
@@ -271,7 +304,10 @@ fn a_removal_keeps_changed_settings_and_a_purge_leaves_nothing<I: Installer>(mac
 
     I::remove(machine);
     assert_eq!(machine.daemon_pid(), None);
-    assert_eq!(machine.property("echoed.socket", "LoadState"), "not-found");
+    for unit in ["echoed.socket", "echoed-control.socket", "echoed-monitor.socket", "echoed-agent.socket"] {
+        assert_eq!(machine.property(unit, "LoadState"), "not-found", "{unit}");
+        assert_eq!(machine.property(unit, "ActiveState"), "inactive", "{unit}");
+    }
     let left = machine.sh("find / -xdev -path '*echoed*' -not -path '/root/*' -not -path '/var/*'");
     let left: Vec<_> = left.lines().collect();
     for file in [I::SAVED_SETTINGS_FILE, "/etc/echoed/echoed.toml.d/50-local.toml"] {

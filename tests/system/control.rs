@@ -10,16 +10,8 @@ tests![
 
 const SOCKET: &str = "/run/echoed/io.echoed";
 
-fn start(machine: &Machine) {
-    let unit = "[Socket]\nListenStream=/run/echoed/io.echoed\nFileDescriptorName=control\nSocketMode=0600\n\
-                Service=echoed.service\nRemoveOnStop=yes\n";
-    machine.write("/etc/systemd/system/echoed-control.socket", unit);
-    machine.configure("[listener.control]\nrole = 'control'\n");
-    machine.sh("systemctl daemon-reload; systemctl start echoed-control.socket echoed.socket");
-}
-
 fn varlinkctl_describes_and_calls_every_method(machine: &Machine) {
-    start(machine);
+    machine.sh("systemctl start echoed.socket");
     let mut peer = machine.connect(TCP);
     peer.exchange("aaaa");
     let info = machine.sh(&format!("varlinkctl info {SOCKET}"));
@@ -50,7 +42,7 @@ fn varlinkctl_describes_and_calls_every_method(machine: &Machine) {
 }
 
 fn echoctl_finds_the_socket_and_the_journal_has_its_caller(machine: &Machine) {
-    start(machine);
+    machine.sh("systemctl start echoed.socket");
     let mut peer = machine.connect(TCP);
     peer.exchange("aaaa");
     assert!(machine.sh("echoctl connections").ends_with("\n1 connection\n"));
@@ -71,7 +63,7 @@ fn echoctl_finds_the_socket_and_the_journal_has_its_caller(machine: &Machine) {
 }
 
 fn lame_duck_is_in_the_status_and_goes_through_a_restart(machine: &Machine) {
-    start(machine);
+    machine.sh("systemctl start echoed.socket");
     let mut peer = machine.connect(TCP);
     peer.exchange("aaaa");
     let wait_for_status = |is_draining: bool| {

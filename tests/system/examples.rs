@@ -20,11 +20,12 @@ tests![
     a_greeter_delays_its_replies,
     rfc_862_echoes_over_tcp_and_udp,
     rfc_863_discards_over_tcp_and_udp,
+    health_checkers_that_read_lines_are_answered,
     packets_are_echoed_over_a_seqpacket_connection,
     all_examples_are_served_side_by_side_by_one_process,
 ];
 
-const EXAMPLES: [&str; 5] = ["lines", "greeter", "rfc862", "discard", "seqpacket"];
+const EXAMPLES: [&str; 6] = ["lines", "greeter", "rfc862", "discard", "seqpacket", "health"];
 
 /// Uses examples as they say themselves.
 fn install(machine: &Machine, names: &[&str]) {
@@ -178,6 +179,15 @@ fn rfc_863_discards_over_tcp_and_udp(machine: &Machine) {
     stream.shutdown();
     stream.expect_close();
     assert_eq!(datagrams.count_until_silent(Duration::from_millis(50)), 0);
+}
+
+fn health_checkers_that_read_lines_are_answered(machine: &Machine) {
+    install(machine, &["health"]);
+    let mut client = machine.connect("tcp:127.0.0.1:8086");
+    client.send("aaaa\nbbbb\tcccc\r\n");
+    client.expect("server got:aaaa\nserver got:bbbb\tcccc\r\n");
+    client.shutdown();
+    client.expect_close();
 }
 
 fn packets_are_echoed_over_a_seqpacket_connection(machine: &Machine) {

@@ -48,7 +48,8 @@ fn an_instance_has_sockets_settings_and_limits_of_its_own(machine: &Machine) {
     let reply = || machine.sh(r"printf 'aaaa\t' | socat -t10 - UNIX-CONNECT:/run/echoed-blue.sock");
     wait_until("the new settings hold", || reply() == "new:aaaa\t");
     let said = machine.wait_for_journal("--unit=echoed-instance@blue.service --grep='^reloaded'");
-    let files = "/etc/echoed/instances/blue/echoed.toml, /etc/echoed/instances/blue/echoed.toml.d/50-local.toml";
+    let files = "/etc/echoed/instances/blue/echoed.toml, /usr/lib/echoed/echoed.toml.d/10-sockets.toml, \
+                 /etc/echoed/instances/blue/echoed.toml.d/50-local.toml";
     assert!(said.contains(&format!("(read {files})")), "{said}");
     machine.sh("systemctl stop echoed.socket");
     assert_eq!(reply(), "new:aaaa\t");

@@ -36,6 +36,7 @@ fn the_first_connection_starts_the_service(machine: &Machine) {
 fn a_socket_on_stdin_is_served_and_the_log_is_in_the_journal(machine: &Machine) {
     const ONE_SOCKET: &str = "[Socket]\nListenStream=\nListenStream=127.0.0.1:8085\n";
     machine.configure("[log]\nlevel = 'debug'\n");
+    machine.sh("systemctl mask --quiet echoed-control.socket");
     for unit in ["echoed.service", "echoed@.service"] {
         let accept = unit == "echoed@.service";
         machine.edit("echoed.socket", &format!("{ONE_SOCKET}Accept={}\n", if accept { "yes" } else { "no" }));
@@ -72,12 +73,15 @@ fn a_reload_applies_to_new_connections(machine: &Machine) {
 /// A directory that was made after the start is not in the service's file system: others see more files than it does.
 fn a_reload_names_the_files_that_the_service_has_read(machine: &Machine) {
     const HIDDEN: &str = "/run/echoed/echoed.toml.d/50-hidden.toml";
+    // Its socket would make the directory.
+    machine.sh("systemctl mask --quiet echoed-control.socket");
     machine.sh("rm -r /run/echoed; systemctl start echoed.socket echoed.service");
     machine.configure("[defaults.deadlines]\nread = '5s'\n");
     machine.write(HIDDEN, "[defaults]\nprefix = 'new:'\n");
     machine.sh("systemctl reload echoed.service");
     let said = machine.wait_for_journal("--identifier=echoed --grep='^reloaded' --output=cat");
-    let files = "/etc/echoed/echoed.toml, /etc/echoed/echoed.toml.d/50-test.toml";
+    let files = "/etc/echoed/echoed.toml, /usr/lib/echoed/echoed.toml.d/10-sockets.toml, \
+                 /etc/echoed/echoed.toml.d/50-test.toml";
     assert_eq!(said.trim_end(), format!("reloaded: the new settings apply to new connections (read {files})"));
     assert!(machine.sh("echoed --check-config").contains(HIDDEN));
     assert_eq!(reply(machine, "aaaa"), "server got:aaaa\t");

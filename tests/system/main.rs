@@ -26,6 +26,7 @@ mod lifecycle;
 mod restart;
 mod sandbox;
 mod sandbox_allowed;
+mod sockets;
 mod user_manager;
 
 use std::env;
@@ -64,6 +65,7 @@ const FILES: &[(&str, &[Test])] = &[
     ("doc_recording", doc_recording::TESTS),
     ("restart", restart::TESTS),
     ("sandbox", sandbox::TESTS),
+    ("sockets", sockets::TESTS),
     ("doc_tables", doc_tables::TESTS),
 ];
 

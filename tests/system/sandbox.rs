@@ -22,6 +22,9 @@ tests![
 ];
 
 fn the_exposure_level_of_the_units_is_at_most_0_1(machine: &Machine) {
+    // With all sockets.
+    machine.sh("systemctl enable --quiet --now echoed.socket echoed-monitor.socket echoed-agent.socket");
+    machine.sh("echoctl status");
     for unit in ["echoed.service", "echoed@x.service"] {
         let said = machine.sh(&format!("systemd-analyze security --no-pager {unit}"));
         let exposure = said.split_once(&format!("Overall exposure level for {unit}: ")).expect("it is told").1;
@@ -33,7 +36,14 @@ fn the_exposure_level_of_the_units_is_at_most_0_1(machine: &Machine) {
 
 fn systemd_analyze_verify_reports_nothing_about_the_units_and_the_examples(machine: &Machine) {
     let verify = |unit: &str| machine.run(&format!("systemd-analyze verify --man=no {unit}")).output;
-    for unit in ["echoed.socket", "echoed.service", "echoed@x.service"] {
+    for unit in [
+        "echoed.socket",
+        "echoed-control.socket",
+        "echoed-monitor.socket",
+        "echoed-agent.socket",
+        "echoed.service",
+        "echoed@x.service",
+    ] {
         assert_eq!(verify(unit), "", "{unit}");
     }
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/examples");

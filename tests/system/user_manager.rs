@@ -81,7 +81,10 @@ fn a_plain_user_has_a_service_with_settings_of_their_own(machine: &Machine) {
     wait_until("the new settings hold", || user.reply() == "mine:aaaa\t");
     assert_eq!(user.main_pid(), process);
     let said = machine.wait_for_journal(&format!("_UID={UID} --identifier=echoed --grep='^reloaded'"));
-    assert!(said.contains(&format!("(read /home/{USER}/.config/echoed/echoed.toml.d/50-test.toml)")), "{said}");
+    let files = format!(
+        "/usr/lib/echoed/echoed.toml.d/10-sockets.toml, /home/{USER}/.config/echoed/echoed.toml.d/50-test.toml"
+    );
+    assert!(said.contains(&format!("(read {files})")), "{said}");
 
     // The service of the system has nothing to do with it.
     assert_eq!(machine.property("echoed.service", "ActiveState"), "inactive");

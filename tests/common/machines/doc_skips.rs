@@ -41,7 +41,7 @@ pub const README: Skips = &[
 pub const BUILT: Skips =
     &[(Line("sudo apt install cargo make"), "it was built already"), (Line("make"), "it was built already")];
 /// Besides, on a machine with what tests use: it has no network.
-pub const PREPARED: Skips = &[(Line("sudo apt install netcat-openbsd socat"), "the machine has them")];
+pub const PREPARED: Skips = &[(Line("sudo apt install netcat-openbsd socat curl"), "the machine has them")];
 /// Besides, where a package is installed, or what looks like one.
 pub const PACKAGED: Skips = &[(Line("sudo make install"), "the package was installed")];
 /// In docs/operations.md, where a package is installed.

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use crate::{ROOT, find_program, program};
 
 /// What the tests use on the machines, besides what every Debian has.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,socat,netcat-openbsd,iproute2,procps";
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,socat,netcat-openbsd,iproute2,procps,curl";
 
 /// A Debian that the tests boot.
 pub struct Debian {
