@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net;
 use std::time::Duration;
@@ -24,7 +24,12 @@ pub type Stream = UnixStream;
 /// How long to wait before retrying a Unix socket whose backlog is full.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Why there is no connection. Each is a sentence that says what to do.
+/// The addresses of echoed.socket.
+const DEFAULT_TCP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8085);
+const DEFAULT_UNIX: &str = "/run/echoed.sock";
+
+/// Why there is no connection. Each is a sentence that says what to do; in the alternate form (`{:#}`) without the latter where
+/// no server listens.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -102,10 +107,12 @@ impl fmt::Display for ConnectError {
                         write!(f, "{comma}{address}: {}", reason(error))?;
                     }
                 }
-                f.write_str(attempts.iter().find_map(|(_, error)| tcp_hint(error)).unwrap_or_default())
+                let hints = attempts.iter().find_map(|(address, error)| tcp_hint(address, error));
+                f.write_str(hints.filter(|_| !f.alternate()).unwrap_or_default())
             }
             Self::Unix { address, error } => {
-                write!(f, "cannot connect to {address}: {}{}", reason(error), unix_hint(error))
+                let hint = if f.alternate() { "" } else { unix_hint(address, error) };
+                write!(f, "cannot connect to {address}: {}{hint}", reason(error))
             }
             Self::StreamRequired { address } => {
                 write!(f, "cannot connect to {address}: this takes a stream; write tcp:HOST:PORT or unix:/PATH")
@@ -130,11 +137,18 @@ impl std::error::Error for ConnectError {
     }
 }
 
-const START_HINT: &str = "; is echoed.socket started (systemctl status echoed.socket)?";
+/// Returns what to look at where no server listens. `is_default`: the address is one of echoed.socket.
+fn start_hint(is_default: bool) -> &'static str {
+    if is_default {
+        "; is echoed.socket started (systemctl status echoed.socket)?"
+    } else {
+        "; does a server listen there?"
+    }
+}
 
-fn tcp_hint(error: &io::Error) -> Option<&'static str> {
+fn tcp_hint(address: &SocketAddr, error: &io::Error) -> Option<&'static str> {
     match error.kind() {
-        ErrorKind::ConnectionRefused => Some(START_HINT),
+        ErrorKind::ConnectionRefused => Some(start_hint(*address == DEFAULT_TCP)),
         ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
             Some("; is the network up, and the address right?")
         }
@@ -143,12 +157,14 @@ fn tcp_hint(error: &io::Error) -> Option<&'static str> {
     }
 }
 
-fn unix_hint(error: &io::Error) -> &'static str {
+fn unix_hint(address: &Address, error: &io::Error) -> &'static str {
     if Errno::from_io_error(error) == Some(Errno::PROTOTYPE) {
         return "; it is of another kind: unix:, seqpacket: or unixgram:";
     }
     match error.kind() {
-        ErrorKind::ConnectionRefused | ErrorKind::NotFound => START_HINT,
+        ErrorKind::ConnectionRefused | ErrorKind::NotFound => {
+            start_hint(*address == Address::Unix(UnixName::Path(DEFAULT_UNIX.into())))
+        }
         ErrorKind::PermissionDenied => {
             "; may this user write to it (SocketMode=, SocketUser=, SocketGroup= of echoed.socket)?"
         }
@@ -310,8 +326,36 @@ mod tests {
         let limit = Duration::from_millis(200);
         let error = connect_any(&address, vec![first, second], Instant::now() + limit, limit).await.unwrap_err();
         let each = format!("cannot connect to tcp:localhost:1: {first}: timed out, {second}: Connection refused");
-        assert_eq!(error.to_string(), format!("{each}{START_HINT}"));
+        assert_eq!(error.to_string(), format!("{each}; does a server listen there?"));
         let error = connect_any(&address, vec![second, second], Instant::now() + limit, limit).await.unwrap_err();
-        assert_eq!(error.to_string(), format!("cannot connect to tcp:localhost:1: Connection refused{START_HINT}"));
+        assert_eq!(
+            error.to_string(),
+            format!("cannot connect to tcp:localhost:1: Connection refused; does a server listen there?")
+        );
+    }
+
+    #[test]
+    fn only_the_addresses_of_the_socket_unit_have_a_hint_at_it_and_only_once() {
+        let refused = |port| {
+            let address = Address::Tcp { family: Family::Any, host: "localhost".to_owned(), port };
+            let error = io::Error::from(ErrorKind::ConnectionRefused);
+            ConnectError::Refused { address, attempts: vec![((Ipv4Addr::LOCALHOST, port).into(), error)] }
+        };
+        let missing = |path: &str| ConnectError::Unix {
+            address: Address::Unix(UnixName::Path(path.into())),
+            error: io::Error::from(ErrorKind::NotFound),
+        };
+        for (error, is_default) in [
+            (refused(8085), true),
+            (refused(9), false),
+            (missing("/run/echoed.sock"), true),
+            (missing("/run/x"), false),
+        ] {
+            let text = error.to_string();
+            let hint = "; is echoed.socket started (systemctl status echoed.socket)?";
+            assert_eq!(text.ends_with(hint), is_default, "{text}");
+            assert_eq!(text.ends_with("; does a server listen there?"), !is_default, "{text}");
+            assert!(!format!("{error:#}").contains(';'), "{error:#}");
+        }
     }
 }

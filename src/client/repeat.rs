@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use memchr::memmem;
 use tokio::select;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -90,14 +89,20 @@ impl RepeatedMessages {
     }
 }
 
+/// Replaces each [`NUMBER_PLACEHOLDER`] by the number, and `%%` by a percent sign. Any other percent sign stays as it is.
 fn expand_number(text: &[u8], number: u64) -> Vec<u8> {
     let number = number.to_string();
     let mut rest = text;
     let mut message = Vec::with_capacity(text.len() + number.len());
-    while let Some(index) = memmem::find(rest, NUMBER_PLACEHOLDER.as_bytes()) {
+    while let Some(index) = memchr::memchr(b'%', rest) {
         message.extend_from_slice(&rest[..index]);
-        message.extend_from_slice(number.as_bytes());
-        rest = &rest[index + NUMBER_PLACEHOLDER.len()..];
+        let (replacement, len) = match rest.get(index + 1) {
+            Some(b'd') => (number.as_bytes(), NUMBER_PLACEHOLDER.len()),
+            Some(b'%') => (&b"%"[..], 2),
+            _ => (&b"%"[..], 1),
+        };
+        message.extend_from_slice(replacement);
+        rest = &rest[index + len..];
     }
     message.extend_from_slice(rest);
     message
@@ -133,6 +138,15 @@ mod tests {
             assert_eq!(next(&mut repeated).await.as_deref(), Some(expected));
         }
         assert_eq!(next(&mut repeated).await, None);
+    }
+
+    #[test]
+    fn two_percent_signs_are_one_and_no_placeholder() {
+        for (text, expected) in
+            [("%%d", "%d"), ("%%%d", "%7"), ("%d%%", "7%"), ("%", "%"), ("%x%", "%x%"), ("%%%", "%%"), ("", "")]
+        {
+            assert_eq!(String::from_utf8_lossy(&expand_number(text.as_bytes(), 7)), expected, "{text}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -237,6 +237,11 @@ impl Running {
         kill_process(self.pid(), Signal::INT).expect("it runs");
     }
 
+    /// What timeout(1) and service managers send.
+    pub fn terminate(&self) {
+        kill_process(self.pid(), Signal::TERM).expect("it runs");
+    }
+
     /// Waits until it has ended by itself.
     pub fn wait(mut self) -> Output {
         let status = self.child.wait().expect("it can be waited for");

@@ -362,7 +362,7 @@ fn a_server_that_does_not_read_is_late() {
 
 #[test]
 fn missing_server_is_one_line_on_stderr() {
-    echoctl(&["bench", &unused_address()]).check_failure(2, "Connection refused; is echoed.socket started");
+    echoctl(&["bench", &unused_address()]).check_failure(2, "Connection refused; does a server listen there?");
     echoctl(&["bench", "unix:/nonexistent/echo.sock"]).check_failure(2, "No such file or directory");
 }
 

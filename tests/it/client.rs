@@ -378,9 +378,9 @@ fn without_replies_an_error_of_the_server_is_shown() {
 // --- Connecting --------------------------------------------------------------------------------------------------------
 
 #[test]
-fn refused_connection_error_names_the_socket_unit() {
+fn refused_connection_error_asks_whether_a_server_listens() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let hint = "is echoed.socket started (systemctl status echoed.socket)?";
+    let hint = "does a server listen there?";
     let error = format!("echoctl: cannot connect to tcp:{address}: Connection refused; {hint}\n");
     echoctl(&["send", &address.to_string(), "a"]).check(2, "", &error);
 

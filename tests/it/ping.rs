@@ -11,7 +11,7 @@ use common::echoctl::{
     ExpectJson, Running, command, each_message, echoctl, reset_when_closed, start_server, try_send, try_send_bytewise,
     unused_address,
 };
-use common::{Daemon, now};
+use common::{Daemon, now, wait_until};
 
 /// The lines before the summary, without the first.
 fn lines(stdout: &str) -> Vec<&str> {
@@ -280,6 +280,28 @@ fn connection_with_too_many_replies_that_no_message_had_asked_for_ends() {
 }
 
 #[test]
+fn sigterm_ends_each_command_with_what_there_is_as_ctrl_c_does() {
+    let daemon = Daemon::start(&["--listen", "127.0.0.1:0"]);
+    let address = &daemon.addresses()[0];
+    let mut ping = Running::start(&mut command(&["ping", "-i", "1h", address]));
+    ping.expect("seq=1");
+    ping.terminate();
+    let output = ping.wait();
+    assert!(output.check(0).stdout.contains("1 sent, 1 received, 0% loss"), "{output:?}");
+    let mut send = Running::start(&mut command(&["send", "--interval", "1h", address, "%d of 100%%"]));
+    send.expect("server got:1 of 100%");
+    send.terminate();
+    send.wait().check(0);
+    let before = daemon.cpu_nanos();
+    let bench = Running::start(&mut command(&["bench", "--json", "--duration", "1h", address]));
+    wait_until("messages are answered", || daemon.cpu_nanos() > before + 50_000_000);
+    bench.terminate();
+    let json = bench.wait().check(0).json();
+    assert!(json["interrupted"] == true && json["answered"].as_u64() > Some(0), "{json}");
+    daemon.stop();
+}
+
+#[test]
 fn messages_are_lost_while_no_server_listens() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");
@@ -303,7 +325,7 @@ fn messages_are_lost_while_no_server_listens() {
 
 #[test]
 fn ping_does_not_start_without_a_first_connection() {
-    echoctl(&["ping", &unused_address()]).check_failure(2, "Connection refused; is echoed.socket started");
+    echoctl(&["ping", &unused_address()]).check_failure(2, "Connection refused; does a server listen there?");
     echoctl(&["ping", "unix:/nonexistent/echo.sock"]).check_failure(2, "No such file or directory");
 }
 

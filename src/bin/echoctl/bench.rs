@@ -11,10 +11,10 @@ use echoed::client::bench::report::{Style, json, progress_bar, text};
 use echoed::client::bench::{Bench, BenchProgress, BenchSettings, Control, Destination, Outcome};
 use echoed::rlimit;
 use rustix::termios::tcgetwinsize;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio::{select, task};
 
+use super::interrupts::Interrupts;
 use super::{Error, check_prefix, ignore_broken_pipe, runtime};
 
 /// How often the progress bar is drawn.
@@ -97,10 +97,10 @@ fn raise_descriptor_limit(connections: usize, threads: usize) -> Result<(), Erro
 
 async fn run(address: &Address, settings: &BenchSettings) -> Result<Outcome, Error> {
     let not_started = |error: &dyn std::fmt::Display| Error::not_started(error.to_string());
-    let mut interrupts = signal(SignalKind::interrupt()).map_err(|error| not_started(&error))?;
+    let mut interrupts = Interrupts::catch().map_err(|error| not_started(&error))?;
     let destination = select! {
         found = Destination::connect(address, settings.connect_timeout) => found.map_err(|error| not_started(&error))?,
-        _ = interrupts.recv() => return Err(Error::not_started(format!("interrupted while connecting to {address}"))),
+        () = interrupts.next() => return Err(Error::not_started(format!("interrupted while connecting to {address}"))),
     };
     let bench = Bench::new(settings.clone(), destination).map_err(|error| not_started(&error))?;
     let control = bench.control();
@@ -110,7 +110,7 @@ async fn run(address: &Address, settings: &BenchSettings) -> Result<Outcome, Err
         select! {
             outcome = &mut running => break outcome,
             () = display.draw_frame(&control) => {}
-            _ = interrupts.recv() => control.stop(),
+            () = interrupts.next() => control.stop(),
         }
     };
     display.clear();

@@ -2,6 +2,7 @@
 
 mod bench;
 mod control;
+mod interrupts;
 mod ping;
 mod send;
 

@@ -6,9 +6,9 @@ use echoed::cli::echoctl::{self as cli, Common};
 use echoed::client::ping::report::{PrintOptions, Printer};
 use echoed::client::ping::{PingError, PingSettings, ping as run};
 use tokio::select;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
+use super::interrupts::Interrupts;
 use super::{Error, check_prefix, ignore_broken_pipe, runtime};
 
 /// Returns whether all was answered.
@@ -31,13 +31,13 @@ pub(super) fn ping(arguments: cli::Ping) -> Result<bool, Error> {
     let mut printer = Printer::new(io::stdout(), &settings.address, print_options);
     let runtime = runtime()?;
     let result = runtime.block_on(async {
-        let mut interrupts = signal(SignalKind::interrupt()).map_err(|error| Error::not_started(error.to_string()))?;
+        let mut interrupts = Interrupts::catch().map_err(|error| Error::not_started(error.to_string()))?;
         let stop = Notify::new();
         let mut pings = std::pin::pin!(run(&settings, &mut printer, &stop));
         loop {
             select! {
                 result = &mut pings => return Ok(result),
-                _ = interrupts.recv() => stop.notify_one(),
+                () = interrupts.next() => stop.notify_one(),
             }
         }
     });

@@ -14,9 +14,9 @@ use echoed::client::pipelined::exchange_pipelined;
 use echoed::client::repeat::Repetition;
 use echoed::protocol::Delimiter;
 use tokio::select;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
+use super::interrupts::Interrupts;
 use super::{Error, UNANSWERED, check_prefix, runtime};
 
 pub(super) fn send(arguments: cli::Send) -> Result<(), Error> {
@@ -35,7 +35,7 @@ pub(super) fn send(arguments: cli::Send) -> Result<(), Error> {
     let result = runtime.block_on(async {
         let not_started = |error: &dyn std::fmt::Display| Error::not_started(error.to_string());
         let interrupts = match arguments.interval {
-            Some(_) => Some(signal(SignalKind::interrupt()).map_err(|error| not_started(&error))?),
+            Some(_) => Some(Interrupts::catch().map_err(|error| not_started(&error))?),
             None => None,
         };
         let connection = Connection::connect(&address, arguments.common.connect_timeout);
@@ -136,9 +136,9 @@ fn messages_from_arguments(
 }
 
 /// Waits for the second Ctrl-C, which ends everything; the first one ends the messages.
-async fn wait_for_second_interrupt(interrupts: Option<Signal>, stop: &Notify) {
+async fn wait_for_second_interrupt(interrupts: Option<Interrupts>, stop: &Notify) {
     let Some(mut interrupts) = interrupts else { return std::future::pending().await };
-    interrupts.recv().await;
+    interrupts.next().await;
     stop.notify_one();
-    interrupts.recv().await;
+    interrupts.next().await;
 }

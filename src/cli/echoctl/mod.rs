@@ -286,15 +286,15 @@ pub struct Send {
 
     /// Send this number of messages: the MESSAGEs in turn, repeatedly
     ///
-    /// In each, %d becomes its number, from 1 on.
+    /// In each, %d becomes its number, from 1 on, and %% a percent sign.
     #[arg(short, long, value_name = "NUMBER", requires = "messages", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 
     /// Send a message at this interval: the MESSAGEs in turn, until --count or Ctrl-C
     ///
     /// Keeps to the clock, regardless of replies. With packets and --raw, a message waits for the reply to the previous one;
-    /// messages that become due meanwhile are skipped. In each, %d becomes its number, from 1 on. At Ctrl-C it sends no
-    /// more and waits for owed replies; a second Ctrl-C ends the wait.
+    /// messages that become due meanwhile are skipped. In each, %d becomes its number, from 1 on, and %% a percent sign. At
+    /// Ctrl-C it sends no more and waits for owed replies; a second Ctrl-C ends the wait.
     #[arg(short, long, value_name = "TIME", requires = "messages", value_parser = interval)]
     pub interval: Option<Duration>,
 

@@ -249,7 +249,8 @@ impl<'a, W: Write> Pinger<'a, W> {
                 self.connection = Some(PingConnection::new(connection));
                 self.send_ping(seq)
             }
-            Err(error) => self.print_lost(seq, error.to_string()),
+            // Without the hint: it would be on every line.
+            Err(error) => self.print_lost(seq, format!("{error:#}")),
         }
     }
 

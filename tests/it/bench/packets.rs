@@ -527,7 +527,7 @@ fn warm_up_of_packets_is_counted_apart() {
 
 #[test]
 fn load_does_not_begin_where_no_socket_listens() {
-    let hint = "Connection refused; is echoed.socket started (systemctl status echoed.socket)?\n";
+    let hint = "Connection refused; does a server listen there?\n";
     let address = format!("udp:{}", UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
     for load in [&["--threads", "2", "--connections", "5"][..], &["--rate", "1/s"], &["--warm-up", "1h"]] {
         let output = echoctl(&[&["bench", "--json"], load, &[&*address]].concat());

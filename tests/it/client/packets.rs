@@ -233,7 +233,7 @@ fn the_end_of_a_connection_is_not_an_empty_packet() {
 
 #[test]
 fn connecting_fails_if_no_server_listens() {
-    let hint = "is echoed.socket started (systemctl status echoed.socket)?";
+    let hint = "does a server listen there?";
     let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = format!("echoctl: cannot connect to udp:{address}: Connection refused; {hint}\n");
     for options in [&["--count=1"][..], &["--raw"], &["--no-reply", "--count=2", "--interval=100ms"]] {
