@@ -80,17 +80,21 @@ pub(crate) async fn stop(
     } else {
         String::new()
     };
+    if lame_duck > Duration::ZERO {
+        handle.set_leaving();
+    } else {
+        handle.set_stopping();
+    }
     log.check_notified(notify::stopping(&format!("stopping: {reason}{suffix}")));
     log.note(Note::Stopping, &format!("stopping: {reason}{suffix}"));
     if lame_duck > Duration::ZERO {
-        handle.set_leaving();
         tokio::select! {
             () = time::sleep(lame_duck) => {}
             never = extend_stop_timeout(log) => match never {},
             signal = signals.stop() => log.note(Note::DrainAborted, &format!("lame duck ends: {signal}")),
         }
+        handle.set_stopping();
     }
-    handle.set_stopping();
     let mut waiting_messages = 0;
     if hands_over {
         waiting_messages = handover::store_connections(server, process, phase, keeps_state, log).await;

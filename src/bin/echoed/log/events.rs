@@ -37,11 +37,9 @@ fn name_caller(caller: &Peer) -> String {
 fn about_lame_duck(cause: LameDuckCause, change: &str, method: &str, effect: &str) -> LogEntry {
     match cause {
         LameDuckCause::Caller(caller) => {
-            by_caller(&caller, format!("lame duck {change}: {} called {method}; {effect}", name_caller(&caller)))
+            by_caller(&caller, format!("{change} {} called {method}; {effect}", name_caller(&caller)))
         }
-        LameDuckCause::Signal(name) => {
-            LogEntry { text: format!("lame duck {change}: {name}; {effect}"), ..LogEntry::default() }
-        }
+        LameDuckCause::Signal(name) => LogEntry { text: format!("{change} {name}; {effect}"), ..LogEntry::default() },
     }
 }
 
@@ -144,13 +142,13 @@ pub(super) fn entry(event: &Event) -> LogEntry {
         }
         Event::LameDuckBegan { cause } => {
             let text = "load balancers are told to send new clients elsewhere";
-            about_lame_duck(*cause, "began", "Drain", text)
+            about_lame_duck(*cause, "lame duck began:", "Drain", text)
         }
         Event::LameDuckEnded { cause, has_ended: false } => {
-            about_lame_duck(*cause, "goes on", "Resume", "the daemon is about to stop")
+            about_lame_duck(*cause, "lame duck goes on:", "Resume", "the daemon is about to stop")
         }
         Event::LameDuckEnded { cause, has_ended: true } => {
-            about_lame_duck(*cause, "ended", "Resume", "load balancers may send new clients again")
+            about_lame_duck(*cause, "lame duck ended:", "Resume", "load balancers may send new clients again")
         }
         Event::DatagramsDropped { listener, cause, count, last_peer, last_path } => {
             let (s, last) = if *count == 1 { ("", "") } else { ("s", "the last ") };
