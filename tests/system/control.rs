@@ -30,7 +30,7 @@ fn varlinkctl_describes_and_calls_every_method(machine: &Machine) {
     assert!(connections.code == Some(0) && connections.output.contains("\"messages\":1"), "{connections:?}");
     // Newer ones say it in words.
     let refused = call("", "Connections", "{}");
-    assert!(refused.code != Some(0) && refused.output.contains("more"), "{refused:?}");
+    assert!(refused.code != Some(0) && refused.output.to_lowercase().contains("more"), "{refused:?}");
     let refused = call("", "Close", "{\"id\":999}");
     assert!(refused.code != Some(0) && refused.output.contains("io.echoed.NoSuchConnection"), "{refused:?}");
     for (method, parameters) in [("Drain", "{}"), ("Resume", "{}"), ("Close", "{\"id\":1}")] {

@@ -76,7 +76,12 @@ fn the_status_is_that_of_the_monitor() {
     daemon.connect().exchange("aaaa");
     let mut open = daemon.connect();
     open.exchange("aaaa");
-    let status = Varlink::connect(&path).call(r#"{"method":"io.echoed.Status"}"#)[0]["parameters"].clone();
+    let mut status = json!(null);
+    // A message is counted after its reply is sent.
+    common::wait_until("both messages are counted", || {
+        status = Varlink::connect(&path).call(r#"{"method":"io.echoed.Status"}"#)[0]["parameters"].clone();
+        status["listeners"]["echo"]["messages"] == 2 && status["connections"] == 1
+    });
     assert_eq!((&status["ready"], &status["connections"]), (&json!(true), &json!(1)));
     let echo = &status["listeners"]["echo"];
     assert_eq!((&echo["accepted"], &echo["messages"], &echo["received_bytes"]), (&json!(2), &json!(2), &json!(10)));
