@@ -480,18 +480,6 @@ impl Server {
         Arc::clone(&self.unlogged)
     }
 
-    /// Returns the number of listeners being served.
-    #[must_use]
-    pub fn listener_count(&self) -> usize {
-        self.acceptor_status.borrow().serving
-    }
-
-    /// Returns the maximum number of connections that are served at the same time.
-    #[must_use]
-    pub fn connection_limit(&self) -> usize {
-        self.dispatcher.admission.limit()
-    }
-
     fn wake_datagram_threads(&self) {
         self.datagram_threads().iter().for_each(|thread| thread.control.notify());
     }

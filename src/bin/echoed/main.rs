@@ -4,6 +4,7 @@
 mod handover;
 mod log;
 mod process_state;
+mod roles;
 mod signals;
 mod start_error;
 mod stop;
@@ -25,17 +26,14 @@ use echoed::address::{Address, Family, UnixName, repeated_address_hint};
 use echoed::bind::{self, SocketFile};
 use echoed::cli::echoed::Echoed;
 use echoed::config::{Loaded, Role, Settings};
-use echoed::control::Control;
-use echoed::monitor::{Agent, LogCounts, Monitor, ProcessCounters, Source};
+use echoed::monitor::{LogCounts, ProcessCounters, Source};
 use echoed::rlimit::{FdBudget, ServingThreads};
+use echoed::server::Server;
 use echoed::server::socket::SocketKind;
-use echoed::server::{ConnectionService, Server};
 use echoed::systemd::activation::{self, ActivationFds, Fallback, NamedSocket, Sockets, StdinSocket};
 use echoed::systemd::journal::{JOURNAL_PATH, LogWriter};
 use echoed::systemd::notify;
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::net::AddressFamily;
-use rustix::net::sockopt::socket_domain;
 use tokio::runtime;
 
 use log::{LeveledLog, Note};
@@ -219,7 +217,7 @@ async fn serve(
         // Not earlier: the client that has this process started does not wait for their thread.
         let source =
             Source { server: server.handle(), process: Arc::clone(&process), log: log_counts, started: started_at };
-        serve_services(&server, settings, services, source, log)
+        roles::serve(&server, settings, services, source, log)
     });
     if let Err(error) = started {
         stop::end_failed_start(server, log);
@@ -376,7 +374,7 @@ fn serving_threads(arguments: &Echoed, settings: &Settings, sockets: &Sockets) -
 /// Returns whether a socket of datagrams is a Unix socket; `None` if it is not one of datagrams.
 fn is_unix_datagrams(listener: &NamedSocket) -> Option<bool> {
     let is_datagrams = SocketKind::of(&listener.socket).is_ok_and(|kind| kind == SocketKind::Datagram);
-    is_datagrams.then(|| is_unix(&listener.socket))
+    is_datagrams.then(|| roles::is_unix(&listener.socket))
 }
 
 /// Listens by hand.
@@ -401,45 +399,6 @@ fn serve_listeners(server: &Server, settings: &Settings, named: Named, log: &Lev
         log.note_on(Note::Listening, &name, &format!("listening on {address} ({name})"));
     }
     Ok(())
-}
-
-/// Serves the listeners that workers do not serve.
-fn serve_services(
-    server: &Server,
-    settings: &Settings,
-    named: Named,
-    source: Source,
-    log: &LeveledLog,
-) -> Result<(), StartError> {
-    let source = Arc::new(source);
-    for (name, socket) in named {
-        let (address, listener) = (bind::bound_to(&socket), settings.listener_settings(&name));
-        let role = listener.role;
-        let refuse = |problem: &str| {
-            let role = role.as_str();
-            StartError::Role(format!("cannot serve {address} ({name}) with role = \"{role}\": {problem}"))
-        };
-        if !SocketKind::of(&socket).is_ok_and(|kind| kind == SocketKind::Stream) {
-            return Err(refuse("it is not a stream; check the Listen*= settings of the socket unit"));
-        }
-        let service: Arc<dyn ConnectionService> = match role {
-            Role::Monitor => Arc::new(Monitor::new(Arc::clone(&source))),
-            Role::Agent => Arc::new(Agent::new(server.handle(), listener)),
-            Role::Control if !is_unix(&socket) => {
-                return Err(refuse("each process that can connect may close connections, so it takes a Unix socket"));
-            }
-            Role::Control => Arc::new(Control::new(Arc::clone(&source))),
-            Role::Messages => unreachable!("workers serve it"),
-        };
-        let served = server.listen_service(socket, &name, role, service);
-        served.map_err(|error| StartError::system(&format!("cannot serve {address} ({name})"), error))?;
-        log.note_on(Note::Listening, &name, &format!("listening on {address} ({name})"));
-    }
-    Ok(())
-}
-
-fn is_unix(socket: &OwnedFd) -> bool {
-    socket_domain(socket).is_ok_and(|domain| domain == AddressFamily::UNIX)
 }
 
 /// Serves a connection that the starter of this process accepted.

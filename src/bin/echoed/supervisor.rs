@@ -332,16 +332,17 @@ impl<'a, Load: Fn() -> Result<Loaded, config::Error> + Send + Sync + 'static> Su
 
     /// Returns the status, in one line.
     fn status(&self) -> String {
-        let (open, limit) = (self.server.connection_count(), self.server.connection_limit());
+        let server = self.server.handle();
+        let (open, limit) = (server.connection_count(), server.connection_limit());
         let Counts { totals, resumed, .. } = self.server.counts();
-        let (listeners, messages) = (self.server.listener_count(), format_number(totals.messages));
+        let (listeners, messages) = (server.listener_count(), format_number(totals.messages));
         let s = plural(listeners);
         let resumed_text =
             if resumed == 0 { String::new() } else { format!(", {} resumed here", format_number(resumed)) };
         let reload_error =
             self.reload_error.borrow().as_ref().map(|what| format!("; failed to reload: {what}")).unwrap_or_default();
         let backlog = self.log_backlog().map(describe_backlog).unwrap_or_default();
-        let draining = if self.server.handle().phase() == Phase::LameDuck { "draining; " } else { "" };
+        let draining = if server.phase() == Phase::LameDuck { "draining; " } else { "" };
         format!(
             "{draining}{open}/{limit} connections, {listeners} listener{s}, \
              {messages} messages{resumed_text}{backlog}{reload_error}"
